@@ -1,0 +1,14 @@
+//! Sans-IO state machines of the data plane.
+//!
+//! Each machine is a plain struct with one door, `step(now, input, &mut out)`: it does no I/O, reads
+//! no clock, sees no payload bytes, and ends with `check()`. The drivers in `node` and `agent` carry
+//! out what it says; the simulator is another driver.
+
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod doubt;
+pub mod log;
+pub mod shard;
+pub mod source;
+pub mod stream;

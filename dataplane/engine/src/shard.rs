@@ -1,0 +1,513 @@
+//! One shard of a node: sessions in, journal groups and segments out, two watermarks back.
+//!
+//! The driver gives it frames (as handles), journal and put completions and time; it answers with
+//! what to write, build, put, acknowledge and delete. It never sees payload bytes.
+//!
+//! Invariants:
+//!   - H1: a frame is acknowledged *journaled* only after its group is durable, and *committed* only
+//!     after its segment and all before it in the log are in the vault.
+//!   - H2: a journal file is dropped only when every frame in it is committed.
+//!   - H3: held memory is the sum of all frames not yet committed; at the limit reading stops.
+//!   - H4: frames are taken only from the session that holds the volume, under its epoch.
+
+mod admit;
+
+use crate::batch::{Batch, Change, Entry, Handle, SpanPlan};
+use crate::log::LogEnd;
+use crate::stream::Stream;
+use farshore_proto::frame::{Ack, Hello, RefusalReason, Welcome};
+use farshore_proto::limits::{
+    BLOCK_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_BYTES_MAX, SHARD_CACHE_BYTES,
+    SHARD_VOLUMES_MAX, WINDOW_BYTES,
+};
+use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
+use farshore_proto::{Epoch, Seq, Slot, Timestamp, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// A batch without a mark waits at most this long for more.
+const BATCH_AGE_MS_MAX: u64 = 2000;
+/// A mark waits at most this long for the marks of other volumes.
+const LINGER_MS_MAX: u64 = 1000;
+
+/// One connection, as the driver numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// What an operator may set; everything else is in `limits.rs`.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Memory for frames not yet committed; at it the shard stops reading.
+    pub cache_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { cache_bytes: SHARD_CACHE_BYTES }
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// Before anything else: a volume that the shard's own log holds.
+    Recovered {
+        /// The volume.
+        volume: VolumeId,
+        /// Its newest epoch.
+        epoch: Epoch,
+        /// Its size.
+        size_blocks: u64,
+        /// What the vault holds of it.
+        committed: Seq,
+    },
+    /// After those: a frame found in the journal of an earlier run, in journal order.
+    Replay {
+        /// The frame.
+        entry: Entry,
+        /// The journal file it is in.
+        file: u64,
+    },
+    /// The replay is over; these journal files exist.
+    Replayed {
+        /// Their numbers.
+        files: Vec<u64>,
+    },
+    /// A session's first frame.
+    Hello {
+        /// The session.
+        session: SessionId,
+        /// What it says.
+        hello: Hello,
+        /// The epoch under which the control plane gave the volume to this node and that agent.
+        assigned: Option<Epoch>,
+    },
+    /// The end of a [`Output::Claim`].
+    Claimed {
+        /// The volume.
+        volume: VolumeId,
+        /// What the vault holds of it; or why it cannot be written.
+        outcome: Result<Seq, (RefusalReason, String)>,
+    },
+    /// A stream frame, checked by the codec.
+    Frame {
+        /// The session.
+        session: SessionId,
+        /// Its place in the stream.
+        seq: Seq,
+        /// What it does.
+        change: Change,
+        /// Where the driver keeps it.
+        handle: Handle,
+        /// Bytes of its body.
+        bytes: usize,
+    },
+    /// The connection is gone.
+    Gone {
+        /// The session.
+        session: SessionId,
+    },
+    /// The control plane took the volume away or gave it a newer epoch.
+    Revoked {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// A journal group is durable.
+    GroupDone {
+        /// Its number.
+        group: u64,
+        /// The journal file it is in; never lower than before.
+        file: u64,
+    },
+    /// A segment is in the vault.
+    PutDone {
+        /// Its slot.
+        slot: Slot,
+    },
+    /// Ship what is there without waiting for more: the node is stopping.
+    Ship,
+    /// Time went by.
+    Tick,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Make the epoch object of a volume and find out what the vault holds of it.
+    Claim {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch to claim.
+        epoch: Epoch,
+        /// The volume's size.
+        size_bytes: u64,
+        /// No earlier slot of this shard's log can hold the volume under this epoch.
+        first_slot: Slot,
+    },
+    /// Answer a hello.
+    Welcome {
+        /// The session.
+        session: SessionId,
+        /// The answer.
+        welcome: Welcome,
+    },
+    /// Say why and close; frames of the session that are still to come are ignored.
+    Refuse {
+        /// The session.
+        session: SessionId,
+        /// For programs and counters.
+        reason: RefusalReason,
+        /// For people.
+        text: String,
+    },
+    /// Write these frames as one group and make them durable.
+    Journal {
+        /// Number of the group.
+        group: u64,
+        /// The frames, in order.
+        entries: Vec<Entry>,
+    },
+    /// Tell the agent.
+    Ack {
+        /// The session.
+        session: SessionId,
+        /// The watermarks.
+        ack: Ack,
+    },
+    /// Build a segment and put it into this slot, until it is there.
+    Build {
+        /// The slot.
+        slot: Slot,
+        /// Its spans.
+        spans: Vec<SpanPlan>,
+    },
+    /// The log's prefix now ends with this segment.
+    Committed {
+        /// Its slot.
+        slot: Slot,
+        /// Last seq of each volume in it.
+        lasts: BTreeMap<VolumeId, Seq>,
+        /// Frames that are not needed any more.
+        release: Vec<Handle>,
+    },
+    /// Delete a journal file.
+    DropJournal {
+        /// Its number.
+        file: u64,
+    },
+    /// Forget a frame that was not taken.
+    Drop {
+        /// The frame.
+        handle: Handle,
+    },
+    /// Stop reading from all sessions: the cache is full.
+    Pause,
+    /// Read on.
+    Resume,
+}
+
+#[derive(Debug)]
+struct Volume {
+    stream: Stream,
+    session: Option<SessionId>,
+    linger_ms: u64,
+}
+
+/// The state machine of one shard.
+#[derive(Debug)]
+pub struct Shard {
+    settings: Settings,
+    volumes: BTreeMap<VolumeId, Volume>,
+    sessions: BTreeMap<SessionId, VolumeId>,
+    claims: BTreeMap<VolumeId, (SessionId, Hello)>,
+    pending: VecDeque<Entry>,
+    group: Option<(u64, Vec<Entry>)>,
+    groups: u64,
+    batch: Batch,
+    deadline: Option<Timestamp>,
+    closed: VecDeque<Batch>,
+    log: LogEnd,
+    files: BTreeMap<u64, usize>,
+    file: Option<u64>,
+    held_bytes: usize,
+    is_paused: bool,
+}
+
+impl Shard {
+    /// A shard whose log goes on at `next_slot`; `void` slots beyond it are taken already.
+    #[must_use]
+    pub fn new(settings: Settings, next_slot: Slot, void: BTreeSet<Slot>) -> Self {
+        Self {
+            settings,
+            volumes: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            pending: VecDeque::new(),
+            group: None,
+            groups: 0,
+            batch: Batch::default(),
+            deadline: None,
+            closed: VecDeque::new(),
+            log: LogEnd::new(next_slot, void),
+            files: BTreeMap::new(),
+            file: None,
+            held_bytes: 0,
+            is_paused: false,
+        }
+    }
+
+    /// When the next [`Input::Tick`] is needed, if at all.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        self.deadline
+    }
+
+    /// Bytes of memory that frames hold (H3).
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// The watermarks of a volume, if the shard knows it.
+    #[must_use]
+    pub fn stream(&self, volume: VolumeId) -> Option<Stream> {
+        self.volumes.get(&volume).map(|volume| volume.stream)
+    }
+
+    /// Whether everything it took is in the vault.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.held_bytes == 0
+    }
+
+    /// Advances by one input, appending to `out` what to do about it.
+    ///
+    /// # Panics
+    /// If the driver breaks the order that the inputs describe: a bug.
+    pub fn step(&mut self, now: Timestamp, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Recovered { volume, epoch, size_blocks, committed } => {
+                let stream = Stream::new(epoch, size_blocks, committed);
+                self.volumes.insert(volume, Volume { stream, session: None, linger_ms: 0 });
+            }
+            Input::Replay { entry, file } => self.replay(now, entry, file, out),
+            Input::Replayed { files } => self.replayed(&files, out),
+            Input::Hello { session, hello, assigned } => {
+                self.hello(now, session, &hello, assigned, out);
+            }
+            Input::Claimed { volume, outcome } => self.claimed(volume, outcome, out),
+            Input::Frame { session, seq, change, handle, bytes } => {
+                self.frame(session, seq, change, handle, bytes, out);
+            }
+            Input::Gone { session } => self.gone(session),
+            Input::Revoked { volume } => self.revoked(volume, out),
+            Input::GroupDone { group, file } => self.group_done(now, group, file, out),
+            Input::PutDone { slot } => self.put_done(slot, out),
+            Input::Ship => self.deadline = Some(now),
+            Input::Tick => {}
+        }
+        self.write_group(out);
+        self.close_batches(now, out);
+        self.apply_backpressure(out);
+        self.check();
+    }
+
+    fn replay(&mut self, now: Timestamp, entry: Entry, file: u64, out: &mut Vec<Output>) {
+        let expected = self.volumes.get(&entry.volume).map(|volume| volume.stream.expected());
+        let epoch = self.volumes.get(&entry.volume).map(|volume| volume.stream.epoch());
+        // Below: committed before the crash. Unknown volume, other epoch or a later seq: an older
+        // epoch's rest that a newer epoch made void; its data never joins the stream.
+        if expected != Some(entry.seq) || epoch != Some(entry.epoch) {
+            out.push(Output::Drop { handle: entry.handle });
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(&entry.volume) else { return };
+        volume.stream.receive(entry.seq);
+        volume.stream.journal(entry.seq);
+        self.held_bytes += entry.cost_bytes();
+        self.take_journaled(now, &entry, file);
+    }
+
+    fn replayed(&mut self, files: &[u64], out: &mut Vec<Output>) {
+        for file in files {
+            if !self.files.contains_key(file) {
+                out.push(Output::DropJournal { file: *file });
+            }
+        }
+    }
+
+    fn frame(
+        &mut self,
+        session: SessionId,
+        seq: Seq,
+        change: Change,
+        handle: Handle,
+        bytes: usize,
+        out: &mut Vec<Output>,
+    ) {
+        let entry = match self.admit_frame(session, seq, change) {
+            Ok((volume, epoch)) => Entry { volume, epoch, seq, change, handle, bytes },
+            Err(refusal) => {
+                out.push(Output::Drop { handle });
+                if let Some((reason, text)) = refusal {
+                    self.refuse(session, reason, text, out);
+                }
+                return;
+            }
+        };
+        self.held_bytes += entry.cost_bytes();
+        self.pending.push_back(entry);
+    }
+
+    /// Starts the next group when none is being written: whatever waits, up to the limit.
+    fn write_group(&mut self, out: &mut Vec<Output>) {
+        if self.group.is_some() || self.pending.is_empty() {
+            return;
+        }
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while let Some(entry) = self.pending.front() {
+            let cost = JOURNAL_ENTRY_PREFIX_BYTES + FRAME_HEADER_BYTES + entry.bytes;
+            if bytes + cost > JOURNAL_GROUP_BYTES_MAX {
+                break;
+            }
+            bytes += cost;
+            entries.extend(self.pending.pop_front());
+        }
+        assert!(!entries.is_empty(), "the largest frame fits a group");
+        self.groups += 1;
+        self.group = Some((self.groups, entries.clone()));
+        out.push(Output::Journal { group: self.groups, entries });
+    }
+
+    fn group_done(&mut self, now: Timestamp, group: u64, file: u64, out: &mut Vec<Output>) {
+        let (number, entries) = self.group.take().expect("one group is being written");
+        assert_eq!(number, group, "groups end in order");
+        assert!(self.file.is_none_or(|before| before <= file), "journal files only grow");
+        self.file = Some(file);
+        let mut touched = BTreeSet::new();
+        for entry in &entries {
+            if let Some(volume) = self.volumes.get_mut(&entry.volume) {
+                volume.stream.journal(entry.seq);
+                touched.insert(entry.volume);
+            }
+            self.take_journaled(now, entry, file);
+        }
+        touched.into_iter().for_each(|volume| self.ack(volume, out));
+        self.drop_files(out);
+    }
+
+    /// Puts a journaled frame into the batch and moves the batch's deadline.
+    fn take_journaled(&mut self, now: Timestamp, entry: &Entry, file: u64) {
+        *self.files.entry(file).or_default() += 1;
+        self.batch.add(entry, file);
+        let wait_ms = match entry.change {
+            Change::Mark(mark) if mark.is_prompt => 0,
+            Change::Mark(_) => {
+                self.volumes.get(&entry.volume).map_or(0, |volume| volume.linger_ms)
+            }
+            Change::Write(_) | Change::Zero(_) => BATCH_AGE_MS_MAX,
+        };
+        let due = now.plus_ms(wait_ms);
+        self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
+        if self.batch.is_full() {
+            self.close_batch();
+        }
+    }
+
+    fn close_batch(&mut self) {
+        self.closed.push_back(std::mem::take(&mut self.batch));
+        self.deadline = None;
+    }
+
+    fn close_batches(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        // While the store is slow the batch goes on filling: fewer, larger segments.
+        let is_due = self.deadline.is_some_and(|deadline| deadline <= now);
+        if is_due && self.closed.is_empty() && self.log.has_room() && !self.batch.is_empty() {
+            self.close_batch();
+        }
+        while self.log.has_room()
+            && let Some(batch) = self.closed.pop_front()
+        {
+            let (spans, held) = batch.close();
+            let slot = self.log.begin(&spans, held);
+            out.push(Output::Build { slot, spans });
+        }
+    }
+
+    fn put_done(&mut self, slot: Slot, out: &mut Vec<Output>) {
+        for segment in self.log.put_done(slot) {
+            for (volume, last) in &segment.lasts {
+                if let Some(volume) = self.volumes.get_mut(volume) {
+                    volume.stream.commit(*last);
+                }
+            }
+            for held in &segment.held {
+                self.held_bytes -= held.cost_bytes;
+                let left = self.files.get_mut(&held.file).expect("H2: counted when taken");
+                *left -= 1;
+            }
+            let release = segment.held.iter().map(|held| held.handle).collect();
+            let volumes: Vec<VolumeId> = segment.lasts.keys().copied().collect();
+            out.push(Output::Committed { slot: segment.slot, lasts: segment.lasts, release });
+            volumes.into_iter().for_each(|volume| self.ack(volume, out));
+        }
+        self.drop_files(out);
+    }
+
+    fn drop_files(&mut self, out: &mut Vec<Output>) {
+        let current = self.file;
+        self.files.retain(|file, left| {
+            let is_done = *left == 0 && Some(*file) != current;
+            if is_done {
+                out.push(Output::DropJournal { file: *file });
+            }
+            !is_done
+        });
+    }
+
+    fn ack(&self, volume: VolumeId, out: &mut Vec<Output>) {
+        if let Some(Volume { stream, session: Some(session), .. }) = self.volumes.get(&volume) {
+            let ack = Ack { journaled: stream.journaled(), committed: stream.committed() };
+            out.push(Output::Ack { session: *session, ack });
+        }
+    }
+
+    fn apply_backpressure(&mut self, out: &mut Vec<Output>) {
+        if !self.is_paused && self.held_bytes >= self.settings.cache_bytes {
+            self.is_paused = true;
+            out.push(Output::Pause);
+        } else if self.is_paused && self.held_bytes < self.settings.cache_bytes / 4 * 3 {
+            self.is_paused = false;
+            out.push(Output::Resume);
+        }
+        // What is full can only shrink by being shipped, whatever its deadline says.
+        if self.is_paused && !self.batch.is_empty() {
+            self.deadline = Some(Timestamp(0));
+        }
+    }
+
+    fn check(&self) {
+        assert!(self.volumes.len() <= SHARD_VOLUMES_MAX);
+        if cfg!(debug_assertions) {
+            // Too long for production: it grows with the sessions.
+            for (session, volume) in &self.sessions {
+                let holder = self.volumes.get(volume).and_then(|volume| volume.session);
+                assert_eq!(holder, Some(*session), "H4: a session without its volume");
+            }
+        }
+        if self.held_bytes == 0 {
+            assert!(self.batch.is_empty() && self.closed.is_empty() && self.log.is_idle(), "H3");
+        }
+    }
+}
+
+const _: () = {
+    assert!(
+        JOURNAL_ENTRY_PREFIX_BYTES + FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX
+            <= JOURNAL_GROUP_BYTES_MAX
+    );
+    assert!(WINDOW_BYTES <= u32::MAX as usize && BLOCK_BYTES > 0);
+};
+
+#[cfg(test)]
+mod tests;

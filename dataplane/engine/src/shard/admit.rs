@@ -1,0 +1,199 @@
+//! Who may write: hellos, claims, revocations, and the check of every frame.
+
+use super::{BLOCK_BYTES, LINGER_MS_MAX, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume};
+use super::{Change, Hello, RefusalReason, Seq, Stream, Timestamp, VolumeId, WINDOW_BYTES, Welcome};
+use farshore_proto::Epoch;
+
+/// `None`: the session was refused before; its late frames are dropped without another word.
+type FrameRefusal = Option<(RefusalReason, String)>;
+
+impl Shard {
+    pub(super) fn hello(
+        &mut self,
+        now: Timestamp,
+        session: SessionId,
+        hello: &Hello,
+        assigned: Option<Epoch>,
+        out: &mut Vec<Output>,
+    ) {
+        if let Err((reason, text)) = check_assignment(hello, assigned) {
+            return self.refuse(session, reason, text, out);
+        }
+        let Some(volume) = self.volumes.get(&hello.volume) else {
+            if self.volumes.len() + self.claims.len() >= SHARD_VOLUMES_MAX {
+                let text = format!("this shard holds {SHARD_VOLUMES_MAX} volumes already");
+                return self.refuse(session, RefusalReason::Limit, text, out);
+            }
+            return self.claim(session, hello, out);
+        };
+        let stream = volume.stream;
+        if hello.epoch < stream.epoch() {
+            let text = format!("volume {} is at epoch {}", hello.volume, stream.epoch());
+            return self.refuse(session, RefusalReason::Fenced, text, out);
+        }
+        if hello.epoch == stream.epoch() {
+            return self.open(session, hello, out);
+        }
+        // A newer epoch begins where the old one ends: first all of the old one is committed.
+        if stream.is_settled() {
+            return self.claim(session, hello, out);
+        }
+        if self.batch.holds(hello.volume) {
+            self.deadline = Some(now);
+        }
+        let text = format!("finishing epoch {} of volume {}", stream.epoch(), hello.volume);
+        self.refuse(session, RefusalReason::Unavailable, text, out);
+    }
+
+    fn claim(&mut self, session: SessionId, hello: &Hello, out: &mut Vec<Output>) {
+        let before = self.claims.insert(hello.volume, (session, *hello));
+        if let Some((earlier, _)) = before {
+            // One claim at a time; the newest session waits for its end and tries again.
+            self.claims.insert(hello.volume, (earlier, *hello));
+            let text = format!("volume {} is being claimed", hello.volume);
+            return self.refuse(session, RefusalReason::Unavailable, text, out);
+        }
+        out.push(Output::Claim {
+            volume: hello.volume,
+            epoch: hello.epoch,
+            size_bytes: hello.size_bytes,
+            first_slot: self.log.next_slot(),
+        });
+    }
+
+    pub(super) fn claimed(
+        &mut self,
+        volume: VolumeId,
+        outcome: Result<Seq, (RefusalReason, String)>,
+        out: &mut Vec<Output>,
+    ) {
+        let (session, hello) = self.claims.remove(&volume).expect("a claim ends once");
+        match outcome {
+            Err((reason, text)) => self.refuse(session, reason, text, out),
+            Ok(committed) => {
+                let size_blocks = hello.size_bytes / BLOCK_BYTES as u64;
+                let stream = Stream::new(hello.epoch, size_blocks, committed);
+                let before =
+                    self.volumes.insert(volume, Volume { stream, session: None, linger_ms: 0 });
+                if let Some(Volume { session: Some(old), .. }) = before {
+                    self.sessions.remove(&old);
+                    let text = format!("epoch {} of volume {volume} began", hello.epoch);
+                    out.push(Output::Refuse { session: old, reason: RefusalReason::Fenced, text });
+                }
+                self.open(session, &hello, out);
+            }
+        }
+    }
+
+    fn open(&mut self, session: SessionId, hello: &Hello, out: &mut Vec<Output>) {
+        let Some(volume) = self.volumes.get_mut(&hello.volume) else { return };
+        let stream = volume.stream;
+        let size_blocks = hello.size_bytes / BLOCK_BYTES as u64;
+        if size_blocks != stream.size_blocks() {
+            let text = format!(
+                "the disk has {} bytes, the vault recorded {} for volume {}",
+                hello.size_bytes,
+                stream.size_blocks() * BLOCK_BYTES as u64,
+                hello.volume
+            );
+            return self.refuse(session, RefusalReason::Size, text, out);
+        }
+        if hello.first_seq > stream.expected() {
+            let text = format!(
+                "the agent's log begins at seq {}, the node needs {}",
+                hello.first_seq,
+                stream.expected()
+            );
+            return self.refuse(session, RefusalReason::Gap, text, out);
+        }
+        volume.linger_ms = (u64::from(hello.mark_interval_ms) / 4).min(LINGER_MS_MAX);
+        let before = volume.session.replace(session);
+        if let Some(old) = before {
+            self.sessions.remove(&old);
+            let text = format!("another session took over volume {}", hello.volume);
+            out.push(Output::Refuse { session: old, reason: RefusalReason::Unavailable, text });
+        }
+        self.sessions.insert(session, hello.volume);
+        let welcome = Welcome {
+            received: stream.received(),
+            journaled: stream.journaled(),
+            committed: stream.committed(),
+            window_bytes: u32::try_from(WINDOW_BYTES).expect("asserted in this module"),
+        };
+        out.push(Output::Welcome { session, welcome });
+    }
+
+    /// Whether the session may add this frame now; to which volume and epoch.
+    pub(super) fn admit_frame(
+        &mut self,
+        session: SessionId,
+        seq: Seq,
+        change: Change,
+    ) -> Result<(VolumeId, Epoch), FrameRefusal> {
+        let Some(id) = self.sessions.get(&session).copied() else { return Err(None) };
+        let volume = self.volumes.get_mut(&id).expect("H4: a session's volume exists");
+        if seq != volume.stream.expected() {
+            let text = format!("seq {seq} came, {} was expected", volume.stream.expected());
+            return Err(Some((RefusalReason::Protocol, text)));
+        }
+        if let Change::Write(range) | Change::Zero(range) = change
+            && range.end() > volume.stream.size_blocks()
+        {
+            let text = format!(
+                "blocks {}..{} are beyond the volume's end at {}",
+                range.block,
+                range.end(),
+                volume.stream.size_blocks()
+            );
+            return Err(Some((RefusalReason::Protocol, text)));
+        }
+        volume.stream.receive(seq);
+        Ok((id, volume.stream.epoch()))
+    }
+
+    pub(super) fn gone(&mut self, session: SessionId) {
+        if let Some(volume) = self.sessions.remove(&session)
+            && let Some(volume) = self.volumes.get_mut(&volume)
+        {
+            volume.session = None;
+        }
+    }
+
+    pub(super) fn revoked(&mut self, volume: VolumeId, out: &mut Vec<Output>) {
+        if let Some(session) = self.volumes.get(&volume).and_then(|volume| volume.session) {
+            let text = format!("volume {volume} was given to a newer epoch");
+            self.refuse(session, RefusalReason::Fenced, text, out);
+        }
+    }
+
+    pub(super) fn refuse(
+        &mut self,
+        session: SessionId,
+        reason: RefusalReason,
+        text: String,
+        out: &mut Vec<Output>,
+    ) {
+        self.gone(session);
+        out.push(Output::Refuse { session, reason, text });
+    }
+}
+
+fn check_assignment(
+    hello: &Hello,
+    assigned: Option<Epoch>,
+) -> Result<(), (RefusalReason, String)> {
+    let Some(assigned) = assigned else {
+        let text = format!("volume {} is not assigned to this node and agent", hello.volume);
+        return Err((RefusalReason::NotAssigned, text));
+    };
+    if hello.epoch < assigned {
+        let text = format!("epoch {} is over; {assigned} owns the volume", hello.epoch);
+        return Err((RefusalReason::Fenced, text));
+    }
+    if hello.epoch > assigned {
+        let text = format!("epoch {} is not known here yet", hello.epoch);
+        return Err((RefusalReason::Unavailable, text));
+    }
+    Ok(())
+}
+

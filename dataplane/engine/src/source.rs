@@ -1,0 +1,594 @@
+//! The sending side of one volume's session: what is sent, what is acked, what is sent again.
+//!
+//! Four watermarks run through the volume's log: *appended* (in the agent's log), *sent* (given to
+//! the transport), *journaled* and *committed* (acked by the node). After a reconnect sending goes
+//! on behind what the node says it received. Where the node's stream and the agent's log do not
+//! join, the log starts again behind the node's last seq and the driver sends the disk anew.
+//!
+//! Invariants:
+//!   - S1: committed ≤ journaled ≤ sent ≤ appended (checked after every step).
+//!   - S2: bytes sent beyond journaled stay within the node's window, unless a single run is larger
+//!     than the window (checked after every step).
+//!   - S3: a point is reported once, and only when its seq is committed.
+//!   - S4: nothing is trimmed above committed.
+
+use crate::source::Phase::{Connecting, Greeted, Halted, Idle, Restarting, Streaming, Waiting};
+use farshore_proto::frame::{Ack, Mark, RefusalReason, Welcome};
+use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
+use farshore_proto::{Seq, Timestamp};
+use std::collections::VecDeque;
+
+/// Largest frame on the wire.
+const FRAME_BYTES_MAX: u64 = (FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX) as u64;
+
+/// Marks on their way to the vault that are remembered. More than this are outstanding only after
+/// most of a day without a node at the shortest interval; the node reports those that are skipped.
+pub const MARKS_MAX: usize = 1 << 16;
+
+/// How patient a source is.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Wait after the first failure in a row.
+    pub backoff_ms_min: u64,
+    /// Wait after many failures in a row.
+    pub backoff_ms_max: u64,
+    /// Time to connect, and then again to be welcomed.
+    pub handshake_ms_max: u64,
+    /// Time without an ack while something is in flight, after which the peer counts as lost.
+    pub stall_ms_max: u64,
+    /// Most bytes asked for in one [`Output::SendFrom`].
+    pub run_bytes_max: u64,
+    /// Spreads the reconnects of many volumes; any number.
+    pub jitter: u64,
+}
+
+impl Default for Settings {
+    /// Values picked by eye: quick after a node's restart, gentle to one that stays away.
+    fn default() -> Self {
+        Self {
+            backoff_ms_min: 100,
+            backoff_ms_max: 5_000,
+            handshake_ms_max: 10_000,
+            stall_ms_max: 120_000,
+            run_bytes_max: 2 * FRAME_BYTES_MAX,
+            jitter: 0,
+        }
+    }
+}
+
+/// What the agent's log held when it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// Highest seq in the log; 0 if it never held one.
+    pub last: Seq,
+    /// Highest seq that the node can have from this log. Below `last` if frames were appended
+    /// after an unclean stop and no session has joined since.
+    pub floor: Seq,
+}
+
+/// What happens to a source.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// The volume was placed, or its node, address or epoch changed: connect anew.
+    Assigned,
+    /// The log holds everything up to `last`.
+    Appended {
+        /// Highest seq in the log.
+        last: Seq,
+    },
+    /// A mark lies in the log at `seq` and is at the node or about to be sent.
+    Marked {
+        /// Place in the stream.
+        seq: Seq,
+        /// The mark.
+        mark: Mark,
+        /// When it was set, on this machine's clock.
+        at: Timestamp,
+    },
+    /// The transport is up; the log holds `first..=last`, or nothing if `first` is `last + 1`.
+    Connected {
+        /// Lowest seq in the log.
+        first: Seq,
+        /// Highest seq in the log.
+        last: Seq,
+    },
+    /// The node answered the hello.
+    Welcomed(Welcome),
+    /// The log was emptied as [`Output::Restart`] said.
+    Restarted,
+    /// The frames up to `last` have been read from the log and are being given to the transport.
+    Sending {
+        /// Last seq of the run.
+        last: Seq,
+        /// Bytes of the run on the wire.
+        bytes: u64,
+    },
+    /// The transport took the run.
+    Ready,
+    /// The node acked.
+    Acked(Ack),
+    /// The node ended the session.
+    Refused(RefusalReason),
+    /// The transport failed, could not be had, or carried something illegal.
+    Lost,
+    /// Time passed.
+    Tick,
+}
+
+/// Why the agent's log does not join what the node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breach {
+    /// The node has more than the log held when it was opened: the end of the log was lost in a
+    /// power cut. What was written since the log's last flush is in doubt.
+    TailLost,
+    /// The log begins after what the node has. The whole disk is in doubt.
+    Gap,
+    /// The node has what was never sent, or lost what it had committed. The whole disk is in doubt.
+    Foreign,
+}
+
+/// What a source asks of its driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Open a transport to the node; answer with `Connected` or `Lost`.
+    Connect,
+    /// Send a hello with these seqs.
+    Hello {
+        /// Lowest seq that can be sent.
+        first: Seq,
+        /// Highest seq in the log.
+        last: Seq,
+    },
+    /// Drop the transport. No `Lost` follows.
+    Close,
+    /// The stream joins: first good welcome since the log was opened.
+    Joined,
+    /// Empty the log, continue it at `next`, put the disk in doubt; answer with `Restarted`.
+    Restart {
+        /// Seq of the next frame.
+        next: Seq,
+        /// How much is in doubt.
+        breach: Breach,
+    },
+    /// Send whole frames from `seq` on, at most `bytes_max` bytes but at least one frame; answer
+    /// with `Sending` and `Ready`.
+    SendFrom {
+        /// First seq to send.
+        seq: Seq,
+        /// Most bytes to send, unless the first frame alone is larger.
+        bytes_max: u64,
+    },
+    /// Frames up to `seq` are not needed any more.
+    TrimTo {
+        /// Committed watermark.
+        seq: Seq,
+    },
+    /// A recovery point is in the vault.
+    PointCommitted {
+        /// Its place in the stream.
+        seq: Seq,
+        /// The mark.
+        mark: Mark,
+    },
+}
+
+/// Where a source stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not assigned.
+    Idle,
+    /// Waits until the next attempt.
+    Waiting {
+        /// When that is.
+        until: Timestamp,
+    },
+    /// The transport is being opened.
+    Connecting {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// The hello is out.
+    Greeted {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Waits for the driver to empty the log.
+    Restarting,
+    /// Frames and acks flow.
+    Streaming,
+    /// The node refused for good; only a new assignment helps.
+    Halted {
+        /// Its reason.
+        reason: RefusalReason,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    last: Seq,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    seq: Seq,
+    mark: Mark,
+    at: Timestamp,
+}
+
+/// The sending side of one volume.
+#[derive(Debug)]
+pub struct Source {
+    settings: Settings,
+    phase: Phase,
+    appended: Seq,
+    sent: Seq,
+    journaled: Seq,
+    committed: Seq,
+    /// Highest seq that the node can have from this log.
+    known: Seq,
+    has_joined: bool,
+    /// The next hello says that the log is empty: the answer to a gap.
+    declare_empty: bool,
+    /// What the welcome said, while the log is being emptied.
+    welcome: Welcome,
+    window_bytes: u64,
+    in_flight: VecDeque<Run>,
+    in_flight_bytes: u64,
+    is_sending: bool,
+    heard: Timestamp,
+    failures: u32,
+    refusal: Option<RefusalReason>,
+    marks: VecDeque<Pending>,
+    newest_point: Option<(Seq, Timestamp)>,
+}
+
+impl Source {
+    /// A source over a log as it was opened; idle until assigned.
+    ///
+    /// # Panics
+    /// If the floor is above the last seq: a bug in the caller.
+    #[must_use]
+    pub fn new(settings: Settings, opened: Opened) -> Self {
+        assert!(opened.floor <= opened.last, "the floor is part of the log");
+        let welcome =
+            Welcome { received: Seq(0), journaled: Seq(0), committed: Seq(0), window_bytes: 0 };
+        Self {
+            settings,
+            phase: Idle,
+            appended: opened.last,
+            sent: Seq(0),
+            journaled: Seq(0),
+            committed: Seq(0),
+            known: opened.floor,
+            has_joined: false,
+            declare_empty: false,
+            welcome,
+            window_bytes: 0,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            is_sending: false,
+            heard: Timestamp(0),
+            failures: 0,
+            refusal: None,
+            marks: VecDeque::new(),
+            newest_point: None,
+        }
+    }
+
+    /// Advances by one input, appending to `out` what to do about it.
+    ///
+    /// # Panics
+    /// If an input does not fit the phase or breaks the order of the stream: bugs in the driver.
+    /// What the node says is judged, never trusted.
+    pub fn step(&mut self, now: Timestamp, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Assigned => self.assigned(now, out),
+            Input::Appended { last } => {
+                assert!(last >= self.appended, "the log does not shrink");
+                self.appended = last;
+            }
+            Input::Marked { seq, mark, at } => self.marked(seq, mark, at, out),
+            Input::Connected { first, last } => self.connected(now, first, last, out),
+            Input::Welcomed(welcome) => self.welcomed(now, welcome, out),
+            Input::Restarted => self.restarted(now, out),
+            Input::Sending { last, bytes } => self.sending(now, last, bytes),
+            Input::Ready => self.is_sending = false,
+            Input::Acked(ack) => self.acked(now, ack, out),
+            Input::Refused(reason) => self.refused(now, reason, out),
+            Input::Lost => self.back_off(now),
+            Input::Tick => self.tick(now, out),
+        }
+        self.send_more(out);
+        self.check();
+    }
+
+    fn assigned(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        if self.has_transport() {
+            out.push(Output::Close);
+        }
+        self.failures = 0;
+        self.refusal = None;
+        self.connect(now, out);
+    }
+
+    fn connect(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        self.forget_flight();
+        self.phase = Connecting { since: now };
+        out.push(Output::Connect);
+    }
+
+    fn connected(&mut self, now: Timestamp, first: Seq, last: Seq, out: &mut Vec<Output>) {
+        assert!(matches!(self.phase, Connecting { .. }), "connected without a connect");
+        assert_eq!(last, self.appended, "the hello names the log's end");
+        assert!(first > Seq(0) && first <= last.next(), "the log's bounds are in order");
+        self.phase = Greeted { since: now };
+        let (first, last) = if self.declare_empty { (Seq(1), Seq(0)) } else { (first, last) };
+        out.push(Output::Hello { first, last });
+    }
+
+    fn welcomed(&mut self, now: Timestamp, welcome: Welcome, out: &mut Vec<Output>) {
+        let in_order =
+            welcome.committed <= welcome.journaled && welcome.journaled <= welcome.received;
+        if !matches!(self.phase, Greeted { .. }) || !in_order {
+            self.drop_peer(now, out);
+            return;
+        }
+        self.welcome = welcome;
+        self.refusal = None;
+        let breach = if self.declare_empty {
+            Some(Breach::Gap)
+        } else if welcome.received > self.known {
+            Some(if self.has_joined { Breach::Foreign } else { Breach::TailLost })
+        } else if welcome.received < self.committed {
+            Some(Breach::Foreign)
+        } else {
+            None
+        };
+        match breach {
+            Some(breach) => {
+                let kept = if breach == Breach::TailLost { self.known } else { Seq(0) };
+                self.marks.retain(|pending| pending.seq <= kept);
+                self.phase = Restarting;
+                out.push(Output::Restart { next: welcome.received.next(), breach });
+            }
+            None => self.join(now, out),
+        }
+    }
+
+    fn restarted(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        assert_eq!(self.phase, Restarting, "restarted without a restart");
+        let received = self.welcome.received;
+        self.declare_empty = false;
+        (self.appended, self.known) = (received, received);
+        self.committed = self.welcome.committed;
+        self.journaled = self.committed;
+        self.join(now, out);
+    }
+
+    fn join(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        self.phase = Streaming;
+        self.heard = now;
+        self.forget_flight();
+        self.sent = self.welcome.received;
+        self.known = self.known.max(self.sent);
+        self.journaled = self.committed.max(self.welcome.journaled);
+        self.window_bytes = self.welcome.window_bytes.into();
+        if self.journaled < self.sent {
+            // The node holds bytes that it has not journaled; how many is not known here. Half a
+            // window stands for them until the next ack.
+            let run = Run { last: self.sent, bytes: self.window_bytes / 2 };
+            self.in_flight_bytes = run.bytes;
+            self.in_flight.push_back(run);
+        }
+        if !self.has_joined {
+            self.has_joined = true;
+            out.push(Output::Joined);
+        }
+        self.advance_committed(self.welcome.committed, out);
+    }
+
+    fn sending(&mut self, now: Timestamp, last: Seq, bytes: u64) {
+        assert_eq!(self.phase, Streaming, "frames are sent while streaming");
+        assert!(self.is_sending, "a run is sent when it was asked for");
+        assert!(last > self.sent && last <= self.appended, "a run goes on behind what was sent");
+        assert!(bytes > 0);
+        if self.in_flight.is_empty() {
+            self.heard = now;
+        }
+        self.sent = last;
+        self.known = self.known.max(last);
+        self.in_flight.push_back(Run { last, bytes });
+        self.in_flight_bytes += bytes;
+    }
+
+    fn acked(&mut self, now: Timestamp, ack: Ack, out: &mut Vec<Output>) {
+        let legal = ack.committed <= ack.journaled && ack.journaled <= self.sent;
+        if self.phase != Streaming || !legal {
+            self.drop_peer(now, out);
+            return;
+        }
+        self.heard = now;
+        self.failures = 0;
+        self.journaled = self.journaled.max(ack.journaled);
+        while let Some(run) = self.in_flight.front()
+            && run.last <= self.journaled
+        {
+            self.in_flight_bytes -= run.bytes;
+            self.in_flight.pop_front();
+        }
+        self.advance_committed(ack.committed, out);
+    }
+
+    fn advance_committed(&mut self, committed: Seq, out: &mut Vec<Output>) {
+        if committed > self.committed {
+            self.committed = committed;
+            out.push(Output::TrimTo { seq: committed });
+        }
+        while let Some(pending) = self.marks.front().copied()
+            && pending.seq <= self.committed
+        {
+            self.marks.pop_front();
+            self.newest_point = Some((pending.seq, pending.at));
+            out.push(Output::PointCommitted { seq: pending.seq, mark: pending.mark });
+        }
+    }
+
+    fn marked(&mut self, seq: Seq, mark: Mark, at: Timestamp, out: &mut Vec<Output>) {
+        let newest = self.marks.back().map(|pending| pending.seq);
+        let reported = self.newest_point.map(|(seq, _)| seq);
+        let is_known = newest.max(reported).is_some_and(|known| seq <= known);
+        if is_known || self.marks.len() >= MARKS_MAX {
+            return;
+        }
+        self.marks.push_back(Pending { seq, mark, at });
+        if self.has_joined {
+            self.advance_committed(self.committed, out);
+        }
+    }
+
+    fn refused(&mut self, now: Timestamp, reason: RefusalReason, out: &mut Vec<Output>) {
+        if self.has_transport() {
+            out.push(Output::Close);
+        }
+        self.refusal = Some(reason);
+        match reason {
+            RefusalReason::Fenced | RefusalReason::Size => {
+                self.forget_flight();
+                self.phase = Halted { reason };
+            }
+            RefusalReason::Gap => {
+                self.declare_empty = true;
+                self.back_off(now);
+            }
+            // Nothing changes soon by itself: the longest wait.
+            RefusalReason::Protocol | RefusalReason::Limit => {
+                self.failures = u32::MAX;
+                self.back_off(now);
+            }
+            RefusalReason::NotAssigned | RefusalReason::Unavailable => self.back_off(now),
+        }
+    }
+
+    fn drop_peer(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        if self.has_transport() {
+            out.push(Output::Close);
+            self.back_off(now);
+        }
+    }
+
+    fn back_off(&mut self, now: Timestamp) {
+        self.forget_flight();
+        if matches!(self.phase, Idle | Halted { .. }) {
+            return;
+        }
+        let (min, max) = (self.settings.backoff_ms_min, self.settings.backoff_ms_max);
+        let delay = min.saturating_mul(1_u64 << self.failures.min(20)).min(max);
+        let spread = self.settings.jitter.wrapping_add(self.failures.into()) % (delay / 4 + 1);
+        self.failures = self.failures.saturating_add(1);
+        self.phase = Waiting { until: now.plus_ms(delay - spread) };
+    }
+
+    fn tick(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        if self.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        match self.phase {
+            Waiting { .. } => self.connect(now, out),
+            _ => self.drop_peer(now, out),
+        }
+    }
+
+    fn send_more(&mut self, out: &mut Vec<Output>) {
+        if self.phase != Streaming || self.is_sending || self.sent >= self.appended {
+            return;
+        }
+        let room = self.window_bytes.saturating_sub(self.in_flight_bytes);
+        if room < FRAME_BYTES_MAX && !self.in_flight.is_empty() {
+            return;
+        }
+        self.is_sending = true;
+        let bytes_max = room.min(self.settings.run_bytes_max);
+        out.push(Output::SendFrom { seq: self.sent.next(), bytes_max });
+    }
+
+    fn forget_flight(&mut self) {
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
+        self.is_sending = false;
+    }
+
+    fn has_transport(&self) -> bool {
+        matches!(self.phase, Connecting { .. } | Greeted { .. } | Restarting | Streaming)
+    }
+
+    fn check(&self) {
+        assert!(self.committed <= self.journaled, "S1: committed beyond journaled");
+        assert!(self.journaled <= self.sent, "S1: journaled beyond sent");
+        assert!(self.sent <= self.appended || self.phase == Restarting, "S1: sent beyond appended");
+        assert!(
+            self.in_flight_bytes <= self.window_bytes || self.in_flight.len() <= 1,
+            "S2: more in flight than the window"
+        );
+        assert!(self.in_flight.is_empty() || self.phase == Streaming);
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Why the node ended the last session, until the next welcome or assignment.
+    #[must_use]
+    pub fn refusal(&self) -> Option<RefusalReason> {
+        self.refusal
+    }
+
+    /// Highest seq given to the node.
+    #[must_use]
+    pub fn sent(&self) -> Seq {
+        self.sent
+    }
+
+    /// Highest seq safe at the node.
+    #[must_use]
+    pub fn journaled(&self) -> Seq {
+        self.journaled
+    }
+
+    /// Highest seq safe in the vault.
+    #[must_use]
+    pub fn committed(&self) -> Seq {
+        self.committed
+    }
+
+    /// Whether the log is known to join what the node has.
+    #[must_use]
+    pub fn has_joined(&self) -> bool {
+        self.has_joined
+    }
+
+    /// When a `Tick` changes something; none if never.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        match self.phase {
+            Idle | Restarting | Halted { .. } => None,
+            Waiting { until } => Some(until),
+            Connecting { since } | Greeted { since } => {
+                Some(since.plus_ms(self.settings.handshake_ms_max))
+            }
+            Streaming if self.in_flight.is_empty() => None,
+            Streaming => Some(self.heard.plus_ms(self.settings.stall_ms_max)),
+        }
+    }
+
+    /// Age of the newest point in the vault; none before the first.
+    #[must_use]
+    pub fn rpo_ms(&self, now: Timestamp) -> Option<u64> {
+        self.newest_point.map(|(_, at)| now.since_ms(at))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,383 @@
+use super::*;
+use farshore_proto::{MarkKind, PointId};
+
+const WINDOW: u32 = 8 << 20;
+
+fn at(ms: u64) -> Timestamp {
+    Timestamp(ms)
+}
+
+fn welcome(received: u64, journaled: u64, committed: u64) -> Input {
+    Input::Welcomed(Welcome {
+        received: Seq(received),
+        journaled: Seq(journaled),
+        committed: Seq(committed),
+        window_bytes: WINDOW,
+    })
+}
+
+fn ack(journaled: u64, committed: u64) -> Input {
+    Input::Acked(Ack { journaled: Seq(journaled), committed: Seq(committed) })
+}
+
+fn mark(number: u8) -> Mark {
+    Mark {
+        point: PointId([number; 16]),
+        kind: MarkKind::Crash,
+        is_prompt: false,
+        time_unix_ms: 1_700_000_000_000,
+    }
+}
+
+fn opened(last: u64, floor: u64) -> Source {
+    Source::new(Settings::default(), Opened { last: Seq(last), floor: Seq(floor) })
+}
+
+fn step(source: &mut Source, now: u64, input: Input) -> Vec<Output> {
+    let mut out = Vec::new();
+    source.step(at(now), input, &mut out);
+    out
+}
+
+/// Takes a source through connect and hello up to the welcome.
+fn greet(source: &mut Source, now: u64, first: u64, last: u64) -> Vec<Output> {
+    assert_eq!(step(source, now, Input::Assigned), [Output::Connect]);
+    step(source, now, Input::Connected { first: Seq(first), last: Seq(last) })
+}
+
+#[test]
+fn goes_on_behind_what_the_node_received() {
+    let mut source = opened(10, 10);
+    let hello = greet(&mut source, 0, 3, 10);
+    assert_eq!(hello, [Output::Hello { first: Seq(3), last: Seq(10) }]);
+    let out = step(&mut source, 1, welcome(7, 7, 4));
+    assert_eq!(out[0], Output::Joined);
+    assert_eq!(out[1], Output::TrimTo { seq: Seq(4) });
+    assert!(matches!(out[2], Output::SendFrom { seq: Seq(8), .. }));
+    assert!(step(&mut source, 2, Input::Sending { last: Seq(10), bytes: 9000 }).is_empty());
+    assert!(step(&mut source, 3, Input::Ready).is_empty());
+    assert_eq!(step(&mut source, 4, ack(10, 9)), [Output::TrimTo { seq: Seq(9) }]);
+    assert_eq!((source.sent(), source.journaled(), source.committed()), (Seq(10), Seq(10), Seq(9)));
+}
+
+#[test]
+fn sends_again_what_a_lost_transport_swallowed() {
+    let mut source = opened(5, 5);
+    greet(&mut source, 0, 1, 5);
+    step(&mut source, 0, welcome(0, 0, 0));
+    step(&mut source, 0, Input::Sending { last: Seq(5), bytes: 100 });
+    step(&mut source, 0, Input::Lost);
+    let Waiting { until } = source.phase() else { panic!("waits") };
+    assert!(step(&mut source, until.0 - 1, Input::Tick).is_empty());
+    assert_eq!(step(&mut source, until.0, Input::Tick), [Output::Connect]);
+    step(&mut source, until.0, Input::Connected { first: Seq(1), last: Seq(5) });
+    let out = step(&mut source, until.0, welcome(2, 2, 0));
+    assert!(matches!(out[..], [Output::SendFrom { seq: Seq(3), .. }]), "{out:?}");
+}
+
+#[test]
+fn keeps_the_window() {
+    let mut source = opened(0, 0);
+    greet(&mut source, 0, 1, 0);
+    step(&mut source, 0, welcome(0, 0, 0));
+    let mut last = 0;
+    let mut out = step(&mut source, 0, Input::Appended { last: Seq(1000) });
+    let mut in_flight = 0;
+    while let [Output::SendFrom { seq, bytes_max }] = out[..] {
+        assert_eq!(seq, Seq(last + 1));
+        in_flight += bytes_max;
+        last += 1;
+        step(&mut source, 0, Input::Sending { last: Seq(last), bytes: bytes_max });
+        out = step(&mut source, 0, Input::Ready);
+    }
+    assert!(in_flight <= u64::from(WINDOW));
+    assert!(in_flight > u64::from(WINDOW) - FRAME_BYTES_MAX);
+    assert!(matches!(step(&mut source, 0, ack(1, 0))[..], [Output::SendFrom { .. }]));
+}
+
+#[test]
+fn reports_a_point_once_and_only_when_it_is_committed() {
+    let mut source = opened(3, 3);
+    let recovered = Input::Marked { seq: Seq(2), mark: mark(2), at: at(5) };
+    assert!(step(&mut source, 10, recovered).is_empty());
+    greet(&mut source, 10, 1, 3);
+    let out = step(&mut source, 10, welcome(1, 1, 0));
+    assert!(!out.iter().any(|output| matches!(output, Output::PointCommitted { .. })));
+    // The mark passes by again on its way to the transport.
+    step(&mut source, 11, Input::Marked { seq: Seq(2), mark: mark(2), at: at(6) });
+    step(&mut source, 11, Input::Sending { last: Seq(3), bytes: 500 });
+    let out = step(&mut source, 1000, ack(3, 2));
+    assert_eq!(
+        out,
+        [Output::TrimTo { seq: Seq(2) }, Output::PointCommitted { seq: Seq(2), mark: mark(2) }]
+    );
+    assert_eq!(source.rpo_ms(at(2005)), Some(2000));
+    let out = step(&mut source, 1001, Input::Marked { seq: Seq(2), mark: mark(2), at: at(6) });
+    assert!(out.is_empty(), "{out:?}");
+}
+
+#[test]
+fn a_power_cut_that_took_the_logs_tail_restarts_the_log() {
+    let mut source = opened(20, 10);
+    greet(&mut source, 0, 5, 20);
+    // The node has 15, the log held 10 when it was opened: 11 to 15 are not the same frames.
+    let out = step(&mut source, 0, welcome(15, 15, 12));
+    assert_eq!(out, [Output::Restart { next: Seq(16), breach: Breach::TailLost }]);
+    let out = step(&mut source, 0, Input::Restarted);
+    assert_eq!(out, [Output::Joined, Output::TrimTo { seq: Seq(12) }][..1]);
+    let out = step(&mut source, 0, Input::Appended { last: Seq(16) });
+    assert!(matches!(out[..], [Output::SendFrom { seq: Seq(16), .. }]));
+}
+
+#[test]
+fn a_gap_is_answered_with_an_empty_hello_and_a_full_resync() {
+    let mut source = opened(20, 20);
+    greet(&mut source, 0, 10, 20);
+    assert_eq!(step(&mut source, 0, Input::Refused(RefusalReason::Gap)), [Output::Close]);
+    let Waiting { until } = source.phase() else { panic!("waits") };
+    step(&mut source, until.0, Input::Tick);
+    let out = step(&mut source, until.0, Input::Connected { first: Seq(10), last: Seq(20) });
+    assert_eq!(out, [Output::Hello { first: Seq(1), last: Seq(0) }]);
+    let out = step(&mut source, until.0, welcome(3, 3, 3));
+    assert_eq!(out, [Output::Restart { next: Seq(4), breach: Breach::Gap }]);
+    step(&mut source, until.0, Input::Restarted);
+    assert_eq!(source.phase(), Streaming);
+    assert_eq!(source.sent(), Seq(3));
+}
+
+#[test]
+fn a_fenced_source_stays_away_until_it_is_assigned_anew() {
+    let mut source = opened(0, 0);
+    greet(&mut source, 0, 1, 0);
+    step(&mut source, 0, Input::Refused(RefusalReason::Fenced));
+    assert_eq!(source.phase(), Halted { reason: RefusalReason::Fenced });
+    assert_eq!(source.deadline(), None);
+    assert!(step(&mut source, u64::MAX, Input::Tick).is_empty());
+    assert_eq!(step(&mut source, 5, Input::Assigned), [Output::Connect]);
+}
+
+#[test]
+fn a_node_that_lies_is_dropped() {
+    for lie in [welcome(5, 6, 0), welcome(5, 4, 5)] {
+        let mut source = opened(9, 9);
+        greet(&mut source, 0, 1, 9);
+        assert_eq!(step(&mut source, 0, lie), [Output::Close]);
+    }
+    for lie in [ack(10, 0), ack(0, 1)] {
+        let mut source = opened(9, 9);
+        greet(&mut source, 0, 1, 9);
+        step(&mut source, 0, welcome(0, 0, 0));
+        assert_eq!(step(&mut source, 0, lie), [Output::Close]);
+        assert!(matches!(source.phase(), Waiting { .. }));
+    }
+}
+
+#[test]
+fn waits_longer_after_each_failure_and_forgets_them_with_an_ack() {
+    let mut source = opened(0, 0);
+    assert_eq!(step(&mut source, 0, Input::Assigned), [Output::Connect]);
+    let mut now = 0;
+    let mut delays = Vec::new();
+    for _ in 0..8 {
+        step(&mut source, now, Input::Lost);
+        let Waiting { until } = source.phase() else { panic!("waits") };
+        delays.push(until.0 - now);
+        now = until.0;
+        step(&mut source, now, Input::Tick);
+    }
+    assert!(delays[..6].is_sorted(), "{delays:?}");
+    assert!(delays[0] <= 100 && delays[7] > 3_700 && delays[7] <= 5_000, "{delays:?}");
+    step(&mut source, now, Input::Connected { first: Seq(1), last: Seq(0) });
+    step(&mut source, now, welcome(0, 0, 0));
+    step(&mut source, now, ack(0, 0));
+    step(&mut source, now, Input::Lost);
+    let Waiting { until } = source.phase() else { panic!("waits") };
+    assert!(until.0 - now <= 100);
+}
+
+#[test]
+fn a_silent_peer_is_given_up_only_while_something_is_in_flight() {
+    let mut source = opened(0, 0);
+    greet(&mut source, 0, 1, 0);
+    step(&mut source, 0, welcome(0, 0, 0));
+    assert_eq!(source.deadline(), None);
+    step(&mut source, 500_000, Input::Appended { last: Seq(1) });
+    step(&mut source, 500_000, Input::Sending { last: Seq(1), bytes: 100 });
+    assert_eq!(source.deadline(), Some(at(620_000)));
+    assert!(step(&mut source, 619_999, Input::Tick).is_empty());
+    assert_eq!(step(&mut source, 620_000, Input::Tick), [Output::Close]);
+}
+
+/// A node as the protocol allows it, with losses at any moment: the stream it ends up with is the
+/// log, in order, without a gap; no point is reported that it had not committed.
+#[test]
+fn any_interleaving_delivers_the_log_in_order() {
+    for seed in 1..400 {
+        Chaos::new(seed).run();
+    }
+}
+
+struct Chaos {
+    random: u64,
+    source: Source,
+    now: u64,
+    appended: u64,
+    first: u64,
+    received: u64,
+    journaled: u64,
+    committed: u64,
+    connecting: bool,
+    greeted: bool,
+    streaming: bool,
+    asked: Option<u64>,
+    points: u64,
+}
+
+impl Chaos {
+    fn new(seed: u64) -> Self {
+        Self {
+            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            source: opened(0, 0),
+            now: 0,
+            appended: 0,
+            first: 1,
+            received: 0,
+            journaled: 0,
+            committed: 0,
+            connecting: false,
+            greeted: false,
+            streaming: false,
+            asked: None,
+            points: 0,
+        }
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % limit
+    }
+
+    fn feed(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.source.step(at(self.now), input, &mut out);
+        for output in out {
+            match output {
+                Output::Connect => self.connecting = true,
+                Output::Hello { first, last } => {
+                    assert_eq!((first, last), (Seq(self.first), Seq(self.appended)));
+                    self.greeted = true;
+                }
+                Output::Close => self.hang_up(),
+                Output::Joined => {}
+                Output::Restart { .. } => panic!("the log joins"),
+                Output::SendFrom { seq, .. } => {
+                    assert!(seq.0 >= self.first, "sent from what was trimmed");
+                    self.asked = Some(seq.0);
+                }
+                Output::TrimTo { seq } => {
+                    assert!(seq.0 <= self.committed, "S4");
+                    self.first = seq.0 + 1;
+                }
+                Output::PointCommitted { seq, .. } => {
+                    assert!(seq.0 <= self.committed, "S3: reported before it was committed");
+                    assert!(seq.0 > self.points, "S3: reported twice");
+                    self.points = seq.0;
+                }
+            }
+        }
+    }
+
+    fn hang_up(&mut self) {
+        (self.connecting, self.greeted, self.streaming) = (false, false, false);
+        self.asked = None;
+    }
+
+    fn send(&mut self, seq: u64) {
+        let last = seq + self.below(self.appended - seq + 1);
+        for seq in seq..=last {
+            if seq.is_multiple_of(3) {
+                self.feed(Input::Marked { seq: Seq(seq), mark: mark(3), at: at(self.now) });
+            }
+        }
+        self.feed(Input::Sending { last: Seq(last), bytes: (last - seq + 1) * 5000 });
+        // The transport may swallow the end of the run and break.
+        let arrived = if self.below(4) == 0 { seq - 1 + self.below(last - seq + 1) } else { last };
+        assert_eq!(seq, self.received + 1, "a gap or a repeat in the node's stream");
+        self.received = arrived;
+        if arrived == last {
+            self.feed(Input::Ready);
+        } else {
+            self.hang_up();
+            self.feed(Input::Lost);
+        }
+    }
+
+    fn turn(&mut self) {
+        self.now += self.below(200);
+        match self.below(8) {
+            0 => self.feed(Input::Assigned),
+            1 if self.greeted || self.connecting || self.streaming => {
+                self.hang_up();
+                self.feed(Input::Lost);
+            }
+            2 => {
+                self.appended += self.below(5);
+                self.feed(Input::Appended { last: Seq(self.appended) });
+            }
+            3 if self.streaming => {
+                self.journaled += self.below(self.received - self.journaled + 1);
+                self.committed += self.below(self.journaled - self.committed + 1);
+                self.feed(ack(self.journaled, self.committed));
+            }
+            // A restart of the node: what is not committed is gone, unless its journal held it.
+            4 if !self.streaming && self.below(3) == 0 => {
+                self.received =
+                    self.committed.max(self.received - self.below(3).min(self.received));
+                self.journaled = self.journaled.min(self.received);
+            }
+            5 => self.feed(Input::Tick),
+            _ if self.greeted => {
+                (self.greeted, self.streaming) = (false, true);
+                self.feed(welcome(self.received, self.journaled, self.committed));
+            }
+            _ if self.connecting => {
+                self.connecting = false;
+                self.feed(Input::Connected { first: Seq(self.first), last: Seq(self.appended) });
+            }
+            _ => {
+                if let Some(seq) = self.asked.take() {
+                    self.send(seq);
+                }
+            }
+        }
+    }
+
+    fn run(&mut self) {
+        self.feed(Input::Assigned);
+        for _ in 0..300 {
+            self.turn();
+        }
+        // Faults stop: everything arrives and every mark is reported.
+        for _ in 0..2000 {
+            self.now += 100;
+            if self.greeted {
+                (self.greeted, self.streaming) = (false, true);
+                self.feed(welcome(self.received, self.journaled, self.committed));
+            } else if self.connecting {
+                self.connecting = false;
+                self.feed(Input::Connected { first: Seq(self.first), last: Seq(self.appended) });
+            } else if let Some(seq) = self.asked.take() {
+                self.send(seq);
+            } else if self.streaming {
+                (self.journaled, self.committed) = (self.received, self.received);
+                self.feed(ack(self.journaled, self.committed));
+            } else {
+                self.feed(Input::Tick);
+            }
+        }
+        assert_eq!(self.committed, self.appended);
+        assert_eq!(self.points, self.appended / 3 * 3);
+    }
+}

@@ -1,0 +1,108 @@
+//! One volume's stream as the node sees it: what came, what is journaled, what is committed.
+//!
+//! Invariants:
+//!   - S1: frames are accepted in seq order without a gap, under one epoch.
+//!   - S2: committed ≤ journaled ≤ received.
+//!   - S3: no watermark moves back.
+
+use farshore_proto::{Epoch, Seq};
+
+/// Watermarks of one volume under one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stream {
+    epoch: Epoch,
+    size_blocks: u64,
+    received: Seq,
+    journaled: Seq,
+    committed: Seq,
+}
+
+impl Stream {
+    /// A stream whose vault holds everything up to `committed`.
+    #[must_use]
+    pub fn new(epoch: Epoch, size_blocks: u64, committed: Seq) -> Self {
+        Self { epoch, size_blocks, received: committed, journaled: committed, committed }
+    }
+
+    /// The epoch whose frames it takes.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Size of the volume in blocks.
+    #[must_use]
+    pub fn size_blocks(&self) -> u64 {
+        self.size_blocks
+    }
+
+    /// Highest seq that came.
+    #[must_use]
+    pub fn received(&self) -> Seq {
+        self.received
+    }
+
+    /// Highest seq safe in the journal.
+    #[must_use]
+    pub fn journaled(&self) -> Seq {
+        self.journaled
+    }
+
+    /// Highest seq safe in the vault.
+    #[must_use]
+    pub fn committed(&self) -> Seq {
+        self.committed
+    }
+
+    /// Whether everything received is safe in the vault.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.received == self.committed
+    }
+
+    /// The next seq that it accepts.
+    #[must_use]
+    pub fn expected(&self) -> Seq {
+        self.received.next()
+    }
+
+    /// Takes the next frame.
+    ///
+    /// # Panics
+    /// If `seq` is not the expected one (S1): the shard refuses such frames before.
+    pub fn receive(&mut self, seq: Seq) {
+        assert_eq!(seq, self.expected(), "S1: gap in the stream");
+        self.received = seq;
+        self.check();
+    }
+
+    /// Everything up to `seq` is safe in the journal.
+    ///
+    /// # Panics
+    /// If that was never received or moves back: a bug in the shard.
+    pub fn journal(&mut self, seq: Seq) {
+        assert!(seq >= self.journaled, "S3");
+        self.journaled = seq;
+        self.check();
+    }
+
+    /// Everything up to `seq` is safe in the vault.
+    ///
+    /// # Panics
+    /// If that was never journaled or moves back: a bug in the shard.
+    pub fn commit(&mut self, seq: Seq) {
+        assert!(seq >= self.committed, "S3");
+        self.committed = seq;
+        self.check();
+    }
+
+    /// Frames before this size are out; the vault knows the larger size from the new epoch.
+    pub fn grow(&mut self, size_blocks: u64) {
+        self.size_blocks = self.size_blocks.max(size_blocks);
+    }
+
+    fn check(&self) {
+        assert!(self.committed <= self.journaled, "S2");
+        assert!(self.journaled <= self.received, "S2");
+    }
+}

@@ -1,0 +1,499 @@
+//! The frame: what agent and node exchange, what an `.hrl` file and a journal group hold.
+//!
+//! Layout, kinds and order of operations: `docs/formats/frame.md`.
+
+use crate::error::DecodeError;
+use crate::ids::{BlockRange, Epoch, MarkKind, PointId, Seq, VolumeId};
+use crate::limits::{
+    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, REFUSAL_TEXT_BYTES_MAX,
+    VOLUME_BLOCKS_MAX, VOLUME_BYTES_MAX, ZERO_BLOCKS_MAX,
+};
+use crate::wire::{Put, Reader, check_crc, put_crc};
+
+const MAGIC: [u8; 4] = *b"FSF1";
+const HELLO_BYTES: usize = 56;
+const WELCOME_BYTES: usize = 32;
+const MARK_BYTES: usize = 32;
+const ACK_BYTES: usize = 16;
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FrameKind {
+    /// First frame of an agent.
+    Hello,
+    /// The node's answer to a hello.
+    Welcome,
+    /// Blocks with their bytes.
+    Write,
+    /// Blocks that are zero.
+    Zero,
+    /// A recovery point.
+    Mark,
+    /// Watermarks, node to agent.
+    Ack,
+    /// Why the node ends the session; the last frame it sends.
+    Refusal,
+}
+
+impl FrameKind {
+    fn code(self) -> u8 {
+        match self {
+            Self::Hello => 1,
+            Self::Welcome => 2,
+            Self::Write => 3,
+            Self::Zero => 4,
+            Self::Mark => 5,
+            Self::Ack => 6,
+            Self::Refusal => 7,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Hello,
+            2 => Self::Welcome,
+            3 => Self::Write,
+            4 => Self::Zero,
+            5 => Self::Mark,
+            6 => Self::Ack,
+            7 => Self::Refusal,
+            _ => return None,
+        })
+    }
+
+    /// Whether the frame is part of a volume's stream and so carries a `Seq`.
+    #[must_use]
+    pub fn is_stream(self) -> bool {
+        matches!(self, Self::Write | Self::Zero | Self::Mark)
+    }
+
+    fn body_bytes(self, count: u64) -> Result<std::ops::RangeInclusive<usize>, DecodeError> {
+        let exact = |bytes: usize| bytes..=bytes;
+        Ok(match self {
+            Self::Hello => exact(HELLO_BYTES),
+            Self::Welcome => exact(WELCOME_BYTES),
+            Self::Write => {
+                let max = FRAME_BODY_BYTES_MAX / BLOCK_BYTES;
+                match usize::try_from(count) {
+                    Ok(count) if count <= max => exact(count * BLOCK_BYTES),
+                    _ => {
+                        return Err(DecodeError::Limit {
+                            what: "write blocks",
+                            value: count,
+                            max: max as u64,
+                        });
+                    }
+                }
+            }
+            Self::Zero => exact(0),
+            Self::Mark => exact(MARK_BYTES),
+            Self::Ack => exact(ACK_BYTES),
+            Self::Refusal => 2..=REFUSAL_TEXT_BYTES_MAX + 2,
+        })
+    }
+}
+
+/// A decoded frame header; everything in it is in range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// What the frame is.
+    pub kind: FrameKind,
+    /// Place in the stream; 0 for frames outside it.
+    pub seq: Seq,
+    /// Blocks of a write or zero; empty otherwise.
+    pub range: BlockRange,
+    /// Bytes of the body that follows.
+    pub body_bytes: usize,
+    body_crc: u32,
+}
+
+impl FrameHeader {
+    fn for_body(kind: FrameKind, seq: Seq, range: BlockRange, body: &[u8]) -> Self {
+        assert!(body.len() <= FRAME_BODY_BYTES_MAX, "a frame body has a limit");
+        Self { kind, seq, range, body_bytes: body.len(), body_crc: crc32c::crc32c(body) }
+    }
+
+    /// The header of a write; `data` is 1..=256 whole blocks.
+    ///
+    /// # Panics
+    /// If `data` is empty, too long, not whole blocks or past the largest volume, or `seq` is 0:
+    /// bugs in the caller.
+    #[must_use]
+    pub fn write(seq: Seq, block: u64, data: &[u8]) -> Self {
+        assert!(seq > Seq(0) && !data.is_empty() && data.len().is_multiple_of(BLOCK_BYTES));
+        let range = BlockRange { block, count: (data.len() / BLOCK_BYTES) as u64 };
+        assert!(range.count <= VOLUME_BLOCKS_MAX && block <= VOLUME_BLOCKS_MAX - range.count);
+        Self::for_body(FrameKind::Write, seq, range, data)
+    }
+
+    /// The header of a zero frame of 1..=`ZERO_BLOCKS_MAX` blocks.
+    ///
+    /// # Panics
+    /// If the range is empty, too long or past the largest volume, or `seq` is 0: bugs in the
+    /// caller.
+    #[must_use]
+    pub fn zero(seq: Seq, range: BlockRange) -> Self {
+        assert!(seq > Seq(0) && range.count > 0 && range.count <= ZERO_BLOCKS_MAX);
+        assert!(range.block <= VOLUME_BLOCKS_MAX - range.count);
+        Self::for_body(FrameKind::Zero, seq, range, &[])
+    }
+
+    /// Lays the header out.
+    ///
+    /// # Panics
+    /// If the length of the body was changed to one over 4 GiB: a bug in the caller.
+    #[must_use]
+    pub fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
+        let mut out = Vec::with_capacity(FRAME_HEADER_BYTES);
+        out.put_bytes(&MAGIC);
+        out.put_u8(self.kind.code());
+        out.put_zeros(3);
+        out.put_u64(self.seq.0);
+        out.put_u64(self.range.block);
+        out.put_u64(self.range.count);
+        out.put_u32(u32::try_from(self.body_bytes).expect("checked when made"));
+        out.put_u32(self.body_crc);
+        out.put_zeros(4);
+        put_crc(&mut out, 0);
+        out.try_into().expect("the fields add up to the header")
+    }
+
+    /// Reads a header and checks every field against its limit.
+    ///
+    /// # Errors
+    /// By the field that is wrong; nothing has been allocated by then.
+    pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("frame header", bytes);
+        reader.magic(MAGIC)?;
+        check_crc("frame header", bytes)?;
+        let code = reader.u8()?;
+        let kind = FrameKind::from_code(code)
+            .ok_or(DecodeError::Range { what: "frame kind", value: code.into() })?;
+        reader.reserved(3)?;
+        let seq = Seq(reader.u64()?);
+        let range = BlockRange { block: reader.u64()?, count: reader.u64()? };
+        let body_bytes = reader.u32()? as usize;
+        let body_crc = reader.u32()?;
+        reader.reserved(4)?;
+        if kind.is_stream() == (seq == Seq(0)) || seq.0 == u64::MAX {
+            return Err(DecodeError::Range { what: "frame seq", value: seq.0 });
+        }
+        check_range(kind, range)?;
+        let legal = kind.body_bytes(range.count)?;
+        if !legal.contains(&body_bytes) {
+            return Err(DecodeError::Range { what: "frame body length", value: body_bytes as u64 });
+        }
+        Ok(Self { kind, seq, range, body_bytes, body_crc })
+    }
+
+    /// Checks the body against the header.
+    ///
+    /// # Errors
+    /// `Truncated` if the length differs, `Checksum` if the bytes do.
+    pub fn check_body(&self, body: &[u8]) -> Result<(), DecodeError> {
+        if body.len() != self.body_bytes {
+            return Err(DecodeError::Truncated {
+                what: "frame body",
+                needed: self.body_bytes,
+                have: body.len(),
+            });
+        }
+        if crc32c::crc32c(body) != self.body_crc {
+            return Err(DecodeError::Checksum { what: "frame body" });
+        }
+        Ok(())
+    }
+}
+
+fn check_range(kind: FrameKind, range: BlockRange) -> Result<(), DecodeError> {
+    let max = match kind {
+        FrameKind::Write => (FRAME_BODY_BYTES_MAX / BLOCK_BYTES) as u64,
+        FrameKind::Zero => ZERO_BLOCKS_MAX,
+        _ if range.block == 0 && range.count == 0 => return Ok(()),
+        _ => return Err(DecodeError::Range { what: "frame range", value: range.block }),
+    };
+    if range.count == 0 || range.count > max {
+        return Err(DecodeError::Limit { what: "frame blocks", value: range.count, max });
+    }
+    if range.block > VOLUME_BLOCKS_MAX - range.count {
+        return Err(DecodeError::Range { what: "frame first block", value: range.block });
+    }
+    Ok(())
+}
+
+/// What an agent says first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hello {
+    /// The volume of this session.
+    pub volume: VolumeId,
+    /// Under which epoch it writes.
+    pub epoch: Epoch,
+    /// Size of the disk; a multiple of the block size.
+    pub size_bytes: u64,
+    /// Lowest seq that the agent can still send.
+    pub first_seq: Seq,
+    /// Highest seq in the agent's log; 0 if none.
+    pub last_seq: Seq,
+    /// Time between two marks.
+    pub mark_interval_ms: u32,
+}
+
+/// The node's answer to a hello.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Welcome {
+    /// Highest seq the node has; the agent goes on with the next.
+    pub received: Seq,
+    /// Highest seq safe in the node's journal or the vault.
+    pub journaled: Seq,
+    /// Highest seq safe in the vault.
+    pub committed: Seq,
+    /// Bytes the agent may have sent beyond the journaled watermark.
+    pub window_bytes: u32,
+}
+
+/// A recovery point in the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Its id, the same on all volumes of the machine.
+    pub point: PointId,
+    /// What it promises.
+    pub kind: MarkKind,
+    /// Whether somebody waits for it: the node closes the batch at once.
+    pub is_prompt: bool,
+    /// The agent's wall clock; shown to people, never used for order.
+    pub time_unix_ms: u64,
+}
+
+/// Watermarks: all of the stream up to here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    /// Safe in the node's journal.
+    pub journaled: Seq,
+    /// Safe in the vault.
+    pub committed: Seq,
+}
+
+/// Why a node ends a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason, for programs.
+    pub reason: RefusalReason,
+    /// The reason, for people.
+    pub text: String,
+}
+
+/// The reasons of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RefusalReason {
+    /// The frame breaks the protocol.
+    Protocol,
+    /// The volume is not assigned to this node and agent; ask the control plane again.
+    NotAssigned,
+    /// A newer epoch owns the volume.
+    Fenced,
+    /// The disk does not fit what the vault holds.
+    Size,
+    /// The seqs do not join: the agent's log begins after what the node has.
+    Gap,
+    /// The node cannot go on now; try again.
+    Unavailable,
+    /// Over a limit.
+    Limit,
+}
+
+impl RefusalReason {
+    fn code(self) -> u16 {
+        match self {
+            Self::Protocol => 1,
+            Self::NotAssigned => 2,
+            Self::Fenced => 3,
+            Self::Size => 4,
+            Self::Gap => 5,
+            Self::Unavailable => 6,
+            Self::Limit => 7,
+        }
+    }
+
+    fn from_code(code: u16) -> Option<Self> {
+        Some(match code {
+            1 => Self::Protocol,
+            2 => Self::NotAssigned,
+            3 => Self::Fenced,
+            4 => Self::Size,
+            5 => Self::Gap,
+            6 => Self::Unavailable,
+            7 => Self::Limit,
+            _ => return None,
+        })
+    }
+
+    /// Its word in logs and metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol",
+            Self::NotAssigned => "not_assigned",
+            Self::Fenced => "fenced",
+            Self::Size => "size",
+            Self::Gap => "gap",
+            Self::Unavailable => "unavailable",
+            Self::Limit => "limit",
+        }
+    }
+}
+
+/// A frame with a small body, decoded. Writes are not here: their bytes stay in their buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// First frame of an agent.
+    Hello(Hello),
+    /// Answer to it.
+    Welcome(Welcome),
+    /// A recovery point; its seq is in the header.
+    Mark(Seq, Mark),
+    /// Watermarks.
+    Ack(Ack),
+    /// The end.
+    Refusal(Refusal),
+}
+
+impl Control {
+    /// Lays the whole frame out: header and body.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(64);
+        let (kind, seq) = match self {
+            Self::Hello(hello) => (put_hello(&mut body, hello), Seq(0)),
+            Self::Welcome(welcome) => {
+                body.put_u64(welcome.received.0);
+                body.put_u64(welcome.journaled.0);
+                body.put_u64(welcome.committed.0);
+                body.put_u32(welcome.window_bytes);
+                body.put_zeros(4);
+                (FrameKind::Welcome, Seq(0))
+            }
+            Self::Mark(seq, mark) => (put_mark(&mut body, mark), *seq),
+            Self::Ack(ack) => {
+                body.put_u64(ack.journaled.0);
+                body.put_u64(ack.committed.0);
+                (FrameKind::Ack, Seq(0))
+            }
+            Self::Refusal(refusal) => {
+                body.put_u16(refusal.reason.code());
+                let mut end = refusal.text.len().min(REFUSAL_TEXT_BYTES_MAX);
+                while !refusal.text.is_char_boundary(end) {
+                    end -= 1;
+                }
+                body.put_bytes(&refusal.text.as_bytes()[..end]);
+                (FrameKind::Refusal, Seq(0))
+            }
+        };
+        let header = FrameHeader::for_body(kind, seq, BlockRange { block: 0, count: 0 }, &body);
+        let mut out = header.encode().to_vec();
+        out.put_bytes(&body);
+        out
+    }
+
+    /// Decodes the body of a frame whose kind is not write or zero.
+    ///
+    /// # Errors
+    /// If the checksum or a field is wrong.
+    ///
+    /// # Panics
+    /// If the header is that of a write or zero: those have no small body.
+    pub fn decode(header: &FrameHeader, body: &[u8]) -> Result<Self, DecodeError> {
+        header.check_body(body)?;
+        let mut reader = Reader::new("frame body", body);
+        let control = match header.kind {
+            FrameKind::Hello => Self::Hello(take_hello(&mut reader)?),
+            FrameKind::Welcome => {
+                let welcome = Welcome {
+                    received: Seq(reader.u64()?),
+                    journaled: Seq(reader.u64()?),
+                    committed: Seq(reader.u64()?),
+                    window_bytes: reader.u32()?,
+                };
+                reader.reserved(4)?;
+                Self::Welcome(welcome)
+            }
+            FrameKind::Mark => Self::Mark(header.seq, take_mark(&mut reader)?),
+            FrameKind::Ack => {
+                Self::Ack(Ack { journaled: Seq(reader.u64()?), committed: Seq(reader.u64()?) })
+            }
+            FrameKind::Refusal => {
+                let code = reader.u16()?;
+                let reason = RefusalReason::from_code(code)
+                    .ok_or(DecodeError::Range { what: "refusal reason", value: code.into() })?;
+                let text = std::str::from_utf8(reader.take(reader.left())?)
+                    .map_err(|_| DecodeError::Text { what: "refusal text" })?;
+                Self::Refusal(Refusal { reason, text: text.to_owned() })
+            }
+            FrameKind::Write | FrameKind::Zero => unreachable!("writes are not control frames"),
+        };
+        reader.finish()?;
+        Ok(control)
+    }
+}
+
+fn put_hello(body: &mut Vec<u8>, hello: &Hello) -> FrameKind {
+    body.put_bytes(&hello.volume.0);
+    body.put_u64(hello.epoch.0);
+    body.put_u64(hello.size_bytes);
+    body.put_u64(hello.first_seq.0);
+    body.put_u64(hello.last_seq.0);
+    body.put_u32(hello.mark_interval_ms);
+    body.put_zeros(4);
+    FrameKind::Hello
+}
+
+fn take_hello(reader: &mut Reader<'_>) -> Result<Hello, DecodeError> {
+    let hello = Hello {
+        volume: VolumeId(reader.array()?),
+        epoch: Epoch(reader.u64()?),
+        size_bytes: reader.u64()?,
+        first_seq: Seq(reader.u64()?),
+        last_seq: Seq(reader.u64()?),
+        mark_interval_ms: reader.u32()?,
+    };
+    reader.reserved(4)?;
+    if hello.size_bytes == 0
+        || hello.size_bytes > VOLUME_BYTES_MAX
+        || !hello.size_bytes.is_multiple_of(BLOCK_BYTES as u64)
+    {
+        return Err(DecodeError::Range { what: "hello size", value: hello.size_bytes });
+    }
+    if hello.epoch == Epoch(0) {
+        return Err(DecodeError::Range { what: "hello epoch", value: 0 });
+    }
+    if hello.first_seq == Seq(0) || hello.first_seq.0 > hello.last_seq.0.saturating_add(1) {
+        return Err(DecodeError::Range { what: "hello first seq", value: hello.first_seq.0 });
+    }
+    Ok(hello)
+}
+
+fn put_mark(body: &mut Vec<u8>, mark: &Mark) -> FrameKind {
+    body.put_bytes(&mark.point.0);
+    body.put_u64(mark.time_unix_ms);
+    body.put_u8(mark.kind.code());
+    body.put_u8(u8::from(mark.is_prompt));
+    body.put_zeros(6);
+    FrameKind::Mark
+}
+
+fn take_mark(reader: &mut Reader<'_>) -> Result<Mark, DecodeError> {
+    let point = PointId(reader.array()?);
+    let time_unix_ms = reader.u64()?;
+    let code = reader.u8()?;
+    let kind = MarkKind::from_code(code)
+        .ok_or(DecodeError::Range { what: "mark kind", value: code.into() })?;
+    let is_prompt = match reader.u8()? {
+        0 => false,
+        1 => true,
+        other => return Err(DecodeError::Range { what: "mark prompt", value: other.into() }),
+    };
+    reader.reserved(6)?;
+    Ok(Mark { point, kind, is_prompt, time_unix_ms })
+}
+
+#[cfg(test)]
+mod tests;

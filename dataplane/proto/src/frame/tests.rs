@@ -1,0 +1,238 @@
+use super::*;
+
+fn resealed(mut header: [u8; FRAME_HEADER_BYTES]) -> [u8; FRAME_HEADER_BYTES] {
+    let crc = crc32c::crc32c(&header[..FRAME_HEADER_BYTES - 4]);
+    header[FRAME_HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+    header
+}
+
+/// A write of two blocks with some bytes replaced and its checksum put right again.
+fn patched(at: usize, bytes: &[u8]) -> [u8; FRAME_HEADER_BYTES] {
+    let mut header = FrameHeader::write(Seq(7), 5, &[1; 2 * BLOCK_BYTES]).encode();
+    header[at..at + bytes.len()].copy_from_slice(bytes);
+    resealed(header)
+}
+
+fn hello() -> Hello {
+    Hello {
+        volume: VolumeId([3; 16]),
+        epoch: Epoch(2),
+        size_bytes: 1 << 30,
+        first_seq: Seq(11),
+        last_seq: Seq(20),
+        mark_interval_ms: 1000,
+    }
+}
+
+fn reread(control: &Control) -> Result<Control, DecodeError> {
+    let bytes = control.encode();
+    let (header, body) = bytes.split_first_chunk().expect("a frame has a header");
+    Control::decode(&FrameHeader::decode(header)?, body)
+}
+
+fn refused_body(control: &Control, at: usize, byte: u8) -> DecodeError {
+    let bytes = control.encode();
+    let (header, body) = bytes.split_first_chunk().expect("a frame has a header");
+    let kind = FrameHeader::decode(header).unwrap();
+    let mut body = body.to_vec();
+    body[at] = byte;
+    let header = FrameHeader::for_body(kind.kind, kind.seq, kind.range, &body);
+    Control::decode(&header, &body).unwrap_err()
+}
+
+#[test]
+fn every_single_bit_flip_of_a_header_is_refused() {
+    let good = FrameHeader::write(Seq(7), 5, &[1; BLOCK_BYTES]).encode();
+    FrameHeader::decode(&good).unwrap();
+    for bit in 0..FRAME_HEADER_BYTES * 8 {
+        let mut bad = good;
+        bad[bit / 8] ^= 1 << (bit % 8);
+        FrameHeader::decode(&bad).unwrap_err();
+    }
+}
+
+#[test]
+fn another_magic_is_told_from_a_damaged_header() {
+    let mut header = FrameHeader::zero(Seq(1), BlockRange { block: 0, count: 1 }).encode();
+    header[3] = b'2';
+    assert_eq!(FrameHeader::decode(&header), Err(DecodeError::Magic { what: "frame header" }));
+}
+
+#[test]
+fn reserved_bytes_must_be_zero() {
+    for at in [5, 6, 7, 40, 41, 42, 43] {
+        assert_eq!(
+            FrameHeader::decode(&patched(at, &[1])),
+            Err(DecodeError::Reserved { what: "frame header" }),
+            "byte {at}"
+        );
+    }
+}
+
+#[test]
+fn an_unknown_kind_is_refused() {
+    for code in (0..=u8::MAX).filter(|code| !(1..=7).contains(code)) {
+        assert_eq!(
+            FrameHeader::decode(&patched(4, &[code])),
+            Err(DecodeError::Range { what: "frame kind", value: code.into() })
+        );
+    }
+}
+
+#[test]
+fn a_seq_belongs_to_stream_frames_and_to_them_alone() {
+    let what = "frame seq";
+    for seq in [0, u64::MAX] {
+        let header = patched(8, &seq.to_le_bytes());
+        assert_eq!(FrameHeader::decode(&header), Err(DecodeError::Range { what, value: seq }));
+    }
+    let ack = Control::Ack(Ack { journaled: Seq(1), committed: Seq(1) }).encode();
+    let mut header: [u8; FRAME_HEADER_BYTES] = *ack.first_chunk().unwrap();
+    header[8] = 1;
+    assert_eq!(FrameHeader::decode(&resealed(header)), Err(DecodeError::Range { what, value: 1 }));
+}
+
+#[test]
+fn blocks_outside_the_largest_volume_are_refused() {
+    for block in [VOLUME_BLOCKS_MAX - 1, VOLUME_BLOCKS_MAX, u64::MAX] {
+        assert_eq!(
+            FrameHeader::decode(&patched(16, &block.to_le_bytes())),
+            Err(DecodeError::Range { what: "frame first block", value: block })
+        );
+    }
+    FrameHeader::decode(&patched(16, &(VOLUME_BLOCKS_MAX - 2).to_le_bytes())).unwrap();
+}
+
+#[test]
+fn oversize_and_empty_writes_are_refused_by_their_header_alone() {
+    for count in [0, 257, 1 << 32, u64::MAX] {
+        let error = FrameHeader::decode(&patched(24, &count.to_le_bytes())).unwrap_err();
+        assert_eq!(error, DecodeError::Limit { what: "frame blocks", value: count, max: 256 });
+        assert_eq!(error.kind(), crate::ErrorKind::Limit);
+    }
+    for bytes in [0, 4096, u32::MAX] {
+        assert_eq!(
+            FrameHeader::decode(&patched(32, &bytes.to_le_bytes())),
+            Err(DecodeError::Range { what: "frame body length", value: bytes.into() })
+        );
+    }
+}
+
+#[test]
+fn a_zero_frame_is_bounded_and_has_no_body() {
+    let zero = |count: u64, body_bytes: u32| {
+        let mut header = FrameHeader::zero(Seq(1), BlockRange { block: 0, count: 1 }).encode();
+        header[24..32].copy_from_slice(&count.to_le_bytes());
+        header[32..36].copy_from_slice(&body_bytes.to_le_bytes());
+        FrameHeader::decode(&resealed(header))
+    };
+    zero(ZERO_BLOCKS_MAX, 0).unwrap();
+    zero(ZERO_BLOCKS_MAX + 1, 0).unwrap_err();
+    zero(0, 0).unwrap_err();
+    zero(1, 1).unwrap_err();
+}
+
+#[test]
+fn frames_outside_the_stream_name_no_blocks() {
+    let ack = Control::Ack(Ack { journaled: Seq(1), committed: Seq(1) }).encode();
+    for at in [16, 24] {
+        let mut header: [u8; FRAME_HEADER_BYTES] = *ack.first_chunk().unwrap();
+        header[at] = 1;
+        FrameHeader::decode(&resealed(header)).unwrap_err();
+    }
+}
+
+#[test]
+fn a_body_of_another_length_or_with_another_bit_is_refused() {
+    let data = [0x5a; BLOCK_BYTES];
+    let header = FrameHeader::write(Seq(1), 0, &data);
+    header.check_body(&data).unwrap();
+    assert!(matches!(header.check_body(&data[1..]), Err(DecodeError::Truncated { .. })));
+    for bit in (0..BLOCK_BYTES * 8).step_by(101) {
+        let mut bad = data;
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(header.check_body(&bad), Err(DecodeError::Checksum { what: "frame body" }));
+    }
+}
+
+#[test]
+fn control_frames_come_back_as_they_went() {
+    let mark =
+        Mark { point: PointId([9; 16]), kind: MarkKind::App, is_prompt: true, time_unix_ms: 5 };
+    for control in [
+        Control::Hello(hello()),
+        Control::Welcome(Welcome {
+            received: Seq(3),
+            journaled: Seq(2),
+            committed: Seq(1),
+            window_bytes: 4096,
+        }),
+        Control::Mark(Seq(77), mark),
+        Control::Ack(Ack { journaled: Seq(u64::MAX), committed: Seq(0) }),
+        Control::Refusal(Refusal { reason: RefusalReason::Fenced, text: "é".into() }),
+    ] {
+        assert_eq!(reread(&control), Ok(control));
+    }
+}
+
+#[test]
+fn every_reason_has_its_code_and_its_word() {
+    let words: std::collections::BTreeSet<_> = (0..=u16::MAX)
+        .filter_map(RefusalReason::from_code)
+        .inspect(|reason| assert_eq!(RefusalReason::from_code(reason.code()), Some(*reason)))
+        .map(RefusalReason::word)
+        .collect();
+    assert_eq!(words.len(), 7);
+}
+
+#[test]
+fn a_long_refusal_is_cut_between_characters() {
+    let text = "é".repeat(REFUSAL_TEXT_BYTES_MAX);
+    let cut = Control::Refusal(Refusal { reason: RefusalReason::Limit, text: format!("x{text}") });
+    let Ok(Control::Refusal(refusal)) = reread(&cut) else { panic!("it decodes") };
+    assert_eq!(refusal.text.len(), REFUSAL_TEXT_BYTES_MAX - 1);
+}
+
+#[test]
+fn a_hello_out_of_range_is_refused() {
+    let cases = [
+        Hello { size_bytes: 0, ..hello() },
+        Hello { size_bytes: BLOCK_BYTES as u64 + 1, ..hello() },
+        Hello { size_bytes: VOLUME_BYTES_MAX + BLOCK_BYTES as u64, ..hello() },
+        Hello { epoch: Epoch(0), ..hello() },
+        Hello { first_seq: Seq(0), ..hello() },
+        Hello { first_seq: Seq(22), ..hello() },
+    ];
+    for hello in cases {
+        let error = reread(&Control::Hello(hello)).unwrap_err();
+        assert!(matches!(error, DecodeError::Range { .. }), "{hello:?}: {error}");
+    }
+    // Nothing in the log: first is one past last.
+    reread(&Control::Hello(Hello { first_seq: Seq(21), ..hello() })).unwrap();
+    reread(&Control::Hello(Hello { first_seq: Seq(1), last_seq: Seq(0), ..hello() })).unwrap();
+    reread(&Control::Hello(Hello { last_seq: Seq(u64::MAX), ..hello() })).unwrap();
+}
+
+#[test]
+fn reserved_bytes_of_bodies_must_be_zero() {
+    let mark =
+        Mark { point: PointId([9; 16]), kind: MarkKind::Crash, is_prompt: false, time_unix_ms: 5 };
+    let welcome =
+        Welcome { received: Seq(3), journaled: Seq(2), committed: Seq(1), window_bytes: 4096 };
+    let cases = [
+        (Control::Hello(hello()), 52..56),
+        (Control::Welcome(welcome), 28..32),
+        (Control::Mark(Seq(1), mark), 26..32),
+    ];
+    for (control, reserved) in cases {
+        for at in reserved {
+            let error = refused_body(&control, at, 1);
+            assert_eq!(error, DecodeError::Reserved { what: "frame body" }, "byte {at}");
+        }
+    }
+    assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 24, 3), DecodeError::Range { .. }));
+    assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 25, 2), DecodeError::Range { .. }));
+    let refusal = Control::Refusal(Refusal { reason: RefusalReason::Gap, text: "x".into() });
+    assert!(matches!(refused_body(&refusal, 0, 99), DecodeError::Range { .. }));
+    assert!(matches!(refused_body(&refusal, 2, 0xff), DecodeError::Text { .. }));
+}

@@ -1,0 +1,224 @@
+//! Identifiers and units as types: no function of the data plane takes two bare integers.
+
+use crate::limits::BLOCK_BYTES;
+use std::fmt;
+use uuid::Uuid;
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; 16]);
+
+        impl $name {
+            /// The id as 16 bytes, in the order of its text.
+            #[must_use]
+            pub fn as_bytes(&self) -> &[u8; 16] {
+                &self.0
+            }
+        }
+
+        impl From<Uuid> for $name {
+            fn from(id: Uuid) -> Self {
+                Self(id.into_bytes())
+            }
+        }
+
+        impl From<$name> for Uuid {
+            fn from(id: $name) -> Self {
+                Self::from_bytes(id.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                Uuid::from_bytes(self.0).hyphenated().fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(text).map(Self::from)
+            }
+        }
+    };
+}
+
+uuid_id! {
+    /// One vault: a place in an object store that holds recovery data.
+    VaultId
+}
+uuid_id! {
+    /// One protected disk.
+    VolumeId
+}
+uuid_id! {
+    /// One append-only log in the vault; one shard of one node writes it.
+    LogId
+}
+uuid_id! {
+    /// One recovery point (mark). All volumes of a machine carry the same id for the same mark.
+    PointId
+}
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// The one after this.
+            ///
+            /// # Panics
+            /// At 2^64 - 1, which no run can reach.
+            #[must_use]
+            pub fn next(self) -> Self {
+                Self(self.0.checked_add(1).expect("a 64-bit counter does not run out"))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.0)
+            }
+        }
+    };
+}
+
+number! {
+    /// The place of a write or mark in its volume's stream. The first is 1; 0 means "none yet".
+    /// All order in Farshore comes from this number, never from a clock.
+    Seq
+}
+number! {
+    /// Who may write a volume: issued by the control plane, strictly increasing per volume, from 1.
+    Epoch
+}
+number! {
+    /// The place of a segment in its log, from 0.
+    Slot
+}
+
+/// Number of a wrapped data key in the vault, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyNumber(pub u32);
+
+impl fmt::Display for KeyNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Keyed BLAKE3-256 of a chunk's bytes; equal only inside one vault's dedup domain.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkId(pub [u8; 32]);
+
+impl fmt::Display for ChunkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ChunkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChunkId({self})")
+    }
+}
+
+/// What a mark promises about the data below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MarkKind {
+    /// As after a power cut at that instant.
+    Crash,
+    /// Applications were quiet and had flushed.
+    App,
+}
+
+impl MarkKind {
+    /// Its byte in every format.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Crash => 1,
+            Self::App => 2,
+        }
+    }
+
+    /// The kind of a byte, if legal.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::Crash),
+            2 => Some(Self::App),
+            _ => None,
+        }
+    }
+}
+
+/// Milliseconds of a monotonic clock that the driver chose; only differences mean something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// This time plus `ms` milliseconds.
+    #[must_use]
+    pub fn plus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+
+    /// Milliseconds since `earlier`; 0 if that is later.
+    #[must_use]
+    pub fn since_ms(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A run of 4 KiB blocks of a volume; never empty when it comes from a decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlockRange {
+    /// First block.
+    pub block: u64,
+    /// Number of blocks.
+    pub count: u64,
+}
+
+impl BlockRange {
+    /// The first block after the range.
+    #[must_use]
+    pub fn end(self) -> u64 {
+        self.block + self.count
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.count * BLOCK_BYTES as u64
+    }
+
+    /// Byte offset of the first block.
+    #[must_use]
+    pub fn offset(self) -> u64 {
+        self.block * BLOCK_BYTES as u64
+    }
+
+    /// Whether the two share a block.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.block < other.end() && other.block < self.end()
+    }
+}

@@ -1,0 +1,25 @@
+//! Ids, units, limits and byte layouts of Farshore's data plane.
+//!
+//! Every byte that crosses a wire or reaches a disk is laid out here by hand, little-endian, with
+//! its version readable before anything else is decoded. The documents are in `docs/formats/`; the
+//! bytes are pinned by the golden files in `testdata/`. This crate does no I/O, knows no other
+//! crate of the workspace and allocates only what a checked length allows.
+
+#![forbid(unsafe_code)]
+
+pub mod epoch;
+pub mod error;
+pub mod frame;
+pub mod hrl;
+pub mod ids;
+pub mod journal;
+pub mod keys;
+pub mod limits;
+pub mod segment;
+pub mod wire;
+
+pub use error::{DecodeError, ErrorKind};
+pub use ids::{
+    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, Timestamp, VaultId,
+    VolumeId,
+};

@@ -1,0 +1,114 @@
+//! Every limit of the data plane, and how they relate.
+//!
+//! A peer or a damaged file can ask for no more than this. The assertions below are the proof that
+//! the limits fit each other; change one and the build says which relation broke.
+
+/// Unit of all addressing: one block.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// Largest volume: 64 TiB. Keeps block numbers below 2^34, so that sums cannot overflow.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+/// Largest volume in blocks.
+pub const VOLUME_BLOCKS_MAX: u64 = VOLUME_BYTES_MAX / BLOCK_BYTES as u64;
+
+/// Header of a wire frame, an `.hrl` record and a journal entry.
+pub const FRAME_HEADER_BYTES: usize = 48;
+/// Largest body of a frame: one write.
+pub const FRAME_BODY_BYTES_MAX: usize = 1 << 20;
+/// Largest run of one zero frame, in blocks: 16 GiB.
+pub const ZERO_BLOCKS_MAX: u64 = 1 << 22;
+/// Longest text of a refusal.
+pub const REFUSAL_TEXT_BYTES_MAX: usize = 512;
+
+/// Bytes an agent may have sent beyond the journaled watermark.
+pub const WINDOW_BYTES: usize = 8 << 20;
+
+/// Header of an `.hrl` file.
+pub const HRL_HEADER_BYTES: usize = 64;
+/// An `.hrl` file is closed and a new one begun at this size.
+pub const HRL_FILE_BYTES: u64 = 64 << 20;
+
+/// First block of a journal file, O_DIRECT alignment of everything in it.
+pub const JOURNAL_ALIGN_BYTES: usize = 4096;
+/// Header of one group in a journal file.
+pub const JOURNAL_GROUP_HEADER_BYTES: usize = 64;
+/// Volume id and epoch in front of each frame in a group.
+pub const JOURNAL_ENTRY_PREFIX_BYTES: usize = 24;
+/// Largest group before sealing.
+pub const JOURNAL_GROUP_BYTES_MAX: usize = 4 << 20;
+/// A journal file is closed and a new one begun at this size.
+pub const JOURNAL_FILE_BYTES: u64 = 256 << 20;
+
+/// Tag of AES-256-GCM.
+pub const TAG_BYTES: usize = 16;
+
+/// Shortest chunk that a content-defined cut makes, in blocks (16 KiB).
+pub const CHUNK_BLOCKS_MIN: usize = 4;
+/// Longest chunk in blocks (128 KiB).
+pub const CHUNK_BLOCKS_MAX: usize = 32;
+/// Longest chunk in bytes.
+pub const CHUNK_BYTES_MAX: usize = CHUNK_BLOCKS_MAX * BLOCK_BYTES;
+/// One block in this many ends a chunk: the average is min + this = 48 KiB.
+pub const CHUNK_CUT_BLOCKS: u64 = 8;
+
+/// A frame of a segment is closed when its chunks reach this size before compression.
+pub const SEGMENT_FRAME_BYTES: usize = 512 << 10;
+/// Largest frame of a segment before compression.
+pub const SEGMENT_FRAME_BYTES_MAX: usize = 1 << 20;
+/// Header of a segment object.
+pub const SEGMENT_HEADER_BYTES: usize = 160;
+/// A batch is closed when this many payload bytes wait in it.
+pub const BATCH_BYTES: usize = 32 << 20;
+/// Largest segment object.
+pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Largest table of a segment before compression.
+pub const SEGMENT_TABLE_BYTES_MAX: usize = 16 << 20;
+/// Most spans in a segment.
+pub const SEGMENT_SPANS_MAX: usize = 1 << 14;
+/// Most chunks in a segment's table.
+pub const SEGMENT_CHUNKS_MAX: usize = 1 << 17;
+/// Most extents in a segment's table.
+pub const SEGMENT_EXTENTS_MAX: usize = 1 << 18;
+/// Most frames in a segment.
+pub const SEGMENT_FRAMES_MAX: usize = 1 << 12;
+/// Most foreign logs a segment may refer to.
+pub const SEGMENT_LOGS_MAX: usize = 1 << 10;
+
+/// Longest label of a volume, in bytes of UTF-8.
+pub const LABEL_BYTES_MAX: usize = 128;
+/// Largest small object (vault, key, epoch).
+pub const SMALL_OBJECT_BYTES_MAX: usize = 4096;
+
+/// Segments of one log being put at the same time.
+pub const PUTS_IN_FLIGHT_MAX: usize = 4;
+/// Payload a shard holds in memory (journaled or waiting for it, not yet committed).
+pub const SHARD_CACHE_BYTES: usize = 256 << 20;
+/// Volumes one shard accepts.
+pub const SHARD_VOLUMES_MAX: usize = SEGMENT_SPANS_MAX / 2;
+
+const _: () = {
+    assert!(BLOCK_BYTES.is_power_of_two());
+    assert!(FRAME_BODY_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+    // A group holds at least one largest write with its prefix and header.
+    assert!(
+        JOURNAL_GROUP_BYTES_MAX
+            > JOURNAL_ENTRY_PREFIX_BYTES + FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX
+    );
+    // A file holds at least one largest group besides its header block.
+    assert!(JOURNAL_FILE_BYTES > 4 * JOURNAL_GROUP_BYTES_MAX as u64);
+    assert!(CHUNK_BLOCKS_MIN < CHUNK_BLOCKS_MAX);
+    // The last chunk may take a frame past its target, never past its limit.
+    assert!(SEGMENT_FRAME_BYTES + CHUNK_BYTES_MAX <= SEGMENT_FRAME_BYTES_MAX);
+    // A whole batch of single-block chunks fits the table: chunks, extents, and their bytes.
+    assert!(BATCH_BYTES / BLOCK_BYTES < SEGMENT_CHUNKS_MAX);
+    assert!(BATCH_BYTES / BLOCK_BYTES < SEGMENT_EXTENTS_MAX);
+    assert!((BATCH_BYTES / BLOCK_BYTES) * (52 + 20) < SEGMENT_TABLE_BYTES_MAX / 4);
+    // A batch that does not compress fits one segment.
+    assert!((BATCH_BYTES + SEGMENT_TABLE_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
+    // The cache holds the batches in flight, the one being filled and the window of a source.
+    assert!((PUTS_IN_FLIGHT_MAX + 2) * BATCH_BYTES + WINDOW_BYTES <= SHARD_CACHE_BYTES);
+    assert!(WINDOW_BYTES >= 4 * FRAME_BODY_BYTES_MAX);
+    assert!(HRL_FILE_BYTES > 2 * (FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX) as u64);
+    assert!(ZERO_BLOCKS_MAX <= u32::MAX as u64);
+    assert!(REFUSAL_TEXT_BYTES_MAX < BLOCK_BYTES);
+};

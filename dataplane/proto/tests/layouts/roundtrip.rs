@@ -1,0 +1,309 @@
+//! Whatever an encoder lays out, its decoder reads back.
+
+use crate::samples;
+use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
+use farshore_proto::frame::{
+    Ack, Control, FrameHeader, Hello, Mark, Refusal, RefusalReason, Welcome,
+};
+use farshore_proto::hrl::{HrlHeader, frame_at};
+use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
+use farshore_proto::keys::KeyObject;
+use farshore_proto::limits::{
+    BLOCK_BYTES, CHUNK_BLOCKS_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX,
+    SEGMENT_FRAME_BYTES_MAX, SEGMENT_TABLE_BYTES_MAX, VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
+};
+use farshore_proto::segment::{
+    ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
+    SlotKind, Span, Table,
+};
+use farshore_proto::{
+    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn seq() -> impl Strategy<Value = Seq> {
+    prop_oneof![1..1000_u64, 1..u64::MAX].prop_map(Seq)
+}
+
+fn mark() -> impl Strategy<Value = Mark> {
+    (any::<[u8; 16]>(), any::<bool>(), any::<bool>(), any::<u64>()).prop_map(
+        |(point, is_app, is_prompt, time_unix_ms)| Mark {
+            point: PointId(point),
+            kind: if is_app { MarkKind::App } else { MarkKind::Crash },
+            is_prompt,
+            time_unix_ms,
+        },
+    )
+}
+
+fn size_bytes() -> impl Strategy<Value = u64> {
+    (1..=VOLUME_BLOCKS_MAX).prop_map(|blocks| blocks * BLOCK_BYTES as u64)
+}
+
+fn control() -> impl Strategy<Value = Control> {
+    let hello = (any::<[u8; 16]>(), 1_u64.., size_bytes(), 1..u64::MAX, any::<u64>(), any::<u32>())
+        .prop_map(|(volume, epoch, size_bytes, a, b, mark_interval_ms)| {
+            Control::Hello(Hello {
+                volume: VolumeId(volume),
+                epoch: Epoch(epoch),
+                size_bytes,
+                first_seq: Seq(a.min(b).max(1)),
+                last_seq: Seq(a.max(b)),
+                mark_interval_ms,
+            })
+        });
+    let welcome = any::<(u64, u64, u64, u32)>().prop_map(|(a, b, c, window_bytes)| {
+        Control::Welcome(Welcome {
+            received: Seq(a),
+            journaled: Seq(b),
+            committed: Seq(c),
+            window_bytes,
+        })
+    });
+    let ack = any::<(u64, u64)>()
+        .prop_map(|(a, b)| Control::Ack(Ack { journaled: Seq(a), committed: Seq(b) }));
+    let reason = prop::sample::select(vec![
+        RefusalReason::Protocol,
+        RefusalReason::NotAssigned,
+        RefusalReason::Fenced,
+        RefusalReason::Size,
+        RefusalReason::Gap,
+        RefusalReason::Unavailable,
+        RefusalReason::Limit,
+    ]);
+    let refusal = (reason, "\\PC{0,100}")
+        .prop_map(|(reason, text)| Control::Refusal(Refusal { reason, text }));
+    let mark = (seq(), mark()).prop_map(|(seq, mark)| Control::Mark(seq, mark));
+    prop_oneof![hello, welcome, ack, refusal, mark]
+}
+
+/// A run of writes, zeros and marks as they follow each other in a stream.
+fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
+    let write = (seq(), 0..VOLUME_BLOCKS_MAX - 2, 1..3_usize, any::<u8>()).prop_map(
+        |(seq, block, blocks, byte)| {
+            let data = vec![byte; blocks * BLOCK_BYTES];
+            (FrameHeader::write(seq, block, &data), data)
+        },
+    );
+    let zero =
+        (seq(), 1..=ZERO_BLOCKS_MAX, any::<prop::sample::Index>()).prop_map(|(seq, count, at)| {
+            let room =
+                usize::try_from(VOLUME_BLOCKS_MAX - count + 1).expect("below 2^34 and 64-bit");
+            let range = BlockRange { block: at.index(room) as u64, count };
+            (FrameHeader::zero(seq, range), Vec::new())
+        });
+    let mark = (seq(), mark()).prop_map(|(seq, mark)| {
+        let frame = Control::Mark(seq, mark).encode();
+        let (header, body) = frame.split_first_chunk().expect("a frame has a header");
+        (FrameHeader::decode(header).expect("just laid out"), body.to_vec())
+    });
+    vec(prop_oneof![write, zero, mark], 0..6)
+}
+
+prop_compose! {
+    fn frames()(
+        frames in vec((0..=1_048_592_u32, 4096..=1_048_576_u32, any::<bool>()), 1..5),
+    ) -> Vec<SegmentFrame> {
+        frames
+            .into_iter()
+            .map(|(stored_bytes, raw_bytes, is_raw)| SegmentFrame {
+                stored_bytes,
+                raw_bytes,
+                compression: if is_raw { Compression::Raw } else { Compression::Zstd },
+            })
+            .collect()
+    }
+}
+
+fn chunk(frames: Vec<SegmentFrame>) -> impl Strategy<Value = SegmentChunk> {
+    let log = prop::sample::select(vec![samples::LOG, samples::OTHER_LOG]);
+    let blocks_max = u32::try_from(CHUNK_BLOCKS_MAX).expect("it is small");
+    (
+        any::<[u8; 32]>(),
+        any::<bool>(),
+        any::<prop::sample::Index>(),
+        log,
+        any::<(u64, u32)>(),
+        1..=blocks_max,
+    )
+        .prop_map(move |(id, is_here, at, log, (slot, chunk), blocks)| {
+            let frame = at.index(frames.len());
+            let blocks = blocks.min(frames[frame].raw_bytes / 4096);
+            let place = if is_here {
+                let room = frames[frame].raw_bytes - blocks * 4096;
+                ChunkPlace::Here {
+                    frame: u32::try_from(frame).expect("there are few"),
+                    offset: chunk % (room + 1),
+                }
+            } else {
+                ChunkPlace::There { log, slot: Slot(slot), chunk }
+            };
+            SegmentChunk { id: ChunkId(id), blocks, place }
+        })
+}
+
+fn extents(chunks: Vec<SegmentChunk>) -> impl Strategy<Value = Vec<Extent>> {
+    let one = (0..1000_u64, any::<bool>(), any::<prop::sample::Index>(), any::<(u32, u32)>());
+    vec(one, 0..8).prop_map(move |picks| {
+        let mut block = 0;
+        let mut out = Vec::new();
+        for (gap, is_zero, at, (a, b)) in picks {
+            block += gap;
+            let (count, source) = if is_zero {
+                (u64::from(a) + 1, ExtentSource::Zero)
+            } else {
+                let chunk = at.index(chunks.len());
+                let first = a % chunks[chunk].blocks;
+                let count = b % (chunks[chunk].blocks - first) + 1;
+                let chunk = u32::try_from(chunk).expect("there are few");
+                (count.into(), ExtentSource::Chunk { chunk, first })
+            };
+            let count = count.min(u32::MAX.into()).min(VOLUME_BLOCKS_MAX - block);
+            if count > 0 {
+                out.push(Extent { range: BlockRange { block, count }, source });
+            }
+            block += count;
+            if block + 2000 >= VOLUME_BLOCKS_MAX {
+                break;
+            }
+        }
+        out
+    })
+}
+
+fn table() -> impl Strategy<Value = Table> {
+    frames()
+        .prop_flat_map(|frames| (Just(frames.clone()), vec(chunk(frames), 1..6)))
+        .prop_flat_map(|(frames, chunks)| {
+            let span = (
+                any::<[u8; 16]>(),
+                1_u64..,
+                (seq(), 0..1000_u64),
+                proptest::option::of(mark()),
+                extents(chunks.clone()),
+            )
+                .prop_map(|(volume, epoch, (first_seq, more), mark, extents)| Span {
+                    volume: VolumeId(volume),
+                    epoch: Epoch(epoch),
+                    first_seq,
+                    last_seq: Seq(first_seq.0.saturating_add(more)),
+                    mark,
+                    extents,
+                });
+            (Just(frames), Just(chunks), vec(span, 0..4))
+        })
+        .prop_map(|(frames, chunks, spans)| Table { frames, chunks, spans })
+}
+
+proptest! {
+    #[test]
+    fn control_frames(control in control()) {
+        let bytes = control.encode();
+        let (header, body) = bytes.split_first_chunk().expect("a frame has a header");
+        let header = FrameHeader::decode(header).unwrap();
+        prop_assert_eq!(header.body_bytes, body.len());
+        prop_assert_eq!(Control::decode(&header, body), Ok(control));
+    }
+
+    #[test]
+    fn frames_of_a_log(frames in stream()) {
+        let file: Vec<u8> =
+            frames.iter().flat_map(|(header, body)| [&header.encode()[..], body].concat()).collect();
+        let mut rest = &file[..];
+        for (header, body) in &frames {
+            let (read, bytes) = frame_at(rest).unwrap();
+            prop_assert_eq!((&read, bytes), (header, &body[..]));
+            rest = &rest[48 + bytes.len()..];
+        }
+        prop_assert!(rest.is_empty());
+    }
+
+    #[test]
+    fn entries_of_a_group(frames in stream(), volume: [u8; 16], epoch in 1_u64..) {
+        let mut plain = Vec::new();
+        for (header, body) in &frames {
+            put_entry(&mut plain, VolumeId(volume), Epoch(epoch), &header.encode(), body);
+        }
+        let read: Result<Vec<_>, _> = entries(&plain).collect();
+        let read = read.unwrap();
+        prop_assert_eq!(read.len(), frames.len());
+        for (entry, (header, body)) in read.iter().zip(&frames) {
+            prop_assert_eq!((entry.volume, entry.epoch), (VolumeId(volume), Epoch(epoch)));
+            prop_assert_eq!((&entry.header, entry.body), (header, &body[..]));
+        }
+    }
+
+    #[test]
+    fn headers_of_files(
+        id: [u8; 16], other: [u8; 16], salt: [u8; 32], commitment: [u8; 32],
+        seq in seq(), number: u64, key: u32, plain_bytes in 0..=JOURNAL_GROUP_BYTES_MAX,
+    ) {
+        let hrl = HrlHeader { volume: VolumeId(id), first_seq: seq };
+        prop_assert_eq!(HrlHeader::decode(&hrl.encode()), Ok(hrl));
+        let file = JournalFileHeader {
+            vault: VaultId(id), log: LogId(other), number, key: KeyNumber(key), salt, commitment,
+        };
+        prop_assert_eq!(JournalFileHeader::decode(&file.encode()), Ok(file));
+        let group = GroupHeader { file: number, group: seq.0, plain_bytes };
+        prop_assert_eq!(GroupHeader::decode(&group.encode()), Ok(group));
+        prop_assert!(group.disk_bytes().is_multiple_of(JOURNAL_ALIGN_BYTES));
+        prop_assert!(group.disk_bytes() >= 64 + plain_bytes + 16);
+    }
+
+    #[test]
+    fn small_objects(
+        id: [u8; 16], other: [u8; 16], salt: [u8; 32], commitment: [u8; 32], key: u32,
+        ordinal in 1_u64.., wrapper: [u8; 8], nonce: [u8; 12], body in vec(any::<u8>(), 0..300),
+    ) {
+        let vault = VaultObject { vault: VaultId(id), key: KeyNumber(key) };
+        prop_assert_eq!(VaultObject::decode(&vault.encode()), Ok(vault));
+        let mut wrapped = [0; 48];
+        wrapped[..32].copy_from_slice(&salt);
+        let object = KeyObject { vault: VaultId(id), key: KeyNumber(key), wrapper, nonce, wrapped };
+        prop_assert_eq!(KeyObject::decode(&object.encode()), Ok(object));
+        let header = EpochHeader {
+            vault: VaultId(id), volume: VolumeId(other), ordinal, key: KeyNumber(key), salt,
+            commitment, body_bytes: body.len(),
+        };
+        let bytes = [header.encode(), body.clone()].concat();
+        prop_assert_eq!(EpochHeader::decode(&bytes), Ok((header, &body[..])));
+    }
+
+    #[test]
+    fn epoch_bodies(
+        epoch in 1_u64.., log: [u8; 16], slot: u64, first_seq in seq(), size_bytes in size_bytes(),
+        label in "\\PC{0,30}",
+    ) {
+        let body = EpochBody {
+            epoch: Epoch(epoch), log: LogId(log), first_slot: Slot(slot), first_seq, size_bytes,
+            label,
+        };
+        prop_assert_eq!(EpochBody::decode(&body.encode()), Ok(body));
+    }
+
+    #[test]
+    fn segment_headers(
+        id: [u8; 16], other: [u8; 16], salt: [u8; 32], commitment: [u8; 32],
+        slot: u64, incarnation: u64, key: u32, flags: (bool, bool),
+        table_bytes in 16..=SEGMENT_TABLE_BYTES_MAX, table_raw_bytes in 0..=SEGMENT_TABLE_BYTES_MAX,
+        frames_bytes in 0..=(32 * SEGMENT_FRAME_BYTES_MAX) as u64,
+    ) {
+        let header = SegmentHeader {
+            kind: if flags.0 { SlotKind::Segment } else { SlotKind::Seal },
+            vault: VaultId(id), log: LogId(other), slot: Slot(slot), key: KeyNumber(key), salt,
+            commitment, table_bytes, table_raw_bytes,
+            table_compression: if flags.1 { Compression::Raw } else { Compression::Zstd },
+            frames_bytes, incarnation,
+        };
+        let mut object = header.encode().to_vec();
+        prop_assert_eq!(SegmentHeader::decode(&object), Ok(header));
+        object.push(1);
+        prop_assert_eq!(SegmentHeader::decode(&object), Ok(header), "what follows is not its business");
+    }
+
+    #[test]
+    fn tables(table in table()) {
+        prop_assert_eq!(Table::decode(&table.encode()), Ok(table));
+    }
+}

@@ -1,0 +1,238 @@
+//! One example of each layout; the golden files hold exactly these.
+
+use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
+use farshore_proto::frame::{
+    Ack, Control, FrameHeader, Hello, Mark, Refusal, RefusalReason, Welcome,
+};
+use farshore_proto::hrl::HrlHeader;
+use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
+use farshore_proto::keys::KeyObject;
+use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::segment::{
+    ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
+    SlotKind, Span, Table,
+};
+use farshore_proto::{
+    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId,
+};
+
+pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
+pub(crate) const VOLUME: VolumeId = VolumeId(id(0xb0));
+pub(crate) const LOG: LogId = LogId(id(0xc0));
+pub(crate) const OTHER_LOG: LogId = LogId(id(0xd0));
+pub(crate) const POINT: PointId = PointId(id(0xe0));
+
+/// Bytes that count up from `first`, so that a misplaced field shows.
+const fn id<const N: usize>(first: u8) -> [u8; N] {
+    let mut out = [0; N];
+    let mut at = 0;
+    let mut byte = first;
+    while at < N {
+        out[at] = byte;
+        byte = byte.wrapping_add(1);
+        at += 1;
+    }
+    out
+}
+
+pub(crate) fn mark() -> Mark {
+    Mark { point: POINT, kind: MarkKind::Crash, is_prompt: true, time_unix_ms: 1_767_225_600_000 }
+}
+
+/// Name of the golden file, and its bytes.
+pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
+    let mut all = control_frames();
+    all.extend([
+        ("frame-write", write_frame()),
+        ("frame-zero", zero_frame()),
+        ("hrl-file", hrl_file()),
+        ("journal-file-header", journal_file_header().encode()),
+        ("journal-group-header", group_header().encode().to_vec()),
+        ("journal-entries", journal_entries()),
+        ("segment-header", segment_header(SlotKind::Segment).encode().to_vec()),
+        ("seal-header", segment_header(SlotKind::Seal).encode().to_vec()),
+        ("segment-table", table().encode()),
+        ("vault", vault().encode()),
+        ("epoch-object", epoch_object()),
+        ("epoch-body", epoch_body().encode()),
+        ("key", key().encode()),
+        ("key-aad", KeyObject::aad(VAULT, KeyNumber(1))),
+    ]);
+    all
+}
+
+pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
+    let hello = Hello {
+        volume: VOLUME,
+        epoch: Epoch(3),
+        size_bytes: 64 << 20,
+        first_seq: Seq(41),
+        last_seq: Seq(99),
+        mark_interval_ms: 5000,
+    };
+    let welcome = Welcome {
+        received: Seq(70),
+        journaled: Seq(69),
+        committed: Seq(50),
+        window_bytes: 8 << 20,
+    };
+    let refusal =
+        Refusal { reason: RefusalReason::Fenced, text: "epoch 4 owns this volume".to_owned() };
+    vec![
+        ("frame-hello", Control::Hello(hello).encode()),
+        ("frame-welcome", Control::Welcome(welcome).encode()),
+        ("frame-mark", Control::Mark(Seq(43), mark()).encode()),
+        ("frame-ack", Control::Ack(Ack { journaled: Seq(70), committed: Seq(52) }).encode()),
+        ("frame-refusal", Control::Refusal(refusal).encode()),
+    ]
+}
+
+pub(crate) fn block() -> Vec<u8> {
+    id::<256>(0).repeat(BLOCK_BYTES / 256)
+}
+
+pub(crate) fn write_frame() -> Vec<u8> {
+    let header = FrameHeader::write(Seq(41), 5, &block());
+    [header.encode().to_vec(), block()].concat()
+}
+
+pub(crate) fn zero_frame() -> Vec<u8> {
+    FrameHeader::zero(Seq(42), BlockRange { block: 8, count: 1024 }).encode().to_vec()
+}
+
+pub(crate) fn hrl_header() -> HrlHeader {
+    HrlHeader { volume: VOLUME, first_seq: Seq(41) }
+}
+
+pub(crate) fn hrl_file() -> Vec<u8> {
+    let mark = Control::Mark(Seq(43), mark()).encode();
+    [hrl_header().encode().to_vec(), write_frame(), zero_frame(), mark].concat()
+}
+
+pub(crate) fn journal_file_header() -> JournalFileHeader {
+    JournalFileHeader {
+        vault: VAULT,
+        log: LOG,
+        number: 17,
+        key: KeyNumber(1),
+        salt: id(0x10),
+        commitment: id(0x40),
+    }
+}
+
+pub(crate) fn group_header() -> GroupHeader {
+    GroupHeader { file: 17, group: 2, plain_bytes: journal_entries().len() }
+}
+
+pub(crate) fn journal_entries() -> Vec<u8> {
+    let mut out = Vec::new();
+    for frame in [zero_frame(), Control::Mark(Seq(43), mark()).encode()] {
+        let (header, body) = frame.split_first_chunk().expect("a frame has a header");
+        put_entry(&mut out, VOLUME, Epoch(3), header, body);
+    }
+    out
+}
+
+pub(crate) fn segment_header(kind: SlotKind) -> SegmentHeader {
+    SegmentHeader {
+        kind,
+        vault: VAULT,
+        log: LOG,
+        slot: Slot(0x0102),
+        key: KeyNumber(1),
+        salt: id(0x10),
+        commitment: id(0x40),
+        table_bytes: 300,
+        table_raw_bytes: 700,
+        table_compression: Compression::Zstd,
+        frames_bytes: match kind {
+            SlotKind::Segment => 20_016,
+            SlotKind::Seal => 0,
+        },
+        incarnation: 4,
+    }
+}
+
+pub(crate) fn table() -> Table {
+    let here = ChunkPlace::Here { frame: 0, offset: 0 };
+    let there = ChunkPlace::There { log: OTHER_LOG, slot: Slot(9), chunk: 6 };
+    let chunk = |chunk: u32, first: u32| ExtentSource::Chunk { chunk, first };
+    let range = |block: u64, count: u64| BlockRange { block, count };
+    let first = Span {
+        volume: VOLUME,
+        epoch: Epoch(3),
+        first_seq: Seq(41),
+        last_seq: Seq(43),
+        mark: Some(mark()),
+        extents: vec![
+            Extent { range: range(5, 2), source: chunk(0, 1) },
+            Extent { range: range(8, 1024), source: ExtentSource::Zero },
+            Extent { range: range(1032, 8), source: chunk(1, 0) },
+        ],
+    };
+    let second = Span {
+        first_seq: Seq(44),
+        last_seq: Seq(44),
+        mark: None,
+        extents: vec![],
+        ..first.clone()
+    };
+    Table {
+        frames: vec![SegmentFrame {
+            stored_bytes: 20_016,
+            raw_bytes: 32_768,
+            compression: Compression::Zstd,
+        }],
+        chunks: vec![
+            SegmentChunk { id: ChunkId(id(0x20)), blocks: 8, place: here },
+            SegmentChunk { id: ChunkId(id(0x60)), blocks: 8, place: there },
+        ],
+        spans: vec![first, second],
+    }
+}
+
+pub(crate) fn vault() -> VaultObject {
+    VaultObject { vault: VAULT, key: KeyNumber(1) }
+}
+
+pub(crate) fn epoch_header() -> EpochHeader {
+    EpochHeader {
+        vault: VAULT,
+        volume: VOLUME,
+        ordinal: 2,
+        key: KeyNumber(1),
+        salt: id(0x10),
+        commitment: id(0x40),
+        body_bytes: sealed_body().len(),
+    }
+}
+
+/// In place of real ciphertext, which is the business of the codec crate.
+pub(crate) fn sealed_body() -> Vec<u8> {
+    epoch_body().encode().iter().map(|byte| byte ^ 0xff).chain([0x77; 16]).collect()
+}
+
+pub(crate) fn epoch_object() -> Vec<u8> {
+    [epoch_header().encode(), sealed_body()].concat()
+}
+
+pub(crate) fn epoch_body() -> EpochBody {
+    EpochBody {
+        epoch: Epoch(3),
+        log: LOG,
+        first_slot: Slot(0x0102),
+        first_seq: Seq(41),
+        size_bytes: 64 << 20,
+        label: "db-1 /dev/vda".to_owned(),
+    }
+}
+
+pub(crate) fn key() -> KeyObject {
+    KeyObject {
+        vault: VAULT,
+        key: KeyNumber(1),
+        wrapper: id(0x01),
+        nonce: id(0x10),
+        wrapped: id(0x80),
+    }
+}
