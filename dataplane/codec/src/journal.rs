@@ -1,0 +1,274 @@
+//! Sealing and opening the groups of a journal file. Layout: `farshore_proto::journal`.
+//!
+//! Each file has a key of its own: data key, salt of the file, and as context vault, log and the
+//! file's number. The AAD of a group is its header; its nonce is `Group` and its number.
+//!
+//! A file is only ever written by the [`JournalSealer`] that was made with it. After a restart the
+//! old files are read and a new file is begun: going on in an old one would need a sealer for an
+//! old salt, which cannot be had (I9).
+
+use crate::error::{CodecError, Place};
+use crate::keys::{DataKey, KeyRing};
+use crate::seal::{Domain, OpenKey, Purpose, Sealer};
+use farshore_proto::journal::{GroupHeader, JournalFileHeader};
+use farshore_proto::limits::{JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES};
+use farshore_proto::{KeyNumber, LogId, VaultId};
+
+fn with_context<T>(vault: VaultId, log: LogId, file: u64, with: impl FnOnce(&[&[u8]]) -> T) -> T {
+    with(&[&vault.0, &log.0, &file.to_le_bytes()])
+}
+
+/// Seals the groups of one journal file, in order.
+#[derive(Debug)]
+pub struct JournalSealer {
+    header: JournalFileHeader,
+    sealer: Sealer,
+}
+
+impl JournalSealer {
+    /// A sealer for the new file `file`, with a salt of its own.
+    ///
+    /// # Errors
+    /// `Unavailable` if the operating system gives no random bytes.
+    pub fn create(
+        vault: VaultId,
+        log: LogId,
+        file: u64,
+        key: &DataKey,
+        number: KeyNumber,
+    ) -> Result<Self, CodecError> {
+        let sealer =
+            with_context(vault, log, file, |context| Sealer::draw(key, Purpose::Journal, context))?;
+        let header = JournalFileHeader {
+            vault,
+            log,
+            number: file,
+            key: number,
+            salt: *sealer.salt(),
+            commitment: *sealer.key().commitment(),
+        };
+        Ok(Self { header, sealer })
+    }
+
+    /// The file's first block, to be written before any group.
+    #[must_use]
+    pub fn header(&self) -> &JournalFileHeader {
+        &self.header
+    }
+
+    /// The number that the next group gets.
+    #[must_use]
+    pub fn next_group(&self) -> u64 {
+        self.sealer.next_counter(Domain::Group)
+    }
+
+    /// Bytes that a group with `plain_bytes` of entries takes on disk.
+    #[must_use]
+    pub fn disk_bytes(plain_bytes: usize) -> usize {
+        GroupHeader { file: 0, group: 0, plain_bytes }.disk_bytes()
+    }
+
+    /// Seals a group where it is: `disk` is `disk_bytes(plain_bytes)` long and holds the entries
+    /// from `JOURNAL_GROUP_HEADER_BYTES` on. Header, tag and padding are filled in.
+    ///
+    /// A group whose write failed is not sealed again: the file is given up (I8).
+    ///
+    /// # Errors
+    /// `Internal` if the cipher refuses.
+    ///
+    /// # Panics
+    /// If `disk` has another length or the group is over its limit: bugs in the caller.
+    pub fn seal_group(
+        &mut self,
+        plain_bytes: usize,
+        disk: &mut [u8],
+    ) -> Result<GroupHeader, CodecError> {
+        let header =
+            GroupHeader { file: self.header.number, group: self.next_group(), plain_bytes };
+        assert_eq!(disk.len(), header.disk_bytes(), "a group has its length on disk");
+        let head = header.encode();
+        let (front, rest) = disk.split_at_mut(JOURNAL_GROUP_HEADER_BYTES);
+        let (plain, rest) = rest.split_at_mut(plain_bytes);
+        let (tag, padding) = rest.split_at_mut(TAG_BYTES);
+        front.copy_from_slice(&head);
+        tag.copy_from_slice(&self.sealer.seal_slice(Domain::Group, &head, plain)?);
+        padding.fill(0);
+        Ok(header)
+    }
+}
+
+/// Opens the groups of one journal file.
+#[derive(Debug)]
+pub struct JournalOpener {
+    header: JournalFileHeader,
+    key: OpenKey,
+}
+
+impl JournalOpener {
+    /// Reads the first block of a file of the journal of `log`.
+    ///
+    /// # Errors
+    /// `Corrupt` if the block is damaged, is of another vault or log, or commits to another key;
+    /// `NotFound` if `keys` lacks its data key.
+    pub fn open(
+        block: &[u8],
+        vault: VaultId,
+        log: LogId,
+        keys: &KeyRing,
+    ) -> Result<Self, CodecError> {
+        let header = JournalFileHeader::decode(block)?;
+        let expected = Place::Journal { vault, log };
+        let found = Place::Journal { vault: header.vault, log: header.log };
+        if found != expected {
+            return Err(CodecError::Misplaced { expected, found });
+        }
+        let data_key = keys.get(header.key)?;
+        let key = with_context(vault, log, header.number, |context| {
+            OpenKey::derive(data_key, Purpose::Journal, context, &header.salt)
+        });
+        key.check(&header.commitment, "journal file header", header.key)?;
+        Ok(Self { header, key })
+    }
+
+    /// The file's header.
+    #[must_use]
+    pub fn header(&self) -> &JournalFileHeader {
+        &self.header
+    }
+
+    /// Reads the header at the front of group `group`, so that the caller knows how much to read
+    /// (`GroupHeader::disk_bytes`).
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged or that of another file or group: at the end of what was written
+    /// this is how a file looks, and the journal's driver decides which of the two it is.
+    pub fn group_header(&self, group: u64, disk: &[u8]) -> Result<GroupHeader, CodecError> {
+        const WHAT: &str = "journal group header";
+        let Some(head) = disk.first_chunk::<JOURNAL_GROUP_HEADER_BYTES>() else {
+            return Err(CodecError::Length {
+                what: WHAT,
+                expected: JOURNAL_GROUP_HEADER_BYTES as u64,
+                found: disk.len() as u64,
+            });
+        };
+        let header = GroupHeader::decode(head)?;
+        if header.file != self.header.number || header.group != group {
+            return Err(CodecError::MisplacedGroup {
+                file: self.header.number,
+                group,
+                found_file: header.file,
+                found_group: header.group,
+            });
+        }
+        Ok(header)
+    }
+
+    /// Opens group `group` where it is; returns its entries. `disk` holds at least the group and
+    /// may go on behind it.
+    ///
+    /// # Errors
+    /// `Corrupt` if the group is not whole, is another, or is not as it was sealed.
+    pub fn open_group<'a>(
+        &self,
+        group: u64,
+        disk: &'a mut [u8],
+    ) -> Result<&'a mut [u8], CodecError> {
+        let header = self.group_header(group, disk)?;
+        let (head, rest) = disk.split_at_mut(JOURNAL_GROUP_HEADER_BYTES);
+        let found = rest.len() as u64;
+        let sealed_bytes = header.plain_bytes + TAG_BYTES;
+        let Some(sealed) = rest.get_mut(..sealed_bytes) else {
+            let expected = sealed_bytes as u64;
+            return Err(CodecError::Length { what: "journal group", expected, found });
+        };
+        self.key.open_in_place(Domain::Group, group, head, sealed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farshore_proto::limits::JOURNAL_ALIGN_BYTES;
+
+    const VAULT: VaultId = VaultId([1; 16]);
+    const LOG: LogId = LogId([2; 16]);
+    const KEY: KeyNumber = KeyNumber(1);
+
+    fn ring() -> KeyRing {
+        let mut ring = KeyRing::new(VAULT);
+        ring.insert(KEY, DataKey::from_bytes([5; 32]));
+        ring
+    }
+
+    fn create(file: u64) -> JournalSealer {
+        JournalSealer::create(VAULT, LOG, file, ring().get(KEY).unwrap(), KEY).unwrap()
+    }
+
+    fn group(sealer: &mut JournalSealer, plain: &[u8]) -> Vec<u8> {
+        // What was in the buffer before must not reach the disk.
+        let mut disk = vec![0xee; JournalSealer::disk_bytes(plain.len())];
+        disk[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(plain);
+        sealer.seal_group(plain.len(), &mut disk).unwrap();
+        disk
+    }
+
+    fn opener(sealer: &JournalSealer) -> JournalOpener {
+        JournalOpener::open(&sealer.header().encode(), VAULT, LOG, &ring()).unwrap()
+    }
+
+    #[test]
+    fn groups_open_in_order_and_only_there() {
+        let mut sealer = create(4);
+        let plains: Vec<Vec<u8>> =
+            [0_usize, 1, 4000, 4016, 4017, 70_000].iter().map(|len| vec![7; *len]).collect();
+        let groups: Vec<_> = plains.iter().map(|plain| group(&mut sealer, plain)).collect();
+        let opener = opener(&sealer);
+        for (number, disk) in groups.iter().enumerate() {
+            assert!(disk.len().is_multiple_of(JOURNAL_ALIGN_BYTES));
+            let number = number as u64;
+            let mut copy = disk.clone();
+            let plain = opener.open_group(number, &mut copy).unwrap();
+            assert_eq!(*plain, plains[usize::try_from(number).unwrap()]);
+            let error = opener.open_group(number + 1, &mut disk.clone()).unwrap_err();
+            assert!(matches!(error, CodecError::MisplacedGroup { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_group_of_an_older_file_is_not_read() {
+        let mut old = create(4);
+        let disk = group(&mut old, b"old");
+        let error = opener(&create(5)).open_group(0, &mut disk.clone()).unwrap_err();
+        assert!(matches!(error, CodecError::MisplacedGroup { found_file: 4, .. }), "{error}");
+        // The same number written anew (after a lost directory): the salt tells them apart.
+        let error = opener(&create(4)).open_group(0, &mut disk.clone()).unwrap_err();
+        assert_eq!(error, CodecError::Tampered { what: "journal group" });
+    }
+
+    #[test]
+    fn a_file_of_another_log_or_vault_is_refused() {
+        let block = create(1).header().encode();
+        for (vault, log) in [(VaultId([9; 16]), LOG), (VAULT, LogId([9; 16]))] {
+            let error = JournalOpener::open(&block, vault, log, &ring()).unwrap_err();
+            assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_refused() {
+        let mut sealer = create(4);
+        let plain = b"a write that was acknowledged";
+        let disk = group(&mut sealer, plain);
+        let opener = opener(&sealer);
+        let used = JOURNAL_GROUP_HEADER_BYTES + plain.len() + TAG_BYTES;
+        for at in 0..used {
+            for bit in 0..8 {
+                let mut bad = disk.clone();
+                bad[at] ^= 1 << bit;
+                assert!(opener.open_group(0, &mut bad).is_err(), "byte {at} bit {bit}");
+            }
+            assert!(opener.open_group(0, &mut disk[..at].to_vec()).is_err(), "length {at}");
+        }
+        assert!(disk[used..].iter().all(|byte| *byte == 0), "padding carries nothing");
+    }
+}

@@ -1,0 +1,384 @@
+//! AES-256-GCM behind one seam, and the rule that makes nonces safe.
+//!
+//! Two implementations stand behind the seam: `aws-lc-rs` seals and opens in production, `aes-gcm`
+//! wraps data keys and opens a sample of what was sealed (`segment`), so that a broken
+//! implementation is noticed before anything rests on it.
+//!
+//! **Derivation.** Each object has a key of its own:
+//! `key = BLAKE3-derive-key("farshore 2026 v1 <purpose> seal key", data key ‖ salt ‖ context…)`, each
+//! part preceded by its length (8 bytes, little-endian). The context names the place: vault and log
+//! and slot, or vault and volume and ordinal. The salt is 32 random bytes drawn for each attempt.
+//!
+//! **Commitment.** The same inputs under "… commitment" give 32 bytes that the object carries in
+//! the clear. AES-GCM alone does not bind a ciphertext to one key; the commitment does, and it tells
+//! a wrong key from damaged data before anything is opened.
+//!
+//! **Nonces (I9).** 12 bytes: domain (4, little-endian) ‖ counter (8, little-endian). A [`Sealer`]
+//! counts each domain from 0. Since its key is new with each salt, and only a sealer seals, a pair
+//! of key and nonce seals once.
+//!
+//! Source: NIST SP 800-38D §8.2.1 (deterministic nonces).
+
+use crate::error::CodecError;
+use crate::keys::{DataKey, derive};
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use farshore_proto::KeyNumber;
+use farshore_proto::limits::TAG_BYTES;
+use std::fmt;
+use zeroize::Zeroizing;
+
+/// Bytes of a salt.
+pub const SALT_BYTES: usize = 32;
+/// Bytes of a key commitment.
+pub const COMMITMENT_BYTES: usize = 32;
+const KEY_BYTES: usize = 32;
+const NONCE_BYTES: usize = 12;
+
+/// What a derived key is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A segment or seal of a log.
+    Segment,
+    /// A file of a node's journal.
+    Journal,
+    /// An epoch object.
+    Epoch,
+}
+
+impl Purpose {
+    /// Context strings of the key and of its commitment. They are part of the format: a change
+    /// makes everything sealed before unreadable.
+    fn contexts(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Segment => {
+                ("farshore 2026 v1 segment seal key", "farshore 2026 v1 segment seal commitment")
+            }
+            Self::Journal => {
+                ("farshore 2026 v1 journal seal key", "farshore 2026 v1 journal seal commitment")
+            }
+            Self::Epoch => {
+                ("farshore 2026 v1 epoch seal key", "farshore 2026 v1 epoch seal commitment")
+            }
+        }
+    }
+}
+
+/// The part of an object that a nonce is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Domain {
+    /// Frames of a segment; the counter is the frame's number.
+    Frame,
+    /// The table of a segment; the counter is 0.
+    Table,
+    /// The body of an epoch object; the counter is 0.
+    Body,
+    /// Groups of a journal file; the counter is the group's number.
+    Group,
+}
+
+impl Domain {
+    const COUNT: usize = 4;
+
+    fn index(self) -> usize {
+        match self {
+            Self::Frame => 0,
+            Self::Table => 1,
+            Self::Body => 2,
+            Self::Group => 3,
+        }
+    }
+
+    /// The number in the nonce.
+    fn code(self) -> u32 {
+        match self {
+            Self::Frame => 1,
+            Self::Table => 2,
+            Self::Body => 3,
+            Self::Group => 4,
+        }
+    }
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Frame => "segment frame",
+            Self::Table => "segment table",
+            Self::Body => "epoch body",
+            Self::Group => "journal group",
+        }
+    }
+
+    fn nonce(self, counter: u64) -> [u8; NONCE_BYTES] {
+        let mut nonce = [0; NONCE_BYTES];
+        nonce[..4].copy_from_slice(&self.code().to_le_bytes());
+        nonce[4..].copy_from_slice(&counter.to_le_bytes());
+        nonce
+    }
+}
+
+/// Whose AES-256-GCM does the work. Both open what the other sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Implementation {
+    /// The `aws-lc-rs` crate: for all bulk work.
+    AwsLc,
+    /// The `aes-gcm` crate: for key wrapping and for checking the other.
+    RustCrypto,
+}
+
+enum Cipher {
+    AwsLc(LessSafeKey),
+    RustCrypto(Box<aes_gcm::Aes256Gcm>),
+}
+
+/// The cipher refused; says nothing about why, on purpose.
+#[derive(Debug)]
+struct Refused;
+
+impl Cipher {
+    fn new(implementation: Implementation, key: &[u8; KEY_BYTES]) -> Self {
+        match implementation {
+            Implementation::AwsLc => {
+                let key = UnboundKey::new(&AES_256_GCM, key).expect("the key has the right length");
+                Self::AwsLc(LessSafeKey::new(key))
+            }
+            Implementation::RustCrypto => {
+                Self::RustCrypto(Box::new(aes_gcm::Aes256Gcm::new(key.into())))
+            }
+        }
+    }
+
+    fn seal(
+        &self,
+        nonce: [u8; NONCE_BYTES],
+        aad: &[u8],
+        plain: &mut [u8],
+    ) -> Result<[u8; TAG_BYTES], Refused> {
+        match self {
+            Self::AwsLc(key) => {
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                let tag = key
+                    .seal_in_place_separate_tag(nonce, Aad::from(aad), plain)
+                    .map_err(|_| Refused)?;
+                tag.as_ref().try_into().map_err(|_| Refused)
+            }
+            Self::RustCrypto(key) => {
+                let tag = key
+                    .encrypt_inout_detached(&nonce.into(), aad, plain.into())
+                    .map_err(|_| Refused)?;
+                Ok(tag.into())
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        nonce: [u8; NONCE_BYTES],
+        aad: &[u8],
+        sealed: &mut [u8],
+        tag: &[u8; TAG_BYTES],
+    ) -> Result<(), Refused> {
+        match self {
+            Self::AwsLc(key) => {
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, sealed)
+                    .map(drop)
+                    .map_err(|_| Refused)
+            }
+            Self::RustCrypto(key) => key
+                .decrypt_inout_detached(&nonce.into(), aad, sealed.into(), &(*tag).into())
+                .map_err(|_| Refused),
+        }
+    }
+}
+
+/// A key derived for one object. It opens; it cannot seal.
+pub struct OpenKey {
+    cipher: Cipher,
+    commitment: [u8; COMMITMENT_BYTES],
+}
+
+impl fmt::Debug for OpenKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OpenKey(..)")
+    }
+}
+
+impl OpenKey {
+    /// Derives the key of the object whose salt is `salt` at the place `context`.
+    #[must_use]
+    pub fn derive(
+        key: &DataKey,
+        purpose: Purpose,
+        context: &[&[u8]],
+        salt: &[u8; SALT_BYTES],
+    ) -> Self {
+        Self::derive_for(Implementation::AwsLc, key, purpose, context, salt)
+    }
+
+    /// `derive`, with the implementation chosen.
+    #[must_use]
+    pub fn derive_for(
+        implementation: Implementation,
+        key: &DataKey,
+        purpose: Purpose,
+        context: &[&[u8]],
+        salt: &[u8; SALT_BYTES],
+    ) -> Self {
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(2 + context.len());
+        parts.extend([key.bytes().as_slice(), salt]);
+        parts.extend(context);
+        let (for_key, for_commitment) = purpose.contexts();
+        let mut derived = Zeroizing::new([0; KEY_BYTES]);
+        derive(for_key, &parts, &mut *derived);
+        let mut commitment = [0; COMMITMENT_BYTES];
+        derive(for_commitment, &parts, &mut commitment);
+        Self { cipher: Cipher::new(implementation, &derived), commitment }
+    }
+
+    /// What an object sealed with the key carries to say so.
+    #[must_use]
+    pub fn commitment(&self) -> &[u8; COMMITMENT_BYTES] {
+        &self.commitment
+    }
+
+    /// Checks, in constant time, that an object commits to this key.
+    ///
+    /// # Errors
+    /// `Corrupt`: the data key `number` is not the one that sealed it, or its header is damaged.
+    pub fn check(
+        &self,
+        commitment: &[u8; COMMITMENT_BYTES],
+        what: &'static str,
+        number: KeyNumber,
+    ) -> Result<(), CodecError> {
+        // The equality of blake3::Hash takes the same time wherever the two differ.
+        if blake3::Hash::from_bytes(self.commitment) != blake3::Hash::from_bytes(*commitment) {
+            return Err(CodecError::KeyMismatch { what, key: number });
+        }
+        Ok(())
+    }
+
+    /// Opens `sealed` (with its tag at the end) where it is; returns the plain bytes in it.
+    ///
+    /// # Errors
+    /// `Corrupt` if anything, `aad` included, differs from what was sealed. The buffer's content
+    /// is of no use then.
+    pub fn open_in_place<'a>(
+        &self,
+        domain: Domain,
+        counter: u64,
+        aad: &[u8],
+        sealed: &'a mut [u8],
+    ) -> Result<&'a mut [u8], CodecError> {
+        let tampered = CodecError::Tampered { what: domain.what() };
+        let Some((body, tag)) = sealed.split_last_chunk_mut::<TAG_BYTES>() else {
+            return Err(tampered);
+        };
+        match self.cipher.open(domain.nonce(counter), aad, body, tag) {
+            Ok(()) => Ok(body),
+            Err(Refused) => Err(tampered),
+        }
+    }
+}
+
+/// Seals the parts of one object, each under a nonce of its own.
+///
+/// There is no way to make two sealers with one key: each draws its salt.
+pub struct Sealer {
+    key: OpenKey,
+    salt: [u8; SALT_BYTES],
+    next: [u64; Domain::COUNT],
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer").field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
+impl Sealer {
+    /// A sealer with a new salt, for an object at the place `context`.
+    ///
+    /// # Errors
+    /// `Unavailable` if the operating system gives no random bytes.
+    pub fn draw(key: &DataKey, purpose: Purpose, context: &[&[u8]]) -> Result<Self, CodecError> {
+        Self::draw_for(Implementation::AwsLc, key, purpose, context)
+    }
+
+    /// `draw`, with the implementation chosen.
+    ///
+    /// # Errors
+    /// As `draw`.
+    pub fn draw_for(
+        implementation: Implementation,
+        key: &DataKey,
+        purpose: Purpose,
+        context: &[&[u8]],
+    ) -> Result<Self, CodecError> {
+        let mut salt = [0; SALT_BYTES];
+        getrandom::fill(&mut salt).map_err(|_| CodecError::Entropy)?;
+        let key = OpenKey::derive_for(implementation, key, purpose, context, &salt);
+        Ok(Self { key, salt, next: [0; Domain::COUNT] })
+    }
+
+    /// The salt, for the object's header.
+    #[must_use]
+    pub fn salt(&self) -> &[u8; SALT_BYTES] {
+        &self.salt
+    }
+
+    /// The key, to open what was sealed, and for the commitment in the object's header.
+    #[must_use]
+    pub fn key(&self) -> &OpenKey {
+        &self.key
+    }
+
+    /// The counter that the next sealing in `domain` will use.
+    #[must_use]
+    pub fn next_counter(&self, domain: Domain) -> u64 {
+        self.next[domain.index()]
+    }
+
+    /// Seals `plain` where it is and returns the tag, which belongs right behind it.
+    ///
+    /// The counter is used up even if sealing fails.
+    ///
+    /// # Errors
+    /// `Internal` if the cipher refuses; it refuses nothing below 64 GiB.
+    ///
+    /// # Panics
+    /// After 2^64 sealings.
+    pub fn seal_slice(
+        &mut self,
+        domain: Domain,
+        aad: &[u8],
+        plain: &mut [u8],
+    ) -> Result<[u8; TAG_BYTES], CodecError> {
+        let next = &mut self.next[domain.index()];
+        let counter = *next;
+        *next = counter.checked_add(1).expect("a 64-bit counter does not run out");
+        let bytes = plain.len();
+        self.key
+            .cipher
+            .seal(domain.nonce(counter), aad, plain)
+            .map_err(|Refused| CodecError::Cipher { what: domain.what(), bytes })
+    }
+
+    /// Seals all of `plain` where it is and appends the tag.
+    ///
+    /// # Errors
+    /// As `seal_slice`.
+    pub fn seal(
+        &mut self,
+        domain: Domain,
+        aad: &[u8],
+        plain: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        let tag = self.seal_slice(domain, aad, plain)?;
+        plain.extend_from_slice(&tag);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

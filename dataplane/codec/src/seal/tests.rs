@@ -1,0 +1,192 @@
+use super::*;
+use farshore_proto::ErrorKind;
+use proptest::prelude::*;
+
+const BOTH: [Implementation; 2] = [Implementation::AwsLc, Implementation::RustCrypto];
+
+fn bytes(hex: &str) -> Vec<u8> {
+    hex::decode(hex).unwrap()
+}
+
+struct Vector {
+    key: &'static str,
+    nonce: &'static str,
+    plain: &'static str,
+    aad: &'static str,
+    sealed: &'static str,
+    tag: &'static str,
+}
+
+/// Test cases 13 to 16 of the GCM specification (McGrew and Viega, 2005), those of AES-256 with
+/// nonces of 96 bits.
+const VECTORS: [Vector; 4] = [
+    Vector {
+        key: "0000000000000000000000000000000000000000000000000000000000000000",
+        nonce: "000000000000000000000000",
+        plain: "",
+        aad: "",
+        sealed: "",
+        tag: "530f8afbc74536b9a963b4f1c4cb738b",
+    },
+    Vector {
+        key: "0000000000000000000000000000000000000000000000000000000000000000",
+        nonce: "000000000000000000000000",
+        plain: "00000000000000000000000000000000",
+        aad: "",
+        sealed: "cea7403d4d606b6e074ec5d3baf39d18",
+        tag: "d0d1c8a799996bf0265b98b5d48ab919",
+    },
+    Vector {
+        key: "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308",
+        nonce: "cafebabefacedbaddecaf888",
+        plain: "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72\
+                1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b391aafd255",
+        aad: "",
+        sealed: "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa\
+                 8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662898015ad",
+        tag: "b094dac5d93471bdec1a502270e3cc6c",
+    },
+    Vector {
+        key: "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308",
+        nonce: "cafebabefacedbaddecaf888",
+        plain: "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72\
+                1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39",
+        aad: "feedfacedeadbeeffeedfacedeadbeefabaddad2",
+        sealed: "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa\
+                 8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662",
+        tag: "76fc6ece0f4e1768cddf8853bb2d551b",
+    },
+];
+
+#[test]
+fn both_implementations_give_the_published_answers() {
+    for (number, vector) in VECTORS.iter().enumerate() {
+        let key: [u8; 32] = bytes(vector.key).try_into().unwrap();
+        let nonce: [u8; 12] = bytes(vector.nonce).try_into().unwrap();
+        for implementation in BOTH {
+            let cipher = Cipher::new(implementation, &key);
+            let mut buffer = bytes(vector.plain);
+            let tag = cipher.seal(nonce, &bytes(vector.aad), &mut buffer).unwrap();
+            assert_eq!(hex::encode(&buffer), vector.sealed, "{implementation:?} {number}");
+            assert_eq!(hex::encode(tag), vector.tag, "{implementation:?} {number}");
+            cipher.open(nonce, &bytes(vector.aad), &mut buffer, &tag).unwrap();
+            assert_eq!(hex::encode(&buffer), vector.plain, "{implementation:?} {number}");
+        }
+    }
+}
+
+#[test]
+fn derivation_is_part_of_the_format() {
+    // Change a context string or the framing and objects sealed before cannot be opened: bump the
+    // version of the strings, do not edit these bytes.
+    let key = DataKey::from_bytes([0x11; 32]);
+    let salt = [0x22; 32];
+    let context: [&[u8]; 2] = [b"vault", b"log"];
+    let first =
+        |purpose| hex::encode(&OpenKey::derive(&key, purpose, &context, &salt).commitment[..8]);
+    assert_eq!(first(Purpose::Segment), "fa010152fb5803d1");
+    assert_eq!(first(Purpose::Journal), "f47c9cb28cfec61c");
+    assert_eq!(first(Purpose::Epoch), "4624f3afef9526b6");
+}
+
+#[test]
+fn each_input_of_the_derivation_changes_the_key() {
+    let key = DataKey::from_bytes([1; 32]);
+    let base = OpenKey::derive(&key, Purpose::Segment, &[b"ab", b"c"], &[0; 32]);
+    let others = [
+        OpenKey::derive(&DataKey::from_bytes([2; 32]), Purpose::Segment, &[b"ab", b"c"], &[0; 32]),
+        OpenKey::derive(&key, Purpose::Journal, &[b"ab", b"c"], &[0; 32]),
+        OpenKey::derive(&key, Purpose::Segment, &[b"a", b"bc"], &[0; 32]),
+        OpenKey::derive(&key, Purpose::Segment, &[b"ab", b"c"], &[1; 32]),
+    ];
+    for other in others {
+        let error = other.check(base.commitment(), "segment header", KeyNumber(1)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+    let again = OpenKey::derive(&key, Purpose::Segment, &[b"ab", b"c"], &[0; 32]);
+    again.check(base.commitment(), "segment header", KeyNumber(1)).unwrap();
+}
+
+#[test]
+fn a_sealer_never_repeats_a_nonce_or_a_salt() {
+    let key = DataKey::draw().unwrap();
+    let mut one = Sealer::draw(&key, Purpose::Journal, &[]).unwrap();
+    let two = Sealer::draw(&key, Purpose::Journal, &[]).unwrap();
+    assert_ne!(one.salt(), two.salt());
+    assert_ne!(one.key().commitment(), two.key().commitment());
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        for domain in [Domain::Frame, Domain::Table, Domain::Body, Domain::Group] {
+            assert!(seen.insert(domain.nonce(one.next_counter(domain))));
+            one.seal_slice(domain, &[], &mut [0; 8]).unwrap();
+        }
+    }
+    assert_eq!(seen.len(), 12);
+}
+
+#[test]
+fn nothing_secret_is_printed() {
+    let sealer = Sealer::draw(&DataKey::from_bytes([9; 32]), Purpose::Epoch, &[]).unwrap();
+    assert_eq!(format!("{sealer:?}"), "Sealer { next: [0, 0, 0, 0], .. }");
+    assert_eq!(format!("{:?}", sealer.key()), "OpenKey(..)");
+}
+
+#[test]
+fn bytes_shorter_than_a_tag_are_refused() {
+    let sealer = Sealer::draw(&DataKey::from_bytes([9; 32]), Purpose::Epoch, &[]).unwrap();
+    for len in 0..TAG_BYTES {
+        let mut bytes = vec![0; len];
+        let error = sealer.key().open_in_place(Domain::Body, 0, &[], &mut bytes).unwrap_err();
+        assert_eq!(error, CodecError::Tampered { what: "epoch body" });
+    }
+}
+
+proptest! {
+    #[test]
+    fn each_implementation_opens_what_the_other_sealed(
+        plain in proptest::collection::vec(any::<u8>(), 0..9000),
+        aad in proptest::collection::vec(any::<u8>(), 0..200),
+        counter in 0_u64..4,
+    ) {
+        let key = DataKey::from_bytes([5; 32]);
+        for sealing in BOTH {
+            let mut sealer = Sealer::draw_for(sealing, &key, Purpose::Segment, &[b"x"]).unwrap();
+            let mut sealed = Vec::new();
+            for _ in 0..=counter {
+                sealed.clone_from(&plain);
+                sealer.seal(Domain::Frame, &aad, &mut sealed).unwrap();
+            }
+            prop_assert_eq!(sealed.len(), plain.len() + TAG_BYTES);
+            for opening in BOTH {
+                let open =
+                    OpenKey::derive_for(opening, &key, Purpose::Segment, &[b"x"], sealer.salt());
+                open.check(sealer.key().commitment(), "test", KeyNumber(1)).unwrap();
+                let mut copy = sealed.clone();
+                let opened = open.open_in_place(Domain::Frame, counter, &aad, &mut copy).unwrap();
+                prop_assert_eq!(&*opened, &plain[..]);
+                let mut copy = sealed.clone();
+                prop_assert!(open.open_in_place(Domain::Frame, counter + 1, &aad, &mut copy).is_err());
+                let mut copy = sealed.clone();
+                prop_assert!(open.open_in_place(Domain::Table, counter, &aad, &mut copy).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_refused_by_both(
+        plain in proptest::collection::vec(any::<u8>(), 0..300),
+        at in any::<proptest::sample::Index>(),
+        bit in 0_u8..8,
+    ) {
+        let key = DataKey::from_bytes([5; 32]);
+        let aad = b"where it belongs";
+        for implementation in BOTH {
+            let mut sealer = Sealer::draw_for(implementation, &key, Purpose::Segment, &[]).unwrap();
+            let mut sealed = plain.clone();
+            sealer.seal(Domain::Frame, aad, &mut sealed).unwrap();
+            let at = at.index(sealed.len());
+            sealed[at] ^= 1 << bit;
+            prop_assert!(sealer.key().open_in_place(Domain::Frame, 0, aad, &mut sealed).is_err());
+        }
+    }
+}

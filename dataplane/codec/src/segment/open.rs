@@ -1,0 +1,213 @@
+//! Opening a segment: header, table, then the frames that are needed.
+
+use super::At;
+use crate::compress::decompress;
+use crate::error::CodecError;
+use crate::id::ChunkHasher;
+use crate::keys::KeyRing;
+use crate::seal::{Domain, Implementation, OpenKey, Purpose};
+use farshore_proto::limits::{
+    BLOCK_BYTES, SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX,
+};
+use farshore_proto::segment::{ChunkPlace, SegmentFrame, SegmentHeader, SlotKind, Table};
+use farshore_proto::{LogId, Slot, VaultId};
+use std::ops::Range;
+
+/// Opens the parts of one object of a log.
+#[derive(Debug)]
+pub struct Opener {
+    at: At,
+    header: SegmentHeader,
+    /// The header as it was read: the table's AAD.
+    head: [u8; SEGMENT_HEADER_BYTES],
+    key: OpenKey,
+}
+
+impl Opener {
+    /// Reads the header at the front of an object that was found at `slot` of `log`.
+    ///
+    /// `object` is at least the header; the rest may be there too.
+    ///
+    /// # Errors
+    /// `Corrupt` if the header is damaged, is that of another place, or commits to another key;
+    /// `NotFound` if `keys` lacks its data key; `Limit` if it claims more than a segment may be.
+    pub fn open_header(
+        object: &[u8],
+        vault: VaultId,
+        log: LogId,
+        slot: Slot,
+        keys: &KeyRing,
+    ) -> Result<Self, CodecError> {
+        Self::open_header_with(Implementation::AwsLc, object, vault, log, slot, keys)
+    }
+
+    /// `open_header`, with the implementation of the cipher chosen: an independent check reads
+    /// with the one that did not write.
+    ///
+    /// # Errors
+    /// As `open_header`.
+    pub fn open_header_with(
+        implementation: Implementation,
+        object: &[u8],
+        vault: VaultId,
+        log: LogId,
+        slot: Slot,
+        keys: &KeyRing,
+    ) -> Result<Self, CodecError> {
+        let header = SegmentHeader::decode(object)?;
+        let at = At { vault, log, slot };
+        let found = At { vault: header.vault, log: header.log, slot: header.slot };
+        if found != at {
+            return Err(CodecError::Misplaced { expected: at.place(), found: found.place() });
+        }
+        let data_key = keys.get(header.key)?;
+        let key = at.with_context(|context| {
+            OpenKey::derive_for(implementation, data_key, Purpose::Segment, context, &header.salt)
+        });
+        key.check(&header.commitment, "segment header", header.key)?;
+        let mut head = [0; SEGMENT_HEADER_BYTES];
+        head.copy_from_slice(&object[..SEGMENT_HEADER_BYTES]);
+        Ok(Self { at, header, head, key })
+    }
+
+    /// The header.
+    #[must_use]
+    pub fn header(&self) -> &SegmentHeader {
+        &self.header
+    }
+
+    /// Where the sealed table is in the object.
+    #[must_use]
+    pub fn table_range(&self) -> Range<u64> {
+        SEGMENT_HEADER_BYTES as u64..self.header.frames_offset()
+    }
+
+    /// Opens the table out of the bytes at `table_range`.
+    ///
+    /// # Errors
+    /// `Corrupt` if anything of header or table is not as it was sealed.
+    pub fn open_table(&self, sealed: &[u8]) -> Result<Table, CodecError> {
+        const WHAT: &str = "segment table";
+        check_length(WHAT, self.header.table_bytes as u64, sealed.len())?;
+        let mut copy = sealed.to_vec();
+        let stored = self.key.open_in_place(Domain::Table, 0, &self.head, &mut copy)?;
+        let mut raw = Vec::new();
+        let raw_bytes = self.header.table_raw_bytes;
+        let compression = self.header.table_compression;
+        decompress(WHAT, compression, stored, raw_bytes, SEGMENT_TABLE_BYTES_MAX, &mut raw)?;
+        let table = Table::decode(&raw)?;
+        let frames_bytes = table.frames.iter().map(|frame| u64::from(frame.stored_bytes)).sum();
+        if frames_bytes != self.header.frames_bytes {
+            return Err(CodecError::Length {
+                what: "segment frames",
+                expected: self.header.frames_bytes,
+                found: frames_bytes,
+            });
+        }
+        if self.header.kind == SlotKind::Seal && table != Table::default() {
+            return Err(CodecError::Length {
+                what: "table of a seal",
+                expected: 0,
+                found: frames_bytes,
+            });
+        }
+        Ok(table)
+    }
+
+    /// Where each sealed frame of `table` is in the object, in order.
+    #[must_use]
+    pub fn frame_ranges(&self, table: &Table) -> Vec<Range<u64>> {
+        let mut at = self.header.frames_offset();
+        let range = |frame: &SegmentFrame| {
+            let start = at;
+            at += u64::from(frame.stored_bytes);
+            start..at
+        };
+        table.frames.iter().map(range).collect()
+    }
+
+    /// Opens frame `number` of `table` out of its bytes in the object, appending them to `out`.
+    ///
+    /// # Errors
+    /// `Corrupt` if there is no such frame or its bytes are not what was sealed there; `out` is as
+    /// before then.
+    pub fn open_frame(
+        &self,
+        table: &Table,
+        number: u32,
+        sealed: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        const WHAT: &str = "segment frame";
+        let Some(frame) = table.frames.get(number as usize) else {
+            return Err(CodecError::Missing { what: WHAT, number: number.into() });
+        };
+        check_length(WHAT, frame.stored_bytes.into(), sealed.len())?;
+        let aad = self.at.frame_aad(number, frame);
+        let mut copy = sealed.to_vec();
+        let stored = self.key.open_in_place(Domain::Frame, number.into(), &aad, &mut copy)?;
+        let raw_bytes = frame.raw_bytes as usize;
+        decompress(WHAT, frame.compression, stored, raw_bytes, SEGMENT_FRAME_BYTES_MAX, out)
+    }
+
+    /// Opens the table and every frame of a whole object; `each` gets the number and bytes of each
+    /// frame in order. For objects read whole: verification, restore.
+    ///
+    /// # Errors
+    /// As `open_table` and `open_frame`; `Corrupt` if the object is shorter or longer than its
+    /// header says. An error of `each` is passed on.
+    pub fn open_all<E: From<CodecError>>(
+        &self,
+        object: &[u8],
+        mut each: impl FnMut(&Table, u32, &[u8]) -> Result<(), E>,
+    ) -> Result<Table, E> {
+        check_length("segment", self.header.object_bytes(), object.len())?;
+        let (head, frames) = object.split_at(SEGMENT_HEADER_BYTES + self.header.table_bytes);
+        let table = self.open_table(&head[SEGMENT_HEADER_BYTES..])?;
+        let mut rest = frames;
+        let mut raw = Vec::new();
+        for (number, frame) in (0..).zip(&table.frames) {
+            let (sealed, after) = rest.split_at(frame.stored_bytes as usize);
+            rest = after;
+            raw.clear();
+            self.open_frame(&table, number, sealed, &mut raw)?;
+            each(&table, number, &raw)?;
+        }
+        Ok(table)
+    }
+}
+
+/// The bytes of chunk `number` of `table` in its opened frame, checked against its id.
+///
+/// # Errors
+/// `Corrupt` if the segment does not hold the chunk, the frame is not that long, or the bytes do
+/// not hash to the id.
+pub fn chunk_of<'a>(
+    table: &Table,
+    number: u32,
+    frame: &'a [u8],
+    hasher: &ChunkHasher,
+) -> Result<&'a [u8], CodecError> {
+    let missing = CodecError::Missing { what: "chunk of the segment", number: number.into() };
+    let Some(chunk) = table.chunks.get(number as usize) else {
+        return Err(missing);
+    };
+    let ChunkPlace::Here { offset, .. } = chunk.place else {
+        return Err(missing);
+    };
+    let start = offset as usize;
+    let Some(bytes) = frame.get(start..start + chunk.blocks as usize * BLOCK_BYTES) else {
+        return Err(missing);
+    };
+    if !hasher.is_of(&chunk.id, bytes) {
+        return Err(CodecError::ChunkDiffers { id: chunk.id });
+    }
+    Ok(bytes)
+}
+
+fn check_length(what: &'static str, expected: u64, found: usize) -> Result<(), CodecError> {
+    if expected != found as u64 {
+        return Err(CodecError::Length { what, expected, found: found as u64 });
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! Accepting connections, serving each, shutting down.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, warn};
+
+use crate::address::{Address, BindError, Listener, Stream};
+use crate::backend::Backend;
+use crate::counters::{Counters, Ledger, Refusal};
+use crate::incoming::{Incoming, Signal};
+use crate::limits::{
+    ACCEPT_RETRY, BLOCK_BYTES_MIN, CONNECTIONS_MAX, EXPORT_NAME_BYTES_MAX, HANDSHAKE_DEADLINE,
+    SHUTDOWN_GRACE,
+};
+use crate::negotiate::{Agreed, Export, negotiate};
+use crate::transmit::Link;
+
+/// An export, bound to an address. Clients can connect from now on; [`serve`](Self::serve) answers them.
+#[derive(Debug)]
+pub struct Server<B> {
+    listener: Listener,
+    address: Address,
+    shared: Arc<Shared<B>>,
+}
+
+/// What all connections of a server have in common.
+#[derive(Debug)]
+struct Shared<B> {
+    export: Export,
+    backend: Arc<B>,
+    counters: Arc<Counters>,
+    shutdown: Signal,
+}
+
+impl<B: Backend> Server<B> {
+    /// Binds `backend` to `address` under `export_name` (at most 256 bytes; clients may leave it out).
+    ///
+    /// # Errors
+    /// [`BindError`]: the address is taken or not allowed, or the export cannot be described to clients.
+    pub async fn bind(
+        address: &Address,
+        export_name: &str,
+        backend: Arc<B>,
+    ) -> Result<Self, BindError> {
+        if export_name.len() > EXPORT_NAME_BYTES_MAX || export_name.contains('\0') {
+            return Err(BindError::ExportName { name: export_name.to_owned() });
+        }
+        let size_bytes = backend.size_bytes();
+        if !size_bytes.is_multiple_of(u64::from(BLOCK_BYTES_MIN)) {
+            return Err(BindError::Size { size_bytes });
+        }
+        let export = Export {
+            name: export_name.to_owned(),
+            size_bytes,
+            is_read_only: backend.is_read_only(),
+            can_multi_conn: backend.can_multi_conn(),
+            is_zeroing_fast: backend.is_zeroing_fast(),
+        };
+        let (listener, address) = Listener::bind(address).await?;
+        let (counters, shutdown) = (Arc::default(), Signal::new());
+        let shared = Arc::new(Shared { export, backend, counters, shutdown });
+        Ok(Self { listener, address, shared })
+    }
+
+    /// Where the server listens, with the real port and an absolute path.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The URI for clients.
+    pub fn uri(&self) -> String {
+        self.address.uri(&self.shared.export.name)
+    }
+
+    /// The counters, which go on living as long as anybody holds them.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.shared.counters)
+    }
+
+    /// Serves clients until `shutdown` is ready, then stops listening and returns when every request in flight is done.
+    ///
+    /// Requests that come after that are answered `ESHUTDOWN`. A client that does not take its replies is
+    /// disconnected after [`SHUTDOWN_GRACE`]; the backend is always waited for.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes all connections; requests that the backend has begun are carried through on the
+    /// runtime, unanswered.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) {
+        let Self { listener, shared, .. } = self;
+        let mut shutdown = pin!(shutdown);
+        let mut connections = JoinSet::new();
+        let mut last = 0;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                Some(ended) = connections.join_next() => note_panic(ended),
+                accepted = listener.accept() => match accepted {
+                    Ok(stream) => {
+                        last += 1;
+                        let ledger = Ledger::new(Arc::clone(&shared.counters), last);
+                        admit(&mut connections, &shared, stream, ledger);
+                    }
+                    Err(error) => {
+                        shared.counters.accept_errors.fetch_add(1, Ordering::Relaxed);
+                        warn!(%error, "nbd connection not accepted");
+                        sleep(ACCEPT_RETRY).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        shared.shutdown.raise();
+        while let Some(ended) = connections.join_next().await {
+            note_panic(ended);
+        }
+    }
+}
+
+fn note_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "nbd connection ended by a bug");
+    }
+}
+
+fn admit<B: Backend>(
+    connections: &mut JoinSet<()>,
+    shared: &Arc<Shared<B>>,
+    stream: Stream,
+    ledger: Ledger,
+) {
+    shared.counters.connections.fetch_add(1, Ordering::Relaxed);
+    if connections.len() >= CONNECTIONS_MAX {
+        ledger.refuse(Refusal::ConnectionsTooMany);
+        return;
+    }
+    let (shared, ledger) = (Arc::clone(shared), Arc::new(ledger));
+    match stream {
+        Stream::Tcp(stream) => {
+            let (reader, writer) = stream.into_split();
+            connections.spawn(shared.converse(reader, writer, ledger));
+        }
+        Stream::Unix(stream) => {
+            let (reader, writer) = stream.into_split();
+            connections.spawn(shared.converse(reader, writer, ledger));
+        }
+    }
+}
+
+/// Counts a connection as open while it lives.
+struct Open<'c>(&'c Counters);
+
+impl<'c> Open<'c> {
+    fn new(counters: &'c Counters) -> Self {
+        counters.connections_open.fetch_add(1, Ordering::Relaxed);
+        Self(counters)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.connections_open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<B: Backend> Shared<B> {
+    /// One connection, from greeting to end.
+    async fn converse<R, W>(self: Arc<Self>, reader: R, mut writer: W, ledger: Arc<Ledger>)
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let _open = Open::new(&self.counters);
+        let cut = Arc::new(Signal::new());
+        let mut incoming = Incoming::new(reader, Arc::clone(&cut));
+        let negotiating = negotiate(&mut incoming, &mut writer, &self.export, &ledger);
+        let negotiated = tokio::select! {
+            negotiated = timeout(HANDSHAKE_DEADLINE, negotiating) => negotiated,
+            () = self.shutdown.raised() => return,
+        };
+        let agreed = match negotiated {
+            Ok(Ok(Some(agreed))) => agreed,
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return ledger.refuse(Refusal::CutShort);
+            }
+            Ok(Err(error)) => return debug!(%error, "nbd client gone during negotiation"),
+            Err(_) => return ledger.refuse(Refusal::HandshakeTooSlow),
+        };
+        self.transmit(incoming, writer, agreed, ledger, &cut).await;
+    }
+
+    async fn transmit<R, W>(
+        &self,
+        incoming: Incoming<R>,
+        writer: W,
+        agreed: Agreed,
+        ledger: Arc<Ledger>,
+        cut: &Arc<Signal>,
+    ) where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let backend = Arc::clone(&self.backend);
+        let link = Arc::new(Link::new(backend, agreed, ledger, writer, Arc::clone(cut)));
+        let cut_late = async {
+            self.shutdown.raised().await;
+            sleep(SHUTDOWN_GRACE).await;
+            cut.raise();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = link.serve(incoming, &self.export, &self.shutdown) => {}
+            () = cut_late => {}
+        }
+    }
+}
