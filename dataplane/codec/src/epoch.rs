@@ -125,6 +125,12 @@ mod tests {
         for (vault, volume, ordinal) in elsewhere {
             let error = open_epoch(&object, vault, volume, ordinal, &ring(5)).unwrap_err();
             assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+            // Relabelled with a good checksum: the key of that place is another.
+            let (header, sealed) = EpochHeader::decode(&object).unwrap();
+            let forged = EpochHeader { vault, volume, ordinal, ..header };
+            let forged = [&forged.encode(), sealed].concat();
+            let error = open_epoch(&forged, vault, volume, ordinal, &ring(5)).unwrap_err();
+            assert!(matches!(error, CodecError::KeyMismatch { .. }), "{error}");
         }
     }
 

@@ -252,6 +252,17 @@ mod tests {
             let error = JournalOpener::open(&block, vault, log, &ring()).unwrap_err();
             assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
         }
+        let header = *create(1).header();
+        let forgeries = [
+            JournalFileHeader { log: LogId([9; 16]), ..header },
+            JournalFileHeader { number: 2, ..header },
+            JournalFileHeader { salt: [0; 32], ..header },
+        ];
+        for forged in forgeries {
+            let error =
+                JournalOpener::open(&forged.encode(), VAULT, forged.log, &ring()).unwrap_err();
+            assert!(matches!(error, CodecError::KeyMismatch { .. }), "{error}");
+        }
     }
 
     #[test]

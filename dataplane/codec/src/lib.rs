@@ -34,3 +34,6 @@ pub use id::ChunkHasher;
 pub use kek::{KekError, RecoveryKey};
 pub use keys::{ChunkKey, DataKey, IdKey, KeyRing, VaultKeys};
 pub use segment::{Built, Opener, SegmentBuilder};
+
+#[cfg(test)]
+mod golden;

@@ -8,6 +8,7 @@
 //!   - L3: at most `PUTS_IN_FLIGHT_MAX` are neither committed nor failed.
 
 use crate::batch::{Held, SpanPlan};
+use farshore_proto::frame::Mark;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,7 +19,19 @@ struct InFlight {
     slot: Slot,
     is_put: bool,
     lasts: BTreeMap<VolumeId, Seq>,
+    points: Vec<CommittedPoint>,
     held: Vec<Held>,
+}
+
+/// A mark that is now a recovery point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommittedPoint {
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Its place in the stream.
+    pub seq: Seq,
+    /// What it is.
+    pub mark: Mark,
 }
 
 /// A segment that is now part of the committed prefix.
@@ -28,6 +41,8 @@ pub struct CommittedSegment {
     pub slot: Slot,
     /// Last seq of each volume in it.
     pub lasts: BTreeMap<VolumeId, Seq>,
+    /// Its marks, of one volume in seq order.
+    pub points: Vec<CommittedPoint>,
     /// The frames that are safe now.
     pub held: Vec<Held>,
 }
@@ -83,10 +98,13 @@ impl LogEnd {
         self.next = slot.next();
         self.skip_void();
         let mut lasts = BTreeMap::new();
+        let mut points = Vec::new();
         for span in spans {
             lasts.insert(span.volume, span.last_seq);
+            let (volume, seq) = (span.volume, span.last_seq);
+            points.extend(span.mark.map(|mark| CommittedPoint { volume, seq, mark }));
         }
-        self.in_flight.push_back(InFlight { slot, is_put: false, lasts, held });
+        self.in_flight.push_back(InFlight { slot, is_put: false, lasts, points, held });
         self.check();
         slot
     }
@@ -111,8 +129,8 @@ impl LogEnd {
         segment.is_put = true;
         let mut committed = Vec::new();
         while self.in_flight.front().is_some_and(|segment| segment.is_put) {
-            if let Some(InFlight { slot, lasts, held, .. }) = self.in_flight.pop_front() {
-                committed.push(CommittedSegment { slot, lasts, held });
+            if let Some(InFlight { slot, lasts, points, held, .. }) = self.in_flight.pop_front() {
+                committed.push(CommittedSegment { slot, lasts, points, held });
             }
         }
         self.check();

@@ -13,7 +13,7 @@
 mod admit;
 
 use crate::batch::{Batch, Change, Entry, Handle, SpanPlan};
-use crate::log::LogEnd;
+use crate::log::{CommittedPoint, CommittedSegment, LogEnd};
 use crate::stream::Stream;
 use farshore_proto::frame::{Ack, Hello, RefusalReason, Welcome};
 use farshore_proto::limits::{
@@ -186,6 +186,8 @@ pub enum Output {
         slot: Slot,
         /// Last seq of each volume in it.
         lasts: BTreeMap<VolumeId, Seq>,
+        /// Its marks: recovery points from now on.
+        points: Vec<CommittedPoint>,
         /// Frames that are not needed any more.
         release: Vec<Handle>,
     },
@@ -448,7 +450,8 @@ impl Shard {
             }
             let release = segment.held.iter().map(|held| held.handle).collect();
             let volumes: Vec<VolumeId> = segment.lasts.keys().copied().collect();
-            out.push(Output::Committed { slot: segment.slot, lasts: segment.lasts, release });
+            let CommittedSegment { slot, lasts, points, .. } = segment;
+            out.push(Output::Committed { slot, lasts, points, release });
             volumes.into_iter().for_each(|volume| self.ack(volume, out));
         }
         self.drop_files(out);

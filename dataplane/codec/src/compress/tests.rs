@@ -115,6 +115,10 @@ fn a_frame_without_its_size_or_with_more_behind_it_is_refused() {
     let twice = [sized.clone(), sized.clone()].concat();
     assert!(open(Compression::Zstd, &twice, raw.len()).is_err());
     assert!(open(Compression::Zstd, &twice, 2 * raw.len()).is_err());
+    // zstd itself would skip this one without a word.
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 7, 7];
+    let skipped = [sized.as_slice(), &skippable].concat();
+    assert!(open(Compression::Zstd, &skipped, raw.len()).is_err());
     let trailing = [sized.as_slice(), &[0]].concat();
     assert!(open(Compression::Zstd, &trailing, raw.len()).is_err());
 }

@@ -222,6 +222,17 @@ fn frames_and_tables_do_not_move_between_segments() {
 }
 
 #[test]
+fn the_aad_of_a_frame_is_part_of_the_format() {
+    // Bump the version of the segment, do not edit these bytes.
+    let at = At { vault: VaultId([0xaa; 16]), log: LogId([0xbb; 16]), slot: Slot(0x0102) };
+    let compression = Compression::Zstd;
+    let frame = SegmentFrame { stored_bytes: 9, raw_bytes: 0x0304, compression };
+    let rest = "0201000000000000".to_owned() + "06050000" + "04030000" + "01" + "00000000000000";
+    let expected = "aa".repeat(16) + &"bb".repeat(16) + &rest;
+    assert_eq!(hex::encode(at.frame_aad(0x0506, &frame)), expected);
+}
+
+#[test]
 fn a_wrong_or_missing_data_key_is_named() {
     let object = small().bytes;
     let error = Opener::open_header(&object, VAULT, LOG, SLOT, &ring_of(6)).unwrap_err();

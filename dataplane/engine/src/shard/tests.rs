@@ -112,7 +112,10 @@ fn acks(out: &[Output]) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn built(out: &[Output]) -> Vec<(u64, Vec<(u64, u64, bool)>)> {
+/// A built segment: its slot, and first seq, last seq and "ends with a mark" of each span.
+type Built = (u64, Vec<(u64, u64, bool)>);
+
+fn built(out: &[Output]) -> Vec<Built> {
     out.iter()
         .filter_map(|output| match output {
             Output::Build { slot, spans } => Some((

@@ -1,0 +1,274 @@
+//! The intent file: one bit per 256 KiB region of the disk, set durably before the region is written.
+//!
+//! Written and read by the agent only. Little-endian, sectors of 512 bytes, allocated in full when
+//! the file is made: setting an intent never needs space, so a full file system cannot stop it.
+//!
+//! | sector | offset | size | field |
+//! |---|---|---|---|
+//! | 0 | 0 | 4 | magic `FSIN` |
+//! | | 4 | 2 | version, 1 |
+//! | | 6 | 2 | zero |
+//! | | 8 | 16 | volume |
+//! | | 24 | 8 | number of regions |
+//! | | 32 | 476 | zero |
+//! | | 508 | 4 | CRC32C of the 508 bytes before |
+//! | 1… | 0 | 504 | bits of 4032 regions, lowest first |
+//! | | 504 | 4 | zero |
+//! | | 508 | 4 | CRC32C of the 508 bytes before |
+//!
+//! Order of operations: sectors with new bits are written and synced before the write goes ahead;
+//! cleared bits are written some time after the flush that made them unnecessary. A sector that is
+//! torn or damaged fails its checksum and puts all its regions in doubt.
+
+use crate::durable::sync_dir;
+use farshore_engine::doubt::RegionSet;
+use farshore_proto::VolumeId;
+use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+const MAGIC: [u8; 4] = *b"FSIN";
+const VERSION: u16 = 1;
+const SECTOR_BYTES: usize = 512;
+const BITS_BYTES: usize = 504;
+/// Regions of one sector: a disk of just under 1 GiB.
+const SECTOR_REGIONS: u64 = BITS_BYTES as u64 * 8;
+
+/// What was found when the file was opened.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Regions with an intent.
+    pub regions: RegionSet,
+    /// Whether the file was absent or not this volume's: then nothing is known of any region.
+    pub is_unknown: bool,
+}
+
+/// The intents of one volume as they are, or will be, in the file.
+#[derive(Debug)]
+pub struct IntentMap {
+    file: Arc<File>,
+    sectors: Vec<[u8; BITS_BYTES]>,
+    changed: BTreeSet<usize>,
+}
+
+/// Sectors to write, as they were when they were taken.
+#[derive(Debug)]
+pub struct Changes {
+    file: Arc<File>,
+    sectors: Vec<(u64, Vec<u8>)>,
+}
+
+impl Changes {
+    /// Writes the sectors, and makes them durable if `durably`; blocks.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn write(&self, durably: bool) -> io::Result<()> {
+        for (offset, bytes) in &self.sectors {
+            self.file.write_all_at(bytes, *offset)?;
+        }
+        if durably { self.file.sync_data() } else { Ok(()) }
+    }
+}
+
+impl IntentMap {
+    /// Opens the file, making it if it is absent or another's; blocks.
+    ///
+    /// # Errors
+    /// What the system said.
+    ///
+    /// # Panics
+    /// If the disk has more regions than a volume can have.
+    pub fn open(path: &Path, volume: VolumeId, regions: u64) -> io::Result<(Self, Recovered)> {
+        let count =
+            usize::try_from(regions.div_ceil(SECTOR_REGIONS)).expect("a volume has a limit");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = Arc::new(options.open(path)?);
+        let mut map =
+            Self { file, sectors: vec![[0; BITS_BYTES]; count], changed: BTreeSet::new() };
+        let mut found = RegionSet::empty(regions);
+        if !map.is_of(volume, regions)? {
+            map.make(path, volume, regions)?;
+            return Ok((map, Recovered { regions: found, is_unknown: true }));
+        }
+        let mut sector = [0; SECTOR_BYTES];
+        for index in 0..count {
+            map.file.read_exact_at(&mut sector, offset_of(index))?;
+            let is_whole = check_crc("intent sector", &sector).is_ok();
+            if is_whole {
+                map.sectors[index].copy_from_slice(&sector[..BITS_BYTES]);
+            } else {
+                tracing::warn!(path = %path.display(), index, "torn intent sector");
+                map.sectors[index].fill(0xff);
+                map.changed.insert(index);
+            }
+            let first = index as u64 * SECTOR_REGIONS;
+            for region in first..regions.min(first + SECTOR_REGIONS) {
+                if map.has(region) {
+                    found.add(region);
+                }
+            }
+        }
+        Ok((map, Recovered { regions: found, is_unknown: false }))
+    }
+
+    fn is_of(&self, volume: VolumeId, regions: u64) -> io::Result<bool> {
+        let length = offset_of(self.sectors.len());
+        if self.file.metadata()?.len() != length {
+            return Ok(false);
+        }
+        let mut sector = [0; SECTOR_BYTES];
+        self.file.read_exact_at(&mut sector, 0)?;
+        Ok(sector[..] == header(volume, regions)[..])
+    }
+
+    fn make(&mut self, path: &Path, volume: VolumeId, regions: u64) -> io::Result<()> {
+        // The header comes last: without it the file is nobody's.
+        self.file.set_len(0)?;
+        let empty = sector_of(&[0; BITS_BYTES]);
+        for index in 0..self.sectors.len() {
+            self.file.write_all_at(&empty, offset_of(index))?;
+        }
+        self.file.sync_all()?;
+        self.file.write_all_at(&header(volume, regions), 0)?;
+        self.file.sync_all()?;
+        path.parent().map_or(Ok(()), sync_dir)
+    }
+
+    fn place(region: u64) -> (usize, usize, u8) {
+        let index = usize::try_from(region / SECTOR_REGIONS).expect("checked when opened");
+        let bit = usize::try_from(region % SECTOR_REGIONS).expect("below a sector's regions");
+        (index, bit / 8, 1 << (bit % 8))
+    }
+
+    fn has(&self, region: u64) -> bool {
+        let (index, byte, bit) = Self::place(region);
+        self.sectors[index][byte] & bit != 0
+    }
+
+    /// Sets the bits of these regions; [`IntentMap::take_changes`] has them.
+    pub fn set(&mut self, regions: &[u64]) {
+        for region in regions {
+            let (index, byte, bit) = Self::place(*region);
+            self.sectors[index][byte] |= bit;
+            self.changed.insert(index);
+        }
+    }
+
+    /// Clears the bits of these regions; [`IntentMap::take_changes`] has them.
+    pub fn clear(&mut self, regions: &[u64]) {
+        for region in regions {
+            let (index, byte, bit) = Self::place(*region);
+            self.sectors[index][byte] &= !bit;
+            self.changed.insert(index);
+        }
+    }
+
+    /// Every sector that changed since the last call.
+    #[must_use]
+    pub fn take_changes(&mut self) -> Changes {
+        let changed = std::mem::take(&mut self.changed);
+        let sectors =
+            changed.into_iter().map(|index| (offset_of(index), sector_of(&self.sectors[index])));
+        Changes { file: Arc::clone(&self.file), sectors: sectors.collect() }
+    }
+}
+
+fn offset_of(index: usize) -> u64 {
+    ((index + 1) * SECTOR_BYTES) as u64
+}
+
+fn sector_of(bits: &[u8; BITS_BYTES]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(SECTOR_BYTES);
+    out.put_bytes(bits);
+    out.put_zeros(SECTOR_BYTES - 4 - BITS_BYTES);
+    put_crc(&mut out, 0);
+    out
+}
+
+fn header(volume: VolumeId, regions: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(SECTOR_BYTES);
+    out.put_bytes(&MAGIC);
+    out.put_u16(VERSION);
+    out.put_zeros(2);
+    out.put_bytes(volume.as_bytes());
+    out.put_u64(regions);
+    out.put_zeros(SECTOR_BYTES - 4 - out.len());
+    put_crc(&mut out, 0);
+    debug_assert!(Reader::new("intent header", &out).magic(MAGIC).is_ok());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: VolumeId = VolumeId([5; 16]);
+    const REGIONS: u64 = 10_000;
+
+    fn open(path: &Path) -> (IntentMap, Recovered) {
+        IntentMap::open(path, VOLUME, REGIONS).unwrap()
+    }
+
+    #[test]
+    fn remembers_what_was_set_and_not_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("intent");
+        let (mut map, recovered) = open(&path);
+        assert!(recovered.is_unknown);
+        map.set(&[0, 4031, 4032, 9_999]);
+        map.take_changes().write(true).unwrap();
+        map.clear(&[4031]);
+        map.take_changes().write(false).unwrap();
+        let (_, recovered) = open(&path);
+        assert!(!recovered.is_unknown);
+        assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), [0, 4032, 9_999]);
+        assert_eq!(path.metadata().unwrap().len(), 4 * 512);
+    }
+
+    #[test]
+    fn a_damaged_sector_puts_its_regions_in_doubt() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("intent");
+        drop(open(&path));
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&[1], 512 * 3 + 7).unwrap();
+        let (_, recovered) = open(&path);
+        assert_eq!(
+            recovered.regions.iter().collect::<Vec<_>>(),
+            (8064..REGIONS).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_file_of_another_volume_or_size_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("intent");
+        drop(open(&path));
+        assert!(IntentMap::open(&path, VolumeId([6; 16]), REGIONS).unwrap().1.is_unknown);
+        drop(open(&path));
+        assert!(IntentMap::open(&path, VOLUME, REGIONS + 1).unwrap().1.is_unknown);
+        drop(open(&path));
+        std::fs::write(&path, "short").unwrap();
+        assert!(open(&path).1.is_unknown);
+    }
+
+    #[test]
+    fn the_bytes_are_those_documented() {
+        let header = header(VOLUME, 3);
+        assert_eq!(&header[..8], b"FSIN\x01\0\0\0");
+        assert_eq!(header[8..24], [5; 16]);
+        assert_eq!(header[24..32], [3, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(header[32..508].iter().all(|byte| *byte == 0));
+        let mut bits = [0; BITS_BYTES];
+        bits[1] = 2;
+        let sector = sector_of(&bits);
+        assert_eq!(sector[..4], [0, 2, 0, 0]);
+        check_crc("sector", &sector).unwrap();
+    }
+}

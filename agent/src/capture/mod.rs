@@ -1,0 +1,18 @@
+//! Learning of a disk's changes and putting them into the volume's log.
+//!
+//! Two ways: the [`splitter`] sits in front of the disk as an NBD server and sees every write; the
+//! [`scan`] reads the whole disk again and again. Both put whole 4 KiB blocks into the log, and both
+//! keep to one promise: a mark is set only where the log, up to it, is the disk.
+
+pub mod blocks;
+pub mod copy;
+pub mod gate;
+pub mod hashes;
+pub mod intent;
+pub mod progress;
+pub mod ranges;
+pub mod scan;
+pub mod splitter;
+mod steps;
+
+pub use steps::{Step, Steps};

@@ -1,0 +1,193 @@
+//! How far the copy of the whole disk has come, and whether it must begin again.
+
+use crate::state::StateFile;
+use farshore_proto::Seq;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+#[derive(Debug, Clone, Copy)]
+struct Inner {
+    cursor: u64,
+    /// Grows whenever what was done counts for nothing any more.
+    generation: u64,
+    end: Option<Seq>,
+    is_resync: bool,
+    /// The log is being restarted: nothing is consistent until that is over.
+    is_breaching: bool,
+}
+
+/// The copy of one disk.
+#[derive(Debug)]
+pub struct Progress {
+    state: Arc<StateFile>,
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+/// What a copy works on; void once the copy begins again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Byte from which on the copy is not done.
+    pub cursor: u64,
+    /// Names this copy.
+    pub generation: u64,
+}
+
+impl Progress {
+    /// Goes on from what the state says.
+    #[must_use]
+    pub fn new(state: Arc<StateFile>) -> Self {
+        let copy = state.get().copy;
+        let inner = Inner {
+            cursor: copy.done_bytes,
+            generation: 0,
+            end: copy.end_seq.map(Seq),
+            is_resync: copy.is_resync,
+            is_breaching: false,
+        };
+        Self { state, inner: Mutex::new(inner), changed: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins the copy again, durably, and holds back marks until [`Progress::resume`]; blocks.
+    ///
+    /// # Errors
+    /// What the system said: then nothing has begun.
+    pub fn begin_again(&self) -> io::Result<()> {
+        let generation = {
+            let mut inner = self.lock();
+            inner.is_breaching = true;
+            inner.generation + 1
+        };
+        let written = self.state.update(|state| {
+            let had_begun = state.copy.end_seq.is_some() || state.copy.is_resync;
+            state.copy.is_resync = had_begun;
+            state.copy.done_bytes = 0;
+            state.copy.end_seq = None;
+            state.copy.generation += 1;
+        });
+        // The state's lock comes before ours everywhere.
+        let is_resync = self.state.get().copy.is_resync;
+        let mut inner = self.lock();
+        inner.generation = generation;
+        inner.cursor = 0;
+        inner.end = None;
+        inner.is_resync = is_resync;
+        if written.is_err() {
+            inner.is_breaching = false;
+        }
+        written
+    }
+
+    /// Holds back marks until [`Progress::resume`], without beginning again.
+    pub fn hold(&self) {
+        self.lock().is_breaching = true;
+    }
+
+    /// Ends [`Progress::begin_again`] or [`Progress::hold`]. What was copied since then was put
+    /// into a log that is gone: a copy under way starts over.
+    pub fn resume(&self) {
+        let saved = self.state.get().copy.done_bytes;
+        let mut inner = self.lock();
+        inner.is_breaching = false;
+        if inner.end.is_none() {
+            inner.generation += 1;
+            inner.cursor = saved;
+        }
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// What is to be copied; none when all of it is in the log or a restart is under way.
+    #[must_use]
+    pub fn lease(&self) -> Option<Lease> {
+        let inner = self.lock();
+        let is_open = inner.end.is_none() && !inner.is_breaching;
+        is_open.then_some(Lease { cursor: inner.cursor, generation: inner.generation })
+    }
+
+    /// Notes that everything below `cursor` is in the log; false if the lease is void.
+    #[must_use]
+    pub fn advance(&self, lease: Lease, cursor: u64) -> bool {
+        let mut inner = self.lock();
+        let is_good = inner.generation == lease.generation && !inner.is_breaching;
+        if is_good {
+            inner.cursor = cursor;
+        }
+        is_good
+    }
+
+    /// Makes the cursor durable. The log must have been synced after it was advanced. Blocks.
+    ///
+    /// # Errors
+    /// What the system said; a restart of the agent copies a little more.
+    pub fn save(&self, lease: Lease, cursor: u64) -> io::Result<()> {
+        self.state.update(|state| {
+            let inner = self.lock();
+            if inner.generation == lease.generation && !inner.is_breaching {
+                state.copy.done_bytes = cursor;
+            }
+        })
+    }
+
+    /// Ends the copy: all of it is in the log, up to `end`, durably. False if the lease is void.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// What the system said; a restart of the agent copies again.
+    pub fn finish(&self, lease: Lease, end: Seq) -> io::Result<bool> {
+        let mut is_good = false;
+        let written = self.state.update(|state| {
+            let mut inner = self.lock();
+            is_good = inner.generation == lease.generation && !inner.is_breaching;
+            if is_good {
+                inner.end = Some(end);
+                inner.cursor = state.size_bytes;
+                state.copy.end_seq = Some(end.0);
+                state.copy.done_bytes = state.size_bytes;
+            }
+        });
+        self.changed.notify_waiters();
+        written.map(|()| is_good)
+    }
+
+    /// Last seq of the copy, once all of it is in the log and no restart is under way.
+    #[must_use]
+    pub fn end(&self) -> Option<Seq> {
+        let inner = self.lock();
+        if inner.is_breaching { None } else { inner.end }
+    }
+
+    /// Whether a restart of the log is under way.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.lock().is_breaching
+    }
+
+    /// Whether the disk had been copied before.
+    #[must_use]
+    pub fn is_resync(&self) -> bool {
+        self.lock().is_resync
+    }
+
+    /// How often the copy has begun again, over all runs of the agent.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.state.get().copy.generation
+    }
+
+    /// Bytes done.
+    #[must_use]
+    pub fn cursor(&self) -> u64 {
+        self.lock().cursor
+    }
+
+    /// Ready when the copy begins again or ends; may be ready without reason.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}

@@ -1,0 +1,375 @@
+//! The write splitter: an NBD backend that puts every change of the disk into the log as well.
+//!
+//! Order of a write: its regions' intents durable (the [`Gate`]) → its blocks locked → the disk →
+//! the log → the answer. A crash between any two leaves at most regions with an intent different,
+//! and those are read again. A change that the log does not take (full, no space) puts its regions
+//! in doubt instead; the client notices nothing.
+//!
+//! Changes off the 4 KiB grid are logged as the whole blocks that they touch, read back from the disk.
+
+use super::gate::{Gate, Pass};
+use super::progress::Progress;
+use super::ranges::RangeLocks;
+use super::steps::{Step, Steps};
+use crate::disk::Disk;
+use crate::hrl::{AppendError, Entry, Log};
+use bytes::Bytes;
+use farshore_engine::doubt::Regions;
+use farshore_nbd::{Backend, BackendError, Piece};
+use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::{BlockRange, Seq};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Writes up to this size run on the task that took them off the wire: handing them to another
+/// thread would take longer than writing them.
+const INLINE_BYTES_MAX: usize = 128 << 10;
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// A disk with its log.
+#[derive(Debug)]
+pub struct Splitter {
+    pub(super) core: Arc<Core>,
+    /// Holds the number of the last flush that went well.
+    flush_lane: tokio::sync::Mutex<u64>,
+    flushes_begun: AtomicU64,
+}
+
+/// What the blocking half of a write needs.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) disk: Arc<Disk>,
+    pub(super) log: Arc<Log>,
+    pub(super) locks: RangeLocks,
+    pub(super) gate: Arc<Gate>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) steps: Steps,
+    /// Why the log did not take the last change that it was given; empty if it did.
+    log_trouble: Mutex<String>,
+    is_log_full: AtomicBool,
+    /// Last seq of the regions read again; what is below it is settled once it is committed.
+    pub(super) reread_end: AtomicU64,
+}
+
+impl Splitter {
+    /// A splitter over an open disk and its log.
+    #[must_use]
+    pub fn new(
+        disk: Arc<Disk>,
+        log: Arc<Log>,
+        gate: Arc<Gate>,
+        progress: Arc<Progress>,
+        steps: Steps,
+    ) -> Arc<Self> {
+        let locks = RangeLocks::default();
+        let is_log_full = AtomicBool::new(false);
+        let core = Core {
+            disk,
+            log,
+            locks,
+            gate,
+            progress,
+            steps,
+            log_trouble: Mutex::default(),
+            is_log_full,
+            reread_end: AtomicU64::new(0),
+        };
+        Arc::new(Self {
+            core: Arc::new(core),
+            flush_lane: tokio::sync::Mutex::default(),
+            flushes_begun: AtomicU64::new(0),
+        })
+    }
+
+    /// The gate of its disk.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.core.gate
+    }
+
+    /// Why the log did not take the last change that it was given; none if it did.
+    #[must_use]
+    pub fn log_trouble(&self) -> Option<String> {
+        let is_full = self.core.is_log_full.load(Ordering::Relaxed);
+        is_full.then(|| lock(&self.core.log_trouble).clone())
+    }
+
+    /// Last seq of the regions that were read again.
+    #[must_use]
+    pub fn reread_end(&self) -> Seq {
+        Seq(self.core.reread_end.load(Ordering::Relaxed))
+    }
+
+    /// Waits until nothing of it runs on any thread. Its tasks must have ended or been dropped.
+    pub async fn settled(&self) {
+        // Work on blocking threads cannot be called back; each holds the core or the gate.
+        while Arc::strong_count(&self.core) > 1 || Arc::strong_count(&self.core.gate) > 1 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Whether the log, up to its end, is the disk: only then may a mark be set.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        self.core.progress.end().is_some() && self.core.gate.in_doubt() == 0
+    }
+
+    async fn change(self: &Arc<Self>, change: Change, fua: bool) -> Result<(), BackendError> {
+        let blocks = change.blocks();
+        let pass = self.core.gate.enter(Regions::of(blocks)).await;
+        let pass = pass.map_err(io::Error::other)?;
+        let guard = self.core.locks.lock(blocks).await;
+        let done = if change.is_quick() {
+            self.core.apply(&change, blocks, pass)
+        } else {
+            let core = Arc::clone(&self.core);
+            let task = tokio::task::spawn_blocking(move || core.apply(&change, blocks, pass));
+            task.await.map_err(io::Error::other).flatten()
+        };
+        drop(guard);
+        done?;
+        if fua {
+            self.flush_all().await?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable everything that was answered before the call, on the disk and in the log.
+    ///
+    /// Flushes that come while one runs share the next one.
+    ///
+    /// # Errors
+    /// If the disk cannot be flushed. If only the log cannot, the intents stay and the disk is
+    /// durable: that is what the client asked for.
+    pub async fn flush_all(self: &Arc<Self>) -> io::Result<()> {
+        let needed = self.flushes_begun.load(Ordering::SeqCst) + 1;
+        let mut last_good = self.flush_lane.lock().await;
+        if *last_good >= needed {
+            return Ok(());
+        }
+        let number = self.flushes_begun.fetch_add(1, Ordering::SeqCst) + 1;
+        self.core.gate.flush_begins();
+        let core = Arc::clone(&self.core);
+        let task = tokio::task::spawn_blocking(move || core.flush());
+        let (disk, log) = match task.await {
+            Ok(results) => results,
+            Err(error) => (Err(io::Error::other(error)), Ok(())),
+        };
+        self.core.gate.flush_ends(disk.is_ok() && log.is_ok());
+        if let Err(error) = &log {
+            let path = self.core.disk.path().display();
+            tracing::error!(disk = %path, %error, "the log cannot be flushed: its intents stay");
+        }
+        disk?;
+        *last_good = number;
+        Ok(())
+    }
+
+    /// Flushes when the gate asks for it, until dropped.
+    pub async fn flush_when_asked(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.core.gate.wants_flush() => {
+                    if let Err(error) = self.flush_all().await {
+                        let path = self.core.disk.path().display();
+                        tracing::error!(disk = %path, %error, "the disk cannot be flushed");
+                    }
+                }
+                () = tokio::time::sleep(Duration::from_secs(1)) => self.core.gate.tick(),
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A change of the disk.
+#[derive(Debug)]
+enum Change {
+    Write { offset: u64, data: Bytes },
+    Zero { offset: u64, length: u64, may_trim: bool },
+}
+
+impl Change {
+    fn bytes(&self) -> (u64, u64) {
+        match self {
+            Self::Write { offset, data } => (*offset, data.len() as u64),
+            Self::Zero { offset, length, .. } => (*offset, *length),
+        }
+    }
+
+    /// The blocks that it touches.
+    fn blocks(&self) -> BlockRange {
+        let (offset, length) = self.bytes();
+        let block = offset / BLOCK;
+        BlockRange { block, count: (offset + length).div_ceil(BLOCK) - block }
+    }
+
+    fn is_quick(&self) -> bool {
+        match self {
+            Self::Write { data, .. } => data.len() <= INLINE_BYTES_MAX,
+            Self::Zero { .. } => false,
+        }
+    }
+}
+
+impl Core {
+    /// The disk, then the log; blocks. The caller holds the blocks.
+    fn apply(&self, change: &Change, blocks: BlockRange, pass: Pass) -> io::Result<()> {
+        let mut is_logged = false;
+        let result = self.apply_to_both(change, blocks, &mut is_logged);
+        // Whatever went wrong, some of it may be on the disk: what is not logged is in doubt.
+        self.gate.leave(pass, is_logged);
+        result
+    }
+
+    fn apply_to_both(
+        &self,
+        change: &Change,
+        blocks: BlockRange,
+        is_logged: &mut bool,
+    ) -> io::Result<()> {
+        self.steps.reach(Step::BeforeDisk)?;
+        match change {
+            Change::Write { offset, data } => self.disk.write(data, *offset)?,
+            Change::Zero { offset, length, may_trim } => {
+                self.disk.zero(*offset, *length, *may_trim)?;
+            }
+        }
+        self.steps.reach(Step::AfterDisk)?;
+        *is_logged = self.log_change(change, blocks)?;
+        self.steps.reach(Step::AfterLog)
+    }
+
+    /// Whether the log took it. Errors are those of reading back the edges of the change.
+    fn log_change(&self, change: &Change, blocks: BlockRange) -> io::Result<bool> {
+        let (offset, length) = change.bytes();
+        let is_on_grid = offset.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK);
+        match change {
+            Change::Write { data, .. } if is_on_grid => {
+                Ok(self.append(&[Entry::Write { block: blocks.block, data }]))
+            }
+            Change::Write { .. } => {
+                let data = self.read_blocks(blocks)?;
+                Ok(self.append(&[Entry::Write { block: blocks.block, data: &data }]))
+            }
+            Change::Zero { .. } => self.log_zeros(offset, length, blocks),
+        }
+    }
+
+    fn log_zeros(&self, offset: u64, length: u64, blocks: BlockRange) -> io::Result<bool> {
+        let first_whole = offset.div_ceil(BLOCK);
+        let end_whole = (offset + length) / BLOCK;
+        if first_whole >= end_whole {
+            let data = self.read_blocks(blocks)?;
+            return Ok(self.append(&[Entry::Write { block: blocks.block, data: &data }]));
+        }
+        let edge = |block: u64| -> io::Result<Vec<u8>> {
+            self.read_blocks(BlockRange { block, count: 1 })
+        };
+        let head = (first_whole > blocks.block).then(|| edge(blocks.block)).transpose()?;
+        let tail = (end_whole < blocks.end()).then(|| edge(end_whole)).transpose()?;
+        let mut entries = Vec::with_capacity(3);
+        if let Some(data) = &head {
+            entries.push(Entry::Write { block: blocks.block, data });
+        }
+        let range = BlockRange { block: first_whole, count: end_whole - first_whole };
+        entries.push(Entry::Zero { range });
+        if let Some(data) = &tail {
+            entries.push(Entry::Write { block: end_whole, data });
+        }
+        Ok(self.append(&entries))
+    }
+
+    fn read_blocks(&self, blocks: BlockRange) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(blocks.bytes()).map_err(io::Error::other)?;
+        let mut data = vec![0; length];
+        self.disk.read(&mut data, blocks.offset())?;
+        Ok(data)
+    }
+
+    /// Whether the log took the entries.
+    fn append(&self, entries: &[Entry<'_>]) -> bool {
+        match self.log.append(entries) {
+            Ok(_) => {
+                self.is_log_full.store(false, Ordering::Relaxed);
+                true
+            }
+            Err(error) => {
+                let was_full = self.is_log_full.swap(true, Ordering::Relaxed);
+                if !was_full {
+                    self.tell_full(&error);
+                }
+                false
+            }
+        }
+    }
+
+    fn tell_full(&self, error: &AppendError) {
+        *lock(&self.log_trouble) = error.to_string();
+        let path = self.disk.path().display();
+        tracing::warn!(disk = %path, %error, "changes are not logged: their regions are in doubt");
+    }
+
+    fn flush(&self) -> (io::Result<()>, io::Result<()>) {
+        let disk = self.steps.reach(Step::BeforeFlush).and_then(|()| self.disk.sync());
+        let log = self.steps.reach(Step::BetweenFlushes).and_then(|()| self.log.sync());
+        (disk, log)
+    }
+}
+
+/// The splitter as the NBD server's backend.
+#[derive(Debug, Clone)]
+pub struct Served(pub Arc<Splitter>);
+
+impl Backend for Served {
+    fn size_bytes(&self) -> u64 {
+        self.0.core.disk.size_bytes()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, BackendError> {
+        let mut data = vec![0; length as usize];
+        let disk = Arc::clone(&self.0.core.disk);
+        if disk.read_cached(&mut data, offset) {
+            return Ok(vec![data.into()]);
+        }
+        let task = tokio::task::spawn_blocking(move || {
+            disk.read(&mut data, offset)?;
+            Ok(data)
+        });
+        let read: io::Result<Vec<u8>> = task.await.map_err(io::Error::other)?;
+        Ok(vec![read?.into()])
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), BackendError> {
+        self.0.change(Change::Write { offset, data }, fua).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u32,
+        may_trim: bool,
+        fua: bool,
+    ) -> Result<(), BackendError> {
+        let change = Change::Zero { offset, length: length.into(), may_trim };
+        self.0.change(change, fua).await
+    }
+
+    /// Zeroes: what the disk reads as afterwards must be known, for the vault holds the same.
+    async fn trim(&self, offset: u64, length: u32, fua: bool) -> Result<(), BackendError> {
+        self.write_zeroes(offset, length, true, fua).await
+    }
+
+    async fn flush(&self) -> Result<(), BackendError> {
+        Ok(self.0.flush_all().await?)
+    }
+}

@@ -1,0 +1,163 @@
+//! Asking for assignments, and reporting.
+
+use super::{Client, ControlError};
+use crate::durable::replace;
+use crate::points::Points;
+use farshore_api::agent::{
+    AgentReport, AgentVolumeReport, Assignments, RegisterAgent, Registered, Reported,
+};
+use farshore_api::limits::{REPORT_INTERVAL_MS, REPORT_POINTS_MAX, REPORT_VOLUMES_MAX};
+use farshore_api::paths;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How long the control plane may hold back an answer in which nothing is new.
+const WAIT: Duration = Duration::from_secs(30);
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// What the agent is to do, as told last.
+pub type Assigned = Arc<Assignments>;
+
+/// The assignments of the last run; none if there are none or they are damaged. Blocks.
+#[must_use]
+pub fn load_cached(path: &Path) -> Option<Assigned> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "assignments cannot be read");
+            return None;
+        }
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(assignments) => Some(Arc::new(assignments)),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "assignments are damaged");
+            None
+        }
+    }
+}
+
+/// Registers the agent, then keeps `assigned` and the file at `path` current, until dropped.
+pub async fn poll(
+    client: Client,
+    register: RegisterAgent,
+    path: PathBuf,
+    assigned: watch::Sender<Option<Assigned>>,
+    look_again: Arc<Notify>,
+) {
+    let mut backoff = Backoff::default();
+    loop {
+        match client.post::<Registered>(paths::AGENT_REGISTER, &register).await {
+            Ok(registered) => {
+                tracing::info!(agent = %registered.id, "registered");
+                break;
+            }
+            Err(error) => backoff.after("register", &error).await,
+        }
+    }
+    let mut version = None;
+    loop {
+        let wait_ms = WAIT.as_millis();
+        let query = match version {
+            Some(version) => format!("?after={version}&wait_ms={wait_ms}"),
+            None => String::new(),
+        };
+        let path_and_query = format!("{}{query}", paths::AGENT_ASSIGNMENTS);
+        let answer = tokio::select! {
+            answer = client.get::<Assignments>(&path_and_query, WAIT) => answer,
+            () = look_again.notified() => {
+                version = None;
+                continue;
+            }
+        };
+        match answer {
+            Ok(assignments) => {
+                backoff = Backoff::default();
+                version = Some(assignments.version);
+                take(assignments, &path, &assigned).await;
+            }
+            Err(error) => backoff.after("assignments", &error).await,
+        }
+    }
+}
+
+async fn take(assignments: Assignments, path: &Path, assigned: &watch::Sender<Option<Assigned>>) {
+    let is_new = assigned.borrow().as_deref() != Some(&assignments);
+    if !is_new {
+        return;
+    }
+    let bytes = serde_json::to_vec_pretty(&assignments);
+    assigned.send_replace(Some(Arc::new(assignments)));
+    let path = path.to_owned();
+    let written = tokio::task::spawn_blocking(move || {
+        let bytes = bytes.map_err(io::Error::other)?;
+        replace(&path, &bytes)
+    });
+    if let Err(error) = written.await.map_err(io::Error::other).flatten() {
+        tracing::warn!(%error, "assignments cannot be kept: a restart without the control plane \
+            would not know them");
+    }
+}
+
+/// Reports every second, until dropped.
+pub async fn report(
+    client: Client,
+    volumes: impl Fn() -> Vec<AgentVolumeReport> + Send,
+    points: Arc<Points>,
+    version: watch::Receiver<Option<Assigned>>,
+    look_again: Arc<Notify>,
+) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(REPORT_INTERVAL_MS));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut backoff = Backoff::default();
+    let mut looked_at = None;
+    loop {
+        ticks.tick().await;
+        let mut reports = volumes();
+        reports.truncate(REPORT_VOLUMES_MAX);
+        let points_told = points.oldest(REPORT_POINTS_MAX);
+        let report = AgentReport { volumes: reports, points: points_told };
+        match client.post::<Reported>(paths::AGENT_REPORT, &report).await {
+            Ok(reported) => {
+                backoff = Backoff::default();
+                points.forget(&report.points);
+                let known = version.borrow().as_ref().map(|assigned| assigned.version);
+                if known != Some(reported.version) && looked_at != Some(reported.version) {
+                    // Asked for once: the poll that is waiting should have seen it.
+                    looked_at = Some(reported.version);
+                    look_again.notify_one();
+                }
+                if report.points.len() == REPORT_POINTS_MAX {
+                    ticks.reset_immediately();
+                }
+            }
+            Err(error) => backoff.after("report", &error).await,
+        }
+    }
+}
+
+/// Waits longer after each failure in a row.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+    told: Option<Instant>,
+}
+
+impl Backoff {
+    async fn after(&mut self, what: &str, error: &ControlError) {
+        let is_untold = self.told.is_none_or(|told| told.elapsed() > Duration::from_secs(60));
+        if is_untold {
+            self.told = Some(Instant::now());
+            tracing::warn!(what, %error, "the control plane did not do it; trying again");
+        }
+        let delay = BACKOFF_MIN * (1 << self.failures.min(6));
+        self.failures += 1;
+        tokio::time::sleep(delay.min(BACKOFF_MAX)).await;
+    }
+}

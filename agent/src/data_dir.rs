@@ -1,0 +1,42 @@
+//! The agent's directory, which one process has alone.
+
+use crate::durable::private_dir;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The directory, locked for as long as this lives.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if it is absent, and locks it. Blocks.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another agent has it, otherwise what the system said.
+    pub fn lock(path: &Path) -> io::Result<Self> {
+        private_dir(path)?;
+        let path = std::path::absolute(path)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let lock = options.open(path.join("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            rustix::io::Errno::WOULDBLOCK => {
+                io::Error::new(io::ErrorKind::WouldBlock, "another agent runs on it")
+            }
+            other => other.into(),
+        })?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Its absolute path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}

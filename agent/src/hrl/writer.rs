@@ -1,0 +1,505 @@
+//! Appending, trimming, restarting.
+
+use super::recovery::{self, Recovered};
+use super::{AppendError, LogError};
+use crate::durable::sync_dir;
+use farshore_proto::frame::{Control, FrameHeader, Mark};
+use farshore_proto::hrl::HrlHeader;
+use farshore_proto::limits::{
+    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_FILE_BYTES, HRL_HEADER_BYTES,
+    ZERO_BLOCKS_MAX,
+};
+use farshore_proto::{BlockRange, Seq, VolumeId};
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Pause after the file system was found full, so that not every write tries again.
+const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
+/// Slices handed to one write call (`IOV_MAX` is 1024).
+const SLICES_MAX: usize = 512;
+
+/// One change or mark to append.
+#[derive(Debug, Clone, Copy)]
+pub enum Entry<'a> {
+    /// Whole blocks from `block` on, any number of them.
+    Write {
+        /// First block.
+        block: u64,
+        /// Their bytes.
+        data: &'a [u8],
+    },
+    /// Blocks that are zero.
+    Zero {
+        /// Which.
+        range: BlockRange,
+    },
+    /// A recovery point.
+    Mark {
+        /// Its content.
+        mark: Mark,
+    },
+}
+
+/// Where the log stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Lowest seq in the log; one above `last` if it is empty.
+    pub first: Seq,
+    /// Highest seq appended.
+    pub last: Seq,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// One file.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) first: Seq,
+    pub(super) file: Arc<File>,
+    /// End of the last whole frame.
+    pub(super) end: u64,
+    pub(super) path: PathBuf,
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// Oldest first; never empty; the last one takes appends.
+    pub(super) parts: VecDeque<Part>,
+    pub(super) next: Seq,
+    bytes: u64,
+    /// Changes that the log did not take, and restarts: a mark is good only if none came between.
+    breaches: u64,
+    restarts: u64,
+    no_space_until: Option<Instant>,
+    /// Files with frames that no sync has covered.
+    unsynced: Vec<Arc<File>>,
+    is_dir_synced: bool,
+    /// A failed append could not be undone: nothing may be appended behind it.
+    is_broken: bool,
+}
+
+/// The log of one volume.
+#[derive(Debug)]
+pub struct Log {
+    dir: PathBuf,
+    volume: VolumeId,
+    limit_bytes: u64,
+    file_bytes: u64,
+    pub(super) writer: Mutex<Writer>,
+    last: AtomicU64,
+    bytes: AtomicU64,
+    appended: Notify,
+}
+
+impl Log {
+    /// Opens the log in `dir`, making it if there is none, and reads every frame in it.
+    ///
+    /// # Errors
+    /// `Io` if a file cannot be read, written or made. Damage is not an error: see [`Recovered`].
+    pub fn open(
+        dir: &Path,
+        volume: VolumeId,
+        limit_bytes: u64,
+    ) -> Result<(Self, Recovered), LogError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| LogError::Io { action, path, source }
+        };
+        fs::create_dir_all(dir).map_err(io("create", dir))?;
+        let (mut parts, mut recovered) = recovery::recover(dir, volume)?;
+        if parts.is_empty() {
+            parts.push_back(create(dir, volume, Seq(1)).map_err(io("create a file in", dir))?);
+            recovered.last = Seq(0);
+        }
+        sync_dir(dir).map_err(io("sync", dir))?;
+        let bytes = parts.iter().map(|part| part.end).sum();
+        let next = recovered.last.next();
+        recovered.first = parts[0].first;
+        // What was read back may be in the page cache only.
+        let unsynced = parts.iter().map(|part| Arc::clone(&part.file)).collect();
+        let writer = Writer {
+            parts,
+            next,
+            bytes,
+            breaches: 0,
+            restarts: 0,
+            no_space_until: None,
+            unsynced,
+            is_dir_synced: true,
+            is_broken: false,
+        };
+        let log = Self {
+            dir: dir.to_owned(),
+            volume,
+            limit_bytes,
+            file_bytes: HRL_FILE_BYTES.min(limit_bytes / 4),
+            last: AtomicU64::new(recovered.last.0),
+            bytes: AtomicU64::new(bytes),
+            writer: Mutex::new(writer),
+            appended: Notify::new(),
+        };
+        Ok((log, recovered))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Writer> {
+        // A panic under the lock leaves the log as the last whole append left it.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Highest seq appended.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        Seq(self.last.load(Ordering::Acquire))
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the files may have together.
+    #[must_use]
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// Where the log stands.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        let writer = self.lock();
+        let last = Seq(writer.next.0 - 1);
+        Place { first: writer.parts[0].first, last, bytes: writer.bytes }
+    }
+
+    /// Ready when something was appended since the last call, or is appended from now on.
+    pub async fn appended(&self) {
+        self.appended.notified().await;
+    }
+
+    /// A number that changes whenever a change was lost to the log; see [`Log::append_mark`].
+    #[must_use]
+    pub fn breaches(&self) -> u64 {
+        self.lock().breaches
+    }
+
+    /// How often the log was restarted since it was opened.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.lock().restarts
+    }
+
+    /// Appends changes that belong together: no mark comes between them. Returns the last seq.
+    ///
+    /// # Errors
+    /// [`AppendError`]; then the log may hold some of them, and all their blocks are in doubt.
+    ///
+    /// # Panics
+    /// If there is no entry, or one is empty or not whole blocks.
+    pub fn append(&self, entries: &[Entry<'_>]) -> Result<Seq, AppendError> {
+        let mut writer = self.lock();
+        let result = self.append_locked(&mut writer, entries);
+        if result.is_err() {
+            writer.breaches += 1;
+        }
+        drop(writer);
+        self.appended.notify_one();
+        result
+    }
+
+    /// Appends a mark, if nothing was lost to the log since `breaches` was read.
+    ///
+    /// # Errors
+    /// `Breached` if something was; otherwise as [`Log::append`], and nothing is in doubt.
+    pub fn append_mark(&self, mark: Mark, breaches: u64) -> Result<Seq, AppendError> {
+        let mut writer = self.lock();
+        if writer.breaches != breaches {
+            return Err(AppendError::Breached);
+        }
+        let result = self.append_locked(&mut writer, &[Entry::Mark { mark }]);
+        drop(writer);
+        self.appended.notify_one();
+        result
+    }
+
+    fn append_locked(
+        &self,
+        writer: &mut Writer,
+        entries: &[Entry<'_>],
+    ) -> Result<Seq, AppendError> {
+        assert!(!entries.is_empty(), "nothing to append");
+        if writer.is_broken {
+            let source = io::Error::other("an earlier append could not be undone");
+            return Err(AppendError::Io { source });
+        }
+        if writer.no_space_until.is_some_and(|until| until > Instant::now()) {
+            return Err(AppendError::NoSpace);
+        }
+        let mut next = writer.next;
+        let frames = frames_of(entries, &mut next);
+        let bytes: u64 = frames.iter().map(|frame| frame.bytes()).sum();
+        if writer.bytes + bytes > self.limit_bytes {
+            return Err(AppendError::Full { limit_bytes: self.limit_bytes });
+        }
+        let result = self.write_frames(writer, &frames);
+        if let Err(source) = result {
+            let is_full =
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            if is_full {
+                writer.no_space_until = Some(Instant::now() + NO_SPACE_PAUSE);
+                return Err(AppendError::NoSpace);
+            }
+            return Err(AppendError::Io { source });
+        }
+        writer.no_space_until = None;
+        Ok(Seq(writer.next.0 - 1))
+    }
+
+    fn write_frames(&self, writer: &mut Writer, frames: &[Frame<'_>]) -> io::Result<()> {
+        for group in frames.chunks(SLICES_MAX / 2) {
+            if active(writer).end >= self.file_bytes && active(writer).first < writer.next {
+                self.rotate(writer)?;
+            }
+            let part = writer.parts.back_mut().expect("the log has a file");
+            let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(group.len() * 2);
+            for frame in group {
+                slices.push(IoSlice::new(&frame.head));
+                if !frame.body.is_empty() {
+                    slices.push(IoSlice::new(frame.body));
+                }
+            }
+            let bytes: u64 = group.iter().map(Frame::bytes).sum();
+            if let Err(error) = write_all_at(&part.file, &mut slices, part.end) {
+                if part.file.set_len(part.end).is_err() {
+                    writer.is_broken = true;
+                }
+                return Err(error);
+            }
+            part.end += bytes;
+            writer.bytes += bytes;
+            writer.next = Seq(writer.next.0 + group.len() as u64);
+            if !writer.unsynced.iter().any(|file| Arc::ptr_eq(file, &part.file)) {
+                writer.unsynced.push(Arc::clone(&part.file));
+            }
+            self.publish(writer);
+        }
+        Ok(())
+    }
+
+    fn publish(&self, writer: &Writer) {
+        self.bytes.store(writer.bytes, Ordering::Relaxed);
+        self.last.store(writer.next.0 - 1, Ordering::Release);
+    }
+
+    fn rotate(&self, writer: &mut Writer) -> io::Result<()> {
+        let part = create(&self.dir, self.volume, writer.next)?;
+        writer.bytes += part.end;
+        writer.unsynced.push(Arc::clone(&part.file));
+        writer.is_dir_synced = false;
+        writer.parts.push_back(part);
+        Ok(())
+    }
+
+    /// Makes durable everything appended before the call; blocks.
+    ///
+    /// # Errors
+    /// What the system said. Frames appended since the last good sync may be lost in a power cut
+    /// even if a later sync succeeds.
+    pub fn sync(&self) -> io::Result<()> {
+        let (files, is_dir_synced) = {
+            let mut writer = self.lock();
+            let synced = std::mem::replace(&mut writer.is_dir_synced, true);
+            (std::mem::take(&mut writer.unsynced), synced)
+        };
+        let result = files.iter().try_for_each(|file| file.sync_data());
+        let result = match result {
+            Ok(()) if !is_dir_synced => sync_dir(&self.dir),
+            other => other,
+        };
+        if result.is_err() {
+            let mut writer = self.lock();
+            writer.is_dir_synced &= is_dir_synced;
+            writer.unsynced.extend(files);
+        }
+        result
+    }
+
+    /// Removes the files in which everything is at or below `committed`; blocks.
+    ///
+    /// # Errors
+    /// `Io` if a file cannot be removed; the log is whole all the same.
+    pub fn trim(&self, committed: Seq) -> Result<(), LogError> {
+        let mut writer = self.lock();
+        while writer.parts.len() > 1 && writer.parts[1].first <= committed.next() {
+            let part = &writer.parts[0];
+            fs::remove_file(&part.path).map_err(|source| LogError::Io {
+                action: "remove",
+                path: part.path.clone(),
+                source,
+            })?;
+            let part = writer.parts.pop_front().expect("counted above");
+            writer.bytes -= part.end;
+            writer.unsynced.retain(|file| !Arc::ptr_eq(file, &part.file));
+            writer.no_space_until = None;
+        }
+        let (next, end) = (writer.next, active(&writer).end);
+        let is_done = writer.parts.len() == 1 && next <= committed.next();
+        if is_done && end > HRL_HEADER_BYTES as u64 + self.file_bytes / 2 {
+            self.recycle(&mut writer)?;
+        }
+        self.publish(&writer);
+        Ok(())
+    }
+
+    /// Empties the only file, everything in which is committed, and names it by the next seq.
+    ///
+    /// If this is cut short, the file is empty under its old name and the next seq is too low; the
+    /// next session finds that the node has more than the log, and all that is safe in the vault.
+    fn recycle(&self, writer: &mut Writer) -> Result<(), LogError> {
+        let first = writer.next;
+        let part = writer.parts.back_mut().expect("the log has a file");
+        let error = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| LogError::Io { action, path, source }
+        };
+        let header = HrlHeader { volume: self.volume, first_seq: first }.encode();
+        let header_bytes = HRL_HEADER_BYTES as u64;
+        let path = self.dir.join(file_name(first));
+        part.file.set_len(header_bytes).map_err(error("empty", &part.path))?;
+        writer.bytes -= part.end - header_bytes;
+        part.end = header_bytes;
+        part.file.write_all_at(&header, 0).map_err(error("write", &part.path))?;
+        part.first = first;
+        fs::rename(&part.path, &path).map_err(error("rename", &part.path))?;
+        part.path = path;
+        writer.is_dir_synced = false;
+        writer.no_space_until = None;
+        if writer.unsynced.is_empty() {
+            let file = Arc::clone(&active(writer).file);
+            writer.unsynced.push(file);
+        }
+        Ok(())
+    }
+
+    /// Drops everything in the log and goes on at `next`; blocks until that is durable.
+    ///
+    /// # Errors
+    /// `Io` if a file cannot be made or removed.
+    pub fn restart(&self, next: Seq) -> Result<(), LogError> {
+        let mut writer = self.lock();
+        writer.breaches += 1;
+        writer.restarts += 1;
+        let error = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| LogError::Io { action, path, source }
+        };
+        for part in &writer.parts {
+            fs::remove_file(&part.path).map_err(error("remove", &part.path))?;
+        }
+        let part =
+            create(&self.dir, self.volume, next).map_err(error("create a file in", &self.dir))?;
+        sync_dir(&self.dir).map_err(error("sync", &self.dir))?;
+        writer.next = next;
+        writer.bytes = part.end;
+        writer.unsynced = vec![Arc::clone(&part.file)];
+        writer.parts = VecDeque::from([part]);
+        writer.is_dir_synced = true;
+        writer.is_broken = false;
+        writer.no_space_until = None;
+        self.publish(&writer);
+        Ok(())
+    }
+}
+
+fn active(writer: &Writer) -> &Part {
+    writer.parts.back().expect("the log has a file")
+}
+
+pub(super) fn file_name(first: Seq) -> String {
+    format!("{:020}.hrl", first.0)
+}
+
+pub(super) fn create(dir: &Path, volume: VolumeId, first: Seq) -> io::Result<Part> {
+    let path = dir.join(file_name(first));
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true).mode(0o600);
+    let file = options.open(&path)?;
+    let header = HrlHeader { volume, first_seq: first }.encode();
+    if let Err(error) = file.write_all_at(&header, 0) {
+        // An empty file under this name would be taken for a torn one; it is harmless but useless.
+        let _ = fs::remove_file(&path);
+        return Err(error);
+    }
+    Ok(Part { first, file: Arc::new(file), end: HRL_HEADER_BYTES as u64, path })
+}
+
+struct Frame<'a> {
+    head: Vec<u8>,
+    body: &'a [u8],
+}
+
+impl Frame<'_> {
+    fn bytes(&self) -> u64 {
+        (self.head.len() + self.body.len()) as u64
+    }
+}
+
+fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq) -> Vec<Frame<'a>> {
+    let mut frames = Vec::with_capacity(entries.len());
+    let mut take = || {
+        let seq = *next;
+        *next = seq.next();
+        seq
+    };
+    for entry in entries {
+        match *entry {
+            Entry::Write { block, data } => {
+                for (piece, number) in data.chunks(FRAME_BODY_BYTES_MAX).zip(0_u64..) {
+                    let block = block + number * (FRAME_BODY_BYTES_MAX / BLOCK_BYTES) as u64;
+                    let head = FrameHeader::write(take(), block, piece).encode().to_vec();
+                    frames.push(Frame { head, body: piece });
+                }
+            }
+            Entry::Zero { range } => {
+                let mut left = range;
+                while left.count > 0 {
+                    let count = left.count.min(ZERO_BLOCKS_MAX);
+                    let piece = BlockRange { block: left.block, count };
+                    let head = FrameHeader::zero(take(), piece).encode().to_vec();
+                    frames.push(Frame { head, body: &[] });
+                    left = BlockRange { block: left.block + count, count: left.count - count };
+                }
+            }
+            Entry::Mark { mark } => {
+                let head = Control::Mark(take(), mark).encode();
+                assert!(head.len() > FRAME_HEADER_BYTES, "a mark has a body");
+                frames.push(Frame { head, body: &[] });
+            }
+        }
+    }
+    frames
+}
+
+fn write_all_at(file: &File, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+    let mut slices = slices;
+    let mut offset = offset;
+    while !slices.is_empty() {
+        match rustix::io::pwritev(file, slices, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                offset += count as u64;
+                IoSlice::advance_slices(&mut slices, count);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! `farshore-agent`: replicates the disks of the server that it runs on.
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use farshore_agent::control::{self, Client};
+use farshore_agent::identity::{self, EnrolError, Identity, Peer, client_config};
+use farshore_agent::points::Points;
+use farshore_agent::rt::Reads;
+use farshore_agent::service::Service;
+use farshore_agent::session::dial::TlsDial;
+use farshore_agent::volume::Env;
+use farshore_agent::{Clock, DataDir};
+use farshore_api::Exit;
+use farshore_api::agent::RegisterAgent;
+use farshore_api::identity::{EnrolmentToken, certificate_fingerprint};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tracing_subscriber::EnvFilter;
+
+/// How long enrolment is tried while the control plane does not answer.
+const ENROL_TIME_MAX: Duration = Duration::from_secs(60);
+const ENROL_PAUSE: Duration = Duration::from_millis(300);
+/// Worker threads, at least: small writes of guests run on them, and a disk may make one wait.
+const WORKERS_MIN: usize = 4;
+
+/// Replicates the disks of this server to a node.
+#[derive(Debug, Parser)]
+#[command(name = "farshore-agent", version)]
+struct Arguments {
+    /// Directory for the agent's identity, logs and sockets; made if absent.
+    #[arg(long)]
+    data: PathBuf,
+    /// URL of the control plane, such as https://127.0.0.1:9442.
+    #[arg(long)]
+    control: String,
+    /// File with an enrolment token; needed once.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// This agent runs beside the control plane and is the default for new machines.
+    #[arg(long)]
+    local: bool,
+    /// Most bytes of changes kept per volume while no node takes them.
+    #[arg(long, default_value_t = 4 << 30)]
+    log_bytes_max: u64,
+    /// Read disks with plain reads even where io_uring works.
+    #[arg(long)]
+    portable_reads: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Success }.into();
+        }
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, Into::into);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers.max(WORKERS_MIN))
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(arguments)),
+        Err(error) => Err(error).context("cannot start the runtime"),
+    };
+    match ended {
+        Ok(()) => Exit::Success.into(),
+        Err(error) => {
+            eprintln!("farshore-agent: {error:#}");
+            exit_of(&error).into()
+        }
+    }
+}
+
+/// The exit code that tells most about an error.
+fn exit_of(error: &anyhow::Error) -> Exit {
+    for cause in error.chain() {
+        if let Some(error) = cause.downcast_ref::<EnrolError>() {
+            return match error {
+                EnrolError::Control(control::ControlError::Refused { code, .. }) => (*code).into(),
+                EnrolError::Control(_) => Exit::Unavailable,
+                EnrolError::Role { .. } | EnrolError::Ca => Exit::Denied,
+                _ => Exit::CannotCreate,
+            };
+        }
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            return match error.kind() {
+                std::io::ErrorKind::NotFound => Exit::NotFound,
+                std::io::ErrorKind::WouldBlock => Exit::Conflict,
+                _ => Exit::from_io(error, Exit::CannotCreate),
+            };
+        }
+    }
+    Exit::Usage
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle signals")?;
+    let data = DataDir::lock(&arguments.data).with_context(|| {
+        let path = arguments.data.display();
+        format!("cannot use {path}: give the agent a directory that it can write and has alone")
+    })?;
+    let identity = tokio::select! {
+        identity = identity(&data.path().join("identity"), &arguments) => Arc::new(identity?),
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let tls = client_config(&identity, Peer::Control).context("cannot set up tls")?;
+    let client = Client::new(&arguments.control, tls)?;
+    let node_tls = client_config(&identity, Peer::Node).context("cannot set up tls")?;
+    let reads = if arguments.portable_reads { Reads::portable() } else { Reads::start() };
+    let points = Arc::new(Points::default());
+    let service = Service::new(Env {
+        data: data.path().to_owned(),
+        reads,
+        dial: Arc::new(TlsDial::new(Arc::new(node_tls))),
+        points: Arc::clone(&points),
+        clock: Clock::start(),
+        log_bytes_max: arguments.log_bytes_max,
+    });
+    let cache = data.path().join("assignments.json");
+    let assigned = watch::Sender::new(control::load_cached(&cache));
+    let (known, look_again) = (assigned.subscribe(), Arc::new(Notify::new()));
+    let register = RegisterAgent {
+        hostname: hostname(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        local: arguments.local,
+    };
+    let reporting = Arc::clone(&service);
+    let followed = tokio::spawn(Arc::clone(&service).follow(assigned.subscribe()));
+    let tasks = [
+        tokio::spawn(identity::renew_until_dropped(identity, client.clone())),
+        tokio::spawn(control::poll(
+            client.clone(),
+            register,
+            cache,
+            assigned,
+            Arc::clone(&look_again),
+        )),
+        tokio::spawn(control::report(
+            client,
+            move || reporting.reports(),
+            points,
+            known,
+            look_again,
+        )),
+    ];
+    println!("ready {}", data.path().display());
+    std::io::stdout().flush().context("cannot write to stdout")?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+    }
+    followed.abort();
+    let _ = followed.await;
+    service.stop().await;
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The agent's identity, by enrolment if it has none or the token is for another control plane.
+async fn identity(dir: &Path, arguments: &Arguments) -> anyhow::Result<Identity> {
+    let token = match &arguments.token_file {
+        Some(path) => read_token(path)?,
+        None => None,
+    };
+    let held = Identity::load(dir)?;
+    if let Some(held) = held {
+        let is_of =
+            |token: &EnrolmentToken| certificate_fingerprint(held.ca()) == token.ca_fingerprint;
+        match &token {
+            Some(token) if held.is_expired() || !is_of(token) => {}
+            _ if held.is_expired() => {
+                bail!("the agent's certificate has expired: enrol it again with --token-file")
+            }
+            _ => return Ok(held),
+        }
+    }
+    let Some(token) = token else {
+        bail!("the agent is not enrolled: give it a token with --token-file");
+    };
+    let deadline = tokio::time::Instant::now() + ENROL_TIME_MAX;
+    loop {
+        match identity::enrol(dir, &arguments.control, &token).await {
+            Ok(identity) => return Ok(identity),
+            Err(error) => {
+                let is_passing = error.kind() == farshore_proto::ErrorKind::Unavailable;
+                if !is_passing || tokio::time::Instant::now() > deadline {
+                    return Err(error).context("cannot enrol");
+                }
+                tokio::time::sleep(ENROL_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The token in a file; none if the file is gone, as it is once it was used.
+fn read_token(path: &Path) -> anyhow::Result<Option<EnrolmentToken>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let token = text.trim().parse();
+            Ok(Some(token.with_context(|| format!("{} holds no token", path.display()))?))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "unknown".to_owned() } else { name.to_owned() }
+}

@@ -1,0 +1,16 @@
+//! Reads with `pread` on the runtime's blocking threads.
+
+use super::Buffer;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+pub(super) async fn read(file: Arc<File>, offset: u64, length: usize) -> io::Result<Buffer> {
+    let task = tokio::task::spawn_blocking(move || {
+        let mut buffer = Buffer::zeroed(length);
+        file.read_exact_at(&mut buffer, offset)?;
+        Ok(buffer)
+    });
+    task.await.map_err(io::Error::other)?
+}

@@ -1,0 +1,130 @@
+//! One thread with a ring, fed through a bounded queue.
+
+use super::{Buffer, READS_MAX};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+/// Requests besides reads that may wait: opens and closes of volumes.
+const QUEUE_MAX: usize = READS_MAX + 256;
+
+enum Request {
+    Open { id: u64, file: File },
+    Close { id: u64 },
+    Read { id: u64, offset: u64, buffer: Buffer, reply: oneshot::Sender<io::Result<Buffer>> },
+    End,
+}
+
+/// The way to the thread; it ends when the last handle and file are gone.
+#[derive(Debug, Clone)]
+pub(super) struct Handle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    requests: Sender<Request>,
+    wake: Arc<Notify>,
+    permits: Semaphore,
+    next_id: AtomicU64,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Without room the thread ends when it finds nobody at the queue's other end.
+        let _ = self.requests.try_send(Request::End);
+        self.wake.notify_one();
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct RingFile {
+    id: u64,
+    handle: Handle,
+}
+
+impl Handle {
+    pub(super) fn start() -> io::Result<Self> {
+        let (requests, queue) = bounded(QUEUE_MAX);
+        let (started, is_started) = bounded(1);
+        let wake = Arc::new(Notify::new());
+        let woken = Arc::clone(&wake);
+        std::thread::Builder::new().name("disk-reads".into()).spawn(move || {
+            match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+                Ok(runtime) => {
+                    let _ = started.send(Ok(()));
+                    runtime.block_on(serve(queue, woken));
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
+        })?;
+        is_started.recv().map_err(io::Error::other)??;
+        let permits = Semaphore::new(READS_MAX);
+        let shared = Shared { requests, wake, permits, next_id: AtomicU64::new(1) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    pub(super) fn open(&self, file: File) -> io::Result<RingFile> {
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        self.send(Request::Open { id, file })?;
+        Ok(RingFile { id, handle: self.clone() })
+    }
+
+    fn send(&self, request: Request) -> io::Result<()> {
+        let sent = self.shared.requests.try_send(request);
+        sent.map_err(|_| io::Error::other("the disk reader does not keep up or has ended"))?;
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+}
+
+impl RingFile {
+    pub(super) async fn read(&self, offset: u64, length: usize) -> io::Result<Buffer> {
+        let permits = &self.handle.shared.permits;
+        let _permit = permits.acquire().await.map_err(io::Error::other)?;
+        let (reply, answer) = oneshot::channel();
+        let buffer = Buffer::zeroed(length);
+        self.handle.send(Request::Read { id: self.id, offset, buffer, reply })?;
+        answer.await.map_err(io::Error::other)?
+    }
+}
+
+impl Drop for RingFile {
+    fn drop(&mut self) {
+        // Without room in the queue the file stays open until the thread ends: no harm.
+        let _ = self.handle.send(Request::Close { id: self.id });
+    }
+}
+
+async fn serve(queue: Receiver<Request>, wake: Arc<Notify>) {
+    let mut files: HashMap<u64, Rc<tokio_uring::fs::File>> = HashMap::new();
+    loop {
+        match queue.try_recv() {
+            Ok(Request::Open { id, file }) => {
+                files.insert(id, Rc::new(tokio_uring::fs::File::from_std(file)));
+            }
+            Ok(Request::Close { id }) => {
+                files.remove(&id);
+            }
+            Ok(Request::Read { id, offset, buffer, reply }) => {
+                let Some(file) = files.get(&id).cloned() else {
+                    let _ = reply.send(Err(io::ErrorKind::NotFound.into()));
+                    continue;
+                };
+                tokio_uring::spawn(async move {
+                    let (result, buffer) = file.read_exact_at(buffer, offset).await;
+                    let _ = reply.send(result.map(|()| buffer));
+                });
+            }
+            Err(TryRecvError::Empty) => wake.notified().await,
+            Ok(Request::End) | Err(TryRecvError::Disconnected) => return,
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Running the capture of a volume: begun when its disk is there, begun again when it comes back.
+
+use super::{RETRY_PAUSE, Running, Tasks};
+use crate::capture::Steps;
+use crate::capture::gate::Gate;
+use crate::capture::hashes::Hashes;
+use crate::capture::intent::IntentMap;
+use crate::capture::scan::{ScanError, Scanner};
+use crate::capture::splitter::{Served, Splitter};
+use crate::disk::{Access, Disk, DiskError};
+use crate::mark::{Requests, mark_served};
+use farshore_api::machine::Capture;
+use farshore_engine::doubt::{Regions, Settings};
+use farshore_nbd::{Address, BindError, Server};
+use farshore_proto::limits::BLOCK_BYTES;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// Between two looks at the disk's path and size.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
+/// Longest path of a socket, without the terminating zero.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Name of the NBD export.
+const EXPORT_NAME: &str = "disk";
+
+/// Why a capture ended. The text is for the operator.
+#[derive(Debug, thiserror::Error)]
+enum CaptureError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("the agent cannot use {}: {source}; give it space and permissions there", path.display())]
+    Data { path: PathBuf, source: io::Error },
+    #[error("the disk cannot be served: {source}")]
+    Bind { source: BindError },
+    #[error("disk {} cannot be scanned: {source}", path.display())]
+    Scan { path: PathBuf, source: io::Error },
+    #[error("the server of the disk ended: {source}")]
+    Ended { source: oneshot::error::RecvError },
+}
+
+impl Running {
+    /// Captures until an orderly stop; whatever is wrong with the disk is told and tried again.
+    pub(super) async fn capture_until_stopped(&mut self) {
+        loop {
+            let ended = self.capture().await;
+            self.opening.stream.set_splitter(None);
+            self.facts.serve(None);
+            match ended {
+                Ok(()) => return,
+                Err(error) => self.facts.fail(error.to_string()),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETRY_PAUSE) => {}
+                _ = self.stop.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    async fn capture(&mut self) -> Result<(), CaptureError> {
+        let assigned = self.assigned.borrow().clone();
+        let access = match assigned.capture {
+            Capture::Nbd => Access::Write,
+            Capture::Scan => Access::Read,
+        };
+        let state = self.opening.stream.state.get();
+        let recorded = (state.size_bytes > 0).then_some(state.size_bytes);
+        let path = PathBuf::from(&assigned.disk);
+        let disk = blocking(move || Ok(Disk::open(&path, access, recorded)));
+        let disk = Arc::new(disk.await.map_err(|source| self.data_error(source))??);
+        match assigned.capture {
+            Capture::Nbd => self.serve(disk).await,
+            Capture::Scan => self.scan(disk).await,
+        }
+    }
+
+    fn data_error(&self, source: io::Error) -> CaptureError {
+        CaptureError::Data { path: self.opening.dir.clone(), source }
+    }
+
+    fn requests(&self) -> Requests {
+        let log = Arc::clone(&self.opening.stream.log);
+        Requests::new(self.assigned.clone(), log, &self.opening.marks)
+    }
+
+    /// Notes the disk in the state; whatever happened to it unseen means that it is sent again.
+    async fn adopt(&self, disk: &Arc<Disk>, is_doubtful: bool) -> Result<(), CaptureError> {
+        let (disk, stream) = (Arc::clone(disk), Arc::clone(&self.opening.stream));
+        let is_new = self.opening.is_new;
+        let adopted = blocking(move || {
+            let state = stream.state.get();
+            let is_other = state.identity.is_some_and(|identity| identity != disk.identity());
+            let changed_ns = disk.changed_ns()?;
+            let is_changed = state.stopped_ns.is_some_and(|stopped| stopped != changed_ns);
+            let has_begun = !is_new || state.size_bytes > 0;
+            if has_begun && (is_doubtful || is_other || is_changed) {
+                let path = disk.path().display();
+                tracing::warn!(
+                    disk = %path, is_doubtful, is_other, is_changed,
+                    "what the disk holds is not known: all of it is sent again"
+                );
+                stream.progress.begin_again()?;
+                stream.progress.resume();
+            }
+            stream.state.update(|state| {
+                state.size_bytes = disk.size_bytes();
+                state.identity = Some(disk.identity());
+                state.stopped_ns = None;
+            })
+        });
+        adopted.await.map_err(|source| self.data_error(source))
+    }
+
+    async fn serve(&mut self, disk: Arc<Disk>) -> Result<(), CaptureError> {
+        let regions = Regions::in_blocks(disk.size_bytes() / BLOCK_BYTES as u64);
+        let (path, volume) = (self.opening.dir.join("intent"), self.opening.stream.volume);
+        let intents = blocking(move || IntentMap::open(&path, volume, regions)).await;
+        let intents = intents.map_err(|source| self.data_error(source))?;
+        self.adopt(&disk, intents.1.is_unknown).await?;
+        let stream = Arc::clone(&self.opening.stream);
+        let steps = Steps::default();
+        let gate = Gate::new(Settings::default(), regions, intents, self.env.clock, steps.clone());
+        let (log, progress) = (Arc::clone(&stream.log), Arc::clone(&stream.progress));
+        let splitter = Splitter::new(Arc::clone(&disk), log, gate, progress, steps);
+        let (reads, opened) = (self.env.reads.clone(), Arc::clone(&disk));
+        let reads = blocking(move || reads.open(opened.file())).await;
+        let reads = reads.map_err(|source| self.data_error(source))?;
+        let address = Address::Unix(socket_path(&self.opening.dir));
+        let backend = Arc::new(Served(Arc::clone(&splitter)));
+        let server = Server::bind(&address, EXPORT_NAME, backend).await;
+        let server = server.map_err(|source| CaptureError::Bind { source })?;
+        stream.set_splitter(Some(Arc::clone(&splitter)));
+        self.facts.serve(Some(server.uri()));
+        self.facts.recover();
+        self.start_session();
+        tracing::info!(volume = %stream.volume, disk = %disk.path().display(), uri = server.uri(),
+            size_bytes = disk.size_bytes(), reads = ?reads.backend(), "the disk is served");
+        let (shut, is_shut) = oneshot::channel::<()>();
+        let (gone, is_gone) = oneshot::channel();
+        let tasks = Tasks(vec![
+            tokio::spawn(Arc::clone(&splitter).copy_what_is_due(reads, stream.joined())),
+            tokio::spawn(Arc::clone(&splitter).flush_when_asked()),
+            tokio::spawn(mark_served(Arc::clone(&splitter), self.requests())),
+        ]);
+        let serving = tokio::spawn(async move {
+            server.serve(async { drop(is_shut.await) }).await;
+            let _ = gone.send(());
+        });
+        let ended = self.watch(&disk).await;
+        // From here on no new request begins, and those under way end.
+        let _ = shut.send(());
+        let served = is_gone.await.map_err(|source| CaptureError::Ended { source });
+        drop((serving, tasks));
+        self.opening.stream.set_splitter(None);
+        let served = ended.and(served);
+        if served.is_ok() {
+            self.stop_served(&splitter, &disk).await;
+        }
+        splitter.settled().await;
+        served
+    }
+
+    /// Looks after the disk until an orderly stop (`Ok`) or until it must be opened anew.
+    async fn watch(&mut self, disk: &Arc<Disk>) -> Result<(), CaptureError> {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(CHECK_PAUSE) => {}
+                _ = self.stop.wait_for(|stop| *stop) => return Ok(()),
+            }
+            let checked = Arc::clone(disk);
+            let checked = blocking(move || Ok(checked.check())).await;
+            match checked.map_err(|source| self.data_error(source))? {
+                Ok(()) => self.facts.recover(),
+                // The open file is still the disk: what runs on it goes on, and so does its copy.
+                Err(error @ DiskError::Missing { .. }) => self.facts.fail(error.to_string()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The orderly end: a last mark, everything durable, no intent left, and a note of that.
+    async fn stop_served(&self, splitter: &Arc<Splitter>, disk: &Arc<Disk>) {
+        let stream = Arc::clone(&self.opening.stream);
+        let breaches = stream.log.breaches();
+        if splitter.is_consistent() {
+            self.requests().set_marks(true, breaches);
+        }
+        let stopped = async {
+            splitter.flush_all().await?;
+            splitter.gate().stop().await?;
+            let (disk, stream) = (Arc::clone(disk), Arc::clone(&stream));
+            blocking(move || {
+                stream.log.sync()?;
+                disk.sync_all()?;
+                let changed_ns = disk.changed_ns()?;
+                stream.state.update(|state| state.stopped_ns = Some(changed_ns))
+            })
+            .await
+        };
+        if let Err(error) = stopped.await {
+            tracing::warn!(volume = %stream.volume, %error, "not stopped in order");
+        }
+    }
+
+    async fn scan(&mut self, disk: Arc<Disk>) -> Result<(), CaptureError> {
+        self.adopt_scanned(&disk).await?;
+        self.facts.recover();
+        self.start_session();
+        let stream = Arc::clone(&self.opening.stream);
+        let mut is_joined = stream.joined();
+        tokio::select! {
+            _ = is_joined.wait_for(|joined| *joined) => {}
+            ended = self.watch(&disk) => return ended,
+        }
+        let mut requests = self.requests();
+        loop {
+            let scanner = self.scanner(&disk).await?;
+            let mut due = Instant::now();
+            while !scanner.is_void() {
+                let interval = requests.interval();
+                let mut stop = self.stop.clone();
+                let pass = tokio::select! {
+                    pass = scanner.pass() => pass,
+                    _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                };
+                match pass {
+                    Ok(Some(pass)) => {
+                        self.facts.recover();
+                        requests.set_marks(true, pass.breaches);
+                    }
+                    Ok(None) => {}
+                    Err(ScanError::Disk(error)) => return Err(error.into()),
+                    Err(ScanError::Io(source)) => {
+                        return Err(CaptureError::Scan { path: disk.path().to_owned(), source });
+                    }
+                }
+                due = (due + interval).max(Instant::now());
+                while requests.open().is_empty() && due > Instant::now() {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(due) => {}
+                        () = requests.changed() => {}
+                        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// A scan finds out for itself what changed, even if another file took the disk's place.
+    async fn adopt_scanned(&self, disk: &Arc<Disk>) -> Result<(), CaptureError> {
+        let (disk, stream) = (Arc::clone(disk), Arc::clone(&self.opening.stream));
+        let adopted = blocking(move || {
+            stream.state.update(|state| {
+                state.size_bytes = disk.size_bytes();
+                state.identity = Some(disk.identity());
+            })
+        });
+        adopted.await.map_err(|source| self.data_error(source))
+    }
+
+    async fn scanner(&self, disk: &Arc<Disk>) -> Result<Scanner, CaptureError> {
+        let stream = Arc::clone(&self.opening.stream);
+        let progress = Arc::clone(&stream.progress);
+        // In this order: hashes of after a restart of the log are never noted before it is over.
+        let restarts = loop {
+            let restarts = progress.restarts();
+            if !progress.is_held() {
+                break restarts;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let (path, size) = (self.opening.dir.join("hashes"), disk.size_bytes());
+        let (reads, opened, volume) = (self.env.reads.clone(), Arc::clone(disk), stream.volume);
+        let open = blocking(move || {
+            let hashes = Hashes::open(&path, volume, size, restarts)?;
+            Ok((hashes, reads.open(opened.file())?))
+        });
+        let (hashes, reads) = open.await.map_err(|source| self.data_error(source))?;
+        let log = Arc::clone(&stream.log);
+        Ok(Scanner::new(Arc::clone(disk), log, hashes, progress, reads))
+    }
+}
+
+/// The socket of a volume: in its directory, or, if that path is too long for one, in a directory
+/// of the system's that belongs to this user.
+fn socket_path(dir: &Path) -> PathBuf {
+    let path = dir.join("nbd.sock");
+    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return path;
+    }
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let user = rustix::process::getuid().as_raw();
+    let short = PathBuf::from(format!("/tmp/farshore-{user}"));
+    let is_made = crate::durable::private_dir(&short).is_ok();
+    let is_ours = std::fs::symlink_metadata(&short)
+        .is_ok_and(|found| found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0);
+    // Otherwise binding says that the path is too long.
+    if is_made && is_ours { short.join(format!("{name}.sock")) } else { path }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}

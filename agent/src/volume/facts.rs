@@ -1,0 +1,204 @@
+//! What is known of a volume, and the report made of it.
+
+use crate::clock::Clock;
+use crate::session::Standing;
+use crate::stream::Stream;
+use farshore_api::agent::{AgentVolume, AgentVolumeReport, VolumeState};
+use farshore_engine::doubt::REGION_BYTES;
+use farshore_engine::source::Phase;
+use farshore_proto::frame::RefusalReason;
+use farshore_proto::{Seq, Timestamp};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// A session that is away for longer than this is worth telling.
+const AWAY_MS: u64 = 10_000;
+
+#[derive(Debug, Default)]
+struct Inner {
+    stream: Option<Arc<Stream>>,
+    error: Option<String>,
+    nbd_uri: Option<String>,
+    streamed_at: Option<Timestamp>,
+}
+
+/// What is known of a volume.
+#[derive(Debug)]
+pub struct Facts {
+    inner: Mutex<Inner>,
+    standing: watch::Sender<Option<Standing>>,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), standing: watch::Sender::new(None) }
+    }
+}
+
+/// State, its sentence and the share done.
+struct Judgement {
+    state: VolumeState,
+    detail: String,
+    progress: f64,
+}
+
+impl Facts {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream is open.
+    pub fn opened(&self, stream: Arc<Stream>) {
+        let mut inner = self.lock();
+        inner.stream = Some(stream);
+        inner.error = None;
+    }
+
+    /// The volume cannot go on.
+    pub fn fail(&self, error: String) {
+        let mut inner = self.lock();
+        if inner.error.as_ref() != Some(&error) {
+            tracing::error!(error, "a volume cannot go on");
+            inner.error = Some(error);
+        }
+    }
+
+    /// What was wrong is over.
+    pub fn recover(&self) {
+        self.lock().error = None;
+    }
+
+    /// Where the disk is served, if it is.
+    pub fn serve(&self, nbd_uri: Option<String>) {
+        self.lock().nbd_uri = nbd_uri;
+    }
+
+    /// Where the session tells how it stands.
+    #[must_use]
+    pub fn standing_sender(&self) -> watch::Sender<Option<Standing>> {
+        self.standing.clone()
+    }
+
+    /// How the session stands.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Option<Standing>> {
+        self.standing.subscribe()
+    }
+
+    /// The report to the control plane.
+    #[must_use]
+    pub fn report(&self, assigned: &AgentVolume, clock: Clock) -> AgentVolumeReport {
+        let standing = self.standing.borrow().clone();
+        let now = clock.now();
+        let mut inner = self.lock();
+        let is_up = standing.as_ref().is_some_and(|standing| standing.phase == Phase::Streaming);
+        let streamed_at = *inner.streamed_at.get_or_insert(now);
+        if is_up {
+            inner.streamed_at = Some(now);
+        }
+        let away_ms = if is_up { 0 } else { now.since_ms(streamed_at) };
+        let judgement = judge(&inner, standing.as_ref(), away_ms);
+        let seq = |pick: fn(&Standing) -> Seq| standing.as_ref().map_or(0, |told| pick(told).0);
+        let point_at = standing.as_ref().and_then(|standing| standing.point_at);
+        let is_error = judgement.state == VolumeState::Error;
+        AgentVolumeReport {
+            volume: assigned.volume,
+            epoch: assigned.epoch,
+            state: judgement.state,
+            error: is_error.then(|| judgement.detail.clone()),
+            detail: judgement.detail,
+            progress: judgement.progress,
+            size_bytes: inner.stream.as_ref().map_or(0, |stream| stream.state.get().size_bytes),
+            sent_seq: seq(|standing| standing.sent),
+            journaled_seq: seq(|standing| standing.journaled),
+            committed_seq: seq(|standing| standing.committed),
+            rpo_seconds: point_at.map(|at| seconds(now.since_ms(at))),
+            nbd_uri: inner.nbd_uri.clone(),
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown to people, with three digits")]
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share, shown to people")]
+fn share(done: u64, all: u64) -> f64 {
+    if all == 0 { 0.0 } else { (done as f64 / all as f64).min(1.0) }
+}
+
+fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement {
+    let told = |state, detail: String, progress| Judgement { state, detail, progress };
+    let trouble = standing.and_then(|standing| standing.trouble.clone()).unwrap_or_default();
+    let Some(stream) = &inner.stream else {
+        let error = inner.error.clone();
+        let state = if error.is_some() { VolumeState::Error } else { VolumeState::Pending };
+        return told(state, error.unwrap_or_default(), 0.0);
+    };
+    let (progress, size) = (&stream.progress, stream.state.get().size_bytes);
+    let copied = if progress.end().is_some() { 1.0 } else { share(progress.cursor(), size) };
+    if let Some(error) = &inner.error {
+        return told(VolumeState::Error, error.clone(), copied);
+    }
+    if let Some(Standing { phase: Phase::Halted { reason }, .. }) = standing {
+        return told(VolumeState::Error, halted(*reason, &trouble), copied);
+    }
+    let committed = standing.map_or(Seq(0), |standing| standing.committed);
+    let copying = if progress.is_resync() { VolumeState::Resyncing } else { VolumeState::Copying };
+    let Some(end) = progress.end() else {
+        let is_waiting = away_ms > 0 && !trouble.is_empty();
+        let detail = match copying {
+            _ if is_waiting => trouble,
+            VolumeState::Resyncing => "re-reading the whole disk".to_owned(),
+            _ => String::new(),
+        };
+        let is_pending = is_waiting && copied == 0.0 && copying == VolumeState::Copying;
+        let state = if is_pending { VolumeState::Pending } else { copying };
+        return told(state, detail, copied);
+    };
+    if let Some(doubt) = in_doubt(stream, size) {
+        return doubt;
+    }
+    let settling = "waiting until the vault has what was read".to_owned();
+    if end > committed {
+        return told(copying, settling, 1.0);
+    }
+    let reread_end = stream.splitter().map_or(Seq(0), |splitter| splitter.reread_end());
+    if reread_end > committed {
+        return told(VolumeState::Resyncing, settling, 1.0);
+    }
+    if away_ms > AWAY_MS {
+        return told(VolumeState::Degraded, trouble, 1.0);
+    }
+    told(VolumeState::Protected, String::new(), 1.0)
+}
+
+fn in_doubt(stream: &Stream, size: u64) -> Option<Judgement> {
+    let splitter = stream.splitter()?;
+    let regions = splitter.gate().in_doubt();
+    if regions == 0 {
+        return None;
+    }
+    let noun = if regions == 1 { "region" } else { "regions" };
+    let kib = regions * REGION_BYTES / 1024;
+    let detail = match splitter.log_trouble() {
+        Some(trouble) => format!(
+            "{trouble}: {regions} {noun} ({kib} KiB) will be re-read when there is room again"
+        ),
+        None => format!("re-reading {regions} {noun} ({kib} KiB)"),
+    };
+    let progress = 1.0 - share(regions * REGION_BYTES, size);
+    Some(Judgement { state: VolumeState::Resyncing, detail, progress })
+}
+
+fn halted(reason: RefusalReason, trouble: &str) -> String {
+    match reason {
+        RefusalReason::Fenced => {
+            "a newer epoch owns this volume: the machine was failed over or moved; unprotect it here \
+             or protect it again"
+                .to_owned()
+        }
+        _ => trouble.to_owned(),
+    }
+}

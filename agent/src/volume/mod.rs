@@ -1,0 +1,180 @@
+//! One volume of the agent: opens what it left behind, captures, sends, reports.
+//!
+//! The stream (log and session) is opened once and goes on without its disk: what is in the log
+//! reaches the vault even if the disk is gone. The capture is begun again whenever the disk comes back.
+
+mod capture;
+mod facts;
+mod open;
+
+pub use facts::Facts;
+pub use open::{OpenError, Opening};
+
+use crate::clock::Clock;
+use crate::points::Points;
+use crate::rt::Reads;
+use crate::session::{Dial, Route, Session, Standing, Target};
+use crate::stream::Stream;
+use farshore_api::agent::{AgentVolume, PointReport};
+use farshore_api::point::PointKind;
+use farshore_proto::frame::Mark;
+use farshore_proto::{Epoch, MarkKind, Seq};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Between two attempts to open what could not be opened.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long an orderly stop waits for the node to have everything.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// What all volumes of an agent share.
+pub struct Env {
+    /// The agent's directory.
+    pub data: PathBuf,
+    /// Reads disks.
+    pub reads: Reads,
+    /// Opens transports to nodes.
+    pub dial: Arc<dyn Dial>,
+    /// Points for the control plane.
+    pub points: Arc<Points>,
+    /// The agent's clock.
+    pub clock: Clock,
+    /// Bytes that the log of one volume may have, if the file system has room for them.
+    pub log_bytes_max: u64,
+}
+
+impl std::fmt::Debug for Env {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Env").field("data", &self.data).finish_non_exhaustive()
+    }
+}
+
+/// Runs a volume until `stop` turns true, then stops it in order.
+pub async fn run(
+    env: Arc<Env>,
+    assigned: watch::Receiver<AgentVolume>,
+    facts: Arc<Facts>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let opening = loop {
+        let (env, volume) = (Arc::clone(&env), assigned.borrow().clone());
+        let opened = tokio::task::spawn_blocking(move || Opening::open(&env, &volume)).await;
+        match opened.map_err(|error| OpenError::Task { source: error }).flatten() {
+            Ok(opening) => break opening,
+            Err(error) => facts.fail(error.to_string()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_PAUSE) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    };
+    facts.opened(Arc::clone(&opening.stream));
+    let mut running = Running { env, assigned, facts, stop, opening, session: None };
+    running.start_session();
+    running.capture_until_stopped().await;
+    running.drain().await;
+}
+
+struct Running {
+    env: Arc<Env>,
+    assigned: watch::Receiver<AgentVolume>,
+    facts: Arc<Facts>,
+    stop: watch::Receiver<bool>,
+    opening: Opening,
+    session: Option<Tasks>,
+}
+
+/// Tasks that end with this.
+struct Tasks(Vec<tokio::task::JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+impl Running {
+    /// Starts the session, once the size of the disk is known and unless it runs already.
+    fn start_session(&mut self) {
+        let size_bytes = self.opening.stream.state.get().size_bytes;
+        if size_bytes == 0 || self.session.is_some() {
+            return;
+        }
+        let (route, follow) = follow_route(self.assigned.clone());
+        let session = Session {
+            stream: Arc::clone(&self.opening.stream),
+            size_bytes,
+            opened: self.opening.opened,
+            marks: self.opening.marks.clone(),
+            dial: Arc::clone(&self.env.dial),
+            route,
+            standing: self.facts.standing_sender(),
+            clock: self.env.clock,
+            on_point: on_point(&self.env.points, self.opening.stream.volume.into()),
+        };
+        self.session = Some(Tasks(vec![tokio::spawn(follow), tokio::spawn(session.run())]));
+    }
+
+    /// At an orderly stop: gives the node a moment to take what is in the log.
+    async fn drain(&mut self) {
+        let last = self.opening.stream.log.last();
+        let mut standing = self.facts.standing();
+        let is_done = |standing: &Option<Standing>| {
+            standing.as_ref().is_some_and(|standing| {
+                let is_up = matches!(standing.phase, farshore_engine::source::Phase::Streaming);
+                !is_up || standing.journaled >= last
+            })
+        };
+        let waiting = standing.wait_for(is_done);
+        let _ = tokio::time::timeout(DRAIN_TIME_MAX, waiting).await;
+        self.session = None;
+    }
+}
+
+/// The route in an assignment, and the task that keeps it current.
+fn follow_route(
+    mut assigned: watch::Receiver<AgentVolume>,
+) -> (watch::Receiver<Route>, impl Future<Output = ()> + Send) {
+    let first = route_of(&assigned.borrow_and_update());
+    let (sender, receiver) = watch::channel(first);
+    let follow = async move {
+        while assigned.changed().await.is_ok() {
+            let route = route_of(&assigned.borrow_and_update());
+            sender.send_if_modified(|old| {
+                let is_new = *old != route;
+                *old = route;
+                is_new
+            });
+        }
+        // Whoever assigns is gone; the session goes on where it was sent last.
+        sender.closed().await;
+    };
+    (receiver, follow)
+}
+
+fn route_of(volume: &AgentVolume) -> Route {
+    let target = Target {
+        address: volume.node.address.clone(),
+        server_name: volume.node.server_name.clone(),
+        volume: volume.volume.into(),
+    };
+    let mark_interval_ms = u32::try_from(volume.mark_interval_ms).unwrap_or(u32::MAX);
+    Route { target, epoch: Epoch(volume.epoch), mark_interval_ms }
+}
+
+fn on_point(points: &Arc<Points>, volume: uuid::Uuid) -> crate::session::OnPoint {
+    let points = Arc::clone(points);
+    Box::new(move |seq: Seq, mark: Mark| {
+        let kind = match mark.kind {
+            MarkKind::Crash => PointKind::Crash,
+            MarkKind::App => PointKind::App,
+        };
+        let (point, time_unix_ms) = (mark.point.into(), mark.time_unix_ms);
+        points.push(PointReport { point, volume, seq: seq.0, kind, time_unix_ms });
+    })
+}
+
+#[cfg(test)]
+mod tests;

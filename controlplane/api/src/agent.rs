@@ -1,0 +1,220 @@
+//! What an agent tells the control plane, and what it is told.
+//!
+//! Life of an agent: enrol → register (at every start) → poll assignments and report every
+//! [`crate::limits::REPORT_INTERVAL_MS`], in two independent loops. It goes on replicating when the
+//! control plane does not answer.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::machine::Capture;
+use crate::point::PointKind;
+
+/// Says where the agent runs. Sent at every start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterAgent {
+    /// Name of its machine.
+    pub hostname: String,
+    /// The agent's version.
+    pub version: String,
+    /// Whether it runs beside the control plane (`farshore up`): the default for new machines.
+    #[serde(default)]
+    pub local: bool,
+}
+
+/// Answer to a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// The identity in the certificate.
+    pub id: Uuid,
+}
+
+/// What the agent is to replicate. A volume that is not listed (any more) is to be stopped and its
+/// session closed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignments {
+    /// Give this as `after` in the next poll; it is then answered when something differs, or after
+    /// `wait_ms`. Only for comparing: greater is newer.
+    pub version: u64,
+    /// Volumes that are placed on a node.
+    pub volumes: Vec<AgentVolume>,
+}
+
+/// One volume for the agent to replicate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentVolume {
+    /// The volume.
+    pub volume: Uuid,
+    /// Name of the machine that it belongs to.
+    pub machine: String,
+    /// Path of the disk.
+    pub disk: String,
+    /// How to learn of changes.
+    pub capture: Capture,
+    /// Milliseconds between two marks.
+    pub mark_interval_ms: u64,
+    /// Goes into every frame; the node refuses others.
+    pub epoch: u64,
+    /// Where to send.
+    pub node: NodeAddress,
+    /// Marks to set as soon as possible, under these ids; listed until they are reported committed.
+    pub marks_requested: Vec<MarkRequest>,
+}
+
+/// How to reach a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddress {
+    /// The node.
+    pub id: Uuid,
+    /// `ip:port` to connect to.
+    pub address: String,
+    /// TLS server name to ask for ([`crate::identity::node_server_name`]).
+    pub server_name: String,
+}
+
+/// A mark that somebody asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkRequest {
+    /// Id that the mark is to have.
+    pub point: Uuid,
+    /// What it is to promise.
+    pub kind: PointKind,
+}
+
+/// How the agent's volumes do, and which marks became committed.
+///
+/// Idempotent: a report that got no answer may be sent again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentReport {
+    /// All volumes that the agent has, at most [`crate::limits::REPORT_VOLUMES_MAX`].
+    pub volumes: Vec<AgentVolumeReport>,
+    /// Marks committed since the last answered report, at most
+    /// [`crate::limits::REPORT_POINTS_MAX`].
+    #[serde(default)]
+    pub points: Vec<PointReport>,
+}
+
+/// Where the replication of one volume stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Not started yet, or waits for its node.
+    Pending,
+    /// The initial copy is on its way.
+    Copying,
+    /// Regions in doubt are being read again.
+    Resyncing,
+    /// The initial copy is committed and changes flow.
+    Protected,
+    /// Something is late; the detail says what.
+    Degraded,
+    /// Cannot go on; `error` says why.
+    Error,
+}
+
+impl VolumeState {
+    /// The state as it stands in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Copying => "copying",
+            Self::Resyncing => "resyncing",
+            Self::Protected => "protected",
+            Self::Degraded => "degraded",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// How one volume does, seen by its agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentVolumeReport {
+    /// The volume.
+    pub volume: Uuid,
+    /// The epoch under which the agent sends.
+    pub epoch: u64,
+    /// Where it stands.
+    pub state: VolumeState,
+    /// One sentence about the state; may be empty.
+    #[serde(default)]
+    pub detail: String,
+    /// Share of the initial copy or resync that is done, 0 to 1.
+    #[serde(default)]
+    pub progress: f64,
+    /// Size of the disk.
+    #[serde(default)]
+    pub size_bytes: u64,
+    /// Highest sequence number sent.
+    #[serde(default)]
+    pub sent_seq: u64,
+    /// Acked journaled.
+    #[serde(default)]
+    pub journaled_seq: u64,
+    /// Acked committed.
+    #[serde(default)]
+    pub committed_seq: u64,
+    /// Age of the newest committed mark's data now; null before the first one.
+    #[serde(default)]
+    pub rpo_seconds: Option<f64>,
+    /// Where the splitter serves the disk.
+    #[serde(default)]
+    pub nbd_uri: Option<String>,
+    /// Why it cannot go on, and what to do.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// A mark that is in the vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointReport {
+    /// Id of the mark, a UUIDv7.
+    pub point: Uuid,
+    /// The volume.
+    pub volume: Uuid,
+    /// The point is the stream's prefix up to and including this.
+    pub seq: u64,
+    /// What it promises.
+    pub kind: PointKind,
+    /// When it was set, by the agent's clock.
+    pub time_unix_ms: u64,
+}
+
+/// Answer to a report of an agent or a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reported {
+    /// Newest version of the assignments; poll if it differs from yours.
+    pub version: u64,
+    /// Volumes of the report that are not yours (any more); what was said of them was ignored.
+    pub ignored_volumes: Vec<Uuid>,
+}
+
+/// An agent as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agent {
+    /// Its identity.
+    pub id: Uuid,
+    /// Name of its machine.
+    pub hostname: String,
+    /// Its version.
+    pub version: String,
+    /// Whether it runs beside the control plane.
+    pub local: bool,
+    /// Whether it reported within [`crate::limits::SILENT_AFTER_SECONDS`].
+    pub healthy: bool,
+    /// When it was last heard.
+    pub last_seen_unix_ms: u64,
+    /// Machines that it protects.
+    pub machines: u64,
+}
+
+/// All agents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agents {
+    /// In the order of their registration.
+    pub agents: Vec<Agent>,
+}

@@ -1,0 +1,174 @@
+//! Drills and failovers.
+//!
+//! ```text
+//! requested → fencing → exporting → booting → running → committed
+//!     │  (unplanned only)   ▲ (not when serve_only)  │
+//!     └─────── drill ───────┘                        └→ cleaning_up → cleaned_up
+//! any state before running, and running when the export dies → failed → cleaning_up
+//! ```
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::point::PointSelector;
+
+/// What is to be done with the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailoverKind {
+    /// A test: replication goes on untouched.
+    Drill,
+    /// The source is lost: it is fenced first and replication of it ends.
+    Unplanned,
+}
+
+/// Where a failover stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FailoverState {
+    /// Accepted.
+    Requested,
+    /// The volume's epoch is being raised, so that the old writer stops.
+    Fencing,
+    /// The export of the point is being started.
+    Exporting,
+    /// The machine is being started on the export.
+    Booting,
+    /// The export serves, and so does the machine unless only serving was asked for.
+    Running,
+    /// Kept for good.
+    Committed,
+    /// Processes are being stopped and the overlay removed.
+    CleaningUp,
+    /// Nothing of it is left.
+    CleanedUp,
+    /// Did not come up, or its export ended; `error` says why.
+    Failed,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl FailoverState {
+    /// The state as it stands in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Fencing => "fencing",
+            Self::Exporting => "exporting",
+            Self::Booting => "booting",
+            Self::Running => "running",
+            Self::Committed => "committed",
+            Self::CleaningUp => "cleaning_up",
+            Self::CleanedUp => "cleaned_up",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether it stays as it is until somebody asks for something or something breaks. A GET with
+    /// `wait_ms` answers as soon as this holds.
+    #[must_use]
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Self::Running | Self::Committed | Self::CleanedUp | Self::Failed)
+    }
+}
+
+/// How the export listens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportListen {
+    /// On a Unix socket that only the control plane's user can open.
+    #[default]
+    Unix,
+    /// On a loopback TCP port of the system's choice; any local user can connect.
+    Tcp,
+}
+
+/// Starts a failover of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateFailover {
+    /// Drill or unplanned.
+    pub kind: FailoverKind,
+    /// The point to bring back; `latest` if absent. For an unplanned failover, `latest` is chosen
+    /// after the fence.
+    #[serde(default)]
+    pub point: PointSelector,
+    /// Serve the point over NBD on an overlay, and start no machine.
+    #[serde(default)]
+    pub serve_only: bool,
+    /// How the export listens.
+    #[serde(default)]
+    pub listen: ExportListen,
+    /// Memory of the machine in MiB, 64 to 1 048 576; default 1024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u32>,
+    /// Virtual CPUs, 1 to 64; default 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Absolute path of a firmware image on the control plane's machine; default: OVMF where Debian
+    /// puts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+}
+
+/// Ends a failover: stops its processes and removes the overlay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CleanupFailover {
+    /// Also when it is committed: what the machine wrote since then is lost.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A failover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failover {
+    /// Its id.
+    pub id: Uuid,
+    /// Name of the machine.
+    pub machine: String,
+    /// Drill or unplanned.
+    pub kind: FailoverKind,
+    /// The point brought back; null until chosen.
+    pub point: Option<Uuid>,
+    /// The volume served.
+    pub volume: Uuid,
+    /// Whether no machine is started.
+    pub serve_only: bool,
+    /// Where it stands.
+    pub state: FailoverState,
+    /// One sentence about the state, such as that the machine has shut down; empty if none.
+    pub detail: String,
+    /// Where the export serves the disk, once it does.
+    pub nbd_uri: Option<String>,
+    /// Process that serves the export.
+    pub export_pid: Option<u32>,
+    /// Process that runs the machine.
+    pub machine_pid: Option<u32>,
+    /// File with the machine's serial console.
+    pub console_path: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Every state it was in, oldest first.
+    pub steps: Vec<FailoverStep>,
+}
+
+/// When a failover entered a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverStep {
+    /// The state.
+    pub state: FailoverState,
+    /// When it was entered.
+    pub at_unix_ms: u64,
+}
+
+/// All failovers, newest last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failovers {
+    /// At most [`crate::limits::PAGE_DEFAULT`], the newest ones.
+    pub failovers: Vec<Failover>,
+}

@@ -1,0 +1,125 @@
+//! What a node tells the control plane, and what it is told.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::agent::PointReport;
+use crate::machine::VolumeStats;
+
+pub use crate::agent::{Registered, Reported};
+
+/// Says where the node listens. Sent at every start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterNode {
+    /// `ip:port` that agents connect to.
+    pub address: String,
+    /// Number of shards.
+    pub shards: u32,
+    /// The node's version.
+    pub version: String,
+}
+
+/// The volumes that a node owns. A volume that is not listed (any more) is to be let go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignments {
+    /// Give this as `after` in the next poll; it is then answered when something differs, or after
+    /// `wait_ms`. Only for comparing: greater is newer.
+    pub version: u64,
+    /// Its volumes.
+    pub volumes: Vec<NodeVolume>,
+}
+
+/// One volume that a node owns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeVolume {
+    /// The volume.
+    pub volume: Uuid,
+    /// Accept frames of this epoch only.
+    pub epoch: u64,
+    /// The last epoch that a node was given before this one, to be fenced in the vault first; null
+    /// for the first. That node may never have written: the vault says.
+    pub parent_epoch: Option<u64>,
+    /// The only agent that may send.
+    pub agent: Uuid,
+    /// Name of the machine.
+    pub machine: String,
+    /// Milliseconds between two marks: the longest that a batch may stay open.
+    pub mark_interval_ms: u64,
+}
+
+/// How the node does. Idempotent: a report that got no answer may be sent again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeReport {
+    /// Seconds since the process started.
+    pub uptime_seconds: f64,
+    /// CPU time of the process, user and system.
+    pub cpu_seconds: f64,
+    /// Its volumes, at most [`crate::limits::REPORT_VOLUMES_MAX`].
+    #[serde(default)]
+    pub volumes: Vec<NodeVolumeReport>,
+    /// Marks committed since the last answered report, at most
+    /// [`crate::limits::REPORT_POINTS_MAX`]: a point counts even if its agent died before it could
+    /// report it.
+    #[serde(default)]
+    pub points: Vec<PointReport>,
+    /// Counters by name (`[a-z0-9_.]`, at most 64 bytes), at most
+    /// [`crate::limits::REPORT_COUNTERS_MAX`].
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// How one volume does, seen by its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeVolumeReport {
+    /// The volume.
+    pub volume: Uuid,
+    /// The epoch under which the node writes.
+    pub epoch: u64,
+    /// Everything up to here is in the journal.
+    #[serde(default)]
+    pub journaled_seq: u64,
+    /// Everything up to here is in the vault.
+    #[serde(default)]
+    pub committed_seq: u64,
+    /// What was done with the volume's bytes since this node took it; the control plane keeps the
+    /// last numbers of each epoch.
+    #[serde(default)]
+    pub stats: VolumeStats,
+}
+
+/// A node as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its identity.
+    pub id: Uuid,
+    /// `ip:port` that agents connect to.
+    pub address: String,
+    /// Number of shards.
+    pub shards: u32,
+    /// Its version.
+    pub version: String,
+    /// Whether it reported within [`crate::limits::SILENT_AFTER_SECONDS`].
+    pub healthy: bool,
+    /// When it was last heard.
+    pub last_seen_unix_ms: u64,
+    /// Volumes placed on it.
+    pub volumes: u64,
+    /// Seconds since the process started, at its last report.
+    pub uptime_seconds: f64,
+    /// CPU time of the process at its last report.
+    pub cpu_seconds: f64,
+    /// Counters of its last report.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// All nodes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// In the order of their registration.
+    pub nodes: Vec<Node>,
+}

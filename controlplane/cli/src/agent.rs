@@ -1,0 +1,77 @@
+//! `agent`: agents and their enrolment.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use farshore_api::agent::Agents;
+use farshore_api::identity::{CreateToken, Token};
+use farshore_api::{Role, paths};
+
+use crate::args::Global;
+use crate::client::Client;
+use crate::failure::Outcome;
+use crate::output::{age, time};
+use crate::table::Table;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// List all agents
+    List,
+    /// Create a token that enrols one agent once
+    Token(TokenArgs),
+}
+
+/// Arguments of `agent token` and `node token`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct TokenArgs {
+    /// Life of the token, at most 7 days
+    #[arg(long, value_name = "DURATION", default_value = "1h",
+        value_parser = humantime::parse_duration)]
+    ttl: Duration,
+}
+
+/// Runs a verb.
+pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
+    let format = global.output.unwrap_or_default();
+    let client = Client::of(global)?;
+    match verb {
+        Verb::List => format.print(&client.get::<Agents>(paths::AGENTS).await?, list),
+        Verb::Token(args) => token(global, &client, Role::Agent, &args).await,
+    }
+}
+
+/// Creates and prints an enrolment token.
+pub(crate) async fn token(
+    global: &Global,
+    client: &Client,
+    role: Role,
+    args: &TokenArgs,
+) -> Outcome {
+    let request = CreateToken { role, ttl_seconds: Some(args.ttl.as_secs()) };
+    let token: Token = client.post(paths::TOKENS, &request).await?;
+    global.output.unwrap_or_default().print(&token, show)
+}
+
+fn list(agents: &Agents) -> String {
+    let mut table =
+        Table::new(&["ID", "HOSTNAME", "LOCAL", "MACHINES", "HEALTHY", "SEEN"], "no agents");
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
+    for agent in &agents.agents {
+        table.row([
+            agent.id.to_string(),
+            agent.hostname.clone(),
+            yes(agent.local),
+            agent.machines.to_string(),
+            yes(agent.healthy),
+            age(agent.last_seen_unix_ms),
+        ]);
+    }
+    table.render()
+}
+
+/// The token alone on standard output, so that it can be put into a file; the rest is for people.
+fn show(token: &Token) -> String {
+    let expires = time(token.expires_at_unix_s.saturating_mul(1_000));
+    eprintln!("It works once, until {expires}. Put it into a file that only its reader can read.");
+    format!("{}\n", token.token)
+}

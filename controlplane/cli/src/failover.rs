@@ -1,0 +1,347 @@
+//! `failover`: drills and failovers.
+
+use std::time::{Duration, Instant};
+
+use clap::{Subcommand, ValueEnum};
+use farshore_api::failover::{
+    CleanupFailover, CreateFailover, ExportListen, Failover, FailoverKind, FailoverState, Failovers,
+};
+use farshore_api::point::PointSelector;
+use farshore_api::{Exit, limits, paths};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::args::Global;
+use crate::client::Client;
+use crate::confirm::Consent;
+use crate::failure::{Failure, Outcome};
+use crate::job::Job;
+use crate::machine::{check_name, unknown_machine};
+use crate::output::{or_dash, time};
+use crate::table::Table;
+
+/// Longest time between two reports of how far it is.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Try a failover: bring a point up beside the running machine, which goes on untouched
+    Drill(BringUp),
+    /// Fail over: the source is lost, its replication ends, a point takes its place
+    Start {
+        #[command(flatten)]
+        bring_up: BringUp,
+        #[command(flatten)]
+        consent: Consent,
+    },
+    /// List drills and failovers
+    List,
+    /// Show one of them
+    Show {
+        /// Its id
+        id: Uuid,
+    },
+    /// Keep a failover for good
+    Commit {
+        /// Its id
+        id: Uuid,
+    },
+    /// End a drill or failover: stop its processes and remove what was written to its overlay
+    Cleanup {
+        /// Its id
+        id: Uuid,
+        /// Also when it is committed
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        consent: Consent,
+    },
+}
+
+/// What to bring up, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct BringUp {
+    /// Name of the machine
+    name: String,
+    /// Recovery point: an id, or latest
+    #[arg(long, value_name = "POINT", default_value = "latest")]
+    point: PointSelector,
+    /// Serve the disk over NBD and start no machine
+    #[arg(long)]
+    serve_only: bool,
+    /// How to serve the disk
+    #[arg(long, value_enum, default_value = "unix")]
+    listen: ListenArg,
+    /// Memory of the machine in MiB [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u32>,
+    /// Virtual CPUs of the machine [default: 2]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// Firmware image on the control plane's machine [default: OVMF]
+    #[arg(long, value_name = "PATH")]
+    firmware: Option<String>,
+    /// Longest wait until it runs
+    #[arg(long, value_name = "DURATION", default_value = "2m",
+        value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+/// How the export listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListenArg {
+    /// On a Unix socket that only the control plane's user can open
+    Unix,
+    /// On a loopback TCP port; any local user can connect
+    Tcp,
+}
+
+impl From<ListenArg> for ExportListen {
+    fn from(listen: ListenArg) -> Self {
+        match listen {
+            ListenArg::Unix => Self::Unix,
+            ListenArg::Tcp => Self::Tcp,
+        }
+    }
+}
+
+/// Runs a verb.
+pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
+    let format = global.output.unwrap_or_default();
+    let client = Client::of(global)?;
+    match verb {
+        Verb::Drill(args) => bring_up(global, &client, args, FailoverKind::Drill).await,
+        Verb::Start { bring_up: args, consent } => {
+            check_name("machine", &args.name)?;
+            let what = format!(
+                "end the replication of {} for good and put its point `{}` in its place",
+                args.name, args.point
+            );
+            if consent.ask(&what)? {
+                bring_up(global, &client, args, FailoverKind::Unplanned).await?;
+            }
+            Ok(())
+        }
+        Verb::List => format.print(&client.get::<Failovers>(paths::FAILOVERS).await?, list),
+        Verb::Show { id } => format.print(&get(&client, id, Duration::ZERO).await?, show),
+        Verb::Commit { id } => {
+            let committed: Failover = client
+                .post(&paths::failover_commit(id), &json!({}))
+                .await
+                .map_err(unknown_failover)?;
+            format.print(&committed, show)
+        }
+        Verb::Cleanup { id, force, consent } => cleanup(global, &client, id, force, consent).await,
+    }
+}
+
+async fn bring_up(global: &Global, client: &Client, args: BringUp, kind: FailoverKind) -> Outcome {
+    check_name("machine", &args.name)?;
+    let started = Instant::now();
+    let request = CreateFailover {
+        kind,
+        point: args.point,
+        serve_only: args.serve_only,
+        listen: args.listen.into(),
+        memory_mib: args.memory,
+        cpus: args.cpus,
+        firmware: args.firmware,
+    };
+    let mut failover: Failover = client
+        .post(&paths::machine_failovers(&args.name), &request)
+        .await
+        .map_err(unknown_machine)?;
+    let job = Job::of_share(global, "failover");
+    loop {
+        let id = failover.id;
+        match failover.state {
+            FailoverState::Running | FailoverState::Committed => {
+                return job.finish(&failover, show);
+            }
+            state if state.is_settled() => return Err(did_not_come_up(&failover)),
+            state => job.share(share(state), || json!({ "id": id, "state": state })),
+        }
+        let left = args.timeout.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            let message =
+                format!("failover {id} does not run yet: it is {}", failover.state.as_str());
+            return Err(Failure::new(Exit::TimedOut, message)
+                .hint(format!("it goes on; `farshore failover show {id}` tells how it stands")));
+        }
+        let path = paths::failover(id);
+        failover = client.get_patiently(&path, left.min(LOOK_EVERY), left).await?;
+    }
+}
+
+fn did_not_come_up(failover: &Failover) -> Failure {
+    let id = failover.id;
+    let reason = failover.error.as_deref().unwrap_or("the control plane gives no reason");
+    Failure::new(Exit::Failure, format!("failover {id} of {} failed: {reason}", failover.machine))
+        .hint(format!("`farshore failover cleanup {id}` removes what is left of it"))
+}
+
+/// About how much of the way to running lies behind.
+fn share(state: FailoverState) -> f64 {
+    match state {
+        FailoverState::Requested => 0.1,
+        FailoverState::Fencing => 0.3,
+        FailoverState::Exporting => 0.5,
+        FailoverState::Booting => 0.8,
+        _ => 1.0,
+    }
+}
+
+async fn cleanup(
+    global: &Global,
+    client: &Client,
+    id: Uuid,
+    force: bool,
+    consent: Consent,
+) -> Outcome {
+    let failover = get(client, id, Duration::ZERO).await?;
+    // What a drill wrote is meant to go; what replaced a lost machine is not.
+    let is_needed = failover.kind == FailoverKind::Unplanned
+        && matches!(failover.state, FailoverState::Running | FailoverState::Committed);
+    if is_needed || consent.dry_run {
+        let what = format!(
+            "stop failover {id} of {} and remove all that was written since",
+            failover.machine
+        );
+        if !consent.ask(&what)? {
+            return Ok(());
+        }
+    }
+    let mut failover: Failover = client
+        .post(&paths::failover_cleanup(id), &CleanupFailover { force })
+        .await
+        .map_err(|failure| {
+            unknown_failover(failure)
+                .hint_on(Exit::Conflict, || "--force ends a committed failover too".to_owned())
+        })?;
+    let started = Instant::now();
+    let longest = Duration::from_millis(limits::WAIT_MS_MAX);
+    while failover.state == FailoverState::CleaningUp && started.elapsed() < longest {
+        failover = get(client, id, Duration::from_secs(1)).await?;
+    }
+    if failover.state != FailoverState::CleanedUp {
+        let message = format!("failover {id} is not cleaned up yet: {}", failover.state.as_str());
+        return Err(Failure::new(Exit::TimedOut, message)
+            .hint(format!("`farshore failover show {id}` tells how it stands")));
+    }
+    global.output.unwrap_or_default().print(&failover, show)
+}
+
+async fn get(client: &Client, id: Uuid, wait: Duration) -> Outcome<Failover> {
+    client.get_waiting(&paths::failover(id), wait).await.map_err(unknown_failover)
+}
+
+fn unknown_failover(failure: Failure) -> Failure {
+    failure.hint_on(Exit::NotFound, || "`farshore failover list` shows them".to_owned())
+}
+
+fn kind(kind: FailoverKind) -> &'static str {
+    match kind {
+        FailoverKind::Drill => "drill",
+        FailoverKind::Unplanned => "unplanned",
+    }
+}
+
+fn list(failovers: &Failovers) -> String {
+    let mut table = Table::new(
+        &["ID", "MACHINE", "KIND", "STATE", "REQUESTED", "POINT", "DETAIL"],
+        "no drills or failovers",
+    );
+    for failover in &failovers.failovers {
+        let detail = failover.error.as_deref().unwrap_or(&failover.detail);
+        table.row([
+            failover.id.to_string(),
+            failover.machine.clone(),
+            kind(failover.kind).to_owned(),
+            failover.state.as_str().to_owned(),
+            or_dash(failover.steps.first().map(|step| time(step.at_unix_ms))),
+            or_dash(failover.point),
+            detail.to_owned(),
+        ]);
+    }
+    table.render()
+}
+
+fn show(failover: &Failover) -> String {
+    let mut table = Table::pairs();
+    table
+        .pair("id", failover.id)
+        .pair("machine", &failover.machine)
+        .pair("kind", kind(failover.kind))
+        .pair("state", failover.state.as_str())
+        .pair("point", or_dash(failover.point));
+    let mut optional = |name: &str, value: Option<String>| {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            table.pair(name, value);
+        }
+    };
+    optional("detail", Some(failover.detail.clone()));
+    optional("error", failover.error.clone());
+    optional("NBD", failover.nbd_uri.clone());
+    optional("console", failover.console_path.clone());
+    optional("export pid", failover.export_pid.map(|pid| pid.to_string()));
+    optional("machine pid", failover.machine_pid.map(|pid| pid.to_string()));
+    let first = failover.steps.first().map_or(0, |step| step.at_unix_ms);
+    for step in &failover.steps {
+        let after = step.at_unix_ms.saturating_sub(first);
+        table.pair(&format!("  {}", step.state.as_str()), format!("after {after} ms"));
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farshore_api::failover::FailoverStep;
+
+    fn failover(state: FailoverState) -> Failover {
+        Failover {
+            id: Uuid::from_u128(1),
+            machine: "web".to_owned(),
+            kind: FailoverKind::Drill,
+            point: Some(Uuid::from_u128(2)),
+            volume: Uuid::from_u128(3),
+            serve_only: true,
+            state,
+            detail: String::new(),
+            nbd_uri: Some("nbd+unix:///?socket=/s".to_owned()),
+            export_pid: Some(42),
+            machine_pid: None,
+            console_path: None,
+            error: None,
+            steps: vec![
+                FailoverStep { state: FailoverState::Requested, at_unix_ms: 1_000 },
+                FailoverStep { state: FailoverState::Running, at_unix_ms: 1_250 },
+            ],
+        }
+    }
+
+    #[test]
+    fn a_drill_in_json_has_its_uri() {
+        let json = serde_json::to_value(failover(FailoverState::Running)).unwrap();
+        assert_eq!(json["nbd_uri"], "nbd+unix:///?socket=/s");
+        assert_eq!(json["state"], "running");
+    }
+
+    #[test]
+    fn people_see_where_it_serves_and_how_long_it_took() {
+        let text = show(&failover(FailoverState::Running));
+        assert!(text.contains("nbd+unix"), "{text}");
+        assert!(text.contains("after 250 ms"), "{text}");
+        assert!(!text.contains("error"), "{text}");
+        assert!(list(&Failovers { failovers: vec![] }).contains("no drills"));
+    }
+
+    #[test]
+    fn a_failed_one_says_why_and_how_to_get_rid_of_it() {
+        let mut failed = failover(FailoverState::Failed);
+        failed.error = Some("the vault is gone".to_owned());
+        let failure = did_not_come_up(&failed);
+        assert!(failure.message.ends_with("failed: the vault is gone"), "{failure}");
+        assert!(failure.hint.unwrap().contains("failover cleanup"));
+    }
+}

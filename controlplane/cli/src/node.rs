@@ -1,0 +1,78 @@
+//! `node`: the nodes.
+
+use clap::Subcommand;
+use farshore_api::node::{Node, Nodes};
+use farshore_api::{Exit, Role, paths};
+use uuid::Uuid;
+
+use crate::agent::{TokenArgs, token};
+use crate::args::Global;
+use crate::client::Client;
+use crate::failure::{Failure, Outcome};
+use crate::output::age;
+use crate::table::Table;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// List all nodes
+    List,
+    /// Show one node with its counters
+    Show {
+        /// Id of the node
+        id: Uuid,
+    },
+    /// Create a token that enrols one node once
+    Token(TokenArgs),
+}
+
+/// Runs a verb.
+pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
+    let format = global.output.unwrap_or_default();
+    let client = Client::of(global)?;
+    match verb {
+        Verb::List => format.print(&client.get::<Nodes>(paths::NODES).await?, list),
+        Verb::Show { id } => {
+            let nodes: Nodes = client.get(paths::NODES).await?;
+            let node = nodes.nodes.iter().find(|node| node.id == id).ok_or_else(|| {
+                Failure::new(Exit::NotFound, format!("there is no node {id}"))
+                    .hint("`farshore node list` shows the nodes")
+            })?;
+            format.print(node, show)
+        }
+        Verb::Token(args) => token(global, &client, Role::Node, &args).await,
+    }
+}
+
+fn list(nodes: &Nodes) -> String {
+    let mut table =
+        Table::new(&["ID", "ADDRESS", "SHARDS", "VOLUMES", "HEALTHY", "SEEN"], "no nodes");
+    for node in &nodes.nodes {
+        table.row([
+            node.id.to_string(),
+            node.address.clone(),
+            node.shards.to_string(),
+            node.volumes.to_string(),
+            if node.healthy { "yes" } else { "no" }.to_owned(),
+            age(node.last_seen_unix_ms),
+        ]);
+    }
+    table.render()
+}
+
+fn show(node: &Node) -> String {
+    let mut table = Table::pairs();
+    table
+        .pair("id", node.id)
+        .pair("address", &node.address)
+        .pair("version", &node.version)
+        .pair("shards", node.shards)
+        .pair("volumes", node.volumes)
+        .pair("healthy", if node.healthy { "yes" } else { "no" })
+        .pair("seen", age(node.last_seen_unix_ms))
+        .pair("up for", format!("{:.0} s", node.uptime_seconds))
+        .pair("CPU time", format!("{:.1} s", node.cpu_seconds));
+    for (name, count) in &node.counters {
+        table.pair(name, count);
+    }
+    table.render()
+}

@@ -1,0 +1,135 @@
+//! How results reach standard output.
+
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::ValueEnum;
+use farshore_api::Exit;
+use serde::Serialize;
+
+use crate::failure::{Failure, Outcome, reason};
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// One JSON document
+    Json,
+}
+
+impl Format {
+    /// Prints `value` as JSON, or what `table` makes of it.
+    pub(crate) fn print<T: Serialize>(
+        self,
+        value: &T,
+        table: impl FnOnce(&T) -> String,
+    ) -> Outcome {
+        match self {
+            Self::Json => print_json(value),
+            Self::Table => print_text(&table(value)),
+        }
+    }
+}
+
+/// Prints one JSON document on lines of its own.
+pub(crate) fn print_json<T: Serialize>(value: &T) -> Outcome {
+    print_encoded(serde_json::to_string_pretty(value))
+}
+
+/// Prints one JSON document on one line.
+pub(crate) fn print_json_line<T: Serialize>(value: &T) -> Outcome {
+    print_encoded(serde_json::to_string(value))
+}
+
+fn print_encoded(encoded: serde_json::Result<String>) -> Outcome {
+    let text = encoded.map_err(|error| {
+        Failure::new(Exit::Internal, format!("cannot write the result as JSON: {error}"))
+    })?;
+    print_text(&(text + "\n"))
+}
+
+/// Prints text as it is and flushes it.
+///
+/// A reader that went away (`… | head`) wants no more: that is no failure.
+pub(crate) fn print_text(text: &str) -> Outcome {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
+            Exit::from_io(&error, Exit::InputOutput),
+            format!("cannot write to standard output: {}", reason(&error)),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes for people: `1.50 GiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// A Unix time for people: `2026-01-31T12:00:00Z`; a dash for 0, which means never.
+pub(crate) fn time(unix_ms: u64) -> String {
+    if unix_ms == 0 {
+        return "-".to_owned();
+    }
+    // Times after the year 9999 come from a broken clock; humantime refuses them.
+    let ms = unix_ms.min(253_402_300_799_000);
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
+}
+
+/// How long ago a Unix time was: `12s ago`.
+pub(crate) fn age(unix_ms: u64) -> String {
+    if unix_ms == 0 {
+        return "never".to_owned();
+    }
+    let then = UNIX_EPOCH + Duration::from_millis(unix_ms);
+    let age = SystemTime::now().duration_since(then).unwrap_or_default();
+    format!("{} ago", humantime::format_duration(Duration::from_secs(age.as_secs())))
+}
+
+/// Seconds for people: `1.2 s`; a dash where there are none.
+pub(crate) fn seconds(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s"))
+}
+
+/// A share for people: `42 %`. It says 100 only when all is done.
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.0} %", (share.clamp(0.0, 1.0) * 100.0).floor())
+}
+
+/// Milliseconds for people: `1s`, `500ms`.
+pub(crate) fn interval(ms: u64) -> String {
+    humantime::format_duration(Duration::from_millis(ms)).to_string()
+}
+
+/// Text for people, or a dash where there is none.
+pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(3 << 29), "1.50 GiB");
+        assert_eq!(seconds(Some(1.234)), "1.2 s");
+        assert_eq!(seconds(None), "-");
+        assert_eq!(percent(0.999), "99 %");
+        assert_eq!(percent(1.0), "100 %");
+        assert_eq!(percent(f64::NAN), "NaN %");
+        assert_eq!(interval(1_500), "1s 500ms");
+    }
+
+    #[test]
+    fn times_read_well_even_from_a_broken_clock() {
+        assert_eq!(time(0), "-");
+        assert_eq!(time(1_000), "1970-01-01T00:00:01Z");
+        assert_eq!(time(u64::MAX), "9999-12-31T23:59:59Z");
+        assert_eq!(age(0), "never");
+    }
+}

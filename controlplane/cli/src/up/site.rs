@@ -1,0 +1,236 @@
+//! The data directory of an `up`: what lies where, and who holds it.
+
+use std::fs::{DirBuilder, File};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use farshore_api::Exit;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::failure::{Failure, Outcome};
+
+use super::supervisor::Child;
+
+/// The programs of the children.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    directory: PathBuf,
+}
+
+impl Programs {
+    /// Those beside the running program.
+    ///
+    /// # Errors
+    /// `SystemMissing` naming the one that is not there.
+    pub(super) fn find() -> Outcome<Self> {
+        let own = std::env::current_exe().map_err(|error| {
+            Failure::new(Exit::SystemMissing, format!("cannot tell where farshore is: {error}"))
+        })?;
+        let directory = own.parent().unwrap_or(Path::new("/")).to_owned();
+        let programs = Self { directory };
+        for child in Child::ALL {
+            let path = programs.path(child);
+            if !path.is_file() {
+                let message = format!("the program {} is missing", path.display());
+                return Err(Failure::new(Exit::SystemMissing, message).hint(
+                    "keep farshore, farshore-control, farshore-node and farshore-agent in one \
+                     directory; `cargo build` puts them there",
+                ));
+            }
+        }
+        Ok(programs)
+    }
+
+    /// Path of a child's program.
+    pub(super) fn path(&self, child: Child) -> PathBuf {
+        self.directory.join(program_name(child))
+    }
+}
+
+/// File name of a child's program.
+pub(super) fn program_name(child: Child) -> String {
+    format!("farshore-{child}")
+}
+
+/// A data directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Site {
+    data: PathBuf,
+}
+
+impl Site {
+    /// Makes the directory if it is not there.
+    ///
+    /// # Errors
+    /// `CannotCreate`, `Denied`, `NoSpace`.
+    pub(super) fn open(data: &Path) -> Outcome<Self> {
+        let make = |path: &Path| {
+            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+                Failure::io("make the directory", path, &error, Exit::CannotCreate)
+            })
+        };
+        make(data)?;
+        let data = data
+            .canonicalize()
+            .map_err(|error| Failure::io("open the directory", data, &error, Exit::CannotCreate))?;
+        if data.to_str().is_none() {
+            let message = format!("the path {} is not valid UTF-8", data.display());
+            return Err(Failure::new(Exit::Usage, message).hint("choose another --data"));
+        }
+        let site = Self { data };
+        make(&site.logs())?;
+        make(&site.tokens())?;
+        Ok(site)
+    }
+
+    /// A directory that is there, as it is.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) fn existing(data: &Path) -> Outcome<Self> {
+        let data = data
+            .canonicalize()
+            .map_err(|error| Failure::io("open the directory", data, &error, Exit::InputOutput))?;
+        Ok(Self { data })
+    }
+
+    /// Takes the directory for this process.
+    ///
+    /// # Errors
+    /// `Conflict` if another `up` has it.
+    pub(super) fn lock(&self) -> Outcome<Lock> {
+        let path = self.data.join("up.lock");
+        let failed = |error: &std::io::Error| Failure::io("lock", &path, error, Exit::CannotCreate);
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| failed(&error))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                // Only for the message: without it the message is shorter.
+                let _ = Read::by_ref(&mut file).take(16).read_to_string(&mut holder);
+                let holder = holder.trim();
+                let holder =
+                    if holder.is_empty() { String::new() } else { format!(" (pid {holder})") };
+                let data = self.data.display();
+                return Err(Failure::new(
+                    Exit::Conflict,
+                    format!("another `farshore up`{holder} runs on {data}"),
+                )
+                .hint(format!(
+                    "use it with FARSHORE_DATA={data}, stop it, or choose another --data"
+                )));
+            }
+            Err(error) => return Err(failed(&error.into())),
+        }
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write(&mut file).map_err(|error| failed(&error))?;
+        Ok(Lock { _file: file })
+    }
+
+    /// The directory itself, absolute.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Directory that belongs to a child.
+    pub(super) fn child(&self, child: Child) -> PathBuf {
+        self.data.join(child.name())
+    }
+
+    /// Directory of the logs.
+    pub(super) fn logs(&self) -> PathBuf {
+        self.data.join("logs")
+    }
+
+    /// Log of a child.
+    pub(super) fn log(&self, child: Child) -> PathBuf {
+        self.logs().join(format!("{child}.log"))
+    }
+
+    /// Log of the supervisor.
+    pub(super) fn own_log(&self) -> PathBuf {
+        self.logs().join("up.log")
+    }
+
+    /// The vault if no other is named.
+    pub(super) fn default_vault(&self) -> PathBuf {
+        self.data.join("vault")
+    }
+
+    /// The vault's recovery key.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.data.join("recovery.key")
+    }
+
+    /// CA that the control plane makes at its first start.
+    pub(super) fn ca_file(&self) -> PathBuf {
+        self.child(Child::Control).join("ca.pem")
+    }
+
+    /// Token of the operator that the control plane makes at its first start.
+    pub(super) fn token_file(&self) -> PathBuf {
+        self.child(Child::Control).join("operator.token")
+    }
+
+    /// Directory of the enrolment tokens.
+    fn tokens(&self) -> PathBuf {
+        self.data.join("enrol")
+    }
+
+    /// Enrolment token of a child, until it is enrolled.
+    pub(super) fn enrolment_token(&self, child: Child) -> PathBuf {
+        self.tokens().join(format!("{child}.token"))
+    }
+
+    /// The identity of a child, there once it is enrolled.
+    pub(super) fn identity(&self, child: Child) -> PathBuf {
+        self.child(child).join("identity.json")
+    }
+}
+
+/// Holds a data directory until it is dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_held_by_one_at_a_time() {
+        let data = tempfile::tempdir().unwrap();
+        let site = Site::open(&data.path().join("new/dir")).unwrap();
+        let lock = site.lock().unwrap();
+        let failure = site.lock().unwrap_err();
+        assert_eq!(failure.code, Exit::Conflict.code());
+        let pid = std::process::id().to_string();
+        assert!(failure.message.contains(&pid), "{failure}");
+        drop(lock);
+        site.lock().unwrap();
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_named() {
+        let data = tempfile::tempdir().unwrap();
+        let file = data.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let failure = Site::open(&file.join("data")).unwrap_err();
+        assert!(failure.message.contains("file/data"), "{failure}");
+        assert_eq!(failure.code, Exit::CannotCreate.code());
+    }
+}

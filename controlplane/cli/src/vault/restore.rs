@@ -1,0 +1,133 @@
+//! `vault restore`, and `point export` with it.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use farshore_api::Exit;
+use farshore_api::point::PointSelector;
+use farshore_proto::{PointId, VolumeId};
+use farshore_vault::restore::{self, RestoreError, RestoreOptions, RestoreReport};
+use farshore_vault::{PointSelector as VaultSelector, VolumeView};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::args::Global;
+use crate::failure::{Failure, Outcome};
+use crate::job::Job;
+use crate::output::{size, time};
+use crate::table::Table;
+
+use super::open::{Source, exit_of, told, vault_failure};
+
+/// Where a restore goes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RestoreTo {
+    /// File or block device to write
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// Replace a file that has content
+    #[arg(long)]
+    force: bool,
+}
+
+/// Result of a restore.
+#[derive(Debug, Serialize)]
+struct Restored {
+    volume: Uuid,
+    point: Uuid,
+    seq: u64,
+    time_unix_ms: u64,
+    to: String,
+    size_bytes: u64,
+    written_bytes: u64,
+    fetched_bytes: u64,
+    seconds: f64,
+}
+
+impl Restored {
+    fn new(view: &VolumeView, to: &RestoreTo, report: RestoreReport, started: Instant) -> Self {
+        let point = view.point();
+        Self {
+            volume: view.volume().into(),
+            point: point.id.into(),
+            seq: point.seq.0,
+            time_unix_ms: point.time_unix_ms,
+            to: to.to.display().to_string(),
+            size_bytes: report.size_bytes,
+            written_bytes: report.written_bytes,
+            fetched_bytes: report.fetched_bytes,
+            seconds: started.elapsed().as_secs_f64(),
+        }
+    }
+
+    fn table(&self) -> String {
+        let mut table = Table::pairs();
+        table
+            .pair("restored", &self.to)
+            .pair("volume", self.volume)
+            .pair("point", format!("{} of {}", self.point, time(self.time_unix_ms)))
+            .pair("size", size(self.size_bytes))
+            .pair("data written", size(self.written_bytes))
+            .pair("read from the vault", size(self.fetched_bytes))
+            .pair("took", format!("{:.1} s", self.seconds));
+        table.render()
+    }
+}
+
+/// Writes a volume as it was at a point to a file or device.
+pub(crate) async fn restore(
+    global: &Global,
+    source: &Source,
+    volume: Uuid,
+    point: PointSelector,
+    to: RestoreTo,
+) -> Outcome {
+    let started = Instant::now();
+    let vault = source.open(global).await?;
+    let selector = match point {
+        PointSelector::Latest => VaultSelector::Latest,
+        PointSelector::Id(point) => VaultSelector::Point(PointId::from(point)),
+    };
+    let view = VolumeView::open(&vault, VolumeId::from(volume), selector).await;
+    let view = view.map_err(|error| {
+        let failure = vault_failure(&error);
+        failure.hint_on(Exit::NotFound, || {
+            format!("`farshore vault points --volume {volume}` shows what there is")
+        })
+    })?;
+    if let Some(hole) = view.hole() {
+        eprintln!(
+            "warning: slot {} of log {} is missing although slot {} exists: there may have been \
+             newer points",
+            hole.slot, hole.log, hole.later
+        );
+    }
+    let job = Job::of_bytes(global, "restoring");
+    let options = RestoreOptions { may_replace: to.force };
+    let told = |progress: restore::RestoreProgress| {
+        job.bytes(progress.written_bytes, progress.data_bytes);
+    };
+    let report = restore::restore(&view, &to.to, options, told).await;
+    let report = report.map_err(|error| restore_failure(&error))?;
+    job.finish(&Restored::new(&view, &to, report, started), Restored::table)
+}
+
+fn restore_failure(error: &RestoreError) -> Failure {
+    let exit = match error {
+        RestoreError::Vault(error) => return vault_failure(error),
+        error if error.is_no_space() => Exit::NoSpace,
+        RestoreError::NotEmpty { .. } => Exit::Conflict,
+        RestoreError::NotATarget { .. } | RestoreError::TooSmall { .. } => Exit::DataInvalid,
+        RestoreError::Io { path, verb, source } => {
+            return Failure::io(verb, path, source, Exit::InputOutput);
+        }
+        error => exit_of(error.kind()),
+    };
+    let failure = Failure::new(exit, told(error));
+    match error {
+        RestoreError::NotEmpty { .. } => failure.hint("say --force to replace it"),
+        RestoreError::NoRoom { .. } => failure.hint("free some space, or choose another place"),
+        RestoreError::TooSmall { .. } => failure.hint("choose a device that is large enough"),
+        _ => failure,
+    }
+}

@@ -1,0 +1,15 @@
+//! The program as its user sees it: run against a control plane that answers what a test tells it,
+//! against a bare vault, as a supervisor of scripts, and with input that cannot work.
+
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod run;
+#[cfg(test)]
+mod up;
+#[cfg(test)]
+mod vault;
+#[cfg(test)]
+mod verbs;

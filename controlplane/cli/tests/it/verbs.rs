@@ -1,0 +1,278 @@
+//! Verbs against a control plane that answers what is told here.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, Reply, refusal};
+use crate::run::{command, farshore_in};
+
+const ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+
+fn machine(state: &str, progress: f64) -> Reply {
+    let machine = json!({
+        "name": "web", "id": ID, "state": state, "state_detail": "the disk is gone",
+        "rpo_seconds": 0.5, "policy": "default", "mark_interval_ms": 1000, "capture": "nbd",
+        "agent": ID, "node": ID, "epoch": 1,
+        "volumes": [{
+            "id": ID, "disk": "/d", "size_bytes": 4096, "progress": progress,
+            "sent_seq": 3, "journaled_seq": 2, "committed_seq": 1,
+            "nbd_uri": "nbd+unix:///?socket=/s", "stats": {},
+        }],
+        "last_point": null, "created_at_unix_ms": 1,
+    });
+    (200, machine)
+}
+
+fn point(state: &str) -> Reply {
+    let point =
+        json!({ "point": ID, "kind": "crash", "time_unix_ms": 1, "state": state, "volumes": [] });
+    (200, point)
+}
+
+fn failover(state: &str, error: Value) -> Reply {
+    let failover = json!({
+        "id": ID, "machine": "web", "kind": "drill", "point": ID, "volume": ID,
+        "serve_only": true, "state": state, "detail": "", "nbd_uri": "nbd+unix:///?socket=/s",
+        "export_pid": 7, "machine_pid": null, "console_path": null, "error": error, "steps": [],
+    });
+    (200, failover)
+}
+
+#[test]
+fn machine_show_prints_the_document_of_the_control_plane() {
+    let fake = Fake::start(&[("GET /api/v1/machines/web", &[machine("protected", 1.0)])]);
+    let ran = farshore_in(fake.data.path(), &["machine", "show", "web", "--output", "json"]);
+    let json = ran.json();
+    assert_eq!(json["state"], "protected");
+    assert_eq!(json["rpo_seconds"], 0.5);
+    assert_eq!(json["volumes"][0]["nbd_uri"], "nbd+unix:///?socket=/s");
+    assert_eq!(json["volumes"][0]["committed_seq"], 1);
+    let asked = fake.asked();
+    assert_eq!(asked[0].line, "GET /api/v1/machines/web");
+    assert_eq!(asked[0].authorization, "Bearer secret");
+    let ran = farshore_in(fake.data.path(), &["machine", "show", "web"]);
+    assert!(ran.stdout.contains("3 sent, 2 journaled, 1 committed"), "{}", ran.stdout);
+}
+
+#[test]
+fn protect_sends_what_was_asked_for_and_waits_for_the_copy() {
+    let fake = Fake::start(&[
+        ("POST /api/v1/machines", &[machine("pending", 0.0)]),
+        (
+            "GET /api/v1/machines/web",
+            &[
+                machine("copying", 0.5),
+                refusal(503, "unavailable", "stops"),
+                machine("protected", 1.0),
+            ],
+        ),
+    ]);
+    let disk = fake.data.path().join("disk.img");
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let args = ["--capture", "scan", "--mark-interval", "1500ms", "--wait", "--output", "json"];
+    let mut all = vec!["machine", "protect", "web", "--disk", disk.to_str().unwrap()];
+    all.extend(args);
+    let json = farshore_in(fake.data.path(), &all).json();
+    assert_eq!(json["state"], "protected");
+    let body = &fake.asked()[0].body;
+    let disk = disk.canonicalize().unwrap();
+    let expected = json!({
+        "name": "web", "disk": disk, "capture": "scan", "mark_interval_ms": 1500,
+    });
+    assert_eq!(*body, expected);
+}
+
+#[test]
+fn a_piped_wait_prints_lines_that_say_what_they_are() {
+    let fake = Fake::start(&[
+        ("POST /api/v1/machines", &[machine("pending", 0.0)]),
+        ("GET /api/v1/machines/web", &[machine("copying", 0.5), machine("protected", 1.0)]),
+    ]);
+    let disk = fake.data.path().join("ca.pem");
+    let args = ["machine", "protect", "web", "--disk", disk.to_str().unwrap(), "--wait"];
+    let ran = farshore_in(fake.data.path(), &args);
+    let lines: Vec<Value> =
+        ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{}", ran.stdout);
+    assert_eq!(lines[0]["message_type"], "status");
+    assert_eq!(lines[0]["state"], "copying");
+    assert_eq!(lines[1]["message_type"], "summary");
+    assert_eq!(lines[1]["state"], "protected");
+}
+
+#[test]
+fn protect_that_cannot_go_on_says_why() {
+    let fake = Fake::start(&[
+        ("POST /api/v1/machines", &[machine("pending", 0.0)]),
+        ("GET /api/v1/machines/web", &[machine("error", 0.0)]),
+    ]);
+    let disk = fake.data.path().join("ca.pem");
+    let args = ["machine", "protect", "web", "--disk", disk.to_str().unwrap(), "--wait"];
+    farshore_in(fake.data.path(), &args).fails(1, "the disk is gone", "once that is mended");
+}
+
+#[test]
+fn mark_waits_until_the_point_is_committed() {
+    let path = format!("GET /api/v1/machines/web/points/{ID}");
+    let fake = Fake::start(&[
+        ("POST /api/v1/machines/web/points", &[point("requested")]),
+        (&path, &[point("requested"), point("committed")]),
+    ]);
+    let args = ["point", "mark", "web", "--wait", "--output", "json"];
+    let json = farshore_in(fake.data.path(), &args).json();
+    assert_eq!(json["point"], ID);
+    assert_eq!(json["state"], "committed");
+    assert_eq!(fake.asked()[0].body, json!({ "kind": "crash" }));
+    assert!(fake.asked()[1].line.contains("?wait_ms="), "{:?}", fake.asked()[1]);
+}
+
+#[test]
+fn a_mark_that_does_not_come_times_out_with_its_own_code() {
+    let path = format!("GET /api/v1/machines/web/points/{ID}");
+    let fake = Fake::start(&[
+        ("POST /api/v1/machines/web/points", &[point("requested")]),
+        (&path, &[point("requested")]),
+    ]);
+    let args = ["point", "mark", "web", "--wait", "--timeout", "300ms"];
+    farshore_in(fake.data.path(), &args).fails(84, "is not committed yet", "it may still come");
+}
+
+#[test]
+fn a_drill_prints_where_it_serves() {
+    let path = format!("GET /api/v1/failovers/{ID}");
+    let fake = Fake::start(&[
+        ("POST /api/v1/machines/web/failovers", &[failover("requested", Value::Null)]),
+        (&path, &[failover("exporting", Value::Null), failover("running", Value::Null)]),
+    ]);
+    let args = ["failover", "drill", "web", "--point", ID, "--serve-only", "--output", "json"];
+    let json = farshore_in(fake.data.path(), &args).json();
+    assert_eq!(json["nbd_uri"], "nbd+unix:///?socket=/s");
+    let body = &fake.asked()[0].body;
+    let expected = json!({ "kind": "drill", "point": ID, "serve_only": true, "listen": "unix" });
+    assert_eq!(*body, expected);
+}
+
+#[test]
+fn a_failover_that_fails_says_why() {
+    let fake = Fake::start(&[(
+        "POST /api/v1/machines/web/failovers",
+        &[failover("failed", json!("the vault is gone"))],
+    )]);
+    let ran = farshore_in(fake.data.path(), &["failover", "drill", "web"]);
+    ran.fails(1, "failed: the vault is gone", "`farshore failover cleanup");
+}
+
+#[test]
+fn what_destroys_asks_first_and_a_dry_run_does_nothing() {
+    let fake = Fake::start(&[
+        ("GET /api/v1/machines/web", &[machine("protected", 1.0)]),
+        ("DELETE /api/v1/machines/web", &[(200, json!({}))]),
+    ]);
+    let data = fake.data.path();
+    farshore_in(data, &["machine", "unprotect", "web"]).fails(64, "this would end", "say --yes");
+    let ran = farshore_in(data, &["machine", "unprotect", "web", "--dry-run"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{}", ran.stderr);
+    assert!(ran.stderr.contains("would end the protection of web"), "{}", ran.stderr);
+    farshore_in(data, &["failover", "start", "web"]).fails(64, "this would end", "say --yes");
+    assert!(fake.asked().iter().all(|asked| asked.line.starts_with("GET ")));
+    let ran = farshore_in(data, &["machine", "unprotect", "web", "--yes"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(fake.asked().iter().any(|asked| asked.line.starts_with("DELETE ")));
+}
+
+#[test]
+fn what_the_control_plane_refuses_is_told_with_its_code() {
+    let fake = Fake::start(&[
+        ("GET /api/v1/machines/web", &[refusal(404, "not_found", "there is no machine web")]),
+        ("GET /api/v1/status", &[refusal(401, "unauthenticated", "that token is not accepted")]),
+        ("GET /api/v1/agents", &[(502, json!("bad gateway"))]),
+    ]);
+    let data = fake.data.path();
+    let ran = farshore_in(data, &["machine", "show", "web"]);
+    ran.fails(66, "there is no machine web", "`farshore machine list`");
+    farshore_in(data, &["status"]).fails(77, "that token is not accepted", "point --token-file");
+    farshore_in(data, &["agent", "list"]).fails(76, "status 502", "check that this");
+}
+
+#[test]
+fn lists_are_tables_for_people_and_documents_for_programs() {
+    let fake = Fake::start(&[
+        ("GET /api/v1/machines", &[(200, json!({ "machines": [machine("protected", 1.0).1] }))]),
+        ("GET /api/v1/nodes", &[(200, json!({ "nodes": [] }))]),
+        ("GET /api/v1/events", &[(200, json!({ "events": [] }))]),
+    ]);
+    let data = fake.data.path();
+    let ran = farshore_in(data, &["machine", "list"]);
+    assert!(ran.stdout.starts_with("NAME  STATE      RPO"), "{}", ran.stdout);
+    let json = farshore_in(data, &["machine", "list", "-o", "json"]).json();
+    assert_eq!(json["machines"][0]["name"], "web");
+    assert_eq!(farshore_in(data, &["node", "list"]).stdout, "no nodes\n");
+    let ran = farshore_in(data, &["node", "show", ID]);
+    ran.fails(66, "there is no node", "`farshore node list`");
+    farshore_in(data, &["events", "--limit", "5", "--after", "7"]);
+    assert_eq!(fake.asked().last().unwrap().line, "GET /api/v1/events?limit=5&after=7");
+}
+
+#[test]
+fn a_control_plane_of_another_ca_is_not_trusted() {
+    let fake = Fake::start(&[]);
+    let other = Fake::start(&[]);
+    let ca_file = other.data.path().join("ca.pem");
+    let ran = farshore_in(fake.data.path(), &["status", "--ca-file", ca_file.to_str().unwrap()]);
+    ran.fails(77, "is not trusted", "check that");
+    assert_eq!(fake.asked(), []);
+}
+
+#[test]
+fn a_control_plane_that_is_gone_is_named() {
+    let fake = Fake::start(&[]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let ran = farshore_in(fake.data.path(), &["status", "--control", &url]);
+    ran.fails(69, &format!("cannot reach the control plane at {url}"), "check that");
+}
+
+#[test]
+fn everything_can_be_named_without_a_data_directory() {
+    let status = json!({
+        "version": "1", "vault": "file:///v", "ca_fingerprint": "00", "started_at_unix_ms": 1,
+        "counts": {
+            "agents": 1, "nodes": 1, "nodes_healthy": 1, "machines": 2, "policies": 2, "points": 3,
+            "failovers_active": 0,
+        },
+    });
+    let fake = Fake::start(&[("GET /api/v1/status", &[(200, status)])]);
+    let data = fake.data.path();
+    let output = command()
+        .env("FARSHORE_CONTROL", format!("https://{}", fake.address))
+        .env("FARSHORE_CA_FILE", data.join("ca.pem"))
+        .env("FARSHORE_TOKEN_FILE", data.join("operator.token"))
+        .arg("status")
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("recovery points:   3"), "{stdout}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let fake = Fake::start(&[("GET /api/v1/nodes", &[(200, json!({ "nodes": [] }))])]);
+    let mut child = command()
+        .env("FARSHORE_DATA", fake.data.path())
+        .args(["node", "list"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(std::time::Instant::now() < deadline, "the program does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}");
+}

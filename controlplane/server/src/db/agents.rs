@@ -1,0 +1,73 @@
+//! Registrations of agents.
+
+use farshore_api::Role;
+use farshore_api::agent::{Agent, RegisterAgent};
+use uuid::Uuid;
+
+use super::record::{Record, own};
+use super::{Actor, Db, events};
+use crate::clock;
+use crate::domain::validate::cut;
+use crate::error::ControlError;
+
+impl Db {
+    /// Notes where an agent runs.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn register_agent(
+        &self,
+        id: Uuid,
+        request: &RegisterAgent,
+    ) -> Result<(), ControlError> {
+        let now = own(clock::now_ms());
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO agents (id, hostname, version, local, registered_at_ms, last_seen_ms)
+             VALUES (?, ?, ?, ?, ?, ?)
+             ON CONFLICT (id) DO UPDATE SET hostname = excluded.hostname,
+                version = excluded.version, local = excluded.local,
+                last_seen_ms = excluded.last_seen_ms",
+        )
+        .bind(id.to_string())
+        .bind(cut(&request.hostname))
+        .bind(cut(&request.version))
+        .bind(request.local)
+        .bind(now)
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
+        let peer = Actor::Peer(Role::Agent, id);
+        events::append(&mut tx, peer, "agent.register", peer, cut(&request.hostname)).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// All agents in the order of their registration.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn agents(&self, healthy_since_ms: u64) -> Result<Vec<Agent>, ControlError> {
+        let rows = sqlx::query(
+            "SELECT agents.*, (SELECT count(*) FROM machines WHERE machines.agent = agents.id)
+                AS machines
+             FROM agents ORDER BY registered_at_ms, id",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter().map(|row| agent(&Record(row), healthy_since_ms)).collect()
+    }
+}
+
+fn agent(record: &Record, healthy_since_ms: u64) -> Result<Agent, ControlError> {
+    let last_seen_unix_ms = record.number("last_seen_ms")?;
+    Ok(Agent {
+        id: record.id("id")?,
+        hostname: record.text("hostname")?,
+        version: record.text("version")?,
+        local: record.flag("local")?,
+        healthy: last_seen_unix_ms >= healthy_since_ms,
+        last_seen_unix_ms,
+        machines: record.number("machines")?,
+    })
+}

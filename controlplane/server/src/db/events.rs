@@ -1,0 +1,163 @@
+//! The audit log.
+
+use std::fmt;
+
+use farshore_api::Role;
+use farshore_api::status::Event;
+use uuid::Uuid;
+
+use super::record::{Record, own};
+use super::{Db, Tx};
+use crate::clock;
+use crate::error::ControlError;
+
+/// Events kept; older ones are dropped.
+const EVENTS_MAX: i64 = 100_000;
+
+/// Who did something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Actor {
+    /// Whoever holds the operator's token.
+    Operator,
+    /// The holder of a certificate.
+    Peer(Role, Uuid),
+    /// Somebody with an enrolment token.
+    Enrolment,
+    /// The control plane of its own accord.
+    Control,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator => formatter.write_str("operator"),
+            Self::Peer(role, id) => write!(formatter, "{role}/{id}"),
+            Self::Enrolment => formatter.write_str("enrol"),
+            Self::Control => formatter.write_str("control"),
+        }
+    }
+}
+
+/// Writes one line of the audit log in the transaction of what it tells of.
+pub(super) async fn append(
+    tx: &mut Tx,
+    actor: Actor,
+    action: &'static str,
+    object: impl fmt::Display,
+    detail: &str,
+) -> Result<(), ControlError> {
+    sqlx::query("INSERT INTO events (at_ms, actor, action, object, detail) VALUES (?, ?, ?, ?, ?)")
+        .bind(own(clock::now_ms()))
+        .bind(actor.to_string())
+        .bind(action)
+        .bind(object.to_string())
+        .bind(detail)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+impl Db {
+    /// Events after `after`, or the newest ones; oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn events(&self, after: Option<u64>, limit: u32) -> Result<Vec<Event>, ControlError> {
+        let rows = match after {
+            Some(after) => {
+                sqlx::query("SELECT * FROM events WHERE id > ? ORDER BY id LIMIT ?")
+                    .bind(own(after))
+                    .bind(limit)
+                    .fetch_all(&self.readers)
+                    .await?
+            }
+            None => {
+                sqlx::query(
+                    "SELECT * FROM (SELECT * FROM events ORDER BY id DESC LIMIT ?) ORDER BY id",
+                )
+                .bind(limit)
+                .fetch_all(&self.readers)
+                .await?
+            }
+        };
+        rows.into_iter().map(|row| event(&Record(row))).collect()
+    }
+
+    /// Drops what is too old to keep: events beyond the newest 100 000, expired enrolment tokens,
+    /// and recovery points past their policy's retention, except each machine's newest.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn prune(&self, now_ms: u64) -> Result<(), ControlError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?")
+            .bind(EVENTS_MAX)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM enrolment_tokens WHERE expires_at_s < ?")
+            .bind(own((now_ms / 1000).saturating_sub(86_400)))
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query(
+            "DELETE FROM points WHERE id IN (
+                SELECT points.id FROM points
+                JOIN machines ON machines.id = points.machine
+                JOIN policies ON policies.name = machines.policy
+                WHERE points.time_ms < ? - policies.retention_hours * 3600000
+                AND points.id <> coalesce((SELECT newest.id FROM points AS newest
+                    WHERE newest.machine = points.machine AND newest.state = 'committed'
+                    ORDER BY newest.time_ms DESC, newest.id DESC LIMIT 1), '')
+                LIMIT 10000)",
+        )
+        .bind(own(now_ms))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+fn event(record: &Record) -> Result<Event, ControlError> {
+    Ok(Event {
+        id: record.number("id")?,
+        at_unix_ms: record.number("at_ms")?,
+        actor: record.text("actor")?,
+        action: record.text("action")?,
+        object: record.text("object")?,
+        detail: record.text("detail")?,
+    })
+}
+
+impl Db {
+    /// How many there are of everything.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn counts(
+        &self,
+        healthy_since_ms: u64,
+    ) -> Result<farshore_api::status::Counts, ControlError> {
+        let row = sqlx::query(
+            "SELECT (SELECT count(*) FROM agents) AS agents, (SELECT count(*) FROM nodes) AS nodes,
+                (SELECT count(*) FROM nodes WHERE last_seen_ms >= ?) AS nodes_healthy,
+                (SELECT count(*) FROM machines) AS machines,
+                (SELECT count(*) FROM policies) AS policies,
+                (SELECT count(*) FROM points WHERE state = 'committed') AS points,
+                (SELECT count(*) FROM failovers WHERE state NOT IN ('cleaned_up', 'failed'))
+                    AS failovers_active",
+        )
+        .bind(own(healthy_since_ms))
+        .fetch_one(&self.readers)
+        .await?;
+        let record = Record(row);
+        Ok(farshore_api::status::Counts {
+            agents: record.number("agents")?,
+            nodes: record.number("nodes")?,
+            nodes_healthy: record.number("nodes_healthy")?,
+            machines: record.number("machines")?,
+            policies: record.number("policies")?,
+            points: record.number("points")?,
+            failovers_active: record.number("failovers_active")?,
+        })
+    }
+}

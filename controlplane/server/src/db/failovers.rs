@@ -1,0 +1,409 @@
+//! Failovers and their transitions.
+//!
+//! A transition reads the row, asks [`crate::domain::failover`] and writes the answer in one
+//! transaction, so the driver and the operator cannot overtake each other.
+
+use farshore_api::failover::{CreateFailover, Failover, FailoverKind, FailoverState, FailoverStep};
+use farshore_api::point::PointSelector;
+use uuid::Uuid;
+
+use super::record::{Record, name_of, own};
+use super::{Actor, Db, Tx, events, machines, points};
+use crate::clock;
+use crate::domain::failover::{self as domain, Command, Event};
+use crate::error::ControlError;
+
+/// Failovers that may have processes or files at one time.
+const ACTIVE_MAX: u64 = 16;
+
+/// A process known by its pid and the time it started, in clock ticks after boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Start time.
+    pub started: u64,
+}
+
+/// Which of a failover's processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessRole {
+    /// Serves the export.
+    Export,
+    /// Runs the machine.
+    Machine,
+}
+
+/// A failover with what its driver needs.
+#[derive(Debug, Clone)]
+pub struct FailoverRow {
+    /// What is shown.
+    pub shown: Failover,
+    /// What was asked for.
+    pub spec: CreateFailover,
+    /// The machine.
+    pub machine: Uuid,
+    /// The export's process, if one was started.
+    pub export: Option<Process>,
+    /// The machine's process, if one was started.
+    pub guest: Option<Process>,
+    /// Whether it was ever committed.
+    pub committed: bool,
+}
+
+impl FailoverRow {
+    /// The decisive part.
+    #[must_use]
+    pub fn domain(&self) -> domain::Failover {
+        domain::Failover {
+            kind: self.shown.kind,
+            serve_only: self.shown.serve_only,
+            state: self.shown.state,
+            committed: self.committed,
+        }
+    }
+
+    /// What to do now.
+    #[must_use]
+    pub fn command(&self) -> Option<Command> {
+        self.domain().command()
+    }
+}
+
+impl Db {
+    /// Accepts a failover.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown machine or point; `WrongState` if the machine is failed over
+    /// already, or too many failovers are active.
+    pub async fn create_failover(
+        &self,
+        actor: Actor,
+        machine: &str,
+        spec: &CreateFailover,
+    ) -> Result<Uuid, ControlError> {
+        let id = Uuid::now_v7();
+        let mut tx = self.begin().await?;
+        let machine_id = machines::machine_id(&mut tx, machine).await?;
+        check_room(&mut tx, machine, machine_id, spec.kind).await?;
+        let point = choose_point(&mut tx, machine, machine_id, spec).await?;
+        let now = own(clock::now_ms());
+        sqlx::query(
+            "INSERT INTO failovers (id, machine, machine_name, volume, kind, spec, point, state,
+                created_at_ms)
+             SELECT ?, machine, ?, id, ?, ?, ?, 'requested', ? FROM volumes
+             WHERE machine = ? ORDER BY id LIMIT 1",
+        )
+        .bind(id.to_string())
+        .bind(machine)
+        .bind(name_of(&spec.kind))
+        .bind(serde_json::to_string(spec).unwrap_or_default())
+        .bind(point.map(|point| point.to_string()))
+        .bind(now)
+        .bind(machine_id.to_string())
+        .execute(&mut *tx)
+        .await?;
+        add_step(&mut tx, id, FailoverState::Requested).await?;
+        let action = match spec.kind {
+            FailoverKind::Drill => "failover.drill",
+            FailoverKind::Unplanned => "failover.start",
+        };
+        let detail = format!("failover {id}, point {}", spec.point);
+        events::append(&mut tx, actor, action, machine, &detail).await?;
+        tx.commit().await?;
+        Ok(id)
+    }
+
+    /// One failover.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn failover(&self, id: Uuid) -> Result<FailoverRow, ControlError> {
+        let row = sqlx::query("SELECT * FROM failovers WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&self.readers)
+            .await?
+            .ok_or_else(|| missing(id))?;
+        let mut failover = failover(&Record(row))?;
+        failover.shown.steps = self.steps(id).await?;
+        Ok(failover)
+    }
+
+    /// The newest failovers, newest last.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn failovers(&self, limit: u32) -> Result<Vec<Failover>, ControlError> {
+        let rows = sqlx::query(
+            "SELECT * FROM (SELECT * FROM failovers ORDER BY created_at_ms DESC, id DESC LIMIT ?)
+             ORDER BY created_at_ms, id",
+        )
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        let mut failovers = Vec::with_capacity(rows.len());
+        for row in rows {
+            let mut shown = failover(&Record(row))?.shown;
+            shown.steps = self.steps(shown.id).await?;
+            failovers.push(shown);
+        }
+        Ok(failovers)
+    }
+
+    /// Failovers that something is left to do for, in the order of their creation.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn failovers_to_drive(&self) -> Result<Vec<Uuid>, ControlError> {
+        let rows = sqlx::query(
+            "SELECT id FROM failovers WHERE state NOT IN ('cleaned_up', 'failed')
+             OR (state = 'failed' AND (export_pid IS NOT NULL OR machine_pid IS NOT NULL))
+             ORDER BY created_at_ms, id",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter().map(|row| Record(row).id("id")).collect()
+    }
+
+    async fn steps(&self, id: Uuid) -> Result<Vec<FailoverStep>, ControlError> {
+        let rows = sqlx::query("SELECT * FROM failover_steps WHERE failover = ? ORDER BY position")
+            .bind(id.to_string())
+            .fetch_all(&self.readers)
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                let record = Record(row);
+                let at_unix_ms = record.number("at_ms")?;
+                Ok(FailoverStep { state: record.name("state")?, at_unix_ms })
+            })
+            .collect()
+    }
+
+    /// Applies an event. `error` is kept with a failure.
+    ///
+    /// Fencing and giving back belong to their transitions: `Fenced` raises the epoch, and
+    /// `Cleared` of an unplanned failover that was not kept lets replication go on.
+    ///
+    /// # Errors
+    /// `NotFound`; `WrongState` if the state does not allow what the operator asked for.
+    pub async fn failover_event(
+        &self,
+        actor: Actor,
+        id: Uuid,
+        event: Event,
+        error: Option<&str>,
+    ) -> Result<FailoverState, ControlError> {
+        let mut tx = self.begin().await?;
+        let row = sqlx::query("SELECT * FROM failovers WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&mut *tx)
+            .await?
+            .ok_or_else(|| missing(id))?;
+        let row = failover(&Record(row))?;
+        let mut next = row.domain();
+        let is_changed = next.step(event).map_err(|refusal| ControlError::WrongState {
+            what: "failover",
+            name: id.to_string(),
+            why: refusal.to_string(),
+        })?;
+        if !is_changed {
+            return Ok(next.state);
+        }
+        let mut point = row.shown.point;
+        if event == Event::Fenced {
+            let newest = machines::fence(&mut tx, row.machine).await?;
+            point = point.or(newest);
+        }
+        if event == Event::Cleared && next.resumes_replication() {
+            machines::unfence(&mut tx, row.machine).await?;
+        }
+        sqlx::query(
+            "UPDATE failovers SET state = ?, committed = ?, point = ?, error = coalesce(?, error)
+             WHERE id = ?",
+        )
+        .bind(name_of(&next.state))
+        .bind(next.committed)
+        .bind(point.map(|point| point.to_string()))
+        .bind(error)
+        .bind(id.to_string())
+        .execute(&mut *tx)
+        .await?;
+        add_step(&mut tx, id, next.state).await?;
+        let action = action_of(event);
+        let detail = format!("{}: now {}", row.shown.machine, next.state.as_str());
+        events::append(&mut tx, actor, action, id, &detail).await?;
+        tx.commit().await?;
+        Ok(next.state)
+    }
+
+    /// Notes a process of a failover, or that it is gone.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn set_failover_process(
+        &self,
+        id: Uuid,
+        role: ProcessRole,
+        process: Option<Process>,
+    ) -> Result<(), ControlError> {
+        let sql = match role {
+            ProcessRole::Export => {
+                "UPDATE failovers SET export_pid = ?, export_started = ? WHERE id = ?"
+            }
+            ProcessRole::Machine => {
+                "UPDATE failovers SET machine_pid = ?, machine_started = ? WHERE id = ?"
+            }
+        };
+        sqlx::query(sql)
+            .bind(process.map(|process| process.pid))
+            .bind(process.map(|process| own(process.started)))
+            .bind(id.to_string())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes where a failover serves, where its console goes, and what there is to say; what is
+    /// `None` stays.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn set_failover_facts(
+        &self,
+        id: Uuid,
+        nbd_uri: Option<&str>,
+        console_path: Option<&str>,
+        detail: Option<&str>,
+    ) -> Result<(), ControlError> {
+        sqlx::query(
+            "UPDATE failovers SET nbd_uri = coalesce(?, nbd_uri),
+                console_path = coalesce(?, console_path), detail = coalesce(?, detail)
+             WHERE id = ?",
+        )
+        .bind(nbd_uri)
+        .bind(console_path)
+        .bind(detail)
+        .bind(id.to_string())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+}
+
+async fn check_room(
+    tx: &mut Tx,
+    name: &str,
+    machine: Uuid,
+    kind: FailoverKind,
+) -> Result<(), ControlError> {
+    let row = sqlx::query(
+        "SELECT (SELECT failed_over FROM machines WHERE id = ?) AS failed_over,
+            (SELECT count(*) FROM failovers WHERE machine = ? AND kind = 'unplanned'
+                AND state <> 'cleaned_up') AS unplanned,
+            (SELECT count(*) FROM failovers WHERE state <> 'cleaned_up') AS active",
+    )
+    .bind(machine.to_string())
+    .bind(machine.to_string())
+    .fetch_one(&mut **tx)
+    .await?;
+    let record = Record(row);
+    let refuse = |why: &str| {
+        Err(ControlError::WrongState { what: "machine", name: name.into(), why: why.into() })
+    };
+    let is_out = record.flag("failed_over")? || record.number("unplanned")? > 0;
+    if kind == FailoverKind::Unplanned && is_out {
+        return refuse("is failed over already; clean that failover up first");
+    }
+    if record.number("active")? >= ACTIVE_MAX {
+        return refuse("must wait: 16 failovers are active; clean some up first");
+    }
+    Ok(())
+}
+
+/// The point to bring back. For an unplanned failover the newest one is chosen after the fence, so
+/// that what is committed until then is not lost.
+async fn choose_point(
+    tx: &mut Tx,
+    name: &str,
+    machine: Uuid,
+    spec: &CreateFailover,
+) -> Result<Option<Uuid>, ControlError> {
+    if let PointSelector::Id(point) = spec.point {
+        points::check_committed(tx, machine, point).await?;
+        return Ok(Some(point));
+    }
+    let Some(newest) = points::newest_committed(tx, machine).await? else {
+        return Err(points::missing(format!("latest of {name}")));
+    };
+    Ok((spec.kind == FailoverKind::Drill).then_some(newest))
+}
+
+async fn add_step(tx: &mut Tx, id: Uuid, state: FailoverState) -> Result<(), ControlError> {
+    sqlx::query(
+        "INSERT INTO failover_steps (failover, position, state, at_ms)
+         SELECT ?, (SELECT count(*) FROM failover_steps WHERE failover = ?), ?, ?",
+    )
+    .bind(id.to_string())
+    .bind(id.to_string())
+    .bind(name_of(&state))
+    .bind(own(clock::now_ms()))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+fn action_of(event: Event) -> &'static str {
+    match event {
+        Event::Begin => "failover.begin",
+        Event::Fenced => "failover.fence",
+        Event::Exported => "failover.export",
+        Event::Booted => "failover.boot",
+        Event::Broken => "failover.fail",
+        Event::Commit => "failover.commit",
+        Event::CleanUp { .. } => "failover.cleanup",
+        Event::Cleared => "failover.cleared",
+    }
+}
+
+fn missing(id: Uuid) -> ControlError {
+    ControlError::NotFound { what: "failover", name: id.to_string() }
+}
+
+fn process(
+    record: &Record,
+    pid: &'static str,
+    started: &'static str,
+) -> Result<Option<Process>, ControlError> {
+    let (Some(number), Some(started)) =
+        (record.optional_number(pid)?, record.optional_number(started)?)
+    else {
+        return Ok(None);
+    };
+    let number = u32::try_from(number).map_err(|_| ControlError::Unreadable { column: pid })?;
+    Ok(Some(Process { pid: number, started }))
+}
+
+fn failover(record: &Record) -> Result<FailoverRow, ControlError> {
+    let spec: CreateFailover = record.json("spec")?;
+    let export = process(record, "export_pid", "export_started")?;
+    let guest = process(record, "machine_pid", "machine_started")?;
+    let shown = Failover {
+        id: record.id("id")?,
+        machine: record.text("machine_name")?,
+        kind: record.name("kind")?,
+        point: record.optional_id("point")?,
+        volume: record.id("volume")?,
+        serve_only: spec.serve_only,
+        state: record.name("state")?,
+        detail: record.text("detail")?,
+        nbd_uri: record.optional_text("nbd_uri")?,
+        export_pid: export.map(|process| process.pid),
+        machine_pid: guest.map(|process| process.pid),
+        console_path: record.optional_text("console_path")?,
+        error: record.optional_text("error")?,
+        steps: Vec::new(),
+    };
+    let machine = record.id("machine")?;
+    let committed = record.flag("committed")?;
+    Ok(FailoverRow { shown, spec, machine, export, guest, committed })
+}

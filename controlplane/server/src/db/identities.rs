@@ -1,0 +1,150 @@
+//! Enrolment tokens, identities, and the hash of the operator's token.
+
+use farshore_api::Role;
+use uuid::Uuid;
+
+use super::record::{Record, name_of, own};
+use super::{Actor, Db, events};
+use crate::clock;
+use crate::error::ControlError;
+
+impl Db {
+    /// Stores a new enrolment token by the hash of its secret.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn create_token(
+        &self,
+        actor: Actor,
+        role: Role,
+        hash: &blake3::Hash,
+        expires_at_s: u64,
+    ) -> Result<(), ControlError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("INSERT INTO enrolment_tokens (hash, role, expires_at_s) VALUES (?, ?, ?)")
+            .bind(hash.to_hex().as_str())
+            .bind(name_of(&role))
+            .bind(own(expires_at_s))
+            .execute(&mut *tx)
+            .await?;
+        events::append(&mut tx, actor, "token.create", role, "").await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Uses a token up and creates the identity that it stands for, or does neither.
+    ///
+    /// The hash is of a 256-bit random secret, so looking it up tells a guesser nothing by its
+    /// timing. Of two callers with one token exactly one succeeds: the row changes from unused to
+    /// used once.
+    ///
+    /// # Errors
+    /// `TokenRefused` if the token is unknown, used, expired or for another role.
+    pub async fn enrol(
+        &self,
+        role: Role,
+        hash: &blake3::Hash,
+        id: Uuid,
+        certificate_expires_at_s: u64,
+    ) -> Result<(), ControlError> {
+        let now_ms = clock::now_ms();
+        let mut tx = self.begin().await?;
+        let used = sqlx::query(
+            "UPDATE enrolment_tokens SET used_at_ms = ?
+             WHERE hash = ? AND role = ? AND used_at_ms IS NULL AND expires_at_s > ?",
+        )
+        .bind(own(now_ms))
+        .bind(hash.to_hex().as_str())
+        .bind(name_of(&role))
+        .bind(own(now_ms / 1000))
+        .execute(&mut *tx)
+        .await?;
+        if used.rows_affected() != 1 {
+            return Err(ControlError::TokenRefused);
+        }
+        sqlx::query(
+            "INSERT INTO identities (id, role, enrolled_at_ms, expires_at_s) VALUES (?, ?, ?, ?)",
+        )
+        .bind(id.to_string())
+        .bind(name_of(&role))
+        .bind(own(now_ms))
+        .bind(own(certificate_expires_at_s))
+        .execute(&mut *tx)
+        .await?;
+        events::append(&mut tx, Actor::Enrolment, "identity.enrol", Actor::Peer(role, id), "")
+            .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Notes a renewed certificate.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if the identity is gone or revoked.
+    pub async fn renew(&self, role: Role, id: Uuid, expires_at_s: u64) -> Result<(), ControlError> {
+        let mut tx = self.begin().await?;
+        let changed = sqlx::query(
+            "UPDATE identities SET expires_at_s = ?
+             WHERE id = ? AND role = ? AND revoked_at_ms IS NULL",
+        )
+        .bind(own(expires_at_s))
+        .bind(id.to_string())
+        .bind(name_of(&role))
+        .execute(&mut *tx)
+        .await?;
+        if changed.rows_affected() != 1 {
+            return Err(unknown_identity());
+        }
+        let peer = Actor::Peer(role, id);
+        events::append(&mut tx, peer, "identity.renew", peer, "").await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Whether an identity is (still) one of ours.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if it is not.
+    pub async fn check_identity(&self, role: Role, id: Uuid) -> Result<(), ControlError> {
+        sqlx::query("SELECT 1 FROM identities WHERE id = ? AND role = ? AND revoked_at_ms IS NULL")
+            .bind(id.to_string())
+            .bind(name_of(&role))
+            .fetch_optional(&self.readers)
+            .await?
+            .map(|_| ())
+            .ok_or_else(unknown_identity)
+    }
+
+    /// Stores the hash of the operator's token.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn set_operator_token(&self, hash: &blake3::Hash) -> Result<(), ControlError> {
+        sqlx::query(
+            "INSERT INTO settings (name, value) VALUES ('operator_token_hash', ?)
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        )
+        .bind(hash.to_hex().as_str())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
+    /// The hash of the operator's token.
+    ///
+    /// # Errors
+    /// `Unreadable` if there is none.
+    pub async fn operator_token(&self) -> Result<blake3::Hash, ControlError> {
+        let row = sqlx::query("SELECT value FROM settings WHERE name = 'operator_token_hash'")
+            .fetch_one(&self.readers)
+            .await?;
+        let text = Record(row).text("value")?;
+        blake3::Hash::from_hex(text).map_err(|_| ControlError::Unreadable { column: "value" })
+    }
+}
+
+fn unknown_identity() -> ControlError {
+    ControlError::Unauthenticated {
+        why: "the certificate's identity is not known here or was revoked; enrol again",
+    }
+}

@@ -1,0 +1,118 @@
+//! The catalogue in SQLite. Nothing outside this module writes SQL.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `identities` | enrolment tokens, identities, the operator's token hash |
+//! | `agents`, `nodes` | registrations and what nodes report of themselves |
+//! | `policies` | policies |
+//! | `machines` | machines, their volumes, placement and epochs |
+//! | `reports` | what agents and nodes report of volumes |
+//! | `points` | recovery points |
+//! | `failovers` | failovers and their transitions |
+//! | `events` | the audit log |
+//!
+//! One connection writes, several read: writers queue in this process and never meet a busy
+//! database. Every change is durable when the call returns (WAL, `synchronous = FULL`).
+
+mod agents;
+mod events;
+mod failovers;
+mod identities;
+mod machines;
+mod nodes;
+mod points;
+mod policies;
+mod record;
+mod reports;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Sqlite, Transaction};
+
+use crate::error::ControlError;
+
+pub use events::Actor;
+pub use failovers::{FailoverRow, Process, ProcessRole};
+pub use machines::Placement;
+pub use reports::Taken;
+
+/// Connections for reading.
+const READERS: u32 = 4;
+
+/// How long a call waits for a connection before it fails.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A transaction that may write.
+type Tx = Transaction<'static, Sqlite>;
+
+/// The catalogue.
+#[derive(Debug, Clone)]
+pub struct Db {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl Db {
+    /// Opens the database file, creating it if there is none, and brings it to this version's
+    /// schema.
+    ///
+    /// # Errors
+    /// `Database` or `NoSpace` if the file cannot be opened, `Migration` if it is of a newer version
+    /// or damaged.
+    pub async fn open(file: &Path) -> Result<Self, ControlError> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5));
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.clone())
+            .await?;
+        sqlx::migrate!("./migrations")
+            .run(&writer)
+            .await
+            .map_err(|source| ControlError::Migration { source })?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.create_if_missing(false).read_only(true))
+            .await?;
+        Ok(Self { writer, readers })
+    }
+
+    /// Closes all connections; the write-ahead log is folded into the file.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    async fn begin(&self) -> Result<Tx, ControlError> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// Number of the newest assignments.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn assignments_version(&self) -> Result<u64, ControlError> {
+        let row = sqlx::query("SELECT version FROM assignments").fetch_one(&self.readers).await?;
+        record::Record(row).number("version")
+    }
+}
+
+/// Raises the number of the assignments; to be called in every transaction that changes them.
+async fn raise_version(tx: &mut Tx) -> Result<(), ControlError> {
+    sqlx::query("UPDATE assignments SET version = version + 1").execute(&mut **tx).await?;
+    Ok(())
+}

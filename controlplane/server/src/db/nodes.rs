@@ -1,0 +1,97 @@
+//! Registrations of nodes and what they report of themselves.
+
+use std::net::SocketAddr;
+
+use farshore_api::Role;
+use farshore_api::node::{Node, RegisterNode};
+use uuid::Uuid;
+
+use super::record::{Record, own};
+use super::{Actor, Db, events, raise_version};
+use crate::clock;
+use crate::domain::placement::NodeSite;
+use crate::domain::validate::cut;
+use crate::error::ControlError;
+
+impl Db {
+    /// Notes where a node listens. Agents are told at once if it moved.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn register_node(
+        &self,
+        id: Uuid,
+        address: SocketAddr,
+        request: &RegisterNode,
+    ) -> Result<(), ControlError> {
+        let now = own(clock::now_ms());
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO nodes (id, address, shards, version, registered_at_ms, last_seen_ms)
+             VALUES (?, ?, ?, ?, ?, ?)
+             ON CONFLICT (id) DO UPDATE SET address = excluded.address, shards = excluded.shards,
+                version = excluded.version, last_seen_ms = excluded.last_seen_ms",
+        )
+        .bind(id.to_string())
+        .bind(address.to_string())
+        .bind(request.shards)
+        .bind(cut(&request.version))
+        .bind(now)
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
+        raise_version(&mut tx).await?;
+        let peer = Actor::Peer(Role::Node, id);
+        events::append(&mut tx, peer, "node.register", peer, &address.to_string()).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// All nodes in the order of their registration.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn nodes(&self, healthy_since_ms: u64) -> Result<Vec<Node>, ControlError> {
+        let rows = sqlx::query(
+            "SELECT nodes.*, (SELECT count(*) FROM volumes WHERE volumes.node = nodes.id)
+                AS volumes
+             FROM nodes ORDER BY registered_at_ms, id",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter().map(|row| node(&Record(row), healthy_since_ms)).collect()
+    }
+
+    /// The nodes as placement sees them.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn node_sites(&self, now_ms: u64) -> Result<Vec<NodeSite>, ControlError> {
+        let rows = sqlx::query("SELECT id, last_seen_ms FROM nodes ORDER BY registered_at_ms, id")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                let record = Record(row);
+                let silent_ms = now_ms.saturating_sub(record.number("last_seen_ms")?);
+                Ok(NodeSite { node: record.id("id")?, silent_ms })
+            })
+            .collect()
+    }
+}
+
+fn node(record: &Record, healthy_since_ms: u64) -> Result<Node, ControlError> {
+    let last_seen_unix_ms = record.number("last_seen_ms")?;
+    Ok(Node {
+        id: record.id("id")?,
+        address: record.text("address")?,
+        shards: record.narrow("shards")?,
+        version: record.text("version")?,
+        healthy: last_seen_unix_ms >= healthy_since_ms,
+        last_seen_unix_ms,
+        volumes: record.number("volumes")?,
+        uptime_seconds: record.real("uptime_seconds")?,
+        cpu_seconds: record.real("cpu_seconds")?,
+        counters: record.json("counters")?,
+    })
+}

@@ -1,0 +1,226 @@
+//! What agents and nodes report.
+//!
+//! A report is one transaction. What it says of volumes that are not the reporter's is ignored and
+//! named in the answer; what it says under an epoch that is over is ignored.
+
+use std::collections::BTreeSet;
+
+use farshore_api::Role;
+use farshore_api::agent::{AgentReport, AgentVolumeReport, PointReport};
+use farshore_api::machine::VolumeStats;
+use farshore_api::node::NodeReport;
+use uuid::Uuid;
+
+use super::record::{Record, name_of, number, own};
+use super::{Db, Tx, points, raise_version};
+use crate::clock;
+use crate::domain::validate::cut;
+use crate::error::ControlError;
+
+/// What became of a report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Volumes that are not the reporter's.
+    pub ignored_volumes: Vec<Uuid>,
+    /// Whether a point became committed.
+    pub points_changed: bool,
+    /// Whether the assignments changed (an asked-for point is there).
+    pub assignments_changed: bool,
+}
+
+impl Db {
+    /// Takes in an agent's report.
+    ///
+    /// # Errors
+    /// `Invalid` for numbers that the database cannot hold; nothing is taken in then.
+    pub async fn agent_report(
+        &self,
+        agent: Uuid,
+        report: &AgentReport,
+    ) -> Result<Taken, ControlError> {
+        let now = own(clock::now_ms());
+        let mut tx = self.begin().await?;
+        sqlx::query("UPDATE agents SET last_seen_ms = ? WHERE id = ?")
+            .bind(now)
+            .bind(agent.to_string())
+            .execute(&mut *tx)
+            .await?;
+        let mut ignored = BTreeSet::new();
+        for volume in &report.volumes {
+            if is_owned(&mut tx, Role::Agent, agent, volume.volume).await? {
+                agent_volume(&mut tx, volume, now).await?;
+            } else {
+                ignored.insert(volume.volume);
+            }
+        }
+        let taken = take_points(&mut tx, Role::Agent, agent, &report.points, ignored).await?;
+        tx.commit().await?;
+        Ok(taken)
+    }
+
+    /// Takes in a node's report.
+    ///
+    /// # Errors
+    /// `Invalid` for numbers that the database cannot hold; nothing is taken in then.
+    pub async fn node_report(
+        &self,
+        node: Uuid,
+        report: &NodeReport,
+    ) -> Result<Taken, ControlError> {
+        let counters = serde_json::to_string(&report.counters).unwrap_or_else(|_| "{}".into());
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "UPDATE nodes SET last_seen_ms = ?, uptime_seconds = ?, cpu_seconds = ?, counters = ?
+             WHERE id = ?",
+        )
+        .bind(own(clock::now_ms()))
+        .bind(report.uptime_seconds)
+        .bind(report.cpu_seconds)
+        .bind(counters)
+        .bind(node.to_string())
+        .execute(&mut *tx)
+        .await?;
+        let mut ignored = BTreeSet::new();
+        for volume in &report.volumes {
+            if is_owned(&mut tx, Role::Node, node, volume.volume).await? {
+                let epoch = number("epoch", volume.epoch)?;
+                node_stats(&mut tx, volume.volume, epoch, &volume.stats).await?;
+            } else {
+                ignored.insert(volume.volume);
+            }
+        }
+        let taken = take_points(&mut tx, Role::Node, node, &report.points, ignored).await?;
+        tx.commit().await?;
+        Ok(taken)
+    }
+}
+
+async fn is_owned(
+    tx: &mut Tx,
+    role: Role,
+    owner: Uuid,
+    volume: Uuid,
+) -> Result<bool, ControlError> {
+    let sql = match role {
+        Role::Agent => {
+            "SELECT 1 FROM volumes JOIN machines ON machines.id = volumes.machine
+             WHERE volumes.id = ? AND machines.agent = ?"
+        }
+        Role::Node => "SELECT 1 FROM volumes WHERE id = ? AND node = ?",
+    };
+    let row = sqlx::query(sql)
+        .bind(volume.to_string())
+        .bind(owner.to_string())
+        .fetch_optional(&mut **tx)
+        .await?;
+    Ok(row.is_some())
+}
+
+async fn agent_volume(
+    tx: &mut Tx,
+    report: &AgentVolumeReport,
+    now: i64,
+) -> Result<(), ControlError> {
+    let progress = if report.progress.is_finite() { report.progress.clamp(0.0, 1.0) } else { 0.0 };
+    let rpo = report.rpo_seconds.filter(|rpo| rpo.is_finite()).map(|rpo| rpo.max(0.0));
+    sqlx::query(
+        "UPDATE volumes SET reported_at_ms = ?, reported_epoch = ?, state = ?, detail = ?,
+            error = ?, progress = ?, size_bytes = ?, sent_seq = ?, journaled_seq = ?,
+            committed_seq = ?, rpo_seconds = ?, nbd_uri = ?
+         WHERE id = ? AND ? >= reported_epoch AND ? <= epoch",
+    )
+    .bind(now)
+    .bind(number("epoch", report.epoch)?)
+    .bind(name_of(&report.state))
+    .bind(cut(&report.detail))
+    .bind(report.error.as_deref().map(cut))
+    .bind(progress)
+    .bind(number("size_bytes", report.size_bytes)?)
+    .bind(number("sent_seq", report.sent_seq)?)
+    .bind(number("journaled_seq", report.journaled_seq)?)
+    .bind(number("committed_seq", report.committed_seq)?)
+    .bind(rpo)
+    .bind(report.nbd_uri.as_deref().map(cut))
+    .bind(report.volume.to_string())
+    .bind(number("epoch", report.epoch)?)
+    .bind(number("epoch", report.epoch)?)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Stores a node's counters of a volume; those of a node that began again from zero get a row of
+/// their own.
+async fn node_stats(
+    tx: &mut Tx,
+    volume: Uuid,
+    epoch: i64,
+    stats: &VolumeStats,
+) -> Result<(), ControlError> {
+    let last = sqlx::query(
+        "SELECT run, bytes_in FROM volume_stats WHERE volume = ? AND epoch = ?
+         ORDER BY run DESC LIMIT 1",
+    )
+    .bind(volume.to_string())
+    .bind(epoch)
+    .fetch_optional(&mut **tx)
+    .await?
+    .map(Record);
+    let run = match last {
+        None => 0,
+        Some(record) => {
+            let began_again = stats.bytes_in < record.number("bytes_in")?;
+            record.number("run")? + u64::from(began_again)
+        }
+    };
+    sqlx::query(
+        "INSERT INTO volume_stats (volume, epoch, run, bytes_in, zero_bytes, duplicate_bytes,
+            unique_bytes, stored_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (volume, epoch, run) DO UPDATE SET bytes_in = excluded.bytes_in,
+            zero_bytes = excluded.zero_bytes, duplicate_bytes = excluded.duplicate_bytes,
+            unique_bytes = excluded.unique_bytes, stored_bytes = excluded.stored_bytes",
+    )
+    .bind(volume.to_string())
+    .bind(epoch)
+    .bind(own(run))
+    .bind(number("bytes_in", stats.bytes_in)?)
+    .bind(number("zero_bytes", stats.zero_bytes)?)
+    .bind(number("duplicate_bytes", stats.duplicate_bytes)?)
+    .bind(number("unique_bytes", stats.unique_bytes)?)
+    .bind(number("stored_bytes", stats.stored_bytes)?)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn take_points(
+    tx: &mut Tx,
+    role: Role,
+    owner: Uuid,
+    reports: &[PointReport],
+    mut ignored: BTreeSet<Uuid>,
+) -> Result<Taken, ControlError> {
+    let (mut points_changed, mut assignments_changed) = (false, false);
+    for report in reports {
+        if !is_owned(tx, role, owner, report.volume).await? {
+            ignored.insert(report.volume);
+            continue;
+        }
+        match points::commit(tx, report).await? {
+            points::Change::None => {}
+            points::Change::Committed => points_changed = true,
+            points::Change::AskedCommitted => {
+                points_changed = true;
+                assignments_changed = true;
+            }
+        }
+    }
+    if assignments_changed {
+        raise_version(tx).await?;
+    }
+    Ok(Taken {
+        ignored_volumes: ignored.into_iter().collect(),
+        points_changed,
+        assignments_changed,
+    })
+}

@@ -1,0 +1,463 @@
+//! The catalogue on a temporary SQLite file.
+
+use std::net::SocketAddr;
+
+use farshore_api::Role;
+use farshore_api::agent::{
+    AgentReport, AgentVolumeReport, PointReport, RegisterAgent, VolumeState,
+};
+use farshore_api::failover::{CreateFailover, FailoverKind, FailoverState};
+use farshore_api::machine::{Capture, CreateMachine, MachineState, VolumeStats};
+use farshore_api::node::{NodeReport, NodeVolumeReport, RegisterNode};
+use farshore_api::point::{PointKind, PointSelector, PointState};
+use farshore_api::policy::{CreatePolicy, UpdatePolicy};
+use uuid::Uuid;
+
+use super::{Actor, Db, Process, ProcessRole};
+use crate::clock;
+use crate::domain::failover::Event;
+use crate::domain::machine::view;
+use crate::domain::placement::{self, Move};
+use crate::error::ControlError;
+
+const LONG_AGO: u64 = 0;
+
+struct Site {
+    _dir: tempfile::TempDir,
+    db: Db,
+    agent: Uuid,
+    node: Uuid,
+}
+
+async fn empty() -> (tempfile::TempDir, Db) {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(&dir.path().join("control.db")).await.unwrap();
+    (dir, db)
+}
+
+async fn identity(db: &Db, role: Role) -> Uuid {
+    let (id, hash) = (Uuid::new_v4(), blake3::hash(Uuid::new_v4().as_bytes()));
+    let soon = clock::now_s() + 60;
+    db.create_token(Actor::Operator, role, &hash, soon).await.unwrap();
+    db.enrol(role, &hash, id, soon).await.unwrap();
+    id
+}
+
+async fn add_node(db: &Db) -> Uuid {
+    let node = identity(db, Role::Node).await;
+    let address: SocketAddr = "127.0.0.1:9443".parse().unwrap();
+    let request = RegisterNode { address: address.to_string(), shards: 2, version: "0".into() };
+    db.register_node(node, address, &request).await.unwrap();
+    node
+}
+
+async fn add_agent(db: &Db, local: bool) -> Uuid {
+    let agent = identity(db, Role::Agent).await;
+    let request = RegisterAgent { hostname: "alpha".into(), version: "0".into(), local };
+    db.register_agent(agent, &request).await.unwrap();
+    agent
+}
+
+async fn site() -> Site {
+    let (dir, db) = empty().await;
+    let agent = add_agent(&db, true).await;
+    let node = add_node(&db).await;
+    Site { _dir: dir, db, agent, node }
+}
+
+fn machine(name: &str) -> CreateMachine {
+    CreateMachine {
+        name: name.into(),
+        disk: format!("/disks/{name}"),
+        capture: Capture::Nbd,
+        policy: None,
+        mark_interval_ms: None,
+        agent_id: None,
+    }
+}
+
+impl Site {
+    async fn protect(&self, name: &str) -> Uuid {
+        self.db.create_machine(Actor::Operator, &machine(name)).await.unwrap();
+        self.db.machine(name).await.unwrap().volumes[0].id
+    }
+
+    async fn place(&self) -> Vec<super::Placement> {
+        let volumes = self.db.volume_sites().await.unwrap();
+        let nodes = self.db.node_sites(clock::now_ms()).await.unwrap();
+        let moves = placement::place(&volumes, &nodes, 15_000, 60_000);
+        self.db.place(&moves).await.unwrap()
+    }
+
+    async fn commit_point(&self, volume: Uuid, point: Uuid, time_unix_ms: u64) -> super::Taken {
+        let points =
+            vec![PointReport { point, volume, seq: 7, kind: PointKind::Crash, time_unix_ms }];
+        let report = AgentReport { volumes: Vec::new(), points };
+        self.db.agent_report(self.agent, &report).await.unwrap()
+    }
+
+    fn report(&self, volume: Uuid, epoch: u64, state: VolumeState) -> AgentReport {
+        let volume = AgentVolumeReport {
+            volume,
+            epoch,
+            state,
+            detail: String::new(),
+            progress: 1.0,
+            size_bytes: 4096,
+            sent_seq: 9,
+            journaled_seq: 8,
+            committed_seq: 7,
+            rpo_seconds: Some(0.5),
+            nbd_uri: Some("nbd://localhost".into()),
+            error: None,
+        };
+        AgentReport { volumes: vec![volume], points: Vec::new() }
+    }
+}
+
+fn failover(kind: FailoverKind, point: PointSelector) -> CreateFailover {
+    CreateFailover {
+        kind,
+        point,
+        serve_only: true,
+        listen: Default::default(),
+        memory_mib: None,
+        cpus: None,
+        firmware: None,
+    }
+}
+
+#[tokio::test]
+async fn a_token_enrols_exactly_one_of_many() {
+    let (_dir, db) = empty().await;
+    let hash = blake3::hash(b"secret");
+    db.create_token(Actor::Operator, Role::Agent, &hash, clock::now_s() + 60).await.unwrap();
+    let mut tries = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let db = db.clone();
+        tries.spawn(async move { db.enrol(Role::Agent, &hash, Uuid::new_v4(), 1).await });
+    }
+    let results = tries.join_all().await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+    assert!(results.iter().all(|r| matches!(r, Ok(()) | Err(ControlError::TokenRefused))));
+}
+
+#[tokio::test]
+async fn expired_unknown_and_wrong_role_tokens_are_refused() {
+    let (_dir, db) = empty().await;
+    let hash = blake3::hash(b"secret");
+    let enrol = async |role| db.enrol(role, &hash, Uuid::new_v4(), 1).await;
+    assert!(matches!(enrol(Role::Agent).await, Err(ControlError::TokenRefused)));
+    db.create_token(Actor::Operator, Role::Agent, &hash, clock::now_s()).await.unwrap();
+    assert!(matches!(enrol(Role::Agent).await, Err(ControlError::TokenRefused)), "expired");
+    let other = blake3::hash(b"other");
+    db.create_token(Actor::Operator, Role::Agent, &other, clock::now_s() + 60).await.unwrap();
+    let refused = db.enrol(Role::Node, &other, Uuid::new_v4(), 1).await;
+    assert!(matches!(refused, Err(ControlError::TokenRefused)), "wrong role");
+    db.enrol(Role::Agent, &other, Uuid::new_v4(), 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn identities_are_known_by_role() {
+    let (_dir, db) = empty().await;
+    let id = identity(&db, Role::Agent).await;
+    db.check_identity(Role::Agent, id).await.unwrap();
+    assert!(matches!(
+        db.check_identity(Role::Node, id).await,
+        Err(ControlError::Unauthenticated { .. })
+    ));
+    assert!(db.renew(Role::Node, id, 5).await.is_err());
+    db.renew(Role::Agent, id, 5).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_policy_comes_with_its_failback_policy() {
+    let (_dir, db) = empty().await;
+    let default = db.policy("default").await.unwrap();
+    assert_eq!(default.mark_interval_ms, 5000);
+    let request =
+        CreatePolicy { name: "gold".into(), mark_interval_ms: 1000, retention_hours: None };
+    let gold = db.create_policy(Actor::Operator, &request).await.unwrap();
+    assert_eq!(gold.failback_policy.as_deref(), Some("gold-failback"));
+    let update = UpdatePolicy { mark_interval_ms: Some(60_000), retention_hours: None };
+    db.update_policy(Actor::Operator, "gold-failback", &update).await.unwrap();
+    assert_eq!(db.policy("gold").await.unwrap().mark_interval_ms, 1000);
+    assert_eq!(db.policy("gold-failback").await.unwrap().mark_interval_ms, 60_000);
+    let again = db.create_policy(Actor::Operator, &request).await;
+    assert!(matches!(again, Err(ControlError::AlreadyExists { .. })));
+    assert_eq!(db.policies().await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn names_and_disks_are_taken_once() {
+    let site = site().await;
+    site.protect("web").await;
+    let same_name = CreateMachine { disk: "/other".into(), ..machine("web") };
+    let refused = site.db.create_machine(Actor::Operator, &same_name).await;
+    assert!(matches!(refused, Err(ControlError::AlreadyExists { .. })));
+    let same_disk = CreateMachine { disk: "/disks/web".into(), ..machine("db") };
+    let refused = site.db.create_machine(Actor::Operator, &same_disk).await;
+    assert!(matches!(refused, Err(ControlError::WrongState { .. })));
+    let no_policy = CreateMachine { policy: Some("none".into()), ..machine("db") };
+    let refused = site.db.create_machine(Actor::Operator, &no_policy).await;
+    assert!(matches!(refused, Err(ControlError::NotFound { what: "policy", .. })));
+    assert_eq!(site.db.machines().await.unwrap().len(), 1, "nothing half-done is left");
+}
+
+#[tokio::test]
+async fn the_agent_is_the_named_the_only_or_the_local_one() {
+    let (_dir, db) = empty().await;
+    let create = async |name: &str, agent_id| {
+        db.create_machine(Actor::Operator, &CreateMachine { agent_id, ..machine(name) }).await
+    };
+    assert!(matches!(create("a", None).await, Err(ControlError::WrongState { .. })));
+    let remote = add_agent(&db, false).await;
+    create("a", None).await.unwrap();
+    add_agent(&db, false).await;
+    assert!(matches!(create("b", None).await, Err(ControlError::Invalid { .. })));
+    let local = add_agent(&db, true).await;
+    create("b", None).await.unwrap();
+    create("c", Some(remote)).await.unwrap();
+    let unknown = create("d", Some(Uuid::from_u128(1))).await;
+    assert!(matches!(unknown, Err(ControlError::NotFound { what: "agent", .. })));
+    assert_eq!(db.machine("a").await.unwrap().agent, remote);
+    assert_eq!(db.machine("b").await.unwrap().agent, local);
+    assert_eq!(db.machine("c").await.unwrap().agent, remote);
+}
+
+#[tokio::test]
+async fn placement_raises_the_epoch_and_tells_agent_and_node() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    assert!(site.db.agent_volumes(site.agent).await.unwrap().is_empty());
+    let before = site.db.assignments_version().await.unwrap();
+    let placed = site.place().await;
+    assert_eq!((placed[0].volume, placed[0].node, placed[0].epoch), (volume, site.node, 1));
+    assert!(site.db.assignments_version().await.unwrap() > before);
+    assert!(site.place().await.is_empty(), "placed once");
+    let agent = &site.db.agent_volumes(site.agent).await.unwrap()[0];
+    assert_eq!((agent.epoch, agent.node.id), (1, site.node));
+    assert_eq!(agent.node.server_name, format!("{}.node.farshore", site.node));
+    let node = &site.db.node_volumes(site.node).await.unwrap()[0];
+    assert_eq!((node.epoch, node.parent_epoch, node.agent), (1, None, site.agent));
+
+    let other = add_node(&site.db).await;
+    let stale = Move { volume, to: other, from: None };
+    assert!(site.db.place(&[stale]).await.unwrap().is_empty(), "decided on an older state");
+    let fresh = Move { volume, to: other, from: Some(site.node) };
+    assert_eq!(site.db.place(&[fresh]).await.unwrap()[0].epoch, 2);
+    assert!(site.db.node_volumes(site.node).await.unwrap().is_empty());
+    let moved = &site.db.node_volumes(other).await.unwrap()[0];
+    assert_eq!((moved.epoch, moved.parent_epoch), (2, Some(1)));
+}
+
+#[tokio::test]
+async fn reports_count_for_ones_own_volumes_and_the_newest_epoch() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let stranger = add_agent(&site.db, false).await;
+    let report = site.report(volume, 1, VolumeState::Protected);
+    let taken = site.db.agent_report(stranger, &report).await.unwrap();
+    assert_eq!(taken.ignored_volumes, [volume]);
+    let show = async || view(site.db.machine("web").await.unwrap(), clock::now_ms());
+    assert_eq!(show().await.state, MachineState::Pending);
+    site.db.agent_report(site.agent, &report).await.unwrap();
+    let shown = show().await;
+    assert_eq!(shown.state, MachineState::Protected);
+    assert_eq!(shown.volumes[0].nbd_uri.as_deref(), Some("nbd://localhost"));
+    let from_the_future = site.report(volume, 2, VolumeState::Error);
+    site.db.agent_report(site.agent, &from_the_future).await.unwrap();
+    assert_eq!(show().await.state, MachineState::Protected);
+    let mut too_large = site.report(volume, 1, VolumeState::Error);
+    too_large.volumes[0].committed_seq = u64::MAX;
+    let refused = site.db.agent_report(site.agent, &too_large).await;
+    assert!(matches!(refused, Err(ControlError::Invalid { field: "committed_seq", .. })));
+}
+
+#[tokio::test]
+async fn a_nodes_counters_add_up_over_restarts_and_epochs() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let report = async |bytes_in| {
+        let stats = VolumeStats { bytes_in, unique_bytes: bytes_in / 2, ..VolumeStats::default() };
+        let volumes =
+            vec![NodeVolumeReport { volume, epoch: 1, journaled_seq: 1, committed_seq: 1, stats }];
+        let report = NodeReport { cpu_seconds: 1.5, volumes, ..NodeReport::default() };
+        site.db.node_report(site.node, &report).await.unwrap()
+    };
+    for bytes_in in [100, 200, 200, 50] {
+        assert!(report(bytes_in).await.ignored_volumes.is_empty());
+    }
+    let stats = site.db.machine("web").await.unwrap().volumes[0].stats;
+    assert_eq!((stats.bytes_in, stats.unique_bytes), (250, 125));
+    assert_eq!(site.db.nodes(LONG_AGO).await.unwrap()[0].cpu_seconds, 1.5);
+}
+
+#[tokio::test]
+async fn points_are_asked_for_committed_once_and_listed_in_order() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let asked = site.db.create_point(Actor::Operator, "web", PointKind::App).await.unwrap();
+    let marks = &site.db.agent_volumes(site.agent).await.unwrap()[0].marks_requested;
+    assert_eq!((marks[0].point, marks[0].kind), (asked.point, PointKind::App));
+    let none = site.db.point("web", PointSelector::Latest).await;
+    assert!(matches!(none, Err(ControlError::NotFound { .. })), "requested is not committed");
+
+    let mine = Uuid::now_v7();
+    let taken = site.commit_point(volume, mine, 1_000).await;
+    assert!(taken.points_changed && !taken.assignments_changed);
+    let taken = site.commit_point(volume, asked.point, 2_000).await;
+    assert!(taken.points_changed && taken.assignments_changed);
+    let again = site.commit_point(volume, asked.point, 9_999).await;
+    assert!(!again.points_changed, "told twice");
+
+    assert!(site.db.agent_volumes(site.agent).await.unwrap()[0].marks_requested.is_empty());
+    let points = site.db.points("web", None, 10).await.unwrap();
+    let ids: Vec<Uuid> = points.iter().map(|point| point.point).collect();
+    assert_eq!(ids, [mine, asked.point]);
+    assert_eq!(points[1].time_unix_ms, 2_000, "what is committed does not change");
+    assert_eq!((points[0].volumes[0].volume, points[0].volumes[0].seq), (volume, 7));
+    let older = site.db.points("web", Some(asked.point), 10).await.unwrap();
+    assert_eq!(older.len(), 1);
+    let latest = site.db.point("web", PointSelector::Latest).await.unwrap();
+    assert_eq!((latest.point, latest.state), (asked.point, PointState::Committed));
+}
+
+#[tokio::test]
+async fn an_agent_cannot_touch_anothers_points() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let point = Uuid::now_v7();
+    site.commit_point(volume, point, 1_000).await;
+    let stranger = add_agent(&site.db, false).await;
+    let request = CreateMachine { agent_id: Some(stranger), ..machine("evil") };
+    site.db.create_machine(Actor::Operator, &request).await.unwrap();
+    let theirs = site.db.machine("evil").await.unwrap().volumes[0].id;
+    let report =
+        PointReport { point, volume: theirs, seq: 1, kind: PointKind::Crash, time_unix_ms: 5_000 };
+    let report = AgentReport { volumes: Vec::new(), points: vec![report] };
+    assert!(!site.db.agent_report(stranger, &report).await.unwrap().points_changed);
+    let kept = site.db.point("web", PointSelector::Id(point)).await.unwrap();
+    assert_eq!((kept.time_unix_ms, kept.volumes.len()), (1_000, 1));
+}
+
+#[tokio::test]
+async fn points_past_retention_go_but_the_newest_stays() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    for time in [1_000, 2_000, 3_000] {
+        site.commit_point(volume, Uuid::now_v7(), time).await;
+    }
+    site.db.prune(clock::now_ms()).await.unwrap();
+    let left = site.db.points("web", None, 10).await.unwrap();
+    assert_eq!(left.iter().map(|point| point.time_unix_ms).collect::<Vec<_>>(), [3_000]);
+}
+
+#[tokio::test]
+async fn an_unplanned_failover_fences_and_a_clean_up_gives_back() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let spec = failover(FailoverKind::Unplanned, PointSelector::Latest);
+    let early = site.db.create_failover(Actor::Operator, "web", &spec).await;
+    assert!(matches!(early, Err(ControlError::NotFound { .. })), "no point yet");
+    site.commit_point(volume, Uuid::now_v7(), 1_000).await;
+    let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    let second = site.db.create_failover(Actor::Operator, "web", &spec).await;
+    assert!(matches!(second, Err(ControlError::WrongState { .. })), "one at a time");
+    let apply =
+        async |event| site.db.failover_event(Actor::Control, id, event, None).await.unwrap();
+    assert_eq!(apply(Event::Begin).await, FailoverState::Fencing);
+    let newest = Uuid::now_v7();
+    site.commit_point(volume, newest, 2_000).await;
+    assert_eq!(apply(Event::Fenced).await, FailoverState::Exporting);
+    assert_eq!(apply(Event::Fenced).await, FailoverState::Exporting, "once only");
+    let row = site.db.failover(id).await.unwrap();
+    assert_eq!(row.shown.point, Some(newest), "chosen after the fence");
+    assert!(site.db.agent_volumes(site.agent).await.unwrap().is_empty());
+    assert!(site.db.node_volumes(site.node).await.unwrap().is_empty());
+    assert!(site.place().await.is_empty(), "fenced volumes are not placed");
+    let facts = site.db.machine("web").await.unwrap();
+    assert_eq!(facts.volumes[0].epoch, 2);
+    assert_eq!(view(facts, clock::now_ms()).state, MachineState::FailedOver);
+    let refused = site.db.create_point(Actor::Operator, "web", PointKind::Crash).await;
+    assert!(matches!(refused, Err(ControlError::WrongState { .. })));
+    let refused = site.db.delete_machine(Actor::Operator, "web").await;
+    assert!(matches!(refused, Err(ControlError::WrongState { .. })));
+
+    apply(Event::CleanUp { force: false }).await;
+    assert_eq!(apply(Event::Cleared).await, FailoverState::CleanedUp);
+    assert_eq!(site.place().await[0].epoch, 3);
+    let node = &site.db.node_volumes(site.node).await.unwrap()[0];
+    assert_eq!(node.parent_epoch, Some(1), "the last epoch that a node was given");
+    let steps = site.db.failover(id).await.unwrap().shown.steps;
+    let states: Vec<&str> = steps.iter().map(|step| step.state.as_str()).collect();
+    assert_eq!(states, ["requested", "fencing", "exporting", "cleaning_up", "cleaned_up"]);
+    site.db.delete_machine(Actor::Operator, "web").await.unwrap();
+    assert!(matches!(site.db.machine("web").await, Err(ControlError::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_drill_leaves_replication_alone() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let point = Uuid::now_v7();
+    site.commit_point(volume, point, 1_000).await;
+    let unknown = failover(FailoverKind::Drill, PointSelector::Id(Uuid::now_v7()));
+    let refused = site.db.create_failover(Actor::Operator, "web", &unknown).await;
+    assert!(matches!(refused, Err(ControlError::NotFound { .. })));
+    let spec = failover(FailoverKind::Drill, PointSelector::Id(point));
+    let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    let apply = async |event| site.db.failover_event(Actor::Control, id, event, None).await;
+    apply(Event::Begin).await.unwrap();
+    apply(Event::Exported).await.unwrap();
+    assert!(matches!(apply(Event::Commit).await, Err(ControlError::WrongState { .. })));
+    apply(Event::CleanUp { force: false }).await.unwrap();
+    apply(Event::Cleared).await.unwrap();
+    let facts = site.db.machine("web").await.unwrap();
+    assert_eq!((facts.volumes[0].epoch, facts.failed_over), (1, false));
+    assert!(site.db.failovers_to_drive().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("control.db");
+    let db = Db::open(&file).await.unwrap();
+    add_agent(&db, true).await;
+    db.create_machine(Actor::Operator, &machine("web")).await.unwrap();
+    db.set_operator_token(&blake3::hash(b"t")).await.unwrap();
+    let version = db.assignments_version().await.unwrap();
+    db.close().await;
+
+    let db = Db::open(&file).await.unwrap();
+    assert_eq!(db.assignments_version().await.unwrap(), version);
+    assert_eq!(db.machines().await.unwrap()[0].name, "web");
+    assert_eq!(db.operator_token().await.unwrap(), blake3::hash(b"t"));
+    let actions: Vec<String> =
+        db.events(None, 100).await.unwrap().into_iter().map(|event| event.action).collect();
+    assert_eq!(actions, ["token.create", "identity.enrol", "agent.register", "machine.protect"]);
+}
+
+#[tokio::test]
+async fn processes_are_noted_and_forgotten() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.commit_point(volume, Uuid::now_v7(), 1_000).await;
+    let spec = failover(FailoverKind::Drill, PointSelector::Latest);
+    let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    let process = Process { pid: 77, started: 123_456 };
+    site.db.set_failover_process(id, ProcessRole::Export, Some(process)).await.unwrap();
+    site.db.set_failover_facts(id, Some("nbd://x"), None, Some("d")).await.unwrap();
+    let row = site.db.failover(id).await.unwrap();
+    assert_eq!((row.export, row.shown.export_pid), (Some(process), Some(77)));
+    assert_eq!(row.shown.nbd_uri.as_deref(), Some("nbd://x"));
+    site.db.set_failover_process(id, ProcessRole::Export, None).await.unwrap();
+    assert_eq!(site.db.failover(id).await.unwrap().export, None);
+}

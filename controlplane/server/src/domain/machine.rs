@@ -1,0 +1,315 @@
+//! How a machine's state reads, given what was last heard of it.
+//!
+//! | what is known, first match wins | state |
+//! |---|---|
+//! | fenced by an unplanned failover | failed_over |
+//! | no node has its volume | pending |
+//! | the agent was never heard about it | pending |
+//! | the agent is silent | degraded |
+//! | the last report is of an older epoch | degraded, unless it said error |
+//! | the agent says protected, the node is silent | degraded |
+//! | otherwise | as the agent says |
+
+use farshore_api::agent::VolumeState;
+use farshore_api::limits;
+use farshore_api::machine::{Capture, Machine, MachineState, Volume, VolumeStats};
+use farshore_api::point::Point;
+use uuid::Uuid;
+
+/// What the catalogue holds of a machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MachineFacts {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Name of its policy.
+    pub policy: String,
+    /// Its own mark interval, or else its policy's.
+    pub mark_interval_ms: u64,
+    /// How the agent learns of changes.
+    pub capture: Capture,
+    /// Its agent.
+    pub agent: Uuid,
+    /// Name of its agent's machine.
+    pub agent_hostname: String,
+    /// Whether an unplanned failover fenced it.
+    pub failed_over: bool,
+    /// When it was protected.
+    pub created_at_ms: u64,
+    /// Its disks; there is at least one.
+    pub volumes: Vec<VolumeFacts>,
+    /// Its newest committed point.
+    pub last_point: Option<Point>,
+}
+
+/// What the catalogue holds of a volume.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VolumeFacts {
+    /// Its id.
+    pub id: Uuid,
+    /// Path of the disk.
+    pub disk: String,
+    /// Its current epoch.
+    pub epoch: u64,
+    /// Where it is placed.
+    pub node: Option<Uuid>,
+    /// When that node was last heard.
+    pub node_seen_ms: Option<u64>,
+    /// What its agent said last; `None` if it was never heard.
+    pub report: Option<VolumeHeard>,
+    /// Totals over all epochs.
+    pub stats: VolumeStats,
+}
+
+/// What an agent said of a volume.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VolumeHeard {
+    /// When.
+    pub at_ms: u64,
+    /// Under which epoch it sends.
+    pub epoch: u64,
+    /// State.
+    pub state: VolumeState,
+    /// One sentence, or empty.
+    pub detail: String,
+    /// Why it cannot go on.
+    pub error: Option<String>,
+    /// 0 to 1.
+    pub progress: f64,
+    /// Size of the disk.
+    pub size_bytes: u64,
+    /// Watermarks.
+    pub sent_seq: u64,
+    /// Watermarks.
+    pub journaled_seq: u64,
+    /// Watermarks.
+    pub committed_seq: u64,
+    /// Age of the newest committed data then.
+    pub rpo_seconds: Option<f64>,
+    /// Where the splitter serves.
+    pub nbd_uri: Option<String>,
+}
+
+const SILENT_MS: u64 = limits::SILENT_AFTER_SECONDS * 1000;
+
+#[expect(clippy::cast_precision_loss, reason = "ages are shown to people; 52 bits are plenty")]
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+/// Puts together what is shown of a machine at the time `now_ms`.
+#[must_use]
+pub fn view(facts: MachineFacts, now_ms: u64) -> Machine {
+    let (state, state_detail) = state(&facts, now_ms);
+    let first = facts.volumes.first();
+    Machine {
+        state,
+        state_detail,
+        rpo_seconds: rpo_seconds(&facts.volumes, now_ms),
+        node: first.and_then(|volume| volume.node),
+        epoch: first.map_or(0, |volume| volume.epoch),
+        name: facts.name,
+        id: facts.id,
+        policy: facts.policy,
+        mark_interval_ms: facts.mark_interval_ms,
+        capture: facts.capture,
+        agent: facts.agent,
+        volumes: facts.volumes.into_iter().map(volume_view).collect(),
+        last_point: facts.last_point,
+        created_at_unix_ms: facts.created_at_ms,
+    }
+}
+
+/// The worst of the volumes, grown by the age of what was said; nothing if one has no point yet.
+fn rpo_seconds(volumes: &[VolumeFacts], now_ms: u64) -> Option<f64> {
+    let ages = volumes.iter().map(|volume| {
+        let heard = volume.report.as_ref()?;
+        Some(heard.rpo_seconds? + seconds(now_ms.saturating_sub(heard.at_ms)))
+    });
+    ages.collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::max)
+}
+
+fn volume_view(facts: VolumeFacts) -> Volume {
+    let heard = facts.report;
+    let (progress, size_bytes) = heard.as_ref().map_or((0.0, 0), |h| (h.progress, h.size_bytes));
+    let seqs = heard
+        .as_ref()
+        .map_or((0, 0, 0), |heard| (heard.sent_seq, heard.journaled_seq, heard.committed_seq));
+    Volume {
+        id: facts.id,
+        disk: facts.disk,
+        size_bytes,
+        progress,
+        sent_seq: seqs.0,
+        journaled_seq: seqs.1,
+        committed_seq: seqs.2,
+        nbd_uri: heard.and_then(|heard| heard.nbd_uri),
+        stats: facts.stats,
+    }
+}
+
+fn state(facts: &MachineFacts, now_ms: u64) -> (MachineState, String) {
+    if facts.failed_over {
+        let detail = "fenced by an unplanned failover: the copy is what runs";
+        return (MachineState::FailedOver, detail.into());
+    }
+    let states = facts.volumes.iter().map(|volume| volume_state(facts, volume, now_ms));
+    states
+        .max_by_key(|(state, _)| severity(*state))
+        .unwrap_or((MachineState::Pending, String::new()))
+}
+
+/// Which of several volumes' states stands for the machine.
+fn severity(state: MachineState) -> u8 {
+    match state {
+        MachineState::Protected => 0,
+        MachineState::Copying => 1,
+        MachineState::Resyncing => 2,
+        MachineState::Pending => 3,
+        MachineState::Degraded => 4,
+        _ => 5,
+    }
+}
+
+fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (MachineState, String) {
+    if volume.node.is_none() {
+        return (
+            MachineState::Pending,
+            format!(
+                "waits for a node: none has reported in the last {} s",
+                limits::SILENT_AFTER_SECONDS
+            ),
+        );
+    }
+    let Some(heard) = &volume.report else {
+        let detail = format!("waits for the first report of the agent on {}", facts.agent_hostname);
+        return (MachineState::Pending, detail);
+    };
+    let silent_ms = now_ms.saturating_sub(heard.at_ms);
+    if silent_ms > SILENT_MS {
+        let detail = format!(
+            "the agent on {} has not reported for {} s; check that farshore-agent runs there and \
+             reaches this control plane",
+            facts.agent_hostname,
+            silent_ms / 1000
+        );
+        return (MachineState::Degraded, detail);
+    }
+    if heard.state == VolumeState::Error {
+        let error = heard.error.as_ref().unwrap_or(&heard.detail);
+        return (MachineState::Error, error.clone());
+    }
+    if heard.epoch != volume.epoch {
+        return (MachineState::Degraded, "moving to another node".into());
+    }
+    let node_silent_ms = volume.node_seen_ms.map_or(0, |seen| now_ms.saturating_sub(seen));
+    if heard.state == VolumeState::Protected && node_silent_ms > SILENT_MS {
+        let detail = format!("its node has not reported for {} s", node_silent_ms / 1000);
+        return (MachineState::Degraded, detail);
+    }
+    let state = match heard.state {
+        VolumeState::Pending => MachineState::Pending,
+        VolumeState::Copying => MachineState::Copying,
+        VolumeState::Resyncing => MachineState::Resyncing,
+        VolumeState::Protected => MachineState::Protected,
+        VolumeState::Degraded => MachineState::Degraded,
+        VolumeState::Error => MachineState::Error,
+    };
+    (state, heard.detail.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    fn heard(state: VolumeState) -> VolumeHeard {
+        VolumeHeard {
+            at_ms: NOW - 2_000,
+            epoch: 3,
+            state,
+            detail: String::new(),
+            error: None,
+            progress: 1.0,
+            size_bytes: 1 << 30,
+            sent_seq: 9,
+            journaled_seq: 8,
+            committed_seq: 7,
+            rpo_seconds: Some(1.5),
+            nbd_uri: None,
+        }
+    }
+
+    fn facts(report: Option<VolumeHeard>) -> MachineFacts {
+        MachineFacts {
+            id: Uuid::from_u128(1),
+            name: "web".into(),
+            policy: "default".into(),
+            mark_interval_ms: 5000,
+            capture: Capture::Nbd,
+            agent: Uuid::from_u128(2),
+            agent_hostname: "alpha".into(),
+            failed_over: false,
+            created_at_ms: 5,
+            volumes: vec![VolumeFacts {
+                id: Uuid::from_u128(3),
+                disk: "/dev/vda".into(),
+                epoch: 3,
+                node: Some(Uuid::from_u128(4)),
+                node_seen_ms: Some(NOW),
+                report,
+                stats: VolumeStats::default(),
+            }],
+            last_point: None,
+        }
+    }
+
+    #[test]
+    fn a_fresh_report_is_shown_as_it_is_and_rpo_grows_with_its_age() {
+        let machine = view(facts(Some(heard(VolumeState::Protected))), NOW);
+        assert_eq!(machine.state, MachineState::Protected);
+        assert_eq!(machine.rpo_seconds, Some(3.5));
+        assert_eq!(machine.volumes[0].committed_seq, 7);
+        assert_eq!(machine.epoch, 3);
+    }
+
+    #[test]
+    fn a_silent_agent_degrades_and_rpo_goes_on_growing() {
+        let machine = view(facts(Some(heard(VolumeState::Protected))), NOW + 60_000);
+        assert_eq!(machine.state, MachineState::Degraded);
+        assert!(machine.state_detail.contains("alpha"), "{}", machine.state_detail);
+        assert_eq!(machine.rpo_seconds, Some(63.5));
+    }
+
+    #[test]
+    fn errors_carry_their_sentence() {
+        let mut report = heard(VolumeState::Error);
+        report.error = Some("disk /dev/vda is missing".into());
+        let machine = view(facts(Some(report)), NOW);
+        assert_eq!(machine.state, MachineState::Error);
+        assert_eq!(machine.state_detail, "disk /dev/vda is missing");
+    }
+
+    #[test]
+    fn unplaced_unheard_moved_and_fenced_volumes_say_so() {
+        assert_eq!(view(facts(None), NOW).state, MachineState::Pending);
+        let mut unplaced = facts(Some(heard(VolumeState::Protected)));
+        unplaced.volumes[0].node = None;
+        assert_eq!(view(unplaced, NOW).state, MachineState::Pending);
+        let mut moved = facts(Some(heard(VolumeState::Protected)));
+        moved.volumes[0].epoch = 4;
+        assert_eq!(view(moved, NOW).state, MachineState::Degraded);
+        let mut fenced = facts(Some(heard(VolumeState::Protected)));
+        fenced.failed_over = true;
+        assert_eq!(view(fenced, NOW).state, MachineState::FailedOver);
+    }
+
+    #[test]
+    fn a_silent_node_degrades_a_protected_machine() {
+        let mut silent = facts(Some(heard(VolumeState::Protected)));
+        silent.volumes[0].node_seen_ms = Some(NOW - SILENT_MS - 1);
+        assert_eq!(view(silent, NOW).state, MachineState::Degraded);
+    }
+}

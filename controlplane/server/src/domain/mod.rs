@@ -1,0 +1,13 @@
+//! Decisions, without I/O and without a clock.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`placement`] | which node takes which volume |
+//! | [`failover`] | what a failover does next |
+//! | [`machine`] | how a machine's state reads, given what was last heard |
+//! | [`validate`] | whether a request is acceptable |
+
+pub mod failover;
+pub mod machine;
+pub mod placement;
+pub mod validate;

@@ -1,0 +1,194 @@
+//! Whether a request is acceptable.
+
+use farshore_api::failover::CreateFailover;
+use farshore_api::limits;
+use farshore_api::machine::CreateMachine;
+use farshore_api::node::NodeReport;
+use farshore_api::policy::{CreatePolicy, FAILBACK_SUFFIX, UpdatePolicy};
+
+use crate::error::ControlError;
+
+fn invalid(field: &'static str, why: impl Into<String>) -> ControlError {
+    ControlError::Invalid { field, why: why.into() }
+}
+
+fn range<N: PartialOrd + std::fmt::Display>(
+    field: &'static str,
+    value: N,
+    min: N,
+    max: N,
+) -> Result<(), ControlError> {
+    if value < min || value > max {
+        return Err(invalid(field, format!("is {value}; it must be {min} to {max}")));
+    }
+    Ok(())
+}
+
+fn mark_interval(value: u64) -> Result<(), ControlError> {
+    range("mark_interval_ms", value, limits::MARK_INTERVAL_MS_MIN, limits::MARK_INTERVAL_MS_MAX)
+}
+
+fn name(value: &str) -> Result<(), ControlError> {
+    if !limits::is_valid_name(value) {
+        return Err(invalid(
+            "name",
+            "must be 1 to 63 of a-z, 0-9, dot, dash and underscore, and start with a letter or digit",
+        ));
+    }
+    Ok(())
+}
+
+/// An absolute path without surprises.
+fn absolute_path(field: &'static str, value: &str) -> Result<(), ControlError> {
+    if !value.starts_with('/') {
+        return Err(invalid(field, "must be an absolute path"));
+    }
+    if value.len() > limits::DISK_PATH_BYTES_MAX || value.bytes().any(|byte| byte < b' ') {
+        return Err(invalid(field, "must be at most 4096 bytes without control characters"));
+    }
+    Ok(())
+}
+
+/// Checks a new machine, except for what only the database knows.
+///
+/// # Errors
+/// `Invalid` with the first value that is not acceptable.
+pub fn machine(request: &CreateMachine) -> Result<(), ControlError> {
+    name(&request.name)?;
+    absolute_path("disk", &request.disk)?;
+    request.mark_interval_ms.map_or(Ok(()), mark_interval)
+}
+
+/// Checks a new policy.
+///
+/// # Errors
+/// `Invalid` with the first value that is not acceptable.
+pub fn policy(request: &CreatePolicy) -> Result<(), ControlError> {
+    name(&request.name)?;
+    if request.name.ends_with(FAILBACK_SUFFIX)
+        || request.name.len() + FAILBACK_SUFFIX.len() > limits::NAME_BYTES_MAX
+    {
+        return Err(invalid("name", "must be at most 54 bytes and not end in `-failback`"));
+    }
+    mark_interval(request.mark_interval_ms)?;
+    request.retention_hours.map_or(Ok(()), retention)
+}
+
+/// Checks a change of a policy.
+///
+/// # Errors
+/// `Invalid` with the first value that is not acceptable.
+pub fn policy_update(request: &UpdatePolicy) -> Result<(), ControlError> {
+    request.mark_interval_ms.map_or(Ok(()), mark_interval)?;
+    request.retention_hours.map_or(Ok(()), retention)
+}
+
+fn retention(hours: u32) -> Result<(), ControlError> {
+    range("retention_hours", hours, 1, 87_600)
+}
+
+/// Checks a new failover, except for what only the database knows.
+///
+/// # Errors
+/// `Invalid` with the first value that is not acceptable.
+pub fn failover(request: &CreateFailover) -> Result<(), ControlError> {
+    request.memory_mib.map_or(Ok(()), |value| range("memory_mib", value, 64, 1_048_576))?;
+    request.cpus.map_or(Ok(()), |value| range("cpus", value, 1, 64))?;
+    request.firmware.as_deref().map_or(Ok(()), |path| absolute_path("firmware", path))
+}
+
+/// The life of an enrolment token in seconds.
+///
+/// # Errors
+/// `Invalid` if it is out of range.
+pub fn token_ttl(asked: Option<u64>) -> Result<u64, ControlError> {
+    let seconds = asked.unwrap_or(limits::TOKEN_TTL_SECONDS_DEFAULT);
+    range("ttl_seconds", seconds, 1, limits::TOKEN_TTL_SECONDS_MAX)?;
+    Ok(seconds)
+}
+
+/// Checks how much a report carries.
+///
+/// # Errors
+/// `Invalid` if it carries more than the limits allow.
+pub fn report_size(volumes: usize, points: usize) -> Result<(), ControlError> {
+    range("volumes", volumes, 0, limits::REPORT_VOLUMES_MAX)?;
+    range("points", points, 0, limits::REPORT_POINTS_MAX)
+}
+
+/// Checks a node's report.
+///
+/// # Errors
+/// `Invalid` with the first value that is not acceptable.
+pub fn node_report(report: &NodeReport) -> Result<(), ControlError> {
+    report_size(report.volumes.len(), report.points.len())?;
+    range("counters", report.counters.len(), 0, limits::REPORT_COUNTERS_MAX)?;
+    let is_plain = |name: &String| {
+        (1..=64).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'.')
+    };
+    if let Some(name) = report.counters.keys().find(|name| !is_plain(name)) {
+        let shown: String = name.chars().take(64).collect();
+        return Err(invalid("counters", format!("has the name {shown:?}; use [a-z0-9_.]{{1,64}}")));
+    }
+    if !(report.uptime_seconds.is_finite() && report.cpu_seconds.is_finite()) {
+        return Err(invalid("uptime_seconds", "and `cpu_seconds` must be numbers"));
+    }
+    Ok(())
+}
+
+/// Cuts free text to its limit, at a character's edge.
+#[must_use]
+pub fn cut(text: &str) -> &str {
+    let mut end = text.len().min(limits::TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use farshore_api::machine::Capture;
+
+    use super::*;
+
+    fn request() -> CreateMachine {
+        CreateMachine {
+            name: "web".into(),
+            disk: "/dev/vda".into(),
+            capture: Capture::Scan,
+            policy: None,
+            mark_interval_ms: None,
+            agent_id: None,
+        }
+    }
+
+    #[test]
+    fn machines_need_a_plain_name_and_an_absolute_disk() {
+        assert!(machine(&request()).is_ok());
+        assert!(machine(&CreateMachine { name: "../x".into(), ..request() }).is_err());
+        assert!(machine(&CreateMachine { disk: "vda".into(), ..request() }).is_err());
+        assert!(machine(&CreateMachine { disk: "/a\nb".into(), ..request() }).is_err());
+        assert!(machine(&CreateMachine { mark_interval_ms: Some(999), ..request() }).is_err());
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        let long = "ä".repeat(limits::TEXT_BYTES_MAX);
+        assert_eq!(cut(&long).len(), limits::TEXT_BYTES_MAX);
+        assert_eq!(cut(&format!("x{long}")).len(), limits::TEXT_BYTES_MAX - 1);
+        assert_eq!(cut("short"), "short");
+    }
+
+    #[test]
+    fn counters_have_plain_names() {
+        let mut report = NodeReport::default();
+        report.counters.insert("journal.bytes_total".into(), 1);
+        assert!(node_report(&report).is_ok());
+        report.counters.insert("bad name".into(), 1);
+        assert!(node_report(&report).is_err());
+    }
+}

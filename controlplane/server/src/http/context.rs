@@ -1,0 +1,196 @@
+//! Who calls, and what with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use farshore_api::{ErrorCode, Role, limits};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+use warp::filters::BoxedFilter;
+use warp::reject::Rejection;
+use warp::{Filter, header};
+
+use super::reply::refuse;
+use crate::app::App;
+use crate::clock;
+use crate::db::Actor;
+use crate::error::ControlError;
+use crate::tls::Peer;
+
+/// Shared state and the caller's credentials.
+#[derive(Clone)]
+pub(crate) struct Context {
+    /// Shared state.
+    pub(super) app: Arc<App>,
+    authorization: Option<String>,
+    peer: Option<Peer>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Context").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Demands the operator's token.
+    pub(super) fn operator(&self) -> Result<Actor, ControlError> {
+        let given = self.authorization.as_deref().and_then(|value| value.strip_prefix("Bearer "));
+        let Some(given) = given else {
+            return Err(match self.peer {
+                Some(_) => ControlError::Forbidden {
+                    why: "this is for operators; agents and nodes may not call it",
+                },
+                None => ControlError::Unauthenticated {
+                    why: "this needs the operator's token; it is in operator.token in the control \
+                          plane's data directory",
+                },
+            });
+        };
+        // `blake3::Hash` compares in constant time.
+        if blake3::hash(given.trim().as_bytes()) != self.app.operator_token {
+            return Err(ControlError::Unauthenticated {
+                why: "the operator's token is wrong; the right one is in operator.token in the \
+                      control plane's data directory",
+            });
+        }
+        Ok(Actor::Operator)
+    }
+
+    /// Demands a valid certificate of `role`.
+    pub(super) async fn peer(&self, role: Role) -> Result<Uuid, ControlError> {
+        let peer = self.any_peer().await?;
+        if peer.role != role {
+            return Err(ControlError::Forbidden {
+                why: match role {
+                    Role::Agent => "this is for agents only",
+                    Role::Node => "this is for nodes only",
+                },
+            });
+        }
+        Ok(peer.id)
+    }
+
+    /// Demands a valid certificate of any role.
+    pub(super) async fn any_peer(&self) -> Result<Peer, ControlError> {
+        let Some(peer) = self.peer else {
+            return Err(ControlError::Unauthenticated {
+                why: "this needs a client certificate; enrol to get one",
+            });
+        };
+        // The handshake may be long ago on a connection that is kept open.
+        if peer.expires_at_unix_s <= clock::now_s() {
+            return Err(ControlError::Unauthenticated {
+                why: "the client certificate has expired; connect with a renewed one, or enrol again",
+            });
+        }
+        self.app.db.check_identity(peer.role, peer.id).await?;
+        Ok(peer)
+    }
+}
+
+/// Gathers a [`Context`]; never rejects.
+pub(super) fn context(app: &Arc<App>) -> BoxedFilter<(Context,)> {
+    let app = app.clone();
+    warp::any()
+        .map(move || app.clone())
+        .and(
+            header::optional::<String>("authorization")
+                .or_else(|_| async { Ok::<_, Rejection>((None,)) }),
+        )
+        .and(warp::ext::optional::<Peer>())
+        .map(|app, authorization, peer| Context { app, authorization, peer })
+        .boxed()
+}
+
+/// A request's body, not read yet as anything.
+#[derive(Debug)]
+pub(super) struct Body(Bytes);
+
+impl Body {
+    /// Reads it as JSON.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, ControlError> {
+        serde_json::from_slice(&self.0).map_err(|error| ControlError::Invalid {
+            field: "body",
+            why: format!("is malformed: {error}"),
+        })
+    }
+
+    /// Reads it as JSON; no body at all is the default.
+    pub(super) fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, ControlError> {
+        if self.0.is_empty() { Ok(T::default()) } else { self.json() }
+    }
+}
+
+/// Takes a body of at most [`limits::BODY_BYTES_MAX`] whose length is stated beforehand.
+pub(super) fn body() -> BoxedFilter<(Body,)> {
+    header::optional::<u64>("content-length")
+        .and(header::optional::<String>("transfer-encoding"))
+        .and(header::optional::<String>("content-type"))
+        .and_then(check_head)
+        .untuple_one()
+        .and(warp::body::bytes())
+        .map(Body)
+        .boxed()
+}
+
+async fn check_head(
+    length: Option<u64>,
+    encoding: Option<String>,
+    content_type: Option<String>,
+) -> Result<(), Rejection> {
+    if length.is_some_and(|length| length > limits::BODY_BYTES_MAX) {
+        let message = format!("the body is larger than {} bytes", limits::BODY_BYTES_MAX);
+        return Err(refuse(ErrorCode::BodyTooLarge, message));
+    }
+    if encoding.is_some() {
+        let message = "state the body's length with Content-Length; chunks are not taken";
+        return Err(refuse(ErrorCode::LengthRequired, message));
+    }
+    let is_json = content_type
+        .as_deref()
+        .is_none_or(|value| value.split(';').next().map(str::trim) == Some("application/json"));
+    if !is_json {
+        return Err(refuse(ErrorCode::UnsupportedMediaType, "the body must be application/json"));
+    }
+    Ok(())
+}
+
+/// `?wait_ms=` of a long poll.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WaitQuery {
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+impl WaitQuery {
+    /// How long to wait at most.
+    pub(super) fn wait(self) -> Duration {
+        Duration::from_millis(self.wait_ms.min(limits::WAIT_MS_MAX))
+    }
+}
+
+/// `?after=&wait_ms=` of an assignments poll.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PollQuery {
+    /// The version that the caller has.
+    pub(super) after: Option<u64>,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+impl PollQuery {
+    /// How long to wait at most.
+    pub(super) fn wait(self) -> Duration {
+        WaitQuery { wait_ms: self.wait_ms }.wait()
+    }
+}
+
+/// Cuts an asked-for page size to what is granted.
+pub(super) fn page(limit: Option<u32>) -> u32 {
+    limit.unwrap_or(limits::PAGE_DEFAULT).clamp(1, limits::PAGE_MAX)
+}

@@ -1,0 +1,80 @@
+//! Enrolment tokens, enrolment, renewal.
+
+use std::sync::Arc;
+
+use farshore_api::identity::{
+    Certificate, CreateToken, EnrolRequest, EnrolmentToken, RenewRequest, Token,
+};
+use uuid::Uuid;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+
+use super::context::{Body, Context, body, context};
+use super::reply::{Response, answer};
+use crate::app::App;
+use crate::clock;
+use crate::domain::validate;
+use crate::error::ControlError;
+
+pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
+    let enrolment = warp::path!("api" / "v1" / "enrol")
+        .and(warp::post())
+        .and(context(app))
+        .and(body())
+        .then(|context, body| answer(enrol(context, body)));
+    let renewal = warp::path!("api" / "v1" / "renew")
+        .and(warp::post())
+        .and(context(app))
+        .and(body())
+        .then(|context, body| answer(renew(context, body)));
+    let tokens = warp::path!("api" / "v1" / "tokens")
+        .and(warp::post())
+        .and(context(app))
+        .and(body())
+        .then(|context, body| answer(create_token(context, body)));
+    enrolment.or(renewal).unify().or(tokens).unify().boxed()
+}
+
+async fn create_token(context: Context, body: Body) -> Result<Token, ControlError> {
+    let actor = context.operator()?;
+    let request: CreateToken = body.json()?;
+    let expires_at_unix_s = clock::now_s() + validate::token_ttl(request.ttl_seconds)?;
+    let token = context.app.ca.token(request.role);
+    let hash = blake3::hash(&token.secret);
+    context.app.db.create_token(actor, request.role, &hash, expires_at_unix_s).await?;
+    Ok(Token { token: token.to_string(), expires_at_unix_s })
+}
+
+async fn enrol(context: Context, body: Body) -> Result<Certificate, ControlError> {
+    let app = &context.app;
+    let now_s = clock::now_s();
+    app.enrolments.check(now_s)?;
+    let result = try_enrol(app, &body).await;
+    if result.is_err() {
+        app.enrolments.count(now_s);
+    }
+    result
+}
+
+/// The certificate is made before the token is used up, so that a bad request costs no token; it
+/// leaves this function only if the token was good.
+async fn try_enrol(app: &App, body: &Body) -> Result<Certificate, ControlError> {
+    let request: EnrolRequest = body.json()?;
+    let token: EnrolmentToken = request.token.parse().map_err(|_| ControlError::TokenRefused)?;
+    if !token.pins(app.ca.certificate()) {
+        return Err(ControlError::TokenRefused);
+    }
+    let id = Uuid::new_v4();
+    let certificate = app.ca.issue(token.role, id, &request.csr_pem)?;
+    let hash = blake3::hash(&token.secret);
+    app.db.enrol(token.role, &hash, id, certificate.expires_at_unix_s).await?;
+    Ok(certificate)
+}
+
+async fn renew(context: Context, body: Body) -> Result<Certificate, ControlError> {
+    let peer = context.any_peer().await?;
+    let request: RenewRequest = body.json()?;
+    let certificate = context.app.ca.issue(peer.role, peer.id, &request.csr_pem)?;
+    context.app.db.renew(peer.role, peer.id, certificate.expires_at_unix_s).await?;
+    Ok(certificate)
+}

@@ -1,0 +1,68 @@
+//! Routes of nodes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use farshore_api::Role;
+use farshore_api::node::{Assignments, NodeReport, RegisterNode, Registered, Reported};
+use warp::Filter;
+use warp::filters::BoxedFilter;
+
+use super::agent::reported;
+use super::context::{Body, Context, PollQuery, body, context};
+use super::reply::{Response, answer};
+use crate::app::{App, Topic};
+use crate::domain::validate;
+use crate::error::ControlError;
+
+pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
+    let register = warp::path!("api" / "v1" / "node" / "register")
+        .and(warp::post())
+        .and(context(app))
+        .and(body())
+        .then(|context, body| answer(register(context, body)));
+    let assignments = warp::path!("api" / "v1" / "node" / "assignments")
+        .and(warp::get())
+        .and(context(app))
+        .and(warp::query())
+        .then(|context, query| answer(assignments(context, query)));
+    let report = warp::path!("api" / "v1" / "node" / "report")
+        .and(warp::post())
+        .and(context(app))
+        .and(body())
+        .then(|context, body| answer(report(context, body)));
+    register.or(assignments).unify().or(report).unify().boxed()
+}
+
+async fn register(context: Context, body: Body) -> Result<Registered, ControlError> {
+    let id = context.peer(Role::Node).await?;
+    let request: RegisterNode = body.json()?;
+    let address: SocketAddr = request.address.parse().map_err(|_| ControlError::Invalid {
+        field: "address",
+        why: "must be ip:port, as agents are to connect to it".into(),
+    })?;
+    context.app.db.register_node(id, address, &request).await?;
+    // Wakes the agents, in case the node moved, and placement, in case volumes wait for it.
+    context.app.changes.wake(Topic::Assignments);
+    Ok(Registered { id })
+}
+
+async fn assignments(context: Context, query: PollQuery) -> Result<Assignments, ControlError> {
+    let id = context.peer(Role::Node).await?;
+    let look = || async {
+        // The version is read first: if the volumes are newer, the next poll answers at once.
+        let version = context.app.db.assignments_version().await?;
+        let is_new = query.after != Some(version);
+        let volumes = context.app.db.node_volumes(id).await?;
+        Ok((Assignments { version, volumes }, is_new))
+    };
+    context.app.changes.wait(Topic::Assignments, query.wait(), look).await
+}
+
+async fn report(context: Context, body: Body) -> Result<Reported, ControlError> {
+    let id = context.peer(Role::Node).await?;
+    let report: NodeReport = body.json()?;
+    validate::node_report(&report)?;
+    let taken = context.app.db.node_report(id, &report).await?;
+    reported(&context.app, taken).await
+}

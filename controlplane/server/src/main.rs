@@ -1,0 +1,127 @@
+//! `farshore-control`: the control plane.
+
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use farshore_api::Exit;
+use farshore_control::control::Control;
+use farshore_control::fatal::Fatal;
+use farshore_control::settings::Settings;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Serves Farshore's control plane over HTTPS.
+///
+/// Prints `ready https://ADDRESS` when it serves, and stops cleanly on SIGTERM. The first start
+/// makes DIR with ca.key, ca.pem, control.db and operator.token in it.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Directory for the CA, the catalogue and the files of failovers.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Address to serve on; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9442")]
+    listen: SocketAddr,
+    /// URL of the vault that failovers are served from.
+    #[arg(long, value_name = "URL")]
+    vault: String,
+    /// File with the vault's recovery key.
+    #[arg(long, value_name = "FILE", env = "FARSHORE_KEY_FILE")]
+    key_file: PathBuf,
+    /// Directory that holds farshore-node; default: the one that holds this program.
+    #[arg(long, value_name = "DIR")]
+    farshore_bin_dir: Option<PathBuf>,
+    /// Program that runs failed-over machines.
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    qemu: PathBuf,
+}
+
+impl Arguments {
+    fn settings(self) -> Result<Settings, Fatal> {
+        let absolute = |path: PathBuf| {
+            std::path::absolute(&path).map_err(|source| Fatal::File {
+                action: "resolve",
+                path,
+                source,
+            })
+        };
+        let bin_dir = match self.farshore_bin_dir {
+            Some(dir) => absolute(dir)?,
+            None => own_directory(),
+        };
+        Ok(Settings {
+            data: self.data,
+            listen: self.listen,
+            vault: self.vault,
+            key_file: absolute(self.key_file)?,
+            node_program: bin_dir.join("farshore-node"),
+            qemu_program: self.qemu,
+        })
+    }
+}
+
+fn own_directory() -> PathBuf {
+    let own = std::env::current_exe().ok();
+    own.and_then(|own| own.parent().map(PathBuf::from)).unwrap_or_default()
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Success };
+            // Nothing is left to tell a person whose terminal is gone.
+            error.print().ok();
+            return exit.into();
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("FARSHORE_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    match run(arguments) {
+        Ok(()) => Exit::Success.into(),
+        Err(fatal) => {
+            eprintln!("farshore-control: {fatal}");
+            fatal.exit().into()
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Fatal> {
+    let settings = arguments.settings()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| Fatal::Runtime { source })?;
+    runtime.block_on(async {
+        let runtime_error = |source| Fatal::Runtime { source };
+        // Signals are caught before anything is opened, so that none is lost.
+        let mut terminate = signal(SignalKind::terminate()).map_err(runtime_error)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(runtime_error)?;
+        let control = Control::start(settings).await?;
+        announce(control.address());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        control.stop().await;
+        Ok(())
+    })
+}
+
+/// Tells whoever started this that it serves. One who does not listen is no reason to end.
+fn announce(address: SocketAddr) {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "ready https://{address}").and_then(|()| stdout.flush()).ok();
+}

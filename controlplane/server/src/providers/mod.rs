@@ -1,0 +1,87 @@
+//! Where failed-over machines run. There is one provider: processes on the control plane's own
+//! machine, an export that serves the recovery point and QEMU that boots it.
+//!
+//! The processes are put into process groups of their own and are not killed with the control
+//! plane. They are known by pid and start time, and, if a crash came between starting one and
+//! noting it down, by the file in their command line that only they have.
+
+pub mod export;
+pub mod process;
+pub mod qemu;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why a provider could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProviderError {
+    /// A program is not installed.
+    #[error("{program} is not installed; {hint}")]
+    Missing {
+        /// The program.
+        program: PathBuf,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A program cannot be started.
+    #[error("cannot start {program}: {source}")]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the failover cannot be made, read or removed.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The recovery key is not where the settings say.
+    #[error(
+        "the recovery key {path} is missing; restore it, or start the control plane with the \
+             right --key-file"
+    )]
+    KeyMissing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A process ended when it should have gone on.
+    #[error("{what} ended: {last_line}; its log is {log}")]
+    Ended {
+        /// The export or the machine.
+        what: &'static str,
+        /// What it said last.
+        last_line: String,
+        /// Its log.
+        log: PathBuf,
+    },
+    /// A process did not become ready.
+    #[error("{what} was not ready after {} s; its log is {log}", waited.as_secs())]
+    NotReady {
+        /// The export or the machine.
+        what: &'static str,
+        /// How long it was given.
+        waited: Duration,
+        /// Its log.
+        log: PathBuf,
+    },
+    /// The failover lacks something that an earlier step should have noted.
+    #[error("the failover has no {what}; clean it up and start another")]
+    Incomplete {
+        /// What it lacks.
+        what: &'static str,
+    },
+}
+
+impl ProviderError {
+    fn file(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::File { action, path: path.into(), source }
+    }
+}

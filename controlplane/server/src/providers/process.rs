@@ -1,0 +1,223 @@
+//! Processes that outlive the control plane.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::process::Command;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::ProviderError;
+use crate::db::Process;
+
+/// How long a process may take to end after SIGTERM.
+const TERM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the kernel may take to end a process after SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a process that is to end is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Bytes of a log that are searched for its last line.
+const TAIL_BYTES: u64 = 4096;
+
+/// Longest last line that is passed on.
+const LAST_LINE_CHARS: usize = 400;
+
+/// Starts a program in a process group of its own, its output appended to `log`.
+///
+/// # Errors
+/// `Missing` with `hint` if there is no such program, `Start` if it cannot be run.
+pub fn start(
+    program: &Path,
+    arguments: &[OsString],
+    log: &Path,
+    hint: &'static str,
+) -> Result<Process, ProviderError> {
+    let open_log =
+        || OpenOptions::new().create(true).append(true).mode(0o600).open(log).map(Stdio::from);
+    let file = |source| ProviderError::file("write", log, source);
+    let (out, err) = (open_log().map_err(file)?, open_log().map_err(file)?);
+    let spawned = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .process_group(0)
+        .kill_on_drop(false)
+        .spawn();
+    let mut child = spawned.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => ProviderError::Missing { program: program.into(), hint },
+        _ => ProviderError::Start { program: program.into(), source },
+    })?;
+    let pid = child.id().unwrap_or_default();
+    // The child is not reaped before its task runs, so its entry in /proc is there even if it has
+    // ended already.
+    let started = stat(pid).map_or(0, |stat| stat.started);
+    tokio::spawn(async move {
+        match child.wait().await {
+            Ok(status) => info!(pid, %status, "process ended"),
+            Err(error) => warn!(pid, %error, "wait for process"),
+        }
+    });
+    Ok(Process { pid, started })
+}
+
+struct Stat {
+    state: u8,
+    started: u64,
+}
+
+/// Reads state and start time (fields 3 and 22, proc(5)). The name before them may hold anything,
+/// so they are counted from its closing parenthesis.
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    let started = fields.nth(18)?.parse().ok()?;
+    Some(Stat { state, started })
+}
+
+/// Whether exactly this process still runs. One that ended and waits to be reaped does not.
+#[must_use]
+pub fn is_alive(process: Process) -> bool {
+    stat(process.pid)
+        .is_some_and(|stat| stat.started == process.started && !matches!(stat.state, b'Z' | b'X'))
+}
+
+/// Ends a process: SIGTERM, then SIGKILL. Returns whether it is gone.
+pub async fn stop(process: Process) -> bool {
+    for (signal, timeout) in [(Signal::TERM, TERM_TIMEOUT), (Signal::KILL, KILL_TIMEOUT)] {
+        if !send(process, signal) {
+            return true;
+        }
+        let deadline = Instant::now() + timeout;
+        while is_alive(process) && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        if !is_alive(process) {
+            return true;
+        }
+    }
+    warn!(pid = process.pid, "process does not end");
+    false
+}
+
+/// Sends a signal to exactly this process; false if it is gone. The handle is taken before the
+/// start time is compared, so the signal cannot hit a later process with the same pid.
+fn send(process: Process, signal: Signal) -> bool {
+    let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return false };
+    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    is_alive(process) && pidfd_send_signal(&handle, signal).is_ok()
+}
+
+/// Processes whose command line holds `flag` followed by `value`.
+#[must_use]
+pub fn find(flag: &str, value: &OsStr) -> Vec<Process> {
+    let mut marker = flag.as_bytes().to_vec();
+    marker.push(0);
+    marker.extend_from_slice(value.as_bytes());
+    marker.push(0);
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            let is_marked = line.windows(marker.len()).any(|window| window == marker);
+            let stat = if is_marked { stat(pid)? } else { return None };
+            Some(Process { pid, started: stat.started })
+        })
+        .collect()
+}
+
+/// The last line of a log that is not empty, shortened.
+#[must_use]
+pub fn last_line(log: &Path) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(log)?;
+        let length = file.seek(SeekFrom::End(0))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut tail = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    let tail = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&tail);
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
+    line.map_or_else(
+        || "it said nothing".into(),
+        |line| line.chars().take(LAST_LINE_CHARS).collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper(dir: &Path) -> Process {
+        let arguments = ["-c", "exec sleep 60"].map(OsString::from);
+        start(Path::new("/bin/sh"), &arguments, &dir.join("log"), "").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_process_is_known_by_pid_and_start_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = sleeper(dir.path());
+        assert!(is_alive(process));
+        let impostor = Process { started: process.started + 1, ..process };
+        assert!(!is_alive(impostor));
+        assert!(stop(impostor).await, "an impostor counts as gone");
+        assert!(is_alive(process), "and nothing was sent to who has its pid");
+        assert!(stop(process).await);
+        assert!(!is_alive(process));
+    }
+
+    #[tokio::test]
+    async fn processes_are_found_by_their_marker() {
+        let dir = tempfile::tempdir().unwrap();
+        let value = dir.path().join("ready.json");
+        let script = "sleep 60; :";
+        let arguments = [
+            OsString::from("-c"),
+            script.into(),
+            "name".into(),
+            "--ready-file".into(),
+            value.clone().into(),
+        ];
+        let process = start(Path::new("/bin/sh"), &arguments, &dir.path().join("log"), "").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while find("--ready-file", value.as_os_str()) != [process] {
+            assert!(Instant::now() < deadline, "not found");
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        assert!(find("--overlay", value.as_os_str()).is_empty());
+        stop(process).await;
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_comes_with_a_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("nothing");
+        let error = start(&missing, &[], &dir.path().join("log"), "install it").unwrap_err();
+        assert!(error.to_string().ends_with("is not installed; install it"), "{error}");
+    }
+
+    #[test]
+    fn the_last_line_is_the_last_that_says_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        assert_eq!(last_line(&log), "it said nothing");
+        fs::write(&log, format!("{}\nno such point\n\n", "x".repeat(9000))).unwrap();
+        assert_eq!(last_line(&log), "no such point");
+    }
+}

@@ -1,0 +1,47 @@
+//! What an operator tunes. Checked before any port is opened.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::fatal::Fatal;
+
+/// Settings of the control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Directory for the CA, the catalogue and failovers' files.
+    pub data: PathBuf,
+    /// Address to serve HTTPS on.
+    pub listen: SocketAddr,
+    /// URL of the vault, handed to exports.
+    pub vault: String,
+    /// File with the vault's recovery key, handed to exports; its content is never read here.
+    pub key_file: PathBuf,
+    /// The `farshore-node` program, which serves exports.
+    pub node_program: PathBuf,
+    /// The QEMU program, which runs failed-over machines.
+    pub qemu_program: PathBuf,
+}
+
+impl Settings {
+    /// Where failovers' files lie.
+    #[must_use]
+    pub fn failovers(&self) -> PathBuf {
+        self.data.join("failovers")
+    }
+
+    /// Checks what can be checked without touching anything.
+    ///
+    /// # Errors
+    /// `Setting` with the first problem found.
+    pub fn validate(&self) -> Result<(), Fatal> {
+        if self.vault.trim().is_empty() || self.vault.bytes().any(|byte| byte < b' ') {
+            let why = "must be the vault's URL, such as file:///srv/vault".into();
+            return Err(Fatal::Setting { flag: "--vault", why });
+        }
+        if !self.key_file.is_absolute() {
+            let why = format!("is {}; it must be an absolute path", self.key_file.display());
+            return Err(Fatal::Setting { flag: "--key-file", why });
+        }
+        Ok(())
+    }
+}

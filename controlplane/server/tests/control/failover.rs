@@ -1,0 +1,195 @@
+//! Failovers with stand-ins for the export and QEMU.
+
+use std::time::Instant;
+
+use crate::site::{DEADLINE, EXPORT, FAILING_EXPORT, SLOW_EXPORT, Site, script};
+use farshore_api::failover::{Failover, FailoverState};
+use farshore_api::machine::{Machine, MachineState};
+use farshore_api::{ErrorCode, paths};
+use reqwest::Method;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use uuid::Uuid;
+
+async fn start(site: &Site, body: serde_json::Value) -> Failover {
+    site.post(&paths::machine_failovers("web"), body).await
+}
+
+async fn settled(site: &Site, id: Uuid) -> Failover {
+    let failover: Failover = site.get(&format!("{}?wait_ms=30000", paths::failover(id))).await;
+    assert!(failover.state.is_settled(), "{failover:?}");
+    failover
+}
+
+async fn until(site: &Site, id: Uuid, is: impl Fn(&Failover) -> bool) -> Failover {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let failover: Failover = site.get(&paths::failover(id)).await;
+        if is(&failover) {
+            return failover;
+        }
+        assert!(Instant::now() < deadline, "{failover:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+async fn clean_up(site: &Site, id: Uuid) -> Failover {
+    let _: Failover = site.post(&paths::failover_cleanup(id), json!({})).await;
+    let failover = until(site, id, |failover| failover.state == FailoverState::CleanedUp).await;
+    assert!(!site.data().join("failovers").join(id.to_string()).exists(), "files are gone");
+    failover
+}
+
+fn is_running(pid: Option<u32>) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.unwrap()));
+    stat.is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.trim_start().starts_with('Z'))
+}
+
+fn kill(pid: Option<u32>) {
+    let pid = Pid::from_raw(i32::try_from(pid.unwrap()).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_drill_serves_survives_a_restart_and_leaves_nothing() {
+    let mut site = Site::start(EXPORT).await;
+    let point = site.protect().await;
+    let body = json!({ "kind": "drill", "point": point, "serve_only": true });
+    let drill = settled(&site, start(&site, body).await.id).await;
+    assert_eq!((drill.state, drill.point), (FailoverState::Running, Some(point)));
+    assert!(drill.nbd_uri.as_deref().unwrap().starts_with("nbd+unix:"), "{drill:?}");
+    let machine: Machine = site.get(&paths::machine("web")).await;
+    assert_eq!((machine.state, machine.epoch), (MachineState::Protected, 1));
+    let refused = site.refused(Method::POST, &paths::failover_commit(drill.id), None).await;
+    assert_eq!(refused.error.code, ErrorCode::WrongState);
+
+    site.restart().await;
+    let again = settled(&site, drill.id).await;
+    assert_eq!((again.state, again.export_pid), (FailoverState::Running, drill.export_pid));
+    assert!(is_running(drill.export_pid));
+
+    clean_up(&site, drill.id).await;
+    assert!(!is_running(drill.export_pid));
+    let refused = site.refused(Method::GET, &paths::failover(Uuid::from_u128(1)), None).await;
+    assert_eq!(refused.error.code, ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn an_unplanned_failover_fences_boots_commits_and_notices_the_shutdown() {
+    let site = Site::start(EXPORT).await;
+    let point = site.protect().await;
+    let firmware = site.dir.path().join("firmware");
+    let body = json!({ "kind": "unplanned", "firmware": firmware, "memory_mib": 256 });
+    let failover = settled(&site, start(&site, body).await.id).await;
+    assert_eq!((failover.state, failover.point), (FailoverState::Running, Some(point)));
+    let states: Vec<&str> = failover.steps.iter().map(|step| step.state.as_str()).collect();
+    assert_eq!(states, ["requested", "fencing", "exporting", "booting", "running"]);
+    let machine: Machine = site.get(&paths::machine("web")).await;
+    assert_eq!((machine.state, machine.node, machine.epoch), (MachineState::FailedOver, None, 2));
+    assert!(is_running(failover.machine_pid));
+    let arguments = std::fs::read_to_string(site.dir.path().join("bin/qemu.arguments")).unwrap();
+    assert!(arguments.contains("-m 256"), "{arguments}");
+    assert!(arguments.contains(failover.nbd_uri.as_deref().unwrap()), "{arguments}");
+
+    let committed: Failover = site.post(&paths::failover_commit(failover.id), json!({})).await;
+    assert_eq!(committed.state, FailoverState::Committed);
+    let cleanup = paths::failover_cleanup(failover.id);
+    let refused = site.refused(Method::POST, &cleanup, Some(json!({}))).await;
+    assert_eq!(refused.error.code, ErrorCode::WrongState);
+
+    std::fs::write(site.dir.path().join("bin/halt"), "").unwrap();
+    let ended = until(&site, failover.id, |failover| failover.machine_pid.is_none()).await;
+    assert_eq!(ended.state, FailoverState::Committed);
+    assert!(ended.detail.contains("shut down"), "{}", ended.detail);
+    let _: Failover = site.post(&cleanup, json!({ "force": true })).await;
+    until(&site, failover.id, |failover| failover.state == FailoverState::CleanedUp).await;
+    let machine: Machine = site.get(&paths::machine("web")).await;
+    assert_eq!(machine.state, MachineState::FailedOver, "the source stays fenced");
+}
+
+#[tokio::test]
+async fn an_export_that_cannot_serve_fails_with_its_own_words() {
+    let site = Site::start(FAILING_EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "drill", "serve_only": true });
+    let failed = settled(&site, start(&site, body).await.id).await;
+    assert_eq!(failed.state, FailoverState::Failed);
+    let error = failed.error.unwrap();
+    assert!(error.contains("no such vault") && error.contains("export.log"), "{error}");
+    clean_up(&site, failed.id).await;
+}
+
+#[tokio::test]
+async fn missing_programs_and_keys_are_named() {
+    let site = Site::start(EXPORT).await;
+    site.protect().await;
+    let error = async |body| {
+        let failed = settled(&site, start(&site, body).await.id).await;
+        assert_eq!(failed.state, FailoverState::Failed);
+        failed.error.unwrap()
+    };
+    let serve = json!({ "kind": "drill", "serve_only": true });
+    let firmware = json!({ "kind": "drill", "firmware": "/nowhere/OVMF.fd" });
+    assert!(error(firmware).await.contains("/nowhere/OVMF.fd is not installed"));
+    let firmware = site.dir.path().join("firmware");
+    std::fs::remove_file(site.dir.path().join("bin/qemu")).unwrap();
+    let boot = json!({ "kind": "drill", "firmware": firmware });
+    assert!(error(boot).await.contains("qemu is not installed; install the Debian package"));
+    std::fs::remove_file(site.dir.path().join("key")).unwrap();
+    assert!(error(serve.clone()).await.contains("recovery key"));
+    std::fs::write(site.dir.path().join("key"), "k").unwrap();
+    std::fs::remove_file(site.dir.path().join("bin/farshore-node")).unwrap();
+    assert!(error(serve).await.contains("farshore-node is not installed"));
+}
+
+#[tokio::test]
+async fn a_failed_boot_leaves_no_process_behind() {
+    let site = Site::start(EXPORT).await;
+    site.protect().await;
+    script(&site.dir.path().join("bin/qemu"), "#!/bin/sh\necho 'bad disk' >&2\nexit 1\n");
+    let body = json!({ "kind": "drill", "firmware": site.dir.path().join("firmware") });
+    let failed = settled(&site, start(&site, body).await.id).await;
+    assert!(failed.error.unwrap().contains("bad disk"));
+    let failed = until(&site, failed.id, |failover| failover.export_pid.is_none()).await;
+    assert_eq!(failed.state, FailoverState::Failed);
+}
+
+#[tokio::test]
+async fn a_lost_export_is_a_failure_even_while_the_control_plane_was_away() {
+    let mut site = Site::start(EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "drill", "serve_only": true });
+    let first = settled(&site, start(&site, body.clone()).await.id).await;
+    kill(first.export_pid);
+    let failed = until(&site, first.id, |failover| failover.state == FailoverState::Failed).await;
+    assert!(failed.error.unwrap().contains("the export ended"));
+
+    let second = settled(&site, start(&site, body).await.id).await;
+    site.control.take().unwrap().stop().await;
+    kill(second.export_pid);
+    site.restart().await;
+    until(&site, second.id, |failover| failover.state == FailoverState::Failed).await;
+}
+
+#[tokio::test]
+async fn what_was_starting_when_the_control_plane_stopped_goes_on_after() {
+    let mut site = Site::start(SLOW_EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "drill", "serve_only": true });
+    let drill = start(&site, body.clone()).await;
+    let slow = until(&site, drill.id, |failover| failover.export_pid.is_some()).await;
+    assert_eq!(slow.state, FailoverState::Exporting);
+    site.control.take().unwrap().stop().await;
+    kill(slow.export_pid);
+    script(&site.dir.path().join("bin/farshore-node"), EXPORT);
+    site.restart().await;
+    let resumed = settled(&site, drill.id).await;
+    assert_eq!(resumed.state, FailoverState::Running, "started again");
+    assert_ne!(resumed.export_pid, slow.export_pid);
+
+    script(&site.dir.path().join("bin/farshore-node"), SLOW_EXPORT);
+    let drill = start(&site, body).await;
+    let slow = until(&site, drill.id, |failover| failover.export_pid.is_some()).await;
+    clean_up(&site, drill.id).await;
+    assert!(!is_running(slow.export_pid), "a clean-up interrupts what is starting");
+}

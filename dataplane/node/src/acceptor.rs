@@ -1,0 +1,63 @@
+//! The listening socket: plain accepts on a thread of its own, dealt out to the shards in turn.
+
+use crate::metrics::Metrics;
+use crate::rt::Post;
+use crate::shard::Message;
+use rustls::ServerConnection;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+/// The server's side of TLS; swapped when the node's certificate is renewed.
+#[derive(Debug)]
+pub(crate) struct TlsSettings(RwLock<Arc<rustls::ServerConfig>>);
+
+impl TlsSettings {
+    /// Begins with `config`.
+    pub(crate) fn new(config: Arc<rustls::ServerConfig>) -> Self {
+        Self(RwLock::new(config))
+    }
+
+    /// New connections use `config` from now on.
+    pub(crate) fn replace(&self, config: Arc<rustls::ServerConfig>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// The state of one new connection.
+    pub(crate) fn connection(&self) -> Result<ServerConnection, rustls::Error> {
+        let config = Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner));
+        ServerConnection::new(config)
+    }
+}
+
+/// Takes the port.
+///
+/// # Errors
+/// `AddrInUse` if somebody has it, whatever options they set.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address)
+}
+
+/// Accepts until the process ends.
+pub(crate) fn run(listener: &TcpListener, shards: &[Post<Message>], metrics: &Metrics) {
+    let mut turn = 0;
+    loop {
+        match listener.accept() {
+            Ok((socket, peer)) => {
+                turn = (turn + 1) % shards.len();
+                if shards[turn].try_send(Message::Accepted { socket, peer }).is_err() {
+                    // Dropping the socket resets it; agents come back after a pause.
+                    metrics.refused("busy");
+                    tracing::warn!(%peer, shard = turn, "shard is too busy for a connection");
+                }
+            }
+            Err(error) => {
+                // Out of descriptors or a connection that died in the queue: neither is final.
+                metrics.refused("accept");
+                tracing::warn!(%error, "cannot accept a connection");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The node's side of the control plane: registration, assignments, reports, renewal.
+//!
+//! None of it is needed for a frame to be journaled and committed: while the control plane is away
+//! the node goes on with the assignments it was given last (I10).
+
+use crate::acceptor::TlsSettings;
+use crate::assignments::Assignments;
+use crate::metrics::Metrics;
+use crate::rt::Post;
+use crate::shard::Message;
+use crate::state::write_durably;
+use farshore_api::node::{Assignments as Told, NodeReport, RegisterNode, Registered, Reported};
+use farshore_api::paths;
+use farshore_client::{ClientError, ControlClient, Identity, server_config};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+const POLL_WAIT_MS: u64 = 20_000;
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// What the control tasks work with.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    pub(crate) client: ControlClient,
+    pub(crate) dir: PathBuf,
+    pub(crate) address: SocketAddr,
+    pub(crate) incarnation: u64,
+    pub(crate) assignments: Arc<Assignments>,
+    pub(crate) shards: Vec<Post<Message>>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Control {
+    fn cache(&self) -> PathBuf {
+        self.dir.join("assignments.json")
+    }
+
+    /// Takes the assignments of the last run, so that sessions can begin before the control plane
+    /// answers.
+    pub(crate) fn load_cached(&self) {
+        let cached = std::fs::read(self.cache()).ok();
+        let told: Option<Told> = cached.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if let Some(told) = told {
+            self.assignments.replace(&told);
+        }
+    }
+
+    /// Registers, then follows the assignments, for as long as the node lives.
+    pub(crate) async fn follow(self) {
+        let mut backoff = BACKOFF_MIN;
+        let mut version = None;
+        let mut is_registered = false;
+        loop {
+            let step = if is_registered { self.poll(version).await } else { self.register().await };
+            match step {
+                Ok(Some(told)) => {
+                    version = Some(told.version);
+                    self.take(&told);
+                    backoff = BACKOFF_MIN;
+                }
+                Ok(None) => {
+                    is_registered = true;
+                    backoff = BACKOFF_MIN;
+                }
+                Err(error) => {
+                    // The control plane may have been started anew: say again who we are.
+                    is_registered = false;
+                    tracing::warn!(%error, "control plane");
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+    }
+
+    async fn register(&self) -> Result<Option<Told>, ClientError> {
+        let request = RegisterNode {
+            address: self.address.to_string(),
+            shards: u32::try_from(self.shards.len()).unwrap_or(u32::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let Registered { .. } = self.client.post(paths::NODE_REGISTER, &request).await?;
+        Ok(None)
+    }
+
+    async fn poll(&self, version: Option<u64>) -> Result<Option<Told>, ClientError> {
+        let query = match version {
+            Some(version) => format!("?after={version}&wait_ms={POLL_WAIT_MS}"),
+            None => String::new(),
+        };
+        let path = format!("{}{query}", paths::NODE_ASSIGNMENTS);
+        self.client.get(&path).await.map(Some)
+    }
+
+    fn take(&self, told: &Told) {
+        match serde_json::to_vec(told) {
+            Ok(bytes) => {
+                if let Err(error) = write_durably(&self.dir, &self.cache(), &bytes) {
+                    tracing::warn!(%error, "cannot keep the assignments for the next start");
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot write the assignments"),
+        }
+        for volume in self.assignments.replace(told) {
+            let owner = self.assignments.owner(volume);
+            // A full box means a busy shard; the next hello is refused by the table anyway.
+            if self.shards[owner].try_send(Message::Revoked { volume }).is_err() {
+                tracing::warn!(%volume, "cannot tell the shard that a volume was revoked");
+            }
+        }
+    }
+
+    /// Reports once a second, for as long as the node lives.
+    pub(crate) async fn report(self) {
+        let started = Instant::now();
+        let mut is_silent = false;
+        loop {
+            tokio::time::sleep(REPORT_EVERY).await;
+            let report = NodeReport {
+                uptime_seconds: started.elapsed().as_secs_f64(),
+                cpu_seconds: cpu_seconds(),
+                volumes: self.metrics.volumes(),
+                points: self.metrics.points(),
+                counters: self.counters(),
+            };
+            match self.client.post::<Reported>(paths::NODE_REPORT, &report).await {
+                Ok(_) => {
+                    is_silent = false;
+                    self.metrics.points_reported(&report.points);
+                }
+                Err(error) if !is_silent => {
+                    is_silent = true;
+                    tracing::warn!(%error, "cannot report; replication goes on");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn counters(&self) -> std::collections::BTreeMap<String, u64> {
+        let mut counters = self.metrics.counters();
+        counters.insert("incarnation".to_owned(), self.incarnation);
+        counters
+    }
+}
+
+/// Renews the certificate when it is due; new connections then see the new one.
+pub(crate) async fn renew(mut identity: Identity, client: ControlClient, tls: Arc<TlsSettings>) {
+    loop {
+        if identity.is_due() {
+            let renewed = client.renew(&mut identity).await;
+            match renewed.and_then(|()| server_config(&identity)) {
+                Ok(config) => tls.replace(Arc::new(config)),
+                Err(error) => tracing::warn!(%error, "cannot renew the certificate yet"),
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+}
+
+/// CPU time of this process, user and system.
+fn cpu_seconds() -> f64 {
+    // Fields 14 and 15, counted behind the name, which may hold spaces.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: f64 = after_name
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<f64>().ok())
+        .sum();
+    let per_second = rustix::param::clock_ticks_per_second();
+    ticks / f64::from(u32::try_from(per_second).unwrap_or(100))
+}

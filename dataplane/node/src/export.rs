@@ -1,0 +1,195 @@
+//! The `export` command: one recovery point over NBD, read-write on a copy-on-write overlay.
+//!
+//! Nothing is hydrated first: blocks come out of the vault when they are read.
+
+use crate::failure::Failure;
+use crate::state::write_durably;
+use anyhow::Context;
+use bytes::Bytes;
+use farshore_api::exit::Exit;
+use farshore_nbd::{Address, Backend, BackendError, Extent, Piece, Server};
+use farshore_proto::{ErrorKind, VolumeId};
+use farshore_vault::export::{Export, ExportError, Holds};
+use farshore_vault::{Access, PointSelector, Store, Vault, VolumeView, key_file};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Settings of the command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExportArgs {
+    /// URL of the vault.
+    #[arg(long)]
+    vault: String,
+    /// File with the vault's recovery key.
+    #[arg(long, env = key_file::KEY_FILE_ENV)]
+    key_file: PathBuf,
+    /// Id of the volume.
+    #[arg(long)]
+    volume: VolumeId,
+    /// Id of the recovery point, or `latest`.
+    #[arg(long, default_value = "latest", value_parser = parse_point)]
+    point: PointSelector,
+    /// File that takes what is written; kept, so that the export can be started again.
+    #[arg(long)]
+    overlay: PathBuf,
+    /// Where NBD clients connect: `unix:PATH`, or `tcp:127.0.0.1:PORT` (0: any free port).
+    #[arg(long, value_parser = parse_address)]
+    listen: Address,
+    /// File that is written when clients can connect: {"nbd_uri": "…", "point": "…", "size_bytes": N}.
+    #[arg(long)]
+    ready_file: Option<PathBuf>,
+}
+
+fn parse_point(text: &str) -> Result<PointSelector, String> {
+    if text == "latest" {
+        return Ok(PointSelector::Latest);
+    }
+    if let Ok(seq) = text.parse() {
+        return Ok(PointSelector::Seq(farshore_proto::Seq(seq)));
+    }
+    farshore_proto::PointId::from_str(text)
+        .map(PointSelector::Point)
+        .map_err(|_| "a recovery point is a UUID, a seq, or `latest`".to_owned())
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Ok(Address::Unix(path.into()));
+    }
+    text.strip_prefix("tcp:")
+        .and_then(|address| address.parse().ok())
+        .map(Address::Tcp)
+        .ok_or_else(|| "an address is `unix:PATH` or `tcp:127.0.0.1:PORT`".to_owned())
+}
+
+/// Serves until SIGTERM.
+pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
+    let recovery_key = key_file::read(&args.key_file)?;
+    let store = Store::open(&args.vault, Access::Read)?;
+    let vault = Vault::open(&store, &recovery_key).await?;
+    drop(recovery_key);
+    let view = VolumeView::open(&vault, args.volume, args.point).await?;
+    let point = *view.point();
+    let export = Export::open(view, &args.overlay)
+        .await
+        .with_context(|| format!("open the overlay {}", args.overlay.display()))?;
+    let size_bytes = export.size_bytes();
+    let name = point.id.to_string();
+    let server = Server::bind(&args.listen, &name, Arc::new(Disk(Arc::new(export)))).await.map_err(
+        |error| Failure::new(Exit::Unavailable, format!("cannot serve over NBD: {error}")),
+    )?;
+    let uri = server.uri();
+    let ready = serde_json::json!({
+        "nbd_uri": uri,
+        "point": name,
+        "seq": point.seq.0,
+        "size_bytes": size_bytes,
+    });
+    if let Some(path) = &args.ready_file {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        write_durably(dir.unwrap_or(Path::new(".")), path, ready.to_string().as_bytes())
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    println!("ready {uri}");
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    server
+        .serve(async move {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = interrupted.recv() => {}
+            }
+        })
+        .await;
+    Ok(())
+}
+
+/// An export as an NBD backend.
+#[derive(Debug)]
+struct Disk(Arc<Export>);
+
+fn refuse(error: ExportError) -> BackendError {
+    if error.is_no_space() {
+        return BackendError::NoSpace;
+    }
+    match error.kind() {
+        ErrorKind::Invalid => BackendError::Unsupported,
+        _ => BackendError::Io { source: Box::new(error) },
+    }
+}
+
+impl Disk {
+    async fn settle(&self, fua: bool) -> Result<(), BackendError> {
+        if fua { self.0.flush().await.map_err(refuse) } else { Ok(()) }
+    }
+}
+
+impl Backend for Disk {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, BackendError> {
+        let pieces = self.0.read(offset, length.into()).await.map_err(refuse)?;
+        Ok(pieces.into_iter().map(piece_of).collect())
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), BackendError> {
+        self.0.write(offset, data).await.map_err(refuse)?;
+        self.settle(fua).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u32,
+        _may_trim: bool,
+        fua: bool,
+    ) -> Result<(), BackendError> {
+        self.0.write_zeroes(offset, length.into()).await.map_err(refuse)?;
+        self.settle(fua).await
+    }
+
+    async fn trim(&self, offset: u64, length: u32, fua: bool) -> Result<(), BackendError> {
+        self.0.trim(offset, length.into()).await.map_err(refuse)?;
+        self.settle(fua).await
+    }
+
+    async fn flush(&self) -> Result<(), BackendError> {
+        self.0.flush().await.map_err(refuse)
+    }
+
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u32,
+        count_max: usize,
+    ) -> Result<Vec<Extent>, BackendError> {
+        let extents = self.0.extents(offset, length.into(), count_max).map_err(refuse)?;
+        Ok(extents
+            .into_iter()
+            .map(|(length, holds)| {
+                let holds = match holds {
+                    Holds::Data => farshore_nbd::Holds::Data,
+                    Holds::Hole => farshore_nbd::Holds::Hole,
+                };
+                Extent { length, holds }
+            })
+            .collect())
+    }
+}
+
+fn piece_of(piece: farshore_vault::Piece) -> Piece {
+    match piece {
+        farshore_vault::Piece::Data(data) => Piece::Data(data),
+        farshore_vault::Piece::Zeroes(bytes) => {
+            Piece::Zeroes(u32::try_from(bytes).expect("part of a request of 32 bits"))
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What the node counts: for its reports to the control plane.
+
+use farshore_api::machine::VolumeStats;
+use farshore_api::agent::PointReport;
+use farshore_api::limits::{REPORT_POINTS_MAX, REPORT_VOLUMES_MAX};
+use farshore_api::node::NodeVolumeReport;
+use farshore_api::point::PointKind;
+use farshore_engine::log::CommittedPoint;
+use farshore_proto::{Epoch, MarkKind, Seq, VolumeId};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Recovery points kept for a control plane that is away; the vault has them all.
+const POINTS_MAX: usize = 64 * REPORT_POINTS_MAX;
+
+/// Counters of the whole node. Shards add once per frame, group or segment; nobody waits on them.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    received_bytes: AtomicU64,
+    journal_bytes: AtomicU64,
+    groups: AtomicU64,
+    segments: AtomicU64,
+    segment_bytes: AtomicU64,
+    sessions: AtomicU64,
+    refused: Mutex<BTreeMap<&'static str, u64>>,
+    volumes: Mutex<BTreeMap<VolumeId, VolumeState>>,
+    points: Mutex<VecDeque<PointReport>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct VolumeState {
+    epoch: Epoch,
+    committed: Seq,
+    stats: VolumeStats,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while counting leaves numbers behind, not broken promises.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Metrics {
+    pub(crate) fn received(&self, bytes: usize) {
+        self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn journaled(&self, bytes: usize) {
+        self.groups.fetch_add(1, Ordering::Relaxed);
+        self.journal_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn session_began(&self) {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn session_ended(&self) {
+        self.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn refused(&self, reason: &'static str) {
+        *lock(&self.refused).entry(reason).or_default() += 1;
+    }
+
+    pub(crate) fn put(&self, bytes: usize) {
+        self.segments.fetch_add(1, Ordering::Relaxed);
+        self.segment_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// What building a segment did with one volume's bytes.
+    pub(crate) fn built(&self, volume: VolumeId, epoch: Epoch, stats: &VolumeStats) {
+        let mut volumes = lock(&self.volumes);
+        let state = volumes.entry(volume).or_default();
+        state.epoch = epoch;
+        state.stats.bytes_in += stats.bytes_in;
+        state.stats.zero_bytes += stats.zero_bytes;
+        state.stats.duplicate_bytes += stats.duplicate_bytes;
+        state.stats.unique_bytes += stats.unique_bytes;
+        state.stats.stored_bytes += stats.stored_bytes;
+    }
+
+    /// New committed watermarks and recovery points.
+    pub(crate) fn committed(&self, lasts: &BTreeMap<VolumeId, Seq>, points: &[CommittedPoint]) {
+        let mut volumes = lock(&self.volumes);
+        for (volume, last) in lasts {
+            volumes.entry(*volume).or_default().committed = *last;
+        }
+        drop(volumes);
+        let mut waiting = lock(&self.points);
+        for CommittedPoint { volume, seq, mark } in points {
+            if waiting.len() == POINTS_MAX {
+                waiting.pop_front();
+            }
+            waiting.push_back(PointReport {
+                point: mark.point.into(),
+                volume: (*volume).into(),
+                seq: seq.0,
+                kind: match mark.kind {
+                    MarkKind::Crash => PointKind::Crash,
+                    MarkKind::App => PointKind::App,
+                },
+                time_unix_ms: mark.time_unix_ms,
+            });
+        }
+    }
+
+    /// The oldest recovery points that were not reported yet.
+    pub(crate) fn points(&self) -> Vec<PointReport> {
+        lock(&self.points).iter().take(REPORT_POINTS_MAX).cloned().collect()
+    }
+
+    /// The control plane has these.
+    pub(crate) fn points_reported(&self, reported: &[PointReport]) {
+        let mut waiting = lock(&self.points);
+        // The front may have been dropped meanwhile: remove only what was reported.
+        while waiting.front().is_some_and(|point| reported.contains(point)) {
+            waiting.pop_front();
+        }
+    }
+
+    /// The volumes' part of a report.
+    pub(crate) fn volumes(&self) -> Vec<NodeVolumeReport> {
+        lock(&self.volumes)
+            .iter()
+            .filter(|(_, state)| state.epoch > Epoch(0))
+            .take(REPORT_VOLUMES_MAX)
+            .map(|(volume, state)| NodeVolumeReport {
+                volume: (*volume).into(),
+                epoch: state.epoch.0,
+                journaled_seq: state.committed.0,
+                committed_seq: state.committed.0,
+                stats: state.stats,
+            })
+            .collect()
+    }
+
+    /// The counters' part of a report.
+    pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
+        let mut counters: BTreeMap<String, u64> = [
+            ("received_bytes", &self.received_bytes),
+            ("journal_bytes", &self.journal_bytes),
+            ("journal_groups", &self.groups),
+            ("segments", &self.segments),
+            ("segment_bytes", &self.segment_bytes),
+            ("sessions", &self.sessions),
+        ]
+        .into_iter()
+        .map(|(name, counter)| (name.to_owned(), counter.load(Ordering::Relaxed)))
+        .collect();
+        for (reason, count) in lock(&self.refused).iter() {
+            counters.insert(format!("refused.{reason}"), *count);
+        }
+        counters
+    }
+}

@@ -1,0 +1,121 @@
+//! The io_uring backend: glommio, one executor per core.
+
+use super::{JournalFile, Rt, Socket};
+use futures::{AsyncReadExt, AsyncWriteExt};
+use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
+use glommio::net::TcpStream;
+use glommio::{LocalExecutorBuilder, Placement};
+use std::future::Future;
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::path::Path;
+use std::time::Duration;
+
+/// glommio.
+#[derive(Debug)]
+pub(crate) struct Ring;
+
+impl Ring {
+    /// Runs `main` on a thread of its own, pinned to `core`.
+    pub(crate) fn run<F>(
+        name: &str,
+        core: usize,
+        main: impl FnOnce() -> F + Send + 'static,
+    ) -> io::Result<std::thread::JoinHandle<()>>
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let builder = LocalExecutorBuilder::new(Placement::Fixed(core)).name(name);
+        let thread_name = name.to_owned();
+        // The builder's own spawn returns a handle of glommio; a plain thread keeps it in here.
+        std::thread::Builder::new().name(thread_name).spawn(move || match builder.make() {
+            Ok(executor) => executor.run(async move { main().await }),
+            Err(error) => tracing::error!(%error, "cannot make an io_uring executor"),
+        })
+    }
+}
+
+/// Whether this machine lets us make a ring.
+pub(super) fn is_available() -> bool {
+    LocalExecutorBuilder::new(Placement::Unbound).make().is_ok()
+}
+
+impl Rt for Ring {
+    type Socket = RingSocket;
+    type File = RingFile;
+
+    fn spawn(task: impl Future<Output = ()> + 'static) {
+        glommio::spawn_local(task).detach();
+    }
+
+    fn sleep(duration: Duration) -> impl Future<Output = ()> {
+        glommio::timer::sleep(duration)
+    }
+
+    async fn yield_now() {
+        glommio::executor().yield_now().await;
+    }
+
+    fn adopt(socket: std::net::TcpStream) -> io::Result<RingSocket> {
+        socket.set_nonblocking(true)?;
+        // SAFETY: the descriptor is open and owned by us alone; ownership moves to the stream.
+        let stream = unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) };
+        Ok(RingSocket(stream))
+    }
+
+    async fn create(path: &Path) -> io::Result<RingFile> {
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).dma_open(path).await?;
+        Ok(RingFile(file))
+    }
+}
+
+/// A socket on the ring.
+#[derive(Debug)]
+pub(crate) struct RingSocket(TcpStream);
+
+impl Socket for RingSocket {
+    async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).await
+    }
+
+    async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await
+    }
+}
+
+/// An O_DIRECT file on the ring.
+#[derive(Debug)]
+pub(crate) struct RingFile(DmaFile);
+
+/// A DMA buffer as a slice.
+#[derive(Debug)]
+pub(crate) struct RingBuffer(DmaBuffer);
+
+impl AsMut<[u8]> for RingBuffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.0.as_bytes_mut()
+    }
+}
+
+impl JournalFile for RingFile {
+    type Buffer = RingBuffer;
+
+    fn buffer(&self, bytes: usize) -> RingBuffer {
+        RingBuffer(self.0.alloc_dma_buffer(bytes))
+    }
+
+    async fn write_at(&self, buffer: RingBuffer, offset: u64) -> io::Result<()> {
+        let bytes = buffer.0.len();
+        let written = self.0.write_at(buffer.0, offset).await?;
+        if written != bytes {
+            let text = format!("wrote {written} of {bytes} bytes");
+            return Err(io::Error::new(io::ErrorKind::WriteZero, text));
+        }
+        Ok(())
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        self.0.fdatasync().await.map_err(Into::into)
+    }
+}

@@ -1,0 +1,316 @@
+//! The `serve` command: puts the parts together, starts the shards, and stops them in order.
+
+use crate::acceptor::{self, TlsSettings};
+use crate::assignments::Assignments;
+use crate::control::{Control, renew};
+use crate::dedup::Dedup;
+use crate::failure::Failure;
+use crate::fatal::{Cause, Fatal};
+use crate::identity::establish;
+use crate::metrics::Metrics;
+use crate::recover::recover;
+use crate::rt::{Mailbox, Post, Ring, RtKind, Threads, mailbox};
+use crate::services::{self, Services};
+use crate::shard::{self, JournalDir, Message, Recovery, ShardParts};
+use crate::state::State;
+use anyhow::Context;
+use farshore_api::exit::Exit;
+use farshore_client::{ControlClient, server_config};
+use farshore_engine::shard::Settings;
+use farshore_vault::index::Index;
+use farshore_vault::{Access, Store, Vault, key_file};
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Messages that wait for one shard.
+const MAILBOX_MAX: usize = 4096;
+/// After SIGTERM a shard has this long to ship what it holds; the rest stays in its journal.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+const SHARDS_MAX: usize = 64;
+
+/// Settings of the command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Directory of the node: identity, journal, index.
+    #[arg(long)]
+    data: PathBuf,
+    /// Where agents connect.
+    #[arg(long, default_value = "0.0.0.0:9443")]
+    listen: SocketAddr,
+    /// Address that agents are told, if it differs from --listen.
+    #[arg(long)]
+    advertise: Option<SocketAddr>,
+    /// URL of the vault.
+    #[arg(long)]
+    vault: String,
+    /// File with the vault's recovery key.
+    #[arg(long, env = key_file::KEY_FILE_ENV)]
+    key_file: PathBuf,
+    /// URL of the control plane.
+    #[arg(long)]
+    control: String,
+    /// File with an enrolment token, for the first start.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// Number of shards at the first start; default one per core.
+    #[arg(long)]
+    shards: Option<usize>,
+    /// What drives the shards.
+    #[arg(long, value_enum, default_value = "auto")]
+    runtime: RtKind,
+    /// Memory of one shard for frames that are not in the vault yet, in MiB.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=65_536))]
+    cache_mib: u64,
+    /// zstd level of new chunks.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=19))]
+    zstd_level: i32,
+}
+
+/// Runs the node until SIGTERM or a fatal error.
+pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    let recovery_key = key_file::read(&args.key_file)?;
+    let store = Store::open(&args.vault, Access::Write)?;
+    let vault = Vault::open(&store, &recovery_key).await?;
+    drop(recovery_key);
+    make_dir(&args.data)?;
+    let _lock = lock(&args.data)?;
+    let listener = acceptor::listen(args.listen).map_err(|error| {
+        let text = format!(
+            "cannot listen on {}: {error}; end the program that has the port, or choose another \
+             with --listen",
+            args.listen
+        );
+        Failure::new(Exit::Unavailable, text)
+    })?;
+    let address = args.advertise.unwrap_or(listener.local_addr()?);
+    let identity = establish(&args.data, &args.control, args.token_file.as_deref()).await?;
+    let tls = Arc::new(TlsSettings::new(Arc::new(server_config(&identity)?)));
+    let client = ControlClient::new(&args.control, &identity)?;
+    let node = Node::start(&args, &vault, Arc::clone(&tls)).await?;
+    let control = Control {
+        client: client.clone(),
+        dir: args.data.clone(),
+        address,
+        incarnation: node.incarnation,
+        assignments: Arc::clone(&node.assignments),
+        shards: node.posts.clone(),
+        metrics: Arc::clone(&node.metrics),
+    };
+    control.load_cached();
+    let (posts, metrics) = (node.posts.clone(), Arc::clone(&node.metrics));
+    std::thread::Builder::new()
+        .name("accept".to_owned())
+        .spawn(move || acceptor::run(&listener, &posts, &metrics))?;
+    tokio::spawn(control.clone().follow());
+    tokio::spawn(control.report());
+    tokio::spawn(renew(identity, client, tls));
+    println!("ready {address}");
+    std::io::stdout().flush()?;
+    node.until_stopped().await
+}
+
+/// The running shards.
+struct Node {
+    incarnation: u64,
+    assignments: Arc<Assignments>,
+    metrics: Arc<Metrics>,
+    posts: Vec<Post<Message>>,
+    threads: Vec<JoinHandle<()>>,
+    fatal: Fatal,
+}
+
+impl Node {
+    async fn start(args: &ServeArgs, vault: &Vault, tls: Arc<TlsSettings>) -> anyhow::Result<Self> {
+        let cores = std::thread::available_parallelism()?.get();
+        let wanted = args.shards.unwrap_or(cores).clamp(1, SHARDS_MAX);
+        let mut state = State::open(&args.data, vault.id().into(), wanted)?;
+        let index_dir = args.data.join("index");
+        make_dir(&index_dir)?;
+        let index = open_index(&index_dir, vault.id())?;
+        let dedup = Dedup::new(vault.vault_keys(), index, args.zstd_level);
+        let recoveries = recover_all(args, vault, &mut state, &dedup).await?;
+        tracing::info!(shards = recoveries.len(), chunks = dedup.len(), "recovered");
+
+        let assignments = Arc::new(Assignments::new(recoveries.len()));
+        let metrics = Arc::new(Metrics::default());
+        let fatal = Fatal::default();
+        let (services, queue) = Services::new();
+        let boxes: Vec<(Post<Message>, Mailbox<Message>)> =
+            recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
+        let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
+        tokio::spawn(services::run(vault.clone(), queue, posts.clone(), fatal.clone()));
+
+        let runtime = args.runtime.resolve();
+        let logs = state.logs();
+        let mut threads = Vec::new();
+        for (id, (recovery, (_, inbox))) in recoveries.into_iter().zip(boxes).enumerate() {
+            let parts = ShardParts {
+                id,
+                log: logs[id],
+                incarnation: state.incarnation,
+                settings: Settings { cache_bytes: usize::try_from(args.cache_mib << 20)? },
+                journal: journal_dir(args, vault, id, logs[id], &recovery),
+                services: services.clone(),
+                shards: posts.clone(),
+                assignments: Arc::clone(&assignments),
+                tls: Arc::clone(&tls),
+                dedup: dedup.clone(),
+                metrics: Arc::clone(&metrics),
+                fatal: fatal.clone(),
+            };
+            threads.push(start_shard(runtime, id % cores, parts, recovery, inbox)?);
+        }
+        tracing::info!(?runtime, shards = threads.len(), "started");
+        let incarnation = state.incarnation;
+        Ok(Self { incarnation, assignments, metrics, posts, threads, fatal })
+    }
+
+    async fn until_stopped(self) -> anyhow::Result<()> {
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+            cause = self.fatal.raised() => return Err(fail(cause)),
+        }
+        tracing::info!("stopping");
+        for post in &self.posts {
+            if post.try_send(Message::Stop).is_err() {
+                tracing::warn!("a shard cannot be told to stop; its journal keeps what it holds");
+            }
+        }
+        let threads = self.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().filter(|thread| !thread.is_finished()).for_each(|thread| {
+                if thread.join().is_err() {
+                    tracing::error!("a shard panicked");
+                }
+            });
+        });
+        tokio::select! {
+            ended = joined => ended.context("wait for the shards"),
+            cause = self.fatal.raised() => Err(fail(cause)),
+        }
+    }
+}
+
+/// The chunk index is only a hint, and its segments are in the vault: a damaged one is made anew.
+fn open_index(dir: &Path, vault: farshore_proto::VaultId) -> anyhow::Result<Index> {
+    Index::open(dir, vault).or_else(|error| {
+        tracing::warn!(%error, "the chunk index cannot be used; it is made anew from the vault");
+        Index::reset(dir, vault).context("make the chunk index anew")
+    })
+}
+
+fn fail(cause: &Cause) -> anyhow::Error {
+    Failure::new(cause.exit(), cause.to_string()).into()
+}
+
+async fn recover_all(
+    args: &ServeArgs,
+    vault: &Vault,
+    state: &mut State,
+    dedup: &Dedup,
+) -> anyhow::Result<Vec<Recovery>> {
+    let mut recoveries = Vec::new();
+    for id in 0..state.logs.len() {
+        let journal = journal_path(args, id);
+        make_dir(&journal)?;
+        let log = state.logs()[id];
+        let recovery = match recover(vault, log, &journal, dedup).await? {
+            Some(recovery) => recovery,
+            None => {
+                tracing::warn!(%log, "the log was sealed; this shard begins a new one");
+                state.logs[id] = uuid::Uuid::new_v4();
+                state.store(&args.data)?;
+                // What its journal holds was fenced off with the log: agents send it to the owner.
+                let files = shard::journal_files(&journal)?;
+                Recovery { files, ..Recovery::default() }
+            }
+        };
+        recoveries.push(recovery);
+    }
+    Ok(recoveries)
+}
+
+fn journal_path(args: &ServeArgs, id: usize) -> PathBuf {
+    args.data.join("journal").join(id.to_string())
+}
+
+fn journal_dir(
+    args: &ServeArgs,
+    vault: &Vault,
+    id: usize,
+    log: farshore_proto::LogId,
+    recovery: &Recovery,
+) -> JournalDir {
+    let (number, key) = vault.newest_key();
+    JournalDir {
+        path: journal_path(args, id),
+        vault: vault.id(),
+        log,
+        number,
+        key: Arc::new(key.clone()),
+        first_file: recovery.files.last().map_or(0, |last| last + 1),
+    }
+}
+
+fn start_shard(
+    runtime: RtKind,
+    core: usize,
+    parts: ShardParts,
+    recovery: Recovery,
+    inbox: Mailbox<Message>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let name = format!("shard-{}", parts.id);
+    let (fatal, id) = (parts.fatal.clone(), parts.id);
+    let thread = match runtime {
+        RtKind::Ring | RtKind::Auto => Ring::run(&name, core, move || async move {
+            shard::run::<Ring>(parts, recovery, inbox, DRAIN_MAX).await;
+            fatal.raise(Cause::ShardGone(id));
+        }),
+        RtKind::Threads => Threads::run(&name, move || async move {
+            shard::run::<Threads>(parts, recovery, inbox, DRAIN_MAX).await;
+            fatal.raise(Cause::ShardGone(id));
+        }),
+    };
+    thread.with_context(|| format!("start {name}"))
+}
+
+fn make_dir(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+        let text = format!("cannot create {}: {error}", path.display());
+        Failure::new(Exit::CannotCreate, text).into()
+    })
+}
+
+/// One node per directory: two would write one journal.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("lock");
+    let file = File::create(&path).map_err(|error| {
+        Failure::new(Exit::CannotCreate, format!("cannot create {}: {error}", path.display()))
+    })?;
+    file.try_lock().map_err(|_| {
+        let text = format!("another node runs on {}; end it first", dir.display());
+        Failure::new(Exit::Conflict, text)
+    })?;
+    Ok(file)
+}
+
+/// Thousands of sessions need more descriptors than the usual soft limit.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,282 @@
+//! What the tasks of a shard share: the engine, its frames, and the queues of its outputs.
+
+use super::frames::{Frame, Frames};
+use super::session::Outbox;
+use super::{Greeted, JournalDir, Message};
+use crate::assignments::Assignments;
+use crate::dedup::Dedup;
+use crate::fatal::Fatal;
+use crate::metrics::Metrics;
+use crate::rt::{Post, Rt, Signal};
+use crate::services::{Request, Services};
+use farshore_engine::batch::{Entry, Handle, SpanPlan};
+use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
+use farshore_proto::frame::{Control, Refusal, RefusalReason};
+use farshore_proto::{LogId, Slot, Timestamp};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::marker::PhantomData;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a shard is made of; crosses to its thread.
+#[derive(Debug)]
+pub(crate) struct ShardParts {
+    pub(crate) id: usize,
+    pub(crate) log: LogId,
+    pub(crate) incarnation: u64,
+    pub(crate) settings: Settings,
+    pub(crate) journal: JournalDir,
+    pub(crate) services: Services,
+    pub(crate) shards: Vec<Post<Message>>,
+    pub(crate) assignments: Arc<Assignments>,
+    pub(crate) tls: Arc<crate::acceptor::TlsSettings>,
+    pub(crate) dedup: Dedup,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) fatal: Fatal,
+}
+
+/// A group on its way to the journal.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) number: u64,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// A segment on its way to the vault.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) slot: Slot,
+    pub(crate) spans: Vec<SpanPlan>,
+}
+
+/// The shared state of one shard's tasks.
+#[derive(Debug)]
+pub(crate) struct Core<R: Rt> {
+    pub(crate) parts: ShardParts,
+    started: Instant,
+    engine: RefCell<Shard>,
+    frames: RefCell<Frames>,
+    sessions: RefCell<HashMap<SessionId, Rc<Outbox>>>,
+    next_session: Cell<u64>,
+    groups: RefCell<VecDeque<Group>>,
+    groups_moved: Signal,
+    plans: RefCell<VecDeque<Plan>>,
+    plans_moved: Signal,
+    deadline_moved: Signal,
+    is_paused: Cell<bool>,
+    is_stopping: Cell<bool>,
+    runtime: PhantomData<R>,
+}
+
+impl<R: Rt> Core<R> {
+    pub(crate) fn new(parts: ShardParts, next_slot: Slot, void: BTreeSet<Slot>) -> Self {
+        Self {
+            engine: RefCell::new(Shard::new(parts.settings, next_slot, void)),
+            parts,
+            started: Instant::now(),
+            frames: RefCell::default(),
+            sessions: RefCell::default(),
+            next_session: Cell::new(0),
+            groups: RefCell::default(),
+            groups_moved: Signal::default(),
+            plans: RefCell::default(),
+            plans_moved: Signal::default(),
+            deadline_moved: Signal::default(),
+            is_paused: Cell::new(false),
+            is_stopping: Cell::new(false),
+            runtime: PhantomData,
+        }
+    }
+
+    pub(crate) fn id(&self) -> usize {
+        self.parts.id
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        let elapsed = self.started.elapsed().as_millis();
+        Timestamp(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+
+    /// Steps the engine and hands its outputs to the tasks.
+    pub(crate) fn input(&self, input: Input) {
+        let mut out = Vec::new();
+        let before = {
+            let mut engine = self.engine.borrow_mut();
+            let before = engine.next_deadline();
+            engine.step(self.now(), input, &mut out);
+            before
+        };
+        out.into_iter().for_each(|output| self.perform(output));
+        if self.engine.borrow().next_deadline() != before {
+            self.deadline_moved.notify();
+        }
+    }
+
+    fn perform(&self, output: Output) {
+        match output {
+            Output::Claim { volume, epoch, size_bytes, first_slot } => {
+                let request = Request::Claim {
+                    shard: self.id(),
+                    log: self.parts.log,
+                    volume,
+                    epoch,
+                    size_bytes,
+                    first_slot,
+                    label: self.parts.assignments.label(volume),
+                };
+                if self.parts.services.try_claim(request).is_err() {
+                    let text = "the node is too busy to claim a volume".to_owned();
+                    let outcome = Err((RefusalReason::Unavailable, text));
+                    self.later(Message::Claimed { volume, outcome });
+                }
+            }
+            Output::Welcome { session, welcome } => {
+                self.say(session, &Control::Welcome(welcome));
+            }
+            Output::Refuse { session, reason, text } => {
+                self.parts.metrics.refused(reason.word());
+                tracing::info!(shard = self.id(), reason = reason.word(), %text, "session refused");
+                self.say(session, &Control::Refusal(Refusal { reason, text }));
+                self.close(session);
+            }
+            Output::Journal { group, entries } => {
+                self.groups.borrow_mut().push_back(Group { number: group, entries });
+                self.groups_moved.notify();
+            }
+            Output::Ack { session, ack } => self.acknowledge(session, ack),
+            Output::Build { slot, spans } => {
+                self.plans.borrow_mut().push_back(Plan { slot, spans });
+                self.plans_moved.notify();
+            }
+            Output::Committed { slot, lasts, points, release } => {
+                self.parts.dedup.committed(self.parts.log, slot);
+                self.parts.metrics.committed(&lasts, &points);
+                let mut frames = self.frames.borrow_mut();
+                release.into_iter().for_each(|handle| frames.release(handle));
+            }
+            Output::DropJournal { file } => {
+                if let Err(error) = self.parts.journal.remove(file) {
+                    // It only takes space until the next start, which removes it again.
+                    tracing::warn!(file, %error, "cannot delete a journal file");
+                }
+            }
+            Output::Drop { handle } => self.frames.borrow_mut().release(handle),
+            Output::Pause => self.is_paused.set(true),
+            Output::Resume => {
+                self.is_paused.set(false);
+                let sessions = self.sessions.borrow();
+                sessions.values().for_each(|outbox| outbox.resumed.notify());
+            }
+        }
+    }
+
+    /// Gives this shard an input after the current step is done.
+    fn later(&self, message: Message) {
+        if self.parts.shards[self.id()].try_send(message).is_err() {
+            tracing::warn!(shard = self.id(), "the shard's own mailbox is full");
+        }
+    }
+
+    fn say(&self, session: SessionId, control: &Control) {
+        if let Some(outbox) = self.sessions.borrow().get(&session) {
+            outbox.push(control.encode());
+        }
+    }
+
+    fn acknowledge(&self, session: SessionId, ack: farshore_proto::frame::Ack) {
+        if let Some(outbox) = self.sessions.borrow().get(&session) {
+            outbox.acknowledge(ack);
+        }
+    }
+
+    fn close(&self, session: SessionId) {
+        if let Some(outbox) = self.sessions.borrow().get(&session) {
+            outbox.close();
+        }
+    }
+
+    /// Enters a session.
+    pub(crate) fn open_session(&self, outbox: Rc<Outbox>) -> SessionId {
+        let session = SessionId(self.next_session.get());
+        self.next_session.set(session.0 + 1);
+        self.sessions.borrow_mut().insert(session, outbox);
+        session
+    }
+
+    /// Leaves it.
+    pub(crate) fn end_session(&self, session: SessionId) {
+        self.sessions.borrow_mut().remove(&session);
+        self.input(Input::Gone { session });
+    }
+
+    /// All sessions, for the sweep.
+    pub(crate) fn outboxes(&self) -> Vec<Rc<Outbox>> {
+        self.sessions.borrow().values().cloned().collect()
+    }
+
+    pub(crate) fn keep(&self, frame: Frame) -> Handle {
+        self.frames.borrow_mut().insert(frame)
+    }
+
+    pub(crate) fn frame(&self, handle: Handle) -> Rc<Frame> {
+        self.frames.borrow().get(handle)
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.is_paused.get()
+    }
+
+    /// The next group to journal.
+    pub(crate) async fn next_group(&self) -> Group {
+        loop {
+            let group = self.groups.borrow_mut().pop_front();
+            match group {
+                Some(group) => return group,
+                None => self.groups_moved.wait().await,
+            }
+        }
+    }
+
+    /// The next segment to build.
+    pub(crate) async fn next_plan(&self) -> Plan {
+        loop {
+            let plan = self.plans.borrow_mut().pop_front();
+            match plan {
+                Some(plan) => return plan,
+                None => self.plans_moved.wait().await,
+            }
+        }
+    }
+
+    /// Time until the engine wants a tick; `None` when it wants none.
+    pub(crate) fn until_deadline(&self) -> Option<Duration> {
+        let deadline = self.engine.borrow().next_deadline()?;
+        Some(Duration::from_millis(deadline.since_ms(self.now())))
+    }
+
+    pub(crate) async fn deadline_moved(&self) {
+        self.deadline_moved.wait().await;
+    }
+
+    /// Ends all sessions; what was taken is still shipped.
+    pub(crate) fn stop(&self) {
+        self.is_stopping.set(true);
+        self.outboxes().into_iter().for_each(|outbox| outbox.close());
+        self.input(Input::Ship);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.get()
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.engine.borrow().is_settled()
+    }
+
+    /// Hands a greeted connection to the shard that owns its volume; false when that is too busy.
+    pub(crate) fn pass_on(&self, owner: usize, greeted: Greeted) -> bool {
+        self.parts.shards[owner].try_send(Message::Greeted(Box::new(greeted))).is_ok()
+    }
+}

@@ -1,0 +1,111 @@
+//! A shard: the driver around `farshore_engine::shard`.
+//!
+//! One thread owns the engine, the frames in memory and the sessions of its volumes. Tasks on that
+//! thread carry out what the engine says: [`journal`] writes groups, [`build`] makes segments,
+//! [`session`] moves frames; puts and claims are done by [`crate::services`] on other threads and come back through the mailbox.
+//! No lock is taken on the way of a frame.
+
+mod build;
+mod core;
+mod frames;
+mod greet;
+mod journal;
+mod replay;
+mod session;
+
+pub(crate) use self::core::{Core, ShardParts};
+pub(crate) use journal::JournalDir;
+pub(crate) use replay::{RecoveredVolume, Recovery, journal_files, read_files};
+
+use crate::rt::{Mailbox, Rt};
+use crate::tls::Parked;
+use farshore_engine::shard::Input;
+use farshore_proto::frame::RefusalReason;
+use farshore_proto::{Seq, Slot, VolumeId};
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// What other threads tell a shard.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A new connection, for any shard to greet.
+    Accepted { socket: TcpStream, peer: SocketAddr },
+    /// A greeted connection whose volume this shard owns.
+    Greeted(Box<Greeted>),
+    /// A segment is in the vault.
+    PutDone { slot: Slot },
+    /// A claim ended.
+    Claimed { volume: VolumeId, outcome: Result<Seq, (RefusalReason, String)> },
+    /// The control plane took a volume away.
+    Revoked { volume: VolumeId },
+    /// Finish: ship what is there, then stop.
+    Stop,
+}
+
+/// A connection that has shown who it is and which volume it is about.
+#[derive(Debug)]
+pub(crate) struct Greeted {
+    pub(crate) parked: Parked,
+    pub(crate) peer: SocketAddr,
+    pub(crate) agent: Uuid,
+    pub(crate) volume: VolumeId,
+}
+
+/// Runs the shard until it is told to stop and everything it took is in the vault, or `drain` ends.
+pub(crate) async fn run<R: Rt>(
+    parts: ShardParts,
+    recovery: Recovery,
+    inbox: Mailbox<Message>,
+    drain: Duration,
+) {
+    let core = Rc::new(Core::<R>::new(parts, recovery.next_slot, recovery.void.clone()));
+    replay::apply(&core, recovery);
+    R::spawn(journal::run(Rc::clone(&core)));
+    R::spawn(build::run(Rc::clone(&core)));
+    R::spawn(tick(Rc::clone(&core)));
+    R::spawn(session::sweep(Rc::clone(&core)));
+    while let Some(message) = inbox.next().await {
+        match message {
+            Message::Accepted { socket, peer } => {
+                R::spawn(greet::run(Rc::clone(&core), socket, peer));
+            }
+            Message::Greeted(greeted) => R::spawn(session::run(Rc::clone(&core), *greeted)),
+            Message::PutDone { slot } => core.input(Input::PutDone { slot }),
+            Message::Claimed { volume, outcome } => core.input(Input::Claimed { volume, outcome }),
+            Message::Revoked { volume } => core.input(Input::Revoked { volume }),
+            Message::Stop => break,
+        }
+    }
+    core.stop();
+    let settle = async {
+        while !core.is_settled() {
+            match inbox.next().await {
+                Some(Message::PutDone { slot }) => core.input(Input::PutDone { slot }),
+                Some(_) => {}
+                None => return,
+            }
+        }
+    };
+    if crate::rt::within::<R, _>(drain, settle).await.is_none() {
+        tracing::warn!(shard = core.id(), "stopped with frames still in the journal only");
+    }
+}
+
+async fn tick<R: Rt>(core: Rc<Core<R>>) {
+    loop {
+        let Some(wait) = core.until_deadline() else {
+            core.deadline_moved().await;
+            continue;
+        };
+        if wait > Duration::ZERO {
+            let _slept = crate::rt::within::<R, _>(wait, core.deadline_moved()).await;
+        }
+        if core.until_deadline().is_some_and(|wait| wait.is_zero()) {
+            core.input(Input::Tick);
+            // A deadline that cannot be met now (no slot is free) is looked at again, not at once.
+            R::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! A volume's stream: the spans of all its epochs, in seq order, checked to join.
+//!
+//! Rules:
+//!   - The epochs are read in order; each names the log that holds its spans.
+//!   - Spans at or above the first seq of the next epoch do not count: a fenced writer put them.
+//!   - A span that is wholly at or below what was read is a repetition, and is skipped.
+//!   - Every other span begins right behind the one before; the stream begins at seq 1.
+
+use crate::epoch::read_epochs;
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::log::{Behind, LogScan, OpenSegment, ScanEnd};
+use crate::vault::Vault;
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::segment::Span;
+use farshore_proto::{LogId, Seq, Slot, VolumeId};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What a span is to a reader that holds everything up to some seq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Join {
+    /// The next piece.
+    Next,
+    /// Known already, or beyond the epoch: does not count.
+    Skip,
+    /// It does not join.
+    Broken,
+}
+
+/// Judges a span: `last` is the last seq read, `limit` the first seq that the epoch does not own.
+pub(crate) fn join(span: &Span, last: Seq, limit: Option<Seq>) -> Join {
+    if limit.is_some_and(|limit| span.first_seq >= limit) || span.last_seq <= last {
+        return Join::Skip;
+    }
+    let is_inside = limit.is_none_or(|limit| span.last_seq < limit);
+    if span.first_seq == last.next() && is_inside { Join::Next } else { Join::Broken }
+}
+
+/// A span and where it was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Index of its epoch.
+    pub(crate) epoch: usize,
+    pub(crate) log: LogId,
+    pub(crate) slot: Slot,
+    pub(crate) span: Span,
+    /// The segment that holds it, without its spans.
+    pub(crate) segment: Arc<OpenSegment>,
+}
+
+/// A slot that is missing at the end of the newest log while a later one exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hole {
+    /// The log.
+    pub log: LogId,
+    /// The missing slot.
+    pub slot: Slot,
+    /// A later slot that exists.
+    pub later: Slot,
+}
+
+/// Reads the stream of a volume.
+#[derive(Debug)]
+pub(crate) struct Chain<'a> {
+    vault: &'a Vault,
+    volume: VolumeId,
+    epochs: Vec<EpochBody>,
+    /// Index of the epoch being read.
+    epoch: usize,
+    scan: LogScan<'a>,
+    spans: VecDeque<Span>,
+    segment: Option<(Slot, Arc<OpenSegment>)>,
+    last: Seq,
+    end: Option<ScanEnd>,
+}
+
+impl<'a> Chain<'a> {
+    /// Begins at the first epoch.
+    pub(crate) async fn open(vault: &'a Vault, volume: VolumeId) -> Result<Self, VaultError> {
+        let epochs = read_epochs(vault, volume).await?;
+        let Some(first) = epochs.first() else {
+            return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
+        };
+        let scan = LogScan::new(vault, first.log, first.first_slot);
+        let chain = Self {
+            vault,
+            volume,
+            epochs,
+            epoch: 0,
+            scan,
+            spans: VecDeque::new(),
+            segment: None,
+            last: Seq(0),
+            end: None,
+        };
+        chain.check_epoch()?;
+        Ok(chain)
+    }
+
+    pub(crate) fn epochs(&self) -> &[EpochBody] {
+        &self.epochs
+    }
+
+    /// Last seq read.
+    pub(crate) fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// The next span that counts; none at the end of what the vault holds.
+    pub(crate) async fn next(&mut self) -> Result<Option<Found>, VaultError> {
+        loop {
+            while let Some(span) = self.spans.pop_front() {
+                if let Some(found) = self.take(span)? {
+                    return Ok(Some(found));
+                }
+            }
+            let is_complete = self.limit().is_some_and(|limit| self.last.next() == limit);
+            if !is_complete && self.next_segment().await? {
+                continue;
+            }
+            if self.epoch + 1 == self.epochs.len() {
+                return Ok(None);
+            }
+            self.epoch += 1;
+            self.end = None;
+            self.check_epoch()?;
+            let epoch = &self.epochs[self.epoch];
+            self.scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);
+        }
+    }
+
+    /// The hole at the end of the newest log, if there is one. After the end.
+    ///
+    /// # Errors
+    /// `Corrupt` if no crash of a writer explains it: segments are lost.
+    pub(crate) async fn hole(&mut self) -> Result<Option<Hole>, VaultError> {
+        let Some(ScanEnd::Missing(slot)) = self.end else { return Ok(None) };
+        let log = self.epochs[self.epoch].log;
+        let behind = Behind::look(self.vault, log, slot).await?;
+        behind.check(self.vault, log, slot)?;
+        Ok(behind.later().map(|later| Hole { log, slot, later }))
+    }
+
+    fn limit(&self) -> Option<Seq> {
+        self.epochs.get(self.epoch + 1).map(|next| next.first_seq)
+    }
+
+    fn check_epoch(&self) -> Result<(), VaultError> {
+        let first_seq = self.epochs[self.epoch].first_seq;
+        if first_seq == self.last.next() {
+            return Ok(());
+        }
+        Err(VaultError::EpochGap {
+            url: self.vault.url().to_owned(),
+            object: ObjectName::epoch(self.volume, self.epoch as u64 + 1),
+            first_seq,
+            last_seq: self.last,
+        })
+    }
+
+    /// Reads the next segment of the log; false at its end.
+    async fn next_segment(&mut self) -> Result<bool, VaultError> {
+        let Some((slot, mut segment)) = self.scan.next().await? else {
+            self.end = self.scan.end();
+            return Ok(false);
+        };
+        let wanted = (self.volume, self.epochs[self.epoch].epoch);
+        let spans = std::mem::take(&mut segment.table.spans);
+        self.spans.extend(spans.into_iter().filter(|span| (span.volume, span.epoch) == wanted));
+        self.segment = Some((slot, Arc::new(segment)));
+        Ok(true)
+    }
+
+    fn take(&mut self, span: Span) -> Result<Option<Found>, VaultError> {
+        let (slot, segment) = self.segment.as_ref().expect("spans come from a segment");
+        let (slot, segment) = (*slot, Arc::clone(segment));
+        let epoch = &self.epochs[self.epoch];
+        let (volume, log) = (self.volume, epoch.log);
+        let url = || self.vault.url().to_owned();
+        match join(&span, self.last, self.limit()) {
+            Join::Skip => return Ok(None),
+            Join::Broken => {
+                let (first_seq, last_seq, expected) =
+                    (span.first_seq, span.last_seq, self.last.next());
+                let url = url();
+                return Err(VaultError::Gap {
+                    url,
+                    volume,
+                    log,
+                    slot,
+                    first_seq,
+                    last_seq,
+                    expected,
+                });
+            }
+            Join::Next => {}
+        }
+        let blocks = epoch.size_bytes / farshore_proto::limits::BLOCK_BYTES as u64;
+        if span.extents.iter().any(|extent| extent.range.end() > blocks) {
+            return Err(VaultError::BeyondVolume { url: url(), volume, log, slot });
+        }
+        self.last = span.last_seq;
+        Ok(Some(Found { epoch: self.epoch, log, slot, span, segment }))
+    }
+}

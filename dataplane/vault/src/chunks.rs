@@ -1,0 +1,224 @@
+//! From a reference in a table to the bytes of a chunk: tables and frames, cached.
+//!
+//! A frame is opened, and every chunk in it compared with its id, before it enters the cache.
+
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::{CACHE_SHARDS, FRAME_CACHE_BYTES, TABLE_CACHE_BYTES};
+use crate::log::{OpenSegment, read_segment};
+use crate::vault::Vault;
+use bytes::Bytes;
+use farshore_codec::ChunkHasher;
+use farshore_codec::CodecError;
+use farshore_codec::segment::chunk_of;
+use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::segment::{ChunkPlace, SegmentChunk};
+use farshore_proto::{LogId, Slot};
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use std::sync::Arc;
+
+type TableKey = (LogId, Slot);
+type FrameKey = (LogId, Slot, u32);
+
+/// A chunk where it is stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    pub(crate) log: LogId,
+    pub(crate) slot: Slot,
+    pub(crate) segment: Arc<OpenSegment>,
+    /// Number of the chunk in that segment's table.
+    pub(crate) number: u32,
+    /// Frame that holds it.
+    pub(crate) frame: u32,
+    /// Byte offset in the frame.
+    pub(crate) offset: u32,
+    /// Its length.
+    pub(crate) blocks: u32,
+}
+
+#[derive(Debug, Clone)]
+struct BySize;
+
+impl Weighter<TableKey, Arc<OpenSegment>> for BySize {
+    fn weight(&self, _: &TableKey, segment: &Arc<OpenSegment>) -> u64 {
+        segment.memory_bytes()
+    }
+}
+
+impl Weighter<FrameKey, Bytes> for BySize {
+    fn weight(&self, _: &FrameKey, frame: &Bytes) -> u64 {
+        frame.len() as u64 + 64
+    }
+}
+
+/// Reads chunks. Shared by concurrent readers; each object is fetched once for all that want it.
+pub(crate) struct ChunkReader {
+    vault: Vault,
+    tables: Cache<TableKey, Arc<OpenSegment>, BySize>,
+    frames: Cache<FrameKey, Bytes, BySize>,
+}
+
+impl std::fmt::Debug for ChunkReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChunkReader")
+            .field("tables", &self.tables.len())
+            .field("frames", &self.frames.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn cache<K, V>(bytes: u64, item_bytes: u64) -> Cache<K, V, BySize>
+where
+    K: Eq + std::hash::Hash,
+    V: Clone,
+    BySize: Weighter<K, V>,
+{
+    let items = usize::try_from(bytes / item_bytes).expect("small constants");
+    let options = OptionsBuilder::new()
+        .shards(CACHE_SHARDS)
+        .weight_capacity(bytes)
+        .estimated_items_capacity(items)
+        .build()
+        .expect("the required options are set");
+    let hasher = DefaultHashBuilder::default();
+    Cache::with_options(options, BySize, hasher, DefaultLifecycle::default())
+}
+
+impl ChunkReader {
+    pub(crate) fn new(vault: &Vault) -> Self {
+        Self {
+            vault: vault.clone(),
+            tables: cache(TABLE_CACHE_BYTES, 64 << 10),
+            frames: cache(FRAME_CACHE_BYTES, 512 << 10),
+        }
+    }
+
+    pub(crate) fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// Keeps a segment that was read anyway; its spans are of no use here.
+    pub(crate) fn keep(&self, log: LogId, slot: Slot, segment: Arc<OpenSegment>) {
+        self.tables.insert((log, slot), segment);
+    }
+
+    /// The segment in a slot that `user` refers to.
+    pub(crate) async fn segment(
+        &self,
+        log: LogId,
+        slot: Slot,
+        user: &ObjectName,
+    ) -> Result<Arc<OpenSegment>, VaultError> {
+        let read = async {
+            let mut segment = read_segment(&self.vault, log, slot).await?;
+            segment.table.spans = Vec::new();
+            Ok(Arc::new(segment))
+        };
+        let segment = self.tables.get_or_insert_async(&(log, slot), read).await;
+        segment.map_err(|error: VaultError| {
+            if !error.is_not_found() {
+                return error;
+            }
+            let url = self.vault.url().to_owned();
+            VaultError::Lost { url, object: ObjectName::slot(log, slot), user: user.clone() }
+        })
+    }
+
+    /// Where chunk `number` of the table of a slot is stored.
+    pub(crate) async fn home(
+        &self,
+        log: LogId,
+        slot: Slot,
+        number: u32,
+    ) -> Result<Home, VaultError> {
+        let user = ObjectName::slot(log, slot);
+        let segment = self.segment(log, slot, &user).await?;
+        let Some(chunk) = segment.table.chunks.get(number as usize).copied() else {
+            let source =
+                CodecError::Missing { what: "chunk of the segment", number: number.into() };
+            return Err(self.vault.damaged(user, 0, source));
+        };
+        let blocks = chunk.blocks;
+        match chunk.place {
+            ChunkPlace::Here { frame, offset } => {
+                Ok(Home { log, slot, segment, number, frame, offset, blocks })
+            }
+            ChunkPlace::There { log: there, slot: at, chunk: number } => {
+                let target = self.segment(there, at, &user).await?;
+                let Some((frame, offset)) = referred(&target, number, &chunk) else {
+                    return Err(VaultError::Reference {
+                        url: self.vault.url().to_owned(),
+                        object: user,
+                        chunk: number,
+                        target: ObjectName::slot(there, at),
+                    });
+                };
+                let (log, slot, segment) = (there, at, target);
+                Ok(Home { log, slot, segment, number, frame, offset, blocks })
+            }
+        }
+    }
+
+    /// The bytes of chunk `number` of the table of a slot.
+    pub(crate) async fn chunk(
+        &self,
+        log: LogId,
+        slot: Slot,
+        number: u32,
+    ) -> Result<Bytes, VaultError> {
+        let home = self.home(log, slot, number).await?;
+        let key = (home.log, home.slot, home.frame);
+        let frame = self.frames.get_or_insert_async(&key, self.read_frame(&home)).await?;
+        let start = home.offset as usize;
+        // In range: the table's decoder compared every chunk with the length of its frame.
+        Ok(frame.slice(start..start + home.blocks as usize * BLOCK_BYTES))
+    }
+
+    async fn read_frame(&self, home: &Home) -> Result<Bytes, VaultError> {
+        let name = ObjectName::slot(home.log, home.slot);
+        let range = home.segment.frames[home.frame as usize].clone();
+        let sealed = self.vault.store().get_range(&name, range.clone()).await;
+        let sealed = sealed.map_err(VaultError::from)?.bytes;
+        let (segment, number) = (Arc::clone(&home.segment), home.frame);
+        let hasher = self.vault.hasher().clone();
+        let opening =
+            tokio::task::spawn_blocking(move || open_frame(&segment, number, &sealed, &hasher));
+        let opened = opening.await.map_err(|source| VaultError::Task { source })?;
+        opened.map_err(|source| self.vault.damaged(name, range.start, source)).map(Bytes::from)
+    }
+}
+
+/// The place of a chunk that `user` refers to as number `number` of `target`, if it is that chunk.
+pub(crate) fn referred(
+    target: &OpenSegment,
+    number: u32,
+    user: &SegmentChunk,
+) -> Option<(u32, u32)> {
+    let chunk = target.table.chunks.get(number as usize)?;
+    match chunk.place {
+        ChunkPlace::Here { frame, offset }
+            if chunk.id == user.id && chunk.blocks == user.blocks =>
+        {
+            Some((frame, offset))
+        }
+        _ => None,
+    }
+}
+
+/// Opens a frame and compares all its chunks with their ids.
+pub(crate) fn open_frame(
+    segment: &OpenSegment,
+    number: u32,
+    sealed: &[u8],
+    hasher: &ChunkHasher,
+) -> Result<Vec<u8>, CodecError> {
+    let mut raw = Vec::new();
+    segment.opener.open_frame(&segment.table, number, sealed, &mut raw)?;
+    for (chunk, held) in (0..).zip(&segment.table.chunks) {
+        if matches!(held.place, ChunkPlace::Here { frame, .. } if frame == number) {
+            chunk_of(&segment.table, chunk, &raw, hasher)?;
+        }
+    }
+    Ok(raw)
+}

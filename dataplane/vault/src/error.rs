@@ -1,0 +1,301 @@
+//! Why a vault could not be read or written.
+
+use crate::layout::ObjectName;
+use crate::store::StoreError;
+use farshore_codec::{CodecError, KekError};
+use farshore_proto::{ErrorKind, LogId, PointId, Seq, Slot, VolumeId};
+
+/// Why a vault could not be read or written.
+///
+/// Every message names the store and the object; nothing that did not authenticate is ever returned
+/// as data instead.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VaultError {
+    /// The store itself.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store holds no vault.
+    #[error("{url}: there is no vault here: check the URL, or make one with `farshore vault init`")]
+    NotAVault {
+        /// The store.
+        url: String,
+    },
+    /// The store holds a vault already.
+    #[error("{url}: there is a vault here already")]
+    AlreadyAVault {
+        /// The store.
+        url: String,
+    },
+    /// The recovery key is that of another vault.
+    #[error(
+        "{url}: the recovery key is not the one of this vault: name the file with its key (FARSHORE_KEY_FILE)"
+    )]
+    WrongKey {
+        /// The store.
+        url: String,
+    },
+    /// A wrapped data key that does not open although the recovery key is right.
+    #[error("{url}: object {object} is damaged: {source}")]
+    Key {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+        /// What is wrong.
+        source: Box<KekError>,
+    },
+    /// An object that does not open, or is not the one that belongs there.
+    #[error("{url}: object {object} is damaged at byte {offset}: {source}")]
+    Damaged {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+        /// Where in the object the damaged part begins.
+        offset: u64,
+        /// What is wrong.
+        source: Box<CodecError>,
+    },
+    /// An object was written by another version of Farshore.
+    #[error("{url}: object {object} was written by another version of Farshore: {source}")]
+    Version {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+        /// What is wrong.
+        source: Box<CodecError>,
+    },
+    /// An object that others refer to does not exist.
+    #[error("{url}: object {object} is missing; {user} refers to it")]
+    Lost {
+        /// The store.
+        url: String,
+        /// The missing object.
+        object: ObjectName,
+        /// The object that refers to it.
+        user: ObjectName,
+    },
+    /// A reference to a chunk that is not what it should be.
+    #[error("{url}: object {object} refers to chunk {chunk} of {target}, which is not that chunk")]
+    Reference {
+        /// The store.
+        url: String,
+        /// The object with the reference.
+        object: ObjectName,
+        /// The number of the chunk referred to.
+        chunk: u32,
+        /// The object referred to.
+        target: ObjectName,
+    },
+    /// A volume's stream does not join.
+    #[error(
+        "{url}: slot {slot} of log {log} holds seqs {first_seq} to {last_seq} of volume {volume}, but {expected} comes next"
+    )]
+    Gap {
+        /// The store.
+        url: String,
+        /// The volume.
+        volume: VolumeId,
+        /// The log.
+        log: LogId,
+        /// The slot.
+        slot: Slot,
+        /// First seq of the span that does not join.
+        first_seq: Seq,
+        /// Its last seq.
+        last_seq: Seq,
+        /// The seq that belongs there.
+        expected: Seq,
+    },
+    /// An epoch begins where the one before does not end.
+    #[error(
+        "{url}: object {object} begins at seq {first_seq}, but the vault holds the volume up to {last_seq}"
+    )]
+    EpochGap {
+        /// The store.
+        url: String,
+        /// The epoch object.
+        object: ObjectName,
+        /// First seq of the epoch.
+        first_seq: Seq,
+        /// Last seq that the logs of the epochs before hold.
+        last_seq: Seq,
+    },
+    /// An epoch that is not greater than the one before.
+    #[error("{url}: object {object} is not of a later epoch than the one before it")]
+    EpochOrder {
+        /// The store.
+        url: String,
+        /// The epoch object.
+        object: ObjectName,
+    },
+    /// A span writes past the end of its volume.
+    #[error("{url}: slot {slot} of log {log} writes past the end of volume {volume}")]
+    BeyondVolume {
+        /// The store.
+        url: String,
+        /// The volume.
+        volume: VolumeId,
+        /// The log.
+        log: LogId,
+        /// The slot.
+        slot: Slot,
+    },
+    /// A log ends at a missing slot although later ones exist.
+    #[error(
+        "{url}: slot {slot} of log {log} is missing although slot {later} exists: segments were lost; name a point from before it"
+    )]
+    LostSlot {
+        /// The store.
+        url: String,
+        /// The log.
+        log: LogId,
+        /// The missing slot.
+        slot: Slot,
+        /// A later one that exists.
+        later: Slot,
+    },
+    /// No such volume.
+    #[error("{url}: there is no volume {volume} in this vault")]
+    NoVolume {
+        /// The store.
+        url: String,
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The volume has no recovery point yet.
+    #[error("{url}: volume {volume} has no recovery point yet")]
+    NoPoint {
+        /// The store.
+        url: String,
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The volume has no such recovery point.
+    #[error("{url}: volume {volume} has no recovery point {point}")]
+    PointNotFound {
+        /// The store.
+        url: String,
+        /// The volume.
+        volume: VolumeId,
+        /// The point.
+        point: PointId,
+    },
+    /// The volume has no such recovery point before a missing slot.
+    #[error(
+        "{url}: volume {volume} has no recovery point {point} before slot {slot} of log {log}, which is missing although slot {later} exists: unless its put is still under way, that segment is lost"
+    )]
+    PointBehindHole {
+        /// The store.
+        url: String,
+        /// The volume.
+        volume: VolumeId,
+        /// The point.
+        point: PointId,
+        /// The log.
+        log: LogId,
+        /// The missing slot.
+        slot: Slot,
+        /// A later one that exists.
+        later: Slot,
+    },
+    /// The volume has no recovery point at that seq.
+    #[error("{url}: volume {volume} has no recovery point at seq {seq}")]
+    SeqNotFound {
+        /// The store.
+        url: String,
+        /// The volume.
+        volume: VolumeId,
+        /// The seq.
+        seq: Seq,
+    },
+    /// A read past the end, or over the limit.
+    #[error(
+        "blocks {block} to {end} cannot be read at once: the volume has {blocks}, one read has at most {max}"
+    )]
+    Range {
+        /// First block.
+        block: u64,
+        /// The block behind the last.
+        end: u64,
+        /// Blocks of the volume.
+        blocks: u64,
+        /// Most blocks of one read.
+        max: u64,
+    },
+    /// Something grew past its limit.
+    #[error("{url}: {what}: more than {max}")]
+    Limit {
+        /// The store.
+        url: String,
+        /// What.
+        what: &'static str,
+        /// The limit.
+        max: u64,
+    },
+    /// Something cannot be sealed.
+    #[error("cannot seal {object}: {source}")]
+    Seal {
+        /// The object.
+        object: ObjectName,
+        /// Why.
+        source: Box<CodecError>,
+    },
+    /// A background task was cancelled or panicked.
+    #[error("a task of the vault reader ended early")]
+    Task {
+        /// How.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+}
+
+impl VaultError {
+    /// What the caller does about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::NotAVault { .. }
+            | Self::WrongKey { .. }
+            | Self::Version { .. }
+            | Self::Range { .. } => ErrorKind::Invalid,
+            Self::AlreadyAVault { .. } => ErrorKind::Conflict,
+            Self::Key { source, .. } => source.kind(),
+            Self::Damaged { .. }
+            | Self::Lost { .. }
+            | Self::Reference { .. }
+            | Self::Gap { .. }
+            | Self::EpochGap { .. }
+            | Self::EpochOrder { .. }
+            | Self::BeyondVolume { .. }
+            | Self::LostSlot { .. } => ErrorKind::Corrupt,
+            Self::NoVolume { .. }
+            | Self::NoPoint { .. }
+            | Self::PointNotFound { .. }
+            | Self::PointBehindHole { .. }
+            | Self::SeqNotFound { .. } => ErrorKind::NotFound,
+            Self::Limit { .. } => ErrorKind::Limit,
+            Self::Seal { source, .. } => source.kind(),
+            Self::Task { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// Whether the vault's store is full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_no_space())
+    }
+
+    /// Whether the store could not be asked: trying again may help.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Store(error) if !matches!(error, StoreError::NotFound { .. } | StoreError::TooLarge { .. }))
+            || matches!(self, Self::Task { .. })
+    }
+
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Store(StoreError::NotFound { .. }))
+    }
+}

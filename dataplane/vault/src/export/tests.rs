@@ -1,0 +1,145 @@
+use super::*;
+use crate::testing::{BLOCKS, World, image_bytes};
+use crate::view::PointSelector;
+use proptest::prelude::*;
+
+const SECTORS: u64 = BLOCKS * 8;
+
+async fn open(world: &World) -> Export {
+    let volume = world.volumes[0].id;
+    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+    Export::open(view, &world.folder.path().join("drill.overlay")).await.unwrap()
+}
+
+fn model(world: &World) -> Vec<u8> {
+    let points = world.committed_points();
+    image_bytes(&points.iter().rfind(|point| point.volume == 0).unwrap().image)
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write { sector: u64, count: u64, byte: u8 },
+    Zero { sector: u64, count: u64 },
+    Trim { sector: u64, count: u64 },
+    Read { sector: u64, count: u64 },
+    Flush,
+    Restart,
+}
+
+fn range() -> impl Strategy<Value = (u64, u64)> {
+    (0..SECTORS, 1..60_u64).prop_map(|(sector, count)| (sector, count.min(SECTORS - sector)))
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (range(), 1..255_u8)
+            .prop_map(|((sector, count), byte)| Step::Write { sector, count, byte }),
+        2 => range().prop_map(|(sector, count)| Step::Zero { sector, count }),
+        2 => range().prop_map(|(sector, count)| Step::Trim { sector, count }),
+        4 => range().prop_map(|(sector, count)| Step::Read { sector, count }),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Restart),
+    ]
+}
+
+fn bytes(sector: u64) -> usize {
+    usize::try_from(sector * SECTOR_BYTES).unwrap()
+}
+
+async fn run(steps: Vec<Step>) {
+    let world = World::sample().await;
+    let mut model = model(&world);
+    let mut export = open(&world).await;
+    for step in steps {
+        match step {
+            Step::Write { sector, count, byte } => {
+                let data = Bytes::from(vec![byte; bytes(count)]);
+                export.write(sector * SECTOR_BYTES, data).await.unwrap();
+                model[bytes(sector)..bytes(sector + count)].fill(byte);
+            }
+            Step::Zero { sector, count } => {
+                export.write_zeroes(sector * SECTOR_BYTES, count * SECTOR_BYTES).await.unwrap();
+                model[bytes(sector)..bytes(sector + count)].fill(0);
+            }
+            Step::Trim { sector, count } => {
+                export.trim(sector * SECTOR_BYTES, count * SECTOR_BYTES).await.unwrap();
+                let (from, to) = (sector.next_multiple_of(8), (sector + count) / 8 * 8);
+                if from < to {
+                    model[bytes(from)..bytes(to)].fill(0);
+                }
+            }
+            Step::Read { sector, count } => {
+                let (offset, length) = (sector * SECTOR_BYTES, count * SECTOR_BYTES);
+                let read = flatten(&export.read(offset, length).await.unwrap());
+                assert!(read == model[bytes(sector)..bytes(sector + count)], "{sector}+{count}");
+                check_extents(&export, offset, length, &read);
+            }
+            Step::Flush => export.flush().await.unwrap(),
+            Step::Restart => {
+                drop(export);
+                export = open(&world).await;
+            }
+        }
+    }
+    let read = export.read(0, export.size_bytes()).await.unwrap();
+    assert!(flatten(&read) == model);
+}
+
+fn check_extents(export: &Export, offset: u64, length: u64, read: &[u8]) {
+    let extents = export.extents(offset, length, usize::MAX).unwrap();
+    let mut at = 0;
+    for (bytes, holds) in extents {
+        let end = at + usize::try_from(bytes).unwrap();
+        assert!(end > at);
+        assert!(holds == Holds::Data || read[at..end].iter().all(|byte| *byte == 0));
+        at = end;
+    }
+    assert_eq!(at as u64, length);
+    assert_eq!(export.extents(offset, length, 1).unwrap().len(), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn behaves_as_a_disk(steps in prop::collection::vec(step(), 1..50)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(steps));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_to_parts_of_one_block_do_not_lose_each_other() {
+    let world = World::sample().await;
+    let mut expected = model(&world);
+    let export = Arc::new(open(&world).await);
+    let mut tasks = Vec::new();
+    for sector in 0..64_u64 {
+        let export = Arc::clone(&export);
+        let byte = u8::try_from(sector).unwrap() + 1;
+        expected[bytes(sector)..bytes(sector + 1)].fill(byte);
+        tasks.push(tokio::spawn(async move {
+            let data = Bytes::from(vec![byte; bytes(1)]);
+            export.write(sector * SECTOR_BYTES, data).await.unwrap();
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    export.flush().await.unwrap();
+    let read = export.read(0, export.size_bytes()).await.unwrap();
+    assert!(flatten(&read) == expected);
+    assert_eq!(export.overlay().held_blocks(), 8);
+}
+
+#[tokio::test]
+async fn what_is_not_whole_sectors_inside_the_disk_is_refused() {
+    let world = World::sample().await;
+    let export = open(&world).await;
+    let size = export.size_bytes();
+    for (offset, length) in [(1, 512), (0, 100), (size, 512), (u64::MAX - 511, 512), (0, 0)] {
+        let error = export.read(offset, length).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{offset}+{length}");
+        assert!(export.write_zeroes(offset, length).await.is_err());
+        assert!(export.trim(offset, length).await.is_err());
+    }
+    assert!(export.write(size - 512, Bytes::from(vec![0; 1024])).await.is_err());
+}

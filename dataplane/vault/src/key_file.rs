@@ -1,0 +1,169 @@
+//! The file that holds a vault's recovery key: one line, mode 0600.
+
+use crate::limits::KEY_FILE_BYTES_MAX;
+use farshore_codec::{KekError, RecoveryKey};
+use farshore_proto::ErrorKind;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Name of the environment variable that names the recovery key file.
+pub const KEY_FILE_ENV: &str = "FARSHORE_KEY_FILE";
+
+/// Why a recovery key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyFileError {
+    /// There is no such file.
+    #[error("recovery key file {}: it does not exist: name the file with the vault's recovery key (FARSHORE_KEY_FILE)", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is a file already, and it is never overwritten.
+    #[error("recovery key file {}: it exists already and is not overwritten", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be read or written.
+    #[error("recovery key file {}: it cannot be {verb}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        verb: &'static str,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Other users may read the file.
+    #[error("recovery key file {}: other users may read it (mode {mode:03o}): run `chmod 600` on it", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// What is in the file is no recovery key.
+    #[error("recovery key file {}: {source}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: KekError,
+    },
+}
+
+impl KeyFileError {
+    /// What the caller does about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Missing { .. } => ErrorKind::NotFound,
+            Self::Exists { .. } => ErrorKind::Conflict,
+            Self::Io { .. } => ErrorKind::Unavailable,
+            Self::Open { .. } => ErrorKind::Invalid,
+            Self::Content { source, .. } => source.kind(),
+        }
+    }
+}
+
+/// Writes a recovery key to a new file of mode 0600, durably.
+///
+/// # Errors
+/// `Conflict` if the file exists, `Unavailable` if it cannot be written.
+pub fn create(path: &Path, key: &RecoveryKey) -> Result<(), KeyFileError> {
+    let error = |source: io::Error| match source.kind() {
+        io::ErrorKind::AlreadyExists => KeyFileError::Exists { path: path.to_owned() },
+        _ => KeyFileError::Io { path: path.to_owned(), verb: "written", source },
+    };
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".partial");
+    let temporary = PathBuf::from(temporary);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&temporary).map_err(error)?;
+    let mut write = || {
+        file.write_all(key.to_text().as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        // A link, unlike a rename, never replaces a key that somebody else put there.
+        std::fs::hard_link(&temporary, path)?;
+        crate::overlay::sync_directory_of(path)
+    };
+    let written = write();
+    let _ = std::fs::remove_file(&temporary);
+    written.map_err(error)
+}
+
+/// Reads the recovery key of a file that only its owner may read.
+///
+/// # Errors
+/// `NotFound`; `Invalid` if others may read the file, or it holds no recovery key or a mistyped
+/// one; `Unavailable` if it cannot be read.
+pub fn read(path: &Path) -> Result<RecoveryKey, KeyFileError> {
+    let error = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => KeyFileError::Missing { path: path.to_owned() },
+        _ => KeyFileError::Io { path: path.to_owned(), verb: "read", source },
+    };
+    let file = File::open(path).map_err(error)?;
+    let mode = file.metadata().map_err(error)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::Open { path: path.to_owned(), mode });
+    }
+    // Room for the whole file at once: growing would leave copies of the key behind.
+    let mut text = zeroize::Zeroizing::new(String::with_capacity(KEY_FILE_BYTES_MAX));
+    let content = |source| KeyFileError::Content { path: path.to_owned(), source };
+    match file.take(KEY_FILE_BYTES_MAX as u64).read_to_string(&mut text) {
+        Ok(_) => RecoveryKey::parse(&text).map_err(content),
+        Err(source) if source.kind() == io::ErrorKind::InvalidData => {
+            Err(content(KekError::NotARecoveryKey))
+        }
+        Err(source) => Err(error(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_key_is_written_once_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recovery.key");
+        let key = RecoveryKey::draw().unwrap();
+        create(&path, &key).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(read(&path).unwrap().to_text(), key.to_text());
+        let error = create(&path, &RecoveryKey::draw().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert_eq!(read(&path).unwrap().to_text(), key.to_text());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_key_file_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recovery.key");
+        assert!(matches!(read(&path), Err(KeyFileError::Missing { .. })));
+        let key = RecoveryKey::draw().unwrap();
+        create(&path, &key).unwrap();
+        let mut text = key.to_text().to_string();
+        let digit = if text.ends_with('0') { "1" } else { "0" };
+        text.replace_range(text.len() - 1.., digit);
+        for (content, part) in
+            [(text.as_bytes(), "mistyped"), (&b"hello"[..], "not a"), (&b"\xff\xfe"[..], "not a")]
+        {
+            fs::write(&path, content).unwrap();
+            let error = read(&path).unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = read(&path).unwrap_err();
+        assert!(error.to_string().contains("mode 644"), "{error}");
+    }
+}

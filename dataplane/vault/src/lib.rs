@@ -1,0 +1,40 @@
+//! The vault: recovery data in an object store, readable with the store and the recovery key alone.
+//!
+//! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them.
+//! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
+//! - [`view`], [`restore`], [`overlay`] and [`export`] read a volume at a recovery point;
+//!   [`catalog`], [`verify`] and [`stats`] say what there is and whether it is whole.
+//!
+//! Nothing here rests on listings, clocks or renames of the store, except that `verify` and `stats`
+//! list.
+
+#![forbid(unsafe_code)]
+
+mod blocks;
+pub mod catalog;
+mod chain;
+mod chunks;
+pub mod epoch;
+mod error;
+pub mod export;
+mod fetch;
+pub mod index;
+pub mod key_file;
+pub mod layout;
+pub mod limits;
+pub mod log;
+pub mod overlay;
+pub mod restore;
+pub mod stats;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod vault;
+pub mod verify;
+pub mod view;
+
+pub use chain::Hole;
+pub use error::VaultError;
+pub use store::{Access, Store, StoreError};
+pub use vault::Vault;
+pub use view::{Piece, Point, PointSelector, VolumeView};

@@ -1,0 +1,87 @@
+//! Every limit of reading and writing a vault, and how they relate.
+
+use farshore_proto::limits::{
+    BLOCK_BYTES, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX,
+    SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX, SMALL_OBJECT_BYTES_MAX,
+    VOLUME_BLOCKS_MAX,
+};
+
+/// First ranged GET of a segment: the header and, nearly always, the whole table.
+pub const TABLE_READ_BYTES: usize = 256 << 10;
+/// Slots of a log that a scan reads ahead.
+pub const SLOTS_AHEAD_MAX: usize = 8;
+/// Slots behind a missing one that are looked at, to tell a crash of the writer from a loss.
+///
+/// A crashed run leaves at most `PUTS_IN_FLIGHT_MAX - 1` segments behind a missing slot, and so does
+/// every further run that crashes before that slot is filled.
+pub const HOLE_SLOTS_MAX: usize = 64;
+/// How far in front of the first slot of an epoch a void slot's filler is looked for.
+pub const VOID_REACH_SLOTS: u64 = 16;
+/// Epochs of one volume that a reader accepts.
+pub const EPOCHS_MAX: u64 = 1 << 20;
+/// Data keys of one vault that a reader accepts.
+pub const KEYS_MAX: u32 = 1 << 12;
+/// Times that a seal moves on to the next slot because a late segment was there first.
+pub const SEAL_STEPS_MAX: u64 = 1 << 16;
+
+/// Runs in the block map of one view; one run costs about 50 bytes.
+pub const VIEW_RUNS_MAX: usize = 1 << 27;
+/// Recovery points of one volume that a listing holds.
+pub const POINTS_MAX: usize = 1 << 24;
+/// Largest single read from a view.
+pub const READ_BYTES_MAX: usize = 64 << 20;
+/// Opened frames that a view keeps.
+pub const FRAME_CACHE_BYTES: u64 = 96 << 20;
+/// Decoded tables that a reader keeps.
+pub const TABLE_CACHE_BYTES: u64 = 64 << 20;
+/// Independent parts of each cache.
+pub const CACHE_SHARDS: usize = 4;
+/// Frames that one read fetches at the same time.
+pub const READ_FRAMES_IN_FLIGHT_MAX: usize = 16;
+
+/// Ranged GETs that a restore or a verification has under way.
+pub const BULK_GETS_IN_FLIGHT_MAX: usize = 8;
+/// Neighbouring frames are fetched by one GET of up to so many bytes.
+pub const BULK_GET_BYTES: u64 = 4 << 20;
+/// Unwanted bytes between two wanted frames that are fetched along with them.
+pub const BULK_GAP_BYTES: u64 = 256 << 10;
+/// Largest run of zeros written at once where no hole can be made.
+pub const ZERO_WRITE_BYTES: usize = 1 << 20;
+
+/// Problems that a report names; more are only counted.
+pub const PROBLEMS_MAX: usize = 10_000;
+/// Objects that one listing returns, volumes or logs.
+pub const LISTED_MAX: usize = 1 << 20;
+
+/// Stripes of locks of an overlay.
+pub const OVERLAY_STRIPES: usize = 64;
+/// Blocks that share a stripe before the next one follows.
+pub const OVERLAY_STRIPE_BLOCKS: u64 = 256;
+/// Largest single read or write of an overlay.
+pub const OVERLAY_IO_BYTES_MAX: usize = 64 << 20;
+/// Largest recovery key file.
+pub const KEY_FILE_BYTES_MAX: usize = 4096;
+
+const _: () = {
+    // The first GET always holds the header, and small tables with it.
+    assert!(TABLE_READ_BYTES > SEGMENT_HEADER_BYTES);
+    // What a scan reads ahead is bounded: tables, before and after opening.
+    assert!(SLOTS_AHEAD_MAX * SEGMENT_TABLE_BYTES_MAX <= 128 << 20);
+    assert!(VOID_REACH_SLOTS >= 4 * PUTS_IN_FLIGHT_MAX as u64);
+    assert!(HOLE_SLOTS_MAX >= 8 * PUTS_IN_FLIGHT_MAX);
+    // Each shard of a cache takes any one item: a cache refuses what is larger than its shard.
+    assert!(FRAME_CACHE_BYTES / CACHE_SHARDS as u64 >= 4 * SEGMENT_FRAME_BYTES_MAX as u64);
+    assert!(
+        TABLE_CACHE_BYTES / CACHE_SHARDS as u64 >= (SEGMENT_CHUNKS_MAX * 80 + (1 << 20)) as u64
+    );
+    // One GET holds at least two frames, and stays far below an object.
+    assert!(BULK_GET_BYTES >= 2 * (SEGMENT_FRAME_BYTES_MAX + 16) as u64);
+    assert!(BULK_GET_BYTES * 4 <= SEGMENT_BYTES_MAX);
+    assert!(READ_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+    assert!(ZERO_WRITE_BYTES.is_multiple_of(BLOCK_BYTES));
+    assert!(OVERLAY_IO_BYTES_MAX <= READ_BYTES_MAX);
+    // Stripes are taken in order; a request of the largest size takes each at most once a round.
+    assert!(OVERLAY_STRIPES.is_power_of_two() && OVERLAY_STRIPE_BLOCKS.is_power_of_two());
+    assert!(VOLUME_BLOCKS_MAX < 1 << 40);
+    assert!(SMALL_OBJECT_BYTES_MAX >= 4096);
+};

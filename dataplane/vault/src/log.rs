@@ -1,0 +1,272 @@
+//! The logs of a vault: committing segments, sealing, and reading slots in order.
+//!
+//! A slot is committed when it and every slot before it exist. A seal ends the log: what is put
+//! beyond it never counts. A segment whose incarnation is below that of an earlier slot is void: a run
+//! of the writer that crashed left it behind a missing slot, which a later run filled.
+
+mod read;
+
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::{HOLE_SLOTS_MAX, SEAL_STEPS_MAX, SLOTS_AHEAD_MAX};
+use crate::store::{Put, StoreError};
+use crate::vault::Vault;
+use bytes::Bytes;
+use farshore_codec::segment::{Opener, seal_object};
+use farshore_proto::limits::{PUTS_IN_FLIGHT_MAX, SEGMENT_HEADER_BYTES};
+use farshore_proto::segment::{SegmentHeader, SlotKind};
+use farshore_proto::{LogId, Slot};
+use futures::StreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use read::{LogScan, OpenSegment, ScanEnd, read_segment};
+
+/// What a slot holds that was to be ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Foreign {
+    /// The log was sealed there: stop writing it for good.
+    Sealed,
+    /// A segment of another attempt: read it, and go on behind it.
+    Segment,
+}
+
+/// How a put ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// The slot holds our segment, durably.
+    Committed,
+    /// The slot holds something else.
+    Foreign(Foreign),
+}
+
+/// The end of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEnd {
+    /// The first slot that holds nothing, or the slot of the seal.
+    pub next: Slot,
+    /// Whether `next` holds a seal.
+    pub is_sealed: bool,
+    /// Slots behind `next` that crashed runs of the writer filled: void once `next` is filled by a
+    /// run with a greater incarnation.
+    pub void: BTreeSet<Slot>,
+    /// The highest incarnation found, from 1.
+    pub incarnation: u64,
+}
+
+/// Puts a segment into its slot.
+///
+/// An error leaves open whether the segment was committed: call again with the same bytes.
+///
+/// # Errors
+/// `Unavailable` (also when full: `is_no_space`); `Corrupt` if the slot holds something that
+/// is not of this log.
+///
+/// # Panics
+/// If `bytes` is not a segment of that slot: a bug in the caller.
+///
+/// # Cancel safety
+/// Dropped, it leaves open whether the segment was committed, like an error.
+pub async fn put_segment(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+    bytes: Bytes,
+) -> Result<PutOutcome, VaultError> {
+    let ours = SegmentHeader::decode(&bytes).expect("the caller built a segment");
+    assert!(ours.log == log && ours.slot == slot, "the segment was built for another slot");
+    let name = ObjectName::slot(log, slot);
+    if vault.store().create(&name, bytes).await? == Put::Created {
+        return Ok(PutOutcome::Committed);
+    }
+    let found = read_header(vault, log, slot).await?;
+    // The salt was drawn for this attempt: the same one is the same segment.
+    if found.salt == ours.salt && found.kind == ours.kind {
+        vault.store().settle(&name).await?;
+        return Ok(PutOutcome::Committed);
+    }
+    Ok(PutOutcome::Foreign(match found.kind {
+        SlotKind::Seal => Foreign::Sealed,
+        SlotKind::Segment => Foreign::Segment,
+    }))
+}
+
+/// Finds the end of a log, knowing that all slots before `from` are filled.
+///
+/// What was found is durable when this returns, whoever put it.
+///
+/// # Errors
+/// `Unavailable`; `Corrupt` if a slot holds something that is not of this log, or segments are lost:
+/// going on would make void what was committed behind the gap.
+///
+/// # Panics
+/// Never: slots do not run out.
+pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
+    let slots = futures::stream::iter(from.0..).map(|slot| header_at(vault, log, Slot(slot)));
+    let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
+    let mut incarnation = 1;
+    let mut last = None;
+    let mut end = loop {
+        let (slot, found) = slots.next().await.expect("slots do not run out");
+        let Some(header) = found? else {
+            let behind = Behind::look(vault, log, slot).await?;
+            behind.check(vault, log, slot)?;
+            let void = behind.filled.keys().copied().collect();
+            break LogEnd { next: slot, is_sealed: false, void, incarnation };
+        };
+        incarnation = incarnation.max(header.incarnation);
+        last = Some(slot);
+        if header.kind == SlotKind::Seal {
+            break LogEnd { next: slot, is_sealed: true, void: BTreeSet::new(), incarnation };
+        }
+    };
+    match last {
+        Some(last) => vault.store().settle(&ObjectName::slot(log, last)).await?,
+        None => {
+            let before = end.next.0.checked_sub(1).map(Slot);
+            if let Some(before) = before {
+                let (_, found) = header_at(vault, log, before).await;
+                end.incarnation = found?.map_or(1, |header| header.incarnation);
+            }
+        }
+    }
+    Ok(end)
+}
+
+/// What lies behind a missing slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Behind {
+    /// Filled slots and the run that filled each.
+    pub(crate) filled: BTreeMap<Slot, u64>,
+    /// Whether no crash of a writer explains them: the missing slot was committed, and is lost.
+    pub(crate) is_lost: bool,
+}
+
+impl Behind {
+    /// Looks behind the missing `slot`.
+    ///
+    /// A run has at most `PUTS_IN_FLIGHT_MAX` slots that are not committed, this one included. So
+    /// it leaves fewer than that behind the slot, with fewer than that missing between them.
+    pub(crate) async fn look(vault: &Vault, log: LogId, slot: Slot) -> Result<Self, VaultError> {
+        let from = slot.0.saturating_add(1);
+        let to = from.saturating_add(HOLE_SLOTS_MAX as u64);
+        let slots = futures::stream::iter(from..to).map(|slot| header_at(vault, log, Slot(slot)));
+        let mut slots = std::pin::pin!(slots.buffered(PUTS_IN_FLIGHT_MAX));
+        let mut behind = Self { filled: BTreeMap::new(), is_lost: true };
+        let mut of_run: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut missing = 1;
+        while let Some((slot, found)) = slots.next().await {
+            let Some(header) = found? else {
+                missing += 1;
+                if missing < PUTS_IN_FLIGHT_MAX {
+                    continue;
+                }
+                behind.is_lost = false;
+                break;
+            };
+            missing = 0;
+            behind.filled.insert(slot, header.incarnation);
+            let count = of_run.entry(header.incarnation).or_default();
+            *count += 1;
+            if header.kind == SlotKind::Seal || *count >= PUTS_IN_FLIGHT_MAX {
+                return Ok(behind);
+            }
+        }
+        // Many slots lost in a row.
+        for step in [16, 32, 64, 256, 1024] {
+            let far = Slot(slot.0.saturating_add(step));
+            let (_, found) = header_at(vault, log, far).await;
+            if let Some(header) = found? {
+                behind.filled.insert(far, header.incarnation);
+                behind.is_lost = true;
+                break;
+            }
+        }
+        // All of this is void if the slot has been filled meanwhile: the log was read while written.
+        if behind.is_lost && is_filled(vault, log, slot).await? {
+            behind.is_lost = false;
+        }
+        Ok(behind)
+    }
+
+    /// The first filled slot.
+    pub(crate) fn later(&self) -> Option<Slot> {
+        self.filled.keys().next().copied()
+    }
+
+    /// Refuses a log that has lost slots.
+    pub(crate) fn check(&self, vault: &Vault, log: LogId, slot: Slot) -> Result<(), VaultError> {
+        match self.later() {
+            Some(later) if self.is_lost => {
+                Err(VaultError::LostSlot { url: vault.url().to_owned(), log, slot, later })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Seals a log at its end, knowing that all slots before `from` are filled; returns the seal's slot.
+///
+/// Segments that win slots meanwhile stay committed; the seal goes behind them. A log that is
+/// sealed already stays as it is. Call again after an error.
+///
+/// # Errors
+/// `Unavailable`; `Corrupt` if a slot holds something that is not of this log; `Limit` if the
+/// writer keeps winning.
+pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultError> {
+    let end = find_end(vault, log, from).await?;
+    if end.is_sealed {
+        return Ok(end.next);
+    }
+    let (number, key) = vault.newest_key();
+    let (mut slot, mut incarnation) = (end.next, end.incarnation);
+    for _ in 0..SEAL_STEPS_MAX {
+        let name = ObjectName::slot(log, slot);
+        let object =
+            seal_object(vault.id(), log, slot, incarnation, key, number).map_err(|source| {
+                VaultError::Seal { object: name.clone(), source: Box::new(source) }
+            })?;
+        if vault.store().create(&name, Bytes::from(object)).await? == Put::Created {
+            return Ok(slot);
+        }
+        let found = read_header(vault, log, slot).await?;
+        if found.kind == SlotKind::Seal {
+            vault.store().settle(&name).await?;
+            return Ok(slot);
+        }
+        incarnation = incarnation.max(found.incarnation);
+        slot = slot.next();
+    }
+    let url = vault.url().to_owned();
+    Err(VaultError::Limit { url, what: "slots won against a seal", max: SEAL_STEPS_MAX })
+}
+
+/// Reads the header of a slot and checks that it was sealed for that slot.
+async fn read_header(vault: &Vault, log: LogId, slot: Slot) -> Result<SegmentHeader, VaultError> {
+    let name = ObjectName::slot(log, slot);
+    let part = vault.store().get_range(&name, 0..SEGMENT_HEADER_BYTES as u64).await?;
+    match Opener::open_header(&part.bytes, vault.id(), log, slot, vault.ring()) {
+        Ok(opener) => Ok(*opener.header()),
+        Err(source) => Err(vault.damaged(name, 0, source)),
+    }
+}
+
+/// The header of a slot, if it is filled.
+async fn header_at(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+) -> (Slot, Result<Option<SegmentHeader>, VaultError>) {
+    match read_header(vault, log, slot).await {
+        Ok(header) => (slot, Ok(Some(header))),
+        Err(error) if error.is_not_found() => (slot, Ok(None)),
+        Err(error) => (slot, Err(error)),
+    }
+}
+
+/// Whether a slot holds anything.
+pub(crate) async fn is_filled(vault: &Vault, log: LogId, slot: Slot) -> Result<bool, StoreError> {
+    vault.store().exists(&ObjectName::slot(log, slot)).await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! Reading slots: the table of one, and all of a log in order, read ahead.
+
+use super::header_at;
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::{SLOTS_AHEAD_MAX, TABLE_READ_BYTES, VOID_REACH_SLOTS};
+use crate::store::Part;
+use crate::vault::Vault;
+use farshore_codec::{CodecError, Opener};
+use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
+use farshore_proto::{LogId, Slot};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use std::ops::Range;
+
+/// A segment or seal with its table open.
+#[derive(Debug)]
+pub struct OpenSegment {
+    /// Opens its frames.
+    pub opener: Opener,
+    /// Its table.
+    pub table: Table,
+    /// Where each sealed frame is in the object.
+    pub frames: Vec<Range<u64>>,
+}
+
+impl OpenSegment {
+    /// Its header.
+    #[must_use]
+    pub fn header(&self) -> &SegmentHeader {
+        self.opener.header()
+    }
+
+    /// Bytes of memory it takes, about.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        fn bytes_of<T>(items: &[T]) -> u64 {
+            size_of_val(items) as u64
+        }
+        let Table { frames, chunks, spans } = &self.table;
+        let extents = spans.iter().map(|span| bytes_of(&span.extents)).sum::<u64>();
+        1024 + bytes_of(frames)
+            + bytes_of(chunks)
+            + bytes_of(spans)
+            + extents
+            + bytes_of(&self.frames)
+    }
+}
+
+/// Opens the table of a slot by ranged GETs: one for nearly all segments, two for large tables.
+///
+/// # Errors
+/// `NotFound` if the slot is empty; `Corrupt` if the object does not open, is that of another
+/// place, or is not as long as it says; `Unavailable`.
+pub async fn read_segment(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+) -> Result<OpenSegment, VaultError> {
+    let (_, segment) = read_parts(vault, log, slot).await?;
+    segment
+}
+
+/// The header of a slot, and the rest if that opens.
+async fn read_parts(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+) -> Result<(SegmentHeader, Result<OpenSegment, VaultError>), VaultError> {
+    let name = ObjectName::slot(log, slot);
+    let first = vault.store().get_range(&name, 0..TABLE_READ_BYTES as u64).await?;
+    let opener = Opener::open_header(&first.bytes, vault.id(), log, slot, vault.ring())
+        .map_err(|source| vault.damaged(name.clone(), 0, source))?;
+    let header = *opener.header();
+    Ok((header, read_rest(vault, name, opener, &first).await))
+}
+
+async fn read_rest(
+    vault: &Vault,
+    name: ObjectName,
+    opener: Opener,
+    first: &Part,
+) -> Result<OpenSegment, VaultError> {
+    let expected = opener.header().object_bytes();
+    if first.object_bytes != expected {
+        let found = first.object_bytes;
+        let source = CodecError::Length { what: "segment", expected, found };
+        return Err(vault.damaged(name, expected.min(found), source));
+    }
+    let range = opener.table_range();
+    let have = first.bytes.len() as u64;
+    let table = if range.end <= have {
+        open_table(&opener, &first.bytes, &range)
+    } else {
+        let rest = vault.store().get_range(&name, have..range.end).await?;
+        let mut head = first.bytes.to_vec();
+        head.extend_from_slice(&rest.bytes);
+        open_table(&opener, &head, &range)
+    };
+    let table = table.map_err(|source| vault.damaged(name, range.start, source))?;
+    let frames = opener.frame_ranges(&table);
+    Ok(OpenSegment { opener, table, frames })
+}
+
+fn open_table(opener: &Opener, head: &[u8], range: &Range<u64>) -> Result<Table, CodecError> {
+    let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(head.len());
+    opener.open_table(&head[at(range.start)..at(range.end)])
+}
+
+/// Why a scan of a log ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScanEnd {
+    /// The log was sealed in that slot.
+    Sealed(Slot),
+    /// That slot holds nothing.
+    Missing(Slot),
+}
+
+type Parts = Result<(SegmentHeader, Result<OpenSegment, VaultError>), VaultError>;
+
+/// Reads a log slot by slot, some ahead, until its end. Void slots are read over.
+pub struct LogScan<'a> {
+    vault: &'a Vault,
+    log: LogId,
+    from: Slot,
+    next: Slot,
+    ahead: FuturesOrdered<BoxFuture<'a, (Slot, Parts)>>,
+    /// Highest incarnation so far; none before the slots in front of `from` were asked.
+    incarnation: Option<u64>,
+    end: Option<ScanEnd>,
+}
+
+impl std::fmt::Debug for LogScan<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { log, next, end, .. } = self;
+        f.debug_struct("LogScan")
+            .field("log", log)
+            .field("next", next)
+            .field("end", end)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> LogScan<'a> {
+    /// A scan of `log` from slot `from` on.
+    #[must_use]
+    pub fn new(vault: &'a Vault, log: LogId, from: Slot) -> Self {
+        let ahead = FuturesOrdered::new();
+        Self { vault, log, from, next: from, ahead, incarnation: None, end: None }
+    }
+
+    /// The next segment; none at the end, and then `end` says which end.
+    ///
+    /// After an error the scan goes on with the slot behind the one that cannot be read.
+    ///
+    /// # Errors
+    /// As `read_segment`, except that an empty slot is the end.
+    ///
+    /// # Panics
+    /// Never: slots do not run out.
+    ///
+    /// # Cancel safety
+    /// Dropped, it loses the slot that it was about to return: start a new scan.
+    pub async fn next(&mut self) -> Result<Option<(Slot, OpenSegment)>, VaultError> {
+        let mut incarnation = match self.incarnation {
+            Some(incarnation) => incarnation,
+            None => self.incarnation_before().await?,
+        };
+        while self.end.is_none() {
+            self.read_ahead();
+            let (slot, found) = self.ahead.next().await.expect("something was read ahead");
+            let (header, segment) = match found {
+                Ok(parts) => parts,
+                Err(error) if error.is_not_found() => {
+                    self.end = Some(ScanEnd::Missing(slot));
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            if header.kind == SlotKind::Seal {
+                segment?;
+                self.end = Some(ScanEnd::Sealed(slot));
+                break;
+            }
+            if header.incarnation < incarnation {
+                continue;
+            }
+            incarnation = header.incarnation;
+            self.incarnation = Some(incarnation);
+            return segment.map(|segment| Some((slot, segment)));
+        }
+        self.ahead.clear();
+        Ok(None)
+    }
+
+    /// How the log ended, once `next` has returned none.
+    #[must_use]
+    pub fn end(&self) -> Option<ScanEnd> {
+        self.end
+    }
+
+    fn read_ahead(&mut self) {
+        while self.ahead.len() < SLOTS_AHEAD_MAX {
+            let (vault, log, slot) = (self.vault, self.log, self.next);
+            self.next = slot.next();
+            self.ahead
+                .push_back(Box::pin(async move { (slot, read_parts(vault, log, slot).await) }));
+        }
+    }
+
+    /// The highest incarnation of the slots in front of the scan, as far back as a void slot's
+    /// filler can be. Slots that cannot be read there are not this scan's business.
+    async fn incarnation_before(&mut self) -> Result<u64, VaultError> {
+        let (vault, log) = (self.vault, self.log);
+        let slots = self.from.0.saturating_sub(VOID_REACH_SLOTS)..self.from.0;
+        let slots = futures::stream::iter(slots).map(|slot| header_at(vault, log, Slot(slot)));
+        let mut slots = slots.buffered(SLOTS_AHEAD_MAX);
+        let mut highest = 0;
+        while let Some((_, found)) = slots.next().await {
+            match found {
+                Ok(header) => highest = highest.max(header.map_or(0, |header| header.incarnation)),
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        self.incarnation = Some(highest);
+        Ok(highest)
+    }
+}

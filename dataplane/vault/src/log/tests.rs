@@ -1,0 +1,139 @@
+use super::*;
+use crate::testing::World;
+
+async fn filled(slots: u64) -> World {
+    let mut world = World::new(1, 1).await;
+    for seed in 0..slots {
+        world.write(0, 0, 4, 100 + u32::try_from(seed).unwrap());
+        world.end_span(0, true);
+        world.commit(0).await;
+    }
+    world
+}
+
+#[tokio::test]
+async fn a_put_that_is_tried_again_is_committed_and_another_is_foreign() {
+    let mut world = filled(1).await;
+    let log = world.logs[0].id;
+    let bytes = world.build(0);
+    let outcome = put_segment(&world.vault, log, Slot(1), bytes.clone()).await.unwrap();
+    assert_eq!(outcome, PutOutcome::Committed);
+    // As after an error that came when the store had carried out the put.
+    let outcome = put_segment(&world.vault, log, Slot(1), bytes).await.unwrap();
+    assert_eq!(outcome, PutOutcome::Committed);
+    world.logs[0].next = Slot(1);
+    let other = world.build(0);
+    let outcome = put_segment(&world.vault, log, Slot(1), other).await.unwrap();
+    assert_eq!(outcome, PutOutcome::Foreign(Foreign::Segment));
+    world.seal(0).await;
+    let late = world.build(0);
+    let outcome = put_segment(&world.vault, log, Slot(2), late).await.unwrap();
+    assert_eq!(outcome, PutOutcome::Foreign(Foreign::Sealed));
+}
+
+#[tokio::test]
+async fn the_end_is_found_from_any_hint() {
+    let mut world = filled(21).await;
+    let log = world.logs[0].id;
+    for from in [0, 1, 9, 20, 21] {
+        let end = find_end(&world.vault, log, Slot(from)).await.unwrap();
+        assert_eq!((end.next, end.is_sealed, end.incarnation), (Slot(21), false, 1), "{from}");
+        assert!(end.void.is_empty());
+    }
+    world.seal(0).await;
+    for from in [0, 21] {
+        let end = find_end(&world.vault, log, Slot(from)).await.unwrap();
+        assert_eq!((end.next, end.is_sealed), (Slot(21), true), "{from}");
+    }
+    let empty = LogId([0x66; 16]);
+    let end = find_end(&world.vault, empty, Slot(0)).await.unwrap();
+    assert_eq!((end.next, end.is_sealed, end.incarnation), (Slot(0), false, 1));
+}
+
+#[tokio::test]
+async fn a_seal_is_put_once_and_behind_what_won_its_slot() {
+    let world = filled(3).await;
+    let log = world.logs[0].id;
+    assert_eq!(seal(&world.vault, log, Slot(0)).await.unwrap(), Slot(3));
+    assert_eq!(seal(&world.vault, log, Slot(0)).await.unwrap(), Slot(3));
+    assert_eq!(seal(&world.vault, log, Slot(3)).await.unwrap(), Slot(3));
+    // Writer and sealer race: whatever wins, the segment is committed or foreign, never both.
+    for _ in 0..8 {
+        let mut world = filled(1).await;
+        let log = world.logs[0].id;
+        let bytes = world.build(0);
+        let (put, sealed) = tokio::join!(
+            put_segment(&world.vault, log, Slot(1), bytes),
+            seal(&world.vault, log, Slot(0))
+        );
+        match put.unwrap() {
+            PutOutcome::Committed => assert_eq!(sealed.unwrap(), Slot(2)),
+            PutOutcome::Foreign(Foreign::Sealed) => assert_eq!(sealed.unwrap(), Slot(1)),
+            PutOutcome::Foreign(Foreign::Segment) => panic!("nobody else writes"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_scan_ends_at_the_seal_or_the_first_empty_slot() {
+    let mut world = filled(12).await;
+    let log = world.logs[0].id;
+    let count = async |from| {
+        let mut scan = LogScan::new(&world.vault, log, Slot(from));
+        let mut slots = Vec::new();
+        while let Some((slot, segment)) = scan.next().await.unwrap() {
+            assert_eq!(segment.header().slot, slot);
+            assert_eq!(segment.table.spans.len(), 1);
+            slots.push(slot.0);
+        }
+        assert!(scan.next().await.unwrap().is_none());
+        (slots, scan.end().unwrap())
+    };
+    assert_eq!(count(0).await, ((0..12).collect(), ScanEnd::Missing(Slot(12))));
+    assert_eq!(count(7).await, ((7..12).collect(), ScanEnd::Missing(Slot(12))));
+    assert_eq!(count(12).await, (vec![], ScanEnd::Missing(Slot(12))));
+    seal(&world.vault, log, Slot(0)).await.unwrap();
+    assert_eq!(count(0).await.1, ScanEnd::Sealed(Slot(12)));
+    world.logs[0].next = Slot(13);
+}
+
+#[tokio::test]
+async fn void_slots_in_front_of_a_scan_still_tell_which_slots_are_void() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    // Run 1 leaves slots 3 and 4 behind the missing slot 2; run 2 fills 2 and goes on at 5.
+    for slot in [3, 4] {
+        world.logs[0].next = Slot(slot);
+        world.commit(0).await;
+    }
+    world.logs[0].incarnation = 2;
+    for slot in [2, 5] {
+        world.logs[0].next = Slot(slot);
+        world.commit(0).await;
+    }
+    for from in [0, 3, 4] {
+        let mut scan = LogScan::new(&world.vault, log, Slot(from));
+        let mut slots = Vec::new();
+        while let Some((slot, _)) = scan.next().await.unwrap() {
+            slots.push(slot.0);
+        }
+        let expected: Vec<u64> = [0, 1, 2, 5].into_iter().filter(|slot| *slot >= from).collect();
+        assert_eq!(slots, expected, "from {from}");
+    }
+    assert_eq!(find_end(&world.vault, log, Slot(0)).await.unwrap().incarnation, 2);
+}
+
+#[tokio::test]
+async fn a_damaged_slot_is_named_and_the_scan_goes_on() {
+    let world = filled(4).await;
+    let log = world.logs[0].id;
+    let file = world.file(&ObjectName::slot(log, Slot(1)));
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[170] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let mut scan = LogScan::new(&world.vault, log, Slot(0));
+    assert_eq!(scan.next().await.unwrap().unwrap().0, Slot(0));
+    let error = scan.next().await.unwrap_err();
+    assert!(error.to_string().contains("0000000000000001 is damaged at byte 160"), "{error}");
+    assert_eq!(scan.next().await.unwrap().unwrap().0, Slot(2));
+}

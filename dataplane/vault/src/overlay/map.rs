@@ -1,0 +1,185 @@
+//! The map file of an overlay.
+
+use super::bits::{Bits, Pages, bitmap_bytes};
+use super::{OverlayBase, OverlayError};
+use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
+use farshore_proto::{DecodeError, Seq, VolumeId};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+const MAGIC: [u8; 4] = *b"FSOV";
+const VERSION: u16 = 1;
+const HEADER_BYTES: usize = 64;
+/// Where the bitmaps begin.
+const BITS_OFFSET: u64 = 4096;
+
+/// The map file beside an overlay's data file.
+pub(super) fn path_of(data: &Path) -> PathBuf {
+    let mut name = data.as_os_str().to_owned();
+    name.push(".map");
+    PathBuf::from(name)
+}
+
+/// An open map.
+#[derive(Debug)]
+pub(super) struct MapFile {
+    file: File,
+    bitmap_bytes: u64,
+}
+
+impl MapFile {
+    /// Makes the map of a new overlay, durably.
+    pub(super) fn create(
+        path: &Path,
+        data: &Path,
+        base: OverlayBase,
+    ) -> Result<(Self, Bits), OverlayError> {
+        let error =
+            |source| OverlayError::Io { path: data.to_owned(), verb: "make its map", source };
+        let bitmap_bytes = bitmap_bytes(base.size_bytes);
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".partial");
+        let temporary = PathBuf::from(temporary);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(&temporary).map_err(error)?;
+        let write = || {
+            file.write_all_at(&header(base, boot_id()), 0)?;
+            file.set_len(BITS_OFFSET + 2 * bitmap_bytes)?;
+            // A full disk is then met by the data, where it does no harm. Not every file system can.
+            let _ = rustix::fs::fallocate(
+                &file,
+                rustix::fs::FallocateFlags::empty(),
+                0,
+                BITS_OFFSET + 2 * bitmap_bytes,
+            );
+            file.sync_all()?;
+            fs::rename(&temporary, path)?;
+            sync_directory_of(path)
+        };
+        write().map_err(error)?;
+        let empty = vec![0; usize::try_from(bitmap_bytes).expect("a volume has a limit")];
+        Ok((Self { file, bitmap_bytes }, Bits::new(&empty)))
+    }
+
+    /// Checks that the map at `path` is one of `base`; returns the boot id in it.
+    pub(super) fn check(
+        path: &Path,
+        data: &Path,
+        base: OverlayBase,
+    ) -> Result<(File, Uuid), OverlayError> {
+        let error =
+            |source| OverlayError::Io { path: data.to_owned(), verb: "read its map", source };
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(error)?;
+        let mut bytes = [0; HEADER_BYTES];
+        file.read_exact_at(&mut bytes, 0).map_err(error)?;
+        let Ok((found, boot)) = read_header(&bytes) else {
+            return Err(OverlayError::Damaged {
+                path: data.to_owned(),
+                what: "its map is damaged",
+            });
+        };
+        if found != base {
+            let OverlayBase { volume, seq, size_bytes } = found;
+            return Err(OverlayError::OtherPoint {
+                path: data.to_owned(),
+                volume,
+                seq,
+                size_bytes,
+            });
+        }
+        Ok((file, boot))
+    }
+
+    /// Opens the map of an overlay that was used before.
+    pub(super) fn open(
+        path: &Path,
+        data: &Path,
+        base: OverlayBase,
+    ) -> Result<(Self, Bits), OverlayError> {
+        let error =
+            |source| OverlayError::Io { path: data.to_owned(), verb: "read its map", source };
+        let (file, written_by) = Self::check(path, data, base)?;
+        let map = Self { file, bitmap_bytes: bitmap_bytes(base.size_bytes) };
+        let mut bytes = vec![0; usize::try_from(map.bitmap_bytes).expect("a volume has a limit")];
+        let boot = boot_id();
+        if !boot.is_nil() && boot == written_by {
+            map.file.read_exact_at(&mut bytes, BITS_OFFSET + map.bitmap_bytes).map_err(error)?;
+            let bits = Bits::new(&bytes);
+            bits.change_all();
+            return Ok((map, bits));
+        }
+        // The machine went down since: what was not flushed then is not there for sure.
+        map.file.read_exact_at(&mut bytes, BITS_OFFSET).map_err(error)?;
+        let reset = || {
+            map.file.write_all_at(&bytes, BITS_OFFSET + map.bitmap_bytes)?;
+            map.file.sync_all()?;
+            // Only now may the live bits be believed again.
+            map.file.write_all_at(&header(base, boot), 0)?;
+            map.file.sync_all()
+        };
+        reset().map_err(error)?;
+        Ok((map, Bits::new(&bytes)))
+    }
+
+    /// Writes live bits, `from` bytes into the bitmap.
+    pub(super) fn write_live(&self, from: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, BITS_OFFSET + self.bitmap_bytes + from)
+    }
+
+    /// Writes flushed bits and makes them durable.
+    pub(super) fn write_flushed(&self, pages: &Pages) -> io::Result<()> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        for (from, bytes) in pages {
+            self.file.write_all_at(bytes, BITS_OFFSET + from)?;
+        }
+        self.file.sync_data()
+    }
+}
+
+fn header(base: OverlayBase, boot: Uuid) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES);
+    out.put_bytes(&MAGIC);
+    out.put_u16(VERSION);
+    out.put_zeros(2);
+    out.put_bytes(&base.volume.0);
+    out.put_u64(base.seq.0);
+    out.put_u64(base.size_bytes);
+    out.put_bytes(boot.as_bytes());
+    out.put_zeros(HEADER_BYTES - 4 - out.len());
+    put_crc(&mut out, 0);
+    out
+}
+
+fn read_header(bytes: &[u8]) -> Result<(OverlayBase, Uuid), DecodeError> {
+    let mut reader = Reader::new("overlay map", bytes);
+    reader.magic(MAGIC)?;
+    reader.version(VERSION)?;
+    check_crc("overlay map", bytes)?;
+    reader.reserved(2)?;
+    let base = OverlayBase {
+        volume: VolumeId(reader.array()?),
+        seq: Seq(reader.u64()?),
+        size_bytes: reader.u64()?,
+    };
+    let boot = Uuid::from_bytes(reader.array()?);
+    reader.reserved(reader.left().saturating_sub(4))?;
+    Ok((base, boot))
+}
+
+/// Identity of this run of the kernel; nil where it does not tell.
+fn boot_id() -> Uuid {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().parse().unwrap_or(Uuid::nil())
+}
+
+/// Makes the name of a file durable.
+pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}

@@ -1,0 +1,310 @@
+//! Writing a view to a file or a block device.
+//!
+//! Frames are read in the order in which they are stored, each once, neighbours together; blocks are
+//! written as they come. A file is made under another name, synced and then renamed, so a file of the
+//! wanted name is always whole.
+
+mod plan;
+mod target;
+
+use crate::chunks::ChunkReader;
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::BULK_GETS_IN_FLIGHT_MAX;
+use crate::log::OpenSegment;
+use crate::view::VolumeView;
+use farshore_codec::segment::chunk_of;
+use farshore_codec::{ChunkHasher, CodecError};
+use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::{BlockRange, ErrorKind};
+use futures::StreamExt;
+use plan::{Job, Place};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use target::Target;
+
+/// Slots whose GETs are planned at the same time.
+const PLANS_AHEAD: usize = 2;
+/// Blocks of a device whose gaps are looked for at once: 1 GiB.
+const ZERO_STEP_BLOCKS: usize = 1 << 18;
+
+/// Why a restore failed. A target file of the wanted name is then as it was before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The target file has content.
+    #[error("restore to {}: the file exists and is not empty: name another, or allow it to be replaced", path.display())]
+    NotEmpty {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target is neither a file nor a block device.
+    #[error("restore to {}: it is neither a file nor a block device", path.display())]
+    NotATarget {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The device is smaller than the volume.
+    #[error("restore to {}: the device has {found} bytes, the volume needs {needed}", path.display())]
+    TooSmall {
+        /// The target.
+        path: PathBuf,
+        /// Size of the device.
+        found: u64,
+        /// Size of the volume.
+        needed: u64,
+    },
+    /// The file system has not enough room.
+    #[error("restore to {}: {available} bytes are free there, the volume's data needs {needed}", path.display())]
+    NoRoom {
+        /// The target.
+        path: PathBuf,
+        /// Free bytes.
+        available: u64,
+        /// Bytes to be written.
+        needed: u64,
+    },
+    /// Another process restores to the same place, or uses the device.
+    #[error("restore to {}: it is in use by another process", path.display())]
+    InUse {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target cannot be written.
+    #[error("restore to {}: cannot {verb}", path.display())]
+    Io {
+        /// The target.
+        path: PathBuf,
+        /// What was tried.
+        verb: &'static str,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl RestoreError {
+    /// What the caller does about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Vault(error) => error.kind(),
+            Self::NotEmpty { .. } | Self::NotATarget { .. } | Self::TooSmall { .. } => {
+                ErrorKind::Invalid
+            }
+            Self::InUse { .. } => ErrorKind::Conflict,
+            Self::NoRoom { .. } | Self::Io { .. } => ErrorKind::Unavailable,
+        }
+    }
+
+    /// Whether the target's file system is full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// How to restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RestoreOptions {
+    /// Whether a target file that has content may be replaced.
+    pub may_replace: bool,
+}
+
+/// How far a restore is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestoreProgress {
+    /// Bytes of data written.
+    pub written_bytes: u64,
+    /// Bytes of data that the volume has.
+    pub data_bytes: u64,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Bytes of data written; the rest is zero.
+    pub written_bytes: u64,
+    /// Bytes fetched from the vault for frames.
+    pub fetched_bytes: u64,
+}
+
+/// Writes all of a view to `to`, durably. `progress` is called now and then, from this task.
+///
+/// # Errors
+/// As [`RestoreError`]. A partly written file is removed; a partly written device stays so.
+///
+/// # Cancel safety
+/// Dropped, it leaves a file named `to` with `.partial` behind, which the next restore reuses.
+pub async fn restore(
+    view: &VolumeView,
+    to: &Path,
+    options: RestoreOptions,
+    mut progress: impl FnMut(RestoreProgress) + Send,
+) -> Result<RestoreReport, RestoreError> {
+    let (size_bytes, data_bytes) = (view.size_bytes(), view.data_bytes());
+    let target = {
+        let to = to.to_owned();
+        blocking(move || Target::open(&to, size_bytes, data_bytes, options)).await?
+    };
+    let target = Arc::new(target);
+    match write_all(view, &target, &mut progress).await {
+        Ok(report) => blocking(move || target.finish()).await.map(|()| report),
+        Err(error) => {
+            target.abandon();
+            Err(error)
+        }
+    }
+}
+
+async fn write_all(
+    view: &VolumeView,
+    target: &Arc<Target>,
+    progress: &mut (impl FnMut(RestoreProgress) + Send),
+) -> Result<RestoreReport, RestoreError> {
+    let data_bytes = view.data_bytes();
+    let mut report =
+        RestoreReport { size_bytes: view.size_bytes(), written_bytes: 0, fetched_bytes: 0 };
+    progress(RestoreProgress { written_bytes: 0, data_bytes });
+    zero_gaps(view, target).await?;
+    let places = plan::resolve(view).await?;
+    // A slot's table is needed to plan its GETs: the next slot is planned meanwhile.
+    let slots = places.chunk_by(|a, b| (a.log, a.slot) == (b.log, b.slot));
+    let jobs = futures::stream::iter(slots.map(|places| plan_slot(view, places)));
+    let jobs = jobs.buffered(PLANS_AHEAD).flat_map(|jobs| match jobs {
+        Ok(jobs) => futures::stream::iter(jobs.into_iter().map(Ok).collect::<Vec<_>>()),
+        Err(error) => futures::stream::iter(vec![Err(error)]),
+    });
+    let running = jobs.map(|job| async { run(&view.reader, job?, target).await });
+    let mut done = std::pin::pin!(running.buffer_unordered(BULK_GETS_IN_FLIGHT_MAX));
+    while let Some(part) = done.next().await {
+        let (written, fetched) = part?;
+        report.written_bytes += written;
+        report.fetched_bytes += fetched;
+        progress(RestoreProgress { written_bytes: report.written_bytes, data_bytes });
+    }
+    Ok(report)
+}
+
+/// Makes zero, on a device, what is not data.
+async fn zero_gaps(view: &VolumeView, target: &Arc<Target>) -> Result<(), RestoreError> {
+    if !target.is_device() {
+        return Ok(());
+    }
+    let blocks = view.size_bytes() / BLOCK_BYTES as u64;
+    for block in (0..blocks).step_by(ZERO_STEP_BLOCKS) {
+        let count = (blocks - block).min(ZERO_STEP_BLOCKS as u64);
+        for (gap, is_data) in view.extents(BlockRange { block, count }) {
+            if !is_data {
+                let target = Arc::clone(target);
+                blocking(move || target.zero(gap)).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn plan_slot(view: &VolumeView, places: &[Place]) -> Result<Vec<Job>, VaultError> {
+    let Place { log, slot, .. } = places[0];
+    let segment = view.reader.segment(log, slot, &ObjectName::slot(log, slot)).await?;
+    Ok(plan::jobs(&segment, places))
+}
+
+/// What can go wrong in the middle of a job.
+enum Failure {
+    Frame { offset: u64, source: CodecError },
+    Other(RestoreError),
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Fetches the frames of a job and writes what is wanted of them: bytes written, bytes fetched.
+async fn run(
+    reader: &ChunkReader,
+    job: Job,
+    target: &Arc<Target>,
+) -> Result<(u64, u64), RestoreError> {
+    let vault = reader.vault();
+    let name = ObjectName::slot(job.log, job.slot);
+    let sealed = vault.store().get_range(&name, job.fetch.range.clone()).await;
+    let sealed = sealed.map_err(VaultError::from)?.bytes;
+    let fetched = sealed.len() as u64;
+    let (hasher, target) = (vault.hasher().clone(), Arc::clone(target));
+    match blocking(move || write_job(&job, &sealed, &hasher, &target)).await {
+        Ok(written) => Ok((written, fetched)),
+        Err(Failure::Frame { offset, source }) => Err(vault.damaged(name, offset, source).into()),
+        Err(Failure::Other(error)) => Err(error),
+    }
+}
+
+fn write_job(
+    job: &Job,
+    sealed: &[u8],
+    hasher: &ChunkHasher,
+    target: &Target,
+) -> Result<u64, Failure> {
+    let mut written = 0;
+    let mut raw = Vec::new();
+    for places in job.places.chunk_by(|a, b| a.frame == b.frame) {
+        let number = places[0].frame;
+        let range = job.segment.frames[number as usize].clone();
+        let failure = |source| Failure::Frame { offset: range.start, source };
+        let at = |offset: u64| {
+            let offset = usize::try_from(offset - job.fetch.range.start);
+            offset.unwrap_or(usize::MAX).min(sealed.len())
+        };
+        let (opener, table) = (&job.segment.opener, &job.segment.table);
+        raw.clear();
+        opener
+            .open_frame(table, number, &sealed[at(range.start)..at(range.end)], &mut raw)
+            .map_err(failure)?;
+        check_chunks(&job.segment, places, &raw, hasher).map_err(failure)?;
+        for (block, bytes) in plan::writes(places) {
+            target.write(block, &raw[bytes.clone()])?;
+            written += bytes.len() as u64;
+        }
+    }
+    Ok(written)
+}
+
+/// Compares every chunk that is wanted of a frame with its id.
+fn check_chunks(
+    segment: &OpenSegment,
+    places: &[Place],
+    raw: &[u8],
+    hasher: &ChunkHasher,
+) -> Result<(), CodecError> {
+    for places in places.chunk_by(|a, b| a.number == b.number) {
+        chunk_of(&segment.table, places[0].number, raw, hasher)?;
+    }
+    Ok(())
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static, E: From<RestoreError> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(source) => Err(RestoreError::Vault(VaultError::Task { source }).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

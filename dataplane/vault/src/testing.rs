@@ -1,0 +1,398 @@
+//! A small writer of vaults and a naive model of what they hold.
+
+use crate::epoch::{Claim, claim};
+use crate::log::{self, PutOutcome};
+use crate::store::{Access, Store};
+use crate::vault::Vault;
+use bytes::Bytes;
+use farshore_codec::{RecoveryKey, SegmentBuilder};
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::frame::Mark;
+use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
+use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+/// Blocks of each volume.
+pub(crate) const BLOCKS: u64 = 96;
+const CHUNK_BLOCKS: usize = 6;
+
+/// Content of a volume: one number a block, 0 for zeros.
+pub(crate) type Image = Vec<u32>;
+
+/// The bytes of a block.
+pub(crate) fn block_bytes(seed: u32) -> Vec<u8> {
+    let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut bytes = vec![0; BLOCK_BYTES];
+    if seed != 0 {
+        // Half of it does not compress.
+        for word in bytes[..BLOCK_BYTES / 2].chunks_exact_mut(8) {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            word.copy_from_slice(&(state ^ (state >> 29)).to_le_bytes());
+        }
+        bytes[BLOCK_BYTES - 4..].copy_from_slice(&seed.to_le_bytes());
+    }
+    bytes
+}
+
+/// The bytes of an image.
+pub(crate) fn image_bytes(image: &[u32]) -> Vec<u8> {
+    image.iter().flat_map(|seed| block_bytes(*seed)).collect()
+}
+
+/// A recovery point as the model knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelPoint {
+    pub(crate) volume: usize,
+    pub(crate) id: PointId,
+    pub(crate) seq: Seq,
+    pub(crate) image: Image,
+    pub(crate) log: usize,
+    pub(crate) slot: Slot,
+}
+
+/// A log that is being written.
+#[derive(Debug)]
+pub(crate) struct ModelLog {
+    pub(crate) id: LogId,
+    pub(crate) next: Slot,
+    pub(crate) incarnation: u64,
+}
+
+/// A volume that is being written.
+#[derive(Debug)]
+pub(crate) struct ModelVolume {
+    pub(crate) id: VolumeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) log: usize,
+    /// Last seq of all.
+    pub(crate) seq: Seq,
+    pub(crate) image: Image,
+    first_waiting: Seq,
+    /// Spans that are ready: seqs, mark, content of the changed blocks.
+    ready: Vec<(Seq, Seq, Option<Mark>, BTreeMap<u64, u32>)>,
+    changed: BTreeMap<u64, u32>,
+}
+
+/// A vault being written.
+pub(crate) struct World {
+    pub(crate) folder: TempDir,
+    pub(crate) vault: Vault,
+    pub(crate) recovery: RecoveryKey,
+    pub(crate) logs: Vec<ModelLog>,
+    pub(crate) volumes: Vec<ModelVolume>,
+    pub(crate) points: Vec<ModelPoint>,
+    known: BTreeMap<ChunkId, (LogId, Slot, u32)>,
+    pub(crate) references: u64,
+}
+
+impl World {
+    pub(crate) async fn new(volumes: usize, logs: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let recovery = RecoveryKey::draw().unwrap();
+        let path = folder.path().join("vault");
+        let store = Store::open(path.to_str().unwrap(), Access::Make).unwrap();
+        let vault = Vault::init(&store, &recovery).await.unwrap();
+        let logs = (0..logs).map(|n| ModelLog {
+            id: LogId([0x10 + u8::try_from(n).unwrap(); 16]),
+            next: Slot(0),
+            incarnation: 1,
+        });
+        let logs = logs.collect();
+        let mut world = Self {
+            folder,
+            vault,
+            recovery,
+            logs,
+            volumes: Vec::new(),
+            points: Vec::new(),
+            known: BTreeMap::new(),
+            references: 0,
+        };
+        for number in 0..volumes {
+            world.volumes.push(ModelVolume {
+                id: VolumeId([0xa0 + u8::try_from(number).unwrap(); 16]),
+                epoch: Epoch(0),
+                log: 0,
+                seq: Seq(0),
+                image: vec![0; usize::try_from(BLOCKS).unwrap()],
+                first_waiting: Seq(1),
+                ready: Vec::new(),
+                changed: BTreeMap::new(),
+            });
+            world.claim(number, 0).await;
+        }
+        world
+    }
+
+    /// The file of an object.
+    pub(crate) fn file(&self, name: &crate::layout::ObjectName) -> PathBuf {
+        self.folder.path().join("vault").join(name.to_string())
+    }
+
+    /// Opens the vault anew, as another process would.
+    pub(crate) async fn reopen(&self) -> Vault {
+        let path = self.folder.path().join("vault");
+        let store = Store::open(path.to_str().unwrap(), Access::Read).unwrap();
+        Vault::open(&store, &self.recovery).await.unwrap()
+    }
+
+    /// Gives a volume to a log under its next epoch. What waits goes there.
+    pub(crate) async fn claim(&mut self, number: usize, log: usize) {
+        let volume = &mut self.volumes[number];
+        volume.epoch = volume.epoch.next();
+        volume.log = log;
+        let body = EpochBody {
+            epoch: volume.epoch,
+            log: self.logs[log].id,
+            first_slot: self.logs[log].next,
+            first_seq: volume.first_committable(),
+            size_bytes: BLOCKS * BLOCK_BYTES as u64,
+            label: format!("machine {number}"),
+        };
+        let claimed = claim(&self.vault, volume.id, &body).await.unwrap();
+        assert_eq!(claimed, Claim::Claimed { ordinal: volume.epoch.0 });
+    }
+
+    /// Writes blocks whose content follows from `seed`; 0 writes zeros.
+    pub(crate) fn write(&mut self, number: usize, block: u64, count: u64, seed: u32) {
+        let volume = &mut self.volumes[number];
+        volume.seq = volume.seq.next();
+        for (step, block) in (0_u32..).zip(block..(block + count).min(BLOCKS)) {
+            let content = if seed == 0 { 0 } else { seed + step };
+            volume.image[usize::try_from(block).unwrap()] = content;
+            volume.changed.insert(block, content);
+        }
+    }
+
+    /// Ends a span, with a mark or without.
+    pub(crate) fn end_span(&mut self, number: usize, is_mark: bool) {
+        let volume = &mut self.volumes[number];
+        let mark = is_mark.then(|| {
+            volume.seq = volume.seq.next();
+            let mut id = [0; 16];
+            id[0] = u8::try_from(number).unwrap();
+            id[8..].copy_from_slice(&volume.seq.0.to_be_bytes());
+            let time_unix_ms = 1_700_000_000_000 + volume.seq.0;
+            Mark { point: PointId(id), kind: MarkKind::Crash, is_prompt: false, time_unix_ms }
+        });
+        if volume.seq < volume.first_waiting {
+            return;
+        }
+        let changed = std::mem::take(&mut volume.changed);
+        volume.ready.push((volume.first_waiting, volume.seq, mark, changed));
+        volume.first_waiting = volume.seq.next();
+        if let Some(mark) = mark {
+            let (id, seq, image) = (mark.point, volume.seq, volume.image.clone());
+            let (log, slot) = (volume.log, Slot(u64::MAX));
+            self.points.push(ModelPoint { volume: number, id, seq, image, log, slot });
+        }
+    }
+
+    /// Builds the next segment of a log out of all spans that are ready for it.
+    pub(crate) fn build(&mut self, log: usize) -> Bytes {
+        let (id, slot) = (self.logs[log].id, self.logs[log].next);
+        let (number, key) = self.vault.newest_key();
+        let incarnation = self.logs[log].incarnation;
+        let mut builder =
+            SegmentBuilder::new(self.vault.id(), id, slot, incarnation, key, number, 1).unwrap();
+        let mut here: BTreeMap<ChunkId, u32> = BTreeMap::new();
+        for at in 0..self.volumes.len() {
+            if self.volumes[at].log != log {
+                continue;
+            }
+            for (first_seq, last_seq, mark, changed) in std::mem::take(&mut self.volumes[at].ready)
+            {
+                let extents = self.extents(&mut builder, &mut here, &changed);
+                let ModelVolume { id: volume, epoch, .. } = self.volumes[at];
+                builder.push_span(Span { volume, epoch, first_seq, last_seq, mark, extents });
+                for point in &mut self.points {
+                    if point.volume == at && point.seq == last_seq {
+                        (point.log, point.slot) = (log, slot);
+                    }
+                }
+            }
+        }
+        let built = builder.finish().unwrap();
+        for (chunk, held) in (0..).zip(&built.table.chunks) {
+            if matches!(held.place, ChunkPlace::Here { .. }) {
+                self.known.entry(held.id).or_insert((id, slot, chunk));
+            }
+        }
+        self.logs[log].next = slot.next();
+        Bytes::from(built.bytes)
+    }
+
+    fn extents(
+        &mut self,
+        builder: &mut SegmentBuilder,
+        here: &mut BTreeMap<ChunkId, u32>,
+        changed: &BTreeMap<u64, u32>,
+    ) -> Vec<Extent> {
+        let blocks: Vec<(u64, u32)> = changed.iter().map(|(block, seed)| (*block, *seed)).collect();
+        let runs = blocks.chunk_by(|a, b| b.0 == a.0 + 1 && (a.1 == 0) == (b.1 == 0));
+        let mut extents = Vec::new();
+        for piece in runs.flat_map(|run| run.chunks(CHUNK_BLOCKS)) {
+            let range = BlockRange { block: piece[0].0, count: piece.len() as u64 };
+            if piece[0].1 == 0 {
+                extents.push(Extent { range, source: ExtentSource::Zero });
+                continue;
+            }
+            let bytes: Vec<u8> = piece.iter().flat_map(|(_, seed)| block_bytes(*seed)).collect();
+            let id = self.vault.hasher().id(&bytes);
+            let chunk = match (here.get(&id), self.known.get(&id)) {
+                (Some(chunk), _) => *chunk,
+                (None, Some((log, slot, chunk))) => {
+                    self.references += 1;
+                    let place = ChunkPlace::There { log: *log, slot: *slot, chunk: *chunk };
+                    builder.push_reference(id, u32::try_from(piece.len()).unwrap(), place)
+                }
+                (None, None) => builder.push_chunk(id, &bytes),
+            };
+            here.insert(id, chunk);
+            extents.push(Extent { range, source: ExtentSource::Chunk { chunk, first: 0 } });
+        }
+        extents
+    }
+
+    /// Puts everything that is ready for a log.
+    pub(crate) async fn commit(&mut self, log: usize) -> Slot {
+        let slot = self.logs[log].next;
+        let bytes = self.build(log);
+        let outcome = log::put_segment(&self.vault, self.logs[log].id, slot, bytes).await.unwrap();
+        assert_eq!(outcome, PutOutcome::Committed);
+        slot
+    }
+
+    /// Seals a log.
+    pub(crate) async fn seal(&mut self, log: usize) -> Slot {
+        let ModelLog { id, next, .. } = self.logs[log];
+        let slot = log::seal(&self.vault, id, Slot(0)).await.unwrap();
+        assert_eq!(slot, next);
+        slot
+    }
+
+    /// The points that can be restored.
+    pub(crate) fn committed_points(&self) -> Vec<ModelPoint> {
+        self.points.iter().filter(|point| point.slot != Slot(u64::MAX)).cloned().collect()
+    }
+
+    /// Three segments in log 0 for two volumes, two more in log 1 after a seal; marks, zeros,
+    /// overwrites and references.
+    pub(crate) async fn sample() -> Self {
+        let mut world = Self::new(2, 2).await;
+        world.write(0, 0, 40, 1000);
+        world.write(1, 10, 20, 2000);
+        world.end_span(0, true);
+        world.end_span(1, true);
+        world.commit(0).await;
+        world.write(0, 5, 10, 3000);
+        world.write(0, 30, 6, 0);
+        world.write(1, 50, 12, 1000);
+        world.end_span(0, true);
+        world.end_span(1, false);
+        world.commit(0).await;
+        world.write(0, 60, 12, 2000);
+        world.end_span(0, true);
+        world.end_span(1, true);
+        world.commit(0).await;
+        world.seal(0).await;
+        world.claim(0, 1).await;
+        world.claim(1, 1).await;
+        world.write(0, 80, 12, 1000);
+        world.write(0, 62, 2, 4000);
+        world.end_span(0, true);
+        world.commit(1).await;
+        world.write(1, 0, 96, 5000);
+        world.end_span(1, true);
+        world.commit(1).await;
+        assert!(world.references > 0);
+        world
+    }
+}
+
+impl ModelVolume {
+    /// First seq that no segment holds: those of the spans that wait come first.
+    fn first_committable(&self) -> Seq {
+        self.ready.first().map_or(self.first_waiting, |(first, ..)| *first)
+    }
+}
+
+impl ModelVolume {
+    /// Goes back to `seq`, as a source does whose node never got what came after.
+    pub(crate) fn rewind(&mut self, seq: Seq, image: Image) {
+        self.image = image;
+        self.seq = seq;
+        self.first_waiting = seq.next();
+        self.ready.clear();
+        self.changed.clear();
+    }
+}
+
+/// A volume of some size in a few segments, every chunk of its own.
+pub(crate) struct Large {
+    pub(crate) folder: TempDir,
+    pub(crate) vault: Vault,
+    pub(crate) volume: VolumeId,
+    pub(crate) frames_bytes: u64,
+    blocks: u64,
+}
+
+impl Large {
+    /// The restored bytes.
+    pub(crate) fn expected(&self) -> Vec<u8> {
+        (0..self.blocks).flat_map(|block| block_bytes(content(block))).collect()
+    }
+}
+
+fn content(block: u64) -> u32 {
+    u32::try_from(block).unwrap() + 1
+}
+
+/// A volume of `mib` MiB, written in segments of 16 MiB.
+pub(crate) async fn large(mib: u64) -> Large {
+    let World { folder, vault, mut logs, volumes, .. } = World::new(1, 1).await;
+    let (volume, log) = (volumes[0].id, logs.remove(0).id);
+    let blocks = mib * 256;
+    let body = EpochBody {
+        epoch: Epoch(2),
+        log,
+        first_slot: Slot(0),
+        first_seq: Seq(1),
+        size_bytes: blocks * BLOCK_BYTES as u64,
+        label: String::new(),
+    };
+    assert!(matches!(claim(&vault, volume, &body).await, Ok(Claim::Claimed { .. })));
+    let mut frames_bytes = 0;
+    let (number, key) = vault.newest_key();
+    for slot in 0..mib / 16 {
+        let at = Slot(slot);
+        let mut builder = SegmentBuilder::new(vault.id(), log, at, 1, key, number, 1).unwrap();
+        let mut extents = Vec::new();
+        for block in (slot * 4096..(slot + 1) * 4096).step_by(12) {
+            let count = ((slot + 1) * 4096 - block).min(12);
+            let bytes: Vec<u8> =
+                (block..block + count).flat_map(|block| block_bytes(content(block))).collect();
+            let chunk = builder.push_chunk(vault.hasher().id(&bytes), &bytes);
+            let range = BlockRange { block, count };
+            extents.push(Extent { range, source: ExtentSource::Chunk { chunk, first: 0 } });
+        }
+        let seq = Seq(slot + 1);
+        let point = PointId([u8::try_from(slot).unwrap(); 16]);
+        let mark = Mark { point, kind: MarkKind::Crash, is_prompt: false, time_unix_ms: 0 };
+        builder.push_span(Span {
+            volume,
+            epoch: Epoch(2),
+            first_seq: seq,
+            last_seq: seq,
+            mark: Some(mark),
+            extents,
+        });
+        let built = builder.finish().unwrap();
+        frames_bytes += built.header.frames_bytes;
+        log::put_segment(&vault, log, at, Bytes::from(built.bytes)).await.unwrap();
+    }
+    Large { folder, vault, volume, frames_bytes, blocks }
+}

@@ -1,0 +1,299 @@
+//! Checking a vault: that every volume's stream joins, every reference resolves and, if asked to
+//! read the data, every frame opens and every chunk has its id.
+//!
+//! A problem is named by object and offset and does not stop the run. Each log is read once, in slot
+//! order; memory grows with volumes and epochs, not with segments.
+
+mod data;
+mod references;
+mod streams;
+
+use crate::catalog::{log_ids, volume_ids};
+use crate::chunks::ChunkReader;
+use crate::epoch::read_epochs;
+use crate::error::VaultError;
+use crate::layout::{Folder, ObjectName, ordinal_of, slot_of};
+use crate::limits::{KEYS_MAX, PROBLEMS_MAX};
+use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, is_filled};
+use crate::store::StoreError;
+use crate::vault::{Vault, read_vault_object};
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
+use farshore_proto::segment::ChunkPlace;
+use farshore_proto::{KeyNumber, LogId, Slot, VolumeId};
+use futures::TryStreamExt;
+use std::sync::Arc;
+use streams::Streams;
+
+pub use crate::chain::Hole;
+
+/// Something that is wrong in a vault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The object.
+    pub object: ObjectName,
+    /// Where in the object, in bytes.
+    pub offset: u64,
+    /// What is wrong, in one sentence.
+    pub what: String,
+}
+
+/// What a verification has found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Volumes whose epochs open.
+    pub volumes: u64,
+    /// Recovery points whose stream joins up to them.
+    pub points: u64,
+    /// Segments whose tables open; void ones are not counted.
+    pub segments: u64,
+    /// Frames: those that opened if the data was read, else those that the tables name.
+    pub frames: u64,
+    /// Chunks: those that have their id if the data was read, else those that the tables hold.
+    pub chunks: u64,
+    /// Bytes of objects that were read.
+    pub read_bytes: u64,
+    /// What is wrong; at most `PROBLEMS_MAX`.
+    pub problems: Vec<Problem>,
+    /// Problems beyond those.
+    pub problems_left_out: u64,
+    /// Missing slots that a crash of the writer explains; its next run fills them.
+    pub holes: Vec<Hole>,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    fn add(&mut self, object: ObjectName, offset: u64, what: impl Into<String>) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(Problem { object, offset, what: what.into() });
+        } else {
+            self.problems_left_out += 1;
+        }
+    }
+
+    /// Adds an error as a problem of `object`, unless the store could not be asked.
+    fn add_error(&mut self, object: ObjectName, error: VaultError) -> Result<(), VaultError> {
+        if error.is_unavailable() {
+            return Err(error);
+        }
+        match error {
+            VaultError::Damaged { object, offset, source, .. } => {
+                self.add(object, offset, source.to_string());
+            }
+            VaultError::Version { object, source, .. } => self.add(object, 0, source.to_string()),
+            VaultError::Key { object, source, .. } => self.add(object, 0, source.to_string()),
+            VaultError::Lost { object, user, .. } => {
+                self.add(object, 0, format!("is missing; {user} refers to it"));
+            }
+            VaultError::EpochOrder { object, .. } => {
+                self.add(object, 0, "is not of a later epoch than the one before it");
+            }
+            error => self.add(object, 0, error.to_string()),
+        }
+        Ok(())
+    }
+}
+
+/// How far a verification is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Segments read.
+    pub segments: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Problems found.
+    pub problems: u64,
+}
+
+/// Verifies a vault. `progress` is called now and then, from this task.
+///
+/// # Errors
+/// Only if the store cannot be asked (`Unavailable`, `Invalid`) or a listing is over its limit;
+/// what is wrong with objects is in the report.
+pub async fn verify(
+    vault: &Vault,
+    read_data: bool,
+    mut progress: impl FnMut(VerifyProgress) + Send,
+) -> Result<Report, VaultError> {
+    let mut run = Run {
+        vault,
+        read_data,
+        reader: ChunkReader::new(vault),
+        report: Report::default(),
+        streams: Streams::default(),
+    };
+    run.check_keys().await?;
+    run.read_volumes().await?;
+    let mut logs = log_ids(vault).await?;
+    // A log that is gone as a whole is not listed.
+    logs.extend(run.streams.logs());
+    logs.sort_unstable();
+    logs.dedup();
+    for log in logs {
+        run.check_log(log, &mut progress).await?;
+    }
+    let Run { mut report, streams, .. } = run;
+    streams.finish(&mut report);
+    Ok(report)
+}
+
+struct Run<'a> {
+    vault: &'a Vault,
+    read_data: bool,
+    reader: ChunkReader,
+    report: Report,
+    streams: Streams,
+}
+
+impl Run<'_> {
+    async fn check_keys(&mut self) -> Result<(), VaultError> {
+        let store = self.vault.store();
+        match read_vault_object(store).await {
+            Ok(object) if object.vault == self.vault.id() => {}
+            Ok(_) => self.report.add(ObjectName::vault(), 0, "it is that of another vault"),
+            Err(VaultError::NotAVault { .. }) => {
+                self.report.add(ObjectName::vault(), 0, "is missing");
+            }
+            Err(error) => self.report.add_error(ObjectName::vault(), error)?,
+        }
+        for (number, opened) in (1..=KEYS_MAX).map(KeyNumber).zip(self.vault.wrapped_keys()) {
+            let name = ObjectName::key(number);
+            match store.get(&name, SMALL_OBJECT_BYTES_MAX as u64).await {
+                Ok(found) if found == *opened => {}
+                Ok(_) => self.report.add(name, 0, "is not what it was when the vault was opened"),
+                Err(StoreError::NotFound { .. }) => self.report.add(name, 0, "is missing"),
+                Err(error) => self.report.add_error(name, error.into())?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_volumes(&mut self) -> Result<(), VaultError> {
+        for volume in volume_ids(self.vault).await? {
+            let last = self.last_listed_epoch(volume).await?;
+            match read_epochs(self.vault, volume).await {
+                Ok(epochs) => {
+                    let held = epochs.len() as u64;
+                    if let Some(last) = last.filter(|last| *last > held) {
+                        let missing = ObjectName::epoch(volume, held + 1);
+                        let what = format!("is missing although epoch object {last} exists");
+                        self.report.add(missing, 0, what);
+                    }
+                    self.add_volume(volume, epochs);
+                }
+                Err(error) => {
+                    self.streams.add_unreadable(volume);
+                    self.report.add_error(ObjectName::epoch(volume, 1), error)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_volume(&mut self, volume: VolumeId, epochs: Vec<EpochBody>) {
+        if !epochs.is_empty() {
+            self.report.volumes += 1;
+            self.streams.add(volume, epochs);
+        }
+    }
+
+    async fn last_listed_epoch(&self, volume: VolumeId) -> Result<Option<u64>, VaultError> {
+        let mut last = None;
+        let mut listing = self.vault.store().list(Folder::Epochs(volume));
+        while let Some(object) = listing.try_next().await? {
+            last = last.max(ordinal_of(&object.name));
+        }
+        Ok(last)
+    }
+
+    async fn check_log(
+        &mut self,
+        log: LogId,
+        progress: &mut (impl FnMut(VerifyProgress) + Send),
+    ) -> Result<(), VaultError> {
+        let vault = self.vault;
+        let mut scan = LogScan::new(vault, log, Slot(0));
+        loop {
+            let (slot, mut segment) = match scan.next().await {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                // The error names the slot.
+                Err(error) => {
+                    self.report.add_error(ObjectName::slot(log, Slot(0)), error)?;
+                    continue;
+                }
+            };
+            for span in std::mem::take(&mut segment.table.spans) {
+                self.streams.take(log, slot, &span, &mut self.report);
+            }
+            let segment = Arc::new(segment);
+            self.reader.keep(log, slot, Arc::clone(&segment));
+            self.check_segment(log, slot, &segment).await?;
+            let Report { segments, read_bytes, problems, .. } = &self.report;
+            progress(VerifyProgress {
+                segments: *segments,
+                read_bytes: *read_bytes,
+                problems: problems.len() as u64,
+            });
+        }
+        match scan.end() {
+            Some(ScanEnd::Missing(slot)) => self.check_end(log, slot).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn check_segment(
+        &mut self,
+        log: LogId,
+        slot: Slot,
+        segment: &Arc<OpenSegment>,
+    ) -> Result<(), VaultError> {
+        self.report.segments += 1;
+        references::check(&self.reader, log, slot, segment, &mut self.report).await?;
+        if self.read_data {
+            return data::check(self.vault, log, slot, segment, &mut self.report).await;
+        }
+        let is_here = |place: &ChunkPlace| matches!(place, ChunkPlace::Here { .. });
+        let chunks = segment.table.chunks.iter().filter(|chunk| is_here(&chunk.place)).count();
+        self.report.frames += segment.frames.len() as u64;
+        self.report.chunks += chunks as u64;
+        self.report.read_bytes += segment.header().frames_offset();
+        Ok(())
+    }
+
+    /// Looks at what is listed behind the end of a log.
+    async fn check_end(&mut self, log: LogId, slot: Slot) -> Result<(), VaultError> {
+        let mut last = None;
+        let mut listing = self.vault.store().list(Folder::Log(log));
+        while let Some(object) = listing.try_next().await? {
+            last = last.max(slot_of(&object.name));
+        }
+        drop(listing);
+        let Some(last) = last.filter(|last| *last > slot) else { return Ok(()) };
+        // The log may have grown since.
+        if is_filled(self.vault, log, slot).await? {
+            return Ok(());
+        }
+        let behind = Behind::look(self.vault, log, slot).await;
+        let is_lost = match &behind {
+            Ok(behind) => behind.is_lost || behind.filled.keys().next_back() < Some(&last),
+            Err(error) if error.is_unavailable() => return behind.map(|_| ()),
+            Err(_) => true,
+        };
+        if is_lost {
+            let what = format!("is missing although slot {last} exists: segments are lost");
+            self.report.add(ObjectName::slot(log, slot), 0, what);
+        } else {
+            self.report.holes.push(Hole { log, slot, later: last });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

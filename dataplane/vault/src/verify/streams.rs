@@ -1,0 +1,134 @@
+//! That the streams of all volumes join, while the logs are read in any order.
+//!
+//! A log holds the spans of an epoch in seq order, so each epoch is checked on its own as its log goes
+//! by; whether the epochs join is checked at the end.
+
+use super::Report;
+use crate::chain::{Join, join};
+use crate::layout::ObjectName;
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::segment::Span;
+use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One epoch of a volume, and how far its spans join.
+#[derive(Debug)]
+struct Stream {
+    body: EpochBody,
+    ordinal: u64,
+    /// First seq that belongs to the next epoch.
+    limit: Option<Seq>,
+    /// Last seq found.
+    last: Seq,
+    /// Points found while all of the stream before them joined.
+    points: u64,
+    is_whole: bool,
+}
+
+/// All volumes.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    streams: BTreeMap<(VolumeId, Epoch), Stream>,
+    /// Volumes whose epochs do not open: their spans cannot be judged.
+    unreadable: BTreeSet<VolumeId>,
+    /// Volume and epoch of spans that no epoch object explains, each named once.
+    strange: BTreeSet<(VolumeId, Epoch)>,
+}
+
+impl Streams {
+    pub(super) fn add(&mut self, volume: VolumeId, epochs: Vec<EpochBody>) {
+        let limits: Vec<Option<Seq>> =
+            epochs.iter().skip(1).map(|next| Some(next.first_seq)).chain([None]).collect();
+        for ((body, limit), ordinal) in epochs.into_iter().zip(limits).zip(1..) {
+            let last = Seq(body.first_seq.0 - 1);
+            let key = (volume, body.epoch);
+            let stream = Stream { body, ordinal, limit, last, points: 0, is_whole: true };
+            self.streams.insert(key, stream);
+        }
+    }
+
+    pub(super) fn add_unreadable(&mut self, volume: VolumeId) {
+        self.unreadable.insert(volume);
+    }
+
+    /// The logs that epochs name.
+    pub(super) fn logs(&self) -> impl Iterator<Item = LogId> + '_ {
+        self.streams.values().map(|stream| stream.body.log)
+    }
+
+    /// Takes the next span of a log.
+    pub(super) fn take(&mut self, log: LogId, slot: Slot, span: &Span, report: &mut Report) {
+        let key = (span.volume, span.epoch);
+        let name = ObjectName::slot(log, slot);
+        let Some(stream) = self.streams.get_mut(&key) else {
+            if !self.unreadable.contains(&span.volume) && self.strange.insert(key) {
+                let (volume, epoch) = key;
+                let what =
+                    format!("holds epoch {epoch} of volume {volume}, which has no epoch object");
+                report.add(name, 0, what);
+            }
+            return;
+        };
+        if log != stream.body.log || slot < stream.body.first_slot {
+            if self.strange.insert(key) {
+                let (volume, epoch) = key;
+                let ordinal = stream.ordinal;
+                let what = format!(
+                    "holds epoch {epoch} of volume {volume}, which is not there by its epoch object {ordinal}"
+                );
+                report.add(name, 0, what);
+            }
+            return;
+        }
+        match join(span, stream.last, stream.limit) {
+            Join::Skip => return,
+            Join::Next => {}
+            Join::Broken => {
+                let (volume, first, last) = (span.volume, span.first_seq, span.last_seq);
+                let expected = stream.last.next();
+                let what = format!(
+                    "holds seqs {first} to {last} of volume {volume}, but {expected} comes next: later points of the volume do not restore"
+                );
+                report.add(name.clone(), 0, what);
+                stream.is_whole = false;
+            }
+        }
+        let blocks = stream.body.size_bytes / BLOCK_BYTES as u64;
+        if span.extents.iter().any(|extent| extent.range.end() > blocks) {
+            let what = format!("writes past the end of volume {}", span.volume);
+            report.add(name, 0, what);
+            stream.is_whole = false;
+        }
+        stream.last = span.last_seq;
+        if span.mark.is_some() && stream.is_whole {
+            stream.points += 1;
+        }
+    }
+
+    /// Checks that the epochs of each volume join, and counts the points.
+    pub(super) fn finish(self, report: &mut Report) {
+        let mut before: Option<(VolumeId, Seq, bool)> = None;
+        // Of one volume the epochs come in order: their numbers grow.
+        for ((volume, _), stream) in self.streams {
+            let (last, is_whole) = match before {
+                Some((same, last, is_whole)) if same == volume => (last, is_whole),
+                _ => (Seq(0), true),
+            };
+            let first = stream.body.first_seq;
+            let joins = last.next() == first;
+            if !joins && is_whole {
+                let name = ObjectName::epoch(volume, stream.ordinal);
+                let what = format!(
+                    "begins at seq {first}, but the logs hold the volume up to {last}: points from here on do not restore"
+                );
+                report.add(name, 0, what);
+            }
+            let is_whole = is_whole && joins;
+            if is_whole {
+                report.points += stream.points;
+            }
+            before = Some((volume, stream.last, is_whole && stream.is_whole));
+        }
+    }
+}

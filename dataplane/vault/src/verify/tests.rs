@@ -1,0 +1,249 @@
+use super::*;
+use crate::restore::{RestoreOptions, restore};
+use crate::testing::{World, image_bytes};
+use crate::view::{PointSelector, VolumeView};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// All objects of the vault, as files, in order.
+fn objects(world: &World) -> Vec<PathBuf> {
+    fn walk(at: &Path, out: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, out) } else { out.push(path) }
+        }
+    }
+    let mut out = Vec::new();
+    walk(&world.folder.path().join("vault"), &mut out);
+    out.sort();
+    out
+}
+
+fn name_of(world: &World, file: &Path) -> String {
+    let root = world.folder.path().join("vault");
+    file.strip_prefix(root).unwrap().to_str().unwrap().to_owned()
+}
+
+/// Restores every point: what comes back is right, or an error. Returns how many came back, and
+/// the errors.
+async fn restore_all(world: &World) -> (usize, Vec<String>) {
+    let mut restored = 0;
+    let mut errors = Vec::new();
+    for point in world.committed_points() {
+        let volume = world.volumes[point.volume].id;
+        let by_id = PointSelector::Point(point.id);
+        let view = match VolumeView::open(&world.vault, volume, by_id).await {
+            Ok(view) => view,
+            Err(error) => {
+                errors.push(error.to_string());
+                continue;
+            }
+        };
+        let to = world.folder.path().join("restored.img");
+        match restore(&view, &to, RestoreOptions { may_replace: true }, |_| {}).await {
+            Ok(_) => {
+                assert!(fs::read(&to).unwrap() == image_bytes(&point.image), "{point:?}");
+                restored += 1;
+            }
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    (restored, errors)
+}
+
+async fn check_named(world: &World, file: &Path, how: &str) -> Report {
+    let name = name_of(world, file);
+    let report = verify(&world.vault, true, |_| {}).await.unwrap();
+    let is_named =
+        |problem: &Problem| problem.object.to_string() == name || problem.what.contains(&name);
+    assert!(report.problems.iter().any(is_named), "{how} of {name}: {report:#?}");
+    let (_, errors) = restore_all(world).await;
+    if name.starts_with("logs") || name.starts_with("volumes") {
+        let is_explained = |error: &String| {
+            error.contains(&name)
+                || error.contains("has no recovery point")
+                || error.contains("next")
+        };
+        assert!(errors.iter().all(is_explained), "{how} of {name}: {errors:#?}");
+    } else {
+        // Nothing but opening the vault needs them.
+        assert!(errors.is_empty(), "{how} of {name}: {errors:#?}");
+        let error = Vault::open(world.vault.store(), &world.recovery).await.unwrap_err();
+        assert!(error.to_string().contains(&name), "{how} of {name}: {error}");
+    }
+    report
+}
+
+#[tokio::test]
+async fn a_whole_vault_has_no_problem() {
+    let world = World::sample().await;
+    let shallow = verify(&world.vault, false, |_| {}).await.unwrap();
+    let mut steps = 0;
+    let deep = verify(&world.vault, true, |_| steps += 1).await.unwrap();
+    assert!(shallow.is_whole() && deep.is_whole(), "{deep:?}");
+    assert_eq!((deep.volumes, deep.points, deep.segments, steps), (2, 7, 5, 5));
+    assert_eq!((shallow.frames, shallow.chunks), (deep.frames, deep.chunks));
+    assert!(deep.read_bytes > shallow.read_bytes && deep.frames > 2 && deep.chunks > 20);
+    assert_eq!(restore_all(&world).await, (7, Vec::new()));
+}
+
+#[tokio::test]
+async fn a_flipped_byte_anywhere_is_named_and_never_returned() {
+    let world = World::sample().await;
+    for file in objects(&world) {
+        let whole = fs::read(&file).unwrap();
+        // Header, table and frames of a segment; every field of a small object.
+        let step = if whole.len() < 600 { 13 } else { 97 + whole.len() / 6 };
+        for at in (0..whole.len()).step_by(step).chain([whole.len() - 1]) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            fs::write(&file, bytes).unwrap();
+            check_named(&world, &file, &format!("flip at {at}")).await;
+        }
+        fs::write(&file, whole).unwrap();
+    }
+    assert_eq!(restore_all(&world).await.0, 7);
+}
+
+#[tokio::test]
+async fn an_object_that_is_cut_short_or_grown_is_named() {
+    let world = World::sample().await;
+    for file in objects(&world) {
+        let whole = fs::read(&file).unwrap();
+        for length in [0, 3, whole.len() / 2, whole.len() - 1] {
+            fs::write(&file, &whole[..length]).unwrap();
+            check_named(&world, &file, &format!("cut to {length}")).await;
+        }
+        fs::write(&file, [whole.as_slice(), &[0]].concat()).unwrap();
+        check_named(&world, &file, "growth").await;
+        fs::write(&file, whole).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_object_in_the_place_of_another_is_named() {
+    let world = World::sample().await;
+    let other = World::sample().await;
+    let files = objects(&world);
+    for (at, file) in files.iter().enumerate() {
+        let whole = fs::read(file).unwrap();
+        let neighbour = fs::read(&files[(at + 1) % files.len()]).unwrap();
+        fs::write(file, neighbour).unwrap();
+        check_named(&world, file, "swap").await;
+        fs::write(file, &whole).unwrap();
+        // The object of that name in another vault, equal but for the vault's id and keys.
+        let theirs = other.folder.path().join("vault").join(name_of(&world, file));
+        fs::copy(theirs, file).unwrap();
+        let report = verify(&world.vault, true, |_| {}).await.unwrap();
+        assert!(!report.is_whole(), "{}", file.display());
+        restore_all(&world).await;
+        fs::write(file, &whole).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_object_is_named_and_the_points_before_it_restore() {
+    let world = World::sample().await;
+    for file in objects(&world) {
+        let name = name_of(&world, &file);
+        let whole = fs::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        let report = verify(&world.vault, true, |_| {}).await.unwrap();
+        let holes: Vec<String> = report
+            .holes
+            .iter()
+            .map(|hole| ObjectName::slot(hole.log, hole.slot).to_string())
+            .collect();
+        let is_named = holes.contains(&name)
+            || report.problems.iter().any(|problem| problem.object.to_string() == name);
+        // The end of what was written is not missed by anybody: a seal, the newest slot.
+        let is_end = name.ends_with("0003") || name.ends_with("111/0000000000000001");
+        // The newest epoch of a volume is missed by its spans.
+        let is_newest_epoch = name.ends_with("0000000002");
+        assert_eq!(is_named || is_newest_epoch, !is_end, "{name}: {report:#?}");
+        assert!(!is_newest_epoch || !report.is_whole(), "{name}: {report:#?}");
+        let (restored, errors) = restore_all(&world).await;
+        match name.as_str() {
+            name if name.contains("10101010") && name.ends_with("0001") => {
+                assert!(restored >= 2, "{name}: {errors:#?}");
+            }
+            name if name.contains("11111111-") => {
+                assert!(restored >= 5, "{name}: {errors:#?}");
+            }
+            _ => {}
+        }
+        fs::write(&file, whole).unwrap();
+    }
+    assert_eq!(restore_all(&world).await.0, 7);
+}
+
+#[tokio::test]
+async fn damage_to_one_frame_leaves_points_that_do_not_need_it_whole() {
+    let world = World::sample().await;
+    // Slot 1 of log 1 holds the last point of volume 1 and nothing else.
+    let file = world.file(&ObjectName::slot(world.logs[1].id, Slot(1)));
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 20;
+    bytes[last] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let report = check_named(&world, &file, "flip in a frame").await;
+    assert_eq!(report.problems.len(), 1, "{report:#?}");
+    assert!(report.problems[0].offset > 160, "{report:#?}");
+    assert_eq!(report.points, 7);
+    assert_eq!(restore_all(&world).await.0, 6);
+    // The tables alone do not tell.
+    assert!(verify(&world.vault, false, |_| {}).await.unwrap().is_whole());
+}
+
+#[tokio::test]
+async fn a_segment_lost_in_the_middle_of_a_long_log_is_told_from_a_crash() {
+    let mut world = World::new(1, 1).await;
+    for seed in 1..9 {
+        world.write(0, 0, 4, seed * 100);
+        world.end_span(0, true);
+        world.commit(0).await;
+    }
+    let (log, volume) = (world.logs[0].id, world.volumes[0].id);
+    fs::remove_file(world.file(&ObjectName::slot(log, Slot(2)))).unwrap();
+    let report = verify(&world.vault, true, |_| {}).await.unwrap();
+    assert_eq!(report.problems.len(), 1, "{report:#?}");
+    assert_eq!(report.problems[0].object, ObjectName::slot(log, Slot(2)));
+    assert!(report.holes.is_empty());
+    let error = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap_err();
+    assert!(matches!(error, VaultError::LostSlot { slot: Slot(2), .. }), "{error}");
+    let error = crate::log::find_end(&world.vault, log, Slot(0)).await.unwrap_err();
+    assert!(matches!(error, VaultError::LostSlot { slot: Slot(2), .. }), "{error}");
+    let error = crate::log::seal(&world.vault, log, Slot(0)).await.unwrap_err();
+    assert!(matches!(error, VaultError::LostSlot { slot: Slot(2), .. }), "{error}");
+    // A point from before it is named by id and restores.
+    assert_eq!(restore_all(&world).await.0, 2);
+}
+
+#[tokio::test]
+async fn any_backend_reads_the_same() {
+    use object_store::ObjectStoreExt;
+    let world = World::sample().await;
+    let memory = Arc::new(object_store::memory::InMemory::new());
+    for file in objects(&world) {
+        let bytes = fs::read(&file).unwrap();
+        let path = object_store::path::Path::from(name_of(&world, &file));
+        memory.put(&path, bytes.into()).await.unwrap();
+    }
+    let store = crate::store::Store::over(memory, "memory://");
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    let mut report = verify(&vault, true, |_| {}).await.unwrap();
+    assert!(report.is_whole(), "{report:#?}");
+    assert_eq!(report, verify(&world.vault, true, |_| {}).await.unwrap());
+    let slot = ObjectName::slot(world.logs[0].id, Slot(0));
+    let path = object_store::path::Path::from(slot.to_string());
+    for bytes in [vec![], vec![0; 50]] {
+        memory_put(&store, &path, bytes).await;
+        report = verify(&vault, true, |_| {}).await.unwrap();
+        assert!(report.problems.iter().any(|problem| problem.object == slot), "{report:#?}");
+    }
+}
+
+async fn memory_put(store: &crate::store::Store, path: &object_store::path::Path, bytes: Vec<u8>) {
+    use object_store::ObjectStoreExt;
+    store.backend().put(path, bytes.into()).await.unwrap();
+}

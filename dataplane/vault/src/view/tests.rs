@@ -1,0 +1,267 @@
+use super::*;
+use crate::catalog;
+use crate::restore::{RestoreOptions, restore};
+use crate::testing::{BLOCKS, ModelPoint, World, image_bytes};
+use farshore_proto::ErrorKind;
+use proptest::prelude::*;
+
+fn whole() -> BlockRange {
+    BlockRange { block: 0, count: BLOCKS }
+}
+
+async fn check_point(world: &World, vault: &Vault, point: &ModelPoint) {
+    let volume = world.volumes[point.volume].id;
+    let by_id = PointSelector::Point(point.id);
+    let view = VolumeView::open(vault, volume, by_id).await.unwrap();
+    assert_eq!((view.point().id, view.point().seq), (point.id, point.seq));
+    let expected = image_bytes(&point.image);
+    assert!(flatten(&view.read(whole()).await.unwrap()) == expected, "{point:?}");
+    for (block, count) in [(0, 1), (BLOCKS - 1, 1), (7, 13), (31, 40)] {
+        let read = view.read(BlockRange { block, count }).await.unwrap();
+        let at = |block: u64| usize::try_from(block).unwrap() * BLOCK_BYTES;
+        assert!(flatten(&read) == expected[at(block)..at(block + count)], "{block}+{count}");
+    }
+    for (run, is_data) in view.extents(whole()) {
+        let blocks = usize::try_from(run.block).unwrap()..usize::try_from(run.end()).unwrap();
+        assert!(point.image[blocks].iter().all(|seed| (*seed != 0) == is_data), "{run:?}");
+    }
+    let to = world.folder.path().join(format!("{}.img", point.id));
+    let report = restore(&view, &to, RestoreOptions { may_replace: true }, |_| {}).await.unwrap();
+    assert_eq!(report.written_bytes, view.data_bytes());
+    assert!(std::fs::read(&to).unwrap() == expected);
+}
+
+async fn check_all(world: &World) {
+    let vault = world.reopen().await;
+    let points = world.committed_points();
+    for point in &points {
+        check_point(world, &vault, point).await;
+    }
+    for (number, volume) in world.volumes.iter().enumerate() {
+        let mine = points.iter().filter(|point| point.volume == number);
+        let expected: Vec<_> = mine.map(|point| (point.id, point.seq)).collect();
+        let listed = catalog::list_points(&vault, volume.id).await.unwrap();
+        let listed: Vec<_> = listed.iter().map(|point| (point.id, point.seq)).collect();
+        assert_eq!(listed, expected);
+        match VolumeView::open(&vault, volume.id, PointSelector::Latest).await {
+            Ok(view) => {
+                let newest = expected.last().unwrap();
+                assert_eq!((view.point().id, view.point().seq), *newest);
+                let by_seq = PointSelector::Seq(newest.1);
+                let view = VolumeView::open(&vault, volume.id, by_seq).await.unwrap();
+                assert_eq!(view.points().len(), expected.len());
+            }
+            Err(error) => {
+                assert!(expected.is_empty(), "{error}");
+                assert!(matches!(error, VaultError::NoPoint { .. }), "{error}");
+            }
+        }
+    }
+    let report = crate::verify::verify(&vault, true, |_| {}).await.unwrap();
+    assert!(report.is_whole() && report.holes.is_empty(), "{report:?}");
+    assert_eq!(report.points, points.len() as u64);
+    let stats = crate::stats::stats(&vault).await.unwrap();
+    assert_eq!((stats.points, stats.volumes), (report.points, report.volumes));
+    assert_eq!((stats.chunks, stats.segments), (report.chunks, report.segments));
+}
+
+#[tokio::test]
+async fn every_point_of_two_volumes_and_two_epochs_reads_as_it_was() {
+    check_all(&World::sample().await).await;
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write { volume: usize, block: u64, count: u64, seed: u32 },
+    End { volume: usize, is_mark: bool },
+    Commit { log: usize },
+    Move { volume: usize, log: usize },
+    Crash { log: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Few different contents at few places, so that chunks repeat.
+    let seed = prop_oneof![1 => Just(0_u32), 3 => (1..6_u32).prop_map(|seed| seed * 1000)];
+    let write =
+        (0..3_usize, 0..BLOCKS / 4, 1..24_u64, seed).prop_map(|(volume, block, count, seed)| {
+            Step::Write { volume, block: block * 4, count, seed }
+        });
+    prop_oneof![
+        8 => write,
+        4 => (0..3_usize, any::<bool>()).prop_map(|(volume, is_mark)| Step::End { volume, is_mark }),
+        3 => (0..2_usize).prop_map(|log| Step::Commit { log }),
+        1 => (0..3_usize, 0..2_usize).prop_map(|(volume, log)| Step::Move { volume, log }),
+        1 => (0..2_usize).prop_map(|log| Step::Crash { log }),
+    ]
+}
+
+async fn run(steps: Vec<Step>) {
+    let mut world = World::new(3, 2).await;
+    for step in steps {
+        match step {
+            Step::Write { volume, block, count, seed } => world.write(volume, block, count, seed),
+            Step::End { volume, is_mark } => world.end_span(volume, is_mark),
+            Step::Commit { log } => drop(world.commit(log).await),
+            Step::Move { volume, log } => world.claim(volume, log).await,
+            Step::Crash { log } => world.logs[log].incarnation += 1,
+        }
+    }
+    check_all(&world).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_history_reads_back_as_the_model_says(steps in prop::collection::vec(step(), 1..60)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(steps));
+    }
+}
+
+#[tokio::test]
+async fn a_fenced_writer_beyond_the_seal_and_beyond_its_epoch_changes_nothing() {
+    let mut world = World::new(1, 2).await;
+    world.write(0, 0, 8, 1000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    // It has put one more slot when the log is sealed behind it, and puts another beyond the seal.
+    world.write(0, 0, 8, 2000);
+    world.end_span(0, true);
+    let image = world.volumes[0].image.clone();
+    world.commit(0).await;
+    world.seal(0).await;
+    world.logs[0].next = Slot(3);
+    world.write(0, 0, 8, 3000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    world.points.pop();
+    world.volumes[0].image = image;
+    let vault = world.reopen().await;
+    let view = VolumeView::open(&vault, world.volumes[0].id, PointSelector::Latest).await.unwrap();
+    assert_eq!(view.point().seq, Seq(4));
+    assert_eq!(view.hole(), None);
+    check_point(&world, &vault, &world.committed_points()[1].clone()).await;
+}
+
+#[tokio::test]
+async fn spans_above_the_next_epochs_first_seq_do_not_count() {
+    let mut world = World::new(1, 2).await;
+    world.write(0, 0, 8, 1000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let seq = world.volumes[0].seq;
+    // The old writer commits to its log what the new epoch does not take over.
+    world.write(0, 0, 8, 2000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    world.points.pop();
+    let volume = world.volumes[0].id;
+    let body = farshore_proto::epoch::EpochBody {
+        epoch: Epoch(2),
+        log: world.logs[1].id,
+        first_slot: Slot(0),
+        first_seq: seq.next(),
+        size_bytes: BLOCKS * BLOCK_BYTES as u64,
+        label: String::new(),
+    };
+    crate::epoch::claim(&world.vault, volume, &body).await.unwrap();
+    let end = catalog::end_of_volume(&world.vault, volume).await.unwrap();
+    assert_eq!((end.last_seq, end.epochs.len()), (seq, 2));
+    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+    assert_eq!(view.point().seq, seq);
+    let report = crate::verify::verify(&world.vault, true, |_| {}).await.unwrap();
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!(report.points, 1);
+}
+
+#[tokio::test]
+async fn a_slot_that_a_crashed_run_left_behind_a_hole_is_void() {
+    let mut world = World::new(1, 1).await;
+    world.write(0, 0, 8, 1000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    // Run 1 puts slot 2 but dies before slot 1 arrives; slot 2 holds another future.
+    let (first, image) = (world.volumes[0].seq, world.volumes[0].image.clone());
+    world.logs[0].next = Slot(2);
+    world.write(0, 0, 8, 2000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    world.points.pop();
+    let end = log_end(&world).await;
+    assert_eq!((end.next, end.void.into_iter().collect::<Vec<_>>()), (Slot(1), vec![Slot(2)]));
+    let volume = world.volumes[0].id;
+    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+    assert_eq!(view.point().seq, first);
+    let hole = view.hole().unwrap();
+    assert_eq!((hole.slot, hole.later), (Slot(1), Slot(2)));
+    let report = crate::verify::verify(&world.vault, true, |_| {}).await.unwrap();
+    assert!(report.is_whole(), "{report:?}");
+    assert_eq!(report.holes, [hole]);
+    // Run 2 goes on with other writes under the same seqs.
+    world.logs[0].incarnation = 2;
+    world.logs[0].next = Slot(1);
+    world.volumes[0].rewind(first, image);
+    world.write(0, 40, 8, 3000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let end = log_end(&world).await;
+    assert_eq!((end.next, end.incarnation), (Slot(3), 2));
+    check_all_but_images_before(&world).await;
+}
+
+async fn log_end(world: &World) -> crate::log::LogEnd {
+    crate::log::find_end(&world.vault, world.logs[0].id, Slot(0)).await.unwrap()
+}
+
+async fn check_all_but_images_before(world: &World) {
+    let vault = world.reopen().await;
+    let points = world.committed_points();
+    for point in &points {
+        check_point(world, &vault, point).await;
+    }
+    let report = crate::verify::verify(&vault, true, |_| {}).await.unwrap();
+    assert!(report.is_whole() && report.holes.is_empty(), "{report:?}");
+    assert_eq!((report.points, report.segments), (points.len() as u64, 2));
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_said_by_name() {
+    let world = World::sample().await;
+    let vault = &world.vault;
+    let volume = world.volumes[0].id;
+    let strange = VolumeId([0x77; 16]);
+    let error = VolumeView::open(vault, strange, PointSelector::Latest).await.unwrap_err();
+    assert!(error.to_string().contains(&strange.to_string()), "{error}");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let point = PointSelector::Point(PointId([0x55; 16]));
+    let error = VolumeView::open(vault, volume, point).await.unwrap_err();
+    assert!(matches!(error, VaultError::PointNotFound { .. }), "{error}");
+    let error = VolumeView::open(vault, volume, PointSelector::Seq(Seq(1))).await.unwrap_err();
+    assert!(matches!(error, VaultError::SeqNotFound { .. }), "{error}");
+    let view = VolumeView::open(vault, volume, PointSelector::Latest).await.unwrap();
+    let error = view.read(BlockRange { block: BLOCKS - 1, count: 2 }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    let error = view.read(BlockRange { block: u64::MAX, count: 2 }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+}
+
+/// How long a view of 256 MiB takes to open and to restore: `cargo nextest run --no-capture`.
+#[tokio::test]
+async fn a_larger_volume_is_restored_fetching_each_frame_once() {
+    let large = crate::testing::large(64).await;
+    let started = std::time::Instant::now();
+    let view = VolumeView::open(&large.vault, large.volume, PointSelector::Latest).await.unwrap();
+    let opened = started.elapsed();
+    let to = large.folder.path().join("restored.img");
+    let options = RestoreOptions::default();
+    let report = restore(&view, &to, options, |_| {}).await.unwrap();
+    let restored = started.elapsed() - opened;
+    println!(
+        "{} MiB: view {opened:?}, restore {restored:?}, fetched {} MiB, map {} runs",
+        report.written_bytes >> 20,
+        report.fetched_bytes >> 20,
+        view.map.len()
+    );
+    let expected = large.expected();
+    assert!(std::fs::read(&to).unwrap() == expected);
+    assert!(report.fetched_bytes <= large.frames_bytes);
+}
