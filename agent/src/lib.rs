@@ -10,6 +10,8 @@ pub mod control;
 mod data_dir;
 pub mod disk;
 mod durable;
+#[cfg(test)]
+mod fake_node;
 pub mod hrl;
 pub mod identity;
 pub mod mark;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use farshore_agent::capture::Steps;
 use farshore_agent::control::{self, Client};
 use farshore_agent::identity::{self, EnrolError, Identity, Peer, client_config};
 use farshore_agent::points::Points;
@@ -41,9 +42,6 @@ struct Arguments {
     /// File with an enrolment token; needed once.
     #[arg(long)]
     token_file: Option<PathBuf>,
-    /// This agent runs beside the control plane and is the default for new machines.
-    #[arg(long)]
-    local: bool,
     /// Most bytes of changes kept per volume while no node takes them.
     #[arg(long, default_value_t = 4 << 30)]
     log_bytes_max: u64,
@@ -109,8 +107,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let path = arguments.data.display();
         format!("cannot use {path}: give the agent a directory that it can write and has alone")
     })?;
+    let identity_dir = data.path().join("identity");
     let identity = tokio::select! {
-        identity = identity(&data.path().join("identity"), &arguments) => Arc::new(identity?),
+        identity = identity(&identity_dir, &arguments) => Arc::new(identity?),
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -126,6 +125,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         points: Arc::clone(&points),
         clock: Clock::start(),
         log_bytes_max: arguments.log_bytes_max,
+        steps: Steps::default(),
     });
     let cache = data.path().join("assignments.json");
     let assigned = watch::Sender::new(control::load_cached(&cache));
@@ -133,7 +133,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let register = RegisterAgent {
         hostname: hostname(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        local: arguments.local,
+        local: is_loopback(&arguments.control),
     };
     let reporting = Arc::clone(&service);
     let followed = tokio::spawn(Arc::clone(&service).follow(assigned.subscribe()));
@@ -214,6 +214,12 @@ fn read_token(path: &Path) -> anyhow::Result<Option<EnrolmentToken>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// Whether the control plane runs on this machine: then this agent is the default for new machines.
+fn is_loopback(control: &str) -> bool {
+    let host = control.split("://").last().unwrap_or_default();
+    ["127.", "localhost", "[::1]"].iter().any(|local| host.starts_with(local))
 }
 
 fn hostname() -> String {

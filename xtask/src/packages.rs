@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::repo;
 
 /// Every package, with what needs it. This is the only list.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("gcc", "links Rust programs, builds aws-lc, zstd and SQLite"),
     ("libc6-dev", "headers and the static libc of the demo's guest"),
     ("make", "builds liburing for glommio"),
@@ -23,6 +23,8 @@ const PACKAGES: [(&str, &str); 13] = [
     ("qemu-system-x86", "runs the guest"),
     ("qemu-utils", "qemu-io and qemu-img, an independent NBD client"),
     ("libnbd-bin", "nbdcopy and nbdinfo, another one"),
+    ("fio", "a load with verification through its NBD engine"),
+    ("python3-libnbd", "an NBD client that can break the protocol on purpose"),
     ("ca-certificates", "fetches crates"),
 ];
 

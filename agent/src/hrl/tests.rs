@@ -1,1 +1,241 @@
+use super::*;
+use farshore_proto::frame::Mark;
+use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
+use farshore_proto::{BlockRange, MarkKind, PointId, VolumeId};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
+const VOLUME: VolumeId = VolumeId([3; 16]);
+const LIMIT: u64 = 64 << 20;
+
+fn open(dir: &Path) -> (Log, Recovered) {
+    Log::open(dir, VOLUME, LIMIT).unwrap()
+}
+
+fn block(number: u8) -> Vec<u8> {
+    vec![number; BLOCK_BYTES]
+}
+
+fn write(log: &Log, at: u64, number: u8) -> Seq {
+    log.append(&[Entry::Write { block: at, data: &block(number) }]).unwrap()
+}
+
+fn mark(number: u8) -> Mark {
+    Mark {
+        point: PointId([number; 16]),
+        kind: MarkKind::Crash,
+        is_prompt: number.is_multiple_of(2),
+        time_unix_ms: 1_700_000_000_000 + u64::from(number),
+    }
+}
+
+fn only_file(dir: &Path) -> std::path::PathBuf {
+    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1);
+    files.remove(0)
+}
+
+/// Every byte from `from` on, read in runs of at most `bytes_max`.
+fn read_all(log: &Log, from: u64, bytes_max: u64) -> (Vec<u8>, Vec<(Seq, Mark)>) {
+    let mut cursor = Cursor::at(Seq(from));
+    let (mut bytes, mut marks, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
+    while cursor.next() <= log.last() {
+        let run = log.read_run(&mut cursor, bytes_max, &mut buffer).unwrap();
+        bytes.extend_from_slice(&buffer);
+        marks.extend(run.marks);
+    }
+    (bytes, marks)
+}
+
+#[test]
+fn reads_back_what_was_appended_in_runs_of_any_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, recovered) = open(dir.path());
+    assert!(recovered.was_absent);
+    assert_eq!(log.place(), Place { first: Seq(1), last: Seq(0), bytes: 64 });
+    assert_eq!(write(&log, 7, 1), Seq(1));
+    let zero = Entry::Zero { range: BlockRange { block: 9, count: 5_000_000 } };
+    assert_eq!(log.append(&[zero]).unwrap(), Seq(3), "a long run of zeros is two frames");
+    assert_eq!(log.append_mark(mark(1), 0).unwrap(), Seq(4));
+    let big = vec![9; 300 * BLOCK_BYTES];
+    assert_eq!(log.append(&[Entry::Write { block: 100, data: &big }]).unwrap(), Seq(6));
+    let whole = fs::read(only_file(dir.path())).unwrap();
+    for bytes_max in [1, 5_000, 1 << 20, 16 << 20] {
+        let (bytes, marks) = read_all(&log, 1, bytes_max);
+        assert_eq!(bytes, whole[HRL_HEADER_BYTES..]);
+        assert_eq!(marks, [(Seq(4), mark(1))]);
+    }
+    let (tail, _) = read_all(&log, 6, 1 << 20);
+    assert!(whole.ends_with(&tail) && tail.len() == FRAME_HEADER_BYTES + 44 * BLOCK_BYTES);
+    let mut buffer = Vec::new();
+    let missing = log.read_run(&mut Cursor::at(Seq(7)), 1, &mut buffer).unwrap_err();
+    assert!(matches!(missing, LogError::Missing { seq: Seq(7) }));
+}
+
+#[test]
+fn a_torn_tail_is_cut_at_every_byte() {
+    // In memory where that is possible: every cut is synced.
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let (log, _) = open(dir.path());
+    write(&log, 1, 1);
+    log.append_mark(mark(7), 0).unwrap();
+    let kept = fs::metadata(only_file(dir.path())).unwrap().len();
+    write(&log, 2, 2);
+    drop(log);
+    let path = only_file(dir.path());
+    let whole = fs::read(&path).unwrap();
+    for length in kept..whole.len() as u64 {
+        fs::write(&path, &whole[..usize::try_from(length).unwrap()]).unwrap();
+        let (log, recovered) = open(dir.path());
+        assert_eq!((recovered.first, recovered.last), (Seq(1), Seq(2)), "cut at {length}");
+        assert_eq!(recovered.torn_bytes, length - kept);
+        assert_eq!((recovered.damage, recovered.marks), (None, vec![(Seq(2), mark(7))]));
+        assert_eq!(fs::metadata(&path).unwrap().len(), kept);
+        assert_eq!(write(&log, 9, 9), Seq(3), "goes on where it was cut");
+    }
+    // A torn header: the file was being made.
+    for length in 0..HRL_HEADER_BYTES {
+        fs::write(&path, &whole[..length]).unwrap();
+        let (log, recovered) = open(dir.path());
+        assert_eq!((recovered.last, recovered.damage), (Seq(0), None), "cut at {length}");
+        assert_eq!(write(&log, 9, 9), Seq(1));
+    }
+}
+
+#[test]
+fn damage_in_front_of_good_frames_is_told_never_silent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    for number in 1..=5 {
+        write(&log, number.into(), number);
+    }
+    drop(log);
+    let path = only_file(dir.path());
+    let whole = fs::read(&path).unwrap();
+    let frame = FRAME_HEADER_BYTES + BLOCK_BYTES;
+    for (index, offset) in [(0, 10), (1, 60), (3, 4_000)] {
+        let mut bytes = whole.clone();
+        bytes[HRL_HEADER_BYTES + index * frame + offset] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let (_, recovered) = open(dir.path());
+        assert_eq!(recovered.last, Seq(index as u64), "what is good in front is kept");
+        assert!(recovered.damage.is_some(), "frame {index} byte {offset}");
+    }
+    // The very last frame: not to be told from a torn one.
+    let mut bytes = whole.clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let (_, recovered) = open(dir.path());
+    assert_eq!((recovered.last, recovered.damage), (Seq(4), None));
+    // A file of another volume.
+    fs::write(&path, &whole).unwrap();
+    let (_, recovered) = Log::open(dir.path(), VolumeId([4; 16]), LIMIT).unwrap();
+    assert!(recovered.damage.is_some());
+}
+
+#[test]
+fn trims_whole_files_and_only_at_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    // A limit of 64 MiB makes files of 16 MiB: 16 frames of 1 MiB each.
+    let (log, _) = open(dir.path());
+    let big = vec![1; 1 << 20];
+    for number in 0..40 {
+        log.append(&[Entry::Write { block: number * 256, data: &big }]).unwrap();
+    }
+    let count = || fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(count(), 3);
+    log.trim(Seq(15)).unwrap();
+    assert_eq!((count(), log.place().first), (3, Seq(1)));
+    log.trim(Seq(16)).unwrap();
+    assert_eq!((count(), log.place().first), (2, Seq(17)));
+    let (bytes, _) = read_all(&log, 30, 3 << 20);
+    assert_eq!(bytes.len(), 11 * ((1 << 20) + FRAME_HEADER_BYTES), "across files");
+    log.trim(Seq(39)).unwrap();
+    assert_eq!((count(), log.place().first), (1, Seq(33)));
+    // All of it: the last file is emptied, and the next seq is still known.
+    log.trim(Seq(40)).unwrap();
+    assert_eq!(log.place(), Place { first: Seq(41), last: Seq(40), bytes: 64 });
+    assert_eq!(count(), 1);
+    // A small file is not worth it.
+    write(&log, 0, 1);
+    log.trim(Seq(41)).unwrap();
+    assert_eq!((log.place().first, log.last()), (Seq(41), Seq(41)));
+    for number in 0..8 {
+        log.append(&[Entry::Write { block: number * 256, data: &big }]).unwrap();
+    }
+    log.trim(Seq(49)).unwrap();
+    assert_eq!(log.place(), Place { first: Seq(50), last: Seq(49), bytes: 64 });
+    let (again, recovered) = open(dir.path());
+    assert_eq!((recovered.first, recovered.last), (Seq(50), Seq(49)));
+    assert_eq!(write(&again, 3, 3), Seq(50));
+    let (bytes, _) = read_all(&again, 50, 1);
+    assert_eq!(bytes.len(), FRAME_HEADER_BYTES + BLOCK_BYTES);
+}
+
+#[test]
+fn reopening_joins_files_and_notices_a_missing_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    let big = vec![1; 1 << 20];
+    for number in 0..40 {
+        log.append(&[Entry::Write { block: number * 256, data: &big }]).unwrap();
+    }
+    drop(log);
+    let (_, recovered) = open(dir.path());
+    assert_eq!((recovered.first, recovered.last, recovered.damage), (Seq(1), Seq(40), None));
+    fs::remove_file(dir.path().join("00000000000000000017.hrl")).unwrap();
+    let (_, recovered) = open(dir.path());
+    assert_eq!(recovered.last, Seq(16));
+    assert!(recovered.damage.unwrap().contains("does not join seq 16"));
+}
+
+#[test]
+fn a_full_log_refuses_and_takes_again_after_a_trim() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(dir.path(), VOLUME, 16 << 20).unwrap();
+    let big = vec![1; 1 << 20];
+    let mut last = Seq(0);
+    let refused = loop {
+        match log.append(&[Entry::Write { block: 0, data: &big }]) {
+            Ok(seq) => last = seq,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, AppendError::Full { .. }));
+    assert_eq!((last, log.last()), (Seq(15), Seq(15)));
+    assert_eq!(log.breaches(), 1);
+    assert!(matches!(log.append_mark(mark(1), 0), Err(AppendError::Breached)));
+    log.append_mark(mark(1), 1).unwrap();
+    log.trim(Seq(10)).unwrap();
+    log.append(&[Entry::Write { block: 0, data: &big }]).unwrap();
+}
+
+#[test]
+fn a_restart_forgets_everything_and_goes_on_where_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    write(&log, 1, 1);
+    let breaches = log.breaches();
+    log.restart(Seq(100)).unwrap();
+    assert!(matches!(log.append_mark(mark(1), breaches), Err(AppendError::Breached)));
+    assert_eq!((log.place().first, log.last(), log.restarts()), (Seq(100), Seq(99), 1));
+    assert_eq!(write(&log, 1, 1), Seq(100));
+    drop(log);
+    let (_, recovered) = open(dir.path());
+    assert_eq!((recovered.first, recovered.last), (Seq(100), Seq(100)));
+}
+
+#[test]
+fn damage_found_while_reading_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    write(&log, 1, 1);
+    write(&log, 2, 2);
+    let file = OpenOptions::new().write(true).open(only_file(dir.path())).unwrap();
+    file.write_all_at(&[0xff], (HRL_HEADER_BYTES + FRAME_HEADER_BYTES + BLOCK_BYTES) as u64)
+        .unwrap();
+    let mut cursor = Cursor::at(Seq(1));
+    let error = log.read_run(&mut cursor, 1 << 20, &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, LogError::Damaged { seq: Seq(2), .. }));
+}

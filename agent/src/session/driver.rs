@@ -294,6 +294,9 @@ impl Driver {
             Work::Connected(Err(error)) => self.lose(error.to_string()),
             Work::Read(Ok((run, cursor, buffer))) => {
                 self.cursor = cursor;
+                // The run may hold what was appended since the log was looked at.
+                let last = self.session.stream.log.last();
+                self.feed(Input::Appended { last });
                 for (seq, mark) in &run.marks {
                     self.feed_mark(*seq, *mark);
                 }

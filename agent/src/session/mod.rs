@@ -9,6 +9,3 @@ mod wire;
 
 pub use dial::{Dial, DialError, Target, Transport};
 pub use driver::{OnPoint, Route, Session, Standing};
-
-#[cfg(test)]
-mod tests;

@@ -1,7 +1,6 @@
 //! Running the capture of a volume: begun when its disk is there, begun again when it comes back.
 
 use super::{RETRY_PAUSE, Running, Tasks};
-use crate::capture::Steps;
 use crate::capture::gate::Gate;
 use crate::capture::hashes::Hashes;
 use crate::capture::intent::IntentMap;
@@ -122,7 +121,7 @@ impl Running {
         let intents = intents.map_err(|source| self.data_error(source))?;
         self.adopt(&disk, intents.1.is_unknown).await?;
         let stream = Arc::clone(&self.opening.stream);
-        let steps = Steps::default();
+        let steps = self.env.steps.clone();
         let gate = Gate::new(Settings::default(), regions, intents, self.env.clock, steps.clone());
         let (log, progress) = (Arc::clone(&stream.log), Arc::clone(&stream.progress));
         let splitter = Splitter::new(Arc::clone(&disk), log, gate, progress, steps);

@@ -1,5 +1,6 @@
 //! What is known of a volume, and the report made of it.
 
+use crate::capture::splitter::Splitter;
 use crate::clock::Clock;
 use crate::session::Standing;
 use crate::stream::Stream;
@@ -61,6 +62,12 @@ impl Facts {
             tracing::error!(error, "a volume cannot go on");
             inner.error = Some(error);
         }
+    }
+
+    /// The splitter, while the disk is served.
+    #[must_use]
+    pub fn splitter(&self) -> Option<Arc<Splitter>> {
+        self.lock().stream.as_ref()?.splitter()
     }
 
     /// What was wrong is over.

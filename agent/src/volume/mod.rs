@@ -10,6 +10,7 @@ mod open;
 pub use facts::Facts;
 pub use open::{OpenError, Opening};
 
+use crate::capture::Steps;
 use crate::clock::Clock;
 use crate::points::Points;
 use crate::rt::Reads;
@@ -43,6 +44,8 @@ pub struct Env {
     pub clock: Clock,
     /// Bytes that the log of one volume may have, if the file system has room for them.
     pub log_bytes_max: u64,
+    /// Told of every step of a write; for tests.
+    pub steps: Steps,
 }
 
 impl std::fmt::Debug for Env {

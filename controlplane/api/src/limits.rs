@@ -42,6 +42,9 @@ pub const SILENT_AFTER_SECONDS: u64 = 15;
 /// How often agents and nodes should report, in milliseconds.
 pub const REPORT_INTERVAL_MS: u64 = 1_000;
 
+/// Shortest time between two epochs of a volume that its node asks for, in milliseconds.
+pub const EPOCH_INTERVAL_MS_MIN: u64 = 5_000;
+
 /// Longest life of an enrolment token in seconds (one week).
 pub const TOKEN_TTL_SECONDS_MAX: u64 = 7 * 86_400;
 

@@ -66,6 +66,11 @@ pub struct NodeReport {
     /// report it.
     #[serde(default)]
     pub points: Vec<PointReport>,
+    /// Volumes whose epoch lies in a log that the node cannot write, because it lost its state or
+    /// began new logs: only a greater epoch lets it go on. At most
+    /// [`crate::limits::REPORT_VOLUMES_MAX`]; named again for as long as it holds.
+    #[serde(default)]
+    pub epochs_wanted: Vec<Uuid>,
     /// Counters by name (`[a-z0-9_.]`, at most 64 bytes), at most
     /// [`crate::limits::REPORT_COUNTERS_MAX`].
     #[serde(default)]

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use farshore_api::limits;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
 use crate::ca::Ca;
 use crate::clock;
 use crate::db::Db;
 use crate::error::ControlError;
+use crate::providers::qemu::accelerator::{self, Accelerator};
 use crate::settings::Settings;
 
 /// Failed enrolments that are answered per second; more are refused without looking.
@@ -34,9 +35,19 @@ pub struct App {
     pub changes: Changes,
     /// Limits failed enrolments.
     pub enrolments: FailureLimit,
+    /// What failed-over machines run on, once that is known.
+    pub accelerator: OnceCell<Accelerator>,
 }
 
 impl App {
+    /// What failed-over machines run on; the first call finds it out, which may take seconds.
+    ///
+    /// # Cancel safety
+    /// Safe: the next call begins anew.
+    pub async fn accelerator(&self) -> Accelerator {
+        *self.accelerator.get_or_init(|| accelerator::choose(&self.settings)).await
+    }
+
     /// Agents and nodes heard since this time count as healthy.
     #[must_use]
     pub fn healthy_since_ms(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -101,6 +101,7 @@ pub async fn open(settings: Settings) -> Result<App, Fatal> {
         started_ms: clock::now_ms(),
         changes: Changes::default(),
         enrolments: FailureLimit::default(),
+        accelerator: OnceCell::new(),
     })
 }
 

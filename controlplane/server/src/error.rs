@@ -2,6 +2,8 @@
 
 use farshore_api::{ErrorCode, ErrorDetail, ErrorKind};
 
+use crate::db::{DatabaseError, MigrationError};
+
 /// Why the control plane did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,14 +73,14 @@ pub enum ControlError {
     Database {
         /// What SQLite said.
         #[source]
-        source: sqlx::Error,
+        source: DatabaseError,
     },
     /// The database could not be brought to this version's schema.
     #[error("the control plane's database cannot be brought to this version")]
     Migration {
         /// Which step failed.
         #[source]
-        source: sqlx::migrate::MigrateError,
+        source: MigrationError,
     },
     /// A stored value is not what this version wrote.
     #[error("the control plane's database holds an unreadable `{column}`")]
@@ -129,18 +131,6 @@ impl ControlError {
     #[must_use]
     pub fn detail(&self) -> ErrorDetail {
         ErrorDetail::new(self.code(), self.to_string())
-    }
-}
-
-impl From<sqlx::Error> for ControlError {
-    fn from(source: sqlx::Error) -> Self {
-        /// SQLite's primary result code for "database or disk is full".
-        const SQLITE_FULL: &str = "13";
-        let is_full = source
-            .as_database_error()
-            .and_then(|error| error.code())
-            .is_some_and(|code| code == SQLITE_FULL);
-        if is_full { Self::NoSpace } else { Self::Database { source } }
     }
 }
 

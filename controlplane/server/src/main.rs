@@ -10,7 +10,7 @@ use clap::Parser;
 use farshore_api::Exit;
 use farshore_control::control::Control;
 use farshore_control::fatal::Fatal;
-use farshore_control::settings::Settings;
+use farshore_control::settings::{QemuAccel, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -39,6 +39,9 @@ struct Arguments {
     /// Program that runs failed-over machines.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+    /// What failed-over machines run on.
+    #[arg(long, value_enum, env = "FARSHORE_QEMU_ACCEL", default_value_t)]
+    qemu_accel: QemuAccel,
 }
 
 impl Arguments {
@@ -61,6 +64,7 @@ impl Arguments {
             key_file: absolute(self.key_file)?,
             node_program: bin_dir.join("farshore-node"),
             qemu_program: self.qemu,
+            qemu_accel: self.qemu_accel,
         })
     }
 }

@@ -1,14 +1,13 @@
 //! The accept loop: TCP, TLS, HTTP/1.1, and a limit for everything.
 //!
-//! warp has no TLS of its own. Each connection's handshake and requests run in a task; the identity
-//! in the peer's certificate goes into the extensions of every request on that connection.
+//! The HTTP framework has no TLS of its own. Each connection's handshake and requests run in a task;
+//! the identity in the peer's certificate goes with every request on that connection.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,13 +16,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tower::ServiceExt;
 use tracing::{debug, info, warn};
-use warp::filters::BoxedFilter;
 
 use crate::app::App;
-use crate::http;
-use crate::tls::{self, Peer};
+use crate::http::Service;
+use crate::tls;
 
 /// Connections at one time: every agent and node may hold two (a long poll and its reports), and
 /// there are some hundreds of them to a control plane.
@@ -34,9 +31,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request head that takes longer, or a connection that is idle for longer, is given up.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A request that takes longer is given up: the longest long poll and then some.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Connections still at work this long after a stop are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,7 +47,7 @@ pub async fn serve(
     listener: TcpListener,
     config: watch::Receiver<Arc<ServerConfig>>,
 ) {
-    let routes = http::routes(&app);
+    let service = Service::new(&app);
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut stop = app.changes.stopping();
     let mut connections = JoinSet::new();
@@ -65,9 +59,9 @@ pub async fn serve(
         };
         let Some((stream, remote, permit)) = accepted else { continue };
         let acceptor = TlsAcceptor::from(config.borrow().clone());
-        let (routes, stop) = (routes.clone(), app.changes.stopping());
+        let (service, stop) = (service.clone(), app.changes.stopping());
         connections.spawn(async move {
-            if let Err(reason) = connection(acceptor, stream, routes, stop).await {
+            if let Err(reason) = connection(acceptor, stream, service, stop).await {
                 debug!(%remote, reason, "connection ended");
             }
             drop(permit);
@@ -102,7 +96,7 @@ async fn accept(
 async fn connection(
     acceptor: TlsAcceptor,
     stream: TcpStream,
-    routes: BoxedFilter<(warp::reply::Response,)>,
+    service: Service,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -117,7 +111,10 @@ async fn connection(
             Some(tls::peer(certificate).ok_or("the certificate holds no identity of ours")?)
         }
     };
-    let service = service_fn(move |request| answer(routes.clone(), peer, request));
+    let service = service_fn(move |request| {
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(service.answer(peer, request).await) }
+    });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -130,18 +127,4 @@ async fn connection(
         _ = stop.wait_for(|stop| *stop) => serving.as_mut().graceful_shutdown(),
     }
     serving.await.map_err(|error| error.to_string())
-}
-
-async fn answer(
-    routes: BoxedFilter<(warp::reply::Response,)>,
-    peer: Option<Peer>,
-    mut request: Request<Incoming>,
-) -> Result<warp::reply::Response, std::convert::Infallible> {
-    if let Some(peer) = peer {
-        request.extensions_mut().insert(peer);
-    }
-    match tokio::time::timeout(REQUEST_TIMEOUT, warp::service(routes).oneshot(request)).await {
-        Ok(response) => response,
-        Err(_) => Ok(http::timed_out()),
-    }
 }

@@ -20,6 +20,20 @@ pub struct Settings {
     pub node_program: PathBuf,
     /// The QEMU program, which runs failed-over machines.
     pub qemu_program: PathBuf,
+    /// What failed-over machines run on.
+    pub qemu_accel: QemuAccel,
+}
+
+/// What failed-over machines run on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum QemuAccel {
+    /// KVM if it proves to run firmware, else software
+    #[default]
+    Auto,
+    /// KVM; machines fail without it
+    Kvm,
+    /// Software: slow, and runs anywhere
+    Tcg,
 }
 
 impl Settings {

@@ -7,9 +7,10 @@ use farshore_api::node::NodeVolumeReport;
 use farshore_api::point::PointKind;
 use farshore_engine::log::CommittedPoint;
 use farshore_proto::{Epoch, MarkKind, Seq, VolumeId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use uuid::Uuid;
 
 /// Recovery points kept for a control plane that is away; the vault has them all.
 const POINTS_MAX: usize = 64 * REPORT_POINTS_MAX;
@@ -26,6 +27,7 @@ pub(crate) struct Metrics {
     refused: Mutex<BTreeMap<&'static str, u64>>,
     volumes: Mutex<BTreeMap<VolumeId, VolumeState>>,
     points: Mutex<VecDeque<PointReport>>,
+    epochs_wanted: Mutex<BTreeSet<VolumeId>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -116,6 +118,17 @@ impl Metrics {
         while waiting.front().is_some_and(|point| reported.contains(point)) {
             waiting.pop_front();
         }
+    }
+
+    /// The volume's epoch is in a log that is not this node's: only a newer one can be written here.
+    pub(crate) fn want_epoch(&self, volume: VolumeId) {
+        lock(&self.epochs_wanted).insert(volume);
+    }
+
+    /// Volumes that need a newer epoch; asked for again if their agents still cannot begin.
+    pub(crate) fn take_epochs_wanted(&self) -> Vec<Uuid> {
+        let wanted = std::mem::take(&mut *lock(&self.epochs_wanted));
+        wanted.into_iter().take(REPORT_VOLUMES_MAX).map(Uuid::from).collect()
     }
 
     /// The volumes' part of a report.

@@ -146,7 +146,14 @@ impl Node {
         let boxes: Vec<(Post<Message>, Mailbox<Message>)> =
             recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
         let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
-        tokio::spawn(services::run(vault.clone(), queue, posts.clone(), fatal.clone()));
+        let (service_posts, counters) = (posts.clone(), Arc::clone(&metrics));
+        tokio::spawn(services::run(
+            vault.clone(),
+            queue,
+            service_posts,
+            counters,
+            fatal.clone(),
+        ));
 
         let runtime = args.runtime.resolve();
         let logs = state.logs();

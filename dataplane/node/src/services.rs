@@ -1,6 +1,7 @@
 //! What shards ask of the vault: puts and claims, done on ordinary tokio threads.
 
 use crate::fatal::{Cause, Fatal};
+use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::shard::Message;
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use farshore_vault::catalog::end_of_volume;
 use farshore_vault::epoch::{Claim, claim, read_epochs};
 use farshore_vault::log::{Foreign, PutOutcome, put_segment, seal};
 use farshore_vault::{Vault, VaultError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -66,6 +68,7 @@ pub(crate) async fn run(
     vault: Vault,
     mut queue: Receiver<Request>,
     shards: Vec<Post<Message>>,
+    metrics: Arc<Metrics>,
     fatal: Fatal,
 ) {
     while let Some(request) = queue.recv().await {
@@ -81,10 +84,10 @@ pub(crate) async fn run(
                 });
             }
             Request::Claim { shard, log, volume, epoch, size_bytes, first_slot, label } => {
-                let post = shards[shard].clone();
+                let (post, metrics) = (shards[shard].clone(), Arc::clone(&metrics));
                 let wanted = Wanted { log, volume, epoch, size_bytes, first_slot, label };
                 tokio::spawn(async move {
-                    let outcome = claim_volume(&vault, &wanted).await;
+                    let outcome = claim_volume(&vault, &metrics, &wanted).await;
                     deliver(&post, Message::Claimed { volume, outcome }).await;
                 });
             }
@@ -139,7 +142,11 @@ struct Wanted {
 type Refused = (RefusalReason, String);
 
 /// Makes the volume ours under the wanted epoch and returns what the vault holds of it.
-async fn claim_volume(vault: &Vault, wanted: &Wanted) -> Result<Seq, Refused> {
+async fn claim_volume(
+    vault: &Vault,
+    metrics: &Metrics,
+    wanted: &Wanted,
+) -> Result<Seq, Refused> {
     let volume = wanted.volume;
     let refuse = |error: VaultError| {
         let reason = match error.kind() {
@@ -169,6 +176,7 @@ async fn claim_volume(vault: &Vault, wanted: &Wanted) -> Result<Seq, Refused> {
         return Ok(end_of_volume(vault, volume).await.map_err(refuse)?.last_seq);
     }
     if last.epoch == wanted.epoch {
+        metrics.want_epoch(volume);
         let text = format!("volume {volume} needs a new epoch: log {} holds this one", last.log);
         return Err((RefusalReason::Unavailable, text));
     }

@@ -69,6 +69,11 @@ uuid_id! {
     PointId
 }
 
+uuid_id! {
+    /// One run of the dedup index in the vault.
+    RunId
+}
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

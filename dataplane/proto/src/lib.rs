@@ -12,14 +12,16 @@ pub mod error;
 pub mod frame;
 pub mod hrl;
 pub mod ids;
+pub mod index_run;
 pub mod journal;
 pub mod keys;
 pub mod limits;
+pub mod map;
 pub mod segment;
 pub mod wire;
 
 pub use error::{DecodeError, ErrorKind};
 pub use ids::{
-    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, Timestamp, VaultId,
-    VolumeId,
+    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot, Timestamp,
+    VaultId, VolumeId,
 };

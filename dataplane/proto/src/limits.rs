@@ -74,6 +74,28 @@ pub const SEGMENT_FRAMES_MAX: usize = 1 << 12;
 /// Most foreign logs a segment may refer to.
 pub const SEGMENT_LOGS_MAX: usize = 1 << 10;
 
+/// Header of a part of a map.
+pub const MAP_HEADER_BYTES: usize = 192;
+/// Most runs in one part of a map.
+pub const MAP_RUNS_MAX: usize = 1 << 17;
+/// Most chunks in one part of a map; each is used by a run.
+pub const MAP_CHUNKS_MAX: usize = MAP_RUNS_MAX;
+/// Most logs that one part of a map refers to.
+pub const MAP_LOGS_MAX: usize = 1 << 16;
+/// Most parts of a map.
+pub const MAP_PARTS_MAX: usize = 1 << 10;
+/// Largest body of a part of a map before compression.
+pub const MAP_BODY_BYTES_MAX: usize = 16 << 20;
+
+/// Header of an index run.
+pub const INDEX_RUN_HEADER_BYTES: usize = 144;
+/// Most chunks in an index run.
+pub const INDEX_RUN_CHUNKS_MAX: usize = 1 << 18;
+/// Most logs that an index run refers to.
+pub const INDEX_RUN_LOGS_MAX: usize = 1 << 16;
+/// Largest body of an index run before compression.
+pub const INDEX_RUN_BODY_BYTES_MAX: usize = 16 << 20;
+
 /// Longest label of a volume, in bytes of UTF-8.
 pub const LABEL_BYTES_MAX: usize = 128;
 /// Largest small object (vault, key, epoch).
@@ -105,6 +127,11 @@ const _: () = {
     assert!((BATCH_BYTES / BLOCK_BYTES) * (52 + 20) < SEGMENT_TABLE_BYTES_MAX / 4);
     // A batch that does not compress fits one segment.
     assert!((BATCH_BYTES + SEGMENT_TABLE_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
+    // The largest part of a map and the largest index run fit their bodies, and those an object.
+    assert!(72 + MAP_LOGS_MAX * 16 + MAP_CHUNKS_MAX * 52 + MAP_RUNS_MAX * 20 <= MAP_BODY_BYTES_MAX);
+    assert!(16 + INDEX_RUN_LOGS_MAX * 16 + INDEX_RUN_CHUNKS_MAX * 52 <= INDEX_RUN_BODY_BYTES_MAX);
+    assert!((MAP_BODY_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
+    assert!((INDEX_RUN_BODY_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
     // The cache holds the batches in flight, the one being filled and the window of a source.
     assert!((PUTS_IN_FLIGHT_MAX + 2) * BATCH_BYTES + WINDOW_BYTES <= SHARD_CACHE_BYTES);
     assert!(WINDOW_BYTES >= 4 * FRAME_BODY_BYTES_MAX);

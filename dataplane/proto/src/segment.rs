@@ -39,14 +39,14 @@ pub enum Compression {
 }
 
 impl Compression {
-    fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Self::Raw => 0,
             Self::Zstd => 1,
         }
     }
 
-    fn from_code(code: u8) -> Result<Self, DecodeError> {
+    pub(crate) fn from_code(code: u8) -> Result<Self, DecodeError> {
         match code {
             0 => Ok(Self::Raw),
             1 => Ok(Self::Zstd),

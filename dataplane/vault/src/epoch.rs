@@ -99,7 +99,7 @@ pub async fn claim(vault: &Vault, volume: VolumeId, body: &EpochBody) -> Result<
     let name = ObjectName::epoch(volume, ordinal);
     let (number, key) = vault.newest_key();
     let object = seal_epoch(vault.id(), volume, ordinal, key, number, body)
-        .map_err(|source| VaultError::Seal { object: name.clone(), source: Box::new(source) })?;
+        .map_err(|source| VaultError::Seal { object: name.clone(), cause: Box::new(source) })?;
     if vault.store().create(&name, Bytes::from(object)).await? == Put::Created {
         return Ok(Claim::Claimed { ordinal });
     }

@@ -36,17 +36,17 @@ pub enum VaultError {
         url: String,
     },
     /// A wrapped data key that does not open although the recovery key is right.
-    #[error("{url}: object {object} is damaged: {source}")]
+    #[error("{url}: object {object} is damaged: {cause}")]
     Key {
         /// The store.
         url: String,
         /// The object.
         object: ObjectName,
         /// What is wrong.
-        source: Box<KekError>,
+        cause: Box<KekError>,
     },
     /// An object that does not open, or is not the one that belongs there.
-    #[error("{url}: object {object} is damaged at byte {offset}: {source}")]
+    #[error("{url}: object {object} is damaged at byte {offset}: {cause}")]
     Damaged {
         /// The store.
         url: String,
@@ -55,17 +55,17 @@ pub enum VaultError {
         /// Where in the object the damaged part begins.
         offset: u64,
         /// What is wrong.
-        source: Box<CodecError>,
+        cause: Box<CodecError>,
     },
     /// An object was written by another version of Farshore.
-    #[error("{url}: object {object} was written by another version of Farshore: {source}")]
+    #[error("{url}: object {object} was written by another version of Farshore: {cause}")]
     Version {
         /// The store.
         url: String,
         /// The object.
         object: ObjectName,
         /// What is wrong.
-        source: Box<CodecError>,
+        cause: Box<CodecError>,
     },
     /// An object that others refer to does not exist.
     #[error("{url}: object {object} is missing; {user} refers to it")]
@@ -236,12 +236,12 @@ pub enum VaultError {
         max: u64,
     },
     /// Something cannot be sealed.
-    #[error("cannot seal {object}: {source}")]
+    #[error("cannot seal {object}: {cause}")]
     Seal {
         /// The object.
         object: ObjectName,
         /// Why.
-        source: Box<CodecError>,
+        cause: Box<CodecError>,
     },
     /// A background task was cancelled or panicked.
     #[error("a task of the vault reader ended early")]
@@ -263,7 +263,7 @@ impl VaultError {
             | Self::Version { .. }
             | Self::Range { .. } => ErrorKind::Invalid,
             Self::AlreadyAVault { .. } => ErrorKind::Conflict,
-            Self::Key { source, .. } => source.kind(),
+            Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
             | Self::Lost { .. }
             | Self::Reference { .. }
@@ -278,7 +278,7 @@ impl VaultError {
             | Self::PointBehindHole { .. }
             | Self::SeqNotFound { .. } => ErrorKind::NotFound,
             Self::Limit { .. } => ErrorKind::Limit,
-            Self::Seal { source, .. } => source.kind(),
+            Self::Seal { cause, .. } => cause.kind(),
             Self::Task { .. } => ErrorKind::Internal,
         }
     }

@@ -47,12 +47,12 @@ pub enum KeyFileError {
         mode: u32,
     },
     /// What is in the file is no recovery key.
-    #[error("recovery key file {}: {source}", path.display())]
+    #[error("recovery key file {}: {cause}", path.display())]
     Content {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: KekError,
+        cause: KekError,
     },
 }
 
@@ -65,7 +65,7 @@ impl KeyFileError {
             Self::Exists { .. } => ErrorKind::Conflict,
             Self::Io { .. } => ErrorKind::Unavailable,
             Self::Open { .. } => ErrorKind::Invalid,
-            Self::Content { source, .. } => source.kind(),
+            Self::Content { cause, .. } => cause.kind(),
         }
     }
 }
@@ -115,7 +115,7 @@ pub fn read(path: &Path) -> Result<RecoveryKey, KeyFileError> {
     }
     // Room for the whole file at once: growing would leave copies of the key behind.
     let mut text = zeroize::Zeroizing::new(String::with_capacity(KEY_FILE_BYTES_MAX));
-    let content = |source| KeyFileError::Content { path: path.to_owned(), source };
+    let content = |cause| KeyFileError::Content { path: path.to_owned(), cause };
     match file.take(KEY_FILE_BYTES_MAX as u64).read_to_string(&mut text) {
         Ok(_) => RecoveryKey::parse(&text).map_err(content),
         Err(source) if source.kind() == io::ErrorKind::InvalidData => {

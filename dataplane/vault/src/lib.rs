@@ -38,3 +38,31 @@ pub use error::VaultError;
 pub use store::{Access, Store, StoreError};
 pub use vault::Vault;
 pub use view::{Piece, Point, PointSelector, VolumeView};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farshore_proto::VolumeId;
+
+    fn spawnable<T: Send>(_: impl FnOnce() -> T) {}
+
+    #[test]
+    fn futures_can_be_spawned() {
+        fn check(
+            vault: &'static Vault,
+            view: &'static VolumeView,
+            export: &'static export::Export,
+        ) {
+            let volume = VolumeId([0; 16]);
+            spawnable(|| VolumeView::open(vault, volume, PointSelector::Latest));
+            spawnable(|| catalog::end_of_volume(vault, volume));
+            spawnable(|| verify::verify(vault, true, |_| {}));
+            spawnable(|| stats::stats(vault));
+            spawnable(|| restore::restore(view, "x".as_ref(), Default::default(), |_| {}));
+            spawnable(|| log::seal(vault, farshore_proto::LogId([0; 16]), farshore_proto::Slot(0)));
+            spawnable(|| export.read(0, 512));
+            spawnable(|| export.write(0, bytes::Bytes::new()));
+        }
+        let _: fn(&'static Vault, &'static VolumeView, &'static export::Export) = check;
+    }
+}

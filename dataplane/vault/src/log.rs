@@ -221,10 +221,8 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
     let (mut slot, mut incarnation) = (end.next, end.incarnation);
     for _ in 0..SEAL_STEPS_MAX {
         let name = ObjectName::slot(log, slot);
-        let object =
-            seal_object(vault.id(), log, slot, incarnation, key, number).map_err(|source| {
-                VaultError::Seal { object: name.clone(), source: Box::new(source) }
-            })?;
+        let object = seal_object(vault.id(), log, slot, incarnation, key, number)
+            .map_err(|source| VaultError::Seal { object: name.clone(), cause: Box::new(source) })?;
         if vault.store().create(&name, Bytes::from(object)).await? == Put::Created {
             return Ok(slot);
         }

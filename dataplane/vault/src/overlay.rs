@@ -17,7 +17,7 @@
 //! - A bit of `flushed` is written only after the block was synced: after a power cut (another
 //!   boot id) no bit points at a block that never arrived. Blocks written after the last flush are
 //!   then those of the recovery point again, as on a disk with a volatile cache.
-//! - A write or sync that failed makes the overlay refuse everything from then on.
+//! - A sync that failed makes the overlay refuse everything from then on.
 
 mod bits;
 mod map;
@@ -87,8 +87,8 @@ pub enum OverlayError {
         /// The size of that volume.
         size_bytes: u64,
     },
-    /// A write or sync failed before.
-    #[error("overlay {}: an earlier write failed, its content is in doubt: check the disk it is on and start the export again", path.display())]
+    /// A sync failed before.
+    #[error("overlay {}: an earlier sync failed, its content is in doubt: check the disk it is on and start the export again", path.display())]
     Failed {
         /// The file.
         path: PathBuf,

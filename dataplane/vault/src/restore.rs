@@ -181,8 +181,9 @@ async fn write_all(
     zero_gaps(view, target).await?;
     let places = plan::resolve(view).await?;
     // A slot's table is needed to plan its GETs: the next slot is planned meanwhile.
-    let slots = places.chunk_by(|a, b| (a.log, a.slot) == (b.log, b.slot));
-    let jobs = futures::stream::iter(slots.map(|places| plan_slot(view, places)));
+    let slots = plan::ranges(&places, |a, b| (a.log, a.slot) == (b.log, b.slot));
+    let jobs = slots.into_iter().map(|range| plan_slot(view, &places[range]));
+    let jobs = futures::stream::iter(jobs);
     let jobs = jobs.buffered(PLANS_AHEAD).flat_map(|jobs| match jobs {
         Ok(jobs) => futures::stream::iter(jobs.into_iter().map(Ok).collect::<Vec<_>>()),
         Err(error) => futures::stream::iter(vec![Err(error)]),

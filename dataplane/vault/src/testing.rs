@@ -61,6 +61,9 @@ pub(crate) struct ModelLog {
     pub(crate) incarnation: u64,
 }
 
+/// A span that waits for its segment: first and last seq, mark, content of the changed blocks.
+type Ready = (Seq, Seq, Option<Mark>, BTreeMap<u64, u32>);
+
 /// A volume that is being written.
 #[derive(Debug)]
 pub(crate) struct ModelVolume {
@@ -71,8 +74,7 @@ pub(crate) struct ModelVolume {
     pub(crate) seq: Seq,
     pub(crate) image: Image,
     first_waiting: Seq,
-    /// Spans that are ready: seqs, mark, content of the changed blocks.
-    ready: Vec<(Seq, Seq, Option<Mark>, BTreeMap<u64, u32>)>,
+    ready: Vec<Ready>,
     changed: BTreeMap<u64, u32>,
 }
 

@@ -100,7 +100,7 @@ impl Vault {
             url: store.url().to_owned(),
             object: ObjectName::vault(),
             offset: 0,
-            source: Box::new(source),
+            cause: Box::new(source),
         })?;
         let hasher = ChunkHasher::new(keys.id_key.clone());
         let store = store.clone();
@@ -176,18 +176,13 @@ impl Vault {
     }
 
     /// The error of an object that does not open.
-    pub(crate) fn damaged(
-        &self,
-        object: ObjectName,
-        offset: u64,
-        source: CodecError,
-    ) -> VaultError {
-        let (url, source) = (self.url().to_owned(), Box::new(source));
-        match *source {
+    pub(crate) fn damaged(&self, object: ObjectName, offset: u64, cause: CodecError) -> VaultError {
+        let (url, cause) = (self.url().to_owned(), Box::new(cause));
+        match *cause {
             CodecError::Decode(DecodeError::Version { .. }) => {
-                VaultError::Version { url, object, source }
+                VaultError::Version { url, object, cause }
             }
-            _ => VaultError::Damaged { url, object, offset, source },
+            _ => VaultError::Damaged { url, object, offset, cause },
         }
     }
 }
@@ -203,10 +198,10 @@ pub(crate) async fn read_vault_object(store: &Store) -> Result<VaultObject, Vaul
     };
     VaultObject::decode(&bytes).map_err(|error| {
         let is_version = matches!(error, DecodeError::Version { .. });
-        let source = Box::new(CodecError::from(error));
+        let cause = Box::new(CodecError::from(error));
         match is_version {
-            true => VaultError::Version { url: url(), object, source },
-            false => VaultError::Damaged { url: url(), object, offset: 0, source },
+            true => VaultError::Version { url: url(), object, cause },
+            false => VaultError::Damaged { url: url(), object, offset: 0, cause },
         }
     })
 }
@@ -215,9 +210,7 @@ fn key_error(store: &Store, number: KeyNumber, source: KekError) -> VaultError {
     let url = store.url().to_owned();
     match source {
         KekError::WrongKey { .. } => VaultError::WrongKey { url },
-        source => {
-            VaultError::Key { url, object: ObjectName::key(number), source: Box::new(source) }
-        }
+        source => VaultError::Key { url, object: ObjectName::key(number), cause: Box::new(source) },
     }
 }
 

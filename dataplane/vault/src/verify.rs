@@ -23,7 +23,7 @@ use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{KeyNumber, LogId, Slot, VolumeId};
 use futures::TryStreamExt;
 use std::sync::Arc;
-use streams::Streams;
+use streams::{Strange, Streams};
 
 pub use crate::chain::Hole;
 
@@ -82,11 +82,11 @@ impl Report {
             return Err(error);
         }
         match error {
-            VaultError::Damaged { object, offset, source, .. } => {
-                self.add(object, offset, source.to_string());
+            VaultError::Damaged { object, offset, cause, .. } => {
+                self.add(object, offset, cause.to_string());
             }
-            VaultError::Version { object, source, .. } => self.add(object, 0, source.to_string()),
-            VaultError::Key { object, source, .. } => self.add(object, 0, source.to_string()),
+            VaultError::Version { object, cause, .. } => self.add(object, 0, cause.to_string()),
+            VaultError::Key { object, cause, .. } => self.add(object, 0, cause.to_string()),
             VaultError::Lost { object, user, .. } => {
                 self.add(object, 0, format!("is missing; {user} refers to it"));
             }
@@ -137,6 +137,7 @@ pub async fn verify(
     for log in logs {
         run.check_log(log, &mut progress).await?;
     }
+    run.check_strange().await?;
     let Run { mut report, streams, .. } = run;
     streams.finish(&mut report);
     Ok(report)
@@ -263,6 +264,30 @@ impl Run<'_> {
         self.report.frames += segment.frames.len() as u64;
         self.report.chunks += chunks as u64;
         self.report.read_bytes += segment.header().frames_offset();
+        Ok(())
+    }
+
+    /// Names spans without an epoch object, unless it was made since the epochs were read.
+    async fn check_strange(&mut self) -> Result<(), VaultError> {
+        for ((volume, epoch), Strange { log, slot }) in self.streams.take_strange() {
+            let name = ObjectName::slot(log, slot);
+            let epochs = match read_epochs(self.vault, volume).await {
+                Ok(epochs) => epochs,
+                Err(error) => {
+                    self.report.add_error(name, error)?;
+                    continue;
+                }
+            };
+            let is_explained = |body: &EpochBody| {
+                body.epoch == epoch && body.log == log && body.first_slot <= slot
+            };
+            if !epochs.iter().any(is_explained) {
+                let what = format!(
+                    "holds epoch {epoch} of volume {volume}, which no epoch object puts there"
+                );
+                self.report.add(name, 0, what);
+            }
+        }
         Ok(())
     }
 

@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 
+use farshore_api::Role;
 use farshore_api::agent::{AgentVolume, MarkRequest, NodeAddress, VolumeState};
 use farshore_api::identity::node_server_name;
+use farshore_api::limits::EPOCH_INTERVAL_MS_MIN;
 use farshore_api::machine::{CreateMachine, VolumeStats};
 use farshore_api::node::NodeVolume;
 use farshore_api::policy::DEFAULT_POLICY;
@@ -195,6 +197,21 @@ impl Db {
         })
     }
 
+    /// When the node that has a volume was last heard; `None` while no node has it.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn node_heard_ms(&self, volume: Uuid) -> Result<Option<u64>, ControlError> {
+        let row = sqlx::query(
+            "SELECT nodes.last_seen_ms FROM volumes JOIN nodes ON nodes.id = volumes.node
+             WHERE volumes.id = ?",
+        )
+        .bind(volume.to_string())
+        .fetch_optional(&self.readers)
+        .await?;
+        row.map(|row| Record(row).number("last_seen_ms")).transpose()
+    }
+
     /// The volumes that may be placed, fenced ones left out.
     ///
     /// # Errors
@@ -221,17 +238,19 @@ impl Db {
     /// # Errors
     /// `Database`, `NoSpace`.
     pub async fn place(&self, moves: &[Move]) -> Result<Vec<Placement>, ControlError> {
+        let now = own(clock::now_ms());
         let mut tx = self.begin().await?;
         let mut placements = Vec::with_capacity(moves.len());
         for Move { volume, to, from } in moves.iter().copied() {
             let row = sqlx::query(
                 "UPDATE volumes SET node = ?, epoch = epoch + 1, parent_epoch = writer_epoch,
-                    writer_epoch = epoch + 1
+                    writer_epoch = epoch + 1, epoch_at_ms = ?
                  WHERE id = ? AND node IS ? AND EXISTS (SELECT 1 FROM machines
                     WHERE machines.id = volumes.machine AND machines.failed_over = 0)
                  RETURNING epoch",
             )
             .bind(to.to_string())
+            .bind(now)
             .bind(volume.to_string())
             .bind(from.map(|node| node.to_string()))
             .fetch_optional(&mut *tx)
@@ -452,6 +471,37 @@ pub(super) async fn fence(tx: &mut Tx, machine: Uuid) -> Result<Option<Uuid>, Co
         .await?;
     raise_version(tx).await?;
     points::newest_committed(tx, machine).await
+}
+
+/// Gives a volume that stays on its node a greater epoch, unless it was given one just now: what
+/// the node asks for then is older than what it was told. Returns the epoch.
+pub(super) async fn renew_epoch(
+    tx: &mut Tx,
+    node: Uuid,
+    volume: Uuid,
+    now_ms: u64,
+) -> Result<Option<u64>, ControlError> {
+    // A time to come means that the clock was set back; it must not hold the volume up.
+    let row = sqlx::query(
+        "UPDATE volumes SET epoch = epoch + 1, parent_epoch = writer_epoch,
+            writer_epoch = epoch + 1, epoch_at_ms = ?
+         WHERE id = ? AND node = ? AND (epoch_at_ms <= ? OR epoch_at_ms > ?)
+         AND EXISTS (SELECT 1 FROM machines
+            WHERE machines.id = volumes.machine AND machines.failed_over = 0)
+         RETURNING epoch",
+    )
+    .bind(own(now_ms))
+    .bind(volume.to_string())
+    .bind(node.to_string())
+    .bind(own(now_ms.saturating_sub(EPOCH_INTERVAL_MS_MIN)))
+    .bind(own(now_ms))
+    .fetch_optional(&mut **tx)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let epoch = Record(row).number("epoch")?;
+    let detail = format!("node {node} asked for it, epoch {epoch}");
+    events::append(tx, Actor::Peer(Role::Node, node), "volume.renew", volume, &detail).await?;
+    Ok(Some(epoch))
 }
 
 /// Gives a machine back to placement after a failover that was not kept.

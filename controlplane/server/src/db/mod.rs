@@ -10,11 +10,13 @@
 //! | `points` | recovery points |
 //! | `failovers` | failovers and their transitions |
 //! | `events` | the audit log |
+//! | `error` | what SQLite says, as our errors |
 //!
 //! One connection writes, several read: writers queue in this process and never meet a busy
 //! database. Every change is durable when the call returns (WAL, `synchronous = FULL`).
 
 mod agents;
+mod error;
 mod events;
 mod failovers;
 mod identities;
@@ -38,6 +40,7 @@ use sqlx::{Sqlite, Transaction};
 
 use crate::error::ControlError;
 
+pub use error::{DatabaseError, MigrationError};
 pub use events::Actor;
 pub use failovers::{FailoverRow, Process, ProcessRole};
 pub use machines::Placement;
@@ -79,10 +82,7 @@ impl Db {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options.clone())
             .await?;
-        sqlx::migrate!("./migrations")
-            .run(&writer)
-            .await
-            .map_err(|source| ControlError::Migration { source })?;
+        sqlx::migrate!("./migrations").run(&writer).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)

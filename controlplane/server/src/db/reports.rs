@@ -12,7 +12,7 @@ use farshore_api::node::NodeReport;
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
-use super::{Db, Tx, points, raise_version};
+use super::{Db, Tx, machines, points, raise_version};
 use crate::clock;
 use crate::domain::validate::cut;
 use crate::error::ControlError;
@@ -24,7 +24,7 @@ pub struct Taken {
     pub ignored_volumes: Vec<Uuid>,
     /// Whether a point became committed.
     pub points_changed: bool,
-    /// Whether the assignments changed (an asked-for point is there).
+    /// Whether the assignments changed (an asked-for point is there, or a volume's epoch is new).
     pub assignments_changed: bool,
 }
 
@@ -67,13 +67,14 @@ impl Db {
         node: Uuid,
         report: &NodeReport,
     ) -> Result<Taken, ControlError> {
+        let now = clock::now_ms();
         let counters = serde_json::to_string(&report.counters).unwrap_or_else(|_| "{}".into());
         let mut tx = self.begin().await?;
         sqlx::query(
             "UPDATE nodes SET last_seen_ms = ?, uptime_seconds = ?, cpu_seconds = ?, counters = ?
              WHERE id = ?",
         )
-        .bind(own(clock::now_ms()))
+        .bind(own(now))
         .bind(report.uptime_seconds)
         .bind(report.cpu_seconds)
         .bind(counters)
@@ -89,7 +90,20 @@ impl Db {
                 ignored.insert(volume.volume);
             }
         }
-        let taken = take_points(&mut tx, Role::Node, node, &report.points, ignored).await?;
+        let mut is_renewed = false;
+        for volume in &report.epochs_wanted {
+            if is_owned(&mut tx, Role::Node, node, *volume).await? {
+                let renewed = machines::renew_epoch(&mut tx, node, *volume, now).await?;
+                is_renewed |= renewed.is_some();
+            } else {
+                ignored.insert(*volume);
+            }
+        }
+        if is_renewed {
+            raise_version(&mut tx).await?;
+        }
+        let mut taken = take_points(&mut tx, Role::Node, node, &report.points, ignored).await?;
+        taken.assignments_changed |= is_renewed;
         tx.commit().await?;
         Ok(taken)
     }

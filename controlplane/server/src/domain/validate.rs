@@ -122,6 +122,7 @@ pub fn report_size(volumes: usize, points: usize) -> Result<(), ControlError> {
 /// `Invalid` with the first value that is not acceptable.
 pub fn node_report(report: &NodeReport) -> Result<(), ControlError> {
     report_size(report.volumes.len(), report.points.len())?;
+    range("epochs_wanted", report.epochs_wanted.len(), 0, limits::REPORT_VOLUMES_MAX)?;
     range("counters", report.counters.len(), 0, limits::REPORT_COUNTERS_MAX)?;
     let is_plain = |name: &String| {
         (1..=64).contains(&name.len())
@@ -181,6 +182,16 @@ mod tests {
         assert_eq!(cut(&long).len(), limits::TEXT_BYTES_MAX);
         assert_eq!(cut(&format!("x{long}")).len(), limits::TEXT_BYTES_MAX - 1);
         assert_eq!(cut("short"), "short");
+    }
+
+    #[test]
+    fn nodes_ask_for_a_bounded_number_of_epochs() {
+        let wanted = |number| NodeReport {
+            epochs_wanted: vec![uuid::Uuid::nil(); number],
+            ..NodeReport::default()
+        };
+        assert!(node_report(&wanted(limits::REPORT_VOLUMES_MAX)).is_ok());
+        assert!(node_report(&wanted(limits::REPORT_VOLUMES_MAX + 1)).is_err());
     }
 
     #[test]

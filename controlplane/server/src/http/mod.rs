@@ -13,11 +13,13 @@ mod overview;
 mod points;
 mod policies;
 mod reply;
+mod service;
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -25,7 +27,10 @@ use warp::filters::BoxedFilter;
 use crate::app::App;
 use reply::Response;
 
-pub(crate) use reply::timed_out;
+pub use service::Service;
+
+/// A request that takes longer is given up: the longest long poll and then some.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// All routes.
 pub fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {

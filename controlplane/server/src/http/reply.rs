@@ -13,7 +13,7 @@ use warp::reject::{self, Rejection};
 use crate::error::ControlError;
 
 /// A reply of ours.
-pub(crate) type Response = warp::reply::Response;
+pub(super) type Response = warp::reply::Response;
 
 /// An error found by a filter, before a handler ran.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ pub(super) async fn recover(rejection: Rejection) -> Result<Response, Infallible
 }
 
 /// The reply to a request that took longer than anything may take.
-pub(crate) fn timed_out() -> Response {
+pub(super) fn timed_out() -> Response {
     let message = "the request took too long; try again";
     refusal(ErrorDetail::new(ErrorCode::Unavailable, message))
 }

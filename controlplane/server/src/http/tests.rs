@@ -20,7 +20,7 @@ use super::routes;
 use crate::app::App;
 use crate::clock;
 use crate::control;
-use crate::settings::Settings;
+use crate::settings::{QemuAccel, Settings};
 use crate::tls::Peer;
 
 struct Site {
@@ -48,6 +48,7 @@ async fn site() -> Site {
         key_file: "/key".into(),
         node_program: "/nothing/farshore-node".into(),
         qemu_program: "/nothing/qemu".into(),
+        qemu_accel: QemuAccel::Tcg,
     };
     let app = Arc::new(control::open(settings).await.unwrap());
     let token = std::fs::read_to_string(dir.path().join("operator.token")).unwrap();

@@ -72,6 +72,12 @@ impl Files {
         self.dir.join("console.log")
     }
 
+    /// What the machine's firmware remembers.
+    #[must_use]
+    pub fn firmware_variables(&self) -> PathBuf {
+        self.dir.join("firmware-variables.fd")
+    }
+
     /// The socket lies beside the other files, unless that path is longer than the kernel takes:
     /// then in a private directory under the system's temporary one.
     fn socket(&self) -> PathBuf {

@@ -72,6 +72,12 @@ pub enum ProviderError {
         /// Its log.
         log: PathBuf,
     },
+    /// KVM is there and does not run the machine.
+    #[error("KVM cannot run the machine; start the control plane with --qemu-accel tcg; QEMU's log is {log}")]
+    KvmFailed {
+        /// Its log.
+        log: PathBuf,
+    },
     /// The failover lacks something that an earlier step should have noted.
     #[error("the failover has no {what}; clean it up and start another")]
     Incomplete {

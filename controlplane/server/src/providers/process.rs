@@ -112,6 +112,11 @@ pub async fn stop(process: Process) -> bool {
     false
 }
 
+/// Ends a process at once, without waiting for it.
+pub fn kill(process: Process) {
+    send(process, Signal::KILL);
+}
+
 /// Sends a signal to exactly this process; false if it is gone. The handle is taken before the
 /// start time is compared, so the signal cannot hit a later process with the same pid.
 fn send(process: Process, signal: Signal) -> bool {

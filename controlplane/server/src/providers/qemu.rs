@@ -1,7 +1,10 @@
 //! QEMU: boots an exported point.
 
+pub mod accelerator;
+pub mod firmware;
+
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use farshore_api::failover::CreateFailover;
@@ -9,14 +12,8 @@ use farshore_api::failover::CreateFailover;
 use super::export::Files;
 use super::{ProviderError, process};
 use crate::db::Process;
-
-/// Where Debian's `ovmf` package, and others, put the firmware.
-const FIRMWARE: [&str; 4] = [
-    "/usr/share/ovmf/OVMF.fd",
-    "/usr/share/OVMF/OVMF.fd",
-    "/usr/share/qemu/OVMF.fd",
-    "/usr/share/edk2/ovmf/OVMF.fd",
-];
+use accelerator::Accelerator;
+use firmware::Firmware;
 
 const MEMORY_MIB_DEFAULT: u32 = 1024;
 const CPUS_DEFAULT: u32 = 2;
@@ -34,9 +31,18 @@ pub fn machines(files: &Files) -> Vec<Process> {
 }
 
 fn serial(files: &Files) -> OsString {
+    serial_to(&files.console())
+}
+
+fn serial_to(console: &Path) -> OsString {
     let mut serial = OsString::from("file:");
-    serial.push(files.console());
+    serial.push(console);
     serial
+}
+
+/// In a value of QEMU's options a comma ends the value, and two stand for one.
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
 }
 
 /// Starts the machine on the disk at `nbd_uri`. Machines of this failover that were never noted
@@ -46,53 +52,50 @@ fn serial(files: &Files) -> OsString {
 /// `Missing` without QEMU or firmware, `Start`, `File`.
 pub async fn start(
     program: &Path,
+    accelerator: Accelerator,
     files: &Files,
     nbd_uri: &str,
     spec: &CreateFailover,
 ) -> Result<Process, ProviderError> {
-    let firmware = firmware(spec)?;
+    let firmware = Firmware::find(spec.firmware.as_deref())?;
     for stray in machines(files) {
         process::stop(stray).await;
     }
-    let arguments = arguments(files, nbd_uri, spec, &firmware);
+    firmware.prepare(&files.firmware_variables())?;
+    let arguments = arguments(accelerator, files, nbd_uri, spec, &firmware);
     process::start(program, &arguments, &files.machine_log(), INSTALL_HINT)
 }
 
-fn firmware(spec: &CreateFailover) -> Result<PathBuf, ProviderError> {
-    let candidates: Vec<&str> = match &spec.firmware {
-        Some(named) => vec![named],
-        None => FIRMWARE.to_vec(),
-    };
-    let found = candidates.iter().map(PathBuf::from).find(|path| path.exists());
-    found.ok_or_else(|| ProviderError::Missing {
-        program: candidates[0].into(),
-        hint: "it is the firmware: install the Debian package ovmf, or name another file",
-    })
-}
-
 fn arguments(
+    accelerator: Accelerator,
     files: &Files,
     nbd_uri: &str,
     spec: &CreateFailover,
-    firmware: &Path,
+    firmware: &Firmware,
 ) -> Vec<OsString> {
-    // In a -drive value a comma ends the value, and two stand for one.
-    let disk = nbd_uri.replace(',', ",,");
+    let disk = escaped(nbd_uri);
     let memory = spec.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT).to_string();
     let cpus = spec.cpus.unwrap_or(CPUS_DEFAULT).to_string();
-    vec![
-        "-machine".into(),
-        "q35,accel=kvm:tcg".into(),
-        "-m".into(),
-        memory.into(),
-        "-smp".into(),
-        cpus.into(),
-        "-bios".into(),
-        firmware.into(),
+    let mut arguments = machine_arguments(accelerator, serial(files));
+    arguments.extend(["-m".into(), memory.into(), "-smp".into(), cpus.into()]);
+    arguments.extend(firmware.arguments(&files.firmware_variables()));
+    arguments.extend([
         "-drive".into(),
         format!("file={disk},format=raw,if=virtio,cache=writeback,discard=unmap").into(),
+    ]);
+    arguments
+}
+
+/// What all machines are started with. The processor has everything that the accelerator can give:
+/// QEMU's default one is too old for some distributions.
+fn machine_arguments(accelerator: Accelerator, serial: OsString) -> Vec<OsString> {
+    vec![
+        "-machine".into(),
+        format!("q35,accel={}", accelerator.name()).into(),
+        "-cpu".into(),
+        "max".into(),
         "-serial".into(),
-        serial(files),
+        serial,
         "-display".into(),
         "none".into(),
         "-monitor".into(),
@@ -106,16 +109,19 @@ fn arguments(
 /// Waits until it is clear that QEMU runs the machine.
 ///
 /// # Errors
-/// `Ended` with what QEMU said.
+/// `Ended` with what QEMU said; `KvmFailed` if KVM gave up, which QEMU outlives.
 ///
 /// # Cancel safety
 /// Safe: it only looks.
 pub async fn settled(files: &Files, machine: Process) -> Result<(), ProviderError> {
     tokio::time::sleep(SETTLE).await;
+    let log = files.machine_log();
+    if accelerator::has_kvm_failed(&log) {
+        return Err(ProviderError::KvmFailed { log });
+    }
     if process::is_alive(machine) {
         return Ok(());
     }
-    let log = files.machine_log();
     Err(ProviderError::Ended { what: "QEMU", last_line: process::last_line(&log), log })
 }
 
@@ -126,32 +132,27 @@ mod tests {
 
     use super::*;
 
-    fn spec(firmware: Option<String>) -> CreateFailover {
-        CreateFailover {
+    #[test]
+    fn commas_in_the_uri_stay_in_the_uri() {
+        let spec = CreateFailover {
             kind: FailoverKind::Drill,
             point: Default::default(),
             serve_only: false,
             listen: Default::default(),
             memory_mib: Some(512),
             cpus: None,
-            firmware,
-        }
-    }
-
-    #[test]
-    fn commas_in_the_uri_stay_in_the_uri() {
+            firmware: None,
+        };
         let files = Files::new(Path::new("/srv/a,b"), Uuid::from_u128(1));
         let uri = "nbd+unix:///?socket=/srv/a,b/nbd.sock";
-        let arguments = arguments(&files, uri, &spec(None), Path::new("/fw"));
-        assert!(arguments.iter().any(|argument| {
-            argument.to_string_lossy().starts_with("file=nbd+unix:///?socket=/srv/a,,b/nbd.sock,")
-        }));
-        assert!(arguments.windows(2).any(|pair| pair[0] == "-m" && pair[1] == "512"));
-    }
-
-    #[test]
-    fn missing_firmware_is_named() {
-        let error = firmware(&spec(Some("/nowhere/fw.fd".into()))).unwrap_err();
-        assert!(error.to_string().starts_with("/nowhere/fw.fd is not installed"), "{error}");
+        let firmware = Firmware::Combined("/fw".into());
+        let arguments = arguments(Accelerator::Tcg, &files, uri, &spec, &firmware);
+        let has = |flag: &str, value: &str| {
+            arguments
+                .windows(2)
+                .any(|pair| pair[0] == flag && pair[1].to_string_lossy().starts_with(value))
+        };
+        assert!(has("-drive", "file=nbd+unix:///?socket=/srv/a,,b/nbd.sock,"), "{arguments:?}");
+        assert!(has("-m", "512") && has("-machine", "q35,accel=tcg") && has("-bios", "/fw"));
     }
 }

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::app::{App, Topic};
-use crate::db::{Actor, FailoverRow, ProcessRole};
+use crate::db::{Actor, FailoverRow, Process, ProcessRole};
 use crate::domain::failover::{Command, Event};
 use crate::error::ControlError;
 use crate::providers::export::{self, Export, Files};
@@ -23,6 +23,12 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Pause after the catalogue failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a fence waits for the node's next report, which comes every second.
+const LAST_REPORT_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// How often that report is looked for.
+const REPORT_LOOK_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What came of a command.
 enum Outcome {
@@ -83,27 +89,67 @@ async fn perform(
     let files = Files::new(&app.settings.failovers(), row.shown.id);
     match command {
         Command::Begin => Ok(Outcome::Event(Event::Begin)),
-        Command::Fence => Ok(Outcome::Event(Event::Fenced)),
+        Command::Fence => fence(app, row, changes).await,
         Command::StartExport => start_export(app, row, &files, changes).await,
         Command::StartMachine => start_machine(app, row, &files, changes).await,
         Command::Watch => watch(app, row, &files, changes).await,
         Command::Stop => {
-            stop(app, row, &files).await?;
-            Ok(Outcome::Done)
+            if stop(app, row, &files).await? {
+                return Ok(Outcome::Done);
+            }
+            unfinished(app, row, "a process of it does not end").await
         }
         Command::Clear => {
-            stop(app, row, &files).await?;
+            if !stop(app, row, &files).await? {
+                return unfinished(app, row, "a process of it does not end").await;
+            }
             match files.remove() {
                 Ok(()) => Ok(Outcome::Event(Event::Cleared)),
-                Err(failure) => {
-                    let detail = failure.to_string();
-                    app.db.set_failover_facts(row.shown.id, None, None, Some(&detail)).await?;
-                    warn!(failover = %row.shown.id, error = %failure, "clean up failover");
-                    tokio::time::sleep(RETRY_INTERVAL).await;
-                    Ok(Outcome::Changed)
-                }
+                Err(failure) => unfinished(app, row, &failure.to_string()).await,
             }
         }
+    }
+}
+
+/// Tells why ending a failover is not over, and lets it be tried again after a pause.
+async fn unfinished(app: &App, row: &FailoverRow, reason: &str) -> Result<Outcome, ControlError> {
+    app.db.set_failover_facts(row.shown.id, None, None, Some(reason)).await?;
+    warn!(failover = %row.shown.id, reason, "end failover");
+    tokio::time::sleep(RETRY_INTERVAL).await;
+    Ok(Outcome::Changed)
+}
+
+/// Lets the volume's node tell what it has committed until now, before the fence takes the volume
+/// from it: the agent may have died before it could. A failover to a named point needs none of it.
+async fn fence(
+    app: &App,
+    row: &FailoverRow,
+    changes: watch::Receiver<u64>,
+) -> Result<Outcome, ControlError> {
+    if row.shown.point.is_some() {
+        return Ok(Outcome::Event(Event::Fenced));
+    }
+    tokio::select! {
+        heard = tokio::time::timeout(LAST_REPORT_TIMEOUT, next_report(app, row.shown.volume)) => {
+            match heard {
+                Ok(heard) => heard?,
+                Err(_) => info!(failover = %row.shown.id, "the node did not report before the fence"),
+            }
+            Ok(Outcome::Event(Event::Fenced))
+        }
+        () = state_changed(app, row.shown.id, row.shown.state, changes) => Ok(Outcome::Changed),
+    }
+}
+
+/// Ends when the node that has the volume reports, or when no node has it.
+async fn next_report(app: &App, volume: Uuid) -> Result<(), ControlError> {
+    let heard_before = app.db.node_heard_ms(volume).await?;
+    loop {
+        let heard = app.db.node_heard_ms(volume).await?;
+        if heard.is_none() || heard != heard_before {
+            return Ok(());
+        }
+        tokio::time::sleep(REPORT_LOOK_INTERVAL).await;
     }
 }
 
@@ -165,7 +211,8 @@ async fn start_machine(
                 return Ok(Outcome::Broken(ProviderError::Incomplete { what: "export" }));
             };
             let program = &app.settings.qemu_program;
-            match qemu::start(program, files, nbd_uri, &row.spec).await {
+            let accelerator = app.accelerator().await;
+            match qemu::start(program, accelerator, files, nbd_uri, &row.spec).await {
                 Ok(machine) => machine,
                 Err(failure) => return Ok(Outcome::Broken(failure)),
             }
@@ -219,15 +266,28 @@ async fn watch(
     Ok(Outcome::Changed)
 }
 
-/// Ends all processes of the failover, the machine before its disk.
-async fn stop(app: &App, row: &FailoverRow, files: &Files) -> Result<(), ControlError> {
-    let machines = row.guest.into_iter().chain(qemu::machines(files));
-    let exports = row.export.into_iter().chain(files.exports());
-    for process in machines.chain(exports) {
-        process::stop(process).await;
+/// Ends all processes of the failover, the machine before its disk. Those that do not end stay noted
+/// down; returns whether none is left.
+async fn stop(app: &App, row: &FailoverRow, files: &Files) -> Result<bool, ControlError> {
+    let mut is_gone = true;
+    let machines = row.guest.into_iter().chain(qemu::machines(files)).collect();
+    let exports = row.export.into_iter().chain(files.exports()).collect();
+    for (role, processes) in [(ProcessRole::Machine, machines), (ProcessRole::Export, exports)] {
+        if stop_all(processes).await {
+            app.db.set_failover_process(row.shown.id, role, None).await?;
+        } else {
+            is_gone = false;
+        }
     }
-    app.db.set_failover_process(row.shown.id, ProcessRole::Machine, None).await?;
-    app.db.set_failover_process(row.shown.id, ProcessRole::Export, None).await
+    Ok(is_gone)
+}
+
+async fn stop_all(processes: Vec<Process>) -> bool {
+    let mut is_gone = true;
+    for process in processes {
+        is_gone &= process::stop(process).await;
+    }
+    is_gone
 }
 
 /// Ends when the failover is in another state than `before`.

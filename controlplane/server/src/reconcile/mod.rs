@@ -39,7 +39,10 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(86_400);
 pub async fn run(app: Arc<App>, config: watch::Sender<Arc<ServerConfig>>) {
     let mut stop = app.changes.stopping();
     let loops = async {
-        tokio::join!(place(&app), prune(&app), renew_certificate(&app, &config), failovers(&app))
+        // Found out before a failover waits for it.
+        let accelerator = app.accelerator();
+        let renewal = renew_certificate(&app, &config);
+        tokio::join!(place(&app), prune(&app), renewal, failovers(&app), accelerator)
     };
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => {}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use farshore_api::identity::{Certificate, Token};
 use farshore_api::{ErrorBody, paths};
 use farshore_control::control::Control;
-use farshore_control::settings::Settings;
+use farshore_control::settings::{QemuAccel, Settings};
 use rcgen::{CertificateParams, KeyPair};
 use reqwest::{Client, ClientBuilder, Identity, Method};
 use rustix::process::{Pid, Signal, kill_process};
@@ -226,5 +226,6 @@ fn settings(dir: &Path) -> Settings {
         key_file: dir.join("key"),
         node_program: dir.join("bin/farshore-node"),
         qemu_program: dir.join("bin/qemu"),
+        qemu_accel: QemuAccel::Tcg,
     }
 }

@@ -45,13 +45,23 @@ pub(super) async fn resolve(view: &VolumeView) -> Result<Vec<Place>, VaultError>
     let mut runs: Vec<(BlockRange, Source)> = view.map.runs(whole).collect();
     // Tables are then read in order, each once.
     runs.sort_unstable_by_key(|(run, source)| (source.log, source.slot, source.chunk, run.block));
-    let groups = runs.chunk_by(|(_, a), (_, b)| (a.log, a.slot) == (b.log, b.slot));
-    let groups = groups.map(|runs| resolve_slot(view, runs));
+    let slots = ranges(&runs, |(_, a), (_, b)| (a.log, a.slot) == (b.log, b.slot));
+    let slots = slots.into_iter().map(|range| resolve_slot(view, &runs[range]));
     let groups: Vec<Vec<Place>> =
-        futures::stream::iter(groups).buffered(BULK_GETS_IN_FLIGHT_MAX).try_collect().await?;
+        futures::stream::iter(slots).buffered(BULK_GETS_IN_FLIGHT_MAX).try_collect().await?;
     let mut places: Vec<Place> = groups.into_iter().flatten().collect();
     places.sort_unstable();
     Ok(places)
+}
+
+/// Where the groups of items that are the same by `is_same` lie.
+pub(super) fn ranges<T>(items: &[T], is_same: impl Fn(&T, &T) -> bool) -> Vec<Range<usize>> {
+    let mut at = 0;
+    let group = |group: &[T]| {
+        at += group.len();
+        at - group.len()..at
+    };
+    items.chunk_by(is_same).map(group).collect()
 }
 
 async fn resolve_slot(

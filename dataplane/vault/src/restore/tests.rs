@@ -67,13 +67,11 @@ async fn a_target_that_cannot_be_written_is_named() {
 #[tokio::test]
 async fn a_failed_restore_leaves_nothing_behind() {
     let (world, view, _) = sample().await;
-    for object in ["logs/10101010-1010-1010-1010-101010101010/0000000000000000"] {
-        let file = world.folder.path().join("vault").join(object);
-        let mut bytes = fs::read(&file).unwrap();
-        let last = bytes.len() - 1;
-        bytes[last] ^= 1;
-        fs::write(&file, bytes).unwrap();
-    }
+    let file = world.file(&ObjectName::slot(world.logs[0].id, farshore_proto::Slot(0)));
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&file, bytes).unwrap();
     let to = world.folder.path().join("disk.img");
     let error = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);

@@ -99,3 +99,30 @@ fn a_file_url_and_its_path_are_the_same_store() {
     assert_eq!(store.url(), url);
     open(&path, Access::Read).unwrap();
 }
+
+#[test]
+fn a_full_store_is_recognised_behind_the_backends_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), Access::Write).unwrap();
+    let error = |kind: io::ErrorKind| {
+        let inner = io::Error::from(kind);
+        let source = object_store::Error::NotSupported { source: Box::new(inner) };
+        let source = object_store::Error::Generic { store: "x", source: Box::new(source) };
+        store.error(&name(1), "create", source)
+    };
+    assert!(error(io::ErrorKind::StorageFull).is_no_space());
+    assert!(error(io::ErrorKind::QuotaExceeded).is_no_space());
+    let text = error(io::ErrorKind::StorageFull).to_string();
+    assert!(text.contains("no space is left to write object logs/03030303-"), "{text}");
+    assert!(matches!(error(io::ErrorKind::ReadOnlyFilesystem), StoreError::Denied { .. }));
+    let other = error(io::ErrorKind::TimedOut);
+    assert!(!other.is_no_space());
+    assert_eq!(other.kind(), ErrorKind::Unavailable);
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_refused_for_writing_only() {
+    let path = std::path::Path::new("/proc/self");
+    assert!(matches!(open(path, Access::Write), Err(StoreError::NotWritable { .. })));
+    open(path, Access::Read).unwrap();
+}

@@ -26,14 +26,21 @@ struct Stream {
     is_whole: bool,
 }
 
+/// A span that no epoch object explained when the epochs were read.
+#[derive(Debug)]
+pub(super) struct Strange {
+    pub(super) log: LogId,
+    pub(super) slot: Slot,
+}
+
 /// All volumes.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     streams: BTreeMap<(VolumeId, Epoch), Stream>,
     /// Volumes whose epochs do not open: their spans cannot be judged.
     unreadable: BTreeSet<VolumeId>,
-    /// Volume and epoch of spans that no epoch object explains, each named once.
-    strange: BTreeSet<(VolumeId, Epoch)>,
+    /// Spans that no epoch object explains, by volume and epoch: the first of each.
+    strange: BTreeMap<(VolumeId, Epoch), Strange>,
 }
 
 impl Streams {
@@ -61,26 +68,15 @@ impl Streams {
     pub(super) fn take(&mut self, log: LogId, slot: Slot, span: &Span, report: &mut Report) {
         let key = (span.volume, span.epoch);
         let name = ObjectName::slot(log, slot);
-        let Some(stream) = self.streams.get_mut(&key) else {
-            if !self.unreadable.contains(&span.volume) && self.strange.insert(key) {
-                let (volume, epoch) = key;
-                let what =
-                    format!("holds epoch {epoch} of volume {volume}, which has no epoch object");
-                report.add(name, 0, what);
-            }
-            return;
-        };
-        if log != stream.body.log || slot < stream.body.first_slot {
-            if self.strange.insert(key) {
-                let (volume, epoch) = key;
-                let ordinal = stream.ordinal;
-                let what = format!(
-                    "holds epoch {epoch} of volume {volume}, which is not there by its epoch object {ordinal}"
-                );
-                report.add(name, 0, what);
-            }
+        if self.unreadable.contains(&span.volume) {
             return;
         }
+        let at_home =
+            |stream: &&mut Stream| log == stream.body.log && slot >= stream.body.first_slot;
+        let Some(stream) = self.streams.get_mut(&key).filter(at_home) else {
+            self.strange.entry(key).or_insert(Strange { log, slot });
+            return;
+        };
         match join(span, stream.last, stream.limit) {
             Join::Skip => return,
             Join::Next => {}
@@ -104,6 +100,11 @@ impl Streams {
         if span.mark.is_some() && stream.is_whole {
             stream.points += 1;
         }
+    }
+
+    /// The spans that no epoch object explained.
+    pub(super) fn take_strange(&mut self) -> BTreeMap<(VolumeId, Epoch), Strange> {
+        std::mem::take(&mut self.strange)
     }
 
     /// Checks that the epochs of each volume join, and counts the points.

@@ -247,3 +247,35 @@ async fn memory_put(store: &crate::store::Store, path: &object_store::path::Path
     use object_store::ObjectStoreExt;
     store.backend().put(path, bytes.into()).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_vault_that_is_being_written_has_no_problem() {
+    let mut world = World::new(2, 2).await;
+    let vault = world.reopen().await;
+    let (done, is_done) = tokio::sync::watch::channel(false);
+    let writing = async {
+        for round in 0..40_u32 {
+            let number = usize::try_from(round % 2).unwrap();
+            world.write(number, u64::from(round), 8, 1 + round * 100);
+            world.end_span(number, true);
+            let log = world.volumes[number].log;
+            world.commit(log).await;
+            if round % 8 == 7 {
+                world.claim(number, 1 - log).await;
+            }
+        }
+        done.send(true).unwrap();
+    };
+    let verifying = async {
+        let mut runs = 0;
+        while !*is_done.borrow() {
+            let report = verify(&vault, true, |_| {}).await.unwrap();
+            assert!(report.is_whole() && report.holes.is_empty(), "{report:#?}");
+            runs += 1;
+        }
+        runs
+    };
+    let ((), runs) = tokio::join!(writing, verifying);
+    assert!(runs > 0);
+    assert_eq!(verify(&vault, true, |_| {}).await.unwrap().points, 40);
+}

@@ -1,0 +1,274 @@
+//! A node for tests: speaks frames over an in-memory pipe, applies them to an image, keeps the image
+//! of every mark, and loses things when told.
+
+use crate::session::{Dial, DialError, Target, Transport};
+use farshore_proto::frame::{
+    Ack, Control, FrameHeader, FrameKind, Hello, Mark, Refusal, RefusalReason, Welcome,
+};
+use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, WINDOW_BYTES};
+use farshore_proto::{PointId, Seq};
+use futures::future::BoxFuture;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::Notify;
+
+/// What a point is.
+#[derive(Debug, Clone)]
+pub(crate) struct Point {
+    pub(crate) seq: Seq,
+    pub(crate) mark: Mark,
+    pub(crate) image: Arc<Vec<u8>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Held {
+    seq: u64,
+    image: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_offline: bool,
+    /// Nothing is committed while this is set.
+    holds_commits: bool,
+    refuses: Option<RefusalReason>,
+    /// What it would have after losing its journal.
+    committed: Held,
+    received: Held,
+    points: BTreeMap<PointId, Point>,
+    /// Payload bytes that arrived.
+    bytes_in: u64,
+    hellos: Vec<Hello>,
+    /// Ends the running sessions when it changes.
+    incarnation: u64,
+}
+
+/// The node.
+#[derive(Debug, Default)]
+pub(crate) struct FakeNode {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl FakeNode {
+    pub(crate) fn new(size_bytes: u64) -> Arc<Self> {
+        let node = Self::default();
+        let image = vec![0; usize::try_from(size_bytes).unwrap()];
+        node.lock().committed = Held { seq: 0, image: image.clone() };
+        node.lock().received = Held { seq: 0, image };
+        Arc::new(node)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Breaks every session; what was not committed is gone.
+    pub(crate) fn crash(&self) {
+        let mut state = self.lock();
+        state.incarnation += 1;
+        state.received = state.committed.clone();
+        let committed = state.committed.seq;
+        state.points.retain(|_, point| point.seq.0 <= committed);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Breaks every session and forgets everything.
+    pub(crate) fn forget(&self) {
+        let mut state = self.lock();
+        state.incarnation += 1;
+        let image = vec![0; state.received.image.len()];
+        state.committed = Held { seq: 0, image: image.clone() };
+        state.received = Held { seq: 0, image };
+        state.points.clear();
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn set_offline(&self, is_offline: bool) {
+        let mut state = self.lock();
+        state.is_offline = is_offline;
+        state.incarnation += 1;
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn hold_commits(&self, holds: bool) {
+        self.lock().holds_commits = holds;
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn refuse(&self, reason: Option<RefusalReason>) {
+        let mut state = self.lock();
+        state.refuses = reason;
+        state.incarnation += 1;
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn bytes_in(&self) -> u64 {
+        self.lock().bytes_in
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.lock().received.seq
+    }
+
+    pub(crate) fn hellos(&self) -> Vec<Hello> {
+        self.lock().hellos.clone()
+    }
+
+    pub(crate) fn point(&self, point: PointId) -> Option<Point> {
+        let state = self.lock();
+        let committed = state.committed.seq;
+        state.points.get(&point).filter(|point| point.seq.0 <= committed).cloned()
+    }
+
+    /// Every point in the vault, oldest first.
+    pub(crate) fn points(&self) -> Vec<Point> {
+        let state = self.lock();
+        let committed = state.committed.seq;
+        let mut points: Vec<Point> =
+            state.points.values().filter(|point| point.seq.0 <= committed).cloned().collect();
+        points.sort_by_key(|point| point.seq);
+        points
+    }
+
+    async fn serve(self: Arc<Self>, mut stream: DuplexStream) -> io::Result<()> {
+        let incarnation = self.lock().incarnation;
+        let (header, body) = read_frame(&mut stream).await?;
+        let Ok(Control::Hello(hello)) = Control::decode(&header, &body) else {
+            panic!("a session begins with a hello");
+        };
+        let answer = self.greet(hello, incarnation)?;
+        let is_refused = matches!(answer, Control::Refusal(_));
+        stream.write_all(&answer.encode()).await?;
+        if is_refused {
+            return Ok(());
+        }
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let mut told = Ack { journaled: Seq(0), committed: Seq(0) };
+        loop {
+            let changed = self.changed.notified();
+            if self.lock().incarnation != incarnation {
+                return Ok(());
+            }
+            let ack = self.ack();
+            if ack != told {
+                told = ack;
+                writer.write_all(&Control::Ack(ack).encode()).await?;
+            }
+            let mut head = [0; FRAME_HEADER_BYTES];
+            tokio::select! {
+                read = reader.read_exact(&mut head) => {
+                    read?;
+                    let header = FrameHeader::decode(&head).expect("the agent sends good frames");
+                    let mut body = vec![0; header.body_bytes];
+                    reader.read_exact(&mut body).await?;
+                    if !self.take(&header, &body, incarnation) {
+                        return Ok(());
+                    }
+                }
+                () = changed => {}
+                // The notice may have come before it was waited for.
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            }
+        }
+    }
+
+    fn greet(&self, hello: Hello, incarnation: u64) -> io::Result<Control> {
+        let mut state = self.lock();
+        if state.incarnation != incarnation {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        state.hellos.push(hello);
+        assert_eq!(hello.size_bytes, state.received.image.len() as u64);
+        let refuse = |reason: RefusalReason| {
+            let text = format!("refused: {}", reason.word());
+            Control::Refusal(Refusal { reason, text })
+        };
+        if let Some(reason) = state.refuses {
+            return Ok(refuse(reason));
+        }
+        if hello.first_seq.0 > state.received.seq + 1 {
+            return Ok(refuse(RefusalReason::Gap));
+        }
+        Ok(Control::Welcome(Welcome {
+            received: Seq(state.received.seq),
+            journaled: Seq(state.received.seq),
+            committed: Seq(state.committed.seq),
+            window_bytes: u32::try_from(WINDOW_BYTES).unwrap(),
+        }))
+    }
+
+    fn ack(&self) -> Ack {
+        let mut state = self.lock();
+        if !state.holds_commits && state.committed.seq != state.received.seq {
+            state.committed = state.received.clone();
+        }
+        Ack { journaled: Seq(state.received.seq), committed: Seq(state.committed.seq) }
+    }
+
+    /// Applies a frame; false if the session is over.
+    fn take(&self, header: &FrameHeader, body: &[u8], incarnation: u64) -> bool {
+        let mut state = self.lock();
+        if state.incarnation != incarnation {
+            return false;
+        }
+        assert_eq!(header.seq.0, state.received.seq + 1, "a gap in the stream");
+        state.received.seq = header.seq.0;
+        let place = |block: u64| usize::try_from(block).unwrap() * BLOCK_BYTES;
+        let (from, to) = (place(header.range.block), place(header.range.end()));
+        match header.kind {
+            FrameKind::Write => {
+                header.check_body(body).expect("the bytes are whole");
+                state.received.image[from..to].copy_from_slice(body);
+                state.bytes_in += body.len() as u64;
+            }
+            FrameKind::Zero => state.received.image[from..to].fill(0),
+            FrameKind::Mark => {
+                let Ok(Control::Mark(seq, mark)) = Control::decode(header, body) else {
+                    panic!("a mark is a mark");
+                };
+                let image = Arc::new(state.received.image.clone());
+                let before = state.points.insert(mark.point, Point { seq, mark, image });
+                assert!(before.is_none(), "a point is set once");
+            }
+            other => panic!("an agent does not send {other:?}"),
+        }
+        true
+    }
+}
+
+async fn read_frame(stream: &mut DuplexStream) -> io::Result<(FrameHeader, Vec<u8>)> {
+    let mut head = [0; FRAME_HEADER_BYTES];
+    stream.read_exact(&mut head).await?;
+    let header = FrameHeader::decode(&head).expect("the agent sends good frames");
+    let mut body = vec![0; header.body_bytes];
+    stream.read_exact(&mut body).await?;
+    Ok((header, body))
+}
+
+/// Dials the fake node.
+#[derive(Debug, Clone)]
+pub(crate) struct FakeDial(pub(crate) Arc<FakeNode>);
+
+impl Dial for FakeDial {
+    fn dial(&self, target: Target) -> BoxFuture<'static, Result<Box<dyn Transport>, DialError>> {
+        let node = Arc::clone(&self.0);
+        Box::pin(async move {
+            if node.lock().is_offline {
+                let source = io::ErrorKind::ConnectionRefused.into();
+                return Err(DialError::Io { address: target.address, source });
+            }
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            tokio::spawn(async move { drop(node.serve(theirs).await) });
+            let transport: Box<dyn Transport> = Box::new(ours);
+            Ok(transport)
+        })
+    }
+}

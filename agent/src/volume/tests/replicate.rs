@@ -1,0 +1,156 @@
+//! What happens when nothing goes wrong.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn copies_the_disk_and_follows_its_writes() {
+    let size = 8 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    let before: Vec<u8> = (0..size).map(|at| (at / 4096 % 250) as u8).collect();
+    std::fs::write(rig.disk(), &before).unwrap();
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.assert_point_is_disk().await;
+    let served = rig.served().await;
+    let mut random = Random(1);
+    for _ in 0..300 {
+        change(&served, &mut random, size).await.unwrap();
+    }
+    rig.assert_point_is_disk().await;
+    let report = rig.report();
+    assert_eq!((report.size_bytes, report.progress), (size, 1.0));
+    assert!(report.nbd_uri.as_ref().unwrap().starts_with("nbd+unix:///disk?socket="));
+    assert!(report.committed_seq <= report.journaled_seq && report.committed_seq > 300);
+    assert!(report.rpo_seconds.unwrap() < 5.0);
+    let points = rig.live().points.oldest(1000);
+    assert!(points.iter().any(|point| point.seq <= report.committed_seq));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_overlapping_writes_arrive_in_the_order_of_the_disk() {
+    let size = 2 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    rig.start(Steps::default());
+    let served = rig.served().await;
+    let writers = (1..9_u64).map(|seed| {
+        let served = served.clone();
+        tokio::spawn(async move {
+            let mut random = Random(seed);
+            for _ in 0..150 {
+                // A small disk: nearly every write meets another.
+                change(&served, &mut random, 1 * MIB).await.unwrap();
+            }
+        })
+    });
+    futures::future::join_all(writers).await;
+    drop(served);
+    rig.assert_point_is_disk().await;
+}
+
+/// A writer that numbers its writes: every point is the disk after some number of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_point_is_an_exact_prefix_of_the_writes() {
+    let blocks = 512;
+    let mut rig = Rig::new(blocks * 4096, Capture::Nbd);
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    let served = rig.served().await;
+    let mut random = Random(3);
+    let mut writes = Vec::new();
+    let deadline = Instant::now() + Duration::from_millis(1_500);
+    while Instant::now() < deadline {
+        let (block, number) = (random.below(blocks), writes.len() as u64 + 1);
+        writes.push(block);
+        let data = number.to_le_bytes().repeat(512);
+        served.write(block * 4096, Bytes::from(data), false).await.unwrap();
+    }
+    rig.assert_point_is_disk().await;
+    let number_at = |image: &[u8], block: u64| {
+        let at = usize::try_from(block).unwrap() * 4096;
+        u64::from_le_bytes(image[at..at + 8].try_into().unwrap())
+    };
+    let points = rig.node.points();
+    assert!(points.len() > 8, "{} points", points.len());
+    for point in points {
+        let last = (0..blocks).map(|block| number_at(&point.image, block)).max().unwrap();
+        let mut expected = vec![0; usize::try_from(blocks).unwrap()];
+        for (block, number) in writes.iter().zip(1..=last) {
+            expected[usize::try_from(*block).unwrap()] = number;
+        }
+        for block in 0..blocks {
+            let found = number_at(&point.image, block);
+            assert_eq!(found, expected[usize::try_from(block).unwrap()], "block {block}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_orderly_stop_leaves_nothing_in_doubt_and_nothing_to_send_again() {
+    let size = 8 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    let served = rig.served().await;
+    let mut random = Random(5);
+    for _ in 0..100 {
+        change(&served, &mut random, size).await.unwrap();
+    }
+    drop(served);
+    rig.stop().await;
+    // The last mark is the disk.
+    let last = rig.node.points().pop().unwrap();
+    assert_eq!(*last.image, rig.disk_bytes());
+    let before = rig.node.bytes_in();
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.assert_point_is_disk().await;
+    assert_eq!(rig.node.bytes_in(), before, "nothing was sent again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_disk_changed_while_the_agent_was_stopped_is_sent_anew() {
+    let size = 2 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.stop().await;
+    std::fs::write(rig.disk(), vec![8; usize::try_from(size).unwrap()]).unwrap();
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.assert_point_is_disk().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_scan_sends_what_differs_and_nothing_else() {
+    let size = 16 * MIB + 4096;
+    let mut rig = Rig::new(size, Capture::Scan);
+    let mut bytes = vec![0; usize::try_from(size).unwrap()];
+    bytes[5 << 20..9 << 20].fill(3);
+    std::fs::write(rig.disk(), &bytes).unwrap();
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.assert_point_is_disk().await;
+    assert_eq!(rig.node.bytes_in(), 4 * MIB, "zeros are told, not sent");
+    let (seq, points) = (rig.node.received(), rig.node.points().len() as u64);
+    rig.assert_point_is_disk().await;
+    let (more, new) = (rig.node.received() - seq, rig.node.points().len() as u64 - points);
+    assert!(more <= new + 1, "an unchanged disk sends marks only: {more} frames, {new} points");
+    bytes[1_000_000] = 1;
+    *bytes.last_mut().unwrap() = 7;
+    std::fs::write(rig.disk(), &bytes).unwrap();
+    let before = rig.node.bytes_in();
+    rig.assert_point_is_disk().await;
+    assert_eq!(rig.node.bytes_in() - before, 65_536 + 4096);
+    // What the log or vault holds is remembered.
+    rig.stop().await;
+    bytes[2_000_000] = 1;
+    std::fs::write(rig.disk(), &bytes).unwrap();
+    let before = rig.node.bytes_in();
+    rig.start(Steps::default());
+    rig.assert_point_is_disk().await;
+    assert_eq!(rig.node.bytes_in() - before, 65_536);
+    // And forgotten when the vault has lost it.
+    rig.node.forget();
+    rig.until("resyncing", |report| report.state != VolumeState::Protected).await;
+    rig.assert_point_is_disk().await;
+}
