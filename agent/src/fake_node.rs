@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::Notify;
 
 /// What a point is.
@@ -29,6 +29,27 @@ struct Held {
     image: Vec<u8>,
 }
 
+/// A change that is received and not committed; no data means zeros.
+#[derive(Debug)]
+struct Pending {
+    from: usize,
+    to: usize,
+    data: Option<Vec<u8>>,
+}
+
+impl Held {
+    fn apply(&mut self, change: &Pending) {
+        let place = &mut self.image[change.from..change.to];
+        match &change.data {
+            Some(data) => place.copy_from_slice(data),
+            None => place.fill(0),
+        }
+    }
+}
+
+/// Images of marks that nobody asked for are kept of disks up to this size.
+const IMAGE_BYTES_MAX: usize = 4 << 20;
+
 #[derive(Debug, Default)]
 struct State {
     is_offline: bool,
@@ -38,6 +59,7 @@ struct State {
     /// What it would have after losing its journal.
     committed: Held,
     received: Held,
+    pending: Vec<Pending>,
     points: BTreeMap<PointId, Point>,
     /// Payload bytes that arrived.
     bytes_in: u64,
@@ -71,6 +93,7 @@ impl FakeNode {
         let mut state = self.lock();
         state.incarnation += 1;
         state.received = state.committed.clone();
+        state.pending.clear();
         let committed = state.committed.seq;
         state.points.retain(|_, point| point.seq.0 <= committed);
         drop(state);
@@ -85,6 +108,7 @@ impl FakeNode {
         state.committed = Held { seq: 0, image: image.clone() };
         state.received = Held { seq: 0, image };
         state.points.clear();
+        state.pending.clear();
         drop(state);
         self.changed.notify_waiters();
     }
@@ -139,52 +163,53 @@ impl FakeNode {
     }
 
     async fn serve(self: Arc<Self>, mut stream: DuplexStream) -> io::Result<()> {
-        let incarnation = self.lock().incarnation;
         let (header, body) = read_frame(&mut stream).await?;
         let Ok(Control::Hello(hello)) = Control::decode(&header, &body) else {
             panic!("a session begins with a hello");
         };
-        let answer = self.greet(hello, incarnation)?;
+        let (answer, incarnation) = self.greet(hello);
         let is_refused = matches!(answer, Control::Refusal(_));
         stream.write_all(&answer.encode()).await?;
         if is_refused {
             return Ok(());
         }
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut told = Ack { journaled: Seq(0), committed: Seq(0) };
-        loop {
-            let changed = self.changed.notified();
-            if self.lock().incarnation != incarnation {
-                return Ok(());
+        let (sender, mut frames) = tokio::sync::mpsc::channel(16);
+        let reading = tokio::spawn(async move {
+            while let Ok(frame) = read_frame(&mut reader).await {
+                if sender.send(frame).await.is_err() {
+                    return;
+                }
             }
+        });
+        let mut told = Ack { journaled: Seq(0), committed: Seq(0) };
+        while self.lock().incarnation == incarnation {
             let ack = self.ack();
             if ack != told {
                 told = ack;
                 writer.write_all(&Control::Ack(ack).encode()).await?;
             }
-            let mut head = [0; FRAME_HEADER_BYTES];
             tokio::select! {
-                read = reader.read_exact(&mut head) => {
-                    read?;
-                    let header = FrameHeader::decode(&head).expect("the agent sends good frames");
-                    let mut body = vec![0; header.body_bytes];
-                    reader.read_exact(&mut body).await?;
-                    if !self.take(&header, &body, incarnation) {
-                        return Ok(());
+                frame = frames.recv() => {
+                    let Some((header, body)) = frame else { break };
+                    if !self.take(&header, body, incarnation) {
+                        break;
                     }
                 }
-                () = changed => {}
+                () = self.changed.notified() => {}
                 // The notice may have come before it was waited for.
                 () = tokio::time::sleep(Duration::from_millis(20)) => {}
             }
         }
+        reading.abort();
+        Ok(())
     }
 
-    fn greet(&self, hello: Hello, incarnation: u64) -> io::Result<Control> {
+    /// The answer to a hello, and the number of the session: it ends all before it.
+    fn greet(&self, hello: Hello) -> (Control, u64) {
         let mut state = self.lock();
-        if state.incarnation != incarnation {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
+        state.incarnation += 1;
+        let incarnation = state.incarnation;
         state.hellos.push(hello);
         assert_eq!(hello.size_bytes, state.received.image.len() as u64);
         let refuse = |reason: RefusalReason| {
@@ -192,29 +217,33 @@ impl FakeNode {
             Control::Refusal(Refusal { reason, text })
         };
         if let Some(reason) = state.refuses {
-            return Ok(refuse(reason));
+            return (refuse(reason), incarnation);
         }
         if hello.first_seq.0 > state.received.seq + 1 {
-            return Ok(refuse(RefusalReason::Gap));
+            return (refuse(RefusalReason::Gap), incarnation);
         }
-        Ok(Control::Welcome(Welcome {
+        let welcome = Welcome {
             received: Seq(state.received.seq),
             journaled: Seq(state.received.seq),
             committed: Seq(state.committed.seq),
             window_bytes: u32::try_from(WINDOW_BYTES).unwrap(),
-        }))
+        };
+        (Control::Welcome(welcome), incarnation)
     }
 
     fn ack(&self) -> Ack {
         let mut state = self.lock();
-        if !state.holds_commits && state.committed.seq != state.received.seq {
-            state.committed = state.received.clone();
+        if !state.holds_commits {
+            for change in std::mem::take(&mut state.pending) {
+                state.committed.apply(&change);
+            }
+            state.committed.seq = state.received.seq;
         }
         Ack { journaled: Seq(state.received.seq), committed: Seq(state.committed.seq) }
     }
 
     /// Applies a frame; false if the session is over.
-    fn take(&self, header: &FrameHeader, body: &[u8], incarnation: u64) -> bool {
+    fn take(&self, header: &FrameHeader, body: Vec<u8>, incarnation: u64) -> bool {
         let mut state = self.lock();
         if state.incarnation != incarnation {
             return false;
@@ -225,16 +254,18 @@ impl FakeNode {
         let (from, to) = (place(header.range.block), place(header.range.end()));
         match header.kind {
             FrameKind::Write => {
-                header.check_body(body).expect("the bytes are whole");
-                state.received.image[from..to].copy_from_slice(body);
+                header.check_body(&body).expect("the bytes are whole");
                 state.bytes_in += body.len() as u64;
+                state.change(Pending { from, to, data: Some(body) });
             }
-            FrameKind::Zero => state.received.image[from..to].fill(0),
+            FrameKind::Zero => state.change(Pending { from, to, data: None }),
             FrameKind::Mark => {
-                let Ok(Control::Mark(seq, mark)) = Control::decode(header, body) else {
+                let Ok(Control::Mark(seq, mark)) = Control::decode(header, &body) else {
                     panic!("a mark is a mark");
                 };
-                let image = Arc::new(state.received.image.clone());
+                let is_kept = mark.is_prompt || state.received.image.len() <= IMAGE_BYTES_MAX;
+                let image = if is_kept { state.received.image.clone() } else { Vec::new() };
+                let image = Arc::new(image);
                 let before = state.points.insert(mark.point, Point { seq, mark, image });
                 assert!(before.is_none(), "a point is set once");
             }
@@ -244,7 +275,14 @@ impl FakeNode {
     }
 }
 
-async fn read_frame(stream: &mut DuplexStream) -> io::Result<(FrameHeader, Vec<u8>)> {
+impl State {
+    fn change(&mut self, change: Pending) {
+        self.received.apply(&change);
+        self.pending.push(change);
+    }
+}
+
+async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(FrameHeader, Vec<u8>)> {
     let mut head = [0; FRAME_HEADER_BYTES];
     stream.read_exact(&mut head).await?;
     let header = FrameHeader::decode(&head).expect("the agent sends good frames");

@@ -120,6 +120,7 @@ impl Splitter {
         let guard = core.locks.lock(range).await;
         let core = Arc::clone(core);
         let is_logged = blocking(move || {
+            core.steps.reach(Step::BeforeReRead)?;
             let mut data = vec![0; usize::try_from(range.bytes()).map_err(io::Error::other)?];
             // Through the page cache: it holds what was written last.
             core.disk.read(&mut data, range.offset())?;

@@ -21,6 +21,8 @@ pub enum Step {
     BetweenFlushes,
     /// Intents are about to be cleared in their file.
     BeforeClear,
+    /// A region in doubt is about to be read again.
+    BeforeReRead,
     /// A region in doubt was read again.
     AfterReRead,
 }

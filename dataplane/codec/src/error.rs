@@ -1,6 +1,8 @@
 //! What can go wrong when bytes are sealed or opened.
 
-use farshore_proto::{ChunkId, DecodeError, ErrorKind, KeyNumber, LogId, Slot, VaultId, VolumeId};
+use farshore_proto::{
+    ChunkId, DecodeError, ErrorKind, KeyNumber, LogId, RunId, Seq, Slot, VaultId, VolumeId,
+};
 use std::fmt;
 
 /// Where a sealed object belongs.
@@ -24,6 +26,24 @@ pub enum Place {
         /// The number in the list.
         ordinal: u64,
     },
+    /// A part of a map of a volume.
+    Map {
+        /// The vault.
+        vault: VaultId,
+        /// The volume.
+        volume: VolumeId,
+        /// The seq that the map is at.
+        seq: Seq,
+        /// The number of the part.
+        part: u32,
+    },
+    /// An index run.
+    IndexRun {
+        /// The vault.
+        vault: VaultId,
+        /// The run.
+        run: RunId,
+    },
     /// A journal.
     Journal {
         /// The vault.
@@ -42,6 +62,10 @@ impl fmt::Display for Place {
             Self::Epoch { vault, volume, ordinal } => {
                 write!(f, "epoch object {ordinal} of volume {volume} in vault {vault}")
             }
+            Self::Map { vault, volume, seq, part } => {
+                write!(f, "part {part} of the map of volume {volume} at seq {seq} in vault {vault}")
+            }
+            Self::IndexRun { vault, run } => write!(f, "index run {run} in vault {vault}"),
             Self::Journal { vault, log } => write!(f, "journal of log {log} in vault {vault}"),
         }
     }

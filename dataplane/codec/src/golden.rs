@@ -4,14 +4,18 @@
 //! bytes. All are sealed under data key 1 of bytes 0x11, in vault 0x01…, log 0x02…, volume 0x03….
 
 use crate::epoch::open_epoch;
+use crate::index_run::open_index_run;
 use crate::journal::JournalOpener;
 use crate::keys::{DataKey, KeyRing};
+use crate::map::{MapPlace, open_map};
 use crate::segment::{Opener, chunk_of};
 use crate::{ChunkHasher, CodecError, RecoveryKey};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_ALIGN_BYTES};
 use farshore_proto::segment::{ChunkPlace, SlotKind};
-use farshore_proto::{Epoch, KeyNumber, LogId, Seq, Slot, VaultId, VolumeId};
+use farshore_proto::{
+    ChunkId, Epoch, KeyNumber, LogId, PointId, RunId, Seq, Slot, VaultId, VolumeId,
+};
 
 const VAULT: VaultId = VaultId([1; 16]);
 const LOG: LogId = LogId([2; 16]);
@@ -80,4 +84,25 @@ fn a_wrapped_key_of_version_1_opens() {
     let key = RecoveryKey::parse(&text).unwrap();
     let data = key.unwrap(VAULT, KeyNumber(1), &object).unwrap();
     assert_eq!(data.bytes(), &[0x11; 32]);
+}
+
+const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(1000), part: 0 };
+const RUN: RunId = RunId([5; 16]);
+
+#[test]
+fn a_map_of_version_1_opens() {
+    let object = include_bytes!("../testdata/v1/map.bin");
+    let (header, body) = open_map(object, MAP, &ring()).unwrap();
+    assert_eq!((header.point, header.parts), (PointId([4; 16]), 1));
+    assert_eq!((body.head.ordinal, body.head.log, body.head.slot), (2, LOG, Slot(7)));
+    assert_eq!((body.chunks.len(), body.runs.len()), (2, 3));
+    assert_eq!(body.chunks[1].id, ChunkId([8; 32]));
+}
+
+#[test]
+fn an_index_run_of_version_1_opens() {
+    let object = include_bytes!("../testdata/v1/index-run.bin");
+    let run = open_index_run(object, VAULT, RUN, &ring()).unwrap();
+    assert_eq!(run.chunks.len(), 2);
+    assert_eq!((run.chunks[1].id, run.chunks[1].slot), (ChunkId([8; 32]), Slot(6)));
 }

@@ -44,6 +44,10 @@ pub enum Purpose {
     Journal,
     /// An epoch object.
     Epoch,
+    /// A part of a map.
+    Map,
+    /// An index run.
+    IndexRun,
 }
 
 impl Purpose {
@@ -60,6 +64,11 @@ impl Purpose {
             Self::Epoch => {
                 ("farshore 2026 v1 epoch seal key", "farshore 2026 v1 epoch seal commitment")
             }
+            Self::Map => ("farshore 2026 v1 map seal key", "farshore 2026 v1 map seal commitment"),
+            Self::IndexRun => (
+                "farshore 2026 v1 index run seal key",
+                "farshore 2026 v1 index run seal commitment",
+            ),
         }
     }
 }
@@ -75,10 +84,14 @@ pub enum Domain {
     Body,
     /// Groups of a journal file; the counter is the group's number.
     Group,
+    /// The body of a part of a map; the counter is 0.
+    Map,
+    /// The body of an index run; the counter is 0.
+    IndexRun,
 }
 
 impl Domain {
-    const COUNT: usize = 4;
+    const COUNT: usize = 6;
 
     fn index(self) -> usize {
         match self {
@@ -86,6 +99,8 @@ impl Domain {
             Self::Table => 1,
             Self::Body => 2,
             Self::Group => 3,
+            Self::Map => 4,
+            Self::IndexRun => 5,
         }
     }
 
@@ -96,6 +111,8 @@ impl Domain {
             Self::Table => 2,
             Self::Body => 3,
             Self::Group => 4,
+            Self::Map => 5,
+            Self::IndexRun => 6,
         }
     }
 
@@ -105,6 +122,8 @@ impl Domain {
             Self::Table => "segment table",
             Self::Body => "epoch body",
             Self::Group => "journal group",
+            Self::Map => "map body",
+            Self::IndexRun => "index run body",
         }
     }
 

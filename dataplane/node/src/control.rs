@@ -126,6 +126,7 @@ impl Control {
                 volumes: self.metrics.volumes(),
                 points: self.metrics.points(),
                 counters: self.counters(),
+                epochs_wanted: self.metrics.take_epochs_wanted(),
             };
             match self.client.post::<Reported>(paths::NODE_REPORT, &report).await {
                 Ok(_) => {

@@ -3,6 +3,7 @@
 use farshore_api::exit::Exit;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::Notify;
 
@@ -53,6 +54,7 @@ pub(crate) struct Fatal(Arc<State>);
 struct State {
     cause: OnceLock<Cause>,
     raised: Notify,
+    is_stopping: AtomicBool,
 }
 
 impl Fatal {
@@ -62,6 +64,18 @@ impl Fatal {
             tracing::debug!(%later, "one more fatal error");
         }
         self.0.raised.notify_one();
+    }
+
+    /// The node was told to stop: from now on the end of a shard is what was asked for.
+    pub(crate) fn stopping(&self) {
+        self.0.is_stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// A shard's task has ended.
+    pub(crate) fn shard_ended(&self, shard: usize) {
+        if !self.0.is_stopping.load(Ordering::SeqCst) {
+            self.raise(Cause::ShardGone(shard));
+        }
     }
 
     /// Waits for the first report.

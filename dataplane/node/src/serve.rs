@@ -189,6 +189,7 @@ impl Node {
             cause = self.fatal.raised() => return Err(fail(cause)),
         }
         tracing::info!("stopping");
+        self.fatal.stopping();
         for post in &self.posts {
             if post.try_send(Message::Stop).is_err() {
                 tracing::warn!("a shard cannot be told to stop; its journal keeps what it holds");
@@ -282,11 +283,11 @@ fn start_shard(
     let thread = match runtime {
         RtKind::Ring | RtKind::Auto => Ring::run(&name, core, move || async move {
             shard::run::<Ring>(parts, recovery, inbox, DRAIN_MAX).await;
-            fatal.raise(Cause::ShardGone(id));
+            fatal.shard_ended(id);
         }),
         RtKind::Threads => Threads::run(&name, move || async move {
             shard::run::<Threads>(parts, recovery, inbox, DRAIN_MAX).await;
-            fatal.raise(Cause::ShardGone(id));
+            fatal.shard_ended(id);
         }),
     };
     thread.with_context(|| format!("start {name}"))

@@ -192,10 +192,7 @@ impl<'a> Logs<'a> {
     }
 }
 
-pub(crate) fn take_logs(
-    reader: &mut Reader<'_>,
-    count: usize,
-) -> Result<Vec<LogId>, DecodeError> {
+pub(crate) fn take_logs(reader: &mut Reader<'_>, count: usize) -> Result<Vec<LogId>, DecodeError> {
     (0..count).map(|_| reader.array().map(LogId)).collect()
 }
 
@@ -230,9 +227,7 @@ pub(crate) fn check_body(
 ) -> Result<(), DecodeError> {
     match body.len() {
         have if have < needed => Err(DecodeError::Truncated { what, needed, have }),
-        have if have > needed => {
-            Err(DecodeError::Range { what, value: (have - needed) as u64 })
-        }
+        have if have > needed => Err(DecodeError::Range { what, value: (have - needed) as u64 }),
         _ => Ok(()),
     }
 }

@@ -2,20 +2,62 @@
 //!
 //! Only data is in the map: a block that is not in it is zero, written so or never written.
 
-use farshore_proto::{BlockRange, Slot};
+use farshore_proto::{BlockRange, ChunkId, Slot};
 use std::collections::BTreeMap;
+
+/// Bytes of a chunk's id that the map keeps: enough to tell another chunk from the right one.
+const CHECK_BYTES: usize = 12;
+
+/// The place of a chunk that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ChunkAt {
+    /// Number of the log in the view's list.
+    pub(crate) log: u32,
+    /// The slot.
+    pub(crate) slot: Slot,
+    /// Number of the chunk in the table of the slot, which holds it.
+    pub(crate) chunk: u32,
+}
 
 /// Blocks of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Source {
     /// Number of the log in the view's list.
     pub(crate) log: u32,
-    /// Number of the chunk in the table of the slot.
+    /// Number of the chunk in the table of the slot, which holds it.
     pub(crate) chunk: u32,
     /// The slot.
     pub(crate) slot: Slot,
     /// First block inside the chunk.
     pub(crate) first: u32,
+    /// The first bytes of its id, compared when it is read.
+    check: [u8; CHECK_BYTES],
+}
+
+impl Source {
+    /// Blocks from `first` on of the chunk `id` that is stored at `at`.
+    pub(crate) fn new(at: ChunkAt, id: &ChunkId, first: u32) -> Self {
+        let ChunkAt { log, slot, chunk } = at;
+        let mut check = [0; CHECK_BYTES];
+        check.copy_from_slice(&id.0[..CHECK_BYTES]);
+        Self { log, chunk, slot, first, check }
+    }
+
+    /// Where the chunk is stored.
+    pub(crate) fn at(&self) -> ChunkAt {
+        ChunkAt { log: self.log, slot: self.slot, chunk: self.chunk }
+    }
+
+    /// Whether the chunk has this id.
+    pub(crate) fn is_of(&self, id: &ChunkId) -> bool {
+        id.0.starts_with(&self.check)
+    }
+
+    /// What is left behind its first blocks.
+    pub(crate) fn skip(self, blocks: u64) -> Self {
+        let blocks = u32::try_from(blocks).expect("inside the run");
+        Self { first: self.first + blocks, ..self }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +68,8 @@ struct Run {
 
 impl Run {
     fn skip(self, blocks: u64) -> Self {
-        let blocks = u32::try_from(blocks).expect("inside the run");
-        let source = Source { first: self.source.first + blocks, ..self.source };
-        Self { count: self.count - blocks, source }
+        let source = self.source.skip(blocks);
+        Self { count: self.count - (source.first - self.source.first), source }
     }
 }
 
@@ -76,6 +117,12 @@ impl BlockMap {
         self.runs.insert(range.block, Run { count, source });
     }
 
+    /// As `insert`, behind everything that is in the map.
+    pub(crate) fn append(&mut self, range: BlockRange, source: Source) {
+        let count = u32::try_from(range.count).expect("an extent of a chunk is short");
+        self.runs.insert(range.block, Run { count, source });
+    }
+
     /// The runs in a range, cut to it, in block order.
     pub(crate) fn runs(
         &self,
@@ -103,7 +150,8 @@ mod tests {
 
     fn source(write: usize) -> Source {
         let write = u32::try_from(write).unwrap();
-        Source { log: 0, chunk: write, slot: Slot(0), first: 100 }
+        let at = ChunkAt { log: 0, chunk: write, slot: Slot(0) };
+        Source::new(at, &ChunkId([0; 32]), 100)
     }
 
     proptest! {

@@ -60,6 +60,17 @@ pub struct Hole {
     pub later: Slot,
 }
 
+/// A place in a volume's stream to go on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// Index of the epoch.
+    pub(crate) epoch: usize,
+    /// Slot of the segment that holds the last span that was read.
+    pub(crate) slot: Slot,
+    /// Last seq that was read.
+    pub(crate) last: Seq,
+}
+
 /// Reads the stream of a volume.
 #[derive(Debug)]
 pub(crate) struct Chain<'a> {
@@ -73,12 +84,22 @@ pub(crate) struct Chain<'a> {
     segment: Option<(Slot, Arc<OpenSegment>)>,
     last: Seq,
     end: Option<ScanEnd>,
+    /// Where it went on from, until the segment there was read.
+    resumed: Option<Start>,
 }
 
 impl<'a> Chain<'a> {
     /// Begins at the first epoch.
     pub(crate) async fn open(vault: &'a Vault, volume: VolumeId) -> Result<Self, VaultError> {
-        let epochs = read_epochs(vault, volume).await?;
+        Self::begin(vault, volume, read_epochs(vault, volume).await?)
+    }
+
+    /// Begins at the first of the volume's epochs.
+    pub(crate) fn begin(
+        vault: &'a Vault,
+        volume: VolumeId,
+        epochs: Vec<EpochBody>,
+    ) -> Result<Self, VaultError> {
         let Some(first) = epochs.first() else {
             return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
         };
@@ -93,9 +114,36 @@ impl<'a> Chain<'a> {
             segment: None,
             last: Seq(0),
             end: None,
+            resumed: None,
         };
         chain.check_epoch()?;
         Ok(chain)
+    }
+
+    /// Goes on where a map of the volume ends, in one of its epochs.
+    pub(crate) fn resume(
+        vault: &'a Vault,
+        volume: VolumeId,
+        epochs: Vec<EpochBody>,
+        start: Start,
+    ) -> Self {
+        let scan = LogScan::resume(vault, epochs[start.epoch].log, start.slot);
+        Self {
+            vault,
+            volume,
+            epochs,
+            epoch: start.epoch,
+            scan,
+            spans: VecDeque::new(),
+            segment: None,
+            last: start.last,
+            end: None,
+            resumed: Some(start),
+        }
+    }
+
+    pub(crate) fn vault(&self) -> &Vault {
+        self.vault
     }
 
     pub(crate) fn epochs(&self) -> &[EpochBody] {
@@ -124,6 +172,7 @@ impl<'a> Chain<'a> {
             }
             self.epoch += 1;
             self.end = None;
+            self.resumed = None;
             self.check_epoch()?;
             let epoch = &self.epochs[self.epoch];
             self.scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);
@@ -163,8 +212,16 @@ impl<'a> Chain<'a> {
     async fn next_segment(&mut self) -> Result<bool, VaultError> {
         let Some((slot, mut segment)) = self.scan.next().await? else {
             self.end = self.scan.end();
-            return Ok(false);
+            return match self.resumed {
+                None => Ok(false),
+                Some(Start { epoch, slot, last }) => Err(VaultError::Lost {
+                    url: self.vault.url().to_owned(),
+                    object: ObjectName::slot(self.epochs[epoch].log, slot),
+                    user: ObjectName::map(self.volume, last, 0),
+                }),
+            };
         };
+        self.resumed = None;
         let wanted = (self.volume, self.epochs[self.epoch].epoch);
         let spans = std::mem::take(&mut segment.table.spans);
         self.spans.extend(spans.into_iter().filter(|span| (span.volume, span.epoch) == wanted));

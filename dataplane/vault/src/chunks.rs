@@ -2,6 +2,7 @@
 //!
 //! A frame is opened, and every chunk in it compared with its id, before it enters the cache.
 
+use crate::blocks::Source;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{CACHE_SHARDS, FRAME_CACHE_BYTES, TABLE_CACHE_BYTES};
@@ -55,6 +56,8 @@ impl Weighter<FrameKey, Bytes> for BySize {
 /// Reads chunks. Shared by concurrent readers; each object is fetched once for all that want it.
 pub(crate) struct ChunkReader {
     vault: Vault,
+    /// Named in errors as what refers to the chunks.
+    user: ObjectName,
     tables: Cache<TableKey, Arc<OpenSegment>, BySize>,
     frames: Cache<FrameKey, Bytes, BySize>,
 }
@@ -86,9 +89,11 @@ where
 }
 
 impl ChunkReader {
-    pub(crate) fn new(vault: &Vault) -> Self {
+    /// A reader for `user`, which refers to the chunks.
+    pub(crate) fn new(vault: &Vault, user: ObjectName) -> Self {
         Self {
             vault: vault.clone(),
+            user,
             tables: cache(TABLE_CACHE_BYTES, 64 << 10),
             frames: cache(FRAME_CACHE_BYTES, 512 << 10),
         }
@@ -125,49 +130,38 @@ impl ChunkReader {
         })
     }
 
-    /// Where chunk `number` of the table of a slot is stored.
+    /// Where the chunk of `source` is stored, of which `count` blocks are wanted.
     pub(crate) async fn home(
         &self,
         log: LogId,
-        slot: Slot,
-        number: u32,
+        source: &Source,
+        count: u64,
     ) -> Result<Home, VaultError> {
-        let user = ObjectName::slot(log, slot);
-        let segment = self.segment(log, slot, &user).await?;
-        let Some(chunk) = segment.table.chunks.get(number as usize).copied() else {
-            let source =
-                CodecError::Missing { what: "chunk of the segment", number: number.into() };
-            return Err(self.vault.damaged(user, 0, source));
-        };
-        let blocks = chunk.blocks;
-        match chunk.place {
-            ChunkPlace::Here { frame, offset } => {
+        let (slot, number) = (source.slot, source.chunk);
+        let segment = self.segment(log, slot, &self.user).await?;
+        let end = u64::from(source.first) + count;
+        let is_it = |chunk: &&SegmentChunk| source.is_of(&chunk.id) && end <= chunk.blocks.into();
+        match segment.table.chunks.get(number as usize).filter(is_it).copied() {
+            Some(SegmentChunk { blocks, place: ChunkPlace::Here { frame, offset }, .. }) => {
                 Ok(Home { log, slot, segment, number, frame, offset, blocks })
             }
-            ChunkPlace::There { log: there, slot: at, chunk: number } => {
-                let target = self.segment(there, at, &user).await?;
-                let Some((frame, offset)) = referred(&target, number, &chunk) else {
-                    return Err(VaultError::Reference {
-                        url: self.vault.url().to_owned(),
-                        object: user,
-                        chunk: number,
-                        target: ObjectName::slot(there, at),
-                    });
-                };
-                let (log, slot, segment) = (there, at, target);
-                Ok(Home { log, slot, segment, number, frame, offset, blocks })
-            }
+            _ => Err(VaultError::Reference {
+                url: self.vault.url().to_owned(),
+                object: self.user.clone(),
+                chunk: number,
+                target: ObjectName::slot(log, slot),
+            }),
         }
     }
 
-    /// The bytes of chunk `number` of the table of a slot.
+    /// The bytes of the chunk of `source`, of which `count` blocks are wanted.
     pub(crate) async fn chunk(
         &self,
         log: LogId,
-        slot: Slot,
-        number: u32,
+        source: &Source,
+        count: u64,
     ) -> Result<Bytes, VaultError> {
-        let home = self.home(log, slot, number).await?;
+        let home = self.home(log, source, count).await?;
         let key = (home.log, home.slot, home.frame);
         let frame = self.frames.get_or_insert_async(&key, self.read_frame(&home)).await?;
         let start = home.offset as usize;

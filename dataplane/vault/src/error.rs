@@ -89,6 +89,14 @@ pub enum VaultError {
         /// The object referred to.
         target: ObjectName,
     },
+    /// A part of a map that does not belong to the others, or a map that the epochs rule out.
+    #[error("{url}: object {object} contradicts the rest of its map or the epochs of its volume")]
+    Map {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+    },
     /// A volume's stream does not join.
     #[error(
         "{url}: slot {slot} of log {log} holds seqs {first_seq} to {last_seq} of volume {volume}, but {expected} comes next"
@@ -267,6 +275,7 @@ impl VaultError {
             Self::Damaged { .. }
             | Self::Lost { .. }
             | Self::Reference { .. }
+            | Self::Map { .. }
             | Self::Gap { .. }
             | Self::EpochGap { .. }
             | Self::EpochOrder { .. }

@@ -5,16 +5,15 @@
 //! keys/<number>                                wrapped data keys
 //! volumes/<volume>/epochs/<ordinal, 10 digits> who writes
 //! logs/<log>/<slot, 16 hex digits>             segment or seal
-//! maps/<volume>/<seq, 20 digits>               derived
+//! maps/<volume>/<seq, 20 digits>/<part, 4>      derived
 //! index/<run>                                  derived
 //! ```
 //!
 //! A name is always made from ids: nothing from outside is ever used as a path.
 
-use farshore_proto::{KeyNumber, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VolumeId};
 use object_store::path::Path;
 use std::fmt;
-use uuid::Uuid;
 
 /// Name of one object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,16 +44,22 @@ impl ObjectName {
         Self(Path::from(format!("logs/{log}/{:016x}", slot.0)))
     }
 
-    /// The map of a volume at a seq.
+    /// What is kept of a volume; no object has this name alone.
     #[must_use]
-    pub fn map(volume: VolumeId, seq: Seq) -> Self {
-        Self(Path::from(format!("maps/{volume}/{:020}", seq.0)))
+    pub fn volume(volume: VolumeId) -> Self {
+        Self(Path::from(format!("volumes/{volume}")))
+    }
+
+    /// A part of the map of a volume at a seq.
+    #[must_use]
+    pub fn map(volume: VolumeId, seq: Seq, part: u32) -> Self {
+        Self(Path::from(format!("maps/{volume}/{:020}/{part:04}", seq.0)))
     }
 
     /// A run of the dedup index.
     #[must_use]
-    pub fn index_run(run: Uuid) -> Self {
-        Self(Path::from(format!("index/{}", run.hyphenated())))
+    pub fn index_run(run: RunId) -> Self {
+        Self(Path::from(format!("index/{run}")))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -68,7 +73,7 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// Part of the vault that can be listed, for verification and statistics only.
+/// Part of the vault that can be listed: for verification, statistics, and to find what is derived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Folder {
     /// Everything.
@@ -83,6 +88,10 @@ pub enum Folder {
     Logs,
     /// The slots of a log.
     Log(LogId),
+    /// The maps of a volume.
+    Maps(VolumeId),
+    /// The index runs.
+    Index,
 }
 
 impl Folder {
@@ -94,6 +103,8 @@ impl Folder {
             Self::Epochs(volume) => Path::from(format!("volumes/{volume}/epochs")),
             Self::Logs => Path::from("logs"),
             Self::Log(log) => Path::from(format!("logs/{log}")),
+            Self::Maps(volume) => Path::from(format!("maps/{volume}")),
+            Self::Index => Path::from("index"),
         })
     }
 }
@@ -123,6 +134,24 @@ pub(crate) fn ordinal_of(name: &str) -> Option<u64> {
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
+/// Seq and part of the map object that a name ends with, if it is one.
+pub(crate) fn map_part_of(name: &str) -> Option<(Seq, u32)> {
+    let mut names = name.rsplit('/');
+    let part = names.next().filter(|digits| digits.len() == 4 && is_decimal(digits))?;
+    let seq = names.next().filter(|digits| digits.len() == 20 && is_decimal(digits))?;
+    Some((Seq(seq.parse().ok()?), part.parse().ok()?))
+}
+
+/// The index run that an object name ends with, if it is one.
+pub(crate) fn run_of(name: &str) -> Option<RunId> {
+    let text = name.rsplit('/').next()?;
+    text.parse().ok().filter(|run: &RunId| run.to_string() == text)
+}
+
+fn is_decimal(digits: &str) -> bool {
+    digits.bytes().all(|b| b.is_ascii_digit())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,8 +172,12 @@ mod tests {
             "logs/abababab-abab-abab-abab-abababababab/000000000000001f"
         );
         assert_eq!(
-            text(ObjectName::map(volume, Seq(42))),
-            "maps/11111111-1111-1111-1111-111111111111/00000000000000000042"
+            text(ObjectName::map(volume, Seq(42), 3)),
+            "maps/11111111-1111-1111-1111-111111111111/00000000000000000042/0003"
+        );
+        assert_eq!(
+            text(ObjectName::index_run(RunId([0x22; 16]))),
+            "index/22222222-2222-2222-2222-222222222222"
         );
     }
 
@@ -156,5 +189,12 @@ mod tests {
         assert_eq!(slot_of("logs/x/ff"), None);
         assert_eq!(ordinal_of("volumes/x/epochs/0000000012"), Some(12));
         assert_eq!(ordinal_of("volumes/x/epochs/+000000012"), None);
+        let map = ObjectName::map(VolumeId([1; 16]), Seq(77), 12).to_string();
+        assert_eq!(map_part_of(&map), Some((Seq(77), 12)));
+        assert_eq!(map_part_of("maps/x/00000000000000000077"), None);
+        assert_eq!(map_part_of("maps/x/0000000000000000007x/0000"), None);
+        let run = RunId([3; 16]);
+        assert_eq!(run_of(&ObjectName::index_run(run).to_string()), Some(run));
+        assert_eq!(run_of("index/03030303030303030303030303030303"), None);
     }
 }

@@ -5,6 +5,8 @@
 //! - [`view`], [`restore`], [`overlay`] and [`export`] read a volume at a recovery point;
 //!   [`catalog`], [`verify`] and [`stats`] say what there is and whether it is whole.
 //!
+//! - [`map`] and [`runs`] write and find what is derived, to save work; nothing needs it.
+//!
 //! Nothing here rests on listings, clocks or renames of the store, except that `verify` and `stats`
 //! list.
 
@@ -23,8 +25,10 @@ pub mod key_file;
 pub mod layout;
 pub mod limits;
 pub mod log;
+pub mod map;
 pub mod overlay;
 pub mod restore;
+pub mod runs;
 pub mod stats;
 pub mod store;
 #[cfg(test)]
@@ -60,6 +64,8 @@ mod tests {
             spawnable(|| stats::stats(vault));
             spawnable(|| restore::restore(view, "x".as_ref(), Default::default(), |_| {}));
             spawnable(|| log::seal(vault, farshore_proto::LogId([0; 16]), farshore_proto::Slot(0)));
+            spawnable(|| map::write(vault, volume));
+            spawnable(|| runs::load(vault, |_| {}));
             spawnable(|| export.read(0, 512));
             spawnable(|| export.write(0, bytes::Bytes::new()));
         }

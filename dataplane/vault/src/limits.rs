@@ -1,7 +1,7 @@
 //! Every limit of reading and writing a vault, and how they relate.
 
 use farshore_proto::limits::{
-    BLOCK_BYTES, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX,
+    BLOCK_BYTES, MAP_PARTS_MAX, MAP_RUNS_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX,
     SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX, SMALL_OBJECT_BYTES_MAX,
     VOLUME_BLOCKS_MAX,
 };
@@ -24,7 +24,7 @@ pub const KEYS_MAX: u32 = 1 << 12;
 /// Times that a seal moves on to the next slot because a late segment was there first.
 pub const SEAL_STEPS_MAX: u64 = 1 << 16;
 
-/// Runs in the block map of one view; one run costs about 50 bytes.
+/// Runs in the block map of one view; one run costs about 60 bytes.
 pub const VIEW_RUNS_MAX: usize = 1 << 27;
 /// Recovery points of one volume that a listing holds.
 pub const POINTS_MAX: usize = 1 << 24;
@@ -38,6 +38,17 @@ pub const TABLE_CACHE_BYTES: u64 = 64 << 20;
 pub const CACHE_SHARDS: usize = 4;
 /// Frames that one read fetches at the same time.
 pub const READ_FRAMES_IN_FLIGHT_MAX: usize = 16;
+
+/// Maps of one volume that a reader knows of; of more, the newest.
+pub const MAPS_LISTED_MAX: usize = 1 << 16;
+/// Maps that a reader tries before it reads the logs alone.
+pub const MAP_TRIES_MAX: usize = 8;
+/// Parts of a map that are read ahead.
+pub const MAP_PARTS_AHEAD_MAX: usize = 2;
+/// Index runs that are read.
+pub const RUNS_LISTED_MAX: usize = 1 << 16;
+/// Index runs that are read ahead.
+pub const RUNS_AHEAD_MAX: usize = 2;
 
 /// Ranged GETs that a restore or a verification has under way.
 pub const BULK_GETS_IN_FLIGHT_MAX: usize = 8;
@@ -74,6 +85,8 @@ const _: () = {
     assert!(
         TABLE_CACHE_BYTES / CACHE_SHARDS as u64 >= (SEGMENT_CHUNKS_MAX * 80 + (1 << 20)) as u64
     );
+    // The largest view can be mapped.
+    assert!(MAP_PARTS_MAX * MAP_RUNS_MAX >= VIEW_RUNS_MAX);
     // One GET holds at least two frames, and stays far below an object.
     assert!(BULK_GET_BYTES >= 2 * (SEGMENT_FRAME_BYTES_MAX + 16) as u64);
     assert!(BULK_GET_BYTES * 4 <= SEGMENT_BYTES_MAX);

@@ -2,9 +2,11 @@
 //! read the data, every frame opens and every chunk has its id.
 //!
 //! A problem is named by object and offset and does not stop the run. Each log is read once, in slot
-//! order; memory grows with volumes and epochs, not with segments.
+//! order; memory grows with volumes and epochs, not with segments. Maps are compared, if asked to read
+//! the data, by reading the logs of their volume once more; that takes memory for its block map.
 
 mod data;
+mod maps;
 mod references;
 mod streams;
 
@@ -15,6 +17,7 @@ use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, ordinal_of, slot_of};
 use crate::limits::{KEYS_MAX, PROBLEMS_MAX};
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, is_filled};
+use crate::runs;
 use crate::store::StoreError;
 use crate::vault::{Vault, read_vault_object};
 use farshore_proto::epoch::EpochBody;
@@ -51,6 +54,10 @@ pub struct Report {
     pub frames: u64,
     /// Chunks: those that have their id if the data was read, else those that the tables hold.
     pub chunks: u64,
+    /// Maps that open.
+    pub maps: u64,
+    /// Index runs that open.
+    pub index_runs: u64,
     /// Bytes of objects that were read.
     pub read_bytes: u64,
     /// What is wrong; at most `PROBLEMS_MAX`.
@@ -90,6 +97,9 @@ impl Report {
             VaultError::Lost { object, user, .. } => {
                 self.add(object, 0, format!("is missing; {user} refers to it"));
             }
+            VaultError::Map { object, .. } => {
+                self.add(object, 0, "contradicts the rest of its map or the epochs of its volume");
+            }
             VaultError::EpochOrder { object, .. } => {
                 self.add(object, 0, "is not of a later epoch than the one before it");
             }
@@ -123,7 +133,7 @@ pub async fn verify(
     let mut run = Run {
         vault,
         read_data,
-        reader: ChunkReader::new(vault),
+        reader: ChunkReader::new(vault, ObjectName::vault()),
         report: Report::default(),
         streams: Streams::default(),
     };
@@ -138,6 +148,7 @@ pub async fn verify(
         run.check_log(log, &mut progress).await?;
     }
     run.check_strange().await?;
+    run.check_derived().await?;
     let Run { mut report, streams, .. } = run;
     streams.finish(&mut report);
     Ok(report)
@@ -286,6 +297,26 @@ impl Run<'_> {
                     "holds epoch {epoch} of volume {volume}, which no epoch object puts there"
                 );
                 self.report.add(name, 0, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens maps and index runs: nothing needs them, but they should be whole.
+    async fn check_derived(&mut self) -> Result<(), VaultError> {
+        for volume in volume_ids(self.vault).await? {
+            // Epochs that do not open were named before.
+            let epochs = match read_epochs(self.vault, volume).await {
+                Err(error) if error.is_unavailable() => return Err(error),
+                epochs => epochs.unwrap_or_default(),
+            };
+            maps::check(self.vault, volume, &epochs, self.read_data, &mut self.report).await?;
+        }
+        for run in runs::list(self.vault).await? {
+            match runs::open(self.vault, run).await {
+                Ok(_) => self.report.index_runs += 1,
+                Err(error) if error.is_not_found() => {}
+                Err(error) => self.report.add_error(ObjectName::index_run(run), error)?,
             }
         }
         Ok(())

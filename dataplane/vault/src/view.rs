@@ -1,16 +1,24 @@
 //! A volume as it was at a recovery point.
 
+mod build;
+
 use crate::blocks::{BlockMap, Source};
-use crate::chain::{Chain, Found, Hole};
+use crate::chain::Hole;
 use crate::chunks::ChunkReader;
+use crate::epoch::read_epochs;
 use crate::error::VaultError;
-use crate::limits::{POINTS_MAX, READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX, VIEW_RUNS_MAX};
+use crate::layout::ObjectName;
+use crate::limits::{READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX};
+use crate::map::{self, Base, Ids};
 use crate::vault::Vault;
 use bytes::Bytes;
+use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::BLOCK_BYTES;
-use farshore_proto::segment::{Extent, ExtentSource};
-use farshore_proto::{BlockRange, Epoch, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
+use farshore_proto::{BlockRange, Epoch, LogId, MarkKind, PointId, Seq, VolumeId};
 use futures::{StreamExt, TryStreamExt};
+use std::sync::Arc;
+
+pub(crate) use build::Build;
 
 /// Which recovery point of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +29,17 @@ pub enum PointSelector {
     Point(PointId),
     /// The one at this seq.
     Seq(Seq),
+}
+
+impl PointSelector {
+    /// Whether a point is the one; which is the newest is known only at the end.
+    fn is(&self, point: &Point) -> bool {
+        match self {
+            Self::Latest => false,
+            Self::Point(id) => point.id == *id,
+            Self::Seq(seq) => point.seq == *seq,
+        }
+    }
 }
 
 /// A recovery point of a volume.
@@ -93,7 +112,8 @@ pub struct VolumeView {
 }
 
 impl VolumeView {
-    /// Reads the volume's stream up to the point and makes its block map.
+    /// Makes the block map of the volume at the point: from the newest map at or before it, and the
+    /// stream behind that; by the whole stream if there is no map that can be used.
     ///
     /// # Errors
     /// `NotFound`: no such volume or point; `Corrupt`: an object on the way to the point is damaged
@@ -104,25 +124,48 @@ impl VolumeView {
         volume: VolumeId,
         selector: PointSelector,
     ) -> Result<Self, VaultError> {
-        let mut chain = Chain::open(vault, volume).await?;
-        let mut build = Build::new(ChunkReader::new(vault));
-        let mut is_found = false;
-        while let Some(found) = chain.next().await? {
-            let Some(point) = build.take(&chain, found)? else { continue };
-            is_found = match selector {
-                PointSelector::Latest => false,
-                PointSelector::Point(id) => point.id == id,
-                PointSelector::Seq(seq) => point.seq == seq,
-            };
-            if is_found {
-                break;
+        let epochs = read_epochs(vault, volume).await?;
+        let base = match epochs.is_empty() {
+            true => None,
+            false => map::find(vault, volume, &epochs, selector, Ids::Drop).await?,
+        };
+        let Some(base) = base else {
+            return Self::read_to(vault, volume, &epochs, selector, None).await;
+        };
+        let seq = base.start.last;
+        match Self::read_to(vault, volume, &epochs, selector, Some(base)).await {
+            Err(error) if !error.is_unavailable() => {
+                tracing::warn!(
+                    %volume, map = %seq, %error,
+                    "cannot go on from a map; reading the logs from the start"
+                );
+                Self::read_to(vault, volume, &epochs, selector, None).await
             }
+            result => result,
+        }
+    }
+
+    /// Opens the view by the logs, from a map on or from the start.
+    async fn read_to(
+        vault: &Vault,
+        volume: VolumeId,
+        epochs: &[EpochBody],
+        selector: PointSelector,
+        base: Option<Base>,
+    ) -> Result<Self, VaultError> {
+        let reader = ChunkReader::new(vault, ObjectName::volume(volume));
+        let (mut build, mut chain) = map::begin(vault, volume, epochs, base, Ids::Drop)?;
+        let mut is_found = build.point().is_some_and(|point| selector.is(point));
+        while !is_found {
+            let Some(found) = chain.next().await? else { break };
+            reader.keep(found.log, found.slot, Arc::clone(&found.segment));
+            is_found = build.take(&chain, &found)?.is_some_and(|point| selector.is(&point));
         }
         let hole = if is_found { None } else { chain.hole().await? };
         if !is_found && selector != PointSelector::Latest {
             return Err(not_found(vault, volume, selector, hole));
         }
-        let Some(point) = build.points.last().copied() else {
+        let Some(point) = build.point().copied() else {
             return Err(VaultError::NoPoint { url: vault.url().to_owned(), volume });
         };
         if let Some(Hole { log, slot, later }) = hole {
@@ -132,7 +175,7 @@ impl VolumeView {
             );
         }
         let label = chain.epochs().last().map(|epoch| epoch.label.clone()).unwrap_or_default();
-        let Build { reader, logs, map, points, .. } = build;
+        let (map, logs, points) = build.finish();
         Ok(Self { reader, logs, map, volume, label, point, points, hole })
     }
 
@@ -154,7 +197,8 @@ impl VolumeView {
         &self.point
     }
 
-    /// All recovery points up to the view's, in order.
+    /// Recovery points up to the view's, in order, from the map on that it was opened by; all of
+    /// them if there was none. `list_points` gives all in any case.
     #[must_use]
     pub fn points(&self) -> &[Point] {
         &self.points
@@ -228,13 +272,12 @@ impl VolumeView {
     }
 
     async fn piece(&self, run: BlockRange, source: Option<Source>) -> Result<Piece, VaultError> {
-        let Some(Source { log, chunk, slot, first }) = source else {
-            return Ok(Piece::Zeroes(run.bytes()));
-        };
-        let bytes = self.reader.chunk(self.logs[log as usize], slot, chunk).await?;
-        let start = first as usize * BLOCK_BYTES;
+        let Some(source) = source else { return Ok(Piece::Zeroes(run.bytes())) };
+        let log = self.logs[source.log as usize];
+        let bytes = self.reader.chunk(log, &source, run.count).await?;
+        let start = source.first as usize * BLOCK_BYTES;
         let length = usize::try_from(run.bytes()).expect("a run of a chunk is short");
-        // In range: the table's decoder compared every extent with the length of its chunk.
+        // In range: the reader compared the blocks wanted with the length of the chunk.
         Ok(Piece::Data(bytes.slice(start..start + length)))
     }
 }
@@ -253,94 +296,6 @@ fn not_found(
         (PointSelector::Point(point), None) => VaultError::PointNotFound { url, volume, point },
         (PointSelector::Seq(seq), _) => VaultError::SeqNotFound { url, volume, seq },
         (PointSelector::Latest, _) => VaultError::NoPoint { url, volume },
-    }
-}
-
-/// Where the blocks of a pending span come from: log number, slot, extents.
-type Pending = Vec<(u32, Slot, Vec<Extent>)>;
-
-/// A view while the stream is read.
-#[derive(Debug)]
-struct Build {
-    reader: ChunkReader,
-    logs: Vec<LogId>,
-    map: BlockMap,
-    points: Vec<Point>,
-    /// Spans since the last mark: they count only if another mark follows.
-    pending: Pending,
-    pending_extents: usize,
-    size_bytes: u64,
-}
-
-impl Build {
-    fn new(reader: ChunkReader) -> Self {
-        Self {
-            reader,
-            logs: Vec::new(),
-            map: BlockMap::default(),
-            points: Vec::new(),
-            pending: Vec::new(),
-            pending_extents: 0,
-            size_bytes: 0,
-        }
-    }
-
-    /// Takes a span; returns the point that it ends with.
-    fn take(&mut self, chain: &Chain<'_>, found: Found) -> Result<Option<Point>, VaultError> {
-        let Found { epoch, log, slot, span, segment } = found;
-        self.reader.keep(log, slot, segment);
-        let number = self.logs.iter().position(|known| *known == log).unwrap_or_else(|| {
-            self.logs.push(log);
-            self.logs.len() - 1
-        });
-        let number = u32::try_from(number).expect("there are fewer logs than epochs");
-        self.pending_extents += span.extents.len();
-        self.pending.push((number, slot, span.extents));
-        let limit = |what, max: usize| VaultError::Limit {
-            url: self.reader.vault().url().to_owned(),
-            what,
-            max: max as u64,
-        };
-        // An extent cuts a run in two at most.
-        if self.map.len() + 2 * self.pending_extents > VIEW_RUNS_MAX {
-            return Err(limit("runs in the block map of a volume", VIEW_RUNS_MAX));
-        }
-        let Some(mark) = span.mark else { return Ok(None) };
-        if self.points.len() == POINTS_MAX {
-            return Err(limit("recovery points of a volume", POINTS_MAX));
-        }
-        let epoch = &chain.epochs()[epoch];
-        let point = Point {
-            id: mark.point,
-            seq: span.last_seq,
-            epoch: epoch.epoch,
-            kind: mark.kind,
-            time_unix_ms: mark.time_unix_ms,
-            size_bytes: epoch.size_bytes,
-        };
-        self.apply(epoch.size_bytes);
-        self.points.push(point);
-        Ok(Some(point))
-    }
-
-    fn apply(&mut self, size_bytes: u64) {
-        self.pending_extents = 0;
-        for (log, slot, extents) in self.pending.drain(..) {
-            for extent in extents {
-                match extent.source {
-                    ExtentSource::Zero => self.map.clear(extent.range),
-                    ExtentSource::Chunk { chunk, first } => {
-                        self.map.insert(extent.range, Source { log, chunk, slot, first });
-                    }
-                }
-            }
-        }
-        if size_bytes < self.size_bytes {
-            let block = size_bytes / BLOCK_BYTES as u64;
-            let count = self.size_bytes / BLOCK_BYTES as u64 - block;
-            self.map.clear(BlockRange { block, count });
-        }
-        self.size_bytes = size_bytes;
     }
 }
 

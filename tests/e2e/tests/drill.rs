@@ -40,19 +40,19 @@ fn a_drill_serves_the_point_and_leaves_it_as_it_is() {
         image::compare(&machine.disk, &system.path("drill.raw"))?;
 
         let mut client = Client::connect(&uri)?;
-        client.write(3 * MIB + 100, &[0x77; 9000], true)?;
+        client.write(3 * MIB + 512, &[0x77; 9216], true)?;
         client.write_zeroes(7 * MIB, 1 << 20)?;
         client.flush()?;
-        let mut bytes = vec![0; 9000];
-        client.read(3 * MIB + 100, &mut bytes)?;
-        ensure!(bytes == [0x77; 9000], "the overlay lost a write");
+        let mut bytes = vec![0; 9216];
+        client.read(3 * MIB + 512, &mut bytes)?;
+        ensure!(bytes == [0x77; 9216], "the overlay lost a write");
         client.disconnect()?;
 
         machine.export(&point, &system.path("point.raw"))?;
         image::compare(&machine.disk, &system.path("point.raw"))?;
         // Replication went on meanwhile.
         let mut source = Client::connect(&machine.nbd_uri()?)?;
-        source.write(0, b"still replicated", true)?;
+        source.write(0, &[0x5a; 512], true)?;
         source.disconnect()?;
         let later = machine.mark()?;
         machine.export(&later, &system.path("later.raw"))?;

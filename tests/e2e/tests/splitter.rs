@@ -65,15 +65,12 @@ fn reads_see_writes_and_bad_requests_are_refused() {
         machine.wait_until_protected()?;
         let mut client = Client::connect(&machine.nbd_uri()?)?;
         ensure!(client.size == 8 * MIB, "the export has {} bytes", client.size);
-        // Not aligned to a block, across two.
-        client.write(
-            MIB + 4000,
-            b"across the border of two blocks, which is at 4096 bytes of these",
-            true,
-        )?;
-        let mut bytes = [0; 6];
-        client.read(MIB + 4000, &mut bytes)?;
-        ensure!(&bytes == b"across", "read {bytes:?}");
+        // Whole sectors, but not whole blocks: across the border of two.
+        let text = [b"sector".as_slice(); 256].concat();
+        client.write(MIB + 3584, &text[..1024], true)?;
+        let mut bytes = [0; 1024];
+        client.read(MIB + 3584, &mut bytes)?;
+        ensure!(bytes == text[..1024], "read other bytes than were written");
         let behind = client.write(8 * MIB - 512, &[0; 4096], false);
         ensure!(behind.is_err(), "a write behind the end was taken");
         client.flush()?;

@@ -17,10 +17,11 @@ async fn copies_the_disk_and_follows_its_writes() {
         change(&served, &mut random, size).await.unwrap();
     }
     rig.assert_point_is_disk().await;
+    rig.until("told", |report| report.committed_seq > 250).await;
     let report = rig.report();
     assert_eq!((report.size_bytes, report.progress), (size, 1.0));
     assert!(report.nbd_uri.as_ref().unwrap().starts_with("nbd+unix:///disk?socket="));
-    assert!(report.committed_seq <= report.journaled_seq && report.committed_seq > 300);
+    assert!(report.committed_seq <= report.journaled_seq);
     assert!(report.rpo_seconds.unwrap() < 5.0);
     let points = rig.live().points.oldest(1000);
     assert!(points.iter().any(|point| point.seq <= report.committed_seq));
@@ -86,7 +87,7 @@ async fn every_point_is_an_exact_prefix_of_the_writes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_orderly_stop_leaves_nothing_in_doubt_and_nothing_to_send_again() {
-    let size = 8 * MIB;
+    let size = 4 * MIB;
     let mut rig = Rig::new(size, Capture::Nbd);
     rig.start(Steps::default());
     rig.until_protected().await;
@@ -99,7 +100,8 @@ async fn an_orderly_stop_leaves_nothing_in_doubt_and_nothing_to_send_again() {
     rig.stop().await;
     // The last mark is the disk.
     let last = rig.node.points().pop().unwrap();
-    assert_eq!(*last.image, rig.disk_bytes());
+    assert_eq!(last.seq.0, rig.node.received());
+    assert!(*last.image == rig.disk_bytes());
     let before = rig.node.bytes_in();
     rig.start(Steps::default());
     rig.until_protected().await;
@@ -140,7 +142,7 @@ async fn a_scan_sends_what_differs_and_nothing_else() {
     std::fs::write(rig.disk(), &bytes).unwrap();
     let before = rig.node.bytes_in();
     rig.assert_point_is_disk().await;
-    assert_eq!(rig.node.bytes_in() - before, 65_536 + 4096);
+    assert_eq!(rig.node.bytes_in() - before, 2 * 4096, "the units' zeros are told");
     // What the log or vault holds is remembered.
     rig.stop().await;
     bytes[2_000_000] = 1;
@@ -148,7 +150,7 @@ async fn a_scan_sends_what_differs_and_nothing_else() {
     let before = rig.node.bytes_in();
     rig.start(Steps::default());
     rig.assert_point_is_disk().await;
-    assert_eq!(rig.node.bytes_in() - before, 65_536);
+    assert_eq!(rig.node.bytes_in() - before, 4096);
     // And forgotten when the vault has lost it.
     rig.node.forget();
     rig.until("resyncing", |report| report.state != VolumeState::Protected).await;

@@ -22,7 +22,7 @@ pub(crate) const BACKOFF_MS_MIN: u64 = 200;
 /// Longest pause before a restart.
 pub(crate) const BACKOFF_MS_MAX: u64 = 5_000;
 /// A child that was ready for so long has its earlier deaths forgotten.
-pub(crate) const STEADY_MS: u64 = 10_000;
+pub(crate) const STEADY_MS: u64 = 3_000;
 /// Deaths in a row without ever having been ready after which a child is given up.
 pub(crate) const FIRST_ATTEMPTS_MAX: u32 = 8;
 /// Exit status of a program that leaves a wrong command line to clap.

@@ -89,6 +89,12 @@ impl Site {
         self.db.place(&moves).await.unwrap()
     }
 
+    /// As if all epochs had been given long ago.
+    async fn let_epochs_age(&self) {
+        let aged = sqlx::query("UPDATE volumes SET epoch_at_ms = 0");
+        aged.execute(&self.db.writer).await.unwrap();
+    }
+
     async fn commit_point(&self, volume: Uuid, point: Uuid, time_unix_ms: u64) -> super::Taken {
         let points =
             vec![PointReport { point, volume, seq: 7, kind: PointKind::Crash, time_unix_ms }];
@@ -293,6 +299,43 @@ async fn a_nodes_counters_add_up_over_restarts_and_epochs() {
     let stats = site.db.machine("web").await.unwrap().volumes[0].stats;
     assert_eq!((stats.bytes_in, stats.unique_bytes), (250, 125));
     assert_eq!(site.db.nodes(LONG_AGO).await.unwrap()[0].cpu_seconds, 1.5);
+}
+
+#[tokio::test]
+async fn a_node_that_lost_its_logs_gets_a_greater_epoch() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let report = NodeReport { epochs_wanted: vec![volume], ..NodeReport::default() };
+    let epoch = async || site.db.agent_volumes(site.agent).await.unwrap()[0].epoch;
+    let taken = site.db.node_report(site.node, &report).await.unwrap();
+    assert_eq!((taken.assignments_changed, epoch().await), (false, 1), "it has a fresh one");
+
+    site.let_epochs_age().await;
+    let before = site.db.assignments_version().await.unwrap();
+    let stranger = add_node(&site.db).await;
+    let taken = site.db.node_report(stranger, &report).await.unwrap();
+    assert_eq!((taken.ignored_volumes, epoch().await), (vec![volume], 1), "not its volume");
+    let taken = site.db.node_report(site.node, &report).await.unwrap();
+    assert!(taken.assignments_changed && taken.ignored_volumes.is_empty());
+    assert!(site.db.assignments_version().await.unwrap() > before);
+    let given = &site.db.node_volumes(site.node).await.unwrap()[0];
+    assert_eq!((given.epoch, given.parent_epoch, epoch().await), (2, Some(1), 2));
+    let again = site.db.node_report(site.node, &report).await.unwrap();
+    assert_eq!((again.assignments_changed, epoch().await), (false, 2), "not so soon again");
+    let event = &site.db.events(None, 100).await.unwrap().pop().unwrap();
+    assert_eq!((event.action.as_str(), event.object.clone()), ("volume.renew", volume.to_string()));
+
+    site.commit_point(volume, Uuid::now_v7(), 1_000).await;
+    let spec = failover(FailoverKind::Unplanned, PointSelector::Latest);
+    let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    for event in [Event::Begin, Event::Fenced] {
+        site.db.failover_event(Actor::Control, id, event, None).await.unwrap();
+    }
+    site.let_epochs_age().await;
+    let taken = site.db.node_report(site.node, &report).await.unwrap();
+    assert_eq!(taken.ignored_volumes, [volume], "fenced");
+    assert_eq!(site.db.machine("web").await.unwrap().volumes[0].epoch, 3);
 }
 
 #[tokio::test]

@@ -73,7 +73,10 @@ pub enum ProviderError {
         log: PathBuf,
     },
     /// KVM is there and does not run the machine.
-    #[error("KVM cannot run the machine; start the control plane with --qemu-accel tcg; QEMU's log is {log}")]
+    #[error(
+        "KVM cannot run the machine; start the control plane with --qemu-accel tcg; QEMU's log is \
+             {log}"
+    )]
     KvmFailed {
         /// Its log.
         log: PathBuf,

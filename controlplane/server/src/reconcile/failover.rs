@@ -133,7 +133,7 @@ async fn fence(
         heard = tokio::time::timeout(LAST_REPORT_TIMEOUT, next_report(app, row.shown.volume)) => {
             match heard {
                 Ok(heard) => heard?,
-                Err(_) => info!(failover = %row.shown.id, "the node did not report before the fence"),
+                Err(_) => info!(failover = %row.shown.id, "no word of the node before the fence"),
             }
             Ok(Outcome::Event(Event::Fenced))
         }
@@ -260,8 +260,9 @@ async fn watch(
         return Ok(Outcome::Broken(ProviderError::Ended { what: "the export", last_line, log }));
     }
     let detail = "the machine has shut down; its disk is still served";
-    app.db.set_failover_process(row.shown.id, ProcessRole::Machine, None).await?;
+    // Said first: whoever sees that the process is gone is to see why.
     app.db.set_failover_facts(row.shown.id, None, None, Some(detail)).await?;
+    app.db.set_failover_process(row.shown.id, ProcessRole::Machine, None).await?;
     app.changes.wake(Topic::Failovers);
     Ok(Outcome::Changed)
 }

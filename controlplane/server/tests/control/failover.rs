@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::site::{DEADLINE, EXPORT, FAILING_EXPORT, SLOW_EXPORT, Site, script};
+use crate::site::{DEADLINE, EXPORT, FAILING_EXPORT, SLOW_EXPORT, Site, point_report, script};
 use farshore_api::failover::{Failover, FailoverState};
 use farshore_api::machine::{Machine, MachineState};
 use farshore_api::{ErrorCode, paths};
@@ -45,9 +45,15 @@ fn is_running(pid: Option<u32>) -> bool {
     stat.is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.trim_start().starts_with('Z'))
 }
 
+/// Kills a process and waits until it is gone.
 fn kill(pid: Option<u32>) {
-    let pid = Pid::from_raw(i32::try_from(pid.unwrap()).unwrap()).unwrap();
-    kill_process(pid, Signal::KILL).unwrap();
+    let raw = Pid::from_raw(i32::try_from(pid.unwrap()).unwrap()).unwrap();
+    kill_process(raw, Signal::KILL).unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while is_running(pid) {
+        assert!(Instant::now() < deadline, "{pid:?} does not end");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
 }
 
 #[tokio::test]
@@ -105,6 +111,69 @@ async fn an_unplanned_failover_fences_boots_commits_and_notices_the_shutdown() {
     until(&site, failover.id, |failover| failover.state == FailoverState::CleanedUp).await;
     let machine: Machine = site.get(&paths::machine("web")).await;
     assert_eq!(machine.state, MachineState::FailedOver, "the source stays fenced");
+}
+
+#[tokio::test]
+async fn the_fence_waits_for_the_nodes_last_word_and_leaves_the_source_no_way_on() {
+    let site = Site::start(EXPORT).await;
+    let web = site.protect_with_peers().await;
+    let body = json!({ "kind": "unplanned", "serve_only": true });
+    let id = start(&site, body).await.id;
+    // The agent is dead; only the node knows of its last mark.
+    let last = Uuid::now_v7();
+    let report = json!({ "uptime_seconds": 1.0, "cpu_seconds": 1.0,
+        "points": [point_report(last, &web.volume, 9)], "epochs_wanted": [web.volume] });
+    let taken = site.send(&web.node, paths::NODE_REPORT, report.clone()).await;
+    // On a machine so slow that the fence did not wait long enough, the earlier point is right.
+    let was_late = taken["ignored_volumes"] == json!([web.volume]);
+    let failover = settled(&site, id).await;
+    let expected = if was_late { web.point } else { last };
+    assert_eq!((failover.state, failover.point), (FailoverState::Running, Some(expected)));
+
+    assert_eq!(site.volumes(&web.agent, paths::AGENT_ASSIGNMENTS).await, json!([]));
+    assert_eq!(site.volumes(&web.node, paths::NODE_ASSIGNMENTS).await, json!([]));
+    let taken = site.send(&web.node, paths::NODE_REPORT, report).await;
+    assert_eq!(taken["ignored_volumes"], json!([web.volume]), "and it gets no other epoch");
+    let report = json!({ "volumes": [{ "volume": web.volume, "epoch": 1, "state": "protected" }] });
+    site.send(&web.agent, paths::AGENT_REPORT, report).await;
+    let machine: Machine = site.get(&paths::machine("web")).await;
+    assert_eq!((machine.state, machine.node, machine.epoch), (MachineState::FailedOver, None, 2));
+}
+
+#[tokio::test]
+async fn a_drill_can_be_repeated_also_beside_another() {
+    let site = Site::start(EXPORT).await;
+    let point = site.protect().await;
+    let body = json!({ "kind": "drill", "point": point, "serve_only": true });
+    for _ in 0..2 {
+        let first = settled(&site, start(&site, body.clone()).await.id).await;
+        let second = settled(&site, start(&site, body.clone()).await.id).await;
+        for drill in [&first, &second] {
+            assert_eq!(drill.state, FailoverState::Running, "{drill:?}");
+        }
+        clean_up(&site, first.id).await;
+        assert!(!is_running(first.export_pid) && is_running(second.export_pid));
+        clean_up(&site, second.id).await;
+        assert!(!is_running(second.export_pid));
+    }
+}
+
+#[tokio::test]
+async fn a_machine_does_not_outlive_its_disk() {
+    let site = Site::start(EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "drill", "firmware": site.dir.path().join("firmware") });
+    let drill = settled(&site, start(&site, body).await.id).await;
+    assert!(is_running(drill.machine_pid), "{drill:?}");
+    kill(drill.export_pid);
+    let failed = until(&site, drill.id, |failover| {
+        failover.state == FailoverState::Failed
+            && failover.machine_pid.is_none()
+            && failover.export_pid.is_none()
+    })
+    .await;
+    assert!(failed.error.is_some_and(|error| error.contains("the export ended")));
+    assert!(!is_running(drill.machine_pid));
 }
 
 #[tokio::test]

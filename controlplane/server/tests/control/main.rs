@@ -5,4 +5,5 @@
 mod failover;
 mod https;
 mod program;
+mod qemu;
 mod site;

@@ -33,6 +33,23 @@ printf '{"nbd_uri":"nbd+%s"}' "$listen" >"$ready"
 while :; do sleep 0.05; done
 "#;
 
+/// Stands for it too, and really serves `DIR/disk.raw`, which lies beside it.
+pub(crate) const QEMU_NBD_EXPORT: &str = r#"#!/bin/sh
+disk="$(dirname "$0")/disk.raw"
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --ready-file) ready="$2"; shift ;;
+        --listen) socket="${2#unix:}"; shift ;;
+    esac
+    shift
+done
+(
+    while [ ! -S "$socket" ]; do sleep 0.05; done
+    printf '{"nbd_uri":"nbd+unix:///?socket=%s"}' "$socket" >"$ready"
+) &
+exec qemu-nbd --format raw --socket "$socket" --persistent --snapshot "$disk"
+"#;
+
 /// Stands for an export that cannot serve.
 pub(crate) const FAILING_EXPORT: &str = "#!/bin/sh\necho 'no such vault' >&2\nexit 66\n";
 
@@ -44,6 +61,20 @@ pub(crate) const QEMU: &str = r#"#!/bin/sh
 echo "$@" >"$(dirname "$0")/qemu.arguments"
 while [ ! -e "$(dirname "$0")/halt" ]; do sleep 0.05; done
 "#;
+
+/// The machine `web` and those who protect it.
+pub(crate) struct Protected {
+    pub(crate) agent: Client,
+    pub(crate) node: Client,
+    pub(crate) volume: Value,
+    pub(crate) point: Uuid,
+}
+
+/// What a report says of a committed point.
+pub(crate) fn point_report(point: Uuid, volume: &Value, seq: u64) -> Value {
+    json!({ "point": point, "volume": volume, "seq": seq, "kind": "crash",
+        "time_unix_ms": 1_700_000_000_000_u64 + seq })
+}
 
 /// A control plane and what it works with.
 pub(crate) struct Site {
@@ -143,6 +174,11 @@ impl Site {
 
     /// Registers a node and an agent, protects the machine `web` and commits one point of it.
     pub(crate) async fn protect(&self) -> Uuid {
+        self.protect_with_peers().await.point
+    }
+
+    /// The same, with those who protect it.
+    pub(crate) async fn protect_with_peers(&self) -> Protected {
         let (_, node) = self.enrol("node").await;
         let body = json!({ "address": "127.0.0.1:9443", "shards": 1, "version": "0" });
         self.send(&node, paths::NODE_REGISTER, body).await;
@@ -153,12 +189,10 @@ impl Site {
         let _: Value = self.post(paths::MACHINES, body).await;
         let volume = self.assigned(&agent).await;
         let point = Uuid::now_v7();
-        let points = json!([{ "point": point, "volume": volume, "seq": 5, "kind": "crash",
-            "time_unix_ms": 1_700_000_000_000_u64 }]);
         let body = json!({ "volumes": [{ "volume": volume, "epoch": 1, "state": "protected" }],
-            "points": points });
+            "points": [point_report(point, &volume, 5)] });
         self.send(&agent, paths::AGENT_REPORT, body).await;
-        point
+        Protected { agent, node, volume, point }
     }
 
     /// The agent's volume, once it is placed.
@@ -177,10 +211,19 @@ impl Site {
         }
     }
 
-    async fn send(&self, client: &Client, path: &str, body: Value) {
+    /// Calls as the agent or node of `client`.
+    pub(crate) async fn send(&self, client: &Client, path: &str, body: Value) -> Value {
         let reply = client.post(self.url(path)).json(&body).send().await.unwrap();
         let status = reply.status();
-        assert_eq!(status, 200, "{path}: {}", reply.text().await.unwrap());
+        let text = reply.text().await.unwrap();
+        assert_eq!(status, 200, "{path}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The volumes that the agent or node of `client` is to replicate.
+    pub(crate) async fn volumes(&self, client: &Client, path: &str) -> Value {
+        let reply = client.get(self.url(path)).send().await.unwrap();
+        reply.json::<Value>().await.unwrap()["volumes"].take()
     }
 }
 

@@ -116,7 +116,14 @@ fn a_sealer_never_repeats_a_nonce_or_a_salt() {
     assert_ne!(one.key().commitment(), two.key().commitment());
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..3 {
-        for domain in [Domain::Frame, Domain::Table, Domain::Body, Domain::Group] {
+        for domain in [
+            Domain::Frame,
+            Domain::Table,
+            Domain::Body,
+            Domain::Group,
+            Domain::Map,
+            Domain::IndexRun,
+        ] {
             assert!(seen.insert(domain.nonce(one.next_counter(domain))));
             one.seal_slice(domain, &[], &mut [0; 8]).unwrap();
         }

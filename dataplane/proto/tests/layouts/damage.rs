@@ -5,8 +5,10 @@ use crate::samples;
 use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
 use farshore_proto::frame::{Control, FrameHeader};
 use farshore_proto::hrl::{HrlHeader, frame_at};
+use farshore_proto::index_run::{IndexRun, IndexRunHeader};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries};
 use farshore_proto::keys::KeyObject;
+use farshore_proto::map::{MapBody, MapHeader};
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
 use farshore_proto::{DecodeError, ErrorKind};
 use proptest::prelude::*;
@@ -77,6 +79,20 @@ fn checked() -> Vec<Checked> {
             good: epoch,
             covered: 136,
             reserved: vec![6, 7, 120, 131],
+        },
+        Checked {
+            name: "map",
+            decode: |bytes| MapHeader::decode(bytes).map(drop),
+            good: samples::map_object(),
+            covered: 192,
+            reserved: vec![7, 92, 95, 168, 187],
+        },
+        Checked {
+            name: "index run",
+            decode: |bytes| IndexRunHeader::decode(bytes).map(drop),
+            good: samples::index_run_object(),
+            covered: 144,
+            reserved: vec![7, 44, 47, 120, 139],
         },
     ]
 }
@@ -183,7 +199,16 @@ fn with(name: &str, at: usize, value: &[u8]) -> Result<(), DecodeError> {
 #[test]
 fn lengths_over_their_limit_are_refused_by_the_header_alone() {
     let huge = u32::MAX.to_le_bytes();
-    for (name, at) in [("journal group", 24), ("segment", 120), ("segment", 124)] {
+    let lengths = [
+        ("journal group", 24),
+        ("segment", 120),
+        ("segment", 124),
+        ("map", 160),
+        ("map", 164),
+        ("index run", 112),
+        ("index run", 116),
+    ];
+    for (name, at) in lengths {
         let error = with(name, at, &huge).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit, "{name}: {error}");
     }
@@ -198,6 +223,9 @@ fn lengths_over_their_limit_are_refused_by_the_header_alone() {
 fn fields_out_of_range_are_refused() {
     for (name, at, value) in
         [("segment", 6, 0), ("segment", 6, 3), ("segment", 7, 2), ("hrl", 24, 0), ("epoch", 40, 0)]
+            .into_iter()
+            .chain([("map", 6, 2), ("map", 40, 0), ("map", 80, 3), ("map", 84, 1), ("map", 87, 1)])
+            .chain([("index run", 6, 2)])
     {
         let error = with(name, at, &[value]).unwrap_err();
         assert!(matches!(error, DecodeError::Range { .. }), "{name} byte {at}: {error}");
@@ -325,11 +353,13 @@ proptest! {
         let _ = entries(&bytes).count();
         let _ = Table::decode(&bytes);
         let _ = EpochBody::decode(&bytes);
+        let _ = MapBody::decode(&bytes);
+        let _ = IndexRun::decode(&bytes);
     }
 
     #[test]
     fn no_decoder_panics_behind_a_good_magic_and_checksum(
-        which in 0..8_usize,
+        which in 0..10_usize,
         noise in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
     ) {
         let layout = &checked()[which];

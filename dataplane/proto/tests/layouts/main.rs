@@ -4,6 +4,7 @@
 //! decoder can.
 
 mod damage;
+mod derived;
 mod golden;
 mod roundtrip;
 mod samples;

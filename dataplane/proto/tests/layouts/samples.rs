@@ -5,15 +5,18 @@ use farshore_proto::frame::{
     Ack, Control, FrameHeader, Hello, Mark, Refusal, RefusalReason, Welcome,
 };
 use farshore_proto::hrl::HrlHeader;
+use farshore_proto::index_run::{IndexRun, IndexRunHeader, StoredChunk};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::map::{MapBody, MapHead, MapHeader, MapRun};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
     SlotKind, Span, Table,
 };
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId,
+    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot, VaultId,
+    VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -57,6 +60,10 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("epoch-body", epoch_body().encode()),
         ("key", key().encode()),
         ("key-aad", KeyObject::aad(VAULT, KeyNumber(1))),
+        ("map-object", map_object()),
+        ("map-body", map_body().encode()),
+        ("index-run-object", index_run_object()),
+        ("index-run-body", index_run().encode()),
     ]);
     all
 }
@@ -235,4 +242,78 @@ pub(crate) fn key() -> KeyObject {
         nonce: id(0x10),
         wrapped: id(0x80),
     }
+}
+
+/// In place of real ciphertext.
+fn sealed(plain: &[u8]) -> Vec<u8> {
+    plain.iter().map(|byte| byte ^ 0xff).chain([0x77; 16]).collect()
+}
+
+pub(crate) fn map_header() -> MapHeader {
+    MapHeader {
+        vault: VAULT,
+        volume: VOLUME,
+        seq: Seq(43),
+        point: POINT,
+        attempt: id(0x70),
+        part: 1,
+        parts: 3,
+        key: KeyNumber(1),
+        salt: id(0x10),
+        commitment: id(0x40),
+        body_bytes: map_body().encode().len() + 16,
+        body_raw_bytes: map_body().encode().len(),
+        compression: Compression::Raw,
+    }
+}
+
+pub(crate) fn map_object() -> Vec<u8> {
+    [map_header().encode(), sealed(&map_body().encode())].concat()
+}
+
+pub(crate) fn stored_chunks() -> Vec<StoredChunk> {
+    let chunk = |first, log, slot, chunk| StoredChunk {
+        id: ChunkId(id(first)),
+        blocks: 8,
+        log,
+        slot: Slot(slot),
+        chunk,
+    };
+    vec![chunk(0x20, OTHER_LOG, 9, 6), chunk(0x60, LOG, 0x0102, 0)]
+}
+
+pub(crate) fn map_body() -> MapBody {
+    let run =
+        |block, count, chunk, first| MapRun { range: BlockRange { block, count }, chunk, first };
+    MapBody {
+        head: MapHead {
+            ordinal: 2,
+            log: LOG,
+            slot: Slot(0x0102),
+            size_bytes: 64 << 20,
+            time_unix_ms: 1_767_225_600_000,
+            kind: MarkKind::Crash,
+        },
+        chunks: stored_chunks(),
+        runs: vec![run(5, 2, 1, 1), run(7, 1, 0, 0), run(1032, 8, 0, 0)],
+    }
+}
+
+pub(crate) fn index_run_object() -> Vec<u8> {
+    let body = index_run().encode();
+    let header = IndexRunHeader {
+        vault: VAULT,
+        run: RunId(id(0x90)),
+        key: KeyNumber(1),
+        salt: id(0x10),
+        commitment: id(0x40),
+        body_bytes: body.len() + 16,
+        body_raw_bytes: body.len(),
+        compression: Compression::Raw,
+    };
+    [header.encode(), sealed(&body)].concat()
+}
+
+pub(crate) fn index_run() -> IndexRun {
+    IndexRun { chunks: stored_chunks() }
 }

@@ -149,6 +149,13 @@ impl<'a> LogScan<'a> {
         Self { vault, log, from, next: from, ahead, incarnation: None, end: None }
     }
 
+    /// A scan of `log` that goes on at slot `from`, which a scan before returned: it is not void, and
+    /// no slot before it has a higher incarnation.
+    #[must_use]
+    pub(crate) fn resume(vault: &'a Vault, log: LogId, from: Slot) -> Self {
+        Self { incarnation: Some(0), ..Self::new(vault, log, from) }
+    }
+
     /// The next segment; none at the end, and then `end` says which end.
     ///
     /// After an error the scan goes on with the slot behind the one that cannot be read.

@@ -72,7 +72,7 @@ async fn resolve_slot(
     for (run, source) in runs {
         let log = view.logs[source.log as usize];
         let Home { log, slot, number, frame, offset, .. } =
-            view.reader.home(log, source.slot, source.chunk).await?;
+            view.reader.home(log, source, run.count).await?;
         let block_bytes = u32::try_from(BLOCK_BYTES).expect("a small constant");
         let offset = offset + source.first * block_bytes;
         let count = u32::try_from(run.count).expect("a run of a chunk is short");

@@ -1,0 +1,162 @@
+//! Index runs: what is known of chunks, left in the vault for nodes that know nothing yet.
+//!
+//! Derived, and a hint: a run that is missing or damaged costs space. Runs hold chunks of committed
+//! segments only. Layout: `docs/formats/index-run.md`.
+
+use crate::error::VaultError;
+use crate::index::Location;
+use crate::layout::{Folder, ObjectName, run_of};
+use crate::limits::{RUNS_AHEAD_MAX, RUNS_LISTED_MAX};
+use crate::store::Put;
+use crate::vault::Vault;
+use bytes::Bytes;
+use farshore_codec::index_run::{open_index_run, seal_index_run};
+use farshore_proto::index_run::{IndexRun, StoredChunk};
+use farshore_proto::limits::{
+    INDEX_RUN_BODY_BYTES_MAX, INDEX_RUN_CHUNKS_MAX, INDEX_RUN_HEADER_BYTES, INDEX_RUN_LOGS_MAX,
+    TAG_BYTES,
+};
+use farshore_proto::{ChunkId, LogId, RunId};
+use futures::{StreamExt, TryStreamExt};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// zstd level of runs: ids do not compress, the rest compresses at once.
+const LEVEL: i32 = 1;
+
+/// What was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Loaded {
+    /// Runs that opened.
+    pub runs: u64,
+    /// Chunks in them.
+    pub chunks: u64,
+    /// Runs that were passed over.
+    pub skipped: u64,
+}
+
+/// Writes chunks of committed segments as one or more runs; returns how many.
+///
+/// Of two equal ids the first counts.
+///
+/// # Errors
+/// `Unavailable` (also when full: `is_no_space`). Runs written before stay: writing the chunks
+/// again does no harm.
+pub async fn write(vault: &Vault, chunks: &[(ChunkId, Location)]) -> Result<usize, VaultError> {
+    let mut all: Vec<StoredChunk> = chunks
+        .iter()
+        .map(|(id, Location { log, slot, chunk, blocks })| StoredChunk {
+            id: *id,
+            blocks: *blocks,
+            log: *log,
+            slot: *slot,
+            chunk: *chunk,
+        })
+        .collect();
+    all.sort_by_key(|chunk| chunk.id);
+    all.dedup_by_key(|chunk| chunk.id);
+    let mut runs = 0;
+    let mut rest = all.as_slice();
+    while !rest.is_empty() {
+        let (part, after) = rest.split_at(fitting(rest));
+        rest = after;
+        put(vault, IndexRun { chunks: part.to_vec() }).await?;
+        runs += 1;
+    }
+    Ok(runs)
+}
+
+/// How many of the first chunks fit one run.
+fn fitting(chunks: &[StoredChunk]) -> usize {
+    let mut logs: BTreeSet<LogId> = BTreeSet::new();
+    let fits = chunks.iter().take(INDEX_RUN_CHUNKS_MAX).take_while(|chunk| {
+        logs.insert(chunk.log);
+        logs.len() <= INDEX_RUN_LOGS_MAX
+    });
+    fits.count()
+}
+
+async fn put(vault: &Vault, body: IndexRun) -> Result<(), VaultError> {
+    let run = RunId::from(Uuid::new_v4());
+    let name = ObjectName::index_run(run);
+    let owner = vault.clone();
+    let sealing = tokio::task::spawn_blocking(move || {
+        let (number, key) = owner.newest_key();
+        seal_index_run(owner.id(), run, key, number, &body, LEVEL)
+    });
+    let sealed = sealing.await.map_err(|source| VaultError::Task { source })?;
+    let object = sealed
+        .map_err(|cause| VaultError::Seal { object: name.clone(), cause: Box::new(cause) })?;
+    match vault.store().create(&name, Bytes::from(object)).await? {
+        Put::Created | Put::Exists => Ok(()),
+    }
+}
+
+/// Reads all runs of a vault, a few at a time; `each` gets the chunks of one after the other.
+///
+/// Runs that do not open are passed over with a warning.
+///
+/// # Errors
+/// `Unavailable` if the store cannot be listed or read.
+pub async fn load(
+    vault: &Vault,
+    mut each: impl FnMut(&[(ChunkId, Location)]) + Send,
+) -> Result<Loaded, VaultError> {
+    let runs = list(vault).await?;
+    let opened = futures::stream::iter(runs).map(|run| async move { (run, open(vault, run).await) });
+    let mut opened = std::pin::pin!(opened.buffered(RUNS_AHEAD_MAX));
+    let mut loaded = Loaded::default();
+    while let Some((run, found)) = opened.next().await {
+        match found {
+            Ok(body) => {
+                loaded.runs += 1;
+                loaded.chunks += body.chunks.len() as u64;
+                let chunks: Vec<(ChunkId, Location)> = body.chunks.iter().map(located).collect();
+                each(&chunks);
+            }
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                loaded.skipped += 1;
+                let object = ObjectName::index_run(run);
+                tracing::warn!(%object, %error, "an index run cannot be used; its chunks may be stored again");
+            }
+        }
+    }
+    Ok(loaded)
+}
+
+fn located(chunk: &StoredChunk) -> (ChunkId, Location) {
+    let StoredChunk { id, blocks, log, slot, chunk } = *chunk;
+    (id, Location { log, slot, chunk, blocks })
+}
+
+/// The runs of a vault, at most `RUNS_LISTED_MAX`. Names that are not ids are passed over.
+pub(crate) async fn list(vault: &Vault) -> Result<Vec<RunId>, VaultError> {
+    let mut runs = Vec::new();
+    let mut listing = vault.store().list(Folder::Index);
+    while let Some(object) = listing.try_next().await? {
+        let Some(run) = run_of(&object.name) else { continue };
+        if runs.len() == RUNS_LISTED_MAX {
+            tracing::warn!(max = RUNS_LISTED_MAX, "there are more index runs than are read");
+            break;
+        }
+        runs.push(run);
+    }
+    Ok(runs)
+}
+
+/// Opens a run.
+pub(crate) async fn open(vault: &Vault, run: RunId) -> Result<IndexRun, VaultError> {
+    let name = ObjectName::index_run(run);
+    let max = (INDEX_RUN_HEADER_BYTES + INDEX_RUN_BODY_BYTES_MAX + TAG_BYTES) as u64;
+    let object = vault.store().get(&name, max).await?;
+    let owner = vault.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        open_index_run(&object, owner.id(), run, owner.ring())
+    });
+    let opened = opening.await.map_err(|source| VaultError::Task { source })?;
+    opened.map_err(|cause| vault.damaged(name, 0, cause))
+}
+
+#[cfg(test)]
+mod tests;
