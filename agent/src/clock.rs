@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// Milliseconds since the Unix epoch by the wall clock; shown to people, never used for order.
 #[must_use]
-pub fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Bytes of zeros written at once where holes cannot be punched.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why a disk cannot be replicated. The text is for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -256,10 +256,10 @@ impl Disk {
         }
         let mut at = offset;
         while at < offset + length {
-            let piece = (offset + length - at).min(ZEROES.len() as u64);
-            let bytes = usize::try_from(piece).expect("bounded by the zeros");
-            self.file.write_all_at(&ZEROES[..bytes], at)?;
-            at += piece;
+            let left = usize::try_from(offset + length - at).unwrap_or(usize::MAX);
+            let piece = &ZEROES[..left.min(ZEROES.len())];
+            self.file.write_all_at(piece, at)?;
+            at += piece.len() as u64;
         }
         Ok(())
     }

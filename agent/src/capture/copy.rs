@@ -127,6 +127,7 @@ impl Splitter {
             match core.log.append(&entries_of(range.block, &data)) {
                 Ok(last) => {
                     core.reread_end.fetch_max(last.0, Ordering::Relaxed);
+                    core.reread_regions.fetch_add(1, Ordering::Relaxed);
                     core.gate.reread(region);
                     core.steps.reach(Step::AfterReRead)?;
                     Ok(true)

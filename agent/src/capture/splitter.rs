@@ -51,6 +51,8 @@ pub(super) struct Core {
     is_log_full: AtomicBool,
     /// Last seq of the regions read again; what is below it is settled once it is committed.
     pub(super) reread_end: AtomicU64,
+    /// Regions read again since none was in doubt.
+    pub(super) reread_regions: AtomicU64,
 }
 
 impl Splitter {
@@ -75,6 +77,7 @@ impl Splitter {
             log_trouble: Mutex::default(),
             is_log_full,
             reread_end: AtomicU64::new(0),
+            reread_regions: AtomicU64::new(0),
         };
         Arc::new(Self {
             core: Arc::new(core),
@@ -100,6 +103,17 @@ impl Splitter {
     #[must_use]
     pub fn reread_end(&self) -> Seq {
         Seq(self.core.reread_end.load(Ordering::Relaxed))
+    }
+
+    /// Regions read again lately.
+    #[must_use]
+    pub fn reread_regions(&self) -> u64 {
+        self.core.reread_regions.load(Ordering::Relaxed)
+    }
+
+    /// Notes that what was read again is in the vault.
+    pub fn reread_settled(&self) {
+        self.core.reread_regions.store(0, Ordering::Relaxed);
     }
 
     /// Waits until nothing of it runs on any thread. Its tasks must have ended or been dropped.

@@ -50,6 +50,9 @@ impl Log {
     /// # Errors
     /// `Missing` if the next frame is not in the log, `Damaged` if it is not what was appended,
     /// `Io` if it cannot be read.
+    ///
+    /// # Panics
+    /// Never: a run is bounded by the largest frame or by `bytes_max`, which fits memory.
     pub fn read_run(
         &self,
         cursor: &mut Cursor,

@@ -30,7 +30,7 @@ fn mark(number: u8) -> Mark {
     }
 }
 
-fn only_file(dir: &Path) -> std::path::PathBuf {
+fn only_file(dir: &Path) -> PathBuf {
     let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(files.len(), 1);
     files.remove(0)

@@ -344,10 +344,11 @@ impl Log {
                 path: part.path.clone(),
                 source,
             })?;
-            let part = writer.parts.pop_front().expect("counted above");
-            writer.bytes -= part.end;
-            writer.unsynced.retain(|file| !Arc::ptr_eq(file, &part.file));
-            writer.no_space_until = None;
+            if let Some(part) = writer.parts.pop_front() {
+                writer.bytes -= part.end;
+                writer.unsynced.retain(|file| !Arc::ptr_eq(file, &part.file));
+                writer.no_space_until = None;
+            }
         }
         let (next, end) = (writer.next, active(&writer).end);
         let is_done = writer.parts.len() == 1 && next <= committed.next();

@@ -130,7 +130,8 @@ mod tests {
 
     async fn reads_back(reads: Reads) -> Backend {
         let mut file = tempfile::NamedTempFile::new_in(".").unwrap();
-        let bytes: Vec<u8> = (0..3 * READ_BYTES_MAX).map(|at| (at / 4096 % 251) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..3 * READ_BYTES_MAX).map(|at| u8::try_from(at / 4096 % 251).unwrap()).collect();
         file.write_all(&bytes).unwrap();
         let disk = reads.open(file.as_file()).unwrap();
         // The path may lead elsewhere: the open file counts.

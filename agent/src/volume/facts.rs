@@ -171,9 +171,13 @@ fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement 
     if end > committed {
         return told(copying, settling, 1.0);
     }
-    let reread_end = stream.splitter().map_or(Seq(0), |splitter| splitter.reread_end());
-    if reread_end > committed {
-        return told(VolumeState::Resyncing, settling, 1.0);
+    if let Some(splitter) = stream.splitter() {
+        if splitter.reread_end() > committed {
+            let regions = regions_text(splitter.reread_regions());
+            let detail = format!("re-read {regions}: {settling}");
+            return told(VolumeState::Resyncing, detail, 1.0);
+        }
+        splitter.reread_settled();
     }
     if away_ms > AWAY_MS {
         return told(VolumeState::Degraded, trouble, 1.0);
@@ -187,16 +191,18 @@ fn in_doubt(stream: &Stream, size: u64) -> Option<Judgement> {
     if regions == 0 {
         return None;
     }
-    let noun = if regions == 1 { "region" } else { "regions" };
-    let kib = regions * REGION_BYTES / 1024;
+    let text = regions_text(regions);
     let detail = match splitter.log_trouble() {
-        Some(trouble) => format!(
-            "{trouble}: {regions} {noun} ({kib} KiB) will be re-read when there is room again"
-        ),
-        None => format!("re-reading {regions} {noun} ({kib} KiB)"),
+        Some(trouble) => format!("{trouble}: {text} will be re-read when there is room again"),
+        None => format!("re-reading {text}"),
     };
     let progress = 1.0 - share(regions * REGION_BYTES, size);
     Some(Judgement { state: VolumeState::Resyncing, detail, progress })
+}
+
+fn regions_text(regions: u64) -> String {
+    let noun = if regions == 1 { "region" } else { "regions" };
+    format!("{regions} {noun} ({} KiB)", regions * REGION_BYTES / 1024)
 }
 
 fn halted(reason: RefusalReason, trouble: &str) -> String {

@@ -109,8 +109,8 @@ pub struct CreateFailover {
     /// Virtual CPUs, 1 to 64; default 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
-    /// Absolute path of a firmware image on the control plane's machine; default: OVMF where Debian
-    /// puts it.
+    /// Absolute path of a firmware image on the control plane's machine, one whose name has `CODE`
+    /// with its variables (`VARS` instead) beside it; default: OVMF where distributions put it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<String>,
 }

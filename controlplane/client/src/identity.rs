@@ -142,8 +142,8 @@ impl Identity {
     }
 
     fn store(&self) -> Result<(), IdentityError> {
-        let text = serde_json::to_string_pretty(&self.certificate)
-            .map_err(|_| IdentityError::Pem)?;
+        let text =
+            serde_json::to_string_pretty(&self.certificate).map_err(|_| IdentityError::Pem)?;
         // Key first: a certificate without its key would look like a damaged identity.
         for (name, text) in [(KEY_FILE, &self.key_pem), (CERTIFICATE_FILE, &text)] {
             let path = self.dir.join(name);
@@ -203,12 +203,8 @@ fn read_if_there(path: &Path) -> Result<Option<String>, IdentityError> {
 
 fn write_private(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;

@@ -404,9 +404,7 @@ impl Shard {
         self.batch.add(entry, file);
         let wait_ms = match entry.change {
             Change::Mark(mark) if mark.is_prompt => 0,
-            Change::Mark(_) => {
-                self.volumes.get(&entry.volume).map_or(0, |volume| volume.linger_ms)
-            }
+            Change::Mark(_) => self.volumes.get(&entry.volume).map_or(0, |volume| volume.linger_ms),
             Change::Write(_) | Change::Zero(_) => BATCH_AGE_MS_MAX,
         };
         let due = now.plus_ms(wait_ms);

@@ -31,7 +31,8 @@ impl Assignments {
         let revoked = volumes
             .iter()
             .filter(|(id, before)| {
-                next.get(id).is_none_or(|now| now.epoch != before.epoch || now.agent != before.agent)
+                next.get(id)
+                    .is_none_or(|now| now.epoch != before.epoch || now.agent != before.agent)
             })
             .map(|(id, _)| *id)
             .collect();

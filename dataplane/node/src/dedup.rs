@@ -4,11 +4,16 @@
 //! only where a committed segment, or an earlier slot of the asking shard's own log, holds it.
 
 use farshore_codec::{ChunkHasher, Chunker, VaultKeys};
+use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
 use farshore_proto::segment::{ChunkPlace, Table};
 use farshore_proto::{ChunkId, LogId, Slot};
 use farshore_vault::index::{Index, Location};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// Chunks that wait for an index run; more are left out of the runs, not of the index.
+const FRESH_MAX: usize = INDEX_RUN_CHUNKS_MAX;
 
 /// A chunk that need not be stored again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +30,8 @@ struct Known {
     index: Index,
     /// Per log: what its own later slots may refer to before it is committed.
     pending: HashMap<LogId, (Pending, HashMap<ChunkId, Location>)>,
+    /// Committed chunks that are in no index run yet.
+    fresh: Vec<(ChunkId, Location)>,
 }
 
 /// Shared by the shards; one lock for a group of chunks, none per frame.
@@ -37,6 +44,7 @@ struct Shared {
     hasher: ChunkHasher,
     level: i32,
     known: Mutex<Known>,
+    fresh_moved: Notify,
 }
 
 impl Dedup {
@@ -46,7 +54,8 @@ impl Dedup {
             chunker: Chunker::new(&keys.chunk_key),
             hasher: ChunkHasher::new(keys.id_key.clone()),
             level,
-            known: Mutex::new(Known { index, pending: HashMap::new() }),
+            known: Mutex::new(Known { index, pending: HashMap::new(), fresh: Vec::new() }),
+            fresh_moved: Notify::new(),
         }))
     }
 
@@ -108,20 +117,39 @@ impl Dedup {
             }
         }
         known.insert(&chunks);
+        self.add_fresh(known, &chunks);
     }
 
     /// Chunks of a committed segment found at the start; those known already are left as they are.
     pub(crate) fn learn(&self, log: LogId, slot: Slot, table: &Table) {
         let chunks: Vec<(ChunkId, Location)> = held_chunks(log, slot, table).collect();
-        let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
         let mut known = self.known();
-        let found = known.index.lookup(&ids);
-        let missing: Vec<(ChunkId, Location)> = chunks
-            .into_iter()
-            .zip(found)
-            .filter_map(|(chunk, found)| found.is_none().then_some(chunk))
-            .collect();
-        known.insert(&missing);
+        let missing = known.learn(&chunks);
+        self.add_fresh(known, &missing);
+    }
+
+    /// Chunks of an index run; those known already are left as they are.
+    pub(crate) fn learn_run(&self, chunks: &[(ChunkId, Location)]) {
+        self.known().learn(chunks);
+    }
+
+    fn add_fresh(&self, mut known: MutexGuard<'_, Known>, chunks: &[(ChunkId, Location)]) {
+        let room = FRESH_MAX - known.fresh.len();
+        known.fresh.extend(chunks.iter().take(room));
+        drop(known);
+        self.0.fresh_moved.notify_one();
+    }
+
+    /// Waits until at least `count` committed chunks are in no index run.
+    pub(crate) async fn wait_fresh(&self, count: usize) {
+        while self.known().fresh.len() < count {
+            self.0.fresh_moved.notified().await;
+        }
+    }
+
+    /// The committed chunks that are in no index run; the caller writes one.
+    pub(crate) fn take_fresh(&self) -> Vec<(ChunkId, Location)> {
+        std::mem::take(&mut self.known().fresh)
     }
 
     /// How many chunks are known.
@@ -131,6 +159,16 @@ impl Dedup {
 }
 
 impl Known {
+    /// Inserts what is not known yet and returns it.
+    fn learn(&mut self, chunks: &[(ChunkId, Location)]) -> Vec<(ChunkId, Location)> {
+        let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
+        let found = self.index.lookup(&ids);
+        let missing = chunks.iter().zip(found).filter(|(_, found)| found.is_none());
+        let missing: Vec<(ChunkId, Location)> = missing.map(|(chunk, _)| *chunk).collect();
+        self.insert(&missing);
+        missing
+    }
+
     fn insert(&mut self, chunks: &[(ChunkId, Location)]) {
         if let Err(error) = self.index.insert(chunks) {
             // Space, not safety: these chunks will be stored again.

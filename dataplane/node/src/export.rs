@@ -77,9 +77,10 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
         .with_context(|| format!("open the overlay {}", args.overlay.display()))?;
     let size_bytes = export.size_bytes();
     let name = point.id.to_string();
-    let server = Server::bind(&args.listen, &name, Arc::new(Disk(Arc::new(export)))).await.map_err(
-        |error| Failure::new(Exit::Unavailable, format!("cannot serve over NBD: {error}")),
-    )?;
+    let server =
+        Server::bind(&args.listen, &name, Arc::new(Disk(Arc::new(export)))).await.map_err(
+            |error| Failure::new(Exit::Unavailable, format!("cannot serve over NBD: {error}")),
+        )?;
     let uri = server.uri();
     let ready = serde_json::json!({
         "nbd_uri": uri,

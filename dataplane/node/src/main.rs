@@ -9,6 +9,7 @@ mod acceptor;
 mod assignments;
 mod control;
 mod dedup;
+mod derived;
 mod export;
 mod failure;
 mod fatal;
@@ -52,7 +53,8 @@ fn main() -> ExitCode {
         .init();
     farshore_client::install_crypto();
     abort_on_panic();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(async {
             match args.command {

@@ -1,8 +1,8 @@
 //! What the node counts: for its reports to the control plane.
 
-use farshore_api::machine::VolumeStats;
 use farshore_api::agent::PointReport;
 use farshore_api::limits::{REPORT_POINTS_MAX, REPORT_VOLUMES_MAX};
+use farshore_api::machine::VolumeStats;
 use farshore_api::node::NodeVolumeReport;
 use farshore_api::point::PointKind;
 use farshore_engine::log::CommittedPoint;

@@ -1,15 +1,27 @@
 //! What a start finds out before it serves: how far each log got, and what the journal still holds.
 
 use crate::dedup::Dedup;
-use crate::shard::{Recovery, RecoveredVolume, read_files};
+use crate::shard::{RecoveredVolume, Recovery, read_files};
 use anyhow::Context;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::{LogId, Seq, Slot, VolumeId};
 use farshore_vault::Vault;
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::log::{LogScan, find_end};
+use farshore_vault::runs;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Fills an index that knows nothing from the index runs of the vault.
+///
+/// # Errors
+/// If the vault cannot be read. Damaged runs are passed over.
+pub(crate) async fn learn_runs(vault: &Vault, dedup: &Dedup) -> anyhow::Result<()> {
+    let loaded = runs::load(vault, |chunks| dedup.learn_run(chunks)).await;
+    let runs::Loaded { runs, chunks, skipped } = loaded.context("read the index runs")?;
+    tracing::info!(runs, chunks, skipped, "read the index runs of the vault");
+    Ok(())
+}
 
 /// Recovers one shard; `None` if its log was sealed: others own its volumes now.
 ///
@@ -43,11 +55,7 @@ pub(crate) async fn recover(
 }
 
 /// Reads all tables of the log: last seq of each volume, and chunks that the index may have lost.
-async fn scan(
-    vault: &Vault,
-    log: LogId,
-    dedup: &Dedup,
-) -> anyhow::Result<BTreeMap<VolumeId, Seq>> {
+async fn scan(vault: &Vault, log: LogId, dedup: &Dedup) -> anyhow::Result<BTreeMap<VolumeId, Seq>> {
     let mut lasts: BTreeMap<VolumeId, Seq> = BTreeMap::new();
     let mut scan = LogScan::new(vault, log, Slot(0));
     while let Some((slot, segment)) = scan.next().await.context("read the log")? {
@@ -59,3 +67,6 @@ async fn scan(
     }
     Ok(lasts)
 }
+
+#[cfg(test)]
+mod tests;

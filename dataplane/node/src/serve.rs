@@ -4,11 +4,12 @@ use crate::acceptor::{self, TlsSettings};
 use crate::assignments::Assignments;
 use crate::control::{Control, renew};
 use crate::dedup::Dedup;
+use crate::derived;
 use crate::failure::Failure;
 use crate::fatal::{Cause, Fatal};
 use crate::identity::establish;
 use crate::metrics::Metrics;
-use crate::recover::recover;
+use crate::recover::{learn_runs, recover};
 use crate::rt::{Mailbox, Post, Ring, RtKind, Threads, mailbox};
 use crate::services::{self, Services};
 use crate::shard::{self, JournalDir, Message, Recovery, ShardParts};
@@ -125,6 +126,8 @@ struct Node {
     posts: Vec<Post<Message>>,
     threads: Vec<JoinHandle<()>>,
     fatal: Fatal,
+    vault: Vault,
+    dedup: Dedup,
 }
 
 impl Node {
@@ -135,7 +138,11 @@ impl Node {
         let index_dir = args.data.join("index");
         make_dir(&index_dir)?;
         let index = open_index(&index_dir, vault.id())?;
+        let is_new = index.is_empty();
         let dedup = Dedup::new(vault.vault_keys(), index, args.zstd_level);
+        if is_new {
+            learn_runs(vault, &dedup).await?;
+        }
         let recoveries = recover_all(args, vault, &mut state, &dedup).await?;
         tracing::info!(shards = recoveries.len(), chunks = dedup.len(), "recovered");
 
@@ -147,13 +154,9 @@ impl Node {
             recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
         let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
         let (service_posts, counters) = (posts.clone(), Arc::clone(&metrics));
-        tokio::spawn(services::run(
-            vault.clone(),
-            queue,
-            service_posts,
-            counters,
-            fatal.clone(),
-        ));
+        tokio::spawn(services::run(vault.clone(), queue, service_posts, counters, fatal.clone()));
+
+        tokio::spawn(derived::write_runs(vault.clone(), dedup.clone()));
 
         let runtime = args.runtime.resolve();
         let logs = state.logs();
@@ -177,7 +180,16 @@ impl Node {
         }
         tracing::info!(?runtime, shards = threads.len(), "started");
         let incarnation = state.incarnation;
-        Ok(Self { incarnation, assignments, metrics, posts, threads, fatal })
+        Ok(Self {
+            incarnation,
+            assignments,
+            metrics,
+            posts,
+            threads,
+            fatal,
+            vault: vault.clone(),
+            dedup,
+        })
     }
 
     async fn until_stopped(self) -> anyhow::Result<()> {
@@ -204,9 +216,11 @@ impl Node {
             });
         });
         tokio::select! {
-            ended = joined => ended.context("wait for the shards"),
-            cause = self.fatal.raised() => Err(fail(cause)),
+            ended = joined => ended.context("wait for the shards")?,
+            cause = self.fatal.raised() => return Err(fail(cause)),
         }
+        derived::write_last_run(&self.vault, &self.dedup).await;
+        Ok(())
     }
 }
 

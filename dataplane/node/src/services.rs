@@ -1,5 +1,6 @@
 //! What shards ask of the vault: puts and claims, done on ordinary tokio threads.
 
+use crate::derived::Maps;
 use crate::fatal::{Cause, Fatal};
 use crate::metrics::Metrics;
 use crate::rt::Post;
@@ -28,7 +29,14 @@ const MAILBOX_RETRY: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Put a segment, until it is there.
-    Put { shard: usize, log: LogId, slot: Slot, bytes: Bytes },
+    Put {
+        shard: usize,
+        log: LogId,
+        slot: Slot,
+        bytes: Bytes,
+        /// Volume and number of extents of each span in it.
+        spans: Vec<(VolumeId, usize)>,
+    },
     /// Make a volume this log's own under an epoch.
     Claim {
         shard: usize,
@@ -71,14 +79,20 @@ pub(crate) async fn run(
     metrics: Arc<Metrics>,
     fatal: Fatal,
 ) {
+    let maps = Arc::new(Maps::default());
+    tokio::spawn(Arc::clone(&maps).run(vault.clone()));
     while let Some(request) = queue.recv().await {
         let vault = vault.clone();
         match request {
-            Request::Put { shard, log, slot, bytes } => {
+            Request::Put { shard, log, slot, bytes, spans } => {
                 let (post, fatal) = (shards[shard].clone(), fatal.clone());
+                let maps = Arc::clone(&maps);
                 tokio::spawn(async move {
                     match put_until_there(&vault, log, slot, bytes).await {
-                        Ok(()) => deliver(&post, Message::PutDone { slot }).await,
+                        Ok(()) => {
+                            deliver(&post, Message::PutDone { slot }).await;
+                            maps.committed(&spans);
+                        }
                         Err(cause) => fatal.raise(cause),
                     }
                 });
@@ -105,12 +119,7 @@ async fn deliver(post: &Post<Message>, message: Message) {
 
 /// Puts one segment, however long the store is away: the frames in it are journaled, and the cache
 /// limit keeps more from coming.
-async fn put_until_there(
-    vault: &Vault,
-    log: LogId,
-    slot: Slot,
-    bytes: Bytes,
-) -> Result<(), Cause> {
+async fn put_until_there(vault: &Vault, log: LogId, slot: Slot, bytes: Bytes) -> Result<(), Cause> {
     let mut backoff = BACKOFF_MIN;
     loop {
         match put_segment(vault, log, slot, bytes.clone()).await {
@@ -142,11 +151,7 @@ struct Wanted {
 type Refused = (RefusalReason, String);
 
 /// Makes the volume ours under the wanted epoch and returns what the vault holds of it.
-async fn claim_volume(
-    vault: &Vault,
-    metrics: &Metrics,
-    wanted: &Wanted,
-) -> Result<Seq, Refused> {
+async fn claim_volume(vault: &Vault, metrics: &Metrics, wanted: &Wanted) -> Result<Seq, Refused> {
     let volume = wanted.volume;
     let refuse = |error: VaultError| {
         let reason = match error.kind() {

@@ -81,8 +81,8 @@ pub(crate) fn detach<R: Rt>(reader: TlsReader<R>, writer: TlsWriter<R>) -> io::R
     drop(writer);
     let TlsReader { shared, socket, original, cipher, start, end } = reader;
     drop(socket);
-    let shared = Rc::into_inner(shared)
-        .ok_or_else(|| io::Error::other("the connection is still in use"))?;
+    let shared =
+        Rc::into_inner(shared).ok_or_else(|| io::Error::other("the connection is still in use"))?;
     Ok(Parked {
         socket: original,
         tls: shared.tls.into_inner(),

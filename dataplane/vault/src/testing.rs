@@ -1,5 +1,9 @@
 //! A small writer of vaults and a naive model of what they hold.
 
+mod counted;
+
+pub(crate) use counted::counted;
+
 use crate::epoch::{Claim, claim};
 use crate::log::{self, PutOutcome};
 use crate::store::{Access, Store};

@@ -35,9 +35,11 @@ fn survives(system: &System, part: Part, seed: u64) -> Result<()> {
     let point = machine.mark()?;
     let file = system.path("point.raw");
     machine.export(&point, &file)?;
-    let log = writer.log();
-    let standing = log.check_disk(&machine.disk, &machine.base)?;
-    println!("{KILLS} kills of {part:?}: {} writes, {standing:?}", log.issued());
+    {
+        let log = writer.log();
+        let standing = log.check_disk(&machine.disk, &machine.base)?;
+        println!("{KILLS} kills of {part:?}: {} writes, {standing:?}", log.issued());
+    }
     image::compare(&machine.disk, &file)?;
     check_older_points(system, &machine, &writer)?;
     let vault = system.endpoint("vault")?;

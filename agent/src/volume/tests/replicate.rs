@@ -39,7 +39,7 @@ async fn concurrent_overlapping_writes_arrive_in_the_order_of_the_disk() {
             let mut random = Random(seed);
             for _ in 0..150 {
                 // A small disk: nearly every write meets another.
-                change(&served, &mut random, 1 * MIB).await.unwrap();
+                change(&served, &mut random, MIB).await.unwrap();
             }
         })
     });

@@ -1,7 +1,9 @@
 //! Who may write: hellos, claims, revocations, and the check of every frame.
 
 use super::{BLOCK_BYTES, LINGER_MS_MAX, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume};
-use super::{Change, Hello, RefusalReason, Seq, Stream, Timestamp, VolumeId, WINDOW_BYTES, Welcome};
+use super::{
+    Change, Hello, RefusalReason, Seq, Stream, Timestamp, VolumeId, WINDOW_BYTES, Welcome,
+};
 use farshore_proto::Epoch;
 
 /// `None`: the session was refused before; its late frames are dropped without another word.
@@ -178,10 +180,7 @@ impl Shard {
     }
 }
 
-fn check_assignment(
-    hello: &Hello,
-    assigned: Option<Epoch>,
-) -> Result<(), (RefusalReason, String)> {
+fn check_assignment(hello: &Hello, assigned: Option<Epoch>) -> Result<(), (RefusalReason, String)> {
     let Some(assigned) = assigned else {
         let text = format!("volume {} is not assigned to this node and agent", hello.volume);
         return Err((RefusalReason::NotAssigned, text));
@@ -196,4 +195,3 @@ fn check_assignment(
     }
     Ok(())
 }
-

@@ -54,10 +54,9 @@ impl Rt for Threads {
 
     async fn create(path: &Path) -> io::Result<ThreadFile> {
         let path: PathBuf = path.to_owned();
-        let file = blocking(move || {
-            OpenOptions::new().read(true).write(true).create_new(true).open(path)
-        })
-        .await?;
+        let file =
+            blocking(move || OpenOptions::new().read(true).write(true).create_new(true).open(path))
+                .await?;
         Ok(ThreadFile(Arc::new(file)))
     }
 }

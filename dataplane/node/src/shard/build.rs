@@ -76,11 +76,13 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Request, CodecError>
     let built = bench.builder.finish()?;
     dedup.built(journal.log, plan.slot, &built.table);
     core.parts.metrics.put(built.bytes.len());
+    let spans = built.table.spans.iter().map(|span| (span.volume, span.extents.len())).collect();
     Ok(Request::Put {
         shard: core.id(),
         log: journal.log,
         slot: plan.slot,
         bytes: built.bytes.into(),
+        spans,
     })
 }
 

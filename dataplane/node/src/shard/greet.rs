@@ -81,9 +81,11 @@ async fn greet<R: Rt>(
     peer: SocketAddr,
 ) -> Result<Greeted, GreetError> {
     socket.set_nodelay(true)?;
-    let tls = core.parts.tls.connection().map_err(|error| {
-        GreetError::Tls(io::Error::new(io::ErrorKind::InvalidData, error))
-    })?;
+    let tls = core
+        .parts
+        .tls
+        .connection()
+        .map_err(|error| GreetError::Tls(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     let (mut reader, mut writer) = attach::<R>(fresh(socket, tls))?;
     handshake(&mut reader, &mut writer).await.map_err(GreetError::Tls)?;
     let agent = reader.peer_certificate().as_deref().and_then(agent_of);

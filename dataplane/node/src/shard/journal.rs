@@ -91,8 +91,7 @@ async fn write<R: Rt>(
     let open = open.as_mut().expect("made above");
     let mut buffer = open.file.buffer(disk_bytes);
     lay_out(core, group, plain_bytes, buffer.as_mut());
-    let header =
-        open.sealer.seal_group(plain_bytes, buffer.as_mut()).map_err(io::Error::other)?;
+    let header = open.sealer.seal_group(plain_bytes, buffer.as_mut()).map_err(io::Error::other)?;
     open.file.write_at(buffer, open.offset).await?;
     open.file.sync().await?;
     open.offset += disk_bytes as u64;

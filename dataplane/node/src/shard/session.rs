@@ -1,8 +1,8 @@
 //! One session: frames in, acknowledgements out.
 
+use super::Greeted;
 use super::core::Core;
 use super::frames::Frame;
-use super::Greeted;
 use crate::rt::{Rt, Signal};
 use crate::tls::{TlsReader, TlsWriter, attach};
 use farshore_engine::batch::Change;
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 /// Frames of one session that wait to be sent: a welcome, a refusal; acknowledgements merge.
 const QUEUE_MAX: usize = 8;
-/// A session that says nothing for this long is ended; agents send marks far more often.
+/// A session that says nothing for this long, and for three marks, is ended.
 const IDLE_MAX: Duration = Duration::from_secs(120);
 /// How often idle sessions are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -36,6 +36,7 @@ pub(crate) struct Outbox {
     is_closed: Cell<bool>,
     closed: Signal,
     last_heard_ms: Cell<u64>,
+    mark_interval_ms: Cell<u64>,
     pub(crate) resumed: Signal,
 }
 
@@ -146,6 +147,7 @@ async fn receive<R: Rt>(
     if hello.volume != volume {
         return Err(SessionError::OtherVolume(hello.volume));
     }
+    outbox.mark_interval_ms.set(hello.mark_interval_ms.into());
     let assigned = core.parts.assignments.epoch(volume, agent);
     core.input(Input::Hello { session, hello, assigned });
     while let Some((header, frame)) = read_frame(reader, outbox).await? {
@@ -262,7 +264,8 @@ pub(crate) async fn sweep<R: Rt>(core: Rc<Core<R>>) {
         let now_ms = core.now().0;
         for outbox in core.outboxes() {
             let silent_ms = u128::from(now_ms.saturating_sub(outbox.last_heard_ms.get()));
-            if silent_ms > IDLE_MAX.as_millis() {
+            let three_marks_ms = 3 * u128::from(outbox.mark_interval_ms.get());
+            if silent_ms > IDLE_MAX.as_millis().max(three_marks_ms) {
                 core.parts.metrics.refused("idle");
                 outbox.close();
             }

@@ -1,12 +1,12 @@
 //! Writing a map: from the newest one and what the logs hold behind it.
 
 use super::{Base, Ids, begin, find};
+use crate::blocks::ChunkAt;
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::store::Put;
 use crate::vault::Vault;
-use crate::blocks::ChunkAt;
 use crate::view::{Build, PointSelector};
 use bytes::Bytes;
 use farshore_codec::map::{MapLabel, MapPlace, seal_map};
@@ -67,7 +67,9 @@ pub(super) async fn write_parts(
         read => read?,
     };
     match build.point() {
-        Some(point) if Some(point.seq) != mapped => put(vault, volume, &epochs, &build, runs_max).await,
+        Some(point) if Some(point.seq) != mapped => {
+            put(vault, volume, &epochs, &build, runs_max).await
+        }
         _ => Ok(None),
     }
 }
@@ -103,11 +105,8 @@ async fn put(
         time_unix_ms: point.time_unix_ms,
         kind: point.kind,
     };
-    let limit = |what, max: usize| VaultError::Limit {
-        url: vault.url().to_owned(),
-        what,
-        max: max as u64,
-    };
+    let limit =
+        |what, max: usize| VaultError::Limit { url: vault.url().to_owned(), what, max: max as u64 };
     let runs = build.map.len();
     let parts = runs.div_ceil(runs_max).max(1);
     if parts > MAP_PARTS_MAX {
@@ -118,8 +117,7 @@ async fn put(
         attempt: Uuid::new_v4().into_bytes(),
         parts: u32::try_from(parts).expect("just compared with the limit"),
     };
-    let mut written =
-        Written { seq: point.seq, runs: runs as u64, parts: label.parts, bytes: 0 };
+    let mut written = Written { seq: point.seq, runs: runs as u64, parts: label.parts, bytes: 0 };
     let starts = build.map.runs(WHOLE).step_by(runs_max).map(|(run, _)| run.block);
     let starts: Vec<u64> = starts.collect();
     // The first part last: whoever finds it finds them all.

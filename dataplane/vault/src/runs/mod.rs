@@ -103,7 +103,8 @@ pub async fn load(
     mut each: impl FnMut(&[(ChunkId, Location)]) + Send,
 ) -> Result<Loaded, VaultError> {
     let runs = list(vault).await?;
-    let opened = futures::stream::iter(runs).map(|run| async move { (run, open(vault, run).await) });
+    let opened =
+        futures::stream::iter(runs).map(|run| async move { (run, open(vault, run).await) });
     let mut opened = std::pin::pin!(opened.buffered(RUNS_AHEAD_MAX));
     let mut loaded = Loaded::default();
     while let Some((run, found)) = opened.next().await {
@@ -151,9 +152,8 @@ pub(crate) async fn open(vault: &Vault, run: RunId) -> Result<IndexRun, VaultErr
     let max = (INDEX_RUN_HEADER_BYTES + INDEX_RUN_BODY_BYTES_MAX + TAG_BYTES) as u64;
     let object = vault.store().get(&name, max).await?;
     let owner = vault.clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        open_index_run(&object, owner.id(), run, owner.ring())
-    });
+    let opening =
+        tokio::task::spawn_blocking(move || open_index_run(&object, owner.id(), run, owner.ring()));
     let opened = opening.await.map_err(|source| VaultError::Task { source })?;
     opened.map_err(|cause| vault.damaged(name, 0, cause))
 }

@@ -83,7 +83,8 @@ impl Build {
         for run in &part.runs {
             // In range: the decoder compared them.
             let chunk = part.chunks[run.chunk as usize];
-            let at = ChunkAt { log: self.logs.number(chunk.log), slot: chunk.slot, chunk: chunk.chunk };
+            let at =
+                ChunkAt { log: self.logs.number(chunk.log), slot: chunk.slot, chunk: chunk.chunk };
             self.keep_id(at, chunk.id, chunk.blocks);
             self.map.append(run.range, Source::new(at, &chunk.id, run.first));
         }
@@ -193,7 +194,10 @@ impl Build {
     }
 
     /// Where a source is stored, and the id of its chunk, for comparisons between builds.
-    pub(crate) fn stored(&self, source: &Source) -> (LogId, Slot, u32, u32, Option<(ChunkId, u32)>) {
+    pub(crate) fn stored(
+        &self,
+        source: &Source,
+    ) -> (LogId, Slot, u32, u32, Option<(ChunkId, u32)>) {
         let Source { log, slot, chunk, first, .. } = *source;
         (self.logs.list[log as usize], slot, chunk, first, self.chunk_id(source.at()))
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::catalog;
 use crate::restore::{RestoreOptions, restore};
 use crate::testing::{BLOCKS, ModelPoint, World, image_bytes};
-use farshore_proto::ErrorKind;
+use farshore_proto::{ErrorKind, Slot};
 use proptest::prelude::*;
 
 fn whole() -> BlockRange {
@@ -155,7 +155,7 @@ async fn spans_above_the_next_epochs_first_seq_do_not_count() {
     world.commit(0).await;
     world.points.pop();
     let volume = world.volumes[0].id;
-    let body = farshore_proto::epoch::EpochBody {
+    let body = EpochBody {
         epoch: Epoch(2),
         log: world.logs[1].id,
         first_slot: Slot(0),

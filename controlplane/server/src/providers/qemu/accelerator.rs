@@ -19,8 +19,9 @@ use crate::db::Process;
 use crate::providers::{ProviderError, process};
 use crate::settings::{QemuAccel, Settings};
 
-/// How long firmware may take to its first word; it needs about one second.
-const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long firmware may take to its first word. It needs about one second; a busy machine is not
+/// to lose KVM for that.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 

@@ -39,8 +39,7 @@ fn file(number: u64, groups: u64) -> Vec<u8> {
 fn read_back(bytes: &[u8], committed: u64) -> Vec<u64> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("00000000000000000005.journal"), bytes).unwrap();
-    let volume =
-        RecoveredVolume { epoch: Epoch(1), size_blocks: 100, committed: Seq(committed) };
+    let volume = RecoveredVolume { epoch: Epoch(1), size_blocks: 100, committed: Seq(committed) };
     let volumes = BTreeMap::from([(VOLUME, volume)]);
     let (replayed, files) = read_files(dir.path(), VAULT, LOG, &keys(), &volumes).unwrap();
     assert_eq!(files, [5]);

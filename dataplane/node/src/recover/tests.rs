@@ -1,0 +1,96 @@
+use super::*;
+use crate::dedup::Found;
+use bytes::Bytes;
+use farshore_codec::{Built, RecoveryKey, SegmentBuilder};
+use farshore_proto::ChunkId;
+use farshore_proto::limits::CHUNK_BLOCKS_MIN;
+use farshore_proto::segment::ChunkPlace;
+use farshore_vault::index::Index;
+use farshore_vault::log::{PutOutcome, put_segment};
+use farshore_vault::{Access, Store, runs};
+
+const THEIRS: LogId = LogId([1; 16]);
+const OURS: LogId = LogId([2; 16]);
+
+async fn vault(dir: &Path) -> Vault {
+    let store = Store::open(dir.join("vault").to_str().unwrap(), Access::Make).unwrap();
+    Vault::init(&store, &RecoveryKey::draw().unwrap()).await.unwrap()
+}
+
+fn dedup(dir: &Path, vault: &Vault) -> Dedup {
+    let index = Index::open(&dir.join("index"), vault.id()).unwrap();
+    assert!(index.is_empty());
+    Dedup::new(vault.vault_keys(), index, 1)
+}
+
+/// A committed segment of some chunks.
+async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
+    let (number, key) = vault.newest_key();
+    let mut builder = SegmentBuilder::new(vault.id(), log, Slot(0), 1, key, number, 1).unwrap();
+    let chunk = |byte: u8| {
+        let bytes = vec![byte; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
+        let id = vault.hasher().id(&bytes);
+        builder.push_chunk(id, &bytes);
+        id
+    };
+    let ids = (first..first + 10).map(chunk).collect();
+    let built = builder.finish().unwrap();
+    let put = put_segment(vault, log, Slot(0), Bytes::from(built.bytes.clone())).await.unwrap();
+    assert_eq!(put, PutOutcome::Committed);
+    (built, ids)
+}
+
+fn is_in(log: LogId, found: &[Option<Found>]) -> bool {
+    let is_there = |found: &Option<Found>| {
+        found.is_some_and(|found| {
+            matches!(found.place, ChunkPlace::There { log: at, slot: Slot(0), .. } if at == log)
+        })
+    };
+    found.iter().all(is_there)
+}
+
+#[tokio::test]
+async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    // Another node commits and leaves a run.
+    let first = dedup(&dir.path().join("a"), &vault);
+    let (built, theirs) = commit(&vault, THEIRS, 1).await;
+    first.built(THEIRS, Slot(0), &built.table);
+    assert!(first.take_fresh().is_empty(), "not committed yet");
+    first.committed(THEIRS, Slot(0));
+    first.wait_fresh(10).await;
+    assert_eq!(runs::write(&vault, &first.take_fresh()).await.unwrap(), 1);
+    // This one begins with an empty index, and its own log beside.
+    let (_, ours) = commit(&vault, OURS, 100).await;
+    let second = dedup(&dir.path().join("b"), &vault);
+    learn_runs(&vault, &second).await.unwrap();
+    assert!(second.take_fresh().is_empty(), "what is in a run needs no other");
+    let journal = dir.path().join("journal");
+    std::fs::create_dir(&journal).unwrap();
+    let recovery = recover(&vault, OURS, &journal, &second).await.unwrap().unwrap();
+    assert_eq!(recovery.next_slot, Slot(1));
+    assert!(is_in(THEIRS, &second.lookup(OURS, &theirs)));
+    assert!(is_in(OURS, &second.lookup(OURS, &ours)));
+    assert_eq!(second.len(), 20);
+    assert_eq!(second.take_fresh().len(), 10, "its own chunks were in no run");
+}
+
+#[tokio::test]
+async fn a_damaged_run_costs_duplicates_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    let first = dedup(&dir.path().join("a"), &vault);
+    let (built, theirs) = commit(&vault, THEIRS, 1).await;
+    first.built(THEIRS, Slot(0), &built.table);
+    first.committed(THEIRS, Slot(0));
+    runs::write(&vault, &first.take_fresh()).await.unwrap();
+    let folder = dir.path().join("vault/index");
+    let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[150] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let second = dedup(&dir.path().join("b"), &vault);
+    learn_runs(&vault, &second).await.unwrap();
+    assert_eq!(second.lookup(OURS, &theirs), vec![None; 10]);
+}
