@@ -15,8 +15,10 @@ use tokio::sync::Notify;
 const MAP_EXTENTS_MIN: u64 = 16_384;
 /// … or one for so many runs of that map, if that is more: a map costs what it is long …
 const MAP_RUNS_PER_EXTENT: u64 = 4;
-/// … or when so many segments hold spans of it: that many a reader may have to look at.
-const MAP_SEGMENTS: u64 = 512;
+/// … or when so many segments hold spans of it: that many a reader may have to look at …
+const MAP_SEGMENTS_MIN: u64 = 512;
+/// … or one for so many runs, if that is more: then the map is read as fast as they are.
+const MAP_RUNS_PER_SEGMENT: u64 = 4096;
 
 /// New chunks that make an index run.
 const RUN_CHUNKS: usize = 65_536;
@@ -39,7 +41,7 @@ struct Since {
 impl Since {
     fn is_due(self) -> bool {
         self.extents > MAP_EXTENTS_MIN.max(self.runs / MAP_RUNS_PER_EXTENT)
-            || self.segments >= MAP_SEGMENTS
+            || self.segments >= MAP_SEGMENTS_MIN.max(self.runs / MAP_RUNS_PER_SEGMENT)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a start finds out before it serves: how far each log got, and what the journal still holds.
 
 use crate::dedup::Dedup;
+use crate::services::chain;
 use crate::shard::{RecoveredVolume, Recovery, read_files};
 use anyhow::Context;
 use farshore_proto::limits::BLOCK_BYTES;
@@ -12,15 +13,17 @@ use farshore_vault::runs;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Fills an index that knows nothing from the index runs of the vault.
-///
-/// # Errors
-/// If the vault cannot be read. Damaged runs are passed over.
-pub(crate) async fn learn_runs(vault: &Vault, dedup: &Dedup) -> anyhow::Result<()> {
-    let loaded = runs::load(vault, |chunks| dedup.learn_run(chunks)).await;
-    let runs::Loaded { runs, chunks, skipped } = loaded.context("read the index runs")?;
-    tracing::info!(runs, chunks, skipped, "read the index runs of the vault");
-    Ok(())
+/// Fills an index that knows nothing from the index runs of the vault, as far as they can be read.
+pub(crate) async fn learn_runs(vault: &Vault, dedup: &Dedup) {
+    match runs::load(vault, |chunks| dedup.learn_run(chunks)).await {
+        Ok(runs::Loaded { runs, chunks, skipped }) => {
+            tracing::info!(runs, chunks, skipped, "read the index runs of the vault");
+        }
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(%error, "cannot read the index runs; some chunks will be stored again");
+        }
+    }
 }
 
 /// Recovers one shard; `None` if its log was sealed: others own its volumes now.

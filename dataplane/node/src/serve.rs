@@ -141,7 +141,7 @@ impl Node {
         let is_new = index.is_empty();
         let dedup = Dedup::new(vault.vault_keys(), index, args.zstd_level);
         if is_new {
-            learn_runs(vault, &dedup).await?;
+            learn_runs(vault, &dedup).await;
         }
         let recoveries = recover_all(args, vault, &mut state, &dedup).await?;
         tracing::info!(shards = recoveries.len(), chunks = dedup.len(), "recovered");

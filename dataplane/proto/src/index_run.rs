@@ -10,7 +10,8 @@ use crate::limits::{
 };
 use crate::segment::Compression;
 use crate::wire::{Put, Reader, check_crc, put_crc};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 const MAGIC: [u8; 4] = *b"FSIR";
 const VERSION: u16 = 1;
@@ -157,17 +158,16 @@ impl IndexRun {
 
 /// The logs that chunks are in, numbered in the order in which they come up.
 pub(crate) struct Logs<'a> {
-    numbers: HashMap<&'a LogId, u32>,
+    numbers: BTreeMap<&'a LogId, u32>,
     list: Vec<&'a LogId>,
 }
 
 impl<'a> Logs<'a> {
     pub(crate) fn of(chunks: &'a [StoredChunk]) -> Self {
-        let mut logs = Self { numbers: HashMap::new(), list: Vec::new() };
+        let mut logs = Self { numbers: BTreeMap::new(), list: Vec::new() };
         for chunk in chunks {
             let next = u32::try_from(logs.list.len()).expect("there are fewer logs than chunks");
-            if let std::collections::hash_map::Entry::Vacant(entry) = logs.numbers.entry(&chunk.log)
-            {
+            if let Entry::Vacant(entry) = logs.numbers.entry(&chunk.log) {
                 entry.insert(next);
                 logs.list.push(&chunk.log);
             }

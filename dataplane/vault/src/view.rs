@@ -127,7 +127,7 @@ impl VolumeView {
         let epochs = read_epochs(vault, volume).await?;
         let base = match epochs.is_empty() {
             true => None,
-            false => map::find(vault, volume, &epochs, selector, Ids::Drop).await?,
+            false => map::find(vault, volume, &epochs, selector, Ids::Drop).await,
         };
         let Some(base) = base else {
             return Self::read_to(vault, volume, &epochs, selector, None).await;

@@ -60,6 +60,8 @@ pub(crate) struct Core<R: Rt> {
     frames: RefCell<Frames>,
     sessions: RefCell<HashMap<SessionId, Rc<Outbox>>>,
     next_session: Cell<u64>,
+    /// Connections that have not shown who they are.
+    pub(crate) greetings: Cell<usize>,
     groups: RefCell<VecDeque<Group>>,
     groups_moved: Signal,
     plans: RefCell<VecDeque<Plan>>,
@@ -79,6 +81,7 @@ impl<R: Rt> Core<R> {
             frames: RefCell::default(),
             sessions: RefCell::default(),
             next_session: Cell::new(0),
+            greetings: Cell::new(0),
             groups: RefCell::default(),
             groups_moved: Signal::default(),
             plans: RefCell::default(),

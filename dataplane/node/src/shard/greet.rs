@@ -18,6 +18,8 @@ pub(crate) const SWITCHING: &[u8] =
 
 /// From accept to the end of the request; longer is slow on purpose.
 const GREETING_MAX: Duration = Duration::from_secs(10);
+/// Connections of one shard that have not shown who they are; each holds about 100 KiB.
+const GREETINGS_MAX: usize = 1024;
 const REQUEST_BYTES_MAX: usize = 4096;
 const HEADERS_MAX: usize = 32;
 
@@ -53,9 +55,21 @@ impl GreetError {
     }
 }
 
+/// Begins to greet a connection, unless too many strangers are being greeted already.
+pub(crate) fn begin<R: Rt>(core: &Rc<Core<R>>, socket: TcpStream, peer: SocketAddr) {
+    if core.greetings.get() >= GREETINGS_MAX {
+        core.parts.metrics.refused("crowd");
+        return;
+    }
+    core.greetings.set(core.greetings.get() + 1);
+    R::spawn(run(Rc::clone(core), socket, peer));
+}
+
 /// Greets one connection and gives it to the shard that owns its volume.
-pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>, socket: TcpStream, peer: SocketAddr) {
-    let greeted = match within::<R, _>(GREETING_MAX, greet(&core, socket, peer)).await {
+async fn run<R: Rt>(core: Rc<Core<R>>, socket: TcpStream, peer: SocketAddr) {
+    let end = within::<R, _>(GREETING_MAX, greet(&core, socket, peer)).await;
+    core.greetings.set(core.greetings.get() - 1);
+    let greeted = match end {
         Some(Ok(greeted)) => greeted,
         Some(Err(error)) => return count(&core, peer, &error),
         None => return count(&core, peer, &GreetError::Slow),

@@ -68,9 +68,7 @@ pub(crate) async fn run<R: Rt>(
     R::spawn(session::sweep(Rc::clone(&core)));
     while let Some(message) = inbox.next().await {
         match message {
-            Message::Accepted { socket, peer } => {
-                R::spawn(greet::run(Rc::clone(&core), socket, peer));
-            }
+            Message::Accepted { socket, peer } => greet::begin(&core, socket, peer),
             Message::Greeted(greeted) => R::spawn(session::run(Rc::clone(&core), *greeted)),
             Message::PutDone { slot } => core.input(Input::PutDone { slot }),
             Message::Claimed { volume, outcome } => core.input(Input::Claimed { volume, outcome }),

@@ -50,23 +50,31 @@ pub(crate) async fn list(vault: &Vault, volume: VolumeId) -> Result<BTreeSet<Seq
 
 /// The newest map that a view of `selector` can begin with, if there is one that can be used.
 ///
-/// # Errors
-/// `Unavailable` if the store cannot be read. That it cannot be listed is only a warning.
+/// A store that cannot be asked is only a warning: whether the logs can be read is another question.
 pub(crate) async fn find(
     vault: &Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
     selector: PointSelector,
     ids: Ids,
-) -> Result<Option<Base>, VaultError> {
-    let listed = match list(vault, volume).await {
-        Ok(listed) => listed,
+) -> Option<Base> {
+    match try_find(vault, volume, epochs, selector, ids).await {
+        Ok(base) => base,
         Err(error) => {
-            tracing::warn!(%volume, %error, "maps cannot be listed; the logs are read instead");
-            return Ok(None);
+            tracing::warn!(%volume, %error, "maps cannot be read; the logs are instead");
+            None
         }
-    };
-    let mut seqs: Vec<Seq> = listed.into_iter().collect();
+    }
+}
+
+async fn try_find(
+    vault: &Vault,
+    volume: VolumeId,
+    epochs: &[EpochBody],
+    selector: PointSelector,
+    ids: Ids,
+) -> Result<Option<Base>, VaultError> {
+    let mut seqs: Vec<Seq> = list(vault, volume).await?.into_iter().collect();
     let mut tries = MAP_TRIES_MAX;
     match selector {
         PointSelector::Latest => {}

@@ -56,7 +56,7 @@ pub(super) async fn write_parts(
 ) -> Result<Option<Written>, VaultError> {
     let epochs = read_epochs(vault, volume).await?;
     let selector = PointSelector::Latest;
-    let base = find(vault, volume, &epochs, selector, Ids::Keep).await?;
+    let base = find(vault, volume, &epochs, selector, Ids::Keep).await;
     let mapped = base.as_ref().map(|base| base.start.last);
     let is_based = base.is_some();
     let build = match read_all(vault, volume, &epochs, base).await {

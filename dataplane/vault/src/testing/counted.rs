@@ -1,7 +1,8 @@
-//! A store that counts what is read from it.
+//! A store that counts what is read from it, and refuses to read what it is told to.
 
 use crate::store::Store;
 use crate::vault::Vault;
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use object_store::path::Path;
@@ -10,26 +11,42 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Counts the GETs of the store below it.
 #[derive(Debug)]
 pub(crate) struct Counted {
     inner: Arc<dyn ObjectStore>,
     gets: AtomicU64,
+    /// Objects below this folder can be neither read nor listed.
+    refused: OnceLock<Path>,
 }
 
 impl Counted {
     pub(crate) fn count(&self) -> u64 {
         self.gets.load(Ordering::Relaxed)
     }
+
+    pub(crate) fn refuse(&self, folder: &str) {
+        self.refused.set(Path::from(folder)).unwrap();
+    }
+
+    fn check(&self, path: Option<&Path>) -> Result<()> {
+        let is_refused = |folder: &Path| path.is_some_and(|path| path.prefix_matches(folder));
+        match self.refused.get() {
+            Some(folder) if is_refused(folder) => {
+                Err(object_store::Error::Generic { store: "counted", source: "refused".into() })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The store of a vault, counted from now on.
 pub(crate) fn counted(vault: &Vault) -> (Store, Arc<Counted>) {
     let inner = Arc::clone(vault.store().backend());
-    let counted = Arc::new(Counted { inner, gets: AtomicU64::new(0) });
+    let counted = Arc::new(Counted { inner, gets: AtomicU64::new(0), refused: OnceLock::new() });
     (Store::over(Arc::clone(&counted) as Arc<dyn ObjectStore>, "counted"), counted)
 }
 
@@ -75,7 +92,10 @@ impl ObjectStore for Counted {
         'b: 'c,
     {
         self.gets.fetch_add(1, Ordering::Relaxed);
-        self.inner.get_opts(location, options)
+        match self.check(Some(location)) {
+            Ok(()) => self.inner.get_opts(location, options),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
     }
 
     fn delete_stream(
@@ -86,7 +106,10 @@ impl ObjectStore for Counted {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        match self.check(prefix) {
+            Ok(()) => self.inner.list(prefix),
+            Err(error) => futures::stream::iter([Err(error)]).boxed(),
+        }
     }
 
     fn list_with_delimiter<'a, 'b, 'c>(
