@@ -141,30 +141,4 @@ pub(crate) async fn write_last_run(vault: &Vault, dedup: &Dedup) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const VOLUME: VolumeId = VolumeId([1; 16]);
-    const OTHER: VolumeId = VolumeId([2; 16]);
-
-    #[test]
-    fn a_volume_is_due_by_extents_by_its_last_map_or_by_segments() {
-        let maps = Maps::default();
-        maps.committed(&[(VOLUME, 16_000), (VOLUME, 384), (OTHER, 5)]);
-        assert_eq!(maps.take_due(), None, "as many extents as the limit");
-        maps.committed(&[(VOLUME, 1)]);
-        assert_eq!(maps.take_due(), Some(VOLUME));
-        assert_eq!(maps.take_due(), None, "its counters began again");
-        maps.volumes().get_mut(&VOLUME).unwrap().runs = 400_000;
-        maps.committed(&[(VOLUME, 100_000)]);
-        assert_eq!(maps.take_due(), None, "a long map is not written for little");
-        maps.committed(&[(VOLUME, 1)]);
-        assert_eq!(maps.take_due(), Some(VOLUME));
-        assert_eq!(maps.volumes()[&VOLUME], Since { runs: 400_000, ..Since::default() });
-        for segment in 1..=511 {
-            assert_eq!(maps.take_due(), None, "segment {segment}");
-            maps.committed(&[(OTHER, 0), (OTHER, 1)]);
-        }
-        assert_eq!(maps.take_due(), Some(OTHER), "the first segment was the 512th");
-    }
-}
+mod tests;

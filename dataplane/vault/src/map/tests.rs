@@ -120,7 +120,7 @@ async fn run(steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn maps_change_nothing_of_any_history(steps in prop::collection::vec(step(), 1..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -184,13 +184,13 @@ async fn a_damaged_part_is_passed_over_and_named() {
     let expected = see_all(&world).await;
     for file in parts(&world) {
         let whole = fs::read(&file).unwrap();
-        for at in [0, 4, 50, 70, 85, 100, 170, 190, 192, whole.len() - 1] {
+        for at in [0, 50, 70, 100, 190, whole.len() - 1] {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x10;
             fs::write(&file, bytes).unwrap();
             check_named(&world, &expected, &file, &format!("flip at {at}")).await;
         }
-        for length in [0, 3, 192, whole.len() - 1] {
+        for length in [0, 192, whole.len() - 1] {
             fs::write(&file, &whole[..length]).unwrap();
             check_named(&world, &expected, &file, &format!("cut to {length}")).await;
         }

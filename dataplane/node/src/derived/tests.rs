@@ -1,0 +1,144 @@
+use super::*;
+use bytes::Bytes;
+use farshore_codec::{RecoveryKey, SegmentBuilder};
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::frame::Mark;
+use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN};
+use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SegmentChunk, Span, Table};
+use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot};
+use farshore_vault::epoch::claim;
+use farshore_vault::index::Index;
+use farshore_vault::log::put_segment;
+use farshore_vault::{Access, Store};
+use std::path::Path;
+use std::time::Instant;
+
+const VOLUME: VolumeId = VolumeId([1; 16]);
+const OTHER: VolumeId = VolumeId([2; 16]);
+
+#[test]
+fn a_volume_is_due_by_extents_by_its_last_map_or_by_segments() {
+    let maps = Maps::default();
+    maps.committed(&[(VOLUME, 16_000), (VOLUME, 384), (OTHER, 5)]);
+    assert_eq!(maps.take_due(), None, "as many extents as the limit");
+    maps.committed(&[(VOLUME, 1)]);
+    assert_eq!(maps.take_due(), Some(VOLUME));
+    assert_eq!(maps.take_due(), None, "its counters began again");
+    maps.volumes().get_mut(&VOLUME).unwrap().runs = 400_000;
+    maps.committed(&[(VOLUME, 100_000)]);
+    assert_eq!(maps.take_due(), None, "a long map is not written for little");
+    maps.committed(&[(VOLUME, 1)]);
+    assert_eq!(maps.take_due(), Some(VOLUME));
+    assert_eq!(maps.volumes()[&VOLUME], Since { runs: 400_000, ..Since::default() });
+    for segment in 1..=511 {
+        assert_eq!(maps.take_due(), None, "segment {segment}");
+        maps.committed(&[(OTHER, 0), (OTHER, 1)]);
+    }
+    assert_eq!(maps.take_due(), Some(OTHER), "the first segment was the 512th");
+}
+
+const LOG: LogId = LogId([7; 16]);
+
+async fn vault(dir: &Path) -> Vault {
+    let store = Store::open(dir.join("vault").to_str().unwrap(), Access::Make).unwrap();
+    Vault::init(&store, &RecoveryKey::draw().unwrap()).await.unwrap()
+}
+
+/// Waits until a folder of the vault holds an object, however deep.
+async fn wait_for(dir: &Path, folder: &str) {
+    fn holds(at: &Path) -> bool {
+        let Ok(entries) = std::fs::read_dir(at) else { return false };
+        entries.map(|entry| entry.unwrap().path()).any(|path| path.is_file() || holds(&path))
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds(&dir.join("vault").join(folder)) {
+        assert!(Instant::now() < deadline, "nothing was written to {folder}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A volume with one point, in one segment.
+async fn commit_volume(vault: &Vault) {
+    let body = EpochBody {
+        epoch: Epoch(1),
+        log: LOG,
+        first_slot: Slot(0),
+        first_seq: Seq(1),
+        size_bytes: 1 << 20,
+        label: String::new(),
+    };
+    claim(vault, VOLUME, &body).await.unwrap();
+    let (number, key) = vault.newest_key();
+    let mut builder = SegmentBuilder::new(vault.id(), LOG, Slot(0), 1, key, number, 1).unwrap();
+    let bytes = vec![5; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
+    let chunk = builder.push_chunk(vault.hasher().id(&bytes), &bytes);
+    let point = PointId([3; 16]);
+    let mark = Mark { point, kind: MarkKind::Crash, is_prompt: false, time_unix_ms: 1 };
+    let range = BlockRange { block: 0, count: CHUNK_BLOCKS_MIN as u64 };
+    builder.push_span(Span {
+        volume: VOLUME,
+        epoch: Epoch(1),
+        first_seq: Seq(1),
+        last_seq: Seq(2),
+        mark: Some(mark),
+        extents: vec![Extent { range, source: ExtentSource::Chunk { chunk, first: 0 } }],
+    });
+    let built = builder.finish().unwrap();
+    put_segment(vault, LOG, Slot(0), Bytes::from(built.bytes)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_that_is_due_is_mapped_and_one_that_cannot_be_is_only_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    commit_volume(&vault).await;
+    let maps = Arc::new(Maps::default());
+    let task = tokio::spawn(Arc::clone(&maps).run(vault.clone()));
+    maps.committed(&[(VolumeId([0; 16]), 20_000)]);
+    maps.committed(&[(VOLUME, 20_000)]);
+    wait_for(dir.path(), "maps").await;
+    assert!(map::write(&vault, VOLUME).await.unwrap().is_none(), "the newest point has its map");
+    assert!(!task.is_finished());
+    task.abort();
+}
+
+fn dedup(dir: &Path, vault: &Vault) -> Dedup {
+    let index = Index::open(&dir.join("index"), vault.id()).unwrap();
+    Dedup::new(vault.vault_keys(), index, 1)
+}
+
+/// A table that says it holds chunks numbered from `first` on.
+fn table(first: u32, count: u32) -> Table {
+    let chunk = |n: u32| {
+        let mut id = [0; 32];
+        id[..4].copy_from_slice(&n.wrapping_mul(0x9e37_79b9).to_be_bytes());
+        SegmentChunk { id: ChunkId(id), blocks: 4, place: ChunkPlace::Here { frame: 0, offset: 0 } }
+    };
+    Table { chunks: (first..first + count).map(chunk).collect(), ..Table::default() }
+}
+
+#[tokio::test]
+async fn new_chunks_become_runs_when_there_are_enough_and_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    let known = dedup(&dir.path().join("a"), &vault);
+    let task = tokio::spawn(write_runs(vault.clone(), known.clone()));
+    for (slot, count) in [(Slot(0), 65_000_u32), (Slot(1), 1000)] {
+        known.built(LOG, slot, &table(u32::try_from(slot.0).unwrap() * 65_000, count));
+        known.committed(LOG, slot);
+    }
+    wait_for(dir.path(), "index").await;
+    task.abort();
+    let fresh = || async {
+        let fresh = dedup(&dir.path().join(uuid::Uuid::new_v4().to_string()), &vault);
+        crate::recover::learn_runs(&vault, &fresh).await;
+        fresh.len()
+    };
+    assert_eq!(fresh().await, 66_000);
+    for (slot, count, expected) in [(Slot(2), 1023, 66_000), (Slot(3), 1024, 67_024)] {
+        known.built(LOG, slot, &table(100_000 * u32::try_from(slot.0).unwrap(), count));
+        known.committed(LOG, slot);
+        write_last_run(&vault, &known).await;
+        assert_eq!(fresh().await, expected, "after {count} more");
+    }
+}
