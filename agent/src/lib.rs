@@ -13,7 +13,6 @@ mod durable;
 #[cfg(test)]
 mod fake_node;
 pub mod hrl;
-pub mod identity;
 pub mod mark;
 pub mod points;
 pub mod rt;

@@ -1,10 +1,9 @@
 //! `farshore-agent`: replicates the disks of the server that it runs on.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use clap::Parser;
 use farshore_agent::capture::Steps;
-use farshore_agent::control::{self, Client};
-use farshore_agent::identity::{self, EnrolError, Identity, Peer, client_config};
+use farshore_agent::control;
 use farshore_agent::points::Points;
 use farshore_agent::rt::Reads;
 use farshore_agent::service::Service;
@@ -13,19 +12,19 @@ use farshore_agent::volume::Env;
 use farshore_agent::{Clock, DataDir};
 use farshore_api::Exit;
 use farshore_api::agent::RegisterAgent;
-use farshore_api::identity::{EnrolmentToken, certificate_fingerprint};
+use farshore_api::identity::Role;
+use farshore_client::{
+    ClientError, ControlClient, Identity, IdentityError, Peer, client_config, establish,
+    renew_until_dropped,
+};
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tracing_subscriber::EnvFilter;
 
-/// How long enrolment is tried while the control plane does not answer.
-const ENROL_TIME_MAX: Duration = Duration::from_secs(60);
-const ENROL_PAUSE: Duration = Duration::from_millis(300);
 /// Worker threads, at least: small writes of guests run on them, and a disk may make one wait.
 const WORKERS_MIN: usize = 4;
 
@@ -64,6 +63,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    farshore_client::abort_on_panic();
     let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, Into::into);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers.max(WORKERS_MIN))
@@ -85,23 +85,35 @@ fn main() -> ExitCode {
 /// The exit code that tells most about an error.
 fn exit_of(error: &anyhow::Error) -> Exit {
     for cause in error.chain() {
-        if let Some(error) = cause.downcast_ref::<EnrolError>() {
-            return match error {
-                EnrolError::Control(control::ControlError::Refused { code, .. }) => (*code).into(),
-                EnrolError::Control(_) => Exit::Unavailable,
-                EnrolError::Role { .. } | EnrolError::Ca => Exit::Denied,
-                _ => Exit::CannotCreate,
-            };
+        if let Some(error) = cause.downcast_ref::<IdentityError>() {
+            return of_identity(error);
         }
         if let Some(error) = cause.downcast_ref::<std::io::Error>() {
-            return match error.kind() {
-                std::io::ErrorKind::NotFound => Exit::NotFound,
-                std::io::ErrorKind::WouldBlock => Exit::Conflict,
-                _ => Exit::from_io(error, Exit::CannotCreate),
-            };
+            return of_io(error);
         }
     }
     Exit::Usage
+}
+
+fn of_identity(error: &IdentityError) -> Exit {
+    match error {
+        IdentityError::Control(ClientError::Refused { code, .. }) => (*code).into(),
+        IdentityError::Control(ClientError::Address { .. }) => Exit::Usage,
+        IdentityError::Control(ClientError::Untrusted { .. }) => Exit::Denied,
+        IdentityError::Control(_) => Exit::Unavailable,
+        IdentityError::Role { .. } | IdentityError::Answer { .. } => Exit::Denied,
+        IdentityError::File { error, .. } => of_io(error),
+        IdentityError::Key(_) => Exit::CannotCreate,
+        _ => Exit::Usage,
+    }
+}
+
+fn of_io(error: &std::io::Error) -> Exit {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Exit::NotFound,
+        std::io::ErrorKind::WouldBlock => Exit::Conflict,
+        _ => Exit::from_io(error, Exit::CannotCreate),
+    }
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -111,14 +123,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let path = arguments.data.display();
         format!("cannot use {path}: give the agent a directory that it can write and has alone")
     })?;
-    let identity_dir = data.path().join("identity");
     let identity = tokio::select! {
-        identity = identity(&identity_dir, &arguments) => Arc::new(identity?),
+        identity = identity(&data, &arguments) => Arc::new(identity?),
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let tls = client_config(&identity, Peer::Control).context("cannot set up tls")?;
-    let client = Client::new(&arguments.control, tls)?;
+    let client = ControlClient::new(&arguments.control, &identity)?;
     let node_tls = client_config(&identity, Peer::Node).context("cannot set up tls")?;
     let reads = if arguments.portable_reads { Reads::portable() } else { Reads::start() };
     let points = Arc::new(Points::default());
@@ -142,7 +152,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let reporting = Arc::clone(&service);
     let followed = tokio::spawn(Arc::clone(&service).follow(assigned.subscribe()));
     let tasks = [
-        tokio::spawn(identity::renew_until_dropped(identity, client.clone())),
+        tokio::spawn(renew_until_dropped(identity, client.clone())),
         tokio::spawn(control::poll(
             client.clone(),
             register,
@@ -173,51 +183,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// The agent's identity, by enrolment if it has none or the token is for another control plane.
-async fn identity(dir: &Path, arguments: &Arguments) -> anyhow::Result<Identity> {
-    let token = match &arguments.token_file {
-        Some(path) => read_token(path)?,
-        None => None,
-    };
-    let held = Identity::load(dir)?;
-    if let Some(held) = held {
-        let is_of =
-            |token: &EnrolmentToken| certificate_fingerprint(held.ca()) == token.ca_fingerprint;
-        match &token {
-            Some(token) if held.is_expired() || !is_of(token) => {}
-            _ if held.is_expired() => {
-                bail!("the agent's certificate has expired: enrol it again with --token-file")
-            }
-            _ => return Ok(held),
-        }
-    }
-    let Some(token) = token else {
-        bail!("the agent is not enrolled: give it a token with --token-file");
-    };
-    let deadline = tokio::time::Instant::now() + ENROL_TIME_MAX;
-    loop {
-        match identity::enrol(dir, &arguments.control, &token).await {
-            Ok(identity) => return Ok(identity),
-            Err(error) => {
-                let is_passing = error.kind() == farshore_proto::ErrorKind::Unavailable;
-                if !is_passing || tokio::time::Instant::now() > deadline {
-                    return Err(error).context("cannot enrol");
-                }
-                tokio::time::sleep(ENROL_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// The token in a file; none if the file is gone, as it is once it was used.
-fn read_token(path: &Path) -> anyhow::Result<Option<EnrolmentToken>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            let token = text.trim().parse();
-            Ok(Some(token.with_context(|| format!("{} holds no token", path.display()))?))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-    }
+async fn identity(data: &DataDir, arguments: &Arguments) -> anyhow::Result<Identity> {
+    let token_file = arguments.token_file.as_deref();
+    let identity = establish(data.path(), &arguments.control, token_file, Role::Agent).await?;
+    ensure!(
+        !identity.is_expired(),
+        "the agent's certificate has expired: make a token with `farshore agent token` and enrol \
+         the agent again with --token-file"
+    );
+    Ok(identity)
 }
 
 /// Whether the control plane runs on this machine: then this agent is the default for new machines.

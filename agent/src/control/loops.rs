@@ -1,6 +1,5 @@
 //! Asking for assignments, and reporting.
 
-use super::{Client, ControlError};
 use crate::durable::replace;
 use crate::points::Points;
 use farshore_api::agent::{
@@ -8,17 +7,16 @@ use farshore_api::agent::{
 };
 use farshore_api::limits::{REPORT_INTERVAL_MS, REPORT_POINTS_MAX, REPORT_VOLUMES_MAX};
 use farshore_api::paths;
+use farshore_client::{Backoff, ControlClient};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 /// How long the control plane may hold back an answer in which nothing is new.
 const WAIT: Duration = Duration::from_secs(30);
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// What the agent is to do, as told last.
 pub type Assigned = Arc<Assignments>;
@@ -45,7 +43,7 @@ pub fn load_cached(path: &Path) -> Option<Assigned> {
 
 /// Registers the agent, then keeps `assigned` and the file at `path` current, until dropped.
 pub async fn poll(
-    client: Client,
+    client: ControlClient,
     register: RegisterAgent,
     path: PathBuf,
     assigned: watch::Sender<Option<Assigned>>,
@@ -107,7 +105,7 @@ async fn take(assignments: Assignments, path: &Path, assigned: &watch::Sender<Op
 
 /// Reports every second, until dropped.
 pub async fn report(
-    client: Client,
+    client: ControlClient,
     volumes: impl Fn() -> Vec<AgentVolumeReport> + Send,
     points: Arc<Points>,
     version: watch::Receiver<Option<Assigned>>,
@@ -139,25 +137,5 @@ pub async fn report(
             }
             Err(error) => backoff.after("report", &error).await,
         }
-    }
-}
-
-/// Waits longer after each failure in a row.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-    told: Option<Instant>,
-}
-
-impl Backoff {
-    async fn after(&mut self, what: &str, error: &ControlError) {
-        let is_untold = self.told.is_none_or(|told| told.elapsed() > Duration::from_secs(60));
-        if is_untold {
-            self.told = Some(Instant::now());
-            tracing::warn!(what, %error, "the control plane did not do it; trying again");
-        }
-        let delay = BACKOFF_MIN * (1 << self.failures.min(6));
-        self.failures += 1;
-        tokio::time::sleep(delay.min(BACKOFF_MAX)).await;
     }
 }

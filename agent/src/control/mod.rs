@@ -3,8 +3,6 @@
 //! Two loops that do not wait for each other. While the control plane does not answer, the agent
 //! goes on with the assignments that it was given last, kept in `assignments.json`.
 
-mod client;
 mod loops;
 
-pub use client::{Client, ControlError};
 pub use loops::{Assigned, load_cached, poll, report};

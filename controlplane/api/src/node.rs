@@ -71,6 +71,10 @@ pub struct NodeReport {
     /// [`crate::limits::REPORT_VOLUMES_MAX`]; named again for as long as it holds.
     #[serde(default)]
     pub epochs_wanted: Vec<Uuid>,
+    /// What keeps the node from its work, as a sentence: a vault that takes no segments, say. Null
+    /// when nothing does. Its machines are degraded meanwhile.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// Counters by name (`[a-z0-9_.]`, at most 64 bytes), at most
     /// [`crate::limits::REPORT_COUNTERS_MAX`].
     #[serde(default)]
@@ -112,6 +116,8 @@ pub struct Node {
     pub healthy: bool,
     /// When it was last heard.
     pub last_seen_unix_ms: u64,
+    /// What keeps it from its work, by its own report; null when nothing does.
+    pub trouble: Option<String>,
     /// Volumes placed on it.
     pub volumes: u64,
     /// Seconds since the process started, at its last report.

@@ -68,6 +68,7 @@ fn show(node: &Node) -> String {
         .pair("shards", node.shards)
         .pair("volumes", node.volumes)
         .pair("healthy", if node.healthy { "yes" } else { "no" })
+        .pair("trouble", node.trouble.as_deref().unwrap_or("none"))
         .pair("seen", age(node.last_seen_unix_ms))
         .pair("up for", format!("{:.0} s", node.uptime_seconds))
         .pair("CPU time", format!("{:.1} s", node.cpu_seconds));

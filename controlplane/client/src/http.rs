@@ -1,19 +1,23 @@
-//! The control plane's REST API, as a client with a certificate.
+//! The control plane's REST API, as a client with a certificate: JSON over HTTPS.
 
 use crate::identity::{Identity, IdentityError};
-use crate::trust::client_config;
-use farshore_api::error::{ErrorBody, ErrorCode};
+use crate::trust::{Peer, client_config};
+use farshore_api::error::{ErrorBody, ErrorCode, ErrorKind};
 use farshore_api::identity::{Certificate, RenewRequest};
 use farshore_api::paths;
-use reqwest::{Client, Response};
+use reqwest::{Client, RequestBuilder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Longer than any long poll.
-const REQUEST_MAX: Duration = Duration::from_secs(90);
-const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Largest answer that is read.
+/// Time to connect.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+/// Time for an answer, beyond what the request asked the control plane to wait.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(20);
+/// Longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Why a call failed.
@@ -21,15 +25,34 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 #[non_exhaustive]
 pub enum ClientError {
     /// No answer.
-    #[error("the control plane at {url} does not answer: {reason}")]
+    #[error("the control plane at {url} cannot be reached: {reason}")]
     Unreachable {
-        /// Its address.
+        /// Where it was tried.
         url: String,
         /// The innermost reason.
         reason: String,
     },
+    /// Somebody answered whose certificate is not the control plane's.
+    #[error(
+        "the server at {url} does not prove to be this system's control plane: {reason}; check \
+         --control"
+    )]
+    Untrusted {
+        /// Where it was tried.
+        url: String,
+        /// What is wrong with its certificate.
+        reason: String,
+    },
+    /// Nothing can be asked at such an address.
+    #[error("{url:?} is not the address of a control plane: {reason}; give https://HOST:PORT")]
+    Address {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An error as an answer.
-    #[error("the control plane refuses: {message}")]
+    #[error("the control plane refused: {message}")]
     Refused {
         /// For programs.
         code: ErrorCode,
@@ -39,7 +62,7 @@ pub enum ClientError {
     /// An answer that is not the API's.
     #[error("the answer of {url} is not one of a Farshore control plane (HTTP {status})")]
     Strange {
-        /// Its address.
+        /// Where from.
         url: String,
         /// The HTTP status.
         status: u16,
@@ -47,18 +70,21 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether calling again later can help.
+    /// What the caller does about it.
     #[must_use]
-    pub fn is_transient(&self) -> bool {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unreachable { .. } => true,
-            Self::Refused { code, .. } => code.status() >= 500 || code.status() == 429,
-            Self::Strange { status, .. } => *status >= 500,
+            Self::Unreachable { .. } | Self::Strange { status: 500.., .. } => {
+                ErrorKind::Unavailable
+            }
+            Self::Untrusted { .. } | Self::Address { .. } => ErrorKind::Invalid,
+            Self::Refused { code, .. } => code.kind(),
+            Self::Strange { .. } => ErrorKind::Internal,
         }
     }
 }
 
-/// A client of one control plane under one identity.
+/// A client of one control plane.
 #[derive(Debug, Clone)]
 pub struct ControlClient {
     url: String,
@@ -66,22 +92,41 @@ pub struct ControlClient {
 }
 
 impl ControlClient {
-    /// A client of the control plane at `url` (`https://host:port`).
+    /// A client of the control plane at `url` (`https://host:port`) that shows the identity's
+    /// newest certificate.
     ///
     /// # Errors
-    /// If the identity's texts are damaged.
-    pub fn new(url: &str, identity: &Identity) -> Result<Self, IdentityError> {
-        let client = bare_client(client_config(identity)?)?;
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), client })
+    /// `Tls` or `Control` if no client can be made.
+    pub fn new(url: &str, identity: &Arc<Identity>) -> Result<Self, IdentityError> {
+        Ok(Self::with_tls(url, client_config(identity, Peer::Control)?)?)
     }
 
-    /// `GET path`.
+    pub(crate) fn with_tls(url: &str, tls: rustls::ClientConfig) -> Result<Self, ClientError> {
+        let url = url.trim_end_matches('/').to_owned();
+        let client = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .https_only(true)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIME_MAX)
+            .build();
+        match client {
+            Ok(client) => Ok(Self { url, client }),
+            Err(error) => Err(unanswered(&url, &error)),
+        }
+    }
+
+    /// `GET path`; the control plane may wait up to `wait` before it answers.
     ///
     /// # Errors
     /// `ClientError` by what went wrong.
-    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let sent = self.client.get(format!("{}{path}", self.url)).send().await;
-        answer(&self.url, sent).await
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        wait: Duration,
+    ) -> Result<T, ClientError> {
+        let request = self.client.get(format!("{}{path}", self.url));
+        self.send(request.timeout(wait + ANSWER_TIME_MAX)).await
     }
 
     /// `POST path` with a JSON body.
@@ -93,69 +138,64 @@ impl ControlClient {
         path: &str,
         body: &(impl Serialize + Sync),
     ) -> Result<T, ClientError> {
-        post(&self.client, &self.url, path, body).await
+        let request = self.client.post(format!("{}{path}", self.url)).json(body);
+        self.send(request.timeout(ANSWER_TIME_MAX)).await
     }
 
-    /// A new certificate for `identity`, which takes it.
+    /// Gets a new certificate for the identity, which keeps it and shows it from then on.
     ///
     /// # Errors
-    /// If the control plane gives none or it cannot be kept.
-    pub async fn renew(&self, identity: &mut Identity) -> Result<(), IdentityError> {
+    /// If the control plane gives none, or none that fits, or it cannot be kept; the old one stays.
+    pub async fn renew(&self, identity: &Arc<Identity>) -> Result<(), IdentityError> {
         let request = RenewRequest { csr_pem: identity.request_pem()? };
         let certificate: Certificate = self.post(paths::RENEW, &request).await?;
-        identity.replace(certificate)
+        let identity = Arc::clone(identity);
+        let taken = tokio::task::spawn_blocking(move || identity.take(certificate)).await;
+        taken.unwrap_or_else(|error| Err(IdentityError::Answer { what: error.to_string() }))
     }
-}
 
-pub(crate) fn bare_client(config: rustls::ClientConfig) -> Result<Client, ClientError> {
-    Client::builder()
-        .tls_backend_preconfigured(config)
-        .https_only(true)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_MAX)
-        .timeout(REQUEST_MAX)
-        .build()
-        .map_err(|error| unreachable_at("", &error))
-}
-
-pub(crate) async fn post<T: DeserializeOwned>(
-    client: &Client,
-    url: &str,
-    path: &str,
-    body: &(impl Serialize + Sync),
-) -> Result<T, ClientError> {
-    let url = url.trim_end_matches('/');
-    let sent = client.post(format!("{url}{path}")).json(body).send().await;
-    answer(url, sent).await
-}
-
-async fn answer<T: DeserializeOwned>(
-    url: &str,
-    sent: Result<Response, reqwest::Error>,
-) -> Result<T, ClientError> {
-    let mut response = sent.map_err(|error| unreachable_at(url, &error))?;
-    let status = response.status();
-    let mut bytes = Vec::new();
-    while let Some(part) = response.chunk().await.map_err(|error| unreachable_at(url, &error))? {
-        if bytes.len() + part.len() > ANSWER_BYTES_MAX {
-            return Err(ClientError::Strange { url: url.to_owned(), status: status.as_u16() });
+    async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        let unanswered = |error| unanswered(&self.url, &error);
+        let mut response = request.send().await.map_err(unanswered)?;
+        let status = response.status();
+        let strange = || ClientError::Strange { url: self.url.clone(), status: status.as_u16() };
+        let mut bytes = Vec::new();
+        while let Some(part) = response.chunk().await.map_err(unanswered)? {
+            if bytes.len() + part.len() > ANSWER_BYTES_MAX {
+                return Err(strange());
+            }
+            bytes.extend_from_slice(&part);
         }
-        bytes.extend_from_slice(&part);
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|_| strange());
+        }
+        let body: ErrorBody = serde_json::from_slice(&bytes).map_err(|_| strange())?;
+        Err(ClientError::Refused { code: body.error.code, message: body.error.message })
     }
-    let strange = || ClientError::Strange { url: url.to_owned(), status: status.as_u16() };
-    if status.is_success() {
-        return serde_json::from_slice(&bytes).map_err(|_| strange());
-    }
-    let body: ErrorBody = serde_json::from_slice(&bytes).map_err(|_| strange())?;
-    Err(ClientError::Refused { code: body.error.code, message: body.error.message })
 }
 
-fn unreachable_at(url: &str, error: &reqwest::Error) -> ClientError {
+fn unanswered(url: &str, error: &reqwest::Error) -> ClientError {
     // The outer texts only say "error sending request"; the innermost says why.
-    let mut inner: &dyn std::error::Error = error;
-    while let Some(source) = inner.source() {
-        inner = source;
+    let mut cause: &(dyn Error + 'static) = error;
+    let mut refused = certificate_error(cause);
+    while let Some(source) = cause.source() {
+        cause = source;
+        refused = refused.or_else(|| certificate_error(cause));
     }
-    ClientError::Unreachable { url: url.to_owned(), reason: inner.to_string() }
+    let (url, reason) = (url.to_owned(), cause.to_string());
+    match refused {
+        Some(reason) => ClientError::Untrusted { url, reason },
+        None if error.is_builder() => ClientError::Address { url, reason },
+        None => ClientError::Unreachable { url, reason },
+    }
+}
+
+/// What this side had against the other's certificate. An `io::Error` hides what it wraps from
+/// `source`.
+fn certificate_error(cause: &(dyn Error + 'static)) -> Option<String> {
+    let error = match cause.downcast_ref::<rustls::Error>() {
+        Some(error) => error,
+        None => cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()?,
+    };
+    matches!(error, rustls::Error::InvalidCertificate(_)).then(|| error.to_string())
 }

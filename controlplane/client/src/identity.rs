@@ -1,55 +1,65 @@
 //! The files `identity.json` and `identity.key` of an agent or node.
+//!
+//! Order of operations: the key is on the disk before anybody certifies it, the certificate is
+//! written last. A key without a certificate is no identity yet.
 
+use crate::files::{private_dir, read, replace};
 use crate::http::ClientError;
-use crate::trust::pinned_config;
-use farshore_api::identity::{Certificate, EnrolRequest, EnrolmentToken, MalformedToken, Role};
-use farshore_api::paths;
+use crate::trust::peer_of;
+use farshore_api::identity::{Certificate, MalformedToken, Role};
 use rcgen::{CertificateParams, KeyPair};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 const KEY_FILE: &str = "identity.key";
 const CERTIFICATE_FILE: &str = "identity.json";
-/// Certificates live a day; below half of that they are renewed.
-const RENEW_BELOW: Duration = Duration::from_secs(12 * 3600);
-const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Who this process is: a certificate of the control plane's CA and its key.
-#[derive(Clone)]
-pub struct Identity {
-    dir: PathBuf,
-    certificate: Certificate,
-    key_pem: String,
-}
-
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Certificate { id, role, .. } = &self.certificate;
-        f.debug_struct("Identity").field("id", id).field("role", role).finish_non_exhaustive()
-    }
-}
-
-/// Why there is no identity.
+/// Why there is no identity, or no new certificate for it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
     /// A file cannot be read or written.
-    #[error("{}: {error}", path.display())]
+    #[error("cannot {action} {}: {error}", path.display())]
     File {
+        /// What was being done.
+        action: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system says.
         error: io::Error,
     },
     /// A file does not hold what it should.
-    #[error("{} is damaged; delete it and enrol again with a new token", path.display())]
+    #[error(
+        "{} is damaged: {what}; delete {KEY_FILE} and {CERTIFICATE_FILE} there and enrol again with \
+         a new token",
+        path.display()
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// There is none, and no token to get one.
+    #[error(
+        "{} holds no identity yet: make a token with `farshore {role} token` and give it with \
+         --token-file",
+        dir.display()
+    )]
+    NotEnrolled {
+        /// Where it would be.
+        dir: PathBuf,
+        /// Who asks.
+        role: Role,
     },
     /// The token's text is not a token.
     #[error("{}: {error}", path.display())]
@@ -60,153 +70,223 @@ pub enum IdentityError {
         error: MalformedToken,
     },
     /// The token enrols something else.
-    #[error("the token enrols {0}s, not {1}s; make one with `farshore {1} token`")]
-    Role(Role, Role),
+    #[error("the token enrols {token}s, not {wanted}s; make one with `farshore {wanted} token`")]
+    Role {
+        /// What it enrols.
+        token: Role,
+        /// Who asks.
+        wanted: Role,
+    },
     /// A key or certificate request cannot be made.
     #[error("cannot make a key: {0}")]
-    Key(#[from] rcgen::Error),
+    Key(rcgen::Error),
     /// The control plane did not give a certificate.
     #[error(transparent)]
     Control(#[from] ClientError),
-    /// The certificate does not fit its key or CA.
-    #[error("the identity cannot be used: {0}")]
+    /// The control plane gave a certificate that is of no use.
+    #[error("the control plane gave a certificate that cannot be used: {what}")]
+    Answer {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// TLS cannot be set up.
+    #[error("cannot set up tls: {0}")]
     Tls(#[from] rustls::Error),
-    /// A PEM text holds no certificate or key.
-    #[error("not a PEM certificate or key")]
-    Pem,
+}
+
+/// A certificate that fits the key, and what it says.
+#[derive(Debug)]
+struct Current {
+    certified: Arc<CertifiedKey>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+/// Who this process is: a key, the newest certificate for it, and the CA to trust.
+///
+/// The certificate is replaced while it is in use; settings made by [`crate::client_config`] and
+/// [`crate::server_config`] show the newest one.
+pub struct Identity {
+    dir: PathBuf,
+    id: Uuid,
+    role: Role,
+    ca_pem: String,
+    ca: CertificateDer<'static>,
+    roots: Arc<RootCertStore>,
+    key: KeyPair,
+    current: Mutex<Current>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity")
+            .field("id", &self.id)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Identity {
-    /// Reads the identity of a directory; `None` if there is none yet.
+    /// Reads the identity of a directory; none if there is none yet. Blocks.
     ///
     /// # Errors
     /// `File` or `Damaged`.
     pub fn load(dir: &Path) -> Result<Option<Self>, IdentityError> {
         let path = dir.join(CERTIFICATE_FILE);
-        let Some(text) = read_if_there(&path)? else { return Ok(None) };
-        let certificate = serde_json::from_str(&text)
-            .map_err(|_| IdentityError::Damaged { path: path.clone() })?;
-        let path = dir.join(KEY_FILE);
-        let Some(key_pem) = read_if_there(&path)? else {
-            return Err(IdentityError::Damaged { path });
-        };
-        Ok(Some(Self { dir: dir.to_owned(), certificate, key_pem }))
+        let Some(text) = read_text(&path)? else { return Ok(None) };
+        let certificate: Certificate =
+            serde_json::from_str(&text).map_err(|error| damaged(&path, error.to_string()))?;
+        let key_path = dir.join(KEY_FILE);
+        let key = read_text(&key_path)?.ok_or_else(|| damaged(&key_path, "it is missing"))?;
+        let key = KeyPair::from_pem(&key).map_err(|error| damaged(&key_path, error.to_string()))?;
+        Self::new(dir, key, &certificate).map(Some).map_err(|what| damaged(&path, what))
     }
 
-    /// Its id.
+    /// The key in `dir`, made if there is none or none that can be read. Blocks.
+    pub(crate) fn key(dir: &Path) -> Result<KeyPair, IdentityError> {
+        let path = dir.join(KEY_FILE);
+        if let Some(key) = read_text(&path)?.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
+            return Ok(key);
+        }
+        private_dir(dir).map_err(failed("create", dir))?;
+        let key = KeyPair::generate().map_err(IdentityError::Key)?;
+        replace(&path, &key.serialize_pem()).map_err(failed("write", &path))?;
+        Ok(key)
+    }
+
+    /// Keeps what an enrolment brought for `key`, which is in `dir` already. Blocks.
+    pub(crate) fn keep(
+        dir: &Path,
+        key: KeyPair,
+        certificate: &Certificate,
+    ) -> Result<Self, IdentityError> {
+        let identity = Self::new(dir, key, certificate).map_err(unusable)?;
+        write_certificate(dir, certificate)?;
+        Ok(identity)
+    }
+
+    fn new(dir: &Path, key: KeyPair, certificate: &Certificate) -> Result<Self, String> {
+        let current = Mutex::new(Current::of(certificate, &key)?);
+        let (dir, ca_pem) = (dir.to_owned(), certificate.ca_pem.clone());
+        let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes())
+            .map_err(|error| format!("no CA certificate: {error}"))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone()).map_err(|error| format!("no CA certificate: {error}"))?;
+        let (roots, &Certificate { id, role, .. }) = (Arc::new(roots), certificate);
+        Ok(Self { dir, id, role, ca_pem, ca, roots, key, current })
+    }
+
+    /// Takes a new certificate for the same key: first onto the disk, then into use. Blocks.
+    pub(crate) fn take(&self, mut certificate: Certificate) -> Result<(), IdentityError> {
+        if (certificate.role, certificate.id) != (self.role, self.id) {
+            return Err(unusable("it is another identity's"));
+        }
+        // A renewal is a new certificate; it never changes whom this process trusts.
+        certificate.ca_pem.clone_from(&self.ca_pem);
+        let current = Current::of(&certificate, &self.key).map_err(unusable)?;
+        write_certificate(&self.dir, &certificate)?;
+        *self.lock() = current;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The agent's or node's id.
     #[must_use]
     pub fn id(&self) -> Uuid {
-        self.certificate.id
+        self.id
     }
 
-    /// The CA to trust, in PEM.
+    /// The CA that everybody trusts.
     #[must_use]
-    pub fn ca_pem(&self) -> &str {
-        &self.certificate.ca_pem
+    pub fn ca(&self) -> &CertificateDer<'static> {
+        &self.ca
     }
 
-    /// Its certificate, in PEM.
-    #[must_use]
-    pub fn certificate_pem(&self) -> &str {
-        &self.certificate.certificate_pem
+    pub(crate) fn roots(&self) -> Arc<RootCertStore> {
+        Arc::clone(&self.roots)
     }
 
-    /// Its key, in PEM. Secret.
+    /// The certificate to show, with its key.
     #[must_use]
-    pub fn key_pem(&self) -> &str {
-        &self.key_pem
+    pub fn certified(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.lock().certified)
     }
 
-    /// Whether it is time to renew.
+    /// How long until half of the certificate's life is over.
     #[must_use]
-    pub fn is_due(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        now + RENEW_BELOW > Duration::from_secs(self.certificate.expires_at_unix_s)
+    pub fn until_renewal(&self) -> Duration {
+        let current = self.lock();
+        let life = current.not_after.duration_since(current.not_before).unwrap_or_default();
+        let due = current.not_before + life / 2;
+        due.duration_since(SystemTime::now()).unwrap_or_default()
+    }
+
+    /// Whether the certificate is not valid any more.
+    #[must_use]
+    pub fn is_expired(&self) -> bool {
+        self.lock().not_after < SystemTime::now()
     }
 
     /// A certificate request for the key.
-    ///
-    /// # Errors
-    /// `Key` if the key cannot be read.
-    pub fn request_pem(&self) -> Result<String, IdentityError> {
-        request_pem(&KeyPair::from_pem(&self.key_pem)?)
+    pub(crate) fn request_pem(&self) -> Result<String, IdentityError> {
+        request_pem(&self.key)
     }
+}
 
-    /// Takes a renewed certificate and keeps it.
-    ///
-    /// # Errors
-    /// `File` if it cannot be kept.
-    pub fn replace(&mut self, certificate: Certificate) -> Result<(), IdentityError> {
-        self.certificate = certificate;
-        self.store()
-    }
-
-    fn store(&self) -> Result<(), IdentityError> {
-        let text =
-            serde_json::to_string_pretty(&self.certificate).map_err(|_| IdentityError::Pem)?;
-        // Key first: a certificate without its key would look like a damaged identity.
-        for (name, text) in [(KEY_FILE, &self.key_pem), (CERTIFICATE_FILE, &text)] {
-            let path = self.dir.join(name);
-            write_private(&self.dir, &path, text)
-                .map_err(|error| IdentityError::File { path, error })?;
+impl Current {
+    /// Checks that `certificate` is what it says and fits the key; the error says what is wrong.
+    fn of(certificate: &Certificate, key: &KeyPair) -> Result<Self, String> {
+        let chain = CertificateDer::pem_slice_iter(certificate.certificate_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("no certificate: {error}"))?;
+        let leaf = chain.first().ok_or("no certificate")?;
+        if peer_of(leaf) != Some((certificate.role, certificate.id)) {
+            let Certificate { role, id, .. } = certificate;
+            return Err(format!("the certificate does not name {role} {id}"));
         }
-        Ok(())
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
+        let time = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs());
+        let not_before = time(parsed.validity().not_before.timestamp());
+        let not_after = time(parsed.validity().not_after.timestamp());
+        let key = PrivateKeyDer::try_from(key.serialize_der())?;
+        let certified = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
+            .map_err(|error| format!("certificate and key do not fit: {error}"))?;
+        Ok(Self { certified: Arc::new(certified), not_before, not_after })
     }
 }
 
-/// Makes a key, trades the token in `token_file` for a certificate and keeps both in `dir`.
-///
-/// # Errors
-/// By what went wrong; the token is used up only if the control plane answered.
-pub async fn enrol(
-    dir: &Path,
-    control_url: &str,
-    token_file: &Path,
-    role: Role,
-) -> Result<Identity, IdentityError> {
-    let text = read_if_there(token_file)?.ok_or_else(|| IdentityError::File {
-        path: token_file.to_owned(),
-        error: io::ErrorKind::NotFound.into(),
-    })?;
-    let token: EnrolmentToken = text
-        .trim()
-        .parse()
-        .map_err(|error| IdentityError::Token { path: token_file.to_owned(), error })?;
-    if token.role != role {
-        return Err(IdentityError::Role(token.role, role));
-    }
-    let key = KeyPair::generate()?;
-    let request = EnrolRequest { token: text.trim().to_owned(), csr_pem: request_pem(&key)? };
-    let client = crate::http::bare_client(pinned_config(token)?)?;
-    let certificate: Certificate =
-        crate::http::post(&client, control_url, paths::ENROL, &request).await?;
-    let identity = Identity { dir: dir.to_owned(), certificate, key_pem: key.serialize_pem() };
-    identity.store()?;
-    Ok(identity)
+/// A certificate request for a key.
+pub(crate) fn request_pem(key: &KeyPair) -> Result<String, IdentityError> {
+    let request = CertificateParams::default().serialize_request(key);
+    request.and_then(|request| request.pem()).map_err(IdentityError::Key)
 }
 
-fn request_pem(key: &KeyPair) -> Result<String, IdentityError> {
-    Ok(CertificateParams::default().serialize_request(key)?.pem()?)
+/// Reads a text of ours; one that is no text is damaged.
+pub(crate) fn read_text(path: &Path) -> Result<Option<String>, IdentityError> {
+    read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => damaged(path, error.to_string()),
+        _ => failed("read", path)(error),
+    })
 }
 
-fn read_if_there(path: &Path) -> Result<Option<String>, IdentityError> {
-    let wrap = |error| IdentityError::File { path: path.to_owned(), error };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(wrap(error)),
-    };
-    let mut text = String::new();
-    file.take(SMALL_FILE_BYTES_MAX).read_to_string(&mut text).map_err(wrap)?;
-    Ok(Some(text))
+fn write_certificate(dir: &Path, certificate: &Certificate) -> Result<(), IdentityError> {
+    let path = dir.join(CERTIFICATE_FILE);
+    let text = serde_json::to_string_pretty(certificate).map_err(io::Error::from);
+    text.and_then(|text| replace(&path, &text)).map_err(failed("write", &path))
 }
 
-fn write_private(dir: &Path, path: &Path, text: &str) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    File::open(dir)?.sync_all()
+fn damaged(path: &Path, what: impl Into<String>) -> IdentityError {
+    IdentityError::Damaged { path: path.to_owned(), what: what.into() }
+}
+
+fn unusable(what: impl Into<String>) -> IdentityError {
+    IdentityError::Answer { what: what.into() }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IdentityError + use<> {
+    let path = path.to_owned();
+    move |error| IdentityError::File { action, path, error }
 }

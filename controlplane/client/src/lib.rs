@@ -1,15 +1,22 @@
-//! How agents and nodes talk to the control plane: their identity and an HTTPS client.
+//! What agents and nodes share: their identity, how they talk to the control plane, how they end.
 //!
 //! The private key is made where it is used and never leaves its directory. The first certificate
 //! comes for an enrolment token that pins the CA; later ones over mutual TLS, at half of the life
-//! of the one before.
+//! of the one before, and are shown by every connection made from then on.
 
 #![forbid(unsafe_code)]
 
+mod backoff;
+mod enrol;
+mod files;
 mod http;
 mod identity;
+mod panics;
 mod trust;
 
+pub use backoff::Backoff;
+pub use enrol::{establish, renew_until_dropped};
 pub use http::{ClientError, ControlClient};
-pub use identity::{Identity, IdentityError, enrol};
-pub use trust::{client_config, install_crypto, peer_of, server_config};
+pub use identity::{Identity, IdentityError};
+pub use panics::abort_on_panic;
+pub use trust::{Peer, client_config, peer_of, server_config};

@@ -1,75 +1,168 @@
-//! TLS 1.3 settings of both sides, and whom they trust.
+//! TLS as agents and nodes speak it: 1.3 only, our CA only, our newest certificate.
 
-use crate::identity::{Identity, IdentityError};
-use farshore_api::identity::{EnrolmentToken, Role};
+use crate::identity::Identity;
+use farshore_api::identity::{CONTROL_SERVER_NAME, EnrolmentToken, Role};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Makes aws-lc-rs the process's cryptography; call once, before any TLS.
-pub fn install_crypto() {
-    // A second call finds the first one's choice, which is the same.
-    let _already = aws_lc_rs::default_provider().install_default();
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
 }
 
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| IdentityError::Pem)
-}
+/// Shows whatever certificate the identity has now.
+#[derive(Debug)]
+struct Show(Arc<Identity>);
 
-fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, IdentityError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(identity.ca_pem())? {
-        roots.add(certificate)?;
+impl rustls::client::ResolvesClientCert for Show {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.certified())
     }
-    Ok(Arc::new(roots))
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
-fn own_chain(
-    identity: &Identity,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), IdentityError> {
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem().as_bytes())
-        .map_err(|_| IdentityError::Pem)?;
-    Ok((certificates(identity.certificate_pem())?, key))
+impl rustls::server::ResolvesServerCert for Show {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.certified())
+    }
 }
 
-/// As a client with a certificate: towards the control plane and nodes.
+/// Which name the server's certificate must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// The control plane's own, whatever address it is reached at.
+    Control,
+    /// The one that the caller asks for: a node's.
+    Node,
+}
+
+/// As a client with the identity's certificate: towards the control plane or nodes.
 ///
 /// # Errors
-/// If the identity's texts are damaged.
-pub fn client_config(identity: &Identity) -> Result<ClientConfig, IdentityError> {
-    let (chain, key) = own_chain(identity)?;
-    Ok(ClientConfig::builder_with_protocol_versions(&[&TLS13])
-        .with_root_certificates(roots(identity)?)
-        .with_client_auth_cert(chain, key)?)
+/// If the library refuses the settings.
+pub fn client_config(identity: &Arc<Identity>, peer: Peer) -> Result<ClientConfig, Error> {
+    let chain = verifier_of(identity.roots())?;
+    let verifier: Arc<dyn ServerCertVerifier> = match peer {
+        Peer::Node => chain,
+        Peer::Control => Arc::new(Control { trust: Trust::Ca(chain) }),
+    };
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(Arc::new(Show(Arc::clone(identity)))))
 }
 
-/// As a server that takes only clients with a certificate of the same CA.
+/// As a server with the identity's certificate that takes only clients of the same CA.
 ///
 /// # Errors
-/// If the identity's texts are damaged.
-pub fn server_config(identity: &Identity) -> Result<ServerConfig, IdentityError> {
-    let (chain, key) = own_chain(identity)?;
-    let clients = WebPkiClientVerifier::builder(roots(identity)?)
+/// If the library refuses the settings.
+pub fn server_config(identity: &Arc<Identity>) -> Result<ServerConfig, Error> {
+    let clients = WebPkiClientVerifier::builder_with_provider(identity.roots(), provider())
         .build()
-        .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let mut config = ServerConfig::builder_with_protocol_versions(&[&TLS13])
+        .map_err(|error| Error::General(error.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)?;
-    // No early data and no tickets: a resumed session would outlive a revoked certificate.
+        .with_cert_resolver(Arc::new(Show(Arc::clone(identity))));
+    // Every connection proves its identity anew: a resumed one would outlive its certificate.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
 }
 
-/// The role and id that a peer's certificate names.
+/// As a client that knows nothing but an enrolment token.
+pub(crate) fn pinned_config(token: EnrolmentToken) -> Result<ClientConfig, Error> {
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Control { trust: Trust::Pin(token) }))
+        .with_no_client_auth())
+}
+
+fn verifier_of(roots: Arc<RootCertStore>) -> Result<Arc<WebPkiServerVerifier>, Error> {
+    WebPkiServerVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(|error| Error::General(error.to_string()))
+}
+
+/// What the control plane's certificate is measured by.
+#[derive(Debug)]
+enum Trust {
+    /// The CA of the identity.
+    Ca(Arc<WebPkiServerVerifier>),
+    /// The CA that the token pins, if the server sends it along.
+    Pin(EnrolmentToken),
+}
+
+/// Asks for the control plane's name instead of the address in the URL.
+#[derive(Debug)]
+struct Control {
+    trust: Trust,
+}
+
+impl ServerCertVerifier for Control {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verifier = match &self.trust {
+            Trust::Ca(verifier) => Arc::clone(verifier),
+            Trust::Pin(token) => {
+                let ca = chain.iter().find(|certificate| token.pins(certificate));
+                let ca = ca.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+                let mut roots = RootCertStore::empty();
+                roots.add(ca.clone().into_owned())?;
+                verifier_of(Arc::new(roots))?
+            }
+        };
+        let name =
+            ServerName::try_from(CONTROL_SERVER_NAME).expect("the constant is a server name");
+        verifier.verify_server_cert(leaf, chain, &name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The role and id that a peer's certificate names: its only URI, in exactly our form.
 #[must_use]
 pub fn peer_of(certificate_der: &[u8]) -> Option<(Role, Uuid)> {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -82,64 +175,5 @@ pub fn peer_of(certificate_der: &[u8]) -> Option<(Role, Uuid)> {
     match (uris.next(), uris.next()) {
         (Some(uri), None) => Role::from_uri(uri),
         _ => None,
-    }
-}
-
-/// As a client that knows nothing but an enrolment token.
-pub(crate) fn pinned_config(token: EnrolmentToken) -> Result<ClientConfig, IdentityError> {
-    Ok(ClientConfig::builder_with_protocol_versions(&[&TLS13])
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned { token }))
-        .with_no_client_auth())
-}
-
-/// Trusts the one CA that the token names, if the server shows it.
-#[derive(Debug)]
-struct Pinned {
-    token: EnrolmentToken,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let ca = intermediates
-            .iter()
-            .find(|certificate| self.token.pins(certificate))
-            .ok_or_else(|| rustls::Error::General("the server's CA is not the token's".into()))?;
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder(Arc::new(roots))
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }

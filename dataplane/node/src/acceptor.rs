@@ -6,28 +6,22 @@ use crate::shard::Message;
 use rustls::ServerConnection;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// The server's side of TLS; swapped when the node's certificate is renewed.
+/// The server's side of TLS; it shows whatever certificate the node has now.
 #[derive(Debug)]
-pub(crate) struct TlsSettings(RwLock<Arc<rustls::ServerConfig>>);
+pub(crate) struct TlsSettings(Arc<rustls::ServerConfig>);
 
 impl TlsSettings {
-    /// Begins with `config`.
-    pub(crate) fn new(config: Arc<rustls::ServerConfig>) -> Self {
-        Self(RwLock::new(config))
-    }
-
-    /// New connections use `config` from now on.
-    pub(crate) fn replace(&self, config: Arc<rustls::ServerConfig>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    /// With `config`, which learns of renewals by itself.
+    pub(crate) fn new(config: rustls::ServerConfig) -> Self {
+        Self(Arc::new(config))
     }
 
     /// The state of one new connection.
     pub(crate) fn connection(&self) -> Result<ServerConnection, rustls::Error> {
-        let config = Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner));
-        ServerConnection::new(config)
+        ServerConnection::new(Arc::clone(&self.0))
     }
 }
 

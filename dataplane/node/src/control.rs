@@ -1,9 +1,8 @@
-//! The node's side of the control plane: registration, assignments, reports, renewal.
+//! The node's side of the control plane: registration, assignments, reports.
 //!
 //! None of it is needed for a frame to be journaled and committed: while the control plane is away
 //! the node goes on with the assignments it was given last (I10).
 
-use crate::acceptor::TlsSettings;
 use crate::assignments::Assignments;
 use crate::metrics::Metrics;
 use crate::rt::Post;
@@ -11,16 +10,15 @@ use crate::shard::Message;
 use crate::state::write_durably;
 use farshore_api::node::{Assignments as Told, NodeReport, RegisterNode, Registered, Reported};
 use farshore_api::paths;
-use farshore_client::{ClientError, ControlClient, Identity, server_config};
+use farshore_client::{Backoff, ClientError, ControlClient};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-const POLL_WAIT_MS: u64 = 20_000;
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long the control plane may hold back an answer in which nothing is new.
+const POLL_WAIT: Duration = Duration::from_secs(20);
 
 /// What the control tasks work with.
 #[derive(Debug, Clone)]
@@ -51,7 +49,7 @@ impl Control {
 
     /// Registers, then follows the assignments, for as long as the node lives.
     pub(crate) async fn follow(self) {
-        let mut backoff = BACKOFF_MIN;
+        let mut backoff = Backoff::default();
         let mut version = None;
         let mut is_registered = false;
         loop {
@@ -60,18 +58,17 @@ impl Control {
                 Ok(Some(told)) => {
                     version = Some(told.version);
                     self.take(&told);
-                    backoff = BACKOFF_MIN;
+                    backoff = Backoff::default();
                 }
                 Ok(None) => {
                     is_registered = true;
-                    backoff = BACKOFF_MIN;
+                    backoff = Backoff::default();
                 }
                 Err(error) => {
                     // The control plane may have been started anew: say again who we are.
+                    let what = if is_registered { "assignments" } else { "register" };
                     is_registered = false;
-                    tracing::warn!(%error, "control plane");
-                    tokio::time::sleep(backoff).await;
-                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    backoff.after(what, &error).await;
                 }
             }
         }
@@ -88,12 +85,13 @@ impl Control {
     }
 
     async fn poll(&self, version: Option<u64>) -> Result<Option<Told>, ClientError> {
+        let wait_ms = POLL_WAIT.as_millis();
         let query = match version {
-            Some(version) => format!("?after={version}&wait_ms={POLL_WAIT_MS}"),
+            Some(version) => format!("?after={version}&wait_ms={wait_ms}"),
             None => String::new(),
         };
         let path = format!("{}{query}", paths::NODE_ASSIGNMENTS);
-        self.client.get(&path).await.map(Some)
+        self.client.get(&path, POLL_WAIT).await.map(Some)
     }
 
     fn take(&self, told: &Told) {
@@ -125,6 +123,7 @@ impl Control {
                 cpu_seconds: cpu_seconds(),
                 volumes: self.metrics.volumes(),
                 points: self.metrics.points(),
+                trouble: self.metrics.trouble(),
                 counters: self.counters(),
                 epochs_wanted: self.metrics.take_epochs_wanted(),
             };
@@ -146,20 +145,6 @@ impl Control {
         let mut counters = self.metrics.counters();
         counters.insert("incarnation".to_owned(), self.incarnation);
         counters
-    }
-}
-
-/// Renews the certificate when it is due; new connections then see the new one.
-pub(crate) async fn renew(mut identity: Identity, client: ControlClient, tls: Arc<TlsSettings>) {
-    loop {
-        if identity.is_due() {
-            let renewed = client.renew(&mut identity).await;
-            match renewed.and_then(|()| server_config(&identity)) {
-                Ok(config) => tls.replace(Arc::new(config)),
-                Err(error) => tracing::warn!(%error, "cannot renew the certificate yet"),
-            }
-        }
-        tokio::time::sleep(Duration::from_secs(60)).await;
     }
 }
 

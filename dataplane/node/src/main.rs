@@ -51,8 +51,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    farshore_client::install_crypto();
-    abort_on_panic();
+    farshore_client::abort_on_panic();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
@@ -71,14 +70,4 @@ fn main() -> ExitCode {
             ExitCode::from(failure::exit_of(&error).code())
         }
     }
-}
-
-/// A panic anywhere ends the process, in every build profile: a shard that went wrong must not go
-/// on acknowledging, and the journal is the truth that the next start begins with.
-fn abort_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        std::process::abort();
-    }));
 }

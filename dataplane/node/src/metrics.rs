@@ -28,6 +28,7 @@ pub(crate) struct Metrics {
     volumes: Mutex<BTreeMap<VolumeId, VolumeState>>,
     points: Mutex<VecDeque<PointReport>>,
     epochs_wanted: Mutex<BTreeSet<VolumeId>>,
+    trouble: Mutex<Option<String>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -123,6 +124,16 @@ impl Metrics {
     /// The volume's epoch is in a log that is not this node's: only a newer one can be written here.
     pub(crate) fn want_epoch(&self, volume: VolumeId) {
         lock(&self.epochs_wanted).insert(volume);
+    }
+
+    /// What keeps the node from its work, or nothing any more.
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        *lock(&self.trouble) = trouble;
+    }
+
+    /// What keeps the node from its work.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
     }
 
     /// Volumes that need a newer epoch; asked for again if their agents still cannot begin.

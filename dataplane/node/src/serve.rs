@@ -2,12 +2,11 @@
 
 use crate::acceptor::{self, TlsSettings};
 use crate::assignments::Assignments;
-use crate::control::{Control, renew};
+use crate::control::Control;
 use crate::dedup::Dedup;
 use crate::derived;
 use crate::failure::Failure;
 use crate::fatal::{Cause, Fatal};
-use crate::identity::establish;
 use crate::metrics::Metrics;
 use crate::recover::{learn_runs, recover};
 use crate::rt::{Mailbox, Post, Ring, RtKind, Threads, mailbox};
@@ -16,7 +15,8 @@ use crate::shard::{self, JournalDir, Message, Recovery, ShardParts};
 use crate::state::State;
 use anyhow::Context;
 use farshore_api::exit::Exit;
-use farshore_client::{ControlClient, server_config};
+use farshore_api::identity::Role;
+use farshore_client::{ControlClient, IdentityError, establish, renew_until_dropped, server_config};
 use farshore_engine::shard::Settings;
 use farshore_vault::index::Index;
 use farshore_vault::{Access, Store, Vault, key_file};
@@ -92,10 +92,18 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         Failure::new(Exit::Unavailable, text)
     })?;
     let address = args.advertise.unwrap_or(listener.local_addr()?);
-    let identity = establish(&args.data, &args.control, args.token_file.as_deref()).await?;
-    let tls = Arc::new(TlsSettings::new(Arc::new(server_config(&identity)?)));
+    let token_file = args.token_file.as_deref();
+    let identity = Arc::new(establish(&args.data, &args.control, token_file, Role::Node).await?);
+    if identity.is_expired() {
+        tracing::warn!(
+            "the node's certificate has expired: no agent connects until the node is enrolled \
+             again with --token-file"
+        );
+    }
+    let tls = server_config(&identity).map_err(IdentityError::from)?;
+    let tls = Arc::new(TlsSettings::new(tls));
     let client = ControlClient::new(&args.control, &identity)?;
-    let node = Node::start(&args, &vault, Arc::clone(&tls)).await?;
+    let node = Node::start(&args, &vault, tls).await?;
     let control = Control {
         client: client.clone(),
         dir: args.data.clone(),
@@ -112,7 +120,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         .spawn(move || acceptor::run(&listener, &posts, &metrics))?;
     tokio::spawn(control.clone().follow());
     tokio::spawn(control.report());
-    tokio::spawn(renew(identity, client, tls));
+    tokio::spawn(renew_until_dropped(identity, client));
     println!("ready {address}");
     std::io::stdout().flush()?;
     node.until_stopped().await

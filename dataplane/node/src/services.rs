@@ -86,9 +86,9 @@ pub(crate) async fn run(
         match request {
             Request::Put { shard, log, slot, bytes, spans } => {
                 let (post, fatal) = (shards[shard].clone(), fatal.clone());
-                let maps = Arc::clone(&maps);
+                let (maps, metrics) = (Arc::clone(&maps), Arc::clone(&metrics));
                 tokio::spawn(async move {
-                    match put_until_there(&vault, log, slot, bytes).await {
+                    match put_until_there(&vault, &metrics, log, slot, bytes).await {
                         Ok(()) => {
                             deliver(&post, Message::PutDone { slot }).await;
                             maps.committed(&spans);
@@ -119,11 +119,20 @@ async fn deliver(post: &Post<Message>, message: Message) {
 
 /// Puts one segment, however long the store is away: the frames in it are journaled, and the cache
 /// limit keeps more from coming.
-async fn put_until_there(vault: &Vault, log: LogId, slot: Slot, bytes: Bytes) -> Result<(), Cause> {
+async fn put_until_there(
+    vault: &Vault,
+    metrics: &Metrics,
+    log: LogId,
+    slot: Slot,
+    bytes: Bytes,
+) -> Result<(), Cause> {
     let mut backoff = BACKOFF_MIN;
     loop {
         match put_segment(vault, log, slot, bytes.clone()).await {
-            Ok(PutOutcome::Committed) => return Ok(()),
+            Ok(PutOutcome::Committed) => {
+                metrics.set_trouble(None);
+                return Ok(());
+            }
             Ok(PutOutcome::Foreign(Foreign::Sealed)) => return Err(Cause::Sealed { log }),
             Ok(PutOutcome::Foreign(Foreign::Segment)) => {
                 return Err(Cause::Foreign { log, slot });
@@ -132,6 +141,7 @@ async fn put_until_there(vault: &Vault, log: LogId, slot: Slot, bytes: Bytes) ->
                 if backoff == BACKOFF_MIN || backoff == BACKOFF_MAX {
                     tracing::warn!(%log, %slot, error = %chain(&error), "the vault takes no segments; waiting");
                 }
+                metrics.set_trouble(Some(format!("the vault takes no segments: {error}")));
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(BACKOFF_MAX);
             }

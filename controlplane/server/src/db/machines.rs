@@ -26,7 +26,8 @@ const MACHINES: &str = "SELECT machines.*, agents.hostname,
     FROM machines JOIN agents ON agents.id = machines.agent
     JOIN policies ON policies.name = machines.policy";
 
-const VOLUMES: &str = "SELECT volumes.*, nodes.last_seen_ms AS node_seen_ms
+const VOLUMES: &str = "SELECT volumes.*, nodes.last_seen_ms AS node_seen_ms,
+     nodes.trouble AS node_trouble
     FROM volumes LEFT JOIN nodes ON nodes.id = volumes.node";
 
 /// A move that was carried out.
@@ -387,6 +388,7 @@ fn volume_facts(record: &Record, stats: VolumeStats) -> Result<VolumeFacts, Cont
         epoch: record.number("epoch")?,
         node: record.optional_id("node")?,
         node_seen_ms: record.optional_number("node_seen_ms")?,
+        node_trouble: record.optional_text("node_trouble")?.filter(|text| !text.is_empty()),
         report,
         stats,
     })

@@ -93,5 +93,6 @@ fn node(record: &Record, healthy_since_ms: u64) -> Result<Node, ControlError> {
         uptime_seconds: record.real("uptime_seconds")?,
         cpu_seconds: record.real("cpu_seconds")?,
         counters: record.json("counters")?,
+        trouble: Some(record.text("trouble")?).filter(|trouble| !trouble.is_empty()),
     })
 }

@@ -12,7 +12,7 @@ use farshore_api::node::NodeReport;
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
-use super::{Db, Tx, machines, points, raise_version};
+use super::{Actor, Db, Tx, events, machines, points, raise_version};
 use crate::clock;
 use crate::domain::validate::cut;
 use crate::error::ControlError;
@@ -69,15 +69,19 @@ impl Db {
     ) -> Result<Taken, ControlError> {
         let now = clock::now_ms();
         let counters = serde_json::to_string(&report.counters).unwrap_or_else(|_| "{}".into());
+        let trouble = cut(report.trouble.as_deref().unwrap_or_default());
         let mut tx = self.begin().await?;
+        note_trouble(&mut tx, node, trouble).await?;
         sqlx::query(
-            "UPDATE nodes SET last_seen_ms = ?, uptime_seconds = ?, cpu_seconds = ?, counters = ?
+            "UPDATE nodes SET last_seen_ms = ?, uptime_seconds = ?, cpu_seconds = ?, counters = ?,
+                trouble = ?
              WHERE id = ?",
         )
         .bind(own(now))
         .bind(report.uptime_seconds)
         .bind(report.cpu_seconds)
         .bind(counters)
+        .bind(trouble)
         .bind(node.to_string())
         .execute(&mut *tx)
         .await?;
@@ -107,6 +111,25 @@ impl Db {
         tx.commit().await?;
         Ok(taken)
     }
+}
+
+/// An event when a node's trouble begins, changes or ends.
+async fn note_trouble(tx: &mut Tx, node: Uuid, trouble: &str) -> Result<(), ControlError> {
+    let row = sqlx::query("SELECT trouble FROM nodes WHERE id = ? AND trouble <> ?")
+        .bind(node.to_string())
+        .bind(trouble)
+        .fetch_optional(&mut **tx)
+        .await?;
+    if row.is_some() {
+        let actor = Actor::Peer(Role::Node, node);
+        let (what, detail) = if trouble.is_empty() {
+            ("node.recovered", "works again")
+        } else {
+            ("node.trouble", trouble)
+        };
+        events::append(tx, actor, what, actor, detail).await?;
+    }
+    Ok(())
 }
 
 async fn is_owned(

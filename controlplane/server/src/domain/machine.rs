@@ -8,6 +8,7 @@
 //! | the agent is silent | degraded |
 //! | the last report is of an older epoch | degraded, unless it said error |
 //! | the agent says protected, the node is silent | degraded |
+//! | the agent says protected, its node cannot work | degraded |
 //! | otherwise | as the agent says |
 
 use farshore_api::agent::VolumeState;
@@ -56,6 +57,8 @@ pub struct VolumeFacts {
     pub node: Option<Uuid>,
     /// When that node was last heard.
     pub node_seen_ms: Option<u64>,
+    /// What keeps that node from its work.
+    pub node_trouble: Option<String>,
     /// What its agent said last; `None` if it was never heard.
     pub report: Option<VolumeHeard>,
     /// Totals over all epochs.
@@ -208,6 +211,9 @@ fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (Mac
         let detail = format!("its node has not reported for {} s", node_silent_ms / 1000);
         return (MachineState::Degraded, detail);
     }
+    if let (VolumeState::Protected, Some(trouble)) = (heard.state, &volume.node_trouble) {
+        return (MachineState::Degraded, format!("its node: {trouble}"));
+    }
     let state = match heard.state {
         VolumeState::Pending => MachineState::Pending,
         VolumeState::Copying => MachineState::Copying,
@@ -259,6 +265,7 @@ mod tests {
                 epoch: 3,
                 node: Some(Uuid::from_u128(4)),
                 node_seen_ms: Some(NOW),
+                node_trouble: None,
                 report,
                 stats: VolumeStats::default(),
             }],
@@ -309,6 +316,11 @@ mod tests {
     #[test]
     fn a_silent_node_degrades_a_protected_machine() {
         let mut silent = facts(Some(heard(VolumeState::Protected)));
+        let mut troubled = silent.clone();
+        troubled.volumes[0].node_trouble = Some("the vault takes no segments".into());
+        let shown = view(troubled, NOW);
+        assert_eq!(shown.state, MachineState::Degraded);
+        assert!(shown.state_detail.contains("takes no segments"), "{}", shown.state_detail);
         silent.volumes[0].node_seen_ms = Some(NOW - SILENT_MS - 1);
         assert_eq!(view(silent, NOW).state, MachineState::Degraded);
     }
