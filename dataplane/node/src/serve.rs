@@ -16,7 +16,9 @@ use crate::state::State;
 use anyhow::Context;
 use farshore_api::exit::Exit;
 use farshore_api::identity::Role;
-use farshore_client::{ControlClient, IdentityError, establish, renew_until_dropped, server_config};
+use farshore_client::{
+    ControlClient, IdentityError, establish, renew_until_dropped, server_config,
+};
 use farshore_engine::shard::Settings;
 use farshore_vault::index::Index;
 use farshore_vault::{Access, Store, Vault, key_file};
