@@ -169,7 +169,14 @@ fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement 
     }
     let settling = "waiting until the vault has what was read".to_owned();
     if end > committed {
-        return told(copying, settling, 1.0);
+        // Before the node has said what it holds, nobody here knows whether the copy is in the vault.
+        let is_up = standing.is_some_and(|standing| standing.phase == Phase::Streaming);
+        let detail = match (is_up, trouble.is_empty()) {
+            (true, _) => settling,
+            (false, true) => "waiting for its node to say what the vault holds".to_owned(),
+            (false, false) => trouble,
+        };
+        return told(copying, detail, 1.0);
     }
     if let Some(splitter) = stream.splitter() {
         if splitter.reread_end() > committed {

@@ -177,25 +177,19 @@ impl ControlClient {
 fn unanswered(url: &str, error: &reqwest::Error) -> ClientError {
     // The outer texts only say "error sending request"; the innermost says why.
     let mut cause: &(dyn Error + 'static) = error;
-    let mut refused = certificate_error(cause);
-    while let Some(source) = cause.source() {
-        cause = source;
-        refused = refused.or_else(|| certificate_error(cause));
+    while let Some(inner) = inner(cause) {
+        cause = inner;
     }
     let (url, reason) = (url.to_owned(), cause.to_string());
-    match refused {
-        Some(reason) => ClientError::Untrusted { url, reason },
-        None if error.is_builder() => ClientError::Address { url, reason },
-        None => ClientError::Unreachable { url, reason },
+    match cause.downcast_ref() {
+        Some(rustls::Error::InvalidCertificate(_)) => ClientError::Untrusted { url, reason },
+        _ if error.is_builder() => ClientError::Address { url, reason },
+        _ => ClientError::Unreachable { url, reason },
     }
 }
 
-/// What this side had against the other's certificate. An `io::Error` hides what it wraps from
-/// `source`.
-fn certificate_error(cause: &(dyn Error + 'static)) -> Option<String> {
-    let error = match cause.downcast_ref::<rustls::Error>() {
-        Some(error) => error,
-        None => cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()?,
-    };
-    matches!(error, rustls::Error::InvalidCertificate(_)).then(|| error.to_string())
+/// The cause of an error; an `io::Error` hides what it wraps from `source`.
+fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    let Some(error) = error.downcast_ref::<io::Error>() else { return error.source() };
+    error.get_ref().map(|inner| inner as _)
 }

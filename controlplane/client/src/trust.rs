@@ -2,8 +2,8 @@
 
 use crate::identity::Identity;
 use farshore_api::identity::{CONTROL_SERVER_NAME, EnrolmentToken, Role};
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
@@ -59,11 +59,14 @@ pub fn client_config(identity: &Arc<Identity>, peer: Peer) -> Result<ClientConfi
         Peer::Node => chain,
         Peer::Control => Arc::new(Control { trust: Trust::Ca(chain) }),
     };
-    Ok(ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::new(Show(Arc::clone(identity)))))
+        .with_client_cert_resolver(Arc::new(Show(Arc::clone(identity))));
+    // A resumed session would go on with the certificate that it began with.
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 /// As a server with the identity's certificate that takes only clients of the same CA.

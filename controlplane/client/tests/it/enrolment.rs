@@ -113,7 +113,7 @@ async fn another_ca_never_sees_the_token() {
 async fn a_refused_token_is_final() {
     let authority = Authority::new();
     let tls = authority.server(&authority.certificate());
-    let server = Server::start(tls, |_| error(401, "token_refused"));
+    let server = Server::start(tls, |_| error(ErrorCode::TokenRefused));
     let place = Place::with(&authority.token(Role::Agent));
     let error = place.establish(&server.url(), Role::Agent).await.unwrap_err();
     let IdentityError::Control(ClientError::Refused { code, message }) = error else {
@@ -129,7 +129,7 @@ async fn a_control_plane_that_is_not_ready_is_asked_again() {
     let authority = Arc::new(Authority::new());
     let tls = authority.server(&authority.certificate());
     let mut enrols = enrols(Arc::clone(&authority), Role::Agent);
-    let mut not_yet = [error(503, "unavailable"), (502, "<html>".to_owned())].into_iter();
+    let mut not_yet = [error(ErrorCode::Unavailable), (502, "<html>".to_owned())].into_iter();
     let server =
         Server::start(tls, move |request| not_yet.next().unwrap_or_else(|| enrols(request)));
     let place = Place::with(&authority.token(Role::Agent));

@@ -2,6 +2,7 @@
 
 use crate::authority::{Authority, HOUR};
 use crate::server::{Answer, Server, error, ok};
+use farshore_api::error::ErrorCode;
 use farshore_api::identity::{Certificate, RenewRequest, Role};
 use farshore_client::{ClientError, ControlClient, Identity, IdentityError, renew_until_dropped};
 use rcgen::KeyPair;
@@ -108,7 +109,7 @@ async fn a_renewal_that_is_of_no_use_changes_nothing() {
         ok(&authority.certify(someone, &stranger, FRESH)),
         ok(&Certificate { certificate_pem: String::new(), ..before.clone() }),
         (200, "[]".to_owned()),
-        error(403, "forbidden"),
+        error(ErrorCode::Forbidden),
     ];
     for answer in wants {
         let server = answers(&authority, answer.clone());
@@ -170,9 +171,9 @@ async fn what_is_not_the_apis_is_told_by_its_kind() {
         ((404, "<html>".to_owned()), ErrorKind::Internal),
         ((302, String::new()), ErrorKind::Internal),
         ((502, "<html>".to_owned()), ErrorKind::Unavailable),
-        (error(503, "unavailable"), ErrorKind::Unavailable),
-        (error(429, "too_many_requests"), ErrorKind::Throttled),
-        (error(409, "fenced"), ErrorKind::Fenced),
+        (error(ErrorCode::Unavailable), ErrorKind::Unavailable),
+        (error(ErrorCode::TooManyRequests), ErrorKind::Throttled),
+        (error(ErrorCode::Fenced), ErrorKind::Fenced),
     ];
     for ((status, body), kind) in cases {
         let server = answers(&authority, (status, body));

@@ -1,5 +1,6 @@
 //! A control plane on a loopback port that answers by a function.
 
+use farshore_api::error::{ErrorBody, ErrorCode, ErrorDetail};
 use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde::Serialize;
@@ -24,8 +25,9 @@ pub(crate) fn ok(body: &impl Serialize) -> Answer {
     (200, serde_json::to_string(body).unwrap())
 }
 
-pub(crate) fn error(status: u16, code: &str) -> Answer {
-    (status, format!(r#"{{"error":{{"code":"{code}","message":"as the test wants"}}}}"#))
+pub(crate) fn error(code: ErrorCode) -> Answer {
+    let body = ErrorBody::from(ErrorDetail::new(code, "as the test wants"));
+    (code.status(), serde_json::to_string(&body).unwrap())
 }
 
 pub(crate) struct Server {
