@@ -13,6 +13,7 @@ use farshore_engine::doubt::{Regions, Settings};
 use farshore_nbd::{Address, BindError, Server};
 use farshore_proto::limits::BLOCK_BYTES;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,7 +129,10 @@ impl Running {
         let (reads, opened) = (self.env.reads.clone(), Arc::clone(&disk));
         let reads = blocking(move || reads.open(opened.file())).await;
         let reads = reads.map_err(|source| self.data_error(source))?;
-        let address = Address::Unix(socket_path(&self.opening.dir));
+        let address = match self.opening.nbd_port {
+            Some(port) => Address::Tcp((Ipv4Addr::LOCALHOST, port).into()),
+            None => Address::Unix(socket_path(&self.opening.dir)),
+        };
         let backend = Arc::new(Served(Arc::clone(&splitter)));
         let server = Server::bind(&address, EXPORT_NAME, backend).await;
         let server = server.map_err(|source| CaptureError::Bind { source })?;

@@ -72,6 +72,8 @@ pub struct Opening {
     pub opened: Opened,
     /// The marks in it.
     pub marks: Vec<(Seq, Mark)>,
+    /// Loopback port to serve the disk on, if not a Unix socket.
+    pub nbd_port: Option<u16>,
     /// Whether nothing was there: a volume that the agent meets for the first time.
     pub is_new: bool,
 }
@@ -132,6 +134,7 @@ impl Opening {
             stream: Arc::new(stream),
             opened: Opened { last, floor },
             marks: recovered.marks,
+            nbd_port: volume.nbd_port,
             is_new,
         })
     }

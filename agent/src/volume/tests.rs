@@ -52,6 +52,7 @@ impl Rig {
             machine: "web".to_owned(),
             disk: disk.to_str().unwrap().to_owned(),
             capture,
+            nbd_port: None,
             mark_interval_ms: 100,
             epoch: 1,
             node,

@@ -52,6 +52,9 @@ pub struct AgentVolume {
     pub disk: String,
     /// How to learn of changes.
     pub capture: Capture,
+    /// For `nbd`: serve the disk on this loopback port in place of a Unix socket.
+    #[serde(default)]
+    pub nbd_port: Option<u16>,
     /// Milliseconds between two marks.
     pub mark_interval_ms: u64,
     /// Goes into every frame; the node refuses others.

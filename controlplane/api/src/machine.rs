@@ -66,6 +66,9 @@ pub struct CreateMachine {
     /// Overrides the policy's mark interval, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark_interval_ms: Option<u64>,
+    /// For `nbd`: serve the disk on this port of the agent's loopback in place of a Unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_port: Option<u16>,
     /// The agent that has the disk; if absent, the only one, or else the first local one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<Uuid>,

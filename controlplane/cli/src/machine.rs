@@ -59,6 +59,9 @@ pub(crate) struct ProtectArgs {
     /// Time between two marks, such as 1s, in place of the policy's; for scan also between scans
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     mark_interval: Option<Duration>,
+    /// With --capture nbd: serve the disk on this loopback port in place of a Unix socket
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    nbd_port: Option<u16>,
     /// Agent that has the disk [default: the only one, or the local one]
     #[arg(long, value_name = "ID")]
     agent: Option<Uuid>,
@@ -123,6 +126,7 @@ async fn protect(global: &Global, client: &Client, args: ProtectArgs) -> Outcome
         capture: args.capture.into(),
         policy: args.policy,
         mark_interval_ms: args.mark_interval.map(mark_interval_ms).transpose()?,
+        nbd_port: args.nbd_port,
         agent_id: args.agent,
     };
     let machine: Machine = client.post(paths::MACHINES, &request).await?;

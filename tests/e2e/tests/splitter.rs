@@ -103,3 +103,25 @@ fn other_clients_copy_the_same_bytes() {
         image::compare(&machine.disk, &system.path("point.raw"))
     });
 }
+
+#[test]
+fn a_disk_is_served_on_a_port_too() {
+    run(|system| {
+        let disk = system.path("web1.raw");
+        image::make(&disk, 8 * MIB, Content::Mixed(11))?;
+        let port = farshore_e2e::system::free_ports()?.0;
+        system.farshore().ok(&format!(
+            "machine protect web1 --disk {} --capture nbd --nbd-port {port} --wait",
+            disk.display()
+        ))?;
+        let shown = system.farshore().json("machine show web1")?;
+        let uri = shown["volumes"][0]["nbd_uri"].as_str().unwrap_or_default().to_owned();
+        ensure!(uri.starts_with(&format!("nbd://127.0.0.1:{port}/")), "the URI is {uri}");
+        let mut client = Client::connect(&uri)?;
+        client.write(MIB, &[7; 4096], true)?;
+        client.disconnect()?;
+        let written = std::fs::read(&disk)?;
+        ensure!(written[1 << 20..][..4096].iter().all(|byte| *byte == 7), "not on the disk");
+        Ok(())
+    });
+}

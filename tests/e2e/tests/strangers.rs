@@ -4,11 +4,11 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use farshore_e2e::image::{self, Content, MIB};
 use farshore_e2e::{Machine, Part, System, run};
 use rustix::process::Pid;
@@ -68,39 +68,13 @@ fn self_signed() -> Result<Identity> {
 }
 
 /// The agent's own certificate, as somebody with access to its machine could take it.
-fn identity_below(folder: &Path) -> Result<Identity> {
-    let (mut chains, mut keys) = (Vec::new(), Vec::new());
-    for path in files(folder)? {
-        let chain: Vec<_> = CertificateDer::pem_file_iter(&path)
-            .into_iter()
-            .flatten()
-            .collect::<Result<_, _>>()
-            .unwrap_or_default();
-        chains.extend(Some(chain).filter(|chain| !chain.is_empty()));
-        keys.extend(PrivateKeyDer::from_pem_file(&path).ok());
-    }
-    for chain in &chains {
-        for key in &keys {
-            if config(Some((chain.clone(), key.clone_key()))).is_ok() {
-                return Ok((chain.clone(), key.clone_key()));
-            }
-        }
-    }
-    bail!("no certificate with its key below {}", folder.display())
-}
-
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
-        let path = entry?.path();
-        let is_small = path.metadata().is_ok_and(|metadata| metadata.len() < 64 << 10);
-        if path.is_dir() {
-            found.extend(files(&path)?);
-        } else if path.is_file() && is_small {
-            found.push(path);
-        }
-    }
-    Ok(found)
+fn identity_in(folder: &Path) -> Result<Identity> {
+    let path = folder.join("identity.json");
+    let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let issued: serde_json::Value = serde_json::from_slice(&text)?;
+    let pem = issued["certificate_pem"].as_str().context("no certificate")?;
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>()?;
+    Ok((chain, PrivateKeyDer::from_pem_file(folder.join("identity.key"))?))
 }
 
 fn config(identity: Option<Identity>) -> Result<Arc<ClientConfig>> {
@@ -244,7 +218,7 @@ fn garbage_inside_a_session_ends_that_session_alone() {
         let machine = Machine::protect(system, "web2", "scan", (8 * MIB, Content::Mixed(52)))?;
         machine.wait_until_protected()?;
         let (node, port) = (system.pid(Part::Node)?, system.node_port);
-        let identity = identity_below(&system.data().join("agent"))?;
+        let identity = identity_in(&system.data().join("agent"))?;
         let volume = machine.volume()?;
 
         let mut flipped = header(1, 56);

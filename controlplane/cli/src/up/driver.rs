@@ -149,7 +149,7 @@ impl<A: Fn(&Site, &Endpoints) -> Outcome> Driver<A> {
         }
     }
 
-    /// The command line of a child, with a new enrolment token if it has no identity yet.
+    /// The command line of a child, with a new enrolment token if it has no identity that lives.
     async fn args(&self, child: Child) -> Outcome<Vec<String>> {
         let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
         let settings = &self.settings;
@@ -175,7 +175,7 @@ impl<A: Fn(&Site, &Endpoints) -> Outcome> Driver<A> {
             Child::Agent => {}
         }
         args.extend(["--control".into(), settings.control_url()]);
-        if !self.site.identity(child).exists() {
+        if !self.site.is_enrolled(child) {
             let path = self.site.enrolment_token(child);
             let token = self.token(child).await?;
             replace_file(&path, format!("{}\n", token.token).as_bytes(), 0o600)?;

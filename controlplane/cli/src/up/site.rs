@@ -4,8 +4,10 @@ use std::fs::{DirBuilder, File};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use farshore_api::Exit;
+use farshore_api::identity::Certificate;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -195,9 +197,14 @@ impl Site {
         self.tokens().join(format!("{child}.token"))
     }
 
-    /// The identity of a child, there once it is enrolled.
-    pub(super) fn identity(&self, child: Child) -> PathBuf {
-        self.child(child).join("identity.json")
+    /// Whether a child is enrolled and its certificate has not ended, as it does when the system was
+    /// down for a day. What is wrong with a damaged one, the child tells.
+    pub(super) fn is_enrolled(&self, child: Child) -> bool {
+        let Ok(text) = std::fs::read(self.child(child).join("identity.json")) else { return false };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        serde_json::from_slice(&text).map_or(true, |certificate: Certificate| {
+            Duration::from_secs(certificate.expires_at_unix_s) > now
+        })
     }
 }
 

@@ -61,14 +61,15 @@ impl Db {
         let agent = choose_agent(&mut tx, request.agent_id).await?;
         check_disk(&mut tx, agent, &request.disk).await?;
         sqlx::query(
-            "INSERT INTO machines (id, name, policy, mark_interval_ms, capture, agent,
-                created_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO machines (id, name, policy, mark_interval_ms, capture, nbd_port, agent,
+                created_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(machine.to_string())
         .bind(&request.name)
         .bind(policy)
         .bind(interval)
         .bind(name_of(&request.capture))
+        .bind(request.nbd_port)
         .bind(agent.to_string())
         .bind(own(clock::now_ms()))
         .execute(&mut *tx)
@@ -277,7 +278,7 @@ impl Db {
         let mut marks = self.marks_asked(agent).await?;
         let rows = sqlx::query(
             "SELECT volumes.id, volumes.disk, volumes.epoch, volumes.machine, machines.name,
-                machines.capture, nodes.id AS node, nodes.address,
+                machines.capture, machines.nbd_port, nodes.id AS node, nodes.address,
                 coalesce(machines.mark_interval_ms, policies.mark_interval_ms) AS interval_ms
              FROM volumes JOIN machines ON machines.id = volumes.machine
              JOIN policies ON policies.name = machines.policy
@@ -297,6 +298,7 @@ impl Db {
                     machine: record.text("name")?,
                     disk: record.text("disk")?,
                     capture: record.name("capture")?,
+                    nbd_port: record.optional_number("nbd_port")?.and_then(|n| n.try_into().ok()),
                     mark_interval_ms: record.number("interval_ms")?,
                     epoch: record.number("epoch")?,
                     node: NodeAddress {

@@ -72,6 +72,7 @@ fn machine(name: &str) -> CreateMachine {
         capture: Capture::Nbd,
         policy: None,
         mark_interval_ms: None,
+        nbd_port: None,
         agent_id: None,
     }
 }

@@ -2,7 +2,7 @@
 
 use farshore_api::failover::CreateFailover;
 use farshore_api::limits;
-use farshore_api::machine::CreateMachine;
+use farshore_api::machine::{Capture, CreateMachine};
 use farshore_api::node::NodeReport;
 use farshore_api::policy::{CreatePolicy, FAILBACK_SUFFIX, UpdatePolicy};
 
@@ -56,6 +56,12 @@ fn absolute_path(field: &'static str, value: &str) -> Result<(), ControlError> {
 pub fn machine(request: &CreateMachine) -> Result<(), ControlError> {
     name(&request.name)?;
     absolute_path("disk", &request.disk)?;
+    if request.nbd_port.is_some() && request.capture != Capture::Nbd {
+        return Err(invalid("nbd_port", "is for capture nbd only"));
+    }
+    if request.nbd_port == Some(0) {
+        return Err(invalid("nbd_port", "is 0; clients need a port that stays"));
+    }
     request.mark_interval_ms.map_or(Ok(()), mark_interval)
 }
 
@@ -152,8 +158,6 @@ pub fn cut(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use farshore_api::machine::Capture;
-
     use super::*;
 
     fn request() -> CreateMachine {
@@ -163,6 +167,7 @@ mod tests {
             capture: Capture::Scan,
             policy: None,
             mark_interval_ms: None,
+            nbd_port: None,
             agent_id: None,
         }
     }
@@ -174,6 +179,11 @@ mod tests {
         assert!(machine(&CreateMachine { disk: "vda".into(), ..request() }).is_err());
         assert!(machine(&CreateMachine { disk: "/a\nb".into(), ..request() }).is_err());
         assert!(machine(&CreateMachine { mark_interval_ms: Some(999), ..request() }).is_err());
+        let nbd = CreateMachine { capture: Capture::Nbd, ..request() };
+        assert!(machine(&CreateMachine { nbd_port: Some(0), ..nbd }).is_err());
+        let scan = CreateMachine { nbd_port: Some(10_809), ..request() };
+        assert!(machine(&scan).is_err(), "a scanned disk is not served");
+        assert!(machine(&CreateMachine { capture: Capture::Nbd, ..scan }).is_ok());
     }
 
     #[test]

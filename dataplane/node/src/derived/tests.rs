@@ -46,9 +46,13 @@ async fn vault(dir: &Path) -> Vault {
 
 /// Waits until a folder of the vault holds an object, however deep.
 async fn wait_for(dir: &Path, folder: &str) {
+    // The store writes beside the object's name first, with a `#` in it: that is no object yet.
     fn holds(at: &Path) -> bool {
         let Ok(entries) = std::fs::read_dir(at) else { return false };
-        entries.map(|entry| entry.unwrap().path()).any(|path| path.is_file() || holds(&path))
+        entries.map(|entry| entry.unwrap().path()).any(|path| {
+            let is_staged = path.to_string_lossy().contains('#');
+            holds(&path) || (path.is_file() && !is_staged)
+        })
     }
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds(&dir.join("vault").join(folder)) {
