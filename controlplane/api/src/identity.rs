@@ -89,6 +89,10 @@ pub fn node_server_name(node: Uuid) -> String {
 pub struct CreateToken {
     /// What the token enrols.
     pub role: Role,
+    /// The identity to enrol again: one whose certificate ran out, or that lost its key. It keeps its
+    /// id and with it its machines or volumes. A new identity if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Uuid>,
     /// Seconds until it expires, 1 to [`crate::limits::TOKEN_TTL_SECONDS_MAX`]; default one hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,

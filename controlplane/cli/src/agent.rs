@@ -6,6 +6,7 @@ use clap::Subcommand;
 use farshore_api::agent::Agents;
 use farshore_api::identity::{CreateToken, Token};
 use farshore_api::{Role, paths};
+use uuid::Uuid;
 
 use crate::args::Global;
 use crate::client::Client;
@@ -24,6 +25,9 @@ pub(crate) enum Verb {
 /// Arguments of `agent token` and `node token`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TokenArgs {
+    /// Identity to enrol again, under its old id; a new one if absent
+    #[arg(long, value_name = "ID")]
+    id: Option<Uuid>,
     /// Life of the token, at most 7 days
     #[arg(long, value_name = "DURATION", default_value = "1h",
         value_parser = humantime::parse_duration)]
@@ -47,7 +51,7 @@ pub(crate) async fn token(
     role: Role,
     args: &TokenArgs,
 ) -> Outcome {
-    let request = CreateToken { role, ttl_seconds: Some(args.ttl.as_secs()) };
+    let request = CreateToken { role, identity: args.id, ttl_seconds: Some(args.ttl.as_secs()) };
     let token: Token = client.post(paths::TOKENS, &request).await?;
     global.output.unwrap_or_default().print(&token, show)
 }

@@ -61,3 +61,28 @@ fn a_new_node_takes_over_what_a_lost_one_had() {
         Ok(())
     });
 }
+
+#[test]
+fn identities_that_ran_out_while_everything_was_off_come_back_under_their_ids() {
+    run(|system| {
+        let machine = Machine::protect(system, "web1", "nbd", (16 * MIB, Content::Mixed(52)))?;
+        goes_on(system, &machine, 1)?;
+        let ids = |machine: &Machine| -> Result<_> {
+            let shown = machine.show()?;
+            Ok((shown["agent"].clone(), shown["node"].clone()))
+        };
+        let before = ids(&machine)?;
+        system.stop()?;
+        for child in ["agent", "node"] {
+            let path = system.path(&format!("data/{child}/identity.json"));
+            let mut identity: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+            identity["expires_at_unix_s"] = 1.into();
+            std::fs::write(&path, serde_json::to_vec(&identity)?)?;
+        }
+        system.up()?;
+        goes_on(system, &machine, 2)?;
+        let after = ids(&machine)?;
+        ensure!(before == after, "agent and node were {before:?}, are {after:?}");
+        Ok(())
+    });
+}

@@ -191,8 +191,19 @@ impl<A: Fn(&Site, &Endpoints) -> Outcome> Driver<A> {
             token_file: self.site.token_file(),
         })?;
         let role = if child == Child::Node { Role::Node } else { Role::Agent };
-        let request = CreateToken { role, ttl_seconds: None };
-        let asked = client.post(paths::TOKENS, &request);
+        // A child that was away for longer than its certificate lasts keeps its id, and its machines.
+        let identity = self.site.identity(child);
+        let request = CreateToken { role, identity, ttl_seconds: None };
+        let asked = async {
+            match client.post(paths::TOKENS, &request).await {
+                // The control plane forgot it: its catalogue is a new one.
+                Err(failure) if identity.is_some() && failure.code == Exit::NotFound.code() => {
+                    let request = CreateToken { identity: None, ..request };
+                    client.post(paths::TOKENS, &request).await
+                }
+                answered => answered,
+            }
+        };
         tokio::time::timeout(TOKEN_WAIT, asked).await.unwrap_or_else(|_| {
             let message =
                 format!("the control plane gave no enrolment token for the {child} in time");

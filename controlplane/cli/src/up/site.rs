@@ -10,6 +10,7 @@ use farshore_api::Exit;
 use farshore_api::identity::Certificate;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use crate::failure::{Failure, Outcome};
 
@@ -195,6 +196,12 @@ impl Site {
     /// Enrolment token of a child, until it is enrolled.
     pub(super) fn enrolment_token(&self, child: Child) -> PathBuf {
         self.tokens().join(format!("{child}.token"))
+    }
+
+    /// The id that a child had when it was last enrolled.
+    pub(super) fn identity(&self, child: Child) -> Option<Uuid> {
+        let text = std::fs::read(self.child(child).join("identity.json")).ok()?;
+        serde_json::from_slice(&text).ok().map(|certificate: Certificate| certificate.id)
     }
 
     /// Whether a child is enrolled and its certificate has not ended, as it does when the system was

@@ -9,27 +9,50 @@ use crate::clock;
 use crate::error::ControlError;
 
 impl Db {
-    /// Stores a new enrolment token by the hash of its secret.
+    /// Stores a new enrolment token by the hash of its secret; for `identity` again, or a new one.
     ///
     /// # Errors
-    /// `Database`, `NoSpace`.
+    /// `NotFound` if that identity is not known in this role or was revoked; `Database`, `NoSpace`.
     pub async fn create_token(
         &self,
         actor: Actor,
         role: Role,
         hash: &blake3::Hash,
         expires_at_s: u64,
+        identity: Option<Uuid>,
     ) -> Result<(), ControlError> {
+        if let Some(id) = identity
+            && self.check_identity(role, id).await.is_err()
+        {
+            return Err(ControlError::NotFound { what: role.as_str(), name: id.to_string() });
+        }
+        let identity = identity.map(|id| id.to_string());
         let mut tx = self.begin().await?;
-        sqlx::query("INSERT INTO enrolment_tokens (hash, role, expires_at_s) VALUES (?, ?, ?)")
-            .bind(hash.to_hex().as_str())
-            .bind(name_of(&role))
-            .bind(own(expires_at_s))
-            .execute(&mut *tx)
-            .await?;
-        events::append(&mut tx, actor, "token.create", role, "").await?;
+        sqlx::query(
+            "INSERT INTO enrolment_tokens (hash, role, expires_at_s, identity) VALUES (?, ?, ?, ?)",
+        )
+        .bind(hash.to_hex().as_str())
+        .bind(name_of(&role))
+        .bind(own(expires_at_s))
+        .bind(&identity)
+        .execute(&mut *tx)
+        .await?;
+        let detail = identity.unwrap_or_default();
+        events::append(&mut tx, actor, "token.create", role, &detail).await?;
         tx.commit().await?;
         Ok(())
+    }
+
+    /// The identity that a token enrols again; `None` if it makes a new one or is not known.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn token_identity(&self, hash: &blake3::Hash) -> Result<Option<Uuid>, ControlError> {
+        let row = sqlx::query("SELECT identity FROM enrolment_tokens WHERE hash = ?")
+            .bind(hash.to_hex().as_str())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map_or(Ok(None), |row| Record(row).optional_id("identity"))
     }
 
     /// Uses a token up and creates the identity that it stands for, or does neither.
@@ -51,19 +74,25 @@ impl Db {
         let mut tx = self.begin().await?;
         let used = sqlx::query(
             "UPDATE enrolment_tokens SET used_at_ms = ?
-             WHERE hash = ? AND role = ? AND used_at_ms IS NULL AND expires_at_s > ?",
+             WHERE hash = ? AND role = ? AND used_at_ms IS NULL AND expires_at_s > ?
+                AND (identity IS NULL OR identity = ?)",
         )
         .bind(own(now_ms))
         .bind(hash.to_hex().as_str())
         .bind(name_of(&role))
         .bind(own(now_ms / 1000))
+        .bind(id.to_string())
         .execute(&mut *tx)
         .await?;
         if used.rows_affected() != 1 {
             return Err(ControlError::TokenRefused);
         }
-        sqlx::query(
-            "INSERT INTO identities (id, role, enrolled_at_ms, expires_at_s) VALUES (?, ?, ?, ?)",
+        // Only a token for this very identity comes here with an id that is taken.
+        let enrolled = sqlx::query(
+            "INSERT INTO identities (id, role, enrolled_at_ms, expires_at_s) VALUES (?, ?, ?, ?)
+             ON CONFLICT (id) DO UPDATE SET enrolled_at_ms = excluded.enrolled_at_ms,
+                expires_at_s = excluded.expires_at_s
+             WHERE identities.role = excluded.role AND identities.revoked_at_ms IS NULL",
         )
         .bind(id.to_string())
         .bind(name_of(&role))
@@ -71,6 +100,9 @@ impl Db {
         .bind(own(certificate_expires_at_s))
         .execute(&mut *tx)
         .await?;
+        if enrolled.rows_affected() != 1 {
+            return Err(ControlError::TokenRefused);
+        }
         events::append(&mut tx, Actor::Enrolment, "identity.enrol", Actor::Peer(role, id), "")
             .await?;
         tx.commit().await?;

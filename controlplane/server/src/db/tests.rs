@@ -38,7 +38,7 @@ async fn empty() -> (tempfile::TempDir, Db) {
 async fn identity(db: &Db, role: Role) -> Uuid {
     let (id, hash) = (Uuid::new_v4(), blake3::hash(Uuid::new_v4().as_bytes()));
     let soon = clock::now_s() + 60;
-    db.create_token(Actor::Operator, role, &hash, soon).await.unwrap();
+    db.create_token(Actor::Operator, role, &hash, soon, None).await.unwrap();
     db.enrol(role, &hash, id, soon).await.unwrap();
     id
 }
@@ -138,7 +138,7 @@ fn failover(kind: FailoverKind, point: PointSelector) -> CreateFailover {
 async fn a_token_enrols_exactly_one_of_many() {
     let (_dir, db) = empty().await;
     let hash = blake3::hash(b"secret");
-    db.create_token(Actor::Operator, Role::Agent, &hash, clock::now_s() + 60).await.unwrap();
+    db.create_token(Actor::Operator, Role::Agent, &hash, clock::now_s() + 60, None).await.unwrap();
     let mut tries = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let db = db.clone();
@@ -155,10 +155,10 @@ async fn expired_unknown_and_wrong_role_tokens_are_refused() {
     let hash = blake3::hash(b"secret");
     let enrol = async |role| db.enrol(role, &hash, Uuid::new_v4(), 1).await;
     assert!(matches!(enrol(Role::Agent).await, Err(ControlError::TokenRefused)));
-    db.create_token(Actor::Operator, Role::Agent, &hash, clock::now_s()).await.unwrap();
+    db.create_token(Actor::Operator, Role::Agent, &hash, clock::now_s(), None).await.unwrap();
     assert!(matches!(enrol(Role::Agent).await, Err(ControlError::TokenRefused)), "expired");
     let other = blake3::hash(b"other");
-    db.create_token(Actor::Operator, Role::Agent, &other, clock::now_s() + 60).await.unwrap();
+    db.create_token(Actor::Operator, Role::Agent, &other, clock::now_s() + 60, None).await.unwrap();
     let refused = db.enrol(Role::Node, &other, Uuid::new_v4(), 1).await;
     assert!(matches!(refused, Err(ControlError::TokenRefused)), "wrong role");
     db.enrol(Role::Agent, &other, Uuid::new_v4(), 1).await.unwrap();
@@ -504,4 +504,30 @@ async fn processes_are_noted_and_forgotten() {
     assert_eq!(row.shown.nbd_uri.as_deref(), Some("nbd://x"));
     site.db.set_failover_process(id, ProcessRole::Export, None).await.unwrap();
     assert_eq!(site.db.failover(id).await.unwrap().export, None);
+}
+
+#[tokio::test]
+async fn an_identity_enrols_again_under_its_id_and_only_with_its_own_token() {
+    let site = site().await;
+    let db = &site.db;
+    let soon = clock::now_s() + 60;
+    let again = blake3::hash(b"again");
+    let stranger = db
+        .create_token(Actor::Operator, Role::Agent, &again, soon, Some(Uuid::from_u128(99)))
+        .await;
+    assert!(matches!(stranger, Err(ControlError::NotFound { .. })), "{stranger:?}");
+    let other_role =
+        db.create_token(Actor::Operator, Role::Node, &again, soon, Some(site.agent)).await;
+    assert!(matches!(other_role, Err(ControlError::NotFound { .. })), "{other_role:?}");
+    db.create_token(Actor::Operator, Role::Agent, &again, soon, Some(site.agent)).await.unwrap();
+    assert_eq!(db.token_identity(&again).await.unwrap(), Some(site.agent));
+    let as_another = db.enrol(Role::Agent, &again, Uuid::new_v4(), soon).await;
+    assert!(matches!(as_another, Err(ControlError::TokenRefused)), "{as_another:?}");
+    db.enrol(Role::Agent, &again, site.agent, soon + 5).await.unwrap();
+    let twice = db.enrol(Role::Agent, &again, site.agent, soon + 9).await;
+    assert!(matches!(twice, Err(ControlError::TokenRefused)), "single use");
+    // A token for a new identity cannot take one over.
+    let fresh = blake3::hash(b"fresh");
+    db.create_token(Actor::Operator, Role::Agent, &fresh, soon, None).await.unwrap();
+    assert_eq!(db.token_identity(&fresh).await.unwrap(), None);
 }

@@ -41,7 +41,8 @@ async fn create_token(context: Context, body: Body) -> Result<Token, ControlErro
     let expires_at_unix_s = clock::now_s() + validate::token_ttl(request.ttl_seconds)?;
     let token = context.app.ca.token(request.role);
     let hash = blake3::hash(&token.secret);
-    context.app.db.create_token(actor, request.role, &hash, expires_at_unix_s).await?;
+    let (role, identity) = (request.role, request.identity);
+    context.app.db.create_token(actor, role, &hash, expires_at_unix_s, identity).await?;
     Ok(Token { token: token.to_string(), expires_at_unix_s })
 }
 
@@ -64,9 +65,9 @@ async fn try_enrol(app: &App, body: &Body) -> Result<Certificate, ControlError> 
     if !token.pins(app.ca.certificate()) {
         return Err(ControlError::TokenRefused);
     }
-    let id = Uuid::new_v4();
-    let certificate = app.ca.issue(token.role, id, &request.csr_pem)?;
     let hash = blake3::hash(&token.secret);
+    let id = app.db.token_identity(&hash).await?.unwrap_or_else(Uuid::new_v4);
+    let certificate = app.ca.issue(token.role, id, &request.csr_pem)?;
     app.db.enrol(token.role, &hash, id, certificate.expires_at_unix_s).await?;
     Ok(certificate)
 }
