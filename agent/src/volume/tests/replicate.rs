@@ -58,9 +58,8 @@ async fn every_point_is_an_exact_prefix_of_the_writes() {
     let served = rig.served().await;
     let mut random = Random(3);
     let mut writes = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while rig.node.points().len() <= 8 {
-        assert!(Instant::now() < deadline, "{} points", rig.node.points().len());
+    let deadline = Instant::now() + Duration::from_millis(1_500);
+    while Instant::now() < deadline {
         let (block, number) = (random.below(blocks), writes.len() as u64 + 1);
         writes.push(block);
         let data = number.to_le_bytes().repeat(512);
@@ -71,7 +70,10 @@ async fn every_point_is_an_exact_prefix_of_the_writes() {
         let at = usize::try_from(block).unwrap() * 4096;
         u64::from_le_bytes(image[at..at + 8].try_into().unwrap())
     };
-    for point in rig.node.points() {
+    let points = rig.node.points();
+    // Fifteen marks fall into that time; a busy machine sets fewer.
+    assert!(points.len() > 2, "{} points", points.len());
+    for point in points {
         let last = (0..blocks).map(|block| number_at(&point.image, block)).max().unwrap();
         let mut expected = vec![0; usize::try_from(blocks).unwrap()];
         for (block, number) in writes.iter().zip(1..=last) {
