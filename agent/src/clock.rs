@@ -12,6 +12,12 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Tells a monotonic time.
+pub trait Now: std::fmt::Debug + Send + Sync {
+    /// Now.
+    fn now(&self) -> Timestamp;
+}
+
 /// A monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
@@ -44,5 +50,11 @@ impl Clock {
     pub fn at_wall(&self, unix_ms_then: u64) -> Timestamp {
         let age = unix_ms().saturating_sub(unix_ms_then);
         Timestamp(self.now().0.saturating_sub(age))
+    }
+}
+
+impl Now for Clock {
+    fn now(&self) -> Timestamp {
+        Self::now(self)
     }
 }

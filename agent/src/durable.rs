@@ -1,8 +1,9 @@
 //! Small files that are replaced as a whole: written aside, synced, renamed, directory synced.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use crate::files::Files;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 /// Makes the entries of a directory durable.
@@ -19,24 +20,22 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// What the system said; the old file is untouched unless the last step, syncing its directory,
 /// failed.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let Some(dir) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".new");
     let aside = dir.join(name);
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let written = options.open(&aside).and_then(|mut file| {
-        file.write_all(bytes)?;
+    let written = files.create(&aside).and_then(|file| {
+        file.write_all_at(bytes, 0)?;
         file.sync_all()
     });
     if let Err(error) = written {
         // Leave no half file behind: the disk may be full.
-        let _ = fs::remove_file(&aside);
+        let _ = files.remove(&aside);
         return Err(error);
     }
-    fs::rename(&aside, path)?;
-    sync_dir(dir)
+    files.rename(&aside, path)?;
+    files.sync_dir(dir)
 }
 
 /// Makes a directory and its parents, private to the owner.

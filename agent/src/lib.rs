@@ -12,6 +12,9 @@ pub mod disk;
 mod durable;
 #[cfg(test)]
 mod fake_node;
+#[cfg(test)]
+mod faulty_files;
+pub mod files;
 pub mod hrl;
 pub mod mark;
 pub mod points;
@@ -22,5 +25,5 @@ pub mod state;
 pub mod stream;
 pub mod volume;
 
-pub use clock::Clock;
+pub use clock::{Clock, Now};
 pub use data_dir::DataDir;

@@ -1,11 +1,14 @@
-//! What an agent remembers of a volume besides its log: `state.json`, replaced as a whole.
+//! What an agent remembers of a volume besides its log: `state.json`, replaced as a whole, with a
+//! checksum over what it says.
 
 use crate::disk::Identity;
 use crate::durable;
+use crate::files::Files;
+use farshore_proto::wire::put_crc;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How far the copy of the whole disk has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,11 @@ pub struct State {
     /// The copy of the whole disk.
     #[serde(default)]
     pub copy: Copy,
+    /// Highest seq that the log must hold: what was durable in it when intents were last cleared, or
+    /// the progress of the copy noted. A log that ends before it is damaged; what it holds behind it
+    /// is also found by its intents.
+    #[serde(default)]
+    pub logged: u64,
     /// Highest seq that the node can have from the log, while that is below the log's last seq.
     #[serde(default)]
     pub floor: Option<u64>,
@@ -44,12 +52,50 @@ pub struct State {
     pub stopped_ns: Option<i64>,
 }
 
+/// The file's content.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    state: State,
+    /// CRC32C of the state as it is written without spaces: a flipped bit in a number is still JSON.
+    crc32c: u32,
+}
+
+fn checksum(state: &State) -> io::Result<u32> {
+    let mut bytes = serde_json::to_vec(state).map_err(io::Error::other)?;
+    let end = bytes.len();
+    put_crc(&mut bytes, 0);
+    Ok(bytes[end..].try_into().map_or(0, u32::from_le_bytes))
+}
+
+fn decode(bytes: &[u8]) -> io::Result<State> {
+    let invalid = |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let kept: Kept = serde_json::from_slice(bytes).map_err(invalid)?;
+    if checksum(&kept.state)? != kept.crc32c {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum is wrong"));
+    }
+    Ok(kept.state)
+}
+
+fn encode(state: State) -> io::Result<Vec<u8>> {
+    let kept = Kept { state, crc32c: checksum(&state)? };
+    serde_json::to_vec_pretty(&kept).map_err(io::Error::other)
+}
+
 /// The file that holds the state.
 #[derive(Debug)]
 pub struct StateFile {
+    files: Arc<dyn Files>,
     path: PathBuf,
-    state: Mutex<State>,
+    inner: Mutex<Inner>,
     was_absent: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Inner {
+    state: State,
+    /// Whether the file holds it.
+    is_written: bool,
 }
 
 impl StateFile {
@@ -57,28 +103,31 @@ impl StateFile {
     ///
     /// # Errors
     /// `InvalidData` if the file is not a state, otherwise what the system said.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let (state, was_absent) = match std::fs::read(path) {
+    pub fn open(files: Arc<dyn Files>, path: &Path) -> io::Result<Self> {
+        let (state, was_absent) = match files.read(path) {
             Ok(bytes) => {
-                let state = serde_json::from_slice(&bytes);
-                (state.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?, false)
+                // An agent that was killed may have left its name in the page cache only.
+                path.parent().map_or(Ok(()), |dir| files.sync_dir(dir))?;
+                (decode(&bytes)?, false)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => (State::default(), true),
             Err(error) => return Err(error),
         };
-        Ok(Self { path: path.to_owned(), state: Mutex::new(state), was_absent })
+        let inner = Mutex::new(Inner { state, is_written: !was_absent });
+        Ok(Self { files, path: path.to_owned(), inner, was_absent })
     }
 
     /// The state of a volume of which nothing is known any more: all of it is copied again.
     #[must_use]
-    pub fn unknown(path: &Path) -> Self {
+    pub fn unknown(files: Arc<dyn Files>, path: &Path) -> Self {
         let mut state = State::default();
         state.copy.is_resync = true;
-        Self { path: path.to_owned(), state: Mutex::new(state), was_absent: false }
+        let inner = Mutex::new(Inner { state, is_written: false });
+        Self { files, path: path.to_owned(), inner, was_absent: false }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there was no file.
@@ -90,35 +139,40 @@ impl StateFile {
     /// The state as it is in memory.
     #[must_use]
     pub fn get(&self) -> State {
-        *self.lock()
+        self.lock().state
     }
 
     /// Changes the state and makes the change durable; blocks.
     ///
     /// # Errors
-    /// What the system said. The change holds in memory all the same.
+    /// What the system said. The change holds in memory all the same, and the next update writes it.
     pub fn update(&self, change: impl FnOnce(&mut State)) -> io::Result<()> {
         // Held while writing: two updates must not overtake each other on the way to the disk.
-        let mut state = self.lock();
-        let before = *state;
-        change(&mut state);
-        if *state == before && self.path.exists() {
+        let mut inner = self.lock();
+        let before = inner.state;
+        change(&mut inner.state);
+        if inner.state == before && inner.is_written && self.files.exists(&self.path) {
             return Ok(());
         }
-        let bytes = serde_json::to_vec_pretty(&*state).map_err(io::Error::other)?;
-        durable::replace(&self.path, &bytes)
+        inner.is_written = false;
+        let bytes = encode(inner.state)?;
+        durable::replace(&*self.files, &self.path, &bytes)?;
+        inner.is_written = true;
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::OsFiles;
 
     #[test]
     fn survives_reopening_and_refuses_nonsense() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
-        let file = StateFile::open(&path).unwrap();
+        let open = |path: &Path| StateFile::open(Arc::new(OsFiles), path);
+        let file = open(&path).unwrap();
         assert!(file.was_absent());
         file.update(|state| {
             state.size_bytes = 4096;
@@ -126,10 +180,37 @@ mod tests {
             state.floor = Some(3);
         })
         .unwrap();
-        let again = StateFile::open(&path).unwrap();
+        let again = open(&path).unwrap();
         assert!(!again.was_absent());
         assert_eq!(again.get(), file.get());
         std::fs::write(&path, "{").unwrap();
-        assert_eq!(StateFile::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// D2: a flipped bit either makes no difference or is found.
+    #[test]
+    fn no_flipped_bit_changes_what_it_says() {
+        let state = State {
+            size_bytes: 1 << 30,
+            identity: Some(Identity { device: 17, inode: 4711 }),
+            copy: Copy { done_bytes: 1 << 30, end_seq: Some(77), is_resync: true, generation: 3 },
+            logged: 99,
+            floor: Some(123),
+            stopped_ns: Some(1_767_225_600_000_000_123),
+        };
+        let good = encode(state).unwrap();
+        let mut found = 0;
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            match decode(&bytes) {
+                Ok(found) => assert_eq!(found, state, "bit {bit}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > good.len() * 4, "only {found} found");
     }
 }

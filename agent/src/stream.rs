@@ -1,15 +1,60 @@
-//! What capture and session of one volume have in common: the log, and what happens when it does
-//! not join the node's stream.
+//! What capture and session of one volume have in common: the log, what is kept beside it, and what
+//! happens when the log does not join the node's stream.
+//!
+//! What is decided here is decided for every driver: the agent's tasks and the simulator.
 
+use crate::capture::intent::{IntentMap, Recovered};
 use crate::capture::progress::Progress;
 use crate::capture::splitter::Splitter;
-use crate::hrl::{Log, LogError};
+use crate::clock::Now;
+use crate::disk::Identity;
+use crate::files::Files;
+use crate::hrl::{Home, Log, LogError, Loss};
 use crate::state::StateFile;
-use farshore_engine::source::Breach;
+use farshore_engine::doubt::Regions;
+use farshore_engine::source::{Breach, Opened};
+use farshore_proto::frame::Mark;
+use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::{ErrorKind, Seq, VolumeId};
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
+
+/// Directory of the log, in the volume's directory.
+pub const LOG_DIR: &str = "hrl";
+/// File of the intents, in the volume's directory.
+pub const INTENT_FILE: &str = "intent";
+/// File of the state, in the volume's directory.
+pub const STATE_FILE: &str = "state.json";
+
+/// Why a stream cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// A file beside the log cannot be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The log cannot be opened.
+    #[error("the log of the volume cannot be opened")]
+    Log(#[from] LogError),
+}
+
+impl StreamError {
+    /// What the caller does about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Unavailable
+    }
+}
 
 /// Why the log could not be restarted.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +76,43 @@ impl RestartError {
     }
 }
 
+/// Where a volume keeps what, and how much.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The file system.
+    pub files: Arc<dyn Files>,
+    /// Bounds pauses; never decides about data.
+    pub time: Arc<dyn Now>,
+    /// Directory of the volume.
+    pub dir: PathBuf,
+    /// Bytes that the log may have.
+    pub log_bytes_max: u64,
+}
+
+/// What was found when a stream was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What the log held.
+    pub opened: Opened,
+    /// The marks in it.
+    pub marks: Vec<(Seq, Mark)>,
+    /// Whether nothing was there: a volume that the agent meets for the first time.
+    pub is_new: bool,
+    /// Why the whole disk is sent again, if it is.
+    pub damage: Option<String>,
+}
+
+/// What a disk looks like when its capture begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskFacts {
+    /// Its size.
+    pub size_bytes: u64,
+    /// Which file it is.
+    pub identity: Identity,
+    /// When it was changed last, in nanoseconds; 0 if it does not tell.
+    pub changed_ns: i64,
+}
+
 /// One volume's stream on this machine.
 #[derive(Debug)]
 pub struct Stream {
@@ -50,18 +132,111 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A stream that has not joined yet.
-    #[must_use]
-    pub fn new(
+    /// Opens the log and the state of a volume; blocks. The stream has not joined yet.
+    ///
+    /// A log that is absent or damaged although the volume had begun means that the whole disk is
+    /// sent again.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub fn open(
+        place: &Place,
         volume: VolumeId,
-        log: Arc<Log>,
-        state: Arc<StateFile>,
-        progress: Arc<Progress>,
         has_intents: bool,
-    ) -> Self {
-        let is_joined = watch::Sender::new(false);
-        let splitter = Mutex::default();
-        Self { volume, log, state, progress, is_joined, splitter, has_intents }
+    ) -> Result<(Self, Found), StreamError> {
+        let path = place.dir.join(STATE_FILE);
+        let failed = |action| {
+            let path = path.clone();
+            move |source| StreamError::Io { action, path, source }
+        };
+        let state = open_state(place, &path).map_err(failed("read"))?;
+        let is_new = state.was_absent();
+        let state = Arc::new(state);
+        let home = Home {
+            files: Arc::clone(&place.files),
+            time: Arc::clone(&place.time),
+            dir: place.dir.join(LOG_DIR),
+            limit_bytes: place.log_bytes_max,
+        };
+        let progress = Arc::new(Progress::new(Arc::clone(&state)));
+        let mut damage = None;
+        let mut lost = |loss: Loss<'_>| {
+            let what = match loss {
+                Loss::Gone if is_new => return Ok(()),
+                Loss::Gone => "the log is gone",
+                Loss::Damage(what) => what,
+            };
+            tracing::error!(%volume, what, "the log is damaged: the whole disk is sent again");
+            damage = Some(what.to_owned());
+            progress.begin_again()?;
+            progress.resume();
+            Ok(())
+        };
+        let logged = Seq(state.get().logged);
+        let (log, recovered) = Log::open_in(home, volume, logged, &mut lost)?;
+        // Until a session joins, the node has at most what the log held at the first start since
+        // the last one did: a power cut may have taken what came behind. Durable before anything is
+        // appended, or the next start would take those frames for what the node has.
+        let last = recovered.last;
+        let floor = Seq(state.get().floor.unwrap_or(last.0)).min(last);
+        state.update(|state| state.floor = Some(floor.0)).map_err(failed("write"))?;
+        let stream = Self {
+            volume,
+            log: Arc::new(log),
+            state,
+            progress,
+            is_joined: watch::Sender::new(false),
+            splitter: Mutex::default(),
+            has_intents,
+        };
+        let opened = Opened { last, floor };
+        Ok((stream, Found { opened, marks: recovered.marks, is_new, damage }))
+    }
+
+    /// Opens the intents of a disk and notes it in the state, before it is captured; blocks. If the
+    /// intents are not this disk's, all of it is sent again, as [`Stream::adopt`] says.
+    ///
+    /// # Errors
+    /// What the system said; then the disk must not be captured.
+    pub fn open_intents(
+        &self,
+        files: &dyn Files,
+        dir: &Path,
+        disk: DiskFacts,
+        is_new: bool,
+    ) -> io::Result<(IntentMap, Recovered)> {
+        let regions = Regions::in_blocks(disk.size_bytes / BLOCK_BYTES as u64);
+        let path = dir.join(INTENT_FILE);
+        let mut unknown = || self.adopt(disk, is_new, true);
+        let intents = IntentMap::open(files, &path, self.volume, regions, &mut unknown)?;
+        self.adopt(disk, is_new, false)?;
+        Ok(intents)
+    }
+
+    /// Notes the disk in the state, before it is captured. Whatever happened to it unseen, or
+    /// `is_doubtful` for another reason, means that all of it is sent again. Blocks.
+    ///
+    /// # Errors
+    /// What the system said; then the disk must not be captured.
+    fn adopt(&self, disk: DiskFacts, is_new: bool, is_doubtful: bool) -> io::Result<()> {
+        let state = self.state.get();
+        let is_other = state.identity.is_some_and(|identity| identity != disk.identity);
+        let is_changed = state.stopped_ns.is_some_and(|stopped| stopped != disk.changed_ns);
+        let has_begun = !is_new || state.size_bytes > 0;
+        if has_begun && (is_doubtful || is_other || is_changed) {
+            let volume = self.volume;
+            tracing::warn!(
+                %volume, is_doubtful, is_other, is_changed,
+                "what the disk holds is not known: all of it is sent again"
+            );
+            self.progress.begin_again()?;
+            self.progress.resume();
+        }
+        self.state.update(|state| {
+            state.size_bytes = disk.size_bytes;
+            state.identity = Some(disk.identity);
+            state.stopped_ns = None;
+        })
     }
 
     /// The splitter, while the disk is served.
@@ -85,23 +260,38 @@ impl Stream {
         self.is_joined.subscribe()
     }
 
+    /// Whether it is noted that the log joins the node's stream.
+    #[must_use]
+    pub fn has_joined(&self) -> bool {
+        *self.is_joined.borrow()
+    }
+
     /// Notes that the log joins the node's stream; blocks.
-    pub fn join(&self) {
-        // If this is not written, a later start is more careful than it needs to be.
-        if let Err(error) = self.state.update(|state| state.floor = None) {
-            tracing::warn!(volume = %self.volume, %error, "the volume's state cannot be written");
-        }
+    ///
+    /// Until that is durable no intent may be cleared: the next start would take what is sent from
+    /// now on for frames that the log lost, and drop with them what only the log has.
+    ///
+    /// # Errors
+    /// What the system said; then it is not noted and the caller tries again later.
+    pub fn join(&self) -> io::Result<()> {
+        self.state.update(|state| state.floor = None)?;
         self.is_joined.send_replace(true);
+        Ok(())
     }
 
     /// Empties the log and goes on at `next`, with the disk in doubt as far as `breach` says. Blocks.
     ///
     /// That the whole disk is to be sent again is durable before the log is emptied; what is in
-    /// doubt otherwise has its intents.
+    /// doubt otherwise has its intents, and `doubt_all` puts it in doubt before any mark can come.
     ///
     /// # Errors
     /// [`RestartError`]; then the log is as it was, or a restart of the agent finds it gone.
-    pub fn restart(&self, next: Seq, breach: Breach) -> Result<(), RestartError> {
+    pub fn restart_with(
+        &self,
+        next: Seq,
+        breach: Breach,
+        doubt_all: impl FnOnce(),
+    ) -> Result<(), RestartError> {
         let is_partial = breach == Breach::TailLost && self.has_intents;
         tracing::warn!(volume = %self.volume, %next, ?breach, is_partial, "the log starts again");
         if is_partial {
@@ -110,13 +300,37 @@ impl Stream {
             self.progress.begin_again()?;
         }
         let restarted = self.log.restart(next);
-        if restarted.is_ok()
-            && is_partial
-            && let Some(splitter) = self.splitter()
-        {
-            splitter.gate().doubt_all();
+        if restarted.is_ok() && is_partial {
+            doubt_all();
         }
         self.progress.resume();
         Ok(restarted?)
     }
+
+    /// As [`Stream::restart_with`], with the doubt at the gate of the splitter, if there is one. A
+    /// gate that is made later is in doubt about every intent anyway.
+    ///
+    /// # Errors
+    /// As [`Stream::restart_with`].
+    pub fn restart(&self, next: Seq, breach: Breach) -> Result<(), RestartError> {
+        self.restart_with(next, breach, || {
+            if let Some(splitter) = self.splitter() {
+                splitter.gate().doubt_all();
+            }
+        })
+    }
 }
+
+fn open_state(place: &Place, path: &Path) -> io::Result<StateFile> {
+    match StateFile::open(Arc::clone(&place.files), path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            let path_text = path.display();
+            tracing::error!(path = %path_text, %error, "the state is damaged: the whole disk is sent again");
+            Ok(StateFile::unknown(Arc::clone(&place.files), path))
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::repo::{self, Source};
 
 /// What each crate of ours may depend on among our own, in any kind of dependency.
-const MAY_KNOW: [(&str, &[&str]); 13] = [
+const MAY_KNOW: &[(&str, &[&str])] = &[
     ("farshore-proto", &[]),
     ("farshore-codec", &["farshore-proto"]),
     ("farshore-engine", &["farshore-proto"]),
@@ -42,11 +42,37 @@ const MAY_KNOW: [(&str, &[&str]); 13] = [
     ("farshore-control", &["farshore-proto", "farshore-vault", "farshore-api"]),
     ("farshore-cli", &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-api"]),
     ("farshore-e2e", &[]),
+    ("farshore-conformance", &["farshore-e2e", "farshore-api", "farshore-client"]),
+    (
+        "farshore-fuzz",
+        &[
+            "farshore-proto",
+            "farshore-codec",
+            "farshore-nbd",
+            "farshore-vault",
+            "farshore-agent",
+            "farshore-api",
+        ],
+    ),
+    (
+        "farshore-sim",
+        &[
+            "farshore-proto",
+            "farshore-codec",
+            "farshore-engine",
+            "farshore-vault",
+            "farshore-agent",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
 /// Crates that decide or calculate and leave every effect to their callers.
 const WITHOUT_IO: [&str; 3] = ["farshore-proto", "farshore-codec", "farshore-engine"];
+
+/// Makes mistakes on purpose: only [`SIMULATOR`] may switch this feature on.
+const SEEDED_BUGS: &str = "seeded-bugs";
+const SIMULATOR: &str = "farshore-sim";
 
 /// What such a crate may not depend on, except in its tests.
 const IO_CRATES: [&str; 12] = [
@@ -80,29 +106,29 @@ const IO_PATHS: [&str; 7] = [
 struct Confined {
     /// As it appears in a path.
     name: &'static str,
-    /// Part of the file's path that allows it.
-    place: &'static str,
+    /// Parts of a file's path that allow it.
+    places: &'static [&'static str],
     /// How the rule reads to whoever broke it.
     rule: &'static str,
 }
 
 const CONFINED: [Confined; 5] = [
-    Confined { name: "glommio", place: "/rt/", rule: "only rt/ folders name it" },
-    Confined { name: "tokio_uring", place: "/rt/", rule: "only rt/ folders name it" },
+    Confined { name: "glommio", places: &["/rt/"], rule: "only rt/ folders name it" },
+    Confined { name: "tokio_uring", places: &["/rt/"], rule: "only rt/ folders name it" },
     Confined {
         name: "warp",
-        place: "controlplane/server/src/http/",
+        places: &["controlplane/server/src/http/"],
         rule: "only controlplane/server/src/http names it",
     },
     Confined {
         name: "sqlx",
-        place: "controlplane/server/src/db/",
+        places: &["controlplane/server/src/db/"],
         rule: "only controlplane/server/src/db names it",
     },
     Confined {
         name: "object_store",
-        place: "dataplane/vault/src/",
-        rule: "only dataplane/vault names it",
+        places: &["dataplane/vault/", "tests/sim/src/store.rs"],
+        rule: "only dataplane/vault names it, and the simulated store",
     },
 ];
 
@@ -144,6 +170,8 @@ struct Package {
     knows: BTreeSet<String>,
     /// Without those of tests.
     links: BTreeSet<String>,
+    /// Dependencies whose seeded bugs it compiles in.
+    seeds: BTreeSet<String>,
 }
 
 fn crates(metadata: &Value) -> Result<Vec<Package>> {
@@ -168,13 +196,17 @@ fn package(value: &Value) -> Result<Package> {
         if dependency["kind"] != "dev" {
             package.links.insert(name.clone());
         }
+        let mut features = dependency["features"].as_array().into_iter().flatten();
+        if features.any(|feature| feature == SEEDED_BUGS) {
+            package.seeds.insert(name.clone());
+        }
         package.knows.insert(name);
     }
     Ok(package)
 }
 
 fn dependencies(package: &Package, findings: &mut Vec<String>) {
-    let table: BTreeMap<&str, &[&str]> = MAY_KNOW.into_iter().collect();
+    let table: BTreeMap<&str, &[&str]> = MAY_KNOW.iter().copied().collect();
     let Some(allowed) = table.get(package.name.as_str()) else {
         findings.push(format!(
             "{} is not in the table of xtask/src/layers.rs: say whom it may know",
@@ -186,6 +218,10 @@ fn dependencies(package: &Package, findings: &mut Vec<String>) {
         if !allowed.contains(&known.as_str()) {
             findings.push(format!("{} may not know {known}", package.name));
         }
+    }
+    for seeded in package.seeds.iter().filter(|_| package.name != SIMULATOR) {
+        let name = &package.name;
+        findings.push(format!("{name} may not switch on {SEEDED_BUGS} of {seeded}"));
     }
     if WITHOUT_IO.contains(&package.name.as_str()) {
         for linked in package.links.iter().filter(|name| IO_CRATES.contains(&name.as_str())) {
@@ -201,7 +237,7 @@ fn names(source: &Source, owner: Option<&Package>, findings: &mut Vec<String>) -
         let code = repo::code_of(line);
         for confined in &CONFINED {
             let is_named = names_crate(code, confined.name);
-            if is_named && !source.path.contains(confined.place) {
+            if is_named && !confined.places.iter().any(|place| source.path.contains(place)) {
                 let Confined { name, rule, .. } = confined;
                 findings.push(format!("{}:{number} names {name}: {rule}", source.path));
             }
@@ -245,6 +281,7 @@ mod tests {
             name: "farshore-engine".into(),
             knows: ["farshore-vault".into(), "tokio".into()].into(),
             links: ["tokio".into()].into(),
+            seeds: ["farshore-proto".into()].into(),
             ..Package::default()
         };
         let mut findings = Vec::new();
@@ -253,6 +290,7 @@ mod tests {
             findings,
             [
                 "farshore-engine may not know farshore-vault",
+                "farshore-engine may not switch on seeded-bugs of farshore-proto",
                 "farshore-engine does no I/O and may not link tokio"
             ]
         );

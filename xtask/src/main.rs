@@ -1,14 +1,17 @@
-//! The build's own commands: `cargo xtask test`, `demo`, `layers`, `tidy`.
+//! The build's own commands: `cargo xtask test`, `demo`, `sim`, `torture`, `layers`, `tidy`.
 
 #![forbid(unsafe_code)]
 
 mod demo;
+mod fuzz;
 mod gate;
 mod guest;
 mod layers;
 mod packages;
 mod repo;
+mod sim;
 mod tidy;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -33,6 +36,13 @@ enum Task {
     Test,
     /// The main job in three minutes: a real server replicated, killed, booted from the vault.
     Demo(demo::Options),
+    /// The simulator: `--seeds 0..300`, `--seed 17 --trace`, `--bugs`; `--help` says more.
+    #[command(disable_help_flag = true)]
+    Sim(sim::Options),
+    /// Looks for inputs that a decoder does not bear, guided by coverage.
+    Fuzz(fuzz::Options),
+    /// Real kills for half an hour: processes killed, stopped, starved and moved under writing guests.
+    Torture(torture::Options),
     /// Checks which crate may know which, and where the runtimes may be named.
     Layers,
     /// Checks file sizes, names, leftovers, format documents and links.
@@ -44,6 +54,9 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::as_compiler() {
+        return code;
+    }
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -58,6 +71,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.task {
         Task::Test => gate::run(),
         Task::Demo(options) => demo::run(options),
+        Task::Sim(options) => sim::run(options),
+        Task::Fuzz(options) => fuzz::run(options),
+        Task::Torture(options) => torture::run(options),
         Task::Layers => layers::run(),
         Task::Tidy { bless } => tidy::run(*bless),
     }

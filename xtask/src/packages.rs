@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 use crate::repo;
 
 /// Every package, with what needs it. This is the only list.
-const PACKAGES: [(&str, &str); 15] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("gcc", "links Rust programs, builds aws-lc, zstd and SQLite"),
     ("libc6-dev", "headers and the static libc of the demo's guest"),
+    ("g++", "builds libFuzzer for `cargo xtask fuzz`"),
     ("make", "builds liburing for glommio"),
     ("binutils", "objcopy joins kernel and initramfs into one EFI binary"),
     ("systemd-boot-efi", "the stub that starts that EFI binary"),

@@ -8,7 +8,7 @@ use super::blocks::entries_of;
 use super::progress::Lease;
 use super::splitter::{Core, Splitter};
 use super::steps::Step;
-use crate::hrl::AppendError;
+use crate::hrl::{AppendError, Log};
 use crate::rt::{READ_BYTES_MAX, ReadFile};
 use farshore_engine::doubt::REGION_BLOCKS;
 use farshore_proto::BlockRange;
@@ -32,6 +32,19 @@ const ROOM_PAUSE: Duration = Duration::from_millis(50);
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
 const RUN_BLOCKS: u64 = (READ_BYTES_MAX / BLOCK_BYTES) as u64;
+
+/// Whether the copy may append: it waits while much of the log is not committed yet.
+#[must_use]
+pub fn has_room_to_copy(log: &Log) -> bool {
+    log.bytes() <= AHEAD_BYTES_MAX.min(log.limit_bytes() / 2)
+}
+
+/// Whether a region in doubt may be appended. At most three quarters of the log are used: regions
+/// would go round in circles between log and doubt.
+#[must_use]
+pub fn has_room_to_reread(log: &Log) -> bool {
+    log.bytes() <= log.limit_bytes() / 4 * 3
+}
 
 impl Splitter {
     /// Copies what is to be copied and reads again what is in doubt, until dropped.
@@ -91,8 +104,9 @@ impl Splitter {
                 saved = cursor;
                 let core = Arc::clone(core);
                 blocking(move || {
+                    let end = core.log.last();
                     core.log.sync()?;
-                    core.progress.save(lease, cursor)
+                    core.progress.save(lease, cursor, end)
                 })
                 .await?;
             }
@@ -110,8 +124,7 @@ impl Splitter {
     async fn reread_next(self: &Arc<Self>) -> io::Result<()> {
         let core = &self.core;
         let Some(region) = core.gate.next_in_doubt() else { return Ok(()) };
-        // At most three quarters: regions would go round in circles between log and doubt.
-        while core.log.bytes() > core.log.limit_bytes() / 4 * 3 {
+        while !has_room_to_reread(&core.log) {
             tokio::time::sleep(ROOM_PAUSE).await;
         }
         let blocks = core.disk.size_bytes() / BLOCK_BYTES as u64;
@@ -148,7 +161,7 @@ impl Splitter {
 /// Reads one run and puts it into the log, waiting for room there.
 async fn read_run(core: Arc<Core>, reads: &ReadFile, run: BlockRange) -> io::Result<BlockRange> {
     loop {
-        while core.log.bytes() > AHEAD_BYTES_MAX.min(core.log.limit_bytes() / 2) {
+        while !has_room_to_copy(&core.log) {
             tokio::time::sleep(ROOM_PAUSE).await;
         }
         let guard = core.locks.lock(run).await;

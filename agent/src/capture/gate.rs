@@ -1,11 +1,16 @@
 //! The gate in front of the disk: a write passes once the intent of its regions is durable.
 //!
 //! Drives [`farshore_engine::doubt`]: gives it what happens, writes the intent file as it says.
+//!
+//! Before intents are cleared in the file, it is noted how far the log is durable: a log that is found
+//! shorter later lost what nobody reads again.
 
 use super::intent::{Changes, IntentMap, Recovered};
+use super::progress::Progress;
 use super::steps::{Step, Steps};
 use crate::clock::Clock;
 use farshore_engine::doubt::{Doubt, Input, Output, Regions, Settings, Ticket};
+use farshore_proto::Seq;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +22,17 @@ struct Inner {
     map: IntentMap,
     next_ticket: u64,
     waiting: BTreeMap<Ticket, oneshot::Sender<bool>>,
+    /// What the last good flush made durable of the log.
+    durable: Durable,
+}
+
+/// What a flush made durable of the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// How often the copy had begun again before the log's end was looked at.
+    pub restarts: u64,
+    /// The log's end before it was synced.
+    pub end: Seq,
 }
 
 /// The gate of one disk.
@@ -25,6 +41,7 @@ pub struct Gate {
     inner: Mutex<Inner>,
     /// Whoever holds this writes the intent file: sectors must not overtake each other.
     lane: tokio::sync::Mutex<()>,
+    progress: Arc<Progress>,
     clock: Clock,
     steps: Steps,
     wants_flush: Notify,
@@ -56,14 +73,17 @@ impl Gate {
         settings: Settings,
         regions: u64,
         (map, recovered): (IntentMap, Recovered),
+        progress: Arc<Progress>,
         clock: Clock,
         steps: Steps,
     ) -> Arc<Self> {
         let doubt = Doubt::new(settings, regions, recovered.regions);
-        let inner = Inner { doubt, map, next_ticket: 1, waiting: BTreeMap::new() };
+        let (waiting, durable) = (BTreeMap::new(), Durable::default());
+        let inner = Inner { doubt, map, next_ticket: 1, waiting, durable };
         Arc::new(Self {
             inner: Mutex::new(inner),
             lane: tokio::sync::Mutex::default(),
+            progress,
             clock,
             steps,
             wants_flush: Notify::new(),
@@ -88,8 +108,8 @@ impl Gate {
                     tokio::spawn(Arc::clone(self).persist());
                 }
                 Output::ClearIntent { regions } => {
-                    inner.map.clear(&regions);
-                    tokio::spawn(Arc::clone(self).write_cleared());
+                    let durable = inner.durable;
+                    tokio::spawn(Arc::clone(self).write_cleared(regions, durable));
                 }
                 Output::Flush => self.wants_flush.notify_one(),
             }
@@ -131,7 +151,7 @@ impl Gate {
     }
 
     async fn persist(self: Arc<Self>) {
-        let written = self.write_file(Errand::Persist).await;
+        let written = self.write_file().await;
         if let Err(error) = &written {
             tracing::error!(%error, "the intent file cannot be written");
         }
@@ -140,21 +160,50 @@ impl Gate {
         self.step(&mut inner, input);
     }
 
-    async fn write_cleared(self: Arc<Self>) {
-        if let Err(error) = self.write_file(Errand::Clear).await {
+    async fn write_cleared(self: Arc<Self>, regions: Vec<u64>, durable: Durable) {
+        match self.note(durable).await {
+            Ok(true) => {}
+            // The log is another one by now.
+            Ok(false) => return,
+            Err(error) => {
+                return tracing::warn!(%error, "intents are not cleared: the state cannot be written");
+            }
+        }
+        let written = {
+            let _lane = self.lane.lock().await;
+            let changes = {
+                let mut inner = self.lock();
+                // What was written meanwhile has its intent again.
+                let cleared: Vec<u64> =
+                    regions.into_iter().filter(|region| !inner.doubt.has_intent(*region)).collect();
+                inner.map.clear(&cleared);
+                inner.map.take_changes()
+            };
+            self.run(Errand::Clear(changes)).await
+        };
+        if let Err(error) = written {
             tracing::warn!(%error, "cleared intents cannot be written");
         }
     }
 
-    /// Writes what changed; for a clearing, not durably.
-    async fn write_file(self: &Arc<Self>, errand: fn(Changes) -> Errand) -> io::Result<()> {
+    /// Notes what is durable of the log; false if it was emptied since.
+    async fn note(self: &Arc<Self>, durable: Durable) -> io::Result<bool> {
+        let progress = Arc::clone(&self.progress);
+        let note = move || progress.note_logged(durable.end, durable.restarts);
+        tokio::task::spawn_blocking(note).await.map_err(io::Error::other)?
+    }
+
+    /// Writes what changed, durably.
+    async fn write_file(self: &Arc<Self>) -> io::Result<()> {
         let _lane = self.lane.lock().await;
         let changes = self.lock().map.take_changes();
+        self.run(Errand::Persist(changes)).await
+    }
+
+    /// Runs an errand; the caller has the lane.
+    async fn run(&self, errand: Errand) -> io::Result<()> {
         let steps = self.steps.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            let errand = errand(changes);
-            errand.run(&steps)
-        });
+        let task = tokio::task::spawn_blocking(move || errand.run(&steps));
         task.await.map_err(io::Error::other)?
     }
 
@@ -164,10 +213,16 @@ impl Gate {
         self.step(&mut inner, Input::FlushBegun);
     }
 
-    /// Notes how the flush ended.
-    pub fn flush_ends(self: &Arc<Self>, is_good: bool) {
+    /// Notes how the flush ended: what it made durable of the log, if disk and log took it.
+    pub fn flush_ends(self: &Arc<Self>, durable: Option<Durable>) {
         let mut inner = self.lock();
-        let input = if is_good { Input::Flushed } else { Input::FlushFailed };
+        let input = match durable {
+            Some(durable) => {
+                inner.durable = durable;
+                Input::Flushed
+            }
+            None => Input::FlushFailed,
+        };
         self.step(&mut inner, input);
     }
 
@@ -200,11 +255,15 @@ impl Gate {
     }
 
     /// Clears every intent that the last flush made unnecessary, durably. No write may be under
-    /// way or come later.
+    /// way, nor have been since that flush began, nor come later.
     ///
     /// # Errors
     /// What the system said; then the next start reads those regions again.
     pub async fn stop(self: &Arc<Self>) -> io::Result<()> {
+        let durable = self.lock().durable;
+        if !self.note(durable).await? {
+            return Ok(());
+        }
         {
             let mut inner = self.lock();
             let mut out = Vec::new();
@@ -215,7 +274,7 @@ impl Gate {
                 }
             }
         }
-        self.write_file(Errand::Persist).await
+        self.write_file().await
     }
 
     /// Regions in doubt.

@@ -190,4 +190,41 @@ mod tests {
         let again = Hashes::open(&path, VOLUME, SIZE, 0).unwrap();
         assert_eq!(again.read(0, 1).unwrap(), [[0; 16]]);
     }
+
+    /// D2: a unit whose hash is damaged is another, or unknown; it is never taken for what it is not.
+    #[test]
+    fn every_flipped_byte_and_every_length_makes_units_differ() {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let path = dir.path().join("hashes");
+        let hashes = Hashes::open(&path, VOLUME, SIZE, 3).unwrap();
+        let content = |unit: u64| vec![u8::try_from(unit).unwrap(); 100];
+        hashes.note((0..11).map(|unit| (unit, hashes.of(&content(unit))))).unwrap();
+        drop(hashes);
+        let whole = std::fs::read(&path).unwrap();
+        // Units that are not sent again.
+        let same = || {
+            let hashes = Hashes::open(&path, VOLUME, SIZE, 3).unwrap();
+            let known = hashes.read(0, 11).unwrap();
+            (0..11)
+                .filter(|unit| known[usize::try_from(*unit).unwrap()] == hashes.of(&content(*unit)))
+                .collect::<Vec<u64>>()
+        };
+        assert_eq!(same(), (0..11).collect::<Vec<_>>());
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&path, bytes).unwrap();
+            let damaged = at.checked_sub(HEADER_BYTES).map(|at| (at / ENTRY_BYTES) as u64);
+            let expected: Vec<u64> = match damaged {
+                None => Vec::new(),
+                Some(damaged) => (0..11).filter(|unit| *unit != damaged).collect(),
+            };
+            assert_eq!(same(), expected, "flip at {at}");
+        }
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert_eq!(same(), [0; 0], "cut to {length}");
+        }
+        println!("hashes: {} flips, {} cuts", whole.len(), whole.len());
+    }
 }

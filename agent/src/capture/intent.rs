@@ -18,16 +18,15 @@
 //!
 //! Order of operations: sectors with new bits are written and synced before the write goes ahead;
 //! cleared bits are written some time after the flush that made them unnecessary. A sector that is
-//! torn or damaged fails its checksum and puts all its regions in doubt.
+//! torn or damaged fails its checksum and puts all its regions in doubt. What is read at the start is
+//! synced before it counts: an agent that was killed may have left it in the page cache only.
 
-use crate::durable::sync_dir;
+use crate::files::{FileIo, Files};
 use farshore_engine::doubt::RegionSet;
 use farshore_proto::VolumeId;
 use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,7 +49,7 @@ pub struct Recovered {
 /// The intents of one volume as they are, or will be, in the file.
 #[derive(Debug)]
 pub struct IntentMap {
-    file: Arc<File>,
+    file: Arc<dyn FileIo>,
     sectors: Vec<[u8; BITS_BYTES]>,
     changed: BTreeSet<usize>,
 }
@@ -58,7 +57,7 @@ pub struct IntentMap {
 /// Sectors to write, as they were when they were taken.
 #[derive(Debug)]
 pub struct Changes {
-    file: Arc<File>,
+    file: Arc<dyn FileIo>,
     sectors: Vec<(u64, Vec<u8>)>,
 }
 
@@ -78,24 +77,34 @@ impl Changes {
 impl IntentMap {
     /// Opens the file, making it if it is absent or another's; blocks.
     ///
+    /// `unknown` is told before it is made: what it notes must be durable when it returns, or a crash
+    /// right after would leave a file that says that no region is in doubt.
+    ///
     /// # Errors
-    /// What the system said.
+    /// What the system said, or `unknown`.
     ///
     /// # Panics
     /// If the disk has more regions than a volume can have.
-    pub fn open(path: &Path, volume: VolumeId, regions: u64) -> io::Result<(Self, Recovered)> {
+    pub fn open(
+        files: &dyn Files,
+        path: &Path,
+        volume: VolumeId,
+        regions: u64,
+        unknown: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<(Self, Recovered)> {
         let count =
             usize::try_from(regions.div_ceil(SECTOR_REGIONS)).expect("a volume has a limit");
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = Arc::new(options.open(path)?);
+        let file = files.open_or_create(path)?;
         let mut map =
             Self { file, sectors: vec![[0; BITS_BYTES]; count], changed: BTreeSet::new() };
         let mut found = RegionSet::empty(regions);
         if !map.is_of(volume, regions)? {
-            map.make(path, volume, regions)?;
+            unknown()?;
+            map.make(files, path, volume, regions)?;
             return Ok((map, Recovered { regions: found, is_unknown: true }));
         }
+        // What a killed agent wrote last may be in the page cache only; from here on it counts.
+        map.file.sync_data()?;
         let mut sector = [0; SECTOR_BYTES];
         for index in 0..count {
             map.file.read_exact_at(&mut sector, offset_of(index))?;
@@ -119,7 +128,7 @@ impl IntentMap {
 
     fn is_of(&self, volume: VolumeId, regions: u64) -> io::Result<bool> {
         let length = offset_of(self.sectors.len());
-        if self.file.metadata()?.len() != length {
+        if self.file.len()? != length {
             return Ok(false);
         }
         let mut sector = [0; SECTOR_BYTES];
@@ -127,7 +136,13 @@ impl IntentMap {
         Ok(sector[..] == header(volume, regions)[..])
     }
 
-    fn make(&mut self, path: &Path, volume: VolumeId, regions: u64) -> io::Result<()> {
+    fn make(
+        &mut self,
+        files: &dyn Files,
+        path: &Path,
+        volume: VolumeId,
+        regions: u64,
+    ) -> io::Result<()> {
         // The header comes last: without it the file is nobody's.
         self.file.set_len(0)?;
         let empty = sector_of(&[0; BITS_BYTES]);
@@ -137,7 +152,7 @@ impl IntentMap {
         self.file.sync_all()?;
         self.file.write_all_at(&header(volume, regions), 0)?;
         self.file.sync_all()?;
-        path.parent().map_or(Ok(()), sync_dir)
+        path.parent().map_or(Ok(()), |dir| files.sync_dir(dir))
     }
 
     fn place(region: u64) -> (usize, usize, u8) {
@@ -207,12 +222,26 @@ fn header(volume: VolumeId, regions: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::OsFiles;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
 
     const VOLUME: VolumeId = VolumeId([5; 16]);
     const REGIONS: u64 = 10_000;
 
     fn open(path: &Path) -> (IntentMap, Recovered) {
-        IntentMap::open(path, VOLUME, REGIONS).unwrap()
+        open_as(path, VOLUME, REGIONS)
+    }
+
+    fn open_as(path: &Path, volume: VolumeId, regions: u64) -> (IntentMap, Recovered) {
+        let mut is_told = false;
+        let mut unknown = || {
+            is_told = true;
+            Ok(())
+        };
+        let found = IntentMap::open(&OsFiles, path, volume, regions, &mut unknown).unwrap();
+        assert_eq!(found.1.is_unknown, is_told);
+        found
     }
 
     #[test]
@@ -237,7 +266,7 @@ mod tests {
         let path = dir.path().join("intent");
         drop(open(&path));
         let file = File::options().write(true).open(&path).unwrap();
-        file.write_all_at(&[1], 512 * 3 + 7).unwrap();
+        FileExt::write_all_at(&file, &[1], 512 * 3 + 7).unwrap();
         let (_, recovered) = open(&path);
         assert_eq!(
             recovered.regions.iter().collect::<Vec<_>>(),
@@ -250,12 +279,62 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("intent");
         drop(open(&path));
-        assert!(IntentMap::open(&path, VolumeId([6; 16]), REGIONS).unwrap().1.is_unknown);
+        assert!(open_as(&path, VolumeId([6; 16]), REGIONS).1.is_unknown);
         drop(open(&path));
-        assert!(IntentMap::open(&path, VOLUME, REGIONS + 1).unwrap().1.is_unknown);
+        assert!(open_as(&path, VOLUME, REGIONS + 1).1.is_unknown);
         drop(open(&path));
         std::fs::write(&path, "short").unwrap();
         assert!(open(&path).1.is_unknown);
+    }
+
+    /// D7: a crash while a lost file is made anew must not leave one that says "nothing in doubt".
+    #[test]
+    fn nothing_is_made_before_the_loss_is_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("intent");
+        let mut fail = || Err(io::Error::other("not noted"));
+        assert!(IntentMap::open(&OsFiles, &path, VOLUME, REGIONS, &mut fail).is_err());
+        assert!(open(&path).1.is_unknown, "as before");
+    }
+
+    /// D2: damage never takes a region out of doubt.
+    #[test]
+    fn every_flipped_byte_and_every_length_leaves_more_in_doubt() {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let path = dir.path().join("intent");
+        let (mut map, _) = open(&path);
+        let set = [0, 4031, 4032, 9_999];
+        map.set(&set);
+        map.take_changes().write(true).unwrap();
+        drop(map);
+        let whole = std::fs::read(&path).unwrap();
+        let (mut unknown, mut sectors) = (0, 0);
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&path, bytes).unwrap();
+            let (_, recovered) = open(&path);
+            if at < SECTOR_BYTES {
+                assert!(recovered.is_unknown, "flip at {at}");
+                unknown += 1;
+                continue;
+            }
+            let first = (at / SECTOR_BYTES - 1) as u64 * SECTOR_REGIONS;
+            let damaged = first..REGIONS.min(first + SECTOR_REGIONS);
+            let found: BTreeSet<u64> = recovered.regions.iter().collect();
+            assert_eq!(found, damaged.chain(set).collect(), "flip at {at}");
+            sectors += 1;
+        }
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(open(&path).1.is_unknown, "cut to {length}");
+        }
+        std::fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
+        assert!(open(&path).1.is_unknown, "grown");
+        println!(
+            "intent: {unknown} flips make all unknown, {sectors} a sector; {} cuts",
+            whole.len()
+        );
     }
 
     #[test]

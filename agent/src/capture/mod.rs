@@ -5,6 +5,7 @@
 //! keep to one promise: a mark is set only where the log, up to it, is the disk.
 
 pub mod blocks;
+pub mod change;
 pub mod copy;
 pub mod gate;
 pub mod hashes;

@@ -34,6 +34,19 @@ pub struct Lease {
     pub generation: u64,
 }
 
+/// Whether the log, up to its end, is the disk, so that a mark may be set: the whole disk was copied,
+/// no restart of the log is under way and no region is in doubt.
+///
+/// Who sets a mark asks [`Log::breaches`] first, then this, then gives what it was told to
+/// [`Log::append_mark`]: a change that is lost to the log in between refuses the mark.
+///
+/// [`Log::breaches`]: crate::hrl::Log::breaches
+/// [`Log::append_mark`]: crate::hrl::Log::append_mark
+#[must_use]
+pub fn is_consistent(progress: &Progress, regions_in_doubt: u64) -> bool {
+    progress.end().is_some() && regions_in_doubt == 0
+}
+
 impl Progress {
     /// Goes on from what the state says.
     #[must_use]
@@ -69,6 +82,7 @@ impl Progress {
             state.copy.done_bytes = 0;
             state.copy.end_seq = None;
             state.copy.generation += 1;
+            state.logged = 0;
         });
         // The state's lock comes before ours everywhere.
         let is_resync = self.state.get().copy.is_resync;
@@ -121,17 +135,36 @@ impl Progress {
         is_good
     }
 
-    /// Makes the cursor durable. The log must have been synced after it was advanced. Blocks.
+    /// Makes the cursor durable. The log must have been synced up to `end` after it was advanced.
+    /// Blocks.
     ///
     /// # Errors
     /// What the system said; a restart of the agent copies a little more.
-    pub fn save(&self, lease: Lease, cursor: u64) -> io::Result<()> {
+    pub fn save(&self, lease: Lease, cursor: u64, end: Seq) -> io::Result<()> {
         self.state.update(|state| {
             let inner = self.lock();
             if inner.generation == lease.generation && !inner.is_breaching {
                 state.copy.done_bytes = cursor;
+                state.logged = state.logged.max(end.0);
             }
         })
+    }
+
+    /// Notes durably that the log holds everything up to `end`, so that intents may be cleared; blocks.
+    /// `restarts` was read before the end of the log was. False if the copy began again since: then the
+    /// log is another one.
+    ///
+    /// # Errors
+    /// What the system said; then no intent may be cleared.
+    pub fn note_logged(&self, end: Seq, restarts: u64) -> io::Result<bool> {
+        let mut is_good = false;
+        self.state.update(|state| {
+            is_good = state.copy.generation == restarts;
+            if is_good {
+                state.logged = state.logged.max(end.0);
+            }
+        })?;
+        Ok(is_good)
     }
 
     /// Ends the copy: all of it is in the log, up to `end`, durably. False if the lease is void.
@@ -148,6 +181,7 @@ impl Progress {
                 inner.end = Some(end);
                 inner.cursor = state.size_bytes;
                 state.copy.end_seq = Some(end.0);
+                state.logged = state.logged.max(end.0);
                 state.copy.done_bytes = state.size_bytes;
             }
         });

@@ -4,33 +4,70 @@
 //! their seqs in the order in which the disk took them, and copies never read half a write.
 
 use farshore_proto::BlockRange;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
+/// Who has which range, and who waits: the rule, without any waiting.
 #[derive(Debug, Default)]
-struct Table {
+pub struct LockTable {
     next_id: u64,
     held: Vec<(u64, BlockRange)>,
-    waiting: VecDeque<(u64, BlockRange, oneshot::Sender<()>)>,
+    waiting: VecDeque<(u64, BlockRange)>,
 }
 
-impl Table {
-    /// Gives the lock to every waiter that nobody before it stands against.
-    fn admit(&mut self) {
+impl LockTable {
+    /// Asks for a range: the number of the lock, and whether it is held at once. Otherwise it is
+    /// among those that a later [`LockTable::release`] returns.
+    pub fn ask(&mut self, range: BlockRange) -> (u64, bool) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let others = self.held.iter().chain(&self.waiting);
+        let is_free = !others.map(|(_, other)| *other).any(|other| other.overlaps(range));
+        if is_free {
+            self.held.push((id, range));
+        } else {
+            self.waiting.push_back((id, range));
+        }
+        (id, is_free)
+    }
+
+    /// Gives up a lock, or a place in the queue; returns the locks that are held from now on: those
+    /// that nobody before them stands against.
+    #[must_use]
+    pub fn release(&mut self, id: u64) -> Vec<u64> {
+        self.held.retain(|(held, _)| *held != id);
+        self.waiting.retain(|(waiting, _)| *waiting != id);
+        let mut admitted = Vec::new();
         let mut index = 0;
         while index < self.waiting.len() {
-            let range = self.waiting[index].1;
-            let earlier = self.waiting.iter().take(index).map(|(_, other, _)| *other);
-            let held = self.held.iter().map(|(_, other)| *other);
-            if held.chain(earlier).any(|other| other.overlaps(range)) {
+            let (id, range) = self.waiting[index];
+            let earlier = self.waiting.iter().take(index);
+            if self.held.iter().chain(earlier).any(|(_, other)| other.overlaps(range)) {
                 index += 1;
                 continue;
             }
-            let (id, range, ready) = self.waiting.remove(index).expect("in bounds");
-            // A waiter that went away meanwhile gives the lock back when it notices, which is now.
-            if ready.send(()).is_ok() {
-                self.held.push((id, range));
+            self.waiting.remove(index);
+            self.held.push((id, range));
+            admitted.push(id);
+        }
+        admitted
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    table: LockTable,
+    waiting: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+impl Inner {
+    fn release(&mut self, id: u64) {
+        self.waiting.remove(&id);
+        // A waiter that went away meanwhile gives its lock back when its guard is dropped.
+        for id in self.table.release(id) {
+            if let Some(ready) = self.waiting.remove(&id) {
+                let _ = ready.send(());
             }
         }
     }
@@ -39,18 +76,18 @@ impl Table {
 /// The locks of one disk.
 #[derive(Debug, Clone, Default)]
 pub struct RangeLocks {
-    table: Arc<Mutex<Table>>,
+    inner: Arc<Mutex<Inner>>,
 }
 
 /// A range that is locked until this is dropped.
 #[derive(Debug)]
 pub struct RangeGuard {
     id: u64,
-    table: Arc<Mutex<Table>>,
+    inner: Arc<Mutex<Inner>>,
 }
 
-fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RangeLocks {
@@ -63,31 +100,24 @@ impl RangeLocks {
     /// Never: the other end of the wait lives as long as the locks.
     pub async fn lock(&self, range: BlockRange) -> RangeGuard {
         let (guard, ready) = {
-            let mut table = lock(&self.table);
-            let id = table.next_id;
-            table.next_id += 1;
-            let guard = RangeGuard { id, table: Arc::clone(&self.table) };
-            let waiting = table.waiting.iter().map(|(_, other, _)| *other);
-            let held = table.held.iter().map(|(_, other)| *other);
-            if !waiting.chain(held).any(|other| other.overlaps(range)) {
-                table.held.push((id, range));
+            let mut inner = lock(&self.inner);
+            let (id, is_held) = inner.table.ask(range);
+            let guard = RangeGuard { id, inner: Arc::clone(&self.inner) };
+            if is_held {
                 return guard;
             }
             let (sender, ready) = oneshot::channel();
-            table.waiting.push_back((id, range, sender));
+            inner.waiting.insert(id, sender);
             (guard, ready)
         };
-        ready.await.expect("the table keeps the sender until it gives the lock");
+        ready.await.expect("the sender is kept until it gives the lock");
         guard
     }
 }
 
 impl Drop for RangeGuard {
     fn drop(&mut self) {
-        let mut table = lock(&self.table);
-        table.held.retain(|(id, _)| *id != self.id);
-        table.waiting.retain(|(id, _, _)| *id != self.id);
-        table.admit();
+        lock(&self.inner).release(self.id);
     }
 }
 
@@ -129,6 +159,6 @@ mod tests {
         drop(second);
         let _third = third.now_or_never().expect("free");
         drop(first);
-        assert!(lock(&locks.table).waiting.is_empty());
+        assert!(lock(&locks.inner).waiting.is_empty());
     }
 }

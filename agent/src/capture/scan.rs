@@ -5,7 +5,7 @@
 //! unit as it was when the pass came by; a disk that rests is held exactly.
 
 use super::blocks::entries_of;
-use super::copy::AHEAD_BYTES_MAX;
+use super::copy::has_room_to_copy;
 use super::hashes::{Hash, Hashes, UNIT_BYTES};
 use super::progress::Progress;
 use crate::disk::{Disk, DiskError};
@@ -177,8 +177,14 @@ impl Scanner {
             from = to;
         }
         let (log, hashes) = (Arc::clone(&self.log), Arc::clone(&self.hashes));
+        let progress = Arc::clone(&self.progress);
         blocking(move || {
+            let end = log.last();
             log.sync()?;
+            // Not noted after a restart of the log: then the hashes are void too.
+            if !progress.note_logged(end, hashes.restarts())? {
+                return Ok(());
+            }
             hashes.note(changed.iter().map(|changed| (changed.unit, changed.hash)))
         })
         .await
@@ -190,7 +196,7 @@ impl Scanner {
         run: std::ops::Range<usize>,
     ) -> io::Result<()> {
         loop {
-            while self.log.bytes() > AHEAD_BYTES_MAX.min(self.log.limit_bytes() / 2) {
+            while !has_room_to_copy(&self.log) {
                 tokio::time::sleep(ROOM_PAUSE).await;
             }
             let (log, changed, run) = (Arc::clone(&self.log), Arc::clone(&changed), run.clone());

@@ -5,10 +5,11 @@
 //! and those are read again. A change that the log does not take (full, no space) puts its regions
 //! in doubt instead; the client notices nothing.
 //!
-//! Changes off the 4 KiB grid are logged as the whole blocks that they touch, read back from the disk.
+//! Changes off the 4 KiB grid are logged as whole blocks, see [`super::change`].
 
-use super::gate::{Gate, Pass};
-use super::progress::Progress;
+use super::change::Change;
+use super::gate::{Durable, Gate, Pass};
+use super::progress::{Progress, is_consistent};
 use super::ranges::RangeLocks;
 use super::steps::{Step, Steps};
 use crate::disk::Disk;
@@ -16,7 +17,6 @@ use crate::hrl::{AppendError, Entry, Log};
 use bytes::Bytes;
 use farshore_engine::doubt::Regions;
 use farshore_nbd::{Backend, BackendError, Piece};
-use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::{BlockRange, Seq};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,6 @@ use std::time::Duration;
 /// Writes up to this size run on the task that took them off the wire: handing them to another
 /// thread would take longer than writing them.
 const INLINE_BYTES_MAX: usize = 128 << 10;
-const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// A disk with its log.
 #[derive(Debug)]
@@ -127,7 +126,7 @@ impl Splitter {
     /// Whether the log, up to its end, is the disk: only then may a mark be set.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        self.core.progress.end().is_some() && self.core.gate.in_doubt() == 0
+        is_consistent(&self.core.progress, self.core.gate.in_doubt())
     }
 
     async fn change(self: &Arc<Self>, change: Change, fua: bool) -> Result<(), BackendError> {
@@ -135,11 +134,11 @@ impl Splitter {
         let pass = self.core.gate.enter(Regions::of(blocks)).await;
         let pass = pass.map_err(io::Error::other)?;
         let guard = self.core.locks.lock(blocks).await;
-        let done = if change.is_quick() {
-            self.core.apply(&change, blocks, pass)
+        let done = if is_quick(&change) {
+            self.core.apply(&change, pass)
         } else {
             let core = Arc::clone(&self.core);
-            let task = tokio::task::spawn_blocking(move || core.apply(&change, blocks, pass));
+            let task = tokio::task::spawn_blocking(move || core.apply(&change, pass));
             task.await.map_err(io::Error::other).flatten()
         };
         drop(guard);
@@ -169,9 +168,9 @@ impl Splitter {
         let task = tokio::task::spawn_blocking(move || core.flush());
         let (disk, log) = match task.await {
             Ok(results) => results,
-            Err(error) => (Err(io::Error::other(error)), Ok(())),
+            Err(error) => (Err(io::Error::other(error)), Ok(Durable::default())),
         };
-        self.core.gate.flush_ends(disk.is_ok() && log.is_ok());
+        self.core.gate.flush_ends(disk.as_ref().and(log.as_ref()).ok().copied());
         if let Err(error) = &log {
             let path = self.core.disk.path().display();
             tracing::error!(disk = %path, %error, "the log cannot be flushed: its intents stay");
@@ -197,56 +196,28 @@ impl Splitter {
     }
 }
 
+fn is_quick(change: &Change) -> bool {
+    match change {
+        Change::Write { data, .. } => data.len() <= INLINE_BYTES_MAX,
+        Change::Zero { .. } => false,
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A change of the disk.
-#[derive(Debug)]
-enum Change {
-    Write { offset: u64, data: Bytes },
-    Zero { offset: u64, length: u64, may_trim: bool },
-}
-
-impl Change {
-    fn bytes(&self) -> (u64, u64) {
-        match self {
-            Self::Write { offset, data } => (*offset, data.len() as u64),
-            Self::Zero { offset, length, .. } => (*offset, *length),
-        }
-    }
-
-    /// The blocks that it touches.
-    fn blocks(&self) -> BlockRange {
-        let (offset, length) = self.bytes();
-        let block = offset / BLOCK;
-        BlockRange { block, count: (offset + length).div_ceil(BLOCK) - block }
-    }
-
-    fn is_quick(&self) -> bool {
-        match self {
-            Self::Write { data, .. } => data.len() <= INLINE_BYTES_MAX,
-            Self::Zero { .. } => false,
-        }
-    }
-}
-
 impl Core {
     /// The disk, then the log; blocks. The caller holds the blocks.
-    fn apply(&self, change: &Change, blocks: BlockRange, pass: Pass) -> io::Result<()> {
+    fn apply(&self, change: &Change, pass: Pass) -> io::Result<()> {
         let mut is_logged = false;
-        let result = self.apply_to_both(change, blocks, &mut is_logged);
+        let result = self.apply_to_both(change, &mut is_logged);
         // Whatever went wrong, some of it may be on the disk: what is not logged is in doubt.
         self.gate.leave(pass, is_logged);
         result
     }
 
-    fn apply_to_both(
-        &self,
-        change: &Change,
-        blocks: BlockRange,
-        is_logged: &mut bool,
-    ) -> io::Result<()> {
+    fn apply_to_both(&self, change: &Change, is_logged: &mut bool) -> io::Result<()> {
         self.steps.reach(Step::BeforeDisk)?;
         match change {
             Change::Write { offset, data } => self.disk.write(data, *offset)?,
@@ -255,48 +226,9 @@ impl Core {
             }
         }
         self.steps.reach(Step::AfterDisk)?;
-        *is_logged = self.log_change(change, blocks)?;
+        *is_logged =
+            change.log(|blocks| self.read_blocks(blocks), |entries| self.append(entries))?;
         self.steps.reach(Step::AfterLog)
-    }
-
-    /// Whether the log took it. Errors are those of reading back the edges of the change.
-    fn log_change(&self, change: &Change, blocks: BlockRange) -> io::Result<bool> {
-        let (offset, length) = change.bytes();
-        let is_on_grid = offset.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK);
-        match change {
-            Change::Write { data, .. } if is_on_grid => {
-                Ok(self.append(&[Entry::Write { block: blocks.block, data }]))
-            }
-            Change::Write { .. } => {
-                let data = self.read_blocks(blocks)?;
-                Ok(self.append(&[Entry::Write { block: blocks.block, data: &data }]))
-            }
-            Change::Zero { .. } => self.log_zeros(offset, length, blocks),
-        }
-    }
-
-    fn log_zeros(&self, offset: u64, length: u64, blocks: BlockRange) -> io::Result<bool> {
-        let first_whole = offset.div_ceil(BLOCK);
-        let end_whole = (offset + length) / BLOCK;
-        if first_whole >= end_whole {
-            let data = self.read_blocks(blocks)?;
-            return Ok(self.append(&[Entry::Write { block: blocks.block, data: &data }]));
-        }
-        let edge = |block: u64| -> io::Result<Vec<u8>> {
-            self.read_blocks(BlockRange { block, count: 1 })
-        };
-        let head = (first_whole > blocks.block).then(|| edge(blocks.block)).transpose()?;
-        let tail = (end_whole < blocks.end()).then(|| edge(end_whole)).transpose()?;
-        let mut entries = Vec::with_capacity(3);
-        if let Some(data) = &head {
-            entries.push(Entry::Write { block: blocks.block, data });
-        }
-        let range = BlockRange { block: first_whole, count: end_whole - first_whole };
-        entries.push(Entry::Zero { range });
-        if let Some(data) = &tail {
-            entries.push(Entry::Write { block: end_whole, data });
-        }
-        Ok(self.append(&entries))
     }
 
     fn read_blocks(&self, blocks: BlockRange) -> io::Result<Vec<u8>> {
@@ -329,10 +261,16 @@ impl Core {
         tracing::warn!(disk = %path, %error, "changes are not logged: their regions are in doubt");
     }
 
-    fn flush(&self) -> (io::Result<()>, io::Result<()>) {
+    fn flush(&self) -> (io::Result<()>, io::Result<Durable>) {
         let disk = self.steps.reach(Step::BeforeFlush).and_then(|()| self.disk.sync());
-        let log = self.steps.reach(Step::BetweenFlushes).and_then(|()| self.log.sync());
+        let log = self.steps.reach(Step::BetweenFlushes).and_then(|()| self.sync_log());
         (disk, log)
+    }
+
+    fn sync_log(&self) -> io::Result<Durable> {
+        let durable = Durable { restarts: self.progress.restarts(), end: self.log.last() };
+        self.log.sync()?;
+        Ok(durable)
     }
 }
 

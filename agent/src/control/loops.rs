@@ -1,6 +1,7 @@
 //! Asking for assignments, and reporting.
 
 use crate::durable::replace;
+use crate::files::OsFiles;
 use crate::points::Points;
 use farshore_api::agent::{
     AgentReport, AgentVolumeReport, Assignments, RegisterAgent, Registered, Reported,
@@ -95,7 +96,7 @@ async fn take(assignments: Assignments, path: &Path, assigned: &watch::Sender<Op
     let path = path.to_owned();
     let written = tokio::task::spawn_blocking(move || {
         let bytes = bytes.map_err(io::Error::other)?;
-        replace(&path, &bytes)
+        replace(&OsFiles, &path, &bytes)
     });
     if let Err(error) = written.await.map_err(io::Error::other).flatten() {
         tracing::warn!(%error, "assignments cannot be kept: a restart without the control plane \

@@ -5,15 +5,16 @@
 //! reach the page cache, which outlives the process; [`Log::sync`] makes them outlive the machine.
 //!
 //! Order of operations: a new file has its header before it takes a frame; files are trimmed oldest
-//! first; the newest file is never removed, so that the next seq is always known.
+//! first; the newest file is never removed, so that the next seq is always known. What is behind the
+//! frames that somebody relies on may be lost in a crash; the volume's state says up to where that is.
 
 mod reader;
 mod recovery;
 mod writer;
 
 pub use reader::{Cursor, Run};
-pub use recovery::Recovered;
-pub use writer::{Entry, Log, Place};
+pub use recovery::{Loss, Lost, Recovered};
+pub use writer::{Entry, Home, Log, Place};
 
 use farshore_proto::{DecodeError, ErrorKind, Seq};
 use std::io;
@@ -35,8 +36,12 @@ pub enum LogError {
         source: io::Error,
     },
     /// A frame that was appended cannot be read back.
-    #[error("the log is damaged at seq {seq}")]
+    #[error("{} is damaged at offset {offset}, seq {seq}", path.display())]
     Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where the frame that cannot be read begins in it.
+        offset: u64,
         /// First seq that cannot be read.
         seq: Seq,
         /// What is wrong with it.

@@ -1,12 +1,12 @@
 //! Reading frames back for the session, as they lie on the wire.
 
 use super::{Log, LogError};
+use crate::files::FileIo;
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use farshore_proto::{DecodeError, Seq};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 const FRAME_BYTES_MAX: u64 = (FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX) as u64;
@@ -68,18 +68,18 @@ impl Log {
             let part = &writer.parts[index - 1];
             (Arc::clone(&part.file), part.first, part.end, part.path.clone())
         };
-        let failed = |source| LogError::Io { action: "read", path, source };
+        let failed = |bad: Bad| bad.error(&path);
         if cursor.first != first {
-            (cursor.first, cursor.offset) = (first, seek(&file, first, cursor.next)?);
+            (cursor.first, cursor.offset) =
+                (first, seek(&*file, first, cursor.next).map_err(failed)?);
         }
-        let length = (end - cursor.offset).min(bytes_max.max(FRAME_BYTES_MAX));
+        let (seq, offset) = (cursor.next, cursor.offset);
+        let length = end.saturating_sub(offset).min(bytes_max.max(FRAME_BYTES_MAX));
         buffer.clear();
         buffer.resize(usize::try_from(length).expect("a run fits memory"), 0);
-        if let Err(source) = file.read_exact_at(buffer, cursor.offset) {
-            return Err(failed(source));
-        }
-        let (run, bytes) = whole_frames(buffer, cursor.next, bytes_max)
-            .map_err(|(seq, source)| LogError::Damaged { seq, source })?;
+        read(&*file, seq, offset, buffer).map_err(failed)?;
+        let (run, bytes) = whole_frames(buffer, seq, bytes_max)
+            .map_err(|(seq, at, source)| failed(Bad::Frame { seq, offset: offset + at, source }))?;
         buffer.truncate(bytes);
         cursor.offset += bytes as u64;
         cursor.next = run.last.next();
@@ -87,31 +87,66 @@ impl Log {
     }
 }
 
-/// The whole frames at the front of `bytes` and their length.
+/// Why a file does not give what was put into it.
+enum Bad {
+    Io(io::Error),
+    Frame { seq: Seq, offset: u64, source: DecodeError },
+}
+
+impl Bad {
+    fn error(self, path: &Path) -> LogError {
+        let path = path.to_owned();
+        match self {
+            Self::Io(source) => LogError::Io { action: "read", path, source },
+            Self::Frame { seq, offset, source } => LogError::Damaged { path, offset, seq, source },
+        }
+    }
+}
+
+/// Fills `buffer` from `offset` on, where the frame `seq` begins. A file that ends before is damaged:
+/// what is read was appended.
+fn read(file: &dyn FileIo, seq: Seq, offset: u64, buffer: &mut [u8]) -> Result<(), Bad> {
+    file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            let source =
+                DecodeError::Truncated { what: "log frame", needed: buffer.len(), have: 0 };
+            Bad::Frame { seq, offset, source }
+        }
+        _ => Bad::Io(error),
+    })
+}
+
+/// The whole frames at the front of `bytes` and their length; or the seq and place of the first that
+/// is not as it was appended.
+///
+/// Bodies are compared with their checksums as well: the node would refuse the frame, and the agent
+/// would send it again and again.
 fn whole_frames(
     bytes: &[u8],
     next: Seq,
     bytes_max: u64,
-) -> Result<(Run, usize), (Seq, DecodeError)> {
+) -> Result<(Run, usize), (Seq, u64, DecodeError)> {
     let mut run = Run { last: Seq(next.0 - 1), marks: Vec::new() };
     let mut at = 0;
     loop {
         let seq = run.last.next();
+        let bad = |error| (seq, at as u64, error);
         let Some(head) = bytes[at..].first_chunk::<FRAME_HEADER_BYTES>() else { break };
-        let header = FrameHeader::decode(head).map_err(|error| (seq, error))?;
+        let header = FrameHeader::decode(head).map_err(bad)?;
         if header.seq != seq || !header.kind.is_stream() {
-            return Err((seq, DecodeError::Range { what: "log frame seq", value: header.seq.0 }));
+            return Err(bad(DecodeError::Range { what: "log frame seq", value: header.seq.0 }));
         }
         let end = at + FRAME_HEADER_BYTES + header.body_bytes;
         if end > bytes.len() || (at > 0 && end as u64 > bytes_max) {
             break;
         }
+        let body = &bytes[at + FRAME_HEADER_BYTES..end];
+        header.check_body(body).map_err(bad)?;
         if header.kind == FrameKind::Mark {
-            let body = &bytes[at + FRAME_HEADER_BYTES..end];
             match Control::decode(&header, body) {
                 Ok(Control::Mark(seq, mark)) => run.marks.push((seq, mark)),
                 Ok(_) => unreachable!("a mark decodes to a mark"),
-                Err(error) => return Err((seq, error)),
+                Err(error) => return Err(bad(error)),
             }
         }
         run.last = seq;
@@ -120,28 +155,23 @@ fn whole_frames(
     if at == 0 {
         let needed = FRAME_HEADER_BYTES;
         let error = DecodeError::Truncated { what: "log frame", needed, have: bytes.len() };
-        return Err((next, error));
+        return Err((next, 0, error));
     }
     Ok((run, at))
 }
 
 /// The offset of the frame `wanted` in a file that begins with `first`.
-fn seek(file: &File, first: Seq, wanted: Seq) -> Result<u64, LogError> {
+fn seek(file: &dyn FileIo, first: Seq, wanted: Seq) -> Result<u64, Bad> {
     let mut offset = HRL_HEADER_BYTES as u64;
     let mut head = [0; FRAME_HEADER_BYTES];
-    for seq in first.0..wanted.0 {
-        let damaged = |source| LogError::Damaged { seq: Seq(seq), source };
-        if let Err(error) = file.read_exact_at(&mut head, offset) {
-            return Err(match error.kind() {
-                io::ErrorKind::UnexpectedEof => damaged(DecodeError::Truncated {
-                    what: "log frame",
-                    needed: FRAME_HEADER_BYTES,
-                    have: 0,
-                }),
-                _ => LogError::Io { action: "read", path: "the log".into(), source: error },
-            });
+    for seq in (first.0..wanted.0).map(Seq) {
+        read(file, seq, offset, &mut head)?;
+        let bad = |source| Bad::Frame { seq, offset, source };
+        let header = FrameHeader::decode(&head).map_err(bad)?;
+        if header.seq != seq {
+            let value = header.seq.0;
+            return Err(bad(DecodeError::Range { what: "log frame seq", value }));
         }
-        let header = FrameHeader::decode(&head).map_err(damaged)?;
         offset += (FRAME_HEADER_BYTES + header.body_bytes) as u64;
     }
     Ok(offset)

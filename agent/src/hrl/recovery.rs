@@ -1,21 +1,21 @@
 //! Opening a log after whatever happened to it.
 //!
-//! A crash in the middle of an append leaves a torn frame at the very end: it is cut off. Anything
-//! else that does not decode (a bad frame with good ones behind it, files that do not join) is
-//! damage: the log is cut before it, and the caller sends the whole disk again.
+//! What does not decode ends the log. Up to a seq that the caller names it must be whole: an end before
+//! that is damage, and the caller notes durably that the whole disk is sent again before the log is cut.
+//! Behind it a kill or a power cut may have torn anything, in any order, and what was lost is found by
+//! its intents: the log is cut there, with good frames behind it or not.
 
 use super::writer::{Part, file_name};
 use super::{LogError, writer};
+use crate::files::{FileIo, Files};
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use farshore_proto::{DecodeError, Seq, VolumeId};
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX;
 /// Bytes read at once: several of the largest frames.
@@ -30,7 +30,7 @@ pub struct Recovered {
     pub last: Seq,
     /// The marks in the log.
     pub marks: Vec<(Seq, Mark)>,
-    /// Bytes of a torn frame that were cut off.
+    /// Bytes behind the last whole frame that were cut off.
     pub torn_bytes: u64,
     /// Whether there was no file at all.
     pub was_absent: bool,
@@ -38,40 +38,69 @@ pub struct Recovered {
     pub damage: Option<String>,
 }
 
-/// Reads every file of the log and cuts it to what is whole.
+/// What is wrong with a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss<'a> {
+    /// There is none.
+    Gone,
+    /// It is damaged, in words.
+    Damage(&'a str),
+}
+
+/// Told of a loss before its traces are removed: what it notes must be durable when it returns.
+/// Otherwise a crash right after would leave a log that looks whole.
+pub type Lost<'a> = &'a mut dyn FnMut(Loss<'_>) -> io::Result<()>;
+
+/// What opening works with.
+struct Opening<'a> {
+    files: &'a dyn Files,
+    volume: VolumeId,
+    /// Up to here the log must be whole.
+    logged: Seq,
+    lost: Lost<'a>,
+    /// Something was cut off: later files are removed.
+    is_cut: bool,
+    recovered: Recovered,
+}
+
+/// Reads every file of the log and cuts it to what is whole. Up to `logged` it must be.
 pub(super) fn recover(
+    files: &dyn Files,
     dir: &Path,
     volume: VolumeId,
+    logged: Seq,
+    lost: Lost<'_>,
 ) -> Result<(VecDeque<Part>, Recovered), LogError> {
-    let files = list(dir)?;
-    let mut recovered = Recovered {
+    let found = list(files, dir)?;
+    let recovered = Recovered {
         first: Seq(1),
         last: Seq(0),
         marks: Vec::new(),
         torn_bytes: 0,
-        was_absent: files.is_empty(),
+        was_absent: found.is_empty(),
         damage: None,
     };
+    if found.is_empty() {
+        lost(Loss::Gone).map_err(failed("note the loss of", dir))?;
+    }
+    let mut opening = Opening { files, volume, logged, lost, is_cut: false, recovered };
     let mut parts = VecDeque::new();
-    let count = files.len();
-    for (index, (first, path)) in files.into_iter().enumerate() {
-        if recovered.damage.is_some() {
-            fs::remove_file(&path).map_err(failed("remove", &path))?;
-            continue;
+    let count = found.len();
+    for (index, (first, path)) in found.into_iter().enumerate() {
+        let last = opening.recovered.last;
+        if !opening.is_cut && index > 0 && first != last.next() {
+            opening.cut(last, &path, &format!("does not join seq {last}"))?;
         }
-        let joins = parts.is_empty() || first == recovered.last.next();
-        if !joins {
-            let last = recovered.last;
-            recovered.damage = Some(format!("{} does not join seq {last}", path.display()));
-            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        if opening.is_cut {
+            files.remove(&path).map_err(failed("remove", &path))?;
             continue;
         }
         let is_newest = index + 1 == count;
-        if let Some(part) = open_part(volume, first, &path, is_newest, &mut recovered)? {
+        if let Some(part) = opening.part(first, &path, is_newest)? {
             parts.push_back(part);
         }
     }
-    Ok((parts, recovered))
+    Ok((parts, opening.recovered))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError + use<> {
@@ -79,66 +108,118 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogErr
     move |source| LogError::Io { action, path, source }
 }
 
-fn list(dir: &Path) -> Result<Vec<(Seq, PathBuf)>, LogError> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
-        let entry = entry.map_err(failed("list", dir))?;
-        let name = entry.file_name();
+fn list(files: &dyn Files, dir: &Path) -> Result<Vec<(Seq, PathBuf)>, LogError> {
+    let mut found = Vec::new();
+    for name in files.list(dir).map_err(failed("list", dir))? {
         let number = name.to_str().and_then(|name| name.strip_suffix(".hrl"));
         let Some(first) = number.and_then(|number| number.parse().ok()) else { continue };
         if first > 0 && name.to_str() == Some(&file_name(Seq(first))) {
-            files.push((Seq(first), entry.path()));
+            found.push((Seq(first), dir.join(name)));
         }
     }
-    files.sort();
-    Ok(files)
+    found.sort();
+    Ok(found)
 }
 
-fn open_part(
-    volume: VolumeId,
-    first: Seq,
-    path: &Path,
-    is_newest: bool,
-    recovered: &mut Recovered,
-) -> Result<Option<Part>, LogError> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).open(path).map_err(failed("open", path))?;
-    let length = file.metadata().map_err(failed("open", path))?.len();
-    let mut head = [0; HRL_HEADER_BYTES];
-    let has_head = length >= HRL_HEADER_BYTES as u64;
-    if has_head {
-        file.read_exact_at(&mut head, 0).map_err(failed("read", path))?;
+impl Opening<'_> {
+    /// The log ends at `last`, because something is wrong with a file: that is damage, and noted as
+    /// such, if it must be longer.
+    fn cut(&mut self, last: Seq, path: &Path, what: &str) -> Result<(), LogError> {
+        self.is_cut = true;
+        let what = format!("{} {what}", path.display());
+        if last >= self.logged {
+            tracing::warn!(%last, what, "the log was cut short: what it lost is in doubt");
+            return Ok(());
+        }
+        (self.lost)(Loss::Damage(&what)).map_err(failed("note the damage of", path))?;
+        self.recovered.damage = Some(what);
+        Ok(())
     }
-    let header = if has_head { HrlHeader::decode(&head).ok() } else { None };
-    if header.is_none_or(|header| header.volume != volume || header.first_seq != first) {
-        // A crash while the file was made leaves its name without a header, and nothing in it.
-        let is_torn = is_newest && header.is_none() && length <= HRL_HEADER_BYTES as u64;
-        if !is_torn {
-            recovered.damage = Some(format!("{} has no valid header", path.display()));
-            fs::remove_file(path).map_err(failed("remove", path))?;
+
+    /// Opens one file and cuts it to what is whole; none if it is removed.
+    fn part(&mut self, first: Seq, path: &Path, is_newest: bool) -> Result<Option<Part>, LogError> {
+        let file = self.files.open(path).map_err(failed("open", path))?;
+        let length = file.len().map_err(failed("open", path))?;
+        let before = Seq(first.0 - 1);
+        let header = header_of(&*file, length).map_err(failed("read", path))?;
+        let Some(header) = header else {
+            return self.without_header(first, path, length);
+        };
+        let is_ours = header.volume == self.volume;
+        let is_only = is_newest && self.recovered.last == Seq(0);
+        if is_ours
+            && is_only
+            && header.first_seq < first
+            && was_being_emptied(&*file, header.first_seq, first, length)
+                .map_err(failed("read", path))?
+        {
+            let part = writer::empty(&file, path, self.volume, first);
+            self.recovered.last = before;
+            return part.map(Some).map_err(failed("empty", path));
+        }
+        if !is_ours || header.first_seq != first {
+            // No crash leaves that.
+            let what = format!("{} is another log's", path.display());
+            self.is_cut = true;
+            (self.lost)(Loss::Damage(&what)).map_err(failed("note the damage of", path))?;
+            self.recovered.damage = Some(what);
+            self.files.remove(path).map_err(failed("remove", path))?;
+            return Ok(None);
+        }
+        let scan = scan(&*file, first, length).map_err(failed("read", path))?;
+        self.recovered.marks.extend(scan.marks);
+        self.recovered.last = scan.last;
+        if let Some(error) = scan.stopped {
+            self.cut(scan.last, path, &format!("is damaged at offset {}: {error}", scan.end))?;
+            self.recovered.torn_bytes += length - scan.end;
+            file.set_len(scan.end).map_err(failed("cut", path))?;
+            file.sync_all().map_err(failed("sync", path))?;
+        } else if is_newest && scan.last < self.logged {
+            let logged = self.logged;
+            self.cut(scan.last, path, &format!("ends at seq {}, not {logged}", scan.last))?;
+        }
+        Ok(Some(Part { first, file, end: scan.end, path: path.to_owned() }))
+    }
+
+    /// A file whose header does not decode: a crash while it was made, or damage.
+    fn without_header(
+        &mut self,
+        first: Seq,
+        path: &Path,
+        length: u64,
+    ) -> Result<Option<Part>, LogError> {
+        let before = Seq(first.0 - 1);
+        self.cut(before, path, "has no valid header")?;
+        self.recovered.torn_bytes += length;
+        if self.recovered.damage.is_some() {
+            self.files.remove(path).map_err(failed("remove", path))?;
             return Ok(None);
         }
         let dir = path.parent().expect("a file lies in a directory");
-        let part = writer::create(dir, volume, first).map_err(failed("write", path))?;
-        recovered.torn_bytes += length;
-        recovered.last = Seq(first.0 - 1);
-        return Ok(Some(part));
+        let part = writer::create(self.files, dir, self.volume, first);
+        self.recovered.last = before;
+        part.map(Some).map_err(failed("write", path))
     }
-    let scan = scan(&file, first, length).map_err(failed("read", path))?;
-    recovered.marks.extend(scan.marks);
-    recovered.last = scan.last;
-    if let Some(error) = scan.stopped {
-        let later =
-            later_frame(&file, scan.end, length, scan.last).map_err(failed("read", path))?;
-        if !is_newest || later.is_some() {
-            let (name, end) = (path.display(), scan.end);
-            recovered.damage = Some(format!("{name} is damaged at offset {end}: {error}"));
-        }
-        recovered.torn_bytes += length - scan.end;
-        file.set_len(scan.end).map_err(failed("cut", path))?;
-        file.sync_all().map_err(failed("sync", path))?;
+}
+
+/// The header of a file; none if it does not decode.
+fn header_of(file: &dyn FileIo, length: u64) -> io::Result<Option<HrlHeader>> {
+    let mut head = [0; HRL_HEADER_BYTES];
+    if length < HRL_HEADER_BYTES as u64 {
+        return Ok(None);
     }
-    Ok(Some(Part { first, file: Arc::new(file), end: scan.end, path: path.to_owned() }))
+    file.read_exact_at(&mut head, 0)?;
+    Ok(HrlHeader::decode(&head).ok())
+}
+
+/// Whether a power cut came while the only file, which is named by seq `name` and whose header says
+/// `head`, was emptied: everything in it was committed.
+fn was_being_emptied(file: &dyn FileIo, head: Seq, name: Seq, length: u64) -> io::Result<bool> {
+    if length == HRL_HEADER_BYTES as u64 {
+        return Ok(true);
+    }
+    let scan = scan(file, head, length)?;
+    Ok(scan.stopped.is_none() && scan.last.next() == name)
 }
 
 struct Scan {
@@ -149,7 +230,7 @@ struct Scan {
 }
 
 /// Walks the frames of a file, checking every one.
-fn scan(file: &File, first: Seq, length: u64) -> io::Result<Scan> {
+fn scan(file: &dyn FileIo, first: Seq, length: u64) -> io::Result<Scan> {
     let mut scan = Scan {
         end: HRL_HEADER_BYTES as u64,
         last: Seq(first.0 - 1),
@@ -183,7 +264,14 @@ fn next_frame(
     bytes: &[u8],
     expected: Seq,
 ) -> Result<(FrameHeader, Option<(Seq, Mark)>), DecodeError> {
-    let (header, body) = frame_at(bytes)?;
+    let (header, body) = match frame_at(bytes) {
+        Err(DecodeError::Checksum { what: "frame body" }) if is_on(Bug::HrlTrustsTornTail) => {
+            let head = bytes.first_chunk().expect("its header was decoded");
+            let header = FrameHeader::decode(head)?;
+            (header, &bytes[FRAME_HEADER_BYTES..][..header.body_bytes])
+        }
+        frame => frame?,
+    };
     if header.seq != expected {
         return Err(DecodeError::Range { what: "log frame seq", value: header.seq.0 });
     }
@@ -197,31 +285,13 @@ fn next_frame(
     Ok((header, mark))
 }
 
-fn read_window(file: &File, offset: u64, length: u64, window: &mut Vec<u8>) -> io::Result<()> {
+fn read_window(
+    file: &dyn FileIo,
+    offset: u64,
+    length: u64,
+    window: &mut Vec<u8>,
+) -> io::Result<()> {
     let bytes = (length - offset).min(WINDOW_BYTES as u64);
     window.resize(usize::try_from(bytes).expect("bounded by the window"), 0);
     file.read_exact_at(window, offset)
-}
-
-/// The first whole frame of a later seq behind `from`, if there is one: then what lies at `from`
-/// is not the torn end of the log.
-fn later_frame(file: &File, from: u64, length: u64, last: Seq) -> io::Result<Option<Seq>> {
-    let mut window = Vec::new();
-    let mut offset = from;
-    while offset < length {
-        read_window(file, offset, length, &mut window)?;
-        let is_last = offset + window.len() as u64 == length;
-        // Frames are read again from the next window if they might not fit this one.
-        let reach = if is_last { window.len() } else { window.len() - FRAME_BYTES_MAX };
-        for at in 0..reach {
-            if window[at..].starts_with(b"FSF1")
-                && let Ok((header, _)) = frame_at(&window[at..])
-                && header.seq > last
-            {
-                return Ok(Some(header.seq));
-            }
-        }
-        offset += reach as u64;
-    }
-    Ok(None)
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::faulty_files::{FaultyFiles, time};
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use farshore_proto::{BlockRange, MarkKind, PointId, VolumeId};
@@ -6,8 +7,32 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+mod damage;
+
 const VOLUME: VolumeId = VolumeId([3; 16]);
 const LIMIT: u64 = 64 << 20;
+
+impl Log {
+    /// A log on files that work; losses need no note.
+    fn open(dir: &Path, volume: VolumeId, limit_bytes: u64) -> Result<(Self, Recovered), LogError> {
+        Self::open_on(&FaultyFiles::good(), dir, (volume, limit_bytes), Seq(0))
+    }
+
+    fn open_on(
+        files: &FaultyFiles,
+        dir: &Path,
+        (volume, limit_bytes): (VolumeId, u64),
+        logged: Seq,
+    ) -> Result<(Self, Recovered), LogError> {
+        let home = Home { files: files.shared(), time: time(), dir: dir.to_owned(), limit_bytes };
+        Self::open_in(home, volume, logged, &mut |_| Ok(()))
+    }
+}
+
+/// Opens a log that must be whole up to `logged`.
+fn open_logged(dir: &Path, logged: u64) -> (Log, Recovered) {
+    Log::open_on(&FaultyFiles::good(), dir, (VOLUME, LIMIT), Seq(logged)).unwrap()
+}
 
 fn open(dir: &Path) -> (Log, Recovered) {
     Log::open(dir, VOLUME, LIMIT).unwrap()
@@ -118,16 +143,23 @@ fn damage_in_front_of_good_frames_is_told_never_silent() {
         let mut bytes = whole.clone();
         bytes[HRL_HEADER_BYTES + index * frame + offset] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        let (_, recovered) = open(dir.path());
+        let (_, recovered) = open_logged(dir.path(), 5);
         assert_eq!(recovered.last, Seq(index as u64), "what is good in front is kept");
         assert!(recovered.damage.is_some(), "frame {index} byte {offset}");
+        // Where nobody relies on it, it is what a power cut leaves.
+        fs::write(&path, &bytes).unwrap();
+        let (_, recovered) = open_logged(dir.path(), index as u64);
+        assert_eq!((recovered.last, recovered.damage), (Seq(index as u64), None));
     }
-    // The very last frame: not to be told from a torn one.
+    // The very last frame, flipped or gone.
     let mut bytes = whole.clone();
     *bytes.last_mut().unwrap() ^= 1;
-    fs::write(&path, &bytes).unwrap();
-    let (_, recovered) = open(dir.path());
-    assert_eq!((recovered.last, recovered.damage), (Seq(4), None));
+    for bytes in [&bytes[..], &bytes[..bytes.len() - frame]] {
+        fs::write(&path, bytes).unwrap();
+        let (_, recovered) = open_logged(dir.path(), 5);
+        assert_eq!(recovered.last, Seq(4));
+        assert!(recovered.damage.is_some());
+    }
     // A file of another volume.
     fs::write(&path, &whole).unwrap();
     let (_, recovered) = Log::open(dir.path(), VolumeId([4; 16]), LIMIT).unwrap();
@@ -185,7 +217,7 @@ fn reopening_joins_files_and_notices_a_missing_one() {
     let (_, recovered) = open(dir.path());
     assert_eq!((recovered.first, recovered.last, recovered.damage), (Seq(1), Seq(40), None));
     fs::remove_file(dir.path().join("00000000000000000017.hrl")).unwrap();
-    let (_, recovered) = open(dir.path());
+    let (_, recovered) = open_logged(dir.path(), 40);
     assert_eq!(recovered.last, Seq(16));
     assert!(recovered.damage.unwrap().contains("does not join seq 16"));
 }
@@ -238,4 +270,109 @@ fn damage_found_while_reading_is_told() {
     let mut cursor = Cursor::at(Seq(1));
     let error = log.read_run(&mut cursor, 1 << 20, &mut Vec::new()).unwrap_err();
     assert!(matches!(error, LogError::Damaged { seq: Seq(2), .. }));
+}
+
+/// M4: a power cut while the only file was emptied costs no resync. Name, header and length may be
+/// durable each by itself.
+#[test]
+fn a_power_cut_while_the_log_is_emptied_is_not_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = full_of(dir.path(), 3);
+    let old = fs::read(only_file(dir.path())).unwrap();
+    let old_name = only_file(dir.path());
+    log.trim(Seq(3)).unwrap();
+    let new = fs::read(only_file(dir.path())).unwrap();
+    let new_name = only_file(dir.path());
+    assert_ne!(old_name, new_name);
+    drop(log);
+    let cut = |head: &[u8], name: &Path| {
+        fs::remove_file(only_file(dir.path())).unwrap();
+        fs::write(name, head).unwrap();
+        let opened = || {
+            let files = FaultyFiles::good();
+            Log::open_on(&files, dir.path(), (VOLUME, 4 << 20), Seq(3)).unwrap()
+        };
+        let (log, recovered) = opened();
+        assert_eq!(recovered.damage, None, "{} bytes in {}", head.len(), name.display());
+        drop(log);
+        let (_, again) = opened();
+        assert_eq!((again.last, again.damage), (recovered.last, None), "the same again");
+        recovered.last
+    };
+    assert_eq!(cut(&old, &new_name), Seq(3), "only the name");
+    assert_eq!(cut(&old[..HRL_HEADER_BYTES], &new_name), Seq(3), "name and length");
+    assert_eq!(cut(&new, &new_name), Seq(3), "everything");
+    // Frames that do not end where the name says are damage.
+    fs::remove_file(only_file(dir.path())).unwrap();
+    fs::write(&new_name, &old[..old.len() - 5]).unwrap();
+    let (_, recovered) = Log::open(dir.path(), VOLUME, 4 << 20).unwrap();
+    assert!(recovered.damage.is_some());
+}
+
+/// A log of so many frames of 256 blocks, with files of 1 MiB.
+fn full_of(dir: &Path, frames: u64) -> Log {
+    let (log, _) = Log::open(dir, VOLUME, 4 << 20).unwrap();
+    let big = vec![1; 64 * BLOCK_BYTES];
+    for number in 0..frames {
+        log.append(&[Entry::Write { block: number * 64, data: &big }]).unwrap();
+    }
+    log
+}
+
+/// P1: a kill while the only file is emptied.
+#[test]
+fn a_kill_while_the_log_is_emptied_is_not_damage() {
+    for changes in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        drop(full_of(dir.path(), 3));
+        let files = FaultyFiles::good();
+        let (log, _) = Log::open_on(&files, dir.path(), (VOLUME, 4 << 20), Seq(3)).unwrap();
+        files.set_left(changes);
+        let trimmed = log.trim(Seq(3));
+        if trimmed.is_err() {
+            files.set_left(u64::MAX);
+            if changes > 0 {
+                let block = block(1);
+                let refused = log.append(&[Entry::Write { block: 0, data: &block }]);
+                let is_refused = matches!(refused, Err(AppendError::Io { .. }));
+                assert!(is_refused, "nothing is appended behind what is not known");
+            }
+            log.trim(Seq(3)).unwrap();
+            assert_eq!(write(&log, 0, 1), Seq(4), "emptied at the second try");
+            continue;
+        }
+        drop(log);
+        let (_, recovered) = Log::open(dir.path(), VOLUME, 4 << 20).unwrap();
+        assert_eq!((recovered.last, recovered.damage), (Seq(3), None));
+        assert_eq!(changes, 3);
+        return;
+    }
+}
+
+/// M4: two syncs at once, as by a flush of the guest beside the copy.
+#[test]
+fn a_sync_waits_for_the_one_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = FaultyFiles::good();
+    let opened = Log::open_on(&files, dir.path(), (VOLUME, LIMIT), Seq(0)).unwrap();
+    let log = std::sync::Arc::new(opened.0);
+    write(&log, 1, 1);
+    files.hold_syncs(true);
+    let sync = || {
+        let log = std::sync::Arc::clone(&log);
+        std::thread::spawn(move || log.sync().unwrap())
+    };
+    let first = sync();
+    while files.syncs_waiting() == 0 {
+        std::thread::yield_now();
+    }
+    let second = sync();
+    for _ in 0..100 {
+        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert!(!second.is_finished(), "the frame is not durable yet");
+    }
+    files.hold_syncs(false);
+    first.join().unwrap();
+    second.join().unwrap();
 }

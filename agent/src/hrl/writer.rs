@@ -1,27 +1,25 @@
 //! Appending, trimming, restarting.
 
-use super::recovery::{self, Recovered};
+use super::recovery::{self, Lost, Recovered};
 use super::{AppendError, LogError};
-use crate::durable::sync_dir;
+use crate::clock::Now;
+use crate::files::{FileIo, Files};
 use farshore_proto::frame::{Control, FrameHeader, Mark};
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_FILE_BYTES, HRL_HEADER_BYTES,
     ZERO_BLOCKS_MAX,
 };
-use farshore_proto::{BlockRange, Seq, VolumeId};
+use farshore_proto::{BlockRange, Seq, Timestamp, VolumeId};
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// Pause after the file system was found full, so that not every write tries again.
-const NO_SPACE_PAUSE: Duration = Duration::from_millis(500);
+const NO_SPACE_PAUSE_MS: u64 = 500;
 /// Slices handed to one write call (`IOV_MAX` is 1024).
 const SLICES_MAX: usize = 512;
 
@@ -62,10 +60,23 @@ pub struct Place {
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) first: Seq,
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<dyn FileIo>,
     /// End of the last whole frame.
     pub(super) end: u64,
     pub(super) path: PathBuf,
+}
+
+/// Where a log is kept.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// The file system.
+    pub files: Arc<dyn Files>,
+    /// Bounds the pause after the file system was found full, nothing else.
+    pub time: Arc<dyn Now>,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Bytes that its files may have together.
+    pub limit_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -77,9 +88,9 @@ pub(super) struct Writer {
     /// Changes that the log did not take, and restarts: a mark is good only if none came between.
     breaches: u64,
     restarts: u64,
-    no_space_until: Option<Instant>,
+    no_space_until: Option<Timestamp>,
     /// Files with frames that no sync has covered.
-    unsynced: Vec<Arc<File>>,
+    unsynced: Vec<Arc<dyn FileIo>>,
     is_dir_synced: bool,
     /// A failed append could not be undone: nothing may be appended behind it.
     is_broken: bool,
@@ -88,37 +99,47 @@ pub(super) struct Writer {
 /// The log of one volume.
 #[derive(Debug)]
 pub struct Log {
+    files: Arc<dyn Files>,
+    time: Arc<dyn Now>,
     dir: PathBuf,
     volume: VolumeId,
     limit_bytes: u64,
     file_bytes: u64,
     pub(super) writer: Mutex<Writer>,
+    /// Held while files are synced: who finds nothing left to sync must wait for who syncs it.
+    sync_lane: Mutex<()>,
     last: AtomicU64,
     bytes: AtomicU64,
     appended: Notify,
 }
 
 impl Log {
-    /// Opens the log in `dir`, making it if there is none, and reads every frame in it.
+    /// Opens the log, making it if there is none, and reads every frame in it. Up to `logged` it must
+    /// be whole; `lost` is told when it is not, or when there is no log.
     ///
     /// # Errors
-    /// `Io` if a file cannot be read, written or made. Damage is not an error: see [`Recovered`].
-    pub fn open(
-        dir: &Path,
+    /// `Io` if a file cannot be read, written or made, or `lost` failed. Damage is not an error: see
+    /// [`Recovered`].
+    pub fn open_in(
+        home: Home,
         volume: VolumeId,
-        limit_bytes: u64,
+        logged: Seq,
+        lost: Lost<'_>,
     ) -> Result<(Self, Recovered), LogError> {
+        let Home { files, time, dir, limit_bytes } = home;
+        let dir = &*dir;
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| LogError::Io { action, path, source }
         };
-        fs::create_dir_all(dir).map_err(io("create", dir))?;
-        let (mut parts, mut recovered) = recovery::recover(dir, volume)?;
+        files.create_dir_all(dir).map_err(io("create", dir))?;
+        let (mut parts, mut recovered) = recovery::recover(&*files, dir, volume, logged, lost)?;
         if parts.is_empty() {
-            parts.push_back(create(dir, volume, Seq(1)).map_err(io("create a file in", dir))?);
+            let part = create(&*files, dir, volume, Seq(1));
+            parts.push_back(part.map_err(io("create a file in", dir))?);
             recovered.last = Seq(0);
         }
-        sync_dir(dir).map_err(io("sync", dir))?;
+        files.sync_dir(dir).map_err(io("sync", dir))?;
         let bytes = parts.iter().map(|part| part.end).sum();
         let next = recovered.last.next();
         recovered.first = parts[0].first;
@@ -136,6 +157,8 @@ impl Log {
             is_broken: false,
         };
         let log = Self {
+            files,
+            time,
             dir: dir.to_owned(),
             volume,
             limit_bytes,
@@ -143,6 +166,7 @@ impl Log {
             last: AtomicU64::new(recovered.last.0),
             bytes: AtomicU64::new(bytes),
             writer: Mutex::new(writer),
+            sync_lane: Mutex::default(),
             appended: Notify::new(),
         };
         Ok((log, recovered))
@@ -239,13 +263,15 @@ impl Log {
             let source = io::Error::other("an earlier append could not be undone");
             return Err(AppendError::Io { source });
         }
-        if writer.no_space_until.is_some_and(|until| until > Instant::now()) {
+        if writer.no_space_until.is_some_and(|until| until > self.time.now()) {
             return Err(AppendError::NoSpace);
         }
         let mut next = writer.next;
         let frames = frames_of(entries, &mut next);
         let bytes: u64 = frames.iter().map(|frame| frame.bytes()).sum();
-        if writer.bytes + bytes > self.limit_bytes {
+        // Each group may need a file of its own.
+        let headers = frames.chunks(SLICES_MAX / 2).len() * HRL_HEADER_BYTES;
+        if writer.bytes + bytes + headers as u64 > self.limit_bytes {
             return Err(AppendError::Full { limit_bytes: self.limit_bytes });
         }
         let result = self.write_frames(writer, &frames);
@@ -253,7 +279,7 @@ impl Log {
             let is_full =
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             if is_full {
-                writer.no_space_until = Some(Instant::now() + NO_SPACE_PAUSE);
+                writer.no_space_until = Some(self.time.now().plus_ms(NO_SPACE_PAUSE_MS));
                 return Err(AppendError::NoSpace);
             }
             return Err(AppendError::Io { source });
@@ -276,7 +302,7 @@ impl Log {
                 }
             }
             let bytes: u64 = group.iter().map(Frame::bytes).sum();
-            if let Err(error) = write_all_at(&part.file, &mut slices, part.end) {
+            if let Err(error) = part.file.write_vectored_at(&mut slices, part.end) {
                 if part.file.set_len(part.end).is_err() {
                     writer.is_broken = true;
                 }
@@ -299,7 +325,7 @@ impl Log {
     }
 
     fn rotate(&self, writer: &mut Writer) -> io::Result<()> {
-        let part = create(&self.dir, self.volume, writer.next)?;
+        let part = create(&*self.files, &self.dir, self.volume, writer.next)?;
         writer.bytes += part.end;
         writer.unsynced.push(Arc::clone(&part.file));
         writer.is_dir_synced = false;
@@ -313,6 +339,7 @@ impl Log {
     /// What the system said. Frames appended since the last good sync may be lost in a power cut
     /// even if a later sync succeeds.
     pub fn sync(&self) -> io::Result<()> {
+        let _lane = self.sync_lane.lock().unwrap_or_else(PoisonError::into_inner);
         let (files, is_dir_synced) = {
             let mut writer = self.lock();
             let synced = std::mem::replace(&mut writer.is_dir_synced, true);
@@ -320,7 +347,7 @@ impl Log {
         };
         let result = files.iter().try_for_each(|file| file.sync_data());
         let result = match result {
-            Ok(()) if !is_dir_synced => sync_dir(&self.dir),
+            Ok(()) if !is_dir_synced => self.files.sync_dir(&self.dir),
             other => other,
         };
         if result.is_err() {
@@ -339,7 +366,7 @@ impl Log {
         let mut writer = self.lock();
         while writer.parts.len() > 1 && writer.parts[1].first <= committed.next() {
             let part = &writer.parts[0];
-            fs::remove_file(&part.path).map_err(|source| LogError::Io {
+            self.files.remove(&part.path).map_err(|source| LogError::Io {
                 action: "remove",
                 path: part.path.clone(),
                 source,
@@ -361,26 +388,35 @@ impl Log {
 
     /// Empties the only file, everything in which is committed, and names it by the next seq.
     ///
-    /// If this is cut short, the file is empty under its old name and the next seq is too low; the
-    /// next session finds that the node has more than the log, and all that is safe in the vault.
+    /// The name comes first, durably: a file that is shorter than its name says would have lost
+    /// something. If the rest is cut short, opening the log ends it.
     fn recycle(&self, writer: &mut Writer) -> Result<(), LogError> {
         let first = writer.next;
         let part = writer.parts.back_mut().expect("the log has a file");
-        let error = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| LogError::Io { action, path, source }
-        };
-        let header = HrlHeader { volume: self.volume, first_seq: first }.encode();
-        let header_bytes = HRL_HEADER_BYTES as u64;
         let path = self.dir.join(file_name(first));
-        part.file.set_len(header_bytes).map_err(error("empty", &part.path))?;
-        writer.bytes -= part.end - header_bytes;
-        part.end = header_bytes;
-        part.file.write_all_at(&header, 0).map_err(error("write", &part.path))?;
-        part.first = first;
-        fs::rename(&part.path, &path).map_err(error("rename", &part.path))?;
-        part.path = path;
-        writer.is_dir_synced = false;
+        if part.path != path {
+            let renamed = self.files.rename(&part.path, &path);
+            renamed.map_err(|source| LogError::Io {
+                action: "rename",
+                path: part.path.clone(),
+                source,
+            })?;
+            part.path.clone_from(&path);
+        }
+        let synced = self.files.sync_dir(&self.dir);
+        let emptied = synced.and_then(|()| empty(&part.file, &path, self.volume, first));
+        let emptied = match emptied {
+            Ok(emptied) => emptied,
+            Err(source) => {
+                // Its end, its header and its name may not fit each other any more.
+                writer.is_broken = true;
+                return Err(LogError::Io { action: "empty", path, source });
+            }
+        };
+        writer.is_broken = false;
+        writer.bytes -= part.end - emptied.end;
+        let part = writer.parts.back_mut().expect("the log has a file");
+        *part = emptied;
         writer.no_space_until = None;
         if writer.unsynced.is_empty() {
             let file = Arc::clone(&active(writer).file);
@@ -402,11 +438,15 @@ impl Log {
             move |source| LogError::Io { action, path, source }
         };
         for part in &writer.parts {
-            fs::remove_file(&part.path).map_err(error("remove", &part.path))?;
+            match self.files.remove(&part.path) {
+                // An attempt before this one came so far.
+                Err(source) if source.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(error("remove", &part.path))?,
+            }
         }
-        let part =
-            create(&self.dir, self.volume, next).map_err(error("create a file in", &self.dir))?;
-        sync_dir(&self.dir).map_err(error("sync", &self.dir))?;
+        let part = create(&*self.files, &self.dir, self.volume, next)
+            .map_err(error("create a file in", &self.dir))?;
+        self.files.sync_dir(&self.dir).map_err(error("sync", &self.dir))?;
         writer.next = next;
         writer.bytes = part.end;
         writer.unsynced = vec![Arc::clone(&part.file)];
@@ -427,18 +467,34 @@ pub(super) fn file_name(first: Seq) -> String {
     format!("{:020}.hrl", first.0)
 }
 
-pub(super) fn create(dir: &Path, volume: VolumeId, first: Seq) -> io::Result<Part> {
+pub(super) fn create(
+    files: &dyn Files,
+    dir: &Path,
+    volume: VolumeId,
+    first: Seq,
+) -> io::Result<Part> {
     let path = dir.join(file_name(first));
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(true).mode(0o600);
-    let file = options.open(&path)?;
+    let file = files.create(&path)?;
     let header = HrlHeader { volume, first_seq: first }.encode();
     if let Err(error) = file.write_all_at(&header, 0) {
         // An empty file under this name would be taken for a torn one; it is harmless but useless.
-        let _ = fs::remove_file(&path);
+        let _ = files.remove(&path);
         return Err(error);
     }
-    Ok(Part { first, file: Arc::new(file), end: HRL_HEADER_BYTES as u64, path })
+    Ok(Part { first, file, end: HRL_HEADER_BYTES as u64, path })
+}
+
+/// Empties a file of the log that is named by `first` and holds nothing that is needed. Needs no space.
+pub(super) fn empty(
+    file: &Arc<dyn FileIo>,
+    path: &Path,
+    volume: VolumeId,
+    first: Seq,
+) -> io::Result<Part> {
+    let end = HRL_HEADER_BYTES as u64;
+    file.set_len(end)?;
+    file.write_all_at(&HrlHeader { volume, first_seq: first }.encode(), 0)?;
+    Ok(Part { first, file: Arc::clone(file), end, path: path.to_owned() })
 }
 
 struct Frame<'a> {
@@ -486,21 +542,4 @@ fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq) -> Vec<Frame<'a>> {
         }
     }
     frames
-}
-
-fn write_all_at(file: &File, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
-    let mut slices = slices;
-    let mut offset = offset;
-    while !slices.is_empty() {
-        match rustix::io::pwritev(file, slices, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => {
-                offset += count as u64;
-                IoSlice::advance_slices(&mut slices, count);
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }

@@ -12,12 +12,17 @@ use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Frames from the node that wait for the driver.
 const SAID_MAX: usize = 16;
+
+/// Between two attempts to note that the stream joins.
+const JOIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the control plane wants a volume's stream to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +121,8 @@ struct Driver {
     buffer: Vec<u8>,
     trouble: Option<String>,
     point_at: Option<farshore_proto::Timestamp>,
+    /// When to try again to note that the stream joins.
+    join_at: Option<Instant>,
 }
 
 impl Driver {
@@ -132,6 +139,7 @@ impl Driver {
             buffer: Vec::new(),
             trouble: None,
             point_at: None,
+            join_at: None,
         };
         for (seq, mark) in std::mem::take(&mut driver.session.marks) {
             driver.feed_mark(seq, mark);
@@ -169,6 +177,7 @@ impl Driver {
         let deadline = self.source.deadline().map(|at| tokio::time::sleep_until(clock.instant(at)));
         let said = self.link.as_mut().map(|link| link.said.recv());
         let work = self.work.as_mut();
+        let join_again = self.join_at.map(tokio::time::sleep_until);
         tokio::select! {
             Some(done) = OptionFuture::from(work) => {
                 self.work = None;
@@ -177,6 +186,10 @@ impl Driver {
             Some(said) = OptionFuture::from(said) => self.hear(said),
             () = self.session.stream.log.appended() => {}
             Some(()) = OptionFuture::from(deadline) => self.feed(Input::Tick),
+            Some(()) = OptionFuture::from(join_again) => {
+                self.join_at = None;
+                self.todo.push_back(Output::Joined);
+            }
             Ok(()) = self.session.route.changed() => self.feed(Input::Assigned),
         }
     }
@@ -190,11 +203,7 @@ impl Driver {
             }
             Output::Hello { first, last } => self.say_hello(first, last).await,
             Output::Close => self.hang_up(),
-            Output::Joined => {
-                let stream = Arc::clone(&self.session.stream);
-                let _ = tokio::task::spawn_blocking(move || stream.join()).await;
-                tracing::info!(volume = %self.session.stream.volume, "the stream joins");
-            }
+            Output::Joined => self.join().await,
             Output::Restart { next, breach } => {
                 let stream = Arc::clone(&self.session.stream);
                 let task = tokio::task::spawn_blocking(move || stream.restart(next, breach)).await;
@@ -216,6 +225,21 @@ impl Driver {
             Output::PointCommitted { seq, mark } => {
                 self.point_at = Some(self.session.clock.at_wall(mark.time_unix_ms));
                 (self.session.on_point)(seq, mark);
+            }
+        }
+    }
+
+    /// Notes that the stream joins. If that cannot be done, frames flow all the same, but no intent is
+    /// cleared and nothing is copied until it is.
+    async fn join(&mut self) {
+        let stream = Arc::clone(&self.session.stream);
+        let volume = stream.volume;
+        let joined = tokio::task::spawn_blocking(move || stream.join()).await;
+        match joined.map_err(io::Error::other).flatten() {
+            Ok(()) => tracing::info!(%volume, "the stream joins"),
+            Err(error) => {
+                tracing::warn!(%volume, %error, "that the stream joins is not noted");
+                self.join_at = Some(Instant::now() + JOIN_PAUSE);
             }
         }
     }

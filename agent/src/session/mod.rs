@@ -9,3 +9,4 @@ mod wire;
 
 pub use dial::{Dial, DialError, Target, Transport};
 pub use driver::{OnPoint, Route, Session, Standing};
+pub use wire::{Said, WireError, said_header};

@@ -3,11 +3,12 @@
 use super::{RETRY_PAUSE, Running, Tasks};
 use crate::capture::gate::Gate;
 use crate::capture::hashes::Hashes;
-use crate::capture::intent::IntentMap;
 use crate::capture::scan::{ScanError, Scanner};
 use crate::capture::splitter::{Served, Splitter};
 use crate::disk::{Access, Disk, DiskError};
+use crate::files::OsFiles;
 use crate::mark::{Requests, mark_served};
+use crate::stream::DiskFacts;
 use farshore_api::machine::Capture;
 use farshore_engine::doubt::{Regions, Settings};
 use farshore_nbd::{Address, BindError, Server};
@@ -87,44 +88,25 @@ impl Running {
         Requests::new(self.assigned.clone(), log, &self.opening.marks)
     }
 
-    /// Notes the disk in the state; whatever happened to it unseen means that it is sent again.
-    async fn adopt(&self, disk: &Arc<Disk>, is_doubtful: bool) -> Result<(), CaptureError> {
-        let (disk, stream) = (Arc::clone(disk), Arc::clone(&self.opening.stream));
-        let is_new = self.opening.is_new;
-        let adopted = blocking(move || {
-            let state = stream.state.get();
-            let is_other = state.identity.is_some_and(|identity| identity != disk.identity());
-            let changed_ns = disk.changed_ns()?;
-            let is_changed = state.stopped_ns.is_some_and(|stopped| stopped != changed_ns);
-            let has_begun = !is_new || state.size_bytes > 0;
-            if has_begun && (is_doubtful || is_other || is_changed) {
-                let path = disk.path().display();
-                tracing::warn!(
-                    disk = %path, is_doubtful, is_other, is_changed,
-                    "what the disk holds is not known: all of it is sent again"
-                );
-                stream.progress.begin_again()?;
-                stream.progress.resume();
-            }
-            stream.state.update(|state| {
-                state.size_bytes = disk.size_bytes();
-                state.identity = Some(disk.identity());
-                state.stopped_ns = None;
-            })
-        });
-        adopted.await.map_err(|source| self.data_error(source))
-    }
-
     async fn serve(&mut self, disk: Arc<Disk>) -> Result<(), CaptureError> {
         let regions = Regions::in_blocks(disk.size_bytes() / BLOCK_BYTES as u64);
-        let (path, volume) = (self.opening.dir.join("intent"), self.opening.stream.volume);
-        let intents = blocking(move || IntentMap::open(&path, volume, regions)).await;
-        let intents = intents.map_err(|source| self.data_error(source))?;
-        self.adopt(&disk, intents.1.is_unknown).await?;
+        let (dir, is_new) = (self.opening.dir.clone(), self.opening.is_new);
+        let (stream, opened) = (Arc::clone(&self.opening.stream), Arc::clone(&disk));
+        let intents = blocking(move || {
+            let facts = DiskFacts {
+                size_bytes: opened.size_bytes(),
+                identity: opened.identity(),
+                changed_ns: opened.changed_ns()?,
+            };
+            stream.open_intents(&OsFiles, &dir, facts, is_new)
+        });
+        let intents = intents.await.map_err(|source| self.data_error(source))?;
         let stream = Arc::clone(&self.opening.stream);
         let steps = self.env.steps.clone();
-        let gate = Gate::new(Settings::default(), regions, intents, self.env.clock, steps.clone());
         let (log, progress) = (Arc::clone(&stream.log), Arc::clone(&stream.progress));
+        let (settings, clock) = (Settings::default(), self.env.clock);
+        let gate =
+            Gate::new(settings, regions, intents, Arc::clone(&progress), clock, steps.clone());
         let splitter = Splitter::new(Arc::clone(&disk), log, gate, progress, steps);
         let (reads, opened) = (self.env.reads.clone(), Arc::clone(&disk));
         let reads = blocking(move || reads.open(opened.file())).await;

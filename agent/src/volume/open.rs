@@ -1,10 +1,10 @@
-//! Opening what a volume left behind, and deciding what of it can be trusted.
+//! Opening what a volume left behind.
 
 use super::{Env, Stream};
-use crate::capture::progress::Progress;
 use crate::durable::private_dir;
-use crate::hrl::{Log, LogError};
-use crate::state::StateFile;
+use crate::files::OsFiles;
+use crate::hrl::LogError;
+use crate::stream::{Found, LOG_DIR, Place, StreamError};
 use farshore_api::agent::AgentVolume;
 use farshore_api::machine::Capture;
 use farshore_engine::source::Opened;
@@ -50,6 +50,15 @@ pub enum OpenError {
     },
 }
 
+impl From<StreamError> for OpenError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Io { action, path, source } => Self::Io { action, path, source },
+            StreamError::Log(source) => Self::Log { source },
+        }
+    }
+}
+
 impl OpenError {
     /// What the caller does about it.
     #[must_use]
@@ -81,9 +90,6 @@ pub struct Opening {
 impl Opening {
     /// Opens the log and the state of a volume; blocks.
     ///
-    /// A log that is absent or damaged although the volume had begun means that the whole disk is
-    /// sent again.
-    ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(env: &Env, volume: &AgentVolume) -> Result<Self, OpenError> {
@@ -92,51 +98,20 @@ impl Opening {
             let path = path.to_owned();
             move |source| OpenError::Io { action, path, source }
         };
-        private_dir(&dir).map_err(failed("create", &dir))?;
-        let path = dir.join("state.json");
-        let state = match StateFile::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                let path = path.display();
-                tracing::error!(%path, %error, "the state is damaged: the whole disk is sent again");
-                StateFile::unknown(&dir.join("state.json"))
-            }
-            other => other.map_err(failed("read", &path))?,
-        };
-        let is_new = state.was_absent();
-        let state = Arc::new(state);
-        let log_dir = dir.join("hrl");
+        let log_dir = dir.join(LOG_DIR);
         private_dir(&log_dir).map_err(failed("create", &log_dir))?;
         let limit = log_limit(&log_dir, env.log_bytes_max).map_err(failed("measure", &log_dir))?;
-        let (log, recovered) = Log::open(&log_dir, volume.volume.into(), limit)?;
-        let progress = Arc::new(Progress::new(Arc::clone(&state)));
-        let trouble = match &recovered.damage {
-            Some(damage) => Some(damage.clone()),
-            None if recovered.was_absent && !is_new => Some("the log is gone".to_owned()),
-            None => None,
+        let place = Place {
+            files: Arc::new(OsFiles),
+            time: Arc::new(env.clock),
+            dir: dir.clone(),
+            log_bytes_max: limit,
         };
-        if let Some(trouble) = trouble {
-            let volume = volume.volume;
-            tracing::error!(%volume, trouble, "the log is damaged: the whole disk is sent again");
-            progress.begin_again().map_err(failed("write", &path))?;
-            progress.resume();
-        }
-        // Until a session joins, the node has at most what the log held at the first start since
-        // the last one did: a power cut may have taken what came behind.
-        let last = recovered.last;
-        let floor = Seq(state.get().floor.unwrap_or(last.0)).min(last);
-        if let Err(error) = state.update(|state| state.floor = Some(floor.0)) {
-            tracing::warn!(path = %path.display(), %error, "the volume's state cannot be written");
-        }
-        let (log, has_intents) = (Arc::new(log), volume.capture == Capture::Nbd);
-        let stream = Stream::new(volume.volume.into(), log, state, progress, has_intents);
-        Ok(Self {
-            dir,
-            stream: Arc::new(stream),
-            opened: Opened { last, floor },
-            marks: recovered.marks,
-            nbd_port: volume.nbd_port,
-            is_new,
-        })
+        let has_intents = volume.capture == Capture::Nbd;
+        let (stream, found) = Stream::open(&place, volume.volume.into(), has_intents)?;
+        let Found { opened, marks, is_new, .. } = found;
+        let nbd_port = volume.nbd_port;
+        Ok(Self { dir, stream: Arc::new(stream), opened, marks, nbd_port, is_new })
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+mod damage;
 mod faults;
 mod replicate;
 

@@ -39,6 +39,16 @@ pub const MARK_INTERVAL_MS_MAX: u64 = 86_400_000;
 /// Seconds without a report after which an agent or a node counts as silent.
 pub const SILENT_AFTER_SECONDS: u64 = 15;
 
+/// Seconds without a report after which a node's volumes go to another node, if the operator says
+/// nothing else: with the move itself they replicate elsewhere within 10 s.
+pub const NODE_LOST_AFTER_SECONDS_DEFAULT: u64 = 6;
+
+/// Least seconds of silence that lose a node its volumes: one late report is no loss.
+pub const NODE_LOST_AFTER_SECONDS_MIN: u64 = 3;
+
+/// Most seconds of silence that an operator may allow a node (one day).
+pub const NODE_LOST_AFTER_SECONDS_MAX: u64 = 86_400;
+
 /// How often agents and nodes should report, in milliseconds.
 pub const REPORT_INTERVAL_MS: u64 = 1_000;
 

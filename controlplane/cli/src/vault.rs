@@ -5,9 +5,11 @@ mod restore;
 mod verify;
 
 use clap::Subcommand;
+use farshore_api::Exit;
 use farshore_api::point::PointSelector;
 use farshore_proto::{MarkKind, VolumeId};
-use farshore_vault::catalog::{self, VolumeInfo};
+use farshore_vault::VaultError;
+use farshore_vault::catalog::{self, FoundVolume, PointList as Found, VolumeInfo};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -126,35 +128,54 @@ struct VolumeRow {
     label: String,
     size_bytes: u64,
     epoch: u64,
+    /// What of it cannot be read.
+    damage: Option<String>,
 }
 
-impl From<VolumeInfo> for VolumeRow {
-    fn from(info: VolumeInfo) -> Self {
-        let newest = info.epochs.last();
+impl From<&FoundVolume> for VolumeRow {
+    fn from(found: &FoundVolume) -> Self {
+        let FoundVolume { info: VolumeInfo { volume, epochs }, broken } = found;
+        let newest = epochs.last();
         Self {
-            volume: info.volume.into(),
+            volume: (*volume).into(),
             label: newest.map(|epoch| epoch.label.clone()).unwrap_or_default(),
             size_bytes: newest.map_or(0, |epoch| epoch.size_bytes),
             epoch: newest.map_or(0, |epoch| epoch.epoch.0),
+            damage: broken.as_ref().map(ToString::to_string),
         }
+    }
+}
+
+/// The failure of a listing that ends before what is damaged; what it could list was printed.
+fn ended_by(broken: Option<VaultError>, hint: impl FnOnce() -> String) -> Outcome {
+    match broken {
+        Some(error) => Err(vault_failure(&error).hint_on(Exit::Corrupt, hint)),
+        None => Ok(()),
     }
 }
 
 async fn volumes(global: &Global, source: &Source) -> Outcome {
     let vault = source.open(global).await?;
-    let found = catalog::list_volumes(&vault).await.map_err(|error| vault_failure(&error))?;
-    let list = VolumeList { volumes: found.into_iter().map(VolumeRow::from).collect() };
+    let found = catalog::find_volumes(&vault).await.map_err(|error| vault_failure(&error))?;
+    let list = VolumeList { volumes: found.iter().map(VolumeRow::from).collect() };
     global.output.unwrap_or_default().print(&list, |list| {
         let mut table = Table::new(&["VOLUME", "LABEL", "SIZE", "EPOCH"], "no volumes");
         for row in &list.volumes {
+            let is_known = row.damage.is_none();
             table.row([
                 row.volume.to_string(),
                 row.label.clone(),
                 size(row.size_bytes),
-                row.epoch.to_string(),
+                if is_known { row.epoch.to_string() } else { "damaged".to_owned() },
             ]);
         }
         table.render()
+    })?;
+    let broken = found.into_iter().find_map(|volume| volume.broken);
+    ended_by(broken, || {
+        "the other volumes are whole as far as their lists of epochs tell; `farshore vault verify \
+         --read-data` says more"
+            .to_owned()
     })
 }
 
@@ -163,6 +184,8 @@ async fn volumes(global: &Global, source: &Source) -> Outcome {
 struct PointList {
     volume: Uuid,
     points: Vec<PointRow>,
+    /// What is damaged or missing behind these points.
+    damage: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -184,8 +207,8 @@ fn kind(kind: MarkKind) -> &'static str {
 
 async fn points(global: &Global, source: &Source, volume: Uuid) -> Outcome {
     let vault = source.open(global).await?;
-    let found = catalog::list_points(&vault, VolumeId::from(volume)).await;
-    let found = found.map_err(|error| vault_failure(&error))?;
+    let found = catalog::list_points_to_damage(&vault, VolumeId::from(volume)).await;
+    let Found { points: found, broken } = found.map_err(|error| vault_failure(&error))?;
     let row = |point: farshore_vault::Point| PointRow {
         point: point.id.into(),
         kind: kind(point.kind),
@@ -194,7 +217,9 @@ async fn points(global: &Global, source: &Source, volume: Uuid) -> Outcome {
         epoch: point.epoch.0,
         size_bytes: point.size_bytes,
     };
-    let list = PointList { volume, points: found.into_iter().map(row).collect() };
+    let damage = broken.as_ref().map(ToString::to_string);
+    let list = PointList { volume, points: found.into_iter().map(row).collect(), damage };
+    let is_any = !list.points.is_empty();
     global.output.unwrap_or_default().print(&list, |list| {
         let mut table = Table::new(&["POINT", "TIME", "KIND", "SEQ", "EPOCH"], "no points yet");
         for row in &list.points {
@@ -207,5 +232,12 @@ async fn points(global: &Global, source: &Source, volume: Uuid) -> Outcome {
             ]);
         }
         table.render()
+    })?;
+    ended_by(broken, || match is_any {
+        true => format!(
+            "the points above are in front of the damage: restore one by its id with `farshore vault \
+             restore --volume {volume} --point ID`"
+        ),
+        false => "`farshore vault verify --read-data` says what else is damaged".to_owned(),
     })
 }

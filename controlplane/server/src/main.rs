@@ -8,6 +8,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use farshore_api::Exit;
+use farshore_api::limits::{
+    NODE_LOST_AFTER_SECONDS_DEFAULT, NODE_LOST_AFTER_SECONDS_MAX, NODE_LOST_AFTER_SECONDS_MIN,
+};
 use farshore_control::control::Control;
 use farshore_control::fatal::Fatal;
 use farshore_control::settings::{QemuAccel, Settings};
@@ -42,6 +45,12 @@ struct Arguments {
     /// What failed-over machines run on.
     #[arg(long, value_enum, env = "FARSHORE_QEMU_ACCEL", default_value_t)]
     qemu_accel: QemuAccel,
+    /// Seconds without a report after which a node's volumes go to another node, if there is one.
+    #[arg(long, value_name = "SECONDS", env = "FARSHORE_NODE_LOST_AFTER",
+        default_value_t = NODE_LOST_AFTER_SECONDS_DEFAULT,
+        value_parser = clap::value_parser!(u64)
+            .range(NODE_LOST_AFTER_SECONDS_MIN..=NODE_LOST_AFTER_SECONDS_MAX))]
+    node_lost_after: u64,
 }
 
 impl Arguments {
@@ -65,6 +74,7 @@ impl Arguments {
             node_program: bin_dir.join("farshore-node"),
             qemu_program: self.qemu,
             qemu_accel: self.qemu_accel,
+            node_lost_after_seconds: self.node_lost_after,
         })
     }
 }

@@ -22,6 +22,8 @@ pub struct Settings {
     pub qemu_program: PathBuf,
     /// What failed-over machines run on.
     pub qemu_accel: QemuAccel,
+    /// Seconds of silence after which a node's volumes go to another node, if there is one.
+    pub node_lost_after_seconds: u64,
 }
 
 /// What failed-over machines run on.

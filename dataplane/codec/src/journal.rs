@@ -10,8 +10,9 @@
 use crate::error::{CodecError, Place};
 use crate::keys::{DataKey, KeyRing};
 use crate::seal::{Domain, OpenKey, Purpose, Sealer};
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader};
-use farshore_proto::limits::{JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES};
+use farshore_proto::limits::{JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES};
 use farshore_proto::{KeyNumber, LogId, VaultId};
 
 fn with_context<T>(vault: VaultId, log: LogId, file: u64, with: impl FnOnce(&[&[u8]]) -> T) -> T {
@@ -95,6 +96,29 @@ impl JournalSealer {
         padding.fill(0);
         Ok(header)
     }
+}
+
+/// Why the reading of a file's groups ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum GroupsEnd {
+    /// The file ends behind a whole group.
+    Whole,
+    /// What follows is no whole group, as a crash leaves it: nothing acknowledged was there.
+    Torn {
+        /// Number of the group that is not there.
+        group: u64,
+        /// What is wrong with what is.
+        cause: CodecError,
+    },
+    /// A group is damaged, and groups follow behind it.
+    Damaged {
+        /// Its number.
+        group: u64,
+        /// Where it begins in the file.
+        offset: usize,
+        /// What is wrong.
+        cause: CodecError,
+    },
 }
 
 /// Opens the groups of one journal file.
@@ -183,12 +207,58 @@ impl JournalOpener {
         };
         self.key.open_in_place(Domain::Group, group, head, sealed)
     }
+
+    /// Opens all groups of the file whose bytes, header block included, are `file`; `each` gets the
+    /// entries of one after the other.
+    ///
+    /// Ends before the first group that is not whole or not as it was sealed, or at which `each`
+    /// fails. `file` is opened in place: it is of no use afterwards.
+    pub fn read_groups(
+        &self,
+        file: &mut [u8],
+        mut each: impl FnMut(&[u8]) -> Result<(), CodecError>,
+    ) -> GroupsEnd {
+        let (mut offset, mut group) = (JOURNAL_ALIGN_BYTES, 0);
+        while offset < file.len() {
+            let next = match self.group_header(group, &file[offset..]) {
+                Ok(header) => offset + header.disk_bytes(),
+                Err(cause) => return self.end_of_groups(file, (group, offset), offset, cause),
+            };
+            let is_skipped = is_on(Bug::ReplaySkipsTail) && next >= file.len();
+            let opened = self.open_group(group, &mut file[offset..]);
+            match opened.map(|plain| if is_skipped { Ok(()) } else { each(plain) }) {
+                Ok(Ok(())) => {}
+                Ok(Err(cause)) => return GroupsEnd::Damaged { group, offset, cause },
+                Err(cause) => return self.end_of_groups(file, (group, offset), next, cause),
+            }
+            (offset, group) = (next, group + 1);
+        }
+        GroupsEnd::Whole
+    }
+
+    /// Tells a torn end from damage: damage has a later group of this file behind it.
+    fn end_of_groups(
+        &self,
+        file: &[u8],
+        (group, offset): (u64, usize),
+        behind: usize,
+        cause: CodecError,
+    ) -> GroupsEnd {
+        let mut blocks = file[behind.min(file.len())..].chunks(JOURNAL_ALIGN_BYTES);
+        let is_followed = blocks.any(|block| {
+            let header = block.first_chunk().and_then(|head| GroupHeader::decode(head).ok());
+            header.is_some_and(|header| header.file == self.header.number && header.group > group)
+        });
+        match is_followed {
+            true => GroupsEnd::Damaged { group, offset, cause },
+            false => GroupsEnd::Torn { group, cause },
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use farshore_proto::limits::JOURNAL_ALIGN_BYTES;
 
     const VAULT: VaultId = VaultId([1; 16]);
     const LOG: LogId = LogId([2; 16]);

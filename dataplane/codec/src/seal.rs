@@ -24,6 +24,7 @@ use crate::keys::{DataKey, derive};
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use farshore_proto::KeyNumber;
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::TAG_BYTES;
 use std::fmt;
 use zeroize::Zeroizing;
@@ -336,6 +337,9 @@ impl Sealer {
     ) -> Result<Self, CodecError> {
         let mut salt = [0; SALT_BYTES];
         getrandom::fill(&mut salt).map_err(|_| CodecError::Entropy)?;
+        if is_on(Bug::SaltReused) {
+            derive("farshore seeded bug", context, &mut salt);
+        }
         let key = OpenKey::derive_for(implementation, key, purpose, context, &salt);
         Ok(Self { key, salt, next: [0; Domain::COUNT] })
     }

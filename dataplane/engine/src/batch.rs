@@ -8,9 +8,10 @@
 //!   - B2: pieces of a span are in block order and do not overlap.
 //!   - B3: the batch holds each frame it was given exactly once in `held`.
 
-use farshore_proto::frame::Mark;
+use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
 use farshore_proto::limits::{BATCH_BYTES, BLOCK_BYTES, SEGMENT_SPANS_MAX};
-use farshore_proto::{BlockRange, Epoch, Seq, VolumeId};
+use farshore_proto::{BlockRange, DecodeError, Epoch, Seq, VolumeId};
 use std::collections::BTreeMap;
 
 /// Most pieces in a batch; each becomes at least one extent.
@@ -60,6 +61,53 @@ pub enum Change {
     Zero(BlockRange),
     /// A recovery point.
     Mark(Mark),
+}
+
+impl Change {
+    /// What a frame of the stream does; `None` for frames that are not part of it. `body` is looked
+    /// at only if the frame is a mark.
+    ///
+    /// # Errors
+    /// If the body of a mark is damaged or breaks the format.
+    pub fn decode(header: &FrameHeader, body: &[u8]) -> Result<Option<Self>, DecodeError> {
+        Ok(match header.kind {
+            FrameKind::Write => Some(Self::Write(header.range)),
+            FrameKind::Zero => Some(Self::Zero(header.range)),
+            FrameKind::Mark => match Control::decode(header, body)? {
+                Control::Mark(_, mark) => Some(Self::Mark(mark)),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+}
+
+/// How large a batch grows before it is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of bodies; at most [`BATCH_BYTES`].
+    pub bytes: usize,
+    /// Pieces of all spans; at most [`PIECES_MAX`].
+    pub pieces: usize,
+    /// Spans; 3 to [`SEGMENT_SPANS_MAX`].
+    pub spans: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: BATCH_BYTES, pieces: PIECES_MAX, spans: SEGMENT_SPANS_MAX }
+    }
+}
+
+impl Limits {
+    /// Whether a segment can hold what a batch of these limits holds.
+    #[must_use]
+    pub fn are_legal(&self) -> bool {
+        let Self { bytes, pieces, spans } = *self;
+        (1..=BATCH_BYTES).contains(&bytes)
+            && (1..=PIECES_MAX).contains(&pieces)
+            && (3..=SEGMENT_SPANS_MAX).contains(&spans)
+    }
 }
 
 /// A frame on its way through the shard.
@@ -126,6 +174,7 @@ pub struct Held {
 /// The batch being filled.
 #[derive(Debug, Default)]
 pub struct Batch {
+    limits: Limits,
     open: BTreeMap<VolumeId, OpenSpan>,
     closed: Vec<SpanPlan>,
     held: Vec<Held>,
@@ -134,6 +183,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// An empty batch that grows up to `limits`.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// Whether it holds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -143,9 +198,9 @@ impl Batch {
     /// Whether it must be closed before it takes more.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.bytes >= BATCH_BYTES
-            || self.pieces >= PIECES_MAX
-            || self.closed.len() + self.open.len() + 2 >= SEGMENT_SPANS_MAX
+        self.bytes >= self.limits.bytes
+            || self.pieces >= self.limits.pieces
+            || self.closed.len() + self.open.len() + 2 >= self.limits.spans
     }
 
     /// Whether frames of the volume are in it.
@@ -181,6 +236,7 @@ impl Batch {
             Change::Zero(range) => {
                 put_piece(&mut span.pieces, Piece { range, content: Content::Zero });
             }
+            Change::Mark(_) if is_on(Bug::MarkCoalescedAway) => {}
             Change::Mark(mark) => return self.close_span(entry.volume, Some(mark)),
         }
         self.pieces = self.pieces + span.pieces.len() - before;
@@ -232,6 +288,18 @@ impl Batch {
 
 /// Makes `piece` the last writer of its blocks.
 fn put_piece(pieces: &mut BTreeMap<u64, (u64, Content)>, piece: Piece) {
+    let BlockRange { block, count } = piece.range;
+    if is_on(Bug::FirstWriterWins) {
+        let earlier = std::mem::replace(pieces, BTreeMap::from([(block, (count, piece.content))]));
+        earlier.into_iter().for_each(|(block, (count, content))| {
+            over_write(pieces, Piece { range: BlockRange { block, count }, content });
+        });
+        return;
+    }
+    over_write(pieces, piece);
+}
+
+fn over_write(pieces: &mut BTreeMap<u64, (u64, Content)>, piece: Piece) {
     let BlockRange { block, count } = piece.range;
     let end = block + count;
     // The piece that begins before and reaches into the new one keeps its front, and its back

@@ -12,6 +12,7 @@
 //!     began after the last such write has ended (checked when it is cleared).
 //!   - D4: one intent is made durable at a time; writes that come meanwhile share the next.
 
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::{BlockRange, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -279,7 +280,10 @@ impl Doubt {
             settings,
             regions,
             intents: recovered.clone(),
-            doubt: recovered,
+            doubt: match is_on(Bug::RestartWithoutDoubt) {
+                true => RegionSet::empty(regions),
+                false => recovered,
+            },
             touched: RegionSet::empty(regions),
             persisting: BTreeSet::new(),
             waiting: VecDeque::new(),
@@ -311,6 +315,7 @@ impl Doubt {
                 }
             }
             Input::IntentFailed => self.intent_failed(out),
+            Input::Overflow { .. } if is_on(Bug::DoubtForgottenOnOverflow) => {}
             Input::Overflow { regions } => {
                 for region in regions.iter() {
                     assert!(self.intents.has(region), "D2: doubt without intent");
@@ -377,6 +382,9 @@ impl Doubt {
         }
         assert!(!wanted.is_empty(), "a write waits for something");
         out.push(Output::PersistIntent { regions: wanted.iter().copied().collect() });
+        if is_on(Bug::WriteBeforeIntent) {
+            wanted.iter().for_each(|region| self.intents.add(*region));
+        }
         self.persisting = wanted;
     }
 
@@ -407,6 +415,9 @@ impl Doubt {
         }
         self.touched = RegionSet::empty(self.regions);
         for regions in self.under_way.values() {
+            if is_on(Bug::IntentClearedUnderWrite) {
+                break;
+            }
             for region in regions.iter() {
                 clearing.remove(&region);
                 self.touched.add(region);
@@ -481,6 +492,13 @@ impl Doubt {
     #[must_use]
     pub fn is_in_doubt(&self, region: u64) -> bool {
         self.doubt.has(region)
+    }
+
+    /// Whether a region has an intent, or one is being made durable: its clearing must not be
+    /// written any more.
+    #[must_use]
+    pub fn has_intent(&self, region: u64) -> bool {
+        self.intents.has(region) || self.persisting.contains(&region)
     }
 
     /// Regions with a durable intent.

@@ -8,6 +8,7 @@
 //!   - L3: at most `PUTS_IN_FLIGHT_MAX` are neither committed nor failed.
 
 use crate::batch::{Held, SpanPlan};
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Seq, Slot, VolumeId};
@@ -127,6 +128,10 @@ impl LogEnd {
             .expect("a put ends once, for a slot that was begun");
         assert!(!segment.is_put, "slot {slot} was put twice");
         segment.is_put = true;
+        if is_on(Bug::WatermarkPastHole) {
+            let order = |segment: &InFlight| (!segment.is_put, segment.slot);
+            self.in_flight.make_contiguous().sort_by_key(order);
+        }
         let mut committed = Vec::new();
         while self.in_flight.front().is_some_and(|segment| segment.is_put) {
             if let Some(InFlight { slot, lasts, points, held, .. }) = self.in_flight.pop_front() {

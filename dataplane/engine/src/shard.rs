@@ -12,9 +12,10 @@
 
 mod admit;
 
-use crate::batch::{Batch, Change, Entry, Handle, SpanPlan};
+use crate::batch::{Batch, Change, Entry, Handle, Held, Limits, SpanPlan};
 use crate::log::{CommittedPoint, CommittedSegment, LogEnd};
 use crate::stream::Stream;
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Ack, Hello, RefusalReason, Welcome};
 use farshore_proto::limits::{
     BLOCK_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_BYTES_MAX, SHARD_CACHE_BYTES,
@@ -25,24 +26,53 @@ use farshore_proto::{Epoch, Seq, Slot, Timestamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A batch without a mark waits at most this long for more.
-const BATCH_AGE_MS_MAX: u64 = 2000;
+pub const BATCH_AGE_MS_MAX: u64 = 2000;
 /// A mark waits at most this long for the marks of other volumes.
-const LINGER_MS_MAX: u64 = 1000;
+pub const LINGER_MS_MAX: u64 = 1000;
 
 /// One connection, as the driver numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
-/// What an operator may set; everything else is in `limits.rs`.
-#[derive(Debug, Clone, Copy)]
+/// Sizes and times of one shard. The defaults are those of `limits.rs`, which are also the most
+/// that is legal; only the cache may be larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// Memory for frames not yet committed; at it the shard stops reading.
     pub cache_bytes: usize,
+    /// Bytes an agent may have sent beyond journaled; at most [`WINDOW_BYTES`].
+    pub window_bytes: usize,
+    /// Bytes of the frames in one journal group, unless the first alone is larger; at most
+    /// [`JOURNAL_GROUP_BYTES_MAX`].
+    pub group_bytes: usize,
+    /// What one batch holds.
+    pub batch: Limits,
+    /// A batch without a mark waits at most this long for more; at most [`BATCH_AGE_MS_MAX`].
+    pub batch_age_ms: u64,
+    /// A mark waits at most this long for the marks of other volumes; at most [`LINGER_MS_MAX`].
+    pub linger_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { cache_bytes: SHARD_CACHE_BYTES }
+        Self {
+            cache_bytes: SHARD_CACHE_BYTES,
+            window_bytes: WINDOW_BYTES,
+            group_bytes: JOURNAL_GROUP_BYTES_MAX,
+            batch: Limits::default(),
+            batch_age_ms: BATCH_AGE_MS_MAX,
+            linger_ms: LINGER_MS_MAX,
+        }
+    }
+}
+
+impl Settings {
+    fn check(&self) {
+        assert!(self.cache_bytes > 0, "a shard holds at least one frame");
+        assert!((1..=WINDOW_BYTES).contains(&self.window_bytes), "the window has a limit");
+        assert!((1..=JOURNAL_GROUP_BYTES_MAX).contains(&self.group_bytes), "a group has a limit");
+        assert!(self.batch.are_legal(), "a segment holds a batch");
+        assert!(self.batch_age_ms <= BATCH_AGE_MS_MAX && self.linger_ms <= LINGER_MS_MAX);
     }
 }
 
@@ -212,6 +242,14 @@ struct Volume {
     stream: Stream,
     session: Option<SessionId>,
     linger_ms: u64,
+    /// Wire bytes of its frames that wait for the journal.
+    unjournaled_bytes: usize,
+}
+
+impl Volume {
+    fn new(stream: Stream) -> Self {
+        Self { stream, session: None, linger_ms: 0, unjournaled_bytes: 0 }
+    }
 }
 
 /// The state machine of one shard.
@@ -220,7 +258,8 @@ pub struct Shard {
     settings: Settings,
     volumes: BTreeMap<VolumeId, Volume>,
     sessions: BTreeMap<SessionId, VolumeId>,
-    claims: BTreeMap<VolumeId, (SessionId, Hello)>,
+    /// Who asked for the claim, unless it is gone, and with what.
+    claims: BTreeMap<VolumeId, (Option<SessionId>, Hello)>,
     pending: VecDeque<Entry>,
     group: Option<(u64, Vec<Entry>)>,
     groups: u64,
@@ -236,8 +275,12 @@ pub struct Shard {
 
 impl Shard {
     /// A shard whose log goes on at `next_slot`; `void` slots beyond it are taken already.
+    ///
+    /// # Panics
+    /// If a setting is over its limit: a bug in the driver.
     #[must_use]
     pub fn new(settings: Settings, next_slot: Slot, void: BTreeSet<Slot>) -> Self {
+        settings.check();
         Self {
             settings,
             volumes: BTreeMap::new(),
@@ -246,7 +289,7 @@ impl Shard {
             pending: VecDeque::new(),
             group: None,
             groups: 0,
-            batch: Batch::default(),
+            batch: Batch::new(settings.batch),
             deadline: None,
             closed: VecDeque::new(),
             log: LogEnd::new(next_slot, void),
@@ -269,6 +312,28 @@ impl Shard {
         self.held_bytes
     }
 
+    /// All volumes that it knows, with their watermarks.
+    pub fn streams(&self) -> impl Iterator<Item = (VolumeId, Stream)> + '_ {
+        self.volumes.iter().map(|(volume, known)| (*volume, known.stream))
+    }
+
+    /// The volume that a session holds, if it was let in and has not ended.
+    #[must_use]
+    pub fn volume_of(&self, session: SessionId) -> Option<VolumeId> {
+        self.sessions.get(&session).copied()
+    }
+
+    /// Journal files that hold frames not yet committed, or are being written.
+    pub fn journal_files(&self) -> impl Iterator<Item = u64> + '_ {
+        self.files.keys().copied()
+    }
+
+    /// Whether it has asked not to be given frames.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
     /// The watermarks of a volume, if the shard knows it.
     #[must_use]
     pub fn stream(&self, volume: VolumeId) -> Option<Stream> {
@@ -289,7 +354,7 @@ impl Shard {
         match input {
             Input::Recovered { volume, epoch, size_blocks, committed } => {
                 let stream = Stream::new(epoch, size_blocks, committed);
-                self.volumes.insert(volume, Volume { stream, session: None, linger_ms: 0 });
+                self.volumes.insert(volume, Volume::new(stream));
             }
             Input::Replay { entry, file } => self.replay(now, entry, file, out),
             Input::Replayed { files } => self.replayed(&files, out),
@@ -346,7 +411,7 @@ impl Shard {
         bytes: usize,
         out: &mut Vec<Output>,
     ) {
-        let entry = match self.admit_frame(session, seq, change) {
+        let entry = match self.admit_frame(session, seq, change, bytes) {
             Ok((volume, epoch)) => Entry { volume, epoch, seq, change, handle, bytes },
             Err(refusal) => {
                 out.push(Output::Drop { handle });
@@ -369,16 +434,30 @@ impl Shard {
         let mut bytes = 0;
         while let Some(entry) = self.pending.front() {
             let cost = JOURNAL_ENTRY_PREFIX_BYTES + FRAME_HEADER_BYTES + entry.bytes;
-            if bytes + cost > JOURNAL_GROUP_BYTES_MAX {
+            if !entries.is_empty() && bytes + cost > self.settings.group_bytes {
                 break;
             }
             bytes += cost;
             entries.extend(self.pending.pop_front());
         }
-        assert!(!entries.is_empty(), "the largest frame fits a group");
         self.groups += 1;
         self.group = Some((self.groups, entries.clone()));
+        if is_on(Bug::AckBeforeFlush) {
+            self.journaled(&entries, out);
+        }
         out.push(Output::Journal { group: self.groups, entries });
+    }
+
+    /// Moves the journaled watermarks and says so.
+    fn journaled(&mut self, entries: &[Entry], out: &mut Vec<Output>) {
+        let mut touched = BTreeSet::new();
+        for entry in entries {
+            if let Some(volume) = self.volumes.get_mut(&entry.volume) {
+                volume.stream.journal(entry.seq);
+                touched.insert(entry.volume);
+            }
+        }
+        touched.into_iter().for_each(|volume| self.ack(volume, out));
     }
 
     fn group_done(&mut self, now: Timestamp, group: u64, file: u64, out: &mut Vec<Output>) {
@@ -386,15 +465,15 @@ impl Shard {
         assert_eq!(number, group, "groups end in order");
         assert!(self.file.is_none_or(|before| before <= file), "journal files only grow");
         self.file = Some(file);
-        let mut touched = BTreeSet::new();
         for entry in &entries {
             if let Some(volume) = self.volumes.get_mut(&entry.volume) {
-                volume.stream.journal(entry.seq);
-                touched.insert(entry.volume);
+                volume.unjournaled_bytes -= FRAME_HEADER_BYTES + entry.bytes;
             }
             self.take_journaled(now, entry, file);
         }
-        touched.into_iter().for_each(|volume| self.ack(volume, out));
+        if !is_on(Bug::AckBeforeFlush) {
+            self.journaled(&entries, out);
+        }
         self.drop_files(out);
     }
 
@@ -405,7 +484,7 @@ impl Shard {
         let wait_ms = match entry.change {
             Change::Mark(mark) if mark.is_prompt => 0,
             Change::Mark(_) => self.volumes.get(&entry.volume).map_or(0, |volume| volume.linger_ms),
-            Change::Write(_) | Change::Zero(_) => BATCH_AGE_MS_MAX,
+            Change::Write(_) | Change::Zero(_) => self.settings.batch_age_ms,
         };
         let due = now.plus_ms(wait_ms);
         self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
@@ -415,7 +494,8 @@ impl Shard {
     }
 
     fn close_batch(&mut self) {
-        self.closed.push_back(std::mem::take(&mut self.batch));
+        let next = Batch::new(self.settings.batch);
+        self.closed.push_back(std::mem::replace(&mut self.batch, next));
         self.deadline = None;
     }
 
@@ -429,6 +509,10 @@ impl Shard {
             && let Some(batch) = self.closed.pop_front()
         {
             let (spans, held) = batch.close();
+            if is_on(Bug::JournalDroppedEarly) {
+                self.release_files(&held);
+                self.drop_files(out);
+            }
             let slot = self.log.begin(&spans, held);
             out.push(Output::Build { slot, spans });
         }
@@ -441,10 +525,9 @@ impl Shard {
                     volume.stream.commit(*last);
                 }
             }
-            for held in &segment.held {
-                self.held_bytes -= held.cost_bytes;
-                let left = self.files.get_mut(&held.file).expect("H2: counted when taken");
-                *left -= 1;
+            self.held_bytes -= segment.held.iter().map(|held| held.cost_bytes).sum::<usize>();
+            if !is_on(Bug::JournalDroppedEarly) {
+                self.release_files(&segment.held);
             }
             let release = segment.held.iter().map(|held| held.handle).collect();
             let volumes: Vec<VolumeId> = segment.lasts.keys().copied().collect();
@@ -453,6 +536,14 @@ impl Shard {
             volumes.into_iter().for_each(|volume| self.ack(volume, out));
         }
         self.drop_files(out);
+    }
+
+    /// These frames need their journal files no more.
+    fn release_files(&mut self, held: &[Held]) {
+        for held in held {
+            let left = self.files.get_mut(&held.file).expect("H2: counted when taken");
+            *left -= 1;
+        }
     }
 
     fn drop_files(&mut self, out: &mut Vec<Output>) {

@@ -13,6 +13,7 @@
 //!   - S4: nothing is trimmed above committed.
 
 use crate::source::Phase::{Connecting, Greeted, Halted, Idle, Restarting, Streaming, Waiting};
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Ack, Mark, RefusalReason, Welcome};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
 use farshore_proto::{Seq, Timestamp};
@@ -411,6 +412,9 @@ impl Source {
         self.heard = now;
         self.failures = 0;
         self.journaled = self.journaled.max(ack.journaled);
+        if is_on(Bug::TrimAtJournaled) {
+            out.push(Output::TrimTo { seq: self.journaled });
+        }
         while let Some(run) = self.in_flight.front()
             && run.last <= self.journaled
         {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
@@ -43,6 +44,26 @@ impl fmt::Display for Address {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),
             Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// The text names no place to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an address is `unix:PATH` or `tcp:127.0.0.1:PORT`")]
+pub struct MalformedAddress;
+
+impl FromStr for Address {
+    type Err = MalformedAddress;
+
+    /// Reads `unix:PATH` or `tcp:ADDRESS:PORT`. Whether one can listen there is seen when it is bound.
+    fn from_str(text: &str) -> Result<Self, MalformedAddress> {
+        match text.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() && !path.contains('\0') => {
+                Ok(Self::Unix(path.into()))
+            }
+            Some(("tcp", address)) => address.parse().map(Self::Tcp).map_err(|_| MalformedAddress),
+            _ => Err(MalformedAddress),
         }
     }
 }
@@ -274,6 +295,21 @@ mod tests {
         let unix = Address::Unix("/run/a b/ü?.sock".into());
         let expected = "nbd+unix:///web%2001?socket=/run/a%20b/%C3%BC%3F.sock";
         assert_eq!(unix.uri("web 01"), expected);
+    }
+
+    #[test]
+    fn addresses_are_read_from_text() {
+        let tcp = Address::Tcp("127.0.0.1:7".parse().unwrap());
+        assert_eq!("tcp:127.0.0.1:7".parse(), Ok(tcp));
+        let tcp = Address::Tcp("[::1]:0".parse().unwrap());
+        assert_eq!("tcp:[::1]:0".parse(), Ok(tcp));
+        assert_eq!("unix:/run/a:b".parse(), Ok(Address::Unix("/run/a:b".into())));
+        for bad in ["", "unix", "unix:", "unix:a\0b", "tcp:", "tcp:127.0.0.1", "tcp:localhost:7"] {
+            assert_eq!(bad.parse::<Address>(), Err(MalformedAddress), "{bad:?}");
+        }
+        for bad in ["tcp:127.0.0.1:65536", "udp:127.0.0.1:7", "127.0.0.1:7", "/run/disk.sock"] {
+            assert_eq!(bad.parse::<Address>(), Err(MalformedAddress), "{bad:?}");
+        }
     }
 
     #[tokio::test]

@@ -41,9 +41,9 @@ pub enum Refusal {
     FlagUnknown,
     /// An offset or length off the 512-byte grid. `EINVAL`.
     Misaligned,
-    /// A read or query that goes past the end. `EINVAL`.
+    /// A read, query or trim that goes past the end. `EINVAL`.
     ReadPastEnd,
-    /// A change that goes past the end. `ENOSPC`.
+    /// A write, of data or zeroes, that goes past the end. `ENOSPC`.
     WritePastEnd,
     /// A change to a read-only export. `EPERM`.
     ReadOnly,

@@ -19,8 +19,8 @@
 //!
 //! | mistake | answer |
 //! | --- | --- |
-//! | unknown command or flag, off the 512-byte grid, read or query past the end, flush with a range | `EINVAL` |
-//! | change past the end | `ENOSPC` |
+//! | unknown command or flag, off the 512-byte grid, read, query or trim past the end, flush with a range | `EINVAL` |
+//! | write of data or zeroes past the end | `ENOSPC` |
 //! | change of a read-only export | `EPERM` |
 //! | READ over 32 MiB | `EOVERFLOW` |
 //! | WRITE over 32 MiB, wrong magic, option over 16 KiB, unknown handshake flag, EXPORT_NAME of nothing | the connection ends, after the replies to its other requests |
@@ -45,7 +45,7 @@ mod server;
 mod transmit;
 mod wire;
 
-pub use address::{Address, BindError};
+pub use address::{Address, BindError, MalformedAddress};
 pub use backend::{Backend, BackendError, Extent, Holds, Piece};
 pub use counters::{Counters, Refusal};
-pub use server::Server;
+pub use server::{Server, converse};

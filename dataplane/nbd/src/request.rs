@@ -143,11 +143,9 @@ impl Request {
     fn check_range(&self, export: &Export) -> Result<(), Refusal> {
         let end = self.offset.checked_add(u64::from(self.length));
         if end.is_none_or(|end| end > export.size_bytes) {
-            return Err(if self.is_change() {
-                Refusal::WritePastEnd
-            } else {
-                Refusal::ReadPastEnd
-            });
+            // A trim asks for no space, so the protocol counts it with the reads.
+            let takes_space = matches!(self.command, command::WRITE | command::WRITE_ZEROES);
+            return Err(if takes_space { Refusal::WritePastEnd } else { Refusal::ReadPastEnd });
         }
         let grid = u64::from(BLOCK_BYTES_MIN);
         let aligned =
@@ -248,7 +246,8 @@ mod tests {
         assert_eq!(check(command::READ, 0, SIZE, 512), Err(Refusal::ReadPastEnd));
         assert_eq!(check(command::READ, 0, u64::MAX - 511, 512), Err(Refusal::ReadPastEnd));
         assert_eq!(check(command::WRITE, 0, SIZE - 512, 1024), Err(Refusal::WritePastEnd));
-        assert_eq!(check(command::TRIM, 0, u64::MAX, u32::MAX), Err(Refusal::WritePastEnd));
+        assert_eq!(check(command::TRIM, 0, u64::MAX, u32::MAX), Err(Refusal::ReadPastEnd));
+        assert_eq!(check(command::WRITE_ZEROES, 0, SIZE, 512), Err(Refusal::WritePastEnd));
         assert_eq!(check(command::BLOCK_STATUS, 0, SIZE, 512), Err(Refusal::ReadPastEnd));
         assert_eq!(check(command::TRIM, 0, 0, 1 << 30), Ok(Work::Trim { fua: false }));
     }

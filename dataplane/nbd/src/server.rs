@@ -48,23 +48,8 @@ impl<B: Backend> Server<B> {
         export_name: &str,
         backend: Arc<B>,
     ) -> Result<Self, BindError> {
-        if export_name.len() > EXPORT_NAME_BYTES_MAX || export_name.contains('\0') {
-            return Err(BindError::ExportName { name: export_name.to_owned() });
-        }
-        let size_bytes = backend.size_bytes();
-        if !size_bytes.is_multiple_of(u64::from(BLOCK_BYTES_MIN)) {
-            return Err(BindError::Size { size_bytes });
-        }
-        let export = Export {
-            name: export_name.to_owned(),
-            size_bytes,
-            is_read_only: backend.is_read_only(),
-            can_multi_conn: backend.can_multi_conn(),
-            is_zeroing_fast: backend.is_zeroing_fast(),
-        };
+        let shared = Shared::new(export_name, backend, Arc::default())?;
         let (listener, address) = Listener::bind(address).await?;
-        let (counters, shutdown) = (Arc::default(), Signal::new());
-        let shared = Arc::new(Shared { export, backend, counters, shutdown });
         Ok(Self { listener, address, shared })
     }
 
@@ -123,6 +108,29 @@ impl<B: Backend> Server<B> {
     }
 }
 
+/// Serves one client over streams that are connected already, until the conversation is over: a pipe in memory, say,
+/// where nothing listens.
+///
+/// # Errors
+/// [`BindError`]: the export cannot be described to clients.
+pub async fn converse<B, R, W>(
+    export_name: &str,
+    backend: Arc<B>,
+    counters: Arc<Counters>,
+    reader: R,
+    writer: W,
+) -> Result<(), BindError>
+where
+    B: Backend,
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let shared = Shared::new(export_name, backend, counters)?;
+    let ledger = Arc::new(Ledger::new(Arc::clone(&shared.counters), 1));
+    shared.converse(reader, writer, ledger).await;
+    Ok(())
+}
+
 fn note_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended {
         error!(%error, "nbd connection ended by a bug");
@@ -170,6 +178,28 @@ impl Drop for Open<'_> {
 }
 
 impl<B: Backend> Shared<B> {
+    fn new(
+        export_name: &str,
+        backend: Arc<B>,
+        counters: Arc<Counters>,
+    ) -> Result<Arc<Self>, BindError> {
+        if export_name.len() > EXPORT_NAME_BYTES_MAX || export_name.contains('\0') {
+            return Err(BindError::ExportName { name: export_name.to_owned() });
+        }
+        let size_bytes = backend.size_bytes();
+        if !size_bytes.is_multiple_of(u64::from(BLOCK_BYTES_MIN)) {
+            return Err(BindError::Size { size_bytes });
+        }
+        let export = Export {
+            name: export_name.to_owned(),
+            size_bytes,
+            is_read_only: backend.is_read_only(),
+            can_multi_conn: backend.can_multi_conn(),
+            is_zeroing_fast: backend.is_zeroing_fast(),
+        };
+        Ok(Arc::new(Self { export, backend, counters, shutdown: Signal::new() }))
+    }
+
     /// One connection, from greeting to end.
     async fn converse<R, W>(self: Arc<Self>, reader: R, mut writer: W, ledger: Arc<Ledger>)
     where

@@ -6,12 +6,13 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, ensure};
-use farshore_nbd::{Address, Refusal};
+use farshore_nbd::{Address, Backend, Counters, Refusal, Server};
 use serde_json::Value;
-use support::{Memory, Running, until};
+use support::{Memory, Running, Vast, until};
 use tempfile::TempDir;
 
 const INSTALL: &str =
@@ -239,28 +240,82 @@ async fn fio_verifies_what_it_wrote() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn libnbd_gets_the_documented_errors() -> anyhow::Result<()> {
+/// Runs the script over a disk of a kind; returns how many cases it went through.
+async fn edges<B: Backend>(kind: &str, backend: Arc<B>) -> anyhow::Result<(usize, Arc<Counters>)> {
     // Where a module that is not there would look like any other failed script.
     let module = run("/usr/bin/python3", &["-c", "import nbd"]).await;
     module.with_context(|| format!("python3's nbd module is missing; install it: {INSTALL}"))?;
     let directory = tempfile::tempdir()?;
-    let server = unix(&directory, "disk", Memory::new(4 * MIB)).await;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mistakes.py");
-    let said = run("/usr/bin/python3", &[script, &server.uri]).await?;
-    assert!(said.trim_end().ends_with("all as documented"), "{said}");
-    for refusal in [
-        Refusal::ReadPastEnd,
-        Refusal::WritePastEnd,
-        Refusal::ReadTooLong,
-        Refusal::FlagUnknown,
-        Refusal::Misaligned,
-        Refusal::ZeroingNotFast,
-        Refusal::StatusNotAgreed,
-        Refusal::ExportUnknown,
-    ] {
-        assert!(server.counters.refused(refusal) > 0, "{refusal:?}");
+    let address = Address::Unix(directory.path().join("disk.sock"));
+    let server = Server::bind(&address, "disk", backend).await?;
+    let (uri, counters) = (server.uri(), server.counters());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(server.serve(async { drop(stopped.await) }));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/edges.py");
+    let said = run("/usr/bin/python3", &[script, kind, &uri]).await?;
+    drop(stop);
+    serving.await?;
+    assert_eq!(counters.connections_open.load(Ordering::Relaxed), 0);
+    let ok = said.lines().filter(|line| line.starts_with("ok ")).count();
+    assert_eq!(said.lines().count(), ok, "{said}");
+    Ok((ok, counters))
+}
+
+fn were_counted(counters: &Counters, refusals: &[Refusal]) {
+    for refusal in refusals {
+        assert!(counters.refused(*refusal) > 0, "{refusal:?}");
     }
-    server.stop().await;
+}
+
+/// N3: every edge of the protocol that libnbd can reach, each refused by its name or done right.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libnbd_finds_every_edge_of_a_plain_disk() -> anyhow::Result<()> {
+    let memory = Arc::new(Memory::new(4 * MIB));
+    let (cases, counters) = edges("plain", Arc::clone(&memory)).await?;
+    assert_eq!(cases, 23);
+    were_counted(
+        &counters,
+        &[
+            Refusal::ReadPastEnd,
+            Refusal::WritePastEnd,
+            Refusal::FlagUnknown,
+            Refusal::Misaligned,
+            Refusal::ZeroingNotFast,
+            Refusal::StatusNotAgreed,
+            Refusal::ExportUnknown,
+            Refusal::ConnectionsTooMany,
+            Refusal::CutShort,
+        ],
+    );
+    assert!(memory.flushes.load(Ordering::SeqCst) > 0);
+    assert!(memory.durable_writes.load(Ordering::SeqCst) > 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libnbd_finds_every_edge_of_a_read_only_disk() -> anyhow::Result<()> {
+    let memory = Memory::new(4 * MIB).read_only();
+    memory.fill(0, &[0x5e; 4 << 20]);
+    let (cases, counters) = edges("sealed", Arc::new(memory)).await?;
+    assert_eq!(cases, 3);
+    were_counted(&counters, &[Refusal::ReadOnly]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libnbd_finds_every_edge_of_a_disk_that_zeroes_fast() -> anyhow::Result<()> {
+    let mut memory = Memory::new(4 * MIB);
+    memory.fast_zero = true;
+    let (cases, counters) = edges("quick", Arc::new(memory)).await?;
+    assert_eq!(cases, 2);
+    assert_eq!(counters.refused(Refusal::ZeroingNotFast), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libnbd_finds_every_edge_of_a_vast_disk() -> anyhow::Result<()> {
+    let (cases, counters) = edges("vast", Arc::new(Vast)).await?;
+    assert_eq!(cases, 6);
+    were_counted(&counters, &[Refusal::ReadTooLong, Refusal::WriteTooLong, Refusal::ReadPastEnd]);
     Ok(())
 }

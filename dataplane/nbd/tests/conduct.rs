@@ -61,7 +61,8 @@ async fn refuses_by_name_and_goes_on() {
         (READ, 0, 0, big, EOVERFLOW, Refusal::ReadTooLong),
         (READ, 4, 0, 512, EINVAL, Refusal::FlagUnknown),
         (READ, 0, 1, 512, EINVAL, Refusal::Misaligned),
-        (TRIM, 0, SIZE - 512, 1024, ENOSPC, Refusal::WritePastEnd),
+        (TRIM, 0, SIZE - 512, 1024, EINVAL, Refusal::ReadPastEnd),
+        (WRITE_ZEROES, 0, SIZE - 512, 1024, ENOSPC, Refusal::WritePastEnd),
         (WRITE_ZEROES, 16, 0, 512, ENOTSUP, Refusal::ZeroingNotFast),
         (WRITE_ZEROES, 0x8000, 0, 512, EINVAL, Refusal::FlagUnknown),
         (BLOCK_STATUS, 0, 0, 512, EINVAL, Refusal::StatusNotAgreed),
@@ -347,7 +348,7 @@ async fn agrees_with_a_plain_array_over_any_requests() {
         let expected = match command {
             FLUSH => 0,
             77 => EINVAL,
-            READ if past => EINVAL,
+            READ | TRIM if past => EINVAL,
             _ if past => ENOSPC,
             _ if off => EINVAL,
             _ => 0,

@@ -1,5 +1,6 @@
 //! The listening socket: plain accepts on a thread of its own, dealt out to the shards in turn.
 
+use crate::descriptors::Descriptors;
 use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::shard::Message;
@@ -34,16 +35,24 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts until the process ends.
-pub(crate) fn run(listener: &TcpListener, shards: &[Post<Message>], metrics: &Metrics) {
+pub(crate) fn run(
+    listener: &TcpListener,
+    shards: &[Post<Message>],
+    metrics: &Metrics,
+    descriptors: Descriptors,
+) {
     let mut turn = 0;
     loop {
         match listener.accept() {
+            // Dropping a socket resets it; agents come back after a pause.
+            Ok((socket, _)) if descriptors.check(&socket).is_err() => {
+                metrics.refused("descriptors");
+            }
             Ok((socket, peer)) => {
                 turn = (turn + 1) % shards.len();
-                if shards[turn].try_send(Message::Accepted { socket, peer }).is_err() {
-                    // Dropping the socket resets it; agents come back after a pause.
+                if shards[turn].offer(Message::Accepted { socket, peer }).is_err() {
                     metrics.refused("busy");
-                    tracing::warn!(%peer, shard = turn, "shard is too busy for a connection");
+                    tracing::debug!(%peer, shard = turn, "shard is too busy for a connection");
                 }
             }
             Err(error) => {

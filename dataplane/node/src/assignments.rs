@@ -10,6 +10,15 @@ use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
 use uuid::Uuid;
 
+/// What the control plane says of one volume and the agent that may send it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Assigned {
+    /// Frames of this epoch only.
+    pub(crate) epoch: Epoch,
+    /// Milliseconds between two marks.
+    pub(crate) mark_interval_ms: u64,
+}
+
 /// The table, shared by the shards and the control task.
 #[derive(Debug)]
 pub(crate) struct Assignments {
@@ -40,10 +49,11 @@ impl Assignments {
         revoked
     }
 
-    /// The epoch under which `agent` may send `volume` here.
-    pub(crate) fn epoch(&self, volume: VolumeId, agent: Uuid) -> Option<Epoch> {
+    /// How `agent` may send `volume` here, if it may.
+    pub(crate) fn of(&self, volume: VolumeId, agent: Uuid) -> Option<Assigned> {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
-        volumes.get(&volume).filter(|known| known.agent == agent).map(|known| Epoch(known.epoch))
+        let known = volumes.get(&volume).filter(|known| known.agent == agent)?;
+        Some(Assigned { epoch: Epoch(known.epoch), mark_interval_ms: known.mark_interval_ms })
     }
 
     /// What people call the volume, for its epoch object.
@@ -86,8 +96,9 @@ mod tests {
         assert!(table.replace(&told(first)).is_empty());
         let revoked = table.replace(&told(vec![volume(1, 1, 9), volume(2, 2, 9)]));
         assert_eq!(revoked, [VolumeId([2; 16]), VolumeId([3; 16])]);
-        assert_eq!(table.epoch(VolumeId([1; 16]), Uuid::from_u128(9)), Some(Epoch(1)));
-        assert_eq!(table.epoch(VolumeId([1; 16]), Uuid::from_u128(8)), None, "another agent");
-        assert_eq!(table.epoch(VolumeId([3; 16]), Uuid::from_u128(9)), None);
+        let assigned = Assigned { epoch: Epoch(1), mark_interval_ms: 1000 };
+        assert_eq!(table.of(VolumeId([1; 16]), Uuid::from_u128(9)), Some(assigned));
+        assert_eq!(table.of(VolumeId([1; 16]), Uuid::from_u128(8)), None, "another agent");
+        assert_eq!(table.of(VolumeId([3; 16]), Uuid::from_u128(9)), None);
     }
 }

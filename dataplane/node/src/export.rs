@@ -35,7 +35,7 @@ pub(crate) struct ExportArgs {
     #[arg(long)]
     overlay: PathBuf,
     /// Where NBD clients connect: `unix:PATH`, or `tcp:127.0.0.1:PORT` (0: any free port).
-    #[arg(long, value_parser = parse_address)]
+    #[arg(long)]
     listen: Address,
     /// File that is written when clients can connect: {"nbd_uri": "…", "point": "…", "size_bytes": N}.
     #[arg(long)]
@@ -52,16 +52,6 @@ fn parse_point(text: &str) -> Result<PointSelector, String> {
     farshore_proto::PointId::from_str(text)
         .map(PointSelector::Point)
         .map_err(|_| "a recovery point is a UUID, a seq, or `latest`".to_owned())
-}
-
-fn parse_address(text: &str) -> Result<Address, String> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        return Ok(Address::Unix(path.into()));
-    }
-    text.strip_prefix("tcp:")
-        .and_then(|address| address.parse().ok())
-        .map(Address::Tcp)
-        .ok_or_else(|| "an address is `unix:PATH` or `tcp:127.0.0.1:PORT`".to_owned())
 }
 
 /// Serves until SIGTERM.

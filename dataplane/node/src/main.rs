@@ -10,11 +10,13 @@ mod assignments;
 mod control;
 mod dedup;
 mod derived;
+mod descriptors;
 mod export;
 mod failure;
 mod fatal;
 mod identity;
 mod metrics;
+mod points;
 mod recover;
 #[expect(unsafe_code, reason = "glommio takes a socket over by its descriptor only")]
 mod rt;

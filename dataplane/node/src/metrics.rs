@@ -1,19 +1,17 @@
 //! What the node counts: for its reports to the control plane.
 
+use crate::points::Points;
 use farshore_api::agent::PointReport;
-use farshore_api::limits::{REPORT_POINTS_MAX, REPORT_VOLUMES_MAX};
+use farshore_api::limits::REPORT_VOLUMES_MAX;
 use farshore_api::machine::VolumeStats;
 use farshore_api::node::NodeVolumeReport;
 use farshore_api::point::PointKind;
 use farshore_engine::log::CommittedPoint;
 use farshore_proto::{Epoch, MarkKind, Seq, VolumeId};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
-
-/// Recovery points kept for a control plane that is away; the vault has them all.
-const POINTS_MAX: usize = 64 * REPORT_POINTS_MAX;
 
 /// Counters of the whole node. Shards add once per frame, group or segment; nobody waits on them.
 #[derive(Debug, Default)]
@@ -21,12 +19,13 @@ pub(crate) struct Metrics {
     received_bytes: AtomicU64,
     journal_bytes: AtomicU64,
     groups: AtomicU64,
+    journal_damages: AtomicU64,
     segments: AtomicU64,
     segment_bytes: AtomicU64,
     sessions: AtomicU64,
     refused: Mutex<BTreeMap<&'static str, u64>>,
     volumes: Mutex<BTreeMap<VolumeId, VolumeState>>,
-    points: Mutex<VecDeque<PointReport>>,
+    points: Mutex<Points>,
     epochs_wanted: Mutex<BTreeSet<VolumeId>>,
     trouble: Mutex<Option<String>>,
 }
@@ -51,6 +50,11 @@ impl Metrics {
     pub(crate) fn journaled(&self, bytes: usize) {
         self.groups.fetch_add(1, Ordering::Relaxed);
         self.journal_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The start found so many damages in the journal.
+    pub(crate) fn journal_damaged(&self, damages: u64) {
+        self.journal_damages.fetch_add(damages, Ordering::Relaxed);
     }
 
     pub(crate) fn session_began(&self) {
@@ -91,10 +95,7 @@ impl Metrics {
         drop(volumes);
         let mut waiting = lock(&self.points);
         for CommittedPoint { volume, seq, mark } in points {
-            if waiting.len() == POINTS_MAX {
-                waiting.pop_front();
-            }
-            waiting.push_back(PointReport {
+            waiting.push(PointReport {
                 point: mark.point.into(),
                 volume: (*volume).into(),
                 seq: seq.0,
@@ -107,18 +108,14 @@ impl Metrics {
         }
     }
 
-    /// The oldest recovery points that were not reported yet.
+    /// The oldest recovery points of each volume that were not reported yet.
     pub(crate) fn points(&self) -> Vec<PointReport> {
-        lock(&self.points).iter().take(REPORT_POINTS_MAX).cloned().collect()
+        lock(&self.points).due()
     }
 
     /// The control plane has these.
     pub(crate) fn points_reported(&self, reported: &[PointReport]) {
-        let mut waiting = lock(&self.points);
-        // The front may have been dropped meanwhile: remove only what was reported.
-        while waiting.front().is_some_and(|point| reported.contains(point)) {
-            waiting.pop_front();
-        }
+        lock(&self.points).reported(reported);
     }
 
     /// The volume's epoch is in a log that is not this node's: only a newer one can be written here.
@@ -164,6 +161,7 @@ impl Metrics {
             ("received_bytes", &self.received_bytes),
             ("journal_bytes", &self.journal_bytes),
             ("journal_groups", &self.groups),
+            ("journal_damages", &self.journal_damages),
             ("segments", &self.segments),
             ("segment_bytes", &self.segment_bytes),
             ("sessions", &self.sessions),

@@ -5,6 +5,7 @@ use crate::assignments::Assignments;
 use crate::control::Control;
 use crate::dedup::Dedup;
 use crate::derived;
+use crate::descriptors::Descriptors;
 use crate::failure::Failure;
 use crate::fatal::{Cause, Fatal};
 use crate::metrics::Metrics;
@@ -21,6 +22,7 @@ use farshore_client::{
 };
 use farshore_engine::shard::Settings;
 use farshore_vault::index::Index;
+use farshore_vault::journal::Owner;
 use farshore_vault::{Access, Store, Vault, key_file};
 use std::fs::{DirBuilder, File};
 use std::io::Write;
@@ -69,16 +71,21 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum, default_value = "auto")]
     runtime: RtKind,
     /// Memory of one shard for frames that are not in the vault yet, in MiB.
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=65_536))]
+    #[arg(long, env = "FARSHORE_NODE_CACHE_MIB", default_value_t = 256,
+        value_parser = clap::value_parser!(u64).range(16..=65_536))]
     cache_mib: u64,
     /// zstd level of new chunks.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=19))]
     zstd_level: i32,
+    /// Seconds without a whole frame, and for three marks, after which a session is ended.
+    #[arg(long, value_name = "SECONDS", env = "FARSHORE_NODE_IDLE", default_value_t = 120,
+        value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    idle: u64,
 }
 
 /// Runs the node until SIGTERM or a fatal error.
 pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
-    raise_descriptor_limit();
+    let descriptors = Descriptors::raise();
     let recovery_key = key_file::read(&args.key_file)?;
     let store = Store::open(&args.vault, Access::Write)?;
     let vault = Vault::open(&store, &recovery_key).await?;
@@ -105,7 +112,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let tls = server_config(&identity).map_err(IdentityError::from)?;
     let tls = Arc::new(TlsSettings::new(tls));
     let client = ControlClient::new(&args.control, &identity)?;
-    let node = Node::start(&args, &vault, tls).await?;
+    let node = Node::start(&args, &vault, tls, descriptors).await?;
     let control = Control {
         client: client.clone(),
         dir: args.data.clone(),
@@ -119,7 +126,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let (posts, metrics) = (node.posts.clone(), Arc::clone(&node.metrics));
     std::thread::Builder::new()
         .name("accept".to_owned())
-        .spawn(move || acceptor::run(&listener, &posts, &metrics))?;
+        .spawn(move || acceptor::run(&listener, &posts, &metrics, descriptors))?;
     tokio::spawn(control.clone().follow());
     tokio::spawn(control.report());
     tokio::spawn(renew_until_dropped(identity, client));
@@ -141,7 +148,12 @@ struct Node {
 }
 
 impl Node {
-    async fn start(args: &ServeArgs, vault: &Vault, tls: Arc<TlsSettings>) -> anyhow::Result<Self> {
+    async fn start(
+        args: &ServeArgs,
+        vault: &Vault,
+        tls: Arc<TlsSettings>,
+        descriptors: Descriptors,
+    ) -> anyhow::Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
         let wanted = args.shards.unwrap_or(cores).clamp(1, SHARDS_MAX);
         let mut state = State::open(&args.data, vault.id().into(), wanted)?;
@@ -158,6 +170,7 @@ impl Node {
 
         let assignments = Arc::new(Assignments::new(recoveries.len()));
         let metrics = Arc::new(Metrics::default());
+        metrics.journal_damaged(recoveries.iter().map(|recovery| recovery.damages).sum());
         let fatal = Fatal::default();
         let (services, queue) = Services::new();
         let boxes: Vec<(Post<Message>, Mailbox<Message>)> =
@@ -175,8 +188,11 @@ impl Node {
             let parts = ShardParts {
                 id,
                 log: logs[id],
-                incarnation: state.incarnation,
-                settings: Settings { cache_bytes: usize::try_from(args.cache_mib << 20)? },
+                incarnation: recovery.log.incarnation.max(state.incarnation),
+                settings: Settings {
+                    cache_bytes: usize::try_from(args.cache_mib << 20)?,
+                    ..Settings::default()
+                },
                 journal: journal_dir(args, vault, id, logs[id], &recovery),
                 services: services.clone(),
                 shards: posts.clone(),
@@ -185,6 +201,8 @@ impl Node {
                 dedup: dedup.clone(),
                 metrics: Arc::clone(&metrics),
                 fatal: fatal.clone(),
+                descriptors,
+                idle_max: Duration::from_secs(args.idle),
             };
             threads.push(start_shard(runtime, id % cores, parts, recovery, inbox)?);
         }
@@ -257,7 +275,7 @@ async fn recover_all(
         let journal = journal_path(args, id);
         make_dir(&journal)?;
         let log = state.logs()[id];
-        let recovery = match recover(vault, log, &journal, dedup).await? {
+        let recovery = match recover(vault, log, state.incarnation, &journal, dedup).await? {
             Some(recovery) => recovery,
             None => {
                 tracing::warn!(%log, "the log was sealed; this shard begins a new one");
@@ -287,10 +305,7 @@ fn journal_dir(
     let (number, key) = vault.newest_key();
     JournalDir {
         path: journal_path(args, id),
-        vault: vault.id(),
-        log,
-        number,
-        key: Arc::new(key.clone()),
+        owner: Owner { vault: vault.id(), log, number, key: Arc::new(key.clone()) },
         first_file: recovery.files.last().map_or(0, |last| last + 1),
     }
 }
@@ -335,14 +350,4 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
         Failure::new(Exit::Conflict, text)
     })?;
     Ok(file)
-}
-
-/// Thousands of sessions need more descriptors than the usual soft limit.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
 }

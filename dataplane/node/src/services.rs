@@ -6,13 +6,11 @@ use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::shard::Message;
 use bytes::Bytes;
-use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
-use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, VolumeId};
-use farshore_vault::catalog::end_of_volume;
-use farshore_vault::epoch::{Claim, claim, read_epochs};
-use farshore_vault::log::{Foreign, PutOutcome, put_segment, seal};
+use farshore_proto::{LogId, Seq, Slot, VolumeId};
+use farshore_vault::claim::{ClaimError, Claimed, Wanted, claim_volume};
+use farshore_vault::log::{Foreign, PUT_BACKOFF_MAX, PUT_BACKOFF_MIN, put_until_there};
 use farshore_vault::{Vault, VaultError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +18,6 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Requests that wait; shards wait with them.
 const QUEUE_MAX: usize = 16 * PUTS_IN_FLIGHT_MAX;
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A mailbox that is full is tried again after this.
 const MAILBOX_RETRY: Duration = Duration::from_millis(2);
 
@@ -38,15 +34,7 @@ pub(crate) enum Request {
         spans: Vec<(VolumeId, usize)>,
     },
     /// Make a volume this log's own under an epoch.
-    Claim {
-        shard: usize,
-        log: LogId,
-        volume: VolumeId,
-        epoch: Epoch,
-        size_bytes: u64,
-        first_slot: Slot,
-        label: String,
-    },
+    Claim { shard: usize, wanted: Wanted },
 }
 
 /// Where shards send their requests.
@@ -88,7 +76,7 @@ pub(crate) async fn run(
                 let (post, fatal) = (shards[shard].clone(), fatal.clone());
                 let (maps, metrics) = (Arc::clone(&maps), Arc::clone(&metrics));
                 tokio::spawn(async move {
-                    match put_until_there(&vault, &metrics, log, slot, bytes).await {
+                    match put(&vault, &metrics, log, slot, bytes).await {
                         Ok(()) => {
                             deliver(&post, Message::PutDone { slot }).await;
                             maps.committed(&spans);
@@ -97,12 +85,11 @@ pub(crate) async fn run(
                     }
                 });
             }
-            Request::Claim { shard, log, volume, epoch, size_bytes, first_slot, label } => {
+            Request::Claim { shard, wanted } => {
                 let (post, metrics) = (shards[shard].clone(), Arc::clone(&metrics));
-                let wanted = Wanted { log, volume, epoch, size_bytes, first_slot, label };
                 tokio::spawn(async move {
-                    let outcome = claim_volume(&vault, &metrics, &wanted).await;
-                    deliver(&post, Message::Claimed { volume, outcome }).await;
+                    let outcome = claim(&vault, &metrics, &wanted).await;
+                    deliver(&post, Message::Claimed { volume: wanted.volume, outcome }).await;
                 });
             }
         }
@@ -117,116 +104,63 @@ async fn deliver(post: &Post<Message>, message: Message) {
     }
 }
 
-/// Puts one segment, however long the store is away: the frames in it are journaled, and the cache
-/// limit keeps more from coming.
-async fn put_until_there(
+/// Puts one segment, however long the store is away.
+async fn put(
     vault: &Vault,
     metrics: &Metrics,
     log: LogId,
     slot: Slot,
     bytes: Bytes,
 ) -> Result<(), Cause> {
-    let mut backoff = BACKOFF_MIN;
-    loop {
-        match put_segment(vault, log, slot, bytes.clone()).await {
-            Ok(PutOutcome::Committed) => {
-                metrics.set_trouble(None);
-                return Ok(());
-            }
-            Ok(PutOutcome::Foreign(Foreign::Sealed)) => return Err(Cause::Sealed { log }),
-            Ok(PutOutcome::Foreign(Foreign::Segment)) => {
-                return Err(Cause::Foreign { log, slot });
-            }
-            Err(error) => {
-                if backoff == BACKOFF_MIN || backoff == BACKOFF_MAX {
-                    tracing::warn!(%log, %slot, error = %chain(&error), "the vault takes no segments; waiting");
-                }
-                metrics.set_trouble(Some(format!("the vault takes no segments: {error}")));
-                tokio::time::sleep(backoff).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX);
-            }
+    let pause = |error: VaultError, backoff: Duration| {
+        if backoff == PUT_BACKOFF_MIN || backoff == PUT_BACKOFF_MAX {
+            tracing::warn!(%log, %slot, error = %chain(&error), "the vault takes no segments; waiting");
         }
-    }
-}
-
-struct Wanted {
-    log: LogId,
-    volume: VolumeId,
-    epoch: Epoch,
-    size_bytes: u64,
-    first_slot: Slot,
-    label: String,
-}
-
-type Refused = (RefusalReason, String);
-
-/// Makes the volume ours under the wanted epoch and returns what the vault holds of it.
-async fn claim_volume(vault: &Vault, metrics: &Metrics, wanted: &Wanted) -> Result<Seq, Refused> {
-    let volume = wanted.volume;
-    let refuse = |error: VaultError| {
-        let reason = match error.kind() {
-            ErrorKind::Corrupt => RefusalReason::Protocol,
-            _ => RefusalReason::Unavailable,
-        };
-        tracing::warn!(%volume, error = %chain(&error), "cannot claim a volume");
-        (reason, format!("the vault cannot be asked about volume {volume}: {error}"))
+        metrics.set_trouble(Some(format!("the vault takes no segments: {error}")));
+        tokio::time::sleep(backoff)
     };
-    let epochs = read_epochs(vault, volume).await.map_err(refuse)?;
-    let Some(last) = epochs.last() else {
-        return make(vault, wanted, Seq(0)).await.map_err(refuse)?;
-    };
-    if last.epoch > wanted.epoch {
-        let text = format!("epoch {} owns volume {volume}", last.epoch);
-        return Err((RefusalReason::Fenced, text));
+    match put_until_there(vault, log, slot, bytes, pause).await {
+        Ok(()) => {
+            metrics.set_trouble(None);
+            Ok(())
+        }
+        Err(Foreign::Sealed) => Err(Cause::Sealed { log }),
+        Err(Foreign::Segment) => Err(Cause::Foreign { log, slot }),
     }
-    if last.size_bytes > wanted.size_bytes {
-        let text = format!(
-            "the disk has {} bytes, the vault recorded {} for volume {volume}; protect the right \
-             disk, or make this one large enough",
-            wanted.size_bytes, last.size_bytes
-        );
-        return Err((RefusalReason::Size, text));
-    }
-    if last.log == wanted.log && last.epoch == wanted.epoch {
-        return Ok(end_of_volume(vault, volume).await.map_err(refuse)?.last_seq);
-    }
-    if last.epoch == wanted.epoch {
-        metrics.want_epoch(volume);
-        let text = format!("volume {volume} needs a new epoch: log {} holds this one", last.log);
-        return Err((RefusalReason::Unavailable, text));
-    }
-    if last.log != wanted.log {
-        // Whoever wrote it may still run: after the seal nothing of it counts any more.
-        let slot = seal(vault, last.log, last.first_slot).await.map_err(refuse)?;
-        tracing::info!(%volume, log = %last.log, %slot, "sealed the log of the epoch before");
-    }
-    let end = end_of_volume(vault, volume).await.map_err(refuse)?;
-    make(vault, wanted, end.last_seq).await.map_err(refuse)?
 }
 
-async fn make(
+/// Makes the volume ours under the wanted epoch and returns what the vault holds of it; or what its
+/// agent is told.
+async fn claim(
     vault: &Vault,
+    metrics: &Metrics,
     wanted: &Wanted,
-    committed: Seq,
-) -> Result<Result<Seq, Refused>, VaultError> {
-    let body = EpochBody {
-        epoch: wanted.epoch,
-        log: wanted.log,
-        first_slot: wanted.first_slot,
-        first_seq: committed.next(),
-        size_bytes: wanted.size_bytes,
-        label: wanted.label.clone(),
+) -> Result<Seq, (RefusalReason, String)> {
+    let (volume, epoch) = (wanted.volume, wanted.epoch);
+    let error = match claim_volume(vault, wanted).await {
+        Ok(Claimed { committed, sealed, ordinal }) => {
+            if let Some((log, slot)) = sealed {
+                tracing::info!(%volume, %log, %slot, "sealed the log of the epoch before");
+            }
+            if let Some(ordinal) = ordinal {
+                tracing::info!(%volume, %epoch, ordinal, "claimed");
+            }
+            return Ok(committed);
+        }
+        Err(error) => error,
     };
-    Ok(match claim(vault, wanted.volume, &body).await? {
-        Claim::Claimed { ordinal } => {
-            tracing::info!(volume = %wanted.volume, epoch = %wanted.epoch, ordinal, "claimed");
-            Ok(committed)
+    let text = match &error {
+        ClaimError::NeedsEpoch { .. } => {
+            metrics.want_epoch(volume);
+            error.to_string()
         }
-        Claim::Lost { newest } => {
-            let text = format!("epoch {} owns volume {}", newest.epoch, wanted.volume);
-            Err((RefusalReason::Fenced, text))
+        ClaimError::Vault { source, .. } => {
+            tracing::warn!(%volume, error = %chain(source), "cannot claim a volume");
+            format!("{error}: {source}")
         }
-    })
+        _ => error.to_string(),
+    };
+    Err((error.reason(), text))
 }
 
 /// An error with its sources, on one line.

@@ -3,6 +3,7 @@
 //! One reading and one writing task share the connection on one thread; neither holds it across an
 //! await.
 
+use crate::descriptors::Descriptors;
 use crate::rt::{Rt, Signal, Socket};
 use rustls::ServerConnection;
 use std::cell::RefCell;
@@ -10,8 +11,24 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::rc::Rc;
 
-/// Ciphertext read from the socket at once.
-const CIPHER_BYTES: usize = 64 << 10;
+/// What a connection is for, and so what it may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// To find out who it is and what it wants; it can be detached again.
+    Greeting,
+    /// To carry frames.
+    Session,
+}
+
+impl Use {
+    /// Ciphertext read from the socket at once.
+    fn cipher_bytes(self) -> usize {
+        match self {
+            Self::Greeting => 4 << 10,
+            Self::Session => 64 << 10,
+        }
+    }
+}
 
 /// A connection that is not tied to a shard: what moves when another shard owns the volume.
 #[derive(Debug)]
@@ -32,7 +49,8 @@ struct Shared {
 pub(crate) struct TlsReader<R: Rt> {
     shared: Rc<Shared>,
     socket: R::Socket,
-    original: TcpStream,
+    /// What is detached; a session has none.
+    original: Option<TcpStream>,
     cipher: Vec<u8>,
     start: usize,
     end: usize,
@@ -54,17 +72,27 @@ pub(crate) fn fresh(socket: TcpStream, tls: ServerConnection) -> Parked {
 /// Attaches a connection to this shard.
 ///
 /// # Errors
-/// If the socket cannot be duplicated or adopted.
-pub(crate) fn attach<R: Rt>(parked: Parked) -> io::Result<(TlsReader<R>, TlsWriter<R>)> {
+/// If the socket cannot be duplicated or adopted, or peers have all descriptors that they may.
+pub(crate) fn attach<R: Rt>(
+    parked: Parked,
+    purpose: Use,
+    descriptors: Descriptors,
+) -> io::Result<(TlsReader<R>, TlsWriter<R>)> {
     let Parked { socket, mut tls, mut cipher } = parked;
     tls.set_buffer_limit(None);
     let shared = Rc::new(Shared { tls: RefCell::new(tls), wants_write: Signal::default() });
     let end = cipher.len();
-    cipher.resize(CIPHER_BYTES.max(end), 0);
+    cipher.resize(purpose.cipher_bytes().max(end), 0);
+    let duplicate = || -> io::Result<TcpStream> {
+        let duplicate = socket.try_clone()?;
+        descriptors.check(&duplicate)?;
+        Ok(duplicate)
+    };
+    let original = (purpose == Use::Greeting).then(duplicate).transpose()?;
     let reader = TlsReader {
         shared: Rc::clone(&shared),
-        socket: R::adopt(socket.try_clone()?)?,
-        original: socket.try_clone()?,
+        socket: R::adopt(duplicate()?)?,
+        original,
         cipher,
         start: 0,
         end,
@@ -83,11 +111,8 @@ pub(crate) fn detach<R: Rt>(reader: TlsReader<R>, writer: TlsWriter<R>) -> io::R
     drop(socket);
     let shared =
         Rc::into_inner(shared).ok_or_else(|| io::Error::other("the connection is still in use"))?;
-    Ok(Parked {
-        socket: original,
-        tls: shared.tls.into_inner(),
-        cipher: cipher[start..end].to_vec(),
-    })
+    let socket = original.ok_or_else(|| io::Error::other("the connection is a session's"))?;
+    Ok(Parked { socket, tls: shared.tls.into_inner(), cipher: cipher[start..end].to_vec() })
 }
 
 /// Runs the handshake; afterwards the peer's certificate is known.
@@ -171,6 +196,17 @@ impl<R: Rt> TlsReader<R> {
             }
         }
         Ok(())
+    }
+
+    /// Takes what comes and drops it unopened: at most `bytes_max`, or to the end.
+    pub(crate) async fn drop_incoming(&mut self, bytes_max: usize) {
+        let mut dropped = 0;
+        while dropped < bytes_max {
+            match self.socket.read(&mut self.cipher).await {
+                Ok(0) | Err(_) => return,
+                Ok(count) => dropped += count,
+            }
+        }
     }
 }
 

@@ -196,7 +196,7 @@ impl EpochBody {
         let epoch = Epoch(reader.u64()?);
         let log = LogId(reader.array()?);
         let first_slot = Slot(reader.u64()?);
-        let first_seq = Seq(reader.u64()?);
+        let first_seq = reader.seq("epoch first seq")?;
         let size_bytes = reader.u64()?;
         let label_bytes = reader.count("epoch label", LABEL_BYTES_MAX)?;
         let label = std::str::from_utf8(reader.take(label_bytes)?)

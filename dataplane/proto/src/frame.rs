@@ -2,10 +2,11 @@
 //!
 //! Layout, kinds and order of operations: `docs/formats/frame.md`.
 
+use crate::bugs::{Bug, is_on};
 use crate::error::DecodeError;
 use crate::ids::{BlockRange, Epoch, MarkKind, PointId, Seq, VolumeId};
 use crate::limits::{
-    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, REFUSAL_TEXT_BYTES_MAX,
+    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, REFUSAL_TEXT_BYTES_MAX, SEQ_CLAIMED_MAX,
     VOLUME_BLOCKS_MAX, VOLUME_BYTES_MAX, ZERO_BLOCKS_MAX,
 };
 use crate::wire::{Put, Reader, check_crc, put_crc};
@@ -198,7 +199,7 @@ impl FrameHeader {
                 have: body.len(),
             });
         }
-        if crc32c::crc32c(body) != self.body_crc {
+        if crc32c::crc32c(body) != self.body_crc && !is_on(Bug::FrameChecksumIgnored) {
             return Err(DecodeError::Checksum { what: "frame body" });
         }
         Ok(())
@@ -408,18 +409,19 @@ impl Control {
             FrameKind::Hello => Self::Hello(take_hello(&mut reader)?),
             FrameKind::Welcome => {
                 let welcome = Welcome {
-                    received: Seq(reader.u64()?),
-                    journaled: Seq(reader.u64()?),
-                    committed: Seq(reader.u64()?),
+                    received: take_claim(&mut reader, "welcome received")?,
+                    journaled: take_claim(&mut reader, "welcome journaled")?,
+                    committed: take_claim(&mut reader, "welcome committed")?,
                     window_bytes: reader.u32()?,
                 };
                 reader.reserved(4)?;
                 Self::Welcome(welcome)
             }
             FrameKind::Mark => Self::Mark(header.seq, take_mark(&mut reader)?),
-            FrameKind::Ack => {
-                Self::Ack(Ack { journaled: Seq(reader.u64()?), committed: Seq(reader.u64()?) })
-            }
+            FrameKind::Ack => Self::Ack(Ack {
+                journaled: take_claim(&mut reader, "ack journaled")?,
+                committed: take_claim(&mut reader, "ack committed")?,
+            }),
             FrameKind::Refusal => {
                 let code = reader.u16()?;
                 let reason = RefusalReason::from_code(code)
@@ -433,6 +435,15 @@ impl Control {
         reader.finish()?;
         Ok(control)
     }
+}
+
+/// A seq that a peer says it has: whoever believes it counts on from there.
+fn take_claim(reader: &mut Reader<'_>, what: &'static str) -> Result<Seq, DecodeError> {
+    let value = reader.u64()?;
+    if value > SEQ_CLAIMED_MAX {
+        return Err(DecodeError::Range { what, value });
+    }
+    Ok(Seq(value))
 }
 
 fn put_hello(body: &mut Vec<u8>, hello: &Hello) -> FrameKind {
@@ -451,8 +462,8 @@ fn take_hello(reader: &mut Reader<'_>) -> Result<Hello, DecodeError> {
         volume: VolumeId(reader.array()?),
         epoch: Epoch(reader.u64()?),
         size_bytes: reader.u64()?,
-        first_seq: Seq(reader.u64()?),
-        last_seq: Seq(reader.u64()?),
+        first_seq: take_claim(reader, "hello first seq")?,
+        last_seq: take_claim(reader, "hello last seq")?,
         mark_interval_ms: reader.u32()?,
     };
     reader.reserved(4)?;
@@ -465,7 +476,7 @@ fn take_hello(reader: &mut Reader<'_>) -> Result<Hello, DecodeError> {
     if hello.epoch == Epoch(0) {
         return Err(DecodeError::Range { what: "hello epoch", value: 0 });
     }
-    if hello.first_seq == Seq(0) || hello.first_seq.0 > hello.last_seq.0.saturating_add(1) {
+    if hello.first_seq == Seq(0) || hello.first_seq > hello.last_seq.next() {
         return Err(DecodeError::Range { what: "hello first seq", value: hello.first_seq.0 });
     }
     Ok(hello)

@@ -146,8 +146,8 @@ impl IndexRun {
         let logs = reader.count("index run logs", INDEX_RUN_LOGS_MAX)?;
         let chunks = reader.count("index run chunks", INDEX_RUN_CHUNKS_MAX)?;
         reader.reserved(8)?;
-        let logs = take_logs(&mut reader, logs)?;
-        let chunks = take_chunks(&mut reader, chunks, &logs)?;
+        let logs = Listed::take(&mut reader, logs)?;
+        let chunks = take_chunks(&mut reader, chunks, logs)?;
         reader.finish()?;
         if !chunks.is_sorted_by(|a, b| a.id < b.id) {
             return Err(DecodeError::Range { what: "index run order", value: 0 });
@@ -192,22 +192,56 @@ impl<'a> Logs<'a> {
     }
 }
 
-pub(crate) fn take_logs(reader: &mut Reader<'_>, count: usize) -> Result<Vec<LogId>, DecodeError> {
-    (0..count).map(|_| reader.array().map(LogId)).collect()
+/// A list of logs as it is read: each log once, in the order in which the chunks come to it, and
+/// none that no chunk is in. So a body has one encoding.
+pub(crate) struct Listed {
+    logs: Vec<LogId>,
+    /// How many of them a chunk was in so far.
+    used: usize,
+}
+
+impl Listed {
+    pub(crate) fn take(reader: &mut Reader<'_>, count: usize) -> Result<Self, DecodeError> {
+        let logs = (0..count).map(|_| reader.array().map(LogId)).collect::<Result<Vec<_>, _>>()?;
+        let mut sorted = logs.clone();
+        sorted.sort_unstable();
+        if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(DecodeError::Range { what: "log listed twice", value: count as u64 });
+        }
+        Ok(Self { logs, used: 0 })
+    }
+
+    /// The log at place `index` of the list; `written` is how the chunk calls it.
+    pub(crate) fn get(&mut self, index: usize, written: u32) -> Result<LogId, DecodeError> {
+        let Some(log) = self.logs.get(index).copied() else {
+            return Err(DecodeError::Range { what: "chunk log", value: written.into() });
+        };
+        if index > self.used {
+            return Err(DecodeError::Range { what: "order of logs", value: written.into() });
+        }
+        self.used = self.used.max(index + 1);
+        Ok(log)
+    }
+
+    /// Ends the chunks.
+    pub(crate) fn finish(self) -> Result<(), DecodeError> {
+        match self.logs.len() - self.used {
+            0 => Ok(()),
+            unused => Err(DecodeError::Range { what: "logs of no chunk", value: unused as u64 }),
+        }
+    }
 }
 
 pub(crate) fn take_chunks(
     reader: &mut Reader<'_>,
     count: usize,
-    logs: &[LogId],
+    mut logs: Listed,
 ) -> Result<Vec<StoredChunk>, DecodeError> {
     let mut chunks = Vec::with_capacity(count.min(reader.left() / 52));
     for _ in 0..count {
         let id = ChunkId(reader.array()?);
         let number = reader.u32()?;
-        let Some(log) = logs.get(number as usize).copied() else {
-            return Err(DecodeError::Range { what: "chunk log", value: number.into() });
-        };
+        let log = logs.get(number as usize, number)?;
         let slot = Slot(reader.u64()?);
         let chunk = reader.u32()?;
         let blocks = reader.u32()?;
@@ -216,6 +250,7 @@ pub(crate) fn take_chunks(
         }
         chunks.push(StoredChunk { id, blocks, log, slot, chunk });
     }
+    logs.finish()?;
     Ok(chunks)
 }
 

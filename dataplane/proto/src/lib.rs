@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bugs;
 pub mod epoch;
 pub mod error;
 pub mod frame;

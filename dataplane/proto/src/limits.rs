@@ -20,6 +20,9 @@ pub const ZERO_BLOCKS_MAX: u64 = 1 << 22;
 /// Longest text of a refusal.
 pub const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
+/// Highest seq that a peer may say it has. No stream comes near it, and one can go on behind it.
+pub const SEQ_CLAIMED_MAX: u64 = 1 << 63;
+
 /// Bytes an agent may have sent beyond the journaled watermark.
 pub const WINDOW_BYTES: usize = 8 << 20;
 

@@ -4,7 +4,7 @@
 
 use crate::error::DecodeError;
 use crate::ids::{BlockRange, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
-use crate::index_run::{Logs, StoredChunk, check_body, take_chunks, take_logs};
+use crate::index_run::{Listed, Logs, StoredChunk, check_body, take_chunks};
 use crate::limits::{
     BLOCK_BYTES, MAP_BODY_BYTES_MAX, MAP_CHUNKS_MAX, MAP_HEADER_BYTES, MAP_LOGS_MAX, MAP_PARTS_MAX,
     MAP_RUNS_MAX, TAG_BYTES, VOLUME_BYTES_MAX,
@@ -97,7 +97,7 @@ impl MapHeader {
         reader.reserved(1)?;
         let vault = VaultId(reader.array()?);
         let volume = VolumeId(reader.array()?);
-        let seq = Seq(reader.u64()?);
+        let seq = reader.seq("map seq")?;
         let point = PointId(reader.array()?);
         let attempt = reader.array()?;
         let part = reader.u32()?;
@@ -231,8 +231,8 @@ impl MapBody {
         let chunks = reader.count("map chunks", MAP_CHUNKS_MAX)?;
         let count = reader.count("map runs", MAP_RUNS_MAX)?;
         reader.reserved(4)?;
-        let logs = take_logs(&mut reader, logs)?;
-        let chunks = take_chunks(&mut reader, chunks, &logs)?;
+        let logs = Listed::take(&mut reader, logs)?;
+        let chunks = take_chunks(&mut reader, chunks, logs)?;
         let mut runs = Vec::with_capacity(count.min(reader.left() / RUN_BYTES));
         let mut floor = 0;
         for _ in 0..count {

@@ -6,6 +6,7 @@ use crate::error::DecodeError;
 use crate::frame::Mark;
 use crate::ids::{BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot};
 use crate::ids::{VaultId, VolumeId};
+use crate::index_run::Listed;
 use crate::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX,
     SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_LOGS_MAX,
@@ -338,10 +339,11 @@ impl Table {
         let chunks = reader.count("table chunks", SEGMENT_CHUNKS_MAX)?;
         let spans = reader.count("table spans", SEGMENT_SPANS_MAX)?;
         let frames = (0..frames).map(|_| take_frame(&mut reader)).collect::<Result<Vec<_>, _>>()?;
-        let logs = (0..logs).map(|_| reader.array().map(LogId)).collect::<Result<Vec<_>, _>>()?;
+        let mut logs = Listed::take(&mut reader, logs)?;
         let chunks = (0..chunks)
-            .map(|_| take_chunk(&mut reader, &frames, &logs))
+            .map(|_| take_chunk(&mut reader, &frames, &mut logs))
             .collect::<Result<Vec<_>, _>>()?;
+        logs.finish()?;
         let mut extents_left = SEGMENT_EXTENTS_MAX;
         let spans = (0..spans)
             .map(|_| take_span(&mut reader, &chunks, &mut extents_left))
@@ -425,7 +427,7 @@ fn take_frame(reader: &mut Reader<'_>) -> Result<SegmentFrame, DecodeError> {
 fn take_chunk(
     reader: &mut Reader<'_>,
     frames: &[SegmentFrame],
-    logs: &[LogId],
+    logs: &mut Listed,
 ) -> Result<SegmentChunk, DecodeError> {
     let id = ChunkId(reader.array()?);
     let log = reader.u32()?;
@@ -446,10 +448,8 @@ fn take_chunk(
         }
         ChunkPlace::Here { frame, offset: b }
     } else {
-        let Some(log) = logs.get(log as usize - 1) else {
-            return Err(DecodeError::Range { what: "chunk log", value: log.into() });
-        };
-        ChunkPlace::There { log: *log, slot: Slot(a), chunk: b }
+        let log = logs.get(log as usize - 1, log)?;
+        ChunkPlace::There { log, slot: Slot(a), chunk: b }
     };
     Ok(SegmentChunk { id, blocks, place })
 }
@@ -461,8 +461,8 @@ fn take_span(
 ) -> Result<Span, DecodeError> {
     let volume = VolumeId(reader.array()?);
     let epoch = Epoch(reader.u64()?);
-    let first_seq = Seq(reader.u64()?);
-    let last_seq = Seq(reader.u64()?);
+    let first_seq = reader.seq("span first seq")?;
+    let last_seq = reader.seq("span last seq")?;
     if first_seq == Seq(0) || first_seq > last_seq {
         return Err(DecodeError::Range { what: "span seqs", value: first_seq.0 });
     }

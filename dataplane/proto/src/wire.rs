@@ -1,6 +1,7 @@
 //! Little-endian reading and writing over slices, bounds checked.
 
 use crate::error::DecodeError;
+use crate::ids::Seq;
 
 /// Reads fields from a slice in order; every read names the layout for its error.
 #[derive(Debug)]
@@ -81,6 +82,17 @@ impl<'a> Reader<'a> {
     /// `Truncated` at the end.
     pub fn u64(&mut self) -> Result<u64, DecodeError> {
         Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// Eight bytes that are a place in a stream, or 0: one that has a next.
+    ///
+    /// # Errors
+    /// `Truncated` at the end, `Range` for 2^64 - 1, which no stream reaches.
+    pub fn seq(&mut self, what: &'static str) -> Result<Seq, DecodeError> {
+        match self.u64()? {
+            u64::MAX => Err(DecodeError::Range { what, value: u64::MAX }),
+            value => Ok(Seq(value)),
+        }
     }
 
     /// Four bytes that count something, at most `max`.

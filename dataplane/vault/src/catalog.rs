@@ -1,14 +1,14 @@
 //! What a vault holds: volumes and their points, read from the store alone.
 
 use crate::chain::{Chain, Hole};
-use crate::epoch::read_epochs;
+use crate::epoch::{Known, read_known};
 use crate::error::VaultError;
 use crate::layout::Folder;
 use crate::limits::POINTS_MAX;
 use crate::vault::Vault;
 use crate::view::Point;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::{LogId, Seq, VolumeId};
+use farshore_proto::{ErrorKind, LogId, Seq, VolumeId};
 
 /// A volume of the vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,15 @@ pub struct VolumeInfo {
     pub volume: VolumeId,
     /// Its epochs, in order.
     pub epochs: Vec<EpochBody>,
+}
+
+/// A volume as far as its epochs can be read.
+#[derive(Debug)]
+pub struct FoundVolume {
+    /// The volume, with the epochs in front of the damage; perhaps none.
+    pub info: VolumeInfo,
+    /// What is damaged or missing behind them.
+    pub broken: Option<VaultError>,
 }
 
 /// How far the vault holds a volume.
@@ -42,14 +51,62 @@ pub async fn end_of_volume(vault: &Vault, volume: VolumeId) -> Result<VolumeEnd,
     Ok(VolumeEnd { epochs: chain.epochs().to_vec(), last_seq, hole })
 }
 
+/// The recovery points of a volume as far as its stream can be read.
+#[derive(Debug)]
+pub struct PointList {
+    /// In order.
+    pub points: Vec<Point>,
+    /// What is damaged or missing behind them: there may have been more.
+    pub broken: Option<VaultError>,
+}
+
 /// Lists all recovery points of a volume, in order.
 ///
 /// # Errors
 /// As `end_of_volume`; `Limit` above `POINTS_MAX`.
 pub async fn list_points(vault: &Vault, volume: VolumeId) -> Result<Vec<Point>, VaultError> {
-    let mut chain = Chain::open(vault, volume).await?;
-    let mut points = Vec::new();
+    match list_points_to_damage(vault, volume).await? {
+        PointList { broken: Some(error), .. } => Err(error),
+        PointList { points, broken: None } => Ok(points),
+    }
+}
+
+/// Lists the recovery points of a volume, in order, up to the first damage: those that restore.
+///
+/// # Errors
+/// `NotFound` for a volume that the vault does not know; `Unavailable`; `Limit` above `POINTS_MAX`.
+pub async fn list_points_to_damage(
+    vault: &Vault,
+    volume: VolumeId,
+) -> Result<PointList, VaultError> {
+    let known = read_known(vault, volume).await?;
+    let bounded = known.bounded();
+    let mut list = PointList { points: Vec::new(), broken: None };
+    if bounded > 0 || known.broken.is_none() {
+        let read = read_points(vault, volume, known.epochs, bounded, &mut list.points).await;
+        match read {
+            Ok(()) => {}
+            Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
+            Err(error) => list.broken = Some(error),
+        }
+    }
+    list.broken = list.broken.or(known.broken);
+    Ok(list)
+}
+
+/// Reads the points of the first `bounded` epochs.
+async fn read_points(
+    vault: &Vault,
+    volume: VolumeId,
+    epochs: Vec<EpochBody>,
+    bounded: usize,
+    points: &mut Vec<Point>,
+) -> Result<(), VaultError> {
+    let mut chain = Chain::begin(vault, volume, epochs)?;
     while let Some(found) = chain.next().await? {
+        if found.epoch >= bounded {
+            return Ok(());
+        }
         let Some(mark) = found.span.mark else { continue };
         if points.len() == POINTS_MAX {
             let (url, max) = (vault.url().to_owned(), POINTS_MAX as u64);
@@ -66,7 +123,7 @@ pub async fn list_points(vault: &Vault, volume: VolumeId) -> Result<Vec<Point>, 
         });
     }
     chain.hole().await?;
-    Ok(points)
+    Ok(())
 }
 
 /// Lists the volumes of a vault. Names that are not ids are passed over.
@@ -74,11 +131,24 @@ pub async fn list_points(vault: &Vault, volume: VolumeId) -> Result<Vec<Point>, 
 /// # Errors
 /// `Corrupt` if an epoch does not open; `Unavailable`; `Limit`.
 pub async fn list_volumes(vault: &Vault) -> Result<Vec<VolumeInfo>, VaultError> {
+    let found = find_volumes(vault).await?;
+    let whole = |found: FoundVolume| match found.broken {
+        Some(error) => Err(error),
+        None => Ok(found.info),
+    };
+    found.into_iter().map(whole).collect()
+}
+
+/// Lists the volumes of a vault, whatever is damaged. Names that are not ids are passed over.
+///
+/// # Errors
+/// `Unavailable`; `Limit`.
+pub async fn find_volumes(vault: &Vault) -> Result<Vec<FoundVolume>, VaultError> {
     let mut volumes = Vec::new();
     for volume in volume_ids(vault).await? {
-        let epochs = read_epochs(vault, volume).await?;
-        if !epochs.is_empty() {
-            volumes.push(VolumeInfo { volume, epochs });
+        let Known { epochs, broken } = read_known(vault, volume).await?;
+        if !epochs.is_empty() || broken.is_some() {
+            volumes.push(FoundVolume { info: VolumeInfo { volume, epochs }, broken });
         }
     }
     Ok(volumes)

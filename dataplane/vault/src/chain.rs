@@ -5,6 +5,7 @@
 //!   - Spans at or above the first seq of the next epoch do not count: a fenced writer put them.
 //!   - A span that is wholly at or below what was read is a repetition, and is skipped.
 //!   - Every other span begins right behind the one before; the stream begins at seq 1.
+//!   - A segment whose table does not open holds nothing of the volume if the spans around it join.
 
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
@@ -86,6 +87,8 @@ pub(crate) struct Chain<'a> {
     end: Option<ScanEnd>,
     /// Where it went on from, until the segment there was read.
     resumed: Option<Start>,
+    /// Why a segment was not read, until what follows shows that it holds nothing of the volume.
+    unread: Option<VaultError>,
 }
 
 impl<'a> Chain<'a> {
@@ -115,6 +118,7 @@ impl<'a> Chain<'a> {
             last: Seq(0),
             end: None,
             resumed: None,
+            unread: None,
         };
         chain.check_epoch()?;
         Ok(chain)
@@ -139,6 +143,7 @@ impl<'a> Chain<'a> {
             last: start.last,
             end: None,
             resumed: Some(start),
+            unread: None,
         }
     }
 
@@ -167,13 +172,16 @@ impl<'a> Chain<'a> {
             if !is_complete && self.next_segment().await? {
                 continue;
             }
+            if let Some(error) = self.unread.take().filter(|_| !is_complete) {
+                return Err(error);
+            }
             if self.epoch + 1 == self.epochs.len() {
                 return Ok(None);
             }
             self.epoch += 1;
+            self.check_epoch()?;
             self.end = None;
             self.resumed = None;
-            self.check_epoch()?;
             let epoch = &self.epochs[self.epoch];
             self.scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);
         }
@@ -200,17 +208,32 @@ impl<'a> Chain<'a> {
         if first_seq == self.last.next() {
             return Ok(());
         }
+        let end = match self.end {
+            Some(ScanEnd::Missing(slot)) => {
+                Some(ObjectName::slot(self.epochs[self.epoch - 1].log, slot))
+            }
+            _ => None,
+        };
         Err(VaultError::EpochGap {
             url: self.vault.url().to_owned(),
             object: ObjectName::epoch(self.volume, self.epoch as u64 + 1),
             first_seq,
             last_seq: self.last,
+            end,
         })
     }
 
     /// Reads the next segment of the log; false at its end.
     async fn next_segment(&mut self) -> Result<bool, VaultError> {
-        let Some((slot, mut segment)) = self.scan.next().await? else {
+        let next = match self.scan.next().await {
+            Err(error) if self.scan.is_sure() && !error.is_unavailable() => {
+                self.resumed = None;
+                self.unread = self.unread.take().or(Some(error));
+                return Ok(true);
+            }
+            next => next?,
+        };
+        let Some((slot, mut segment)) = next else {
             self.end = self.scan.end();
             return match self.resumed {
                 None => Ok(false),
@@ -238,6 +261,9 @@ impl<'a> Chain<'a> {
         match join(&span, self.last, self.limit()) {
             Join::Skip => return Ok(None),
             Join::Broken => {
+                if let Some(error) = self.unread.take() {
+                    return Err(error);
+                }
                 let (first_seq, last_seq, expected) =
                     (span.first_seq, span.last_seq, self.last.next());
                 let url = url();
@@ -258,6 +284,7 @@ impl<'a> Chain<'a> {
             return Err(VaultError::BeyondVolume { url: url(), volume, log, slot });
         }
         self.last = span.last_seq;
+        self.unread = None;
         Ok(Some(Found { epoch: self.epoch, log, slot, span, segment }))
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A frame is opened, and every chunk in it compared with its id, before it enters the cache.
 
+use crate::blocking;
 use crate::blocks::Source;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
@@ -176,8 +177,7 @@ impl ChunkReader {
         let sealed = sealed.map_err(VaultError::from)?.bytes;
         let (segment, number) = (Arc::clone(&home.segment), home.frame);
         let hasher = self.vault.hasher().clone();
-        let opening =
-            tokio::task::spawn_blocking(move || open_frame(&segment, number, &sealed, &hasher));
+        let opening = blocking::run(move || open_frame(&segment, number, &sealed, &hasher));
         let opened = opening.await.map_err(|source| VaultError::Task { source })?;
         opened.map_err(|source| self.vault.damaged(name, range.start, source)).map(Bytes::from)
     }

@@ -2,13 +2,13 @@
 
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::EPOCHS_MAX;
+use crate::limits::{EPOCHS_BEHIND, EPOCHS_MAX};
 use crate::store::{Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::epoch::{open_epoch, seal_epoch};
 use farshore_proto::VolumeId;
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EPOCH_HEADER_BYTES, EpochBody};
 use farshore_proto::limits::{LABEL_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
 
 /// How a claim ended.
@@ -26,29 +26,87 @@ pub enum Claim {
     },
 }
 
+/// The epochs of a volume as far as they can be read.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// In order; the one at index `i` has ordinal `i + 1`.
+    pub(crate) epochs: Vec<EpochBody>,
+    /// What is wrong with the next one.
+    pub(crate) broken: Option<VaultError>,
+}
+
+impl Known {
+    /// How many of the epochs are known to their end. One ends where the next begins, so of those in
+    /// front of one that cannot be read the last is not.
+    pub(crate) fn bounded(&self) -> usize {
+        self.epochs.len() - usize::from(self.broken.is_some() && !self.epochs.is_empty())
+    }
+}
+
 /// Reads the epochs of a volume in order; the one at index `i` has ordinal `i + 1`.
 ///
 /// Empty for a volume that the vault does not know.
 ///
 /// # Errors
-/// `Corrupt` if an object does not open or the order is wrong; `Unavailable`; `Limit`.
+/// `Corrupt` if an object does not open or is missing in front of a later one, or the order is
+/// wrong; `Unavailable`; `Limit`.
 pub async fn read_epochs(vault: &Vault, volume: VolumeId) -> Result<Vec<EpochBody>, VaultError> {
+    match read_known(vault, volume).await? {
+        Known { broken: Some(error), .. } => Err(error),
+        Known { epochs, broken: None } => Ok(epochs),
+    }
+}
+
+/// Reads the epochs of a volume up to the first one that cannot be read.
+///
+/// # Errors
+/// `Unavailable`; `Limit`.
+pub(crate) async fn read_known(vault: &Vault, volume: VolumeId) -> Result<Known, VaultError> {
     let mut epochs: Vec<EpochBody> = Vec::new();
     for ordinal in 1..=EPOCHS_MAX {
-        let Some(body) = read_epoch(vault, volume, ordinal).await? else {
-            return Ok(epochs);
+        let body = match read_epoch_or_lost(vault, volume, ordinal).await {
+            Ok(Some(body)) => body,
+            Ok(None) => return Ok(Known { epochs, broken: None }),
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => return Ok(Known { epochs, broken: Some(error) }),
         };
         let is_later = epochs
             .last()
             .is_none_or(|last| last.epoch < body.epoch && last.first_seq <= body.first_seq);
         if !is_later {
             let object = ObjectName::epoch(volume, ordinal);
-            return Err(VaultError::EpochOrder { url: vault.url().to_owned(), object });
+            let error = VaultError::EpochOrder { url: vault.url().to_owned(), object };
+            return Ok(Known { epochs, broken: Some(error) });
         }
         epochs.push(body);
     }
     let url = vault.url().to_owned();
     Err(VaultError::Limit { url, what: "epochs of a volume", max: EPOCHS_MAX })
+}
+
+/// An epoch of a volume; none behind the last one.
+async fn read_epoch_or_lost(
+    vault: &Vault,
+    volume: VolumeId,
+    ordinal: u64,
+) -> Result<Option<EpochBody>, VaultError> {
+    if let Some(body) = read_epoch(vault, volume, ordinal).await? {
+        return Ok(Some(body));
+    }
+    // They are made in order, so a later one means that this one was there.
+    let behind = ordinal + 1..=ordinal + EPOCHS_BEHIND;
+    let behind = behind.map(|later| async move {
+        let later = ObjectName::epoch(volume, later);
+        Ok::<_, StoreError>(vault.store().exists(&later).await?.then_some(later))
+    });
+    let found = futures::future::try_join_all(behind).await?;
+    let Some(later) = found.into_iter().flatten().next() else { return Ok(None) };
+    // It may have been made since.
+    if let Some(body) = read_epoch(vault, volume, ordinal).await? {
+        return Ok(Some(body));
+    }
+    let (url, object) = (vault.url().to_owned(), ObjectName::epoch(volume, ordinal));
+    Err(VaultError::LostEpoch { url, object, later })
 }
 
 async fn read_epoch(
@@ -64,7 +122,7 @@ async fn read_epoch(
     };
     match open_epoch(&bytes, vault.id(), volume, ordinal, vault.ring()) {
         Ok(body) => Ok(Some(body)),
-        Err(source) => Err(vault.damaged(name, 0, source)),
+        Err(source) => Err(vault.damaged_in(name, EPOCH_HEADER_BYTES, source)),
     }
 }
 
@@ -76,10 +134,6 @@ async fn read_epoch(
 /// `Limit` for a label that is too long; `Corrupt` if the epochs there are do not open, or the body
 /// begins at a seq below the newest's first; `Unavailable` (also when full: `is_no_space`).
 pub async fn claim(vault: &Vault, volume: VolumeId, body: &EpochBody) -> Result<Claim, VaultError> {
-    if body.label.len() > LABEL_BYTES_MAX {
-        let (url, max) = (vault.url().to_owned(), LABEL_BYTES_MAX as u64);
-        return Err(VaultError::Limit { url, what: "bytes of a volume's label", max });
-    }
     let epochs = read_epochs(vault, volume).await?;
     let held = epochs.len() as u64;
     if let Some(newest) = epochs.last() {
@@ -94,6 +148,26 @@ pub async fn claim(vault: &Vault, volume: VolumeId, body: &EpochBody) -> Result<
             let object = ObjectName::epoch(volume, held + 1);
             return Err(VaultError::EpochOrder { url: vault.url().to_owned(), object });
         }
+    }
+    claim_behind(vault, volume, held, body).await
+}
+
+/// Makes `body` the epoch behind the first `held` ones, which the caller has read and found older.
+///
+/// It is lost if anybody has begun an epoch since, even an older one: what the caller knows of the
+/// volume's end is not true any more then.
+///
+/// # Errors
+/// As `claim`, but for the order of the epochs.
+pub(crate) async fn claim_behind(
+    vault: &Vault,
+    volume: VolumeId,
+    held: u64,
+    body: &EpochBody,
+) -> Result<Claim, VaultError> {
+    if body.label.len() > LABEL_BYTES_MAX {
+        let (url, max) = (vault.url().to_owned(), LABEL_BYTES_MAX as u64);
+        return Err(VaultError::Limit { url, what: "bytes of a volume's label", max });
     }
     let ordinal = held + 1;
     let name = ObjectName::epoch(volume, ordinal);

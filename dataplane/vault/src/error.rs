@@ -3,7 +3,7 @@
 use crate::layout::ObjectName;
 use crate::store::StoreError;
 use farshore_codec::{CodecError, KekError};
-use farshore_proto::{ErrorKind, LogId, PointId, Seq, Slot, VolumeId};
+use farshore_proto::{ErrorKind, LogId, PointId, Seq, Slot, VaultId, VolumeId};
 
 /// Why a vault could not be read or written.
 ///
@@ -27,6 +27,14 @@ pub enum VaultError {
         /// The store.
         url: String,
     },
+    /// The vault object is gone, but a wrapped key is there.
+    #[error(
+        "{url}: object vault is missing although keys/1 is there: it was deleted, or making the vault was cut short; `farshore vault init` with the recovery key puts it back"
+    )]
+    NoIdentity {
+        /// The store.
+        url: String,
+    },
     /// The recovery key is that of another vault.
     #[error(
         "{url}: the recovery key is not the one of this vault: name the file with its key (FARSHORE_KEY_FILE)"
@@ -34,6 +42,20 @@ pub enum VaultError {
     WrongKey {
         /// The store.
         url: String,
+    },
+    /// The vault object and the wrapped keys are not of one vault.
+    #[error(
+        "{url}: object vault says that this is vault {vault}, but object {key} is of vault {found}: one of them was put here from elsewhere; put back the right one"
+    )]
+    Mixed {
+        /// The store.
+        url: String,
+        /// The id in the vault object.
+        vault: VaultId,
+        /// The wrapped key.
+        key: ObjectName,
+        /// The id in the wrapped key.
+        found: VaultId,
     },
     /// A wrapped data key that does not open although the recovery key is right.
     #[error("{url}: object {object} is damaged: {cause}")]
@@ -99,7 +121,8 @@ pub enum VaultError {
     },
     /// A volume's stream does not join.
     #[error(
-        "{url}: slot {slot} of log {log} holds seqs {first_seq} to {last_seq} of volume {volume}, but {expected} comes next"
+        "{url}: object {} holds seqs {first_seq} to {last_seq} of volume {volume}, but {expected} comes next",
+        ObjectName::slot(*log, *slot)
     )]
     Gap {
         /// The store.
@@ -119,7 +142,8 @@ pub enum VaultError {
     },
     /// An epoch begins where the one before does not end.
     #[error(
-        "{url}: object {object} begins at seq {first_seq}, but the vault holds the volume up to {last_seq}"
+        "{url}: object {object} begins at seq {first_seq}, but the vault holds the volume up to {last_seq}{}",
+        end_text(end.as_ref())
     )]
     EpochGap {
         /// The store.
@@ -130,6 +154,18 @@ pub enum VaultError {
         first_seq: Seq,
         /// Last seq that the logs of the epochs before hold.
         last_seq: Seq,
+        /// The missing slot that the log of the epoch before ends at, if it does.
+        end: Option<ObjectName>,
+    },
+    /// An epoch is missing although a later one exists.
+    #[error("{url}: object {object} is missing although {later} exists")]
+    LostEpoch {
+        /// The store.
+        url: String,
+        /// The missing object.
+        object: ObjectName,
+        /// A later one that exists.
+        later: ObjectName,
     },
     /// An epoch that is not greater than the one before.
     #[error("{url}: object {object} is not of a later epoch than the one before it")]
@@ -140,7 +176,10 @@ pub enum VaultError {
         object: ObjectName,
     },
     /// A span writes past the end of its volume.
-    #[error("{url}: slot {slot} of log {log} writes past the end of volume {volume}")]
+    #[error(
+        "{url}: object {} writes past the end of volume {volume}",
+        ObjectName::slot(*log, *slot)
+    )]
     BeyondVolume {
         /// The store.
         url: String,
@@ -153,7 +192,8 @@ pub enum VaultError {
     },
     /// A log ends at a missing slot although later ones exist.
     #[error(
-        "{url}: slot {slot} of log {log} is missing although slot {later} exists: segments were lost; name a point from before it"
+        "{url}: object {} is missing although slot {later} exists: segments were lost; name a point from before it",
+        ObjectName::slot(*log, *slot)
     )]
     LostSlot {
         /// The store.
@@ -193,7 +233,8 @@ pub enum VaultError {
     },
     /// The volume has no such recovery point before a missing slot.
     #[error(
-        "{url}: volume {volume} has no recovery point {point} before slot {slot} of log {log}, which is missing although slot {later} exists: unless its put is still under way, that segment is lost"
+        "{url}: volume {volume} has no recovery point {point} before object {}, which is missing although slot {later} exists: unless its put is still under way, that segment is lost",
+        ObjectName::slot(*log, *slot)
     )]
     PointBehindHole {
         /// The store.
@@ -277,8 +318,11 @@ impl VaultError {
             | Self::Reference { .. }
             | Self::Map { .. }
             | Self::Gap { .. }
+            | Self::NoIdentity { .. }
+            | Self::Mixed { .. }
             | Self::EpochGap { .. }
             | Self::EpochOrder { .. }
+            | Self::LostEpoch { .. }
             | Self::BeyondVolume { .. }
             | Self::LostSlot { .. } => ErrorKind::Corrupt,
             Self::NoVolume { .. }
@@ -307,4 +351,8 @@ impl VaultError {
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Store(StoreError::NotFound { .. }))
     }
+}
+
+fn end_text(end: Option<&ObjectName>) -> String {
+    end.map_or_else(String::new, |slot| format!(": object {slot} is missing"))
 }

@@ -345,7 +345,7 @@ fn cut(pieces: &mut Vec<Piece>, skip: u64, length: u64) {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, OverlayError> + Send + 'static,
 ) -> Result<T, ExportError> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::blocking::run(work).await {
         Ok(result) => result.map_err(ExportError::from),
         Err(source) => Err(ExportError::Task { source }),
     }

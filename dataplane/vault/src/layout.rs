@@ -62,6 +62,11 @@ impl ObjectName {
         Self(Path::from(format!("index/{run}")))
     }
 
+    /// The name that a listing or an error of the store gave.
+    pub(crate) fn given(name: &str) -> Self {
+        Self(Path::from(name))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -119,7 +124,8 @@ impl fmt::Display for Folder {
 }
 
 /// Number of the slot that an object name of a log ends with, if it is one.
-pub(crate) fn slot_of(name: &str) -> Option<Slot> {
+#[must_use]
+pub fn slot_of(name: &str) -> Option<Slot> {
     let digits = name.rsplit('/').next().filter(|digits| digits.len() == 16)?;
     let is_plain = digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     if !is_plain {
@@ -129,13 +135,21 @@ pub(crate) fn slot_of(name: &str) -> Option<Slot> {
 }
 
 /// Number of the epoch that an object name ends with, if it is one.
-pub(crate) fn ordinal_of(name: &str) -> Option<u64> {
+#[must_use]
+pub fn ordinal_of(name: &str) -> Option<u64> {
     let digits = name.rsplit('/').next().filter(|digits| digits.len() == 10)?;
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
+/// Number of the wrapped key that an object name ends with, if it is one.
+pub(crate) fn key_of(name: &str) -> Option<KeyNumber> {
+    let number = name.rsplit('/').next()?;
+    number.parse().ok().map(KeyNumber).filter(|key| key.to_string() == number)
+}
+
 /// Seq and part of the map object that a name ends with, if it is one.
-pub(crate) fn map_part_of(name: &str) -> Option<(Seq, u32)> {
+#[must_use]
+pub fn map_part_of(name: &str) -> Option<(Seq, u32)> {
     let mut names = name.rsplit('/');
     let part = names.next().filter(|digits| digits.len() == 4 && is_decimal(digits))?;
     let seq = names.next().filter(|digits| digits.len() == 20 && is_decimal(digits))?;
@@ -143,7 +157,8 @@ pub(crate) fn map_part_of(name: &str) -> Option<(Seq, u32)> {
 }
 
 /// The index run that an object name ends with, if it is one.
-pub(crate) fn run_of(name: &str) -> Option<RunId> {
+#[must_use]
+pub fn run_of(name: &str) -> Option<RunId> {
     let text = name.rsplit('/').next()?;
     text.parse().ok().filter(|run: &RunId| run.to_string() == text)
 }
@@ -189,6 +204,8 @@ mod tests {
         assert_eq!(slot_of("logs/x/ff"), None);
         assert_eq!(ordinal_of("volumes/x/epochs/0000000012"), Some(12));
         assert_eq!(ordinal_of("volumes/x/epochs/+000000012"), None);
+        assert_eq!(key_of(&ObjectName::key(KeyNumber(12)).to_string()), Some(KeyNumber(12)));
+        assert_eq!(key_of("keys/012"), None);
         let map = ObjectName::map(VolumeId([1; 16]), Seq(77), 12).to_string();
         assert_eq!(map_part_of(&map), Some((Seq(77), 12)));
         assert_eq!(map_part_of("maps/x/00000000000000000077"), None);

@@ -2,6 +2,8 @@
 //!
 //! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them.
 //! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
+//! - [`claim`] and [`recover`] decide who owns a volume and how far it got; [`journal`], [`dedup`] and
+//!   [`build`] are a shard's way from frames to segments, without its files and its runtime.
 //! - [`view`], [`restore`], [`overlay`] and [`export`] read a volume at a recovery point;
 //!   [`catalog`], [`verify`] and [`stats`] say what there is and whether it is whole.
 //!
@@ -12,21 +14,28 @@
 
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod blocks;
+pub mod build;
 pub mod catalog;
 mod chain;
 mod chunks;
+pub mod claim;
+pub mod dedup;
 pub mod epoch;
 mod error;
 pub mod export;
 mod fetch;
+pub mod frames;
 pub mod index;
+pub mod journal;
 pub mod key_file;
 pub mod layout;
 pub mod limits;
 pub mod log;
 pub mod map;
 pub mod overlay;
+pub mod recover;
 pub mod restore;
 pub mod runs;
 pub mod stats;

@@ -19,6 +19,8 @@ pub const HOLE_SLOTS_MAX: usize = 64;
 pub const VOID_REACH_SLOTS: u64 = 16;
 /// Epochs of one volume that a reader accepts.
 pub const EPOCHS_MAX: u64 = 1 << 20;
+/// Ordinals behind the last epoch that are looked at, to tell the end from a loss.
+pub const EPOCHS_BEHIND: u64 = 3;
 /// Data keys of one vault that a reader accepts.
 pub const KEYS_MAX: u32 = 1 << 12;
 /// Times that a seal moves on to the next slot because a late segment was there first.

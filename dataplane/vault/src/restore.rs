@@ -301,7 +301,7 @@ fn check_chunks(
 async fn blocking<T: Send + 'static, E: From<RestoreError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::blocking::run(work).await {
         Ok(result) => result,
         Err(source) => Err(RestoreError::Vault(VaultError::Task { source }).into()),
     }

@@ -6,6 +6,7 @@
 
 mod open;
 
+use crate::blocking;
 use crate::layout::{Folder, ObjectName};
 use bytes::Bytes;
 use farshore_proto::ErrorKind;
@@ -255,14 +256,18 @@ impl Store {
     pub async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Put, StoreError> {
         self.check_root().await?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.inner.put_opts(name.path(), PutPayload::from(bytes), options).await {
-            Ok(_) => Ok(Put::Created),
+        let put = match self.inner.put_opts(name.path(), PutPayload::from(bytes), options).await {
+            Ok(_) => Put::Created,
             Err(
                 object_store::Error::AlreadyExists { .. }
                 | object_store::Error::Precondition { .. },
-            ) => Ok(Put::Exists),
-            Err(error) => Err(self.error(name, "create", error)),
-        }
+            ) => Put::Exists,
+            Err(error) => return Err(self.error(name, "create", error)),
+        };
+        // A directory that went away since the first look was made anew by the put: what lies in
+        // there is in no vault.
+        self.check_root().await?;
+        Ok(put)
     }
 
     /// Makes sure that an object that was found, not created, survives a power cut.
@@ -277,7 +282,7 @@ impl Store {
         let object = name.to_string();
         let task = {
             let object = object.clone();
-            tokio::task::spawn_blocking(move || root.sync_parents(&object))
+            blocking::run(move || root.sync_parents(&object))
         };
         let result = task.await.map_err(io::Error::other).and_then(|synced| synced);
         result.map_err(|source| StoreError::Sync { url: self.url.to_string(), object, source })
@@ -389,7 +394,7 @@ impl Store {
     async fn check_root(&self) -> Result<(), StoreError> {
         let Some(root) = self.local.clone() else { return Ok(()) };
         let path = root.path().to_owned();
-        match tokio::task::spawn_blocking(move || root.is_there()).await {
+        match blocking::run(move || root.is_there()).await {
             Ok(true) => Ok(()),
             _ => Err(StoreError::DirectoryGone { url: self.url.to_string(), path }),
         }

@@ -2,7 +2,7 @@
 
 mod counted;
 
-pub(crate) use counted::counted;
+pub(crate) use counted::{Counted, counted};
 
 use crate::epoch::{Claim, claim};
 use crate::log::{self, PutOutcome};

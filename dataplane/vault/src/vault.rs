@@ -22,7 +22,8 @@ pub struct Vault {
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    id: VaultId,
+    /// As it was when it was read, to find later damage.
+    identity: VaultObject,
     newest: KeyNumber,
     ring: KeyRing,
     keys: VaultKeys,
@@ -72,7 +73,8 @@ impl Vault {
     ///
     /// # Errors
     /// `Invalid`: no vault here, the wrong recovery key, or written by another version; `Corrupt`
-    /// if the vault object or a key is damaged or missing; `Unavailable`.
+    /// if the vault object or a key is damaged or missing (`NoIdentity` if only the vault object is);
+    /// `Unavailable`.
     pub async fn open(store: &Store, recovery: &RecoveryKey) -> Result<Self, VaultError> {
         let object = read_vault_object(store).await?;
         let mut ring = KeyRing::new(object.vault);
@@ -91,7 +93,13 @@ impl Vault {
             let key = KeyObject::decode(&bytes)
                 .map_err(KekError::from)
                 .and_then(|found| recovery.unwrap(object.vault, number, &found))
-                .map_err(|source| key_error(store, number, source))?;
+                .map_err(|source| match source {
+                    // It opened the first key, so it is the right one.
+                    KekError::WrongKey { .. } if number > VaultKeys::ROOT => {
+                        damaged_key(store, number, source)
+                    }
+                    source => key_error(store, number, source),
+                })?;
             ring.insert(number, key);
             wrapped.push(bytes);
             newest = number;
@@ -104,7 +112,7 @@ impl Vault {
         })?;
         let hasher = ChunkHasher::new(keys.id_key.clone());
         let store = store.clone();
-        let inner = Inner { store, id: object.vault, newest, ring, keys, hasher, wrapped };
+        let inner = Inner { store, identity: object, newest, ring, keys, hasher, wrapped };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -114,7 +122,7 @@ impl Vault {
     /// As `open` and `init`.
     pub async fn open_or_init(store: &Store, recovery: &RecoveryKey) -> Result<Self, VaultError> {
         match Self::open(store, recovery).await {
-            Err(VaultError::NotAVault { .. }) => {}
+            Err(VaultError::NotAVault { .. } | VaultError::NoIdentity { .. }) => {}
             opened => return opened,
         }
         match Self::init(store, recovery).await {
@@ -139,7 +147,12 @@ impl Vault {
     /// Its identity.
     #[must_use]
     pub fn id(&self) -> VaultId {
-        self.inner.id
+        self.inner.identity.vault
+    }
+
+    /// The vault object as it was read.
+    pub(crate) fn identity(&self) -> &VaultObject {
+        &self.inner.identity
     }
 
     /// Its data keys.
@@ -175,15 +188,31 @@ impl Vault {
         &self.inner.wrapped
     }
 
-    /// The error of an object that does not open.
+    /// The error of an object whose part at `offset` does not open.
     pub(crate) fn damaged(&self, object: ObjectName, offset: u64, cause: CodecError) -> VaultError {
         let (url, cause) = (self.url().to_owned(), Box::new(cause));
         match *cause {
             CodecError::Decode(DecodeError::Version { .. }) => {
                 VaultError::Version { url, object, cause }
             }
+            // The object may well be whole: what it was sealed under is gone.
+            CodecError::NoKey { key } => {
+                VaultError::Lost { url, object: ObjectName::key(key), user: object }
+            }
             _ => VaultError::Damaged { url, object, offset, cause },
         }
+    }
+
+    /// The error of an object that is a header and a sealed body and does not open.
+    pub(crate) fn damaged_in(
+        &self,
+        object: ObjectName,
+        header_bytes: usize,
+        cause: CodecError,
+    ) -> VaultError {
+        let is_body = matches!(cause, CodecError::Tampered { .. } | CodecError::Compressed { .. });
+        let offset = if is_body { header_bytes as u64 } else { 0 };
+        self.damaged(object, offset, cause)
     }
 }
 
@@ -193,7 +222,14 @@ pub(crate) async fn read_vault_object(store: &Store) -> Result<VaultObject, Vaul
     let object = ObjectName::vault();
     let bytes = match store.get(&object, SMALL_OBJECT_BYTES_MAX as u64).await {
         Ok(bytes) => bytes,
-        Err(StoreError::NotFound { .. }) => return Err(VaultError::NotAVault { url: url() }),
+        Err(StoreError::NotFound { .. }) => {
+            // Advice to make a new vault here would be bad if there was one.
+            let was_one = store.exists(&ObjectName::key(VaultKeys::ROOT)).await?;
+            return Err(match was_one {
+                true => VaultError::NoIdentity { url: url() },
+                false => VaultError::NotAVault { url: url() },
+            });
+        }
         Err(error) => return Err(error.into()),
     };
     VaultObject::decode(&bytes).map_err(|error| {
@@ -210,8 +246,16 @@ fn key_error(store: &Store, number: KeyNumber, source: KekError) -> VaultError {
     let url = store.url().to_owned();
     match source {
         KekError::WrongKey { .. } => VaultError::WrongKey { url },
-        source => VaultError::Key { url, object: ObjectName::key(number), cause: Box::new(source) },
+        KekError::Misplaced { vault, found_vault: found, .. } if found != vault => {
+            VaultError::Mixed { url, vault, key: ObjectName::key(number), found }
+        }
+        source => damaged_key(store, number, source),
     }
+}
+
+fn damaged_key(store: &Store, number: KeyNumber, source: KekError) -> VaultError {
+    let url = store.url().to_owned();
+    VaultError::Key { url, object: ObjectName::key(number), cause: Box::new(source) }
 }
 
 #[cfg(test)]

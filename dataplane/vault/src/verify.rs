@@ -12,9 +12,9 @@ mod streams;
 
 use crate::catalog::{log_ids, volume_ids};
 use crate::chunks::ChunkReader;
-use crate::epoch::read_epochs;
+use crate::epoch::{Known, read_epochs, read_known};
 use crate::error::VaultError;
-use crate::layout::{Folder, ObjectName, ordinal_of, slot_of};
+use crate::layout::{Folder, ObjectName, key_of, ordinal_of, slot_of};
 use crate::limits::{KEYS_MAX, PROBLEMS_MAX};
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, is_filled};
 use crate::runs;
@@ -25,6 +25,7 @@ use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{KeyNumber, LogId, Slot, VolumeId};
 use futures::TryStreamExt;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use streams::{Strange, Streams};
 
@@ -91,6 +92,13 @@ impl Report {
         match error {
             VaultError::Damaged { object, offset, cause, .. } => {
                 self.add(object, offset, cause.to_string());
+            }
+            VaultError::Store(StoreError::TooLarge { object, bytes, max, .. }) => {
+                let what = format!("has {bytes} bytes, at most {max} are legal");
+                self.add(ObjectName::given(&object), 0, what);
+            }
+            VaultError::LostEpoch { object, later, .. } => {
+                self.add(object, 0, format!("is missing although {later} exists"));
             }
             VaultError::Version { object, cause, .. } => self.add(object, 0, cause.to_string()),
             VaultError::Key { object, cause, .. } => self.add(object, 0, cause.to_string()),
@@ -166,9 +174,13 @@ impl Run<'_> {
     async fn check_keys(&mut self) -> Result<(), VaultError> {
         let store = self.vault.store();
         match read_vault_object(store).await {
-            Ok(object) if object.vault == self.vault.id() => {}
+            Ok(object) if object == *self.vault.identity() => {}
+            Ok(object) if object.vault == self.vault.id() => {
+                let what = "is not what it was when the vault was opened";
+                self.report.add(ObjectName::vault(), 0, what);
+            }
             Ok(_) => self.report.add(ObjectName::vault(), 0, "it is that of another vault"),
-            Err(VaultError::NotAVault { .. }) => {
+            Err(VaultError::NotAVault { .. } | VaultError::NoIdentity { .. }) => {
                 self.report.add(ObjectName::vault(), 0, "is missing");
             }
             Err(error) => self.report.add_error(ObjectName::vault(), error)?,
@@ -182,27 +194,38 @@ impl Run<'_> {
                 Err(error) => self.report.add_error(name, error.into())?,
             }
         }
+        let opened = self.vault.wrapped_keys().len();
+        let mut listed = BTreeSet::new();
+        let mut listing = store.list(Folder::Keys);
+        while let Some(object) = listing.try_next().await? {
+            listed.extend(key_of(&object.name));
+        }
+        // Keys are read up to the first missing one.
+        let first = KeyNumber(u32::try_from(opened).unwrap_or(KEYS_MAX).saturating_add(1));
+        if let Some(last) = listed.last().filter(|last| **last > first && !listed.contains(&first))
+        {
+            let what = format!("is missing although {} exists", ObjectName::key(*last));
+            self.report.add(ObjectName::key(first), 0, what);
+        }
         Ok(())
     }
 
     async fn read_volumes(&mut self) -> Result<(), VaultError> {
         for volume in volume_ids(self.vault).await? {
             let last = self.last_listed_epoch(volume).await?;
-            match read_epochs(self.vault, volume).await {
-                Ok(epochs) => {
-                    let held = epochs.len() as u64;
-                    if let Some(last) = last.filter(|last| *last > held) {
-                        let missing = ObjectName::epoch(volume, held + 1);
-                        let what = format!("is missing although epoch object {last} exists");
-                        self.report.add(missing, 0, what);
-                    }
-                    self.add_volume(volume, epochs);
-                }
-                Err(error) => {
-                    self.streams.add_unreadable(volume);
-                    self.report.add_error(ObjectName::epoch(volume, 1), error)?;
-                }
+            let Known { epochs, broken } = read_known(self.vault, volume).await?;
+            if let Some(error) = broken {
+                self.streams.add_unreadable(volume);
+                self.report.add_error(ObjectName::epoch(volume, 1), error)?;
+                continue;
             }
+            let held = epochs.len() as u64;
+            if let Some(last) = last.filter(|last| *last > held) {
+                let missing = ObjectName::epoch(volume, held + 1);
+                let what = format!("is missing although epoch object {last} exists");
+                self.report.add(missing, 0, what);
+            }
+            self.add_volume(volume, epochs);
         }
         Ok(())
     }
@@ -292,7 +315,16 @@ impl Run<'_> {
             let is_explained = |body: &EpochBody| {
                 body.epoch == epoch && body.log == log && body.first_slot <= slot
             };
-            if !epochs.iter().any(is_explained) {
+            if epochs.iter().any(is_explained) {
+                continue;
+            }
+            // The list of epochs is read up to the first that is missing, so only the newest can be
+            // missing without a trace in it.
+            if epochs.last().is_none_or(|last| last.epoch < epoch) {
+                let missing = ObjectName::epoch(volume, epochs.len() as u64 + 1);
+                let what = format!("is missing: {name} holds epoch {epoch} of the volume");
+                self.report.add(missing, 0, what);
+            } else {
                 let what = format!(
                     "holds epoch {epoch} of volume {volume}, which no epoch object puts there"
                 );

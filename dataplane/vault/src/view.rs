@@ -5,7 +5,7 @@ mod build;
 use crate::blocks::{BlockMap, Source};
 use crate::chain::Hole;
 use crate::chunks::ChunkReader;
-use crate::epoch::read_epochs;
+use crate::epoch::{Known, read_known};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX};
@@ -14,7 +14,7 @@ use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::BLOCK_BYTES;
-use farshore_proto::{BlockRange, Epoch, LogId, MarkKind, PointId, Seq, VolumeId};
+use farshore_proto::{BlockRange, Epoch, ErrorKind, LogId, MarkKind, PointId, Seq, VolumeId};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
 
@@ -115,6 +115,8 @@ impl VolumeView {
     /// Makes the block map of the volume at the point: from the newest map at or before it, and the
     /// stream behind that; by the whole stream if there is no map that can be used.
     ///
+    /// An epoch that cannot be read hides only the points from the epoch before it on.
+    ///
     /// # Errors
     /// `NotFound`: no such volume or point; `Corrupt`: an object on the way to the point is damaged
     /// or missing, or the stream does not join (the message names log, slot and seqs);
@@ -124,32 +126,48 @@ impl VolumeView {
         volume: VolumeId,
         selector: PointSelector,
     ) -> Result<Self, VaultError> {
-        let epochs = read_epochs(vault, volume).await?;
+        let known = read_known(vault, volume).await?;
+        let bounded = known.bounded();
+        let Known { epochs, broken } = known;
+        if let Some(broken) = broken {
+            if selector == PointSelector::Latest || bounded == 0 {
+                return Err(broken);
+            }
+            let found = Self::read_to(vault, volume, &epochs, bounded, selector, None).await;
+            return found.map_err(|error| match error.kind() {
+                ErrorKind::NotFound => broken,
+                _ => error,
+            });
+        }
         let base = match epochs.is_empty() {
             true => None,
             false => map::find(vault, volume, &epochs, selector, Ids::Drop).await,
         };
         let Some(base) = base else {
-            return Self::read_to(vault, volume, &epochs, selector, None).await;
+            return Self::read_to(vault, volume, &epochs, bounded, selector, None).await;
         };
         let seq = base.start.last;
-        match Self::read_to(vault, volume, &epochs, selector, Some(base)).await {
+        match Self::read_to(vault, volume, &epochs, bounded, selector, Some(base)).await {
             Err(error) if !error.is_unavailable() => {
                 tracing::warn!(
                     %volume, map = %seq, %error,
                     "cannot go on from a map; reading the logs from the start"
                 );
-                Self::read_to(vault, volume, &epochs, selector, None).await
+                let view = Self::read_to(vault, volume, &epochs, bounded, selector, None).await?;
+                // The map shows that there was a later point: an older one is not the latest.
+                let is_latest = selector != PointSelector::Latest || view.point.seq >= seq;
+                if is_latest { Ok(view) } else { Err(error) }
             }
             result => result,
         }
     }
 
-    /// Opens the view by the logs, from a map on or from the start.
+    /// Opens the view by the logs, from a map on or from the start, in the first `bounded` epochs.
     async fn read_to(
         vault: &Vault,
         volume: VolumeId,
         epochs: &[EpochBody],
+        bounded: usize,
         selector: PointSelector,
         base: Option<Base>,
     ) -> Result<Self, VaultError> {
@@ -157,7 +175,8 @@ impl VolumeView {
         let (mut build, mut chain) = map::begin(vault, volume, epochs, base, Ids::Drop)?;
         let mut is_found = build.point().is_some_and(|point| selector.is(point));
         while !is_found {
-            let Some(found) = chain.next().await? else { break };
+            let found = chain.next().await?.filter(|found| found.epoch < bounded);
+            let Some(found) = found else { break };
             reader.keep(found.log, found.slot, Arc::clone(&found.segment));
             is_found = build.take(&chain, &found)?.is_some_and(|point| selector.is(&point));
         }

@@ -16,6 +16,7 @@ pub mod oracle;
 pub mod protect;
 pub mod random;
 pub mod system;
+pub mod torture;
 pub mod wait;
 pub mod writer;
 

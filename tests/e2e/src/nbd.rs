@@ -31,6 +31,7 @@ enum Command {
     Write = 1,
     Disconnect = 2,
     Flush = 3,
+    Trim = 4,
     WriteZeroes = 6,
 }
 
@@ -43,6 +44,7 @@ pub struct Client {
     /// Bytes of the export.
     pub size: u64,
     cookie: u64,
+    refusal: Option<u32>,
 }
 
 impl fmt::Debug for Client {
@@ -129,7 +131,7 @@ impl Client {
                 (Box::new(stream), export)
             }
         };
-        let mut client = Self { stream, size: 0, cookie: 0 };
+        let mut client = Self { stream, size: 0, cookie: 0, refusal: None };
         client.negotiate(&export).with_context(|| format!("negotiate with {uri}"))?;
         Ok(client)
     }
@@ -203,6 +205,15 @@ impl Client {
         self.reply()
     }
 
+    /// Says that `bytes` at `offset` are of no use any more.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn trim(&mut self, offset: u64, bytes: u32) -> io::Result<()> {
+        self.request(Command::Trim, 0, offset, bytes, &[])?;
+        self.reply()
+    }
+
     /// Waits until all that was acknowledged is on the disk.
     ///
     /// # Errors
@@ -218,6 +229,13 @@ impl Client {
     /// If the connection has ended before.
     pub fn disconnect(mut self) -> io::Result<()> {
         self.request(Command::Disconnect, 0, 0, 0, &[])
+    }
+
+    /// The error number that the server answered last, if it did: an error without one is that of
+    /// the connection.
+    #[must_use]
+    pub fn refusal(&self) -> Option<u32> {
+        self.refusal
     }
 
     fn request(
@@ -251,7 +269,10 @@ impl Client {
         match (is_ours, error) {
             (false, _) => Err(io::Error::new(io::ErrorKind::InvalidData, "not the reply awaited")),
             (true, 0) => Ok(()),
-            (true, _) => Err(io::Error::from_raw_os_error(error.cast_signed())),
+            (true, _) => {
+                self.refusal = Some(error);
+                Err(io::Error::from_raw_os_error(error.cast_signed()))
+            }
         }
     }
 }

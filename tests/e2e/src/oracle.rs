@@ -1,12 +1,17 @@
 //! What a disk may hold, from the writes that were issued and acknowledged.
 //!
 //! Every write has a *version*, counted from 1 in the order of issue, and every block that it writes
-//! follows from block number and version. A block found on a disk therefore tells which write it
-//! comes from. After a crash a block may hold its last acknowledged write or any issued after it,
-//! nothing else; a recovery point must hold the state after some version, for all blocks the same.
+//! follows from block number, version and seed. A block found on a disk therefore tells which write
+//! it comes from. Writes come from several *lanes*, each of which waits for its answer before it
+//! issues the next; two lanes may write the same block at the same time, and either may win.
+//!
+//! Issues and answers are counted by one clock of *moments*. A write is in the stream for certain
+//! when it was answered before a moment, and for certain not when it was issued after it. So a disk
+//! may hold, of each block, the last acknowledged write or any issued after it, nothing else; and a
+//! recovery point must be the state at one moment, the same for all blocks.
 
-use std::fmt;
-use std::io::Read;
+mod verdict;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -14,106 +19,209 @@ use anyhow::{Context, Result, ensure};
 use crate::image::{self, BLOCK_BYTES};
 use crate::random::Random;
 
+pub use verdict::Prefix;
+
 const MAGIC: &[u8; 8] = b"FSE2EBLK";
+/// Bytes of a block that say where it comes from; the rest follows from them.
+const HEAD_BYTES: usize = 32;
 
 /// What a write left in its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Blocks as [`block`] makes them.
+    /// Blocks as [`WriteLog::content`] makes them.
     Data,
     /// Zeros.
     Zeroes,
 }
 
+/// A moment of the log's clock, which ticks at every issue and every answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// Before all writes.
+    pub const START: Self = Self(0);
+    /// After all writes, those to come included.
+    pub const END: Self = Self(u64::MAX);
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     kind: Kind,
+    lane: u32,
+    first_block: u32,
+    blocks: u32,
+    issued: u64,
+    /// When it was answered or its connection was known to be gone for good; from then on it does
+    /// nothing that it has not done. `u64::MAX` while it is under way.
+    ended: u64,
     is_acked: bool,
 }
 
-/// Every write of a test.
+/// Every write of a test to one disk.
 #[derive(Debug)]
 pub struct WriteLog {
+    seed: u64,
+    clock: u64,
     entries: Vec<Entry>,
     /// Versions that touched each block, rising.
-    blocks: Vec<Vec<usize>>,
+    blocks: Vec<Vec<u32>>,
+    /// The write that each lane has under way, 0 for none.
+    under_way: Vec<usize>,
+    totals: Totals,
+}
+
+/// How much was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Writes issued, of data and of zeros.
+    pub issued: u64,
+    /// Bytes of those.
+    pub issued_bytes: u64,
+    /// Writes acknowledged.
+    pub acked: u64,
+    /// Bytes of those.
+    pub acked_bytes: u64,
 }
 
 /// Where in the stream of writes an image stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The image holds all writes up to this version, as far as they were acknowledged.
+    /// The image holds nothing issued after this version.
     pub version: usize,
     /// Blocks that hold something of this test.
     pub written_blocks: usize,
 }
 
-/// Makes the block that `version` writes at block `number`: a head, text, random bytes.
+/// Makes the block that `version` writes at block `number` in a log without a seed.
 #[must_use]
 pub fn block(number: u64, version: usize) -> Vec<u8> {
+    seeded_block(0, number, version)
+}
+
+/// A head that says where it comes from, text, random bytes.
+fn seeded_block(seed: u64, number: u64, version: usize) -> Vec<u8> {
     let mut bytes = vec![0; BLOCK_BYTES];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..16].copy_from_slice(&number.to_le_bytes());
     bytes[16..24].copy_from_slice(&(version as u64).to_le_bytes());
-    let mut random = Random::new(number ^ ((version as u64) << 24));
-    image::text(&mut random, &mut bytes[24..BLOCK_BYTES / 2]);
-    random.fill(&mut bytes[BLOCK_BYTES / 2..]);
+    bytes[24..HEAD_BYTES].copy_from_slice(&seed.to_le_bytes());
+    let mut random = Random::new(number ^ ((version as u64) << 24) ^ seed.rotate_left(17));
+    image::text(&mut random, &mut bytes[HEAD_BYTES..BLOCK_BYTES / 4]);
+    random.fill(&mut bytes[BLOCK_BYTES / 4..]);
     bytes
-}
-
-/// The version that a block comes from, or nothing when it is not of this test.
-fn version_of(number: u64, bytes: &[u8]) -> Option<usize> {
-    let word = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
-    let version = usize::try_from(word(16)?).ok()?;
-    let is_ours = bytes.starts_with(MAGIC) && word(8)? == number;
-    (is_ours && bytes == block(number, version)).then_some(version)
-}
-
-/// What one block of an image was found to hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    Version(usize),
-    Zeroes,
-    Base,
-    /// Zeros, on a block that was zero before all writes.
-    BaseZeroes,
-    Other,
-}
-
-impl fmt::Display for Found {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Version(version) => write!(f, "version {version}"),
-            Self::Zeroes | Self::BaseZeroes => f.write_str("zeros"),
-            Self::Base => f.write_str("what was there before all writes"),
-            Self::Other => f.write_str("bytes that nobody wrote"),
-        }
-    }
 }
 
 impl WriteLog {
     /// A log for a disk of `bytes`.
     ///
     /// # Errors
-    /// If the disk is larger than memory can index.
+    /// If the disk is larger than the log can index.
     pub fn new(bytes: u64) -> Result<Self> {
-        let blocks = usize::try_from(bytes)? / BLOCK_BYTES;
-        Ok(Self { entries: Vec::new(), blocks: vec![Vec::new(); blocks] })
+        Self::with_seed(bytes, 0)
     }
 
-    /// Notes a write before it is sent; returns its version.
+    /// A log whose blocks are told from those of logs with another seed.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_seed(bytes: u64, seed: u64) -> Result<Self> {
+        let blocks = u32::try_from(bytes / BLOCK_BYTES as u64).context("a disk for a test")?;
+        Ok(Self {
+            seed,
+            clock: 0,
+            entries: Vec::new(),
+            blocks: vec![Vec::new(); usize::try_from(blocks)?],
+            under_way: Vec::new(),
+            totals: Totals::default(),
+        })
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Now.
+    pub fn moment(&mut self) -> Moment {
+        Moment(self.tick())
+    }
+
+    /// Notes a write of the only lane before it is sent; returns its version.
     pub fn issue(&mut self, first_block: usize, blocks: usize, kind: Kind) -> usize {
-        self.entries.push(Entry { kind, is_acked: false });
+        self.issue_by(0, first_block, blocks, kind)
+    }
+
+    /// Notes a write before it is sent; returns its version. What the lane had under way is over.
+    ///
+    /// # Panics
+    /// If the blocks are not on the disk, or there are more writes than 32 bits count.
+    pub fn issue_by(&mut self, lane: u32, first_block: usize, blocks: usize, kind: Kind) -> usize {
+        self.lose(lane);
+        let narrow = |number: usize| u32::try_from(number).expect("a test counts in 32 bits");
+        let issued = self.tick();
+        self.entries.push(Entry {
+            kind,
+            lane,
+            first_block: narrow(first_block),
+            blocks: narrow(blocks),
+            issued,
+            ended: u64::MAX,
+            is_acked: false,
+        });
         let version = self.entries.len();
         for block in &mut self.blocks[first_block..first_block + blocks] {
-            block.push(version);
+            block.push(narrow(version));
         }
+        self.under_way[lane as usize] = version;
+        self.totals.issued += 1;
+        self.totals.issued_bytes += (blocks * BLOCK_BYTES) as u64;
         version
     }
 
+    /// Notes that what a lane had under way got no answer and, its server being gone, never will.
+    pub fn lose(&mut self, lane: u32) {
+        let lane = lane as usize;
+        if self.under_way.len() <= lane {
+            self.under_way.resize(lane + 1, 0);
+        }
+        let version = std::mem::take(&mut self.under_way[lane]);
+        if version > 0 {
+            self.entries[version - 1].ended = self.tick();
+        }
+    }
+
     /// Notes that a write was acknowledged.
+    ///
+    /// # Panics
+    /// If it is not under way.
     pub fn acknowledge(&mut self, version: usize) {
-        self.entries[version - 1].is_acked = true;
+        let ended = self.tick();
+        let entry = &mut self.entries[version - 1];
+        let under_way = &mut self.under_way[entry.lane as usize];
+        assert_eq!(*under_way, version, "a write is acknowledged once, while it is under way");
+        *under_way = 0;
+        (entry.ended, entry.is_acked) = (ended, true);
+        self.totals.acked += 1;
+        self.totals.acked_bytes += u64::from(entry.blocks) * BLOCK_BYTES as u64;
+    }
+
+    /// The bytes that a write has at a block.
+    #[must_use]
+    pub fn content(&self, number: u64, version: usize) -> Vec<u8> {
+        seeded_block(self.seed, number, version)
+    }
+
+    /// As [`Self::content`], of a log with this seed that need not be at hand.
+    #[must_use]
+    pub fn bytes_of(seed: u64, number: u64, version: usize) -> Vec<u8> {
+        seeded_block(seed, number, version)
+    }
+
+    /// What tells its blocks from those of other logs.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// The version issued last, 0 before the first.
@@ -122,10 +230,16 @@ impl WriteLog {
         self.entries.len()
     }
 
-    /// The version acknowledged last, 0 before the first.
+    /// The highest version acknowledged, 0 before the first.
     #[must_use]
     pub fn acked(&self) -> usize {
         self.entries.iter().rposition(|entry| entry.is_acked).map_or(0, |at| at + 1)
+    }
+
+    /// How much was written.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.totals
     }
 
     /// Checks that the disk holds every acknowledged write.
@@ -133,8 +247,16 @@ impl WriteLog {
     /// # Errors
     /// If a block holds something else.
     pub fn check_disk(&self, disk: &Path, base: &Path) -> Result<Standing> {
-        let found = self.read(disk, base)?;
-        self.check(&found, self.issued()).with_context(|| format!("check {}", disk.display()))
+        let found = self.read_image(disk, base)?;
+        for (number, found) in found.iter().enumerate() {
+            ensure!(
+                self.stands(number, *found, self.clock.saturating_add(1)),
+                "check {}: block {number} holds {found}; its writes are {}",
+                disk.display(),
+                self.history(number, *found)
+            );
+        }
+        Ok(self.standing(&found, u64::MAX))
     }
 
     /// Checks that an image is the stream's prefix up to some version in `from..=to`, and says
@@ -149,87 +271,45 @@ impl WriteLog {
         from: usize,
         to: usize,
     ) -> Result<Standing> {
-        let found = self.read(image, base)?;
-        let newest = found.iter().filter_map(|found| match found {
-            Found::Version(version) => Some(*version),
-            _ => None,
-        });
-        let newest = newest.max().unwrap_or(0);
-        ensure!(newest <= to, "the image holds version {newest}, issued after its mark ({to})");
-        let lowest = newest.max(from);
-        // Zeros name no version: the mark may lie behind writes of zeros that follow the newest data.
-        let zeroes =
-            self.entries[lowest..to].iter().take_while(|entry| entry.kind == Kind::Zeroes).count();
-        let mut end = self.check(&found, lowest);
-        for version in lowest + 1..=lowest + zeroes {
-            end = end.or_else(|_| self.check(&found, version));
-        }
-        end.with_context(|| format!("check {}", image.display()))
+        let earliest = match from.checked_sub(1).map(|at| self.entries[at]) {
+            Some(entry) if entry.is_acked => entry.ended + 1,
+            Some(entry) => entry.issued + 1,
+            None => 0,
+        };
+        let latest = self.entries.get(to).map_or(u64::MAX, |entry| entry.issued);
+        self.check_prefix(image, base, Moment(earliest), Moment(latest))
+            .map(|prefix| prefix.standing)
     }
 
-    fn check(&self, found: &[Found], version: usize) -> Result<Standing> {
-        let mut written_blocks = 0;
-        for (number, found) in found.iter().enumerate() {
-            ensure!(
-                self.allows(number, *found, version),
-                "block {number} holds {found}; up to version {version} its writes are {}",
-                self.history(number, version)
-            );
-            written_blocks += usize::from(!matches!(found, Found::Base | Found::BaseZeroes));
-        }
-        Ok(Standing { version, written_blocks })
+    /// Checks that an image is the state of the disk at one moment of `from..=to`, with every write
+    /// in it whole, and says at which.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check_prefix(
+        &self,
+        image: &Path,
+        base: &Path,
+        from: Moment,
+        to: Moment,
+    ) -> Result<Prefix> {
+        let found = self.read_image(image, base)?;
+        self.prefix(&found, from, to).with_context(|| format!("check {}", image.display()))
     }
 
-    /// Whether a block may hold this in the state after `version`.
-    fn allows(&self, number: usize, found: Found, version: usize) -> bool {
-        for touching in self.blocks[number].iter().rev().filter(|touching| **touching <= version) {
-            let entry = self.entries[touching - 1];
-            let is_this = match entry.kind {
-                Kind::Data => found == Found::Version(*touching),
-                Kind::Zeroes => matches!(found, Found::Zeroes | Found::BaseZeroes),
-            };
-            if is_this {
-                return true;
-            }
-            if entry.is_acked {
-                return false;
-            }
-        }
-        matches!(found, Found::Base | Found::BaseZeroes)
-    }
-
-    fn history(&self, number: usize, version: usize) -> String {
-        let newest = self.blocks[number].iter().rev().filter(|touching| **touching <= version);
-        let newest = newest.take(5).map(|touching| {
-            let Entry { kind, is_acked } = self.entries[touching - 1];
-            let end = if is_acked { "acknowledged" } else { "issued" };
-            format!("{touching} ({kind:?}, {end})")
-        });
-        newest.collect::<Vec<_>>().join(", ")
-    }
-
-    fn read(&self, image: &Path, base: &Path) -> Result<Vec<Found>> {
-        let (mut image, mut base) = (image::blocks(image)?, image::blocks(base)?);
-        let mut found = Vec::with_capacity(self.blocks.len());
-        for number in 0..self.blocks.len() {
-            let (bytes, before) = (image::next(&mut image)?, image::next(&mut base)?);
-            found.push(classify(number as u64, &bytes, &before));
-        }
-        ensure!(image.read(&mut [0])? == 0, "the image is longer than the disk");
-        Ok(found)
-    }
-}
-
-fn classify(number: u64, bytes: &[u8], before: &[u8]) -> Found {
-    if let Some(version) = version_of(number, bytes) {
-        return Found::Version(version);
-    }
-    let is_zero = bytes.iter().all(|byte| *byte == 0);
-    match (is_zero, bytes == before) {
-        (true, true) => Found::BaseZeroes,
-        (false, true) => Found::Base,
-        (true, false) => Found::Zeroes,
-        (false, false) => Found::Other,
+    /// Checks what a read of one block answered that began at `from`, given what the block held
+    /// before all writes.
+    ///
+    /// # Errors
+    /// If a write that was acknowledged before that is missing.
+    pub fn check_read(&self, number: usize, bytes: &[u8], base: &[u8], from: Moment) -> Result<()> {
+        let found = self.classify(number as u64, bytes, base);
+        ensure!(
+            self.stands(number, found, from.0),
+            "a read of block {number} answered {found}; its writes are {}",
+            self.history(number, found)
+        );
+        Ok(())
     }
 }
 

@@ -22,6 +22,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 pub struct Setting {
     /// Words added to `farshore up`.
     pub arguments: Vec<String>,
+    /// Environment of `farshore up` and so of all it starts.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A process that `farshore up` looks after.
@@ -66,8 +68,16 @@ impl System {
     /// If it ends or is not ready in time; the logs were printed.
     pub fn start(setting: Setting) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("farshore-e2e-").tempdir()?;
+        Self::start_in(folder, setting)
+    }
+
+    /// Starts on a folder in which something may have been prepared.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(folder: TempDir, setting: Setting) -> Result<Self> {
         let path = folder.path().to_path_buf();
-        fs::create_dir(path.join("data")).context("create the data folder")?;
+        fs::create_dir_all(path.join("data")).context("create the data folder")?;
         let (control_port, node_port) = free_ports()?;
         let mut system = Self {
             folder: Some(folder),
@@ -104,6 +114,7 @@ impl System {
             .args(["--control-port", &self.control_port.to_string()])
             .args(["--node-port", &self.node_port.to_string()])
             .args(&self.setting.arguments)
+            .envs(self.setting.environment.iter().cloned())
             .env_remove("FARSHORE_DATA")
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone()?)
@@ -161,6 +172,49 @@ impl System {
     pub fn kill(&self, part: Part) -> Result<()> {
         let pid = self.pid(part)?;
         kill_process(pid, Signal::KILL).with_context(|| format!("kill the {}", part.name()))
+    }
+
+    /// Sends a signal to a part, such as STOP or CONT.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn signal(&self, part: Part, signal: Signal) -> Result<()> {
+        let pid = self.pid(part)?;
+        kill_process(pid, signal).with_context(|| format!("signal the {}", part.name()))
+    }
+
+    /// Sends a signal to `farshore up` itself.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn signal_supervisor(&self, signal: Signal) -> Result<()> {
+        let up = self.up.as_ref().context("`farshore up` does not run")?;
+        kill_process(pid(up.id())?, signal).context("signal `farshore up`")
+    }
+
+    /// Kills `farshore up` with SIGKILL; its children are left to their fate. [`Self::up`] goes on.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn kill_supervisor(&mut self) -> Result<()> {
+        let mut up = self.up.take().context("`farshore up` does not run")?;
+        up.kill().context("kill `farshore up`")?;
+        up.wait().context("kill `farshore up`").map(|_| ())
+    }
+
+    /// Kills `farshore up` and every part at once with SIGKILL. [`Self::up`] goes on.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn kill_all(&mut self) -> Result<()> {
+        let parts = [Part::Control, Part::Node, Part::Agent].map(|part| self.pid(part).ok());
+        // Before the others: it would start them again.
+        let killed = self.kill_supervisor();
+        for part in parts.into_iter().flatten() {
+            // One that died by itself just now is dead enough.
+            let _ = kill_process(part, Signal::KILL);
+        }
+        killed
     }
 
     /// Waits until a part runs as another process than `before`.
@@ -257,6 +311,20 @@ impl System {
         }
     }
 
+    /// Keeps the folder when everything ends; returns where it is.
+    pub fn keep(&mut self) -> &Path {
+        if let Some(folder) = self.folder.take() {
+            drop(folder.keep());
+        }
+        &self.path
+    }
+
+    /// The folder of the scenario.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.path
+    }
+
     fn log_file(&self, name: &str) -> Result<File> {
         OpenOptions::new()
             .create(true)
@@ -266,9 +334,9 @@ impl System {
     }
 }
 
-impl Drop for System {
-    /// Leaves no process behind, however the scenario ended.
-    fn drop(&mut self) {
+impl System {
+    /// Leaves no process behind, in order or not.
+    pub fn end(&mut self) {
         if self.stop().is_ok() {
             return;
         }
@@ -280,6 +348,12 @@ impl Drop for System {
         for part in parts.into_iter().flatten() {
             let _ = kill_process(part, Signal::KILL);
         }
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

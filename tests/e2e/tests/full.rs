@@ -45,7 +45,7 @@ fn a_full_vault_is_named_and_goes_on_when_there_is_room() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let small = Small::mount(&folder.path().join("store"), 24).expect("a small file system");
     let vault = format!("file://{}/vault", small.0.display());
-    let setting = Setting { arguments: vec!["--vault".to_owned(), vault] };
+    let setting = Setting { arguments: vec!["--vault".to_owned(), vault], ..Setting::default() };
     run_with(setting, |system| {
         system.expect_error("space");
         let machine = Machine::protect(system, "web1", "nbd", (64 * MIB, Content::Zeros))?;

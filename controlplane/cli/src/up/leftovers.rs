@@ -18,6 +18,8 @@ use super::supervisor::Child;
 const STOP: Duration = Duration::from_secs(20);
 /// Time to be gone after a kill.
 const KILL: Duration = Duration::from_secs(5);
+/// Time for the last threads of a killed process to be gone.
+const DYING: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Waits until no process of an earlier run is left, and ends those that stay.
@@ -29,6 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(super) async fn clear(site: &Site) -> Outcome {
     let left = find(site);
     if left.is_empty() {
+        wait_for_dying().await;
         return Ok(());
     }
     eprintln!("waiting for {} of an earlier run to stop", list(&left));
@@ -40,6 +43,7 @@ pub(super) async fn clear(site: &Site) -> Outcome {
         let since = Instant::now();
         while since.elapsed() < patience {
             if find(site).is_empty() {
+                wait_for_dying().await;
                 return Ok(());
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -52,6 +56,43 @@ pub(super) async fn clear(site: &Site) -> Outcome {
     let data = site.data().display();
     let message = format!("{} of an earlier run on {data} cannot be ended", list(&left));
     Err(Failure::new(Exit::Conflict, message).hint("end it by hand, then try again"))
+}
+
+/// Waits until no process of the programs is on its way out, or for long enough: what one of them
+/// still holds is told by whoever wants it.
+async fn wait_for_dying() {
+    let since = Instant::now();
+    while since.elapsed() < DYING && is_any_dying() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn is_any_dying() -> bool {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    processes.flatten().any(|entry| {
+        let path = entry.path();
+        let read = |name: &str| std::fs::read(path.join(name)).ok();
+        let Some((command_line, stat)) = read("cmdline").zip(read("stat")) else { return false };
+        let threads = std::fs::read_dir(path.join("task")).map_or(0, Iterator::count);
+        is_dying(&command_line, &stat, threads)
+    })
+}
+
+/// Whether a process of one of the programs has lost its command line, but not yet its last thread,
+/// and with it what it has open. Which directory it worked in cannot be told any more.
+fn is_dying(command_line: &[u8], stat: &[u8], threads: usize) -> bool {
+    // `pid (name) state …`; the kernel keeps 15 bytes of a name.
+    let stat = String::from_utf8_lossy(stat);
+    let Some((name, rest)) = stat.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(") "))
+    else {
+        return false;
+    };
+    let is_ours = Child::ALL.into_iter().any(|child| {
+        let program = program_name(child);
+        program.get(..15).unwrap_or(&program) == name
+    });
+    let holds_nothing = rest.starts_with('Z') && threads <= 1;
+    is_ours && command_line.is_empty() && !holds_nothing
 }
 
 fn list(processes: &[(Child, Pid)]) -> String {
@@ -93,6 +134,17 @@ fn is_child(command_line: &[u8], child: Child, directory: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_dying_until_its_last_thread_is_gone() {
+        let stat = b"71 (farshore-contro) Z 1 71".as_slice();
+        assert!(is_dying(b"", stat, 2), "its first thread is gone, another is not");
+        assert!(!is_dying(b"", stat, 1), "nobody has asked for its end yet, that is all");
+        assert!(is_dying(b"", b"71 (farshore-node) R 1 71", 1));
+        assert!(!is_dying(b"/usr/bin/farshore-node\0serve\0", b"71 (farshore-node) R 1 71", 1));
+        assert!(!is_dying(b"", b"12 (kworker/0:1) I 2 0", 1));
+        assert!(!is_dying(b"", b"", 0));
+    }
 
     #[test]
     fn only_the_right_program_on_the_right_directory_is_a_leftover() {

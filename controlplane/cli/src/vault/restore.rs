@@ -6,6 +6,7 @@ use std::time::Instant;
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
 use farshore_proto::{PointId, VolumeId};
+use farshore_vault::layout::ObjectName;
 use farshore_vault::restore::{self, RestoreError, RestoreOptions, RestoreReport};
 use farshore_vault::{PointSelector as VaultSelector, VolumeView};
 use serde::Serialize;
@@ -91,15 +92,16 @@ pub(crate) async fn restore(
     let view = VolumeView::open(&vault, VolumeId::from(volume), selector).await;
     let view = view.map_err(|error| {
         let failure = vault_failure(&error);
-        failure.hint_on(Exit::NotFound, || {
+        let failure = failure.hint_on(Exit::NotFound, || {
             format!("`farshore vault points --volume {volume}` shows what there is")
-        })
+        });
+        or_another_point(failure, volume)
     })?;
     if let Some(hole) = view.hole() {
         eprintln!(
-            "warning: slot {} of log {} is missing although slot {} exists: there may have been \
-             newer points",
-            hole.slot, hole.log, hole.later
+            "warning: object {} is missing although slot {} exists: there may have been newer points",
+            ObjectName::slot(hole.log, hole.slot),
+            hole.later
         );
     }
     let job = Job::of_bytes(global, "restoring");
@@ -108,8 +110,19 @@ pub(crate) async fn restore(
         job.bytes(progress.written_bytes, progress.data_bytes);
     };
     let report = restore::restore(&view, &to.to, options, told).await;
-    let report = report.map_err(|error| restore_failure(&error))?;
+    let report = report.map_err(|error| or_another_point(restore_failure(&error), volume))?;
     job.finish(&Restored::new(&view, &to, report, started), Restored::table)
+}
+
+/// What is damaged stays so; other points may do without it.
+fn or_another_point(failure: Failure, volume: Uuid) -> Failure {
+    failure.hint_on(Exit::Corrupt, || {
+        format!(
+            "put the object back from a copy of the store, or restore another point: `farshore vault \
+             points --volume {volume}` lists those in front of the damage, `farshore vault verify \
+             --read-data` says what else is damaged"
+        )
+    })
 }
 
 fn restore_failure(error: &RestoreError) -> Failure {

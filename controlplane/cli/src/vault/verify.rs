@@ -103,8 +103,9 @@ impl Verified {
             .pair("problems", self.count());
         for hole in &self.holes {
             let text = format!(
-                "slot {} of log {} (a node died there; it fills it when it runs again)",
-                hole.slot, hole.log
+                "logs/{}/{:016x} is missing, {:016x} is there (a node died there, and fills it when it \
+                 runs again; if no node writes this log any more, segments are lost)",
+                hole.log, hole.slot, hole.later
             );
             table.pair("open", text);
         }

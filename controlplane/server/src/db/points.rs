@@ -12,6 +12,9 @@ use crate::error::ControlError;
 /// Points that may wait for a machine's agent at one time.
 const ASKED_MAX: u64 = 16;
 
+/// Later times, which only a broken clock shows, are kept as this: the last second of the year 9999.
+const TIME_MS_MAX: u64 = 253_402_300_799_000;
+
 const NEWEST: &str = "SELECT * FROM points WHERE machine = ? AND state = 'committed'
     ORDER BY time_ms DESC, id DESC LIMIT 1";
 
@@ -199,7 +202,9 @@ pub(super) async fn commit(tx: &mut Tx, report: &PointReport) -> Result<Change, 
         .fetch_one(&mut **tx)
         .await
         .map(|row| Record(row).text("machine"))??;
-    let time = number("time_unix_ms", report.time_unix_ms)?;
+    // The agent's clock may say anything, and a node reports the points of many agents at once: a
+    // time that the database cannot hold must not keep the others' points away.
+    let time = own(report.time_unix_ms.min(TIME_MS_MAX));
     // The agent's time and kind replace what was noted when the point was asked for. A point of
     // another machine stays as it is: the condition keeps one agent from changing another's.
     let noted = sqlx::query(

@@ -389,6 +389,29 @@ async fn an_agent_cannot_touch_anothers_points() {
     assert_eq!((kept.time_unix_ms, kept.volumes.len()), (1_000, 1));
 }
 
+/// C1: one agent's clock must not keep the points of others out of the catalogue.
+#[tokio::test]
+async fn a_point_of_an_absurd_time_does_not_spoil_the_report_that_holds_it() {
+    let site = site().await;
+    let (volume, other) = (site.protect("web").await, site.protect("db").await);
+    site.place().await;
+    let point = |volume, time_unix_ms| PointReport {
+        point: Uuid::now_v7(),
+        volume,
+        seq: 1,
+        kind: PointKind::Crash,
+        time_unix_ms,
+    };
+    let report = AgentReport {
+        volumes: Vec::new(),
+        points: vec![point(volume, u64::MAX), point(other, 1_000)],
+    };
+    assert!(site.db.agent_report(site.agent, &report).await.unwrap().points_changed);
+    let absurd = site.db.points("web", None, 10).await.unwrap();
+    assert_eq!(absurd[0].time_unix_ms, 253_402_300_799_000, "the end of the year 9999");
+    assert_eq!(site.db.points("db", None, 10).await.unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn points_past_retention_go_but_the_newest_stays() {
     let site = site().await;

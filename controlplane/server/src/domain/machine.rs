@@ -109,7 +109,7 @@ pub fn view(facts: MachineFacts, now_ms: u64) -> Machine {
     Machine {
         state,
         state_detail,
-        rpo_seconds: rpo_seconds(&facts.volumes, now_ms),
+        rpo_seconds: rpo_seconds(&facts.volumes, facts.last_point.as_ref(), now_ms),
         node: first.and_then(|volume| volume.node),
         epoch: first.map_or(0, |volume| volume.epoch),
         name: facts.name,
@@ -125,10 +125,14 @@ pub fn view(facts: MachineFacts, now_ms: u64) -> Machine {
 }
 
 /// The worst of the volumes, grown by the age of what was said; nothing if one has no point yet.
-fn rpo_seconds(volumes: &[VolumeFacts], now_ms: u64) -> Option<f64> {
+///
+/// An agent that has just started knows of no point; then it is the age of the newest one.
+fn rpo_seconds(volumes: &[VolumeFacts], newest: Option<&Point>, now_ms: u64) -> Option<f64> {
+    let newest = newest.map(|point| seconds(now_ms.saturating_sub(point.time_unix_ms)));
     let ages = volumes.iter().map(|volume| {
         let heard = volume.report.as_ref()?;
-        Some(heard.rpo_seconds? + seconds(now_ms.saturating_sub(heard.at_ms)))
+        let told = heard.rpo_seconds.map(|rpo| rpo + seconds(now_ms.saturating_sub(heard.at_ms)));
+        told.or(newest)
     });
     ages.collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::max)
 }
@@ -179,10 +183,7 @@ fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (Mac
     if volume.node.is_none() {
         return (
             MachineState::Pending,
-            format!(
-                "waits for a node: none has reported in the last {} s",
-                limits::SILENT_AFTER_SECONDS
-            ),
+            "waits for a node: none has reported in the last seconds".to_owned(),
         );
     }
     let Some(heard) = &volume.report else {
@@ -288,6 +289,22 @@ mod tests {
         assert_eq!(machine.state, MachineState::Degraded);
         assert!(machine.state_detail.contains("alpha"), "{}", machine.state_detail);
         assert_eq!(machine.rpo_seconds, Some(63.5));
+    }
+
+    #[test]
+    fn an_agent_that_has_just_started_does_not_hide_the_age_of_the_newest_point() {
+        let mut report = heard(VolumeState::Resyncing);
+        report.rpo_seconds = None;
+        let mut restarted = facts(Some(report));
+        assert_eq!(view(restarted.clone(), NOW).rpo_seconds, None, "no point yet");
+        restarted.last_point = Some(Point {
+            point: Uuid::from_u128(5),
+            kind: farshore_api::point::PointKind::Crash,
+            time_unix_ms: NOW - 20_000,
+            state: farshore_api::point::PointState::Committed,
+            volumes: Vec::new(),
+        });
+        assert_eq!(view(restarted, NOW).rpo_seconds, Some(20.0));
     }
 
     #[test]

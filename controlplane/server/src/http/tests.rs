@@ -49,6 +49,7 @@ async fn site() -> Site {
         node_program: "/nothing/farshore-node".into(),
         qemu_program: "/nothing/qemu".into(),
         qemu_accel: QemuAccel::Tcg,
+        node_lost_after_seconds: limits::NODE_LOST_AFTER_SECONDS_DEFAULT,
     };
     let app = Arc::new(control::open(settings).await.unwrap());
     let token = std::fs::read_to_string(dir.path().join("operator.token")).unwrap();

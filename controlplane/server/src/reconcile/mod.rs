@@ -10,7 +10,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farshore_api::limits::SILENT_AFTER_SECONDS;
 use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -71,7 +70,8 @@ async fn place_once(app: &App) -> Result<bool, ControlError> {
     let volumes = app.db.volume_sites().await?;
     let nodes = app.db.node_sites(now_ms).await?;
     let listening_ms = now_ms.saturating_sub(app.started_ms);
-    let moves = placement::place(&volumes, &nodes, SILENT_AFTER_SECONDS * 1000, listening_ms);
+    let silent_after_ms = app.settings.node_lost_after_seconds * 1000;
+    let moves = placement::place(&volumes, &nodes, silent_after_ms, listening_ms);
     if moves.is_empty() {
         return Ok(false);
     }

@@ -53,6 +53,9 @@ fn bad_surroundings_end_it_with_a_sentence_and_a_code() {
     let port = taken.local_addr().unwrap().to_string();
     assert_exit(fail(command(&data, &port)), Exit::Unavailable, "choose another --listen");
     assert_exit(fail(command(&data, "nonsense")), Exit::Usage, "--listen");
+    let mut hasty = command(&data, "127.0.0.1:0");
+    hasty.args(["--node-lost-after", "2"]);
+    assert_exit(fail(hasty), Exit::Usage, "--node-lost-after");
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     let below_a_file = command(&file.join("data"), "127.0.0.1:0");

@@ -270,5 +270,6 @@ fn settings(dir: &Path) -> Settings {
         node_program: dir.join("bin/farshore-node"),
         qemu_program: dir.join("bin/qemu"),
         qemu_accel: QemuAccel::Tcg,
+        node_lost_after_seconds: farshore_api::limits::NODE_LOST_AFTER_SECONDS_DEFAULT,
     }
 }

@@ -1,10 +1,17 @@
 //! Who may write: hellos, claims, revocations, and the check of every frame.
 
-use super::{BLOCK_BYTES, LINGER_MS_MAX, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume};
+use super::{BLOCK_BYTES, Bug, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume, is_on};
 use super::{
     Change, Hello, RefusalReason, Seq, Stream, Timestamp, VolumeId, WINDOW_BYTES, Welcome,
 };
+use super::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
 use farshore_proto::Epoch;
+
+/// Wire bytes of one volume that may wait for the journal. An agent that connects again does not
+/// know how much of what it sent before still waits, so it may send up to a window more.
+const UNJOURNALED_BYTES_MAX: usize = 2 * WINDOW_BYTES;
+
+const _: () = assert!(UNJOURNALED_BYTES_MAX >= FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX);
 
 /// `None`: the session was refused before; its late frames are dropped without another word.
 type FrameRefusal = Option<(RefusalReason, String)>;
@@ -21,6 +28,11 @@ impl Shard {
         if let Err((reason, text)) = check_assignment(hello, assigned) {
             return self.refuse(session, reason, text, out);
         }
+        if self.claims.contains_key(&hello.volume) {
+            // One claim at a time, for the hello that it began with; others try again.
+            let text = format!("volume {} is being claimed", hello.volume);
+            return self.refuse(session, RefusalReason::Unavailable, text, out);
+        }
         let Some(volume) = self.volumes.get(&hello.volume) else {
             if self.volumes.len() + self.claims.len() >= SHARD_VOLUMES_MAX {
                 let text = format!("this shard holds {SHARD_VOLUMES_MAX} volumes already");
@@ -29,6 +41,9 @@ impl Shard {
             return self.claim(session, hello, out);
         };
         let stream = volume.stream;
+        if hello.epoch < stream.epoch() && is_on(Bug::EpochCheckDropped) {
+            return self.open(session, hello, out);
+        }
         if hello.epoch < stream.epoch() {
             let text = format!("volume {} is at epoch {}", hello.volume, stream.epoch());
             return self.refuse(session, RefusalReason::Fenced, text, out);
@@ -38,6 +53,11 @@ impl Shard {
         }
         // A newer epoch begins where the old one ends: first all of the old one is committed.
         if stream.is_settled() {
+            if let Some(old) = volume.session {
+                // From here on nothing may join the old epoch's stream: the claim counts on its end.
+                let text = format!("epoch {} of volume {} began", hello.epoch, hello.volume);
+                self.refuse(old, RefusalReason::Fenced, text, out);
+            }
             return self.claim(session, hello, out);
         }
         if self.batch.holds(hello.volume) {
@@ -48,13 +68,7 @@ impl Shard {
     }
 
     fn claim(&mut self, session: SessionId, hello: &Hello, out: &mut Vec<Output>) {
-        let before = self.claims.insert(hello.volume, (session, *hello));
-        if let Some((earlier, _)) = before {
-            // One claim at a time; the newest session waits for its end and tries again.
-            self.claims.insert(hello.volume, (earlier, *hello));
-            let text = format!("volume {} is being claimed", hello.volume);
-            return self.refuse(session, RefusalReason::Unavailable, text, out);
-        }
+        self.claims.insert(hello.volume, (Some(session), *hello));
         out.push(Output::Claim {
             volume: hello.volume,
             epoch: hello.epoch,
@@ -70,20 +84,18 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let (session, hello) = self.claims.remove(&volume).expect("a claim ends once");
+        if let Ok(committed) = outcome {
+            let size_blocks = hello.size_bytes / BLOCK_BYTES as u64;
+            let stream = Stream::new(hello.epoch, size_blocks, committed);
+            let before = self.volumes.insert(volume, Volume::new(stream));
+            let had_session = before.is_some_and(|before| before.session.is_some());
+            assert!(!had_session, "H4: the old epoch's session ended before the claim");
+        }
+        // Whoever asked may be gone; the volume is this shard's all the same.
+        let Some(session) = session else { return };
         match outcome {
+            Ok(_) => self.open(session, &hello, out),
             Err((reason, text)) => self.refuse(session, reason, text, out),
-            Ok(committed) => {
-                let size_blocks = hello.size_bytes / BLOCK_BYTES as u64;
-                let stream = Stream::new(hello.epoch, size_blocks, committed);
-                let before =
-                    self.volumes.insert(volume, Volume { stream, session: None, linger_ms: 0 });
-                if let Some(Volume { session: Some(old), .. }) = before {
-                    self.sessions.remove(&old);
-                    let text = format!("epoch {} of volume {volume} began", hello.epoch);
-                    out.push(Output::Refuse { session: old, reason: RefusalReason::Fenced, text });
-                }
-                self.open(session, &hello, out);
-            }
         }
     }
 
@@ -108,7 +120,7 @@ impl Shard {
             );
             return self.refuse(session, RefusalReason::Gap, text, out);
         }
-        volume.linger_ms = (u64::from(hello.mark_interval_ms) / 4).min(LINGER_MS_MAX);
+        volume.linger_ms = (u64::from(hello.mark_interval_ms) / 4).min(self.settings.linger_ms);
         let before = volume.session.replace(session);
         if let Some(old) = before {
             self.sessions.remove(&old);
@@ -120,7 +132,7 @@ impl Shard {
             received: stream.received(),
             journaled: stream.journaled(),
             committed: stream.committed(),
-            window_bytes: u32::try_from(WINDOW_BYTES).expect("asserted in this module"),
+            window_bytes: u32::try_from(self.settings.window_bytes).expect("checked when made"),
         };
         out.push(Output::Welcome { session, welcome });
     }
@@ -131,8 +143,13 @@ impl Shard {
         session: SessionId,
         seq: Seq,
         change: Change,
+        bytes: usize,
     ) -> Result<(VolumeId, Epoch), FrameRefusal> {
-        let Some(id) = self.sessions.get(&session).copied() else { return Err(None) };
+        let Some(id) = self.sessions.get(&session).copied() else {
+            let is_early = self.claims.values().any(|(claimant, _)| *claimant == Some(session));
+            let text = "a frame came before the welcome".to_owned();
+            return Err(is_early.then_some((RefusalReason::Protocol, text)));
+        };
         let volume = self.volumes.get_mut(&id).expect("H4: a session's volume exists");
         if seq != volume.stream.expected() {
             let text = format!("seq {seq} came, {} was expected", volume.stream.expected());
@@ -149,6 +166,13 @@ impl Shard {
             );
             return Err(Some((RefusalReason::Protocol, text)));
         }
+        let unjournaled = volume.unjournaled_bytes + FRAME_HEADER_BYTES + bytes;
+        if unjournaled > UNJOURNALED_BYTES_MAX {
+            let text =
+                format!("{unjournaled} bytes wait for the journal, the window is {WINDOW_BYTES}");
+            return Err(Some((RefusalReason::Limit, text)));
+        }
+        volume.unjournaled_bytes = unjournaled;
         volume.stream.receive(seq);
         Ok((id, volume.stream.epoch()))
     }
@@ -158,6 +182,9 @@ impl Shard {
             && let Some(volume) = self.volumes.get_mut(&volume)
         {
             volume.session = None;
+        }
+        for (claimant, _) in self.claims.values_mut().filter(|claim| claim.0 == Some(session)) {
+            *claimant = None;
         }
     }
 
@@ -185,7 +212,7 @@ fn check_assignment(hello: &Hello, assigned: Option<Epoch>) -> Result<(), (Refus
         let text = format!("volume {} is not assigned to this node and agent", hello.volume);
         return Err((RefusalReason::NotAssigned, text));
     };
-    if hello.epoch < assigned {
+    if hello.epoch < assigned && !is_on(Bug::EpochCheckDropped) {
         let text = format!("epoch {} is over; {assigned} owns the volume", hello.epoch);
         return Err((RefusalReason::Fenced, text));
     }

@@ -2,6 +2,8 @@ use super::*;
 use farshore_proto::frame::Mark;
 use farshore_proto::{BlockRange, MarkKind, PointId};
 
+mod hostile;
+
 const SIZE_BLOCKS: u64 = 1024;
 const VOLUME: VolumeId = VolumeId([1; 16]);
 const SESSION: SessionId = SessionId(1);
@@ -265,9 +267,10 @@ fn a_newer_epoch_waits_until_the_old_one_is_in_the_vault() {
     assert_eq!(built(&out).len(), 1, "shipped at once");
     bench.step(Input::PutDone { slot: Slot(0) });
     let out = bench.connect(SessionId(3), 2);
-    assert!(matches!(out[..], [Output::Claim { epoch: Epoch(2), .. }]), "{out:?}");
-    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(1)) });
     assert_eq!(refused(&out), [RefusalReason::Fenced], "the session of the old epoch ends");
+    assert!(matches!(out[..], [_, Output::Claim { epoch: Epoch(2), .. }]), "{out:?}");
+    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(1)) });
+    assert!(matches!(out[..], [Output::Welcome { .. }]), "{out:?}");
     assert_eq!(refused(&bench.connect(SessionId(4), 1)), [RefusalReason::Fenced]);
 }
 
@@ -303,7 +306,7 @@ fn replays_what_the_vault_does_not_hold_and_drops_the_rest() {
 
 #[test]
 fn a_full_cache_stops_reading_and_ships() {
-    let mut bench = Bench::with(Settings { cache_bytes: 8 * BLOCK_BYTES });
+    let mut bench = Bench::with(Settings { cache_bytes: 8 * BLOCK_BYTES, ..Settings::default() });
     bench.open();
     let mut paused = false;
     let mut group = 0;
@@ -343,4 +346,44 @@ fn at_most_four_puts_are_on_their_way_and_batches_grow_meanwhile() {
     // The four marks that waited leave together.
     assert_eq!(built(&out).len(), 1);
     assert_eq!(built(&out)[0].1.len(), 4);
+}
+
+#[test]
+fn small_limits_make_small_groups_windows_and_batches() {
+    let small = Limits { bytes: 2 * BLOCK_BYTES, ..Limits::default() };
+    let settings = Settings {
+        window_bytes: 3 * BLOCK_BYTES,
+        group_bytes: 3 * BLOCK_BYTES,
+        batch: small,
+        batch_age_ms: 7,
+        ..Settings::default()
+    };
+    let mut bench = Bench::with(settings);
+    let out = bench.connect(SESSION, 1);
+    assert!(matches!(out[..], [Output::Claim { .. }]));
+    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    let is_small = |output: &Output| {
+        matches!(output, Output::Welcome { welcome, .. } if welcome.window_bytes == 3 * 4096)
+    };
+    assert!(out.iter().any(is_small), "{out:?}");
+    // A frame that is over the limit of a group alone makes a group of its own.
+    assert_eq!(journaled(&bench.write(0, 9)), [1]);
+    (0..4).for_each(|block| drop(bench.write(block, 1)));
+    let out = bench.step(Input::GroupDone { group: 1, file: 0 });
+    assert_eq!(journaled(&out), [2, 3]);
+    assert_eq!(built(&out), [(0, vec![(1, 1, false)])], "a full batch leaves at once");
+    let out = bench.step(Input::GroupDone { group: 2, file: 0 });
+    assert_eq!(built(&out), [(1, vec![(2, 3, false)])]);
+    bench.step(Input::GroupDone { group: 3, file: 0 });
+    bench.write(9, 1);
+    bench.step(Input::GroupDone { group: 4, file: 0 });
+    assert!(built(&bench.later(6)).is_empty());
+    assert_eq!(built(&bench.later(1)), [(3, vec![(6, 6, false)])]);
+}
+
+#[test]
+#[should_panic(expected = "a group has a limit")]
+fn limits_do_not_grow_beyond_those_of_the_formats() {
+    let group_bytes = JOURNAL_GROUP_BYTES_MAX + 1;
+    drop(Bench::with(Settings { group_bytes, ..Settings::default() }));
 }

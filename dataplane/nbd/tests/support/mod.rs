@@ -221,6 +221,70 @@ impl Backend for Memory {
     }
 }
 
+/// A disk of 64 TiB that keeps nothing: every other block of its first 128 MiB is data, all zeroes.
+pub struct Vast;
+
+impl Vast {
+    const SIZE: u64 = 64 << 40;
+    const STRIPES_END: u64 = 128 << 20;
+}
+
+impl Backend for Vast {
+    fn size_bytes(&self) -> u64 {
+        Self::SIZE
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    async fn read(&self, _offset: u64, length: u32) -> Result<Vec<Piece>, BackendError> {
+        Ok(vec![Piece::Zeroes(length)])
+    }
+
+    async fn write(&self, _offset: u64, _data: Bytes, _fua: bool) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u32,
+        _may_trim: bool,
+        fua: bool,
+    ) -> Result<(), BackendError> {
+        self.trim(offset, length, fua).await
+    }
+
+    async fn trim(&self, offset: u64, length: u32, _fua: bool) -> Result<(), BackendError> {
+        assert!(length > 0 && offset + u64::from(length) <= Self::SIZE, "the server checks ranges");
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u32,
+        count_max: usize,
+    ) -> Result<Vec<Extent>, BackendError> {
+        let (mut at, end) = (offset, offset + u64::from(length));
+        let mut found = Vec::new();
+        while at < end && found.len() < count_max {
+            let is_striped = at < Self::STRIPES_END;
+            let next = if is_striped { (at / 4096 + 1) * 4096 } else { end };
+            let is_data = is_striped && (at / 4096).is_multiple_of(2);
+            let holds = if is_data { Holds::Data } else { Holds::Hole };
+            found.push(Extent { length: next.min(end) - at, holds });
+            at = next;
+        }
+        Ok(found)
+    }
+}
+
 /// A server being served, and the means to stop it.
 pub struct Running {
     pub uri: String,

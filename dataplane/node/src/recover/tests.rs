@@ -1,13 +1,16 @@
 use super::*;
-use crate::dedup::Found;
 use bytes::Bytes;
+use farshore_codec::journal::JournalSealer;
 use farshore_codec::{Built, RecoveryKey, SegmentBuilder};
-use farshore_proto::ChunkId;
-use farshore_proto::limits::CHUNK_BLOCKS_MIN;
-use farshore_proto::segment::ChunkPlace;
-use farshore_vault::index::Index;
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::frame::FrameHeader;
+use farshore_proto::journal::put_entry;
+use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN, JOURNAL_GROUP_HEADER_BYTES};
+use farshore_proto::{ChunkId, Epoch, Seq, Slot, VolumeId};
+use farshore_vault::epoch::claim;
+use farshore_vault::index::{Index, Location};
 use farshore_vault::log::{PutOutcome, put_segment};
-use farshore_vault::{Access, Store, runs};
+use farshore_vault::{Access, Store};
 
 const THEIRS: LogId = LogId([1; 16]);
 const OURS: LogId = LogId([2; 16]);
@@ -40,13 +43,8 @@ async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
     (built, ids)
 }
 
-fn is_in(log: LogId, found: &[Option<Found>]) -> bool {
-    let is_there = |found: &Option<Found>| {
-        found.is_some_and(|found| {
-            matches!(found.place, ChunkPlace::There { log: at, slot: Slot(0), .. } if at == log)
-        })
-    };
-    found.iter().all(is_there)
+fn is_in(log: LogId, found: &[Option<Location>]) -> bool {
+    found.iter().all(|found| found.is_some_and(|at| (at.log, at.slot) == (log, Slot(0))))
 }
 
 #[tokio::test]
@@ -68,8 +66,8 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     assert!(second.take_fresh().is_empty(), "what is in a run needs no other");
     let journal = dir.path().join("journal");
     std::fs::create_dir(&journal).unwrap();
-    let recovery = recover(&vault, OURS, &journal, &second).await.unwrap().unwrap();
-    assert_eq!(recovery.next_slot, Slot(1));
+    let recovery = recover(&vault, OURS, 1, &journal, &second).await.unwrap().unwrap();
+    assert_eq!(recovery.log.next_slot, Slot(5), "behind what an earlier run may still put");
     assert!(is_in(THEIRS, &second.lookup(OURS, &theirs)));
     assert!(is_in(OURS, &second.lookup(OURS, &ours)));
     assert_eq!(second.len(), 20);
@@ -93,4 +91,44 @@ async fn a_damaged_run_costs_duplicates_only() {
     let second = dedup(&dir.path().join("b"), &vault);
     learn_runs(&vault, &second).await;
     assert_eq!(second.lookup(OURS, &theirs), vec![None; 10]);
+}
+
+/// P2: what was journaled is replayed, also of a volume whose first segment was never put.
+#[tokio::test]
+async fn a_journal_is_replayed_file_by_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    let volume = VolumeId([3; 16]);
+    let body = EpochBody {
+        epoch: Epoch(1),
+        log: OURS,
+        first_slot: Slot(0),
+        first_seq: Seq(1),
+        size_bytes: 1 << 20,
+        label: String::new(),
+    };
+    claim(&vault, volume, &body).await.unwrap();
+    let journal = dir.path().join("journal");
+    std::fs::create_dir(&journal).unwrap();
+    let (number, key) = vault.newest_key();
+    for file in [9_u64, 10] {
+        let mut sealer = JournalSealer::create(vault.id(), OURS, file, key, number).unwrap();
+        let bytes = vec![7; BLOCK_BYTES];
+        let header = FrameHeader::write(Seq(file - 8), 0, &bytes).encode();
+        let mut plain = Vec::new();
+        put_entry(&mut plain, volume, Epoch(1), &header, &bytes);
+        let mut group = vec![0; JournalSealer::disk_bytes(plain.len())];
+        group[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(&plain);
+        sealer.seal_group(plain.len(), &mut group).unwrap();
+        let content = [sealer.header().encode(), group].concat();
+        std::fs::write(journal.join(format!("{file:020}.journal")), content).unwrap();
+    }
+    std::fs::write(journal.join("notes.txt"), "not ours").unwrap();
+    let dedup = dedup(dir.path(), &vault);
+    let recovery = recover(&vault, OURS, 2, &journal, &dedup).await.unwrap().unwrap();
+    let seqs: Vec<(u64, u64)> =
+        recovery.replayed.iter().map(|frame| (frame.file, frame.seq.0)).collect();
+    assert_eq!(seqs, [(9, 1), (10, 2)]);
+    assert_eq!(recovery.files, [9, 10]);
+    assert_eq!(recovery.log.next_slot, Slot(4), "behind what a put of the run before may reach");
 }

@@ -12,6 +12,8 @@ pub(crate) use ring::Ring;
 pub(crate) use signal::{Mailbox, Post, Signal, mailbox};
 pub(crate) use threads::Threads;
 
+use farshore_vault::journal::JournalFile;
+
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -49,21 +51,6 @@ pub(crate) trait Socket: 'static {
 
     /// Writes all of it.
     fn write_all(&mut self, bytes: &[u8]) -> impl Future<Output = io::Result<()>>;
-}
-
-/// A journal file: aligned writes past the page cache where the file system can.
-pub(crate) trait JournalFile: 'static {
-    /// Memory that the file can write.
-    type Buffer: AsMut<[u8]>;
-
-    /// A buffer of `bytes` (whole alignment units). Its content is arbitrary.
-    fn buffer(&self, bytes: usize) -> Self::Buffer;
-
-    /// Writes the whole buffer at `offset` (aligned).
-    fn write_at(&self, buffer: Self::Buffer, offset: u64) -> impl Future<Output = io::Result<()>>;
-
-    /// Makes everything written durable.
-    fn sync(&self) -> impl Future<Output = io::Result<()>>;
 }
 
 /// Which backend to use.

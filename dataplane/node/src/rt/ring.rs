@@ -1,6 +1,7 @@
 //! The io_uring backend: glommio, one executor per core.
 
-use super::{JournalFile, Rt, Socket};
+use super::{Rt, Socket};
+use farshore_vault::journal::JournalFile;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
 use glommio::net::TcpStream;

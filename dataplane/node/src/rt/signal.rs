@@ -63,6 +63,14 @@ impl<T> Clone for Post<T> {
 }
 
 impl<T> Post<T> {
+    /// As [`Self::try_send`], but leaves half of the box to others: for what strangers can cause as
+    /// often as they like.
+    pub(crate) fn offer(&self, message: T) -> Result<(), T> {
+        let queue = self.queue.as_ref().expect("taken only when dropped");
+        let is_crowded = queue.capacity().is_some_and(|capacity| queue.len() >= capacity / 2);
+        if is_crowded { Err(message) } else { self.try_send(message) }
+    }
+
     /// Sends without waiting; gives the message back when the box is full or its shard is gone.
     pub(crate) fn try_send(&self, message: T) -> Result<(), T> {
         let queue = self.queue.as_ref().expect("taken only when dropped");
@@ -131,6 +139,16 @@ mod tests {
         });
         sender.join().unwrap();
         assert_eq!(received, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_offered_leaves_half_of_the_box_to_others() {
+        let (post, _inbox) = mailbox::<u32>(4);
+        assert_eq!([post.offer(0), post.offer(1), post.offer(2)], [Ok(()), Ok(()), Err(2)]);
+        assert_eq!(
+            [post.try_send(3), post.try_send(4), post.try_send(5)],
+            [Ok(()), Ok(()), Err(5)]
+        );
     }
 
     #[test]

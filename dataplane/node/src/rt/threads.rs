@@ -1,6 +1,7 @@
 //! The portable backend: a plain thread per shard, positioned writes on helper threads.
 
-use super::{JournalFile, Rt, Socket};
+use super::{Rt, Socket};
+use farshore_vault::journal::JournalFile;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io;

@@ -1,18 +1,21 @@
 //! What the tasks of a shard share: the engine, its frames, and the queues of its outputs.
 
-use super::frames::{Frame, Frames};
-use super::session::Outbox;
-use super::{Greeted, JournalDir, Message};
+use super::outbox::Outbox;
+use super::strangers::Strangers;
+use super::{Greeted, JournalDir, Message, STRANGERS_MAX};
 use crate::assignments::Assignments;
 use crate::dedup::Dedup;
+use crate::descriptors::Descriptors;
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
 use crate::rt::{Post, Rt, Signal};
 use crate::services::{Request, Services};
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
-use farshore_proto::frame::{Control, Refusal, RefusalReason};
+use farshore_proto::frame::{Control, RefusalReason};
 use farshore_proto::{LogId, Slot, Timestamp};
+use farshore_vault::claim::Wanted;
+use farshore_vault::frames::{Frame, Frames};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::marker::PhantomData;
@@ -35,6 +38,9 @@ pub(crate) struct ShardParts {
     pub(crate) dedup: Dedup,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fatal: Fatal,
+    pub(crate) descriptors: Descriptors,
+    /// A session of which no whole frame came for so long, and for three marks, is ended.
+    pub(crate) idle_max: Duration,
 }
 
 /// A group on its way to the journal.
@@ -57,11 +63,12 @@ pub(crate) struct Core<R: Rt> {
     pub(crate) parts: ShardParts,
     started: Instant,
     engine: RefCell<Shard>,
+    /// What the shard tells itself while a step's outputs are carried out.
+    later: RefCell<VecDeque<Input>>,
     frames: RefCell<Frames>,
     sessions: RefCell<HashMap<SessionId, Rc<Outbox>>>,
     next_session: Cell<u64>,
-    /// Connections that have not shown who they are.
-    pub(crate) greetings: Cell<usize>,
+    pub(crate) strangers: Strangers,
     groups: RefCell<VecDeque<Group>>,
     groups_moved: Signal,
     plans: RefCell<VecDeque<Plan>>,
@@ -78,10 +85,11 @@ impl<R: Rt> Core<R> {
             engine: RefCell::new(Shard::new(parts.settings, next_slot, void)),
             parts,
             started: Instant::now(),
+            later: RefCell::default(),
             frames: RefCell::default(),
             sessions: RefCell::default(),
             next_session: Cell::new(0),
-            greetings: Cell::new(0),
+            strangers: Strangers::new(STRANGERS_MAX),
             groups: RefCell::default(),
             groups_moved: Signal::default(),
             plans: RefCell::default(),
@@ -104,6 +112,14 @@ impl<R: Rt> Core<R> {
 
     /// Steps the engine and hands its outputs to the tasks.
     pub(crate) fn input(&self, input: Input) {
+        let mut next = Some(input);
+        while let Some(input) = next {
+            self.step(input);
+            next = self.later.borrow_mut().pop_front();
+        }
+    }
+
+    fn step(&self, input: Input) {
         let mut out = Vec::new();
         let before = {
             let mut engine = self.engine.borrow_mut();
@@ -120,8 +136,7 @@ impl<R: Rt> Core<R> {
     fn perform(&self, output: Output) {
         match output {
             Output::Claim { volume, epoch, size_bytes, first_slot } => {
-                let request = Request::Claim {
-                    shard: self.id(),
+                let wanted = Wanted {
                     log: self.parts.log,
                     volume,
                     epoch,
@@ -129,10 +144,11 @@ impl<R: Rt> Core<R> {
                     first_slot,
                     label: self.parts.assignments.label(volume),
                 };
+                let request = Request::Claim { shard: self.id(), wanted };
                 if self.parts.services.try_claim(request).is_err() {
                     let text = "the node is too busy to claim a volume".to_owned();
                     let outcome = Err((RefusalReason::Unavailable, text));
-                    self.later(Message::Claimed { volume, outcome });
+                    self.later.borrow_mut().push_back(Input::Claimed { volume, outcome });
                 }
             }
             Output::Welcome { session, welcome } => {
@@ -141,8 +157,9 @@ impl<R: Rt> Core<R> {
             Output::Refuse { session, reason, text } => {
                 self.parts.metrics.refused(reason.word());
                 tracing::info!(shard = self.id(), reason = reason.word(), %text, "session refused");
-                self.say(session, &Control::Refusal(Refusal { reason, text }));
-                self.close(session);
+                if let Some(outbox) = self.sessions.borrow().get(&session) {
+                    outbox.refuse(reason, text);
+                }
             }
             Output::Journal { group, entries } => {
                 self.groups.borrow_mut().push_back(Group { number: group, entries });
@@ -175,13 +192,6 @@ impl<R: Rt> Core<R> {
         }
     }
 
-    /// Gives this shard an input after the current step is done.
-    fn later(&self, message: Message) {
-        if self.parts.shards[self.id()].try_send(message).is_err() {
-            tracing::warn!(shard = self.id(), "the shard's own mailbox is full");
-        }
-    }
-
     fn say(&self, session: SessionId, control: &Control) {
         if let Some(outbox) = self.sessions.borrow().get(&session) {
             outbox.push(control.encode());
@@ -191,12 +201,6 @@ impl<R: Rt> Core<R> {
     fn acknowledge(&self, session: SessionId, ack: farshore_proto::frame::Ack) {
         if let Some(outbox) = self.sessions.borrow().get(&session) {
             outbox.acknowledge(ack);
-        }
-    }
-
-    fn close(&self, session: SessionId) {
-        if let Some(outbox) = self.sessions.borrow().get(&session) {
-            outbox.close();
         }
     }
 
@@ -280,6 +284,6 @@ impl<R: Rt> Core<R> {
 
     /// Hands a greeted connection to the shard that owns its volume; false when that is too busy.
     pub(crate) fn pass_on(&self, owner: usize, greeted: Greeted) -> bool {
-        self.parts.shards[owner].try_send(Message::Greeted(Box::new(greeted))).is_ok()
+        self.parts.shards[owner].offer(Message::Greeted(Box::new(greeted))).is_ok()
     }
 }

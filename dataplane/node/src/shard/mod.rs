@@ -7,15 +7,17 @@
 
 mod build;
 mod core;
-mod frames;
 mod greet;
 mod journal;
+mod outbox;
 mod replay;
 mod session;
+mod strangers;
+mod upgrade;
 
 pub(crate) use self::core::{Core, ShardParts};
 pub(crate) use journal::JournalDir;
-pub(crate) use replay::{RecoveredVolume, Recovery, journal_files, read_files};
+pub(crate) use replay::{Journaled, Recovery, journal_files, journaled_volumes, read_files};
 
 use crate::rt::{Mailbox, Rt};
 use crate::tls::Parked;
@@ -26,6 +28,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 use uuid::Uuid;
+
+/// From accept to the request, and from the answer to the hello; longer is slow on purpose.
+const GREETING_MAX: Duration = Duration::from_secs(10);
+/// Connections of one shard between accept and hello; each holds at most about 100 KiB.
+const STRANGERS_MAX: usize = 1024;
+/// Messages taken before other tasks of the shard have a turn.
+const MESSAGES_PER_TURN: usize = 64;
 
 /// What other threads tell a shard.
 #[derive(Debug)]
@@ -60,13 +69,18 @@ pub(crate) async fn run<R: Rt>(
     inbox: Mailbox<Message>,
     drain: Duration,
 ) {
-    let core = Rc::new(Core::<R>::new(parts, recovery.next_slot, recovery.void.clone()));
+    let core = Rc::new(Core::<R>::new(parts, recovery.log.next_slot, recovery.log.void.clone()));
     replay::apply(&core, recovery);
     R::spawn(journal::run(Rc::clone(&core)));
     R::spawn(build::run(Rc::clone(&core)));
     R::spawn(tick(Rc::clone(&core)));
     R::spawn(session::sweep(Rc::clone(&core)));
+    let mut taken = 0_usize;
     while let Some(message) = inbox.next().await {
+        taken += 1;
+        if taken.is_multiple_of(MESSAGES_PER_TURN) {
+            R::yield_now().await;
+        }
         match message {
             Message::Accepted { socket, peer } => greet::begin(&core, socket, peer),
             Message::Greeted(greeted) => R::spawn(session::run(Rc::clone(&core), *greeted)),

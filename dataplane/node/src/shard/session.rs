@@ -1,168 +1,264 @@
 //! One session: frames in, acknowledgements out.
 
-use super::Greeted;
 use super::core::Core;
-use super::frames::Frame;
-use crate::rt::{Rt, Signal};
-use crate::tls::{TlsReader, TlsWriter, attach};
+use super::outbox::{GOODBYE_MAX, Outbox, write};
+use super::strangers::Place;
+use super::{GREETING_MAX, Greeted};
+use crate::rt::{Rt, within};
+use crate::tls::{TlsReader, Use, attach};
 use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
-use farshore_proto::frame::{Ack, Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason};
-use farshore_proto::limits::FRAME_HEADER_BYTES;
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, RefusalReason};
+use farshore_proto::limits::{FRAME_HEADER_BYTES, WINDOW_BYTES};
 use farshore_proto::{DecodeError, VolumeId};
+use farshore_vault::frames::Frame;
 use futures::future::{Either, select};
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Frames of one session that wait to be sent: a welcome, a refusal; acknowledgements merge.
-const QUEUE_MAX: usize = 8;
-/// A session that says nothing for this long, and for three marks, is ended.
-const IDLE_MAX: Duration = Duration::from_secs(120);
-/// How often idle sessions are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
-/// A peer that takes nothing for this long is gone.
-const GOODBYE_MAX: Duration = Duration::from_secs(5);
-
-/// What the shard has to say to one session.
-#[derive(Debug, Default)]
-pub(crate) struct Outbox {
-    queue: RefCell<VecDeque<Vec<u8>>>,
-    ack: Cell<Option<Ack>>,
-    moved: Signal,
-    is_closed: Cell<bool>,
-    closed: Signal,
-    last_heard_ms: Cell<u64>,
-    mark_interval_ms: Cell<u64>,
-    pub(crate) resumed: Signal,
-}
-
-impl Outbox {
-    /// Queues a frame. A peer that reads nothing cannot make this grow: it is closed instead.
-    pub(crate) fn push(&self, frame: Vec<u8>) {
-        let mut queue = self.queue.borrow_mut();
-        if queue.len() >= QUEUE_MAX {
-            drop(queue);
-            return self.close();
-        }
-        queue.push_back(frame);
-        self.moved.notify();
-    }
-
-    /// Queues watermarks; newer ones replace those not sent yet.
-    pub(crate) fn acknowledge(&self, ack: Ack) {
-        self.ack.set(Some(ack));
-        self.moved.notify();
-    }
-
-    /// Ends the session after what is queued.
-    pub(crate) fn close(&self) {
-        self.is_closed.set(true);
-        self.moved.notify();
-        self.closed.notify();
-        self.resumed.notify();
-    }
-
-    fn take(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        self.queue.borrow_mut().drain(..).for_each(|frame| bytes.extend(frame));
-        if let Some(ack) = self.ack.take() {
-            bytes.extend(Control::Ack(ack).encode());
-        }
-        bytes
-    }
-}
+/// Least and most time between two looks for idle sessions.
+const SWEEP_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// After a refusal so many bytes that were on their way are read and dropped.
+const LINGER_BYTES_MAX: usize = 2 * WINDOW_BYTES;
+/// A session that always has bytes for us lets others have their turn after so many,
+const TURN_BYTES: usize = 128 << 10;
+/// and after so many frames, which cost time too.
+const TURN_FRAMES: usize = 64;
 
 /// Why reading ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
     #[error("connection: {0}")]
     Io(#[from] io::Error),
+    #[error("the connection ended inside a frame")]
+    Truncated,
     #[error("frame: {0}")]
     Frame(#[from] DecodeError),
     #[error("{0:?} frames are not for nodes")]
     Unexpected(FrameKind),
+    #[error("the first frame is a {0:?}, not a hello")]
+    NoHello(FrameKind),
     #[error("the hello is for volume {0}, the request was for another")]
     OtherVolume(VolumeId),
+    #[error("no hello within {} s", GREETING_MAX.as_secs())]
+    Slow,
+    #[error("too many connections without a hello")]
+    Crowd,
+}
+
+impl SessionError {
+    /// For counters and logs, and for the peer.
+    fn reasons(&self) -> (&'static str, RefusalReason) {
+        match self {
+            Self::Io(_) => ("connection", RefusalReason::Protocol),
+            Self::Truncated => ("truncated", RefusalReason::Protocol),
+            Self::Frame(_) | Self::Unexpected(_) | Self::NoHello(_) | Self::OtherVolume(_) => {
+                ("protocol", RefusalReason::Protocol)
+            }
+            Self::Slow => ("slow", RefusalReason::Limit),
+            Self::Crowd => ("crowd", RefusalReason::Limit),
+        }
+    }
 }
 
 /// Serves one connection until it ends.
 pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>, greeted: Greeted) {
     let Greeted { parked, peer, agent, volume } = greeted;
-    let (mut reader, writer) = match attach::<R>(parked) {
+    let Some(place) = core.strangers.enter(peer.ip().into()) else {
+        return core.parts.metrics.refused("crowd");
+    };
+    let (mut reader, writer) = match attach::<R>(parked, Use::Session, core.parts.descriptors) {
         Ok(halves) => halves,
-        Err(error) => return tracing::warn!(%peer, %error, "cannot attach a connection"),
+        Err(error) => {
+            core.parts.metrics.refused("descriptors");
+            return tracing::warn!(%peer, %error, "cannot attach a connection");
+        }
     };
     let outbox = Rc::new(Outbox::default());
-    outbox.last_heard_ms.set(core.now().0);
     let session = core.open_session(Rc::clone(&outbox));
     outbox.push(super::greet::SWITCHING.to_vec());
     R::spawn(write(writer, Rc::clone(&outbox)));
     core.parts.metrics.session_began();
-    let end = receive(&core, &mut reader, session, &outbox, agent, volume).await;
-    match end {
+    let session_of = Session { core: &core, outbox: &outbox, session, agent, volume };
+    match session_of.receive(&mut reader, place).await {
         Ok(()) => tracing::debug!(%peer, %volume, "session ended"),
         Err(SessionError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             tracing::debug!(%peer, %volume, "agent went away");
         }
-        Err(error) => refuse(&core, &outbox, peer, volume, &error),
+        Err(error) => session_of.refuse(peer, &error),
     }
     outbox.close();
     core.end_session(session);
     core.parts.metrics.session_ended();
+    linger(&core, peer, &mut reader).await;
 }
 
-fn refuse<R: Rt>(
-    core: &Core<R>,
-    outbox: &Outbox,
-    peer: std::net::SocketAddr,
-    volume: VolumeId,
-    error: &SessionError,
-) {
-    let reason = match error {
-        SessionError::Io(_) => "connection",
-        SessionError::Frame(_) | SessionError::Unexpected(_) | SessionError::OtherVolume(_) => {
-            "protocol"
-        }
-    };
-    core.parts.metrics.refused(reason);
-    tracing::info!(%peer, %volume, reason, %error, "session refused");
-    let text = error.to_string();
-    let refusal = Refusal { reason: RefusalReason::Protocol, text };
-    outbox.push(Control::Refusal(refusal).encode());
+/// Reads what is still on its way and drops it: a socket that is closed over unread bytes resets the
+/// connection, and the refusal may be lost with it. A peer that does not hang up costs a stranger's
+/// place for as long.
+async fn linger<R: Rt>(core: &Core<R>, peer: SocketAddr, reader: &mut TlsReader<R>) {
+    let Some(place) = core.strangers.enter(peer.ip().into()) else { return };
+    let dropping = pin!(within::<R, _>(GOODBYE_MAX, reader.drop_incoming(LINGER_BYTES_MAX)));
+    let lost = pin!(place.lost());
+    // Whichever it is: the connection ends now.
+    let _ended = select(dropping, lost).await;
 }
 
-async fn receive<R: Rt>(
-    core: &Core<R>,
-    reader: &mut TlsReader<R>,
+/// What serving one session works with.
+struct Session<'a, R: Rt> {
+    core: &'a Core<R>,
+    outbox: &'a Outbox,
     session: SessionId,
-    outbox: &Outbox,
     agent: uuid::Uuid,
     volume: VolumeId,
-) -> Result<(), SessionError> {
-    let Some(hello) = read_hello(reader, outbox).await? else { return Ok(()) };
-    if hello.volume != volume {
-        return Err(SessionError::OtherVolume(hello.volume));
+}
+
+impl<R: Rt> Session<'_, R> {
+    fn refuse(&self, peer: SocketAddr, error: &SessionError) {
+        let (word, reason) = error.reasons();
+        self.core.parts.metrics.refused(word);
+        tracing::info!(%peer, volume = %self.volume, reason = word, %error, "session refused");
+        self.outbox.refuse(reason, error.to_string());
     }
-    outbox.mark_interval_ms.set(hello.mark_interval_ms.into());
-    let assigned = core.parts.assignments.epoch(volume, agent);
-    core.input(Input::Hello { session, hello, assigned });
-    while let Some((header, frame)) = read_frame(reader, outbox).await? {
-        outbox.last_heard_ms.set(core.now().0);
-        let bytes = frame.body.len();
-        let change = change_of(&header, &frame.body)?;
-        core.parts.metrics.received(bytes);
-        let handle = core.keep(frame);
-        core.input(Input::Frame { session, seq: header.seq, change, handle, bytes });
-        while core.is_paused() && !outbox.is_closed.get() {
-            outbox.last_heard_ms.set(core.now().0);
-            outbox.resumed.wait().await;
+
+    /// Takes frames until the session ends.
+    async fn receive(&self, reader: &mut TlsReader<R>, place: Place) -> Result<(), SessionError> {
+        let (core, session) = (self.core, self.session);
+        let Some(hello) = self.hello_in_time(reader, &place).await? else { return Ok(()) };
+        drop(place);
+        let assigned = core.parts.assignments.of(self.volume, self.agent);
+        // The operator's word, not the agent's, says how long a session may be silent.
+        let interval_ms = assigned.map_or(0, |assigned| assigned.mark_interval_ms);
+        self.outbox.mark_interval_ms.set(interval_ms);
+        let assigned = assigned.map(|assigned| assigned.epoch);
+        self.outbox.heard.set(Some(core.now()));
+        core.input(Input::Hello { session, hello, assigned });
+        let (mut frames, mut bytes_of_turn) = (0, 0);
+        while let Some((header, frame)) = self.read_frame(reader).await? {
+            self.outbox.heard.set(Some(core.now()));
+            let bytes = frame.body.len();
+            let change = change_of(&header, &frame.body)?;
+            core.parts.metrics.received(bytes);
+            let handle = core.keep(frame);
+            core.input(Input::Frame { session, seq: header.seq, change, handle, bytes });
+            (frames, bytes_of_turn) = (frames + 1, bytes_of_turn + bytes);
+            if frames >= TURN_FRAMES || bytes_of_turn >= TURN_BYTES {
+                (frames, bytes_of_turn) = (0, 0);
+                R::yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the hello, for as long as a stranger may take.
+    async fn hello_in_time(
+        &self,
+        reader: &mut TlsReader<R>,
+        place: &Place,
+    ) -> Result<Option<Hello>, SessionError> {
+        let hello = pin!(within::<R, _>(GREETING_MAX, self.read_hello(reader)));
+        let lost = pin!(place.lost());
+        match select(hello, lost).await {
+            Either::Left((Some(done), _)) => done,
+            Either::Left((None, _)) => Err(SessionError::Slow),
+            Either::Right(_) => Err(SessionError::Crowd),
         }
     }
-    Ok(())
+
+    async fn read_hello(&self, reader: &mut TlsReader<R>) -> Result<Option<Hello>, SessionError> {
+        let Some((bytes, header)) = self.read_header(reader).await? else { return Ok(None) };
+        // Before its body: a stranger gets no megabyte.
+        if header.kind != FrameKind::Hello {
+            return Err(SessionError::NoHello(header.kind));
+        }
+        let Some(frame) = self.read_body(reader, bytes, &header).await? else { return Ok(None) };
+        match Control::decode(&header, &frame.body)? {
+            Control::Hello(hello) if hello.volume == self.volume => Ok(Some(hello)),
+            Control::Hello(hello) => Err(SessionError::OtherVolume(hello.volume)),
+            _ => Err(SessionError::Unexpected(header.kind)),
+        }
+    }
+
+    /// The next frame, checked; `None` when the shard closed the session.
+    async fn read_frame(
+        &self,
+        reader: &mut TlsReader<R>,
+    ) -> Result<Option<(FrameHeader, Frame)>, SessionError> {
+        let Some((bytes, header)) = self.read_header(reader).await? else { return Ok(None) };
+        if !header.kind.is_stream() {
+            return Err(SessionError::Unexpected(header.kind));
+        }
+        // No memory for a body while the cache is full, or every new session would take some.
+        while self.core.is_paused() && !self.outbox.is_closed() {
+            self.outbox.is_paused.set(true);
+            self.outbox.resumed.wait().await;
+        }
+        if self.outbox.is_paused.replace(false) {
+            self.outbox.heard.set(Some(self.core.now()));
+        }
+        let frame = self.read_body(reader, bytes, &header).await?;
+        Ok(frame.map(|frame| (header, frame)))
+    }
+
+    async fn read_header(
+        &self,
+        reader: &mut TlsReader<R>,
+    ) -> Result<Option<([u8; FRAME_HEADER_BYTES], FrameHeader)>, SessionError> {
+        let mut bytes = [0; FRAME_HEADER_BYTES];
+        let mut filled = 0;
+        match self.fill(reader, &mut bytes, &mut filled).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) if filled > 0 => return Err(cut(error)),
+            Err(error) => return Err(error.into()),
+        }
+        let header = FrameHeader::decode(&bytes)?;
+        Ok(Some((bytes, header)))
+    }
+
+    async fn read_body(
+        &self,
+        reader: &mut TlsReader<R>,
+        bytes: [u8; FRAME_HEADER_BYTES],
+        header: &FrameHeader,
+    ) -> Result<Option<Frame>, SessionError> {
+        let mut body = vec![0; header.body_bytes];
+        if !self.fill(reader, &mut body, &mut 0).await.map_err(cut)? {
+            return Ok(None);
+        }
+        header.check_body(&body)?;
+        Ok(Some(Frame { header: bytes, body }))
+    }
+
+    /// Fills `buffer`, counting in `filled`; false when the shard closed the session.
+    async fn fill(
+        &self,
+        reader: &mut TlsReader<R>,
+        buffer: &mut [u8],
+        filled: &mut usize,
+    ) -> io::Result<bool> {
+        loop {
+            if self.outbox.is_closed() {
+                return Ok(false);
+            }
+            let read = pin!(reader.fill_buffer(buffer, filled));
+            let closed = pin!(self.outbox.closed.wait());
+            if let Either::Left((done, _)) = select(read, closed).await {
+                return done.map(|()| true);
+            }
+        }
+    }
+}
+
+/// An end in the middle of a frame is not like one between two.
+fn cut(error: io::Error) -> SessionError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => SessionError::Truncated,
+        _ => error.into(),
+    }
 }
 
 fn change_of(header: &FrameHeader, body: &[u8]) -> Result<Change, SessionError> {
@@ -177,97 +273,22 @@ fn change_of(header: &FrameHeader, body: &[u8]) -> Result<Change, SessionError> 
     }
 }
 
-async fn read_hello<R: Rt>(
-    reader: &mut TlsReader<R>,
-    outbox: &Outbox,
-) -> Result<Option<Hello>, SessionError> {
-    let Some((header, frame)) = read_frame(reader, outbox).await? else { return Ok(None) };
-    if header.kind != FrameKind::Hello {
-        return Err(SessionError::Unexpected(header.kind));
-    }
-    match Control::decode(&header, &frame.body)? {
-        Control::Hello(hello) => Ok(Some(hello)),
-        _ => Err(SessionError::Unexpected(header.kind)),
-    }
-}
-
-/// The next frame, checked; `None` when the shard closed the session.
-async fn read_frame<R: Rt>(
-    reader: &mut TlsReader<R>,
-    outbox: &Outbox,
-) -> Result<Option<(FrameHeader, Frame)>, SessionError> {
-    let mut bytes = [0; FRAME_HEADER_BYTES];
-    if !fill(reader, outbox, &mut bytes).await? {
-        return Ok(None);
-    }
-    let header = FrameHeader::decode(&bytes)?;
-    let mut body = vec![0; header.body_bytes];
-    if !fill(reader, outbox, &mut body).await? {
-        return Ok(None);
-    }
-    header.check_body(&body)?;
-    Ok(Some((header, Frame { header: bytes, body })))
-}
-
-/// Fills `buffer`; false when the shard closed the session.
-async fn fill<R: Rt>(
-    reader: &mut TlsReader<R>,
-    outbox: &Outbox,
-    buffer: &mut [u8],
-) -> io::Result<bool> {
-    let mut filled = 0;
-    loop {
-        if outbox.is_closed.get() {
-            return Ok(false);
-        }
-        let read = pin!(reader.fill_buffer(buffer, &mut filled));
-        let closed = pin!(outbox.closed.wait());
-        if let Either::Left((done, _)) = select(read, closed).await {
-            return done.map(|()| true);
-        }
-    }
-}
-
-async fn write<R: Rt>(mut writer: TlsWriter<R>, outbox: Rc<Outbox>) {
-    let end = send(&mut writer, &outbox).await;
-    outbox.close();
-    if end.is_ok() {
-        let _goodbye_arrived = crate::rt::within::<R, _>(GOODBYE_MAX, writer.close()).await;
-    }
-}
-
-async fn send<R: Rt>(writer: &mut TlsWriter<R>, outbox: &Outbox) -> io::Result<()> {
-    loop {
-        let bytes = outbox.take();
-        if !bytes.is_empty() {
-            writer.write_all(&bytes).await?;
-            continue;
-        }
-        if outbox.is_closed.get() {
-            return Ok(());
-        }
-        let has_tls_to_say = {
-            let moved = pin!(outbox.moved.wait());
-            let tls = pin!(writer.wants_write());
-            matches!(select(moved, tls).await, Either::Right(_))
-        };
-        if has_tls_to_say {
-            writer.flush().await?;
-        }
-    }
-}
-
-/// Ends sessions that have gone silent.
+/// Ends sessions of which no whole frame came for too long.
 pub(crate) async fn sweep<R: Rt>(core: Rc<Core<R>>) {
+    let idle_max = core.parts.idle_max;
+    let every = (idle_max / 12).clamp(SWEEP_EVERY.0, SWEEP_EVERY.1);
     while !core.is_stopping() {
-        R::sleep(SWEEP_EVERY).await;
-        let now_ms = core.now().0;
+        R::sleep(every).await;
+        let now = core.now();
         for outbox in core.outboxes() {
-            let silent_ms = u128::from(now_ms.saturating_sub(outbox.last_heard_ms.get()));
-            let three_marks_ms = 3 * u128::from(outbox.mark_interval_ms.get());
-            if silent_ms > IDLE_MAX.as_millis().max(three_marks_ms) {
+            let Some(heard) = outbox.heard.get() else { continue };
+            let silent = Duration::from_millis(now.since_ms(heard));
+            let three_marks = Duration::from_millis(outbox.mark_interval_ms.get()) * 3;
+            let is_idle = silent > idle_max.max(three_marks);
+            if is_idle && !outbox.is_paused.get() && !outbox.is_closed() {
                 core.parts.metrics.refused("idle");
-                outbox.close();
+                let text = format!("no frame within {} s", silent.as_secs());
+                outbox.refuse(RefusalReason::Unavailable, text);
             }
         }
     }

@@ -168,7 +168,7 @@ fn control_frames_come_back_as_they_went() {
             window_bytes: 4096,
         }),
         Control::Mark(Seq(77), mark),
-        Control::Ack(Ack { journaled: Seq(u64::MAX), committed: Seq(0) }),
+        Control::Ack(Ack { journaled: Seq(SEQ_CLAIMED_MAX), committed: Seq(0) }),
         Control::Refusal(Refusal { reason: RefusalReason::Fenced, text: "é".into() }),
     ] {
         assert_eq!(reread(&control), Ok(control));
@@ -210,7 +210,30 @@ fn a_hello_out_of_range_is_refused() {
     // Nothing in the log: first is one past last.
     reread(&Control::Hello(Hello { first_seq: Seq(21), ..hello() })).unwrap();
     reread(&Control::Hello(Hello { first_seq: Seq(1), last_seq: Seq(0), ..hello() })).unwrap();
-    reread(&Control::Hello(Hello { last_seq: Seq(u64::MAX), ..hello() })).unwrap();
+    reread(&Control::Hello(Hello { last_seq: Seq(SEQ_CLAIMED_MAX), ..hello() })).unwrap();
+}
+
+/// N3: an agent counts on from what a node says it has, and must not be made to count past the end.
+#[test]
+fn nobody_may_claim_a_seq_that_no_stream_reaches() {
+    for value in [SEQ_CLAIMED_MAX + 1, u64::MAX - 1, u64::MAX] {
+        let seq = Seq(value);
+        let welcome = |received, journaled, committed| {
+            Control::Welcome(Welcome { received, journaled, committed, window_bytes: 4096 })
+        };
+        for control in [
+            Control::Hello(Hello { last_seq: seq, ..hello() }),
+            Control::Hello(Hello { first_seq: seq, last_seq: seq, ..hello() }),
+            welcome(seq, Seq(1), Seq(1)),
+            welcome(Seq(1), seq, Seq(1)),
+            welcome(Seq(1), Seq(1), seq),
+            Control::Ack(Ack { journaled: seq, committed: Seq(1) }),
+            Control::Ack(Ack { journaled: Seq(1), committed: seq }),
+        ] {
+            let error = reread(&control).unwrap_err();
+            assert!(matches!(error, DecodeError::Range { .. }), "{control:?}: {error}");
+        }
+    }
 }
 
 #[test]

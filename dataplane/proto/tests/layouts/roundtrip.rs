@@ -10,7 +10,8 @@ use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX,
-    SEGMENT_FRAME_BYTES_MAX, SEGMENT_TABLE_BYTES_MAX, VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
+    SEGMENT_FRAME_BYTES_MAX, SEGMENT_TABLE_BYTES_MAX, SEQ_CLAIMED_MAX, VOLUME_BLOCKS_MAX,
+    ZERO_BLOCKS_MAX,
 };
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
@@ -37,23 +38,30 @@ fn mark() -> impl Strategy<Value = Mark> {
     )
 }
 
+/// A seq that a peer may say it has.
+fn claim() -> impl Strategy<Value = u64> {
+    prop_oneof![0..1000_u64, 0..=SEQ_CLAIMED_MAX]
+}
+
 fn size_bytes() -> impl Strategy<Value = u64> {
     (1..=VOLUME_BLOCKS_MAX).prop_map(|blocks| blocks * BLOCK_BYTES as u64)
 }
 
 fn control() -> impl Strategy<Value = Control> {
-    let hello = (any::<[u8; 16]>(), 1_u64.., size_bytes(), 1..u64::MAX, any::<u64>(), any::<u32>())
-        .prop_map(|(volume, epoch, size_bytes, a, b, mark_interval_ms)| {
-            Control::Hello(Hello {
-                volume: VolumeId(volume),
-                epoch: Epoch(epoch),
-                size_bytes,
-                first_seq: Seq(a.min(b).max(1)),
-                last_seq: Seq(a.max(b)),
-                mark_interval_ms,
-            })
-        });
-    let welcome = any::<(u64, u64, u64, u32)>().prop_map(|(a, b, c, window_bytes)| {
+    let hello =
+        (any::<[u8; 16]>(), 1_u64.., size_bytes(), 1..=SEQ_CLAIMED_MAX, claim(), any::<u32>())
+            .prop_map(|(volume, epoch, size_bytes, a, b, mark_interval_ms)| {
+                Control::Hello(Hello {
+                    volume: VolumeId(volume),
+                    epoch: Epoch(epoch),
+                    size_bytes,
+                    first_seq: Seq(a.min(b).max(1)),
+                    last_seq: Seq(a.max(b)),
+                    mark_interval_ms,
+                })
+            });
+    let watermarks = (claim(), claim(), claim(), any::<u32>());
+    let welcome = watermarks.prop_map(|(a, b, c, window_bytes)| {
         Control::Welcome(Welcome {
             received: Seq(a),
             journaled: Seq(b),
@@ -61,7 +69,7 @@ fn control() -> impl Strategy<Value = Control> {
             window_bytes,
         })
     });
-    let ack = any::<(u64, u64)>()
+    let ack = (claim(), claim())
         .prop_map(|(a, b)| Control::Ack(Ack { journaled: Seq(a), committed: Seq(b) }));
     let reason = prop::sample::select(vec![
         RefusalReason::Protocol,
@@ -187,7 +195,7 @@ fn table() -> impl Strategy<Value = Table> {
                     volume: VolumeId(volume),
                     epoch: Epoch(epoch),
                     first_seq,
-                    last_seq: Seq(first_seq.0.saturating_add(more)),
+                    last_seq: Seq(first_seq.0.saturating_add(more).min(u64::MAX - 1)),
                     mark,
                     extents,
                 });

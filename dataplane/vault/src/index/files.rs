@@ -143,7 +143,9 @@ fn decode_header(
     }
     check_crc(WHAT, bytes)?;
     reader.reserved(2)?;
-    Ok(VaultId(reader.array()?))
+    let vault = VaultId(reader.array()?);
+    reader.reserved(reader.left() - 4)?;
+    Ok(vault)
 }
 
 fn encode(id: &ChunkId, location: &Location, log: u32) -> EntryBytes {

@@ -1,12 +1,14 @@
 //! Reading slots: the table of one, and all of a log in order, read ahead.
 
-use super::header_at;
+use super::{Behind, header_at};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{SLOTS_AHEAD_MAX, TABLE_READ_BYTES, VOID_REACH_SLOTS};
 use crate::store::Part;
 use crate::vault::Vault;
 use farshore_codec::{CodecError, Opener};
+use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
 use farshore_proto::{LogId, Slot};
 use futures::StreamExt;
@@ -127,6 +129,8 @@ pub struct LogScan<'a> {
     ahead: FuturesOrdered<BoxFuture<'a, (Slot, Parts)>>,
     /// Highest incarnation so far; none before the slots in front of `from` were asked.
     incarnation: Option<u64>,
+    /// Whether every header so far was read: without one it is not known which slots are void.
+    is_sure: bool,
     end: Option<ScanEnd>,
 }
 
@@ -146,7 +150,7 @@ impl<'a> LogScan<'a> {
     #[must_use]
     pub fn new(vault: &'a Vault, log: LogId, from: Slot) -> Self {
         let ahead = FuturesOrdered::new();
-        Self { vault, log, from, next: from, ahead, incarnation: None, end: None }
+        Self { vault, log, from, next: from, ahead, incarnation: None, is_sure: true, end: None }
     }
 
     /// A scan of `log` that goes on at slot `from`, which a scan before returned: it is not void, and
@@ -158,10 +162,12 @@ impl<'a> LogScan<'a> {
 
     /// The next segment; none at the end, and then `end` says which end.
     ///
-    /// After an error the scan goes on with the slot behind the one that cannot be read.
+    /// After an error the scan goes on with the slot behind the one that cannot be read; if that is a
+    /// seal, the log has ended.
     ///
     /// # Errors
-    /// As `read_segment`, except that an empty slot is the end.
+    /// As `read_segment`, except that an empty slot is the end. A void slot that does not open is an
+    /// error too: that it is void is only known once it has opened.
     ///
     /// # Panics
     /// Never: slots do not run out.
@@ -171,7 +177,7 @@ impl<'a> LogScan<'a> {
     pub async fn next(&mut self) -> Result<Option<(Slot, OpenSegment)>, VaultError> {
         let mut incarnation = match self.incarnation {
             Some(incarnation) => incarnation,
-            None => self.incarnation_before().await?,
+            None => self.look_before().await?,
         };
         while self.end.is_none() {
             self.read_ahead();
@@ -182,22 +188,33 @@ impl<'a> LogScan<'a> {
                     self.end = Some(ScanEnd::Missing(slot));
                     break;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.is_sure = false;
+                    return Err(error);
+                }
             };
             if header.kind == SlotKind::Seal {
-                segment?;
                 self.end = Some(ScanEnd::Sealed(slot));
+                self.is_sure &= segment.is_ok();
+                segment?;
                 break;
             }
-            if header.incarnation < incarnation {
-                continue;
-            }
-            incarnation = header.incarnation;
+            let is_void = header.incarnation < incarnation && !is_on(Bug::VoidSlotCounted);
+            incarnation = incarnation.max(header.incarnation);
             self.incarnation = Some(incarnation);
-            return segment.map(|segment| Some((slot, segment)));
+            let segment = segment?;
+            if !is_void {
+                return Ok(Some((slot, segment)));
+            }
         }
         self.ahead.clear();
         Ok(None)
+    }
+
+    /// Whether it is known which of the slots returned so far count: not after an error that left
+    /// the header of one unread, or a seal unopened.
+    pub(crate) fn is_sure(&self) -> bool {
+        self.is_sure
     }
 
     /// How the log ended, once `next` has returned none.
@@ -215,20 +232,35 @@ impl<'a> LogScan<'a> {
         }
     }
 
-    /// The highest incarnation of the slots in front of the scan, as far back as a void slot's
-    /// filler can be. Slots that cannot be read there are not this scan's business.
-    async fn incarnation_before(&mut self) -> Result<u64, VaultError> {
+    /// Looks at the slots in front of the scan: the highest incarnation, as far back as a void slot's
+    /// filler can be, and whether the log ends there already. A volume may have begun while puts into
+    /// slots in front of its first were under way: if one of them never came, or a seal did, nothing
+    /// behind it counts. Slots that cannot be read there are not this scan's business, nor are those
+    /// that were there once and are lost.
+    async fn look_before(&mut self) -> Result<u64, VaultError> {
         let (vault, log) = (self.vault, self.log);
         let slots = self.from.0.saturating_sub(VOID_REACH_SLOTS)..self.from.0;
         let slots = futures::stream::iter(slots).map(|slot| header_at(vault, log, Slot(slot)));
         let mut slots = slots.buffered(SLOTS_AHEAD_MAX);
-        let mut highest = 0;
-        while let Some((_, found)) = slots.next().await {
+        let (mut highest, mut missing) = (0, None);
+        while let Some((slot, found)) = slots.next().await {
             match found {
-                Ok(header) => highest = highest.max(header.map_or(0, |header| header.incarnation)),
+                Ok(Some(header)) if header.kind == SlotKind::Seal => {
+                    self.end = self.end.or(Some(ScanEnd::Sealed(slot)));
+                }
+                Ok(Some(header)) => highest = highest.max(header.incarnation),
+                Ok(None) if slot.0 + PUTS_IN_FLIGHT_MAX as u64 >= self.from.0 => {
+                    missing = missing.or(Some(slot));
+                }
+                Ok(None) => {}
                 Err(error) if error.is_unavailable() => return Err(error),
                 Err(_) => {}
             }
+        }
+        if let Some(slot) = missing.filter(|_| self.end.is_none())
+            && !Behind::look(vault, log, slot).await?.is_lost
+        {
+            self.end = Some(ScanEnd::Missing(slot));
         }
         self.incarnation = Some(highest);
         Ok(highest)

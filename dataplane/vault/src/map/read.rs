@@ -1,6 +1,7 @@
 //! Opening a map: all its parts, checked to be of one attempt and in block order.
 
 use super::{Ids, start};
+use crate::blocking;
 use crate::chain::Start;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
@@ -89,7 +90,7 @@ async fn open_part(
     };
     let at = MapPlace { vault: vault.id(), volume, seq, part };
     let ring = vault.clone();
-    let opening = tokio::task::spawn_blocking(move || open_map(&object, at, ring.ring()));
+    let opening = blocking::run(move || open_map(&object, at, ring.ring()));
     let opened = opening.await.map_err(|source| VaultError::Task { source })?;
-    opened.map_err(|cause| vault.damaged(name, 0, cause))
+    opened.map_err(|cause| vault.damaged_in(name, MAP_HEADER_BYTES, cause))
 }

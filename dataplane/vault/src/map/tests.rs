@@ -339,13 +339,13 @@ async fn a_map_whose_last_segment_is_lost_does_not_hide_the_loss() {
     write(&world.vault, volume).await.unwrap().unwrap();
     let point = world.points.pop().unwrap();
     fs::remove_file(world.file(&ObjectName::slot(world.logs[0].id, point.slot))).unwrap();
-    check_latest(&world, world.points[0].seq).await;
-}
-
-async fn check_latest(world: &World, seq: Seq) {
-    let volume = world.volumes[0].id;
-    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
-    assert_eq!(view.point().seq, seq);
+    let error = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap_err();
+    assert!(matches!(error, VaultError::Lost { .. }), "{error}");
+    // The points before it are found by their seqs and ids.
+    let (seq, id) = (world.points[0].seq, world.points[0].id);
+    for selector in [PointSelector::Seq(seq), PointSelector::Point(id)] {
+        assert_eq!(see(&world.vault, volume, selector).await.unwrap().0.seq, seq);
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Writing a map: from the newest one and what the logs hold behind it.
 
 use super::{Base, Ids, begin, find};
+use crate::blocking;
 use crate::blocks::ChunkAt;
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
@@ -165,7 +166,7 @@ async fn seal(
     body: MapBody,
 ) -> Result<Bytes, VaultError> {
     let owner = vault.clone();
-    let sealing = tokio::task::spawn_blocking(move || {
+    let sealing = blocking::run(move || {
         let (number, key) = owner.newest_key();
         seal_map(at, &label, key, number, &body, LEVEL)
     });

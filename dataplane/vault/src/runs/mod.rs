@@ -3,6 +3,7 @@
 //! Derived, and a hint: a run that is missing or damaged costs space. Runs hold chunks of committed
 //! segments only. Layout: `docs/formats/index-run.md`.
 
+use crate::blocking;
 use crate::error::VaultError;
 use crate::index::Location;
 use crate::layout::{Folder, ObjectName, run_of};
@@ -80,7 +81,7 @@ async fn put(vault: &Vault, body: IndexRun) -> Result<(), VaultError> {
     let run = RunId::from(Uuid::new_v4());
     let name = ObjectName::index_run(run);
     let owner = vault.clone();
-    let sealing = tokio::task::spawn_blocking(move || {
+    let sealing = blocking::run(move || {
         let (number, key) = owner.newest_key();
         seal_index_run(owner.id(), run, key, number, &body, LEVEL)
     });
@@ -152,10 +153,9 @@ pub(crate) async fn open(vault: &Vault, run: RunId) -> Result<IndexRun, VaultErr
     let max = (INDEX_RUN_HEADER_BYTES + INDEX_RUN_BODY_BYTES_MAX + TAG_BYTES) as u64;
     let object = vault.store().get(&name, max).await?;
     let owner = vault.clone();
-    let opening =
-        tokio::task::spawn_blocking(move || open_index_run(&object, owner.id(), run, owner.ring()));
+    let opening = blocking::run(move || open_index_run(&object, owner.id(), run, owner.ring()));
     let opened = opening.await.map_err(|source| VaultError::Task { source })?;
-    opened.map_err(|cause| vault.damaged(name, 0, cause))
+    opened.map_err(|cause| vault.damaged_in(name, INDEX_RUN_HEADER_BYTES, cause))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::layout::ObjectName;
+use crate::testing::Counted;
 use farshore_proto::{KeyNumber, LogId, Slot};
 use std::fs;
 
@@ -71,6 +72,23 @@ async fn a_directory_that_goes_away_is_neither_empty_nor_made_anew() {
     fs::create_dir(&path).unwrap();
     let error = store.size(&name(1)).await.unwrap_err();
     assert!(matches!(error, StoreError::DirectoryGone { .. }), "{error}");
+}
+
+/// The directory goes between the look at it and the put (S4, I1).
+#[tokio::test]
+async fn a_put_into_a_directory_that_is_just_going_away_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vault");
+    fs::create_dir(&path).unwrap();
+    let opened = open(&path, Access::Write).unwrap();
+    let counted = Arc::new(Counted::over(Arc::clone(opened.backend())));
+    let store = Store { inner: Arc::clone(&counted) as Arc<dyn ObjectStore>, ..opened };
+    store.create(&name(1), Bytes::from_static(b"abc")).await.unwrap();
+    counted.leave(path.clone(), folder.path().join("elsewhere"));
+    let error = store.create(&name(2), Bytes::from_static(b"abc")).await.unwrap_err();
+    assert!(matches!(error, StoreError::DirectoryGone { .. }), "{error}");
+    // The put itself went well, into a directory that it made.
+    assert!(path.join("logs").exists());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! A store that counts what is read from it, and refuses to read what it is told to.
+//! A store that counts what is read from it, refuses to read what it is told to, and goes away when
+//! it is told to.
 
 use crate::store::Store;
 use crate::vault::Vault;
@@ -11,8 +12,9 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Counts the GETs of the store below it.
 #[derive(Debug)]
@@ -21,9 +23,21 @@ pub(crate) struct Counted {
     gets: AtomicU64,
     /// Objects below this folder can be neither read nor listed.
     refused: OnceLock<Path>,
+    /// Directories to rename just before the next put: from, to.
+    leaving: Mutex<Option<(PathBuf, PathBuf)>>,
 }
 
 impl Counted {
+    pub(crate) fn over(inner: Arc<dyn ObjectStore>) -> Self {
+        let (gets, refused, leaving) = (AtomicU64::new(0), OnceLock::new(), Mutex::default());
+        Self { inner, gets, refused, leaving }
+    }
+
+    /// Takes a directory away just before the next put reaches the store.
+    pub(crate) fn leave(&self, from: PathBuf, to: PathBuf) {
+        *self.leaving.lock().unwrap() = Some((from, to));
+    }
+
     pub(crate) fn count(&self) -> u64 {
         self.gets.load(Ordering::Relaxed)
     }
@@ -46,7 +60,7 @@ impl Counted {
 /// The store of a vault, counted from now on.
 pub(crate) fn counted(vault: &Vault) -> (Store, Arc<Counted>) {
     let inner = Arc::clone(vault.store().backend());
-    let counted = Arc::new(Counted { inner, gets: AtomicU64::new(0), refused: OnceLock::new() });
+    let counted = Arc::new(Counted::over(inner));
     (Store::over(Arc::clone(&counted) as Arc<dyn ObjectStore>, "counted"), counted)
 }
 
@@ -67,6 +81,9 @@ impl ObjectStore for Counted {
         'a: 'c,
         'b: 'c,
     {
+        if let Some((from, to)) = self.leaving.lock().unwrap().take() {
+            std::fs::rename(from, to).unwrap();
+        }
         self.inner.put_opts(location, payload, options)
     }
 

@@ -1,6 +1,7 @@
 //! That the frames of a segment open and hold the chunks that the table says.
 
 use super::Report;
+use crate::blocking;
 use crate::error::VaultError;
 use crate::fetch::{self, Fetch};
 use crate::layout::ObjectName;
@@ -84,7 +85,7 @@ async fn check_fetch(
         }
         found
     };
-    tokio::task::spawn_blocking(work).await.map_err(|source| VaultError::Task { source })
+    blocking::run(work).await.map_err(|source| VaultError::Task { source })
 }
 
 fn check_chunks(

@@ -140,3 +140,120 @@ fn zeros_on_a_disk_of_zeros_count_as_written() {
     disk.put(1, &[0; BLOCK_BYTES]);
     assert!(disk.check().is_err(), "the last write is missing");
 }
+
+impl Disk {
+    fn prefix(&self, name: &str) -> Result<Prefix> {
+        let image = self.save(name);
+        self.log.check_prefix(&image, &self.base(), Moment::START, Moment::END)
+    }
+}
+
+#[test]
+fn of_two_writes_at_one_time_either_may_win_but_not_an_older_one() {
+    let mut disk = Disk::new();
+    let old = disk.write(1);
+    let left = disk.log.issue_by(1, 1, 1, Kind::Data);
+    let right = disk.log.issue_by(2, 1, 1, Kind::Data);
+    disk.log.acknowledge(right);
+    disk.log.acknowledge(left);
+    for (version, is_good) in [(left, true), (right, true), (old, false)] {
+        disk.put(1, &block(1, version));
+        assert_eq!(disk.check().is_ok(), is_good, "version {version}");
+        assert!(disk.prefix("point").is_ok(), "each was the newest at some time");
+    }
+}
+
+#[test]
+fn a_lost_write_may_be_there_until_it_is_overwritten() {
+    let mut disk = Disk::new();
+    disk.write(1);
+    let lost = disk.log.issue_by(1, 1, 1, Kind::Data);
+    disk.log.lose(1);
+    disk.put(1, &block(1, lost));
+    disk.check().unwrap();
+    disk.write(1);
+    disk.put(1, &block(1, lost));
+    assert!(disk.check().is_err(), "it came back");
+}
+
+#[test]
+fn a_prefix_has_one_moment_for_all_lanes() {
+    let mut disk = Disk::new();
+    let slow = disk.log.issue_by(1, 1, 1, Kind::Data);
+    let before = disk.write(2);
+    disk.write(3);
+    disk.log.acknowledge(slow);
+    // The slow write was on its way all the time: it may be in or not.
+    disk.prefix("without").unwrap();
+    disk.put(1, &block(1, slow));
+    disk.prefix("with").unwrap();
+    // The third came after the second was answered.
+    disk.put(2, &[7; BLOCK_BYTES]);
+    let error = format!("{:#}", disk.prefix("torn").unwrap_err());
+    assert!(error.contains("block 3") && error.contains("block 2"), "{error}");
+    disk.put(2, &block(2, before));
+    disk.prefix("whole").unwrap();
+}
+
+#[test]
+fn a_write_is_in_a_prefix_as_a_whole() {
+    let mut disk = Disk::new();
+    disk.write(5);
+    let wide = disk.log.issue_by(1, 4, 3, Kind::Data);
+    for number in 4..7 {
+        disk.put(number, &block(number as u64, wide));
+    }
+    disk.log.acknowledge(wide);
+    disk.prefix("whole").unwrap();
+    disk.put(6, &[7; BLOCK_BYTES]);
+    let error = format!("{:#}", disk.prefix("part").unwrap_err());
+    assert!(error.contains("in part") && error.contains("block 6"), "{error}");
+}
+
+#[test]
+fn zeros_fit_only_where_all_of_them_were_there_at_one_time() {
+    let mut disk = Disk::new();
+    disk.zero(1);
+    disk.write(1);
+    disk.zero(2);
+    disk.write(2);
+    disk.zero(1);
+    disk.zero(2);
+    disk.prefix("both, at the end").unwrap();
+    disk.put(2, &[7; BLOCK_BYTES]);
+    disk.prefix("the first, before the second").unwrap();
+    let mut disk = Disk::new();
+    disk.zero(1);
+    disk.write(1);
+    disk.zero(2);
+    disk.put(1, &[0; BLOCK_BYTES]);
+    disk.write(2);
+    disk.put(2, &[0; BLOCK_BYTES]);
+    assert!(disk.prefix("never").is_err(), "the first was overwritten before the second came");
+}
+
+#[test]
+fn blocks_of_another_seed_are_nobodys() {
+    let mut disk = Disk::new();
+    disk.log = WriteLog::with_seed((BLOCKS * BLOCK_BYTES) as u64, 9).unwrap();
+    let version = disk.log.issue(1, 1, Kind::Data);
+    disk.log.acknowledge(version);
+    disk.put(1, &block(1, version));
+    assert!(disk.check().is_err());
+    let content = disk.log.content(1, version);
+    disk.put(1, &content);
+    disk.check().unwrap();
+}
+
+#[test]
+fn a_read_sees_what_was_acknowledged_before_it() {
+    let mut disk = Disk::new();
+    let old = disk.write(1);
+    let before = disk.log.moment();
+    let new = disk.write(1);
+    let after = disk.log.moment();
+    let base = [7; BLOCK_BYTES];
+    disk.log.check_read(1, &block(1, old), &base, before).unwrap();
+    disk.log.check_read(1, &block(1, new), &base, after).unwrap();
+    assert!(disk.log.check_read(1, &block(1, old), &base, after).is_err());
+}

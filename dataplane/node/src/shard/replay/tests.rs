@@ -1,31 +1,29 @@
 use super::*;
-use farshore_codec::DataKey;
+use farshore_codec::RecoveryKey;
 use farshore_codec::journal::JournalSealer;
-use farshore_proto::KeyNumber;
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::journal::put_entry;
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_GROUP_HEADER_BYTES};
+use farshore_proto::{Epoch, Seq};
+use farshore_vault::{Access, Store};
+use std::ops::Range;
 
-const VAULT: VaultId = VaultId([1; 16]);
 const LOG: LogId = LogId([2; 16]);
 const VOLUME: VolumeId = VolumeId([3; 16]);
-const NUMBER: KeyNumber = KeyNumber(1);
 
-fn keys() -> KeyRing {
-    let mut keys = KeyRing::new(VAULT);
-    keys.insert(NUMBER, DataKey::from_bytes([7; 32]));
-    keys
+async fn vault(dir: &Path) -> Vault {
+    let store = Store::open(dir.join("vault").to_str().unwrap(), Access::Make).unwrap();
+    Vault::init(&store, &RecoveryKey::draw().unwrap()).await.unwrap()
 }
 
-/// A journal file whose group `n` holds the write of seq `n + 1`.
-fn file(number: u64, groups: u64) -> Vec<u8> {
-    let ring = keys();
-    let key = ring.get(NUMBER).unwrap();
-    let mut sealer = JournalSealer::create(VAULT, LOG, number, key, NUMBER).unwrap();
+/// A journal file with a group for each of these seqs.
+fn file(vault: &Vault, number: u64, seqs: Range<u64>) -> Vec<u8> {
+    let (key_number, key) = vault.newest_key();
+    let mut sealer = JournalSealer::create(vault.id(), LOG, number, key, key_number).unwrap();
     let mut bytes = sealer.header().encode();
-    for group in 0..groups {
-        let body = vec![u8::try_from(group).unwrap() + 1; BLOCK_BYTES];
-        let header = FrameHeader::write(Seq(group + 1), group, &body).encode();
+    for seq in seqs {
+        let body = vec![u8::try_from(seq).unwrap(); BLOCK_BYTES];
+        let header = FrameHeader::write(Seq(seq), seq, &body).encode();
         let mut plain = Vec::new();
         put_entry(&mut plain, VOLUME, Epoch(1), &header, &body);
         let mut disk = vec![0; JournalSealer::disk_bytes(plain.len())];
@@ -36,64 +34,89 @@ fn file(number: u64, groups: u64) -> Vec<u8> {
     bytes
 }
 
-fn read_back(bytes: &[u8], committed: u64) -> Vec<u64> {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("00000000000000000005.journal"), bytes).unwrap();
-    let volume = RecoveredVolume { epoch: Epoch(1), size_blocks: 100, committed: Seq(committed) };
-    let volumes = BTreeMap::from([(VOLUME, volume)]);
-    let (replayed, files) = read_files(dir.path(), VAULT, LOG, &keys(), &volumes).unwrap();
-    assert_eq!(files, [5]);
-    for frame in &replayed {
-        let byte = u8::try_from(frame.seq.0).unwrap();
-        assert!(frame.frame.body.iter().all(|found| *found == byte), "bytes of another frame");
+struct Rig {
+    dir: tempfile::TempDir,
+    vault: Vault,
+}
+
+impl Rig {
+    /// Files 7 and 8 hold seqs 3 to 6, of which the vault holds 3.
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = vault(dir.path()).await;
+        let rig = Self { dir, vault };
+        std::fs::create_dir(rig.journal()).unwrap();
+        rig.put("00000000000000000007.journal", &file(&rig.vault, 7, 3..5));
+        rig.put("00000000000000000008.journal", &file(&rig.vault, 8, 5..7));
+        rig
     }
-    replayed.into_iter().map(|frame| frame.seq.0).collect()
-}
 
-#[test]
-fn replays_what_the_vault_does_not_hold() {
-    let bytes = file(5, 4);
-    assert_eq!(read_back(&bytes, 0), [1, 2, 3, 4]);
-    assert_eq!(read_back(&bytes, 2), [3, 4]);
-    assert_eq!(read_back(&bytes, 4), [0; 0]);
-}
-
-#[test]
-fn a_torn_tail_costs_only_the_group_it_tears() {
-    let bytes = file(5, 2);
-    let group = (bytes.len() - JOURNAL_ALIGN_BYTES) / 2;
-    // Padding behind the second group is not part of it: cut inside what was sealed.
-    let sealed = JOURNAL_GROUP_HEADER_BYTES + 24 + FRAME_HEADER_BYTES + BLOCK_BYTES + 16;
-    let second = JOURNAL_ALIGN_BYTES + group;
-    for cut in (second..second + sealed).step_by(97) {
-        assert_eq!(read_back(&bytes[..cut], 0), [1], "cut at {cut}");
+    fn journal(&self) -> PathBuf {
+        self.dir.path().join("journal")
     }
-    assert_eq!(read_back(&bytes[..JOURNAL_ALIGN_BYTES], 0), [0; 0]);
-    assert_eq!(read_back(&bytes[..100], 0), [0; 0]);
-}
 
-#[test]
-fn a_damaged_group_is_never_returned_and_nothing_behind_it_is() {
-    let bytes = file(5, 3);
-    let group = (bytes.len() - JOURNAL_ALIGN_BYTES) / 3;
-    let sealed = JOURNAL_GROUP_HEADER_BYTES + 24 + FRAME_HEADER_BYTES + BLOCK_BYTES + 16;
-    let second = JOURNAL_ALIGN_BYTES + group;
-    for at in (second..second + sealed).step_by(61) {
-        let mut damaged = bytes.clone();
-        damaged[at] ^= 1;
-        assert_eq!(read_back(&damaged, 0), [1], "flipped byte {at}");
+    fn put(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.journal().join(name), bytes).unwrap();
+    }
+
+    fn edit(&self, number: u64, change: impl FnOnce(&mut Vec<u8>)) {
+        let path = self.journal().join(format!("{number:020}.journal"));
+        let mut bytes = std::fs::read(&path).unwrap();
+        change(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    fn read(&self) -> (Vec<u64>, Vec<u64>, u64) {
+        let known = RecoveredVolume { epoch: Epoch(1), size_blocks: 100, committed: Seq(3) };
+        let volumes = BTreeMap::from([(VOLUME, known)]);
+        let found = read_files(&self.journal(), &self.vault, LOG, &volumes).unwrap();
+        let seqs = found.replayed.iter().map(|frame| {
+            assert!(frame.frame.body.iter().all(|byte| u64::from(*byte) == frame.seq.0));
+            frame.seq.0
+        });
+        (seqs.collect(), found.files, found.damages)
     }
 }
 
-#[test]
-fn a_group_of_another_file_or_log_is_not_taken() {
-    let mut mixed = file(5, 1);
-    let other = file(6, 2);
-    mixed.extend_from_slice(&other[other.len() - (other.len() - JOURNAL_ALIGN_BYTES) / 2..]);
-    assert_eq!(read_back(&mixed, 0), [1]);
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("00000000000000000005.journal"), file(5, 2)).unwrap();
-    let (replayed, _) =
-        read_files(dir.path(), VAULT, LogId([9; 16]), &keys(), &BTreeMap::new()).unwrap();
-    assert!(replayed.is_empty());
+#[tokio::test]
+async fn reads_what_the_vault_does_not_hold_of_all_files() {
+    let rig = Rig::new().await;
+    // Not names of journal files: a copy, a backup, a note.
+    for name in ["7.journal", "00000000000000000008.journal.bak", "README"] {
+        rig.put(name, &file(&rig.vault, 7, 3..5));
+    }
+    assert_eq!(rig.read(), (vec![4, 5, 6], vec![7, 8], 0));
+}
+
+/// D1: the end of the last file is what a crash tears; the end of one before it is not.
+#[tokio::test]
+async fn a_torn_end_counts_as_damage_only_in_front_of_more() {
+    let rig = Rig::new().await;
+    rig.edit(8, |bytes| bytes.truncate(bytes.len() - 4096));
+    assert_eq!(rig.read(), (vec![4, 5], vec![7, 8], 0));
+    rig.edit(7, |bytes| bytes.truncate(bytes.len() - 4096));
+    assert_eq!(rig.read(), (vec![], vec![7, 8], 1), "5 does not come behind 3");
+}
+
+/// D2, D3, D6.
+#[tokio::test]
+async fn damage_is_counted_and_what_follows_is_not_taken() {
+    let damages: [(&str, fn(&Rig)); 4] = [
+        ("a bit of a group", |rig| rig.edit(7, |bytes| bytes[4096 + 100] ^= 1)),
+        ("a bit of a header", |rig| rig.edit(7, |bytes| bytes[30] ^= 1)),
+        ("another's bytes", |rig| {
+            let other = file(&rig.vault, 9, 3..5);
+            rig.edit(7, |bytes| *bytes = other);
+        }),
+        ("a file that is gone", |rig| {
+            std::fs::remove_file(rig.journal().join("00000000000000000007.journal")).unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        let rig = Rig::new().await;
+        damage(&rig);
+        let (seqs, _, damages) = rig.read();
+        assert_eq!(seqs, [0; 0], "{what}");
+        assert!(damages > 0, "{what}");
+    }
 }

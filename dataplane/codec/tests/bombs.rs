@@ -1,0 +1,255 @@
+//! zstd bombs where compressed bytes come in from outside: in the tables and frames of segments, in
+//! maps and in index runs (N7). They are sealed as only somebody with the vault's data key could (T7):
+//! authentic, and hostile. No frame on the wire is compressed.
+//!
+//! Each would become a gibibyte. Each is refused by an error that names the part, and the process
+//! never holds much more than the sealed bytes.
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+use farshore_codec::index_run::open_index_run;
+use farshore_codec::map::{MapPlace, open_map};
+use farshore_codec::seal::{Domain, Purpose, Sealer};
+use farshore_codec::{CodecError, DataKey, KeyRing, Opener};
+use farshore_proto::index_run::IndexRunHeader;
+use farshore_proto::map::MapHeader;
+use farshore_proto::segment::{Compression, SegmentFrame, SegmentHeader, SlotKind, Table};
+use farshore_proto::{ErrorKind, KeyNumber, LogId, PointId, RunId, Seq, Slot, VaultId, VolumeId};
+
+const VAULT: VaultId = VaultId([1; 16]);
+const LOG: LogId = LogId([2; 16]);
+const SLOT: Slot = Slot(7);
+const RUN: RunId = RunId([5; 16]);
+const MAP: MapPlace = MapPlace { vault: VAULT, volume: VolumeId([3; 16]), seq: Seq(9), part: 0 };
+const KEY: KeyNumber = KeyNumber(1);
+
+/// What the header of each object says that it decompresses to.
+const RECORDED: usize = 4096;
+/// What the blocks of each bomb decompress to, and one block of it.
+const EXPANDED: usize = 1 << 30;
+const BLOCK: usize = 128 << 10;
+/// All that opening may take: the sealed bytes twice, and a window within the limit of 16 MiB.
+const GROWTH_MAX: u64 = 24 << 20;
+
+/// A zstd frame by RFC 8878: its header up to the content size, then blocks that repeat one byte.
+fn frame(descriptor: u8, window: Option<u8>, content: Option<u64>) -> Vec<u8> {
+    let mut out = vec![0x28, 0xb5, 0x2f, 0xfd, descriptor];
+    out.extend(window);
+    out.extend(content.iter().flat_map(|bytes| bytes.to_le_bytes()));
+    let blocks = EXPANDED / BLOCK;
+    for number in 1..=blocks {
+        let size = u32::try_from(BLOCK).unwrap();
+        // Last block or not, type 1 (one byte, repeated), size.
+        let header = u32::from(number == blocks) | 1 << 1 | size << 3;
+        out.extend(&header.to_le_bytes()[..3]);
+        out.push(0);
+    }
+    out
+}
+
+const SIZE_IN_8_BYTES: u8 = 0xc0;
+const OWN_WINDOW: u8 = 0x20;
+
+fn window(log: u8) -> Option<u8> {
+    Some((log - 10) << 3)
+}
+
+/// The bombs, and the error that each must make of the part `what`.
+fn bombs(what: &'static str) -> Vec<(&'static str, Vec<u8>, CodecError)> {
+    let recorded = RECORDED as u64;
+    let honest = frame(SIZE_IN_8_BYTES | OWN_WINDOW, None, Some(EXPANDED as u64));
+    let liar = frame(SIZE_IN_8_BYTES | OWN_WINDOW, None, Some(recorded));
+    let small = zstd::bulk::compress(&[7; RECORDED], 1).unwrap();
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 7, 7];
+    let length = |found| CodecError::Length { what, expected: recorded, found };
+    let damaged = CodecError::Compressed { what };
+    vec![
+        ("says how large it is", honest.clone(), length(EXPANDED as u64)),
+        (
+            "says the largest number",
+            frame(SIZE_IN_8_BYTES | OWN_WINDOW, None, Some(u64::MAX - 2)),
+            length(u64::MAX - 2),
+        ),
+        ("says it is small", liar.clone(), damaged.clone()),
+        ("says nothing of its size", frame(0, window(20), None), damaged.clone()),
+        (
+            "wants a window of 2 GiB",
+            frame(SIZE_IN_8_BYTES, window(31), Some(recorded)),
+            CodecError::Limit { what, value: 1 << 31, max: 1 << 24 },
+        ),
+        (
+            "wants a window of 1 MiB for 4 KiB",
+            frame(SIZE_IN_8_BYTES, window(20), Some(recorded)),
+            damaged.clone(),
+        ),
+        (
+            "comes behind what was recorded",
+            [small.clone(), honest.clone()].concat(),
+            damaged.clone(),
+        ),
+        ("is many of what was recorded", small.repeat(1000), damaged.clone()),
+        ("hides behind a skippable frame", [&skippable[..], &liar].concat(), length(0)),
+        ("is cut off", honest[..honest.len() / 2].to_vec(), length(EXPANDED as u64)),
+        ("says it is small, and is cut off", liar[..liar.len() / 2].to_vec(), damaged),
+    ]
+}
+
+fn ring() -> KeyRing {
+    let mut ring = KeyRing::new(VAULT);
+    ring.insert(KEY, DataKey::from_bytes([9; 32]));
+    ring
+}
+
+fn sealer(purpose: Purpose, context: &[&[u8]]) -> Sealer {
+    Sealer::draw(ring().get(KEY).unwrap(), purpose, context).unwrap()
+}
+
+fn segment(
+    sealer: &Sealer,
+    table: &[u8],
+    table_raw_bytes: usize,
+    frames_bytes: u64,
+) -> SegmentHeader {
+    SegmentHeader {
+        kind: SlotKind::Segment,
+        vault: VAULT,
+        log: LOG,
+        slot: SLOT,
+        key: KEY,
+        salt: *sealer.salt(),
+        commitment: *sealer.key().commitment(),
+        table_bytes: table.len() + 16,
+        table_raw_bytes,
+        table_compression: Compression::Zstd,
+        frames_bytes,
+        incarnation: 1,
+    }
+}
+
+fn segment_sealer() -> Sealer {
+    sealer(Purpose::Segment, &[&VAULT.0, &LOG.0, &SLOT.0.to_le_bytes()])
+}
+
+/// Opens a segment whose table is the bomb.
+fn in_table(mut bomb: Vec<u8>) -> CodecError {
+    let mut sealer = segment_sealer();
+    let head = segment(&sealer, &bomb, RECORDED, 0).encode();
+    sealer.seal(Domain::Table, &head, &mut bomb).unwrap();
+    let opener =
+        Opener::open_header(&[&head[..], &bomb].concat(), VAULT, LOG, SLOT, &ring()).unwrap();
+    opener.open_table(&bomb).unwrap_err()
+}
+
+/// Opens a segment that is right but for its one frame, the bomb.
+fn in_frame(mut bomb: Vec<u8>) -> CodecError {
+    let mut sealer = segment_sealer();
+    let frame = SegmentFrame {
+        stored_bytes: u32::try_from(bomb.len() + 16).unwrap(),
+        raw_bytes: u32::try_from(RECORDED).unwrap(),
+        compression: Compression::Zstd,
+    };
+    // 56 bytes, as docs/formats/segment.md lays them out.
+    let mut aad = [&VAULT.0[..], &LOG.0, &SLOT.0.to_le_bytes(), &0_u32.to_le_bytes()].concat();
+    aad.extend(frame.raw_bytes.to_le_bytes());
+    aad.push(1);
+    aad.resize(56, 0);
+    sealer.seal(Domain::Frame, &aad, &mut bomb).unwrap();
+    let table = Table { frames: vec![frame], ..Table::default() };
+    let raw = table.encode();
+    let mut stored = zstd::bulk::compress(&raw, 1).unwrap();
+    let head = segment(&sealer, &stored, raw.len(), bomb.len() as u64).encode();
+    sealer.seal(Domain::Table, &head, &mut stored).unwrap();
+    let object = [&head[..], &stored, &bomb].concat();
+    let opener = Opener::open_header(&object, VAULT, LOG, SLOT, &ring()).unwrap();
+    assert_eq!(opener.open_table(&stored).unwrap(), table);
+    let mut out = b"before".to_vec();
+    let error = opener.open_frame(&table, 0, &bomb, &mut out).unwrap_err();
+    assert_eq!(out, b"before", "nothing of it is returned");
+    let whole = opener.open_all(&object, |_, _, _| Ok::<(), CodecError>(()));
+    assert_eq!(whole.unwrap_err(), error, "the same by the way that verification reads");
+    error
+}
+
+/// Opens a part of a map whose body is the bomb.
+fn in_map(mut bomb: Vec<u8>) -> CodecError {
+    let context: [&[u8]; 4] =
+        [&VAULT.0, &MAP.volume.0, &MAP.seq.0.to_le_bytes(), &MAP.part.to_le_bytes()];
+    let mut sealer = sealer(Purpose::Map, &context);
+    let header = MapHeader {
+        vault: VAULT,
+        volume: MAP.volume,
+        seq: MAP.seq,
+        point: PointId([4; 16]),
+        attempt: [8; 16],
+        part: MAP.part,
+        parts: 1,
+        key: KEY,
+        salt: *sealer.salt(),
+        commitment: *sealer.key().commitment(),
+        body_bytes: bomb.len() + 16,
+        body_raw_bytes: RECORDED,
+        compression: Compression::Zstd,
+    };
+    let head = header.encode();
+    sealer.seal(Domain::Map, &head, &mut bomb).unwrap();
+    open_map(&[head.as_slice(), &bomb].concat(), MAP, &ring()).unwrap_err()
+}
+
+/// Opens an index run whose body is the bomb.
+fn in_index_run(mut bomb: Vec<u8>) -> CodecError {
+    let mut sealer = sealer(Purpose::IndexRun, &[&VAULT.0, &RUN.0]);
+    let header = IndexRunHeader {
+        vault: VAULT,
+        run: RUN,
+        key: KEY,
+        salt: *sealer.salt(),
+        commitment: *sealer.key().commitment(),
+        body_bytes: bomb.len() + 16,
+        body_raw_bytes: RECORDED,
+        compression: Compression::Zstd,
+    };
+    let head = header.encode();
+    sealer.seal(Domain::IndexRun, &head, &mut bomb).unwrap();
+    open_index_run(&[head.as_slice(), &bomb].concat(), VAULT, RUN, &ring()).unwrap_err()
+}
+
+/// Most memory that this process ever had, zstd's own included.
+fn resident_max() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn no_bomb_goes_off_wherever_it_is_sealed() {
+    type Place = (&'static str, fn(Vec<u8>) -> CodecError);
+    let places: [Place; 4] = [
+        ("segment table", in_table),
+        ("segment frame", in_frame),
+        ("map body", in_map),
+        ("index run body", in_index_run),
+    ];
+    let before = resident_max();
+    let mut opened = 0;
+    for (what, open) in places {
+        for (name, bomb, expected) in bombs(what) {
+            assert!(bomb.len() < 128 << 10, "a bomb is small");
+            let error = open(bomb);
+            assert_eq!(error, expected, "{what}: a bomb that {name}");
+            assert!(error.to_string().contains(what), "{error}");
+            assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Limit), "{error}");
+            opened += 1;
+        }
+    }
+    let grown = resident_max() - before;
+    println!("{opened} bombs of {} MiB; memory grew by {} KiB", EXPANDED >> 20, grown >> 10);
+    assert!(grown < GROWTH_MAX, "memory grew by {} KiB", grown >> 10);
+}
+
+/// The bombs above are real: what believes them holds all of it.
+#[test]
+fn a_bomb_goes_off_where_nobody_looks() {
+    let honest = bombs("test").swap_remove(0).1;
+    let decoder = zstd::stream::read::Decoder::new(honest.as_slice());
+    let read = std::io::copy(&mut decoder.unwrap(), &mut std::io::sink()).unwrap();
+    assert_eq!(read, EXPANDED as u64);
+}

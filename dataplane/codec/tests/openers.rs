@@ -1,0 +1,218 @@
+//! What every opener does with objects that nobody sealed: pinned objects cut, flipped, swapped and
+//! made up. D1, D2 and D3 of `docs/fault-model.md`.
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+use farshore_codec::compress::{Compressor, decompress};
+use farshore_codec::epoch::open_epoch;
+use farshore_codec::index_run::open_index_run;
+use farshore_codec::journal::JournalOpener;
+use farshore_codec::map::{MapPlace, open_map};
+use farshore_codec::segment::Opener;
+use farshore_codec::{CodecError, DataKey, KekError, KeyRing, RecoveryKey};
+use farshore_proto::keys::KeyObject;
+use farshore_proto::segment::Compression;
+use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VaultId, VolumeId};
+use proptest::prelude::*;
+
+const VAULT: VaultId = VaultId([1; 16]);
+const LOG: LogId = LogId([2; 16]);
+const VOLUME: VolumeId = VolumeId([3; 16]);
+const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(1000), part: 0 };
+
+/// An object of version 1, and whether bytes found in its place open.
+struct Sealed {
+    name: &'static str,
+    object: &'static [u8],
+    opens: fn(&[u8]) -> bool,
+}
+
+const SEALED: [Sealed; 7] = [
+    Sealed {
+        name: "segment",
+        object: include_bytes!("../testdata/v1/segment.bin"),
+        opens: |object| opens_in_slot(object, 7),
+    },
+    Sealed {
+        name: "seal",
+        object: include_bytes!("../testdata/v1/seal.bin"),
+        opens: |object| opens_in_slot(object, 8),
+    },
+    Sealed {
+        name: "epoch",
+        object: include_bytes!("../testdata/v1/epoch.bin"),
+        opens: |object| open_epoch(object, VAULT, VOLUME, 2, &ring()).is_ok(),
+    },
+    Sealed {
+        name: "map",
+        object: include_bytes!("../testdata/v1/map.bin"),
+        opens: |object| open_map(object, MAP, &ring()).is_ok(),
+    },
+    Sealed {
+        name: "index run",
+        object: include_bytes!("../testdata/v1/index-run.bin"),
+        opens: |object| open_index_run(object, VAULT, RunId([5; 16]), &ring()).is_ok(),
+    },
+    Sealed {
+        name: "journal",
+        object: include_bytes!("../testdata/v1/journal.bin"),
+        opens: opens_as_journal,
+    },
+    Sealed {
+        name: "wrapped key",
+        object: include_bytes!("../testdata/v1/key.bin"),
+        opens: |object| {
+            KeyObject::decode(object)
+                .is_ok_and(|object| recovery_key().unwrap(VAULT, KeyNumber(1), &object).is_ok())
+        },
+    },
+];
+
+fn ring() -> KeyRing {
+    let mut ring = KeyRing::new(VAULT);
+    ring.insert(KeyNumber(1), DataKey::from_bytes([0x11; 32]));
+    ring
+}
+
+fn recovery_key() -> RecoveryKey {
+    RecoveryKey::parse(&format!("FSRK1-{}-13c555f9", "42".repeat(32))).unwrap()
+}
+
+fn opens_in_slot(object: &[u8], slot: u64) -> bool {
+    Opener::open_header(object, VAULT, LOG, Slot(slot), &ring())
+        .is_ok_and(|opener| opener.open_all(object, |_, _, _| Ok::<_, CodecError>(())).is_ok())
+}
+
+/// Both groups of the file; what lies behind a group's tag, up to the next block, is padding.
+fn opens_as_journal(file: &[u8]) -> bool {
+    let Some((block, groups)) = file.split_at_checked(4096) else { return false };
+    let Ok(opener) = JournalOpener::open(block, VAULT, LOG, &ring()) else { return false };
+    [&b"first group"[..], b"second group"].into_iter().zip(0..).all(|(plain, number)| {
+        let at = usize::try_from(number).unwrap() * 4096;
+        let Some(group) = groups.get(at..) else { return false };
+        let opened =
+            opener.open_group(number, &mut group.to_vec()).is_ok_and(|found| found == plain);
+        opened && opener.open_group(number + 1, &mut group.to_vec()).is_err()
+    })
+}
+
+/// End of what is written in the journal: first block, first group, second group.
+const WRITTEN: usize = 4096 + 4096 + 64 + 12 + 16;
+
+/// Bytes of an object that mean nothing: the padding of the journal's groups.
+fn is_padding(sealed: &Sealed, at: usize) -> bool {
+    let used = |start: usize, plain: usize| at >= start + 64 + plain + 16 && at < start + 4096;
+    sealed.name == "journal" && (used(4096, 11) || used(8192, 12))
+}
+
+#[test]
+fn pinned_objects_open() {
+    for sealed in &SEALED {
+        assert!((sealed.opens)(sealed.object), "{}", sealed.name);
+    }
+}
+
+/// D2: every bit of every object.
+#[test]
+fn no_object_opens_with_a_flipped_bit() {
+    for sealed in &SEALED {
+        for at in (0..sealed.object.len()).filter(|at| !is_padding(sealed, *at)) {
+            for bit in 0..8 {
+                let mut bad = sealed.object.to_vec();
+                bad[at] ^= 1 << bit;
+                assert!(!(sealed.opens)(&bad), "{} byte {at} bit {bit}", sealed.name);
+            }
+        }
+    }
+}
+
+/// D1: every length, and one byte more.
+#[test]
+fn no_object_opens_cut_short_or_grown() {
+    for sealed in &SEALED {
+        for end in (0..sealed.object.len()).filter(|end| !is_padding(sealed, *end)) {
+            let is_whole = sealed.name == "journal" && end >= WRITTEN;
+            assert!(is_whole || !(sealed.opens)(&sealed.object[..end]), "{} {end}", sealed.name);
+        }
+        let grown = [sealed.object, &[0]].concat();
+        // A journal file is longer than what is written in it.
+        assert_eq!((sealed.opens)(&grown), sealed.name == "journal", "{}", sealed.name);
+    }
+}
+
+/// D3: an object of one kind is none of another, and two halves are no whole.
+#[test]
+fn no_object_opens_in_the_place_of_another() {
+    for sealed in &SEALED {
+        for other in SEALED.iter().filter(|other| other.name != sealed.name) {
+            assert!(!(sealed.opens)(other.object), "{} as {}", other.name, sealed.name);
+            for at in [64, 128, 160, 192].into_iter().filter(|at| *at < sealed.object.len()) {
+                let tail = &other.object[at.min(other.object.len())..];
+                let joined = [&sealed.object[..at], tail].concat();
+                assert!(!(sealed.opens)(&joined), "{} with a tail of {}", sealed.name, other.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_mistyped_bit_of_a_recovery_key_is_noticed() {
+    let text = recovery_key().to_text();
+    for at in 0..text.len() {
+        assert_eq!(RecoveryKey::parse(&text[..at]).unwrap_err(), KekError::NotARecoveryKey);
+        for bit in 0..7 {
+            let mut bytes = text.as_bytes().to_vec();
+            bytes[at] ^= 1 << bit;
+            let typed = String::from_utf8(bytes).unwrap();
+            // The case of its digits does not matter.
+            let is_same = typed.to_lowercase() == text.to_lowercase() && at >= 6;
+            assert_eq!(RecoveryKey::parse(&typed).is_ok(), is_same, "{typed}");
+        }
+    }
+}
+
+#[test]
+fn flipped_bits_of_compressed_bytes_never_lengthen_what_comes_out() {
+    let raw: Vec<u8> = (0..3000_u32).map(|n| u8::try_from(n / 7 % 251).unwrap()).collect();
+    let mut stored = Vec::new();
+    assert_eq!(Compressor::new(1).compress(&raw, &mut stored).unwrap(), Compression::Zstd);
+    for bit in 0..stored.len() * 8 {
+        let mut bad = stored.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let mut out = Vec::new();
+        // Without a seal a bit may mean other bytes; never more or fewer, and never much memory.
+        let opened = decompress("test", Compression::Zstd, &bad, raw.len(), 1 << 20, &mut out);
+        assert_eq!(out.len(), if opened.is_ok() { raw.len() } else { 0 }, "bit {bit}");
+        assert!(out.capacity() <= 2 * raw.len(), "bit {bit}: {}", out.capacity());
+    }
+}
+
+proptest! {
+    /// N3: any bytes, behind any front of a good object.
+    #[test]
+    fn nothing_made_up_opens(
+        which in 0..SEALED.len(),
+        keep in any::<prop::sample::Index>(),
+        tail in proptest::collection::vec(any::<u8>(), 0..600),
+    ) {
+        let sealed = &SEALED[which];
+        let keep = keep.index(sealed.object.len());
+        let made_up = [&sealed.object[..keep], &tail].concat();
+        let has_all = sealed.name == "journal" && keep >= WRITTEN;
+        prop_assert!(!(sealed.opens)(&made_up) || has_all, "{}", sealed.name);
+        prop_assert!(!(sealed.opens)(&tail));
+    }
+
+    #[test]
+    fn no_text_is_a_recovery_key_by_chance(text in "(FSRK1-)?[0-9a-fA-F\\-é]{0,80}") {
+        prop_assert!(RecoveryKey::parse(&text).is_err());
+    }
+
+    #[test]
+    fn a_recovery_key_survives_its_text(space in "[ \t\r\n]{0,4}", is_upper: bool) {
+        let key = RecoveryKey::draw().unwrap();
+        let text = key.to_text();
+        let digits = if is_upper { text[6..].to_uppercase() } else { text[6..].to_owned() };
+        let typed = format!("{space}FSRK1-{digits}{space}");
+        prop_assert_eq!(RecoveryKey::parse(&typed).unwrap().to_text(), text);
+    }
+}

@@ -1,0 +1,74 @@
+//! How many files and sockets the node may have open, and how many of those peers may use.
+//!
+//! A journal file that cannot be created is fatal to the node (I8), so a flood of connections must
+//! never use the last descriptor.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Descriptors kept for the node itself: journal, index, rings, the store and the control plane.
+const OWN_MIN: u64 = 256;
+/// Or this part of all there are, if that is more.
+const OWN_PARTS: u64 = 8;
+
+/// The lowest descriptor that peers may not have: the system gives the lowest free one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Descriptors {
+    ceiling: u64,
+}
+
+impl Descriptors {
+    /// Raises the limit as far as it goes: thousands of sessions need more than is usual.
+    pub(crate) fn raise() -> Self {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+        }
+        Self::of(getrlimit(Resource::Nofile).current)
+    }
+
+    fn of(limit: Option<u64>) -> Self {
+        let limit = limit.unwrap_or(u64::MAX);
+        Self { ceiling: limit.saturating_sub((limit / OWN_PARTS).max(OWN_MIN)) }
+    }
+
+    /// Refuses a peer's descriptor that is one of the node's own.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`.
+    pub(crate) fn check(self, descriptor: &impl AsRawFd) -> io::Result<()> {
+        let number = u64::try_from(descriptor.as_raw_fd()).unwrap_or(u64::MAX);
+        if number < self.ceiling {
+            return Ok(());
+        }
+        let text = format!("peers have all {} files and sockets that they may", self.ceiling);
+        Err(io::Error::new(io::ErrorKind::QuotaExceeded, text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Numbered(i32);
+
+    impl AsRawFd for Numbered {
+        fn as_raw_fd(&self) -> i32 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn peers_never_get_the_last_descriptors() {
+        for (limit, first_refused) in [(1024, 768), (20_000, 17_500)] {
+            let descriptors = Descriptors::of(Some(limit));
+            assert!(descriptors.check(&Numbered(first_refused - 1)).is_ok());
+            let error = descriptors.check(&Numbered(first_refused)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+        }
+        assert!(Descriptors::of(Some(100)).check(&Numbered(0)).is_err());
+        assert!(Descriptors::of(None).check(&Numbered(i32::MAX)).is_ok());
+    }
+}

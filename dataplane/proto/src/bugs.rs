@@ -1,0 +1,186 @@
+//! Seeded bugs: mistakes that the simulator switches on to show that it finds them.
+//!
+//! They exist only with the cargo feature `seeded-bugs`; without it [`is_on`] is a constant and the
+//! switches leave nothing in the program. The state is per thread: the simulator runs one world per
+//! thread.
+
+/// One mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bug {
+    /// The node acknowledges frames when their journal group is begun, not when it is durable.
+    AckBeforeFlush,
+    /// The agent trims its log at the journaled watermark.
+    TrimAtJournaled,
+    /// An older epoch is taken for the current one, by the shard and when a volume is claimed.
+    EpochCheckDropped,
+    /// Of two writes to a block in one batch the first counts.
+    FirstWriterWins,
+    /// A mark does not end its span: what was written around it is coalesced, the mark is lost.
+    MarkCoalescedAway,
+    /// Zeros that an agent sent as such do not reach the segment.
+    ZeroExtentLost,
+    /// Segments commit in the order in which their puts end.
+    WatermarkPastHole,
+    /// A slot that a crashed run left behind a hole is read like any other.
+    VoidSlotCounted,
+    /// A put that finds a seal in its slot counts as done.
+    SealIgnored,
+    /// A volume is taken over without sealing the log of its old owner.
+    ClaimWithoutSeal,
+    /// The salt of an object is derived from its place instead of drawn.
+    SaltReused,
+    /// Of a chunk id only the first byte counts.
+    IdTruncated,
+    /// A journal file is deleted when its frames are built into segments, not when those are in the
+    /// vault.
+    JournalDroppedEarly,
+    /// The last group of a journal file is not replayed.
+    ReplaySkipsTail,
+    /// A journal group counts as durable when it is written, without a sync.
+    GroupNotSynced,
+    /// The name of a new journal file is not made durable.
+    JournalNameNotSynced,
+    /// A put that ends with an error counts as done.
+    AmbiguousPutAsSuccess,
+    /// Chunks are found by every log as soon as their segment is built, before it is committed.
+    DedupBeforeCommit,
+    /// A start does not fill the slots that puts of the run before may still reach.
+    LatePutsNotFenced,
+    /// A write into a region goes ahead while its intent is still being made durable.
+    WriteBeforeIntent,
+    /// A flush clears intents of regions that are being written.
+    IntentClearedUnderWrite,
+    /// A region whose write did not fit the log is not put in doubt.
+    DoubtForgottenOnOverflow,
+    /// After a crash of the agent the regions with an intent are not read again.
+    RestartWithoutDoubt,
+    /// The agent takes the end of its log for whole without looking at the checksums.
+    HrlTrustsTornTail,
+    /// Nobody compares the bytes of a frame with its checksum.
+    FrameChecksumIgnored,
+}
+
+impl Bug {
+    /// All of them, in the order of the list above.
+    pub const ALL: [Self; 25] = [
+        Self::AckBeforeFlush,
+        Self::TrimAtJournaled,
+        Self::EpochCheckDropped,
+        Self::FirstWriterWins,
+        Self::MarkCoalescedAway,
+        Self::ZeroExtentLost,
+        Self::WatermarkPastHole,
+        Self::VoidSlotCounted,
+        Self::SealIgnored,
+        Self::ClaimWithoutSeal,
+        Self::SaltReused,
+        Self::IdTruncated,
+        Self::JournalDroppedEarly,
+        Self::ReplaySkipsTail,
+        Self::GroupNotSynced,
+        Self::JournalNameNotSynced,
+        Self::AmbiguousPutAsSuccess,
+        Self::DedupBeforeCommit,
+        Self::LatePutsNotFenced,
+        Self::WriteBeforeIntent,
+        Self::IntentClearedUnderWrite,
+        Self::DoubtForgottenOnOverflow,
+        Self::RestartWithoutDoubt,
+        Self::HrlTrustsTornTail,
+        Self::FrameChecksumIgnored,
+    ];
+
+    /// Its name on a command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AckBeforeFlush => "ack-before-flush",
+            Self::TrimAtJournaled => "trim-at-journaled",
+            Self::EpochCheckDropped => "epoch-check-dropped",
+            Self::FirstWriterWins => "first-writer-wins",
+            Self::MarkCoalescedAway => "mark-coalesced-away",
+            Self::ZeroExtentLost => "zero-extent-lost",
+            Self::WatermarkPastHole => "watermark-past-hole",
+            Self::VoidSlotCounted => "void-slot-counted",
+            Self::SealIgnored => "seal-ignored",
+            Self::ClaimWithoutSeal => "claim-without-seal",
+            Self::SaltReused => "salt-reused",
+            Self::IdTruncated => "id-truncated",
+            Self::JournalDroppedEarly => "journal-dropped-early",
+            Self::ReplaySkipsTail => "replay-skips-tail",
+            Self::GroupNotSynced => "group-not-synced",
+            Self::JournalNameNotSynced => "journal-name-not-synced",
+            Self::AmbiguousPutAsSuccess => "ambiguous-put-as-success",
+            Self::DedupBeforeCommit => "dedup-before-commit",
+            Self::LatePutsNotFenced => "late-puts-not-fenced",
+            Self::WriteBeforeIntent => "write-before-intent",
+            Self::IntentClearedUnderWrite => "intent-cleared-under-write",
+            Self::DoubtForgottenOnOverflow => "doubt-forgotten-on-overflow",
+            Self::RestartWithoutDoubt => "restart-without-doubt",
+            Self::HrlTrustsTornTail => "hrl-trusts-torn-tail",
+            Self::FrameChecksumIgnored => "frame-checksum-ignored",
+        }
+    }
+
+    /// The bug of a name.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|bug| bug.name() == name)
+    }
+}
+
+#[cfg(feature = "seeded-bugs")]
+mod switch {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ON: Cell<u64> = const { Cell::new(0) };
+    }
+
+    fn bit(bug: Bug) -> u64 {
+        1 << bug as u64
+    }
+
+    /// Switches exactly these bugs on, for this thread.
+    pub fn switch_on(bugs: &[Bug]) {
+        ON.set(bugs.iter().fold(0, |all, bug| all | bit(*bug)));
+    }
+
+    /// Whether the bug is switched on in this thread.
+    #[must_use]
+    pub fn is_on(bug: Bug) -> bool {
+        ON.get() & bit(bug) != 0
+    }
+}
+
+#[cfg(feature = "seeded-bugs")]
+pub use switch::{is_on, switch_on};
+
+/// Whether the bug is switched on: never, in a build without the feature `seeded-bugs`.
+#[cfg(not(feature = "seeded-bugs"))]
+#[must_use]
+#[inline]
+pub const fn is_on(_: Bug) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_bug_has_a_name_of_its_own() {
+        let names: BTreeSet<&str> = Bug::ALL.into_iter().map(Bug::name).collect();
+        assert_eq!(names.len(), Bug::ALL.len());
+        assert!(Bug::ALL.into_iter().all(|bug| Bug::of_name(bug.name()) == Some(bug)));
+        assert!(Bug::ALL.windows(2).all(|pair| pair[0] < pair[1]), "listed once, in order");
+    }
+
+    #[cfg(not(feature = "seeded-bugs"))]
+    #[test]
+    fn none_is_in_an_ordinary_build() {
+        assert!(!Bug::ALL.into_iter().any(is_on));
+    }
+}

@@ -1,0 +1,146 @@
+use super::*;
+use crate::log::{Foreign, PutOutcome, put_segment};
+use crate::testing::{BLOCKS, World};
+use farshore_proto::limits::BLOCK_BYTES;
+
+const SIZE_BYTES: u64 = BLOCKS * BLOCK_BYTES as u64;
+
+fn wanted(world: &World, epoch: u64, log: usize) -> Wanted {
+    Wanted {
+        volume: world.volumes[0].id,
+        epoch: Epoch(epoch),
+        log: world.logs[log].id,
+        first_slot: world.logs[log].next,
+        size_bytes: SIZE_BYTES,
+        label: "web1".to_owned(),
+    }
+}
+
+/// Volume 0 with two points in log 0 under epoch 1.
+async fn written() -> World {
+    let mut world = World::new(1, 2).await;
+    for seed in [100, 200] {
+        world.write(0, 0, 4, seed);
+        world.end_span(0, true);
+        world.commit(0).await;
+    }
+    world
+}
+
+async fn refusal(world: &World, wanted: &Wanted) -> ClaimError {
+    claim_volume(&world.vault, wanted).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_new_volume_begins_at_seq_1_and_is_claimed_once() {
+    let world = World::new(0, 1).await;
+    let wanted = Wanted {
+        volume: VolumeId([7; 16]),
+        epoch: Epoch(3),
+        log: world.logs[0].id,
+        first_slot: Slot(0),
+        size_bytes: SIZE_BYTES,
+        label: String::new(),
+    };
+    let made = Claimed { committed: Seq(0), sealed: None, ordinal: Some(1) };
+    assert_eq!(claim_volume(&world.vault, &wanted).await.unwrap(), made);
+    // As after a lost answer: by then the log may have gone on.
+    let again = Wanted { first_slot: Slot(9), ..wanted };
+    let held = Claimed { ordinal: None, ..made };
+    assert_eq!(claim_volume(&world.vault, &again).await.unwrap(), held);
+}
+
+#[tokio::test]
+async fn the_epoch_of_the_log_goes_on_where_the_vault_is() {
+    let world = written().await;
+    let held = claim_volume(&world.vault, &wanted(&world, 1, 0)).await.unwrap();
+    assert_eq!(held, Claimed { committed: Seq(4), sealed: None, ordinal: None });
+    // The next epoch in the same log needs no seal.
+    let next = claim_volume(&world.vault, &wanted(&world, 2, 0)).await.unwrap();
+    assert_eq!(next, Claimed { committed: Seq(4), sealed: None, ordinal: Some(2) });
+}
+
+/// P6, S8: after the claim nothing of the old owner counts.
+#[tokio::test]
+async fn taking_over_seals_the_old_log_first() {
+    let mut world = written().await;
+    world.write(0, 9, 1, 300);
+    world.end_span(0, true);
+    let late = world.build(0);
+    let taken = claim_volume(&world.vault, &wanted(&world, 2, 1)).await.unwrap();
+    let old = world.logs[0].id;
+    let sealed = Some((old, Slot(2)));
+    assert_eq!(taken, Claimed { committed: Seq(4), sealed, ordinal: Some(2) });
+    let put = put_segment(&world.vault, old, Slot(2), late).await.unwrap();
+    assert_eq!(put, PutOutcome::Foreign(Foreign::Sealed));
+}
+
+#[tokio::test]
+async fn older_epochs_other_logs_and_other_sizes_are_refused() {
+    let mut world = written().await;
+    world.claim(0, 0).await;
+    let error = refusal(&world, &wanted(&world, 1, 0)).await;
+    assert!(matches!(error, ClaimError::Fenced { newest: Epoch(2), .. }), "{error}");
+    let error = refusal(&world, &wanted(&world, 2, 1)).await;
+    assert!(matches!(error, ClaimError::NeedsEpoch { log, .. } if log == world.logs[0].id));
+    let smaller = Wanted { size_bytes: SIZE_BYTES - 4096, ..wanted(&world, 3, 1) };
+    let error = refusal(&world, &smaller).await;
+    assert!(matches!(error, ClaimError::Size { .. }), "{error}");
+    // One that grew needs a new epoch: under the old one nobody reads beyond the old end.
+    let larger = Wanted { size_bytes: SIZE_BYTES + 4096, ..wanted(&world, 2, 0) };
+    let error = refusal(&world, &larger).await;
+    assert!(matches!(error, ClaimError::Grown { .. }), "{error}");
+    let larger = Wanted { epoch: Epoch(3), ..larger };
+    assert_eq!(claim_volume(&world.vault, &larger).await.unwrap().ordinal, Some(3));
+}
+
+/// S8: whoever was late with an older epoch does not lock the newer one out, nor lose what it wrote.
+#[tokio::test]
+async fn a_claim_that_anybody_else_came_before_is_tried_again() {
+    let mut world = written().await;
+    let newer = wanted(&world, 3, 1);
+    // While `newer` looks around, epoch 2 begins and commits.
+    world.claim(0, 0).await;
+    world.write(0, 0, 4, 300);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let error = begin(&world.vault, &newer, 1, Seq(4), None).await.unwrap_err();
+    assert!(matches!(error, ClaimError::Raced { newest: Epoch(2), .. }), "{error}");
+    assert_eq!(error.reason(), RefusalReason::Unavailable);
+    assert_eq!(claim_volume(&world.vault, &newer).await.unwrap().committed, Seq(6));
+    // An attempt of its own that arrived late.
+    let again = Wanted { label: "web2".to_owned(), ..newer };
+    let error = begin(&world.vault, &again, 2, Seq(6), None).await.unwrap_err();
+    assert!(matches!(error, ClaimError::Raced { newest: Epoch(3), .. }), "{error}");
+    let error = begin(&world.vault, &wanted(&world, 3, 0), 2, Seq(6), None).await.unwrap_err();
+    assert!(matches!(error, ClaimError::NeedsEpoch { .. }), "{error}");
+    let error = begin(&world.vault, &wanted(&world, 2, 0), 2, Seq(6), None).await.unwrap_err();
+    assert!(matches!(error, ClaimError::Fenced { newest: Epoch(3), .. }), "{error}");
+}
+
+/// S7: the volume began while a slot in front of its first was on its way, and that never came.
+#[tokio::test]
+async fn a_hole_in_front_of_the_first_slot_ends_the_epoch_before_it_began() {
+    let mut world = World::new(2, 2).await;
+    world.write(1, 0, 4, 100);
+    world.end_span(1, true);
+    world.commit(0).await;
+    world.write(1, 0, 4, 200);
+    world.end_span(1, true);
+    let late = world.build(0);
+    // Slot 1 is on its way. Volume 0 begins epoch 2 at slot 2, which arrives.
+    world.claim(0, 0).await;
+    world.write(0, 0, 4, 300);
+    world.end_span(0, true);
+    assert_eq!(world.commit(0).await, Slot(2));
+    let volume = world.volumes[0].id;
+    let end = end_of_volume(&world.vault, volume).await.unwrap();
+    assert_eq!(end.last_seq, Seq(0), "slot 2 is not committed before slot 1");
+    let old = world.logs[0].id;
+    let taken = claim_volume(&world.vault, &wanted(&world, 3, 1)).await.unwrap();
+    assert_eq!(taken.sealed, Some((old, Slot(1))), "the seal is where the log ends");
+    assert_eq!(taken.committed, Seq(0));
+    let put = put_segment(&world.vault, old, Slot(1), late).await.unwrap();
+    assert_eq!(put, PutOutcome::Foreign(Foreign::Sealed));
+    assert_eq!(end_of_volume(&world.vault, volume).await.unwrap().last_seq, Seq(0));
+}

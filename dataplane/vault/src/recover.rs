@@ -1,0 +1,151 @@
+//! What a shard finds out about its own log before it serves: how far it got, and what it owns.
+//!
+//! **Late puts.** A put of a run that died may still be under way and reach the store later. Were
+//! slots given out at once, it could land between the slots of the new run, whose segments count on
+//! their own predecessors, not on it. So before anything is read, every slot that such a put can still
+//! reach is filled, with an empty segment where nothing is: a run has at most `PUTS_IN_FLIGHT_MAX`
+//! slots that are not committed, so those are the first missing slot and the few behind it. What
+//! arrived in time counts or is void like any other; what arrives later finds its slot taken.
+
+use crate::epoch::read_epochs;
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::log::{Foreign, LogScan, PutOutcome, find_end, put_segment};
+use crate::vault::Vault;
+use bytes::Bytes;
+use farshore_codec::SegmentBuilder;
+use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::limits::{BLOCK_BYTES, PUTS_IN_FLIGHT_MAX};
+use farshore_proto::segment::Table;
+use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
+use futures::StreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A volume that the shard's log owns, and how far the vault holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecoveredVolume {
+    /// Its newest epoch.
+    pub epoch: Epoch,
+    /// Its size.
+    pub size_blocks: u64,
+    /// Last seq in the vault.
+    pub committed: Seq,
+}
+
+/// How far a log got.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RecoveredLog {
+    /// The slot it goes on at.
+    pub next_slot: Slot,
+    /// Slots beyond that which are taken already.
+    pub void: BTreeSet<Slot>,
+    /// The incarnation to go on with: at least the one asked for, and above all in the log. A node
+    /// whose count of starts went back (an old copy of its directory) would put void segments.
+    pub incarnation: u64,
+    /// The volumes whose newest epoch is in it.
+    pub volumes: BTreeMap<VolumeId, RecoveredVolume>,
+}
+
+/// Recovers the shard that writes `log`, for run `incarnation` of its node; `None` if the log was sealed:
+/// others own its volumes now.
+///
+/// `journaled` are the volumes of which the shard's journal holds frames: their first segment may not
+/// be in the log yet. `learn` gets the table of each segment that counts.
+///
+/// # Errors
+/// `Unavailable`; `Corrupt` if the log or the epochs of a volume cannot be read.
+pub async fn recover(
+    vault: &Vault,
+    log: LogId,
+    incarnation: u64,
+    journaled: &BTreeSet<VolumeId>,
+    learn: impl FnMut(Slot, &Table) + Send,
+) -> Result<Option<RecoveredLog>, VaultError> {
+    let mut end = find_end(vault, log, Slot(0)).await?;
+    if end.is_sealed {
+        return Ok(None);
+    }
+    let is_used = end.next > Slot(0) || !end.void.is_empty();
+    let incarnation = if is_used { incarnation.max(end.incarnation + 1) } else { incarnation };
+    if incarnation > 1 && !is_on(Bug::LatePutsNotFenced) {
+        if !fill_reach(vault, log, end.next, incarnation).await? {
+            return Ok(None);
+        }
+        end = find_end(vault, log, end.next).await?;
+        if end.is_sealed {
+            return Ok(None);
+        }
+    }
+    let lasts = read_spans(vault, log, learn).await?;
+    let mut volumes = BTreeMap::new();
+    let known: BTreeSet<VolumeId> = lasts.keys().map(|(volume, _)| *volume).collect();
+    for volume in known.union(journaled).copied() {
+        let epochs = read_epochs(vault, volume).await?;
+        // A volume whose newest epoch is in another log is somebody else's.
+        let Some(epoch) = epochs.last().filter(|epoch| epoch.log == log) else { continue };
+        let before = Seq(epoch.first_seq.0.saturating_sub(1));
+        // Spans of an older epoch do not count from this epoch's first seq on.
+        let last = lasts.get(&(volume, epoch.epoch)).copied().unwrap_or_default();
+        let known = RecoveredVolume {
+            epoch: epoch.epoch,
+            size_blocks: epoch.size_bytes / BLOCK_BYTES as u64,
+            committed: last.max(before),
+        };
+        volumes.insert(volume, known);
+    }
+    Ok(Some(RecoveredLog { next_slot: end.next, void: end.void, incarnation, volumes }))
+}
+
+/// Fills every slot that a put of an earlier run may still reach; false if the log was sealed.
+async fn fill_reach(
+    vault: &Vault,
+    log: LogId,
+    next: Slot,
+    incarnation: u64,
+) -> Result<bool, VaultError> {
+    let slots = next.0..next.0 + PUTS_IN_FLIGHT_MAX as u64;
+    let puts = futures::stream::iter(slots).map(|slot| fill(vault, log, Slot(slot), incarnation));
+    let mut puts = puts.buffered(PUTS_IN_FLIGHT_MAX);
+    let mut is_ours = true;
+    while let Some(put) = puts.next().await {
+        is_ours &= put? != PutOutcome::Foreign(Foreign::Sealed);
+    }
+    Ok(is_ours)
+}
+
+async fn fill(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+    incarnation: u64,
+) -> Result<PutOutcome, VaultError> {
+    let (number, key) = vault.newest_key();
+    let built = SegmentBuilder::new(vault.id(), log, slot, incarnation, key, number, 1)
+        .and_then(SegmentBuilder::finish)
+        .map_err(|cause| VaultError::Seal {
+            object: ObjectName::slot(log, slot),
+            cause: Box::new(cause),
+        })?;
+    put_segment(vault, log, slot, Bytes::from(built.bytes)).await
+}
+
+/// Reads all tables of the log: the last seq of each volume under each epoch.
+async fn read_spans(
+    vault: &Vault,
+    log: LogId,
+    mut learn: impl FnMut(Slot, &Table) + Send,
+) -> Result<BTreeMap<(VolumeId, Epoch), Seq>, VaultError> {
+    let mut lasts: BTreeMap<(VolumeId, Epoch), Seq> = BTreeMap::new();
+    let mut scan = LogScan::new(vault, log, Slot(0));
+    while let Some((slot, segment)) = scan.next().await? {
+        learn(slot, &segment.table);
+        for span in &segment.table.spans {
+            let last = lasts.entry((span.volume, span.epoch)).or_default();
+            *last = span.last_seq.max(*last);
+        }
+    }
+    Ok(lasts)
+}
+
+#[cfg(test)]
+mod tests;

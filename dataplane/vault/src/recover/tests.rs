@@ -1,0 +1,114 @@
+use super::*;
+use crate::testing::World;
+
+async fn filled(slots: u32) -> World {
+    let mut world = World::new(1, 1).await;
+    for seed in 0..slots {
+        world.write(0, 0, 4, 100 + seed);
+        world.end_span(0, true);
+        world.commit(0).await;
+    }
+    world
+}
+
+/// The bytes of the next segment of a volume, which run 1 sends and which arrives late.
+fn late(world: &mut World, seed: u32) -> (Slot, Bytes) {
+    world.write(0, 8, 4, seed);
+    world.end_span(0, true);
+    let slot = world.logs[0].next;
+    (slot, world.build(0))
+}
+
+async fn start(world: &World, incarnation: u64) -> Option<RecoveredLog> {
+    let log = world.logs[0].id;
+    recover(&world.vault, log, incarnation, &BTreeSet::new(), |_, _| {}).await.unwrap()
+}
+
+fn committed(found: &RecoveredLog, world: &World) -> Seq {
+    found.volumes[&world.volumes[0].id].committed
+}
+
+/// S7, S8: a put of a dead run finds its slot taken.
+#[tokio::test]
+async fn what_a_dead_run_puts_late_finds_its_slot_taken() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    let puts: Vec<(Slot, Bytes)> = (0..4).map(|n| late(&mut world, 200 + n)).collect();
+    let found = start(&world, 2).await.unwrap();
+    assert_eq!((found.next_slot, found.void.len()), (Slot(6), 0));
+    assert_eq!(committed(&found, &world), Seq(4));
+    for (slot, bytes) in puts {
+        let put = put_segment(&world.vault, log, slot, bytes).await.unwrap();
+        assert_eq!(put, PutOutcome::Foreign(Foreign::Segment), "slot {slot}");
+    }
+    assert_eq!(committed(&start(&world, 3).await.unwrap(), &world), Seq(4));
+}
+
+#[tokio::test]
+async fn what_arrived_before_the_start_counts_up_to_the_first_hole() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    let puts: Vec<(Slot, Bytes)> = (0..4).map(|n| late(&mut world, 200 + n)).collect();
+    for (slot, bytes) in [&puts[0], &puts[1], &puts[3]] {
+        put_segment(&world.vault, log, *slot, bytes.clone()).await.unwrap();
+    }
+    let found = start(&world, 2).await.unwrap();
+    assert_eq!(committed(&found, &world), Seq(8), "slot 4 is missing, slot 5 is void");
+    assert_eq!((found.next_slot, found.void.len()), (Slot(8), 0));
+    let mut slots = Vec::new();
+    recover(&world.vault, log, 3, &BTreeSet::new(), |slot, _| slots.push(slot.0)).await.unwrap();
+    assert_eq!(slots, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11], "what was learnt");
+}
+
+#[tokio::test]
+async fn a_first_run_leaves_its_log_empty_and_a_sealed_log_is_given_up() {
+    let world = filled(0).await;
+    let found = start(&world, 1).await.unwrap();
+    assert_eq!(found, RecoveredLog { incarnation: 1, ..RecoveredLog::default() });
+    let mut world = filled(2).await;
+    world.seal(0).await;
+    assert!(start(&world, 2).await.is_none());
+}
+
+/// D3: the node's directory is an old copy.
+#[tokio::test]
+async fn a_count_of_starts_that_went_back_is_put_right() {
+    let mut world = filled(2).await;
+    world.logs[0].incarnation = 7;
+    world.write(0, 0, 4, 300);
+    world.end_span(0, true);
+    world.commit(0).await;
+    assert_eq!(start(&world, 3).await.unwrap().incarnation, 8);
+    assert_eq!(start(&world, 12).await.unwrap().incarnation, 12);
+}
+
+#[tokio::test]
+async fn spans_of_an_older_epoch_do_not_count_behind_its_end() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    let (slot, bytes) = late(&mut world, 200);
+    // The node starts anew and the next epoch begins in the same log; then the late put arrives.
+    world.volumes[0].rewind(Seq(4), Vec::new());
+    world.logs[0].next = slot;
+    world.claim(0, 0).await;
+    put_segment(&world.vault, log, slot, bytes).await.unwrap();
+    let found = start(&world, 2).await.unwrap();
+    assert_eq!(found.volumes[&world.volumes[0].id].epoch, Epoch(2));
+    assert_eq!(committed(&found, &world), Seq(4));
+}
+
+/// P2: the journal may hold a volume of which the log holds nothing yet.
+#[tokio::test]
+async fn a_volume_that_only_the_journal_holds_is_found() {
+    let world = World::new(2, 2).await;
+    let (ours, log) = (world.volumes[0].id, world.logs[0].id);
+    let stranger = VolumeId([0x77; 16]);
+    let journaled = BTreeSet::from([ours, stranger]);
+    let found = recover(&world.vault, log, 2, &journaled, |_, _| {}).await.unwrap().unwrap();
+    let known =
+        RecoveredVolume { epoch: Epoch(1), size_blocks: crate::testing::BLOCKS, committed: Seq(0) };
+    assert_eq!(found.volumes, BTreeMap::from([(ours, known)]));
+    let other = world.logs[1].id;
+    let found = recover(&world.vault, other, 2, &journaled, |_, _| {}).await.unwrap().unwrap();
+    assert!(found.volumes.is_empty(), "its newest epoch is in another log");
+}

@@ -1,0 +1,19 @@
+//! A vault by the real writers, and what is left of it when its bytes are damaged: flipped, cut,
+//! grown, swapped, put in each other's places, taken away.
+//!
+//! After every damage every recovery point either reads as the model says, or its reading ends in an
+//! error that names the damaged object and the offset; a point that does not need what is damaged
+//! reads; `verify` names object and offset. Covers D1, D2, D3, S5 and H1 of `docs/fault-model.md`; the
+//! outcomes are those of `docs/formats/damage.md`.
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+mod check;
+mod files;
+mod flips;
+mod journal;
+mod local;
+mod losses;
+mod needs;
+mod places;
+mod world;
+mod write;

@@ -1,0 +1,207 @@
+//! One vault with everything in it that a vault can hold, in memory.
+//!
+//! ```text
+//! log 0   0: a b c    1: a    2: a b c    (3: void)    4: a b c    5: seal
+//! log 1   0: a b    1: a    2: a b
+//! ```
+//!
+//! Volume a is in log 0 under its epoch 1, then in log 1 under epochs 2 and 3; b in both under two; c in log 0
+//! only. Slots 0 and 1 are of run 1 of the writer of log 0 under data key 1, slot 3 was left by run 1 behind the
+//! hole at 2, which run 2 filled. Log 1 refers to chunks of log 0. There are two maps of a, the newer one in
+//! three parts, one of b, and one index run.
+
+use crate::write::Writer;
+use bytes::Bytes;
+use farshore_codec::map::{MapLabel, MapPlace, open_map, seal_map};
+use farshore_codec::{DataKey, RecoveryKey};
+use farshore_proto::epoch::VaultObject;
+use farshore_proto::map::MapBody;
+use farshore_proto::{KeyNumber, Seq, Slot, VaultId, VolumeId};
+use farshore_vault::layout::ObjectName;
+use farshore_vault::log::put_segment;
+use farshore_vault::{Store, Vault, map, runs};
+use futures::TryStreamExt;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub(crate) const A: usize = 0;
+pub(crate) const B: usize = 1;
+pub(crate) const C: usize = 2;
+/// The hole that run 1 left, the slot that it left behind it, the last one, the seal.
+pub(crate) const REFILLED: Slot = Slot(2);
+pub(crate) const VOID: Slot = Slot(3);
+pub(crate) const LAST: Slot = Slot(4);
+pub(crate) const SEAL: Slot = Slot(5);
+
+/// The same for every world, so that two differ in the vault's id only.
+const DATA_KEYS: [[u8; 32]; 2] = [[0x51; 32], [0x52; 32]];
+const RECOVERY: &str = "4242424242424242424242424242424242424242424242424242424242424242";
+
+/// A finished vault.
+pub(crate) struct World {
+    pub(crate) recovery: RecoveryKey,
+    pub(crate) writer: Writer,
+    /// Every object.
+    pub(crate) objects: BTreeMap<String, Bytes>,
+    /// What run 1 built for the slot that run 2 filled, and never put.
+    pub(crate) stale: Bytes,
+}
+
+pub(crate) fn recovery_key() -> RecoveryKey {
+    // The check is part of the text.
+    RecoveryKey::parse(&format!("FSRK1-{RECOVERY}-13c555f9")).unwrap()
+}
+
+/// A store in memory that holds these objects.
+pub(crate) async fn memory(objects: &BTreeMap<String, Bytes>) -> Arc<InMemory> {
+    let memory = Arc::new(InMemory::new());
+    for (name, bytes) in objects {
+        memory.put(&Path::from(name.as_str()), bytes.clone().into()).await.unwrap();
+    }
+    memory
+}
+
+pub(crate) async fn open(memory: &Arc<InMemory>) -> Vault {
+    let store = Store::over(Arc::clone(memory) as Arc<dyn ObjectStore>, "memory:");
+    Vault::open(&store, &recovery_key()).await.unwrap()
+}
+
+async fn add_key(store: &Store, vault: VaultId, number: u32) {
+    let key = DataKey::from_bytes(DATA_KEYS[number as usize - 1]);
+    let number = KeyNumber(number);
+    let object = recovery_key().wrap(vault, number, &key).unwrap().encode();
+    store.create(&ObjectName::key(number), object.into()).await.unwrap();
+}
+
+/// What both runs of log 0 have ready behind the hole: the same stream.
+fn behind_the_hole(writer: &mut Writer) {
+    writer.mark(A, 12, &[30, 32]);
+    writer.write(B, 6, &[34]);
+    writer.end(B, false);
+    writer.mark(C, 20, &[0; 8]);
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        Self::of(VaultId([0x77; 16])).await
+    }
+
+    /// A world with a vault of this id; everything else in it is the same.
+    pub(crate) async fn of(id: VaultId) -> Self {
+        let memory = Arc::new(InMemory::new());
+        let store = Store::over(Arc::clone(&memory) as Arc<dyn ObjectStore>, "memory:");
+        add_key(&store, id, 1).await;
+        let object = VaultObject { vault: id, key: KeyNumber(1) };
+        store.create(&ObjectName::vault(), object.encode().into()).await.unwrap();
+        let mut writer = Writer::new(open(&memory).await, &[24, 24, 168], 2);
+        let stale = fill(&mut writer, &memory, &store, id).await;
+        let mut objects = BTreeMap::new();
+        let listed: Vec<_> = memory.list(None).try_collect().await.unwrap();
+        for object in listed {
+            let bytes = memory.get(&object.location).await.unwrap().bytes().await.unwrap();
+            objects.insert(object.location.to_string(), bytes);
+        }
+        Self { recovery: recovery_key(), writer, objects, stale }
+    }
+
+    pub(crate) fn volume(&self, number: usize) -> VolumeId {
+        self.writer.volumes[number].id
+    }
+
+    pub(crate) fn slot(&self, log: usize, slot: u64) -> String {
+        ObjectName::slot(self.writer.logs[log].id, Slot(slot)).to_string()
+    }
+
+    pub(crate) fn epoch(&self, volume: usize, ordinal: u64) -> String {
+        ObjectName::epoch(self.volume(volume), ordinal).to_string()
+    }
+
+    /// Names that begin so.
+    pub(crate) fn names(&self, prefix: &str) -> Vec<String> {
+        self.objects.keys().filter(|name| name.starts_with(prefix)).cloned().collect()
+    }
+}
+
+/// Writes everything; returns what run 1 built for the slot that run 2 filled.
+async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: VaultId) -> Bytes {
+    for volume in [A, B, C] {
+        writer.claim(volume, 0).await;
+    }
+    let big: Vec<u32> = (0..160).map(|block| 1000 + 2 * block).collect();
+    writer.mark(A, 0, &[2, 4, 6, 8]);
+    writer.mark(B, 4, &[10, 12, 14]);
+    writer.mark(C, 0, &big);
+    writer.commit(0).await;
+    writer.write(A, 1, &[0]);
+    writer.mark(A, 2, &[16, 18]);
+    writer.commit(0).await;
+    add_key(store, id, 2).await;
+    writer.vault = open(memory).await;
+    writer.write(A, 8, &[20, 22]);
+    writer.end(A, false);
+    // What volume a wrote first: its chunk is referred to.
+    writer.mark(B, 0, &[2, 4, 6, 8]);
+    writer.mark(C, 162, &[24, 26]);
+    let mut run = writer.clone();
+    let stale = run.build(0);
+    behind_the_hole(&mut run);
+    let void = run.build(0);
+    put_segment(&run.vault, run.logs[0].id, VOID, void).await.unwrap();
+    writer.logs[0].incarnation = 2;
+    assert_eq!(writer.commit(0).await, REFILLED);
+    writer.logs[0].runs.insert(VOID, 1);
+    writer.logs[0].next = LAST;
+    behind_the_hole(writer);
+    writer.commit(0).await;
+    assert_eq!(writer.seal(0).await, SEAL);
+    writer.claim(A, 1).await;
+    writer.claim(B, 1).await;
+    let part_of_c: Vec<u32> = (32..48).map(|block| 1000 + 2 * block).collect();
+    writer.mark(A, 10, &[2, 4, 6, 8]);
+    writer.write(B, 8, &part_of_c);
+    writer.mark(B, 7, &[1001]);
+    writer.commit(1).await;
+    map::write(&writer.vault, writer.volumes[A].id).await.unwrap().unwrap();
+    map::write(&writer.vault, writer.volumes[B].id).await.unwrap().unwrap();
+    writer.mark(A, 16, &[40, 42]);
+    writer.commit(1).await;
+    writer.claim(A, 1).await;
+    writer.mark(A, 20, &[44, 0, 0, 46]);
+    writer.mark(B, 0, &[48]);
+    writer.commit(1).await;
+    let written = map::write(&writer.vault, writer.volumes[A].id).await.unwrap().unwrap();
+    cut_map(writer, memory, written.seq).await;
+    assert_eq!(runs::write(&writer.vault, &writer.chunks()).await.unwrap(), 1);
+    assert!(writer.references > 1, "{}", writer.references);
+    stale
+}
+
+/// Lays the map of volume a out anew, in three parts, as a map is that does not fit one.
+async fn cut_map(writer: &Writer, memory: &Arc<InMemory>, seq: Seq) {
+    let (vault, volume) = (&writer.vault, writer.volumes[A].id);
+    let at = |part| MapPlace { vault: vault.id(), volume, seq, part };
+    let path = |part| Path::from(ObjectName::map(volume, seq, part).to_string());
+    let whole = memory.get(&path(0)).await.unwrap().bytes().await.unwrap();
+    let (header, body) = open_map(&whole, at(0), vault.ring()).unwrap();
+    let (number, key) = vault.newest_key();
+    let label = MapLabel { point: header.point, attempt: header.attempt, parts: 3 };
+    for (part, runs) in (0..).zip(body.runs.chunks(body.runs.len().div_ceil(3))) {
+        let mut cut = MapBody { head: body.head, chunks: Vec::new(), runs: Vec::new() };
+        for run in runs {
+            let chunk = body.chunks[run.chunk as usize];
+            let known = cut.chunks.iter().position(|known| *known == chunk);
+            let number = known.unwrap_or_else(|| {
+                cut.chunks.push(chunk);
+                cut.chunks.len() - 1
+            });
+            let mut run = *run;
+            run.chunk = u32::try_from(number).unwrap();
+            cut.runs.push(run);
+        }
+        let object = seal_map(at(part), &label, key, number, &cut, 1).unwrap();
+        memory.put(&path(part), object.into()).await.unwrap();
+    }
+}

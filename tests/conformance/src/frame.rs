@@ -1,0 +1,331 @@
+//! Frames by hand, from the tables of `docs/formats/frame.md` and nothing else: any field may be
+//! wrong. Farshore's own codec is not used, so a mistake in it is not made twice.
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Bytes of a block.
+pub const BLOCK_BYTES: usize = 4096;
+/// Bytes of a header.
+pub const HEADER_BYTES: usize = 48;
+
+/// Kinds of frames.
+pub mod kind {
+    /// The agent's first.
+    pub const HELLO: u8 = 1;
+    /// The node's answer.
+    pub const WELCOME: u8 = 2;
+    /// Blocks.
+    pub const WRITE: u8 = 3;
+    /// Zeros.
+    pub const ZERO: u8 = 4;
+    /// A recovery point.
+    pub const MARK: u8 = 5;
+    /// Watermarks.
+    pub const ACK: u8 = 6;
+    /// The end.
+    pub const REFUSAL: u8 = 7;
+}
+
+/// Reasons of a refusal.
+pub mod reason {
+    /// The frame breaks the protocol.
+    pub const PROTOCOL: u16 = 1;
+    /// The volume is not this agent's, or not on this node.
+    pub const NOT_ASSIGNED: u16 = 2;
+    /// A newer epoch owns the volume.
+    pub const FENCED: u16 = 3;
+    /// The disk has another size.
+    pub const SIZE: u16 = 4;
+    /// The seqs do not join.
+    pub const GAP: u16 = 5;
+    /// Not now.
+    pub const UNAVAILABLE: u16 = 6;
+    /// Too much.
+    pub const LIMIT: u16 = 7;
+
+    /// Its word in the node's counters.
+    #[must_use]
+    pub fn word(reason: u16) -> &'static str {
+        match reason {
+            PROTOCOL => "protocol",
+            NOT_ASSIGNED => "not_assigned",
+            FENCED => "fenced",
+            SIZE => "size",
+            GAP => "gap",
+            UNAVAILABLE => "unavailable",
+            LIMIT => "limit",
+            _ => "unknown",
+        }
+    }
+}
+
+/// A frame of which every field may be wrong. What is `None` is computed and right.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// `FSF1`.
+    pub magic: [u8; 4],
+    /// What it is.
+    pub kind: u8,
+    /// Zero.
+    pub reserved_front: [u8; 3],
+    /// Place in the stream.
+    pub seq: u64,
+    /// First block.
+    pub block: u64,
+    /// Blocks.
+    pub count: u64,
+    /// Length of the body.
+    pub length: Option<u32>,
+    /// CRC32C of the body.
+    pub body_sum: Option<u32>,
+    /// Zero.
+    pub reserved_back: [u8; 4],
+    /// CRC32C of the bytes before.
+    pub sum: Option<u32>,
+    /// What follows the header.
+    pub body: Vec<u8>,
+}
+
+impl Frame {
+    /// A frame of a kind outside the stream.
+    #[must_use]
+    pub fn of(kind: u8, body: Vec<u8>) -> Self {
+        Self {
+            magic: *b"FSF1",
+            kind,
+            reserved_front: [0; 3],
+            seq: 0,
+            block: 0,
+            count: 0,
+            length: None,
+            body_sum: None,
+            reserved_back: [0; 4],
+            sum: None,
+            body,
+        }
+    }
+
+    /// A write.
+    #[must_use]
+    pub fn write(seq: u64, block: u64, data: Vec<u8>) -> Self {
+        let count = (data.len() / BLOCK_BYTES) as u64;
+        Self { seq, block, count, ..Self::of(kind::WRITE, data) }
+    }
+
+    /// A run of zeros.
+    #[must_use]
+    pub fn zero(seq: u64, block: u64, count: u64) -> Self {
+        Self { seq, block, count, ..Self::of(kind::ZERO, Vec::new()) }
+    }
+
+    /// A recovery point.
+    #[must_use]
+    pub fn mark(seq: u64, mark: &Mark) -> Self {
+        Self { seq, ..Self::of(kind::MARK, mark.bytes()) }
+    }
+
+    /// The header and the body.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let length = u32::try_from(self.body.len()).unwrap_or(u32::MAX);
+        let mut out = Vec::with_capacity(HEADER_BYTES + self.body.len());
+        out.extend(self.magic);
+        out.push(self.kind);
+        out.extend(self.reserved_front);
+        out.extend(self.seq.to_le_bytes());
+        out.extend(self.block.to_le_bytes());
+        out.extend(self.count.to_le_bytes());
+        out.extend(self.length.unwrap_or(length).to_le_bytes());
+        out.extend(self.body_sum.unwrap_or_else(|| crc32c::crc32c(&self.body)).to_le_bytes());
+        out.extend(self.reserved_back);
+        out.extend(self.sum.unwrap_or_else(|| crc32c::crc32c(&out)).to_le_bytes());
+        out.extend(&self.body);
+        out
+    }
+}
+
+/// The body of a hello.
+#[derive(Clone, Copy, Debug)]
+pub struct Hello {
+    /// The volume.
+    pub volume: [u8; 16],
+    /// The epoch.
+    pub epoch: u64,
+    /// Bytes of the disk.
+    pub size: u64,
+    /// Lowest seq in the log.
+    pub first_seq: u64,
+    /// Highest seq in the log.
+    pub last_seq: u64,
+    /// Milliseconds between two marks.
+    pub mark_interval: u32,
+    /// Zero.
+    pub reserved: [u8; 4],
+}
+
+impl Hello {
+    /// The frame.
+    #[must_use]
+    pub fn frame(&self) -> Frame {
+        let mut body = Vec::with_capacity(56);
+        body.extend(self.volume);
+        for field in [self.epoch, self.size, self.first_seq, self.last_seq] {
+            body.extend(field.to_le_bytes());
+        }
+        body.extend(self.mark_interval.to_le_bytes());
+        body.extend(self.reserved);
+        Frame::of(kind::HELLO, body)
+    }
+}
+
+/// The body of a mark.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    /// Id of the recovery point.
+    pub point: [u8; 16],
+    /// The agent's clock.
+    pub time: u64,
+    /// What it promises.
+    pub kind: u8,
+    /// Whether somebody waits.
+    pub prompt: u8,
+    /// Zero.
+    pub reserved: [u8; 6],
+}
+
+impl Mark {
+    /// A crash-consistent mark that somebody waits for.
+    #[must_use]
+    pub fn prompt() -> Self {
+        let point = uuid::Uuid::now_v7();
+        let seconds = point.get_timestamp().map_or(0, |time| time.to_unix().0);
+        let (point, time) = (point.into_bytes(), seconds * 1000);
+        Self { point, time, kind: 1, prompt: 1, reserved: [0; 6] }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(32);
+        body.extend(self.point);
+        body.extend(self.time.to_le_bytes());
+        body.extend([self.kind, self.prompt]);
+        body.extend(self.reserved);
+        body
+    }
+}
+
+/// What a node says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The answer to a hello.
+    Welcome {
+        /// Highest seq it has.
+        received: u64,
+        /// In its journal.
+        journaled: u64,
+        /// In the vault.
+        committed: u64,
+    },
+    /// Watermarks.
+    Ack {
+        /// In its journal.
+        journaled: u64,
+        /// In the vault.
+        committed: u64,
+    },
+    /// The end.
+    Refusal {
+        /// For programs.
+        reason: u16,
+        /// For people.
+        text: String,
+    },
+}
+
+/// Length of the body behind a header of a node, which must be right in every byte.
+///
+/// # Errors
+/// If it is not: the node breaks the format.
+pub fn body_bytes(header: &[u8; HEADER_BYTES]) -> Result<usize> {
+    let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| header[at + n]));
+    ensure!(header[..4] == *b"FSF1", "the node's magic is {:?}", &header[..4]);
+    ensure!(word(44) == crc32c::crc32c(&header[..44]), "the node's header has a wrong checksum");
+    let zeros = [&header[5..32], &header[40..44]].concat();
+    ensure!(zeros.iter().all(|byte| *byte == 0), "the node's header is not zero where it must be");
+    let length = word(32) as usize;
+    let is_legal = match header[4] {
+        kind::WELCOME => length == 32,
+        kind::ACK => length == 16,
+        kind::REFUSAL => (2..=514).contains(&length),
+        other => bail!("the node sent a frame of kind {other}"),
+    };
+    ensure!(is_legal, "the node's frame of kind {} has {length} bytes", header[4]);
+    Ok(length)
+}
+
+/// What a frame of a node says.
+///
+/// # Errors
+/// If the body is not what the format says.
+pub fn said(header: &[u8; HEADER_BYTES], body: &[u8]) -> Result<Said> {
+    let sum = u32::from_le_bytes([0, 1, 2, 3].map(|n| header[36 + n]));
+    ensure!(sum == crc32c::crc32c(body), "the node's body has a wrong checksum");
+    let word = |at: usize| -> Result<u64> {
+        let bytes = body.get(at..at + 8).context("a short body")?;
+        Ok(u64::from_le_bytes(bytes.try_into()?))
+    };
+    Ok(match header[4] {
+        kind::WELCOME => {
+            let (received, journaled, committed) = (word(0)?, word(8)?, word(16)?);
+            ensure!(committed <= journaled && journaled <= received, "watermarks out of order");
+            Said::Welcome { received, journaled, committed }
+        }
+        kind::ACK => {
+            let (journaled, committed) = (word(0)?, word(8)?);
+            ensure!(committed <= journaled, "watermarks out of order");
+            Said::Ack { journaled, committed }
+        }
+        _ => {
+            let reason = u16::from_le_bytes([body[0], body[1]]);
+            ensure!((1..=7).contains(&reason), "the node's reason is {reason}");
+            Said::Refusal { reason, text: String::from_utf8(body[2..].to_vec())? }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The worked example of `docs/formats/frame.md`.
+    #[test]
+    fn a_good_frame_is_the_one_in_the_document() {
+        let expected: [u8; HEADER_BYTES] = [
+            0x46, 0x53, 0x46, 0x31, 4, 0, 0, 0, 0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0,
+            0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x31, 0x2b, 0x16, 0xb5,
+        ];
+        assert_eq!(Frame::zero(42, 8, 1024).bytes(), expected);
+    }
+
+    #[test]
+    fn what_a_node_says_is_read_strictly() {
+        let good = Frame::of(kind::ACK, [2_u64.to_le_bytes(), 1_u64.to_le_bytes()].concat());
+        let bytes = good.bytes();
+        let (header, body) = bytes.split_first_chunk().unwrap();
+        assert_eq!(body_bytes(header).unwrap(), 16);
+        assert_eq!(said(header, body).unwrap(), Said::Ack { journaled: 2, committed: 1 });
+        for bad in [
+            Frame { seq: 1, ..good.clone() },
+            Frame { kind: kind::WRITE, ..good.clone() },
+            Frame { reserved_back: [1, 0, 0, 0], ..good.clone() },
+            Frame { sum: Some(1), ..good.clone() },
+            Frame { length: Some(17), ..good.clone() },
+        ] {
+            let bytes = bad.bytes();
+            assert!(body_bytes(bytes.first_chunk().unwrap()).is_err(), "{bad:?}");
+        }
+        let swapped = Frame::of(kind::ACK, [1_u64.to_le_bytes(), 2_u64.to_le_bytes()].concat());
+        let bytes = swapped.bytes();
+        let (header, body) = bytes.split_first_chunk().unwrap();
+        assert!(said(header, body).is_err());
+    }
+}

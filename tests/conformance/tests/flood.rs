@@ -1,0 +1,290 @@
+//! Ten thousand sockets that lead nowhere (N6): the node's memory and descriptors stay bounded, come
+//! back, and a good source beside them hardly notices.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use farshore_conformance::cases::{self, Act, View};
+use farshore_conformance::crowd::{Count, Crowd};
+use farshore_conformance::process;
+use farshore_conformance::site::{Agent, Site, Volume};
+use farshore_conformance::source::{Latencies, Source, latencies};
+use farshore_conformance::stream::Stream;
+use farshore_e2e::{Part, System, run, wait};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+
+const CROWD: usize = 10_000;
+/// Of `docs/formats/frame.md`: places of one shard for connections before their hello.
+const STRANGERS_MAX: u64 = 1024;
+/// What one may cost that has not come through the handshake: a buffer of 4 KiB, and TLS.
+const STRANGER_BYTES_MAX: u64 = 48 << 10;
+/// What else may come and go meanwhile: the good source's batches, and pages that the allocator keeps.
+const SLACK_BYTES: u64 = 48 << 20;
+
+/// Writes a second of the good source.
+const RATE: u32 = 250;
+const QUIET: Duration = Duration::from_secs(4);
+/// Longer than the crowd takes to arrive.
+const LOUD: Duration = Duration::from_secs(6);
+/// Below this the two cores' other work decides, not the crowd.
+const FLOOR: Duration = Duration::from_millis(5);
+/// The better part of so many rounds decides: what else the machine does comes in bursts.
+const ROUNDS_MAX: usize = 5;
+/// A good agent that comes while the crowd is there is welcomed within this.
+const WELCOME_MAX: Duration = Duration::from_secs(5);
+/// Of `docs/formats/frame.md`, and a busy machine.
+const DEADLINE: Duration = Duration::from_secs(10 + 10);
+const BLOCKS: usize = 4096;
+
+/// Wants room for the crowd on this side.
+fn raise_descriptors() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    let room = limit.maximum.is_none_or(|most| most as usize > CROWD + 500);
+    ensure!(room, "only {:?} descriptors for {CROWD} sockets", limit.maximum);
+    Ok(())
+}
+
+/// What was seen of one loud phase.
+struct Loud {
+    latencies: Latencies,
+    count: Count,
+    descriptors_max: usize,
+    welcomed_after: Duration,
+    misbehaved: usize,
+}
+
+/// The crowd, an agent that breaks every rule, one that has just come, and the good source.
+fn loud(
+    site: &Site<'_>,
+    source: &mut Source,
+    hostile: (&Agent, &Volume, &mut Stream),
+    late: (&Agent, &Volume, &Stream),
+) -> Result<Loud> {
+    let node = site.system.pid(Part::Node)?;
+    let crowd = Crowd::gather(site.system.node_port, CROWD, true)?;
+    let (is_over, misbehaved) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (agent, volume, stream) = hostile;
+    let descriptors_max = AtomicUsize::new(0);
+    let (latencies, welcomed_after) = thread::scope(|scope| {
+        let breaking = scope.spawn(|| -> Result<()> {
+            let inside = |act: &Act| matches!(act, Act::Later(_) | Act::Request(_));
+            for case in cases::all().filter(|case| inside(&case.act)).cycle() {
+                if is_over.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let mut view = View { stream, other: uuid::Uuid::nil() };
+                cases::play(case, site, agent, volume, &mut view).context(case.name)?;
+                misbehaved.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(50));
+            }
+            Ok(())
+        });
+        let watching = scope.spawn(|| -> Result<()> {
+            while !is_over.load(Ordering::Relaxed) {
+                descriptors_max.fetch_max(process::descriptors(node)?, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        });
+        let coming = scope.spawn(|| -> Result<Duration> {
+            wait::until("the crowd", DEADLINE, || Ok((crowd.opened() >= CROWD / 2).then_some(())))?;
+            let begin = Instant::now();
+            wait::until("a welcome beside the crowd", WELCOME_MAX, || {
+                // It comes again when it is sent away, as agents do.
+                Ok(site.session(late.0, late.1, late.2).ok().map(drop))
+            })?;
+            Ok(begin.elapsed())
+        });
+        let latencies = source.run_while(RATE, LOUD, || crowd.opened() < CROWD);
+        is_over.store(true, Ordering::Relaxed);
+        breaking.join().expect("no panic")?;
+        watching.join().expect("no panic")?;
+        let welcomed_after = coming.join().expect("no panic").context("a good agent")?;
+        anyhow::Ok((latencies?, welcomed_after))
+    })?;
+    let count = crowd.leave()?;
+    let descriptors_max = descriptors_max.into_inner();
+    let misbehaved = misbehaved.into_inner();
+    Ok(Loud { latencies, count, descriptors_max, welcomed_after, misbehaved })
+}
+
+fn p99(latencies: &Latencies) -> Duration {
+    Duration::from_micros(latencies.value_at_quantile(0.99))
+}
+
+fn is_fair(quiet: &Latencies, loud: &Latencies) -> bool {
+    p99(loud) <= FLOOR.max(2 * p99(quiet))
+}
+
+fn let_go(node: Pid, open: usize) -> Result<()> {
+    wait::until("the node to let go of the crowd", DEADLINE, || {
+        // Its own files and connections come and go by a few.
+        Ok((process::descriptors(node)? <= open + 8).then_some(()))
+    })
+}
+
+fn counted(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>, reason: &str) -> u64 {
+    let count = |counters: &BTreeMap<String, u64>| {
+        counters.get(&format!("refused.{reason}")).copied().unwrap_or(0)
+    };
+    count(after) - count(before)
+}
+
+fn shards(system: &System) -> Result<u64> {
+    let listed = system.farshore().json("node list")?;
+    listed["nodes"][0]["shards"].as_u64().context("the node's shards")
+}
+
+#[test]
+fn a_crowd_of_ten_thousand_costs_a_good_source_little() {
+    raise_descriptors().unwrap();
+    run(|system| {
+        let site = Site::over(system)?;
+        let (good, hostile) = (site.enrol("good")?, site.enrol("hostile")?);
+        let volumes = [
+            site.protect(&good, "steady")?,
+            site.protect(&good, "late")?,
+            site.protect(&hostile, "disk")?,
+        ];
+        let [mut steady, mut late, mut broken] = volumes
+            .each_ref()
+            .map(|volume| Stream::new(volume.id.into_bytes(), volume.epoch, BLOCKS));
+        for (agent, volume, stream) in [
+            (&good, &volumes[0], &mut steady),
+            (&good, &volumes[1], &mut late),
+            (&hostile, &volumes[2], &mut broken),
+        ] {
+            site.restores(agent, volume, stream)?;
+        }
+        let node = system.pid(Part::Node)?;
+        let mut source = Source::connect(&good, &volumes[0], steady)?;
+        source.run(RATE, Duration::from_secs(2))?;
+        let before = site.counters()?;
+        let (open, (resident, _)) = (process::descriptors(node)?, process::memory(node)?);
+
+        let (mut quiet, mut noisy) = (latencies(), latencies());
+        let (mut fair, mut unfair) = (0, 0);
+        while fair.max(unfair) <= ROUNDS_MAX / 2 {
+            let round = 1 + fair + unfair;
+            let calm = source.run(RATE, QUIET)?;
+            let seen = loud(
+                &site,
+                &mut source,
+                (&hostile, &volumes[2], &mut broken),
+                (&good, &volumes[1], &late),
+            )?;
+            let (now, peak) = process::memory(node)?;
+            println!(
+                "round {round}: p99 {:?} alone, {:?} beside {:?} and {} broken rules; a good agent \
+                 was welcomed after {:?}; descriptors {open} to {}; resident {} MiB to {} MiB, at \
+                 most {} MiB",
+                p99(&calm),
+                p99(&seen.latencies),
+                seen.count,
+                seen.misbehaved,
+                seen.welcomed_after,
+                seen.descriptors_max,
+                resident >> 20,
+                now >> 20,
+                peak >> 20
+            );
+            ensure!(seen.count.opened >= CROWD, "only {:?}", seen.count);
+            let_go(node, open)?;
+            if is_fair(&calm, &seen.latencies) {
+                fair += 1;
+            } else {
+                unfair += 1;
+            }
+            quiet.add(&calm)?;
+            noisy.add(&seen.latencies)?;
+        }
+        let (alone, beside) = (p99(&quiet), p99(&noisy));
+        println!(
+            "p99 over all rounds: {alone:?} alone, {beside:?} beside the crowd; {fair} rounds within \
+             twice, {unfair} not"
+        );
+        ensure!(fair > unfair, "p99 {beside:?} beside the crowd, {alone:?} alone");
+
+        let bound = shards(system)? * STRANGERS_MAX * STRANGER_BYTES_MAX + SLACK_BYTES;
+        let (_, peak) = process::memory(node)?;
+        let grown = peak.saturating_sub(resident);
+        ensure!(grown <= bound, "the node grew by {} MiB of {} MiB", grown >> 20, bound >> 20);
+        let after = site.counters()?;
+        ensure!(counted(&before, &after, "crowd") > 0, "nobody was one too many");
+        println!("grew by {} MiB of {} MiB; {after:?}", grown >> 20, bound >> 20);
+
+        let mut steady = source.stream;
+        site.restores(&good, &volumes[0], &mut steady)?;
+        site.restores(&good, &volumes[1], &mut late)?;
+        site.restores(&hostile, &volumes[2], &mut broken)?;
+        site.same_node(node)
+    });
+}
+
+/// Nobody leaves by themselves: the node ends all of them at the deadline, and counts each.
+#[test]
+fn a_crowd_that_stays_is_sent_away_at_the_deadline() {
+    raise_descriptors().unwrap();
+    run(|system| {
+        let site = Site::over(system)?;
+        let node = system.pid(Part::Node)?;
+        let (before, open) = (site.counters()?, process::descriptors(node)?);
+        let crowd = Crowd::gather(system.node_port, CROWD, false)?;
+        let opened = || Ok((crowd.opened() == CROWD).then_some(()));
+        wait::until("the crowd", DEADLINE, opened)?;
+        let begin = Instant::now();
+        wait::until("everybody to be sent away", DEADLINE, || {
+            Ok((crowd.open() == 0).then_some(()))
+        })?;
+        let took = begin.elapsed();
+        let_go(node, open)?;
+        let count = crowd.leave()?;
+        let after = site.counters()?;
+        let [slow, crowded] = ["slow", "crowd"].map(|reason| counted(&before, &after, reason));
+        println!("{count:?}; slow {slow}, crowd {crowded}; the last went after {took:?}");
+        ensure!(slow + crowded == CROWD as u64, "{slow} slow and {crowded} too many of {CROWD}");
+        let places = shards(system)? * STRANGERS_MAX;
+        ensure!(slow <= 2 * places, "{slow} were listened to, there are {places} places");
+        site.same_node(node)
+    });
+}
+
+/// I8: without a descriptor there is no next journal file, and without that no node. The crowd must
+/// never get the last ones.
+#[test]
+fn a_node_with_few_descriptors_keeps_its_own() {
+    const FEW: u64 = 700;
+    run_with_few(FEW, |system| {
+        let site = Site::over(system)?;
+        let agent = site.enrol("good")?;
+        let volume = site.protect(&agent, "disk")?;
+        let mut stream = Stream::new(volume.id.into_bytes(), volume.epoch, BLOCKS);
+        site.restores(&agent, &volume, &mut stream)?;
+        let node = system.pid(Part::Node)?;
+        let mut source = Source::connect(&agent, &volume, stream)?;
+        let before = site.counters()?;
+        let crowd = Crowd::gather(system.node_port, 550, true)?;
+        source.run(RATE, LOUD)?;
+        let open = process::descriptors(node)?;
+        let count = crowd.leave()?;
+        let after = site.counters()?;
+        let refused = counted(&before, &after, "descriptors");
+        println!("{count:?}; {open} of {FEW} descriptors; {refused} without one");
+        ensure!(refused > 0, "the crowd had all that it wanted");
+        ensure!(counted(&before, &after, "accept") == 0, "the last descriptor was used");
+        let mut stream = source.stream;
+        site.restores(&agent, &volume, &mut stream)?;
+        site.same_node(node)
+    });
+}
+
+fn run_with_few(few: u64, scenario: impl FnOnce(&mut System) -> Result<()>) {
+    // What this process may have at most, its children have too.
+    let limit = Rlimit { current: Some(few), maximum: Some(few) };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    run(scenario);
+}

@@ -1,0 +1,290 @@
+//! How each fault is done, and what must be seen meanwhile.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use super::Options;
+use super::plan::Fault;
+use super::site::{Site, Which};
+use super::watch::unix_ms;
+use crate::system::Part;
+use crate::wait;
+
+/// How long what a fault must bring about may take.
+const EVIDENCE_LIMIT: Duration = Duration::from_secs(60);
+/// How long volumes may take to replicate elsewhere; what the design promises is measured.
+const MOVE_LIMIT: Duration = Duration::from_secs(60);
+/// A node that stops for so long keeps its volumes.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// What a fault did.
+#[derive(Clone, Debug)]
+pub(super) struct Struck {
+    /// When it began.
+    pub(super) begun_ms: u64,
+    /// When it was over and recovery could begin.
+    pub(super) over: Instant,
+    /// The same, as marks are stamped.
+    pub(super) over_ms: u64,
+    /// Volumes that had to move, and the time from the fault until all replicated elsewhere.
+    pub(super) moved: Option<(usize, Duration)>,
+    /// Objects that a node put into its logs after it had lost its volumes.
+    pub(super) late_puts: usize,
+}
+
+impl Struck {
+    fn since(begun_ms: u64) -> Self {
+        Self { begun_ms, over: Instant::now(), over_ms: unix_ms(), moved: None, late_puts: 0 }
+    }
+}
+
+impl Site {
+    /// Does a fault and takes it back; recovery begins when this returns, or has begun before.
+    pub(super) fn strike(&mut self, fault: Fault, options: &Options) -> Result<Struck> {
+        match fault {
+            Fault::AgentKilled => self.kill_part(Part::Agent),
+            Fault::FirstNodeKilled => self.kill_node_at_once(Which::First),
+            Fault::SecondNodeKilled => self.kill_node_at_once(Which::Second),
+            Fault::ControlKilled => self.kill_part(Part::Control),
+            Fault::ControlAway => self.control_away(options.hold(5, 20)),
+            Fault::AllKilled => self.all_killed(),
+            Fault::SupervisorKilled => self.supervisor_killed(),
+            Fault::NodePaused => self.node_paused(),
+            Fault::NodeFrozen => self.node_frozen(),
+            Fault::NodeLost => self.node_lost(),
+            Fault::NodeFull => self.node_full(options.hold(3, 20)),
+            Fault::AgentFull => self.agent_full(options.hold(3, 20), false),
+            Fault::AgentFullKilled => self.agent_full(options.hold(3, 10), true),
+            Fault::VaultAway => self.vault_away(options.hold(10, 60), false),
+            Fault::VaultAwayNodeKilled => self.vault_away(options.hold(6, 30), true),
+        }
+    }
+
+    fn kill_part(&self, part: Part) -> Result<Struck> {
+        let before = self.system.pid(part)?;
+        self.system.kill(part)?;
+        let struck = Struck::since(unix_ms());
+        self.system.wait_for_another(part, before)?;
+        Ok(struck)
+    }
+
+    fn kill_node_at_once(&self, which: Which) -> Result<Struck> {
+        let before = self.run_of(which);
+        self.kill_node(which)?;
+        let struck = Struck::since(unix_ms());
+        self.wait_for_node(which, before)?;
+        Ok(struck)
+    }
+
+    /// The control plane away for `hold`: replication goes on, and the points of that time are told
+    /// of when it is back (I10).
+    fn control_away(&self, hold: Duration) -> Result<Struck> {
+        let before = self.system.pid(Part::Control)?;
+        // Or it would be back at once.
+        self.system.signal_supervisor(Signal::STOP)?;
+        let begun_ms = unix_ms();
+        let killed = self.system.kill(Part::Control);
+        thread::sleep(hold);
+        let back_ms = unix_ms();
+        self.system.signal_supervisor(Signal::CONT)?;
+        killed?;
+        self.system.wait_for_another(Part::Control, before)?;
+        let struck = Struck::since(begun_ms);
+        for guest in &self.guests {
+            let name = &guest.machine.name;
+            wait::until("the points of that time", EVIDENCE_LIMIT, || {
+                let Ok(points) = guest.points(&self.system) else { return Ok(None) };
+                let is_of_then = |point: &super::rounds::Point| {
+                    (begun_ms + 1000..back_ms).contains(&point.time_ms)
+                };
+                Ok(points.iter().any(is_of_then).then_some(()))
+            })
+            .with_context(|| format!("{name} had no point while the control plane was away"))?;
+        }
+        Ok(struck)
+    }
+
+    fn all_killed(&mut self) -> Result<Struck> {
+        let run = self.run_of(Which::Second);
+        self.system.kill_all()?;
+        self.second.kill();
+        let struck = Struck::since(unix_ms());
+        self.system.up()?;
+        self.wait_for_node(Which::Second, run)?;
+        Ok(struck)
+    }
+
+    fn supervisor_killed(&mut self) -> Result<Struck> {
+        self.system.kill_supervisor()?;
+        let struck = Struck::since(unix_ms());
+        self.system.up()?;
+        Ok(struck)
+    }
+
+    fn node_paused(&self) -> Result<Struck> {
+        let which = self.busy();
+        let begun_ms = unix_ms();
+        self.signal_node(which, Signal::STOP)?;
+        thread::sleep(PAUSE);
+        self.signal_node(which, Signal::CONT)?;
+        Ok(Struck::since(begun_ms))
+    }
+
+    /// A node stops, loses its volumes, and goes on as if nothing had been: it must not commit
+    /// anything (I3), must notice, and come back as a node with new logs.
+    fn node_frozen(&self) -> Result<Struck> {
+        let which = self.busy();
+        let (run, logs) = (self.run_of(which), self.node_logs(which)?);
+        let begun_ms = unix_ms();
+        let begun = Instant::now();
+        self.signal_node(which, Signal::STOP)?;
+        let moved = self.wait_until_moved(which, begun, begun_ms);
+        let slots = self.slots(&logs);
+        self.signal_node(which, Signal::CONT)?;
+        let mut struck = Struck { moved: Some(moved?), ..Struck::since(begun_ms) };
+        self.wait_for_node(which, run).context("the node that had stopped goes on as it was")?;
+        let now = self.node_logs(which)?;
+        ensure!(now != logs, "the node that lost its volumes still writes all its old logs");
+        struck.late_puts = self.slots(&logs)?.difference(&slots?).count();
+        Ok(struck)
+    }
+
+    /// A node is killed and stays away until others have its volumes.
+    fn node_lost(&self) -> Result<Struck> {
+        let which = self.busy();
+        let (run, logs) = (self.run_of(which), self.node_logs(which)?);
+        match which {
+            // It would be started again at once.
+            Which::First => self.system.signal_supervisor(Signal::STOP)?,
+            Which::Second => {}
+        }
+        let begun_ms = unix_ms();
+        let begun = Instant::now();
+        match which {
+            Which::First => self.system.kill(Part::Node)?,
+            Which::Second => self.second.keep_away(),
+        }
+        let moved = self.wait_until_moved(which, begun, begun_ms);
+        match which {
+            Which::First => self.system.signal_supervisor(Signal::CONT)?,
+            Which::Second => self.second.come_back(),
+        }
+        let struck = Struck { moved: Some(moved?), ..Struck::since(begun_ms) };
+        self.wait_for_node(which, run)?;
+        ensure!(self.node_logs(which)? != logs, "a node without its volumes has its old logs");
+        Ok(struck)
+    }
+
+    /// Waits until what a node had replicates elsewhere: a point set since then is in the vault.
+    fn wait_until_moved(
+        &self,
+        which: Which,
+        begun: Instant,
+        begun_ms: u64,
+    ) -> Result<(usize, Duration)> {
+        let from = self.node_id(which).to_owned();
+        let before = self.watch.machines();
+        let theirs: Vec<String> =
+            before.iter().filter(|(_, seen)| seen.node == from).map(|(n, _)| n.clone()).collect();
+        ensure!(!theirs.is_empty(), "the busiest node has no volume: {before:?}");
+        self.watch.until("the volumes to replicate elsewhere", MOVE_LIMIT, |machines| {
+            theirs.iter().all(|name| {
+                let seen = &machines[name];
+                seen.node != from && seen.is_good_since(begun_ms)
+            })
+        })?;
+        let took = begun.elapsed();
+        self.check_copies().context("after the move")?;
+        Ok((theirs.len(), took))
+    }
+
+    /// Names of the objects in some logs.
+    fn slots(&self, logs: &[String]) -> Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for log in logs {
+            let folder = self.vault().join("logs").join(log);
+            // A shard that never had a volume has put nothing.
+            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            for entry in entries {
+                let name = entry.with_context(|| format!("list {}", folder.display()))?.file_name();
+                names.insert(format!("{log}/{}", name.to_string_lossy()));
+            }
+        }
+        Ok(names)
+    }
+
+    /// The node's disk is full: it takes no more, nothing that was acked is lost, and it goes on
+    /// when there is room, unless the other node has taken its volumes over.
+    fn node_full(&self, hold: Duration) -> Result<Struck> {
+        let which = self.busy();
+        let run = self.run_of(which);
+        let begun_ms = unix_ms();
+        self.node_disk(which).fill()?;
+        let noticed = wait::until("the node to find its disk full", EVIDENCE_LIMIT, || {
+            self.violations.check()?;
+            let is_down = match which {
+                Which::First => self.system.pid(Part::Node).map_or(true, is_gone),
+                Which::Second => self.second.pid().is_none_or(is_gone),
+            };
+            Ok((is_down || self.run_of(which) != run).then_some(()))
+        });
+        thread::sleep(hold);
+        self.node_disk(which).free()?;
+        noticed?;
+        let struck = Struck::since(begun_ms);
+        self.wait_for_node(which, run)?;
+        Ok(struck)
+    }
+
+    /// The agent's disk is full: guests go on, marks wait.
+    fn agent_full(&self, hold: Duration, is_killed: bool) -> Result<Struck> {
+        let begun_ms = unix_ms();
+        self.agent_disk().fill()?;
+        let noticed = self.watch.until("the agent to find its disk full", EVIDENCE_LIMIT, |seen| {
+            seen.values().all(|machine| machine.state != "protected")
+        });
+        let went_on = self.guests.iter().try_for_each(|guest| {
+            guest.jobs.progress(5, EVIDENCE_LIMIT).context("a guest waits for a full log")
+        });
+        let killed = if is_killed { self.kill_part(Part::Agent).map(|_| ()) } else { Ok(()) };
+        thread::sleep(hold);
+        self.agent_disk().free()?;
+        noticed.and(went_on).and(killed)?;
+        Ok(Struck::since(begun_ms))
+    }
+
+    /// The vault's folder is somewhere else for a while.
+    fn vault_away(&self, hold: Duration, is_node_killed: bool) -> Result<Struck> {
+        let (vault, away) = (self.vault(), self.system.path("vault.away"));
+        let begun_ms = unix_ms();
+        let begun = Instant::now();
+        fs::rename(&vault, &away).context("take the vault away")?;
+        let killed = if is_node_killed { self.kill_node(self.busy()) } else { Ok(()) };
+        let is_noticed = self.watch.until("the vault to be missed", EVIDENCE_LIMIT, |seen| {
+            seen.values().all(|machine| machine.state != "protected")
+        });
+        thread::sleep(hold.saturating_sub(begun.elapsed()));
+        if vault.exists() {
+            // Made by a put that had found the vault a moment before; it must not have counted.
+            fs::remove_dir_all(&vault).context("remove what was made in place of the vault")?;
+        }
+        fs::rename(&away, &vault).context("bring the vault back")?;
+        killed.and(is_noticed)?;
+        Ok(Struck::since(begun_ms))
+    }
+}
+
+/// Whether a process has ended, waited for or not.
+fn is_gone(pid: rustix::process::Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    let state = stat.ok().and_then(|stat| {
+        let (_, rest) = stat.rsplit_once(')')?;
+        rest.trim_start().chars().next()
+    });
+    matches!(state, None | Some('Z' | 'X'))
+}

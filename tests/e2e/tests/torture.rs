@@ -1,0 +1,14 @@
+//! Real kills: the torture loop (I1, I2, I3, I7, I10; P1–P6, N1, N4, D4, D5, S1, S4).
+//!
+//! Three minutes, or as many as `FARSHORE_TORTURE_MINUTES` says; `cargo xtask torture` runs thirty.
+
+use farshore_e2e::torture::{self, Options};
+
+#[test]
+fn faults_one_after_another_lose_nothing() {
+    let options = Options::from_environment().expect("settings of the torture");
+    match torture::run(&options) {
+        Ok(summary) => println!("{summary}"),
+        Err(error) => panic!("{error:#}"),
+    }
+}

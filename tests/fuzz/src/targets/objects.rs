@@ -1,0 +1,66 @@
+//! Small objects of a vault: its identity, its keys, the epochs of a volume.
+
+use crate::{checksum, taken};
+use farshore_proto::epoch::{
+    EPOCH_HEADER_BYTES, EpochBody, EpochHeader, VAULT_OBJECT_BYTES, VaultObject,
+};
+use farshore_proto::keys::{KEY_OBJECT_BYTES, KeyObject};
+use farshore_proto::limits::LABEL_BYTES_MAX;
+
+pub(super) fn vault_object(bytes: &[u8]) {
+    checksum::both(bytes, VAULT_OBJECT_BYTES, |bytes| {
+        if let Ok(object) = VaultObject::decode(bytes) {
+            assert_eq!(object.encode(), bytes);
+            taken();
+        }
+    });
+}
+
+pub(super) fn vault_object_samples() -> Vec<Vec<u8>> {
+    vec![include_bytes!("../../../../dataplane/proto/testdata/v1/vault.bin").to_vec()]
+}
+
+pub(super) fn key_object(bytes: &[u8]) {
+    checksum::both(bytes, KEY_OBJECT_BYTES, |bytes| {
+        if let Ok(object) = KeyObject::decode(bytes) {
+            assert_eq!(object.encode(), bytes);
+            taken();
+        }
+    });
+}
+
+pub(super) fn key_object_samples() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("../../../../dataplane/proto/testdata/v1/key.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v1/key.bin").to_vec(),
+    ]
+}
+
+pub(super) fn epoch_object(bytes: &[u8]) {
+    checksum::both(bytes, EPOCH_HEADER_BYTES, |bytes| {
+        if let Ok((header, body)) = EpochHeader::decode(bytes) {
+            assert_eq!([&header.encode(), body].concat(), bytes);
+            taken();
+        }
+    });
+}
+
+pub(super) fn epoch_object_samples() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("../../../../dataplane/proto/testdata/v1/epoch-object.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v1/epoch.bin").to_vec(),
+    ]
+}
+
+pub(super) fn epoch_body(bytes: &[u8]) {
+    if let Ok(body) = EpochBody::decode(bytes) {
+        assert_eq!(body.encode(), bytes);
+        assert!(body.label.len() <= LABEL_BYTES_MAX && body.epoch.0 > 0);
+        let _ = body.first_seq.next();
+        taken();
+    }
+}
+
+pub(super) fn epoch_body_samples() -> Vec<Vec<u8>> {
+    vec![include_bytes!("../../../../dataplane/proto/testdata/v1/epoch-body.bin").to_vec()]
+}

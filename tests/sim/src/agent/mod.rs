@@ -1,0 +1,344 @@
+//! A protected server: its disk, its agent, and what of both survives.
+//!
+//! The log, the intents, the state and the copy's progress are the agent's own code over simulated
+//! files, the decisions are the engines'. What is driven here is what tokio tasks drive in production
+//! (`agent/src/{volume,session,capture,mark}`), in the same order, each step an event of its own:
+//! a kill or a power cut can come between any two, and, by a [`Doom`], inside one.
+//!
+//! What [`crate::run`] asks of it:
+//!
+//! ```text
+//! Agent::new(machine: usize, disk: GuestDisk) -> Agent            // not running
+//! agent.start(&mut World)         // reads its files, connects, copies, marks; is_running() from now on
+//! agent.end()                     // killed: what is in memory is gone (the world has ended its life)
+//! agent.cut_power(&mut rng)       // ended before: unsynced files and blocks are lost or torn
+//! agent.handle(&mut World, Event)
+//! agent.is_running() -> bool
+//! agent.is_serving() -> bool      // the guest may send requests
+//! agent.disk() -> &GuestDisk      agent.files() -> &Disk
+//! agent.is_settled() -> bool      // joined, copied, nothing in doubt, all of the log committed
+//! agent.last() -> Seq             agent.newest_mark() -> Option<Seq>   // of the log
+//! agent.standing() -> String      // one line for the story and for "it did not converge"
+//! agent.set_doom(Option<Doom>)    // it will end in the middle of something, now or at its next start
+//! agent.was_cut() -> bool         // once: its last end was a doom with a power cut
+//! agent.stop(&mut World)          // the orderly stop: it exits when it is done
+//! ```
+//!
+//! It starts with `world.control.told(Process::Agent(machine))` (what it was told last it keeps over
+//! a restart), asks for news with `world.tell_soon(process)`, and tells the oracle: `log_opened`,
+//! `appended`, `sent`, `restarted`, `marked`, `trimmed`, and `held` for the length of its log. An agent
+//! that ends by itself calls `world.exit(process, why)` and does nothing any more.
+
+mod capture;
+mod copy;
+mod files;
+mod gate;
+mod marks;
+mod session;
+#[cfg(test)]
+mod tests;
+mod volume;
+
+pub use files::Doom;
+
+use crate::control::Assignment;
+use crate::disk::{Disk, GuestDisk};
+use crate::guest::Request;
+use crate::net::Arrival;
+use crate::world::{self, Process, World};
+use farshore_agent::stream::{Place, Stream};
+use farshore_proto::Seq;
+use files::{SimFiles, SimTime};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use volume::Volume;
+
+/// What happens to an agent.
+#[derive(Debug)]
+pub enum Event {
+    /// The control plane says who owns the volume.
+    Assigned(Assignment),
+    /// From the network.
+    Net(Arrival),
+    /// The guest sends a request; [`crate::world::World::answer_guest`] answers it.
+    Guest {
+        /// Its number.
+        id: u64,
+        /// What it asks.
+        request: Request,
+    },
+    /// Its own next step.
+    Own(Step),
+}
+
+/// A step of the agent's own: what one of its tasks does next.
+#[derive(Debug)]
+pub struct Step(Own);
+
+#[derive(Debug)]
+enum Own {
+    /// Open log and state.
+    Open,
+    /// Open the intents and serve the disk.
+    Serve,
+    /// Time passes for whoever looks now and then.
+    Look,
+    Session(session::Own),
+    Capture(capture::Own),
+    Copy(copy::Own),
+    Mark(marks::Own),
+}
+
+/// Directory of the volume on the agent's disk.
+const DIR: &str = "/agent";
+/// Between two attempts to open what could not be opened.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two looks at what nobody tells of.
+const LOOK: Duration = Duration::from_millis(300);
+/// What a step takes, in microseconds.
+const STEP_US: Range<u64> = 5..400;
+/// Bytes that a log may have: some hold less than the disk.
+const LOG_BYTES: [u64; 4] = [400 << 10, 600 << 10, 1 << 20, 2 << 20];
+
+/// A protected server.
+#[derive(Debug)]
+pub struct Agent {
+    machine: usize,
+    disk: GuestDisk,
+    files: SimFiles,
+    time: SimTime,
+    /// Drawn at the first start.
+    log_bytes_max: u64,
+    /// Where the log went on when a doom came before anybody could tell; opening finds out.
+    untold_restart: Option<Seq>,
+    was_cut: bool,
+    assigned: Option<Assignment>,
+    is_running: bool,
+    volume: Option<Volume>,
+}
+
+/// What a step works with besides the volume.
+struct Ctx<'w> {
+    world: &'w mut World,
+    disk: &'w mut GuestDisk,
+    untold_restart: &'w mut Option<Seq>,
+    machine: usize,
+}
+
+impl Ctx<'_> {
+    fn process(&self) -> Process {
+        Process::Agent(self.machine)
+    }
+
+    fn after(&mut self, wait: Duration, own: Own) {
+        let event = world::Event::Agent(self.machine, Event::Own(Step(own)));
+        self.world.after(wait, event);
+    }
+
+    /// The next step of something under way.
+    fn soon(&mut self, own: Own) {
+        let wait = self.world.us(STEP_US);
+        self.after(wait, own);
+    }
+
+    fn tell(&mut self, text: impl FnOnce() -> String) {
+        let process = self.process();
+        self.world.tell(process, text);
+    }
+}
+
+impl Agent {
+    /// A server that has not run its agent yet.
+    #[must_use]
+    pub fn new(machine: usize, disk: GuestDisk) -> Self {
+        Self {
+            machine,
+            disk,
+            files: SimFiles::default(),
+            time: SimTime::default(),
+            log_bytes_max: 0,
+            untold_restart: None,
+            was_cut: false,
+            assigned: None,
+            is_running: false,
+            volume: None,
+        }
+    }
+
+    fn process(&self) -> Process {
+        Process::Agent(self.machine)
+    }
+
+    /// Starts the agent.
+    pub fn start(&mut self, world: &mut World) {
+        self.time.set(world.now());
+        if self.log_bytes_max == 0 {
+            self.log_bytes_max = LOG_BYTES[world.rng.usize(0..LOG_BYTES.len())];
+        }
+        self.is_running = true;
+        let told = world.control.told(self.process());
+        if let Some(assigned) = told.get(&self.machine).copied() {
+            self.assigned = Some(assigned);
+        }
+        if self.assigned.is_some() {
+            self.ctx(world).soon(Own::Open);
+        }
+    }
+
+    fn ctx<'w>(&'w mut self, world: &'w mut World) -> Ctx<'w> {
+        Ctx {
+            world,
+            disk: &mut self.disk,
+            untold_restart: &mut self.untold_restart,
+            machine: self.machine,
+        }
+    }
+
+    /// The process has ended: what is in memory is gone.
+    pub fn end(&mut self) {
+        self.is_running = false;
+        self.volume = None;
+        if let Some(doom) = self.files.blown() {
+            self.was_cut = doom.is_cut;
+            self.files.set_doom(None);
+        }
+    }
+
+    /// The power goes; the process has ended before.
+    pub fn cut_power(&mut self, rng: &mut fastrand::Rng) {
+        self.disk.cut_power(rng);
+        self.files.disk.cut_power(rng);
+    }
+
+    /// It will end in the middle of something, now or at its next start; or it will not.
+    pub fn set_doom(&mut self, doom: Option<Doom>) {
+        self.files.set_doom(doom);
+    }
+
+    /// Whether its last end was a doom with a power cut; asked once.
+    pub fn was_cut(&mut self) -> bool {
+        std::mem::take(&mut self.was_cut)
+    }
+
+    /// Carries out an event.
+    pub fn handle(&mut self, world: &mut World, event: Event) {
+        if !self.is_running || self.files.blown().is_some() {
+            return;
+        }
+        self.time.set(world.now());
+        match event {
+            Event::Assigned(assigned) => self.assigned_to(world, assigned),
+            Event::Own(Step(Own::Open)) => self.open(world),
+            event => {
+                let mut volume = self.volume.take();
+                if let Some(volume) = &mut volume {
+                    let files = self.files.clone();
+                    volume.handle(&mut self.ctx(world), &files, event);
+                }
+                self.volume = volume;
+            }
+        }
+        if self.files.blown().is_some() {
+            world.exit(self.process(), "ended in the middle of a file operation");
+        }
+    }
+
+    fn assigned_to(&mut self, world: &mut World, assigned: Assignment) {
+        let is_first = self.assigned.replace(assigned).is_none();
+        if is_first {
+            return self.ctx(world).soon(Own::Open);
+        }
+        let mut volume = self.volume.take();
+        if let Some(volume) = &mut volume {
+            volume.route(&mut self.ctx(world), assigned);
+        }
+        self.volume = volume;
+    }
+
+    /// Opens what the volume left behind; whatever is wrong is tried again.
+    fn open(&mut self, world: &mut World) {
+        let Some(assigned) = self.assigned else { return };
+        let place = Place {
+            files: Arc::new(self.files.clone()),
+            time: Arc::new(self.time.clone()),
+            dir: PathBuf::from(DIR),
+            log_bytes_max: self.log_bytes_max,
+        };
+        let opened = Stream::open(&place, crate::control::volume_of(self.machine), true);
+        let mut ctx = self.ctx(world);
+        match opened {
+            Ok((stream, found)) => {
+                let volume = Volume::opened(&mut ctx, stream, found, assigned);
+                self.volume = Some(volume);
+            }
+            Err(error) => {
+                ctx.tell(|| format!("cannot open the volume: {error}"));
+                ctx.after(RETRY, Own::Open);
+            }
+        }
+    }
+
+    /// Begins the orderly stop: the guest sends nothing from now on. The process exits when it is done.
+    pub fn stop(&mut self, world: &mut World) {
+        let mut volume = self.volume.take();
+        if let Some(volume) = &mut volume {
+            volume.stop(&mut self.ctx(world));
+        }
+        self.volume = volume;
+    }
+
+    /// Whether the process runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.is_running
+    }
+
+    /// Whether the guest may send requests.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.is_running && self.volume.as_ref().is_some_and(Volume::is_serving)
+    }
+
+    /// Whether everything is in the vault and the log is the disk.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.volume.as_ref().is_some_and(Volume::is_settled)
+    }
+
+    /// Highest seq of the log; 0 while it is not open.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        self.volume.as_ref().map_or(Seq(0), Volume::last)
+    }
+
+    /// Seq of the newest mark in the log.
+    #[must_use]
+    pub fn newest_mark(&self) -> Option<Seq> {
+        self.volume.as_ref()?.newest_mark()
+    }
+
+    /// The server's disk.
+    #[must_use]
+    pub fn disk(&self) -> &GuestDisk {
+        &self.disk
+    }
+
+    /// The agent's files.
+    #[must_use]
+    pub fn files(&self) -> &Disk {
+        &self.files.disk
+    }
+
+    /// Where it stands, in a line.
+    #[must_use]
+    pub fn standing(&self) -> String {
+        let machine = self.machine;
+        match &self.volume {
+            _ if !self.is_running => format!("agent {machine} is not running"),
+            None => format!("agent {machine} has not opened its volume"),
+            Some(volume) => format!("agent {machine}: {}", volume.standing()),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The control plane as far as the data plane sees it: who owns a volume, under which epoch, and
+//! who has heard of it by now.
+
+use crate::world::{self, Process, Size, World};
+use crate::{agent, node};
+use farshore_proto::{Epoch, Timestamp, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// The volume of a protected server.
+///
+/// # Panics
+/// With more than 200 servers.
+#[must_use]
+pub fn volume_of(machine: usize) -> VolumeId {
+    VolumeId([u8::try_from(machine).expect("few servers") + 1; 16])
+}
+
+/// The server of a volume.
+#[must_use]
+pub fn machine_of(volume: VolumeId) -> usize {
+    usize::from(volume.0[0]) - 1
+}
+
+/// Who owns a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Assignment {
+    /// The node.
+    pub node: usize,
+    /// Under which epoch.
+    pub epoch: Epoch,
+}
+
+/// What happens to the control plane.
+#[derive(Debug)]
+pub enum Event {
+    /// It looks at its nodes.
+    Look,
+    /// It tells a process what it should know.
+    Tell(Process),
+    /// A node needs a newer epoch for a volume.
+    Wanted {
+        /// The node.
+        node: usize,
+        /// The server.
+        machine: usize,
+    },
+}
+
+/// The control plane.
+#[derive(Debug)]
+pub struct Control {
+    owners: BTreeMap<usize, Assignment>,
+    /// What each process was told last; it keeps that over a restart.
+    told: BTreeMap<Process, BTreeMap<usize, Assignment>>,
+    up: BTreeSet<usize>,
+    heard: BTreeMap<usize, Timestamp>,
+    nodes: usize,
+    is_away: bool,
+}
+
+/// A node that was not heard of for this long loses its volumes.
+const SILENCE_MS: u64 = 6_000;
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Control {
+    pub(crate) fn new(size: &Size) -> Self {
+        let owners = (0..size.machines)
+            .map(|machine| (machine, Assignment { node: machine % size.nodes, epoch: Epoch(1) }));
+        Self {
+            owners: owners.collect(),
+            told: BTreeMap::new(),
+            up: BTreeSet::new(),
+            heard: BTreeMap::new(),
+            nodes: size.nodes,
+            is_away: false,
+        }
+    }
+
+    /// Who owns the volume of a server.
+    ///
+    /// # Panics
+    /// If there is no such server.
+    #[must_use]
+    pub fn owner(&self, machine: usize) -> Assignment {
+        self.owners[&machine]
+    }
+
+    /// What a process was told last, by server.
+    #[must_use]
+    pub fn told(&self, process: Process) -> BTreeMap<usize, Assignment> {
+        self.told.get(&process).cloned().unwrap_or_default()
+    }
+
+    /// Whether a node's process runs.
+    #[must_use]
+    pub fn is_up(&self, node: usize) -> bool {
+        self.up.contains(&node)
+    }
+
+    /// Notes that a node's process runs, or not.
+    pub fn set_up(&mut self, node: usize, is_up: bool) {
+        if is_up {
+            self.up.insert(node);
+        } else {
+            self.up.remove(&node);
+        }
+    }
+}
+
+impl World {
+    /// The control plane goes away or comes back.
+    pub fn set_control_away(&mut self, is_away: bool) {
+        self.control.is_away = is_away;
+        if !is_away {
+            self.tell_everybody();
+        }
+    }
+
+    /// Gives a volume to a node under a new epoch.
+    pub fn assign(&mut self, machine: usize, to: usize) {
+        let epoch = self.control.owner(machine).epoch.next();
+        self.control.owners.insert(machine, Assignment { node: to, epoch });
+        self.tell("control", || format!("volume {machine} goes to node {to} under epoch {epoch}"));
+        self.tell_everybody();
+    }
+
+    fn tell_everybody(&mut self) {
+        let agents = (0..self.size.machines).map(Process::Agent);
+        for process in agents.chain((0..self.size.nodes).map(Process::Node)) {
+            self.tell_soon(process);
+        }
+    }
+
+    /// A process asks the control plane, or is due to be told.
+    pub fn tell_soon(&mut self, process: Process) {
+        let wait = self.us(5_000..1_500_000);
+        self.after(wait, world::Event::Control(Event::Tell(process)));
+    }
+
+    /// A node asks for a newer epoch of a volume.
+    pub fn want_epoch(&mut self, node: usize, machine: usize) {
+        let wait = self.us(5_000..1_000_000);
+        self.after(wait, world::Event::Control(Event::Wanted { node, machine }));
+    }
+
+    /// Carries out an event of the control plane.
+    pub fn handle_control(&mut self, event: &Event) {
+        match *event {
+            Event::Look => {
+                self.look();
+                self.after(LOOK, world::Event::Control(Event::Look));
+            }
+            Event::Tell(process) => self.tell_process(process),
+            Event::Wanted { node, machine } => {
+                if !self.control.is_away && self.control.owner(machine).node == node {
+                    self.assign(machine, node);
+                }
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let now = self.now();
+        for node in 0..self.control.nodes {
+            let is_heard = self.control.is_up(node) && !self.is_paused(Process::Node(node));
+            if is_heard || self.control.is_away {
+                self.control.heard.insert(node, now);
+            }
+        }
+        if self.control.is_away {
+            return;
+        }
+        let silent = |node: &usize| {
+            let heard = self.control.heard.get(node).copied().unwrap_or_default();
+            now.since_ms(heard) > SILENCE_MS
+        };
+        let (lost, alive): (Vec<usize>, Vec<usize>) = (0..self.control.nodes).partition(silent);
+        let moved: Vec<usize> = (0..self.size.machines)
+            .filter(|machine| lost.contains(&self.control.owner(*machine).node))
+            .collect();
+        for machine in moved {
+            if let Some(to) = self.rng.choice(&alive).copied() {
+                self.assign(machine, to);
+            }
+        }
+    }
+
+    fn tell_process(&mut self, process: Process) {
+        if self.control.is_away {
+            return;
+        }
+        let wanted = |(machine, owner): (&usize, &Assignment)| match process {
+            Process::Agent(number) => *machine == number,
+            Process::Node(number) => owner.node == number,
+        };
+        let all = self.control.owners.iter().filter(|(machine, owner)| wanted((machine, owner)));
+        let owners: BTreeMap<usize, Assignment> =
+            all.map(|(machine, owner)| (*machine, *owner)).collect();
+        let told = self.control.told.entry(process).or_default();
+        if *told == owners {
+            return;
+        }
+        told.clone_from(&owners);
+        match process {
+            Process::Agent(number) => {
+                if let Some(owner) = owners.get(&number).copied() {
+                    let event = agent::Event::Assigned(owner);
+                    self.after(Duration::ZERO, world::Event::Agent(number, event));
+                }
+            }
+            Process::Node(number) => {
+                let event = node::Event::Assignments(owners);
+                self.after(Duration::ZERO, world::Event::Node(number, event));
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What breaks, when, and for how long. Each run draws its own few kinds of faults and how often they
+//! strike: a run with every fault at once seldom gets anywhere.
+
+use crate::net::NetFaults;
+use crate::store::StoreFaults;
+use crate::world::Process;
+use std::time::Duration;
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// `kill -9` of an agent, in half of the cases in the middle of what it does to its files.
+    KillAgent,
+    /// An agent is stopped in order, and started again.
+    StopAgent,
+    /// `kill -9` of a node.
+    KillNode,
+    /// A protected server loses its power, in half of the cases in the middle of a write to its files.
+    CutServer,
+    /// A node's machine loses its power.
+    CutNode,
+    /// A node's disk is lost.
+    LoseNodeDisk,
+    /// A node hangs, perhaps for long enough to lose its volumes, and goes on.
+    PauseNode,
+    /// Frames are lost, doubled, late, out of order, damaged; connections are reset.
+    Frames,
+    /// All connections are reset.
+    ResetAll,
+    /// An agent and a node cannot reach each other.
+    Partition,
+    /// Requests to the store fail, are slow, or are carried out unheard or late.
+    StoreErrors,
+    /// The store is away.
+    StoreDown,
+    /// The control plane is away.
+    ControlAway,
+    /// Wall clocks jump.
+    ClockJump,
+    /// A volume is given to another node while its own works.
+    Move,
+    /// A write of a node's journal fails.
+    JournalWrite,
+    /// A sync of a node's journal fails.
+    JournalSync,
+    /// An agent's disk is full for its log.
+    AgentDiskFull,
+    /// A bit of a node's journal flips while the node is down.
+    JournalRot,
+    /// A bit of an agent's files flips while the agent is down.
+    AgentRot,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 20] = [
+        Self::KillAgent,
+        Self::StopAgent,
+        Self::KillNode,
+        Self::CutServer,
+        Self::CutNode,
+        Self::LoseNodeDisk,
+        Self::PauseNode,
+        Self::Frames,
+        Self::ResetAll,
+        Self::Partition,
+        Self::StoreErrors,
+        Self::StoreDown,
+        Self::ControlAway,
+        Self::ClockJump,
+        Self::Move,
+        Self::JournalWrite,
+        Self::JournalSync,
+        Self::AgentDiskFull,
+        Self::JournalRot,
+        Self::AgentRot,
+    ];
+}
+
+/// What happens to the faults.
+#[derive(Debug)]
+pub enum Event {
+    /// Something breaks.
+    Strike,
+    /// A process that was killed is started again.
+    Start(Process),
+    /// A hanging node goes on.
+    Resume(usize),
+    /// Frames pass again.
+    FramesPass,
+    /// A partition heals.
+    Heal(usize, usize),
+    /// The store works again.
+    StoreBack,
+    /// The control plane is back.
+    ControlBack,
+    /// There is room on an agent's disk.
+    Room(usize),
+}
+
+/// The faults of one run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The kinds that may strike.
+    pub kinds: Vec<Fault>,
+    /// Longest wait between two strikes.
+    pub wait_max: Duration,
+    /// How long they strike.
+    pub time: Duration,
+}
+
+impl Plan {
+    /// Draws the plan of a run.
+    pub fn draw(rng: &mut fastrand::Rng) -> Self {
+        let mut kinds = Fault::ALL.to_vec();
+        rng.shuffle(&mut kinds);
+        kinds.truncate(rng.usize(2..9));
+        kinds.sort();
+        Self {
+            kinds,
+            wait_max: Duration::from_millis(rng.u64(800..6_000)),
+            time: Duration::from_secs(rng.u64(15..45)),
+        }
+    }
+}
+
+/// Draws what happens to frames.
+pub fn frame_faults(rng: &mut fastrand::Rng) -> NetFaults {
+    let mut some = |most: u32| if rng.bool() { rng.u32(0..most) } else { 0 };
+    NetFaults {
+        lost: some(20),
+        twice: some(20),
+        early: some(30),
+        flipped: some(10),
+        reset: some(10),
+        late_us_max: u64::from(some(400)) * 1000,
+    }
+}
+
+/// Draws what happens to requests.
+pub fn store_faults(rng: &mut fastrand::Rng) -> StoreFaults {
+    let mut some = |most: u32| if rng.bool() { rng.u32(0..most) } else { 0 };
+    StoreFaults {
+        is_down: false,
+        failed: some(400),
+        unanswered: some(200),
+        belated: some(150),
+        unlisted: some(300),
+        slow_us_max: u64::from(some(1_500)) * 1000,
+    }
+}

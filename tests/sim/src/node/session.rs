@@ -1,0 +1,254 @@
+//! Sessions: frames in, answers out.
+
+use super::{Event, Turn};
+use crate::control::volume_of;
+use crate::net::{Arrival, Conn};
+use bytes::Bytes;
+use farshore_engine::batch::Change;
+use farshore_engine::shard::{Input, SessionId};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason};
+use farshore_proto::limits::FRAME_HEADER_BYTES;
+use farshore_proto::{DecodeError, Timestamp};
+use farshore_vault::frames::Frame;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// A session that says nothing for this long, and for three marks, is ended.
+const IDLE_MS: u64 = 20_000;
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// One connection.
+#[derive(Debug)]
+struct Session {
+    id: SessionId,
+    shard: usize,
+    machine: usize,
+    has_said_hello: bool,
+    mark_interval_ms: u64,
+    heard: Timestamp,
+    /// Frames that wait while the shard does not read.
+    unread: VecDeque<Bytes>,
+}
+
+/// All connections of a node.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    next: u64,
+    by_conn: BTreeMap<Conn, Session>,
+    by_id: BTreeMap<SessionId, Conn>,
+    /// Longest body of a frame that came.
+    body_bytes_max: usize,
+}
+
+impl Sessions {
+    pub(super) fn conn(&self, id: SessionId) -> Option<Conn> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(super) fn machine(&self, id: SessionId) -> Option<usize> {
+        let conn = self.by_id.get(&id)?;
+        self.by_conn.get(conn).map(|session| session.machine)
+    }
+
+    /// Forgets a session.
+    pub(super) fn remove(&mut self, id: SessionId) -> Option<Conn> {
+        let conn = self.by_id.remove(&id)?;
+        self.by_conn.remove(&conn);
+        Some(conn)
+    }
+
+    /// What may be in memory beyond the cache: a frame of each session and one more.
+    pub(super) fn slack_bytes(&self) -> usize {
+        (self.by_conn.len() + 1)
+            * (self.body_bytes_max + farshore_engine::batch::FRAME_OVERHEAD_BYTES)
+    }
+}
+
+/// Why reading ended.
+#[derive(Debug)]
+enum Bad {
+    Frame(DecodeError),
+    Unexpected(FrameKind),
+    OtherVolume,
+}
+
+impl From<DecodeError> for Bad {
+    fn from(error: DecodeError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl std::fmt::Display for Bad {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Frame(error) => write!(formatter, "frame: {error}"),
+            Self::Unexpected(kind) => write!(formatter, "{kind:?} frames are not for nodes"),
+            Self::OtherVolume => formatter.write_str("the hello is for another volume"),
+        }
+    }
+}
+
+/// Cuts a frame into header and body, and checks both.
+fn decode(bytes: &Bytes) -> Result<(FrameHeader, Frame), Bad> {
+    let truncated = DecodeError::Truncated {
+        what: "frame header",
+        needed: FRAME_HEADER_BYTES,
+        have: bytes.len(),
+    };
+    let (raw, body) = bytes.split_first_chunk().ok_or(truncated)?;
+    let header = FrameHeader::decode(raw)?;
+    header.check_body(body)?;
+    Ok((header, Frame { header: *raw, body: body.to_vec() }))
+}
+
+fn hello_of(header: &FrameHeader, body: &[u8], machine: usize) -> Result<Hello, Bad> {
+    if header.kind != FrameKind::Hello {
+        return Err(Bad::Unexpected(header.kind));
+    }
+    match Control::decode(header, body)? {
+        Control::Hello(hello) if hello.volume == volume_of(machine) => Ok(hello),
+        Control::Hello(_) => Err(Bad::OtherVolume),
+        _ => Err(Bad::Unexpected(header.kind)),
+    }
+}
+
+impl Turn<'_> {
+    /// Something came from the network.
+    pub(super) fn arrived(&mut self, arrival: Arrival) -> Result<(), String> {
+        match arrival {
+            Arrival::Connected(_) | Arrival::Unreachable(_) => {}
+            Arrival::Accepted { conn, machine } => self.accepted(conn, machine),
+            Arrival::Frame(conn, bytes) => {
+                if let Some(session) = self.running.sessions.by_conn.get_mut(&conn) {
+                    session.unread.push_back(bytes);
+                    self.read(conn)?;
+                }
+            }
+            Arrival::Closed(conn) => {
+                let gone = self.running.sessions.by_conn.get(&conn);
+                if let Some((id, shard)) = gone.map(|session| (session.id, session.shard)) {
+                    self.running.sessions.remove(id);
+                    self.input(shard, Input::Gone { session: id })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, conn: Conn, machine: usize) {
+        let shard = self.running.owner(volume_of(machine));
+        let sessions = &mut self.running.sessions;
+        let id = SessionId(sessions.next);
+        sessions.next += 1;
+        sessions.by_id.insert(id, conn);
+        let session = Session {
+            id,
+            shard,
+            machine,
+            has_said_hello: false,
+            mark_interval_ms: 0,
+            heard: self.world.now(),
+            unread: VecDeque::new(),
+        };
+        sessions.by_conn.insert(conn, session);
+    }
+
+    /// Takes what a connection has brought, as long as the shard reads.
+    fn read(&mut self, conn: Conn) -> Result<(), String> {
+        loop {
+            let now = self.world.now();
+            let Some(session) = self.running.sessions.by_conn.get_mut(&conn) else {
+                return Ok(());
+            };
+            session.heard = now;
+            if self.running.shards[session.shard].is_paused() {
+                return Ok(());
+            }
+            let Some(bytes) = session.unread.pop_front() else { return Ok(()) };
+            let (id, shard) = (session.id, session.shard);
+            if let Err(bad) = self.take(conn, &bytes)? {
+                self.world.tell(self.process(), || format!("ends a session: {bad}"));
+                let refusal = Refusal { reason: RefusalReason::Protocol, text: bad.to_string() };
+                self.say(id, &Control::Refusal(refusal));
+                self.close(shard, id)?;
+            }
+        }
+    }
+
+    fn take(&mut self, conn: Conn, bytes: &Bytes) -> Result<Result<(), Bad>, String> {
+        let Some(session) = self.running.sessions.by_conn.get_mut(&conn) else {
+            return Ok(Ok(()));
+        };
+        let (id, shard, machine) = (session.id, session.shard, session.machine);
+        let (header, frame) = match decode(bytes) {
+            Ok(frame) => frame,
+            Err(bad) => return Ok(Err(bad)),
+        };
+        if !session.has_said_hello {
+            let hello = match hello_of(&header, &frame.body, machine) {
+                Ok(hello) => hello,
+                Err(bad) => return Ok(Err(bad)),
+            };
+            session.has_said_hello = true;
+            session.mark_interval_ms = hello.mark_interval_ms.into();
+            let assigned = self.running.assignments.get(&machine).map(|owner| owner.epoch);
+            return self.input(shard, Input::Hello { session: id, hello, assigned }).map(Ok);
+        }
+        let change = match Change::decode(&header, &frame.body) {
+            Ok(Some(change)) => change,
+            Ok(None) => return Ok(Err(Bad::Unexpected(header.kind))),
+            Err(error) => return Ok(Err(Bad::Frame(error))),
+        };
+        let bytes = frame.body.len();
+        let sessions = &mut self.running.sessions;
+        sessions.body_bytes_max = sessions.body_bytes_max.max(bytes);
+        let handle = self.running.shards[shard].keep(frame);
+        let input = Input::Frame { session: id, seq: header.seq, change, handle, bytes };
+        self.input(shard, input).map(Ok)
+    }
+
+    /// The shard reads on.
+    pub(super) fn resumed(&mut self, shard: usize) -> Result<(), String> {
+        let waiting: Vec<Conn> = self
+            .running
+            .sessions
+            .by_conn
+            .iter()
+            .filter(|(_, session)| session.shard == shard && !session.unread.is_empty())
+            .map(|(conn, _)| *conn)
+            .collect();
+        waiting.into_iter().try_for_each(|conn| self.read(conn))
+    }
+
+    /// Sends a frame to a session's agent.
+    pub(super) fn say(&mut self, session: SessionId, control: &Control) {
+        if let Some(conn) = self.running.sessions.conn(session) {
+            self.world.send(conn, self.process(), control.encode().into());
+        }
+    }
+
+    /// Ends a session.
+    pub(super) fn close(&mut self, shard: usize, session: SessionId) -> Result<(), String> {
+        if let Some(conn) = self.running.sessions.remove(session) {
+            self.world.hang_up(conn, self.process());
+            self.input(shard, Input::Gone { session })?;
+        }
+        Ok(())
+    }
+
+    /// Ends sessions that have gone silent.
+    pub(super) fn sweep(&mut self) -> Result<(), String> {
+        let now = self.world.now();
+        let is_silent = |session: &&Session| {
+            now.since_ms(session.heard) > IDLE_MS.max(3 * session.mark_interval_ms)
+        };
+        let sessions = self.running.sessions.by_conn.values();
+        let silent: Vec<(usize, SessionId)> =
+            sessions.filter(is_silent).map(|session| (session.shard, session.id)).collect();
+        for (shard, id) in silent {
+            self.close(shard, id)?;
+        }
+        self.after(SWEEP, Event::Sweep);
+        Ok(())
+    }
+}

@@ -1,0 +1,326 @@
+//! One shard: its engine, and what carries its outputs out.
+
+use super::journal::{self, SimJournal};
+use super::{Event, Fatal, Turn};
+use crate::control::machine_of;
+use crate::world;
+use farshore_codec::SegmentBuilder;
+use farshore_engine::batch::{Entry, Handle, SpanPlan};
+use farshore_engine::shard::{Input, Output, Settings, Shard as Engine};
+use farshore_engine::stream::Stream;
+use farshore_proto::frame::{Ack, Control, Refusal};
+use farshore_proto::{LogId, Slot, Timestamp, VolumeId};
+use farshore_vault::build::Build;
+use farshore_vault::claim::{ClaimError, Wanted, claim_volume};
+use farshore_vault::frames::{Frame, Frames};
+use farshore_vault::journal::{JournalWriter, Written, lay_out, plain_bytes};
+use farshore_vault::log::{Foreign, put_until_there};
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::time::Duration;
+
+/// A deadline that cannot be met now is looked at again after this.
+const TICK_REST_MS: u64 = 5;
+/// What the last frames of all sessions may take above the cache's limit, after a replay.
+const REPLAYED_SLACK_BYTES: usize = 512 << 10;
+/// How long the thread is busy before it builds, in microseconds.
+const BUILD_US: std::ops::Range<u64> = 50..6_000;
+
+/// What a shard is made of.
+pub(super) struct ShardParts {
+    pub(super) log: LogId,
+    pub(super) incarnation: u64,
+    pub(super) settings: Settings,
+    pub(super) next_slot: Slot,
+    pub(super) void: BTreeSet<Slot>,
+    pub(super) journal: JournalWriter<SimJournal>,
+}
+
+/// A running shard.
+#[derive(Debug)]
+pub(super) struct Shard {
+    log: LogId,
+    incarnation: u64,
+    cache_bytes: usize,
+    engine: Engine,
+    frames: Frames,
+    /// Away while it writes a group.
+    journal: Option<Box<JournalWriter<SimJournal>>>,
+    groups: VecDeque<(u64, Vec<Entry>)>,
+    plans: VecDeque<(Slot, Vec<SpanPlan>)>,
+    is_building: bool,
+    tick_at: Option<Timestamp>,
+    /// No tick before this.
+    rest_until: Timestamp,
+}
+
+impl Shard {
+    pub(super) fn new(parts: ShardParts) -> Self {
+        let ShardParts { log, incarnation, settings, next_slot, void, journal } = parts;
+        Self {
+            log,
+            incarnation,
+            cache_bytes: settings.cache_bytes,
+            engine: Engine::new(settings, next_slot, void),
+            frames: Frames::default(),
+            journal: Some(Box::new(journal)),
+            groups: VecDeque::new(),
+            plans: VecDeque::new(),
+            is_building: false,
+            tick_at: None,
+            rest_until: Timestamp(0),
+        }
+    }
+
+    pub(super) fn log(&self) -> LogId {
+        self.log
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.engine.is_settled()
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.engine.is_paused()
+    }
+
+    pub(super) fn streams(&self) -> Vec<(VolumeId, Stream)> {
+        self.engine.streams().collect()
+    }
+
+    pub(super) fn keep(&mut self, frame: Frame) -> Handle {
+        self.frames.insert(frame)
+    }
+
+    pub(super) fn standing(&self) -> String {
+        let streams: Vec<String> = self
+            .engine
+            .streams()
+            .map(|(volume, stream)| {
+                let (received, committed) = (stream.received(), stream.committed());
+                format!("volume {} at {received}/{committed}", machine_of(volume))
+            })
+            .collect();
+        let held = self.engine.held_bytes();
+        let paused = if self.engine.is_paused() { ", paused" } else { "" };
+        format!("shard holds {held} bytes{paused} [{}]", streams.join(", "))
+    }
+}
+
+impl Turn<'_> {
+    /// Steps a shard's engine and carries out what it says.
+    pub(super) fn input(&mut self, shard: usize, input: Input) -> Result<(), Fatal> {
+        let now = self.world.now();
+        let mut out = Vec::new();
+        self.running.shards[shard].engine.step(now, input, &mut out);
+        let held = self.running.shards[shard].engine.held_bytes();
+        // After a start the sessions are those of the run before: their last frames are replayed too.
+        let slack = self.running.sessions.slack_bytes().max(REPLAYED_SLACK_BYTES);
+        let allowed = self.running.shards[shard].cache_bytes + slack;
+        self.world.oracle.held("a shard's cache", held, allowed);
+        for output in out {
+            self.perform(shard, output)?;
+        }
+        self.plan_tick(shard);
+        Ok(())
+    }
+
+    fn perform(&mut self, shard: usize, output: Output) -> Result<(), Fatal> {
+        match output {
+            Output::Claim { volume, epoch, size_bytes, first_slot } => {
+                let log = self.running.shards[shard].log;
+                let label = format!("server {}", machine_of(volume));
+                self.claim(shard, Wanted { volume, epoch, log, first_slot, size_bytes, label });
+            }
+            Output::Welcome { session, welcome } => {
+                let (journaled, committed) = (welcome.journaled, welcome.committed);
+                self.judge(shard, session, Ack { journaled, committed });
+                self.say(session, &Control::Welcome(welcome));
+            }
+            Output::Refuse { session, reason, text } => {
+                self.world.tell(self.process(), || format!("refuses: {text}"));
+                self.say(session, &Control::Refusal(Refusal { reason, text }));
+                self.close(shard, session)?;
+            }
+            Output::Journal { group, entries } => {
+                self.running.shards[shard].groups.push_back((group, entries));
+                self.write_group(shard);
+            }
+            Output::Ack { session, ack } => {
+                self.judge(shard, session, ack);
+                self.say(session, &Control::Ack(ack));
+            }
+            Output::Build { slot, spans } => {
+                self.running.shards[shard].plans.push_back((slot, spans));
+                self.plan_build(shard);
+            }
+            Output::Committed { slot, lasts, points, release } => {
+                let log = self.running.shards[shard].log;
+                self.world.tell(self.process(), || {
+                    format!("shard {shard}: slot {slot} is committed, with {} points", points.len())
+                });
+                self.running.known.committed(log, slot);
+                self.mark_unmapped(lasts.into_keys());
+                let frames = &mut self.running.shards[shard].frames;
+                release.into_iter().for_each(|handle| frames.release(handle));
+            }
+            Output::DropJournal { file } => {
+                // One that is left takes space until the next start, which removes it.
+                let _removed = self.files.remove(&journal::path(shard, file));
+            }
+            Output::Drop { handle } => self.running.shards[shard].frames.release(handle),
+            Output::Pause => {}
+            Output::Resume => self.resumed(shard)?,
+        }
+        Ok(())
+    }
+
+    /// Has the oracle judge watermarks that a session's agent is told.
+    fn judge(&mut self, shard: usize, session: farshore_engine::shard::SessionId, ack: Ack) {
+        let Some(machine) = self.running.sessions.machine(session) else { return };
+        let shard = &self.running.shards[shard];
+        let volume = shard.engine.volume_of(session);
+        if let Some(stream) = volume.and_then(|volume| shard.engine.stream(volume)) {
+            self.world.judge_ack(shard.log, machine, stream.epoch(), ack);
+        }
+    }
+
+    fn claim(&mut self, shard: usize, wanted: Wanted) {
+        let (number, vault) = (self.number, self.world.store.vault());
+        self.world.spawn(self.process(), async move {
+            let claimed = claim_volume(&vault, &wanted).await;
+            let needs_epoch = matches!(claimed, Err(ClaimError::NeedsEpoch { .. }));
+            let outcome = claimed
+                .map(|claimed| claimed.committed)
+                .map_err(|error| (error.reason(), error.to_string()));
+            let volume = wanted.volume;
+            let event = Event::Claimed { shard, volume, outcome, needs_epoch };
+            world::Event::Node(number, event)
+        });
+    }
+
+    /// Gives the next group to the journal's writer, if that is at home.
+    fn write_group(&mut self, number: usize) {
+        let shard = &mut self.running.shards[number];
+        if shard.journal.is_none() {
+            return;
+        }
+        let Some((group, entries)) = shard.groups.pop_front() else { return };
+        let Some(mut journal) = shard.journal.take() else { return };
+        let mut plain = vec![0; plain_bytes(&entries)];
+        lay_out(&entries, |handle| shard.frames.get(handle), &mut plain);
+        let node = self.number;
+        self.world.spawn(self.process(), async move {
+            let bytes = plain.len();
+            let written = journal.write(bytes, |into| into.copy_from_slice(&plain)).await;
+            world::Event::Node(node, Event::Grouped { shard: number, group, journal, written })
+        });
+    }
+
+    /// A group is durable; or the journal has failed, which is the end (I8).
+    pub(super) fn grouped(
+        &mut self,
+        shard: usize,
+        group: u64,
+        journal: Box<JournalWriter<SimJournal>>,
+        written: io::Result<Written>,
+    ) -> Result<(), Fatal> {
+        let written = written.map_err(|error| format!("the journal failed: {error}"))?;
+        if let Some(salt) = journal.salt() {
+            let log = self.running.shards[shard].log;
+            let content = format!(
+                "node {} file {} life {}",
+                self.number, written.file, self.running.incarnation
+            );
+            let content = [log.0.as_slice(), content.as_bytes()].concat();
+            self.world.oracle.sealed("journal file", &salt, &content);
+        }
+        self.running.shards[shard].journal = Some(journal);
+        self.input(shard, Input::GroupDone { group, file: written.file })?;
+        self.write_group(shard);
+        Ok(())
+    }
+
+    fn plan_build(&mut self, shard: usize) {
+        let it = &mut self.running.shards[shard];
+        if !it.is_building && !it.plans.is_empty() {
+            it.is_building = true;
+            let wait = self.world.us(BUILD_US);
+            self.after(wait, Event::Build { shard });
+        }
+    }
+
+    /// Builds the next segment and sends it.
+    pub(super) fn build(&mut self, number: usize) -> Result<(), Fatal> {
+        let shard = &mut self.running.shards[number];
+        let Some((slot, spans)) = shard.plans.pop_front() else { return Ok(()) };
+        shard.is_building = false;
+        let vault = self.world.store.vault();
+        let (key_number, key) = vault.newest_key();
+        let (log, incarnation) = (shard.log, shard.incarnation);
+        let told = |error: farshore_codec::CodecError| format!("cannot build a segment: {error}");
+        let builder = SegmentBuilder::new(vault.id(), log, slot, incarnation, key, key_number, 1)
+            .map_err(told)?;
+        let tools = &self.running.tools;
+        let known = &mut self.running.known;
+        let mut build = Build::new(&tools.chunker, &tools.hasher, builder, spans);
+        let frame = |handle| shard.frames.get(handle);
+        while build.step(frame, |ids| known.lookup(log, ids)).is_some() {}
+        let (built, _) = build.finish().map_err(told)?;
+        known.built(log, slot, &built.table);
+        self.world.tell(self.process(), || {
+            let (spans, bytes) = (built.table.spans.len(), built.bytes.len());
+            format!("shard {number}: puts slot {slot}, {spans} spans, {bytes} bytes")
+        });
+        let (node, sleep) = (self.number, self.world.sleeper());
+        self.world.spawn(self.process(), async move {
+            let pause = |_, wait: Duration| sleep(wait);
+            let end = put_until_there(&vault, log, slot, built.bytes.into(), pause).await;
+            world::Event::Node(node, Event::Put { shard: number, slot, end })
+        });
+        self.plan_build(number);
+        Ok(())
+    }
+
+    pub(super) fn put_ended(
+        &mut self,
+        shard: usize,
+        slot: Slot,
+        end: Result<(), Foreign>,
+    ) -> Result<(), Fatal> {
+        let log = self.running.shards[shard].log;
+        match end {
+            Ok(()) => self.input(shard, Input::PutDone { slot }),
+            Err(Foreign::Sealed) => Err(format!("log {log} was sealed")),
+            Err(Foreign::Segment) => Err(format!("slot {slot} of log {log} is taken")),
+        }
+    }
+
+    /// Has the engine told the time when it wants to, but not again at once if that did not help.
+    fn plan_tick(&mut self, shard: usize) {
+        let now = self.world.now();
+        let it = &mut self.running.shards[shard];
+        let Some(deadline) = it.engine.next_deadline() else { return };
+        let at = deadline.max(it.rest_until).max(now);
+        if it.tick_at.is_none_or(|planned| planned > at) {
+            it.tick_at = Some(at);
+            self.after(Duration::from_millis(at.since_ms(now)), Event::Tick { shard });
+        }
+    }
+
+    pub(super) fn tick(&mut self, shard: usize) -> Result<(), Fatal> {
+        let now = self.world.now();
+        let it = &mut self.running.shards[shard];
+        if it.tick_at.is_some_and(|planned| planned > now) {
+            // An earlier one was planned since, and this came of a plan that was given up.
+            return Ok(());
+        }
+        it.tick_at = None;
+        if it.engine.next_deadline().is_some_and(|deadline| deadline <= now) {
+            it.rest_until = now.plus_ms(TICK_REST_MS);
+            return self.input(shard, Input::Tick);
+        }
+        self.plan_tick(shard);
+        Ok(())
+    }
+}

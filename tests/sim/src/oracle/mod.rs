@@ -1,0 +1,227 @@
+//! What must be true, judged from outside: processes tell what they did, the oracle says whether they
+//! may. It never tells them anything.
+//!
+//! | invariant | how it is judged |
+//! |---|---|
+//! | I1 | every ack *committed* is compared with what the vault really holds; after each start of a node its *journaled* watermark with what it acked before |
+//! | I2 | at each mark the log, folded, is the disk; every point of the vault restores to that fold |
+//! | I3 | each seq of a volume lies in the log of one epoch, below its seal; committed acks come with the volume's newest epoch or one that still counts |
+//! | I5 | whatever is read from the vault is right or an error, also after objects were damaged |
+//! | I6 | wall clocks jump all the time; everything above holds all the same |
+//! | I7 | what a shard holds, a log's length, the puts on their way have bounds |
+//! | I9 | no two different objects or journal groups are sealed under one salt |
+
+mod stream;
+mod vault;
+
+pub use stream::Stream;
+
+use crate::disk::Tag;
+use crate::world::{Size, World};
+use bytes::Bytes;
+use farshore_proto::frame::Ack;
+use farshore_proto::{Epoch, LogId, PointId, Seq};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A rule that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The invariant.
+    pub rule: &'static str,
+    /// What happened, in words.
+    pub what: String,
+}
+
+/// What was judged, for the summary of a run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Marks set, each compared with its disk.
+    pub marks: u64,
+    /// Points of the vault that were read and compared.
+    pub points_read: u64,
+    /// Acks judged.
+    pub acks: u64,
+    /// Objects whose salts were compared.
+    pub objects: u64,
+    /// Reads of damaged objects that ended in an error.
+    pub damage_found: u64,
+}
+
+/// The oracle of one run.
+#[derive(Debug)]
+pub struct Oracle {
+    streams: Vec<Stream>,
+    violation: Option<Violation>,
+    /// Highest *journaled* that a node acked out of a log's journal, by log and volume.
+    journaled: BTreeMap<(LogId, usize), (Epoch, Seq)>,
+    /// Salts, and a digest of what was sealed under them.
+    salts: BTreeMap<Vec<u8>, u64>,
+    /// What was judged.
+    pub counts: Counts,
+}
+
+impl Oracle {
+    pub(crate) fn new(size: &Size) -> Self {
+        Self {
+            streams: (0..size.machines).map(|_| Stream::new(size.blocks)).collect(),
+            violation: None,
+            journaled: BTreeMap::new(),
+            salts: BTreeMap::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// The first rule that was broken.
+    #[must_use]
+    pub fn violation(&self) -> Option<&Violation> {
+        self.violation.as_ref()
+    }
+
+    /// A rule is broken.
+    pub fn violate(&mut self, rule: &'static str, what: String) {
+        self.violation.get_or_insert(Violation { rule, what });
+    }
+
+    /// The stream of a server's volume.
+    #[must_use]
+    pub fn stream(&self, machine: usize) -> &Stream {
+        &self.streams[machine]
+    }
+
+    // What agents tell.
+
+    /// An agent has opened its log, which ends with `last`.
+    pub fn log_opened(&mut self, machine: usize, last: Seq) {
+        self.streams[machine].opened(last);
+    }
+
+    /// A frame was appended to the log: blocks and their new content; none for a mark.
+    pub fn appended(&mut self, machine: usize, seq: Seq, changes: &[(u64, Tag)]) {
+        if let Err(what) = self.streams[machine].append(seq, changes) {
+            self.violate("stream", format!("volume {machine}: {what}"));
+        }
+    }
+
+    /// These frames were given to the network.
+    pub fn sent(&mut self, machine: usize, first: Seq, last: Seq) {
+        self.streams[machine].sent(first, last);
+    }
+
+    /// The log was emptied and goes on at `next`.
+    pub fn restarted(&mut self, machine: usize, next: Seq) {
+        self.streams[machine].restart(next);
+    }
+
+    /// A mark was appended at `seq`. `disk` is the disk as reads see it; `busy` blocks have a write
+    /// between disk and log.
+    pub fn marked(
+        &mut self,
+        machine: usize,
+        (seq, point): (Seq, PointId),
+        disk: &[Tag],
+        busy: &BTreeSet<u64>,
+    ) {
+        self.counts.marks += 1;
+        let stream = &mut self.streams[machine];
+        let wrong = (0..)
+            .zip(stream.image())
+            .zip(disk)
+            .find(|((block, log), disk)| log != disk && !busy.contains(block));
+        if let Some(((block, log), disk)) = wrong {
+            let what = format!(
+                "volume {machine}: at the mark at seq {seq} block {block} of the disk holds \
+                 {disk:#x}, the log says {log:#x}"
+            );
+            self.violate("I2", what);
+        }
+        self.streams[machine].mark(seq, point);
+    }
+
+    /// A node of a test, which has no vault, acked committed.
+    #[cfg(test)]
+    pub(crate) fn committed_in_test(&mut self, machine: usize, seq: Seq) {
+        self.streams[machine].commit(seq);
+    }
+
+    /// An agent trims its log.
+    pub fn trimmed(&mut self, machine: usize, to: Seq) {
+        let committed = self.streams[machine].committed();
+        if to > committed {
+            let what = format!(
+                "volume {machine}: the agent trims its log up to {to}, acked committed is {committed}"
+            );
+            self.violate("I1", what);
+        }
+    }
+
+    // What nodes tell.
+
+    /// A shard opened or went on with a log; what it recovered of a volume.
+    pub fn recovered(&mut self, log: LogId, machine: usize, epoch: Epoch, journaled: Seq) {
+        if let Some((acked_epoch, acked)) = self.journaled.get(&(log, machine)).copied()
+            && acked_epoch == epoch
+            && journaled < acked
+        {
+            let what = format!(
+                "volume {machine}: {acked} was acked journaled, after the start only {journaled} \
+                 is there"
+            );
+            self.violate("I1", what);
+        }
+    }
+
+    /// A node's journal was lost or damaged on purpose: its journaled acks promise nothing any more.
+    pub fn journal_lost(&mut self, log: LogId) {
+        self.journaled.retain(|(of, _), _| *of != log);
+    }
+
+    /// What a shard holds after a step, and what it may hold.
+    pub fn held(&mut self, what: &str, bytes: usize, bytes_max: usize) {
+        if bytes > bytes_max {
+            self.violate("I7", format!("{what}: {bytes} bytes are held, {bytes_max} are allowed"));
+        }
+    }
+
+    /// Something was sealed under a salt: an attempt to make an object, or a file of a journal.
+    pub fn sealed(&mut self, purpose: &str, salt: &[u8], content: &[u8]) {
+        self.counts.objects += 1;
+        let digest = digest(content);
+        let mut key = purpose.as_bytes().to_vec();
+        key.extend_from_slice(salt);
+        let before = self.salts.insert(key, digest);
+        if before.is_some_and(|before| before != digest) {
+            self.violate("I9", format!("two {purpose}s are sealed under one salt"));
+        }
+    }
+
+    /// A put was sent to the store.
+    pub(crate) fn object_attempted(&mut self, name: &str, bytes: &Bytes) {
+        let Some((purpose, salt)) = vault::salt_of(name, bytes) else { return };
+        self.sealed(purpose, &salt, bytes);
+    }
+}
+
+/// FNV-1a: enough to tell two objects apart, the same in every run.
+fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+impl World {
+    /// A node acks.
+    pub fn judge_ack(&mut self, log: LogId, machine: usize, epoch: Epoch, ack: Ack) {
+        self.oracle.counts.acks += 1;
+        let entry = self.oracle.journaled.entry((log, machine)).or_insert((epoch, Seq(0)));
+        *entry = if entry.0 == epoch {
+            (epoch, entry.1.max(ack.journaled))
+        } else {
+            (epoch, ack.journaled)
+        };
+        let stream = &mut self.oracle.streams[machine];
+        if ack.committed > stream.committed() {
+            stream.commit(ack.committed);
+            self.judge_committed(machine, epoch, ack.committed);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Faults strike, and heal.
+
+use super::Sim;
+use crate::agent::Doom;
+use crate::disk::Trouble;
+use crate::faults::{Event as FaultEvent, Fault, frame_faults, store_faults};
+use crate::net::NetFaults;
+use crate::store::StoreFaults;
+use crate::world::{Event, Process};
+use std::ops::Range;
+
+/// How long a process stays dead, in microseconds.
+const DEAD_US: Range<u64> = 100_000..9_000_000;
+/// How long a fault that has an end lasts, in microseconds.
+const LASTING_US: Range<u64> = 300_000..9_000_000;
+/// How long a node hangs: some lose their volumes meanwhile, in microseconds.
+const HANGING_US: Range<u64> = 200_000..16_000_000;
+/// Most that a wall clock is off, in milliseconds.
+const SKEW_MS: i64 = 3 * 24 * 3600 * 1000;
+
+impl Sim {
+    pub(super) fn handle_fault(&mut self, event: &FaultEvent) {
+        match *event {
+            FaultEvent::Strike => {
+                if !self.is_calm {
+                    self.strike();
+                    let most = u64::try_from(self.plan.wait_max.as_micros()).expect("seconds");
+                    let wait = self.world.us(50_000..most);
+                    self.world.after(wait, Event::Fault(FaultEvent::Strike));
+                }
+            }
+            FaultEvent::Start(process) => self.start_process(process),
+            FaultEvent::Resume(node) => self.world.resume(Process::Node(node)),
+            FaultEvent::FramesPass => self.world.net.faults = NetFaults::default(),
+            FaultEvent::Heal(machine, node) => {
+                self.world.net.cut.remove(&(machine, node));
+            }
+            FaultEvent::StoreBack => self.world.store.set_faults(StoreFaults::default()),
+            FaultEvent::ControlBack => self.world.set_control_away(false),
+            FaultEvent::Room(machine) => {
+                self.agents[machine].files().set_trouble(Trouble::None);
+            }
+        }
+    }
+
+    fn strike(&mut self) {
+        let Some(fault) = self.world.rng.choice(&self.plan.kinds).copied() else { return };
+        *self.strikes.entry(fault).or_default() += 1;
+        let machine = self.world.rng.usize(0..self.agents.len());
+        let node = self.world.rng.usize(0..self.nodes.len());
+        self.world.tell("FAULT", || format!("{fault:?} (server {machine}, node {node})"));
+        match fault {
+            Fault::KillAgent | Fault::CutServer if self.world.rng.bool() => {
+                // It dies a few changes of its files from now; the next start may be cut short as well.
+                let doom = Doom {
+                    changes: self.world.rng.u64(0..40),
+                    tear_per_mille: self.world.rng.u32(0..1000),
+                    is_cut: fault == Fault::CutServer,
+                };
+                self.world.tell(Process::Agent(machine), || format!("is doomed: {doom:?}"));
+                self.agents[machine].set_doom(Some(doom));
+            }
+            Fault::KillAgent | Fault::CutServer | Fault::AgentRot => {
+                self.strike_server(fault, machine);
+            }
+            Fault::StopAgent => self.agents[machine].stop(&mut self.world),
+            Fault::KillNode | Fault::CutNode | Fault::LoseNodeDisk | Fault::JournalRot => {
+                self.strike_node(fault, node);
+            }
+            Fault::PauseNode => {
+                self.world.pause(Process::Node(node));
+                self.lasting(HANGING_US, FaultEvent::Resume(node));
+            }
+            Fault::Frames => {
+                let mut rng = self.world.rng.fork();
+                self.world.net.faults = frame_faults(&mut rng);
+                self.lasting(LASTING_US, FaultEvent::FramesPass);
+            }
+            Fault::ResetAll => self.world.reset_all(),
+            Fault::Partition => {
+                self.world.net.cut.insert((machine, node));
+                self.lasting(LASTING_US, FaultEvent::Heal(machine, node));
+            }
+            Fault::StoreErrors => {
+                let mut rng = self.world.rng.fork();
+                self.world.store.set_faults(store_faults(&mut rng));
+                self.lasting(LASTING_US, FaultEvent::StoreBack);
+            }
+            Fault::StoreDown => {
+                let faults = StoreFaults { is_down: true, ..StoreFaults::default() };
+                self.world.store.set_faults(faults);
+                self.lasting(LASTING_US, FaultEvent::StoreBack);
+            }
+            Fault::ControlAway => {
+                self.world.set_control_away(true);
+                self.lasting(LASTING_US, FaultEvent::ControlBack);
+            }
+            Fault::ClockJump => {
+                let process = if self.world.rng.bool() {
+                    Process::Agent(machine)
+                } else {
+                    Process::Node(node)
+                };
+                let skew = self.world.rng.i64(-SKEW_MS..SKEW_MS);
+                self.world.wall_skew_ms.insert(process, skew);
+            }
+            Fault::Move => self.world.assign(machine, node),
+            Fault::JournalWrite => self.nodes[node].files().set_trouble(Trouble::NextWrite),
+            Fault::JournalSync => self.nodes[node].files().set_trouble(Trouble::NextSync),
+            Fault::AgentDiskFull => {
+                self.agents[machine].files().set_trouble(Trouble::Full);
+                self.lasting(LASTING_US, FaultEvent::Room(machine));
+            }
+        }
+    }
+
+    fn lasting(&mut self, time: Range<u64>, end: FaultEvent) {
+        let wait = self.world.us(time);
+        self.world.after(wait, Event::Fault(end));
+    }
+
+    fn strike_server(&mut self, fault: Fault, machine: usize) {
+        let process = Process::Agent(machine);
+        self.end_process(process);
+        let mut rng = self.world.rng.fork();
+        match fault {
+            Fault::CutServer => self.cut_server(machine),
+            Fault::AgentRot => {
+                if let Some(path) = self.agents[machine].files().flip(&mut rng) {
+                    self.world.tell(process, || format!("a bit of {} flips", path.display()));
+                }
+            }
+            _ => {}
+        }
+        self.lasting(DEAD_US, FaultEvent::Start(process));
+    }
+
+    /// The power of a protected server goes; its agent has ended.
+    pub(super) fn cut_server(&mut self, machine: usize) {
+        let mut rng = self.world.rng.fork();
+        self.agents[machine].cut_power(&mut rng);
+        self.judge_flushed(machine);
+        self.guests[machine].power_back();
+    }
+
+    fn strike_node(&mut self, fault: Fault, node: usize) {
+        let process = Process::Node(node);
+        self.end_process(process);
+        let mut rng = self.world.rng.fork();
+        match fault {
+            Fault::CutNode => self.nodes[node].cut_power(&mut rng),
+            Fault::LoseNodeDisk => self.nodes[node].lose_disk(&mut self.world),
+            Fault::JournalRot => {
+                for log in self.nodes[node].logs() {
+                    self.world.oracle.journal_lost(log);
+                }
+                if let Some(path) = self.nodes[node].files().flip(&mut rng) {
+                    self.world.tell(process, || format!("a bit of {} flips", path.display()));
+                }
+            }
+            _ => {}
+        }
+        self.lasting(DEAD_US, FaultEvent::Start(process));
+    }
+
+    /// What a guest was told to be durable is there after a power cut.
+    fn judge_flushed(&mut self, machine: usize) {
+        let disk = self.agents[machine].disk();
+        for (block, tag) in self.guests[machine].flushed() {
+            let found = disk.seen[crate::disk::index(*block)];
+            if found != *tag {
+                let what = format!(
+                    "server {machine}: block {block} was flushed with {tag:#x}, after the power cut \
+                     it holds {found:#x}"
+                );
+                return self.world.oracle.violate("flush", what);
+            }
+        }
+    }
+
+    /// Ends every fault and starts what is dead.
+    pub(super) fn heal(&mut self) {
+        self.is_calm = true;
+        self.world.tell("run", || "all faults end".to_owned());
+        self.world.net.faults = NetFaults::default();
+        self.world.net.cut.clear();
+        self.world.store.set_faults(StoreFaults::default());
+        self.world.set_control_away(false);
+        for node in 0..self.nodes.len() {
+            self.nodes[node].files().set_trouble(Trouble::None);
+            self.world.resume(Process::Node(node));
+            self.start_process(Process::Node(node));
+        }
+        for machine in 0..self.agents.len() {
+            self.agents[machine].files().set_trouble(Trouble::None);
+            self.agents[machine].set_doom(None);
+            self.start_process(Process::Agent(machine));
+        }
+    }
+}

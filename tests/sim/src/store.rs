@@ -1,0 +1,400 @@
+//! The object store: requests take time, fail, are lost, or are carried out without anybody hearing.
+
+use crate::tasks::{Alarm, Alarms, Sleep};
+use async_trait::async_trait;
+use bytes::Bytes;
+use farshore_codec::{DataKey, RecoveryKey, VaultKeys};
+use farshore_proto::VaultId;
+use farshore_proto::epoch::VaultObject;
+use farshore_vault::Vault;
+use farshore_vault::layout::ObjectName;
+use farshore_vault::store::Store;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// The vault of every run. Its keys are fixed, so that what depends on them (where chunks are cut)
+/// depends on nothing but the seed.
+const VAULT: VaultId = VaultId([0xfa; 16]);
+const DATA_KEY: [u8; 32] = [0x5a; 32];
+
+/// What happens to requests, in thousandths.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StoreFaults {
+    /// Everything fails.
+    pub is_down: bool,
+    /// It fails without having been carried out.
+    pub failed: u32,
+    /// It is carried out, and the answer is lost.
+    pub unanswered: u32,
+    /// It is carried out long after whoever sent it was told that it failed.
+    pub belated: u32,
+    /// It takes up to this long.
+    pub slow_us_max: u64,
+    /// A listing leaves out an object.
+    pub unlisted: u32,
+}
+
+/// Requests end in an error after this.
+const TIMEOUT: Duration = Duration::from_secs(4);
+
+#[derive(Debug)]
+enum Op {
+    Put(Path, PutPayload, PutOptions),
+    Get(Path, GetOptions),
+}
+
+#[derive(Debug)]
+enum Reply {
+    Put(Result<PutResult>),
+    Get(Box<Result<GetResult>>),
+}
+
+#[derive(Debug)]
+struct State {
+    rng: fastrand::Rng,
+    faults: StoreFaults,
+    /// Requests are carried out on the spot: before a run begins.
+    is_instant: bool,
+    next: u64,
+    requests: BTreeMap<u64, Op>,
+    replies: BTreeMap<u64, Reply>,
+    waiting: BTreeMap<u64, Waker>,
+    attempts: Vec<(String, Bytes)>,
+    puts: u64,
+    gets: u64,
+}
+
+/// The store of a run; clones share it.
+#[derive(Debug, Clone)]
+pub struct SimStore {
+    state: Arc<Mutex<State>>,
+    objects: Arc<InMemory>,
+    vault: Vault,
+    direct: Vault,
+}
+
+/// The store as processes reach it.
+#[derive(Debug, Clone)]
+struct Remote {
+    state: Arc<Mutex<State>>,
+    objects: Arc<InMemory>,
+    alarms: Alarms,
+}
+
+impl SimStore {
+    pub(crate) fn new(rng: fastrand::Rng, alarms: Alarms) -> Self {
+        let state = State {
+            rng,
+            faults: StoreFaults::default(),
+            is_instant: true,
+            next: 0,
+            requests: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            attempts: Vec::new(),
+            puts: 0,
+            gets: 0,
+        };
+        let state = Arc::new(Mutex::new(state));
+        let objects = Arc::new(InMemory::new());
+        let recovery = RecoveryKey::draw().expect("the system has random bytes");
+        make_vault(&objects, &recovery);
+        let remote = Remote { state: Arc::clone(&state), objects: Arc::clone(&objects), alarms };
+        let open = |store: Store| at_once(Vault::open(&store, &recovery)).expect("just made");
+        let vault = open(Store::over(Arc::new(remote), "sim"));
+        let direct = open(Store::over(Arc::clone(&objects) as Arc<dyn ObjectStore>, "direct"));
+        let store = Self { state, objects, vault, direct };
+        store.lock().is_instant = false;
+        store
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The vault as processes reach it, for use in [`crate::world::World::spawn`].
+    #[must_use]
+    pub fn vault(&self) -> Vault {
+        self.vault.clone()
+    }
+
+    /// The vault as it really is, for the oracle; its calls end [`at_once`].
+    #[must_use]
+    pub fn direct(&self) -> Vault {
+        self.direct.clone()
+    }
+
+    /// Sets what happens to requests from now on.
+    pub fn set_faults(&self, faults: StoreFaults) {
+        self.lock().faults = faults;
+    }
+
+    /// Puts and gets so far.
+    #[must_use]
+    pub fn requests(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.puts, state.gets)
+    }
+
+    /// The objects that processes have tried to make since the last call.
+    pub(crate) fn take_attempts(&self) -> Vec<(String, Bytes)> {
+        std::mem::take(&mut self.lock().attempts)
+    }
+
+    /// The store carries a request out.
+    pub(crate) fn carry_out(&self, request: u64) {
+        let Some(op) = self.lock().requests.remove(&request) else { return };
+        let reply = match op {
+            Op::Put(path, payload, options) => {
+                Reply::Put(at_once(self.objects.put_opts(&path, payload, options)))
+            }
+            Op::Get(path, options) => {
+                Reply::Get(Box::new(at_once(self.objects.get_opts(&path, options))))
+            }
+        };
+        let waker = {
+            let mut state = self.lock();
+            state.replies.insert(request, reply);
+            state.waiting.remove(&request)
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Names of all objects, in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let listed = at_once(self.objects.list(None).collect::<Vec<_>>());
+        let mut names: Vec<String> =
+            listed.into_iter().flatten().map(|meta| meta.location.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    /// The bytes of an object, if it is there.
+    #[must_use]
+    pub fn object(&self, name: &str) -> Option<Bytes> {
+        let path = Path::from(name);
+        at_once(async { self.objects.get(&path).await?.bytes().await }).ok()
+    }
+
+    /// Damages an object: one bit of it flips.
+    pub fn flip(&self, name: &str, rng: &mut fastrand::Rng) {
+        let Some(bytes) = self.object(name) else { return };
+        let mut bytes = bytes.to_vec();
+        let at = rng.usize(0..bytes.len());
+        bytes[at] ^= 1 << rng.u32(0..8);
+        self.replace(name, bytes.into());
+    }
+
+    /// Puts other bytes in the place of an object, as only a broken store does.
+    pub fn replace(&self, name: &str, bytes: Bytes) {
+        at_once(self.objects.put(&Path::from(name), bytes.into())).expect("memory takes it");
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends a call that waits for nothing.
+///
+/// # Panics
+/// If it waits.
+pub fn at_once<T>(work: impl Future<Output = T>) -> T {
+    // Joined futures yield now and then although they wait for nothing.
+    const POLLS_MAX: usize = 100_000;
+    let mut work = std::pin::pin!(work);
+    (0..POLLS_MAX).find_map(|_| work.as_mut().now_or_never()).expect("nothing here takes time")
+}
+
+fn make_vault(objects: &Arc<InMemory>, recovery: &RecoveryKey) {
+    let store = Store::over(Arc::clone(objects) as Arc<dyn ObjectStore>, "direct");
+    let number = VaultKeys::ROOT;
+    let key = recovery.wrap(VAULT, number, &DataKey::from_bytes(DATA_KEY));
+    let key = key.expect("the system has random bytes");
+    let vault = VaultObject { vault: VAULT, key: number };
+    for (name, bytes) in
+        [(ObjectName::key(number), key.encode()), (ObjectName::vault(), vault.encode())]
+    {
+        at_once(store.create(&name, bytes.into())).expect("memory takes it");
+    }
+}
+
+/// What becomes of one request.
+#[derive(Debug, Clone, Copy)]
+struct Fate {
+    /// When the store carries it out, if it does.
+    there: Option<Duration>,
+    /// When an error is reported, if one is.
+    error: Option<Duration>,
+    /// How long the answer takes.
+    back: Duration,
+}
+
+impl State {
+    fn fate(&mut self) -> Fate {
+        let slowest = 20_000.max(self.faults.slow_us_max);
+        let mut us = |range: std::ops::Range<u64>| Duration::from_micros(self.rng.u64(range));
+        let (there, back) = (us(200..slowest), us(100..5_000));
+        let late = us(0..2_000_000);
+        let draw = self.rng.u32(0..1000);
+        let faults = self.faults;
+        if faults.is_down || draw < faults.failed {
+            return Fate { there: None, error: Some(there), back };
+        }
+        if draw < faults.failed + faults.unanswered {
+            return Fate { there: Some(there), error: Some(TIMEOUT), back };
+        }
+        if draw < faults.failed + faults.unanswered + faults.belated {
+            return Fate { there: Some(TIMEOUT + late), error: Some(TIMEOUT), back };
+        }
+        Fate { there: Some(there), error: None, back }
+    }
+}
+
+/// Waits for a reply of the store.
+struct Answer<'a> {
+    remote: &'a Remote,
+    request: u64,
+}
+
+impl Future for Answer<'_> {
+    type Output = Reply;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
+        let mut state = lock(&self.remote.state);
+        if let Some(reply) = state.replies.remove(&self.request) {
+            return Poll::Ready(reply);
+        }
+        state.waiting.insert(self.request, context.waker().clone());
+        Poll::Pending
+    }
+}
+
+fn trouble() -> Error {
+    Error::Generic { store: "sim", source: "503: try again".into() }
+}
+
+impl Remote {
+    async fn sleep(&self, wait: Duration) {
+        Sleep::new(self.alarms.clone(), wait).await;
+    }
+
+    /// Sends a request; an error may come although it is carried out, now or later.
+    async fn request(&self, op: Op) -> Result<Reply> {
+        let (request, fate) = {
+            let mut state = lock(&self.state);
+            let request = state.next;
+            state.next += 1;
+            match &op {
+                Op::Put(path, payload, _) => {
+                    state.puts += 1;
+                    state.attempts.push((path.to_string(), Bytes::from(payload.clone())));
+                }
+                Op::Get(..) => state.gets += 1,
+            }
+            let fate = state.fate();
+            if fate.there.is_some() {
+                state.requests.insert(request, op);
+            }
+            (request, fate)
+        };
+        if let Some(there) = fate.there {
+            self.alarms.set(there, Alarm::Store(request));
+        }
+        if let Some(wait) = fate.error {
+            self.sleep(wait).await;
+            return Err(trouble());
+        }
+        let reply = Answer { remote: self, request }.await;
+        self.sleep(fate.back).await;
+        Ok(reply)
+    }
+
+    fn is_instant(&self) -> bool {
+        lock(&self.state).is_instant
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("sim")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Remote {
+    async fn put_opts(
+        &self,
+        path: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        match self.request(Op::Put(path.clone(), payload, options)).await? {
+            Reply::Put(done) => done,
+            Reply::Get(_) => Err(trouble()),
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _: &Path,
+        _: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        Err(Error::NotImplemented {
+            operation: "multipart".to_owned(),
+            implementer: "sim".to_owned(),
+        })
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        if self.is_instant() {
+            return self.objects.get_opts(path, options).await;
+        }
+        match self.request(Op::Get(path.clone(), options)).await? {
+            Reply::Get(done) => *done,
+            Reply::Put(_) => Err(trouble()),
+        }
+    }
+
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        self.objects.delete_stream(paths)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let state = Arc::clone(&self.state);
+        let is_listed = move |_: &Result<ObjectMeta>| {
+            let mut state = lock(&state);
+            let unlisted = state.faults.unlisted;
+            let is_listed = state.rng.u32(0..1000) >= unlisted;
+            std::future::ready(is_listed)
+        };
+        self.objects.list(prefix).filter(is_listed).boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.objects.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.objects.copy_opts(from, to, options).await
+    }
+}

@@ -1,0 +1,144 @@
+//! The executor under the vault's `async` calls: tasks run when a timer or another task woke them,
+//! one at a time, in an order that only the seed decides.
+
+use crate::world::{Event, Process};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+type Work = Pin<Box<dyn Future<Output = Event> + Send>>;
+
+struct Task {
+    owner: (Process, u64),
+    work: Work,
+}
+
+/// All tasks of all processes.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    next: u64,
+    running: BTreeMap<u64, Task>,
+    ready: Arc<Mutex<VecDeque<u64>>>,
+    /// Woken while their process was stopped.
+    held: Vec<u64>,
+}
+
+impl std::fmt::Debug for Tasks {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Tasks").field("running", &self.running.len()).finish()
+    }
+}
+
+struct Wakeup {
+    task: u64,
+    ready: Arc<Mutex<VecDeque<u64>>>,
+}
+
+impl Wake for Wakeup {
+    fn wake(self: Arc<Self>) {
+        lock(&self.ready).push_back(self.task);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tasks {
+    pub(crate) fn spawn(
+        &mut self,
+        owner: (Process, u64),
+        work: impl Future<Output = Event> + Send + 'static,
+    ) {
+        let task = self.next;
+        self.next += 1;
+        self.running.insert(task, Task { owner, work: Box::pin(work) });
+        lock(&self.ready).push_back(task);
+    }
+
+    /// Drops what a process was doing.
+    pub(crate) fn abort(&mut self, process: Process) {
+        self.running.retain(|_, task| task.owner.0 != process);
+    }
+
+    /// A process that was stopped goes on: so do its tasks.
+    pub(crate) fn resume(&mut self) {
+        lock(&self.ready).extend(self.held.drain(..));
+    }
+
+    /// Runs what can run, except for stopped processes; returns what ended.
+    pub(crate) fn poll(
+        &mut self,
+        is_stopped: impl Fn(Process) -> bool,
+    ) -> Vec<((Process, u64), Event)> {
+        let mut done = Vec::new();
+        loop {
+            let Some(number) = lock(&self.ready).pop_front() else { return done };
+            let Some(task) = self.running.get_mut(&number) else { continue };
+            if is_stopped(task.owner.0) {
+                self.held.push(number);
+                continue;
+            }
+            let wakeup = Wakeup { task: number, ready: Arc::clone(&self.ready) };
+            let waker = Waker::from(Arc::new(wakeup));
+            if let Poll::Ready(event) = task.work.as_mut().poll(&mut Context::from_waker(&waker)) {
+                done.push((task.owner, event));
+                self.running.remove(&number);
+            }
+        }
+    }
+}
+
+/// What waits for a moment.
+#[derive(Debug)]
+pub(crate) enum Alarm {
+    /// Wake a task.
+    Wake(Waker),
+    /// The store carries a request out.
+    Store(u64),
+}
+
+/// Alarms set by tasks; the world moves them into its queue.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Alarms(Arc<Mutex<Vec<(Duration, Alarm)>>>);
+
+impl Alarms {
+    pub(crate) fn set(&self, after: Duration, alarm: Alarm) {
+        lock(&self.0).push((after, alarm));
+    }
+
+    pub(crate) fn take(&self) -> Vec<(Duration, Alarm)> {
+        std::mem::take(&mut *lock(&self.0))
+    }
+}
+
+/// Ready after some virtual time.
+#[derive(Debug)]
+pub struct Sleep {
+    alarms: Alarms,
+    after: Option<Duration>,
+}
+
+impl Sleep {
+    pub(crate) fn new(alarms: Alarms, after: Duration) -> Self {
+        Self { alarms, after: Some(after) }
+    }
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match self.after.take() {
+            Some(after) => {
+                self.alarms.set(after, Alarm::Wake(context.waker().clone()));
+                Poll::Pending
+            }
+            // Whoever joins several futures may poll this one early; that only shortens the wait.
+            None => Poll::Ready(()),
+        }
+    }
+}
