@@ -43,7 +43,7 @@ const BLOCKS: usize = 4096;
 fn raise_descriptors() -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
-    let room = limit.maximum.is_none_or(|most| most as usize > CROWD + 500);
+    let room = limit.maximum.is_none_or(|most| most > CROWD as u64 + 500);
     ensure!(room, "only {:?} descriptors for {CROWD} sockets", limit.maximum);
     Ok(())
 }
@@ -57,67 +57,119 @@ struct Loud {
     misbehaved: usize,
 }
 
-/// The crowd, an agent that breaks every rule, one that has just come, and the good source.
-fn loud(
-    site: &Site<'_>,
-    source: &mut Source,
-    hostile: (&Agent, &Volume, &mut Stream),
-    late: (&Agent, &Volume, &Stream),
-) -> Result<Loud> {
-    let node = site.system.pid(Part::Node)?;
-    let crowd = Crowd::gather(site.system.node_port, CROWD, true)?;
-    let (is_over, misbehaved) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let (agent, volume, stream) = hostile;
-    let descriptors_max = AtomicUsize::new(0);
-    let (latencies, welcomed_after) = thread::scope(|scope| {
-        let breaking = scope.spawn(|| -> Result<()> {
-            let inside = |act: &Act| matches!(act, Act::Later(_) | Act::Request(_));
-            for case in cases::all().filter(|case| inside(&case.act)).cycle() {
-                if is_over.load(Ordering::Relaxed) {
-                    return Ok(());
+/// Who is there besides the crowd.
+struct Stage<'a> {
+    site: &'a Site<'a>,
+    node: Pid,
+    /// Sends all the time.
+    source: Source,
+    good: &'a Agent,
+    /// A good agent's other volume: it comes when the crowd is there.
+    late: (&'a Volume, Stream),
+    /// Breaks every rule, again and again.
+    hostile: (&'a Agent, &'a Volume, Stream),
+}
+
+impl Stage<'_> {
+    fn loud(&mut self) -> Result<Loud> {
+        let (site, node, good, late) = (self.site, self.node, self.good, &self.late);
+        let crowd = Crowd::gather(site.system.node_port, CROWD, true)?;
+        let (is_over, descriptors_max) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let hostile = &mut self.hostile;
+        let source = &mut self.source;
+        let (latencies, welcomed_after, misbehaved) = thread::scope(|scope| {
+            let breaking = scope.spawn(|| misbehave(site, hostile, &is_over));
+            let watching = scope.spawn(|| -> Result<()> {
+                while !is_over.load(Ordering::Relaxed) {
+                    descriptors_max.fetch_max(process::descriptors(node)?, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(100));
                 }
-                let mut view = View { stream, other: uuid::Uuid::nil() };
-                cases::play(case, site, agent, volume, &mut view).context(case.name)?;
-                misbehaved.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(50));
-            }
-            Ok(())
-        });
-        let watching = scope.spawn(|| -> Result<()> {
-            while !is_over.load(Ordering::Relaxed) {
-                descriptors_max.fetch_max(process::descriptors(node)?, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(100));
-            }
-            Ok(())
-        });
-        let coming = scope.spawn(|| -> Result<Duration> {
-            wait::until("the crowd", DEADLINE, || Ok((crowd.opened() >= CROWD / 2).then_some(())))?;
-            let begin = Instant::now();
-            wait::until("a welcome beside the crowd", WELCOME_MAX, || {
-                // It comes again when it is sent away, as agents do.
-                Ok(site.session(late.0, late.1, late.2).ok().map(drop))
-            })?;
-            Ok(begin.elapsed())
-        });
-        let latencies = source.run_while(RATE, LOUD, || crowd.opened() < CROWD);
-        is_over.store(true, Ordering::Relaxed);
-        breaking.join().expect("no panic")?;
-        watching.join().expect("no panic")?;
-        let welcomed_after = coming.join().expect("no panic").context("a good agent")?;
-        anyhow::Ok((latencies?, welcomed_after))
-    })?;
-    let count = crowd.leave()?;
-    let descriptors_max = descriptors_max.into_inner();
-    let misbehaved = misbehaved.into_inner();
-    Ok(Loud { latencies, count, descriptors_max, welcomed_after, misbehaved })
+                Ok(())
+            });
+            let coming = scope.spawn(|| -> Result<Duration> {
+                let is_there = || Ok((crowd.opened() >= CROWD / 2).then_some(()));
+                wait::until("the crowd", DEADLINE, is_there)?;
+                let begin = Instant::now();
+                wait::until("a welcome beside the crowd", WELCOME_MAX, || {
+                    // It comes again when it is sent away, as agents do.
+                    Ok(site.session(good, late.0, &late.1).ok().map(drop))
+                })?;
+                Ok(begin.elapsed())
+            });
+            let latencies = source.run_while(RATE, LOUD, || crowd.opened() < CROWD);
+            is_over.store(true, Ordering::Relaxed);
+            let misbehaved = breaking.join().expect("no panic")?;
+            watching.join().expect("no panic")?;
+            let welcomed_after = coming.join().expect("no panic").context("a good agent")?;
+            anyhow::Ok((latencies?, welcomed_after, misbehaved))
+        })?;
+        let count = crowd.leave()?;
+        let descriptors_max = descriptors_max.into_inner();
+        Ok(Loud { latencies, count, descriptors_max, welcomed_after, misbehaved })
+    }
+
+    /// Quiet and loud by turns; the better part of the rounds must be fair.
+    fn compare(&mut self, open: usize) -> Result<()> {
+        let (mut quiet, mut noisy) = (latencies(), latencies());
+        let (mut fair, mut unfair) = (0, 0);
+        while fair.max(unfair) <= ROUNDS_MAX / 2 {
+            let calm = self.source.run(RATE, QUIET)?;
+            let seen = self.loud()?;
+            let (now, peak) = process::memory(self.node)?;
+            println!(
+                "round {}: p99 {:?} alone, {:?} beside {:?} and {} broken rules; a good agent was \
+                 welcomed after {:?}; descriptors {open} to {}; resident {} MiB, at most {} MiB",
+                1 + fair + unfair,
+                p99(&calm),
+                p99(&seen.latencies),
+                seen.count,
+                seen.misbehaved,
+                seen.welcomed_after,
+                seen.descriptors_max,
+                now >> 20,
+                peak >> 20
+            );
+            ensure!(seen.count.opened >= CROWD, "only {:?}", seen.count);
+            let_go(self.node, open)?;
+            let is_fair = p99(&seen.latencies) <= FLOOR.max(2 * p99(&calm));
+            *(if is_fair { &mut fair } else { &mut unfair }) += 1;
+            quiet.add(&calm)?;
+            noisy.add(&seen.latencies)?;
+        }
+        let (alone, beside) = (p99(&quiet), p99(&noisy));
+        println!(
+            "p99 over all rounds: {alone:?} alone, {beside:?} beside; {fair} fair, {unfair} not"
+        );
+        ensure!(fair > unfair, "p99 {beside:?} beside the crowd, {alone:?} alone");
+        Ok(())
+    }
+}
+
+/// Breaks one rule after the other until it is over; returns how many.
+fn misbehave(
+    site: &Site<'_>,
+    (agent, volume, stream): &mut (&Agent, &Volume, Stream),
+    is_over: &AtomicBool,
+) -> Result<usize> {
+    let inside = |act: &Act| matches!(act, Act::Later(_) | Act::Request(_));
+    let cases = cases::all().filter(|case| inside(&case.act)).cycle();
+    for (count, case) in cases.enumerate() {
+        if is_over.load(Ordering::Relaxed) {
+            return Ok(count);
+        }
+        let mut play = || {
+            let mut view = View { stream, other: uuid::Uuid::nil() };
+            cases::play(case, site, agent, volume, &mut view).context(case.name)
+        };
+        // Among ten thousand it may be sent away itself before it gets so far.
+        play().or_else(|_| play())?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(0)
 }
 
 fn p99(latencies: &Latencies) -> Duration {
     Duration::from_micros(latencies.value_at_quantile(0.99))
-}
-
-fn is_fair(quiet: &Latencies, loud: &Latencies) -> bool {
-    p99(loud) <= FLOOR.max(2 * p99(quiet))
 }
 
 fn let_go(node: Pid, open: usize) -> Result<()> {
@@ -166,48 +218,9 @@ fn a_crowd_of_ten_thousand_costs_a_good_source_little() {
         let before = site.counters()?;
         let (open, (resident, _)) = (process::descriptors(node)?, process::memory(node)?);
 
-        let (mut quiet, mut noisy) = (latencies(), latencies());
-        let (mut fair, mut unfair) = (0, 0);
-        while fair.max(unfair) <= ROUNDS_MAX / 2 {
-            let round = 1 + fair + unfair;
-            let calm = source.run(RATE, QUIET)?;
-            let seen = loud(
-                &site,
-                &mut source,
-                (&hostile, &volumes[2], &mut broken),
-                (&good, &volumes[1], &late),
-            )?;
-            let (now, peak) = process::memory(node)?;
-            println!(
-                "round {round}: p99 {:?} alone, {:?} beside {:?} and {} broken rules; a good agent \
-                 was welcomed after {:?}; descriptors {open} to {}; resident {} MiB to {} MiB, at \
-                 most {} MiB",
-                p99(&calm),
-                p99(&seen.latencies),
-                seen.count,
-                seen.misbehaved,
-                seen.welcomed_after,
-                seen.descriptors_max,
-                resident >> 20,
-                now >> 20,
-                peak >> 20
-            );
-            ensure!(seen.count.opened >= CROWD, "only {:?}", seen.count);
-            let_go(node, open)?;
-            if is_fair(&calm, &seen.latencies) {
-                fair += 1;
-            } else {
-                unfair += 1;
-            }
-            quiet.add(&calm)?;
-            noisy.add(&seen.latencies)?;
-        }
-        let (alone, beside) = (p99(&quiet), p99(&noisy));
-        println!(
-            "p99 over all rounds: {alone:?} alone, {beside:?} beside the crowd; {fair} rounds within \
-             twice, {unfair} not"
-        );
-        ensure!(fair > unfair, "p99 {beside:?} beside the crowd, {alone:?} alone");
+        let (late, hostile) = ((&volumes[1], late), (&hostile, &volumes[2], broken));
+        let mut stage = Stage { site: &site, node, source, good: &good, late, hostile };
+        stage.compare(open)?;
 
         let bound = shards(system)? * STRANGERS_MAX * STRANGER_BYTES_MAX + SLACK_BYTES;
         let (_, peak) = process::memory(node)?;
@@ -217,10 +230,10 @@ fn a_crowd_of_ten_thousand_costs_a_good_source_little() {
         ensure!(counted(&before, &after, "crowd") > 0, "nobody was one too many");
         println!("grew by {} MiB of {} MiB; {after:?}", grown >> 20, bound >> 20);
 
-        let mut steady = source.stream;
-        site.restores(&good, &volumes[0], &mut steady)?;
-        site.restores(&good, &volumes[1], &mut late)?;
-        site.restores(&hostile, &volumes[2], &mut broken)?;
+        let Stage { source: Source { mut stream, .. }, mut late, mut hostile, .. } = stage;
+        site.restores(&good, &volumes[0], &mut stream)?;
+        site.restores(&good, late.0, &mut late.1)?;
+        site.restores(hostile.0, hostile.1, &mut hostile.2)?;
         site.same_node(node)
     });
 }
@@ -258,7 +271,10 @@ fn a_crowd_that_stays_is_sent_away_at_the_deadline() {
 #[test]
 fn a_node_with_few_descriptors_keeps_its_own() {
     const FEW: u64 = 700;
-    run_with_few(FEW, |system| {
+    // What this process may have at most, its children have too.
+    let limit = Rlimit { current: Some(FEW), maximum: Some(FEW) };
+    setrlimit(Resource::Nofile, limit).expect("a soft limit may rise to the hard one");
+    run(|system| {
         let site = Site::over(system)?;
         let agent = site.enrol("good")?;
         let volume = site.protect(&agent, "disk")?;
@@ -280,11 +296,4 @@ fn a_node_with_few_descriptors_keeps_its_own() {
         site.restores(&agent, &volume, &mut stream)?;
         site.same_node(node)
     });
-}
-
-fn run_with_few(few: u64, scenario: impl FnOnce(&mut System) -> Result<()>) {
-    // What this process may have at most, its children have too.
-    let limit = Rlimit { current: Some(few), maximum: Some(few) };
-    setrlimit(Resource::Nofile, limit).unwrap();
-    run(scenario);
 }

@@ -2,7 +2,6 @@
 //! volume is touched.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use farshore_conformance::cases::{self, Act, View};
@@ -14,15 +13,11 @@ use farshore_e2e::{Part, run};
 
 const BLOCKS: usize = 2048;
 
-fn document() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/formats/frame.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
+const DOCUMENT: &str = include_str!("../../../docs/formats/frame.md");
 
 #[test]
 fn every_case_names_a_sentence_of_the_document() {
-    let document = document();
+    let document = DOCUMENT.split_whitespace().collect::<Vec<_>>().join(" ");
     for case in cases::all() {
         let sentence = case.sentence.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(document.contains(&sentence), "{}: {:?}", case.name, case.sentence);
@@ -37,11 +32,9 @@ const FREE: [&str; 3] = ["hello+48", "mark+0", "mark+16"];
 /// Whoever adds a field to the document adds a case here.
 #[test]
 fn every_field_that_an_agent_sends_is_wrong_in_some_case() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/formats/frame.md");
-    let text = std::fs::read_to_string(path).unwrap();
     let mut table = "";
     let mut fields = BTreeSet::new();
-    for line in text.lines() {
+    for line in DOCUMENT.lines() {
         match line {
             _ if line.starts_with("## Header") => table = "header",
             _ if line.starts_with("**Hello**") => table = "hello",

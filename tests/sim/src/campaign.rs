@@ -110,6 +110,9 @@ pub fn run_one(setup: &Setup, bugs: &[Bug], trace: Trace) -> Result<Outcome, Vio
 
 /// Runs seeds on `threads` threads; `told` hears of every end. With `is_first_enough` the runs end at
 /// the first failure, and only seeds up to the lowest that failed count.
+///
+/// # Panics
+/// If the system has no thread for it.
 pub fn run_many(
     seeds: Range<u64>,
     bugs: &[Bug],
@@ -149,6 +152,9 @@ pub fn run_many(
 ///
 /// # Errors
 /// What a panic said.
+///
+/// # Panics
+/// If the system has no thread for it.
 pub fn run_alone(setup: &Setup, bugs: &[Bug], trace: Trace) -> Result<Outcome, Violation> {
     catch_panics();
     std::thread::scope(|scope| {

@@ -341,6 +341,7 @@ impl File {
     ///
     /// # Errors
     /// If the file is gone.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> io::Result<u64> {
         self.with(|_, content| content.seen.len() as u64)
     }

@@ -202,6 +202,9 @@ impl SimStore {
     }
 
     /// Puts other bytes in the place of an object, as only a broken store does.
+    ///
+    /// # Panics
+    /// Never: memory takes it.
     pub fn replace(&self, name: &str, bytes: Bytes) {
         at_once(self.objects.put(&Path::from(name), bytes.into())).expect("memory takes it");
     }

@@ -9,7 +9,7 @@ use farshore_sim::trace::Trace;
 const SEEDS: u64 = 300;
 
 fn threads() -> usize {
-    std::thread::available_parallelism().unwrap().get()
+    std::thread::available_parallelism().expect("cores can be counted").get()
 }
 
 #[test]

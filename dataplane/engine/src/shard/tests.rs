@@ -362,9 +362,7 @@ fn small_limits_make_small_groups_windows_and_batches() {
     let out = bench.connect(SESSION, 1);
     assert!(matches!(out[..], [Output::Claim { .. }]));
     let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
-    let is_small = |output: &Output| {
-        matches!(output, Output::Welcome { welcome, .. } if welcome.window_bytes == 3 * 4096)
-    };
+    let is_small = |output: &Output| matches!(output, Output::Welcome { welcome, .. } if welcome.window_bytes == 3 * 4096);
     assert!(out.iter().any(is_small), "{out:?}");
     // A frame that is over the limit of a group alone makes a group of its own.
     assert_eq!(journaled(&bench.write(0, 9)), [1]);

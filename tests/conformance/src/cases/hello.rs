@@ -54,7 +54,7 @@ pub(super) const CASES: &[Case] = &[
         Frame::write(view.stream.next, 0, large).bytes()[..48].to_vec()
     }),
     wrong("", FIRST, "noise first", |_| {
-        (0..4096_u32).map(|n| (n * n >> 4).to_le_bytes()[0]).collect()
+        (0..4096_u32).map(|n| ((n * n) >> 4).to_le_bytes()[0]).collect()
     }),
     wrong("", OWN, "a welcome first", |_| Frame::of(kind::WELCOME, vec![0; 32]).bytes()),
     wrong("", OWN, "an ack first", |_| Frame::of(kind::ACK, vec![0; 16]).bytes()),

@@ -101,6 +101,7 @@ async fn a_torn_end_counts_as_damage_only_in_front_of_more() {
 /// D2, D3, D6.
 #[tokio::test]
 async fn damage_is_counted_and_what_follows_is_not_taken() {
+    #[expect(clippy::type_complexity, reason = "a table of cases")]
     let damages: [(&str, fn(&Rig)); 4] = [
         ("a bit of a group", |rig| rig.edit(7, |bytes| bytes[4096 + 100] ^= 1)),
         ("a bit of a header", |rig| rig.edit(7, |bytes| bytes[30] ^= 1)),
