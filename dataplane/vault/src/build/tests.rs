@@ -17,6 +17,9 @@ const BLOCKS: u64 = 64;
 /// Content of blocks: none if never written, 0 for zeros.
 type Image = Vec<Option<u32>>;
 
+/// Chunks that a segment holds: where, and their bytes.
+type Held = HashMap<ChunkId, (Location, Vec<u8>)>;
+
 #[derive(Debug, Clone)]
 enum Op {
     Write { block: u64, seeds: Vec<u32> },
@@ -66,11 +69,7 @@ fn batch(ops: &[Op]) -> (Vec<SpanPlan>, Frames, Image) {
 
 /// Builds a segment and reads the volume back out of it, and out of `elsewhere` for chunks that
 /// `known` says are there.
-fn build(
-    spans: Vec<SpanPlan>,
-    frames: &Frames,
-    known: &HashMap<ChunkId, (Location, Vec<u8>)>,
-) -> (Image, SpanStats, HashMap<ChunkId, (Location, Vec<u8>)>) {
+fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanStats, Held) {
     let key = DataKey::from_bytes([5; 32]);
     let keys = VaultKeys::derive(&key, VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));

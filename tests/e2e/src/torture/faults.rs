@@ -33,7 +33,7 @@ pub(super) struct Struck {
     pub(super) over_ms: u64,
     /// Volumes that had to move, and the time from the fault until all replicated elsewhere.
     pub(super) moved: Option<(usize, Duration)>,
-    /// Objects that a node put into its logs after it had lost its volumes.
+    /// Objects that a node put into its sealed logs after it had lost its volumes.
     pub(super) late_puts: usize,
 }
 
@@ -150,7 +150,8 @@ impl Site {
         self.wait_for_node(which, run).context("the node that had stopped goes on as it was")?;
         let now = self.node_logs(which)?;
         ensure!(now != logs, "the node that lost its volumes still writes all its old logs");
-        struck.late_puts = self.slots(&logs)?.difference(&slots?).count();
+        let sealed: Vec<String> = logs.into_iter().filter(|log| !now.contains(log)).collect();
+        struck.late_puts = self.slots(&sealed)?.difference(&slots?).count();
         Ok(struck)
     }
 
