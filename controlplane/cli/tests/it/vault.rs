@@ -166,15 +166,17 @@ fn an_export_reads_the_vault_that_the_endpoints_name() {
 fn volumes_points_and_stats_are_those_of_the_vault() {
     let bench = Bench::with_volume();
     let volumes = bench.run(&["volumes", "-o", "json"]).json();
-    let volume =
-        json!({ "volume": VOLUME, "label": "web /dev/vda", "size_bytes": DISK_BYTES, "epoch": 1 });
+    let volume = json!({
+        "volume": VOLUME, "label": "web /dev/vda", "size_bytes": DISK_BYTES, "epoch": 1,
+        "damage": null,
+    });
     assert_eq!(volumes, json!({ "volumes": [volume] }));
     let points = bench.run(&["points", "--volume", VOLUME, "-o", "json"]).json();
     let point = json!({
         "point": POINT, "kind": "crash", "time_unix_ms": 1000, "seq": 2, "epoch": 1,
         "size_bytes": DISK_BYTES,
     });
-    assert_eq!(points, json!({ "volume": VOLUME, "points": [point] }));
+    assert_eq!(points, json!({ "volume": VOLUME, "damage": null, "points": [point] }));
     let stats = bench.run(&["stats", "-o", "json"]).json();
     assert_eq!((&stats["raw_bytes"], &stats["chunks"]), (&json!(4096), &json!(1)));
 }

@@ -6,7 +6,7 @@ use crate::{checksum, taken};
 use farshore_agent::capture::hashes::{self, Hashes};
 use farshore_agent::capture::intent::IntentMap;
 use farshore_agent::hrl::{Cursor, Entry, Home, Log, Recovered};
-use farshore_agent::state::StateFile;
+use farshore_agent::state::{State, StateFile};
 use farshore_agent::{Clock, files::Files};
 use farshore_proto::frame::Mark;
 use farshore_proto::hrl::frame_at;
@@ -242,19 +242,39 @@ pub(super) fn hashes_samples() -> Vec<Vec<u8>> {
 
 // What an agent remembers of a volume, in JSON.
 
+/// What the bytes say of the state, with the checksum it should have.
+fn with_right_checksum(bytes: &[u8]) -> Option<Vec<u8>> {
+    let state: State = serde_json::from_slice(bytes).ok()?;
+    let crc = crc32c::crc32c(&serde_json::to_vec(&state).ok()?);
+    let mut kept = serde_json::to_value(state).ok()?;
+    kept.as_object_mut()?.insert("crc32c".to_owned(), crc.into());
+    serde_json::to_vec(&kept).ok()
+}
+
 pub(super) fn state(bytes: &[u8]) {
+    open_state(bytes);
+    if let Some(right) = with_right_checksum(bytes) {
+        assert!(open_state(&right), "a checksum that is right");
+        taken();
+    }
+}
+
+fn open_state(bytes: &[u8]) -> bool {
     let path = PathBuf::from("volume/state.json");
     let files = MemoryFiles::with(&path, bytes);
     let shared: Arc<dyn Files> = Arc::<MemoryFiles>::clone(&files);
     match StateFile::open(Arc::clone(&shared), &path) {
-        Err(error) => assert_eq!(error.kind(), io::ErrorKind::InvalidData),
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            false
+        }
         Ok(file) => {
             let known = file.get();
             file.update(|state| state.copy.generation = 77).expect("memory does not fail");
             file.update(|state| *state = known).expect("memory does not fail");
             let again = StateFile::open(shared, &path).expect("just written");
             assert_eq!(again.get(), known);
-            taken();
+            true
         }
     }
 }

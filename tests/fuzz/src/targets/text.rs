@@ -90,7 +90,6 @@ pub(super) fn object_names_samples() -> Vec<Vec<u8>> {
         ObjectName::epoch(VolumeId([0x11; 16]), 9_999_999_999),
         ObjectName::map(VolumeId([0x11; 16]), Seq(u64::MAX), 1023),
         ObjectName::index_run(RunId([0x22; 16])),
-        ObjectName::vault(),
     ]
     .map(|name| name.to_string().into_bytes())
     .into()
