@@ -196,15 +196,20 @@ impl Stream {
     /// Opens the intents of a disk and notes it in the state, before it is captured; blocks. If the
     /// intents are not this disk's, all of it is sent again, as [`Stream::adopt`] says.
     ///
+    /// `sync_disk` makes durable what the disk holds: what was written before the capture, by whom ever,
+    /// may have no intent. Were it copied as it is and then lost in a power cut, nothing would say
+    /// that log and disk differ.
+    ///
     /// # Errors
     /// What the system said; then the disk must not be captured.
     pub fn open_intents(
         &self,
         files: &dyn Files,
         dir: &Path,
-        disk: DiskFacts,
-        is_new: bool,
+        (disk, is_new): (DiskFacts, bool),
+        sync_disk: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<(IntentMap, Recovered)> {
+        sync_disk()?;
         let regions = Regions::in_blocks(disk.size_bytes / BLOCK_BYTES as u64);
         let path = dir.join(INTENT_FILE);
         let mut unknown = || self.adopt(disk, is_new, true);

@@ -18,8 +18,10 @@
 //!
 //! Order of operations: sectors with new bits are written and synced before the write goes ahead;
 //! cleared bits are written some time after the flush that made them unnecessary. A sector that is
-//! torn or damaged fails its checksum and puts all its regions in doubt. What is read at the start is
-//! synced before it counts: an agent that was killed may have left it in the page cache only.
+//! torn or damaged fails its checksum and puts all its regions in doubt; it is made whole at once,
+//! durably, because a torn write over a damaged one can make what was there before the damage. What is
+//! read at the start is synced before it counts: an agent that was killed may have left it in the page
+//! cache only.
 
 use crate::files::{FileIo, Files};
 use farshore_engine::doubt::RegionSet;
@@ -122,6 +124,9 @@ impl IntentMap {
                     found.add(region);
                 }
             }
+        }
+        if !map.changed.is_empty() {
+            map.take_changes().write(true)?;
         }
         Ok((map, Recovered { regions: found, is_unknown: false }))
     }
@@ -268,10 +273,12 @@ mod tests {
         let file = File::options().write(true).open(&path).unwrap();
         FileExt::write_all_at(&file, &[1], 512 * 3 + 7).unwrap();
         let (_, recovered) = open(&path);
-        assert_eq!(
-            recovered.regions.iter().collect::<Vec<_>>(),
-            (8064..REGIONS).collect::<Vec<_>>()
-        );
+        let damaged: Vec<u64> = (8064..REGIONS).collect();
+        assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), damaged);
+        // D2: the byte that was damaged comes right again, as a torn write may have it.
+        FileExt::write_all_at(&file, &[0], 512 * 3 + 7).unwrap();
+        let (_, recovered) = open(&path);
+        assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), damaged);
     }
 
     #[test]

@@ -22,7 +22,9 @@ fn disk() -> DiskFacts {
 /// Opens the stream and its intents, as the capture does.
 fn begin(dir: &Path, files: &FaultyFiles) -> Result<(Stream, Found), ()> {
     let (stream, found) = open(dir, files).map_err(|_| ())?;
-    stream.open_intents(&*files.shared(), dir, disk(), found.is_new).map_err(|_| ())?;
+    stream
+        .open_intents(&*files.shared(), dir, (disk(), found.is_new), &mut || Ok(()))
+        .map_err(|_| ())?;
     Ok((stream, found))
 }
 
@@ -170,4 +172,28 @@ fn what_a_killed_agent_left_is_synced_before_it_counts() {
     let files = FaultyFiles::good();
     StateFile::open(files.shared(), &dir.path().join(STATE_FILE)).unwrap();
     assert!(files.has_synced(dir.path()), "the name of the newest state");
+}
+
+/// M4: what the disk holds is durable before anything is made of it; a disk that cannot say so is not
+/// captured, and nothing is noted of it.
+#[test]
+fn a_disk_is_flushed_before_it_is_captured() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = FaultyFiles::good();
+    let (stream, found) = open(dir.path(), &files).unwrap();
+    let intents = dir.path().join(INTENT_FILE);
+    let open_intents = |sync_disk: &mut dyn FnMut() -> io::Result<()>| {
+        stream.open_intents(&*files.shared(), dir.path(), (disk(), found.is_new), sync_disk)
+    };
+    let refused = open_intents(&mut || Err(io::Error::other("the disk is gone")));
+    assert_eq!(refused.unwrap_err().to_string(), "the disk is gone");
+    assert!(!intents.exists() && stream.state.get().size_bytes == 0);
+    let mut flushes = 0;
+    let mut sync_disk = || {
+        assert!(!intents.exists(), "the flush comes first");
+        flushes += 1;
+        Ok(())
+    };
+    open_intents(&mut sync_disk).unwrap();
+    assert_eq!((flushes, stream.state.get().size_bytes), (1, SIZE));
 }

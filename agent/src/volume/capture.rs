@@ -3,6 +3,7 @@
 use super::{RETRY_PAUSE, Running, Tasks};
 use crate::capture::gate::Gate;
 use crate::capture::hashes::Hashes;
+use crate::capture::intent::{IntentMap, Recovered};
 use crate::capture::scan::{ScanError, Scanner};
 use crate::capture::splitter::{Served, Splitter};
 use crate::disk::{Access, Disk, DiskError};
@@ -36,6 +37,11 @@ enum CaptureError {
     Disk(#[from] DiskError),
     #[error("the agent cannot use {}: {source}; give it space and permissions there", path.display())]
     Data { path: PathBuf, source: io::Error },
+    #[error(
+        "disk {} cannot be flushed: {source}; what it holds may not be durable, so it is not captured",
+        path.display()
+    )]
+    Flush { path: PathBuf, source: io::Error },
     #[error("the disk cannot be served: {source}")]
     Bind { source: BindError },
     #[error("disk {} cannot be scanned: {source}", path.display())]
@@ -90,17 +96,7 @@ impl Running {
 
     async fn serve(&mut self, disk: Arc<Disk>) -> Result<(), CaptureError> {
         let regions = Regions::in_blocks(disk.size_bytes() / BLOCK_BYTES as u64);
-        let (dir, is_new) = (self.opening.dir.clone(), self.opening.is_new);
-        let (stream, opened) = (Arc::clone(&self.opening.stream), Arc::clone(&disk));
-        let intents = blocking(move || {
-            let facts = DiskFacts {
-                size_bytes: opened.size_bytes(),
-                identity: opened.identity(),
-                changed_ns: opened.changed_ns()?,
-            };
-            stream.open_intents(&OsFiles, &dir, facts, is_new)
-        });
-        let intents = intents.await.map_err(|source| self.data_error(source))?;
+        let intents = self.open_intents(&disk).await?;
         let stream = Arc::clone(&self.opening.stream);
         let steps = self.env.steps.clone();
         let (log, progress) = (Arc::clone(&stream.log), Arc::clone(&stream.progress));
@@ -147,6 +143,27 @@ impl Running {
         }
         splitter.settled().await;
         served
+    }
+
+    /// Flushes the disk, opens its intents and notes it.
+    async fn open_intents(&self, disk: &Arc<Disk>) -> Result<(IntentMap, Recovered), CaptureError> {
+        let (dir, is_new) = (self.opening.dir.clone(), self.opening.is_new);
+        let (stream, disk) = (Arc::clone(&self.opening.stream), Arc::clone(disk));
+        let opened = blocking(move || {
+            let facts = DiskFacts {
+                size_bytes: disk.size_bytes(),
+                identity: disk.identity(),
+                changed_ns: disk.changed_ns()?,
+            };
+            let mut is_of_disk = false;
+            let mut sync_disk = || disk.sync().inspect_err(|_| is_of_disk = true);
+            let opened = stream.open_intents(&OsFiles, &dir, (facts, is_new), &mut sync_disk);
+            Ok(opened.map_err(|source| match is_of_disk {
+                true => CaptureError::Flush { path: disk.path().to_owned(), source },
+                false => CaptureError::Data { path: dir, source },
+            }))
+        });
+        opened.await.map_err(|source| self.data_error(source))?
     }
 
     /// Looks after the disk until an orderly stop (`Ok`) or until it must be opened anew.

@@ -175,11 +175,23 @@ pub struct Hunt {
     pub found: Option<Failure>,
 }
 
-/// Looks for a seeded bug with the seeds from `first` on.
+/// Looks for a seeded bug with the seeds from `first` on. A seed that fails without it as well does not
+/// count.
 #[must_use]
 pub fn hunt(bug: Bug, first: u64, seeds_max: u64, threads: usize) -> Hunt {
-    let summary = run_many(first..first + seeds_max, &[bug], threads, true, |_| ());
-    let found = summary.failures.first().cloned();
-    let runs = found.as_ref().map_or(summary.runs, |failure| failure.seed - first + 1);
-    Hunt { bug, runs, found }
+    let end = first + seeds_max;
+    let mut next = first;
+    while next < end {
+        let mut failures = run_many(next..end, &[bug], threads, true, |_| ()).failures;
+        if failures.is_empty() {
+            break;
+        }
+        let failure = failures.swap_remove(0);
+        next = failure.seed + 1;
+        let without = run_alone(&Setup::of(failure.seed), &[], Trace::off());
+        if without.is_ok_and(|outcome| outcome.violation.is_none()) {
+            return Hunt { bug, runs: next - first, found: Some(failure) };
+        }
+    }
+    Hunt { bug, runs: seeds_max, found: None }
 }

@@ -402,10 +402,10 @@ pub struct GuestDisk {
 }
 
 impl GuestDisk {
-    /// A disk with this content, all of it durable.
+    /// A disk with this content, written some time ago and not synced since.
     #[must_use]
     pub fn new(content: Vec<Tag>) -> Self {
-        Self { durable: content.clone(), seen: content, torn: 0 }
+        Self { durable: vec![0; content.len()], seen: content, torn: 0 }
     }
 
     /// The blocks' bytes, one after the other.

@@ -13,7 +13,7 @@ pub enum Fault {
     KillAgent,
     /// An agent is stopped in order, and started again.
     StopAgent,
-    /// `kill -9` of a node.
+    /// `kill -9` of a node; its puts may reach the store seconds later, or never.
     KillNode,
     /// A protected server loses its power, in half of the cases in the middle of a write to its files.
     CutServer,

@@ -102,13 +102,23 @@ fn draw_size(rng: &mut fastrand::Rng) -> Size {
     }
 }
 
+fn tell_plan(seed: u64, size: &Size, plan: &Plan) -> String {
+    let Size { machines, nodes, shards, blocks } = size;
+    let Plan { kinds, wait_max, time } = plan;
+    format!(
+        "seed {seed}: {machines} servers with {blocks} blocks each, {nodes} nodes with {shards} shards \
+         each; for {time:?} one of {kinds:?} strikes, at most {wait_max:?} after the one before"
+    )
+}
+
 impl Sim {
     fn new(setup: &Setup, trace: Trace) -> Self {
         let mut rng = fastrand::Rng::with_seed(setup.seed);
         let size = setup.size.clone().unwrap_or_else(|| draw_size(&mut rng));
         let plan = setup.plan.clone().unwrap_or_else(|| Plan::draw(&mut rng));
         let mut world = World::new(rng.u64(..), size, trace);
-        let blocks = world.size.blocks;
+        let world_size = world.size.clone();
+        let blocks = world_size.blocks;
         let agents = (0..world.size.machines).map(|machine| {
             // A third of a new disk is zeros, some of the rest is on other disks too.
             let tags = (0..blocks).map(|block| match rng.u32(0..6) {
@@ -121,7 +131,7 @@ impl Sim {
         let agents = agents.collect();
         let nodes = (0..world.size.nodes).map(Node::new).collect();
         let guests = (0..world.size.machines).map(Guest::new).collect();
-        world.tell("run", || format!("{:?}, {plan:?}", setup));
+        world.tell("run", || tell_plan(setup.seed, &world_size, &plan));
         Self {
             world,
             agents,
@@ -176,6 +186,10 @@ impl Sim {
             Process::Node(number) => {
                 self.world.control.set_up(number, false);
                 self.nodes[number].end();
+                let mut rng = self.world.rng.fork();
+                for log in self.nodes[number].logs() {
+                    self.world.store.writer_died(log, &mut rng);
+                }
             }
         }
     }

@@ -4,10 +4,10 @@ use crate::tasks::{Alarm, Alarms, Sleep};
 use async_trait::async_trait;
 use bytes::Bytes;
 use farshore_codec::{DataKey, RecoveryKey, VaultKeys};
-use farshore_proto::VaultId;
 use farshore_proto::epoch::VaultObject;
+use farshore_proto::{LogId, VaultId};
 use farshore_vault::Vault;
-use farshore_vault::layout::ObjectName;
+use farshore_vault::layout::{Folder, ObjectName};
 use farshore_vault::store::Store;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -47,6 +47,10 @@ pub struct StoreFaults {
     pub unlisted: u32,
 }
 
+/// Longest that a put of a dead process is held up, in microseconds.
+const HELD_UP_US_MAX: u64 = 8_000_000;
+/// Longest that one which waited for the next run still takes, in microseconds.
+const RUSH_US_MAX: u64 = 30_000;
 /// Requests end in an error after this.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -54,6 +58,14 @@ const TIMEOUT: Duration = Duration::from_secs(4);
 enum Op {
     Put(Path, PutPayload, PutOptions),
     Get(Path, GetOptions),
+}
+
+/// A request on its way.
+#[derive(Debug)]
+struct Request {
+    op: Op,
+    /// Gone when nobody waits for it any more.
+    caller: Weak<()>,
 }
 
 #[derive(Debug)]
@@ -69,7 +81,10 @@ struct State {
     /// Requests are carried out on the spot: before a run begins.
     is_instant: bool,
     next: u64,
-    requests: BTreeMap<u64, Op>,
+    requests: BTreeMap<u64, Request>,
+    /// Requests that are held up on their way, and for how long from when they were due; without a
+    /// time until the next run of their node has read its log, the worst of moments.
+    held_up: BTreeMap<u64, Option<Duration>>,
     replies: BTreeMap<u64, Reply>,
     waiting: BTreeMap<u64, Waker>,
     attempts: Vec<(String, Bytes)>,
@@ -82,6 +97,7 @@ struct State {
 pub struct SimStore {
     state: Arc<Mutex<State>>,
     objects: Arc<InMemory>,
+    alarms: Alarms,
     vault: Vault,
     direct: Vault,
 }
@@ -102,6 +118,7 @@ impl SimStore {
             is_instant: true,
             next: 0,
             requests: BTreeMap::new(),
+            held_up: BTreeMap::new(),
             replies: BTreeMap::new(),
             waiting: BTreeMap::new(),
             attempts: Vec::new(),
@@ -112,11 +129,15 @@ impl SimStore {
         let objects = Arc::new(InMemory::new());
         let recovery = RecoveryKey::draw().expect("the system has random bytes");
         make_vault(&objects, &recovery);
-        let remote = Remote { state: Arc::clone(&state), objects: Arc::clone(&objects), alarms };
+        let remote = Remote {
+            state: Arc::clone(&state),
+            objects: Arc::clone(&objects),
+            alarms: alarms.clone(),
+        };
         let open = |store: Store| at_once(Vault::open(&store, &recovery)).expect("just made");
         let vault = open(Store::over(Arc::new(remote), "sim"));
         let direct = open(Store::over(Arc::clone(&objects) as Arc<dyn ObjectStore>, "direct"));
-        let store = Self { state, objects, vault, direct };
+        let store = Self { state, objects, alarms, vault, direct };
         store.lock().is_instant = false;
         store
     }
@@ -154,9 +175,65 @@ impl SimStore {
         std::mem::take(&mut self.lock().attempts)
     }
 
+    /// Puts into a log that are on their way.
+    #[must_use]
+    pub fn puts_on_way(&self, log: LogId) -> usize {
+        self.lock().puts_into(log).len()
+    }
+
+    /// The writer of a log dies: its puts on the way get lost, are held up, or arrive as if nothing
+    /// had happened.
+    pub fn writer_died(&self, log: LogId, rng: &mut fastrand::Rng) {
+        let mut state = self.lock();
+        for request in state.puts_into(log) {
+            if state.requests[&request].caller.strong_count() > 0 {
+                // Somebody else puts a seal into it.
+                continue;
+            }
+            match rng.u32(0..4) {
+                0 => {
+                    state.requests.remove(&request);
+                }
+                1 => {
+                    let wait = Duration::from_micros(rng.u64(0..HELD_UP_US_MAX));
+                    state.held_up.insert(request, Some(wait));
+                }
+                2 => {
+                    state.held_up.insert(request, None);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The next run of a dead writer has read its log and is about to go on.
+    pub fn writer_goes_on(&self, log: LogId, rng: &mut fastrand::Rng) {
+        let mut state = self.lock();
+        for request in state.puts_into(log) {
+            if state.held_up.get(&request) == Some(&None) {
+                state.held_up.remove(&request);
+                let wait = Duration::from_micros(rng.u64(0..RUSH_US_MAX));
+                self.alarms.set(wait, Alarm::Store(request));
+            }
+        }
+    }
+
     /// The store carries a request out.
     pub(crate) fn carry_out(&self, request: u64) {
-        let Some(op) = self.lock().requests.remove(&request) else { return };
+        let held_up = {
+            let mut state = self.lock();
+            let held_up = state.held_up.get(&request).copied();
+            if let Some(Some(_)) = held_up {
+                state.held_up.remove(&request);
+            }
+            held_up
+        };
+        match held_up {
+            Some(Some(wait)) => return self.alarms.set(wait, Alarm::Store(request)),
+            Some(None) => return,
+            None => {}
+        }
+        let Some(Request { op, .. }) = self.lock().requests.remove(&request) else { return };
         let reply = match op {
             Op::Put(path, payload, options) => {
                 Reply::Put(at_once(self.objects.put_opts(&path, payload, options)))
@@ -250,6 +327,17 @@ struct Fate {
 }
 
 impl State {
+    /// The puts into a log that are on their way.
+    fn puts_into(&self, log: LogId) -> Vec<u64> {
+        let folder = Folder::Log(log).to_string();
+        let is_of_log = |request: &Request| match &request.op {
+            Op::Put(path, ..) => path.as_ref().starts_with(&folder),
+            Op::Get(..) => false,
+        };
+        let puts = self.requests.iter().filter(|(_, request)| is_of_log(request));
+        puts.map(|(request, _)| *request).collect()
+    }
+
     fn fate(&mut self) -> Fate {
         let slowest = 20_000.max(self.faults.slow_us_max);
         let mut us = |range: std::ops::Range<u64>| Duration::from_micros(self.rng.u64(range));
@@ -300,6 +388,7 @@ impl Remote {
 
     /// Sends a request; an error may come although it is carried out, now or later.
     async fn request(&self, op: Op) -> Result<Reply> {
+        let caller = Arc::new(());
         let (request, fate) = {
             let mut state = lock(&self.state);
             let request = state.next;
@@ -313,7 +402,7 @@ impl Remote {
             }
             let fate = state.fate();
             if fate.there.is_some() {
-                state.requests.insert(request, op);
+                state.requests.insert(request, Request { op, caller: Arc::downgrade(&caller) });
             }
             (request, fate)
         };
@@ -326,6 +415,7 @@ impl Remote {
         }
         let reply = Answer { remote: self, request }.await;
         self.sleep(fate.back).await;
+        drop(caller);
         Ok(reply)
     }
 

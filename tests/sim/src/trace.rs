@@ -1,5 +1,7 @@
 //! What happened, line by line: a story to read, and what two runs of one seed must share.
 
+use std::io::Write;
+
 /// The lines of one run.
 #[derive(Debug, Default)]
 pub struct Trace {
@@ -36,7 +38,8 @@ impl Trace {
     pub fn line(&mut self, at_us: u64, who: &str, text: &str) {
         let line = format!("{:>4}.{:06} {who:<8} {text}", at_us / 1_000_000, at_us % 1_000_000);
         if self.is_printed {
-            println!("{line}");
+            // Whoever reads no further has seen enough.
+            let _ = writeln!(std::io::stdout(), "{line}");
         }
         if let Some(lines) = &mut self.lines {
             lines.push(line);

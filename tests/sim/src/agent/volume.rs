@@ -12,7 +12,7 @@ use crate::disk::{Tag, tag_of};
 use crate::oracle::Oracle;
 use farshore_agent::capture::ranges::LockTable;
 use farshore_agent::disk::Identity;
-use farshore_agent::hrl::{AppendError, Cursor, Entry, Log};
+use farshore_agent::hrl::{AppendError, Cursor, Entry, Log, Place};
 use farshore_agent::stream::{DiskFacts, Found, Stream};
 use farshore_engine::doubt::{Input, Regions};
 use farshore_proto::frame::FrameHeader;
@@ -33,6 +33,8 @@ pub(super) struct Volume {
     pub(super) served: Option<Served>,
     is_new: bool,
     pub(super) newest_mark: Option<Seq>,
+    /// Bytes of the log when it was opened: all it may hold, if that is above its limit.
+    bytes_opened: u64,
     pub(super) is_stopping: bool,
 }
 
@@ -105,6 +107,37 @@ pub(super) fn append(
     appended
 }
 
+/// Tells the oracle all that a log holds: what it knows must be the same, what it does not know a crash
+/// came before.
+fn tell_log(ctx: &mut Ctx<'_>, log: &Log, place: Place) {
+    let machine = ctx.machine;
+    let mut cursor = Cursor::at(place.first);
+    let mut buffer = Vec::new();
+    while cursor.next() <= place.last {
+        if let Err(error) = log.read_run(&mut cursor, 1 << 20, &mut buffer) {
+            let what = format!("server {machine}: the log was taken for whole: {error}");
+            return ctx.world.oracle.violate("I5", what);
+        }
+        for (seq, changes) in changes_of(&buffer) {
+            ctx.world.oracle.found(machine, seq, &changes);
+        }
+    }
+}
+
+/// A power cut brings files back whose removal was not durable: what took their place comes on top,
+/// but the log takes nothing until it is below its limit again.
+fn judge_opened(ctx: &mut Ctx<'_>, log: &Log) -> u64 {
+    judge_bytes(ctx, log, 2 * log.limit_bytes());
+    log.bytes()
+}
+
+fn judge_bytes(ctx: &mut Ctx<'_>, log: &Log, bytes_max: u64) {
+    let (bytes, bytes_max) = (usize::try_from(log.bytes()), usize::try_from(bytes_max));
+    let what = format!("log of agent {}", ctx.machine);
+    let bytes_max = bytes_max.expect("it is small").max(HRL_HEADER_BYTES);
+    ctx.world.oracle.held(&what, bytes.expect("it is small"), bytes_max);
+}
+
 impl Volume {
     /// Goes on with what was found: the session at once if the disk is known, the capture soon.
     pub(super) fn opened(
@@ -125,20 +158,20 @@ impl Volume {
             ctx.world.oracle.restarted(machine, next);
         }
         ctx.world.oracle.log_opened(machine, place.last);
-        let known = ctx.world.oracle.stream(machine).last();
-        let mut cursor = Cursor::at(known.next().max(place.first));
-        let mut buffer = Vec::new();
-        while cursor.next() <= place.last {
-            stream.log.read_run(&mut cursor, 1 << 20, &mut buffer).expect("it was just checked");
-            for (seq, changes) in changes_of(&buffer) {
-                ctx.world.oracle.appended(machine, seq, &changes);
-            }
-        }
+        tell_log(ctx, &stream.log, place);
         let newest_mark = found.marks.last().map(|(seq, _)| *seq);
+        let bytes_opened = judge_opened(ctx, &stream.log);
         let session = Session::new(ctx, &stream, &found, assigned);
         let is_new = found.is_new;
-        let mut volume =
-            Self { stream, session, served: None, is_new, newest_mark, is_stopping: false };
+        let mut volume = Self {
+            stream,
+            session,
+            served: None,
+            is_new,
+            newest_mark,
+            bytes_opened,
+            is_stopping: false,
+        };
         if volume.stream.state.get().size_bytes > 0 {
             volume.start_session(ctx);
         }
@@ -154,7 +187,12 @@ impl Volume {
             identity: Identity { device: 1, inode: 1 },
             changed_ns: 0,
         };
-        let intents = match self.stream.open_intents(files, Path::new(DIR), disk, self.is_new) {
+        let intents =
+            self.stream.open_intents(files, Path::new(DIR), (disk, self.is_new), &mut || {
+                ctx.disk.sync();
+                Ok(())
+            });
+        let intents = match intents {
             Ok(intents) => intents,
             Err(error) => {
                 ctx.tell(|| format!("cannot serve its disk: {error}"));
@@ -270,11 +308,8 @@ impl Volume {
         }
         self.poke(ctx);
         let log = &self.stream.log;
-        let (bytes, limit) = (log.bytes(), log.limit_bytes());
-        let (bytes, limit) = (usize::try_from(bytes), usize::try_from(limit));
-        let what = format!("log of agent {}", ctx.machine);
-        let limit = limit.expect("it is small").max(HRL_HEADER_BYTES);
-        ctx.world.oracle.held(&what, bytes.expect("it is small"), limit);
+        let bytes_max = log.limit_bytes().max(self.bytes_opened);
+        judge_bytes(ctx, log, bytes_max);
     }
 
     /// The session sees that something was appended, or that it has something to do.

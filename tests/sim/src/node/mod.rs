@@ -125,6 +125,8 @@ struct Running {
     /// Segments of each volume since its last map.
     unmapped: BTreeMap<VolumeId, u64>,
     is_mapping: bool,
+    /// It is killed as soon as so many puts of one shard are on their way.
+    doom_puts: Option<usize>,
 }
 
 /// The tools of every build.
@@ -181,6 +183,14 @@ impl Node {
     #[must_use]
     pub fn files(&self) -> &Disk {
         &self.files
+    }
+
+    /// It dies as soon as so many puts of one shard are on their way; a process that does not run has
+    /// no doom.
+    pub fn set_doom(&mut self, puts: Option<usize>) {
+        if let State::Running(running) = &mut self.state {
+            running.doom_puts = puts;
+        }
     }
 
     /// The logs of its shards.

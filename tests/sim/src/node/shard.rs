@@ -278,6 +278,9 @@ impl Turn<'_> {
             let end = put_until_there(&vault, log, slot, built.bytes.into(), pause).await;
             world::Event::Node(node, Event::Put { shard: number, slot, end })
         });
+        if self.running.doom_puts.is_some_and(|doom| self.world.store.puts_on_way(log) >= doom) {
+            return Err("it was doomed to die with puts on their way".to_owned());
+        }
         self.plan_build(number);
         Ok(())
     }

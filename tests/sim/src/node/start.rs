@@ -11,14 +11,15 @@ use farshore_codec::{ChunkHasher, Chunker};
 use farshore_engine::batch::Entry;
 use farshore_engine::shard::Input;
 use farshore_proto::segment::Table;
-use farshore_proto::{LogId, Seq, Slot, VolumeId};
+use farshore_proto::{ChunkId, LogId, Seq, Slot, VolumeId};
 use farshore_vault::Vault;
 use farshore_vault::catalog::end_of_volume;
 use farshore_vault::dedup::Known;
 use farshore_vault::epoch::read_epochs;
+use farshore_vault::index::Location;
 use farshore_vault::journal::{JournalWriter, Owner, Replayed, replay_file, volumes_in};
 use farshore_vault::recover::{RecoveredLog, recover};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::io;
 use std::sync::Arc;
@@ -46,6 +47,15 @@ pub struct Recovered {
 struct Journal {
     replayed: Vec<Replayed>,
     files: Vec<u64>,
+}
+
+/// What a start has made of its logs and journals.
+#[derive(Debug)]
+struct Opened {
+    shards: Vec<Shard>,
+    /// What each shard is to be told before it serves.
+    journals: Vec<(RecoveredLog, Journal)>,
+    known: Known<HashMap<ChunkId, Location>>,
 }
 
 impl Node {
@@ -100,9 +110,13 @@ impl Node {
             return;
         };
         let process = self.process();
+        let mut rng = world.rng.fork();
+        for log in &self.kept.logs {
+            world.store.writer_goes_on(*log, &mut rng);
+        }
         let started = found
             .and_then(|found| self.open_shards(world, found).map_err(|error| error.to_string()));
-        let (shards, journals, known) = match started {
+        let Opened { shards, journals, known } = match started {
             Ok(started) => started,
             Err(why) => {
                 self.state = State::Exiting;
@@ -123,6 +137,7 @@ impl Node {
             sessions: Sessions::default(),
             unmapped: BTreeMap::new(),
             is_mapping: false,
+            doom_puts: None,
         });
         let (number, files) = (self.number, &self.files);
         let mut turn = Turn { number, files, running: &mut running, world };
@@ -140,16 +155,11 @@ impl Node {
     }
 
     /// Makes the shards, and reads what their journals hold for them.
-    #[expect(clippy::type_complexity, reason = "what a start is made of, used once")]
     fn open_shards(
         &mut self,
         world: &mut World,
         found: Vec<Option<Recovered>>,
-    ) -> io::Result<(
-        Vec<Shard>,
-        Vec<(RecoveredLog, Journal)>,
-        Known<std::collections::HashMap<farshore_proto::ChunkId, farshore_vault::index::Location>>,
-    )> {
+    ) -> io::Result<Opened> {
         let vault = world.store.vault();
         let mut known = Known::new(std::mem::take(&mut self.kept.index));
         let settings = draw_settings(&mut world.rng);
@@ -191,7 +201,7 @@ impl Node {
             }));
             journals.push((log, journal));
         }
-        Ok((shards, journals, known))
+        Ok(Opened { shards, journals, known })
     }
 
     fn journal_files(&self, shard: usize) -> BTreeMap<u64, std::path::PathBuf> {

@@ -102,6 +102,18 @@ impl Oracle {
         }
     }
 
+    /// A frame was found in a log that was opened.
+    pub fn found(&mut self, machine: usize, seq: Seq, changes: &[(u64, Tag)]) {
+        let stream = &self.streams[machine];
+        if seq > stream.last() {
+            return self.appended(machine, seq, changes);
+        }
+        if stream.changes(seq).is_some_and(|known| known != changes) {
+            let what = format!("server {machine}: frame {seq} of the log is not what was appended");
+            self.violate("I5", what);
+        }
+    }
+
     /// These frames were given to the network.
     pub fn sent(&mut self, machine: usize, first: Seq, last: Seq) {
         self.streams[machine].sent(first, last);

@@ -56,6 +56,12 @@ impl Stream {
         self.log.last_key_value().map_or(Seq(0), |(seq, _)| *seq)
     }
 
+    /// The changes of a frame, if it was appended.
+    #[must_use]
+    pub fn changes(&self, seq: Seq) -> Option<&[(u64, Tag)]> {
+        self.log.get(&seq).map(|changes| &**changes)
+    }
+
     /// Highest seq that was ever acked committed.
     #[must_use]
     pub fn committed(&self) -> Seq {

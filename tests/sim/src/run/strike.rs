@@ -51,19 +51,13 @@ impl Sim {
         self.world.tell("FAULT", || format!("{fault:?} (server {machine}, node {node})"));
         match fault {
             Fault::KillAgent | Fault::CutServer if self.world.rng.bool() => {
-                // It dies a few changes of its files from now; the next start may be cut short as well.
-                let doom = Doom {
-                    changes: self.world.rng.u64(0..40),
-                    tear_per_mille: self.world.rng.u32(0..1000),
-                    is_cut: fault == Fault::CutServer,
-                };
-                self.world.tell(Process::Agent(machine), || format!("is doomed: {doom:?}"));
-                self.agents[machine].set_doom(Some(doom));
+                self.doom_server(fault, machine);
             }
             Fault::KillAgent | Fault::CutServer | Fault::AgentRot => {
                 self.strike_server(fault, machine);
             }
             Fault::StopAgent => self.agents[machine].stop(&mut self.world),
+            Fault::KillNode if self.world.rng.bool() => self.doom_node(node),
             Fault::KillNode | Fault::CutNode | Fault::LoseNodeDisk | Fault::JournalRot => {
                 self.strike_node(fault, node);
             }
@@ -117,6 +111,25 @@ impl Sim {
     fn lasting(&mut self, time: Range<u64>, end: FaultEvent) {
         let wait = self.world.us(time);
         self.world.after(wait, Event::Fault(end));
+    }
+
+    /// It dies a few changes of its files from now; the next start may be cut short as well.
+    fn doom_server(&mut self, fault: Fault, machine: usize) {
+        let doom = Doom {
+            changes: self.world.rng.u64(0..40),
+            tear_per_mille: self.world.rng.u32(0..1000),
+            is_cut: fault == Fault::CutServer,
+        };
+        self.world.tell(Process::Agent(machine), || format!("is doomed: {doom:?}"));
+        self.agents[machine].set_doom(Some(doom));
+    }
+
+    /// It dies when some of its puts are on their way.
+    fn doom_node(&mut self, node: usize) {
+        let puts = self.world.rng.usize(1..5);
+        let process = Process::Node(node);
+        self.world.tell(process, || format!("is doomed to die with {puts} puts on their way"));
+        self.nodes[node].set_doom(Some(puts));
     }
 
     fn strike_server(&mut self, fault: Fault, machine: usize) {
@@ -188,6 +201,7 @@ impl Sim {
         self.world.set_control_away(false);
         for node in 0..self.nodes.len() {
             self.nodes[node].files().set_trouble(Trouble::None);
+            self.nodes[node].set_doom(None);
             self.world.resume(Process::Node(node));
             self.start_process(Process::Node(node));
         }
