@@ -52,6 +52,16 @@ pub struct Count {
     pub sent_away: usize,
 }
 
+/// Has this thread run only when nobody else wants to: hostile peers have machines of their own, here they
+/// share the node's cores.
+///
+/// # Errors
+/// If the system does not allow it.
+pub fn give_way() -> Result<()> {
+    const LEAST: i32 = 19;
+    rustix::process::setpriority_process(None, LEAST).context("lower the priority of the crowd")
+}
+
 impl Crowd {
     /// Sends `members` to a port; with `comes_again` those that the node sends away come back.
     ///
@@ -61,9 +71,10 @@ impl Crowd {
         let shared = Arc::new(Shared { comes_again, ..Shared::default() });
         let (over, listening) = watch::channel(false);
         let mine = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("crowd".to_owned())
-            .spawn(move || mine.run(port, members, &listening))?;
+        let thread = std::thread::Builder::new().name("crowd".to_owned()).spawn(move || {
+            give_way()?;
+            mine.run(port, members, &listening)
+        })?;
         Ok(Self { shared, over, thread })
     }
 

@@ -40,7 +40,22 @@ pub fn run(scenario: impl FnOnce(&mut System) -> Result<()>) {
 /// # Panics
 /// As [`run`].
 pub fn run_with(setting: Setting, scenario: impl FnOnce(&mut System) -> Result<()>) {
-    let mut system = match System::start(setting) {
+    run_on(System::start(setting), scenario);
+}
+
+/// As [`run`], with all data in memory: what is measured is the system, not the disk that others use
+/// too.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_in_memory(scenario: impl FnOnce(&mut System) -> Result<()>) {
+    let folder = tempfile::Builder::new().prefix("farshore-e2e-").tempdir_in("/dev/shm");
+    let started = folder.map_err(anyhow::Error::from);
+    run_on(started.and_then(|folder| System::start_in(folder, Setting::default())), scenario);
+}
+
+fn run_on(started: Result<System>, scenario: impl FnOnce(&mut System) -> Result<()>) {
+    let mut system = match started {
         Ok(system) => system,
         Err(error) => panic!("the system did not start: {error:#}"),
     };
