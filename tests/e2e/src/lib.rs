@@ -15,6 +15,7 @@ pub mod nbd;
 pub mod oracle;
 pub mod protect;
 pub mod random;
+pub mod stranger;
 pub mod system;
 pub mod torture;
 pub mod wait;
