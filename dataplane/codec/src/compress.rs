@@ -5,7 +5,8 @@ use farshore_proto::segment::Compression;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::Cursor;
-use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, ResetDirective};
+use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
+use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, InBuffer, OutBuffer, ResetDirective};
 
 /// Compressed bytes are kept only if they save at least one part in this many.
 const SAVING_PARTS: usize = 16;
@@ -20,6 +21,27 @@ const PROBE_RUN_BYTES: usize = 64;
 /// Chi-squared of the probe's byte counts below which the bytes look random. For random bytes it is
 /// 255 ± 23; compressed files stay below 400, machine code and text are far above 1000.
 const PROBE_CHI_SQUARED_MAX: u64 = 400;
+
+/// What is compressed in one step of a [`Pass`]: as much as a block of zstd holds.
+const STEP_BYTES: usize = 128 << 10;
+
+/// A compression that is done in steps: half a megabyte at once takes longer than an ack may.
+#[derive(Debug)]
+pub struct Pass {
+    /// Where the output begins.
+    start: usize,
+    /// Input that zstd has taken.
+    taken: usize,
+    is_tried: bool,
+}
+
+impl Pass {
+    /// Length of the output before this pass.
+    #[must_use]
+    pub fn start(&self) -> usize {
+        self.start
+    }
+}
 
 /// Compresses with one level and one zstd context, used again and again.
 pub struct Compressor {
@@ -70,27 +92,80 @@ impl Compressor {
     /// # Errors
     /// `Internal` if zstd fails; `out` is as before then.
     pub fn compress(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<Compression, CodecError> {
-        let start = out.len();
-        if !looks_random(raw) {
-            out.reserve(zstd_safe::compress_bound(raw.len()));
-            let mut cursor = Cursor::new(std::mem::take(out));
-            cursor.set_position(start as u64);
-            let result = self.context.compress2(&mut cursor, raw);
-            *out = cursor.into_inner();
-            let Ok(bytes) = result else {
-                out.truncate(start);
-                // A failed frame stays open in the context; resetting the session cannot fail.
-                let _ = self.context.reset(ResetDirective::SessionOnly);
-                return Err(CodecError::Compressor { bytes: raw.len() });
-            };
-            out.truncate(start + bytes);
-            if bytes <= raw.len() - raw.len().div_ceil(SAVING_PARTS) {
-                return Ok(Compression::Zstd);
+        let mut pass = self.begin(raw, out)?;
+        loop {
+            if let Some(compression) = self.step(&mut pass, raw, out)? {
+                return Ok(compression);
             }
-            out.truncate(start);
+        }
+    }
+
+    /// Begins what [`Self::compress`] does at once. A pass that was begun before is given up.
+    ///
+    /// # Errors
+    /// As [`Self::compress`].
+    pub fn begin(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<Pass, CodecError> {
+        let pass = Pass { start: out.len(), taken: 0, is_tried: !looks_random(raw) };
+        if pass.is_tried {
+            out.reserve(zstd_safe::compress_bound(raw.len()));
+            let begun = self.context.reset(ResetDirective::SessionOnly).and_then(|_| {
+                // Readers want the size in the frame.
+                self.context.set_pledged_src_size(Some(raw.len() as u64))
+            });
+            begun.map_err(|_| CodecError::Compressor { bytes: raw.len() })?;
+        }
+        Ok(pass)
+    }
+
+    /// Compresses some more of `raw` onto `out`, both as they were left; says how it ended when that was
+    /// the last of it.
+    ///
+    /// # Errors
+    /// As [`Self::compress`].
+    pub fn step(
+        &mut self,
+        pass: &mut Pass,
+        raw: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Compression>, CodecError> {
+        if pass.is_tried {
+            let end = raw.len().min(pass.taken + STEP_BYTES);
+            if self.feed(&raw[pass.taken..end], end == raw.len(), out).is_none() {
+                out.truncate(pass.start);
+                return Err(CodecError::Compressor { bytes: raw.len() });
+            }
+            pass.taken = end;
+            if end < raw.len() {
+                return Ok(None);
+            }
+            if out.len() - pass.start <= raw.len() - raw.len().div_ceil(SAVING_PARTS) {
+                return Ok(Some(Compression::Zstd));
+            }
+            out.truncate(pass.start);
         }
         out.extend_from_slice(raw);
-        Ok(Compression::Raw)
+        Ok(Some(Compression::Raw))
+    }
+
+    /// Has zstd take `bytes`, the last of a frame or not; `None` if it fails.
+    fn feed(&mut self, bytes: &[u8], is_last: bool, out: &mut Vec<u8>) -> Option<()> {
+        let mut input = InBuffer::around(bytes);
+        let directive = if is_last {
+            ZSTD_EndDirective::ZSTD_e_end
+        } else {
+            ZSTD_EndDirective::ZSTD_e_continue
+        };
+        loop {
+            let at = out.len();
+            let mut output = OutBuffer::around_pos(out, at);
+            let left = self.context.compress_stream2(&mut output, &mut input, directive).ok()?;
+            let is_done = if is_last { left == 0 } else { input.pos == bytes.len() };
+            if is_done {
+                return Some(());
+            }
+            // The bound of the whole is reserved; a zstd that wants more than that gets it.
+            out.reserve(STEP_BYTES);
+        }
     }
 }
 

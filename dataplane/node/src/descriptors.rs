@@ -11,6 +11,11 @@ const OWN_MIN: u64 = 256;
 /// Or this part of all there are, if that is more.
 const OWN_PARTS: u64 = 8;
 
+/// Places in the kernel's table of descriptors that are made at the start; a place costs 8 bytes. When a
+/// table grows, every thread that opens or accepts something waits for a grace period of the kernel: up
+/// to 20 ms were seen, in which nobody gets an ack.
+const TABLE: u64 = 1 << 16;
+
 /// The lowest descriptor that peers may not have: the system gives the lowest free one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Descriptors {
@@ -26,7 +31,11 @@ impl Descriptors {
         if let Err(error) = setrlimit(Resource::Nofile, limit) {
             tracing::warn!(%error, "cannot raise the limit of open files");
         }
-        Self::of(getrlimit(Resource::Nofile).current)
+        let limit = getrlimit(Resource::Nofile).current;
+        if let Err(error) = make_table(limit) {
+            tracing::warn!(%error, "cannot make the table of open files beforehand");
+        }
+        Self::of(limit)
     }
 
     fn of(limit: Option<u64>) -> Self {
@@ -48,9 +57,27 @@ impl Descriptors {
     }
 }
 
+/// Has the kernel make its table as large as it will be needed, by using one of the last places.
+fn make_table(limit: Option<u64>) -> io::Result<()> {
+    let last = limit.unwrap_or(TABLE).min(TABLE).saturating_sub(1);
+    let last = i32::try_from(last).map_err(io::Error::other)?;
+    rustix::io::fcntl_dupfd_cloexec(io::stderr(), last)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_is_made_beforehand() {
+        let _raised = Descriptors::raise();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        let size: u64 = size.trim().parse().unwrap();
+        assert!(size >= limit.unwrap_or(TABLE).min(TABLE), "{size} of {limit:?}");
+    }
 
     struct Numbered(i32);
 

@@ -4,7 +4,7 @@
 //! await.
 
 use crate::descriptors::Descriptors;
-use crate::rt::{Rt, Signal, Socket};
+use crate::rt::{Rt, Signal, Socket, Turnstile};
 use rustls::ServerConnection;
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -115,20 +115,23 @@ pub(crate) fn detach<R: Rt>(reader: TlsReader<R>, writer: TlsWriter<R>) -> io::R
     Ok(Parked { socket, tls: shared.tls.into_inner(), cipher: cipher[start..end].to_vec() })
 }
 
-/// Runs the handshake; afterwards the peer's certificate is known.
+/// Runs the handshake; afterwards the peer's certificate is known. What it computes, it computes when
+/// it is its turn: a crowd of handshakes must not hold up the sessions of the shard.
 ///
 /// # Errors
 /// If the peer breaks TLS, shows no certificate of ours, or goes away.
 pub(crate) async fn handshake<R: Rt>(
     reader: &mut TlsReader<R>,
     writer: &mut TlsWriter<R>,
+    turnstile: &Turnstile,
 ) -> io::Result<()> {
     loop {
         writer.flush().await?;
         if !reader.shared.tls.borrow().is_handshaking() {
             return Ok(());
         }
-        if let Err(error) = reader.fill().await {
+        reader.receive().await?;
+        if let Err(error) = turnstile.pass::<R, _>(|| reader.process()).await {
             // The alert tells the peer why; that it arrives is not certain.
             let _alert_sent = writer.flush().await;
             return Err(error);
@@ -145,6 +148,12 @@ impl<R: Rt> TlsReader<R> {
 
     /// Takes more ciphertext and processes it.
     async fn fill(&mut self) -> io::Result<()> {
+        self.receive().await?;
+        self.process()
+    }
+
+    /// Takes more ciphertext when there is none.
+    async fn receive(&mut self) -> io::Result<()> {
         if self.start == self.end {
             self.start = 0;
             self.end = self.socket.read(&mut self.cipher).await?;
@@ -152,6 +161,10 @@ impl<R: Rt> TlsReader<R> {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+        Ok(())
+    }
+
+    fn process(&mut self) -> io::Result<()> {
         let mut tls = self.shared.tls.borrow_mut();
         let mut rest = &self.cipher[self.start..self.end];
         self.start += tls.read_tls(&mut rest)?;

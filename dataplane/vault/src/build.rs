@@ -1,6 +1,7 @@
 //! Batches become segments: gather, cut, hash, find duplicates, compress, seal.
 //!
-//! CPU work, in steps of at most a megabyte or so: whoever drives it decides what else runs in between.
+//! CPU work, in steps of at most a quarter of a megabyte (and the cutting of one run): whoever drives it
+//! decides what else runs in between.
 
 use crate::frames::Frame;
 use crate::index::Location;
@@ -17,7 +18,8 @@ use std::rc::Rc;
 /// A run of neighbouring blocks is cut in one go up to this size.
 const RUN_BYTES_MAX: usize = 4 << 20;
 /// Chunks of one step: one look into the index for all of them.
-const STEP_CHUNKS: usize = (1 << 20) / CHUNK_BYTES_MAX;
+const STEP_CHUNKS: usize = (256 << 10) / CHUNK_BYTES_MAX;
+const _: () = assert!(STEP_CHUNKS > 0);
 
 /// What became of one span's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,7 +95,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// Does a little and says how much, in bytes of work; `None` when all is done.
+    /// Does a little; false when there was nothing left to do.
     ///
     /// `frame` gives the frames of the plans, `lookup` says which chunks need not be stored again
     /// ([`crate::dedup`]).
@@ -101,22 +103,24 @@ impl<'a> Build<'a> {
         &mut self,
         frame: impl Fn(Handle) -> Rc<Frame>,
         lookup: impl FnOnce(&[ChunkId]) -> Vec<Option<Location>>,
-    ) -> Option<usize> {
-        let mut open = match self.open.take() {
-            Some(open) => open,
-            None => Open::new(self.waiting.pop_front()?, self.builder.stored_bytes()),
-        };
-        let mut work = 0;
+    ) -> bool {
+        if self.builder.is_closing() {
+            self.builder.close_some();
+            return true;
+        }
+        let stored = self.builder.stored_bytes();
+        let next = || Some(Open::new(self.waiting.pop_front()?, stored));
+        let Some(mut open) = self.open.take().or_else(next) else { return false };
         if !open.cuts.is_empty() {
-            work = self.add_chunks(&mut open, lookup);
+            self.add_chunks(&mut open, lookup);
         } else if open.gather(frame) {
             open.cut(self.chunker);
         } else {
             self.close(open);
-            return Some(0);
+            return true;
         }
         self.open = Some(open);
-        Some(work)
+        true
     }
 
     /// Adds the next neighbouring chunks of the run, or zeros.
@@ -124,7 +128,7 @@ impl<'a> Build<'a> {
         &mut self,
         open: &mut Open,
         lookup: impl FnOnce(&[ChunkId]) -> Vec<Option<Location>>,
-    ) -> usize {
+    ) {
         while let Some(cut) = open.cuts.pop_front_if(|cut| cut.is_zero) {
             open.push_zeros((cut.range.len() / BLOCK_BYTES) as u64);
         }
@@ -132,14 +136,11 @@ impl<'a> Build<'a> {
         let cuts: Vec<Range<usize>> = open.cuts.drain(..count).map(|cut| cut.range).collect();
         let ids: Vec<ChunkId> =
             cuts.iter().map(|range| self.hasher.id(&open.run[range.clone()])).collect();
-        let mut work = 0;
         for ((range, id), found) in cuts.into_iter().zip(&ids).zip(lookup(&ids)) {
-            work += range.len() / 4;
             let count = (range.len() / BLOCK_BYTES) as u64;
             let (number, is_new) = self.add_chunk(*id, &open.run[range.clone()], found);
             if is_new {
                 open.stats.unique_bytes += range.len() as u64;
-                work += range.len();
             } else {
                 open.stats.duplicate_bytes += range.len() as u64;
             }
@@ -148,7 +149,6 @@ impl<'a> Build<'a> {
             open.extents.push(Extent { range, source });
             open.block += count;
         }
-        work
     }
 
     /// The number of a chunk in the segment, and whether it is stored here for the first time.

@@ -41,12 +41,7 @@ struct Link {
     buffer: Vec<u8>,
 }
 
-/// An empty histogram.
-///
-/// # Panics
-/// Never: the bounds are right.
-#[must_use]
-pub fn latencies() -> Latencies {
+fn latencies() -> Latencies {
     Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are in order")
 }
 

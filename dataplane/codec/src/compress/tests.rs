@@ -46,6 +46,28 @@ fn what_compresses_is_compressed_and_what_does_not_is_stored() {
 }
 
 #[test]
+fn a_pass_takes_a_step_at_a_time_and_ends_as_if_it_were_one() {
+    let raw = text((512 << 10) + 4096);
+    for level in [1, 3, 9] {
+        let mut compressor = Compressor::new(level);
+        let mut out = vec![9];
+        // A pass that is given up leaves nothing behind.
+        let mut given_up = compressor.begin(&raw, &mut out).unwrap();
+        assert_eq!(compressor.step(&mut given_up, &raw, &mut out).unwrap(), None);
+        out.truncate(given_up.start());
+        let mut pass = compressor.begin(&raw, &mut out).unwrap();
+        let mut steps = 1;
+        while compressor.step(&mut pass, &raw, &mut out).unwrap().is_none() {
+            steps += 1;
+        }
+        assert_eq!(steps, raw.len().div_ceil(STEP_BYTES));
+        assert_eq!(open(Compression::Zstd, &out[1..], raw.len()).unwrap(), raw);
+        let at_once = zstd::bulk::compress(&raw, level).unwrap();
+        assert_eq!(out[1..], at_once, "level {level}");
+    }
+}
+
+#[test]
 fn a_saving_under_a_sixteenth_is_not_worth_it() {
     let mut compressor = Compressor::new(1);
     // Random but for one part in twenty (saves too little) or in ten (saves enough).

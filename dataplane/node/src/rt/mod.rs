@@ -7,10 +7,12 @@
 mod ring;
 mod signal;
 mod threads;
+mod turnstile;
 
 pub(crate) use ring::Ring;
 pub(crate) use signal::{Mailbox, Post, Signal, mailbox};
 pub(crate) use threads::Threads;
+pub(crate) use turnstile::Turnstile;
 
 use farshore_vault::journal::JournalFile;
 
@@ -34,6 +36,9 @@ pub(crate) trait Rt: 'static {
 
     /// Lets other tasks of this thread run.
     fn yield_now() -> impl Future<Output = ()>;
+
+    /// Lets other tasks of this thread run, also those that wait for I/O that has become ready.
+    fn breathe() -> impl Future<Output = ()>;
 
     /// Takes a socket over.
     fn adopt(socket: std::net::TcpStream) -> io::Result<Self::Socket>;

@@ -12,6 +12,13 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::Path;
 use std::time::Duration;
 
+/// Completions of the ring are looked at after so long, also when tasks are always ready: a shard that
+/// is busy must not find out late that a group is durable or that a frame has come.
+const TURN_MAX: Duration = Duration::from_millis(1);
+
+/// A timer is what makes glommio look at its rings; this one has run out when it does.
+const BREATH: Duration = Duration::from_micros(20);
+
 /// glommio.
 #[derive(Debug)]
 pub(crate) struct Ring;
@@ -26,7 +33,8 @@ impl Ring {
     where
         F: Future<Output = ()> + 'static,
     {
-        let builder = LocalExecutorBuilder::new(Placement::Fixed(core)).name(name);
+        let builder =
+            LocalExecutorBuilder::new(Placement::Fixed(core)).name(name).preempt_timer(TURN_MAX);
         let thread_name = name.to_owned();
         // The builder's own spawn returns a handle of glommio; a plain thread keeps it in here.
         std::thread::Builder::new().name(thread_name).spawn(move || match builder.make() {
@@ -55,6 +63,10 @@ impl Rt for Ring {
 
     async fn yield_now() {
         glommio::executor().yield_now().await;
+    }
+
+    fn breathe() -> impl Future<Output = ()> {
+        glommio::timer::sleep(BREATH)
     }
 
     fn adopt(socket: std::net::TcpStream) -> io::Result<RingSocket> {

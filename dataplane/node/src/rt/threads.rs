@@ -48,6 +48,11 @@ impl Rt for Threads {
         tokio::task::yield_now()
     }
 
+    /// tokio wakes a task that yielded only after it has looked at its sockets.
+    fn breathe() -> impl Future<Output = ()> {
+        tokio::task::yield_now()
+    }
+
     fn adopt(socket: std::net::TcpStream) -> io::Result<ThreadSocket> {
         socket.set_nonblocking(true)?;
         Ok(ThreadSocket(tokio::net::TcpStream::from_std(socket)?))

@@ -1,4 +1,5 @@
-//! Batches become segments, on the shard's own thread: after each megabyte other tasks get their turn.
+//! Batches become segments, on the shard's own thread: after each step other tasks get their turn, or a
+//! frame that has come would wait for its ack as long as a whole segment takes.
 
 use super::core::{Core, Plan};
 use crate::fatal::Cause;
@@ -8,9 +9,6 @@ use farshore_api::machine::VolumeStats;
 use farshore_codec::{CodecError, SegmentBuilder};
 use farshore_vault::build::{Build, SpanStats};
 use std::rc::Rc;
-
-/// Work between two chances for other tasks.
-const SLICE_BYTES: usize = 1 << 20;
 
 /// Builds segments as the engine asks, for as long as the shard lives.
 pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>) {
@@ -40,13 +38,8 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Request, CodecError>
         dedup.level(),
     )?;
     let mut build = Build::new(dedup.chunker(), dedup.hasher(), builder, plan.spans);
-    let mut since_pause = 0;
-    while let Some(work) = build.step(|handle| core.frame(handle), |ids| dedup.lookup(log, ids)) {
-        since_pause += work;
-        if since_pause >= SLICE_BYTES {
-            since_pause = 0;
-            R::yield_now().await;
-        }
+    while build.step(|handle| core.frame(handle), |ids| dedup.lookup(log, ids)) {
+        R::yield_now().await;
     }
     let (built, stats) = build.finish()?;
     for (volume, epoch, stats) in stats {

@@ -8,7 +8,7 @@ use crate::dedup::Dedup;
 use crate::descriptors::Descriptors;
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
-use crate::rt::{Post, Rt, Signal};
+use crate::rt::{Post, Rt, Signal, Turnstile};
 use crate::services::{Request, Services};
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
@@ -69,6 +69,8 @@ pub(crate) struct Core<R: Rt> {
     sessions: RefCell<HashMap<SessionId, Rc<Outbox>>>,
     next_session: Cell<u64>,
     pub(crate) strangers: Strangers,
+    /// Where handshakes stand in line.
+    pub(crate) turnstile: Turnstile,
     groups: RefCell<VecDeque<Group>>,
     groups_moved: Signal,
     plans: RefCell<VecDeque<Plan>>,
@@ -90,6 +92,7 @@ impl<R: Rt> Core<R> {
             sessions: RefCell::default(),
             next_session: Cell::new(0),
             strangers: Strangers::new(STRANGERS_MAX),
+            turnstile: Turnstile::default(),
             groups: RefCell::default(),
             groups_moved: Signal::default(),
             plans: RefCell::default(),

@@ -106,7 +106,7 @@ async fn greet<R: Rt>(
         .map_err(|error| GreetError::Tls(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     let (mut reader, mut writer) =
         attach::<R>(fresh(socket, tls), Use::Greeting, core.parts.descriptors)?;
-    handshake(&mut reader, &mut writer).await.map_err(GreetError::Tls)?;
+    handshake(&mut reader, &mut writer, &core.turnstile).await.map_err(GreetError::Tls)?;
     let agent = reader.peer_certificate().as_deref().and_then(agent_of);
     let Some(agent) = agent else { return Err(GreetError::Stranger) };
     match request(&mut reader).await {

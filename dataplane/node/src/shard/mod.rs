@@ -33,8 +33,8 @@ use uuid::Uuid;
 const GREETING_MAX: Duration = Duration::from_secs(10);
 /// Connections of one shard between accept and hello; each holds at most about 100 KiB.
 const STRANGERS_MAX: usize = 1024;
-/// Messages taken before other tasks of the shard have a turn.
-const MESSAGES_PER_TURN: usize = 64;
+/// Messages taken before sessions and the journal have a turn: a new connection costs some ten system calls.
+const MESSAGES_PER_TURN: usize = 16;
 
 /// What other threads tell a shard.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub(crate) async fn run<R: Rt>(
     while let Some(message) = inbox.next().await {
         taken += 1;
         if taken.is_multiple_of(MESSAGES_PER_TURN) {
-            R::yield_now().await;
+            R::breathe().await;
         }
         match message {
             Message::Accepted { socket, peer } => greet::begin(&core, socket, peer),

@@ -130,7 +130,7 @@ async fn send<R: Rt>(writer: &mut TlsWriter<R>, outbox: &Outbox) -> io::Result<(
 mod tests {
     use super::*;
     use crate::descriptors::Descriptors;
-    use crate::rt::Threads;
+    use crate::rt::{Threads, Turnstile};
     use crate::tls::{Use, attach, fresh, handshake};
     use farshore_proto::Seq;
     use farshore_proto::frame::Welcome;
@@ -223,7 +223,7 @@ mod tests {
         let parked = fresh(socket, tls);
         let (mut reader, mut writer) =
             attach::<Threads>(parked, Use::Greeting, Descriptors::raise()).unwrap();
-        handshake(&mut reader, &mut writer).await.unwrap();
+        handshake(&mut reader, &mut writer, &Turnstile::default()).await.unwrap();
         let _deaf = client.join().unwrap();
         let outbox = Rc::new(Outbox::default());
         // More than any socket's buffers hold.

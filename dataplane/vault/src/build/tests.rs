@@ -79,7 +79,7 @@ fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanSta
     let lookup = |ids: &[ChunkId]| -> Vec<Option<Location>> {
         ids.iter().map(|id| known.get(id).map(|(location, _)| *location)).collect()
     };
-    while build.step(|handle| frames.get(handle), lookup).is_some() {}
+    while build.step(|handle| frames.get(handle), lookup) {}
     let (built, stats) = build.finish().unwrap();
 
     let mut ring = KeyRing::new(VAULT);

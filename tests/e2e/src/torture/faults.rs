@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::Options;
 use super::plan::Fault;
-use super::site::{Site, Which};
+use super::site::{Site, Which, is_gone};
 use super::watch::unix_ms;
 use crate::system::Part;
 use crate::wait;
@@ -278,14 +278,4 @@ impl Site {
         killed.and(is_noticed)?;
         Ok(Struck::since(begun_ms))
     }
-}
-
-/// Whether a process has ended, waited for or not.
-fn is_gone(pid: rustix::process::Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-    let state = stat.ok().and_then(|stat| {
-        let (_, rest) = stat.rsplit_once(')')?;
-        rest.trim_start().chars().next()
-    });
-    matches!(state, None | Some('Z' | 'X'))
 }

@@ -90,6 +90,7 @@ impl Run<'_> {
         for guest in &site.guests {
             guest.jobs.progress(ANSWERS_BEFORE, PROGRESS_LIMIT)?;
         }
+        site.wait_for_both_nodes()?;
         site.watch.take_worst_rpo();
         let begun = Instant::now();
         let struck = site.strike(fault, self.options)?;

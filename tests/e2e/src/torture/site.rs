@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use super::Options;
@@ -158,6 +158,16 @@ impl Site {
         }
     }
 
+    /// Waits until both nodes run: one that finds its volumes taken over ends itself, and is started again
+    /// only after a pause.
+    pub(super) fn wait_for_both_nodes(&self) -> Result<()> {
+        wait::until("both nodes to run", START_LIMIT, || {
+            let first = self.system.pid(Part::Node).ok();
+            let is_running = |pid: Option<Pid>| pid.is_some_and(|pid| !is_gone(pid));
+            Ok((is_running(first) && is_running(self.second.pid())).then_some(()))
+        })
+    }
+
     /// Kills a node, which is started again.
     pub(super) fn kill_node(&self, which: Which) -> Result<()> {
         match which {
@@ -263,4 +273,14 @@ fn identity(data: &Path) -> Result<String> {
     let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let identity: Value = serde_json::from_slice(&text)?;
     identity["id"].as_str().map(str::to_owned).context("an identity without an id")
+}
+
+/// Whether a process has ended, waited for or not.
+pub(super) fn is_gone(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    let state = stat.ok().and_then(|stat| {
+        let (_, rest) = stat.rsplit_once(')')?;
+        rest.trim_start().chars().next()
+    });
+    matches!(state, None | Some('Z' | 'X'))
 }

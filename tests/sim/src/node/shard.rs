@@ -265,7 +265,7 @@ impl Turn<'_> {
         let known = &mut self.running.known;
         let mut build = Build::new(&tools.chunker, &tools.hasher, builder, spans);
         let frame = |handle| shard.frames.get(handle);
-        while build.step(frame, |ids| known.lookup(log, ids)).is_some() {}
+        while build.step(frame, |ids| known.lookup(log, ids)) {}
         let (built, _) = build.finish().map_err(told)?;
         known.built(log, slot, &built.table);
         self.world.tell(self.process(), || {
