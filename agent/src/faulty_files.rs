@@ -21,7 +21,7 @@ struct Fuse {
     holds_syncs: Mutex<bool>,
     syncs_waiting: AtomicU64,
     released: Condvar,
-    /// Files and directories synced so far.
+    /// Directories synced so far, and files synced since their last change.
     synced: Mutex<BTreeSet<PathBuf>>,
 }
 
@@ -72,7 +72,7 @@ impl FaultyFiles {
         self.0.syncs_waiting.load(Ordering::SeqCst)
     }
 
-    /// Whether a file or directory was synced through these.
+    /// Whether a directory was synced through these, or a file since its last change.
     pub(crate) fn has_synced(&self, path: &Path) -> bool {
         self.0.synced.lock().unwrap().contains(path)
     }
@@ -103,6 +103,7 @@ impl Fuse {
             return Err(io::Error::other("the fuse has blown"));
         }
         self.left.store(left - 1, Ordering::SeqCst);
+        self.synced.lock().unwrap().remove(path);
         Ok(())
     }
 
@@ -192,6 +193,7 @@ impl FileIo for FaultyFile {
     }
 
     fn sync_all(&self) -> io::Result<()> {
+        self.fuse.sync(&self.path);
         self.file.sync_all()
     }
 }

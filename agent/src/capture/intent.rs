@@ -227,6 +227,7 @@ fn header(volume: VolumeId, regions: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faulty_files::FaultyFiles;
     use crate::files::OsFiles;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
@@ -272,7 +273,10 @@ mod tests {
         drop(open(&path));
         let file = File::options().write(true).open(&path).unwrap();
         FileExt::write_all_at(&file, &[1], 512 * 3 + 7).unwrap();
-        let (_, recovered) = open(&path);
+        let files = FaultyFiles::good();
+        let mut nobody = || unreachable!("it is known");
+        let (_, recovered) = IntentMap::open(&files, &path, VOLUME, REGIONS, &mut nobody).unwrap();
+        assert!(files.has_synced(&path), "what puts it in doubt must outlive a power cut");
         let damaged: Vec<u64> = (8064..REGIONS).collect();
         assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), damaged);
         // D2: the byte that was damaged comes right again, as a torn write may have it.
