@@ -1,6 +1,7 @@
 //! What the tasks of a shard share: the engine, its frames, and the queues of its outputs.
 
 use super::outbox::Outbox;
+use super::refusals::Refusals;
 use super::strangers::Strangers;
 use super::{Greeted, JournalDir, Message, STRANGERS_MAX};
 use crate::assignments::Assignments;
@@ -69,6 +70,7 @@ pub(crate) struct Core<R: Rt> {
     sessions: RefCell<HashMap<SessionId, Rc<Outbox>>>,
     next_session: Cell<u64>,
     pub(crate) strangers: Strangers,
+    pub(crate) refusals: RefCell<Refusals>,
     /// Where handshakes stand in line.
     pub(crate) turnstile: Turnstile,
     groups: RefCell<VecDeque<Group>>,
@@ -92,6 +94,7 @@ impl<R: Rt> Core<R> {
             sessions: RefCell::default(),
             next_session: Cell::new(0),
             strangers: Strangers::new(STRANGERS_MAX),
+            refusals: RefCell::default(),
             turnstile: Turnstile::default(),
             groups: RefCell::default(),
             groups_moved: Signal::default(),

@@ -90,7 +90,9 @@ async fn run<R: Rt>(core: Rc<Core<R>>, socket: TcpStream, peer: SocketAddr, plac
 
 fn count<R: Rt>(core: &Core<R>, peer: SocketAddr, error: &GreetError) {
     core.parts.metrics.refused(error.reason());
-    tracing::info!(%peer, reason = error.reason(), %error, "connection refused");
+    if let Some(unsaid) = core.refusals.borrow_mut().may_say(core.now()) {
+        tracing::info!(%peer, reason = error.reason(), %error, unsaid, "connection refused");
+    }
 }
 
 async fn greet<R: Rt>(

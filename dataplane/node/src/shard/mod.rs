@@ -10,6 +10,7 @@ mod core;
 mod greet;
 mod journal;
 mod outbox;
+mod refusals;
 mod replay;
 mod session;
 mod strangers;
