@@ -110,7 +110,9 @@ impl<'a> Build<'a> {
         }
         let stored = self.builder.stored_bytes();
         let next = || Some(Open::new(self.waiting.pop_front()?, stored));
-        let Some(mut open) = self.open.take().or_else(next) else { return false };
+        let Some(mut open) = self.open.take().or_else(next) else {
+            return self.builder.begin_last();
+        };
         if !open.cuts.is_empty() {
             self.add_chunks(&mut open, lookup);
         } else if open.gather(frame) {
@@ -191,7 +193,8 @@ impl<'a> Build<'a> {
     /// # Panics
     /// If steps are left: a bug in the caller.
     pub fn finish(self) -> Result<(Built, Vec<Spanned>), CodecError> {
-        assert!(self.open.is_none() && self.waiting.is_empty(), "all steps are done");
+        let is_closed = self.builder.is_closed();
+        assert!(self.open.is_none() && self.waiting.is_empty() && is_closed, "all steps are done");
         Ok((self.builder.finish()?, self.stats))
     }
 }

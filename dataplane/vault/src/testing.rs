@@ -204,6 +204,7 @@ impl World {
         let incarnation = self.logs[log].incarnation;
         let mut builder =
             SegmentBuilder::new(self.vault.id(), id, slot, incarnation, key, number, 1).unwrap();
+        builder.check_each_frame();
         let mut here: BTreeMap<ChunkId, u32> = BTreeMap::new();
         for at in 0..self.volumes.len() {
             if self.volumes[at].log != log {

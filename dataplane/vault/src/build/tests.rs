@@ -74,7 +74,8 @@ fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanSta
     let keys = VaultKeys::derive(&key, VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
     let slot = Slot(known.len() as u64);
-    let builder = SegmentBuilder::new(VAULT, LOG, slot, 1, &key, NUMBER, 1).unwrap();
+    let mut builder = SegmentBuilder::new(VAULT, LOG, slot, 1, &key, NUMBER, 1).unwrap();
+    builder.check_each_frame();
     let mut build = Build::new(&chunker, &hasher, builder, spans);
     let lookup = |ids: &[ChunkId]| -> Vec<Option<Location>> {
         ids.iter().map(|id| known.get(id).map(|(location, _)| *location)).collect()

@@ -259,8 +259,10 @@ impl Turn<'_> {
         let (key_number, key) = vault.newest_key();
         let (log, incarnation) = (shard.log, shard.incarnation);
         let told = |error: farshore_codec::CodecError| format!("cannot build a segment: {error}");
-        let builder = SegmentBuilder::new(vault.id(), log, slot, incarnation, key, key_number, 1)
-            .map_err(told)?;
+        let mut builder =
+            SegmentBuilder::new(vault.id(), log, slot, incarnation, key, key_number, 1)
+                .map_err(told)?;
+        builder.check_each_frame();
         let tools = &self.running.tools;
         let known = &mut self.running.known;
         let mut build = Build::new(&tools.chunker, &tools.hasher, builder, spans);
