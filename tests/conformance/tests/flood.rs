@@ -287,11 +287,13 @@ fn a_node_with_few_descriptors_keeps_its_own() {
         site.restores(&agent, &volume, &mut stream)?;
         let node = system.pid(Part::Node)?;
         let mut source = Source::connect(&agent, &volume, stream)?;
-        let before = site.counters()?;
+        let (before, quiet) = (site.counters()?, process::descriptors(node)?);
         let crowd = Crowd::gather(system.node_port, 550, true)?;
         source.run(RATE, LOUD)?;
         let open = process::descriptors(node)?;
         let count = crowd.leave()?;
+        // Until then there may be none for a new session either.
+        let_go(node, quiet)?;
         let after = site.counters()?;
         let refused = counted(&before, &after, "descriptors");
         println!("{count:?}; {open} of {FEW} descriptors; {refused} without one");
