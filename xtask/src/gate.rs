@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{layers, packages, repo, tidy};
+use crate::{layers, packages, repo, servers, tidy};
 
 type Step = (&'static str, fn() -> Result<()>);
 
@@ -46,7 +46,8 @@ pub(crate) fn run() -> Result<()> {
 
 fn install() -> Result<()> {
     packages::ensure(false)?;
-    packages::ensure_nextest()
+    packages::ensure_nextest()?;
+    servers::ensure()
 }
 
 fn formatting() -> Result<()> {

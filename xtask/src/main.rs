@@ -9,6 +9,7 @@ mod guest;
 mod layers;
 mod packages;
 mod repo;
+mod servers;
 mod sim;
 mod tidy;
 mod torture;
@@ -43,6 +44,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Real kills for half an hour: processes killed, stopped, starved and moved under writing guests.
     Torture(torture::Options),
+    /// Installs the object stores that tests run against, below target/servers.
+    Servers,
     /// Checks which crate may know which, and where the runtimes may be named.
     Layers,
     /// Checks file sizes, names, leftovers, format documents and links.
@@ -74,6 +77,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Task::Sim(options) => sim::run(options),
         Task::Fuzz(options) => fuzz::run(options),
         Task::Torture(options) => torture::run(options),
+        Task::Servers => servers::ensure(),
         Task::Layers => layers::run(),
         Task::Tidy { bless } => tidy::run(*bless),
     }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::repo;
 
 /// Every package, with what needs it. This is the only list.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("gcc", "links Rust programs, builds aws-lc, zstd and SQLite"),
     ("libc6-dev", "headers and the static libc of the demo's guest"),
     ("g++", "builds libFuzzer for `cargo xtask fuzz`"),
@@ -24,6 +24,7 @@ const PACKAGES: [(&str, &str); 16] = [
     ("qemu-system-x86", "runs the guest"),
     ("qemu-utils", "qemu-io and qemu-img, an independent NBD client"),
     ("libnbd-bin", "nbdcopy and nbdinfo, another one"),
+    ("libfaketime", "a clock that a store does not believe"),
     ("fio", "a load with verification through its NBD engine"),
     ("python3-libnbd", "an NBD client that can break the protocol on purpose"),
     ("ca-certificates", "fetches crates"),
@@ -66,21 +67,37 @@ pub(crate) fn ensure(is_without_guest: bool) -> Result<()> {
         println!("every package that is needed is there");
         return Ok(());
     }
+    install(&missing)
+}
+
+/// Installs packages of Debian, or says what to install.
+///
+/// # Errors
+/// [`MissingPackages`] when not root; otherwise what apt said.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if !is_root() {
         let line = format!(
             "apt-get update && apt-get install -y --no-install-recommends {}",
-            missing.join(" ")
+            packages.join(" ")
         );
         return Err(MissingPackages { line }.into());
     }
-    println!("installing {}", missing.join(" "));
+    println!("installing {}", packages.join(" "));
     repo::check(Command::new("apt-get").args(["update", "-qq"]))?;
     repo::check(
         Command::new("apt-get")
             .env("DEBIAN_FRONTEND", "noninteractive")
             .args(["install", "-y", "-qq", "--no-install-recommends"])
-            .args(&missing),
+            .args(packages),
     )
+}
+
+/// Installs packages unless the program is there, from wherever.
+///
+/// # Errors
+/// As [`install`].
+pub(crate) fn ensure_program(program: &str, packages: &[&str]) -> Result<()> {
+    if repo::has_program(program) { Ok(()) } else { install(packages) }
 }
 
 /// Installs cargo-nextest from source when it is not there.

@@ -2,6 +2,7 @@
 
 mod open;
 mod restore;
+mod validate;
 mod verify;
 
 use clap::Subcommand;
@@ -42,6 +43,13 @@ pub(crate) enum Verb {
         #[arg(long)]
         read_data: bool,
     },
+    /// Try whether a store keeps what a vault rests on; what is written for that is removed again
+    ValidateStore {
+        /// URL of the store: s3://BUCKET/FOLDER, az://CONTAINER/FOLDER, file:///absolute/path, or a
+        /// path [default: the vault of --data]
+        #[arg(value_name = "URL", env = "FARSHORE_VAULT")]
+        url: Option<String>,
+    },
     /// Write a volume as it was at a recovery point to a file or device
     Restore {
         #[command(flatten)]
@@ -76,6 +84,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Init { source } => init(global, &source).await,
         Verb::Stats { source } => verify::stats(global, &source).await,
         Verb::Verify { source, read_data } => verify::verify(global, &source, read_data).await,
+        Verb::ValidateStore { url } => validate::validate(global, url).await,
         Verb::Restore { source, volume, point, to } => {
             restore(global, &source, volume, point, to).await
         }

@@ -90,6 +90,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let store = Store::open(&args.vault, Access::Write)?;
     let vault = Vault::open(&store, &recovery_key).await?;
     drop(recovery_key);
+    vault.check_write_once().await?;
     make_dir(&args.data)?;
     let _lock = lock(&args.data)?;
     let listener = acceptor::listen(args.listen).map_err(|error| {

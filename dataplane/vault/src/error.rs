@@ -21,6 +21,24 @@ pub enum VaultError {
         /// The store.
         url: String,
     },
+    /// The store holds something else: a vault is made only where it is alone.
+    #[error(
+        "{url}: there are other objects here, such as {object}: name an empty bucket, or a folder of its own below this one"
+    )]
+    NotEmpty {
+        /// The store.
+        url: String,
+        /// One of them.
+        object: String,
+    },
+    /// The store overwrites what must be written only once.
+    #[error(
+        "{url}: the store overwrites objects that are there (it ignores If-None-Match): no vault is safe in it; `farshore vault validate-store` says more"
+    )]
+    NotWriteOnce {
+        /// The store.
+        url: String,
+    },
     /// The store holds a vault already.
     #[error("{url}: there is a vault here already")]
     AlreadyAVault {
@@ -309,9 +327,10 @@ impl VaultError {
             Self::Store(error) => error.kind(),
             Self::NotAVault { .. }
             | Self::WrongKey { .. }
+            | Self::NotWriteOnce { .. }
             | Self::Version { .. }
             | Self::Range { .. } => ErrorKind::Invalid,
-            Self::AlreadyAVault { .. } => ErrorKind::Conflict,
+            Self::AlreadyAVault { .. } | Self::NotEmpty { .. } => ErrorKind::Conflict,
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
             | Self::Lost { .. }

@@ -7,6 +7,7 @@
 //! logs/<log>/<slot, 16 hex digits>             segment or seal
 //! maps/<volume>/<seq, 20 digits>/<part, 4>      derived
 //! index/<run>                                  derived
+//! validate/<run>/<number>                      left by a validation of the store, belongs to nothing
 //! ```
 //!
 //! A name is always made from ids: nothing from outside is ever used as a path.
@@ -62,6 +63,12 @@ impl ObjectName {
         Self(Path::from(format!("index/{run}")))
     }
 
+    /// An object of a validation of the store.
+    #[must_use]
+    pub fn probe(run: RunId, number: u32) -> Self {
+        Self(Path::from(format!("validate/{run}/{number:08}")))
+    }
+
     /// The name that a listing or an error of the store gave.
     pub(crate) fn given(name: &str) -> Self {
         Self(Path::from(name))
@@ -97,6 +104,8 @@ pub enum Folder {
     Maps(VolumeId),
     /// The index runs.
     Index,
+    /// The objects of a validation.
+    Probes(RunId),
 }
 
 impl Folder {
@@ -110,6 +119,7 @@ impl Folder {
             Self::Log(log) => Path::from(format!("logs/{log}")),
             Self::Maps(volume) => Path::from(format!("maps/{volume}")),
             Self::Index => Path::from("index"),
+            Self::Probes(run) => Path::from(format!("validate/{run}")),
         })
     }
 }

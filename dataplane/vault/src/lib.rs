@@ -7,6 +7,7 @@
 //! - [`view`], [`restore`], [`overlay`] and [`export`] read a volume at a recovery point;
 //!   [`catalog`], [`verify`] and [`stats`] say what there is and whether it is whole.
 //!
+//! - [`validate`] tries whether a store will do.
 //! - [`map`] and [`runs`] write and find what is derived, to save work; nothing needs it.
 //!
 //! Nothing here rests on listings, clocks or renames of the store, except that `verify` and `stats`
@@ -42,6 +43,7 @@ pub mod stats;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod validate;
 pub mod vault;
 pub mod verify;
 pub mod view;

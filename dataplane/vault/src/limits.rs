@@ -1,5 +1,7 @@
 //! Every limit of reading and writing a vault, and how they relate.
 
+use std::time::Duration;
+
 use farshore_proto::limits::{
     BLOCK_BYTES, MAP_PARTS_MAX, MAP_RUNS_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX,
     SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX,
@@ -75,7 +77,25 @@ pub const OVERLAY_IO_BYTES_MAX: usize = 64 << 20;
 /// Largest recovery key file.
 pub const KEY_FILE_BYTES_MAX: usize = 4096;
 
+/// A store on the network must take a connection within this.
+pub const STORE_CONNECT_TIME: Duration = Duration::from_secs(10);
+/// A request and its answer, the largest segment included, may take so long: 64 MiB at 560 kB/s.
+pub const STORE_REQUEST_TIME: Duration = Duration::from_secs(120);
+/// Longest such time that a person may ask for.
+pub const STORE_REQUEST_SECONDS_MAX: u64 = 3600;
+/// A request is sent again so often after a short trouble (5xx, a connection that broke), with waits
+/// between these two; the caller decides about longer troubles.
+pub const STORE_RETRIES_MAX: usize = 3;
+/// First wait.
+pub const STORE_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest wait.
+pub const STORE_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Nothing is sent again when so much time has gone by.
+pub const STORE_RETRY_TIME: Duration = Duration::from_secs(10);
+
 const _: () = {
+    assert!(STORE_RETRIES_MAX as u64 * STORE_BACKOFF_MAX.as_secs() <= STORE_RETRY_TIME.as_secs());
+    assert!(SEGMENT_BYTES_MAX / STORE_REQUEST_TIME.as_secs() <= 600_000);
     // The first GET always holds the header, and small tables with it.
     assert!(TABLE_READ_BYTES > SEGMENT_HEADER_BYTES);
     // What a scan reads ahead is bounded: tables, before and after opening.

@@ -4,195 +4,34 @@
 //! synced. A directory that goes away while it is in use (an unmounted disk) is an error, not
 //! an empty vault: the directory is recognised by its device and inode.
 
+mod answer;
+mod azure;
+mod error;
+mod local;
 mod open;
+mod place;
+mod s3;
+mod settings;
 
 use crate::blocking;
 use crate::layout::{Folder, ObjectName};
 use bytes::Bytes;
-use farshore_proto::ErrorKind;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
-use std::error::Error;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use open::{Access, LocalRoot};
+pub use answer::{Answer, Reason};
+pub use error::StoreError;
+pub use local::LocalRoot;
+pub use open::Access;
+pub use place::Service;
 
-/// Why the store did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// Neither a URL of a known scheme nor a path.
-    #[error("{url}: not a vault URL: give file:///absolute/path or a path")]
-    Url {
-        /// What was given.
-        url: String,
-    },
-    /// A scheme that this build does not know.
-    #[error("{url}: stores of scheme {scheme:?} are not supported: give file:///absolute/path")]
-    Scheme {
-        /// What was given.
-        url: String,
-        /// Its scheme.
-        scheme: String,
-    },
-    /// There is no such directory.
-    #[error("{url}: the vault directory {} does not exist: mount it, or make a vault with `farshore vault init`", path.display())]
-    DirectoryMissing {
-        /// What was given.
-        url: String,
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A directory that was there when the store was opened is another one now, or gone.
-    #[error("{url}: the vault directory {} has gone away or was replaced: mount it again", path.display())]
-    DirectoryGone {
-        /// The store.
-        url: String,
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The path is not a directory.
-    #[error("{url}: {} is not a directory", path.display())]
-    NotDirectory {
-        /// What was given.
-        url: String,
-        /// The path.
-        path: PathBuf,
-    },
-    /// The directory cannot be written or made.
-    #[error("{url}: the vault directory {} is not writable: change its owner or mode, or name another", path.display())]
-    NotWritable {
-        /// What was given.
-        url: String,
-        /// The directory.
-        path: PathBuf,
-        /// What the operating system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The directory cannot be reached.
-    #[error("{url}: the vault directory {} cannot be opened", path.display())]
-    Directory {
-        /// What was given.
-        url: String,
-        /// The directory.
-        path: PathBuf,
-        /// What the operating system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The object does not exist.
-    #[error("{url}: there is no object {object}")]
-    NotFound {
-        /// The store.
-        url: String,
-        /// The object.
-        object: String,
-    },
-    /// The object is larger than any legal one of its kind.
-    #[error("{url}: object {object} has {bytes} bytes, at most {max} are legal")]
-    TooLarge {
-        /// The store.
-        url: String,
-        /// The object.
-        object: String,
-        /// Its size.
-        bytes: u64,
-        /// The largest legal size.
-        max: u64,
-    },
-    /// More objects than a listing may return.
-    #[error("{url}: more than {max} objects in {object}")]
-    TooMany {
-        /// The store.
-        url: String,
-        /// The listed part.
-        object: String,
-        /// The most that are read.
-        max: usize,
-    },
-    /// The store is full.
-    #[error("{url}: no space is left to write object {object}: free space in the vault")]
-    NoSpace {
-        /// The store.
-        url: String,
-        /// The object.
-        object: String,
-        /// What the store says.
-        #[source]
-        source: Box<object_store::Error>,
-    },
-    /// The store does not let us.
-    #[error("{url}: access to object {object} is denied: check owner, mode or credential")]
-    Denied {
-        /// The store.
-        url: String,
-        /// The object.
-        object: String,
-        /// What the store says.
-        #[source]
-        source: Box<object_store::Error>,
-    },
-    /// Anything else: the request may or may not have been carried out.
-    #[error("{url}: the store could not {verb} object {object}")]
-    Request {
-        /// The store.
-        url: String,
-        /// The object.
-        object: String,
-        /// What was asked.
-        verb: &'static str,
-        /// What the store says.
-        #[source]
-        source: Box<object_store::Error>,
-    },
-    /// The directory of an object cannot be synced.
-    #[error("{url}: the directory of object {object} cannot be synced")]
-    Sync {
-        /// The store.
-        url: String,
-        /// The object.
-        object: String,
-        /// What the operating system says.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl StoreError {
-    /// What the caller does about it.
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Url { .. }
-            | Self::Scheme { .. }
-            | Self::DirectoryMissing { .. }
-            | Self::NotDirectory { .. }
-            | Self::NotWritable { .. }
-            | Self::Denied { .. } => ErrorKind::Invalid,
-            Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::TooLarge { .. } => ErrorKind::Corrupt,
-            Self::TooMany { .. } => ErrorKind::Limit,
-            Self::DirectoryGone { .. }
-            | Self::Directory { .. }
-            | Self::NoSpace { .. }
-            | Self::Request { .. }
-            | Self::Sync { .. } => ErrorKind::Unavailable,
-        }
-    }
-
-    /// Whether the store is full: retrying helps only after somebody has made room.
-    #[must_use]
-    pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::NoSpace { .. })
-    }
-}
+use answer::Verdict;
 
 /// What a put that must not overwrite has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,6 +65,7 @@ pub struct Listed {
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     url: Arc<str>,
+    service: Service,
     local: Option<Arc<LocalRoot>>,
 }
 
@@ -233,7 +73,7 @@ impl Store {
     /// A store over any backend, named `url` in messages. For tests and other backends.
     #[must_use]
     pub fn over(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { inner, url: url.into(), local: None }
+        Self { inner, url: url.into(), service: Service::Other, local: None }
     }
 
     #[cfg(test)]
@@ -268,6 +108,17 @@ impl Store {
         // there is in no vault.
         self.check_root().await?;
         Ok(put)
+    }
+
+    /// Removes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Invalid` if the credential may not.
+    pub(crate) async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        match self.inner.delete(name.path()).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.error(name, "delete", error)),
+        }
     }
 
     /// Makes sure that an object that was found, not created, survives a power cut.
@@ -329,9 +180,9 @@ impl Store {
             Err(error) => error,
         };
         // A range behind the end is refused by every store, each in its own words.
-        match self.size(name).await {
-            Ok(object_bytes) if object_bytes <= range.start => {
-                Ok(Part { bytes: Bytes::new(), object_bytes })
+        match self.inner.head(name.path()).await {
+            Ok(ObjectMeta { size, .. }) if size <= range.start => {
+                Ok(Part { bytes: Bytes::new(), object_bytes: size })
             }
             _ => Err(self.error(name, "read", error)),
         }
@@ -342,10 +193,15 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Unavailable`, `Invalid`.
     pub async fn size(&self, name: &ObjectName) -> Result<u64, StoreError> {
-        match self.inner.head(name.path()).await {
-            Ok(meta) => Ok(meta.size),
-            Err(error) => Err(self.read_error(name, error).await),
+        let error = match self.inner.head(name.path()).await {
+            Ok(meta) => return Ok(meta.size),
+            Err(error) => error,
+        };
+        if self.service.tells_nothing_on_head() {
+            // Whether the object or its bucket is missing is said only to who asks for bytes.
+            return Ok(self.get_range(name, 0..1).await?.object_bytes);
         }
+        Err(self.read_error(name, error).await)
     }
 
     /// Whether an object exists.
@@ -409,8 +265,7 @@ impl Store {
     }
 
     fn listing_error(&self, folder: Folder, source: object_store::Error) -> StoreError {
-        let (url, object) = (self.url.to_string(), folder.to_string());
-        StoreError::Request { url, object, verb: "list", source: Box::new(source) }
+        self.told(folder.to_string(), "list", source)
     }
 
     fn error(
@@ -419,36 +274,23 @@ impl Store {
         verb: &'static str,
         source: object_store::Error,
     ) -> StoreError {
-        use object_store::Error as Store;
-        let (url, object) = (self.url.to_string(), name.to_string());
-        if matches!(source, Store::NotFound { .. }) {
-            return StoreError::NotFound { url, object };
-        }
-        let io_kind = io_kind_of(&source);
-        let is_full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-        let is_denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
-        let is_refused =
-            matches!(source, Store::PermissionDenied { .. } | Store::Unauthenticated { .. });
-        let source = Box::new(source);
-        match io_kind {
-            Some(kind) if is_full.contains(&kind) => StoreError::NoSpace { url, object, source },
-            Some(kind) if is_denied.contains(&kind) => StoreError::Denied { url, object, source },
-            _ if is_refused => StoreError::Denied { url, object, source },
-            _ => StoreError::Request { url, object, verb, source },
-        }
+        self.told(name.to_string(), verb, source)
     }
-}
 
-/// The kind of the operating system's error behind an error of a local store.
-fn io_kind_of(error: &object_store::Error) -> Option<io::ErrorKind> {
-    let mut at: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = at {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return Some(error.kind());
+    fn told(&self, object: String, verb: &'static str, source: object_store::Error) -> StoreError {
+        let (url, service) = (self.url.to_string(), self.service);
+        let (verdict, source) = Reason::of(source);
+        match verdict {
+            Verdict::NotFound => StoreError::NotFound { url, object },
+            Verdict::BucketMissing => StoreError::BucketMissing { url, service, source },
+            Verdict::NoCredential => StoreError::NoCredential { url, service },
+            Verdict::Credential => StoreError::Credential { url, service, source },
+            Verdict::Clock => StoreError::Clock { url, source },
+            Verdict::Denied => StoreError::Denied { url, object, source },
+            Verdict::Full => StoreError::NoSpace { url, object, source },
+            Verdict::Other => StoreError::Request { url, object, verb, source },
         }
-        at = error.source();
     }
-    None
 }
 
 #[cfg(test)]

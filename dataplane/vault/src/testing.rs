@@ -1,8 +1,10 @@
 //! A small writer of vaults and a naive model of what they hold.
 
 mod counted;
+mod faulty;
 
 pub(crate) use counted::{Counted, counted};
+pub(crate) use faulty::{Fault, Faulty};
 
 use crate::epoch::{Claim, claim};
 use crate::log::{self, PutOutcome};

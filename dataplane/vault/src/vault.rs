@@ -1,7 +1,7 @@
 //! Making and opening a vault.
 
 use crate::error::VaultError;
-use crate::layout::ObjectName;
+use crate::layout::{Folder, ObjectName};
 use crate::limits::KEYS_MAX;
 use crate::store::{Put, Store, StoreError};
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use farshore_proto::epoch::VaultObject;
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
 use farshore_proto::{DecodeError, KeyNumber, VaultId};
+use futures::StreamExt;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -36,8 +37,8 @@ impl Vault {
     /// Makes a vault in an empty store. An attempt that was cut short is finished.
     ///
     /// # Errors
-    /// `Conflict` if there is a vault, `Invalid` if a cut-short attempt used another recovery key,
-    /// `Unavailable` (also when full: `is_no_space`).
+    /// `Conflict` if there is a vault or anything else, `Invalid` if a cut-short attempt used another
+    /// recovery key or the store overwrites, `Unavailable` (also when full: `is_no_space`).
     pub async fn init(store: &Store, recovery: &RecoveryKey) -> Result<Self, VaultError> {
         let url = || store.url().to_owned();
         if store.exists(&ObjectName::vault()).await? {
@@ -45,6 +46,9 @@ impl Vault {
         }
         let number = VaultKeys::ROOT;
         let name = ObjectName::key(number);
+        if !store.exists(&name).await? {
+            check_empty(store).await?;
+        }
         let mut id = VaultId::from(Uuid::new_v4());
         let wrap = || {
             let key = DataKey::draw().map_err(|_| KekError::Entropy)?;
@@ -52,7 +56,8 @@ impl Vault {
         };
         let object = wrap().map_err(|source| key_error(store, number, source))?;
         // The key comes first: a vault object without its key would lock everybody out.
-        if store.create(&name, Bytes::from(object.encode())).await? == Put::Exists {
+        let wrapped = Bytes::from(object.encode());
+        if store.create(&name, wrapped.clone()).await? == Put::Exists {
             let bytes = store.get(&name, SMALL_OBJECT_BYTES_MAX as u64).await?;
             let found = KeyObject::decode(&bytes).map_err(KekError::from);
             let found = found.map_err(|source| key_error(store, number, source))?;
@@ -61,6 +66,8 @@ impl Vault {
                 .unwrap(id, number, &found)
                 .map_err(|source| key_error(store, number, source))?;
             store.settle(&name).await?;
+        } else {
+            check_write_once(store, &name, wrapped).await?;
         }
         let object = VaultObject { vault: id, key: number };
         if store.create(&ObjectName::vault(), Bytes::from(object.encode())).await? == Put::Exists {
@@ -114,6 +121,15 @@ impl Vault {
         let store = store.clone();
         let inner = Inner { store, identity: object, newest, ring, keys, hasher, wrapped };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Refuses a store that overwrites: to be asked before anything is written. Does no harm there.
+    ///
+    /// # Errors
+    /// `Invalid` if it does, `Unavailable`.
+    pub async fn check_write_once(&self) -> Result<(), VaultError> {
+        let bytes = Bytes::from(self.inner.identity.encode());
+        check_write_once(self.store(), &ObjectName::vault(), bytes).await
     }
 
     /// Opens the vault in a store, or makes one if there is none.
@@ -214,6 +230,35 @@ impl Vault {
         let offset = if is_body { header_bytes as u64 } else { 0 };
         self.damaged(object, offset, cause)
     }
+}
+
+/// Writes an object that is there once more, with the same bytes: a good store refuses that.
+async fn check_write_once(
+    store: &Store,
+    name: &ObjectName,
+    bytes: Bytes,
+) -> Result<(), VaultError> {
+    match store.create(name, bytes).await? {
+        Put::Exists => Ok(()),
+        Put::Created => Err(VaultError::NotWriteOnce { url: store.url().to_owned() }),
+    }
+}
+
+/// Refuses a store with objects that no validation left.
+async fn check_empty(store: &Store) -> Result<(), VaultError> {
+    let mut listing = store.list(Folder::Whole);
+    while let Some(found) = listing.next().await {
+        let name = match found {
+            Ok(listed) => listed.name,
+            // A new file system has a directory that only root may read.
+            Err(StoreError::Denied { .. }) if store.local_root().is_some() => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if !name.starts_with("validate/") {
+            return Err(VaultError::NotEmpty { url: store.url().to_owned(), object: name });
+        }
+    }
+    Ok(())
 }
 
 /// Reads the vault object of a store.

@@ -12,7 +12,6 @@ pub mod cases;
 pub mod crowd;
 pub mod frame;
 pub mod peer;
-pub mod process;
 pub mod site;
 pub mod source;
 pub mod stream;

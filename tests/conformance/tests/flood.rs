@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use farshore_conformance::cases::{self, Act, View};
 use farshore_conformance::crowd::{Count, Crowd, give_way};
-use farshore_conformance::process;
+
 use farshore_conformance::site::{Agent, Site, Volume};
 use farshore_conformance::source::{Latencies, Source};
 use farshore_conformance::stream::Stream;
-use farshore_e2e::{Part, System, run, run_in_memory, wait};
+use farshore_e2e::{Part, System, process, run, run_in_memory, wait};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
 const CROWD: usize = 10_000;

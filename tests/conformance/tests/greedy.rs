@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use farshore_conformance::frame::{Frame, Said, reason};
 use farshore_conformance::peer::{self, Peer};
-use farshore_conformance::process;
+
 use farshore_conformance::site::Site;
 use farshore_conformance::source::Source;
 use farshore_conformance::stream::Stream;
-use farshore_e2e::{Part, Setting, run, run_with, wait};
+use farshore_e2e::{Part, Setting, process, run, run_with, wait};
 
 const MIB: u64 = 1 << 20;
 const BLOCKS: usize = 4096;

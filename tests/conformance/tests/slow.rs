@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use farshore_conformance::frame::{Frame, Hello, Mark, reason};
 use farshore_conformance::peer::{self, End, Peer, Who};
-use farshore_conformance::process;
+
 use farshore_conformance::site::{Agent, Site, Volume};
 use farshore_conformance::stream::Stream;
-use farshore_e2e::{Part, Setting, run_with, wait};
+use farshore_e2e::{Part, Setting, process, run_with, wait};
 
 /// As in `docs/formats/frame.md`: for the request, and again for the hello.
 const GREETING: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::command::Farshore;
@@ -128,5 +128,25 @@ impl Machine {
             let now = shown["volumes"][0]["nbd_uri"].as_str();
             Ok(now.unwrap_or(&before).to_owned())
         })
+    }
+
+    /// Checks that every `step`th point of those kept is a prefix of the stream of writes.
+    ///
+    /// # Errors
+    /// If one is not, or there are none.
+    pub fn check_older_points(&self, system: &System, writer: &Writer, step: usize) -> Result<()> {
+        let points = self.farshore.json(&format!("point list {}", self.name))?;
+        let points = points["points"].as_array().context("no list of points")?;
+        ensure!(!points.is_empty(), "no points");
+        let log = writer.log();
+        for point in points.iter().step_by(step) {
+            let id = point["point"].as_str().context("a point without an id")?;
+            let file = system.path("older.raw");
+            self.export(id, &file)?;
+            log.check_point(&file, &self.base, 0, log.issued())
+                .with_context(|| format!("point {id}"))?;
+            std::fs::remove_file(&file)?;
+        }
+        Ok(())
     }
 }

@@ -262,7 +262,7 @@ impl System {
     /// The operator's command for this system.
     #[must_use]
     pub fn farshore(&self) -> Farshore {
-        Farshore::on(&self.data())
+        self.in_its_environment(Farshore::on(&self.data()))
     }
 
     /// The operator's command as on a new machine: only the store and the recovery key.
@@ -271,7 +271,13 @@ impl System {
     /// If endpoints.json names no key file.
     pub fn bare(&self) -> Result<Farshore> {
         let key = self.endpoint("key_file")?;
-        Ok(Farshore::bare().with("FARSHORE_KEY_FILE", key))
+        Ok(self.in_its_environment(Farshore::bare()).with("FARSHORE_KEY_FILE", key))
+    }
+
+    /// What reaches the store is in the environment.
+    fn in_its_environment(&self, farshore: Farshore) -> Farshore {
+        let pairs = self.setting.environment.iter();
+        pairs.fold(farshore, |farshore, (name, value)| farshore.with(name, value))
     }
 
     /// The data folder.

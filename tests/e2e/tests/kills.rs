@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use farshore_e2e::image::{self, Content, MIB};
-use farshore_e2e::writer::Writer;
 use farshore_e2e::{Machine, Part, System, run};
 
 const KILLS: usize = 20;
@@ -41,26 +40,9 @@ fn survives(system: &System, part: Part, seed: u64) -> Result<()> {
         println!("{KILLS} kills of {part:?}: {} writes, {standing:?}", log.issued());
     }
     image::compare(&machine.disk, &file)?;
-    check_older_points(system, &machine, &writer)?;
+    machine.check_older_points(system, &writer, 5)?;
     let vault = system.endpoint("vault")?;
     system.bare()?.ok(&format!("vault verify --vault {vault} --read-data"))?;
-    Ok(())
-}
-
-/// Every fifth point of those kept is a prefix of the stream of writes.
-fn check_older_points(system: &System, machine: &Machine, writer: &Writer) -> Result<()> {
-    let points = system.farshore().json(&format!("point list {}", machine.name))?;
-    let points = points["points"].as_array().context("no list of points")?;
-    ensure!(!points.is_empty(), "no points");
-    let log = writer.log();
-    for point in points.iter().step_by(5) {
-        let id = point["point"].as_str().context("a point without an id")?;
-        let file = system.path("older.raw");
-        machine.export(id, &file)?;
-        log.check_point(&file, &machine.base, 0, log.issued())
-            .with_context(|| format!("point {id}"))?;
-        std::fs::remove_file(&file)?;
-    }
     Ok(())
 }
 

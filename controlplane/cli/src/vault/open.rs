@@ -18,7 +18,8 @@ use crate::up::{Site, UpSettings};
 /// Options that name a vault.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Source {
-    /// URL of the vault: file:///absolute/path, or a path [default: the vault of --data]
+    /// URL of the vault: s3://BUCKET/FOLDER, az://CONTAINER/FOLDER, file:///absolute/path, or a path
+    /// [default: the vault of --data]
     #[arg(long, env = "FARSHORE_VAULT", value_name = "URL")]
     vault: Option<String>,
     /// File with the vault's recovery key [default: DIR/recovery.key of --data]
@@ -54,6 +55,22 @@ impl Source {
         let key = key_file::read(&key_file).map_err(|error| key_failure(&error))?;
         Vault::open(&store, &key).await.map_err(|error| vault_failure(&error))
     }
+}
+
+/// Opens the store that a URL or a data directory names, and no vault in it.
+///
+/// # Errors
+/// `Usage` if none is named; what the store says.
+pub(super) fn open_store(global: &Global, url: Option<String>) -> Outcome<Store> {
+    let url = match (url, &global.data) {
+        (None, Some(data)) => of_directory(data)?.0,
+        (url, _) => url,
+    };
+    let url = url.ok_or_else(|| {
+        Failure::new(Exit::Usage, "it is not said which store is meant")
+            .hint("give its URL, or --data DIR of a `farshore up`")
+    })?;
+    Store::open(&url, Access::Write).map_err(|error| store_failure(&error))
 }
 
 /// Vault and key of a `farshore up`, whether it runs or not.
@@ -126,17 +143,21 @@ pub(super) fn vault_failure(error: &VaultError) -> Failure {
         VaultError::Store(error) => return store_failure(error),
         VaultError::WrongKey { .. } => Exit::WrongKey,
         VaultError::NotAVault { .. } => Exit::NotFound,
+        VaultError::NotWriteOnce { .. } => Exit::DataInvalid,
         VaultError::Version { .. } => Exit::DataInvalid,
         error => exit_of(error.kind()),
     };
     Failure::new(exit, told(error))
 }
 
-fn store_failure(error: &StoreError) -> Failure {
+pub(super) fn store_failure(error: &StoreError) -> Failure {
     let exit = match error {
         error if error.is_no_space() => Exit::NoSpace,
-        StoreError::DirectoryMissing { .. } => Exit::NotFound,
-        StoreError::NotWritable { .. } | StoreError::Denied { .. } => Exit::Denied,
+        StoreError::DirectoryMissing { .. } | StoreError::BucketMissing { .. } => Exit::NotFound,
+        StoreError::NotWritable { .. }
+        | StoreError::Denied { .. }
+        | StoreError::Credential { .. }
+        | StoreError::NoCredential { .. } => Exit::Denied,
         StoreError::NotDirectory { .. } => Exit::DataInvalid,
         error => exit_of(error.kind()),
     };

@@ -1,13 +1,12 @@
 //! From what a person writes to an open store.
 
-use super::{Store, StoreError};
-use object_store::local::LocalFileSystem;
-use rustix::fs::Access as Mode;
-use std::fs::{self, DirBuilder, File, Metadata};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use super::place::Place;
+use super::{Service, Store, StoreError, azure, s3};
+use object_store::prefix::PrefixStore;
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use std::sync::Arc;
+
+use crate::limits::{STORE_BACKOFF_MAX, STORE_BACKOFF_MIN, STORE_RETRIES_MAX, STORE_RETRY_TIME};
 
 /// What a store is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,135 +15,54 @@ pub enum Access {
     Read,
     /// Replicate into it.
     Write,
-    /// Make a vault in it: a directory that is missing is made.
+    /// Make a vault in it: a directory that is missing is made, a bucket is not.
     Make,
 }
 
-/// A vault's directory, recognised by device and inode.
-#[derive(Debug)]
-pub struct LocalRoot {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl LocalRoot {
-    fn new(path: PathBuf, metadata: &Metadata) -> Self {
-        Self { path, device: metadata.dev(), inode: metadata.ino() }
-    }
-
-    /// The directory.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn is_there(&self) -> bool {
-        fs::metadata(&self.path)
-            .is_ok_and(|now| now.dev() == self.device && now.ino() == self.inode)
-    }
-
-    /// Syncs the directories from the object's up to the root.
-    pub(super) fn sync_parents(&self, object: &str) -> io::Result<()> {
-        let mut at = self.path.join(object);
-        while at.pop() && at.starts_with(&self.path) {
-            File::open(&at)?.sync_all()?;
-        }
-        Ok(())
-    }
-}
-
 impl Store {
-    /// Opens the store at `url`: `file:///absolute/path`, or a plain path.
+    /// Opens the store at `url`: `s3://BUCKET[/FOLDER]`, `az://CONTAINER[/FOLDER]`,
+    /// `file:///absolute/path`, or a plain path.
+    ///
+    /// A store on the network is not asked anything yet. Its credential and endpoint come from the
+    /// usual environment variables and files (`docs/stores.md`).
     ///
     /// # Errors
-    /// `Invalid` for what is not a URL or path, for a directory that does not exist, is none or may
-    /// not be written; `Unavailable` if it cannot be reached.
+    /// `Invalid` for what is not a URL or path, for settings or credentials that are missing or
+    /// wrong in themselves, for a directory that does not exist, is none or may not be written;
+    /// `Unavailable` if the directory cannot be reached.
     pub fn open(url: &str, access: Access) -> Result<Self, StoreError> {
-        let path = local_path(url)?;
-        if access == Access::Make {
-            make_directory(url, &path)?;
-        }
-        let error =
-            |source| StoreError::Directory { url: url.to_owned(), path: path.clone(), source };
-        let metadata = match fs::metadata(&path) {
-            Ok(metadata) => metadata,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {
-                return Err(StoreError::DirectoryMissing { url: url.to_owned(), path });
+        match Place::parse(url)? {
+            Place::Directory(path) => Self::in_directory(url, path, access),
+            Place::S3 { bucket, folder } => {
+                let inner = s3::open(url, &bucket)?;
+                Ok(Self::remote(inner, url, Service::S3, &folder))
             }
-            Err(source) => return Err(error(source)),
-        };
-        if !metadata.is_dir() {
-            return Err(StoreError::NotDirectory { url: url.to_owned(), path });
+            Place::Azure { container, folder } => {
+                let inner = azure::open(url, &container)?;
+                Ok(Self::remote(inner, url, Service::Azure, &folder))
+            }
         }
-        let mode = match access {
-            Access::Read => Mode::READ_OK | Mode::EXEC_OK,
-            Access::Write | Access::Make => Mode::READ_OK | Mode::WRITE_OK | Mode::EXEC_OK,
-        };
-        if let Err(source) = rustix::fs::access(&path, mode) {
-            let (url, source) = (url.to_owned(), io::Error::from(source));
-            return Err(match access {
-                Access::Read => StoreError::Directory { url, path, source },
-                Access::Write | Access::Make => StoreError::NotWritable { url, path, source },
-            });
-        }
-        let path = path.canonicalize().map_err(error)?;
-        let local = LocalFileSystem::new_with_prefix(&path).map_err(|source| {
-            let (url, object) = (url.to_owned(), "/".to_owned());
-            StoreError::Request { url, object, verb: "open", source: Box::new(source) }
-        })?;
-        Ok(Self {
-            inner: Arc::new(local.with_fsync(true)),
-            url: url.into(),
-            local: Some(Arc::new(LocalRoot::new(path, &metadata))),
-        })
     }
 
-    /// The directory of a local store.
-    #[must_use]
-    pub fn local_root(&self) -> Option<&Path> {
-        self.local.as_deref().map(LocalRoot::path)
+    fn remote(inner: impl ObjectStore, url: &str, service: Service, folder: &str) -> Self {
+        let inner: Arc<dyn ObjectStore> = match folder {
+            "" => Arc::new(inner),
+            folder => Arc::new(PrefixStore::new(inner, folder)),
+        };
+        Self { inner, url: url.into(), service, local: None }
     }
 }
 
-fn local_path(url: &str) -> Result<PathBuf, StoreError> {
-    let bad = || StoreError::Url { url: url.to_owned() };
-    if url.is_empty() || url.contains('\0') {
-        return Err(bad());
+/// What is tried again below: short troubles of the network and of the store. Who waits for longer ones
+/// decides that for himself, and says so.
+pub(super) fn retries() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: STORE_BACKOFF_MIN,
+            max_backoff: STORE_BACKOFF_MAX,
+            base: 2.0,
+        },
+        max_retries: STORE_RETRIES_MAX,
+        retry_timeout: STORE_RETRY_TIME,
     }
-    let Some((scheme, _)) = url.split_once("://") else {
-        return std::path::absolute(url).map_err(|_| bad());
-    };
-    if !scheme.eq_ignore_ascii_case("file") {
-        return Err(StoreError::Scheme { url: url.to_owned(), scheme: scheme.to_owned() });
-    }
-    let parsed = url::Url::parse(url).map_err(|_| bad())?;
-    parsed.to_file_path().map_err(|()| bad())
-}
-
-fn make_directory(url: &str, path: &Path) -> Result<(), StoreError> {
-    if path.exists() {
-        return Ok(());
-    }
-    let mut missing = path;
-    while let Some(parent) = missing.parent().filter(|parent| !parent.exists()) {
-        missing = parent;
-    }
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    let synced = made.and_then(|()| {
-        let mut at = path;
-        while let Some(parent) = at.parent() {
-            File::open(parent)?.sync_all()?;
-            if at == missing {
-                break;
-            }
-            at = parent;
-        }
-        Ok(())
-    });
-    synced.map_err(|source| StoreError::NotWritable {
-        url: url.to_owned(),
-        path: path.to_owned(),
-        source,
-    })
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::layout::ObjectName;
 use crate::testing::Counted;
-use farshore_proto::{KeyNumber, LogId, Slot};
+use farshore_proto::{ErrorKind, KeyNumber, LogId, Slot};
 use std::fs;
 
 fn open(folder: &std::path::Path, access: Access) -> Result<Store, StoreError> {
@@ -100,7 +100,7 @@ fn what_cannot_be_opened_is_said_in_one_sentence() {
     let text = |url: &str, access| Store::open(url, access).unwrap_err().to_string();
     assert!(text(gone.to_str().unwrap(), Access::Write).contains("does not exist"));
     assert!(text(file.to_str().unwrap(), Access::Read).contains("is not a directory"));
-    assert!(text("s3://bucket/x", Access::Read).contains("scheme \"s3\" are not supported"));
+    assert!(text("gs://bucket/x", Access::Read).contains("scheme \"gs\" are not supported"));
     assert!(text("", Access::Read).contains("not a vault URL"));
     assert!(text("file://host/x", Access::Read).contains("not a vault URL"));
     let below_a_file = file.join("vault");

@@ -1,0 +1,246 @@
+//! What a store could not do, in words that say what to do about it.
+
+use super::answer::Reason;
+use super::place::Service;
+use farshore_proto::ErrorKind;
+use std::io;
+use std::path::PathBuf;
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Neither a URL of a known scheme nor a path.
+    #[error(
+        "{url}: not a vault URL: give s3://BUCKET/FOLDER, az://CONTAINER/FOLDER, file:///absolute/path or a path"
+    )]
+    Url {
+        /// What was given.
+        url: String,
+    },
+    /// A scheme that this build does not know.
+    #[error(
+        "{url}: stores of scheme {scheme:?} are not supported: give s3://BUCKET/FOLDER, az://CONTAINER/FOLDER or file:///absolute/path"
+    )]
+    Scheme {
+        /// What was given.
+        url: String,
+        /// Its scheme.
+        scheme: String,
+    },
+    /// The settings of the environment or of a file do not make a client.
+    #[error("{url}: the store cannot be opened with these settings: {why}")]
+    Settings {
+        /// What was given.
+        url: String,
+        /// What is wrong with them.
+        why: String,
+    },
+    /// A file with settings or credentials cannot be read.
+    #[error("{url}: cannot read {}: {source}", path.display())]
+    SettingsFile {
+        /// What was given.
+        url: String,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// Nobody said with which credential.
+    #[error("{url}: there is no credential for this store: {}", service.credential_advice())]
+    NoCredential {
+        /// The store.
+        url: String,
+        /// Its kind.
+        service: Service,
+    },
+    /// The store knows no such credential, or its secret is wrong, or it has expired.
+    #[error("{url}: the store does not accept the credential: {}", service.credential_advice())]
+    Credential {
+        /// The store.
+        url: String,
+        /// Its kind.
+        service: Service,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// The store refuses requests that are signed with the time of this machine.
+    #[error("{url}: the store refuses the time of this machine: set its clock right, best by NTP")]
+    Clock {
+        /// The store.
+        url: String,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// There is no such bucket or container; nothing is said of what was in it.
+    #[error("{url}: there is no such {} at the store: make it, or name another", service.bucket())]
+    BucketMissing {
+        /// The store.
+        url: String,
+        /// Its kind.
+        service: Service,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// There is no such directory.
+    #[error("{url}: the vault directory {} does not exist: mount it, or make a vault with `farshore vault init`", path.display())]
+    DirectoryMissing {
+        /// What was given.
+        url: String,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A directory that was there when the store was opened is another one now, or gone.
+    #[error("{url}: the vault directory {} has gone away or was replaced: mount it again", path.display())]
+    DirectoryGone {
+        /// The store.
+        url: String,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The path is not a directory.
+    #[error("{url}: {} is not a directory", path.display())]
+    NotDirectory {
+        /// What was given.
+        url: String,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The directory cannot be written or made.
+    #[error("{url}: the vault directory {} is not writable: change its owner or mode, or name another", path.display())]
+    NotWritable {
+        /// What was given.
+        url: String,
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory cannot be reached.
+    #[error("{url}: the vault directory {} cannot be opened", path.display())]
+    Directory {
+        /// What was given.
+        url: String,
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The object does not exist.
+    #[error("{url}: there is no object {object}")]
+    NotFound {
+        /// The store.
+        url: String,
+        /// The object.
+        object: String,
+    },
+    /// The object is larger than any legal one of its kind.
+    #[error("{url}: object {object} has {bytes} bytes, at most {max} are legal")]
+    TooLarge {
+        /// The store.
+        url: String,
+        /// The object.
+        object: String,
+        /// Its size.
+        bytes: u64,
+        /// The largest legal size.
+        max: u64,
+    },
+    /// More objects than a listing may return.
+    #[error("{url}: more than {max} objects in {object}")]
+    TooMany {
+        /// The store.
+        url: String,
+        /// The listed part.
+        object: String,
+        /// The most that are read.
+        max: usize,
+    },
+    /// The store is full.
+    #[error("{url}: no space is left to write object {object}: free space in the vault")]
+    NoSpace {
+        /// The store.
+        url: String,
+        /// The object.
+        object: String,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// The store does not let us.
+    #[error("{url}: access to object {object} is denied: check owner, mode or credential")]
+    Denied {
+        /// The store.
+        url: String,
+        /// The object.
+        object: String,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// Anything else: the request may or may not have been carried out.
+    #[error("{url}: the store could not {verb} object {object}")]
+    Request {
+        /// The store.
+        url: String,
+        /// The object.
+        object: String,
+        /// What was asked.
+        verb: &'static str,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// The directory of an object cannot be synced.
+    #[error("{url}: the directory of object {object} cannot be synced")]
+    Sync {
+        /// The store.
+        url: String,
+        /// The object.
+        object: String,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// What the caller does about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Url { .. }
+            | Self::Scheme { .. }
+            | Self::Settings { .. }
+            | Self::SettingsFile { .. }
+            | Self::NoCredential { .. }
+            | Self::Credential { .. }
+            | Self::DirectoryMissing { .. }
+            | Self::NotDirectory { .. }
+            | Self::NotWritable { .. }
+            | Self::Denied { .. } => ErrorKind::Invalid,
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::TooLarge { .. } => ErrorKind::Corrupt,
+            Self::TooMany { .. } => ErrorKind::Limit,
+            // Never "not found": that would say that an object is not there.
+            Self::BucketMissing { .. }
+            | Self::Clock { .. }
+            | Self::DirectoryGone { .. }
+            | Self::Directory { .. }
+            | Self::NoSpace { .. }
+            | Self::Request { .. }
+            | Self::Sync { .. } => ErrorKind::Unavailable,
+        }
+    }
+
+    /// Whether the store is full: retrying helps only after somebody has made room.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::NoSpace { .. })
+    }
+}
