@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod fuzz;
 mod gate;
@@ -44,6 +45,9 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Real kills for half an hour: processes killed, stopped, starved and moved under writing guests.
     Torture(torture::Options),
+    /// What a byte costs: `images DIR`, `bound IMAGE`, `peers IMAGE`; `--help` says more.
+    #[command(disable_help_flag = true)]
+    Bench(bench::Options),
     /// Installs the object stores that tests run against, below target/servers.
     Servers,
     /// Checks which crate may know which, and where the runtimes may be named.
@@ -77,6 +81,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Task::Sim(options) => sim::run(options),
         Task::Fuzz(options) => fuzz::run(options),
         Task::Torture(options) => torture::run(options),
+        Task::Bench(options) => bench::run(options),
         Task::Servers => servers::ensure(),
         Task::Layers => layers::run(),
         Task::Tidy { bless } => tidy::run(*bless),

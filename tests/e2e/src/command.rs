@@ -34,13 +34,15 @@ pub struct Outcome {
     pub stderr: String,
 }
 
-/// Where the binaries of this build lie: beside the folder of this test.
+/// Where the binaries of this build lie: beside this program, or beside the folder of this test.
 ///
 /// # Errors
-/// If the running test cannot be located.
+/// If the running program cannot be located.
 pub fn binaries() -> Result<PathBuf> {
-    let test = std::env::current_exe().context("locate this test")?;
-    let folder = test.parent().and_then(Path::parent).context("a test in a folder of cargo's")?;
+    let program = std::env::current_exe().context("locate this program")?;
+    let folder = program.parent().context("a program in a folder of cargo's")?;
+    let is_test = folder.ends_with("deps");
+    let folder = if is_test { folder.parent().context("a folder of cargo's")? } else { folder };
     Ok(folder.to_path_buf())
 }
 
