@@ -22,7 +22,9 @@ pub struct Bytes(pub u64);
 
 /// The text is not an amount of bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not an amount of bytes: write a number and perhaps one of KiB, MiB, GiB, TiB, kB, MB, GB, TB, as in 54MB")]
+#[error(
+    "`{text}` is not an amount of bytes: write a number and perhaps one of KiB, MiB, GiB, TiB, kB, MB, GB, TB, as in 54MB"
+)]
 pub struct NotAnAmount {
     text: String,
 }

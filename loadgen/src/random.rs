@@ -48,7 +48,8 @@ mod tests {
     fn every_part_of_a_draw_matters_and_nothing_else() {
         let base = draw(1, "a", 2, 3);
         assert_eq!(base, draw(1, "a", 2, 3));
-        for other in [draw(2, "a", 2, 3), draw(1, "b", 2, 3), draw(1, "a", 3, 3), draw(1, "a", 2, 4)]
+        for other in
+            [draw(2, "a", 2, 3), draw(1, "b", 2, 3), draw(1, "a", 3, 3), draw(1, "a", 2, 4)]
         {
             assert_ne!(base, other);
         }

@@ -43,7 +43,9 @@ pub enum Misfit {
         acked: u64,
     },
     /// More is there than was sent.
-    #[error("the node says it has seq {has}, but only seq {sent} was sent: another writer has this volume")]
+    #[error(
+        "the node says it has seq {has}, but only seq {sent} was sent: another writer has this volume"
+    )]
     Foreign {
         /// What the node has.
         has: u64,

@@ -124,20 +124,14 @@ impl Tally {
     /// An empty tally.
     #[must_use]
     pub fn new(window: Window) -> Self {
-        let times =
-            Times { late: latencies(), journaled: latencies(), committed: latencies() };
+        let times = Times { late: latencies(), journaled: latencies(), committed: latencies() };
         let (times, troubles) = (Mutex::new(times), Mutex::default());
         Self { window, sums: Sums::default(), times, troubles }
     }
 
     /// Notes times: for each write when it was due and how many bytes it has. `now` and the due
     /// times count from the start of the run.
-    pub fn note(
-        &self,
-        stage: Stage,
-        now: Duration,
-        writes: impl Iterator<Item = (Duration, u64)>,
-    ) {
+    pub fn note(&self, stage: Stage, now: Duration, writes: impl Iterator<Item = (Duration, u64)>) {
         let (mut bytes, mut count, mut offered) = (0, 0, 0);
         let mut times = lock(&self.times);
         let histogram = match stage {

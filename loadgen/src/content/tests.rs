@@ -45,7 +45,9 @@ fn saved_percent(compressible: u32) -> f64 {
         before += data.len();
         after += zstd::bulk::compress(&data, 1).unwrap().len();
     }
-    100.0 - 100.0 * f64::from(u32::try_from(after).unwrap()) / f64::from(u32::try_from(before).unwrap())
+    100.0
+        - 100.0 * f64::from(u32::try_from(after).unwrap())
+            / f64::from(u32::try_from(before).unwrap())
 }
 
 #[test]
