@@ -63,7 +63,7 @@ impl fmt::Display for Bytes {
             }
             Some((name, shift)) => {
                 // To a tenth, rounded down: only for people.
-                let tenths = u128::from(self.0) * 10 >> shift;
+                let tenths = (u128::from(self.0) * 10) >> shift;
                 write!(formatter, "{}.{}{name}", tenths / 10, tenths % 10)
             }
             None => write!(formatter, "{}B", self.0),

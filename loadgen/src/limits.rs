@@ -78,7 +78,7 @@ pub const FAILURES_TOLD: usize = 5;
 
 const _: () = {
     // A window holds the largest frame, or nothing could ever be sent.
-    assert!(WINDOW_BYTES >= FRAME_HEADER_BYTES + WRITE_BYTES_MAX as usize);
+    assert!(WINDOW_BYTES >= FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX);
     assert!(VOLUME_BYTES_MIN >= WRITE_BYTES_MAX && VOLUME_BYTES_MIN <= VOLUME_BYTES_MAX);
     assert!(WRITE_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u64));
     // A buffer that holds the smaller writes is not given back after each of them.
