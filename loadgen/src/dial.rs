@@ -56,13 +56,22 @@ pub enum DialError {
         /// What went wrong.
         source: io::Error,
     },
-    /// The node hung up, or took too long, in the middle of the upgrade.
+    /// The node hung up in the middle of the upgrade.
     #[error("node {address} did not answer the upgrade: {source}")]
     Upgrade {
         /// Where it was tried.
         address: String,
         /// What went wrong.
         source: io::Error,
+    },
+    /// It took too long in all.
+    #[error(
+        "node {address} took no session within {} s; a node that recovers listens and does not answer \
+         yet", DIAL_TIME_MAX.as_secs()
+    )]
+    Slow {
+        /// Where it was tried.
+        address: String,
     },
     /// The node answered with something else than an upgrade.
     #[error("node {address} refused the session with status {status}: {reason}")]
@@ -90,6 +99,7 @@ impl DialError {
             Self::Connect { source, .. } => format!("connect: {}", source.kind()),
             Self::Tls { source, .. } => format!("tls: {}", source.kind()),
             Self::Upgrade { source, .. } => format!("upgrade: {}", source.kind()),
+            Self::Slow { .. } => "no session in time".to_owned(),
             Self::Status { status, .. } => format!("http {status}"),
             Self::Name { .. } => "server name".to_owned(),
         }
@@ -140,10 +150,7 @@ impl Dial for TlsDial {
         let dial = self.clone();
         Box::pin(async move {
             let opening = tokio::time::timeout(DIAL_TIME_MAX, dial.open(&route)).await;
-            opening.unwrap_or_else(|_| {
-                let source = io::ErrorKind::TimedOut.into();
-                Err(DialError::Upgrade { address: route.address, source })
-            })
+            opening.unwrap_or(Err(DialError::Slow { address: route.address }))
         })
     }
 }

@@ -151,9 +151,9 @@ impl Enrolment {
         let done = &done;
         stream::iter(0..sources)
             .map(|source| async move {
-                let member = self.one(source).await;
+                let member = self.one(source).await?;
                 done();
-                member
+                Ok(member)
             })
             .buffered(ENROLLING_MAX)
             .try_collect()
@@ -274,9 +274,9 @@ pub async fn remove(
 ) -> Result<(), OperatorError> {
     stream::iter(machines)
         .map(|machine| async {
-            let removed = operator.unprotect(machine).await;
+            operator.unprotect(machine).await?;
             done(machines.len());
-            removed
+            Ok(())
         })
         .buffer_unordered(ENROLLING_MAX)
         .try_collect()

@@ -1,11 +1,12 @@
 //! `farshore-loadgen`: open-loop load on a node's port, from many sources at once.
 
 use anyhow::{Context, Result};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 use farshore_api::Exit;
-use farshore_loadgen::enrol::clean;
+use farshore_loadgen::enrol::{EnrolError, clean};
 use farshore_loadgen::histograms;
-use farshore_loadgen::operator::Operator;
+use farshore_loadgen::operator::{Operator, OperatorError};
 use farshore_loadgen::plan::{Plan, PlanError};
 use farshore_loadgen::progress::Steps;
 use farshore_loadgen::run::{RunError, run};
@@ -62,7 +63,11 @@ enum Format {
 }
 
 fn main() -> ExitCode {
-    let result = match Args::parse().verb {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    let result = match args.verb {
         Verb::Run(args) => load(*args),
         Verb::Clean { site } => remove_all(&site),
     };
@@ -72,6 +77,16 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             exit_of(&error).into()
         }
+    }
+}
+
+/// Prints what clap says; asking for help is no mistake.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be done when not even this can be printed.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Success.into(),
+        _ => Exit::Usage.into(),
     }
 }
 
@@ -120,12 +135,27 @@ fn remove_all(site: &SiteArgs) -> Result<Exit> {
 }
 
 fn exit_of(error: &anyhow::Error) -> Exit {
-    let is_plan = error.is::<PlanError>()
-        || matches!(error.downcast_ref(), Some(RunError::Plan(_)))
-        || matches!(error.downcast_ref(), Some(SiteError::Unsaid));
-    match error.downcast_ref() {
-        _ if is_plan => Exit::Usage,
-        Some(SiteError::Down { .. }) => Exit::Unavailable,
+    if let Some(error) = error.downcast_ref::<OperatorError>() {
+        return exit_of_operator(error);
+    }
+    match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(SiteError::Unsaid), _) | (_, Some(RunError::Plan(_))) => Exit::Usage,
+        (Some(SiteError::Down { .. }), _) => Exit::Unavailable,
+        (_, Some(RunError::Operator(error))) => exit_of_operator(error),
+        (_, Some(RunError::Enrol(EnrolError::Operator { error, .. }))) => exit_of_operator(error),
+        (_, Some(RunError::Enrol(EnrolError::Taken { .. }))) => Exit::Conflict,
+        (_, Some(RunError::Enrol(EnrolError::Unplaced { .. }))) => Exit::TimedOut,
+        _ if error.is::<PlanError>() => Exit::Usage,
+        _ => Exit::Failure,
+    }
+}
+
+fn exit_of_operator(error: &OperatorError) -> Exit {
+    match error {
+        OperatorError::Unreachable { .. } => Exit::Unavailable,
+        OperatorError::Client { .. } => Exit::Usage,
+        OperatorError::File { .. } => Exit::DataInvalid,
+        OperatorError::Refused { code, .. } => (*code).into(),
         _ => Exit::Failure,
     }
 }

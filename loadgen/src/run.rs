@@ -171,6 +171,9 @@ fn enrol(
 
 /// Ends the protection of machines whose identities nobody keeps.
 fn withdraw(operator: &Operator, made: &[String]) -> Result<(), RunError> {
+    if made.is_empty() {
+        return Ok(());
+    }
     let steps = Steps::of("unprotect", made.len() as u64);
     let removed = threads(1)?.block_on(remove(operator, made, &|_| steps.step()));
     steps.finish();
