@@ -42,6 +42,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("farshore-control", &["farshore-proto", "farshore-vault", "farshore-api"]),
     ("farshore-cli", &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-api"]),
     ("farshore-bench", &["farshore-proto", "farshore-codec", "farshore-e2e"]),
+    ("farshore-loadgen", &["farshore-proto", "farshore-api", "farshore-client"]),
     ("farshore-e2e", &[]),
     ("farshore-conformance", &["farshore-e2e", "farshore-api", "farshore-client"]),
     (
