@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use farshore_proto::limits::{
-    BLOCK_BYTES, MAP_PARTS_MAX, MAP_RUNS_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX,
-    SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX,
-    SMALL_OBJECT_BYTES_MAX, VOLUME_BLOCKS_MAX,
+    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, MAP_PARTS_MAX, MAP_RUNS_MAX, PUTS_IN_FLIGHT_MAX,
+    SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES,
+    SEGMENT_TABLE_BYTES_MAX, SMALL_OBJECT_BYTES_MAX, VOLUME_BLOCKS_MAX,
 };
 
 /// First ranged GET of a segment: the header and, nearly always, the whole table.
@@ -74,6 +74,8 @@ pub const OVERLAY_STRIPES: usize = 64;
 pub const OVERLAY_STRIPE_BLOCKS: u64 = 256;
 /// Largest single read or write of an overlay.
 pub const OVERLAY_IO_BYTES_MAX: usize = 64 << 20;
+/// Memory of frames that were let go which a shard keeps for the next ones.
+pub const SPARE_BYTES_MAX: usize = 16 << 20;
 /// Largest recovery key file.
 pub const KEY_FILE_BYTES_MAX: usize = 4096;
 
@@ -94,6 +96,8 @@ pub const STORE_BACKOFF_MAX: Duration = Duration::from_secs(1);
 pub const STORE_RETRY_TIME: Duration = Duration::from_secs(10);
 
 const _: () = {
+    // Spare memory holds several frames of any size.
+    assert!(SPARE_BYTES_MAX >= 8 * FRAME_BODY_BYTES_MAX);
     assert!(STORE_RETRIES_MAX as u64 * STORE_BACKOFF_MAX.as_secs() <= STORE_RETRY_TIME.as_secs());
     assert!(SEGMENT_BYTES_MAX / STORE_REQUEST_TIME.as_secs() <= 600_000);
     // The first GET always holds the header, and small tables with it.

@@ -245,14 +245,22 @@ mod tests {
     #[tokio::test]
     async fn a_key_of_another_vault_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let place = |name: &str| (url(&dir.path().join(name)), dir.path().join(name).join("key"));
+        let key = |name: &str| dir.path().join(format!("{name}.key"));
+        let place = |name: &str| (url(&dir.path().join(name)), key(name));
         let ((a, key_a), (b, key_b)) = (place("a"), place("b"));
-        std::fs::create_dir(dir.path().join("a")).unwrap();
-        std::fs::create_dir(dir.path().join("b")).unwrap();
         make(&a, &key_a).await.unwrap();
         make(&b, &key_b).await.unwrap();
         let failure = make(&a, &key_b).await.unwrap_err();
         assert_eq!(failure.code, Exit::WrongKey.code(), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_holds_something_else_gets_no_vault() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("recovery.key");
+        let failure = make(&url(dir.path()), &key).await.unwrap_err();
+        assert_eq!(failure.code, Exit::Conflict.code(), "{failure}");
+        assert!(failure.message.contains("such as recovery.key"), "{failure}");
     }
 
     #[tokio::test]

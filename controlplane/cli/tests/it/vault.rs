@@ -244,7 +244,7 @@ fn a_vault_that_is_not_there_and_a_key_that_is_not_its_own_are_told_apart() {
     fs::write(bench.key(), "hello").unwrap();
     // A new file may be read by others: that is said first.
     assert_eq!(bench.run(&["volumes"]).code, 77);
-    let ran = farshore(&["vault", "volumes", "--vault", "s3://bucket", "--key-file", "/k"]);
+    let ran = farshore(&["vault", "volumes", "--vault", "gs://bucket", "--key-file", "/k"]);
     assert_eq!(ran.code, 64, "{}", ran.stderr);
 }
 

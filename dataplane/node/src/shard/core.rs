@@ -229,6 +229,10 @@ impl<R: Rt> Core<R> {
         self.sessions.borrow().values().cloned().collect()
     }
 
+    pub(crate) fn buffer(&self, bytes: usize) -> Vec<u8> {
+        self.frames.borrow_mut().buffer(bytes)
+    }
+
     pub(crate) fn keep(&self, frame: Frame) -> Handle {
         self.frames.borrow_mut().insert(frame)
     }

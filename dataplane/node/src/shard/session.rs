@@ -225,7 +225,7 @@ impl<R: Rt> Session<'_, R> {
         bytes: [u8; FRAME_HEADER_BYTES],
         header: &FrameHeader,
     ) -> Result<Option<Frame>, SessionError> {
-        let mut body = vec![0; header.body_bytes];
+        let mut body = self.core.buffer(header.body_bytes);
         if !self.fill(reader, &mut body, &mut 0).await.map_err(cut)? {
             return Ok(None);
         }
