@@ -10,7 +10,7 @@ use farshore_proto::RunId;
 use farshore_proto::limits::SEGMENT_BYTES_MAX;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::collections::BTreeSet;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -272,10 +272,8 @@ impl Run<'_> {
         let Some(first) = missing.first() else {
             return Ok(format!("{LISTED} new objects are all listed"));
         };
-        let mut text = String::new();
-        let _ = write!(text, "{} of {LISTED} new objects are not listed, ", missing.len());
-        let _ = write!(text, "{first} is one of them");
-        broken(text)
+        let count = missing.len();
+        broken(format!("{count} of {LISTED} new objects are not listed, {first} is one of them"))
     }
 
     async fn largest_segment(&self) -> Result<String, Broken> {

@@ -82,3 +82,24 @@ async fn a_missing_key_is_named() {
     assert!(error.to_string().contains("object keys/1 is missing"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
 }
+
+/// A node asks this before it writes (S9): a store may have begun to overwrite since the vault was made.
+#[tokio::test]
+async fn a_store_that_overwrites_is_refused_before_and_after_a_vault_is_made() {
+    use crate::testing::{Fault, Faulty};
+    let over = |fault| Store::over(Arc::new(Faulty::new(fault)), "memory");
+    let recovery = RecoveryKey::draw().unwrap();
+    let error = Vault::init(&over(Fault::Overwrites), &recovery).await.unwrap_err();
+    assert!(matches!(error, VaultError::NotWriteOnce { .. }), "{error}");
+    let vault = Vault::init(&over(Fault::None), &recovery).await.unwrap();
+    vault.check_write_once().await.unwrap();
+    let (bad, object) = (over(Fault::Overwrites), vault.identity().encode());
+    for name in [ObjectName::key(VaultKeys::ROOT), ObjectName::vault()] {
+        let bytes = vault.store().get(&name, 4096).await.unwrap();
+        bad.create(&name, bytes).await.unwrap();
+    }
+    assert_eq!(bad.get(&ObjectName::vault(), 4096).await.unwrap(), object[..]);
+    let opened = Vault::open(&bad, &recovery).await.unwrap();
+    let error = opened.check_write_once().await.unwrap_err();
+    assert!(matches!(error, VaultError::NotWriteOnce { .. }), "{error}");
+}
