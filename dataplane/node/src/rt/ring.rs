@@ -11,6 +11,8 @@ use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::Path;
 use std::time::Duration;
+use tracing::instrument::WithSubscriber;
+use tracing::subscriber::NoSubscriber;
 
 /// Completions of the ring are looked at after so long, also when tasks are always ready: a shard that
 /// is busy must not find out late that a group is durable or that a frame has come.
@@ -76,10 +78,14 @@ impl Rt for Ring {
         Ok(RingSocket(stream))
     }
 
+    /// Write-only on purpose. glommio tries with a read whether a device can be polled, and takes every
+    /// device of these kernels for one that can; where it has no queues for that, the thread then turns at
+    /// full speed until the write is done. A read that is not allowed says no, once and for all files of the
+    /// device. It logs an error about that, which is none: errors of the open itself come back.
     async fn create(path: &Path) -> io::Result<RingFile> {
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).dma_open(path).await?;
-        Ok(RingFile(file))
+        let mut options = OpenOptions::new();
+        let open = options.write(true).create_new(true).dma_open(path);
+        Ok(RingFile(open.with_subscriber(NoSubscriber::default()).await?))
     }
 }
 
@@ -130,5 +136,51 @@ impl JournalFile for RingFile {
 
     async fn sync(&self) -> io::Result<()> {
         self.0.fdatasync().await.map_err(Into::into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam::channel::bounded;
+    use rustix::time::{ClockId, Timespec, clock_gettime};
+    use std::time::Instant;
+
+    const WRITES: u64 = 24;
+    const WRITE_BYTES: usize = 4 << 20;
+
+    fn on_cpu() -> Duration {
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(tv_sec.try_into().unwrap(), tv_nsec.try_into().unwrap())
+    }
+
+    /// CPU time of the shard's thread and time that went by while it waited for `WRITES` of them.
+    async fn waits(path: &Path) -> (Duration, Duration) {
+        let file = Ring::create(path).await.unwrap();
+        let (mut busy, mut passed) = (Duration::ZERO, Duration::ZERO);
+        for n in 0..WRITES {
+            let mut buffer = file.buffer(WRITE_BYTES);
+            buffer.as_mut().fill(1);
+            let (cpu, begin) = (on_cpu(), Instant::now());
+            file.write_at(buffer, n * WRITE_BYTES as u64).await.unwrap();
+            file.sync().await.unwrap();
+            busy += on_cpu() - cpu;
+            passed += begin.elapsed();
+        }
+        (busy, passed)
+    }
+
+    /// A disk without queues for polling, which is nearly every one, must not cost a core.
+    #[test]
+    fn a_shard_that_waits_for_its_disk_rests() {
+        // Beside the test's program: a file in memory would not wait.
+        let program = std::env::current_exe().unwrap();
+        let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let path = dir.path().join("journal");
+        let (said, listening) = bounded(1);
+        let main = move || async move { said.send(waits(&path).await).unwrap() };
+        Ring::run("waiting", 0, main).unwrap().join().unwrap();
+        let (busy, passed) = listening.recv().unwrap();
+        assert!(2 * busy < passed, "{busy:?} on the CPU in {passed:?} of waiting");
     }
 }
