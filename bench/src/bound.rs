@@ -19,6 +19,8 @@ const ROUNDS: usize = 3;
 struct Report {
     image_bytes: u64,
     data_bytes: u64,
+    /// Of these, in chunks that differ.
+    unique_bytes: u64,
     stored_bytes: u64,
     stages: Vec<(String, f64)>,
     sum: f64,
@@ -41,9 +43,12 @@ pub(crate) fn run(image: &Path, out: &Path) -> Result<()> {
     let folder = tempfile::tempdir_in(out).context("a folder beside the results")?;
     let mut least: Vec<(String, Duration)> = Vec::new();
     let mut costs = Vec::new();
+    let mut unique_bytes = 0;
     for round in 1..=ROUNDS {
         println!("round {round} of {ROUNDS}: each stage");
-        for (number, stage) in stages::all(&data, folder.path())?.into_iter().enumerate() {
+        let (stages, unique) = stages::all(&data, folder.path())?;
+        unique_bytes = unique;
+        for (number, stage) in stages.into_iter().enumerate() {
             match least.get_mut(number) {
                 Some((_, cpu)) => *cpu = stage.cpu.min(*cpu),
                 None => least.push((stage.name.to_owned(), stage.cpu)),
@@ -64,6 +69,7 @@ pub(crate) fn run(image: &Path, out: &Path) -> Result<()> {
     let report = Report {
         image_bytes: fs::metadata(image)?.len(),
         data_bytes,
+        unique_bytes,
         stored_bytes: cost.stored_bytes,
         stages,
         sum,
@@ -93,10 +99,11 @@ fn shown(report: &Report) -> String {
         report.node_rounds.iter().map(|seconds| format!("{seconds:.2}")).collect();
     let mut text = table::markdown(&rows);
     text += &format!(
-        "\nnode in each round: {}\nimage {} MiB, of which {} MiB are not zero; stored {} MiB; node at most {} MiB resident\n",
+        "\nnode in each round: {}\nimage {} MiB, of which {} MiB are not zero and {} MiB unique; stored {} MiB; node at most {} MiB resident\n",
         rounds.join(", "),
         table::mib(report.image_bytes),
         table::mib(report.data_bytes),
+        table::mib(report.unique_bytes),
         table::mib(report.stored_bytes),
         table::mib(report.node_peak_bytes)
     );

@@ -1,8 +1,10 @@
 //! Each stage of the node alone, on one thread, with the functions that the node uses.
 //!
-//! A stage gets its input ready-made and drops its output; only its own thread's CPU time counts. What
-//! is not here is what the node adds: waiting, waking, copying from one stage to the next.
+//! A stage gets its input ready-made and drops its output; only its own thread's CPU time counts. Chunks
+//! that come again are cut and hashed again, but compressed, sealed and put once, as the node does. What
+//! is not here is what the node adds: looking chunks up, waiting, waking, copying from one stage to the next.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,6 +21,7 @@ use farshore_codec::{ChunkHasher, Chunker, Compressor, DataKey, VaultKeys, zero}
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, JOURNAL_GROUP_HEADER_BYTES,
+    SEGMENT_FRAME_BYTES,
 };
 use farshore_proto::{KeyNumber, LogId, Seq, VaultId};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -28,10 +31,10 @@ use crate::cpu;
 
 /// zstd level of new chunks, as nodes have it by default.
 const LEVEL: i32 = 1;
-/// Raw bytes of a frame of a segment.
-const SEGMENT_FRAME: usize = 1 << 20;
 /// Frames of one group of the journal, about.
 const GROUP_BYTES: usize = 1 << 20;
+/// Neighbouring blocks that are cut in one go.
+const RUN: usize = 4 << 20;
 /// Bytes of one segment.
 const SEGMENT: usize = 32 << 20;
 const VAULT: VaultId = VaultId([1; 16]);
@@ -77,28 +80,34 @@ fn read_full(from: &mut impl Read, piece: &mut [u8]) -> Result<usize> {
     Ok(filled)
 }
 
-/// Runs every stage.
+/// Runs every stage; also says how many bytes are in chunks that differ.
 ///
 /// # Errors
 /// If one cannot do its work.
-pub(crate) fn all(data: &[u8], folder: &Path) -> Result<Vec<Stage>> {
+pub(crate) fn all(data: &[u8], folder: &Path) -> Result<(Vec<Stage>, u64)> {
     let keys = VaultKeys::derive(&key(), VAULT);
     let chunker = Chunker::new(&keys.chunk_key);
+    let hasher = ChunkHasher::new(keys.id_key);
     let chunks: Vec<&[u8]> =
-        data.chunks(4 << 20).flat_map(|run| chunker.cut(run).map(|range| &run[range])).collect();
-    let packed = pack(data)?;
+        data.chunks(RUN).flat_map(|run| chunker.cut(run).map(|range| &run[range])).collect();
+    let mut ids = HashSet::new();
+    let unique: Vec<&[u8]> =
+        chunks.iter().copied().filter(|chunk| ids.insert(hasher.id(chunk))).collect();
+    let unique = unique.concat();
+    let packed = pack(&unique)?;
     let stages = [
         ("receive: TCP and TLS", receive(data)?),
         ("check: CRC32C of frames", check(data)?),
         ("journal: gather and seal", journal_seal(data)?),
         ("journal: write past the cache, sync", journal_write(data.len(), folder)?),
         ("zeros and cuts", timed(|| cut(data, &chunker))?),
-        ("hash: BLAKE3 of chunks", timed(|| hash(&chunks, keys))?),
-        ("compress: zstd 1", timed(|| pack(data).map(drop))?),
+        ("hash: BLAKE3 of chunks", timed(|| hash(&chunks, &hasher))?),
+        ("compress: zstd 1", timed(|| compress(&unique))?),
         ("seal: AES-256-GCM", seal(&packed)?),
         ("put: write and sync segments", put(&packed, folder)?),
     ];
-    Ok(stages.map(|(name, cpu)| Stage { name, cpu }).into())
+    let stages = stages.map(|(name, cpu)| Stage { name, cpu }).into();
+    Ok((stages, unique.len() as u64))
 }
 
 fn key() -> DataKey {
@@ -209,7 +218,7 @@ fn journal_write(bytes: usize, folder: &Path) -> Result<Duration> {
 }
 
 fn cut(data: &[u8], chunker: &Chunker) -> Result<()> {
-    for run in data.chunks(4 << 20) {
+    for run in data.chunks(RUN) {
         for piece in zero::pieces(run).filter(|piece| !piece.is_zero) {
             std::hint::black_box(chunker.cut(&run[piece.range]).count());
         }
@@ -217,22 +226,32 @@ fn cut(data: &[u8], chunker: &Chunker) -> Result<()> {
     Ok(())
 }
 
-fn hash(chunks: &[&[u8]], keys: VaultKeys) -> Result<()> {
-    let hasher = ChunkHasher::new(keys.id_key);
+fn hash(chunks: &[&[u8]], hasher: &ChunkHasher) -> Result<()> {
     for chunk in chunks {
         std::hint::black_box(hasher.id(chunk));
     }
     Ok(())
 }
 
-fn pack(data: &[u8]) -> Result<Vec<Vec<u8>>> {
+/// Into memory that is there, as most of a segment's is.
+fn compress(unique: &[u8]) -> Result<()> {
+    let mut compressor = Compressor::new(LEVEL);
+    let mut out = Vec::new();
+    for raw in unique.chunks(SEGMENT_FRAME_BYTES) {
+        out.clear();
+        compressor.compress(raw, &mut out)?;
+    }
+    Ok(())
+}
+
+fn pack(unique: &[u8]) -> Result<Vec<Vec<u8>>> {
     let mut compressor = Compressor::new(LEVEL);
     let pack = |raw| -> Result<Vec<u8>> {
         let mut out = Vec::new();
         compressor.compress(raw, &mut out)?;
         Ok(out)
     };
-    data.chunks(SEGMENT_FRAME).map(pack).collect()
+    unique.chunks(SEGMENT_FRAME_BYTES).map(pack).collect()
 }
 
 fn seal(packed: &[Vec<u8>]) -> Result<Duration> {
