@@ -84,6 +84,12 @@ impl Compressor {
             .expect("the level was clamped to what zstd knows");
     }
 
+    /// Room that `raw_bytes` may take in the output, whatever they are.
+    #[must_use]
+    pub fn bound(raw_bytes: usize) -> usize {
+        zstd_safe::compress_bound(raw_bytes)
+    }
+
     /// Appends `raw` to `out`, compressed if that saves at least 1/16, and says which.
     ///
     /// Bytes that look random in a sample are not even tried: about 4 µs in place of the time zstd
@@ -107,7 +113,7 @@ impl Compressor {
     pub fn begin(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<Pass, CodecError> {
         let pass = Pass { start: out.len(), taken: 0, is_tried: !looks_random(raw) };
         if pass.is_tried {
-            out.reserve(zstd_safe::compress_bound(raw.len()));
+            out.reserve(Self::bound(raw.len()));
             let begun = self.context.reset(ResetDirective::SessionOnly).and_then(|_| {
                 // Readers want the size in the frame.
                 self.context.set_pledged_src_size(Some(raw.len() as u64))

@@ -5,12 +5,12 @@ use crate::fatal::{Cause, Fatal};
 use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::shard::Message;
-use bytes::Bytes;
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{LogId, Seq, Slot, VolumeId};
 use farshore_vault::claim::{ClaimError, Claimed, Wanted, claim_volume};
 use farshore_vault::log::{Foreign, PUT_BACKOFF_MAX, PUT_BACKOFF_MIN, put_until_there};
+use farshore_vault::store::Object;
 use farshore_vault::{Vault, VaultError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) enum Request {
         shard: usize,
         log: LogId,
         slot: Slot,
-        bytes: Bytes,
+        object: Object,
         /// Volume and number of extents of each span in it.
         spans: Vec<(VolumeId, usize)>,
     },
@@ -72,11 +72,11 @@ pub(crate) async fn run(
     while let Some(request) = queue.recv().await {
         let vault = vault.clone();
         match request {
-            Request::Put { shard, log, slot, bytes, spans } => {
+            Request::Put { shard, log, slot, object, spans } => {
                 let (post, fatal) = (shards[shard].clone(), fatal.clone());
                 let (maps, metrics) = (Arc::clone(&maps), Arc::clone(&metrics));
                 tokio::spawn(async move {
-                    match put(&vault, &metrics, log, slot, bytes).await {
+                    match put(&vault, &metrics, log, slot, object).await {
                         Ok(()) => {
                             deliver(&post, Message::PutDone { slot }).await;
                             maps.committed(&spans);
@@ -110,7 +110,7 @@ async fn put(
     metrics: &Metrics,
     log: LogId,
     slot: Slot,
-    bytes: Bytes,
+    object: Object,
 ) -> Result<(), Cause> {
     let pause = |error: VaultError, backoff: Duration| {
         if backoff == PUT_BACKOFF_MIN || backoff == PUT_BACKOFF_MAX {
@@ -119,7 +119,7 @@ async fn put(
         metrics.set_trouble(Some(format!("the vault takes no segments: {error}")));
         tokio::time::sleep(backoff)
     };
-    match put_until_there(vault, log, slot, bytes, pause).await {
+    match put_until_there(vault, log, slot, object, pause).await {
         Ok(()) => {
             metrics.set_trouble(None);
             Ok(())

@@ -9,7 +9,7 @@ mod read;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{HOLE_SLOTS_MAX, SEAL_STEPS_MAX, SLOTS_AHEAD_MAX};
-use crate::store::{Put, StoreError};
+use crate::store::{Object, Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::segment::{Opener, seal_object};
@@ -63,14 +63,14 @@ pub struct LogEnd {
 
 /// Puts a segment into its slot.
 ///
-/// An error leaves open whether the segment was committed: call again with the same bytes.
+/// An error leaves open whether the segment was committed: call again with the same object.
 ///
 /// # Errors
 /// `Unavailable` (also when full: `is_no_space`); `Corrupt` if the slot holds something that
 /// is not of this log.
 ///
 /// # Panics
-/// If `bytes` is not a segment of that slot: a bug in the caller.
+/// If `object` is not a segment of that slot, with its header in the first piece: a bug in the caller.
 ///
 /// # Cancel safety
 /// Dropped, it leaves open whether the segment was committed, like an error.
@@ -78,12 +78,13 @@ pub async fn put_segment(
     vault: &Vault,
     log: LogId,
     slot: Slot,
-    bytes: Bytes,
+    object: impl Into<Object>,
 ) -> Result<PutOutcome, VaultError> {
-    let ours = SegmentHeader::decode(&bytes).expect("the caller built a segment");
+    let object = object.into();
+    let ours = SegmentHeader::decode(object.head()).expect("the caller built a segment");
     assert!(ours.log == log && ours.slot == slot, "the segment was built for another slot");
     let name = ObjectName::slot(log, slot);
-    match vault.store().create(&name, bytes).await {
+    match vault.store().create(&name, object).await {
         Ok(Put::Created) => return Ok(PutOutcome::Committed),
         Ok(Put::Exists) => {}
         Err(_) if is_on(Bug::AmbiguousPutAsSuccess) => return Ok(PutOutcome::Committed),
@@ -120,12 +121,13 @@ pub async fn put_until_there<W: Future<Output = ()>>(
     vault: &Vault,
     log: LogId,
     slot: Slot,
-    bytes: Bytes,
+    object: impl Into<Object>,
     mut pause: impl FnMut(VaultError, Duration) -> W,
 ) -> Result<(), Foreign> {
+    let object = object.into();
     let mut backoff = PUT_BACKOFF_MIN;
     loop {
-        match put_segment(vault, log, slot, bytes.clone()).await {
+        match put_segment(vault, log, slot, object.clone()).await {
             Ok(PutOutcome::Committed) => return Ok(()),
             Ok(PutOutcome::Foreign(foreign)) => return Err(foreign),
             Err(error) => {

@@ -12,7 +12,6 @@ use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::log::{Foreign, LogScan, PutOutcome, find_end, put_segment};
 use crate::vault::Vault;
-use bytes::Bytes;
 use farshore_codec::SegmentBuilder;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::{BLOCK_BYTES, PUTS_IN_FLIGHT_MAX};
@@ -126,7 +125,7 @@ async fn fill(
             object: ObjectName::slot(log, slot),
             cause: Box::new(cause),
         })?;
-    put_segment(vault, log, slot, Bytes::from(built.bytes)).await
+    put_segment(vault, log, slot, built.pieces).await
 }
 
 /// Reads all tables of the log: the last seq of each volume under each epoch.

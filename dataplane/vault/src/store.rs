@@ -42,6 +42,35 @@ pub enum Put {
     Exists,
 }
 
+/// The bytes of an object to be put, in pieces that need not lie together. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Object(PutPayload);
+
+impl Object {
+    /// The first piece; empty if there is none.
+    pub(crate) fn head(&self) -> &[u8] {
+        self.0.iter().next().map_or(&[], |piece| piece)
+    }
+}
+
+impl From<Bytes> for Object {
+    fn from(bytes: Bytes) -> Self {
+        Self(PutPayload::from(bytes))
+    }
+}
+
+impl From<Vec<u8>> for Object {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(PutPayload::from(bytes))
+    }
+}
+
+impl From<Vec<Vec<u8>>> for Object {
+    fn from(pieces: Vec<Vec<u8>>) -> Self {
+        Self(pieces.into_iter().map(Bytes::from).collect())
+    }
+}
+
 /// Part of an object.
 #[derive(Debug, Clone)]
 pub struct Part {
@@ -93,10 +122,15 @@ impl Store {
     ///
     /// # Errors
     /// `Unavailable` (also when full: `is_no_space`) or `Invalid`.
-    pub async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Put, StoreError> {
+    pub async fn create(
+        &self,
+        name: &ObjectName,
+        object: impl Into<Object>,
+    ) -> Result<Put, StoreError> {
+        let Object(payload) = object.into();
         self.check_root().await?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = match self.inner.put_opts(name.path(), PutPayload::from(bytes), options).await {
+        let put = match self.inner.put_opts(name.path(), payload, options).await {
             Ok(_) => Put::Created,
             Err(
                 object_store::Error::AlreadyExists { .. }

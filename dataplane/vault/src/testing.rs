@@ -231,7 +231,7 @@ impl World {
             }
         }
         self.logs[log].next = slot.next();
-        Bytes::from(built.bytes)
+        Bytes::from(built.bytes())
     }
 
     fn extents(
@@ -401,7 +401,7 @@ pub(crate) async fn large(mib: u64) -> Large {
         });
         let built = builder.finish().unwrap();
         frames_bytes += built.header.frames_bytes;
-        log::put_segment(&vault, log, at, Bytes::from(built.bytes)).await.unwrap();
+        log::put_segment(&vault, log, at, Bytes::from(built.bytes())).await.unwrap();
     }
     Large { folder, vault, volume, frames_bytes, blocks }
 }

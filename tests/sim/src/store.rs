@@ -311,7 +311,7 @@ fn make_vault(objects: &Arc<InMemory>, recovery: &RecoveryKey) {
     for (name, bytes) in
         [(ObjectName::key(number), key.encode()), (ObjectName::vault(), vault.encode())]
     {
-        at_once(store.create(&name, bytes.into())).expect("memory takes it");
+        at_once(store.create(&name, bytes)).expect("memory takes it");
     }
 }
 

@@ -92,7 +92,7 @@ impl Bench {
             extents: vec![extent],
         });
         let built = builder.finish().unwrap();
-        log::put_segment(&vault, log, slot, built.bytes.into()).await.unwrap();
+        log::put_segment(&vault, log, slot, built.pieces).await.unwrap();
     }
 }
 

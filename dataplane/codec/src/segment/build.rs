@@ -17,6 +17,11 @@ use farshore_proto::{ChunkId, KeyNumber, LogId, Slot, VaultId};
 use std::collections::BTreeSet;
 use std::fmt;
 
+/// Sealed frames lie in pieces of about so many bytes: neither do they move as they become more, nor is
+/// the whole copied when the table is put in front of it.
+const PIECE_BYTES: usize = 4 << 20;
+const _: () = assert!(PIECE_BYTES > 2 * SEGMENT_FRAME_BYTES_MAX);
+
 /// One frame in this many is opened again with the other implementation of the cipher.
 const CROSS_CHECK_FRAMES: usize = 64;
 
@@ -46,12 +51,26 @@ pub struct Load {
 /// A finished segment.
 #[derive(Debug, Clone)]
 pub struct Built {
-    /// The object, ready to be put.
-    pub bytes: Vec<u8>,
+    /// The object, ready to be put: pieces that follow one another, header and table in the first.
+    pub pieces: Vec<Vec<u8>>,
     /// Its table, so that the builder's caller need not open it.
     pub table: Table,
     /// Its header.
     pub header: SegmentHeader,
+}
+
+impl Built {
+    /// Bytes of the object.
+    #[must_use]
+    pub fn object_bytes(&self) -> usize {
+        self.pieces.iter().map(Vec::len).sum()
+    }
+
+    /// The object in one piece: a copy, for small ones.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        self.pieces.concat()
+    }
 }
 
 /// Builds one segment under a salt of its own.
@@ -69,7 +88,11 @@ pub struct SegmentBuilder {
     filling: Vec<u8>,
     /// How far the frame that is being closed has come.
     closing: Option<Pass>,
-    /// Sealed frames, and what there is of the one being closed.
+    /// Pieces that are full of sealed frames.
+    pieces: Vec<Vec<u8>>,
+    /// Their bytes.
+    pieces_bytes: usize,
+    /// The piece that is being filled: sealed frames, and what there is of the one being closed.
     sealed: Vec<u8>,
     table: Table,
     logs: BTreeSet<LogId>,
@@ -123,6 +146,8 @@ impl SegmentBuilder {
             compressor: Compressor::new(level),
             filling: Vec::new(),
             closing: None,
+            pieces: Vec::new(),
+            pieces_bytes: 0,
             sealed: Vec::new(),
             table: Table::default(),
             logs: BTreeSet::new(),
@@ -147,7 +172,8 @@ impl SegmentBuilder {
     /// Bytes sealed so far, plus those waiting in the frame being filled.
     #[must_use]
     pub fn stored_bytes(&self) -> usize {
-        self.closing.as_ref().map_or(self.sealed.len(), Pass::start) + self.filling.len()
+        let sealed = self.closing.as_ref().map_or(self.sealed.len(), Pass::start);
+        self.pieces_bytes + sealed + self.filling.len()
     }
 
     /// Chunks in the table so far; the number that the next one gets.
@@ -261,12 +287,24 @@ impl SegmentBuilder {
 
     fn begin_to_close(&mut self) {
         if self.failure.is_none() {
+            self.make_room();
             match self.compressor.begin(&self.filling, &mut self.sealed) {
                 Ok(pass) => return self.closing = Some(pass),
                 Err(error) => self.fail(error),
             }
         }
         self.filling.clear();
+    }
+
+    /// Begins a new piece if this one may be too small for the frame being filled.
+    fn make_room(&mut self) {
+        let needed = Compressor::bound(self.filling.len()) + TAG_BYTES;
+        if self.sealed.capacity() - self.sealed.len() < needed {
+            let piece = Vec::with_capacity(PIECE_BYTES);
+            let full = std::mem::replace(&mut self.sealed, piece);
+            self.pieces_bytes += full.len();
+            self.pieces.push(full);
+        }
     }
 
     fn fail(&mut self, error: CodecError) {
@@ -326,7 +364,7 @@ impl SegmentBuilder {
             return Err(failure);
         }
         let raw = self.table.encode();
-        let frames_bytes = self.sealed.len() as u64;
+        let frames_bytes = (self.pieces_bytes + self.sealed.len()) as u64;
         let tail = Tail {
             kind: SlotKind::Segment,
             at: self.at,
@@ -334,11 +372,13 @@ impl SegmentBuilder {
             number: self.number,
             frames_bytes,
         };
-        let (header, mut bytes) =
+        let (header, head) =
             tail.seal(&mut self.sealer, &mut self.compressor, &self.cross, &raw)?;
-        bytes.reserve_exact(self.sealed.len());
-        bytes.extend_from_slice(&self.sealed);
-        Ok(Built { bytes, table: self.table, header })
+        let mut pieces = vec![head];
+        pieces.extend(self.pieces);
+        pieces.push(self.sealed);
+        pieces.retain(|piece| !piece.is_empty());
+        Ok(Built { pieces, table: self.table, header })
     }
 
     /// Seals the compressed bytes from `start` on, which are those of the frame in `filling`.
@@ -541,7 +581,7 @@ mod tests {
             }
             builder.finish().unwrap()
         });
-        let [patient, at_once] = built.map(|built| (built.table.frames, built.bytes.len()));
+        let [patient, at_once] = built.map(|built| (built.object_bytes(), built.table.frames));
         assert_eq!(patient, at_once);
     }
 

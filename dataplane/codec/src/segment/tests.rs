@@ -65,7 +65,24 @@ fn span(chunk: u32, blocks: u64) -> Span {
     }
 }
 
-fn build(mut builder: SegmentBuilder, chunks: &[Vec<u8>]) -> Built {
+/// A segment as a reader finds it.
+struct Whole {
+    bytes: Vec<u8>,
+    table: Table,
+    header: SegmentHeader,
+}
+
+impl From<Built> for Whole {
+    fn from(built: Built) -> Self {
+        Self { bytes: built.bytes(), table: built.table, header: built.header }
+    }
+}
+
+fn build(builder: SegmentBuilder, chunks: &[Vec<u8>]) -> Whole {
+    finish(builder, chunks).into()
+}
+
+fn finish(mut builder: SegmentBuilder, chunks: &[Vec<u8>]) -> Built {
     let hasher = hasher();
     for (number, bytes) in chunks.iter().enumerate() {
         let pushed = builder.push_chunk(hasher.id(bytes), bytes);
@@ -75,11 +92,11 @@ fn build(mut builder: SegmentBuilder, chunks: &[Vec<u8>]) -> Built {
     builder.finish().unwrap()
 }
 
-fn frames_at(built: &Built) -> usize {
+fn frames_at(built: &Whole) -> usize {
     usize::try_from(built.header.frames_offset()).unwrap()
 }
 
-fn small() -> Built {
+fn small() -> Whole {
     build(builder(), &[chunk(1, 1)])
 }
 
@@ -102,6 +119,25 @@ fn open(object: &[u8]) -> Result<(Table, Vec<Vec<u8>>), CodecError> {
         }
     }
     Ok((table, chunks))
+}
+
+#[test]
+fn sealed_frames_stay_where_they_are_written() {
+    // Nothing of these compresses: more than two pieces of 4 MiB.
+    let chunks: Vec<Vec<u8>> = (0..150_u64)
+        .map(|seed| {
+            let mut bytes = vec![0; CHUNK_BYTES_MAX];
+            blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+            bytes
+        })
+        .collect();
+    let built = finish(builder(), &chunks);
+    let sizes: Vec<usize> = built.pieces.iter().map(Vec::capacity).collect();
+    assert!(sizes[1..].iter().all(|bytes| *bytes == 4 << 20), "pieces grew: {sizes:?}");
+    assert!(built.pieces.len() > 3 && built.pieces.iter().all(|piece| !piece.is_empty()));
+    assert_eq!(built.object_bytes() as u64, built.header.object_bytes());
+    assert_eq!(SegmentHeader::decode(&built.pieces[0]).unwrap(), built.header);
+    assert_eq!(open(&built.bytes()).unwrap(), (built.table, chunks));
 }
 
 #[test]
@@ -158,7 +194,7 @@ fn references_and_marks_survive() {
     assert!(builder.refers_to(LogId([9; 16])));
     builder.push_span(span(number, 32));
     let built = builder.finish().unwrap();
-    let (table, chunks) = open(&built.bytes).unwrap();
+    let (table, chunks) = open(&built.bytes()).unwrap();
     assert_eq!(table, built.table);
     assert_eq!(table.chunks[0].place, there);
     assert!(chunks.is_empty() && table.frames.is_empty());
@@ -292,7 +328,7 @@ fn a_chunk_that_does_not_hash_to_its_id_is_never_returned() {
     let bytes = chunk(1, 4);
     let error = chunk_of(&built.table, number, &bytes, &hasher()).unwrap_err();
     assert_eq!(error, CodecError::ChunkDiffers { id: ChunkId([0xaa; 32]) });
-    assert_eq!(open(&built.bytes).unwrap_err(), error);
+    assert_eq!(open(&built.bytes()).unwrap_err(), error);
 }
 
 #[test]

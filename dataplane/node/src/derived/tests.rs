@@ -88,7 +88,7 @@ async fn commit_volume(vault: &Vault) {
         extents: vec![Extent { range, source: ExtentSource::Chunk { chunk, first: 0 } }],
     });
     let built = builder.finish().unwrap();
-    put_segment(vault, LOG, Slot(0), Bytes::from(built.bytes)).await.unwrap();
+    put_segment(vault, LOG, Slot(0), Bytes::from(built.bytes())).await.unwrap();
 }
 
 #[tokio::test]

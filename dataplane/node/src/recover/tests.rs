@@ -38,7 +38,7 @@ async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
     };
     let ids = (first..first + 10).map(chunk).collect();
     let built = builder.finish().unwrap();
-    let put = put_segment(vault, log, Slot(0), Bytes::from(built.bytes.clone())).await.unwrap();
+    let put = put_segment(vault, log, Slot(0), Bytes::from(built.bytes())).await.unwrap();
     assert_eq!(put, PutOutcome::Committed);
     (built, ids)
 }

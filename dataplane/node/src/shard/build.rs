@@ -49,7 +49,7 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Request, CodecError>
         core.parts.metrics.built(volume, epoch, &stats);
     }
     dedup.built(log, plan.slot, &built.table);
-    core.parts.metrics.put(built.bytes.len());
+    core.parts.metrics.put(built.object_bytes());
     let spans = built.table.spans.iter().map(|span| (span.volume, span.extents.len())).collect();
-    Ok(Request::Put { shard: core.id(), log, slot: plan.slot, bytes: built.bytes.into(), spans })
+    Ok(Request::Put { shard: core.id(), log, slot: plan.slot, object: built.pieces.into(), spans })
 }

@@ -85,10 +85,10 @@ fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanSta
 
     let mut ring = KeyRing::new(VAULT);
     ring.insert(NUMBER, key);
-    let opener = Opener::open_header(&built.bytes, VAULT, LOG, slot, &ring).unwrap();
+    let opener = Opener::open_header(&built.bytes(), VAULT, LOG, slot, &ring).unwrap();
     let mut raw = Vec::new();
     opener
-        .open_all(&built.bytes, |_, _, frame| {
+        .open_all(&built.bytes(), |_, _, frame| {
             raw.push(frame.to_vec());
             Ok::<_, CodecError>(())
         })

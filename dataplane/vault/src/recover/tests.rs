@@ -1,5 +1,6 @@
 use super::*;
 use crate::testing::World;
+use bytes::Bytes;
 
 async fn filled(slots: u32) -> World {
     let mut world = World::new(1, 1).await;

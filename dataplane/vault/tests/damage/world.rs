@@ -73,7 +73,7 @@ async fn add_key(store: &Store, vault: VaultId, number: u32) {
     let key = DataKey::from_bytes(DATA_KEYS[number as usize - 1]);
     let number = KeyNumber(number);
     let object = recovery_key().wrap(vault, number, &key).unwrap().encode();
-    store.create(&ObjectName::key(number), object.into()).await.unwrap();
+    store.create(&ObjectName::key(number), object).await.unwrap();
 }
 
 /// What both runs of log 0 have ready behind the hole: the same stream.
@@ -95,7 +95,7 @@ impl World {
         let store = Store::over(Arc::clone(&memory) as Arc<dyn ObjectStore>, "memory:");
         add_key(&store, id, 1).await;
         let object = VaultObject { vault: id, key: KeyNumber(1) };
-        store.create(&ObjectName::vault(), object.encode().into()).await.unwrap();
+        store.create(&ObjectName::vault(), object.encode()).await.unwrap();
         let mut writer = Writer::new(open(&memory).await, &[24, 24, 168], 2);
         let stale = fill(&mut writer, &memory, &store, id).await;
         let mut objects = BTreeMap::new();

@@ -234,7 +234,7 @@ impl Writer {
         }
         self.logs[log].runs.insert(slot, incarnation);
         self.logs[log].next = slot.next();
-        Bytes::from(built.bytes)
+        Bytes::from(built.bytes())
     }
 
     fn extents(

@@ -271,13 +271,13 @@ impl Turn<'_> {
         let (built, _) = build.finish().map_err(told)?;
         known.built(log, slot, &built.table);
         self.world.tell(self.process(), || {
-            let (spans, bytes) = (built.table.spans.len(), built.bytes.len());
+            let (spans, bytes) = (built.table.spans.len(), built.object_bytes());
             format!("shard {number}: puts slot {slot}, {spans} spans, {bytes} bytes")
         });
         let (node, sleep) = (self.number, self.world.sleeper());
         self.world.spawn(self.process(), async move {
             let pause = |_, wait: Duration| sleep(wait);
-            let end = put_until_there(&vault, log, slot, built.bytes.into(), pause).await;
+            let end = put_until_there(&vault, log, slot, built.pieces, pause).await;
             world::Event::Node(node, Event::Put { shard: number, slot, end })
         });
         if self.running.doom_puts.is_some_and(|doom| self.world.store.puts_on_way(log) >= doom) {
