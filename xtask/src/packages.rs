@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::repo;
 
@@ -44,6 +44,9 @@ impl fmt::Display for MissingPackages {
 
 impl std::error::Error for MissingPackages {}
 
+/// Rounds of installing: what is still missing then is not to be had beside the rest.
+const INSTALL_ROUNDS_MAX: usize = 3;
+
 /// Packages that a run without a guest does without.
 const GUEST_ONLY: [&str; 6] =
     ["systemd-boot-efi", "mtools", "xz-utils", "ovmf", "qemu-system-x86", "binutils"];
@@ -57,17 +60,34 @@ pub(crate) fn ensure(is_without_guest: bool) -> Result<()> {
         println!("this is not Debian: the programs of these packages must be there: {}", names());
         return Ok(());
     }
-    let missing: Vec<&str> = PACKAGES
+    let wanted: Vec<&str> = PACKAGES
         .iter()
         .map(|(name, _)| *name)
         .filter(|name| !(is_without_guest && GUEST_ONLY.contains(name)))
-        .filter(|name| !is_installed(name))
         .collect();
-    if missing.is_empty() {
-        println!("every package that is needed is there");
-        return Ok(());
+    install_until_whole(&wanted, is_installed, install)
+}
+
+/// Installs what is missing of `wanted`, and again what that took away: apt removes an installed
+/// package that breaks a new one (qemu-utils of a newer Debian beside this one's qemu-system).
+fn install_until_whole(
+    wanted: &[&str],
+    is_there: impl Fn(&str) -> bool,
+    mut install: impl FnMut(&[&str]) -> Result<()>,
+) -> Result<()> {
+    let missing =
+        || -> Vec<&str> { wanted.iter().copied().filter(|name| !is_there(name)).collect() };
+    for _ in 0..INSTALL_ROUNDS_MAX {
+        let missing = missing();
+        if missing.is_empty() {
+            println!("every package that is needed is there");
+            return Ok(());
+        }
+        install(&missing)?;
     }
-    install(&missing)
+    let missing = missing();
+    ensure!(missing.is_empty(), "apt does not keep these packages together: {}", missing.join(" "));
+    Ok(())
 }
 
 /// Installs packages of Debian, or says what to install.
@@ -127,4 +147,41 @@ fn is_installed(name: &str) -> bool {
 /// Whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    /// Installing `utils` of a newer release is undone by `system`, which brings an older one.
+    #[test]
+    fn installs_again_what_installing_took_away() {
+        let there = RefCell::new(BTreeSet::from(["utils"]));
+        let mut rounds = 0;
+        let installed = install_until_whole(
+            &["system", "utils"],
+            |name| there.borrow().contains(name),
+            |names| {
+                rounds += 1;
+                if names.contains(&"system") {
+                    there.borrow_mut().remove("utils");
+                }
+                for name in ["system", "utils"].into_iter().filter(|name| names.contains(name)) {
+                    there.borrow_mut().insert(name);
+                }
+                Ok(())
+            },
+        );
+        installed.unwrap();
+        assert_eq!(rounds, 2);
+        assert_eq!(there.into_inner(), BTreeSet::from(["system", "utils"]));
+    }
+
+    #[test]
+    fn says_which_packages_apt_does_not_keep() {
+        let error = install_until_whole(&["fio"], |_| false, |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("fio"), "{error}");
+    }
 }
