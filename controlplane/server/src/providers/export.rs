@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::process::Trust;
 use super::{ProviderError, process};
 use crate::db::Process;
 
@@ -202,7 +203,8 @@ impl Export<'_> {
         }
         files.remove_stale()?;
         let hint = "put it beside farshore-control, or name its directory with --farshore-bin-dir";
-        process::start(self.program, &self.arguments(files), &files.export_log(), hint)
+        let arguments = self.arguments(files);
+        process::start(self.program, &arguments, Trust::Store, &files.export_log(), hint)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Processes that outlive the control plane.
 
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -32,13 +33,60 @@ const TAIL_BYTES: u64 = 4096;
 /// Longest last line that is passed on.
 const LAST_LINE_CHARS: usize = 400;
 
-/// Starts a program in a process group of its own, its output appended to `log`.
+/// What every program is given of our environment: how to find others, to tell time and to speak.
+const PLAIN: &[&str] = &["PATH", "LANG", "LC_", "TZ", "TMPDIR"];
+
+/// What only those are given that read the vault: its credentials and the way to it.
+const STORE: &[&str] = &[
+    "FARSHORE_",
+    "AWS_",
+    "AZURE_",
+    "HOME",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "https_proxy",
+    "http_proxy",
+    "no_proxy",
+    "SSL_CERT_",
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "FAKETIME",
+    "FAKETIME_",
+];
+
+/// What a program is trusted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// It runs what somebody else wrote, a guest: nothing of ours is told to it.
+    Guest,
+    /// It is ours and reads the vault, so it gets the store's credentials.
+    Store,
+}
+
+impl Trust {
+    /// Whether a variable of our environment goes on to the program. Names that end in an underscore
+    /// stand for all that begin so.
+    fn passes_on(self, name: &OsStr) -> bool {
+        let fits = |pattern: &&str| {
+            let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+            if pattern.ends_with(b"_") { name.starts_with(pattern) } else { name == pattern }
+        };
+        PLAIN.iter().any(fits) || (self == Self::Store && STORE.iter().any(fits))
+    }
+}
+
+/// Starts a program in a process group of its own, its output appended to `log`. Of our environment
+/// it gets what it is trusted with.
 ///
 /// # Errors
 /// `Missing` with `hint` if there is no such program, `Start` if it cannot be run.
 pub fn start(
     program: &Path,
     arguments: &[OsString],
+    trust: Trust,
     log: &Path,
     hint: &'static str,
 ) -> Result<Process, ProviderError> {
@@ -48,6 +96,8 @@ pub fn start(
     let (out, err) = (open_log().map_err(file)?, open_log().map_err(file)?);
     let spawned = Command::new(program)
         .args(arguments)
+        .env_clear()
+        .envs(env::vars_os().filter(|(name, _)| trust.passes_on(name)))
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)
@@ -171,7 +221,7 @@ mod tests {
 
     fn sleeper(dir: &Path) -> Process {
         let arguments = ["-c", "exec sleep 60"].map(OsString::from);
-        start(Path::new("/bin/sh"), &arguments, &dir.join("log"), "").unwrap()
+        start(Path::new("/bin/sh"), &arguments, Trust::Guest, &dir.join("log"), "").unwrap()
     }
 
     #[tokio::test]
@@ -199,7 +249,8 @@ mod tests {
             "--ready-file".into(),
             value.clone().into(),
         ];
-        let process = start(Path::new("/bin/sh"), &arguments, &dir.path().join("log"), "").unwrap();
+        let log = dir.path().join("log");
+        let process = start(Path::new("/bin/sh"), &arguments, Trust::Guest, &log, "").unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while find("--ready-file", value.as_os_str()) != [process] {
             assert!(Instant::now() < deadline, "not found");
@@ -213,8 +264,48 @@ mod tests {
     async fn a_missing_program_comes_with_a_hint() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("nothing");
-        let error = start(&missing, &[], &dir.path().join("log"), "install it").unwrap_err();
+        let log = dir.path().join("log");
+        let error = start(&missing, &[], Trust::Guest, &log, "install it").unwrap_err();
         assert!(error.to_string().ends_with("is not installed; install it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_guest_learns_nothing_of_our_environment() {
+        const OURS: &str = "CARGO_MANIFEST_DIR";
+        assert!(env::var_os(OURS).is_some(), "the test's own environment has something to hide");
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let arguments = ["-c", "env; exec sleep 60"].map(OsString::from);
+        let program = Path::new("/bin/sh");
+        let process = start(program, &arguments, Trust::Guest, &log, "").unwrap();
+        let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap();
+        stop(process).await;
+        let names = String::from_utf8_lossy(&environment);
+        assert!(names.contains("PATH=") && !names.contains(OURS), "{names}");
+        // Names that a shell adds by itself are none of ours.
+        let said = fs::read_to_string(&log).unwrap();
+        assert!(!said.contains(OURS) && !said.contains("CARGO"), "{said}");
+    }
+
+    #[test]
+    fn only_those_who_read_the_vault_get_its_credentials() {
+        let secrets = [
+            "AWS_SECRET_ACCESS_KEY",
+            "AZURE_STORAGE_KEY",
+            "FARSHORE_KEY_FILE",
+            "HOME",
+            "HTTPS_PROXY",
+        ];
+        for name in secrets.map(OsStr::new) {
+            assert!(Trust::Store.passes_on(name), "{name:?}");
+            assert!(!Trust::Guest.passes_on(name), "{name:?}");
+        }
+        for name in ["PATH", "LC_ALL", "TZ"].map(OsStr::new) {
+            assert!(Trust::Store.passes_on(name) && Trust::Guest.passes_on(name), "{name:?}");
+        }
+        for name in ["PATHS", "SSH_AUTH_SOCK", "DATABASE_URL", "LANGUAGES_AWS_"].map(OsStr::new) {
+            assert!(!Trust::Store.passes_on(name) && !Trust::Guest.passes_on(name), "{name:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use farshore_api::failover::CreateFailover;
 
 use super::export::Files;
+use super::process::Trust;
 use super::{ProviderError, process};
 use crate::db::Process;
 use accelerator::Accelerator;
@@ -63,7 +64,7 @@ pub async fn start(
     }
     firmware.prepare(&files.firmware_variables())?;
     let arguments = arguments(accelerator, files, nbd_uri, spec, &firmware);
-    process::start(program, &arguments, &files.machine_log(), INSTALL_HINT)
+    process::start(program, &arguments, Trust::Guest, &files.machine_log(), INSTALL_HINT)
 }
 
 fn arguments(

@@ -16,6 +16,7 @@ use tracing::info;
 
 use super::firmware::Firmware;
 use crate::db::Process;
+use crate::providers::process::Trust;
 use crate::providers::{ProviderError, process};
 use crate::settings::{QemuAccel, Settings};
 
@@ -135,7 +136,7 @@ fn start(
     let mut arguments = super::machine_arguments(Accelerator::Kvm, serial);
     arguments.extend(["-m".into(), "256".into()]);
     arguments.extend(firmware.arguments(&variables));
-    process::start(program, &arguments, log, super::INSTALL_HINT)
+    process::start(program, &arguments, Trust::Guest, log, super::INSTALL_HINT)
 }
 
 /// Whether QEMU's log says that KVM gave up. QEMU itself goes on.
