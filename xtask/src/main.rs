@@ -1,4 +1,4 @@
-//! The build's own commands: `cargo xtask test`, `demo`, `sim`, `torture`, `layers`, `tidy`.
+//! The build's own commands: `cargo xtask test`, `demo`, `sim`, `torture`, `nightly`, `layers`, `tidy`.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,7 @@ mod fuzz;
 mod gate;
 mod guest;
 mod layers;
+mod nightly;
 mod packages;
 mod repo;
 mod servers;
@@ -45,6 +46,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Real kills for half an hour: processes killed, stopped, starved and moved under writing guests.
     Torture(torture::Options),
+    /// What takes hours: 10,000 seeds, every seeded bug, the decoders, torture, the demo; a table at the end.
+    Nightly(nightly::Options),
     /// What a byte costs: `images DIR`, `bound IMAGE`, `peers IMAGE`; `--help` says more.
     #[command(disable_help_flag = true)]
     Bench(bench::Options),
@@ -81,6 +84,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Task::Sim(options) => sim::run(options),
         Task::Fuzz(options) => fuzz::run(options),
         Task::Torture(options) => torture::run(options),
+        Task::Nightly(options) => nightly::run(options),
         Task::Bench(options) => bench::run(options),
         Task::Servers => servers::ensure(),
         Task::Layers => layers::run(),

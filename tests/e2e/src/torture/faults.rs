@@ -19,6 +19,10 @@ use crate::wait;
 const EVIDENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long volumes may take to replicate elsewhere; what the design promises is measured.
 const MOVE_LIMIT: Duration = Duration::from_secs(60);
+/// Twice what a node may be silent, and more.
+const CONTROL_PAUSE: Duration = Duration::from_secs(14);
+/// How long after that pause a machine must still be where it was.
+const SETTLED_MS: u64 = 5000;
 /// A node that stops for so long keeps its volumes.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -52,6 +56,7 @@ impl Site {
             Fault::SecondNodeKilled => self.kill_node_at_once(Which::Second),
             Fault::ControlKilled => self.kill_part(Part::Control),
             Fault::ControlAway => self.control_away(options.hold(5, 20)),
+            Fault::ControlPaused => self.control_paused(),
             Fault::AllKilled => self.all_killed(),
             Fault::SupervisorKilled => self.supervisor_killed(),
             Fault::NodePaused => self.node_paused(),
@@ -105,6 +110,30 @@ impl Site {
                 Ok(points.iter().any(is_of_then).then_some(()))
             })
             .with_context(|| format!("{name} had no point while the control plane was away"))?;
+        }
+        Ok(struck)
+    }
+
+    /// The control plane stops for longer than a node may be silent, and goes on as if nothing had
+    /// been: that it heard nobody meanwhile says nothing of the nodes, and no volume moves.
+    fn control_paused(&self) -> Result<Struck> {
+        let before = self.watch.machines();
+        let begun_ms = unix_ms();
+        self.system.signal(Part::Control, Signal::STOP)?;
+        thread::sleep(CONTROL_PAUSE);
+        self.system.signal(Part::Control, Signal::CONT)?;
+        let struck = Struck::since(begun_ms);
+        // Nodes' reports come each second: after as many, any move would have been decided.
+        let seen_ms = unix_ms() + SETTLED_MS;
+        self.watch.until("points of after the pause", EVIDENCE_LIMIT, |machines| {
+            machines.values().all(|seen| seen.is_good_since(seen_ms))
+        })?;
+        for (name, now) in self.watch.machines() {
+            let before = &before[&name];
+            ensure!(
+                (&before.node, before.epoch) == (&now.node, now.epoch),
+                "{name} was moved by a pause of the control plane: {before:?}, then {now:?}"
+            );
         }
         Ok(struck)
     }

@@ -17,6 +17,8 @@ pub enum Fault {
     ControlKilled,
     /// SIGKILL of the control plane, which stays away for a while.
     ControlAway,
+    /// The control plane stops for longer than a node may be silent, then goes on.
+    ControlPaused,
     /// SIGKILL of everything at once, `farshore up` included.
     AllKilled,
     /// SIGKILL of `farshore up` alone; its children are told by the kernel.
@@ -41,12 +43,13 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AgentKilled,
         Self::FirstNodeKilled,
         Self::SecondNodeKilled,
         Self::ControlKilled,
         Self::ControlAway,
+        Self::ControlPaused,
         Self::AllKilled,
         Self::SupervisorKilled,
         Self::NodePaused,
@@ -68,6 +71,7 @@ impl Fault {
             Self::SecondNodeKilled => "node-b-killed",
             Self::ControlKilled => "control-killed",
             Self::ControlAway => "control-away",
+            Self::ControlPaused => "control-paused",
             Self::AllKilled => "all-killed",
             Self::SupervisorKilled => "up-killed",
             Self::NodePaused => "node-paused",
