@@ -17,11 +17,11 @@ use farshore_client::{
     ClientError, ControlClient, Identity, IdentityError, Peer, client_config, establish,
     renew_until_dropped,
 };
-use std::io::{IsTerminal, Write};
+use farshore_program::{StopSignals, tell};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tracing_subscriber::EnvFilter;
 
@@ -50,20 +50,18 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    farshore_program::begin();
+    let arguments = match farshore_program::parse::<Arguments>() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Success }.into();
-        }
+        Err(exit) => return exit,
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_writer(farshore_program::errors)
         .init();
-    farshore_client::abort_on_panic();
+    farshore_program::abort_on_panic();
     let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, Into::into);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers.max(WORKERS_MIN))
@@ -76,7 +74,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => Exit::Success.into(),
         Err(error) => {
-            eprintln!("farshore-agent: {error:#}");
+            tell!("farshore-agent: {error:#}");
             exit_of(&error).into()
         }
     }
@@ -117,16 +115,14 @@ fn of_io(error: &std::io::Error) -> Exit {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle signals")?;
+    let mut stop = StopSignals::listen().context("cannot handle signals")?;
     let data = DataDir::lock(&arguments.data).with_context(|| {
         let path = arguments.data.display();
         format!("cannot use {path}: give the agent a directory that it can write and has alone")
     })?;
     let identity = tokio::select! {
         identity = identity(&data, &arguments) => Arc::new(identity?),
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = stop.asked() => return Ok(()),
     };
     let client = ControlClient::new(&arguments.control, &identity)?;
     let node_tls = client_config(&identity, Peer::Node).context("cannot set up tls")?;
@@ -168,12 +164,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             look_again,
         )),
     ];
-    println!("ready {}", data.path().display());
-    std::io::stdout().flush().context("cannot write to stdout")?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
-    }
+    farshore_program::announce(format_args!("ready {}", data.path().display()));
+    let signal = stop.asked().await;
+    tracing::info!("{signal}: stopping");
     followed.abort();
     let _ = followed.await;
     service.stop().await;

@@ -1,7 +1,6 @@
 //! `farshore-loadgen`: open-loop load on a node's port, from many sources at once.
 
 use anyhow::{Context, Result};
-use clap::error::ErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 use farshore_api::Exit;
 use farshore_loadgen::enrol::{EnrolError, clean};
@@ -12,6 +11,7 @@ use farshore_loadgen::progress::Steps;
 use farshore_loadgen::run::{RunError, run};
 use farshore_loadgen::site::{SiteArgs, SiteError};
 use farshore_loadgen::tally::Times;
+use farshore_program::{print, tell};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -63,9 +63,10 @@ enum Format {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    farshore_program::begin();
+    let args = match farshore_program::parse::<Args>() {
         Ok(args) => args,
-        Err(error) => return usage(&error),
+        Err(exit) => return exit,
     };
     let result = match args.verb {
         Verb::Run(args) => load(*args),
@@ -74,19 +75,9 @@ fn main() -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tell!("error: {error:#}");
             exit_of(&error).into()
         }
-    }
-}
-
-/// Prints what clap says; asking for help is no mistake.
-fn usage(error: &clap::Error) -> ExitCode {
-    // Nothing can be done when not even this can be printed.
-    let _ = error.print();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Success.into(),
-        _ => Exit::Usage.into(),
     }
 }
 
@@ -102,14 +93,24 @@ fn load(args: RunArgs) -> Result<Exit> {
         keep(dir, &times)?;
     }
     match args.output {
-        Format::Text => print!("{}", report.text()),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Format::Text => say(&report.text())?,
+        Format::Json => say(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
     }
     Ok(match report.is_good() {
         true => Exit::Success,
         false if report.is_interrupted => Exit::Interrupted,
         false => Exit::Failure,
     })
+}
+
+/// Prints a result; a reader that went away wants no more.
+fn say(text: &str) -> Result<()> {
+    match print(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn keep(dir: &Path, times: &Times) -> Result<()> {
@@ -130,13 +131,18 @@ fn remove_all(site: &SiteArgs) -> Result<Exit> {
     let steps = Steps::of("unprotect", 0);
     let count = runtime.block_on(clean(&operator, |all| steps.step_of(all as u64)))?;
     steps.finish();
-    println!("{count} machines are not protected any more; what is in the vault stays there");
+    say(&format!(
+        "{count} machines are not protected any more; what is in the vault stays there\n"
+    ))?;
     Ok(Exit::Success)
 }
 
 fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(error) = error.downcast_ref::<OperatorError>() {
         return exit_of_operator(error);
+    }
+    if let Some(error) = error.downcast_ref::<std::io::Error>() {
+        return Exit::from_io(error, Exit::InputOutput);
     }
     match (error.downcast_ref(), error.downcast_ref()) {
         (Some(SiteError::Unsaid), _) | (_, Some(RunError::Plan(_))) => Exit::Usage,

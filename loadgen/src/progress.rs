@@ -50,7 +50,12 @@ impl Steps {
     }
 
     fn tell(&self) {
-        eprintln!("{}: {} of {}", self.what, self.bar.position(), self.bar.length().unwrap_or(0));
+        farshore_program::tell!(
+            "{}: {} of {}",
+            self.what,
+            self.bar.position(),
+            self.bar.length().unwrap_or(0)
+        );
     }
 
     /// All are done.

@@ -360,7 +360,7 @@ impl Fleet {
         #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
         let rate = |now: u64, last: u64| (now - last) as f64 / since.as_secs_f64() / 1e6;
         let p99 = Duration::from_micros(self.load.tally.journaled_at(99.0)).as_secs_f64() * 1e3;
-        eprintln!(
+        farshore_program::tell!(
             "{:>5.0} s: sent {:.1}, journaled {:.1}, committed {:.1} MB/s; journaled p99 {p99:.1} ms; \
              {waiting} writes wait",
             elapsed.as_secs_f64(),

@@ -24,6 +24,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-vault",
             "farshore-api",
             "farshore-client",
+            "farshore-program",
         ],
     ),
     (
@@ -35,14 +36,22 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-nbd",
             "farshore-api",
             "farshore-client",
+            "farshore-program",
         ],
     ),
     ("farshore-api", &[]),
+    ("farshore-program", &["farshore-api"]),
     ("farshore-client", &["farshore-api"]),
-    ("farshore-control", &["farshore-proto", "farshore-vault", "farshore-api"]),
-    ("farshore-cli", &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-api"]),
+    ("farshore-control", &["farshore-proto", "farshore-vault", "farshore-api", "farshore-program"]),
+    (
+        "farshore-cli",
+        &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-api", "farshore-program"],
+    ),
     ("farshore-bench", &["farshore-proto", "farshore-codec", "farshore-e2e"]),
-    ("farshore-loadgen", &["farshore-proto", "farshore-api", "farshore-client"]),
+    (
+        "farshore-loadgen",
+        &["farshore-proto", "farshore-api", "farshore-client", "farshore-program"],
+    ),
     ("farshore-e2e", &[]),
     ("farshore-conformance", &["farshore-e2e", "farshore-api", "farshore-client"]),
     (

@@ -178,6 +178,12 @@ impl EnrolmentToken {
     pub fn pins(&self, certificate_der: &[u8]) -> bool {
         blake3::Hash::from(self.ca_fingerprint) == fingerprint(certificate_der)
     }
+
+    /// What names the token without telling it: the hash of its secret, in hex.
+    #[must_use]
+    pub fn id(&self) -> String {
+        blake3::hash(&self.secret).to_hex().to_string()
+    }
 }
 
 fn fingerprint(certificate_der: &[u8]) -> blake3::Hash {

@@ -44,6 +44,12 @@ pub const NODE_ASSIGNMENTS: &str = "/api/v1/node/assignments";
 /// POST [`crate::node::NodeReport`]. Node's certificate.
 pub const NODE_REPORT: &str = "/api/v1/node/report";
 
+/// DELETE an enrolment token by its [`crate::identity::EnrolmentToken::id`]. Operator.
+#[must_use]
+pub fn token(id: &str) -> String {
+    format!("{TOKENS}/{id}")
+}
+
 /// GET, PUT [`crate::policy::UpdatePolicy`].
 #[must_use]
 pub fn policy(name: &str) -> String {

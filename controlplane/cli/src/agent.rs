@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use farshore_api::agent::Agents;
-use farshore_api::identity::{CreateToken, Token};
-use farshore_api::{Role, paths};
+use farshore_api::identity::{CreateToken, EnrolmentToken, Token};
+use farshore_api::{Exit, Role, paths};
+use farshore_program::tell;
 use uuid::Uuid;
 
 use crate::args::Global;
 use crate::client::Client;
-use crate::failure::Outcome;
-use crate::output::{age, time};
+use crate::failure::{Failure, Outcome};
+use crate::output::{Format, age, check_heard, print_once, time};
 use crate::table::Table;
 
 #[derive(Debug, Subcommand)]
@@ -51,9 +52,37 @@ pub(crate) async fn token(
     role: Role,
     args: &TokenArgs,
 ) -> Outcome {
+    check_heard("the token")?;
     let request = CreateToken { role, identity: args.id, ttl_seconds: Some(args.ttl.as_secs()) };
     let token: Token = client.post(paths::TOKENS, &request).await?;
-    global.output.unwrap_or_default().print(&token, show)
+    let format = global.output.unwrap_or_default();
+    // The token alone on standard output, so that it can be put into a file; the rest is for people.
+    if let Err(failure) = print_once(format, &token, |token| format!("{}\n", token.token)) {
+        return Err(take_back(client, &token, failure).await);
+    }
+    if format == Format::Table {
+        let expires = time(token.expires_at_unix_s.saturating_mul(1_000));
+        tell!("It works once, until {expires}. Put it into a file that only its reader can read.");
+    }
+    Ok(())
+}
+
+/// A token that nobody has seen whole must not stay good.
+async fn take_back(client: &Client, token: &Token, unseen: Failure) -> Failure {
+    let taken_back = match token.token.parse::<EnrolmentToken>() {
+        Ok(token) => client.delete(&paths::token(&token.id())).await,
+        Err(error) => Err(Failure::new(Exit::Protocol, error.to_string())),
+    };
+    match taken_back {
+        Ok(()) => unseen.hint("no token was made; let it print to a terminal, a pipe or a file"),
+        Err(failure) => {
+            let expires = time(token.expires_at_unix_s.saturating_mul(1_000));
+            let why = failure.message;
+            unseen.hint(format!(
+                "a token was made and could not be taken back ({why}); it ends by itself at {expires}"
+            ))
+        }
+    }
 }
 
 fn list(agents: &Agents) -> String {
@@ -71,11 +100,4 @@ fn list(agents: &Agents) -> String {
         ]);
     }
     table.render()
-}
-
-/// The token alone on standard output, so that it can be put into a file; the rest is for people.
-fn show(token: &Token) -> String {
-    let expires = time(token.expires_at_unix_s.saturating_mul(1_000));
-    eprintln!("It works once, until {expires}. Put it into a file that only its reader can read.");
-    format!("{}\n", token.token)
 }

@@ -1,6 +1,6 @@
 //! Asking before something is destroyed.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use farshore_api::Exit;
 
@@ -24,7 +24,7 @@ impl Consent {
     /// `Usage` where nobody can be asked, `Failure` when the answer is no.
     pub(crate) fn ask(self, what: &str) -> Outcome<bool> {
         if self.dry_run {
-            eprintln!("would {what}; nothing was done");
+            farshore_program::tell!("would {what}; nothing was done");
             return Ok(false);
         }
         if self.yes {
@@ -34,10 +34,9 @@ impl Consent {
             return Err(Failure::new(Exit::Usage, format!("this would {what}; nothing was done"))
                 .hint("say --yes to do it, --dry-run to only see it"));
         }
-        eprint!("This will {what}. Go on? [y/N] ");
+        farshore_program::write_error(format_args!("This will {what}. Go on? [y/N] "), "");
         let mut answer = String::new();
-        let read = io::stderr().flush().and_then(|()| io::stdin().lock().read_line(&mut answer));
-        match read {
+        match io::stdin().lock().read_line(&mut answer) {
             Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(true),
             _ => Err(Failure::new(Exit::Failure, "not confirmed; nothing was done")),
         }

@@ -28,35 +28,25 @@ mod vault;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use clap::error::ErrorKind;
 use farshore_api::Exit;
+use farshore_program::tell;
 use tokio::runtime::Builder;
 
 use crate::args::{Args, Noun};
 use crate::failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    farshore_program::begin();
+    let args = match farshore_program::parse() {
         Ok(args) => args,
-        Err(error) => return usage(&error),
+        Err(exit) => return exit,
     };
     match run(args) {
         Ok(()) => Exit::Success.into(),
         Err(failure) => {
-            eprintln!("{failure}");
+            tell!("{failure}");
             ExitCode::from(failure.code)
         }
-    }
-}
-
-/// Prints what clap says; asking for help is no mistake.
-fn usage(error: &clap::Error) -> ExitCode {
-    // Nothing can be done when not even this can be printed.
-    let _ = error.print();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Success.into(),
-        _ => Exit::Usage.into(),
     }
 }
 

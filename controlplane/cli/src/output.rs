@@ -1,6 +1,6 @@
 //! How results reach standard output.
 
-use std::io::{self, Write};
+use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
@@ -43,25 +43,55 @@ pub(crate) fn print_json_line<T: Serialize>(value: &T) -> Outcome {
     print_encoded(serde_json::to_string(value))
 }
 
-fn print_encoded(encoded: serde_json::Result<String>) -> Outcome {
-    let text = encoded.map_err(|error| {
+fn print_encoded(text: serde_json::Result<String>) -> Outcome {
+    print_text(&encoded(text)?)
+}
+
+fn encoded(text: serde_json::Result<String>) -> Outcome<String> {
+    text.map(|text| text + "\n").map_err(|error| {
         Failure::new(Exit::Internal, format!("cannot write the result as JSON: {error}"))
-    })?;
-    print_text(&(text + "\n"))
+    })
 }
 
 /// Prints text as it is and flushes it.
 ///
 /// A reader that went away (`… | head`) wants no more: that is no failure.
 pub(crate) fn print_text(text: &str) -> Outcome {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
-            Exit::from_io(&error, Exit::InputOutput),
-            format!("cannot write to standard output: {}", reason(&error)),
-        )),
+    match farshore_program::print(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(unwritten(&error).hint("what was asked was done; only its result is not shown"))
+        }
         _ => Ok(()),
     }
+}
+
+/// Prints something that is shown only once: a reader that went away is a failure, too.
+pub(crate) fn print_once<T: Serialize>(
+    format: Format,
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Outcome {
+    let text = match format {
+        Format::Json => encoded(serde_json::to_string_pretty(value))?,
+        Format::Table => text(value),
+    };
+    farshore_program::print(&text).map_err(|error| unwritten(&error))
+}
+
+/// Refuses to begin what could be shown to nobody.
+pub(crate) fn check_heard(what: &str) -> Outcome {
+    farshore_program::check_heard().map_err(|why| {
+        let message = format!("{what} would be printed to standard output, but {why}");
+        Failure::new(Exit::InputOutput, message)
+            .hint("nothing was done; let it print to a terminal, a pipe or a file")
+    })
+}
+
+fn unwritten(error: &io::Error) -> Failure {
+    Failure::new(
+        Exit::from_io(error, Exit::InputOutput),
+        format!("cannot write to standard output: {}", reason(error)),
+    )
 }
 
 /// Bytes for people: `1.50 GiB`.

@@ -1,4 +1,4 @@
-//! What agents and nodes share: their identity, how they talk to the control plane, how they end.
+//! What agents and nodes share: their identity, and how they talk to the control plane.
 //!
 //! The private key is made where it is used and never leaves its directory. The first certificate
 //! comes for an enrolment token that pins the CA; later ones over mutual TLS, at half of the life
@@ -11,12 +11,10 @@ mod enrol;
 mod files;
 mod http;
 mod identity;
-mod panics;
 mod trust;
 
 pub use backoff::Backoff;
 pub use enrol::{establish, renew_until_dropped};
 pub use http::{ClientError, ControlClient};
 pub use identity::{Identity, IdentityError};
-pub use panics::abort_on_panic;
 pub use trust::{Peer, client_config, peer_of, server_config};

@@ -14,7 +14,7 @@ use farshore_api::limits::{
 use farshore_control::control::Control;
 use farshore_control::fatal::Fatal;
 use farshore_control::settings::{QemuAccel, Settings};
-use tokio::signal::unix::{SignalKind, signal};
+use farshore_program::{StopSignals, tell};
 use tracing_subscriber::EnvFilter;
 
 /// Serves Farshore's control plane over HTTPS.
@@ -85,26 +85,22 @@ fn own_directory() -> PathBuf {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    farshore_program::begin();
+    let arguments = match farshore_program::parse::<Arguments>() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Success };
-            // Nothing is left to tell a person whose terminal is gone.
-            error.print().ok();
-            return exit.into();
-        }
+        Err(exit) => return exit,
     };
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_env("FARSHORE_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(farshore_program::errors)
         .with_ansi(false)
         .init();
     match run(arguments) {
         Ok(()) => Exit::Success.into(),
         Err(fatal) => {
-            eprintln!("farshore-control: {fatal}");
+            tell!("farshore-control: {fatal}");
             fatal.exit().into()
         }
     }
@@ -120,22 +116,12 @@ fn run(arguments: Arguments) -> Result<(), Fatal> {
     runtime.block_on(async {
         let runtime_error = |source| Fatal::Runtime { source };
         // Signals are caught before anything is opened, so that none is lost.
-        let mut terminate = signal(SignalKind::terminate()).map_err(runtime_error)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(runtime_error)?;
+        let mut stop = StopSignals::listen().map_err(runtime_error)?;
         let control = Control::start(settings).await?;
-        announce(control.address());
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        farshore_program::announce(format_args!("ready https://{}", control.address()));
+        let signal = stop.asked().await;
+        tracing::info!("{signal}: stopping");
         control.stop().await;
         Ok(())
     })
-}
-
-/// Tells whoever started this that it serves. One who does not listen is no reason to end.
-fn announce(address: SocketAddr) {
-    use std::io::Write;
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "ready https://{address}").and_then(|()| stdout.flush()).ok();
 }

@@ -8,13 +8,13 @@ use anyhow::Context;
 use bytes::Bytes;
 use farshore_api::exit::Exit;
 use farshore_nbd::{Address, Backend, BackendError, Extent, Piece, Server};
+use farshore_program::StopSignals;
 use farshore_proto::{ErrorKind, VolumeId};
 use farshore_vault::export::{Export, ExportError, Holds};
 use farshore_vault::{Access, PointSelector, Store, Vault, VolumeView, key_file};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Settings of the command.
 #[derive(Debug, clap::Args)]
@@ -83,17 +83,12 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
         write_durably(dir.unwrap_or(Path::new(".")), path, ready.to_string().as_bytes())
             .with_context(|| format!("write {}", path.display()))?;
     }
-    println!("ready {uri}");
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    server
-        .serve(async move {
-            tokio::select! {
-                _ = terminated.recv() => {}
-                _ = interrupted.recv() => {}
-            }
-        })
-        .await;
+    farshore_program::announce(format_args!("ready {uri}"));
+    let mut stop = StopSignals::listen()?;
+    let stopped = async move {
+        stop.asked().await;
+    };
+    server.serve(stopped).await;
     Ok(())
 }
 

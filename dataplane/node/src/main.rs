@@ -27,6 +27,7 @@ mod state;
 mod tls;
 
 use clap::{Parser, Subcommand};
+use farshore_program::tell;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -46,14 +47,18 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    farshore_program::begin();
+    let args = match farshore_program::parse::<Args>() {
+        Ok(args) => args,
+        Err(exit) => return exit,
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(farshore_program::errors)
         .with_ansi(false)
         .init();
-    farshore_client::abort_on_panic();
+    farshore_program::abort_on_panic();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
@@ -68,7 +73,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tell!("error: {error:#}");
             ExitCode::from(failure::exit_of(&error).code())
         }
     }

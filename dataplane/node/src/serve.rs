@@ -21,18 +21,17 @@ use farshore_client::{
     ControlClient, IdentityError, establish, renew_until_dropped, server_config,
 };
 use farshore_engine::shard::Settings;
+use farshore_program::StopSignals;
 use farshore_vault::index::Index;
 use farshore_vault::journal::Owner;
 use farshore_vault::{Access, Store, Vault, key_file};
 use std::fs::{DirBuilder, File};
-use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Messages that wait for one shard.
 const MAILBOX_MAX: usize = 4096;
@@ -131,8 +130,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     tokio::spawn(control.clone().follow());
     tokio::spawn(control.report());
     tokio::spawn(renew_until_dropped(identity, client));
-    println!("ready {address}");
-    std::io::stdout().flush()?;
+    farshore_program::announce(format_args!("ready {address}"));
     node.until_stopped().await
 }
 
@@ -222,11 +220,9 @@ impl Node {
     }
 
     async fn until_stopped(self) -> anyhow::Result<()> {
-        let mut terminated = signal(SignalKind::terminate())?;
-        let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut stop = StopSignals::listen()?;
         tokio::select! {
-            _ = terminated.recv() => {}
-            _ = interrupted.recv() => {}
+            _ = stop.asked() => {}
             cause = self.fatal.raised() => return Err(fail(cause)),
         }
         tracing::info!("stopping");

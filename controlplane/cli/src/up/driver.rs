@@ -9,9 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use farshore_api::identity::{CreateToken, Token};
 use farshore_api::{Exit, Role, paths};
+use farshore_program::{StopSignals, tell};
 use farshore_proto::Timestamp;
 use rustix::process::{Pid, Signal as Kill, kill_process};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::client::{Client, Target};
@@ -73,7 +73,9 @@ impl<A: Fn(&Site, &Endpoints) -> Outcome> Driver<A> {
 
     /// Runs until everything has ended.
     pub(super) async fn run(mut self) -> Outcome {
-        let mut signals = Signals::listen()?;
+        let mut signals = StopSignals::listen().map_err(|error| {
+            Failure::new(Exit::Internal, format!("cannot listen for signals: {error}"))
+        })?;
         let mut inputs = VecDeque::from([Input::Begin]);
         loop {
             while let Some(input) = inputs.pop_front() {
@@ -92,8 +94,8 @@ impl<A: Fn(&Site, &Endpoints) -> Outcome> Driver<A> {
             let input = tokio::select! {
                 // There is always a sender: `self.events`.
                 Some(event) = self.arriving.recv() => event,
-                () = signals.stop() => {
-                    self.say("told to stop");
+                signal = signals.asked() => {
+                    self.say(&format!("told to stop by {signal}"));
                     Input::Stop
                 }
                 () = wait_until(self.started, tick) => Input::Tick,
@@ -264,7 +266,7 @@ impl<A: Fn(&Site, &Endpoints) -> Outcome> Driver<A> {
 
     /// To the log and the terminal.
     fn complain(&mut self, text: &str) {
-        eprintln!("farshore up: {text}");
+        tell!("farshore up: {text}");
         self.say(text);
     }
 
@@ -288,35 +290,5 @@ async fn wait_until(started: Instant, due: Option<Timestamp>) {
             tokio::time::sleep_until((started + Duration::from_millis(due.0)).into()).await
         }
         None => pending().await,
-    }
-}
-
-/// The signals that ask for an end.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> Outcome<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| {
-                Failure::new(Exit::Internal, format!("cannot listen for signals: {error}"))
-            })
-        };
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
-    }
-
-    async fn stop(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
     }
 }

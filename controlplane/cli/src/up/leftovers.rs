@@ -34,7 +34,7 @@ pub(super) async fn clear(site: &Site) -> Outcome {
         wait_for_dying().await;
         return Ok(());
     }
-    eprintln!("waiting for {} of an earlier run to stop", list(&left));
+    farshore_program::tell!("waiting for {} of an earlier run to stop", list(&left));
     for (signal, patience) in [(Signal::TERM, STOP), (Signal::KILL, KILL)] {
         for &(_, pid) in &find(site) {
             // One that is gone by now is what is wanted; one of another user is told of below.

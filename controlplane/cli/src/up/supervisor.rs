@@ -25,8 +25,6 @@ pub(crate) const BACKOFF_MS_MAX: u64 = 5_000;
 pub(crate) const STEADY_MS: u64 = 3_000;
 /// Deaths in a row without ever having been ready after which a child is given up.
 pub(crate) const FIRST_ATTEMPTS_MAX: u32 = 8;
-/// Exit status of a program that leaves a wrong command line to clap.
-const CLAP_USAGE: u8 = 2;
 /// A child that is not ready is spoken of every so often.
 pub(crate) const SLOW_START_MS: u64 = 15_000;
 
@@ -316,9 +314,6 @@ impl Supervisor {
         let are_others_ready = self.slots[..child.index()]
             .iter()
             .all(|slot| matches!(slot.state, State::Ready { .. }));
-        if status == Some(CLAP_USAGE) {
-            return true;
-        }
         // It may have missed a child before it that is just being started again.
         is(&[Exit::Unavailable, Exit::Denied]) && are_others_ready
             || is(&[

@@ -98,7 +98,7 @@ pub(crate) async fn restore(
         or_another_point(failure, volume)
     })?;
     if let Some(hole) = view.hole() {
-        eprintln!(
+        farshore_program::tell!(
             "warning: object {} is missing although slot {} exists: there may have been newer points",
             ObjectName::slot(hole.log, hole.slot),
             hole.later

@@ -8,6 +8,8 @@ mod fake;
 #[cfg(test)]
 mod run;
 #[cfg(test)]
+mod streams;
+#[cfg(test)]
 mod up;
 #[cfg(test)]
 mod vault;

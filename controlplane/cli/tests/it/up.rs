@@ -204,6 +204,87 @@ fn up_starts_everything_in_order_and_stops_it_in_reverse() {
     assert_eq!(bench.endpoints(), None);
 }
 
+/// Runs `up` by way of a script, which replaces itself with the program in `"$@"`.
+fn by_way_of(bench: &Bench, script: &str) -> Command {
+    let up = bench.command();
+    let mut command = Command::new("/bin/bash");
+    command.args(["-c", script, "bash"]).arg(up.get_program()).args(up.get_args());
+    for (name, value) in up.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A child is killed, is started again, and `up` ends in order when it is asked to.
+fn goes_on_and_ends(up: Up<'_>) {
+    let killed = pid_of(&up.ready(), "node");
+    send(killed, Signal::KILL);
+    until("the child is back", || {
+        up.bench.endpoints().filter(|endpoints| pid_of(endpoints, "node") != killed)
+    });
+    up.signal(Signal::TERM);
+    let bench = up.bench;
+    assert_eq!(up.wait().code, 0);
+    let story = bench.story();
+    assert_eq!(story[story.len() - 3..], ["agent stopped", "node stopped", "control stopped"]);
+}
+
+#[test]
+fn up_goes_on_when_nobody_hears_it() {
+    for script in [
+        "exec \"$@\" <&- >&- 2>&-",
+        "exec \"$@\" >/dev/full 2>/dev/full",
+        "exec \"$@\" > >(head -1 >/dev/null) 2>&1",
+    ] {
+        let bench = Bench::new();
+        let process = by_way_of(&bench, script).spawn().unwrap();
+        goes_on_and_ends(Up { bench: &bench, process: Some(process) });
+    }
+}
+
+#[test]
+fn what_is_opened_is_no_standard_stream() {
+    let bench = Bench::new();
+    let process = by_way_of(&bench, "exec \"$@\" <&- >&- 2>&-").spawn().unwrap();
+    let up = Up { bench: &bench, process: Some(process) };
+    up.ready();
+    for stream in 0..3 {
+        let target = fs::read_link(format!("/proc/{}/fd/{stream}", up.pid())).unwrap();
+        assert_eq!(target, Path::new("/dev/null"), "{stream}");
+    }
+    up.signal(Signal::TERM);
+    assert_eq!(up.wait().code, 0);
+}
+
+#[test]
+fn up_hears_of_its_children_and_ends_whatever_its_parent_ignored() {
+    let bench = Bench::new();
+    let script = "trap '' TERM INT CHLD PIPE; exec env --block-signal=TERM,CHLD \"$@\"";
+    let process = by_way_of(&bench, script).spawn().unwrap();
+    goes_on_and_ends(Up { bench: &bench, process: Some(process) });
+}
+
+#[test]
+fn the_end_of_the_terminal_is_a_stop_but_for_nohup() {
+    let bench = Bench::new();
+    let up = bench.start();
+    up.ready();
+    up.signal(Signal::HUP);
+    assert_eq!(up.wait().code, 0);
+    assert_eq!(bench.endpoints(), None);
+
+    let bench = Bench::new();
+    let process = by_way_of(&bench, "trap '' HUP; exec \"$@\"").spawn().unwrap();
+    let up = Up { bench: &bench, process: Some(process) };
+    up.ready();
+    up.signal(Signal::HUP);
+    goes_on_and_ends(up);
+}
+
 #[test]
 fn up_goes_on_when_it_is_started_again() {
     let bench = Bench::new();

@@ -43,6 +43,32 @@ impl Db {
         Ok(())
     }
 
+    /// Takes back a token that was not used.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such token, or it was used; `Database`, `NoSpace`.
+    pub async fn delete_token(
+        &self,
+        actor: Actor,
+        hash: &blake3::Hash,
+    ) -> Result<(), ControlError> {
+        let mut tx = self.begin().await?;
+        let gone = sqlx::query(
+            "DELETE FROM enrolment_tokens WHERE hash = ? AND used_at_ms IS NULL RETURNING role",
+        )
+        .bind(hash.to_hex().as_str())
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(row) = gone else {
+            let name = hash.to_hex().to_string();
+            return Err(ControlError::NotFound { what: "enrolment token", name });
+        };
+        let role = Record(row).text("role")?;
+        events::append(&mut tx, actor, "token.delete", &role, "").await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// The identity that a token enrols again; `None` if it makes a new one or is not known.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use farshore_api::identity::{
     Certificate, CreateToken, EnrolRequest, EnrolmentToken, RenewRequest, Token,
 };
+use serde_json::{Map, Value};
 use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -32,7 +33,11 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .and(context(app))
         .and(body())
         .then(|context, body| answer(create_token(context, body)));
-    enrolment.or(renewal).unify().or(tokens).unify().boxed()
+    let token = warp::path!("api" / "v1" / "tokens" / String)
+        .and(warp::delete())
+        .and(context(app))
+        .then(|id, context| answer(take_back_token(context, id)));
+    enrolment.or(renewal).unify().or(tokens).unify().or(token).unify().boxed()
 }
 
 async fn create_token(context: Context, body: Body) -> Result<Token, ControlError> {
@@ -44,6 +49,14 @@ async fn create_token(context: Context, body: Body) -> Result<Token, ControlErro
     let (role, identity) = (request.role, request.identity);
     context.app.db.create_token(actor, role, &hash, expires_at_unix_s, identity).await?;
     Ok(Token { token: token.to_string(), expires_at_unix_s })
+}
+
+async fn take_back_token(context: Context, id: String) -> Result<Map<String, Value>, ControlError> {
+    let actor = context.operator()?;
+    let hash = blake3::Hash::from_hex(&id)
+        .map_err(|_| ControlError::NotFound { what: "enrolment token", name: id })?;
+    context.app.db.delete_token(actor, &hash).await?;
+    Ok(Map::new())
 }
 
 async fn enrol(context: Context, body: Body) -> Result<Certificate, ControlError> {

@@ -76,6 +76,35 @@ fn bad_surroundings_end_it_with_a_sentence_and_a_code() {
 }
 
 #[test]
+fn nobody_needs_to_listen() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = command(&dir.path().join("data"), "127.0.0.1:0");
+    let run = |script: &str, arguments: &[&str]| {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", script, "sh"]).arg(program.get_program()).args(arguments);
+        shell.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code()
+    };
+    for streams in ["2>&-", "<&- >&- 2>&-", "2>/dev/full"] {
+        let script = format!("exec \"$@\" {streams}");
+        assert_eq!(run(&script, &["--nonsense"]), Some(64), "{streams}");
+        assert_eq!(run(&script, &["--help"]), Some(0), "{streams}");
+    }
+    // It serves without anybody who hears its first line or its log, and ends when it is asked to, even
+    // if its parent had that ignored.
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", "trap '' TERM; exec \"$@\" >/dev/full 2>/dev/full", "sh"]);
+    let mut child = shell.arg(program.get_program()).args(program.get_args()).spawn().unwrap();
+    let ready = dir.path().join("data/operator.token");
+    let begin = std::time::Instant::now();
+    while !ready.exists() {
+        assert!(begin.elapsed().as_secs() < 60 && child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    signal(&child, Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_full_disk_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");

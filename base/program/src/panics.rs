@@ -1,14 +1,21 @@
 //! How a process ends that went wrong.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
+
 /// From now on a panic on any thread and in any task ends the process with SIGABRT, in every build
 /// profile, after it was reported.
 ///
 /// A task that went wrong must not leave the rest acknowledging, or reporting that all is well: the
 /// disk is the truth that the next start begins with.
 pub fn abort_on_panic() {
-    let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
+        let thread = std::thread::current();
+        let backtrace = Backtrace::capture();
+        let has_backtrace = backtrace.status() == BacktraceStatus::Captured;
+        let backtrace = if has_backtrace { format!("\n{backtrace}") } else { String::new() };
+        let name = thread.name().unwrap_or("without a name");
+        // Neither a reader that is gone nor one that is stuck keeps the process from ending.
+        crate::tell!("thread {name}: {panic}{backtrace}");
         std::process::abort();
     }));
 }
