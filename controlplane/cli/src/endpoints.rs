@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::Global;
 use crate::failure::{Failure, Outcome};
+use crate::output::shell_word;
 
 /// Name of the file in the data directory.
 pub(crate) const FILE: &str = "endpoints.json";
@@ -56,9 +57,9 @@ impl Endpoints {
     /// `Unavailable` if nothing runs there, `DataInvalid` if the file is not what it should be.
     pub(crate) fn read(data: &Path) -> Outcome<Self> {
         Self::find(data)?.ok_or_else(|| {
-            let data = data.display();
-            Failure::new(Exit::Unavailable, format!("no Farshore is up in {data}"))
-                .hint(format!("start it with `farshore up --data {data}`"))
+            let word = shell_word(data);
+            Failure::new(Exit::Unavailable, format!("no Farshore is up in {}", data.display()))
+                .hint(format!("start it with `farshore up --data {word}`"))
         })
     }
 

@@ -1,6 +1,7 @@
 //! How results reach standard output.
 
 use std::io;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
@@ -94,6 +95,16 @@ fn unwritten(error: &io::Error) -> Failure {
     )
 }
 
+/// A path as a word of a shell's command line, to be copied.
+pub(crate) fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./+:@%".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// Bytes for people: `1.50 GiB`.
 pub(crate) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
@@ -153,6 +164,15 @@ mod tests {
         assert_eq!(percent(1.0), "100 %");
         assert_eq!(percent(f64::NAN), "NaN %");
         assert_eq!(interval(1_500), "1s 500ms");
+    }
+
+    #[test]
+    fn paths_can_be_copied_into_a_shell() {
+        for (path, word) in
+            [("/a/b-1", "/a/b-1"), ("/a b", "'/a b'"), ("/c#1", "'/c#1'"), ("/it's", r"'/it'\''s'")]
+        {
+            assert_eq!(shell_word(Path::new(path)), word);
+        }
     }
 
     #[test]

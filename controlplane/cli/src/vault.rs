@@ -20,7 +20,7 @@ use crate::output::{size, time};
 use crate::table::Table;
 
 use open::vault_failure;
-pub(crate) use open::{Source, make, reopen};
+pub(crate) use open::{Source, make, reopen, store_failure};
 pub(crate) use restore::{RestoreTo, restore};
 
 #[derive(Debug, Subcommand)]

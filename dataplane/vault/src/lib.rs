@@ -50,7 +50,7 @@ pub mod view;
 
 pub use chain::Hole;
 pub use error::VaultError;
-pub use store::{Access, Store, StoreError};
+pub use store::{Access, Store, StoreError, vault_url, vault_url_of};
 pub use vault::Vault;
 pub use view::{Piece, Point, PointSelector, VolumeView};
 

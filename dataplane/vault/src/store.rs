@@ -29,7 +29,7 @@ pub use answer::{Answer, Reason};
 pub use error::StoreError;
 pub use local::LocalRoot;
 pub use open::Access;
-pub use place::Service;
+pub use place::{Service, vault_url, vault_url_of};
 
 use answer::Verdict;
 

@@ -13,15 +13,13 @@ mod site;
 mod supervisor;
 mod vault_setup;
 
-use std::path::PathBuf;
-
 use clap::value_parser;
 use farshore_api::Exit;
 
 use crate::args::Global;
 use crate::endpoints::Endpoints;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Format, print_json, print_text};
+use crate::output::{Format, print_json, print_text, shell_word};
 
 pub(crate) use settings::UpSettings;
 pub(crate) use site::Site;
@@ -74,7 +72,6 @@ fn announcement(format: Format) -> impl Fn(&Site, &Endpoints) -> Outcome {
 }
 
 fn summary(site: &Site, endpoints: &Endpoints) -> String {
-    let data: PathBuf = site.data().into();
     format!(
         "Farshore is up.\n\
          \n\
@@ -95,6 +92,6 @@ fn summary(site: &Site, endpoints: &Endpoints) -> String {
         vault = endpoints.vault,
         key = endpoints.key_file.display(),
         logs = site.logs().display(),
-        data = data.display(),
+        data = shell_word(site.data()),
     )
 }

@@ -3,13 +3,15 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use farshore_api::Exit;
+use farshore_vault::{vault_url, vault_url_of};
 use serde::{Deserialize, Serialize};
 
 use crate::endpoints::replace_file;
 use crate::failure::{Failure, Outcome};
+use crate::vault::store_failure;
 
 use super::site::Site;
 
@@ -40,9 +42,9 @@ impl UpSettings {
         control_port: Option<u16>,
     ) -> Outcome<Self> {
         let last = Self::last(site)?;
-        let asked = vault.map(vault_url).transpose()?;
+        let asked = vault.map(vault_url).transpose().map_err(|error| store_failure(&error))?;
         if let (Some(asked), Some(last)) = (&asked, &last)
-            && *asked != last.vault
+            && vault_url(&last.vault).ok().as_ref() != Some(asked)
         {
             let data = site.data().display();
             let message = format!("{data} belongs to the vault {}, not to {asked}", last.vault);
@@ -59,7 +61,9 @@ impl UpSettings {
                 .unwrap_or(CONTROL_PORT),
             vault: match asked.or_else(|| last.map(|last| last.vault)) {
                 Some(vault) => vault,
-                None => file_url(&site.default_vault())?,
+                None => {
+                    vault_url_of(&site.default_vault()).map_err(|error| store_failure(&error))?
+                }
             },
         };
         if settings.node_port == settings.control_port {
@@ -114,23 +118,6 @@ impl UpSettings {
     pub(super) fn control_url(&self) -> String {
         format!("https://{}", self.control_address())
     }
-}
-
-/// A vault's URL: as it is, or made of a path.
-fn vault_url(vault: &str) -> Outcome<String> {
-    if vault.contains("://") {
-        return Ok(vault.trim_end_matches('/').to_owned());
-    }
-    let path = std::path::absolute(vault)
-        .map_err(|error| Failure::new(Exit::Usage, format!("--vault {vault:?}: {error}")))?;
-    file_url(&path)
-}
-
-fn file_url(path: &Path) -> Outcome<String> {
-    reqwest::Url::from_file_path(path).map(String::from).map_err(|()| {
-        Failure::new(Exit::Usage, format!("{} cannot be written as a URL", path.display()))
-            .hint("name the vault as file:///absolute/path")
-    })
 }
 
 #[cfg(test)]

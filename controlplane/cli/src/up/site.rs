@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::failure::{Failure, Outcome};
+use crate::output::shell_word;
 
 use super::supervisor::Child;
 
@@ -123,7 +124,7 @@ impl Site {
                 let holder = holder.trim();
                 let holder =
                     if holder.is_empty() { String::new() } else { format!(" (pid {holder})") };
-                let data = self.data.display();
+                let data = shell_word(&self.data);
                 return Err(Failure::new(
                     Exit::Conflict,
                     format!("another `farshore up`{holder} runs on {data}"),

@@ -150,7 +150,7 @@ pub(super) fn vault_failure(error: &VaultError) -> Failure {
     Failure::new(exit, told(error))
 }
 
-pub(super) fn store_failure(error: &StoreError) -> Failure {
+pub(crate) fn store_failure(error: &StoreError) -> Failure {
     let exit = match error {
         error if error.is_no_space() => Exit::NoSpace,
         StoreError::DirectoryMissing { .. } | StoreError::BucketMissing { .. } => Exit::NotFound,

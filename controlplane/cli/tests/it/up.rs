@@ -37,11 +37,17 @@ while :; do sleep 1 & wait $!; done
 /// Programs in one directory, a data directory, two free ports.
 struct Bench {
     root: TempDir,
+    name: &'static str,
     ports: [String; 2],
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::in_directory("data")
+    }
+
+    /// With a data directory of that name.
+    fn in_directory(name: &'static str) -> Self {
         let root = tempfile::tempdir().unwrap();
         let bin = root.path().join("bin");
         fs::create_dir(&bin).unwrap();
@@ -55,7 +61,7 @@ impl Bench {
         }
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = listeners.map(|port| port.local_addr().unwrap().port().to_string());
-        let bench = Self { root, ports };
+        let bench = Self { root, name, ports };
         // As after an earlier run: no control plane is there to enrol anybody.
         for child in ["node", "agent"] {
             fs::create_dir_all(bench.data().join(child)).unwrap();
@@ -65,7 +71,7 @@ impl Bench {
     }
 
     fn data(&self) -> PathBuf {
-        self.root.path().join("data")
+        self.root.path().join(self.name)
     }
 
     fn command(&self) -> Command {
@@ -243,6 +249,41 @@ fn up_goes_on_when_nobody_hears_it() {
         let bench = Bench::new();
         let process = by_way_of(&bench, script).spawn().unwrap();
         goes_on_and_ends(Up { bench: &bench, process: Some(process) });
+    }
+}
+
+#[test]
+fn a_data_directory_may_have_any_name() {
+    for name in ["a b,c", "c#1", "q?x", "%41", "ü/it's", "x/../y"] {
+        let bench = Bench::in_directory(name);
+        if let Some((parent, _)) = name.split_once('/') {
+            fs::create_dir_all(bench.root.path().join(parent)).unwrap();
+        }
+        let up = bench.start();
+        let endpoints = up.ready();
+        let data = bench.data().canonicalize().unwrap();
+        assert!(data.join("vault/vault").is_file(), "{name}");
+        // What the file says is what everybody else finds it by.
+        let mut stats = command();
+        stats.args(["vault", "stats", "--vault", endpoints["vault"].as_str().unwrap()]);
+        stats.arg("--key-file").arg(data.join("recovery.key"));
+        let ran: Ran = stats.output().unwrap().into();
+        assert_eq!(ran.code, 0, "{name}: {}", ran.stderr);
+        // The node was told the same, and another start takes another way to write it for the same.
+        up.signal(Signal::TERM);
+        let ran = up.wait();
+        assert_eq!(ran.code, 0, "{name}");
+        let mut again = bench.command();
+        again.arg("--vault").arg(data.join("vault"));
+        let up = Up { bench: &bench, process: Some(again.spawn().unwrap()) };
+        up.ready();
+        // The line that it prints can be copied into a shell.
+        up.signal(Signal::TERM);
+        let ran = up.wait();
+        let line = ran.stdout.lines().find_map(|line| line.split_once("export ")).unwrap().1;
+        let script = format!("{line}; printf %s \"$FARSHORE_DATA\"");
+        let said = Command::new("/bin/sh").args(["-c", &script]).output().unwrap().stdout;
+        assert_eq!(String::from_utf8(said).unwrap(), data.to_str().unwrap(), "{name}");
     }
 }
 

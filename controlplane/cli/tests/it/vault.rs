@@ -287,3 +287,79 @@ fn an_empty_vault_verifies_and_counts_nothing() {
     let ran = bench.run(&["verify"]);
     assert_eq!(ran.code, 82, "{}", ran.stderr);
 }
+
+/// Names of directories that are something else in a URL, a shell or a list.
+const AWKWARD: [&str; 12] =
+    ["c#1", "q?x", "%41", "100%", "a b", "a,b", "ünï", "it's", "\"x\"", "a&b;c", "a\\b", "a\tb\nc"];
+
+#[test]
+fn a_vault_is_made_in_the_directory_that_is_named() {
+    for name in AWKWARD {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let directory = root.join(name).join("vault");
+        let (path, key) = (directory.to_str().unwrap(), root.join("key"));
+        let run = |verb: &str, vault: &str| -> Ran {
+            let mut command = command();
+            command.current_dir(&root).env("FARSHORE_KEY_FILE", &key);
+            command.args(["vault", verb, "--output", "json", "--vault", vault]);
+            command.output().unwrap().into()
+        };
+        let literal = format!("file://{path}");
+        let ran = run("init", &literal);
+        if name.contains('%') {
+            // A percent sign means something in a URL: an escape, or it is refused.
+            assert!(!directory.exists(), "{name}");
+            let is_escape = name == "%41";
+            assert_eq!(root.join("A/vault").exists(), is_escape, "{name}");
+            assert_eq!(ran.code, if is_escape { 0 } else { 64 }, "{name}: {}", ran.stderr);
+            if is_escape {
+                fs::remove_file(&key).unwrap();
+            }
+            assert_eq!(run("init", path).code, 0, "{name}");
+        } else {
+            assert_eq!(ran.code, 0, "{name}: {}", ran.stderr);
+        }
+        assert!(directory.join("vault").is_file(), "{name}");
+        let escaped: String = path.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let escaped = format!("file://{}", escaped.replace("%2F", "/"));
+        let (relative, slash) = (format!("{name}/vault"), format!("{path}/"));
+        let dots = format!("./{name}/../{name}/vault");
+        for vault in [path, &escaped, &relative, &slash, &dots] {
+            let ran = run("stats", vault);
+            assert_eq!(ran.code, 0, "{vault}: {}", ran.stderr);
+        }
+        // Nothing was made beside it.
+        let made: Vec<_> = fs::read_dir(&root).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let expected = if name == "%41" { 3 } else { 2 };
+        assert_eq!(made.len(), expected, "{made:?}");
+    }
+}
+
+#[test]
+fn a_directory_whose_name_is_no_text_is_refused_in_one_sentence() {
+    use std::os::unix::ffi::OsStrExt;
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join(std::ffi::OsStr::from_bytes(b"\xff\xfe"));
+    fs::create_dir(&directory).unwrap();
+    std::os::unix::fs::symlink(&directory, root.path().join("link")).unwrap();
+    let url = format!("file://{}", root.path().display());
+    for (vault, from) in [
+        (format!("{url}/%FF%FE"), root.path()),
+        (format!("{url}/link"), root.path()),
+        ("vault".to_owned(), directory.as_path()),
+    ] {
+        let mut command = command();
+        command.current_dir(from).env("FARSHORE_KEY_FILE", root.path().join("key"));
+        command.args(["vault", "init", "--vault", &vault]);
+        let ran: Ran = command.output().unwrap().into();
+        assert_eq!(ran.code, 64, "{vault}: {}", ran.stderr);
+        assert!(ran.stderr.contains("is not valid UTF-8"), "{}", ran.stderr);
+        assert!(!root.path().join("key").exists());
+    }
+    // As an argument it is no text, which is a wrong command line.
+    let mut command = command();
+    command.args(["vault", "stats", "--vault"]).arg(&directory);
+    let ran: Ran = command.output().unwrap().into();
+    assert_eq!(ran.code, 64, "{}", ran.stderr);
+}

@@ -3,7 +3,8 @@
 pub mod accelerator;
 pub mod firmware;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,8 +43,12 @@ fn serial_to(console: &Path) -> OsString {
 }
 
 /// In a value of QEMU's options a comma ends the value, and two stand for one.
-fn escaped(value: &str) -> String {
-    value.replace(',', ",,")
+fn escaped(value: &OsStr) -> OsString {
+    let mut escaped = Vec::with_capacity(value.len());
+    for &byte in value.as_bytes() {
+        escaped.extend_from_slice(if byte == b',' { b",," } else { std::slice::from_ref(&byte) });
+    }
+    OsString::from_vec(escaped)
 }
 
 /// Starts the machine on the disk at `nbd_uri`. Machines of this failover that were never noted
@@ -74,16 +79,15 @@ fn arguments(
     spec: &CreateFailover,
     firmware: &Firmware,
 ) -> Vec<OsString> {
-    let disk = escaped(nbd_uri);
+    let mut disk = OsString::from("file=");
+    disk.push(escaped(nbd_uri.as_ref()));
+    disk.push(",format=raw,if=virtio,cache=writeback,discard=unmap");
     let memory = spec.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT).to_string();
     let cpus = spec.cpus.unwrap_or(CPUS_DEFAULT).to_string();
     let mut arguments = machine_arguments(accelerator, serial(files));
     arguments.extend(["-m".into(), memory.into(), "-smp".into(), cpus.into()]);
     arguments.extend(firmware.arguments(&files.firmware_variables()));
-    arguments.extend([
-        "-drive".into(),
-        format!("file={disk},format=raw,if=virtio,cache=writeback,discard=unmap").into(),
-    ]);
+    arguments.extend(["-drive".into(), disk]);
     arguments
 }
 

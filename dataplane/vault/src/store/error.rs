@@ -18,6 +18,29 @@ pub enum StoreError {
         /// What was given.
         url: String,
     },
+    /// A percent sign that begins no escape.
+    #[error(
+        "{url}: in a file URL a percent sign is written %25: write it so, or give the plain path"
+    )]
+    Escape {
+        /// What was given.
+        url: String,
+    },
+    /// A name that does not mean the same in every store and in every URL.
+    #[error(
+        "{url}: {name:?} cannot be a bucket or folder of a vault: only letters, digits and -_.$ may stand there (an endpoint goes into the environment)"
+    )]
+    Name {
+        /// What was given.
+        url: String,
+        /// The name.
+        name: String,
+    },
+    /// A credential in a URL, which is not repeated.
+    #[error(
+        "the URL of a vault is shown everywhere and takes no credential: give it in the environment or in a file, as docs/stores.md says"
+    )]
+    SecretInUrl,
     /// A scheme that this build does not know.
     #[error(
         "{url}: stores of scheme {scheme:?} are not supported: give s3://BUCKET/FOLDER, az://CONTAINER/FOLDER or file:///absolute/path"
@@ -99,6 +122,14 @@ pub enum StoreError {
         /// The store.
         url: String,
         /// The directory.
+        path: PathBuf,
+    },
+    /// The path holds bytes that are no text.
+    #[error("{url}: the path {} of the vault is not valid UTF-8: rename the directory, or name another", path.display())]
+    NotText {
+        /// What was given.
+        url: String,
+        /// The path.
         path: PathBuf,
     },
     /// The path is not a directory.
@@ -215,6 +246,10 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Url { .. }
+            | Self::Escape { .. }
+            | Self::Name { .. }
+            | Self::SecretInUrl
+            | Self::NotText { .. }
             | Self::Scheme { .. }
             | Self::Settings { .. }
             | Self::SettingsFile { .. }

@@ -77,6 +77,10 @@ impl Store {
             });
         }
         let path = path.canonicalize().map_err(error)?;
+        // The library below ends the thread over such a path.
+        if path.to_str().is_none() {
+            return Err(StoreError::NotText { url: url.to_owned(), path });
+        }
         let local = LocalFileSystem::new_with_prefix(&path).map_err(|source| {
             let (url, object) = (url.to_owned(), "/".to_owned());
             let (_, source) = Reason::of(source);

@@ -107,8 +107,9 @@ impl Firmware {
 }
 
 fn flash(options: &str, file: &Path) -> OsString {
-    let file = super::escaped(&file.to_string_lossy());
-    format!("if=pflash,format=raw,{options},file={file}").into()
+    let mut flash = OsString::from(format!("if=pflash,format=raw,{options},file="));
+    flash.push(super::escaped(file.as_os_str()));
+    flash
 }
 
 #[cfg(test)]
