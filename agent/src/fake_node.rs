@@ -3,7 +3,7 @@
 
 use crate::session::{Dial, DialError, Target, Transport};
 use farshore_proto::frame::{
-    Ack, Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason, Welcome,
+    Ack, Control, FrameHeader, FrameKind, Hello, Mark, Refusal, RefusalReason, Welcome,
 };
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, WINDOW_BYTES};
 use farshore_proto::{PointId, Seq};
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 #[derive(Debug, Clone)]
 pub(crate) struct Point {
     pub(crate) seq: Seq,
+    pub(crate) mark: Mark,
     pub(crate) image: Arc<Vec<u8>>,
 }
 
@@ -265,7 +266,7 @@ impl FakeNode {
                 let is_kept = mark.is_prompt || state.received.image.len() <= IMAGE_BYTES_MAX;
                 let image = if is_kept { state.received.image.clone() } else { Vec::new() };
                 let image = Arc::new(image);
-                let before = state.points.insert(mark.point, Point { seq, image });
+                let before = state.points.insert(mark.point, Point { seq, mark, image });
                 assert!(before.is_none(), "a point is set once");
             }
             other => panic!("an agent does not send {other:?}"),

@@ -6,7 +6,7 @@ use crate::hrl::{AppendError, Log};
 use farshore_api::agent::{AgentVolume, MarkRequest};
 use farshore_proto::frame::Mark;
 use farshore_proto::{MarkKind, Seq};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -23,6 +23,37 @@ pub struct Requests {
     log: Arc<Log>,
     /// Marks set, with the number of the log's restarts then: a restart loses them.
     set: BTreeMap<Uuid, u64>,
+    /// Those that promise more than can be kept here, once they were said to.
+    refused: BTreeSet<Uuid>,
+}
+
+/// What the marks on a disk promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promise {
+    /// Whether the disk is as it was at one instant.
+    pub kind: MarkKind,
+    /// Blocks of it that cannot be read.
+    pub unknown_blocks: u64,
+}
+
+impl Promise {
+    /// Of a served disk whose log is the disk, but for blocks that cannot be read.
+    #[must_use]
+    pub fn served(unknown_blocks: u64) -> Self {
+        Self { kind: MarkKind::Crash, unknown_blocks }
+    }
+
+    /// Of a disk that was read while others may have written to it.
+    #[must_use]
+    pub fn scanned(unknown_blocks: u64) -> Self {
+        Self { kind: MarkKind::Scan, unknown_blocks }
+    }
+
+    fn mark(self, point: Uuid, is_prompt: bool) -> Mark {
+        let Self { kind, unknown_blocks } = self;
+        let unknown_blocks = u32::try_from(unknown_blocks).unwrap_or(u32::MAX);
+        Mark { point: point.into(), kind, unknown_blocks, is_prompt, time_unix_ms: unix_ms() }
+    }
 }
 
 impl Requests {
@@ -35,7 +66,7 @@ impl Requests {
     ) -> Self {
         let restarts = log.restarts();
         let set = recovered.iter().map(|(_, mark)| (Uuid::from(mark.point), restarts)).collect();
-        Self { assigned, log, set }
+        Self { assigned, log, set, refused: BTreeSet::new() }
     }
 
     /// Time between two marks.
@@ -53,7 +84,21 @@ impl Requests {
         self.set.retain(|point, at| {
             *at == restarts && asked.iter().any(|request| request.point == *point)
         });
-        asked.iter().filter(|request| !self.set.contains_key(&request.point)).copied().collect()
+        // What a control plane of another version asks for and no agent can keep is not set at all: a
+        // point under that id would be taken for what was asked.
+        self.refused.retain(|point| asked.iter().any(|request| request.point == *point));
+        let mut open = Vec::new();
+        for request in asked.iter().filter(|request| !self.set.contains_key(&request.point)) {
+            match request.kind.refusal() {
+                None => open.push(*request),
+                Some(why) if self.refused.insert(request.point) => {
+                    let (point, volume) = (request.point, assigned.volume);
+                    tracing::warn!(%volume, %point, "the point is not set: its kind {why}");
+                }
+                Some(_) => {}
+            }
+        }
+        open
     }
 
     /// Ready when the assignment changed. Never ready again once nobody assigns any more.
@@ -65,18 +110,17 @@ impl Requests {
 
     /// Sets every mark asked for, and one of the interval if `is_due` and nobody asked. `breaches`
     /// was read before the caller found the log to be the disk. False if the log did not take them.
-    pub fn set_marks(&mut self, is_due: bool, breaches: u64) -> bool {
+    pub fn set_marks(&mut self, is_due: bool, breaches: u64, promise: Promise) -> bool {
         let open = self.open();
         let restarts = self.log.restarts();
         for request in &open {
-            // Nothing here can quiet an application: the promise is that of a crash.
-            match self.log.append_mark(mark(request.point, true), breaches) {
+            match self.log.append_mark(promise.mark(request.point, true), breaches) {
                 Ok(_) => self.set.insert(request.point, restarts),
                 Err(error) => return note(&error),
             };
         }
         if is_due && open.is_empty() {
-            let set = self.log.append_mark(mark(Uuid::now_v7(), false), breaches);
+            let set = self.log.append_mark(promise.mark(Uuid::now_v7(), false), breaches);
             return set.map_or_else(|error| note(&error), |_| true);
         }
         true
@@ -88,10 +132,6 @@ fn note(error: &AppendError) -> bool {
     false
 }
 
-fn mark(point: Uuid, is_prompt: bool) -> Mark {
-    Mark { point: point.into(), kind: MarkKind::Crash, is_prompt, time_unix_ms: unix_ms() }
-}
-
 /// Sets marks on a served disk until dropped.
 pub async fn mark_served(splitter: Arc<Splitter>, mut requests: Requests) {
     let log = Arc::clone(&requests.log);
@@ -101,7 +141,8 @@ pub async fn mark_served(splitter: Arc<Splitter>, mut requests: Requests) {
         if is_due || !requests.open().is_empty() {
             // In this order: what is lost to the log after this shows when the mark is appended.
             let breaches = log.breaches();
-            if splitter.is_consistent() && requests.set_marks(is_due, breaches) {
+            if splitter.is_consistent() && requests.set_marks(is_due, breaches, Promise::served(0))
+            {
                 if is_due {
                     due = (due + requests.interval()).max(Instant::now());
                 }

@@ -50,6 +50,7 @@ fn mark(number: u8) -> Mark {
     Mark {
         point: PointId([number; 16]),
         kind: MarkKind::Crash,
+        unknown_blocks: 0,
         is_prompt: number.is_multiple_of(2),
         time_unix_ms: 1_700_000_000_000 + u64::from(number),
     }

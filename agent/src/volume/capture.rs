@@ -8,7 +8,7 @@ use crate::capture::scan::{ScanError, Scanner};
 use crate::capture::splitter::{Served, Splitter};
 use crate::disk::{Access, Disk, DiskError};
 use crate::files::OsFiles;
-use crate::mark::{Requests, mark_served};
+use crate::mark::{Promise, Requests, mark_served};
 use crate::stream::DiskFacts;
 use farshore_api::machine::Capture;
 use farshore_engine::doubt::{Regions, Settings};
@@ -189,7 +189,7 @@ impl Running {
         let stream = Arc::clone(&self.opening.stream);
         let breaches = stream.log.breaches();
         if splitter.is_consistent() {
-            self.requests().set_marks(true, breaches);
+            self.requests().set_marks(true, breaches, Promise::served(0));
         }
         let stopped = async {
             splitter.flush_all().await?;
@@ -232,7 +232,7 @@ impl Running {
                 match pass {
                     Ok(Some(pass)) => {
                         self.facts.recover();
-                        requests.set_marks(true, pass.breaches);
+                        requests.set_marks(true, pass.breaches, Promise::scanned(0));
                     }
                     Ok(None) => {}
                     Err(ScanError::Disk(error)) => return Err(error.into()),

@@ -173,9 +173,11 @@ fn on_point(points: &Arc<Points>, volume: uuid::Uuid) -> crate::session::OnPoint
         let kind = match mark.kind {
             MarkKind::Crash => PointKind::Crash,
             MarkKind::App => PointKind::App,
+            MarkKind::Scan => PointKind::Scan,
         };
         let (point, time_unix_ms) = (mark.point.into(), mark.time_unix_ms);
-        points.push(PointReport { point, volume, seq: seq.0, kind, time_unix_ms });
+        let unknown_blocks = mark.unknown_blocks;
+        points.push(PointReport { point, volume, seq: seq.0, kind, unknown_blocks, time_unix_ms });
     })
 }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use farshore_api::agent::{AgentVolumeReport, MarkRequest, NodeAddress, VolumeState};
 use farshore_api::machine::Capture;
 use farshore_nbd::Backend;
+use farshore_proto::MarkKind;
 use farshore_proto::frame::RefusalReason;
 use std::io;
 use std::sync::Mutex;

@@ -183,6 +183,9 @@ pub struct PointReport {
     pub seq: u64,
     /// What it promises.
     pub kind: PointKind,
+    /// Blocks of 4 KiB that could not be read ([`crate::point::PointVolume::unknown_blocks`]).
+    #[serde(default)]
+    pub unknown_blocks: u32,
     /// When it was set, by the agent's clock.
     pub time_unix_ms: u64,
 }

@@ -13,17 +13,32 @@ pub enum PointKind {
     /// The disk as after a power cut at that moment.
     #[default]
     Crash,
-    /// File systems (and applications with hooks) were quiet.
+    /// File systems (and applications with hooks) were quiet. No agent can do that yet: asking for
+    /// one is refused.
     App,
+    /// Fuzzy: the disk was read while it was written, and no instant had all of it. Agents set
+    /// these of disks that they scan; nobody can ask for one.
+    Scan,
 }
 
 impl PointKind {
-    /// `crash` or `app`.
+    /// `crash`, `app` or `scan`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Crash => "crash",
             Self::App => "app",
+            Self::Scan => "scan",
+        }
+    }
+
+    /// Why a point that promises this cannot be asked for, if so.
+    #[must_use]
+    pub const fn refusal(self) -> Option<&'static str> {
+        match self {
+            Self::Crash => None,
+            Self::App => Some("cannot be `app`: no agent can quiet applications yet"),
+            Self::Scan => Some("cannot be `scan`: agents say that themselves of disks they scan"),
         }
     }
 }
@@ -63,6 +78,10 @@ pub struct PointVolume {
     pub volume: Uuid,
     /// The point is the stream's prefix up to and including this.
     pub seq: u64,
+    /// Blocks of 4 KiB of the disk that could not be read: the point does not hold them as they were.
+    /// As many as 2^32 − 1 means that many or more.
+    #[serde(default)]
+    pub unknown_blocks: u32,
 }
 
 /// A machine's points, newest last.
@@ -76,7 +95,7 @@ pub struct Points {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreatePoint {
-    /// What it shall promise.
+    /// What it shall promise; only `crash` is taken ([`PointKind::refusal`]).
     #[serde(default)]
     pub kind: PointKind,
 }

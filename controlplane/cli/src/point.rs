@@ -39,7 +39,7 @@ pub(crate) enum Verb {
 pub(crate) struct MarkArgs {
     /// Name of the machine
     name: String,
-    /// Ask applications to be quiet first
+    /// Ask applications to be quiet first: not yet, refused
     #[arg(long)]
     app: bool,
     /// Wait until the point is in the vault
@@ -103,9 +103,13 @@ async fn list_points(global: &Global, name: &str, limit: u32, before: Option<Uui
 
 async fn mark(global: &Global, args: &MarkArgs) -> Outcome {
     check_name("machine", &args.name)?;
+    let kind = if args.app { PointKind::App } else { PointKind::Crash };
+    if let Some(why) = kind.refusal() {
+        let failure = Failure::new(Exit::Usage, format!("the point's kind {why}"));
+        return Err(failure.hint("leave --app out for a crash-consistent point"));
+    }
     let client = Client::of(global)?;
     let started = Instant::now();
-    let kind = if args.app { PointKind::App } else { PointKind::Crash };
     let mut point: Point = client
         .post(&paths::points(&args.name), &CreatePoint { kind })
         .await
@@ -163,6 +167,37 @@ fn state(state: PointState) -> &'static str {
     }
 }
 
+fn kind_text(kind: PointKind) -> &'static str {
+    match kind {
+        PointKind::Crash => "crash",
+        PointKind::App => "app",
+        PointKind::Scan => "scan: fuzzy, the disk was read while it was written",
+    }
+}
+
+/// Blocks of all its volumes that could not be read.
+fn unknown(point: &Point) -> u32 {
+    let blocks = point.volumes.iter().map(|volume| volume.unknown_blocks);
+    blocks.fold(0, u32::saturating_add)
+}
+
+/// What a point promises, in a cell of a table.
+pub(crate) fn promise(kind: &str, unknown_blocks: u32) -> String {
+    match unknown_blocks {
+        0 => kind.to_owned(),
+        _ => format!("{kind}, {}", unknown_text(unknown_blocks)),
+    }
+}
+
+/// How much of a disk could not be read.
+pub(crate) fn unknown_text(blocks: u32) -> String {
+    match blocks {
+        1 => "1 block unknown".to_owned(),
+        u32::MAX => format!("{blocks} or more blocks unknown"),
+        _ => format!("{blocks} blocks unknown"),
+    }
+}
+
 fn list(points: &Points) -> String {
     let mut table =
         Table::new(&["POINT", "TIME", "KIND", "STATE", "SEQ"], "no recovery points yet");
@@ -171,7 +206,7 @@ fn list(points: &Points) -> String {
         table.row([
             point.point.to_string(),
             time(point.time_unix_ms),
-            point.kind.as_str().to_owned(),
+            promise(point.kind.as_str(), unknown(point)),
             state(point.state).to_owned(),
             seqs.join(","),
         ]);
@@ -184,10 +219,13 @@ fn show(point: &Point) -> String {
     table
         .pair("point", point.point)
         .pair("state", state(point.state))
-        .pair("kind", point.kind.as_str())
+        .pair("kind", kind_text(point.kind))
         .pair("time", time(point.time_unix_ms));
     for volume in &point.volumes {
         table.pair("volume", format!("{} at seq {}", volume.volume, volume.seq));
+        if volume.unknown_blocks > 0 {
+            table.pair("not read", unknown_text(volume.unknown_blocks));
+        }
     }
     table.render()
 }
@@ -203,7 +241,7 @@ mod tests {
             kind: PointKind::Crash,
             time_unix_ms: 1_000,
             state: PointState::Committed,
-            volumes: vec![PointVolume { volume: Uuid::from_u128(8), seq: 42 }],
+            volumes: vec![PointVolume { volume: Uuid::from_u128(8), seq: 42, unknown_blocks: 0 }],
         }
     }
 
@@ -221,5 +259,16 @@ mod tests {
         assert!(text.contains("at seq 42"), "{text}");
         let text = list(&Points { points: vec![point()] });
         assert!(text.lines().nth(1).unwrap().ends_with("committed  42"), "{text}");
+    }
+
+    #[test]
+    fn people_see_what_a_point_does_not_promise() {
+        let mut point = point();
+        point.kind = PointKind::Scan;
+        point.volumes[0].unknown_blocks = 12;
+        let text = show(&point);
+        assert!(text.contains("scan: fuzzy") && text.contains("12 blocks unknown"), "{text}");
+        let text = list(&Points { points: vec![point] });
+        assert!(text.contains("scan, 12 blocks unknown"), "{text}");
     }
 }

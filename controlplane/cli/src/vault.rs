@@ -8,7 +8,7 @@ mod verify;
 use clap::Subcommand;
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
-use farshore_proto::{MarkKind, VolumeId};
+use farshore_proto::VolumeId;
 use farshore_vault::VaultError;
 use farshore_vault::catalog::{self, FoundVolume, PointList as Found, VolumeInfo};
 use serde::Serialize;
@@ -201,17 +201,11 @@ struct PointList {
 struct PointRow {
     point: Uuid,
     kind: &'static str,
+    unknown_blocks: u32,
     time_unix_ms: u64,
     seq: u64,
     epoch: u64,
     size_bytes: u64,
-}
-
-fn kind(kind: MarkKind) -> &'static str {
-    match kind {
-        MarkKind::Crash => "crash",
-        MarkKind::App => "app",
-    }
 }
 
 async fn points(global: &Global, source: &Source, volume: Uuid) -> Outcome {
@@ -220,7 +214,8 @@ async fn points(global: &Global, source: &Source, volume: Uuid) -> Outcome {
     let Found { points: found, broken } = found.map_err(|error| vault_failure(&error))?;
     let row = |point: farshore_vault::Point| PointRow {
         point: point.id.into(),
-        kind: kind(point.kind),
+        kind: point.kind.word(),
+        unknown_blocks: point.unknown_blocks,
         time_unix_ms: point.time_unix_ms,
         seq: point.seq.0,
         epoch: point.epoch.0,
@@ -235,7 +230,7 @@ async fn points(global: &Global, source: &Source, volume: Uuid) -> Outcome {
             table.row([
                 row.point.to_string(),
                 time(row.time_unix_ms),
-                row.kind.to_owned(),
+                crate::point::promise(row.kind, row.unknown_blocks),
                 row.seq.to_string(),
                 row.epoch.to_string(),
             ]);

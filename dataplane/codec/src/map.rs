@@ -164,6 +164,7 @@ mod tests {
             size_bytes: 1 << 20,
             time_unix_ms: 77,
             kind: MarkKind::Crash,
+            unknown_blocks: 0,
         };
         MapBody { head, chunks: (0..4).map(chunk).collect(), runs: (0..4).map(run).collect() }
     }

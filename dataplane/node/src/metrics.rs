@@ -102,7 +102,9 @@ impl Metrics {
                 kind: match mark.kind {
                     MarkKind::Crash => PointKind::Crash,
                     MarkKind::App => PointKind::App,
+                    MarkKind::Scan => PointKind::Scan,
                 },
+                unknown_blocks: mark.unknown_blocks,
                 time_unix_ms: mark.time_unix_ms,
             });
         }

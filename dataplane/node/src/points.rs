@@ -75,6 +75,7 @@ mod tests {
             volume: Uuid::from_u128(volume),
             seq,
             kind: PointKind::Crash,
+            unknown_blocks: 0,
             time_unix_ms: 0,
         }
     }

@@ -259,6 +259,9 @@ pub struct Mark {
     pub point: PointId,
     /// What it promises.
     pub kind: MarkKind,
+    /// Blocks of the disk that nobody could read and that the point does not hold as they are; at
+    /// most this many can be said, more say the same.
+    pub unknown_blocks: u32,
     /// Whether somebody waits for it: the node closes the batch at once.
     pub is_prompt: bool,
     /// The agent's wall clock; shown to people, never used for order.
@@ -487,7 +490,8 @@ fn put_mark(body: &mut Vec<u8>, mark: &Mark) -> FrameKind {
     body.put_u64(mark.time_unix_ms);
     body.put_u8(mark.kind.code());
     body.put_u8(u8::from(mark.is_prompt));
-    body.put_zeros(6);
+    body.put_zeros(2);
+    body.put_u32(mark.unknown_blocks);
     FrameKind::Mark
 }
 
@@ -502,8 +506,9 @@ fn take_mark(reader: &mut Reader<'_>) -> Result<Mark, DecodeError> {
         1 => true,
         other => return Err(DecodeError::Range { what: "mark prompt", value: other.into() }),
     };
-    reader.reserved(6)?;
-    Ok(Mark { point, kind, is_prompt, time_unix_ms })
+    reader.reserved(2)?;
+    let unknown_blocks = reader.u32()?;
+    Ok(Mark { point, kind, unknown_blocks, is_prompt, time_unix_ms })
 }
 
 #[cfg(test)]

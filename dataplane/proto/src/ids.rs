@@ -152,15 +152,31 @@ pub enum MarkKind {
     Crash,
     /// Applications were quiet and had flushed.
     App,
+    /// Fuzzy: the disk was read while it was written, no instant had all of it.
+    Scan,
 }
 
 impl MarkKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Crash, Self::App, Self::Scan];
+
+    /// Its word for people and programs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::App => "app",
+            Self::Scan => "scan",
+        }
+    }
+
     /// Its byte in every format.
     #[must_use]
     pub fn code(self) -> u8 {
         match self {
             Self::Crash => 1,
             Self::App => 2,
+            Self::Scan => 3,
         }
     }
 
@@ -170,6 +186,7 @@ impl MarkKind {
         match code {
             1 => Some(Self::Crash),
             2 => Some(Self::App),
+            3 => Some(Self::Scan),
             _ => None,
         }
     }

@@ -160,6 +160,8 @@ pub struct MapHead {
     pub time_unix_ms: u64,
     /// What the mark promises.
     pub kind: MarkKind,
+    /// Blocks that could not be read, as the mark says.
+    pub unknown_blocks: u32,
 }
 
 /// Blocks of a volume and the blocks of a chunk that they hold.
@@ -196,14 +198,16 @@ impl MapBody {
         assert!(self.runs.len() <= MAP_RUNS_MAX);
         let bytes = self.chunks.len() * 52 + self.runs.len() * RUN_BYTES;
         let mut out = Vec::with_capacity(72 + logs.len() * 16 + bytes);
-        let MapHead { ordinal, log, slot, size_bytes, time_unix_ms, kind } = self.head;
+        let MapHead { ordinal, log, slot, size_bytes, time_unix_ms, kind, unknown_blocks } =
+            self.head;
         out.put_u64(ordinal);
         out.put_bytes(&log.0);
         out.put_u64(slot.0);
         out.put_u64(size_bytes);
         out.put_u64(time_unix_ms);
         out.put_u8(kind.code());
-        out.put_zeros(7);
+        out.put_zeros(3);
+        out.put_u32(unknown_blocks);
         let count = |n: usize| u32::try_from(n).expect("asserted above");
         out.put_u32(count(logs.len()));
         out.put_u32(count(self.chunks.len()));
@@ -266,8 +270,9 @@ fn take_head(reader: &mut Reader<'_>) -> Result<MapHead, DecodeError> {
     let code = reader.u8()?;
     let kind = MarkKind::from_code(code)
         .ok_or(DecodeError::Range { what: "mark kind", value: code.into() })?;
-    reader.reserved(7)?;
-    Ok(MapHead { ordinal, log, slot, size_bytes, time_unix_ms, kind })
+    reader.reserved(3)?;
+    let unknown_blocks = reader.u32()?;
+    Ok(MapHead { ordinal, log, slot, size_bytes, time_unix_ms, kind, unknown_blocks })
 }
 
 fn take_run(

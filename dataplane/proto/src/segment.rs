@@ -383,7 +383,8 @@ fn put_span(out: &mut Vec<u8>, span: &Span) {
             out.put_u64(mark.time_unix_ms);
             out.put_u8(mark.kind.code());
             out.put_u8(u8::from(mark.is_prompt));
-            out.put_zeros(6);
+            out.put_zeros(2);
+            out.put_u32(mark.unknown_blocks);
         }
     }
     let pieces: usize = span.extents.iter().map(pieces_of).sum();
@@ -494,16 +495,17 @@ fn take_mark(reader: &mut Reader<'_>) -> Result<Option<Mark>, DecodeError> {
         1 => true,
         other => return Err(DecodeError::Range { what: "mark prompt", value: other.into() }),
     };
-    reader.reserved(6)?;
+    reader.reserved(2)?;
+    let unknown_blocks = reader.u32()?;
     if code == 0 {
-        if point.0 != [0; 16] || time_unix_ms != 0 || is_prompt {
+        if point.0 != [0; 16] || time_unix_ms != 0 || is_prompt || unknown_blocks != 0 {
             return Err(DecodeError::Reserved { what: "absent mark" });
         }
         return Ok(None);
     }
     let kind = MarkKind::from_code(code)
         .ok_or(DecodeError::Range { what: "mark kind", value: code.into() })?;
-    Ok(Some(Mark { point, kind, is_prompt, time_unix_ms }))
+    Ok(Some(Mark { point, kind, unknown_blocks, is_prompt, time_unix_ms }))
 }
 
 fn take_extent(reader: &mut Reader<'_>, chunks: &[SegmentChunk]) -> Result<Extent, DecodeError> {

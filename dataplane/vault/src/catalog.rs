@@ -118,6 +118,7 @@ async fn read_points(
             seq: found.span.last_seq,
             epoch: epoch.epoch,
             kind: mark.kind,
+            unknown_blocks: mark.unknown_blocks,
             time_unix_ms: mark.time_unix_ms,
             size_bytes: epoch.size_bytes,
         });

@@ -184,7 +184,13 @@ impl World {
             id[0] = u8::try_from(number).unwrap();
             id[8..].copy_from_slice(&volume.seq.0.to_be_bytes());
             let time_unix_ms = 1_700_000_000_000 + volume.seq.0;
-            Mark { point: PointId(id), kind: MarkKind::Crash, is_prompt: false, time_unix_ms }
+            Mark {
+                point: PointId(id),
+                kind: MarkKind::Crash,
+                unknown_blocks: 0,
+                is_prompt: false,
+                time_unix_ms,
+            }
         });
         if volume.seq < volume.first_waiting {
             return;
@@ -390,7 +396,13 @@ pub(crate) async fn large(mib: u64) -> Large {
         }
         let seq = Seq(slot + 1);
         let point = PointId([u8::try_from(slot).unwrap(); 16]);
-        let mark = Mark { point, kind: MarkKind::Crash, is_prompt: false, time_unix_ms: 0 };
+        let mark = Mark {
+            point,
+            kind: MarkKind::Crash,
+            unknown_blocks: 0,
+            is_prompt: false,
+            time_unix_ms: 0,
+        };
         builder.push_span(Span {
             volume,
             epoch: Epoch(2),

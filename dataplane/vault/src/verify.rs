@@ -49,6 +49,10 @@ pub struct Report {
     pub volumes: u64,
     /// Recovery points whose stream joins up to them.
     pub points: u64,
+    /// Those of them that are fuzzy: the disk was scanned while it was written.
+    pub scan_points: u64,
+    /// Those of them that lack blocks which the agent could not read.
+    pub unknown_points: u64,
     /// Segments whose tables open; void ones are not counted.
     pub segments: u64,
     /// Frames: those that opened if the data was read, else those that the tables name.

@@ -53,6 +53,8 @@ pub struct Point {
     pub epoch: Epoch,
     /// What it promises.
     pub kind: MarkKind,
+    /// Blocks that the agent could not read: what the point holds there is older, or nothing.
+    pub unknown_blocks: u32,
     /// The agent's wall clock; for people, never for order.
     pub time_unix_ms: u64,
     /// Size of the volume.

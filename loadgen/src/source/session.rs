@@ -218,7 +218,13 @@ impl Lane<'_> {
         let point = Uuid::now_v7().into();
         let time_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time_unix_ms = u64::try_from(time_unix_ms.as_millis()).unwrap_or(u64::MAX);
-        let mark_is = Mark { point, kind: MarkKind::Crash, is_prompt: false, time_unix_ms };
+        let mark_is = Mark {
+            point,
+            kind: MarkKind::Crash,
+            unknown_blocks: 0,
+            is_prompt: false,
+            time_unix_ms,
+        };
         Some((Item::Mark(mark_is), mark))
     }
 

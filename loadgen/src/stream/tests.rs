@@ -7,7 +7,7 @@ const WRITE: u64 = 4096 + 48;
 
 fn mark() -> Item {
     let (point, kind) = (PointId([7; 16]), MarkKind::Crash);
-    Item::Mark(Mark { point, kind, is_prompt: false, time_unix_ms: 5 })
+    Item::Mark(Mark { point, kind, unknown_blocks: 0, is_prompt: false, time_unix_ms: 5 })
 }
 
 fn welcome(received: u64, journaled: u64, committed: u64) -> Welcome {

@@ -190,7 +190,9 @@ pub struct Mark {
     /// Whether somebody waits.
     pub prompt: u8,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
+    /// Blocks that could not be read.
+    pub unknown_blocks: u32,
 }
 
 impl Mark {
@@ -200,7 +202,7 @@ impl Mark {
         let point = uuid::Uuid::now_v7();
         let seconds = point.get_timestamp().map_or(0, |time| time.to_unix().0);
         let (point, time) = (point.into_bytes(), seconds * 1000);
-        Self { point, time, kind: 1, prompt: 1, reserved: [0; 6] }
+        Self { point, time, kind: 1, prompt: 1, reserved: [0; 2], unknown_blocks: 0 }
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -209,6 +211,7 @@ impl Mark {
         body.extend(self.time.to_le_bytes());
         body.extend([self.kind, self.prompt]);
         body.extend(self.reserved);
+        body.extend(self.unknown_blocks.to_le_bytes());
         body
     }
 }

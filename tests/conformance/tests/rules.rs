@@ -181,6 +181,7 @@ fn what_is_legal_is_taken_however_odd() {
             stream.mark(&Mark { time: u64::MAX, ..Mark::prompt() }),
             stream.mark(&Mark { kind: 2, prompt: 0, ..Mark::prompt() }),
             stream.mark(&Mark { point: [0xff; 16], ..Mark::prompt() }),
+            stream.mark(&Mark { kind: 3, unknown_blocks: u32::MAX, ..Mark::prompt() }),
             stream.write(7, 200),
         ];
         for frame in frames {

@@ -134,6 +134,9 @@ async fn a_scan_sends_what_differs_and_nothing_else() {
     rig.until_protected().await;
     rig.assert_point_is_disk().await;
     assert_eq!(rig.node.bytes_in(), 4 * MIB, "zeros are told, not sent");
+    // Nobody says that the disk was still while it was read: the points say so, too.
+    let is_scan = |point: &Point| point.mark.kind == MarkKind::Scan;
+    assert!(rig.node.points().iter().all(is_scan), "the points of a scan say that they are fuzzy");
     let (seq, points) = (rig.node.received(), rig.node.points().len() as u64);
     rig.assert_point_is_disk().await;
     let (more, new) = (rig.node.received() - seq, rig.node.points().len() as u64 - points);

@@ -37,6 +37,8 @@ struct Restored {
     volume: Uuid,
     point: Uuid,
     seq: u64,
+    kind: &'static str,
+    unknown_blocks: u32,
     time_unix_ms: u64,
     to: String,
     size_bytes: u64,
@@ -52,6 +54,8 @@ impl Restored {
             volume: view.volume().into(),
             point: point.id.into(),
             seq: point.seq.0,
+            kind: point.kind.word(),
+            unknown_blocks: point.unknown_blocks,
             time_unix_ms: point.time_unix_ms,
             to: to.to.display().to_string(),
             size_bytes: report.size_bytes,
@@ -67,6 +71,7 @@ impl Restored {
             .pair("restored", &self.to)
             .pair("volume", self.volume)
             .pair("point", format!("{} of {}", self.point, time(self.time_unix_ms)))
+            .pair("kind", crate::point::promise(self.kind, self.unknown_blocks))
             .pair("size", size(self.size_bytes))
             .pair("data written", size(self.written_bytes))
             .pair("read from the vault", size(self.fetched_bytes))

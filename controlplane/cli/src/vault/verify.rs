@@ -27,6 +27,10 @@ struct Verified {
     whole: bool,
     volumes: u64,
     points: u64,
+    /// Fuzzy ones: the disk was scanned while it was written.
+    scan_points: u64,
+    /// Those without the blocks that the agent could not read.
+    unknown_points: u64,
     segments: u64,
     frames: u64,
     chunks: u64,
@@ -71,6 +75,8 @@ impl Verified {
             whole,
             volumes: report.volumes,
             points: report.points,
+            scan_points: report.scan_points,
+            unknown_points: report.unknown_points,
             segments: report.segments,
             frames: report.frames,
             chunks: report.chunks,
@@ -80,6 +86,18 @@ impl Verified {
             holes: report.holes.into_iter().map(hole).collect(),
             seconds: started.elapsed().as_secs_f64(),
         }
+    }
+
+    /// How many points there are, and how many promise less than the disk at one instant.
+    fn promises(&self) -> String {
+        let mut text = self.points.to_string();
+        if self.scan_points > 0 {
+            text.push_str(&format!(", {} of them of scans (fuzzy)", self.scan_points));
+        }
+        if self.unknown_points > 0 {
+            text.push_str(&format!(", {} of them with unknown blocks", self.unknown_points));
+        }
+        text
     }
 
     fn count(&self) -> u64 {
@@ -95,7 +113,7 @@ impl Verified {
                 if self.read_data { "streams, references, data" } else { "streams, references" },
             )
             .pair("volumes", self.volumes)
-            .pair("recovery points", self.points)
+            .pair("recovery points", self.promises())
             .pair("segments", self.segments)
             .pair("chunks", self.chunks)
             .pair("read", size(self.read_bytes))

@@ -79,7 +79,8 @@ impl Bench {
         };
         let mark = Mark {
             point: POINT.parse::<PointId>().unwrap(),
-            kind: MarkKind::Crash,
+            kind: MarkKind::Scan,
+            unknown_blocks: 5,
             is_prompt: false,
             time_unix_ms: 1_000,
         };
@@ -117,6 +118,7 @@ fn a_point_is_restored_byte_for_byte_from_store_and_key_alone() {
     assert_eq!((&json["volume"], &json["point"]), (&json!(VOLUME), &json!(POINT)));
     assert_eq!(json["size_bytes"], DISK_BYTES);
     assert_eq!(json["written_bytes"], 4096);
+    assert_eq!((&json["kind"], &json["unknown_blocks"]), (&json!("scan"), &json!(5)));
     bench.run(&args).fails(79, "not empty", "say --force");
     fs::write(&to, "something").unwrap();
     let ran = bench.run(&[&args[..], &["--force"]].concat());
@@ -173,10 +175,15 @@ fn volumes_points_and_stats_are_those_of_the_vault() {
     assert_eq!(volumes, json!({ "volumes": [volume] }));
     let points = bench.run(&["points", "--volume", VOLUME, "-o", "json"]).json();
     let point = json!({
-        "point": POINT, "kind": "crash", "time_unix_ms": 1000, "seq": 2, "epoch": 1,
-        "size_bytes": DISK_BYTES,
+        "point": POINT, "kind": "scan", "unknown_blocks": 5, "time_unix_ms": 1000, "seq": 2,
+        "epoch": 1, "size_bytes": DISK_BYTES,
     });
     assert_eq!(points, json!({ "volume": VOLUME, "damage": null, "points": [point] }));
+    let text = bench.run(&["points", "--volume", VOLUME, "-o", "table"]).stdout;
+    assert!(text.contains("scan, 5 blocks unknown"), "{text}");
+    let whole = bench.run(&["verify", "-o", "json"]).json();
+    let counted = (&whole["points"], &whole["scan_points"], &whole["unknown_points"]);
+    assert_eq!(counted, (&json!(1), &json!(1), &json!(1)));
     let stats = bench.run(&["stats", "-o", "json"]).json();
     assert_eq!((&stats["raw_bytes"], &stats["chunks"]), (&json!(4096), &json!(1)));
 }

@@ -128,6 +128,15 @@ fn mark_waits_until_the_point_is_committed() {
 }
 
 #[test]
+fn a_mark_that_no_agent_can_keep_is_refused_before_anything_is_asked() {
+    let fake = Fake::start(&[]);
+    let args = ["point", "mark", "web", "--app"];
+    let ran = farshore_in(fake.data.path(), &args);
+    ran.fails(64, "cannot be `app`: no agent can quiet applications yet", "leave --app out");
+    assert!(fake.asked().is_empty());
+}
+
+#[test]
 fn a_mark_that_does_not_come_times_out_with_its_own_code() {
     let path = format!("GET /api/v1/machines/web/points/{ID}");
     let fake = Fake::start(&[

@@ -33,13 +33,17 @@ impl Db {
     /// Asks a machine's agent for a point. Returns it as requested.
     ///
     /// # Errors
-    /// `NotFound`; `WrongState` if the machine is failed over or 16 points wait already.
+    /// `Invalid` if agents cannot keep what it is to promise; `NotFound`; `WrongState` if the machine
+    /// is failed over or 16 points wait already.
     pub async fn create_point(
         &self,
         actor: Actor,
         machine: &str,
         kind: PointKind,
     ) -> Result<Point, ControlError> {
+        if let Some(why) = kind.refusal() {
+            return Err(ControlError::Invalid { field: "kind", why: why.to_owned() });
+        }
         let point = Point {
             point: Uuid::now_v7(),
             kind,
@@ -171,16 +175,21 @@ impl Db {
 
     async fn with_volumes_of_point(&self, record: &Record) -> Result<Point, ControlError> {
         let point = record.id("id")?;
-        let rows =
-            sqlx::query("SELECT volume, seq FROM point_volumes WHERE point = ? ORDER BY volume")
-                .bind(point.to_string())
-                .fetch_all(&self.readers)
-                .await?;
+        let rows = sqlx::query(
+            "SELECT volume, seq, unknown_blocks FROM point_volumes WHERE point = ? ORDER BY volume",
+        )
+        .bind(point.to_string())
+        .fetch_all(&self.readers)
+        .await?;
         let volumes: Result<Vec<PointVolume>, ControlError> = rows
             .into_iter()
             .map(|row| {
                 let record = Record(row);
-                Ok(PointVolume { volume: record.id("volume")?, seq: record.number("seq")? })
+                Ok(PointVolume {
+                    volume: record.id("volume")?,
+                    seq: record.number("seq")?,
+                    unknown_blocks: unknown_blocks(&record)?,
+                })
             })
             .collect();
         Ok(Point {
@@ -191,6 +200,11 @@ impl Db {
             volumes: volumes?,
         })
     }
+}
+
+fn unknown_blocks(record: &Record) -> Result<u32, ControlError> {
+    let blocks = record.number("unknown_blocks")?;
+    u32::try_from(blocks).map_err(|_| ControlError::Unreadable { column: "unknown_blocks" })
 }
 
 /// Takes in that one volume of a point is in the vault. A point is committed once all volumes of
@@ -223,11 +237,13 @@ pub(super) async fn commit(tx: &mut Tx, report: &PointReport) -> Result<Change, 
         return Ok(Change::None);
     }
     sqlx::query(
-        "INSERT INTO point_volumes (point, volume, seq) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO point_volumes (point, volume, seq, unknown_blocks) VALUES (?, ?, ?, ?)
+         ON CONFLICT DO NOTHING",
     )
     .bind(&point)
     .bind(report.volume.to_string())
     .bind(number("seq", report.seq)?)
+    .bind(report.unknown_blocks)
     .execute(&mut **tx)
     .await?;
     let committed = sqlx::query(

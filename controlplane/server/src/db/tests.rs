@@ -97,8 +97,14 @@ impl Site {
     }
 
     async fn commit_point(&self, volume: Uuid, point: Uuid, time_unix_ms: u64) -> super::Taken {
-        let points =
-            vec![PointReport { point, volume, seq: 7, kind: PointKind::Crash, time_unix_ms }];
+        let points = vec![PointReport {
+            point,
+            volume,
+            seq: 7,
+            kind: PointKind::Crash,
+            unknown_blocks: 3,
+            time_unix_ms,
+        }];
         let report = AgentReport { volumes: Vec::new(), points };
         self.db.agent_report(self.agent, &report).await.unwrap()
     }
@@ -344,9 +350,9 @@ async fn points_are_asked_for_committed_once_and_listed_in_order() {
     let site = site().await;
     let volume = site.protect("web").await;
     site.place().await;
-    let asked = site.db.create_point(Actor::Operator, "web", PointKind::App).await.unwrap();
+    let asked = site.db.create_point(Actor::Operator, "web", PointKind::Crash).await.unwrap();
     let marks = &site.db.agent_volumes(site.agent).await.unwrap()[0].marks_requested;
-    assert_eq!((marks[0].point, marks[0].kind), (asked.point, PointKind::App));
+    assert_eq!((marks[0].point, marks[0].kind), (asked.point, PointKind::Crash));
     let none = site.db.point("web", PointSelector::Latest).await;
     assert!(matches!(none, Err(ControlError::NotFound { .. })), "requested is not committed");
 
@@ -364,6 +370,7 @@ async fn points_are_asked_for_committed_once_and_listed_in_order() {
     assert_eq!(ids, [mine, asked.point]);
     assert_eq!(points[1].time_unix_ms, 2_000, "what is committed does not change");
     assert_eq!((points[0].volumes[0].volume, points[0].volumes[0].seq), (volume, 7));
+    assert_eq!(points[0].volumes[0].unknown_blocks, 3);
     let older = site.db.points("web", Some(asked.point), 10).await.unwrap();
     assert_eq!(older.len(), 1);
     let latest = site.db.point("web", PointSelector::Latest).await.unwrap();
@@ -381,8 +388,14 @@ async fn an_agent_cannot_touch_anothers_points() {
     let request = CreateMachine { agent_id: Some(stranger), ..machine("evil") };
     site.db.create_machine(Actor::Operator, &request).await.unwrap();
     let theirs = site.db.machine("evil").await.unwrap().volumes[0].id;
-    let report =
-        PointReport { point, volume: theirs, seq: 1, kind: PointKind::Crash, time_unix_ms: 5_000 };
+    let report = PointReport {
+        point,
+        volume: theirs,
+        seq: 1,
+        kind: PointKind::Crash,
+        unknown_blocks: 0,
+        time_unix_ms: 5_000,
+    };
     let report = AgentReport { volumes: Vec::new(), points: vec![report] };
     assert!(!site.db.agent_report(stranger, &report).await.unwrap().points_changed);
     let kept = site.db.point("web", PointSelector::Id(point)).await.unwrap();
@@ -400,6 +413,7 @@ async fn a_point_of_an_absurd_time_does_not_spoil_the_report_that_holds_it() {
         volume,
         seq: 1,
         kind: PointKind::Crash,
+        unknown_blocks: 0,
         time_unix_ms,
     };
     let report = AgentReport {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use farshore_api::agent::{self, Registered};
 use farshore_api::identity::{Certificate, Token};
 use farshore_api::machine::Machine;
-use farshore_api::point::{Point, PointSelector, Points};
+use farshore_api::point::{Point, PointKind, PointSelector, Points};
 use farshore_api::policy::Policies;
 use farshore_api::status::Status;
 use farshore_api::{ErrorBody, ErrorCode, Role, limits, node, paths};
@@ -363,18 +363,33 @@ async fn long_polls_end_with_what_they_wait_for() {
     let points = paths::points("web");
     let (polled, asked) = tokio::join!(
         site.ok::<agent::Assignments>(agent, "GET", &path, None),
-        site.ok::<Point>(As::Operator, "POST", &points, Some(json!({ "kind": "app" }))),
+        site.ok::<Point>(As::Operator, "POST", &points, Some(json!({ "kind": "crash" }))),
     );
     assert_eq!(polled.volumes[0].marks_requested[0].point, asked.point);
 
     let path = format!("{}?wait_ms=60000", paths::point("web", PointSelector::Id(asked.point)));
     let report = json!({ "volumes": [], "points": [{ "point": asked.point, "volume": volume,
-        "seq": 3, "kind": "app", "time_unix_ms": 5 }] });
+        "seq": 3, "kind": "scan", "unknown_blocks": 7, "time_unix_ms": 5 }] });
     let (waited, _) = tokio::join!(
         site.ok::<Point>(As::Operator, "GET", &path, None),
         site.ok::<agent::Reported>(agent, "POST", paths::AGENT_REPORT, Some(report)),
     );
     assert_eq!(serde_json::to_value(waited.state).unwrap(), "committed");
+    // What the agent says of it is what is shown, not what was asked for.
+    assert_eq!((waited.kind, waited.volumes[0].unknown_blocks), (PointKind::Scan, 7));
+}
+
+#[tokio::test]
+async fn a_point_that_no_agent_can_keep_its_promise_of_is_refused() {
+    let site = site().await;
+    site.agent().await;
+    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
+    for kind in ["app", "scan"] {
+        let body = Some(json!({ "kind": kind }));
+        let (who, path, code) = (As::Operator, paths::points("web"), ErrorCode::InvalidRequest);
+        let told = site.refused(who, "POST", &path, body, code).await;
+        assert!(told.starts_with(&format!("`kind` cannot be `{kind}`")), "{told}");
+    }
 }
 
 #[tokio::test]

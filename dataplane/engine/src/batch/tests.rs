@@ -57,6 +57,7 @@ fn entry(seq: u64, op: &Op) -> Entry {
             let mark = Mark {
                 point: PointId([0; 16]),
                 kind: MarkKind::Crash,
+                unknown_blocks: 0,
                 is_prompt: false,
                 time_unix_ms: 0,
             };

@@ -87,7 +87,8 @@ impl Bench {
 
     fn mark(&mut self, is_prompt: bool) -> Vec<Output> {
         let point = PointId([u8::try_from(self.seq.0 + 1).unwrap(); 16]);
-        let mark = Mark { point, kind: MarkKind::Crash, is_prompt, time_unix_ms: 7 };
+        let mark =
+            Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt, time_unix_ms: 7 };
         self.frame(Change::Mark(mark), 32)
     }
 

@@ -77,7 +77,8 @@ async fn commit_volume(vault: &Vault) {
     let bytes = vec![5; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
     let chunk = builder.push_chunk(vault.hasher().id(&bytes), &bytes);
     let point = PointId([3; 16]);
-    let mark = Mark { point, kind: MarkKind::Crash, is_prompt: false, time_unix_ms: 1 };
+    let mark =
+        Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt: false, time_unix_ms: 1 };
     let range = BlockRange { block: 0, count: CHUNK_BLOCKS_MIN as u64 };
     builder.push_span(Span {
         volume: VOLUME,

@@ -157,8 +157,13 @@ fn a_body_of_another_length_or_with_another_bit_is_refused() {
 
 #[test]
 fn control_frames_come_back_as_they_went() {
-    let mark =
-        Mark { point: PointId([9; 16]), kind: MarkKind::App, is_prompt: true, time_unix_ms: 5 };
+    let mark = Mark {
+        point: PointId([9; 16]),
+        kind: MarkKind::App,
+        unknown_blocks: 9,
+        is_prompt: true,
+        time_unix_ms: 5,
+    };
     for control in [
         Control::Hello(hello()),
         Control::Welcome(Welcome {
@@ -238,14 +243,19 @@ fn nobody_may_claim_a_seq_that_no_stream_reaches() {
 
 #[test]
 fn reserved_bytes_of_bodies_must_be_zero() {
-    let mark =
-        Mark { point: PointId([9; 16]), kind: MarkKind::Crash, is_prompt: false, time_unix_ms: 5 };
+    let mark = Mark {
+        point: PointId([9; 16]),
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+        is_prompt: false,
+        time_unix_ms: 5,
+    };
     let welcome =
         Welcome { received: Seq(3), journaled: Seq(2), committed: Seq(1), window_bytes: 4096 };
     let cases = [
         (Control::Hello(hello()), 52..56),
         (Control::Welcome(welcome), 28..32),
-        (Control::Mark(Seq(1), mark), 26..32),
+        (Control::Mark(Seq(1), mark), 26..28),
     ];
     for (control, reserved) in cases {
         for at in reserved {
@@ -253,7 +263,7 @@ fn reserved_bytes_of_bodies_must_be_zero() {
             assert_eq!(error, DecodeError::Reserved { what: "frame body" }, "byte {at}");
         }
     }
-    assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 24, 3), DecodeError::Range { .. }));
+    assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 24, 4), DecodeError::Range { .. }));
     assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 25, 2), DecodeError::Range { .. }));
     let refusal = Control::Refusal(Refusal { reason: RefusalReason::Gap, text: "x".into() });
     assert!(matches!(refused_body(&refusal, 0, 99), DecodeError::Range { .. }));

@@ -110,7 +110,7 @@ fn the_head_of_a_map_has_legal_values() {
     for size in [0, 4097, VOLUME_BYTES_MAX + BLOCK_BYTES as u64] {
         range(map_with(32, &size.to_le_bytes()));
     }
-    range(map_with(48, &[3]));
+    range(map_with(48, &[4]));
     assert!(matches!(map_with(49, &[1]), Err(DecodeError::Reserved { .. })));
     assert!(matches!(map_with(MAP_COUNTS + 12, &[1]), Err(DecodeError::Reserved { .. })));
     assert!(matches!(run_with(8, &[1]), Err(DecodeError::Reserved { .. })));
@@ -178,7 +178,8 @@ proptest! {
         ordinal in 1..u64::MAX,
         slot: u64,
         time_unix_ms: u64,
-        is_app: bool,
+        kind in 0..MarkKind::ALL.len(),
+        unknown_blocks: u32,
     ) {
         let mut at = 0;
         let mut runs = Vec::new();
@@ -190,10 +191,10 @@ proptest! {
             runs.push(MapRun { range, chunk: u32::try_from(chunk).unwrap(), first });
         }
         let blocks = at.max(CHUNK_BLOCKS_MAX as u64);
-        let kind = if is_app { MarkKind::App } else { MarkKind::Crash };
+        let kind = MarkKind::ALL[kind];
         let size_bytes = blocks * BLOCK_BYTES as u64;
         let log = LogId([9; 16]);
-        let head = MapHead { ordinal, log, slot: Slot(slot), size_bytes, time_unix_ms, kind };
+        let head = MapHead { ordinal, log, slot: Slot(slot), size_bytes, time_unix_ms, kind, unknown_blocks };
         let body = MapBody { head, chunks, runs };
         prop_assert_eq!(MapBody::decode(&body.encode()), Ok(body));
     }

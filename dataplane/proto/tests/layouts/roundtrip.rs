@@ -28,10 +28,11 @@ fn seq() -> impl Strategy<Value = Seq> {
 }
 
 fn mark() -> impl Strategy<Value = Mark> {
-    (any::<[u8; 16]>(), any::<bool>(), any::<bool>(), any::<u64>()).prop_map(
-        |(point, is_app, is_prompt, time_unix_ms)| Mark {
+    (any::<[u8; 16]>(), 0..MarkKind::ALL.len(), any::<u32>(), any::<bool>(), any::<u64>()).prop_map(
+        |(point, kind, unknown_blocks, is_prompt, time_unix_ms)| Mark {
             point: PointId(point),
-            kind: if is_app { MarkKind::App } else { MarkKind::Crash },
+            kind: MarkKind::ALL[kind],
+            unknown_blocks,
             is_prompt,
             time_unix_ms,
         },

@@ -39,7 +39,18 @@ const fn id<const N: usize>(first: u8) -> [u8; N] {
 }
 
 pub(crate) fn mark() -> Mark {
-    Mark { point: POINT, kind: MarkKind::Crash, is_prompt: true, time_unix_ms: 1_767_225_600_000 }
+    Mark {
+        point: POINT,
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+        is_prompt: true,
+        time_unix_ms: 1_767_225_600_000,
+    }
+}
+
+/// Of a scanned disk with unreadable blocks.
+pub(crate) fn scan_mark() -> Mark {
+    Mark { kind: MarkKind::Scan, unknown_blocks: 0x0001_0203, is_prompt: false, ..mark() }
 }
 
 /// Name of the golden file, and its bytes.
@@ -89,6 +100,7 @@ pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
         ("frame-hello", Control::Hello(hello).encode()),
         ("frame-welcome", Control::Welcome(welcome).encode()),
         ("frame-mark", Control::Mark(Seq(43), mark()).encode()),
+        ("frame-mark-scan", Control::Mark(Seq(44), scan_mark()).encode()),
         ("frame-ack", Control::Ack(Ack { journaled: Seq(70), committed: Seq(52) }).encode()),
         ("frame-refusal", Control::Refusal(refusal).encode()),
     ]
@@ -293,6 +305,7 @@ pub(crate) fn map_body() -> MapBody {
             size_bytes: 64 << 20,
             time_unix_ms: 1_767_225_600_000,
             kind: MarkKind::Crash,
+            unknown_blocks: 0,
         },
         chunks: stored_chunks(),
         runs: vec![run(5, 2, 1, 1), run(7, 1, 0, 0), run(1032, 8, 0, 0)],

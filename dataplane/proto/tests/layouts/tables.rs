@@ -136,10 +136,11 @@ fn spans_have_seqs_and_an_epoch() {
 
 #[test]
 fn a_mark_is_all_there_or_all_absent() {
-    assert!(matches!(with(MARK + 24, &[3]), Err(DecodeError::Range { what: "mark kind", .. })));
+    assert!(matches!(with(MARK + 24, &[4]), Err(DecodeError::Range { what: "mark kind", .. })));
     assert!(matches!(with(MARK + 25, &[2]), Err(DecodeError::Range { what: "mark prompt", .. })));
     assert!(matches!(with(MARK + 26, &[1]), Err(DecodeError::Reserved { .. })));
-    for at in [0, 15, 16, 25] {
+    assert!(matches!(with(MARK + 27, &[1]), Err(DecodeError::Reserved { .. })));
+    for at in [0, 15, 16, 25, 28, 31] {
         let error = with(ABSENT_MARK + at, &[1]).unwrap_err();
         assert_eq!(error, DecodeError::Reserved { what: "absent mark" }, "byte {at}");
     }

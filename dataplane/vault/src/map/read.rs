@@ -50,6 +50,7 @@ pub(crate) async fn load(
         seq,
         epoch: epochs[start.epoch].epoch,
         kind: head.kind,
+        unknown_blocks: head.unknown_blocks,
         time_unix_ms: head.time_unix_ms,
         size_bytes: head.size_bytes,
     };

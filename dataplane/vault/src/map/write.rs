@@ -105,6 +105,7 @@ async fn put(
         size_bytes: point.size_bytes,
         time_unix_ms: point.time_unix_ms,
         kind: point.kind,
+        unknown_blocks: point.unknown_blocks,
     };
     let limit =
         |what, max: usize| VaultError::Limit { url: vault.url().to_owned(), what, max: max as u64 };

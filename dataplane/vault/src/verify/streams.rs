@@ -9,8 +9,16 @@ use crate::layout::ObjectName;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::segment::Span;
-use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, LogId, MarkKind, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Points that were found.
+#[derive(Debug, Default, Clone, Copy)]
+struct Points {
+    all: u64,
+    scan: u64,
+    unknown: u64,
+}
 
 /// One epoch of a volume, and how far its spans join.
 #[derive(Debug)]
@@ -22,7 +30,7 @@ struct Stream {
     /// Last seq found.
     last: Seq,
     /// Points found while all of the stream before them joined.
-    points: u64,
+    points: Points,
     is_whole: bool,
 }
 
@@ -50,7 +58,8 @@ impl Streams {
         for ((body, limit), ordinal) in epochs.into_iter().zip(limits).zip(1..) {
             let last = Seq(body.first_seq.0 - 1);
             let key = (volume, body.epoch);
-            let stream = Stream { body, ordinal, limit, last, points: 0, is_whole: true };
+            let stream =
+                Stream { body, ordinal, limit, last, points: Points::default(), is_whole: true };
             self.streams.insert(key, stream);
         }
     }
@@ -97,8 +106,12 @@ impl Streams {
             stream.is_whole = false;
         }
         stream.last = span.last_seq;
-        if span.mark.is_some() && stream.is_whole {
-            stream.points += 1;
+        if let Some(mark) = span.mark
+            && stream.is_whole
+        {
+            stream.points.all += 1;
+            stream.points.scan += u64::from(mark.kind == MarkKind::Scan);
+            stream.points.unknown += u64::from(mark.unknown_blocks > 0);
         }
     }
 
@@ -127,7 +140,9 @@ impl Streams {
             }
             let is_whole = is_whole && joins;
             if is_whole {
-                report.points += stream.points;
+                report.points += stream.points.all;
+                report.scan_points += stream.points.scan;
+                report.unknown_points += stream.points.unknown;
             }
             before = Some((volume, stream.last, is_whole && stream.is_whole));
         }

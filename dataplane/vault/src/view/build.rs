@@ -122,6 +122,7 @@ impl Build {
             seq: span.last_seq,
             epoch: body.epoch,
             kind: mark.kind,
+            unknown_blocks: mark.unknown_blocks,
             time_unix_ms: mark.time_unix_ms,
             size_bytes: body.size_bytes,
         };

@@ -86,6 +86,7 @@ fn frame(volume: usize, seq: u64) -> (Vec<u8>, Vec<u8>) {
             let mark = Mark {
                 point: PointId([byte; 16]),
                 kind: MarkKind::Crash,
+                unknown_blocks: 0,
                 is_prompt: false,
                 time_unix_ms: 1_700_000_000_000 + seq,
             };

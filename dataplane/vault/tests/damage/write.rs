@@ -181,7 +181,13 @@ impl Writer {
             id[..8].copy_from_slice(&volume.seq.0.to_be_bytes());
             id[15] = u8::try_from(number).unwrap();
             let time_unix_ms = 1_700_000_000_000 + volume.seq.0;
-            Mark { point: PointId(id), kind: MarkKind::Crash, is_prompt: false, time_unix_ms }
+            Mark {
+                point: PointId(id),
+                kind: MarkKind::Crash,
+                unknown_blocks: 0,
+                is_prompt: false,
+                time_unix_ms,
+            }
         });
         volume.ready.push(Ready {
             first: volume.first_waiting,

@@ -16,9 +16,9 @@ const SUM: &str = "CRC32C of bytes 0–43";
 const LARGEST: &str = "`block + count` is at most 2^34";
 const WITHIN: &str = "A write or zero ends within its volume";
 const OUT_OF_RANGE: &str = "a header out of range ends the session before anything is allocated";
-const MARK_KIND: &str = "1 crash-consistent, 2 application-consistent";
+const MARK_KIND: &str = "1 crash-consistent, 2 application-consistent, 3 scan";
 const PROMPT: &str = "1 if somebody waits for it: the batch is closed at once; else 0";
-const MARK_RESERVED: &str = "| 26 | 6 | reserved | zero |";
+const MARK_RESERVED: &str = "| 26 | 2 | reserved | zero |";
 
 const BLOCKS_MAX: u64 = 1 << 34;
 
@@ -164,14 +164,10 @@ pub(super) const CASES: &[Case] = &[
     }),
     wrong("", WITHIN, "the largest zero", |view| zero(view, |f| f.count = 4_194_304)),
     wrong("mark+24", MARK_KIND, "mark kind 0", |view| marking(view, |m| m.kind = 0)),
-    wrong("mark+24", MARK_KIND, "mark kind 3", |view| marking(view, |m| m.kind = 3)),
+    wrong("mark+24", MARK_KIND, "mark kind 4", |view| marking(view, |m| m.kind = 4)),
     wrong("mark+25", PROMPT, "prompt 2", |view| marking(view, |m| m.prompt = 2)),
-    wrong("mark+26", MARK_RESERVED, "byte 26", |view| {
-        marking(view, |m| m.reserved = [1, 0, 0, 0, 0, 0])
-    }),
-    wrong("mark+26", MARK_RESERVED, "byte 31", |view| {
-        marking(view, |m| m.reserved = [0, 0, 0, 0, 0, 1])
-    }),
+    wrong("mark+26", MARK_RESERVED, "byte 26", |view| marking(view, |m| m.reserved = [1, 0])),
+    wrong("mark+26", MARK_RESERVED, "byte 27", |view| marking(view, |m| m.reserved = [0, 1])),
     wrong("header+4", KIND, "a hello's header alone, as kind 1", |_| {
         head(Frame::of(kind::HELLO, vec![0; 56]).bytes())
     }),

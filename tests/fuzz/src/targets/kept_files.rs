@@ -361,8 +361,13 @@ fn read_back(log: &Log, recovered: &Recovered) {
 pub(super) fn log_samples() -> Vec<Vec<u8>> {
     let files = Arc::new(MemoryFiles::default());
     let (log, _) = open_log(&files);
-    let mark =
-        Mark { point: PointId([4; 16]), kind: MarkKind::Crash, is_prompt: true, time_unix_ms: 9 };
+    let mark = Mark {
+        point: PointId([4; 16]),
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+        is_prompt: true,
+        time_unix_ms: 9,
+    };
     log.append(&[
         Entry::Write { block: 5, data: &[0x5a; BLOCK_BYTES] },
         Entry::Zero { range: BlockRange { block: 8, count: 1024 } },

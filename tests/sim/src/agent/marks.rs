@@ -88,7 +88,8 @@ impl Volume {
         let time_unix_ms = ctx.world.wall_ms(ctx.process());
         let is_prompt = ctx.world.chance(100);
         let point = PointId(point);
-        let mark = Mark { point, kind: MarkKind::Crash, is_prompt, time_unix_ms };
+        let mark =
+            Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt, time_unix_ms };
         match self.stream.log.append_mark(mark, breaches) {
             Ok(seq) => {
                 let busy = self.served.as_ref().map(|served| served.capture.busy());
