@@ -28,12 +28,12 @@ pub struct Copy {
 }
 
 /// What an agent remembers of a volume.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Size of the disk; 0 until it was opened for the first time.
     #[serde(default)]
     pub size_bytes: u64,
-    /// Which file the disk is.
+    /// What the disk is.
     #[serde(default)]
     pub identity: Option<Identity>,
     /// The copy of the whole disk.
@@ -47,6 +47,9 @@ pub struct State {
     /// Highest seq that the node can have from the log, while that is below the log's last seq.
     #[serde(default)]
     pub floor: Option<u64>,
+    /// Whether somebody else was seen to write the disk, and it is not being read again yet.
+    #[serde(default)]
+    pub is_disturbed: bool,
     /// The disk's change time at an orderly stop; absent while the agent runs.
     #[serde(default)]
     pub stopped_ns: Option<i64>,
@@ -78,7 +81,8 @@ fn decode(bytes: &[u8]) -> io::Result<State> {
 }
 
 fn encode(state: State) -> io::Result<Vec<u8>> {
-    let kept = Kept { state, crc32c: checksum(&state)? };
+    let crc32c = checksum(&state)?;
+    let kept = Kept { state, crc32c };
     serde_json::to_vec_pretty(&kept).map_err(io::Error::other)
 }
 
@@ -91,7 +95,7 @@ pub struct StateFile {
     was_absent: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Inner {
     state: State,
     /// Whether the file holds it.
@@ -139,7 +143,7 @@ impl StateFile {
     /// The state as it is in memory.
     #[must_use]
     pub fn get(&self) -> State {
-        self.lock().state
+        self.lock().state.clone()
     }
 
     /// Changes the state and makes the change durable; blocks.
@@ -149,13 +153,13 @@ impl StateFile {
     pub fn update(&self, change: impl FnOnce(&mut State)) -> io::Result<()> {
         // Held while writing: two updates must not overtake each other on the way to the disk.
         let mut inner = self.lock();
-        let before = inner.state;
+        let before = inner.state.clone();
         change(&mut inner.state);
         if inner.state == before && inner.is_written && self.files.exists(&self.path) {
             return Ok(());
         }
         inner.is_written = false;
-        let bytes = encode(inner.state)?;
+        let bytes = encode(inner.state.clone())?;
         durable::replace(&*self.files, &self.path, &bytes)?;
         inner.is_written = true;
         Ok(())
@@ -192,13 +196,14 @@ mod tests {
     fn no_flipped_bit_changes_what_it_says() {
         let state = State {
             size_bytes: 1 << 30,
-            identity: Some(Identity { device: 17, inode: 4711 }),
+            identity: Some(Identity::file(17, 4711)),
             copy: Copy { done_bytes: 1 << 30, end_seq: Some(77), is_resync: true, generation: 3 },
             logged: 99,
             floor: Some(123),
+            is_disturbed: true,
             stopped_ns: Some(1_767_225_600_000_000_123),
         };
-        let good = encode(state).unwrap();
+        let good = encode(state.clone()).unwrap();
         let mut found = 0;
         for bit in 0..good.len() * 8 {
             let mut bytes = good.clone();

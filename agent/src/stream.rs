@@ -7,7 +7,7 @@ use crate::capture::intent::{IntentMap, Recovered};
 use crate::capture::progress::Progress;
 use crate::capture::splitter::Splitter;
 use crate::clock::Now;
-use crate::disk::Identity;
+use crate::disk::{Identity, Likeness};
 use crate::files::Files;
 use crate::hrl::{Home, Log, LogError, Loss};
 use crate::state::StateFile;
@@ -103,11 +103,11 @@ pub struct Found {
 }
 
 /// What a disk looks like when its capture begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskFacts {
     /// Its size.
     pub size_bytes: u64,
-    /// Which file it is.
+    /// What it is.
     pub identity: Identity,
     /// When it was changed last, in nanoseconds; 0 if it does not tell.
     pub changed_ns: i64,
@@ -212,9 +212,9 @@ impl Stream {
         sync_disk()?;
         let regions = Regions::in_blocks(disk.size_bytes / BLOCK_BYTES as u64);
         let path = dir.join(INTENT_FILE);
-        let mut unknown = || self.adopt(disk, is_new, true);
+        let mut unknown = || self.adopt(&disk, is_new, true);
         let intents = IntentMap::open(files, &path, self.volume, regions, &mut unknown)?;
-        self.adopt(disk, is_new, false)?;
+        self.adopt(&disk, is_new, false)?;
         Ok(intents)
     }
 
@@ -223,15 +223,18 @@ impl Stream {
     ///
     /// # Errors
     /// What the system said; then the disk must not be captured.
-    fn adopt(&self, disk: DiskFacts, is_new: bool, is_doubtful: bool) -> io::Result<()> {
+    fn adopt(&self, disk: &DiskFacts, is_new: bool, is_doubtful: bool) -> io::Result<()> {
         let state = self.state.get();
-        let is_other = state.identity.is_some_and(|identity| identity != disk.identity);
+        let likeness = |known: &Identity| known.likeness(&disk.identity);
+        let is_other =
+            state.identity.as_ref().is_some_and(|known| likeness(known) != Likeness::Same);
         let is_changed = state.stopped_ns.is_some_and(|stopped| stopped != disk.changed_ns);
         let has_begun = !is_new || state.size_bytes > 0;
-        if has_begun && (is_doubtful || is_other || is_changed) {
+        let is_disturbed = state.is_disturbed;
+        if has_begun && (is_doubtful || is_other || is_changed || is_disturbed) {
             let volume = self.volume;
             tracing::warn!(
-                %volume, is_doubtful, is_other, is_changed,
+                %volume, is_doubtful, is_other, is_changed, is_disturbed,
                 "what the disk holds is not known: all of it is sent again"
             );
             self.progress.begin_again()?;
@@ -239,9 +242,32 @@ impl Stream {
         }
         self.state.update(|state| {
             state.size_bytes = disk.size_bytes;
-            state.identity = Some(disk.identity);
+            state.identity = Some(disk.identity.clone());
+            state.is_disturbed = false;
             state.stopped_ns = None;
         })
+    }
+
+    /// Notes that somebody else was seen to write the disk: a start reads all of it again. Marks under way
+    /// are refused. Blocks.
+    ///
+    /// # Errors
+    /// What the system said: then it is not noted.
+    pub fn disturb(&self) -> io::Result<()> {
+        self.log.breach();
+        self.state.update(|state| state.is_disturbed = true)
+    }
+
+    /// Begins to send the whole disk again, because it was disturbed; no mark is set before its end.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// What the system said: then no mark may be set.
+    pub fn reread(&self) -> io::Result<()> {
+        self.log.breach();
+        self.progress.begin_again()?;
+        self.progress.resume();
+        self.state.update(|state| state.is_disturbed = false)
     }
 
     /// The splitter, while the disk is served.

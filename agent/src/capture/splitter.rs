@@ -126,7 +126,9 @@ impl Splitter {
     /// Whether the log, up to its end, is the disk: only then may a mark be set.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        is_consistent(&self.core.progress, self.core.gate.in_doubt())
+        // What somebody else wrote before this look holds the mark back; what comes later is later.
+        !self.core.disk.is_disturbed()
+            && is_consistent(&self.core.progress, self.core.gate.in_doubt())
     }
 
     async fn change(self: &Arc<Self>, change: Change, fua: bool) -> Result<(), BackendError> {

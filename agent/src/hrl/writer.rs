@@ -214,6 +214,11 @@ impl Log {
         self.lock().breaches
     }
 
+    /// Notes that a change was lost to the log, so that marks under way are refused.
+    pub fn breach(&self) {
+        self.lock().breaches += 1;
+    }
+
     /// How often the log was restarted since it was opened.
     #[must_use]
     pub fn restarts(&self) -> u64 {

@@ -16,7 +16,7 @@ fn open(dir: &Path, files: &FaultyFiles) -> Result<(Stream, Found), StreamError>
 }
 
 fn disk() -> DiskFacts {
-    DiskFacts { size_bytes: SIZE, identity: Identity { device: 1, inode: 2 }, changed_ns: 0 }
+    DiskFacts { size_bytes: SIZE, identity: Identity::file(1, 2), changed_ns: 0 }
 }
 
 /// Opens the stream and its intents, as the capture does.

@@ -1,15 +1,17 @@
 //! Running the capture of a volume: begun when its disk is there, begun again when it comes back.
 
+use super::others::mind_others;
 use super::{RETRY_PAUSE, Running, Tasks};
 use crate::capture::gate::Gate;
 use crate::capture::hashes::Hashes;
 use crate::capture::intent::{IntentMap, Recovered};
 use crate::capture::scan::{ScanError, Scanner};
 use crate::capture::splitter::{Served, Splitter};
-use crate::disk::{Access, Disk, DiskError};
+use crate::disk::{Access, Disk, DiskError, Identity, Recorded};
 use crate::files::OsFiles;
 use crate::mark::{Promise, Requests, mark_served};
 use crate::stream::DiskFacts;
+use farshore_api::agent::DiskIdentity;
 use farshore_api::machine::Capture;
 use farshore_engine::doubt::{Regions, Settings};
 use farshore_nbd::{Address, BindError, Server};
@@ -57,6 +59,7 @@ impl Running {
             let ended = self.capture().await;
             self.opening.stream.set_splitter(None);
             self.facts.serve(None);
+            self.facts.captured(false);
             match ended {
                 Ok(()) => return,
                 Err(error) => self.facts.fail(error.to_string()),
@@ -75,10 +78,12 @@ impl Running {
             Capture::Scan => Access::Read,
         };
         let state = self.opening.stream.state.get();
-        let recorded = (state.size_bytes > 0).then_some(state.size_bytes);
+        let size_bytes = (state.size_bytes > 0).then_some(state.size_bytes);
+        let recorded = Recorded { size_bytes, identity: state.identity };
         let path = PathBuf::from(&assigned.disk);
-        let disk = blocking(move || Ok(Disk::open(&path, access, recorded)));
+        let disk = blocking(move || Ok(Disk::open(&path, access, &recorded)));
         let disk = Arc::new(disk.await.map_err(|source| self.data_error(source))??);
+        self.facts.identify(told_identity(disk.identity()));
         match assigned.capture {
             Capture::Nbd => self.serve(disk).await,
             Capture::Scan => self.scan(disk).await,
@@ -116,6 +121,9 @@ impl Running {
         let server = server.map_err(|source| CaptureError::Bind { source })?;
         stream.set_splitter(Some(Arc::clone(&splitter)));
         self.facts.serve(Some(server.uri()));
+        self.facts.captured(true);
+        // What was noticed before this start has put the whole disk in doubt.
+        self.facts.settle();
         self.facts.recover();
         self.start_session();
         tracing::info!(volume = %stream.volume, disk = %disk.path().display(), uri = server.uri(),
@@ -126,12 +134,13 @@ impl Running {
             tokio::spawn(Arc::clone(&splitter).copy_what_is_due(reads, stream.joined())),
             tokio::spawn(Arc::clone(&splitter).flush_when_asked()),
             tokio::spawn(mark_served(Arc::clone(&splitter), self.requests())),
+            tokio::spawn(mind_others(Arc::clone(&disk), stream, Arc::clone(&self.facts))),
         ]);
         let serving = tokio::spawn(async move {
             server.serve(async { drop(is_shut.await) }).await;
             let _ = gone.send(());
         });
-        let ended = self.watch(&disk).await;
+        let ended = self.watch(&disk, true).await;
         // From here on no new request begins, and those under way end.
         let _ = shut.send(());
         let served = is_gone.await.map_err(|source| CaptureError::Ended { source });
@@ -152,7 +161,7 @@ impl Running {
         let opened = blocking(move || {
             let facts = DiskFacts {
                 size_bytes: disk.size_bytes(),
-                identity: disk.identity(),
+                identity: disk.identity().clone(),
                 changed_ns: disk.changed_ns()?,
             };
             let mut is_of_disk = false;
@@ -167,7 +176,7 @@ impl Running {
     }
 
     /// Looks after the disk until an orderly stop (`Ok`) or until it must be opened anew.
-    async fn watch(&mut self, disk: &Arc<Disk>) -> Result<(), CaptureError> {
+    async fn watch(&mut self, disk: &Arc<Disk>, is_served: bool) -> Result<(), CaptureError> {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_PAUSE) => {}
@@ -176,7 +185,14 @@ impl Running {
             let checked = Arc::clone(disk);
             let checked = blocking(move || Ok(checked.check())).await;
             match checked.map_err(|source| self.data_error(source))? {
-                Ok(()) => self.facts.recover(),
+                Ok(()) => {
+                    self.facts.recover();
+                    self.facts.warn(None);
+                }
+                // As below; but its name is somebody else's, and that will be in the way later.
+                Err(error @ DiskError::Renamed { .. }) if is_served => {
+                    self.facts.warn(Some(error.to_string()));
+                }
                 // The open file is still the disk: what runs on it goes on, and so does its copy.
                 Err(error @ DiskError::Missing { .. }) => self.facts.fail(error.to_string()),
                 Err(error) => return Err(error.into()),
@@ -216,7 +232,7 @@ impl Running {
         let mut is_joined = stream.joined();
         tokio::select! {
             _ = is_joined.wait_for(|joined| *joined) => {}
-            ended = self.watch(&disk) => return ended,
+            ended = self.watch(&disk, false) => return ended,
         }
         let mut requests = self.requests();
         loop {
@@ -232,6 +248,7 @@ impl Running {
                 match pass {
                     Ok(Some(pass)) => {
                         self.facts.recover();
+                        self.facts.captured(true);
                         requests.set_marks(true, pass.breaches, Promise::scanned(0));
                     }
                     Ok(None) => {}
@@ -258,7 +275,7 @@ impl Running {
         let adopted = blocking(move || {
             stream.state.update(|state| {
                 state.size_bytes = disk.size_bytes();
-                state.identity = Some(disk.identity());
+                state.identity = Some(disk.identity().clone());
             })
         });
         adopted.await.map_err(|source| self.data_error(source))
@@ -285,6 +302,19 @@ impl Running {
         let log = Arc::clone(&stream.log);
         Ok(Scanner::new(Arc::clone(disk), log, hashes, progress, reads))
     }
+}
+
+/// What a disk is, as the control plane is told: names that hold only here carry what names this run of
+/// this server, whichever agent asks.
+fn told_identity(identity: &Identity) -> DiskIdentity {
+    let (key, is_world_wide) = identity.key();
+    let text = identity.to_string();
+    if is_world_wide || key.is_empty() {
+        return DiskIdentity { key, text };
+    }
+    let run = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let key = if run.trim().is_empty() { String::new() } else { format!("{}/{key}", run.trim()) };
+    DiskIdentity { key, text }
 }
 
 /// The socket of a volume: in its directory, or, if that path is too long for one, in a directory

@@ -4,7 +4,8 @@ use crate::capture::splitter::Splitter;
 use crate::clock::Clock;
 use crate::session::Standing;
 use crate::stream::Stream;
-use farshore_api::agent::{AgentVolume, AgentVolumeReport, VolumeState};
+use farshore_api::agent::{AgentVolume, AgentVolumeReport, DiskIdentity, VolumeState};
+use farshore_api::machine::Capture;
 use farshore_engine::doubt::REGION_BYTES;
 use farshore_engine::source::Phase;
 use farshore_proto::frame::RefusalReason;
@@ -19,8 +20,23 @@ const AWAY_MS: u64 = 10_000;
 struct Inner {
     stream: Option<Arc<Stream>>,
     error: Option<String>,
+    /// What does not stop the capture, and must be told.
+    warning: Option<String>,
+    /// What somebody else was seen to do to the disk, until all of it is in the vault again.
+    disturbed: Option<Disturbed>,
+    /// Whether the disk is served, or was read whole, since this run of the agent began.
+    is_captured: bool,
+    /// What the disk is that is open, or was open last.
+    identity: Option<DiskIdentity>,
     nbd_uri: Option<String>,
     streamed_at: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Disturbed {
+    seen: String,
+    /// Whether the disk is being read again since.
+    is_settled: bool,
 }
 
 /// What is known of a volume.
@@ -75,6 +91,43 @@ impl Facts {
         self.lock().error = None;
     }
 
+    /// Something that does not stop the capture; none when it is over.
+    pub fn warn(&self, warning: Option<String>) {
+        let mut inner = self.lock();
+        if inner.warning != warning {
+            if let Some(warning) = &warning {
+                tracing::warn!(warning, "a volume goes on, but");
+            }
+            inner.warning = warning;
+        }
+    }
+
+    /// Somebody else was seen to write the disk.
+    pub fn disturb(&self, seen: &str) {
+        let mut inner = self.lock();
+        if inner.disturbed.as_ref().is_none_or(|known| known.is_settled || known.seen != seen) {
+            tracing::warn!(seen, "no point is set until the whole disk is read again");
+            inner.disturbed = Some(Disturbed { seen: seen.to_owned(), is_settled: false });
+        }
+    }
+
+    /// The disk is being read again since it was seen.
+    pub fn settle(&self) {
+        if let Some(disturbed) = &mut self.lock().disturbed {
+            disturbed.is_settled = true;
+        }
+    }
+
+    /// Whether the disk is served, or was read whole, in this run of the agent.
+    pub fn captured(&self, is_captured: bool) {
+        self.lock().is_captured = is_captured;
+    }
+
+    /// What the open disk is.
+    pub fn identify(&self, identity: DiskIdentity) {
+        self.lock().identity = Some(identity);
+    }
+
     /// Where the disk is served, if it is.
     pub fn serve(&self, nbd_uri: Option<String>) {
         self.lock().nbd_uri = nbd_uri;
@@ -105,6 +158,7 @@ impl Facts {
         }
         let away_ms = if is_up { 0 } else { now.since_ms(streamed_at) };
         let judgement = judge(&inner, standing.as_ref(), away_ms);
+        let judgement = temper(&mut inner, judgement, assigned.capture);
         let seq = |pick: fn(&Standing) -> Seq| standing.as_ref().map_or(0, |told| pick(told).0);
         let point_at = standing.as_ref().and_then(|standing| standing.point_at);
         let is_error = judgement.state == VolumeState::Error;
@@ -121,6 +175,7 @@ impl Facts {
             committed_seq: seq(|standing| standing.committed),
             rpo_seconds: point_at.map(|at| seconds(now.since_ms(at))),
             nbd_uri: inner.nbd_uri.clone(),
+            identity: inner.identity.clone(),
         }
     }
 }
@@ -190,6 +245,36 @@ fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement 
         return told(VolumeState::Degraded, trouble, 1.0);
     }
     told(VolumeState::Protected, String::new(), 1.0)
+}
+
+/// What is known of the disk itself: nothing is protected while its disk is not captured, is written by
+/// others or has lost its name, however well the stream is.
+fn temper(inner: &mut Inner, judgement: Judgement, capture: Capture) -> Judgement {
+    let is_good = judgement.state == VolumeState::Protected;
+    if judgement.state == VolumeState::Error {
+        return judgement;
+    }
+    if is_good && !inner.is_captured {
+        let (state, detail) = match capture {
+            Capture::Nbd => (VolumeState::Pending, "the disk is not served yet"),
+            Capture::Scan => (VolumeState::Resyncing, "reading the disk since the agent started"),
+        };
+        return Judgement { state, detail: detail.to_owned(), ..judgement };
+    }
+    if let Some(disturbed) = &inner.disturbed {
+        if is_good && disturbed.is_settled {
+            inner.disturbed = None;
+        } else {
+            let detail = format!("{}; no point is set until all of it is re-read", disturbed.seen);
+            return Judgement { state: VolumeState::Degraded, detail, ..judgement };
+        }
+    }
+    match (&inner.warning, is_good) {
+        (Some(warning), true) => {
+            Judgement { state: VolumeState::Degraded, detail: warning.clone(), ..judgement }
+        }
+        _ => judgement,
+    }
 }
 
 fn in_doubt(stream: &Stream, size: u64) -> Option<Judgement> {

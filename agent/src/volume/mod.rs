@@ -6,6 +6,7 @@
 mod capture;
 mod facts;
 mod open;
+mod others;
 
 pub use facts::Facts;
 pub use open::{OpenError, Opening};

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 mod damage;
+mod disks;
 mod faults;
 mod replicate;
 

@@ -132,6 +132,18 @@ impl VolumeState {
     }
 }
 
+/// What a disk is, whatever it is called on its server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskIdentity {
+    /// The same for one disk wherever one asks, different for two; what follows the last `#` is where a
+    /// partition begins on the disk before it. Empty if nothing is known.
+    #[serde(default)]
+    pub key: String,
+    /// The same for people.
+    #[serde(default)]
+    pub text: String,
+}
+
 /// How one volume does, seen by its agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -169,6 +181,9 @@ pub struct AgentVolumeReport {
     /// Why it cannot go on, and what to do.
     #[serde(default)]
     pub error: Option<String>,
+    /// What the disk is that the agent has open.
+    #[serde(default)]
+    pub identity: Option<DiskIdentity>,
 }
 
 /// A mark that is in the vault.

@@ -39,6 +39,9 @@ pub const MARK_INTERVAL_MS_MAX: u64 = 86_400_000;
 /// Seconds without a report after which an agent or a node counts as silent.
 pub const SILENT_AFTER_SECONDS: u64 = 15;
 
+/// Seconds without a word of its agent after which a machine is not called protected.
+pub const AGENT_LATE_AFTER_SECONDS: u64 = 8;
+
 /// Seconds without a report after which a node's volumes go to another node, if the operator says
 /// nothing else: with the move itself they replicate elsewhere within 10 s.
 pub const NODE_LOST_AFTER_SECONDS_DEFAULT: u64 = 6;

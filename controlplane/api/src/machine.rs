@@ -56,7 +56,8 @@ pub enum MachineState {
 pub struct CreateMachine {
     /// `[a-z0-9][a-z0-9._-]{0,62}`, unique.
     pub name: String,
-    /// Absolute path of the disk (file or block device) on the agent's machine.
+    /// Absolute path of the disk (file or block device) on the agent's machine. A link is followed anew
+    /// whenever the disk is opened.
     pub disk: String,
     /// How to learn of changes.
     pub capture: Capture,
@@ -113,8 +114,11 @@ pub struct Machine {
 pub struct Volume {
     /// Id, also in the vault.
     pub id: Uuid,
-    /// Path on the agent's machine.
+    /// Path on the agent's machine, as it was given.
     pub disk: String,
+    /// What the disk is: names of its maker or of the system; absent until the agent has opened it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
     /// Size of the disk; 0 until the agent has opened it.
     pub size_bytes: u64,
     /// Share of the initial copy (or resync) that is done, 0 to 1.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
-use farshore_api::machine::{Capture, CreateMachine, Machine, MachineState, Machines};
+use farshore_api::machine::{Capture, CreateMachine, Machine, MachineState, Machines, Volume};
 use farshore_api::{Exit, limits, paths};
 use serde_json::json;
 use uuid::Uuid;
@@ -20,6 +20,8 @@ use crate::table::Table;
 
 /// Time between two looks at a machine that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long `protect` waits for the agent to say that it has the disk.
+const WORD_TIME_MAX: Duration = Duration::from_secs(15);
 /// Time that the control plane may be away meanwhile.
 const AWAY_MAX: Duration = Duration::from_secs(30);
 
@@ -130,12 +132,55 @@ async fn protect(global: &Global, client: &Client, args: ProtectArgs) -> Outcome
         agent_id: args.agent,
     };
     let machine: Machine = client.post(paths::MACHINES, &request).await?;
+    let machine = agents_word(client, machine).await?;
     if args.wait {
         let machine = wait(global, client, &args.name, args.timeout).await?;
         machine.0.finish(&machine.1, show)
     } else {
         global.output.unwrap_or_default().print(&machine, show)
     }
+}
+
+/// Waits until the agent has said what it makes of a new machine. If it cannot protect it, the machine
+/// is taken back: it would only be an error that nobody asked for.
+async fn agents_word(client: &Client, new: Machine) -> Outcome<Machine> {
+    let started = Instant::now();
+    let mut machine = new;
+    while !has_word(&machine) {
+        if started.elapsed() >= WORD_TIME_MAX {
+            let (name, detail) = (&machine.name, &machine.state_detail);
+            let why = if detail.is_empty() { "no reason is known" } else { detail };
+            farshore_program::tell!(
+                "note: {name} is registered, but its agent has not said yet whether it can protect the \
+                 disk: {why}; `farshore machine show {name}` tells when it has"
+            );
+            return Ok(machine);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        let path = paths::machine(&machine.name);
+        machine = client.get_patiently(&path, Duration::ZERO, AWAY_MAX).await?;
+    }
+    if machine.state != MachineState::Error {
+        return Ok(machine);
+    }
+    let name = &machine.name;
+    let failure = Failure::new(
+        Exit::Failure,
+        format!("{name} cannot be protected: {}", machine.state_detail),
+    );
+    Err(match client.delete(&paths::machine(name)).await {
+        Ok(()) => failure.hint("nothing is registered; protect it again once that is mended"),
+        Err(error) => failure.hint(format!(
+            "it is still registered ({}); `farshore machine unprotect {name}` takes it back",
+            error.message
+        )),
+    })
+}
+
+/// Whether the agent has said whether it has the disk.
+fn has_word(machine: &Machine) -> bool {
+    let is_open = |volume: &Volume| volume.nbd_uri.is_some() || volume.identity.is_some();
+    machine.state != MachineState::Pending || machine.volumes.iter().all(is_open)
 }
 
 /// Waits until the machine is protected.
@@ -207,10 +252,11 @@ pub(crate) fn mark_interval_ms(interval: Duration) -> Outcome<u64> {
     })
 }
 
-/// The absolute path of a disk that exists here.
+/// The absolute path of a disk that exists here and is not empty. Links stay: the agent follows them
+/// anew whenever it opens the disk, and they may be the only name that stays with it.
 fn existing(disk: &Path) -> Outcome<PathBuf> {
-    disk.canonicalize().map_err(|error| {
-        let failure = Failure::io("open the disk", disk, &error, Exit::InputOutput);
+    let failed = |error: &io::Error| {
+        let failure = Failure::io("open the disk", disk, error, Exit::InputOutput);
         match error.kind() {
             io::ErrorKind::NotFound => Failure {
                 message: format!("the disk {} does not exist", disk.display()),
@@ -219,7 +265,13 @@ fn existing(disk: &Path) -> Outcome<PathBuf> {
             .hint("--disk takes a file or a block device; say --agent ID if it is elsewhere"),
             _ => failure,
         }
-    })
+    };
+    let found = std::fs::metadata(disk).map_err(|error| failed(&error))?;
+    if found.is_file() && found.len() == 0 {
+        let message = format!("the disk {} is empty: there is nothing to protect", disk.display());
+        return Err(Failure::new(Exit::DataInvalid, message).hint("give it its size first"));
+    }
+    std::path::absolute(disk).map_err(|error| failed(&error))
 }
 
 fn utf8(path: &Path) -> Outcome<String> {
@@ -277,6 +329,7 @@ fn show(machine: &Machine) -> String {
         table
             .pair("volume", volume.id)
             .pair("  disk", &volume.disk)
+            .pair("  which is", or_dash(volume.identity.as_ref()))
             .pair("  size", size(volume.size_bytes))
             .pair("  copied", percent(volume.progress))
             .pair(

@@ -93,6 +93,7 @@ pub async fn open(settings: Settings) -> Result<App, Fatal> {
     let db = Db::open(&path).await.map_err(catalogue)?;
     let operator_token = operator_token(&settings.data)?;
     db.set_operator_token(&operator_token).await.map_err(catalogue)?;
+    db.begin_to_listen().await.map_err(catalogue)?;
     Ok(App {
         db,
         ca,

@@ -241,6 +241,7 @@ async fn a_power_cut_is_healed_by_reading_regions_not_the_disk() {
     std::fs::OpenOptions::new().write(true).open(newest).unwrap().set_len(durable).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(rig.disk()).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[9; 8192], 3 * MIB).unwrap();
+    drop(file);
     let before = rig.node.bytes_in();
     // The agent runs without its node for a while, and is killed once more.
     rig.node.set_offline(true);
@@ -339,12 +340,6 @@ async fn a_disk_that_is_missing_or_resized_is_told_and_comes_back() {
     rig.until("shrunk", |report| report.state == VolumeState::Error).await;
     resize(size);
     rig.until_protected().await;
-    rig.assert_point_is_disk().await;
-    // Its path leads to another file: that one is the disk now.
-    let other = rig.dir.path().join("other");
-    std::fs::write(&other, vec![3; usize::try_from(size).unwrap()]).unwrap();
-    std::fs::rename(&other, rig.disk()).unwrap();
-    rig.until("anew", |report| report.state != VolumeState::Protected).await;
     rig.assert_point_is_disk().await;
 }
 

@@ -17,6 +17,7 @@ fn machine() -> Machine {
         volumes: vec![Volume {
             id: Uuid::from_u128(4),
             disk: "/d.img".to_owned(),
+            identity: Some("wwid naa.5000".to_owned()),
             size_bytes: 1 << 30,
             progress: 1.0,
             sent_seq: 12,
@@ -46,8 +47,14 @@ fn a_machine_in_json_has_the_promised_fields() {
 #[test]
 fn a_machine_for_people_says_how_it_stands() {
     let text = show(&machine());
-    for line in ["state:", "protected", "1.2 s", "12 sent, 11 journaled, 10 committed", "nbd+unix"]
-    {
+    for line in [
+        "state:",
+        "protected",
+        "wwid naa.5000",
+        "1.2 s",
+        "12 sent, 11 journaled, 10 committed",
+        "nbd+unix",
+    ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
     assert!(!text.contains("detail:"));

@@ -15,13 +15,21 @@ fn machine(state: &str, progress: f64) -> Reply {
         "rpo_seconds": 0.5, "policy": "default", "mark_interval_ms": 1000, "capture": "nbd",
         "agent": ID, "node": ID, "epoch": 1,
         "volumes": [{
-            "id": ID, "disk": "/d", "size_bytes": 4096, "progress": progress,
+            "id": ID, "disk": "/d", "identity": "wwid naa.5000", "size_bytes": 4096, "progress": progress,
             "sent_seq": 3, "journaled_seq": 2, "committed_seq": 1,
             "nbd_uri": "nbd+unix:///?socket=/s", "stats": {},
         }],
         "last_point": null, "created_at_unix_ms": 1,
     });
     (200, machine)
+}
+
+/// A machine of which the agent has not said anything yet.
+fn unheard() -> Reply {
+    let (status, mut machine) = machine("pending", 0.0);
+    machine["volumes"][0]["nbd_uri"] = Value::Null;
+    machine["volumes"][0]["identity"] = Value::Null;
+    (status, machine)
 }
 
 fn point(state: &str) -> Reply {
@@ -68,15 +76,17 @@ fn protect_sends_what_was_asked_for_and_waits_for_the_copy() {
             ],
         ),
     ]);
-    let disk = fake.data.path().join("disk.img");
-    std::fs::write(&disk, [0; 4096]).unwrap();
+    // The name is kept as it is given: where a link leads may change.
+    let target = fake.data.path().join("disk.img");
+    std::fs::write(&target, [0; 4096]).unwrap();
+    let disk = fake.data.path().join("by-id");
+    std::os::unix::fs::symlink(&target, &disk).unwrap();
     let args = ["--capture", "scan", "--mark-interval", "1500ms", "--wait", "--output", "json"];
     let mut all = vec!["machine", "protect", "web", "--disk", disk.to_str().unwrap()];
     all.extend(args);
     let json = farshore_in(fake.data.path(), &all).json();
     assert_eq!(json["state"], "protected");
     let body = &fake.asked()[0].body;
-    let disk = disk.canonicalize().unwrap();
     let expected = json!({
         "name": "web", "disk": disk, "capture": "scan", "mark_interval_ms": 1500,
     });
@@ -102,14 +112,40 @@ fn a_piped_wait_prints_lines_that_say_what_they_are() {
 }
 
 #[test]
-fn protect_that_cannot_go_on_says_why() {
+fn protect_that_the_agent_refuses_fails_and_leaves_nothing_behind() {
+    for wait in [&["--wait"][..], &[]] {
+        let fake = Fake::start(&[
+            ("POST /api/v1/machines", &[unheard()]),
+            ("GET /api/v1/machines/web", &[unheard(), machine("error", 0.0)]),
+            ("DELETE /api/v1/machines/web", &[(200, json!({}))]),
+        ]);
+        let disk = fake.data.path().join("ca.pem");
+        let mut args = vec!["machine", "protect", "web", "--disk", disk.to_str().unwrap()];
+        args.extend(wait);
+        farshore_in(fake.data.path(), &args).fails(1, "the disk is gone", "nothing is registered");
+        assert_eq!(fake.asked().last().unwrap().line, "DELETE /api/v1/machines/web");
+    }
+}
+
+#[test]
+fn a_copy_that_cannot_go_on_says_why() {
     let fake = Fake::start(&[
-        ("POST /api/v1/machines", &[machine("pending", 0.0)]),
-        ("GET /api/v1/machines/web", &[machine("error", 0.0)]),
+        ("POST /api/v1/machines", &[machine("copying", 0.0)]),
+        ("GET /api/v1/machines/web", &[machine("error", 0.5)]),
     ]);
     let disk = fake.data.path().join("ca.pem");
     let args = ["machine", "protect", "web", "--disk", disk.to_str().unwrap(), "--wait"];
     farshore_in(fake.data.path(), &args).fails(1, "the disk is gone", "once that is mended");
+}
+
+#[test]
+fn an_empty_disk_is_refused_before_anything_is_registered() {
+    let fake = Fake::start(&[]);
+    let disk = fake.data.path().join("empty.img");
+    std::fs::write(&disk, []).unwrap();
+    let args = ["machine", "protect", "web", "--disk", disk.to_str().unwrap()];
+    farshore_in(fake.data.path(), &args).fails(65, "is empty", "give it its size");
+    assert_eq!(fake.asked(), []);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::record::{Record, name_of, number, own};
 use super::{Actor, Db, Tx, events, points, policies, raise_version};
 use crate::clock;
-use crate::domain::machine::{MachineFacts, VolumeFacts, VolumeHeard};
+use crate::domain::machine::{MachineFacts, Twin, VolumeFacts, VolumeHeard};
 use crate::domain::placement::{Move, VolumeSite};
 use crate::error::ControlError;
 
@@ -159,8 +159,9 @@ impl Db {
         let mut volumes = Vec::with_capacity(rows.len());
         for row in rows {
             let record = Record(row);
-            let stats = self.volume_stats(record.id("id")?).await?;
-            volumes.push(volume_facts(&record, stats)?);
+            let id = record.id("id")?;
+            let (stats, twins) = (self.volume_stats(id).await?, self.twins(id).await?);
+            volumes.push(volume_facts(&record, stats, twins)?);
         }
         Ok(MachineFacts {
             id,
@@ -175,6 +176,45 @@ impl Db {
             volumes,
             last_point: self.newest_point(id).await?,
         })
+    }
+
+    /// Other machines whose agents said last that they have the same disk, or one that this one is part
+    /// of, or a part of it.
+    async fn twins(&self, volume: Uuid) -> Result<Vec<Twin>, ControlError> {
+        let rows = sqlx::query(
+            "SELECT machines.name, agents.hostname,
+                (machines.created_at_ms, machines.id) < (mine.created_at_ms, mine.id) AS is_older
+             FROM volumes AS own JOIN machines AS mine ON mine.id = own.machine
+             JOIN volumes AS other ON other.disk_base = own.disk_base AND other.id <> own.id
+             JOIN machines ON machines.id = other.machine AND machines.failed_over = 0
+             JOIN agents ON agents.id = machines.agent
+             WHERE own.id = ? AND own.disk_base <> ''
+                AND (own.disk_part = other.disk_part OR own.disk_part = '' OR other.disk_part = '')
+             ORDER BY machines.created_at_ms, machines.id",
+        )
+        .bind(volume.to_string())
+        .fetch_all(&self.readers)
+        .await?;
+        let twin = |row| {
+            let record = Record(row);
+            Ok(Twin {
+                machine: record.text("name")?,
+                agent_hostname: record.text("hostname")?,
+                is_older: record.flag("is_older")?,
+            })
+        };
+        rows.into_iter().map(twin).collect()
+    }
+
+    /// Forgets that agents were heard: at the start, what they said before is old.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn begin_to_listen(&self) -> Result<(), ControlError> {
+        sqlx::query("UPDATE volumes SET is_heard = 0 WHERE is_heard = 1")
+            .execute(&self.writer)
+            .await?;
+        Ok(())
     }
 
     async fn volume_stats(&self, volume: Uuid) -> Result<VolumeStats, ControlError> {
@@ -366,11 +406,17 @@ impl Db {
     }
 }
 
-fn volume_facts(record: &Record, stats: VolumeStats) -> Result<VolumeFacts, ControlError> {
+fn volume_facts(
+    record: &Record,
+    stats: VolumeStats,
+    twins: Vec<Twin>,
+) -> Result<VolumeFacts, ControlError> {
     let report = match record.optional_number("reported_at_ms")? {
         None => None,
         Some(at_ms) => Some(VolumeHeard {
             at_ms,
+            is_of_this_run: record.flag("is_heard")?,
+            identity: record.text("disk_text")?,
             epoch: record.number("reported_epoch")?,
             state: record.name::<VolumeState>("state")?,
             detail: record.text("detail")?,
@@ -392,6 +438,7 @@ fn volume_facts(record: &Record, stats: VolumeStats) -> Result<VolumeFacts, Cont
         node_seen_ms: record.optional_number("node_seen_ms")?,
         node_trouble: record.optional_text("node_trouble")?.filter(|text| !text.is_empty()),
         report,
+        twins,
         stats,
     })
 }

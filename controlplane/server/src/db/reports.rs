@@ -163,7 +163,7 @@ async fn agent_volume(
     sqlx::query(
         "UPDATE volumes SET reported_at_ms = ?, reported_epoch = ?, state = ?, detail = ?,
             error = ?, progress = ?, size_bytes = ?, sent_seq = ?, journaled_seq = ?,
-            committed_seq = ?, rpo_seconds = ?, nbd_uri = ?
+            committed_seq = ?, rpo_seconds = ?, nbd_uri = ?, is_heard = 1
          WHERE id = ? AND ? >= reported_epoch AND ? <= epoch",
     )
     .bind(now)
@@ -181,6 +181,25 @@ async fn agent_volume(
     .bind(report.volume.to_string())
     .bind(number("epoch", report.epoch)?)
     .bind(number("epoch", report.epoch)?)
+    .execute(&mut **tx)
+    .await?;
+    note_identity(tx, report).await
+}
+
+/// Notes what the disk is. Unless the agent says so, that stays as it was said last: a disk that is
+/// away is still the same.
+async fn note_identity(tx: &mut Tx, report: &AgentVolumeReport) -> Result<(), ControlError> {
+    let Some(identity) = &report.identity else { return Ok(()) };
+    let key = cut(&identity.key);
+    let (base, part) = key.rsplit_once('#').unwrap_or((key, ""));
+    sqlx::query(
+        "UPDATE volumes SET disk_base = ?1, disk_part = ?2, disk_text = ?3
+         WHERE id = ?4 AND (disk_base <> ?1 OR disk_part <> ?2 OR disk_text <> ?3)",
+    )
+    .bind(base)
+    .bind(part)
+    .bind(cut(&identity.text))
+    .bind(report.volume.to_string())
     .execute(&mut **tx)
     .await?;
     Ok(())

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use farshore_api::Role;
 use farshore_api::agent::{
-    AgentReport, AgentVolumeReport, PointReport, RegisterAgent, VolumeState,
+    AgentReport, AgentVolumeReport, DiskIdentity, PointReport, RegisterAgent, VolumeState,
 };
 use farshore_api::failover::{CreateFailover, FailoverKind, FailoverState};
 use farshore_api::machine::{Capture, CreateMachine, MachineState, VolumeStats};
@@ -123,6 +123,7 @@ impl Site {
             rpo_seconds: Some(0.5),
             nbd_uri: Some("nbd://localhost".into()),
             error: None,
+            identity: None,
         };
         AgentReport { volumes: vec![volume], points: Vec::new() }
     }
@@ -567,4 +568,53 @@ async fn an_identity_enrols_again_under_its_id_and_only_with_its_own_token() {
     let fresh = blake3::hash(b"fresh");
     db.create_token(Actor::Operator, Role::Agent, &fresh, soon, None).await.unwrap();
     assert_eq!(db.token_identity(&fresh).await.unwrap(), None);
+}
+
+/// D14: one disk under two machines, also a partition and its disk; two partitions are two disks.
+#[tokio::test]
+async fn one_disk_of_two_machines_is_told_at_both() {
+    let site = site().await;
+    let (first, second) = (site.protect("first").await, site.protect("second").await);
+    site.place().await;
+    let say = async |volume: Uuid, key: &str| {
+        let mut report = site.report(volume, 1, VolumeState::Protected);
+        let text = "the disk of wwid naa.1".to_owned();
+        report.volumes[0].identity = Some(DiskIdentity { key: key.to_owned(), text });
+        site.db.agent_report(site.agent, &report).await.unwrap();
+    };
+    let look = async |name: &str| view(site.db.machine(name).await.unwrap(), clock::now_ms());
+    for (one, two) in [("wwid naa.1", "wwid naa.1"), ("wwid naa.1#2048", "wwid naa.1")] {
+        say(first, one).await;
+        say(second, two).await;
+        let (older, younger) = (look("first").await, look("second").await);
+        assert_eq!(older.state, MachineState::Degraded, "{older:?}");
+        assert!(older.state_detail.contains("`second`"), "{older:?}");
+        assert_eq!(younger.state, MachineState::Error, "{younger:?}");
+        assert!(younger.state_detail.contains("`first`"), "{younger:?}");
+        assert_eq!(younger.volumes[0].identity.as_deref(), Some("the disk of wwid naa.1"));
+    }
+    say(second, "wwid naa.1#4096").await;
+    assert_eq!(look("first").await.state, MachineState::Protected, "two partitions");
+    say(second, "").await;
+    say(first, "").await;
+    assert_eq!(look("first").await.state, MachineState::Protected, "nothing is known");
+}
+
+/// P10: what an agent said before the start of the control plane says nothing.
+#[tokio::test]
+async fn a_word_of_before_the_start_is_not_shown_as_the_state() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let report = site.report(volume, 1, VolumeState::Protected);
+    site.db.agent_report(site.agent, &report).await.unwrap();
+    let look = async || view(site.db.machine("web").await.unwrap(), clock::now_ms());
+    assert_eq!(look().await.state, MachineState::Protected);
+    site.db.begin_to_listen().await.unwrap();
+    let shown = look().await;
+    assert_eq!(shown.state, MachineState::Degraded);
+    assert!(shown.state_detail.contains("was not heard since"), "{shown:?}");
+    assert_eq!(shown.volumes[0].nbd_uri, None, "nobody knows whether it is served");
+    site.db.agent_report(site.agent, &report).await.unwrap();
+    assert_eq!(look().await.state, MachineState::Protected);
 }

@@ -5,8 +5,11 @@
 //! | fenced by an unplanned failover | failed_over |
 //! | no node has its volume | pending |
 //! | the agent was never heard about it | pending |
-//! | the agent is silent | degraded |
-//! | the last report is of an older epoch | degraded, unless it said error |
+//! | the agent is late, or was not heard since the control plane's start | degraded |
+//! | the agent says error | error |
+//! | its disk is protected as an older machine too | error |
+//! | its disk is protected as a younger machine too | degraded |
+//! | the last report is of an older epoch | degraded |
 //! | the agent says protected, the node is silent | degraded |
 //! | the agent says protected, its node cannot work | degraded |
 //! | otherwise | as the agent says |
@@ -61,8 +64,21 @@ pub struct VolumeFacts {
     pub node_trouble: Option<String>,
     /// What its agent said last; `None` if it was never heard.
     pub report: Option<VolumeHeard>,
+    /// Other machines that have the same disk.
+    pub twins: Vec<Twin>,
     /// Totals over all epochs.
     pub stats: VolumeStats,
+}
+
+/// Another machine with the same disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Twin {
+    /// Its name.
+    pub machine: String,
+    /// Where its agent runs.
+    pub agent_hostname: String,
+    /// Whether it was there first.
+    pub is_older: bool,
 }
 
 /// What an agent said of a volume.
@@ -70,6 +86,10 @@ pub struct VolumeFacts {
 pub struct VolumeHeard {
     /// When.
     pub at_ms: u64,
+    /// Whether that was since the control plane started.
+    pub is_of_this_run: bool,
+    /// What the disk is, for people; empty if it is not known.
+    pub identity: String,
     /// Under which epoch it sends.
     pub epoch: u64,
     /// State.
@@ -94,7 +114,10 @@ pub struct VolumeHeard {
     pub nbd_uri: Option<String>,
 }
 
+/// Of a node.
 const SILENT_MS: u64 = limits::SILENT_AFTER_SECONDS * 1000;
+/// Of an agent: what it said last is no word on how things are now.
+const LATE_MS: u64 = limits::AGENT_LATE_AFTER_SECONDS * 1000;
 
 #[expect(clippy::cast_precision_loss, reason = "ages are shown to people; 52 bits are plenty")]
 fn seconds(ms: u64) -> f64 {
@@ -146,12 +169,16 @@ fn volume_view(facts: VolumeFacts) -> Volume {
     Volume {
         id: facts.id,
         disk: facts.disk,
+        identity: heard
+            .as_ref()
+            .map(|heard| heard.identity.clone())
+            .filter(|text| !text.is_empty()),
         size_bytes,
         progress,
         sent_seq: seqs.0,
         journaled_seq: seqs.1,
         committed_seq: seqs.2,
-        nbd_uri: heard.and_then(|heard| heard.nbd_uri),
+        nbd_uri: heard.filter(|heard| heard.is_of_this_run).and_then(|heard| heard.nbd_uri),
         stats: facts.stats,
     }
 }
@@ -191,18 +218,25 @@ fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (Mac
         return (MachineState::Pending, detail);
     };
     let silent_ms = now_ms.saturating_sub(heard.at_ms);
-    if silent_ms > SILENT_MS {
+    if silent_ms > LATE_MS || !heard.is_of_this_run {
+        let since = if heard.is_of_this_run {
+            format!("for {} s", silent_ms / 1000)
+        } else {
+            format!("since the control plane started, and {} s in all", silent_ms / 1000)
+        };
         let detail = format!(
-            "the agent on {} has not reported for {} s; check that farshore-agent runs there and \
-             reaches this control plane",
+            "the agent on {} was not heard {since}; check that farshore-agent runs there and reaches \
+             this control plane",
             facts.agent_hostname,
-            silent_ms / 1000
         );
         return (MachineState::Degraded, detail);
     }
     if heard.state == VolumeState::Error {
         let error = heard.error.as_ref().unwrap_or(&heard.detail);
         return (MachineState::Error, error.clone());
+    }
+    if let Some(told) = twin_state(volume, heard) {
+        return told;
     }
     if heard.epoch != volume.epoch {
         return (MachineState::Degraded, "moving to another node".into());
@@ -226,6 +260,19 @@ fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (Mac
     (state, heard.detail.clone())
 }
 
+/// One disk of two machines: neither sees what the other writes.
+fn twin_state(volume: &VolumeFacts, heard: &VolumeHeard) -> Option<(MachineState, String)> {
+    let older = volume.twins.iter().find(|twin| twin.is_older);
+    let twin = older.or(volume.twins.first())?;
+    let state = if older.is_some() { MachineState::Error } else { MachineState::Degraded };
+    let detail = format!(
+        "its disk ({}) is protected as machine `{}` by the agent on {} as well: one disk is protected \
+         once; unprotect one of the two",
+        heard.identity, twin.machine, twin.agent_hostname
+    );
+    Some((state, detail))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +282,8 @@ mod tests {
     fn heard(state: VolumeState) -> VolumeHeard {
         VolumeHeard {
             at_ms: NOW - 2_000,
+            is_of_this_run: true,
+            identity: "wwid naa.1".into(),
             epoch: 3,
             state,
             detail: String::new(),
@@ -268,6 +317,7 @@ mod tests {
                 node_seen_ms: Some(NOW),
                 node_trouble: None,
                 report,
+                twins: Vec::new(),
                 stats: VolumeStats::default(),
             }],
             last_point: None,
@@ -289,6 +339,35 @@ mod tests {
         assert_eq!(machine.state, MachineState::Degraded);
         assert!(machine.state_detail.contains("alpha"), "{}", machine.state_detail);
         assert_eq!(machine.rpo_seconds, Some(63.5));
+    }
+
+    /// P10: what was said before is no word on how things are: not after some seconds, and not after a start.
+    #[test]
+    fn nothing_is_protected_on_an_old_word() {
+        let late = NOW - 2_000 + LATE_MS + 1;
+        let machine = view(facts(Some(heard(VolumeState::Protected))), late);
+        assert_eq!(machine.state, MachineState::Degraded);
+        assert!(machine.state_detail.contains("was not heard for 8 s"), "{}", machine.state_detail);
+        let mut before = heard(VolumeState::Protected);
+        before.is_of_this_run = false;
+        let machine = view(facts(Some(before)), NOW);
+        assert_eq!(machine.state, MachineState::Degraded);
+        assert!(machine.state_detail.contains("not heard since the control plane started"));
+    }
+
+    #[test]
+    fn one_disk_of_two_machines_is_an_error_of_the_younger() {
+        let twin =
+            |is_older| Twin { machine: "other".into(), agent_hostname: "beta".into(), is_older };
+        for (is_older, state) in [(true, MachineState::Error), (false, MachineState::Degraded)] {
+            let mut facts = facts(Some(heard(VolumeState::Protected)));
+            facts.volumes[0].twins = vec![twin(is_older)];
+            let machine = view(facts, NOW);
+            assert_eq!(machine.state, state);
+            for word in ["wwid naa.1", "`other`", "beta"] {
+                assert!(machine.state_detail.contains(word), "{}", machine.state_detail);
+            }
+        }
     }
 
     #[test]

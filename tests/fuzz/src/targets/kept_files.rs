@@ -271,7 +271,7 @@ fn open_state(bytes: &[u8]) -> bool {
         Ok(file) => {
             let known = file.get();
             file.update(|state| state.copy.generation = 77).expect("memory does not fail");
-            file.update(|state| *state = known).expect("memory does not fail");
+            file.update(|state| state.clone_from(&known)).expect("memory does not fail");
             let again = StateFile::open(shared, &path).expect("just written");
             assert_eq!(again.get(), known);
             true

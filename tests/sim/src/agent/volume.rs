@@ -184,7 +184,7 @@ impl Volume {
         let blocks = ctx.world.size.blocks;
         let disk = DiskFacts {
             size_bytes: blocks * BLOCK_BYTES as u64,
-            identity: Identity { device: 1, inode: 1 },
+            identity: Identity::file(1, 1),
             changed_ns: 0,
         };
         let intents =

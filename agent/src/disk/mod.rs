@@ -1,0 +1,561 @@
+//! The disk of a volume: a file or a block device, known by what it is and held against others.
+//!
+//! A disk is opened anew by its name at each start, and is then the disk that is open, wherever the
+//! name leads later. What was recorded of it ([`Identity`]) tells another disk under the same name; that
+//! one is refused, never read. A disk that is served is had alone: [`hold`] says how, [`holders`] names
+//! who has it otherwise, [`watch`] notices who writes it all the same.
+
+mod hold;
+pub mod holders;
+mod identity;
+mod sysfs;
+mod watch;
+
+pub use identity::{DeviceIdentity, FileIdentity, Identity, Likeness, Name, NameKind, Part};
+pub use watch::Disturbance;
+
+use farshore_proto::ErrorKind;
+use farshore_proto::limits::{BLOCK_BYTES, VOLUME_BYTES_MAX};
+use hold::Claim;
+use rustix::fs::{FallocateFlags, fallocate};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use watch::Watch;
+
+/// Bytes of zeros written at once where holes cannot be punched.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Why a disk cannot be replicated. The text is for the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// Nothing is there.
+    #[error(
+        "disk {} is missing: attach it again, or unprotect the machine", path.display()
+    )]
+    Missing {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The name leads to another disk.
+    #[error(
+        "disk {} is another one: expected {expected}, found {found}; let the name lead to the disk \
+         that was protected, or, if this one is to be protected from now on, unprotect the machine \
+         and protect it again", path.display()
+    )]
+    Other {
+        /// Its path.
+        path: PathBuf,
+        /// What was protected.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The name leads to another disk by now, and the right one is still open.
+    #[error(
+        "disk {} leads to another disk by now ({found}); what was protected ({expected}) is still \
+         captured, but a start of the agent would refuse: let the name lead to it again",
+        path.display()
+    )]
+    Renamed {
+        /// Its path.
+        path: PathBuf,
+        /// What is open.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The disk was unplugged and is there again: what is open does not lead to it any more.
+    #[error("disk {} was attached again: it is opened anew", path.display())]
+    Reattached {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Somebody else has it.
+    #[error(
+        "disk {} is in use: {by}; end that, or protect the disk with --capture scan, which reads it \
+         beside its users", path.display()
+    )]
+    Held {
+        /// Its path.
+        path: PathBuf,
+        /// Who, and how.
+        by: String,
+    },
+    /// It is captured already, under this or another name.
+    #[error(
+        "disk {} is captured already, {by}: one disk is protected once; unprotect one of the machines",
+        path.display()
+    )]
+    Captured {
+        /// Its path.
+        path: PathBuf,
+        /// By whom.
+        by: String,
+    },
+    /// It cannot be opened or read.
+    #[error("disk {} cannot be {action}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A directory, a socket or the like.
+    #[error("{} is neither a file nor a block device: protect a disk", path.display())]
+    Kind {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Its size cannot be replicated.
+    #[error(
+        "disk {} has {size_bytes} bytes: the disk size must be a multiple of 4096, not 0 and at \
+         most 64 TiB", path.display()
+    )]
+    Size {
+        /// Its path.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// It is smaller or larger than before.
+    #[error(
+        "disk {} has {size_bytes} bytes, but {recorded_bytes} bytes are recorded for it: give it \
+         its size back, or unprotect the machine and protect it again", path.display()
+    )]
+    Resized {
+        /// Its path.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+        /// Its size when it was protected.
+        recorded_bytes: u64,
+    },
+}
+
+impl DiskError {
+    /// What the caller does about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Missing { .. } => ErrorKind::NotFound,
+            Self::Io { .. }
+            | Self::Renamed { .. }
+            | Self::Reattached { .. }
+            | Self::Held { .. }
+            | Self::Captured { .. } => ErrorKind::Unavailable,
+            Self::Kind { .. } | Self::Size { .. } | Self::Resized { .. } | Self::Other { .. } => {
+                ErrorKind::Invalid
+            }
+        }
+    }
+}
+
+/// How a disk is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Only read, by scans.
+    Read,
+    /// Read and written, by the splitter.
+    Write,
+}
+
+/// What is recorded of a disk that was captured before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its size.
+    pub size_bytes: Option<u64>,
+    /// What it is.
+    pub identity: Option<Identity>,
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub struct Disk {
+    file: File,
+    path: PathBuf,
+    size_bytes: u64,
+    identity: Identity,
+    is_device: bool,
+    /// The device and inode, or device number, that is open.
+    place: (u64, u64),
+    /// What notices other writers; a disk that is only read has none.
+    watch: Option<Watch>,
+    /// What else has to stay open for the disk to stay ours.
+    _hold: Hold,
+}
+
+/// Keeps a disk to ourselves while it lives.
+#[derive(Debug)]
+struct Hold {
+    _claim: Claim,
+    /// The descriptor that has the device exclusively, or the locks.
+    _file: Option<File>,
+}
+
+impl Disk {
+    /// Opens a disk of which `recorded` is known; to write it, alone. Blocks.
+    ///
+    /// # Errors
+    /// [`DiskError`], whose text tells the operator what to do.
+    pub fn open(path: &Path, access: Access, recorded: &Recorded) -> Result<Self, DiskError> {
+        let failed = |action| {
+            let path = path.to_owned();
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::NotFound => DiskError::Missing { path },
+                _ => DiskError::Io { action, path, source },
+            }
+        };
+        // What is there comes first: opening a named pipe would wait for ever.
+        let metadata = std::fs::metadata(path).map_err(failed("opened"))?;
+        let is_device = metadata.file_type().is_block_device();
+        if !is_device && !metadata.is_file() {
+            return Err(DiskError::Kind { path: path.to_owned() });
+        }
+        // Everything below is about what this descriptor has open: the name may be changed meanwhile.
+        let probe = File::open(path).map_err(failed("opened"))?;
+        let metadata = probe.metadata().map_err(failed("opened"))?;
+        if metadata.file_type().is_block_device() != is_device {
+            return Err(DiskError::Missing { path: path.to_owned() });
+        }
+        let identity = Identity::of_metadata(&metadata);
+        if let Some(expected) = &recorded.identity
+            && expected.likeness(&identity) == Likeness::Other
+        {
+            let (path, expected) = (path.to_owned(), expected.to_string());
+            return Err(DiskError::Other { path, expected, found: identity.to_string() });
+        }
+        let size_bytes = size_of(&probe, is_device).map_err(failed("measured"))?;
+        if let Some(recorded_bytes) = recorded.size_bytes
+            && recorded_bytes != size_bytes
+        {
+            return Err(DiskError::Resized { path: path.to_owned(), size_bytes, recorded_bytes });
+        }
+        let on_grid = size_bytes.is_multiple_of(BLOCK_BYTES as u64);
+        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || !on_grid {
+            return Err(DiskError::Size { path: path.to_owned(), size_bytes });
+        }
+        let claim = Claim::take(&metadata, path).map_err(|other| DiskError::Captured {
+            path: path.to_owned(),
+            by: format!("by this agent as {}", other.display()),
+        })?;
+        let (file, watch, held) = match access {
+            Access::Read => (probe, None, None),
+            Access::Write => {
+                let held = hold_alone(path, &probe, &metadata, is_device)?;
+                let watched = held.try_clone().map_err(failed("opened"))?;
+                let (watch, file) = Watch::begin(watched).map_err(failed("watched"))?;
+                (file, Some(watch), Some(held))
+            }
+        };
+        if !hold::mark_captured(held.as_ref().unwrap_or(&file)) {
+            let by = hold::who(&metadata, true, "another farshore-agent has it");
+            return Err(DiskError::Captured {
+                path: path.to_owned(),
+                by: format!("elsewhere: {by}"),
+            });
+        }
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            size_bytes,
+            identity,
+            is_device,
+            place: place_of(&metadata),
+            watch,
+            _hold: Hold { _claim: claim, _file: held },
+        })
+    }
+
+    /// Whether the disk is still there, under its path and with its size. Blocks.
+    ///
+    /// # Errors
+    /// `Missing` if the path leads nowhere, `Renamed` if elsewhere, `Reattached` if what is open is gone
+    /// for good, `Resized` if the size changed.
+    pub fn check(&self) -> Result<(), DiskError> {
+        let missing = || DiskError::Missing { path: self.path.clone() };
+        let there = std::fs::metadata(&self.path).map_err(|_| missing())?;
+        if place_of(&there) != self.place {
+            let found = Identity::of_metadata(&there);
+            let path = self.path.clone();
+            if self.is_device && found.likeness(&self.identity) == Likeness::Same {
+                return Err(DiskError::Reattached { path });
+            }
+            let (expected, found) = (self.identity.to_string(), found.to_string());
+            return Err(DiskError::Renamed { path, expected, found });
+        }
+        let size = size_of(&self.file, self.is_device);
+        let size_bytes = size.map_err(|source| DiskError::Io {
+            action: "measured",
+            path: self.path.clone(),
+            source,
+        })?;
+        if size_bytes != self.size_bytes {
+            let (path, recorded_bytes) = (self.path.clone(), self.size_bytes);
+            return Err(DiskError::Resized { path, size_bytes, recorded_bytes });
+        }
+        if let Some(watch) = &self.watch {
+            watch.look_around(&there);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody else wrote the disk since that was dealt with last, or may write it unseen now:
+    /// then what is read of it does not fit what was logged.
+    #[must_use]
+    pub fn is_disturbed(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.look(&self.file))
+    }
+
+    /// What is to be dealt with; see [`Disk::is_disturbed`].
+    #[must_use]
+    pub fn disturbance(&self) -> Option<Disturbance> {
+        if self.is_disturbed() { self.watch.as_ref()?.disturbance() } else { None }
+    }
+
+    /// All of the disk is read again, because of what the disturbance of that number told.
+    pub fn settle(&self, number: u64) {
+        if let Some(watch) = &self.watch {
+            watch.settle(number);
+        }
+    }
+
+    /// Runs a change of ours, so that it is not taken for somebody else's.
+    fn change<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.watch {
+            Some(watch) => watch.change(work),
+            None => work(),
+        }
+    }
+
+    fn flush(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match &self.watch {
+            Some(watch) => watch.flush(work),
+            None => work(),
+        }
+    }
+
+    /// Its size, a multiple of 4096.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// When the file was changed last, in nanoseconds; 0 for a block device, which does not tell.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn changed_ns(&self) -> io::Result<i64> {
+        if self.is_device {
+            return Ok(0);
+        }
+        let metadata = self.file.metadata()?;
+        Ok(metadata.mtime().wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec()))
+    }
+
+    /// Fills `buffer` from `offset` on; blocks.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    /// Reads without waiting for a device: whether everything was in memory.
+    #[must_use]
+    pub fn read_cached(&self, buffer: &mut [u8], offset: u64) -> bool {
+        let length = buffer.len();
+        let mut slices = [io::IoSliceMut::new(buffer)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        rustix::io::preadv2(&self.file, &mut slices, offset, flags).is_ok_and(|got| got == length)
+    }
+
+    /// Writes `data` at `offset`; blocks.
+    ///
+    /// # Errors
+    /// What the system said; part of it may be written.
+    pub fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.change(|| self.file.write_all_at(data, offset))
+    }
+
+    /// Makes a range read as zeros; with `may_trim` its space may be given up. Blocks.
+    ///
+    /// # Errors
+    /// What the system said; part of it may be zeroed.
+    pub fn zero(&self, offset: u64, length: u64, may_trim: bool) -> io::Result<()> {
+        self.change(|| self.zero_range(offset, length, may_trim))
+    }
+
+    fn zero_range(&self, offset: u64, length: u64, may_trim: bool) -> io::Result<()> {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        let ways: &[FallocateFlags] = if may_trim { &[punch, zero] } else { &[zero] };
+        for flags in ways {
+            match fallocate(&self.file, *flags, offset, length) {
+                Ok(()) => return Ok(()),
+                Err(error) => match io::Error::from(error).kind() {
+                    // Not here, or not on this grid: the next way.
+                    io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput => {}
+                    _ => return Err(error.into()),
+                },
+            }
+        }
+        let mut at = offset;
+        while at < offset + length {
+            let left = usize::try_from(offset + length - at).unwrap_or(usize::MAX);
+            let piece = &ZEROES[..left.min(ZEROES.len())];
+            self.file.write_all_at(piece, at)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes everything written durable; blocks.
+    ///
+    /// # Errors
+    /// What the system said; what was written before may be lost even if a later sync succeeds.
+    pub fn sync(&self) -> io::Result<()> {
+        self.flush(|| self.file.sync_data())
+    }
+
+    /// As [`Disk::sync`], and the file's times as well.
+    ///
+    /// # Errors
+    /// As [`Disk::sync`].
+    pub fn sync_all(&self) -> io::Result<()> {
+        self.flush(|| self.file.sync_all())
+    }
+}
+
+fn size_of(file: &File, is_device: bool) -> io::Result<u64> {
+    if is_device {
+        let mut file = file;
+        return file.seek(SeekFrom::End(0));
+    }
+    Ok(file.metadata()?.len())
+}
+
+/// What a name leads to: device and inode of a file, the number of a device.
+fn place_of(metadata: &Metadata) -> (u64, u64) {
+    if metadata.file_type().is_block_device() {
+        return (metadata.rdev(), 0);
+    }
+    (metadata.dev(), metadata.ino())
+}
+
+/// Opens for writing what `probe` has open for reading, and holds it against others.
+fn hold_alone(
+    path: &Path,
+    probe: &File,
+    metadata: &Metadata,
+    is_device: bool,
+) -> Result<File, DiskError> {
+    let held = |by| DiskError::Held { path: path.to_owned(), by };
+    let failed = |source| DiskError::Io { action: "opened", path: path.to_owned(), source };
+    let opened = format!("/proc/self/fd/{}", probe.as_raw_fd());
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    if is_device {
+        options.custom_flags(libc::O_EXCL);
+        let nobody = "the system has it, and does not say for what";
+        let file = options.open(opened).map_err(|source| match source.kind() {
+            io::ErrorKind::ResourceBusy => held(hold::who(metadata, true, nobody)),
+            _ => failed(source),
+        })?;
+        // The kernel keeps out only who asks for the device alone.
+        return hold::writers(metadata).map_or(Ok(file), |by| Err(held(by)));
+    }
+    if let Some(by) = hold::writers(metadata) {
+        return Err(held(by));
+    }
+    if hold::has_writer(probe) == Some(true) {
+        return Err(held(
+            "a process that this agent cannot see has it open for writing".to_owned(),
+        ));
+    }
+    let file = options.open(opened).map_err(|source| match source.raw_os_error() {
+        // A file that is swapped to, or run as a program.
+        Some(libc::ETXTBSY) => held("the system runs it or swaps to it".to_owned()),
+        _ => failed(source),
+    })?;
+    hold::lock_file(&file).map_err(|what| held(hold::who(metadata, true, what)))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(bytes: u64) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn refuses_what_is_no_disk_and_says_what_to_do() {
+        let (dir, path) = disk(4096 * 3 + 512);
+        let open = |path: &Path, size_bytes| {
+            let recorded = Recorded { size_bytes, identity: None };
+            Disk::open(path, Access::Write, &recorded).unwrap_err()
+        };
+        let text = open(&path, None).to_string();
+        assert!(text.contains("disk size must be a multiple of 4096"), "{text}");
+        let text = open(&dir.path().join("none"), None).to_string();
+        assert!(text.contains("is missing: attach it again"), "{text}");
+        assert!(matches!(open(dir.path(), None), DiskError::Kind { .. }));
+        File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
+        let text = open(&path, Some(12_288)).to_string();
+        assert!(text.contains("8192 bytes, but 12288 bytes are recorded"), "{text}");
+    }
+
+    #[test]
+    fn notices_that_it_shrank_or_is_gone() {
+        let (_dir, path) = disk(1 << 20);
+        let disk = Disk::open(&path, Access::Write, &Recorded::default()).unwrap();
+        disk.check().unwrap();
+        disk.file.set_len(8192).unwrap();
+        assert!(matches!(disk.check(), Err(DiskError::Resized { size_bytes: 8192, .. })));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(disk.check(), Err(DiskError::Missing { .. })));
+    }
+
+    #[test]
+    fn zeroes_any_range() {
+        let (_dir, path) = disk(1 << 20);
+        let disk = Disk::open(&path, Access::Write, &Recorded::default()).unwrap();
+        for may_trim in [true, false] {
+            disk.write(&[7; 300_000], 1000).unwrap();
+            disk.zero(5000, 200_000, may_trim).unwrap();
+            let mut bytes = vec![0; 300_000];
+            disk.read(&mut bytes, 1000).unwrap();
+            assert!(bytes[..4000].iter().all(|byte| *byte == 7));
+            assert!(bytes[4000..204_000].iter().all(|byte| *byte == 0));
+            assert!(bytes[204_000..].iter().all(|byte| *byte == 7));
+        }
+    }
+}
