@@ -1,5 +1,6 @@
 //! Opening a transport to a node: TCP, mutual TLS 1.3, HTTP/1.1 `Upgrade: farshore/1`.
 
+use farshore_client::shown_by;
 use farshore_proto::{ErrorKind, VolumeId};
 use futures::future::BoxFuture;
 use hyper::StatusCode;
@@ -28,6 +29,8 @@ pub struct Target {
     pub address: String,
     /// TLS server name to ask for.
     pub server_name: String,
+    /// Certificates of the node of an older generation are over.
+    pub generation_min: u64,
     /// The volume of the session.
     pub volume: VolumeId,
 }
@@ -48,6 +51,12 @@ pub enum DialError {
         address: String,
         /// What went wrong.
         source: io::Error,
+    },
+    /// The node was revoked, or is another holder of an old certificate.
+    #[error("node {address} shows a certificate that is over: it was revoked, or enrolled again")]
+    Over {
+        /// Where it was tried.
+        address: String,
     },
     /// The server name is no name.
     #[error("{name:?} is no server name")]
@@ -72,7 +81,9 @@ impl DialError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { .. } | Self::Status { status: 500.., .. } => ErrorKind::Unavailable,
+            Self::Io { .. } | Self::Over { .. } | Self::Status { status: 500.., .. } => {
+                ErrorKind::Unavailable
+            }
             Self::Name { .. } | Self::Status { .. } => ErrorKind::Invalid,
         }
     }
@@ -111,6 +122,11 @@ impl TlsDial {
         let stream = TcpStream::connect(&target.address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let stream = TlsConnector::from(self.config).connect(name, stream).await.map_err(failed)?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let generation = certificate.and_then(|leaf| shown_by(leaf)).map_or(0, |s| s.generation);
+        if generation < target.generation_min {
+            return Err(DialError::Over { address });
+        }
         let broken = |error| failed(io::Error::other(error));
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake::<_, String>(TokioIo::new(stream))

@@ -162,6 +162,7 @@ fn route_of(volume: &AgentVolume) -> Route {
     let target = Target {
         address: volume.node.address.clone(),
         server_name: volume.node.server_name.clone(),
+        generation_min: volume.node.generation_min,
         volume: volume.volume.into(),
     };
     let mark_interval_ms = u32::try_from(volume.mark_interval_ms).unwrap_or(u32::MAX);

@@ -48,6 +48,7 @@ impl Rig {
         let node = NodeAddress {
             id: Uuid::from_u128(7),
             address: "127.0.0.1:1".to_owned(),
+            generation_min: 0,
             server_name: "node".to_owned(),
         };
         let volume = AgentVolume {

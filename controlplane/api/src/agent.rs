@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::identity::Certified;
 use crate::machine::Capture;
 use crate::point::PointKind;
 
@@ -74,6 +75,9 @@ pub struct NodeAddress {
     pub address: String,
     /// TLS server name to ask for ([`crate::identity::node_server_name`]).
     pub server_name: String,
+    /// Certificates of an older generation are over; `u64::MAX` when the node was revoked.
+    #[serde(default)]
+    pub generation_min: u64,
 }
 
 /// A mark that somebody asked for.
@@ -231,6 +235,9 @@ pub struct Agent {
     pub last_seen_unix_ms: u64,
     /// Machines that it protects.
     pub machines: u64,
+    /// Where its identity stands.
+    #[serde(default)]
+    pub certified: Certified,
 }
 
 /// All agents.

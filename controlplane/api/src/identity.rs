@@ -83,6 +83,109 @@ pub fn node_server_name(node: Uuid) -> String {
     format!("{node}.node.farshore")
 }
 
+/// Bytes of a certificate's serial number.
+pub const SERIAL_BYTES: usize = 20;
+
+/// What serial numbers of ours begin with: positive, and not zero (RFC 5280 §4.1.2.2).
+const SERIAL_TAG: u8 = 0x46;
+
+/// A certificate's serial number: a tag, the certificate's generation (big-endian), random bytes.
+///
+/// Each certificate of an identity has a greater generation than the one before. It stands in the
+/// certificate itself, so that those who take one (nodes, agents, a control plane whose catalogue
+/// was set back) can tell an older from a newer one without asking anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Serial([u8; SERIAL_BYTES]);
+
+impl Serial {
+    /// The serial number of a certificate of `generation`.
+    #[must_use]
+    pub fn new(generation: u64, random: [u8; SERIAL_BYTES - 9]) -> Self {
+        let mut bytes = [SERIAL_TAG; SERIAL_BYTES];
+        bytes[1..9].copy_from_slice(&generation.to_be_bytes());
+        bytes[9..].copy_from_slice(&random);
+        Self(bytes)
+    }
+
+    /// Reads what stands in a certificate; `None` if it is none of ours.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: [u8; SERIAL_BYTES] = bytes.try_into().ok()?;
+        (bytes[0] == SERIAL_TAG).then_some(Self(bytes))
+    }
+
+    /// As it stands in a certificate.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; SERIAL_BYTES] {
+        &self.0
+    }
+
+    /// The certificate's place in the row of its identity's certificates, from 1.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        u64::from_be_bytes(std::array::from_fn(|n| self.0[1 + n]))
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&hex::encode(self.0))
+    }
+}
+
+/// Where an identity stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Its newest certificate is good.
+    #[default]
+    Valid,
+    /// Its newest certificate has ended; it may still be renewed for
+    /// [`crate::limits::EXPIRED_SECONDS_MAX`].
+    Expired,
+    /// An operator took it away.
+    Revoked,
+    /// Two hold its key: a copy of its directory runs somewhere, or it was set back to an older
+    /// state while the newer one goes on.
+    Cloned,
+}
+
+impl Standing {
+    /// As it stands in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Cloned => "cloned",
+        }
+    }
+}
+
+/// What is known of an agent's or node's certificates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certified {
+    /// Whether it may call.
+    pub standing: Standing,
+    /// Generation of the newest certificate.
+    pub generation: u64,
+    /// When the newest certificate ends.
+    pub expires_at_unix_s: u64,
+    /// For `cloned`: which two holders were seen, and where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloned: Option<String>,
+}
+
+/// What a revocation stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// The identity.
+    pub id: Uuid,
+    /// Machines whose replication it carried.
+    pub machines: Vec<String>,
+}
+
 /// Asks for an enrolment token. Operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,7 +235,8 @@ impl fmt::Debug for EnrolRequest {
     }
 }
 
-/// Asks for a new certificate for the same identity; renew at half of the old one's life.
+/// Asks for a new certificate for the same identity and the same key; renew at half of the old one's
+/// life. Another key takes an enrolment token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenewRequest {
@@ -281,6 +385,18 @@ mod tests {
         assert!(!format!("{:?}", token()).contains("0707"));
         let reply = Token { token: token().to_string(), expires_at_unix_s: 1 };
         assert!(!format!("{reply:?}").contains("fse1"));
+    }
+
+    #[test]
+    fn a_serial_number_tells_the_generation() {
+        let serial = Serial::new(7, [9; 11]);
+        assert_eq!(serial.generation(), 7);
+        assert_eq!(Serial::from_bytes(serial.as_bytes()), Some(serial));
+        let mut other = *serial.as_bytes();
+        other[0] = 1;
+        assert_eq!(Serial::from_bytes(&other), None);
+        assert_eq!(Serial::from_bytes(&serial.as_bytes()[1..]), None);
+        assert_eq!(Serial::new(u64::MAX, [0; 11]).generation(), u64::MAX);
     }
 
     #[test]

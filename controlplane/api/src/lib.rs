@@ -33,6 +33,7 @@ pub mod paths;
 pub mod point;
 pub mod policy;
 pub mod status;
+pub mod text;
 
 pub use error::{ErrorBody, ErrorCode, ErrorDetail, ErrorKind};
 pub use exit::Exit;

@@ -1,7 +1,10 @@
 //! Bounds that both sides of the API keep.
 
-/// Largest request body in bytes.
-pub const BODY_BYTES_MAX: u64 = 1 << 20;
+/// Largest request body in bytes, reports apart.
+pub const BODY_BYTES_MAX: u64 = 64 << 10;
+
+/// Largest body of a report in bytes.
+pub const REPORT_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest wait that a long poll grants, in milliseconds; a larger `wait_ms` is cut to it.
 pub const WAIT_MS_MAX: u64 = 60_000;
@@ -57,6 +60,10 @@ pub const REPORT_INTERVAL_MS: u64 = 1_000;
 
 /// Shortest time between two epochs of a volume that its node asks for, in milliseconds.
 pub const EPOCH_INTERVAL_MS_MIN: u64 = 5_000;
+
+/// How long after its end a certificate may still be renewed with its own key (30 days): as long as a
+/// server may be off, or the control plane away, without anybody having to enrol again.
+pub const EXPIRED_SECONDS_MAX: u64 = 30 * 86_400;
 
 /// Longest life of an enrolment token in seconds (one week).
 pub const TOKEN_TTL_SECONDS_MAX: u64 = 7 * 86_400;

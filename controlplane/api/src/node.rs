@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::agent::PointReport;
+use crate::identity::Certified;
 use crate::machine::VolumeStats;
 
 pub use crate::agent::{Registered, Reported};
@@ -44,6 +45,9 @@ pub struct NodeVolume {
     pub parent_epoch: Option<u64>,
     /// The only agent that may send.
     pub agent: Uuid,
+    /// Certificates of the agent of an older generation are over; `u64::MAX` when it was revoked.
+    #[serde(default)]
+    pub agent_generation_min: u64,
     /// Name of the machine.
     pub machine: String,
     /// Milliseconds between two marks: the longest that a batch may stay open.
@@ -126,6 +130,9 @@ pub struct Node {
     pub cpu_seconds: f64,
     /// Counters of its last report.
     pub counters: BTreeMap<String, u64>,
+    /// Where its identity stands.
+    #[serde(default)]
+    pub certified: Certified,
 }
 
 /// All nodes.

@@ -50,6 +50,18 @@ pub fn token(id: &str) -> String {
     format!("{TOKENS}/{id}")
 }
 
+/// POST, empty body: ends an agent's identity → [`crate::identity::Revoked`].
+#[must_use]
+pub fn revoke_agent(id: Uuid) -> String {
+    format!("{AGENTS}/{id}/revoke")
+}
+
+/// POST, empty body: ends a node's identity → [`crate::identity::Revoked`].
+#[must_use]
+pub fn revoke_node(id: Uuid) -> String {
+    format!("{NODES}/{id}/revoke")
+}
+
 /// GET, PUT [`crate::policy::UpdatePolicy`].
 #[must_use]
 pub fn policy(name: &str) -> String {

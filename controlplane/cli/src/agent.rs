@@ -1,18 +1,22 @@
-//! `agent`: agents and their enrolment.
+//! `agent`: agents, their enrolment and its end.
 
 use std::time::Duration;
 
 use clap::Subcommand;
 use farshore_api::agent::Agents;
-use farshore_api::identity::{CreateToken, EnrolmentToken, Token};
+use farshore_api::identity::{CreateToken, EnrolmentToken, Revoked, Token};
+use farshore_api::machine::{Machine, Machines};
+use farshore_api::node::Nodes;
 use farshore_api::{Exit, Role, paths};
 use farshore_program::tell;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::args::Global;
 use crate::client::Client;
+use crate::confirm::Consent;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Format, age, check_heard, print_once, time};
+use crate::output::{Format, age, check_heard, print_once, printable, time};
 use crate::table::Table;
 
 #[derive(Debug, Subcommand)]
@@ -21,6 +25,17 @@ pub(crate) enum Verb {
     List,
     /// Create a token that enrols one agent once
     Token(TokenArgs),
+    /// End an agent's identity: its certificates are over, its sessions end within seconds
+    Revoke(RevokeArgs),
+}
+
+/// Arguments of `agent revoke` and `node revoke`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RevokeArgs {
+    /// Id of the identity
+    pub(crate) id: Uuid,
+    #[command(flatten)]
+    pub(crate) consent: Consent,
 }
 
 /// Arguments of `agent token` and `node token`.
@@ -42,7 +57,69 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
     match verb {
         Verb::List => format.print(&client.get::<Agents>(paths::AGENTS).await?, list),
         Verb::Token(args) => token(global, &client, Role::Agent, &args).await,
+        Verb::Revoke(args) => revoke(global, &client, Role::Agent, &args).await,
     }
+}
+
+/// Ends an identity, having said what stops.
+pub(crate) async fn revoke(
+    global: &Global,
+    client: &Client,
+    role: Role,
+    args: &RevokeArgs,
+) -> Outcome {
+    let id = args.id;
+    let (known, path) = match role {
+        Role::Agent => {
+            let agents = client.get::<Agents>(paths::AGENTS).await?.agents;
+            (agents.iter().any(|agent| agent.id == id), paths::revoke_agent(id))
+        }
+        Role::Node => {
+            let nodes = client.get::<Nodes>(paths::NODES).await?.nodes;
+            (nodes.iter().any(|node| node.id == id), paths::revoke_node(id))
+        }
+    };
+    if !known {
+        // One that enrolled and never came is revoked all the same, but it carries nothing.
+        tell!("no {role} {id} has registered; only its certificates end");
+    }
+    let machines = client.get::<Machines>(paths::MACHINES).await?.machines;
+    if !args.consent.ask(&consequences(role, id, &machines))? {
+        return Ok(());
+    }
+    let revoked: Revoked = client.post(&path, &json!({})).await?;
+    global.output.unwrap_or_default().print(&revoked, |revoked| {
+        let count = revoked.machines.len();
+        format!("{role} {} is revoked; it carried {count} machines\n", revoked.id)
+    })
+}
+
+/// What stops with an identity, in one sentence.
+fn consequences(role: Role, id: Uuid, machines: &[Machine]) -> String {
+    let is_carried = |machine: &&Machine| match role {
+        Role::Agent => machine.agent == id,
+        Role::Node => machine.node == Some(id),
+    };
+    let carried: Vec<String> = machines
+        .iter()
+        .filter(is_carried)
+        .map(|machine| {
+            let disks: Vec<&str> = machine.volumes.iter().map(|v| v.disk.as_str()).collect();
+            printable(&format!("{} ({})", machine.name, disks.join(", "))).into_owned()
+        })
+        .collect();
+    let what = match (role, carried.is_empty()) {
+        (_, true) => "it carries no machine".to_owned(),
+        (Role::Agent, false) => format!(
+            "the replication of {} stops until it is enrolled again with a token for this id",
+            carried.join(", ")
+        ),
+        (Role::Node, false) => format!(
+            "the replication of {} moves to another node, or stops if there is none",
+            carried.join(", ")
+        ),
+    };
+    format!("revoke {role} {id}: {what}")
 }
 
 /// Creates and prints an enrolment token.
@@ -86,8 +163,10 @@ async fn take_back(client: &Client, token: &Token, unseen: Failure) -> Failure {
 }
 
 fn list(agents: &Agents) -> String {
-    let mut table =
-        Table::new(&["ID", "HOSTNAME", "LOCAL", "MACHINES", "HEALTHY", "SEEN"], "no agents");
+    let mut table = Table::new(
+        &["ID", "HOSTNAME", "LOCAL", "MACHINES", "HEALTHY", "CERTIFICATE", "SEEN"],
+        "no agents",
+    );
     let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
     for agent in &agents.agents {
         table.row([
@@ -96,6 +175,7 @@ fn list(agents: &Agents) -> String {
             yes(agent.local),
             agent.machines.to_string(),
             yes(agent.healthy),
+            agent.certified.standing.as_str().to_owned(),
             age(agent.last_seen_unix_ms),
         ]);
     }

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, IsTerminal};
 use farshore_api::Exit;
 
 use crate::failure::{Failure, Outcome};
+use crate::output::printable;
 
 /// Flags of every destructive verb.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -23,6 +24,7 @@ impl Consent {
     /// # Errors
     /// `Usage` where nobody can be asked, `Failure` when the answer is no.
     pub(crate) fn ask(self, what: &str) -> Outcome<bool> {
+        let what = &*printable(what);
         if self.dry_run {
             farshore_program::tell!("would {what}; nothing was done");
             return Ok(false);

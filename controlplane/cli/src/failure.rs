@@ -6,6 +6,8 @@ use std::path::Path;
 
 use farshore_api::{ErrorCode, ErrorDetail, Exit};
 
+use crate::output::{printable, printable_lines};
+
 /// Result of every verb.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
@@ -61,9 +63,10 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "error: {}", self.message)?;
+        // The sentence may come from somewhere else.
+        write!(formatter, "error: {}", printable(&self.message))?;
         if let Some(hint) = &self.hint {
-            write!(formatter, "\nhint: {hint}")?;
+            write!(formatter, "\nhint: {}", printable_lines(hint))?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::Global;
 use crate::failure::{Failure, Outcome};
-use crate::output::{Format, print_json, print_json_line, print_text};
+use crate::output::{Format, print_json, print_json_line, print_text, printable, printable_lines};
 
 /// Time between two status lines.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -99,7 +99,7 @@ impl Job {
     /// Reports how an open-ended job stands, to people and to programs.
     pub(crate) fn news(&self, text: impl FnOnce() -> String, fields: impl FnOnce() -> Value) {
         if !self.bar.is_hidden() {
-            self.bar.set_message(text());
+            self.bar.set_message(printable(&text()).into_owned());
             self.bar.tick();
         }
         self.line(fields);
@@ -127,7 +127,7 @@ impl Job {
     ) -> Outcome {
         self.bar.finish_and_clear();
         match self.mode {
-            Mode::Text => print_text(&text(result)),
+            Mode::Text => print_text(&printable_lines(&text(result))),
             Mode::Document => print_json(result),
             Mode::Lines => {
                 let value = serde_json::to_value(result).map_err(|error| {

@@ -5,7 +5,7 @@ use farshore_api::node::{Node, Nodes};
 use farshore_api::{Exit, Role, paths};
 use uuid::Uuid;
 
-use crate::agent::{TokenArgs, token};
+use crate::agent::{RevokeArgs, TokenArgs, revoke, token};
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::{Failure, Outcome};
@@ -23,6 +23,8 @@ pub(crate) enum Verb {
     },
     /// Create a token that enrols one node once
     Token(TokenArgs),
+    /// End a node's identity: its certificates are over, its volumes go to another node
+    Revoke(RevokeArgs),
 }
 
 /// Runs a verb.
@@ -40,12 +42,15 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
             format.print(node, show)
         }
         Verb::Token(args) => token(global, &client, Role::Node, &args).await,
+        Verb::Revoke(args) => revoke(global, &client, Role::Node, &args).await,
     }
 }
 
 fn list(nodes: &Nodes) -> String {
-    let mut table =
-        Table::new(&["ID", "ADDRESS", "SHARDS", "VOLUMES", "HEALTHY", "SEEN"], "no nodes");
+    let mut table = Table::new(
+        &["ID", "ADDRESS", "SHARDS", "VOLUMES", "HEALTHY", "CERTIFICATE", "SEEN"],
+        "no nodes",
+    );
     for node in &nodes.nodes {
         table.row([
             node.id.to_string(),
@@ -53,6 +58,7 @@ fn list(nodes: &Nodes) -> String {
             node.shards.to_string(),
             node.volumes.to_string(),
             if node.healthy { "yes" } else { "no" }.to_owned(),
+            node.certified.standing.as_str().to_owned(),
             age(node.last_seen_unix_ms),
         ]);
     }
@@ -68,6 +74,8 @@ fn show(node: &Node) -> String {
         .pair("shards", node.shards)
         .pair("volumes", node.volumes)
         .pair("healthy", if node.healthy { "yes" } else { "no" })
+        .pair("certificate", node.certified.standing.as_str())
+        .pair("two holders", node.certified.cloned.as_deref().unwrap_or("none"))
         .pair("trouble", node.trouble.as_deref().unwrap_or("none"))
         .pair("seen", age(node.last_seen_unix_ms))
         .pair("up for", format!("{:.0} s", node.uptime_seconds))

@@ -1,11 +1,13 @@
 //! How results reach standard output.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use farshore_api::Exit;
+use farshore_api::text::is_unprintable;
 use serde::Serialize;
 
 use crate::failure::{Failure, Outcome, reason};
@@ -29,7 +31,7 @@ impl Format {
     ) -> Outcome {
         match self {
             Self::Json => print_json(value),
-            Self::Table => print_text(&table(value)),
+            Self::Table => print_text(&printable_lines(&table(value))),
         }
     }
 }
@@ -49,7 +51,7 @@ fn print_encoded(text: serde_json::Result<String>) -> Outcome {
 }
 
 fn encoded(text: serde_json::Result<String>) -> Outcome<String> {
-    text.map(|text| text + "\n").map_err(|error| {
+    text.map(|text| escaped_json(&text).into_owned() + "\n").map_err(|error| {
         Failure::new(Exit::Internal, format!("cannot write the result as JSON: {error}"))
     })
 }
@@ -105,6 +107,45 @@ pub(crate) fn shell_word(path: &Path) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
+/// JSON means the same with characters written out, and then it is fit for a terminal as well. All but
+/// the line feeds between values stand in strings, where every one of them may be written so.
+fn escaped_json(encoded: &str) -> Cow<'_, str> {
+    let must_go = |character: char| character != '\n' && is_unprintable(character);
+    if !encoded.chars().any(must_go) {
+        return Cow::Borrowed(encoded);
+    }
+    let mut text = String::with_capacity(encoded.len() + 16);
+    for character in encoded.chars() {
+        if must_go(character) {
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(character);
+        }
+    }
+    Cow::Owned(text)
+}
+
+/// Text for a terminal, whoever wrote it: characters that would move its cursor, change its colours,
+/// hide or turn around what stands beside them are written out.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_unprintable) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = text.chars().map(|character| match character {
+        character if is_unprintable(character) => character.escape_default().to_string(),
+        character => character.to_string(),
+    });
+    Cow::Owned(escaped.collect())
+}
+
+/// As [`printable`], of text with several lines.
+pub(crate) fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// Bytes for people: `1.50 GiB`.
 pub(crate) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
@@ -153,6 +194,26 @@ pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_wrote_does_not_steer_the_terminal() {
+        assert!(matches!(printable("größer, 東京"), Cow::Borrowed(_)));
+        assert_eq!(printable("ok\u{1b}[2K\u{1b}[1A"), "ok\\u{1b}[2K\\u{1b}[1A");
+        assert_eq!(printable("a\nb\tc\r"), "a\\nb\\tc\\r");
+        assert_eq!(printable("x\u{9b}31m\u{7f}"), "x\\u{9b}31m\\u{7f}");
+        assert_eq!(printable("a\u{202e}gpj.exe\u{200b}"), "a\\u{202e}gpj.exe\\u{200b}");
+        assert_eq!(printable_lines("one\ntwo\u{7}"), "one\ntwo\\u{7}");
+    }
+
+    #[test]
+    fn json_stays_json_and_does_not_steer_the_terminal_either() {
+        let value = "a\nb\u{9b}2J\u{202e}\u{e0001}\u{1b}é";
+        let encoded = serde_json::to_string_pretty(&vec![value]).unwrap();
+        let shown = escaped_json(&encoded);
+        assert!(!shown.chars().any(|c| c != '\n' && is_unprintable(c)), "{shown:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&shown).unwrap(), [value]);
+        assert!(matches!(escaped_json("[\n  \"é\"\n]"), Cow::Borrowed(_)));
+    }
 
     #[test]
     fn numbers_read_well() {

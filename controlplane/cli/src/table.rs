@@ -1,4 +1,8 @@
 //! Plain tables: aligned columns, two spaces between them, nothing else.
+//!
+//! Cells hold what agents, nodes and the control plane said: whatever it is, it stays in its cell.
+
+use crate::output::printable;
 
 /// Rows under a heading, or names beside values.
 #[derive(Debug, Default)]
@@ -20,7 +24,7 @@ impl Table {
 
     /// Adds a row.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) -> &mut Self {
-        self.rows.push(cells.into_iter().collect());
+        self.rows.push(cells.into_iter().map(|cell| printable(&cell).into_owned()).collect());
         self
     }
 
@@ -66,6 +70,16 @@ mod tests {
         table.row(["web".to_owned(), "protected".to_owned()]);
         table.row(["größer".to_owned(), String::new()]);
         assert_eq!(table.render(), "NAME    STATE\nweb     protected\ngrößer\n");
+    }
+
+    #[test]
+    fn a_cell_cannot_leave_its_place() {
+        let mut table = Table::new(&["NAME", "STATE"], "nothing");
+        table.row(["ok\u{1b}[2K\u{1b}[1A".to_owned(), "a\nb".to_owned()]);
+        assert_eq!(table.render(), "NAME                  STATE\nok\\u{1b}[2K\\u{1b}[1A  a\\nb\n");
+        let mut table = Table::pairs();
+        table.pair("detail\r", "x\u{9b}2J");
+        assert_eq!(table.render(), "detail\\r:  x\\u{9b}2J\n");
     }
 
     #[test]

@@ -89,6 +89,7 @@ impl ClientError {
 pub struct ControlClient {
     url: String,
     client: Client,
+    identity: Option<Arc<Identity>>,
 }
 
 impl ControlClient {
@@ -98,7 +99,8 @@ impl ControlClient {
     /// # Errors
     /// `Tls` or `Control` if no client can be made.
     pub fn new(url: &str, identity: &Arc<Identity>) -> Result<Self, IdentityError> {
-        Ok(Self::with_tls(url, client_config(identity, Peer::Control)?)?)
+        let client = Self::with_tls(url, client_config(identity, Peer::Control)?)?;
+        Ok(Self { identity: Some(Arc::clone(identity)), ..client })
     }
 
     pub(crate) fn with_tls(url: &str, tls: rustls::ClientConfig) -> Result<Self, ClientError> {
@@ -111,7 +113,7 @@ impl ControlClient {
             .connect_timeout(CONNECT_TIME_MAX)
             .build();
         match client {
-            Ok(client) => Ok(Self { url, client }),
+            Ok(client) => Ok(Self { url, client, identity: None }),
             Err(error) => Err(unanswered(&url, &error)),
         }
     }
@@ -166,10 +168,17 @@ impl ControlClient {
             }
             bytes.extend_from_slice(&part);
         }
+        let answered = || self.identity.iter().for_each(|identity| identity.control_answered());
         if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(|_| strange());
+            let value = serde_json::from_slice(&bytes).map_err(|_| strange())?;
+            answered();
+            return Ok(value);
         }
         let body: ErrorBody = serde_json::from_slice(&bytes).map_err(|_| strange())?;
+        // One that cannot do its work renews no certificates either.
+        if body.error.kind != ErrorKind::Unavailable && body.error.kind != ErrorKind::Internal {
+            answered();
+        }
         Err(ClientError::Refused { code: body.error.code, message: body.error.message })
     }
 }

@@ -4,6 +4,7 @@
 //! written last. A key without a certificate is no identity yet.
 
 use crate::files::{private_dir, read, replace};
+use crate::heard::Heard;
 use crate::http::ClientError;
 use crate::trust::peer_of;
 use farshore_api::identity::{Certificate, MalformedToken, Role};
@@ -16,7 +17,7 @@ use rustls::sign::CertifiedKey;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -115,6 +116,7 @@ pub struct Identity {
     roots: Arc<RootCertStore>,
     key: KeyPair,
     current: Mutex<Current>,
+    heard: Heard,
 }
 
 impl std::fmt::Debug for Identity {
@@ -173,7 +175,7 @@ impl Identity {
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone()).map_err(|error| format!("no CA certificate: {error}"))?;
         let (roots, &Certificate { id, role, .. }) = (Arc::new(roots), certificate);
-        Ok(Self { dir, id, role, ca_pem, ca, roots, key, current })
+        Ok(Self { dir, id, role, ca_pem, ca, roots, key, current, heard: Heard::default() })
     }
 
     /// Takes a new certificate for the same key: first onto the disk, then into use. Blocks.
@@ -228,6 +230,19 @@ impl Identity {
     #[must_use]
     pub fn is_expired(&self) -> bool {
         self.lock().not_after < SystemTime::now()
+    }
+
+    /// The control plane answered just now.
+    pub(crate) fn control_answered(&self) {
+        self.heard.answered(Instant::now());
+    }
+
+    /// Whether another's certificate that ends, or ended, at `ends_s` (Unix time) is taken: one that
+    /// has ended is for as long as its holder may have been unable to renew it, because the control
+    /// plane is away or has just come back.
+    #[must_use]
+    pub fn takes(&self, ends_s: u64) -> bool {
+        self.heard.takes(ends_s, Instant::now(), SystemTime::now())
     }
 
     /// A certificate request for the key.

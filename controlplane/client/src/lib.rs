@@ -9,6 +9,7 @@
 mod backoff;
 mod enrol;
 mod files;
+mod heard;
 mod http;
 mod identity;
 mod trust;
@@ -17,4 +18,4 @@ pub use backoff::Backoff;
 pub use enrol::{establish, renew_until_dropped};
 pub use http::{ClientError, ControlClient};
 pub use identity::{Identity, IdentityError};
-pub use trust::{Peer, client_config, peer_of, server_config};
+pub use trust::{Peer, Shown, client_config, peer_of, server_config, shown_by};

@@ -8,6 +8,7 @@ use farshore_api::limits;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
+use crate::admission::Holders;
 use crate::ca::Ca;
 use crate::clock;
 use crate::db::Db;
@@ -33,6 +34,8 @@ pub struct App {
     pub started_ms: u64,
     /// Wakes whoever waits for a change.
     pub changes: Changes,
+    /// Who was heard with which certificate.
+    pub holders: Holders,
     /// Limits failed enrolments.
     pub enrolments: FailureLimit,
     /// What failed-over machines run on, once that is known.
@@ -173,7 +176,7 @@ impl FailureLimit {
         let value = self.0.load(Ordering::Relaxed);
         let is_this_second = value >> Self::COUNT_BITS == now_s;
         if is_this_second && value & Self::COUNT_MASK >= FAILED_ENROLMENTS_PER_SECOND {
-            return Err(ControlError::TooManyRequests);
+            return Err(ControlError::TooManyRequests { retry_after_s: 1 });
         }
         Ok(())
     }
@@ -200,7 +203,7 @@ mod tests {
             assert!(limit.check(5).is_ok());
             limit.count(5);
         }
-        assert!(matches!(limit.check(5), Err(ControlError::TooManyRequests)));
+        assert!(matches!(limit.check(5), Err(ControlError::TooManyRequests { .. })));
         assert!(limit.check(6).is_ok());
     }
 

@@ -8,17 +8,20 @@ use std::time::{Duration, SystemTime};
 
 use farshore_api::Role;
 use farshore_api::identity::{
-    CONTROL_SERVER_NAME, Certificate, EnrolmentToken, certificate_fingerprint, node_server_name,
+    CONTROL_SERVER_NAME, Certificate, EnrolmentToken, SERIAL_BYTES, Serial,
+    certificate_fingerprint, node_server_name,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use uuid::Uuid;
 
 use crate::clock;
 use crate::data_dir::{read_secret, write_public, write_secret};
+use crate::db::Issued;
 use crate::error::ControlError;
 use crate::fatal::Fatal;
 
@@ -68,7 +71,7 @@ impl Ca {
         let der = der_of(&pem).ok_or_else(|| damaged(&pem_path, "it holds no PEM".into()))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&der)
             .map_err(|error| damaged(&pem_path, error.to_string()))?;
-        if parsed.public_key().raw != rcgen::PublicKeyData::subject_public_key_info(&key) {
+        if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(damaged(&pem_path, "it does not belong to ca.key".into()));
         }
         let issuer = Issuer::from_ca_cert_der(&der, key)
@@ -121,9 +124,17 @@ impl Ca {
     ///
     /// # Errors
     /// `Certificate` if the request does not parse, or its signature does not fit its key.
-    pub fn issue(&self, role: Role, id: Uuid, csr_pem: &str) -> Result<Certificate, ControlError> {
+    pub fn issue(
+        &self,
+        role: Role,
+        id: Uuid,
+        generation: u64,
+        csr_pem: &str,
+    ) -> Result<(Certificate, Issued), ControlError> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem)?;
+        let serial = Serial::new(generation, random::<{ SERIAL_BYTES - 9 }>());
         let mut params = params(PEER_LIFE, &format!("{role} {id}"))?;
+        params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
         params.subject_alt_names.push(SanType::URI(role.uri(id).try_into()?));
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         if role == Role::Node {
@@ -131,14 +142,16 @@ impl Ca {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         let expires_at_unix_s = clock::now_s() + PEER_LIFE.as_secs();
+        let key = blake3::hash(&request.public_key.subject_public_key_info());
         let certificate = params.signed_by(&request.public_key, &self.issuer)?;
-        Ok(Certificate {
+        let certificate = Certificate {
             id,
             role,
             certificate_pem: certificate.pem(),
             ca_pem: self.pem.clone(),
             expires_at_unix_s,
-        })
+        };
+        Ok((certificate, Issued { serial, key, not_after_s: expires_at_unix_s }))
     }
 
     /// A fresh certificate and key for the control plane itself. The chain ends with the CA's own
@@ -239,9 +252,12 @@ mod tests {
             .push(SanType::URI(Role::Node.uri(Uuid::from_u128(1)).try_into().unwrap()));
         let csr = greedy.serialize_request(&key).unwrap().pem().unwrap();
         let id = Uuid::from_u128(7);
-        let issued = ca.issue(Role::Agent, id, &csr).unwrap();
-        let der = der_of(&issued.certificate_pem).unwrap();
+        let (certificate, issued) = ca.issue(Role::Agent, id, 7, &csr).unwrap();
+        let der = der_of(&certificate.certificate_pem).unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        assert_eq!(Serial::from_bytes(parsed.raw_serial()), Some(issued.serial));
+        assert_eq!(issued.serial.generation(), 7);
+        assert_eq!(issued.key, blake3::hash(parsed.public_key().raw));
         let names = &parsed.subject_alternative_name().unwrap().unwrap().value.general_names;
         assert_eq!(names.as_slice(), [GeneralName::URI(&Role::Agent.uri(id))]);
         assert!(!parsed.is_ca());
@@ -256,7 +272,7 @@ mod tests {
         for bad in
             ["", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----"]
         {
-            assert!(ca.issue(Role::Agent, Uuid::from_u128(1), bad).is_err());
+            assert!(ca.issue(Role::Agent, Uuid::from_u128(1), 1, bad).is_err());
         }
     }
 }

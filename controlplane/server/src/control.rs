@@ -10,6 +10,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::admission::Holders;
 use crate::app::{App, Changes, FailureLimit};
 use crate::ca::{self, Ca};
 use crate::clock;
@@ -101,6 +102,7 @@ pub async fn open(settings: Settings) -> Result<App, Fatal> {
         operator_token,
         started_ms: clock::now_ms(),
         changes: Changes::default(),
+        holders: Holders::default(),
         enrolments: FailureLimit::default(),
         accelerator: OnceCell::new(),
     })

@@ -62,9 +62,18 @@ pub enum ControlError {
          `farshore agent token`"
     )]
     TokenRefused,
-    /// Too many attempts.
-    #[error("too many failed enrolments; wait a second and try again")]
-    TooManyRequests,
+    /// More calls than this caller has coming.
+    #[error("too many calls from here; try again in {retry_after_s} s")]
+    TooManyRequests {
+        /// When the next one is looked at.
+        retry_after_s: u64,
+    },
+    /// Another call changes the same thing at the same moment.
+    #[error("another call is changing {what}; try again")]
+    Busy {
+        /// What is being changed.
+        what: &'static str,
+    },
     /// The control plane's disk is full.
     #[error("the disk of the control plane's data directory is full; free some space on it")]
     NoSpace,
@@ -112,12 +121,12 @@ impl ControlError {
             Self::Unauthenticated { .. } => ErrorCode::Unauthenticated,
             Self::Forbidden { .. } => ErrorCode::Forbidden,
             Self::TokenRefused => ErrorCode::TokenRefused,
-            Self::TooManyRequests => ErrorCode::TooManyRequests,
+            Self::TooManyRequests { .. } => ErrorCode::TooManyRequests,
             Self::NoSpace => ErrorCode::NoSpace,
             Self::Database { .. } | Self::Migration { .. } | Self::Unreadable { .. } => {
                 ErrorCode::Internal
             }
-            Self::Stopping => ErrorCode::Unavailable,
+            Self::Stopping | Self::Busy { .. } => ErrorCode::Unavailable,
         }
     }
 
@@ -125,6 +134,15 @@ impl ControlError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.code().kind()
+    }
+
+    /// In how many seconds the caller should try again, where that is known.
+    #[must_use]
+    pub fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            Self::TooManyRequests { retry_after_s } => Some(*retry_after_s),
+            _ => None,
+        }
     }
 
     /// What is told over HTTP: the sentence, without causes that belong in the log only.

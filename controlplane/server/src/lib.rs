@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod app;
 pub mod ca;
 pub mod clock;

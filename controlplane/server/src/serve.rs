@@ -61,7 +61,7 @@ pub async fn serve(
         let acceptor = TlsAcceptor::from(config.borrow().clone());
         let (service, stop) = (service.clone(), app.changes.stopping());
         connections.spawn(async move {
-            if let Err(reason) = connection(acceptor, stream, service, stop).await {
+            if let Err(reason) = connection(acceptor, stream, remote, service, stop).await {
                 debug!(%remote, reason, "connection ended");
             }
             drop(permit);
@@ -96,6 +96,7 @@ async fn accept(
 async fn connection(
     acceptor: TlsAcceptor,
     stream: TcpStream,
+    remote: SocketAddr,
     service: Service,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
@@ -113,7 +114,7 @@ async fn connection(
     };
     let service = service_fn(move |request| {
         let service = service.clone();
-        async move { Ok::<_, Infallible>(service.answer(peer, request).await) }
+        async move { Ok::<_, Infallible>(service.answer(peer, remote.ip(), request).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())

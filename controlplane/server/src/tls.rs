@@ -1,11 +1,19 @@
 //! TLS 1.3 only; a client certificate is optional, but if one is given it must be ours.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use farshore_api::Role;
-use rustls::pki_types::CertificateDer;
+use farshore_api::identity::Serial;
+use farshore_api::limits::EXPIRED_SECONDS_MAX;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 use uuid::Uuid;
 use x509_parser::extensions::GeneralName;
 
@@ -22,6 +30,75 @@ pub struct Peer {
     pub id: Uuid,
     /// When its certificate ends. A connection may outlive that, so every request compares.
     pub expires_at_unix_s: u64,
+    /// The certificate's serial number, which holds its generation.
+    pub serial: Serial,
+    /// BLAKE3 of the public key that the certificate is for.
+    pub key: blake3::Hash,
+}
+
+/// Takes what the library takes, and certificates that have ended not too long ago: a server that
+/// was off for a day, or that could not reach the control plane for one, must be able to renew with
+/// the key that it has. Each request says whether it is content with such a one.
+#[derive(Debug)]
+struct Clients(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Clients {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.0.verify_client_cert(leaf, chain, now);
+        let Err(Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) = verified
+        else {
+            return verified;
+        };
+        let ended = peer(leaf).map(|peer| peer.expires_at_unix_s);
+        match ended {
+            Some(ended) if now.as_secs() <= ended.saturating_add(EXPIRED_SECONDS_MAX) => {
+                let then = UnixTime::since_unix_epoch(Duration::from_secs(ended.saturating_sub(1)));
+                self.0.verify_client_cert(leaf, chain, then)
+            }
+            _ => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// The server's settings, with a fresh certificate.
@@ -41,7 +118,7 @@ pub fn server_config(ca: &Ca) -> Result<Arc<ServerConfig>, Fatal> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| tls(error.to_string()))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(Clients(verifier)))
         .with_single_cert(chain, key)
         .map_err(|error| tls(error.to_string()))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -63,7 +140,9 @@ pub fn peer(certificate: &CertificateDer<'_>) -> Option<Peer> {
     let (uri, None) = (uris.next()?, uris.next()) else { return None };
     let (role, id) = Role::from_uri(uri)?;
     let expires_at_unix_s = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
-    Some(Peer { role, id, expires_at_unix_s })
+    let serial = Serial::from_bytes(parsed.raw_serial())?;
+    let key = blake3::hash(parsed.public_key().raw);
+    Some(Peer { role, id, expires_at_unix_s, serial, key })
 }
 
 #[cfg(test)]
@@ -81,10 +160,11 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
         let id = Uuid::from_u128(3);
-        let issued = ca.issue(Role::Node, id, &csr).unwrap();
+        let (issued, kept) = ca.issue(Role::Node, id, 4, &csr).unwrap();
         let der = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
         let peer = peer(&der).unwrap();
         assert_eq!((peer.role, peer.id), (Role::Node, id));
+        assert_eq!((peer.serial, peer.key), (kept.serial, kept.key));
         assert!(peer.expires_at_unix_s.abs_diff(issued.expires_at_unix_s) <= 1);
     }
 
@@ -94,5 +174,34 @@ mod tests {
         let ca = Ca::open(dir.path()).unwrap();
         assert_eq!(peer(ca.certificate()), None);
         assert_eq!(peer(&CertificateDer::from(vec![1, 2, 3])), None);
+    }
+
+    #[test]
+    fn a_certificate_that_ended_is_let_in_for_a_while_to_be_renewed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open(dir.path()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+        let (issued, _) = ca.issue(Role::Agent, Uuid::from_u128(3), 1, &csr).unwrap();
+        let leaf = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.certificate().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let library = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let clients = Clients(library.build().unwrap());
+        let ends = peer(&leaf).unwrap().expires_at_unix_s;
+        let at = |seconds| {
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            clients.verify_client_cert(&leaf, &[], now).is_ok()
+        };
+        assert!(at(ends - 1) && at(ends + 1) && at(ends + EXPIRED_SECONDS_MAX));
+        assert!(!at(ends + EXPIRED_SECONDS_MAX + 1), "nothing is let in for ever");
+        assert!(!at(ends - 3 * 86_400), "nor before it began");
+        let elsewhere = tempfile::tempdir().unwrap();
+        let stranger = Ca::open(elsewhere.path()).unwrap();
+        let (issued, _) = stranger.issue(Role::Agent, Uuid::from_u128(3), 1, &csr).unwrap();
+        let leaf = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(ends + 1));
+        assert!(clients.verify_client_cert(&leaf, &[], now).is_err(), "of another CA");
     }
 }

@@ -4,6 +4,7 @@
 //! is away (I10). Sessions look here once, at their hello.
 
 use farshore_api::node::{Assignments as Told, NodeVolume};
+use farshore_client::Shown;
 use farshore_proto::limits::LABEL_BYTES_MAX;
 use farshore_proto::{Epoch, VolumeId};
 use std::collections::BTreeMap;
@@ -56,6 +57,14 @@ impl Assignments {
         Some(Assigned { epoch: Epoch(known.epoch), mark_interval_ms: known.mark_interval_ms })
     }
 
+    /// Whether a certificate of the agent that may send `volume` is over: the agent was revoked, or
+    /// newer ones have taken its place. Other volumes and agents say nothing here.
+    pub(crate) fn is_over(&self, volume: VolumeId, shown: &Shown) -> bool {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        let known = volumes.get(&volume).filter(|known| known.agent == shown.id);
+        known.is_some_and(|known| shown.generation < known.agent_generation_min)
+    }
+
     /// What people call the volume, for its epoch object.
     pub(crate) fn label(&self, volume: VolumeId) -> String {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
@@ -83,9 +92,33 @@ mod tests {
             epoch,
             parent_epoch: None,
             agent: Uuid::from_u128(agent),
+            agent_generation_min: 0,
             machine: "web1".to_owned(),
             mark_interval_ms: 1000,
         }
+    }
+
+    #[test]
+    fn old_certificates_and_those_of_revoked_agents_are_over() {
+        use farshore_api::identity::Role;
+        let table = Assignments::new(1);
+        let shown = |agent, generation| Shown {
+            role: Role::Agent,
+            id: Uuid::from_u128(agent),
+            generation,
+            ends_s: 0,
+        };
+        let is_over = |agent_generation_min: u64, shown: &Shown| {
+            let volume = NodeVolume { agent_generation_min, ..volume(1, 1, 9) };
+            let told = Told { version: 1, volumes: vec![volume] };
+            assert!(table.replace(&told).is_empty(), "the volume itself stays");
+            table.is_over(VolumeId([1; 16]), shown)
+        };
+        assert!(!is_over(3, &shown(9, 3)) && !is_over(3, &shown(9, 4)));
+        assert!(is_over(3, &shown(9, 2)), "an older generation");
+        assert!(is_over(u64::MAX, &shown(9, 1_000)), "revoked");
+        assert!(!is_over(u64::MAX, &shown(8, 1)), "another agent is refused elsewhere");
+        assert!(!table.is_over(VolumeId([2; 16]), &shown(9, 1)), "so is another volume");
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! Who this node's peers are.
 
 use farshore_api::identity::Role;
-use farshore_client::peer_of;
-use uuid::Uuid;
+use farshore_client::{Shown, shown_by};
 
-/// The agent that a peer's certificate names.
-pub(crate) fn agent_of(certificate_der: &[u8]) -> Option<Uuid> {
-    peer_of(certificate_der).filter(|(role, _)| *role == Role::Agent).map(|(_, id)| id)
+/// The agent that a peer's certificate names, and which certificate it is.
+pub(crate) fn agent_of(certificate_der: &[u8]) -> Option<Shown> {
+    shown_by(certificate_der).filter(|shown| shown.role == Role::Agent)
 }

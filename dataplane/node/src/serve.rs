@@ -18,7 +18,7 @@ use anyhow::Context;
 use farshore_api::exit::Exit;
 use farshore_api::identity::Role;
 use farshore_client::{
-    ControlClient, IdentityError, establish, renew_until_dropped, server_config,
+    ControlClient, Identity, IdentityError, establish, renew_until_dropped, server_config,
 };
 use farshore_engine::shard::Settings;
 use farshore_program::StopSignals;
@@ -105,14 +105,14 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let identity = Arc::new(establish(&args.data, &args.control, token_file, Role::Node).await?);
     if identity.is_expired() {
         tracing::warn!(
-            "the node's certificate has expired: no agent connects until the node is enrolled \
-             again with --token-file"
+            "the node's certificate has expired: it is renewed as soon as the control plane \
+             answers; if that refuses, enrol the node again with --token-file"
         );
     }
     let tls = server_config(&identity).map_err(IdentityError::from)?;
     let tls = Arc::new(TlsSettings::new(tls));
     let client = ControlClient::new(&args.control, &identity)?;
-    let node = Node::start(&args, &vault, tls, descriptors).await?;
+    let node = Node::start(&args, &vault, tls, &identity, descriptors).await?;
     let control = Control {
         client: client.clone(),
         dir: args.data.clone(),
@@ -151,6 +151,7 @@ impl Node {
         args: &ServeArgs,
         vault: &Vault,
         tls: Arc<TlsSettings>,
+        identity: &Arc<Identity>,
         descriptors: Descriptors,
     ) -> anyhow::Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
@@ -197,6 +198,7 @@ impl Node {
                 shards: posts.clone(),
                 assignments: Arc::clone(&assignments),
                 tls: Arc::clone(&tls),
+                identity: Arc::clone(identity),
                 dedup: dedup.clone(),
                 metrics: Arc::clone(&metrics),
                 fatal: fatal.clone(),

@@ -4,6 +4,7 @@ use farshore_api::Role;
 use farshore_api::agent::{Agent, RegisterAgent};
 use uuid::Uuid;
 
+use super::certificates::{CERTIFIED, certified};
 use super::record::{Record, own};
 use super::{Actor, Db, events};
 use crate::clock;
@@ -48,11 +49,12 @@ impl Db {
     /// # Errors
     /// `Database`.
     pub async fn agents(&self, healthy_since_ms: u64) -> Result<Vec<Agent>, ControlError> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT agents.*, (SELECT count(*) FROM machines WHERE machines.agent = agents.id)
-                AS machines
-             FROM agents ORDER BY registered_at_ms, id",
-        )
+                AS machines, {CERTIFIED}
+             FROM agents JOIN identities ON identities.id = agents.id
+             ORDER BY registered_at_ms, agents.id",
+        )))
         .fetch_all(&self.readers)
         .await?;
         rows.into_iter().map(|row| agent(&Record(row), healthy_since_ms)).collect()
@@ -69,5 +71,6 @@ fn agent(record: &Record, healthy_since_ms: u64) -> Result<Agent, ControlError> 
         healthy: last_seen_unix_ms >= healthy_since_ms,
         last_seen_unix_ms,
         machines: record.number("machines")?,
+        certified: certified(record)?,
     })
 }

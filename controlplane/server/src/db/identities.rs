@@ -3,16 +3,18 @@
 use farshore_api::Role;
 use uuid::Uuid;
 
+use super::certificates::{self, Issued};
 use super::record::{Record, name_of, own};
-use super::{Actor, Db, events};
+use super::{Actor, Db, events, raise_version};
 use crate::clock;
 use crate::error::ControlError;
 
 impl Db {
-    /// Stores a new enrolment token by the hash of its secret; for `identity` again, or a new one.
+    /// Stores a new enrolment token by the hash of its secret; for `identity` again, or a new one. It
+    /// is the way back for one that was revoked, too.
     ///
     /// # Errors
-    /// `NotFound` if that identity is not known in this role or was revoked; `Database`, `NoSpace`.
+    /// `NotFound` if that identity is not known in this role; `Database`, `NoSpace`.
     pub async fn create_token(
         &self,
         actor: Actor,
@@ -21,10 +23,15 @@ impl Db {
         expires_at_s: u64,
         identity: Option<Uuid>,
     ) -> Result<(), ControlError> {
-        if let Some(id) = identity
-            && self.check_identity(role, id).await.is_err()
-        {
-            return Err(ControlError::NotFound { what: role.as_str(), name: id.to_string() });
+        if let Some(id) = identity {
+            let known = sqlx::query("SELECT 1 FROM identities WHERE id = ? AND role = ?")
+                .bind(id.to_string())
+                .bind(name_of(&role))
+                .fetch_optional(&self.readers)
+                .await?;
+            if known.is_none() {
+                return Err(ControlError::NotFound { what: role.as_str(), name: id.to_string() });
+            }
         }
         let identity = identity.map(|id| id.to_string());
         let mut tx = self.begin().await?;
@@ -85,7 +92,7 @@ impl Db {
     ///
     /// The hash is of a 256-bit random secret, so looking it up tells a guesser nothing by its
     /// timing. Of two callers with one token exactly one succeeds: the row changes from unused to
-    /// used once.
+    /// used once. All certificates that the identity had before are over.
     ///
     /// # Errors
     /// `TokenRefused` if the token is unknown, used, expired or for another role.
@@ -94,7 +101,7 @@ impl Db {
         role: Role,
         hash: &blake3::Hash,
         id: Uuid,
-        certificate_expires_at_s: u64,
+        issued: &Issued,
     ) -> Result<(), ControlError> {
         let now_ms = clock::now_ms();
         let mut tx = self.begin().await?;
@@ -114,47 +121,33 @@ impl Db {
             return Err(ControlError::TokenRefused);
         }
         // Only a token for this very identity comes here with an id that is taken.
+        let generation = own(issued.serial.generation());
         let enrolled = sqlx::query(
-            "INSERT INTO identities (id, role, enrolled_at_ms, expires_at_s) VALUES (?, ?, ?, ?)
+            "INSERT INTO identities (id, role, enrolled_at_ms, expires_at_s, generation,
+                generation_min) VALUES (?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET enrolled_at_ms = excluded.enrolled_at_ms,
-                expires_at_s = excluded.expires_at_s
-             WHERE identities.role = excluded.role AND identities.revoked_at_ms IS NULL",
+                expires_at_s = excluded.expires_at_s, generation = excluded.generation,
+                generation_min = excluded.generation_min, revoked_at_ms = NULL, cloned = ''
+             WHERE identities.role = excluded.role
+                AND identities.generation < excluded.generation",
         )
         .bind(id.to_string())
         .bind(name_of(&role))
         .bind(own(now_ms))
-        .bind(own(certificate_expires_at_s))
+        .bind(own(issued.not_after_s))
+        .bind(generation)
+        .bind(generation)
         .execute(&mut *tx)
         .await?;
         if enrolled.rows_affected() != 1 {
             return Err(ControlError::TokenRefused);
         }
-        events::append(&mut tx, Actor::Enrolment, "identity.enrol", Actor::Peer(role, id), "")
-            .await?;
-        tx.commit().await?;
-        Ok(())
-    }
-
-    /// Notes a renewed certificate.
-    ///
-    /// # Errors
-    /// `Unauthenticated` if the identity is gone or revoked.
-    pub async fn renew(&self, role: Role, id: Uuid, expires_at_s: u64) -> Result<(), ControlError> {
-        let mut tx = self.begin().await?;
-        let changed = sqlx::query(
-            "UPDATE identities SET expires_at_s = ?
-             WHERE id = ? AND role = ? AND revoked_at_ms IS NULL",
-        )
-        .bind(own(expires_at_s))
-        .bind(id.to_string())
-        .bind(name_of(&role))
-        .execute(&mut *tx)
-        .await?;
-        if changed.rows_affected() != 1 {
-            return Err(unknown_identity());
-        }
+        certificates::enrolled(&mut tx, id, issued).await?;
+        // Nodes and agents are told at once which certificates are over.
+        raise_version(&mut tx).await?;
+        let detail = format!("generation {}", issued.serial.generation());
         let peer = Actor::Peer(role, id);
-        events::append(&mut tx, peer, "identity.renew", peer, "").await?;
+        events::append(&mut tx, Actor::Enrolment, "identity.enrol", peer, &detail).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -201,7 +194,7 @@ impl Db {
     }
 }
 
-fn unknown_identity() -> ControlError {
+pub(super) fn unknown_identity() -> ControlError {
     ControlError::Unauthenticated {
         why: "the certificate's identity is not known here or was revoked; enrol again",
     }

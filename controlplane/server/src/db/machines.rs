@@ -14,6 +14,7 @@ use farshore_api::node::NodeVolume;
 use farshore_api::policy::DEFAULT_POLICY;
 use uuid::Uuid;
 
+use super::certificates::{ENROLLED_MIN, GENERATION_MIN, generation_min};
 use super::record::{Record, name_of, number, own};
 use super::{Actor, Db, Tx, events, points, policies, raise_version};
 use crate::clock;
@@ -316,16 +317,18 @@ impl Db {
     /// `Database`.
     pub async fn agent_volumes(&self, agent: Uuid) -> Result<Vec<AgentVolume>, ControlError> {
         let mut marks = self.marks_asked(agent).await?;
-        let rows = sqlx::query(
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT volumes.id, volumes.disk, volumes.epoch, volumes.machine, machines.name,
                 machines.capture, machines.nbd_port, nodes.id AS node, nodes.address,
+                {ENROLLED_MIN},
                 coalesce(machines.mark_interval_ms, policies.mark_interval_ms) AS interval_ms
              FROM volumes JOIN machines ON machines.id = volumes.machine
              JOIN policies ON policies.name = machines.policy
              JOIN nodes ON nodes.id = volumes.node
+             JOIN identities ON identities.id = nodes.id
              WHERE machines.agent = ? AND machines.failed_over = 0
              ORDER BY machines.created_at_ms, volumes.id",
-        )
+        )))
         .bind(agent.to_string())
         .fetch_all(&self.readers)
         .await?;
@@ -345,6 +348,7 @@ impl Db {
                         id: node,
                         address: record.text("address")?,
                         server_name: node_server_name(node),
+                        generation_min: generation_min(&record)?,
                     },
                     marks_requested: marks.remove(&record.id("machine")?).unwrap_or_default(),
                 })
@@ -379,14 +383,16 @@ impl Db {
     /// # Errors
     /// `Database`.
     pub async fn node_volumes(&self, node: Uuid) -> Result<Vec<NodeVolume>, ControlError> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT volumes.id, volumes.epoch, volumes.parent_epoch, machines.agent, machines.name,
-                coalesce(machines.mark_interval_ms, policies.mark_interval_ms) AS interval_ms
+                coalesce(machines.mark_interval_ms, policies.mark_interval_ms) AS interval_ms,
+                {GENERATION_MIN}
              FROM volumes JOIN machines ON machines.id = volumes.machine
              JOIN policies ON policies.name = machines.policy
+             JOIN identities ON identities.id = machines.agent
              WHERE volumes.node = ? AND machines.failed_over = 0
              ORDER BY machines.created_at_ms, volumes.id",
-        )
+        )))
         .bind(node.to_string())
         .fetch_all(&self.readers)
         .await?;
@@ -398,6 +404,7 @@ impl Db {
                     epoch: record.number("epoch")?,
                     parent_epoch: record.optional_number("parent_epoch")?,
                     agent: record.id("agent")?,
+                    agent_generation_min: generation_min(&record)?,
                     machine: record.text("name")?,
                     mark_interval_ms: record.number("interval_ms")?,
                 })
@@ -445,10 +452,13 @@ fn volume_facts(
 
 /// The named agent, or the only one, or else the first local one.
 async fn choose_agent(tx: &mut Tx, named: Option<Uuid>) -> Result<Uuid, ControlError> {
-    let rows =
-        sqlx::query("SELECT id, local FROM agents ORDER BY local DESC, registered_at_ms, id")
-            .fetch_all(&mut **tx)
-            .await?;
+    let rows = sqlx::query(
+        "SELECT agents.id, local FROM agents
+             JOIN identities ON identities.id = agents.id AND identities.revoked_at_ms IS NULL
+             ORDER BY local DESC, registered_at_ms, agents.id",
+    )
+    .fetch_all(&mut **tx)
+    .await?;
     let agents: Vec<(Uuid, bool)> = rows
         .into_iter()
         .map(|row| {

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `identities` | enrolment tokens, identities, the operator's token hash |
+//! | `certificates` | what was issued to whom, what is in use, what is over |
 //! | `agents`, `nodes` | registrations and what nodes report of themselves |
 //! | `policies` | policies |
 //! | `machines` | machines, their volumes, placement and epochs |
@@ -16,6 +17,7 @@
 //! database. Every change is durable when the call returns (WAL, `synchronous = FULL`).
 
 mod agents;
+mod certificates;
 mod error;
 mod events;
 mod failovers;
@@ -40,6 +42,7 @@ use sqlx::{Sqlite, Transaction};
 
 use crate::error::ControlError;
 
+pub use certificates::Issued;
 pub use error::{DatabaseError, MigrationError};
 pub use events::Actor;
 pub use failovers::{FailoverRow, Process, ProcessRole};

@@ -6,6 +6,7 @@ use farshore_api::Role;
 use farshore_api::node::{Node, RegisterNode};
 use uuid::Uuid;
 
+use super::certificates::{CERTIFIED, certified};
 use super::record::{Record, own};
 use super::{Actor, Db, events, raise_version};
 use crate::clock;
@@ -52,24 +53,29 @@ impl Db {
     /// # Errors
     /// `Database`.
     pub async fn nodes(&self, healthy_since_ms: u64) -> Result<Vec<Node>, ControlError> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT nodes.*, (SELECT count(*) FROM volumes WHERE volumes.node = nodes.id)
-                AS volumes
-             FROM nodes ORDER BY registered_at_ms, id",
-        )
+                AS volumes, {CERTIFIED}
+             FROM nodes JOIN identities ON identities.id = nodes.id
+             ORDER BY registered_at_ms, nodes.id",
+        )))
         .fetch_all(&self.readers)
         .await?;
         rows.into_iter().map(|row| node(&Record(row), healthy_since_ms)).collect()
     }
 
-    /// The nodes as placement sees them.
+    /// The nodes as placement sees them; one that was revoked is none.
     ///
     /// # Errors
     /// `Database`.
     pub async fn node_sites(&self, now_ms: u64) -> Result<Vec<NodeSite>, ControlError> {
-        let rows = sqlx::query("SELECT id, last_seen_ms FROM nodes ORDER BY registered_at_ms, id")
-            .fetch_all(&self.readers)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT nodes.id, last_seen_ms FROM nodes
+             JOIN identities ON identities.id = nodes.id AND identities.revoked_at_ms IS NULL
+             ORDER BY registered_at_ms, nodes.id",
+        )
+        .fetch_all(&self.readers)
+        .await?;
         rows.into_iter()
             .map(|row| {
                 let record = Record(row);
@@ -93,6 +99,7 @@ fn node(record: &Record, healthy_since_ms: u64) -> Result<Node, ControlError> {
         uptime_seconds: record.real("uptime_seconds")?,
         cpu_seconds: record.real("cpu_seconds")?,
         counters: record.json("counters")?,
+        certified: certified(record)?,
         trouble: Some(record.text("trouble")?).filter(|trouble| !trouble.is_empty()),
     })
 }

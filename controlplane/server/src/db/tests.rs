@@ -7,13 +7,14 @@ use farshore_api::agent::{
     AgentReport, AgentVolumeReport, DiskIdentity, PointReport, RegisterAgent, VolumeState,
 };
 use farshore_api::failover::{CreateFailover, FailoverKind, FailoverState};
+use farshore_api::identity::Serial;
 use farshore_api::machine::{Capture, CreateMachine, MachineState, VolumeStats};
 use farshore_api::node::{NodeReport, NodeVolumeReport, RegisterNode};
 use farshore_api::point::{PointKind, PointSelector, PointState};
 use farshore_api::policy::{CreatePolicy, UpdatePolicy};
 use uuid::Uuid;
 
-use super::{Actor, Db, Process, ProcessRole};
+use super::{Actor, Db, Issued, Process, ProcessRole};
 use crate::clock;
 use crate::domain::failover::Event;
 use crate::domain::machine::view;
@@ -35,11 +36,17 @@ async fn empty() -> (tempfile::TempDir, Db) {
     (dir, db)
 }
 
+fn issued(generation: u64, not_after_s: u64) -> Issued {
+    let random: [u8; 11] = crate::ca::random();
+    let serial = Serial::new(generation, random);
+    Issued { serial, key: blake3::hash(&random), not_after_s }
+}
+
 async fn identity(db: &Db, role: Role) -> Uuid {
     let (id, hash) = (Uuid::new_v4(), blake3::hash(Uuid::new_v4().as_bytes()));
     let soon = clock::now_s() + 60;
     db.create_token(Actor::Operator, role, &hash, soon, None).await.unwrap();
-    db.enrol(role, &hash, id, soon).await.unwrap();
+    db.enrol(role, &hash, id, &issued(1, soon)).await.unwrap();
     id
 }
 
@@ -149,7 +156,9 @@ async fn a_token_enrols_exactly_one_of_many() {
     let mut tries = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let db = db.clone();
-        tries.spawn(async move { db.enrol(Role::Agent, &hash, Uuid::new_v4(), 1).await });
+        tries.spawn(
+            async move { db.enrol(Role::Agent, &hash, Uuid::new_v4(), &issued(1, 1)).await },
+        );
     }
     let results = tries.join_all().await;
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
@@ -160,15 +169,15 @@ async fn a_token_enrols_exactly_one_of_many() {
 async fn expired_unknown_and_wrong_role_tokens_are_refused() {
     let (_dir, db) = empty().await;
     let hash = blake3::hash(b"secret");
-    let enrol = async |role| db.enrol(role, &hash, Uuid::new_v4(), 1).await;
+    let enrol = async |role| db.enrol(role, &hash, Uuid::new_v4(), &issued(1, 1)).await;
     assert!(matches!(enrol(Role::Agent).await, Err(ControlError::TokenRefused)));
     db.create_token(Actor::Operator, Role::Agent, &hash, clock::now_s(), None).await.unwrap();
     assert!(matches!(enrol(Role::Agent).await, Err(ControlError::TokenRefused)), "expired");
     let other = blake3::hash(b"other");
     db.create_token(Actor::Operator, Role::Agent, &other, clock::now_s() + 60, None).await.unwrap();
-    let refused = db.enrol(Role::Node, &other, Uuid::new_v4(), 1).await;
+    let refused = db.enrol(Role::Node, &other, Uuid::new_v4(), &issued(1, 1)).await;
     assert!(matches!(refused, Err(ControlError::TokenRefused)), "wrong role");
-    db.enrol(Role::Agent, &other, Uuid::new_v4(), 1).await.unwrap();
+    db.enrol(Role::Agent, &other, Uuid::new_v4(), &issued(1, 1)).await.unwrap();
 }
 
 #[tokio::test]
@@ -180,8 +189,10 @@ async fn identities_are_known_by_role() {
         db.check_identity(Role::Node, id).await,
         Err(ControlError::Unauthenticated { .. })
     ));
-    assert!(db.renew(Role::Node, id, 5).await.is_err());
-    db.renew(Role::Agent, id, 5).await.unwrap();
+    assert!(db.renew(Role::Node, id, &issued(2, 5)).await.is_err());
+    db.renew(Role::Agent, id, &issued(2, 5)).await.unwrap();
+    let same = db.renew(Role::Agent, id, &issued(2, 5)).await;
+    assert!(matches!(same, Err(ControlError::Busy { .. })), "two at one moment: {same:?}");
 }
 
 #[tokio::test]
@@ -559,10 +570,10 @@ async fn an_identity_enrols_again_under_its_id_and_only_with_its_own_token() {
     assert!(matches!(other_role, Err(ControlError::NotFound { .. })), "{other_role:?}");
     db.create_token(Actor::Operator, Role::Agent, &again, soon, Some(site.agent)).await.unwrap();
     assert_eq!(db.token_identity(&again).await.unwrap(), Some(site.agent));
-    let as_another = db.enrol(Role::Agent, &again, Uuid::new_v4(), soon).await;
+    let as_another = db.enrol(Role::Agent, &again, Uuid::new_v4(), &issued(2, soon)).await;
     assert!(matches!(as_another, Err(ControlError::TokenRefused)), "{as_another:?}");
-    db.enrol(Role::Agent, &again, site.agent, soon + 5).await.unwrap();
-    let twice = db.enrol(Role::Agent, &again, site.agent, soon + 9).await;
+    db.enrol(Role::Agent, &again, site.agent, &issued(2, soon + 5)).await.unwrap();
+    let twice = db.enrol(Role::Agent, &again, site.agent, &issued(3, soon + 9)).await;
     assert!(matches!(twice, Err(ControlError::TokenRefused)), "single use");
     // A token for a new identity cannot take one over.
     let fresh = blake3::hash(b"fresh");

@@ -7,7 +7,7 @@ use farshore_api::agent::{AgentReport, Assignments, RegisterAgent, Registered, R
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use super::context::{Body, Context, PollQuery, body, context};
+use super::context::{Body, Context, Door, PollQuery, body, context, door, report_body};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
 use crate::db::Taken;
@@ -17,7 +17,7 @@ use crate::error::ControlError;
 pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let register = warp::path!("api" / "v1" / "agent" / "register")
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Peer(Role::Agent)))
         .and(body())
         .then(|context, body| answer(register(context, body)));
     let assignments = warp::path!("api" / "v1" / "agent" / "assignments")
@@ -27,8 +27,8 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .then(|context, query| answer(assignments(context, query)));
     let report = warp::path!("api" / "v1" / "agent" / "report")
         .and(warp::post())
-        .and(context(app))
-        .and(body())
+        .and(door(app, Door::Peer(Role::Agent)))
+        .and(report_body())
         .then(|context, body| answer(report(context, body)));
     register.or(assignments).unify().or(report).unify().boxed()
 }
@@ -41,8 +41,9 @@ async fn register(context: Context, body: Body) -> Result<Registered, ControlErr
 }
 
 async fn assignments(context: Context, query: PollQuery) -> Result<Assignments, ControlError> {
-    let id = context.peer(Role::Agent).await?;
     let look = || async {
+        // Asked at each look: whoever is revoked meanwhile waits no longer.
+        let id = context.still_peer(Role::Agent).await?;
         // The version is read first: if the volumes are newer, the next poll answers at once.
         let version = context.app.db.assignments_version().await?;
         let is_new = query.after != Some(version);

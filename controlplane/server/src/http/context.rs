@@ -1,5 +1,6 @@
 //! Who calls, and what with.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +13,17 @@ use warp::filters::BoxedFilter;
 use warp::reject::Rejection;
 use warp::{Filter, header};
 
-use super::reply::refuse;
+use super::reply::{refuse, refuse_with};
+use crate::admission::{self, Admitted};
 use crate::app::App;
 use crate::clock;
 use crate::db::Actor;
 use crate::error::ControlError;
 use crate::tls::Peer;
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Remote(pub(super) IpAddr);
 
 /// Shared state and the caller's credentials.
 #[derive(Clone)]
@@ -26,6 +32,20 @@ pub(crate) struct Context {
     pub(super) app: Arc<App>,
     authorization: Option<String>,
     peer: Option<Peer>,
+    remote: Option<Remote>,
+    /// Whoever was let in before the body was read.
+    admitted: Option<Peer>,
+}
+
+/// Who may come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Whoever holds the operator's token.
+    Operator,
+    /// Agents, or nodes.
+    Peer(Role),
+    /// Whoever wants another certificate for the same key.
+    Renewal,
 }
 
 impl std::fmt::Debug for Context {
@@ -59,8 +79,39 @@ impl Context {
         Ok(Actor::Operator)
     }
 
+    /// Where the caller is.
+    pub(super) fn remote(&self) -> Option<IpAddr> {
+        self.remote.map(|remote| remote.0)
+    }
+
+    /// Lets through whom `door` is for. What the caller proved is kept.
+    async fn through(mut self, door: Door) -> Result<Self, ControlError> {
+        match door {
+            Door::Operator => {
+                self.operator()?;
+            }
+            Door::Peer(role) => {
+                self.peer(role).await?;
+                self.admitted = self.peer;
+            }
+            Door::Renewal => {
+                self.renewing_peer().await?;
+                self.admitted = self.peer;
+            }
+        }
+        Ok(self)
+    }
+
     /// Demands a valid certificate of `role`.
     pub(super) async fn peer(&self, role: Role) -> Result<Uuid, ControlError> {
+        if let Some(admitted) = self.admitted.filter(|admitted| admitted.role == role) {
+            return Ok(admitted.id);
+        }
+        self.still_peer(role).await
+    }
+
+    /// As [`Context::peer`], asked anew: for those who wait long.
+    pub(super) async fn still_peer(&self, role: Role) -> Result<Uuid, ControlError> {
         let peer = self.any_peer().await?;
         if peer.role != role {
             return Err(ControlError::Forbidden {
@@ -73,21 +124,44 @@ impl Context {
         Ok(peer.id)
     }
 
+    fn shown(&self) -> Result<Peer, ControlError> {
+        self.peer.ok_or(ControlError::Unauthenticated {
+            why: "this needs a client certificate; enrol to get one",
+        })
+    }
+
     /// Demands a valid certificate of any role.
-    pub(super) async fn any_peer(&self) -> Result<Peer, ControlError> {
-        let Some(peer) = self.peer else {
-            return Err(ControlError::Unauthenticated {
-                why: "this needs a client certificate; enrol to get one",
-            });
-        };
+    async fn any_peer(&self) -> Result<Peer, ControlError> {
+        let peer = self.shown()?;
         // The handshake may be long ago on a connection that is kept open.
         if peer.expires_at_unix_s <= clock::now_s() {
             return Err(ControlError::Unauthenticated {
-                why: "the client certificate has expired; connect with a renewed one, or enrol again",
+                why: "the client certificate has expired; connect with a renewed one",
             });
         }
-        self.app.db.check_identity(peer.role, peer.id).await?;
+        admission::admit(&self.app, &peer, self.remote()).await?;
         Ok(peer)
+    }
+
+    /// Demands a certificate that may be renewed: one that has ended may, for a while, because its
+    /// holder may have been off, or the control plane away.
+    pub(super) async fn renewing_peer(&self) -> Result<Peer, ControlError> {
+        if let Some(admitted) = self.admitted {
+            return Ok(admitted);
+        }
+        let peer = self.shown()?;
+        let last = peer.expires_at_unix_s.saturating_add(limits::EXPIRED_SECONDS_MAX);
+        if last <= clock::now_s() {
+            return Err(ControlError::Unauthenticated {
+                why: "the client certificate has expired too long ago; enrol again with a new token",
+            });
+        }
+        match admission::admit(&self.app, &peer, self.remote()).await? {
+            Admitted::Fully => Ok(peer),
+            Admitted::Late => Err(ControlError::Unauthenticated {
+                why: "a newer certificate of this identity is in use; renew that one",
+            }),
+        }
     }
 }
 
@@ -101,7 +175,24 @@ pub(super) fn context(app: &Arc<App>) -> BoxedFilter<(Context,)> {
                 .or_else(|_| async { Ok::<_, Rejection>((None,)) }),
         )
         .and(warp::ext::optional::<Peer>())
-        .map(|app, authorization, peer| Context { app, authorization, peer })
+        .and(warp::ext::optional::<Remote>())
+        .map(|app, authorization, peer, remote| Context {
+            app,
+            authorization,
+            peer,
+            remote,
+            admitted: None,
+        })
+        .boxed()
+}
+
+/// As [`context`], for those alone whom `door` is for. It stands before the body: of whoever is not
+/// let in, nothing is read.
+pub(super) fn door(app: &Arc<App>, door: Door) -> BoxedFilter<(Context,)> {
+    context(app)
+        .and_then(move |context: Context| async move {
+            context.through(door).await.map_err(|error| refuse_with(&error))
+        })
         .boxed()
 }
 
@@ -126,10 +217,21 @@ impl Body {
 
 /// Takes a body of at most [`limits::BODY_BYTES_MAX`] whose length is stated beforehand.
 pub(super) fn body() -> BoxedFilter<(Body,)> {
+    body_of(limits::BODY_BYTES_MAX)
+}
+
+/// Takes a report's body, of at most [`limits::REPORT_BYTES_MAX`].
+pub(super) fn report_body() -> BoxedFilter<(Body,)> {
+    body_of(limits::REPORT_BYTES_MAX)
+}
+
+fn body_of(bytes_max: u64) -> BoxedFilter<(Body,)> {
     header::optional::<u64>("content-length")
         .and(header::optional::<String>("transfer-encoding"))
         .and(header::optional::<String>("content-type"))
-        .and_then(check_head)
+        .and_then(move |length, encoding, content_type| {
+            check_head(bytes_max, length, encoding, content_type)
+        })
         .untuple_one()
         .and(warp::body::bytes())
         .map(Body)
@@ -137,12 +239,13 @@ pub(super) fn body() -> BoxedFilter<(Body,)> {
 }
 
 async fn check_head(
+    bytes_max: u64,
     length: Option<u64>,
     encoding: Option<String>,
     content_type: Option<String>,
 ) -> Result<(), Rejection> {
-    if length.is_some_and(|length| length > limits::BODY_BYTES_MAX) {
-        let message = format!("the body is larger than {} bytes", limits::BODY_BYTES_MAX);
+    if length.is_some_and(|length| length > bytes_max) {
+        let message = format!("the body is larger than {bytes_max} bytes");
         return Err(refuse(ErrorCode::BodyTooLarge, message));
     }
     if encoding.is_some() {

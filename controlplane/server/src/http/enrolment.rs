@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use farshore_api::Role;
 use farshore_api::identity::{
-    Certificate, CreateToken, EnrolRequest, EnrolmentToken, RenewRequest, Token,
+    Certificate, CreateToken, EnrolRequest, EnrolmentToken, RenewRequest, Revoked, Token,
 };
 use serde_json::{Map, Value};
 use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use super::context::{Body, Context, body, context};
+use super::context::{Body, Context, Door, body, context, door};
 use super::reply::{Response, answer};
-use crate::app::App;
+use crate::app::{App, Topic};
 use crate::clock;
 use crate::domain::validate;
 use crate::error::ControlError;
@@ -25,19 +26,46 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .then(|context, body| answer(enrol(context, body)));
     let renewal = warp::path!("api" / "v1" / "renew")
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Renewal))
         .and(body())
         .then(|context, body| answer(renew(context, body)));
     let tokens = warp::path!("api" / "v1" / "tokens")
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Operator))
         .and(body())
         .then(|context, body| answer(create_token(context, body)));
     let token = warp::path!("api" / "v1" / "tokens" / String)
         .and(warp::delete())
         .and(context(app))
         .then(|id, context| answer(take_back_token(context, id)));
-    enrolment.or(renewal).unify().or(tokens).unify().or(token).unify().boxed()
+    let revoke_agent = warp::path!("api" / "v1" / "agents" / Uuid / "revoke")
+        .and(warp::post())
+        .and(door(app, Door::Operator))
+        .then(|id, context| answer(revoke(context, Role::Agent, id)));
+    let revoke_node = warp::path!("api" / "v1" / "nodes" / Uuid / "revoke")
+        .and(warp::post())
+        .and(door(app, Door::Operator))
+        .then(|id, context| answer(revoke(context, Role::Node, id)));
+    let revocations = revoke_agent.or(revoke_node).unify();
+    enrolment
+        .or(renewal)
+        .unify()
+        .or(tokens)
+        .unify()
+        .or(token)
+        .unify()
+        .or(revocations)
+        .unify()
+        .boxed()
+}
+
+async fn revoke(context: Context, role: Role, id: Uuid) -> Result<Revoked, ControlError> {
+    let actor = context.operator()?;
+    let app = &context.app;
+    let machines = app.db.revoke(actor, role, id).await?;
+    // Nodes hear which sessions to end, and those who wait here are looked at again.
+    app.changes.wake(Topic::Assignments);
+    Ok(Revoked { id, machines })
 }
 
 async fn create_token(context: Context, body: Body) -> Result<Token, ControlError> {
@@ -80,15 +108,27 @@ async fn try_enrol(app: &App, body: &Body) -> Result<Certificate, ControlError> 
     }
     let hash = blake3::hash(&token.secret);
     let id = app.db.token_identity(&hash).await?.unwrap_or_else(Uuid::new_v4);
-    let certificate = app.ca.issue(token.role, id, &request.csr_pem)?;
-    app.db.enrol(token.role, &hash, id, certificate.expires_at_unix_s).await?;
+    let generation = app.db.next_generation(id).await?;
+    let (certificate, issued) = app.ca.issue(token.role, id, generation, &request.csr_pem)?;
+    app.db.enrol(token.role, &hash, id, &issued).await?;
+    app.holders.issued(id, generation);
+    app.changes.wake(Topic::Assignments);
     Ok(certificate)
 }
 
 async fn renew(context: Context, body: Body) -> Result<Certificate, ControlError> {
-    let peer = context.any_peer().await?;
+    let peer = context.renewing_peer().await?;
     let request: RenewRequest = body.json()?;
-    let certificate = context.app.ca.issue(peer.role, peer.id, &request.csr_pem)?;
-    context.app.db.renew(peer.role, peer.id, certificate.expires_at_unix_s).await?;
+    let app = &context.app;
+    let generation = app.db.next_generation(peer.id).await?;
+    let (certificate, issued) = app.ca.issue(peer.role, peer.id, generation, &request.csr_pem)?;
+    // A certificate that was copied must not become one for the copier's own key.
+    if issued.key != peer.key {
+        return Err(ControlError::Forbidden {
+            why: "a certificate is renewed for its own key only; another key takes a new token",
+        });
+    }
+    app.db.renew(peer.role, peer.id, &issued).await?;
+    app.holders.issued(peer.id, generation);
     Ok(certificate)
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use super::context::{Body, Context, WaitQuery, body, context};
+use super::context::{Body, Context, Door, WaitQuery, body, context, door};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
 use crate::domain::failover::Event;
@@ -18,7 +18,7 @@ use crate::error::ControlError;
 pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let start = warp::path!("api" / "v1" / "machines" / String / "failovers")
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Operator))
         .and(body())
         .then(|name, context, body| answer(start(context, name, body)));
     let list = warp::path!("api" / "v1" / "failovers")
@@ -36,7 +36,7 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .then(|id, context| answer(commit(context, id)));
     let cleanup = warp::path!("api" / "v1" / "failovers" / Uuid / "cleanup")
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Operator))
         .and(body())
         .then(|id, context, body| answer(clean_up(context, id, body)));
     start.or(list).unify().or(show).unify().or(commit).unify().or(cleanup).unify().boxed()

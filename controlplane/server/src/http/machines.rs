@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use super::context::{Body, Context, body, context};
+use super::context::{Body, Context, Door, body, context, door};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
 use crate::clock;
@@ -20,7 +20,7 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let list = all.and(warp::get()).and(context(app)).then(|context| answer(list(context)));
     let protect = all
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Operator))
         .and(body())
         .then(|context, body| answer(protect(context, body)));
     let show =

@@ -9,7 +9,7 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 
 use super::agent::reported;
-use super::context::{Body, Context, PollQuery, body, context};
+use super::context::{Body, Context, Door, PollQuery, body, context, door, report_body};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
 use crate::domain::validate;
@@ -18,7 +18,7 @@ use crate::error::ControlError;
 pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let register = warp::path!("api" / "v1" / "node" / "register")
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Peer(Role::Node)))
         .and(body())
         .then(|context, body| answer(register(context, body)));
     let assignments = warp::path!("api" / "v1" / "node" / "assignments")
@@ -28,8 +28,8 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .then(|context, query| answer(assignments(context, query)));
     let report = warp::path!("api" / "v1" / "node" / "report")
         .and(warp::post())
-        .and(context(app))
-        .and(body())
+        .and(door(app, Door::Peer(Role::Node)))
+        .and(report_body())
         .then(|context, body| answer(report(context, body)));
     register.or(assignments).unify().or(report).unify().boxed()
 }
@@ -48,8 +48,9 @@ async fn register(context: Context, body: Body) -> Result<Registered, ControlErr
 }
 
 async fn assignments(context: Context, query: PollQuery) -> Result<Assignments, ControlError> {
-    let id = context.peer(Role::Node).await?;
     let look = || async {
+        // Asked at each look: whoever is revoked meanwhile waits no longer.
+        let id = context.still_peer(Role::Node).await?;
         // The version is read first: if the volumes are newer, the next poll answers at once.
         let version = context.app.db.assignments_version().await?;
         let is_new = query.after != Some(version);

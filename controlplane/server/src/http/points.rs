@@ -8,7 +8,7 @@ use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use super::context::{Body, Context, WaitQuery, body, context, page};
+use super::context::{Body, Context, Door, WaitQuery, body, context, door, page};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
 use crate::error::ControlError;
@@ -22,7 +22,7 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .then(|name, context, query| answer(list(context, name, query)));
     let create = all
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Operator))
         .and(body())
         .then(|name, context, body| answer(create(context, name, body)));
     let show = warp::path!("api" / "v1" / "machines" / String / "points" / String)

@@ -6,7 +6,7 @@ use farshore_api::policy::{CreatePolicy, Policies, Policy, UpdatePolicy};
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
-use super::context::{Body, Context, body, context};
+use super::context::{Body, Context, Door, body, context, door};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
 use crate::domain::validate;
@@ -18,14 +18,14 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let list = all.and(warp::get()).and(context(app)).then(|context| answer(list(context)));
     let create = all
         .and(warp::post())
-        .and(context(app))
+        .and(door(app, Door::Operator))
         .and(body())
         .then(|context, body| answer(create(context, body)));
     let show =
         one.and(warp::get()).and(context(app)).then(|name, context| answer(show(context, name)));
     let update = one
         .and(warp::put())
-        .and(context(app))
+        .and(door(app, Door::Operator))
         .and(body())
         .then(|name, context, body| answer(update(context, name, body)));
     list.or(create).unify().or(show).unify().or(update).unify().boxed()

@@ -7,7 +7,8 @@ use farshore_api::{ErrorBody, ErrorCode, ErrorDetail};
 use serde::Serialize;
 use tracing::{error, warn};
 use warp::Reply;
-use warp::http::StatusCode;
+use warp::http::header::RETRY_AFTER;
+use warp::http::{HeaderValue, StatusCode};
 use warp::reject::{self, Rejection};
 
 use crate::error::ControlError;
@@ -17,13 +18,23 @@ pub(super) type Response = warp::reply::Response;
 
 /// An error found by a filter, before a handler ran.
 #[derive(Debug)]
-pub(super) struct Refused(pub(super) ErrorDetail);
+struct Refused {
+    detail: ErrorDetail,
+    retry_after_s: Option<u64>,
+}
 
 impl reject::Reject for Refused {}
 
 /// Rejects with one of our errors.
 pub(super) fn refuse(code: ErrorCode, message: impl Into<String>) -> Rejection {
-    reject::custom(Refused(ErrorDetail::new(code, message)))
+    reject::custom(Refused { detail: ErrorDetail::new(code, message), retry_after_s: None })
+}
+
+/// Rejects with what a handler would have answered.
+pub(super) fn refuse_with(failure: &ControlError) -> Rejection {
+    log(failure);
+    let retry_after_s = failure.retry_after_s();
+    reject::custom(Refused { detail: failure.detail(), retry_after_s })
 }
 
 /// Turns a handler's result into a reply.
@@ -34,7 +45,7 @@ pub(super) async fn answer<T: Serialize>(
         Ok(value) => warp::reply::json(&value).into_response(),
         Err(failure) => {
             log(&failure);
-            refusal(failure.detail())
+            refusal(failure.detail(), failure.retry_after_s())
         }
     }
 }
@@ -52,18 +63,24 @@ fn log(failure: &ControlError) {
     }
 }
 
-fn refusal(detail: ErrorDetail) -> Response {
+fn refusal(detail: ErrorDetail, retry_after_s: Option<u64>) -> Response {
     let status = StatusCode::from_u16(detail.code.status());
     let body = warp::reply::json(&ErrorBody::from(detail));
-    warp::reply::with_status(body, status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
-        .into_response()
+    let mut response =
+        warp::reply::with_status(body, status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
+            .into_response();
+    if let Some(seconds) = retry_after_s {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
 }
 
 /// Tells why no handler took a request.
 pub(super) async fn recover(rejection: Rejection) -> Result<Response, Infallible> {
-    let detail = if let Some(Refused(detail)) = rejection.find() {
-        detail.clone()
-    } else if rejection.find::<reject::InvalidQuery>().is_some() {
+    if let Some(Refused { detail, retry_after_s }) = rejection.find() {
+        return Ok(refusal(detail.clone(), *retry_after_s));
+    }
+    let detail = if rejection.find::<reject::InvalidQuery>().is_some() {
         let message = "the query is not acceptable: a parameter is unknown, or its value malformed";
         ErrorDetail::new(ErrorCode::InvalidRequest, message)
     } else if rejection.is_not_found() {
@@ -79,11 +96,11 @@ pub(super) async fn recover(rejection: Rejection) -> Result<Response, Infallible
         warn!(?rejection, "request rejected for an unforeseen reason");
         ErrorDetail::new(ErrorCode::InvalidRequest, "the request could not be read")
     };
-    Ok(refusal(detail))
+    Ok(refusal(detail, None))
 }
 
 /// The reply to a request that took longer than anything may take.
 pub(super) fn timed_out() -> Response {
     let message = "the request took too long; try again";
-    refusal(ErrorDetail::new(ErrorCode::Unavailable, message))
+    refusal(ErrorDetail::new(ErrorCode::Unavailable, message), None)
 }

@@ -10,6 +10,8 @@ use farshore_api::policy::Policies;
 use farshore_api::status::Status;
 use farshore_api::{ErrorBody, ErrorCode, Role, limits, node, paths};
 use rcgen::{CertificateParams, KeyPair};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -22,6 +24,8 @@ use crate::clock;
 use crate::control;
 use crate::settings::{QemuAccel, Settings};
 use crate::tls::Peer;
+
+mod identities;
 
 struct Site {
     dir: tempfile::TempDir,
@@ -111,13 +115,12 @@ impl Site {
     }
 
     async fn enrol(&self, role: &str) -> As {
-        let body = json!({ "token": self.token(role).await, "csr_pem": csr() });
-        let issued: Certificate = self.ok(As::Nobody, "POST", paths::ENROL, Some(body)).await;
-        As::Peer(Peer {
-            role: issued.role,
-            id: issued.id,
-            expires_at_unix_s: issued.expires_at_unix_s,
-        })
+        self.enrol_with(role, &KeyPair::generate().unwrap()).await
+    }
+
+    async fn enrol_with(&self, role: &str, key: &KeyPair) -> As {
+        let body = json!({ "token": self.token(role).await, "csr_pem": csr_of(key) });
+        holder(&self.ok(As::Nobody, "POST", paths::ENROL, Some(body)).await)
     }
 
     async fn agent(&self) -> As {
@@ -143,8 +146,17 @@ impl Site {
 }
 
 fn csr() -> String {
-    let key = KeyPair::generate().unwrap();
-    CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap()
+    csr_of(&KeyPair::generate().unwrap())
+}
+
+fn csr_of(key: &KeyPair) -> String {
+    CertificateParams::default().serialize_request(key).unwrap().pem().unwrap()
+}
+
+/// Whoever shows a certificate.
+fn holder(issued: &Certificate) -> As {
+    let der = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
+    As::Peer(crate::tls::peer(&der).unwrap())
 }
 
 fn machine(name: &str) -> Option<Value> {
@@ -157,6 +169,8 @@ fn operator_routes() -> Vec<(&'static str, String, Option<Value>)> {
         ("POST", paths::TOKENS.into(), Some(json!({ "role": "agent" }))),
         ("GET", paths::NODES.into(), None),
         ("GET", paths::AGENTS.into(), None),
+        ("POST", paths::revoke_agent(id), None),
+        ("POST", paths::revoke_node(id), None),
         ("GET", paths::STATUS.into(), None),
         ("GET", paths::EVENTS.into(), None),
         ("GET", paths::POLICIES.into(), None),
@@ -268,16 +282,6 @@ async fn failed_enrolments_are_limited() {
     }
     assert_eq!(seen[0], 401);
     assert!(seen.contains(&429), "{seen:?}");
-}
-
-#[tokio::test]
-async fn renewal_keeps_the_identity() {
-    let site = site().await;
-    let agent = site.agent().await;
-    let As::Peer(peer) = agent else { unreachable!() };
-    let body = json!({ "csr_pem": csr() });
-    let renewed: Certificate = site.ok(agent, "POST", paths::RENEW, Some(body)).await;
-    assert_eq!((renewed.id, renewed.role), (peer.id, Role::Agent));
 }
 
 #[tokio::test]

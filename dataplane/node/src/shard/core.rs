@@ -11,6 +11,7 @@ use crate::fatal::Fatal;
 use crate::metrics::Metrics;
 use crate::rt::{Post, Rt, Signal, Turnstile};
 use crate::services::{Request, Services};
+use farshore_client::Identity;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
 use farshore_proto::frame::{Control, RefusalReason};
@@ -35,6 +36,7 @@ pub(crate) struct ShardParts {
     pub(crate) services: Services,
     pub(crate) shards: Vec<Post<Message>>,
     pub(crate) assignments: Arc<Assignments>,
+    pub(crate) identity: Arc<Identity>,
     pub(crate) tls: Arc<crate::acceptor::TlsSettings>,
     pub(crate) dedup: Dedup,
     pub(crate) metrics: Arc<Metrics>,

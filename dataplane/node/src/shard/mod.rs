@@ -13,6 +13,7 @@ mod outbox;
 mod refusals;
 mod replay;
 mod session;
+mod standing;
 mod strangers;
 mod upgrade;
 
@@ -22,13 +23,13 @@ pub(crate) use replay::{Journaled, Recovery, journal_files, journaled_volumes, r
 
 use crate::rt::{Mailbox, Rt};
 use crate::tls::Parked;
+use farshore_client::Shown;
 use farshore_engine::shard::Input;
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::{Seq, Slot, VolumeId};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// From accept to the request, and from the answer to the hello; longer is slow on purpose.
 const GREETING_MAX: Duration = Duration::from_secs(10);
@@ -59,7 +60,7 @@ pub(crate) enum Message {
 pub(crate) struct Greeted {
     pub(crate) parked: Parked,
     pub(crate) peer: SocketAddr,
-    pub(crate) agent: Uuid,
+    pub(crate) agent: Shown,
     pub(crate) volume: VolumeId,
 }
 
@@ -76,6 +77,7 @@ pub(crate) async fn run<R: Rt>(
     R::spawn(build::run(Rc::clone(&core)));
     R::spawn(tick(Rc::clone(&core)));
     R::spawn(session::sweep(Rc::clone(&core)));
+    R::spawn(standing::watch(Rc::clone(&core)));
     let mut taken = 0_usize;
     while let Some(message) = inbox.next().await {
         taken += 1;

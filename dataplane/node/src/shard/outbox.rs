@@ -2,8 +2,9 @@
 
 use crate::rt::{Rt, Signal, within};
 use crate::tls::TlsWriter;
-use farshore_proto::Timestamp;
+use farshore_client::Shown;
 use farshore_proto::frame::{Ack, Control, Refusal, RefusalReason};
+use farshore_proto::{Timestamp, VolumeId};
 use futures::future::{Either, select};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -31,6 +32,8 @@ pub(crate) struct Outbox {
     /// When the last whole frame came; none before the hello, which has a deadline of its own.
     pub(crate) heard: Cell<Option<Timestamp>>,
     pub(crate) mark_interval_ms: Cell<u64>,
+    /// Whose session it is, for which volume; none before the hello.
+    pub(crate) holder: Cell<Option<(VolumeId, Shown)>>,
     /// It is the shard that does not read; the peer cannot be blamed for its silence.
     pub(crate) is_paused: Cell<bool>,
     pub(crate) resumed: Signal,

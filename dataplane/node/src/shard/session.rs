@@ -2,10 +2,12 @@
 
 use super::core::Core;
 use super::outbox::{GOODBYE_MAX, Outbox, write};
+use super::standing::Over;
 use super::strangers::Place;
 use super::{GREETING_MAX, Greeted};
 use crate::rt::{Rt, within};
 use crate::tls::{TlsReader, Use, attach};
+use farshore_client::Shown;
 use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, RefusalReason};
@@ -47,6 +49,8 @@ enum SessionError {
     Slow,
     #[error("too many connections without a hello")]
     Crowd,
+    #[error("{}", .0.text())]
+    Over(Over),
 }
 
 impl SessionError {
@@ -60,6 +64,7 @@ impl SessionError {
             }
             Self::Slow => ("slow", RefusalReason::Limit),
             Self::Crowd => ("crowd", RefusalReason::Limit),
+            Self::Over(over) => over.reasons(),
         }
     }
 }
@@ -112,7 +117,7 @@ struct Session<'a, R: Rt> {
     core: &'a Core<R>,
     outbox: &'a Outbox,
     session: SessionId,
-    agent: uuid::Uuid,
+    agent: Shown,
     volume: VolumeId,
 }
 
@@ -129,7 +134,11 @@ impl<R: Rt> Session<'_, R> {
         let (core, session) = (self.core, self.session);
         let Some(hello) = self.hello_in_time(reader, &place).await? else { return Ok(()) };
         drop(place);
-        let assigned = core.parts.assignments.of(self.volume, self.agent);
+        if let Some(over) = core.over(self.volume, &self.agent) {
+            return Err(SessionError::Over(over));
+        }
+        self.outbox.holder.set(Some((self.volume, self.agent)));
+        let assigned = core.parts.assignments.of(self.volume, self.agent.id);
         // The operator's word, not the agent's, says how long a session may be silent.
         let interval_ms = assigned.map_or(0, |assigned| assigned.mark_interval_ms);
         self.outbox.mark_interval_ms.set(interval_ms);

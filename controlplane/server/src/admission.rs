@@ -1,0 +1,174 @@
+//! Who is let in: what is done with the certificate that a caller shows.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::clock;
+use crate::db::Issued;
+use crate::domain::generation::{Verdict, judge};
+use crate::error::ControlError;
+use crate::tls::Peer;
+
+/// An event about one identity's certificates is told once in this time.
+const TELL_EVERY: Duration = Duration::from_secs(600);
+
+/// When the holders of the newest certificates were heard last. One entry for each identity.
+#[derive(Debug)]
+pub struct Holders {
+    since: Instant,
+    known: Mutex<HashMap<Uuid, Holder>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Holder {
+    /// The newest generation that was issued.
+    issued: u64,
+    /// The newest generation that was heard, and when.
+    generation: u64,
+    heard: Instant,
+    told: Option<Instant>,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self { since: Instant::now(), known: Mutex::default() }
+    }
+}
+
+impl Holders {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Holder>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The holder of `generation` was heard now.
+    fn heard(&self, id: Uuid, generation: u64) {
+        let heard = Instant::now();
+        let mut known = self.lock();
+        let holder = known.entry(id).or_insert_with(|| self.unheard());
+        if generation >= holder.generation {
+            (holder.generation, holder.heard) = (generation, heard);
+        }
+    }
+
+    fn unheard(&self) -> Holder {
+        Holder { issued: 0, generation: 0, heard: self.since, told: None }
+    }
+
+    /// A certificate of `generation` was issued.
+    pub fn issued(&self, id: Uuid, generation: u64) {
+        let mut known = self.lock();
+        let holder = known.entry(id).or_insert_with(|| self.unheard());
+        holder.issued = holder.issued.max(generation);
+    }
+
+    /// Whether one that is newer than `generation` was issued or heard.
+    #[must_use]
+    pub fn has_newer(&self, id: Uuid, generation: u64) -> bool {
+        let known = self.lock();
+        known.get(&id).is_some_and(|holder| holder.issued.max(holder.generation) > generation)
+    }
+
+    /// How long ago the holder of `generation` was heard; since the start if not at all.
+    fn silent(&self, id: Uuid, generation: u64) -> Duration {
+        let known = self.lock();
+        let heard = known.get(&id).filter(|holder| holder.generation >= generation);
+        heard.map_or(self.since, |holder| holder.heard).elapsed()
+    }
+
+    /// Whether an event about this identity is due.
+    fn may_tell(&self, id: Uuid) -> bool {
+        let now = Instant::now();
+        let mut known = self.lock();
+        let holder = known.entry(id).or_insert_with(|| self.unheard());
+        let is_due = holder.told.is_none_or(|told| told + TELL_EVERY <= now);
+        if is_due {
+            holder.told = Some(now);
+        }
+        is_due
+    }
+}
+
+/// How a caller was let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// With its newest certificate, or one that is as good.
+    Fully,
+    /// With one that a newer one has followed a moment ago.
+    Late,
+}
+
+/// Lets the holder of a certificate in, or says why not. Its validity in time is the caller's to check.
+///
+/// # Errors
+/// `Unauthenticated` if it is not to be let in, otherwise those of the catalogue.
+pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admitted, ControlError> {
+    let (role, id, serial) = (peer.role, peer.id, &peer.serial);
+    let generation = serial.generation();
+    let known = app.db.known(role, id, serial).await?;
+    let used = known.used.map_or(0, |(used, _)| used);
+    let silent = app.holders.silent(id, used);
+    let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string());
+    let verdict = judge(&known, generation, clock::now_ms(), silent);
+    match verdict {
+        Verdict::Good => {}
+        Verdict::First => app.db.first_use(id, serial, &from).await?,
+        Verdict::Newer => {
+            let not_after_s = peer.expires_at_unix_s;
+            let issued = Issued { serial: *serial, key: peer.key, not_after_s };
+            app.db.adopt(role, id, &issued, &from).await?;
+        }
+        Verdict::Late => return Ok(Admitted::Late),
+        Verdict::SetBack => {
+            tell(app, peer, "identity.set_back", &from, false).await?;
+            return Ok(Admitted::Fully);
+        }
+        Verdict::Cloned => tell(app, peer, "identity.cloned", &from, true).await?,
+        Verdict::Over => tell(app, peer, "identity.over", &from, false).await?,
+        Verdict::Revoked | Verdict::Unknown => {}
+    }
+    if let Some(why) = refusal(verdict) {
+        return Err(ControlError::Unauthenticated { why });
+    }
+    app.holders.heard(id, generation);
+    Ok(Admitted::Fully)
+}
+
+const fn refusal(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Cloned => Some(
+            "a newer certificate of this identity is in use elsewhere: this directory is a copy, or \
+             was set back to an older state; end one of the two and enrol the other again",
+        ),
+        Verdict::Over => Some(
+            "the identity was enrolled again since this certificate was made; enrol again if this \
+             is the one to go on with",
+        ),
+        Verdict::Revoked => Some("the identity was revoked; only a new token lets it in again"),
+        Verdict::Unknown => {
+            Some("the certificate was not issued by this control plane; enrol again")
+        }
+        Verdict::Good | Verdict::First | Verdict::Newer | Verdict::Late | Verdict::SetBack => None,
+    }
+}
+
+async fn tell(
+    app: &App,
+    peer: &Peer,
+    what: &'static str,
+    from: &str,
+    is_clone: bool,
+) -> Result<(), ControlError> {
+    if !app.holders.may_tell(peer.id) {
+        return Ok(());
+    }
+    let Peer { role, id, serial, .. } = *peer;
+    warn!(%role, %id, generation = serial.generation(), from, what, "a certificate was shown");
+    app.db.note_holder(role, id, what, &serial, from, is_clone).await
+}

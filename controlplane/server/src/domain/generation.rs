@@ -1,0 +1,150 @@
+//! Whether a certificate that is shown may still be used.
+//!
+//! An identity's certificates are numbered. A newer one ends the older ones, but not when it is
+//! issued: the answer may be lost, and its holder must be able to go on with what it has. It ends
+//! them when it is *used*. Calls that were on their way then are let through for a while.
+//!
+//! After that there is one holder of the newest certificate, and whoever shows an older one is
+//! another: a copy of the directory, or the same machine set back to an older state. They are told
+//! apart by whether the newer one is still there.
+
+use std::time::Duration;
+
+/// How long after the first use of a newer certificate an older one is taken for the same holder's:
+/// longer than a connection is idle before it is closed.
+pub const GRACE: Duration = Duration::from_secs(60);
+
+/// A holder that has not been heard for so long is gone: each reports every second.
+pub const LIVING: Duration = Duration::from_secs(60);
+
+/// What the catalogue holds of the identity and of the certificate that is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// The identity was revoked.
+    pub is_revoked: bool,
+    /// The newest generation that was issued.
+    pub newest: u64,
+    /// Older generations are over.
+    pub min: u64,
+    /// The certificate itself; `None` if it was never issued, as far as is known.
+    pub shown: Option<Shown>,
+    /// The newest generation that was used, and when first, in Unix milliseconds.
+    pub used: Option<(u64, u64)>,
+}
+
+/// The row of the certificate that is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// It was used before.
+    pub is_used: bool,
+}
+
+/// What is done with a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is good.
+    Good,
+    /// It is good and was never used before: from now on older ones are over.
+    First,
+    /// Our CA signed it, it is newer than anything in the catalogue, so the catalogue was set back.
+    Newer,
+    /// A newer one is in use since a moment ago: good for this call, not for this connection.
+    Late,
+    /// A newer one was in use and is not any more: the holder was set back to an older state.
+    SetBack,
+    /// A newer one is in use at the same time: two hold the key.
+    Cloned,
+    /// The identity was enrolled again since.
+    Over,
+    /// The identity was revoked.
+    Revoked,
+    /// It is none that was issued here.
+    Unknown,
+}
+
+/// Judges a certificate of `generation`. `silent` is how long ago the newest used one was seen last.
+#[must_use]
+pub fn judge(known: &Known, generation: u64, now_ms: u64, silent: Duration) -> Verdict {
+    if known.is_revoked {
+        return Verdict::Revoked;
+    }
+    let Some(shown) = known.shown else {
+        return if generation > known.newest { Verdict::Newer } else { Verdict::Unknown };
+    };
+    if generation < known.min {
+        return Verdict::Over;
+    }
+    match known.used {
+        Some((used, since_ms)) if used > generation => {
+            let since = Duration::from_millis(now_ms.saturating_sub(since_ms));
+            if since < GRACE {
+                Verdict::Late
+            } else if silent >= LIVING {
+                Verdict::SetBack
+            } else {
+                Verdict::Cloned
+            }
+        }
+        _ if !shown.is_used => Verdict::First,
+        _ => Verdict::Good,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: u64 = 10_000_000;
+    const HEARD: Duration = Duration::from_secs(1);
+
+    fn known(newest: u64, used: Option<(u64, u64)>, is_used: bool) -> Known {
+        let shown = Some(Shown { is_used });
+        Known { is_revoked: false, newest, min: 1, shown, used }
+    }
+
+    #[test]
+    fn a_lost_answer_ends_nothing() {
+        // 2 was issued and never arrived: 1 goes on, and 3 is good when it comes.
+        let lost = known(2, Some((1, 0)), true);
+        assert_eq!(judge(&lost, 1, NOW_MS, HEARD), Verdict::Good);
+        let after = known(3, Some((1, 0)), false);
+        assert_eq!(judge(&after, 3, NOW_MS, HEARD), Verdict::First);
+    }
+
+    #[test]
+    fn the_newer_one_ends_the_older_when_it_is_used() {
+        let grace_ms = u64::try_from(GRACE.as_millis()).unwrap();
+        let just_now = known(2, Some((2, NOW_MS - grace_ms + 1)), true);
+        assert_eq!(judge(&just_now, 1, NOW_MS, HEARD), Verdict::Late);
+        let since_long = known(2, Some((2, NOW_MS - grace_ms)), true);
+        assert_eq!(judge(&since_long, 1, NOW_MS, HEARD), Verdict::Cloned);
+        assert_eq!(judge(&since_long, 2, NOW_MS, HEARD), Verdict::Good);
+        // Whoever held 2 is gone: a machine that was set back, not a second one.
+        assert_eq!(judge(&since_long, 1, NOW_MS, LIVING), Verdict::SetBack);
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_makes_no_clones() {
+        let later = known(2, Some((2, NOW_MS + 3_600_000)), true);
+        assert_eq!(judge(&later, 1, NOW_MS, HEARD), Verdict::Late);
+    }
+
+    #[test]
+    fn another_enrolment_and_a_revocation_end_all() {
+        let again = Known { min: 3, ..known(3, Some((2, 0)), true) };
+        assert_eq!(judge(&again, 2, NOW_MS, LIVING), Verdict::Over);
+        let again = Known { shown: Some(Shown { is_used: false }), ..again };
+        assert_eq!(judge(&again, 3, NOW_MS, HEARD), Verdict::First);
+        let revoked = Known { is_revoked: true, ..again };
+        assert_eq!(judge(&revoked, 3, NOW_MS, HEARD), Verdict::Revoked);
+    }
+
+    #[test]
+    fn a_catalogue_that_was_set_back_learns_from_what_is_shown() {
+        let behind = Known { shown: None, ..known(4, Some((4, 0)), true) };
+        assert_eq!(judge(&behind, 6, NOW_MS, HEARD), Verdict::Newer);
+        for generation in [0, 3, 4] {
+            assert_eq!(judge(&behind, generation, NOW_MS, HEARD), Verdict::Unknown);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Certificates from one generation to the next, and how they end.
+
+use farshore_api::agent::Agents;
+use farshore_api::identity::{Revoked, SERIAL_BYTES, Serial, Standing};
+use farshore_api::node::Nodes;
+use farshore_api::status::Events;
+
+use super::*;
+
+/// An agent and the key that its certificates are for.
+async fn keyed(site: &Site) -> (As, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let agent = site.enrol_with("agent", &key).await;
+    let body = json!({ "hostname": "alpha", "version": "0.1.0" });
+    site.ok::<Registered>(agent, "POST", paths::AGENT_REGISTER, Some(body)).await;
+    (agent, key)
+}
+
+fn peer(who: As) -> Peer {
+    let As::Peer(peer) = who else { unreachable!() };
+    peer
+}
+
+async fn renew(site: &Site, who: As, key: &KeyPair) -> As {
+    let body = json!({ "csr_pem": csr_of(key) });
+    holder(&site.ok(who, "POST", paths::RENEW, Some(body)).await)
+}
+
+async fn works(site: &Site, who: As) {
+    let _: agent::Assignments = site.ok(who, "GET", paths::AGENT_ASSIGNMENTS, None).await;
+}
+
+async fn is_refused(site: &Site, who: As) -> String {
+    let path = paths::AGENT_ASSIGNMENTS;
+    site.refused(who, "GET", path, None, ErrorCode::Unauthenticated).await
+}
+
+async fn certified(site: &Site) -> farshore_api::identity::Certified {
+    let agents: Agents = site.ok(As::Operator, "GET", paths::AGENTS, None).await;
+    agents.agents[0].certified.clone()
+}
+
+async fn actions(site: &Site) -> Vec<String> {
+    let events: Events = site.ok(As::Operator, "GET", paths::EVENTS, None).await;
+    events.events.into_iter().map(|event| event.action).collect()
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_its_own_key_only() {
+    let site = site().await;
+    let (agent, key) = keyed(&site).await;
+    let thiefs = Some(json!({ "csr_pem": csr() }));
+    site.refused(agent, "POST", paths::RENEW, thiefs, ErrorCode::Forbidden).await;
+    let renewed = peer(renew(&site, agent, &key).await);
+    assert_eq!((renewed.id, renewed.role, renewed.key), {
+        let Peer { id, role, key, .. } = peer(agent);
+        (id, role, key)
+    });
+    assert_eq!(renewed.serial.generation(), peer(agent).serial.generation() + 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_locks_nobody_out() {
+    let site = site().await;
+    let (first, key) = keyed(&site).await;
+    let _lost = renew(&site, first, &key).await;
+    site.app.db.let_certificates_age().await;
+    works(&site, first).await;
+    let third = renew(&site, first, &key).await;
+    works(&site, third).await;
+    // What was on its way when the newer one was used first.
+    works(&site, first).await;
+    assert_eq!(certified(&site).await.standing, Standing::Valid);
+    assert!(!actions(&site).await.contains(&"identity.cloned".into()));
+}
+
+#[tokio::test]
+async fn a_newer_generation_ends_the_older_and_two_holders_are_told() {
+    let site = site().await;
+    let (first, key) = keyed(&site).await;
+    let second = renew(&site, first, &key).await;
+    works(&site, second).await;
+    site.app.db.let_certificates_age().await;
+    let told = is_refused(&site, first).await;
+    assert!(told.contains("in use elsewhere"), "{told}");
+    works(&site, second).await;
+    let again = Some(json!({ "csr_pem": csr_of(&key) }));
+    site.refused(first, "POST", paths::RENEW, again, ErrorCode::Unauthenticated).await;
+    let shown = certified(&site).await;
+    assert_eq!(shown.standing, Standing::Cloned);
+    let holders = shown.cloned.unwrap();
+    assert!(holders.contains("generation 2") && holders.contains("generation 1"), "{holders}");
+    let told = actions(&site).await;
+    let clones = told.iter().filter(|action| *action == "identity.cloned").count();
+    assert_eq!(clones, 1, "once, not for each call: {told:?}");
+
+    // The operator decides who goes on: whoever gets the token.
+    let id = peer(first).id;
+    let body = Some(json!({ "role": "agent", "identity": id }));
+    let token: Token = site.ok(As::Operator, "POST", paths::TOKENS, body).await;
+    let body = json!({ "token": token.token, "csr_pem": csr() });
+    let third = holder(&site.ok(As::Nobody, "POST", paths::ENROL, Some(body)).await);
+    assert_eq!(peer(third).id, id);
+    works(&site, third).await;
+    for old in [first, second] {
+        is_refused(&site, old).await;
+    }
+    assert_eq!(certified(&site).await.standing, Standing::Valid);
+}
+
+#[tokio::test]
+async fn a_revoked_identity_ends_at_once_and_comes_back_by_a_token_only() {
+    let site = site().await;
+    let (agent, key) = keyed(&site).await;
+    let node = site.node().await;
+    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
+    site.place().await;
+    let assigned: node::Assignments = site.ok(node, "GET", paths::NODE_ASSIGNMENTS, None).await;
+    assert!(assigned.volumes[0].agent_generation_min <= 1);
+    let id = peer(agent).id;
+    // A poll that waits must not wait on.
+    let path = format!("{}?after={}&wait_ms=60000", paths::AGENT_ASSIGNMENTS, assigned.version);
+    let began = std::time::Instant::now();
+    let revoke = async {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let path = paths::revoke_agent(id);
+        let revoked: Revoked = site.ok(As::Operator, "POST", &path, None).await;
+        assert_eq!(revoked.machines, ["web"]);
+        let again: Revoked = site.ok(As::Operator, "POST", &path, None).await;
+        assert_eq!(again, revoked, "again changes nothing");
+    };
+    let (polled, ()) = tokio::join!(site.call(agent, "GET", &path, None), revoke);
+    assert_eq!(polled.0, 401, "{}", polled.1);
+    assert!(began.elapsed() < std::time::Duration::from_secs(10));
+    is_refused(&site, agent).await;
+    let body = Some(json!({ "csr_pem": csr_of(&key) }));
+    site.refused(agent, "POST", paths::RENEW, body, ErrorCode::Unauthenticated).await;
+    assert_eq!(certified(&site).await.standing, Standing::Revoked);
+    let told: node::Assignments = site.ok(node, "GET", paths::NODE_ASSIGNMENTS, None).await;
+    assert_eq!(told.volumes[0].agent_generation_min, u64::MAX, "nodes refuse it");
+    let count = actions(&site).await.iter().filter(|a| *a == "identity.revoke").count();
+    assert_eq!(count, 1);
+
+    let body = Some(json!({ "role": "agent", "identity": id }));
+    let token: Token = site.ok(As::Operator, "POST", paths::TOKENS, body).await;
+    let body = json!({ "token": token.token, "csr_pem": csr() });
+    let back = holder(&site.ok(As::Nobody, "POST", paths::ENROL, Some(body)).await);
+    works(&site, back).await;
+    is_refused(&site, agent).await;
+    let told: node::Assignments = site.ok(node, "GET", paths::NODE_ASSIGNMENTS, None).await;
+    assert_eq!(told.volumes[0].agent_generation_min, 2);
+}
+
+#[tokio::test]
+async fn a_revoked_node_gets_no_volumes_and_agents_refuse_it() {
+    let site = site().await;
+    let (agent, _) = keyed(&site).await;
+    let node = site.node().await;
+    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
+    site.place().await;
+    let path = paths::revoke_node(peer(node).id);
+    let revoked: Revoked = site.ok(As::Operator, "POST", &path, None).await;
+    assert_eq!(revoked.machines, ["web"]);
+    let told: agent::Assignments = site.ok(agent, "GET", paths::AGENT_ASSIGNMENTS, None).await;
+    assert_eq!(told.volumes[0].node.generation_min, u64::MAX);
+    assert!(site.app.db.node_sites(clock::now_ms()).await.unwrap().is_empty());
+    let nodes: Nodes = site.ok(As::Operator, "GET", paths::NODES, None).await;
+    assert_eq!(nodes.nodes[0].certified.standing, Standing::Revoked);
+    let unknown = paths::revoke_agent(peer(node).id);
+    site.refused(As::Operator, "POST", &unknown, None, ErrorCode::NotFound).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_ended_is_renewed_and_does_nothing_else() {
+    let site = site().await;
+    let (agent, key) = keyed(&site).await;
+    let expired =
+        |ago_s: u64| As::Peer(Peer { expires_at_unix_s: clock::now_s() - ago_s, ..peer(agent) });
+    is_refused(&site, expired(1)).await;
+    let long_ago = expired(limits::EXPIRED_SECONDS_MAX + 1);
+    let body = Some(json!({ "csr_pem": csr_of(&key) }));
+    site.refused(long_ago, "POST", paths::RENEW, body, ErrorCode::Unauthenticated).await;
+    let renewed = renew(&site, expired(limits::EXPIRED_SECONDS_MAX / 2), &key).await;
+    works(&site, renewed).await;
+}
+
+#[tokio::test]
+async fn certificates_newer_than_the_catalogue_are_taken_and_others_unknown_to_it_are_not() {
+    let site = site().await;
+    let (agent, key) = keyed(&site).await;
+    let generation = peer(agent).serial.generation();
+    let forgotten = |generation| {
+        let serial = Serial::new(generation, [7; SERIAL_BYTES - 9]);
+        As::Peer(Peer { serial, ..peer(agent) })
+    };
+    is_refused(&site, forgotten(generation)).await;
+    // The catalogue is an older backup: this one was issued after it.
+    let newer = forgotten(generation + 3);
+    works(&site, newer).await;
+    assert!(actions(&site).await.contains(&"identity.adopt".into()));
+    let next = renew(&site, newer, &key).await;
+    assert_eq!(peer(next).serial.generation(), generation + 4);
+    works(&site, next).await;
+}
