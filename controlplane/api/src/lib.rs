@@ -13,6 +13,7 @@
 //! | [`point`] | recovery points |
 //! | [`policy`] | replication and failback policies |
 //! | [`failover`] | drills and failovers |
+//! | [`export`] | what an export says of itself |
 //! | [`agent`], [`node`] | what agents and nodes tell and are told |
 //! | [`status`] | the control plane about itself, and its audit events |
 //!
@@ -24,6 +25,7 @@
 pub mod agent;
 pub mod error;
 pub mod exit;
+pub mod export;
 pub mod failover;
 pub mod identity;
 pub mod limits;

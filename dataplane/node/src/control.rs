@@ -6,17 +6,23 @@
 use crate::assignments::Assignments;
 use crate::metrics::Metrics;
 use crate::rt::Post;
+use crate::services::deliver;
 use crate::shard::Message;
 use crate::state::write_durably;
+use farshore_api::limits::REPORT_POINTS_MAX;
 use farshore_api::node::{Assignments as Told, NodeReport, RegisterNode, Registered, Reported};
 use farshore_api::paths;
 use farshore_client::{Backoff, ClientError, ControlClient};
+use farshore_proto::VolumeId;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Sooner while more recovery points wait than one report takes.
+const BACKLOG_EVERY: Duration = Duration::from_millis(100);
 /// How long the control plane may hold back an answer in which nothing is new.
 const POLL_WAIT: Duration = Duration::from_secs(20);
 
@@ -103,45 +109,58 @@ impl Control {
             }
             Err(error) => tracing::error!(%error, "cannot write the assignments"),
         }
+        let mut revoked: BTreeMap<usize, Vec<VolumeId>> = BTreeMap::new();
         for volume in self.assignments.replace(told) {
-            let owner = self.assignments.owner(volume);
-            // A full box means a busy shard; the next hello is refused by the table anyway.
-            if self.shards[owner].try_send(Message::Revoked { volume }).is_err() {
-                tracing::warn!(%volume, "cannot tell the shard that a volume was revoked");
-            }
+            revoked.entry(self.assignments.owner(volume)).or_default().push(volume);
+        }
+        for (owner, volumes) in revoked {
+            // A shard may be busy. A session that stands writes on until its shard hears of it.
+            let post = self.shards[owner].clone();
+            tokio::spawn(async move {
+                for volume in volumes {
+                    deliver(&post, Message::Revoked { volume }).await;
+                }
+            });
         }
     }
 
     /// Reports once a second, for as long as the node lives.
     pub(crate) async fn report(self) {
         let started = Instant::now();
-        let mut is_silent = false;
+        let (mut is_silent, mut wait) = (false, REPORT_EVERY);
         loop {
-            tokio::time::sleep(REPORT_EVERY).await;
+            tokio::time::sleep(wait).await;
             let report = NodeReport {
                 uptime_seconds: started.elapsed().as_secs_f64(),
                 cpu_seconds: cpu_seconds(),
                 volumes: self.metrics.volumes(),
                 points: self.metrics.points(),
-                trouble: self.metrics.trouble(),
+                trouble: self.metrics.troubles().told(),
                 counters: self.counters(),
                 epochs_wanted: self.metrics.take_epochs_wanted(),
             };
             match self.client.post::<Reported>(paths::NODE_REPORT, &report).await {
                 Ok(_) => {
                     is_silent = false;
-                    self.metrics.points_reported(&report.points);
+                    self.metrics.reported(&report);
                 }
-                Err(error) if !is_silent => {
+                Err(error) => {
+                    self.metrics.want_epochs(&report.epochs_wanted);
+                    if !is_silent {
+                        tracing::warn!(%error, "cannot report; replication goes on");
+                    }
                     is_silent = true;
-                    tracing::warn!(%error, "cannot report; replication goes on");
                 }
-                Err(_) => {}
             }
+            wait = match report.points.len() {
+                // More of them wait: the control plane was away, or there are many sources.
+                REPORT_POINTS_MAX.. if !is_silent => BACKLOG_EVERY,
+                _ => REPORT_EVERY,
+            };
         }
     }
 
-    fn counters(&self) -> std::collections::BTreeMap<String, u64> {
+    fn counters(&self) -> BTreeMap<String, u64> {
         let mut counters = self.metrics.counters();
         counters.insert("incarnation".to_owned(), self.incarnation);
         counters

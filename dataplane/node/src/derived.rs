@@ -1,4 +1,4 @@
-//! Maps and index runs: written beside the work, on tokio threads, one at a time.
+//! Maps and index runs: written beside the work, on tokio threads, few at a time.
 //!
 //! Both are derived. Whatever goes wrong here is a warning, and shards never wait for it.
 
@@ -6,7 +6,7 @@ use crate::dedup::Dedup;
 use crate::services::chain;
 use farshore_proto::VolumeId;
 use farshore_vault::{Vault, map, runs};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -19,6 +19,9 @@ const MAP_RUNS_PER_EXTENT: u64 = 4;
 const MAP_SEGMENTS_MIN: u64 = 512;
 /// … or one for so many runs, if that is more: then the map is read as fast as they are.
 const MAP_RUNS_PER_SEGMENT: u64 = 4096;
+
+/// Volumes that are mapped at the same time: a map takes memory, and reads what sessions' puts go to.
+const MAPS_AT_ONCE: usize = 2;
 
 /// New chunks that make an index run.
 const RUN_CHUNKS: usize = 65_536;
@@ -36,6 +39,8 @@ struct Since {
     segments: u64,
     /// Runs of the last map that this node wrote; 0 before the first.
     runs: u64,
+    /// Whether it stands in line, or is being mapped.
+    is_taken: bool,
 }
 
 impl Since {
@@ -45,15 +50,35 @@ impl Since {
     }
 }
 
+/// Volumes, and those of them that wait for their map, the longest first.
+#[derive(Debug, Default)]
+struct Volumes {
+    since: BTreeMap<VolumeId, Since>,
+    line: VecDeque<VolumeId>,
+}
+
+impl Volumes {
+    /// Puts a volume at the end of the line if it is due and not there, nor being mapped.
+    fn line_up(&mut self, volume: VolumeId) -> bool {
+        let Some(since) = self.since.get_mut(&volume) else { return false };
+        let stands = since.is_due() && !since.is_taken;
+        if stands {
+            since.is_taken = true;
+            self.line.push_back(volume);
+        }
+        stands
+    }
+}
+
 /// Decides when which volume is mapped, and does it.
 #[derive(Debug, Default)]
 pub(crate) struct Maps {
-    volumes: Mutex<BTreeMap<VolumeId, Since>>,
+    volumes: Mutex<Volumes>,
     moved: Notify,
 }
 
 impl Maps {
-    fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Since>> {
+    fn volumes(&self) -> MutexGuard<'_, Volumes> {
         // Counters only decide when a map is written.
         self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,10 +92,10 @@ impl Maps {
         let mut volumes = self.volumes();
         let mut is_due = false;
         for (volume, count) in extents {
-            let since = volumes.entry(volume).or_default();
+            let since = volumes.since.entry(volume).or_default();
             since.extents += count;
             since.segments += 1;
-            is_due |= since.is_due();
+            is_due |= volumes.line_up(volume);
         }
         drop(volumes);
         if is_due {
@@ -78,32 +103,66 @@ impl Maps {
         }
     }
 
-    /// A volume to be mapped now; its counters begin again.
+    /// The volume that has waited longest; its counters begin again.
     fn take_due(&self) -> Option<VolumeId> {
         let mut volumes = self.volumes();
-        let (volume, since) = volumes.iter_mut().find(|(_, since)| since.is_due())?;
-        *since = Since { runs: since.runs, ..Since::default() };
-        Some(*volume)
+        let volume = volumes.line.pop_front()?;
+        if let Some(since) = volumes.since.get_mut(&volume) {
+            *since = Since { runs: since.runs, is_taken: true, ..Since::default() };
+        }
+        if !volumes.line.is_empty() {
+            self.moved.notify_one();
+        }
+        Some(volume)
     }
 
-    /// Maps volumes as they become due, for as long as the node runs.
+    /// A volume was mapped, in so many runs if it was; it may be due again.
+    fn mapped(&self, volume: VolumeId, runs: Option<u64>) {
+        let mut volumes = self.volumes();
+        if let Some(since) = volumes.since.get_mut(&volume) {
+            since.runs = runs.unwrap_or(since.runs);
+            since.is_taken = false;
+        }
+        if volumes.line_up(volume) {
+            self.moved.notify_one();
+        }
+    }
+
+    /// Maps volumes as they become due, a few at a time, for as long as the node runs.
     pub(crate) async fn run(self: Arc<Self>, vault: Vault) {
+        self.work(|volume| map_one(vault.clone(), volume)).await;
+    }
+
+    async fn work<F: Future<Output = Option<u64>>>(&self, map: impl Fn(VolumeId) -> F) {
+        let workers = (0..MAPS_AT_ONCE).map(|_| self.work_alone(&map));
+        futures::future::join_all(workers).await;
+    }
+
+    async fn work_alone<F: Future<Output = Option<u64>>>(&self, map: &impl Fn(VolumeId) -> F) {
         loop {
-            let Some(volume) = self.take_due() else {
-                self.moved.notified().await;
-                continue;
-            };
-            match map::write(&vault, volume).await {
-                Ok(Some(written)) => {
-                    let map::Written { seq, runs, parts, bytes } = written;
-                    self.volumes().entry(volume).or_default().runs = runs;
-                    tracing::info!(%volume, %seq, runs, parts, bytes, "mapped a volume");
-                }
-                Ok(None) => tracing::debug!(%volume, "there is nothing new to map"),
-                Err(error) => {
-                    tracing::warn!(%volume, error = %chain(&error), "cannot map a volume; its views take longer to open");
-                }
+            match self.take_due() {
+                Some(volume) => self.mapped(volume, map(volume).await),
+                None => self.moved.notified().await,
             }
+        }
+    }
+}
+
+/// Maps a volume; says in how many runs, if there was anything to map.
+async fn map_one(vault: Vault, volume: VolumeId) -> Option<u64> {
+    match map::write(&vault, volume).await {
+        Ok(Some(written)) => {
+            let map::Written { seq, runs, parts, bytes } = written;
+            tracing::info!(%volume, %seq, runs, parts, bytes, "mapped a volume");
+            Some(runs)
+        }
+        Ok(None) => {
+            tracing::debug!(%volume, "there is nothing new to map");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%volume, error = %chain(&error), "cannot map a volume; its views take longer to open");
+            None
         }
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Nothing is hydrated first: blocks come out of the vault when they are read.
 
+mod status;
+
+use self::status::Health;
 use crate::failure::Failure;
 use crate::state::write_durably;
 use anyhow::Context;
@@ -11,10 +14,11 @@ use farshore_nbd::{Address, Backend, BackendError, Extent, Piece, Server};
 use farshore_program::StopSignals;
 use farshore_proto::{ErrorKind, VolumeId};
 use farshore_vault::export::{Export, ExportError, Holds};
-use farshore_vault::{Access, PointSelector, Store, Vault, VolumeView, key_file};
+use farshore_vault::{Access, Patience, PointSelector, Store, Vault, VolumeView, key_file};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Settings of the command.
 #[derive(Debug, clap::Args)]
@@ -40,6 +44,14 @@ pub(crate) struct ExportArgs {
     /// File that is written when clients can connect: {"nbd_uri": "…", "point": "…", "size_bytes": N}.
     #[arg(long)]
     ready_file: Option<PathBuf>,
+    /// File that says how it serves whenever that changes: {"state": "serving" | "waiting" | "failing" |
+    /// "overlay_full", "reason": "…", "since_unix_ms": N, "patience_seconds": N}.
+    #[arg(long)]
+    status_file: Option<PathBuf>,
+    /// Seconds for which a read waits while the vault's store does not answer; then it fails.
+    #[arg(long, value_name = "SECONDS", env = "FARSHORE_EXPORT_PATIENCE", default_value_t = 600,
+        value_parser = clap::value_parser!(u64).range(0..=604_800))]
+    patience: u64,
 }
 
 fn parse_point(text: &str) -> Result<PointSelector, String> {
@@ -60,17 +72,20 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     let store = Store::open(&args.vault, Access::Read)?;
     let vault = Vault::open(&store, &recovery_key).await?;
     drop(recovery_key);
+    let patience = Patience::new(Duration::from_secs(args.patience));
     let view = VolumeView::open(&vault, args.volume, args.point).await?;
+    let view = view.with_patience(patience.clone());
     let point = *view.point();
     let export = Export::open(view, &args.overlay)
         .await
         .with_context(|| format!("open the overlay {}", args.overlay.display()))?;
     let size_bytes = export.size_bytes();
     let name = point.id.to_string();
-    let server =
-        Server::bind(&args.listen, &name, Arc::new(Disk(Arc::new(export)))).await.map_err(
-            |error| Failure::new(Exit::Unavailable, format!("cannot serve over NBD: {error}")),
-        )?;
+    let disk = Arc::new(Disk { export: Arc::new(export), health: Arc::default() });
+    let health = Arc::clone(&disk.health);
+    let server = Server::bind(&args.listen, &name, disk).await.map_err(|error| {
+        Failure::new(Exit::Unavailable, format!("cannot serve over NBD: {error}"))
+    })?;
     let uri = server.uri();
     let ready = serde_json::json!({
         "nbd_uri": uri,
@@ -78,6 +93,8 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
         "seq": point.seq.0,
         "size_bytes": size_bytes,
     });
+    // Before it is ready: who finds one file finds the other.
+    tokio::spawn(status::tell(args.status_file, patience.clone(), health));
     if let Some(path) = &args.ready_file {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         write_durably(dir.unwrap_or(Path::new(".")), path, ready.to_string().as_bytes())
@@ -87,6 +104,7 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let stopped = async move {
         stop.asked().await;
+        patience.end();
     };
     server.serve(stopped).await;
     Ok(())
@@ -94,7 +112,10 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
 
 /// An export as an NBD backend.
 #[derive(Debug)]
-struct Disk(Arc<Export>);
+struct Disk {
+    export: Arc<Export>,
+    health: Arc<Health>,
+}
 
 fn refuse(error: ExportError) -> BackendError {
     if error.is_no_space() {
@@ -108,13 +129,20 @@ fn refuse(error: ExportError) -> BackendError {
 
 impl Disk {
     async fn settle(&self, fua: bool) -> Result<(), BackendError> {
-        if fua { self.0.flush().await.map_err(refuse) } else { Ok(()) }
+        if fua { self.export.flush().await.map_err(refuse) } else { Ok(()) }
+    }
+
+    /// Answers a write, and notes how it went.
+    async fn wrote(&self, result: Result<(), ExportError>, fua: bool) -> Result<(), BackendError> {
+        self.health.wrote(&result);
+        result.map_err(refuse)?;
+        self.settle(fua).await
     }
 }
 
 impl Backend for Disk {
     fn size_bytes(&self) -> u64 {
-        self.0.size_bytes()
+        self.export.size_bytes()
     }
 
     fn is_read_only(&self) -> bool {
@@ -122,13 +150,13 @@ impl Backend for Disk {
     }
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, BackendError> {
-        let pieces = self.0.read(offset, length.into()).await.map_err(refuse)?;
-        Ok(pieces.into_iter().map(piece_of).collect())
+        let read = self.export.read(offset, length.into()).await;
+        self.health.read(&read);
+        Ok(read.map_err(refuse)?.into_iter().map(piece_of).collect())
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), BackendError> {
-        self.0.write(offset, data).await.map_err(refuse)?;
-        self.settle(fua).await
+        self.wrote(self.export.write(offset, data).await, fua).await
     }
 
     async fn write_zeroes(
@@ -138,17 +166,15 @@ impl Backend for Disk {
         _may_trim: bool,
         fua: bool,
     ) -> Result<(), BackendError> {
-        self.0.write_zeroes(offset, length.into()).await.map_err(refuse)?;
-        self.settle(fua).await
+        self.wrote(self.export.write_zeroes(offset, length.into()).await, fua).await
     }
 
     async fn trim(&self, offset: u64, length: u32, fua: bool) -> Result<(), BackendError> {
-        self.0.trim(offset, length.into()).await.map_err(refuse)?;
-        self.settle(fua).await
+        self.wrote(self.export.trim(offset, length.into()).await, fua).await
     }
 
     async fn flush(&self) -> Result<(), BackendError> {
-        self.0.flush().await.map_err(refuse)
+        self.export.flush().await.map_err(refuse)
     }
 
     async fn extents(
@@ -157,7 +183,7 @@ impl Backend for Disk {
         length: u32,
         count_max: usize,
     ) -> Result<Vec<Extent>, BackendError> {
-        let extents = self.0.extents(offset, length.into(), count_max).map_err(refuse)?;
+        let extents = self.export.extents(offset, length.into(), count_max).map_err(refuse)?;
         Ok(extents
             .into_iter()
             .map(|(length, holds)| {

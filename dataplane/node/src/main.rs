@@ -25,6 +25,7 @@ mod services;
 mod shard;
 mod state;
 mod tls;
+mod troubles;
 
 use clap::{Parser, Subcommand};
 use farshore_program::tell;

@@ -1,14 +1,17 @@
 //! What the node counts: for its reports to the control plane.
 
 use crate::points::Points;
+use crate::troubles::Troubles;
 use farshore_api::agent::PointReport;
 use farshore_api::limits::REPORT_VOLUMES_MAX;
 use farshore_api::machine::VolumeStats;
-use farshore_api::node::NodeVolumeReport;
+use farshore_api::node::{NodeReport, NodeVolumeReport};
 use farshore_api::point::PointKind;
+use farshore_engine::batch::Entry;
 use farshore_engine::log::CommittedPoint;
 use farshore_proto::{Epoch, MarkKind, Seq, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
@@ -27,12 +30,15 @@ pub(crate) struct Metrics {
     volumes: Mutex<BTreeMap<VolumeId, VolumeState>>,
     points: Mutex<Points>,
     epochs_wanted: Mutex<BTreeSet<VolumeId>>,
-    trouble: Mutex<Option<String>>,
+    troubles: Troubles,
+    /// The next report begins behind this volume.
+    turn: Mutex<Option<VolumeId>>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct VolumeState {
     epoch: Epoch,
+    journaled: Seq,
     committed: Seq,
     stats: VolumeStats,
 }
@@ -47,9 +53,20 @@ impl Metrics {
         self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn journaled(&self, bytes: usize) {
+    /// A group of these frames is durable.
+    pub(crate) fn journaled(&self, bytes: usize, entries: &[Entry]) {
         self.groups.fetch_add(1, Ordering::Relaxed);
         self.journal_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.replayed(entries);
+    }
+
+    /// The journal holds these frames, of this run or of one before.
+    pub(crate) fn replayed(&self, entries: &[Entry]) {
+        let mut volumes = lock(&self.volumes);
+        for entry in entries {
+            let state = volumes.entry(entry.volume).or_default();
+            (state.epoch, state.journaled) = (entry.epoch, entry.seq);
+        }
     }
 
     /// The start found so many damages in the journal.
@@ -115,8 +132,7 @@ impl Metrics {
         lock(&self.points).due()
     }
 
-    /// The control plane has these.
-    pub(crate) fn points_reported(&self, reported: &[PointReport]) {
+    fn points_reported(&self, reported: &[PointReport]) {
         lock(&self.points).reported(reported);
     }
 
@@ -125,36 +141,50 @@ impl Metrics {
         lock(&self.epochs_wanted).insert(volume);
     }
 
-    /// What keeps the node from its work, or nothing any more.
-    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
-        *lock(&self.trouble) = trouble;
+    /// What keeps the node from its work, by what it keeps it from.
+    pub(crate) fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
-    /// What keeps the node from its work.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        lock(&self.trouble).clone()
-    }
-
-    /// Volumes that need a newer epoch; asked for again if their agents still cannot begin.
+    /// Volumes that need a newer epoch, as many as a report takes; asked for again if their agents still
+    /// cannot begin.
     pub(crate) fn take_epochs_wanted(&self) -> Vec<Uuid> {
-        let wanted = std::mem::take(&mut *lock(&self.epochs_wanted));
-        wanted.into_iter().take(REPORT_VOLUMES_MAX).map(Uuid::from).collect()
+        let mut wanted = lock(&self.epochs_wanted);
+        let taken = std::iter::from_fn(|| wanted.pop_first());
+        taken.take(REPORT_VOLUMES_MAX).map(Uuid::from).collect()
     }
 
-    /// The volumes' part of a report.
+    /// A report with these was not delivered.
+    pub(crate) fn want_epochs(&self, volumes: &[Uuid]) {
+        lock(&self.epochs_wanted).extend(volumes.iter().copied().map(VolumeId::from));
+    }
+
+    /// The volumes' part of a report: of more than it takes, those behind the last report's first.
     pub(crate) fn volumes(&self) -> Vec<NodeVolumeReport> {
-        lock(&self.volumes)
-            .iter()
+        let turn = lock(&self.turn).unwrap_or(VolumeId([0; 16]));
+        let volumes = lock(&self.volumes);
+        let behind = volumes.range((Excluded(turn), Unbounded));
+        behind
+            .chain(volumes.range(..=turn))
             .filter(|(_, state)| state.epoch > Epoch(0))
             .take(REPORT_VOLUMES_MAX)
             .map(|(volume, state)| NodeVolumeReport {
                 volume: (*volume).into(),
                 epoch: state.epoch.0,
-                journaled_seq: state.committed.0,
+                // What was committed under an epoch before is not in this journal, and need not be.
+                journaled_seq: state.journaled.max(state.committed).0,
                 committed_seq: state.committed.0,
                 stats: state.stats,
             })
             .collect()
+    }
+
+    /// The control plane has this report.
+    pub(crate) fn reported(&self, report: &NodeReport) {
+        self.points_reported(&report.points);
+        if let Some(last) = report.volumes.last() {
+            *lock(&self.turn) = Some(last.volume.into());
+        }
     }
 
     /// The counters' part of a report.
@@ -171,9 +201,96 @@ impl Metrics {
         .into_iter()
         .map(|(name, counter)| (name.to_owned(), counter.load(Ordering::Relaxed)))
         .collect();
+        let (waiting, dropped) = lock(&self.points).counts();
+        counters.insert("points_waiting".to_owned(), waiting);
+        counters.insert("points_dropped".to_owned(), dropped);
         for (reason, count) in lock(&self.refused).iter() {
             counters.insert(format!("refused.{reason}"), *count);
         }
         counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farshore_engine::batch::{Change, Handle};
+    use farshore_proto::BlockRange;
+
+    fn metrics(volumes: usize) -> Metrics {
+        let metrics = Metrics::default();
+        for volume in 0..volumes {
+            let volume = VolumeId((volume as u128).to_be_bytes());
+            metrics.built(volume, Epoch(1), &VolumeStats::default());
+        }
+        metrics
+    }
+
+    fn report(metrics: &Metrics) -> NodeReport {
+        NodeReport {
+            uptime_seconds: 0.0,
+            cpu_seconds: 0.0,
+            volumes: metrics.volumes(),
+            points: metrics.points(),
+            trouble: None,
+            counters: metrics.counters(),
+            epochs_wanted: metrics.take_epochs_wanted(),
+        }
+    }
+
+    #[test]
+    fn every_volume_is_reported_in_turn_and_none_is_passed_over_when_a_report_is_lost() {
+        let count = 2 * REPORT_VOLUMES_MAX + 3;
+        let metrics = metrics(count);
+        let lost = report(&metrics);
+        let mut seen = BTreeSet::new();
+        for _ in 0..3 {
+            let sent = report(&metrics);
+            assert_eq!(sent.volumes.len(), REPORT_VOLUMES_MAX);
+            seen.extend(sent.volumes.iter().map(|volume| volume.volume));
+            metrics.reported(&sent);
+        }
+        assert_eq!(seen.len(), count);
+        assert!(lost.volumes.iter().all(|volume| seen.contains(&volume.volume)));
+    }
+
+    #[test]
+    fn wishes_for_epochs_outlast_a_report_that_was_not_delivered_and_one_that_is_full() {
+        let metrics = metrics(0);
+        let count = REPORT_VOLUMES_MAX + 2;
+        for volume in 0..count {
+            metrics.want_epoch(VolumeId((volume as u128).to_be_bytes()));
+        }
+        let lost = report(&metrics);
+        assert_eq!(lost.epochs_wanted.len(), REPORT_VOLUMES_MAX);
+        metrics.want_epochs(&lost.epochs_wanted);
+        let wanted = [metrics.take_epochs_wanted(), metrics.take_epochs_wanted()].concat();
+        assert_eq!(wanted.iter().collect::<BTreeSet<_>>().len(), count);
+        assert!(metrics.take_epochs_wanted().is_empty());
+    }
+
+    #[test]
+    fn what_is_journaled_is_not_what_is_committed() {
+        let metrics = metrics(1);
+        let volume = VolumeId([0; 16]);
+        metrics.committed(&BTreeMap::from([(volume, Seq(4))]), &[]);
+        let seqs = |metrics: &Metrics| {
+            let volumes = metrics.volumes();
+            (volumes[0].journaled_seq, volumes[0].committed_seq)
+        };
+        assert_eq!(seqs(&metrics), (4, 4));
+        let change = Change::Zero(BlockRange { block: 0, count: 1 });
+        let entry = |seq| Entry {
+            volume,
+            epoch: Epoch(1),
+            seq: Seq(seq),
+            change,
+            handle: Handle(seq),
+            bytes: 0,
+        };
+        metrics.journaled(4096, &[entry(5), entry(6)]);
+        assert_eq!(seqs(&metrics), (6, 4));
+        metrics.committed(&BTreeMap::from([(volume, Seq(6))]), &[]);
+        assert_eq!(seqs(&metrics), (6, 6));
     }
 }

@@ -15,6 +15,7 @@ const POINTS_MAX: usize = 64 * REPORT_POINTS_MAX;
 pub(crate) struct Points {
     waiting: BTreeMap<Uuid, VecDeque<PointReport>>,
     count: usize,
+    dropped: u64,
     /// The next report begins behind this volume.
     turn: Uuid,
 }
@@ -26,6 +27,7 @@ impl Points {
             let greediest = self.waiting.iter().max_by_key(|(_, points)| points.len());
             if let Some(volume) = greediest.map(|(volume, _)| *volume) {
                 self.pop(volume);
+                self.dropped += 1;
             }
         }
         self.waiting.entry(point.volume).or_default().push_back(point);
@@ -38,6 +40,11 @@ impl Points {
         if points.is_empty() {
             self.waiting.remove(&volume);
         }
+    }
+
+    /// How many wait, and how many were dropped since the start.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.count as u64, self.dropped)
     }
 
     /// What the next report carries: of each volume in turn its oldest.

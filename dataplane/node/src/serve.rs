@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::fatal::{Cause, Fatal};
 use crate::metrics::Metrics;
 use crate::recover::{learn_runs, recover};
-use crate::rt::{Mailbox, Post, Ring, RtKind, Threads, mailbox};
+use crate::rt::{Mailbox, Post, Prepared, Ring, RtKind, Threads, mailbox, prepare};
 use crate::services::{self, Services};
 use crate::shard::{self, JournalDir, Message, Recovery, ShardParts};
 use crate::state::State;
@@ -157,6 +157,12 @@ impl Node {
         let cores = std::thread::available_parallelism()?.get();
         let wanted = args.shards.unwrap_or(cores).clamp(1, SHARDS_MAX);
         let mut state = State::open(&args.data, vault.id().into(), wanted)?;
+        // Before the long part: what this machine does not allow is said at once.
+        let (runtime, executors) = prepare(args.runtime, state.logs.len()).map_err(|error| {
+            let text =
+                format!("{error}; raise the limit, or start the node with --runtime threads");
+            Failure::new(Exit::SystemMissing, text)
+        })?;
         let index_dir = args.data.join("index");
         make_dir(&index_dir)?;
         let index = open_index(&index_dir, vault.id())?;
@@ -181,10 +187,10 @@ impl Node {
 
         tokio::spawn(derived::write_runs(vault.clone(), dedup.clone()));
 
-        let runtime = args.runtime.resolve();
         let logs = state.logs();
         let mut threads = Vec::new();
-        for (id, (recovery, (_, inbox))) in recoveries.into_iter().zip(boxes).enumerate() {
+        let shards = recoveries.into_iter().zip(boxes).zip(executors);
+        for (id, ((recovery, (_, inbox)), executor)) in shards.enumerate() {
             let parts = ShardParts {
                 id,
                 log: logs[id],
@@ -205,7 +211,7 @@ impl Node {
                 descriptors,
                 idle_max: Duration::from_secs(args.idle),
             };
-            threads.push(start_shard(runtime, id % cores, parts, recovery, inbox)?);
+            threads.push(start_shard(runtime, executor, parts, recovery, inbox)?);
         }
         tracing::info!(?runtime, shards = threads.len(), "started");
         let incarnation = state.incarnation;
@@ -229,11 +235,7 @@ impl Node {
         }
         tracing::info!("stopping");
         self.fatal.stopping();
-        for post in &self.posts {
-            if post.try_send(Message::Stop).is_err() {
-                tracing::warn!("a shard cannot be told to stop; its journal keeps what it holds");
-            }
-        }
+        self.posts.iter().for_each(Post::finish);
         let threads = self.threads;
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().filter(|thread| !thread.is_finished()).for_each(|thread| {
@@ -311,24 +313,23 @@ fn journal_dir(
 
 fn start_shard(
     runtime: RtKind,
-    core: usize,
+    executor: Prepared,
     parts: ShardParts,
     recovery: Recovery,
     inbox: Mailbox<Message>,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let name = format!("shard-{}", parts.id);
     let (fatal, id) = (parts.fatal.clone(), parts.id);
     let thread = match runtime {
-        RtKind::Ring | RtKind::Auto => Ring::run(&name, core, move || async move {
+        RtKind::Ring | RtKind::Auto => executor.run(move || async move {
             shard::run::<Ring>(parts, recovery, inbox, DRAIN_MAX).await;
             fatal.shard_ended(id);
         }),
-        RtKind::Threads => Threads::run(&name, move || async move {
+        RtKind::Threads => executor.run(move || async move {
             shard::run::<Threads>(parts, recovery, inbox, DRAIN_MAX).await;
             fatal.shard_ended(id);
         }),
     };
-    thread.with_context(|| format!("start {name}"))
+    thread.with_context(|| format!("start shard {id}"))
 }
 
 fn make_dir(path: &Path) -> anyhow::Result<()> {

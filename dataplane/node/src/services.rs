@@ -3,21 +3,25 @@
 use crate::derived::Maps;
 use crate::fatal::{Cause, Fatal};
 use crate::metrics::Metrics;
-use crate::rt::Post;
+use crate::rt::{Post, Unsent};
 use crate::shard::Message;
+use crate::troubles::Work;
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{LogId, Seq, Slot, VolumeId};
-use farshore_vault::claim::{ClaimError, Claimed, Wanted, claim_volume};
+use farshore_vault::claim::{ClaimError, Claimed, SealedLogs, Wanted, claim_with};
 use farshore_vault::log::{Foreign, PUT_BACKOFF_MAX, PUT_BACKOFF_MIN, put_until_there};
 use farshore_vault::store::Object;
 use farshore_vault::{Vault, VaultError};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Requests that wait; shards wait with them.
 const QUEUE_MAX: usize = 16 * PUTS_IN_FLIGHT_MAX;
+/// Volumes that are claimed at the same time.
+const CLAIMS_AT_ONCE: usize = 8;
 /// A mailbox that is full is tried again after this.
 const MAILBOX_RETRY: Duration = Duration::from_millis(2);
 
@@ -69,6 +73,7 @@ pub(crate) async fn run(
 ) {
     let maps = Arc::new(Maps::default());
     tokio::spawn(Arc::clone(&maps).run(vault.clone()));
+    let claims = Arc::new(Claims::default());
     while let Some(request) = queue.recv().await {
         let vault = vault.clone();
         match request {
@@ -87,8 +92,9 @@ pub(crate) async fn run(
             }
             Request::Claim { shard, wanted } => {
                 let (post, metrics) = (shards[shard].clone(), Arc::clone(&metrics));
+                let claims = Arc::clone(&claims);
                 tokio::spawn(async move {
-                    let outcome = claim(&vault, &metrics, &wanted).await;
+                    let outcome = claims.claim(&vault, &metrics, &wanted).await;
                     deliver(&post, Message::Claimed { volume: wanted.volume, outcome }).await;
                 });
             }
@@ -96,9 +102,10 @@ pub(crate) async fn run(
     }
 }
 
-async fn deliver(post: &Post<Message>, message: Message) {
+/// Sends a message however long its shard is busy; one that is gone takes none, and has told why.
+pub(crate) async fn deliver(post: &Post<Message>, message: Message) {
     let mut message = message;
-    while let Err(back) = post.try_send(message) {
+    while let Err(Unsent::Full(back)) = post.try_send(message) {
         message = back;
         tokio::time::sleep(MAILBOX_RETRY).await;
     }
@@ -112,32 +119,66 @@ async fn put(
     slot: Slot,
     object: Object,
 ) -> Result<(), Cause> {
+    let work = Work::Put(log, slot);
     let pause = |error: VaultError, backoff: Duration| {
         if backoff == PUT_BACKOFF_MIN || backoff == PUT_BACKOFF_MAX {
             tracing::warn!(%log, %slot, error = %chain(&error), "the vault takes no segments; waiting");
         }
-        metrics.set_trouble(Some(format!("the vault takes no segments: {error}")));
+        metrics.troubles().set(work, format!("the vault takes no segments: {error}"));
         tokio::time::sleep(backoff)
     };
-    match put_until_there(vault, log, slot, object, pause).await {
-        Ok(()) => {
-            metrics.set_trouble(None);
-            Ok(())
-        }
+    let put = put_until_there(vault, log, slot, object, pause).await;
+    metrics.troubles().clear(work);
+    match put {
+        Ok(()) => Ok(()),
         Err(Foreign::Sealed) => Err(Cause::Sealed { log }),
         Err(Foreign::Segment) => Err(Cause::Foreign { log, slot }),
     }
 }
 
-/// Makes the volume ours under the wanted epoch and returns what the vault holds of it; or what its
-/// agent is told.
-async fn claim(
-    vault: &Vault,
+/// Claims of all shards: a few at a time, or those of a node that is gone would leave nothing of the store
+/// for the puts of the volumes that are here.
+#[derive(Debug)]
+struct Claims {
+    turns: Semaphore,
+    sealed: SealedLogs,
+}
+
+impl Default for Claims {
+    fn default() -> Self {
+        Self { turns: Semaphore::new(CLAIMS_AT_ONCE), sealed: SealedLogs::default() }
+    }
+}
+
+impl Claims {
+    async fn claim(
+        &self,
+        vault: &Vault,
+        metrics: &Metrics,
+        wanted: &Wanted,
+    ) -> Result<Seq, (RefusalReason, String)> {
+        // Nobody closes it.
+        let _turn = self.turns.acquire().await;
+        let claimed = claim_with(vault, wanted, &self.sealed).await;
+        outcome(metrics, wanted, claimed)
+    }
+}
+
+/// What the vault holds of the volume that is ours now under the wanted epoch; or what its agent is told.
+fn outcome(
     metrics: &Metrics,
     wanted: &Wanted,
+    claimed: Result<Claimed, ClaimError>,
 ) -> Result<Seq, (RefusalReason, String)> {
     let (volume, epoch) = (wanted.volume, wanted.epoch);
-    let error = match claim_volume(vault, wanted).await {
+    let work = Work::Claim(volume);
+    match &claimed {
+        Err(error @ ClaimError::Vault { source, .. }) => {
+            metrics.troubles().set(work, format!("{error}: {source}"));
+        }
+        _ => metrics.troubles().clear(work),
+    }
+    let error = match claimed {
         Ok(Claimed { committed, sealed, ordinal }) => {
             if let Some((log, slot)) = sealed {
                 tracing::info!(%volume, %log, %slot, "sealed the log of the epoch before");
@@ -173,4 +214,35 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::{Mail, mailbox};
+
+    fn revoked(n: u8) -> Message {
+        Message::Revoked { volume: VolumeId([n; 16]) }
+    }
+
+    #[tokio::test]
+    async fn a_message_waits_for_a_busy_shard_and_not_for_one_that_is_gone() {
+        let (post, inbox) = mailbox(1);
+        assert!(post.try_send(revoked(0)).is_ok());
+        let waiting = tokio::spawn({
+            let post = post.clone();
+            async move { deliver(&post, revoked(1)).await }
+        });
+        for n in [0, 1] {
+            let Mail::Message(Message::Revoked { volume }) = inbox.next().await else {
+                panic!("a message of the two");
+            };
+            assert_eq!(volume, VolumeId([n; 16]));
+        }
+        waiting.await.unwrap();
+        assert!(post.try_send(revoked(2)).is_ok());
+        drop(inbox);
+        let is_over = tokio::time::timeout(Duration::from_secs(10), deliver(&post, revoked(3)));
+        is_over.await.expect("nobody is there to wait for");
+    }
 }

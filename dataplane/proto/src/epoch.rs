@@ -195,7 +195,7 @@ impl EpochBody {
         let mut reader = Reader::new("epoch body", bytes);
         let epoch = Epoch(reader.u64()?);
         let log = LogId(reader.array()?);
-        let first_slot = Slot(reader.u64()?);
+        let first_slot = reader.slot("epoch first slot")?;
         let first_seq = reader.seq("epoch first seq")?;
         let size_bytes = reader.u64()?;
         let label_bytes = reader.count("epoch label", LABEL_BYTES_MAX)?;

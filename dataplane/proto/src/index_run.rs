@@ -242,7 +242,7 @@ pub(crate) fn take_chunks(
         let id = ChunkId(reader.array()?);
         let number = reader.u32()?;
         let log = logs.get(number as usize, number)?;
-        let slot = Slot(reader.u64()?);
+        let slot = reader.slot("chunk slot")?;
         let chunk = reader.u32()?;
         let blocks = reader.u32()?;
         if blocks == 0 || blocks as usize > CHUNK_BLOCKS_MAX {

@@ -3,6 +3,8 @@
 //! A peer or a damaged file can ask for no more than this. The assertions below are the proof that
 //! the limits fit each other; change one and the build says which relation broke.
 
+use crate::ids::Slot;
+
 /// Unit of all addressing: one block.
 pub const BLOCK_BYTES: usize = 4096;
 
@@ -22,6 +24,10 @@ pub const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
 /// Highest seq that a peer may say it has. No stream comes near it, and one can go on behind it.
 pub const SEQ_CLAIMED_MAX: u64 = 1 << 63;
+
+/// Highest slot that an object may say it has, or that it begins at. No log comes near it, and one can go
+/// on behind it.
+pub const SLOT_MAX: Slot = Slot(1 << 62);
 
 /// Bytes an agent may have sent beyond the journaled watermark.
 pub const WINDOW_BYTES: usize = 8 << 20;

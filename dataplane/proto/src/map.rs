@@ -258,7 +258,7 @@ fn take_head(reader: &mut Reader<'_>) -> Result<MapHead, DecodeError> {
         return Err(DecodeError::Range { what: "map ordinal", value: 0 });
     }
     let log = LogId(reader.array()?);
-    let slot = Slot(reader.u64()?);
+    let slot = reader.slot("map slot")?;
     let size_bytes = reader.u64()?;
     if size_bytes == 0
         || size_bytes > VOLUME_BYTES_MAX

@@ -10,7 +10,7 @@ use crate::index_run::Listed;
 use crate::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX,
     SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_LOGS_MAX,
-    SEGMENT_SPANS_MAX, SEGMENT_TABLE_BYTES_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
+    SEGMENT_SPANS_MAX, SEGMENT_TABLE_BYTES_MAX, SLOT_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
 };
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
@@ -155,7 +155,7 @@ impl SegmentHeader {
         let table_compression = Compression::from_code(reader.u8()?)?;
         let vault = VaultId(reader.array()?);
         let log = LogId(reader.array()?);
-        let slot = Slot(reader.u64()?);
+        let slot = reader.slot("segment slot")?;
         let key = KeyNumber(reader.u32()?);
         reader.reserved(4)?;
         let salt = reader.array()?;
@@ -450,7 +450,11 @@ fn take_chunk(
         ChunkPlace::Here { frame, offset: b }
     } else {
         let log = logs.get(log as usize - 1, log)?;
-        ChunkPlace::There { log, slot: Slot(a), chunk: b }
+        let slot = Slot(a);
+        if slot > SLOT_MAX {
+            return Err(DecodeError::Range { what: "chunk slot", value: a });
+        }
+        ChunkPlace::There { log, slot, chunk: b }
     };
     Ok(SegmentChunk { id, blocks, place })
 }

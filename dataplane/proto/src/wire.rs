@@ -1,7 +1,8 @@
 //! Little-endian reading and writing over slices, bounds checked.
 
 use crate::error::DecodeError;
-use crate::ids::Seq;
+use crate::ids::{Seq, Slot};
+use crate::limits::SLOT_MAX;
 
 /// Reads fields from a slice in order; every read names the layout for its error.
 #[derive(Debug)]
@@ -92,6 +93,17 @@ impl<'a> Reader<'a> {
         match self.u64()? {
             u64::MAX => Err(DecodeError::Range { what, value: u64::MAX }),
             value => Ok(Seq(value)),
+        }
+    }
+
+    /// Eight bytes that are a place in a log: one that has others behind it.
+    ///
+    /// # Errors
+    /// `Truncated` at the end, `Range` above [`SLOT_MAX`], which no log reaches.
+    pub fn slot(&mut self, what: &'static str) -> Result<Slot, DecodeError> {
+        match Slot(self.u64()?) {
+            slot if slot > SLOT_MAX => Err(DecodeError::Range { what, value: slot.0 }),
+            slot => Ok(slot),
         }
     }
 

@@ -158,17 +158,15 @@ impl<'a> Build<'a> {
         if let Some(number) = self.here.get(&id) {
             return (*number, false);
         }
-        let (number, is_new) = match found {
-            Some(Location { log, slot, chunk, blocks })
-                if blocks as usize * BLOCK_BYTES == bytes.len() =>
-            {
-                let place = ChunkPlace::There { log, slot, chunk };
-                (self.builder.push_reference(id, blocks, place), false)
-            }
-            _ => (self.builder.push_chunk(id, bytes), true),
-        };
+        let referred = found.and_then(|Location { log, slot, chunk, blocks }| {
+            let is_it = blocks as usize * BLOCK_BYTES == bytes.len();
+            let place = ChunkPlace::There { log, slot, chunk };
+            // What cannot be referred to is stored again: that costs space, nothing else.
+            is_it.then(|| self.builder.push_reference(id, blocks, place)).flatten()
+        });
+        let number = referred.unwrap_or_else(|| self.builder.push_chunk(id, bytes));
         self.here.insert(id, number);
-        (number, is_new)
+        (number, referred.is_none())
     }
 
     fn close(&mut self, open: Open) {

@@ -195,8 +195,8 @@ impl<'a> Chain<'a> {
         let Some(ScanEnd::Missing(slot)) = self.end else { return Ok(None) };
         let log = self.epochs[self.epoch].log;
         let behind = Behind::look(self.vault, log, slot).await?;
-        behind.check(self.vault, log, slot)?;
-        Ok(behind.later().map(|later| Hole { log, slot, later }))
+        let later = behind.later(self.vault, log, slot)?;
+        Ok(later.map(|later| Hole { log, slot, later }))
     }
 
     fn limit(&self) -> Option<Seq> {

@@ -6,7 +6,7 @@ use crate::blocking;
 use crate::blocks::Source;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{CACHE_SHARDS, FRAME_CACHE_BYTES, TABLE_CACHE_BYTES};
+use crate::limits::{CACHE_SHARDS, FRAME_CACHE_BYTES, FRAMES_OPENING_MAX, TABLE_CACHE_BYTES};
 use crate::log::{OpenSegment, read_segment};
 use crate::vault::Vault;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use farshore_proto::{LogId, Slot};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 type TableKey = (LogId, Slot);
 type FrameKey = (LogId, Slot, u32);
@@ -35,8 +36,6 @@ pub(crate) struct Home {
     pub(crate) frame: u32,
     /// Byte offset in the frame.
     pub(crate) offset: u32,
-    /// Its length.
-    pub(crate) blocks: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +60,7 @@ pub(crate) struct ChunkReader {
     user: ObjectName,
     tables: Cache<TableKey, Arc<OpenSegment>, BySize>,
     frames: Cache<FrameKey, Bytes, BySize>,
+    opening: Semaphore,
 }
 
 impl std::fmt::Debug for ChunkReader {
@@ -97,6 +97,7 @@ impl ChunkReader {
             user,
             tables: cache(TABLE_CACHE_BYTES, 64 << 10),
             frames: cache(FRAME_CACHE_BYTES, 512 << 10),
+            opening: Semaphore::new(FRAMES_OPENING_MAX),
         }
     }
 
@@ -143,8 +144,8 @@ impl ChunkReader {
         let end = u64::from(source.first) + count;
         let is_it = |chunk: &&SegmentChunk| source.is_of(&chunk.id) && end <= chunk.blocks.into();
         match segment.table.chunks.get(number as usize).filter(is_it).copied() {
-            Some(SegmentChunk { blocks, place: ChunkPlace::Here { frame, offset }, .. }) => {
-                Ok(Home { log, slot, segment, number, frame, offset, blocks })
+            Some(SegmentChunk { place: ChunkPlace::Here { frame, offset }, .. }) => {
+                Ok(Home { log, slot, segment, number, frame, offset })
             }
             _ => Err(VaultError::Reference {
                 url: self.vault.url().to_owned(),
@@ -155,8 +156,11 @@ impl ChunkReader {
         }
     }
 
-    /// The bytes of the chunk of `source`, of which `count` blocks are wanted.
-    pub(crate) async fn chunk(
+    /// The `count` blocks of `source`.
+    ///
+    /// What is returned keeps at most about twice its own length in memory: a frame holds many chunks, and a
+    /// slice of it would keep all of them for as long as the answer is on its way.
+    pub(crate) async fn blocks(
         &self,
         log: LogId,
         source: &Source,
@@ -165,12 +169,20 @@ impl ChunkReader {
         let home = self.home(log, source, count).await?;
         let key = (home.log, home.slot, home.frame);
         let frame = self.frames.get_or_insert_async(&key, self.read_frame(&home)).await?;
-        let start = home.offset as usize;
-        // In range: the table's decoder compared every chunk with the length of its frame.
-        Ok(frame.slice(start..start + home.blocks as usize * BLOCK_BYTES))
+        let start = home.offset as usize + source.first as usize * BLOCK_BYTES;
+        let length = usize::try_from(count).expect("a run of a chunk is short") * BLOCK_BYTES;
+        // In range: `home` compared the blocks wanted with the length of the chunk, and the table's decoder
+        // every chunk with the length of its frame.
+        let blocks = start..start + length;
+        Ok(match 2 * length < frame.len() {
+            true => Bytes::copy_from_slice(&frame[blocks]),
+            false => frame.slice(blocks),
+        })
     }
 
     async fn read_frame(&self, home: &Home) -> Result<Bytes, VaultError> {
+        // Of all readers: each has a few under way, and there may be many.
+        let _permit = self.opening.acquire().await;
         let name = ObjectName::slot(home.log, home.slot);
         let range = home.segment.frames[home.frame as usize].clone();
         let sealed = self.vault.store().get_range(&name, range.clone()).await;

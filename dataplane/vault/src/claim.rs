@@ -3,16 +3,18 @@
 //! The last word is the vault's, not the control plane's: whoever was given an epoch still finds out
 //! here that a newer one is there, or that the epoch is in another log.
 
+mod sealed;
+
 use crate::catalog::end_of_volume;
 use crate::epoch::{Claim, claim_behind, read_epochs};
 use crate::error::VaultError;
-use crate::log::seal;
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::RefusalReason;
-use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, VolumeId};
+
+pub use sealed::SealedLogs;
 
 /// What a shard wants to own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +135,19 @@ impl ClaimError {
     }
 }
 
-/// Makes the volume the shard's under the wanted epoch.
+/// Makes the volume the shard's under the wanted epoch: [`claim_with`] for a single one.
+///
+/// # Errors
+/// See [`ClaimError`].
+///
+/// # Cancel safety
+/// As [`claim_with`].
+pub async fn claim_volume(vault: &Vault, wanted: &Wanted) -> Result<Claimed, ClaimError> {
+    claim_with(vault, wanted, &SealedLogs::default()).await
+}
+
+/// Makes the volume the shard's under the wanted epoch. `sealed` is what the node has read of the logs that
+/// it takes volumes over from.
 ///
 /// Calling again after an error, a lost answer or a crash gives the same answer, as long as no newer
 /// epoch was begun.
@@ -143,7 +157,11 @@ impl ClaimError {
 ///
 /// # Cancel safety
 /// Dropped, it leaves open whether the volume was claimed, like an error.
-pub async fn claim_volume(vault: &Vault, wanted: &Wanted) -> Result<Claimed, ClaimError> {
+pub async fn claim_with(
+    vault: &Vault,
+    wanted: &Wanted,
+    sealed_logs: &SealedLogs,
+) -> Result<Claimed, ClaimError> {
     let volume = wanted.volume;
     let failed = |source: VaultError| ClaimError::Vault { volume, source: Box::new(source) };
     let epochs = read_epochs(vault, volume).await.map_err(failed)?;
@@ -170,15 +188,18 @@ pub async fn claim_volume(vault: &Vault, wanted: &Wanted) -> Result<Claimed, Cla
         return Err(ClaimError::NeedsEpoch { volume, log: last.log });
     }
     let mut sealed = None;
+    let mut committed = None;
     if last.log != wanted.log && !is_on(Bug::ClaimWithoutSeal) {
-        // Whoever wrote it may still run: after the seal nothing of it counts any more. Slots in
-        // front of the epoch's first may have been on their way when it began, and may be missing.
-        let from = last.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64);
-        let slot = seal(vault, last.log, Slot(from)).await.map_err(failed)?;
-        sealed = Some((last.log, slot));
+        // Whoever wrote it may still run: after the seal nothing of it counts any more.
+        let log = sealed_logs.read(vault, last).await.map_err(failed)?;
+        sealed = Some((last.log, log.slot));
+        committed = log.end_of(volume, last);
     }
-    let end = end_of_volume(vault, volume).await.map_err(failed)?;
-    begin(vault, wanted, epochs.len() as u64, end.last_seq, sealed).await
+    let committed = match committed {
+        Some(committed) => committed,
+        None => end_of_volume(vault, volume).await.map_err(failed)?.last_seq,
+    };
+    begin(vault, wanted, epochs.len() as u64, committed, sealed).await
 }
 
 /// Begins the wanted epoch behind what the vault holds: the `held` epochs that were read.

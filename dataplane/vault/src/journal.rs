@@ -26,6 +26,9 @@ use std::sync::Arc;
 
 pub use farshore_codec::journal::GroupsEnd;
 
+/// Space that a journal file sets aside at a time.
+const RESERVE_BYTES: u64 = 16 << 20;
+
 /// Where a driver keeps journal files.
 pub trait JournalDisk {
     /// A journal file.
@@ -36,6 +39,12 @@ pub trait JournalDisk {
 
     /// Makes the names of all files durable.
     fn sync_names(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// Deletes a file that was created and never written to.
+    fn discard(&self, file: u64) -> impl Future<Output = io::Result<()>> {
+        let _ = file;
+        async { Ok(()) }
+    }
 }
 
 /// A journal file: aligned writes past the page cache where the file system can.
@@ -51,6 +60,42 @@ pub trait JournalFile {
 
     /// Makes everything written durable.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
+
+    /// Sets space aside for the first `bytes` of the file, so that no write below them meets a full disk; a
+    /// file system that cannot do so says nothing.
+    fn reserve(&self, bytes: u64) -> impl Future<Output = io::Result<()>> {
+        let _ = bytes;
+        async { Ok(()) }
+    }
+}
+
+/// Why a group cannot be written now.
+#[derive(Debug, thiserror::Error)]
+pub enum RoomError {
+    /// The disk is full. Nothing was written: ask again when there may be room.
+    #[error("there is no room for the journal")]
+    NoSpace {
+        /// What the disk says.
+        #[source]
+        source: io::Error,
+    },
+    /// Anything else: the journal must not be written any more.
+    #[error("the journal cannot be written")]
+    Disk {
+        /// What the disk says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl RoomError {
+    /// Of setting space aside, or making a file.
+    fn of(source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { source },
+            _ => Self::Disk { source },
+        }
+    }
 }
 
 /// Whose journal it is, and under which key.
@@ -79,6 +124,8 @@ struct Open<F> {
     file: F,
     sealer: JournalSealer,
     offset: u64,
+    /// Space is set aside for so many of its bytes.
+    reserved: u64,
 }
 
 /// Writes the groups of one shard. Files of earlier runs are only read.
@@ -104,6 +151,37 @@ impl<D: JournalDisk> JournalWriter<D> {
         Self { disk, owner, file_bytes, next_file: first_file, open: None }
     }
 
+    /// Makes sure that there is room for a group of `plain_bytes`: opens its file, and sets its space aside.
+    /// So a disk that is full is met before anything was written: to wait then is honest, where after a
+    /// write that failed it would not be.
+    ///
+    /// # Errors
+    /// See [`RoomError`].
+    ///
+    /// # Panics
+    /// Never: a file is open when it is looked at.
+    pub async fn make_room(&mut self, plain_bytes: usize) -> Result<(), RoomError> {
+        let disk_bytes = JournalSealer::disk_bytes(plain_bytes) as u64;
+        let is_full = |open: &Open<D::File>| open.offset + disk_bytes > self.file_bytes;
+        if self.open.as_ref().is_none_or(is_full) {
+            // The old file closes here; every group in it was synced.
+            self.open = Some(self.create().await?);
+        }
+        let open = self.open.as_mut().expect("made above");
+        let needed = open.offset + disk_bytes;
+        if needed > open.reserved {
+            // Some more than needed, if there is so much.
+            let ahead = needed.max((open.reserved + RESERVE_BYTES).min(self.file_bytes));
+            open.reserved = match open.file.reserve(ahead).await {
+                Ok(()) => ahead,
+                Err(_) => {
+                    open.file.reserve(needed).await.map_err(RoomError::of).map(|()| needed)?
+                }
+            };
+        }
+        Ok(())
+    }
+
     /// Writes one group and makes it durable. `fill` lays `plain_bytes` of entries out
     /// ([`lay_out`]); it is called once, unless a file cannot be made.
     ///
@@ -117,12 +195,11 @@ impl<D: JournalDisk> JournalWriter<D> {
         plain_bytes: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> io::Result<Written> {
+        let made = self.make_room(plain_bytes).await;
+        made.map_err(|error| match error {
+            RoomError::NoSpace { source } | RoomError::Disk { source } => source,
+        })?;
         let disk_bytes = JournalSealer::disk_bytes(plain_bytes);
-        let is_full = |open: &Open<D::File>| open.offset + disk_bytes as u64 > self.file_bytes;
-        if self.open.as_ref().is_none_or(is_full) {
-            // The old file closes here; every group in it was synced.
-            self.open = Some(self.create().await?);
-        }
         let open = self.open.as_mut().expect("made above");
         let mut buffer = open.file.buffer(disk_bytes);
         fill(&mut buffer.as_mut()[JOURNAL_GROUP_HEADER_BYTES..][..plain_bytes]);
@@ -136,13 +213,26 @@ impl<D: JournalDisk> JournalWriter<D> {
         Ok(Written { file: header.file, disk_bytes })
     }
 
-    async fn create(&mut self) -> io::Result<Open<D::File>> {
+    async fn create(&mut self) -> Result<Open<D::File>, RoomError> {
         let number = self.next_file;
         self.next_file += 1;
         let Owner { vault, log, number: key_number, ref key } = self.owner;
-        let sealer =
-            JournalSealer::create(vault, log, number, key, key_number).map_err(io::Error::other)?;
-        let file = self.disk.create(number).await?;
+        let sealer = JournalSealer::create(vault, log, number, key, key_number)
+            .map_err(|error| RoomError::Disk { source: io::Error::other(error) })?;
+        let file = self.disk.create(number).await.map_err(RoomError::of)?;
+        let reserved = JOURNAL_ALIGN_BYTES as u64;
+        if let Err(error) = file.reserve(reserved).await {
+            drop(file);
+            // Left behind it would be one that holds nothing.
+            self.disk.discard(number).await.map_err(|source| RoomError::Disk { source })?;
+            return Err(RoomError::of(error));
+        }
+        self.begin(&file, &sealer).await.map_err(|source| RoomError::Disk { source })?;
+        Ok(Open { file, sealer, offset: JOURNAL_ALIGN_BYTES as u64, reserved })
+    }
+
+    /// Writes the header of a file, and makes file and name durable.
+    async fn begin(&self, file: &D::File, sealer: &JournalSealer) -> io::Result<()> {
         let mut buffer = file.buffer(JOURNAL_ALIGN_BYTES);
         buffer.as_mut().copy_from_slice(&sealer.header().encode());
         file.write_at(buffer, 0).await?;
@@ -151,7 +241,7 @@ impl<D: JournalDisk> JournalWriter<D> {
         if !is_on(Bug::JournalNameNotSynced) {
             self.disk.sync_names().await?;
         }
-        Ok(Open { file, sealer, offset: JOURNAL_ALIGN_BYTES as u64 })
+        Ok(())
     }
 
     /// Salt of the file being written, for whoever checks that none is used twice.

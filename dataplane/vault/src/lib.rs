@@ -36,6 +36,7 @@ pub mod limits;
 pub mod log;
 pub mod map;
 pub mod overlay;
+mod patience;
 pub mod recover;
 pub mod restore;
 pub mod runs;
@@ -50,6 +51,7 @@ pub mod view;
 
 pub use chain::Hole;
 pub use error::VaultError;
+pub use patience::{Patience, Supply};
 pub use store::{Access, Store, StoreError, vault_url, vault_url_of};
 pub use vault::Vault;
 pub use view::{Piece, Point, PointSelector, VolumeView};

@@ -28,6 +28,9 @@ pub const KEYS_MAX: u32 = 1 << 12;
 /// Times that a seal moves on to the next slot because a late segment was there first.
 pub const SEAL_STEPS_MAX: u64 = 1 << 16;
 
+/// Sealed logs whose streams a node remembers while it takes their volumes over.
+pub const SEALED_LOGS_MAX: usize = 256;
+
 /// Runs in the block map of one view; one run costs about 60 bytes.
 pub const VIEW_RUNS_MAX: usize = 1 << 27;
 /// Recovery points of one volume that a listing holds.
@@ -42,6 +45,14 @@ pub const TABLE_CACHE_BYTES: u64 = 64 << 20;
 pub const CACHE_SHARDS: usize = 4;
 /// Frames that one read fetches at the same time.
 pub const READ_FRAMES_IN_FLIGHT_MAX: usize = 16;
+
+/// Frames of a view that are fetched and opened at the same time, whoever reads: each is in memory sealed
+/// and opened.
+pub const FRAMES_OPENING_MAX: usize = 64;
+/// First wait of a read whose store is away.
+pub const PATIENCE_BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// Longest wait between two attempts of it.
+pub const PATIENCE_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// Maps of one volume that a reader knows of; of more, the newest.
 pub const MAPS_LISTED_MAX: usize = 1 << 16;
@@ -117,6 +128,8 @@ const _: () = {
     assert!(BULK_GET_BYTES >= 2 * (SEGMENT_FRAME_BYTES_MAX + 16) as u64);
     assert!(BULK_GET_BYTES * 4 <= SEGMENT_BYTES_MAX);
     assert!(READ_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+    assert!(FRAMES_OPENING_MAX * 2 * SEGMENT_FRAME_BYTES_MAX <= 128 << 20);
+    assert!(FRAMES_OPENING_MAX >= 2 * READ_FRAMES_IN_FLIGHT_MAX);
     assert!(ZERO_WRITE_BYTES.is_multiple_of(BLOCK_BYTES));
     assert!(OVERLAY_IO_BYTES_MAX <= READ_BYTES_MAX);
     // Stripes are taken in order; a request of the largest size takes each at most once a round.

@@ -57,8 +57,11 @@ pub struct LogEnd {
     /// Slots behind `next` that crashed runs of the writer filled: void once `next` is filled by a
     /// run with a greater incarnation.
     pub void: BTreeSet<Slot>,
-    /// The highest incarnation found, from 1.
+    /// The highest incarnation found, from 1. It comes from the head of a slot, which is authenticated
+    /// with the slot's table and not before.
     pub incarnation: u64,
+    /// A slot that has it; none if no slot was found.
+    pub newest: Option<Slot>,
 }
 
 /// Puts a segment into its slot.
@@ -96,13 +99,14 @@ pub async fn put_segment(
         vault.store().settle(&name).await?;
         return Ok(PutOutcome::Committed);
     }
-    if found.kind == SlotKind::Seal && is_on(Bug::SealIgnored) {
-        return Ok(PutOutcome::Committed);
+    match found.kind {
+        SlotKind::Seal if is_on(Bug::SealIgnored) => Ok(PutOutcome::Committed),
+        SlotKind::Seal => {
+            open_seal(vault, log, slot).await?;
+            Ok(PutOutcome::Foreign(Foreign::Sealed))
+        }
+        SlotKind::Segment => Ok(PutOutcome::Foreign(Foreign::Segment)),
     }
-    Ok(PutOutcome::Foreign(match found.kind {
-        SlotKind::Seal => Foreign::Sealed,
-        SlotKind::Segment => Foreign::Segment,
-    }))
 }
 
 /// Puts a segment into its slot, however long the store is away; `Err` if the slot holds something
@@ -138,69 +142,147 @@ pub async fn put_until_there<W: Future<Output = ()>>(
     }
 }
 
-/// Finds the end of a log, knowing that all slots before `from` are filled.
+/// Finds the end of a log, knowing that all slots before `from` are filled. The log may be written
+/// meanwhile.
 ///
-/// What was found is durable when this returns, whoever put it.
+/// What was found is durable when this returns, whoever put it. A seal has been opened.
 ///
 /// # Errors
 /// `Unavailable`; `Corrupt` if a slot holds something that is not of this log, or segments are lost:
-/// going on would make void what was committed behind the gap.
-///
-/// # Panics
-/// Never: slots do not run out.
+/// going on would make void what was committed behind the gap; `Limit` if the writer is faster than
+/// this, slot after slot.
 pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
-    let slots = futures::stream::iter(from.0..).map(|slot| header_at(vault, log, Slot(slot)));
-    let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
-    let mut incarnation = 1;
-    let mut last = None;
-    let mut end = loop {
-        let (slot, found) = slots.next().await.expect("slots do not run out");
-        let Some(header) = found? else {
-            let behind = Behind::look(vault, log, slot).await?;
-            behind.check(vault, log, slot)?;
-            incarnation = behind.filled.values().copied().fold(incarnation, u64::max);
-            let void = behind.filled.keys().copied().collect();
-            break LogEnd { next: slot, is_sealed: false, void, incarnation };
-        };
-        incarnation = incarnation.max(header.incarnation);
-        last = Some(slot);
-        if header.kind == SlotKind::Seal {
-            break LogEnd { next: slot, is_sealed: true, void: BTreeSet::new(), incarnation };
-        }
-    };
-    match last {
-        Some(last) => vault.store().settle(&ObjectName::slot(log, last)).await?,
-        None => {
-            let before = end.next.0.checked_sub(1).map(Slot);
-            if let Some(before) = before {
-                let (_, found) = header_at(vault, log, before).await;
-                end.incarnation = found?.map_or(1, |header| header.incarnation);
+    let mut walk = Walk { incarnation: 1, newest: None, last: None };
+    let mut at = from;
+    for _ in 0..SEAL_STEPS_MAX {
+        let (next, is_sealed) = walk.on(vault, log, at).await?;
+        let mut void = BTreeSet::new();
+        if !is_sealed {
+            match Behind::look(vault, log, next).await? {
+                Behind::Moved => {
+                    at = next;
+                    continue;
+                }
+                Behind::Lost { later } => return Err(lost(vault, log, next, later)),
+                Behind::End { filled } => {
+                    filled.iter().for_each(|(slot, incarnation)| walk.saw(*slot, *incarnation));
+                    void = filled.into_keys().collect();
+                }
             }
         }
+        match (walk.last, next.0.checked_sub(1)) {
+            (Some(last), _) => vault.store().settle(&ObjectName::slot(log, last)).await?,
+            (None, Some(before)) => {
+                let (before, found) = header_at(vault, log, Slot(before)).await;
+                if let Some(header) = found? {
+                    walk.saw(before, header.incarnation);
+                }
+            }
+            (None, None) => {}
+        }
+        let Walk { incarnation, newest, .. } = walk;
+        return Ok(LogEnd { next, is_sealed, void, incarnation, newest });
     }
-    Ok(end)
+    let url = vault.url().to_owned();
+    let what = "slots filled while the end of their log was looked for";
+    Err(VaultError::Limit { url, what, max: SEAL_STEPS_MAX })
 }
 
-/// What lies behind a missing slot.
+/// What was seen on the way to the end of a log.
+struct Walk {
+    incarnation: u64,
+    newest: Option<Slot>,
+    last: Option<Slot>,
+}
+
+impl Walk {
+    fn saw(&mut self, slot: Slot, incarnation: u64) {
+        if self.newest.is_none() || incarnation > self.incarnation {
+            self.incarnation = self.incarnation.max(incarnation);
+            self.newest = Some(slot);
+        }
+    }
+
+    /// Goes on from a slot to the first that holds nothing, or a seal; says which.
+    async fn on(
+        &mut self,
+        vault: &Vault,
+        log: LogId,
+        from: Slot,
+    ) -> Result<(Slot, bool), VaultError> {
+        let slots = futures::stream::iter(from.0..=u64::MAX);
+        let slots = slots.map(|slot| header_at(vault, log, Slot(slot)));
+        let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
+        while let Some((slot, found)) = slots.next().await {
+            let Some(header) = found? else { return Ok((slot, false)) };
+            self.saw(slot, header.incarnation);
+            self.last = Some(slot);
+            if header.kind == SlotKind::Seal {
+                open_seal(vault, log, slot).await?;
+                return Ok((slot, true));
+            }
+        }
+        let url = vault.url().to_owned();
+        Err(VaultError::Limit { url, what: "slots of a log", max: u64::MAX })
+    }
+}
+
+/// Opens what the head of a slot says is a seal: what ends a log, and a writer with it, is not believed
+/// before it has authenticated.
+async fn open_seal(vault: &Vault, log: LogId, slot: Slot) -> Result<(), VaultError> {
+    read_segment(vault, log, slot).await.map(|_| ())
+}
+
+fn lost(vault: &Vault, log: LogId, slot: Slot, later: Slot) -> VaultError {
+    VaultError::LostSlot { url: vault.url().to_owned(), log, slot, later }
+}
+
+/// What lies behind a slot that was missing when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Behind {
-    /// Filled slots and the run that filled each.
-    pub(crate) filled: BTreeMap<Slot, u64>,
-    /// Whether no crash of a writer explains them: the missing slot was committed, and is lost.
-    pub(crate) is_lost: bool,
+pub(crate) enum Behind {
+    /// The slot is filled by now: the log was read while it was written, and does not end here.
+    Moved,
+    /// The log ends here, for now.
+    End {
+        /// Slots that crashed runs of the writer left behind, and the run that filled each.
+        filled: BTreeMap<Slot, u64>,
+    },
+    /// No crash of a writer explains what is there: the missing slot was committed, and is lost.
+    Lost {
+        /// The first filled slot behind it.
+        later: Slot,
+    },
 }
 
 impl Behind {
     /// Looks behind the missing `slot`.
     ///
+    /// The slot was read before those behind it, and the writer may have gone on in between: nothing that
+    /// lies there means anything unless the slot is still missing afterwards.
+    pub(crate) async fn look(vault: &Vault, log: LogId, slot: Slot) -> Result<Self, VaultError> {
+        let (filled, is_lost) = Self::gather(vault, log, slot).await?;
+        let Some(later) = filled.keys().next().copied() else { return Ok(Self::End { filled }) };
+        if is_filled(vault, log, slot).await? {
+            return Ok(Self::Moved);
+        }
+        Ok(if is_lost { Self::Lost { later } } else { Self::End { filled } })
+    }
+
+    /// The filled slots behind `slot`, and whether no crash of a writer explains them.
+    ///
     /// A run has at most `PUTS_IN_FLIGHT_MAX` slots that are not committed, this one included. So
     /// it leaves fewer than that behind the slot, with fewer than that missing between them.
-    pub(crate) async fn look(vault: &Vault, log: LogId, slot: Slot) -> Result<Self, VaultError> {
+    async fn gather(
+        vault: &Vault,
+        log: LogId,
+        slot: Slot,
+    ) -> Result<(BTreeMap<Slot, u64>, bool), VaultError> {
         let from = slot.0.saturating_add(1);
         let to = from.saturating_add(HOLE_SLOTS_MAX as u64);
         let slots = futures::stream::iter(from..to).map(|slot| header_at(vault, log, Slot(slot)));
         let mut slots = std::pin::pin!(slots.buffered(PUTS_IN_FLIGHT_MAX));
-        let mut behind = Self { filled: BTreeMap::new(), is_lost: true };
+        let mut filled = BTreeMap::new();
+        let mut is_lost = true;
         let mut of_run: BTreeMap<u64, usize> = BTreeMap::new();
         let mut missing = 1;
         while let Some((slot, found)) = slots.next().await {
@@ -209,15 +291,15 @@ impl Behind {
                 if missing < PUTS_IN_FLIGHT_MAX {
                     continue;
                 }
-                behind.is_lost = false;
+                is_lost = false;
                 break;
             };
             missing = 0;
-            behind.filled.insert(slot, header.incarnation);
+            filled.insert(slot, header.incarnation);
             let count = of_run.entry(header.incarnation).or_default();
             *count += 1;
             if header.kind == SlotKind::Seal || *count >= PUTS_IN_FLIGHT_MAX {
-                return Ok(behind);
+                return Ok((filled, true));
             }
         }
         // Many slots lost in a row.
@@ -225,30 +307,29 @@ impl Behind {
             let far = Slot(slot.0.saturating_add(step));
             let (_, found) = header_at(vault, log, far).await;
             if let Some(header) = found? {
-                behind.filled.insert(far, header.incarnation);
-                behind.is_lost = true;
+                filled.insert(far, header.incarnation);
+                is_lost = true;
                 break;
             }
         }
-        // All of this is void if the slot has been filled meanwhile: the log was read while written.
-        if behind.is_lost && is_filled(vault, log, slot).await? {
-            behind.is_lost = false;
-        }
-        Ok(behind)
+        Ok((filled, is_lost))
     }
 
-    /// The first filled slot.
-    pub(crate) fn later(&self) -> Option<Slot> {
-        self.filled.keys().next().copied()
-    }
-
-    /// Refuses a log that has lost slots.
-    pub(crate) fn check(&self, vault: &Vault, log: LogId, slot: Slot) -> Result<(), VaultError> {
-        match self.later() {
-            Some(later) if self.is_lost => {
-                Err(VaultError::LostSlot { url: vault.url().to_owned(), log, slot, later })
-            }
-            _ => Ok(()),
+    /// The first filled slot of a log that ends in front of it; none if nothing is there, or the slot is
+    /// filled by now.
+    ///
+    /// # Errors
+    /// `Corrupt` if slots are lost.
+    pub(crate) fn later(
+        self,
+        vault: &Vault,
+        log: LogId,
+        slot: Slot,
+    ) -> Result<Option<Slot>, VaultError> {
+        match self {
+            Self::Moved => Ok(None),
+            Self::End { filled } => Ok(filled.into_keys().next()),
+            Self::Lost { later } => Err(lost(vault, log, slot, later)),
         }
     }
 }
@@ -277,6 +358,7 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
         }
         let found = read_header(vault, log, slot).await?;
         if found.kind == SlotKind::Seal {
+            open_seal(vault, log, slot).await?;
             vault.store().settle(&name).await?;
             return Ok(slot);
         }

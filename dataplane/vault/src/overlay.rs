@@ -5,12 +5,15 @@
 //!
 //! ```text
 //! 0    4  magic "FSOV"          40  16  boot id of the machine when last opened
-//! 4    2  version 1             56   4  zero
+//! 4    2  version 2             56   4  zero
 //! 6    2  zero                  60   4  CRC32C of bytes 0..60
-//! 8   16  volume              4096      flushed: one bit per 4 KiB block, padded to 4 KiB
+//! 8   16  volume              4096      flushed: sectors of bits, padded to 4 KiB
 //! 24   8  seq of the point     ...      live: the same again
 //! 32   8  size in bytes
 //! ```
+//!
+//! A sector has 504 bytes of bits, one per 4 KiB block, its number, and a CRC32C of both and of which bitmap
+//! it is in. One of zeros was never written.
 //!
 //! - A bit of `live` is written right after its block, without a sync: what the process had
 //!   answered when it was killed is in the page cache, and the machine's boot id says so.
@@ -72,6 +75,12 @@ pub enum OverlayError {
         /// What is wrong.
         what: &'static str,
     },
+    /// The map was made by another version of Farshore.
+    #[error("overlay {}: another version of Farshore made it: serve it with that version, or name another file", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+    },
     /// An overlay of something else.
     #[error(
         "overlay {}: it belongs to volume {volume} at seq {seq} with {size_bytes} bytes: name another file, or that point",
@@ -102,7 +111,9 @@ impl OverlayError {
         match self {
             Self::Io { .. } | Self::Failed { .. } => ErrorKind::Unavailable,
             Self::InUse { .. } => ErrorKind::Conflict,
-            Self::NotOverlay { .. } | Self::OtherPoint { .. } => ErrorKind::Invalid,
+            Self::NotOverlay { .. } | Self::OtherPoint { .. } | Self::Version { .. } => {
+                ErrorKind::Invalid
+            }
             Self::Damaged { .. } => ErrorKind::Corrupt,
         }
     }
@@ -257,7 +268,11 @@ impl Overlay {
     pub fn zero(&self, range: BlockRange) -> Result<(), OverlayError> {
         self.check()?;
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.data, punch, range.offset(), range.bytes()) {
+        // Signals come whenever they like; that is no answer to the guest.
+        let punched = rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(&self.data, punch, range.offset(), range.bytes())
+        });
+        match punched {
             Ok(()) => {}
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
                 write_zeros(&self.data, range.offset(), range.bytes())
@@ -276,12 +291,11 @@ impl Overlay {
         let _one = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         self.check()?;
         // The bits are copied before the data is synced: each of them has its block written.
-        let pages = self.bits.take_changed();
-        let flushed = self
-            .data
-            .sync_data()
-            .map_err(self.error("sync"))
-            .and_then(|()| self.map.write_flushed(&pages).map_err(self.error("write its map")));
+        let sectors = self.bits.take_changed();
+        let flushed =
+            self.data.sync_data().map_err(self.error("sync")).and_then(|()| {
+                self.map.write_flushed(&sectors).map_err(self.error("write its map"))
+            });
         if flushed.is_err() {
             self.has_failed.store(true, Ordering::Release);
         }
@@ -295,8 +309,7 @@ impl Overlay {
             return Ok(());
         }
         let _one = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let (from, bytes) = self.bits.words_with(range);
-        let written = self.map.write_live(from, &bytes);
+        let written = self.map.write_live(&self.bits.sectors_with(range));
         written.map_err(self.error("write its map"))?;
         self.bits.set(range);
         Ok(())

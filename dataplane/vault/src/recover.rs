@@ -10,7 +10,7 @@
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::log::{Foreign, LogScan, PutOutcome, find_end, put_segment};
+use crate::log::{Foreign, LogScan, PutOutcome, find_end, put_segment, read_segment};
 use crate::vault::Vault;
 use farshore_codec::SegmentBuilder;
 use farshore_proto::bugs::{Bug, is_on};
@@ -64,8 +64,10 @@ pub async fn recover(
     if end.is_sealed {
         return Ok(None);
     }
-    let is_used = end.next > Slot(0) || !end.void.is_empty();
-    let incarnation = if is_used { incarnation.max(end.incarnation + 1) } else { incarnation };
+    let incarnation = match end.newest {
+        Some(newest) => incarnation.max(behind_all(vault, log, newest, end.incarnation).await?),
+        None => incarnation,
+    };
     if incarnation > 1 && !is_on(Bug::LatePutsNotFenced) {
         if !fill_reach(vault, log, end.next, incarnation).await? {
             return Ok(None);
@@ -95,6 +97,23 @@ pub async fn recover(
     Ok(Some(RecoveredLog { next_slot: end.next, void: end.void, incarnation, volumes }))
 }
 
+/// The incarnation behind the highest one found in a log, which is that of slot `newest`: believed once
+/// that slot has opened.
+async fn behind_all(
+    vault: &Vault,
+    log: LogId,
+    newest: Slot,
+    incarnation: u64,
+) -> Result<u64, VaultError> {
+    read_segment(vault, log, newest).await?;
+    // Behind the last one nothing of this log would count: it has to be given up, by an operator.
+    incarnation.checked_add(1).filter(|next| *next < u64::MAX).ok_or_else(|| VaultError::Limit {
+        url: vault.url().to_owned(),
+        what: "runs of the writer of a log",
+        max: u64::MAX - 2,
+    })
+}
+
 /// Fills every slot that a put of an earlier run may still reach; false if the log was sealed.
 async fn fill_reach(
     vault: &Vault,
@@ -102,7 +121,7 @@ async fn fill_reach(
     next: Slot,
     incarnation: u64,
 ) -> Result<bool, VaultError> {
-    let slots = next.0..next.0 + PUTS_IN_FLIGHT_MAX as u64;
+    let slots = next.0..next.0.saturating_add(PUTS_IN_FLIGHT_MAX as u64);
     let puts = futures::stream::iter(slots).map(|slot| fill(vault, log, Slot(slot), incarnation));
     let mut puts = puts.buffered(PUTS_IN_FLIGHT_MAX);
     let mut is_ours = true;

@@ -262,7 +262,7 @@ impl World {
                 (None, Some((log, slot, chunk))) => {
                     self.references += 1;
                     let place = ChunkPlace::There { log: *log, slot: *slot, chunk: *chunk };
-                    builder.push_reference(id, u32::try_from(piece.len()).unwrap(), place)
+                    builder.push_reference(id, u32::try_from(piece.len()).unwrap(), place).unwrap()
                 }
                 (None, None) => builder.push_chunk(id, &bytes),
             };

@@ -17,6 +17,7 @@ use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, key_of, ordinal_of, slot_of};
 use crate::limits::{KEYS_MAX, PROBLEMS_MAX};
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, is_filled};
+use crate::map;
 use crate::runs;
 use crate::store::StoreError;
 use crate::vault::{Vault, read_vault_object};
@@ -341,12 +342,15 @@ impl Run<'_> {
     /// Opens maps and index runs: nothing needs them, but they should be whole.
     async fn check_derived(&mut self) -> Result<(), VaultError> {
         for volume in volume_ids(self.vault).await? {
+            // Maps first: one of an epoch that begins meanwhile would seem to contradict the epochs.
+            let seqs = map::list(self.vault, volume).await?;
             // Epochs that do not open were named before.
             let epochs = match read_epochs(self.vault, volume).await {
                 Err(error) if error.is_unavailable() => return Err(error),
                 epochs => epochs.unwrap_or_default(),
             };
-            maps::check(self.vault, volume, &epochs, self.read_data, &mut self.report).await?;
+            maps::check(self.vault, volume, seqs, &epochs, self.read_data, &mut self.report)
+                .await?;
         }
         for run in runs::list(self.vault).await? {
             match runs::open(self.vault, run).await {
@@ -367,14 +371,19 @@ impl Run<'_> {
         }
         drop(listing);
         let Some(last) = last.filter(|last| *last > slot) else { return Ok(()) };
-        // The log may have grown since.
-        if is_filled(self.vault, log, slot).await? {
-            return Ok(());
-        }
-        let behind = Behind::look(self.vault, log, slot).await;
-        let is_lost = match &behind {
-            Ok(behind) => behind.is_lost || behind.filled.keys().next_back() < Some(&last),
-            Err(error) if error.is_unavailable() => return behind.map(|_| ()),
+        let is_lost = match Behind::look(self.vault, log, slot).await {
+            // The log has grown since.
+            Ok(Behind::Moved) => return Ok(()),
+            Ok(Behind::Lost { .. }) => true,
+            // What is listed and was not looked at is too far behind for any crash.
+            Ok(Behind::End { filled }) if filled.keys().next_back() < Some(&last) => {
+                if is_filled(self.vault, log, slot).await? {
+                    return Ok(());
+                }
+                true
+            }
+            Ok(Behind::End { .. }) => false,
+            Err(error) if error.is_unavailable() => return Err(error),
             Err(_) => true,
         };
         if is_lost {

@@ -10,6 +10,7 @@ use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX};
 use crate::map::{self, Base, Ids};
+use crate::patience::Patience;
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_proto::epoch::EpochBody;
@@ -17,6 +18,7 @@ use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::{BlockRange, Epoch, ErrorKind, LogId, MarkKind, PointId, Seq, VolumeId};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) use build::Build;
 
@@ -64,7 +66,7 @@ pub struct Point {
 /// A piece of what was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
-    /// Bytes; a slice of a cached frame.
+    /// Bytes: of a cached frame, or a copy where that is far larger.
     Data(Bytes),
     /// So many zero bytes, which are stored nowhere.
     Zeroes(u64),
@@ -111,6 +113,7 @@ pub struct VolumeView {
     point: Point,
     points: Vec<Point>,
     hole: Option<Hole>,
+    patience: Patience,
 }
 
 impl VolumeView {
@@ -197,7 +200,14 @@ impl VolumeView {
         }
         let label = chain.epochs().last().map(|epoch| epoch.label.clone()).unwrap_or_default();
         let (map, logs, points) = build.finish();
-        Ok(Self { reader, logs, map, volume, label, point, points, hole })
+        let patience = Patience::new(Duration::ZERO);
+        Ok(Self { reader, logs, map, volume, label, point, points, hole, patience })
+    }
+
+    /// The same view, whose reads outlast a store that is away.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// The volume.
@@ -268,7 +278,7 @@ impl VolumeView {
     ///
     /// # Errors
     /// `Invalid` past the end of the volume or over `READ_BYTES_MAX`; `Corrupt` if what is needed
-    /// is damaged or missing; `Unavailable`.
+    /// is damaged or missing; `Unavailable`, after as much patience as it was given.
     pub async fn read(&self, range: BlockRange) -> Result<Vec<Piece>, VaultError> {
         let blocks = self.size_bytes() / BLOCK_BYTES as u64;
         let max = (READ_BYTES_MAX / BLOCK_BYTES) as u64;
@@ -295,11 +305,8 @@ impl VolumeView {
     async fn piece(&self, run: BlockRange, source: Option<Source>) -> Result<Piece, VaultError> {
         let Some(source) = source else { return Ok(Piece::Zeroes(run.bytes())) };
         let log = self.logs[source.log as usize];
-        let bytes = self.reader.chunk(log, &source, run.count).await?;
-        let start = source.first as usize * BLOCK_BYTES;
-        let length = usize::try_from(run.bytes()).expect("a run of a chunk is short");
-        // In range: the reader compared the blocks wanted with the length of the chunk.
-        Ok(Piece::Data(bytes.slice(start..start + length)))
+        let read = || self.reader.blocks(log, &source, run.count);
+        Ok(Piece::Data(self.patience.outlast(read).await?))
     }
 }
 

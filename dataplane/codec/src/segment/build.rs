@@ -8,7 +8,7 @@ use crate::seal::{Domain, Implementation, OpenKey, Purpose, Sealer};
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX,
     SEGMENT_FRAME_BYTES, SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_HEADER_BYTES,
-    SEGMENT_LOGS_MAX, SEGMENT_SPANS_MAX, SEGMENT_TABLE_BYTES_MAX, TAG_BYTES,
+    SEGMENT_LOGS_MAX, SEGMENT_SPANS_MAX, SEGMENT_TABLE_BYTES_MAX, SLOT_MAX, TAG_BYTES,
 };
 use farshore_proto::segment::{
     ChunkPlace, Compression, SegmentChunk, SegmentFrame, SegmentHeader, SlotKind, Span, Table,
@@ -317,19 +317,22 @@ impl SegmentBuilder {
         }
     }
 
-    /// Adds a chunk that another segment, or an earlier slot of this log, holds.
+    /// Adds a chunk that another segment, or an earlier slot of this log, holds, and returns its number;
+    /// none if a segment cannot hold such a reference: then the chunk is stored.
+    ///
+    /// The place comes out of an index, and that out of the vault: nothing it says may end the process.
     ///
     /// # Panics
-    /// If `place` is `Here`, `blocks` is not 1..=`CHUNK_BLOCKS_MAX`, or the segment is full: bugs
-    /// in the caller.
-    pub fn push_reference(&mut self, id: ChunkId, blocks: u32, place: ChunkPlace) -> u32 {
-        let ChunkPlace::There { log, .. } = place else {
-            panic!("a reference points out of the segment");
-        };
-        assert!((1..=CHUNK_BLOCKS_MAX).contains(&(blocks as usize)), "a chunk has a limit");
+    /// If the segment is full: a bug in the caller.
+    pub fn push_reference(&mut self, id: ChunkId, blocks: u32, place: ChunkPlace) -> Option<u32> {
+        let ChunkPlace::There { log, slot, .. } = place else { return None };
+        let is_legal = (1..=CHUNK_BLOCKS_MAX).contains(&(blocks as usize)) && slot <= SLOT_MAX;
+        let is_known = self.logs.contains(&log);
+        if !is_legal || !is_known && self.logs.len() == SEGMENT_LOGS_MAX {
+            return None;
+        }
         self.logs.insert(log);
-        assert!(self.logs.len() <= SEGMENT_LOGS_MAX, "a segment refers to so many logs");
-        self.push(SegmentChunk { id, blocks, place })
+        Some(self.push(SegmentChunk { id, blocks, place }))
     }
 
     fn push(&mut self, chunk: SegmentChunk) -> u32 {

@@ -190,7 +190,7 @@ fn references_and_marks_survive() {
     let there = ChunkPlace::There { log: LogId([9; 16]), slot: Slot(3), chunk: 12 };
     let load = Load { chunks: 1, logs: 1, ..Load::default() };
     assert!(builder.has_room(&load) && !builder.refers_to(LogId([9; 16])));
-    let number = builder.push_reference(ChunkId([8; 32]), 32, there);
+    let number = builder.push_reference(ChunkId([8; 32]), 32, there).unwrap();
     assert!(builder.refers_to(LogId([9; 16])));
     builder.push_span(span(number, 32));
     let built = builder.finish().unwrap();
@@ -360,7 +360,7 @@ fn the_estimate_of_the_table_is_never_below_its_size() {
         builder.push_chunk(hasher.id(&bytes), &bytes);
         let log = LogId([u8::try_from(seed).unwrap(); 16]);
         let place = ChunkPlace::There { log, slot: Slot(1), chunk: 0 };
-        builder.push_reference(ChunkId([1; 32]), 3, place);
+        builder.push_reference(ChunkId([1; 32]), 3, place).unwrap();
         builder.push_span(span(0, 3));
     }
     let built = builder.finish().unwrap();

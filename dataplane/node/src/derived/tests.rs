@@ -10,6 +10,7 @@ use farshore_vault::epoch::claim;
 use farshore_vault::index::Index;
 use farshore_vault::log::put_segment;
 use farshore_vault::{Access, Store};
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -24,17 +25,52 @@ fn a_volume_is_due_by_extents_by_its_last_map_or_by_segments() {
     maps.committed(&[(VOLUME, 1)]);
     assert_eq!(maps.take_due(), Some(VOLUME));
     assert_eq!(maps.take_due(), None, "its counters began again");
-    maps.volumes().get_mut(&VOLUME).unwrap().runs = 400_000;
+    maps.mapped(VOLUME, Some(400_000));
     maps.committed(&[(VOLUME, 100_000)]);
     assert_eq!(maps.take_due(), None, "a long map is not written for little");
     maps.committed(&[(VOLUME, 1)]);
     assert_eq!(maps.take_due(), Some(VOLUME));
-    assert_eq!(maps.volumes()[&VOLUME], Since { runs: 400_000, ..Since::default() });
+    let since = Since { runs: 400_000, is_taken: true, ..Since::default() };
+    assert_eq!(maps.volumes().since[&VOLUME], since);
     for segment in 1..=511 {
         assert_eq!(maps.take_due(), None, "segment {segment}");
         maps.committed(&[(OTHER, 0), (OTHER, 1)]);
     }
     assert_eq!(maps.take_due(), Some(OTHER), "the first segment was the 512th");
+}
+
+/// Volumes that are due again before the others had their turn hold nobody up.
+#[tokio::test]
+async fn volumes_that_are_always_due_are_all_mapped_in_turn_and_none_twice_at_once() {
+    const COUNT: u8 = 7;
+    let maps = Maps::default();
+    let due = |n: u8| maps.committed(&[(VolumeId([n; 16]), 20_000)]);
+    (0..COUNT).for_each(due);
+    let (mapped, running) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+    let map = |volume: VolumeId| {
+        assert!(!running.borrow().contains(&volume) && running.borrow().len() < MAPS_AT_ONCE);
+        running.borrow_mut().push(volume);
+        mapped.borrow_mut().push(volume);
+        let (running, mapped) = (&running, &mapped);
+        async move {
+            tokio::task::yield_now().await;
+            // As a busy node does: all of them are due again at once.
+            (0..COUNT).for_each(due);
+            running.borrow_mut().retain(|other| *other != volume);
+            if mapped.borrow().len() >= 10 * usize::from(COUNT) {
+                std::future::pending::<()>().await;
+            }
+            Some(1)
+        }
+    };
+    let many = tokio::time::timeout(Duration::from_millis(500), maps.work(map));
+    assert!(many.await.is_err(), "it goes on for ever");
+    let mapped = mapped.borrow();
+    for turn in mapped.chunks_exact(COUNT.into()) {
+        let distinct: std::collections::BTreeSet<_> = turn.iter().collect();
+        assert_eq!(distinct.len(), usize::from(COUNT), "{turn:?}");
+    }
+    assert!(mapped.len() >= 10 * usize::from(COUNT));
 }
 
 const LOG: LogId = LogId([7; 16]);

@@ -4,13 +4,15 @@
 //! a plain thread with positioned writes, where io_uring is blocked (containers) or not wanted.
 //! Only this folder names a runtime.
 
+mod prepared;
 mod ring;
 mod signal;
 mod threads;
 mod turnstile;
 
+pub(crate) use prepared::{Prepared, prepare};
 pub(crate) use ring::Ring;
-pub(crate) use signal::{Mailbox, Post, Signal, mailbox};
+pub(crate) use signal::{Mail, Mailbox, Post, Signal, Unsent, mailbox};
 pub(crate) use threads::Threads;
 pub(crate) use turnstile::Turnstile;
 
@@ -61,23 +63,12 @@ pub(crate) trait Socket: 'static {
 /// Which backend to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum RtKind {
-    /// io_uring if this machine allows it, else threads.
+    /// io_uring if this machine allows it for all shards, else threads.
     Auto,
     /// io_uring, one ring per core.
     Ring,
     /// Plain threads.
     Threads,
-}
-
-impl RtKind {
-    /// Decides `Auto` by trying.
-    pub(crate) fn resolve(self) -> Self {
-        match self {
-            Self::Auto if ring::is_available() => Self::Ring,
-            Self::Auto => Self::Threads,
-            chosen => chosen,
-        }
-    }
 }
 
 /// Runs `future`, but no longer than `limit`.

@@ -1,11 +1,13 @@
 //! The io_uring backend: glommio, one executor per core.
 
+use super::prepared::{Main, Prepared};
 use super::{Rt, Socket};
 use farshore_vault::journal::JournalFile;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
 use glommio::net::TcpStream;
 use glommio::{LocalExecutorBuilder, Placement};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use std::future::Future;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
@@ -26,29 +28,30 @@ const BREATH: Duration = Duration::from_micros(20);
 pub(crate) struct Ring;
 
 impl Ring {
-    /// Runs `main` on a thread of its own, pinned to `core`.
-    pub(crate) fn run<F>(
-        name: &str,
-        core: usize,
-        main: impl FnOnce() -> F + Send + 'static,
-    ) -> io::Result<std::thread::JoinHandle<()>>
-    where
-        F: Future<Output = ()> + 'static,
-    {
+    /// Makes an executor on a thread of its own, pinned to a CPU that the process may use.
+    ///
+    /// # Errors
+    /// What the kernel says: rings are limited, and the CPU may be taken away.
+    pub(super) fn prepare(name: &str, cpu: Option<usize>) -> io::Result<Prepared> {
         let builder =
-            LocalExecutorBuilder::new(Placement::Fixed(core)).name(name).preempt_timer(TURN_MAX);
-        let thread_name = name.to_owned();
-        // The builder's own spawn returns a handle of glommio; a plain thread keeps it in here.
-        std::thread::Builder::new().name(thread_name).spawn(move || match builder.make() {
-            Ok(executor) => executor.run(async move { main().await }),
-            Err(error) => tracing::error!(%error, "cannot make an io_uring executor"),
+            LocalExecutorBuilder::new(Placement::Unbound).name(name).preempt_timer(TURN_MAX);
+        // The builder's own spawn returns a handle of glommio, and tells an error to whoever joins it. Its
+        // own pinning reads the machine's topology, and panics where that cannot be read.
+        Prepared::spawn(name, move || {
+            if let Some(cpu) = cpu {
+                pin(cpu)?;
+            }
+            let executor = builder.make().map_err(io::Error::from)?;
+            Ok(move |main: Main| executor.run(async move { main().await }))
         })
     }
 }
 
-/// Whether this machine lets us make a ring.
-pub(super) fn is_available() -> bool {
-    LocalExecutorBuilder::new(Placement::Unbound).make().is_ok()
+/// Keeps this thread on a CPU.
+fn pin(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 impl Rt for Ring {
@@ -137,6 +140,13 @@ impl JournalFile for RingFile {
     async fn sync(&self) -> io::Result<()> {
         self.0.fdatasync().await.map_err(Into::into)
     }
+
+    async fn reserve(&self, bytes: u64) -> io::Result<()> {
+        match self.0.pre_allocate(bytes, true).await.map_err(io::Error::from) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            reserved => reserved,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -179,7 +189,7 @@ mod tests {
         let path = dir.path().join("journal");
         let (said, listening) = bounded(1);
         let main = move || async move { said.send(waits(&path).await).unwrap() };
-        Ring::run("waiting", 0, main).unwrap().join().unwrap();
+        Ring::prepare("waiting", None).unwrap().run(main).unwrap().join().unwrap();
         let (busy, passed) = listening.recv().unwrap();
         assert!(2 * busy < passed, "{busy:?} on the CPU in {passed:?} of waiting");
     }

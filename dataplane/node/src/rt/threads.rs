@@ -1,5 +1,6 @@
 //! The portable backend: a plain thread per shard, positioned writes on helper threads.
 
+use super::prepared::{Main, Prepared};
 use super::{Rt, Socket};
 use farshore_vault::journal::JournalFile;
 use std::fs::{File, OpenOptions};
@@ -17,17 +18,16 @@ use tokio::task::{LocalSet, spawn_blocking};
 pub(crate) struct Threads;
 
 impl Threads {
-    /// Runs `main` on a thread of its own.
-    pub(crate) fn run<F>(
-        name: &str,
-        main: impl FnOnce() -> F + Send + 'static,
-    ) -> io::Result<std::thread::JoinHandle<()>>
-    where
-        F: Future<Output = ()> + 'static,
-    {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            runtime.block_on(LocalSet::new().run_until(async move { main().await }));
+    /// Makes a runtime on a thread of its own.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub(super) fn prepare(name: &str) -> io::Result<Prepared> {
+        Prepared::spawn(name, || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(move |main: Main| {
+                runtime.block_on(LocalSet::new().run_until(async move { main().await }));
+            })
         })
     }
 }
@@ -106,5 +106,18 @@ impl JournalFile for ThreadFile {
     async fn sync(&self) -> io::Result<()> {
         let file = Arc::clone(&self.0);
         blocking(move || file.sync_data()).await
+    }
+
+    async fn reserve(&self, bytes: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let file = Arc::clone(&self.0);
+        let reserve = move || {
+            let keep = FallocateFlags::KEEP_SIZE;
+            match rustix::io::retry_on_intr(|| fallocate(&file, keep, 0, bytes)) {
+                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+                reserved => Ok(reserved?),
+            }
+        };
+        blocking(reserve).await
     }
 }

@@ -92,7 +92,7 @@ mod tests {
     fn on_plain_threads(others: fn(&Rc<Cell<usize>>)) {
         let (said, listening) = bounded(1);
         let main = move || session_beside::<Threads>(others, said);
-        Threads::run("crowded", main).unwrap().join().unwrap();
+        Threads::prepare("crowded").unwrap().run(main).unwrap().join().unwrap();
         let turns = listening.recv().unwrap();
         assert!(turns <= TURNS_MAX, "{turns} turns came first");
     }
@@ -100,7 +100,7 @@ mod tests {
     fn on_the_ring(others: fn(&Rc<Cell<usize>>)) {
         let (said, listening) = bounded(1);
         let main = move || session_beside::<Ring>(others, said);
-        Ring::run("crowded", 0, main).unwrap().join().unwrap();
+        Ring::prepare("crowded", None).unwrap().run(main).unwrap().join().unwrap();
         let turns = listening.recv().unwrap();
         assert!(turns <= TURNS_MAX, "{turns} turns came first");
     }

@@ -6,14 +6,19 @@
 use super::core::{Core, Group};
 use crate::fatal::Cause;
 use crate::rt::Rt;
+use crate::troubles::Work;
 use farshore_engine::shard::Input;
 use farshore_proto::limits::JOURNAL_FILE_BYTES;
-use farshore_vault::journal::{JournalDisk, JournalWriter, Owner, lay_out, plain_bytes};
+use farshore_vault::journal::{JournalDisk, JournalWriter, Owner, RoomError, lay_out, plain_bytes};
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// Between two looks for room on a full disk.
+const ROOM_RETRY: Duration = Duration::from_millis(500);
 
 /// Where a shard keeps its journal, and under which key.
 #[derive(Debug, Clone)]
@@ -55,6 +60,43 @@ impl<R: Rt> JournalDisk for Files<R> {
     async fn sync_names(&self) -> io::Result<()> {
         File::open(&self.dir.path)?.sync_all()
     }
+
+    async fn discard(&self, file: u64) -> io::Result<()> {
+        self.dir.remove(file)
+    }
+}
+
+/// Waits until there is room for a group: sources wait with it, and what they sent before goes on to the
+/// vault, which frees files.
+async fn make_room<R: Rt>(
+    core: &Core<R>,
+    journal: &mut JournalWriter<Files<R>>,
+    plain_bytes: usize,
+) -> io::Result<()> {
+    let (work, troubles) = (Work::Journal(core.id()), core.parts.metrics.troubles());
+    let path = core.parts.journal.path.display();
+    let mut is_waiting = false;
+    loop {
+        match journal.make_room(plain_bytes).await {
+            Ok(()) => {
+                if is_waiting {
+                    troubles.clear(work);
+                    tracing::info!(%path, "there is room for the journal again");
+                }
+                return Ok(());
+            }
+            Err(RoomError::NoSpace { source }) => {
+                if !is_waiting {
+                    tracing::warn!(%path, error = %source, "the journal's disk is full: sources wait until there is room");
+                }
+                is_waiting = true;
+                let text = format!("the disk of the journal {path} is full: make room there");
+                troubles.set(work, text);
+                R::sleep(ROOM_RETRY).await;
+            }
+            Err(RoomError::Disk { source }) => return Err(source),
+        }
+    }
 }
 
 /// Writes groups as the engine asks, for as long as the shard lives.
@@ -66,9 +108,14 @@ pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>) {
     loop {
         let Group { number: group, entries } = core.next_group().await;
         let fill = |plain: &mut [u8]| lay_out(&entries, |handle| core.frame(handle), plain);
-        match journal.write(plain_bytes(&entries), fill).await {
+        let bytes = plain_bytes(&entries);
+        let written = match make_room(&core, &mut journal, bytes).await {
+            Ok(()) => journal.write(bytes, fill).await,
+            Err(error) => Err(error),
+        };
+        match written {
             Ok(written) => {
-                core.parts.metrics.journaled(written.disk_bytes);
+                core.parts.metrics.journaled(written.disk_bytes, &entries);
                 core.input(Input::GroupDone { group, file: written.file });
             }
             Err(error) => {

@@ -21,7 +21,7 @@ pub(crate) use self::core::{Core, ShardParts};
 pub(crate) use journal::JournalDir;
 pub(crate) use replay::{Journaled, Recovery, journal_files, journaled_volumes, read_files};
 
-use crate::rt::{Mailbox, Rt};
+use crate::rt::{Mail, Mailbox, Rt};
 use crate::tls::Parked;
 use farshore_client::Shown;
 use farshore_engine::shard::Input;
@@ -51,8 +51,6 @@ pub(crate) enum Message {
     Claimed { volume: VolumeId, outcome: Result<Seq, (RefusalReason, String)> },
     /// The control plane took a volume away.
     Revoked { volume: VolumeId },
-    /// Finish: ship what is there, then stop.
-    Stop,
 }
 
 /// A connection that has shown who it is and which volume it is about.
@@ -79,7 +77,7 @@ pub(crate) async fn run<R: Rt>(
     R::spawn(session::sweep(Rc::clone(&core)));
     R::spawn(standing::watch(Rc::clone(&core)));
     let mut taken = 0_usize;
-    while let Some(message) = inbox.next().await {
+    while let Mail::Message(message) = inbox.next().await {
         taken += 1;
         if taken.is_multiple_of(MESSAGES_PER_TURN) {
             R::breathe().await;
@@ -90,16 +88,15 @@ pub(crate) async fn run<R: Rt>(
             Message::PutDone { slot } => core.input(Input::PutDone { slot }),
             Message::Claimed { volume, outcome } => core.input(Input::Claimed { volume, outcome }),
             Message::Revoked { volume } => core.input(Input::Revoked { volume }),
-            Message::Stop => break,
         }
     }
     core.stop();
     let settle = async {
         while !core.is_settled() {
             match inbox.next().await {
-                Some(Message::PutDone { slot }) => core.input(Input::PutDone { slot }),
-                Some(_) => {}
-                None => return,
+                Mail::Message(Message::PutDone { slot }) => core.input(Input::PutDone { slot }),
+                Mail::Message(_) | Mail::Finish => {}
+                Mail::End => return,
             }
         }
     };

@@ -154,6 +154,7 @@ pub(super) fn apply<R: Rt>(core: &Core<R>, recovery: Recovery) {
         let bytes = frame.body.len();
         let handle = core.keep(frame);
         let entry = Entry { volume, epoch, seq, change, handle, bytes };
+        core.parts.metrics.replayed(&[entry]);
         core.input(Input::Replay { entry, file });
     }
     core.input(Input::Replayed { files: recovery.files });

@@ -149,7 +149,9 @@ impl<R: Rt> Session<'_, R> {
         while let Some((header, frame)) = self.read_frame(reader).await? {
             self.outbox.heard.set(Some(core.now()));
             let bytes = frame.body.len();
-            let change = change_of(&header, &frame.body)?;
+            let Some(change) = Change::decode(&header, &frame.body)? else {
+                return Err(SessionError::Unexpected(header.kind));
+            };
             core.parts.metrics.received(bytes);
             let handle = core.keep(frame);
             core.input(Input::Frame { session, seq: header.seq, change, handle, bytes });
@@ -267,18 +269,6 @@ fn cut(error: io::Error) -> SessionError {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => SessionError::Truncated,
         _ => error.into(),
-    }
-}
-
-fn change_of(header: &FrameHeader, body: &[u8]) -> Result<Change, SessionError> {
-    match header.kind {
-        FrameKind::Write => Ok(Change::Write(header.range)),
-        FrameKind::Zero => Ok(Change::Zero(header.range)),
-        FrameKind::Mark => match Control::decode(header, body)? {
-            Control::Mark(_, mark) => Ok(Change::Mark(mark)),
-            _ => Err(SessionError::Unexpected(header.kind)),
-        },
-        kind => Err(SessionError::Unexpected(kind)),
     }
 }
 

@@ -8,6 +8,7 @@ use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::index_run::{IndexRun, IndexRunHeader};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
 use farshore_proto::keys::KeyObject;
+use farshore_proto::limits::SLOT_MAX;
 use farshore_proto::map::{MapBody, MapHeader};
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
 use farshore_proto::{DecodeError, LogId};
@@ -256,6 +257,25 @@ fn no_layout_holds_a_seq_without_a_next() {
     for (name, places) in places {
         assert!(!set(name, places, u64::MAX), "{name} at {places:?}");
         assert!(set(name, places, u64::MAX - 1), "{name} at {places:?}: one less is a seq");
+    }
+}
+
+/// Whoever reads a slot reads on behind it, so one near the end of 64 bits is nowhere.
+#[test]
+fn no_layout_holds_a_slot_without_others_behind_it() {
+    let set = |name: &str, at: usize, slot: u64| {
+        let layout = layout(name);
+        let mut bytes = layout.good.clone();
+        bytes[at..at + 8].copy_from_slice(&slot.to_le_bytes());
+        reseal(&layout, &mut bytes);
+        (layout.again)(&bytes).is_some()
+    };
+    // In the table, of the chunk that is elsewhere; in the bodies, of the head and of the first chunk.
+    for (name, at) in [("epoch body", 24), ("table", 16 + 12 + 16 + 52 + 36), ("map body", 24)] {
+        for slot in [u64::MAX, u64::MAX - 1, SLOT_MAX.0 + 1] {
+            assert!(!set(name, at, slot), "{name} at {at}: {slot}");
+        }
+        assert!(set(name, at, SLOT_MAX.0), "{name} at {at}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The bodies of maps and index runs: round trips, and what the decoders refuse.
 
+use crate::roundtrip::slot;
 use crate::samples;
 use farshore_proto::index_run::{IndexRun, IndexRunHeader, StoredChunk};
 use farshore_proto::limits::{
@@ -7,7 +8,7 @@ use farshore_proto::limits::{
     MAP_LOGS_MAX, MAP_RUNS_MAX, VOLUME_BYTES_MAX,
 };
 use farshore_proto::map::{MapBody, MapHead, MapHeader, MapRun};
-use farshore_proto::{BlockRange, ChunkId, DecodeError, ErrorKind, LogId, MarkKind, Slot};
+use farshore_proto::{BlockRange, ChunkId, DecodeError, ErrorKind, LogId, MarkKind};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -164,9 +165,9 @@ fn the_ids_of_an_index_run_come_once_and_in_order() {
 }
 
 prop_compose! {
-    fn stored()(id in any::<[u8; 32]>(), log in 0..4_u8, slot: u64, chunk: u32, blocks in 1..=32_u32)
+    fn stored()(id in any::<[u8; 32]>(), log in 0..4_u8, slot in slot(), chunk: u32, blocks in 1..=32_u32)
         -> StoredChunk {
-        StoredChunk { id: ChunkId(id), blocks, log: LogId([log; 16]), slot: Slot(slot), chunk }
+        StoredChunk { id: ChunkId(id), blocks, log: LogId([log; 16]), slot, chunk }
     }
 }
 
@@ -176,7 +177,7 @@ proptest! {
         chunks in vec(stored(), 1..20),
         picks in vec((any::<prop::sample::Index>(), 0..5_u64, 0..32_u32), 0..60),
         ordinal in 1..u64::MAX,
-        slot: u64,
+        slot in slot(),
         time_unix_ms: u64,
         kind in 0..MarkKind::ALL.len(),
         unknown_blocks: u32,
@@ -194,7 +195,7 @@ proptest! {
         let kind = MarkKind::ALL[kind];
         let size_bytes = blocks * BLOCK_BYTES as u64;
         let log = LogId([9; 16]);
-        let head = MapHead { ordinal, log, slot: Slot(slot), size_bytes, time_unix_ms, kind, unknown_blocks };
+        let head = MapHead { ordinal, log, slot, size_bytes, time_unix_ms, kind, unknown_blocks };
         let body = MapBody { head, chunks, runs };
         prop_assert_eq!(MapBody::decode(&body.encode()), Ok(body));
     }

@@ -10,7 +10,7 @@ use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX,
-    SEGMENT_FRAME_BYTES_MAX, SEGMENT_TABLE_BYTES_MAX, SEQ_CLAIMED_MAX, VOLUME_BLOCKS_MAX,
+    SEGMENT_FRAME_BYTES_MAX, SEGMENT_TABLE_BYTES_MAX, SEQ_CLAIMED_MAX, SLOT_MAX, VOLUME_BLOCKS_MAX,
     ZERO_BLOCKS_MAX,
 };
 use farshore_proto::segment::{
@@ -25,6 +25,10 @@ use proptest::prelude::*;
 
 fn seq() -> impl Strategy<Value = Seq> {
     prop_oneof![1..1000_u64, 1..u64::MAX].prop_map(Seq)
+}
+
+pub(crate) fn slot() -> impl Strategy<Value = Slot> {
+    prop_oneof![0..1000_u64, 0..=SLOT_MAX.0].prop_map(Slot)
 }
 
 fn mark() -> impl Strategy<Value = Mark> {
@@ -133,7 +137,7 @@ fn chunk(frames: Vec<SegmentFrame>) -> impl Strategy<Value = SegmentChunk> {
         any::<bool>(),
         any::<prop::sample::Index>(),
         log,
-        any::<(u64, u32)>(),
+        (slot(), any::<u32>()),
         1..=blocks_max,
     )
         .prop_map(move |(id, is_here, at, log, (slot, chunk), blocks)| {
@@ -146,7 +150,7 @@ fn chunk(frames: Vec<SegmentFrame>) -> impl Strategy<Value = SegmentChunk> {
                     offset: chunk % (room + 1),
                 }
             } else {
-                ChunkPlace::There { log, slot: Slot(slot), chunk }
+                ChunkPlace::There { log, slot, chunk }
             };
             SegmentChunk { id: ChunkId(id), blocks, place }
         })
@@ -281,11 +285,11 @@ proptest! {
 
     #[test]
     fn epoch_bodies(
-        epoch in 1_u64.., log: [u8; 16], slot: u64, first_seq in seq(), size_bytes in size_bytes(),
+        epoch in 1_u64.., log: [u8; 16], slot in slot(), first_seq in seq(), size_bytes in size_bytes(),
         label in "\\PC{0,30}",
     ) {
         let body = EpochBody {
-            epoch: Epoch(epoch), log: LogId(log), first_slot: Slot(slot), first_seq, size_bytes,
+            epoch: Epoch(epoch), log: LogId(log), first_slot: slot, first_seq, size_bytes,
             label,
         };
         prop_assert_eq!(EpochBody::decode(&body.encode()), Ok(body));
@@ -294,13 +298,13 @@ proptest! {
     #[test]
     fn segment_headers(
         id: [u8; 16], other: [u8; 16], salt: [u8; 32], commitment: [u8; 32],
-        slot: u64, incarnation: u64, key: u32, flags: (bool, bool),
+        slot in slot(), incarnation: u64, key: u32, flags: (bool, bool),
         table_bytes in 16..=SEGMENT_TABLE_BYTES_MAX, table_raw_bytes in 0..=SEGMENT_TABLE_BYTES_MAX,
         frames_bytes in 0..=(32 * SEGMENT_FRAME_BYTES_MAX) as u64,
     ) {
         let header = SegmentHeader {
             kind: if flags.0 { SlotKind::Segment } else { SlotKind::Seal },
-            vault: VaultId(id), log: LogId(other), slot: Slot(slot), key: KeyNumber(key), salt,
+            vault: VaultId(id), log: LogId(other), slot, key: KeyNumber(key), salt,
             commitment, table_bytes, table_raw_bytes,
             table_compression: if flags.1 { Compression::Raw } else { Compression::Zstd },
             frames_bytes, incarnation,

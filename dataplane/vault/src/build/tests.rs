@@ -5,6 +5,7 @@ use farshore_codec::segment::chunk_of;
 use farshore_codec::{DataKey, KeyRing, Opener, VaultKeys};
 use farshore_engine::batch::{Batch, Change, Entry};
 use farshore_proto::frame::FrameHeader;
+use farshore_proto::limits::SEGMENT_LOGS_MAX;
 use farshore_proto::{KeyNumber, LogId, Seq, Slot, VaultId};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -144,4 +145,55 @@ proptest! {
         prop_assert_eq!(&found, &image);
         prop_assert_eq!(stats.unique_bytes, 0);
     }
+}
+
+/// S12: what an index says, which comes from the vault, ends no process.
+#[test]
+fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
+    let count = SEGMENT_LOGS_MAX + 5;
+    let ops: Vec<Op> = (0..u64::try_from(count).unwrap())
+        .map(|n| Op::Write { block: 2 * n, seeds: vec![100 + u32::try_from(n).unwrap()] })
+        .collect();
+    let (mut batch, mut frames) = (Batch::default(), Frames::default());
+    for (op, seq) in ops.iter().zip(1..) {
+        let Op::Write { block, seeds } = op else { continue };
+        let body = block_bytes(seeds[0]);
+        let header = FrameHeader::write(Seq(seq), *block, &body);
+        let change = Change::decode(&header, &body).unwrap().unwrap();
+        let (bytes, header) = (body.len(), header.encode());
+        let handle = frames.insert(Frame { header, body });
+        let entry = Entry {
+            volume: VolumeId([3; 16]),
+            epoch: Epoch(1),
+            seq: Seq(seq),
+            change,
+            handle,
+            bytes,
+        };
+        batch.add(&entry, 0);
+    }
+    let key = DataKey::from_bytes([5; 32]);
+    let keys = VaultKeys::derive(&key, VAULT);
+    let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
+    let builder = SegmentBuilder::new(VAULT, LOG, Slot(0), 1, &key, NUMBER, 1).unwrap();
+    let mut build = Build::new(&chunker, &hasher, builder, batch.close().0);
+    // Every chunk is known, each in a log of its own; one at a slot that no log has.
+    let logs = std::cell::Cell::new(0_u128);
+    let lookup = |ids: &[ChunkId]| -> Vec<Option<Location>> {
+        let found = ids.iter().map(|_| {
+            logs.set(logs.get() + 1);
+            let slot = if logs.get() == 7 { Slot(u64::MAX) } else { Slot(1) };
+            Some(Location { log: LogId(logs.get().to_be_bytes()), slot, chunk: 0, blocks: 1 })
+        });
+        found.collect()
+    };
+    while build.step(|handle| frames.get(handle), lookup) {}
+    let (built, stats) = build.finish().unwrap();
+    let is_here = |chunk: &&farshore_proto::segment::SegmentChunk| {
+        matches!(chunk.place, ChunkPlace::Here { .. })
+    };
+    let here = built.table.chunks.iter().filter(is_here).count();
+    assert_eq!((built.table.chunks.len(), here), (count, 5));
+    assert_eq!(stats[0].2.unique_bytes, 5 * BLOCK_BYTES as u64);
+    assert_eq!(farshore_proto::segment::Table::decode(&built.table.encode()).unwrap(), built.table);
 }

@@ -144,3 +144,57 @@ async fn a_hole_in_front_of_the_first_slot_ends_the_epoch_before_it_began() {
     assert_eq!(put, PutOutcome::Foreign(Foreign::Sealed));
     assert_eq!(end_of_volume(&world.vault, volume).await.unwrap().last_seq, Seq(0));
 }
+
+/// A node's volumes are all in its logs: one that takes them over reads each log once.
+#[tokio::test]
+async fn volumes_that_are_taken_over_together_share_one_look_at_their_log() {
+    const VOLUMES: usize = 6;
+    let mut world = World::new(VOLUMES, 2).await;
+    for seed in 0..40_u32 {
+        let volume = seed as usize % VOLUMES;
+        world.write(volume, 0, 4, 100 + seed);
+        world.end_span(volume, true);
+        world.commit(0).await;
+    }
+    let claims =
+        world.volumes.iter().map(|volume| Wanted { volume: volume.id, ..wanted(&world, 2, 1) });
+    let claims: Vec<Wanted> = claims.collect();
+    let (store, gets) = crate::testing::counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    let sealed = SealedLogs::default();
+    let mut counts = Vec::new();
+    for (wanted, known) in claims.iter().zip(&world.volumes) {
+        let before = gets.count();
+        let claimed = claim_with(&vault, wanted, &sealed).await.unwrap();
+        assert_eq!((claimed.committed, claimed.ordinal), (known.seq, Some(2)));
+        assert_eq!(claimed.sealed, Some((world.logs[0].id, Slot(40))));
+        counts.push(gets.count() - before);
+    }
+    assert!(counts[0] > 40 && counts[1..].iter().all(|count| *count < 16), "{counts:?}");
+    // Whoever has not read the log finds the same.
+    for (wanted, known) in claims.iter().zip(&world.volumes) {
+        let claimed = claim_volume(&world.vault, wanted).await.unwrap();
+        assert_eq!(claimed.committed, known.seq);
+    }
+}
+
+/// S5: what does not open is judged by the volume's own stream, as it is without company.
+#[tokio::test]
+async fn a_damaged_segment_of_a_sealed_log_hinders_those_that_miss_it() {
+    let mut world = World::new(2, 2).await;
+    for (volume, seed) in [(0, 100), (1, 200), (0, 300)] {
+        world.write(volume, 0, 4, seed);
+        world.end_span(volume, true);
+        world.commit(0).await;
+    }
+    let file = world.file(&crate::layout::ObjectName::slot(world.logs[0].id, Slot(1)));
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[200] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let sealed = SealedLogs::default();
+    let claimed = claim_with(&world.vault, &wanted(&world, 2, 1), &sealed).await.unwrap();
+    assert_eq!(claimed.committed, world.volumes[0].seq, "slot 1 holds nothing of it");
+    let other = Wanted { volume: world.volumes[1].id, ..wanted(&world, 2, 1) };
+    let error = claim_with(&world.vault, &other, &sealed).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}

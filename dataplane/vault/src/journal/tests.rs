@@ -278,3 +278,93 @@ impl JournalFile for MemoryFile {
         Ok(())
     }
 }
+
+/// A disk with room for so many bytes of a file; what is done to it is noted.
+#[derive(Default)]
+struct Small {
+    room: std::cell::Cell<u64>,
+    noted: Noted,
+}
+
+struct SmallFile(Rc<Small>, u64);
+
+impl JournalDisk for Rc<Small> {
+    type File = SmallFile;
+
+    async fn create(&self, file: u64) -> io::Result<SmallFile> {
+        self.noted.note(format!("create {file}"))?;
+        Ok(SmallFile(Self::clone(self), file))
+    }
+
+    async fn sync_names(&self) -> io::Result<()> {
+        self.noted.note("sync names".to_owned())
+    }
+
+    async fn discard(&self, file: u64) -> io::Result<()> {
+        self.noted.note(format!("discard {file}"))
+    }
+}
+
+impl JournalFile for SmallFile {
+    type Buffer = Vec<u8>;
+
+    fn buffer(&self, bytes: usize) -> Vec<u8> {
+        vec![0xee; bytes]
+    }
+
+    async fn write_at(&self, _: Vec<u8>, offset: u64) -> io::Result<()> {
+        self.0.noted.note(format!("write {} at {offset}", self.1))
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        self.0.noted.note(format!("sync {}", self.1))
+    }
+
+    async fn reserve(&self, bytes: u64) -> io::Result<()> {
+        match bytes <= self.0.room.get() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+}
+
+/// D9: a full disk is met before anything is written, and the journal goes on when there is room.
+#[tokio::test]
+async fn a_full_disk_is_waited_for_and_nothing_was_written_to_it() {
+    let disk = Rc::new(Small::default());
+    let key = Arc::new(DataKey::from_bytes([7; 32]));
+    let owner = Owner { vault: VAULT, log: LOG, number: NUMBER, key };
+    let mut journal = JournalWriter::new(Rc::clone(&disk), owner, 7, JOURNAL_FILE_BYTES);
+    let block = JOURNAL_ALIGN_BYTES as u64;
+    let is_full = |made: Result<(), RoomError>| matches!(made, Err(RoomError::NoSpace { .. }));
+    // Not even the header has room, then it has and no group, then one group, then all.
+    for _ in 0..2 {
+        assert!(is_full(journal.make_room(BLOCK_BYTES).await));
+    }
+    disk.room.set(2 * block);
+    for _ in 0..2 {
+        assert!(is_full(journal.make_room(BLOCK_BYTES).await));
+    }
+    for room in [4 * block, JOURNAL_FILE_BYTES] {
+        disk.room.set(room);
+        journal.make_room(BLOCK_BYTES).await.unwrap();
+        let written = journal.write(BLOCK_BYTES, |plain| plain.fill(1)).await.unwrap();
+        assert_eq!(written.file, 9);
+    }
+    let steps = disk.noted.steps.borrow();
+    let expected = [
+        "create 7",
+        "discard 7",
+        "create 8",
+        "discard 8",
+        "create 9",
+        "write 9 at 0",
+        "sync 9",
+        "sync names",
+        "write 9 at 4096",
+        "sync 9",
+        "write 9 at 12288",
+        "sync 9",
+    ];
+    assert_eq!(*steps, expected);
+}

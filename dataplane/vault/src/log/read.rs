@@ -1,6 +1,6 @@
 //! Reading slots: the table of one, and all of a log in order, read ahead.
 
-use super::{Behind, header_at};
+use super::{Behind, header_at, open_seal};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{SLOTS_AHEAD_MAX, TABLE_READ_BYTES, VOID_REACH_SLOTS};
@@ -127,8 +127,12 @@ pub struct LogScan<'a> {
     from: Slot,
     next: Slot,
     ahead: FuturesOrdered<BoxFuture<'a, (Slot, Parts)>>,
-    /// Highest incarnation so far; none before the slots in front of `from` were asked.
+    /// Highest incarnation so far of a slot that opened; none before the slots in front of `from` were
+    /// asked.
     incarnation: Option<u64>,
+    /// A higher one in the head of a slot that has not opened, and the slot: a head is authenticated with
+    /// its table, so nothing is taken for void because of it before that is done.
+    claimed: Option<(u64, Slot)>,
     /// Whether every header so far was read: without one it is not known which slots are void.
     is_sure: bool,
     end: Option<ScanEnd>,
@@ -149,8 +153,17 @@ impl<'a> LogScan<'a> {
     /// A scan of `log` from slot `from` on.
     #[must_use]
     pub fn new(vault: &'a Vault, log: LogId, from: Slot) -> Self {
-        let ahead = FuturesOrdered::new();
-        Self { vault, log, from, next: from, ahead, incarnation: None, is_sure: true, end: None }
+        Self {
+            vault,
+            log,
+            from,
+            next: from,
+            ahead: FuturesOrdered::new(),
+            incarnation: None,
+            claimed: None,
+            is_sure: true,
+            end: None,
+        }
     }
 
     /// A scan of `log` that goes on at slot `from`, which a scan before returned: it is not void, and
@@ -199,10 +212,22 @@ impl<'a> LogScan<'a> {
                 segment?;
                 break;
             }
+            if let Some((claimed, at)) = self.claimed
+                && header.incarnation < claimed
+                && header.incarnation >= incarnation
+            {
+                incarnation = self.prove(claimed, at).await?;
+            }
             let is_void = header.incarnation < incarnation && !is_on(Bug::VoidSlotCounted);
+            let segment = match segment {
+                Ok(segment) => segment,
+                Err(error) => {
+                    self.claim(header.incarnation, slot);
+                    return Err(error);
+                }
+            };
             incarnation = incarnation.max(header.incarnation);
             self.incarnation = Some(incarnation);
-            let segment = segment?;
             if !is_void {
                 return Ok(Some((slot, segment)));
             }
@@ -221,6 +246,30 @@ impl<'a> LogScan<'a> {
     #[must_use]
     pub fn end(&self) -> Option<ScanEnd> {
         self.end
+    }
+
+    /// Notes the incarnation in the head of a slot that has not opened.
+    fn claim(&mut self, incarnation: u64, slot: Slot) {
+        let before =
+            self.claimed.map_or(0, |(claimed, _)| claimed).max(self.incarnation.unwrap_or(0));
+        if incarnation > before {
+            self.claimed = Some((incarnation, slot));
+        }
+    }
+
+    /// Opens the slot whose head says that what follows is void, and believes it then.
+    async fn prove(&mut self, claimed: u64, at: Slot) -> Result<u64, VaultError> {
+        match read_segment(self.vault, self.log, at).await {
+            Ok(_) => {
+                self.claimed = None;
+                self.incarnation = Some(claimed);
+                Ok(claimed)
+            }
+            Err(error) => {
+                self.is_sure = false;
+                Err(error)
+            }
+        }
     }
 
     fn read_ahead(&mut self) {
@@ -242,13 +291,11 @@ impl<'a> LogScan<'a> {
         let slots = self.from.0.saturating_sub(VOID_REACH_SLOTS)..self.from.0;
         let slots = futures::stream::iter(slots).map(|slot| header_at(vault, log, Slot(slot)));
         let mut slots = slots.buffered(SLOTS_AHEAD_MAX);
-        let (mut highest, mut missing) = (0, None);
+        let (mut missing, mut seal) = (None, None);
         while let Some((slot, found)) = slots.next().await {
             match found {
-                Ok(Some(header)) if header.kind == SlotKind::Seal => {
-                    self.end = self.end.or(Some(ScanEnd::Sealed(slot)));
-                }
-                Ok(Some(header)) => highest = highest.max(header.incarnation),
+                Ok(Some(header)) if header.kind == SlotKind::Seal => seal = seal.or(Some(slot)),
+                Ok(Some(header)) => self.claim(header.incarnation, slot),
                 Ok(None) if slot.0 + PUTS_IN_FLIGHT_MAX as u64 >= self.from.0 => {
                     missing = missing.or(Some(slot));
                 }
@@ -257,12 +304,19 @@ impl<'a> LogScan<'a> {
                 Err(_) => {}
             }
         }
-        if let Some(slot) = missing.filter(|_| self.end.is_none())
-            && !Behind::look(vault, log, slot).await?.is_lost
+        if let Some(slot) = seal {
+            // It ends the scan either way, and with it what was to be read.
+            self.end = Some(ScanEnd::Sealed(slot));
+            if let Err(error) = open_seal(vault, log, slot).await {
+                self.is_sure = false;
+                return Err(error);
+            }
+        } else if let Some(slot) = missing
+            && let Behind::End { .. } = Behind::look(vault, log, slot).await?
         {
             self.end = Some(ScanEnd::Missing(slot));
         }
-        self.incarnation = Some(highest);
-        Ok(highest)
+        self.incarnation = Some(0);
+        Ok(0)
     }
 }

@@ -137,3 +137,130 @@ async fn a_damaged_slot_is_named_and_the_scan_goes_on() {
     assert!(error.to_string().contains("0000000000000001 is damaged at byte 160"), "{error}");
     assert_eq!(scan.next().await.unwrap().unwrap().0, Slot(2));
 }
+
+/// Takes the slots from `from` on away, as if they were not put yet.
+fn take_away(world: &World, from: u64) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let log = world.logs[0].id;
+    let files = (from..world.logs[0].next.0).map(|slot| {
+        let path = world.file(&ObjectName::slot(log, Slot(slot)));
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        (path, bytes)
+    });
+    files.collect()
+}
+
+/// S11: the writer fills slots between a reader's look at one and at those behind it.
+#[tokio::test]
+async fn a_log_that_is_written_while_it_is_read_has_lost_nothing() {
+    // So many segments, and perhaps a seal, are put in between.
+    for (segments, is_sealed) in
+        [(1, false), (2, false), (3, true), (4, false), (5, false), (5, true)]
+    {
+        let what = format!("{segments} segments, sealed: {is_sealed}");
+        for from in [0, 3, 4] {
+            let mut world = filled(3 + segments).await;
+            if is_sealed {
+                world.seal(0).await;
+                world.logs[0].next = world.logs[0].next.next();
+            }
+            let (log, end) = (world.logs[0].id, world.logs[0].next.0);
+            let files = take_away(&world, 3);
+            let (store, counted) = crate::testing::counted(&world.vault);
+            let vault = Vault::open(&store, &world.recovery).await.unwrap();
+            counted.grow(&ObjectName::slot(log, Slot(3)), files);
+            if from <= 3 {
+                let found = find_end(&vault, log, Slot(from)).await.unwrap();
+                assert_eq!(found.is_sealed, is_sealed, "{what}");
+                // With nothing behind it the slot is the end, as it was when it was read.
+                let expected = if segments == 1 { 3 } else { end - u64::from(is_sealed) };
+                assert_eq!(found.next.0, expected, "{what}");
+                assert!(found.void.is_empty(), "{what}");
+            } else {
+                // A volume that began while slot 3 was under way.
+                let mut scan = LogScan::new(&vault, log, Slot(from));
+                let mut slots = Vec::new();
+                while let Some((slot, _)) = scan.next().await.unwrap() {
+                    slots.push(slot.0);
+                }
+                assert_eq!(slots, (4..3 + segments).collect::<Vec<_>>(), "{what}");
+            }
+            assert!(counted.has_grown());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_point_is_read_while_its_volume_is_written() {
+    for segments in 1..6 {
+        let world = filled(3 + segments).await;
+        let volume = world.volumes[0].id;
+        let files = take_away(&world, 3);
+        let (store, counted) = crate::testing::counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        counted.grow(&ObjectName::slot(world.logs[0].id, Slot(3)), files);
+        let view = crate::VolumeView::open(&vault, volume, crate::PointSelector::Latest);
+        let view = view.await.unwrap();
+        assert!(counted.has_grown());
+        assert!(view.point().seq >= world.points[2].seq);
+        assert_eq!(view.hole(), None, "the slot is there");
+    }
+}
+
+/// Rewrites the head of a slot, with its checksum.
+fn forge(world: &World, slot: Slot, change: impl FnOnce(&mut SegmentHeader)) -> Vec<u8> {
+    let file = world.file(&ObjectName::slot(world.logs[0].id, slot));
+    let whole = std::fs::read(&file).unwrap();
+    let mut header = SegmentHeader::decode(&whole).unwrap();
+    change(&mut header);
+    let mut forged = whole.clone();
+    forged[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
+    std::fs::write(&file, forged).unwrap();
+    whole
+}
+
+/// T5: what the head of a slot says decides nothing before the slot has opened.
+#[tokio::test]
+async fn a_forged_head_ends_no_log_and_makes_no_slot_void() {
+    let mut world = filled(6).await;
+    let log = world.logs[0].id;
+    let objects =
+        || std::fs::read_dir(world.file(&ObjectName::slot(log, Slot(0))).parent().unwrap());
+    let count = objects().unwrap().count();
+    let start = async || {
+        let nothing = BTreeSet::new();
+        crate::recover::recover(&world.vault, log, 2, &nothing, |_, _| {}).await
+    };
+    for slot in [2, 5].map(Slot) {
+        for incarnation in [2, u64::MAX - 1, u64::MAX] {
+            let whole = forge(&world, slot, |header| header.incarnation = incarnation);
+            let error = start().await.unwrap_err();
+            assert_eq!(error.kind(), farshore_proto::ErrorKind::Corrupt, "{error}");
+            assert!(
+                error.to_string().contains(&ObjectName::slot(log, slot).to_string()),
+                "{error}"
+            );
+            let mut scan = LogScan::new(&world.vault, log, Slot(0));
+            let mut seen = Vec::new();
+            loop {
+                match scan.next().await {
+                    Ok(Some((slot, _))) => seen.push(slot.0),
+                    Ok(None) => break,
+                    Err(error) => assert!(error.to_string().contains(&slot.to_string()), "{error}"),
+                }
+            }
+            assert!(!scan.is_sure() || seen == [0, 1, 2, 3, 4], "{seen:?}");
+            std::fs::write(world.file(&ObjectName::slot(log, slot)), whole).unwrap();
+        }
+        let whole = forge(&world, slot, |header| header.kind = SlotKind::Seal);
+        start().await.unwrap_err();
+        seal(&world.vault, log, Slot(0)).await.unwrap_err();
+        let file = world.file(&ObjectName::slot(log, slot));
+        let ours = SegmentHeader { salt: [9; 32], ..SegmentHeader::decode(&whole).unwrap() };
+        let other = [&ours.encode()[..], &whole[SEGMENT_HEADER_BYTES..]].concat();
+        put_segment(&world.vault, log, slot, Bytes::from(other)).await.unwrap_err();
+        std::fs::write(file, whole).unwrap();
+    }
+    assert_eq!(objects().unwrap().count(), count, "nothing was put on the word of a forged head");
+    world.seal(0).await;
+}

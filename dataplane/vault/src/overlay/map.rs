@@ -1,6 +1,6 @@
 //! The map file of an overlay.
 
-use super::bits::{Bits, Pages, bitmap_bytes};
+use super::bits::{BadSector, Bits, Kind, Sectors, bitmap_bytes};
 use super::{OverlayBase, OverlayError};
 use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
 use farshore_proto::{DecodeError, Seq, VolumeId};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 const MAGIC: [u8; 4] = *b"FSOV";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 64;
 /// Where the bitmaps begin.
 const BITS_OFFSET: u64 = 4096;
@@ -61,8 +61,7 @@ impl MapFile {
             sync_directory_of(path)
         };
         write().map_err(error)?;
-        let empty = vec![0; usize::try_from(bitmap_bytes).expect("a volume has a limit")];
-        Ok((Self { file, bitmap_bytes }, Bits::new(&empty)))
+        Ok((Self { file, bitmap_bytes }, Bits::empty(base.size_bytes)))
     }
 
     /// Checks that the map at `path` is one of `base`; returns the boot id in it.
@@ -76,12 +75,13 @@ impl MapFile {
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(error)?;
         let mut bytes = [0; HEADER_BYTES];
         file.read_exact_at(&mut bytes, 0).map_err(error)?;
-        let Ok((found, boot)) = read_header(&bytes) else {
-            return Err(OverlayError::Damaged {
+        let (found, boot) = read_header(&bytes).map_err(|error| match error {
+            DecodeError::Version { .. } => OverlayError::Version { path: data.to_owned() },
+            _ => OverlayError::Damaged {
                 path: data.to_owned(),
-                what: "its map is damaged",
-            });
-        };
+                what: "the head of its map is damaged",
+            },
+        })?;
         if found != base {
             let OverlayBase { volume, seq, size_bytes } = found;
             return Err(OverlayError::OtherPoint {
@@ -104,38 +104,48 @@ impl MapFile {
             |source| OverlayError::Io { path: data.to_owned(), verb: "read its map", source };
         let (file, written_by) = Self::check(path, data, base)?;
         let map = Self { file, bitmap_bytes: bitmap_bytes(base.size_bytes) };
-        let mut bytes = vec![0; usize::try_from(map.bitmap_bytes).expect("a volume has a limit")];
+        let (flushed, live) = (BITS_OFFSET, BITS_OFFSET + map.bitmap_bytes);
+        let read = |offset, kind| match Bits::read(&map.file, offset, base.size_bytes, kind) {
+            Ok(Ok(bits)) => Ok(bits),
+            Ok(Err(BadSector { number })) => {
+                tracing::error!(path = %path.display(), ?kind, number, "a sector of an overlay's map is damaged");
+                Err(OverlayError::Damaged {
+                    path: data.to_owned(),
+                    what: "its map is damaged: which blocks were written is not known",
+                })
+            }
+            Err(source) => Err(error(source)),
+        };
         let boot = boot_id();
         if !boot.is_nil() && boot == written_by {
-            map.file.read_exact_at(&mut bytes, BITS_OFFSET + map.bitmap_bytes).map_err(error)?;
-            let bits = Bits::new(&bytes);
+            let bits = read(live, Kind::Live)?;
             bits.change_all();
             return Ok((map, bits));
         }
         // The machine went down since: what was not flushed then is not there for sure.
-        map.file.read_exact_at(&mut bytes, BITS_OFFSET).map_err(error)?;
+        let bits = read(flushed, Kind::Flushed)?;
         let reset = || {
-            map.file.write_all_at(&bytes, BITS_OFFSET + map.bitmap_bytes)?;
+            bits.write(&map.file, live, Kind::Live)?;
             map.file.sync_all()?;
             // Only now may the live bits be believed again.
             map.file.write_all_at(&header(base, boot), 0)?;
             map.file.sync_all()
         };
         reset().map_err(error)?;
-        Ok((map, Bits::new(&bytes)))
+        Ok((map, bits))
     }
 
-    /// Writes live bits, `from` bytes into the bitmap.
-    pub(super) fn write_live(&self, from: u64, bytes: &[u8]) -> io::Result<()> {
+    /// Writes sectors of live bits.
+    pub(super) fn write_live(&self, (from, bytes): &Sectors) -> io::Result<()> {
         self.file.write_all_at(bytes, BITS_OFFSET + self.bitmap_bytes + from)
     }
 
-    /// Writes flushed bits and makes them durable.
-    pub(super) fn write_flushed(&self, pages: &Pages) -> io::Result<()> {
-        if pages.is_empty() {
+    /// Writes sectors of flushed bits and makes them durable.
+    pub(super) fn write_flushed(&self, sectors: &[Sectors]) -> io::Result<()> {
+        if sectors.is_empty() {
             return Ok(());
         }
-        for (from, bytes) in pages {
+        for (from, bytes) in sectors {
             self.file.write_all_at(bytes, BITS_OFFSET + from)?;
         }
         self.file.sync_data()

@@ -114,15 +114,130 @@ fn a_damaged_or_missing_part_is_named() {
     drop(Overlay::open(&path, base()).unwrap());
     let map = map::path_of(&path);
     let whole = fs::read(&map).unwrap();
-    for at in [0, 5, 9, 30, 33, 45, 58, 61] {
+    for at in [0, 9, 30, 33, 45, 58, 61] {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         fs::write(&map, bytes).unwrap();
         let error = Overlay::open(&path, base()).unwrap_err();
         assert!(matches!(error, OverlayError::Damaged { .. }), "byte {at}: {error}");
     }
+    let mut other = whole.clone();
+    other[4] ^= 1;
+    fs::write(&map, other).unwrap();
+    let error = Overlay::open(&path, base()).unwrap_err();
+    assert!(matches!(error, OverlayError::Version { .. }), "{error}");
     fs::write(&map, &whole).unwrap();
     fs::remove_file(&path).unwrap();
     let error = Overlay::open(&path, base()).unwrap_err();
     assert!(error.to_string().contains("its data file is gone"), "{error}");
 }
+
+/// D2: a bit that flips would serve the overlay's hole for the point's data, or the point's data for what
+/// was written.
+#[test]
+fn a_flipped_bit_of_the_map_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.overlay");
+    let large = OverlayBase { size_bytes: 40 << 20, ..base() };
+    let overlay = Overlay::open(&path, large).unwrap();
+    // In the first sector, across the border of the next two, and in the last.
+    overlay.write(5, &[1; BLOCK_BYTES]).unwrap();
+    overlay.zero(BlockRange { block: 4000, count: 100 }).unwrap();
+    overlay.write((40 << 8) - 1, &[2; BLOCK_BYTES]).unwrap();
+    overlay.flush().unwrap();
+    overlay.write(6, &[3; BLOCK_BYTES]).unwrap();
+    drop(overlay);
+    let map = map::path_of(&path);
+    let whole = fs::read(&map).unwrap();
+    let written = |bitmap: usize| [0, 1, 2].map(|sector| 4096 * bitmap + 512 * sector);
+    for is_rebooted in [false, true] {
+        // What counts is the live bitmap, or the flushed one after the machine went down.
+        let counted = written(if is_rebooted { 1 } else { 2 });
+        for sector in counted {
+            for at in (sector..sector + 512).step_by(13).chain([sector + 504, sector + 511]) {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << (at % 8);
+                fs::write(&map, bytes).unwrap();
+                if is_rebooted {
+                    pretend_reboot(&path);
+                }
+                let error = Overlay::open(&path, large).unwrap_err();
+                assert!(matches!(error, OverlayError::Damaged { .. }), "byte {at}: {error}");
+            }
+        }
+        // A sector in another's place, or out of the other bitmap, is found too.
+        for (from, to) in [(counted[0], counted[1]), (counted[0] ^ 0x3000, counted[0])] {
+            let mut bytes = whole.clone();
+            bytes.copy_within(from..from + 512, to);
+            fs::write(&map, bytes).unwrap();
+            if is_rebooted {
+                pretend_reboot(&path);
+            }
+            let error = Overlay::open(&path, large).unwrap_err();
+            assert!(matches!(error, OverlayError::Damaged { .. }), "{from} at {to}: {error}");
+        }
+    }
+    fs::write(&map, &whole).unwrap();
+    let count = Overlay::open(&path, large).unwrap().held_blocks();
+    assert_eq!(count, 103);
+}
+
+/// What a disk may leave of a flush when the power goes: some sectors of it, each whole.
+#[test]
+fn a_torn_flush_leaves_a_map_that_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.overlay");
+    let large = OverlayBase { size_bytes: 40 << 20, ..base() };
+    let overlay = Overlay::open(&path, large).unwrap();
+    overlay.write(5, &[1; BLOCK_BYTES]).unwrap();
+    overlay.write(5000, &[1; BLOCK_BYTES]).unwrap();
+    overlay.flush().unwrap();
+    let map = map::path_of(&path);
+    let before = fs::read(&map).unwrap();
+    overlay.write(7, &[1; BLOCK_BYTES]).unwrap();
+    overlay.write(5001, &[1; BLOCK_BYTES]).unwrap();
+    overlay.flush().unwrap();
+    drop(overlay);
+    let after = fs::read(&map).unwrap();
+    for (sector, held) in [(4096, [5, 5000, 5001]), (4096 + 512, [5, 7, 5000])] {
+        let mut torn = after.clone();
+        torn[sector..sector + 512].copy_from_slice(&before[sector..sector + 512]);
+        fs::write(&map, torn).unwrap();
+        pretend_reboot(&path);
+        let overlay = Overlay::open(&path, large).unwrap();
+        let range = BlockRange { block: 0, count: 40 << 8 };
+        let runs = overlay.runs(range).filter(|(_, held)| *held);
+        let found: Vec<u64> = runs.flat_map(|(run, _)| run.block..run.end()).collect();
+        assert_eq!(found, held);
+    }
+}
+
+/// Pins the bytes: `docs/formats/overlay.md`.
+#[test]
+fn a_sector_is_laid_out_as_documented() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.overlay");
+    let overlay = Overlay::open(&path, OverlayBase { size_bytes: 64 << 20, ..base() }).unwrap();
+    overlay.write(5, &[1; BLOCK_BYTES]).unwrap();
+    overlay.flush().unwrap();
+    overlay.write(4032 + 6, &[1; BLOCK_BYTES]).unwrap();
+    drop(overlay);
+    let bytes = fs::read(map::path_of(&path)).unwrap();
+    assert_eq!(bytes.len(), 3 * 4096);
+    let sector = |at: usize| -> (u8, Vec<u8>) {
+        let sector = &bytes[at..at + 512];
+        assert!(sector[1..504].iter().all(|byte| *byte == 0));
+        (sector[0], sector[504..].to_vec())
+    };
+    assert_eq!(sector(4096), (0x20, GOLDEN[0].to_vec()));
+    assert_eq!(sector(8192), (0x20, GOLDEN[1].to_vec()));
+    assert_eq!(sector(8192 + 512), (0x40, GOLDEN[2].to_vec()));
+    assert!(bytes[4096 + 512..8192].iter().all(|byte| *byte == 0));
+}
+
+/// Number and checksum of each.
+const GOLDEN: [[u8; 8]; 3] = [
+    [0x00, 0x00, 0x00, 0x00, 0xe2, 0x8a, 0x17, 0x6d],
+    [0x00, 0x00, 0x00, 0x00, 0x16, 0x79, 0x47, 0x7e],
+    [0x01, 0x00, 0x00, 0x00, 0xc1, 0x7e, 0x07, 0x61],
+];

@@ -1,6 +1,7 @@
 //! A store that counts what is read from it, refuses to read what it is told to, and goes away when
 //! it is told to.
 
+use crate::layout::ObjectName;
 use crate::store::Store;
 use crate::vault::Vault;
 use futures::StreamExt;
@@ -15,6 +16,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use tokio::sync::watch;
 
 /// Counts the GETs of the store below it.
 #[derive(Debug)]
@@ -23,14 +25,57 @@ pub(crate) struct Counted {
     gets: AtomicU64,
     /// Objects below this folder can be neither read nor listed.
     refused: OnceLock<Path>,
+    /// What a writer puts while a reader looks.
+    growth: OnceLock<Growth>,
     /// Directories to rename just before the next put: from, to.
     leaving: Mutex<Option<(PathBuf, PathBuf)>>,
+}
+
+/// Objects that are put right after one was found missing, before any behind that is looked at.
+#[derive(Debug)]
+struct Growth {
+    missed: Path,
+    files: Vec<(PathBuf, Vec<u8>)>,
+    is_done: watch::Sender<bool>,
 }
 
 impl Counted {
     pub(crate) fn over(inner: Arc<dyn ObjectStore>) -> Self {
         let (gets, refused, leaving) = (AtomicU64::new(0), OnceLock::new(), Mutex::default());
-        Self { inner, gets, refused, leaving }
+        Self { inner, gets, refused, growth: OnceLock::new(), leaving }
+    }
+
+    /// Writes the files as soon as the first of them was looked for and not found; whoever looks behind it
+    /// waits until then.
+    pub(crate) fn grow(&self, missed: &ObjectName, files: Vec<(PathBuf, Vec<u8>)>) {
+        let missed = Path::from(missed.to_string());
+        self.growth.set(Growth { missed, files, is_done: watch::Sender::new(false) }).unwrap();
+    }
+
+    /// Whether that has happened.
+    pub(crate) fn has_grown(&self) -> bool {
+        *self.growth.get().unwrap().is_done.borrow()
+    }
+
+    async fn get_while_it_grows(
+        &self,
+        growth: &Growth,
+        location: &Path,
+        options: GetOptions,
+    ) -> Result<GetResult> {
+        let is_missed = *location == growth.missed;
+        let is_behind = location.parent() == growth.missed.parent() && *location > growth.missed;
+        if is_behind {
+            growth.is_done.subscribe().wait_for(|is_done| *is_done).await.unwrap();
+        }
+        let found = self.inner.get_opts(location, options).await;
+        if is_missed && found.is_err() {
+            for (path, bytes) in &growth.files {
+                std::fs::write(path, bytes).unwrap();
+            }
+            growth.is_done.send_replace(true);
+        }
+        found
     }
 
     /// Takes a directory away just before the next put reaches the store.
@@ -109,9 +154,10 @@ impl ObjectStore for Counted {
         'b: 'c,
     {
         self.gets.fetch_add(1, Ordering::Relaxed);
-        match self.check(Some(location)) {
-            Ok(()) => self.inner.get_opts(location, options),
-            Err(error) => Box::pin(async { Err(error) }),
+        match (self.check(Some(location)), self.growth.get()) {
+            (Ok(()), Some(growth)) => Box::pin(self.get_while_it_grows(growth, location, options)),
+            (Ok(()), None) => self.inner.get_opts(location, options),
+            (Err(error), _) => Box::pin(async { Err(error) }),
         }
     }
 

@@ -13,15 +13,16 @@ use farshore_proto::limits::VOLUME_BLOCKS_MAX;
 use farshore_proto::{BlockRange, Seq, VolumeId};
 use std::collections::BTreeSet;
 
-/// Opens all maps of a volume; if `read_data`, compares each with what the logs say.
+/// Opens the maps of a volume at `seqs`, listed before its epochs were read; if `read_data`, compares each
+/// with what the logs say.
 pub(super) async fn check(
     vault: &Vault,
     volume: VolumeId,
+    mut seqs: BTreeSet<Seq>,
     epochs: &[EpochBody],
     read_data: bool,
     report: &mut Report,
 ) -> Result<(), VaultError> {
-    let mut seqs = map::list(vault, volume).await?;
     if read_data && !seqs.is_empty() {
         compare(vault, volume, epochs, &mut seqs, report).await?;
     }

@@ -265,3 +265,45 @@ async fn a_larger_volume_is_restored_fetching_each_frame_once() {
     assert!(std::fs::read(&to).unwrap() == expected);
     assert!(report.fetched_bytes <= large.frames_bytes);
 }
+
+/// S13: a guest's disk must not break because the store is away.
+#[tokio::test]
+async fn a_read_outlasts_a_store_that_is_away() {
+    let world = World::sample().await;
+    let volume = world.volumes[0].id;
+    let open = || VolumeView::open(&world.vault, volume, PointSelector::Latest);
+    let (impatient, view) = (open().await.unwrap(), open().await.unwrap());
+    let patience = Patience::new(Duration::from_secs(60));
+    let view = view.with_patience(patience.clone());
+    let (here, away) = (world.folder.path().join("vault"), world.folder.path().join("away"));
+    let whole = BlockRange { block: 0, count: BLOCKS };
+    std::fs::rename(&here, &away).unwrap();
+    assert!(impatient.read(whole).await.unwrap_err().is_unavailable());
+    let read = tokio::spawn(async move { view.read(whole).await });
+    let mut supply = patience.supply();
+    let is_waiting = |supply: &crate::Supply| matches!(supply, crate::Supply::Waiting { .. });
+    supply.wait_for(is_waiting).await.unwrap();
+    std::fs::rename(&away, &here).unwrap();
+    let pieces = read.await.unwrap().unwrap();
+    assert!(flatten(&pieces) == image_bytes(&world.volumes[0].image));
+    assert_eq!(*supply.borrow(), crate::Supply::Well);
+    // What is lost is not waited for.
+    let view = open().await.unwrap().with_patience(patience);
+    std::fs::remove_dir_all(here.join("logs")).unwrap();
+    let begun = std::time::Instant::now();
+    let error = view.read(whole).await.unwrap_err();
+    assert!(!error.is_unavailable() && begun.elapsed() < Duration::from_secs(30), "{error}");
+}
+
+/// I7: one small read out of each of many frames keeps what was asked for, not the frames.
+#[tokio::test]
+async fn what_is_read_keeps_no_more_memory_than_twice_its_length() {
+    let large = crate::testing::large(16).await;
+    let view = VolumeView::open(&large.vault, large.volume, PointSelector::Latest).await.unwrap();
+    for block in (0..4096).step_by(97) {
+        for piece in view.read(BlockRange { block, count: 1 }).await.unwrap() {
+            let Piece::Data(data) = piece else { panic!("every block was written") };
+            assert!(data.is_unique(), "block {block}: it shares the memory of its frame");
+        }
+    }
+}

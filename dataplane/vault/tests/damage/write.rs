@@ -268,7 +268,7 @@ impl Writer {
                 (None, Some((_, Location { log, slot, chunk, blocks }))) => {
                     self.references += 1;
                     let place = ChunkPlace::There { log: *log, slot: *slot, chunk: *chunk };
-                    builder.push_reference(id, *blocks, place)
+                    builder.push_reference(id, *blocks, place).unwrap()
                 }
                 (None, None) => builder.push_chunk(id, &bytes),
             };
