@@ -64,6 +64,8 @@ struct State {
     /// Payload bytes that arrived.
     bytes_in: u64,
     hellos: Vec<Hello>,
+    /// Of the disk.
+    size_bytes: u64,
     /// Ends the running sessions when it changes.
     incarnation: u64,
 }
@@ -78,7 +80,8 @@ pub(crate) struct FakeNode {
 impl FakeNode {
     pub(crate) fn new(size_bytes: u64) -> Arc<Self> {
         let node = Self::default();
-        let image = vec![0; usize::try_from(size_bytes).unwrap()];
+        let image = vec![0; usize::try_from(size_bytes).unwrap().next_multiple_of(BLOCK_BYTES)];
+        node.lock().size_bytes = size_bytes;
         node.lock().committed = Held { seq: 0, image: image.clone() };
         node.lock().received = Held { seq: 0, image };
         Arc::new(node)
@@ -211,7 +214,7 @@ impl FakeNode {
         state.incarnation += 1;
         let incarnation = state.incarnation;
         state.hellos.push(hello);
-        assert_eq!(hello.size_bytes, state.received.image.len() as u64);
+        assert_eq!(hello.size_bytes, state.size_bytes);
         let refuse = |reason: RefusalReason| {
             let text = format!("refused: {}", reason.word());
             Control::Refusal(Refusal { reason, text })

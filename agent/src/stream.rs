@@ -14,7 +14,7 @@ use crate::state::StateFile;
 use farshore_engine::doubt::Regions;
 use farshore_engine::source::{Breach, Opened};
 use farshore_proto::frame::Mark;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::blocks_of;
 use farshore_proto::{ErrorKind, Seq, VolumeId};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -210,7 +210,7 @@ impl Stream {
         sync_disk: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<(IntentMap, Recovered)> {
         sync_disk()?;
-        let regions = Regions::in_blocks(disk.size_bytes / BLOCK_BYTES as u64);
+        let regions = Regions::in_blocks(blocks_of(disk.size_bytes));
         let path = dir.join(INTENT_FILE);
         let mut unknown = || self.adopt(&disk, is_new, true);
         let intents = IntentMap::open(files, &path, self.volume, regions, &mut unknown)?;

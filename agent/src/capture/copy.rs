@@ -12,7 +12,7 @@ use crate::hrl::{AppendError, Log};
 use crate::rt::{READ_BYTES_MAX, ReadFile};
 use farshore_engine::doubt::REGION_BLOCKS;
 use farshore_proto::BlockRange;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::io;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ impl Splitter {
     /// Copies from the lease's cursor to the end, or until the lease is void.
     async fn copy(self: &Arc<Self>, reads: &ReadFile, lease: Lease) -> io::Result<()> {
         let core = &self.core;
-        let blocks = core.disk.size_bytes() / BLOCK_BYTES as u64;
+        let blocks = blocks_of(core.disk.size_bytes());
         let mut next = lease.cursor / BLOCK_BYTES as u64;
         let mut saved = lease.cursor;
         let mut runs = FuturesOrdered::new();
@@ -127,7 +127,7 @@ impl Splitter {
         while !has_room_to_reread(&core.log) {
             tokio::time::sleep(ROOM_PAUSE).await;
         }
-        let blocks = core.disk.size_bytes() / BLOCK_BYTES as u64;
+        let blocks = blocks_of(core.disk.size_bytes());
         let block = region * REGION_BLOCKS;
         let range = BlockRange { block, count: REGION_BLOCKS.min(blocks - block) };
         let guard = core.locks.lock(range).await;

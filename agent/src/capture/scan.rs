@@ -92,7 +92,7 @@ impl Scanner {
         let mut changed_bytes = 0;
         let mut gathered = Vec::new();
         let mut next = 0;
-        let size = self.disk.size_bytes();
+        let size = self.disk.size_bytes().next_multiple_of(BLOCK_BYTES as u64);
         let mut runs = FuturesOrdered::new();
         loop {
             while next < size && runs.len() < RUNS_MAX {

@@ -15,7 +15,7 @@ pub use identity::{DeviceIdentity, FileIdentity, Identity, Likeness, Name, NameK
 pub use watch::Disturbance;
 
 use farshore_proto::ErrorKind;
-use farshore_proto::limits::{BLOCK_BYTES, VOLUME_BYTES_MAX};
+use farshore_proto::limits::VOLUME_BYTES_MAX;
 use hold::Claim;
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::{File, Metadata, OpenOptions};
@@ -114,8 +114,8 @@ pub enum DiskError {
     },
     /// Its size cannot be replicated.
     #[error(
-        "disk {} has {size_bytes} bytes: the disk size must be a multiple of 4096, not 0 and at \
-         most 64 TiB", path.display()
+        "disk {} has {size_bytes} bytes: a disk that is protected is not empty and has at most \
+         64 TiB", path.display()
     )]
     Size {
         /// Its path.
@@ -236,8 +236,7 @@ impl Disk {
         {
             return Err(DiskError::Resized { path: path.to_owned(), size_bytes, recorded_bytes });
         }
-        let on_grid = size_bytes.is_multiple_of(BLOCK_BYTES as u64);
-        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX || !on_grid {
+        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
             return Err(DiskError::Size { path: path.to_owned(), size_bytes });
         }
         let claim = Claim::take(&metadata, path).map_err(|other| DiskError::Captured {
@@ -340,7 +339,7 @@ impl Disk {
         }
     }
 
-    /// Its size, a multiple of 4096.
+    /// Its size, any number of bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
@@ -376,12 +375,14 @@ impl Disk {
         Ok(metadata.mtime().wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec()))
     }
 
-    /// Fills `buffer` from `offset` on; blocks.
+    /// Fills `buffer` from `offset` on, with zeros behind the end of the disk; blocks.
     ///
     /// # Errors
     /// What the system said.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+        let (inside, behind) = crate::rt::split_at_end(buffer, offset, self.size_bytes);
+        behind.fill(0);
+        self.file.read_exact_at(inside, offset)
     }
 
     /// Reads without waiting for a device: whether everything was in memory.
@@ -518,19 +519,39 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_disk_and_says_what_to_do() {
-        let (dir, path) = disk(4096 * 3 + 512);
+        let (dir, path) = disk(0);
         let open = |path: &Path, size_bytes| {
             let recorded = Recorded { size_bytes, identity: None };
             Disk::open(path, Access::Write, &recorded).unwrap_err()
         };
         let text = open(&path, None).to_string();
-        assert!(text.contains("disk size must be a multiple of 4096"), "{text}");
+        assert!(text.contains("has 0 bytes") && text.contains("is not empty"), "{text}");
         let text = open(&dir.path().join("none"), None).to_string();
         assert!(text.contains("is missing: attach it again"), "{text}");
         assert!(matches!(open(dir.path(), None), DiskError::Kind { .. }));
         File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
         let text = open(&path, Some(12_288)).to_string();
         assert!(text.contains("8192 bytes, but 12288 bytes are recorded"), "{text}");
+    }
+
+    #[test]
+    fn ends_within_a_block() {
+        for size in [1, 512, 4097, (1 << 20) - 1] {
+            let (_dir, path) = disk(size);
+            let recorded = Recorded { size_bytes: Some(size), identity: None };
+            let disk = Disk::open(&path, Access::Write, &recorded).unwrap();
+            let last = (size - 1) / 4096 * 4096;
+            let length = usize::try_from(size - last).unwrap();
+            disk.write(&vec![7; length], last).unwrap();
+            let mut block = [9; 4096];
+            disk.read(&mut block, last).unwrap();
+            assert!(block[..length].iter().all(|byte| *byte == 7), "{size}");
+            assert!(block[length..].iter().all(|byte| *byte == 0), "{size}");
+            disk.zero(last, length as u64, true).unwrap();
+            disk.check().unwrap();
+            disk.file.set_len(size - 1).unwrap();
+            assert!(disk.read(&mut block, last).is_err(), "a file that was cut short");
+        }
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub struct Reads {
 #[derive(Debug)]
 pub struct ReadFile {
     kind: Kind,
+    size_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -67,22 +68,23 @@ impl Reads {
         Self { uring: None }
     }
 
-    /// Opens for reading what `file` has open, whatever its path leads to by now; blocks.
+    /// Opens for reading what `file` has open, whatever its path leads to by now, a disk of `size_bytes`;
+    /// blocks.
     ///
     /// # Errors
     /// What the system said.
-    pub fn open(&self, file: &File) -> io::Result<ReadFile> {
+    pub fn open(&self, file: &File, size_bytes: u64) -> io::Result<ReadFile> {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         if let Some(uring) = &self.uring {
             let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
             if let Ok(direct) = direct
                 && takes_direct_reads(&direct)
             {
-                return Ok(ReadFile { kind: Kind::Uring(uring.open(direct)?) });
+                return Ok(ReadFile { kind: Kind::Uring(uring.open(direct)?), size_bytes });
             }
         }
         let plain = OpenOptions::new().read(true).open(&path)?;
-        Ok(ReadFile { kind: Kind::Portable(Arc::new(plain)) })
+        Ok(ReadFile { kind: Kind::Portable(Arc::new(plain)), size_bytes })
     }
 }
 
@@ -97,10 +99,11 @@ impl ReadFile {
     }
 
     /// Reads exactly `length` bytes at `offset`; both are multiples of 4096, `length` at most
-    /// [`READ_BYTES_MAX`].
+    /// [`READ_BYTES_MAX`]. What the last block has behind the end of the disk is zero.
     ///
     /// # Errors
-    /// `UnexpectedEof` past the end, otherwise what the system said.
+    /// `UnexpectedEof` if the file ends before the disk did, or for a block behind the last, otherwise
+    /// what the system said.
     ///
     /// # Panics
     /// If offset or length are off the grid or over the limit.
@@ -109,11 +112,28 @@ impl ReadFile {
             offset.is_multiple_of(buffer::ALIGN as u64) && length.is_multiple_of(buffer::ALIGN)
         );
         assert!(length > 0 && length <= READ_BYTES_MAX);
-        match &self.kind {
-            Kind::Uring(file) => file.read(offset, length).await,
-            Kind::Portable(file) => portable::read(Arc::clone(file), offset, length).await,
+        if offset.saturating_add(length as u64)
+            > self.size_bytes.next_multiple_of(buffer::ALIGN as u64)
+        {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let inside = usize::try_from(self.size_bytes - offset).unwrap_or(usize::MAX).min(length);
+        let mut buffer = match &self.kind {
+            Kind::Uring(file) => file.read(offset, length, inside).await?,
+            Kind::Portable(file) => {
+                portable::read(Arc::clone(file), offset, length, inside).await?
+            }
+        };
+        buffer[inside..].fill(0);
+        Ok(buffer)
     }
+}
+
+/// Cuts a buffer that is read from `offset` on at the end of a disk.
+pub fn split_at_end(buffer: &mut [u8], offset: u64, size_bytes: u64) -> (&mut [u8], &mut [u8]) {
+    let inside = usize::try_from(size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let inside = inside.min(buffer.len());
+    buffer.split_at_mut(inside)
 }
 
 /// Some file systems take the flag and then refuse the reads.
@@ -133,7 +153,8 @@ mod tests {
         let bytes: Vec<u8> =
             (0..3 * READ_BYTES_MAX).map(|at| u8::try_from(at / 4096 % 251).unwrap()).collect();
         file.write_all(&bytes).unwrap();
-        let disk = reads.open(file.as_file()).unwrap();
+        let size = 3 * READ_BYTES_MAX as u64;
+        let disk = reads.open(file.as_file(), size).unwrap();
         // The path may lead elsewhere: the open file counts.
         std::fs::remove_file(file.path()).unwrap();
         let disk = &disk;
@@ -148,6 +169,37 @@ mod tests {
         let past = disk.read(3 * READ_BYTES_MAX as u64 - 4096, 8192).await.unwrap_err();
         assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
         disk.backend()
+    }
+
+    async fn ends_anywhere(reads: Reads) {
+        for size in [1, 511, 512, 4095, 4097, 8192 + 1536, READ_BYTES_MAX as u64 + 513] {
+            let mut file = tempfile::NamedTempFile::new_in(".").unwrap();
+            let bytes = vec![7; usize::try_from(size).unwrap()];
+            file.write_all(&bytes).unwrap();
+            let disk = reads.open(file.as_file(), size).unwrap();
+            let whole = size.next_multiple_of(4096);
+            let mut at = 0;
+            while at < whole {
+                let length = (whole - at).min(READ_BYTES_MAX as u64);
+                let buffer = disk.read(at, usize::try_from(length).unwrap()).await.unwrap();
+                let inside = usize::try_from((size - at).min(length)).unwrap();
+                assert!(buffer[..inside].iter().all(|byte| *byte == 7), "{size}");
+                assert!(buffer[inside..].iter().all(|byte| *byte == 0), "{size}");
+                at += length;
+            }
+            let past = disk.read(whole, 4096).await.unwrap_err();
+            assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
+            // A file that was cut short is no disk that ends here.
+            file.as_file().set_len(size - 1).unwrap();
+            let cut = disk.read(whole - 4096, 4096).await.unwrap_err();
+            assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof, "{size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_ends_within_a_block() {
+        ends_anywhere(Reads::portable()).await;
+        ends_anywhere(Reads::start()).await;
     }
 
     #[tokio::test]

@@ -6,10 +6,15 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-pub(super) async fn read(file: Arc<File>, offset: u64, length: usize) -> io::Result<Buffer> {
+pub(super) async fn read(
+    file: Arc<File>,
+    offset: u64,
+    length: usize,
+    inside: usize,
+) -> io::Result<Buffer> {
     let task = tokio::task::spawn_blocking(move || {
         let mut buffer = Buffer::zeroed(length);
-        file.read_exact_at(&mut buffer, offset)?;
+        file.read_exact_at(&mut buffer[..inside], offset)?;
         Ok(buffer)
     });
     task.await.map_err(io::Error::other)?

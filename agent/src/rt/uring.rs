@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio_uring::buf::BoundedBuf;
 
 /// Requests besides reads that may wait: opens and closes of volumes.
 const QUEUE_MAX: usize = READS_MAX + 256;
@@ -16,8 +17,17 @@ const QUEUE_MAX: usize = READS_MAX + 256;
 enum Request {
     Open { id: u64, file: File },
     Close { id: u64 },
-    Read { id: u64, offset: u64, buffer: Buffer, reply: oneshot::Sender<io::Result<Buffer>> },
+    Read(Read),
     End,
+}
+
+/// A read of a whole buffer, of which `inside` bytes are there to be read.
+struct Read {
+    id: u64,
+    offset: u64,
+    buffer: Buffer,
+    inside: usize,
+    reply: oneshot::Sender<io::Result<Buffer>>,
 }
 
 /// The way to the thread; it ends when the last handle and file are gone.
@@ -86,12 +96,18 @@ impl Handle {
 }
 
 impl RingFile {
-    pub(super) async fn read(&self, offset: u64, length: usize) -> io::Result<Buffer> {
+    pub(super) async fn read(
+        &self,
+        offset: u64,
+        length: usize,
+        inside: usize,
+    ) -> io::Result<Buffer> {
         let permits = &self.handle.shared.permits;
         let _permit = permits.acquire().await.map_err(io::Error::other)?;
         let (reply, answer) = oneshot::channel();
         let buffer = Buffer::zeroed(length);
-        self.handle.send(Request::Read { id: self.id, offset, buffer, reply })?;
+        let read = Read { id: self.id, offset, buffer, inside, reply };
+        self.handle.send(Request::Read(read))?;
         answer.await.map_err(io::Error::other)?
     }
 }
@@ -113,18 +129,39 @@ async fn serve(queue: Receiver<Request>, wake: Arc<Notify>) {
             Ok(Request::Close { id }) => {
                 files.remove(&id);
             }
-            Ok(Request::Read { id, offset, buffer, reply }) => {
+            Ok(Request::Read(Read { id, offset, buffer, inside, reply })) => {
                 let Some(file) = files.get(&id).cloned() else {
                     let _ = reply.send(Err(io::ErrorKind::NotFound.into()));
                     continue;
                 };
                 tokio_uring::spawn(async move {
-                    let (result, buffer) = file.read_exact_at(buffer, offset).await;
-                    let _ = reply.send(result.map(|()| buffer));
+                    let _ = reply.send(read_inside(&file, offset, buffer, inside).await);
                 });
             }
             Err(TryRecvError::Empty) => wake.notified().await,
             Ok(Request::End) | Err(TryRecvError::Disconnected) => return,
         }
     }
+}
+
+/// Reads until `inside` bytes are there. The buffer is larger only where the disk ends: an `O_DIRECT` read is
+/// of whole blocks, also across the end, and gives what there is.
+async fn read_inside(
+    file: &tokio_uring::fs::File,
+    offset: u64,
+    mut buffer: Buffer,
+    inside: usize,
+) -> io::Result<Buffer> {
+    let mut got = 0;
+    while got < inside {
+        let (result, slice) = file.read_at(buffer.slice(got..), offset + got as u64).await;
+        buffer = slice.into_inner();
+        match result {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => got += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(buffer)
 }

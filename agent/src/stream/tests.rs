@@ -1,6 +1,7 @@
 use super::*;
 use crate::faulty_files::{FaultyFiles, time};
 use crate::hrl::Entry;
+use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::limits::{FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use std::fs;
 

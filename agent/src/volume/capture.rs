@@ -15,7 +15,7 @@ use farshore_api::agent::DiskIdentity;
 use farshore_api::machine::Capture;
 use farshore_engine::doubt::{Regions, Settings};
 use farshore_nbd::{Address, BindError, Server};
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::blocks_of;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
@@ -100,7 +100,7 @@ impl Running {
     }
 
     async fn serve(&mut self, disk: Arc<Disk>) -> Result<(), CaptureError> {
-        let regions = Regions::in_blocks(disk.size_bytes() / BLOCK_BYTES as u64);
+        let regions = Regions::in_blocks(blocks_of(disk.size_bytes()));
         let intents = self.open_intents(&disk).await?;
         let stream = Arc::clone(&self.opening.stream);
         let steps = self.env.steps.clone();
@@ -110,7 +110,7 @@ impl Running {
             Gate::new(settings, regions, intents, Arc::clone(&progress), clock, steps.clone());
         let splitter = Splitter::new(Arc::clone(&disk), log, gate, progress, steps);
         let (reads, opened) = (self.env.reads.clone(), Arc::clone(&disk));
-        let reads = blocking(move || reads.open(opened.file())).await;
+        let reads = blocking(move || reads.open(opened.file(), opened.size_bytes())).await;
         let reads = reads.map_err(|source| self.data_error(source))?;
         let address = match self.opening.nbd_port {
             Some(port) => Address::Tcp((Ipv4Addr::LOCALHOST, port).into()),
@@ -296,7 +296,7 @@ impl Running {
         let (reads, opened, volume) = (self.env.reads.clone(), Arc::clone(disk), stream.volume);
         let open = blocking(move || {
             let hashes = Hashes::open(&path, volume, size, restarts)?;
-            Ok((hashes, reads.open(opened.file())?))
+            Ok((hashes, reads.open(opened.file(), opened.size_bytes())?))
         });
         let (hashes, reads) = open.await.map_err(|source| self.data_error(source))?;
         let log = Arc::clone(&stream.log);

@@ -18,6 +18,7 @@ mod damage;
 mod disks;
 mod faults;
 mod replicate;
+mod sizes;
 
 const MIB: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -161,8 +162,10 @@ impl Rig {
     async fn assert_point_is_disk(&self) {
         let point = self.point().await;
         let disk = self.disk_bytes();
-        let differs = disk.chunks(4096).zip(point.image.chunks(4096)).position(|(a, b)| a != b);
+        let (image, behind) = point.image.split_at(disk.len());
+        let differs = disk.chunks(4096).zip(image.chunks(4096)).position(|(a, b)| a != b);
         assert_eq!(differs, None, "first block that differs");
+        assert!(behind.len() < 4096 && behind.iter().all(|byte| *byte == 0), "behind the end");
     }
 
     /// Kills the agent: nothing of it runs on, nothing is stopped in order.

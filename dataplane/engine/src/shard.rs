@@ -86,7 +86,7 @@ pub enum Input {
         /// Its newest epoch.
         epoch: Epoch,
         /// Its size.
-        size_blocks: u64,
+        size_bytes: u64,
         /// What the vault holds of it.
         committed: Seq,
     },
@@ -352,8 +352,8 @@ impl Shard {
     /// If the driver breaks the order that the inputs describe: a bug.
     pub fn step(&mut self, now: Timestamp, input: Input, out: &mut Vec<Output>) {
         match input {
-            Input::Recovered { volume, epoch, size_blocks, committed } => {
-                let stream = Stream::new(epoch, size_blocks, committed);
+            Input::Recovered { volume, epoch, size_bytes, committed } => {
+                let stream = Stream::new(epoch, size_bytes, committed);
                 self.volumes.insert(volume, Volume::new(stream));
             }
             Input::Replay { entry, file } => self.replay(now, entry, file, out),

@@ -5,13 +5,14 @@
 //!   - S2: committed ≤ journaled ≤ received.
 //!   - S3: no watermark moves back.
 
+use farshore_proto::limits::blocks_of;
 use farshore_proto::{Epoch, Seq};
 
 /// Watermarks of one volume under one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream {
     epoch: Epoch,
-    size_blocks: u64,
+    size_bytes: u64,
     received: Seq,
     journaled: Seq,
     committed: Seq,
@@ -20,8 +21,8 @@ pub struct Stream {
 impl Stream {
     /// A stream whose vault holds everything up to `committed`.
     #[must_use]
-    pub fn new(epoch: Epoch, size_blocks: u64, committed: Seq) -> Self {
-        Self { epoch, size_blocks, received: committed, journaled: committed, committed }
+    pub fn new(epoch: Epoch, size_bytes: u64, committed: Seq) -> Self {
+        Self { epoch, size_bytes, received: committed, journaled: committed, committed }
     }
 
     /// The epoch whose frames it takes.
@@ -30,10 +31,16 @@ impl Stream {
         self.epoch
     }
 
-    /// Size of the volume in blocks.
+    /// Size of the volume.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Size of the volume in blocks; the last one may be held in part.
     #[must_use]
     pub fn size_blocks(&self) -> u64 {
-        self.size_blocks
+        blocks_of(self.size_bytes)
     }
 
     /// Highest seq that came.
@@ -94,11 +101,6 @@ impl Stream {
         assert!(seq >= self.committed, "S3");
         self.committed = seq;
         self.check();
-    }
-
-    /// Frames before this size are out; the vault knows the larger size from the new epoch.
-    pub fn grow(&mut self, size_blocks: u64) {
-        self.size_blocks = self.size_blocks.max(size_blocks);
     }
 
     fn check(&self) {

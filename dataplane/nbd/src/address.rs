@@ -117,12 +117,6 @@ pub enum BindError {
         /// The name.
         name: String,
     },
-    /// The backend's size is no number of sectors.
-    #[error("a disk of {size_bytes} bytes cannot be served: the size must be a multiple of 512")]
-    Size {
-        /// The size.
-        size_bytes: u64,
-    },
     /// The system refused.
     #[error("cannot listen on {address}")]
     Io {

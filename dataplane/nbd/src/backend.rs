@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 /// A disk behind the server.
 ///
-/// Offsets and lengths are in bytes, multiples of [`BLOCK_BYTES_MIN`](crate::limits::BLOCK_BYTES_MIN), lie inside
+/// Offsets and lengths are in bytes, multiples of [`block_bytes_min`](crate::limits::block_bytes_min), lie inside
 /// the disk, and lengths are not zero: the server has refused or answered everything else. A read or write is at most
 /// [`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX) long, the other calls up to 4 GiB. A read-only backend gets
 /// no call that changes it.
@@ -18,7 +18,7 @@ use bytes::Bytes;
 /// polled for the first time on the task that reads the connection's requests and, if it is not ready then, moves to a
 /// task of its own: work that holds the processor for long belongs on a blocking thread.
 pub trait Backend: Send + Sync + 'static {
-    /// Size of the disk in bytes, a multiple of 512. Asked once, when the server is bound.
+    /// Size of the disk in bytes. Asked once, when the server is bound.
     fn size_bytes(&self) -> u64;
 
     /// Whether writes are refused. Asked once, when the server is bound.

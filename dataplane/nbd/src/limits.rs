@@ -20,8 +20,14 @@ pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
 /// Bytes of READ and WRITE payload that one connection may have in flight.
 pub const PAYLOAD_BYTES_IN_FLIGHT_MAX: u32 = 64 << 20;
 
-/// Granularity of offsets, lengths and the export's size, in bytes: a disk sector.
-pub const BLOCK_BYTES_MIN: u32 = 512;
+/// Granularity of offsets and lengths, in bytes: a disk sector, for a disk of whole sectors.
+pub const SECTOR_BYTES: u32 = 512;
+
+/// Granularity for a disk of `size_bytes`. One that ends within a sector is served by the byte: nothing
+/// coarser reaches its end.
+pub const fn block_bytes_min(size_bytes: u64) -> u32 {
+    if size_bytes.is_multiple_of(SECTOR_BYTES as u64) { SECTOR_BYTES } else { 1 }
+}
 
 /// Request granularity recommended to clients, in bytes: the block that the replication works with.
 pub const BLOCK_BYTES_PREFERRED: u32 = 4096;
@@ -67,11 +73,11 @@ pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 // A request of the longest length must be able to start, or its connection would wait for ever.
 const _: () = assert!(PAYLOAD_BYTES_MAX <= PAYLOAD_BYTES_IN_FLIGHT_MAX);
 // The protocol: powers of two, preferred between 512 and 32 MiB, maximum a multiple of the minimum.
-const _: () = assert!(BLOCK_BYTES_MIN.is_power_of_two());
+const _: () = assert!(SECTOR_BYTES.is_power_of_two());
 const _: () = assert!(BLOCK_BYTES_PREFERRED.is_power_of_two());
-const _: () = assert!(BLOCK_BYTES_MIN <= BLOCK_BYTES_PREFERRED);
+const _: () = assert!(SECTOR_BYTES <= BLOCK_BYTES_PREFERRED);
 const _: () = assert!(BLOCK_BYTES_PREFERRED <= PAYLOAD_BYTES_MAX);
-const _: () = assert!(PAYLOAD_BYTES_MAX.is_multiple_of(BLOCK_BYTES_MIN));
+const _: () = assert!(PAYLOAD_BYTES_MAX.is_multiple_of(SECTOR_BYTES));
 // The length field of a reply chunk is 32 bits and covers an 8-byte offset too.
 const _: () = assert!(PAYLOAD_BYTES_MAX <= u32::MAX - 8);
 // An option must have room for any export name we can have, and the lengths around it.

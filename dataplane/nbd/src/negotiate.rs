@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::counters::{Ledger, Refusal};
 use crate::incoming::Incoming;
-use crate::limits::{BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::limits::{BLOCK_BYTES_PREFERRED, OPTION_BYTES_MAX, PAYLOAD_BYTES_MAX, block_bytes_min};
 use crate::wire::{
     GREETING_MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, context, export_flag,
     handshake, info, option, option_reply,
@@ -183,7 +183,7 @@ impl<'e> Negotiation<'e> {
         // Told even if not asked for: the smallest request here is not the 1 byte that clients would assume.
         about.clear();
         about.put_u16(info::BLOCK_SIZE);
-        about.put_u32(BLOCK_BYTES_MIN);
+        about.put_u32(block_bytes_min(self.export.size_bytes));
         about.put_u32(BLOCK_BYTES_PREFERRED);
         about.put_u32(PAYLOAD_BYTES_MAX);
         reply(out, option, option_reply::INFO, &about);

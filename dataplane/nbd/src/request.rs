@@ -3,7 +3,7 @@
 use bytes::Buf;
 
 use crate::counters::Refusal;
-use crate::limits::{BLOCK_BYTES_MIN, PAYLOAD_BYTES_MAX};
+use crate::limits::{PAYLOAD_BYTES_MAX, block_bytes_min};
 use crate::negotiate::{Agreed, Export};
 use crate::wire::{Errno, REQUEST_BYTES, REQUEST_MAGIC, command, flag};
 
@@ -147,7 +147,7 @@ impl Request {
             let takes_space = matches!(self.command, command::WRITE | command::WRITE_ZEROES);
             return Err(if takes_space { Refusal::WritePastEnd } else { Refusal::ReadPastEnd });
         }
-        let grid = u64::from(BLOCK_BYTES_MIN);
+        let grid = u64::from(block_bytes_min(export.size_bytes));
         let aligned =
             self.offset.is_multiple_of(grid) && u64::from(self.length).is_multiple_of(grid);
         if aligned { Ok(()) } else { Err(Refusal::Misaligned) }
@@ -276,6 +276,19 @@ mod tests {
         assert_eq!(check(command::READ, 0, 1, 512), Err(Refusal::Misaligned));
         assert_eq!(check(command::WRITE, 0, 512, 511), Err(Refusal::Misaligned));
         assert_eq!(check(command::WRITE, 0, 512, 512), Ok(Work::Write { fua: false }));
+    }
+
+    #[test]
+    fn a_disk_that_ends_within_a_sector_is_worked_on_by_the_byte() {
+        let agreed = Agreed { structured: true, allocation: true };
+        let export = Export { size_bytes: 1025, ..export(false) };
+        let check = |command, offset, length| {
+            Request { flags: 0, command, cookie: 7, offset, length }.check(&export, agreed)
+        };
+        assert_eq!(check(command::READ, 1024, 1), Ok(Work::Read { whole: false }));
+        assert_eq!(check(command::WRITE, 1, 1024), Ok(Work::Write { fua: false }));
+        assert_eq!(check(command::READ, 1024, 2), Err(Refusal::ReadPastEnd));
+        assert_eq!(check(command::WRITE, 1025, 1), Err(Refusal::WritePastEnd));
     }
 
     #[test]

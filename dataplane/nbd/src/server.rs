@@ -15,8 +15,7 @@ use crate::backend::Backend;
 use crate::counters::{Counters, Ledger, Refusal};
 use crate::incoming::{Incoming, Signal};
 use crate::limits::{
-    ACCEPT_RETRY, BLOCK_BYTES_MIN, CONNECTIONS_MAX, EXPORT_NAME_BYTES_MAX, HANDSHAKE_DEADLINE,
-    SHUTDOWN_GRACE,
+    ACCEPT_RETRY, CONNECTIONS_MAX, EXPORT_NAME_BYTES_MAX, HANDSHAKE_DEADLINE, SHUTDOWN_GRACE,
 };
 use crate::negotiate::{Agreed, Export, negotiate};
 use crate::transmit::Link;
@@ -187,9 +186,6 @@ impl<B: Backend> Shared<B> {
             return Err(BindError::ExportName { name: export_name.to_owned() });
         }
         let size_bytes = backend.size_bytes();
-        if !size_bytes.is_multiple_of(u64::from(BLOCK_BYTES_MIN)) {
-            return Err(BindError::Size { size_bytes });
-        }
         let export = Export {
             name: export_name.to_owned(),
             size_bytes,

@@ -59,6 +59,39 @@ fn text(path: &Path) -> &str {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_of_any_size_is_copied_to_the_byte() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    for size in [1, 511, 512, 513, 4097, 1_048_575, (1 << 20) + 512] {
+        let content: Vec<u8> = (0..size).map(|at| 1 + (at % 251) as u8).collect();
+        let memory = Memory::new(size);
+        memory.fill(0, &content);
+        let server = Running::tcp(memory).await;
+        let info: Value = serde_json::from_str(&run("nbdinfo", &["--json", &server.uri]).await?)?;
+        let export = &info["exports"][0];
+        assert_eq!(export["export-size"], size);
+        let grid = if size % 512 == 0 { 512 } else { 1 };
+        assert_eq!(export["block_size_minimum"], grid, "{size}");
+        let file = directory.path().join(format!("{size}.raw"));
+        let path = file.to_str().context("a path")?;
+        run("nbdcopy", &[&server.uri, path]).await?;
+        assert!(fs::read(&file)? == content, "{size} bytes read");
+        let other = Running::tcp(Memory::new(size)).await;
+        run("nbdcopy", &[path, &other.uri]).await?;
+        assert!(other.memory.bytes() == content, "{size} bytes written");
+        // QEMU counts in sectors of 512 bytes: it sees the rest of the last one as zeros.
+        let image = directory.path().join(format!("{size}.qemu"));
+        let path = image.to_str().context("a path")?;
+        let convert = ["convert", "-f", "raw", "-O", "raw", &server.uri, path];
+        run("qemu-img", &convert).await?;
+        let mut found = fs::read(&image)?;
+        assert_eq!(found.len() as u64, size.next_multiple_of(512), "{size}");
+        let behind = found.split_off(content.len());
+        assert!(found == content && behind.iter().all(|byte| *byte == 0), "{size} bytes by QEMU");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nbdinfo_sees_what_is_served() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let memory = Memory::new(8 * MIB);

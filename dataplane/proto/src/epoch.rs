@@ -4,7 +4,7 @@
 
 use crate::error::DecodeError;
 use crate::ids::{Epoch, KeyNumber, LogId, Seq, Slot, VaultId, VolumeId};
-use crate::limits::{BLOCK_BYTES, LABEL_BYTES_MAX, VOLUME_BYTES_MAX};
+use crate::limits::{LABEL_BYTES_MAX, VOLUME_BYTES_MAX};
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
 const VAULT_MAGIC: [u8; 4] = *b"FSVT";
@@ -162,7 +162,7 @@ pub struct EpochBody {
     pub first_slot: Slot,
     /// Seq of the first write of this epoch; spans of the epoch before count only below it.
     pub first_seq: Seq,
-    /// Size of the volume.
+    /// Size of the volume in bytes, of any number.
     pub size_bytes: u64,
     /// For people who find the vault: machine and disk.
     pub label: String,
@@ -206,10 +206,7 @@ impl EpochBody {
         if epoch == Epoch(0) || first_seq == Seq(0) {
             return Err(DecodeError::Range { what: "epoch body", value: epoch.0 });
         }
-        if size_bytes == 0
-            || size_bytes > VOLUME_BYTES_MAX
-            || !size_bytes.is_multiple_of(BLOCK_BYTES as u64)
-        {
+        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
             return Err(DecodeError::Range { what: "epoch size", value: size_bytes });
         }
         Ok(Self { epoch, log, first_slot, first_seq, size_bytes, label })

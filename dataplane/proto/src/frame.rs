@@ -470,10 +470,7 @@ fn take_hello(reader: &mut Reader<'_>) -> Result<Hello, DecodeError> {
         mark_interval_ms: reader.u32()?,
     };
     reader.reserved(4)?;
-    if hello.size_bytes == 0
-        || hello.size_bytes > VOLUME_BYTES_MAX
-        || !hello.size_bytes.is_multiple_of(BLOCK_BYTES as u64)
-    {
+    if hello.size_bytes == 0 || hello.size_bytes > VOLUME_BYTES_MAX {
         return Err(DecodeError::Range { what: "hello size", value: hello.size_bytes });
     }
     if hello.epoch == Epoch(0) {

@@ -13,6 +13,13 @@ pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
 /// Largest volume in blocks.
 pub const VOLUME_BLOCKS_MAX: u64 = VOLUME_BYTES_MAX / BLOCK_BYTES as u64;
 
+/// How many blocks hold so many bytes. The last one may be held in part: a disk has any size in bytes, and
+/// what its last block has behind the disk's end is zero.
+#[must_use]
+pub const fn blocks_of(bytes: u64) -> u64 {
+    bytes.div_ceil(BLOCK_BYTES as u64)
+}
+
 /// Header of a wire frame, an `.hrl` record and a journal entry.
 pub const FRAME_HEADER_BYTES: usize = 48;
 /// Largest body of a frame: one write.

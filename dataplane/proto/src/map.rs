@@ -6,8 +6,8 @@ use crate::error::DecodeError;
 use crate::ids::{BlockRange, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
 use crate::index_run::{Listed, Logs, StoredChunk, check_body, take_chunks};
 use crate::limits::{
-    BLOCK_BYTES, MAP_BODY_BYTES_MAX, MAP_CHUNKS_MAX, MAP_HEADER_BYTES, MAP_LOGS_MAX, MAP_PARTS_MAX,
-    MAP_RUNS_MAX, TAG_BYTES, VOLUME_BYTES_MAX,
+    MAP_BODY_BYTES_MAX, MAP_CHUNKS_MAX, MAP_HEADER_BYTES, MAP_LOGS_MAX, MAP_PARTS_MAX,
+    MAP_RUNS_MAX, TAG_BYTES, VOLUME_BYTES_MAX, blocks_of,
 };
 use crate::segment::Compression;
 use crate::wire::{Put, Reader, check_crc, put_crc};
@@ -260,10 +260,7 @@ fn take_head(reader: &mut Reader<'_>) -> Result<MapHead, DecodeError> {
     let log = LogId(reader.array()?);
     let slot = reader.slot("map slot")?;
     let size_bytes = reader.u64()?;
-    if size_bytes == 0
-        || size_bytes > VOLUME_BYTES_MAX
-        || !size_bytes.is_multiple_of(BLOCK_BYTES as u64)
-    {
+    if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
         return Err(DecodeError::Range { what: "map size", value: size_bytes });
     }
     let time_unix_ms = reader.u64()?;
@@ -283,7 +280,7 @@ fn take_run(
     let range = BlockRange { block: reader.u64()?, count: reader.u32()?.into() };
     let chunk = reader.u32()?;
     let first = reader.u32()?;
-    let blocks = size_bytes / BLOCK_BYTES as u64;
+    let blocks = blocks_of(size_bytes);
     if range.count == 0 || range.block.checked_add(range.count).is_none_or(|end| end > blocks) {
         return Err(DecodeError::Range { what: "map run", value: range.block });
     }

@@ -279,7 +279,7 @@ impl<'a> Chain<'a> {
             }
             Join::Next => {}
         }
-        let blocks = epoch.size_bytes / farshore_proto::limits::BLOCK_BYTES as u64;
+        let blocks = farshore_proto::limits::blocks_of(epoch.size_bytes);
         if span.extents.iter().any(|extent| extent.range.end() > blocks) {
             return Err(VaultError::BeyondVolume { url: url(), volume, log, slot });
         }

@@ -1,7 +1,7 @@
 //! A recovery point that can be written: a view below, an overlay on top.
 //!
-//! For an NBD server or a boot: nothing is copied first. Offsets and lengths are in bytes, multiples
-//! of 512. Calls may overlap.
+//! For an NBD server or a boot: nothing is copied first. Offsets and lengths are in bytes, of any number.
+//! Calls may overlap.
 
 use crate::error::VaultError;
 use crate::limits::{OVERLAY_IO_BYTES_MAX, OVERLAY_STRIPE_BLOCKS, OVERLAY_STRIPES};
@@ -17,8 +17,6 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Smallest unit of offsets and lengths.
-pub const SECTOR_BYTES: u64 = 512;
 /// Parts of one read that are fetched at the same time.
 const PARTS_IN_FLIGHT_MAX: usize = 4;
 
@@ -34,7 +32,7 @@ pub enum ExportError {
     Overlay(#[from] OverlayError),
     /// Not whole sectors inside the disk, or too much at once.
     #[error(
-        "{length} bytes at {offset} are not whole sectors inside a disk of {size_bytes} bytes, or too many"
+        "{length} bytes at {offset} do not lie inside a disk of {size_bytes} bytes, or are too many"
     )]
     Range {
         /// First byte.
@@ -289,9 +287,8 @@ impl Export {
 
     fn check(&self, offset: u64, length: u64, max: u64) -> Result<(), ExportError> {
         let size_bytes = self.size_bytes();
-        let is_aligned = offset.is_multiple_of(SECTOR_BYTES) && length.is_multiple_of(SECTOR_BYTES);
         let is_inside = offset.checked_add(length).is_some_and(|end| end <= size_bytes);
-        if !is_aligned || !is_inside || length == 0 || length > max {
+        if !is_inside || length == 0 || length > max {
             return Err(ExportError::Range { offset, length, size_bytes });
         }
         Ok(())

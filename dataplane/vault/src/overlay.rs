@@ -141,6 +141,13 @@ pub struct OverlayBase {
     pub size_bytes: u64,
 }
 
+impl OverlayBase {
+    /// Size of the file, which holds whole blocks.
+    fn file_bytes(&self) -> u64 {
+        self.size_bytes.next_multiple_of(BLOCK_BYTES as u64)
+    }
+}
+
 /// An open overlay. Its calls block; they may run at the same time on different blocks.
 #[derive(Debug)]
 pub struct Overlay {
@@ -181,7 +188,7 @@ impl Overlay {
         }
         lock(&data, path)?;
         let (map, bits) = if has_map {
-            if metadata.len() != base.size_bytes {
+            if metadata.len() != base.file_bytes() {
                 // The map says whose it is; only a file that was cut short gets past that.
                 MapFile::check(&map_path, path, base)?;
                 return Err(OverlayError::Damaged {
@@ -191,7 +198,7 @@ impl Overlay {
             }
             MapFile::open(&map_path, path, base)?
         } else {
-            data.set_len(base.size_bytes).map_err(error("set its size"))?;
+            data.set_len(base.file_bytes()).map_err(error("set its size"))?;
             data.sync_all().map_err(error("sync"))?;
             MapFile::create(&map_path, path, base)?
         };

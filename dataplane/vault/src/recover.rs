@@ -14,7 +14,7 @@ use crate::log::{Foreign, LogScan, PutOutcome, find_end, put_segment, read_segme
 use crate::vault::Vault;
 use farshore_codec::SegmentBuilder;
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::limits::{BLOCK_BYTES, PUTS_IN_FLIGHT_MAX};
+use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::segment::Table;
 use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
 use futures::StreamExt;
@@ -26,7 +26,7 @@ pub struct RecoveredVolume {
     /// Its newest epoch.
     pub epoch: Epoch,
     /// Its size.
-    pub size_blocks: u64,
+    pub size_bytes: u64,
     /// Last seq in the vault.
     pub committed: Seq,
 }
@@ -89,7 +89,7 @@ pub async fn recover(
         let last = lasts.get(&(volume, epoch.epoch)).copied().unwrap_or_default();
         let known = RecoveredVolume {
             epoch: epoch.epoch,
-            size_blocks: epoch.size_bytes / BLOCK_BYTES as u64,
+            size_bytes: epoch.size_bytes,
             committed: last.max(before),
         };
         volumes.insert(volume, known);

@@ -15,7 +15,7 @@ use crate::log::OpenSegment;
 use crate::view::VolumeView;
 use farshore_codec::segment::chunk_of;
 use farshore_codec::{ChunkHasher, CodecError};
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::blocks_of;
 use farshore_proto::{BlockRange, ErrorKind};
 use futures::StreamExt;
 use plan::{Job, Place};
@@ -204,7 +204,7 @@ async fn zero_gaps(view: &VolumeView, target: &Arc<Target>) -> Result<(), Restor
     if !target.is_device() {
         return Ok(());
     }
-    let blocks = view.size_bytes() / BLOCK_BYTES as u64;
+    let blocks = blocks_of(view.size_bytes());
     for block in (0..blocks).step_by(ZERO_STEP_BLOCKS) {
         let count = (blocks - block).min(ZERO_STEP_BLOCKS as u64);
         for (gap, is_data) in view.extents(BlockRange { block, count }) {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use farshore_codec::{RecoveryKey, SegmentBuilder};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::Mark;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
 use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
 use std::collections::BTreeMap;
@@ -94,10 +94,18 @@ pub(crate) struct World {
     pub(crate) points: Vec<ModelPoint>,
     known: BTreeMap<ChunkId, (LogId, Slot, u32)>,
     pub(crate) references: u64,
+    /// Of each volume.
+    size_bytes: u64,
 }
 
 impl World {
     pub(crate) async fn new(volumes: usize, logs: usize) -> Self {
+        Self::sized(volumes, logs, BLOCKS * BLOCK_BYTES as u64).await
+    }
+
+    /// With volumes of so many bytes; what the model writes behind the end is nowhere to be seen.
+    async fn sized(volumes: usize, logs: usize, size_bytes: u64) -> Self {
+        assert_eq!(blocks_of(size_bytes), BLOCKS);
         let folder = tempfile::tempdir().unwrap();
         let recovery = RecoveryKey::draw().unwrap();
         let path = folder.path().join("vault");
@@ -118,6 +126,7 @@ impl World {
             points: Vec::new(),
             known: BTreeMap::new(),
             references: 0,
+            size_bytes,
         };
         for number in 0..volumes {
             world.volumes.push(ModelVolume {
@@ -157,7 +166,7 @@ impl World {
             log: self.logs[log].id,
             first_slot: self.logs[log].next,
             first_seq: volume.first_committable(),
-            size_bytes: BLOCKS * BLOCK_BYTES as u64,
+            size_bytes: self.size_bytes,
             label: format!("machine {number}"),
         };
         let claimed = claim(&self.vault, volume.id, &body).await.unwrap();
@@ -297,7 +306,12 @@ impl World {
     /// Three segments in log 0 for two volumes, two more in log 1 after a seal; marks, zeros,
     /// overwrites and references.
     pub(crate) async fn sample() -> Self {
-        let mut world = Self::new(2, 2).await;
+        Self::sample_of(BLOCKS * BLOCK_BYTES as u64).await
+    }
+
+    /// The same with volumes that end somewhere in their last block.
+    pub(crate) async fn sample_of(size_bytes: u64) -> Self {
+        let mut world = Self::sized(2, 2, size_bytes).await;
         world.write(0, 0, 40, 1000);
         world.write(1, 10, 20, 2000);
         world.end_span(0, true);

@@ -14,7 +14,7 @@ use crate::patience::Patience;
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::{BlockRange, Epoch, ErrorKind, LogId, MarkKind, PointId, Seq, VolumeId};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
@@ -247,7 +247,7 @@ impl VolumeView {
         self.point.size_bytes
     }
 
-    /// Bytes that are not zero by the block map.
+    /// Bytes of the blocks that are not zero by the block map.
     #[must_use]
     pub fn data_bytes(&self) -> u64 {
         self.map.data_blocks() * BLOCK_BYTES as u64
@@ -274,13 +274,14 @@ impl VolumeView {
         extents
     }
 
-    /// Reads blocks: pieces in order that add up to the range.
+    /// Reads blocks: pieces in order that add up to the range. What the last block of the volume has behind
+    /// the volume's end is zero.
     ///
     /// # Errors
     /// `Invalid` past the end of the volume or over `READ_BYTES_MAX`; `Corrupt` if what is needed
     /// is damaged or missing; `Unavailable`, after as much patience as it was given.
     pub async fn read(&self, range: BlockRange) -> Result<Vec<Piece>, VaultError> {
-        let blocks = self.size_bytes() / BLOCK_BYTES as u64;
+        let blocks = blocks_of(self.size_bytes());
         let max = (READ_BYTES_MAX / BLOCK_BYTES) as u64;
         let end = range.block.saturating_add(range.count);
         if end > blocks || range.count > max {

@@ -1,6 +1,6 @@
 //! Who may write: hellos, claims, revocations, and the check of every frame.
 
-use super::{BLOCK_BYTES, Bug, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume, is_on};
+use super::{Bug, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume, is_on};
 use super::{
     Change, Hello, RefusalReason, Seq, Stream, Timestamp, VolumeId, WINDOW_BYTES, Welcome,
 };
@@ -85,8 +85,7 @@ impl Shard {
     ) {
         let (session, hello) = self.claims.remove(&volume).expect("a claim ends once");
         if let Ok(committed) = outcome {
-            let size_blocks = hello.size_bytes / BLOCK_BYTES as u64;
-            let stream = Stream::new(hello.epoch, size_blocks, committed);
+            let stream = Stream::new(hello.epoch, hello.size_bytes, committed);
             let before = self.volumes.insert(volume, Volume::new(stream));
             let had_session = before.is_some_and(|before| before.session.is_some());
             assert!(!had_session, "H4: the old epoch's session ended before the claim");
@@ -102,12 +101,11 @@ impl Shard {
     fn open(&mut self, session: SessionId, hello: &Hello, out: &mut Vec<Output>) {
         let Some(volume) = self.volumes.get_mut(&hello.volume) else { return };
         let stream = volume.stream;
-        let size_blocks = hello.size_bytes / BLOCK_BYTES as u64;
-        if size_blocks != stream.size_blocks() {
+        if hello.size_bytes != stream.size_bytes() {
             let text = format!(
                 "the disk has {} bytes, the vault recorded {} for volume {}",
                 hello.size_bytes,
-                stream.size_blocks() * BLOCK_BYTES as u64,
+                stream.size_bytes(),
                 hello.volume
             );
             return self.refuse(session, RefusalReason::Size, text, out);

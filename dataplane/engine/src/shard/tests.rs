@@ -281,7 +281,7 @@ fn replays_what_the_vault_does_not_hold_and_drops_the_rest() {
     bench.step(Input::Recovered {
         volume: VOLUME,
         epoch: Epoch(1),
-        size_blocks: SIZE_BLOCKS,
+        size_bytes: SIZE_BLOCKS * 4096,
         committed: Seq(5),
     });
     let entry = |seq: u64| Entry {

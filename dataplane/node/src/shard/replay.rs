@@ -145,7 +145,7 @@ pub(super) fn apply<R: Rt>(core: &Core<R>, recovery: Recovery) {
         core.input(Input::Recovered {
             volume,
             epoch: known.epoch,
-            size_blocks: known.size_blocks,
+            size_bytes: known.size_bytes,
             committed: known.committed,
         });
     }

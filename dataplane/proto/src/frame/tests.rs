@@ -202,7 +202,6 @@ fn a_long_refusal_is_cut_between_characters() {
 fn a_hello_out_of_range_is_refused() {
     let cases = [
         Hello { size_bytes: 0, ..hello() },
-        Hello { size_bytes: BLOCK_BYTES as u64 + 1, ..hello() },
         Hello { size_bytes: VOLUME_BYTES_MAX + BLOCK_BYTES as u64, ..hello() },
         Hello { epoch: Epoch(0), ..hello() },
         Hello { first_seq: Seq(0), ..hello() },

@@ -108,7 +108,7 @@ fn the_head_of_a_map_has_legal_values() {
         assert!(matches!(error, Err(DecodeError::Range { .. })), "{error:?}");
     };
     range(map_with(0, &[0; 8]));
-    for size in [0, 4097, VOLUME_BYTES_MAX + BLOCK_BYTES as u64] {
+    for size in [0, VOLUME_BYTES_MAX + BLOCK_BYTES as u64] {
         range(map_with(32, &size.to_le_bytes()));
     }
     range(map_with(48, &[4]));

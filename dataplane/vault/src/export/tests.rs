@@ -3,6 +3,8 @@ use crate::testing::{BLOCKS, World, image_bytes};
 use crate::view::PointSelector;
 use proptest::prelude::*;
 
+/// What a guest reads and writes at least.
+const SECTOR_BYTES: u64 = 512;
 const SECTORS: u64 = BLOCKS * 8;
 
 async fn open(world: &World) -> Export {
@@ -106,6 +108,66 @@ proptest! {
     }
 }
 
+/// Changes of a disk that ends anywhere: what, where, how much.
+type Bytewise = (u8, u64, u64);
+
+async fn run_bytewise(size: u64, steps: Vec<Bytewise>) {
+    let world = World::sample_of(size).await;
+    let mut model = model(&world);
+    model.truncate(usize::try_from(size).unwrap());
+    let mut export = open(&world).await;
+    assert_eq!(export.size_bytes(), size);
+    for (what, at, length) in steps {
+        // Half of all touch the end.
+        let offset = if at % 2 == 0 { size - 1 - at % 9000 } else { at % size };
+        let length =
+            if at % 4 == 0 { size - offset } else { 1 + length % (size - offset).min(9000) };
+        let range = usize::try_from(offset).unwrap()..usize::try_from(offset + length).unwrap();
+        match what {
+            0..100 => {
+                export.write(offset, vec![what; range.len()].into()).await.unwrap();
+                model[range].fill(what);
+            }
+            100..140 => {
+                export.write_zeroes(offset, length).await.unwrap();
+                model[range].fill(0);
+            }
+            140..160 => {
+                export.trim(offset, length).await.unwrap();
+                let whole = range.start.next_multiple_of(BLOCK_BYTES)
+                    ..range.end / BLOCK_BYTES * BLOCK_BYTES;
+                if whole.start < whole.end {
+                    model[whole].fill(0);
+                }
+            }
+            160..180 => {
+                export.flush().await.unwrap();
+                drop(export);
+                export = open(&world).await;
+            }
+            _ => {
+                let read = flatten(&export.read(offset, length).await.unwrap());
+                assert!(read == model[range], "{offset}+{length} of {size}");
+                check_extents(&export, offset, length, &read);
+            }
+        }
+    }
+    assert!(flatten(&export.read(0, size).await.unwrap()) == model);
+    assert!(export.write(size - 1, vec![1, 1].into()).await.is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn ends_at_its_last_byte(
+        size in (BLOCKS - 1) * 4096 + 1..=BLOCKS * 4096,
+        steps in prop::collection::vec(any::<Bytewise>(), 1..50),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(run_bytewise(size, steps));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_to_parts_of_one_block_do_not_lose_each_other() {
     let world = World::sample().await;
@@ -131,11 +193,11 @@ async fn writes_to_parts_of_one_block_do_not_lose_each_other() {
 }
 
 #[tokio::test]
-async fn what_is_not_whole_sectors_inside_the_disk_is_refused() {
+async fn what_is_not_inside_the_disk_is_refused() {
     let world = World::sample().await;
     let export = open(&world).await;
     let size = export.size_bytes();
-    for (offset, length) in [(1, 512), (0, 100), (size, 512), (u64::MAX - 511, 512), (0, 0)] {
+    for (offset, length) in [(size - 511, 512), (size, 1), (u64::MAX - 511, 512), (0, 0)] {
         let error = export.read(offset, length).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{offset}+{length}");
         assert!(export.write_zeroes(offset, length).await.is_err());

@@ -35,7 +35,8 @@ fn file(number: u64, groups: u64) -> Vec<u8> {
 }
 
 fn replay(number: u64, bytes: &[u8], committed: u64) -> (Vec<u64>, FileEnd) {
-    let volume = RecoveredVolume { epoch: Epoch(1), size_blocks: 100, committed: Seq(committed) };
+    let volume =
+        RecoveredVolume { epoch: Epoch(1), size_bytes: 100 * 4096, committed: Seq(committed) };
     let volumes = BTreeMap::from([(VOLUME, volume)]);
     let mut bytes = bytes.to_vec();
     let mut replayed = Vec::new();

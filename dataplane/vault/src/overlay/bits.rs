@@ -1,7 +1,7 @@
 //! The bitmap of an overlay: in memory, and in the sectors of its map.
 
 use farshore_proto::BlockRange;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
@@ -46,7 +46,7 @@ pub(super) struct Bits {
 pub(super) type Sectors = (u64, Vec<u8>);
 
 fn sectors(size_bytes: u64) -> usize {
-    let blocks = size_bytes.div_ceil(BLOCK_BYTES as u64);
+    let blocks = blocks_of(size_bytes);
     usize::try_from(blocks.div_ceil(SECTOR_BLOCKS)).expect("a volume has a limit")
 }
 
@@ -82,7 +82,7 @@ impl Bits {
                 }
             }
         }
-        let blocks = size_bytes.div_ceil(BLOCK_BYTES as u64);
+        let blocks = blocks_of(size_bytes);
         if (blocks..count as u64 * SECTOR_BLOCKS).any(|block| bits.is_set(block)) {
             return Ok(Err(BadSector { number: count - 1 }));
         }

@@ -106,8 +106,11 @@ async fn a_volume_that_only_the_journal_holds_is_found() {
     let stranger = VolumeId([0x77; 16]);
     let journaled = BTreeSet::from([ours, stranger]);
     let found = recover(&world.vault, log, 2, &journaled, |_, _| {}).await.unwrap().unwrap();
-    let known =
-        RecoveredVolume { epoch: Epoch(1), size_blocks: crate::testing::BLOCKS, committed: Seq(0) };
+    let known = RecoveredVolume {
+        epoch: Epoch(1),
+        size_bytes: crate::testing::BLOCKS * 4096,
+        committed: Seq(0),
+    };
     assert_eq!(found.volumes, BTreeMap::from([(ours, known)]));
     let other = world.logs[1].id;
     let found = recover(&world.vault, other, 2, &journaled, |_, _| {}).await.unwrap().unwrap();

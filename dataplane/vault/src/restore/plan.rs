@@ -7,7 +7,7 @@ use crate::fetch::{self, Fetch};
 use crate::limits::BULK_GETS_IN_FLIGHT_MAX;
 use crate::log::OpenSegment;
 use crate::view::VolumeView;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::{BlockRange, LogId, Slot};
 use futures::{StreamExt, TryStreamExt};
 use std::ops::Range;
@@ -40,7 +40,7 @@ pub(super) struct Job {
 
 /// Finds where every run of the view is stored, in the order of storage.
 pub(super) async fn resolve(view: &VolumeView) -> Result<Vec<Place>, VaultError> {
-    let blocks = view.size_bytes() / BLOCK_BYTES as u64;
+    let blocks = blocks_of(view.size_bytes());
     let whole = BlockRange { block: 0, count: blocks };
     let mut runs: Vec<(BlockRange, Source)> = view.map.runs(whole).collect();
     // Tables are then read in order, each once.

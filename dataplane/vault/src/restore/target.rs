@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct Target {
     path: PathBuf,
     file: File,
+    /// Where the volume ends: nothing is written behind it.
+    size_bytes: u64,
     /// Name of the file until it is whole; none for a device.
     partial: Option<PathBuf>,
 }
@@ -62,7 +64,7 @@ impl Target {
                 needed: size_bytes,
             });
         }
-        Ok(Self { path: path.to_owned(), file, partial: None })
+        Ok(Self { path: path.to_owned(), file, size_bytes, partial: None })
     }
 
     fn open_file(path: &Path, size_bytes: u64, data_bytes: u64) -> Result<Self, RestoreError> {
@@ -82,7 +84,7 @@ impl Target {
             Err(errno) => return Err(error("lock it")(errno.into())),
         }
         file.set_len(0).map_err(error("empty it"))?;
-        let target = Self { path: path.to_owned(), file, partial: Some(partial) };
+        let target = Self { path: path.to_owned(), file, size_bytes, partial: Some(partial) };
         let prepared = target.prepare(size_bytes, data_bytes);
         if prepared.is_err() {
             target.abandon();
@@ -107,19 +109,26 @@ impl Target {
 
     pub(super) fn write(&self, block: u64, bytes: &[u8]) -> Result<(), RestoreError> {
         let offset = block * BLOCK_BYTES as u64;
-        self.file.write_all_at(bytes, offset).map_err(io_error(&self.path, "write"))
+        // The last block may lie across the end.
+        let length = self.size_bytes.saturating_sub(offset).min(bytes.len() as u64);
+        let inside = &bytes[..usize::try_from(length).expect("at most the length of a slice")];
+        self.file.write_all_at(inside, offset).map_err(io_error(&self.path, "write"))
     }
 
     pub(super) fn zero(&self, range: BlockRange) -> Result<(), RestoreError> {
+        let (offset, end) = (range.offset(), (range.offset() + range.bytes()).min(self.size_bytes));
+        let bytes = end.saturating_sub(offset);
+        if bytes == 0 {
+            return Ok(());
+        }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         for mode in [punch, FallocateFlags::ZERO_RANGE] {
-            if rustix::fs::fallocate(&self.file, mode, range.offset(), range.bytes()).is_ok() {
+            if rustix::fs::fallocate(&self.file, mode, offset, bytes).is_ok() {
                 return Ok(());
             }
         }
         // Whatever the reason, writing zeros either works or says what is wrong.
-        write_zeros(&self.file, range.offset(), range.bytes())
-            .map_err(io_error(&self.path, "write zeros"))
+        write_zeros(&self.file, offset, bytes).map_err(io_error(&self.path, "write zeros"))
     }
 
     /// Makes everything durable and gives a file its name.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::{World, image_bytes};
 use crate::view::PointSelector;
+use proptest::prelude::*;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
@@ -77,4 +78,37 @@ async fn a_failed_restore_leaves_nothing_behind() {
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().contains("0000000000000000 is damaged at byte"), "{error}");
     assert!(!to.exists() && !world.folder.path().join("disk.img.partial").exists());
+}
+
+/// Restores both volumes of a vault at all points to files; they are the model's images, to the byte.
+async fn restores_to_the_byte(size: u64) {
+    let mut world = World::sample_of(size).await;
+    // The last block of volume 0 has content, and then none again.
+    for seed in [7000, 0, 8000] {
+        world.write(0, crate::testing::BLOCKS - 2, 2, seed);
+        world.end_span(0, true);
+        world.commit(1).await;
+    }
+    for (number, point) in world.committed_points().into_iter().enumerate() {
+        let volume = world.volumes[point.volume].id;
+        let selector = PointSelector::Point(point.id);
+        let view = VolumeView::open(&world.vault, volume, selector).await.unwrap();
+        let to = world.folder.path().join(format!("{number}.img"));
+        let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
+        assert_eq!(report.size_bytes, size);
+        let mut expected = image_bytes(&point.image);
+        expected.truncate(usize::try_from(size).unwrap());
+        assert!(fs::read(&to).unwrap() == expected, "point {number} of {size} bytes");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn a_volume_of_any_size_is_restored_to_the_byte(
+        size in (crate::testing::BLOCKS - 1) * 4096 + 1..=crate::testing::BLOCKS * 4096,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(restores_to_the_byte(size));
+    }
 }

@@ -7,7 +7,7 @@ use super::Report;
 use crate::chain::{Join, join};
 use crate::layout::ObjectName;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::blocks_of;
 use farshore_proto::segment::Span;
 use farshore_proto::{Epoch, LogId, MarkKind, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,7 +99,7 @@ impl Streams {
                 stream.is_whole = false;
             }
         }
-        let blocks = stream.body.size_bytes / BLOCK_BYTES as u64;
+        let blocks = blocks_of(stream.body.size_bytes);
         if span.extents.iter().any(|extent| extent.range.end() > blocks) {
             let what = format!("writes past the end of volume {}", span.volume);
             report.add(name, 0, what);

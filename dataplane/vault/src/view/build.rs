@@ -8,7 +8,7 @@ use crate::limits::{POINTS_MAX, VIEW_RUNS_MAX};
 use crate::log::OpenSegment;
 use crate::map::Ids;
 use crate::vault::Vault;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::blocks_of;
 use farshore_proto::map::MapBody;
 use farshore_proto::segment::{ChunkPlace, ExtentSource};
 use farshore_proto::{BlockRange, ChunkId, LogId, Slot};
@@ -167,9 +167,11 @@ impl Build {
             }
         }
         if size_bytes < self.size_bytes {
-            let block = size_bytes / BLOCK_BYTES as u64;
-            let count = self.size_bytes / BLOCK_BYTES as u64 - block;
-            self.map.clear(BlockRange { block, count });
+            let block = blocks_of(size_bytes);
+            let count = blocks_of(self.size_bytes) - block;
+            if count > 0 {
+                self.map.clear(BlockRange { block, count });
+            }
         }
         self.size_bytes = size_bytes;
     }

@@ -159,7 +159,7 @@ impl Journal {
     fn read(&self, files: &Files, committed: u64) -> ([usize; 2], bool) {
         let known = |volume: &VolumeId| {
             let known =
-                RecoveredVolume { epoch: EPOCH, size_blocks: 1 << 20, committed: Seq(committed) };
+                RecoveredVolume { epoch: EPOCH, size_bytes: 1 << 32, committed: Seq(committed) };
             (*volume, known)
         };
         let volumes = VOLUMES.iter().map(known).collect();

@@ -71,7 +71,6 @@ pub(super) const CASES: &[Case] = &[
     }),
     wrong("hello+16", EPOCH, "epoch 0", |view| but(view, |hello| hello.epoch = 0)),
     wrong("hello+24", SIZE, "a disk of nothing", |view| but(view, |hello| hello.size = 0)),
-    wrong("hello+24", SIZE, "half a block", |view| but(view, |hello| hello.size += 2048)),
     wrong("hello+24", SIZE, "a disk over 64 TiB", |view| {
         but(view, |hello| hello.size = 64 * TIB + 4096)
     }),
@@ -94,6 +93,8 @@ pub(super) const CASES: &[Case] = &[
         but(view, |hello| hello.epoch = u64::MAX)
     }),
     judged(reason::SIZE, SIZE, "a disk that shrank", |view| but(view, |hello| hello.size -= 4096)),
+    judged(reason::SIZE, SIZE, "a byte more", |view| but(view, |hello| hello.size += 1)),
+    judged(reason::SIZE, SIZE, "a byte less", |view| but(view, |hello| hello.size -= 1)),
     judged(reason::SIZE, SIZE, "a disk that grew", |view| but(view, |hello| hello.size += 4096)),
     judged(reason::GAP, LOWEST, "a log that begins behind what the node has", |view| {
         but(view, |hello| {

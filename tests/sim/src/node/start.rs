@@ -228,8 +228,8 @@ impl Turn<'_> {
     fn replay(&mut self, shard: usize, log: RecoveredLog, journal: Journal) -> Result<(), String> {
         let mut story = format!("shard {shard} goes on at slot {}", log.next_slot);
         for (volume, known) in log.volumes {
-            let (epoch, size_blocks, committed) = (known.epoch, known.size_blocks, known.committed);
-            self.input(shard, Input::Recovered { volume, epoch, size_blocks, committed })?;
+            let (epoch, size_bytes, committed) = (known.epoch, known.size_bytes, known.committed);
+            self.input(shard, Input::Recovered { volume, epoch, size_bytes, committed })?;
         }
         for Replayed { volume, epoch, seq, change, frame, file } in journal.replayed {
             let bytes = frame.body.len();
