@@ -1,11 +1,14 @@
 //! The agent's directory, which one process has alone.
 
-use crate::durable::private_dir;
+use farshore_program::private_dir;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// Held for as long as the directory is used.
+const LOCK_FILE: &str = "lock";
 
 /// The directory, locked for as long as this lives.
 #[derive(Debug)]
@@ -20,11 +23,11 @@ impl DataDir {
     /// # Errors
     /// `WouldBlock` if another agent has it, otherwise what the system said.
     pub fn lock(path: &Path) -> io::Result<Self> {
-        private_dir(path)?;
+        private_dir(path, LOCK_FILE)?;
         let path = std::path::absolute(path)?;
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
-        let lock = options.open(path.join("lock"))?;
+        let lock = options.open(path.join(LOCK_FILE))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
             rustix::io::Errno::WOULDBLOCK => {
                 io::Error::new(io::ErrorKind::WouldBlock, "another agent runs on it")

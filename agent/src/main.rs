@@ -195,6 +195,6 @@ fn is_loopback(control: &str) -> bool {
 
 fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "unknown".to_owned() } else { name.to_owned() }
+    let name = farshore_api::text::cleaned(name.trim());
+    if name.is_empty() { "unknown".to_owned() } else { name }
 }

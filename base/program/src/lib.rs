@@ -15,6 +15,7 @@ mod arguments;
 mod errors;
 mod output;
 mod panics;
+mod private;
 mod signals;
 mod stop;
 
@@ -22,6 +23,7 @@ pub use arguments::parse;
 pub use errors::{Errors, errors, write_error};
 pub use output::{Unheard, announce, check_heard, print};
 pub use panics::abort_on_panic;
+pub use private::private_dir;
 pub use signals::{begin, is_hangup_ignored};
 pub use stop::StopSignals;
 

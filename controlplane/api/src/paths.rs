@@ -23,6 +23,8 @@ pub const AGENTS: &str = "/api/v1/agents";
 pub const STATUS: &str = "/api/v1/status";
 /// GET `?after=&limit=` the list of [`crate::status::Event`]. Operator.
 pub const EVENTS: &str = "/api/v1/events";
+/// GET `?after=&limit=` the list of [`crate::audit::Entry`]. Operator.
+pub const AUDIT: &str = "/api/v1/audit";
 /// GET the list of, POST one [`crate::policy::CreatePolicy`]. Operator.
 pub const POLICIES: &str = "/api/v1/policies";
 /// GET the list of, POST one [`crate::machine::CreateMachine`]. Operator.

@@ -36,7 +36,8 @@ pub struct Counts {
     pub failovers_active: u64,
 }
 
-/// One line of the audit log.
+/// Something that happened. What operators did, and who was let in, stands in the [audit
+/// log](crate::audit) as well, and stays there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Position, from 1, without gaps in what is kept.

@@ -6,7 +6,9 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Outcome;
 use crate::output::Format;
-use crate::{agent, events, exit_codes, failover, machine, node, point, policy, status, up, vault};
+use crate::{
+    agent, audit, events, exit_codes, failover, machine, node, point, policy, status, up, vault,
+};
 
 /// Keeps servers recoverable: replicate, fail over, come back.
 #[derive(Debug, Parser)]
@@ -87,8 +89,11 @@ pub(crate) enum Noun {
     /// Agents and enrolment
     #[command(subcommand)]
     Agent(agent::Verb),
-    /// What was done, by whom
+    /// What happened
     Events(events::EventsArgs),
+    /// What operators did and who was let in, for good
+    #[command(subcommand)]
+    Audit(audit::Verb),
     /// What runs, on which vault, with how many of everything
     Status,
     /// What the exit codes mean
@@ -109,6 +114,7 @@ pub(crate) async fn dispatch(args: Args) -> Outcome {
         Noun::Policy(verb) => policy::run(global, verb).await,
         Noun::Agent(verb) => agent::run(global, verb).await,
         Noun::Events(events) => events::run(global, &events).await,
+        Noun::Audit(verb) => audit::run(global, verb).await,
         Noun::Status => status::run(global).await,
         Noun::ExitCodes => exit_codes::run(global),
     }

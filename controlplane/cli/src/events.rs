@@ -1,4 +1,4 @@
-//! `events`: the audit log.
+//! `events`: what happened.
 
 use farshore_api::paths;
 use farshore_api::status::Events;

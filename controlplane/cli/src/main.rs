@@ -8,6 +8,7 @@
 
 mod agent;
 mod args;
+mod audit;
 mod client;
 mod confirm;
 mod endpoints;

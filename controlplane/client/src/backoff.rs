@@ -9,7 +9,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A failure that lasts is told once in this time.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// Waits longer after each failure in a row: 0.2 s, doubled up to 5 s.
+/// Waits longer after each failure in a row: 0.2 s, doubled up to 5 s, and as long as was asked for.
 ///
 /// After a success begin with a new one.
 #[derive(Debug, Default)]
@@ -25,7 +25,9 @@ impl Backoff {
             self.told = Some(Instant::now());
             tracing::warn!(what, %error, "the control plane did not do it; trying again");
         }
-        tokio::time::sleep(self.next_pause()).await;
+        // Whoever is asked to wait longer waits longer.
+        let asked = error.retry_after().unwrap_or_default();
+        tokio::time::sleep(self.next_pause().max(asked)).await;
     }
 
     fn next_pause(&mut self) -> Duration {

@@ -110,7 +110,11 @@ pub async fn renew_until_dropped(identity: Arc<Identity>, client: ControlClient)
             Err(error) => {
                 let is_expired = identity.is_expired();
                 tracing::warn!(%error, is_expired, "the certificate was not renewed");
-                tokio::time::sleep(LOOK_EVERY).await;
+                let asked = match &error {
+                    IdentityError::Control(error) => error.retry_after(),
+                    _ => None,
+                };
+                tokio::time::sleep(LOOK_EVERY.max(asked.unwrap_or_default())).await;
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Small private files, read within a limit and replaced as a whole.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Largest file that is read; an identity has a few KiB.
@@ -11,6 +11,24 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Makes a directory and its parents, private to the owner. Blocks.
 pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Takes a secret file away from all but its owner, and says so if it was not. Blocks.
+pub(crate) fn close_to_others(path: &Path) -> io::Result<()> {
+    let mode = match fs::metadata(path) {
+        Ok(metadata) => metadata.mode() & 0o777,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if mode & 0o077 != 0 {
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        tracing::warn!(
+            path = %path.display(),
+            "others could read this key (mode {mode:04o}), now they cannot; if they may have, make a \
+             token for this id and enrol again with a new key"
+        );
+    }
+    Ok(())
 }
 
 /// Reads a text; none if there is no such file. Blocks.
@@ -61,7 +79,6 @@ pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_file_is_replaced_whole_and_private_whatever_lies_around() {
@@ -70,12 +87,25 @@ mod tests {
         fs::write(&path, "old").unwrap();
         fs::write(&aside, "half").unwrap();
         for path in [&path, &aside] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+            fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
         }
         replace(&path, "new").unwrap();
         assert_eq!(read(&path).unwrap().as_deref(), Some("new"));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!aside.exists());
+    }
+
+    #[test]
+    fn a_key_that_others_could_read_is_closed_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.key");
+        close_to_others(&path).unwrap();
+        fs::write(&path, "secret").unwrap();
+        for (before, after) in [(0o644, 0o600), (0o660, 0o600), (0o400, 0o400)] {
+            fs::set_permissions(&path, Permissions::from_mode(before)).unwrap();
+            close_to_others(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, after);
+        }
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use crate::identity::{Identity, IdentityError};
 use crate::trust::{Peer, client_config};
-use farshore_api::error::{ErrorBody, ErrorCode, ErrorKind};
+use farshore_api::error::{ErrorBody, ErrorCode, ErrorDetail, ErrorKind};
 use farshore_api::identity::{Certificate, RenewRequest};
 use farshore_api::paths;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +18,8 @@ use std::time::Duration;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Time for an answer, beyond what the request asked the control plane to wait.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(20);
+/// Longest pause that an answer may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
@@ -58,6 +61,8 @@ pub enum ClientError {
         code: ErrorCode,
         /// For people.
         message: String,
+        /// When to try again, if it says so.
+        retry_after: Option<Duration>,
     },
     /// An answer that is not the API's.
     #[error("the answer of {url} is not one of a Farshore control plane (HTTP {status})")]
@@ -80,6 +85,17 @@ impl ClientError {
             Self::Untrusted { .. } | Self::Address { .. } => ErrorKind::Invalid,
             Self::Refused { code, .. } => code.kind(),
             Self::Strange { .. } => ErrorKind::Internal,
+        }
+    }
+}
+
+impl ClientError {
+    /// How long to wait before the next attempt, if the control plane said so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 }
@@ -160,6 +176,7 @@ impl ControlClient {
         let unanswered = |error| unanswered(&self.url, &error);
         let mut response = request.send().await.map_err(unanswered)?;
         let status = response.status();
+        let retry_after = retry_after(response.headers());
         let strange = || ClientError::Strange { url: self.url.clone(), status: status.as_u16() };
         let mut bytes = Vec::new();
         while let Some(part) = response.chunk().await.map_err(unanswered)? {
@@ -179,8 +196,15 @@ impl ControlClient {
         if body.error.kind != ErrorKind::Unavailable && body.error.kind != ErrorKind::Internal {
             answered();
         }
-        Err(ClientError::Refused { code: body.error.code, message: body.error.message })
+        let ErrorDetail { code, message, .. } = body.error;
+        Err(ClientError::Refused { code, message, retry_after })
     }
+}
+
+/// The seconds in `Retry-After`, as far as they are reasonable.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 
 fn unanswered(url: &str, error: &reqwest::Error) -> ClientError {

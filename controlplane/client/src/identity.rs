@@ -3,7 +3,7 @@
 //! Order of operations: the key is on the disk before anybody certifies it, the certificate is
 //! written last. A key without a certificate is no identity yet.
 
-use crate::files::{private_dir, read, replace};
+use crate::files::{close_to_others, private_dir, read, replace};
 use crate::heard::Heard;
 use crate::http::ClientError;
 use crate::trust::peer_of;
@@ -139,6 +139,7 @@ impl Identity {
         let certificate: Certificate =
             serde_json::from_str(&text).map_err(|error| damaged(&path, error.to_string()))?;
         let key_path = dir.join(KEY_FILE);
+        close_to_others(&key_path).map_err(failed("close to others", &key_path))?;
         let key = read_text(&key_path)?.ok_or_else(|| damaged(&key_path, "it is missing"))?;
         let key = KeyPair::from_pem(&key).map_err(|error| damaged(&key_path, error.to_string()))?;
         Self::new(dir, key, &certificate).map(Some).map_err(|what| damaged(&path, what))
@@ -147,6 +148,7 @@ impl Identity {
     /// The key in `dir`, made if there is none or none that can be read. Blocks.
     pub(crate) fn key(dir: &Path) -> Result<KeyPair, IdentityError> {
         let path = dir.join(KEY_FILE);
+        close_to_others(&path).map_err(failed("close to others", &path))?;
         if let Some(key) = read_text(&path)?.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
             return Ok(key);
         }

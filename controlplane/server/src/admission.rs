@@ -14,6 +14,7 @@ use crate::clock;
 use crate::db::Issued;
 use crate::domain::generation::{Verdict, judge};
 use crate::error::ControlError;
+use crate::limits::Asked;
 use crate::tls::Peer;
 
 /// An event about one identity's certificates is told once in this time.
@@ -82,8 +83,9 @@ impl Holders {
         heard.map_or(self.since, |holder| holder.heard).elapsed()
     }
 
-    /// Whether an event about this identity is due.
-    fn may_tell(&self, id: Uuid) -> bool {
+    /// Whether an event about this identity is due: one in ten minutes is.
+    #[must_use]
+    pub fn may_tell(&self, id: Uuid) -> bool {
         let now = Instant::now();
         let mut known = self.lock();
         let holder = known.entry(id).or_insert_with(|| self.unheard());
@@ -107,10 +109,12 @@ pub enum Admitted {
 /// Lets the holder of a certificate in, or says why not. Its validity in time is the caller's to check.
 ///
 /// # Errors
-/// `Unauthenticated` if it is not to be let in, otherwise those of the catalogue.
+/// `Unauthenticated` if it is not to be let in, `TooManyRequests` if it has called more often than it
+/// may, otherwise those of the catalogue.
 pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admitted, ControlError> {
     let (role, id, serial) = (peer.role, peer.id, &peer.serial);
     let generation = serial.generation();
+    app.buckets.take(id, Asked::Call)?;
     let known = app.db.known(role, id, serial).await?;
     let used = known.used.map_or(0, |(used, _)| used);
     let silent = app.holders.silent(id, used);

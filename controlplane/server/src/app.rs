@@ -1,7 +1,6 @@
 //! What every request shares: the catalogue, the CA, and who to wake when something changes.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use farshore_api::limits;
@@ -13,11 +12,9 @@ use crate::ca::Ca;
 use crate::clock;
 use crate::db::Db;
 use crate::error::ControlError;
+use crate::limits::{Buckets, Failures};
 use crate::providers::qemu::accelerator::{self, Accelerator};
 use crate::settings::Settings;
-
-/// Failed enrolments that are answered per second; more are refused without looking.
-const FAILED_ENROLMENTS_PER_SECOND: u64 = 10;
 
 /// The control plane's shared state.
 #[derive(Debug)]
@@ -36,8 +33,10 @@ pub struct App {
     pub changes: Changes,
     /// Who was heard with which certificate.
     pub holders: Holders,
-    /// Limits failed enrolments.
-    pub enrolments: FailureLimit,
+    /// Failed enrolments, by host.
+    pub enrolments: Failures,
+    /// What each agent and node may still ask for.
+    pub buckets: Buckets,
     /// What failed-over machines run on, once that is known.
     pub accelerator: OnceCell<Accelerator>,
 }
@@ -160,52 +159,11 @@ impl Changes {
     }
 }
 
-/// Counts failures per second without a lock: the second in the upper 48 bits, the count below.
-#[derive(Debug, Default)]
-pub struct FailureLimit(AtomicU64);
-
-impl FailureLimit {
-    const COUNT_BITS: u32 = 16;
-    const COUNT_MASK: u64 = (1 << Self::COUNT_BITS) - 1;
-
-    /// Whether another attempt may be looked at.
-    ///
-    /// # Errors
-    /// `TooManyRequests` if this second has had its failures.
-    pub fn check(&self, now_s: u64) -> Result<(), ControlError> {
-        let value = self.0.load(Ordering::Relaxed);
-        let is_this_second = value >> Self::COUNT_BITS == now_s;
-        if is_this_second && value & Self::COUNT_MASK >= FAILED_ENROLMENTS_PER_SECOND {
-            return Err(ControlError::TooManyRequests { retry_after_s: 1 });
-        }
-        Ok(())
-    }
-
-    /// Counts a failure.
-    pub fn count(&self, now_s: u64) {
-        let next = |value: u64| {
-            let is_this_second = value >> Self::COUNT_BITS == now_s;
-            let count = if is_this_second { value & Self::COUNT_MASK } else { 0 };
-            now_s << Self::COUNT_BITS | (count + 1).min(Self::COUNT_MASK)
-        };
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| Some(next(value))).ok();
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
-    #[test]
-    fn failures_are_limited_per_second() {
-        let limit = FailureLimit::default();
-        for _ in 0..FAILED_ENROLMENTS_PER_SECOND {
-            assert!(limit.check(5).is_ok());
-            limit.count(5);
-        }
-        assert!(matches!(limit.check(5), Err(ControlError::TooManyRequests { .. })));
-        assert!(limit.check(6).is_ok());
-    }
+    use super::*;
 
     #[tokio::test]
     async fn a_wait_ends_with_the_change_or_the_deadline() {

@@ -11,12 +11,13 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::admission::Holders;
-use crate::app::{App, Changes, FailureLimit};
+use crate::app::{App, Changes};
 use crate::ca::{self, Ca};
 use crate::clock;
 use crate::data_dir::{DataDir, read_secret, write_secret};
 use crate::db::Db;
 use crate::fatal::Fatal;
+use crate::limits::{Buckets, Failures};
 use crate::settings::Settings;
 use crate::{reconcile, serve, tls};
 
@@ -103,7 +104,8 @@ pub async fn open(settings: Settings) -> Result<App, Fatal> {
         started_ms: clock::now_ms(),
         changes: Changes::default(),
         holders: Holders::default(),
-        enrolments: FailureLimit::default(),
+        enrolments: Failures::default(),
+        buckets: Buckets::default(),
         accelerator: OnceCell::new(),
     })
 }

@@ -1,11 +1,16 @@
 //! The data directory: made private, held by one process, its secret files kept secret.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use farshore_program::private_dir;
+
 use crate::fatal::Fatal;
+
+/// Held for as long as the directory is used.
+const LOCK_FILE: &str = "control.lock";
 
 /// Longest secret file that is read.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
@@ -24,9 +29,9 @@ impl DataDir {
     /// `Create` if it cannot be made or written, `InUse` if another process holds it.
     pub fn open(path: &Path) -> Result<Self, Fatal> {
         let create = |source| Fatal::Create { path: path.into(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(create)?;
+        private_dir(path, LOCK_FILE).map_err(create)?;
         let path = path.canonicalize().map_err(create)?;
-        let lock_path = path.join("control.lock");
+        let lock_path = path.join(LOCK_FILE);
         let lock = OpenOptions::new()
             .create(true)
             .append(true)

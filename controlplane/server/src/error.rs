@@ -148,7 +148,7 @@ impl ControlError {
     /// What is told over HTTP: the sentence, without causes that belong in the log only.
     #[must_use]
     pub fn detail(&self) -> ErrorDetail {
-        ErrorDetail::new(self.code(), self.to_string())
+        ErrorDetail::new(self.code(), farshore_api::text::cleaned(&self.to_string()))
     }
 }
 

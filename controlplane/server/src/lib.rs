@@ -26,6 +26,7 @@ pub mod domain;
 pub mod error;
 pub mod fatal;
 pub mod http;
+pub mod limits;
 pub mod providers;
 pub mod reconcile;
 pub mod serve;

@@ -13,18 +13,27 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::http::Service;
+use crate::limits::{Host, Place, Places};
 use crate::tls;
 
-/// Connections at one time: every agent and node may hold two (a long poll and its reports), and
-/// there are some hundreds of them to a control plane.
-const CONNECTIONS_MAX: usize = 2048;
+/// Connections at one time without a certificate: those on which nobody has shown one yet, operators,
+/// and whoever enrols. They are shared out by address.
+const STRANGERS_MAX: usize = 1024;
+
+/// Connections at one time of agents and nodes.
+const PEERS_MAX: usize = 20_000;
+
+/// Connections of one agent or node: a long poll, its reports, and those that it has lost and that
+/// have not ended here.
+const PEER_CONNECTIONS_MAX: usize = 16;
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,23 +57,28 @@ pub async fn serve(
     config: watch::Receiver<Arc<ServerConfig>>,
 ) {
     let service = Service::new(&app);
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Arc::new(Room {
+        strangers: Places::new(STRANGERS_MAX, STRANGERS_MAX),
+        peers: Places::new(PEERS_MAX, PEER_CONNECTIONS_MAX),
+    });
     let mut stop = app.changes.stopping();
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = accept(&listener, &room) => accepted,
+            accepted = accept(&listener) => accepted,
         };
-        let Some((stream, remote, permit)) = accepted else { continue };
+        let Some((stream, remote)) = accepted else { continue };
+        // Dropping the stream ends the connection: others have no more than this one would.
+        let Some(place) = room.strangers.enter(remote.ip().into()) else { continue };
         let acceptor = TlsAcceptor::from(config.borrow().clone());
-        let (service, stop) = (service.clone(), app.changes.stopping());
+        let (service, room, stop) = (service.clone(), room.clone(), app.changes.stopping());
         connections.spawn(async move {
-            if let Err(reason) = connection(acceptor, stream, remote, service, stop).await {
+            let caller = Caller { stream, remote, place };
+            if let Err(reason) = connection(acceptor, caller, &room, service, stop).await {
                 debug!(%remote, reason, "connection ended");
             }
-            drop(permit);
         });
     }
     drop(listener);
@@ -76,14 +90,22 @@ pub async fn serve(
     }
 }
 
-/// Waits for room first, so that a flood stays in the kernel's backlog.
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = room.clone().acquire_owned().await.ok()?;
+/// Who has how many connections.
+struct Room {
+    strangers: Places<Host>,
+    peers: Places<Uuid>,
+}
+
+/// A connection on which nothing was said yet.
+struct Caller {
+    stream: TcpStream,
+    remote: SocketAddr,
+    place: Place<Host>,
+}
+
+async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     match listener.accept().await {
-        Ok((stream, remote)) => Some((stream, remote, permit)),
+        Ok(accepted) => Some(accepted),
         Err(error) => {
             // Out of file descriptors, most likely: a pause lets some come back.
             warn!(%error, "accept");
@@ -95,21 +117,41 @@ async fn accept(
 
 async fn connection(
     acceptor: TlsAcceptor,
-    stream: TcpStream,
-    remote: SocketAddr,
+    caller: Caller,
+    room: &Room,
     service: Service,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
+    const CROWD: &str = "others had no place";
+    let Caller { stream, remote, place } = caller;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
-        .await
-        .map_err(|_| "handshake took too long".to_string())?
-        .map_err(|error| format!("handshake: {error}"))?;
+    let accepting = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let stream = tokio::select! {
+        accepted = accepting => accepted
+            .map_err(|_| "handshake took too long".to_string())?
+            .map_err(|error| format!("handshake: {error}"))?,
+        () = place.lost() => return Err(CROWD.into()),
+    };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = match certificate {
         None => None,
         Some(certificate) => {
             Some(tls::peer(certificate).ok_or("the certificate holds no identity of ours")?)
+        }
+    };
+    // Whoever is known stands in nobody's way any more.
+    let (place, peer_place) = match peer {
+        None => (Some(place), None),
+        Some(peer) => {
+            drop(place);
+            (None, Some(room.peers.enter(peer.id).ok_or("there are too many peers")?))
+        }
+    };
+    let lost = async {
+        match (&place, &peer_place) {
+            (Some(place), _) => place.lost().await,
+            (None, Some(place)) => place.lost().await,
+            (None, None) => std::future::pending().await,
         }
     };
     let service = service_fn(move |request| {
@@ -125,6 +167,7 @@ async fn connection(
     tokio::pin!(serving);
     tokio::select! {
         ended = serving.as_mut() => return ended.map_err(|error| error.to_string()),
+        () = lost => return Err(CROWD.into()),
         _ = stop.wait_for(|stop| *stop) => serving.as_mut().graceful_shutdown(),
     }
     serving.await.map_err(|error| error.to_string())

@@ -21,7 +21,7 @@ use farshore_client::{
     ControlClient, Identity, IdentityError, establish, renew_until_dropped, server_config,
 };
 use farshore_engine::shard::Settings;
-use farshore_program::StopSignals;
+use farshore_program::{StopSignals, private_dir};
 use farshore_vault::index::Index;
 use farshore_vault::journal::Owner;
 use farshore_vault::{Access, Store, Vault, key_file};
@@ -90,7 +90,10 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let vault = Vault::open(&store, &recovery_key).await?;
     drop(recovery_key);
     vault.check_write_once().await?;
-    make_dir(&args.data)?;
+    private_dir(&args.data, LOCK_FILE).map_err(|error| {
+        let text = format!("cannot use {}: {error}", args.data.display());
+        Failure::new(Exit::from_io(&error, Exit::CannotCreate), text)
+    })?;
     let _lock = lock(&args.data)?;
     let listener = acceptor::listen(args.listen).map_err(|error| {
         let text = format!(
@@ -332,6 +335,9 @@ fn start_shard(
     thread.with_context(|| format!("start shard {id}"))
 }
 
+/// Held for as long as the directory is used.
+const LOCK_FILE: &str = "lock";
+
 fn make_dir(path: &Path) -> anyhow::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
         let text = format!("cannot create {}: {error}", path.display());
@@ -341,7 +347,7 @@ fn make_dir(path: &Path) -> anyhow::Result<()> {
 
 /// One node per directory: two would write one journal.
 fn lock(dir: &Path) -> anyhow::Result<File> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK_FILE);
     let file = File::create(&path).map_err(|error| {
         Failure::new(Exit::CannotCreate, format!("cannot create {}: {error}", path.display()))
     })?;

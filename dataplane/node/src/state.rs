@@ -3,8 +3,9 @@
 use anyhow::{Context, bail};
 use farshore_proto::LogId;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use uuid::Uuid;
 
@@ -65,10 +66,15 @@ impl State {
     }
 }
 
-/// Replaces a file so that a crash leaves the old or the new one, whole.
+/// Replaces a file, readable by its owner only, so that a crash leaves the old or the new one, whole.
 pub(crate) fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = File::create(&temporary)?;
+    // What a crash left behind may have any mode: it is not written into.
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use farshore_api::Exit;
 use farshore_api::identity::Certificate;
+use farshore_program::private_dir;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -58,6 +59,9 @@ pub(super) fn program_name(child: Child) -> String {
     format!("farshore-{child}")
 }
 
+/// Held for as long as the directory is used.
+const LOCK_FILE: &str = "up.lock";
+
 /// A data directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Site {
@@ -75,7 +79,8 @@ impl Site {
                 Failure::io("make the directory", path, &error, Exit::CannotCreate)
             })
         };
-        make(data)?;
+        private_dir(data, LOCK_FILE)
+            .map_err(|error| Failure::io("make the directory", data, &error, Exit::CannotCreate))?;
         let data = data
             .canonicalize()
             .map_err(|error| Failure::io("open the directory", data, &error, Exit::CannotCreate))?;
@@ -105,7 +110,7 @@ impl Site {
     /// # Errors
     /// `Conflict` if another `up` has it.
     pub(super) fn lock(&self) -> Outcome<Lock> {
-        let path = self.data.join("up.lock");
+        let path = self.data.join(LOCK_FILE);
         let failed = |error: &std::io::Error| Failure::io("lock", &path, error, Exit::CannotCreate);
         let mut file = File::options()
             .read(true)

@@ -116,7 +116,7 @@ async fn a_refused_token_is_final() {
     let server = Server::start(tls, |_| error(ErrorCode::TokenRefused));
     let place = Place::with(&authority.token(Role::Agent));
     let error = place.establish(&server.url(), Role::Agent).await.unwrap_err();
-    let IdentityError::Control(ClientError::Refused { code, message }) = error else {
+    let IdentityError::Control(ClientError::Refused { code, message, .. }) = error else {
         panic!("{error:?}");
     };
     assert_eq!((code, message.as_str()), (ErrorCode::TokenRefused, "as the test wants"));

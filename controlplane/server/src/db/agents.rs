@@ -23,6 +23,15 @@ impl Db {
     ) -> Result<(), ControlError> {
         let now = own(clock::now_ms());
         let mut tx = self.begin().await?;
+        let same = sqlx::query(
+            "SELECT 1 FROM agents WHERE id = ? AND hostname = ? AND version = ? AND local = ?",
+        )
+        .bind(id.to_string())
+        .bind(cut(&request.hostname))
+        .bind(cut(&request.version))
+        .bind(request.local)
+        .fetch_optional(&mut *tx)
+        .await?;
         sqlx::query(
             "INSERT INTO agents (id, hostname, version, local, registered_at_ms, last_seen_ms)
              VALUES (?, ?, ?, ?, ?, ?)
@@ -38,8 +47,11 @@ impl Db {
         .bind(now)
         .execute(&mut *tx)
         .await?;
-        let peer = Actor::Peer(Role::Agent, id);
-        events::append(&mut tx, peer, "agent.register", peer, cut(&request.hostname)).await?;
+        // A start that changes nothing is no event.
+        if same.is_none() {
+            let peer = Actor::Peer(Role::Agent, id);
+            events::append(&mut tx, peer, "agent.register", peer, &cut(&request.hostname)).await?;
+        }
         tx.commit().await?;
         Ok(())
     }

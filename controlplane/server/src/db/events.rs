@@ -1,4 +1,4 @@
-//! The audit log.
+//! What happened.
 
 use std::fmt;
 
@@ -7,12 +7,16 @@ use farshore_api::status::Event;
 use uuid::Uuid;
 
 use super::record::{Record, own};
-use super::{Db, Tx};
+use super::{Db, Tx, audit};
 use crate::clock;
 use crate::error::ControlError;
 
 /// Events kept; older ones are dropped.
 const EVENTS_MAX: i64 = 100_000;
+
+/// Events kept of one agent or node; older ones of its are dropped, so that none pushes out what
+/// others did.
+const EVENTS_OF_PEER_MAX: i64 = 500;
 
 /// Who did something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +42,7 @@ impl fmt::Display for Actor {
     }
 }
 
-/// Writes one line of the audit log in the transaction of what it tells of.
+/// Notes an event in the transaction of what it tells of; in the audit log too if it is to stay.
 pub(super) async fn append(
     tx: &mut Tx,
     actor: Actor,
@@ -46,11 +50,15 @@ pub(super) async fn append(
     object: impl fmt::Display,
     detail: &str,
 ) -> Result<(), ControlError> {
+    let (who, object) = (actor.to_string(), object.to_string());
+    if audit::is_for_good(actor, action) {
+        audit::append(tx, &who, action, &object, detail).await?;
+    }
     sqlx::query("INSERT INTO events (at_ms, actor, action, object, detail) VALUES (?, ?, ?, ?, ?)")
         .bind(own(clock::now_ms()))
-        .bind(actor.to_string())
+        .bind(who)
         .bind(action)
-        .bind(object.to_string())
+        .bind(object)
         .bind(detail)
         .execute(&mut **tx)
         .await?;
@@ -58,6 +66,23 @@ pub(super) async fn append(
 }
 
 impl Db {
+    /// Notes that something happened that changed nothing else.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn note(
+        &self,
+        actor: Actor,
+        action: &'static str,
+        object: Actor,
+        detail: &str,
+    ) -> Result<(), ControlError> {
+        let mut tx = self.begin().await?;
+        append(&mut tx, actor, action, object, detail).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// Events after `after`, or the newest ones; oldest first, at most `limit`.
     ///
     /// # Errors
@@ -83,7 +108,8 @@ impl Db {
         rows.into_iter().map(|row| event(&Record(row))).collect()
     }
 
-    /// Drops what is too old to keep: events beyond the newest 100 000, expired enrolment tokens,
+    /// Drops what is too old to keep: events beyond the newest 100 000 and the newest 500 of each agent
+    /// and node, expired enrolment tokens,
     /// and recovery points past their policy's retention, except each machine's newest.
     ///
     /// # Errors
@@ -94,6 +120,15 @@ impl Db {
             .bind(EVENTS_MAX)
             .execute(&mut *tx)
             .await?;
+        sqlx::query(
+            "DELETE FROM events WHERE id IN (SELECT id FROM (
+                SELECT id, row_number() OVER (PARTITION BY actor ORDER BY id DESC) AS place
+                FROM events WHERE actor LIKE 'agent/%' OR actor LIKE 'node/%')
+             WHERE place > ?)",
+        )
+        .bind(EVENTS_OF_PEER_MAX)
+        .execute(&mut *tx)
+        .await?;
         sqlx::query("DELETE FROM enrolment_tokens WHERE expires_at_s < ?")
             .bind(own((now_ms / 1000).saturating_sub(86_400)))
             .execute(&mut *tx)

@@ -10,13 +10,15 @@
 //! | `reports` | what agents and nodes report of volumes |
 //! | `points` | recovery points |
 //! | `failovers` | failovers and their transitions |
-//! | `events` | the audit log |
+//! | `events` | what happened |
+//! | `audit` | what operators did and who was let in, for good |
 //! | `error` | what SQLite says, as our errors |
 //!
 //! One connection writes, several read: writers queue in this process and never meet a busy
 //! database. Every change is durable when the call returns (WAL, `synchronous = FULL`).
 
 mod agents;
+mod audit;
 mod certificates;
 mod error;
 mod events;

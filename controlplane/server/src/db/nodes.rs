@@ -17,8 +17,11 @@ use crate::error::ControlError;
 impl Db {
     /// Notes where a node listens. Agents are told at once if it moved.
     ///
+    /// Agents bring their whole disks to that address, so a node does not move to another machine's by
+    /// its own word: only with the enrolment that an operator made a token for. Its port may change.
+    ///
     /// # Errors
-    /// `Database`, `NoSpace`.
+    /// `WrongState` if it may not move; `Database`, `NoSpace`.
     pub async fn register_node(
         &self,
         id: Uuid,
@@ -27,11 +30,43 @@ impl Db {
     ) -> Result<(), ControlError> {
         let now = own(clock::now_ms());
         let mut tx = self.begin().await?;
+        let known = sqlx::query(
+            "SELECT identities.generation_min, nodes.enrolled_generation, nodes.address,
+                nodes.shards, nodes.version
+             FROM identities LEFT JOIN nodes ON nodes.id = identities.id WHERE identities.id = ?",
+        )
+        .bind(id.to_string())
+        .fetch_one(&mut *tx)
+        .await?;
+        let known = Record(known);
+        let enrolled = known.number("generation_min")?;
+        let is_same = match known.optional_text("address")? {
+            None => false,
+            Some(before) => {
+                let is_enrolled_since = known.number("enrolled_generation")? < enrolled;
+                let ip = before.parse::<SocketAddr>().map(|before| before.ip());
+                if !is_enrolled_since && ip.is_ok_and(|before| before != address.ip()) {
+                    return Err(ControlError::WrongState {
+                        what: "node",
+                        name: id.to_string(),
+                        why: format!(
+                            "is at {before}; to move it to {address}, enrol it again with \
+                             `farshore node token --id {id}`"
+                        ),
+                    });
+                }
+                before == address.to_string()
+                    && known.number("shards")? == u64::from(request.shards)
+                    && known.text("version")? == cut(&request.version)
+            }
+        };
         sqlx::query(
-            "INSERT INTO nodes (id, address, shards, version, registered_at_ms, last_seen_ms)
-             VALUES (?, ?, ?, ?, ?, ?)
+            "INSERT INTO nodes (id, address, shards, version, registered_at_ms, last_seen_ms,
+                enrolled_generation)
+             VALUES (?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (id) DO UPDATE SET address = excluded.address, shards = excluded.shards,
-                version = excluded.version, last_seen_ms = excluded.last_seen_ms",
+                version = excluded.version, last_seen_ms = excluded.last_seen_ms,
+                enrolled_generation = excluded.enrolled_generation",
         )
         .bind(id.to_string())
         .bind(address.to_string())
@@ -39,11 +74,15 @@ impl Db {
         .bind(cut(&request.version))
         .bind(now)
         .bind(now)
+        .bind(own(enrolled))
         .execute(&mut *tx)
         .await?;
-        raise_version(&mut tx).await?;
-        let peer = Actor::Peer(Role::Node, id);
-        events::append(&mut tx, peer, "node.register", peer, &address.to_string()).await?;
+        // A start that changes nothing is no event.
+        if !is_same {
+            raise_version(&mut tx).await?;
+            let peer = Actor::Peer(Role::Node, id);
+            events::append(&mut tx, peer, "node.register", peer, &address.to_string()).await?;
+        }
         tx.commit().await?;
         Ok(())
     }

@@ -71,7 +71,7 @@ impl Db {
         let counters = serde_json::to_string(&report.counters).unwrap_or_else(|_| "{}".into());
         let trouble = cut(report.trouble.as_deref().unwrap_or_default());
         let mut tx = self.begin().await?;
-        note_trouble(&mut tx, node, trouble).await?;
+        note_trouble(&mut tx, node, &trouble).await?;
         sqlx::query(
             "UPDATE nodes SET last_seen_ms = ?, uptime_seconds = ?, cpu_seconds = ?, counters = ?,
                 trouble = ?
@@ -191,7 +191,7 @@ async fn agent_volume(
 async fn note_identity(tx: &mut Tx, report: &AgentVolumeReport) -> Result<(), ControlError> {
     let Some(identity) = &report.identity else { return Ok(()) };
     let key = cut(&identity.key);
-    let (base, part) = key.rsplit_once('#').unwrap_or((key, ""));
+    let (base, part) = key.rsplit_once('#').unwrap_or((key.as_str(), ""));
     sqlx::query(
         "UPDATE volumes SET disk_base = ?1, disk_part = ?2, disk_text = ?3
          WHERE id = ?4 AND (disk_base <> ?1 OR disk_part <> ?2 OR disk_text <> ?3)",

@@ -629,3 +629,48 @@ async fn a_word_of_before_the_start_is_not_shown_as_the_state() {
     site.db.agent_report(site.agent, &report).await.unwrap();
     assert_eq!(look().await.state, MachineState::Protected);
 }
+
+#[tokio::test]
+async fn the_audit_log_is_only_added_to() {
+    let site = site().await;
+    site.protect("web").await;
+    let before = site.db.audit(None, 100).await.unwrap();
+    assert!(before.len() >= 3, "{before:?}");
+    for sql in [
+        "UPDATE audit SET detail = 'x'",
+        "UPDATE audit SET at_ms = 0 WHERE id = 1",
+        "DELETE FROM audit",
+        "DELETE FROM audit WHERE id = (SELECT max(id) FROM audit)",
+        "INSERT OR REPLACE INTO audit SELECT id, 0, actor, action, object, detail, prev_hash, hash
+            FROM audit WHERE id = 1",
+        "INSERT INTO audit SELECT id + 10, 0, actor, action, object, detail, prev_hash, hash
+            FROM audit WHERE id = 1",
+    ] {
+        let refused = sqlx::query(sql).execute(&site.db.writer).await.unwrap_err();
+        assert!(refused.to_string().contains("the audit log"), "{sql}: {refused}");
+    }
+    site.db.prune(u64::MAX / 2).await.unwrap();
+    assert_eq!(site.db.audit(None, 100).await.unwrap(), before);
+    let newest = site.db.audit(None, 1).await.unwrap();
+    assert_eq!(newest[0], before[before.len() - 1]);
+}
+
+#[tokio::test]
+async fn events_of_one_agent_do_not_push_out_what_others_did() {
+    let site = site().await;
+    for n in 0..700_u32 {
+        let request =
+            RegisterAgent { hostname: format!("h{n}"), version: "0".into(), local: false };
+        site.db.register_agent(site.agent, &request).await.unwrap();
+    }
+    site.db.prune(clock::now_ms()).await.unwrap();
+    let events = site.db.events(None, 10_000).await.unwrap();
+    let own = format!("agent/{}", site.agent);
+    let of_agent = events.iter().filter(|event| event.actor == own).count();
+    assert_eq!(of_agent, 500);
+    assert!(events.iter().any(|event| event.action == "token.create"), "the operator's are kept");
+    // The same again is no event.
+    let last = RegisterAgent { hostname: "h699".into(), version: "0".into(), local: false };
+    site.db.register_agent(site.agent, &last).await.unwrap();
+    assert_eq!(site.db.events(None, 10_000).await.unwrap().len(), events.len());
+}

@@ -1,10 +1,14 @@
 //! Whether a request is acceptable.
 
+use std::net::{IpAddr, SocketAddr};
+
+use farshore_api::agent::RegisterAgent;
 use farshore_api::failover::CreateFailover;
 use farshore_api::limits;
 use farshore_api::machine::{Capture, CreateMachine};
-use farshore_api::node::NodeReport;
+use farshore_api::node::{NodeReport, RegisterNode};
 use farshore_api::policy::{CreatePolicy, FAILBACK_SUFFIX, UpdatePolicy};
+use farshore_api::text::{cleaned, is_printable};
 
 use crate::error::ControlError;
 
@@ -43,10 +47,59 @@ fn absolute_path(field: &'static str, value: &str) -> Result<(), ControlError> {
     if !value.starts_with('/') {
         return Err(invalid(field, "must be an absolute path"));
     }
-    if value.len() > limits::DISK_PATH_BYTES_MAX || value.bytes().any(|byte| byte < b' ') {
+    if value.len() > limits::DISK_PATH_BYTES_MAX || !is_printable(value) {
         return Err(invalid(field, "must be at most 4096 bytes without control characters"));
     }
     Ok(())
+}
+
+/// What people will read: no longer than text may be, and nothing that steers a terminal.
+fn readable(field: &'static str, value: &str) -> Result<(), ControlError> {
+    if value.len() > limits::TEXT_BYTES_MAX || !is_printable(value) {
+        let max = limits::TEXT_BYTES_MAX;
+        return Err(invalid(
+            field,
+            format!("must be at most {max} bytes without control characters"),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks an agent's registration.
+///
+/// # Errors
+/// `Invalid` with the first value that is not acceptable.
+pub fn agent_registration(request: &RegisterAgent) -> Result<(), ControlError> {
+    readable("hostname", &request.hostname)?;
+    readable("version", &request.version)
+}
+
+/// Checks a node's registration, made from the address `from`. Returns where agents are to connect.
+///
+/// # Errors
+/// `Invalid` with the first value that is not acceptable.
+pub fn node_registration(
+    request: &RegisterNode,
+    from: Option<IpAddr>,
+) -> Result<SocketAddr, ControlError> {
+    readable("version", &request.version)?;
+    let address: SocketAddr = request
+        .address
+        .parse()
+        .map_err(|_| invalid("address", "must be ip:port, as agents are to connect to it"))?;
+    let ip = address.ip().to_canonical();
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    // Only who is on this machine itself means this machine by such an address.
+    let is_here = from.is_some_and(|from| from.to_canonical().is_loopback());
+    if ip.is_unspecified() || ip.is_multicast() || is_broadcast || address.port() == 0 {
+        let why = "is where no agent can connect; start the node with --advertise IP:PORT";
+        return Err(invalid("address", format!("{address} {why}")));
+    }
+    if ip.is_loopback() && !is_here {
+        let why = "is every agent's own machine; start the node with --advertise IP:PORT";
+        return Err(invalid("address", format!("{address} {why}")));
+    }
+    Ok(address)
 }
 
 /// Checks a new machine, except for what only the database knows.
@@ -146,14 +199,16 @@ pub fn node_report(report: &NodeReport) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// Cuts free text to its limit, at a character's edge.
+/// Cleans free text of what steers a terminal, and cuts it to its limit, at a character's edge.
 #[must_use]
-pub fn cut(text: &str) -> &str {
+pub fn cut(text: &str) -> String {
+    let mut text = cleaned(text);
     let mut end = text.len().min(limits::TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    &text[..end]
+    text.truncate(end);
+    text
 }
 
 #[cfg(test)]
@@ -192,6 +247,54 @@ mod tests {
         assert_eq!(cut(&long).len(), limits::TEXT_BYTES_MAX);
         assert_eq!(cut(&format!("x{long}")).len(), limits::TEXT_BYTES_MAX - 1);
         assert_eq!(cut("short"), "short");
+    }
+
+    #[test]
+    fn text_of_others_does_not_steer_terminals() {
+        let hostile = "ok\u{1b}[2K\u{1b}[1A";
+        assert!(is_printable(&cut(hostile)));
+        assert!(cut(&"\u{1b}".repeat(limits::TEXT_BYTES_MAX)).len() <= limits::TEXT_BYTES_MAX);
+        let agent = |hostname: &str, version: &str| {
+            let (hostname, version) = (hostname.into(), version.into());
+            agent_registration(&RegisterAgent { hostname, version, local: false })
+        };
+        assert!(agent("größer", "0.1.0").is_ok());
+        for bad in [hostile, "a\nb", "\u{9b}31m", "\u{202e}x", &"x".repeat(1025)] {
+            assert!(agent(bad, "0").is_err() && agent("x", bad).is_err(), "{bad:?}");
+        }
+        assert!(machine(&CreateMachine { disk: "/a\u{202e}b".into(), ..request() }).is_err());
+        assert!(machine(&CreateMachine { disk: "/a\u{7f}".into(), ..request() }).is_err());
+    }
+
+    #[test]
+    fn nodes_are_where_agents_can_reach_them() {
+        let here: Option<IpAddr> = Some([127, 0, 0, 1].into());
+        let far: Option<IpAddr> = Some([192, 0, 2, 7].into());
+        let register = |address: &str, from| {
+            let request = RegisterNode { address: address.into(), shards: 1, version: "0".into() };
+            node_registration(&request, from).is_ok()
+        };
+        for good in ["192.0.2.7:9443", "[2001:db8::1]:9443"] {
+            assert!(register(good, far) && register(good, here), "{good}");
+        }
+        for local in ["127.0.0.1:9443", "[::1]:9443", "127.9.9.9:1", "[::ffff:127.0.0.1]:9443"] {
+            assert!(register(local, here), "{local}");
+            assert!(!register(local, far) && !register(local, None), "{local}");
+        }
+        for bad in [
+            "0.0.0.0:9443",
+            "[::]:9443",
+            "[::ffff:0.0.0.0]:9443",
+            "192.0.2.7:0",
+            "224.0.0.1:9443",
+            "[ff02::1]:9443",
+            "255.255.255.255:9443",
+            "node.example:9443",
+            "192.0.2.7",
+            "",
+        ] {
+            assert!(!register(bad, here) && !register(bad, far), "{bad}");
+        }
     }
 
     #[test]

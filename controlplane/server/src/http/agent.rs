@@ -13,6 +13,7 @@ use crate::app::{App, Topic};
 use crate::db::Taken;
 use crate::domain::validate;
 use crate::error::ControlError;
+use crate::limits::Asked;
 
 pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let register = warp::path!("api" / "v1" / "agent" / "register")
@@ -35,7 +36,12 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
 
 async fn register(context: Context, body: Body) -> Result<Registered, ControlError> {
     let id = context.peer(Role::Agent).await?;
-    let request: RegisterAgent = body.json()?;
+    context.app.buckets.take(id, Asked::Registration)?;
+    let mut request: RegisterAgent = body.json()?;
+    validate::agent_registration(&request)?;
+    // Whoever is beside the control plane comes from this machine: an agent's word alone would make
+    // it the default for new machines from anywhere.
+    request.local &= context.remote().is_some_and(|from| from.to_canonical().is_loopback());
     context.app.db.register_agent(id, &request).await?;
     Ok(Registered { id })
 }
@@ -57,6 +63,8 @@ async fn report(context: Context, body: Body) -> Result<Reported, ControlError> 
     let id = context.peer(Role::Agent).await?;
     let report: AgentReport = body.json()?;
     validate::report_size(report.volumes.len(), report.points.len())?;
+    let points = u32::try_from(report.points.len()).unwrap_or(u32::MAX);
+    context.app.buckets.take(id, Asked::AgentPoints(points))?;
     let taken = context.app.db.agent_report(id, &report).await?;
     reported(&context.app, taken).await
 }

@@ -1,5 +1,6 @@
 //! Enrolment tokens, enrolment, renewal.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use farshore_api::Role;
@@ -17,6 +18,7 @@ use crate::app::{App, Topic};
 use crate::clock;
 use crate::domain::validate;
 use crate::error::ControlError;
+use crate::limits::{Asked, Host};
 
 pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let enrolment = warp::path!("api" / "v1" / "enrol")
@@ -89,11 +91,11 @@ async fn take_back_token(context: Context, id: String) -> Result<Map<String, Val
 
 async fn enrol(context: Context, body: Body) -> Result<Certificate, ControlError> {
     let app = &context.app;
-    let now_s = clock::now_s();
-    app.enrolments.check(now_s)?;
+    let host = Host::from(context.remote().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+    app.enrolments.check(host)?;
     let result = try_enrol(app, &body).await;
-    if result.is_err() {
-        app.enrolments.count(now_s);
+    if let Err(error) = &result {
+        app.enrolments.count(host, error);
     }
     result
 }
@@ -118,8 +120,9 @@ async fn try_enrol(app: &App, body: &Body) -> Result<Certificate, ControlError> 
 
 async fn renew(context: Context, body: Body) -> Result<Certificate, ControlError> {
     let peer = context.renewing_peer().await?;
-    let request: RenewRequest = body.json()?;
     let app = &context.app;
+    app.buckets.take(peer.id, Asked::Renewal)?;
+    let request: RenewRequest = body.json()?;
     let generation = app.db.next_generation(peer.id).await?;
     let (certificate, issued) = app.ca.issue(peer.role, peer.id, generation, &request.csr_pem)?;
     // A certificate that was copied must not become one for the copier's own key.

@@ -1,6 +1,5 @@
 //! Routes of nodes.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use farshore_api::Role;
@@ -12,8 +11,10 @@ use super::agent::reported;
 use super::context::{Body, Context, Door, PollQuery, body, context, door, report_body};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
+use crate::db::Actor;
 use crate::domain::validate;
 use crate::error::ControlError;
+use crate::limits::Asked;
 
 pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let register = warp::path!("api" / "v1" / "node" / "register")
@@ -37,11 +38,20 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
 async fn register(context: Context, body: Body) -> Result<Registered, ControlError> {
     let id = context.peer(Role::Node).await?;
     let request: RegisterNode = body.json()?;
-    let address: SocketAddr = request.address.parse().map_err(|_| ControlError::Invalid {
-        field: "address",
-        why: "must be ip:port, as agents are to connect to it".into(),
-    })?;
-    context.app.db.register_node(id, address, &request).await?;
+    context.app.buckets.take(id, Asked::Registration)?;
+    let address = validate::node_registration(&request, context.remote())?;
+    let app = &context.app;
+    match app.db.register_node(id, address, &request).await {
+        Err(failure @ ControlError::WrongState { .. }) => {
+            // Somebody with the node's key may want its agents to come to another machine.
+            if app.holders.may_tell(id) {
+                let (what, node) = ("identity.address_refused", Actor::Peer(Role::Node, id));
+                app.db.note(Actor::Control, what, node, &failure.to_string()).await?;
+            }
+            return Err(failure);
+        }
+        registered => registered?,
+    }
     // Wakes the agents, in case the node moved, and placement, in case volumes wait for it.
     context.app.changes.wake(Topic::Assignments);
     Ok(Registered { id })
@@ -64,6 +74,8 @@ async fn report(context: Context, body: Body) -> Result<Reported, ControlError> 
     let id = context.peer(Role::Node).await?;
     let report: NodeReport = body.json()?;
     validate::node_report(&report)?;
+    let points = u32::try_from(report.points.len()).unwrap_or(u32::MAX);
+    context.app.buckets.take(id, Asked::NodePoints(points))?;
     let taken = context.app.db.node_report(id, &report).await?;
     reported(&context.app, taken).await
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use farshore_api::agent::Agents;
+use farshore_api::audit::Entries;
 use farshore_api::node::Nodes;
 use farshore_api::status::{Events, Status};
 use serde::Deserialize;
@@ -37,7 +38,13 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .and(context(app))
         .and(warp::query())
         .then(|context, query| answer(events(context, query)));
-    agents.or(nodes).unify().or(status).unify().or(events).unify().boxed()
+    let audit = warp::path!("api" / "v1" / "audit")
+        .and(warp::get())
+        .and(context(app))
+        .and(warp::query())
+        .then(|context, query| answer(audit(context, query)));
+    let lists = agents.or(nodes).unify().or(status).unify();
+    lists.or(events).unify().or(audit).unify().boxed()
 }
 
 async fn agents(context: Context) -> Result<Agents, ControlError> {
@@ -75,4 +82,10 @@ async fn events(context: Context, query: EventsQuery) -> Result<Events, ControlE
     context.operator()?;
     let events = context.app.db.events(query.after, page(query.limit)).await?;
     Ok(Events { events })
+}
+
+async fn audit(context: Context, query: EventsQuery) -> Result<Entries, ControlError> {
+    context.operator()?;
+    let entries = context.app.db.audit(query.after, page(query.limit)).await?;
+    Ok(Entries { entries })
 }

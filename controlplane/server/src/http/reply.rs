@@ -56,9 +56,6 @@ fn log(failure: &ControlError) {
     match failure.code() {
         ErrorCode::Internal => error!(error = %failure, cause, "request failed"),
         ErrorCode::NoSpace => warn!(error = %failure, "request failed"),
-        ErrorCode::TokenRefused | ErrorCode::TooManyRequests => {
-            warn!(error = %failure, "enrolment refused");
-        }
         _ => {}
     }
 }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+use super::context::Remote;
 use super::routes;
 use crate::app::App;
 use crate::clock;
@@ -26,6 +27,7 @@ use crate::settings::{QemuAccel, Settings};
 use crate::tls::Peer;
 
 mod identities;
+mod shares;
 
 struct Site {
     dir: tempfile::TempDir,
@@ -62,7 +64,21 @@ async fn site() -> Site {
 
 impl Site {
     async fn call(&self, who: As, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let reply = self.reply([127, 0, 0, 1], who, method, path, body).await;
+        let body = serde_json::from_slice(reply.body()).unwrap_or(Value::Null);
+        (reply.status().as_u16(), body)
+    }
+
+    async fn reply(
+        &self,
+        from: [u8; 4],
+        who: As,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> warp::http::Response<bytes::Bytes> {
         let mut request = warp::test::request().method(method).path(path);
+        request = request.extension(Remote(from.into()));
         match who {
             As::Nobody => {}
             As::Operator => {
@@ -76,9 +92,7 @@ impl Site {
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let reply = request.reply(&self.routes).await;
-        let body = serde_json::from_slice(reply.body()).unwrap_or(Value::Null);
-        (reply.status().as_u16(), body)
+        request.reply(&self.routes).await
     }
 
     async fn ok<T: DeserializeOwned>(
@@ -173,6 +187,7 @@ fn operator_routes() -> Vec<(&'static str, String, Option<Value>)> {
         ("POST", paths::revoke_node(id), None),
         ("GET", paths::STATUS.into(), None),
         ("GET", paths::EVENTS.into(), None),
+        ("GET", paths::AUDIT.into(), None),
         ("GET", paths::POLICIES.into(), None),
         ("POST", paths::POLICIES.into(), Some(json!({}))),
         ("GET", paths::policy("default"), None),
