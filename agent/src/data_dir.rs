@@ -2,6 +2,7 @@
 
 use farshore_program::private_dir;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::retry_on_intr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,7 +29,8 @@ impl DataDir {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let lock = options.open(path.join(LOCK_FILE))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        let locked = retry_on_intr(|| flock(&lock, FlockOperation::NonBlockingLockExclusive));
+        locked.map_err(|error| match error {
             rustix::io::Errno::WOULDBLOCK => {
                 io::Error::new(io::ErrorKind::WouldBlock, "another agent runs on it")
             }

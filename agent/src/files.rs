@@ -5,6 +5,7 @@
 //! operations. Production has [`OsFiles`].
 
 use crate::durable::{private_dir, sync_dir};
+use rustix::io::retry_on_intr;
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
@@ -194,13 +195,12 @@ impl FileIo for File {
         let mut slices = slices;
         let mut offset = offset;
         while !slices.is_empty() {
-            match rustix::io::pwritev(self, slices, offset) {
+            match retry_on_intr(|| rustix::io::pwritev(self, slices, offset)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     offset += count as u64;
                     IoSlice::advance_slices(&mut slices, count);
                 }
-                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -145,7 +145,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         local: is_loopback(&arguments.control),
     };
-    let reporting = Arc::clone(&service);
+    let (reporting, ending) = (Arc::clone(&service), Arc::clone(&service));
     let followed = tokio::spawn(Arc::clone(&service).follow(assigned.subscribe()));
     let tasks = [
         tokio::spawn(renew_until_dropped(identity, client.clone())),
@@ -159,6 +159,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         tokio::spawn(control::report(
             client,
             move || reporting.reports(),
+            move |volumes| ending.ended(volumes),
             points,
             known,
             look_again,

@@ -1,10 +1,11 @@
 //! Runs one task per assigned volume, and everything that they share.
 
 use crate::clock::Clock;
-use crate::control::Assigned;
+use crate::control::{Assigned, KnownVolume, Word};
 use crate::volume::{self, Env, Facts};
 use farshore_api::agent::{AgentVolume, AgentVolumeReport};
-use std::collections::BTreeMap;
+use farshore_api::machine::Capture;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -15,6 +16,8 @@ use uuid::Uuid;
 pub const VOLUMES_MAX: usize = 256;
 /// Pause before a volume's task that ended by a bug is begun again.
 const AGAIN_PAUSE: Duration = Duration::from_secs(2);
+/// Between two looks at volumes that are to end.
+const ENDED_PAUSE: Duration = Duration::from_millis(500);
 
 struct Running {
     assigned: watch::Sender<AgentVolume>,
@@ -27,6 +30,8 @@ struct Running {
 pub struct Service {
     env: Arc<Env>,
     volumes: Mutex<BTreeMap<Uuid, Running>>,
+    /// Volumes that ended on the control plane's word; they are not begun again.
+    ended: Mutex<BTreeSet<Uuid>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -39,7 +44,7 @@ impl Service {
     /// A service without volumes.
     #[must_use]
     pub fn new(env: Env) -> Arc<Self> {
-        Arc::new(Self { env: Arc::new(env), volumes: Mutex::default() })
+        Arc::new(Self { env: Arc::new(env), volumes: Mutex::default(), ended: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Running>> {
@@ -52,61 +57,67 @@ impl Service {
         self.env.clock
     }
 
-    /// Does what was assigned: begins new volumes, tells the others, stops those that are gone.
+    /// Does what was assigned: begins new volumes, tells the others, ends those that are to end.
     pub async fn follow(self: Arc<Self>, mut assigned: watch::Receiver<Option<Assigned>>) {
         loop {
             let now = assigned.borrow_and_update().clone();
             if let Some(now) = now {
                 self.apply(&now.volumes).await;
             }
-            if assigned.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = assigned.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                // What is to end does so when its last client leaves.
+                () = tokio::time::sleep(ENDED_PAUSE) => {}
             }
         }
     }
 
-    /// Makes the running volumes those of the list.
-    pub async fn apply(&self, listed: &[AgentVolume]) {
-        let gone: Vec<Uuid> = {
+    /// Makes the running volumes those of the list, as far as their clients let it.
+    pub async fn apply(&self, known: &[KnownVolume]) {
+        let told = |id: &Uuid| known.iter().find(|known| known.volume.volume == *id);
+        let over: Vec<Uuid> = {
             let volumes = self.lock();
-            let is_listed = |id: &Uuid| listed.iter().any(|volume| volume.volume == *id);
-            volumes.keys().filter(|id| !is_listed(id)).copied().collect()
+            let is_over =
+                |id: &Uuid, running: &Running| running.hear(told(id)) || running.task.is_finished();
+            volumes.iter().filter(|(id, running)| is_over(id, running)).map(|(id, _)| *id).collect()
         };
-        for id in gone {
+        for id in over {
             let running = self.lock().remove(&id);
             if let Some(running) = running {
-                tracing::info!(volume = %id, "not assigned any more: stopped");
                 halt(running).await;
+                tracing::info!(volume = %id, "ended");
+            }
+            if told(&id).is_some_and(|known| known.word == Word::Detached) {
+                self.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
             }
         }
-        for volume in listed {
-            let mut again = None;
-            {
-                let mut volumes = self.lock();
-                match volumes.get(&volume.volume) {
-                    // Another disk or another capture is another volume's life.
-                    Some(running) if is_other(&running.assigned.borrow(), volume) => {
-                        again = volumes.remove(&volume.volume);
-                    }
-                    Some(running) => {
-                        running.assigned.send_if_modified(|old| {
-                            let is_new = old != volume;
-                            old.clone_from(volume);
-                            is_new
-                        });
-                        continue;
-                    }
-                    None => {}
+        for KnownVolume { volume, word } in known {
+            let has_ended = {
+                let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+                if *word != Word::Detached {
+                    ended.remove(&volume.volume);
                 }
+                ended.contains(&volume.volume)
+            };
+            let is_running = self.lock().contains_key(&volume.volume);
+            if !is_running && !has_ended {
+                self.begin(volume, *word);
             }
-            if let Some(running) = again {
-                halt(running).await;
-            }
-            self.begin(volume);
         }
     }
 
-    fn begin(&self, volume: &AgentVolume) {
+    /// Of these volumes, which are to end, those that are not served (any more).
+    #[must_use]
+    pub fn ended(&self, detached: &[Uuid]) -> Vec<Uuid> {
+        let volumes = self.lock();
+        detached.iter().filter(|id| !volumes.contains_key(id)).copied().collect()
+    }
+
+    fn begin(&self, volume: &AgentVolume, word: Word) {
         let mut volumes = self.lock();
         if volumes.len() >= VOLUMES_MAX {
             tracing::error!(volume = %volume.volume, VOLUMES_MAX, "too many volumes: not begun");
@@ -115,6 +126,7 @@ impl Service {
         let (assigned, receiver) = watch::channel(volume.clone());
         let (stop, stopped) = watch::channel(false);
         let facts = Arc::new(Facts::default());
+        facts.hear(word);
         let task = tokio::spawn(keep_running(
             Arc::clone(&self.env),
             receiver,
@@ -146,8 +158,32 @@ impl Service {
     }
 }
 
-fn is_other(old: &AgentVolume, new: &AgentVolume) -> bool {
-    old.disk != new.disk || old.capture != new.capture
+impl Running {
+    /// Takes in the last word; whether the volume ends at once. A served disk ends when its last client
+    /// has left, and so does one that is to be another disk or captured in another way from now on.
+    fn hear(&self, told: Option<&KnownVolume>) -> bool {
+        let served = self.assigned.borrow().capture == Capture::Nbd;
+        match told {
+            Some(known) if known.word != Word::Detached && !self.is_other(&known.volume) => {
+                self.facts.hear(known.word);
+                self.assigned.send_if_modified(|old| {
+                    let is_new = *old != known.volume;
+                    old.clone_from(&known.volume);
+                    is_new
+                });
+                false
+            }
+            _ => {
+                self.facts.hear(Word::Detached);
+                !served
+            }
+        }
+    }
+
+    fn is_other(&self, new: &AgentVolume) -> bool {
+        let old = self.assigned.borrow();
+        old.disk != new.disk || old.capture != new.capture
+    }
 }
 
 async fn halt(running: Running) {

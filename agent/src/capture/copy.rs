@@ -7,7 +7,7 @@
 use super::blocks::entries_of;
 use super::progress::Lease;
 use super::splitter::{Core, Splitter};
-use super::steps::Step;
+use super::steps::{Call, Step};
 use crate::hrl::{AppendError, Log};
 use crate::rt::{READ_BYTES_MAX, ReadFile};
 use farshore_engine::doubt::REGION_BLOCKS;
@@ -61,6 +61,10 @@ impl Splitter {
         }
         self.core.gate.joined();
         loop {
+            if self.flush_failure().is_some() {
+                // What is read now may be what the system is about to forget.
+                return;
+            }
             let done = match self.core.progress.lease() {
                 Some(lease) => self.copy(&reads, lease).await,
                 None if self.core.gate.in_doubt() > 0 => self.reread_next().await,
@@ -135,8 +139,7 @@ impl Splitter {
         let is_logged = blocking(move || {
             core.steps.reach(Step::BeforeReRead)?;
             let mut data = vec![0; usize::try_from(range.bytes()).map_err(io::Error::other)?];
-            // Through the page cache: it holds what was written last.
-            core.disk.read(&mut data, range.offset())?;
+            core.read(&mut data, range.offset())?;
             match core.log.append(&entries_of(range.block, &data)) {
                 Ok(last) => {
                     core.reread_end.fetch_max(last.0, Ordering::Relaxed);
@@ -166,6 +169,7 @@ async fn read_run(core: Arc<Core>, reads: &ReadFile, run: BlockRange) -> io::Res
         }
         let guard = core.locks.lock(run).await;
         let length = usize::try_from(run.bytes()).map_err(io::Error::other)?;
+        core.steps.call(Call::Read { offset: run.offset(), length: run.bytes() })?;
         let buffer = reads.read(run.offset(), length).await?;
         let appending = Arc::clone(&core);
         let appended = tokio::task::spawn_blocking(move || {

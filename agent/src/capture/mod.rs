@@ -16,4 +16,4 @@ pub mod scan;
 pub mod splitter;
 mod steps;
 
-pub use steps::{Step, Steps};
+pub use steps::{Call, Step, Steps};

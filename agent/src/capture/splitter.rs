@@ -11,7 +11,7 @@ use super::change::Change;
 use super::gate::{Durable, Gate, Pass};
 use super::progress::{Progress, is_consistent};
 use super::ranges::RangeLocks;
-use super::steps::{Step, Steps};
+use super::steps::{Call, Step, Steps};
 use crate::disk::Disk;
 use crate::hrl::{AppendError, Entry, Log};
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use farshore_nbd::{Backend, BackendError, Piece};
 use farshore_proto::{BlockRange, Seq};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Writes up to this size run on the task that took them off the wire: handing them to another
@@ -52,6 +52,23 @@ pub(super) struct Core {
     pub(super) reread_end: AtomicU64,
     /// Regions read again since none was in doubt.
     pub(super) reread_regions: AtomicU64,
+    flush_failure: OnceLock<FlushFailure>,
+}
+
+/// Why the disk takes no flush any more.
+#[derive(Debug, Clone)]
+struct FlushFailure {
+    code: Option<i32>,
+    text: String,
+}
+
+impl FlushFailure {
+    fn error(&self) -> io::Error {
+        match self.code {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::other(self.text.clone()),
+        }
+    }
 }
 
 impl Splitter {
@@ -77,6 +94,7 @@ impl Splitter {
             is_log_full,
             reread_end: AtomicU64::new(0),
             reread_regions: AtomicU64::new(0),
+            flush_failure: OnceLock::new(),
         };
         Arc::new(Self {
             core: Arc::new(core),
@@ -128,7 +146,17 @@ impl Splitter {
     pub fn is_consistent(&self) -> bool {
         // What somebody else wrote before this look holds the mark back; what comes later is later.
         !self.core.disk.is_disturbed()
+            && self.core.flush_failure.get().is_none()
             && is_consistent(&self.core.progress, self.core.gate.in_doubt())
+    }
+
+    /// What the system said when the disk could not be flushed; none while every flush went well.
+    ///
+    /// From then on every flush fails until the disk is opened anew: the system may have dropped what
+    /// it could not write, and would call the next flush a success.
+    #[must_use]
+    pub fn flush_failure(&self) -> Option<&str> {
+        self.core.flush_failure.get().map(|failure| failure.text.as_str())
     }
 
     async fn change(self: &Arc<Self>, change: Change, fua: bool) -> Result<(), BackendError> {
@@ -164,6 +192,9 @@ impl Splitter {
         if *last_good >= needed {
             return Ok(());
         }
+        if let Some(failure) = self.core.flush_failure.get() {
+            return Err(failure.error());
+        }
         let number = self.flushes_begun.fetch_add(1, Ordering::SeqCst) + 1;
         self.core.gate.flush_begins();
         let core = Arc::clone(&self.core);
@@ -187,7 +218,9 @@ impl Splitter {
         loop {
             tokio::select! {
                 () = self.core.gate.wants_flush() => {
-                    if let Err(error) = self.flush_all().await {
+                    if self.core.flush_failure.get().is_none()
+                        && let Err(error) = self.flush_all().await
+                    {
                         let path = self.core.disk.path().display();
                         tracing::error!(disk = %path, %error, "the disk cannot be flushed");
                     }
@@ -221,6 +254,8 @@ impl Core {
 
     fn apply_to_both(&self, change: &Change, is_logged: &mut bool) -> io::Result<()> {
         self.steps.reach(Step::BeforeDisk)?;
+        let (offset, length) = change.bytes();
+        self.steps.call(Call::Write { offset, length })?;
         match change {
             Change::Write { offset, data } => self.disk.write(data, *offset)?,
             Change::Zero { offset, length, may_trim } => {
@@ -236,8 +271,14 @@ impl Core {
     fn read_blocks(&self, blocks: BlockRange) -> io::Result<Vec<u8>> {
         let length = usize::try_from(blocks.bytes()).map_err(io::Error::other)?;
         let mut data = vec![0; length];
-        self.disk.read(&mut data, blocks.offset())?;
+        self.read(&mut data, blocks.offset())?;
         Ok(data)
+    }
+
+    /// Reads the disk through the page cache, which holds what was written last; blocks.
+    pub(super) fn read(&self, data: &mut [u8], offset: u64) -> io::Result<()> {
+        self.steps.call(Call::Read { offset, length: data.len() as u64 })?;
+        self.disk.read(data, offset)
     }
 
     /// Whether the log took the entries.
@@ -264,9 +305,32 @@ impl Core {
     }
 
     fn flush(&self) -> (io::Result<()>, io::Result<Durable>) {
-        let disk = self.steps.reach(Step::BeforeFlush).and_then(|()| self.disk.sync());
+        let disk = self.steps.reach(Step::BeforeFlush).and_then(|()| self.flush_disk());
         let log = self.steps.reach(Step::BetweenFlushes).and_then(|()| self.sync_log());
         (disk, log)
+    }
+
+    fn flush_disk(&self) -> io::Result<()> {
+        let flushed = self.steps.call(Call::Sync).and_then(|()| self.disk.sync());
+        flushed.inspect_err(|error| self.note_flush_failure(error))
+    }
+
+    /// Nothing that was written since the last good flush is known to be on the disk, nor is it known
+    /// when the system will forget it: no mark, no copy and no flush until the disk is opened anew,
+    /// and then all of it is read again.
+    fn note_flush_failure(&self, error: &io::Error) {
+        let failure = FlushFailure { code: error.raw_os_error(), text: error.to_string() };
+        if self.flush_failure.set(failure).is_err() {
+            return;
+        }
+        let path = self.disk.path().display();
+        tracing::error!(disk = %path, %error, "the disk cannot be flushed: all of it is in doubt");
+        let noted = self.progress.begin_again();
+        self.progress.resume();
+        if let Err(error) = noted {
+            // What was written since the last good flush has its intents: those are durable.
+            tracing::error!(disk = %path, %error, "that the disk is in doubt cannot be noted");
+        }
     }
 
     fn sync_log(&self) -> io::Result<Durable> {
@@ -291,12 +355,12 @@ impl Backend for Served {
 
     async fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, BackendError> {
         let mut data = vec![0; length as usize];
-        let disk = Arc::clone(&self.0.core.disk);
-        if disk.read_cached(&mut data, offset) {
+        let core = Arc::clone(&self.0.core);
+        if core.disk.read_cached(&mut data, offset) {
             return Ok(vec![data.into()]);
         }
         let task = tokio::task::spawn_blocking(move || {
-            disk.read(&mut data, offset)?;
+            core.read(&mut data, offset)?;
             Ok(data)
         });
         let read: io::Result<Vec<u8>> = task.await.map_err(io::Error::other)?;

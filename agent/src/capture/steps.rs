@@ -27,18 +27,66 @@ pub enum Step {
     AfterReRead,
 }
 
-/// Reached at every step of a write. Outside tests it does nothing.
+/// What the disk is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// To read bytes.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        length: u64,
+    },
+    /// To change bytes.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        length: u64,
+    },
+    /// To make everything durable.
+    Sync,
+}
+
+/// Reached at every step of a write and before every call of the disk. Outside tests it does nothing.
 #[derive(Clone, Default)]
 pub struct Steps {
     #[cfg(test)]
     hook: Option<std::sync::Arc<dyn Fn(Step) -> io::Result<()> + Send + Sync>>,
+    #[cfg(test)]
+    disk: Option<std::sync::Arc<dyn Fn(Call) -> io::Result<()> + Send + Sync>>,
 }
 
 impl Steps {
     /// Calls `hook` at every step; an error from it stands for a crash there.
     #[cfg(test)]
     pub(crate) fn with_hook(hook: impl Fn(Step) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        Self { hook: Some(std::sync::Arc::new(hook)) }
+        Self { hook: Some(std::sync::Arc::new(hook)), disk: None }
+    }
+
+    /// Calls `disk` before every call of the disk; an error from it is the disk's own, and while it
+    /// waits the disk hangs.
+    #[cfg(test)]
+    pub(crate) fn with_disk(disk: impl Fn(Call) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self { hook: None, disk: Some(std::sync::Arc::new(disk)) }
+    }
+
+    /// Announces a call of the disk.
+    ///
+    /// # Errors
+    /// What the test's disk says; never outside tests.
+    #[cfg(test)]
+    pub fn call(&self, call: Call) -> io::Result<()> {
+        self.disk.as_ref().map_or(Ok(()), |disk| disk(call))
+    }
+
+    /// Announces a call of the disk.
+    ///
+    /// # Errors
+    /// Never outside tests.
+    #[cfg(not(test))]
+    pub fn call(&self, _call: Call) -> io::Result<()> {
+        Ok(())
     }
 
     /// Marks a step.

@@ -1,5 +1,6 @@
 //! Asking for assignments, and reporting.
 
+use super::known::{Assigned, Known};
 use crate::durable::replace;
 use crate::files::OsFiles;
 use crate::points::Points;
@@ -15,14 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
+use uuid::Uuid;
 
 /// How long the control plane may hold back an answer in which nothing is new.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// What the agent is to do, as told last.
-pub type Assigned = Arc<Assignments>;
-
-/// The assignments of the last run; none if there are none or they are damaged. Blocks.
+/// What the agent knew in its last run; none if there are none or they are damaged. Blocks.
 #[must_use]
 pub fn load_cached(path: &Path) -> Option<Assigned> {
     let bytes = match std::fs::read(path) {
@@ -33,8 +32,8 @@ pub fn load_cached(path: &Path) -> Option<Assigned> {
             return None;
         }
     };
-    match serde_json::from_slice(&bytes) {
-        Ok(assignments) => Some(Arc::new(assignments)),
+    match serde_json::from_slice::<Known>(&bytes) {
+        Ok(known) => Some(Arc::new(known)),
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "assignments are damaged");
             None
@@ -87,12 +86,13 @@ pub async fn poll(
 }
 
 async fn take(assignments: Assignments, path: &Path, assigned: &watch::Sender<Option<Assigned>>) {
-    let is_new = assigned.borrow().as_deref() != Some(&assignments);
-    if !is_new {
+    let known = assigned.borrow().as_deref().cloned();
+    let now = known.clone().unwrap_or_default().after(assignments);
+    if known.as_ref() == Some(&now) {
         return;
     }
-    let bytes = serde_json::to_vec_pretty(&assignments);
-    assigned.send_replace(Some(Arc::new(assignments)));
+    let bytes = serde_json::to_vec_pretty(&now);
+    assigned.send_replace(Some(Arc::new(now)));
     let path = path.to_owned();
     let written = tokio::task::spawn_blocking(move || {
         let bytes = bytes.map_err(io::Error::other)?;
@@ -108,6 +108,7 @@ async fn take(assignments: Assignments, path: &Path, assigned: &watch::Sender<Op
 pub async fn report(
     client: ControlClient,
     volumes: impl Fn() -> Vec<AgentVolumeReport> + Send,
+    ended: impl Fn(&[Uuid]) -> Vec<Uuid> + Send,
     points: Arc<Points>,
     version: watch::Receiver<Option<Assigned>>,
     look_again: Arc<Notify>,
@@ -121,7 +122,12 @@ pub async fn report(
         let mut reports = volumes();
         reports.truncate(REPORT_VOLUMES_MAX);
         let points_told = points.oldest(REPORT_POINTS_MAX);
-        let report = AgentReport { volumes: reports, points: points_told };
+        let mut detached = match &*version.borrow() {
+            Some(known) => ended(&known.detached),
+            None => Vec::new(),
+        };
+        detached.truncate(REPORT_VOLUMES_MAX);
+        let report = AgentReport { volumes: reports, points: points_told, detached };
         match client.post::<Reported>(paths::AGENT_REPORT, &report).await {
             Ok(reported) => {
                 backoff = Backoff::default();

@@ -3,6 +3,8 @@
 //! Two loops that do not wait for each other. While the control plane does not answer, the agent
 //! goes on with the assignments that it was given last, kept in `assignments.json`.
 
+mod known;
 mod loops;
 
-pub use loops::{Assigned, load_cached, poll, report};
+pub use known::{Assigned, Known, KnownVolume, Word};
+pub use loops::{load_cached, poll, report};

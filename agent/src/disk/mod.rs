@@ -18,6 +18,7 @@ use farshore_proto::ErrorKind;
 use farshore_proto::limits::VOLUME_BYTES_MAX;
 use hold::Claim;
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::retry_on_intr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -391,7 +392,8 @@ impl Disk {
         let length = buffer.len();
         let mut slices = [io::IoSliceMut::new(buffer)];
         let flags = rustix::io::ReadWriteFlags::NOWAIT;
-        rustix::io::preadv2(&self.file, &mut slices, offset, flags).is_ok_and(|got| got == length)
+        let read = || rustix::io::preadv2(&self.file, &mut slices, offset, flags);
+        retry_on_intr(read).is_ok_and(|got| got == length)
     }
 
     /// Writes `data` at `offset`; blocks.
@@ -415,7 +417,7 @@ impl Disk {
         let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
         let ways: &[FallocateFlags] = if may_trim { &[punch, zero] } else { &[zero] };
         for flags in ways {
-            match fallocate(&self.file, *flags, offset, length) {
+            match retry_on_intr(|| fallocate(&self.file, *flags, offset, length)) {
                 Ok(()) => return Ok(()),
                 Err(error) => match io::Error::from(error).kind() {
                     // Not here, or not on this grid: the next way.
@@ -440,6 +442,14 @@ impl Disk {
     /// What the system said; what was written before may be lost even if a later sync succeeds.
     pub fn sync(&self) -> io::Result<()> {
         self.flush(|| self.file.sync_data())
+    }
+
+    /// Drops what the system keeps of the disk in memory, so that the next read asks the disk; blocks.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?)
     }
 
     /// As [`Disk::sync`], and the file's times as well.

@@ -14,19 +14,22 @@ use crate::stream::DiskFacts;
 use farshore_api::agent::DiskIdentity;
 use farshore_api::machine::Capture;
 use farshore_engine::doubt::{Regions, Settings};
-use farshore_nbd::{Address, BindError, Server};
+use farshore_nbd::{Address, BindError, Counters, Server};
 use farshore_proto::limits::blocks_of;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// Between two looks at the disk's path and size.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
+/// How long clients have to come back after the agent was started again.
+const RECONNECT_TIME: Duration = Duration::from_secs(60);
 /// Longest path of a socket, without the terminating zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Name of the NBD export.
@@ -44,6 +47,11 @@ enum CaptureError {
         path.display()
     )]
     Flush { path: PathBuf, source: io::Error },
+    #[error(
+        "disk {} could not be flushed: {told}; what was written to it last may be lost: check the disk, \
+         then end what uses it, and all of it is read again when it is used anew", path.display()
+    )]
+    NotFlushed { path: PathBuf, told: String },
     #[error("the disk cannot be served: {source}")]
     Bind { source: BindError },
     #[error("disk {} cannot be scanned: {source}", path.display())]
@@ -62,6 +70,7 @@ impl Running {
             self.facts.captured(false);
             match ended {
                 Ok(()) => return,
+                Err(_) if self.facts.is_detached() => return,
                 Err(error) => self.facts.fail(error.to_string()),
             }
             tokio::select! {
@@ -128,6 +137,7 @@ impl Running {
         self.start_session();
         tracing::info!(volume = %stream.volume, disk = %disk.path().display(), uri = server.uri(),
             size_bytes = disk.size_bytes(), reads = ?reads.backend(), "the disk is served");
+        let clients = server.counters();
         let (shut, is_shut) = oneshot::channel::<()>();
         let (gone, is_gone) = oneshot::channel();
         let tasks = Tasks(vec![
@@ -140,7 +150,7 @@ impl Running {
             server.serve(async { drop(is_shut.await) }).await;
             let _ = gone.send(());
         });
-        let ended = self.watch(&disk, true).await;
+        let ended = self.watch(&disk, Some((&splitter, &clients))).await;
         // From here on no new request begins, and those under way end.
         let _ = shut.send(());
         let served = is_gone.await.map_err(|source| CaptureError::Ended { source });
@@ -151,6 +161,11 @@ impl Running {
             self.stop_served(&splitter, &disk).await;
         }
         splitter.settled().await;
+        if splitter.flush_failure().is_some() {
+            // What the system keeps in memory may not be what the disk has.
+            let forgotten = blocking(move || disk.forget_cached()).await;
+            forgotten.map_err(|source| self.data_error(source))?;
+        }
         served
     }
 
@@ -175,12 +190,36 @@ impl Running {
         opened.await.map_err(|source| self.data_error(source))?
     }
 
-    /// Looks after the disk until an orderly stop (`Ok`) or until it must be opened anew.
-    async fn watch(&mut self, disk: &Arc<Disk>, is_served: bool) -> Result<(), CaptureError> {
+    /// Looks after the disk until an orderly stop or a detach (`Ok`), or until it must be opened anew.
+    async fn watch(
+        &mut self,
+        disk: &Arc<Disk>,
+        served: Option<(&Arc<Splitter>, &Counters)>,
+    ) -> Result<(), CaptureError> {
+        // Clients of a disk that was to end before the agent was started again get time to come back.
+        let is_late = self.facts.is_detached();
+        let wait_until = Instant::now() + if is_late { RECONNECT_TIME } else { Duration::ZERO };
         loop {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_PAUSE) => {}
                 _ = self.stop.wait_for(|stop| *stop) => return Ok(()),
+            }
+            let has_clients = served
+                .is_some_and(|(_, clients)| clients.connections_open.load(Ordering::Relaxed) > 0);
+            if self.facts.is_detached() && !has_clients && Instant::now() >= wait_until {
+                return Ok(());
+            }
+            if let Some((splitter, _)) = served
+                && let Some(told) = splitter.flush_failure()
+            {
+                let (path, told) = (disk.path().to_owned(), told.to_owned());
+                let error = CaptureError::NotFlushed { path, told };
+                // Who is connected was told that a flush failed, and must not be told otherwise.
+                if !has_clients {
+                    return Err(error);
+                }
+                self.facts.fail(error.to_string());
+                continue;
             }
             let checked = Arc::clone(disk);
             let checked = blocking(move || Ok(checked.check())).await;
@@ -190,7 +229,7 @@ impl Running {
                     self.facts.warn(None);
                 }
                 // As below; but its name is somebody else's, and that will be in the way later.
-                Err(error @ DiskError::Renamed { .. }) if is_served => {
+                Err(error @ DiskError::Renamed { .. }) if served.is_some() => {
                     self.facts.warn(Some(error.to_string()));
                 }
                 // The open file is still the disk: what runs on it goes on, and so does its copy.
@@ -232,7 +271,7 @@ impl Running {
         let mut is_joined = stream.joined();
         tokio::select! {
             _ = is_joined.wait_for(|joined| *joined) => {}
-            ended = self.watch(&disk, false) => return ended,
+            ended = self.watch(&disk, None) => return ended,
         }
         let mut requests = self.requests();
         loop {

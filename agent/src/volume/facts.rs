@@ -2,6 +2,7 @@
 
 use crate::capture::splitter::Splitter;
 use crate::clock::Clock;
+use crate::control::Word;
 use crate::session::Standing;
 use crate::stream::Stream;
 use farshore_api::agent::{AgentVolume, AgentVolumeReport, DiskIdentity, VolumeState};
@@ -30,6 +31,8 @@ struct Inner {
     identity: Option<DiskIdentity>,
     nbd_uri: Option<String>,
     streamed_at: Option<Timestamp>,
+    /// What the control plane said of the volume last.
+    word: Word,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,30 @@ struct Judgement {
     progress: f64,
 }
 
+impl Judgement {
+    /// The judgement in the light of what the control plane said last: nobody may take a volume for
+    /// protected that no node is meant to have.
+    fn under(self, word: Word) -> Self {
+        let detail = match word {
+            Word::Assigned => return self,
+            Word::Silent => {
+                "no node is named for this volume at present: its disk is served on, and what is \
+                written is sent where it was sent last, or kept"
+            }
+            Word::Fenced => {
+                "the machine was failed over: its disk is served on, but what is written here is \
+                not replicated; unprotect it, or clean up the failover"
+            }
+            Word::Detached => "unprotected: the disk is served until its last client has left",
+        };
+        if self.state == VolumeState::Error && word != Word::Fenced {
+            return self;
+        }
+        let state = if word == Word::Fenced { VolumeState::Error } else { VolumeState::Degraded };
+        Self { state, detail: detail.to_owned(), progress: self.progress }
+    }
+}
+
 impl Facts {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,6 +105,17 @@ impl Facts {
             tracing::error!(error, "a volume cannot go on");
             inner.error = Some(error);
         }
+    }
+
+    /// What the control plane said of the volume last.
+    pub fn hear(&self, word: Word) {
+        self.lock().word = word;
+    }
+
+    /// Whether the volume is to end once nobody uses it.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        self.lock().word == Word::Detached
     }
 
     /// The splitter, while the disk is served.
@@ -158,7 +196,7 @@ impl Facts {
         }
         let away_ms = if is_up { 0 } else { now.since_ms(streamed_at) };
         let judgement = judge(&inner, standing.as_ref(), away_ms);
-        let judgement = temper(&mut inner, judgement, assigned.capture);
+        let judgement = temper(&mut inner, judgement, assigned.capture).under(inner.word);
         let seq = |pick: fn(&Standing) -> Seq| standing.as_ref().map_or(0, |told| pick(told).0);
         let point_at = standing.as_ref().and_then(|standing| standing.point_at);
         let is_error = judgement.state == VolumeState::Error;

@@ -73,6 +73,9 @@ pub async fn run(
             () = tokio::time::sleep(RETRY_PAUSE) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
+        if facts.is_detached() {
+            return;
+        }
     };
     facts.opened(Arc::clone(&opening.stream));
     let mut running = Running { env, assigned, facts, stop, opening, session: None };

@@ -117,7 +117,7 @@ impl Opening {
 
 /// The limit of a log: what was asked for, or most of the room there is.
 fn log_limit(dir: &Path, asked: u64) -> io::Result<u64> {
-    let room = rustix::fs::statvfs(dir)?;
+    let room = rustix::io::retry_on_intr(|| rustix::fs::statvfs(dir))?;
     let free = room.f_bavail.saturating_mul(room.f_frsize);
     let mut used = 0;
     for entry in std::fs::read_dir(dir)? {

@@ -18,6 +18,7 @@ mod damage;
 mod disks;
 mod faults;
 mod replicate;
+mod serving;
 mod sizes;
 
 const MIB: u64 = 1 << 20;
@@ -81,17 +82,21 @@ impl Rig {
         self.dir.path().join("volumes").join(volume).join("hrl")
     }
 
-    fn start(&mut self, steps: Steps) {
-        let (clock, points) = (Clock::start(), Arc::new(Points::default()));
-        let env = Env {
+    fn env(&self, steps: Steps) -> Env {
+        Env {
             data: self.dir.path().to_owned(),
             reads: Reads::portable(),
             dial: Arc::new(FakeDial(Arc::clone(&self.node))),
-            points: Arc::clone(&points),
-            clock,
+            points: Arc::new(Points::default()),
+            clock: Clock::start(),
             log_bytes_max: self.log_bytes_max,
             steps,
-        };
+        }
+    }
+
+    fn start(&mut self, steps: Steps) {
+        let env = self.env(steps);
+        let (clock, points) = (env.clock, Arc::clone(&env.points));
         let (stop, stopped) = watch::channel(false);
         let facts = Arc::new(Facts::default());
         let run = run(Arc::new(env), self.assigned.subscribe(), Arc::clone(&facts), stopped);

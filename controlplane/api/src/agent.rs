@@ -31,8 +31,11 @@ pub struct Registered {
     pub id: Uuid,
 }
 
-/// What the agent is to replicate. A volume that is not listed (any more) is to be stopped and its
-/// session closed.
+/// What the agent is to replicate.
+///
+/// Only `detached` ends a volume: its disk is served until the last client has left. A volume of
+/// which nothing is said goes on as it was told last: its server must not lose its disk because a
+/// database was restored or a node is missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignments {
     /// Give this as `after` in the next poll; it is then answered when something differs, or after
@@ -40,6 +43,14 @@ pub struct Assignments {
     pub version: u64,
     /// Volumes that are placed on a node.
     pub volumes: Vec<AgentVolume>,
+    /// Volumes that the agent is to end, because somebody unprotected their machines; listed until it
+    /// has said that it did ([`AgentReport::detached`]).
+    #[serde(default)]
+    pub detached: Vec<Uuid>,
+    /// Volumes whose machines run elsewhere since a failover: nobody takes what is written to them
+    /// here. Their disks are served on.
+    #[serde(default)]
+    pub fenced: Vec<Uuid>,
 }
 
 /// One volume for the agent to replicate.
@@ -101,6 +112,10 @@ pub struct AgentReport {
     /// [`crate::limits::REPORT_POINTS_MAX`].
     #[serde(default)]
     pub points: Vec<PointReport>,
+    /// Of the volumes that are to be ended, those that the agent does not serve (any more); at most
+    /// [`crate::limits::REPORT_VOLUMES_MAX`].
+    #[serde(default)]
+    pub detached: Vec<Uuid>,
 }
 
 /// Where the replication of one volume stands.

@@ -213,7 +213,8 @@ async fn lock_directory(path: &Path) -> io::Result<rustix::fd::OwnedFd> {
     let directory = rustix::fs::open(parent, flags, Mode::empty())?;
     let deadline = Instant::now() + BIND_LOCK_DEADLINE;
     loop {
-        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        let lock = || rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive);
+        match rustix::io::retry_on_intr(lock) {
             Ok(()) => return Ok(directory),
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                 sleep(BIND_LOCK_RETRY).await;

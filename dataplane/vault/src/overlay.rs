@@ -33,6 +33,7 @@ use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::{BlockRange, ErrorKind, Seq, VolumeId};
 use map::MapFile;
 use rustix::fs::FallocateFlags;
+use rustix::io::retry_on_intr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -276,7 +277,7 @@ impl Overlay {
         self.check()?;
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // Signals come whenever they like; that is no answer to the guest.
-        let punched = rustix::io::retry_on_intr(|| {
+        let punched = retry_on_intr(|| {
             rustix::fs::fallocate(&self.data, punch, range.offset(), range.bytes())
         });
         match punched {
@@ -335,7 +336,8 @@ impl Overlay {
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), OverlayError> {
-    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+    let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    match retry_on_intr(|| rustix::fs::flock(file, how)) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OverlayError::InUse { path: path.to_owned() }),
         Err(errno) => {

@@ -1,6 +1,8 @@
 //! Crashes, losses, refusals, and a disk that misbehaves.
 
+use super::serving::connected;
 use super::*;
+use crate::capture::Call;
 
 /// Stops the agent's work at a step, once it was reached so often; from then on nothing goes through.
 fn trip(step: Step, after: u64) -> (Steps, Arc<AtomicBool>) {
@@ -407,4 +409,45 @@ async fn random_kills_never_lose_a_write() {
         }
     }
     assert!(*log.lock().unwrap() > 500);
+}
+
+/// D26: the system may have dropped what it could not write, and calls the next flush a success.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_failed_flush_is_the_last_word_until_the_disk_is_opened_anew() {
+    let size = 8 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = Arc::clone(&fails);
+    rig.start(Steps::with_disk(move |call| match call {
+        Call::Sync if failing.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(5)),
+        _ => Ok(()),
+    }));
+    rig.until_protected().await;
+    let served = rig.served().await;
+    let client = connected(&rig.report());
+    let data = || Bytes::from(vec![7; 8192]);
+    served.write(0, data(), false).await.unwrap();
+    fails.store(true, Ordering::SeqCst);
+    let first = served.flush().await.unwrap_err();
+    fails.store(false, Ordering::SeqCst);
+    let second = served.flush().await.unwrap_err();
+    assert_eq!(first.to_string(), second.to_string());
+    served.write(4096, data(), true).await.unwrap_err();
+    served.write(8192, data(), false).await.expect("it is served as long as the disk serves");
+    rig.until("in error", |report| {
+        report.state == VolumeState::Error
+            && report.detail.contains("could not be flushed: Input/output error")
+            && report.detail.contains("check the disk")
+    })
+    .await;
+    let points = rig.node.points().len();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(rig.node.points().len(), points, "no mark while the disk may forget");
+    served.flush().await.expect_err("the client that was told is still there");
+    let before = rig.node.bytes_in();
+    drop((client, served));
+    rig.until("read again", |report| report.state == VolumeState::Protected).await;
+    assert!(rig.node.bytes_in() > before, "the whole disk was read again");
+    rig.served().await.flush().await.unwrap();
+    rig.assert_point_is_disk().await;
 }

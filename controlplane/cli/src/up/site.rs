@@ -120,7 +120,8 @@ impl Site {
             .mode(0o600)
             .open(&path)
             .map_err(|error| failed(&error))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
+        match rustix::io::retry_on_intr(lock) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let mut holder = String::new();

@@ -2,6 +2,7 @@
 
 use farshore_api::Role;
 use farshore_api::agent::{Agent, RegisterAgent};
+use farshore_api::limits::REPORT_VOLUMES_MAX;
 use uuid::Uuid;
 
 use super::certificates::{CERTIFIED, certified};
@@ -54,6 +55,26 @@ impl Db {
         }
         tx.commit().await?;
         Ok(())
+    }
+
+    /// Volumes that an agent is to end, and those whose machines run elsewhere since a failover.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn agent_ended(&self, agent: Uuid) -> Result<(Vec<Uuid>, Vec<Uuid>), ControlError> {
+        let detached = "SELECT volume AS id FROM detached WHERE agent = ? ORDER BY volume LIMIT ?";
+        let fenced = "SELECT volumes.id FROM volumes
+             JOIN machines ON machines.id = volumes.machine
+             WHERE machines.agent = ? AND machines.failed_over = 1 ORDER BY volumes.id LIMIT ?";
+        let ids = async |sql: &'static str| {
+            let rows = sqlx::query(sql)
+                .bind(agent.to_string())
+                .bind(own(REPORT_VOLUMES_MAX as u64))
+                .fetch_all(&self.readers)
+                .await?;
+            rows.into_iter().map(|row| Record(row).id("id")).collect::<Result<_, ControlError>>()
+        };
+        Ok((ids(detached).await?, ids(fenced).await?))
     }
 
     /// All agents in the order of their registration.

@@ -112,6 +112,16 @@ impl Db {
             .await?;
         let volumes: Result<Vec<String>, ControlError> =
             volumes.into_iter().map(|row| Record(row).text("id")).collect();
+        // The agent ends a disk on this word only, so it is kept until the agent has heard it.
+        sqlx::query(
+            "INSERT INTO detached (volume, agent, at_ms)
+             SELECT volumes.id, machines.agent, ? FROM volumes
+             JOIN machines ON machines.id = volumes.machine WHERE machines.id = ?",
+        )
+        .bind(own(clock::now_ms()))
+        .bind(machine.to_string())
+        .execute(&mut *tx)
+        .await?;
         sqlx::query("DELETE FROM machines WHERE id = ?")
             .bind(machine.to_string())
             .execute(&mut *tx)

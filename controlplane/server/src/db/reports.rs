@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use farshore_api::Role;
 use farshore_api::agent::{AgentReport, AgentVolumeReport, PointReport};
+use farshore_api::limits::REPORT_VOLUMES_MAX;
 use farshore_api::machine::VolumeStats;
 use farshore_api::node::NodeReport;
 use uuid::Uuid;
@@ -52,6 +53,9 @@ impl Db {
             } else {
                 ignored.insert(volume.volume);
             }
+        }
+        for volume in report.detached.iter().take(REPORT_VOLUMES_MAX) {
+            forget_detached(&mut tx, agent, *volume).await?;
         }
         let taken = take_points(&mut tx, Role::Agent, agent, &report.points, ignored).await?;
         tx.commit().await?;
@@ -111,6 +115,20 @@ impl Db {
         tx.commit().await?;
         Ok(taken)
     }
+}
+
+/// The agent serves the volume no more: there is nothing left to tell it.
+async fn forget_detached(tx: &mut Tx, agent: Uuid, volume: Uuid) -> Result<(), ControlError> {
+    let ended = sqlx::query("DELETE FROM detached WHERE volume = ? AND agent = ?")
+        .bind(volume.to_string())
+        .bind(agent.to_string())
+        .execute(&mut **tx)
+        .await?;
+    if ended.rows_affected() > 0 {
+        let actor = Actor::Peer(Role::Agent, agent);
+        events::append(tx, actor, "volume.detached", volume, "its disk is served no more").await?;
+    }
+    Ok(())
 }
 
 /// An event when a node's trouble begins, changes or ends.

@@ -112,7 +112,7 @@ impl Site {
             unknown_blocks: 3,
             time_unix_ms,
         }];
-        let report = AgentReport { volumes: Vec::new(), points };
+        let report = AgentReport { points, ..AgentReport::default() };
         self.db.agent_report(self.agent, &report).await.unwrap()
     }
 
@@ -132,7 +132,7 @@ impl Site {
             error: None,
             identity: None,
         };
-        AgentReport { volumes: vec![volume], points: Vec::new() }
+        AgentReport { volumes: vec![volume], ..AgentReport::default() }
     }
 }
 
@@ -408,7 +408,7 @@ async fn an_agent_cannot_touch_anothers_points() {
         unknown_blocks: 0,
         time_unix_ms: 5_000,
     };
-    let report = AgentReport { volumes: Vec::new(), points: vec![report] };
+    let report = AgentReport { points: vec![report], ..AgentReport::default() };
     assert!(!site.db.agent_report(stranger, &report).await.unwrap().points_changed);
     let kept = site.db.point("web", PointSelector::Id(point)).await.unwrap();
     assert_eq!((kept.time_unix_ms, kept.volumes.len()), (1_000, 1));
@@ -429,13 +429,34 @@ async fn a_point_of_an_absurd_time_does_not_spoil_the_report_that_holds_it() {
         time_unix_ms,
     };
     let report = AgentReport {
-        volumes: Vec::new(),
         points: vec![point(volume, u64::MAX), point(other, 1_000)],
+        ..AgentReport::default()
     };
     assert!(site.db.agent_report(site.agent, &report).await.unwrap().points_changed);
     let absurd = site.db.points("web", None, 10).await.unwrap();
     assert_eq!(absurd[0].time_unix_ms, 253_402_300_799_000, "the end of the year 9999");
     assert_eq!(site.db.points("db", None, 10).await.unwrap().len(), 1);
+}
+
+/// P11: the agent ends a disk on a word only, so the word is kept until the agent has heard it.
+#[tokio::test]
+async fn an_unprotected_volume_is_named_until_its_agent_says_that_it_ended() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    let other = site.protect("db").await;
+    site.place().await;
+    let ended = async || site.db.agent_ended(site.agent).await.unwrap();
+    assert_eq!(ended().await, (vec![], vec![]));
+    site.db.delete_machine(Actor::Operator, "web").await.unwrap();
+    assert_eq!(ended().await, (vec![volume], vec![]));
+    let stranger = add_agent(&site.db, false).await;
+    let report = AgentReport { detached: vec![volume, other], ..AgentReport::default() };
+    site.db.agent_report(stranger, &report).await.unwrap();
+    assert_eq!(ended().await, (vec![volume], vec![]), "another agent's word");
+    site.db.agent_report(site.agent, &AgentReport::default()).await.unwrap();
+    assert_eq!(ended().await, (vec![volume], vec![]), "it has not said so");
+    site.db.agent_report(site.agent, &report).await.unwrap();
+    assert_eq!(ended().await, (vec![], vec![]));
 }
 
 #[tokio::test]

@@ -54,7 +54,8 @@ async fn assignments(context: Context, query: PollQuery) -> Result<Assignments, 
         let version = context.app.db.assignments_version().await?;
         let is_new = query.after != Some(version);
         let volumes = context.app.db.agent_volumes(id).await?;
-        Ok((Assignments { version, volumes }, is_new))
+        let (detached, fenced) = context.app.db.agent_ended(id).await?;
+        Ok((Assignments { version, volumes, detached, fenced }, is_new))
     };
     context.app.changes.wait(Topic::Assignments, query.wait(), look).await
 }

@@ -50,12 +50,10 @@ impl MapFile {
             file.write_all_at(&header(base, boot_id()), 0)?;
             file.set_len(BITS_OFFSET + 2 * bitmap_bytes)?;
             // A full disk is then met by the data, where it does no harm. Not every file system can.
-            let _ = rustix::fs::fallocate(
-                &file,
-                rustix::fs::FallocateFlags::empty(),
-                0,
-                BITS_OFFSET + 2 * bitmap_bytes,
-            );
+            let length = BITS_OFFSET + 2 * bitmap_bytes;
+            let _ = rustix::io::retry_on_intr(|| {
+                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length)
+            });
             file.sync_all()?;
             fs::rename(&temporary, path)?;
             sync_directory_of(path)

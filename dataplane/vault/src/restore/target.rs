@@ -5,6 +5,7 @@ use crate::overlay::{sync_directory_of, write_zeros};
 use farshore_proto::BlockRange;
 use farshore_proto::limits::BLOCK_BYTES;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::io::retry_on_intr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -76,7 +77,8 @@ impl Target {
         // Readable by the owner only: a disk holds secrets. Cut only once it is known to be ours.
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(&partial).map_err(error("create it"))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        match retry_on_intr(lock) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(RestoreError::InUse { path: path.to_owned() });
@@ -93,7 +95,7 @@ impl Target {
     }
 
     fn prepare(&self, size_bytes: u64, data_bytes: u64) -> Result<(), RestoreError> {
-        let stat = rustix::fs::fstatvfs(&self.file)
+        let stat = retry_on_intr(|| rustix::fs::fstatvfs(&self.file))
             .map_err(|errno| io_error(&self.path, "look for room")(errno.into()))?;
         let available = stat.f_bavail.saturating_mul(stat.f_frsize);
         if available < data_bytes {
@@ -123,7 +125,8 @@ impl Target {
         }
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         for mode in [punch, FallocateFlags::ZERO_RANGE] {
-            if rustix::fs::fallocate(&self.file, mode, offset, bytes).is_ok() {
+            let free = || rustix::fs::fallocate(&self.file, mode, offset, bytes);
+            if retry_on_intr(free).is_ok() {
                 return Ok(());
             }
         }
