@@ -4,7 +4,8 @@
 //! requested → fencing → exporting → booting → running → committed
 //!     │  (unplanned only)   ▲ (not when serve_only)  │
 //!     └─────── drill ───────┘                        └→ cleaning_up → cleaned_up
-//! any state before running, and running when the export dies → failed → cleaning_up
+//! any state before running → failed → cleaning_up, or requested again by a retry
+//! running, committed, when something of it is gone → recovering → running, committed
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -35,15 +36,18 @@ pub enum FailoverState {
     Exporting,
     /// The machine is being started on the export.
     Booting,
-    /// The export serves, and so does the machine unless only serving was asked for.
+    /// The export serves, and the machine was seen to run unless only serving was asked for.
     Running,
     /// Kept for good.
     Committed,
+    /// It ran, and something of it is gone or stands still: the export, the machine, its disk. It is
+    /// brought back on the same overlay, again and again; `detail` says what is missing.
+    Recovering,
     /// Processes are being stopped and the overlay removed.
     CleaningUp,
     /// Nothing of it is left.
     CleanedUp,
-    /// Did not come up, or its export ended; `error` says why.
+    /// Did not come up; `error` says why. A retry begins anew on the same overlay.
     Failed,
     /// A state that this version does not know.
     #[serde(other)]
@@ -61,6 +65,7 @@ impl FailoverState {
             Self::Booting => "booting",
             Self::Running => "running",
             Self::Committed => "committed",
+            Self::Recovering => "recovering",
             Self::CleaningUp => "cleaning_up",
             Self::CleanedUp => "cleaned_up",
             Self::Failed => "failed",
@@ -141,6 +146,15 @@ pub struct Failover {
     pub serve_only: bool,
     /// Where it stands.
     pub state: FailoverState,
+    /// Whether it was ever committed: its overlay is then the only copy of what the machine wrote.
+    #[serde(default)]
+    pub committed: bool,
+    /// Whether the machine has shut itself down. It then stays down, and its disk is still served.
+    #[serde(default)]
+    pub machine_is_down: bool,
+    /// Space that the overlay takes, about as much as was written over the point; null without one.
+    #[serde(default)]
+    pub overlay_bytes: Option<u64>,
     /// One sentence about the state, such as that the machine has shut down; empty if none.
     pub detail: String,
     /// Where the export serves the disk, once it does.
@@ -155,6 +169,32 @@ pub struct Failover {
     pub error: Option<String>,
     /// Every state it was in, oldest first.
     pub steps: Vec<FailoverStep>,
+}
+
+/// What starting a failover would find, and do. Nothing is changed by asking.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverCheck {
+    /// Name of the machine.
+    pub machine: String,
+    /// The point that would be brought back.
+    pub point: Uuid,
+    /// When it was marked, by the agent's clock.
+    pub point_time_unix_ms: u64,
+    /// The volume that would be served.
+    pub volume: Uuid,
+    /// Everything that was looked at.
+    pub checks: Vec<Check>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub what: String,
+    /// Whether the failover could go on.
+    pub ok: bool,
+    /// What was found, one sentence.
+    pub found: String,
 }
 
 /// When a failover entered a state.

@@ -65,6 +65,10 @@ pub const EPOCH_INTERVAL_MS_MIN: u64 = 5_000;
 /// server may be off, or the control plane away, without anybody having to enrol again.
 pub const EXPIRED_SECONDS_MAX: u64 = 30 * 86_400;
 
+/// Failovers that may be under way or wait for a commit at one time, on one control plane: more than
+/// the machines of a site. Those that are committed or failed are kept and do not count.
+pub const FAILOVERS_ACTIVE_MAX: u64 = 4_096;
+
 /// Longest life of an enrolment token in seconds (one week).
 pub const TOKEN_TTL_SECONDS_MAX: u64 = 7 * 86_400;
 

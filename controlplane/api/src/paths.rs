@@ -106,6 +106,20 @@ pub fn failover_commit(id: Uuid) -> String {
     format!("{FAILOVERS}/{id}/commit")
 }
 
+/// POST [`crate::failover::CreateFailover`]; answers with [`crate::failover::FailoverCheck`] and
+/// changes nothing.
+#[must_use]
+pub fn machine_failovers_check(machine: &str) -> String {
+    format!("{MACHINES}/{machine}/failovers/check")
+}
+
+/// POST; tries again what did not come up, at once what is being brought back, and boots a machine
+/// that has shut itself down.
+#[must_use]
+pub fn failover_retry(id: Uuid) -> String {
+    format!("{FAILOVERS}/{id}/retry")
+}
+
 /// POST [`crate::failover::CleanupFailover`].
 #[must_use]
 pub fn failover_cleanup(id: Uuid) -> String {

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
 use farshore_api::failover::{
-    CleanupFailover, CreateFailover, ExportListen, Failover, FailoverKind, FailoverState, Failovers,
+    CleanupFailover, CreateFailover, ExportListen, Failover, FailoverCheck, FailoverKind,
+    FailoverState, FailoverStep, Failovers,
 };
 use farshore_api::point::PointSelector;
 use farshore_api::{Exit, limits, paths};
@@ -17,7 +18,7 @@ use crate::confirm::Consent;
 use crate::failure::{Failure, Outcome};
 use crate::job::Job;
 use crate::machine::{check_name, unknown_machine};
-use crate::output::{or_dash, time};
+use crate::output::{or_dash, size, time};
 use crate::table::Table;
 
 /// Longest time between two reports of how far it is.
@@ -43,6 +44,14 @@ pub(crate) enum Verb {
     },
     /// Keep a failover for good
     Commit {
+        /// Its id
+        id: Uuid,
+        #[command(flatten)]
+        consent: Consent,
+    },
+    /// Try again at once: what did not come up, what is being brought back, a machine that has shut
+    /// itself down
+    Retry {
         /// Its id
         id: Uuid,
     },
@@ -114,9 +123,12 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Start { bring_up: args, consent } => {
             check_name("machine", &args.name)?;
             let what = format!(
-                "end the replication of {} for good and put its point `{}` in its place",
+                "end the replication of {} and put its point `{}` in its place",
                 args.name, args.point
             );
+            if consent.dry_run {
+                check(&client, global, &args).await?;
+            }
             if consent.ask(&what)? {
                 bring_up(global, &client, args, FailoverKind::Unplanned).await?;
             }
@@ -124,29 +136,86 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
         }
         Verb::List => format.print(&client.get::<Failovers>(paths::FAILOVERS).await?, list),
         Verb::Show { id } => format.print(&get(&client, id, Duration::ZERO).await?, show),
-        Verb::Commit { id } => {
+        Verb::Commit { id, consent } => {
+            if consent.dry_run && !may_commit(&get(&client, id, Duration::ZERO).await?, consent)? {
+                return Ok(());
+            }
             let committed: Failover = client
                 .post(&paths::failover_commit(id), &json!({}))
                 .await
                 .map_err(unknown_failover)?;
             format.print(&committed, show)
         }
+        Verb::Retry { id } => {
+            let retried: Failover = client
+                .post(&paths::failover_retry(id), &json!({}))
+                .await
+                .map_err(unknown_failover)?;
+            format.print(&retried, show)
+        }
         Verb::Cleanup { id, force, consent } => cleanup(global, &client, id, force, consent).await,
     }
 }
 
-async fn bring_up(global: &Global, client: &Client, args: BringUp, kind: FailoverKind) -> Outcome {
-    check_name("machine", &args.name)?;
-    let started = Instant::now();
-    let request = CreateFailover {
+/// Prints what a failover would find.
+async fn check(client: &Client, global: &Global, args: &BringUp) -> Outcome {
+    let path = paths::machine_failovers_check(&args.name);
+    let request = request(args, FailoverKind::Unplanned);
+    let found: FailoverCheck = client.post(&path, &request).await.map_err(unknown_machine)?;
+    global.output.unwrap_or_default().print(&found, |found| {
+        let mut table = Table::pairs();
+        table
+            .pair("machine", &found.machine)
+            .pair("point", format!("{} of {}", found.point, time(found.point_time_unix_ms)))
+            .pair("volume", found.volume);
+        for check in &found.checks {
+            let found = if check.ok { check.found.clone() } else { format!("NO: {}", check.found) };
+            table.pair(&format!("  {}", check.what), found);
+        }
+        table.render()
+    })?;
+    match found.checks.iter().find(|check| !check.ok) {
+        None => Ok(()),
+        Some(check) => Err(Failure::new(
+            Exit::Failure,
+            format!("{} could not be failed over: {}: {}", args.name, check.what, check.found),
+        )
+        .hint("nothing was done")),
+    }
+}
+
+fn may_commit(failover: &Failover, consent: Consent) -> Outcome<bool> {
+    let id = failover.id;
+    if failover.kind == FailoverKind::Drill || failover.state != FailoverState::Running {
+        let state = failover.state.as_str();
+        let kind = kind(failover.kind);
+        let message = format!("failover {id} is a {kind} one and {state}; it cannot be committed");
+        return Err(Failure::new(Exit::Conflict, message)
+            .hint("only an unplanned failover that runs can be committed"));
+    }
+    consent.ask(&format!(
+        "keep failover {id} of {} for good: its source stays fenced, and going back to it is no \
+         clean-up any more",
+        failover.machine
+    ))
+}
+
+fn request(args: &BringUp, kind: FailoverKind) -> CreateFailover {
+    CreateFailover {
         kind,
         point: args.point,
         serve_only: args.serve_only,
         listen: args.listen.into(),
         memory_mib: args.memory,
         cpus: args.cpus,
-        firmware: args.firmware,
-    };
+        firmware: args.firmware.clone(),
+    }
+}
+
+async fn bring_up(global: &Global, client: &Client, args: BringUp, kind: FailoverKind) -> Outcome {
+    check_name("machine", &args.name)?;
+    let started = Instant::now();
+    let request = request(&args, kind);
     let mut failover: Failover = client
         .post(&paths::machine_failovers(&args.name), &request)
         .await
@@ -177,7 +246,17 @@ fn did_not_come_up(failover: &Failover) -> Failure {
     let id = failover.id;
     let reason = failover.error.as_deref().unwrap_or("the control plane gives no reason");
     Failure::new(Exit::Failure, format!("failover {id} of {} failed: {reason}", failover.machine))
-        .hint(format!("`farshore failover cleanup {id}` removes what is left of it"))
+        .hint(match failover.kind {
+            FailoverKind::Drill => format!(
+                "`farshore failover retry {id}` tries again, `farshore failover cleanup {id}` removes \
+                 what is left of it"
+            ),
+            FailoverKind::Unplanned => format!(
+                "`farshore failover retry {id}` tries again; `farshore failover cleanup {id}` rolls back: \
+                 {} then replicates again where it was",
+                failover.machine
+            ),
+        })
 }
 
 /// About how much of the way to running lies behind.
@@ -186,7 +265,7 @@ fn share(state: FailoverState) -> f64 {
         FailoverState::Requested => 0.1,
         FailoverState::Fencing => 0.3,
         FailoverState::Exporting => 0.5,
-        FailoverState::Booting => 0.8,
+        FailoverState::Booting | FailoverState::Recovering => 0.8,
         _ => 1.0,
     }
 }
@@ -199,14 +278,16 @@ async fn cleanup(
     consent: Consent,
 ) -> Outcome {
     let failover = get(client, id, Duration::ZERO).await?;
-    // What a drill wrote is meant to go; what replaced a lost machine is not.
-    let is_needed = failover.kind == FailoverKind::Unplanned
-        && matches!(failover.state, FailoverState::Running | FailoverState::Committed);
-    if is_needed || consent.dry_run {
-        let what = format!(
-            "stop failover {id} of {} and remove all that was written since",
-            failover.machine
-        );
+    let is_ended = matches!(failover.state, FailoverState::CleaningUp | FailoverState::CleanedUp);
+    if failover.committed && !force && !is_ended {
+        let message = format!("failover {id} is committed; {}", loss(&failover));
+        return Err(Failure::new(Exit::Conflict, message)
+            .hint("--force ends a committed failover too, and asks before"));
+    }
+    // What a drill wrote is meant to go; what replaced a lost machine is not, in whatever state it is.
+    let may_be_only_copy = failover.kind == FailoverKind::Unplanned && !is_ended;
+    if may_be_only_copy || consent.dry_run {
+        let what = format!("end failover {id} of {}; {}", failover.machine, loss(&failover));
         if !consent.ask(&what)? {
             return Ok(());
         }
@@ -229,6 +310,34 @@ async fn cleanup(
             .hint(format!("`farshore failover show {id}` tells how it stands")));
     }
     global.output.unwrap_or_default().print(&failover, show)
+}
+
+/// What goes with a failover that is ended, one clause.
+fn loss(failover: &Failover) -> String {
+    let state = failover.state.as_str();
+    let served = |step: &&FailoverStep| step.state == FailoverState::Exporting;
+    let since = failover.steps.iter().find(served).map(|step| time(step.at_unix_ms));
+    let written = match (failover.overlay_bytes, since) {
+        (Some(bytes), Some(since)) => format!(
+            "it is {state}, and all that was written over the point since {since} is deleted for good: \
+             {} in its overlay",
+            size(bytes)
+        ),
+        (Some(bytes), None) => {
+            format!("it is {state}, and {} in its overlay is deleted", size(bytes))
+        }
+        (None, _) => format!("it is {state} and has no overlay: nothing written is deleted"),
+    };
+    let then = match (failover.kind, failover.committed) {
+        (FailoverKind::Drill, _) => "; the machine itself is not touched".to_owned(),
+        (FailoverKind::Unplanned, true) => {
+            "; no other copy of that exists, and the source stays fenced".to_owned()
+        }
+        (FailoverKind::Unplanned, false) => {
+            format!("; no other copy of that exists, and {} replicates again", failover.machine)
+        }
+    };
+    written + &then
 }
 
 async fn get(client: &Client, id: Uuid, wait: Duration) -> Outcome<Failover> {
@@ -273,6 +382,7 @@ fn show(failover: &Failover) -> String {
         .pair("machine", &failover.machine)
         .pair("kind", kind(failover.kind))
         .pair("state", failover.state.as_str())
+        .pair("committed", if failover.committed { "yes" } else { "no" })
         .pair("point", or_dash(failover.point));
     let mut optional = |name: &str, value: Option<String>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
@@ -281,6 +391,7 @@ fn show(failover: &Failover) -> String {
     };
     optional("detail", Some(failover.detail.clone()));
     optional("error", failover.error.clone());
+    optional("overlay", failover.overlay_bytes.map(size));
     optional("NBD", failover.nbd_uri.clone());
     optional("console", failover.console_path.clone());
     optional("export pid", failover.export_pid.map(|pid| pid.to_string()));
@@ -296,7 +407,6 @@ fn show(failover: &Failover) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use farshore_api::failover::FailoverStep;
 
     fn failover(state: FailoverState) -> Failover {
         Failover {
@@ -307,6 +417,9 @@ mod tests {
             volume: Uuid::from_u128(3),
             serve_only: true,
             state,
+            committed: false,
+            machine_is_down: false,
+            overlay_bytes: Some(8192),
             detail: String::new(),
             nbd_uri: Some("nbd+unix:///?socket=/s".to_owned()),
             export_pid: Some(42),
@@ -343,5 +456,24 @@ mod tests {
         let failure = did_not_come_up(&failed);
         assert!(failure.message.ends_with("failed: the vault is gone"), "{failure}");
         assert!(failure.hint.unwrap().contains("failover cleanup"));
+        failed.kind = FailoverKind::Unplanned;
+        let hint = did_not_come_up(&failed).hint.unwrap();
+        assert!(hint.contains("failover retry") && hint.contains("rolls back"), "{hint}");
+    }
+
+    #[test]
+    fn what_would_be_lost_is_named() {
+        let mut lost = failover(FailoverState::Failed);
+        lost.kind = FailoverKind::Unplanned;
+        lost.committed = true;
+        lost.steps[0].state = FailoverState::Exporting;
+        let text = loss(&lost);
+        assert!(text.contains("8.00 KiB in its overlay"), "{text}");
+        assert!(
+            text.contains("since 1970-01-01T00:00:01Z") && text.contains("no other copy"),
+            "{text}"
+        );
+        lost.overlay_bytes = None;
+        assert!(loss(&lost).contains("nothing written is deleted"), "{}", loss(&lost));
     }
 }

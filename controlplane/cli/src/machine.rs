@@ -104,9 +104,12 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Show { name } => format.print(&get(&client, &name).await?, show),
         Verb::Unprotect { name, consent } => {
             let machine = get(&client, &name).await?;
+            let volumes: Vec<String> =
+                machine.volumes.iter().map(|volume| volume.id.to_string()).collect();
             let what = format!(
-                "end the protection of {name}; its {} stays in the vault",
-                machine.last_point.as_ref().map_or("data", |_| "recovery points")
+                "end the protection of {name}: nothing newer comes, and the control plane forgets its \
+                 points; what is in the vault stays there, as volume {}",
+                volumes.join(", ")
             );
             if consent.ask(&what)? {
                 client.delete(&paths::machine(&name)).await?;

@@ -35,12 +35,15 @@ pub(crate) struct ExportArgs {
     /// Id of the recovery point, or `latest`.
     #[arg(long, default_value = "latest", value_parser = parse_point)]
     point: PointSelector,
+    /// Only open the point and say so; serve nothing.
+    #[arg(long)]
+    check: bool,
     /// File that takes what is written; kept, so that the export can be started again.
-    #[arg(long)]
-    overlay: PathBuf,
+    #[arg(long, required_unless_present = "check")]
+    overlay: Option<PathBuf>,
     /// Where NBD clients connect: `unix:PATH`, or `tcp:127.0.0.1:PORT` (0: any free port).
-    #[arg(long)]
-    listen: Address,
+    #[arg(long, required_unless_present = "check")]
+    listen: Option<Address>,
     /// File that is written when clients can connect: {"nbd_uri": "…", "point": "…", "size_bytes": N}.
     #[arg(long)]
     ready_file: Option<PathBuf>,
@@ -76,14 +79,19 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     let view = VolumeView::open(&vault, args.volume, args.point).await?;
     let view = view.with_patience(patience.clone());
     let point = *view.point();
-    let export = Export::open(view, &args.overlay)
+    let (Some(overlay), Some(listen)) = (&args.overlay, &args.listen) else {
+        let (size, data) = (view.size_bytes(), view.data_bytes());
+        farshore_program::print(&format!("opens: {size} bytes, {data} of them data\n"))?;
+        return Ok(());
+    };
+    let export = Export::open(view, overlay)
         .await
-        .with_context(|| format!("open the overlay {}", args.overlay.display()))?;
+        .with_context(|| format!("open the overlay {}", overlay.display()))?;
     let size_bytes = export.size_bytes();
     let name = point.id.to_string();
     let disk = Arc::new(Disk { export: Arc::new(export), health: Arc::default() });
     let health = Arc::clone(&disk.health);
-    let server = Server::bind(&args.listen, &name, disk).await.map_err(|error| {
+    let server = Server::bind(listen, &name, disk).await.map_err(|error| {
         Failure::new(Exit::Unavailable, format!("cannot serve over NBD: {error}"))
     })?;
     let uri = server.uri();

@@ -205,7 +205,7 @@ fn a_failover_that_fails_says_why() {
         &[failover("failed", json!("the vault is gone"))],
     )]);
     let ran = farshore_in(fake.data.path(), &["failover", "drill", "web"]);
-    ran.fails(1, "failed: the vault is gone", "`farshore failover cleanup");
+    ran.fails(1, "failed: the vault is gone", "`farshore failover retry");
 }
 
 #[test]
@@ -224,6 +224,34 @@ fn what_destroys_asks_first_and_a_dry_run_does_nothing() {
     let ran = farshore_in(data, &["machine", "unprotect", "web", "--yes"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(fake.asked().iter().any(|asked| asked.line.starts_with("DELETE ")));
+}
+
+#[test]
+fn a_failover_is_not_ended_by_mistake() {
+    let id = failover("failed", json!("gone")).1["id"].as_str().unwrap().to_owned();
+    let path = format!("GET /api/v1/failovers/{id}");
+    let post = format!("POST /api/v1/failovers/{id}/cleanup");
+    for (state, committed) in [("failed", false), ("failed", true), ("committed", true)] {
+        let (status, mut shown) = failover(state, json!("gone"));
+        shown["kind"] = json!("unplanned");
+        shown["committed"] = json!(committed);
+        shown["overlay_bytes"] = json!(3 << 20);
+        let fake = Fake::start(&[
+            (path.as_str(), &[(status, shown.clone())]),
+            (post.as_str(), &[(status, shown)]),
+        ]);
+        let data = fake.data.path();
+        let args = ["failover", "cleanup", &id];
+        if committed {
+            farshore_in(data, &args).fails(79, "3.00 MiB in its overlay", "--force");
+        }
+        let forced = [&args[..], &["--force"]].concat();
+        farshore_in(data, &forced).fails(64, "3.00 MiB in its overlay", "say --yes");
+        let ran = farshore_in(data, &[&forced[..], &["--dry-run"]].concat());
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert!(ran.stderr.contains("no other copy of that exists"), "{}", ran.stderr);
+        assert!(fake.asked().iter().all(|asked| asked.line.starts_with("GET ")), "{state}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! transaction, so the driver and the operator cannot overtake each other.
 
 use farshore_api::failover::{CreateFailover, Failover, FailoverKind, FailoverState, FailoverStep};
+use farshore_api::limits::FAILOVERS_ACTIVE_MAX;
 use farshore_api::point::PointSelector;
 use uuid::Uuid;
 
@@ -13,16 +14,15 @@ use crate::clock;
 use crate::domain::failover::{self as domain, Command, Event};
 use crate::error::ControlError;
 
-/// Failovers that may have processes or files at one time.
-const ACTIVE_MAX: u64 = 16;
-
-/// A process known by its pid and the time it started, in clock ticks after boot.
+/// A process known by its pid, the time it started, in clock ticks after boot, and that boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     /// Process id.
     pub pid: u32,
     /// Start time.
     pub started: u64,
+    /// The boot of the host, as the kernel names it.
+    pub boot: Uuid,
 }
 
 /// Which of a failover's processes.
@@ -47,8 +47,8 @@ pub struct FailoverRow {
     pub export: Option<Process>,
     /// The machine's process, if one was started.
     pub guest: Option<Process>,
-    /// Whether it was ever committed.
-    pub committed: bool,
+    /// How often it was said to try again.
+    pub retries: u64,
 }
 
 impl FailoverRow {
@@ -59,7 +59,8 @@ impl FailoverRow {
             kind: self.shown.kind,
             serve_only: self.shown.serve_only,
             state: self.shown.state,
-            committed: self.committed,
+            committed: self.shown.committed,
+            is_down: self.shown.machine_is_down,
         }
     }
 
@@ -114,6 +115,34 @@ impl Db {
         Ok(id)
     }
 
+    /// The volume and the point that a failover would take now, with the point's time.
+    ///
+    /// # Errors
+    /// As [`Self::create_failover`].
+    pub async fn check_failover(
+        &self,
+        machine: &str,
+        spec: &CreateFailover,
+    ) -> Result<(Uuid, Uuid, u64), ControlError> {
+        // Dropped at the end: nothing is changed.
+        let mut tx = self.begin().await?;
+        let machine_id = machines::machine_id(&mut tx, machine).await?;
+        check_room(&mut tx, machine, machine_id, spec.kind).await?;
+        let drill = CreateFailover { kind: FailoverKind::Drill, ..spec.clone() };
+        let point = choose_point(&mut tx, machine, machine_id, &drill).await?;
+        let point = point.ok_or_else(|| points::missing(format!("latest of {machine}")))?;
+        let row = sqlx::query(
+            "SELECT volumes.id, points.time_ms FROM volumes, points
+             WHERE volumes.machine = ? AND points.id = ? ORDER BY volumes.id LIMIT 1",
+        )
+        .bind(machine_id.to_string())
+        .bind(point.to_string())
+        .fetch_one(&mut *tx)
+        .await?;
+        let record = Record(row);
+        Ok((record.id("id")?, point, record.number("time_ms")?))
+    }
+
     /// One failover.
     ///
     /// # Errors
@@ -165,6 +194,20 @@ impl Db {
         rows.into_iter().map(|row| Record(row).id("id")).collect()
     }
 
+    /// What a driver that waits looks at: the state, and how often it was said to try again.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn failover_state(&self, id: Uuid) -> Result<(FailoverState, u64), ControlError> {
+        let row = sqlx::query("SELECT state, retries FROM failovers WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&self.readers)
+            .await?
+            .ok_or_else(|| missing(id))?;
+        let record = Record(row);
+        Ok((record.name("state")?, record.number("retries")?))
+    }
+
     async fn steps(&self, id: Uuid) -> Result<Vec<FailoverStep>, ControlError> {
         let rows = sqlx::query("SELECT * FROM failover_steps WHERE failover = ? ORDER BY position")
             .bind(id.to_string())
@@ -206,7 +249,8 @@ impl Db {
             name: id.to_string(),
             why: refusal.to_string(),
         })?;
-        if !is_changed {
+        let is_retry = event == Event::Retry;
+        if !is_changed && !is_retry {
             return Ok(next.state);
         }
         let mut point = row.shown.point;
@@ -218,17 +262,25 @@ impl Db {
             machines::unfence(&mut tx, row.machine).await?;
         }
         sqlx::query(
-            "UPDATE failovers SET state = ?, committed = ?, point = ?, error = coalesce(?, error)
+            "UPDATE failovers SET state = ?, committed = ?, point = ?, machine_down = ?,
+                error = CASE WHEN ? THEN NULL ELSE coalesce(?, error) END,
+                detail = CASE WHEN ? THEN '' ELSE detail END, retries = retries + ?
              WHERE id = ?",
         )
         .bind(name_of(&next.state))
         .bind(next.committed)
         .bind(point.map(|point| point.to_string()))
+        .bind(next.is_down)
+        .bind(is_retry)
         .bind(error)
+        .bind(is_retry || (event == Event::Recovered && !next.is_down))
+        .bind(is_retry)
         .bind(id.to_string())
         .execute(&mut *tx)
         .await?;
-        add_step(&mut tx, id, next.state).await?;
+        if is_changed {
+            add_step(&mut tx, id, next.state).await?;
+        }
         let action = action_of(event);
         let detail = format!("{}: now {}", row.shown.machine, next.state.as_str());
         events::append(&mut tx, actor, action, id, &detail).await?;
@@ -248,18 +300,38 @@ impl Db {
     ) -> Result<(), ControlError> {
         let sql = match role {
             ProcessRole::Export => {
-                "UPDATE failovers SET export_pid = ?, export_started = ? WHERE id = ?"
+                "UPDATE failovers SET export_pid = ?, export_started = ?, export_boot = ?
+                 WHERE id = ?"
             }
             ProcessRole::Machine => {
-                "UPDATE failovers SET machine_pid = ?, machine_started = ? WHERE id = ?"
+                "UPDATE failovers SET machine_pid = ?, machine_started = ?, machine_boot = ?
+                 WHERE id = ?"
             }
         };
         sqlx::query(sql)
             .bind(process.map(|process| process.pid))
             .bind(process.map(|process| own(process.started)))
+            .bind(process.map(|process| process.boot.to_string()))
             .bind(id.to_string())
             .execute(&self.writer)
             .await?;
+        Ok(())
+    }
+
+    /// Notes that the machine of a failover has shut itself down, and why that is known: first said,
+    /// then its process forgotten, so that whoever sees that it is gone sees why.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn set_machine_down(&self, id: Uuid, detail: &str) -> Result<(), ControlError> {
+        sqlx::query(
+            "UPDATE failovers SET machine_down = 1, detail = ?, machine_pid = NULL,
+                machine_started = NULL, machine_boot = NULL WHERE id = ?",
+        )
+        .bind(detail)
+        .bind(id.to_string())
+        .execute(&self.writer)
+        .await?;
         Ok(())
     }
 
@@ -300,7 +372,8 @@ async fn check_room(
         "SELECT (SELECT failed_over FROM machines WHERE id = ?) AS failed_over,
             (SELECT count(*) FROM failovers WHERE machine = ? AND kind = 'unplanned'
                 AND state <> 'cleaned_up') AS unplanned,
-            (SELECT count(*) FROM failovers WHERE state <> 'cleaned_up') AS active",
+            (SELECT count(*) FROM failovers WHERE committed = 0
+                AND state NOT IN ('cleaned_up', 'failed')) AS active",
     )
     .bind(machine.to_string())
     .bind(machine.to_string())
@@ -314,8 +387,10 @@ async fn check_room(
     if kind == FailoverKind::Unplanned && is_out {
         return refuse("is failed over already; clean that failover up first");
     }
-    if record.number("active")? >= ACTIVE_MAX {
-        return refuse("must wait: 16 failovers are active; clean some up first");
+    if record.number("active")? >= FAILOVERS_ACTIVE_MAX {
+        return refuse(&format!(
+            "must wait: {FAILOVERS_ACTIVE_MAX} failovers are under way; commit some, or clean some up"
+        ));
     }
     Ok(())
 }
@@ -359,6 +434,9 @@ fn action_of(event: Event) -> &'static str {
         Event::Exported => "failover.export",
         Event::Booted => "failover.boot",
         Event::Broken => "failover.fail",
+        Event::Lost => "failover.lost",
+        Event::Recovered => "failover.recover",
+        Event::Retry => "failover.retry",
         Event::Commit => "failover.commit",
         Event::CleanUp { .. } => "failover.cleanup",
         Event::Cleared => "failover.cleared",
@@ -373,6 +451,7 @@ fn process(
     record: &Record,
     pid: &'static str,
     started: &'static str,
+    boot: &'static str,
 ) -> Result<Option<Process>, ControlError> {
     let (Some(number), Some(started)) =
         (record.optional_number(pid)?, record.optional_number(started)?)
@@ -380,13 +459,14 @@ fn process(
         return Ok(None);
     };
     let number = u32::try_from(number).map_err(|_| ControlError::Unreadable { column: pid })?;
-    Ok(Some(Process { pid: number, started }))
+    let boot = record.optional_id(boot)?.unwrap_or_default();
+    Ok(Some(Process { pid: number, started, boot }))
 }
 
 fn failover(record: &Record) -> Result<FailoverRow, ControlError> {
     let spec: CreateFailover = record.json("spec")?;
-    let export = process(record, "export_pid", "export_started")?;
-    let guest = process(record, "machine_pid", "machine_started")?;
+    let export = process(record, "export_pid", "export_started", "export_boot")?;
+    let guest = process(record, "machine_pid", "machine_started", "machine_boot")?;
     let shown = Failover {
         id: record.id("id")?,
         machine: record.text("machine_name")?,
@@ -395,6 +475,9 @@ fn failover(record: &Record) -> Result<FailoverRow, ControlError> {
         volume: record.id("volume")?,
         serve_only: spec.serve_only,
         state: record.name("state")?,
+        committed: record.flag("committed")?,
+        machine_is_down: record.flag("machine_down")?,
+        overlay_bytes: None,
         detail: record.text("detail")?,
         nbd_uri: record.optional_text("nbd_uri")?,
         export_pid: export.map(|process| process.pid),
@@ -404,6 +487,6 @@ fn failover(record: &Record) -> Result<FailoverRow, ControlError> {
         steps: Vec::new(),
     };
     let machine = record.id("machine")?;
-    let committed = record.flag("committed")?;
-    Ok(FailoverRow { shown, spec, machine, export, guest, committed })
+    let retries = record.number("retries")?;
+    Ok(FailoverRow { shown, spec, machine, export, guest, retries })
 }

@@ -560,13 +560,70 @@ async fn everything_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_site_is_failed_over_whole_and_what_is_kept_does_not_count() {
+    let site = site().await;
+    let spec = failover(FailoverKind::Unplanned, PointSelector::Latest);
+    for number in 0..100 {
+        let name = format!("web-{number}");
+        let volume = site.protect(&name).await;
+        site.place().await;
+        site.commit_point(volume, Uuid::now_v7(), 1_000).await;
+        site.db.create_failover(Actor::Operator, &name, &spec).await.unwrap();
+    }
+    // As many as there may be: commits and failures make room.
+    let volume = site.protect("last").await;
+    site.commit_point(volume, Uuid::now_v7(), 1_000).await;
+    sqlx::query(
+        "WITH RECURSIVE more (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more WHERE n < 3996)
+         INSERT INTO failovers (id, machine, machine_name, volume, kind, spec, state, created_at_ms)
+         SELECT 'x' || n, machine, machine_name, volume, kind, spec, 'running', 1
+         FROM more, (SELECT * FROM failovers LIMIT 1)",
+    )
+    .execute(&site.db.writer)
+    .await
+    .unwrap();
+    let refused = site.db.create_failover(Actor::Operator, "last", &spec).await.unwrap_err();
+    assert!(refused.to_string().contains("4096 failovers are under way"), "{refused}");
+    for state in ["committed = 1", "committed = 0, state = 'failed'"] {
+        let sql = format!("UPDATE failovers SET {state} WHERE id LIKE 'x%'");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&site.db.writer).await.unwrap();
+        assert!(site.db.check_failover("last", &spec).await.is_ok(), "{state}");
+    }
+    site.db.create_failover(Actor::Operator, "last", &spec).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_retry_is_seen_by_who_waits_and_forgets_the_failure() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.commit_point(volume, Uuid::now_v7(), 1_000).await;
+    let spec = failover(FailoverKind::Drill, PointSelector::Latest);
+    let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    let apply =
+        async |event| site.db.failover_event(Actor::Operator, id, event, Some("gone")).await;
+    apply(Event::Broken).await.unwrap();
+    assert_eq!(site.db.failover(id).await.unwrap().shown.error.as_deref(), Some("gone"));
+    assert_eq!(apply(Event::Retry).await.unwrap(), FailoverState::Requested);
+    assert_eq!(site.db.failover(id).await.unwrap().shown.error, None);
+    for event in [Event::Begin, Event::Exported, Event::Lost] {
+        apply(event).await.unwrap();
+    }
+    let before = site.db.failover_state(id).await.unwrap();
+    assert_eq!(apply(Event::Retry).await.unwrap(), FailoverState::Recovering);
+    assert_eq!(site.db.failover_state(id).await.unwrap(), (before.0, before.1 + 1));
+    site.db.set_machine_down(id, "it has shut down").await.unwrap();
+    let row = site.db.failover(id).await.unwrap();
+    assert!(row.shown.machine_is_down && !row.domain().wants_machine(), "{row:?}");
+}
+
+#[tokio::test]
 async fn processes_are_noted_and_forgotten() {
     let site = site().await;
     let volume = site.protect("web").await;
     site.commit_point(volume, Uuid::now_v7(), 1_000).await;
     let spec = failover(FailoverKind::Drill, PointSelector::Latest);
     let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
-    let process = Process { pid: 77, started: 123_456 };
+    let process = Process { pid: 77, started: 123_456, boot: Uuid::from_u128(9) };
     site.db.set_failover_process(id, ProcessRole::Export, Some(process)).await.unwrap();
     site.db.set_failover_facts(id, Some("nbd://x"), None, Some("d")).await.unwrap();
     let row = site.db.failover(id).await.unwrap();

@@ -9,10 +9,17 @@
 //! | exporting | exported | booting | start the machine |
 //! | booting | booted | running | watch |
 //! | running | commit, unplanned | committed | watch |
-//! | requested … committed | broken | failed | stop the processes |
-//! | requested … running, failed before a commit | clean up | cleaning_up | clear |
-//! | committed, failed after a commit | clean up by force | cleaning_up | clear |
+//! | requested … booting | broken | failed | stop the processes |
+//! | failed | retry | requested | begin again, on the overlay that is there |
+//! | running, committed | lost | recovering | bring back what is gone |
+//! | recovering | recovered | running; committed if it was | watch |
+//! | running, committed | retry, the machine is down | recovering | boot it |
+//! | all of these before a commit | clean up | cleaning_up | clear |
+//! | all of these after a commit | clean up by force | cleaning_up | clear |
 //! | cleaning_up | cleared | cleaned_up | – |
+//!
+//! What ran once never fails for good: its overlay may hold the only copy of what was written, and is
+//! served again as soon as it can be. Only what never came up fails, and can be tried again.
 //!
 //! What is to be done follows from the state alone ([`Failover::command`]), so that a control plane
 //! that was killed goes on where the database says it was: every command may be carried out twice.
@@ -31,8 +38,14 @@ pub enum Event {
     Exported,
     /// The machine's process runs.
     Booted,
-    /// Something needed is gone for good.
+    /// It does not come up.
     Broken,
+    /// It ran, and something of it is gone or stands still.
+    Lost,
+    /// Everything that is wanted of it runs again.
+    Recovered,
+    /// The operator wants it tried again.
+    Retry,
     /// The operator keeps it.
     Commit,
     /// The operator ends it; `force` even if it is committed.
@@ -53,8 +66,10 @@ pub enum Command {
     Fence,
     /// Start the export unless it runs, and wait until it serves.
     StartExport,
-    /// Start the machine unless it runs.
+    /// Start the machine unless it runs, and wait until it was seen to run.
     StartMachine,
+    /// Do what of both is missing, on the overlay that is there, again and again.
+    Recover,
     /// Look after the processes.
     Watch,
     /// Stop the processes; keep the files for whoever looks into it.
@@ -72,6 +87,12 @@ pub enum Refusal {
     /// Only what runs can be kept.
     #[error("does not run; only a running failover can be committed")]
     NotRunning,
+    /// Nothing of it is gone.
+    #[error("runs as it should; there is nothing to try again")]
+    NothingToRetry,
+    /// It is ended.
+    #[error("is being cleaned up or was; start another")]
+    Ended,
     /// The running machine would be lost.
     #[error("is committed; cleaning it up loses what its machine wrote: say force to do so")]
     CommittedCleanUp,
@@ -88,6 +109,8 @@ pub struct Failover {
     pub state: State,
     /// Whether it was ever committed.
     pub committed: bool,
+    /// Whether its machine has shut itself down.
+    pub is_down: bool,
 }
 
 impl Failover {
@@ -100,6 +123,9 @@ impl Failover {
         let before = self.state;
         self.state = self.next(event)?;
         self.committed |= self.state == State::Committed;
+        if event == Event::Retry {
+            self.is_down = false;
+        }
         self.check();
         Ok(self.state != before)
     }
@@ -110,18 +136,21 @@ impl Failover {
             (State::Requested, Event::Begin) if is_drill => State::Exporting,
             (State::Requested, Event::Begin) => State::Fencing,
             (State::Fencing, Event::Fenced) => State::Exporting,
-            (State::Exporting, Event::Exported) if self.serve_only => State::Running,
+            (State::Exporting, Event::Exported) if self.serve_only => self.up(),
             (State::Exporting, Event::Exported) => State::Booting,
-            (State::Booting, Event::Booted) => State::Running,
+            (State::Booting, Event::Booted) => self.up(),
             (
-                State::Requested
-                | State::Fencing
-                | State::Exporting
-                | State::Booting
-                | State::Running
-                | State::Committed,
+                State::Requested | State::Fencing | State::Exporting | State::Booting,
                 Event::Broken,
             ) => State::Failed,
+            (State::Running | State::Committed, Event::Lost) => State::Recovering,
+            (State::Recovering, Event::Recovered) => self.up(),
+            (State::Failed, Event::Retry) => State::Requested,
+            (State::Running | State::Committed, Event::Retry) if self.is_down => State::Recovering,
+            (State::Running | State::Committed, Event::Retry) => {
+                return Err(Refusal::NothingToRetry);
+            }
+            (State::CleaningUp | State::CleanedUp, Event::Retry) => return Err(Refusal::Ended),
             (_, Event::Commit) if is_drill => return Err(Refusal::DrillCommit),
             (State::Running | State::Committed, Event::Commit) => State::Committed,
             (_, Event::Commit) => return Err(Refusal::NotRunning),
@@ -135,6 +164,11 @@ impl Failover {
         })
     }
 
+    /// The state of one that came up.
+    fn up(&self) -> State {
+        if self.committed { State::Committed } else { State::Running }
+    }
+
     /// What to do in this state; `None` when nothing is left to do.
     #[must_use]
     pub fn command(&self) -> Option<Command> {
@@ -144,10 +178,17 @@ impl Failover {
             State::Exporting => Some(Command::StartExport),
             State::Booting => Some(Command::StartMachine),
             State::Running | State::Committed => Some(Command::Watch),
+            State::Recovering => Some(Command::Recover),
             State::Failed => Some(Command::Stop),
             State::CleaningUp => Some(Command::Clear),
             _ => None,
         }
+    }
+
+    /// Whether its machine is to run.
+    #[must_use]
+    pub fn wants_machine(&self) -> bool {
+        !self.serve_only && !self.is_down
     }
 
     /// Whether clearing it gives the machine back to replication: an unplanned failover that was
@@ -172,7 +213,7 @@ mod tests {
     use super::*;
 
     fn failover(kind: FailoverKind, serve_only: bool) -> Failover {
-        Failover { kind, serve_only, state: State::Requested, committed: false }
+        Failover { kind, serve_only, state: State::Requested, committed: false, is_down: false }
     }
 
     fn run(failover: &mut Failover, events: &[Event]) -> Vec<State> {
@@ -216,7 +257,7 @@ mod tests {
         run(&mut unplanned, &[Event::Begin, Event::Fenced, Event::Exported, Event::Commit]);
         let refused = unplanned.step(Event::CleanUp { force: false });
         assert_eq!(refused, Err(Refusal::CommittedCleanUp));
-        run(&mut unplanned, &[Event::Broken]);
+        run(&mut unplanned, &[Event::Lost]);
         let refused = unplanned.step(Event::CleanUp { force: false });
         assert_eq!(refused, Err(Refusal::CommittedCleanUp), "its overlay is the only copy");
         assert_eq!(run(&mut unplanned, &[Event::CleanUp { force: true }]), [State::CleaningUp]);
@@ -235,9 +276,44 @@ mod tests {
     fn late_events_change_nothing() {
         let mut drill = failover(FailoverKind::Drill, false);
         run(&mut drill, &[Event::Begin, Event::CleanUp { force: false }]);
-        for late in [Event::Begin, Event::Fenced, Event::Exported, Event::Booted, Event::Broken] {
+        let late = [Event::Begin, Event::Fenced, Event::Exported, Event::Booted, Event::Broken];
+        for late in late.into_iter().chain([Event::Lost, Event::Recovered]) {
             assert_eq!(drill.step(late), Ok(false), "{late:?}");
         }
+        assert_eq!(drill.step(Event::Retry), Err(Refusal::Ended));
+    }
+
+    #[test]
+    fn what_ran_once_is_brought_back_and_never_fails() {
+        for commits in [false, true] {
+            let mut unplanned = failover(FailoverKind::Unplanned, false);
+            run(&mut unplanned, &[Event::Begin, Event::Fenced, Event::Exported, Event::Booted]);
+            if commits {
+                run(&mut unplanned, &[Event::Commit]);
+            }
+            assert_eq!(run(&mut unplanned, &[Event::Lost]), [State::Recovering]);
+            assert_eq!(unplanned.command(), Some(Command::Recover));
+            assert_eq!(unplanned.step(Event::Broken), Ok(false), "it is tried again and again");
+            assert_eq!(unplanned.step(Event::Commit), Err(Refusal::NotRunning));
+            let up = if commits { State::Committed } else { State::Running };
+            assert_eq!(run(&mut unplanned, &[Event::Recovered]), [up]);
+            assert_eq!(unplanned.step(Event::Retry), Err(Refusal::NothingToRetry));
+            unplanned.is_down = true;
+            assert!(!unplanned.wants_machine(), "a machine that shut itself down stays down");
+            assert_eq!(run(&mut unplanned, &[Event::Retry]), [State::Recovering]);
+            assert!(unplanned.wants_machine());
+        }
+    }
+
+    #[test]
+    fn what_did_not_come_up_is_tried_again_or_rolled_back() {
+        let mut unplanned = failover(FailoverKind::Unplanned, true);
+        run(&mut unplanned, &[Event::Begin, Event::Fenced, Event::Broken]);
+        assert_eq!(run(&mut unplanned, &[Event::Retry]), [State::Requested]);
+        run(&mut unplanned, &[Event::Begin, Event::Fenced, Event::Broken]);
+        assert!(unplanned.resumes_replication(), "a clean-up undoes the fence");
+        run(&mut unplanned, &[Event::CleanUp { force: false }, Event::Cleared]);
+        assert_eq!(unplanned.state, State::CleanedUp);
     }
 
     /// Every state and event, in every order up to six long: the checks hold, operators are the
@@ -250,6 +326,9 @@ mod tests {
             Event::Exported,
             Event::Booted,
             Event::Broken,
+            Event::Lost,
+            Event::Recovered,
+            Event::Retry,
             Event::Commit,
             Event::CleanUp { force: false },
             Event::Cleared,

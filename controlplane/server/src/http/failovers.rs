@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use farshore_api::failover::{CleanupFailover, CreateFailover, Failover, Failovers};
+use farshore_api::failover::{CleanupFailover, CreateFailover, Failover, FailoverCheck, Failovers};
 use farshore_api::limits::PAGE_DEFAULT;
 use uuid::Uuid;
 use warp::Filter;
@@ -14,6 +14,8 @@ use crate::app::{App, Topic};
 use crate::domain::failover::Event;
 use crate::domain::validate;
 use crate::error::ControlError;
+use crate::providers::export::Files;
+use crate::reconcile;
 
 pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let start = warp::path!("api" / "v1" / "machines" / String / "failovers")
@@ -34,12 +36,22 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .and(warp::post())
         .and(context(app))
         .then(|id, context| answer(commit(context, id)));
+    let check = warp::path!("api" / "v1" / "machines" / String / "failovers" / "check")
+        .and(warp::post())
+        .and(context(app))
+        .and(body())
+        .then(|name, context, body| answer(check(context, name, body)));
+    let retry = warp::path!("api" / "v1" / "failovers" / Uuid / "retry")
+        .and(warp::post())
+        .and(context(app))
+        .then(|id, context| answer(retry(context, id)));
     let cleanup = warp::path!("api" / "v1" / "failovers" / Uuid / "cleanup")
         .and(warp::post())
         .and(door(app, Door::Operator))
         .and(body())
         .then(|id, context, body| answer(clean_up(context, id, body)));
-    start.or(list).unify().or(show).unify().or(commit).unify().or(cleanup).unify().boxed()
+    let read = start.or(list).unify().or(show).unify().or(check).unify();
+    read.or(commit).unify().or(retry).unify().or(cleanup).unify().boxed()
 }
 
 async fn start(context: Context, machine: String, body: Body) -> Result<Failover, ControlError> {
@@ -48,7 +60,25 @@ async fn start(context: Context, machine: String, body: Body) -> Result<Failover
     validate::failover(&request)?;
     let id = context.app.db.create_failover(actor, &machine, &request).await?;
     context.app.changes.wake(Topic::Failovers);
-    Ok(context.app.db.failover(id).await?.shown)
+    shown(&context.app, id).await
+}
+
+/// A failover with what its files say.
+async fn shown(app: &App, id: Uuid) -> Result<Failover, ControlError> {
+    let mut failover = app.db.failover(id).await?.shown;
+    failover.overlay_bytes = Files::new(&app.settings.failovers(), id).overlay_bytes();
+    Ok(failover)
+}
+
+async fn check(context: Context, name: String, body: Body) -> Result<FailoverCheck, ControlError> {
+    context.operator()?;
+    let request: CreateFailover = body.json()?;
+    validate::failover(&request)?;
+    reconcile::failover::check(&context.app, &name, &request).await
+}
+
+async fn retry(context: Context, id: Uuid) -> Result<Failover, ControlError> {
+    apply(context, id, Event::Retry).await
 }
 
 async fn list(context: Context) -> Result<Failovers, ControlError> {
@@ -59,7 +89,7 @@ async fn list(context: Context) -> Result<Failovers, ControlError> {
 async fn show(context: Context, id: Uuid, query: WaitQuery) -> Result<Failover, ControlError> {
     context.operator()?;
     let look = || async {
-        let failover = context.app.db.failover(id).await?.shown;
+        let failover = shown(&context.app, id).await?;
         let is_settled = failover.state.is_settled();
         Ok((failover, is_settled))
     };
@@ -80,5 +110,5 @@ async fn apply(context: Context, id: Uuid, event: Event) -> Result<Failover, Con
     let actor = context.operator()?;
     context.app.db.failover_event(actor, id, event, None).await?;
     context.app.changes.wake(Topic::Failovers);
-    Ok(context.app.db.failover(id).await?.shown)
+    shown(&context.app, id).await
 }

@@ -8,6 +8,7 @@
 pub mod export;
 pub mod process;
 pub mod qemu;
+pub mod qmp;
 
 use std::io;
 use std::path::PathBuf;
@@ -52,6 +53,29 @@ pub enum ProviderError {
         /// The file.
         path: PathBuf,
     },
+    /// What was written over the point is not where it was.
+    #[error(
+        "the overlay {path} is gone, and with it what was written over the point; mount or put back \
+             what it lies on"
+    )]
+    OverlayMissing {
+        /// The overlay.
+        path: PathBuf,
+    },
+    /// QEMU does not take commands.
+    #[error("QEMU does not answer on {socket}: {source}")]
+    Control {
+        /// Its socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The machine stands still.
+    #[error("{why}")]
+    Paused {
+        /// Why, and what it waits for.
+        why: String,
+    },
     /// A process ended when it should have gone on.
     #[error("{what} ended: {last_line}; its log is {log}")]
     Ended {
@@ -74,8 +98,8 @@ pub enum ProviderError {
     },
     /// KVM is there and does not run the machine.
     #[error(
-        "KVM cannot run the machine; start the control plane with --qemu-accel tcg; QEMU's log is \
-             {log}"
+        "the processor that QEMU emulates came to an error it cannot go on from; with KVM, start the \
+             control plane with --qemu-accel tcg; QEMU's log is {log}"
     )]
     KvmFailed {
         /// Its log.
@@ -90,7 +114,7 @@ pub enum ProviderError {
 }
 
 impl ProviderError {
-    fn file(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::File { action, path: path.into(), source }
     }
 }

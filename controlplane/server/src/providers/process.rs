@@ -8,12 +8,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 use tokio::time::Instant;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::ProviderError;
 use crate::db::Process;
@@ -118,7 +120,16 @@ pub fn start(
             Err(error) => warn!(pid, %error, "wait for process"),
         }
     });
-    Ok(Process { pid, started })
+    Ok(Process { pid, started, boot: boot() })
+}
+
+/// The boot of this host, as the kernel names it; nil where it does not.
+fn boot() -> Uuid {
+    static BOOT: OnceLock<Uuid> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        text.trim().parse().unwrap_or_default()
+    })
 }
 
 struct Stat {
@@ -137,11 +148,14 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { state, started })
 }
 
-/// Whether exactly this process still runs. One that ended and waits to be reaped does not.
+/// Whether exactly this process still runs. One that ended and waits to be reaped does not, nor does
+/// one of another boot: pids and ticks come back after a reboot.
 #[must_use]
 pub fn is_alive(process: Process) -> bool {
-    stat(process.pid)
-        .is_some_and(|stat| stat.started == process.started && !matches!(stat.state, b'Z' | b'X'))
+    process.boot == boot()
+        && stat(process.pid).is_some_and(|stat| {
+            stat.started == process.started && !matches!(stat.state, b'Z' | b'X')
+        })
 }
 
 /// Ends a process: SIGTERM, then SIGKILL. Returns whether it is gone.
@@ -190,9 +204,21 @@ pub fn find(flag: &str, value: &OsStr) -> Vec<Process> {
             let line = fs::read(entry.path().join("cmdline")).ok()?;
             let is_marked = line.windows(marker.len()).any(|window| window == marker);
             let stat = if is_marked { stat(pid)? } else { return None };
-            Some(Process { pid, started: stat.started })
+            let process = Process { pid, started: stat.started, boot: boot() };
+            is_alive(process).then_some(process)
         })
         .collect()
+}
+
+/// Time that a thread of a process, or the process, has had a processor, in clock ticks.
+#[must_use]
+pub fn ticks(pid: u32, thread: u64) -> Option<u64> {
+    let text = fs::read(format!("/proc/{pid}/task/{thread}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    // User and system time: fields 14 and 15, proc(5); the state is field 3.
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()?.saturating_add(next()?))
 }
 
 /// The last line of a log that is not empty, shortened.
@@ -206,13 +232,15 @@ pub fn last_line(log: &Path) -> String {
         file.take(TAIL_BYTES).read_to_end(&mut tail)?;
         Ok(tail)
     };
-    let tail = read().unwrap_or_default();
-    let text = String::from_utf8_lossy(&tail);
+    last_line_of(&read().unwrap_or_default(), LAST_LINE_CHARS)
+}
+
+/// The last line that is not empty, shortened.
+#[must_use]
+pub fn last_line_of(text: &[u8], chars_max: usize) -> String {
+    let text = String::from_utf8_lossy(text);
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
-    line.map_or_else(
-        || "it said nothing".into(),
-        |line| line.chars().take(LAST_LINE_CHARS).collect(),
-    )
+    line.map_or_else(|| "it said nothing".into(), |line| line.chars().take(chars_max).collect())
 }
 
 #[cfg(test)]
@@ -229,6 +257,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let process = sleeper(dir.path());
         assert!(is_alive(process));
+        let of_another_boot = Process { boot: Uuid::from_u128(1), ..process };
+        assert!(!is_alive(of_another_boot), "pids and ticks come back after a reboot");
+        assert!(stop(of_another_boot).await, "and nothing is sent to who has them now");
         let impostor = Process { started: process.started + 1, ..process };
         assert!(!is_alive(impostor));
         assert!(stop(impostor).await, "an impostor counts as gone");

@@ -4,14 +4,18 @@ pub mod accelerator;
 pub mod firmware;
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::Duration;
 
 use farshore_api::failover::CreateFailover;
 
+use tokio::time::Instant;
+
 use super::export::Files;
 use super::process::Trust;
+use super::qmp::{Qmp, Status};
 use super::{ProviderError, process};
 use crate::db::Process;
 use accelerator::Accelerator;
@@ -20,9 +24,21 @@ use firmware::Firmware;
 const MEMORY_MIB_DEFAULT: u32 = 1024;
 const CPUS_DEFAULT: u32 = 2;
 
-/// QEMU refuses bad arguments, images and firmware at once; one that is still there after this long
-/// runs its machine.
+/// QEMU refuses bad arguments, images and firmware at once; a machine whose disk fails stands still
+/// again about as fast.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// How long a machine may take until it is seen to run.
+const SEEN_TIMEOUT: Duration = Duration::from_secs(60);
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Work of a machine's processors, in hundredths of a second, that shows that it runs.
+const WORK_TICKS: u64 = 5;
+
+/// How long QEMU holds back the machine's reads and writes while its export is away; then the machine
+/// is paused, and goes on when the export is back.
+const RECONNECT_SECONDS: u32 = 30;
 
 const INSTALL_HINT: &str = "install the Debian package qemu-system-x86, or fail over serving only";
 
@@ -51,8 +67,8 @@ fn escaped(value: &OsStr) -> OsString {
     OsString::from_vec(escaped)
 }
 
-/// Starts the machine on the disk at `nbd_uri`. Machines of this failover that were never noted
-/// down are ended first.
+/// Takes up a machine of this failover that was never noted down, or starts one on the disk at
+/// `nbd_uri`.
 ///
 /// # Errors
 /// `Missing` without QEMU or firmware, `Start`, `File`.
@@ -63,10 +79,15 @@ pub async fn start(
     nbd_uri: &str,
     spec: &CreateFailover,
 ) -> Result<Process, ProviderError> {
-    let firmware = Firmware::find(spec.firmware.as_deref())?;
-    for stray in machines(files) {
-        process::stop(stray).await;
+    let mut found = machines(files).into_iter();
+    if let Some(machine) = found.next() {
+        for stray in found {
+            process::stop(stray).await;
+        }
+        return Ok(machine);
     }
+    let firmware = Firmware::find(spec.firmware.as_deref())?;
+    files.create()?;
     firmware.prepare(&files.firmware_variables())?;
     let arguments = arguments(accelerator, files, nbd_uri, spec, &firmware);
     process::start(program, &arguments, Trust::Guest, &files.machine_log(), INSTALL_HINT)
@@ -81,10 +102,19 @@ fn arguments(
 ) -> Vec<OsString> {
     let mut disk = OsString::from("file=");
     disk.push(escaped(nbd_uri.as_ref()));
-    disk.push(",format=raw,if=virtio,cache=writeback,discard=unmap");
+    disk.push(format!(
+        ",file.reconnect-delay={RECONNECT_SECONDS},format=raw,if=virtio,cache=writeback,\
+         discard=unmap,werror=stop,rerror=stop"
+    ));
     let memory = spec.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT).to_string();
     let cpus = spec.cpus.unwrap_or(CPUS_DEFAULT).to_string();
     let mut arguments = machine_arguments(accelerator, serial(files));
+    let mut control = OsString::from("unix:");
+    control.push(escaped(files.control().as_os_str()));
+    control.push(",server=on,wait=off");
+    arguments.extend(["-qmp".into(), control]);
+    // A machine that has shut down stays there until it was seen: one that is gone did not shut down.
+    arguments.push("-no-shutdown".into());
     arguments.extend(["-m".into(), memory.into(), "-smp".into(), cpus.into()]);
     arguments.extend(firmware.arguments(&files.firmware_variables()));
     arguments.extend(["-drive".into(), disk]);
@@ -107,27 +137,126 @@ fn machine_arguments(accelerator: Accelerator, serial: OsString) -> Vec<OsString
         "none".into(),
         "-nic".into(),
         "none".into(),
-        "-no-reboot".into(),
     ]
 }
 
-/// Waits until it is clear that QEMU runs the machine.
+/// What is seen of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// It runs.
+    Running,
+    /// It has shut itself down.
+    ShutDown,
+    /// It stands still, for this reason, and can go on.
+    Paused(String),
+    /// Its processor came to an error that it cannot go on from.
+    Broken,
+    /// Its process ended, with this word.
+    Gone(String),
+    /// QEMU does not say.
+    Unknown(String),
+}
+
+/// Looks at a machine over its control socket, which is kept open in `control`.
+pub async fn look(files: &Files, machine: Process, control: &mut Option<Qmp>) -> Seen {
+    let seen = ask(files, control).await;
+    // Whether it lives is looked at last: a socket may have been taken over by nobody.
+    if !process::is_alive(machine) {
+        return Seen::Gone(process::last_line(&files.machine_log()));
+    }
+    seen.unwrap_or_else(|failure| {
+        *control = None;
+        Seen::Unknown(failure.to_string())
+    })
+}
+
+async fn ask(files: &Files, control: &mut Option<Qmp>) -> Result<Seen, ProviderError> {
+    let qmp = match control {
+        Some(qmp) => qmp,
+        None => control.insert(Qmp::connect(&files.control()).await?),
+    };
+    Ok(match qmp.status().await? {
+        Status::Running => Seen::Running,
+        Status::ShutDown => Seen::ShutDown,
+        Status::DiskError if qmp.is_out_of_space().await? => Seen::Paused(no_room(files)),
+        Status::DiskError => Seen::Paused(format!(
+            "the machine is paused: its disk had an error; the export said last: {}",
+            process::last_line(&files.export_log())
+        )),
+        Status::Broken => Seen::Broken,
+        Status::Other => Seen::Unknown("QEMU says that the machine does not run yet".into()),
+    })
+}
+
+fn no_room(files: &Files) -> String {
+    let free = files.free_bytes().map_or_else(|| "?".into(), |bytes| bytes.to_string());
+    format!(
+        "the machine is paused: its overlay has no room: {free} bytes are free in {}; it goes on when \
+         there is room",
+        files.dir().display()
+    )
+}
+
+/// Waits until the machine was seen to run: QEMU says so at two looks half a second apart, and the
+/// console has said something, or the processors have done some work. One that stands still because
+/// of its disk is let go on first.
+///
+/// Returns `Running` or `ShutDown`.
 ///
 /// # Errors
-/// `Ended` with what QEMU said; `KvmFailed` if KVM gave up, which QEMU outlives.
+/// `Ended` with what QEMU said; `KvmFailed`; `Paused` if it stands still again at once; `NotReady`.
 ///
 /// # Cancel safety
-/// Safe: it only looks.
-pub async fn settled(files: &Files, machine: Process) -> Result<(), ProviderError> {
-    tokio::time::sleep(SETTLE).await;
-    let log = files.machine_log();
-    if accelerator::has_kvm_failed(&log) {
-        return Err(ProviderError::KvmFailed { log });
+/// Safe: it looks, and lets go on what stands still.
+pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, ProviderError> {
+    let deadline = Instant::now() + SEEN_TIMEOUT;
+    let mut control = None;
+    let mut was_told = false;
+    let mut running_since: Option<Instant> = None;
+    loop {
+        match look(files, machine, &mut control).await {
+            Seen::Running => {
+                let since = *running_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= SETTLE && has_worked(files, machine, &mut control).await {
+                    return Ok(Seen::Running);
+                }
+            }
+            Seen::ShutDown => return Ok(Seen::ShutDown),
+            Seen::Broken => return Err(ProviderError::KvmFailed { log: files.machine_log() }),
+            Seen::Gone(last_line) => {
+                let log = files.machine_log();
+                return Err(ProviderError::Ended { what: "QEMU", last_line, log });
+            }
+            Seen::Paused(why) if was_told => return Err(ProviderError::Paused { why }),
+            Seen::Paused(_) => {
+                if let Some(qmp) = &mut control {
+                    qmp.go_on().await?;
+                }
+                was_told = true;
+                running_since = None;
+            }
+            Seen::Unknown(_) => running_since = None,
+        }
+        let log = files.machine_log();
+        if accelerator::has_kvm_failed(&log) {
+            return Err(ProviderError::KvmFailed { log });
+        }
+        if Instant::now() >= deadline {
+            return Err(ProviderError::NotReady { what: "the machine", waited: SEEN_TIMEOUT, log });
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
-    if process::is_alive(machine) {
-        return Ok(());
+}
+
+/// Whether the console has said something, or the processors have done some work.
+async fn has_worked(files: &Files, machine: Process, control: &mut Option<Qmp>) -> bool {
+    if fs::metadata(files.console()).is_ok_and(|console| console.len() > 0) {
+        return true;
     }
-    Err(ProviderError::Ended { what: "QEMU", last_line: process::last_line(&log), log })
+    let Some(qmp) = control else { return false };
+    let threads = qmp.processors().await.unwrap_or_default();
+    let ticks = threads.into_iter().filter_map(|thread| process::ticks(machine.pid, thread));
+    ticks.sum::<u64>() >= WORK_TICKS
 }
 
 #[cfg(test)]
@@ -137,9 +266,30 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn commas_in_the_uri_stay_in_the_uri() {
-        let spec = CreateFailover {
+    #[tokio::test]
+    async fn a_machine_that_was_started_and_not_noted_is_taken_up_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), Uuid::from_u128(1));
+        files.create().unwrap();
+        let arguments =
+            ["-c".into(), "sleep 60; :".into(), "qemu".into(), "-serial".into(), serial(&files)];
+        let program = Path::new("/bin/sh");
+        let log = files.machine_log();
+        let running = process::start(program, &arguments, Trust::Guest, &log, "").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while machines(&files) != [running] {
+            assert!(Instant::now() < deadline, "not found");
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        let nowhere = Path::new("/nowhere/qemu");
+        let taken_up = start(nowhere, Accelerator::Tcg, &files, "nbd://x", &spec()).await.unwrap();
+        assert_eq!(taken_up, running);
+        assert!(process::is_alive(running), "and it was not touched");
+        process::stop(running).await;
+    }
+
+    fn spec() -> CreateFailover {
+        CreateFailover {
             kind: FailoverKind::Drill,
             point: Default::default(),
             serve_only: false,
@@ -147,7 +297,12 @@ mod tests {
             memory_mib: Some(512),
             cpus: None,
             firmware: None,
-        };
+        }
+    }
+
+    #[test]
+    fn commas_in_the_uri_stay_in_the_uri() {
+        let spec = spec();
         let files = Files::new(Path::new("/srv/a,b"), Uuid::from_u128(1));
         let uri = "nbd+unix:///?socket=/srv/a,b/nbd.sock";
         let firmware = Firmware::Combined("/fw".into());
@@ -158,6 +313,12 @@ mod tests {
                 .any(|pair| pair[0] == flag && pair[1].to_string_lossy().starts_with(value))
         };
         assert!(has("-drive", "file=nbd+unix:///?socket=/srv/a,,b/nbd.sock,"), "{arguments:?}");
+        assert!(has("-qmp", "unix:/srv/a,,b/"), "{arguments:?}");
+        let disk = arguments.iter().find(|value| value.to_string_lossy().starts_with("file=nbd"));
+        let disk = disk.unwrap().to_string_lossy();
+        assert!(disk.contains("werror=stop,rerror=stop") && disk.contains("reconnect-delay="));
+        assert!(arguments.contains(&"-no-shutdown".into()), "a shutdown is seen");
+        assert!(!arguments.contains(&"-no-reboot".into()), "a reboot is a reboot");
         assert!(has("-m", "512") && has("-machine", "q35,accel=tcg") && has("-bios", "/fw"));
     }
 }

@@ -4,10 +4,14 @@
 //! changes the failover's state. Stopping the control plane leaves the processes alone; the next
 //! start takes them up again.
 
+mod backoff;
+mod check;
+mod keep;
+
 use std::time::Duration;
 
-use farshore_api::failover::FailoverState;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -15,11 +19,11 @@ use crate::app::{App, Topic};
 use crate::db::{Actor, FailoverRow, Process, ProcessRole};
 use crate::domain::failover::{Command, Event};
 use crate::error::ControlError;
-use crate::providers::export::{self, Export, Files};
+use crate::providers::export::Files;
 use crate::providers::{ProviderError, process, qemu};
+use backoff::Backoff;
 
-/// How often the processes of a running failover are looked at.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+pub use check::check;
 
 /// Pause after the catalogue failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -34,8 +38,10 @@ const REPORT_LOOK_INTERVAL: Duration = Duration::from_millis(25);
 enum Outcome {
     /// This happened.
     Event(Event),
-    /// It cannot go on.
+    /// It does not come up.
     Broken(ProviderError),
+    /// It ran, and something of it is gone or stands still: why.
+    Lost(String),
     /// Somebody changed the state meanwhile: look again.
     Changed,
     /// Nothing is left to do.
@@ -44,8 +50,9 @@ enum Outcome {
 
 /// Drives the failover until nothing is left to do.
 pub async fn drive(app: &App, id: Uuid) {
+    let mut backoff = Backoff::default();
     loop {
-        match drive_once(app, id).await {
+        match drive_once(app, id, &mut backoff).await {
             Ok(true) => {}
             Ok(false) => return,
             Err(failure) => {
@@ -57,17 +64,26 @@ pub async fn drive(app: &App, id: Uuid) {
 }
 
 /// Carries out what the state asks for. Returns whether to go on.
-async fn drive_once(app: &App, id: Uuid) -> Result<bool, ControlError> {
+async fn drive_once(app: &App, id: Uuid, backoff: &mut Backoff) -> Result<bool, ControlError> {
     let changes = app.changes.listen(Topic::Failovers);
     let row = app.db.failover(id).await?;
     let Some(command) = row.command() else { return Ok(false) };
-    let outcome = perform(app, &row, command, changes).await?;
+    let outcome = perform(app, &row, command, changes, backoff).await?;
     let (event, reason) = match outcome {
         Outcome::Done => return Ok(false),
         Outcome::Changed => return Ok(true),
         Outcome::Event(event) => (event, None),
         Outcome::Broken(failure) => (Event::Broken, Some(failure.to_string())),
+        Outcome::Lost(reason) => {
+            backoff.lost(Instant::now());
+            app.db.set_failover_facts(id, None, None, Some(&reason)).await?;
+            warn!(failover = %id, reason, "failover is to be brought back");
+            (Event::Lost, None)
+        }
     };
+    if event == Event::Broken {
+        app.db.set_failover_facts(id, None, None, Some(what_to_do(&row))).await?;
+    }
     let state = app.db.failover_event(Actor::Control, id, event, reason.as_deref()).await?;
     match reason {
         Some(reason) => warn!(failover = %id, reason, "failover failed"),
@@ -80,19 +96,33 @@ async fn drive_once(app: &App, id: Uuid) -> Result<bool, ControlError> {
     Ok(true)
 }
 
+/// What an operator does about a failover that did not come up.
+fn what_to_do(row: &FailoverRow) -> &'static str {
+    if row.domain().resumes_replication() {
+        "retry tries again; cleanup rolls back: the machine then replicates again where it was"
+    } else {
+        "retry tries again; cleanup removes what is left of it"
+    }
+}
+
 async fn perform(
     app: &App,
     row: &FailoverRow,
     command: Command,
     changes: watch::Receiver<u64>,
+    backoff: &mut Backoff,
 ) -> Result<Outcome, ControlError> {
     let files = Files::new(&app.settings.failovers(), row.shown.id);
     match command {
         Command::Begin => Ok(Outcome::Event(Event::Begin)),
         Command::Fence => fence(app, row, changes).await,
-        Command::StartExport => start_export(app, row, &files, changes).await,
-        Command::StartMachine => start_machine(app, row, &files, changes).await,
-        Command::Watch => watch(app, row, &files, changes).await,
+        Command::StartExport => keep::start_export(app, row, &files, changes).await,
+        Command::StartMachine => keep::start_machine(app, row, &files, changes).await,
+        Command::Watch => {
+            backoff.up(Instant::now());
+            keep::watch(app, row, &files, changes).await
+        }
+        Command::Recover => keep::recover(app, row, &files, changes, backoff).await,
         Command::Stop => {
             if stop(app, row, &files).await? {
                 return Ok(Outcome::Done);
@@ -137,7 +167,7 @@ async fn fence(
             }
             Ok(Outcome::Event(Event::Fenced))
         }
-        () = state_changed(app, row.shown.id, row.shown.state, changes) => Ok(Outcome::Changed),
+        () = state_changed(app, row, changes) => Ok(Outcome::Changed),
     }
 }
 
@@ -151,120 +181,6 @@ async fn next_report(app: &App, volume: Uuid) -> Result<(), ControlError> {
         }
         tokio::time::sleep(REPORT_LOOK_INTERVAL).await;
     }
-}
-
-async fn start_export(
-    app: &App,
-    row: &FailoverRow,
-    files: &Files,
-    changes: watch::Receiver<u64>,
-) -> Result<Outcome, ControlError> {
-    let id = row.shown.id;
-    let running = row.export.filter(|export| process::is_alive(*export));
-    let export = match running {
-        Some(export) => export,
-        None => {
-            let Some(point) = row.shown.point else {
-                return Ok(Outcome::Broken(ProviderError::Incomplete { what: "recovery point" }));
-            };
-            let settings = &app.settings;
-            let export = Export {
-                program: &settings.node_program,
-                vault: &settings.vault,
-                key_file: &settings.key_file,
-                volume: row.shown.volume,
-                point,
-                listen: row.spec.listen,
-            };
-            match export.start(files).await {
-                Ok(export) => export,
-                Err(failure) => return Ok(Outcome::Broken(failure)),
-            }
-        }
-    };
-    app.db.set_failover_process(id, ProcessRole::Export, Some(export)).await?;
-    let ready = tokio::select! {
-        ready = export::ready(files, export) => ready,
-        () = state_changed(app, id, row.shown.state, changes) => return Ok(Outcome::Changed),
-    };
-    match ready {
-        Ok(nbd_uri) => {
-            app.db.set_failover_facts(id, Some(&nbd_uri), None, None).await?;
-            Ok(Outcome::Event(Event::Exported))
-        }
-        Err(failure) => Ok(Outcome::Broken(failure)),
-    }
-}
-
-async fn start_machine(
-    app: &App,
-    row: &FailoverRow,
-    files: &Files,
-    changes: watch::Receiver<u64>,
-) -> Result<Outcome, ControlError> {
-    let id = row.shown.id;
-    let running = row.guest.filter(|machine| process::is_alive(*machine));
-    let machine = match running {
-        Some(machine) => machine,
-        None => {
-            let Some(nbd_uri) = &row.shown.nbd_uri else {
-                return Ok(Outcome::Broken(ProviderError::Incomplete { what: "export" }));
-            };
-            let program = &app.settings.qemu_program;
-            let accelerator = app.accelerator().await;
-            match qemu::start(program, accelerator, files, nbd_uri, &row.spec).await {
-                Ok(machine) => machine,
-                Err(failure) => return Ok(Outcome::Broken(failure)),
-            }
-        }
-    };
-    app.db.set_failover_process(id, ProcessRole::Machine, Some(machine)).await?;
-    let console = files.console().to_string_lossy().into_owned();
-    app.db.set_failover_facts(id, None, Some(&console), None).await?;
-    tokio::select! {
-        settled = qemu::settled(files, machine) => Ok(match settled {
-            Ok(()) => Outcome::Event(Event::Booted),
-            Err(failure) => Outcome::Broken(failure),
-        }),
-        () = state_changed(app, id, row.shown.state, changes) => Ok(Outcome::Changed),
-    }
-}
-
-/// Looks after the processes. An export that ends is a failure: the disk is gone from under the
-/// machine. A machine that ends has shut down: its disk is still there to be read.
-async fn watch(
-    app: &App,
-    row: &FailoverRow,
-    files: &Files,
-    changes: watch::Receiver<u64>,
-) -> Result<Outcome, ControlError> {
-    let look = async {
-        loop {
-            let is_served = row.export.is_some_and(process::is_alive);
-            let has_shut_down = row.guest.is_some_and(|guest| !process::is_alive(guest));
-            if !is_served || has_shut_down {
-                return is_served;
-            }
-            tokio::time::sleep(WATCH_INTERVAL).await;
-        }
-    };
-    let is_served = tokio::select! {
-        is_served = look => is_served,
-        () = state_changed(app, row.shown.id, row.shown.state, changes) => {
-            return Ok(Outcome::Changed);
-        }
-    };
-    if !is_served {
-        let log = files.export_log();
-        let last_line = process::last_line(&log);
-        return Ok(Outcome::Broken(ProviderError::Ended { what: "the export", last_line, log }));
-    }
-    let detail = "the machine has shut down; its disk is still served";
-    // Said first: whoever sees that the process is gone is to see why.
-    app.db.set_failover_facts(row.shown.id, None, None, Some(detail)).await?;
-    app.db.set_failover_process(row.shown.id, ProcessRole::Machine, None).await?;
-    app.changes.wake(Topic::Failovers);
-    Ok(Outcome::Changed)
 }
 
 /// Ends all processes of the failover, the machine before its disk. Those that do not end stay noted
@@ -291,19 +207,14 @@ async fn stop_all(processes: Vec<Process>) -> bool {
     is_gone
 }
 
-/// Ends when the failover is in another state than `before`.
-async fn state_changed(
-    app: &App,
-    id: Uuid,
-    before: FailoverState,
-    mut changes: watch::Receiver<u64>,
-) {
+/// Ends when the failover is in another state than it was in `row`, or it was said to try again.
+async fn state_changed(app: &App, row: &FailoverRow, mut changes: watch::Receiver<u64>) {
     loop {
         if changes.changed().await.is_err() {
             return;
         }
-        match app.db.failover(id).await {
-            Ok(row) if row.shown.state == before => {}
+        match app.db.failover_state(row.shown.id).await {
+            Ok(now) if now == (row.shown.state, row.retries) => {}
             _ => return,
         }
     }

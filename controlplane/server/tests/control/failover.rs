@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::site::{DEADLINE, EXPORT, FAILING_EXPORT, SLOW_EXPORT, Site, point_report, script};
-use farshore_api::failover::{Failover, FailoverState};
+use farshore_api::failover::{Failover, FailoverCheck, FailoverState, Failovers};
 use farshore_api::machine::{Machine, MachineState};
 use farshore_api::{ErrorCode, paths};
 use reqwest::Method;
@@ -21,7 +21,7 @@ async fn settled(site: &Site, id: Uuid) -> Failover {
     failover
 }
 
-async fn until(site: &Site, id: Uuid, is: impl Fn(&Failover) -> bool) -> Failover {
+pub(crate) async fn until(site: &Site, id: Uuid, is: impl Fn(&Failover) -> bool) -> Failover {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let failover: Failover = site.get(&paths::failover(id)).await;
@@ -46,7 +46,7 @@ fn is_running(pid: Option<u32>) -> bool {
 }
 
 /// Kills a process and waits until it is gone.
-fn kill(pid: Option<u32>) {
+pub(crate) fn kill(pid: Option<u32>) {
     let raw = Pid::from_raw(i32::try_from(pid.unwrap()).unwrap()).unwrap();
     kill_process(raw, Signal::KILL).unwrap();
     let deadline = Instant::now() + DEADLINE;
@@ -82,7 +82,7 @@ async fn a_drill_serves_survives_a_restart_and_leaves_nothing() {
 
 #[tokio::test]
 async fn an_unplanned_failover_fences_boots_commits_and_notices_the_shutdown() {
-    let site = Site::start(EXPORT).await;
+    let mut site = Site::start(EXPORT).await;
     let point = site.protect().await;
     let firmware = site.dir.path().join("firmware");
     let body = json!({ "kind": "unplanned", "firmware": firmware, "memory_mib": 256 });
@@ -103,10 +103,21 @@ async fn an_unplanned_failover_fences_boots_commits_and_notices_the_shutdown() {
     let refused = site.refused(Method::POST, &cleanup, Some(json!({}))).await;
     assert_eq!(refused.error.code, ErrorCode::WrongState);
 
-    std::fs::write(site.dir.path().join("bin/halt"), "").unwrap();
-    let ended = until(&site, failover.id, |failover| failover.machine_pid.is_none()).await;
+    std::fs::write(site.dir.path().join("bin/status"), "shutdown").unwrap();
+    let ended = until(&site, failover.id, |failover| failover.machine_is_down).await;
     assert_eq!(ended.state, FailoverState::Committed);
-    assert!(ended.detail.contains("shut down"), "{}", ended.detail);
+    assert!(ended.detail.contains("shut itself down"), "{}", ended.detail);
+    until(&site, failover.id, |failover| failover.machine_pid.is_none()).await;
+    std::fs::remove_file(site.dir.path().join("bin/status")).unwrap();
+    site.restart().await;
+    let down = settled(&site, failover.id).await;
+    assert!(down.machine_is_down && down.machine_pid.is_none(), "it stays down: {down:?}");
+    let _: Failover = site.post(&paths::failover_retry(failover.id), json!({})).await;
+    let up = until(&site, failover.id, |failover| {
+        failover.state == FailoverState::Committed && failover.machine_pid.is_some()
+    })
+    .await;
+    assert!(is_running(up.machine_pid) && !up.machine_is_down, "{up:?}");
     let _: Failover = site.post(&cleanup, json!({ "force": true })).await;
     until(&site, failover.id, |failover| failover.state == FailoverState::CleanedUp).await;
     let machine: Machine = site.get(&paths::machine("web")).await;
@@ -158,22 +169,181 @@ async fn a_drill_can_be_repeated_also_beside_another() {
     }
 }
 
+fn overlay(site: &Site, id: Uuid) -> std::path::PathBuf {
+    site.data().join("failovers").join(id.to_string()).join("overlay")
+}
+
+/// Waits until all of it runs again, with another export than `before`.
+async fn is_back(site: &Site, id: Uuid, before: Option<u32>) -> Failover {
+    until(site, id, |now| {
+        let is_up = matches!(now.state, FailoverState::Running | FailoverState::Committed);
+        is_up && now.export_pid.is_some() && now.export_pid != before
+    })
+    .await
+}
+
 #[tokio::test]
-async fn a_machine_does_not_outlive_its_disk() {
+async fn an_export_that_dies_comes_back_on_its_overlay_under_its_machine() {
+    let site = Site::start(EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "unplanned", "firmware": site.dir.path().join("firmware") });
+    let first = settled(&site, start(&site, body).await.id).await;
+    assert!(is_running(first.machine_pid), "{first:?}");
+    let _: Failover = site.post(&paths::failover_commit(first.id), json!({})).await;
+    std::fs::write(overlay(&site, first.id), "written since").unwrap();
+    kill(first.export_pid);
+    let back = is_back(&site, first.id, first.export_pid).await;
+    assert_eq!(back.state, FailoverState::Committed);
+    assert_eq!((back.machine_pid, &back.nbd_uri), (first.machine_pid, &first.nbd_uri));
+    assert!(is_running(back.export_pid) && is_running(back.machine_pid));
+    let states: Vec<&str> = back.steps.iter().map(|step| step.state.as_str()).collect();
+    assert!(states.ends_with(&["committed", "recovering", "committed"]), "{states:?}");
+    assert_eq!(std::fs::read_to_string(overlay(&site, first.id)).unwrap(), "written since");
+    assert_eq!(back.overlay_bytes, Some(4096));
+}
+
+#[tokio::test]
+async fn everything_comes_back_after_a_reboot_of_the_host() {
+    let mut site = Site::start(EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "unplanned", "listen": "tcp",
+        "firmware": site.dir.path().join("firmware") });
+    let first = settled(&site, start(&site, body).await.id).await;
+    std::fs::write(overlay(&site, first.id), "written since").unwrap();
+    site.control.take().unwrap().stop().await;
+    kill(first.machine_pid);
+    kill(first.export_pid);
+    site.restart().await;
+    let back = is_back(&site, first.id, first.export_pid).await;
+    assert!(is_running(back.export_pid) && is_running(back.machine_pid), "{back:?}");
+    assert_ne!(back.machine_pid, first.machine_pid);
+    assert_eq!(std::fs::read_to_string(overlay(&site, first.id)).unwrap(), "written since");
+}
+
+#[tokio::test]
+async fn a_machine_whose_process_dies_is_booted_again() {
     let site = Site::start(EXPORT).await;
     site.protect().await;
     let body = json!({ "kind": "drill", "firmware": site.dir.path().join("firmware") });
     let drill = settled(&site, start(&site, body).await.id).await;
-    assert!(is_running(drill.machine_pid), "{drill:?}");
-    kill(drill.export_pid);
-    let failed = until(&site, drill.id, |failover| {
-        failover.state == FailoverState::Failed
-            && failover.machine_pid.is_none()
-            && failover.export_pid.is_none()
+    kill(drill.machine_pid);
+    let back = until(&site, drill.id, |now| {
+        now.state == FailoverState::Running
+            && now.machine_pid.is_some()
+            && now.machine_pid != drill.machine_pid
     })
     .await;
-    assert!(failed.error.is_some_and(|error| error.contains("the export ended")));
-    assert!(!is_running(drill.machine_pid));
+    assert_eq!(back.export_pid, drill.export_pid);
+    assert!(!back.machine_is_down, "a kill is no shutdown");
+}
+
+#[tokio::test]
+async fn a_machine_that_has_no_room_is_paused_and_goes_on_when_there_is_some() {
+    let site = Site::start(EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "drill", "firmware": site.dir.path().join("firmware") });
+    let drill = settled(&site, start(&site, body).await.id).await;
+    let bin = site.dir.path().join("bin");
+    std::fs::write(bin.join("full"), "").unwrap();
+    std::fs::write(bin.join("status"), "io-error").unwrap();
+    let paused = until(&site, drill.id, |now| {
+        now.state == FailoverState::Recovering && now.detail.contains("tried again every")
+    })
+    .await;
+    assert!(paused.detail.contains("no room") && paused.detail.contains("bytes are free"));
+    assert_eq!(paused.machine_pid, drill.machine_pid, "{paused:?}");
+    std::fs::remove_file(bin.join("full")).unwrap();
+    let on = until(&site, drill.id, |now| now.state == FailoverState::Running).await;
+    assert_eq!((on.machine_pid, on.detail.as_str()), (drill.machine_pid, ""));
+}
+
+#[tokio::test]
+async fn what_the_export_waits_for_is_shown_for_as_long_as_it_waits() {
+    let site = Site::start(EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "drill", "serve_only": true });
+    let drill = settled(&site, start(&site, body).await.id).await;
+    let status = overlay(&site, drill.id).with_file_name("status.json");
+    let says = |state: &str| {
+        let status = status.clone();
+        let text = json!({ "state": state, "reason": "503 from the store", "since_unix_ms": 1 });
+        std::fs::write(status, text.to_string()).unwrap();
+    };
+    says("waiting");
+    let waits = until(&site, drill.id, |now| now.detail.contains("503 from the store")).await;
+    assert_eq!(waits.state, FailoverState::Running, "{waits:?}");
+    says("serving");
+    until(&site, drill.id, |now| now.detail.is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_is_shown_and_the_overlay_is_never_made_anew() {
+    let site = Site::start(EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "unplanned", "serve_only": true });
+    let first = settled(&site, start(&site, body).await.id).await;
+    let program = site.dir.path().join("bin/farshore-node");
+    script(&program, FAILING_EXPORT);
+    kill(first.export_pid);
+    let shown = |what: &'static str| {
+        until(&site, first.id, move |now| {
+            now.state == FailoverState::Recovering && now.detail.contains(what)
+        })
+    };
+    shown("no such vault").await;
+    let away = overlay(&site, first.id).with_extension("away");
+    std::fs::rename(overlay(&site, first.id), &away).unwrap();
+    script(&program, EXPORT);
+    shown("overlay").await;
+    assert!(!overlay(&site, first.id).exists());
+    std::fs::rename(&away, overlay(&site, first.id)).unwrap();
+    let _: Failover = site.post(&paths::failover_retry(first.id), json!({})).await;
+    is_back(&site, first.id, first.export_pid).await;
+}
+
+#[tokio::test]
+async fn what_did_not_come_up_is_tried_again_or_rolled_back() {
+    let site = Site::start(FAILING_EXPORT).await;
+    site.protect().await;
+    let body = json!({ "kind": "unplanned", "serve_only": true });
+    let failed = settled(&site, start(&site, body.clone()).await.id).await;
+    assert_eq!(failed.state, FailoverState::Failed);
+    assert!(failed.detail.contains("retry") && failed.detail.contains("rolls back"), "{failed:?}");
+    script(&site.dir.path().join("bin/farshore-node"), EXPORT);
+    let _: Failover = site.post(&paths::failover_retry(failed.id), json!({})).await;
+    let running = settled(&site, failed.id).await;
+    assert_eq!((running.state, running.error), (FailoverState::Running, None));
+    let refused = site.refused(Method::POST, &paths::failover_retry(failed.id), None).await;
+    assert_eq!(refused.error.code, ErrorCode::WrongState);
+    clean_up(&site, failed.id).await;
+
+    script(&site.dir.path().join("bin/farshore-node"), FAILING_EXPORT);
+    let failed = settled(&site, start(&site, body).await.id).await;
+    assert_eq!(failed.state, FailoverState::Failed);
+    clean_up(&site, failed.id).await;
+    let machine: Machine = site.get(&paths::machine("web")).await;
+    assert_ne!(machine.state, MachineState::FailedOver, "it replicates again");
+}
+
+#[tokio::test]
+async fn a_check_looks_and_changes_nothing() {
+    let site = Site::start("#!/bin/sh\necho 'opens: 4096 bytes'\n").await;
+    let path = paths::machine_failovers_check("web");
+    let body = json!({ "kind": "unplanned", "firmware": site.dir.path().join("firmware") });
+    let refused = site.refused(Method::POST, &path, Some(body.clone())).await;
+    assert_eq!(refused.error.code, ErrorCode::NotFound);
+    let point = site.protect().await;
+    let found: FailoverCheck = site.post(&path, body.clone()).await;
+    assert_eq!(found.point, point);
+    assert!(found.checks.iter().all(|check| check.ok), "{found:?}");
+    assert!(found.checks[0].found.contains("opens: 4096 bytes"), "{found:?}");
+    script(&site.dir.path().join("bin/farshore-node"), FAILING_EXPORT);
+    std::fs::remove_file(site.dir.path().join("bin/qemu")).unwrap();
+    let found: FailoverCheck = site.post(&path, body).await;
+    let bad: Vec<_> = found.checks.iter().filter(|check| !check.ok).collect();
+    assert!(bad[0].found.contains("no such vault") && bad[1].what == "QEMU", "{found:?}");
+    let all: Failovers = site.get(paths::FAILOVERS).await;
+    assert!(all.failovers.is_empty());
 }
 
 #[tokio::test]
@@ -221,23 +391,6 @@ async fn a_failed_boot_leaves_no_process_behind() {
     assert!(failed.error.unwrap().contains("bad disk"));
     let failed = until(&site, failed.id, |failover| failover.export_pid.is_none()).await;
     assert_eq!(failed.state, FailoverState::Failed);
-}
-
-#[tokio::test]
-async fn a_lost_export_is_a_failure_even_while_the_control_plane_was_away() {
-    let mut site = Site::start(EXPORT).await;
-    site.protect().await;
-    let body = json!({ "kind": "drill", "serve_only": true });
-    let first = settled(&site, start(&site, body.clone()).await.id).await;
-    kill(first.export_pid);
-    let failed = until(&site, first.id, |failover| failover.state == FailoverState::Failed).await;
-    assert!(failed.error.unwrap().contains("the export ended"));
-
-    let second = settled(&site, start(&site, body).await.id).await;
-    site.control.take().unwrap().stop().await;
-    kill(second.export_pid);
-    site.restart().await;
-    until(&site, second.id, |failover| failover.state == FailoverState::Failed).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! A control plane on a temporary directory, with stand-ins for the programs that it starts.
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-echo data >"$overlay"
+[ -e "$overlay" ] || echo data >"$overlay"
 printf '{"nbd_uri":"nbd+%s"}' "$listen" >"$ready"
 while :; do sleep 0.05; done
 "#;
@@ -39,10 +41,12 @@ disk="$(dirname "$0")/disk.raw"
 while [ $# -gt 0 ]; do
     case "$1" in
         --ready-file) ready="$2"; shift ;;
+        --overlay) overlay="$2"; shift ;;
         --listen) socket="${2#unix:}"; shift ;;
     esac
     shift
 done
+: >>"$overlay"
 (
     while [ ! -S "$socket" ]; do sleep 0.05; done
     printf '{"nbd_uri":"nbd+unix:///?socket=%s"}' "$socket" >"$ready"
@@ -56,11 +60,73 @@ pub(crate) const FAILING_EXPORT: &str = "#!/bin/sh\necho 'no such vault' >&2\nex
 /// Stands for an export that never becomes ready.
 pub(crate) const SLOW_EXPORT: &str = "#!/bin/sh\nwhile :; do sleep 0.05; done\n";
 
-/// Stands for QEMU: a machine that runs until the file `DIR/halt` appears beside its program.
+/// Stands for QEMU: a machine that has said something, and runs until the file `DIR/halt` appears
+/// beside its program. Its control socket is served by [`serve_control_sockets`].
 pub(crate) const QEMU: &str = r#"#!/bin/sh
-echo "$@" >"$(dirname "$0")/qemu.arguments"
-while [ ! -e "$(dirname "$0")/halt" ]; do sleep 0.05; done
+dir="$(dirname "$0")"
+echo "$@" >"$dir/qemu.arguments"
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -serial) console="${2#file:}"; shift ;;
+        -qmp) control="${2#unix:}"; control="${control%%,server*}"; shift ;;
+    esac
+    shift
+done
+echo "hello" >"$console"
+echo "$control" >"$dir/control.$$.new"
+mv "$dir/control.$$.new" "$dir/control.$$"
+while [ ! -e "$dir/halt" ]; do sleep 0.05; done
 "#;
+
+/// Serves the control socket of every stand-in for QEMU whose program is in `bin`. A machine is in the
+/// state that the file `status` there says, `running` without it; told to go on, it runs, unless there
+/// is a file `full`.
+fn serve_control_sockets(bin: PathBuf) {
+    std::thread::spawn(move || {
+        let mut served = std::collections::HashSet::new();
+        while let Ok(entries) = std::fs::read_dir(&bin) {
+            for path in entries.flatten().map(|entry| entry.path()) {
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                let is_new = name.starts_with("control.") && !name.ends_with(".new");
+                if is_new && served.insert(name) {
+                    let socket = PathBuf::from(std::fs::read_to_string(&path).unwrap().trim());
+                    std::fs::remove_file(&socket).ok();
+                    let listener = UnixListener::bind(&socket).unwrap();
+                    let bin = bin.clone();
+                    std::thread::spawn(move || {
+                        for stream in listener.incoming().flatten() {
+                            serve_control(stream, &bin).ok();
+                        }
+                    });
+                }
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+}
+
+fn serve_control(mut stream: UnixStream, bin: &Path) -> std::io::Result<()> {
+    writeln!(stream, "{{\"QMP\": {{}}}}")?;
+    for line in BufReader::new(stream.try_clone()?).lines() {
+        let asked: Value = serde_json::from_str(&line?)?;
+        let status = std::fs::read_to_string(bin.join("status"));
+        let status = status.unwrap_or_else(|_| "running".into());
+        let answer = match asked["execute"].as_str().unwrap() {
+            "query-status" => json!({ "status": status }),
+            "query-block" => json!([{ "io-status": "nospace" }]),
+            "query-cpus-fast" => json!([]),
+            "cont" => {
+                if !bin.join("full").exists() {
+                    std::fs::remove_file(bin.join("status")).ok();
+                }
+                json!({})
+            }
+            _ => json!({}),
+        };
+        writeln!(stream, "{}", json!({ "return": answer }))?;
+    }
+    Ok(())
+}
 
 /// The machine `web` and those who protect it.
 pub(crate) struct Protected {
@@ -93,6 +159,7 @@ impl Site {
         std::fs::write(dir.path().join("firmware"), "f").unwrap();
         script(&dir.path().join("bin/farshore-node"), export);
         script(&dir.path().join("bin/qemu"), QEMU);
+        serve_control_sockets(dir.path().join("bin"));
         let control = Control::start(settings(dir.path())).await.unwrap();
         let client = trusting(dir.path()).build().unwrap();
         Self { dir, control: Some(control), client }
