@@ -13,6 +13,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// A file system. Every operation blocks.
 pub trait Files: Debug + Send + Sync {
@@ -114,6 +115,15 @@ pub trait FileIo: Debug + Send + Sync {
     /// What the system said; what was written before may be lost even if a later sync succeeds.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Gives it the present time as that of its last change, in memory only; what has no times does
+    /// nothing.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn touch(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// As [`FileIo::sync_data`], and everything else that is known of the file.
     ///
     /// # Errors
@@ -213,6 +223,10 @@ impl FileIo for File {
 
     fn sync_data(&self) -> io::Result<()> {
         File::sync_data(self)
+    }
+
+    fn touch(&self) -> io::Result<()> {
+        self.set_modified(SystemTime::now())
     }
 
     fn sync_all(&self) -> io::Result<()> {

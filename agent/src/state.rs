@@ -50,6 +50,9 @@ pub struct State {
     /// Whether somebody else was seen to write the disk, and it is not being read again yet.
     #[serde(default)]
     pub is_disturbed: bool,
+    /// The run of the server in which the disk was captured last; absent where that has no name.
+    #[serde(default)]
+    pub boot: Option<String>,
     /// The disk's change time at an orderly stop; absent while the agent runs.
     #[serde(default)]
     pub stopped_ns: Option<i64>,
@@ -201,6 +204,7 @@ mod tests {
             logged: 99,
             floor: Some(123),
             is_disturbed: true,
+            boot: Some("8379d2d5".to_owned()),
             stopped_ns: Some(1_767_225_600_000_000_123),
         };
         let good = encode(state.clone()).unwrap();

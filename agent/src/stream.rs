@@ -111,6 +111,8 @@ pub struct DiskFacts {
     pub identity: Identity,
     /// When it was changed last, in nanoseconds; 0 if it does not tell.
     pub changed_ns: i64,
+    /// When a run that was killed can have changed it at the latest; none if no run came before.
+    pub ran_until_ns: Option<i64>,
 }
 
 /// One volume's stream on this machine.
@@ -228,7 +230,11 @@ impl Stream {
         let likeness = |known: &Identity| known.likeness(&disk.identity);
         let is_other =
             state.identity.as_ref().is_some_and(|known| likeness(known) != Likeness::Same);
-        let is_changed = state.stopped_ns.is_some_and(|stopped| stopped != disk.changed_ns);
+        // After an orderly stop the time is known; after a kill a later one is somebody else's.
+        let is_changed = match state.stopped_ns {
+            Some(stopped) => stopped != disk.changed_ns,
+            None => disk.ran_until_ns.is_some_and(|end| disk.changed_ns > end),
+        };
         let has_begun = !is_new || state.size_bytes > 0;
         let is_disturbed = state.is_disturbed;
         if has_begun && (is_doubtful || is_other || is_changed || is_disturbed) {

@@ -72,7 +72,16 @@ impl Changes {
         for (offset, bytes) in &self.sectors {
             self.file.write_all_at(bytes, *offset)?;
         }
-        if durably { self.file.sync_data() } else { Ok(()) }
+        if !durably {
+            return Ok(());
+        }
+        self.file.sync_data()?;
+        // The write that waits for this comes now, and a sync may have taken long: the next start
+        // compares the disk's time with this one.
+        if let Err(error) = self.file.touch() {
+            tracing::debug!(%error, "the intents keep an older time: a start may read more again");
+        }
+        Ok(())
     }
 }
 

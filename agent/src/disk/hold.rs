@@ -163,12 +163,17 @@ fn share_lock(file: &File, at: i64) -> bool {
     fcntl(file, FcntlArg::F_OFD_SETLK(&byte(libc::F_RDLCK, at))).is_ok()
 }
 
+/// Whether another agent has marked the disk as captured.
+pub(super) fn is_captured(file: &File) -> bool {
+    is_locked(file, AGENTS)
+}
+
 /// Marks a disk as captured by an agent; false if another one has marked it.
 pub(super) fn mark_captured(file: &File) -> bool {
     // Locks that exclude each other need the right to write. As two may lock at the same moment, each
     // looks after it has locked; at worst both step back, and try again later.
     share_lock(file, AGENTS);
-    if !is_locked(file, AGENTS) {
+    if !is_captured(file) {
         return true;
     }
     let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&byte(libc::F_UNLCK, AGENTS)));
@@ -212,4 +217,39 @@ pub(super) fn writers(disk: &Metadata) -> Option<String> {
     let mut found: BTreeSet<Holder> = holders::of(disk, false);
     found.extend(holders::loops_over(disk));
     holders::sentence(&found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// D14: a lock belongs to an open file, so two of them stand for two agents.
+    #[test]
+    fn two_agents_do_not_capture_one_disk() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::open(file.path()).unwrap();
+        let (one, other) = (open(), open());
+        assert!(mark_captured(&one));
+        assert!(!mark_captured(&other));
+        drop(one);
+        assert!(mark_captured(&other));
+    }
+
+    /// D12: QEMU looks for these locks, and we for its.
+    #[test]
+    fn a_file_is_locked_for_one_writer() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::options().read(true).write(true).open(file.path()).unwrap();
+        let (one, other) = (open(), open());
+        lock_file(&one).unwrap();
+        assert!(lock_file(&other).unwrap_err().contains("flock"));
+        for what in [WRITES, RESIZES] {
+            assert!(is_locked(&other, DOES + what) && is_locked(&other, REFUSES + what));
+        }
+        assert!(!is_locked(&other, REFUSES + READS), "it may be read");
+        drop(one);
+        // As QEMU does for an image that it writes.
+        share_lock(&other, DOES + WRITES);
+        assert!(lock_file(&open()).unwrap_err().contains("QEMU"));
+    }
 }

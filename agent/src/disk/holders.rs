@@ -274,7 +274,7 @@ struct Open {
 
 /// The other processes with a descriptor or a shared writable mapping that `is_it`.
 fn processes(readers: bool, is_it: impl Fn(&Open) -> bool) -> BTreeSet<Holder> {
-    let mut found = BTreeSet::new();
+    let mut found: BTreeSet<Holder> = BTreeSet::new();
     let mut looked_at = 0;
     let own = std::process::id();
     for pid in pids() {
@@ -289,7 +289,14 @@ fn processes(readers: bool, is_it: impl Fn(&Open) -> bool) -> BTreeSet<Holder> {
             }
             let Some((open, may_write)) = opened(pid, &descriptor.path()) else { continue };
             if (may_write || readers) && is_it(&open) {
-                found.insert(Holder::Process { name: process_name(pid), may_write });
+                let name = process_name(pid);
+                let writing = Holder::Process { name: name.clone(), may_write: true };
+                if may_write {
+                    found.remove(&Holder::Process { name, may_write: false });
+                    found.insert(writing);
+                } else if !found.contains(&writing) {
+                    found.insert(Holder::Process { name, may_write });
+                }
             }
         }
         let is_mapped = mappings(pid).any(|open| is_it(&open));
@@ -374,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn names_a_process_that_has_a_file_open_and_one_that_has_mapped_it() {
+    fn names_a_process_that_has_a_file_open() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk image");
         std::fs::write(&path, [0; 4096]).unwrap();

@@ -244,6 +244,13 @@ impl Disk {
             path: path.to_owned(),
             by: format!("by this agent as {}", other.display()),
         })?;
+        let elsewhere = || {
+            let by = hold::who(&metadata, true, "another farshore-agent has it");
+            DiskError::Captured { path: path.to_owned(), by: format!("elsewhere: {by}") }
+        };
+        if hold::is_captured(&probe) {
+            return Err(elsewhere());
+        }
         let (file, watch, held) = match access {
             Access::Read => (probe, None, None),
             Access::Write => {
@@ -254,11 +261,7 @@ impl Disk {
             }
         };
         if !hold::mark_captured(held.as_ref().unwrap_or(&file)) {
-            let by = hold::who(&metadata, true, "another farshore-agent has it");
-            return Err(DiskError::Captured {
-                path: path.to_owned(),
-                by: format!("elsewhere: {by}"),
-            });
+            return Err(elsewhere());
         }
         Ok(Self {
             file,

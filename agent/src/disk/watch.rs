@@ -25,6 +25,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Most events taken in one look; the rest is for the next one.
 const EVENTS_MAX: usize = 4096;
+/// No flush yet.
+const NEVER: u64 = u64::MAX;
 /// Most writers that a sentence names.
 const WRITERS_MAX: usize = 3;
 
@@ -83,7 +85,8 @@ pub(super) struct Watch {
     has_steady_times: bool,
     begun: AtomicU64,
     ended: AtomicU64,
-    /// Changes of ours that had begun before the last flush that went well.
+    /// Changes of ours that had ended before the last flush that went well; before the first one it is
+    /// [`NEVER`]: what others wrote before us may still be on its way to the device.
     flushed: AtomicU64,
     inner: Mutex<Inner>,
 }
@@ -116,7 +119,7 @@ impl Watch {
             has_steady_times,
             begun: AtomicU64::new(0),
             ended: AtomicU64::new(0),
-            flushed: AtomicU64::new(0),
+            flushed: AtomicU64::new(NEVER),
             inner: Mutex::default(),
         };
         watch.look(&file);
@@ -139,7 +142,8 @@ impl Watch {
     pub(super) fn flush(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let ended = self.ended.load(Ordering::SeqCst);
         work()?;
-        self.flushed.fetch_max(ended, Ordering::SeqCst);
+        // An older one that ends later only delays the next look.
+        self.flushed.store(ended, Ordering::SeqCst);
         Ok(())
     }
 
@@ -401,5 +405,43 @@ mod tests {
             other.write_all_at(&[9], 5).unwrap();
         }
         assert!(watch.look(&file));
+    }
+
+    /// D13: a device tells of nothing; its count of writes does, once ours are on it.
+    #[test]
+    fn notices_another_writer_of_a_device_at_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let attached = Command::new("losetup").args(["--find", "--show"]).arg(&path).output();
+        let Some(device) = attached.ok().filter(|found| found.status.success()) else {
+            println!("no loop device can be had here (it takes root and /dev/loop-control)");
+            return;
+        };
+        let device = String::from_utf8(device.stdout).unwrap().trim().to_owned();
+        let file = File::options().read(true).write(true).open(&device).unwrap();
+        // What was written before, by whomever, may reach the device only now.
+        file.write_all_at(&[6; 4096], 4096).unwrap();
+        let (watch, file) = Watch::begin(file).unwrap();
+        watch.flush(|| file.sync_data()).unwrap();
+        assert!(!watch.look(&file), "what came before the watch");
+        watch.change(|| file.write_all_at(&[7; 4096], 0)).unwrap();
+        assert!(!watch.look(&file), "not flushed: nothing is known");
+        watch.flush(|| file.sync_data()).unwrap();
+        assert!(!watch.look(&file));
+        let mut wrote = Command::new("dd");
+        wrote.args(["if=/dev/zero", "bs=4096", "count=1", "seek=9", "conv=fsync,notrunc"]);
+        assert!(
+            wrote
+                .arg(format!("of={device}"))
+                .stderr(std::process::Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        );
+        let is_noticed = watch.look(&file);
+        drop(file);
+        Command::new("losetup").args(["--detach", &device]).status().unwrap();
+        assert!(is_noticed);
     }
 }

@@ -17,7 +17,12 @@ fn open(dir: &Path, files: &FaultyFiles) -> Result<(Stream, Found), StreamError>
 }
 
 fn disk() -> DiskFacts {
-    DiskFacts { size_bytes: SIZE, identity: Identity::file(1, 2), changed_ns: 0 }
+    DiskFacts {
+        size_bytes: SIZE,
+        identity: Identity::file(1, 2),
+        changed_ns: 0,
+        ran_until_ns: None,
+    }
 }
 
 /// Opens the stream and its intents, as the capture does.

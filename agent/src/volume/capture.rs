@@ -170,18 +170,31 @@ impl Running {
     }
 
     /// Flushes the disk, opens its intents and notes it.
-    async fn open_intents(&self, disk: &Arc<Disk>) -> Result<(IntentMap, Recovered), CaptureError> {
+    async fn open_intents(
+        &mut self,
+        disk: &Arc<Disk>,
+    ) -> Result<(IntentMap, Recovered), CaptureError> {
         let (dir, is_new) = (self.opening.dir.clone(), self.opening.is_new);
         let (stream, disk) = (Arc::clone(&self.opening.stream), Arc::clone(disk));
+        // Only the first capture of a run follows one that may have been killed. Power cuts leave times
+        // that fit nothing.
+        let ran_until_ns = self.opening.ran_until_ns.take();
+        let boot = boot();
+        let ran_until_ns =
+            ran_until_ns.filter(|_| boot.is_some() && stream.state.get().boot == boot);
         let opened = blocking(move || {
             let facts = DiskFacts {
                 size_bytes: disk.size_bytes(),
                 identity: disk.identity().clone(),
                 changed_ns: disk.changed_ns()?,
+                ran_until_ns,
             };
             let mut is_of_disk = false;
             let mut sync_disk = || disk.sync().inspect_err(|_| is_of_disk = true);
             let opened = stream.open_intents(&OsFiles, &dir, (facts, is_new), &mut sync_disk);
+            let opened = opened.and_then(|opened| {
+                stream.state.update(|state| state.boot.clone_from(&boot)).map(|()| opened)
+            });
             Ok(opened.map_err(|source| match is_of_disk {
                 true => CaptureError::Flush { path: disk.path().to_owned(), source },
                 false => CaptureError::Data { path: dir, source },
@@ -351,9 +364,15 @@ fn told_identity(identity: &Identity) -> DiskIdentity {
     if is_world_wide || key.is_empty() {
         return DiskIdentity { key, text };
     }
-    let run = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let key = if run.trim().is_empty() { String::new() } else { format!("{}/{key}", run.trim()) };
+    let key = boot().map(|boot| format!("{boot}/{key}")).unwrap_or_default();
     DiskIdentity { key, text }
+}
+
+/// Names this run of the server.
+fn boot() -> Option<String> {
+    let told = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let boot = told.trim().to_owned();
+    (!boot.is_empty()).then_some(boot)
 }
 
 /// The socket of a volume: in its directory, or, if that path is too long for one, in a directory

@@ -11,6 +11,7 @@ use farshore_engine::source::Opened;
 use farshore_proto::frame::Mark;
 use farshore_proto::{ErrorKind, Seq};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,10 @@ use std::sync::Arc;
 const ROOM_SHARE: (u64, u64) = (3, 4);
 /// The log's limit is never below this, however little room there is.
 const LOG_BYTES_MIN: u64 = 16 << 20;
+
+/// A write of ours may be on the disk and not in the log yet when the agent is killed: so much later than
+/// the last thing that we noted the disk may have been changed by us.
+const NOTED_LATE_NS: i64 = 50_000_000;
 
 /// Why a volume cannot begin. The text is for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +90,9 @@ pub struct Opening {
     pub nbd_port: Option<u16>,
     /// Whether nothing was there: a volume that the agent meets for the first time.
     pub is_new: bool,
+    /// When the run before, if it was not stopped in order, can have changed the disk at the latest, in
+    /// nanoseconds.
+    pub ran_until_ns: Option<i64>,
 }
 
 impl Opening {
@@ -99,6 +107,8 @@ impl Opening {
             move |source| OpenError::Io { action, path, source }
         };
         let log_dir = dir.join(LOG_DIR);
+        // Before anything of this run changes a file.
+        let ran_until_ns = noted_last_ns(&dir).map(|noted| noted.saturating_add(NOTED_LATE_NS));
         private_dir(&log_dir).map_err(failed("create", &log_dir))?;
         let limit = log_limit(&log_dir, env.log_bytes_max).map_err(failed("measure", &log_dir))?;
         let place = Place {
@@ -111,8 +121,22 @@ impl Opening {
         let (stream, found) = Stream::open(&place, volume.volume.into(), has_intents)?;
         let Found { opened, marks, is_new, .. } = found;
         let nbd_port = volume.nbd_port;
-        Ok(Self { dir, stream: Arc::new(stream), opened, marks, nbd_port, is_new })
+        let stream = Arc::new(stream);
+        Ok(Self { dir, stream, opened, marks, nbd_port, is_new, ran_until_ns })
     }
+}
+
+/// When a file of the volume was changed last; none if there are none. Every write to the disk is
+/// followed by one to the log, or was preceded by one to the intents.
+fn noted_last_ns(dir: &Path) -> Option<i64> {
+    let files = [dir.to_owned(), dir.join(LOG_DIR)].into_iter().filter_map(|dir| {
+        let times = std::fs::read_dir(dir).ok()?.flatten().filter_map(|entry| {
+            let found = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
+            Some(found.mtime().wrapping_mul(1_000_000_000).wrapping_add(found.mtime_nsec()))
+        });
+        times.max()
+    });
+    files.max()
 }
 
 /// The limit of a log: what was asked for, or most of the room there is.

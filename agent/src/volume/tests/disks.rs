@@ -258,6 +258,26 @@ async fn what_was_noticed_before_a_kill_is_read_again_after_it() {
     rig.stop().await;
 }
 
+/// D13: what somebody wrote while the agent was down after a kill is read after its start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_byte_written_while_the_agent_was_killed_is_read_again() {
+    let mut rig = Rig::new(4 * MIB, Capture::Nbd);
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    let served = rig.served().await;
+    served.write(0, Bytes::from(vec![7; 4096]), true).await.unwrap();
+    drop(served);
+    rig.kill().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let file = std::fs::OpenOptions::new().write(true).open(rig.disk()).unwrap();
+    file.write_all_at(&[0xee], 2 * MIB).unwrap();
+    drop(file);
+    rig.start(Steps::default());
+    rig.assert_point_is_disk().await;
+    rig.until_protected().await;
+    rig.stop().await;
+}
+
 /// D13: a loop device that is put over the file while it is served holds back points until it is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_loop_device_over_a_served_file_is_told_while_it_is_there() {

@@ -186,6 +186,7 @@ impl Volume {
             size_bytes: blocks * BLOCK_BYTES as u64,
             identity: Identity::file(1, 1),
             changed_ns: 0,
+            ran_until_ns: None,
         };
         let intents =
             self.stream.open_intents(files, Path::new(DIR), (disk, self.is_new), &mut || {
