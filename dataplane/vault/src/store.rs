@@ -19,7 +19,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::{
-    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    Attribute, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload,
 };
 use std::io;
 use std::ops::Range;
@@ -182,6 +183,7 @@ impl Store {
             Ok(result) => result,
             Err(error) => return Err(self.read_error(name, error).await),
         };
+        self.check_kind(name, &result)?;
         let bytes = result.meta.size;
         if bytes > max {
             let (url, object) = (self.url.to_string(), name.to_string());
@@ -203,6 +205,7 @@ impl Store {
             GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
         let error = match self.inner.get_opts(name.path(), asked).await {
             Ok(result) => {
+                self.check_kind(name, &result)?;
                 let object_bytes = result.meta.size;
                 let bytes =
                     result.bytes().await.map_err(|error| self.error(name, "read", error))?;
@@ -227,8 +230,12 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Unavailable`, `Invalid`.
     pub async fn size(&self, name: &ObjectName) -> Result<u64, StoreError> {
-        let error = match self.inner.head(name.path()).await {
-            Ok(meta) => return Ok(meta.size),
+        let asked = GetOptions { head: true, ..GetOptions::default() };
+        let error = match self.inner.get_opts(name.path(), asked).await {
+            Ok(result) => {
+                self.check_kind(name, &result)?;
+                return Ok(result.meta.size);
+            }
             Err(error) => error,
         };
         if self.service.tells_nothing_on_head() {
@@ -280,6 +287,16 @@ impl Store {
         Ok(names)
     }
 
+    /// Refuses what is no object of ours but the page of a proxy or of a login: it comes with good status.
+    fn check_kind(&self, name: &ObjectName, result: &GetResult) -> Result<(), StoreError> {
+        let kind = result.attributes.get(&Attribute::ContentType);
+        if kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html")) {
+            let (url, object) = (self.url.to_string(), name.to_string());
+            return Err(StoreError::WebPage { url, object });
+        }
+        Ok(())
+    }
+
     /// Refuses to go on when a local directory is not the one that was opened.
     async fn check_root(&self) -> Result<(), StoreError> {
         let Some(root) = self.local.clone() else { return Ok(()) };
@@ -320,7 +337,14 @@ impl Store {
             Verdict::NoCredential => StoreError::NoCredential { url, service },
             Verdict::Credential => StoreError::Credential { url, service, source },
             Verdict::Clock => StoreError::Clock { url, source },
-            Verdict::Denied => StoreError::Denied { url, object, source },
+            Verdict::Denied if service == Service::S3 && verb == "read" => {
+                StoreError::Hidden { url, object, source }
+            }
+            Verdict::Denied => StoreError::Denied { url, service, verb, object, source },
+            Verdict::WebPage => StoreError::WebPage { url, object },
+            Verdict::Elsewhere => StoreError::Elsewhere { url, service, source },
+            Verdict::Archived => StoreError::Archived { url, object, source },
+            Verdict::Unreachable(why) => StoreError::Unreachable { url, why, source },
             Verdict::Full => StoreError::NoSpace { url, object, source },
             Verdict::Other => StoreError::Request { url, object, verb, source },
         }

@@ -156,6 +156,7 @@ pub(crate) fn store_failure(error: &StoreError) -> Failure {
         StoreError::DirectoryMissing { .. } | StoreError::BucketMissing { .. } => Exit::NotFound,
         StoreError::NotWritable { .. }
         | StoreError::Denied { .. }
+        | StoreError::Hidden { .. }
         | StoreError::Credential { .. }
         | StoreError::NoCredential { .. } => Exit::Denied,
         StoreError::NotDirectory { .. } => Exit::DataInvalid,

@@ -2,6 +2,8 @@
 //! against a bare vault, as a supervisor of scripts, and with input that cannot work.
 
 #[cfg(test)]
+mod answers;
+#[cfg(test)]
 mod bad_input;
 #[cfg(test)]
 mod fake;

@@ -16,6 +16,14 @@ pub(super) enum Verdict {
     Credential,
     Clock,
     Denied,
+    /// Somebody else answered in place of the store.
+    WebPage,
+    /// The bucket is somewhere else.
+    Elsewhere,
+    /// The object is kept where it cannot be read at once.
+    Archived,
+    /// There was no way to the store.
+    Unreachable(&'static str),
     Full,
     Other,
 }
@@ -44,6 +52,9 @@ pub enum Reason {
     /// The store answered with a code.
     #[error("{0}")]
     Answer(Answer),
+    /// A web page came in place of an answer.
+    #[error("a web page came in place of the store's answer")]
+    Page,
     /// There was no such answer.
     #[error(transparent)]
     Backend(Box<object_store::Error>),
@@ -59,6 +70,8 @@ impl Reason {
         let answer = Answer::find(&text);
         let verdict = match &answer {
             Some(answer) => of_code(&answer.code, &text).unwrap_or_else(|| of_kind(&error, &text)),
+            // Before the status: the page of a proxy that says 404 says nothing about an object.
+            None if is_web_page(&text) => return (Verdict::WebPage, Self::Page),
             None => of_kind(&error, &text),
         };
         let reason = match answer {
@@ -118,6 +131,12 @@ fn of_code(code: &str, text: &str) -> Option<Verdict> {
         }
         "RequestTimeTooSkewed" | "RequestExpired" => Verdict::Clock,
         "AuthenticationFailed" if text.contains("date header too old") => Verdict::Clock,
+        "PermanentRedirect"
+        | "TemporaryRedirect"
+        | "Redirect"
+        | "IllegalLocationConstraintException" => Verdict::Elsewhere,
+        "AuthorizationHeaderMalformed" if text.contains("region") => Verdict::Elsewhere,
+        "InvalidObjectState" | "BlobArchived" | "BlobBeingRehydrated" => Verdict::Archived,
         "InvalidAccessKeyId"
         | "SignatureDoesNotMatch"
         | "InvalidToken"
@@ -161,7 +180,50 @@ fn of_kind(error: &object_store::Error, text: &str) -> Verdict {
         _ if text.contains("507 Insufficient Storage") => Verdict::Full,
         // Nothing named a credential, and this machine is no virtual machine that has one.
         _ if text.contains("169.254.169.254") => Verdict::NoCredential,
-        _ => Verdict::Other,
+        _ if text.contains("Received redirect without LOCATION") => Verdict::Elsewhere,
+        _ => unreachable_because(error, text).map_or(Verdict::Other, Verdict::Unreachable),
+    }
+}
+
+/// Whether a text holds a web page: no store answers with one.
+fn is_web_page(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    ["<html", "<!doctype html"].iter().any(|mark| text.contains(mark))
+}
+
+/// What stands in the way to the store, in words that say what to do. The libraries below tell these apart in
+/// words only, but for the system's own kinds.
+fn unreachable_because(error: &object_store::Error, text: &str) -> Option<&'static str> {
+    use io::ErrorKind as Io;
+    let text = text.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|words| text.contains(words));
+    if has(&["dns error", "failed to lookup address"]) {
+        return Some(
+            "its name cannot be resolved: check the endpoint, and the DNS of this machine",
+        );
+    }
+    if has(&["invalid peer certificate", "certificate"]) {
+        return Some(
+            "its certificate is not trusted: check the endpoint and the clock; a private authority goes into \
+             SSL_CERT_FILE",
+        );
+    }
+    if has(&["corrupt message", "invalid message", "handshake eof"]) {
+        return Some(
+            "it does not speak TLS: check https:// or http:// and the port of the endpoint",
+        );
+    }
+    match io_kind_of(error) {
+        Some(Io::ConnectionRefused) => {
+            Some("nothing listens there: check address and port of the endpoint, and that it runs")
+        }
+        Some(Io::HostUnreachable | Io::NetworkUnreachable) => {
+            Some("there is no way to it: check the network and the endpoint")
+        }
+        _ if has(&["operation timed out", "deadline has elapsed"]) => Some(
+            "it does not answer in time: check the network; FARSHORE_STORE_TIMEOUT gives a slow store more time",
+        ),
+        _ => None,
     }
 }
 
@@ -203,6 +265,9 @@ mod tests {
             ("AccessDenied", Verdict::Denied),
             ("QuotaExceeded", Verdict::Full),
             ("SlowDown", Verdict::Other),
+            ("PermanentRedirect", Verdict::Elsewhere),
+            ("InvalidObjectState", Verdict::Archived),
+            ("BlobArchived", Verdict::Archived),
         ] {
             assert_eq!(answered(&format!("<Error><Code>{code}</Code></Error>")).0, expected);
         }
@@ -217,6 +282,8 @@ mod tests {
         assert_eq!(missing(""), Verdict::NotFound);
         assert_eq!(missing("<Error><Code>NoSuchKey</Code></Error>"), Verdict::NotFound);
         assert_eq!(missing("<Error><Code>NoSuchBucket</Code></Error>"), Verdict::BucketMissing);
+        // The page of a proxy says nothing about an object.
+        assert_eq!(missing("404 Not Found: <!DOCTYPE html><html>no"), Verdict::WebPage);
     }
 
     #[test]

@@ -204,13 +204,75 @@ pub enum StoreError {
         source: Reason,
     },
     /// The store does not let us.
-    #[error("{url}: access to object {object} is denied: check owner, mode or credential")]
+    #[error("{url}: access to object {object} is denied: {}", service.permission(verb))]
     Denied {
+        /// The store.
+        url: String,
+        /// Its kind.
+        service: Service,
+        /// What was asked.
+        verb: &'static str,
+        /// The object.
+        object: String,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// The store does not let us read it, or it is not there: it does not say which.
+    #[error(
+        "{url}: the store does not let this credential read object {object}, or there is no such object: without s3:ListBucket it does not say which: allow s3:GetObject and s3:ListBucket"
+    )]
+    Hidden {
         /// The store.
         url: String,
         /// The object.
         object: String,
         /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// Something that is not the store answered.
+    #[error(
+        "{url}: a web page came in place of object {object}: something else than the store answers, such as a proxy or a login page: check the endpoint and the way to it"
+    )]
+    WebPage {
+        /// The store.
+        url: String,
+        /// The object.
+        object: String,
+    },
+    /// The bucket is somewhere else.
+    #[error("{url}: the {} is in another region, or the endpoint is not the one for it: set AWS_REGION or AWS_ENDPOINT_URL", service.bucket())]
+    Elsewhere {
+        /// The store.
+        url: String,
+        /// Its kind.
+        service: Service,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// An object was moved to an archive class.
+    #[error(
+        "{url}: object {object} is in an archive class and cannot be read at once: bring it back to a class that can be read, and keep rules that archive off this vault"
+    )]
+    Archived {
+        /// The store.
+        url: String,
+        /// The object.
+        object: String,
+        /// What the store says.
+        #[source]
+        source: Reason,
+    },
+    /// There is no way to the store.
+    #[error("{url}: the store cannot be reached: {why}")]
+    Unreachable {
+        /// The store.
+        url: String,
+        /// What stands in the way, and what to do.
+        why: &'static str,
+        /// What was seen.
         #[source]
         source: Reason,
     },
@@ -258,6 +320,8 @@ impl StoreError {
             | Self::DirectoryMissing { .. }
             | Self::NotDirectory { .. }
             | Self::NotWritable { .. }
+            | Self::Hidden { .. }
+            | Self::Elsewhere { .. }
             | Self::Denied { .. } => ErrorKind::Invalid,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::TooLarge { .. } => ErrorKind::Corrupt,
@@ -265,6 +329,9 @@ impl StoreError {
             // Never "not found": that would say that an object is not there.
             Self::BucketMissing { .. }
             | Self::Clock { .. }
+            | Self::WebPage { .. }
+            | Self::Archived { .. }
+            | Self::Unreachable { .. }
             | Self::DirectoryGone { .. }
             | Self::Directory { .. }
             | Self::NoSpace { .. }

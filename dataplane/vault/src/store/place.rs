@@ -53,6 +53,21 @@ impl Service {
         }
     }
 
+    /// What is missing to whoever is denied a request, and must be allowed.
+    pub(super) fn permission(self, verb: &str) -> &'static str {
+        match (self, verb) {
+            (Self::Directory | Self::Other, _) => "check owner, mode or credential",
+            (Self::S3, "create") => "allow s3:PutObject, or see whether the bucket is read-only",
+            (Self::S3, "delete") => "allow s3:DeleteObject",
+            (Self::S3, "list") => "allow s3:ListBucket",
+            (Self::S3, _) => "allow s3:GetObject and s3:ListBucket",
+            (Self::Azure, "create") => "allow to create blobs (SAS: c, w)",
+            (Self::Azure, "delete") => "allow to delete blobs (SAS: d)",
+            (Self::Azure, "list") => "allow to list blobs (SAS: l)",
+            (Self::Azure, _) => "allow to read blobs (SAS: r)",
+        }
+    }
+
     /// Whether an answer to HEAD, which has no body, leaves open what is missing.
     pub(super) fn tells_nothing_on_head(self) -> bool {
         matches!(self, Self::S3 | Self::Azure)
