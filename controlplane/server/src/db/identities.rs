@@ -92,7 +92,8 @@ impl Db {
     ///
     /// The hash is of a 256-bit random secret, so looking it up tells a guesser nothing by its
     /// timing. Of two callers with one token exactly one succeeds: the row changes from unused to
-    /// used once. All certificates that the identity had before are over.
+    /// used once. All certificates that the identity had before are over. Returns whether there was
+    /// such an identity: then others must hear of it.
     ///
     /// # Errors
     /// `TokenRefused` if the token is unknown, used, expired or for another role.
@@ -102,7 +103,7 @@ impl Db {
         hash: &blake3::Hash,
         id: Uuid,
         issued: &Issued,
-    ) -> Result<(), ControlError> {
+    ) -> Result<bool, ControlError> {
         let now_ms = clock::now_ms();
         let mut tx = self.begin().await?;
         let used = sqlx::query(
@@ -121,6 +122,11 @@ impl Db {
             return Err(ControlError::TokenRefused);
         }
         // Only a token for this very identity comes here with an id that is taken.
+        let is_again = sqlx::query("SELECT 1 FROM identities WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&mut *tx)
+            .await?
+            .is_some();
         let generation = own(issued.serial.generation());
         let enrolled = sqlx::query(
             "INSERT INTO identities (id, role, enrolled_at_ms, expires_at_s, generation,
@@ -143,13 +149,16 @@ impl Db {
             return Err(ControlError::TokenRefused);
         }
         certificates::enrolled(&mut tx, id, issued).await?;
-        // Nodes and agents are told at once which certificates are over.
-        raise_version(&mut tx).await?;
+        // Nodes and agents are told at once which certificates are over. Of somebody new they know
+        // nothing yet, and a thousand who enrol must not wake everybody a thousand times.
+        if is_again {
+            raise_version(&mut tx).await?;
+        }
         let detail = format!("generation {}", issued.serial.generation());
         let peer = Actor::Peer(role, id);
         events::append(&mut tx, Actor::Enrolment, "identity.enrol", peer, &detail).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(is_again)
     }
 
     /// Whether an identity is (still) one of ours.

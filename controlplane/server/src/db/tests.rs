@@ -160,9 +160,11 @@ async fn a_token_enrols_exactly_one_of_many() {
             async move { db.enrol(Role::Agent, &hash, Uuid::new_v4(), &issued(1, 1)).await },
         );
     }
+    let before = db.assignments_version().await.unwrap();
     let results = tries.join_all().await;
+    assert_eq!(db.assignments_version().await.unwrap(), before, "nobody else is woken");
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
-    assert!(results.iter().all(|r| matches!(r, Ok(()) | Err(ControlError::TokenRefused))));
+    assert!(results.iter().all(|r| matches!(r, Ok(false) | Err(ControlError::TokenRefused))));
 }
 
 #[tokio::test]

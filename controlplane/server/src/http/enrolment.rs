@@ -112,9 +112,11 @@ async fn try_enrol(app: &App, body: &Body) -> Result<Certificate, ControlError> 
     let id = app.db.token_identity(&hash).await?.unwrap_or_else(Uuid::new_v4);
     let generation = app.db.next_generation(id).await?;
     let (certificate, issued) = app.ca.issue(token.role, id, generation, &request.csr_pem)?;
-    app.db.enrol(token.role, &hash, id, &issued).await?;
+    let is_again = app.db.enrol(token.role, &hash, id, &issued).await?;
     app.holders.issued(id, generation);
-    app.changes.wake(Topic::Assignments);
+    if is_again {
+        app.changes.wake(Topic::Assignments);
+    }
     Ok(certificate)
 }
 
