@@ -53,7 +53,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &["farshore-proto", "farshore-api", "farshore-client", "farshore-program"],
     ),
     ("farshore-e2e", &[]),
-    ("farshore-conformance", &["farshore-e2e", "farshore-api", "farshore-client"]),
+    (
+        "farshore-conformance",
+        &["farshore-e2e", "farshore-api", "farshore-client", "farshore-proto", "farshore-vault"],
+    ),
     (
         "farshore-fuzz",
         &[

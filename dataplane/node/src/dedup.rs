@@ -61,6 +61,11 @@ impl Dedup {
         self.known().built(log, slot, table);
     }
 
+    /// A log was sealed: what of it was not committed is nowhere.
+    pub(crate) fn forget(&self, log: LogId) {
+        self.known().forget(log);
+    }
+
     /// A segment is committed; everybody may refer to its chunks.
     pub(crate) fn committed(&self, log: LogId, slot: Slot) {
         self.known().committed(log, slot);

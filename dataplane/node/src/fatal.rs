@@ -17,9 +17,9 @@ pub(crate) enum Cause {
         #[source]
         error: io::Error,
     },
-    /// Somebody sealed a log of this node: its volumes belong to a newer epoch.
-    #[error("log {log} was sealed: another node has taken its volumes over")]
-    Sealed { log: farshore_proto::LogId },
+    /// A log of this node was sealed, and no other can be begun in its place.
+    #[error("log {log} was sealed, and no new one can be begun: {error}")]
+    Sealed { log: farshore_proto::LogId, error: String },
     /// A slot holds something that this run did not put there.
     #[error("slot {slot} of log {log} is taken; the node starts over to find out by what")]
     Foreign { log: farshore_proto::LogId, slot: farshore_proto::Slot },

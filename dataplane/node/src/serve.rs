@@ -13,7 +13,7 @@ use crate::recover::{learn_runs, recover};
 use crate::rt::{Mailbox, Post, Prepared, Ring, RtKind, Threads, mailbox, prepare};
 use crate::services::{self, Services};
 use crate::shard::{self, JournalDir, Message, Recovery, ShardParts};
-use crate::state::State;
+use crate::state::{Logs, State};
 use anyhow::Context;
 use farshore_api::exit::Exit;
 use farshore_api::identity::Role;
@@ -190,14 +190,16 @@ impl Node {
 
         tokio::spawn(derived::write_runs(vault.clone(), dedup.clone()));
 
-        let logs = state.logs();
+        let (logs, incarnation) = (state.logs(), state.incarnation);
+        let renewed = Logs::new(state, &args.data);
         let mut threads = Vec::new();
         let shards = recoveries.into_iter().zip(boxes).zip(executors);
         for (id, ((recovery, (_, inbox)), executor)) in shards.enumerate() {
             let parts = ShardParts {
                 id,
+                logs: renewed.clone(),
                 log: logs[id],
-                incarnation: recovery.log.incarnation.max(state.incarnation),
+                incarnation: recovery.log.incarnation.max(incarnation),
                 settings: Settings {
                     cache_bytes: usize::try_from(args.cache_mib << 20)?,
                     ..Settings::default()
@@ -217,7 +219,6 @@ impl Node {
             threads.push(start_shard(runtime, executor, parts, recovery, inbox)?);
         }
         tracing::info!(?runtime, shards = threads.len(), "started");
-        let incarnation = state.incarnation;
         Ok(Self {
             incarnation,
             assignments,

@@ -83,10 +83,11 @@ pub(crate) async fn run(
                 tokio::spawn(async move {
                     match put(&vault, &metrics, log, slot, object).await {
                         Ok(()) => {
-                            deliver(&post, Message::PutDone { slot }).await;
+                            deliver(&post, Message::PutDone { log, slot }).await;
                             maps.committed(&spans);
                         }
-                        Err(cause) => fatal.raise(cause),
+                        Err(Foreign::Sealed) => deliver(&post, Message::Sealed { log }).await,
+                        Err(Foreign::Segment) => fatal.raise(Cause::Foreign { log, slot }),
                     }
                 });
             }
@@ -95,7 +96,8 @@ pub(crate) async fn run(
                 let claims = Arc::clone(&claims);
                 tokio::spawn(async move {
                     let outcome = claims.claim(&vault, &metrics, &wanted).await;
-                    deliver(&post, Message::Claimed { volume: wanted.volume, outcome }).await;
+                    let Wanted { log, volume, .. } = wanted;
+                    deliver(&post, Message::Claimed { log, volume, outcome }).await;
                 });
             }
         }
@@ -111,14 +113,14 @@ pub(crate) async fn deliver(post: &Post<Message>, message: Message) {
     }
 }
 
-/// Puts one segment, however long the store is away.
+/// Puts one segment, however long the store is away; or what the slot holds instead.
 async fn put(
     vault: &Vault,
     metrics: &Metrics,
     log: LogId,
     slot: Slot,
     object: Object,
-) -> Result<(), Cause> {
+) -> Result<(), Foreign> {
     let work = Work::Put(log, slot);
     let pause = |error: VaultError, backoff: Duration| {
         if backoff == PUT_BACKOFF_MIN || backoff == PUT_BACKOFF_MAX {
@@ -129,11 +131,7 @@ async fn put(
     };
     let put = put_until_there(vault, log, slot, object, pause).await;
     metrics.troubles().clear(work);
-    match put {
-        Ok(()) => Ok(()),
-        Err(Foreign::Sealed) => Err(Cause::Sealed { log }),
-        Err(Foreign::Segment) => Err(Cause::Foreign { log, slot }),
-    }
+    put
 }
 
 /// Claims of all shards: a few at a time, or those of a node that is gone would leave nothing of the store

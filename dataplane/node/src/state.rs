@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 /// The file `state.json`.
@@ -45,7 +46,10 @@ impl State {
                 state.vault
             );
         }
-        state.incarnation += 1;
+        state.incarnation =
+            state.incarnation.checked_add(1).filter(|next| *next < u64::MAX).with_context(
+                || format!("{} is damaged: no node started so often", path.display()),
+            )?;
         state.store(dir)?;
         Ok(state)
     }
@@ -63,6 +67,32 @@ impl State {
     /// The logs by their type.
     pub(crate) fn logs(&self) -> Vec<LogId> {
         self.logs.iter().copied().map(LogId::from).collect()
+    }
+}
+
+/// The logs of a running node.
+#[derive(Debug, Clone)]
+pub(crate) struct Logs(Arc<Mutex<(State, PathBuf)>>);
+
+impl Logs {
+    /// Of a state that is stored in `dir`.
+    pub(crate) fn new(state: State, dir: &Path) -> Self {
+        Self(Arc::new(Mutex::new((state, dir.to_owned()))))
+    }
+
+    /// Gives a shard a new log, which is durable when this returns.
+    ///
+    /// # Errors
+    /// What the file system says; the shard has its old log then.
+    pub(crate) fn renew(&self, shard: usize) -> anyhow::Result<LogId> {
+        // Whatever panicked, the state is one that was or is to be stored.
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (state, dir) = &mut *guard;
+        let mut next = state.clone();
+        next.logs[shard] = Uuid::new_v4();
+        next.store(dir)?;
+        *state = next;
+        Ok(state.logs[shard].into())
     }
 }
 
@@ -94,5 +124,19 @@ mod tests {
         assert_eq!((first.incarnation, second.incarnation), (1, 2));
         assert_eq!(first.logs, second.logs, "the number of shards stays");
         assert!(State::open(dir.path(), Uuid::from_u128(2), 2).is_err(), "another vault");
+    }
+
+    #[test]
+    fn a_new_log_of_a_shard_is_there_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = State::open(dir.path(), Uuid::from_u128(1), 3).unwrap();
+        let logs = Logs::new(first.clone(), dir.path());
+        let log = logs.renew(1).unwrap();
+        let next = State::open(dir.path(), Uuid::from_u128(1), 3).unwrap();
+        assert_eq!(next.logs(), [first.logs()[0], log, first.logs()[2]]);
+        assert_ne!(log, first.logs()[1]);
+        // A log that is not durable is none.
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        assert!(logs.renew(1).is_err());
     }
 }

@@ -111,6 +111,11 @@ impl<I: ChunkIndex> Known<I> {
         pending.by_slot.insert(slot, chunks);
     }
 
+    /// A log was sealed: its segments that are not committed are nowhere.
+    pub fn forget(&mut self, log: LogId) {
+        self.pending.remove(&log);
+    }
+
     /// A segment is committed; everybody may refer to its chunks.
     pub fn committed(&mut self, log: LogId, slot: Slot) {
         let Some(Pending { by_slot, by_id }) = self.pending.get_mut(&log) else { return };

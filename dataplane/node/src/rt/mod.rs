@@ -71,6 +71,22 @@ pub(crate) enum RtKind {
     Threads,
 }
 
+/// What came of setting space aside: that there is none is all that counts. Whatever else keeps a file system
+/// from it, the write will show whether it is an error.
+fn only_no_space(reserved: io::Result<()>) -> io::Result<()> {
+    match reserved {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Runs `future`, but no longer than `limit`.
 pub(crate) async fn within<R: Rt, T>(
     limit: Duration,

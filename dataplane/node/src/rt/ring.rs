@@ -1,7 +1,7 @@
 //! The io_uring backend: glommio, one executor per core.
 
 use super::prepared::{Main, Prepared};
-use super::{Rt, Socket};
+use super::{Rt, Socket, only_no_space};
 use farshore_vault::journal::JournalFile;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
@@ -142,10 +142,7 @@ impl JournalFile for RingFile {
     }
 
     async fn reserve(&self, bytes: u64) -> io::Result<()> {
-        match self.0.pre_allocate(bytes, true).await.map_err(io::Error::from) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-            reserved => reserved,
-        }
+        only_no_space(self.0.pre_allocate(bytes, true).await.map_err(io::Error::from))
     }
 }
 

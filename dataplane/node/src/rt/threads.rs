@@ -1,7 +1,7 @@
 //! The portable backend: a plain thread per shard, positioned writes on helper threads.
 
 use super::prepared::{Main, Prepared};
-use super::{Rt, Socket};
+use super::{Rt, Socket, only_no_space};
 use farshore_vault::journal::JournalFile;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
@@ -113,10 +113,8 @@ impl JournalFile for ThreadFile {
         let file = Arc::clone(&self.0);
         let reserve = move || {
             let keep = FallocateFlags::KEEP_SIZE;
-            match rustix::io::retry_on_intr(|| fallocate(&file, keep, 0, bytes)) {
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
-                reserved => Ok(reserved?),
-            }
+            let reserved = rustix::io::retry_on_intr(|| fallocate(&file, keep, 0, bytes));
+            only_no_space(reserved.map_err(io::Error::from))
         };
         blocking(reserve).await
     }

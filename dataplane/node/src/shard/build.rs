@@ -10,12 +10,12 @@ use farshore_codec::{CodecError, SegmentBuilder};
 use farshore_vault::build::{Build, SpanStats};
 use std::rc::Rc;
 
-/// Builds segments as the engine asks, for as long as the shard lives.
+/// Builds segments as the engine asks, for as long as the shard has its log.
 pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>) {
-    loop {
-        let plan = core.next_plan().await;
+    while let Some(plan) = core.next_plan().await {
         match build(&core, plan).await {
-            Ok(request) => {
+            Ok(None) => return,
+            Ok(Some(request)) => {
                 if !core.parts.services.put(request).await {
                     return core.parts.fatal.raise(Cause::ShardGone(core.id()));
                 }
@@ -25,7 +25,8 @@ pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>) {
     }
 }
 
-async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Request, CodecError> {
+/// Builds one segment; none if the log was sealed meanwhile.
+async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Option<Request>, CodecError> {
     let (dedup, log) = (&core.parts.dedup, core.parts.log);
     let owner = &core.parts.journal.owner;
     let builder = SegmentBuilder::new(
@@ -40,6 +41,9 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Request, CodecError>
     let mut build = Build::new(dedup.chunker(), dedup.hasher(), builder, plan.spans);
     while build.step(|handle| core.frame(handle), |ids| dedup.lookup(log, ids)) {
         R::yield_now().await;
+        if core.is_retired() {
+            return Ok(None);
+        }
     }
     let (built, stats) = build.finish()?;
     for (volume, epoch, stats) in stats {
@@ -51,5 +55,6 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Request, CodecError>
     dedup.built(log, plan.slot, &built.table);
     core.parts.metrics.put(built.object_bytes());
     let spans = built.table.spans.iter().map(|span| (span.volume, span.extents.len())).collect();
-    Ok(Request::Put { shard: core.id(), log, slot: plan.slot, object: built.pieces.into(), spans })
+    let (shard, slot, object) = (core.id(), plan.slot, built.pieces.into());
+    Ok(Some(Request::Put { shard, log, slot, object, spans }))
 }

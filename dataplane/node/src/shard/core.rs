@@ -3,7 +3,7 @@
 use super::outbox::Outbox;
 use super::refusals::Refusals;
 use super::strangers::Strangers;
-use super::{Greeted, JournalDir, Message, STRANGERS_MAX};
+use super::{Greeted, JournalDir, Message, Recovery, STRANGERS_MAX, journal_files};
 use crate::assignments::Assignments;
 use crate::dedup::Dedup;
 use crate::descriptors::Descriptors;
@@ -11,6 +11,7 @@ use crate::fatal::Fatal;
 use crate::metrics::Metrics;
 use crate::rt::{Post, Rt, Signal, Turnstile};
 use crate::services::{Request, Services};
+use crate::state::Logs;
 use farshore_client::Identity;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
@@ -26,9 +27,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a shard is made of; crosses to its thread.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ShardParts {
     pub(crate) id: usize,
+    /// Where a new log comes from when this one is sealed.
+    pub(crate) logs: Logs,
     pub(crate) log: LogId,
     pub(crate) incarnation: u64,
     pub(crate) settings: Settings,
@@ -44,6 +47,20 @@ pub(crate) struct ShardParts {
     pub(crate) descriptors: Descriptors,
     /// A session of which no whole frame came for so long, and for three marks, is ended.
     pub(crate) idle_max: Duration,
+}
+
+impl ShardParts {
+    /// Leaves the log, which was sealed, for a new one. What the journal holds was fenced off with the old
+    /// log: agents keep it until it is committed, and send it to whoever has their volume now.
+    pub(crate) fn renew(&mut self) -> anyhow::Result<Recovery> {
+        let files = journal_files(&self.journal.path)?;
+        let log = self.logs.renew(self.id)?;
+        self.dedup.forget(self.log);
+        self.log = log;
+        self.journal.owner.log = log;
+        self.journal.first_file = files.last().map_or(0, |last| last + 1);
+        Ok(Recovery { files, ..Recovery::default() })
+    }
 }
 
 /// A group on its way to the journal.
@@ -82,6 +99,9 @@ pub(crate) struct Core<R: Rt> {
     deadline_moved: Signal,
     is_paused: Cell<bool>,
     is_stopping: Cell<bool>,
+    is_retired: Cell<bool>,
+    is_journal_over: Cell<bool>,
+    journal_over: Signal,
     runtime: PhantomData<R>,
 }
 
@@ -105,6 +125,9 @@ impl<R: Rt> Core<R> {
             deadline_moved: Signal::default(),
             is_paused: Cell::new(false),
             is_stopping: Cell::new(false),
+            is_retired: Cell::new(false),
+            is_journal_over: Cell::new(false),
+            journal_over: Signal::default(),
             runtime: PhantomData,
         }
     }
@@ -143,6 +166,8 @@ impl<R: Rt> Core<R> {
 
     fn perform(&self, output: Output) {
         match output {
+            // Nothing begins in a log that was sealed.
+            Output::Claim { .. } if self.is_retired() => {}
             Output::Claim { volume, epoch, size_bytes, first_slot } => {
                 let wanted = Wanted {
                     log: self.parts.log,
@@ -247,26 +272,28 @@ impl<R: Rt> Core<R> {
         self.is_paused.get()
     }
 
-    /// The next group to journal.
-    pub(crate) async fn next_group(&self) -> Group {
-        loop {
+    /// The next group to journal; none when the log was sealed.
+    pub(crate) async fn next_group(&self) -> Option<Group> {
+        while !self.is_retired() {
             let group = self.groups.borrow_mut().pop_front();
             match group {
-                Some(group) => return group,
+                Some(group) => return Some(group),
                 None => self.groups_moved.wait().await,
             }
         }
+        None
     }
 
-    /// The next segment to build.
-    pub(crate) async fn next_plan(&self) -> Plan {
-        loop {
+    /// The next segment to build; none when the log was sealed.
+    pub(crate) async fn next_plan(&self) -> Option<Plan> {
+        while !self.is_retired() {
             let plan = self.plans.borrow_mut().pop_front();
             match plan {
-                Some(plan) => return plan,
+                Some(plan) => return Some(plan),
                 None => self.plans_moved.wait().await,
             }
         }
+        None
     }
 
     /// Time until the engine wants a tick; `None` when it wants none.
@@ -286,8 +313,36 @@ impl<R: Rt> Core<R> {
         self.input(Input::Ship);
     }
 
+    /// Whether nothing new may begin.
     pub(crate) fn is_stopping(&self) -> bool {
-        self.is_stopping.get()
+        self.is_stopping.get() || self.is_retired()
+    }
+
+    /// The log was sealed: ends all sessions and tasks. When this returns nothing is written to the journal
+    /// any more.
+    pub(crate) async fn retire(&self) {
+        self.is_retired.set(true);
+        for outbox in self.outboxes() {
+            let text = "the log was taken over; come back in a moment".to_owned();
+            outbox.refuse(RefusalReason::Unavailable, text);
+        }
+        [&self.groups_moved, &self.plans_moved, &self.deadline_moved]
+            .into_iter()
+            .for_each(Signal::notify);
+        while !self.is_journal_over.get() {
+            self.journal_over.wait().await;
+        }
+    }
+
+    /// Whether the log was sealed, and another core is the shard now.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.is_retired.get()
+    }
+
+    /// The journal's task has ended.
+    pub(crate) fn journal_is_over(&self) {
+        self.is_journal_over.set(true);
+        self.journal_over.notify();
     }
 
     pub(crate) fn is_settled(&self) -> bool {

@@ -67,12 +67,12 @@ impl<R: Rt> JournalDisk for Files<R> {
 }
 
 /// Waits until there is room for a group: sources wait with it, and what they sent before goes on to the
-/// vault, which frees files.
+/// vault, which frees files. False if the log was sealed meanwhile.
 async fn make_room<R: Rt>(
     core: &Core<R>,
     journal: &mut JournalWriter<Files<R>>,
     plain_bytes: usize,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let (work, troubles) = (Work::Journal(core.id()), core.parts.metrics.troubles());
     let path = core.parts.journal.path.display();
     let mut is_waiting = false;
@@ -83,8 +83,9 @@ async fn make_room<R: Rt>(
                     troubles.clear(work);
                     tracing::info!(%path, "there is room for the journal again");
                 }
-                return Ok(());
+                return Ok(true);
             }
+            Err(RoomError::NoSpace { .. }) if core.is_retired() => return Ok(false),
             Err(RoomError::NoSpace { source }) => {
                 if !is_waiting {
                     tracing::warn!(%path, error = %source, "the journal's disk is full: sources wait until there is room");
@@ -99,18 +100,23 @@ async fn make_room<R: Rt>(
     }
 }
 
-/// Writes groups as the engine asks, for as long as the shard lives.
+/// Writes groups as the engine asks, for as long as the shard has its log.
 pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>) {
+    write_groups(&core).await;
+    core.journal_is_over();
+}
+
+async fn write_groups<R: Rt>(core: &Core<R>) {
     let dir = core.parts.journal.clone();
     let (owner, first_file) = (dir.owner.clone(), dir.first_file);
     let files = Files { dir, runtime: PhantomData::<R> };
     let mut journal = JournalWriter::new(files, owner, first_file, JOURNAL_FILE_BYTES);
-    loop {
-        let Group { number: group, entries } = core.next_group().await;
+    while let Some(Group { number: group, entries }) = core.next_group().await {
         let fill = |plain: &mut [u8]| lay_out(&entries, |handle| core.frame(handle), plain);
         let bytes = plain_bytes(&entries);
-        let written = match make_room(&core, &mut journal, bytes).await {
-            Ok(()) => journal.write(bytes, fill).await,
+        let written = match make_room(core, &mut journal, bytes).await {
+            Ok(true) => journal.write(bytes, fill).await,
+            Ok(false) => return,
             Err(error) => Err(error),
         };
         match written {

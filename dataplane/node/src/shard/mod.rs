@@ -21,12 +21,13 @@ pub(crate) use self::core::{Core, ShardParts};
 pub(crate) use journal::JournalDir;
 pub(crate) use replay::{Journaled, Recovery, journal_files, journaled_volumes, read_files};
 
+use crate::fatal::Cause;
 use crate::rt::{Mail, Mailbox, Rt};
 use crate::tls::Parked;
 use farshore_client::Shown;
 use farshore_engine::shard::Input;
 use farshore_proto::frame::RefusalReason;
-use farshore_proto::{Seq, Slot, VolumeId};
+use farshore_proto::{LogId, Seq, Slot, VolumeId};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
@@ -46,9 +47,11 @@ pub(crate) enum Message {
     /// A greeted connection whose volume this shard owns.
     Greeted(Box<Greeted>),
     /// A segment is in the vault.
-    PutDone { slot: Slot },
-    /// A claim ended.
-    Claimed { volume: VolumeId, outcome: Result<Seq, (RefusalReason, String)> },
+    PutDone { log: LogId, slot: Slot },
+    /// A claim for a log ended.
+    Claimed { log: LogId, volume: VolumeId, outcome: Result<Seq, (RefusalReason, String)> },
+    /// Somebody sealed the log: it takes nothing any more.
+    Sealed { log: LogId },
     /// The control plane took a volume away.
     Revoked { volume: VolumeId },
 }
@@ -62,13 +65,45 @@ pub(crate) struct Greeted {
     pub(crate) volume: VolumeId,
 }
 
-/// Runs the shard until it is told to stop and everything it took is in the vault, or `drain` ends.
+/// How a run of a shard ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// It was told to finish.
+    Finished,
+    /// Its log was sealed.
+    Sealed,
+}
+
+/// Runs the shard until it is told to stop and everything it took is in the vault, or `drain` ends. When
+/// its log is sealed it goes on with a new one; the other shards of the node notice nothing.
 pub(crate) async fn run<R: Rt>(
-    parts: ShardParts,
-    recovery: Recovery,
+    mut parts: ShardParts,
+    mut recovery: Recovery,
     inbox: Mailbox<Message>,
     drain: Duration,
 ) {
+    while run_log::<R>(parts.clone(), recovery, &inbox, drain).await == End::Sealed {
+        let (shard, sealed) = (parts.id, parts.log);
+        recovery = match parts.renew() {
+            Ok(recovery) => recovery,
+            Err(error) => {
+                let error = format!("{error:#}");
+                return parts.fatal.raise(Cause::Sealed { log: sealed, error });
+            }
+        };
+        let log = parts.log;
+        tracing::warn!(shard, %sealed, %log, "the log was sealed: volumes were taken over; the shard goes on with a new one");
+    }
+}
+
+/// Runs the shard on one log.
+async fn run_log<R: Rt>(
+    parts: ShardParts,
+    recovery: Recovery,
+    inbox: &Mailbox<Message>,
+    drain: Duration,
+) -> End {
+    let log = parts.log;
     let core = Rc::new(Core::<R>::new(parts, recovery.log.next_slot, recovery.log.void.clone()));
     replay::apply(&core, recovery);
     R::spawn(journal::run(Rc::clone(&core)));
@@ -85,8 +120,16 @@ pub(crate) async fn run<R: Rt>(
         match message {
             Message::Accepted { socket, peer } => greet::begin(&core, socket, peer),
             Message::Greeted(greeted) => R::spawn(session::run(Rc::clone(&core), *greeted)),
-            Message::PutDone { slot } => core.input(Input::PutDone { slot }),
-            Message::Claimed { volume, outcome } => core.input(Input::Claimed { volume, outcome }),
+            Message::PutDone { log: of, slot } if of == log => core.input(Input::PutDone { slot }),
+            Message::Claimed { log: of, volume, outcome } if of == log => {
+                core.input(Input::Claimed { volume, outcome });
+            }
+            Message::Sealed { log: of } if of == log => {
+                core.retire().await;
+                return End::Sealed;
+            }
+            // Of a log that this shard has left.
+            Message::PutDone { .. } | Message::Claimed { .. } | Message::Sealed { .. } => {}
             Message::Revoked { volume } => core.input(Input::Revoked { volume }),
         }
     }
@@ -94,7 +137,9 @@ pub(crate) async fn run<R: Rt>(
     let settle = async {
         while !core.is_settled() {
             match inbox.next().await {
-                Mail::Message(Message::PutDone { slot }) => core.input(Input::PutDone { slot }),
+                Mail::Message(Message::PutDone { log: of, slot }) if of == log => {
+                    core.input(Input::PutDone { slot });
+                }
                 Mail::Message(_) | Mail::Finish => {}
                 Mail::End => return,
             }
@@ -103,10 +148,11 @@ pub(crate) async fn run<R: Rt>(
     if crate::rt::within::<R, _>(drain, settle).await.is_none() {
         tracing::warn!(shard = core.id(), "stopped with frames still in the journal only");
     }
+    End::Finished
 }
 
 async fn tick<R: Rt>(core: Rc<Core<R>>) {
-    loop {
+    while !core.is_retired() {
         let Some(wait) = core.until_deadline() else {
             core.deadline_moved().await;
             continue;

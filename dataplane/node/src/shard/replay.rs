@@ -4,7 +4,7 @@ use super::core::Core;
 use crate::rt::Rt;
 use farshore_engine::batch::Entry;
 use farshore_engine::shard::Input;
-use farshore_proto::limits::JOURNAL_FILE_BYTES;
+use farshore_proto::limits::{JOURNAL_FILE_BYTES, SHARD_VOLUMES_MAX};
 use farshore_proto::{LogId, VolumeId};
 use farshore_vault::Vault;
 use farshore_vault::journal::{
@@ -139,9 +139,24 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The volumes that the shard begins with: those of which the journal holds frames first. A log may have more
+/// than a shard holds at a time, when volumes have come and gone; the others are claimed anew when their
+/// agents come.
+fn in_room(
+    volumes: BTreeMap<VolumeId, RecoveredVolume>,
+    journaled: &BTreeSet<VolumeId>,
+) -> Vec<(VolumeId, RecoveredVolume)> {
+    let (mut first, rest): (Vec<_>, Vec<_>) =
+        volumes.into_iter().partition(|(volume, _)| journaled.contains(volume));
+    first.extend(rest);
+    first.truncate(SHARD_VOLUMES_MAX);
+    first
+}
+
 /// Gives the engine what was recovered.
 pub(super) fn apply<R: Rt>(core: &Core<R>, recovery: Recovery) {
-    for (volume, known) in recovery.log.volumes {
+    let journaled = recovery.replayed.iter().map(|frame| frame.volume).collect();
+    for (volume, known) in in_room(recovery.log.volumes, &journaled) {
         core.input(Input::Recovered {
             volume,
             epoch: known.epoch,

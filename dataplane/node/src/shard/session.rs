@@ -72,6 +72,10 @@ impl SessionError {
 /// Serves one connection until it ends.
 pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>, greeted: Greeted) {
     let Greeted { parked, peer, agent, volume } = greeted;
+    if core.is_retired() {
+        // The peer comes back, and finds the shard on its new log.
+        return core.parts.metrics.refused("sealed");
+    }
     let Some(place) = core.strangers.enter(peer.ip().into()) else {
         return core.parts.metrics.refused("crowd");
     };
