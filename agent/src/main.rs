@@ -1,12 +1,12 @@
 //! `farshore-agent`: replicates the disks of the server that it runs on.
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Parser;
-use farshore_agent::capture::Steps;
+use farshore_agent::capture::{Steps, splitter};
 use farshore_agent::control;
 use farshore_agent::points::Points;
 use farshore_agent::rt::Reads;
-use farshore_agent::service::Service;
+use farshore_agent::service::{Service, VOLUMES_MAX};
 use farshore_agent::session::dial::TlsDial;
 use farshore_agent::volume::Env;
 use farshore_agent::{Clock, DataDir};
@@ -14,19 +14,21 @@ use farshore_api::Exit;
 use farshore_api::agent::RegisterAgent;
 use farshore_api::identity::Role;
 use farshore_client::{
-    ClientError, ControlClient, Identity, IdentityError, Peer, client_config, establish,
+    ClientError, ControlClient, Identity, IdentityError, Peer, Tokens, client_config, go_on,
     renew_until_dropped,
 };
 use farshore_program::{StopSignals, tell};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 use tracing_subscriber::EnvFilter;
 
-/// Worker threads, at least: small writes of guests run on them, and a disk may make one wait.
+/// Worker threads, at least.
 const WORKERS_MIN: usize = 4;
+/// Threads that may wait: so many for each disk that hangs, and enough for everything else.
+const THREADS_MAX: usize = VOLUMES_MAX * splitter::THREADS_MAX + 512;
 
 /// Replicates the disks of this server to a node.
 #[derive(Debug, Parser)]
@@ -38,7 +40,8 @@ struct Arguments {
     /// URL of the control plane, such as https://127.0.0.1:9442.
     #[arg(long)]
     control: String,
-    /// File with an enrolment token; needed once.
+    /// File with an enrolment token; needed once, and again if the certificate has expired: then a
+    /// token may appear there at any time. `DATA/token` if it is not given.
     #[arg(long)]
     token_file: Option<PathBuf>,
     /// Most bytes of changes kept per volume while no node takes them.
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
     let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, Into::into);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers.max(WORKERS_MIN))
+        .max_blocking_threads(THREADS_MAX)
         .enable_all()
         .build();
     let ended = match runtime {
@@ -120,8 +124,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let path = arguments.data.display();
         format!("cannot use {path}: give the agent a directory that it can write and has alone")
     })?;
-    let identity = tokio::select! {
-        identity = identity(&data, &arguments) => Arc::new(identity?),
+    let (identity, tokens) = tokio::select! {
+        identity = identity(&data, &arguments) => identity?,
         _ = stop.asked() => return Ok(()),
     };
     let client = ControlClient::new(&arguments.control, &identity)?;
@@ -131,7 +135,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let service = Service::new(Env {
         data: data.path().to_owned(),
         reads,
-        dial: Arc::new(TlsDial::new(Arc::new(node_tls))),
+        dial: Arc::new(TlsDial::new(Arc::new(node_tls), Arc::clone(&identity))),
         points: Arc::clone(&points),
         clock: Clock::start(),
         log_bytes_max: arguments.log_bytes_max,
@@ -148,7 +152,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (reporting, ending) = (Arc::clone(&service), Arc::clone(&service));
     let followed = tokio::spawn(Arc::clone(&service).follow(assigned.subscribe()));
     let tasks = [
-        tokio::spawn(renew_until_dropped(identity, client.clone())),
+        tokio::spawn(renew_until_dropped(identity, client.clone(), Some(tokens))),
         tokio::spawn(control::poll(
             client.clone(),
             register,
@@ -176,16 +180,21 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The agent's identity, by enrolment if it has none or the token is for another control plane.
-async fn identity(data: &DataDir, arguments: &Arguments) -> anyhow::Result<Identity> {
-    let token_file = arguments.token_file.as_deref();
-    let identity = establish(data.path(), &arguments.control, token_file, Role::Agent).await?;
-    ensure!(
-        !identity.is_expired(),
-        "the agent's certificate has expired: make a token with `farshore agent token` and enrol \
-         the agent again with --token-file"
-    );
-    Ok(identity)
+/// The agent's identity, by enrolment if it has none, and where it finds a token when its certificate
+/// has expired. A certificate that is not valid now ends nothing: disks are served without.
+async fn identity(
+    data: &DataDir,
+    arguments: &Arguments,
+) -> anyhow::Result<(Arc<Identity>, Tokens)> {
+    let given = arguments.token_file.as_deref();
+    let path = given.map_or_else(|| data.path().join("token"), Path::to_owned);
+    let (identity, first) =
+        go_on(data.path(), &arguments.control, Some(&path), Role::Agent).await?;
+    if let Some(trouble) = identity.trouble() {
+        let token_file = path.display();
+        tracing::error!(trouble, %token_file, "disks are served, but nothing is replicated");
+    }
+    Ok((Arc::new(identity), Tokens::new(&arguments.control, &path, first)))
 }
 
 /// Whether the control plane runs on this machine: then this agent is the default for new machines.

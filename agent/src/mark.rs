@@ -141,7 +141,8 @@ pub async fn mark_served(splitter: Arc<Splitter>, mut requests: Requests) {
         if is_due || !requests.open().is_empty() {
             // In this order: what is lost to the log after this shows when the mark is appended.
             let breaches = log.breaches();
-            if splitter.is_consistent() && requests.set_marks(is_due, breaches, Promise::served(0))
+            if splitter.is_consistent()
+                && requests.set_marks(is_due, breaches, Promise::served(splitter.unknown_blocks()))
             {
                 if is_due {
                     due = (due + requests.interval()).max(Instant::now());

@@ -6,6 +6,7 @@
 use crate::capture::intent::{IntentMap, Recovered};
 use crate::capture::progress::Progress;
 use crate::capture::splitter::Splitter;
+use crate::capture::unknown::Unknown;
 use crate::clock::Now;
 use crate::disk::{Identity, Likeness};
 use crate::files::Files;
@@ -126,6 +127,8 @@ pub struct Stream {
     pub state: Arc<StateFile>,
     /// The copy of its disk.
     pub progress: Arc<Progress>,
+    /// The blocks of its disk that cannot be read.
+    pub unknown: Arc<Unknown>,
     is_joined: watch::Sender<bool>,
     /// The splitter, while the disk is served; a scanned disk has none.
     splitter: Mutex<Option<Arc<Splitter>>>,
@@ -162,6 +165,15 @@ impl Stream {
         };
         let progress = Arc::new(Progress::new(Arc::clone(&state)));
         let mut damage = None;
+        let unknown = match Unknown::open(Arc::clone(&place.files), &place.dir) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::error!(%volume, "unknown blocks are damaged: the whole disk is sent again");
+                progress.begin_again().map_err(failed("write"))?;
+                progress.resume();
+                Unknown::none(Arc::clone(&place.files), &place.dir)
+            }
+            other => other.map_err(failed("read the unknown blocks beside"))?,
+        };
         let mut lost = |loss: Loss<'_>| {
             let what = match loss {
                 Loss::Gone if is_new => return Ok(()),
@@ -187,6 +199,7 @@ impl Stream {
             log: Arc::new(log),
             state,
             progress,
+            unknown: Arc::new(unknown),
             is_joined: watch::Sender::new(false),
             splitter: Mutex::default(),
             has_intents,

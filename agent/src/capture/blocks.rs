@@ -4,6 +4,12 @@ use crate::hrl::Entry;
 use farshore_proto::BlockRange;
 use farshore_proto::limits::BLOCK_BYTES;
 
+/// Whether all of it is zero.
+#[must_use]
+pub fn is_zero(data: &[u8]) -> bool {
+    data.chunks(BLOCK_BYTES).all(|block| *block == ZERO_BLOCK[..block.len()])
+}
+
 static ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
 /// Runs of zeros shorter than this stay inside the write around them: a frame of their own would

@@ -42,6 +42,13 @@ impl Change {
         }
     }
 
+    /// Whether it is whole blocks.
+    #[must_use]
+    pub fn is_on_grid(&self) -> bool {
+        let (offset, length) = self.bytes();
+        offset.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK)
+    }
+
     /// The blocks that it touches.
     #[must_use]
     pub fn blocks(&self) -> BlockRange {
@@ -62,9 +69,8 @@ impl Change {
     ) -> io::Result<bool> {
         let blocks = self.blocks();
         let (offset, length) = self.bytes();
-        let is_on_grid = offset.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK);
         match self {
-            Self::Write { data, .. } if is_on_grid => {
+            Self::Write { data, .. } if self.is_on_grid() => {
                 Ok(append(&[Entry::Write { block: blocks.block, data }]))
             }
             Self::Write { .. } => {

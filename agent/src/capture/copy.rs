@@ -8,17 +8,19 @@ use super::blocks::entries_of;
 use super::progress::Lease;
 use super::splitter::{Core, Splitter};
 use super::steps::{Call, Step};
-use crate::hrl::{AppendError, Log};
+use super::unknown::{is_alive, read_singly};
+use crate::hrl::{AppendError, Entry, Log};
 use crate::rt::{READ_BYTES_MAX, ReadFile};
 use farshore_engine::doubt::REGION_BLOCKS;
-use farshore_proto::BlockRange;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
+use farshore_proto::{BlockRange, Seq};
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// The copy waits while the log holds more than this.
 pub const AHEAD_BYTES_MAX: u64 = 128 << 20;
@@ -28,6 +30,11 @@ const RUNS_MAX: usize = 4;
 const SAVE_BYTES: u64 = 64 << 20;
 /// Pause when the log has no room.
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
+/// Between two attempts to read what could not be read.
+#[cfg(not(test))]
+const RETRY_PAUSE: Duration = Duration::from_secs(600);
+#[cfg(test)]
+const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// Pause after the disk could not be read.
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
@@ -60,6 +67,7 @@ impl Splitter {
             return;
         }
         self.core.gate.joined();
+        let mut retried = Instant::now();
         loop {
             if self.flush_failure().is_some() {
                 // What is read now may be what the system is about to forget.
@@ -68,6 +76,10 @@ impl Splitter {
             let done = match self.core.progress.lease() {
                 Some(lease) => self.copy(&reads, lease).await,
                 None if self.core.gate.in_doubt() > 0 => self.reread_next().await,
+                None if self.core.unknown.count() > 0 && retried.elapsed() > RETRY_PAUSE => {
+                    retried = Instant::now();
+                    self.retry_unknown().await
+                }
                 None => {
                     tokio::select! {
                         () = self.core.progress.changed() => {}
@@ -91,11 +103,15 @@ impl Splitter {
         let blocks = blocks_of(core.disk.size_bytes());
         let mut next = lease.cursor / BLOCK_BYTES as u64;
         let mut saved = lease.cursor;
+        // A volume that never had another content reads as zeros in the vault: zeros are not sent, but
+        // for the last run, for a stream says how far it came by what is in it.
+        let is_first = !core.progress.is_resync() && core.progress.restarts() == 0;
         let mut runs = FuturesOrdered::new();
         loop {
             while next < blocks && runs.len() < RUNS_MAX {
                 let run = BlockRange { block: next, count: RUN_BLOCKS.min(blocks - next) };
-                runs.push_back(read_run(Arc::clone(core), reads, run));
+                let skips_zeros = is_first && run.end() < blocks;
+                runs.push_back(read_run(Arc::clone(core), reads, run, skips_zeros));
                 next = run.end();
             }
             let Some(end) = runs.next().await else { break };
@@ -138,19 +154,17 @@ impl Splitter {
         let core = Arc::clone(core);
         let is_logged = blocking(move || {
             core.steps.reach(Step::BeforeReRead)?;
-            let mut data = vec![0; usize::try_from(range.bytes()).map_err(io::Error::other)?];
-            core.read(&mut data, range.offset())?;
-            match core.log.append(&entries_of(range.block, &data)) {
-                Ok(last) => {
-                    core.reread_end.fetch_max(last.0, Ordering::Relaxed);
-                    core.reread_regions.fetch_add(1, Ordering::Relaxed);
-                    core.gate.reread(region);
-                    core.steps.reach(Step::AfterReRead)?;
-                    Ok(true)
-                }
-                Err(AppendError::Io { source }) => Err(source),
-                Err(_) => Ok(false),
+            let read = core.read_blocks(range);
+            let logged = core.log_read(range, read.as_deref().map_err(again), false)?;
+            if let Logged::To(last) = logged {
+                core.reread_end.fetch_max(last.0, Ordering::Relaxed);
+                core.reread_regions.fetch_add(1, Ordering::Relaxed);
             }
+            if logged != Logged::NoRoom {
+                core.gate.reread(region);
+                core.steps.reach(Step::AfterReRead)?;
+            }
+            Ok(logged != Logged::NoRoom)
         })
         .await?;
         drop(guard);
@@ -159,29 +173,140 @@ impl Splitter {
         }
         Ok(())
     }
+
+    /// Tries once to read every block that could not be read.
+    async fn retry_unknown(self: &Arc<Self>) -> io::Result<()> {
+        let blocks = blocks_of(self.core.disk.size_bytes());
+        for bad in self.core.unknown.within(BlockRange { block: 0, count: blocks }) {
+            let mut block = bad.block;
+            while block < bad.end() {
+                let range = BlockRange { block, count: REGION_BLOCKS.min(bad.end() - block) };
+                block = range.end();
+                while !has_room_to_reread(&self.core.log) {
+                    tokio::time::sleep(ROOM_PAUSE).await;
+                }
+                let guard = self.core.locks.lock(range).await;
+                let core = Arc::clone(&self.core);
+                // Without room they stay unknown until the next time.
+                blocking(move || {
+                    let read = core.read_blocks(range);
+                    core.log_read(range, read.as_deref().map_err(again), false)
+                })
+                .await?;
+                drop(guard);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What became of blocks that were read to be logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Logged {
+    /// They are in the log, which ends there.
+    To(Seq),
+    /// There was nothing to log.
+    Nothing,
+    /// The log has no room.
+    NoRoom,
+}
+
+/// An error of the same kind: errors of the system cannot be copied.
+fn again(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+impl Core {
+    /// Logs what was read of the blocks. If they could not be read, they are read one by one, and those
+    /// that cannot be are unknown from then on. The caller holds the blocks; blocks the thread.
+    fn log_read(
+        &self,
+        range: BlockRange,
+        read: Result<&[u8], io::Error>,
+        skips_zeros: bool,
+    ) -> io::Result<Logged> {
+        let parts;
+        let (good, entries) = match read {
+            Ok(data) => (vec![range], entries_of(range.block, data)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(error),
+            Err(error) => {
+                let read = |data: &mut [u8], offset: u64| self.read(data, offset);
+                let found = read_singly(range, error, read, || {
+                    is_alive(self.disk.size_bytes(), |data, offset| self.read(data, offset))
+                })?;
+                for bad in &found.bad {
+                    self.unknown.add(*bad)?;
+                }
+                parts = found.data;
+                let good = parts.iter().map(|(run, _)| *run).collect();
+                let entries = parts.iter().flat_map(|(run, data)| entries_of(run.block, data));
+                (good, entries.collect())
+            }
+        };
+        let logged = self.log_entries(entries, skips_zeros)?;
+        if logged != Logged::NoRoom {
+            good.into_iter().for_each(|run| self.unknown.remove(run));
+        }
+        Ok(logged)
+    }
+
+    fn log_entries(&self, entries: Vec<Entry<'_>>, skips_zeros: bool) -> io::Result<Logged> {
+        let is_sent = |entry: &Entry<'_>| !skips_zeros || !matches!(entry, Entry::Zero { .. });
+        let entries: Vec<Entry<'_>> = entries.into_iter().filter(is_sent).collect();
+        if entries.is_empty() {
+            return Ok(Logged::Nothing);
+        }
+        match self.log.append(&entries) {
+            Ok(last) => Ok(Logged::To(last)),
+            Err(AppendError::Io { source }) => Err(source),
+            Err(_) => Ok(Logged::NoRoom),
+        }
+    }
 }
 
 /// Reads one run and puts it into the log, waiting for room there.
-async fn read_run(core: Arc<Core>, reads: &ReadFile, run: BlockRange) -> io::Result<BlockRange> {
+async fn read_run(
+    core: Arc<Core>,
+    reads: &ReadFile,
+    run: BlockRange,
+    skips_zeros: bool,
+) -> io::Result<BlockRange> {
+    let length = usize::try_from(run.bytes()).map_err(io::Error::other)?;
     loop {
         while !has_room_to_copy(&core.log) {
             tokio::time::sleep(ROOM_PAUSE).await;
         }
+        let share = reads.share(length).await?;
         let guard = core.locks.lock(run).await;
-        let length = usize::try_from(run.bytes()).map_err(io::Error::other)?;
-        core.steps.call(Call::Read { offset: run.offset(), length: run.bytes() })?;
-        let buffer = reads.read(run.offset(), length).await?;
-        let appending = Arc::clone(&core);
-        let appended = tokio::task::spawn_blocking(move || {
-            appending.log.append(&entries_of(run.block, &buffer)).map(|_| ())
+        let looking = Arc::clone(&core);
+        let is_hole = blocking(move || {
+            let end = looking.disk.size_bytes().min(run.offset() + run.bytes());
+            Ok(looking.disk.next_data(run.offset())? >= end)
         });
-        let appended = appended.await.map_err(io::Error::other)?;
-        drop(guard);
-        match appended {
-            Ok(()) => return Ok(run),
-            Err(AppendError::Io { source }) => return Err(source),
-            Err(_) => tokio::time::sleep(ROOM_PAUSE).await,
+        let logged = if is_hole.await? {
+            let core = Arc::clone(&core);
+            blocking(move || core.log_entries(vec![Entry::Zero { range: run }], skips_zeros)).await
+        } else {
+            let call = core.steps.call(Call::Read { offset: run.offset(), length: run.bytes() });
+            let read = match call {
+                Ok(()) => reads.read(run.offset(), length).await,
+                Err(error) => Err(error),
+            };
+            let core = Arc::clone(&core);
+            blocking(move || match read {
+                Ok(data) => core.log_read(run, Ok(&data), skips_zeros),
+                Err(error) => core.log_read(run, Err(error), skips_zeros),
+            })
+            .await
+        };
+        drop((guard, share));
+        if logged? != Logged::NoRoom {
+            return Ok(run);
         }
+        tokio::time::sleep(ROOM_PAUSE).await;
     }
 }
 

@@ -5,7 +5,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 4 | magic `FSHS` |
-//! | 4 | 2 | version, 1 |
+//! | 4 | 2 | version, 2 |
 //! | 6 | 2 | zero |
 //! | 8 | 16 | volume |
 //! | 24 | 8 | size of the disk in bytes |
@@ -13,7 +13,7 @@
 //! | 40 | 32 | key of the hashes, drawn when the file was made; it never leaves the machine |
 //! | 72 | 436 | zero |
 //! | 508 | 4 | CRC32C of the 508 bytes before |
-//! | 512… | 16 each | first 16 bytes of the keyed BLAKE3 of a unit; all zero: unknown |
+//! | 512… | 16 each | first 16 bytes of the keyed BLAKE3 of a unit; all zero: unknown; all ones: zeros |
 //!
 //! Order of operations for units that differ: their entries are made unknown, durably → their blocks
 //! go into the log → the log is synced → the new entries are written. A crash leaves an entry
@@ -31,9 +31,14 @@ use std::path::Path;
 pub const UNIT_BYTES: usize = 64 << 10;
 const HEADER_BYTES: usize = 512;
 const ENTRY_BYTES: usize = 16;
+/// Entries written at once.
+const PUT_BYTES_MAX: usize = 64 << 10;
 
 /// Hash of a unit; all zero for an unknown one.
 pub type Hash = [u8; ENTRY_BYTES];
+
+/// Hash of a unit of zeros, whatever its length: nobody computes it.
+pub const ZEROS: Hash = [0xff; ENTRY_BYTES];
 
 /// What is known of a disk's content.
 #[derive(Debug)]
@@ -82,12 +87,12 @@ impl Hashes {
         self.restarts
     }
 
-    /// Hash of a unit's content; never that of an unknown one.
+    /// Hash of a unit's content; never that of an unknown one, nor [`ZEROS`].
     #[must_use]
     pub fn of(&self, content: &[u8]) -> Hash {
         let mut hash = [0; ENTRY_BYTES];
         hash.copy_from_slice(&blake3::keyed_hash(&self.key, content).as_bytes()[..ENTRY_BYTES]);
-        if hash == [0; ENTRY_BYTES] {
+        if hash == [0; ENTRY_BYTES] || hash == ZEROS {
             hash[0] = 1;
         }
         hash
@@ -110,10 +115,7 @@ impl Hashes {
     /// What the system said.
     pub fn forget(&self, units: impl Iterator<Item = u64>) -> io::Result<()> {
         let mut is_any = false;
-        for unit in units {
-            self.file.write_all_at(&[0; ENTRY_BYTES], offset_of(unit))?;
-            is_any = true;
-        }
+        self.put(units.map(|unit| (unit, Hash::default())).inspect(|_| is_any = true))?;
         if is_any { self.file.sync_data() } else { Ok(()) }
     }
 
@@ -122,10 +124,22 @@ impl Hashes {
     /// # Errors
     /// What the system said.
     pub fn note(&self, units: impl Iterator<Item = (u64, Hash)>) -> io::Result<()> {
+        self.put(units)
+    }
+
+    /// Writes entries, neighbours together.
+    fn put(&self, units: impl Iterator<Item = (u64, Hash)>) -> io::Result<()> {
+        let (mut first, mut run) = (0, Vec::new());
         for (unit, hash) in units {
-            self.file.write_all_at(&hash, offset_of(unit))?;
+            let is_next = unit == first + (run.len() / ENTRY_BYTES) as u64;
+            if !is_next || run.len() >= PUT_BYTES_MAX {
+                self.file.write_all_at(&run, offset_of(first))?;
+                run.clear();
+                first = unit;
+            }
+            run.extend_from_slice(&hash);
         }
-        Ok(())
+        self.file.write_all_at(&run, offset_of(first))
     }
 }
 
@@ -142,7 +156,7 @@ fn offset_of(unit: u64) -> u64 {
 fn encode(volume: VolumeId, size_bytes: u64, restarts: u64, key: &[u8; 32]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_BYTES);
     out.put_bytes(b"FSHS");
-    out.put_u16(1);
+    out.put_u16(2);
     out.put_zeros(2);
     out.put_bytes(volume.as_bytes());
     out.put_u64(size_bytes);

@@ -15,5 +15,6 @@ pub mod ranges;
 pub mod scan;
 pub mod splitter;
 mod steps;
+pub mod unknown;
 
 pub use steps::{Call, Step, Steps};

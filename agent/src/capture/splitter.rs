@@ -12,6 +12,7 @@ use super::gate::{Durable, Gate, Pass};
 use super::progress::{Progress, is_consistent};
 use super::ranges::RangeLocks;
 use super::steps::{Call, Step, Steps};
+use super::unknown::Unknown;
 use crate::disk::Disk;
 use crate::hrl::{AppendError, Entry, Log};
 use bytes::Bytes;
@@ -22,10 +23,14 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
-/// Writes up to this size run on the task that took them off the wire: handing them to another
-/// thread would take longer than writing them.
+/// Writes up to this size stay on the thread that took them off the wire: handing them to another
+/// would take longer than writing them. Should the disk wait, that thread waits alone.
 const INLINE_BYTES_MAX: usize = 128 << 10;
+/// Threads that wait for one disk at a time: a disk that hangs holds no more of them, and the other
+/// disks go on.
+pub const THREADS_MAX: usize = 16;
 
 /// A disk with its log.
 #[derive(Debug)]
@@ -44,6 +49,7 @@ pub(super) struct Core {
     pub(super) locks: RangeLocks,
     pub(super) gate: Arc<Gate>,
     pub(super) progress: Arc<Progress>,
+    pub(super) unknown: Arc<Unknown>,
     pub(super) steps: Steps,
     /// Why the log did not take the last change that it was given; empty if it did.
     log_trouble: Mutex<String>,
@@ -53,6 +59,8 @@ pub(super) struct Core {
     /// Regions read again since none was in doubt.
     pub(super) reread_regions: AtomicU64,
     flush_failure: OnceLock<FlushFailure>,
+    /// Held by who waits for the disk.
+    threads: Arc<Semaphore>,
 }
 
 /// Why the disk takes no flush any more.
@@ -78,7 +86,7 @@ impl Splitter {
         disk: Arc<Disk>,
         log: Arc<Log>,
         gate: Arc<Gate>,
-        progress: Arc<Progress>,
+        (progress, unknown): (Arc<Progress>, Arc<Unknown>),
         steps: Steps,
     ) -> Arc<Self> {
         let locks = RangeLocks::default();
@@ -89,12 +97,14 @@ impl Splitter {
             locks,
             gate,
             progress,
+            unknown,
             steps,
             log_trouble: Mutex::default(),
             is_log_full,
             reread_end: AtomicU64::new(0),
             reread_regions: AtomicU64::new(0),
             flush_failure: OnceLock::new(),
+            threads: Arc::new(Semaphore::new(THREADS_MAX)),
         };
         Arc::new(Self {
             core: Arc::new(core),
@@ -141,7 +151,13 @@ impl Splitter {
         }
     }
 
-    /// Whether the log, up to its end, is the disk: only then may a mark be set.
+    /// Blocks that cannot be read. To be asked after [`Splitter::is_consistent`].
+    #[must_use]
+    pub fn unknown_blocks(&self) -> u64 {
+        self.core.unknown.count()
+    }
+
+    /// Whether the log, up to its end, is the disk, but for blocks that cannot be read: only then may a mark be set.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
         // What somebody else wrote before this look holds the mark back; what comes later is later.
@@ -164,12 +180,13 @@ impl Splitter {
         let pass = self.core.gate.enter(Regions::of(blocks)).await;
         let pass = pass.map_err(io::Error::other)?;
         let guard = self.core.locks.lock(blocks).await;
-        let done = if is_quick(&change) {
-            self.core.apply(&change, pass)
+        let is_written = is_quick(&change) && self.core.write_at_once(&change);
+        let done = if is_written {
+            self.core.apply(&change, pass, is_written)
         } else {
             let core = Arc::clone(&self.core);
-            let task = tokio::task::spawn_blocking(move || core.apply(&change, pass));
-            task.await.map_err(io::Error::other).flatten()
+            let is_quick = is_quick(&change);
+            self.core.on_thread(is_quick, move || core.apply(&change, pass, false)).await
         };
         drop(guard);
         done?;
@@ -198,10 +215,10 @@ impl Splitter {
         let number = self.flushes_begun.fetch_add(1, Ordering::SeqCst) + 1;
         self.core.gate.flush_begins();
         let core = Arc::clone(&self.core);
-        let task = tokio::task::spawn_blocking(move || core.flush());
-        let (disk, log) = match task.await {
+        let flushed = self.core.on_thread(false, move || Ok(core.flush())).await;
+        let (disk, log) = match flushed {
             Ok(results) => results,
-            Err(error) => (Err(io::Error::other(error)), Ok(Durable::default())),
+            Err(error) => (Err(error), Ok(Durable::default())),
         };
         self.core.gate.flush_ends(disk.as_ref().and(log.as_ref()).ok().copied());
         if let Err(error) = &log {
@@ -233,7 +250,8 @@ impl Splitter {
 
 fn is_quick(change: &Change) -> bool {
     match change {
-        Change::Write { data, .. } => data.len() <= INLINE_BYTES_MAX,
+        // Off the grid, blocks are read back.
+        Change::Write { data, .. } => data.len() <= INLINE_BYTES_MAX && change.is_on_grid(),
         Change::Zero { .. } => false,
     }
 }
@@ -243,32 +261,84 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
-    /// The disk, then the log; blocks. The caller holds the blocks.
-    fn apply(&self, change: &Change, pass: Pass) -> io::Result<()> {
+    /// Does what may wait for the disk where it delays nobody else. What `is_quick` stays on this
+    /// thread, whose other work is taken over; the rest goes to another.
+    async fn on_thread<T: Send + 'static>(
+        &self,
+        is_quick: bool,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let permit = Arc::clone(&self.threads).acquire_owned().await.map_err(io::Error::other)?;
+        let flavor = tokio::runtime::Handle::current().runtime_flavor();
+        if is_quick && flavor == tokio::runtime::RuntimeFlavor::MultiThread {
+            let done = tokio::task::block_in_place(work);
+            drop(permit);
+            return done;
+        }
+        let task = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(permit);
+            done
+        });
+        task.await.map_err(io::Error::other)?
+    }
+
+    /// Whether the disk took the change without waiting.
+    fn write_at_once(&self, change: &Change) -> bool {
+        let Change::Write { offset, data } = change else { return false };
+        let call = Call::WriteAtOnce { offset: *offset, length: data.len() as u64 };
+        let begun = self.steps.reach(Step::BeforeDisk).and_then(|()| self.steps.call(call));
+        // An error is met again by the write that may wait.
+        begun.is_ok() && self.disk.write_at_once(data, *offset).unwrap_or(false)
+    }
+
+    /// The disk, unless it `is_written`, then the log; blocks. The caller holds the blocks.
+    fn apply(&self, change: &Change, pass: Pass, is_written: bool) -> io::Result<()> {
         let mut is_logged = false;
-        let result = self.apply_to_both(change, &mut is_logged);
+        let result = self.apply_to_both(change, is_written, &mut is_logged);
         // Whatever went wrong, some of it may be on the disk: what is not logged is in doubt.
         self.gate.leave(pass, is_logged);
         result
     }
 
-    fn apply_to_both(&self, change: &Change, is_logged: &mut bool) -> io::Result<()> {
+    fn apply_to_both(
+        &self,
+        change: &Change,
+        is_written: bool,
+        is_logged: &mut bool,
+    ) -> io::Result<()> {
+        if !is_written {
+            self.apply_to_disk(change)?;
+        }
+        self.steps.reach(Step::AfterDisk)?;
+        let logged = change.log(|blocks| self.read_blocks(blocks), |entries| self.append(entries));
+        match logged {
+            Ok(logged) => *is_logged = logged,
+            // The disk took the change: the client has no part in what could not be read back.
+            Err(error) => {
+                let path = self.disk.path().display();
+                tracing::warn!(disk = %path, %error, "blocks cannot be read back: they are in doubt");
+            }
+        }
+        if *is_logged {
+            self.unknown.remove(change.blocks());
+        }
+        self.steps.reach(Step::AfterLog)
+    }
+
+    fn apply_to_disk(&self, change: &Change) -> io::Result<()> {
         self.steps.reach(Step::BeforeDisk)?;
         let (offset, length) = change.bytes();
         self.steps.call(Call::Write { offset, length })?;
         match change {
-            Change::Write { offset, data } => self.disk.write(data, *offset)?,
+            Change::Write { offset, data } => self.disk.write(data, *offset),
             Change::Zero { offset, length, may_trim } => {
-                self.disk.zero(*offset, *length, *may_trim)?;
+                self.disk.zero(*offset, *length, *may_trim)
             }
         }
-        self.steps.reach(Step::AfterDisk)?;
-        *is_logged =
-            change.log(|blocks| self.read_blocks(blocks), |entries| self.append(entries))?;
-        self.steps.reach(Step::AfterLog)
     }
 
-    fn read_blocks(&self, blocks: BlockRange) -> io::Result<Vec<u8>> {
+    pub(super) fn read_blocks(&self, blocks: BlockRange) -> io::Result<Vec<u8>> {
         let length = usize::try_from(blocks.bytes()).map_err(io::Error::other)?;
         let mut data = vec![0; length];
         self.read(&mut data, blocks.offset())?;
@@ -359,12 +429,12 @@ impl Backend for Served {
         if core.disk.read_cached(&mut data, offset) {
             return Ok(vec![data.into()]);
         }
-        let task = tokio::task::spawn_blocking(move || {
-            core.read(&mut data, offset)?;
+        let reading = Arc::clone(&core);
+        let read = core.on_thread(false, move || {
+            reading.read(&mut data, offset)?;
             Ok(data)
         });
-        let read: io::Result<Vec<u8>> = task.await.map_err(io::Error::other)?;
-        Ok(vec![read?.into()])
+        Ok(vec![read.await?.into()])
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), BackendError> {

@@ -44,6 +44,13 @@ pub enum Call {
         /// Number of bytes.
         length: u64,
     },
+    /// To change bytes if that needs no waiting; `WouldBlock` stands for a disk that would wait.
+    WriteAtOnce {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        length: u64,
+    },
     /// To make everything durable.
     Sync,
 }

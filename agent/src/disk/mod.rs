@@ -389,6 +389,28 @@ impl Disk {
         self.file.read_exact_at(inside, offset)
     }
 
+    /// Where the next byte is that may not be zero, from `offset` on; the size if none is. A disk that
+    /// does not tell may have one everywhere. Blocks.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn next_data(&self, offset: u64) -> io::Result<u64> {
+        if self.is_device {
+            return Ok(offset);
+        }
+        let seek = || rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset));
+        match retry_on_intr(seek) {
+            Ok(found) => Ok(found.min(self.size_bytes)),
+            // A file that ends early has no zeros there: it shrank.
+            Err(rustix::io::Errno::NXIO) if self.file.metadata()?.len() < self.size_bytes => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            Err(rustix::io::Errno::NXIO) => Ok(self.size_bytes),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(offset),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Reads without waiting for a device: whether everything was in memory.
     #[must_use]
     pub fn read_cached(&self, buffer: &mut [u8], offset: u64) -> bool {
@@ -405,6 +427,27 @@ impl Disk {
     /// What the system said; part of it may be written.
     pub fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.change(|| self.file.write_all_at(data, offset))
+    }
+
+    /// Writes `data` at `offset` unless that may wait for a device: whether all of it was written.
+    ///
+    /// # Errors
+    /// What the system said; part of it may be written.
+    pub fn write_at_once(&self, data: &[u8], offset: u64) -> io::Result<bool> {
+        let slices = [io::IoSlice::new(data)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        let write = || rustix::io::pwritev2(&self.file, &slices, offset, flags);
+        match self.change(|| retry_on_intr(write)) {
+            Ok(written) => Ok(written == data.len()),
+            // It would wait, or its file system cannot tell.
+            Err(
+                rustix::io::Errno::AGAIN
+                | rustix::io::Errno::OPNOTSUPP
+                | rustix::io::Errno::INVAL
+                | rustix::io::Errno::NOSYS,
+            ) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes a range read as zeros; with `may_trim` its space may be given up. Blocks.

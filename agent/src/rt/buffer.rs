@@ -1,44 +1,90 @@
-//! A buffer that `O_DIRECT` can read into.
+//! Buffers that `O_DIRECT` can read into, used again and again.
 
+use super::READ_BYTES_MAX;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Alignment of address, offset and length.
 pub(super) const ALIGN: usize = 4096;
+/// Buffers kept for the next read.
+const KEPT_MAX: usize = 16;
 
-/// Bytes at an aligned address, zero at first.
-#[derive(Debug)]
-pub struct Buffer {
-    start: NonNull<u8>,
-    length: usize,
+/// Buffers that wait for their next read: fresh memory costs a fault for each page of it, which is
+/// more than hashing it costs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pool {
+    kept: Arc<Mutex<Vec<Memory>>>,
 }
 
-// SAFETY: the buffer owns its memory alone; nothing about it belongs to a thread.
-unsafe impl Send for Buffer {}
-// SAFETY: shared references only read.
-unsafe impl Sync for Buffer {}
-
-impl Buffer {
-    /// So many zero bytes; a positive multiple of 4096.
-    pub(super) fn zeroed(length: usize) -> Self {
-        assert!(length > 0 && length.is_multiple_of(ALIGN));
-        let layout = Self::layout(length);
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, length }
+impl Pool {
+    /// A buffer of so many bytes, a positive multiple of 4096 and at most [`READ_BYTES_MAX`]. What it
+    /// holds is of no meaning.
+    pub(super) fn take(&self, length: usize) -> Buffer {
+        assert!(length > 0 && length.is_multiple_of(ALIGN) && length <= READ_BYTES_MAX);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let memory = Some(kept.unwrap_or_else(Memory::zeroed));
+        Buffer { memory, length, pool: self.clone() }
     }
 
-    fn layout(length: usize) -> Layout {
-        Layout::from_size_align(length, ALIGN).expect("lengths are bounded by one read")
+    fn give_back(&self, memory: Memory) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT_MAX {
+            kept.push(memory);
+        }
+    }
+}
+
+/// [`READ_BYTES_MAX`] bytes at an aligned address.
+#[derive(Debug)]
+struct Memory(NonNull<u8>);
+
+// SAFETY: it owns its memory alone; nothing about it belongs to a thread.
+unsafe impl Send for Memory {}
+// SAFETY: shared references only read.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn zeroed() -> Self {
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(Self::layout()) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(Self::layout()) };
+        Self(start)
+    }
+
+    fn layout() -> Layout {
+        Layout::from_size_align(READ_BYTES_MAX, ALIGN).expect("the constants are a layout")
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with the same layout, and not freed before.
+        unsafe { dealloc(self.0.as_ptr(), Self::layout()) }
+    }
+}
+
+/// Bytes at an aligned address.
+#[derive(Debug)]
+pub struct Buffer {
+    /// There until the buffer is dropped.
+    memory: Option<Memory>,
+    length: usize,
+    pool: Pool,
+}
+
+impl Buffer {
+    fn start(&self) -> *mut u8 {
+        self.memory.as_ref().expect("it is there until the buffer is dropped").0.as_ptr()
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with the same layout, and not freed before.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) }
+        if let Some(memory) = self.memory.take() {
+            self.pool.give_back(memory);
+        }
     }
 }
 
@@ -46,22 +92,22 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `length` bytes from `start` are allocated and initialised for the buffer's life.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+        // SAFETY: `length` bytes from the start are allocated and initialised for the buffer's life.
+        unsafe { std::slice::from_raw_parts(self.start(), self.length) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and the reference is the only one.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.length) }
     }
 }
 
 // SAFETY: the memory is on the heap: moving the buffer does not move it, and it is initialised.
 unsafe impl tokio_uring::buf::IoBuf for Buffer {
     fn stable_ptr(&self) -> *const u8 {
-        self.start.as_ptr()
+        self.start()
     }
 
     fn bytes_init(&self) -> usize {
@@ -76,7 +122,7 @@ unsafe impl tokio_uring::buf::IoBuf for Buffer {
 // SAFETY: as for `IoBuf`; all bytes are initialised from the start, so there is nothing to note.
 unsafe impl tokio_uring::buf::IoBufMut for Buffer {
     fn stable_mut_ptr(&mut self) -> *mut u8 {
-        self.start.as_ptr()
+        self.start()
     }
 
     unsafe fn set_init(&mut self, _pos: usize) {}

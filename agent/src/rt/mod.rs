@@ -9,17 +9,23 @@ mod portable;
 mod uring;
 
 pub use buffer::Buffer;
+use buffer::Pool;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Most bytes of one read.
 pub const READ_BYTES_MAX: usize = 1 << 20;
 /// Reads in progress, of all volumes together.
 pub const READS_MAX: usize = 32;
+/// Bytes of disks that are in memory to be looked at or to be logged, of all scanned volumes together.
+pub const BUDGET_BYTES: usize = 128 << 20;
+/// What the budget is counted in.
+const BUDGET_UNIT: usize = 64 << 10;
 
 /// How disks are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +40,8 @@ pub enum Backend {
 #[derive(Debug, Clone)]
 pub struct Reads {
     uring: Option<uring::Handle>,
+    pool: Pool,
+    budget: Arc<Semaphore>,
 }
 
 /// A disk opened for large reads.
@@ -41,6 +49,20 @@ pub struct Reads {
 pub struct ReadFile {
     kind: Kind,
     size_bytes: u64,
+    pool: Pool,
+    budget: Arc<Semaphore>,
+}
+
+/// A share of the budget, until it is dropped.
+#[derive(Debug)]
+pub struct Share(OwnedSemaphorePermit);
+
+impl Share {
+    /// Keeps so many bytes of it and gives back the rest.
+    pub fn shrink(&mut self, bytes: usize) {
+        let kept = bytes.div_ceil(BUDGET_UNIT);
+        drop(self.0.split(self.0.num_permits().saturating_sub(kept)));
+    }
 }
 
 #[derive(Debug)]
@@ -54,7 +76,7 @@ impl Reads {
     #[must_use]
     pub fn start() -> Self {
         match uring::Handle::start() {
-            Ok(handle) => Self { uring: Some(handle) },
+            Ok(handle) => Self::new(Some(handle)),
             Err(error) => {
                 tracing::info!(%error, "no io_uring here: disks are read with pread");
                 Self::portable()
@@ -65,7 +87,12 @@ impl Reads {
     /// The portable backend.
     #[must_use]
     pub fn portable() -> Self {
-        Self { uring: None }
+        Self::new(None)
+    }
+
+    fn new(uring: Option<uring::Handle>) -> Self {
+        let budget = Arc::new(Semaphore::new(BUDGET_BYTES / BUDGET_UNIT));
+        Self { uring, pool: Pool::default(), budget }
     }
 
     /// Opens for reading what `file` has open, whatever its path leads to by now, a disk of `size_bytes`;
@@ -80,11 +107,15 @@ impl Reads {
             if let Ok(direct) = direct
                 && takes_direct_reads(&direct)
             {
-                return Ok(ReadFile { kind: Kind::Uring(uring.open(direct)?), size_bytes });
+                return Ok(self.file(Kind::Uring(uring.open(direct)?), size_bytes));
             }
         }
         let plain = OpenOptions::new().read(true).open(&path)?;
-        Ok(ReadFile { kind: Kind::Portable(Arc::new(plain)), size_bytes })
+        Ok(self.file(Kind::Portable(Arc::new(plain)), size_bytes))
+    }
+
+    fn file(&self, kind: Kind, size_bytes: u64) -> ReadFile {
+        ReadFile { kind, size_bytes, pool: self.pool.clone(), budget: Arc::clone(&self.budget) }
     }
 }
 
@@ -96,6 +127,18 @@ impl ReadFile {
             Kind::Uring(_) => Backend::Uring,
             Kind::Portable(_) => Backend::Portable,
         }
+    }
+
+    /// A share of the agent's budget for so many bytes, at most a quarter of it; waits in order of
+    /// arrival.
+    ///
+    /// # Errors
+    /// Never while the agent runs.
+    pub async fn share(&self, bytes: usize) -> io::Result<Share> {
+        let units = bytes.div_ceil(BUDGET_UNIT).min(BUDGET_BYTES / BUDGET_UNIT / 4);
+        let units = u32::try_from(units).map_err(io::Error::other)?;
+        let permit = Arc::clone(&self.budget).acquire_many_owned(units).await;
+        permit.map(Share).map_err(io::Error::other)
     }
 
     /// Reads exactly `length` bytes at `offset`; both are multiples of 4096, `length` at most
@@ -118,10 +161,11 @@ impl ReadFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let inside = usize::try_from(self.size_bytes - offset).unwrap_or(usize::MAX).min(length);
+        let buffer = self.pool.take(length);
         let mut buffer = match &self.kind {
-            Kind::Uring(file) => file.read(offset, length, inside).await?,
+            Kind::Uring(file) => file.read(offset, buffer, inside).await?,
             Kind::Portable(file) => {
-                portable::read(Arc::clone(file), offset, length, inside).await?
+                portable::read(Arc::clone(file), offset, buffer, inside).await?
             }
         };
         buffer[inside..].fill(0);
@@ -139,7 +183,7 @@ pub fn split_at_end(buffer: &mut [u8], offset: u64, size_bytes: u64) -> (&mut [u
 /// Some file systems take the flag and then refuse the reads.
 fn takes_direct_reads(file: &File) -> bool {
     use std::os::unix::fs::FileExt;
-    let mut probe = Buffer::zeroed(buffer::ALIGN);
+    let mut probe = Pool::default().take(buffer::ALIGN);
     file.read_at(&mut probe, 0).is_ok()
 }
 

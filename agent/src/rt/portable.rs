@@ -9,11 +9,10 @@ use std::sync::Arc;
 pub(super) async fn read(
     file: Arc<File>,
     offset: u64,
-    length: usize,
+    mut buffer: Buffer,
     inside: usize,
 ) -> io::Result<Buffer> {
     let task = tokio::task::spawn_blocking(move || {
-        let mut buffer = Buffer::zeroed(length);
         file.read_exact_at(&mut buffer[..inside], offset)?;
         Ok(buffer)
     });

@@ -99,13 +99,12 @@ impl RingFile {
     pub(super) async fn read(
         &self,
         offset: u64,
-        length: usize,
+        buffer: Buffer,
         inside: usize,
     ) -> io::Result<Buffer> {
         let permits = &self.handle.shared.permits;
         let _permit = permits.acquire().await.map_err(io::Error::other)?;
         let (reply, answer) = oneshot::channel();
-        let buffer = Buffer::zeroed(length);
         let read = Read { id: self.id, offset, buffer, inside, reply };
         self.handle.send(Request::Read(read))?;
         answer.await.map_err(io::Error::other)?

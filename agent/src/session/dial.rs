@@ -1,6 +1,6 @@
 //! Opening a transport to a node: TCP, mutual TLS 1.3, HTTP/1.1 `Upgrade: farshore/1`.
 
-use farshore_client::shown_by;
+use farshore_client::{Identity, clock_trouble, shown_by};
 use farshore_proto::{ErrorKind, VolumeId};
 use futures::future::BoxFuture;
 use hyper::StatusCode;
@@ -58,6 +58,12 @@ pub enum DialError {
         /// Where it was tried.
         address: String,
     },
+    /// This agent's certificate, or the node's, is not valid by a clock.
+    #[error("{what}")]
+    Clock {
+        /// Whose, and what both say.
+        what: String,
+    },
     /// The server name is no name.
     #[error("{name:?} is no server name")]
     Name {
@@ -81,9 +87,10 @@ impl DialError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { .. } | Self::Over { .. } | Self::Status { status: 500.., .. } => {
-                ErrorKind::Unavailable
-            }
+            Self::Io { .. }
+            | Self::Over { .. }
+            | Self::Clock { .. }
+            | Self::Status { status: 500.., .. } => ErrorKind::Unavailable,
             Self::Name { .. } | Self::Status { .. } => ErrorKind::Invalid,
         }
     }
@@ -99,6 +106,7 @@ pub trait Dial: Send + Sync + 'static {
 #[derive(Clone)]
 pub struct TlsDial {
     config: Arc<rustls::ClientConfig>,
+    identity: Arc<Identity>,
 }
 
 impl std::fmt::Debug for TlsDial {
@@ -110,8 +118,19 @@ impl std::fmt::Debug for TlsDial {
 impl TlsDial {
     /// With the agent's certificate and the CA to trust.
     #[must_use]
-    pub fn new(config: Arc<rustls::ClientConfig>) -> Self {
-        Self { config }
+    pub fn new(config: Arc<rustls::ClientConfig>, identity: Arc<Identity>) -> Self {
+        Self { config, identity }
+    }
+
+    /// What to say of an error: that of a clock if it is one.
+    fn told(address: &str, identity: &Identity, error: DialError) -> DialError {
+        if let Some(what) = identity.trouble() {
+            return DialError::Clock { what };
+        }
+        let DialError::Io { source, .. } = &error else { return error };
+        let tls = source.get_ref().and_then(|inner| inner.downcast_ref());
+        let clock = tls.and_then(|tls| clock_trouble(&format!("the node at {address}"), tls));
+        clock.map_or(error, |what| DialError::Clock { what })
     }
 
     async fn open(self, target: Target) -> Result<Box<dyn Transport>, DialError> {
@@ -157,7 +176,10 @@ impl Dial for TlsDial {
         Box::pin(async move {
             let address = target.address.clone();
             let late = |_| DialError::Io { address, source: io::ErrorKind::TimedOut.into() };
-            tokio::time::timeout(DIAL_TIME_MAX, dial.open(target)).await.map_err(late)?
+            let (identity, at) = (Arc::clone(&dial.identity), target.address.clone());
+            let opened = tokio::time::timeout(DIAL_TIME_MAX, dial.open(target)).await;
+            let opened = opened.map_err(late).flatten();
+            opened.map_err(|error| TlsDial::told(&at, &identity, error))
         })
     }
 }

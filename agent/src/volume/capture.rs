@@ -117,7 +117,13 @@ impl Running {
         let (settings, clock) = (Settings::default(), self.env.clock);
         let gate =
             Gate::new(settings, regions, intents, Arc::clone(&progress), clock, steps.clone());
-        let splitter = Splitter::new(Arc::clone(&disk), log, gate, progress, steps);
+        let splitter = Splitter::new(
+            Arc::clone(&disk),
+            log,
+            gate,
+            (progress, Arc::clone(&stream.unknown)),
+            steps,
+        );
         let (reads, opened) = (self.env.reads.clone(), Arc::clone(&disk));
         let reads = blocking(move || reads.open(opened.file(), opened.size_bytes())).await;
         let reads = reads.map_err(|source| self.data_error(source))?;
@@ -211,6 +217,7 @@ impl Running {
     ) -> Result<(), CaptureError> {
         // Clients of a disk that was to end before the agent was started again get time to come back.
         let is_late = self.facts.is_detached();
+        let mut was_cut = false;
         let wait_until = Instant::now() + if is_late { RECONNECT_TIME } else { Duration::ZERO };
         loop {
             tokio::select! {
@@ -238,6 +245,7 @@ impl Running {
             let checked = blocking(move || Ok(checked.check())).await;
             match checked.map_err(|source| self.data_error(source))? {
                 Ok(()) => {
+                    was_cut = false;
                     self.facts.recover();
                     self.facts.warn(None);
                 }
@@ -246,10 +254,32 @@ impl Running {
                     self.facts.warn(Some(error.to_string()));
                 }
                 // The open file is still the disk: what runs on it goes on, and so does its copy.
+                // So is one that has another size by now, as far as it goes.
+                Err(error @ DiskError::Resized { size_bytes, recorded_bytes, .. })
+                    if served.is_some() =>
+                {
+                    // What was cut off is gone, even if the disk grows again.
+                    if size_bytes < recorded_bytes && !was_cut {
+                        self.doubt_whole_disk().await?;
+                        was_cut = true;
+                    }
+                    self.facts.fail(error.to_string());
+                }
                 Err(error @ DiskError::Missing { .. }) => self.facts.fail(error.to_string()),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// All of the disk is read again, whatever was read of it.
+    async fn doubt_whole_disk(&self) -> Result<(), CaptureError> {
+        let stream = Arc::clone(&self.opening.stream);
+        let noted = blocking(move || {
+            let noted = stream.progress.begin_again();
+            stream.progress.resume();
+            noted
+        });
+        noted.await.map_err(|source| self.data_error(source))
     }
 
     /// The orderly end: a last mark, everything durable, no intent left, and a note of that.
@@ -257,7 +287,7 @@ impl Running {
         let stream = Arc::clone(&self.opening.stream);
         let breaches = stream.log.breaches();
         if splitter.is_consistent() {
-            self.requests().set_marks(true, breaches, Promise::served(0));
+            self.requests().set_marks(true, breaches, Promise::served(splitter.unknown_blocks()));
         }
         let stopped = async {
             splitter.flush_all().await?;
@@ -301,7 +331,11 @@ impl Running {
                     Ok(Some(pass)) => {
                         self.facts.recover();
                         self.facts.captured(true);
-                        requests.set_marks(true, pass.breaches, Promise::scanned(0));
+                        requests.set_marks(
+                            true,
+                            pass.breaches,
+                            Promise::scanned(stream.unknown.count()),
+                        );
                     }
                     Ok(None) => {}
                     Err(ScanError::Disk(error)) => return Err(error.into()),
@@ -352,7 +386,8 @@ impl Running {
         });
         let (hashes, reads) = open.await.map_err(|source| self.data_error(source))?;
         let log = Arc::clone(&stream.log);
-        Ok(Scanner::new(Arc::clone(disk), log, hashes, progress, reads))
+        let (unknown, steps) = (Arc::clone(&stream.unknown), self.env.steps.clone());
+        Ok(Scanner::new(Arc::clone(disk), log, hashes, (progress, unknown), reads, steps))
     }
 }
 

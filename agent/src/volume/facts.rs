@@ -251,7 +251,7 @@ fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement 
         let detail = match copying {
             _ if is_waiting => trouble,
             VolumeState::Resyncing => "re-reading the whole disk".to_owned(),
-            _ => String::new(),
+            _ => unknown_text(stream).unwrap_or_default(),
         };
         let is_pending = is_waiting && copied == 0.0 && copying == VolumeState::Copying;
         let state = if is_pending { VolumeState::Pending } else { copying };
@@ -282,7 +282,21 @@ fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement 
     if away_ms > AWAY_MS {
         return told(VolumeState::Degraded, trouble, 1.0);
     }
-    told(VolumeState::Protected, String::new(), 1.0)
+    match unknown_text(stream) {
+        Some(text) => told(VolumeState::Degraded, text, 1.0),
+        None => told(VolumeState::Protected, String::new(), 1.0),
+    }
+}
+
+/// What cannot be read of the disk: no point has it.
+fn unknown_text(stream: &Stream) -> Option<String> {
+    let at = stream.unknown.first_byte()?;
+    let count = stream.unknown.count();
+    let noun = if count == 1 { "block" } else { "blocks" };
+    Some(format!(
+        "{count} {noun} of the disk cannot be read, the first at byte {at}: the rest is protected; \
+         replace the disk, or write those blocks anew"
+    ))
 }
 
 /// What is known of the disk itself: nothing is protected while its disk is not captured, is written by

@@ -19,6 +19,7 @@ mod disks;
 mod faults;
 mod replicate;
 mod serving;
+mod sick;
 mod sizes;
 
 const MIB: u64 = 1 << 20;

@@ -1,5 +1,6 @@
 //! The control plane's REST API, as a client with a certificate: JSON over HTTPS.
 
+use crate::clocks::clock_trouble;
 use crate::identity::{Identity, IdentityError};
 use crate::trust::{Peer, client_config};
 use farshore_api::error::{ErrorBody, ErrorCode, ErrorDetail, ErrorKind};
@@ -46,6 +47,12 @@ pub enum ClientError {
         /// What is wrong with its certificate.
         reason: String,
     },
+    /// A certificate is not valid by a clock.
+    #[error("{reason}")]
+    Clock {
+        /// Whose, and what both say.
+        reason: String,
+    },
     /// Nothing can be asked at such an address.
     #[error("{url:?} is not the address of a control plane: {reason}; give https://HOST:PORT")]
     Address {
@@ -82,6 +89,7 @@ impl ClientError {
             Self::Unreachable { .. } | Self::Strange { status: 500.., .. } => {
                 ErrorKind::Unavailable
             }
+            Self::Clock { .. } => ErrorKind::Unavailable,
             Self::Untrusted { .. } | Self::Address { .. } => ErrorKind::Invalid,
             Self::Refused { code, .. } => code.kind(),
             Self::Strange { .. } => ErrorKind::Internal,
@@ -212,6 +220,12 @@ fn unanswered(url: &str, error: &reqwest::Error) -> ClientError {
     let mut cause: &(dyn Error + 'static) = error;
     while let Some(inner) = inner(cause) {
         cause = inner;
+    }
+    let clock = cause
+        .downcast_ref()
+        .and_then(|error| clock_trouble(&format!("the control plane at {url}"), error));
+    if let Some(reason) = clock {
+        return ClientError::Clock { reason };
     }
     let (url, reason) = (url.to_owned(), cause.to_string());
     match cause.downcast_ref() {

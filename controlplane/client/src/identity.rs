@@ -3,6 +3,7 @@
 //! Order of operations: the key is on the disk before anybody certifies it, the certificate is
 //! written last. A key without a certificate is no identity yet.
 
+use crate::clocks::shown;
 use crate::files::{close_to_others, private_dir, read, replace};
 use crate::heard::Heard;
 use crate::http::ClientError;
@@ -203,6 +204,12 @@ impl Identity {
         self.id
     }
 
+    /// Agent or node.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     /// The CA that everybody trusts.
     #[must_use]
     pub fn ca(&self) -> &CertificateDer<'static> {
@@ -245,6 +252,37 @@ impl Identity {
     #[must_use]
     pub fn takes(&self, ends_s: u64) -> bool {
         self.heard.takes(ends_s, Instant::now(), SystemTime::now())
+    }
+
+    /// What is wrong with the time of the certificate, for people; none while it is valid.
+    ///
+    /// Either the certificate or this machine's clock is wrong: both are told.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble_at(SystemTime::now())
+    }
+
+    /// As [`Identity::trouble`], with a clock that shows `now`.
+    #[must_use]
+    pub fn trouble_at(&self, now: SystemTime) -> Option<String> {
+        let (from, to) = {
+            let current = self.lock();
+            (current.not_before, current.not_after)
+        };
+        if (from..=to).contains(&now) {
+            return None;
+        }
+        let what = if now > to { "has expired" } else { "is not valid yet" };
+        Some(format!(
+            "the certificate of {role} {id} {what}: this machine's clock says {now}, the certificate \
+             is valid from {from} to {to}; check the clock, or enrol again with a token from \
+             `farshore {role} token --id {id}`",
+            role = self.role,
+            id = self.id,
+            now = shown(now),
+            from = shown(from),
+            to = shown(to),
+        ))
     }
 
     /// A certificate request for the key.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod clocks;
 mod enrol;
 mod files;
 mod heard;
@@ -15,7 +16,8 @@ mod identity;
 mod trust;
 
 pub use backoff::Backoff;
-pub use enrol::{establish, renew_until_dropped};
+pub use clocks::clock_trouble;
+pub use enrol::{Tokens, establish, go_on, renew_until_dropped};
 pub use http::{ClientError, ControlClient};
 pub use identity::{Identity, IdentityError};
 pub use trust::{Peer, Shown, client_config, peer_of, server_config, shown_by};

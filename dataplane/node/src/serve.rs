@@ -132,7 +132,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         .spawn(move || acceptor::run(&listener, &posts, &metrics, descriptors))?;
     tokio::spawn(control.clone().follow());
     tokio::spawn(control.report());
-    tokio::spawn(renew_until_dropped(identity, client));
+    tokio::spawn(renew_until_dropped(identity, client, None));
     farshore_program::announce(format_args!("ready {address}"));
     node.until_stopped().await
 }

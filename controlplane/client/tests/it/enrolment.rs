@@ -4,7 +4,10 @@ use crate::authority::{Authority, HOUR};
 use crate::server::{Answer, Request, Server, error, ok};
 use farshore_api::error::ErrorCode;
 use farshore_api::identity::{EnrolRequest, EnrolmentToken, Role};
-use farshore_client::{ClientError, Identity, IdentityError, establish};
+use farshore_client::{
+    ClientError, ControlClient, Identity, IdentityError, Tokens, establish, go_on,
+    renew_until_dropped,
+};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -240,4 +243,71 @@ async fn an_expired_identity_enrols_again_if_there_is_a_token() {
     let without = establish(&place.dir(), &server.url(), None, Role::Agent).await.unwrap();
     assert!(without.is_expired(), "there is no better one");
     assert!(!place.establish(&server.url(), Role::Agent).await.unwrap().is_expired());
+}
+
+/// I10: who serves disks goes on with what it has, and a token that appears later is used by itself.
+#[tokio::test]
+async fn an_expired_identity_goes_on_and_takes_a_token_when_one_comes() {
+    let authority = Arc::new(Authority::new());
+    let issuer = Arc::clone(&authority);
+    let mut lives = [(HOUR * 25, std::time::Duration::ZERO), DAY_BEGINS].into_iter();
+    let server = Server::start(authority.server(&authority.certificate()), move |request| {
+        if request.path != "/api/v1/enrol" {
+            return error(ErrorCode::Unauthenticated);
+        }
+        let request: EnrolRequest = serde_json::from_str(&request.body).unwrap();
+        let life = lives.next().unwrap();
+        ok(&issuer.issue((Role::Agent, ID), &request.csr_pem, life))
+    });
+    let place = Place::with(&authority.token(Role::Agent));
+    place.establish(&server.url(), Role::Agent).await.unwrap();
+    fs::remove_file(place.token()).unwrap();
+    // Nothing of this needs the control plane.
+    let nowhere = "https://127.0.0.1:1";
+    let (held, first) =
+        go_on(&place.dir(), nowhere, Some(&place.token()), Role::Agent).await.unwrap();
+    assert!(first.is_none());
+    let trouble = held.trouble().unwrap();
+    for part in ["has expired", "this machine's clock says", "valid from", "check the clock"] {
+        assert!(trouble.contains(part), "{trouble}");
+    }
+    assert!(trouble.contains(&format!("farshore agent token --id {ID}")), "{trouble}");
+    let held = Arc::new(held);
+    let client = ControlClient::new(&server.url(), &held).unwrap();
+    let tokens = Tokens::new(&server.url(), &place.token(), first);
+    let renewing = tokio::spawn(renew_until_dropped(Arc::clone(&held), client, Some(tokens)));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while server.requests().len() < 2 {
+        assert!(std::time::Instant::now() < deadline, "it does not try to renew");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(held.trouble().is_some(), "nothing brought another certificate");
+    fs::write(place.token(), authority.token(Role::Agent).to_string()).unwrap();
+    while held.trouble().is_some() {
+        assert!(std::time::Instant::now() < deadline, "the token is not used");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    renewing.abort();
+    assert!(Identity::load(&place.dir()).unwrap().unwrap().trouble().is_none(), "it is kept");
+}
+
+/// C2: a certificate that is not valid yet is a wrong clock, and is told as such.
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_yet_names_both_times() {
+    let authority = Arc::new(Authority::new());
+    let issuer = Arc::clone(&authority);
+    let server = Server::start(authority.server(&authority.certificate()), move |request| {
+        let request: EnrolRequest = serde_json::from_str(&request.body).unwrap();
+        ok(&issuer.issue((Role::Agent, ID), &request.csr_pem, DAY_BEGINS))
+    });
+    let place = Place::with(&authority.token(Role::Agent));
+    let identity = place.establish(&server.url(), Role::Agent).await.unwrap();
+    assert!(identity.trouble().is_none());
+    // As if the clock had been set back by two hours.
+    let then = std::time::SystemTime::now() - HOUR * 2;
+    let trouble = identity.trouble_at(then).unwrap();
+    assert!(
+        trouble.contains("is not valid yet") && trouble.contains("check the clock"),
+        "{trouble}"
+    );
 }

@@ -149,7 +149,7 @@ async fn a_certificate_past_half_of_its_life_is_renewed_by_itself() {
     let (_dir, due) = holds(&authority, DUE);
     let tasks = [&young, &due].map(|identity| {
         let client = ControlClient::new(&server.url(), identity).unwrap();
-        tokio::spawn(renew_until_dropped(Arc::clone(identity), client))
+        tokio::spawn(renew_until_dropped(Arc::clone(identity), client, None))
     });
     let deadline = Instant::now() + Duration::from_secs(20);
     while due.until_renewal().is_zero() {
