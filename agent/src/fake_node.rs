@@ -6,7 +6,7 @@ use farshore_proto::frame::{
     Ack, Control, FrameHeader, FrameKind, Hello, Mark, Refusal, RefusalReason, Welcome,
 };
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, WINDOW_BYTES};
-use farshore_proto::{PointId, Seq};
+use farshore_proto::{PointId, Seq, Stamp};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::io;
@@ -26,6 +26,7 @@ pub(crate) struct Point {
 #[derive(Debug, Clone, Default)]
 struct Held {
     seq: u64,
+    stamp: Stamp,
     image: Vec<u8>,
 }
 
@@ -82,8 +83,8 @@ impl FakeNode {
         let node = Self::default();
         let image = vec![0; usize::try_from(size_bytes).unwrap().next_multiple_of(BLOCK_BYTES)];
         node.lock().size_bytes = size_bytes;
-        node.lock().committed = Held { seq: 0, image: image.clone() };
-        node.lock().received = Held { seq: 0, image };
+        node.lock().committed = Held { image: image.clone(), ..Held::default() };
+        node.lock().received = Held { image, ..Held::default() };
         Arc::new(node)
     }
 
@@ -108,8 +109,8 @@ impl FakeNode {
         let mut state = self.lock();
         state.incarnation += 1;
         let image = vec![0; state.received.image.len()];
-        state.committed = Held { seq: 0, image: image.clone() };
-        state.received = Held { seq: 0, image };
+        state.committed = Held { image: image.clone(), ..Held::default() };
+        state.received = Held { image, ..Held::default() };
         state.points.clear();
         state.pending.clear();
         drop(state);
@@ -230,6 +231,7 @@ impl FakeNode {
             journaled: Seq(state.received.seq),
             committed: Seq(state.committed.seq),
             window_bytes: u32::try_from(WINDOW_BYTES).unwrap(),
+            stamp: state.received.stamp,
         };
         (Control::Welcome(welcome), incarnation)
     }
@@ -241,6 +243,7 @@ impl FakeNode {
                 state.committed.apply(&change);
             }
             state.committed.seq = state.received.seq;
+            state.committed.stamp = state.received.stamp;
         }
         Ack { journaled: Seq(state.received.seq), committed: Seq(state.committed.seq) }
     }
@@ -253,6 +256,7 @@ impl FakeNode {
         }
         assert_eq!(header.seq.0, state.received.seq + 1, "a gap in the stream");
         state.received.seq = header.seq.0;
+        state.received.stamp = header.stamp;
         let place = |block: u64| usize::try_from(block).unwrap() * BLOCK_BYTES;
         let (from, to) = (place(header.range.block), place(header.range.end()));
         match header.kind {

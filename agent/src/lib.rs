@@ -21,6 +21,7 @@ pub mod points;
 pub mod rt;
 pub mod service;
 pub mod session;
+pub mod stamps;
 pub mod state;
 pub mod stream;
 pub mod volume;

@@ -4,6 +4,7 @@
 use crate::disk::Identity;
 use crate::durable;
 use crate::files::Files;
+use farshore_engine::lineage::LIVES_MAX;
 use farshore_proto::wire::put_crc;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -53,6 +54,9 @@ pub struct State {
     /// The run of the server in which the disk was captured last; absent where that has no name.
     #[serde(default)]
     pub boot: Option<String>,
+    /// What the intents descended from at the first start since a session joined, while `floor` is there.
+    #[serde(default)]
+    pub lineage: Option<[u64; LIVES_MAX]>,
     /// The disk's change time at an orderly stop; absent while the agent runs.
     #[serde(default)]
     pub stopped_ns: Option<i64>,
@@ -205,6 +209,7 @@ mod tests {
             floor: Some(123),
             is_disturbed: true,
             boot: Some("8379d2d5".to_owned()),
+            lineage: Some([5; LIVES_MAX]),
             stopped_ns: Some(1_767_225_600_000_000_123),
         };
         let good = encode(state.clone()).unwrap();

@@ -3,7 +3,7 @@
 //!
 //! What is decided here is decided for every driver: the agent's tasks and the simulator.
 
-use crate::capture::intent::{IntentMap, Recovered};
+use crate::capture::intent::{IntentMap, Life, Recovered, lineage_at};
 use crate::capture::progress::Progress;
 use crate::capture::splitter::Splitter;
 use crate::capture::unknown::Unknown;
@@ -11,8 +11,9 @@ use crate::clock::Now;
 use crate::disk::{Identity, Likeness};
 use crate::files::Files;
 use crate::hrl::{Home, Log, LogError, Loss};
-use crate::state::StateFile;
+use crate::state::{State, StateFile};
 use farshore_engine::doubt::Regions;
+use farshore_engine::lineage::Lineage;
 use farshore_engine::source::{Breach, Opened};
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::blocks_of;
@@ -88,6 +89,8 @@ pub struct Place {
     pub dir: PathBuf,
     /// Bytes that the log may have.
     pub log_bytes_max: u64,
+    /// Drawn for this run; not 0.
+    pub life: u32,
 }
 
 /// What was found when a stream was opened.
@@ -134,6 +137,8 @@ pub struct Stream {
     splitter: Mutex<Option<Arc<Splitter>>>,
     /// Whether intents say what is in doubt. A scan has none: then it is always the whole disk.
     has_intents: bool,
+    /// The life of this run.
+    pub life: u32,
 }
 
 impl Stream {
@@ -193,7 +198,17 @@ impl Stream {
         // appended, or the next start would take those frames for what the node has.
         let last = recovered.last;
         let floor = Seq(state.get().floor.unwrap_or(last.0)).min(last);
-        state.update(|state| state.floor = Some(floor.0)).map_err(failed("write"))?;
+        // With it goes what the intents descend from, as the node can know it: what this run and those
+        // after it add to them before one joins is not what the node's frames were made under.
+        let found =
+            lineage_at(&*place.files, &place.dir.join(INTENT_FILE)).map_err(failed("read"))?;
+        let kept = state.get().lineage.filter(|_| state.get().floor.is_some());
+        let lineage = kept.map_or(found, Lineage::from_kept);
+        let noted = |state: &mut State| {
+            state.floor = Some(floor.0);
+            state.lineage = Some(lineage.to_kept());
+        };
+        state.update(noted).map_err(failed("write"))?;
         let stream = Self {
             volume,
             log: Arc::new(log),
@@ -203,8 +218,9 @@ impl Stream {
             is_joined: watch::Sender::new(false),
             splitter: Mutex::default(),
             has_intents,
+            life: place.life,
         };
-        let opened = Opened { last, floor };
+        let opened = Opened { last, floor, lineage, life: place.life };
         Ok((stream, Found { opened, marks: recovered.marks, is_new, damage }))
     }
 
@@ -228,7 +244,8 @@ impl Stream {
         let regions = Regions::in_blocks(blocks_of(disk.size_bytes));
         let path = dir.join(INTENT_FILE);
         let mut unknown = || self.adopt(&disk, is_new, true);
-        let intents = IntentMap::open(files, &path, self.volume, regions, &mut unknown)?;
+        let life = Life { number: self.life, stamps: self.log.stamps() };
+        let intents = IntentMap::open(files, &path, self.volume, regions, life, &mut unknown)?;
         self.adopt(&disk, is_new, false)?;
         Ok(intents)
     }
@@ -324,7 +341,10 @@ impl Stream {
     /// # Errors
     /// What the system said; then it is not noted and the caller tries again later.
     pub fn join(&self) -> io::Result<()> {
-        self.state.update(|state| state.floor = None)?;
+        self.state.update(|state| {
+            state.floor = None;
+            state.lineage = None;
+        })?;
         self.is_joined.send_replace(true);
         Ok(())
     }
@@ -348,6 +368,7 @@ impl Stream {
             self.progress.hold();
         } else {
             self.progress.begin_again()?;
+            self.log.stamps().forget();
         }
         let restarted = self.log.restart(next);
         if restarted.is_ok() && is_partial {

@@ -124,7 +124,18 @@ impl Stream {
             false => (1, 0),
         };
         let (first_seq, last_seq) = (Seq(first), Seq(last));
-        Hello { volume, epoch, size_bytes, first_seq, last_seq, mark_interval_ms: mark_ms }
+        // One run, one life; no intents, so no stamps.
+        let (life, is_overtaken, mark_interval_ms) = (std::process::id().max(1), false, mark_ms);
+        Hello {
+            volume,
+            epoch,
+            size_bytes,
+            first_seq,
+            last_seq,
+            mark_interval_ms,
+            life,
+            is_overtaken,
+        }
     }
 
     /// Goes on from what the node has.

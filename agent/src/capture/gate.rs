@@ -177,7 +177,7 @@ impl Gate {
                 let cleared: Vec<u64> =
                     regions.into_iter().filter(|region| !inner.doubt.has_intent(*region)).collect();
                 inner.map.clear(&cleared);
-                inner.map.take_changes()
+                inner.map.take_cleared()
             };
             self.run(Errand::Clear(changes)).await
         };
@@ -314,12 +314,12 @@ impl Errand {
         match self {
             Self::Persist(changes) => {
                 steps.reach(Step::BeforeIntent)?;
-                changes.write(true)?;
+                changes.write()?;
                 steps.reach(Step::AfterIntent)
             }
             Self::Clear(changes) => {
                 steps.reach(Step::BeforeClear)?;
-                changes.write(false)
+                changes.write()
             }
         }
     }

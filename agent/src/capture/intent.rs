@@ -6,34 +6,47 @@
 //! | sector | offset | size | field |
 //! |---|---|---|---|
 //! | 0 | 0 | 4 | magic `FSIN` |
-//! | | 4 | 2 | version, 1 |
+//! | | 4 | 2 | version, 2 |
 //! | | 6 | 2 | zero |
 //! | | 8 | 16 | volume |
 //! | | 24 | 8 | number of regions |
 //! | | 32 | 476 | zero |
 //! | | 508 | 4 | CRC32C of the 508 bytes before |
-//! | 1… | 0 | 504 | bits of 4032 regions, lowest first |
+//! | 1, 2 | 0 | 4 | magic `FSIL` |
+//! | | 4 | 4 | zero |
+//! | | 8 | 8 | number of the write, from 1; the sector with the higher one counts |
+//! | | 16 | 64 | 8 lives that this run descends from, oldest first: generation (4), life (4); 0 if none |
+//! | | 80 | 428 | zero |
+//! | | 508 | 4 | CRC32C of the 508 bytes before |
+//! | 3… | 0 | 504 | bits of 4032 regions, lowest first |
 //! | | 504 | 4 | zero |
 //! | | 508 | 4 | CRC32C of the 508 bytes before |
 //!
 //! Order of operations: sectors with new bits are written and synced before the write goes ahead;
-//! cleared bits are written some time after the flush that made them unnecessary. A sector that is
+//! cleared bits are written some time after the flush that made them unnecessary, without a sync. A sector that is
+//! durable write raises the newest life's generation and writes it, with the bits, into one of the two
+//! sectors in turn: whatever a power cut leaves, the other still says what was durable before. A sector that is
 //! torn or damaged fails its checksum and puts all its regions in doubt; it is made whole at once,
 //! durably, because a torn write over a damaged one can make what was there before the damage. What is
 //! read at the start is synced before it counts: an agent that was killed may have left it in the page
 //! cache only.
 
 use crate::files::{FileIo, Files};
+use crate::stamps::{Stamps, Underway};
 use farshore_engine::doubt::RegionSet;
-use farshore_proto::VolumeId;
+use farshore_engine::lineage::{LIVES_MAX, Lineage};
 use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
+use farshore_proto::{Stamp, VolumeId};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 const MAGIC: [u8; 4] = *b"FSIN";
-const VERSION: u16 = 1;
+const LINEAGE_MAGIC: [u8; 4] = *b"FSIL";
+const VERSION: u16 = 2;
+/// Sectors of the lineage, behind the header.
+const LINEAGE_SECTORS: u64 = 2;
 const SECTOR_BYTES: usize = 512;
 const BITS_BYTES: usize = 504;
 /// Regions of one sector: a disk of just under 1 GiB.
@@ -48,10 +61,23 @@ pub struct Recovered {
     pub is_unknown: bool,
 }
 
+/// Who writes the intents now.
+#[derive(Debug, Clone)]
+pub struct Life {
+    /// Drawn at the start of the run; not 0.
+    pub number: u32,
+    /// Where it is said which intents are durable ([`crate::hrl::Log::stamps`]).
+    pub stamps: Arc<Stamps>,
+}
+
 /// The intents of one volume as they are, or will be, in the file.
 #[derive(Debug)]
 pub struct IntentMap {
     file: Arc<dyn FileIo>,
+    lineage: Lineage,
+    /// Number of the last write of the lineage.
+    writes: u64,
+    life: Life,
     sectors: Vec<[u8; BITS_BYTES]>,
     changed: BTreeSet<usize>,
 }
@@ -61,25 +87,27 @@ pub struct IntentMap {
 pub struct Changes {
     file: Arc<dyn FileIo>,
     sectors: Vec<(u64, Vec<u8>)>,
+    /// Of changes that are to be durable: what holds then, and where that is said.
+    durable: Option<(Underway, Stamp, Arc<Stamps>)>,
 }
 
 impl Changes {
-    /// Writes the sectors, and makes them durable if `durably`; blocks.
+    /// Writes the sectors, and makes them durable unless intents were cleared only; blocks.
     ///
     /// # Errors
     /// What the system said.
-    pub fn write(&self, durably: bool) -> io::Result<()> {
+    pub fn write(&self) -> io::Result<()> {
         for (offset, bytes) in &self.sectors {
             self.file.write_all_at(bytes, *offset)?;
         }
-        if !durably {
-            return Ok(());
-        }
-        self.file.sync_data()?;
-        // The write that waits for this comes now, and a sync may have taken long: the next start
-        // compares the disk's time with this one.
-        if let Err(error) = self.file.touch() {
-            tracing::debug!(%error, "the intents keep an older time: a start may read more again");
+        if let Some((begun, stamp, stamps)) = &self.durable {
+            self.file.sync_data()?;
+            // The write that waits for this comes now, and a sync may have taken long: the next start
+            // compares the disk's time with this one.
+            if let Err(error) = self.file.touch() {
+                tracing::debug!(%error, "the intents keep an older time: a start may read more again");
+            }
+            stamps.durable(*begun, *stamp);
         }
         Ok(())
     }
@@ -101,21 +129,25 @@ impl IntentMap {
         path: &Path,
         volume: VolumeId,
         regions: u64,
+        life: Life,
         unknown: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<(Self, Recovered)> {
         let count =
             usize::try_from(regions.div_ceil(SECTOR_REGIONS)).expect("a volume has a limit");
         let file = files.open_or_create(path)?;
-        let mut map =
-            Self { file, sectors: vec![[0; BITS_BYTES]; count], changed: BTreeSet::new() };
+        let (sectors, changed) = (vec![[0; BITS_BYTES]; count], BTreeSet::new());
+        let (lineage, writes) = (Lineage::default(), 0);
+        let mut map = Self { file, lineage, writes, life, sectors, changed };
         let mut found = RegionSet::empty(regions);
         if !map.is_of(volume, regions)? {
             unknown()?;
             map.make(files, path, volume, regions)?;
+            map.take_changes().write()?;
             return Ok((map, Recovered { regions: found, is_unknown: true }));
         }
         // What a killed agent wrote last may be in the page cache only; from here on it counts.
         map.file.sync_data()?;
+        (map.lineage, map.writes) = read_lineage(&*map.file)?;
         let mut sector = [0; SECTOR_BYTES];
         for index in 0..count {
             map.file.read_exact_at(&mut sector, offset_of(index))?;
@@ -134,9 +166,8 @@ impl IntentMap {
                 }
             }
         }
-        if !map.changed.is_empty() {
-            map.take_changes().write(true)?;
-        }
+        // From here on frames are made in this life: the file says so first.
+        map.take_changes().write()?;
         Ok((map, Recovered { regions: found, is_unknown: false }))
     }
 
@@ -160,6 +191,9 @@ impl IntentMap {
         // The header comes last: without it the file is nobody's.
         self.file.set_len(0)?;
         let empty = sector_of(&[0; BITS_BYTES]);
+        for index in 1..=LINEAGE_SECTORS {
+            self.file.write_all_at(&[0; SECTOR_BYTES], index * SECTOR_BYTES as u64)?;
+        }
         for index in 0..self.sectors.len() {
             self.file.write_all_at(&empty, offset_of(index))?;
         }
@@ -198,18 +232,94 @@ impl IntentMap {
         }
     }
 
-    /// Every sector that changed since the last call.
+    /// Every sector that changed since the last call, and the next generation with them.
+    ///
+    /// # Panics
+    /// If the life is 0.
     #[must_use]
     pub fn take_changes(&mut self) -> Changes {
+        assert!(self.life.number > 0, "a life has a number");
+        self.lineage.begin(self.life.number);
+        if !self.lineage.raise() {
+            // All generations of this life were used up; whoever compares takes another for a rollback.
+            self.life.number = self.life.number.wrapping_add(1).max(1);
+            self.lineage.begin(self.life.number);
+        }
+        self.writes += 1;
+        let place = (1 + self.writes % LINEAGE_SECTORS) * SECTOR_BYTES as u64;
+        let mut changes = self.take_cleared();
+        changes.sectors.push((place, lineage_sector(&self.lineage, self.writes)));
+        let stamps = Arc::clone(&self.life.stamps);
+        changes.durable = Some((stamps.begin(), self.lineage.newest(), stamps));
+        changes
+    }
+
+    /// Every sector that changed since the last call, when intents were cleared only: that need not be
+    /// durable, nor be told from before. What was cleared is durable in the log.
+    #[must_use]
+    pub fn take_cleared(&mut self) -> Changes {
         let changed = std::mem::take(&mut self.changed);
         let sectors =
             changed.into_iter().map(|index| (offset_of(index), sector_of(&self.sectors[index])));
-        Changes { file: Arc::clone(&self.file), sectors: sectors.collect() }
+        Changes { file: Arc::clone(&self.file), sectors: sectors.collect(), durable: None }
     }
 }
 
 fn offset_of(index: usize) -> u64 {
-    ((index + 1) * SECTOR_BYTES) as u64
+    (1 + LINEAGE_SECTORS + index as u64) * SECTOR_BYTES as u64
+}
+
+/// What the volume's intents descend from, before they are opened; nothing if there are none. Blocks.
+///
+/// # Errors
+/// What the system said.
+pub fn lineage_at(files: &dyn Files, path: &Path) -> io::Result<Lineage> {
+    match files.open(path) {
+        Ok(file) if file.len()? >= offset_of(0) => Ok(read_lineage(&*file)?.0),
+        Ok(_) => Ok(Lineage::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Lineage::default()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The lineage and the number of its write: the newer whole one of the two sectors.
+fn read_lineage(file: &dyn FileIo) -> io::Result<(Lineage, u64)> {
+    let mut newest = (Lineage::default(), 0);
+    for index in 1..=LINEAGE_SECTORS {
+        let mut sector = [0; SECTOR_BYTES];
+        file.read_exact_at(&mut sector, index * SECTOR_BYTES as u64)?;
+        if let Some((lineage, writes)) = take_lineage(&sector)
+            && writes > newest.1
+        {
+            newest = (lineage, writes);
+        }
+    }
+    Ok(newest)
+}
+
+fn take_lineage(sector: &[u8; SECTOR_BYTES]) -> Option<(Lineage, u64)> {
+    let mut reader = Reader::new("intent lineage", sector);
+    reader.magic(LINEAGE_MAGIC).ok()?;
+    check_crc("intent lineage", sector).ok()?;
+    reader.reserved(4).ok()?;
+    // The next write has a number, too.
+    let writes = reader.u64().ok().filter(|writes| *writes < u64::MAX)?;
+    let mut kept = [0; LIVES_MAX];
+    for life in &mut kept {
+        *life = reader.u64().ok()?;
+    }
+    Some((Lineage::from_kept(kept), writes))
+}
+
+fn lineage_sector(lineage: &Lineage, writes: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(SECTOR_BYTES);
+    out.put_bytes(&LINEAGE_MAGIC);
+    out.put_zeros(4);
+    out.put_u64(writes);
+    lineage.to_kept().into_iter().for_each(|life| out.put_u64(life));
+    out.put_zeros(SECTOR_BYTES - 4 - out.len());
+    put_crc(&mut out, 0);
+    out
 }
 
 fn sector_of(bits: &[u8; BITS_BYTES]) -> Vec<u8> {
@@ -244,6 +354,10 @@ mod tests {
     const VOLUME: VolumeId = VolumeId([5; 16]);
     const REGIONS: u64 = 10_000;
 
+    fn life(number: u32) -> Life {
+        Life { number, stamps: Arc::default() }
+    }
+
     fn open(path: &Path) -> (IntentMap, Recovered) {
         open_as(path, VOLUME, REGIONS)
     }
@@ -254,7 +368,8 @@ mod tests {
             is_told = true;
             Ok(())
         };
-        let found = IntentMap::open(&OsFiles, path, volume, regions, &mut unknown).unwrap();
+        let found =
+            IntentMap::open(&OsFiles, path, volume, regions, life(1), &mut unknown).unwrap();
         assert_eq!(found.1.is_unknown, is_told);
         found
     }
@@ -266,13 +381,13 @@ mod tests {
         let (mut map, recovered) = open(&path);
         assert!(recovered.is_unknown);
         map.set(&[0, 4031, 4032, 9_999]);
-        map.take_changes().write(true).unwrap();
+        map.take_changes().write().unwrap();
         map.clear(&[4031]);
-        map.take_changes().write(false).unwrap();
+        map.take_cleared().write().unwrap();
         let (_, recovered) = open(&path);
         assert!(!recovered.is_unknown);
         assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), [0, 4032, 9_999]);
-        assert_eq!(path.metadata().unwrap().len(), 4 * 512);
+        assert_eq!(path.metadata().unwrap().len(), 6 * 512);
     }
 
     #[test]
@@ -281,15 +396,16 @@ mod tests {
         let path = dir.path().join("intent");
         drop(open(&path));
         let file = File::options().write(true).open(&path).unwrap();
-        FileExt::write_all_at(&file, &[1], 512 * 3 + 7).unwrap();
+        FileExt::write_all_at(&file, &[1], 512 * 5 + 7).unwrap();
         let files = FaultyFiles::good();
         let mut nobody = || unreachable!("it is known");
-        let (_, recovered) = IntentMap::open(&files, &path, VOLUME, REGIONS, &mut nobody).unwrap();
+        let (_, recovered) =
+            IntentMap::open(&files, &path, VOLUME, REGIONS, life(1), &mut nobody).unwrap();
         assert!(files.has_synced(&path), "what puts it in doubt must outlive a power cut");
         let damaged: Vec<u64> = (8064..REGIONS).collect();
         assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), damaged);
         // D2: the byte that was damaged comes right again, as a torn write may have it.
-        FileExt::write_all_at(&file, &[0], 512 * 3 + 7).unwrap();
+        FileExt::write_all_at(&file, &[0], 512 * 5 + 7).unwrap();
         let (_, recovered) = open(&path);
         assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), damaged);
     }
@@ -313,7 +429,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("intent");
         let mut fail = || Err(io::Error::other("not noted"));
-        assert!(IntentMap::open(&OsFiles, &path, VOLUME, REGIONS, &mut fail).is_err());
+        assert!(IntentMap::open(&OsFiles, &path, VOLUME, REGIONS, life(1), &mut fail).is_err());
         assert!(open(&path).1.is_unknown, "as before");
     }
 
@@ -325,7 +441,7 @@ mod tests {
         let (mut map, _) = open(&path);
         let set = [0, 4031, 4032, 9_999];
         map.set(&set);
-        map.take_changes().write(true).unwrap();
+        map.take_changes().write().unwrap();
         drop(map);
         let whole = std::fs::read(&path).unwrap();
         let (mut unknown, mut sectors) = (0, 0);
@@ -339,9 +455,13 @@ mod tests {
                 unknown += 1;
                 continue;
             }
-            let first = (at / SECTOR_BYTES - 1) as u64 * SECTOR_REGIONS;
-            let damaged = first..REGIONS.min(first + SECTOR_REGIONS);
             let found: BTreeSet<u64> = recovered.regions.iter().collect();
+            let Some(index) = (at / SECTOR_BYTES).checked_sub(1 + LINEAGE_SECTORS as usize) else {
+                assert_eq!(found, set.into(), "flip at {at} concerns no region");
+                continue;
+            };
+            let first = index as u64 * SECTOR_REGIONS;
+            let damaged = first..REGIONS.min(first + SECTOR_REGIONS);
             assert_eq!(found, damaged.chain(set).collect(), "flip at {at}");
             sectors += 1;
         }
@@ -357,12 +477,58 @@ mod tests {
         );
     }
 
+    /// Whatever is torn or damaged of it, it never says more than what was durable.
+    #[test]
+    fn the_line_goes_on_and_says_no_more_than_was_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("intent");
+        assert_eq!(lineage_at(&OsFiles, &path).unwrap(), Lineage::default());
+        let open = |number| {
+            let stamps = Arc::<Stamps>::default();
+            let life = Life { number, stamps: Arc::clone(&stamps) };
+            let opened = IntentMap::open(&OsFiles, &path, VOLUME, REGIONS, life, &mut || Ok(()));
+            (opened.unwrap().0, stamps)
+        };
+        let told = Stamps::now;
+        let (mut map, stamp) = open(7);
+        assert_eq!(told(&stamp), Stamp { life: 7, generation: 1 }, "before the first frame");
+        map.set(&[3]);
+        let changes = map.take_changes();
+        assert_eq!(told(&stamp).generation, 1, "nothing is said before it is durable");
+        changes.write().unwrap();
+        assert_eq!(told(&stamp).generation, 2);
+        map.clear(&[3]);
+        map.take_cleared().write().unwrap();
+        assert_eq!(told(&stamp).generation, 2, "nobody synced it");
+        drop(map);
+        let (_, stamp) = open(8);
+        assert_eq!(told(&stamp), Stamp { life: 8, generation: 1 });
+        let whole = lineage_at(&OsFiles, &path).unwrap();
+        assert!(whole.covers(Stamp { life: 7, generation: 2 }) && whole.covers(told(&stamp)));
+        let bytes = std::fs::read(&path).unwrap();
+        for at in SECTOR_BYTES..3 * SECTOR_BYTES {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            let found = lineage_at(&OsFiles, &path).unwrap();
+            assert!(!found.covers(Stamp { life: 7, generation: 3 }), "flip at {at}");
+            assert!(!found.covers(Stamp { life: 8, generation: 2 }), "flip at {at}");
+        }
+        std::fs::write(&path, "short").unwrap();
+        assert_eq!(lineage_at(&OsFiles, &path).unwrap(), Lineage::default());
+    }
+
     #[test]
     fn the_bytes_are_those_documented() {
         let header = header(VOLUME, 3);
-        assert_eq!(&header[..8], b"FSIN\x01\0\0\0");
+        assert_eq!(&header[..8], b"FSIN\x02\0\0\0");
         assert_eq!(header[8..24], [5; 16]);
         assert_eq!(header[24..32], [3, 0, 0, 0, 0, 0, 0, 0]);
+        let mut lineage = Lineage::default();
+        lineage.begin(0x0102_0304);
+        let sector = lineage_sector(&lineage, 9);
+        assert_eq!(sector[..16], *b"FSIL\0\0\0\0\x09\0\0\0\0\0\0\0");
+        assert_eq!(sector[72..80], [0, 0, 0, 0, 4, 3, 2, 1]);
         assert!(header[32..508].iter().all(|byte| *byte == 0));
         let mut bits = [0; BITS_BYTES];
         bits[1] = 2;

@@ -4,13 +4,14 @@ use super::recovery::{self, Lost, Recovered};
 use super::{AppendError, LogError};
 use crate::clock::Now;
 use crate::files::{FileIo, Files};
+use crate::stamps::Stamps;
 use farshore_proto::frame::{Control, FrameHeader, Mark};
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_FILE_BYTES, HRL_HEADER_BYTES,
     ZERO_BLOCKS_MAX,
 };
-use farshore_proto::{BlockRange, Seq, Timestamp, VolumeId};
+use farshore_proto::{BlockRange, Seq, Stamp, Timestamp, VolumeId};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -111,6 +112,7 @@ pub struct Log {
     last: AtomicU64,
     bytes: AtomicU64,
     appended: Notify,
+    stamps: Arc<Stamps>,
 }
 
 impl Log {
@@ -168,6 +170,7 @@ impl Log {
             writer: Mutex::new(writer),
             sync_lane: Mutex::default(),
             appended: Notify::new(),
+            stamps: Arc::default(),
         };
         Ok((log, recovered))
     }
@@ -181,6 +184,13 @@ impl Log {
     #[must_use]
     pub fn last(&self) -> Seq {
         Seq(self.last.load(Ordering::Acquire))
+    }
+
+    /// Where whoever keeps the intents says which are durable. A frame is stamped with what stands
+    /// there when it is appended: a write waits for its intent, so never with less than that.
+    #[must_use]
+    pub fn stamps(&self) -> Arc<Stamps> {
+        Arc::clone(&self.stamps)
     }
 
     /// Bytes of all files.
@@ -272,7 +282,7 @@ impl Log {
             return Err(AppendError::NoSpace);
         }
         let mut next = writer.next;
-        let frames = frames_of(entries, &mut next);
+        let frames = frames_of(entries, &mut next, self.stamps.now());
         let bytes: u64 = frames.iter().map(|frame| frame.bytes()).sum();
         // Each group may need a file of its own.
         let headers = frames.chunks(SLICES_MAX / 2).len() * HRL_HEADER_BYTES;
@@ -513,7 +523,7 @@ impl Frame<'_> {
     }
 }
 
-fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq) -> Vec<Frame<'a>> {
+fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq, stamp: Stamp) -> Vec<Frame<'a>> {
     let mut frames = Vec::with_capacity(entries.len());
     let mut take = || {
         let seq = *next;
@@ -525,8 +535,8 @@ fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq) -> Vec<Frame<'a>> {
             Entry::Write { block, data } => {
                 for (piece, number) in data.chunks(FRAME_BODY_BYTES_MAX).zip(0_u64..) {
                     let block = block + number * (FRAME_BODY_BYTES_MAX / BLOCK_BYTES) as u64;
-                    let head = FrameHeader::write(take(), block, piece).encode().to_vec();
-                    frames.push(Frame { head, body: piece });
+                    let header = FrameHeader::write(take(), block, piece).stamped(stamp);
+                    frames.push(Frame { head: header.encode().to_vec(), body: piece });
                 }
             }
             Entry::Zero { range } => {
@@ -534,13 +544,13 @@ fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq) -> Vec<Frame<'a>> {
                 while left.count > 0 {
                     let count = left.count.min(ZERO_BLOCKS_MAX);
                     let piece = BlockRange { block: left.block, count };
-                    let head = FrameHeader::zero(take(), piece).encode().to_vec();
-                    frames.push(Frame { head, body: &[] });
+                    let header = FrameHeader::zero(take(), piece).stamped(stamp);
+                    frames.push(Frame { head: header.encode().to_vec(), body: &[] });
                     left = BlockRange { block: left.block + count, count: left.count - count };
                 }
             }
             Entry::Mark { mark } => {
-                let head = Control::Mark(take(), mark).encode();
+                let head = Control::Mark(take(), mark).encode_stamped(stamp);
                 assert!(head.len() > FRAME_HEADER_BYTES, "a mark has a body");
                 frames.push(Frame { head, body: &[] });
             }

@@ -50,6 +50,8 @@ pub struct Standing {
     pub point_at: Option<farshore_proto::Timestamp>,
     /// Why the last session ended, in words; none while it streams.
     pub trouble: Option<String>,
+    /// Whether another living agent claims the volume.
+    pub is_contested: bool,
 }
 
 /// Told of every point that reaches the vault.
@@ -201,7 +203,9 @@ impl Driver {
                 let dialing = self.session.dial.dial(target);
                 self.work = Some(dialing.map(Work::Connected).boxed());
             }
-            Output::Hello { first, last } => self.say_hello(first, last).await,
+            Output::Hello { first, last, is_overtaken } => {
+                self.say_hello(first, last, is_overtaken).await;
+            }
             Output::Close => self.hang_up(),
             Output::Joined => self.join().await,
             Output::Restart { next, breach } => {
@@ -252,7 +256,7 @@ impl Driver {
     }
 
     /// Writes the hello at once: it is smaller than any socket's buffer.
-    async fn say_hello(&mut self, first: Seq, last: Seq) {
+    async fn say_hello(&mut self, first: Seq, last: Seq, is_overtaken: bool) {
         let route = self.session.route.borrow().clone();
         let hello = Hello {
             volume: self.session.stream.volume,
@@ -261,6 +265,8 @@ impl Driver {
             first_seq: first,
             last_seq: last,
             mark_interval_ms: route.mark_interval_ms,
+            life: self.session.stream.life,
+            is_overtaken,
         };
         let bytes = Control::Hello(hello).encode();
         let Some(writer) = self.link.as_mut().and_then(|link| link.writer.as_mut()) else { return };
@@ -425,6 +431,7 @@ impl Driver {
             committed: self.source.committed(),
             point_at: self.point_at,
             trouble: self.trouble.clone(),
+            is_contested: self.source.refusal() == Some(RefusalReason::Contested),
         };
         self.session.standing.send_if_modified(|told| {
             let is_new = told.as_ref() != Some(&standing);

@@ -244,6 +244,9 @@ fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement 
     if let Some(Standing { phase: Phase::Halted { reason }, .. }) = standing {
         return told(VolumeState::Error, halted(*reason, &trouble), copied);
     }
+    if standing.is_some_and(|standing| standing.is_contested) {
+        return told(VolumeState::Error, trouble, copied);
+    }
     let committed = standing.map_or(Seq(0), |standing| standing.committed);
     let copying = if progress.is_resync() { VolumeState::Resyncing } else { VolumeState::Copying };
     let Some(end) = progress.end() else {

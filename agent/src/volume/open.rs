@@ -116,6 +116,7 @@ impl Opening {
             time: Arc::new(env.clock),
             dir: dir.clone(),
             log_bytes_max: limit,
+            life: draw_life().map_err(failed("draw a number for", &dir))?,
         };
         let has_intents = volume.capture == Capture::Nbd;
         let (stream, found) = Stream::open(&place, volume.volume.into(), has_intents)?;
@@ -137,6 +138,12 @@ fn noted_last_ns(dir: &Path) -> Option<i64> {
         times.max()
     });
     files.max()
+}
+
+/// The number of this run's life.
+fn draw_life() -> io::Result<u32> {
+    let drawn = getrandom::u32().map_err(io::Error::other)?;
+    Ok(drawn.max(1))
 }
 
 /// The limit of a log: what was asked for, or most of the room there is.

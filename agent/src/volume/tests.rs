@@ -17,6 +17,7 @@ use uuid::Uuid;
 mod damage;
 mod disks;
 mod faults;
+mod lineage;
 mod replicate;
 mod serving;
 mod sick;

@@ -8,6 +8,7 @@
 
 pub mod batch;
 pub mod doubt;
+pub mod lineage;
 pub mod log;
 pub mod shard;
 pub mod source;

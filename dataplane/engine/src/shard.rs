@@ -11,6 +11,9 @@
 //!   - H4: frames are taken only from the session that holds the volume, under its epoch.
 
 mod admit;
+mod contest;
+
+pub use contest::CONTEST_MS;
 
 use crate::batch::{Batch, Change, Entry, Handle, Held, Limits, SpanPlan};
 use crate::log::{CommittedPoint, CommittedSegment, LogEnd};
@@ -22,7 +25,7 @@ use farshore_proto::limits::{
     SHARD_VOLUMES_MAX, WINDOW_BYTES,
 };
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
-use farshore_proto::{Epoch, Seq, Slot, Timestamp, VolumeId};
+use farshore_proto::{Epoch, Seq, Slot, Stamp, Timestamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A batch without a mark waits at most this long for more.
@@ -94,6 +97,8 @@ pub enum Input {
     Replay {
         /// The frame.
         entry: Entry,
+        /// What its header says of the intents that it was made under.
+        stamp: Stamp,
         /// The journal file it is in.
         file: u64,
     },
@@ -110,6 +115,8 @@ pub enum Input {
         hello: Hello,
         /// The epoch under which the control plane gave the volume to this node and that agent.
         assigned: Option<Epoch>,
+        /// Who and where the agent is, for people.
+        from: String,
     },
     /// The end of a [`Output::Claim`].
     Claimed {
@@ -124,6 +131,8 @@ pub enum Input {
         session: SessionId,
         /// Its place in the stream.
         seq: Seq,
+        /// What its header says of the intents that it was made under.
+        stamp: Stamp,
         /// What it does.
         change: Change,
         /// Where the driver keeps it.
@@ -189,6 +198,13 @@ pub enum Output {
         /// For people.
         text: String,
     },
+    /// Two living agents claim a volume, as the text says; without a text not any more.
+    Contested {
+        /// The volume.
+        volume: VolumeId,
+        /// For people.
+        text: Option<String>,
+    },
     /// Write these frames as one group and make them durable.
     Journal {
         /// Number of the group.
@@ -240,7 +256,12 @@ pub enum Output {
 #[derive(Debug)]
 struct Volume {
     stream: Stream,
+    /// Of the newest frame received; nothing if that is not known.
+    stamp: Stamp,
     session: Option<SessionId>,
+    /// Who had the last session.
+    holder: Option<contest::Holder>,
+    contest: Option<contest::Contest>,
     linger_ms: u64,
     /// Wire bytes of its frames that wait for the journal.
     unjournaled_bytes: usize,
@@ -248,8 +269,27 @@ struct Volume {
 
 impl Volume {
     fn new(stream: Stream) -> Self {
-        Self { stream, session: None, linger_ms: 0, unjournaled_bytes: 0 }
+        Self {
+            stream,
+            stamp: Stamp::default(),
+            session: None,
+            holder: None,
+            contest: None,
+            linger_ms: 0,
+            unjournaled_bytes: 0,
+        }
     }
+}
+
+/// A claim under way.
+#[derive(Debug)]
+struct Claim {
+    /// Who asked for it, unless it is gone.
+    session: Option<SessionId>,
+    /// With what.
+    hello: Hello,
+    /// Who and where that is.
+    from: String,
 }
 
 /// The state machine of one shard.
@@ -258,8 +298,7 @@ pub struct Shard {
     settings: Settings,
     volumes: BTreeMap<VolumeId, Volume>,
     sessions: BTreeMap<SessionId, VolumeId>,
-    /// Who asked for the claim, unless it is gone, and with what.
-    claims: BTreeMap<VolumeId, (Option<SessionId>, Hello)>,
+    claims: BTreeMap<VolumeId, Claim>,
     pending: VecDeque<Entry>,
     group: Option<(u64, Vec<Entry>)>,
     groups: u64,
@@ -356,14 +395,14 @@ impl Shard {
                 let stream = Stream::new(epoch, size_bytes, committed);
                 self.volumes.insert(volume, Volume::new(stream));
             }
-            Input::Replay { entry, file } => self.replay(now, entry, file, out),
+            Input::Replay { entry, stamp, file } => self.replay(now, entry, stamp, file, out),
             Input::Replayed { files } => self.replayed(&files, out),
-            Input::Hello { session, hello, assigned } => {
-                self.hello(now, session, &hello, assigned, out);
+            Input::Hello { session, hello, assigned, from } => {
+                self.hello(now, session, (&hello, &from), assigned, out);
             }
             Input::Claimed { volume, outcome } => self.claimed(volume, outcome, out),
-            Input::Frame { session, seq, change, handle, bytes } => {
-                self.frame(session, seq, change, handle, bytes, out);
+            Input::Frame { session, seq, stamp, change, handle, bytes } => {
+                self.frame(session, (seq, stamp), change, (handle, bytes), out);
             }
             Input::Gone { session } => self.gone(session),
             Input::Revoked { volume } => self.revoked(volume, out),
@@ -378,7 +417,21 @@ impl Shard {
         self.check();
     }
 
-    fn replay(&mut self, now: Timestamp, entry: Entry, file: u64, out: &mut Vec<Output>) {
+    fn replay(
+        &mut self,
+        now: Timestamp,
+        entry: Entry,
+        stamp: Stamp,
+        file: u64,
+        out: &mut Vec<Output>,
+    ) {
+        // Of the newest frame that the vault holds, too: an epoch's seq is one frame.
+        if let Some(volume) = self.volumes.get_mut(&entry.volume)
+            && volume.stream.received() == entry.seq
+            && volume.stream.epoch() == entry.epoch
+        {
+            volume.stamp = stamp;
+        }
         let expected = self.volumes.get(&entry.volume).map(|volume| volume.stream.expected());
         let epoch = self.volumes.get(&entry.volume).map(|volume| volume.stream.epoch());
         // Below: committed before the crash. Unknown volume, other epoch or a later seq: an older
@@ -390,6 +443,7 @@ impl Shard {
         let Some(volume) = self.volumes.get_mut(&entry.volume) else { return };
         volume.stream.receive(entry.seq);
         volume.stream.journal(entry.seq);
+        volume.stamp = stamp;
         self.held_bytes += entry.cost_bytes();
         self.take_journaled(now, &entry, file);
     }
@@ -405,13 +459,12 @@ impl Shard {
     fn frame(
         &mut self,
         session: SessionId,
-        seq: Seq,
+        (seq, stamp): (Seq, Stamp),
         change: Change,
-        handle: Handle,
-        bytes: usize,
+        (handle, bytes): (Handle, usize),
         out: &mut Vec<Output>,
     ) {
-        let entry = match self.admit_frame(session, seq, change, bytes) {
+        let entry = match self.admit_frame(session, (seq, stamp), change, bytes) {
             Ok((volume, epoch)) => Entry { volume, epoch, seq, change, handle, bytes },
             Err(refusal) => {
                 out.push(Output::Drop { handle });

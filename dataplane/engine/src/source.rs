@@ -12,11 +12,12 @@
 //!   - S3: a point is reported once, and only when its seq is committed.
 //!   - S4: nothing is trimmed above committed.
 
+use crate::lineage::Lineage;
 use crate::source::Phase::{Connecting, Greeted, Halted, Idle, Restarting, Streaming, Waiting};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Ack, Mark, RefusalReason, Welcome};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
-use farshore_proto::{Seq, Timestamp};
+use farshore_proto::{Seq, Stamp, Timestamp};
 use std::collections::VecDeque;
 
 /// Largest frame on the wire.
@@ -65,6 +66,10 @@ pub struct Opened {
     /// Highest seq that the node can have from this log. Below `last` if frames were appended
     /// after an unclean stop and no session has joined since.
     pub floor: Seq,
+    /// What the log descends from, as it was at the first start since a session joined.
+    pub lineage: Lineage,
+    /// The life of this run.
+    pub life: u32,
 }
 
 /// What happens to a source.
@@ -119,12 +124,14 @@ pub enum Input {
 /// Why the agent's log does not join what the node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Breach {
-    /// The node has more than the log held when it was opened: the end of the log was lost in a
-    /// power cut. What was written since the log's last flush is in doubt.
+    /// The node has more than the log held when it was opened, and all of it was made on this line
+    /// under intents that are still there: the end of the log was lost in a power cut. What was
+    /// written since the log's last flush is in doubt.
     TailLost,
     /// The log begins after what the node has. The whole disk is in doubt.
     Gap,
-    /// The node has what was never sent, or lost what it had committed. The whole disk is in doubt.
+    /// The node has what was not sent from here (the server was rolled back, or there is a copy of it),
+    /// or nobody knows who sent it, or the node lost what it had committed. The whole disk is in doubt.
     Foreign,
 }
 
@@ -139,6 +146,8 @@ pub enum Output {
         first: Seq,
         /// Highest seq in the log.
         last: Seq,
+        /// Whether the last session was ended by another that took the volume over.
+        is_overtaken: bool,
     },
     /// Drop the transport. No `Lost` follows.
     Close,
@@ -228,6 +237,12 @@ pub struct Source {
     committed: Seq,
     /// Highest seq that the node can have from this log.
     known: Seq,
+    lineage: Lineage,
+    life: u32,
+    /// What the node had when the stream joined last.
+    joined_at: (Seq, Stamp),
+    /// The node ended the last session for another that took the volume over.
+    is_overtaken: bool,
     has_joined: bool,
     /// The next hello says that the log is empty: the answer to a gap.
     declare_empty: bool,
@@ -252,8 +267,10 @@ impl Source {
     #[must_use]
     pub fn new(settings: Settings, opened: Opened) -> Self {
         assert!(opened.floor <= opened.last, "the floor is part of the log");
+        let zero = Seq(0);
+        let stamp = Stamp::default();
         let welcome =
-            Welcome { received: Seq(0), journaled: Seq(0), committed: Seq(0), window_bytes: 0 };
+            Welcome { received: zero, journaled: zero, committed: zero, window_bytes: 0, stamp };
         Self {
             settings,
             phase: Idle,
@@ -262,6 +279,10 @@ impl Source {
             journaled: Seq(0),
             committed: Seq(0),
             known: opened.floor,
+            lineage: opened.lineage,
+            life: opened.life,
+            joined_at: (zero, stamp),
+            is_overtaken: false,
             has_joined: false,
             declare_empty: false,
             welcome,
@@ -310,6 +331,8 @@ impl Source {
         }
         self.failures = 0;
         self.refusal = None;
+        // Another node's, or another epoch's.
+        self.is_overtaken = false;
         self.connect(now, out);
     }
 
@@ -325,7 +348,7 @@ impl Source {
         assert!(first > Seq(0) && first <= last.next(), "the log's bounds are in order");
         self.phase = Greeted { since: now };
         let (first, last) = if self.declare_empty { (Seq(1), Seq(0)) } else { (first, last) };
-        out.push(Output::Hello { first, last });
+        out.push(Output::Hello { first, last, is_overtaken: self.is_overtaken });
     }
 
     fn welcomed(&mut self, now: Timestamp, welcome: Welcome, out: &mut Vec<Output>) {
@@ -337,16 +360,8 @@ impl Source {
         }
         self.welcome = welcome;
         self.refusal = None;
-        let breach = if self.declare_empty {
-            Some(Breach::Gap)
-        } else if welcome.received > self.known {
-            Some(if self.has_joined { Breach::Foreign } else { Breach::TailLost })
-        } else if welcome.received < self.committed {
-            Some(Breach::Foreign)
-        } else {
-            None
-        };
-        match breach {
+        self.is_overtaken = false;
+        match self.breach(welcome) {
             Some(breach) => {
                 let kept = if breach == Breach::TailLost { self.known } else { Seq(0) };
                 self.marks.retain(|pending| pending.seq <= kept);
@@ -355,6 +370,24 @@ impl Source {
             }
             None => self.join(now, out),
         }
+    }
+
+    /// Why the log does not join what the node has, if it does not.
+    fn breach(&self, welcome: Welcome) -> Option<Breach> {
+        if self.declare_empty {
+            return Some(Breach::Gap);
+        }
+        let is_this_run = self.has_joined && welcome.stamp.life == self.life;
+        let is_own = is_this_run || self.lineage.covers(welcome.stamp);
+        if welcome.received > self.known {
+            let is_tail = !self.has_joined && is_own;
+            return Some(if is_tail { Breach::TailLost } else { Breach::Foreign });
+        }
+        // As many frames as were sent from here, but another's: a branch of it went on elsewhere.
+        let is_as_joined = self.has_joined && self.joined_at == (welcome.received, welcome.stamp);
+        let is_anothers = welcome.stamp != Stamp::default() && !is_own && !is_as_joined;
+        let is_lost = welcome.received < self.committed;
+        (is_lost || is_anothers).then_some(Breach::Foreign)
     }
 
     fn restarted(&mut self, now: Timestamp, out: &mut Vec<Output>) {
@@ -372,6 +405,7 @@ impl Source {
         self.heard = now;
         self.forget_flight();
         self.sent = self.welcome.received;
+        self.joined_at = (self.welcome.received, self.welcome.stamp);
         self.known = self.known.max(self.sent);
         self.journaled = self.committed.max(self.welcome.journaled);
         self.window_bytes = self.welcome.window_bytes.into();
@@ -470,7 +504,13 @@ impl Source {
                 self.failures = u32::MAX;
                 self.back_off(now);
             }
-            RefusalReason::NotAssigned | RefusalReason::Unavailable => self.back_off(now),
+            RefusalReason::Overtaken => {
+                self.is_overtaken = true;
+                self.back_off(now);
+            }
+            RefusalReason::NotAssigned | RefusalReason::Unavailable | RefusalReason::Contested => {
+                self.back_off(now);
+            }
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     troubles: Troubles,
     /// The next report begins behind this volume.
     turn: Mutex<Option<VolumeId>>,
+    /// Volumes that two living agents claim, and how that is told.
+    contested: Mutex<BTreeMap<VolumeId, String>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -144,6 +146,23 @@ impl Metrics {
     /// What keeps the node from its work, by what it keeps it from.
     pub(crate) fn troubles(&self) -> &Troubles {
         &self.troubles
+    }
+
+    /// Two living agents claim a volume, as the text says, or not any more.
+    pub(crate) fn set_contested(&self, volume: VolumeId, text: Option<String>) {
+        let mut contested = lock(&self.contested);
+        match text {
+            Some(text) => {
+                let before = contested.insert(volume, text.clone());
+                if before.is_none() {
+                    tracing::error!(%volume, "{text}");
+                }
+            }
+            None => {
+                contested.remove(&volume);
+                tracing::info!(%volume, "one agent is left that claims the volume");
+            }
+        }
     }
 
     /// Volumes that need a newer epoch, as many as a report takes; asked for again if their agents still

@@ -58,11 +58,13 @@ pub enum Bug {
     HrlTrustsTornTail,
     /// Nobody compares the bytes of a frame with its checksum.
     FrameChecksumIgnored,
+    /// What the node has and the agent's log has not is taken for what a power cut took, whoever sent it.
+    RollbackTakenForCrash,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -88,6 +90,7 @@ impl Bug {
         Self::RestartWithoutDoubt,
         Self::HrlTrustsTornTail,
         Self::FrameChecksumIgnored,
+        Self::RollbackTakenForCrash,
     ];
 
     /// Its name on a command line.
@@ -119,6 +122,7 @@ impl Bug {
             Self::RestartWithoutDoubt => "restart-without-doubt",
             Self::HrlTrustsTornTail => "hrl-trusts-torn-tail",
             Self::FrameChecksumIgnored => "frame-checksum-ignored",
+            Self::RollbackTakenForCrash => "rollback-taken-for-crash",
         }
     }
 

@@ -4,7 +4,7 @@
 
 use crate::bugs::{Bug, is_on};
 use crate::error::DecodeError;
-use crate::ids::{BlockRange, Epoch, MarkKind, PointId, Seq, VolumeId};
+use crate::ids::{BlockRange, Epoch, MarkKind, PointId, Seq, Stamp, VolumeId};
 use crate::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, REFUSAL_TEXT_BYTES_MAX, SEQ_CLAIMED_MAX,
     VOLUME_BLOCKS_MAX, VOLUME_BYTES_MAX, ZERO_BLOCKS_MAX,
@@ -12,8 +12,8 @@ use crate::limits::{
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
 const MAGIC: [u8; 4] = *b"FSF1";
-const HELLO_BYTES: usize = 56;
-const WELCOME_BYTES: usize = 32;
+const HELLO_BYTES: usize = 64;
+const WELCOME_BYTES: usize = 40;
 const MARK_BYTES: usize = 32;
 const ACK_BYTES: usize = 16;
 
@@ -103,6 +103,8 @@ pub struct FrameHeader {
     pub seq: Seq,
     /// Blocks of a write or zero; empty otherwise.
     pub range: BlockRange,
+    /// Under which intents the agent made it; nothing for frames outside the stream.
+    pub stamp: Stamp,
     /// Bytes of the body that follows.
     pub body_bytes: usize,
     body_crc: u32,
@@ -111,7 +113,14 @@ pub struct FrameHeader {
 impl FrameHeader {
     fn for_body(kind: FrameKind, seq: Seq, range: BlockRange, body: &[u8]) -> Self {
         assert!(body.len() <= FRAME_BODY_BYTES_MAX, "a frame body has a limit");
-        Self { kind, seq, range, body_bytes: body.len(), body_crc: crc32c::crc32c(body) }
+        let (body_bytes, body_crc) = (body.len(), crc32c::crc32c(body));
+        Self { kind, seq, range, stamp: Stamp::default(), body_bytes, body_crc }
+    }
+
+    /// The header with the intents under which the frame was made.
+    #[must_use]
+    pub fn stamped(self, stamp: Stamp) -> Self {
+        Self { stamp, ..self }
     }
 
     /// The header of a write; `data` is 1..=256 whole blocks.
@@ -142,7 +151,7 @@ impl FrameHeader {
     /// Lays the header out.
     ///
     /// # Panics
-    /// If the length of the body was changed to one over 4 GiB: a bug in the caller.
+    /// If the length of the body or the count was changed to one over its field: a bug in the caller.
     #[must_use]
     pub fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
         let mut out = Vec::with_capacity(FRAME_HEADER_BYTES);
@@ -151,10 +160,11 @@ impl FrameHeader {
         out.put_zeros(3);
         out.put_u64(self.seq.0);
         out.put_u64(self.range.block);
-        out.put_u64(self.range.count);
+        out.put_u32(u32::try_from(self.range.count).expect("checked when made"));
+        out.put_u32(self.stamp.life);
         out.put_u32(u32::try_from(self.body_bytes).expect("checked when made"));
         out.put_u32(self.body_crc);
-        out.put_zeros(4);
+        out.put_u32(self.stamp.generation);
         put_crc(&mut out, 0);
         out.try_into().expect("the fields add up to the header")
     }
@@ -172,10 +182,14 @@ impl FrameHeader {
             .ok_or(DecodeError::Range { what: "frame kind", value: code.into() })?;
         reader.reserved(3)?;
         let seq = Seq(reader.u64()?);
-        let range = BlockRange { block: reader.u64()?, count: reader.u64()? };
+        let range = BlockRange { block: reader.u64()?, count: reader.u32()?.into() };
+        let life = reader.u32()?;
         let body_bytes = reader.u32()? as usize;
         let body_crc = reader.u32()?;
-        reader.reserved(4)?;
+        let stamp = Stamp { life, generation: reader.u32()? };
+        if stamp != Stamp::default() && (stamp.life == 0 || !kind.is_stream()) {
+            return Err(DecodeError::Range { what: "frame stamp", value: stamp.to_u64() });
+        }
         if kind.is_stream() == (seq == Seq(0)) || seq.0 == u64::MAX {
             return Err(DecodeError::Range { what: "frame seq", value: seq.0 });
         }
@@ -184,7 +198,7 @@ impl FrameHeader {
         if !legal.contains(&body_bytes) {
             return Err(DecodeError::Range { what: "frame body length", value: body_bytes as u64 });
         }
-        Ok(Self { kind, seq, range, body_bytes, body_crc })
+        Ok(Self { kind, seq, range, stamp, body_bytes, body_crc })
     }
 
     /// Checks the body against the header.
@@ -237,6 +251,11 @@ pub struct Hello {
     pub last_seq: Seq,
     /// Time between two marks.
     pub mark_interval_ms: u32,
+    /// Drawn at each start of the agent: who speaks. Not 0.
+    pub life: u32,
+    /// Whether the agent's last session was ended because another session took its volume over. Only
+    /// a second living holder does that: an agent reads nothing from a session that it gave up.
+    pub is_overtaken: bool,
 }
 
 /// The node's answer to a hello.
@@ -250,6 +269,8 @@ pub struct Welcome {
     pub committed: Seq,
     /// Bytes the agent may have sent beyond the journaled watermark.
     pub window_bytes: u32,
+    /// Stamp of the frame at `received`; nothing if the node does not know.
+    pub stamp: Stamp,
 }
 
 /// A recovery point in the stream.
@@ -303,6 +324,10 @@ pub enum RefusalReason {
     Unavailable,
     /// Over a limit.
     Limit,
+    /// Another session took the volume over.
+    Overtaken,
+    /// Two living holders claim the volume; see the text.
+    Contested,
 }
 
 impl RefusalReason {
@@ -315,6 +340,8 @@ impl RefusalReason {
             Self::Gap => 5,
             Self::Unavailable => 6,
             Self::Limit => 7,
+            Self::Overtaken => 8,
+            Self::Contested => 9,
         }
     }
 
@@ -327,6 +354,8 @@ impl RefusalReason {
             5 => Self::Gap,
             6 => Self::Unavailable,
             7 => Self::Limit,
+            8 => Self::Overtaken,
+            9 => Self::Contested,
             _ => return None,
         })
     }
@@ -342,6 +371,8 @@ impl RefusalReason {
             Self::Gap => "gap",
             Self::Unavailable => "unavailable",
             Self::Limit => "limit",
+            Self::Overtaken => "overtaken",
+            Self::Contested => "contested",
         }
     }
 }
@@ -365,6 +396,12 @@ impl Control {
     /// Lays the whole frame out: header and body.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        self.encode_stamped(Stamp::default())
+    }
+
+    /// As [`Control::encode`], for a frame of the stream that was made under these intents.
+    #[must_use]
+    pub fn encode_stamped(&self, stamp: Stamp) -> Vec<u8> {
         let mut body = Vec::with_capacity(64);
         let (kind, seq) = match self {
             Self::Hello(hello) => (put_hello(&mut body, hello), Seq(0)),
@@ -373,6 +410,8 @@ impl Control {
                 body.put_u64(welcome.journaled.0);
                 body.put_u64(welcome.committed.0);
                 body.put_u32(welcome.window_bytes);
+                body.put_u32(welcome.stamp.life);
+                body.put_u32(welcome.stamp.generation);
                 body.put_zeros(4);
                 (FrameKind::Welcome, Seq(0))
             }
@@ -393,7 +432,7 @@ impl Control {
             }
         };
         let header = FrameHeader::for_body(kind, seq, BlockRange { block: 0, count: 0 }, &body);
-        let mut out = header.encode().to_vec();
+        let mut out = header.stamped(stamp).encode().to_vec();
         out.put_bytes(&body);
         out
     }
@@ -416,7 +455,12 @@ impl Control {
                     journaled: take_claim(&mut reader, "welcome journaled")?,
                     committed: take_claim(&mut reader, "welcome committed")?,
                     window_bytes: reader.u32()?,
+                    stamp: Stamp { life: reader.u32()?, generation: reader.u32()? },
                 };
+                if welcome.stamp.life == 0 && welcome.stamp.generation != 0 {
+                    let value = welcome.stamp.to_u64();
+                    return Err(DecodeError::Range { what: "welcome stamp", value });
+                }
                 reader.reserved(4)?;
                 Self::Welcome(welcome)
             }
@@ -456,7 +500,9 @@ fn put_hello(body: &mut Vec<u8>, hello: &Hello) -> FrameKind {
     body.put_u64(hello.first_seq.0);
     body.put_u64(hello.last_seq.0);
     body.put_u32(hello.mark_interval_ms);
-    body.put_zeros(4);
+    body.put_u32(hello.life);
+    body.put_u8(u8::from(hello.is_overtaken));
+    body.put_zeros(7);
     FrameKind::Hello
 }
 
@@ -468,8 +514,19 @@ fn take_hello(reader: &mut Reader<'_>) -> Result<Hello, DecodeError> {
         first_seq: take_claim(reader, "hello first seq")?,
         last_seq: take_claim(reader, "hello last seq")?,
         mark_interval_ms: reader.u32()?,
+        life: reader.u32()?,
+        is_overtaken: match reader.u8()? {
+            0 => false,
+            1 => true,
+            other => {
+                return Err(DecodeError::Range { what: "hello overtaken", value: other.into() });
+            }
+        },
     };
-    reader.reserved(4)?;
+    reader.reserved(7)?;
+    if hello.life == 0 {
+        return Err(DecodeError::Range { what: "hello life", value: 0 });
+    }
     if hello.size_bytes == 0 || hello.size_bytes > VOLUME_BYTES_MAX {
         return Err(DecodeError::Range { what: "hello size", value: hello.size_bytes });
     }

@@ -145,6 +145,34 @@ impl fmt::Debug for ChunkId {
     }
 }
 
+/// Under which durable intents of which run of an agent a frame was made; see
+/// `docs/formats/frame.md`.
+///
+/// The default is of frames made without intents: it says nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    /// Drawn at each start of an agent; 0 if there are no intents.
+    pub life: u32,
+    /// Raised with every durable write of the intents.
+    pub generation: u32,
+}
+
+impl Stamp {
+    /// As one number.
+    #[must_use]
+    pub fn to_u64(self) -> u64 {
+        u64::from(self.life) << 32 | u64::from(self.generation)
+    }
+
+    /// From one number.
+    #[must_use]
+    pub fn from_u64(value: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
+        let (life, generation) = ([a, b, c, d], [e, f, g, h]);
+        Self { life: u32::from_be_bytes(life), generation: u32::from_be_bytes(generation) }
+    }
+}
+
 /// What a mark promises about the data below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MarkKind {

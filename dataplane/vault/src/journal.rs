@@ -16,7 +16,7 @@ use farshore_proto::journal::entries;
 use farshore_proto::limits::{
     FRAME_HEADER_BYTES, JOURNAL_ALIGN_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_HEADER_BYTES,
 };
-use farshore_proto::{Epoch, KeyNumber, LogId, Seq, VaultId, VolumeId};
+use farshore_proto::{Epoch, KeyNumber, LogId, Seq, Stamp, VaultId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
@@ -287,6 +287,8 @@ pub struct Replayed {
     pub epoch: Epoch,
     /// Its place in the stream.
     pub seq: Seq,
+    /// Under which intents of the agent it was made.
+    pub stamp: Stamp,
     /// What it does.
     pub change: Change,
     /// The frame as it came.
@@ -370,7 +372,7 @@ pub struct Gap {
 }
 
 /// Leaves of `replayed`, the frames of all files in order, an exact prefix of each volume's stream
-/// behind what the vault holds; says where the first frame is missing, for each volume that misses one.
+/// behind what the vault holds, and the last frame that it does hold; says where the first frame is missing, for each volume that misses one.
 ///
 /// A file is begun when all before it is durable, so what is missing in front of a later file was
 /// damaged or lost, and was acknowledged. Agents send it again, and all behind it.
@@ -386,6 +388,9 @@ pub fn join_streams(
         let Some(last) = lasts.get_mut(&frame.volume) else { return false };
         let Replayed { volume, seq: found, file, .. } = *frame;
         let expected = last.next();
+        if volumes.get(&volume).is_some_and(|known| known.committed == found) {
+            return true;
+        }
         if found > expected {
             gaps.entry(volume).or_insert(Gap { volume, expected, found, file });
         }
@@ -425,7 +430,8 @@ fn take_group(
     for entry in entries(plain) {
         let entry = entry?;
         let is_wanted = volumes.get(&entry.volume).is_some_and(|volume| {
-            entry.epoch == volume.epoch && entry.header.seq > volume.committed
+            // The newest that the vault has, too: its stamp is nowhere else.
+            entry.epoch == volume.epoch && entry.header.seq >= volume.committed
         });
         if !is_wanted {
             continue;
@@ -435,6 +441,7 @@ fn take_group(
             volume: entry.volume,
             epoch: entry.epoch,
             seq: entry.header.seq,
+            stamp: entry.header.stamp,
             change,
             frame: Frame { header: entry.header.encode(), body: entry.body.to_vec() },
             file,

@@ -66,6 +66,7 @@ async fn serve(fake: Arc<Mutex<Fake>>, mut stream: DuplexStream) -> Option<()> {
                 journaled: received,
                 committed,
                 window_bytes: fake.window,
+                stamp: farshore_proto::Stamp::default(),
             }),
         }
     };

@@ -12,7 +12,8 @@ fn mark() -> Item {
 
 fn welcome(received: u64, journaled: u64, committed: u64) -> Welcome {
     let (received, journaled, committed) = (Seq(received), Seq(journaled), Seq(committed));
-    Welcome { received, journaled, committed, window_bytes: WINDOW }
+    let stamp = farshore_proto::Stamp::default();
+    Welcome { received, journaled, committed, window_bytes: WINDOW, stamp }
 }
 
 fn ack(journaled: u64, committed: u64) -> Ack {

@@ -72,14 +72,14 @@ pub struct Frame {
     pub seq: u64,
     /// First block.
     pub block: u64,
-    /// Blocks.
+    /// Blocks in the lower half, the life in the upper.
     pub count: u64,
     /// Length of the body.
     pub length: Option<u32>,
     /// CRC32C of the body.
     pub body_sum: Option<u32>,
-    /// Zero.
-    pub reserved_back: [u8; 4],
+    /// Generation of the intents; the life is the upper half of the count.
+    pub generation: u32,
     /// CRC32C of the bytes before.
     pub sum: Option<u32>,
     /// What follows the header.
@@ -99,7 +99,7 @@ impl Frame {
             count: 0,
             length: None,
             body_sum: None,
-            reserved_back: [0; 4],
+            generation: 0,
             sum: None,
             body,
         }
@@ -137,7 +137,7 @@ impl Frame {
         out.extend(self.count.to_le_bytes());
         out.extend(self.length.unwrap_or(length).to_le_bytes());
         out.extend(self.body_sum.unwrap_or_else(|| crc32c::crc32c(&self.body)).to_le_bytes());
-        out.extend(self.reserved_back);
+        out.extend(self.generation.to_le_bytes());
         out.extend(self.sum.unwrap_or_else(|| crc32c::crc32c(&out)).to_le_bytes());
         out.extend(&self.body);
         out
@@ -159,20 +159,26 @@ pub struct Hello {
     pub last_seq: u64,
     /// Milliseconds between two marks.
     pub mark_interval: u32,
+    /// Number of the run.
+    pub life: u32,
+    /// Whether another took the last session over.
+    pub overtaken: u8,
     /// Zero.
-    pub reserved: [u8; 4],
+    pub reserved: [u8; 7],
 }
 
 impl Hello {
     /// The frame.
     #[must_use]
     pub fn frame(&self) -> Frame {
-        let mut body = Vec::with_capacity(56);
+        let mut body = Vec::with_capacity(64);
         body.extend(self.volume);
         for field in [self.epoch, self.size, self.first_seq, self.last_seq] {
             body.extend(field.to_le_bytes());
         }
         body.extend(self.mark_interval.to_le_bytes());
+        body.extend(self.life.to_le_bytes());
+        body.push(self.overtaken);
         body.extend(self.reserved);
         Frame::of(kind::HELLO, body)
     }
@@ -289,7 +295,7 @@ pub fn said(header: &[u8; HEADER_BYTES], body: &[u8]) -> Result<Said> {
         }
         _ => {
             let reason = u16::from_le_bytes([body[0], body[1]]);
-            ensure!((1..=7).contains(&reason), "the node's reason is {reason}");
+            ensure!((1..=9).contains(&reason), "the node's reason is {reason}");
             Said::Refusal { reason, text: String::from_utf8(body[2..].to_vec())? }
         }
     })
@@ -319,7 +325,7 @@ mod tests {
         for bad in [
             Frame { seq: 1, ..good.clone() },
             Frame { kind: kind::WRITE, ..good.clone() },
-            Frame { reserved_back: [1, 0, 0, 0], ..good.clone() },
+            Frame { generation: 1, ..good.clone() },
             Frame { sum: Some(1), ..good.clone() },
             Frame { length: Some(17), ..good.clone() },
         ] {

@@ -47,7 +47,9 @@ impl Stream {
             first_seq: 1,
             last_seq: self.next - 1,
             mark_interval: 1000,
-            reserved: [0; 4],
+            life: 1,
+            overtaken: 0,
+            reserved: [0; 7],
         }
     }
 

@@ -53,7 +53,7 @@ pub enum Trouble {
     NextSync,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct State {
     next: u64,
     contents: BTreeMap<u64, Content>,
@@ -63,6 +63,10 @@ struct State {
     trouble: Trouble,
     syncs: u64,
 }
+
+/// What a file system held at one moment.
+#[derive(Debug)]
+pub struct Snapshot(State);
 
 /// A file system; clones share it. It outlives processes.
 #[derive(Debug, Clone, Default)]
@@ -192,6 +196,17 @@ impl Disk {
             content.cut_power(rng);
         }
         state.trouble = Trouble::None;
+    }
+
+    /// What it holds now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(self.lock().clone())
+    }
+
+    /// It holds again what it held then. Nobody has a file open.
+    pub fn go_back(&self, snapshot: &Snapshot) {
+        *self.lock() = snapshot.0.clone();
     }
 
     /// The disk is lost and replaced by an empty one.

@@ -49,11 +49,13 @@ pub enum Fault {
     JournalRot,
     /// A bit of an agent's files flips while the agent is down.
     AgentRot,
+    /// A snapshot is taken of a protected server, or it goes back to the one that was taken.
+    SnapshotRevert,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::KillAgent,
         Self::StopAgent,
         Self::KillNode,
@@ -74,6 +76,7 @@ impl Fault {
         Self::AgentDiskFull,
         Self::JournalRot,
         Self::AgentRot,
+        Self::SnapshotRevert,
     ];
 }
 

@@ -116,6 +116,13 @@ impl Guest {
         self.answered.clear();
     }
 
+    /// Its disk is what it was at some earlier time: nothing is certain about it.
+    pub fn went_back(&mut self) {
+        self.cut_off();
+        self.flushed.clear();
+        self.answered.clear();
+    }
+
     /// Carries out an event.
     pub fn handle(&mut self, world: &mut World, event: Event, is_served: bool) {
         match event {

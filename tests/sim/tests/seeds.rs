@@ -89,6 +89,7 @@ finds! {
     finds_a_restart_without_doubt: RestartWithoutDoubt within 100,
     finds_a_torn_log_taken_for_whole: HrlTrustsTornTail within 100,
     finds_a_frame_checksum_that_nobody_looks_at: FrameChecksumIgnored within 400,
+    finds_a_rollback_taken_for_a_crash: RollbackTakenForCrash within 400,
 }
 
 #[test]

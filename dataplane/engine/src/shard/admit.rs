@@ -1,11 +1,12 @@
 //! Who may write: hellos, claims, revocations, and the check of every frame.
 
-use super::{Bug, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume, is_on};
+use super::contest::Holder;
+use super::{Bug, Claim, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume, is_on};
 use super::{
     Change, Hello, RefusalReason, Seq, Stream, Timestamp, VolumeId, WINDOW_BYTES, Welcome,
 };
 use super::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
-use farshore_proto::Epoch;
+use farshore_proto::{Epoch, Stamp};
 
 /// Wire bytes of one volume that may wait for the journal. An agent that connects again does not
 /// know how much of what it sent before still waits, so it may send up to a window more.
@@ -21,7 +22,7 @@ impl Shard {
         &mut self,
         now: Timestamp,
         session: SessionId,
-        hello: &Hello,
+        (hello, from): (&Hello, &str),
         assigned: Option<Epoch>,
         out: &mut Vec<Output>,
     ) {
@@ -38,18 +39,21 @@ impl Shard {
                 let text = format!("this shard holds {SHARD_VOLUMES_MAX} volumes already");
                 return self.refuse(session, RefusalReason::Limit, text, out);
             }
-            return self.claim(session, hello, out);
+            return self.claim(session, (hello, from), out);
         };
         let stream = volume.stream;
         if hello.epoch < stream.epoch() && is_on(Bug::EpochCheckDropped) {
-            return self.open(session, hello, out);
+            return self.open(session, (hello, from), out);
         }
         if hello.epoch < stream.epoch() {
             let text = format!("volume {} is at epoch {}", hello.volume, stream.epoch());
             return self.refuse(session, RefusalReason::Fenced, text, out);
         }
         if hello.epoch == stream.epoch() {
-            return self.open(session, hello, out);
+            if self.is_uncontested(now, session, hello, from, out) {
+                self.open(session, (hello, from), out);
+            }
+            return;
         }
         // A newer epoch begins where the old one ends: first all of the old one is committed.
         if stream.is_settled() {
@@ -58,7 +62,7 @@ impl Shard {
                 let text = format!("epoch {} of volume {} began", hello.epoch, hello.volume);
                 self.refuse(old, RefusalReason::Fenced, text, out);
             }
-            return self.claim(session, hello, out);
+            return self.claim(session, (hello, from), out);
         }
         if self.batch.holds(hello.volume) {
             self.deadline = Some(now);
@@ -67,8 +71,9 @@ impl Shard {
         self.refuse(session, RefusalReason::Unavailable, text, out);
     }
 
-    fn claim(&mut self, session: SessionId, hello: &Hello, out: &mut Vec<Output>) {
-        self.claims.insert(hello.volume, (Some(session), *hello));
+    fn claim(&mut self, session: SessionId, (hello, from): (&Hello, &str), out: &mut Vec<Output>) {
+        let claim = Claim { session: Some(session), hello: *hello, from: from.to_owned() };
+        self.claims.insert(hello.volume, claim);
         out.push(Output::Claim {
             volume: hello.volume,
             epoch: hello.epoch,
@@ -83,7 +88,8 @@ impl Shard {
         outcome: Result<Seq, (RefusalReason, String)>,
         out: &mut Vec<Output>,
     ) {
-        let (session, hello) = self.claims.remove(&volume).expect("a claim ends once");
+        let Claim { session, hello, from } =
+            self.claims.remove(&volume).expect("a claim ends once");
         if let Ok(committed) = outcome {
             let stream = Stream::new(hello.epoch, hello.size_bytes, committed);
             let before = self.volumes.insert(volume, Volume::new(stream));
@@ -93,12 +99,12 @@ impl Shard {
         // Whoever asked may be gone; the volume is this shard's all the same.
         let Some(session) = session else { return };
         match outcome {
-            Ok(_) => self.open(session, &hello, out),
+            Ok(_) => self.open(session, (&hello, &from), out),
             Err((reason, text)) => self.refuse(session, reason, text, out),
         }
     }
 
-    fn open(&mut self, session: SessionId, hello: &Hello, out: &mut Vec<Output>) {
+    fn open(&mut self, session: SessionId, (hello, from): (&Hello, &str), out: &mut Vec<Output>) {
         let Some(volume) = self.volumes.get_mut(&hello.volume) else { return };
         let stream = volume.stream;
         if hello.size_bytes != stream.size_bytes() {
@@ -120,10 +126,12 @@ impl Shard {
         }
         volume.linger_ms = (u64::from(hello.mark_interval_ms) / 4).min(self.settings.linger_ms);
         let before = volume.session.replace(session);
+        volume.holder = Some(Holder { life: hello.life, from: from.to_owned() });
+        let stamp = volume.stamp;
         if let Some(old) = before {
             self.sessions.remove(&old);
-            let text = format!("another session took over volume {}", hello.volume);
-            out.push(Output::Refuse { session: old, reason: RefusalReason::Unavailable, text });
+            let text = format!("another session took over volume {}: {from}", hello.volume);
+            out.push(Output::Refuse { session: old, reason: RefusalReason::Overtaken, text });
         }
         self.sessions.insert(session, hello.volume);
         let welcome = Welcome {
@@ -131,6 +139,7 @@ impl Shard {
             journaled: stream.journaled(),
             committed: stream.committed(),
             window_bytes: u32::try_from(self.settings.window_bytes).expect("checked when made"),
+            stamp,
         };
         out.push(Output::Welcome { session, welcome });
     }
@@ -139,12 +148,12 @@ impl Shard {
     pub(super) fn admit_frame(
         &mut self,
         session: SessionId,
-        seq: Seq,
+        (seq, stamp): (Seq, Stamp),
         change: Change,
         bytes: usize,
     ) -> Result<(VolumeId, Epoch), FrameRefusal> {
         let Some(id) = self.sessions.get(&session).copied() else {
-            let is_early = self.claims.values().any(|(claimant, _)| *claimant == Some(session));
+            let is_early = self.claims.values().any(|claim| claim.session == Some(session));
             let text = "a frame came before the welcome".to_owned();
             return Err(is_early.then_some((RefusalReason::Protocol, text)));
         };
@@ -172,6 +181,7 @@ impl Shard {
         }
         volume.unjournaled_bytes = unjournaled;
         volume.stream.receive(seq);
+        volume.stamp = stamp;
         Ok((id, volume.stream.epoch()))
     }
 
@@ -181,8 +191,8 @@ impl Shard {
         {
             volume.session = None;
         }
-        for (claimant, _) in self.claims.values_mut().filter(|claim| claim.0 == Some(session)) {
-            *claimant = None;
+        for claim in self.claims.values_mut().filter(|claim| claim.session == Some(session)) {
+            claim.session = None;
         }
     }
 

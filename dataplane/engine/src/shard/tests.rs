@@ -2,6 +2,7 @@ use super::*;
 use farshore_proto::frame::Mark;
 use farshore_proto::{BlockRange, MarkKind, PointId};
 
+mod contest;
 mod hostile;
 
 const SIZE_BLOCKS: u64 = 1024;
@@ -45,12 +46,19 @@ impl Bench {
             first_seq: Seq(1),
             last_seq: self.seq,
             mark_interval_ms: 1000,
+            life: 1,
+            is_overtaken: false,
         }
     }
 
     fn connect(&mut self, session: SessionId, epoch: u64) -> Vec<Output> {
         let hello = self.hello(epoch);
-        self.step(Input::Hello { session, hello, assigned: Some(Epoch(epoch)) })
+        self.greet(session, hello, Some(Epoch(epoch)))
+    }
+
+    fn greet(&mut self, session: SessionId, hello: Hello, assigned: Option<Epoch>) -> Vec<Output> {
+        let from = format!("agent {}", hello.life);
+        self.step(Input::Hello { session, hello, assigned, from })
     }
 
     /// A session that has been welcomed on a new volume.
@@ -73,6 +81,7 @@ impl Bench {
         let input = Input::Frame {
             session: SESSION,
             seq: self.seq,
+            stamp: Stamp { life: 1, generation: 1 },
             change,
             handle: Handle(self.handles),
             bytes,
@@ -228,7 +237,7 @@ fn refuses_gaps_blocks_beyond_the_end_and_strangers() {
         (Some(Epoch(2)), RefusalReason::Fenced),
         (Some(Epoch(0)), RefusalReason::Unavailable),
     ] {
-        let out = bench.step(Input::Hello { session: SESSION, hello, assigned });
+        let out = bench.greet(SESSION, hello, assigned);
         assert_eq!(refused(&out), [reason]);
     }
 }
@@ -239,7 +248,7 @@ fn a_reconnecting_agent_goes_on_where_the_node_is() {
     bench.write(0, 1);
     bench.step(Input::GroupDone { group: 1, file: 0 });
     let out = bench.connect(SessionId(2), 1);
-    assert_eq!(refused(&out), [RefusalReason::Unavailable], "the old session ends");
+    assert_eq!(refused(&out), [RefusalReason::Overtaken], "the old session ends");
     let welcomes: Vec<Seq> = out
         .iter()
         .filter_map(|output| match output {
@@ -254,7 +263,7 @@ fn a_reconnecting_agent_goes_on_where_the_node_is() {
 fn an_agent_whose_log_begins_too_late_is_told_so() {
     let mut bench = Bench::welcomed();
     let hello = Hello { first_seq: Seq(5), last_seq: Seq(9), ..bench.hello(1) };
-    let out = bench.step(Input::Hello { session: SessionId(2), hello, assigned: Some(Epoch(1)) });
+    let out = bench.greet(SessionId(2), hello, Some(Epoch(1)));
     assert_eq!(refused(&out), [RefusalReason::Gap]);
 }
 
@@ -292,9 +301,11 @@ fn replays_what_the_vault_does_not_hold_and_drops_the_rest() {
         handle: Handle(seq),
         bytes: BLOCK_BYTES,
     };
-    let out = bench.step(Input::Replay { entry: entry(5), file: 3 });
+    let out = bench.step(Input::Replay { entry: entry(5), stamp: Stamp::default(), file: 3 });
     assert_eq!(out, [Output::Drop { handle: Handle(5) }]);
-    assert!(bench.step(Input::Replay { entry: entry(6), file: 4 }).is_empty());
+    assert!(
+        bench.step(Input::Replay { entry: entry(6), stamp: Stamp::default(), file: 4 }).is_empty()
+    );
     let out = bench.step(Input::Replayed { files: vec![3, 4] });
     assert_eq!(out, [Output::DropJournal { file: 3 }]);
     let out = bench.later(5000);

@@ -7,12 +7,21 @@ fn at(ms: u64) -> Timestamp {
     Timestamp(ms)
 }
 
+/// The run before this one, as the intent file has it: what the log's own frames are stamped with.
+const BEFORE: Stamp = Stamp { life: 7, generation: 3 };
+const LIFE: u32 = 8;
+
 fn welcome(received: u64, journaled: u64, committed: u64) -> Input {
+    welcome_of(BEFORE, received, journaled, committed)
+}
+
+fn welcome_of(stamp: Stamp, received: u64, journaled: u64, committed: u64) -> Input {
     Input::Welcomed(Welcome {
         received: Seq(received),
         journaled: Seq(journaled),
         committed: Seq(committed),
         window_bytes: WINDOW,
+        stamp,
     })
 }
 
@@ -31,7 +40,11 @@ fn mark(number: u8) -> Mark {
 }
 
 fn opened(last: u64, floor: u64) -> Source {
-    Source::new(Settings::default(), Opened { last: Seq(last), floor: Seq(floor) })
+    let mut lineage = Lineage::default();
+    lineage.begin(BEFORE.life);
+    (0..BEFORE.generation).for_each(|_| assert!(lineage.raise()));
+    let opened = Opened { last: Seq(last), floor: Seq(floor), lineage, life: LIFE };
+    Source::new(Settings::default(), opened)
 }
 
 fn step(source: &mut Source, now: u64, input: Input) -> Vec<Output> {
@@ -50,7 +63,7 @@ fn greet(source: &mut Source, now: u64, first: u64, last: u64) -> Vec<Output> {
 fn goes_on_behind_what_the_node_received() {
     let mut source = opened(10, 10);
     let hello = greet(&mut source, 0, 3, 10);
-    assert_eq!(hello, [Output::Hello { first: Seq(3), last: Seq(10) }]);
+    assert_eq!(hello, [Output::Hello { first: Seq(3), last: Seq(10), is_overtaken: false }]);
     let out = step(&mut source, 1, welcome(7, 7, 4));
     assert_eq!(out[0], Output::Joined);
     assert_eq!(out[1], Output::TrimTo { seq: Seq(4) });
@@ -117,6 +130,98 @@ fn reports_a_point_once_and_only_when_it_is_committed() {
     assert!(out.is_empty(), "{out:?}");
 }
 
+/// The cases of `docs/adr/0012-lineage.md`: what the node has beyond the log, or instead of it, and who
+/// can have sent it.
+#[test]
+fn only_this_lines_own_lost_tail_is_read_again_in_part() {
+    let none = Stamp::default();
+    let cases = [
+        // A power cut: the node's newest frame was made under intents that are still there.
+        (BEFORE, 15, Breach::TailLost),
+        (Stamp { generation: 0, ..BEFORE }, 15, Breach::TailLost),
+        // A snapshot, taken and gone back to within one session: intents were written after it.
+        (Stamp { generation: 4, ..BEFORE }, 15, Breach::Foreign),
+        // The server, or a copy of it, was started after the snapshot.
+        (Stamp { life: 9, generation: 1 }, 15, Breach::Foreign),
+        // The node does not know: it lost its journal, or took over from the vault alone.
+        (none, 15, Breach::Foreign),
+        // As many frames as the log has, and fewer, but of another branch.
+        (Stamp { life: 9, generation: 1 }, 10, Breach::Foreign),
+        (Stamp { life: 9, generation: 1 }, 6, Breach::Foreign),
+    ];
+    for (stamp, received, breach) in cases {
+        let mut source = opened(20, 10);
+        greet(&mut source, 0, 5, 20);
+        let out = step(&mut source, 0, welcome_of(stamp, received, received, 4));
+        let next = Seq(received + 1);
+        assert_eq!(out, [Output::Restart { next, breach }], "{stamp:?} at {received}");
+    }
+    // What joins is not asked for more than it can be.
+    for (stamp, received) in [(BEFORE, 10), (none, 10), (none, 6), (none, 0)] {
+        let mut source = opened(20, 10);
+        greet(&mut source, 0, 1, 20);
+        let out = step(&mut source, 0, welcome_of(stamp, received, received, 0));
+        assert_eq!(out[0], Output::Joined, "{stamp:?} at {received}");
+    }
+}
+
+#[test]
+fn a_session_knows_its_own_frames_and_what_it_was_joined_to() {
+    let mut source = opened(10, 10);
+    let foreign = Stamp { life: 9, generation: 1 };
+    greet(&mut source, 0, 1, 10);
+    let out = step(&mut source, 0, welcome_of(foreign, 15, 15, 15));
+    assert_eq!(out, [Output::Restart { next: Seq(16), breach: Breach::Foreign }]);
+    step(&mut source, 0, Input::Restarted);
+    let again = |source: &mut Source, now, welcome| {
+        step(source, now, Input::Lost);
+        let Waiting { until } = source.phase() else { panic!("waits") };
+        step(source, until.0, Input::Tick);
+        let (first, last) = (source.appended.next(), source.appended);
+        step(source, until.0, Input::Connected { first, last });
+        step(source, until.0, welcome)
+    };
+    // The connection breaks before the first frame: what the node has is what was joined to.
+    let out = again(&mut source, 1, welcome_of(foreign, 15, 15, 15));
+    assert!(!matches!(out[..], [Output::Restart { .. }, ..]), "{out:?}");
+    // Its own frames, under whatever intents came since.
+    step(&mut source, 2, Input::Appended { last: Seq(16) });
+    step(&mut source, 2, Input::Sending { last: Seq(16), bytes: 100 });
+    let own = Stamp { life: LIFE, generation: 99 };
+    let out = again(&mut source, 3, welcome_of(own, 16, 16, 15));
+    assert!(!matches!(out[..], [Output::Restart { .. }, ..]), "{out:?}");
+    // A copy of this server sent as many in its place.
+    let out = again(&mut source, 4, welcome_of(Stamp { life: 11, generation: 1 }, 16, 16, 15));
+    assert_eq!(out, [Output::Restart { next: Seq(17), breach: Breach::Foreign }]);
+}
+
+#[test]
+fn only_who_was_overtaken_says_so_until_it_is_welcome() {
+    let mut source = opened(0, 0);
+    greet(&mut source, 0, 1, 0);
+    step(&mut source, 0, welcome_of(Stamp::default(), 0, 0, 0));
+    let said = |source: &mut Source, input| {
+        step(source, 0, input);
+        let Waiting { until } = source.phase() else { panic!("waits") };
+        step(source, until.0, Input::Tick);
+        match step(source, until.0, Input::Connected { first: Seq(1), last: Seq(0) })[..] {
+            [Output::Hello { is_overtaken, .. }] => is_overtaken,
+            ref other => panic!("{other:?}"),
+        }
+    };
+    assert!(!said(&mut source, Input::Lost));
+    assert!(!said(&mut source, Input::Refused(RefusalReason::Unavailable)));
+    assert!(said(&mut source, Input::Refused(RefusalReason::Overtaken)));
+    assert!(said(&mut source, Input::Refused(RefusalReason::Contested)), "until it is let in");
+    step(&mut source, 0, welcome_of(Stamp::default(), 0, 0, 0));
+    assert!(!said(&mut source, Input::Lost));
+    assert!(said(&mut source, Input::Refused(RefusalReason::Overtaken)));
+    // Another node, or another epoch, has its own holders.
+    step(&mut source, 0, Input::Assigned);
+    let out = step(&mut source, 0, Input::Connected { first: Seq(1), last: Seq(0) });
+    assert!(matches!(out[..], [Output::Hello { is_overtaken: false, .. }]), "{out:?}");
+}
+
 #[test]
 fn a_power_cut_that_took_the_logs_tail_restarts_the_log() {
     let mut source = opened(20, 10);
@@ -138,7 +243,7 @@ fn a_gap_is_answered_with_an_empty_hello_and_a_full_resync() {
     let Waiting { until } = source.phase() else { panic!("waits") };
     step(&mut source, until.0, Input::Tick);
     let out = step(&mut source, until.0, Input::Connected { first: Seq(10), last: Seq(20) });
-    assert_eq!(out, [Output::Hello { first: Seq(1), last: Seq(0) }]);
+    assert_eq!(out, [Output::Hello { first: Seq(1), last: Seq(0), is_overtaken: false }]);
     let out = step(&mut source, until.0, welcome(3, 3, 3));
     assert_eq!(out, [Output::Restart { next: Seq(4), breach: Breach::Gap }]);
     step(&mut source, until.0, Input::Restarted);
@@ -266,7 +371,8 @@ impl Chaos {
         for output in out {
             match output {
                 Output::Connect => self.connecting = true,
-                Output::Hello { first, last } => {
+                Output::Hello { first, last, is_overtaken } => {
+                    assert!(!is_overtaken, "nobody else is there");
                     assert_eq!((first, last), (Seq(self.first), Seq(self.appended)));
                     self.greeted = true;
                 }

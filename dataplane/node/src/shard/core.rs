@@ -194,6 +194,7 @@ impl<R: Rt> Core<R> {
                     outbox.refuse(reason, text);
                 }
             }
+            Output::Contested { volume, text } => self.parts.metrics.set_contested(volume, text),
             Output::Journal { group, entries } => {
                 self.groups.borrow_mut().push_back(Group { number: group, entries });
                 self.groups_moved.notify();

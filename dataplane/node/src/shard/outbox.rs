@@ -178,8 +178,13 @@ mod tests {
     #[test]
     fn acks_come_after_the_welcome_and_merge() {
         let outbox = Outbox::default();
-        let welcome =
-            Welcome { received: Seq(0), journaled: Seq(0), committed: Seq(0), window_bytes: 4096 };
+        let welcome = Welcome {
+            received: Seq(0),
+            journaled: Seq(0),
+            committed: Seq(0),
+            window_bytes: 4096,
+            stamp: farshore_proto::Stamp::default(),
+        };
         outbox.push(Control::Welcome(welcome).encode());
         (1..100).for_each(|seq| outbox.acknowledge(ack(seq)));
         assert_eq!(kinds(&outbox.take()), [WELCOME, ACK]);

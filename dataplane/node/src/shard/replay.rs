@@ -165,12 +165,12 @@ pub(super) fn apply<R: Rt>(core: &Core<R>, recovery: Recovery) {
         });
     }
     let count = recovery.replayed.len();
-    for Replayed { volume, epoch, seq, change, frame, file } in recovery.replayed {
+    for Replayed { volume, epoch, seq, stamp, change, frame, file } in recovery.replayed {
         let bytes = frame.body.len();
         let handle = core.keep(frame);
         let entry = Entry { volume, epoch, seq, change, handle, bytes };
         core.parts.metrics.replayed(&[entry]);
-        core.input(Input::Replay { entry, file });
+        core.input(Input::Replay { entry, stamp, file });
     }
     core.input(Input::Replayed { files: recovery.files });
     if count > 0 {

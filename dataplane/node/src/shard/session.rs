@@ -91,7 +91,7 @@ pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>, greeted: Greeted) {
     outbox.push(super::greet::SWITCHING.to_vec());
     R::spawn(write(writer, Rc::clone(&outbox)));
     core.parts.metrics.session_began();
-    let session_of = Session { core: &core, outbox: &outbox, session, agent, volume };
+    let session_of = Session { core: &core, outbox: &outbox, session, agent, volume, peer };
     match session_of.receive(&mut reader, place).await {
         Ok(()) => tracing::debug!(%peer, %volume, "session ended"),
         Err(SessionError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -123,6 +123,7 @@ struct Session<'a, R: Rt> {
     session: SessionId,
     agent: Shown,
     volume: VolumeId,
+    peer: SocketAddr,
 }
 
 impl<R: Rt> Session<'_, R> {
@@ -148,7 +149,8 @@ impl<R: Rt> Session<'_, R> {
         self.outbox.mark_interval_ms.set(interval_ms);
         let assigned = assigned.map(|assigned| assigned.epoch);
         self.outbox.heard.set(Some(core.now()));
-        core.input(Input::Hello { session, hello, assigned });
+        let from = format!("agent {} at {}, started as {:08x}", self.agent, self.peer, hello.life);
+        core.input(Input::Hello { session, hello, assigned, from });
         let (mut frames, mut bytes_of_turn) = (0, 0);
         while let Some((header, frame)) = self.read_frame(reader).await? {
             self.outbox.heard.set(Some(core.now()));
@@ -158,7 +160,8 @@ impl<R: Rt> Session<'_, R> {
             };
             core.parts.metrics.received(bytes);
             let handle = core.keep(frame);
-            core.input(Input::Frame { session, seq: header.seq, change, handle, bytes });
+            let (seq, stamp) = (header.seq, header.stamp);
+            core.input(Input::Frame { session, seq, stamp, change, handle, bytes });
             (frames, bytes_of_turn) = (frames + 1, bytes_of_turn + bytes);
             if frames >= TURN_FRAMES || bytes_of_turn >= TURN_BYTES {
                 (frames, bytes_of_turn) = (0, 0);

@@ -21,6 +21,8 @@ fn hello() -> Hello {
         first_seq: Seq(11),
         last_seq: Seq(20),
         mark_interval_ms: 1000,
+        life: 7,
+        is_overtaken: false,
     }
 }
 
@@ -60,7 +62,7 @@ fn another_magic_is_told_from_a_damaged_header() {
 
 #[test]
 fn reserved_bytes_must_be_zero() {
-    for at in [5, 6, 7, 40, 41, 42, 43] {
+    for at in [5, 6, 7] {
         assert_eq!(
             FrameHeader::decode(&patched(at, &[1])),
             Err(DecodeError::Reserved { what: "frame header" }),
@@ -105,9 +107,10 @@ fn blocks_outside_the_largest_volume_are_refused() {
 
 #[test]
 fn oversize_and_empty_writes_are_refused_by_their_header_alone() {
-    for count in [0, 257, 1 << 32, u64::MAX] {
+    for count in [0, 257, 1 << 31, u32::MAX] {
         let error = FrameHeader::decode(&patched(24, &count.to_le_bytes())).unwrap_err();
-        assert_eq!(error, DecodeError::Limit { what: "frame blocks", value: count, max: 256 });
+        let value = count.into();
+        assert_eq!(error, DecodeError::Limit { what: "frame blocks", value, max: 256 });
         assert_eq!(error.kind(), crate::ErrorKind::Limit);
     }
     for bytes in [0, 4096, u32::MAX] {
@@ -171,6 +174,7 @@ fn control_frames_come_back_as_they_went() {
             journaled: Seq(2),
             committed: Seq(1),
             window_bytes: 4096,
+            stamp: Stamp { life: 5, generation: 6 },
         }),
         Control::Mark(Seq(77), mark),
         Control::Ack(Ack { journaled: Seq(SEQ_CLAIMED_MAX), committed: Seq(0) }),
@@ -187,7 +191,7 @@ fn every_reason_has_its_code_and_its_word() {
         .inspect(|reason| assert_eq!(RefusalReason::from_code(reason.code()), Some(*reason)))
         .map(RefusalReason::word)
         .collect();
-    assert_eq!(words.len(), 7);
+    assert_eq!(words.len(), 9);
 }
 
 #[test]
@@ -204,6 +208,7 @@ fn a_hello_out_of_range_is_refused() {
         Hello { size_bytes: 0, ..hello() },
         Hello { size_bytes: VOLUME_BYTES_MAX + BLOCK_BYTES as u64, ..hello() },
         Hello { epoch: Epoch(0), ..hello() },
+        Hello { life: 0, ..hello() },
         Hello { first_seq: Seq(0), ..hello() },
         Hello { first_seq: Seq(22), ..hello() },
     ];
@@ -223,7 +228,13 @@ fn nobody_may_claim_a_seq_that_no_stream_reaches() {
     for value in [SEQ_CLAIMED_MAX + 1, u64::MAX - 1, u64::MAX] {
         let seq = Seq(value);
         let welcome = |received, journaled, committed| {
-            Control::Welcome(Welcome { received, journaled, committed, window_bytes: 4096 })
+            Control::Welcome(Welcome {
+                received,
+                journaled,
+                committed,
+                window_bytes: 4096,
+                stamp: Stamp::default(),
+            })
         };
         for control in [
             Control::Hello(Hello { last_seq: seq, ..hello() }),
@@ -249,11 +260,16 @@ fn reserved_bytes_of_bodies_must_be_zero() {
         is_prompt: false,
         time_unix_ms: 5,
     };
-    let welcome =
-        Welcome { received: Seq(3), journaled: Seq(2), committed: Seq(1), window_bytes: 4096 };
+    let welcome = Welcome {
+        received: Seq(3),
+        journaled: Seq(2),
+        committed: Seq(1),
+        window_bytes: 4096,
+        stamp: Stamp::default(),
+    };
     let cases = [
-        (Control::Hello(hello()), 52..56),
-        (Control::Welcome(welcome), 28..32),
+        (Control::Hello(hello()), 57..64),
+        (Control::Welcome(welcome), 36..40),
         (Control::Mark(Seq(1), mark), 26..28),
     ];
     for (control, reserved) in cases {
@@ -267,4 +283,21 @@ fn reserved_bytes_of_bodies_must_be_zero() {
     let refusal = Control::Refusal(Refusal { reason: RefusalReason::Gap, text: "x".into() });
     assert!(matches!(refused_body(&refusal, 0, 99), DecodeError::Range { .. }));
     assert!(matches!(refused_body(&refusal, 2, 0xff), DecodeError::Text { .. }));
+}
+
+#[test]
+fn a_stamp_is_of_stream_frames_only_and_has_a_life() {
+    let stamp = Stamp { life: 9, generation: 3 };
+    let write = FrameHeader::write(Seq(1), 0, &[1; BLOCK_BYTES]).stamped(stamp);
+    assert_eq!(FrameHeader::decode(&write.encode()).unwrap(), write);
+    let refused = |header: FrameHeader| {
+        let error = FrameHeader::decode(&header.encode()).unwrap_err();
+        assert!(matches!(error, DecodeError::Range { what: "frame stamp", .. }), "{error}");
+    };
+    refused(write.stamped(Stamp { life: 0, generation: 3 }));
+    let bytes = Control::Hello(hello()).encode_stamped(stamp);
+    let head = bytes.first_chunk().unwrap();
+    let error = FrameHeader::decode(head).unwrap_err();
+    assert!(matches!(error, DecodeError::Range { what: "frame stamp", .. }), "{error}");
+    assert_eq!(Stamp::from_u64(stamp.to_u64()), stamp);
 }

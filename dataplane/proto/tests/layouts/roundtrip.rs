@@ -18,7 +18,8 @@ use farshore_proto::segment::{
     SlotKind, Span, Table,
 };
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId,
+    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, Stamp, VaultId,
+    VolumeId,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -52,10 +53,19 @@ fn size_bytes() -> impl Strategy<Value = u64> {
     (1..=VOLUME_BLOCKS_MAX).prop_map(|blocks| blocks * BLOCK_BYTES as u64)
 }
 
+fn stamp() -> impl Strategy<Value = Stamp> {
+    prop_oneof![
+        Just(Stamp::default()),
+        (1_u32.., any::<u32>()).prop_map(|(life, generation)| Stamp { life, generation }),
+    ]
+}
+
 fn control() -> impl Strategy<Value = Control> {
     let hello =
         (any::<[u8; 16]>(), 1_u64.., size_bytes(), 1..=SEQ_CLAIMED_MAX, claim(), any::<u32>())
-            .prop_map(|(volume, epoch, size_bytes, a, b, mark_interval_ms)| {
+            .prop_flat_map(|hello| (Just(hello), 1_u32.., any::<bool>()))
+            .prop_map(|(hello, life, is_overtaken)| {
+                let (volume, epoch, size_bytes, a, b, mark_interval_ms) = hello;
                 Control::Hello(Hello {
                     volume: VolumeId(volume),
                     epoch: Epoch(epoch),
@@ -63,15 +73,18 @@ fn control() -> impl Strategy<Value = Control> {
                     first_seq: Seq(a.min(b).max(1)),
                     last_seq: Seq(a.max(b)),
                     mark_interval_ms,
+                    life,
+                    is_overtaken,
                 })
             });
-    let watermarks = (claim(), claim(), claim(), any::<u32>());
-    let welcome = watermarks.prop_map(|(a, b, c, window_bytes)| {
+    let watermarks = (claim(), claim(), claim(), any::<u32>(), stamp());
+    let welcome = watermarks.prop_map(|(a, b, c, window_bytes, stamp)| {
         Control::Welcome(Welcome {
             received: Seq(a),
             journaled: Seq(b),
             committed: Seq(c),
             window_bytes,
+            stamp,
         })
     });
     let ack = (claim(), claim())
@@ -84,6 +97,8 @@ fn control() -> impl Strategy<Value = Control> {
         RefusalReason::Gap,
         RefusalReason::Unavailable,
         RefusalReason::Limit,
+        RefusalReason::Overtaken,
+        RefusalReason::Contested,
     ]);
     let refusal = (reason, "\\PC{0,100}")
         .prop_map(|(reason, text)| Control::Refusal(Refusal { reason, text }));
@@ -93,10 +108,10 @@ fn control() -> impl Strategy<Value = Control> {
 
 /// A run of writes, zeros and marks as they follow each other in a stream.
 fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
-    let write = (seq(), 0..VOLUME_BLOCKS_MAX - 2, 1..3_usize, any::<u8>()).prop_map(
-        |(seq, block, blocks, byte)| {
+    let write = (seq(), 0..VOLUME_BLOCKS_MAX - 2, 1..3_usize, any::<u8>(), stamp()).prop_map(
+        |(seq, block, blocks, byte, stamp)| {
             let data = vec![byte; blocks * BLOCK_BYTES];
-            (FrameHeader::write(seq, block, &data), data)
+            (FrameHeader::write(seq, block, &data).stamped(stamp), data)
         },
     );
     let zero =
@@ -106,8 +121,8 @@ fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
             let range = BlockRange { block: at.index(room) as u64, count };
             (FrameHeader::zero(seq, range), Vec::new())
         });
-    let mark = (seq(), mark()).prop_map(|(seq, mark)| {
-        let frame = Control::Mark(seq, mark).encode();
+    let mark = (seq(), mark(), stamp()).prop_map(|(seq, mark, stamp)| {
+        let frame = Control::Mark(seq, mark).encode_stamped(stamp);
         let (header, body) = frame.split_first_chunk().expect("a frame has a header");
         (FrameHeader::decode(header).expect("just laid out"), body.to_vec())
     });

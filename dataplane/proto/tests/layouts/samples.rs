@@ -15,8 +15,8 @@ use farshore_proto::segment::{
     SlotKind, Span, Table,
 };
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot, VaultId,
-    VolumeId,
+    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot, Stamp,
+    VaultId, VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -47,6 +47,8 @@ pub(crate) fn mark() -> Mark {
         time_unix_ms: 1_767_225_600_000,
     }
 }
+
+const STAMP: Stamp = Stamp { life: 0x0102_0304, generation: 0x0506_0708 };
 
 /// Of a scanned disk with unreadable blocks.
 pub(crate) fn scan_mark() -> Mark {
@@ -87,12 +89,15 @@ pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
         first_seq: Seq(41),
         last_seq: Seq(99),
         mark_interval_ms: 5000,
+        life: 0x0a0b_0c0d,
+        is_overtaken: true,
     };
     let welcome = Welcome {
         received: Seq(70),
         journaled: Seq(69),
         committed: Seq(50),
         window_bytes: 8 << 20,
+        stamp: STAMP,
     };
     let refusal =
         Refusal { reason: RefusalReason::Fenced, text: "epoch 4 owns this volume".to_owned() };
@@ -100,7 +105,7 @@ pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
         ("frame-hello", Control::Hello(hello).encode()),
         ("frame-welcome", Control::Welcome(welcome).encode()),
         ("frame-mark", Control::Mark(Seq(43), mark()).encode()),
-        ("frame-mark-scan", Control::Mark(Seq(44), scan_mark()).encode()),
+        ("frame-mark-scan", Control::Mark(Seq(44), scan_mark()).encode_stamped(STAMP)),
         ("frame-ack", Control::Ack(Ack { journaled: Seq(70), committed: Seq(52) }).encode()),
         ("frame-refusal", Control::Refusal(refusal).encode()),
     ]

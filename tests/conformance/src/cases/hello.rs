@@ -5,11 +5,13 @@ use crate::frame::{Frame, Hello, kind, reason};
 
 const FIRST: &str = "The agent's first frame is the hello";
 const OWN: &str = "Neither sends the other's";
-const LENGTH: &str = "hello 56";
+const LENGTH: &str = "hello 64";
 const VOLUME: &str = "the same as in the request";
 const EPOCH: &str = "the epoch under which the agent was told to write; ≥ 1";
 const SIZE: &str = "of the disk in bytes; whole blocks, 4096 to 64 TiB";
 const LOWEST: &str = "lowest seq in the agent's log; ≥ 1 and ≤ last seq + 1";
+const LIFE: &str = "drawn at each start of the agent, so that two runs differ; ≥ 1";
+const OVERTAKEN: &str = "1 if the last session was ended as overtaken; else 0";
 const ASSIGNED: &str = "a volume that the control plane gave to that agent and this node";
 const OTHERS: &str = "0 for the others";
 
@@ -56,11 +58,11 @@ pub(super) const CASES: &[Case] = &[
     wrong("", FIRST, "noise first", |_| {
         (0..4096_u32).map(|n| ((n * n) >> 4).to_le_bytes()[0]).collect()
     }),
-    wrong("", OWN, "a welcome first", |_| Frame::of(kind::WELCOME, vec![0; 32]).bytes()),
+    wrong("", OWN, "a welcome first", |_| Frame::of(kind::WELCOME, vec![0; 40]).bytes()),
     wrong("", OWN, "an ack first", |_| Frame::of(kind::ACK, vec![0; 16]).bytes()),
     wrong("", OWN, "a refusal first", |_| Frame::of(kind::REFUSAL, vec![1, 0]).bytes()),
-    wrong("header+32", LENGTH, "a hello of 55 bytes", |view| framed(view, |f| f.body.truncate(55))),
-    wrong("header+32", LENGTH, "a hello of 57 bytes", |view| framed(view, |f| f.body.push(0))),
+    wrong("header+32", LENGTH, "a hello of 63 bytes", |view| framed(view, |f| f.body.truncate(63))),
+    wrong("header+32", LENGTH, "a hello of 65 bytes", |view| framed(view, |f| f.body.push(0))),
     wrong("header+32", LENGTH, "a hello of no bytes", |view| framed(view, |f| f.body.clear())),
     wrong("header+8", OTHERS, "a hello with a seq", |view| framed(view, |f| f.seq = 1)),
     wrong("header+16", OTHERS, "a hello with a block", |view| framed(view, |f| f.block = 1)),
@@ -82,8 +84,10 @@ pub(super) const CASES: &[Case] = &[
     wrong("hello+40", LOWEST, "last seq below the first", |view| {
         but(view, |hello| (hello.first_seq, hello.last_seq) = (3, 1))
     }),
-    wrong("hello+52", "| 52 | 4 | reserved | zero |", "reserved bytes", |view| {
-        but(view, |hello| hello.reserved = [0, 0, 0, 1])
+    wrong("hello+52", LIFE, "life 0", |view| but(view, |hello| hello.life = 0)),
+    wrong("hello+56", OVERTAKEN, "overtaken 2", |view| but(view, |hello| hello.overtaken = 2)),
+    wrong("hello+57", "| 57 | 7 | reserved | zero |", "reserved bytes", |view| {
+        but(view, |hello| hello.reserved = [0, 0, 0, 0, 0, 0, 1])
     }),
     judged(reason::FENCED, EPOCH, "the epoch before", |view| but(view, |hello| hello.epoch -= 1)),
     judged(reason::UNAVAILABLE, EPOCH, "an epoch to come", |view| {

@@ -60,7 +60,7 @@ pub(super) const CASES: &[Case] = &[
         bytes
     }),
     wrong(AFTER, "a mebibyte behind a bad frame", |view| {
-        let mut bytes = Frame { reserved_back: [9; 4], ..good(view) }.bytes();
+        let mut bytes = Frame { generation: 9, ..good(view) }.bytes();
         bytes.resize(1 << 20, 0xa5);
         bytes
     }),

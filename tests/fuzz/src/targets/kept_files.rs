@@ -4,7 +4,7 @@
 use super::memory_files::MemoryFiles;
 use crate::{checksum, taken};
 use farshore_agent::capture::hashes::{self, Hashes};
-use farshore_agent::capture::intent::IntentMap;
+use farshore_agent::capture::intent::{IntentMap, Life};
 use farshore_agent::hrl::{Cursor, Entry, Home, Log, Recovered};
 use farshore_agent::state::{State, StateFile};
 use farshore_agent::{Clock, files::Files};
@@ -130,7 +130,7 @@ pub(super) fn overlay_map_samples() -> Vec<Vec<u8>> {
     vec![fs::read(folder.path().join("o.map")).expect("it was made")]
 }
 
-// The intents of a disk of 5000 regions: a header and two sectors of bits.
+// The intents of a disk of 5000 regions: a header, two sectors of the lineage, two of bits.
 
 const REGIONS: u64 = 5000;
 const SECTOR_BYTES: usize = 512;
@@ -142,7 +142,10 @@ fn open_intents(files: &dyn Files, path: &Path) -> (IntentMap, Vec<u64>, bool) {
         is_told = true;
         Ok(())
     };
-    let opened = IntentMap::open(files, path, VOLUME, REGIONS, &mut unknown);
+    let opened = {
+        let life = Life { number: 1, stamps: std::sync::Arc::default() };
+        IntentMap::open(files, path, VOLUME, REGIONS, life, &mut unknown)
+    };
     let (map, recovered) = opened.expect("memory does not fail");
     assert_eq!(recovered.is_unknown, is_told);
     (map, recovered.regions.iter().collect(), recovered.is_unknown)
@@ -150,7 +153,9 @@ fn open_intents(files: &dyn Files, path: &Path) -> (IntentMap, Vec<u64>, bool) {
 
 pub(super) fn intent(bytes: &[u8]) {
     let path = PathBuf::from("volume/intent");
-    for end in [None, Some(SECTOR_BYTES), Some(2 * SECTOR_BYTES), Some(3 * SECTOR_BYTES)] {
+    for end in [None, Some(1), Some(2), Some(3), Some(4), Some(5)]
+        .map(|end| end.map(|end| end * SECTOR_BYTES))
+    {
         let mut bytes = bytes.to_vec();
         if let Some(end) = end.filter(|end| *end <= bytes.len()) {
             checksum::put_right(&mut bytes[end - SECTOR_BYTES..], SECTOR_BYTES);
@@ -158,7 +163,7 @@ pub(super) fn intent(bytes: &[u8]) {
         let files = MemoryFiles::with(&path, &bytes);
         let (_, regions, is_unknown) = open_intents(&*files, &path);
         let header = &intent_samples()[0][..SECTOR_BYTES];
-        let is_ours = bytes.len() == 3 * SECTOR_BYTES && bytes.starts_with(header);
+        let is_ours = bytes.len() == 5 * SECTOR_BYTES && bytes.starts_with(header);
         assert_eq!(is_unknown, !is_ours);
         if is_ours {
             assert_eq!(regions, in_doubt(&bytes));
@@ -170,7 +175,8 @@ pub(super) fn intent(bytes: &[u8]) {
 /// Regions whose bit is set, and all those of a damaged sector.
 fn in_doubt(file: &[u8]) -> Vec<u64> {
     let mut regions = Vec::new();
-    for (first, sector) in (0..).step_by(504 * 8).zip(file[SECTOR_BYTES..].chunks(SECTOR_BYTES)) {
+    for (first, sector) in (0..).step_by(504 * 8).zip(file[3 * SECTOR_BYTES..].chunks(SECTOR_BYTES))
+    {
         let (bits, crc) = sector.split_at(SECTOR_BYTES - 4);
         let is_damaged = crc32c::crc32c(bits).to_le_bytes() != *crc;
         let set = |bit: u64| {
@@ -188,7 +194,7 @@ pub(super) fn intent_samples() -> Vec<Vec<u8>> {
     let files = Arc::new(MemoryFiles::default());
     let (mut map, _, _) = open_intents(&*files, &path);
     map.set(&[0, 77, 4031, 4032, 4999]);
-    map.take_changes().write(true).expect("memory does not fail");
+    map.take_changes().write().expect("memory does not fail");
     vec![files.bytes(&path).expect("it was made")]
 }
 

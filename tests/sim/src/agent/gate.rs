@@ -117,20 +117,25 @@ impl Gate {
             return false;
         }
         let Some(errand) = self.errands.pop_front() else { return false };
-        if let Errand::Clear(regions) = &errand {
-            // What was written meanwhile has its intent again.
-            let cleared: Vec<u64> =
-                regions.iter().copied().filter(|region| !self.doubt.has_intent(*region)).collect();
-            self.map.clear(&cleared);
-        }
-        self.in_lane = Some((errand, self.map.take_changes()));
+        let changes = match &errand {
+            Errand::Clear(regions) => {
+                // What was written meanwhile has its intent again.
+                let regions = regions.iter().copied();
+                let cleared: Vec<u64> =
+                    regions.filter(|region| !self.doubt.has_intent(*region)).collect();
+                self.map.clear(&cleared);
+                self.map.take_cleared()
+            }
+            Errand::Persist(_) => self.map.take_changes(),
+        };
+        self.in_lane = Some((errand, changes));
         true
     }
 
     /// Writes the sectors of the errand under way.
     pub(super) fn write_errand(&mut self) -> Option<(Errand, io::Result<()>)> {
         let (errand, changes) = self.in_lane.take()?;
-        let written = changes.write(matches!(errand, Errand::Persist(_)));
+        let written = changes.write();
         Some((errand, written))
     }
 
@@ -164,6 +169,6 @@ impl Gate {
                 self.map.clear(&regions);
             }
         }
-        self.map.take_changes().write(true)
+        self.map.take_changes().write()
     }
 }

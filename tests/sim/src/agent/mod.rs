@@ -42,7 +42,7 @@ mod volume;
 pub use files::Doom;
 
 use crate::control::Assignment;
-use crate::disk::{Disk, GuestDisk};
+use crate::disk::{Disk, GuestDisk, Snapshot};
 use crate::guest::Request;
 use crate::net::Arrival;
 use crate::world::{self, Process, World};
@@ -114,6 +114,8 @@ pub struct Agent {
     /// Where the log went on when a doom came before anybody could tell; opening finds out.
     untold_restart: Option<Seq>,
     was_cut: bool,
+    /// Its disks as they were when somebody took a snapshot of the server.
+    snapshot: Option<(GuestDisk, Snapshot)>,
     assigned: Option<Assignment>,
     is_running: bool,
     volume: Option<Volume>,
@@ -161,6 +163,7 @@ impl Agent {
             log_bytes_max: 0,
             untold_restart: None,
             was_cut: false,
+            snapshot: None,
             assigned: None,
             is_running: false,
             volume: None,
@@ -210,6 +213,31 @@ impl Agent {
     pub fn cut_power(&mut self, rng: &mut fastrand::Rng) {
         self.disk.cut_power(rng);
         self.files.disk.cut_power(rng);
+    }
+
+    /// Somebody takes a snapshot of the whole server; false while its process is ending.
+    pub fn take_snapshot(&mut self) -> bool {
+        let is_ending = self.files.blown().is_some();
+        if !is_ending {
+            self.snapshot = Some((self.disk.clone(), self.files.disk.snapshot()));
+        }
+        !is_ending
+    }
+
+    /// Whether there is a snapshot to go back to.
+    #[must_use]
+    pub fn has_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// The whole server goes back to its snapshot, as after a power cut then; its process has ended.
+    pub fn go_back(&mut self, rng: &mut fastrand::Rng) {
+        let Some((disk, files)) = &self.snapshot else { return };
+        self.disk = disk.clone();
+        self.files.disk.go_back(files);
+        self.untold_restart = None;
+        self.was_cut = false;
+        self.cut_power(rng);
     }
 
     /// It will end in the middle of something, now or at its next start; or it will not.
@@ -265,6 +293,7 @@ impl Agent {
             time: Arc::new(self.time.clone()),
             dir: PathBuf::from(DIR),
             log_bytes_max: self.log_bytes_max,
+            life: world.rng.u32(1..),
         };
         let opened = Stream::open(&place, crate::control::volume_of(self.machine), true);
         let mut ctx = self.ctx(world);

@@ -337,7 +337,9 @@ impl Volume {
                 let (machine, node) = (ctx.machine, self.session.route.node);
                 self.session.dialing = Some(ctx.world.connect(machine, node));
             }
-            Output::Hello { first, last } => self.say_hello(ctx, first, last),
+            Output::Hello { first, last, is_overtaken } => {
+                self.say_hello(ctx, first, last, is_overtaken);
+            }
             Output::Close => self.session.hang_up(ctx),
             Output::Joined => self.join(ctx),
             Output::Restart { next, breach } => {
@@ -388,7 +390,7 @@ impl Volume {
         }
     }
 
-    fn say_hello(&mut self, ctx: &mut Ctx<'_>, first: Seq, last: Seq) {
+    fn say_hello(&mut self, ctx: &mut Ctx<'_>, first: Seq, last: Seq, is_overtaken: bool) {
         let Some(conn) = self.session.link else { return };
         let hello = Hello {
             volume: volume_of(ctx.machine),
@@ -397,6 +399,8 @@ impl Volume {
             first_seq: first,
             last_seq: last,
             mark_interval_ms: MARK_INTERVAL_MS,
+            life: self.stream.life,
+            is_overtaken,
         };
         ctx.tell(|| format!("says hello: {first}..={last} under epoch {}", hello.epoch));
         let process = ctx.process();

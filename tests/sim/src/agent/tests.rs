@@ -102,7 +102,13 @@ impl FakeNode {
             return self.refuse(world, conn, RefusalReason::Gap);
         }
         let (journaled, committed) = (self.journaled, self.committed);
-        let welcome = Welcome { received, journaled, committed, window_bytes: 2 << 20 };
+        let welcome = Welcome {
+            received,
+            journaled,
+            committed,
+            window_bytes: 2 << 20,
+            stamp: farshore_proto::Stamp::default(),
+        };
         self.say(world, conn, &Control::Welcome(welcome));
     }
 

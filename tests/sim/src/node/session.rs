@@ -192,7 +192,8 @@ impl Turn<'_> {
             session.has_said_hello = true;
             session.mark_interval_ms = hello.mark_interval_ms.into();
             let assigned = self.running.assignments.get(&machine).map(|owner| owner.epoch);
-            return self.input(shard, Input::Hello { session: id, hello, assigned }).map(Ok);
+            let from = format!("server {machine}");
+            return self.input(shard, Input::Hello { session: id, hello, assigned, from }).map(Ok);
         }
         let change = match Change::decode(&header, &frame.body) {
             Ok(Some(change)) => change,
@@ -203,7 +204,8 @@ impl Turn<'_> {
         let sessions = &mut self.running.sessions;
         sessions.body_bytes_max = sessions.body_bytes_max.max(bytes);
         let handle = self.running.shards[shard].keep(frame);
-        let input = Input::Frame { session: id, seq: header.seq, change, handle, bytes };
+        let (seq, stamp) = (header.seq, header.stamp);
+        let input = Input::Frame { session: id, seq, stamp, change, handle, bytes };
         self.input(shard, input).map(Ok)
     }
 

@@ -142,6 +142,10 @@ impl Turn<'_> {
                 self.say(session, &Control::Refusal(Refusal { reason, text }));
                 self.close(shard, session)?;
             }
+            Output::Contested { volume, text } => {
+                let machine = machine_of(volume);
+                self.world.tell(self.process(), || format!("volume {machine}: {text:?}"));
+            }
             Output::Journal { group, entries } => {
                 self.running.shards[shard].groups.push_back((group, entries));
                 self.write_group(shard);

@@ -231,11 +231,11 @@ impl Turn<'_> {
             let (epoch, size_bytes, committed) = (known.epoch, known.size_bytes, known.committed);
             self.input(shard, Input::Recovered { volume, epoch, size_bytes, committed })?;
         }
-        for Replayed { volume, epoch, seq, change, frame, file } in journal.replayed {
+        for Replayed { volume, epoch, seq, stamp, change, frame, file } in journal.replayed {
             let bytes = frame.body.len();
             let handle = self.running.shards[shard].keep(frame);
             let entry = Entry { volume, epoch, seq, change, handle, bytes };
-            self.input(shard, Input::Replay { entry, file })?;
+            self.input(shard, Input::Replay { entry, stamp, file })?;
         }
         self.input(shard, Input::Replayed { files: journal.files })?;
         for (volume, stream) in self.running.shards[shard].streams() {

@@ -119,6 +119,16 @@ impl Oracle {
         self.streams[machine].sent(first, last);
     }
 
+    /// A snapshot was taken of a server.
+    pub fn snapshot_taken(&mut self, machine: usize) {
+        self.streams[machine].snapshot_taken();
+    }
+
+    /// A server went back to its snapshot.
+    pub fn went_back(&mut self, machine: usize) {
+        self.streams[machine].went_back();
+    }
+
     /// The log was emptied and goes on at `next`.
     pub fn restarted(&mut self, machine: usize, next: Seq) {
         self.streams[machine].restart(next);

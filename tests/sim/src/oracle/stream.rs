@@ -30,6 +30,8 @@ pub struct Stream {
     image: Vec<Tag>,
     promises: BTreeMap<PointId, Promise>,
     committed: Seq,
+    /// The log as it was when a snapshot was taken of the server.
+    snapshot: BTreeMap<Seq, Changes>,
 }
 
 impl Stream {
@@ -41,6 +43,7 @@ impl Stream {
             image: vec![0; index(blocks)],
             promises: BTreeMap::new(),
             committed: Seq(0),
+            snapshot: BTreeMap::new(),
         }
     }
 
@@ -111,6 +114,16 @@ impl Stream {
     pub(super) fn restart(&mut self, next: Seq) {
         self.log = self.sent.range(..next).map(|(seq, sent)| (*seq, Rc::clone(sent))).collect();
         self.sent.split_off(&next);
+        self.fold();
+    }
+
+    pub(super) fn snapshot_taken(&mut self) {
+        self.snapshot.clone_from(&self.log);
+    }
+
+    /// The log is what it was then; what was sent since is the node's all the same.
+    pub(super) fn went_back(&mut self) {
+        self.log.clone_from(&self.snapshot);
         self.fold();
     }
 

@@ -56,6 +56,7 @@ impl Sim {
             Fault::KillAgent | Fault::CutServer | Fault::AgentRot => {
                 self.strike_server(fault, machine);
             }
+            Fault::SnapshotRevert => self.snapshot_or_revert(machine),
             Fault::StopAgent => self.agents[machine].stop(&mut self.world),
             Fault::KillNode if self.world.rng.bool() => self.doom_node(node),
             Fault::KillNode | Fault::CutNode | Fault::LoseNodeDisk | Fault::JournalRot => {
@@ -145,6 +146,25 @@ impl Sim {
             }
             _ => {}
         }
+        self.lasting(DEAD_US, FaultEvent::Start(process));
+    }
+
+    /// Takes a snapshot of a server, or has it go back to the one that it has, once or more often.
+    fn snapshot_or_revert(&mut self, machine: usize) {
+        let process = Process::Agent(machine);
+        if !self.agents[machine].has_snapshot() || self.world.rng.u32(0..3) == 0 {
+            if self.agents[machine].take_snapshot() {
+                self.world.tell(process, || "a snapshot is taken of its server".to_owned());
+                self.world.oracle.snapshot_taken(machine);
+            }
+            return;
+        }
+        self.end_process(process);
+        let mut rng = self.world.rng.fork();
+        self.world.tell(process, || "its server goes back to its snapshot".to_owned());
+        self.agents[machine].go_back(&mut rng);
+        self.world.oracle.went_back(machine);
+        self.guests[machine].went_back();
         self.lasting(DEAD_US, FaultEvent::Start(process));
     }
 

@@ -15,6 +15,7 @@ fn write(session: SessionId, seq: u64, block: u64) -> Input {
     Input::Frame {
         session,
         seq: Seq(seq),
+        stamp: Stamp::default(),
         change: Change::Write(BlockRange { block, count: 1 }),
         handle: Handle(1000 + seq),
         bytes: BLOCK_BYTES,
@@ -27,11 +28,15 @@ fn a_second_hello_does_not_change_the_claim_of_the_first() {
     let mut bench = Bench::new();
     bench.connect(SESSION, 1);
     let hello = Hello { size_bytes: 64 * SIZE_BLOCKS * BLOCK_BYTES as u64, ..bench.hello(1) };
-    let input = Input::Hello { session: SessionId(2), hello, assigned: Some(Epoch(1)) };
-    assert_eq!(refused(&bench.step(input)), [RefusalReason::Unavailable]);
+    assert_eq!(
+        refused(&bench.greet(SessionId(2), hello, Some(Epoch(1)))),
+        [RefusalReason::Unavailable]
+    );
     let hello = bench.hello(2);
-    let input = Input::Hello { session: SessionId(3), hello, assigned: Some(Epoch(2)) };
-    assert_eq!(refused(&bench.step(input)), [RefusalReason::Unavailable]);
+    assert_eq!(
+        refused(&bench.greet(SessionId(3), hello, Some(Epoch(2)))),
+        [RefusalReason::Unavailable]
+    );
 
     bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
     let stream = bench.shard.stream(VOLUME).unwrap();
@@ -73,8 +78,10 @@ fn the_old_epoch_ends_when_the_claim_of_the_newer_one_begins() {
     assert!(matches!(out[..], [Output::Drop { .. }]), "{out:?}");
     // Even if the control plane goes back to the old one: it restored its database, say.
     let hello = bench.hello(1);
-    let input = Input::Hello { session: SessionId(3), hello, assigned: Some(Epoch(1)) };
-    assert_eq!(refused(&bench.step(input)), [RefusalReason::Unavailable]);
+    assert_eq!(
+        refused(&bench.greet(SessionId(3), hello, Some(Epoch(1)))),
+        [RefusalReason::Unavailable]
+    );
 
     let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
     assert_eq!(welcomes(&out)[0].0, SessionId(2));
@@ -113,7 +120,8 @@ fn more_than_the_window_ends_the_session_and_keeps_what_was_taken() {
     for seq in received.0 + 1..=received.0 + 15 {
         let change = Change::Write(BlockRange { block: 0, count: 256 });
         let (session, handle) = (SessionId(2), Handle(2000 + seq));
-        let frame = Input::Frame { session, seq: Seq(seq), change, handle, bytes: body_bytes };
+        let (seq, stamp) = (Seq(seq), Stamp::default());
+        let frame = Input::Frame { session, seq, stamp, change, handle, bytes: body_bytes };
         assert!(refused(&bench.step(frame)).is_empty(), "seq {seq}");
     }
 }

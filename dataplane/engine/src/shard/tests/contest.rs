@@ -1,0 +1,161 @@
+//! Who holds a volume: one agent that comes again in every way it can, and two that both live.
+
+use super::*;
+
+fn welcome_of(out: &[Output]) -> Option<(SessionId, Stamp)> {
+    out.iter().find_map(|output| match output {
+        Output::Welcome { session, welcome } => Some((*session, welcome.stamp)),
+        _ => None,
+    })
+}
+
+fn told(out: &[Output]) -> Vec<Option<&str>> {
+    out.iter()
+        .filter_map(|output| match output {
+            Output::Contested { text, .. } => Some(text.as_deref()),
+            _ => None,
+        })
+        .collect()
+}
+
+impl Bench {
+    fn comes(&mut self, session: u64, life: u32, is_overtaken: bool) -> Vec<Output> {
+        let hello = Hello { life, is_overtaken, ..self.hello(1) };
+        self.greet(SessionId(session), hello, Some(Epoch(1)))
+    }
+}
+
+/// Every way in which one agent comes again: nothing of it may look like two.
+#[test]
+fn one_agent_that_comes_again_is_never_two() {
+    let mut bench = Bench::welcomed();
+    let mut session = 1;
+    let mut joins = |bench: &mut Bench, life, is_told: bool| {
+        session += 1;
+        let out = bench.comes(session, life, false);
+        assert_eq!(welcome_of(&out).map(|(session, _)| session), Some(SessionId(session)));
+        assert!(told(&out).is_empty(), "{out:?}");
+        // Its old session, if the node still has it, ends; nobody reads that.
+        let expected: &[RefusalReason] = if is_told { &[RefusalReason::Overtaken] } else { &[] };
+        assert_eq!(refused(&out), expected);
+        session
+    };
+    // Quickly again and again, the old connections half open; the welcome never read.
+    for _ in 0..20 {
+        joins(&mut bench, 1, true);
+    }
+    // After the node heard that the connection ended.
+    let last = joins(&mut bench, 1, true);
+    bench.step(Input::Gone { session: SessionId(last) });
+    let last = joins(&mut bench, 1, false);
+    // A crash, a power cut, a rollback: another life, with the old connection open or closed.
+    joins(&mut bench, 2, true);
+    let last = joins(&mut bench, 3, true).max(last);
+    bench.step(Input::Gone { session: SessionId(last) });
+    joins(&mut bench, 4, false);
+    // A restart that never got as far as a hello changes nothing; the one after it does.
+    joins(&mut bench, 6, true);
+    // A node that refused for another reason in between.
+    let hello = Hello { life: 6, ..bench.hello(1) };
+    assert_eq!(refused(&bench.greet(SessionId(900), hello, None)), [RefusalReason::NotAssigned]);
+    joins(&mut bench, 6, true);
+}
+
+#[test]
+fn an_overtaken_holder_that_comes_back_is_a_second_one() {
+    let mut bench = Bench::welcomed();
+    let out = bench.comes(2, 2, false);
+    assert_eq!(refused(&out), [RefusalReason::Overtaken], "as after a crash: nobody knows yet");
+    let out = bench.comes(3, 1, true);
+    assert_eq!(refused(&out), [RefusalReason::Contested; 2], "both");
+    let text = told(&out)[0].unwrap();
+    assert!(text.contains("agent 1") && text.contains("agent 2"), "{text}");
+    assert!(text.contains(&VOLUME.to_string()), "{text}");
+    // Frames of neither are taken.
+    let frame = Input::Frame {
+        session: SessionId(2),
+        seq: Seq(1),
+        stamp: Stamp::default(),
+        change: Change::Zero(BlockRange { block: 0, count: 1 }),
+        handle: Handle(1),
+        bytes: 0,
+    };
+    assert!(matches!(bench.step(frame)[..], [Output::Drop { .. }]));
+    // While both come, both stay out, however long.
+    for round in 0..100 {
+        bench.now = bench.now.plus_ms(5_000);
+        assert_eq!(refused(&bench.comes(10 + round, 1, true)), [RefusalReason::Contested]);
+        assert_eq!(refused(&bench.comes(500 + round, 2, false)), [RefusalReason::Contested]);
+    }
+    // One is stopped: the other goes on, not before its time.
+    let mut session = 1_000;
+    let began = bench.now;
+    loop {
+        bench.now = bench.now.plus_ms(5_000);
+        session += 1;
+        let out = bench.comes(session, 2, false);
+        if let Some((welcomed, _)) = welcome_of(&out) {
+            assert_eq!(welcomed, SessionId(session));
+            assert_eq!(told(&out), [None], "the trouble is over");
+            break;
+        }
+        assert_eq!(refused(&out), [RefusalReason::Contested]);
+    }
+    assert_eq!(bench.now.since_ms(began), CONTEST_MS);
+    // If the other comes after all, it begins again.
+    assert_eq!(refused(&bench.comes(2_000, 1, true)), [RefusalReason::Contested; 2]);
+}
+
+/// A copy that was resumed with its memory has the same life.
+#[test]
+fn two_holders_of_one_life_are_told_apart_by_what_they_were_told() {
+    let mut bench = Bench::welcomed();
+    bench.comes(2, 1, false);
+    let out = bench.comes(3, 1, true);
+    assert_eq!(refused(&out), [RefusalReason::Contested; 2]);
+    assert!(told(&out)[0].is_some());
+}
+
+#[test]
+fn a_new_epoch_has_new_holders() {
+    let mut bench = Bench::welcomed();
+    bench.comes(2, 2, false);
+    bench.comes(3, 1, true);
+    bench.connect(SessionId(4), 2);
+    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    assert_eq!(welcome_of(&out).map(|(session, _)| session), Some(SessionId(4)));
+}
+
+#[test]
+fn the_welcome_says_who_sent_the_newest_frame() {
+    let mut bench = Bench::welcomed();
+    let stamp = |bench: &mut Bench, session| welcome_of(&bench.comes(session, 1, false)).unwrap().1;
+    assert_eq!(stamp(&mut bench, 2), Stamp::default(), "the vault does not know");
+    bench.comes(1, 1, false);
+    bench.write(0, 1);
+    assert_eq!(stamp(&mut bench, 3), Stamp { life: 1, generation: 1 });
+
+    // After a restart the journal does, also of the newest frame that the vault holds already.
+    let entry = |seq: u64| Entry {
+        volume: VOLUME,
+        epoch: Epoch(1),
+        seq: Seq(seq),
+        change: Change::Zero(BlockRange { block: 0, count: 1 }),
+        handle: Handle(seq),
+        bytes: 0,
+    };
+    for (replayed, expected) in [(&[4_u64, 5][..], 5), (&[5, 6, 7], 7), (&[3, 4], 0), (&[], 0)] {
+        let mut bench = Bench::new();
+        let (epoch, size_blocks, committed) = (Epoch(1), SIZE_BLOCKS, Seq(5));
+        bench.step(Input::Recovered { volume: VOLUME, epoch, size_blocks, committed });
+        for seq in replayed {
+            let stamp = Stamp { life: 9, generation: u32::try_from(*seq).unwrap() };
+            bench.step(Input::Replay { entry: entry(*seq), stamp, file: 3 });
+        }
+        bench.step(Input::Replayed { files: vec![3] });
+        bench.seq = Seq(7);
+        let life = if expected == 0 { 0 } else { 9 };
+        let known = Stamp { life, generation: expected };
+        assert_eq!(stamp(&mut bench, 1), known, "{replayed:?}");
+    }
+}
