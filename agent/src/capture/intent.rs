@@ -456,7 +456,8 @@ mod tests {
                 continue;
             }
             let found: BTreeSet<u64> = recovered.regions.iter().collect();
-            let Some(index) = (at / SECTOR_BYTES).checked_sub(1 + LINEAGE_SECTORS as usize) else {
+            let in_front = 1 + usize::try_from(LINEAGE_SECTORS).unwrap();
+            let Some(index) = (at / SECTOR_BYTES).checked_sub(in_front) else {
                 assert_eq!(found, set.into(), "flip at {at} concerns no region");
                 continue;
             };

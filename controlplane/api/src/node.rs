@@ -99,6 +99,9 @@ pub struct NodeVolumeReport {
     /// Everything up to here is in the vault.
     #[serde(default)]
     pub committed_seq: u64,
+    /// Two living agents claim the volume, as the sentence says; null if not. Neither is let in.
+    #[serde(default)]
+    pub contested: Option<String>,
     /// What was done with the volume's bytes since this node took it; the control plane keeps the
     /// last numbers of each epoch.
     #[serde(default)]

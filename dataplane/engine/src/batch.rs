@@ -165,6 +165,8 @@ struct OpenSpan {
 pub struct Held {
     /// The frame.
     pub handle: Handle,
+    /// Whose.
+    pub volume: VolumeId,
     /// Its journal file.
     pub file: u64,
     /// Its memory.
@@ -214,7 +216,8 @@ impl Batch {
     /// # Panics
     /// If the frame does not join the volume's open span (B1): a bug in the shard.
     pub fn add(&mut self, entry: &Entry, file: u64) {
-        self.held.push(Held { handle: entry.handle, file, cost_bytes: entry.cost_bytes() });
+        let Entry { handle, volume, .. } = *entry;
+        self.held.push(Held { handle, volume, file, cost_bytes: entry.cost_bytes() });
         self.bytes += entry.bytes;
         if self.open.get(&entry.volume).is_some_and(|span| span.epoch != entry.epoch) {
             self.close_span(entry.volume, None);

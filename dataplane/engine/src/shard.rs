@@ -8,10 +8,13 @@
 //!     after its segment and all before it in the log are in the vault.
 //!   - H2: a journal file is dropped only when every frame in it is committed.
 //!   - H3: held memory is the sum of all frames not yet committed; at the limit reading stops.
+//!   - H5: no volume holds back another: when the cache runs full, one that has more than an equal share
+//!     of it is not read from while the others are.
 //!   - H4: frames are taken only from the session that holds the volume, under its epoch.
 
 mod admit;
 mod contest;
+mod share;
 
 pub use contest::CONTEST_MS;
 
@@ -22,7 +25,7 @@ use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Ack, Hello, RefusalReason, Welcome};
 use farshore_proto::limits::{
     BLOCK_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_BYTES_MAX, SHARD_CACHE_BYTES,
-    SHARD_VOLUMES_MAX, WINDOW_BYTES,
+    SHARD_VOLUMES_MAX, VOLUME_BLOCKS_MAX, WINDOW_BYTES,
 };
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
 use farshore_proto::{Epoch, Seq, Slot, Stamp, Timestamp, VolumeId};
@@ -30,6 +33,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A batch without a mark waits at most this long for more.
 pub const BATCH_AGE_MS_MAX: u64 = 2000;
+/// Of the cache, volumes share so much; the rest is for those that hold nothing yet.
+const SHARED_OF_CACHE: (usize, usize) = (3, 4);
 /// A mark waits at most this long for the marks of other volumes.
 pub const LINGER_MS_MAX: u64 = 1000;
 
@@ -54,6 +59,8 @@ pub struct Settings {
     pub batch_age_ms: u64,
     /// A mark waits at most this long for the marks of other volumes; at most [`LINGER_MS_MAX`].
     pub linger_ms: u64,
+    /// Blocks of the largest volume that can be restored; larger ones are refused.
+    pub volume_blocks_max: u64,
 }
 
 impl Default for Settings {
@@ -65,6 +72,7 @@ impl Default for Settings {
             batch: Limits::default(),
             batch_age_ms: BATCH_AGE_MS_MAX,
             linger_ms: LINGER_MS_MAX,
+            volume_blocks_max: VOLUME_BLOCKS_MAX,
         }
     }
 }
@@ -249,8 +257,18 @@ pub enum Output {
     },
     /// Stop reading from all sessions: the cache is full.
     Pause,
-    /// Read on.
+    /// Read on from all sessions but those that are held.
     Resume,
+    /// Stop reading from one session: its volume has its share of the cache.
+    Hold {
+        /// The session.
+        session: SessionId,
+    },
+    /// Read on from it.
+    Release {
+        /// The session.
+        session: SessionId,
+    },
 }
 
 #[derive(Debug)]
@@ -265,6 +283,12 @@ struct Volume {
     linger_ms: u64,
     /// Wire bytes of its frames that wait for the journal.
     unjournaled_bytes: usize,
+    /// Memory of its frames that are not committed.
+    held_bytes: usize,
+    /// Whether its session is not read from.
+    is_held: bool,
+    /// The control plane took it away: it is forgotten once nothing of it is held.
+    is_revoked: bool,
 }
 
 impl Volume {
@@ -277,6 +301,9 @@ impl Volume {
             contest: None,
             linger_ms: 0,
             unjournaled_bytes: 0,
+            held_bytes: 0,
+            is_held: false,
+            is_revoked: false,
         }
     }
 }
@@ -310,6 +337,9 @@ pub struct Shard {
     file: Option<u64>,
     held_bytes: usize,
     is_paused: bool,
+    /// Volumes that hold something, and those of them that are held.
+    holding: BTreeSet<VolumeId>,
+    held: BTreeSet<VolumeId>,
 }
 
 impl Shard {
@@ -336,6 +366,8 @@ impl Shard {
             file: None,
             held_bytes: 0,
             is_paused: false,
+            holding: BTreeSet::new(),
+            held: BTreeSet::new(),
         }
     }
 
@@ -371,6 +403,13 @@ impl Shard {
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.is_paused
+    }
+
+    /// Whether it has asked not to be given frames of this session.
+    #[must_use]
+    pub fn is_held(&self, session: SessionId) -> bool {
+        let volume = self.sessions.get(&session).and_then(|volume| self.volumes.get(volume));
+        self.is_paused || volume.is_some_and(|volume| volume.is_held)
     }
 
     /// The watermarks of a volume, if the shard knows it.
@@ -444,7 +483,7 @@ impl Shard {
         volume.stream.receive(entry.seq);
         volume.stream.journal(entry.seq);
         volume.stamp = stamp;
-        self.held_bytes += entry.cost_bytes();
+        self.hold(&entry);
         self.take_journaled(now, &entry, file);
     }
 
@@ -474,7 +513,7 @@ impl Shard {
                 return;
             }
         };
-        self.held_bytes += entry.cost_bytes();
+        self.hold(&entry);
         self.pending.push_back(entry);
     }
 
@@ -578,7 +617,7 @@ impl Shard {
                     volume.stream.commit(*last);
                 }
             }
-            self.held_bytes -= segment.held.iter().map(|held| held.cost_bytes).sum::<usize>();
+            self.let_go(&segment.held);
             if !is_on(Bug::JournalDroppedEarly) {
                 self.release_files(&segment.held);
             }
@@ -586,7 +625,10 @@ impl Shard {
             let volumes: Vec<VolumeId> = segment.lasts.keys().copied().collect();
             let CommittedSegment { slot, lasts, points, .. } = segment;
             out.push(Output::Committed { slot, lasts, points, release });
-            volumes.into_iter().for_each(|volume| self.ack(volume, out));
+            volumes.into_iter().for_each(|volume| {
+                self.ack(volume, out);
+                self.forget_if_revoked(volume);
+            });
         }
         self.drop_files(out);
     }
@@ -618,6 +660,7 @@ impl Shard {
     }
 
     fn apply_backpressure(&mut self, out: &mut Vec<Output>) {
+        self.share_out(out);
         if !self.is_paused && self.held_bytes >= self.settings.cache_bytes {
             self.is_paused = true;
             out.push(Output::Pause);
@@ -626,7 +669,8 @@ impl Shard {
             out.push(Output::Resume);
         }
         // What is full can only shrink by being shipped, whatever its deadline says.
-        if self.is_paused && !self.batch.is_empty() {
+        let is_waiting = self.is_paused || !self.held.is_empty();
+        if is_waiting && !self.batch.is_empty() {
             self.deadline = Some(Timestamp(0));
         }
     }

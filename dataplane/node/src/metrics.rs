@@ -180,6 +180,7 @@ impl Metrics {
 
     /// The volumes' part of a report: of more than it takes, those behind the last report's first.
     pub(crate) fn volumes(&self) -> Vec<NodeVolumeReport> {
+        let contested = lock(&self.contested).clone();
         let turn = lock(&self.turn).unwrap_or(VolumeId([0; 16]));
         let volumes = lock(&self.volumes);
         let behind = volumes.range((Excluded(turn), Unbounded));
@@ -193,6 +194,7 @@ impl Metrics {
                 // What was committed under an epoch before is not in this journal, and need not be.
                 journaled_seq: state.journaled.max(state.committed).0,
                 committed_seq: state.committed.0,
+                contested: contested.get(volume).cloned(),
                 stats: state.stats,
             })
             .collect()

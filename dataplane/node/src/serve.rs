@@ -200,10 +200,7 @@ impl Node {
                 logs: renewed.clone(),
                 log: logs[id],
                 incarnation: recovery.log.incarnation.max(incarnation),
-                settings: Settings {
-                    cache_bytes: usize::try_from(args.cache_mib << 20)?,
-                    ..Settings::default()
-                },
+                settings: settings(args)?,
                 journal: journal_dir(args, vault, id, logs[id], &recovery),
                 services: services.clone(),
                 shards: posts.clone(),
@@ -298,6 +295,14 @@ async fn recover_all(
 
 fn journal_path(args: &ServeArgs, id: usize) -> PathBuf {
     args.data.join("journal").join(id.to_string())
+}
+
+fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        cache_bytes: usize::try_from(args.cache_mib << 20)?,
+        volume_blocks_max: farshore_vault::limits::restorable_blocks_max(),
+        ..Settings::default()
+    })
 }
 
 fn journal_dir(

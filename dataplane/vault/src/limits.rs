@@ -33,6 +33,16 @@ pub const SEALED_LOGS_MAX: usize = 256;
 
 /// Runs in the block map of one view; one run costs about 60 bytes.
 pub const VIEW_RUNS_MAX: usize = 1 << 27;
+/// Bytes of a chunk on an average disk: a view needs a run for each of so many at least.
+const CHUNK_BYTES_MEAN: u64 = 48 << 10;
+
+/// Blocks of the largest volume that a view can hold once all of it was written; a node refuses larger
+/// ones before it takes anything. Random writes of small blocks can make more runs of a smaller volume.
+#[must_use]
+pub const fn restorable_blocks_max() -> u64 {
+    VIEW_RUNS_MAX as u64 * (CHUNK_BYTES_MEAN / BLOCK_BYTES as u64)
+}
+
 /// Recovery points of one volume that a listing holds.
 pub const POINTS_MAX: usize = 1 << 24;
 /// Largest single read from a view.

@@ -42,6 +42,10 @@ pub mod reason {
     pub const UNAVAILABLE: u16 = 6;
     /// Too much.
     pub const LIMIT: u16 = 7;
+    /// Another session took the volume over.
+    pub const OVERTAKEN: u16 = 8;
+    /// Two living holders.
+    pub const CONTESTED: u16 = 9;
 
     /// Its word in the node's counters.
     #[must_use]
@@ -54,6 +58,8 @@ pub mod reason {
             GAP => "gap",
             UNAVAILABLE => "unavailable",
             LIMIT => "limit",
+            OVERTAKEN => "overtaken",
+            CONTESTED => "contested",
             _ => "unknown",
         }
     }

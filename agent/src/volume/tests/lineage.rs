@@ -87,7 +87,7 @@ async fn a_rollback_beyond_starts_reads_the_whole_disk_again() {
     rig.node.set_offline(true);
     rig.start(Steps::default());
     for block in 0..50 {
-        rig.write(20 * MIB + block * MIB / 4, 4).await;
+        rig.write(20 * MIB + block * MIB / 8, 4).await;
     }
     rig.kill().await;
     rig.start(Steps::default());

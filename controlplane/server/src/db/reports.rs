@@ -9,7 +9,7 @@ use farshore_api::Role;
 use farshore_api::agent::{AgentReport, AgentVolumeReport, PointReport};
 use farshore_api::limits::REPORT_VOLUMES_MAX;
 use farshore_api::machine::VolumeStats;
-use farshore_api::node::NodeReport;
+use farshore_api::node::{NodeReport, NodeVolumeReport};
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
@@ -94,6 +94,7 @@ impl Db {
             if is_owned(&mut tx, Role::Node, node, volume.volume).await? {
                 let epoch = number("epoch", volume.epoch)?;
                 node_stats(&mut tx, volume.volume, epoch, &volume.stats).await?;
+                note_contest(&mut tx, node, volume).await?;
             } else {
                 ignored.insert(volume.volume);
             }
@@ -146,6 +147,33 @@ async fn note_trouble(tx: &mut Tx, node: Uuid, trouble: &str) -> Result<(), Cont
             ("node.trouble", trouble)
         };
         events::append(tx, actor, what, actor, detail).await?;
+    }
+    Ok(())
+}
+
+/// An event when two living agents begin to claim a volume, or one is left.
+async fn note_contest(
+    tx: &mut Tx,
+    node: Uuid,
+    report: &NodeVolumeReport,
+) -> Result<(), ControlError> {
+    let text = cut(report.contested.as_deref().unwrap_or_default());
+    let row = sqlx::query(
+        "UPDATE volumes SET contested = ? WHERE id = ? AND contested <> ?
+         RETURNING (SELECT name FROM machines WHERE machines.id = volumes.machine) AS machine",
+    )
+    .bind(text.as_str())
+    .bind(report.volume.to_string())
+    .bind(text.as_str())
+    .fetch_optional(&mut **tx)
+    .await?;
+    if let Some(row) = row {
+        let machine = Record(row).text("machine")?;
+        let (what, detail) = match text.is_empty() {
+            false => ("volume.contested", text.as_str()),
+            true => ("volume.uncontested", "one agent is left that claims it"),
+        };
+        events::append(tx, Actor::Peer(Role::Node, node), what, &machine, detail).await?;
     }
     Ok(())
 }

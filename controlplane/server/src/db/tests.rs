@@ -309,8 +309,14 @@ async fn a_nodes_counters_add_up_over_restarts_and_epochs() {
     site.place().await;
     let report = async |bytes_in| {
         let stats = VolumeStats { bytes_in, unique_bytes: bytes_in / 2, ..VolumeStats::default() };
-        let volumes =
-            vec![NodeVolumeReport { volume, epoch: 1, journaled_seq: 1, committed_seq: 1, stats }];
+        let volumes = vec![NodeVolumeReport {
+            volume,
+            epoch: 1,
+            journaled_seq: 1,
+            committed_seq: 1,
+            stats,
+            contested: None,
+        }];
         let report = NodeReport { cpu_seconds: 1.5, volumes, ..NodeReport::default() };
         site.db.node_report(site.node, &report).await.unwrap()
     };
@@ -320,6 +326,32 @@ async fn a_nodes_counters_add_up_over_restarts_and_epochs() {
     let stats = site.db.machine("web").await.unwrap().volumes[0].stats;
     assert_eq!((stats.bytes_in, stats.unique_bytes), (250, 125));
     assert_eq!(site.db.nodes(LONG_AGO).await.unwrap()[0].cpu_seconds, 1.5);
+}
+
+/// P31: once when it begins and once when it ends, however often it is reported.
+#[tokio::test]
+async fn two_agents_that_claim_a_volume_are_one_event() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let said = Some("two agents claim volume v (agent a at x; agent a at y)".to_owned());
+    for contested in [None, said.clone(), said.clone(), None, None] {
+        let stats = VolumeStats::default();
+        let (epoch, journaled_seq, committed_seq) = (1, 1, 1);
+        let report =
+            NodeVolumeReport { volume, epoch, journaled_seq, committed_seq, contested, stats };
+        let report = NodeReport { volumes: vec![report], ..NodeReport::default() };
+        site.db.node_report(site.node, &report).await.unwrap();
+    }
+    let events = site.db.events(None, 100).await.unwrap();
+    let of_contest: Vec<_> =
+        events.iter().filter(|event| event.action.contains("contested")).collect();
+    let actions: Vec<&str> = of_contest.iter().map(|event| event.action.as_str()).collect();
+    assert_eq!(actions, ["volume.contested", "volume.uncontested"]);
+    assert_eq!(
+        (of_contest[0].object.as_str(), Some(&of_contest[0].detail)),
+        ("web", said.as_ref())
+    );
 }
 
 #[tokio::test]

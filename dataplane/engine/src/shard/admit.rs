@@ -1,7 +1,7 @@
 //! Who may write: hellos, claims, revocations, and the check of every frame.
 
 use super::contest::Holder;
-use super::{Bug, Claim, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume, is_on};
+use super::{BLOCK_BYTES, Bug, Claim, Output, SHARD_VOLUMES_MAX, SessionId, Shard, Volume, is_on};
 use super::{
     Change, Hello, RefusalReason, Seq, Stream, Timestamp, VolumeId, WINDOW_BYTES, Welcome,
 };
@@ -28,6 +28,18 @@ impl Shard {
     ) {
         if let Err((reason, text)) = check_assignment(hello, assigned) {
             return self.refuse(session, reason, text, out);
+        }
+        let blocks_max = self.settings.volume_blocks_max;
+        if hello.size_bytes.div_ceil(BLOCK_BYTES as u64) > blocks_max {
+            // Before anything of it is taken: points that do not restore are worse than none.
+            let text = format!(
+                "volume {} has {} bytes, and what has more than {} cannot be restored yet: nothing of \
+                 it is taken",
+                hello.volume,
+                hello.size_bytes,
+                blocks_max * BLOCK_BYTES as u64
+            );
+            return self.refuse(session, RefusalReason::Limit, text, out);
         }
         if self.claims.contains_key(&hello.volume) {
             // One claim at a time, for the hello that it began with; others try again.
@@ -126,6 +138,8 @@ impl Shard {
         }
         volume.linger_ms = (u64::from(hello.mark_interval_ms) / 4).min(self.settings.linger_ms);
         let before = volume.session.replace(session);
+        volume.is_revoked = false;
+        let is_held = volume.is_held;
         volume.holder = Some(Holder { life: hello.life, from: from.to_owned() });
         let stamp = volume.stamp;
         if let Some(old) = before {
@@ -142,6 +156,9 @@ impl Shard {
             stamp,
         };
         out.push(Output::Welcome { session, welcome });
+        if is_held {
+            out.push(Output::Hold { session });
+        }
     }
 
     /// Whether the session may add this frame now; to which volume and epoch.
@@ -201,6 +218,10 @@ impl Shard {
             let text = format!("volume {volume} was given to a newer epoch");
             self.refuse(session, RefusalReason::Fenced, text, out);
         }
+        if let Some(known) = self.volumes.get_mut(&volume) {
+            known.is_revoked = true;
+        }
+        self.forget_if_revoked(volume);
     }
 
     pub(super) fn refuse(

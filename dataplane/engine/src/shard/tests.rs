@@ -4,6 +4,7 @@ use farshore_proto::{BlockRange, MarkKind, PointId};
 
 mod contest;
 mod hostile;
+mod share;
 
 const SIZE_BLOCKS: u64 = 1024;
 const VOLUME: VolumeId = VolumeId([1; 16]);
@@ -320,24 +321,22 @@ fn replays_what_the_vault_does_not_hold_and_drops_the_rest() {
 fn a_full_cache_stops_reading_and_ships() {
     let mut bench = Bench::with(Settings { cache_bytes: 8 * BLOCK_BYTES, ..Settings::default() });
     bench.open();
-    let mut paused = false;
+    let (mut held, mut paused) = (false, false);
     let mut group = 0;
+    let mut slots = Vec::new();
     for _ in 0..8 {
-        let out = bench.write(0, 1);
-        paused |= out.contains(&Output::Pause);
+        let mut out = bench.write(0, 1);
         if !journaled(&out).is_empty() {
             group += 1;
-            let out = bench.step(Input::GroupDone { group, file: 0 });
-            paused |= out.contains(&Output::Pause);
-            assert!(built(&out).is_empty() || paused);
+            out.extend(bench.step(Input::GroupDone { group, file: 0 }));
         }
+        held |= out.contains(&Output::Hold { session: SESSION });
+        paused |= out.contains(&Output::Pause);
+        slots.extend(built(&out).into_iter().map(|(slot, _)| slot));
+        assert!(slots.is_empty() || held, "nothing is shipped before its time");
     }
-    assert!(paused);
-    let out = bench.step(Input::Tick);
-    let mut slots: Vec<u64> = built(&out).into_iter().map(|(slot, _)| slot).collect();
-    if slots.is_empty() {
-        slots.push(0);
-    }
+    assert!(held && paused);
+    slots.extend(built(&bench.step(Input::Tick)).into_iter().map(|(slot, _)| slot));
     let mut resumed = false;
     for slot in slots {
         resumed |= bench.step(Input::PutDone { slot: Slot(slot) }).contains(&Output::Resume);

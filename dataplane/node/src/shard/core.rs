@@ -217,11 +217,22 @@ impl<R: Rt> Core<R> {
                 }
             }
             Output::Drop { handle } => self.frames.borrow_mut().release(handle),
+            Output::Hold { session } => self.set_held(session, true),
+            Output::Release { session } => self.set_held(session, false),
             Output::Pause => self.is_paused.set(true),
             Output::Resume => {
                 self.is_paused.set(false);
                 let sessions = self.sessions.borrow();
                 sessions.values().for_each(|outbox| outbox.resumed.notify());
+            }
+        }
+    }
+
+    fn set_held(&self, session: SessionId, is_held: bool) {
+        if let Some(outbox) = self.sessions.borrow().get(&session) {
+            outbox.is_held.set(is_held);
+            if !is_held {
+                outbox.resumed.notify();
             }
         }
     }

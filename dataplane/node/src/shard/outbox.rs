@@ -36,6 +36,8 @@ pub(crate) struct Outbox {
     pub(crate) holder: Cell<Option<(VolumeId, Shown)>>,
     /// It is the shard that does not read; the peer cannot be blamed for its silence.
     pub(crate) is_paused: Cell<bool>,
+    /// Its volume has its share of the cache: it is not read from.
+    pub(crate) is_held: Cell<bool>,
     pub(crate) resumed: Signal,
 }
 

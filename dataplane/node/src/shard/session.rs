@@ -149,7 +149,12 @@ impl<R: Rt> Session<'_, R> {
         self.outbox.mark_interval_ms.set(interval_ms);
         let assigned = assigned.map(|assigned| assigned.epoch);
         self.outbox.heard.set(Some(core.now()));
-        let from = format!("agent {} at {}, started as {:08x}", self.agent, self.peer, hello.life);
+        // Nor does it choose how long the shard waits for others' marks, and with that how many segments
+        // the shard makes.
+        let mark_interval_ms = u32::try_from(interval_ms).unwrap_or(u32::MAX);
+        let hello = Hello { mark_interval_ms, ..hello };
+        let from =
+            format!("agent {} at {}, started as {:08x}", self.agent.id, self.peer, hello.life);
         core.input(Input::Hello { session, hello, assigned, from });
         let (mut frames, mut bytes_of_turn) = (0, 0);
         while let Some((header, frame)) = self.read_frame(reader).await? {
@@ -210,7 +215,8 @@ impl<R: Rt> Session<'_, R> {
             return Err(SessionError::Unexpected(header.kind));
         }
         // No memory for a body while the cache is full, or every new session would take some.
-        while self.core.is_paused() && !self.outbox.is_closed() {
+        let must_wait = || self.core.is_paused() || self.outbox.is_held.get();
+        while must_wait() && !self.outbox.is_closed() {
             self.outbox.is_paused.set(true);
             self.outbox.resumed.wait().await;
         }

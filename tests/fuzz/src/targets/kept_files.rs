@@ -143,7 +143,7 @@ fn open_intents(files: &dyn Files, path: &Path) -> (IntentMap, Vec<u64>, bool) {
         Ok(())
     };
     let opened = {
-        let life = Life { number: 1, stamps: std::sync::Arc::default() };
+        let life = Life { number: 1, stamps: Arc::default() };
         IntentMap::open(files, path, VOLUME, REGIONS, life, &mut unknown)
     };
     let (map, recovered) = opened.expect("memory does not fail");

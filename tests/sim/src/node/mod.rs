@@ -158,6 +158,7 @@ fn draw_settings(rng: &mut fastrand::Rng) -> Settings {
         },
         batch_age_ms: rng.u64(100..900),
         linger_ms: rng.u64(50..400),
+        ..Settings::default()
     }
 }
 

@@ -161,7 +161,7 @@ impl Turn<'_> {
                 return Ok(());
             };
             session.heard = now;
-            if self.running.shards[session.shard].is_paused() {
+            if self.running.shards[session.shard].is_held(session.id) {
                 return Ok(());
             }
             let Some(bytes) = session.unread.pop_front() else { return Ok(()) };

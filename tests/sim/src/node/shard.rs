@@ -6,7 +6,7 @@ use crate::control::machine_of;
 use crate::world;
 use farshore_codec::SegmentBuilder;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
-use farshore_engine::shard::{Input, Output, Settings, Shard as Engine};
+use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard as Engine};
 use farshore_engine::stream::Stream;
 use farshore_proto::frame::{Ack, Control, Refusal};
 use farshore_proto::{LogId, Slot, Timestamp, VolumeId};
@@ -80,8 +80,8 @@ impl Shard {
         self.engine.is_settled()
     }
 
-    pub(super) fn is_paused(&self) -> bool {
-        self.engine.is_paused()
+    pub(super) fn is_held(&self, session: SessionId) -> bool {
+        self.engine.is_held(session)
     }
 
     pub(super) fn streams(&self) -> Vec<(VolumeId, Stream)> {
@@ -173,14 +173,14 @@ impl Turn<'_> {
                 let _removed = self.files.remove(&journal::path(shard, file));
             }
             Output::Drop { handle } => self.running.shards[shard].frames.release(handle),
-            Output::Pause => {}
-            Output::Resume => self.resumed(shard)?,
+            Output::Pause | Output::Hold { .. } => {}
+            Output::Resume | Output::Release { .. } => self.resumed(shard)?,
         }
         Ok(())
     }
 
     /// Has the oracle judge watermarks that a session's agent is told.
-    fn judge(&mut self, shard: usize, session: farshore_engine::shard::SessionId, ack: Ack) {
+    fn judge(&mut self, shard: usize, session: SessionId, ack: Ack) {
         let Some(machine) = self.running.sessions.machine(session) else { return };
         let shard = &self.running.shards[shard];
         let volume = shard.engine.volume_of(session);

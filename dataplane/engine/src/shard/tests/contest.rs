@@ -146,8 +146,9 @@ fn the_welcome_says_who_sent_the_newest_frame() {
     };
     for (replayed, expected) in [(&[4_u64, 5][..], 5), (&[5, 6, 7], 7), (&[3, 4], 0), (&[], 0)] {
         let mut bench = Bench::new();
-        let (epoch, size_blocks, committed) = (Epoch(1), SIZE_BLOCKS, Seq(5));
-        bench.step(Input::Recovered { volume: VOLUME, epoch, size_blocks, committed });
+        let (volume, epoch, committed) = (VOLUME, Epoch(1), Seq(5));
+        let size_bytes = SIZE_BLOCKS * BLOCK_BYTES as u64;
+        bench.step(Input::Recovered { volume, epoch, size_bytes, committed });
         for seq in replayed {
             let stamp = Stamp { life: 9, generation: u32::try_from(*seq).unwrap() };
             bench.step(Input::Replay { entry: entry(*seq), stamp, file: 3 });

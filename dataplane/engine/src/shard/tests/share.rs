@@ -1,0 +1,142 @@
+//! Volumes beside each other: what one fills up, what another still gets; what is refused and forgotten.
+
+use super::*;
+
+const OTHER: VolumeId = VolumeId([2; 16]);
+const OTHERS: SessionId = SessionId(2);
+
+impl Bench {
+    fn open_other(&mut self) {
+        let hello = Hello { volume: OTHER, ..self.hello(1) };
+        let out = self.greet(OTHERS, hello, Some(Epoch(1)));
+        assert!(matches!(out[..], [Output::Claim { volume: OTHER, .. }]), "{out:?}");
+        self.step(Input::Claimed { volume: OTHER, outcome: Ok(Seq(0)) });
+    }
+
+    fn others(&mut self, seq: u64, change: Change, bytes: usize) -> Vec<Output> {
+        let (stamp, handle) = (Stamp::default(), Handle(10_000 + seq));
+        let (session, seq) = (OTHERS, Seq(seq));
+        self.step(Input::Frame { session, seq, stamp, change, handle, bytes })
+    }
+}
+
+/// Carries a shard's journal out at once and counts its groups.
+fn journal(bench: &mut Bench, mut out: Vec<Output>, groups: &mut u64) -> Vec<Output> {
+    let mut all = Vec::new();
+    while out.iter().any(|output| matches!(output, Output::Journal { .. })) {
+        *groups += 1;
+        let next = bench.step(Input::GroupDone { group: *groups, file: 0 });
+        all.append(&mut out);
+        out = next;
+    }
+    all.append(&mut out);
+    all
+}
+
+/// H5: the first copy of one volume, with a store that is slower than its agent.
+#[test]
+fn a_volume_that_fills_the_cache_does_not_hold_another_back() {
+    let blocks = 400;
+    let settings = Settings { cache_bytes: blocks * BLOCK_BYTES, ..Settings::default() };
+    let mut bench = Bench::with(settings);
+    bench.open();
+    bench.open_other();
+    let (mut groups, mut slots, mut is_held) = (0, Vec::new(), false);
+    for number in 0.. {
+        assert!(number < blocks, "it was never held");
+        let out = bench.write(0, 1);
+        let out = journal(&mut bench, out, &mut groups);
+        assert!(!out.contains(&Output::Pause), "the other still has room");
+        slots.extend(built(&out).into_iter().map(|(slot, _)| slot));
+        if out.contains(&Output::Hold { session: SESSION }) {
+            is_held = true;
+            break;
+        }
+    }
+    assert!(is_held && bench.shard.is_held(SESSION) && !bench.shard.is_held(OTHERS));
+    // A block and a mark of the other: taken, journaled, and in the next segment.
+    let began = bench.now;
+    let out = bench.others(1, Change::Write(BlockRange { block: 0, count: 1 }), BLOCK_BYTES);
+    let mut out = journal(&mut bench, out, &mut groups);
+    let point = PointId([9; 16]);
+    let (kind, time_unix_ms) = (MarkKind::Crash, 7);
+    let mark = Mark { point, kind, unknown_blocks: 0, is_prompt: false, time_unix_ms };
+    let marked = bench.others(2, Change::Mark(mark), 32);
+    out.extend(journal(&mut bench, marked, &mut groups));
+    assert!(!out.iter().any(|output| matches!(output, Output::Drop { .. } | Output::Pause)));
+    let mut is_committed = false;
+    let mut is_released = false;
+    while !is_committed {
+        slots.extend(built(&out).into_iter().map(|(slot, _)| slot));
+        out = match slots.is_empty() {
+            true => bench.later(50),
+            false => bench.step(Input::PutDone { slot: Slot(slots.remove(0)) }),
+        };
+        assert!(bench.now.since_ms(began) <= BATCH_AGE_MS_MAX, "not within the age of a batch");
+        is_released |= out.contains(&Output::Release { session: SESSION });
+        is_committed = bench.shard.stream(OTHER).unwrap().committed() == Seq(2);
+    }
+    while !slots.is_empty() {
+        let out = bench.step(Input::PutDone { slot: Slot(slots.remove(0)) });
+        is_released |= out.contains(&Output::Release { session: SESSION });
+    }
+    assert!(is_released && !bench.shard.is_held(SESSION), "it goes on");
+}
+
+/// Small ones do not take from a large one what they do not use.
+#[test]
+fn many_small_volumes_do_not_hold_a_large_one() {
+    let settings = Settings { cache_bytes: 400 * BLOCK_BYTES, ..Settings::default() };
+    let mut bench = Bench::with(settings);
+    bench.open();
+    bench.open_other();
+    let mut groups = 0;
+    let out = bench.others(1, Change::Write(BlockRange { block: 0, count: 1 }), BLOCK_BYTES);
+    journal(&mut bench, out, &mut groups);
+    // More than half of what is shared: its equal share is less.
+    for _ in 0..200 {
+        let out = bench.write(0, 1);
+        let out = journal(&mut bench, out, &mut groups);
+        assert!(!out.contains(&Output::Hold { session: SESSION }));
+    }
+}
+
+#[test]
+fn what_could_not_be_restored_is_refused_before_anything_is_taken() {
+    let settings = Settings { volume_blocks_max: SIZE_BLOCKS - 1, ..Settings::default() };
+    let mut bench = Bench::with(settings);
+    let out = bench.connect(SESSION, 1);
+    assert_eq!(refused(&out), [RefusalReason::Limit]);
+    let [Output::Refuse { text, .. }] = &out[..] else { panic!("{out:?}") };
+    assert!(text.contains("cannot be restored"), "{text}");
+}
+
+/// A node that lives long sees many volumes come and go.
+#[test]
+fn volumes_that_were_taken_away_are_forgotten() {
+    let mut bench = Bench::new();
+    for number in 0..SHARD_VOLUMES_MAX + 10 {
+        let number = u64::try_from(number).unwrap();
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&number.to_le_bytes());
+        let (volume, session) = (VolumeId(id), SessionId(number + 100));
+        let out = bench.greet(session, Hello { volume, ..bench.hello(1) }, Some(Epoch(1)));
+        assert!(matches!(out[..], [Output::Claim { .. }]), "volume {number}: {out:?}");
+        bench.step(Input::Claimed { volume, outcome: Ok(Seq(0)) });
+        let out = bench.step(Input::Revoked { volume });
+        assert_eq!(refused(&out), [RefusalReason::Fenced]);
+    }
+    assert_eq!(bench.shard.streams().count(), 0);
+    // What is still on its way to the vault is not forgotten before it is there.
+    bench.open();
+    bench.write(0, 1);
+    bench.step(Input::Revoked { volume: VOLUME });
+    assert_eq!(bench.shard.streams().count(), 1);
+    bench.step(Input::GroupDone { group: 1, file: 0 });
+    bench.later(BATCH_AGE_MS_MAX);
+    bench.step(Input::PutDone { slot: Slot(0) });
+    assert_eq!(bench.shard.streams().count(), 0);
+    // If it comes back, the vault says where it stands.
+    let out = bench.connect(SessionId(7), 1);
+    assert!(matches!(out[..], [Output::Claim { volume: VOLUME, .. }]), "{out:?}");
+}
