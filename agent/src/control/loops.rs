@@ -1,6 +1,7 @@
 //! Asking for assignments, and reporting.
 
 use super::known::{Assigned, Known};
+use crate::clock::unix_ms;
 use crate::durable::replace;
 use crate::files::OsFiles;
 use crate::points::Points;
@@ -127,7 +128,12 @@ pub async fn report(
             None => Vec::new(),
         };
         detached.truncate(REPORT_VOLUMES_MAX);
-        let report = AgentReport { volumes: reports, points: points_told, detached };
+        let report = AgentReport {
+            clock_unix_ms: Some(unix_ms()),
+            volumes: reports,
+            points: points_told,
+            detached,
+        };
         match client.post::<Reported>(paths::AGENT_REPORT, &report).await {
             Ok(reported) => {
                 backoff = Backoff::default();

@@ -106,6 +106,9 @@ pub struct MarkRequest {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentReport {
+    /// The agent's clock when it says this: how far it is off shows beside its points.
+    #[serde(default)]
+    pub clock_unix_ms: Option<u64>,
     /// All volumes that the agent has, at most [`crate::limits::REPORT_VOLUMES_MAX`].
     pub volumes: Vec<AgentVolumeReport>,
     /// Marks committed since the last answered report, at most

@@ -10,7 +10,7 @@
 //! | [`exit`] | the exit codes of every Farshore binary |
 //! | [`identity`] | roles, enrolment tokens, certificates, the operator's token |
 //! | [`machine`] | protected machines and their volumes |
-//! | [`point`] | recovery points |
+//! | [`point`], [`selector`] | recovery points, and how they are named |
 //! | [`policy`] | replication and failback policies |
 //! | [`failover`] | drills and failovers |
 //! | [`export`] | what an export says of itself |
@@ -35,6 +35,7 @@ pub mod node;
 pub mod paths;
 pub mod point;
 pub mod policy;
+pub mod selector;
 pub mod status;
 pub mod text;
 

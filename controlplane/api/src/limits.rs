@@ -55,6 +55,12 @@ pub const NODE_LOST_AFTER_SECONDS_MIN: u64 = 3;
 /// Most seconds of silence that an operator may allow a node (one day).
 pub const NODE_LOST_AFTER_SECONDS_MAX: u64 = 86_400;
 
+/// Longest wait of a node for the answer to one word that it lives, in milliseconds: three are said
+/// before the shortest silence that loses it its volumes is over.
+pub const NODE_WORD_MS_MAX: u64 = 1_000;
+
+const _: () = assert!(3 * NODE_WORD_MS_MAX <= NODE_LOST_AFTER_SECONDS_MIN * 1_000);
+
 /// How often agents and nodes should report, in milliseconds.
 pub const REPORT_INTERVAL_MS: u64 = 1_000;
 
@@ -68,6 +74,9 @@ pub const EXPIRED_SECONDS_MAX: u64 = 30 * 86_400;
 /// Failovers that may be under way or wait for a commit at one time, on one control plane: more than
 /// the machines of a site. Those that are committed or failed are kept and do not count.
 pub const FAILOVERS_ACTIVE_MAX: u64 = 4_096;
+
+/// Greatest epoch that a node may say it has seen: above it there is room for as many again.
+pub const EPOCH_SEEN_MAX: u64 = 1 << 62;
 
 /// Longest life of an enrolment token in seconds (one week).
 pub const TOKEN_TTL_SECONDS_MAX: u64 = 7 * 86_400;

@@ -75,6 +75,11 @@ pub struct NodeReport {
     /// [`crate::limits::REPORT_VOLUMES_MAX`]; named again for as long as it holds.
     #[serde(default)]
     pub epochs_wanted: Vec<Uuid>,
+    /// Volumes that a newer epoch than the node's owns in the vault, as after the control plane's
+    /// catalogue was put back from an older copy: it raises theirs above those. At most
+    /// [`crate::limits::REPORT_VOLUMES_MAX`]; named again for as long as it holds.
+    #[serde(default)]
+    pub epochs_seen: Vec<EpochSeen>,
     /// What keeps the node from its work, as a sentence: a vault that takes no segments, say. Null
     /// when nothing does. Its machines are degraded meanwhile.
     #[serde(default)]
@@ -83,6 +88,16 @@ pub struct NodeReport {
     /// [`crate::limits::REPORT_COUNTERS_MAX`].
     #[serde(default)]
     pub counters: BTreeMap<String, u64>,
+}
+
+/// The newest epoch of a volume that a node found in the vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochSeen {
+    /// The volume.
+    pub volume: Uuid,
+    /// The epoch, at most [`crate::limits::EPOCH_SEEN_MAX`].
+    pub epoch: u64,
 }
 
 /// How one volume does, seen by its node.
@@ -108,6 +123,40 @@ pub struct NodeVolumeReport {
     pub stats: VolumeStats,
 }
 
+/// Whether a node lives, as the control plane's own clock and ears tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NodeLife {
+    /// It was heard lately, or an agent's writes get on under it.
+    Heard,
+    /// It was not heard since the control plane started or woke up, or is silent for too short a
+    /// time, or while nobody is heard. Its volumes stay.
+    Silent,
+    /// It is silent for too long, but so are others: its volumes stay until a person says that it is
+    /// gone.
+    Asked,
+    /// It is lost: its volumes go to other nodes.
+    Lost,
+    /// Something that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl NodeLife {
+    /// The word as it stands in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Heard => "heard",
+            Self::Silent => "silent",
+            Self::Asked => "asked",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A node as the operator sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Node {
@@ -121,8 +170,10 @@ pub struct Node {
     pub version: String,
     /// Whether it reported within [`crate::limits::SILENT_AFTER_SECONDS`].
     pub healthy: bool,
-    /// When it was last heard.
+    /// When it last reported, by the control plane's wall clock.
     pub last_seen_unix_ms: u64,
+    /// Whether it lives.
+    pub life: NodeLife,
     /// What keeps it from its work, by its own report; null when nothing does.
     pub trouble: Option<String>,
     /// Volumes placed on it.

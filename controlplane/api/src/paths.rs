@@ -64,6 +64,15 @@ pub fn revoke_node(id: Uuid) -> String {
     format!("{NODES}/{id}/revoke")
 }
 
+/// POST, empty body: a word that says no more than that the node lives. Node's certificate.
+pub const NODE_ALIVE: &str = "/api/v1/node/alive";
+
+/// POST, empty body: a person says that a silent node is gone. Answers the [`crate::node::Node`].
+#[must_use]
+pub fn node_lost(id: Uuid) -> String {
+    format!("{NODES}/{id}/lost")
+}
+
 /// GET, PUT [`crate::policy::UpdatePolicy`].
 #[must_use]
 pub fn policy(name: &str) -> String {

@@ -1,10 +1,12 @@
 //! Recovery points: marks that are committed to the vault.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use crate::selector::{IdPrefix, MalformedPoint, PointSelector};
+
+/// Difference of two clocks, in milliseconds, from which on it is told.
+pub const CLOCK_DOUBT_MS: u64 = 5_000;
 
 /// What a mark promises of the data at it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,8 +65,23 @@ pub struct Point {
     pub point: Uuid,
     /// What it promises.
     pub kind: PointKind,
+    /// Place among the machine's points: the seq of its first volume. The greater, the newer,
+    /// whatever the times say; null while requested.
+    #[serde(default)]
+    pub rank: Option<u64>,
     /// When the mark was set, by the agent's clock; when it was asked for, while requested.
     pub time_unix_ms: u64,
+    /// When it was set, by the control plane's clock as far as that can be told: never after it was
+    /// heard of, and never before an older point. Points are chosen by it where a time is given.
+    #[serde(default)]
+    pub at_unix_ms: Option<u64>,
+    /// When the control plane heard that it is committed, by its own clock.
+    #[serde(default)]
+    pub heard_unix_ms: Option<u64>,
+    /// How far the agent's clock was ahead of the control plane's when it set the mark (negative:
+    /// behind), if that is [`CLOCK_DOUBT_MS`] or more.
+    #[serde(default)]
+    pub clock_off_ms: Option<i64>,
     /// Where it stands.
     pub state: PointState,
     /// Where it lies in each volume's stream; empty while requested.
@@ -84,7 +101,7 @@ pub struct PointVolume {
     pub unknown_blocks: u32,
 }
 
-/// A machine's points, newest last.
+/// A machine's points by rank, newest last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Points {
     /// At most the asked-for number, the newest ones; older ones with `?before=<first point>`.
@@ -98,70 +115,4 @@ pub struct CreatePoint {
     /// What it shall promise; only `crash` is taken ([`PointKind::refusal`]).
     #[serde(default)]
     pub kind: PointKind,
-}
-
-/// Names a point: by id, or `latest` for the newest committed one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum PointSelector {
-    /// The newest committed one.
-    #[default]
-    Latest,
-    /// This one.
-    Id(Uuid),
-}
-
-impl fmt::Display for PointSelector {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Latest => formatter.write_str("latest"),
-            Self::Id(id) => id.fmt(formatter),
-        }
-    }
-}
-
-/// The text is neither `latest` nor a point's id.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is neither `latest` nor a recovery point's id")]
-pub struct MalformedPoint {
-    /// What was given, cut to 64 characters.
-    pub text: String,
-}
-
-impl FromStr for PointSelector {
-    type Err = MalformedPoint;
-
-    fn from_str(text: &str) -> Result<Self, MalformedPoint> {
-        if text == "latest" {
-            return Ok(Self::Latest);
-        }
-        Uuid::parse_str(text)
-            .map(Self::Id)
-            .map_err(|_| MalformedPoint { text: text.chars().take(64).collect() })
-    }
-}
-
-impl Serialize for PointSelector {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for PointSelector {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn selectors_survive_json() {
-        for selector in [PointSelector::Latest, PointSelector::Id(Uuid::from_u128(9))] {
-            let json = serde_json::to_string(&selector).unwrap();
-            assert_eq!(serde_json::from_str::<PointSelector>(&json).unwrap(), selector);
-        }
-        assert!(serde_json::from_str::<PointSelector>("\"newest\"").is_err());
-    }
 }

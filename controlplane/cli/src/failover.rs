@@ -19,6 +19,7 @@ use crate::failure::{Failure, Outcome};
 use crate::job::Job;
 use crate::machine::{check_name, unknown_machine};
 use crate::output::{or_dash, size, time};
+use crate::point::POINT_HELP;
 use crate::table::Table;
 
 /// Longest time between two reports of how far it is.
@@ -72,8 +73,7 @@ pub(crate) enum Verb {
 pub(crate) struct BringUp {
     /// Name of the machine
     name: String,
-    /// Recovery point: an id, or latest
-    #[arg(long, value_name = "POINT", default_value = "latest")]
+    #[arg(long, value_name = "POINT", default_value = "latest", help = POINT_HELP)]
     point: PointSelector,
     /// Serve the disk over NBD and start no machine
     #[arg(long)]

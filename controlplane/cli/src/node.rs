@@ -1,13 +1,15 @@
 //! `node`: the nodes.
 
 use clap::Subcommand;
-use farshore_api::node::{Node, Nodes};
+use farshore_api::node::{Node, NodeLife, Nodes};
 use farshore_api::{Exit, Role, paths};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::agent::{RevokeArgs, TokenArgs, revoke, token};
 use crate::args::Global;
 use crate::client::Client;
+use crate::confirm::Consent;
 use crate::failure::{Failure, Outcome};
 use crate::output::age;
 use crate::table::Table;
@@ -20,6 +22,13 @@ pub(crate) enum Verb {
     Show {
         /// Id of the node
         id: Uuid,
+    },
+    /// Say that a silent node is gone for good: its volumes move to other nodes
+    Lost {
+        /// Id of the node
+        id: Uuid,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// Create a token that enrols one node once
     Token(TokenArgs),
@@ -41,6 +50,17 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
             })?;
             format.print(node, show)
         }
+        Verb::Lost { id, consent } => {
+            let what = format!(
+                "take node {id} for lost: its volumes move to other nodes, and what only its journal \
+                 holds is sent again by the agents"
+            );
+            if !consent.ask(&what)? {
+                return Ok(());
+            }
+            let node: Node = client.post(&paths::node_lost(id), &json!({})).await?;
+            format.print(&node, show)
+        }
         Verb::Token(args) => token(global, &client, Role::Node, &args).await,
         Verb::Revoke(args) => revoke(global, &client, Role::Node, &args).await,
     }
@@ -48,7 +68,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
 
 fn list(nodes: &Nodes) -> String {
     let mut table = Table::new(
-        &["ID", "ADDRESS", "SHARDS", "VOLUMES", "HEALTHY", "CERTIFICATE", "SEEN"],
+        &["ID", "ADDRESS", "SHARDS", "VOLUMES", "HEALTHY", "LIFE", "CERTIFICATE", "SEEN"],
         "no nodes",
     );
     for node in &nodes.nodes {
@@ -58,11 +78,20 @@ fn list(nodes: &Nodes) -> String {
             node.shards.to_string(),
             node.volumes.to_string(),
             if node.healthy { "yes" } else { "no" }.to_owned(),
+            node.life.as_str().to_owned(),
             node.certified.standing.as_str().to_owned(),
             age(node.last_seen_unix_ms),
         ]);
     }
-    table.render()
+    let asked = nodes.nodes.iter().filter(|node| node.life == NodeLife::Asked);
+    let question = |node: &Node| {
+        format!(
+            "Is node {} gone? Others are silent too, so its volumes stay until it is heard, or until \
+             `farshore node lost {} --yes`.\n",
+            node.id, node.id
+        )
+    };
+    table.render() + &asked.map(question).collect::<String>()
 }
 
 fn show(node: &Node) -> String {
@@ -74,6 +103,7 @@ fn show(node: &Node) -> String {
         .pair("shards", node.shards)
         .pair("volumes", node.volumes)
         .pair("healthy", if node.healthy { "yes" } else { "no" })
+        .pair("life", node.life.as_str())
         .pair("certificate", node.certified.standing.as_str())
         .pair("two holders", node.certified.cloned.as_deref().unwrap_or("none"))
         .pair("trouble", node.trouble.as_deref().unwrap_or("none"))

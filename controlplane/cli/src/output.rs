@@ -161,6 +161,12 @@ pub(crate) fn time(unix_ms: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
 }
 
+/// Milliseconds since 1970 by this machine's clock.
+pub(crate) fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// How long ago a Unix time was: `12s ago`.
 pub(crate) fn age(unix_ms: u64) -> String {
     if unix_ms == 0 {
@@ -169,6 +175,15 @@ pub(crate) fn age(unix_ms: u64) -> String {
     let then = UNIX_EPOCH + Duration::from_millis(unix_ms);
     let age = SystemTime::now().duration_since(then).unwrap_or_default();
     format!("{} ago", humantime::format_duration(Duration::from_secs(age.as_secs())))
+}
+
+/// How far a clock was off, for people: `2h ahead`.
+pub(crate) fn clock_off(off_ms: i64) -> String {
+    let seconds = off_ms.unsigned_abs() / 1000;
+    // Nobody needs the seconds of hours.
+    let seconds = if seconds < 3_600 { seconds } else { (seconds + 30) / 60 * 60 };
+    let length = humantime::format_duration(Duration::from_secs(seconds));
+    format!("{length} {}", if off_ms < 0 { "behind" } else { "ahead" })
 }
 
 /// Seconds for people: `1.2 s`; a dash where there are none.
@@ -234,6 +249,13 @@ mod tests {
         {
             assert_eq!(shell_word(Path::new(path)), word);
         }
+    }
+
+    #[test]
+    fn clocks_that_are_off_read_well() {
+        assert_eq!(clock_off(7_199_400), "2h ahead");
+        assert_eq!(clock_off(-9_500), "9s behind");
+        assert!(clock_off(i64::MIN).ends_with(" behind"));
     }
 
     #[test]

@@ -5,15 +5,18 @@ use std::time::{Duration, Instant};
 use clap::{Subcommand, ValueEnum};
 use farshore_api::point::{CreatePoint, Point, PointKind, PointSelector, PointState, Points};
 use farshore_api::{Exit, limits, paths};
-use uuid::Uuid;
 
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::{Failure, Outcome};
 use crate::machine::{self, check_name, unknown_machine};
-use crate::output::time;
+use crate::output::{clock_off, time};
 use crate::table::Table;
 use crate::vault::{self, RestoreTo, Source};
+
+/// What may stand where a recovery point is named.
+pub(crate) const POINT_HELP: &str = "Recovery point: latest, an id or its first digits, or the newest \
+    not after a time: 2026-01-31T12:00:00Z, '2026-01-31 12:00' (UTC), '10 minutes ago'";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -25,9 +28,16 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "N", default_value_t = limits::PAGE_DEFAULT,
             value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::PAGE_MAX)))]
         limit: u32,
-        /// Only those before this point
+        /// Only those before this point: an id or its first digits, a time, or '10 minutes ago'
         #[arg(long, value_name = "POINT")]
-        before: Option<Uuid>,
+        before: Option<PointSelector>,
+    },
+    /// Show one recovery point
+    Show {
+        /// Name of the machine
+        name: String,
+        #[arg(default_value = "latest", help = POINT_HELP)]
+        point: PointSelector,
     },
     /// Ask for a recovery point now
     Mark(MarkArgs),
@@ -55,7 +65,7 @@ pub(crate) struct MarkArgs {
 pub(crate) struct ExportArgs {
     /// Name of the machine
     name: String,
-    /// Recovery point: an id, or latest
+    #[arg(help = POINT_HELP)]
     point: PointSelector,
     /// Format of the file
     #[arg(long, value_enum, default_value = "raw")]
@@ -86,12 +96,29 @@ pub(crate) enum ExportFormat {
 pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
     match verb {
         Verb::List { name, limit, before } => list_points(global, &name, limit, before).await,
+        Verb::Show { name, point } => {
+            let point = get(&Client::of(global)?, &name, point).await?;
+            global.output.unwrap_or_default().print(&point, show)
+        }
         Verb::Mark(args) => mark(global, &args).await,
         Verb::Export(args) => export(global, args).await,
     }
 }
 
-async fn list_points(global: &Global, name: &str, limit: u32, before: Option<Uuid>) -> Outcome {
+/// One point of a machine.
+async fn get(client: &Client, name: &str, point: PointSelector) -> Outcome<Point> {
+    check_name("machine", name)?;
+    client.get(&paths::point(name, point)).await.map_err(|failure| {
+        failure.hint_on(Exit::NotFound, || format!("`farshore point list {name}` shows its points"))
+    })
+}
+
+async fn list_points(
+    global: &Global,
+    name: &str,
+    limit: u32,
+    before: Option<PointSelector>,
+) -> Outcome {
     check_name("machine", name)?;
     let mut path = format!("{}?limit={limit}", paths::points(name));
     if let Some(before) = before {
@@ -144,12 +171,7 @@ async fn export(global: &Global, args: ExportArgs) -> Outcome {
     check_name("machine", &args.name)?;
     let client = Client::of(global)?;
     let machine = machine::get(&client, &args.name).await?;
-    let point: Point =
-        client.get(&paths::point(&args.name, args.point)).await.map_err(|failure| {
-            failure.hint_on(Exit::NotFound, || {
-                format!("`farshore point list {}` shows its points", args.name)
-            })
-        })?;
+    let point = get(&client, &args.name, args.point).await?;
     let [volume] = machine.volumes.as_slice() else {
         let message = format!("{} has {} disks", args.name, machine.volumes.len());
         return Err(Failure::new(Exit::Usage, message)
@@ -200,7 +222,7 @@ pub(crate) fn unknown_text(blocks: u32) -> String {
 
 fn list(points: &Points) -> String {
     let mut table =
-        Table::new(&["POINT", "TIME", "KIND", "STATE", "SEQ"], "no recovery points yet");
+        Table::new(&["POINT", "TIME", "KIND", "STATE", "SEQ", "NOTE"], "no recovery points yet");
     for point in &points.points {
         let seqs: Vec<String> = point.volumes.iter().map(|volume| volume.seq.to_string()).collect();
         table.row([
@@ -209,9 +231,15 @@ fn list(points: &Points) -> String {
             promise(point.kind.as_str(), unknown(point)),
             state(point.state).to_owned(),
             seqs.join(","),
+            point.clock_off_ms.map(clock_note).unwrap_or_default(),
         ]);
     }
     table.render()
+}
+
+/// What is to be known of a time that an agent's clock told wrong.
+fn clock_note(off_ms: i64) -> String {
+    format!("agent's clock was {}", clock_off(off_ms))
 }
 
 fn show(point: &Point) -> String {
@@ -221,6 +249,13 @@ fn show(point: &Point) -> String {
         .pair("state", state(point.state))
         .pair("kind", kind_text(point.kind))
         .pair("time", time(point.time_unix_ms));
+    if let (Some(off_ms), Some(at)) = (point.clock_off_ms, point.at_unix_ms) {
+        let note = clock_note(off_ms);
+        table.pair("note", format!("{note}: by the control plane's it was {}", time(at)));
+    }
+    if let Some(heard) = point.heard_unix_ms {
+        table.pair("heard of", time(heard));
+    }
     for volume in &point.volumes {
         table.pair("volume", format!("{} at seq {}", volume.volume, volume.seq));
         if volume.unknown_blocks > 0 {
@@ -234,12 +269,17 @@ fn show(point: &Point) -> String {
 mod tests {
     use super::*;
     use farshore_api::point::PointVolume;
+    use uuid::Uuid;
 
     fn point() -> Point {
         Point {
             point: Uuid::from_u128(7),
             kind: PointKind::Crash,
+            rank: Some(42),
             time_unix_ms: 1_000,
+            at_unix_ms: Some(1_000),
+            heard_unix_ms: Some(2_000),
+            clock_off_ms: None,
             state: PointState::Committed,
             volumes: vec![PointVolume { volume: Uuid::from_u128(8), seq: 42, unknown_blocks: 0 }],
         }
@@ -259,6 +299,11 @@ mod tests {
         assert!(text.contains("at seq 42"), "{text}");
         let text = list(&Points { points: vec![point()] });
         assert!(text.lines().nth(1).unwrap().ends_with("committed  42"), "{text}");
+        let ahead = Point { time_unix_ms: 7_201_000, clock_off_ms: Some(7_200_000), ..point() };
+        let text = list(&Points { points: vec![ahead.clone()] });
+        assert!(text.contains("42   agent's clock was 2h ahead"), "{text}");
+        let text = show(&ahead);
+        assert!(text.contains("by the control plane's it was 1970-01-01T00:00:01Z"), "{text}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod open;
 mod restore;
+mod select;
 mod validate;
 mod verify;
 
@@ -17,6 +18,7 @@ use uuid::Uuid;
 use crate::args::Global;
 use crate::failure::Outcome;
 use crate::output::{size, time};
+use crate::point::POINT_HELP;
 use crate::table::Table;
 
 use open::vault_failure;
@@ -57,8 +59,7 @@ pub(crate) enum Verb {
         /// Id of the volume
         #[arg(long, value_name = "ID")]
         volume: Uuid,
-        /// Recovery point: an id, or latest
-        #[arg(long, value_name = "POINT", default_value = "latest")]
+        #[arg(long, value_name = "POINT", default_value = "latest", help = POINT_HELP)]
         point: PointSelector,
         #[command(flatten)]
         to: RestoreTo,

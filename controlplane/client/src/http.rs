@@ -168,6 +168,21 @@ impl ControlClient {
         self.send(request.timeout(ANSWER_TIME_MAX)).await
     }
 
+    /// `POST path` with a JSON body, for an answer within `longest`: what hangs is given up, and the
+    /// next call takes another connection.
+    ///
+    /// # Errors
+    /// `ClientError` by what went wrong.
+    pub async fn post_within<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &(impl Serialize + Sync),
+        longest: Duration,
+    ) -> Result<T, ClientError> {
+        let request = self.client.post(format!("{}{path}", self.url)).json(body);
+        self.send(request.timeout(longest.min(ANSWER_TIME_MAX))).await
+    }
+
     /// Gets a new certificate for the identity, which keeps it and shows it from then on.
     ///
     /// # Errors

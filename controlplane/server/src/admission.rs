@@ -141,6 +141,9 @@ pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admit
         return Err(ControlError::Unauthenticated { why });
     }
     app.holders.heard(id, generation);
+    if role == Role::Node {
+        app.hear(id);
+    }
     Ok(Admitted::Fully)
 }
 

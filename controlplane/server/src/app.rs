@@ -1,16 +1,21 @@
 //! What every request shares: the catalogue, the CA, and who to wake when something changes.
 
 use std::future::Future;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use farshore_api::limits;
+use farshore_api::node::NodeLife;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
+use tracing::warn;
+use uuid::Uuid;
 
 use crate::admission::Holders;
 use crate::ca::Ca;
 use crate::clock;
-use crate::db::Db;
+use crate::db::{Actor, Db};
+use crate::domain::liveness::{self, Liveness, Output, StillHeard};
 use crate::error::ControlError;
 use crate::limits::{Buckets, Failures};
 use crate::providers::qemu::accelerator::{self, Accelerator};
@@ -29,6 +34,12 @@ pub struct App {
     pub operator_token: blake3::Hash,
     /// When this process began to listen.
     pub started_ms: u64,
+    /// The same in monotonic time, which leases are counted in.
+    pub started: std::time::Instant,
+    /// Which nodes live.
+    pub liveness: Mutex<Liveness>,
+    /// What became of nodes and is not written down yet; each node is in it once at most.
+    pub lives_to_note: Mutex<Vec<Output>>,
     /// Wakes whoever waits for a change.
     pub changes: Changes,
     /// Who was heard with which certificate.
@@ -48,6 +59,87 @@ impl App {
     /// Safe: the next call begins anew.
     pub async fn accelerator(&self) -> Accelerator {
         *self.accelerator.get_or_init(|| accelerator::choose(&self.settings)).await
+    }
+
+    /// Takes in what says whether a node lives.
+    ///
+    /// # Errors
+    /// `StillHeard` if a person gives up a node that speaks for itself.
+    pub fn tell_liveness(&self, input: &liveness::Input<'_>) -> Result<Vec<Output>, StillHeard> {
+        let mut liveness = self.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = Vec::new();
+        liveness.step(self.started.elapsed(), input, &mut out)?;
+        Ok(out)
+    }
+
+    /// A node proved that it is itself, with whatever call.
+    pub fn hear(&self, node: Uuid) {
+        self.tell_or_keep(&liveness::Input::Heard(node));
+    }
+
+    /// An agent's writes got on under these nodes.
+    pub fn vouch(&self, nodes: impl IntoIterator<Item = Uuid>) {
+        for node in nodes {
+            self.tell_or_keep(&liveness::Input::Vouched(node));
+        }
+    }
+
+    /// What comes of a word is written down by the loop that places, so that words wait for nothing.
+    fn tell_or_keep(&self, input: &liveness::Input<'_>) {
+        // Only a person's word can be refused.
+        let out = self.tell_liveness(input).unwrap_or_default();
+        if !out.is_empty() {
+            let mut kept = self.lives_to_note.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.extend(out);
+        }
+    }
+
+    /// What became of nodes since the last call, to be written down.
+    #[must_use]
+    pub fn take_lives_to_note(&self) -> Vec<Output> {
+        let mut kept = self.lives_to_note.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *kept)
+    }
+
+    /// Whether a node lives.
+    #[must_use]
+    pub fn life(&self, node: Uuid) -> NodeLife {
+        let liveness = self.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+        liveness.life(self.started.elapsed(), node)
+    }
+
+    /// Writes down what became of nodes.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn note_liveness(&self, outputs: &[Output]) -> Result<(), ControlError> {
+        for output in outputs {
+            let silence = |silent: &Duration| format!("not heard for {} s", silent.as_secs());
+            let (node, action, detail) = match output {
+                Output::Void { gap } => {
+                    warn!(gap_s = gap.as_secs_f64(), "did not run; nobody's silence counts");
+                    continue;
+                }
+                // Written down with whoever said so.
+                Output::Lost { by_person: true, .. } => continue,
+                Output::Lost { node, silent, by_person: false } => {
+                    (node, "node.lost", format!("{}; its volumes move", silence(silent)))
+                }
+                Output::Asked { node, silent } => (
+                    node,
+                    "node.asked",
+                    format!(
+                        "{}, as others are: its volumes stay until it is heard or `farshore node \
+                         lost {node} --yes` says that it is gone",
+                        silence(silent)
+                    ),
+                ),
+                Output::Back { node } => (node, "node.back", "heard again".into()),
+            };
+            warn!(%node, action, detail, "node");
+            self.db.note(Actor::Control, action, format!("node/{node}"), &detail).await?;
+        }
+        Ok(())
     }
 
     /// Agents and nodes heard since this time count as healthy.

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -16,6 +17,7 @@ use crate::ca::{self, Ca};
 use crate::clock;
 use crate::data_dir::{DataDir, read_secret, write_secret};
 use crate::db::Db;
+use crate::domain::liveness::Liveness;
 use crate::fatal::Fatal;
 use crate::limits::{Buckets, Failures};
 use crate::settings::Settings;
@@ -96,12 +98,16 @@ pub async fn open(settings: Settings) -> Result<App, Fatal> {
     let operator_token = operator_token(&settings.data)?;
     db.set_operator_token(&operator_token).await.map_err(catalogue)?;
     db.begin_to_listen().await.map_err(catalogue)?;
+    let limit = Duration::from_secs(settings.node_lost_after_seconds);
     Ok(App {
         db,
         ca,
         settings,
         operator_token,
         started_ms: clock::now_ms(),
+        started: Instant::now(),
+        liveness: Mutex::new(Liveness::new(limit)),
+        lives_to_note: Mutex::default(),
         changes: Changes::default(),
         holders: Holders::default(),
         enrolments: Failures::default(),

@@ -65,6 +65,12 @@ impl Assignments {
         known.is_some_and(|known| shown.generation < known.agent_generation_min)
     }
 
+    /// The epoch under which the volume is assigned to this node, if it is.
+    pub(crate) fn epoch(&self, volume: VolumeId) -> Option<Epoch> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.get(&volume).map(|known| Epoch(known.epoch))
+    }
+
     /// What people call the volume, for its epoch object.
     pub(crate) fn label(&self, volume: VolumeId) -> String {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);

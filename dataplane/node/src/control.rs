@@ -9,7 +9,7 @@ use crate::rt::Post;
 use crate::services::deliver;
 use crate::shard::Message;
 use crate::state::write_durably;
-use farshore_api::limits::REPORT_POINTS_MAX;
+use farshore_api::limits::{NODE_LOST_AFTER_SECONDS_DEFAULT, NODE_WORD_MS_MAX, REPORT_POINTS_MAX};
 use farshore_api::node::{Assignments as Told, NodeReport, RegisterNode, Registered, Reported};
 use farshore_api::paths;
 use farshore_client::{Backoff, ClientError, ControlClient};
@@ -19,10 +19,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::MissedTickBehavior;
 
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Sooner while more recovery points wait than one report takes.
 const BACKLOG_EVERY: Duration = Duration::from_millis(100);
+/// How long the first answer to a report is waited for: a third of a node's usual limit of silence.
+const REPORT_TIME_MIN: Duration =
+    Duration::from_millis(NODE_LOST_AFTER_SECONDS_DEFAULT * 1_000 / 3);
+/// How long after many that did not come.
+const REPORT_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long the control plane may hold back an answer in which nothing is new.
 const POLL_WAIT: Duration = Duration::from_secs(20);
 
@@ -124,10 +130,27 @@ impl Control {
         }
     }
 
+    /// Says once a second that the node lives. A word of its own: a report may be large, and may wait
+    /// for whatever the control plane writes.
+    pub(crate) async fn live(self) {
+        let longest = Duration::from_millis(NODE_WORD_MS_MAX);
+        let mut ticks = tokio::time::interval(REPORT_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let word = self.client.post_within::<Registered>(paths::NODE_ALIVE, &(), longest);
+            if let Err(error) = word.await {
+                // The report says so aloud.
+                tracing::debug!(%error, "no answer to a word of life");
+            }
+        }
+    }
+
     /// Reports once a second, for as long as the node lives.
     pub(crate) async fn report(self) {
         let started = Instant::now();
         let (mut is_silent, mut wait) = (false, REPORT_EVERY);
+        let mut longest = REPORT_TIME_MIN;
         loop {
             tokio::time::sleep(wait).await;
             let report = NodeReport {
@@ -138,8 +161,16 @@ impl Control {
                 trouble: self.metrics.troubles().told(),
                 counters: self.counters(),
                 epochs_wanted: self.metrics.take_epochs_wanted(),
+                epochs_seen: self.metrics.epochs_seen(|volume| self.assignments.epoch(volume)),
             };
-            match self.client.post::<Reported>(paths::NODE_REPORT, &report).await {
+            let told = self.client.post_within::<Reported>(paths::NODE_REPORT, &report, longest);
+            let told = told.await;
+            // A connection that hangs is soon given up, a control plane that is slow is waited for.
+            longest = match &told {
+                Ok(_) => REPORT_TIME_MIN,
+                Err(_) => (longest * 2).min(REPORT_TIME_MAX),
+            };
+            match told {
                 Ok(_) => {
                     is_silent = false;
                     self.metrics.reported(&report);

@@ -5,7 +5,7 @@ use crate::troubles::Troubles;
 use farshore_api::agent::PointReport;
 use farshore_api::limits::REPORT_VOLUMES_MAX;
 use farshore_api::machine::VolumeStats;
-use farshore_api::node::{NodeReport, NodeVolumeReport};
+use farshore_api::node::{EpochSeen, NodeReport, NodeVolumeReport};
 use farshore_api::point::PointKind;
 use farshore_engine::batch::Entry;
 use farshore_engine::log::CommittedPoint;
@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     volumes: Mutex<BTreeMap<VolumeId, VolumeState>>,
     points: Mutex<Points>,
     epochs_wanted: Mutex<BTreeSet<VolumeId>>,
+    epochs_seen: Mutex<BTreeMap<VolumeId, Epoch>>,
     troubles: Troubles,
     /// The next report begins behind this volume.
     turn: Mutex<Option<VolumeId>>,
@@ -141,6 +142,23 @@ impl Metrics {
     /// The volume's epoch is in a log that is not this node's: only a newer one can be written here.
     pub(crate) fn want_epoch(&self, volume: VolumeId) {
         lock(&self.epochs_wanted).insert(volume);
+    }
+
+    /// A newer epoch than the one that the control plane gave owns the volume in the vault.
+    pub(crate) fn see_epoch(&self, volume: VolumeId, newest: Epoch) {
+        lock(&self.epochs_seen).insert(volume, newest);
+    }
+
+    /// Newer epochs than those that the volumes are assigned under. Their agents wait for the control
+    /// plane, so each is said again until it has given a greater one, or the volume to another.
+    pub(crate) fn epochs_seen(
+        &self,
+        assigned: impl Fn(VolumeId) -> Option<Epoch>,
+    ) -> Vec<EpochSeen> {
+        let mut seen = lock(&self.epochs_seen);
+        seen.retain(|volume, newest| assigned(*volume).is_some_and(|epoch| epoch <= *newest));
+        let seen = seen.iter().take(REPORT_VOLUMES_MAX);
+        seen.map(|(volume, epoch)| EpochSeen { volume: (*volume).into(), epoch: epoch.0 }).collect()
     }
 
     /// What keeps the node from its work, by what it keeps it from.

@@ -131,6 +131,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         .name("accept".to_owned())
         .spawn(move || acceptor::run(&listener, &posts, &metrics, descriptors))?;
     tokio::spawn(control.clone().follow());
+    tokio::spawn(control.clone().live());
     tokio::spawn(control.report());
     tokio::spawn(renew_until_dropped(identity, client, None));
     farshore_program::announce(format_args!("ready {address}"));

@@ -193,6 +193,10 @@ fn outcome(
             metrics.want_epoch(volume);
             error.to_string()
         }
+        ClaimError::Fenced { newest, .. } => {
+            metrics.see_epoch(volume, *newest);
+            error.to_string()
+        }
         ClaimError::Vault { source, .. } => {
             tracing::warn!(%volume, error = %chain(source), "cannot claim a volume");
             format!("{error}: {source}")

@@ -26,6 +26,7 @@ pub mod dedup;
 pub mod epoch;
 mod error;
 pub mod export;
+pub mod fence;
 mod fetch;
 pub mod frames;
 pub mod index;
@@ -73,6 +74,7 @@ mod tests {
             let volume = VolumeId([0; 16]);
             spawnable(|| VolumeView::open(vault, volume, PointSelector::Latest));
             spawnable(|| catalog::end_of_volume(vault, volume));
+            spawnable(|| fence::fence_volume(vault, volume, farshore_proto::Epoch(1)));
             spawnable(|| verify::verify(vault, true, |_| {}));
             spawnable(|| stats::stats(vault));
             spawnable(|| restore::restore(view, "x".as_ref(), Default::default(), |_| {}));

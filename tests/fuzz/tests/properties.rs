@@ -51,7 +51,11 @@ fn texts() -> Vec<(&'static str, String, Again)> {
             let (role, id) = Role::from_uri(text)?;
             Some(role.uri(id))
         }),
-        ("point", id.to_string(), |text| Some(text.parse::<PointSelector>().ok()?.to_string())),
+        ("point", id.to_string(), |text| match text.parse::<PointSelector>().ok()? {
+            // The first digits of an id may name it, and say so.
+            PointSelector::Prefix(_) => None,
+            point => Some(point.to_string()),
+        }),
         ("latest", "latest".to_owned(), |text| {
             Some(text.parse::<PointSelector>().ok()?.to_string())
         }),

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
-use farshore_proto::{PointId, VolumeId};
+use farshore_proto::VolumeId;
+use farshore_vault::VolumeView;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::restore::{self, RestoreError, RestoreOptions, RestoreReport};
-use farshore_vault::{PointSelector as VaultSelector, VolumeView};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -19,6 +19,7 @@ use crate::output::{size, time};
 use crate::table::Table;
 
 use super::open::{Source, exit_of, told, vault_failure};
+use super::select::select;
 
 /// Where a restore goes.
 #[derive(Debug, Clone, clap::Args)]
@@ -90,10 +91,7 @@ pub(crate) async fn restore(
 ) -> Outcome {
     let started = Instant::now();
     let vault = source.open(global).await?;
-    let selector = match point {
-        PointSelector::Latest => VaultSelector::Latest,
-        PointSelector::Id(point) => VaultSelector::Point(PointId::from(point)),
-    };
+    let selector = select(&vault, volume, point).await?;
     let view = VolumeView::open(&vault, VolumeId::from(volume), selector).await;
     let view = view.map_err(|error| {
         let failure = vault_failure(&error);

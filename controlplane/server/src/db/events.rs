@@ -108,6 +108,23 @@ impl Db {
         rows.into_iter().map(|row| event(&Record(row))).collect()
     }
 
+    /// Writes one line of the audit log on its own.
+    ///
+    /// # Errors
+    /// `Database`, `NoSpace`.
+    pub async fn note(
+        &self,
+        actor: Actor,
+        action: &'static str,
+        object: impl fmt::Display,
+        detail: &str,
+    ) -> Result<(), ControlError> {
+        let mut tx = self.begin().await?;
+        append(&mut tx, actor, action, object, detail).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// Drops what is too old to keep: events beyond the newest 100 000 and the newest 500 of each agent
     /// and node, expired enrolment tokens,
     /// and recovery points past their policy's retention, except each machine's newest.
@@ -138,10 +155,11 @@ impl Db {
                 SELECT points.id FROM points
                 JOIN machines ON machines.id = points.machine
                 JOIN policies ON policies.name = machines.policy
-                WHERE points.time_ms < ? - policies.retention_hours * 3600000
+                WHERE coalesce(points.heard_ms, points.time_ms)
+                    < ? - policies.retention_hours * 3600000
                 AND points.id <> coalesce((SELECT newest.id FROM points AS newest
                     WHERE newest.machine = points.machine AND newest.state = 'committed'
-                    ORDER BY newest.time_ms DESC, newest.id DESC LIMIT 1), '')
+                    ORDER BY newest.rank DESC, newest.id DESC LIMIT 1), '')
                 LIMIT 10000)",
         )
         .bind(own(now_ms))

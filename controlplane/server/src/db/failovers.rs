@@ -9,7 +9,7 @@ use farshore_api::point::PointSelector;
 use uuid::Uuid;
 
 use super::record::{Record, name_of, own};
-use super::{Actor, Db, Tx, events, machines, points};
+use super::{Actor, Db, Tx, epochs, events, machines, points};
 use crate::clock;
 use crate::domain::failover::{self as domain, Command, Event};
 use crate::error::ControlError;
@@ -255,11 +255,11 @@ impl Db {
         }
         let mut point = row.shown.point;
         if event == Event::Fenced {
-            let newest = machines::fence(&mut tx, row.machine).await?;
+            let newest = epochs::fence(&mut tx, row.machine).await?;
             point = point.or(newest);
         }
         if event == Event::Cleared && next.resumes_replication() {
-            machines::unfence(&mut tx, row.machine).await?;
+            epochs::unfence(&mut tx, row.machine).await?;
         }
         sqlx::query(
             "UPDATE failovers SET state = ?, committed = ?, point = ?, machine_down = ?,
@@ -403,14 +403,10 @@ async fn choose_point(
     machine: Uuid,
     spec: &CreateFailover,
 ) -> Result<Option<Uuid>, ControlError> {
-    if let PointSelector::Id(point) = spec.point {
-        points::check_committed(tx, machine, point).await?;
-        return Ok(Some(point));
-    }
-    let Some(newest) = points::newest_committed(tx, machine).await? else {
-        return Err(points::missing(format!("latest of {name}")));
-    };
-    Ok((spec.kind == FailoverKind::Drill).then_some(newest))
+    let point = points::find_committed(tx, machine, name, spec.point).await?;
+    let is_chosen_later =
+        spec.kind == FailoverKind::Unplanned && spec.point == PointSelector::Latest;
+    Ok((!is_chosen_later).then_some(point))
 }
 
 async fn add_step(tx: &mut Tx, id: Uuid, state: FailoverState) -> Result<(), ControlError> {

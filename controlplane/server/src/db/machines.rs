@@ -1,14 +1,9 @@
-//! Machines, their volumes, placement and epochs.
-//!
-//! An epoch only grows. It is raised in the transaction that gives a volume to a node, before
-//! anybody is told, and by a fence, which gives the volume to nobody.
+//! Machines, their volumes and placement.
 
 use std::collections::HashMap;
 
-use farshore_api::Role;
 use farshore_api::agent::{AgentVolume, MarkRequest, NodeAddress, VolumeState};
 use farshore_api::identity::node_server_name;
-use farshore_api::limits::EPOCH_INTERVAL_MS_MIN;
 use farshore_api::machine::{CreateMachine, VolumeStats};
 use farshore_api::node::NodeVolume;
 use farshore_api::policy::DEFAULT_POLICY;
@@ -16,7 +11,7 @@ use uuid::Uuid;
 
 use super::certificates::{ENROLLED_MIN, GENERATION_MIN, generation_min};
 use super::record::{Record, name_of, number, own};
-use super::{Actor, Db, Tx, events, points, policies, raise_version};
+use super::{Actor, Db, Tx, events, policies, raise_version};
 use crate::clock;
 use crate::domain::machine::{MachineFacts, Twin, VolumeFacts, VolumeHeard};
 use crate::domain::placement::{Move, VolumeSite};
@@ -271,7 +266,7 @@ impl Db {
     /// `Database`.
     pub async fn volume_sites(&self) -> Result<Vec<VolumeSite>, ControlError> {
         let rows = sqlx::query(
-            "SELECT volumes.id, volumes.node FROM volumes
+            "SELECT volumes.id, volumes.node, volumes.last_node FROM volumes
              JOIN machines ON machines.id = volumes.machine
              WHERE machines.failed_over = 0 ORDER BY machines.created_at_ms, volumes.id",
         )
@@ -280,7 +275,11 @@ impl Db {
         rows.into_iter()
             .map(|row| {
                 let record = Record(row);
-                Ok(VolumeSite { volume: record.id("id")?, node: record.optional_id("node")? })
+                Ok(VolumeSite {
+                    volume: record.id("id")?,
+                    node: record.optional_id("node")?,
+                    last_node: record.optional_id("last_node")?,
+                })
             })
             .collect()
     }
@@ -296,7 +295,7 @@ impl Db {
         let mut placements = Vec::with_capacity(moves.len());
         for Move { volume, to, from } in moves.iter().copied() {
             let row = sqlx::query(
-                "UPDATE volumes SET node = ?, epoch = epoch + 1, parent_epoch = writer_epoch,
+                "UPDATE volumes SET node = ?, last_node = NULL, epoch = epoch + 1, parent_epoch = writer_epoch,
                     writer_epoch = epoch + 1, epoch_at_ms = ?
                  WHERE id = ? AND node IS ? AND EXISTS (SELECT 1 FROM machines
                     WHERE machines.id = volumes.machine AND machines.failed_over = 0)
@@ -374,7 +373,7 @@ impl Db {
             "SELECT points.id, points.kind, points.machine FROM points
              JOIN machines ON machines.id = points.machine
              WHERE machines.agent = ? AND points.state = 'requested' AND points.asked = 1
-             ORDER BY points.time_ms, points.id",
+             ORDER BY points.rowid",
         )
         .bind(agent.to_string())
         .fetch_all(&self.readers)
@@ -526,62 +525,6 @@ pub(super) async fn machine_id(tx: &mut Tx, name: &str) -> Result<Uuid, ControlE
         .await?
         .map(|row| Record(row).id("id"))
         .ok_or_else(|| missing(name))?
-}
-
-/// Takes a machine's volumes from every writer: a new epoch that nobody is given.
-///
-/// Returns the newest committed point at that moment.
-pub(super) async fn fence(tx: &mut Tx, machine: Uuid) -> Result<Option<Uuid>, ControlError> {
-    sqlx::query("UPDATE machines SET failed_over = 1 WHERE id = ?")
-        .bind(machine.to_string())
-        .execute(&mut **tx)
-        .await?;
-    sqlx::query("UPDATE volumes SET epoch = epoch + 1, node = NULL WHERE machine = ?")
-        .bind(machine.to_string())
-        .execute(&mut **tx)
-        .await?;
-    raise_version(tx).await?;
-    points::newest_committed(tx, machine).await
-}
-
-/// Gives a volume that stays on its node a greater epoch, unless it was given one just now: what
-/// the node asks for then is older than what it was told. Returns the epoch.
-pub(super) async fn renew_epoch(
-    tx: &mut Tx,
-    node: Uuid,
-    volume: Uuid,
-    now_ms: u64,
-) -> Result<Option<u64>, ControlError> {
-    // A time to come means that the clock was set back; it must not hold the volume up.
-    let row = sqlx::query(
-        "UPDATE volumes SET epoch = epoch + 1, parent_epoch = writer_epoch,
-            writer_epoch = epoch + 1, epoch_at_ms = ?
-         WHERE id = ? AND node = ? AND (epoch_at_ms <= ? OR epoch_at_ms > ?)
-         AND EXISTS (SELECT 1 FROM machines
-            WHERE machines.id = volumes.machine AND machines.failed_over = 0)
-         RETURNING epoch",
-    )
-    .bind(own(now_ms))
-    .bind(volume.to_string())
-    .bind(node.to_string())
-    .bind(own(now_ms.saturating_sub(EPOCH_INTERVAL_MS_MIN)))
-    .bind(own(now_ms))
-    .fetch_optional(&mut **tx)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    let epoch = Record(row).number("epoch")?;
-    let detail = format!("node {node} asked for it, epoch {epoch}");
-    events::append(tx, Actor::Peer(Role::Node, node), "volume.renew", volume, &detail).await?;
-    Ok(Some(epoch))
-}
-
-/// Gives a machine back to placement after a failover that was not kept.
-pub(super) async fn unfence(tx: &mut Tx, machine: Uuid) -> Result<(), ControlError> {
-    sqlx::query("UPDATE machines SET failed_over = 0 WHERE id = ?")
-        .bind(machine.to_string())
-        .execute(&mut **tx)
-        .await?;
-    raise_version(tx).await
 }
 
 pub(super) fn missing(name: &str) -> ControlError {

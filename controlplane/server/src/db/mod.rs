@@ -6,7 +6,8 @@
 //! | `certificates` | what was issued to whom, what is in use, what is over |
 //! | `agents`, `nodes` | registrations and what nodes report of themselves |
 //! | `policies` | policies |
-//! | `machines` | machines, their volumes, placement and epochs |
+//! | `machines` | machines, their volumes and placement |
+//! | `epochs` | fences, and epochs that nodes ask for |
 //! | `reports` | what agents and nodes report of volumes |
 //! | `points` | recovery points |
 //! | `failovers` | failovers and their transitions |
@@ -20,6 +21,7 @@
 mod agents;
 mod audit;
 mod certificates;
+mod epochs;
 mod error;
 mod events;
 mod failovers;

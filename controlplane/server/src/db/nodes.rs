@@ -3,14 +3,13 @@
 use std::net::SocketAddr;
 
 use farshore_api::Role;
-use farshore_api::node::{Node, RegisterNode};
+use farshore_api::node::{Node, NodeLife, RegisterNode};
 use uuid::Uuid;
 
 use super::certificates::{CERTIFIED, certified};
 use super::record::{Record, own};
 use super::{Actor, Db, events, raise_version};
 use crate::clock;
-use crate::domain::placement::NodeSite;
 use crate::domain::validate::cut;
 use crate::error::ControlError;
 
@@ -91,7 +90,11 @@ impl Db {
     ///
     /// # Errors
     /// `Database`.
-    pub async fn nodes(&self, healthy_since_ms: u64) -> Result<Vec<Node>, ControlError> {
+    pub async fn nodes(
+        &self,
+        healthy_since_ms: u64,
+        life: impl Fn(Uuid) -> NodeLife,
+    ) -> Result<Vec<Node>, ControlError> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT nodes.*, (SELECT count(*) FROM volumes WHERE volumes.node = nodes.id)
                 AS volumes, {CERTIFIED}
@@ -100,16 +103,16 @@ impl Db {
         )))
         .fetch_all(&self.readers)
         .await?;
-        rows.into_iter().map(|row| node(&Record(row), healthy_since_ms)).collect()
+        rows.into_iter().map(|row| node(&Record(row), healthy_since_ms, &life)).collect()
     }
 
-    /// The nodes as placement sees them; one that was revoked is none.
+    /// All nodes but those that were revoked, and whether something keeps each from its work.
     ///
     /// # Errors
     /// `Database`.
-    pub async fn node_sites(&self, now_ms: u64) -> Result<Vec<NodeSite>, ControlError> {
+    pub async fn node_troubles(&self) -> Result<Vec<(Uuid, bool)>, ControlError> {
         let rows = sqlx::query(
-            "SELECT nodes.id, last_seen_ms FROM nodes
+            "SELECT nodes.id, trouble FROM nodes
              JOIN identities ON identities.id = nodes.id AND identities.revoked_at_ms IS NULL
              ORDER BY registered_at_ms, nodes.id",
         )
@@ -118,22 +121,27 @@ impl Db {
         rows.into_iter()
             .map(|row| {
                 let record = Record(row);
-                let silent_ms = now_ms.saturating_sub(record.number("last_seen_ms")?);
-                Ok(NodeSite { node: record.id("id")?, silent_ms })
+                Ok((record.id("id")?, !record.text("trouble")?.is_empty()))
             })
             .collect()
     }
 }
 
-fn node(record: &Record, healthy_since_ms: u64) -> Result<Node, ControlError> {
+fn node(
+    record: &Record,
+    healthy_since_ms: u64,
+    life: impl Fn(Uuid) -> NodeLife,
+) -> Result<Node, ControlError> {
+    let id = record.id("id")?;
     let last_seen_unix_ms = record.number("last_seen_ms")?;
     Ok(Node {
-        id: record.id("id")?,
+        id,
         address: record.text("address")?,
         shards: record.narrow("shards")?,
         version: record.text("version")?,
         healthy: last_seen_unix_ms >= healthy_since_ms,
         last_seen_unix_ms,
+        life: life(id),
         volumes: record.number("volumes")?,
         uptime_seconds: record.real("uptime_seconds")?,
         cpu_seconds: record.real("cpu_seconds")?,

@@ -1,22 +1,33 @@
 //! Recovery points.
+//!
+//! Their order is their rank, the seq of the machine's first volume: a volume has one stream, whose
+//! seqs go on from epoch to epoch and never come again. No statement here orders by a time.
 
 use farshore_api::agent::PointReport;
-use farshore_api::point::{Point, PointKind, PointSelector, PointVolume};
+use farshore_api::point::{Point, PointKind, PointSelector, PointState, PointVolume};
+use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
 use super::{Actor, Db, Tx, events, machines, raise_version};
 use crate::clock;
+use crate::domain::point_time::{self, PointTimes};
 use crate::error::ControlError;
 
 /// Points that may wait for a machine's agent at one time.
 const ASKED_MAX: u64 = 16;
 
+/// Points named when the first digits of an id name several.
+const NAMED_MAX: u32 = 5;
+
+/// Rank of what is not committed yet: behind all that is.
+const UNRANKED: i64 = i64::MAX;
+
 /// Later times, which only a broken clock shows, are kept as this: the last second of the year 9999.
 const TIME_MS_MAX: u64 = 253_402_300_799_000;
 
 const NEWEST: &str = "SELECT * FROM points WHERE machine = ? AND state = 'committed'
-    ORDER BY time_ms DESC, id DESC LIMIT 1";
+    ORDER BY rank DESC, id DESC LIMIT 1";
 
 /// What a report of a point changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +58,12 @@ impl Db {
         let point = Point {
             point: Uuid::now_v7(),
             kind,
+            rank: None,
             time_unix_ms: clock::now_ms(),
-            state: farshore_api::point::PointState::Requested,
+            at_unix_ms: None,
+            heard_unix_ms: None,
+            clock_off_ms: None,
+            state: PointState::Requested,
             volumes: Vec::new(),
         };
         let mut tx = self.begin().await?;
@@ -87,36 +102,31 @@ impl Db {
         Ok(point)
     }
 
-    /// A machine's newest points that are committed or asked for, newest last; with `before` only
-    /// those older than that point.
+    /// A machine's newest points by rank that are committed or asked for, newest last; with `before`
+    /// only those older than that point.
     ///
     /// # Errors
     /// `NotFound` if there is no such machine, or no such point to be older than.
     pub async fn points(
         &self,
         machine: &str,
-        before: Option<Uuid>,
+        before: Option<PointSelector>,
         limit: u32,
     ) -> Result<Vec<Point>, ControlError> {
         let id = self.id_of_machine(machine).await?;
-        let (time, point) = match before {
-            None => (i64::MAX, String::new()),
-            Some(before) => {
-                let row = sqlx::query("SELECT time_ms FROM points WHERE id = ? AND machine = ?")
-                    .bind(before.to_string())
-                    .bind(id.to_string())
-                    .fetch_optional(&self.readers)
-                    .await?
-                    .ok_or_else(|| missing(before.to_string()))?;
-                (own(Record(row).number("time_ms")?), before.to_string())
-            }
-        };
+        // Behind every point, those that wait included.
+        let (mut rank, mut point) = (UNRANKED, "g".to_owned());
+        if let Some(before) = before {
+            let mut reader = self.readers.acquire().await?;
+            let row = find(&mut reader, id, machine, before).await?;
+            (rank, point) = (own(row.number("rank")?), row.text("id")?);
+        }
         let rows = sqlx::query(
             "SELECT * FROM points WHERE machine = ? AND (state = 'committed' OR asked = 1)
-             AND (time_ms, id) < (?, ?) ORDER BY time_ms DESC, id DESC LIMIT ?",
+             AND (rank, id) < (?, ?) ORDER BY rank DESC, id DESC LIMIT ?",
         )
         .bind(id.to_string())
-        .bind(time)
+        .bind(rank)
         .bind(point)
         .bind(limit)
         .fetch_all(&self.readers)
@@ -131,27 +141,17 @@ impl Db {
     /// One point of a machine; `latest` is the newest committed one.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`; `Invalid` if the first digits of an id name several.
     pub async fn point(
         &self,
         machine: &str,
         selector: PointSelector,
     ) -> Result<Point, ControlError> {
         let id = self.id_of_machine(machine).await?;
-        match selector {
-            PointSelector::Latest => {
-                self.newest_point(id).await?.ok_or_else(|| missing(format!("latest of {machine}")))
-            }
-            PointSelector::Id(point) => {
-                let row = sqlx::query("SELECT * FROM points WHERE id = ? AND machine = ?")
-                    .bind(point.to_string())
-                    .bind(id.to_string())
-                    .fetch_optional(&self.readers)
-                    .await?
-                    .ok_or_else(|| missing(point.to_string()))?;
-                self.with_volumes_of_point(&Record(row)).await
-            }
-        }
+        let mut reader = self.readers.acquire().await?;
+        let row = find(&mut reader, id, machine, selector).await?;
+        drop(reader);
+        self.with_volumes_of_point(&row).await
     }
 
     /// A machine's newest committed point.
@@ -192,11 +192,21 @@ impl Db {
                 })
             })
             .collect();
+        let state: PointState = record.name("state")?;
+        let time_unix_ms = record.number("time_ms")?;
+        let at_unix_ms = record.optional_number("at_ms")?;
         Ok(Point {
             point,
             kind: record.name("kind")?,
-            time_unix_ms: record.number("time_ms")?,
-            state: record.name("state")?,
+            rank: match state {
+                PointState::Committed => Some(record.number("rank")?),
+                _ => None,
+            },
+            time_unix_ms,
+            at_unix_ms,
+            heard_unix_ms: record.optional_number("heard_ms")?,
+            clock_off_ms: at_unix_ms.and_then(|at| point_time::clock_off_ms(time_unix_ms, at)),
+            state,
             volumes: volumes?,
         })
     }
@@ -208,14 +218,23 @@ fn unknown_blocks(record: &Record) -> Result<u32, ControlError> {
 }
 
 /// Takes in that one volume of a point is in the vault. A point is committed once all volumes of
-/// its machine are.
-pub(super) async fn commit(tx: &mut Tx, report: &PointReport) -> Result<Change, ControlError> {
+/// its machine are; its rank is then the seq of the first of them.
+pub(super) async fn commit(
+    tx: &mut Tx,
+    report: &PointReport,
+    now_ms: u64,
+) -> Result<Change, ControlError> {
     let point = report.point.to_string();
-    let machine = sqlx::query("SELECT machine FROM volumes WHERE id = ?")
-        .bind(report.volume.to_string())
-        .fetch_one(&mut **tx)
-        .await
-        .map(|row| Record(row).text("machine"))??;
+    let owner = sqlx::query(
+        "SELECT volumes.machine, agents.clock_off_ms FROM volumes
+         JOIN machines ON machines.id = volumes.machine
+         JOIN agents ON agents.id = machines.agent WHERE volumes.id = ?",
+    )
+    .bind(report.volume.to_string())
+    .fetch_one(&mut **tx)
+    .await
+    .map(Record)?;
+    let machine = owner.text("machine")?;
     // The agent's clock may say anything, and a node reports the points of many agents at once: a
     // time that the database cannot hold must not keep the others' points away.
     let time = own(report.time_unix_ms.min(TIME_MS_MAX));
@@ -247,17 +266,98 @@ pub(super) async fn commit(tx: &mut Tx, report: &PointReport) -> Result<Change, 
     .execute(&mut **tx)
     .await?;
     let committed = sqlx::query(
-        "UPDATE points SET state = 'committed' WHERE id = ?
-         AND (SELECT count(*) FROM point_volumes WHERE point = points.id)
+        "UPDATE points SET state = 'committed', heard_ms = ?,
+            rank = (SELECT seq FROM point_volumes WHERE point = points.id ORDER BY volume LIMIT 1)
+         WHERE id = ? AND (SELECT count(*) FROM point_volumes WHERE point = points.id)
             >= (SELECT count(*) FROM volumes WHERE machine = points.machine)
-         RETURNING asked",
+         RETURNING asked, rank, time_ms",
     )
+    .bind(own(now_ms))
     .bind(&point)
     .fetch_optional(&mut **tx)
     .await?;
     let Some(row) = committed else { return Ok(Change::None) };
-    let was_asked = Record(row).flag("asked")?;
-    Ok(if was_asked { Change::AskedCommitted } else { Change::Committed })
+    let row = Record(row);
+    let times = PointTimes {
+        time_ms: row.number("time_ms")?,
+        clock_off_ms: owner.signed("clock_off_ms")?,
+        heard_ms: now_ms,
+        before_ms: before_rank(tx, &machine, row.number("rank")?).await?,
+    };
+    sqlx::query("UPDATE points SET at_ms = ? WHERE id = ?")
+        .bind(own(point_time::at_ms(times)))
+        .bind(&point)
+        .execute(&mut **tx)
+        .await?;
+    Ok(if row.flag("asked")? { Change::AskedCommitted } else { Change::Committed })
+}
+
+/// When the newest committed point below a rank was set.
+async fn before_rank(tx: &mut Tx, machine: &str, rank: u64) -> Result<Option<u64>, ControlError> {
+    let row = sqlx::query(
+        "SELECT at_ms FROM points WHERE machine = ? AND state = 'committed' AND rank < ?
+         ORDER BY rank DESC, id DESC LIMIT 1",
+    )
+    .bind(machine)
+    .bind(own(rank))
+    .fetch_optional(&mut **tx)
+    .await?;
+    Ok(row.map(|row| Record(row).optional_number("at_ms")).transpose()?.flatten())
+}
+
+/// The point of a machine that a selector names.
+async fn find(
+    reader: &mut SqliteConnection,
+    machine: Uuid,
+    name: &str,
+    selector: PointSelector,
+) -> Result<Record, ControlError> {
+    let id = machine.to_string();
+    let query = match selector {
+        PointSelector::Latest => sqlx::query(NEWEST).bind(id),
+        PointSelector::Id(point) => {
+            sqlx::query("SELECT * FROM points WHERE machine = ? AND id = ?")
+                .bind(id)
+                .bind(point.to_string())
+        }
+        PointSelector::Prefix(prefix) => sqlx::query(
+            "SELECT * FROM points WHERE machine = ? AND id LIKE ? || '%'
+                 AND (state = 'committed' OR asked = 1) ORDER BY rank DESC, id DESC LIMIT ?",
+        )
+        .bind(id)
+        .bind(prefix.to_string())
+        .bind(NAMED_MAX + 1),
+        PointSelector::NotAfter(_) | PointSelector::Ago(_) => {
+            let not_after = selector.not_after(clock::now_ms()).unwrap_or(TIME_MS_MAX);
+            sqlx::query(
+                "SELECT * FROM points WHERE machine = ? AND state = 'committed' AND at_ms <= ?
+                 ORDER BY rank DESC, id DESC LIMIT 1",
+            )
+            .bind(id)
+            .bind(own(not_after))
+        }
+    };
+    let mut rows = query.fetch_all(reader).await?;
+    if rows.len() > 1 {
+        let ids: Result<Vec<String>, ControlError> =
+            rows.into_iter().map(|row| Record(row).text("id")).collect();
+        let mut ids = ids?;
+        let more = if ids.len() > NAMED_MAX as usize { ", and others" } else { "" };
+        ids.truncate(NAMED_MAX as usize);
+        let why = format!(
+            "`{selector}` begins the ids of several recovery points: {}{more}; give more digits",
+            ids.join(", ")
+        );
+        return Err(ControlError::Invalid { field: "point", why });
+    }
+    let what = match selector {
+        PointSelector::Id(_) | PointSelector::Prefix(_) => selector.to_string(),
+        PointSelector::Latest => format!("latest of {name}"),
+        PointSelector::NotAfter(_) | PointSelector::Ago(_) => {
+            format!("of {name}, not after {selector}")
+        }
+    };
+    rows.pop().map(Record).ok_or_else(|| missing(what))
 }
 
 /// Id of a machine's newest committed point.
@@ -269,19 +369,18 @@ pub(super) async fn newest_committed(
     row.map(|row| Record(row).id("id")).transpose()
 }
 
-/// Checks that a machine has this committed point.
-pub(super) async fn check_committed(
+/// Id of the committed point of a machine that a selector names.
+pub(super) async fn find_committed(
     tx: &mut Tx,
     machine: Uuid,
-    point: Uuid,
-) -> Result<(), ControlError> {
-    sqlx::query("SELECT 1 FROM points WHERE id = ? AND machine = ? AND state = 'committed'")
-        .bind(point.to_string())
-        .bind(machine.to_string())
-        .fetch_optional(&mut **tx)
-        .await?
-        .map(|_| ())
-        .ok_or_else(|| missing(point.to_string()))
+    name: &str,
+    selector: PointSelector,
+) -> Result<Uuid, ControlError> {
+    let row = find(tx, machine, name, selector).await?;
+    match row.name::<PointState>("state")? {
+        PointState::Committed => row.id("id"),
+        _ => Err(missing(selector.to_string())),
+    }
 }
 
 pub(super) fn missing(name: String) -> ControlError {

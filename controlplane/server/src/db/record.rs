@@ -21,6 +21,10 @@ impl Record {
         u64::try_from(value).map_err(|_| Self::unreadable(column))
     }
 
+    pub(super) fn signed(&self, column: &'static str) -> Result<i64, ControlError> {
+        Ok(self.0.try_get(column)?)
+    }
+
     pub(super) fn optional_number(
         &self,
         column: &'static str,

@@ -13,7 +13,7 @@ use farshore_api::node::{NodeReport, NodeVolumeReport};
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
-use super::{Actor, Db, Tx, events, machines, points, raise_version};
+use super::{Actor, Db, Tx, epochs, events, points, raise_version};
 use crate::clock;
 use crate::domain::validate::cut;
 use crate::error::ControlError;
@@ -27,6 +27,8 @@ pub struct Taken {
     pub points_changed: bool,
     /// Whether the assignments changed (an asked-for point is there, or a volume's epoch is new).
     pub assignments_changed: bool,
+    /// Nodes under which a volume got on since the report before: they live.
+    pub got_on: BTreeSet<Uuid>,
 }
 
 impl Db {
@@ -39,17 +41,23 @@ impl Db {
         agent: Uuid,
         report: &AgentReport,
     ) -> Result<Taken, ControlError> {
-        let now = own(clock::now_ms());
+        let now_ms = clock::now_ms();
+        let now = own(now_ms);
         let mut tx = self.begin().await?;
-        sqlx::query("UPDATE agents SET last_seen_ms = ? WHERE id = ?")
+        let clock_off_ms = report
+            .clock_unix_ms
+            .and_then(|clock| clock.checked_signed_diff(now_ms))
+            .unwrap_or_default();
+        sqlx::query("UPDATE agents SET last_seen_ms = ?, clock_off_ms = ? WHERE id = ?")
             .bind(now)
+            .bind(clock_off_ms)
             .bind(agent.to_string())
             .execute(&mut *tx)
             .await?;
-        let mut ignored = BTreeSet::new();
+        let (mut ignored, mut got_on) = (BTreeSet::new(), BTreeSet::new());
         for volume in &report.volumes {
             if is_owned(&mut tx, Role::Agent, agent, volume.volume).await? {
-                agent_volume(&mut tx, volume, now).await?;
+                got_on.extend(agent_volume(&mut tx, volume, now).await?);
             } else {
                 ignored.insert(volume.volume);
             }
@@ -57,7 +65,9 @@ impl Db {
         for volume in report.detached.iter().take(REPORT_VOLUMES_MAX) {
             forget_detached(&mut tx, agent, *volume).await?;
         }
-        let taken = take_points(&mut tx, Role::Agent, agent, &report.points, ignored).await?;
+        let mut taken =
+            take_points(&mut tx, Role::Agent, agent, &report.points, now_ms, ignored).await?;
+        taken.got_on = got_on;
         tx.commit().await?;
         Ok(taken)
     }
@@ -102,16 +112,26 @@ impl Db {
         let mut is_renewed = false;
         for volume in &report.epochs_wanted {
             if is_owned(&mut tx, Role::Node, node, *volume).await? {
-                let renewed = machines::renew_epoch(&mut tx, node, *volume, now).await?;
+                let renewed = epochs::renew_epoch(&mut tx, node, *volume, now).await?;
                 is_renewed |= renewed.is_some();
             } else {
                 ignored.insert(*volume);
             }
         }
+        for seen in &report.epochs_seen {
+            if is_owned(&mut tx, Role::Node, node, seen.volume).await? {
+                let raised =
+                    epochs::raise_above(&mut tx, node, seen.volume, seen.epoch, now).await?;
+                is_renewed |= raised.is_some();
+            } else {
+                ignored.insert(seen.volume);
+            }
+        }
         if is_renewed {
             raise_version(&mut tx).await?;
         }
-        let mut taken = take_points(&mut tx, Role::Node, node, &report.points, ignored).await?;
+        let mut taken =
+            take_points(&mut tx, Role::Node, node, &report.points, now, ignored).await?;
         taken.assignments_changed |= is_renewed;
         tx.commit().await?;
         Ok(taken)
@@ -199,11 +219,26 @@ async fn is_owned(
     Ok(row.is_some())
 }
 
+/// Stores what an agent says of a volume. Returns the volume's node if the volume got on under the
+/// node's epoch since the report before: somebody there journals or commits.
 async fn agent_volume(
     tx: &mut Tx,
     report: &AgentVolumeReport,
     now: i64,
-) -> Result<(), ControlError> {
+) -> Result<Option<Uuid>, ControlError> {
+    let got_on = sqlx::query(
+        "SELECT node FROM volumes WHERE id = ? AND epoch = ? AND reported_epoch = epoch
+         AND reported_at_ms IS NOT NULL AND node IS NOT NULL
+         AND (journaled_seq < ? OR committed_seq < ?)",
+    )
+    .bind(report.volume.to_string())
+    .bind(number("epoch", report.epoch)?)
+    .bind(number("journaled_seq", report.journaled_seq)?)
+    .bind(number("committed_seq", report.committed_seq)?)
+    .fetch_optional(&mut **tx)
+    .await?
+    .map(|row| Record(row).id("node"))
+    .transpose()?;
     let progress = if report.progress.is_finite() { report.progress.clamp(0.0, 1.0) } else { 0.0 };
     let rpo = report.rpo_seconds.filter(|rpo| rpo.is_finite()).map(|rpo| rpo.max(0.0));
     sqlx::query(
@@ -229,7 +264,8 @@ async fn agent_volume(
     .bind(number("epoch", report.epoch)?)
     .execute(&mut **tx)
     .await?;
-    note_identity(tx, report).await
+    note_identity(tx, report).await?;
+    Ok(got_on)
 }
 
 /// Notes what the disk is. Unless the agent says so, that stays as it was said last: a disk that is
@@ -300,6 +336,7 @@ async fn take_points(
     role: Role,
     owner: Uuid,
     reports: &[PointReport],
+    now_ms: u64,
     mut ignored: BTreeSet<Uuid>,
 ) -> Result<Taken, ControlError> {
     let (mut points_changed, mut assignments_changed) = (false, false);
@@ -308,7 +345,7 @@ async fn take_points(
             ignored.insert(report.volume);
             continue;
         }
-        match points::commit(tx, report).await? {
+        match points::commit(tx, report, now_ms).await? {
             points::Change::None => {}
             points::Change::Committed => points_changed = true,
             points::Change::AskedCommitted => {
@@ -324,5 +361,6 @@ async fn take_points(
         ignored_volumes: ignored.into_iter().collect(),
         points_changed,
         assignments_changed,
+        got_on: BTreeSet::new(),
     })
 }

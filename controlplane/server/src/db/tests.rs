@@ -9,16 +9,18 @@ use farshore_api::agent::{
 use farshore_api::failover::{CreateFailover, FailoverKind, FailoverState};
 use farshore_api::identity::Serial;
 use farshore_api::machine::{Capture, CreateMachine, MachineState, VolumeStats};
-use farshore_api::node::{NodeReport, NodeVolumeReport, RegisterNode};
+use farshore_api::node::{EpochSeen, NodeLife, NodeReport, NodeVolumeReport, RegisterNode};
 use farshore_api::point::{PointKind, PointSelector, PointState};
 use farshore_api::policy::{CreatePolicy, UpdatePolicy};
 use uuid::Uuid;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Actor, Db, Issued, Process, ProcessRole};
 use crate::clock;
 use crate::domain::failover::Event;
 use crate::domain::machine::view;
-use crate::domain::placement::{self, Move};
+use crate::domain::placement::{self, Move, NodeSite};
 use crate::error::ControlError;
 
 const LONG_AGO: u64 = 0;
@@ -28,6 +30,7 @@ struct Site {
     db: Db,
     agent: Uuid,
     node: Uuid,
+    seq: AtomicU64,
 }
 
 async fn empty() -> (tempfile::TempDir, Db) {
@@ -69,7 +72,7 @@ async fn site() -> Site {
     let (dir, db) = empty().await;
     let agent = add_agent(&db, true).await;
     let node = add_node(&db).await;
-    Site { _dir: dir, db, agent, node }
+    Site { _dir: dir, db, agent, node, seq: AtomicU64::new(7) }
 }
 
 fn machine(name: &str) -> CreateMachine {
@@ -92,9 +95,12 @@ impl Site {
 
     async fn place(&self) -> Vec<super::Placement> {
         let volumes = self.db.volume_sites().await.unwrap();
-        let nodes = self.db.node_sites(clock::now_ms()).await.unwrap();
-        let moves = placement::place(&volumes, &nodes, 15_000, 60_000);
-        self.db.place(&moves).await.unwrap()
+        let nodes = self.db.node_troubles().await.unwrap();
+        let nodes: Vec<NodeSite> = nodes
+            .into_iter()
+            .map(|(node, has_trouble)| NodeSite { node, life: NodeLife::Heard, has_trouble })
+            .collect();
+        self.db.place(&placement::place(&volumes, &nodes)).await.unwrap()
     }
 
     /// As if all epochs had been given long ago.
@@ -104,16 +110,23 @@ impl Site {
     }
 
     async fn commit_point(&self, volume: Uuid, point: Uuid, time_unix_ms: u64) -> super::Taken {
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
         let points = vec![PointReport {
             point,
             volume,
-            seq: 7,
+            seq,
             kind: PointKind::Crash,
             unknown_blocks: 3,
             time_unix_ms,
         }];
         let report = AgentReport { points, ..AgentReport::default() };
         self.db.agent_report(self.agent, &report).await.unwrap()
+    }
+
+    /// As if every point had been heard of at the time that its agent says.
+    async fn let_points_be_heard_at_their_times(&self) {
+        let aged = sqlx::query("UPDATE points SET heard_ms = time_ms");
+        aged.execute(&self.db.writer).await.unwrap();
     }
 
     fn report(&self, volume: Uuid, epoch: u64, state: VolumeState) -> AgentReport {
@@ -325,7 +338,7 @@ async fn a_nodes_counters_add_up_over_restarts_and_epochs() {
     }
     let stats = site.db.machine("web").await.unwrap().volumes[0].stats;
     assert_eq!((stats.bytes_in, stats.unique_bytes), (250, 125));
-    assert_eq!(site.db.nodes(LONG_AGO).await.unwrap()[0].cpu_seconds, 1.5);
+    assert_eq!(site.db.nodes(LONG_AGO, |_| NodeLife::Heard).await.unwrap()[0].cpu_seconds, 1.5);
 }
 
 /// P31: once when it begins and once when it ends, however often it is reported.
@@ -417,7 +430,8 @@ async fn points_are_asked_for_committed_once_and_listed_in_order() {
     assert_eq!(points[1].time_unix_ms, 2_000, "what is committed does not change");
     assert_eq!((points[0].volumes[0].volume, points[0].volumes[0].seq), (volume, 7));
     assert_eq!(points[0].volumes[0].unknown_blocks, 3);
-    let older = site.db.points("web", Some(asked.point), 10).await.unwrap();
+    let before = Some(PointSelector::Id(asked.point));
+    let older = site.db.points("web", before, 10).await.unwrap();
     assert_eq!(older.len(), 1);
     let latest = site.db.point("web", PointSelector::Latest).await.unwrap();
     assert_eq!((latest.point, latest.state), (asked.point, PointState::Committed));
@@ -501,9 +515,106 @@ async fn points_past_retention_go_but_the_newest_stays() {
     for time in [1_000, 2_000, 3_000] {
         site.commit_point(volume, Uuid::now_v7(), time).await;
     }
+    site.let_points_be_heard_at_their_times().await;
     site.db.prune(clock::now_ms()).await.unwrap();
     let left = site.db.points("web", None, 10).await.unwrap();
     assert_eq!(left.iter().map(|point| point.time_unix_ms).collect::<Vec<_>>(), [3_000]);
+}
+
+/// C4: one mark was set while the agent's clock was two hours ahead; then it was set right.
+#[tokio::test]
+async fn a_point_of_a_clock_that_was_ahead_is_not_the_latest_behind_a_later_one() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let now = clock::now_ms();
+    let ids = [Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7()];
+    for (id, time) in ids.into_iter().zip([now - 9_000, now + 7_200_000, now]) {
+        site.commit_point(volume, id, time).await;
+    }
+    let latest = site.db.point("web", PointSelector::Latest).await.unwrap();
+    assert_eq!((latest.point, latest.clock_off_ms), (ids[2], None));
+    let shown = site.db.machine("web").await.unwrap().last_point.unwrap();
+    assert_eq!(shown.point, ids[2]);
+    let points = site.db.points("web", None, 10).await.unwrap();
+    assert_eq!(points.iter().map(|point| point.point).collect::<Vec<_>>(), ids);
+    let off = points[1].clock_off_ms.unwrap();
+    assert!((7_190_000..=7_200_000).contains(&off), "told: {off}");
+    let at: Vec<u64> = points.iter().map(|point| point.at_unix_ms.unwrap()).collect();
+    assert!(at.is_sorted() && at[2] <= points[2].heard_unix_ms.unwrap(), "{at:?}");
+    let before = Some(PointSelector::Id(ids[2]));
+    let older = site.db.points("web", before, 1).await.unwrap();
+    assert_eq!(older[0].point, ids[1], "pages go by rank");
+    let by_time = PointSelector::NotAfter(now + 60_000);
+    assert_eq!(site.db.point("web", by_time).await.unwrap().point, ids[2]);
+    let by_time = PointSelector::Ago(5_000);
+    assert_eq!(site.db.point("web", by_time).await.unwrap().point, ids[0]);
+
+    let drill = failover(FailoverKind::Drill, PointSelector::Latest);
+    let drill = site.db.create_failover(Actor::Operator, "web", &drill).await.unwrap();
+    assert_eq!(site.db.failover(drill).await.unwrap().shown.point, Some(ids[2]));
+    let spec = failover(FailoverKind::Unplanned, PointSelector::Latest);
+    let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    for event in [Event::Begin, Event::Fenced] {
+        site.db.failover_event(Actor::Control, id, event, None).await.unwrap();
+    }
+    assert_eq!(site.db.failover(id).await.unwrap().shown.point, Some(ids[2]));
+
+    site.db.prune(now + 365 * 86_400_000).await.unwrap();
+    let left = site.db.points("web", None, 10).await.unwrap();
+    assert_eq!(left.len(), 1, "a time that is absurd keeps no point");
+    assert_eq!(left[0].point, ids[2], "the newest stays");
+}
+
+/// C4: an agent says how its clock stands; its points show it, and are found by the right time.
+#[tokio::test]
+async fn an_agents_clock_that_is_behind_shows_beside_its_points() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let now = clock::now_ms();
+    let behind = AgentReport { clock_unix_ms: Some(now - 3_600_000), ..AgentReport::default() };
+    site.db.agent_report(site.agent, &behind).await.unwrap();
+    let report = NodeReport {
+        points: vec![PointReport {
+            point: Uuid::now_v7(),
+            volume,
+            seq: 3,
+            kind: PointKind::Crash,
+            unknown_blocks: 0,
+            time_unix_ms: now - 3_601_000,
+        }],
+        ..NodeReport::default()
+    };
+    site.db.node_report(site.node, &report).await.unwrap();
+    let point = site.db.point("web", PointSelector::Latest).await.unwrap();
+    let off = point.clock_off_ms.unwrap();
+    assert!((-3_601_000..=-3_590_000).contains(&off), "told: {off}");
+    assert!(point.at_unix_ms.unwrap() >= now - 10_000);
+    let early = PointSelector::NotAfter(now - 1_800_000);
+    assert!(matches!(site.db.point("web", early).await, Err(ControlError::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn points_are_found_by_the_first_digits_of_their_ids() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    let other = site.protect("db").await;
+    site.place().await;
+    let ids = [0x1111_2222_u128 << 96, 0x1111_3333_u128 << 96].map(Uuid::from_u128);
+    for id in ids {
+        site.commit_point(volume, id, 1_000).await;
+    }
+    site.commit_point(other, Uuid::from_u128(0x1111_2222_4444 << 80), 1_000).await;
+    let find = async |text: &str| site.db.point("web", text.parse().unwrap()).await;
+    assert_eq!(find("11112").await.unwrap().point, ids[0]);
+    assert_eq!(find("11113333-0").await.unwrap().point, ids[1]);
+    let Err(ControlError::Invalid { why, .. }) = find("1111").await else { panic!("two match") };
+    assert!(ids.iter().all(|id| why.contains(&id.to_string())), "{why}");
+    assert!(matches!(find("2222").await, Err(ControlError::NotFound { .. })));
+    let drill = failover(FailoverKind::Drill, "11113".parse().unwrap());
+    let drill = site.db.create_failover(Actor::Operator, "web", &drill).await.unwrap();
+    assert_eq!(site.db.failover(drill).await.unwrap().shown.point, Some(ids[1]));
 }
 
 #[tokio::test]
@@ -548,6 +659,108 @@ async fn an_unplanned_failover_fences_and_a_clean_up_gives_back() {
     assert_eq!(states, ["requested", "fencing", "exporting", "cleaning_up", "cleaned_up"]);
     site.db.delete_machine(Actor::Operator, "web").await.unwrap();
     assert!(matches!(site.db.machine("web").await, Err(ControlError::NotFound { .. })));
+}
+
+/// C8: the catalogue is put back from an older copy; the vault holds newer epochs.
+#[tokio::test]
+async fn epochs_are_raised_above_those_that_a_node_finds_in_the_vault() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let report = async |node, epoch| {
+        let epochs_seen = vec![EpochSeen { volume, epoch }];
+        let report = NodeReport { epochs_seen, ..NodeReport::default() };
+        site.db.node_report(node, &report).await.unwrap()
+    };
+    let stranger = add_node(&site.db).await;
+    assert_eq!(report(stranger, 40).await.ignored_volumes, [volume], "not its volume");
+    assert!(report(site.node, 40).await.assignments_changed, "though its epoch is a fresh one");
+    let given = &site.db.node_volumes(site.node).await.unwrap()[0];
+    assert_eq!((given.epoch, given.parent_epoch), (41, Some(40)));
+    assert_eq!(site.db.agent_volumes(site.agent).await.unwrap()[0].epoch, 41);
+    assert!(!report(site.node, 40).await.assignments_changed, "it is above that");
+    let event = &site.db.events(None, 100).await.unwrap().pop().unwrap();
+    assert_eq!((event.action.as_str(), event.object.clone()), ("volume.raise", volume.to_string()));
+}
+
+/// C9: the catalogue ends where the control plane last heard, the vault where the stream does.
+#[tokio::test]
+async fn a_failover_takes_the_newest_point_of_the_vault() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let known = Uuid::now_v7();
+    site.commit_point(volume, known, 1_000).await;
+    let spec = failover(FailoverKind::Unplanned, PointSelector::Latest);
+    let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    let apply =
+        async |event| site.db.failover_event(Actor::Control, id, event, None).await.unwrap();
+    apply(Event::Begin).await;
+    let machine = site.db.failover(id).await.unwrap().machine;
+    let epoch = site.db.fence_machine(machine).await.unwrap();
+    assert_eq!(epoch, site.db.fence_machine(machine).await.unwrap(), "fenced once");
+    assert_eq!(site.db.raise_fence(volume, 40).await.unwrap(), 41);
+    let point = PointReport {
+        point: Uuid::now_v7(),
+        volume,
+        seq: 99,
+        kind: PointKind::Crash,
+        unknown_blocks: 0,
+        time_unix_ms: 2_000,
+    };
+    let taken = site.db.take_point_of_vault(id, machine, &point).await.unwrap();
+    assert_eq!(taken, (true, Some(known)));
+    // Somebody tells of a point that the vault does not hold.
+    site.seq.store(200, Ordering::Relaxed);
+    site.commit_point(volume, Uuid::now_v7(), 3_000).await;
+    apply(Event::Fenced).await;
+    assert_eq!(site.db.failover(id).await.unwrap().shown.point, Some(point.point));
+    assert_eq!(site.db.machine("web").await.unwrap().volumes[0].epoch, 41, "fenced once");
+}
+
+/// C6: another node would have to seal its log, though it lives.
+#[tokio::test]
+async fn a_volume_goes_back_to_its_node_after_a_failover_that_is_not_kept() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.protect("db").await;
+    site.place().await;
+    add_node(&site.db).await;
+    site.commit_point(volume, Uuid::now_v7(), 1_000).await;
+    let spec = failover(FailoverKind::Unplanned, PointSelector::Latest);
+    let id = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    let clean_up = Event::CleanUp { force: false };
+    for event in [Event::Begin, Event::Fenced, clean_up, Event::Cleared] {
+        site.db.failover_event(Actor::Control, id, event, None).await.unwrap();
+    }
+    let placed = site.place().await;
+    assert_eq!((placed[0].volume, placed[0].node), (volume, site.node), "though it has more");
+    assert_eq!(site.db.volume_sites().await.unwrap()[0].last_node, None);
+}
+
+/// C5: what an agent gets done under its node says that the node lives.
+#[tokio::test]
+async fn an_agents_progress_vouches_for_its_node() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let report = async |epoch, journaled_seq| {
+        let mut report = site.report(volume, epoch, VolumeState::Protected);
+        report.volumes[0].journaled_seq = journaled_seq;
+        let taken = site.db.agent_report(site.agent, &report).await.unwrap();
+        taken.got_on.into_iter().next()
+    };
+    assert_eq!(report(1, 10).await, None, "it may be of any time");
+    assert_eq!(report(1, 10).await, None);
+    assert_eq!(report(1, 11).await, Some(site.node));
+    assert_eq!(report(2, 12).await, None, "nobody was given that epoch");
+    assert_eq!(report(1, 12).await, Some(site.node));
+    let other = add_node(&site.db).await;
+    let away = Move { volume, to: other, from: Some(site.node) };
+    site.db.place(&[away]).await.unwrap();
+    assert_eq!(report(1, 13).await, None, "under the node before");
+    assert_eq!(report(2, 14).await, None, "the first word under the new one");
+    assert_eq!(report(2, 15).await, Some(other));
 }
 
 #[tokio::test]

@@ -151,7 +151,8 @@ pub fn view(facts: MachineFacts, now_ms: u64) -> Machine {
 ///
 /// An agent that has just started knows of no point; then it is the age of the newest one.
 fn rpo_seconds(volumes: &[VolumeFacts], newest: Option<&Point>, now_ms: u64) -> Option<f64> {
-    let newest = newest.map(|point| seconds(now_ms.saturating_sub(point.time_unix_ms)));
+    let set_at = |point: &Point| point.at_unix_ms.unwrap_or(point.time_unix_ms);
+    let newest = newest.map(|point| seconds(now_ms.saturating_sub(set_at(point))));
     let ages = volumes.iter().map(|volume| {
         let heard = volume.report.as_ref()?;
         let told = heard.rpo_seconds.map(|rpo| rpo + seconds(now_ms.saturating_sub(heard.at_ms)));
@@ -379,7 +380,12 @@ mod tests {
         restarted.last_point = Some(Point {
             point: Uuid::from_u128(5),
             kind: farshore_api::point::PointKind::Crash,
-            time_unix_ms: NOW - 20_000,
+            rank: Some(7),
+            // Its agent's clock was ahead.
+            time_unix_ms: NOW + 7_200_000,
+            at_unix_ms: Some(NOW - 20_000),
+            heard_unix_ms: Some(NOW - 19_000),
+            clock_off_ms: Some(7_220_000),
             state: farshore_api::point::PointState::Committed,
             volumes: Vec::new(),
         });

@@ -2,14 +2,18 @@
 //!
 //! | module | decides |
 //! |---|---|
+//! | [`liveness`] | which nodes live |
 //! | [`placement`] | which node takes which volume |
 //! | [`generation`] | whether a certificate may still be used |
 //! | [`failover`] | what a failover does next |
+//! | [`point_time`] | when a point was set, whatever its agent's clock says |
 //! | [`machine`] | how a machine's state reads, given what was last heard |
 //! | [`validate`] | whether a request is acceptable |
 
 pub mod failover;
 pub mod generation;
+pub mod liveness;
 pub mod machine;
 pub mod placement;
+pub mod point_time;
 pub mod validate;

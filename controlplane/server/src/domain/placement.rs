@@ -1,12 +1,15 @@
 //! Which node takes which volume.
 //!
-//! A volume without a node goes to the node with the fewest volumes among those heard lately. A
-//! volume on a lost node moves as soon as there is another one; if there is none it stays, because
-//! the node's journal may hold what the vault does not have yet.
+//! A volume without a node goes to the node with the fewest volumes among those that are heard and
+//! can work; one that was taken from its node, by a failover that was not kept, goes back there if
+//! that node lives, and waits for it while nobody knows. A volume on a lost node moves as soon as
+//! there is another one; if there is none it stays, because the node's journal may hold what the
+//! vault does not have yet. Who is lost is decided in [`super::liveness`].
 //!
 //! Nothing here raises an epoch: the database does so in the transaction that carries a move out,
 //! before any writer is told.
 
+use farshore_api::node::NodeLife;
 use uuid::Uuid;
 
 /// A volume as placement sees it. Fenced ones are not given.
@@ -16,6 +19,8 @@ pub struct VolumeSite {
     pub volume: Uuid,
     /// Where it is now.
     pub node: Option<Uuid>,
+    /// Where it was last, if it is nowhere now.
+    pub last_node: Option<Uuid>,
 }
 
 /// A node as placement sees it.
@@ -23,8 +28,10 @@ pub struct VolumeSite {
 pub struct NodeSite {
     /// The node.
     pub node: Uuid,
-    /// Milliseconds since it was heard.
-    pub silent_ms: u64,
+    /// Whether it lives.
+    pub life: NodeLife,
+    /// Whether something keeps it from its work.
+    pub has_trouble: bool,
 }
 
 /// Gives a volume to a node.
@@ -38,38 +45,48 @@ pub struct Move {
     pub from: Option<Uuid>,
 }
 
+/// A node that can be given volumes; the least one is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    has_trouble: bool,
+    volumes: usize,
+    node: Uuid,
+}
+
 /// Decides all moves.
-///
-/// `silent_after_ms` is how long a node may be silent. `listening_ms` is how long the control plane
-/// itself has been listening: before it has listened for as long as a node may be silent, a node's
-/// silence says nothing, and no volume is taken away.
 #[must_use]
-pub fn place(
-    volumes: &[VolumeSite],
-    nodes: &[NodeSite],
-    silent_after_ms: u64,
-    listening_ms: u64,
-) -> Vec<Move> {
-    let is_fresh = |site: &NodeSite| {
-        site.silent_ms <= silent_after_ms && site.silent_ms <= listening_ms.max(1)
+pub fn place(volumes: &[VolumeSite], nodes: &[NodeSite]) -> Vec<Move> {
+    let life = |node: Uuid| {
+        // A node that nobody knows any more is not coming back.
+        nodes.iter().find(|site| site.node == node).map_or(NodeLife::Lost, |site| site.life)
     };
-    let mut targets: Vec<(usize, Uuid)> = nodes
+    let mut targets: Vec<Target> = nodes
         .iter()
-        .filter(|site| is_fresh(site))
-        .map(|site| (volumes.iter().filter(|v| v.node == Some(site.node)).count(), site.node))
+        .filter(|site| site.life == NodeLife::Heard)
+        .map(|site| Target {
+            has_trouble: site.has_trouble,
+            volumes: volumes.iter().filter(|v| v.node == Some(site.node)).count(),
+            node: site.node,
+        })
         .collect();
-    let is_lost = |node: Uuid| {
-        listening_ms > silent_after_ms
-            && nodes.iter().all(|site| site.node != node || site.silent_ms > silent_after_ms)
-    };
     let mut moves = Vec::new();
     for volume in volumes {
-        if volume.node.is_some_and(|node| !is_lost(node)) {
-            continue;
-        }
-        let Some(target) = targets.iter_mut().min() else { break };
-        target.0 += 1;
-        moves.push(Move { volume: volume.volume, to: target.1, from: volume.node });
+        let home = match (volume.node, volume.last_node) {
+            (Some(node), _) if life(node) != NodeLife::Lost => continue,
+            (None, Some(last)) => match life(last) {
+                NodeLife::Lost => None,
+                NodeLife::Heard => Some(last),
+                _ => continue,
+            },
+            _ => None,
+        };
+        let target = match home {
+            Some(home) => targets.iter_mut().find(|target| target.node == home),
+            None => targets.iter_mut().min(),
+        };
+        let Some(target) = target else { continue };
+        target.volumes += 1;
+        moves.push(Move { volume: volume.volume, to: target.node, from: volume.node });
     }
     moves
 }
@@ -78,55 +95,75 @@ pub fn place(
 mod tests {
     use super::*;
 
-    const SILENT: u64 = 15_000;
-    const LONG: u64 = 60_000;
-
     fn id(number: u128) -> Uuid {
         Uuid::from_u128(number)
     }
 
     fn volume(number: u128, node: Option<u128>) -> VolumeSite {
-        VolumeSite { volume: id(number), node: node.map(id) }
+        VolumeSite { volume: id(number), node: node.map(id), last_node: None }
     }
 
-    fn node(number: u128, silent_ms: u64) -> NodeSite {
-        NodeSite { node: id(number), silent_ms }
+    fn node(number: u128, life: NodeLife) -> NodeSite {
+        NodeSite { node: id(number), life, has_trouble: false }
+    }
+
+    fn to(moves: &[Move]) -> Vec<Uuid> {
+        moves.iter().map(|m| m.to).collect()
     }
 
     #[test]
     fn new_volumes_spread_over_the_emptiest_nodes() {
         let volumes = [volume(10, Some(1)), volume(11, None), volume(12, None), volume(13, None)];
-        let moves = place(&volumes, &[node(1, 100), node(2, 100)], SILENT, LONG);
-        let to: Vec<Uuid> = moves.iter().map(|m| m.to).collect();
-        assert_eq!(to, [id(2), id(1), id(2)]);
+        let nodes = [node(1, NodeLife::Heard), node(2, NodeLife::Heard)];
+        assert_eq!(to(&place(&volumes, &nodes)), [id(2), id(1), id(2)]);
     }
 
     #[test]
     fn without_a_node_volumes_wait() {
-        assert!(place(&[volume(10, None)], &[], SILENT, LONG).is_empty());
-        assert!(place(&[volume(10, None)], &[node(1, SILENT + 1)], SILENT, LONG).is_empty());
+        assert!(place(&[volume(10, None)], &[]).is_empty());
+        for life in [NodeLife::Silent, NodeLife::Asked, NodeLife::Lost] {
+            assert!(place(&[volume(10, None)], &[node(1, life)]).is_empty(), "{life:?}");
+        }
     }
 
     #[test]
     fn volumes_of_a_lost_node_move_only_if_another_lives() {
         let volumes = [volume(10, Some(1))];
-        let lost = node(1, SILENT + 1);
-        assert!(place(&volumes, &[lost], SILENT, LONG).is_empty());
-        let moves = place(&volumes, &[lost, node(2, 0)], SILENT, LONG);
+        let lost = node(1, NodeLife::Lost);
+        assert!(place(&volumes, &[lost]).is_empty());
+        assert!(place(&volumes, &[lost, node(2, NodeLife::Silent)]).is_empty());
+        let moves = place(&volumes, &[lost, node(2, NodeLife::Heard)]);
         assert_eq!(moves, [Move { volume: id(10), to: id(2), from: Some(id(1)) }]);
     }
 
     #[test]
-    fn nothing_is_taken_away_right_after_a_start() {
-        let volumes = [volume(10, Some(1))];
-        let nodes = [node(1, 3_600_000), node(2, 0)];
-        assert!(place(&volumes, &nodes, SILENT, 1_000).is_empty());
-        assert_eq!(place(&volumes, &nodes, SILENT, SILENT + 1).len(), 1);
+    fn volumes_of_a_node_that_is_silent_or_asked_for_stay() {
+        for life in [NodeLife::Silent, NodeLife::Asked, NodeLife::Unknown] {
+            let nodes = [node(1, life), node(2, NodeLife::Heard)];
+            assert!(place(&[volume(10, Some(1))], &nodes).is_empty(), "{life:?}");
+        }
     }
 
     #[test]
-    fn a_node_heard_only_before_the_start_gets_nothing_new() {
-        assert!(place(&[volume(10, None)], &[node(1, 5_000)], SILENT, 1_000).is_empty());
-        assert_eq!(place(&[volume(10, None)], &[node(1, 500)], SILENT, 1_000).len(), 1);
+    fn a_node_that_cannot_work_is_taken_last() {
+        let troubled = NodeSite { has_trouble: true, ..node(1, NodeLife::Heard) };
+        let volumes = [volume(10, Some(2)), volume(11, Some(2)), volume(12, None)];
+        let nodes = [troubled, node(2, NodeLife::Heard)];
+        assert_eq!(to(&place(&volumes, &nodes)), [id(2)], "though the other is emptier");
+        assert_eq!(to(&place(&volumes[2..], &[troubled])), [id(1)], "better than none");
+    }
+
+    /// To be given to another node would end the log of the one that has it, which lives.
+    #[test]
+    fn a_volume_that_was_fenced_goes_back_to_its_node() {
+        let fenced = VolumeSite { last_node: Some(id(1)), ..volume(10, None) };
+        let volumes = [volume(11, Some(1)), volume(12, Some(1)), fenced];
+        let other = node(2, NodeLife::Heard);
+        assert_eq!(to(&place(&volumes, &[node(1, NodeLife::Heard), other])), [id(1)]);
+        let troubled = NodeSite { has_trouble: true, ..node(1, NodeLife::Heard) };
+        assert_eq!(to(&place(&volumes, &[troubled, other])), [id(1)]);
+        assert!(place(&volumes, &[node(1, NodeLife::Silent), other]).is_empty(), "it waits");
+        assert_eq!(to(&place(&volumes[2..], &[node(1, NodeLife::Lost), other])), [id(2)]);
+        assert_eq!(to(&place(&volumes[2..], &[other])), [id(2)], "nobody knows it any more");
     }
 }

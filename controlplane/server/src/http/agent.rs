@@ -67,6 +67,7 @@ async fn report(context: Context, body: Body) -> Result<Reported, ControlError> 
     let points = u32::try_from(report.points.len()).unwrap_or(u32::MAX);
     context.app.buckets.take(id, Asked::AgentPoints(points))?;
     let taken = context.app.db.agent_report(id, &report).await?;
+    context.app.vouch(taken.got_on.iter().copied());
     reported(&context.app, taken).await
 }
 

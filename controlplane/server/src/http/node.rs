@@ -32,7 +32,11 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .and(door(app, Door::Peer(Role::Node)))
         .and(report_body())
         .then(|context, body| answer(report(context, body)));
-    register.or(assignments).unify().or(report).unify().boxed()
+    let alive = warp::path!("api" / "v1" / "node" / "alive")
+        .and(warp::post())
+        .and(context(app))
+        .then(|context| answer(alive(context)));
+    register.or(assignments).unify().or(report).unify().or(alive).unify().boxed()
 }
 
 async fn register(context: Context, body: Body) -> Result<Registered, ControlError> {
@@ -54,6 +58,12 @@ async fn register(context: Context, body: Body) -> Result<Registered, ControlErr
     }
     // Wakes the agents, in case the node moved, and placement, in case volumes wait for it.
     context.app.changes.wake(Topic::Assignments);
+    Ok(Registered { id })
+}
+
+/// The word itself is taken in where the node is admitted.
+async fn alive(context: Context) -> Result<Registered, ControlError> {
+    let id = context.peer(Role::Node).await?;
     Ok(Registered { id })
 }
 

@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use farshore_api::agent::Agents;
 use farshore_api::audit::Entries;
-use farshore_api::node::Nodes;
+use farshore_api::node::{Node, Nodes};
 use farshore_api::status::{Events, Status};
 use serde::Deserialize;
+use uuid::Uuid;
 use warp::filters::BoxedFilter;
 use warp::{Filter, Reply};
 
 use super::context::{Context, context, page};
 use super::reply::{Response, answer};
-use crate::app::App;
+use crate::app::{App, Topic};
+use crate::domain::liveness::Input;
 use crate::error::ControlError;
 
 /// Answers a constant to anybody.
@@ -29,6 +31,10 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .and(warp::get())
         .and(context(app))
         .then(|context| answer(nodes(context)));
+    let lost = warp::path!("api" / "v1" / "nodes" / Uuid / "lost")
+        .and(warp::post())
+        .and(context(app))
+        .then(|id, context| answer(node_lost(context, id)));
     let status = warp::path!("api" / "v1" / "status")
         .and(warp::get())
         .and(context(app))
@@ -43,7 +49,7 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .and(context(app))
         .and(warp::query())
         .then(|context, query| answer(audit(context, query)));
-    let lists = agents.or(nodes).unify().or(status).unify();
+    let lists = agents.or(nodes).unify().or(lost).unify().or(status).unify();
     lists.or(events).unify().or(audit).unify().boxed()
 }
 
@@ -55,8 +61,31 @@ async fn agents(context: Context) -> Result<Agents, ControlError> {
 
 async fn nodes(context: Context) -> Result<Nodes, ControlError> {
     context.operator()?;
-    let nodes = context.app.db.nodes(context.app.healthy_since_ms()).await?;
+    let app = &context.app;
+    let nodes = app.db.nodes(app.healthy_since_ms(), |node| app.life(node)).await?;
     Ok(Nodes { nodes })
+}
+
+async fn node_lost(context: Context, id: Uuid) -> Result<Node, ControlError> {
+    let actor = context.operator()?;
+    let app = &context.app;
+    let show = async || {
+        let nodes = app.db.nodes(app.healthy_since_ms(), |node| app.life(node)).await?;
+        nodes
+            .into_iter()
+            .find(|node| node.id == id)
+            .ok_or_else(|| ControlError::NotFound { what: "node", name: id.to_string() })
+    };
+    show().await?;
+    app.tell_liveness(&Input::Confirmed(id)).map_err(|still| ControlError::WrongState {
+        what: "node",
+        name: id.to_string(),
+        why: format!("spoke {} s ago: it is not gone; stop it first", still.ago.as_secs()),
+    })?;
+    let detail = "said to be gone: its volumes move";
+    app.db.note(actor, "node.lost", format!("node/{id}"), detail).await?;
+    app.changes.wake(Topic::Assignments);
+    show().await
 }
 
 async fn status(context: Context) -> Result<Status, ControlError> {

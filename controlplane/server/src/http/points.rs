@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use farshore_api::point::{CreatePoint, Point, PointSelector, PointState, Points};
 use serde::Deserialize;
-use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
@@ -36,7 +35,7 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
-    before: Option<Uuid>,
+    before: Option<PointSelector>,
     limit: Option<u32>,
 }
 

@@ -152,10 +152,7 @@ impl Site {
     }
 
     async fn place(&self) {
-        let volumes = self.app.db.volume_sites().await.unwrap();
-        let nodes = self.app.db.node_sites(clock::now_ms()).await.unwrap();
-        let moves = crate::domain::placement::place(&volumes, &nodes, 15_000, 60_000);
-        self.app.db.place(&moves).await.unwrap();
+        crate::reconcile::place_once(&self.app).await.unwrap();
     }
 }
 
@@ -182,6 +179,7 @@ fn operator_routes() -> Vec<(&'static str, String, Option<Value>)> {
     vec![
         ("POST", paths::TOKENS.into(), Some(json!({ "role": "agent" }))),
         ("GET", paths::NODES.into(), None),
+        ("POST", paths::node_lost(id), None),
         ("GET", paths::AGENTS.into(), None),
         ("POST", paths::revoke_agent(id), None),
         ("POST", paths::revoke_node(id), None),
@@ -212,11 +210,15 @@ fn peer_routes(role: Role) -> Vec<(&'static str, String, Option<Value>)> {
         Role::Agent => (paths::AGENT_REGISTER, paths::AGENT_ASSIGNMENTS, paths::AGENT_REPORT),
         Role::Node => (paths::NODE_REGISTER, paths::NODE_ASSIGNMENTS, paths::NODE_REPORT),
     };
-    vec![
+    let mut routes = vec![
         ("POST", register.into(), Some(json!({}))),
         ("GET", assignments.into(), None),
         ("POST", report.into(), Some(json!({}))),
-    ]
+    ];
+    if role == Role::Node {
+        routes.push(("POST", paths::NODE_ALIVE.into(), None));
+    }
+    routes
 }
 
 #[tokio::test]
@@ -424,4 +426,21 @@ async fn reports_over_the_limits_are_refused() {
     site.refused(node, "POST", paths::NODE_REPORT, Some(report), code).await;
     let address = json!({ "address": "somewhere", "shards": 1, "version": "0" });
     site.refused(node, "POST", paths::NODE_REGISTER, Some(address), code).await;
+}
+
+/// C5: a person may give up a node that is silent, and none that speaks.
+#[tokio::test]
+async fn a_node_is_given_up_only_while_it_is_silent() {
+    let site = site().await;
+    let As::Peer(peer) = site.node().await else { unreachable!() };
+    site.place().await;
+    let nodes: node::Nodes = site.ok(As::Operator, "GET", paths::NODES, None).await;
+    assert_eq!(nodes.nodes[0].life, node::NodeLife::Heard);
+    let path = paths::node_lost(peer.id);
+    let why = site.refused(As::Operator, "POST", &path, None, ErrorCode::WrongState).await;
+    assert!(why.contains("stop it first"), "{why}");
+    let path = paths::node_lost(Uuid::from_u128(9));
+    site.refused(As::Operator, "POST", &path, None, ErrorCode::NotFound).await;
+    let word: Registered = site.ok(As::Peer(peer), "POST", paths::NODE_ALIVE, None).await;
+    assert_eq!(word.id, peer.id);
 }

@@ -21,6 +21,7 @@ use crate::domain::failover::{Command, Event};
 use crate::error::ControlError;
 use crate::providers::export::Files;
 use crate::providers::{ProviderError, process, qemu};
+use crate::reconcile::vault_end;
 use backoff::Backoff;
 
 pub use check::check;
@@ -150,23 +151,30 @@ async fn unfinished(app: &App, row: &FailoverRow, reason: &str) -> Result<Outcom
 }
 
 /// Lets the volume's node tell what it has committed until now, before the fence takes the volume
-/// from it: the agent may have died before it could. A failover to a named point needs none of it.
+/// from it: the agent may have died before it could; a failover to a named point needs none of that.
+/// Then the volume is fenced, in the vault too.
 async fn fence(
     app: &App,
     row: &FailoverRow,
     changes: watch::Receiver<u64>,
 ) -> Result<Outcome, ControlError> {
-    if row.shown.point.is_some() {
-        return Ok(Outcome::Event(Event::Fenced));
-    }
-    tokio::select! {
-        heard = tokio::time::timeout(LAST_REPORT_TIMEOUT, next_report(app, row.shown.volume)) => {
-            match heard {
+    let fenced = async {
+        if row.shown.point.is_none() {
+            let heard = next_report(app, row.shown.volume);
+            match tokio::time::timeout(LAST_REPORT_TIMEOUT, heard).await {
                 Ok(heard) => heard?,
                 Err(_) => info!(failover = %row.shown.id, "no word of the node before the fence"),
             }
-            Ok(Outcome::Event(Event::Fenced))
         }
+        let detail = vault_end::fence_in_vault(app, row).await?;
+        app.changes.wake(Topic::Assignments);
+        if detail.is_some() {
+            app.db.set_failover_facts(row.shown.id, None, None, detail.as_deref()).await?;
+        }
+        Ok(Outcome::Event(Event::Fenced))
+    };
+    tokio::select! {
+        fenced = fenced => fenced,
         () = state_changed(app, row, changes) => Ok(Outcome::Changed),
     }
 }

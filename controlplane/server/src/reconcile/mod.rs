@@ -5,20 +5,22 @@
 //! and may be stopped and started anywhere: nothing is remembered outside the catalogue.
 
 pub mod failover;
+pub mod vault_end;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tracing::{error, info};
 use uuid::Uuid;
 
 use crate::app::{App, Topic};
 use crate::clock;
-use crate::domain::placement;
+use crate::domain::liveness::Input;
+use crate::domain::placement::{self, NodeSite};
 use crate::error::ControlError;
 use crate::tls;
 
@@ -27,6 +29,9 @@ const PLACEMENT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often failovers are looked for that no wake-up told of.
 const FAILOVER_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Pause after a driver ended by a bug.
+const DRIVER_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often old rows are dropped.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
@@ -64,14 +69,27 @@ async fn place(app: &App) {
     }
 }
 
-/// Places what needs placing. Returns whether something was.
-async fn place_once(app: &App) -> Result<bool, ControlError> {
-    let now_ms = clock::now_ms();
+/// Looks who lives, and places what needs placing. Returns whether something was.
+///
+/// What is read takes its time, and so may the process; the look at who lives comes after it, and
+/// itself notices a gap since the last one.
+pub(crate) async fn place_once(app: &App) -> Result<bool, ControlError> {
     let volumes = app.db.volume_sites().await?;
-    let nodes = app.db.node_sites(now_ms).await?;
-    let listening_ms = now_ms.saturating_sub(app.started_ms);
-    let silent_after_ms = app.settings.node_lost_after_seconds * 1000;
-    let moves = placement::place(&volumes, &nodes, silent_after_ms, listening_ms);
+    let troubles = app.db.node_troubles().await?;
+    let nodes: Vec<Uuid> = troubles.iter().map(|(node, _)| *node).collect();
+    let owners: BTreeSet<Uuid> =
+        volumes.iter().filter_map(|volume| volume.node.or(volume.last_node)).collect();
+    let owners: Vec<Uuid> = owners.into_iter().collect();
+    let tick = Input::Tick { nodes: &nodes, owners: &owners };
+    let mut lives = app.take_lives_to_note();
+    // A tick is nobody's word, and only a word is refused.
+    lives.extend(app.tell_liveness(&tick).unwrap_or_default());
+    let sites: Vec<NodeSite> = troubles
+        .into_iter()
+        .map(|(node, has_trouble)| NodeSite { node, life: app.life(node), has_trouble })
+        .collect();
+    let moves = placement::place(&volumes, &sites);
+    app.note_liveness(&lives).await?;
     if moves.is_empty() {
         return Ok(false);
     }
@@ -106,29 +124,74 @@ async fn renew_certificate(app: &App, config: &watch::Sender<Arc<ServerConfig>>)
 /// Gives every failover that something is left to do for a driver of its own.
 async fn failovers(app: &Arc<App>) {
     let mut changes = app.changes.listen(Topic::Failovers);
-    let mut drivers: JoinSet<Uuid> = JoinSet::new();
-    let mut driven = HashSet::new();
+    let mut drivers = Drivers::default();
     loop {
         match app.db.failovers_to_drive().await {
             Ok(ids) => {
                 for id in ids {
-                    if driven.insert(id) {
-                        let app = app.clone();
-                        drivers.spawn(async move {
-                            failover::drive(&app, id).await;
-                            id
-                        });
-                    }
+                    let app = app.clone();
+                    drivers.begin(id, async move { failover::drive(&app, id).await });
                 }
             }
             Err(failure) => error!(error = %failure, "look for failovers"),
         }
         tokio::select! {
             _ = changes.changed() => {}
-            Some(Ok(id)) = drivers.join_next() => {
-                driven.remove(&id);
+            Some((id, ended)) = drivers.ended() => {
+                if let Err(failure) = ended {
+                    error!(failover = %id, error = %failure, "a driver ended badly; another follows");
+                    tokio::time::sleep(DRIVER_PAUSE).await;
+                }
             }
             () = tokio::time::sleep(FAILOVER_INTERVAL) => {}
         }
+    }
+}
+
+/// The drivers of failovers: one each. A task that panics ends with its own id and nothing else, so
+/// that is what they are known by.
+#[derive(Debug, Default)]
+struct Drivers {
+    tasks: JoinSet<()>,
+    driven: HashMap<tokio::task::Id, Uuid>,
+}
+
+impl Drivers {
+    /// Begins to drive, unless somebody does already.
+    fn begin(&mut self, id: Uuid, driver: impl Future<Output = ()> + Send + 'static) {
+        if self.driven.values().all(|driven| *driven != id) {
+            let task = self.tasks.spawn(driver);
+            self.driven.insert(task.id(), id);
+        }
+    }
+
+    /// The next driver to end; never resolves to `None` but when there is none.
+    async fn ended(&mut self) -> Option<(Uuid, Result<(), JoinError>)> {
+        let ended = self.tasks.join_next_with_id().await?;
+        let (task, ended) = match ended {
+            Ok((task, ())) => (task, Ok(())),
+            Err(failure) => (failure.id(), Err(failure)),
+        };
+        self.driven.remove(&task).map(|id| (id, ended))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// P7: a driver that ends by a bug leaves its failover to another.
+    #[tokio::test]
+    async fn a_failover_whose_driver_panics_is_driven_again() {
+        let (mut drivers, id) = (Drivers::default(), Uuid::from_u128(1));
+        drivers.begin(id, async { panic!("a bug of the driver") });
+        let (ended, result) = drivers.ended().await.unwrap();
+        assert!(ended == id && result.is_err());
+        drivers.begin(id, std::future::pending());
+        drivers.begin(id, async { panic!("two drive at once") });
+        assert_eq!(drivers.driven.len(), 1);
+        drivers.begin(Uuid::from_u128(2), async {});
+        let (ended, result) = drivers.ended().await.unwrap();
+        assert!(ended == Uuid::from_u128(2) && result.is_ok());
     }
 }

@@ -135,7 +135,16 @@ pub(super) fn point_selector(bytes: &[u8]) {
 }
 
 pub(super) fn point_selector_samples() -> Vec<Vec<u8>> {
-    vec![b"latest".to_vec(), b"01890a5d-ac96-774b-bcce-b302099a8057".to_vec()]
+    [
+        "latest",
+        "01890a5d-ac96-774b-bcce-b302099a8057",
+        "01890a5d-ac9",
+        "2026-01-31T13:30:00.250+01:30",
+        "2026-01-31 12:00",
+        "1h 30 minutes ago",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
 }
 
 pub(super) fn nbd_address(bytes: &[u8]) {

@@ -163,7 +163,7 @@ async fn a_revoked_node_gets_no_volumes_and_agents_refuse_it() {
     assert_eq!(revoked.machines, ["web"]);
     let told: agent::Assignments = site.ok(agent, "GET", paths::AGENT_ASSIGNMENTS, None).await;
     assert_eq!(told.volumes[0].node.generation_min, u64::MAX);
-    assert!(site.app.db.node_sites(clock::now_ms()).await.unwrap().is_empty());
+    assert!(site.app.db.node_troubles().await.unwrap().is_empty());
     let nodes: Nodes = site.ok(As::Operator, "GET", paths::NODES, None).await;
     assert_eq!(nodes.nodes[0].certified.standing, Standing::Revoked);
     let unknown = paths::revoke_agent(peer(node).id);

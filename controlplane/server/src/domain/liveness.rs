@@ -1,0 +1,273 @@
+//! Which nodes live: a lease on each, in the control plane's own monotonic time.
+//!
+//! A node that is taken for lost loses its volumes, and its log is sealed; so silence has to be the
+//! node's and nothing else's. What else it may be, and what keeps it from moving volumes:
+//!
+//! | cause of silence | rule |
+//! |---|---|
+//! | one connection hangs | any word that proves who says it renews the lease, and so does an agent whose writes get on under the node |
+//! | the wall clock steps | there is none here |
+//! | this process was stopped, or starved | a gap between its own ticks voids all leases: everybody has the whole limit again |
+//! | nobody gets through to this process | a node is lost only while another was heard without a gap for as long as the limit |
+//! | a network, a site, a mistake of ours | few nodes are lost at once; for the others a person is asked |
+//!
+//! Words count when they arrive, before anything waits for the catalogue.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use farshore_api::node::NodeLife;
+use uuid::Uuid;
+
+/// A node is lost, or asked for, again only this long after another one was, if neither came back.
+const WINDOW: Duration = Duration::from_secs(600);
+
+/// A node that came back still counts among the lost ones for so long.
+const WINDOW_OF_RETURNED: Duration = Duration::from_secs(60);
+
+/// One of so many nodes may be lost in a window without a person.
+const NODES_PER_LOSS: usize = 4;
+
+/// What happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input<'a> {
+    /// Looked at regularly: all nodes, and those that have volumes.
+    Tick {
+        /// Every node that ever registered.
+        nodes: &'a [Uuid],
+        /// Those that volumes are placed on.
+        owners: &'a [Uuid],
+    },
+    /// The node said something, and proved that it is the node.
+    Heard(Uuid),
+    /// An agent's writes got on under the node.
+    Vouched(Uuid),
+    /// A person says that the node is gone.
+    Confirmed(Uuid),
+}
+
+/// What to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// The node is lost: its volumes may go.
+    Lost {
+        /// The node.
+        node: Uuid,
+        /// How long it was not heard.
+        silent: Duration,
+        /// Whether a person said so.
+        by_person: bool,
+    },
+    /// The node would be lost, but too many are: a person has to say so.
+    Asked {
+        /// The node.
+        node: Uuid,
+        /// How long it was not heard.
+        silent: Duration,
+    },
+    /// A node that was lost or asked for is heard again.
+    Back {
+        /// The node.
+        node: Uuid,
+    },
+    /// This process did not run for so long: nobody's silence counts.
+    Void {
+        /// Time between two ticks.
+        gap: Duration,
+    },
+}
+
+/// A person's word against the node's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StillHeard {
+    /// How long ago.
+    pub ago: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Lost,
+    Asked,
+    Confirmed,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Lease {
+    /// Last word, its own or an agent's, since the leases were void.
+    heard: Option<Duration>,
+    /// Last word of its own.
+    own: Option<Duration>,
+    /// Since when words came without a gap.
+    steady: Option<Duration>,
+    /// Since when it is known to this process.
+    known: Duration,
+    verdict: Option<Verdict>,
+    /// When it was lost last, by the rule and not by a person's word.
+    lost: Option<Duration>,
+}
+
+/// The leases.
+#[derive(Debug)]
+pub struct Liveness {
+    limit: Duration,
+    /// Since when silence counts.
+    listening: Option<Duration>,
+    ticked: Duration,
+    leases: BTreeMap<Uuid, Lease>,
+}
+
+impl Liveness {
+    /// No lease yet; a node may be silent for `limit`.
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, listening: None, ticked: Duration::ZERO, leases: BTreeMap::new() }
+    }
+
+    /// The longest pause between two ticks after which leases still hold.
+    #[must_use]
+    pub fn gap_max(&self) -> Duration {
+        self.limit / 2
+    }
+
+    /// Takes in what happened at `now`, which only grows.
+    ///
+    /// # Errors
+    /// `StillHeard` if a person gives up a node that speaks for itself.
+    pub fn step(
+        &mut self,
+        now: Duration,
+        input: &Input<'_>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), StillHeard> {
+        match *input {
+            Input::Tick { nodes, owners } => self.tick(now, nodes, owners, out),
+            Input::Heard(node) => self.heard(now, node, true, out),
+            Input::Vouched(node) => self.heard(now, node, false, out),
+            Input::Confirmed(node) => return self.confirmed(now, node, out),
+        }
+        Ok(())
+    }
+
+    /// How a node stands.
+    #[must_use]
+    pub fn life(&self, now: Duration, node: Uuid) -> NodeLife {
+        let Some(lease) = self.leases.get(&node) else { return NodeLife::Silent };
+        match lease.verdict {
+            Some(Verdict::Lost | Verdict::Confirmed) => NodeLife::Lost,
+            Some(Verdict::Asked) => NodeLife::Asked,
+            None if self.is_fresh(now, lease) => NodeLife::Heard,
+            None => NodeLife::Silent,
+        }
+    }
+
+    fn is_fresh(&self, now: Duration, lease: &Lease) -> bool {
+        lease.heard.is_some_and(|heard| now.saturating_sub(heard) <= self.limit)
+    }
+
+    fn silence(&self, now: Duration, lease: &Lease) -> Duration {
+        let since = lease.heard.unwrap_or(lease.known).max(self.listening.unwrap_or(now));
+        now.saturating_sub(since)
+    }
+
+    fn heard(&mut self, now: Duration, node: Uuid, is_own: bool, out: &mut Vec<Output>) {
+        let limit = self.limit;
+        let lease =
+            self.leases.entry(node).or_insert_with(|| Lease { known: now, ..Lease::default() });
+        // What a person said of a node only the node itself takes back.
+        if lease.verdict == Some(Verdict::Confirmed) && !is_own {
+            return;
+        }
+        let is_joined = lease.heard.is_some_and(|heard| now.saturating_sub(heard) <= limit);
+        if !is_joined {
+            lease.steady = Some(now);
+        }
+        lease.heard = Some(now);
+        if is_own {
+            lease.own = Some(now);
+        }
+        if lease.verdict.take().is_some() {
+            out.push(Output::Back { node });
+        }
+    }
+
+    fn tick(&mut self, now: Duration, nodes: &[Uuid], owners: &[Uuid], out: &mut Vec<Output>) {
+        let gap = now.saturating_sub(std::mem::replace(&mut self.ticked, now));
+        let is_void = self.listening.is_some() && gap > self.gap_max();
+        if is_void {
+            out.push(Output::Void { gap });
+            for lease in self.leases.values_mut() {
+                let is_confirmed = lease.verdict == Some(Verdict::Confirmed);
+                lease.verdict = lease.verdict.filter(|_| is_confirmed);
+                (lease.heard, lease.own, lease.steady) = (None, None, None);
+            }
+        }
+        if is_void || self.listening.is_none() {
+            self.listening = Some(now);
+        }
+        self.leases.retain(|node, _| nodes.contains(node));
+        for node in nodes {
+            self.leases.entry(*node).or_insert_with(|| Lease { known: now, ..Lease::default() });
+        }
+        let mut silent: Vec<(Duration, Uuid)> = owners
+            .iter()
+            .filter_map(|node| Some((*node, self.leases.get(node)?)))
+            .filter(|(_, lease)| lease.verdict.is_none())
+            .map(|(node, lease)| (self.silence(now, lease), node))
+            .filter(|(silence, _)| *silence > self.limit)
+            .collect();
+        if silent.is_empty() || !self.is_anybody_steady(now) {
+            return;
+        }
+        silent.sort_by(|a, b| b.cmp(a));
+        for (silence, node) in silent {
+            let is_one_too_many = self.lost_lately(now) >= (nodes.len() / NODES_PER_LOSS).max(1);
+            let Some(lease) = self.leases.get_mut(&node) else { continue };
+            if is_one_too_many {
+                lease.verdict = Some(Verdict::Asked);
+                out.push(Output::Asked { node, silent: silence });
+            } else {
+                lease.verdict = Some(Verdict::Lost);
+                lease.lost = Some(now);
+                out.push(Output::Lost { node, silent: silence, by_person: false });
+            }
+        }
+    }
+
+    /// Whether words get through to this process: somebody's did without a gap.
+    fn is_anybody_steady(&self, now: Duration) -> bool {
+        self.leases.values().any(|lease| {
+            let since = lease.steady.filter(|_| self.is_fresh(now, lease));
+            since.is_some_and(|since| now.saturating_sub(since) >= self.limit)
+        })
+    }
+
+    fn lost_lately(&self, now: Duration) -> usize {
+        let is_lately = |lease: &&Lease| {
+            let window = if lease.verdict.is_some() { WINDOW } else { WINDOW_OF_RETURNED };
+            lease.lost.is_some_and(|lost| now.saturating_sub(lost) < window)
+        };
+        self.leases.values().filter(is_lately).count()
+    }
+
+    fn confirmed(
+        &mut self,
+        now: Duration,
+        node: Uuid,
+        out: &mut Vec<Output>,
+    ) -> Result<(), StillHeard> {
+        let Some(lease) = self.leases.get(&node) else { return Ok(()) };
+        if let Some(own) = lease.own.filter(|own| now.saturating_sub(*own) <= self.limit) {
+            return Err(StillHeard { ago: now.saturating_sub(own) });
+        }
+        let silent = self.silence(now, lease);
+        if let Some(lease) = self.leases.get_mut(&node) {
+            lease.verdict = Some(Verdict::Confirmed);
+            lease.heard = None;
+        }
+        out.push(Output::Lost { node, silent, by_person: true });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! The time by which old points go.
+//!
+//! It follows the wall clock down at once, and up only as far as time has passed without doubt: so
+//! long as the system ran since the last look. A clock that is set forward deletes nothing that is
+//! not old in truth; what it deletes then is as old as the time that has passed.
+//!
+//! Forward of that, the clock is believed when as much time has passed since the jump as the longest
+//! retention asks for, when it is set back, or when a person says that it is right.
+
+use serde::{Deserialize, Serialize};
+
+/// The wall clock may gain so much between two looks without a doubt.
+const SLACK_MS: u64 = 60_000;
+
+/// A system may have been off for so long without a doubt: nothing says how long it was.
+const OFF_MS_MAX: u64 = 3_600_000;
+
+/// What is kept from look to look, over restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetentionClock {
+    /// The time by which points go.
+    pub time_ms: u64,
+    /// While the wall clock is not believed: how much time has to pass until it is.
+    pub doubt_ms: u64,
+    /// The run of the system in which it was looked last.
+    pub boot: String,
+    /// For how long that run had lasted.
+    pub up_ms: u64,
+}
+
+/// What a look sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look<'a> {
+    /// The wall clock.
+    pub wall_ms: u64,
+    /// The run of the system.
+    pub boot: &'a str,
+    /// How long it has lasted, with the time that it slept.
+    pub up_ms: u64,
+    /// The longest retention of all policies.
+    pub retention_ms: u64,
+}
+
+/// What to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// The wall clock is so much further than can be explained.
+    Jumped {
+        /// How much, in milliseconds.
+        ahead_ms: u64,
+    },
+    /// The wall clock is believed again.
+    Believed,
+}
+
+impl RetentionClock {
+    /// Begins with the first look.
+    #[must_use]
+    pub fn begin(look: &Look<'_>) -> Self {
+        let (boot, up_ms) = (look.boot.to_owned(), look.up_ms);
+        Self { time_ms: look.wall_ms, doubt_ms: 0, boot, up_ms }
+    }
+
+    /// Whether the wall clock is not believed.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt_ms > 0
+    }
+
+    /// Takes in a look. Points go by `time_ms` from then on.
+    pub fn step(&mut self, look: &Look<'_>) -> Option<Note> {
+        let is_same_run = self.boot == look.boot;
+        // A run that is another one has lasted for as long as it says; before it anything may be.
+        let passed = look.up_ms.saturating_sub(if is_same_run { self.up_ms } else { 0 });
+        let slack = if is_same_run { SLACK_MS } else { OFF_MS_MAX };
+        (self.boot, self.up_ms) = (look.boot.to_owned(), look.up_ms);
+        let explained = self.time_ms.saturating_add(passed);
+        let was_in_doubt = self.is_in_doubt();
+        self.doubt_ms = self.doubt_ms.saturating_sub(passed);
+        let is_passed = was_in_doubt && !self.is_in_doubt();
+        if is_passed || look.wall_ms <= explained.saturating_add(slack) {
+            self.time_ms = look.wall_ms;
+            self.doubt_ms = 0;
+            return was_in_doubt.then_some(Note::Believed);
+        }
+        self.time_ms = explained;
+        if was_in_doubt {
+            return None;
+        }
+        self.doubt_ms = look.retention_ms.max(1);
+        Some(Note::Jumped { ahead_ms: look.wall_ms - explained })
+    }
+
+    /// A person says that the wall clock is right.
+    pub fn believe(&mut self, look: &Look<'_>) {
+        *self = Self::begin(look);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOON: u64 = 1_769_860_800_000;
+    const HOUR: u64 = 3_600_000;
+    const DAY: u64 = 24 * HOUR;
+
+    /// A system with a wall clock that may be off.
+    struct World {
+        clock: RetentionClock,
+        boot: &'static str,
+        up_ms: u64,
+        true_ms: u64,
+        off_ms: i64,
+    }
+
+    impl World {
+        fn begin() -> Self {
+            let look = Look { wall_ms: NOON, boot: "a", up_ms: HOUR, retention_ms: DAY };
+            let clock = RetentionClock::begin(&look);
+            Self { clock, boot: "a", up_ms: HOUR, true_ms: NOON, off_ms: 0 }
+        }
+
+        fn look(&mut self) -> Option<Note> {
+            let look = Look {
+                wall_ms: self.true_ms.saturating_add_signed(self.off_ms),
+                boot: self.boot,
+                up_ms: self.up_ms,
+                retention_ms: DAY,
+            };
+            self.clock.step(&look)
+        }
+
+        fn pass(&mut self, ms: u64) -> Vec<Note> {
+            let mut notes = Vec::new();
+            for _ in 0..ms / 60_000 {
+                self.up_ms += 60_000;
+                self.true_ms += 60_000;
+                notes.extend(self.look());
+                assert!(self.clock.time_ms <= self.true_ms + SLACK_MS, "it never runs ahead");
+            }
+            notes
+        }
+    }
+
+    #[test]
+    fn it_is_the_wall_clock_while_that_goes_as_time_does() {
+        let mut world = World::begin();
+        assert_eq!(world.pass(3 * DAY), []);
+        assert_eq!(world.clock.time_ms, NOON + 3 * DAY);
+        // Asleep or stopped for days: the run of the system has lasted on.
+        world.up_ms += 5 * DAY;
+        world.true_ms += 5 * DAY;
+        assert_eq!(world.look(), None);
+        assert_eq!(world.clock.time_ms, world.true_ms);
+    }
+
+    #[test]
+    fn a_jump_forward_is_no_time_that_has_passed() {
+        for off_ms in [HOUR, DAY, 365 * DAY] {
+            let mut world = World::begin();
+            world.off_ms = i64::try_from(off_ms).unwrap();
+            let notes = world.pass(10 * HOUR);
+            assert_eq!(notes, [Note::Jumped { ahead_ms: off_ms }]);
+            assert_eq!(world.clock.time_ms, NOON + 10 * HOUR, "so much has really passed");
+            world.off_ms = 0;
+            assert_eq!(world.pass(60_000), [Note::Believed], "it was set right");
+            assert_eq!(world.clock.time_ms, world.true_ms);
+        }
+    }
+
+    #[test]
+    fn a_clock_is_believed_when_all_points_from_before_are_old_in_truth() {
+        let mut world = World::begin();
+        world.off_ms = 86_400_000 * 30;
+        assert_eq!(world.pass(DAY).len(), 1);
+        assert!(world.clock.is_in_doubt());
+        let look = Look {
+            wall_ms: world.true_ms + 30 * DAY + 120_000,
+            boot: "a",
+            up_ms: world.up_ms + 120_000,
+            retention_ms: DAY,
+        };
+        assert_eq!(world.clock.step(&look), Some(Note::Believed));
+        assert_eq!(world.clock.time_ms, look.wall_ms);
+    }
+
+    #[test]
+    fn a_person_can_say_that_the_clock_is_right() {
+        let mut world = World::begin();
+        (world.boot, world.up_ms) = ("b", 60_000);
+        world.true_ms += 3 * DAY;
+        assert!(matches!(world.look(), Some(Note::Jumped { .. })), "it was off for days");
+        let look = Look { wall_ms: world.true_ms, boot: "b", up_ms: 60_000, retention_ms: DAY };
+        world.clock.believe(&look);
+        assert!(!world.clock.is_in_doubt());
+        assert_eq!((world.pass(HOUR), world.clock.time_ms), (vec![], world.true_ms));
+    }
+
+    #[test]
+    fn a_short_time_off_is_no_doubt() {
+        let mut world = World::begin();
+        (world.boot, world.up_ms) = ("b", 30_000);
+        world.true_ms += HOUR;
+        assert_eq!(world.look(), None);
+        assert_eq!(world.clock.time_ms, world.true_ms);
+    }
+
+    #[test]
+    fn a_clock_set_back_keeps_longer_and_coming_back_is_a_jump() {
+        let mut world = World::begin();
+        world.off_ms = -7_200_000;
+        assert_eq!(world.pass(HOUR), []);
+        assert_eq!(world.clock.time_ms, world.true_ms - 2 * HOUR);
+        world.off_ms = 0;
+        assert_eq!(world.pass(60_000), [Note::Jumped { ahead_ms: 2 * HOUR }]);
+    }
+}
