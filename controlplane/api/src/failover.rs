@@ -96,6 +96,10 @@ pub enum ExportListen {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateFailover {
+    /// The id that it is to have, made by the caller: asking again after a lost answer then starts
+    /// nothing new. A new one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
     /// Drill or unplanned.
     pub kind: FailoverKind,
     /// The point to bring back; `latest` if absent. For an unplanned failover, `latest` is chosen

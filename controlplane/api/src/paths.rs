@@ -21,6 +21,9 @@ pub const NODES: &str = "/api/v1/nodes";
 pub const AGENTS: &str = "/api/v1/agents";
 /// GET [`crate::status::Status`]. Operator.
 pub const STATUS: &str = "/api/v1/status";
+/// POST, empty body: a person says that the control plane's clock is right. Answers
+/// [`crate::status::RetentionStatus`]. Operator.
+pub const BELIEVE_CLOCK: &str = "/api/v1/status/believe-clock";
 /// GET `?after=&limit=` the list of [`crate::status::Event`]. Operator.
 pub const EVENTS: &str = "/api/v1/events";
 /// GET `?after=&limit=` the list of [`crate::audit::Entry`]. Operator.

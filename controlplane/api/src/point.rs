@@ -115,4 +115,8 @@ pub struct CreatePoint {
     /// What it shall promise; only `crash` is taken ([`PointKind::refusal`]).
     #[serde(default)]
     pub kind: PointKind,
+    /// The id that it is to have, made by the caller: asking again after a lost answer then asks for
+    /// the same point. A new one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<Uuid>,
 }

@@ -13,8 +13,22 @@ pub struct Status {
     pub ca_fingerprint: String,
     /// When this process started.
     pub started_at_unix_ms: u64,
+    /// By which time old points go.
+    #[serde(default)]
+    pub retention: RetentionStatus,
     /// How many there are of everything.
     pub counts: Counts,
+}
+
+/// By which time old points go: the wall clock's, unless that jumped forward further than time has
+/// passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetentionStatus {
+    /// The time, at the last look; null before the first.
+    pub time_unix_ms: Option<u64>,
+    /// While the wall clock is not believed: how much time has to pass until it is. Points are kept
+    /// for longer meanwhile.
+    pub doubt_ms: u64,
 }
 
 /// How many there are of everything.

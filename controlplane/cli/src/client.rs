@@ -25,6 +25,8 @@ const REQUEST_SECONDS: u64 = 30;
 const CONNECT_SECONDS: u64 = 5;
 /// Pause before a control plane that is away is asked again.
 const AWAY_RETRY: Duration = Duration::from_millis(300);
+/// How often what carries an id is said again.
+const POST_TRIES_MAX: u32 = 3;
 /// Largest reply: far above 10 000 recovery points.
 const REPLY_BYTES_MAX: usize = 64 << 20;
 const TOKEN_BYTES_MAX: usize = 4096;
@@ -164,6 +166,25 @@ impl Client {
     ) -> Outcome<T> {
         let request = self.request(Method::POST, path, Duration::ZERO).json(body);
         read(self.send(request).await?).await
+    }
+
+    /// Like [`Client::post`], but an answer that is lost is asked for again: for bodies that carry an
+    /// id of ours, so that nothing is done twice.
+    pub(crate) async fn post_again<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Outcome<T> {
+        let mut tries = 0;
+        loop {
+            match self.post(path, body).await {
+                Err(failure) if failure.is_passing() && tries < POST_TRIES_MAX => {
+                    tries += 1;
+                    tokio::time::sleep(AWAY_RETRY).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// DELETE; the reply's body does not matter.

@@ -202,6 +202,7 @@ fn may_commit(failover: &Failover, consent: Consent) -> Outcome<bool> {
 
 fn request(args: &BringUp, kind: FailoverKind) -> CreateFailover {
     CreateFailover {
+        id: Some(Uuid::now_v7()),
         kind,
         point: args.point,
         serve_only: args.serve_only,
@@ -217,7 +218,7 @@ async fn bring_up(global: &Global, client: &Client, args: BringUp, kind: Failove
     let started = Instant::now();
     let request = request(&args, kind);
     let mut failover: Failover = client
-        .post(&paths::machine_failovers(&args.name), &request)
+        .post_again(&paths::machine_failovers(&args.name), &request)
         .await
         .map_err(unknown_machine)?;
     let job = Job::of_share(global, "failover");

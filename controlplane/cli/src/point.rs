@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use clap::{Subcommand, ValueEnum};
 use farshore_api::point::{CreatePoint, Point, PointKind, PointSelector, PointState, Points};
 use farshore_api::{Exit, limits, paths};
+use uuid::Uuid;
 
 use crate::args::Global;
 use crate::client::Client;
@@ -137,10 +138,9 @@ async fn mark(global: &Global, args: &MarkArgs) -> Outcome {
     }
     let client = Client::of(global)?;
     let started = Instant::now();
-    let mut point: Point = client
-        .post(&paths::points(&args.name), &CreatePoint { kind })
-        .await
-        .map_err(unknown_machine)?;
+    let request = CreatePoint { kind, point: Some(Uuid::now_v7()) };
+    let mut point: Point =
+        client.post_again(&paths::points(&args.name), &request).await.map_err(unknown_machine)?;
     let path = paths::point(&args.name, PointSelector::Id(point.point));
     while args.wait && point.state != PointState::Committed {
         let left = args.timeout.saturating_sub(started.elapsed());
@@ -269,7 +269,6 @@ fn show(point: &Point) -> String {
 mod tests {
     use super::*;
     use farshore_api::point::PointVolume;
-    use uuid::Uuid;
 
     fn point() -> Point {
         Point {

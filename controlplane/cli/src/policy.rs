@@ -5,12 +5,15 @@ use std::time::Duration;
 use clap::Subcommand;
 use farshore_api::paths;
 use farshore_api::policy::{CreatePolicy, Policies, Policy};
+use farshore_api::status::RetentionStatus;
+use serde_json::json;
 
 use crate::args::Global;
 use crate::client::Client;
+use crate::confirm::Consent;
 use crate::failure::Outcome;
 use crate::machine::mark_interval_ms;
-use crate::output::{interval, or_dash};
+use crate::output::{interval, or_dash, time};
 use crate::table::Table;
 
 #[derive(Debug, Subcommand)]
@@ -27,6 +30,11 @@ pub(crate) enum Verb {
         /// Hours that recovery points are kept [default: 24]
         #[arg(long, value_name = "HOURS")]
         retention_hours: Option<u32>,
+    },
+    /// Say that the control plane's clock is right, after it jumped forward: old points go by it again
+    BelieveClock {
+        #[command(flatten)]
+        consent: Consent,
     },
     /// Show one policy
     Show {
@@ -46,6 +54,19 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
             let request = CreatePolicy { name, mark_interval_ms, retention_hours };
             let policy: Policy = client.post(paths::POLICIES, &request).await?;
             format.print(&policy, show)
+        }
+        Verb::BelieveClock { consent } => {
+            let what = "believe the control plane's clock: points that are old by it are dropped from \
+                        the catalogue";
+            if !consent.ask(what)? {
+                return Ok(());
+            }
+            let status: RetentionStatus = client.post(paths::BELIEVE_CLOCK, &json!({})).await?;
+            format.print(&status, |status| {
+                let mut table = Table::pairs();
+                table.pair("old points go by", or_dash(status.time_unix_ms.map(time)));
+                table.render()
+            })
         }
         Verb::Show { name } => {
             crate::machine::check_name("policy", &name)?;

@@ -6,7 +6,7 @@ use farshore_api::status::Status;
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::Outcome;
-use crate::output::age;
+use crate::output::{age, interval, or_dash, time};
 use crate::table::Table;
 
 /// Prints the status.
@@ -29,5 +29,17 @@ fn table(status: &Status) -> String {
         .pair("policies", counts.policies)
         .pair("recovery points", counts.points)
         .pair("active failovers", counts.failovers_active);
+    let retention = &status.retention;
+    if retention.doubt_ms > 0 {
+        table.pair(
+            "retention",
+            format!(
+                "the control plane's clock jumped; old points go by {} until {} have passed, or \
+                 `farshore policy believe-clock --yes`",
+                or_dash(retention.time_unix_ms.map(time)),
+                interval(retention.doubt_ms / 1000 * 1000)
+            ),
+        );
+    }
     table.render()
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use farshore_api::Role;
 use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;

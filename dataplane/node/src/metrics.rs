@@ -265,10 +265,26 @@ mod tests {
         metrics
     }
 
+    /// C8: said until it is heard, since the agent waits for the control plane and asks no more.
+    #[test]
+    fn a_newer_epoch_is_told_until_a_greater_one_is_given() {
+        let (metrics, volume) = (Metrics::default(), VolumeId([1; 16]));
+        metrics.see_epoch(volume, Epoch(40));
+        for _ in 0..2 {
+            let seen = metrics.epochs_seen(|_| Some(Epoch(3)));
+            assert_eq!(seen, [EpochSeen { volume: volume.into(), epoch: 40 }]);
+        }
+        assert!(metrics.epochs_seen(|_| Some(Epoch(41))).is_empty());
+        metrics.see_epoch(volume, Epoch(50));
+        assert!(metrics.epochs_seen(|_| None).is_empty(), "the volume is another node's");
+        assert!(metrics.epochs_seen(|_| Some(Epoch(3))).is_empty(), "and is forgotten here");
+    }
+
     fn report(metrics: &Metrics) -> NodeReport {
         NodeReport {
             uptime_seconds: 0.0,
             cpu_seconds: 0.0,
+            epochs_seen: Vec::new(),
             volumes: metrics.volumes(),
             points: metrics.points(),
             trouble: None,

@@ -62,6 +62,36 @@ fn a_new_node_takes_over_what_a_lost_one_had() {
     });
 }
 
+/// C8: the catalogue is from a time before the volume's newest epochs.
+#[test]
+fn a_catalogue_from_an_older_copy_raises_its_epochs_by_itself() {
+    run(|system| {
+        let machine = Machine::protect(system, "web1", "nbd", (16 * MIB, Content::Mixed(53)))?;
+        goes_on(system, &machine, 1)?;
+        system.stop()?;
+        let (catalogue, copy) = (system.path("data/control/control.db"), system.path("copy.db"));
+        std::fs::copy(&catalogue, &copy)?;
+        // The node loses its logs, and is given newer epochs.
+        std::fs::remove_file(system.path("data/node/state.json"))?;
+        std::fs::remove_dir_all(system.path("data/node/journal"))?;
+        system.up()?;
+        goes_on(system, &machine, 2)?;
+        let newest = epoch(&machine)?;
+        system.stop()?;
+        std::fs::copy(&copy, &catalogue)?;
+        for rest in ["control.db-wal", "control.db-shm"] {
+            let _ = std::fs::remove_file(system.path(&format!("data/control/{rest}")));
+        }
+        system.up()?;
+        goes_on(system, &machine, 3)?;
+        let raised = epoch(&machine)?;
+        ensure!(raised > newest, "the epoch is {raised}, the vault's was {newest}");
+        let vault = system.endpoint("vault")?;
+        system.bare()?.ok(&format!("vault verify --vault {vault} --read-data"))?;
+        Ok(())
+    });
+}
+
 #[test]
 fn identities_that_ran_out_while_everything_was_off_come_back_under_their_ids() {
     run(|system| {

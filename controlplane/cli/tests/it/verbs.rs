@@ -159,7 +159,10 @@ fn mark_waits_until_the_point_is_committed() {
     let json = farshore_in(fake.data.path(), &args).json();
     assert_eq!(json["point"], ID);
     assert_eq!(json["state"], "committed");
-    assert_eq!(fake.asked()[0].body, json!({ "kind": "crash" }));
+    let body = &fake.asked()[0].body;
+    let id = body["point"].as_str().unwrap();
+    assert!(id.len() == 36 && id != ID, "an id of its own, to ask again under: {id}");
+    assert_eq!(*body, json!({ "kind": "crash", "point": id }));
     assert!(fake.asked()[1].line.contains("?wait_ms="), "{:?}", fake.asked()[1]);
 }
 
@@ -194,7 +197,11 @@ fn a_drill_prints_where_it_serves() {
     let json = farshore_in(fake.data.path(), &args).json();
     assert_eq!(json["nbd_uri"], "nbd+unix:///?socket=/s");
     let body = &fake.asked()[0].body;
-    let expected = json!({ "kind": "drill", "point": ID, "serve_only": true, "listen": "unix" });
+    let id = body["id"].as_str().unwrap();
+    assert!(id.len() == 36 && id != ID, "an id of its own, to ask again under: {id}");
+    let expected = json!({
+        "id": id, "kind": "drill", "point": ID, "serve_only": true, "listen": "unix"
+    });
     assert_eq!(*body, expected);
 }
 

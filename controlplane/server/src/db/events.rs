@@ -65,6 +65,24 @@ pub(super) async fn append(
     Ok(())
 }
 
+/// Drops events beyond the newest 100 000, and the newest 500 of each agent and node.
+pub(super) async fn prune(tx: &mut Tx) -> Result<(), ControlError> {
+    sqlx::query("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?")
+        .bind(EVENTS_MAX)
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query(
+        "DELETE FROM events WHERE id IN (SELECT id FROM (
+            SELECT id, row_number() OVER (PARTITION BY actor ORDER BY id DESC) AS place
+            FROM events WHERE actor LIKE 'agent/%' OR actor LIKE 'node/%')
+         WHERE place > ?)",
+    )
+    .bind(EVENTS_OF_PEER_MAX)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 impl Db {
     /// Notes that something happened that changed nothing else.
     ///
@@ -74,7 +92,7 @@ impl Db {
         &self,
         actor: Actor,
         action: &'static str,
-        object: Actor,
+        object: impl fmt::Display,
         detail: &str,
     ) -> Result<(), ControlError> {
         let mut tx = self.begin().await?;
@@ -106,67 +124,6 @@ impl Db {
             }
         };
         rows.into_iter().map(|row| event(&Record(row))).collect()
-    }
-
-    /// Writes one line of the audit log on its own.
-    ///
-    /// # Errors
-    /// `Database`, `NoSpace`.
-    pub async fn note(
-        &self,
-        actor: Actor,
-        action: &'static str,
-        object: impl fmt::Display,
-        detail: &str,
-    ) -> Result<(), ControlError> {
-        let mut tx = self.begin().await?;
-        append(&mut tx, actor, action, object, detail).await?;
-        tx.commit().await?;
-        Ok(())
-    }
-
-    /// Drops what is too old to keep: events beyond the newest 100 000 and the newest 500 of each agent
-    /// and node, expired enrolment tokens,
-    /// and recovery points past their policy's retention, except each machine's newest.
-    ///
-    /// # Errors
-    /// `Database`.
-    pub async fn prune(&self, now_ms: u64) -> Result<(), ControlError> {
-        let mut tx = self.begin().await?;
-        sqlx::query("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?")
-            .bind(EVENTS_MAX)
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query(
-            "DELETE FROM events WHERE id IN (SELECT id FROM (
-                SELECT id, row_number() OVER (PARTITION BY actor ORDER BY id DESC) AS place
-                FROM events WHERE actor LIKE 'agent/%' OR actor LIKE 'node/%')
-             WHERE place > ?)",
-        )
-        .bind(EVENTS_OF_PEER_MAX)
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query("DELETE FROM enrolment_tokens WHERE expires_at_s < ?")
-            .bind(own((now_ms / 1000).saturating_sub(86_400)))
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query(
-            "DELETE FROM points WHERE id IN (
-                SELECT points.id FROM points
-                JOIN machines ON machines.id = points.machine
-                JOIN policies ON policies.name = machines.policy
-                WHERE coalesce(points.heard_ms, points.time_ms)
-                    < ? - policies.retention_hours * 3600000
-                AND points.id <> coalesce((SELECT newest.id FROM points AS newest
-                    WHERE newest.machine = points.machine AND newest.state = 'committed'
-                    ORDER BY newest.rank DESC, newest.id DESC LIMIT 1), '')
-                LIMIT 10000)",
-        )
-        .bind(own(now_ms))
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(())
     }
 }
 

@@ -75,7 +75,7 @@ impl Db {
     /// Accepts a failover.
     ///
     /// # Errors
-    /// `NotFound` for an unknown machine or point; `WrongState` if the machine is failed over
+    /// `NotFound` for an unknown machine or point; `AlreadyExists` if the id is another's; `WrongState` if the machine is failed over
     /// already, or too many failovers are active.
     pub async fn create_failover(
         &self,
@@ -83,8 +83,11 @@ impl Db {
         machine: &str,
         spec: &CreateFailover,
     ) -> Result<Uuid, ControlError> {
-        let id = Uuid::now_v7();
+        let id = spec.id.unwrap_or_else(Uuid::now_v7);
         let mut tx = self.begin().await?;
+        if was_asked(&mut tx, id, machine, spec).await? {
+            return Ok(id);
+        }
         let machine_id = machines::machine_id(&mut tx, machine).await?;
         check_room(&mut tx, machine, machine_id, spec.kind).await?;
         let point = choose_point(&mut tx, machine, machine_id, spec).await?;
@@ -359,6 +362,34 @@ impl Db {
         .execute(&self.writer)
         .await?;
         Ok(())
+    }
+}
+
+/// Whether an earlier call asked for the same under the same id.
+async fn was_asked(
+    tx: &mut Tx,
+    id: Uuid,
+    machine: &str,
+    spec: &CreateFailover,
+) -> Result<bool, ControlError> {
+    let row = sqlx::query("SELECT machine_name, spec FROM failovers WHERE id = ?")
+        .bind(id.to_string())
+        .fetch_optional(&mut **tx)
+        .await?
+        .map(Record);
+    match row {
+        None => Ok(false),
+        Some(row)
+            if row.text("machine_name")? == machine
+                && row.json::<CreateFailover>("spec")? == *spec =>
+        {
+            Ok(true)
+        }
+        Some(_) => Err(ControlError::AlreadyExists {
+            what: "failover",
+            name: id.to_string(),
+            hint: "ask under a new id",
+        }),
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `reports` | what agents and nodes report of volumes |
 //! | `points` | recovery points |
 //! | `failovers` | failovers and their transitions |
+//! | `retention` | dropping what is too old, and the clock for it |
 //! | `events` | what happened |
 //! | `audit` | what operators did and who was let in, for good |
 //! | `error` | what SQLite says, as our errors |
@@ -32,6 +33,7 @@ mod points;
 mod policies;
 mod record;
 mod reports;
+mod retention;
 
 #[cfg(test)]
 mod tests;

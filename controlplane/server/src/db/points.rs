@@ -41,22 +41,27 @@ pub(super) enum Change {
 }
 
 impl Db {
-    /// Asks a machine's agent for a point. Returns it as requested.
+    /// Asks a machine's agent for a point. Returns it as requested; one that was asked for already
+    /// under the same id is returned as it stands.
     ///
     /// # Errors
-    /// `Invalid` if agents cannot keep what it is to promise; `NotFound`; `WrongState` if the machine
+    /// `AlreadyExists` if the id is another point's; `Invalid` if agents cannot keep what it is to promise; `NotFound`; `WrongState` if the machine
     /// is failed over or 16 points wait already.
     pub async fn create_point(
         &self,
         actor: Actor,
         machine: &str,
         kind: PointKind,
+        wanted: Option<Uuid>,
     ) -> Result<Point, ControlError> {
         if let Some(why) = kind.refusal() {
             return Err(ControlError::Invalid { field: "kind", why: why.to_owned() });
         }
+        if let Some(asked) = self.asked_before(machine, wanted).await? {
+            return Ok(asked);
+        }
         let point = Point {
-            point: Uuid::now_v7(),
+            point: wanted.unwrap_or_else(Uuid::now_v7),
             kind,
             rank: None,
             time_unix_ms: clock::now_ms(),
@@ -87,12 +92,13 @@ impl Db {
             return refuse("has 16 points waiting for its agent; check that the agent runs");
         }
         sqlx::query(
-            "INSERT INTO points (id, machine, kind, time_ms, state, asked)
-             VALUES (?, ?, ?, ?, 'requested', 1)",
+            "INSERT INTO points (id, machine, kind, time_ms, heard_ms, state, asked)
+             VALUES (?, ?, ?, ?, ?, 'requested', 1)",
         )
         .bind(point.point.to_string())
         .bind(id.to_string())
         .bind(name_of(&kind))
+        .bind(own(point.time_unix_ms))
         .bind(own(point.time_unix_ms))
         .execute(&mut *tx)
         .await?;
@@ -100,6 +106,34 @@ impl Db {
         events::append(&mut tx, actor, "point.mark", machine, &point.point.to_string()).await?;
         tx.commit().await?;
         Ok(point)
+    }
+
+    /// The point that an earlier call asked for under the same id.
+    async fn asked_before(
+        &self,
+        machine: &str,
+        wanted: Option<Uuid>,
+    ) -> Result<Option<Point>, ControlError> {
+        let Some(wanted) = wanted else { return Ok(None) };
+        let row = sqlx::query(
+            "SELECT machines.name, points.asked FROM points
+             JOIN machines ON machines.id = points.machine WHERE points.id = ?",
+        )
+        .bind(wanted.to_string())
+        .fetch_optional(&self.readers)
+        .await?
+        .map(Record);
+        match row {
+            None => Ok(None),
+            Some(row) if row.text("name")? == machine && row.flag("asked")? => {
+                self.point(machine, PointSelector::Id(wanted)).await.map(Some)
+            }
+            Some(_) => Err(ControlError::AlreadyExists {
+                what: "recovery point",
+                name: wanted.to_string(),
+                hint: "ask under a new id",
+            }),
+        }
     }
 
     /// A machine's newest points by rank that are committed or asked for, newest last; with `before`
@@ -193,18 +227,16 @@ impl Db {
             })
             .collect();
         let state: PointState = record.name("state")?;
+        let is_committed = state == PointState::Committed;
         let time_unix_ms = record.number("time_ms")?;
         let at_unix_ms = record.optional_number("at_ms")?;
         Ok(Point {
             point,
             kind: record.name("kind")?,
-            rank: match state {
-                PointState::Committed => Some(record.number("rank")?),
-                _ => None,
-            },
+            rank: is_committed.then(|| record.number("rank")).transpose()?,
             time_unix_ms,
             at_unix_ms,
-            heard_unix_ms: record.optional_number("heard_ms")?,
+            heard_unix_ms: record.optional_number("heard_ms")?.filter(|_| is_committed),
             clock_off_ms: at_unix_ms.and_then(|at| point_time::clock_off_ms(time_unix_ms, at)),
             state,
             volumes: volumes?,
@@ -241,8 +273,8 @@ pub(super) async fn commit(
     // The agent's time and kind replace what was noted when the point was asked for. A point of
     // another machine stays as it is: the condition keeps one agent from changing another's.
     let noted = sqlx::query(
-        "INSERT INTO points (id, machine, kind, time_ms, state, asked)
-         VALUES (?, ?, ?, ?, 'requested', 0)
+        "INSERT INTO points (id, machine, kind, time_ms, heard_ms, state, asked)
+         VALUES (?, ?, ?, ?, ?, 'requested', 0)
          ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, time_ms = excluded.time_ms
          WHERE points.machine = excluded.machine AND points.state = 'requested'",
     )
@@ -250,6 +282,7 @@ pub(super) async fn commit(
     .bind(&machine)
     .bind(name_of(&report.kind))
     .bind(time)
+    .bind(own(now_ms))
     .execute(&mut **tx)
     .await?;
     if noted.rows_affected() == 0 {

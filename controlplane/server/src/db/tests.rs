@@ -21,6 +21,7 @@ use crate::clock;
 use crate::domain::failover::Event;
 use crate::domain::machine::view;
 use crate::domain::placement::{self, Move, NodeSite};
+use crate::domain::retention::Look;
 use crate::error::ControlError;
 
 const LONG_AGO: u64 = 0;
@@ -151,6 +152,7 @@ impl Site {
 
 fn failover(kind: FailoverKind, point: PointSelector) -> CreateFailover {
     CreateFailover {
+        id: None,
         kind,
         point,
         serve_only: true,
@@ -409,7 +411,7 @@ async fn points_are_asked_for_committed_once_and_listed_in_order() {
     let site = site().await;
     let volume = site.protect("web").await;
     site.place().await;
-    let asked = site.db.create_point(Actor::Operator, "web", PointKind::Crash).await.unwrap();
+    let asked = site.db.create_point(Actor::Operator, "web", PointKind::Crash, None).await.unwrap();
     let marks = &site.db.agent_volumes(site.agent).await.unwrap()[0].marks_requested;
     assert_eq!((marks[0].point, marks[0].kind), (asked.point, PointKind::Crash));
     let none = site.db.point("web", PointSelector::Latest).await;
@@ -644,7 +646,7 @@ async fn an_unplanned_failover_fences_and_a_clean_up_gives_back() {
     let facts = site.db.machine("web").await.unwrap();
     assert_eq!(facts.volumes[0].epoch, 2);
     assert_eq!(view(facts, clock::now_ms()).state, MachineState::FailedOver);
-    let refused = site.db.create_point(Actor::Operator, "web", PointKind::Crash).await;
+    let refused = site.db.create_point(Actor::Operator, "web", PointKind::Crash, None).await;
     assert!(matches!(refused, Err(ControlError::WrongState { .. })));
     let refused = site.db.delete_machine(Actor::Operator, "web").await;
     assert!(matches!(refused, Err(ControlError::WrongState { .. })));
@@ -716,6 +718,108 @@ async fn a_failover_takes_the_newest_point_of_the_vault() {
     apply(Event::Fenced).await;
     assert_eq!(site.db.failover(id).await.unwrap().shown.point, Some(point.point));
     assert_eq!(site.db.machine("web").await.unwrap().volumes[0].epoch, 41, "fenced once");
+}
+
+/// C7: the clock of the control plane is set forward by a year, and back.
+#[tokio::test]
+async fn no_point_goes_because_the_clock_jumped() {
+    const DAY: u64 = 86_400_000;
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    for _ in 0..3 {
+        site.commit_point(volume, Uuid::now_v7(), clock::now_ms()).await;
+    }
+    let retention_ms = site.db.longest_retention_ms().await.unwrap();
+    assert_eq!(retention_ms, DAY);
+    let now = clock::now_ms();
+    let prune = async |wall_ms, up_ms| {
+        let look = Look { wall_ms, boot: "a", up_ms, retention_ms };
+        let time_ms = site.db.look_at_clocks(&look).await.unwrap();
+        site.db.prune(time_ms).await.unwrap();
+        site.db.points("web", None, 10).await.unwrap().len()
+    };
+    assert_eq!(prune(now, 1_000).await, 3);
+    assert_eq!(prune(now + 365 * DAY, 61_000).await, 3, "no year has passed");
+    let clock_kept = site.db.retention_clock().await.unwrap().unwrap();
+    assert!(clock_kept.is_in_doubt());
+    let event = site.db.events(None, 100).await.unwrap().pop().unwrap();
+    assert_eq!(event.action, "retention.doubt");
+    assert_eq!(prune(now + 120_000, 121_000).await, 3, "it was set right");
+    assert_eq!(prune(now + 2 * DAY, 2 * DAY + 1_000).await, 1, "two days have passed");
+
+    site.commit_point(volume, Uuid::now_v7(), clock::now_ms()).await;
+    let heard = sqlx::query("UPDATE points SET heard_ms = ?");
+    heard.bind(super::record::own(now + 2 * DAY)).execute(&site.db.writer).await.unwrap();
+    assert_eq!(prune(now + 365 * DAY, 2 * DAY + 2_000).await, 2);
+    let look = Look { wall_ms: now + 365 * DAY, boot: "a", up_ms: 2 * DAY + 3_000, retention_ms };
+    site.db.believe_clock(Actor::Operator, &look).await.unwrap();
+    assert_eq!(prune(now + 365 * DAY, 2 * DAY + 4_000).await, 1, "a person said so");
+}
+
+/// C7: more points than one step drops, and counters of more epochs than are kept apart.
+#[tokio::test]
+async fn pruning_keeps_up_and_counters_are_added_up() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let many = sqlx::query(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 25000)
+         INSERT INTO points (id, machine, kind, time_ms, heard_ms, at_ms, rank, state, asked)
+         SELECT printf('%08x-0000-7000-8000-000000000000', i), machines.id, 'crash', 1, i, 1, i,
+            'committed', 0 FROM n, machines",
+    );
+    many.execute(&site.db.writer).await.unwrap();
+    site.db.prune(clock::now_ms()).await.unwrap();
+    let left = site.db.points("web", None, 10).await.unwrap();
+    assert_eq!(left.iter().map(|point| point.rank).collect::<Vec<_>>(), [Some(25_000)]);
+
+    let stats = sqlx::query(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50)
+         INSERT INTO volume_stats SELECT ?, i, 0, i, 1, 1, 1, 1 FROM n",
+    );
+    stats.bind(volume.to_string()).execute(&site.db.writer).await.unwrap();
+    for _ in 0..2 {
+        site.db.prune(clock::now_ms()).await.unwrap();
+        let facts = site.db.machine("web").await.unwrap();
+        assert_eq!(facts.volumes[0].stats.bytes_in, 50 * 51 / 2, "the sum stays");
+        assert_eq!(facts.volumes[0].stats.stored_bytes, 50);
+        let rows = sqlx::query("SELECT 1 FROM volume_stats").fetch_all(&site.db.readers).await;
+        assert_eq!(rows.unwrap().len(), 9);
+    }
+}
+
+/// N8: an answer is lost, and what was asked for is asked for again.
+#[tokio::test]
+async fn what_is_asked_for_again_under_its_id_is_done_once() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.protect("db").await;
+    site.place().await;
+    site.commit_point(volume, Uuid::now_v7(), 1_000).await;
+    let id = Some(Uuid::now_v7());
+    let ask = async |machine, id| {
+        site.db.create_point(Actor::Operator, machine, PointKind::Crash, id).await
+    };
+    let asked = ask("web", id).await.unwrap();
+    assert_eq!(Some(asked.point), id);
+    assert_eq!(ask("web", id).await.unwrap(), asked);
+    site.commit_point(volume, asked.point, 2_000).await;
+    assert_eq!(ask("web", id).await.unwrap().state, PointState::Committed, "as it stands");
+    let stolen = ask("db", id).await;
+    assert!(matches!(stolen, Err(ControlError::AlreadyExists { .. })), "{stolen:?}");
+
+    let spec = CreateFailover {
+        id: Some(Uuid::now_v7()),
+        ..failover(FailoverKind::Drill, PointSelector::Latest)
+    };
+    let first = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    let again = site.db.create_failover(Actor::Operator, "web", &spec).await.unwrap();
+    assert_eq!((Some(first), first), (spec.id, again));
+    assert_eq!(site.db.failovers(10).await.unwrap().len(), 1);
+    let other = CreateFailover { serve_only: !spec.serve_only, ..spec };
+    let refused = site.db.create_failover(Actor::Operator, "web", &other).await;
+    assert!(matches!(refused, Err(ControlError::AlreadyExists { .. })), "{refused:?}");
 }
 
 /// C6: another node would have to seal its log, though it lives.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use farshore_api::agent::Agents;
 use farshore_api::audit::Entries;
 use farshore_api::node::{Node, Nodes};
-use farshore_api::status::{Events, Status};
+use farshore_api::status::{Events, RetentionStatus, Status};
 use serde::Deserialize;
 use uuid::Uuid;
 use warp::filters::BoxedFilter;
@@ -14,8 +14,10 @@ use warp::{Filter, Reply};
 use super::context::{Context, context, page};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
+use crate::clock;
 use crate::domain::liveness::Input;
 use crate::error::ControlError;
+use crate::reconcile;
 
 /// Answers a constant to anybody.
 pub(super) fn livez() -> BoxedFilter<(Response,)> {
@@ -39,6 +41,10 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .and(warp::get())
         .and(context(app))
         .then(|context| answer(status(context)));
+    let believe = warp::path!("api" / "v1" / "status" / "believe-clock")
+        .and(warp::post())
+        .and(context(app))
+        .then(|context| answer(believe_clock(context)));
     let events = warp::path!("api" / "v1" / "events")
         .and(warp::get())
         .and(context(app))
@@ -50,7 +56,7 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
         .and(warp::query())
         .then(|context, query| answer(audit(context, query)));
     let lists = agents.or(nodes).unify().or(lost).unify().or(status).unify();
-    lists.or(events).unify().or(audit).unify().boxed()
+    lists.or(believe).unify().or(events).unify().or(audit).unify().boxed()
 }
 
 async fn agents(context: Context) -> Result<Agents, ControlError> {
@@ -96,8 +102,25 @@ async fn status(context: Context) -> Result<Status, ControlError> {
         vault: app.settings.vault.clone(),
         ca_fingerprint: hex::encode(app.ca.fingerprint()),
         started_at_unix_ms: app.started_ms,
+        retention: retention(app).await?,
         counts: app.db.counts(app.healthy_since_ms()).await?,
     })
+}
+
+async fn retention(app: &App) -> Result<RetentionStatus, ControlError> {
+    let clock = app.db.retention_clock().await?;
+    Ok(RetentionStatus {
+        time_unix_ms: clock.as_ref().map(|clock| clock.time_ms),
+        doubt_ms: clock.map_or(0, |clock| clock.doubt_ms),
+    })
+}
+
+async fn believe_clock(context: Context) -> Result<RetentionStatus, ControlError> {
+    let actor = context.operator()?;
+    let (app, boot) = (&context.app, clock::boot());
+    let look = reconcile::clocks(&boot, app.db.longest_retention_ms().await?);
+    app.db.believe_clock(actor, &look).await?;
+    retention(app).await
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]

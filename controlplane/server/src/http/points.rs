@@ -48,7 +48,7 @@ async fn list(context: Context, machine: String, query: ListQuery) -> Result<Poi
 async fn create(context: Context, machine: String, body: Body) -> Result<Point, ControlError> {
     let actor = context.operator()?;
     let request: CreatePoint = body.json_or_default()?;
-    let point = context.app.db.create_point(actor, &machine, request.kind).await?;
+    let point = context.app.db.create_point(actor, &machine, request.kind, request.point).await?;
     context.app.changes.wake(Topic::Assignments);
     Ok(point)
 }

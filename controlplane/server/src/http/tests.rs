@@ -184,6 +184,7 @@ fn operator_routes() -> Vec<(&'static str, String, Option<Value>)> {
         ("POST", paths::revoke_agent(id), None),
         ("POST", paths::revoke_node(id), None),
         ("GET", paths::STATUS.into(), None),
+        ("POST", paths::BELIEVE_CLOCK.into(), None),
         ("GET", paths::EVENTS.into(), None),
         ("GET", paths::AUDIT.into(), None),
         ("GET", paths::POLICIES.into(), None),

@@ -290,6 +290,7 @@ mod tests {
 
     fn spec() -> CreateFailover {
         CreateFailover {
+            id: None,
             kind: FailoverKind::Drill,
             point: Default::default(),
             serve_only: false,

@@ -21,6 +21,7 @@ use crate::app::{App, Topic};
 use crate::clock;
 use crate::domain::liveness::Input;
 use crate::domain::placement::{self, NodeSite};
+use crate::domain::retention::Look;
 use crate::error::ControlError;
 use crate::tls;
 
@@ -103,10 +104,22 @@ pub(crate) async fn place_once(app: &App) -> Result<bool, ControlError> {
 async fn prune(app: &App) {
     loop {
         tokio::time::sleep(PRUNE_INTERVAL).await;
-        if let Err(failure) = app.db.prune(clock::now_ms()).await {
+        if let Err(failure) = prune_once(app).await {
             error!(error = %failure, "drop old rows");
         }
     }
+}
+
+/// What the clocks show now.
+pub(crate) fn clocks(boot: &str, retention_ms: u64) -> Look<'_> {
+    Look { wall_ms: clock::now_ms(), boot, up_ms: clock::up_ms(), retention_ms }
+}
+
+async fn prune_once(app: &App) -> Result<(), ControlError> {
+    let (boot, retention_ms) = (clock::boot(), app.db.longest_retention_ms().await?);
+    let look = clocks(&boot, retention_ms);
+    let time_ms = app.db.look_at_clocks(&look).await?;
+    app.db.prune(time_ms).await
 }
 
 async fn renew_certificate(app: &App, config: &watch::Sender<Arc<ServerConfig>>) {
