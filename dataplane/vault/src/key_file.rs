@@ -1,5 +1,6 @@
 //! The file that holds a vault's recovery key: one line, mode 0600.
 
+use crate::durable::{rename_anew, sync_directory_of};
 use crate::limits::KEY_FILE_BYTES_MAX;
 use farshore_codec::{KekError, RecoveryKey};
 use farshore_proto::ErrorKind;
@@ -79,22 +80,24 @@ pub fn create(path: &Path, key: &RecoveryKey) -> Result<(), KeyFileError> {
         io::ErrorKind::AlreadyExists => KeyFileError::Exists { path: path.to_owned() },
         _ => KeyFileError::Io { path: path.to_owned(), verb: "written", source },
     };
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".partial");
-    let temporary = PathBuf::from(temporary);
+    // A name of its own: whatever lies beside the key is somebody's.
+    let name = format!(".farshore-key-{}", uuid::Uuid::new_v4().simple());
+    let temporary = path.with_file_name(name);
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
+    options.write(true).create_new(true).mode(0o600);
     let mut file = options.open(&temporary).map_err(error)?;
     let mut write = || {
         file.write_all(key.to_text().as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_all()?;
-        // A link, unlike a rename, never replaces a key that somebody else put there.
-        std::fs::hard_link(&temporary, path)?;
-        crate::overlay::sync_directory_of(path)
+        // Never replaces a key that somebody else put there.
+        rename_anew(&temporary, path)?;
+        sync_directory_of(path)
     };
     let written = write();
-    let _ = std::fs::remove_file(&temporary);
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
     written.map_err(error)
 }
 
@@ -134,14 +137,18 @@ mod tests {
     fn a_key_is_written_once_and_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recovery.key");
+        let precious = folder.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, folder.path().join("recovery.key.partial")).unwrap();
         let key = RecoveryKey::draw().unwrap();
         create(&path, &key).unwrap();
+        assert_eq!(fs::read(&precious).unwrap(), b"precious", "a link beside it is not followed");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(read(&path).unwrap().to_text(), key.to_text());
         let error = create(&path, &RecoveryKey::draw().unwrap()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Conflict);
         assert_eq!(read(&path).unwrap().to_text(), key.to_text());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 
     #[test]

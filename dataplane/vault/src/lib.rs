@@ -23,6 +23,7 @@ mod chain;
 mod chunks;
 pub mod claim;
 pub mod dedup;
+mod durable;
 pub mod epoch;
 mod error;
 pub mod export;

@@ -31,6 +31,11 @@ pub const SEAL_STEPS_MAX: u64 = 1 << 16;
 /// Sealed logs whose streams a node remembers while it takes their volumes over.
 pub const SEALED_LOGS_MAX: usize = 256;
 
+/// Bytes of the journal of an interrupted restore that are read: a line of it has about 150 bytes.
+pub const RESTORE_JOURNAL_BYTES_MAX: u64 = 1 << 30;
+/// Names beside a restored file that are tried until one is free.
+pub const RESTORE_PARTIALS_MAX: u32 = 64;
+
 /// Runs in the block map of one view; one run costs about 60 bytes.
 pub const VIEW_RUNS_MAX: usize = 1 << 27;
 /// Bytes of a chunk on an average disk: a view needs a run for each of so many at least.

@@ -2,10 +2,17 @@
 //!
 //! Frames are read in the order in which they are stored, each once, neighbours together; blocks are
 //! written as they come. A file is made under another name, synced and then renamed, so a file of the
-//! wanted name is always whole.
+//! wanted name is always whole. What was done is noted in a journal, so that a restore that was
+//! interrupted goes on where it was.
 
+mod holders;
+mod journal;
 mod plan;
+mod signatures;
+mod survey;
 mod target;
+
+pub use survey::{Survey, TargetKind, survey};
 
 use crate::chunks::ChunkReader;
 use crate::error::VaultError;
@@ -22,10 +29,12 @@ use plan::{Job, Place};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use target::Target;
+use target::{Target, Wanted};
 
 /// Slots whose GETs are planned at the same time.
 const PLANS_AHEAD: usize = 2;
+/// Frames of an earlier run that are read again at once.
+const FRAMES_CHECKED: usize = 64;
 /// Blocks of a device whose gaps are looked for at once: 1 GiB.
 const ZERO_STEP_BLOCKS: usize = 1 << 18;
 
@@ -36,11 +45,13 @@ pub enum RestoreError {
     /// The vault.
     #[error(transparent)]
     Vault(#[from] VaultError),
-    /// The target file has content.
-    #[error("restore to {}: the file exists and is not empty: name another, or allow it to be replaced", path.display())]
+    /// There is something on the target.
+    #[error("restore to {}: it is not empty: it holds {content}: name another place, or allow it to be replaced", path.display())]
     NotEmpty {
         /// The target.
         path: PathBuf,
+        /// What it holds.
+        content: String,
     },
     /// The target is neither a file nor a block device.
     #[error("restore to {}: it is neither a file nor a block device", path.display())]
@@ -68,11 +79,13 @@ pub enum RestoreError {
         /// Bytes to be written.
         needed: u64,
     },
-    /// Another process restores to the same place, or uses the device.
-    #[error("restore to {}: it is in use by another process", path.display())]
+    /// Another process restores to the same place, or something uses it.
+    #[error("restore to {}: it is in use: {holder}: end that first, or name another place", path.display())]
     InUse {
         /// The target.
         path: PathBuf,
+        /// Who uses it.
+        holder: String,
     },
     /// The target cannot be written.
     #[error("restore to {}: cannot {verb}", path.display())]
@@ -115,10 +128,13 @@ impl RestoreError {
 }
 
 /// How to restore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RestoreOptions {
-    /// Whether a target file that has content may be replaced.
+    /// Whether a target that has content may be replaced.
     pub may_replace: bool,
+    /// Where it is noted how far a restore to a device is; without, one that was interrupted begins
+    /// anew. One to a file is noted beside it.
+    pub journal_directory: Option<PathBuf>,
 }
 
 /// How far a restore is.
@@ -131,12 +147,14 @@ pub struct RestoreProgress {
 }
 
 /// What a restore did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RestoreReport {
     /// Size of the volume.
     pub size_bytes: u64,
-    /// Bytes of data written; the rest is zero.
+    /// Bytes of data that are there now; the rest is zero.
     pub written_bytes: u64,
+    /// Bytes of it that an earlier run had written, read again and found to be right.
+    pub resumed_bytes: u64,
     /// Bytes fetched from the vault for frames.
     pub fetched_bytes: u64,
 }
@@ -144,10 +162,12 @@ pub struct RestoreReport {
 /// Writes all of a view to `to`, durably. `progress` is called now and then, from this task.
 ///
 /// # Errors
-/// As [`RestoreError`]. A partly written file is removed; a partly written device stays so.
+/// As [`RestoreError`]. What was written of a file is kept for the next attempt if the vault did not
+/// answer, and removed otherwise; a partly written device stays so.
 ///
 /// # Cancel safety
-/// Dropped, it leaves a file named `to` with `.partial` behind, which the next restore reuses.
+/// Dropped, it leaves a partly written file and its journal beside `to`, with names of their own; the
+/// next restore of the same point goes on from there.
 pub async fn restore(
     view: &VolumeView,
     to: &Path,
@@ -155,15 +175,23 @@ pub async fn restore(
     mut progress: impl FnMut(RestoreProgress) + Send,
 ) -> Result<RestoreReport, RestoreError> {
     let (size_bytes, data_bytes) = (view.size_bytes(), view.data_bytes());
+    let point = view.point();
+    let what = format!("{} {} {} {size_bytes}", view.volume(), point.id, point.seq.0);
+    let wanted = Wanted { what, size_bytes, data_bytes };
     let target = {
         let to = to.to_owned();
-        blocking(move || Target::open(&to, size_bytes, data_bytes, options)).await?
+        blocking(move || Target::open(&to, &wanted, &options)).await?
     };
     let target = Arc::new(target);
     match write_all(view, &target, &mut progress).await {
         Ok(report) => blocking(move || target.finish()).await.map(|()| report),
         Err(error) => {
-            target.abandon();
+            // What a store that is away was asked for can be asked for again; the rest stays as it is.
+            let is_vault_away =
+                matches!(&error, RestoreError::Vault(e) if e.kind() == ErrorKind::Unavailable);
+            if !(is_vault_away && target.journal().is_worth_keeping()) {
+                target.abandon();
+            }
             Err(error)
         }
     }
@@ -175,11 +203,16 @@ async fn write_all(
     progress: &mut (impl FnMut(RestoreProgress) + Send),
 ) -> Result<RestoreReport, RestoreError> {
     let data_bytes = view.data_bytes();
-    let mut report =
-        RestoreReport { size_bytes: view.size_bytes(), written_bytes: 0, fetched_bytes: 0 };
+    let mut report = RestoreReport { size_bytes: view.size_bytes(), ..RestoreReport::default() };
     progress(RestoreProgress { written_bytes: 0, data_bytes });
     zero_gaps(view, target).await?;
-    let places = plan::resolve(view).await?;
+    let mut places = plan::resolve(view).await?;
+    if target.journal().has_any() {
+        let hasher = view.reader.vault().hasher();
+        let mut told = |resumed| progress(RestoreProgress { written_bytes: resumed, data_bytes });
+        (places, report.resumed_bytes) = without_done(places, target, hasher, &mut told).await?;
+        report.written_bytes = report.resumed_bytes;
+    }
     // A slot's table is needed to plan its GETs: the next slot is planned meanwhile.
     let slots = plan::ranges(&places, |a, b| (a.log, a.slot) == (b.log, b.slot));
     let jobs = slots.into_iter().map(|range| plan_slot(view, &places[range]));
@@ -197,6 +230,55 @@ async fn write_all(
         progress(RestoreProgress { written_bytes: report.written_bytes, data_bytes });
     }
     Ok(report)
+}
+
+/// Leaves out the frames that an earlier run wrote, as far as they are still there: returns the rest,
+/// and how many bytes those have.
+async fn without_done(
+    places: Vec<Place>,
+    target: &Arc<Target>,
+    hasher: &ChunkHasher,
+    told: &mut (impl FnMut(u64) + Send),
+) -> Result<(Vec<Place>, u64), RestoreError> {
+    let (mut left, mut resumed) = (Vec::new(), 0);
+    let frames = plan::ranges(&places, |a, b| (a.log, a.slot, a.frame) == (b.log, b.slot, b.frame));
+    for frames in frames.chunks(FRAMES_CHECKED) {
+        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { continue };
+        let part = places[first.start..last.end].to_vec();
+        let (target, hasher) = (Arc::clone(target), hasher.clone());
+        let (rest, bytes) = blocking(move || check_done(part, &target, &hasher)).await?;
+        left.extend(rest);
+        resumed += bytes;
+        told(resumed);
+    }
+    Ok((left, resumed))
+}
+
+fn check_done(
+    places: Vec<Place>,
+    target: &Target,
+    hasher: &ChunkHasher,
+) -> Result<(Vec<Place>, u64), RestoreError> {
+    let (mut left, mut done) = (Vec::new(), 0);
+    for places in places.chunk_by(|a, b| (a.log, a.slot, a.frame) == (b.log, b.slot, b.frame)) {
+        let Some(expected) = target.journal().hash_of(places) else {
+            left.extend_from_slice(places);
+            continue;
+        };
+        let mut length = 0;
+        let found = journal::hash(hasher, places, |block, range, bytes| {
+            let at = bytes.len();
+            bytes.resize(at + target.inside(block, range.len()), 0);
+            length += range.len() as u64;
+            target.read(block, &mut bytes[at..])
+        })?;
+        if found == expected {
+            done += length;
+        } else {
+            left.extend_from_slice(places);
+        }
+    }
+    Ok((left, done))
 }
 
 /// Makes zero, on a device, what is not data.
@@ -276,10 +358,13 @@ fn write_job(
             .open_frame(table, number, &sealed[at(range.start)..at(range.end)], &mut raw)
             .map_err(failure)?;
         check_chunks(&job.segment, places, &raw, hasher).map_err(failure)?;
-        for (block, bytes) in plan::writes(places) {
-            target.write(block, &raw[bytes.clone()])?;
-            written += bytes.len() as u64;
-        }
+        let hash = journal::hash(hasher, places, |block, range, bytes| {
+            let run = &raw[range];
+            bytes.extend_from_slice(&run[..target.inside(block, run.len())]);
+            written += run.len() as u64;
+            target.write(block, run)
+        })?;
+        target.journal().note(places, &hash);
     }
     Ok(written)
 }
@@ -295,6 +380,11 @@ fn check_chunks(
         chunk_of(&segment.table, places[0].number, raw, hasher)?;
     }
     Ok(())
+}
+
+fn io_error(path: &Path, verb: &'static str) -> impl Fn(io::Error) -> RestoreError + use<> {
+    let path = path.to_owned();
+    move |source| RestoreError::Io { path: path.clone(), verb, source }
 }
 
 /// Runs what blocks on a thread of its own.

@@ -8,11 +8,12 @@ use farshore_api::point::PointSelector;
 use farshore_proto::VolumeId;
 use farshore_vault::VolumeView;
 use farshore_vault::layout::ObjectName;
-use farshore_vault::restore::{self, RestoreError, RestoreOptions, RestoreReport};
+use farshore_vault::restore::{self, RestoreError, RestoreOptions, RestoreReport, TargetKind};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::args::Global;
+use crate::confirm::Consent;
 use crate::failure::{Failure, Outcome};
 use crate::job::Job;
 use crate::output::{size, time};
@@ -27,9 +28,11 @@ pub(crate) struct RestoreTo {
     /// File or block device to write
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
-    /// Replace a file that has content
+    /// Replace a file that has content; write over a device that has some, with --yes
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 /// Result of a restore.
@@ -44,6 +47,8 @@ struct Restored {
     to: String,
     size_bytes: u64,
     written_bytes: u64,
+    /// Bytes that an earlier, interrupted run had written.
+    resumed_bytes: u64,
     fetched_bytes: u64,
     seconds: f64,
 }
@@ -61,6 +66,7 @@ impl Restored {
             to: to.to.display().to_string(),
             size_bytes: report.size_bytes,
             written_bytes: report.written_bytes,
+            resumed_bytes: report.resumed_bytes,
             fetched_bytes: report.fetched_bytes,
             seconds: started.elapsed().as_secs_f64(),
         }
@@ -107,14 +113,52 @@ pub(crate) async fn restore(
             hole.later
         );
     }
+    let options = RestoreOptions { may_replace: to.force, journal_directory: journal_directory() };
+    if !may_write(&view, &to, &options)? {
+        return Ok(());
+    }
     let job = Job::of_bytes(global, "restoring");
-    let options = RestoreOptions { may_replace: to.force };
     let told = |progress: restore::RestoreProgress| {
         job.bytes(progress.written_bytes, progress.data_bytes);
     };
     let report = restore::restore(&view, &to.to, options, told).await;
     let report = report.map_err(|error| or_another_point(restore_failure(&error), volume))?;
     job.finish(&Restored::new(&view, &to, report, started), Restored::table)
+}
+
+/// Looks at what is there, and asks where a device would lose something. False for a dry run.
+fn may_write(view: &VolumeView, to: &RestoreTo, options: &RestoreOptions) -> Outcome<bool> {
+    let found = restore::survey(&to.to).map_err(|error| restore_failure(&error))?;
+    found.check(view.size_bytes(), options).map_err(|error| restore_failure(&error))?;
+    let loses_disk = found.kind == TargetKind::Device && found.content.is_some();
+    if !loses_disk && !to.consent.dry_run {
+        return Ok(true);
+    }
+    let point = view.point();
+    let over = match (&found.content, found.kind) {
+        (Some(content), _) => format!(", over what is there: {content}"),
+        (None, TargetKind::NewFile) => ", a new file".to_owned(),
+        (None, _) => ", which holds nothing".to_owned(),
+    };
+    to.consent.ask(&format!(
+        "write {} of data, a disk of {}, volume {} as it was at {}, to {}{over}",
+        size(view.data_bytes()),
+        size(view.size_bytes()),
+        view.volume(),
+        time(point.time_unix_ms),
+        found.path.display()
+    ))
+}
+
+/// Where it is noted how far a restore to a device is: what belongs to the system for root, else to
+/// the user; nowhere if neither is known.
+fn journal_directory() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib/farshore/restores"));
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state"));
+    state.or_else(home).map(|state| state.join("farshore/restores"))
 }
 
 /// What is damaged stays so; other points may do without it.
@@ -142,6 +186,9 @@ fn restore_failure(error: &RestoreError) -> Failure {
     let failure = Failure::new(exit, told(error));
     match error {
         RestoreError::NotEmpty { .. } => failure.hint("say --force to replace it"),
+        RestoreError::InUse { .. } => {
+            failure.hint("what uses it would not notice that it has become another disk")
+        }
         RestoreError::NoRoom { .. } => failure.hint("free some space, or choose another place"),
         RestoreError::TooSmall { .. } => failure.hint("choose a device that is large enough"),
         _ => failure,

@@ -131,6 +131,25 @@ fn a_point_is_restored_byte_for_byte_from_store_and_key_alone() {
 }
 
 #[test]
+fn a_dry_run_of_a_restore_names_what_is_there_and_writes_nothing() {
+    let bench = Bench::with_volume();
+    let to = bench.root.path().join("disk.img");
+    let to_text = to.to_str().unwrap();
+    let args = ["restore", "--volume", VOLUME, "--point", POINT, "--to", to_text, "--dry-run"];
+    let ran = bench.run(&args);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{}", ran.stderr);
+    assert!(ran.stderr.contains(to_text) && ran.stderr.contains("a new file"), "{}", ran.stderr);
+    assert!(!to.exists());
+    let mut precious = vec![0; 8192];
+    precious[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+    fs::write(&to, &precious).unwrap();
+    bench.run(&args).fails(79, "ext2, ext3 or ext4", "say --force");
+    let ran = bench.run(&[&args[..], &["--force"]].concat());
+    assert!(ran.stderr.contains("ext2, ext3 or ext4"), "{}", ran.stderr);
+    assert_eq!(fs::read(&to).unwrap(), precious);
+}
+
+#[test]
 fn an_export_reads_the_vault_that_the_endpoints_name() {
     let bench = Bench::with_volume();
     let machine = json!({

@@ -2,8 +2,8 @@ use super::*;
 use crate::testing::{World, image_bytes};
 use crate::view::PointSelector;
 use proptest::prelude::*;
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 async fn sample() -> (World, VolumeView, Vec<u8>) {
     let world = World::sample().await;
@@ -40,11 +40,14 @@ async fn a_file_with_content_is_only_replaced_when_told() {
     let error = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap_err();
     assert!(matches!(error, RestoreError::NotEmpty { .. }), "{error}");
     assert_eq!(fs::read(&to).unwrap(), b"precious");
-    // What an earlier restore left behind is in nobody's way.
-    fs::write(world.folder.path().join("disk.img.partial"), vec![7; 1 << 20]).unwrap();
-    let options = RestoreOptions { may_replace: true };
-    restore(&view, &to, options, |_| {}).await.unwrap();
+    assert!(error.to_string().contains("8 bytes, data of no known kind"), "{error}");
+    restore(&view, &to, replacing(), |_| {}).await.unwrap();
     assert!(fs::read(&to).unwrap() == expected);
+    assert_eq!(names(&world), ["disk.img"]);
+    // Whoever could read the old one cannot read the new one.
+    fs::set_permissions(&to, fs::Permissions::from_mode(0o666)).unwrap();
+    restore(&view, &to, replacing(), |_| {}).await.unwrap();
+    assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
     let empty = world.folder.path().join("empty.img");
     fs::write(&empty, b"").unwrap();
     restore(&view, &empty, RestoreOptions::default(), |_| {}).await.unwrap();
@@ -77,7 +80,246 @@ async fn a_failed_restore_leaves_nothing_behind() {
     let error = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().contains("0000000000000000 is damaged at byte"), "{error}");
-    assert!(!to.exists() && !world.folder.path().join("disk.img.partial").exists());
+    assert!(!to.exists());
+    assert!(names(&world).is_empty(), "{:?}", names(&world));
+}
+
+fn replacing() -> RestoreOptions {
+    RestoreOptions { may_replace: true, ..RestoreOptions::default() }
+}
+
+/// Files beside the vault, those with a dot too.
+fn names(world: &World) -> Vec<String> {
+    let entries = fs::read_dir(world.folder.path()).unwrap().flatten();
+    let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+    let mut names: Vec<String> =
+        files.map(|file| file.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_link_is_followed_and_stays_a_link() {
+    let (world, view, expected) = sample().await;
+    let folder = world.folder.path();
+    let (file, link, farther) = (folder.join("real.img"), folder.join("a"), folder.join("b"));
+    fs::write(&file, "precious").unwrap();
+    std::os::unix::fs::symlink("real.img", &link).unwrap();
+    std::os::unix::fs::symlink(&link, &farther).unwrap();
+    let refused = restore(&view, &farther, RestoreOptions::default(), |_| {}).await.unwrap_err();
+    assert!(refused.to_string().contains("real.img"), "{refused}");
+    restore(&view, &farther, replacing(), |_| {}).await.unwrap();
+    assert!(fs::read(&file).unwrap() == expected);
+    assert!(farther.symlink_metadata().unwrap().is_symlink());
+    // One that leads nowhere yet.
+    fs::remove_file(&file).unwrap();
+    restore(&view, &farther, RestoreOptions::default(), |_| {}).await.unwrap();
+    assert!(fs::read(&file).unwrap() == expected);
+    // One that leads to itself.
+    let ring = folder.join("ring");
+    std::os::unix::fs::symlink("ring", &ring).unwrap();
+    let error = restore(&view, &ring, RestoreOptions::default(), |_| {}).await.unwrap_err();
+    assert!(error.to_string().contains("ring"), "{error}");
+}
+
+#[tokio::test]
+async fn what_others_have_beside_the_target_is_never_touched() {
+    let (world, view, expected) = sample().await;
+    let folder = world.folder.path();
+    let to = folder.join("disk.img");
+    let stem = format!(".farshore-{:08x}", crc32c::crc32c(b"disk.img"));
+    let precious = folder.join("precious");
+    fs::write(&precious, "precious").unwrap();
+    // The names that a restore would take: files, a directory, links, a hard link.
+    let foreign = |number: u32, end: &str| folder.join(format!("{stem}-{number}.{end}"));
+    fs::write(folder.join("disk.img.partial"), "precious").unwrap();
+    fs::write(foreign(0, "restore"), "precious").unwrap();
+    fs::write(foreign(1, "partial"), "precious").unwrap();
+    fs::create_dir(foreign(2, "restore")).unwrap();
+    std::os::unix::fs::symlink(&precious, foreign(3, "restore")).unwrap();
+    std::os::unix::fs::symlink(&precious, foreign(4, "partial")).unwrap();
+    fs::hard_link(&precious, foreign(5, "restore")).unwrap();
+    let before = names(&world);
+    restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
+    assert!(fs::read(&to).unwrap() == expected);
+    fs::remove_file(&to).unwrap();
+    assert_eq!(names(&world), before, "nothing was left and nothing was taken");
+    for file in [&precious, &foreign(0, "restore"), &foreign(1, "partial")] {
+        assert_eq!(fs::read(file).unwrap(), b"precious", "{}", file.display());
+    }
+    assert_eq!(fs::read(folder.join("disk.img.partial")).unwrap(), b"precious");
+}
+
+#[tokio::test]
+async fn a_target_that_somebody_writes_is_refused_by_name() {
+    let (world, view, _) = sample().await;
+    let to = world.folder.path().join("disk.img");
+    fs::write(&to, "precious").unwrap();
+    let mut child = std::process::Command::new("/bin/sh")
+        .args(["-c", "exec 3>>\"$0\"; echo open; exec sleep 60"])
+        .arg(&to)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 4]).unwrap();
+    let refused = restore(&view, &to, replacing(), |_| {}).await.unwrap_err();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert!(refused.to_string().contains(&format!("process {}", child.id())), "{refused}");
+    assert_eq!(fs::read(&to).unwrap(), b"precious");
+}
+
+/// Restores until something was written, and drops it there.
+async fn interrupted(view: &VolumeView, to: &Path) {
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let restoring = restore(view, to, RestoreOptions::default(), move |now| {
+        if now.written_bytes > 0 {
+            tell.try_send(()).ok();
+        }
+    });
+    tokio::select! {
+        biased;
+        _ = told.recv() => {}
+        done = restoring => { done.unwrap(); }
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_restore_goes_on_where_it_was_and_believes_nothing_it_does_not_see() {
+    let (world, view, expected) = sample().await;
+    let to = world.folder.path().join("disk.img");
+    interrupted(&view, &to).await;
+    let left = names(&world);
+    assert_eq!(left.len(), 2, "a partial file and its journal: {left:?}");
+    assert!(!to.exists());
+    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
+    assert!(report.resumed_bytes > 0, "{report:?}");
+    assert_eq!(report.written_bytes, view.data_bytes());
+    assert!(fs::read(&to).unwrap() == expected);
+    assert_eq!(names(&world), ["disk.img"]);
+
+    // What the disk lost of it, as in a power cut, is written again.
+    fs::remove_file(&to).unwrap();
+    interrupted(&view, &to).await;
+    let partial = names(&world).into_iter().find(|name| name.ends_with(".partial")).unwrap();
+    let partial = world.folder.path().join(partial);
+    fs::write(&partial, vec![0; expected.len()]).unwrap();
+    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
+    assert_eq!(report.resumed_bytes, 0, "{report:?}");
+    assert!(fs::read(&to).unwrap() == expected);
+}
+
+#[tokio::test]
+async fn what_was_left_of_another_point_is_not_mixed_in() {
+    let (world, view, expected) = sample().await;
+    let to = world.folder.path().join("disk.img");
+    let earlier = view.points()[0].id;
+    let selector = PointSelector::Point(earlier);
+    let other = VolumeView::open(&world.vault, view.volume(), selector).await.unwrap();
+    assert_ne!(other.point().id, view.point().id);
+    interrupted(&other, &to).await;
+    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
+    assert_eq!(report.resumed_bytes, 0);
+    assert!(fs::read(&to).unwrap() == expected);
+    assert_eq!(names(&world), ["disk.img"]);
+}
+
+/// A file shown as a disk, until it is dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// None where loop devices cannot be had, which is said.
+    fn of(file: &Path) -> Option<Self> {
+        let made = std::process::Command::new("losetup").args(["-f", "--show"]).arg(file).output();
+        match made {
+            Ok(made) if made.status.success() => {
+                Some(Self(PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())))
+            }
+            other => {
+                eprintln!("not tried: loop devices need root and /dev/loop-control: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        std::process::Command::new("losetup").arg("-d").arg(&self.0).status().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_device_keeps_what_is_on_it_unless_told_and_what_is_in_use_always() {
+    let (world, view, expected) = sample().await;
+    let folder = world.folder.path();
+    let image = folder.join("image");
+    fs::write(&image, vec![0; expected.len() + (1 << 20)]).unwrap();
+    let Some(disk) = Disk::of(&image) else { return };
+
+    // The file behind a disk is in use, told or not.
+    let refused = restore(&view, &image, replacing(), |_| {}).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict, "{refused}");
+    assert!(refused.to_string().contains(disk.0.to_str().unwrap()), "{refused}");
+
+    // Nothing is on it: no question. An interruption costs what was not written.
+    let journal = folder.join("state");
+    let options = RestoreOptions { journal_directory: Some(journal.clone()), ..Default::default() };
+    let report = restore(&view, &disk.0, options.clone(), |_| {}).await.unwrap();
+    assert_eq!((report.written_bytes, report.resumed_bytes), (view.data_bytes(), 0));
+    assert!(fs::read(&disk.0).unwrap()[..expected.len()] == expected);
+    assert_eq!(fs::read_dir(&journal).unwrap().count(), 0, "it is done");
+
+    // Now something is.
+    let refused = restore(&view, &disk.0, options.clone(), |_| {}).await.unwrap_err();
+    assert!(matches!(refused, RestoreError::NotEmpty { .. }), "{refused}");
+    let file = OpenOptions::new().write(true).open(&disk.0).unwrap();
+    file.write_all_at(&[0x53, 0xef], 0x438).unwrap();
+    drop(file);
+    let link = folder.join("by-id");
+    std::os::unix::fs::symlink(&disk.0, &link).unwrap();
+    let refused = restore(&view, &link, options.clone(), |_| {}).await.unwrap_err().to_string();
+    assert!(refused.contains("ext2, ext3 or ext4"), "{refused}");
+    assert!(refused.contains(disk.0.to_str().unwrap()), "{refused}");
+    let options = RestoreOptions { may_replace: true, ..options };
+    let restoring = restore(&view, &link, options.clone(), |_| {}).await;
+    restoring.unwrap();
+    assert!(fs::read(&disk.0).unwrap()[..expected.len()] == expected);
+
+    // Too small is told before anything is written.
+    let small = folder.join("small");
+    fs::write(&small, vec![0; expected.len() / 2 / 4096 * 4096]).unwrap();
+    let Some(small) = Disk::of(&small) else { return };
+    let error = restore(&view, &small.0, options, |_| {}).await.unwrap_err();
+    assert!(matches!(error, RestoreError::TooSmall { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_interrupted_restore_to_a_device_goes_on() {
+    let (world, view, expected) = sample().await;
+    let folder = world.folder.path();
+    let image = folder.join("image");
+    fs::write(&image, vec![0; expected.len()]).unwrap();
+    let Some(disk) = Disk::of(&image) else { return };
+    let options =
+        RestoreOptions { may_replace: true, journal_directory: Some(folder.join("state")) };
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    {
+        let restoring = restore(&view, &disk.0, options.clone(), move |now| {
+            if now.written_bytes > 0 {
+                tell.try_send(()).ok();
+            }
+        });
+        tokio::select! {
+            biased;
+            _ = told.recv() => {}
+            done = restoring => { done.unwrap(); }
+        }
+    }
+    let report = restore(&view, &disk.0, options, |_| {}).await.unwrap();
+    assert!(report.resumed_bytes > 0, "{report:?}");
+    assert!(fs::read(&disk.0).unwrap() == expected);
 }
 
 /// Restores both volumes of a vault at all points to files; they are the model's images, to the byte.

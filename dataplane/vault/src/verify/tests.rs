@@ -40,7 +40,14 @@ async fn restore_all(world: &World) -> (usize, Vec<String>) {
             }
         };
         let to = world.folder.path().join("restored.img");
-        match restore(&view, &to, RestoreOptions { may_replace: true }, |_| {}).await {
+        match restore(
+            &view,
+            &to,
+            RestoreOptions { may_replace: true, ..RestoreOptions::default() },
+            |_| {},
+        )
+        .await
+        {
             Ok(_) => {
                 assert!(fs::read(&to).unwrap() == image_bytes(&point.image), "{point:?}");
                 restored += 1;

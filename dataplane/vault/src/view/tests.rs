@@ -26,7 +26,14 @@ async fn check_point(world: &World, vault: &Vault, point: &ModelPoint) {
         assert!(point.image[blocks].iter().all(|seed| (*seed != 0) == is_data), "{run:?}");
     }
     let to = world.folder.path().join(format!("{}.img", point.id));
-    let report = restore(&view, &to, RestoreOptions { may_replace: true }, |_| {}).await.unwrap();
+    let report = restore(
+        &view,
+        &to,
+        RestoreOptions { may_replace: true, ..RestoreOptions::default() },
+        |_| {},
+    )
+    .await
+    .unwrap();
     assert_eq!(report.written_bytes, view.data_bytes());
     assert!(std::fs::read(&to).unwrap() == expected);
 }

@@ -52,7 +52,14 @@ impl Local {
                     continue;
                 }
             };
-            match restore(&view, &to, RestoreOptions { may_replace: true }, |_| {}).await {
+            match restore(
+                &view,
+                &to,
+                RestoreOptions { may_replace: true, ..RestoreOptions::default() },
+                |_| {},
+            )
+            .await
+            {
                 Ok(_) => {
                     assert!(fs::read(&to).unwrap() == image_bytes(&point.image), "{point:?}");
                     restored += 1;

@@ -1,0 +1,55 @@
+//! Names that replace nothing, and that last.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Gives a file a name that nobody has: as a rename where there is such a one, else as a link.
+pub(crate) fn rename_anew(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        other => return other.map_err(io::Error::from),
+    }
+    match fs::hard_link(from, to) {
+        Ok(()) => fs::remove_file(from),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+        // Neither of both: what came just now would be seen here.
+        Err(_) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to),
+    }
+}
+
+/// Makes a name durable. Where a directory cannot be synced, its file system has no such promise.
+pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
+    match crate::overlay::sync_directory_of(path) {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_somebody_has_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, "new").unwrap();
+        fs::write(&to, "precious").unwrap();
+        let error = rename_anew(&from, &to).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&to).unwrap(), b"precious");
+        fs::remove_file(&to).unwrap();
+        rename_anew(&from, &to).unwrap();
+        assert!(!from.exists());
+        assert_eq!(fs::read(&to).unwrap(), b"new");
+        sync_directory_of(&to).unwrap();
+    }
+}
