@@ -167,7 +167,8 @@ pub struct RestoreReport {
 ///
 /// # Cancel safety
 /// Dropped, it leaves a partly written file and its journal beside `to`, with names of their own; the
-/// next restore of the same point goes on from there.
+/// next restore of the same point goes on from there. Writes under way end in the background, and the
+/// file is in use until then.
 pub async fn restore(
     view: &VolumeView,
     to: &Path,

@@ -185,6 +185,19 @@ async fn interrupted(view: &VolumeView, to: &Path) {
     }
 }
 
+/// Restores once what was under way when an earlier one was dropped has ended.
+async fn restored(view: &VolumeView, to: &Path) -> RestoreReport {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        match restore(view, to, RestoreOptions::default(), |_| {}).await {
+            Err(RestoreError::InUse { .. }) if std::time::Instant::now() < deadline => {
+                tokio::task::yield_now().await;
+            }
+            result => return result.unwrap(),
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_interrupted_restore_goes_on_where_it_was_and_believes_nothing_it_does_not_see() {
     let (world, view, expected) = sample().await;
@@ -193,7 +206,7 @@ async fn an_interrupted_restore_goes_on_where_it_was_and_believes_nothing_it_doe
     let left = names(&world);
     assert_eq!(left.len(), 2, "a partial file and its journal: {left:?}");
     assert!(!to.exists());
-    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
+    let report = restored(&view, &to).await;
     assert!(report.resumed_bytes > 0, "{report:?}");
     assert_eq!(report.written_bytes, view.data_bytes());
     assert!(fs::read(&to).unwrap() == expected);
@@ -205,7 +218,7 @@ async fn an_interrupted_restore_goes_on_where_it_was_and_believes_nothing_it_doe
     let partial = names(&world).into_iter().find(|name| name.ends_with(".partial")).unwrap();
     let partial = world.folder.path().join(partial);
     fs::write(&partial, vec![0; expected.len()]).unwrap();
-    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
+    let report = restored(&view, &to).await;
     assert_eq!(report.resumed_bytes, 0, "{report:?}");
     assert!(fs::read(&to).unwrap() == expected);
 }
@@ -219,7 +232,7 @@ async fn what_was_left_of_another_point_is_not_mixed_in() {
     let other = VolumeView::open(&world.vault, view.volume(), selector).await.unwrap();
     assert_ne!(other.point().id, view.point().id);
     interrupted(&other, &to).await;
-    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
+    let report = restored(&view, &to).await;
     assert_eq!(report.resumed_bytes, 0);
     assert!(fs::read(&to).unwrap() == expected);
     assert_eq!(names(&world), ["disk.img"]);
