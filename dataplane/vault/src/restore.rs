@@ -175,10 +175,7 @@ pub async fn restore(
     options: RestoreOptions,
     mut progress: impl FnMut(RestoreProgress) + Send,
 ) -> Result<RestoreReport, RestoreError> {
-    let (size_bytes, data_bytes) = (view.size_bytes(), view.data_bytes());
-    let point = view.point();
-    let what = format!("{} {} {} {size_bytes}", view.volume(), point.id, point.seq.0);
-    let wanted = Wanted { what, size_bytes, data_bytes };
+    let wanted = wanted(view);
     let target = {
         let to = to.to_owned();
         blocking(move || Target::open(&to, &wanted, &options)).await?
@@ -196,6 +193,12 @@ pub async fn restore(
             Err(error)
         }
     }
+}
+
+fn wanted(view: &VolumeView) -> Wanted {
+    let (size_bytes, data_bytes, point) = (view.size_bytes(), view.data_bytes(), view.point());
+    let what = format!("{} {} {} {size_bytes}", view.volume(), point.id, point.seq.0);
+    Wanted { what, size_bytes, data_bytes }
 }
 
 async fn write_all(

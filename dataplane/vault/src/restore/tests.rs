@@ -170,31 +170,13 @@ async fn a_target_that_somebody_writes_is_refused_by_name() {
     assert_eq!(fs::read(&to).unwrap(), b"precious");
 }
 
-/// Restores until something was written, and drops it there.
-async fn interrupted(view: &VolumeView, to: &Path) {
-    let (tell, mut told) = tokio::sync::mpsc::channel(1);
-    let restoring = restore(view, to, RestoreOptions::default(), move |now| {
-        if now.written_bytes > 0 {
-            tell.try_send(()).ok();
-        }
-    });
-    tokio::select! {
-        biased;
-        _ = told.recv() => {}
-        done = restoring => { done.unwrap(); }
-    }
-}
-
-/// Restores once what was under way when an earlier one was dropped has ended.
-async fn restored(view: &VolumeView, to: &Path) -> RestoreReport {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    loop {
-        match restore(view, to, RestoreOptions::default(), |_| {}).await {
-            Err(RestoreError::InUse { .. }) if std::time::Instant::now() < deadline => {
-                tokio::task::yield_now().await;
-            }
-            result => return result.unwrap(),
-        }
+/// What a restore leaves that is killed once it has written what lies in one slot.
+async fn interrupted(view: &VolumeView, to: &Path, options: &RestoreOptions) {
+    let target = Arc::new(Target::open(to, &wanted(view), options).unwrap());
+    let places = plan::resolve(view).await.unwrap();
+    let slots = plan::ranges(&places, |a, b| (a.log, a.slot) == (b.log, b.slot));
+    for job in plan_slot(view, &places[slots[0].clone()]).await.unwrap() {
+        run(&view.reader, job, &target).await.unwrap();
     }
 }
 
@@ -202,11 +184,11 @@ async fn restored(view: &VolumeView, to: &Path) -> RestoreReport {
 async fn an_interrupted_restore_goes_on_where_it_was_and_believes_nothing_it_does_not_see() {
     let (world, view, expected) = sample().await;
     let to = world.folder.path().join("disk.img");
-    interrupted(&view, &to).await;
+    interrupted(&view, &to, &RestoreOptions::default()).await;
     let left = names(&world);
     assert_eq!(left.len(), 2, "a partial file and its journal: {left:?}");
     assert!(!to.exists());
-    let report = restored(&view, &to).await;
+    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
     assert!(report.resumed_bytes > 0, "{report:?}");
     assert_eq!(report.written_bytes, view.data_bytes());
     assert!(fs::read(&to).unwrap() == expected);
@@ -214,11 +196,11 @@ async fn an_interrupted_restore_goes_on_where_it_was_and_believes_nothing_it_doe
 
     // What the disk lost of it, as in a power cut, is written again.
     fs::remove_file(&to).unwrap();
-    interrupted(&view, &to).await;
+    interrupted(&view, &to, &RestoreOptions::default()).await;
     let partial = names(&world).into_iter().find(|name| name.ends_with(".partial")).unwrap();
     let partial = world.folder.path().join(partial);
     fs::write(&partial, vec![0; expected.len()]).unwrap();
-    let report = restored(&view, &to).await;
+    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
     assert_eq!(report.resumed_bytes, 0, "{report:?}");
     assert!(fs::read(&to).unwrap() == expected);
 }
@@ -231,8 +213,8 @@ async fn what_was_left_of_another_point_is_not_mixed_in() {
     let selector = PointSelector::Point(earlier);
     let other = VolumeView::open(&world.vault, view.volume(), selector).await.unwrap();
     assert_ne!(other.point().id, view.point().id);
-    interrupted(&other, &to).await;
-    let report = restored(&view, &to).await;
+    interrupted(&other, &to, &RestoreOptions::default()).await;
+    let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
     assert_eq!(report.resumed_bytes, 0);
     assert!(fs::read(&to).unwrap() == expected);
     assert_eq!(names(&world), ["disk.img"]);
@@ -317,19 +299,7 @@ async fn an_interrupted_restore_to_a_device_goes_on() {
     let Some(disk) = Disk::of(&image) else { return };
     let options =
         RestoreOptions { may_replace: true, journal_directory: Some(folder.join("state")) };
-    let (tell, mut told) = tokio::sync::mpsc::channel(1);
-    {
-        let restoring = restore(&view, &disk.0, options.clone(), move |now| {
-            if now.written_bytes > 0 {
-                tell.try_send(()).ok();
-            }
-        });
-        tokio::select! {
-            biased;
-            _ = told.recv() => {}
-            done = restoring => { done.unwrap(); }
-        }
-    }
+    interrupted(&view, &disk.0, &options).await;
     let report = restore(&view, &disk.0, options, |_| {}).await.unwrap();
     assert!(report.resumed_bytes > 0, "{report:?}");
     assert!(fs::read(&disk.0).unwrap() == expected);
