@@ -27,6 +27,8 @@ use tokio::sync::watch;
 pub const LOG_DIR: &str = "hrl";
 /// File of the intents, in the volume's directory.
 pub const INTENT_FILE: &str = "intent";
+/// File of a scanned disk's hashes, in the volume's directory.
+pub const HASHES_FILE: &str = "hashes";
 /// File of the state, in the volume's directory.
 pub const STATE_FILE: &str = "state.json";
 
@@ -302,6 +304,8 @@ impl Stream {
     pub fn reread(&self) -> io::Result<()> {
         self.log.breach();
         self.progress.begin_again()?;
+        // What is read now has no intents.
+        self.log.stamps().forget();
         self.progress.resume();
         self.state.update(|state| state.is_disturbed = false)
     }
@@ -399,8 +403,23 @@ fn open_state(place: &Place, path: &Path) -> io::Result<StateFile> {
             tracing::error!(path = %path_text, %error, "the state is damaged: the whole disk is sent again");
             Ok(StateFile::unknown(Arc::clone(&place.files), path))
         }
+        Ok(state) if state.was_absent() && has_begun(place)? => {
+            let path_text = path.display();
+            tracing::error!(path = %path_text, "the state is gone: the whole disk is sent again");
+            Ok(StateFile::unknown(Arc::clone(&place.files), path))
+        }
         other => other,
     }
+}
+
+/// Whether something of the volume is there beside its state.
+fn has_begun(place: &Place) -> io::Result<bool> {
+    let is_there = |name: &str| place.files.exists(&place.dir.join(name));
+    if is_there(INTENT_FILE) || is_there(HASHES_FILE) {
+        return Ok(true);
+    }
+    let log = place.dir.join(LOG_DIR);
+    Ok(place.files.exists(&log) && !place.files.list(&log)?.is_empty())
 }
 
 #[cfg(test)]

@@ -280,7 +280,9 @@ async fn read_run(
             tokio::time::sleep(ROOM_PAUSE).await;
         }
         let share = reads.share(length).await?;
-        let guard = core.locks.lock(run).await;
+        // Held by whoever puts it into the log, even if nobody waits for that any more: a write of the guest
+        // in between would be followed by what was read before it.
+        let held = (core.locks.lock(run).await, share);
         let looking = Arc::clone(&core);
         let is_hole = blocking(move || {
             let end = looking.disk.size_bytes().min(run.offset() + run.bytes());
@@ -288,7 +290,12 @@ async fn read_run(
         });
         let logged = if is_hole.await? {
             let core = Arc::clone(&core);
-            blocking(move || core.log_entries(vec![Entry::Zero { range: run }], skips_zeros)).await
+            blocking(move || {
+                let logged = core.log_entries(vec![Entry::Zero { range: run }], skips_zeros);
+                drop(held);
+                logged
+            })
+            .await
         } else {
             let call = core.steps.call(Call::Read { offset: run.offset(), length: run.bytes() });
             let read = match call {
@@ -296,13 +303,16 @@ async fn read_run(
                 Err(error) => Err(error),
             };
             let core = Arc::clone(&core);
-            blocking(move || match read {
-                Ok(data) => core.log_read(run, Ok(&data), skips_zeros),
-                Err(error) => core.log_read(run, Err(error), skips_zeros),
+            blocking(move || {
+                let logged = match read {
+                    Ok(data) => core.log_read(run, Ok(&data), skips_zeros),
+                    Err(error) => core.log_read(run, Err(error), skips_zeros),
+                };
+                drop(held);
+                logged
             })
             .await
         };
-        drop((guard, share));
         if logged? != Logged::NoRoom {
             return Ok(run);
         }

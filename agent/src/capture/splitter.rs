@@ -396,6 +396,7 @@ impl Core {
         let path = self.disk.path().display();
         tracing::error!(disk = %path, %error, "the disk cannot be flushed: all of it is in doubt");
         let noted = self.progress.begin_again();
+        self.log.stamps().forget();
         self.progress.resume();
         if let Err(error) = noted {
             // What was written since the last good flush has its intents: those are durable.

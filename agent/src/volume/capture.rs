@@ -10,7 +10,7 @@ use crate::capture::splitter::{Served, Splitter};
 use crate::disk::{Access, Disk, DiskError, Identity, Recorded};
 use crate::files::OsFiles;
 use crate::mark::{Promise, Requests, mark_served};
-use crate::stream::DiskFacts;
+use crate::stream::{DiskFacts, HASHES_FILE};
 use farshore_api::agent::DiskIdentity;
 use farshore_api::machine::Capture;
 use farshore_engine::doubt::{Regions, Settings};
@@ -196,7 +196,16 @@ impl Running {
                 ran_until_ns,
             };
             let mut is_of_disk = false;
-            let mut sync_disk = || disk.sync().inspect_err(|_| is_of_disk = true);
+            // What the system keeps in memory behind a failed flush is not what the disk has, and it tells of
+            // the failure once.
+            let mut sync_disk = || {
+                let synced = disk.sync().inspect_err(|_| is_of_disk = true);
+                if synced.is_err() {
+                    stream.reread()?;
+                }
+                disk.forget_cached()?;
+                synced
+            };
             let opened = stream.open_intents(&OsFiles, &dir, (facts, is_new), &mut sync_disk);
             let opened = opened.and_then(|opened| {
                 stream.state.update(|state| state.boot.clone_from(&boot)).map(|()| opened)
@@ -274,11 +283,7 @@ impl Running {
     /// All of the disk is read again, whatever was read of it.
     async fn doubt_whole_disk(&self) -> Result<(), CaptureError> {
         let stream = Arc::clone(&self.opening.stream);
-        let noted = blocking(move || {
-            let noted = stream.progress.begin_again();
-            stream.progress.resume();
-            noted
-        });
+        let noted = blocking(move || stream.reread());
         noted.await.map_err(|source| self.data_error(source))
     }
 
@@ -297,6 +302,10 @@ impl Running {
                 stream.log.sync()?;
                 disk.sync_all()?;
                 let changed_ns = disk.changed_ns()?;
+                // Nobody minds others any more: that time may be theirs.
+                if disk.is_disturbed() {
+                    return stream.disturb();
+                }
                 stream.state.update(|state| state.stopped_ns = Some(changed_ns))
             })
             .await
@@ -378,7 +387,7 @@ impl Running {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        let (path, size) = (self.opening.dir.join("hashes"), disk.size_bytes());
+        let (path, size) = (self.opening.dir.join(HASHES_FILE), disk.size_bytes());
         let (reads, opened, volume) = (self.env.reads.clone(), Arc::clone(disk), stream.volume);
         let open = blocking(move || {
             let hashes = Hashes::open(&path, volume, size, restarts)?;

@@ -120,6 +120,14 @@ impl Serial {
         &self.0
     }
 
+    /// A short name of the certificate, for tables of what it may do.
+    #[must_use]
+    pub fn as_key(&self) -> Uuid {
+        let mut key = [0; 16];
+        key.copy_from_slice(&self.0[SERIAL_BYTES - 16..]);
+        Uuid::from_bytes(key)
+    }
+
     /// The certificate's place in the row of its identity's certificates, from 1.
     #[must_use]
     pub fn generation(&self) -> u64 {

@@ -115,7 +115,8 @@ pub enum Admitted {
 pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admitted, ControlError> {
     let (role, id, serial) = (peer.role, peer.id, &peer.serial);
     let generation = serial.generation();
-    app.buckets.take(id, Asked::Call)?;
+    // By certificate: whoever has one that is over must not use up the calls of its holder.
+    app.buckets.take(serial.as_key(), Asked::Call)?;
     let known = app.db.known(role, id, serial).await?;
     let used = known.used.map_or(0, |(used, _)| used);
     let silent = app.holders.silent(id, used);

@@ -176,7 +176,12 @@ impl Asked {
     }
 }
 
-/// A bucket for each identity and kind of call. There are as many as identities that call.
+/// Any bucket is full again after so long.
+const BUCKET_FULL_AFTER: Duration = Duration::from_secs(7200);
+/// Buckets that are remembered before those that nobody took from lately are forgotten: they are full.
+const BUCKETS_MAX: usize = 65_536;
+
+/// A bucket for each identity, or certificate, and kind of call.
 #[derive(Debug, Default)]
 pub struct Buckets(Mutex<HashMap<(Uuid, u8), (f64, Instant)>>);
 
@@ -192,6 +197,9 @@ impl Buckets {
     fn take_at(&self, id: Uuid, asked: Asked, now: Instant) -> Result<(), ControlError> {
         let (kind, rate, amount) = asked.bucket();
         let mut buckets = lock(&self.0);
+        if buckets.len() >= BUCKETS_MAX {
+            buckets.retain(|_, (_, at)| now.duration_since(*at) < BUCKET_FULL_AFTER);
+        }
         let (level, at) = buckets.entry((id, kind)).or_insert((rate.burst, now));
         let grown = now.duration_since(*at).as_secs_f64() * rate.per_second;
         (*level, *at) = ((*level + grown).min(rate.burst), now);

@@ -144,7 +144,7 @@ async fn connection(
         None => (Some(place), None),
         Some(peer) => {
             drop(place);
-            (None, Some(room.peers.enter(peer.id).ok_or("there are too many peers")?))
+            (None, Some(room.peers.enter(peer.serial.as_key()).ok_or("there are too many peers")?))
         }
     };
     let lost = async {

@@ -184,10 +184,11 @@ pub async fn restore(
     match write_all(view, &target, &mut progress).await {
         Ok(report) => blocking(move || target.finish()).await.map(|()| report),
         Err(error) => {
-            // What a store that is away was asked for can be asked for again; the rest stays as it is.
-            let is_vault_away =
-                matches!(&error, RestoreError::Vault(e) if e.kind() == ErrorKind::Unavailable);
-            if !(is_vault_away && target.journal().is_worth_keeping()) {
+            // A store that is away, or a credential that ended meanwhile: the rest can be asked for later.
+            // Damage stays.
+            let may_go_on =
+                matches!(&error, RestoreError::Vault(e) if e.kind() != ErrorKind::Corrupt);
+            if !(may_go_on && target.journal().is_worth_keeping()) {
                 target.abandon();
             }
             Err(error)

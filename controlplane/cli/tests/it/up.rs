@@ -67,6 +67,7 @@ impl Bench {
             fs::create_dir_all(bench.data().join(child)).unwrap();
             fs::write(bench.data().join(child).join("identity.json"), "{}").unwrap();
         }
+        fs::set_permissions(bench.data(), fs::Permissions::from_mode(0o700)).unwrap();
         bench
     }
 

@@ -219,6 +219,27 @@ async fn is_owned(
     Ok(row.is_some())
 }
 
+/// As [`is_owned`]; but of a machine that is failed over only the vault tells points: what a node that
+/// has not heard of the fence commits behind it is no point of the volume.
+async fn may_tell_points(
+    tx: &mut Tx,
+    role: Role,
+    owner: Uuid,
+    volume: Uuid,
+) -> Result<bool, ControlError> {
+    if !is_owned(tx, role, owner, volume).await? {
+        return Ok(false);
+    }
+    let row = sqlx::query(
+        "SELECT 1 FROM volumes JOIN machines ON machines.id = volumes.machine
+         WHERE volumes.id = ? AND machines.failed_over = 0",
+    )
+    .bind(volume.to_string())
+    .fetch_optional(&mut **tx)
+    .await?;
+    Ok(row.is_some())
+}
+
 /// Stores what an agent says of a volume. Returns the volume's node if the volume got on under the
 /// node's epoch since the report before: somebody there journals or commits.
 async fn agent_volume(
@@ -341,7 +362,7 @@ async fn take_points(
 ) -> Result<Taken, ControlError> {
     let (mut points_changed, mut assignments_changed) = (false, false);
     for report in reports {
-        if !is_owned(tx, role, owner, report.volume).await? {
+        if !may_tell_points(tx, role, owner, report.volume).await? {
             ignored.insert(report.volume);
             continue;
         }

@@ -25,6 +25,9 @@ const WINDOW: Duration = Duration::from_secs(600);
 /// A node that came back still counts among the lost ones for so long.
 const WINDOW_OF_RETURNED: Duration = Duration::from_secs(60);
 
+/// Who was heard within this part of the limit is a witness that words get through.
+const WITNESS_SHARE: u32 = 3;
+
 /// One of so many nodes may be lost in a window without a person.
 const NODES_PER_LOSS: usize = 4;
 
@@ -233,10 +236,14 @@ impl Liveness {
         }
     }
 
-    /// Whether words get through to this process: somebody's did without a gap.
+    /// Whether words get through to this process: somebody's did without a gap, until just now. A
+    /// witness that has fallen silent too, only a little later, says that nobody gets through.
     fn is_anybody_steady(&self, now: Duration) -> bool {
+        let until_just_now = self.limit / WITNESS_SHARE;
         self.leases.values().any(|lease| {
-            let since = lease.steady.filter(|_| self.is_fresh(now, lease));
+            let is_heard =
+                lease.heard.is_some_and(|heard| now.saturating_sub(heard) <= until_just_now);
+            let since = lease.steady.filter(|_| is_heard);
             since.is_some_and(|since| now.saturating_sub(since) >= self.limit)
         })
     }

@@ -5,6 +5,7 @@ pub mod firmware;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::Duration;
@@ -90,7 +91,9 @@ pub async fn start(
     files.create()?;
     firmware.prepare(&files.firmware_variables())?;
     let arguments = arguments(accelerator, files, nbd_uri, spec, &firmware);
-    process::start(program, &arguments, Trust::Guest, &files.machine_log(), INSTALL_HINT)
+    let log = files.machine_log();
+    begin_log(&log)?;
+    process::start(program, &arguments, Trust::Guest, &log, INSTALL_HINT)
 }
 
 fn arguments(
@@ -245,6 +248,17 @@ pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, Provi
             return Err(ProviderError::NotReady { what: "the machine", waited: SEEN_TIMEOUT, log });
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Puts the log of the run before aside: what that one said, such as that KVM failed, is not said of
+/// the next.
+fn begin_log(log: &Path) -> Result<(), ProviderError> {
+    match fs::rename(log, log.with_extension("log.before")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ProviderError::file("put aside", log, error))
+        }
+        _ => Ok(()),
     }
 }
 

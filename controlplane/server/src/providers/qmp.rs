@@ -106,11 +106,17 @@ impl Qmp {
     }
 
     async fn ask(&mut self, command: &str) -> Result<Value, ProviderError> {
+        // One limit for all of it: events may come for ever.
+        match tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(command)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(control(&self.socket, timed_out())),
+        }
+    }
+
+    async fn exchange(&mut self, command: &str) -> Result<Value, ProviderError> {
         let line = format!("{}\n", json!({ "execute": command }));
-        let said = tokio::time::timeout(ANSWER_TIMEOUT, self.writer.write_all(line.as_bytes()));
-        said.await
-            .map_err(|_| control(&self.socket, timed_out()))?
-            .map_err(|source| control(&self.socket, source))?;
+        let said = self.writer.write_all(line.as_bytes()).await;
+        said.map_err(|source| control(&self.socket, source))?;
         for _ in 0..EVENTS_MAX {
             let mut answer = self.line().await?;
             if let Some(value) = answer.get_mut("return") {

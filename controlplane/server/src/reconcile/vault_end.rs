@@ -15,7 +15,7 @@ use farshore_vault::{Access, Point, Store, Vault, key_file};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::app::App;
+use crate::app::{App, Topic};
 use crate::db::FailoverRow;
 use crate::error::ControlError;
 
@@ -41,6 +41,8 @@ const RAISES_MAX: usize = 4;
 pub async fn fence_in_vault(app: &App, row: &FailoverRow) -> Result<Option<String>, ControlError> {
     let volume = row.shown.volume;
     let mut epoch = app.db.fence_machine(row.machine).await?;
+    // Its node, if it lives, lets go before the vault's end is read rather than after.
+    app.changes.wake(Topic::Assignments);
     let vault = match tokio::time::timeout(VAULT_TIME_MAX, open(app)).await {
         Ok(Ok(vault)) => vault,
         Ok(Err(reason)) => return Ok(Some(unasked(row, &reason))),

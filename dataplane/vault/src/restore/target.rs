@@ -310,9 +310,15 @@ impl Target {
     }
 
     /// Makes everything durable and gives a file its name.
+    ///
+    /// If the disk does not take it, what was written is given up: the system tells of that once, and
+    /// whoever read it again would find it right in memory.
     pub(super) fn finish(&self) -> Result<(), RestoreError> {
+        self.file.sync_all().map_err(|error| {
+            self.abandon();
+            io_error(&self.path, "make it durable")(error)
+        })?;
         let finish = || {
-            self.file.sync_all()?;
             if let Some(partial) = &self.partial {
                 if self.is_new {
                     rename_anew(partial, &self.path)?;

@@ -1,6 +1,7 @@
 //! What is tortured: a `farshore up`, a second node, two machines with their guests, small disks.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +74,11 @@ impl Site {
         let disk = |name: &str, at: &str, bytes| {
             SmallDisk::mount(&path.join(format!("{name}.img")), &path.join(at), bytes)
         };
-        fs::create_dir(path.join("data")).context("create the data folder")?;
+        // Small disks are mounted in it before `up` comes: it would refuse one that others may look into.
+        DirBuilder::new()
+            .mode(0o700)
+            .create(path.join("data"))
+            .context("create the data folder")?;
         let disks = vec![
             disk("node-a", "data/node", NODE_BYTES)?,
             disk("node-b", "node-b", NODE_BYTES)?,

@@ -133,6 +133,19 @@ fn a_control_plane_that_hears_nobody_loses_nobody() {
     assert!(world.lost().is_empty() && world.asked().is_empty());
 }
 
+/// Last words never come at one moment: who spoke a little later than another is no witness that it is
+/// gone.
+#[test]
+fn last_words_at_different_moments_lose_nobody() {
+    for apart in 1..=4 {
+        let mut world = World::of(4);
+        world.pass(60, |_| true);
+        world.pass(apart, |node| node != id(1));
+        world.pass(60, |_| false);
+        assert!(world.lost().is_empty() && world.asked().is_empty(), "{apart}");
+    }
+}
+
 #[test]
 fn nothing_is_lost_right_after_a_start_and_nothing_is_fresh_that_was_not_heard() {
     let mut world = World::of(2);
