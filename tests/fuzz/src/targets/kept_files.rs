@@ -233,7 +233,7 @@ pub(super) fn hashes(bytes: &[u8]) {
 pub(super) fn hashes_samples() -> Vec<Vec<u8>> {
     // Laid out by hand, for the key of a new file is random.
     let mut file = Vec::new();
-    file.extend_from_slice(b"FSHS\x01\0\0\0");
+    file.extend_from_slice(b"FSHS\x02\0\0\0");
     file.extend_from_slice(&VOLUME.0);
     file.extend_from_slice(&HASHED_BYTES.to_le_bytes());
     file.extend_from_slice(&RESTARTS.to_le_bytes());
