@@ -268,7 +268,7 @@ pub fn body_bytes(header: &[u8; HEADER_BYTES]) -> Result<usize> {
     ensure!(zeros.iter().all(|byte| *byte == 0), "the node's header is not zero where it must be");
     let length = word(32) as usize;
     let is_legal = match header[4] {
-        kind::WELCOME => length == 32,
+        kind::WELCOME => length == 40,
         kind::ACK => length == 16,
         kind::REFUSAL => (2..=514).contains(&length),
         other => bail!("the node sent a frame of kind {other}"),

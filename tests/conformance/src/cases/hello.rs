@@ -8,11 +8,12 @@ const OWN: &str = "Neither sends the other's";
 const LENGTH: &str = "hello 64";
 const VOLUME: &str = "the same as in the request";
 const EPOCH: &str = "the epoch under which the agent was told to write; ≥ 1";
-const SIZE: &str = "of the disk in bytes; whole blocks, 4096 to 64 TiB";
+const SIZE: &str = "of the disk in bytes, 1 to 64 TiB";
 const LOWEST: &str = "lowest seq in the agent's log; ≥ 1 and ≤ last seq + 1";
 const LIFE: &str = "drawn at each start of the agent, so that two runs differ; ≥ 1";
 const OVERTAKEN: &str = "1 if the last session was ended as overtaken; else 0";
 const ASSIGNED: &str = "a volume that the control plane gave to that agent and this node";
+const STAMP: &str = "a generation has a life; both are 0 outside the stream";
 const OTHERS: &str = "0 for the others";
 
 const TIB: u64 = 1 << 40;
@@ -67,6 +68,9 @@ pub(super) const CASES: &[Case] = &[
     wrong("header+8", OTHERS, "a hello with a seq", |view| framed(view, |f| f.seq = 1)),
     wrong("header+16", OTHERS, "a hello with a block", |view| framed(view, |f| f.block = 1)),
     wrong("header+24", OTHERS, "a hello with a count", |view| framed(view, |f| f.count = 1)),
+    wrong("header+28", STAMP, "a hello with a life in its header", |view| {
+        framed(view, |f| f.count = 1 << 32)
+    }),
     wrong("hello+0", VOLUME, "another volume than in the request", |view| {
         let other = view.other.into_bytes();
         but(view, |hello| hello.volume = other)
