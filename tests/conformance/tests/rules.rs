@@ -203,7 +203,7 @@ fn what_is_legal_is_taken_however_odd() {
         let other = site.protect(&agent, "other")?;
         let mut plain = Stream::new(other.id.into_bytes(), other.epoch, 16);
         site.restores(&agent, &other, &mut plain)?;
-        for (volume, points) in [(&volume, 4), (&other, 1)] {
+        for (volume, points) in [(&volume, 5), (&other, 1)] {
             let name = &volume.machine;
             let mut listed = serde_json::Value::Null;
             farshore_e2e::wait::until("all points in the catalogue", WELCOME_LIMIT, || {
