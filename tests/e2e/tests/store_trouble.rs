@@ -24,7 +24,8 @@ const RESIDENT_MAX: u64 = (2 * CACHE_MIB + 2 * 4 * 64 + 64) << 20;
 fn words(trouble: Trouble) -> Option<&'static str> {
     match trouble {
         Trouble::None | Trouble::ResetAfterWrite | Trouble::Slow(_) => None,
-        Trouble::Unavailable | Trouble::Silence => Some("could not create object"),
+        Trouble::Unavailable => Some("could not create object"),
+        Trouble::Silence => Some("does not answer in time"),
         Trouble::ReadOnly => Some("is denied"),
     }
 }

@@ -207,15 +207,13 @@ async fn a_vault_that_lost_everything_is_filled_again() {
         change(&served, &mut random, size).await.unwrap();
     }
     rig.point().await;
+    let hellos = rig.node.hellos().len();
     rig.node.forget();
-    let mut was_resyncing = false;
-    rig.until("protected again", |report| {
-        was_resyncing |= report.state == VolumeState::Resyncing;
-        was_resyncing && report.state == VolumeState::Protected
-    })
-    .await;
+    // It asks where to go on; that it was protected before says nothing any more.
+    rig.until("a hello", |_| rig.node.hellos().len() > hellos).await;
     change(&served, &mut random, size).await.unwrap();
     rig.assert_point_is_disk().await;
+    rig.until_protected().await;
 }
 
 /// A power cut: the end of the log is gone, the node has it, and the disk is older.

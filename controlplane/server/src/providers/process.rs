@@ -306,9 +306,16 @@ mod tests {
         assert!(env::var_os(OURS).is_some(), "the test's own environment has something to hide");
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        let arguments = ["-c", "env; exec sleep 60"].map(OsString::from);
+        // It is not the guest yet before it says so: a child has our environment until it becomes its program.
+        let arguments = ["-c", "env; echo listed; exec sleep 60"].map(OsString::from);
         let program = Path::new("/bin/sh");
         let process = start(program, &arguments, Trust::Guest, &log, "").unwrap();
+        let listed = async {
+            while !fs::read_to_string(&log).unwrap().contains("listed") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), listed).await.expect("a list");
         let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap();
         stop(process).await;
         let names = String::from_utf8_lossy(&environment);
