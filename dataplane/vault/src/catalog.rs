@@ -8,7 +8,7 @@ use crate::limits::POINTS_MAX;
 use crate::vault::Vault;
 use crate::view::Point;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::{ErrorKind, LogId, Seq, VolumeId};
+use farshore_proto::{ErrorKind, LogId, Seq, Slot, VolumeId};
 
 /// A volume of the vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,24 @@ pub struct VolumeEnd {
 /// `NotFound` for a volume that the vault does not know; `Corrupt` if its stream cannot be read to
 /// the end; `Unavailable`.
 pub async fn end_of_volume(vault: &Vault, volume: VolumeId) -> Result<VolumeEnd, VaultError> {
-    let mut chain = Chain::open(vault, volume).await?;
+    end_of(Chain::open(vault, volume).await?).await
+}
+
+/// The same for who knows that the slots of `log` below `filled` are filled, because it sealed the log
+/// there or writes it: what was missing when it was asked for is no end then.
+///
+/// # Errors
+/// As [`end_of_volume`]; `Corrupt` too if a slot below is missing.
+pub(crate) async fn end_behind(
+    vault: &Vault,
+    volume: VolumeId,
+    log: LogId,
+    filled: Slot,
+) -> Result<VolumeEnd, VaultError> {
+    end_of(Chain::open(vault, volume).await?.filled_to(log, filled)).await
+}
+
+async fn end_of(mut chain: Chain<'_>) -> Result<VolumeEnd, VaultError> {
     while chain.next().await?.is_some() {}
     let (last_seq, hole) = (chain.last(), chain.hole().await?);
     Ok(VolumeEnd { epochs: chain.epochs().to_vec(), last_seq, hole })

@@ -80,6 +80,8 @@ pub(crate) struct Chain<'a> {
     epochs: Vec<EpochBody>,
     /// Index of the epoch being read.
     epoch: usize,
+    /// A log that is known to be filled below a slot.
+    filled: Option<(LogId, Slot)>,
     scan: LogScan<'a>,
     spans: VecDeque<Span>,
     segment: Option<(Slot, Arc<OpenSegment>)>,
@@ -112,6 +114,7 @@ impl<'a> Chain<'a> {
             volume,
             epochs,
             epoch: 0,
+            filled: None,
             scan,
             spans: VecDeque::new(),
             segment: None,
@@ -137,6 +140,7 @@ impl<'a> Chain<'a> {
             volume,
             epochs,
             epoch: start.epoch,
+            filled: None,
             scan,
             spans: VecDeque::new(),
             segment: None,
@@ -145,6 +149,19 @@ impl<'a> Chain<'a> {
             resumed: Some(start),
             unread: None,
         }
+    }
+
+    /// The slots of `log` below `filled` are known to be filled: the log does not end in front of that,
+    /// and what is missing there is asked for again, or lost. Before the first span is read.
+    pub(crate) fn filled_to(mut self, log: LogId, filled: Slot) -> Self {
+        self.filled = Some((log, filled));
+        let filled = self.filled_of(self.epochs[self.epoch].log);
+        self.scan = self.scan.filled_to(filled);
+        self
+    }
+
+    fn filled_of(&self, log: LogId) -> Slot {
+        self.filled.filter(|(known, _)| *known == log).map_or(Slot(0), |(_, filled)| filled)
     }
 
     pub(crate) fn vault(&self) -> &Vault {
@@ -183,7 +200,8 @@ impl<'a> Chain<'a> {
             self.end = None;
             self.resumed = None;
             let epoch = &self.epochs[self.epoch];
-            self.scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);
+            let scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);
+            self.scan = scan.filled_to(self.filled_of(epoch.log));
         }
     }
 

@@ -5,16 +5,21 @@
 
 mod sealed;
 
-use crate::catalog::end_of_volume;
+use crate::catalog::{end_behind, end_of_volume};
 use crate::epoch::{Claim, claim_behind, read_epochs};
 use crate::error::VaultError;
+use crate::limits::HOLE_SLOTS_MAX;
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::RefusalReason;
+use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, VolumeId};
 
 pub use sealed::SealedLogs;
+
+/// Slots in front of the next one of a log that may be missing: puts under way, and void slots between them.
+const UNSURE_SLOTS: u64 = (PUTS_IN_FLIGHT_MAX + HOLE_SLOTS_MAX) as u64;
 
 /// What a shard wants to own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,7 +186,8 @@ pub async fn claim_with(
         return Err(ClaimError::Grown { volume, size_bytes, recorded_bytes });
     }
     if is_held {
-        let end = end_of_volume(vault, volume).await.map_err(failed)?;
+        let filled = Slot(wanted.first_slot.0.saturating_sub(UNSURE_SLOTS));
+        let end = end_behind(vault, volume, wanted.log, filled).await.map_err(failed)?;
         return Ok(Claimed { committed: end.last_seq, sealed: None, ordinal: None });
     }
     if last.epoch == wanted.epoch {
@@ -195,9 +201,13 @@ pub async fn claim_with(
         sealed = Some((last.log, log.slot));
         committed = log.end_of(volume, last);
     }
-    let committed = match committed {
-        Some(committed) => committed,
-        None => end_of_volume(vault, volume).await.map_err(failed)?.last_seq,
+    let committed = match (committed, sealed) {
+        (Some(committed), _) => committed,
+        // The stream goes on to the seal: a store that says less was asked too early, or has lost something.
+        (None, Some((log, seal))) => {
+            end_behind(vault, volume, log, seal.next()).await.map_err(failed)?.last_seq
+        }
+        (None, None) => end_of_volume(vault, volume).await.map_err(failed)?.last_seq,
     };
     begin(vault, wanted, epochs.len() as u64, committed, sealed).await
 }

@@ -223,6 +223,16 @@ pub enum VaultError {
         /// A later one that exists.
         later: Slot,
     },
+    /// The last slot of a log was there, and is not any more.
+    #[error(
+        "{url}: object {object} is missing although it was there a moment ago: try again; if it stays so, the store has lost it"
+    )]
+    LostEnd {
+        /// The store.
+        url: String,
+        /// The missing object.
+        object: ObjectName,
+    },
     /// No such volume.
     #[error("{url}: there is no volume {volume} in this vault")]
     NoVolume {
@@ -343,6 +353,7 @@ impl VaultError {
             | Self::EpochOrder { .. }
             | Self::LostEpoch { .. }
             | Self::BeyondVolume { .. }
+            | Self::LostEnd { .. }
             | Self::LostSlot { .. } => ErrorKind::Corrupt,
             Self::NoVolume { .. }
             | Self::NoPoint { .. }

@@ -77,7 +77,7 @@ pub async fn recover(
             return Ok(None);
         }
     }
-    let lasts = read_spans(vault, log, learn).await?;
+    let lasts = read_spans(vault, log, end.next, learn).await?;
     let mut volumes = BTreeMap::new();
     let known: BTreeSet<VolumeId> = lasts.keys().map(|(volume, _)| *volume).collect();
     for volume in known.union(journaled).copied() {
@@ -147,14 +147,15 @@ async fn fill(
     put_segment(vault, log, slot, built.pieces).await
 }
 
-/// Reads all tables of the log: the last seq of each volume under each epoch.
+/// Reads all tables of the log, which is filled below `end`: the last seq of each volume under each epoch.
 async fn read_spans(
     vault: &Vault,
     log: LogId,
+    end: Slot,
     mut learn: impl FnMut(Slot, &Table) + Send,
 ) -> Result<BTreeMap<(VolumeId, Epoch), Seq>, VaultError> {
     let mut lasts: BTreeMap<(VolumeId, Epoch), Seq> = BTreeMap::new();
-    let mut scan = LogScan::new(vault, log, Slot(0));
+    let mut scan = LogScan::new(vault, log, Slot(0)).filled_to(end);
     while let Some((slot, segment)) = scan.next().await? {
         learn(slot, &segment.table);
         for span in &segment.table.spans {

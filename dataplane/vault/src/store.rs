@@ -19,8 +19,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::{
-    Attribute, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
-    PutOptions, PutPayload,
+    Attribute, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload,
 };
 use std::io;
 use std::ops::Range;
@@ -151,8 +151,11 @@ impl Store {
     /// `Unavailable`, `Invalid` if the credential may not.
     pub(crate) async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         match self.inner.delete(name.path()).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.error(name, "delete", error)),
+            Ok(()) => Ok(()),
+            Err(error) => match self.error(name, "delete", error) {
+                StoreError::NotFound { .. } => Ok(()),
+                error => Err(error),
+            },
         }
     }
 
@@ -216,10 +219,14 @@ impl Store {
             }
             Err(error) => error,
         };
-        // A range behind the end is refused by every store, each in its own words.
-        match self.inner.head(name.path()).await {
-            Ok(ObjectMeta { size, .. }) if size <= range.start => {
-                Ok(Part { bytes: Bytes::new(), object_bytes: size })
+        if !answer::is_behind_end(self.service, &error) {
+            return Err(self.error(name, "read", error));
+        }
+        let asked = GetOptions { head: true, ..GetOptions::default() };
+        match self.inner.get_opts(name.path(), asked).await {
+            Ok(found) if found.meta.size <= range.start => {
+                self.check_kind(name, &found)?;
+                Ok(Part { bytes: Bytes::new(), object_bytes: found.meta.size })
             }
             _ => Err(self.error(name, "read", error)),
         }
@@ -330,9 +337,14 @@ impl Store {
 
     fn told(&self, object: String, verb: &'static str, source: object_store::Error) -> StoreError {
         let (url, service) = (self.url.to_string(), self.service);
-        let (verdict, source) = Reason::of(source);
+        let (verdict, source) = Reason::of(service, source);
         match verdict {
-            Verdict::NotFound => StoreError::NotFound { url, object },
+            Verdict::NotFound if matches!(verb, "read" | "delete") => {
+                StoreError::NotFound { url, object }
+            }
+            // What cannot be made or listed is not an object that is absent.
+            Verdict::NotFound => StoreError::Request { url, object, verb, source },
+            Verdict::Unworded => StoreError::Unworded { url, service, object, source },
             Verdict::BucketMissing => StoreError::BucketMissing { url, service, source },
             Verdict::NoCredential => StoreError::NoCredential { url, service },
             Verdict::Credential => StoreError::Credential { url, service, source },

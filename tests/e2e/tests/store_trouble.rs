@@ -25,6 +25,7 @@ fn words(trouble: Trouble) -> Option<&'static str> {
     match trouble {
         Trouble::None | Trouble::ResetAfterWrite | Trouble::Slow(_) => None,
         Trouble::Unavailable => Some("could not create object"),
+        Trouble::NoRoute => Some("was answered with 404"),
         Trouble::Silence => Some("does not answer in time"),
         Trouble::ReadOnly => Some("is denied"),
     }
@@ -75,6 +76,7 @@ fn rides_out(kind: Kind) {
         let node = system.pid(Part::Node)?;
         for trouble in [
             Trouble::Unavailable,
+            Trouble::NoRoute,
             Trouble::ResetAfterWrite,
             Trouble::Slow(SLOW),
             Trouble::Silence,
@@ -106,7 +108,7 @@ fn troubles_are_events(system: &System) -> Result<()> {
     let (troubles, ends) = (count("node.trouble"), count("node.recovered"));
     println!("{troubles} events of trouble, {ends} of its end");
     ensure!(troubles >= 3 && ends >= 3, "{troubles} troubles and {ends} ends in {listed}");
-    ensure!(troubles <= 30, "{troubles} events of 5 troubles");
+    ensure!(troubles <= 30, "{troubles} events of 6 troubles");
     Ok(())
 }
 

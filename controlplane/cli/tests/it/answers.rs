@@ -78,10 +78,20 @@ fn what_is_no_stores_answer_has_its_own_cause() {
     };
     let xml = "content-type: application/xml";
     let with = |status: &str| -> &'static str { format!("{status}\r\n{xml}").leak() };
-    let cases: [(&str, &str, i32, &str); 10] = [
+    let cases: [(&str, &str, i32, &str); 14] = [
         ("200 OK\r\ncontent-type: text/html; charset=utf-8", PAGE, 69, "a web page came in place"),
         ("404 Not Found\r\ncontent-type: text/html", PAGE, 69, "a web page came in place"),
         ("403 Forbidden\r\ncontent-type: text/html", PAGE, 69, "a web page came in place"),
+        // Something in front of the store has no such path, which says nothing about the object.
+        (
+            "404 Not Found\r\ncontent-type: text/plain",
+            "default backend - 404",
+            69,
+            "not with the store's own NoSuchKey",
+        ),
+        ("404 Not Found", "", 69, "check the endpoint, and the proxies"),
+        (with("404 Not Found"), error("NotFound", "x"), 69, "the store says NotFound"),
+        (with("404 Not Found"), error("NoSuchBucket", "x"), 69, "there is no such bucket"),
         (with("301 Moved"), error("PermanentRedirect", "elsewhere"), 64, "set AWS_REGION"),
         (
             with("400 Bad Request"),

@@ -91,7 +91,7 @@ async fn read_streams(
     sealed: Slot,
 ) -> Result<Option<BTreeMap<(VolumeId, Epoch), Stream>>, VaultError> {
     let mut streams: BTreeMap<(VolumeId, Epoch), Stream> = BTreeMap::new();
-    let mut scan = LogScan::new(vault, log, from);
+    let mut scan = LogScan::new(vault, log, from).filled_to(sealed.next());
     loop {
         match scan.next().await {
             Ok(Some((_, segment))) => {

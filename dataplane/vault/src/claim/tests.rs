@@ -198,3 +198,44 @@ async fn a_damaged_segment_of_a_sealed_log_hinders_those_that_miss_it() {
     let error = claim_with(&world.vault, &other, &sealed).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }
+
+/// S18: a store that says of a slot that it is not there, when it is, does not cut a stream short.
+#[tokio::test]
+async fn what_a_seal_ends_is_read_up_to_the_seal() {
+    // GETs of slot 1: one on the way to the end of the log, then those of the streams before it.
+    for (lapse, is_read) in [(1..2, true), (1..3, true), (1..9, false)] {
+        let world = written().await;
+        let (store, gets) = crate::testing::counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        let missed = crate::layout::ObjectName::slot(world.logs[0].id, Slot(1));
+        gets.lapse(&missed, lapse.clone());
+        let claimed = claim_volume(&vault, &wanted(&world, 2, 1)).await;
+        match claimed {
+            Ok(claimed) => assert_eq!((claimed.committed, is_read), (Seq(4), true), "{lapse:?}"),
+            Err(error) => {
+                assert!(!is_read && error.kind() == ErrorKind::Corrupt, "{lapse:?}: {error}");
+                let epochs = read_epochs(&world.vault, world.volumes[0].id).await.unwrap();
+                assert_eq!(epochs.len(), 1, "nothing began behind a stream that was cut short");
+            }
+        }
+        // The store has come to its senses.
+        let claimed = claim_volume(&world.vault, &wanted(&world, 2, 1)).await.unwrap();
+        assert_eq!(claimed.committed, Seq(4), "{lapse:?}");
+    }
+}
+
+/// S18: nor does one that does not show the seal itself, or the slots on the way to it.
+#[tokio::test]
+async fn a_slot_that_only_the_seal_finds_is_read() {
+    let world = written().await;
+    let log = world.logs[0].id;
+    let (store, gets) = crate::testing::counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    // The walk does not see slot 1, nor whether it is filled by now; the put of the seal does.
+    gets.lapse(&crate::layout::ObjectName::slot(log, Slot(1)), 0..1);
+    // Of the seal, which is not there at first, the scan sees nothing.
+    gets.lapse(&crate::layout::ObjectName::slot(log, Slot(2)), 1..3);
+    let claimed = claim_volume(&vault, &wanted(&world, 2, 1)).await.unwrap();
+    assert_eq!(claimed.sealed, Some((log, Slot(2))));
+    assert_eq!(claimed.committed, Seq(4));
+}

@@ -1,6 +1,6 @@
 //! Reading slots: the table of one, and all of a log in order, read ahead.
 
-use super::{Behind, header_at, open_seal};
+use super::{Behind, header_at, lost, open_seal};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{SLOTS_AHEAD_MAX, TABLE_READ_BYTES, VOID_REACH_SLOTS};
@@ -125,6 +125,8 @@ pub struct LogScan<'a> {
     vault: &'a Vault,
     log: LogId,
     from: Slot,
+    /// Slots below are known to be filled.
+    filled: Slot,
     next: Slot,
     ahead: FuturesOrdered<BoxFuture<'a, (Slot, Parts)>>,
     /// Highest incarnation so far of a slot that opened; none before the slots in front of `from` were
@@ -157,6 +159,7 @@ impl<'a> LogScan<'a> {
             vault,
             log,
             from,
+            filled: Slot(0),
             next: from,
             ahead: FuturesOrdered::new(),
             incarnation: None,
@@ -171,6 +174,13 @@ impl<'a> LogScan<'a> {
     #[must_use]
     pub(crate) fn resume(vault: &'a Vault, log: LogId, from: Slot) -> Self {
         Self { incarnation: Some(0), ..Self::new(vault, log, from) }
+    }
+
+    /// The same for a log whose slots below `filled` are known to be filled: it does not end in front of
+    /// that, whatever a store says that was asked too early.
+    #[must_use]
+    pub(crate) fn filled_to(self, filled: Slot) -> Self {
+        Self { filled, ..self }
     }
 
     /// The next segment; none at the end, and then `end` says which end.
@@ -195,6 +205,12 @@ impl<'a> LogScan<'a> {
         while self.end.is_none() {
             self.read_ahead();
             let (slot, found) = self.ahead.next().await.expect("something was read ahead");
+            let found = match found {
+                Err(error) if error.is_not_found() && slot < self.filled => {
+                    self.read_again(slot).await
+                }
+                found => found,
+            };
             let (header, segment) = match found {
                 Ok(parts) => parts,
                 Err(error) if error.is_not_found() => {
@@ -234,6 +250,23 @@ impl<'a> LogScan<'a> {
         }
         self.ahead.clear();
         Ok(None)
+    }
+
+    /// Reads a slot that was missing when it was read ahead, though it is known to be filled.
+    async fn read_again(&mut self, slot: Slot) -> Parts {
+        match read_parts(self.vault, self.log, slot).await {
+            Err(error) if error.is_not_found() => {
+                let later = Slot(self.filled.0 - 1);
+                Err(match later > slot {
+                    true => lost(self.vault, self.log, slot, later),
+                    false => VaultError::LostEnd {
+                        url: self.vault.url().to_owned(),
+                        object: ObjectName::slot(self.log, slot),
+                    },
+                })
+            }
+            found => found,
+        }
     }
 
     /// Whether it is known which of the slots returned so far count: not after an error that left
@@ -296,7 +329,9 @@ impl<'a> LogScan<'a> {
             match found {
                 Ok(Some(header)) if header.kind == SlotKind::Seal => seal = seal.or(Some(slot)),
                 Ok(Some(header)) => self.claim(header.incarnation, slot),
-                Ok(None) if slot.0 + PUTS_IN_FLIGHT_MAX as u64 >= self.from.0 => {
+                Ok(None)
+                    if slot >= self.filled && slot.0 + PUTS_IN_FLIGHT_MAX as u64 >= self.from.0 =>
+                {
                     missing = missing.or(Some(slot));
                 }
                 Ok(None) => {}

@@ -116,3 +116,19 @@ async fn a_volume_that_only_the_journal_holds_is_found() {
     let found = recover(&world.vault, other, 2, &journaled, |_, _| {}).await.unwrap().unwrap();
     assert!(found.volumes.is_empty(), "its newest epoch is in another log");
 }
+
+/// S18: a start takes no less for committed than the log holds.
+#[tokio::test]
+async fn a_slot_that_is_not_shown_at_once_is_no_end() {
+    let world = filled(3).await;
+    let log = world.logs[0].id;
+    let (store, gets) = crate::testing::counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    // The walk to the end sees the slot, the reading of its table does not at first.
+    gets.lapse(&ObjectName::slot(log, Slot(1)), 1..2);
+    let found = recover(&vault, log, 1, &BTreeSet::new(), |_, _| {}).await.unwrap().unwrap();
+    assert_eq!(committed(&found, &world), Seq(6));
+    gets.lapse(&ObjectName::slot(log, Slot(1)), 1..3);
+    let error = recover(&vault, log, 1, &BTreeSet::new(), |_, _| {}).await.unwrap_err();
+    assert!(matches!(error, VaultError::LostSlot { slot: Slot(1), .. }), "{error}");
+}

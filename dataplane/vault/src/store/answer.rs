@@ -3,6 +3,7 @@
 //! S3 and Azure say so in XML with a code; the codes are a closed vocabulary, the words around them
 //! are not. Behind a directory it is the operating system's kind of error.
 
+use super::place::Service;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -12,6 +13,8 @@ use std::io;
 pub(super) enum Verdict {
     NotFound,
     BucketMissing,
+    /// Something says that there is nothing there, but not in the words that the store has for that.
+    Unworded,
     NoCredential,
     Credential,
     Clock,
@@ -64,8 +67,8 @@ pub enum Reason {
 const MESSAGE_CHARS_MAX: usize = 300;
 
 impl Reason {
-    /// What an error means, and what is told of it.
-    pub(super) fn of(error: object_store::Error) -> (Verdict, Self) {
+    /// What an error of a store of some kind means, and what is told of it.
+    pub(super) fn of(service: Service, error: object_store::Error) -> (Verdict, Self) {
         let text = words(&error);
         let answer = Answer::find(&text);
         let verdict = match &answer {
@@ -73,6 +76,13 @@ impl Reason {
             // Before the status: the page of a proxy that says 404 says nothing about an object.
             None if is_web_page(&text) => return (Verdict::WebPage, Self::Page),
             None => of_kind(&error, &text),
+        };
+        // What is absent ends a log. A status alone does not say so: whatever stands in front of a store
+        // answers 404 to a path that it does not know. Only the store's own code is believed.
+        let code = answer.as_ref().map(|answer| answer.code.as_str());
+        let verdict = match service.absence() {
+            Some(own) if verdict == Verdict::NotFound && code != Some(own) => Verdict::Unworded,
+            _ => verdict,
         };
         let reason = match answer {
             Some(answer) => Self::Answer(answer),
@@ -185,6 +195,12 @@ fn of_kind(error: &object_store::Error, text: &str) -> Verdict {
     }
 }
 
+/// Whether a store refused a range because it begins behind the object's end.
+pub(super) fn is_behind_end(service: Service, error: &object_store::Error) -> bool {
+    // A directory and a test check the range themselves, each in its own words.
+    service.absence().is_none() || words(error).contains("416 Range Not Satisfiable")
+}
+
 /// Whether a text holds a web page: no store answers with one.
 fn is_web_page(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
@@ -245,7 +261,7 @@ mod tests {
 
     fn answered(text: &str) -> (Verdict, String) {
         let error = object_store::Error::Generic { store: "S3", source: text.to_owned().into() };
-        let (verdict, reason) = Reason::of(error);
+        let (verdict, reason) = Reason::of(Service::S3, error);
         (verdict, reason.to_string())
     }
 
@@ -275,15 +291,42 @@ mod tests {
 
     #[test]
     fn a_missing_object_and_a_missing_bucket_are_not_the_same() {
-        let missing = |text: &str| {
+        let missing = |service, text: &str| {
             let source = text.to_owned().into();
-            Reason::of(object_store::Error::NotFound { path: "a".to_owned(), source }).0
+            Reason::of(service, object_store::Error::NotFound { path: "a".to_owned(), source }).0
         };
-        assert_eq!(missing(""), Verdict::NotFound);
-        assert_eq!(missing("<Error><Code>NoSuchKey</Code></Error>"), Verdict::NotFound);
-        assert_eq!(missing("<Error><Code>NoSuchBucket</Code></Error>"), Verdict::BucketMissing);
+        let s3 = |text| missing(Service::S3, text);
+        let azure = |text| missing(Service::Azure, text);
+        assert_eq!(s3("<Error><Code>NoSuchKey</Code></Error>"), Verdict::NotFound);
+        assert_eq!(azure("<Error><Code>BlobNotFound</Code></Error>"), Verdict::NotFound);
+        assert_eq!(s3("<Error><Code>NoSuchBucket</Code></Error>"), Verdict::BucketMissing);
+        assert_eq!(azure("<Error><Code>ContainerNotFound</Code></Error>"), Verdict::BucketMissing);
         // The page of a proxy says nothing about an object.
-        assert_eq!(missing("404 Not Found: <!DOCTYPE html><html>no"), Verdict::WebPage);
+        assert_eq!(s3("404 Not Found: <!DOCTYPE html><html>no"), Verdict::WebPage);
+        // A directory has no words but the system's.
+        assert_eq!(missing(Service::Directory, ""), Verdict::NotFound);
+    }
+
+    #[test]
+    fn only_the_stores_own_word_for_it_says_that_an_object_is_absent() {
+        let texts = [
+            "",
+            "404 page not found",
+            "default backend - 404",
+            "{\"code\":\"NoSuchKey\"}",
+            "<Error><Code>NotFound</Code></Error>",
+            "<Error><Code>ResourceNotFound</Code></Error>",
+            "<Error><Code>NoSuchUpload</Code></Error>",
+            "<Error><Code>no such key</Code></Error>",
+        ];
+        let other = ["<Code>BlobNotFound</Code>", "<Code>NoSuchKey</Code>"];
+        for (service, other) in [(Service::S3, other[0]), (Service::Azure, other[1])] {
+            for text in texts.into_iter().chain([other]) {
+                let source = text.to_owned().into();
+                let error = object_store::Error::NotFound { path: "a".to_owned(), source };
+                assert_eq!(Reason::of(service, error).0, Verdict::Unworded, "{service:?}: {text}");
+            }
+        }
     }
 
     #[test]

@@ -241,6 +241,22 @@ pub enum StoreError {
         /// The object.
         object: String,
     },
+    /// Somebody says that there is nothing there, in other words than the store's: nothing is known.
+    #[error(
+        "{url}: object {object} was answered with 404, but not with the store's own {}: something on the way answers for the store: check the endpoint, and the proxies and gateways in front of it",
+        service.absence().unwrap_or("answer")
+    )]
+    Unworded {
+        /// The store.
+        url: String,
+        /// Its kind.
+        service: Service,
+        /// The object.
+        object: String,
+        /// What came.
+        #[source]
+        source: Reason,
+    },
     /// The bucket is somewhere else.
     #[error("{url}: the {} is in another region, or the endpoint is not the one for it: set AWS_REGION or AWS_ENDPOINT_URL", service.bucket())]
     Elsewhere {
@@ -330,6 +346,7 @@ impl StoreError {
             Self::BucketMissing { .. }
             | Self::Clock { .. }
             | Self::WebPage { .. }
+            | Self::Unworded { .. }
             | Self::Archived { .. }
             | Self::Unreachable { .. }
             | Self::DirectoryGone { .. }

@@ -83,7 +83,7 @@ impl Store {
         }
         let local = LocalFileSystem::new_with_prefix(&path).map_err(|source| {
             let (url, object) = (url.to_owned(), "/".to_owned());
-            let (_, source) = Reason::of(source);
+            let (_, source) = Reason::of(Service::Directory, source);
             StoreError::Request { url, object, verb: "open", source }
         })?;
         Ok(Self {

@@ -68,6 +68,15 @@ impl Service {
         }
     }
 
+    /// The code with which the store says that an object is not there; none where the system says it.
+    pub(super) fn absence(self) -> Option<&'static str> {
+        match self {
+            Self::Directory | Self::Other => None,
+            Self::S3 => Some("NoSuchKey"),
+            Self::Azure => Some("BlobNotFound"),
+        }
+    }
+
     /// Whether an answer to HEAD, which has no body, leaves open what is missing.
     pub(super) fn tells_nothing_on_head(self) -> bool {
         matches!(self, Self::S3 | Self::Azure)

@@ -12,7 +12,9 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -27,6 +29,8 @@ pub(crate) struct Counted {
     refused: OnceLock<Path>,
     /// What a writer puts while a reader looks.
     growth: OnceLock<Growth>,
+    /// Objects of which some GETs, counted from 0, find nothing.
+    lapses: Mutex<BTreeMap<Path, (u64, Range<u64>)>>,
     /// Directories to rename just before the next put: from, to.
     leaving: Mutex<Option<(PathBuf, PathBuf)>>,
 }
@@ -42,7 +46,7 @@ struct Growth {
 impl Counted {
     pub(crate) fn over(inner: Arc<dyn ObjectStore>) -> Self {
         let (gets, refused, leaving) = (AtomicU64::new(0), OnceLock::new(), Mutex::default());
-        Self { inner, gets, refused, growth: OnceLock::new(), leaving }
+        Self { inner, gets, refused, growth: OnceLock::new(), lapses: Mutex::default(), leaving }
     }
 
     /// Writes the files as soon as the first of them was looked for and not found; whoever looks behind it
@@ -50,6 +54,21 @@ impl Counted {
     pub(crate) fn grow(&self, missed: &ObjectName, files: Vec<(PathBuf, Vec<u8>)>) {
         let missed = Path::from(missed.to_string());
         self.growth.set(Growth { missed, files, is_done: watch::Sender::new(false) }).unwrap();
+    }
+
+    /// Of the GETs of an object from now on, those that are counted by `range` find nothing.
+    pub(crate) fn lapse(&self, name: &ObjectName, range: Range<u64>) {
+        let path = Path::from(name.to_string());
+        self.lapses.lock().unwrap().insert(path, (0, range));
+    }
+
+    /// Whether this GET finds nothing.
+    fn lapses(&self, location: &Path) -> bool {
+        let mut lapses = self.lapses.lock().unwrap();
+        let Some((count, range)) = lapses.get_mut(location) else { return false };
+        let number = *count;
+        *count += 1;
+        range.contains(&number)
     }
 
     /// Whether that has happened.
@@ -154,6 +173,10 @@ impl ObjectStore for Counted {
         'b: 'c,
     {
         self.gets.fetch_add(1, Ordering::Relaxed);
+        if self.lapses(location) {
+            let (path, source) = (location.to_string(), "it lapsed".into());
+            return Box::pin(async { Err(object_store::Error::NotFound { path, source }) });
+        }
         match (self.check(Some(location)), self.growth.get()) {
             (Ok(()), Some(growth)) => Box::pin(self.get_while_it_grows(growth, location, options)),
             (Ok(()), None) => self.inner.get_opts(location, options),

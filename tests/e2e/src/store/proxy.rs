@@ -27,6 +27,8 @@ pub enum Trouble {
     None,
     /// 503, without asking the store.
     Unavailable,
+    /// 404 in words of its own, without asking the store: a gateway that has lost its way there.
+    NoRoute,
     /// 403 with the store's own words for it, for everything that writes.
     ReadOnly,
     /// The store does what it was asked; the connection breaks before it can say so.
@@ -136,6 +138,10 @@ fn serve(shared: &Shared, mut client: TcpStream, store: SocketAddr) -> Result<()
         Trouble::Unavailable => {
             shared.count();
             refuse(&mut client, &request, "503 Service Unavailable", "ServiceUnavailable")
+        }
+        Trouble::NoRoute => {
+            shared.count();
+            refuse(&mut client, &request, "404 Not Found", "NoSuchRoute")
         }
         Trouble::ReadOnly if is_write => {
             shared.count();
