@@ -91,7 +91,7 @@ fn what_is_no_stores_answer_has_its_own_cause() {
         ),
         ("404 Not Found", "", 69, "check the endpoint, and the proxies"),
         (with("404 Not Found"), error("NotFound", "x"), 69, "the store says NotFound"),
-        (with("404 Not Found"), error("NoSuchBucket", "x"), 69, "there is no such bucket"),
+        (with("404 Not Found"), error("NoSuchBucket", "x"), 66, "there is no such bucket"),
         (with("301 Moved"), error("PermanentRedirect", "elsewhere"), 64, "set AWS_REGION"),
         (
             with("400 Bad Request"),
