@@ -9,7 +9,7 @@
 //! | the wall clock steps | there is none here |
 //! | this process was stopped, or starved | a gap between its own ticks voids all leases: everybody has the whole limit again |
 //! | nobody gets through to this process | a node is lost only while another was heard without a gap for as long as the limit |
-//! | a network, a site, a mistake of ours | few nodes are lost at once; for the others a person is asked |
+//! | a network, a site, a mistake of ours | few nodes are lost at once; for the others a person is asked, until all that were lost have been back for a while |
 //!
 //! Words count when they arrive, before anything waits for the catalogue.
 
@@ -211,10 +211,15 @@ impl Liveness {
         for node in nodes {
             self.leases.entry(*node).or_insert_with(|| Lease { known: now, ..Lease::default() });
         }
+        let is_calm = self.is_calm(now);
         let mut silent: Vec<(Duration, Uuid)> = owners
             .iter()
             .filter_map(|node| Some((*node, self.leases.get(node)?)))
-            .filter(|(_, lease)| lease.verdict.is_none())
+            .filter(|(_, lease)| match lease.verdict {
+                None => true,
+                Some(Verdict::Asked) => is_calm,
+                Some(Verdict::Lost | Verdict::Confirmed) => false,
+            })
             .map(|(node, lease)| (self.silence(now, lease), node))
             .filter(|(silence, _)| *silence > self.limit)
             .collect();
@@ -226,8 +231,9 @@ impl Liveness {
             let is_one_too_many = self.lost_lately(now) >= (nodes.len() / NODES_PER_LOSS).max(1);
             let Some(lease) = self.leases.get_mut(&node) else { continue };
             if is_one_too_many {
-                lease.verdict = Some(Verdict::Asked);
-                out.push(Output::Asked { node, silent: silence });
+                if lease.verdict.replace(Verdict::Asked).is_none() {
+                    out.push(Output::Asked { node, silent: silence });
+                }
             } else {
                 lease.verdict = Some(Verdict::Lost);
                 lease.lost = Some(now);
@@ -246,6 +252,13 @@ impl Liveness {
             let since = lease.steady.filter(|_| is_heard);
             since.is_some_and(|since| now.saturating_sub(since) >= self.limit)
         })
+    }
+
+    /// Whether all that were lost came back, some time ago: it was for them that a person had to be asked
+    /// for others. While one of them stays away, waiting is no answer.
+    fn is_calm(&self, now: Duration) -> bool {
+        let is_away = |lease: &Lease| lease.verdict == Some(Verdict::Lost);
+        self.lost_lately(now) == 0 && !self.leases.values().any(is_away)
     }
 
     fn lost_lately(&self, now: Duration) -> usize {

@@ -222,15 +222,32 @@ impl Site {
         let theirs: Vec<String> =
             before.iter().filter(|(_, seen)| seen.node == from).map(|(n, _)| n.clone()).collect();
         ensure!(!theirs.is_empty(), "the busiest node has no volume: {before:?}");
-        self.watch.until("the volumes to replicate elsewhere", MOVE_LIMIT, |machines| {
-            theirs.iter().all(|name| {
+        let mut is_given_up = false;
+        wait::until("the volumes to replicate elsewhere", MOVE_LIMIT, || {
+            self.violations.check()?;
+            // Faults come faster here than nodes may be lost without a person.
+            if !is_given_up && self.is_asked_for(&from)? {
+                self.system.farshore().ok(&format!("node lost {from} --yes"))?;
+                is_given_up = true;
+            }
+            let machines = self.watch.machines();
+            let is_moved = theirs.iter().all(|name| {
                 let seen = &machines[name];
                 seen.node != from && seen.is_good_since(begun_ms)
-            })
-        })?;
+            });
+            Ok(is_moved.then_some(()))
+        })
+        .with_context(|| format!("last seen: {:?}", self.watch.machines()))?;
         let took = begun.elapsed();
         self.check_copies().context("after the move")?;
         Ok((theirs.len(), took))
+    }
+
+    /// Whether the control plane waits for a person's word that a node is gone.
+    fn is_asked_for(&self, node: &str) -> Result<bool> {
+        let listed = self.system.farshore().json("node list")?;
+        let nodes = listed["nodes"].as_array().context("a list of nodes")?;
+        Ok(nodes.iter().any(|shown| shown["id"] == node && shown["life"] == "asked"))
     }
 
     /// Names of the objects in some logs.

@@ -193,6 +193,21 @@ fn a_loss_long_ago_leaves_room_for_another() {
 }
 
 #[test]
+fn a_node_is_asked_for_only_until_those_lost_before_are_back_for_good() {
+    let mut world = World::of(2);
+    world.pass(60, |_| true);
+    world.pass(8, |node| node != id(1));
+    assert_eq!(world.lost(), [id(1)]);
+    // It comes back, and the other falls silent at once, and stays so.
+    world.pass(1, |_| true);
+    world.pass(40, |node| node != id(2));
+    assert_eq!((world.lost().len(), world.asked().len()), (1, 1), "the network may be to blame");
+    world.pass(40, |node| node != id(2));
+    assert_eq!(world.lost(), [id(1), id(2)], "only this one is silent");
+    assert_eq!(world.asked().len(), 1);
+}
+
+#[test]
 fn nobody_gives_up_a_node_that_speaks_for_itself() {
     let mut world = World::of(2);
     world.pass(60, |_| true);
