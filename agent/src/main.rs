@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
+use farshore_agent::capture::sample::{Pace, RATE_DEFAULT};
 use farshore_agent::capture::{Steps, splitter};
 use farshore_agent::control;
 use farshore_agent::points::Points;
@@ -47,6 +48,10 @@ struct Arguments {
     /// Most bytes of changes kept per volume while no node takes them.
     #[arg(long, default_value_t = 4 << 30)]
     log_bytes_max: u64,
+    /// Bytes a second that are read of all served disks together, to compare them with what was sent;
+    /// 0 to leave that.
+    #[arg(long, default_value_t = RATE_DEFAULT)]
+    sample_rate: u64,
     /// Read disks with plain reads even where io_uring works.
     #[arg(long)]
     portable_reads: bool,
@@ -139,6 +144,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         points: Arc::clone(&points),
         clock: Clock::start(),
         log_bytes_max: arguments.log_bytes_max,
+        pace: Pace::new(arguments.sample_rate),
         steps: Steps::default(),
     });
     let cache = data.path().join("assignments.json");

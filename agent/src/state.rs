@@ -28,6 +28,17 @@ pub struct Copy {
     pub generation: u64,
 }
 
+/// Bytes of a disk that were not what was sent of them, though nobody was seen to write them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The first.
+    pub offset: u64,
+    /// From the first to the last of one look.
+    pub length: u64,
+    /// When it was seen; shown to people.
+    pub time_unix_ms: u64,
+}
+
 /// What an agent remembers of a volume.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
@@ -60,6 +71,12 @@ pub struct State {
     /// The disk's change time at an orderly stop; absent while the agent runs.
     #[serde(default)]
     pub stopped_ns: Option<i64>,
+    /// How often the sampler found the disk to differ from what was sent.
+    #[serde(default)]
+    pub differences: u64,
+    /// Where it did last.
+    #[serde(default)]
+    pub difference: Option<Difference>,
 }
 
 /// The file's content.
@@ -211,6 +228,8 @@ mod tests {
             boot: Some("8379d2d5".to_owned()),
             lineage: Some([5; LIVES_MAX]),
             stopped_ns: Some(1_767_225_600_000_000_123),
+            differences: 3,
+            difference: Some(Difference { offset: 4096, length: 8192, time_unix_ms: 99 }),
         };
         let good = encode(state.clone()).unwrap();
         let mut found = 0;

@@ -62,6 +62,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &[
             "farshore-proto",
             "farshore-codec",
+            "farshore-engine",
             "farshore-nbd",
             "farshore-vault",
             "farshore-agent",

@@ -125,7 +125,7 @@ impl Splitter {
                 let core = Arc::clone(core);
                 blocking(move || {
                     let end = core.log.last();
-                    core.log.sync()?;
+                    core.sync_sent()?;
                     core.progress.save(lease, cursor, end)
                 })
                 .await?;
@@ -134,7 +134,7 @@ impl Splitter {
         let core = Arc::clone(core);
         blocking(move || {
             let end = core.log.last();
-            core.log.sync()?;
+            core.sync_sent()?;
             core.progress.finish(lease, end).map(|_| ())
         })
         .await
@@ -239,6 +239,7 @@ impl Core {
                 })?;
                 for bad in &found.bad {
                     self.unknown.add(*bad)?;
+                    self.forget(*bad);
                 }
                 parts = found.data;
                 let good = parts.iter().map(|(run, _)| *run).collect();
@@ -254,16 +255,19 @@ impl Core {
     }
 
     fn log_entries(&self, entries: Vec<Entry<'_>>, skips_zeros: bool) -> io::Result<Logged> {
-        let is_sent = |entry: &Entry<'_>| !skips_zeros || !matches!(entry, Entry::Zero { .. });
-        let entries: Vec<Entry<'_>> = entries.into_iter().filter(is_sent).collect();
-        if entries.is_empty() {
-            return Ok(Logged::Nothing);
-        }
-        match self.log.append(&entries) {
-            Ok(last) => Ok(Logged::To(last)),
-            Err(AppendError::Io { source }) => Err(source),
-            Err(_) => Ok(Logged::NoRoom),
-        }
+        let is_sent = |entry: &&Entry<'_>| !skips_zeros || !matches!(entry, Entry::Zero { .. });
+        let sent: Vec<Entry<'_>> = entries.iter().filter(is_sent).copied().collect();
+        let logged = match sent.is_empty() {
+            true => Logged::Nothing,
+            false => match self.log.append(&sent) {
+                Ok(last) => Logged::To(last),
+                Err(AppendError::Io { source }) => return Err(source),
+                Err(_) => return Ok(Logged::NoRoom),
+            },
+        };
+        // The vault holds what was not sent, too.
+        self.note(&entries);
+        Ok(logged)
     }
 }
 

@@ -6,6 +6,7 @@
 //! shorter later lost what nobody reads again.
 
 use super::intent::{Changes, IntentMap, Recovered};
+use super::prints::Prints;
 use super::progress::Progress;
 use super::steps::{Step, Steps};
 use crate::clock::Clock;
@@ -42,6 +43,7 @@ pub struct Gate {
     /// Whoever holds this writes the intent file: sectors must not overtake each other.
     lane: tokio::sync::Mutex<()>,
     progress: Arc<Progress>,
+    prints: Option<Arc<Prints>>,
     clock: Clock,
     steps: Steps,
     wants_flush: Notify,
@@ -73,7 +75,7 @@ impl Gate {
         settings: Settings,
         regions: u64,
         (map, recovered): (IntentMap, Recovered),
-        progress: Arc<Progress>,
+        (progress, prints): (Arc<Progress>, Option<Arc<Prints>>),
         clock: Clock,
         steps: Steps,
     ) -> Arc<Self> {
@@ -84,6 +86,7 @@ impl Gate {
             inner: Mutex::new(inner),
             lane: tokio::sync::Mutex::default(),
             progress,
+            prints,
             clock,
             steps,
             wants_flush: Notify::new(),
@@ -186,10 +189,13 @@ impl Gate {
         }
     }
 
-    /// Notes what is durable of the log; false if it was emptied since.
+    /// Notes what is durable of the log, and of what was sent; false if the log was emptied since.
     async fn note(self: &Arc<Self>, durable: Durable) -> io::Result<bool> {
-        let progress = Arc::clone(&self.progress);
-        let note = move || progress.note_logged(durable.end, durable.restarts);
+        let (progress, prints) = (Arc::clone(&self.progress), self.prints.clone());
+        let note = move || {
+            prints.map_or(Ok(()), |prints| prints.sync())?;
+            progress.note_logged(durable.end, durable.restarts)
+        };
         tokio::task::spawn_blocking(note).await.map_err(io::Error::other)?
     }
 

@@ -9,8 +9,10 @@
 
 use super::change::Change;
 use super::gate::{Durable, Gate, Pass};
+use super::prints::Prints;
 use super::progress::{Progress, is_consistent};
 use super::ranges::RangeLocks;
+use super::sample::Sampled;
 use super::steps::{Call, Step, Steps};
 use super::unknown::Unknown;
 use crate::disk::Disk;
@@ -50,6 +52,11 @@ pub(super) struct Core {
     pub(super) gate: Arc<Gate>,
     pub(super) progress: Arc<Progress>,
     pub(super) unknown: Arc<Unknown>,
+    /// What was sent of each block; none if that cannot be kept, or is not wanted.
+    pub(super) prints: Option<Arc<Prints>>,
+    pub(super) sampled: Sampled,
+    /// Whether the sampler has found what differs and it is not in doubt yet.
+    pub(super) differs: AtomicBool,
     pub(super) steps: Steps,
     /// Why the log did not take the last change that it was given; empty if it did.
     log_trouble: Mutex<String>,
@@ -80,13 +87,13 @@ impl FlushFailure {
 }
 
 impl Splitter {
-    /// A splitter over an open disk and its log.
+    /// A splitter over an open disk, its log and what else is known of it.
     #[must_use]
     pub fn new(
         disk: Arc<Disk>,
         log: Arc<Log>,
         gate: Arc<Gate>,
-        (progress, unknown): (Arc<Progress>, Arc<Unknown>),
+        (progress, unknown, prints): (Arc<Progress>, Arc<Unknown>, Option<Arc<Prints>>),
         steps: Steps,
     ) -> Arc<Self> {
         let locks = RangeLocks::default();
@@ -98,6 +105,9 @@ impl Splitter {
             gate,
             progress,
             unknown,
+            prints,
+            sampled: Sampled::default(),
+            differs: AtomicBool::new(false),
             steps,
             log_trouble: Mutex::default(),
             is_log_full,
@@ -111,6 +121,25 @@ impl Splitter {
             flush_lane: tokio::sync::Mutex::default(),
             flushes_begun: AtomicU64::new(0),
         })
+    }
+
+    /// Whether the disk was found to differ from what was sent, and what differs is not in doubt yet.
+    #[must_use]
+    pub fn differs(&self) -> bool {
+        self.core.differs.load(Ordering::SeqCst)
+    }
+
+    /// What the sampler has done; none if the disk is not sampled.
+    #[must_use]
+    pub fn samples(&self) -> Option<&Sampled> {
+        let is_sampled = self.core.prints.as_ref().is_some_and(|prints| !prints.is_given_up());
+        is_sampled.then_some(&self.core.sampled)
+    }
+
+    /// Changes the disk as nobody is seen to.
+    #[cfg(test)]
+    pub(crate) fn change_unseen(&self, data: &[u8], offset: u64) {
+        self.core.disk.write(data, offset).unwrap();
     }
 
     /// The gate of its disk.
@@ -163,6 +192,7 @@ impl Splitter {
         // What somebody else wrote before this look holds the mark back; what comes later is later.
         !self.core.disk.is_disturbed()
             && self.core.flush_failure.get().is_none()
+            && !self.differs()
             && is_consistent(&self.core.progress, self.core.gate.in_doubt())
     }
 
@@ -296,6 +326,9 @@ impl Core {
     fn apply(&self, change: &Change, pass: Pass, is_written: bool) -> io::Result<()> {
         let mut is_logged = false;
         let result = self.apply_to_both(change, is_written, &mut is_logged);
+        if !is_logged {
+            self.forget(change.blocks());
+        }
         // Whatever went wrong, some of it may be on the disk: what is not logged is in doubt.
         self.gate.leave(pass, is_logged);
         result
@@ -356,6 +389,7 @@ impl Core {
         match self.log.append(entries) {
             Ok(_) => {
                 self.is_log_full.store(false, Ordering::Relaxed);
+                self.note(entries);
                 true
             }
             Err(error) => {
@@ -366,6 +400,26 @@ impl Core {
                 false
             }
         }
+    }
+
+    /// Notes what was sent of blocks; the caller holds them.
+    pub(super) fn note(&self, entries: &[Entry<'_>]) {
+        if let Some(prints) = &self.prints {
+            prints.note(entries);
+        }
+    }
+
+    /// Nobody knows what is sent of blocks; the caller holds them.
+    pub(super) fn forget(&self, blocks: BlockRange) {
+        if let Some(prints) = &self.prints {
+            prints.forget(blocks);
+        }
+    }
+
+    /// Makes durable what was sent of the disk: the log, and its prints.
+    pub(super) fn sync_sent(&self) -> io::Result<()> {
+        self.log.sync()?;
+        self.prints.as_ref().map_or(Ok(()), |prints| prints.sync())
     }
 
     fn tell_full(&self, error: &AppendError) {

@@ -498,6 +498,15 @@ impl Disk {
         Ok(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?)
     }
 
+    /// As [`Disk::forget_cached`], of a range; what is not on the disk yet stays.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn forget_cached_range(&self, offset: u64, length: u64) -> io::Result<()> {
+        let length = std::num::NonZero::new(length);
+        Ok(rustix::fs::fadvise(&self.file, offset, length, rustix::fs::Advice::DontNeed)?)
+    }
+
     /// As [`Disk::sync`], and the file's times as well.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use super::{RETRY_PAUSE, Running, Tasks};
 use crate::capture::gate::Gate;
 use crate::capture::hashes::Hashes;
 use crate::capture::intent::{IntentMap, Recovered};
+use crate::capture::prints::{PRINTS_FILE, Prints};
 use crate::capture::scan::{ScanError, Scanner};
 use crate::capture::splitter::{Served, Splitter};
 use crate::disk::{Access, Disk, DiskError, Identity, Recorded};
@@ -37,7 +38,7 @@ const EXPORT_NAME: &str = "disk";
 
 /// Why a capture ended. The text is for the operator.
 #[derive(Debug, thiserror::Error)]
-enum CaptureError {
+pub(super) enum CaptureError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error("the agent cannot use {}: {source}; give it space and permissions there", path.display())]
@@ -99,7 +100,7 @@ impl Running {
         }
     }
 
-    fn data_error(&self, source: io::Error) -> CaptureError {
+    pub(super) fn data_error(&self, source: io::Error) -> CaptureError {
         CaptureError::Data { path: self.opening.dir.clone(), source }
     }
 
@@ -111,22 +112,22 @@ impl Running {
     async fn serve(&mut self, disk: Arc<Disk>) -> Result<(), CaptureError> {
         let regions = Regions::in_blocks(blocks_of(disk.size_bytes()));
         let intents = self.open_intents(&disk).await?;
+        let prints = self.open_prints(&disk, &intents.1).await?;
         let stream = Arc::clone(&self.opening.stream);
         let steps = self.env.steps.clone();
         let (log, progress) = (Arc::clone(&stream.log), Arc::clone(&stream.progress));
         let (settings, clock) = (Settings::default(), self.env.clock);
-        let gate =
-            Gate::new(settings, regions, intents, Arc::clone(&progress), clock, steps.clone());
+        let kept = (Arc::clone(&progress), prints.clone());
+        let gate = Gate::new(settings, regions, intents, kept, clock, steps.clone());
         let splitter = Splitter::new(
             Arc::clone(&disk),
             log,
             gate,
-            (progress, Arc::clone(&stream.unknown)),
+            (progress, Arc::clone(&stream.unknown), prints.clone()),
             steps,
         );
-        let (reads, opened) = (self.env.reads.clone(), Arc::clone(&disk));
-        let reads = blocking(move || reads.open(opened.file(), opened.size_bytes())).await;
-        let reads = reads.map_err(|source| self.data_error(source))?;
+        let reads = self.open_reads(&disk).await?;
+        let sampling = self.sampling(&disk, &splitter, prints).await?;
         let address = match self.opening.nbd_port {
             Some(port) => Address::Tcp((Ipv4Addr::LOCALHOST, port).into()),
             None => Address::Unix(socket_path(&self.opening.dir)),
@@ -146,12 +147,13 @@ impl Running {
         let clients = server.counters();
         let (shut, is_shut) = oneshot::channel::<()>();
         let (gone, is_gone) = oneshot::channel();
-        let tasks = Tasks(vec![
+        let mut tasks = Tasks(vec![
             tokio::spawn(Arc::clone(&splitter).copy_what_is_due(reads, stream.joined())),
             tokio::spawn(Arc::clone(&splitter).flush_when_asked()),
             tokio::spawn(mark_served(Arc::clone(&splitter), self.requests())),
             tokio::spawn(mind_others(Arc::clone(&disk), stream, Arc::clone(&self.facts))),
         ]);
+        tasks.0.extend(sampling.map(|sampling| tokio::spawn(sampling.run())));
         let serving = tokio::spawn(async move {
             server.serve(async { drop(is_shut.await) }).await;
             let _ = gone.send(());
@@ -367,7 +369,10 @@ impl Running {
     /// A scan finds out for itself what changed, even if another file took the disk's place.
     async fn adopt_scanned(&self, disk: &Arc<Disk>) -> Result<(), CaptureError> {
         let (disk, stream) = (Arc::clone(disk), Arc::clone(&self.opening.stream));
+        let prints = self.opening.dir.join(PRINTS_FILE);
         let adopted = blocking(move || {
+            // Nobody keeps them up, and the disk may be served again later.
+            Prints::remove(&prints)?;
             stream.state.update(|state| {
                 state.size_bytes = disk.size_bytes();
                 state.identity = Some(disk.identity().clone());
@@ -436,7 +441,7 @@ fn socket_path(dir: &Path) -> PathBuf {
     if is_made && is_ours { short.join(format!("{name}.sock")) } else { path }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?

@@ -5,12 +5,15 @@ use crate::clock::Clock;
 use crate::control::Word;
 use crate::session::Standing;
 use crate::stream::Stream;
-use farshore_api::agent::{AgentVolume, AgentVolumeReport, DiskIdentity, VolumeState};
+use farshore_api::agent::{
+    AgentVolume, AgentVolumeReport, Difference, DiskIdentity, SampleReport, VolumeState,
+};
 use farshore_api::machine::Capture;
 use farshore_engine::doubt::REGION_BYTES;
 use farshore_engine::source::Phase;
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::{Seq, Timestamp};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -214,6 +217,29 @@ impl Facts {
             rpo_seconds: point_at.map(|at| seconds(now.since_ms(at))),
             nbd_uri: inner.nbd_uri.clone(),
             identity: inner.identity.clone(),
+            samples: inner.stream.as_ref().and_then(|stream| samples(stream)),
+        }
+    }
+}
+
+/// What the sampler has done; of a disk that is not served for the moment, what it found.
+fn samples(stream: &Stream) -> Option<SampleReport> {
+    let state = stream.state.get();
+    let last = state.difference.map(|found| Difference {
+        offset: found.offset,
+        length: found.length,
+        time_unix_ms: found.time_unix_ms,
+    });
+    let differences = state.differences;
+    let splitter = stream.splitter();
+    match splitter.as_ref().and_then(|splitter| splitter.samples()) {
+        Some(samples) => {
+            let (bytes, rounds) = (&samples.bytes, &samples.rounds);
+            let (bytes, rounds) = (bytes.load(Ordering::Relaxed), rounds.load(Ordering::Relaxed));
+            Some(SampleReport { bytes, rounds, differences, last })
+        }
+        None => {
+            (differences > 0).then_some(SampleReport { bytes: 0, rounds: 0, differences, last })
         }
     }
 }
@@ -334,6 +360,10 @@ fn temper(inner: &mut Inner, judgement: Judgement, capture: Capture) -> Judgemen
 
 fn in_doubt(stream: &Stream, size: u64) -> Option<Judgement> {
     let splitter = stream.splitter()?;
+    if splitter.differs() {
+        let detail = "the disk is not what was sent: that is about to be re-read".to_owned();
+        return Some(Judgement { state: VolumeState::Resyncing, detail, progress: 1.0 });
+    }
     let regions = splitter.gate().in_doubt();
     if regions == 0 {
         return None;

@@ -7,11 +7,13 @@ mod capture;
 mod facts;
 mod open;
 mod others;
+mod sampling;
 
 pub use facts::Facts;
 pub use open::{OpenError, Opening};
 
 use crate::capture::Steps;
+use crate::capture::sample::Pace;
 use crate::clock::Clock;
 use crate::points::Points;
 use crate::rt::Reads;
@@ -45,6 +47,8 @@ pub struct Env {
     pub clock: Clock,
     /// Bytes that the log of one volume may have, if the file system has room for them.
     pub log_bytes_max: u64,
+    /// What the samplers may read; none if disks are not sampled.
+    pub pace: Option<Pace>,
     /// Told of every step of a write; for tests.
     pub steps: Steps,
 }

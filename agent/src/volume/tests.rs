@@ -1,4 +1,5 @@
 use super::*;
+use crate::capture::sample::Pace;
 use crate::capture::splitter::Served;
 use crate::capture::{Step, Steps};
 use crate::fake_node::{FakeDial, FakeNode, Point};
@@ -19,6 +20,7 @@ mod disks;
 mod faults;
 mod lineage;
 mod replicate;
+mod sampled;
 mod serving;
 mod sick;
 mod sizes;
@@ -33,6 +35,7 @@ struct Rig {
     node: Arc<FakeNode>,
     assigned: watch::Sender<AgentVolume>,
     log_bytes_max: u64,
+    sample_rate: u64,
     running: Option<Live>,
 }
 
@@ -68,7 +71,10 @@ impl Rig {
         };
         let assigned = watch::Sender::new(volume);
         let log_bytes_max = 256 * MIB;
-        Self { dir, node: FakeNode::new(size_bytes), assigned, log_bytes_max, running: None }
+        let node = FakeNode::new(size_bytes);
+        // Fast: every other test shows that nothing is taken for a difference.
+        let sample_rate = 256 * MIB;
+        Self { dir, node, assigned, log_bytes_max, sample_rate, running: None }
     }
 
     fn disk(&self) -> PathBuf {
@@ -92,6 +98,7 @@ impl Rig {
             points: Arc::new(Points::default()),
             clock: Clock::start(),
             log_bytes_max: self.log_bytes_max,
+            pace: Pace::new(self.sample_rate),
             steps,
         }
     }

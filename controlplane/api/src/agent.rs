@@ -166,6 +166,34 @@ pub struct DiskIdentity {
     pub text: String,
 }
 
+/// What comparing a served disk with what was sent of it has brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleReport {
+    /// Bytes compared since the disk is served.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Times that all of the disk was.
+    #[serde(default)]
+    pub rounds: u64,
+    /// How often the disk was not what was sent, over all runs of the agent.
+    #[serde(default)]
+    pub differences: u64,
+    /// Where that was last.
+    #[serde(default)]
+    pub last: Option<Difference>,
+}
+
+/// Bytes of a disk that were not what was sent of them, though nobody was seen to write them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The first.
+    pub offset: u64,
+    /// From the first to the last.
+    pub length: u64,
+    /// When it was seen, by the agent's clock.
+    pub time_unix_ms: u64,
+}
+
 /// How one volume does, seen by its agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -206,6 +234,10 @@ pub struct AgentVolumeReport {
     /// What the disk is that the agent has open.
     #[serde(default)]
     pub identity: Option<DiskIdentity>,
+    /// What comparing the disk with what was sent has brought; absent if it is not compared: a scan
+    /// compares all of it at each pass.
+    #[serde(default)]
+    pub samples: Option<SampleReport>,
 }
 
 /// A mark that is in the vault.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::agent::SampleReport;
 use crate::point::Point;
 
 /// How the agent learns of changes.
@@ -132,6 +133,10 @@ pub struct Volume {
     /// Where the splitter serves the disk (capture `nbd`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd_uri: Option<String>,
+    /// What comparing the disk with what was sent has brought (capture `nbd`); absent if it is not
+    /// compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<SampleReport>,
     /// What the node did with the bytes of this volume.
     pub stats: VolumeStats,
 }

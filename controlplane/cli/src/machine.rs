@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Subcommand, ValueEnum};
+use farshore_api::agent::SampleReport;
 use farshore_api::machine::{Capture, CreateMachine, Machine, MachineState, Machines, Volume};
 use farshore_api::{Exit, limits, paths};
 use serde_json::json;
@@ -344,6 +345,18 @@ fn show(machine: &Machine) -> String {
             );
         if let Some(uri) = &volume.nbd_uri {
             table.pair("  NBD", uri);
+        }
+        if let Some(samples) = &volume.samples {
+            let SampleReport { bytes, rounds, differences, .. } = *samples;
+            let compared = format!("{}, all of it {rounds} times", size(bytes));
+            table.pair("  compared", compared).pair(
+                "  differences",
+                samples.last.map_or("none".to_owned(), |last| {
+                    let (at, seen) = (last.offset, time(last.time_unix_ms));
+                    let length = size(last.length);
+                    format!("{differences}, the last of {length} at byte {at}, seen {seen}")
+                }),
+            );
         }
         let stats = &volume.stats;
         table

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod doubt;
 pub mod lineage;
 pub mod log;
+pub mod sampler;
 pub mod shard;
 pub mod source;
 pub mod stream;

@@ -44,6 +44,15 @@ pub const HRL_HEADER_BYTES: usize = 64;
 /// An `.hrl` file is closed and a new one begun at this size.
 pub const HRL_FILE_BYTES: u64 = 64 << 20;
 
+/// What an agent keeps of each block of a served disk to compare the disk with what was sent: a checksum, in
+/// a file of its own (1 MiB for each GiB of disk).
+pub const PRINT_BYTES: usize = 4;
+/// Of these, those that wait in memory to be written: some 1 MiB for each served disk that is written at
+/// random. Beyond that the blocks' prints are unknown until they are sent again or looked at.
+pub const PRINTS_PENDING_MAX: usize = 16 << 10;
+/// Bytes of a disk that the sampler looks at in one go: writes there wait for as long as that is read.
+pub const SAMPLE_BYTES: usize = 64 << 10;
+
 /// First block of a journal file, O_DIRECT alignment of everything in it.
 pub const JOURNAL_ALIGN_BYTES: usize = 4096;
 /// Header of one group in a journal file.

@@ -21,7 +21,8 @@ const FLIPS_MAX: usize = 9000;
 #[test]
 fn every_sample_may_be_cut_anywhere_and_flipped_in_any_bit() {
     for target in TARGETS {
-        let is_slow = ["chunk_index", "hashes_file", "overlay_map"].contains(&target.name);
+        let is_slow =
+            ["chunk_index", "hashes_file", "prints_file", "overlay_map"].contains(&target.name);
         for sample in (target.samples)() {
             let step = if is_slow { sample.len().div_ceil(300) } else { 1 };
             for end in (0..sample.len()).step_by(step) {

@@ -10,10 +10,10 @@ fn run(command: &mut Command) -> Option<String> {
 }
 
 /// A loop device, detached when dropped. None, with the reason told, where there are none.
-struct Loop(String);
+pub(super) struct Loop(pub(super) String);
 
 impl Loop {
-    fn over(path: &std::path::Path) -> Option<Self> {
+    pub(super) fn over(path: &std::path::Path) -> Option<Self> {
         let found = run(Command::new("losetup").args(["--find", "--show"]).arg(path));
         if found.is_none() {
             println!(

@@ -1,4 +1,5 @@
 use super::*;
+use farshore_api::agent::{Difference, SampleReport};
 use farshore_api::machine::{Volume, VolumeStats};
 
 fn machine() -> Machine {
@@ -24,6 +25,16 @@ fn machine() -> Machine {
             journaled_seq: 11,
             committed_seq: 10,
             nbd_uri: Some("nbd+unix:///?socket=/s".to_owned()),
+            samples: Some(SampleReport {
+                bytes: 3 << 30,
+                rounds: 2,
+                differences: 1,
+                last: Some(Difference {
+                    offset: 81_920,
+                    length: 4_096,
+                    time_unix_ms: 1_795_824_000_000,
+                }),
+            }),
             stats: VolumeStats::default(),
         }],
         last_point: None,
@@ -54,6 +65,8 @@ fn a_machine_for_people_says_how_it_stands() {
         "1.2 s",
         "12 sent, 11 journaled, 10 committed",
         "nbd+unix",
+        "3.0 GiB, all of it 2 times",
+        "1, the last of 4.0 KiB at byte 81920, seen 2026-11-28",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }

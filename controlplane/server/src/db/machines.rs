@@ -444,6 +444,7 @@ fn volume_facts(
             committed_seq: record.number("committed_seq")?,
             rpo_seconds: record.optional_real("rpo_seconds")?,
             nbd_uri: record.optional_text("nbd_uri")?,
+            samples: record.optional_json("samples")?,
         }),
     };
     Ok(VolumeFacts {

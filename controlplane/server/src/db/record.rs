@@ -79,6 +79,15 @@ impl Record {
         serde_json::from_value(text.into()).map_err(|_| Self::unreadable(column))
     }
 
+    pub(super) fn optional_json<T: DeserializeOwned>(
+        &self,
+        column: &'static str,
+    ) -> Result<Option<T>, ControlError> {
+        let text = self.optional_text(column)?;
+        text.map(|text| serde_json::from_str(&text).map_err(|_| Self::unreadable(column)))
+            .transpose()
+    }
+
     pub(super) fn json<T: DeserializeOwned>(
         &self,
         column: &'static str,

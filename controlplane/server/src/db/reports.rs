@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use farshore_api::Role;
-use farshore_api::agent::{AgentReport, AgentVolumeReport, PointReport};
+use farshore_api::agent::{AgentReport, AgentVolumeReport, Difference, PointReport, SampleReport};
 use farshore_api::limits::REPORT_VOLUMES_MAX;
 use farshore_api::machine::VolumeStats;
 use farshore_api::node::{NodeReport, NodeVolumeReport};
@@ -57,7 +57,7 @@ impl Db {
         let (mut ignored, mut got_on) = (BTreeSet::new(), BTreeSet::new());
         for volume in &report.volumes {
             if is_owned(&mut tx, Role::Agent, agent, volume.volume).await? {
-                got_on.extend(agent_volume(&mut tx, volume, now).await?);
+                got_on.extend(agent_volume(&mut tx, agent, volume, now).await?);
             } else {
                 ignored.insert(volume.volume);
             }
@@ -244,6 +244,7 @@ async fn may_tell_points(
 /// node's epoch since the report before: somebody there journals or commits.
 async fn agent_volume(
     tx: &mut Tx,
+    agent: Uuid,
     report: &AgentVolumeReport,
     now: i64,
 ) -> Result<Option<Uuid>, ControlError> {
@@ -286,7 +287,57 @@ async fn agent_volume(
     .execute(&mut **tx)
     .await?;
     note_identity(tx, report).await?;
+    note_samples(tx, agent, report).await?;
     Ok(got_on)
+}
+
+/// Notes what comparing the disk with what was sent has brought, and an event when it differed. What was
+/// found stays until the agent says otherwise: a disk that is not served is not compared.
+async fn note_samples(
+    tx: &mut Tx,
+    agent: Uuid,
+    report: &AgentVolumeReport,
+) -> Result<(), ControlError> {
+    let row = sqlx::query(
+        "SELECT volumes.samples, machines.name FROM volumes
+         JOIN machines ON machines.id = volumes.machine WHERE volumes.id = ?",
+    )
+    .bind(report.volume.to_string())
+    .fetch_one(&mut **tx)
+    .await?;
+    let record = Record(row);
+    let known: Option<SampleReport> = record.optional_json("samples")?;
+    if known == report.samples {
+        return Ok(());
+    }
+    let text = report.samples.as_ref().and_then(|samples| serde_json::to_string(samples).ok());
+    sqlx::query("UPDATE volumes SET samples = ? WHERE id = ?")
+        .bind(text)
+        .bind(report.volume.to_string())
+        .execute(&mut **tx)
+        .await?;
+    let Some(SampleReport { differences, last: Some(last), .. }) = report.samples else {
+        return Ok(());
+    };
+    let before = known.map_or(0, |known| known.differences);
+    // An agent that lost its directory counts anew.
+    let new = if differences < before { differences } else { differences - before };
+    if new > 0 {
+        let detail = difference_text(report.volume, new, last);
+        let actor = Actor::Peer(Role::Agent, agent);
+        events::append(tx, actor, "volume.differs", record.text("name")?, &detail).await?;
+    }
+    Ok(())
+}
+
+fn difference_text(volume: Uuid, new: u64, last: Difference) -> String {
+    let Difference { offset, length, .. } = last;
+    let places = if new == 1 { "one place".to_owned() } else { format!("{new} places") };
+    format!(
+        "the disk of volume {volume} was not what had been sent of it in {places}, the last at byte \
+         {offset} ({length} bytes): somebody wrote to it unseen, or it forgot what was written; that is \
+         read again and sent, and points from before may hold what was sent"
+    )
 }
 
 /// Notes what the disk is. Unless the agent says so, that stays as it was said last: a disk that is

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use farshore_api::Role;
 use farshore_api::agent::{
-    AgentReport, AgentVolumeReport, DiskIdentity, PointReport, RegisterAgent, VolumeState,
+    AgentReport, AgentVolumeReport, Difference, DiskIdentity, PointReport, RegisterAgent,
+    SampleReport, VolumeState,
 };
 use farshore_api::failover::{CreateFailover, FailoverKind, FailoverState};
 use farshore_api::identity::Serial;
@@ -145,6 +146,7 @@ impl Site {
             nbd_uri: Some("nbd://localhost".into()),
             error: None,
             identity: None,
+            samples: None,
         };
         AgentReport { volumes: vec![volume], ..AgentReport::default() }
     }
@@ -367,6 +369,39 @@ async fn two_agents_that_claim_a_volume_are_one_event() {
         (of_contest[0].object.as_str(), Some(&of_contest[0].detail)),
         ("web", said.as_ref())
     );
+}
+
+/// D34: each difference is one event, whatever is reported of it again, and shown.
+#[tokio::test]
+async fn a_difference_is_one_event_and_shown() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let last = Some(Difference { offset: 8_192, length: 4_096, time_unix_ms: 7 });
+    let told = |bytes, differences| {
+        let last = last.filter(|_| differences > 0);
+        Some(SampleReport { bytes, rounds: 1, differences, last })
+    };
+    let all = [None, told(1, 0), told(2, 1), told(2, 1), told(3, 1), told(9, 4), told(1, 2)];
+    for samples in all {
+        let mut report = site.report(volume, 1, VolumeState::Protected);
+        report.volumes[0].samples = samples;
+        assert!(
+            site.db.agent_report(site.agent, &report).await.unwrap().ignored_volumes.is_empty()
+        );
+        let machine = site.db.machine("web").await.unwrap();
+        let heard = machine.volumes[0].report.as_ref().unwrap();
+        assert_eq!(heard.samples, samples);
+    }
+    let events = site.db.events(None, 100).await.unwrap();
+    let told: Vec<_> = events.iter().filter(|event| event.action == "volume.differs").collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    for (event, places) in told.iter().zip(["one place", "3 places", "2 places"]) {
+        assert_eq!(event.object, "web");
+        assert!(event.detail.contains(places), "{}", event.detail);
+        assert!(event.detail.contains("at byte 8192 (4096 bytes)"), "{}", event.detail);
+        assert!(event.detail.contains(&volume.to_string()), "{}", event.detail);
+    }
 }
 
 #[tokio::test]

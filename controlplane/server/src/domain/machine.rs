@@ -14,7 +14,7 @@
 //! | the agent says protected, its node cannot work | degraded |
 //! | otherwise | as the agent says |
 
-use farshore_api::agent::VolumeState;
+use farshore_api::agent::{SampleReport, VolumeState};
 use farshore_api::limits;
 use farshore_api::machine::{Capture, Machine, MachineState, Volume, VolumeStats};
 use farshore_api::point::Point;
@@ -112,6 +112,8 @@ pub struct VolumeHeard {
     pub rpo_seconds: Option<f64>,
     /// Where the splitter serves.
     pub nbd_uri: Option<String>,
+    /// What comparing the disk with what was sent has brought.
+    pub samples: Option<SampleReport>,
 }
 
 /// Of a node.
@@ -179,6 +181,7 @@ fn volume_view(facts: VolumeFacts) -> Volume {
         sent_seq: seqs.0,
         journaled_seq: seqs.1,
         committed_seq: seqs.2,
+        samples: heard.as_ref().and_then(|heard| heard.samples),
         nbd_uri: heard.filter(|heard| heard.is_of_this_run).and_then(|heard| heard.nbd_uri),
         stats: facts.stats,
     }
@@ -296,6 +299,7 @@ mod tests {
             committed_seq: 7,
             rpo_seconds: Some(1.5),
             nbd_uri: None,
+            samples: None,
         }
     }
 

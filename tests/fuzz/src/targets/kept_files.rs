@@ -5,9 +5,11 @@ use super::memory_files::MemoryFiles;
 use crate::{checksum, taken};
 use farshore_agent::capture::hashes::{self, Hashes};
 use farshore_agent::capture::intent::{IntentMap, Life};
+use farshore_agent::capture::prints::Prints;
 use farshore_agent::hrl::{Cursor, Entry, Home, Log, Recovered};
 use farshore_agent::state::{State, StateFile};
 use farshore_agent::{Clock, files::Files};
+use farshore_engine::doubt::RegionSet;
 use farshore_proto::frame::Mark;
 use farshore_proto::hrl::frame_at;
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
@@ -242,6 +244,45 @@ pub(super) fn hashes_samples() -> Vec<Vec<u8>> {
     checksum::put_right(&mut file, HASHES_HEADER_BYTES);
     for unit in 0..11_u8 {
         file.extend_from_slice(&[unit % 3; 16]);
+    }
+    vec![file]
+}
+
+// The prints of a disk of 20 blocks and a bit.
+
+const PRINTED_BYTES: u64 = 20 * BLOCK_BYTES as u64 + 512;
+const PRINTS_HEADER_BYTES: usize = 4096;
+
+pub(super) fn prints(bytes: &[u8]) {
+    checksum::both(bytes, PRINTS_HEADER_BYTES, |bytes| {
+        let folder = folder();
+        let path = folder.path().join("prints");
+        fs::write(&path, bytes).expect("written");
+        let doubtful = RegionSet::empty(1);
+        let opened = Prints::open(&path, VOLUME, PRINTED_BYTES, &doubtful).expect("files work");
+        let known = opened.read(BlockRange { block: 0, count: 21 }).expect("it is long enough");
+        let good = &prints_samples()[0];
+        let is_ours = bytes.len() == good.len()
+            && bytes[..PRINTS_HEADER_BYTES] == good[..PRINTS_HEADER_BYTES];
+        if is_ours {
+            let told: Vec<u8> = known.iter().flat_map(|print| print.to_le_bytes()).collect();
+            assert_eq!(told, bytes[PRINTS_HEADER_BYTES..]);
+            taken();
+        } else {
+            assert!(known.iter().all(|print| *print == 0), "nothing is known from another's file");
+        }
+    });
+}
+
+pub(super) fn prints_samples() -> Vec<Vec<u8>> {
+    let mut file = Vec::new();
+    file.extend_from_slice(b"FSPR\x01\0\0\0");
+    file.extend_from_slice(&VOLUME.0);
+    file.extend_from_slice(&PRINTED_BYTES.to_le_bytes());
+    file.resize(PRINTS_HEADER_BYTES, 0);
+    checksum::put_right(&mut file, PRINTS_HEADER_BYTES);
+    for block in 0..21_u32 {
+        file.extend_from_slice(&(block * 0x0101_0101).to_le_bytes());
     }
     vec![file]
 }
