@@ -5,6 +5,7 @@ use clap::Parser;
 use farshore_agent::capture::sample::{Pace, RATE_DEFAULT};
 use farshore_agent::capture::{Steps, splitter};
 use farshore_agent::control;
+use farshore_agent::disk::Allowed;
 use farshore_agent::points::Points;
 use farshore_agent::rt::Reads;
 use farshore_agent::service::{Service, VOLUMES_MAX};
@@ -52,6 +53,11 @@ struct Arguments {
     /// 0 to leave that.
     #[arg(long, default_value_t = RATE_DEFAULT)]
     sample_rate: u64,
+    /// Disks that may be captured, whatever the control plane says: a path in which * and ? stand for any
+    /// characters, ** for directories; more than once for more. The file `allow` in the directory adds to
+    /// them, a line each. All disks if neither is there.
+    #[arg(long, value_name = "PATTERN")]
+    allow: Vec<String>,
     /// Read disks with plain reads even where io_uring works.
     #[arg(long)]
     portable_reads: bool,
@@ -129,6 +135,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let path = arguments.data.display();
         format!("cannot use {path}: give the agent a directory that it can write and has alone")
     })?;
+    let allowed = Allowed::find(&arguments.allow, &data.path().join("allow"))?;
+    tracing::info!(%allowed, "disks that may be captured");
     let (identity, tokens) = tokio::select! {
         identity = identity(&data, &arguments) => identity?,
         _ = stop.asked() => return Ok(()),
@@ -139,6 +147,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let points = Arc::new(Points::default());
     let service = Service::new(Env {
         data: data.path().to_owned(),
+        allowed,
         reads,
         dial: Arc::new(TlsDial::new(Arc::new(node_tls), Arc::clone(&identity))),
         points: Arc::clone(&points),

@@ -5,12 +5,14 @@
 //! one is refused, never read. A disk that is served is had alone: [`hold`] says how, [`holders`] names
 //! who has it otherwise, [`watch`] notices who writes it all the same.
 
+mod allowed;
 mod hold;
 pub mod holders;
 mod identity;
 mod sysfs;
 mod watch;
 
+pub use allowed::{AllowError, Allowed};
 pub use identity::{DeviceIdentity, FileIdentity, Identity, Likeness, Name, NameKind, Part};
 pub use watch::Disturbance;
 
@@ -40,6 +42,18 @@ pub enum DiskError {
     Missing {
         /// Its path.
         path: PathBuf,
+    },
+    /// The server's own list does not have it.
+    #[error(
+        "disk {} is not among those that this agent may capture ({allowed}): if it is to be, start the \
+         agent with --allow {}, or add that line to the file `allow` in its directory",
+        path.display(), path.display()
+    )]
+    Refused {
+        /// Its path.
+        path: PathBuf,
+        /// What may be captured.
+        allowed: String,
     },
     /// The name leads to another disk.
     #[error(
@@ -150,9 +164,11 @@ impl DiskError {
             | Self::Reattached { .. }
             | Self::Held { .. }
             | Self::Captured { .. } => ErrorKind::Unavailable,
-            Self::Kind { .. } | Self::Size { .. } | Self::Resized { .. } | Self::Other { .. } => {
-                ErrorKind::Invalid
-            }
+            Self::Refused { .. }
+            | Self::Kind { .. }
+            | Self::Size { .. }
+            | Self::Resized { .. }
+            | Self::Other { .. } => ErrorKind::Invalid,
         }
     }
 }

@@ -91,7 +91,12 @@ impl Running {
         let size_bytes = (state.size_bytes > 0).then_some(state.size_bytes);
         let recorded = Recorded { size_bytes, identity: state.identity };
         let path = PathBuf::from(&assigned.disk);
-        let disk = blocking(move || Ok(Disk::open(&path, access, &recorded)));
+        let env = Arc::clone(&self.env);
+        let open = move || {
+            env.allowed.check(&path)?;
+            Disk::open(&path, access, &recorded)
+        };
+        let disk = blocking(move || Ok(open()));
         let disk = Arc::new(disk.await.map_err(|source| self.data_error(source))??);
         self.facts.identify(told_identity(disk.identity()));
         match assigned.capture {

@@ -15,6 +15,7 @@ pub use open::{OpenError, Opening};
 use crate::capture::Steps;
 use crate::capture::sample::Pace;
 use crate::clock::Clock;
+use crate::disk::Allowed;
 use crate::points::Points;
 use crate::rt::Reads;
 use crate::session::{Dial, Route, Session, Standing, Target};
@@ -37,6 +38,8 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(3);
 pub struct Env {
     /// The agent's directory.
     pub data: PathBuf,
+    /// The disks that may be captured.
+    pub allowed: Allowed,
     /// Reads disks.
     pub reads: Reads,
     /// Opens transports to nodes.

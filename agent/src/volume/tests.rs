@@ -93,6 +93,7 @@ impl Rig {
     fn env(&self, steps: Steps) -> Env {
         Env {
             data: self.dir.path().to_owned(),
+            allowed: Allowed::find(&[], &self.dir.path().join("allow")).unwrap(),
             reads: Reads::portable(),
             dial: Arc::new(FakeDial(Arc::clone(&self.node))),
             points: Arc::new(Points::default()),

@@ -119,7 +119,8 @@ pub struct CreateFailover {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
     /// Absolute path of a firmware image on the control plane's machine, one whose name has `CODE`
-    /// with its variables (`VARS` instead) beside it; default: OVMF where distributions put it.
+    /// with its variables (`VARS` instead) beside it; default: OVMF where distributions put it. It
+    /// lies there, or in the directory that the control plane was started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<String>,
 }

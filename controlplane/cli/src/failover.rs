@@ -87,7 +87,7 @@ pub(crate) struct BringUp {
     /// Virtual CPUs of the machine [default: 2]
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
-    /// Firmware image on the control plane's machine [default: OVMF]
+    /// Firmware image in the control plane's --firmware-dir [default: OVMF]
     #[arg(long, value_name = "PATH")]
     firmware: Option<String>,
     /// Longest wait until it runs

@@ -18,6 +18,7 @@ use crate::db::{Actor, Db};
 use crate::domain::liveness::{self, Liveness, Output, StillHeard};
 use crate::error::ControlError;
 use crate::limits::{Buckets, Failures};
+use crate::providers::confine::Confinement;
 use crate::providers::qemu::accelerator::{self, Accelerator};
 use crate::settings::Settings;
 
@@ -50,6 +51,8 @@ pub struct App {
     pub buckets: Buckets,
     /// What failed-over machines run on, once that is known.
     pub accelerator: OnceCell<Accelerator>,
+    /// How they are confined.
+    pub confinement: Confinement,
 }
 
 impl App {
@@ -58,7 +61,8 @@ impl App {
     /// # Cancel safety
     /// Safe: the next call begins anew.
     pub async fn accelerator(&self) -> Accelerator {
-        *self.accelerator.get_or_init(|| accelerator::choose(&self.settings)).await
+        let choose = || accelerator::choose(&self.settings, &self.confinement);
+        *self.accelerator.get_or_init(choose).await
     }
 
     /// Takes in what says whether a node lives.

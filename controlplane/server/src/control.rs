@@ -20,6 +20,7 @@ use crate::db::Db;
 use crate::domain::liveness::Liveness;
 use crate::fatal::Fatal;
 use crate::limits::{Buckets, Failures};
+use crate::providers::confine::Confinement;
 use crate::settings::Settings;
 use crate::{reconcile, serve, tls};
 
@@ -91,6 +92,7 @@ impl Control {
 /// # Errors
 /// [`Fatal`].
 pub async fn open(settings: Settings) -> Result<App, Fatal> {
+    let confinement = Confinement::find(settings.guest_user.as_deref())?;
     let ca = Ca::open(&settings.data)?;
     let path = settings.data.join("control.db");
     let catalogue = |source| Fatal::Catalogue { path: path.clone(), source };
@@ -113,6 +115,7 @@ pub async fn open(settings: Settings) -> Result<App, Fatal> {
         enrolments: Failures::default(),
         buckets: Buckets::default(),
         accelerator: OnceCell::new(),
+        confinement,
     })
 }
 

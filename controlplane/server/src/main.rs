@@ -45,6 +45,12 @@ struct Arguments {
     /// What failed-over machines run on.
     #[arg(long, value_enum, env = "FARSHORE_QEMU_ACCEL", default_value_t)]
     qemu_accel: QemuAccel,
+    /// User that failed-over machines run as; farshore-guest where that exists and this runs as root.
+    #[arg(long, value_name = "NAME", env = "FARSHORE_GUEST_USER")]
+    guest_user: Option<String>,
+    /// Directory that firmware may be taken from, besides what the system has installed.
+    #[arg(long, value_name = "DIR", env = "FARSHORE_FIRMWARE_DIR")]
+    firmware_dir: Option<PathBuf>,
     /// Seconds without a report after which a node's volumes go to another node, if there is one.
     #[arg(long, value_name = "SECONDS", env = "FARSHORE_NODE_LOST_AFTER",
         default_value_t = NODE_LOST_AFTER_SECONDS_DEFAULT,
@@ -74,6 +80,8 @@ impl Arguments {
             node_program: bin_dir.join("farshore-node"),
             qemu_program: self.qemu,
             qemu_accel: self.qemu_accel,
+            guest_user: self.guest_user,
+            firmware_dir: self.firmware_dir.map(absolute).transpose()?,
             node_lost_after_seconds: self.node_lost_after,
         })
     }

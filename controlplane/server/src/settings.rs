@@ -22,6 +22,10 @@ pub struct Settings {
     pub qemu_program: PathBuf,
     /// What failed-over machines run on.
     pub qemu_accel: QemuAccel,
+    /// The user that failed-over machines run as.
+    pub guest_user: Option<String>,
+    /// Where firmware may lie that a failover names.
+    pub firmware_dir: Option<PathBuf>,
     /// Seconds of silence after which a node's volumes go to another node, if there is one.
     pub node_lost_after_seconds: u64,
 }
@@ -45,7 +49,7 @@ impl Settings {
         self.data.join("failovers")
     }
 
-    /// Checks what can be checked without touching anything.
+    /// Checks what can be checked without changing anything.
     ///
     /// # Errors
     /// `Setting` with the first problem found.
@@ -57,6 +61,10 @@ impl Settings {
         if !self.key_file.is_absolute() {
             let why = format!("is {}; it must be an absolute path", self.key_file.display());
             return Err(Fatal::Setting { flag: "--key-file", why });
+        }
+        if let Some(dir) = self.firmware_dir.as_deref().filter(|dir| !dir.is_dir()) {
+            let why = format!("is {}; it must be a directory", dir.display());
+            return Err(Fatal::Setting { flag: "--firmware-dir", why });
         }
         Ok(())
     }

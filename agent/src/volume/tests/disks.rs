@@ -42,6 +42,26 @@ async fn until_error(rig: &Rig, words: &[&str]) {
     .await;
 }
 
+/// T20: whoever has the control plane orders a disk that the server's own list does not have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_disk_that_the_servers_list_lacks_is_refused_by_name_and_never_opened() {
+    for capture in [Capture::Nbd, Capture::Scan] {
+        let mut rig = Rig::new(2 * MIB, capture);
+        let list = rig.dir.path().join("allow");
+        std::fs::write(&list, "/srv/disks/*\n").unwrap();
+        rig.start(Steps::default());
+        let disk = rig.disk();
+        until_error(&rig, &[disk.to_str().unwrap(), "not among those", "/srv/disks/*"]).await;
+        assert_eq!(rig.report().nbd_uri, None);
+        assert_eq!(rig.node.bytes_in(), 0, "nothing of it was sent");
+        rig.stop().await;
+        std::fs::write(&list, format!("{}\n", disk.display())).unwrap();
+        rig.start(Steps::default());
+        rig.until_protected().await;
+        rig.stop().await;
+    }
+}
+
 /// D11: another file took the disk's place: while it is served that is told, later it is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn another_file_under_the_name_is_told_and_then_refused() {

@@ -1,5 +1,6 @@
 //! Drills and failovers.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use farshore_api::failover::{CleanupFailover, CreateFailover, Failover, FailoverCheck, Failovers};
@@ -15,6 +16,7 @@ use crate::domain::failover::Event;
 use crate::domain::validate;
 use crate::error::ControlError;
 use crate::providers::export::Files;
+use crate::providers::qemu::firmware::may_be_named;
 use crate::reconcile;
 
 pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
@@ -58,6 +60,11 @@ async fn start(context: Context, machine: String, body: Body) -> Result<Failover
     let actor = context.operator()?;
     let request: CreateFailover = body.json()?;
     validate::failover(&request)?;
+    let firmware_dir = context.app.settings.firmware_dir.as_deref();
+    if let Some(firmware) = &request.firmware {
+        may_be_named(Path::new(firmware), firmware_dir)
+            .map_err(|why| ControlError::Invalid { field: "firmware", why })?;
+    }
     let id = context.app.db.create_failover(actor, &machine, &request).await?;
     context.app.changes.wake(Topic::Failovers);
     shown(&context.app, id).await

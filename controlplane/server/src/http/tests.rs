@@ -55,6 +55,8 @@ async fn site() -> Site {
         node_program: "/nothing/farshore-node".into(),
         qemu_program: "/nothing/qemu".into(),
         qemu_accel: QemuAccel::Tcg,
+        guest_user: None,
+        firmware_dir: None,
         node_lost_after_seconds: limits::NODE_LOST_AFTER_SECONDS_DEFAULT,
     };
     let app = Arc::new(control::open(settings).await.unwrap());

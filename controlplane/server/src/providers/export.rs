@@ -1,9 +1,9 @@
 //! The export: `farshore-node export` serves a recovery point read-write on an overlay.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::process::Trust;
+use super::confine::Confinement;
+use super::process::{Launch, Trust};
 use super::{ProviderError, process};
 use crate::db::Process;
 
@@ -44,17 +45,66 @@ impl Files {
     /// # Errors
     /// `File`.
     pub fn create(&self) -> Result<(), ProviderError> {
-        private_dir(&self.dir)?;
-        match self.socket().parent() {
-            Some(parent) => private_dir(parent),
-            None => Ok(()),
-        }
+        private_dir(&self.guest_dir())?;
+        private_dir(&self.control_dir())
     }
 
-    /// The socket on which QEMU takes commands.
+    /// Where a machine works: its user may pass through, and has in it what was handed to it.
+    #[must_use]
+    pub fn guest_dir(&self) -> PathBuf {
+        self.dir.join("guest")
+    }
+
+    /// Hands what the machine needs to the user that it runs as. The disk's socket is a new one after
+    /// each start of the export.
+    ///
+    /// # Errors
+    /// `File`.
+    pub fn hand_over(&self, confinement: &Confinement) -> Result<(), ProviderError> {
+        if !confinement.has_user() {
+            return Ok(());
+        }
+        for dir in [self.guest_dir(), self.socket_dir()] {
+            confinement.let_through(&dir)?;
+        }
+        let console = self.console();
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&console)
+            .map_err(|source| ProviderError::file("create", &console, source))?;
+        let own = [console, self.firmware_variables(), self.socket(), self.control_dir()];
+        // Not every firmware has variables, and not every disk is served on a socket.
+        own.iter().filter(|path| path.exists()).try_for_each(|path| confinement.hand_over(path))
+    }
+
+    /// A path as a program sees it that works in the guest's directory.
+    #[must_use]
+    pub fn for_guest(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(self.guest_dir()).unwrap_or(path).to_owned()
+    }
+
+    /// Where the machine finds its disk, which is served at `nbd_uri`.
+    #[must_use]
+    pub fn disk_for_guest(&self, nbd_uri: &str) -> OsString {
+        let socket = self.socket();
+        let is_here = socket.to_str().and_then(|socket| nbd_uri.strip_suffix(socket));
+        let mut uri = OsString::from(is_here.unwrap_or(nbd_uri));
+        if is_here.is_some() {
+            uri.push(self.for_guest(&socket));
+        }
+        uri
+    }
+
+    /// The socket on which QEMU takes commands. It makes it, so the directory is its own.
     #[must_use]
     pub fn control(&self) -> PathBuf {
-        self.socket_of("qmp.sock")
+        self.control_dir().join("qmp.sock")
+    }
+
+    fn control_dir(&self) -> PathBuf {
+        self.socket_dir().join("own")
     }
 
     /// Space that the overlay takes; none if there is none.
@@ -116,27 +166,25 @@ impl Files {
     /// The machine's serial console.
     #[must_use]
     pub fn console(&self) -> PathBuf {
-        self.dir.join("console.log")
+        self.guest_dir().join("console.log")
     }
 
     /// What the machine's firmware remembers.
     #[must_use]
     pub fn firmware_variables(&self) -> PathBuf {
-        self.dir.join("firmware-variables.fd")
+        self.guest_dir().join("firmware-variables.fd")
     }
 
-    /// The socket lies beside the other files, unless that path is longer than the kernel takes:
-    /// then in a private directory under the system's temporary one.
     fn socket(&self) -> PathBuf {
-        self.socket_of("nbd.sock")
+        self.socket_dir().join("nbd.sock")
     }
 
-    fn socket_of(&self, name: &str) -> PathBuf {
-        let near = self.dir.join(name);
-        if near.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
-            return near;
-        }
-        self.far_dir().join(name)
+    /// The sockets lie in the guest's directory, unless their paths are longer than the kernel takes:
+    /// then in a private directory under the system's temporary one.
+    fn socket_dir(&self) -> PathBuf {
+        let near = self.guest_dir();
+        let longest = near.join("own/qmp.sock");
+        if longest.as_os_str().len() <= SOCKET_PATH_BYTES_MAX { near } else { self.far_dir() }
     }
 
     fn far_dir(&self) -> PathBuf {
@@ -264,9 +312,14 @@ impl Export<'_> {
         }
         files.create()?;
         files.remove_stale()?;
-        let hint = "put it beside farshore-control, or name its directory with --farshore-bin-dir";
-        let arguments = self.arguments(files);
-        process::start(self.program, &arguments, Trust::Store, &files.export_log(), hint)
+        process::start(&Launch {
+            program: self.program,
+            arguments: &self.arguments(files),
+            trust: Trust::Store,
+            dir: None,
+            log: &files.export_log(),
+            hint: "put it beside farshore-control, or name its directory with --farshore-bin-dir",
+        })
     }
 }
 
@@ -365,7 +418,19 @@ mod tests {
         let near = Files::new(Path::new("/srv/farshore/failovers"), id).socket();
         assert!(near.starts_with("/srv/farshore"));
         let long = PathBuf::from(format!("/{}", "d".repeat(90)));
-        let far = Files::new(&long, id).socket();
-        assert!(far.as_os_str().len() <= SOCKET_PATH_BYTES_MAX, "{}", far.display());
+        for far in [Files::new(&long, id).socket(), Files::new(&long, id).control()] {
+            assert!(far.as_os_str().len() <= SOCKET_PATH_BYTES_MAX, "{}", far.display());
+        }
+    }
+
+    #[test]
+    fn a_machine_finds_its_disk_from_where_it_works() {
+        let files = Files::new(Path::new("/srv"), Uuid::from_u128(1));
+        let uri = format!("nbd+unix:///?socket={}", files.socket().display());
+        assert_eq!(files.disk_for_guest(&uri), "nbd+unix:///?socket=nbd.sock");
+        assert_eq!(files.disk_for_guest("nbd://127.0.0.1:4000"), "nbd://127.0.0.1:4000");
+        let files = Files::new(&PathBuf::from(format!("/{}", "d".repeat(90))), Uuid::from_u128(1));
+        let uri = format!("nbd+unix:///?socket={}", files.socket().display());
+        assert_eq!(files.disk_for_guest(&uri), *uri, "it lies elsewhere");
     }
 }

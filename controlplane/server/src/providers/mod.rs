@@ -5,6 +5,7 @@
 //! plane. They are known by pid and start time, and, if a crash came between starting one and
 //! noting it down, by the file in their command line that only they have.
 
+pub mod confine;
 pub mod export;
 pub mod process;
 pub mod qemu;
@@ -13,6 +14,8 @@ pub mod qmp;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+
+const INSTALL_HINT: &str = "install the Debian package qemu-system-x86, or fail over serving only";
 
 /// Why a provider could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,14 @@ pub enum ProviderError {
         program: PathBuf,
         /// What to do.
         hint: &'static str,
+    },
+    /// A firmware image that was asked for may not be used.
+    #[error("the firmware {path} {why}")]
+    Firmware {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
     },
     /// A program cannot be started.
     #[error("cannot start {program}: {source}")]

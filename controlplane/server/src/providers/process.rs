@@ -78,34 +78,55 @@ impl Trust {
         };
         PLAIN.iter().any(fits) || (self == Self::Store && STORE.iter().any(fits))
     }
+
+    /// What of our environment goes on to the program.
+    pub fn environment(self) -> impl Iterator<Item = (OsString, OsString)> {
+        env::vars_os().filter(move |(name, _)| self.passes_on(name))
+    }
 }
 
-/// Starts a program in a process group of its own, its output appended to `log`. Of our environment
+/// What a program is started with.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// What it is told.
+    pub arguments: &'a [OsString],
+    /// What it is trusted with.
+    pub trust: Trust,
+    /// Where it works; where we do if none is named.
+    pub dir: Option<&'a Path>,
+    /// Where its words go.
+    pub log: &'a Path,
+    /// What to do if it is not installed.
+    pub hint: &'static str,
+}
+
+/// Starts a program in a process group of its own, its output appended to its log. Of our environment
 /// it gets what it is trusted with.
 ///
 /// # Errors
-/// `Missing` with `hint` if there is no such program, `Start` if it cannot be run.
-pub fn start(
-    program: &Path,
-    arguments: &[OsString],
-    trust: Trust,
-    log: &Path,
-    hint: &'static str,
-) -> Result<Process, ProviderError> {
+/// `Missing` if there is no such program, `Start` if it cannot be run, `File` for its log.
+pub fn start(launch: &Launch<'_>) -> Result<Process, ProviderError> {
+    let Launch { program, log, hint, .. } = *launch;
     let open_log =
         || OpenOptions::new().create(true).append(true).mode(0o600).open(log).map(Stdio::from);
     let file = |source| ProviderError::file("write", log, source);
     let (out, err) = (open_log().map_err(file)?, open_log().map_err(file)?);
-    let spawned = Command::new(program)
-        .args(arguments)
+    let mut command = Command::new(program);
+    command
+        .args(launch.arguments)
         .env_clear()
-        .envs(env::vars_os().filter(|(name, _)| trust.passes_on(name)))
+        .envs(launch.trust.environment())
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)
         .process_group(0)
-        .kill_on_drop(false)
-        .spawn();
+        .kill_on_drop(false);
+    if let Some(dir) = launch.dir {
+        command.current_dir(dir);
+    }
+    let spawned = command.spawn();
     let mut child = spawned.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => ProviderError::Missing { program: program.into(), hint },
         _ => ProviderError::Start { program: program.into(), source },
@@ -247,9 +268,14 @@ pub fn last_line_of(text: &[u8], chars_max: usize) -> String {
 mod tests {
     use super::*;
 
+    /// What a shell is started with.
+    fn shell<'a>(arguments: &'a [OsString], log: &'a Path) -> Launch<'a> {
+        let program = Path::new("/bin/sh");
+        Launch { program, arguments, trust: Trust::Guest, dir: None, log, hint: "install it" }
+    }
+
     fn sleeper(dir: &Path) -> Process {
-        let arguments = ["-c", "exec sleep 60"].map(OsString::from);
-        start(Path::new("/bin/sh"), &arguments, Trust::Guest, &dir.join("log"), "").unwrap()
+        start(&shell(&["-c", "exec sleep 60"].map(OsString::from), &dir.join("log"))).unwrap()
     }
 
     #[tokio::test]
@@ -281,7 +307,7 @@ mod tests {
             value.clone().into(),
         ];
         let log = dir.path().join("log");
-        let process = start(Path::new("/bin/sh"), &arguments, Trust::Guest, &log, "").unwrap();
+        let process = start(&shell(&arguments, &log)).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while find("--ready-file", value.as_os_str()) != [process] {
             assert!(Instant::now() < deadline, "not found");
@@ -296,7 +322,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("nothing");
         let log = dir.path().join("log");
-        let error = start(&missing, &[], Trust::Guest, &log, "install it").unwrap_err();
+        let error = start(&Launch { program: &missing, ..shell(&[], &log) }).unwrap_err();
         assert!(error.to_string().ends_with("is not installed; install it"), "{error}");
     }
 
@@ -308,8 +334,7 @@ mod tests {
         let log = dir.path().join("log");
         // It is not the guest yet before it says so: a child has our environment until it becomes its program.
         let arguments = ["-c", "env; echo listed; exec sleep 60"].map(OsString::from);
-        let program = Path::new("/bin/sh");
-        let process = start(program, &arguments, Trust::Guest, &log, "").unwrap();
+        let process = start(&shell(&arguments, &log)).unwrap();
         let listed = async {
             while !fs::read_to_string(&log).unwrap().contains("listed") {
                 tokio::time::sleep(Duration::from_millis(10)).await;

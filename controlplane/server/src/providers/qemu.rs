@@ -14,8 +14,8 @@ use farshore_api::failover::CreateFailover;
 
 use tokio::time::Instant;
 
+use super::confine::{self, Confinement};
 use super::export::Files;
-use super::process::Trust;
 use super::qmp::{Qmp, Status};
 use super::{ProviderError, process};
 use crate::db::Process;
@@ -41,26 +41,14 @@ const WORK_TICKS: u64 = 5;
 /// is paused, and goes on when the export is back.
 const RECONNECT_SECONDS: u32 = 30;
 
-const INSTALL_HINT: &str = "install the Debian package qemu-system-x86, or fail over serving only";
-
 /// QEMU processes of a failover, noted down or not.
 #[must_use]
 pub fn machines(files: &Files) -> Vec<Process> {
-    process::find("-serial", &serial(files))
-}
-
-fn serial(files: &Files) -> OsString {
-    serial_to(&files.console())
-}
-
-fn serial_to(console: &Path) -> OsString {
-    let mut serial = OsString::from("file:");
-    serial.push(console);
-    serial
+    confine::running(files.dir())
 }
 
 /// In a value of QEMU's options a comma ends the value, and two stand for one.
-fn escaped(value: &OsStr) -> OsString {
+pub(super) fn escaped(value: &OsStr) -> OsString {
     let mut escaped = Vec::with_capacity(value.len());
     for &byte in value.as_bytes() {
         escaped.extend_from_slice(if byte == b',' { b",," } else { std::slice::from_ref(&byte) });
@@ -68,32 +56,47 @@ fn escaped(value: &OsStr) -> OsString {
     OsString::from_vec(escaped)
 }
 
-/// Takes up a machine of this failover that was never noted down, or starts one on the disk at
-/// `nbd_uri`.
-///
-/// # Errors
-/// `Missing` without QEMU or firmware, `Start`, `File`.
-pub async fn start(
-    program: &Path,
-    accelerator: Accelerator,
-    files: &Files,
-    nbd_uri: &str,
-    spec: &CreateFailover,
-) -> Result<Process, ProviderError> {
-    let mut found = machines(files).into_iter();
-    if let Some(machine) = found.next() {
-        for stray in found {
-            process::stop(stray).await;
+/// What machines are started with.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine<'a> {
+    /// QEMU.
+    pub program: &'a Path,
+    /// What it runs machines on.
+    pub accelerator: Accelerator,
+    /// How it is confined.
+    pub confinement: &'a Confinement,
+    /// Where firmware may lie that a failover names.
+    pub firmware_dir: Option<&'a Path>,
+}
+
+impl Machine<'_> {
+    /// Takes up a machine of this failover that was never noted down, or starts one on the disk at
+    /// `nbd_uri`.
+    ///
+    /// # Errors
+    /// `Missing` without QEMU or firmware, `Firmware`, `Start`, `File`.
+    pub async fn start(
+        &self,
+        files: &Files,
+        nbd_uri: &str,
+        spec: &CreateFailover,
+    ) -> Result<Process, ProviderError> {
+        let mut found = machines(files).into_iter();
+        if let Some(machine) = found.next() {
+            for stray in found {
+                process::stop(stray).await;
+            }
+            return Ok(machine);
         }
-        return Ok(machine);
+        let firmware = Firmware::find(spec.firmware.as_deref(), self.firmware_dir)?;
+        files.create()?;
+        firmware.prepare(&files.firmware_variables())?;
+        files.hand_over(self.confinement)?;
+        let arguments = arguments(self.accelerator, files, nbd_uri, spec, &firmware);
+        let log = files.machine_log();
+        begin_log(&log)?;
+        self.confinement.start(self.program, arguments, &files.guest_dir(), &log).await
     }
-    let firmware = Firmware::find(spec.firmware.as_deref())?;
-    files.create()?;
-    firmware.prepare(&files.firmware_variables())?;
-    let arguments = arguments(accelerator, files, nbd_uri, spec, &firmware);
-    let log = files.machine_log();
-    begin_log(&log)?;
-    process::start(program, &arguments, Trust::Guest, &log, INSTALL_HINT)
 }
 
 fn arguments(
@@ -104,30 +107,35 @@ fn arguments(
     firmware: &Firmware,
 ) -> Vec<OsString> {
     let mut disk = OsString::from("file=");
-    disk.push(escaped(nbd_uri.as_ref()));
+    disk.push(escaped(&files.disk_for_guest(nbd_uri)));
     disk.push(format!(
         ",file.reconnect-delay={RECONNECT_SECONDS},format=raw,if=virtio,cache=writeback,\
          discard=unmap,werror=stop,rerror=stop"
     ));
     let memory = spec.memory_mib.unwrap_or(MEMORY_MIB_DEFAULT).to_string();
     let cpus = spec.cpus.unwrap_or(CPUS_DEFAULT).to_string();
-    let mut arguments = machine_arguments(accelerator, serial(files));
+    let console = files.for_guest(&files.console());
+    let mut arguments = machine_arguments(accelerator, files.dir(), &console);
     let mut control = OsString::from("unix:");
-    control.push(escaped(files.control().as_os_str()));
+    control.push(escaped(files.for_guest(&files.control()).as_os_str()));
     control.push(",server=on,wait=off");
     arguments.extend(["-qmp".into(), control]);
     // A machine that has shut down stays there until it was seen: one that is gone did not shut down.
     arguments.push("-no-shutdown".into());
     arguments.extend(["-m".into(), memory.into(), "-smp".into(), cpus.into()]);
-    arguments.extend(firmware.arguments(&files.firmware_variables()));
+    arguments.extend(firmware.arguments(&files.for_guest(&files.firmware_variables())));
     arguments.extend(["-drive".into(), disk]);
     arguments
 }
 
-/// What all machines are started with. The processor has everything that the accelerator can give:
-/// QEMU's default one is too old for some distributions.
-fn machine_arguments(accelerator: Accelerator, serial: OsString) -> Vec<OsString> {
+/// What all machines are started with: the guest of `dir` is known by its name. The processor has
+/// everything that the accelerator can give: QEMU's default one is too old for some distributions.
+fn machine_arguments(accelerator: Accelerator, dir: &Path, console: &Path) -> Vec<OsString> {
+    let mut serial = OsString::from("file:");
+    serial.push(console);
     vec![
+        "-name".into(),
+        confine::marker(dir),
         "-machine".into(),
         format!("q35,accel={}", accelerator.name()).into(),
         "-cpu".into(),
@@ -279,24 +287,37 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::providers::process::{Launch, Trust};
 
     #[tokio::test]
     async fn a_machine_that_was_started_and_not_noted_is_taken_up_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::new(dir.path(), Uuid::from_u128(1));
         files.create().unwrap();
-        let arguments =
-            ["-c".into(), "sleep 60; :".into(), "qemu".into(), "-serial".into(), serial(&files)];
-        let program = Path::new("/bin/sh");
-        let log = files.machine_log();
-        let running = process::start(program, &arguments, Trust::Guest, &log, "").unwrap();
+        let name = confine::marker(files.dir());
+        let arguments = ["-c".into(), "sleep 60; :".into(), "qemu".into(), "-name".into(), name];
+        let confinement = Confinement::default();
+        let running = process::start(&Launch {
+            program: Path::new("/bin/sh"),
+            arguments: &arguments,
+            trust: Trust::Guest,
+            dir: None,
+            log: &files.machine_log(),
+            hint: "",
+        });
+        let running = running.unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while machines(&files) != [running] {
             assert!(Instant::now() < deadline, "not found");
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        let nowhere = Path::new("/nowhere/qemu");
-        let taken_up = start(nowhere, Accelerator::Tcg, &files, "nbd://x", &spec()).await.unwrap();
+        let machine = Machine {
+            program: Path::new("/nowhere/qemu"),
+            accelerator: Accelerator::Tcg,
+            confinement: &confinement,
+            firmware_dir: None,
+        };
+        let taken_up = machine.start(&files, "nbd://x", &spec()).await.unwrap();
         assert_eq!(taken_up, running);
         assert!(process::is_alive(running), "and it was not touched");
         process::stop(running).await;
@@ -319,7 +340,7 @@ mod tests {
     fn commas_in_the_uri_stay_in_the_uri() {
         let spec = spec();
         let files = Files::new(Path::new("/srv/a,b"), Uuid::from_u128(1));
-        let uri = "nbd+unix:///?socket=/srv/a,b/nbd.sock";
+        let uri = "nbd+unix:///?socket=/elsewhere/a,b/nbd.sock";
         let firmware = Firmware::Combined("/fw".into());
         let arguments = arguments(Accelerator::Tcg, &files, uri, &spec, &firmware);
         let has = |flag: &str, value: &str| {
@@ -327,8 +348,13 @@ mod tests {
                 .windows(2)
                 .any(|pair| pair[0] == flag && pair[1].to_string_lossy().starts_with(value))
         };
-        assert!(has("-drive", "file=nbd+unix:///?socket=/srv/a,,b/nbd.sock,"), "{arguments:?}");
-        assert!(has("-qmp", "unix:/srv/a,,b/"), "{arguments:?}");
+        assert!(
+            has("-drive", "file=nbd+unix:///?socket=/elsewhere/a,,b/nbd.sock,"),
+            "{arguments:?}"
+        );
+        assert!(has("-name", "guest=/srv/a,,b/"), "{arguments:?}");
+        assert!(has("-qmp", "unix:own/qmp.sock,"), "{arguments:?}");
+        assert!(has("-serial", "file:console.log"), "{arguments:?}");
         let disk = arguments.iter().find(|value| value.to_string_lossy().starts_with("file=nbd"));
         let disk = disk.unwrap().to_string_lossy();
         assert!(disk.contains("werror=stop,rerror=stop") && disk.contains("reconnect-delay="));

@@ -1,5 +1,6 @@
 //! Failovers with stand-ins for the export and QEMU.
 
+use std::path::Path;
 use std::time::Instant;
 
 use crate::site::{DEADLINE, EXPORT, FAILING_EXPORT, SLOW_EXPORT, Site, point_report, script};
@@ -95,7 +96,9 @@ async fn an_unplanned_failover_fences_boots_commits_and_notices_the_shutdown() {
     assert!(is_running(failover.machine_pid));
     let arguments = std::fs::read_to_string(site.dir.path().join("bin/qemu.arguments")).unwrap();
     assert!(arguments.contains("-m 256"), "{arguments}");
-    assert!(arguments.contains(failover.nbd_uri.as_deref().unwrap()), "{arguments}");
+    assert!(arguments.contains("-sandbox on,obsolete=deny,elevateprivileges=deny"), "{arguments}");
+    // It works in its own directory, and knows of no other.
+    assert!(arguments.contains("file=nbd+unix:///?socket=nbd.sock,"), "{arguments}");
 
     let committed: Failover = site.post(&paths::failover_commit(failover.id), json!({})).await;
     assert_eq!(committed.state, FailoverState::Committed);
@@ -368,8 +371,8 @@ async fn missing_programs_and_keys_are_named() {
         failed.error.unwrap()
     };
     let serve = json!({ "kind": "drill", "serve_only": true });
-    let firmware = json!({ "kind": "drill", "firmware": "/nowhere/OVMF.fd" });
-    assert!(error(firmware).await.contains("/nowhere/OVMF.fd is not installed"));
+    let firmware = json!({ "kind": "drill", "firmware": site.dir.path().join("OVMF.fd") });
+    assert!(error(firmware).await.contains("OVMF.fd is not installed"));
     let firmware = site.dir.path().join("firmware");
     std::fs::remove_file(site.dir.path().join("bin/qemu")).unwrap();
     let boot = json!({ "kind": "drill", "firmware": firmware });
@@ -379,6 +382,27 @@ async fn missing_programs_and_keys_are_named() {
     std::fs::write(site.dir.path().join("key"), "k").unwrap();
     std::fs::remove_file(site.dir.path().join("bin/farshore-node")).unwrap();
     assert!(error(serve).await.contains("farshore-node is not installed"));
+}
+
+#[tokio::test]
+async fn firmware_that_the_operator_did_not_provide_is_refused() {
+    let site = Site::start(EXPORT).await;
+    site.protect().await;
+    let outside = site.dir.path().join("../shadow");
+    for firmware in [Path::new("/etc/shadow"), Path::new("/no/such/file"), &outside] {
+        let body = json!({ "kind": "drill", "firmware": firmware });
+        let path = paths::machine_failovers("web");
+        let refused = site.refused(Method::POST, &path, Some(body)).await;
+        assert_eq!(refused.error.code, ErrorCode::Invalid);
+        assert!(refused.error.message.contains("does not lie in"), "{refused:?}");
+    }
+    // A link is found when it is followed, which is when the machine is to start.
+    std::os::unix::fs::symlink("/etc/passwd", site.dir.path().join("link.fd")).unwrap();
+    let body = json!({ "kind": "drill", "firmware": site.dir.path().join("link.fd") });
+    let failed = settled(&site, start(&site, body).await.id).await;
+    assert!(failed.error.unwrap().contains("is a link that leads out of"));
+    let all: Failovers = site.get(paths::FAILOVERS).await;
+    assert_eq!(all.failovers.len(), 1);
 }
 
 #[tokio::test]

@@ -4,26 +4,55 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::failover::until;
-use crate::site::{DEADLINE, QEMU_NBD_EXPORT, Site, script};
+use crate::site::{DEADLINE, QEMU_NBD_EXPORT, Site};
 use farshore_api::failover::{Failover, FailoverState};
 use farshore_api::paths;
+use farshore_control::settings::Settings;
 use serde_json::json;
+
+const QEMU: &str = "qemu-system-x86_64";
 
 fn is_installed(program: &str) -> bool {
     let dirs = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&dirs).any(|dir| dir.join(program).is_file())
 }
 
+/// What the kernel says of a process.
+fn status(pid: Option<u32>, field: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", pid.unwrap())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
 #[tokio::test]
 async fn a_machine_runs_its_firmware_up_to_its_console() {
-    let firmware = Path::new("/usr/share/ovmf/OVMF.fd");
-    if !(is_installed("qemu-system-x86_64") && is_installed("qemu-nbd") && firmware.exists()) {
-        eprintln!("not tried: it needs qemu-system-x86_64, qemu-nbd and OVMF");
+    runs_up_to_its_console(None, |settings| settings.qemu_program = QEMU.into()).await;
+}
+
+#[tokio::test]
+async fn a_machine_runs_as_a_user_who_has_nothing_but_what_was_handed_to_it() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not tried: only root can run machines as somebody else");
         return;
     }
-    let site = Site::start(QEMU_NBD_EXPORT).await;
+    let change = |settings: &mut Settings| {
+        settings.qemu_program = QEMU.into();
+        settings.guest_user = Some("nobody".into());
+    };
+    runs_up_to_its_console(Some("nobody"), change).await;
+}
+
+async fn runs_up_to_its_console(user: Option<&str>, change: fn(&mut Settings)) {
+    let firmware = Path::new("/usr/share/ovmf/OVMF.fd");
+    if !(is_installed(QEMU) && is_installed("qemu-nbd") && firmware.exists()) {
+        println!("not tried: it needs qemu-system-x86_64, qemu-nbd and OVMF");
+        return;
+    }
+    let site = Site::start_with(QEMU_NBD_EXPORT, change).await;
     let bin = site.dir.path().join("bin");
-    script(&bin.join("qemu"), "#!/bin/sh\nexec qemu-system-x86_64 \"$@\"\n");
+    // Where another user cannot look.
+    let mode = std::os::unix::fs::MetadataExt::mode(&site.dir.path().metadata().unwrap());
+    assert_eq!(mode & 0o077, 0);
     let disk = std::fs::File::create(bin.join("disk.raw")).unwrap();
     disk.set_len(64 << 20).unwrap();
     site.protect().await;
@@ -33,6 +62,11 @@ async fn a_machine_runs_its_firmware_up_to_its_console() {
     let drill: Failover = site.get(&path).await;
     assert_eq!(drill.state, FailoverState::Running, "{drill:?}");
     until_console_says(drill.console_path.as_deref().unwrap()).await;
+    let of = |field| status(drill.machine_pid, field);
+    assert_eq!((of("NoNewPrivs"), of("Seccomp")), ("1".into(), "2".into()), "in the sandbox");
+    let ours = status(Some(std::process::id()), "Uid");
+    assert_eq!(of("Uid") == ours, user.is_none());
+    assert!(user.is_none() || of("CapPrm") == "0000000000000000", "{}", of("CapPrm"));
 
     // Its export dies under it: the machine waits for the next one, and is not touched.
     crate::failover::kill(drill.export_pid);

@@ -63,6 +63,7 @@ pub(crate) const SLOW_EXPORT: &str = "#!/bin/sh\nwhile :; do sleep 0.05; done\n"
 /// Stands for QEMU: a machine that has said something, and runs until the file `DIR/halt` appears
 /// beside its program. Its control socket is served by [`serve_control_sockets`].
 pub(crate) const QEMU: &str = r#"#!/bin/sh
+case "$*" in *"-qmp stdio") exit 0 ;; esac
 dir="$(dirname "$0")"
 echo "$@" >"$dir/qemu.arguments"
 while [ $# -gt 0 ]; do
@@ -73,6 +74,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 echo "hello" >"$console"
+case "$control" in /*) ;; *) control="$PWD/$control" ;; esac
 echo "$control" >"$dir/control.$$.new"
 mv "$dir/control.$$.new" "$dir/control.$$"
 while [ ! -e "$dir/halt" ]; do sleep 0.05; done
@@ -147,11 +149,17 @@ pub(crate) struct Site {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) control: Option<Control>,
     client: Client,
+    change: fn(&mut Settings),
 }
 
 impl Site {
     /// Starts a control plane whose exports are served by the script `export`.
     pub(crate) async fn start(export: &str) -> Self {
+        Self::start_with(export, |_| ()).await
+    }
+
+    /// The same with other settings.
+    pub(crate) async fn start_with(export: &str, change: fn(&mut Settings)) -> Self {
         rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("bin")).unwrap();
@@ -160,9 +168,9 @@ impl Site {
         script(&dir.path().join("bin/farshore-node"), export);
         script(&dir.path().join("bin/qemu"), QEMU);
         serve_control_sockets(dir.path().join("bin"));
-        let control = Control::start(settings(dir.path())).await.unwrap();
+        let control = Control::start(settings(dir.path(), change)).await.unwrap();
         let client = trusting(dir.path()).build().unwrap();
-        Self { dir, control: Some(control), client }
+        Self { dir, control: Some(control), client, change }
     }
 
     /// Stops the control plane, unless it is stopped, and starts it again on the same directory.
@@ -170,7 +178,8 @@ impl Site {
         if let Some(control) = self.control.take() {
             control.stop().await;
         }
-        self.control = Some(Control::start(settings(self.dir.path())).await.unwrap());
+        let settings = settings(self.dir.path(), self.change);
+        self.control = Some(Control::start(settings).await.unwrap());
         // Connections of the former one are gone.
         self.client = trusting(self.dir.path()).build().unwrap();
     }
@@ -328,8 +337,8 @@ pub(crate) fn trusting(dir: &Path) -> ClientBuilder {
     ClientBuilder::new().tls_certs_only([ca]).timeout(DEADLINE)
 }
 
-fn settings(dir: &Path) -> Settings {
-    Settings {
+fn settings(dir: &Path, change: fn(&mut Settings)) -> Settings {
+    let mut settings = Settings {
         data: dir.join("data"),
         listen: "127.0.0.1:0".parse().unwrap(),
         vault: "file:///vault".into(),
@@ -337,6 +346,10 @@ fn settings(dir: &Path) -> Settings {
         node_program: dir.join("bin/farshore-node"),
         qemu_program: dir.join("bin/qemu"),
         qemu_accel: QemuAccel::Tcg,
+        guest_user: None,
+        firmware_dir: Some(dir.into()),
         node_lost_after_seconds: farshore_api::limits::NODE_LOST_AFTER_SECONDS_DEFAULT,
-    }
+    };
+    change(&mut settings);
+    settings
 }

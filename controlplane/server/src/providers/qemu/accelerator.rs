@@ -5,7 +5,6 @@
 //! taken only after it has run the firmware, without a disk, up to its first word on the console.
 //! On the way there it has been through all processor modes, paging, floating point and timers.
 
-use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use tracing::info;
 
 use super::firmware::Firmware;
 use crate::db::Process;
-use crate::providers::process::Trust;
+use crate::providers::confine::{self, Confinement};
 use crate::providers::{ProviderError, process};
 use crate::settings::{QemuAccel, Settings};
 
@@ -25,6 +24,10 @@ use crate::settings::{QemuAccel, Settings};
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The proof's files, in its directory.
+const CONSOLE: &str = "console.log";
+const VARIABLES: &str = "firmware-variables.fd";
 
 /// Bytes of QEMU's log that are searched.
 const LOG_BYTES_MAX: u64 = 64 * 1024;
@@ -53,7 +56,7 @@ impl Accelerator {
 ///
 /// # Cancel safety
 /// Safe: a proof that is dropped leaves nothing running.
-pub async fn choose(settings: &Settings) -> Accelerator {
+pub async fn choose(settings: &Settings, confinement: &Confinement) -> Accelerator {
     match settings.qemu_accel {
         QemuAccel::Kvm => return Accelerator::Kvm,
         QemuAccel::Tcg => return Accelerator::Tcg,
@@ -62,7 +65,7 @@ pub async fn choose(settings: &Settings) -> Accelerator {
     let dir = settings.data.join("kvm-proof");
     let proof = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Err(error) => Err(format!("/dev/kvm: {error}")),
-        Ok(_) => prove(&settings.qemu_program, dir, PROOF_TIMEOUT).await,
+        Ok(_) => prove(&settings.qemu_program, confinement, dir, PROOF_TIMEOUT).await,
     };
     match proof {
         Ok(()) => {
@@ -93,15 +96,20 @@ impl Drop for Proof {
 }
 
 /// Whether QEMU runs firmware on KVM; if not, why.
-async fn prove(program: &Path, dir: PathBuf, limit: Duration) -> Result<(), String> {
-    let (console, log) = (dir.join("console.log"), dir.join("qemu.log"));
-    let serial = super::serial_to(&console);
+async fn prove(
+    program: &Path,
+    confinement: &Confinement,
+    dir: PathBuf,
+    limit: Duration,
+) -> Result<(), String> {
+    let (console, log) = (dir.join(CONSOLE), dir.join("qemu.log"));
     // One that a killed control plane left behind.
-    for stray in process::find("-serial", &serial) {
+    for stray in confine::running(&dir) {
         process::stop(stray).await;
     }
     let mut proof = Proof { dir, machine: None };
-    let machine = start(program, &proof.dir, serial, &log).map_err(|error| error.to_string())?;
+    let machine = start(program, confinement, &proof.dir, &log).await;
+    let machine = machine.map_err(|error| error.to_string())?;
     proof.machine = Some(machine);
     let deadline = Instant::now() + limit;
     loop {
@@ -123,20 +131,26 @@ async fn prove(program: &Path, dir: PathBuf, limit: Duration) -> Result<(), Stri
     }
 }
 
-fn start(
+async fn start(
     program: &Path,
+    confinement: &Confinement,
     dir: &Path,
-    serial: OsString,
     log: &Path,
 ) -> Result<Process, ProviderError> {
-    let firmware = Firmware::find(None)?;
-    let variables = dir.join("firmware-variables.fd");
+    let firmware = Firmware::find(None, None)?;
+    let variables = dir.join(VARIABLES);
     fs::create_dir_all(dir).map_err(|error| ProviderError::file("create", dir, error))?;
     firmware.prepare(&variables)?;
-    let mut arguments = super::machine_arguments(Accelerator::Kvm, serial);
+    let console = dir.join(CONSOLE);
+    File::create(&console).map_err(|error| ProviderError::file("create", &console, error))?;
+    confinement.let_through(dir)?;
+    for own in [&variables, &console].into_iter().filter(|path| path.exists()) {
+        confinement.hand_over(own)?;
+    }
+    let mut arguments = super::machine_arguments(Accelerator::Kvm, dir, Path::new(CONSOLE));
     arguments.extend(["-m".into(), "256".into()]);
-    arguments.extend(firmware.arguments(&variables));
-    process::start(program, &arguments, Trust::Guest, log, super::INSTALL_HINT)
+    arguments.extend(firmware.arguments(Path::new(VARIABLES)));
+    confinement.start(program, arguments, dir, log).await
 }
 
 /// Whether QEMU's log says that KVM gave up. QEMU itself goes on.
@@ -152,10 +166,11 @@ mod tests {
 
     use super::*;
 
-    /// A stand-in for QEMU: `$serial` is where its console goes.
+    /// A stand-in for QEMU: `$serial` is where its console goes. It takes the sandbox.
     fn qemu(dir: &Path, script: &str) -> PathBuf {
         let program = dir.join("qemu");
-        let find_console = "for a; do case $a in file:*) serial=${a#file:};; esac; done";
+        let find_console = "case \"$*\" in *'-qmp stdio') exit 0;; esac\n\
+                            for a; do case $a in file:*) serial=${a#file:};; esac; done";
         fs::write(&program, format!("#!/bin/sh\n{find_console}\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         program
@@ -165,11 +180,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = qemu(dir.path(), script);
         let files = dir.path().join("proof");
-        let proof = prove(&program, files.clone(), limit).await;
+        let proof = prove(&program, &Confinement::default(), files.clone(), limit).await;
         assert!(!files.exists(), "nothing stays");
-        let serial = super::super::serial_to(&files.join("console.log"));
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !process::find("-serial", &serial).is_empty() {
+        while !confine::running(&files).is_empty() {
             assert!(Instant::now() < deadline, "still runs");
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -180,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn kvm_is_proved_by_the_firmwares_first_word() {
-        if Firmware::find(None).is_err() {
+        if Firmware::find(None, None).is_err() {
             return;
         }
         proof("printf B >\"$serial\"; exec sleep 60", LONG).await.unwrap();
@@ -188,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_kvm_that_fails_hangs_or_does_not_start_is_not_taken() {
-        if Firmware::find(None).is_err() {
+        if Firmware::find(None, None).is_err() {
             return;
         }
         let internal = "echo 'KVM internal error. Suberror: 1' >&2; exec sleep 60";

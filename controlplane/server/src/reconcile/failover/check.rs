@@ -9,6 +9,7 @@ use tokio::process::Command;
 
 use crate::app::App;
 use crate::error::ControlError;
+use crate::providers::confine::is_installed;
 use crate::providers::process;
 use crate::providers::qemu::firmware::Firmware;
 
@@ -32,7 +33,7 @@ pub async fn check(
     let mut checks = vec![check_of("point", point_opens(app, volume, point).await)];
     checks.push(check_of("room", room(&settings.data)));
     if !spec.serve_only {
-        let firmware = Firmware::find(spec.firmware.as_deref());
+        let firmware = Firmware::find(spec.firmware.as_deref(), settings.firmware_dir.as_deref());
         let firmware = firmware.map(|_| "is there".to_owned()).map_err(|error| error.to_string());
         checks.push(check_of("firmware", firmware));
         checks.push(check_of("QEMU", installed(&settings.qemu_program)));
@@ -76,10 +77,5 @@ fn room(dir: &Path) -> Result<String, String> {
 
 fn installed(program: &Path) -> Result<String, String> {
     let missing = || format!("{} is not installed", program.display());
-    if program.components().count() > 1 {
-        return if program.is_file() { Ok("is there".to_owned()) } else { Err(missing()) };
-    }
-    let dirs = std::env::var_os("PATH").unwrap_or_default();
-    let is_there = std::env::split_paths(&dirs).any(|dir| dir.join(program).is_file());
-    if is_there { Ok("is there".to_owned()) } else { Err(missing()) }
+    if is_installed(program) { Ok("is there".to_owned()) } else { Err(missing()) }
 }

@@ -13,7 +13,7 @@ use crate::db::{FailoverRow, Process, ProcessRole};
 use crate::domain::failover::Event;
 use crate::error::ControlError;
 use crate::providers::export::{self, Export, Files};
-use crate::providers::qemu::{self, Seen};
+use crate::providers::qemu::{self, Machine, Seen};
 use crate::providers::{ProviderError, process};
 
 /// How often the processes of a running failover are looked at.
@@ -156,6 +156,10 @@ async fn ensure_export(
     app.db.set_failover_process(id, ProcessRole::Export, Some(export)).await?;
     let nbd_uri = export::ready(files, export).await?;
     app.db.set_failover_facts(id, Some(&nbd_uri), None, None).await?;
+    if row.domain().wants_machine() {
+        // A machine that waits for its disk finds this socket, which is a new one.
+        files.hand_over(&app.confinement)?;
+    }
     Ok((export, nbd_uri))
 }
 
@@ -170,9 +174,13 @@ async fn ensure_machine(
     let machine = match row.guest.filter(|machine| process::is_alive(*machine)) {
         Some(machine) => machine,
         None => {
-            let program = &app.settings.qemu_program;
-            let accelerator = app.accelerator().await;
-            qemu::start(program, accelerator, files, nbd_uri, &row.spec).await?
+            let machine = Machine {
+                program: &app.settings.qemu_program,
+                accelerator: app.accelerator().await,
+                confinement: &app.confinement,
+                firmware_dir: app.settings.firmware_dir.as_deref(),
+            };
+            machine.start(files, nbd_uri, &row.spec).await?
         }
     };
     app.db.set_failover_process(id, ProcessRole::Machine, Some(machine)).await?;
