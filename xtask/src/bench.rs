@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{packages, repo};
+use crate::{packages, progress, repo};
 
 /// Version of the one peer that Debian does not have.
 const RUSTIC: &str = "rustic-rs@0.11.4";
@@ -36,12 +36,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.words.iter().any(|word| word == "peers") {
         install_peers()?;
     }
-    let mut cargo = repo::cargo();
-    cargo.args(["build", "--quiet", "--release"]);
-    for package in BUILT {
-        cargo.args(["--package", package]);
-    }
-    repo::check(&mut cargo)?;
+    progress::build_packages(&["--release"], &BUILT)?;
     let program = repo::target().join("release/farshore-bench");
     repo::check(Command::new(program).args(&options.words))
 }

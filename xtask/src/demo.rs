@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{guest, packages, repo};
+use crate::{guest, packages, progress, repo};
 
 use checks::{Checks, Finding};
 use farshore::Farshore;
@@ -79,12 +79,7 @@ fn step(what: &str) {
 
 fn build() -> Result<()> {
     let packages = ["farshore-cli", "farshore-control", "farshore-node", "farshore-agent"];
-    let mut cargo = repo::cargo();
-    cargo.args(["build", "--quiet", "--release"]);
-    for package in packages {
-        cargo.args(["--package", package]);
-    }
-    repo::check(&mut cargo)
+    progress::build_packages(&["--release"], &packages)
 }
 
 /// The demo with a real guest.

@@ -1,10 +1,11 @@
 //! `cargo xtask test`: everything that must hold, in order, stopping at the first failure.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{layers, packages, repo, servers, tidy};
+use crate::progress::shown;
+use crate::{layers, packages, progress, repo, servers, tidy};
 
 type Step = (&'static str, fn() -> Result<()>);
 
@@ -56,28 +57,21 @@ fn formatting() -> Result<()> {
 }
 
 fn lints() -> Result<()> {
-    repo::check(
-        repo::cargo()
-            .args(["clippy", "--quiet", "--workspace", "--all-targets"])
-            .args(["--", "-D", "warnings"]),
-    )
+    progress::build("lints", &["clippy"], &["--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
 fn build() -> Result<()> {
-    repo::check(repo::cargo().args(["build", "--workspace"]))
+    progress::build("building", &["build"], &["--workspace"])
 }
 
 fn tests() -> Result<()> {
-    repo::check(repo::cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]))
+    progress::build("building tests", &["test", "--no-run"], &["--workspace"])?;
+    progress::check(
+        "tests",
+        repo::cargo().args(["nextest", "run", "--workspace", "--no-fail-fast"]),
+    )
 }
 
 fn examples() -> Result<()> {
-    repo::check(repo::cargo().args(["test", "--quiet", "--doc", "--workspace"]))
-}
-
-fn shown(time: Duration) -> String {
-    match time.as_secs() {
-        0..60 => format!("{:.1} s", time.as_secs_f64()),
-        seconds => format!("{} min {:02} s", seconds / 60, seconds % 60),
-    }
+    progress::check("examples", repo::cargo().args(["test", "--quiet", "--doc", "--workspace"]))
 }

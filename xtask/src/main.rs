@@ -10,6 +10,7 @@ mod guest;
 mod layers;
 mod nightly;
 mod packages;
+mod progress;
 mod repo;
 mod servers;
 mod sim;

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::repo;
+use crate::{progress, repo};
 
 /// Options of the torture.
 #[derive(Debug, clap::Args)]
@@ -26,12 +26,8 @@ pub(crate) struct Options {
 /// # Errors
 /// If it does not build, or the loop found something that must not be.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let mut build = repo::cargo();
-    build.args(["build", "--quiet"]);
-    for package in ["farshore-cli", "farshore-control", "farshore-node", "farshore-agent"] {
-        build.args(["--package", package]);
-    }
-    repo::check(&mut build)?;
+    let packages = ["farshore-cli", "farshore-control", "farshore-node", "farshore-agent"];
+    progress::build_packages(&[], &packages)?;
     let mut test = repo::cargo();
     test.args(["test", "--quiet", "--package", "farshore-e2e", "--test", "torture"])
         .args(["--", "--nocapture"])
