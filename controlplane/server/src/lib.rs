@@ -32,3 +32,4 @@ pub mod reconcile;
 pub mod serve;
 pub mod settings;
 pub mod tls;
+pub mod turnstile;

@@ -148,6 +148,12 @@ const AGENT_POINTS: Rate = Rate { burst: 65_536.0, per_second: 256.0 };
 /// Points that a node tells of: those of all its agents.
 const NODE_POINTS: Rate = Rate { burst: 1_048_576.0, per_second: 8_192.0 };
 
+/// Points of one machine that the catalogue takes: two a second, twice what marks every second make, and
+/// what gathered while the control plane was away for a day. More is a flood, whoever tells of it.
+const MACHINE_POINTS: Rate = Rate { burst: 131_072.0, per_second: 2.0 };
+/// Events about what is refused without end.
+const TOLD: Rate = Rate { burst: 1.0, per_second: 1.0 / 600.0 };
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Asked {
@@ -161,6 +167,10 @@ pub enum Asked {
     AgentPoints(u32),
     /// So many points of a node.
     NodePoints(u32),
+    /// A point of a machine that the catalogue does not have yet.
+    MachinePoint,
+    /// An event that tells of refusals.
+    Told,
 }
 
 impl Asked {
@@ -172,12 +182,14 @@ impl Asked {
             Self::Registration => (2, REGISTRATIONS, 1.0),
             Self::AgentPoints(count) => (3, AGENT_POINTS, f64::from(count)),
             Self::NodePoints(count) => (4, NODE_POINTS, f64::from(count)),
+            Self::MachinePoint => (5, MACHINE_POINTS, 1.0),
+            Self::Told => (6, TOLD, 1.0),
         }
     }
 }
 
 /// Any bucket is full again after so long.
-const BUCKET_FULL_AFTER: Duration = Duration::from_secs(7200);
+const BUCKET_FULL_AFTER: Duration = Duration::from_secs(72_000);
 /// Buckets that are remembered before those that nobody took from lately are forgotten: they are full.
 const BUCKETS_MAX: usize = 65_536;
 

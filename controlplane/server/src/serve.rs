@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
@@ -23,6 +24,7 @@ use crate::app::App;
 use crate::http::Service;
 use crate::limits::{Host, Place, Places};
 use crate::tls;
+use crate::turnstile::Turnstiles;
 
 /// Connections at one time without a certificate: those on which nobody has shown one yet, operators,
 /// and whoever enrols. They are shared out by address.
@@ -35,8 +37,12 @@ const PEERS_MAX: usize = 20_000;
 /// have not ended here.
 const PEER_CONNECTIONS_MAX: usize = 16;
 
-/// A handshake that takes longer is given up.
+/// A connection on which nothing is said for so long is given up, and so is a handshake that takes
+/// longer once its turn has come.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Whoever waits longer for its turn is given up.
+const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A request head that takes longer, or a connection that is idle for longer, is given up.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,6 +66,7 @@ pub async fn serve(
     let room = Arc::new(Room {
         strangers: Places::new(STRANGERS_MAX, STRANGERS_MAX),
         peers: Places::new(PEERS_MAX, PEER_CONNECTIONS_MAX),
+        turnstiles: Turnstiles::default(),
     });
     let mut stop = app.changes.stopping();
     let mut connections = JoinSet::new();
@@ -94,6 +101,7 @@ pub async fn serve(
 struct Room {
     strangers: Places<Host>,
     peers: Places<Uuid>,
+    turnstiles: Turnstiles,
 }
 
 /// A connection on which nothing was said yet.
@@ -115,6 +123,27 @@ async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     }
 }
 
+/// Makes the handshake when its turn has come. Whoever says nothing has no turn.
+async fn shake_hands(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    turnstiles: &Turnstiles,
+    host: Host,
+) -> Result<TlsStream<TcpStream>, String> {
+    let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut [0; 1])).await;
+    match first.map_err(|_| "nothing was said".to_string())? {
+        Ok(0) => return Err("it ended before it said anything".into()),
+        said => said.map_err(|error| error.to_string())?,
+    };
+    let _turn = tokio::time::timeout(TURN_TIMEOUT, turnstiles.pass(host))
+        .await
+        .map_err(|_| "its turn did not come".to_string())?;
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+        .await
+        .map_err(|_| "handshake took too long".to_string())?
+        .map_err(|error| format!("handshake: {error}"))
+}
+
 async fn connection(
     acceptor: TlsAcceptor,
     caller: Caller,
@@ -125,11 +154,9 @@ async fn connection(
     const CROWD: &str = "others had no place";
     let Caller { stream, remote, place } = caller;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let accepting = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let host = remote.ip().into();
     let stream = tokio::select! {
-        accepted = accepting => accepted
-            .map_err(|_| "handshake took too long".to_string())?
-            .map_err(|error| format!("handshake: {error}"))?,
+        shaken = shake_hands(acceptor, stream, &room.turnstiles, host) => shaken?,
         () = place.lost() => return Err(CROWD.into()),
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -144,6 +171,7 @@ async fn connection(
         None => (Some(place), None),
         Some(peer) => {
             drop(place);
+            room.turnstiles.know(host);
             (None, Some(room.peers.enter(peer.serial.as_key()).ok_or("there are too many peers")?))
         }
     };

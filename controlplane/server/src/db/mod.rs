@@ -39,6 +39,7 @@ mod retention;
 mod tests;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{
@@ -47,6 +48,7 @@ use sqlx::sqlite::{
 use sqlx::{Sqlite, Transaction};
 
 use crate::error::ControlError;
+use crate::limits::Buckets;
 
 pub use certificates::Issued;
 pub use error::{DatabaseError, MigrationError};
@@ -69,6 +71,8 @@ type Tx = Transaction<'static, Sqlite>;
 pub struct Db {
     writer: SqlitePool,
     readers: SqlitePool,
+    /// How many rows each machine may still add.
+    rows: Arc<Buckets>,
 }
 
 impl Db {
@@ -97,7 +101,7 @@ impl Db {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options.create_if_missing(false).read_only(true))
             .await?;
-        Ok(Self { writer, readers })
+        Ok(Self { writer, readers, rows: Arc::default() })
     }
 
     /// Closes all connections; the write-ahead log is folded into the file.

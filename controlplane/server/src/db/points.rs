@@ -249,6 +249,15 @@ fn unknown_blocks(record: &Record) -> Result<u32, ControlError> {
     u32::try_from(blocks).map_err(|_| ControlError::Unreadable { column: "unknown_blocks" })
 }
 
+/// Whether there is a point of this id.
+pub(super) async fn is_known(tx: &mut Tx, point: Uuid) -> Result<bool, ControlError> {
+    let row = sqlx::query("SELECT 1 FROM points WHERE id = ?")
+        .bind(point.to_string())
+        .fetch_optional(&mut **tx)
+        .await?;
+    Ok(row.is_some())
+}
+
 /// Takes in that one volume of a point is in the vault. A point is committed once all volumes of
 /// its machine are; its rank is then the seq of the first of them.
 pub(super) async fn commit(

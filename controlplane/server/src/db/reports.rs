@@ -17,6 +17,11 @@ use super::{Actor, Db, Tx, epochs, events, points, raise_version};
 use crate::clock;
 use crate::domain::validate::cut;
 use crate::error::ControlError;
+use crate::limits::Asked;
+
+/// Told of points beyond what one machine may add.
+const FLOOD: &str = "more points than marks every second make are told of this volume: those beyond \
+     two a second are not taken into the catalogue; see to its agent";
 
 /// What became of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,8 +70,9 @@ impl Db {
         for volume in report.detached.iter().take(REPORT_VOLUMES_MAX) {
             forget_detached(&mut tx, agent, *volume).await?;
         }
-        let mut taken =
-            take_points(&mut tx, Role::Agent, agent, &report.points, now_ms, ignored).await?;
+        let mut taken = self
+            .take_points(&mut tx, (Role::Agent, agent), &report.points, now_ms, ignored)
+            .await?;
         taken.got_on = got_on;
         tx.commit().await?;
         Ok(taken)
@@ -131,7 +137,7 @@ impl Db {
             raise_version(&mut tx).await?;
         }
         let mut taken =
-            take_points(&mut tx, Role::Node, node, &report.points, now, ignored).await?;
+            self.take_points(&mut tx, (Role::Node, node), &report.points, now, ignored).await?;
         taken.assignments_changed |= is_renewed;
         tx.commit().await?;
         Ok(taken)
@@ -403,36 +409,50 @@ async fn node_stats(
     Ok(())
 }
 
-async fn take_points(
-    tx: &mut Tx,
-    role: Role,
-    owner: Uuid,
-    reports: &[PointReport],
-    now_ms: u64,
-    mut ignored: BTreeSet<Uuid>,
-) -> Result<Taken, ControlError> {
-    let (mut points_changed, mut assignments_changed) = (false, false);
-    for report in reports {
-        if !may_tell_points(tx, role, owner, report.volume).await? {
-            ignored.insert(report.volume);
-            continue;
-        }
-        match points::commit(tx, report, now_ms).await? {
-            points::Change::None => {}
-            points::Change::Committed => points_changed = true,
-            points::Change::AskedCommitted => {
-                points_changed = true;
-                assignments_changed = true;
+impl Db {
+    /// Takes in points. Those of volumes that are not the reporter's are ignored, and so are more new
+    /// ones of a machine than it can have set: a flood must not fill the catalogue.
+    async fn take_points(
+        &self,
+        tx: &mut Tx,
+        (role, owner): (Role, Uuid),
+        reports: &[PointReport],
+        now_ms: u64,
+        mut ignored: BTreeSet<Uuid>,
+    ) -> Result<Taken, ControlError> {
+        let (mut points_changed, mut assignments_changed) = (false, false);
+        for report in reports {
+            let volume = report.volume;
+            if !may_tell_points(tx, role, owner, volume).await? {
+                ignored.insert(volume);
+                continue;
+            }
+            let is_new = !points::is_known(tx, report.point).await?;
+            if is_new && self.rows.take(volume, Asked::MachinePoint).is_err() {
+                if self.rows.take(volume, Asked::Told).is_ok() {
+                    let actor = Actor::Peer(role, owner);
+                    events::append(tx, actor, "points.refused", volume, FLOOD).await?;
+                }
+                ignored.insert(volume);
+                continue;
+            }
+            match points::commit(tx, report, now_ms).await? {
+                points::Change::None => {}
+                points::Change::Committed => points_changed = true,
+                points::Change::AskedCommitted => {
+                    points_changed = true;
+                    assignments_changed = true;
+                }
             }
         }
+        if assignments_changed {
+            raise_version(tx).await?;
+        }
+        Ok(Taken {
+            ignored_volumes: ignored.into_iter().collect(),
+            points_changed,
+            assignments_changed,
+            got_on: BTreeSet::new(),
+        })
     }
-    if assignments_changed {
-        raise_version(tx).await?;
-    }
-    Ok(Taken {
-        ignored_volumes: ignored.into_iter().collect(),
-        points_changed,
-        assignments_changed,
-        got_on: BTreeSet::new(),
-    })
 }

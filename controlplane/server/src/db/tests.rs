@@ -13,6 +13,7 @@ use farshore_api::machine::{Capture, CreateMachine, MachineState, VolumeStats};
 use farshore_api::node::{EpochSeen, NodeLife, NodeReport, NodeVolumeReport, RegisterNode};
 use farshore_api::point::{PointKind, PointSelector, PointState};
 use farshore_api::policy::{CreatePolicy, UpdatePolicy};
+use farshore_api::text::is_printable;
 use uuid::Uuid;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +25,7 @@ use crate::domain::machine::view;
 use crate::domain::placement::{self, Move, NodeSite};
 use crate::domain::retention::Look;
 use crate::error::ControlError;
+use crate::limits::Asked;
 
 const LONG_AGO: u64 = 0;
 
@@ -1137,4 +1139,115 @@ async fn events_of_one_agent_do_not_push_out_what_others_did() {
     let last = RegisterAgent { hostname: "h699".into(), version: "0".into(), local: false };
     site.db.register_agent(site.agent, &last).await.unwrap();
     assert_eq!(site.db.events(None, 10_000).await.unwrap().len(), events.len());
+}
+
+/// T3: one agent cannot fill the catalogue, nor keep others' points away.
+#[tokio::test]
+async fn a_flood_of_points_of_one_machine_is_not_taken_and_told_once() {
+    let site = site().await;
+    let Site { db, agent, .. } = &site;
+    let (greedy, other) = (site.protect("web").await, site.protect("db").await);
+    while db.rows.take(greedy, Asked::MachinePoint).is_ok() {}
+    let point = |volume, seq| PointReport {
+        point: Uuid::now_v7(),
+        volume,
+        seq,
+        kind: PointKind::Crash,
+        unknown_blocks: 0,
+        time_unix_ms: 1,
+    };
+    let flood = || (20..1_000).map(|seq| point(greedy, seq));
+    for _ in 0..2 {
+        let points = flood().chain([point(other, 5)]).collect();
+        let report = AgentReport { points, ..AgentReport::default() };
+        let taken = db.agent_report(*agent, &report).await.unwrap();
+        assert_eq!((taken.ignored_volumes, taken.points_changed), (vec![greedy], true));
+    }
+    // Some may have been let in while this ran: two a second.
+    assert!(db.points("web", None, 1_000).await.unwrap().len() < 900);
+    assert_eq!(db.points("db", None, 10).await.unwrap().len(), 2);
+    let told = db.events(None, 1_000).await.unwrap();
+    let told = told.iter().filter(|event| event.action == "points.refused").count();
+    assert_eq!(told, 1);
+}
+
+/// T3: what an agent says of a volume is read by people, and by their terminals.
+#[tokio::test]
+async fn what_agents_say_of_volumes_steers_no_terminal() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let mut report = site.report(volume, 1, VolumeState::Error);
+    let hostile = "x\u{1b}[2K\u{9b}1A\r\n\u{202e}y";
+    let said = &mut report.volumes[0];
+    said.nbd_uri = Some(hostile.into());
+    said.error = Some(hostile.into());
+    said.detail = hostile.into();
+    let identity = DiskIdentity { key: hostile.into(), text: hostile.into() };
+    said.identity = Some(identity);
+    site.db.agent_report(site.agent, &report).await.unwrap();
+    let facts = site.db.machine("web").await.unwrap();
+    let heard = facts.volumes[0].report.clone().unwrap();
+    for text in [heard.nbd_uri.unwrap(), heard.error.unwrap(), heard.detail, heard.identity] {
+        assert!(is_printable(&text) && text.starts_with('x'), "{text:?}");
+    }
+}
+
+/// H30: what a newer version wrote is shown as unknown, and spoils no list.
+#[tokio::test]
+async fn a_value_of_a_newer_version_spoils_no_list_and_is_not_acted_on() {
+    let site = site().await;
+    let Site { db, agent, .. } = &site;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let report = site.report(volume, 1, VolumeState::Protected);
+    db.agent_report(*agent, &report).await.unwrap();
+    let point = Uuid::now_v7();
+    site.commit_point(volume, point, 5).await;
+    let drill = failover(FailoverKind::Drill, PointSelector::Latest);
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(db.create_failover(Actor::Operator, "web", &drill).await.unwrap());
+    }
+    assert_eq!(db.failovers_to_drive().await.unwrap(), ids);
+    let newer = r#"{"kind":"drill","serve_only":true,"network":"isolated"}"#;
+    for sql in [
+        "UPDATE machines SET capture = 'ebpf'",
+        "UPDATE volumes SET state = 'sampling'",
+        "UPDATE points SET kind = 'clean'",
+        "UPDATE failover_steps SET state = 'releasing'",
+    ] {
+        sqlx::query(sql).execute(&db.writer).await.unwrap();
+    }
+    for (id, sql) in [
+        (ids[0], "UPDATE failovers SET kind = 'planned' WHERE id = ?"),
+        (ids[1], "UPDATE failovers SET state = 'releasing' WHERE id = ?"),
+    ] {
+        sqlx::query(sql).bind(id.to_string()).execute(&db.writer).await.unwrap();
+    }
+    sqlx::query("UPDATE failovers SET spec = ? WHERE id = ?")
+        .bind(newer)
+        .bind(ids[2].to_string())
+        .execute(&db.writer)
+        .await
+        .unwrap();
+    let machines = db.machines().await.unwrap();
+    assert_eq!(machines.len(), 1);
+    assert_eq!(machines[0].capture, Capture::Unknown);
+    let assigned = db.agent_volumes(*agent).await.unwrap();
+    assert_eq!(assigned[0].capture, Capture::Unknown);
+    let points = db.points("web", None, 10).await.unwrap();
+    assert_eq!((points[0].point, points[0].kind), (point, PointKind::Unknown));
+    let shown = db.failovers(10).await.unwrap();
+    let kinds: Vec<_> = shown.iter().map(|failover| failover.kind).collect();
+    let drill = FailoverKind::Drill;
+    assert_eq!(kinds, [FailoverKind::Unknown, drill, drill, drill]);
+    assert_eq!(shown[1].state, FailoverState::Unknown);
+    assert!(shown[2].serve_only);
+    // A guess at what is meant could lose what it was to keep.
+    assert_eq!(db.failovers_to_drive().await.unwrap(), [ids[3]]);
+    for id in &ids[..3] {
+        let refused = db.failover_event(Actor::Operator, *id, Event::Retry, None).await;
+        assert!(refused.is_err(), "{refused:?}");
+    }
 }

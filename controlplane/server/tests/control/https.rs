@@ -100,3 +100,29 @@ async fn a_stop_ends_long_polls_at_once() {
     assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
     drop(poll.await);
 }
+
+/// N10: handshakes that lead nowhere hold up their own kind alone.
+#[tokio::test]
+async fn a_crowd_of_half_handshakes_holds_no_peer_up() {
+    let site = Site::start(EXPORT).await;
+    let (_, agent) = site.enrol("agent").await;
+    let poll = site.url(paths::AGENT_ASSIGNMENTS);
+    // From now on the control plane knows that peers come from here. The next call connects anew.
+    let first = agent.get(&poll).header("connection", "close").send().await.unwrap();
+    assert_eq!(first.status(), 200);
+    let address = site.control.as_ref().unwrap().address();
+    let mut crowd = Vec::new();
+    for last in 2..8 {
+        for _ in 0..40 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            // The first byte of a handshake, and no second.
+            stream.write_all(&[0x16]).await.unwrap();
+            crowd.push(stream);
+        }
+    }
+    let second = agent.get(&poll).send().await.unwrap();
+    assert_eq!(second.status(), 200);
+    drop(crowd);
+}
