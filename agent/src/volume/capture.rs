@@ -53,6 +53,10 @@ pub(super) enum CaptureError {
          then end what uses it, and all of it is read again when it is used anew", path.display()
     )]
     NotFlushed { path: PathBuf, told: String },
+    #[error(
+        "the disk is to be captured in a way that this agent does not know: update farshore-agent here"
+    )]
+    Unknown,
     #[error("the disk cannot be served: {source}")]
     Bind { source: BindError },
     #[error("disk {} cannot be scanned: {source}", path.display())]
@@ -86,6 +90,7 @@ impl Running {
         let access = match assigned.capture {
             Capture::Nbd => Access::Write,
             Capture::Scan => Access::Read,
+            Capture::Unknown => return Err(CaptureError::Unknown),
         };
         let state = self.opening.stream.state.get();
         let size_bytes = (state.size_bytes > 0).then_some(state.size_bytes);
@@ -102,6 +107,7 @@ impl Running {
         match assigned.capture {
             Capture::Nbd => self.serve(disk).await,
             Capture::Scan => self.scan(disk).await,
+            Capture::Unknown => Err(CaptureError::Unknown),
         }
     }
 

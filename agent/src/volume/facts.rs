@@ -339,6 +339,7 @@ fn temper(inner: &mut Inner, judgement: Judgement, capture: Capture) -> Judgemen
         let (state, detail) = match capture {
             Capture::Nbd => (VolumeState::Pending, "the disk is not served yet"),
             Capture::Scan => (VolumeState::Resyncing, "reading the disk since the agent started"),
+            Capture::Unknown => (VolumeState::Pending, "the disk is not captured"),
         };
         return Judgement { state, detail: detail.to_owned(), ..judgement };
     }

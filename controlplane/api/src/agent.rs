@@ -137,6 +137,9 @@ pub enum VolumeState {
     Degraded,
     /// Cannot go on; `error` says why.
     Error,
+    /// A state that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 impl VolumeState {
@@ -150,6 +153,7 @@ impl VolumeState {
             Self::Protected => "protected",
             Self::Degraded => "degraded",
             Self::Error => "error",
+            Self::Unknown => "unknown",
         }
     }
 }

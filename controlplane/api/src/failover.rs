@@ -21,6 +21,9 @@ pub enum FailoverKind {
     Drill,
     /// The source is lost: it is fenced first and replication of it ends.
     Unplanned,
+    /// A kind that this version does not know: it is shown and left alone. Nobody can ask for one.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Where a failover stands.
@@ -90,6 +93,9 @@ pub enum ExportListen {
     Unix,
     /// On a loopback TCP port of the system's choice; any local user can connect.
     Tcp,
+    /// In a way that this version does not know. Nobody can ask for it.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Starts a failover of a machine.

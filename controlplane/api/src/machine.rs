@@ -14,15 +14,19 @@ pub enum Capture {
     Scan,
     /// Serves the disk over NBD and sees every write.
     Nbd,
+    /// A way that this version does not know. Nobody can ask for it.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Capture {
-    /// `scan` or `nbd`.
+    /// `scan`, `nbd` or `unknown`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Scan => "scan",
             Self::Nbd => "nbd",
+            Self::Unknown => "unknown",
         }
     }
 }

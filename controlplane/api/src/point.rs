@@ -21,16 +21,20 @@ pub enum PointKind {
     /// Fuzzy: the disk was read while it was written, and no instant had all of it. Agents set
     /// these of disks that they scan; nobody can ask for one.
     Scan,
+    /// A kind that this version does not know. Nobody can ask for one.
+    #[serde(other)]
+    Unknown,
 }
 
 impl PointKind {
-    /// `crash`, `app` or `scan`.
+    /// `crash`, `app`, `scan` or `unknown`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Crash => "crash",
             Self::App => "app",
             Self::Scan => "scan",
+            Self::Unknown => "unknown",
         }
     }
 
@@ -41,6 +45,7 @@ impl PointKind {
             Self::Crash => None,
             Self::App => Some("cannot be `app`: no agent can quiet applications yet"),
             Self::Scan => Some("cannot be `scan`: agents say that themselves of disks they scan"),
+            Self::Unknown => Some("is one that this version does not know; say `crash`"),
         }
     }
 }

@@ -252,6 +252,9 @@ fn did_not_come_up(failover: &Failover) -> Failure {
                 "`farshore failover retry {id}` tries again, `farshore failover cleanup {id}` removes \
                  what is left of it"
             ),
+            FailoverKind::Unknown => {
+                "a newer version started it: use that one to go on with it".to_owned()
+            }
             FailoverKind::Unplanned => format!(
                 "`farshore failover retry {id}` tries again; `farshore failover cleanup {id}` rolls back: \
                  {} then replicates again where it was",
@@ -331,6 +334,7 @@ fn loss(failover: &Failover) -> String {
     };
     let then = match (failover.kind, failover.committed) {
         (FailoverKind::Drill, _) => "; the machine itself is not touched".to_owned(),
+        (FailoverKind::Unknown, _) => "; a newer version knows what that means".to_owned(),
         (FailoverKind::Unplanned, true) => {
             "; no other copy of that exists, and the source stays fenced".to_owned()
         }
@@ -353,6 +357,7 @@ fn kind(kind: FailoverKind) -> &'static str {
     match kind {
         FailoverKind::Drill => "drill",
         FailoverKind::Unplanned => "unplanned",
+        FailoverKind::Unknown => "unknown",
     }
 }
 

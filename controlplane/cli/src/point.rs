@@ -194,6 +194,7 @@ fn kind_text(kind: PointKind) -> &'static str {
         PointKind::Crash => "crash",
         PointKind::App => "app",
         PointKind::Scan => "scan: fuzzy, the disk was read while it was written",
+        PointKind::Unknown => "unknown: a newer version set it",
     }
 }
 

@@ -74,7 +74,7 @@ async fn survives(capture: Capture, is_killed: bool, what: &str, damage: Damage)
             served.flush().await.unwrap();
             drop(served);
         }
-        Capture::Scan => {
+        Capture::Scan | Capture::Unknown => {
             let before = rig.log_bytes();
             edit(&rig.disk(), |disk| disk[3 * 65_536..5 * 65_536].fill(9));
             let deadline = Instant::now() + DEADLINE;

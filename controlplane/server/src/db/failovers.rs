@@ -3,7 +3,9 @@
 //! A transition reads the row, asks [`crate::domain::failover`] and writes the answer in one
 //! transaction, so the driver and the operator cannot overtake each other.
 
-use farshore_api::failover::{CreateFailover, Failover, FailoverKind, FailoverState, FailoverStep};
+use farshore_api::failover::{
+    CreateFailover, ExportListen, Failover, FailoverKind, FailoverState, FailoverStep,
+};
 use farshore_api::limits::FAILOVERS_ACTIVE_MAX;
 use farshore_api::point::PointSelector;
 use uuid::Uuid;
@@ -55,8 +57,10 @@ impl FailoverRow {
     /// The decisive part.
     #[must_use]
     pub fn domain(&self) -> domain::Failover {
+        // One that asks for more than this version understands is none to carry on with.
+        let is_understood = self.spec.kind != FailoverKind::Unknown;
         domain::Failover {
-            kind: self.shown.kind,
+            kind: if is_understood { self.shown.kind } else { FailoverKind::Unknown },
             serve_only: self.shown.serve_only,
             state: self.shown.state,
             committed: self.shown.committed,
@@ -110,7 +114,7 @@ impl Db {
         add_step(&mut tx, id, FailoverState::Requested).await?;
         let action = match spec.kind {
             FailoverKind::Drill => "failover.drill",
-            FailoverKind::Unplanned => "failover.start",
+            FailoverKind::Unplanned | FailoverKind::Unknown => "failover.start",
         };
         let detail = format!("failover {id}, point {}", spec.point);
         events::append(&mut tx, actor, action, machine, &detail).await?;
@@ -188,13 +192,16 @@ impl Db {
     /// `Database`.
     pub async fn failovers_to_drive(&self) -> Result<Vec<Uuid>, ControlError> {
         let rows = sqlx::query(
-            "SELECT id FROM failovers WHERE state NOT IN ('cleaned_up', 'failed')
+            "SELECT * FROM failovers WHERE state NOT IN ('cleaned_up', 'failed')
              OR (state = 'failed' AND (export_pid IS NOT NULL OR machine_pid IS NOT NULL))
              ORDER BY created_at_ms, id",
         )
         .fetch_all(&self.readers)
         .await?;
-        rows.into_iter().map(|row| Record(row).id("id")).collect()
+        // What a newer version began has nobody here; what cannot be read has a driver that says so.
+        let is_over = |record: &Record| failover(record).is_ok_and(|row| row.command().is_none());
+        let records = rows.into_iter().map(Record).filter(|record| !is_over(record));
+        records.map(|record| record.id("id")).collect()
     }
 
     /// What a driver that waits looks at: the state, and how often it was said to try again.
@@ -490,8 +497,27 @@ fn process(
     Ok(Some(Process { pid: number, started, boot }))
 }
 
+/// What was asked for. What a newer version was asked for may hold more than this one understands, and
+/// that may be what matters: then only that it did not want a machine is taken from it.
+fn spec(record: &Record) -> Result<CreateFailover, ControlError> {
+    if let Ok(spec) = record.json("spec") {
+        return Ok(spec);
+    }
+    let asked: serde_json::Value = record.json("spec")?;
+    Ok(CreateFailover {
+        id: None,
+        kind: FailoverKind::Unknown,
+        point: PointSelector::default(),
+        serve_only: asked["serve_only"].as_bool().unwrap_or_default(),
+        listen: ExportListen::Unknown,
+        memory_mib: None,
+        cpus: None,
+        firmware: None,
+    })
+}
+
 fn failover(record: &Record) -> Result<FailoverRow, ControlError> {
-    let spec: CreateFailover = record.json("spec")?;
+    let spec = spec(record)?;
     let export = process(record, "export_pid", "export_started", "export_boot")?;
     let guest = process(record, "machine_pid", "machine_started", "machine_boot")?;
     let shown = Failover {

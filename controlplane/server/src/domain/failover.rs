@@ -93,6 +93,9 @@ pub enum Refusal {
     /// It is ended.
     #[error("is being cleaned up or was; start another")]
     Ended,
+    /// A newer version began it.
+    #[error("is what only a newer version knows; use the version that began it")]
+    Unknown,
     /// The running machine would be lost.
     #[error("is committed; cleaning it up loses what its machine wrote: say force to do so")]
     CommittedCleanUp,
@@ -131,6 +134,9 @@ impl Failover {
     }
 
     fn next(&self, event: Event) -> Result<State, Refusal> {
+        if self.kind == FailoverKind::Unknown || self.state == State::Unknown {
+            return Err(Refusal::Unknown);
+        }
         let is_drill = self.kind == FailoverKind::Drill;
         Ok(match (self.state, event) {
             (State::Requested, Event::Begin) if is_drill => State::Exporting,
@@ -172,6 +178,10 @@ impl Failover {
     /// What to do in this state; `None` when nothing is left to do.
     #[must_use]
     pub fn command(&self) -> Option<Command> {
+        // What a newer version began is not carried on by a guess.
+        if self.kind == FailoverKind::Unknown {
+            return None;
+        }
         match self.state {
             State::Requested => Some(Command::Begin),
             State::Fencing => Some(Command::Fence),
@@ -200,8 +210,7 @@ impl Failover {
 
     fn check(&self) {
         assert!(
-            self.kind == FailoverKind::Unplanned
-                || !(self.committed || self.state == State::Fencing),
+            self.kind != FailoverKind::Drill || !(self.committed || self.state == State::Fencing),
             "a drill neither fences nor commits"
         );
         assert!(!(self.serve_only && self.state == State::Booting), "serve only boots nothing");

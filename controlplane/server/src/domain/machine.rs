@@ -260,6 +260,7 @@ fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (Mac
         VolumeState::Protected => MachineState::Protected,
         VolumeState::Degraded => MachineState::Degraded,
         VolumeState::Error => MachineState::Error,
+        VolumeState::Unknown => MachineState::Unknown,
     };
     (state, heard.detail.clone())
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use farshore_api::agent::RegisterAgent;
-use farshore_api::failover::CreateFailover;
+use farshore_api::failover::{CreateFailover, ExportListen, FailoverKind};
 use farshore_api::limits;
 use farshore_api::machine::{Capture, CreateMachine};
 use farshore_api::node::{NodeReport, RegisterNode};
@@ -109,6 +109,9 @@ pub fn node_registration(
 pub fn machine(request: &CreateMachine) -> Result<(), ControlError> {
     name(&request.name)?;
     absolute_path("disk", &request.disk)?;
+    if request.capture == Capture::Unknown {
+        return Err(invalid("capture", "must be `scan` or `nbd`"));
+    }
     if request.nbd_port.is_some() && request.capture != Capture::Nbd {
         return Err(invalid("nbd_port", "is for capture nbd only"));
     }
@@ -151,6 +154,12 @@ fn retention(hours: u32) -> Result<(), ControlError> {
 /// # Errors
 /// `Invalid` with the first value that is not acceptable.
 pub fn failover(request: &CreateFailover) -> Result<(), ControlError> {
+    if request.kind == FailoverKind::Unknown {
+        return Err(invalid("kind", "must be `drill` or `unplanned`"));
+    }
+    if request.listen == ExportListen::Unknown {
+        return Err(invalid("listen", "must be `unix` or `tcp`"));
+    }
     request.memory_mib.map_or(Ok(()), |value| range("memory_mib", value, 64, 1_048_576))?;
     request.cpus.map_or(Ok(()), |value| range("cpus", value, 1, 64))?;
     request.firmware.as_deref().map_or(Ok(()), |path| absolute_path("firmware", path))

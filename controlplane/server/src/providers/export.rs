@@ -258,7 +258,8 @@ pub struct Export<'a> {
 impl Export<'_> {
     fn arguments(&self, files: &Files) -> Vec<OsString> {
         let listen = match self.listen {
-            ExportListen::Unix => {
+            // A newer version's way: nobody but us gets in by a socket.
+            ExportListen::Unix | ExportListen::Unknown => {
                 let mut listen = OsString::from("unix:");
                 listen.push(files.socket());
                 listen

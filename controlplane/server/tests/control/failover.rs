@@ -393,7 +393,7 @@ async fn firmware_that_the_operator_did_not_provide_is_refused() {
         let body = json!({ "kind": "drill", "firmware": firmware });
         let path = paths::machine_failovers("web");
         let refused = site.refused(Method::POST, &path, Some(body)).await;
-        assert_eq!(refused.error.code, ErrorCode::Invalid);
+        assert_eq!(refused.error.code, ErrorCode::InvalidRequest);
         assert!(refused.error.message.contains("does not lie in"), "{refused:?}");
     }
     // A link is found when it is followed, which is when the machine is to start.
