@@ -41,8 +41,12 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("farshore-api", &[]),
     ("farshore-program", &["farshore-api"]),
-    ("farshore-client", &["farshore-api"]),
-    ("farshore-control", &["farshore-proto", "farshore-vault", "farshore-api", "farshore-program"]),
+    ("farshore-trust", &["farshore-api"]),
+    ("farshore-client", &["farshore-api", "farshore-trust"]),
+    (
+        "farshore-control",
+        &["farshore-proto", "farshore-vault", "farshore-api", "farshore-program", "farshore-trust"],
+    ),
     (
         "farshore-cli",
         &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-api", "farshore-program"],

@@ -19,6 +19,10 @@ const ENROL_TIME_MAX: Duration = Duration::from_secs(60);
 /// Pause after a renewal that failed, and the longest sleep before one: timers stand still while
 /// the machine sleeps, certificates do not.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Between renewals that bring certificates of another time than this machine's clock shows.
+const CLOCK_PAUSE: Duration = Duration::from_secs(600);
+const OF_ANOTHER_TIME: &str = "the certificate was renewed, and by this machine's clock the new one is \
+     over or nearly so, or not valid yet: check the clocks of this machine and of the control plane";
 /// Between two looks for a token once the certificate has expired.
 const TOKEN_EVERY: Duration = Duration::from_secs(1);
 
@@ -183,9 +187,15 @@ pub async fn renew_until_dropped(
             continue;
         }
         let asked = match client.renew(&identity).await {
-            Ok(()) => {
+            Ok(()) if is_good(&identity) => {
                 tracing::info!("the certificate was renewed");
                 continue;
+            }
+            // Another one would be no better: somebody's clock is wrong.
+            Ok(()) => {
+                let trouble = identity.trouble();
+                tracing::error!(trouble, "{OF_ANOTHER_TIME}");
+                Some(CLOCK_PAUSE)
             }
             Err(error) => {
                 match trouble {
@@ -203,7 +213,7 @@ pub async fn renew_until_dropped(
             }
         };
         let again = Instant::now() + LOOK_EVERY.max(asked.unwrap_or_default());
-        while Instant::now() < again {
+        while Instant::now() < again && !is_good(&identity) {
             let is_tried = identity.trouble().is_some();
             if is_tried
                 && let Some(tokens) = &mut tokens
@@ -214,6 +224,11 @@ pub async fn renew_until_dropped(
             tokio::time::sleep(TOKEN_EVERY).await;
         }
     }
+}
+
+/// Whether the certificate is valid now and not yet due to be renewed.
+fn is_good(identity: &Identity) -> bool {
+    !identity.until_renewal().is_zero() && identity.trouble().is_none()
 }
 
 impl Tokens {

@@ -1,11 +1,11 @@
 //! The control plane's REST API, as a client with a certificate: JSON over HTTPS.
 
-use crate::clocks::clock_trouble;
 use crate::identity::{Identity, IdentityError};
 use crate::trust::{Peer, client_config};
 use farshore_api::error::{ErrorBody, ErrorCode, ErrorDetail, ErrorKind};
 use farshore_api::identity::{Certificate, RenewRequest};
 use farshore_api::paths;
+use farshore_trust::clock_trouble;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder};
 use serde::Serialize;

@@ -3,12 +3,11 @@
 //! Order of operations: the key is on the disk before anybody certifies it, the certificate is
 //! written last. A key without a certificate is no identity yet.
 
-use crate::clocks::shown;
 use crate::files::{close_to_others, private_dir, read, replace};
 use crate::heard::Heard;
 use crate::http::ClientError;
-use crate::trust::peer_of;
 use farshore_api::identity::{Certificate, MalformedToken, Role};
+use farshore_trust::{peer_of, shown_apart, shown_time};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
@@ -273,15 +272,16 @@ impl Identity {
             return None;
         }
         let what = if now > to { "has expired" } else { "is not valid yet" };
+        let apart = shown_apart(now, if now > to { to } else { from });
         Some(format!(
             "the certificate of {role} {id} {what}: this machine's clock says {now}, the certificate \
-             is valid from {from} to {to}; check the clock, or enrol again with a token from \
+             is valid from {from} to {to}, {apart} away; check the clock, or enrol again with a token from \
              `farshore {role} token --id {id}`",
             role = self.role,
             id = self.id,
-            now = shown(now),
-            from = shown(from),
-            to = shown(to),
+            now = shown_time(now),
+            from = shown_time(from),
+            to = shown_time(to),
         ))
     }
 

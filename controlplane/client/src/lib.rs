@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
-mod clocks;
 mod enrol;
 mod files;
 mod heard;
@@ -16,8 +15,8 @@ mod identity;
 mod trust;
 
 pub use backoff::Backoff;
-pub use clocks::clock_trouble;
 pub use enrol::{Tokens, establish, go_on, renew_until_dropped};
+pub use farshore_trust::{Shown, clock_trouble, peer_of, shown_by};
 pub use http::{ClientError, ControlClient};
 pub use identity::{Identity, IdentityError};
-pub use trust::{Peer, Shown, client_config, peer_of, server_config, shown_by};
+pub use trust::{Peer, client_config, server_config};

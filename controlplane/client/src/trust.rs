@@ -1,22 +1,20 @@
 //! TLS as agents and nodes speak it: 1.3 only, our CA only, our newest certificate.
 
 use crate::identity::Identity;
-use farshore_api::identity::{CONTROL_SERVER_NAME, EnrolmentToken, Role, Serial};
+use farshore_api::identity::{CONTROL_SERVER_NAME, EnrolmentToken};
+use farshore_trust::{TakesEnded, WhileAllowed};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use std::sync::Arc;
-use std::time::Duration;
-use uuid::Uuid;
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
@@ -58,7 +56,7 @@ pub enum Peer {
 pub fn client_config(identity: &Arc<Identity>, peer: Peer) -> Result<ClientConfig, Error> {
     let chain = verifier_of(identity.roots())?;
     let verifier: Arc<dyn ServerCertVerifier> = match peer {
-        Peer::Node => Arc::new(Nodes { chain, identity: Arc::clone(identity) }),
+        Peer::Node => Arc::new(WhileAllowed::new(chain, MayNotRenew(Arc::clone(identity)))),
         Peer::Control => Arc::new(Control { trust: Trust::Ca(chain) }),
     };
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -80,7 +78,7 @@ pub fn server_config(identity: &Arc<Identity>) -> Result<ServerConfig, Error> {
     let clients = WebPkiClientVerifier::builder_with_provider(identity.roots(), provider())
         .build()
         .map_err(|error| Error::General(error.to_string()))?;
-    let clients = Clients { chain: clients, identity: Arc::clone(identity) };
+    let clients = WhileAllowed::new(clients, MayNotRenew(Arc::clone(identity)));
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(clients))
@@ -106,115 +104,13 @@ fn verifier_of(roots: Arc<RootCertStore>) -> Result<Arc<WebPkiServerVerifier>, E
         .map_err(|error| Error::General(error.to_string()))
 }
 
-/// The time to look at a certificate from, where now is too late: a moment before its end, if the
-/// identity takes certificates that ended then.
-fn before_its_end(
-    identity: &Identity,
-    leaf: &CertificateDer<'_>,
-    failure: &Error,
-) -> Option<UnixTime> {
-    let Error::InvalidCertificate(
-        CertificateError::Expired | CertificateError::ExpiredContext { .. },
-    ) = failure
-    else {
-        return None;
-    };
-    let ends_s = shown_by(leaf)?.ends_s;
-    let then = UnixTime::since_unix_epoch(Duration::from_secs(ends_s.saturating_sub(1)));
-    identity.takes(ends_s).then_some(then)
-}
-
-/// Nodes, as agents see them.
+/// While others may have been unable to renew.
 #[derive(Debug)]
-struct Nodes {
-    chain: Arc<WebPkiServerVerifier>,
-    identity: Arc<Identity>,
-}
+struct MayNotRenew(Arc<Identity>);
 
-impl ServerCertVerifier for Nodes {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = self.chain.verify_server_cert(leaf, chain, name, ocsp, now);
-        match verified.as_ref().err().and_then(|e| before_its_end(&self.identity, leaf, e)) {
-            Some(then) => self.chain.verify_server_cert(leaf, chain, name, ocsp, then),
-            None => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-/// Agents, as nodes see them.
-#[derive(Debug)]
-struct Clients {
-    chain: Arc<dyn ClientCertVerifier>,
-    identity: Arc<Identity>,
-}
-
-impl ClientCertVerifier for Clients {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(leaf, chain, now);
-        match verified.as_ref().err().and_then(|e| before_its_end(&self.identity, leaf, e)) {
-            Some(then) => self.chain.verify_client_cert(leaf, chain, then),
-            None => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+impl TakesEnded for MayNotRenew {
+    fn takes(&self, ends_s: u64, _: UnixTime) -> bool {
+        self.0.takes(ends_s)
     }
 }
 
@@ -278,46 +174,5 @@ impl ServerCertVerifier for Control {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Who showed a certificate, and which.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shown {
-    /// The role that it names.
-    pub role: Role,
-    /// The identity that it names.
-    pub id: Uuid,
-    /// Its place in the row of the identity's certificates; 0 if it does not say.
-    pub generation: u64,
-    /// When it ends, in Unix time.
-    pub ends_s: u64,
-}
-
-/// The role and id that a peer's certificate names: its only URI, in exactly our form.
-#[must_use]
-pub fn peer_of(certificate_der: &[u8]) -> Option<(Role, Uuid)> {
-    shown_by(certificate_der).map(|shown| (shown.role, shown.id))
-}
-
-/// What a peer's certificate says.
-#[must_use]
-pub fn shown_by(certificate_der: &[u8]) -> Option<Shown> {
-    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
-    let (_, certificate) = X509Certificate::from_der(certificate_der).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    match (uris.next(), uris.next()) {
-        (Some(uri), None) => {
-            let (role, id) = Role::from_uri(uri)?;
-            let serial = Serial::from_bytes(certificate.raw_serial());
-            let generation = serial.map_or(0, |serial| serial.generation());
-            let ends_s = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
-            Some(Shown { role, id, generation, ends_s })
-        }
-        _ => None,
     }
 }

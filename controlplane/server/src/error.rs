@@ -50,6 +50,12 @@ pub enum ControlError {
         /// What is missing or wrong with it.
         why: &'static str,
     },
+    /// A certificate is over, or one of two clocks is wrong.
+    #[error("{why}")]
+    Ended {
+        /// Both times, and what to do.
+        why: String,
+    },
     /// The credential's role may not do this.
     #[error("{why}")]
     Forbidden {
@@ -118,7 +124,7 @@ impl ControlError {
             Self::AlreadyExists { .. } => ErrorCode::AlreadyExists,
             Self::WrongState { .. } => ErrorCode::WrongState,
             Self::Invalid { .. } | Self::Certificate { .. } => ErrorCode::InvalidRequest,
-            Self::Unauthenticated { .. } => ErrorCode::Unauthenticated,
+            Self::Unauthenticated { .. } | Self::Ended { .. } => ErrorCode::Unauthenticated,
             Self::Forbidden { .. } => ErrorCode::Forbidden,
             Self::TokenRefused => ErrorCode::TokenRefused,
             Self::TooManyRequests { .. } => ErrorCode::TooManyRequests,

@@ -4,10 +4,12 @@
 //! the identity in the peer's certificate goes with every request on that connection.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use farshore_trust::clock_trouble;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -47,6 +49,9 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A request head that takes longer, or a connection that is idle for longer, is given up.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Handshakes that fail because of a clock are told once in this time, with their number.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
 /// Connections still at work this long after a stop are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -67,6 +72,7 @@ pub async fn serve(
         strangers: Places::new(STRANGERS_MAX, STRANGERS_MAX),
         peers: Places::new(PEERS_MAX, PEER_CONNECTIONS_MAX),
         turnstiles: Turnstiles::default(),
+        clocks: Clocks::default(),
     });
     let mut stop = app.changes.stopping();
     let mut connections = JoinSet::new();
@@ -102,6 +108,42 @@ struct Room {
     strangers: Places<Host>,
     peers: Places<Uuid>,
     turnstiles: Turnstiles,
+    clocks: Clocks,
+}
+
+/// Tells now and then of handshakes that failed because of somebody's clock.
+#[derive(Debug, Default)]
+struct Clocks(Mutex<Untold>);
+
+#[derive(Debug, Default)]
+struct Untold {
+    number: u64,
+    told: Option<Instant>,
+}
+
+impl Clocks {
+    /// How many there were since it was told last, this one included, if it is time to tell.
+    fn count(&self, now: Instant) -> Option<u64> {
+        let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        untold.number += 1;
+        if untold.told.is_some_and(|told| now.duration_since(told) < TELL_EVERY) {
+            return None;
+        }
+        untold.told = Some(now);
+        Some(std::mem::take(&mut untold.number))
+    }
+
+    fn tell(&self, remote: SocketAddr, error: &io::Error) {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let Some(trouble) =
+            tls.and_then(|tls| clock_trouble(&format!("who calls from {remote}"), tls))
+        else {
+            return;
+        };
+        if let Some(number) = self.count(Instant::now()) {
+            warn!(number, "handshake failed: {trouble}");
+        }
+    }
 }
 
 /// A connection on which nothing was said yet.
@@ -127,20 +169,21 @@ async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
 async fn shake_hands(
     acceptor: TlsAcceptor,
     stream: TcpStream,
-    turnstiles: &Turnstiles,
-    host: Host,
+    room: &Room,
+    remote: SocketAddr,
 ) -> Result<TlsStream<TcpStream>, String> {
     let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut [0; 1])).await;
     match first.map_err(|_| "nothing was said".to_string())? {
         Ok(0) => return Err("it ended before it said anything".into()),
         said => said.map_err(|error| error.to_string())?,
     };
-    let _turn = tokio::time::timeout(TURN_TIMEOUT, turnstiles.pass(host))
+    let _turn = tokio::time::timeout(TURN_TIMEOUT, room.turnstiles.pass(remote.ip().into()))
         .await
         .map_err(|_| "its turn did not come".to_string())?;
     tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
         .await
         .map_err(|_| "handshake took too long".to_string())?
+        .inspect_err(|error| room.clocks.tell(remote, error))
         .map_err(|error| format!("handshake: {error}"))
 }
 
@@ -156,7 +199,7 @@ async fn connection(
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     let host = remote.ip().into();
     let stream = tokio::select! {
-        shaken = shake_hands(acceptor, stream, &room.turnstiles, host) => shaken?,
+        shaken = shake_hands(acceptor, stream, room, remote) => shaken?,
         () = place.lost() => return Err(CROWD.into()),
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());

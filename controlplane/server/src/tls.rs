@@ -1,21 +1,15 @@
 //! TLS 1.3 only; a client certificate is optional, but if one is given it must be ours.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use farshore_api::Role;
 use farshore_api::identity::Serial;
 use farshore_api::limits::EXPIRED_SECONDS_MAX;
-use rustls::client::danger::HandshakeSignatureValid;
+use farshore_trust::{Shown, TakesEnded, WhileAllowed, shown_by};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
+use rustls::{RootCertStore, ServerConfig};
 use uuid::Uuid;
-use x509_parser::extensions::GeneralName;
 
 use crate::ca::Ca;
 use crate::fatal::Fatal;
@@ -36,68 +30,15 @@ pub struct Peer {
     pub key: blake3::Hash,
 }
 
-/// Takes what the library takes, and certificates that have ended not too long ago: a server that
-/// was off for a day, or that could not reach the control plane for one, must be able to renew with
-/// the key that it has. Each request says whether it is content with such a one.
+/// Certificates that have ended not too long ago: a server that was off for a day, or that could not
+/// reach the control plane for one, must be able to renew with the key that it has. Each request says
+/// whether it is content with such a one.
 #[derive(Debug)]
-struct Clients(Arc<dyn ClientCertVerifier>);
+struct Renewable;
 
-impl ClientCertVerifier for Clients {
-    fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let verified = self.0.verify_client_cert(leaf, chain, now);
-        let Err(Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        )) = verified
-        else {
-            return verified;
-        };
-        let ended = peer(leaf).map(|peer| peer.expires_at_unix_s);
-        match ended {
-            Some(ended) if now.as_secs() <= ended.saturating_add(EXPIRED_SECONDS_MAX) => {
-                let then = UnixTime::since_unix_epoch(Duration::from_secs(ended.saturating_sub(1)));
-                self.0.verify_client_cert(leaf, chain, then)
-            }
-            _ => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+impl TakesEnded for Renewable {
+    fn takes(&self, ends_s: u64, now: UnixTime) -> bool {
+        now.as_secs() <= ends_s.saturating_add(EXPIRED_SECONDS_MAX)
     }
 }
 
@@ -118,7 +59,7 @@ pub fn server_config(ca: &Ca) -> Result<Arc<ServerConfig>, Fatal> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| tls(error.to_string()))?
-        .with_client_cert_verifier(Arc::new(Clients(verifier)))
+        .with_client_cert_verifier(Arc::new(WhileAllowed::new(verifier, Renewable)))
         .with_single_cert(chain, key)
         .map_err(|error| tls(error.to_string()))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -128,27 +69,19 @@ pub fn server_config(ca: &Ca) -> Result<Arc<ServerConfig>, Fatal> {
     Ok(Arc::new(config))
 }
 
-/// Reads the identity from a verified certificate: its only URI, in exactly our form.
+/// Reads the identity from a verified certificate of ours.
 #[must_use]
 pub fn peer(certificate: &CertificateDer<'_>) -> Option<Peer> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let names = parsed.subject_alternative_name().ok()??;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let (uri, None) = (uris.next()?, uris.next()) else { return None };
-    let (role, id) = Role::from_uri(uri)?;
-    let expires_at_unix_s = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
-    let serial = Serial::from_bytes(parsed.raw_serial())?;
-    let key = blake3::hash(parsed.public_key().raw);
-    Some(Peer { role, id, expires_at_unix_s, serial, key })
+    let Shown { role, id, ends_s, serial, key, .. } = shown_by(certificate)?;
+    Some(Peer { role, id, expires_at_unix_s: ends_s, serial: serial?, key })
 }
 
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, KeyPair};
     use rustls::pki_types::pem::PemObject;
+    use rustls::server::danger::ClientCertVerifier;
+    use std::time::Duration;
 
     use super::*;
 
@@ -188,7 +121,7 @@ mod tests {
         roots.add(ca.certificate().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let library = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-        let clients = Clients(library.build().unwrap());
+        let clients = WhileAllowed::new(library.build().unwrap(), Renewable);
         let ends = peer(&leaf).unwrap().expires_at_unix_s;
         let at = |seconds| {
             let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));

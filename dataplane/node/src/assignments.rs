@@ -113,6 +113,8 @@ mod tests {
             id: Uuid::from_u128(agent),
             generation,
             ends_s: 0,
+            serial: None,
+            key: blake3::hash(b"its key"),
         };
         let is_over = |agent_generation_min: u64, shown: &Shown| {
             let volume = NodeVolume { agent_generation_min, ..volume(1, 1, 9) };

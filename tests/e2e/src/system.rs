@@ -38,7 +38,9 @@ pub enum Part {
 }
 
 impl Part {
-    fn name(self) -> &'static str {
+    /// Its name in `endpoints.json` and behind `farshore-`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Control => "control",
             Self::Node => "node",
@@ -162,6 +164,16 @@ impl System {
     /// As [`Self::stop`] and [`Self::up`].
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
+        self.up()
+    }
+
+    /// The same in another environment.
+    ///
+    /// # Errors
+    /// As [`Self::restart`].
+    pub fn restart_with(&mut self, environment: Vec<(String, String)>) -> Result<()> {
+        self.stop()?;
+        self.setting.environment = environment;
         self.up()
     }
 

@@ -160,6 +160,33 @@ async fn a_certificate_past_half_of_its_life_is_renewed_by_itself() {
     assert_eq!(server.requests().len(), 1, "only the one that was due");
 }
 
+/// C2: with a clock that is a day ahead every certificate is over, the new one too.
+#[tokio::test]
+async fn a_certificate_that_is_over_when_it_comes_is_not_asked_for_again_and_again() {
+    const OVER: (Duration, Duration) = (HOUR, Duration::ZERO);
+    const OLD: (Duration, Duration) = (HOUR.saturating_mul(20), HOUR.saturating_mul(4));
+    for life in [OVER, OLD] {
+        let authority = Arc::new(Authority::new());
+        let issuer = Arc::clone(&authority);
+        let server = Server::start(authority.server(&authority.certificate()), move |request| {
+            let request: RenewRequest = serde_json::from_str(&request.body).unwrap();
+            ok(&issuer.issue(ME, &request.csr_pem, life))
+        });
+        let (_dir, due) = holds(&authority, DUE);
+        let client = ControlClient::new(&server.url(), &due).unwrap();
+        let task = tokio::spawn(renew_until_dropped(Arc::clone(&due), client, None));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while server.requests().is_empty() {
+            assert!(Instant::now() < deadline, "it was not renewed");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // A slow machine sees less of what must not happen, and nothing else.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        task.abort();
+        assert_eq!(server.requests().len(), 1, "{life:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_not_the_apis_is_told_by_its_kind() {
     use farshore_api::ErrorKind;

@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use farshore_api::{ErrorCode, Role, limits};
+use farshore_trust::{shown_apart, shown_time};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -135,9 +136,8 @@ impl Context {
         let peer = self.shown()?;
         // The handshake may be long ago on a connection that is kept open.
         if peer.expires_at_unix_s <= clock::now_s() {
-            return Err(ControlError::Unauthenticated {
-                why: "the client certificate has expired; connect with a renewed one",
-            });
+            let what = "connect with a renewed one, and check the clocks of both";
+            return Err(ended(peer.expires_at_unix_s, what));
         }
         admission::admit(&self.app, &peer, self.remote()).await?;
         Ok(peer)
@@ -152,9 +152,9 @@ impl Context {
         let peer = self.shown()?;
         let last = peer.expires_at_unix_s.saturating_add(limits::EXPIRED_SECONDS_MAX);
         if last <= clock::now_s() {
-            return Err(ControlError::Unauthenticated {
-                why: "the client certificate has expired too long ago; enrol again with a new token",
-            });
+            let what = "that is too long ago to renew it: check the clocks of both, or enrol again \
+                        with a new token";
+            return Err(ended(peer.expires_at_unix_s, what));
         }
         match admission::admit(&self.app, &peer, self.remote()).await? {
             Admitted::Fully => Ok(peer),
@@ -163,6 +163,19 @@ impl Context {
             }),
         }
     }
+}
+
+/// What is said of a certificate that ended by this machine's clock.
+fn ended(ends_s: u64, what: &str) -> ControlError {
+    let (until, now) = (UNIX_EPOCH + Duration::from_secs(ends_s), SystemTime::now());
+    let why = format!(
+        "the client certificate was valid until {}, and the control plane's clock says {}, {} later; \
+         {what}",
+        shown_time(until),
+        shown_time(now),
+        shown_apart(until, now)
+    );
+    ControlError::Ended { why }
 }
 
 /// Gathers a [`Context`]; never rejects.
