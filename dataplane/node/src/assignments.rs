@@ -114,7 +114,7 @@ mod tests {
             generation,
             ends_s: 0,
             serial: None,
-            key: blake3::hash(b"its key"),
+            key: [7; 32].into(),
         };
         let is_over = |agent_generation_min: u64, shown: &Shown| {
             let volume = NodeVolume { agent_generation_min, ..volume(1, 1, 9) };

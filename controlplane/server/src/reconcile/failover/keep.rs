@@ -49,10 +49,8 @@ pub(super) async fn start_export(
     files: &Files,
     changes: watch::Receiver<u64>,
 ) -> Result<Outcome, ControlError> {
-    tokio::select! {
-        exported = ensure_export(app, row, files) => came_up(exported.map(|_| Event::Exported)),
-        () = state_changed(app, row, changes) => Ok(Outcome::Changed),
-    }
+    let exported = unless_changed(app, row, changes, ensure_export(app, row, files)).await;
+    came_up(exported.map(|exported| exported.map(|_| Event::Exported)))
 }
 
 pub(super) async fn start_machine(
@@ -61,17 +59,29 @@ pub(super) async fn start_machine(
     files: &Files,
     changes: watch::Receiver<u64>,
 ) -> Result<Outcome, ControlError> {
+    let booted = unless_changed(app, row, changes, bring_up(app, row, files)).await;
+    came_up(booted.map(|booted| booted.map(|()| Event::Booted)))
+}
+
+/// What an attempt brings; none if somebody changes the failover's state first.
+async fn unless_changed<T>(
+    app: &App,
+    row: &FailoverRow,
+    changes: watch::Receiver<u64>,
+    attempt: impl Future<Output = T>,
+) -> Option<T> {
     tokio::select! {
-        booted = bring_up(app, row, files) => came_up(booted.map(|()| Event::Booted)),
-        () = state_changed(app, row, changes) => Ok(Outcome::Changed),
+        brought = attempt => Some(brought),
+        () = state_changed(app, row, changes) => None,
     }
 }
 
-fn came_up(result: Result<Event, Failure>) -> Result<Outcome, ControlError> {
+fn came_up(result: Option<Result<Event, Failure>>) -> Result<Outcome, ControlError> {
     match result {
-        Ok(event) => Ok(Outcome::Event(event)),
-        Err(Failure::Provider(failure)) => Ok(Outcome::Broken(failure)),
-        Err(Failure::Control(failure)) => Err(failure),
+        None => Ok(Outcome::Changed),
+        Some(Ok(event)) => Ok(Outcome::Event(event)),
+        Some(Err(Failure::Provider(failure))) => Ok(Outcome::Broken(failure)),
+        Some(Err(Failure::Control(failure))) => Err(failure),
     }
 }
 
@@ -87,12 +97,9 @@ pub(super) async fn recover(
         tokio::time::sleep(backoff.pause()).await;
         bring_up(app, row, files).await
     };
-    let result = tokio::select! {
-        result = attempt => result,
-        () = state_changed(app, row, changes) => {
-            backoff.forget();
-            return Ok(Outcome::Changed);
-        }
+    let Some(result) = unless_changed(app, row, changes, attempt).await else {
+        backoff.forget();
+        return Ok(Outcome::Changed);
     };
     match result {
         Ok(()) => Ok(Outcome::Event(Event::Recovered)),
