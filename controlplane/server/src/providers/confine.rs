@@ -144,7 +144,6 @@ impl Confinement {
             "--init-groups".into(),
             "--no-new-privs".into(),
             "--inh-caps=-all".into(),
-            "--bounding-set=-all".into(),
             "--".into(),
             program.into(),
         ];
@@ -293,7 +292,7 @@ mod tests {
         let (program, arguments) = confinement.command(Path::new("/q"), vec!["-m".into()]);
         assert_eq!(program, Path::new(SETPRIV));
         assert!(arguments.windows(2).any(|pair| pair[0] == "--reuid" && pair[1] == *uid));
-        for flag in ["--init-groups", "--no-new-privs", "--bounding-set=-all"] {
+        for flag in ["--init-groups", "--no-new-privs", "--inh-caps=-all"] {
             assert!(arguments.iter().any(|argument| argument == flag), "{flag}");
         }
         assert_eq!(arguments[arguments.len() - 3..], ["--", "/q", "-m"]);
