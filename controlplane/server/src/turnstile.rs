@@ -29,6 +29,9 @@ const KNOWN_FOR: Duration = Duration::from_secs(48 * 3600);
 /// In a line that is so long, those are looked for who have gone.
 const GONE_MAX: usize = 1_024;
 
+/// Between two looks for hosts that are known no more.
+const CLEAN_EVERY: Duration = Duration::from_secs(60);
+
 /// How many may be under way at once.
 #[derive(Debug, Clone, Copy)]
 struct Share {
@@ -41,7 +44,15 @@ struct Share {
 pub struct Turnstiles {
     unknown: Turnstile,
     known: Turnstile,
-    hosts: Mutex<HashMap<Host, Instant>>,
+    hosts: Mutex<Hosts>,
+}
+
+/// From where a peer has come, and when last.
+#[derive(Debug, Default)]
+struct Hosts {
+    seen: HashMap<Host, Instant>,
+    /// When those were looked for last that are known no more: looking costs as much as there are.
+    cleaned: Option<Instant>,
 }
 
 impl Default for Turnstiles {
@@ -57,7 +68,8 @@ impl Turnstiles {
     /// # Cancel safety
     /// Safe: whoever stops waiting is passed over.
     pub async fn pass(&self, host: Host) -> Turn {
-        let is_known = lock(&self.hosts).get(&host).is_some_and(|seen| seen.elapsed() < KNOWN_FOR);
+        let seen = lock(&self.hosts).seen.get(&host).copied();
+        let is_known = seen.is_some_and(|seen| seen.elapsed() < KNOWN_FOR);
         if is_known { self.known.pass(host).await } else { self.unknown.pass(host).await }
     }
 
@@ -65,12 +77,14 @@ impl Turnstiles {
     pub fn know(&self, host: Host) {
         let now = Instant::now();
         let mut hosts = lock(&self.hosts);
-        if hosts.len() >= HOSTS_MAX && !hosts.contains_key(&host) {
-            hosts.retain(|_, seen| now.duration_since(*seen) < KNOWN_FOR);
+        let is_due = hosts.cleaned.is_none_or(|cleaned| now.duration_since(cleaned) >= CLEAN_EVERY);
+        if is_due && hosts.seen.len() >= HOSTS_MAX {
+            hosts.cleaned = Some(now);
+            hosts.seen.retain(|_, seen| now.duration_since(*seen) < KNOWN_FOR);
         }
         // More hosts than that are strangers, which costs them their turn and nothing else.
-        if hosts.len() < HOSTS_MAX || hosts.contains_key(&host) {
-            hosts.insert(host, now);
+        if hosts.seen.len() < HOSTS_MAX || hosts.seen.contains_key(&host) {
+            hosts.seen.insert(host, now);
         }
     }
 }
@@ -307,9 +321,9 @@ mod tests {
         for n in 0..u32::try_from(2 * HOSTS_MAX).unwrap() {
             turnstiles.know(IpAddr::from(n.to_be_bytes()).into());
         }
-        assert_eq!(lock(&turnstiles.hosts).len(), HOSTS_MAX);
+        assert_eq!(lock(&turnstiles.hosts).seen.len(), HOSTS_MAX);
         tokio::time::advance(KNOWN_FOR).await;
         turnstiles.know(host(1));
-        assert_eq!(lock(&turnstiles.hosts).len(), 1);
+        assert_eq!(lock(&turnstiles.hosts).seen.len(), 1);
     }
 }

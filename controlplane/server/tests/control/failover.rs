@@ -98,7 +98,7 @@ async fn an_unplanned_failover_fences_boots_commits_and_notices_the_shutdown() {
     assert!(arguments.contains("-m 256"), "{arguments}");
     assert!(arguments.contains("-sandbox on,obsolete=deny,elevateprivileges=deny"), "{arguments}");
     // It works in its own directory, and knows of no other.
-    assert!(arguments.contains("file=nbd+unix:///?socket=nbd.sock,"), "{arguments}");
+    assert!(arguments.contains("file=nbd+unix:nbd.sock,"), "{arguments}");
 
     let committed: Failover = site.post(&paths::failover_commit(failover.id), json!({})).await;
     assert_eq!(committed.state, FailoverState::Committed);

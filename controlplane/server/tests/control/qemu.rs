@@ -51,8 +51,8 @@ async fn runs_up_to_its_console(user: Option<&str>, change: fn(&mut Settings)) {
     let site = Site::start_with(QEMU_NBD_EXPORT, change).await;
     let bin = site.dir.path().join("bin");
     // Where another user cannot look.
-    let mode = std::os::unix::fs::MetadataExt::mode(&site.dir.path().metadata().unwrap());
-    assert_eq!(mode & 0o077, 0);
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(site.dir.path(), private).unwrap();
     let disk = std::fs::File::create(bin.join("disk.raw")).unwrap();
     disk.set_len(64 << 20).unwrap();
     site.protect().await;
