@@ -6,7 +6,7 @@ use farshore_proto::frame::{
     Ack, Control, FrameHeader, FrameKind, Hello, Mark, Refusal, RefusalReason, Welcome,
 };
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, WINDOW_BYTES};
-use farshore_proto::{PointId, Seq, Stamp};
+use farshore_proto::{Epoch, PointId, Seq, Stamp};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::io;
@@ -65,6 +65,7 @@ struct State {
     /// Payload bytes that arrived.
     bytes_in: u64,
     hellos: Vec<Hello>,
+    epoch: Epoch,
     /// Of the disk.
     size_bytes: u64,
     /// Ends the running sessions when it changes.
@@ -215,7 +216,20 @@ impl FakeNode {
         state.incarnation += 1;
         let incarnation = state.incarnation;
         state.hellos.push(hello);
-        assert_eq!(hello.size_bytes, state.size_bytes);
+        if hello.epoch > state.epoch {
+            // A newer epoch may be of a larger disk; first all of the old one is committed.
+            assert!(hello.size_bytes >= state.size_bytes, "it shrank");
+            for change in std::mem::take(&mut state.pending) {
+                state.committed.apply(&change);
+            }
+            state.committed.seq = state.received.seq;
+            state.committed.stamp = state.received.stamp;
+            (state.epoch, state.size_bytes) = (hello.epoch, hello.size_bytes);
+            let bytes = usize::try_from(hello.size_bytes).unwrap().next_multiple_of(BLOCK_BYTES);
+            state.committed.image.resize(bytes, 0);
+            state.received.image.resize(bytes, 0);
+        }
+        assert_eq!((hello.epoch, hello.size_bytes), (state.epoch, state.size_bytes));
         let refuse = |reason: RefusalReason| {
             let text = format!("refused: {}", reason.word());
             Control::Refusal(Refusal { reason, text })

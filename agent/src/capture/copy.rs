@@ -110,7 +110,9 @@ impl Splitter {
         loop {
             while next < blocks && runs.len() < RUNS_MAX {
                 let run = BlockRange { block: next, count: RUN_BLOCKS.min(blocks - next) };
-                let skips_zeros = is_first && run.end() < blocks;
+                // Of a disk that has grown, the first run may have been held in part.
+                let is_resumed = lease.cursor > 0 && run.offset() == lease.cursor;
+                let skips_zeros = is_first && run.end() < blocks && !is_resumed;
                 runs.push_back(read_run(Arc::clone(core), reads, run, skips_zeros));
                 next = run.end();
             }

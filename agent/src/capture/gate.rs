@@ -254,6 +254,21 @@ impl Gate {
         }
     }
 
+    /// The disk has so many regions from now on.
+    ///
+    /// # Errors
+    /// What the system said; then it is as it was.
+    pub async fn grow(self: &Arc<Self>, regions: u64) -> io::Result<()> {
+        let _lane = self.lane.lock().await;
+        let growth = self.lock().map.growth(regions);
+        let made = tokio::task::spawn_blocking(move || growth.make());
+        made.await.map_err(io::Error::other)??;
+        let mut inner = self.lock();
+        inner.map.grown(regions);
+        self.step(&mut inner, Input::Grown { regions });
+        Ok(())
+    }
+
     /// Lets time pass.
     pub fn tick(self: &Arc<Self>) {
         let mut inner = self.lock();

@@ -65,6 +65,9 @@ impl Hashes {
             file.read_exact_at(&mut header, 0)?;
         }
         let mut key = [0; 32];
+        if let Some(old_key) = grow(&file, volume, size_bytes, restarts)? {
+            return Ok(Self { file, key: old_key, restarts });
+        }
         key.copy_from_slice(&header[40..72]);
         let is_ours = check_crc("hashes header", &header).is_ok()
             && header[..] == encode(volume, size_bytes, restarts, &key)[..];
@@ -143,6 +146,39 @@ impl Hashes {
     }
 }
 
+/// Makes the file of a disk that has grown one of its size now, and tells its key; none if it is not one. A
+/// crash in between leaves a file that knows nothing. Blocks.
+fn grow(
+    file: &File,
+    volume: VolumeId,
+    size_bytes: u64,
+    restarts: u64,
+) -> io::Result<Option<[u8; 32]>> {
+    let length = file.metadata()?.len();
+    if length < HEADER_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, 0)?;
+    let (mut old_bytes, mut key) = ([0; 8], [0; 32]);
+    old_bytes.copy_from_slice(&header[24..32]);
+    key.copy_from_slice(&header[40..72]);
+    let old_bytes = u64::from_le_bytes(old_bytes);
+    let is_older = old_bytes < size_bytes
+        && length == offset_of(units(old_bytes))
+        && header[..] == encode(volume, old_bytes, restarts, &key)[..];
+    if !is_older {
+        return Ok(None);
+    }
+    // The last unit may have been held in part.
+    file.write_all_at(&Hash::default(), offset_of(old_bytes / UNIT_BYTES as u64))?;
+    file.set_len(offset_of(units(size_bytes)))?;
+    file.sync_all()?;
+    file.write_all_at(&encode(volume, size_bytes, restarts, &key), 0)?;
+    file.sync_all()?;
+    Ok(Some(key))
+}
+
 /// Number of units of a disk.
 #[must_use]
 pub fn units(size_bytes: u64) -> u64 {
@@ -191,6 +227,25 @@ mod tests {
         let restarted = Hashes::open(&path, VOLUME, SIZE, 1).unwrap();
         assert_eq!(restarted.read(10, 1).unwrap(), [[0; 16]]);
         assert_ne!(restarted.of(b"content"), hash, "another key");
+    }
+
+    /// D35: what was known of the disk stays known, but for the unit in which it ended.
+    #[test]
+    fn grows_with_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hashes");
+        let hashes = Hashes::open(&path, VOLUME, SIZE, 5).unwrap();
+        let hash = hashes.of(b"content");
+        hashes.note([(3, hash), (9, hash), (10, hash)].into_iter()).unwrap();
+        let grown = Hashes::open(&path, VOLUME, 2 * SIZE, 5).unwrap();
+        assert_eq!(grown.of(b"content"), hash);
+        let known = grown.read(0, 21).unwrap();
+        assert_eq!((known[3], known[9]), (hash, hash));
+        assert_eq!((known[10], known[20]), ([0; 16], [0; 16]));
+        let again = Hashes::open(&path, VOLUME, 2 * SIZE, 5).unwrap();
+        assert_eq!(again.read(0, 21).unwrap(), known);
+        let other = Hashes::open(&path, VOLUME, 3 * SIZE, 6).unwrap();
+        assert_eq!(other.read(3, 1).unwrap(), [[0; 16]], "of another run of the copy");
     }
 
     #[test]

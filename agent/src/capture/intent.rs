@@ -74,6 +74,7 @@ pub struct Life {
 #[derive(Debug)]
 pub struct IntentMap {
     file: Arc<dyn FileIo>,
+    volume: VolumeId,
     lineage: Lineage,
     /// Number of the last write of the lineage.
     writes: u64,
@@ -113,6 +114,32 @@ impl Changes {
     }
 }
 
+/// Room in the file for a disk that has grown.
+#[derive(Debug)]
+pub struct Growth {
+    file: Arc<dyn FileIo>,
+    volume: VolumeId,
+    regions: u64,
+    sectors: usize,
+}
+
+impl Growth {
+    /// Makes it, durably; blocks. A crash in between leaves a file of another size than the disk: then
+    /// nothing is known of any region.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn make(&self) -> io::Result<()> {
+        let empty = sector_of(&[0; BITS_BYTES]);
+        for index in self.sectors..sectors_of(self.regions) {
+            self.file.write_all_at(&empty, offset_of(index))?;
+        }
+        self.file.sync_all()?;
+        self.file.write_all_at(&header(self.volume, self.regions), 0)?;
+        self.file.sync_all()
+    }
+}
+
 impl IntentMap {
     /// Opens the file, making it if it is absent or another's; blocks.
     ///
@@ -132,12 +159,11 @@ impl IntentMap {
         life: Life,
         unknown: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<(Self, Recovered)> {
-        let count =
-            usize::try_from(regions.div_ceil(SECTOR_REGIONS)).expect("a volume has a limit");
+        let count = sectors_of(regions);
         let file = files.open_or_create(path)?;
         let (sectors, changed) = (vec![[0; BITS_BYTES]; count], BTreeSet::new());
         let (lineage, writes) = (Lineage::default(), 0);
-        let mut map = Self { file, lineage, writes, life, sectors, changed };
+        let mut map = Self { file, volume, lineage, writes, life, sectors, changed };
         let mut found = RegionSet::empty(regions);
         if !map.is_of(volume, regions)? {
             unknown()?;
@@ -232,6 +258,26 @@ impl IntentMap {
         }
     }
 
+    /// What makes room in the file for a disk of so many regions; none if it is there. To be followed by
+    /// [`IntentMap::grown`], with nothing written to the file in between.
+    #[must_use]
+    pub fn growth(&self, regions: u64) -> Growth {
+        Growth {
+            file: Arc::clone(&self.file),
+            volume: self.volume,
+            regions,
+            sectors: self.sectors.len(),
+        }
+    }
+
+    /// There is room for so many regions.
+    ///
+    /// # Panics
+    /// If the disk has more regions than a volume can have.
+    pub fn grown(&mut self, regions: u64) {
+        self.sectors.resize(sectors_of(regions), [0; BITS_BYTES]);
+    }
+
     /// Every sector that changed since the last call, and the next generation with them.
     ///
     /// # Panics
@@ -263,6 +309,10 @@ impl IntentMap {
             changed.into_iter().map(|index| (offset_of(index), sector_of(&self.sectors[index])));
         Changes { file: Arc::clone(&self.file), sectors: sectors.collect(), durable: None }
     }
+}
+
+fn sectors_of(regions: u64) -> usize {
+    usize::try_from(regions.div_ceil(SECTOR_REGIONS)).expect("a volume has a limit")
 }
 
 fn offset_of(index: usize) -> u64 {
@@ -388,6 +438,27 @@ mod tests {
         assert!(!recovered.is_unknown);
         assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), [0, 4032, 9_999]);
         assert_eq!(path.metadata().unwrap().len(), 6 * 512);
+    }
+
+    /// D35: the intents of before are kept, and so is room for the new part's.
+    #[test]
+    fn grows_with_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("intent");
+        let (mut map, _) = open(&path);
+        map.set(&[3, 9_999]);
+        map.take_changes().write().unwrap();
+        for regions in [REGIONS + 1, 4 * REGIONS] {
+            map.growth(regions).make().unwrap();
+            map.grown(regions);
+            map.set(&[regions - 1]);
+            map.take_changes().write().unwrap();
+        }
+        drop(map);
+        let (_, recovered) = open_as(&path, VOLUME, 4 * REGIONS);
+        let expected = [3, 9_999, REGIONS, 4 * REGIONS - 1];
+        assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), expected);
+        assert!(open(&path).1.is_unknown, "not of the size of before");
     }
 
     #[test]

@@ -34,6 +34,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Name of the file, in the volume's directory.
@@ -69,7 +70,8 @@ struct Noted {
 #[derive(Debug)]
 pub struct Prints {
     file: File,
-    blocks: u64,
+    volume: VolumeId,
+    blocks: AtomicU64,
     of_zeros: Print,
     noted: Mutex<Noted>,
     /// Held by who writes or reads the file; whether it was given up.
@@ -100,18 +102,11 @@ impl Prints {
         let wanted = header(volume, size_bytes);
         if !is_of(&file, length, &wanted)? {
             file.set_len(0)?;
-            // All of it at once: no write of the server may depend on room later.
-            match fallocate(&file, FallocateFlags::empty(), 0, length) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(length)?,
-                Err(error) => {
-                    file.set_len(0)?;
-                    return Err(error.into());
-                }
+            let made = make_room(&file, length, &wanted);
+            if made.is_err() {
+                file.set_len(0)?;
             }
-            file.sync_all()?;
-            file.write_all_at(&wanted, 0)?;
-            file.sync_all()?;
+            made?;
             path.parent().map_or(Ok(()), sync_dir)?;
         }
         let noted = Noted {
@@ -120,7 +115,8 @@ impl Prints {
         };
         let of_zeros = print_of(&[0; BLOCK_BYTES]);
         let (noted, given_up) = (Mutex::new(noted), Mutex::new(false));
-        let prints = Self { file, blocks, of_zeros, noted, given_up };
+        let prints =
+            Self { file, volume, blocks: AtomicU64::new(blocks), of_zeros, noted, given_up };
         for region in doubtful.iter() {
             let block = region * REGION_BLOCKS;
             let count = REGION_BLOCKS.min(blocks.saturating_sub(block));
@@ -138,6 +134,25 @@ impl Prints {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// The disk has grown: nothing is known of what is new. Blocks.
+    pub fn grow(&self, size_bytes: u64) {
+        let mut given_up = lock(&self.given_up);
+        let blocks = blocks_of(size_bytes);
+        if *given_up || blocks < self.blocks() {
+            return;
+        }
+        let made = make_room(&self.file, offset_of(blocks), &header(self.volume, size_bytes));
+        if let Err(error) = made {
+            return self.give_up(&mut given_up, &error);
+        }
+        lock(&self.noted).blurred.grow(blocks.div_ceil(PAGE_BLOCKS));
+        self.blocks.store(blocks, Ordering::SeqCst);
+    }
+
+    fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::SeqCst)
     }
 
     /// Notes what was put into the log; the caller holds the blocks. Blocks only for what is long.
@@ -219,7 +234,7 @@ impl Prints {
     fn blur(&self, pages: &[u64]) -> io::Result<()> {
         for page in pages {
             let block = page * PAGE_BLOCKS;
-            let count = PAGE_BLOCKS.min(self.blocks - block);
+            let count = PAGE_BLOCKS.min(self.blocks() - block);
             let length = usize::try_from(count).map_err(io::Error::other)? * PRINT_BYTES;
             self.file.write_all_at(&vec![0; length], offset_of(block))?;
         }
@@ -237,7 +252,7 @@ impl Prints {
     fn write_noted(&self) -> io::Result<()> {
         let (prints, blurred) = {
             let mut noted = lock(&self.noted);
-            let empty = RegionSet::empty(self.blocks.div_ceil(PAGE_BLOCKS));
+            let empty = RegionSet::empty(self.blocks().div_ceil(PAGE_BLOCKS));
             let blurred: Vec<u64> = match noted.blurred.is_empty() {
                 true => Vec::new(),
                 false => std::mem::replace(&mut noted.blurred, empty).iter().collect(),
@@ -314,6 +329,19 @@ impl Prints {
 
 fn offset_of(block: u64) -> u64 {
     HEADER_BYTES as u64 + block * PRINT_BYTES as u64
+}
+
+/// Makes the file so long, with that header, durably. All of it is allocated at once: no write of the
+/// server may depend on room later.
+fn make_room(file: &File, length: u64, header: &[u8]) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, length) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(length)?,
+        Err(error) => return Err(error.into()),
+    }
+    file.sync_all()?;
+    file.write_all_at(header, 0)?;
+    file.sync_all()
 }
 
 fn is_of(file: &File, length: u64, wanted: &[u8]) -> io::Result<bool> {
@@ -458,6 +486,25 @@ mod tests {
         prints.sync().unwrap();
         assert_eq!(one(&prints, last), print_of(&content(3, 1)));
         assert_eq!(one(&prints, 2), print_of(&new));
+    }
+
+    /// D35: what was known of the disk stays known.
+    #[test]
+    fn grows_with_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let prints = open(&dir);
+        prints.note(&[Entry::Zero { range: BlockRange { block: 7, count: 1 } }]);
+        let size = 5 * SIZE;
+        prints.grow(size);
+        let last = blocks_of(size) - 1;
+        prints.note(&[Entry::Zero { range: BlockRange { block: last, count: 1 } }]);
+        prints.sync().unwrap();
+        drop(prints);
+        let regions = RegionSet::empty(blocks_of(size).div_ceil(REGION_BLOCKS));
+        let path = dir.path().join(PRINTS_FILE);
+        let prints = Prints::open(&path, VOLUME, size, &regions).unwrap();
+        let of_zeros = print_of(&[0; BLOCK_BYTES]);
+        assert_eq!([7, 8, last].map(|block| one(&prints, block)), [of_zeros, UNKNOWN, of_zeros]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::state::StateFile;
 use farshore_proto::Seq;
+use farshore_proto::limits::BLOCK_BYTES;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -13,8 +14,8 @@ struct Inner {
     generation: u64,
     end: Option<Seq>,
     is_resync: bool,
-    /// The log is being restarted: nothing is consistent until that is over.
-    is_breaching: bool,
+    /// How many restart the log, or let the disk grow: nothing is consistent until that is over.
+    holds: u32,
 }
 
 /// The copy of one disk.
@@ -57,7 +58,7 @@ impl Progress {
             generation: 0,
             end: copy.end_seq.map(Seq),
             is_resync: copy.is_resync,
-            is_breaching: false,
+            holds: 0,
         };
         Self { state, inner: Mutex::new(inner), changed: Notify::new() }
     }
@@ -73,7 +74,7 @@ impl Progress {
     pub fn begin_again(&self) -> io::Result<()> {
         let generation = {
             let mut inner = self.lock();
-            inner.is_breaching = true;
+            inner.holds += 1;
             inner.generation + 1
         };
         let written = self.state.update(|state| {
@@ -92,14 +93,14 @@ impl Progress {
         inner.end = None;
         inner.is_resync = is_resync;
         if written.is_err() {
-            inner.is_breaching = false;
+            inner.holds -= 1;
         }
         written
     }
 
     /// Holds back marks until [`Progress::resume`], without beginning again.
     pub fn hold(&self) {
-        self.lock().is_breaching = true;
+        self.lock().holds += 1;
     }
 
     /// Ends [`Progress::begin_again`] or [`Progress::hold`]. What was copied since then was put
@@ -107,7 +108,7 @@ impl Progress {
     pub fn resume(&self) {
         let saved = self.state.get().copy.done_bytes;
         let mut inner = self.lock();
-        inner.is_breaching = false;
+        inner.holds = inner.holds.saturating_sub(1);
         if inner.end.is_none() {
             inner.generation += 1;
             inner.cursor = saved;
@@ -116,11 +117,32 @@ impl Progress {
         self.changed.notify_waiters();
     }
 
+    /// The disk grows from `old_bytes` to `size_bytes`: what is behind is copied, and no mark is set before
+    /// its end. `grow` lets it be seen. Blocks.
+    pub fn grow(&self, old_bytes: u64, size_bytes: u64, grow: impl FnOnce()) {
+        // The last block may have been held in part.
+        let from = old_bytes / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        self.hold();
+        let written = self.state.update(|state| {
+            state.size_bytes = size_bytes;
+            state.copy.done_bytes = state.copy.done_bytes.min(from);
+            state.copy.end_seq = None;
+        });
+        if let Err(error) = written {
+            // It holds in memory. A crash before the next update finds intents of another size, and all
+            // of the disk is read again.
+            tracing::warn!(%error, "that the disk has grown is not noted durably yet");
+        }
+        self.lock().end = None;
+        grow();
+        self.resume();
+    }
+
     /// What is to be copied; none when all of it is in the log or a restart is under way.
     #[must_use]
     pub fn lease(&self) -> Option<Lease> {
         let inner = self.lock();
-        let is_open = inner.end.is_none() && !inner.is_breaching;
+        let is_open = inner.end.is_none() && inner.holds == 0;
         is_open.then_some(Lease { cursor: inner.cursor, generation: inner.generation })
     }
 
@@ -128,7 +150,7 @@ impl Progress {
     #[must_use]
     pub fn advance(&self, lease: Lease, cursor: u64) -> bool {
         let mut inner = self.lock();
-        let is_good = inner.generation == lease.generation && !inner.is_breaching;
+        let is_good = inner.generation == lease.generation && inner.holds == 0;
         if is_good {
             inner.cursor = cursor;
         }
@@ -143,7 +165,7 @@ impl Progress {
     pub fn save(&self, lease: Lease, cursor: u64, end: Seq) -> io::Result<()> {
         self.state.update(|state| {
             let inner = self.lock();
-            if inner.generation == lease.generation && !inner.is_breaching {
+            if inner.generation == lease.generation && inner.holds == 0 {
                 state.copy.done_bytes = cursor;
                 state.logged = state.logged.max(end.0);
             }
@@ -176,7 +198,7 @@ impl Progress {
         let mut is_good = false;
         let written = self.state.update(|state| {
             let mut inner = self.lock();
-            is_good = inner.generation == lease.generation && !inner.is_breaching;
+            is_good = inner.generation == lease.generation && inner.holds == 0;
             if is_good {
                 inner.end = Some(end);
                 inner.cursor = state.size_bytes;
@@ -193,13 +215,13 @@ impl Progress {
     #[must_use]
     pub fn end(&self) -> Option<Seq> {
         let inner = self.lock();
-        if inner.is_breaching { None } else { inner.end }
+        if inner.holds > 0 { None } else { inner.end }
     }
 
     /// Whether a restart of the log is under way.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        self.lock().is_breaching
+        self.lock().holds > 0
     }
 
     /// Whether the disk had been copied before.

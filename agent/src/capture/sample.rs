@@ -94,12 +94,16 @@ impl Sampling {
         if self.stream.joined().wait_for(|joined| *joined).await.is_err() {
             return;
         }
-        let blocks = blocks_of(self.splitter.core.disk.size_bytes());
         let draw = getrandom::u64().unwrap_or_default();
-        let mut sampler = Sampler::new(Settings::default(), blocks.div_ceil(UNIT_BLOCKS), draw);
         tokio::join!(self.write_prints(), async {
             loop {
-                self.look_once(&mut sampler, blocks).await;
+                // A disk that grows is begun anew.
+                let blocks = blocks_of(self.splitter.core.disk.size_bytes());
+                let units = blocks.div_ceil(UNIT_BLOCKS);
+                let mut sampler = Sampler::new(Settings::default(), units, draw);
+                while blocks_of(self.splitter.core.disk.size_bytes()) == blocks {
+                    self.look_once(&mut sampler, blocks).await;
+                }
             }
         });
     }
@@ -138,7 +142,7 @@ impl Sampling {
             };
             sampler.step(self.clock.now(), Input::Looked(found), &mut out);
         }
-        self.splitter.core.sampled.rounds.store(sampler.rounds(), Ordering::Relaxed);
+        self.splitter.core.sampled.rounds.fetch_max(sampler.rounds(), Ordering::Relaxed);
         for output in out {
             while let Err(error) = self.mend(output, blocks).await {
                 let path = self.splitter.core.disk.path().display();

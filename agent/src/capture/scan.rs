@@ -163,7 +163,11 @@ impl Scanner {
         let skips_zeros = self.is_stream_empty.swap(false, Ordering::Relaxed);
         let core = &self.core;
         self.decide_retry();
-        core.disk.check()?;
+        match core.disk.check() {
+            // What it has grown by is for later.
+            Ok(()) | Err(DiskError::Grown { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
         let lease = core.progress.lease();
         let mut changed_bytes = 0;
         let (mut gathered, mut shares) = (Vec::new(), Vec::new());

@@ -20,6 +20,7 @@ use crate::hrl::{AppendError, Entry, Log};
 use bytes::Bytes;
 use farshore_engine::doubt::Regions;
 use farshore_nbd::{Backend, BackendError, Piece};
+use farshore_proto::limits::blocks_of;
 use farshore_proto::{BlockRange, Seq};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -57,6 +58,8 @@ pub(super) struct Core {
     pub(super) sampled: Sampled,
     /// Whether the sampler has found what differs and it is not in doubt yet.
     pub(super) differs: AtomicBool,
+    /// Whether the stream is about to have another size: marks of before are to be in the vault first.
+    is_growing: AtomicBool,
     pub(super) steps: Steps,
     /// Why the log did not take the last change that it was given; empty if it did.
     log_trouble: Mutex<String>,
@@ -108,6 +111,7 @@ impl Splitter {
             prints,
             sampled: Sampled::default(),
             differs: AtomicBool::new(false),
+            is_growing: AtomicBool::new(false),
             steps,
             log_trouble: Mutex::default(),
             is_log_full,
@@ -121,6 +125,39 @@ impl Splitter {
             flush_lane: tokio::sync::Mutex::default(),
             flushes_begun: AtomicU64::new(0),
         })
+    }
+
+    /// Holds back marks until [`Splitter::grow`] has ended, and refuses those under way: what is set now is
+    /// to be of the size that the stream has. The log's end.
+    #[must_use]
+    pub fn hold_marks(&self) -> Seq {
+        self.core.is_growing.store(true, Ordering::SeqCst);
+        self.core.log.breach();
+        self.core.log.last()
+    }
+
+    /// Marks may be set again, though the stream has the size of before.
+    pub fn release_marks(&self) {
+        self.core.is_growing.store(false, Ordering::SeqCst);
+    }
+
+    /// From here on so much of the disk is served and replicated: the stream has that size at its node.
+    ///
+    /// # Errors
+    /// What the system said; then it is as it was, and may be tried again.
+    pub async fn grow(&self, size_bytes: u64) -> io::Result<()> {
+        let regions = Regions::in_blocks(blocks_of(size_bytes));
+        self.core.gate.grow(regions).await?;
+        let core = Arc::clone(&self.core);
+        let grown = tokio::task::spawn_blocking(move || {
+            if let Some(prints) = &core.prints {
+                prints.grow(size_bytes);
+            }
+            let old = core.disk.size_bytes();
+            core.progress.grow(old, size_bytes, || core.disk.grow(size_bytes));
+            core.is_growing.store(false, Ordering::SeqCst);
+        });
+        grown.await.map_err(io::Error::other)
     }
 
     /// Whether the disk was found to differ from what was sent, and what differs is not in doubt yet.
@@ -193,6 +230,7 @@ impl Splitter {
         !self.core.disk.is_disturbed()
             && self.core.flush_failure.get().is_none()
             && !self.differs()
+            && !self.core.is_growing.load(Ordering::SeqCst)
             && is_consistent(&self.core.progress, self.core.gate.in_doubt())
     }
 

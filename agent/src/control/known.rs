@@ -91,6 +91,7 @@ mod tests {
             nbd_port: None,
             mark_interval_ms: 1,
             epoch: 1,
+            size_bytes: None,
             node: NodeAddress {
                 id: Uuid::from_u128(7),
                 address: "127.0.0.1:1".to_owned(),

@@ -16,6 +16,7 @@ pub use allowed::{AllowError, Allowed};
 pub use identity::{DeviceIdentity, FileIdentity, Identity, Likeness, Name, NameKind, Part};
 pub use watch::Disturbance;
 
+use crate::rt::Size;
 use farshore_proto::ErrorKind;
 use farshore_proto::limits::VOLUME_BYTES_MAX;
 use hold::Claim;
@@ -26,6 +27,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use watch::Watch;
 
 /// Bytes of zeros written at once where holes cannot be punched.
@@ -138,7 +141,20 @@ pub enum DiskError {
         /// Its size.
         size_bytes: u64,
     },
-    /// It is smaller or larger than before.
+    /// It is larger than before; what is captured is what it was.
+    #[error(
+        "disk {} has grown to {size_bytes} bytes: what is behind its first {recorded_bytes} bytes is \
+         replicated once the control plane has given its volume a new epoch", path.display()
+    )]
+    Grown {
+        /// Its path.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+        /// Its size as it is captured.
+        recorded_bytes: u64,
+    },
+    /// It is smaller than before.
     #[error(
         "disk {} has {size_bytes} bytes, but {recorded_bytes} bytes are recorded for it: give it \
          its size back, or unprotect the machine and protect it again", path.display()
@@ -163,7 +179,8 @@ impl DiskError {
             | Self::Renamed { .. }
             | Self::Reattached { .. }
             | Self::Held { .. }
-            | Self::Captured { .. } => ErrorKind::Unavailable,
+            | Self::Captured { .. }
+            | Self::Grown { .. } => ErrorKind::Unavailable,
             Self::Refused { .. }
             | Self::Kind { .. }
             | Self::Size { .. }
@@ -196,7 +213,7 @@ pub struct Recorded {
 pub struct Disk {
     file: File,
     path: PathBuf,
-    size_bytes: u64,
+    size: Size,
     identity: Identity,
     is_device: bool,
     /// The device and inode, or device number, that is open.
@@ -247,11 +264,14 @@ impl Disk {
             let (path, expected) = (path.to_owned(), expected.to_string());
             return Err(DiskError::Other { path, expected, found: identity.to_string() });
         }
-        let size_bytes = size_of(&probe, is_device).map_err(failed("measured"))?;
-        if let Some(recorded_bytes) = recorded.size_bytes
-            && recorded_bytes != size_bytes
-        {
-            return Err(DiskError::Resized { path: path.to_owned(), size_bytes, recorded_bytes });
+        let mut size_bytes = size_of(&probe, is_device).map_err(failed("measured"))?;
+        if let Some(recorded_bytes) = recorded.size_bytes {
+            if recorded_bytes > size_bytes {
+                let path = path.to_owned();
+                return Err(DiskError::Resized { path, size_bytes, recorded_bytes });
+            }
+            // What it has grown by is captured once its volume has grown, see [`Disk::check`].
+            size_bytes = recorded_bytes;
         }
         if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
             return Err(DiskError::Size { path: path.to_owned(), size_bytes });
@@ -282,7 +302,7 @@ impl Disk {
         Ok(Self {
             file,
             path: path.to_owned(),
-            size_bytes,
+            size: Arc::new(AtomicU64::new(size_bytes)),
             identity,
             is_device,
             place: place_of(&metadata),
@@ -295,7 +315,7 @@ impl Disk {
     ///
     /// # Errors
     /// `Missing` if the path leads nowhere, `Renamed` if elsewhere, `Reattached` if what is open is gone
-    /// for good, `Resized` if the size changed.
+    /// for good, `Grown` or `Resized` if the size changed.
     pub fn check(&self) -> Result<(), DiskError> {
         let missing = || DiskError::Missing { path: self.path.clone() };
         let there = std::fs::metadata(&self.path).map_err(|_| missing())?;
@@ -314,14 +334,19 @@ impl Disk {
             path: self.path.clone(),
             source,
         })?;
-        if size_bytes != self.size_bytes {
-            let (path, recorded_bytes) = (self.path.clone(), self.size_bytes);
-            return Err(DiskError::Resized { path, size_bytes, recorded_bytes });
-        }
         if let Some(watch) = &self.watch {
             watch.look_around(&there);
         }
-        Ok(())
+        let (path, recorded_bytes) = (self.path.clone(), self.size_bytes());
+        match size_bytes.cmp(&recorded_bytes) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => {
+                Err(DiskError::Resized { path, size_bytes, recorded_bytes })
+            }
+            std::cmp::Ordering::Greater => {
+                Err(DiskError::Grown { path, size_bytes, recorded_bytes })
+            }
+        }
     }
 
     /// Whether somebody else wrote the disk since that was dealt with last, or may write it unseen now:
@@ -359,10 +384,21 @@ impl Disk {
         }
     }
 
-    /// Its size, any number of bytes.
+    /// Its size as it is captured, any number of bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size.load(Ordering::SeqCst)
+    }
+
+    /// The same, as it will be.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        Arc::clone(&self.size)
+    }
+
+    /// From here on so much of it is captured: it has grown to that at least.
+    pub fn grow(&self, size_bytes: u64) {
+        self.size.fetch_max(size_bytes, Ordering::SeqCst);
     }
 
     /// What it is.
@@ -400,7 +436,7 @@ impl Disk {
     /// # Errors
     /// What the system said.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let (inside, behind) = crate::rt::split_at_end(buffer, offset, self.size_bytes);
+        let (inside, behind) = crate::rt::split_at_end(buffer, offset, self.size_bytes());
         behind.fill(0);
         self.file.read_exact_at(inside, offset)
     }
@@ -416,12 +452,12 @@ impl Disk {
         }
         let seek = || rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset));
         match retry_on_intr(seek) {
-            Ok(found) => Ok(found.min(self.size_bytes)),
+            Ok(found) => Ok(found.min(self.size_bytes())),
             // A file that ends early has no zeros there: it shrank.
-            Err(rustix::io::Errno::NXIO) if self.file.metadata()?.len() < self.size_bytes => {
+            Err(rustix::io::Errno::NXIO) if self.file.metadata()?.len() < self.size_bytes() => {
                 Err(io::ErrorKind::UnexpectedEof.into())
             }
-            Err(rustix::io::Errno::NXIO) => Ok(self.size_bytes),
+            Err(rustix::io::Errno::NXIO) => Ok(self.size_bytes()),
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(offset),
             Err(error) => Err(error.into()),
         }
@@ -636,12 +672,16 @@ mod tests {
     }
 
     #[test]
-    fn notices_that_it_shrank_or_is_gone() {
+    fn notices_that_it_shrank_grew_or_is_gone() {
         let (_dir, path) = disk(1 << 20);
         let disk = Disk::open(&path, Access::Write, &Recorded::default()).unwrap();
         disk.check().unwrap();
         disk.file.set_len(8192).unwrap();
         assert!(matches!(disk.check(), Err(DiskError::Resized { size_bytes: 8192, .. })));
+        disk.file.set_len(2 << 20).unwrap();
+        assert!(matches!(disk.check(), Err(DiskError::Grown { recorded_bytes: 0x10_0000, .. })));
+        disk.grow(2 << 20);
+        disk.check().unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(disk.check(), Err(DiskError::Missing { .. })));
     }

@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Most bytes of one read.
@@ -26,6 +27,9 @@ pub const READS_MAX: usize = 32;
 pub const BUDGET_BYTES: usize = 128 << 20;
 /// What the budget is counted in.
 const BUDGET_UNIT: usize = 64 << 10;
+
+/// Size of a disk in bytes, shared with whoever may see it grow.
+pub type Size = Arc<AtomicU64>;
 
 /// How disks are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub struct Reads {
 #[derive(Debug)]
 pub struct ReadFile {
     kind: Kind,
-    size_bytes: u64,
+    size: Size,
     pool: Pool,
     budget: Arc<Semaphore>,
 }
@@ -95,27 +99,27 @@ impl Reads {
         Self { uring, pool: Pool::default(), budget }
     }
 
-    /// Opens for reading what `file` has open, whatever its path leads to by now, a disk of `size_bytes`;
+    /// Opens for reading what `file` has open, whatever its path leads to by now, a disk of that size;
     /// blocks.
     ///
     /// # Errors
     /// What the system said.
-    pub fn open(&self, file: &File, size_bytes: u64) -> io::Result<ReadFile> {
+    pub fn open(&self, file: &File, size: Size) -> io::Result<ReadFile> {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         if let Some(uring) = &self.uring {
             let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
             if let Ok(direct) = direct
                 && takes_direct_reads(&direct)
             {
-                return Ok(self.file(Kind::Uring(uring.open(direct)?), size_bytes));
+                return Ok(self.file(Kind::Uring(uring.open(direct)?), size));
             }
         }
         let plain = OpenOptions::new().read(true).open(&path)?;
-        Ok(self.file(Kind::Portable(Arc::new(plain)), size_bytes))
+        Ok(self.file(Kind::Portable(Arc::new(plain)), size))
     }
 
-    fn file(&self, kind: Kind, size_bytes: u64) -> ReadFile {
-        ReadFile { kind, size_bytes, pool: self.pool.clone(), budget: Arc::clone(&self.budget) }
+    fn file(&self, kind: Kind, size: Size) -> ReadFile {
+        ReadFile { kind, size, pool: self.pool.clone(), budget: Arc::clone(&self.budget) }
     }
 }
 
@@ -155,12 +159,12 @@ impl ReadFile {
             offset.is_multiple_of(buffer::ALIGN as u64) && length.is_multiple_of(buffer::ALIGN)
         );
         assert!(length > 0 && length <= READ_BYTES_MAX);
-        if offset.saturating_add(length as u64)
-            > self.size_bytes.next_multiple_of(buffer::ALIGN as u64)
+        let size_bytes = self.size.load(Ordering::SeqCst);
+        if offset.saturating_add(length as u64) > size_bytes.next_multiple_of(buffer::ALIGN as u64)
         {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let inside = usize::try_from(self.size_bytes - offset).unwrap_or(usize::MAX).min(length);
+        let inside = usize::try_from(size_bytes - offset).unwrap_or(usize::MAX).min(length);
         let buffer = self.pool.take(length);
         let mut buffer = match &self.kind {
             Kind::Uring(file) => file.read(offset, buffer, inside).await?,
@@ -198,7 +202,7 @@ mod tests {
             (0..3 * READ_BYTES_MAX).map(|at| u8::try_from(at / 4096 % 251).unwrap()).collect();
         file.write_all(&bytes).unwrap();
         let size = 3 * READ_BYTES_MAX as u64;
-        let disk = reads.open(file.as_file(), size).unwrap();
+        let disk = reads.open(file.as_file(), Arc::new(size.into())).unwrap();
         // The path may lead elsewhere: the open file counts.
         std::fs::remove_file(file.path()).unwrap();
         let disk = &disk;
@@ -220,7 +224,7 @@ mod tests {
             let mut file = tempfile::NamedTempFile::new_in(".").unwrap();
             let bytes = vec![7; usize::try_from(size).unwrap()];
             file.write_all(&bytes).unwrap();
-            let disk = reads.open(file.as_file(), size).unwrap();
+            let disk = reads.open(file.as_file(), Arc::new(AtomicU64::new(size))).unwrap();
             let whole = size.next_multiple_of(4096);
             let mut at = 0;
             while at < whole {

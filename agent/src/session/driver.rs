@@ -31,6 +31,8 @@ pub struct Route {
     pub target: Target,
     /// Goes into the hello.
     pub epoch: Epoch,
+    /// Size of the disk under that epoch.
+    pub size_bytes: u64,
     /// Time between two marks, for the node's planning.
     pub mark_interval_ms: u32,
 }
@@ -52,6 +54,8 @@ pub struct Standing {
     pub trouble: Option<String>,
     /// Whether another living agent claims the volume.
     pub is_contested: bool,
+    /// The size under which the node welcomed it last; 0 before.
+    pub size_bytes: u64,
 }
 
 /// Told of every point that reaches the vault.
@@ -61,8 +65,6 @@ pub type OnPoint = Box<dyn FnMut(Seq, Mark) + Send>;
 pub struct Session {
     /// The stream that it carries.
     pub stream: Arc<Stream>,
-    /// Size of the disk.
-    pub size_bytes: u64,
     /// What the log held when it was opened.
     pub opened: Opened,
     /// The marks in the log when it was opened.
@@ -125,6 +127,9 @@ struct Driver {
     point_at: Option<farshore_proto::Timestamp>,
     /// When to try again to note that the stream joins.
     join_at: Option<Instant>,
+    /// The size in the last hello, and in the last one that was welcomed.
+    said_bytes: u64,
+    welcomed_bytes: u64,
 }
 
 impl Driver {
@@ -142,6 +147,8 @@ impl Driver {
             trouble: None,
             point_at: None,
             join_at: None,
+            said_bytes: 0,
+            welcomed_bytes: 0,
         };
         for (seq, mark) in std::mem::take(&mut driver.session.marks) {
             driver.feed_mark(seq, mark);
@@ -261,13 +268,14 @@ impl Driver {
         let hello = Hello {
             volume: self.session.stream.volume,
             epoch: route.epoch,
-            size_bytes: self.session.size_bytes,
+            size_bytes: route.size_bytes,
             first_seq: first,
             last_seq: last,
             mark_interval_ms: route.mark_interval_ms,
             life: self.session.stream.life,
             is_overtaken,
         };
+        self.said_bytes = route.size_bytes;
         let bytes = Control::Hello(hello).encode();
         let Some(writer) = self.link.as_mut().and_then(|link| link.writer.as_mut()) else { return };
         let written = match writer.write_all(&bytes).await {
@@ -384,6 +392,7 @@ impl Driver {
         match said {
             Some(Ok(Said::Welcome(welcome))) => {
                 self.trouble = None;
+                self.welcomed_bytes = self.said_bytes;
                 self.feed(Input::Welcomed(welcome));
             }
             Some(Ok(Said::Ack(ack))) => self.feed(Input::Acked(ack)),
@@ -432,6 +441,7 @@ impl Driver {
             point_at: self.point_at,
             trouble: self.trouble.clone(),
             is_contested: self.source.refusal() == Some(RefusalReason::Contested),
+            size_bytes: self.welcomed_bytes,
         };
         self.session.standing.send_if_modified(|told| {
             let is_new = told.as_ref() != Some(&standing);

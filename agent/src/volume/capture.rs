@@ -63,6 +63,8 @@ pub(super) enum CaptureError {
     Scan { path: PathBuf, source: io::Error },
     #[error("the server of the disk ended: {source}")]
     Ended { source: oneshot::error::RecvError },
+    #[error("the disk has grown: it is opened anew")]
+    Grown,
 }
 
 impl Running {
@@ -75,6 +77,7 @@ impl Running {
             self.facts.captured(false);
             match ended {
                 Ok(()) => return,
+                Err(CaptureError::Grown) => continue,
                 Err(_) if self.facts.is_detached() => return,
                 Err(error) => self.facts.fail(error.to_string()),
             }
@@ -268,20 +271,26 @@ impl Running {
             match checked.map_err(|source| self.data_error(source))? {
                 Ok(()) => {
                     was_cut = false;
-                    self.facts.recover();
                     self.facts.warn(None);
+                    self.settle_size(disk, served.map(|(splitter, _)| splitter));
+                }
+                Err(DiskError::Grown { size_bytes, .. }) => {
+                    was_cut = false;
+                    self.facts.recover();
+                    let splitter = served.map(|(splitter, _)| splitter);
+                    if self.grow(disk, size_bytes, splitter).await? {
+                        return Err(CaptureError::Grown);
+                    }
                 }
                 // As below; but its name is somebody else's, and that will be in the way later.
                 Err(error @ DiskError::Renamed { .. }) if served.is_some() => {
                     self.facts.warn(Some(error.to_string()));
                 }
                 // The open file is still the disk: what runs on it goes on, and so does its copy.
-                // So is one that has another size by now, as far as it goes.
-                Err(error @ DiskError::Resized { size_bytes, recorded_bytes, .. })
-                    if served.is_some() =>
-                {
+                // So is one that is smaller by now, as far as it goes.
+                Err(error @ DiskError::Resized { .. }) if served.is_some() => {
                     // What was cut off is gone, even if the disk grows again.
-                    if size_bytes < recorded_bytes && !was_cut {
+                    if !was_cut {
                         self.doubt_whole_disk().await?;
                         was_cut = true;
                     }
@@ -365,6 +374,18 @@ impl Running {
                         return Err(CaptureError::Scan { path: disk.path().to_owned(), source });
                     }
                 }
+                let looked_at = Arc::clone(&disk);
+                let checked = blocking(move || Ok(looked_at.check())).await;
+                match checked.map_err(|source| self.data_error(source))? {
+                    Err(DiskError::Grown { size_bytes, .. }) => {
+                        if self.grow(&disk, size_bytes, None).await? {
+                            return Err(CaptureError::Grown);
+                        }
+                    }
+                    Ok(()) => self.settle_size(&disk, None),
+                    // The next pass says so.
+                    Err(_) => {}
+                }
                 due = (due + interval).max(Instant::now());
                 while requests.open().is_empty() && due > Instant::now() {
                     tokio::select! {
@@ -407,7 +428,7 @@ impl Running {
         let (reads, opened, volume) = (self.env.reads.clone(), Arc::clone(disk), stream.volume);
         let open = blocking(move || {
             let hashes = Hashes::open(&path, volume, size, restarts)?;
-            Ok((hashes, reads.open(opened.file(), opened.size_bytes())?))
+            Ok((hashes, reads.open(opened.file(), opened.size())?))
         });
         let (hashes, reads) = open.await.map_err(|source| self.data_error(source))?;
         let log = Arc::clone(&stream.log);

@@ -28,6 +28,8 @@ struct Inner {
     warning: Option<String>,
     /// What somebody else was seen to do to the disk, until all of it is in the vault again.
     disturbed: Option<Disturbed>,
+    /// The size that the disk has grown to, while the volume has not.
+    grown_to: Option<u64>,
     /// Whether the disk is served, or was read whole, since this run of the agent began.
     is_captured: bool,
     /// What the disk is that is open, or was open last.
@@ -143,6 +145,11 @@ impl Facts {
         }
     }
 
+    /// The size that the disk has grown to, while the volume has not.
+    pub fn grow(&self, size_bytes: Option<u64>) {
+        self.lock().grown_to = size_bytes;
+    }
+
     /// Somebody else was seen to write the disk.
     pub fn disturb(&self, seen: &str) {
         let mut inner = self.lock();
@@ -217,6 +224,7 @@ impl Facts {
             rpo_seconds: point_at.map(|at| seconds(now.since_ms(at))),
             nbd_uri: inner.nbd_uri.clone(),
             identity: inner.identity.clone(),
+            grown_to_bytes: inner.grown_to,
             samples: inner.stream.as_ref().and_then(|stream| samples(stream)),
         }
     }
@@ -350,6 +358,13 @@ fn temper(inner: &mut Inner, judgement: Judgement, capture: Capture) -> Judgemen
             let detail = format!("{}; no point is set until all of it is re-read", disturbed.seen);
             return Judgement { state: VolumeState::Degraded, detail, ..judgement };
         }
+    }
+    if let (Some(size_bytes), true) = (inner.grown_to, is_good) {
+        let detail = format!(
+            "the disk has grown to {size_bytes} bytes: what is new is replicated once the volume has a \
+             new epoch of that size"
+        );
+        return Judgement { state: VolumeState::Degraded, detail, ..judgement };
     }
     match (&inner.warning, is_good) {
         (Some(warning), true) => {

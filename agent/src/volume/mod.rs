@@ -5,6 +5,7 @@
 
 mod capture;
 mod facts;
+mod growth;
 mod open;
 mod others;
 mod sampling;
@@ -85,7 +86,8 @@ pub async fn run(
         }
     };
     facts.opened(Arc::clone(&opening.stream));
-    let mut running = Running { env, assigned, facts, stop, opening, session: None };
+    let sizes = watch::Sender::new(opening.stream.state.get().size_bytes);
+    let mut running = Running { env, assigned, facts, stop, opening, sizes, session: None };
     running.start_session();
     running.capture_until_stopped().await;
     running.drain().await;
@@ -97,6 +99,8 @@ struct Running {
     facts: Arc<Facts>,
     stop: watch::Receiver<bool>,
     opening: Opening,
+    /// The size of the disk that the node is told.
+    sizes: watch::Sender<u64>,
     session: Option<Tasks>,
 }
 
@@ -113,13 +117,19 @@ impl Running {
     /// Starts the session, once the size of the disk is known and unless it runs already.
     fn start_session(&mut self) {
         let size_bytes = self.opening.stream.state.get().size_bytes;
+        self.sizes.send_if_modified(|told| {
+            let is_new = *told < size_bytes;
+            *told = size_bytes.max(*told);
+            is_new
+        });
         if size_bytes == 0 || self.session.is_some() {
             return;
         }
-        let (route, follow) = follow_route(self.assigned.clone());
+        // A volume that was given another size waits until its disk is seen to have it.
+        let followed = follow_route(self.assigned.clone(), self.sizes.subscribe());
+        let Some((route, follow)) = followed else { return };
         let session = Session {
             stream: Arc::clone(&self.opening.stream),
-            size_bytes,
             opened: self.opening.opened,
             marks: self.opening.marks.clone(),
             dial: Arc::clone(&self.env.dial),
@@ -147,15 +157,26 @@ impl Running {
     }
 }
 
-/// The route in an assignment, and the task that keeps it current.
+/// The route in an assignment, and the task that keeps it current. None while the assignment is for a
+/// size that the disk is not known to have.
 fn follow_route(
     mut assigned: watch::Receiver<AgentVolume>,
-) -> (watch::Receiver<Route>, impl Future<Output = ()> + Send) {
-    let first = route_of(&assigned.borrow_and_update());
+    mut sizes: watch::Receiver<u64>,
+) -> Option<(watch::Receiver<Route>, impl Future<Output = ()> + Send)> {
+    let first = route_of(&assigned.borrow_and_update(), *sizes.borrow_and_update())?;
     let (sender, receiver) = watch::channel(first);
     let follow = async move {
-        while assigned.changed().await.is_ok() {
-            let route = route_of(&assigned.borrow_and_update());
+        loop {
+            tokio::select! {
+                Ok(()) = assigned.changed() => {}
+                Ok(()) = sizes.changed() => {}
+                else => break,
+            }
+            let size_bytes = *sizes.borrow_and_update();
+            let Some(route) = route_of(&assigned.borrow_and_update(), size_bytes) else {
+                // It goes on as it was told before until the disk is looked at.
+                continue;
+            };
             sender.send_if_modified(|old| {
                 let is_new = *old != route;
                 *old = route;
@@ -165,10 +186,13 @@ fn follow_route(
         // Whoever assigns is gone; the session goes on where it was sent last.
         sender.closed().await;
     };
-    (receiver, follow)
+    Some((receiver, follow))
 }
 
-fn route_of(volume: &AgentVolume) -> Route {
+fn route_of(volume: &AgentVolume, size_bytes: u64) -> Option<Route> {
+    if volume.size_bytes.is_some_and(|granted| granted > size_bytes) {
+        return None;
+    }
     let target = Target {
         address: volume.node.address.clone(),
         server_name: volume.node.server_name.clone(),
@@ -176,7 +200,7 @@ fn route_of(volume: &AgentVolume) -> Route {
         volume: volume.volume.into(),
     };
     let mark_interval_ms = u32::try_from(volume.mark_interval_ms).unwrap_or(u32::MAX);
-    Route { target, epoch: Epoch(volume.epoch), mark_interval_ms }
+    Some(Route { target, epoch: Epoch(volume.epoch), size_bytes, mark_interval_ms })
 }
 
 fn on_point(points: &Arc<Points>, volume: uuid::Uuid) -> crate::session::OnPoint {

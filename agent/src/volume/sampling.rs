@@ -13,7 +13,7 @@ use std::sync::Arc;
 impl Running {
     pub(super) async fn open_reads(&self, disk: &Arc<Disk>) -> Result<ReadFile, CaptureError> {
         let (reads, disk) = (self.env.reads.clone(), Arc::clone(disk));
-        let opened = blocking(move || reads.open(disk.file(), disk.size_bytes()));
+        let opened = blocking(move || reads.open(disk.file(), disk.size()));
         opened.await.map_err(|source| self.data_error(source))
     }
 

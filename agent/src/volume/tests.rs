@@ -18,6 +18,7 @@ use uuid::Uuid;
 mod damage;
 mod disks;
 mod faults;
+mod grown;
 mod lineage;
 mod replicate;
 mod sampled;
@@ -66,6 +67,7 @@ impl Rig {
             nbd_port: None,
             mark_interval_ms: 100,
             epoch: 1,
+            size_bytes: None,
             node,
             marks_requested: Vec::new(),
         };

@@ -71,6 +71,10 @@ pub struct AgentVolume {
     pub mark_interval_ms: u64,
     /// Goes into every frame; the node refuses others.
     pub epoch: u64,
+    /// The size that the volume has under this epoch, since its disk has grown; absent before. The agent
+    /// sends under the epoch once it has taken that over.
+    #[serde(default)]
+    pub size_bytes: Option<u64>,
     /// Where to send.
     pub node: NodeAddress,
     /// Marks to set as soon as possible, under these ids; listed until they are reported committed.
@@ -242,6 +246,9 @@ pub struct AgentVolumeReport {
     /// compares all of it at each pass.
     #[serde(default)]
     pub samples: Option<SampleReport>,
+    /// The size that the disk has grown to, while its volume is smaller: a new epoch is asked for.
+    #[serde(default)]
+    pub grown_to_bytes: Option<u64>,
 }
 
 /// A mark that is in the vault.

@@ -81,6 +81,17 @@ impl RegionSet {
         Self { words: vec![0; words], regions, count: 0 }
     }
 
+    /// Makes it a set over a disk of so many regions, none of the new ones in it.
+    ///
+    /// # Panics
+    /// If the disk shrank.
+    pub fn grow(&mut self, regions: u64) {
+        assert!(regions >= self.regions, "a disk only grows");
+        let words = usize::try_from(regions.div_ceil(64)).expect("a volume has a limit");
+        self.words.resize(words, 0);
+        self.regions = regions;
+    }
+
     fn place(&self, region: u64) -> (usize, u64) {
         assert!(region < self.regions, "the region lies on the disk");
         let word = usize::try_from(region / 64).expect("checked when made");
@@ -213,6 +224,11 @@ pub enum Input {
     Joined,
     /// A flush has ended and no write will come: the orderly stop.
     Stopped,
+    /// The disk has so many regions from now on, at least as many as before.
+    Grown {
+        /// How many.
+        regions: u64,
+    },
     /// Time passed.
     Tick,
 }
@@ -337,6 +353,12 @@ impl Doubt {
             Input::FlushFailed => self.clearing = None,
             Input::Joined => self.has_joined = true,
             Input::Stopped => self.stopped(out),
+            Input::Grown { regions } => {
+                self.regions = regions;
+                for set in [&mut self.intents, &mut self.doubt, &mut self.touched] {
+                    set.grow(regions);
+                }
+            }
             Input::Tick => self.tick(now, out),
         }
         self.let_go(out);

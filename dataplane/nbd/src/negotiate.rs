@@ -15,7 +15,7 @@ use crate::wire::{
     handshake, info, option, option_reply,
 };
 
-/// What is exported, as it was when the server was bound.
+/// What is exported; its size is that of when a connection came.
 #[derive(Clone, Debug)]
 pub(crate) struct Export {
     pub(crate) name: String,

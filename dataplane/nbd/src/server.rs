@@ -203,9 +203,12 @@ impl<B: Backend> Shared<B> {
         W: AsyncWrite + Unpin + Send + 'static,
     {
         let _open = Open::new(&self.counters);
+        // A disk may grow: who comes now sees its size of now.
+        let size_bytes = self.backend.size_bytes();
+        let export = Export { size_bytes, ..self.export.clone() };
         let cut = Arc::new(Signal::new());
         let mut incoming = Incoming::new(reader, Arc::clone(&cut));
-        let negotiating = negotiate(&mut incoming, &mut writer, &self.export, &ledger);
+        let negotiating = negotiate(&mut incoming, &mut writer, &export, &ledger);
         let negotiated = tokio::select! {
             negotiated = timeout(HANDSHAKE_DEADLINE, negotiating) => negotiated,
             () = self.shutdown.raised() => return,
@@ -219,14 +222,14 @@ impl<B: Backend> Shared<B> {
             Ok(Err(error)) => return debug!(%error, "nbd client gone during negotiation"),
             Err(_) => return ledger.refuse(Refusal::HandshakeTooSlow),
         };
-        self.transmit(incoming, writer, agreed, ledger, &cut).await;
+        self.transmit(incoming, writer, (agreed, &export), ledger, &cut).await;
     }
 
     async fn transmit<R, W>(
         &self,
         incoming: Incoming<R>,
         writer: W,
-        agreed: Agreed,
+        (agreed, export): (Agreed, &Export),
         ledger: Arc<Ledger>,
         cut: &Arc<Signal>,
     ) where
@@ -242,7 +245,7 @@ impl<B: Backend> Shared<B> {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = link.serve(incoming, &self.export, &self.shutdown) => {}
+            () = link.serve(incoming, export, &self.shutdown) => {}
             () = cut_late => {}
         }
     }

@@ -39,6 +39,13 @@ const MAILBOX_MAX: usize = 4096;
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 const SHARDS_MAX: usize = 64;
 
+// What the control plane lets a volume grow to is taken.
+const _: () = assert!(
+    farshore_api::limits::GROWN_BYTES_MAX
+        <= farshore_vault::limits::restorable_blocks_max()
+            * farshore_proto::limits::BLOCK_BYTES as u64
+);
+
 /// Settings of the command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {

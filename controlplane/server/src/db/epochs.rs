@@ -6,7 +6,7 @@
 
 use farshore_api::Role;
 use farshore_api::agent::PointReport;
-use farshore_api::limits::EPOCH_INTERVAL_MS_MIN;
+use farshore_api::limits::{EPOCH_INTERVAL_MS_MIN, GROWN_BYTES_MAX};
 use uuid::Uuid;
 
 use super::record::{Record, number, own};
@@ -130,6 +130,39 @@ pub(super) async fn renew_epoch(
     let epoch = Record(row).number("epoch")?;
     let detail = format!("node {node} asked for it, epoch {epoch}");
     events::append(tx, Actor::Peer(Role::Node, node), "volume.renew", volume, &detail).await?;
+    Ok(Some(epoch))
+}
+
+/// Gives a volume whose disk has grown a greater epoch with that size, unless it was given one just now.
+/// Returns the epoch.
+pub(super) async fn grow(
+    tx: &mut Tx,
+    agent: Uuid,
+    volume: Uuid,
+    size_bytes: u64,
+    now_ms: u64,
+) -> Result<Option<u64>, ControlError> {
+    if size_bytes > GROWN_BYTES_MAX {
+        return Ok(None);
+    }
+    let row = sqlx::query(
+        "UPDATE volumes SET epoch = epoch + 1, parent_epoch = writer_epoch,
+            writer_epoch = epoch + 1, epoch_at_ms = ?1, granted_bytes = ?2
+         WHERE id = ?3 AND node IS NOT NULL AND coalesce(granted_bytes, size_bytes) < ?2
+         AND (epoch_at_ms <= ?4 OR epoch_at_ms > ?1) AND EXISTS (SELECT 1 FROM machines
+            WHERE machines.id = volumes.machine AND machines.failed_over = 0)
+         RETURNING epoch",
+    )
+    .bind(own(now_ms))
+    .bind(number("grown_to_bytes", size_bytes)?)
+    .bind(volume.to_string())
+    .bind(own(now_ms.saturating_sub(EPOCH_INTERVAL_MS_MIN)))
+    .fetch_optional(&mut **tx)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let epoch = Record(row).number("epoch")?;
+    let detail = format!("the disk has grown to {size_bytes} bytes, epoch {epoch}");
+    events::append(tx, Actor::Peer(Role::Agent, agent), "volume.grow", volume, &detail).await?;
     Ok(Some(epoch))
 }
 

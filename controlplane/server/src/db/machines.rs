@@ -327,7 +327,7 @@ impl Db {
     pub async fn agent_volumes(&self, agent: Uuid) -> Result<Vec<AgentVolume>, ControlError> {
         let mut marks = self.marks_asked(agent).await?;
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "SELECT volumes.id, volumes.disk, volumes.epoch, volumes.machine, machines.name,
+            "SELECT volumes.id, volumes.disk, volumes.epoch, volumes.granted_bytes, volumes.machine, machines.name,
                 machines.capture, machines.nbd_port, nodes.id AS node, nodes.address,
                 {ENROLLED_MIN},
                 coalesce(machines.mark_interval_ms, policies.mark_interval_ms) AS interval_ms
@@ -353,6 +353,7 @@ impl Db {
                     nbd_port: record.optional_number("nbd_port")?.and_then(|n| n.try_into().ok()),
                     mark_interval_ms: record.number("interval_ms")?,
                     epoch: record.number("epoch")?,
+                    size_bytes: record.optional_number("granted_bytes")?,
                     node: NodeAddress {
                         id: node,
                         address: record.text("address")?,

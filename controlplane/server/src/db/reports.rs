@@ -60,9 +60,14 @@ impl Db {
             .execute(&mut *tx)
             .await?;
         let (mut ignored, mut got_on) = (BTreeSet::new(), BTreeSet::new());
+        let mut has_grown = false;
         for volume in &report.volumes {
             if is_owned(&mut tx, Role::Agent, agent, volume.volume).await? {
                 got_on.extend(agent_volume(&mut tx, agent, volume, now).await?);
+                if let Some(size_bytes) = volume.grown_to_bytes {
+                    let grown = epochs::grow(&mut tx, agent, volume.volume, size_bytes, now_ms);
+                    has_grown |= grown.await?.is_some();
+                }
             } else {
                 ignored.insert(volume.volume);
             }
@@ -74,6 +79,10 @@ impl Db {
             .take_points(&mut tx, (Role::Agent, agent), &report.points, now_ms, ignored)
             .await?;
         taken.got_on = got_on;
+        if has_grown {
+            raise_version(&mut tx).await?;
+            taken.assignments_changed = true;
+        }
         tx.commit().await?;
         Ok(taken)
     }

@@ -149,6 +149,7 @@ impl Site {
             error: None,
             identity: None,
             samples: None,
+            grown_to_bytes: None,
         };
         AgentReport { volumes: vec![volume], ..AgentReport::default() }
     }
@@ -371,6 +372,45 @@ async fn two_agents_that_claim_a_volume_are_one_event() {
         (of_contest[0].object.as_str(), Some(&of_contest[0].detail)),
         ("web", said.as_ref())
     );
+}
+
+/// D35: a disk that has grown gets an epoch with its size, once, and not while it has no node.
+#[tokio::test]
+async fn a_disk_that_has_grown_gets_an_epoch_with_its_size() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    let mut report = site.report(volume, 1, VolumeState::Protected);
+    report.volumes[0].grown_to_bytes = Some(8192);
+    assert!(!site.db.agent_report(site.agent, &report).await.unwrap().assignments_changed);
+    site.place().await;
+    let age = async || {
+        sqlx::query("UPDATE volumes SET epoch_at_ms = 0").execute(&site.db.writer).await.unwrap();
+    };
+    let assigned = async || {
+        let volumes = site.db.agent_volumes(site.agent).await.unwrap();
+        (volumes[0].epoch, volumes[0].size_bytes)
+    };
+    assert!(
+        !site.db.agent_report(site.agent, &report).await.unwrap().assignments_changed,
+        "just placed"
+    );
+    assert_eq!(assigned().await, (1, None));
+    age().await;
+    assert!(site.db.agent_report(site.agent, &report).await.unwrap().assignments_changed);
+    assert_eq!(assigned().await, (2, Some(8192)));
+    age().await;
+    for bytes in [8192, 5000, u64::MAX, (6 << 40) + 1] {
+        report.volumes[0].grown_to_bytes = Some(bytes);
+        let taken = site.db.agent_report(site.agent, &report).await.unwrap();
+        assert!(!taken.assignments_changed, "{bytes}");
+    }
+    report.volumes[0].grown_to_bytes = Some(9000);
+    assert!(site.db.agent_report(site.agent, &report).await.unwrap().assignments_changed);
+    assert_eq!(assigned().await, (3, Some(9000)));
+    let events = site.db.events(None, 100).await.unwrap();
+    let grown: Vec<_> = events.iter().filter(|event| event.action == "volume.grow").collect();
+    assert_eq!(grown.len(), 2);
+    assert!(grown[0].detail.contains("grown to 8192 bytes, epoch 2"), "{}", grown[0].detail);
 }
 
 /// D34: each difference is one event, whatever is reported of it again, and shown.

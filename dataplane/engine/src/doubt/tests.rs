@@ -350,3 +350,21 @@ impl Chaos {
         }
     }
 }
+
+/// D35: what was known of the regions stays, and the new ones can be written.
+#[test]
+fn a_disk_grows_under_its_writes() {
+    let mut doubt = fresh();
+    step(&mut doubt, 0, writing(1, REGIONS - 1, 1));
+    step(&mut doubt, 0, Input::IntentDurable);
+    step(&mut doubt, 0, writing(2, 3, 1));
+    assert!(step(&mut doubt, 1, Input::Grown { regions: 2 * REGIONS + 1 }).is_empty());
+    let out = step(&mut doubt, 1, Input::IntentDurable);
+    assert_eq!(out, [go(2)]);
+    step(&mut doubt, 2, Input::Overflow { regions: Regions { first: 3, count: 1 } });
+    let out = step(&mut doubt, 2, writing(3, 2 * REGIONS, 1));
+    assert_eq!(out, [Output::PersistIntent { regions: vec![2 * REGIONS] }]);
+    assert_eq!(step(&mut doubt, 3, Input::IntentDurable), [go(3)]);
+    assert!(doubt.has_intent(REGIONS - 1) && doubt.is_in_doubt(3));
+    assert!(!doubt.has_intent(REGIONS));
+}

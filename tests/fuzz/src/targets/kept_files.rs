@@ -217,14 +217,24 @@ pub(super) fn hashes(bytes: &[u8]) {
         let good = &hashes_samples()[0];
         let mut ours = bytes.get(..HASHES_HEADER_BYTES).map(<[u8]>::to_vec).unwrap_or_default();
         if ours.len() == HASHES_HEADER_BYTES {
-            // The key is drawn; all else is given.
+            // The key is drawn, and the disk may have grown; all else is given.
+            ours[24..32].copy_from_slice(&good[24..32]);
             ours[40..72].copy_from_slice(&good[40..72]);
             ours[508..].copy_from_slice(&good[508..512]);
         }
+        let size = bytes.get(24..32).and_then(|size| size.try_into().ok()).map(u64::from_le_bytes);
+        let size = size.filter(|size| *size <= HASHED_BYTES).unwrap_or(u64::MAX);
+        let length = hashes::units(size).saturating_mul(16) + HASHES_HEADER_BYTES as u64;
         let has_crc = bytes.len() >= HASHES_HEADER_BYTES
             && crc32c::crc32c(&bytes[..508]).to_le_bytes() == bytes[508..512];
-        if bytes.len() == good.len() && has_crc && ours == good[..HASHES_HEADER_BYTES] {
-            assert_eq!(known, bytes[HASHES_HEADER_BYTES..]);
+        if bytes.len() as u64 == length && has_crc && ours == good[..HASHES_HEADER_BYTES] {
+            let mut kept = bytes[HASHES_HEADER_BYTES..].to_vec();
+            kept.resize(units * 16, 0);
+            if size < HASHED_BYTES {
+                let last = usize::try_from(size).expect("it is small") / hashes::UNIT_BYTES * 16;
+                kept[last..last + 16].fill(0);
+            }
+            assert_eq!(known, kept);
             taken();
         } else {
             assert!(known.iter().all(|byte| *byte == 0), "nothing is known from another's file");
