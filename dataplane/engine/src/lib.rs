@@ -6,7 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assignments;
 pub mod batch;
+pub mod claims;
 pub mod doubt;
 pub mod lineage;
 pub mod log;
@@ -14,3 +16,4 @@ pub mod sampler;
 pub mod shard;
 pub mod source;
 pub mod stream;
+pub mod tenure;

@@ -206,6 +206,14 @@ pub enum Output {
         /// For people.
         text: String,
     },
+    /// The volume is further than the epoch that the control plane gives it now, whose agent is fenced off
+    /// and waits for a newer one: only the control plane can give that, and does not know.
+    Passed {
+        /// The volume.
+        volume: VolumeId,
+        /// Its newest epoch here.
+        newest: Epoch,
+    },
     /// Two living agents claim a volume, as the text says; without a text not any more.
     Contested {
         /// The volume.

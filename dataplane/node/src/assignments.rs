@@ -5,6 +5,7 @@
 
 use farshore_api::node::{Assignments as Told, NodeVolume};
 use farshore_client::Shown;
+use farshore_engine::assignments::{Changes, Given, changes};
 use farshore_proto::limits::LABEL_BYTES_MAX;
 use farshore_proto::{Epoch, VolumeId};
 use std::collections::BTreeMap;
@@ -33,21 +34,14 @@ impl Assignments {
         Self { shards, volumes: RwLock::default() }
     }
 
-    /// Takes what the control plane says; returns the volumes whose sessions must end.
-    pub(crate) fn replace(&self, told: &Told) -> Vec<VolumeId> {
+    /// Takes what the control plane says; returns what that changes.
+    pub(crate) fn replace(&self, told: &Told) -> Changes {
         let next: BTreeMap<VolumeId, NodeVolume> =
             told.volumes.iter().map(|volume| (volume.volume.into(), volume.clone())).collect();
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
-        let revoked = volumes
-            .iter()
-            .filter(|(id, before)| {
-                next.get(id)
-                    .is_none_or(|now| now.epoch != before.epoch || now.agent != before.agent)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        *volumes = next;
-        revoked
+        let before = std::mem::replace(&mut *volumes, next);
+        let now = volumes.iter().map(|(id, volume)| (*id, given(volume))).collect();
+        changes(before.iter().map(|(id, volume)| (*id, given(volume))), &now)
     }
 
     /// How `agent` may send `volume` here, if it may.
@@ -88,6 +82,10 @@ impl Assignments {
     }
 }
 
+fn given(volume: &NodeVolume) -> Given<Uuid> {
+    Given { epoch: Epoch(volume.epoch), agent: volume.agent }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,7 +117,7 @@ mod tests {
         let is_over = |agent_generation_min: u64, shown: &Shown| {
             let volume = NodeVolume { agent_generation_min, ..volume(1, 1, 9) };
             let told = Told { version: 1, volumes: vec![volume] };
-            assert!(table.replace(&told).is_empty(), "the volume itself stays");
+            assert!(table.replace(&told).revoked.is_empty(), "the volume itself stays");
             table.is_over(VolumeId([1; 16]), shown)
         };
         assert!(!is_over(3, &shown(9, 3)) && !is_over(3, &shown(9, 4)));
@@ -134,8 +132,8 @@ mod tests {
         let table = Assignments::new(2);
         let told = |volumes| Told { version: 1, volumes };
         let first = vec![volume(1, 1, 9), volume(2, 1, 9), volume(3, 1, 9)];
-        assert!(table.replace(&told(first)).is_empty());
-        let revoked = table.replace(&told(vec![volume(1, 1, 9), volume(2, 2, 9)]));
+        assert!(table.replace(&told(first)).revoked.is_empty());
+        let revoked = table.replace(&told(vec![volume(1, 1, 9), volume(2, 2, 9)])).revoked;
         assert_eq!(revoked, [VolumeId([2; 16]), VolumeId([3; 16])]);
         let assigned = Assigned { epoch: Epoch(1), mark_interval_ms: 1000 };
         assert_eq!(table.of(VolumeId([1; 16]), Uuid::from_u128(9)), Some(assigned));

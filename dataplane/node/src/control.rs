@@ -13,6 +13,7 @@ use farshore_api::limits::{NODE_LOST_AFTER_SECONDS_DEFAULT, NODE_WORD_MS_MAX, RE
 use farshore_api::node::{Assignments as Told, NodeReport, RegisterNode, Registered, Reported};
 use farshore_api::paths;
 use farshore_client::{Backoff, ClientError, ControlClient};
+use farshore_engine::claims::Cause;
 use farshore_proto::VolumeId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -115,8 +116,13 @@ impl Control {
             }
             Err(error) => tracing::error!(%error, "cannot write the assignments"),
         }
+        let changes = self.assignments.replace(told);
+        for (volume, newest) in changes.lowered {
+            tracing::warn!(%volume, epoch = %newest, "the control plane gives an epoch that is older than the one before; it is told");
+            self.metrics.wish(volume, Cause::Fenced(newest));
+        }
         let mut revoked: BTreeMap<usize, Vec<VolumeId>> = BTreeMap::new();
-        for volume in self.assignments.replace(told) {
+        for volume in changes.revoked {
             revoked.entry(self.assignments.owner(volume)).or_default().push(volume);
         }
         for (owner, volumes) in revoked {

@@ -7,6 +7,7 @@
 
 mod acceptor;
 mod assignments;
+mod claims;
 mod control;
 mod dedup;
 mod derived;

@@ -8,9 +8,10 @@ use farshore_api::machine::VolumeStats;
 use farshore_api::node::{EpochSeen, NodeReport, NodeVolumeReport};
 use farshore_api::point::PointKind;
 use farshore_engine::batch::Entry;
+use farshore_engine::claims::{Cause, Wishes};
 use farshore_engine::log::CommittedPoint;
 use farshore_proto::{Epoch, MarkKind, Seq, VolumeId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -29,8 +30,7 @@ pub(crate) struct Metrics {
     refused: Mutex<BTreeMap<&'static str, u64>>,
     volumes: Mutex<BTreeMap<VolumeId, VolumeState>>,
     points: Mutex<Points>,
-    epochs_wanted: Mutex<BTreeSet<VolumeId>>,
-    epochs_seen: Mutex<BTreeMap<VolumeId, Epoch>>,
+    wishes: Mutex<Wishes>,
     troubles: Troubles,
     /// The next report begins behind this volume.
     turn: Mutex<Option<VolumeId>>,
@@ -139,26 +139,18 @@ impl Metrics {
         lock(&self.points).reported(reported);
     }
 
-    /// The volume's epoch is in a log that is not this node's: only a newer one can be written here.
-    pub(crate) fn want_epoch(&self, volume: VolumeId) {
-        lock(&self.epochs_wanted).insert(volume);
+    /// A claim ended with what only the control plane can mend.
+    pub(crate) fn wish(&self, volume: VolumeId, cause: Cause) {
+        lock(&self.wishes).learn(volume, cause);
     }
 
-    /// A newer epoch than the one that the control plane gave owns the volume in the vault.
-    pub(crate) fn see_epoch(&self, volume: VolumeId, newest: Epoch) {
-        lock(&self.epochs_seen).insert(volume, newest);
-    }
-
-    /// Newer epochs than those that the volumes are assigned under. Their agents wait for the control
-    /// plane, so each is said again until it has given a greater one, or the volume to another.
+    /// Newer epochs than those that the volumes are assigned under, as many as a report takes.
     pub(crate) fn epochs_seen(
         &self,
         assigned: impl Fn(VolumeId) -> Option<Epoch>,
     ) -> Vec<EpochSeen> {
-        let mut seen = lock(&self.epochs_seen);
-        seen.retain(|volume, newest| assigned(*volume).is_some_and(|epoch| epoch <= *newest));
-        let seen = seen.iter().take(REPORT_VOLUMES_MAX);
-        seen.map(|(volume, epoch)| EpochSeen { volume: (*volume).into(), epoch: epoch.0 }).collect()
+        let seen = lock(&self.wishes).newer(assigned, REPORT_VOLUMES_MAX).into_iter();
+        seen.map(|(volume, epoch)| EpochSeen { volume: volume.into(), epoch: epoch.0 }).collect()
     }
 
     /// What keeps the node from its work, by what it keeps it from.
@@ -186,14 +178,12 @@ impl Metrics {
     /// Volumes that need a newer epoch, as many as a report takes; asked for again if their agents still
     /// cannot begin.
     pub(crate) fn take_epochs_wanted(&self) -> Vec<Uuid> {
-        let mut wanted = lock(&self.epochs_wanted);
-        let taken = std::iter::from_fn(|| wanted.pop_first());
-        taken.take(REPORT_VOLUMES_MAX).map(Uuid::from).collect()
+        lock(&self.wishes).take_needed(REPORT_VOLUMES_MAX).into_iter().map(Uuid::from).collect()
     }
 
     /// A report with these was not delivered.
     pub(crate) fn want_epochs(&self, volumes: &[Uuid]) {
-        lock(&self.epochs_wanted).extend(volumes.iter().copied().map(VolumeId::from));
+        lock(&self.wishes).need(volumes.iter().copied().map(VolumeId::from));
     }
 
     /// The volumes' part of a report: of more than it takes, those behind the last report's first.
@@ -255,6 +245,7 @@ mod tests {
     use super::*;
     use farshore_engine::batch::{Change, Handle};
     use farshore_proto::BlockRange;
+    use std::collections::BTreeSet;
 
     fn metrics(volumes: usize) -> Metrics {
         let metrics = Metrics::default();
@@ -269,13 +260,13 @@ mod tests {
     #[test]
     fn a_newer_epoch_is_told_until_a_greater_one_is_given() {
         let (metrics, volume) = (Metrics::default(), VolumeId([1; 16]));
-        metrics.see_epoch(volume, Epoch(40));
+        metrics.wish(volume, Cause::Fenced(Epoch(40)));
         for _ in 0..2 {
             let seen = metrics.epochs_seen(|_| Some(Epoch(3)));
             assert_eq!(seen, [EpochSeen { volume: volume.into(), epoch: 40 }]);
         }
         assert!(metrics.epochs_seen(|_| Some(Epoch(41))).is_empty());
-        metrics.see_epoch(volume, Epoch(50));
+        metrics.wish(volume, Cause::Fenced(Epoch(50)));
         assert!(metrics.epochs_seen(|_| None).is_empty(), "the volume is another node's");
         assert!(metrics.epochs_seen(|_| Some(Epoch(3))).is_empty(), "and is forgotten here");
     }
@@ -314,7 +305,7 @@ mod tests {
         let metrics = metrics(0);
         let count = REPORT_VOLUMES_MAX + 2;
         for volume in 0..count {
-            metrics.want_epoch(VolumeId((volume as u128).to_be_bytes()));
+            metrics.wish(VolumeId((volume as u128).to_be_bytes()), Cause::NeedsEpoch);
         }
         let lost = report(&metrics);
         assert_eq!(lost.epochs_wanted.len(), REPORT_VOLUMES_MAX);

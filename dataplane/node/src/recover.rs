@@ -2,9 +2,10 @@
 
 use crate::dedup::Dedup;
 use crate::services::chain;
-use crate::shard::{Journaled, Recovery, journaled_volumes, read_files};
-use anyhow::Context;
-use farshore_proto::LogId;
+use crate::shard::{Journaled, Recovery, journal_files, journaled_volumes, read_files};
+use crate::state::Logs;
+use anyhow::{Context, bail};
+use farshore_engine::tenure::{Input, Output, Tenure};
 use farshore_vault::recover::recover as recover_log;
 use farshore_vault::{Vault, runs};
 use std::path::Path;
@@ -22,26 +23,59 @@ pub(crate) async fn learn_runs(vault: &Vault, dedup: &Dedup) {
     }
 }
 
-/// Recovers one shard for run `incarnation` of the node; `None` if its log was sealed: others own its
-/// volumes now.
+/// Where one shard of a starting node has what it goes on with.
+pub(crate) struct Place<'a> {
+    pub(crate) vault: &'a Vault,
+    pub(crate) logs: &'a Logs,
+    pub(crate) shard: usize,
+    /// Its journal.
+    pub(crate) journal: &'a Path,
+}
+
+/// Recovers one shard for run `incarnation` of the node, in a new log if its own was sealed.
 ///
 /// # Errors
-/// If the vault or the journal cannot be read.
+/// If the vault or the journal cannot be read, or a new log not be stored.
 pub(crate) async fn recover(
-    vault: &Vault,
-    log: LogId,
+    place: &Place<'_>,
     incarnation: u64,
-    journal: &Path,
     dedup: &Dedup,
-) -> anyhow::Result<Option<Recovery>> {
+) -> anyhow::Result<Recovery> {
+    let Place { vault, logs, shard, journal } = *place;
     let unread = || format!("read the journal in {}", journal.display());
-    let journaled = journaled_volumes(journal, vault, log).with_context(unread)?;
-    let learn = |slot, table: &_| dedup.learn(log, slot, table);
-    let found = recover_log(vault, log, incarnation, &journaled, learn).await;
-    let Some(found) = found.context("read the log")? else { return Ok(None) };
-    let Journaled { replayed, files, damages } =
-        read_files(journal, vault, log, &found.volumes).with_context(unread)?;
-    Ok(Some(Recovery { log: found, replayed, files, damages }))
+    let mut tenure = Tenure::default();
+    let mut read = Journaled::default();
+    let mut todo = Vec::new();
+    tenure.step(Input::Start { log: logs.of(shard), incarnation }, &mut todo);
+    loop {
+        let input = match todo.pop() {
+            Some(Output::SeeJournal { log }) => {
+                let volumes = journaled_volumes(journal, vault, log).with_context(unread)?;
+                Input::JournalSeen { volumes }
+            }
+            Some(Output::ReadLog { log, incarnation, journaled }) => {
+                let learn = |slot, table: &_| dedup.learn(log, slot, table);
+                let found = recover_log(vault, log, incarnation, &journaled, learn).await;
+                Input::LogRead { found: found.context("read the log")? }
+            }
+            Some(Output::ReadJournal { log, volumes }) => {
+                read = read_files(journal, vault, log, &volumes).with_context(unread)?;
+                let volumes = read.replayed.iter().map(|frame| frame.volume).collect();
+                Input::JournalRead { volumes, files: read.files.clone() }
+            }
+            Some(Output::Renew { sealed }) => {
+                tracing::warn!(log = %sealed, "the log was sealed; this shard begins a new one");
+                let files = journal_files(journal).with_context(unread)?;
+                Input::Renewed { log: logs.renew(shard)?, files }
+            }
+            Some(Output::Open(opening)) => {
+                let Journaled { replayed, damages, .. } = read;
+                return Ok(Recovery { tenure, opening, replayed, damages });
+            }
+            other => bail!("a shard that starts is told to open a log, not {other:?}"),
+        };
+        tenure.step(input, &mut todo);
+    }
 }
 
 #[cfg(test)]

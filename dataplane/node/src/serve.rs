@@ -9,7 +9,7 @@ use crate::descriptors::Descriptors;
 use crate::failure::Failure;
 use crate::fatal::{Cause, Fatal};
 use crate::metrics::Metrics;
-use crate::recover::{learn_runs, recover};
+use crate::recover::{Place, learn_runs, recover};
 use crate::rt::{Mailbox, Post, Prepared, Ring, RtKind, Threads, mailbox, prepare};
 use crate::services::{self, Services};
 use crate::shard::{self, JournalDir, Message, Recovery, ShardParts};
@@ -21,6 +21,7 @@ use farshore_client::{
     ControlClient, Identity, IdentityError, establish, renew_until_dropped, server_config,
 };
 use farshore_engine::shard::Settings;
+use farshore_engine::tenure::Opening;
 use farshore_program::{StopSignals, private_dir};
 use farshore_vault::index::Index;
 use farshore_vault::journal::Owner;
@@ -167,7 +168,8 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
         let wanted = args.shards.unwrap_or(cores).clamp(1, SHARDS_MAX);
-        let mut state = State::open(&args.data, vault.id().into(), wanted)?;
+        let state = State::open(&args.data, vault.id().into(), wanted)?;
+        let incarnation = state.incarnation;
         // Before the long part: what this machine does not allow is said at once.
         let (runtime, executors) = prepare(args.runtime, state.logs.len()).map_err(|error| {
             let text =
@@ -182,7 +184,9 @@ impl Node {
         if is_new {
             learn_runs(vault, &dedup).await;
         }
-        let recoveries = recover_all(args, vault, &mut state, &dedup).await?;
+        let shards = state.logs.len();
+        let logs = Logs::new(state, &args.data);
+        let recoveries = recover_all(args, vault, (&logs, shards, incarnation), &dedup).await?;
         tracing::info!(shards = recoveries.len(), chunks = dedup.len(), "recovered");
 
         let assignments = Arc::new(Assignments::new(recoveries.len()));
@@ -194,22 +198,20 @@ impl Node {
             recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
         let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
         let (service_posts, counters) = (posts.clone(), Arc::clone(&metrics));
-        tokio::spawn(services::run(vault.clone(), queue, service_posts, counters, fatal.clone()));
+        tokio::spawn(services::run(vault.clone(), queue, service_posts, counters));
 
         tokio::spawn(derived::write_runs(vault.clone(), dedup.clone()));
 
-        let (logs, incarnation) = (state.logs(), state.incarnation);
-        let renewed = Logs::new(state, &args.data);
         let mut threads = Vec::new();
         let shards = recoveries.into_iter().zip(boxes).zip(executors);
         for (id, ((recovery, (_, inbox)), executor)) in shards.enumerate() {
             let parts = ShardParts {
                 id,
-                logs: renewed.clone(),
-                log: logs[id],
-                incarnation: recovery.log.incarnation.max(incarnation),
+                logs: logs.clone(),
+                log: recovery.opening.log,
+                incarnation: recovery.opening.incarnation,
                 settings: settings(args)?,
-                journal: journal_dir(args, vault, id, logs[id], &recovery),
+                journal: journal_dir(args, vault, id, &recovery.opening),
                 services: services.clone(),
                 shards: posts.clone(),
                 assignments: Arc::clone(&assignments),
@@ -277,26 +279,15 @@ fn fail(cause: &Cause) -> anyhow::Error {
 async fn recover_all(
     args: &ServeArgs,
     vault: &Vault,
-    state: &mut State,
+    (logs, shards, incarnation): (&Logs, usize, u64),
     dedup: &Dedup,
 ) -> anyhow::Result<Vec<Recovery>> {
     let mut recoveries = Vec::new();
-    for id in 0..state.logs.len() {
-        let journal = journal_path(args, id);
+    for shard in 0..shards {
+        let journal = journal_path(args, shard);
         make_dir(&journal)?;
-        let log = state.logs()[id];
-        let recovery = match recover(vault, log, state.incarnation, &journal, dedup).await? {
-            Some(recovery) => recovery,
-            None => {
-                tracing::warn!(%log, "the log was sealed; this shard begins a new one");
-                state.logs[id] = uuid::Uuid::new_v4();
-                state.store(&args.data)?;
-                // What its journal holds was fenced off with the log: agents send it to the owner.
-                let files = shard::journal_files(&journal)?;
-                Recovery { files, ..Recovery::default() }
-            }
-        };
-        recoveries.push(recovery);
+        let place = Place { vault, logs, shard, journal: &journal };
+        recoveries.push(recover(&place, incarnation, dedup).await?);
     }
     Ok(recoveries)
 }
@@ -313,18 +304,13 @@ fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
     })
 }
 
-fn journal_dir(
-    args: &ServeArgs,
-    vault: &Vault,
-    id: usize,
-    log: farshore_proto::LogId,
-    recovery: &Recovery,
-) -> JournalDir {
+fn journal_dir(args: &ServeArgs, vault: &Vault, id: usize, opening: &Opening) -> JournalDir {
     let (number, key) = vault.newest_key();
+    let log = opening.log;
     JournalDir {
         path: journal_path(args, id),
         owner: Owner { vault: vault.id(), log, number, key: Arc::new(key.clone()) },
-        first_file: recovery.files.last().map_or(0, |last| last + 1),
+        first_file: opening.first_file,
     }
 }
 

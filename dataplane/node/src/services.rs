@@ -1,27 +1,24 @@
-//! What shards ask of the vault: puts and claims, done on ordinary tokio threads.
+//! What shards ask of the vault: puts, and claims for [`crate::claims`], done on ordinary tokio threads.
 
+use crate::claims::Claimant;
 use crate::derived::Maps;
-use crate::fatal::{Cause, Fatal};
 use crate::metrics::Metrics;
 use crate::rt::{Post, Unsent};
 use crate::shard::Message;
 use crate::troubles::Work;
-use farshore_proto::frame::RefusalReason;
+use farshore_engine::claims::Wanted;
+use farshore_engine::tenure::PutEnd;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
-use farshore_proto::{LogId, Seq, Slot, VolumeId};
-use farshore_vault::claim::{ClaimError, Claimed, SealedLogs, Wanted, claim_with};
+use farshore_proto::{LogId, Slot, VolumeId};
 use farshore_vault::log::{Foreign, PUT_BACKOFF_MAX, PUT_BACKOFF_MIN, put_until_there};
 use farshore_vault::store::Object;
 use farshore_vault::{Vault, VaultError};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Requests that wait; shards wait with them.
 const QUEUE_MAX: usize = 16 * PUTS_IN_FLIGHT_MAX;
-/// Volumes that are claimed at the same time.
-const CLAIMS_AT_ONCE: usize = 8;
 /// A mailbox that is full is tried again after this.
 const MAILBOX_RETRY: Duration = Duration::from_millis(2);
 
@@ -69,37 +66,26 @@ pub(crate) async fn run(
     mut queue: Receiver<Request>,
     shards: Vec<Post<Message>>,
     metrics: Arc<Metrics>,
-    fatal: Fatal,
 ) {
     let maps = Arc::new(Maps::default());
     tokio::spawn(Arc::clone(&maps).run(vault.clone()));
-    let claims = Arc::new(Claims::default());
+    let claimant = Arc::new(Claimant::new(vault.clone(), shards.clone(), Arc::clone(&metrics)));
     while let Some(request) = queue.recv().await {
         let vault = vault.clone();
         match request {
             Request::Put { shard, log, slot, object, spans } => {
-                let (post, fatal) = (shards[shard].clone(), fatal.clone());
+                let post = shards[shard].clone();
                 let (maps, metrics) = (Arc::clone(&maps), Arc::clone(&metrics));
                 tokio::spawn(async move {
-                    match put(&vault, &metrics, log, slot, object).await {
-                        Ok(()) => {
-                            deliver(&post, Message::PutDone { log, slot }).await;
-                            maps.committed(&spans);
-                        }
-                        Err(Foreign::Sealed) => deliver(&post, Message::Sealed { log }).await,
-                        Err(Foreign::Segment) => fatal.raise(Cause::Foreign { log, slot }),
+                    let put = put(&vault, &metrics, log, slot, object).await;
+                    let end = put.map_or_else(PutEnd::from, |()| PutEnd::There);
+                    deliver(&post, Message::PutEnded { log, slot, end }).await;
+                    if end == PutEnd::There {
+                        maps.committed(&spans);
                     }
                 });
             }
-            Request::Claim { shard, wanted } => {
-                let (post, metrics) = (shards[shard].clone(), Arc::clone(&metrics));
-                let claims = Arc::clone(&claims);
-                tokio::spawn(async move {
-                    let outcome = claims.claim(&vault, &metrics, &wanted).await;
-                    let Wanted { log, volume, .. } = wanted;
-                    deliver(&post, Message::Claimed { log, volume, outcome }).await;
-                });
-            }
+            Request::Claim { shard, wanted } => claimant.want(shard, wanted),
         }
     }
 }
@@ -132,78 +118,6 @@ async fn put(
     let put = put_until_there(vault, log, slot, object, pause).await;
     metrics.troubles().clear(work);
     put
-}
-
-/// Claims of all shards: a few at a time, or those of a node that is gone would leave nothing of the store
-/// for the puts of the volumes that are here.
-#[derive(Debug)]
-struct Claims {
-    turns: Semaphore,
-    sealed: SealedLogs,
-}
-
-impl Default for Claims {
-    fn default() -> Self {
-        Self { turns: Semaphore::new(CLAIMS_AT_ONCE), sealed: SealedLogs::default() }
-    }
-}
-
-impl Claims {
-    async fn claim(
-        &self,
-        vault: &Vault,
-        metrics: &Metrics,
-        wanted: &Wanted,
-    ) -> Result<Seq, (RefusalReason, String)> {
-        // Nobody closes it.
-        let _turn = self.turns.acquire().await;
-        let claimed = claim_with(vault, wanted, &self.sealed).await;
-        outcome(metrics, wanted, claimed)
-    }
-}
-
-/// What the vault holds of the volume that is ours now under the wanted epoch; or what its agent is told.
-fn outcome(
-    metrics: &Metrics,
-    wanted: &Wanted,
-    claimed: Result<Claimed, ClaimError>,
-) -> Result<Seq, (RefusalReason, String)> {
-    let (volume, epoch) = (wanted.volume, wanted.epoch);
-    let work = Work::Claim(volume);
-    match &claimed {
-        Err(error @ ClaimError::Vault { source, .. }) => {
-            metrics.troubles().set(work, format!("{error}: {source}"));
-        }
-        _ => metrics.troubles().clear(work),
-    }
-    let error = match claimed {
-        Ok(Claimed { committed, sealed, ordinal }) => {
-            if let Some((log, slot)) = sealed {
-                tracing::info!(%volume, %log, %slot, "sealed the log of the epoch before");
-            }
-            if let Some(ordinal) = ordinal {
-                tracing::info!(%volume, %epoch, ordinal, "claimed");
-            }
-            return Ok(committed);
-        }
-        Err(error) => error,
-    };
-    let text = match &error {
-        ClaimError::NeedsEpoch { .. } => {
-            metrics.want_epoch(volume);
-            error.to_string()
-        }
-        ClaimError::Fenced { newest, .. } => {
-            metrics.see_epoch(volume, *newest);
-            error.to_string()
-        }
-        ClaimError::Vault { source, .. } => {
-            tracing::warn!(%volume, error = %chain(source), "cannot claim a volume");
-            format!("{error}: {source}")
-        }
-        _ => error.to_string(),
-    };
-    Err((error.reason(), text))
 }
 
 /// An error with its sources, on one line.

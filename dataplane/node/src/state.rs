@@ -63,11 +63,6 @@ impl State {
         write_durably(dir, &path, &serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("write {}", path.display()))
     }
-
-    /// The logs by their type.
-    pub(crate) fn logs(&self) -> Vec<LogId> {
-        self.logs.iter().copied().map(LogId::from).collect()
-    }
 }
 
 /// The logs of a running node.
@@ -78,6 +73,11 @@ impl Logs {
     /// Of a state that is stored in `dir`.
     pub(crate) fn new(state: State, dir: &Path) -> Self {
         Self(Arc::new(Mutex::new((state, dir.to_owned()))))
+    }
+
+    /// The log of a shard.
+    pub(crate) fn of(&self, shard: usize) -> LogId {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.logs[shard].into()
     }
 
     /// Gives a shard a new log, which is durable when this returns.
@@ -132,9 +132,10 @@ mod tests {
         let first = State::open(dir.path(), Uuid::from_u128(1), 3).unwrap();
         let logs = Logs::new(first.clone(), dir.path());
         let log = logs.renew(1).unwrap();
+        assert_eq!(logs.of(1), log);
         let next = State::open(dir.path(), Uuid::from_u128(1), 3).unwrap();
-        assert_eq!(next.logs(), [first.logs()[0], log, first.logs()[2]]);
-        assert_ne!(log, first.logs()[1]);
+        assert_eq!(next.logs, [first.logs[0], log.into(), first.logs[2]]);
+        assert_ne!(log, first.logs[1].into());
         // A log that is not durable is none.
         std::fs::remove_dir_all(dir.path()).unwrap();
         assert!(logs.renew(1).is_err());

@@ -60,11 +60,17 @@ pub enum Bug {
     FrameChecksumIgnored,
     /// What the node has and the agent's log has not is taken for what a power cut took, whoever sent it.
     RollbackTakenForCrash,
+    /// A start reads the log without the volumes that only its journal knows.
+    JournalUnseen,
+    /// The end of a claim for a log that the shard has left counts for the log that it has now.
+    LeftLogAnswers,
+    /// A newer epoch that the vault has is not said to the control plane.
+    NewerEpochUnsaid,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -91,6 +97,9 @@ impl Bug {
         Self::HrlTrustsTornTail,
         Self::FrameChecksumIgnored,
         Self::RollbackTakenForCrash,
+        Self::JournalUnseen,
+        Self::LeftLogAnswers,
+        Self::NewerEpochUnsaid,
     ];
 
     /// Its name on a command line.
@@ -123,6 +132,9 @@ impl Bug {
             Self::HrlTrustsTornTail => "hrl-trusts-torn-tail",
             Self::FrameChecksumIgnored => "frame-checksum-ignored",
             Self::RollbackTakenForCrash => "rollback-taken-for-crash",
+            Self::JournalUnseen => "journal-unseen",
+            Self::LeftLogAnswers => "left-log-answers",
+            Self::NewerEpochUnsaid => "newer-epoch-unsaid",
         }
     }
 

@@ -10,33 +10,18 @@ use crate::epoch::{Claim, claim_behind, read_epochs};
 use crate::error::VaultError;
 use crate::limits::HOLE_SLOTS_MAX;
 use crate::vault::Vault;
+use farshore_engine::claims::{Cause, NotOurs};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, VolumeId};
 
+pub use farshore_engine::claims::Wanted;
 pub use sealed::SealedLogs;
 
 /// Slots in front of the next one of a log that may be missing: puts under way, and void slots between them.
 const UNSURE_SLOTS: u64 = (PUTS_IN_FLIGHT_MAX + HOLE_SLOTS_MAX) as u64;
-
-/// What a shard wants to own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// The volume.
-    pub volume: VolumeId,
-    /// The epoch that the control plane gave it.
-    pub epoch: Epoch,
-    /// The shard's log.
-    pub log: LogId,
-    /// No earlier slot of that log can hold the volume under this epoch.
-    pub first_slot: Slot,
-    /// The size of its disk.
-    pub size_bytes: u64,
-    /// What people call it.
-    pub label: String,
-}
 
 /// A volume that is now the shard's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +122,21 @@ impl ClaimError {
                 RefusalReason::Unavailable
             }
         }
+    }
+}
+
+impl From<&ClaimError> for NotOurs {
+    fn from(error: &ClaimError) -> Self {
+        let cause = match error {
+            ClaimError::NeedsEpoch { .. } => Cause::NeedsEpoch,
+            ClaimError::Fenced { newest, .. } => Cause::Fenced(*newest),
+            _ => Cause::Other,
+        };
+        let text = match error {
+            ClaimError::Vault { source, .. } => format!("{error}: {source}"),
+            _ => error.to_string(),
+        };
+        Self { cause, reason: error.reason(), text }
     }
 }
 

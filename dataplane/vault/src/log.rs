@@ -13,6 +13,7 @@ use crate::store::{Object, Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::segment::{Opener, seal_object};
+use farshore_engine::tenure::PutEnd;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::{PUTS_IN_FLIGHT_MAX, SEGMENT_HEADER_BYTES};
 use farshore_proto::segment::{SegmentHeader, SlotKind};
@@ -36,6 +37,15 @@ pub enum Foreign {
     Sealed,
     /// A segment of another attempt: read it, and go on behind it.
     Segment,
+}
+
+impl From<Foreign> for PutEnd {
+    fn from(foreign: Foreign) -> Self {
+        match foreign {
+            Foreign::Sealed => Self::Sealed,
+            Foreign::Segment => Self::Taken,
+        }
+    }
 }
 
 /// How a put ended.

@@ -20,30 +20,7 @@ use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A volume that the shard's log owns, and how far the vault holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RecoveredVolume {
-    /// Its newest epoch.
-    pub epoch: Epoch,
-    /// Its size.
-    pub size_bytes: u64,
-    /// Last seq in the vault.
-    pub committed: Seq,
-}
-
-/// How far a log got.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RecoveredLog {
-    /// The slot it goes on at.
-    pub next_slot: Slot,
-    /// Slots beyond that which are taken already.
-    pub void: BTreeSet<Slot>,
-    /// The incarnation to go on with: at least the one asked for, and above all in the log. A node
-    /// whose count of starts went back (an old copy of its directory) would put void segments.
-    pub incarnation: u64,
-    /// The volumes whose newest epoch is in it.
-    pub volumes: BTreeMap<VolumeId, RecoveredVolume>,
-}
+pub use farshore_engine::tenure::{RecoveredLog, RecoveredVolume};
 
 /// Recovers the shard that writes `log`, for run `incarnation` of its node; `None` if the log was sealed:
 /// others own its volumes now.

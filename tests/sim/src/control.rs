@@ -38,19 +38,26 @@ pub enum Event {
     Look,
     /// It tells a process what it should know.
     Tell(Process),
-    /// A node needs a newer epoch for a volume.
-    Wanted {
-        /// The node.
-        node: usize,
-        /// The server.
-        machine: usize,
-    },
+    /// A node reports.
+    Reported(Report),
+}
+
+/// What a node says that only the control plane can mend.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The node.
+    pub node: usize,
+    /// Volumes that need a newer epoch.
+    pub needed: Vec<VolumeId>,
+    /// Newer epochs than those that volumes are assigned under.
+    pub newer: Vec<(VolumeId, Epoch)>,
 }
 
 /// The control plane.
 #[derive(Debug)]
 pub struct Control {
     owners: BTreeMap<usize, Assignment>,
+    backup: Option<BTreeMap<usize, Assignment>>,
     /// What each process was told last; it keeps that over a restart.
     told: BTreeMap<Process, BTreeMap<usize, Assignment>>,
     up: BTreeSet<usize>,
@@ -69,6 +76,7 @@ impl Control {
             .map(|machine| (machine, Assignment { node: machine % size.nodes, epoch: Epoch(1) }));
         Self {
             owners: owners.collect(),
+            backup: None,
             told: BTreeMap::new(),
             up: BTreeSet::new(),
             heard: BTreeMap::new(),
@@ -117,9 +125,26 @@ impl World {
         }
     }
 
+    /// The catalogue is backed up, or put back from the backup that there is.
+    pub fn back_up_or_restore(&mut self) {
+        let is_taken = self.control.backup.is_none() || self.rng.u32(0..3) == 0;
+        if is_taken {
+            self.control.backup = Some(self.control.owners.clone());
+        } else if let Some(backup) = &self.control.backup {
+            self.control.owners.clone_from(backup);
+        }
+        let what = if is_taken { "is backed up" } else { "is put back from its backup" };
+        self.tell("control", || format!("the catalogue {what}"));
+        self.tell_everybody();
+    }
+
     /// Gives a volume to a node under a new epoch.
     pub fn assign(&mut self, machine: usize, to: usize) {
         let epoch = self.control.owner(machine).epoch.next();
+        self.assign_under(machine, to, epoch);
+    }
+
+    fn assign_under(&mut self, machine: usize, to: usize, epoch: Epoch) {
         self.control.owners.insert(machine, Assignment { node: to, epoch });
         self.tell("control", || format!("volume {machine} goes to node {to} under epoch {epoch}"));
         self.tell_everybody();
@@ -138,25 +163,41 @@ impl World {
         self.after(wait, world::Event::Control(Event::Tell(process)));
     }
 
-    /// A node asks for a newer epoch of a volume.
-    pub fn want_epoch(&mut self, node: usize, machine: usize) {
+    /// A node sends a report.
+    pub fn report(&mut self, report: Report) {
         let wait = self.us(5_000..1_000_000);
-        self.after(wait, world::Event::Control(Event::Wanted { node, machine }));
+        self.after(wait, world::Event::Control(Event::Reported(report)));
+    }
+
+    fn reported(&mut self, report: &Report) {
+        let Report { node, needed, newer } = report;
+        if self.control.is_away {
+            let unheard = node::Event::Unheard(needed.clone());
+            return self.after(Duration::ZERO, world::Event::Node(*node, unheard));
+        }
+        for machine in needed.iter().copied().map(machine_of) {
+            if self.control.owner(machine).node == *node {
+                self.assign(machine, *node);
+            }
+        }
+        for (volume, epoch) in newer {
+            let machine = machine_of(*volume);
+            let owner = self.control.owner(machine);
+            if owner.node == *node && owner.epoch <= *epoch {
+                self.assign_under(machine, *node, epoch.next());
+            }
+        }
     }
 
     /// Carries out an event of the control plane.
     pub fn handle_control(&mut self, event: &Event) {
-        match *event {
+        match event {
             Event::Look => {
                 self.look();
                 self.after(LOOK, world::Event::Control(Event::Look));
             }
-            Event::Tell(process) => self.tell_process(process),
-            Event::Wanted { node, machine } => {
-                if !self.control.is_away && self.control.owner(machine).node == node {
-                    self.assign(machine, node);
-                }
-            }
+            Event::Tell(process) => self.tell_process(*process),
+            Event::Reported(report) => self.reported(report),
         }
     }
 

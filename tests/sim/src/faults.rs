@@ -37,7 +37,7 @@ pub enum Fault {
     ControlAway,
     /// Wall clocks jump.
     ClockJump,
-    /// A volume is given to another node while its own works.
+    /// A volume is given to another node while its own works, or changes places with another volume.
     Move,
     /// A write of a node's journal fails.
     JournalWrite,
@@ -51,11 +51,13 @@ pub enum Fault {
     AgentRot,
     /// A snapshot is taken of a protected server, or it goes back to the one that was taken.
     SnapshotRevert,
+    /// The catalogue is backed up, or put back from the backup: epochs that were given since are forgotten.
+    OldCatalog,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::KillAgent,
         Self::StopAgent,
         Self::KillNode,
@@ -77,6 +79,7 @@ impl Fault {
         Self::JournalRot,
         Self::AgentRot,
         Self::SnapshotRevert,
+        Self::OldCatalog,
     ];
 }
 

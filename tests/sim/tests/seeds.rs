@@ -90,6 +90,9 @@ finds! {
     finds_a_torn_log_taken_for_whole: HrlTrustsTornTail within 100,
     finds_a_frame_checksum_that_nobody_looks_at: FrameChecksumIgnored within 400,
     finds_a_rollback_taken_for_a_crash: RollbackTakenForCrash within 400,
+    finds_a_log_read_without_its_journal: JournalUnseen within 400,
+    finds_an_answer_for_a_log_that_was_left: LeftLogAnswers within 1500,
+    finds_a_newer_epoch_that_nobody_says: NewerEpochUnsaid within 1500,
 }
 
 #[test]

@@ -58,6 +58,7 @@ impl Shard {
             return self.open(session, (hello, from), out);
         }
         if hello.epoch < stream.epoch() {
+            out.push(Output::Passed { volume: hello.volume, newest: stream.epoch() });
             let text = format!("volume {} is at epoch {}", hello.volume, stream.epoch());
             return self.refuse(session, RefusalReason::Fenced, text, out);
         }

@@ -282,7 +282,10 @@ fn a_newer_epoch_waits_until_the_old_one_is_in_the_vault() {
     assert!(matches!(out[..], [_, Output::Claim { epoch: Epoch(2), .. }]), "{out:?}");
     let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(1)) });
     assert!(matches!(out[..], [Output::Welcome { .. }]), "{out:?}");
-    assert_eq!(refused(&bench.connect(SessionId(4), 1)), [RefusalReason::Fenced]);
+    let out = bench.connect(SessionId(4), 1);
+    assert_eq!(refused(&out), [RefusalReason::Fenced]);
+    let passed = Output::Passed { volume: VOLUME, newest: Epoch(2) };
+    assert!(out.contains(&passed), "C8: the control plane gave an epoch that is over");
 }
 
 #[test]

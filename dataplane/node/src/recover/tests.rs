@@ -1,4 +1,5 @@
 use super::*;
+use crate::state::State;
 use bytes::Bytes;
 use farshore_codec::journal::JournalSealer;
 use farshore_codec::{Built, RecoveryKey, SegmentBuilder};
@@ -6,7 +7,7 @@ use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::journal::put_entry;
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN, JOURNAL_GROUP_HEADER_BYTES};
-use farshore_proto::{ChunkId, Epoch, Seq, Slot, VolumeId};
+use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, VolumeId};
 use farshore_vault::epoch::claim;
 use farshore_vault::index::{Index, Location};
 use farshore_vault::log::{PutOutcome, put_segment};
@@ -43,6 +44,14 @@ async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
     (built, ids)
 }
 
+/// A start of the one shard whose directory is `dir`.
+async fn recovered(vault: &Vault, dir: &Path, incarnation: u64, dedup: &Dedup) -> Recovery {
+    let state = State { vault: vault.id().into(), incarnation, logs: vec![OURS.into()] };
+    let logs = Logs::new(state, dir);
+    let place = Place { vault, logs: &logs, shard: 0, journal: &dir.join("journal") };
+    recover(&place, incarnation, dedup).await.unwrap()
+}
+
 fn is_in(log: LogId, found: &[Option<Location>]) -> bool {
     found.iter().all(|found| found.is_some_and(|at| (at.log, at.slot) == (log, Slot(0))))
 }
@@ -66,8 +75,8 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     assert!(second.take_fresh().is_empty(), "what is in a run needs no other");
     let journal = dir.path().join("journal");
     std::fs::create_dir(&journal).unwrap();
-    let recovery = recover(&vault, OURS, 1, &journal, &second).await.unwrap().unwrap();
-    assert_eq!(recovery.log.next_slot, Slot(5), "behind what an earlier run may still put");
+    let recovery = recovered(&vault, dir.path(), 1, &second).await;
+    assert_eq!(recovery.opening.next_slot, Slot(5), "behind what an earlier run may still put");
     assert!(is_in(THEIRS, &second.lookup(OURS, &theirs)));
     assert!(is_in(OURS, &second.lookup(OURS, &ours)));
     assert_eq!(second.len(), 20);
@@ -125,10 +134,14 @@ async fn a_journal_is_replayed_file_by_file() {
     }
     std::fs::write(journal.join("notes.txt"), "not ours").unwrap();
     let dedup = dedup(dir.path(), &vault);
-    let recovery = recover(&vault, OURS, 2, &journal, &dedup).await.unwrap().unwrap();
+    let recovery = recovered(&vault, dir.path(), 2, &dedup).await;
     let seqs: Vec<(u64, u64)> =
         recovery.replayed.iter().map(|frame| (frame.file, frame.seq.0)).collect();
     assert_eq!(seqs, [(9, 1), (10, 2)]);
-    assert_eq!(recovery.files, [9, 10]);
-    assert_eq!(recovery.log.next_slot, Slot(4), "behind what a put of the run before may reach");
+    assert_eq!(recovery.opening.first_file, 11);
+    assert_eq!(
+        recovery.opening.next_slot,
+        Slot(4),
+        "behind what a put of the run before may reach"
+    );
 }

@@ -3,7 +3,7 @@
 use super::outbox::Outbox;
 use super::refusals::Refusals;
 use super::strangers::Strangers;
-use super::{Greeted, JournalDir, Message, Recovery, STRANGERS_MAX, journal_files};
+use super::{Greeted, JournalDir, Message, STRANGERS_MAX, journal_files};
 use crate::assignments::Assignments;
 use crate::dedup::Dedup;
 use crate::descriptors::Descriptors;
@@ -14,13 +14,14 @@ use crate::services::{Request, Services};
 use crate::state::Logs;
 use farshore_client::Identity;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
+use farshore_engine::claims::{Cause, Wanted};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
+use farshore_engine::tenure::{self, Opening, Tenure};
 use farshore_proto::frame::{Control, RefusalReason};
 use farshore_proto::{LogId, Slot, Timestamp};
-use farshore_vault::claim::Wanted;
 use farshore_vault::frames::{Frame, Frames};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -50,16 +51,30 @@ pub(crate) struct ShardParts {
 }
 
 impl ShardParts {
-    /// Leaves the log, which was sealed, for a new one. What the journal holds was fenced off with the old
-    /// log: agents keep it until it is committed, and send it to whoever has their volume now.
-    pub(crate) fn renew(&mut self) -> anyhow::Result<Recovery> {
-        let files = journal_files(&self.journal.path)?;
-        let log = self.logs.renew(self.id)?;
-        self.dedup.forget(self.log);
-        self.log = log;
-        self.journal.owner.log = log;
-        self.journal.first_file = files.last().map_or(0, |last| last + 1);
-        Ok(Recovery { files, ..Recovery::default() })
+    /// Goes on with the log that is opened.
+    pub(crate) fn open(&mut self, opening: &Opening) {
+        self.log = opening.log;
+        self.incarnation = opening.incarnation;
+        self.journal.owner.log = opening.log;
+        self.journal.first_file = opening.first_file;
+    }
+
+    /// Leaves the log, which was sealed and is written no more, for a new one.
+    pub(crate) fn renew(&self, tenure: &mut Tenure) -> anyhow::Result<Opening> {
+        let mut todo = Vec::new();
+        tenure.step(tenure::Input::AtRest, &mut todo);
+        loop {
+            match todo.pop() {
+                Some(tenure::Output::Renew { sealed }) => {
+                    let files = journal_files(&self.journal.path)?;
+                    let log = self.logs.renew(self.id)?;
+                    self.dedup.forget(sealed);
+                    tenure.step(tenure::Input::Renewed { log, files }, &mut todo);
+                }
+                Some(tenure::Output::Open(opening)) => return Ok(opening),
+                other => anyhow::bail!("a sealed log is left by a new one, not by {other:?}"),
+            }
+        }
     }
 }
 
@@ -106,7 +121,8 @@ pub(crate) struct Core<R: Rt> {
 }
 
 impl<R: Rt> Core<R> {
-    pub(crate) fn new(parts: ShardParts, next_slot: Slot, void: BTreeSet<Slot>) -> Self {
+    pub(crate) fn new(parts: ShardParts, opening: &Opening) -> Self {
+        let (next_slot, void) = (opening.next_slot, opening.void.clone());
         Self {
             engine: RefCell::new(Shard::new(parts.settings, next_slot, void)),
             parts,
@@ -193,6 +209,9 @@ impl<R: Rt> Core<R> {
                 if let Some(outbox) = self.sessions.borrow().get(&session) {
                     outbox.refuse(reason, text);
                 }
+            }
+            Output::Passed { volume, newest } => {
+                self.parts.metrics.wish(volume, Cause::Fenced(newest));
             }
             Output::Contested { volume, text } => self.parts.metrics.set_contested(volume, text),
             Output::Journal { group, entries } => {

@@ -26,6 +26,7 @@ use crate::rt::{Mail, Mailbox, Rt};
 use crate::tls::Parked;
 use farshore_client::Shown;
 use farshore_engine::shard::Input;
+use farshore_engine::tenure::{self, PutEnd, Tenure};
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::{LogId, Seq, Slot, VolumeId};
 use std::net::{SocketAddr, TcpStream};
@@ -46,12 +47,10 @@ pub(crate) enum Message {
     Accepted { socket: TcpStream, peer: SocketAddr },
     /// A greeted connection whose volume this shard owns.
     Greeted(Box<Greeted>),
-    /// A segment is in the vault.
-    PutDone { log: LogId, slot: Slot },
+    /// A put of a segment ended.
+    PutEnded { log: LogId, slot: Slot, end: PutEnd },
     /// A claim for a log ended.
     Claimed { log: LogId, volume: VolumeId, outcome: Result<Seq, (RefusalReason, String)> },
-    /// Somebody sealed the log: it takes nothing any more.
-    Sealed { log: LogId },
     /// The control plane took a volume away.
     Revoked { volume: VolumeId },
 }
@@ -78,67 +77,84 @@ enum End {
 /// its log is sealed it goes on with a new one; the other shards of the node notice nothing.
 pub(crate) async fn run<R: Rt>(
     mut parts: ShardParts,
-    mut recovery: Recovery,
+    recovery: Recovery,
     inbox: Mailbox<Message>,
     drain: Duration,
 ) {
-    while run_log::<R>(parts.clone(), recovery, &inbox, drain).await == End::Sealed {
+    let Recovery { mut tenure, mut opening, mut replayed, .. } = recovery;
+    loop {
+        parts.open(&opening);
+        let core = Rc::new(Core::<R>::new(parts.clone(), &opening));
+        replay::apply(&core, opening, std::mem::take(&mut replayed));
+        if run_log(&core, &mut tenure, &inbox, drain).await == End::Finished {
+            return;
+        }
         let (shard, sealed) = (parts.id, parts.log);
-        recovery = match parts.renew() {
-            Ok(recovery) => recovery,
+        opening = match parts.renew(&mut tenure) {
+            Ok(opening) => opening,
             Err(error) => {
                 let error = format!("{error:#}");
                 return parts.fatal.raise(Cause::Sealed { log: sealed, error });
             }
         };
-        let log = parts.log;
+        let log = opening.log;
         tracing::warn!(shard, %sealed, %log, "the log was sealed: volumes were taken over; the shard goes on with a new one");
     }
 }
 
 /// Runs the shard on one log.
 async fn run_log<R: Rt>(
-    parts: ShardParts,
-    recovery: Recovery,
+    core: &Rc<Core<R>>,
+    tenure: &mut Tenure,
     inbox: &Mailbox<Message>,
     drain: Duration,
 ) -> End {
-    let log = parts.log;
-    let core = Rc::new(Core::<R>::new(parts, recovery.log.next_slot, recovery.log.void.clone()));
-    replay::apply(&core, recovery);
-    R::spawn(journal::run(Rc::clone(&core)));
-    R::spawn(build::run(Rc::clone(&core)));
-    R::spawn(tick(Rc::clone(&core)));
-    R::spawn(session::sweep(Rc::clone(&core)));
-    R::spawn(standing::watch(Rc::clone(&core)));
+    R::spawn(journal::run(Rc::clone(core)));
+    R::spawn(build::run(Rc::clone(core)));
+    R::spawn(tick(Rc::clone(core)));
+    R::spawn(session::sweep(Rc::clone(core)));
+    R::spawn(standing::watch(Rc::clone(core)));
     let mut taken = 0_usize;
     while let Mail::Message(message) = inbox.next().await {
         taken += 1;
         if taken.is_multiple_of(MESSAGES_PER_TURN) {
             R::breathe().await;
         }
-        match message {
-            Message::Accepted { socket, peer } => greet::begin(&core, socket, peer),
-            Message::Greeted(greeted) => R::spawn(session::run(Rc::clone(&core), *greeted)),
-            Message::PutDone { log: of, slot } if of == log => core.input(Input::PutDone { slot }),
-            Message::Claimed { log: of, volume, outcome } if of == log => {
-                core.input(Input::Claimed { volume, outcome });
+        let step = match message {
+            Message::Accepted { socket, peer } => {
+                greet::begin(core, socket, peer);
+                Step::GoOn
             }
-            Message::Sealed { log: of } if of == log => {
-                core.retire().await;
-                return End::Sealed;
+            Message::Greeted(greeted) => {
+                R::spawn(session::run(Rc::clone(core), *greeted));
+                Step::GoOn
             }
-            // Of a log that this shard has left.
-            Message::PutDone { .. } | Message::Claimed { .. } | Message::Sealed { .. } => {}
-            Message::Revoked { volume } => core.input(Input::Revoked { volume }),
+            Message::PutEnded { log, slot, end } => {
+                hold(core, tenure, tenure::Input::PutEnded { log, slot, end })
+            }
+            Message::Claimed { log, volume, outcome } => {
+                hold(core, tenure, tenure::Input::ClaimEnded { log, volume, outcome })
+            }
+            Message::Revoked { volume } => {
+                core.input(Input::Revoked { volume });
+                Step::GoOn
+            }
+        };
+        if step == Step::Leave {
+            core.retire().await;
+            return End::Sealed;
         }
     }
     core.stop();
     let settle = async {
         while !core.is_settled() {
             match inbox.next().await {
-                Mail::Message(Message::PutDone { log: of, slot }) if of == log => {
-                    core.input(Input::PutDone { slot });
+                Mail::Message(Message::PutEnded { log, slot, end }) => {
+                    let step = hold(core, tenure, tenure::Input::PutEnded { log, slot, end });
+                    if step == Step::Leave {
+                        // What is not committed is its agents' to send, to whoever has their volumes.
+                        return;
+                    }
                 }
                 Mail::Message(_) | Mail::Finish => {}
                 Mail::End => return,
@@ -149,6 +165,33 @@ async fn run_log<R: Rt>(
         tracing::warn!(shard = core.id(), "stopped with frames still in the journal only");
     }
     End::Finished
+}
+
+/// What an input of the tenure leads to.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// Nothing but what was done.
+    GoOn,
+    /// The log was sealed: it is to be left.
+    Leave,
+}
+
+/// Gives the tenure of an open log an input, and carries out what it says.
+fn hold<R: Rt>(core: &Core<R>, tenure: &mut Tenure, input: tenure::Input) -> Step {
+    let mut out = Vec::new();
+    tenure.step(input, &mut out);
+    let mut step = Step::GoOn;
+    for output in out {
+        match output {
+            tenure::Output::Tell(input) => core.input(input),
+            tenure::Output::Retire => step = Step::Leave,
+            tenure::Output::Taken { log, slot } => {
+                core.parts.fatal.raise(Cause::Foreign { log, slot });
+            }
+            other => panic!("{other:?} is for a log that is not open"),
+        }
+    }
+    step
 }
 
 async fn tick<R: Rt>(core: Rc<Core<R>>) {

@@ -3,25 +3,24 @@
 use super::core::Core;
 use crate::rt::Rt;
 use farshore_engine::batch::Entry;
-use farshore_engine::shard::Input;
-use farshore_proto::limits::{JOURNAL_FILE_BYTES, SHARD_VOLUMES_MAX};
+use farshore_engine::tenure::{JournaledEntry, Opening, RecoveredVolume, Tenure};
+use farshore_proto::limits::JOURNAL_FILE_BYTES;
 use farshore_proto::{LogId, VolumeId};
 use farshore_vault::Vault;
 use farshore_vault::journal::{
     FileEnd, Gap, GroupsEnd, Replayed, join_streams, replay_file, volumes_in,
 };
-use farshore_vault::recover::{RecoveredLog, RecoveredVolume};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// Everything that a shard needs to go on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Recovery {
-    pub(crate) log: RecoveredLog,
+    pub(crate) tenure: Tenure,
+    pub(crate) opening: Opening,
     pub(crate) replayed: Vec<Replayed>,
-    pub(crate) files: Vec<u64>,
     /// Damages of the journal, each of which was reported.
     pub(crate) damages: u64,
 }
@@ -139,40 +138,18 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The volumes that the shard begins with: those of which the journal holds frames first. A log may have more
-/// than a shard holds at a time, when volumes have come and gone; the others are claimed anew when their
-/// agents come.
-fn in_room(
-    volumes: BTreeMap<VolumeId, RecoveredVolume>,
-    journaled: &BTreeSet<VolumeId>,
-) -> Vec<(VolumeId, RecoveredVolume)> {
-    let (mut first, rest): (Vec<_>, Vec<_>) =
-        volumes.into_iter().partition(|(volume, _)| journaled.contains(volume));
-    first.extend(rest);
-    first.truncate(SHARD_VOLUMES_MAX);
-    first
-}
-
-/// Gives the engine what was recovered.
-pub(super) fn apply<R: Rt>(core: &Core<R>, recovery: Recovery) {
-    let journaled = recovery.replayed.iter().map(|frame| frame.volume).collect();
-    for (volume, known) in in_room(recovery.log.volumes, &journaled) {
-        core.input(Input::Recovered {
-            volume,
-            epoch: known.epoch,
-            size_bytes: known.size_bytes,
-            committed: known.committed,
-        });
-    }
-    let count = recovery.replayed.len();
-    for Replayed { volume, epoch, seq, stamp, change, frame, file } in recovery.replayed {
+/// Tells the engine what was recovered.
+pub(super) fn apply<R: Rt>(core: &Core<R>, opening: Opening, replayed: Vec<Replayed>) {
+    let count = replayed.len();
+    let frames = replayed.into_iter().map(|replayed| {
+        let Replayed { volume, epoch, seq, stamp, change, frame, file } = replayed;
         let bytes = frame.body.len();
         let handle = core.keep(frame);
         let entry = Entry { volume, epoch, seq, change, handle, bytes };
         core.parts.metrics.replayed(&[entry]);
-        core.input(Input::Replay { entry, stamp, file });
-    }
-    core.input(Input::Replayed { files: recovery.files });
+        JournaledEntry { entry, stamp, file }
+    });
+    opening.inputs(frames).for_each(|input| core.input(input));
     if count > 0 {
         tracing::info!(shard = core.id(), frames = count, "replayed the journal");
     }

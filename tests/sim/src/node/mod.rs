@@ -13,30 +13,38 @@ mod session;
 mod shard;
 mod start;
 
-use crate::control::{Assignment, machine_of, volume_of};
+use crate::control::{Assignment, Report, machine_of, volume_of};
 use crate::disk::Disk;
 use crate::net::Arrival;
 use crate::world::{self, Process, World};
 use farshore_codec::{ChunkHasher, Chunker};
+use farshore_engine::assignments::{Changes, Given, changes};
 use farshore_engine::batch::Limits;
+use farshore_engine::claims::{self, Claims, NotOurs, Wishes};
 use farshore_engine::shard::{Input, Settings};
-use farshore_proto::frame::RefusalReason;
+use farshore_engine::tenure::{self, PutEnd};
 use farshore_proto::{ChunkId, LogId, Seq, Slot, VolumeId};
-use farshore_vault::dedup::Known;
+use farshore_vault::claim::SealedLogs;
 use farshore_vault::index::Location;
 use farshore_vault::journal::{JournalWriter, Written};
-use farshore_vault::log::Foreign;
 use farshore_vault::map;
 use journal::SimJournal;
 use session::Sessions;
 use shard::Shard;
-use start::{Recovered, Starting};
+use start::Starting;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Segments of a volume after which it is mapped again.
 const MAP_SEGMENTS: u64 = 10;
+const REPORT: Duration = Duration::from_secs(1);
+/// Volumes of each kind in a report: few, so that some wait for the next.
+const REPORT_VOLUMES_MAX: usize = 2;
+
+/// What the shards know of the vault's chunks.
+type Known = farshore_vault::dedup::Known<HashMap<ChunkId, Location>>;
 
 /// What happens to a node.
 #[derive(Debug)]
@@ -45,18 +53,14 @@ pub enum Event {
     Assignments(BTreeMap<usize, Assignment>),
     /// From the network.
     Net(Arrival),
-    /// Its logs were read at the start.
-    Recovered(Result<Vec<Option<Recovered>>, String>),
+    /// A log was read at the start.
+    LogRead(start::LogRead),
     /// A claim ended.
     Claimed {
-        /// The shard that asked.
-        shard: usize,
-        /// The volume.
-        volume: VolumeId,
-        /// What the vault holds of it, or what its agent is told.
-        outcome: Result<Seq, (RefusalReason, String)>,
-        /// Whether only a newer epoch helps.
-        needs_epoch: bool,
+        /// Its number.
+        number: u64,
+        /// What the vault holds of the volume; or why it is not ours.
+        end: Result<Seq, NotOurs>,
     },
     /// A journal group was written, or not.
     Grouped {
@@ -78,10 +82,12 @@ pub enum Event {
     Put {
         /// The shard.
         shard: usize,
+        /// The log it was for.
+        log: LogId,
         /// The slot.
         slot: Slot,
-        /// What is in the slot instead, if not the segment.
-        end: Result<(), Foreign>,
+        /// How.
+        end: PutEnd,
     },
     /// A shard's engine wanted to be told the time.
     Tick {
@@ -90,6 +96,10 @@ pub enum Event {
     },
     /// Silent sessions are looked for.
     Sweep,
+    /// A report to the control plane is due.
+    Report,
+    /// A report that said these volumes to need an epoch was not heard.
+    Unheard(Vec<VolumeId>),
     /// A map was written, or not: nothing depends on it.
     Mapped,
 }
@@ -103,11 +113,22 @@ struct Kept {
     index: HashMap<ChunkId, Location>,
 }
 
+/// The worst of moments to die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doom {
+    /// So many puts of one shard are on their way.
+    Puts(usize),
+    /// The next claim.
+    Claim,
+    /// The next group of this shard is durable: its journal knows a volume that its log does not.
+    Group(usize),
+}
+
 #[derive(Debug, Default)]
 enum State {
     #[default]
     Down,
-    Starting(Starting),
+    Starting(Box<Starting>),
     Running(Box<Running>),
     /// It told the world that it exits.
     Exiting,
@@ -118,15 +139,17 @@ enum State {
 struct Running {
     incarnation: u64,
     tools: Tools,
-    known: Known<HashMap<ChunkId, Location>>,
+    known: Known,
     assignments: BTreeMap<usize, Assignment>,
     shards: Vec<Shard>,
     sessions: Sessions,
+    claims: Claims,
+    sealed: Arc<SealedLogs>,
+    wishes: Wishes,
     /// Segments of each volume since its last map.
     unmapped: BTreeMap<VolumeId, u64>,
     is_mapping: bool,
-    /// It is killed as soon as so many puts of one shard are on their way.
-    doom_puts: Option<usize>,
+    doom: Option<Doom>,
 }
 
 /// The tools of every build.
@@ -186,11 +209,10 @@ impl Node {
         &self.files
     }
 
-    /// It dies as soon as so many puts of one shard are on their way; a process that does not run has
-    /// no doom.
-    pub fn set_doom(&mut self, puts: Option<usize>) {
+    /// When it dies; a process that does not run has no doom.
+    pub fn set_doom(&mut self, doom: Option<Doom>) {
         if let State::Running(running) = &mut self.state {
-            running.doom_puts = puts;
+            running.doom = doom;
         }
     }
 
@@ -226,8 +248,10 @@ impl Node {
 
     /// Its process is killed: what is in memory is gone.
     pub fn end(&mut self) {
-        if let State::Running(running) = std::mem::take(&mut self.state) {
-            self.kept.index = running.known.into_index();
+        match std::mem::take(&mut self.state) {
+            State::Running(running) => self.kept.index = running.known.into_index(),
+            State::Starting(starting) => self.kept.index = starting.known.into_index(),
+            State::Down | State::Exiting => {}
         }
     }
 
@@ -250,8 +274,8 @@ impl Node {
 
     /// Something happens to it.
     pub fn handle(&mut self, world: &mut World, event: Event) {
-        if let Event::Recovered(found) = event {
-            return self.recovered(world, found);
+        if let Event::LogRead(read) = event {
+            return self.log_read(world, read);
         }
         if let State::Starting(starting) = &mut self.state {
             // Sockets are not listened on yet, and the table of assignments is read at the end.
@@ -262,7 +286,8 @@ impl Node {
         }
         let number = self.number;
         let State::Running(running) = &mut self.state else { return };
-        let mut turn = Turn { number, files: &self.files, running, world };
+        let (files, logs) = (&self.files, &mut self.kept.logs);
+        let mut turn = Turn { number, files, logs, running, world };
         if let Err(why) = turn.handle(event) {
             let process = self.process();
             world.exit(process, &why);
@@ -279,6 +304,8 @@ type Fatal = String;
 struct Turn<'a> {
     number: usize,
     files: &'a Disk,
+    /// The logs of its shards, durably.
+    logs: &'a mut [LogId],
     running: &'a mut Running,
     world: &'a mut World,
 }
@@ -296,20 +323,21 @@ impl Turn<'_> {
         match event {
             Event::Assignments(told) => self.assigned(told)?,
             Event::Net(arrival) => self.arrived(arrival)?,
-            Event::Recovered(_) => {}
-            Event::Claimed { shard, volume, outcome, needs_epoch } => {
-                if needs_epoch {
-                    self.world.want_epoch(self.number, machine_of(volume));
-                }
-                self.input(shard, Input::Claimed { volume, outcome })?;
+            Event::LogRead(_) => {}
+            Event::Claimed { number, end } => {
+                self.step_claims(claims::Input::Ended { number, end })?;
             }
             Event::Grouped { shard, group, journal, written } => {
                 self.grouped(shard, group, journal, written)?;
             }
             Event::Build { shard } => self.build(shard)?,
-            Event::Put { shard, slot, end } => self.put_ended(shard, slot, end)?,
+            Event::Put { shard, log, slot, end } => {
+                self.hold(shard, tenure::Input::PutEnded { log, slot, end })?;
+            }
             Event::Tick { shard } => self.tick(shard)?,
             Event::Sweep => self.sweep()?,
+            Event::Report => self.report(),
+            Event::Unheard(volumes) => self.running.wishes.need(volumes),
             Event::Mapped => self.running.is_mapping = false,
         }
         self.map_next();
@@ -318,19 +346,32 @@ impl Turn<'_> {
 
     /// Takes what the control plane says; sessions of volumes that went elsewhere end.
     fn assigned(&mut self, told: BTreeMap<usize, Assignment>) -> Result<(), Fatal> {
-        let before = std::mem::replace(&mut self.running.assignments, told);
-        let now = &self.running.assignments;
-        let is_over = |(machine, before): &(usize, Assignment)| {
-            now.get(machine).is_none_or(|now| now.epoch != before.epoch)
+        let given = |(machine, owner): (&usize, &Assignment)| {
+            (volume_of(*machine), Given { epoch: owner.epoch, agent: *machine })
         };
-        let revoked: Vec<usize> =
-            before.into_iter().filter(is_over).map(|(machine, _)| machine).collect();
-        for machine in revoked {
-            let volume = volume_of(machine);
+        let before = std::mem::replace(&mut self.running.assignments, told);
+        let now = self.running.assignments.iter().map(given).collect();
+        let Changes { revoked, lowered } = changes(before.iter().map(given), &now);
+        for (volume, newest) in lowered {
+            self.running.wishes.learn(volume, claims::Cause::Fenced(newest));
+        }
+        for volume in revoked {
             let shard = self.running.owner(volume);
             self.input(shard, Input::Revoked { volume })?;
         }
         Ok(())
+    }
+
+    /// Says to the control plane what only it can mend.
+    fn report(&mut self) {
+        let assignments = &self.running.assignments;
+        let assigned = |volume| assignments.get(&machine_of(volume)).map(|owner| owner.epoch);
+        let newer = self.running.wishes.newer(assigned, REPORT_VOLUMES_MAX);
+        let needed = self.running.wishes.take_needed(REPORT_VOLUMES_MAX);
+        if !newer.is_empty() || !needed.is_empty() {
+            self.world.report(Report { node: self.number, needed, newer });
+        }
+        self.after(REPORT, Event::Report);
     }
 
     /// A segment of these volumes is in the vault.

@@ -50,6 +50,12 @@ impl Sessions {
         self.by_conn.get(conn).map(|session| session.machine)
     }
 
+    /// All sessions of a shard.
+    pub(super) fn of_shard(&self, shard: usize) -> Vec<SessionId> {
+        let sessions = self.by_conn.values().filter(|session| session.shard == shard);
+        sessions.map(|session| session.id).collect()
+    }
+
     /// Forgets a session.
     pub(super) fn remove(&mut self, id: SessionId) -> Option<Conn> {
         let conn = self.by_id.remove(&id)?;
@@ -189,6 +195,10 @@ impl Turn<'_> {
                 Ok(hello) => hello,
                 Err(bad) => return Ok(Err(bad)),
             };
+            if !self.running.shards[shard].tenure.is_open() {
+                // The peer comes back, and finds the shard on its new log.
+                return self.close(shard, id).map(Ok);
+            }
             session.has_said_hello = true;
             session.mark_interval_ms = hello.mark_interval_ms.into();
             let assigned = self.running.assignments.get(&machine).map(|owner| owner.epoch);

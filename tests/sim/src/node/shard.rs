@@ -1,22 +1,25 @@
 //! One shard: its engine, and what carries its outputs out.
 
 use super::journal::{self, SimJournal};
-use super::{Event, Fatal, Turn};
+use super::{Doom, Event, Fatal, Turn};
 use crate::control::machine_of;
 use crate::world;
 use farshore_codec::SegmentBuilder;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
+use farshore_engine::claims::{self, Wanted};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard as Engine};
 use farshore_engine::stream::Stream;
-use farshore_proto::frame::{Ack, Control, Refusal};
+use farshore_engine::tenure::{self, Opening, PutEnd, Tenure};
+use farshore_proto::frame::{Ack, Control, Refusal, RefusalReason};
 use farshore_proto::{LogId, Slot, Timestamp, VolumeId};
 use farshore_vault::build::Build;
-use farshore_vault::claim::{ClaimError, Wanted, claim_volume};
+use farshore_vault::claim::claim_with;
 use farshore_vault::frames::{Frame, Frames};
 use farshore_vault::journal::{JournalWriter, Written, lay_out, plain_bytes};
-use farshore_vault::log::{Foreign, put_until_there};
-use std::collections::{BTreeSet, VecDeque};
+use farshore_vault::log::put_until_there;
+use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A deadline that cannot be met now is looked at again after this.
@@ -26,22 +29,12 @@ const REPLAYED_SLACK_BYTES: usize = 512 << 10;
 /// How long the thread is busy before it builds, in microseconds.
 const BUILD_US: std::ops::Range<u64> = 50..6_000;
 
-/// What a shard is made of.
-pub(super) struct ShardParts {
-    pub(super) log: LogId,
-    pub(super) incarnation: u64,
-    pub(super) settings: Settings,
-    pub(super) next_slot: Slot,
-    pub(super) void: BTreeSet<Slot>,
-    pub(super) journal: JournalWriter<SimJournal>,
-}
-
 /// A running shard.
 #[derive(Debug)]
 pub(super) struct Shard {
-    log: LogId,
+    pub(super) tenure: Tenure,
     incarnation: u64,
-    cache_bytes: usize,
+    settings: Settings,
     engine: Engine,
     frames: Frames,
     /// Away while it writes a group.
@@ -55,13 +48,17 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    pub(super) fn new(parts: ShardParts) -> Self {
-        let ShardParts { log, incarnation, settings, next_slot, void, journal } = parts;
+    pub(super) fn new(
+        tenure: Tenure,
+        settings: Settings,
+        opening: &Opening,
+        journal: JournalWriter<SimJournal>,
+    ) -> Self {
         Self {
-            log,
-            incarnation,
-            cache_bytes: settings.cache_bytes,
-            engine: Engine::new(settings, next_slot, void),
+            tenure,
+            incarnation: opening.incarnation,
+            settings,
+            engine: Engine::new(settings, opening.next_slot, opening.void.clone()),
             frames: Frames::default(),
             journal: Some(Box::new(journal)),
             groups: VecDeque::new(),
@@ -73,7 +70,11 @@ impl Shard {
     }
 
     pub(super) fn log(&self) -> LogId {
-        self.log
+        self.tenure.log()
+    }
+
+    pub(super) fn settings(&self) -> Settings {
+        self.settings
     }
 
     pub(super) fn is_settled(&self) -> bool {
@@ -116,7 +117,7 @@ impl Turn<'_> {
         let held = self.running.shards[shard].engine.held_bytes();
         // After a start the sessions are those of the run before: their last frames are replayed too.
         let slack = self.running.sessions.slack_bytes().max(REPLAYED_SLACK_BYTES);
-        let allowed = self.running.shards[shard].cache_bytes + slack;
+        let allowed = self.running.shards[shard].settings.cache_bytes + slack;
         self.world.oracle.held("a shard's cache", held, allowed);
         for output in out {
             self.perform(shard, output)?;
@@ -127,10 +128,13 @@ impl Turn<'_> {
 
     fn perform(&mut self, shard: usize, output: Output) -> Result<(), Fatal> {
         match output {
+            // Nothing begins in a log that was sealed.
+            Output::Claim { .. } if !self.running.shards[shard].tenure.is_open() => {}
             Output::Claim { volume, epoch, size_bytes, first_slot } => {
-                let log = self.running.shards[shard].log;
+                let log = self.running.shards[shard].log();
                 let label = format!("server {}", machine_of(volume));
-                self.claim(shard, Wanted { volume, epoch, log, first_slot, size_bytes, label });
+                let wanted = Wanted { volume, epoch, log, first_slot, size_bytes, label };
+                self.step_claims(claims::Input::Wanted { shard, wanted })?;
             }
             Output::Welcome { session, welcome } => {
                 let (journaled, committed) = (welcome.journaled, welcome.committed);
@@ -141,6 +145,9 @@ impl Turn<'_> {
                 self.world.tell(self.process(), || format!("refuses: {text}"));
                 self.say(session, &Control::Refusal(Refusal { reason, text }));
                 self.close(shard, session)?;
+            }
+            Output::Passed { volume, newest } => {
+                self.running.wishes.learn(volume, claims::Cause::Fenced(newest));
             }
             Output::Contested { volume, text } => {
                 let machine = machine_of(volume);
@@ -159,7 +166,7 @@ impl Turn<'_> {
                 self.plan_build(shard);
             }
             Output::Committed { slot, lasts, points, release } => {
-                let log = self.running.shards[shard].log;
+                let log = self.running.shards[shard].log();
                 self.world.tell(self.process(), || {
                     format!("shard {shard}: slot {slot} is committed, with {} points", points.len())
                 });
@@ -185,28 +192,73 @@ impl Turn<'_> {
         let shard = &self.running.shards[shard];
         let volume = shard.engine.volume_of(session);
         if let Some(stream) = volume.and_then(|volume| shard.engine.stream(volume)) {
-            self.world.judge_ack(shard.log, machine, stream.epoch(), ack);
+            self.world.judge_ack(shard.log(), machine, stream.epoch(), ack);
         }
     }
 
-    fn claim(&mut self, shard: usize, wanted: Wanted) {
-        let (number, vault) = (self.number, self.world.store.vault());
+    /// Steps the node's claims and carries out what they say.
+    pub(super) fn step_claims(&mut self, input: claims::Input) -> Result<(), Fatal> {
+        let mut out = Vec::new();
+        self.running.claims.step(input, &mut out);
+        for output in out {
+            match output {
+                claims::Output::Claim { number, wanted } => self.claim(number, wanted),
+                claims::Output::Tell { shard, log, volume, outcome } => {
+                    if outcome.is_ok() && self.running.doom == Some(Doom::Claim) {
+                        self.running.doom = Some(Doom::Group(shard));
+                    }
+                    self.hold(shard, tenure::Input::ClaimEnded { log, volume, outcome })?;
+                }
+                claims::Output::Wish { volume, cause } => self.running.wishes.learn(volume, cause),
+            }
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, number: u64, wanted: Wanted) {
+        let (node, vault) = (self.number, self.world.store.vault());
+        let sealed = Arc::clone(&self.running.sealed);
         self.world.spawn(self.process(), async move {
-            let claimed = claim_volume(&vault, &wanted).await;
-            let needs_epoch = matches!(claimed, Err(ClaimError::NeedsEpoch { .. }));
-            let outcome = claimed
-                .map(|claimed| claimed.committed)
-                .map_err(|error| (error.reason(), error.to_string()));
-            let volume = wanted.volume;
-            let event = Event::Claimed { shard, volume, outcome, needs_epoch };
-            world::Event::Node(number, event)
+            let claimed = claim_with(&vault, &wanted, &sealed).await;
+            let end = claimed.map(|claimed| claimed.committed).map_err(|error| (&error).into());
+            world::Event::Node(node, Event::Claimed { number, end })
         });
+    }
+
+    /// Gives the tenure of a shard an input, and carries out what it says.
+    pub(super) fn hold(&mut self, shard: usize, input: tenure::Input) -> Result<(), Fatal> {
+        let mut out = Vec::new();
+        self.running.shards[shard].tenure.step(input, &mut out);
+        for output in out {
+            match output {
+                tenure::Output::Tell(input) => self.input(shard, input)?,
+                tenure::Output::Retire => self.retire(shard)?,
+                tenure::Output::Taken { log, slot } => {
+                    return Err(format!("slot {slot} of log {log} is taken"));
+                }
+                other => panic!("{other:?} is for a log that is not open"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The log was sealed: ends all sessions, and leaves it once no group is being written.
+    fn retire(&mut self, shard: usize) -> Result<(), Fatal> {
+        let log = self.running.shards[shard].log();
+        self.world.tell(self.process(), || format!("shard {shard}: log {log} was sealed"));
+        for session in self.running.sessions.of_shard(shard) {
+            let text = "the log was taken over; come back in a moment".to_owned();
+            let reason = RefusalReason::Unavailable;
+            self.say(session, &Control::Refusal(Refusal { reason, text }));
+            self.close(shard, session)?;
+        }
+        if self.running.shards[shard].journal.is_some() { self.renew(shard) } else { Ok(()) }
     }
 
     /// Gives the next group to the journal's writer, if that is at home.
     fn write_group(&mut self, number: usize) {
         let shard = &mut self.running.shards[number];
-        if shard.journal.is_none() {
+        if shard.journal.is_none() || !shard.tenure.is_open() {
             return;
         }
         let Some((group, entries)) = shard.groups.pop_front() else { return };
@@ -231,7 +283,7 @@ impl Turn<'_> {
     ) -> Result<(), Fatal> {
         let written = written.map_err(|error| format!("the journal failed: {error}"))?;
         if let Some(salt) = journal.salt() {
-            let log = self.running.shards[shard].log;
+            let log = self.running.shards[shard].log();
             let content = format!(
                 "node {} file {} life {}",
                 self.number, written.file, self.running.incarnation
@@ -241,6 +293,12 @@ impl Turn<'_> {
         }
         self.running.shards[shard].journal = Some(journal);
         self.input(shard, Input::GroupDone { group, file: written.file })?;
+        if !self.running.shards[shard].tenure.is_open() {
+            return self.renew(shard);
+        }
+        if self.running.doom == Some(Doom::Group(shard)) {
+            return Err("it was doomed to die behind the first group after a claim".to_owned());
+        }
         self.write_group(shard);
         Ok(())
     }
@@ -257,11 +315,14 @@ impl Turn<'_> {
     /// Builds the next segment and sends it.
     pub(super) fn build(&mut self, number: usize) -> Result<(), Fatal> {
         let shard = &mut self.running.shards[number];
-        let Some((slot, spans)) = shard.plans.pop_front() else { return Ok(()) };
         shard.is_building = false;
+        if !shard.tenure.is_open() {
+            return Ok(());
+        }
+        let Some((slot, spans)) = shard.plans.pop_front() else { return Ok(()) };
         let vault = self.world.store.vault();
         let (key_number, key) = vault.newest_key();
-        let (log, incarnation) = (shard.log, shard.incarnation);
+        let (log, incarnation) = (shard.log(), shard.incarnation);
         let told = |error: farshore_codec::CodecError| format!("cannot build a segment: {error}");
         let mut builder =
             SegmentBuilder::new(vault.id(), log, slot, incarnation, key, key_number, 1)
@@ -282,27 +343,16 @@ impl Turn<'_> {
         self.world.spawn(self.process(), async move {
             let pause = |_, wait: Duration| sleep(wait);
             let end = put_until_there(&vault, log, slot, built.pieces, pause).await;
-            world::Event::Node(node, Event::Put { shard: number, slot, end })
+            let end = end.map_or_else(PutEnd::from, |()| PutEnd::There);
+            world::Event::Node(node, Event::Put { shard: number, log, slot, end })
         });
-        if self.running.doom_puts.is_some_and(|doom| self.world.store.puts_on_way(log) >= doom) {
+        if let Some(Doom::Puts(puts)) = self.running.doom
+            && self.world.store.puts_on_way(log) >= puts
+        {
             return Err("it was doomed to die with puts on their way".to_owned());
         }
         self.plan_build(number);
         Ok(())
-    }
-
-    pub(super) fn put_ended(
-        &mut self,
-        shard: usize,
-        slot: Slot,
-        end: Result<(), Foreign>,
-    ) -> Result<(), Fatal> {
-        let log = self.running.shards[shard].log;
-        match end {
-            Ok(()) => self.input(shard, Input::PutDone { slot }),
-            Err(Foreign::Sealed) => Err(format!("log {log} was sealed")),
-            Err(Foreign::Segment) => Err(format!("slot {slot} of log {log} is taken")),
-        }
     }
 
     /// Has the engine told the time when it wants to, but not again at once if that did not help.

@@ -1,62 +1,66 @@
-//! A start: the journal is made durable as it is, each log is read, the journal is replayed.
+//! A start: what [`farshore_engine::tenure`] asks for, one shard after the other.
 
 use super::journal::{self, SimJournal};
 use super::session::Sessions;
-use super::shard::{Shard, ShardParts};
-use super::{Event, Node, Running, State, Tools, Turn, draw_settings};
+use super::shard::Shard;
+use super::{Event, Known, Node, Running, State, Tools, Turn, draw_settings};
 use crate::control::{Assignment, machine_of, volume_of};
+use crate::disk::Disk;
 use crate::store::at_once;
 use crate::world::{self, World};
 use farshore_codec::{ChunkHasher, Chunker};
 use farshore_engine::batch::Entry;
-use farshore_engine::shard::Input;
+use farshore_engine::claims::{Claims, Wishes};
+use farshore_engine::tenure::{
+    Input, JournaledEntry, Opening, Output, RecoveredLog, RecoveredVolume, Tenure,
+};
 use farshore_proto::segment::Table;
-use farshore_proto::{ChunkId, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{LogId, Seq, Slot, VolumeId};
 use farshore_vault::Vault;
 use farshore_vault::catalog::end_of_volume;
-use farshore_vault::dedup::Known;
+use farshore_vault::claim::SealedLogs;
 use farshore_vault::epoch::read_epochs;
-use farshore_vault::index::Location;
-use farshore_vault::journal::{JournalWriter, Owner, Replayed, replay_file, volumes_in};
-use farshore_vault::recover::{RecoveredLog, recover};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use farshore_vault::journal::{
+    JournalWriter, Owner, Replayed, join_streams, replay_file, volumes_in,
+};
+use farshore_vault::recover::recover;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes of a journal file: a few groups.
 const FILE_BYTES: u64 = 160 << 10;
 const SWEEP: Duration = Duration::from_secs(5);
+const REPORT: Duration = Duration::from_secs(1);
+/// Claims that are under way at the same time: few, so that some wait.
+const CLAIMS_AT_ONCE: usize = 2;
+const CLAIMS_WAITING_MAX: usize = 8;
 
 /// A node that reads its logs.
 #[derive(Debug)]
 pub(super) struct Starting {
     pub(super) assignments: BTreeMap<usize, Assignment>,
-}
-
-/// What was read of one shard's log.
-#[derive(Debug)]
-pub struct Recovered {
-    log: RecoveredLog,
-    tables: Vec<(Slot, Table)>,
-}
-
-/// What was found in one shard's journal.
-#[derive(Debug, Default)]
-struct Journal {
+    pub(super) known: Known,
+    /// Of the shard whose turn it is.
+    tenure: Tenure,
     replayed: Vec<Replayed>,
-    files: Vec<u64>,
+    /// Those that are ready.
+    begun: Vec<Begun>,
 }
 
-/// What a start has made of its logs and journals.
+/// A shard that has what it goes on with.
 #[derive(Debug)]
-struct Opened {
-    shards: Vec<Shard>,
-    /// What each shard is to be told before it serves.
-    journals: Vec<(RecoveredLog, Journal)>,
-    known: Known<HashMap<ChunkId, Location>>,
+struct Begun {
+    tenure: Tenure,
+    opening: Opening,
+    replayed: Vec<Replayed>,
 }
+
+/// What was read of one shard's log; nothing if it was sealed.
+pub(super) type LogRead = Result<Option<(RecoveredLog, Vec<(Slot, Table)>)>, String>;
 
 impl Node {
     /// Starts its process.
@@ -66,32 +70,104 @@ impl Node {
         }
         // Durable before it is used.
         self.kept.incarnation += 1;
-        let mut logs = Vec::new();
-        for (shard, log) in self.kept.logs.iter().enumerate() {
-            match self.journaled(&world.store.vault(), shard, *log) {
-                Ok(volumes) => logs.push((*log, volumes)),
-                Err(error) => {
-                    let process = self.process();
-                    self.state = State::Exiting;
-                    return world.exit(process, &format!("cannot read the journal: {error}"));
+        self.state = State::Starting(Box::new(Starting {
+            assignments: world.control.told(self.process()),
+            known: Known::new(std::mem::take(&mut self.kept.index)),
+            tenure: Tenure::default(),
+            replayed: Vec::new(),
+            begun: Vec::new(),
+        }));
+        self.begin_next(world);
+    }
+
+    /// Goes on with the next shard, or serves if there is none.
+    fn begin_next(&mut self, world: &mut World) {
+        let State::Starting(starting) = &mut self.state else { return };
+        let shard = starting.begun.len();
+        match self.kept.logs.get(shard) {
+            Some(log) => {
+                let (log, incarnation) = (*log, self.kept.incarnation);
+                self.prepare(world, Input::Start { log, incarnation });
+            }
+            None => self.serve(world),
+        }
+    }
+
+    /// A log was read, or not.
+    pub(super) fn log_read(&mut self, world: &mut World, read: LogRead) {
+        let State::Starting(starting) = &mut self.state else { return };
+        let log = starting.tenure.log();
+        let mut rng = world.rng.fork();
+        world.store.writer_goes_on(log, &mut rng);
+        match read {
+            Ok(read) => {
+                let found = read.map(|(found, tables)| {
+                    for (slot, table) in tables {
+                        starting.known.learn(log, slot, &table);
+                    }
+                    found
+                });
+                self.prepare(world, Input::LogRead { found });
+            }
+            Err(why) => self.give_up(world, &why),
+        }
+    }
+
+    fn give_up(&mut self, world: &mut World, why: &str) {
+        self.end();
+        self.state = State::Exiting;
+        world.exit(self.process(), &format!("cannot start: {why}"));
+    }
+
+    /// Carries out what the tenure of the shard whose turn it is says, until it waits for its log.
+    fn prepare(&mut self, world: &mut World, input: Input) {
+        let mut input = Some(input);
+        while let Some(next) = input.take() {
+            let State::Starting(starting) = &mut self.state else { return };
+            let mut todo = Vec::new();
+            starting.tenure.step(next, &mut todo);
+            let shard = starting.begun.len();
+            let done = match todo.pop() {
+                Some(Output::SeeJournal { log }) => {
+                    let seen = self.journaled(&world.store.vault(), shard, log);
+                    seen.map(|volumes| input = Some(Input::JournalSeen { volumes }))
                 }
+                Some(Output::ReadLog { log, incarnation, journaled }) => {
+                    let (vault, number) = (world.store.vault(), self.number);
+                    world.spawn(self.process(), async move {
+                        let read = read_log(&vault, log, incarnation, &journaled).await;
+                        world::Event::Node(number, Event::LogRead(read))
+                    });
+                    Ok(())
+                }
+                Some(Output::ReadJournal { log, volumes }) => {
+                    let read = self.read_journal(&world.store.vault(), (shard, log), &volumes);
+                    read.map(|read| input = Some(read))
+                }
+                Some(Output::Renew { .. }) => {
+                    self.kept.logs[shard] = draw_log(world);
+                    let files = journal_files(&self.files, shard).into_keys().collect();
+                    input = Some(Input::Renewed { log: self.kept.logs[shard], files });
+                    Ok(())
+                }
+                Some(Output::Open(opening)) => {
+                    let tenure = std::mem::take(&mut starting.tenure);
+                    let replayed = std::mem::take(&mut starting.replayed);
+                    starting.begun.push(Begun { tenure, opening, replayed });
+                    return self.begin_next(world);
+                }
+                other => panic!("a shard that starts is told to open a log, not {other:?}"),
+            };
+            if let Err(error) = done {
+                self.give_up(world, &format!("the journal: {error}"));
             }
         }
-        let assignments = world.control.told(self.process());
-        self.state = State::Starting(Starting { assignments });
-        let (vault, number, incarnation) =
-            (world.store.vault(), self.number, self.kept.incarnation);
-        world.spawn(self.process(), async move {
-            let found = recover_all(&vault, incarnation, logs).await;
-            world::Event::Node(number, Event::Recovered(found))
-        });
     }
 
     /// The volumes in a shard's journal; what is there of it is durable afterwards.
     fn journaled(&self, vault: &Vault, shard: usize, log: LogId) -> io::Result<BTreeSet<VolumeId>> {
         let mut volumes = BTreeSet::new();
-        for path in self.files.list(&journal::dir(shard)) {
-            let Some(file) = journal::number(&path) else { continue };
+        for (file, path) in journal_files(&self.files, shard) {
             self.files.open(&path)?.sync()?;
             let mut bytes = journal::read(&self.files, &path)?;
             volumes.extend(volumes_in((vault.id(), log), vault.ring(), (file, &mut bytes)));
@@ -100,34 +176,45 @@ impl Node {
         Ok(volumes)
     }
 
-    /// The logs were read, or not.
-    pub(super) fn recovered(
+    fn read_journal(
         &mut self,
-        world: &mut World,
-        found: Result<Vec<Option<Recovered>>, String>,
-    ) {
-        let State::Starting(Starting { assignments }) = std::mem::take(&mut self.state) else {
-            return;
-        };
-        let process = self.process();
-        let mut rng = world.rng.fork();
-        for log in &self.kept.logs {
-            world.store.writer_goes_on(*log, &mut rng);
+        vault: &Vault,
+        (shard, log): (usize, LogId),
+        volumes: &BTreeMap<VolumeId, RecoveredVolume>,
+    ) -> io::Result<Input> {
+        let mut replayed = Vec::new();
+        let mut files = Vec::new();
+        for (number, path) in journal_files(&self.files, shard) {
+            let mut bytes = journal::read(&self.files, &path)?;
+            let file = (number, bytes.as_mut_slice());
+            // How it ended is for people: whatever is missing, agents still have.
+            let _end = replay_file((vault.id(), log), vault.ring(), file, volumes, &mut replayed);
+            files.push(number);
         }
-        let started = found
-            .and_then(|found| self.open_shards(world, found).map_err(|error| error.to_string()));
-        let Opened { shards, journals, known } = match started {
-            Ok(started) => started,
-            Err(why) => {
-                self.state = State::Exiting;
-                return world.exit(process, &format!("cannot start: {why}"));
-            }
-        };
+        let _gaps = join_streams(volumes, &mut replayed);
+        let journaled = replayed.iter().map(|frame| frame.volume).collect();
+        if let State::Starting(starting) = &mut self.state {
+            starting.replayed = replayed;
+        }
+        Ok(Input::JournalRead { volumes: journaled, files })
+    }
+
+    /// All logs are ready.
+    fn serve(&mut self, world: &mut World) {
+        let State::Starting(starting) = std::mem::take(&mut self.state) else { return };
+        let Starting { assignments, known, begun, .. } = *starting;
+        let settings = draw_settings(&mut world.rng);
         let vault = world.store.vault();
         let tools = Tools {
             chunker: Chunker::new(&vault.vault_keys().chunk_key),
             hasher: ChunkHasher::new(vault.vault_keys().id_key.clone()),
         };
+        let (mut shards, mut openings) = (Vec::new(), Vec::new());
+        for (shard, Begun { tenure, opening, replayed }) in begun.into_iter().enumerate() {
+            let journal = journal_writer(&self.files, world, shard, &opening);
+            shards.push(Shard::new(tenure, settings, &opening, journal));
+            openings.push((opening, replayed));
+        }
         let mut running = Box::new(Running {
             incarnation: self.kept.incarnation,
             tools,
@@ -135,109 +222,66 @@ impl Node {
             assignments,
             shards,
             sessions: Sessions::default(),
+            claims: Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX),
+            sealed: Arc::new(SealedLogs::default()),
+            wishes: Wishes::default(),
             unmapped: BTreeMap::new(),
             is_mapping: false,
-            doom_puts: None,
+            doom: None,
         });
-        let (number, files) = (self.number, &self.files);
-        let mut turn = Turn { number, files, running: &mut running, world };
-        let replayed: Result<(), String> = journals
+        let (number, files, logs) = (self.number, &self.files, &mut self.kept.logs);
+        let mut turn = Turn { number, files, logs, running: &mut running, world };
+        let told: Result<(), String> = openings
             .into_iter()
             .enumerate()
-            .try_for_each(|(shard, (log, journal))| turn.replay(shard, log, journal));
-        if let Err(why) = replayed {
-            self.state = State::Exiting;
-            return world.exit(process, &why);
-        }
+            .try_for_each(|(shard, (opening, replayed))| turn.begin(shard, opening, replayed));
         self.state = State::Running(running);
+        if let Err(why) = told {
+            return self.give_up(world, &why);
+        }
         world.control.set_up(number, true);
         world.after(SWEEP, world::Event::Node(number, Event::Sweep));
+        world.after(REPORT, world::Event::Node(number, Event::Report));
     }
+}
 
-    /// Makes the shards, and reads what their journals hold for them.
-    fn open_shards(
-        &mut self,
-        world: &mut World,
-        found: Vec<Option<Recovered>>,
-    ) -> io::Result<Opened> {
-        let vault = world.store.vault();
-        let mut known = Known::new(std::mem::take(&mut self.kept.index));
-        let settings = draw_settings(&mut world.rng);
-        let (mut shards, mut journals) = (Vec::new(), Vec::new());
-        for (shard, found) in found.into_iter().enumerate() {
-            let (log, journal) = match found {
-                Some(Recovered { log, tables }) => {
-                    for (slot, table) in tables {
-                        known.learn(self.kept.logs[shard], slot, &table);
-                    }
-                    let journal = self.read_journal(&vault, shard, &log)?;
-                    (log, journal)
-                }
-                None => {
-                    // Others own its volumes now; what the journal holds was fenced off with the log.
-                    self.kept.logs[shard] = draw_log(world);
-                    let files = self.journal_files(shard).into_keys().collect();
-                    (RecoveredLog::default(), Journal { files, ..Journal::default() })
-                }
-            };
-            let (number, key) = vault.newest_key();
-            let owner = Owner {
-                vault: vault.id(),
-                log: self.kept.logs[shard],
-                number,
-                key: Arc::new(key.clone()),
-            };
-            let first_file = journal.files.last().map_or(0, |last| last + 1);
-            let disk =
-                SimJournal::new(self.files.clone(), shard, world.sleeper(), world.rng.fork());
-            let journal_writer = JournalWriter::new(disk, owner, first_file, FILE_BYTES);
-            shards.push(Shard::new(ShardParts {
-                log: self.kept.logs[shard],
-                settings,
-                incarnation: log.incarnation.max(self.kept.incarnation),
-                next_slot: log.next_slot,
-                void: log.void.clone(),
-                journal: journal_writer,
-            }));
-            journals.push((log, journal));
-        }
-        Ok(Opened { shards, journals, known })
-    }
+/// The journal of a shard, for the log that it opens.
+fn journal_writer(
+    files: &Disk,
+    world: &mut World,
+    shard: usize,
+    opening: &Opening,
+) -> JournalWriter<SimJournal> {
+    let vault = world.store.vault();
+    let (number, key) = vault.newest_key();
+    let (log, key) = (opening.log, Arc::new(key.clone()));
+    let owner = Owner { vault: vault.id(), log, number, key };
+    let disk = SimJournal::new(files.clone(), shard, world.sleeper(), world.rng.fork());
+    JournalWriter::new(disk, owner, opening.first_file, FILE_BYTES)
+}
 
-    fn journal_files(&self, shard: usize) -> BTreeMap<u64, std::path::PathBuf> {
-        let paths = self.files.list(&journal::dir(shard)).into_iter();
-        paths.filter_map(|path| Some((journal::number(&path)?, path))).collect()
-    }
-
-    fn read_journal(&self, vault: &Vault, shard: usize, log: &RecoveredLog) -> io::Result<Journal> {
-        let mut journal = Journal::default();
-        let place = (vault.id(), self.kept.logs[shard]);
-        for (number, path) in self.journal_files(shard) {
-            let mut bytes = journal::read(&self.files, &path)?;
-            let file = (number, bytes.as_mut_slice());
-            // How it ended is for people: whatever is missing, agents still have.
-            let _end = replay_file(place, vault.ring(), file, &log.volumes, &mut journal.replayed);
-            journal.files.push(number);
-        }
-        Ok(journal)
-    }
+fn journal_files(files: &Disk, shard: usize) -> BTreeMap<u64, PathBuf> {
+    let paths = files.list(&journal::dir(shard)).into_iter();
+    paths.filter_map(|path| Some((journal::number(&path)?, path))).collect()
 }
 
 impl Turn<'_> {
     /// Gives a shard's engine what was recovered, and has it judged.
-    fn replay(&mut self, shard: usize, log: RecoveredLog, journal: Journal) -> Result<(), String> {
-        let mut story = format!("shard {shard} goes on at slot {}", log.next_slot);
-        for (volume, known) in log.volumes {
-            let (epoch, size_bytes, committed) = (known.epoch, known.size_bytes, known.committed);
-            self.input(shard, Input::Recovered { volume, epoch, size_bytes, committed })?;
-        }
-        for Replayed { volume, epoch, seq, stamp, change, frame, file } in journal.replayed {
+    fn begin(
+        &mut self,
+        shard: usize,
+        opening: Opening,
+        replayed: Vec<Replayed>,
+    ) -> Result<(), String> {
+        let mut story = format!("shard {shard} goes on at slot {}", opening.next_slot);
+        let mut frames = Vec::new();
+        for Replayed { volume, epoch, seq, stamp, change, frame, file } in replayed {
             let bytes = frame.body.len();
             let handle = self.running.shards[shard].keep(frame);
             let entry = Entry { volume, epoch, seq, change, handle, bytes };
-            self.input(shard, Input::Replay { entry, stamp, file })?;
+            frames.push(JournaledEntry { entry, stamp, file });
         }
-        self.input(shard, Input::Replayed { files: journal.files })?;
+        opening.inputs(frames).try_for_each(|input| self.input(shard, input))?;
         for (volume, stream) in self.running.shards[shard].streams() {
             let _fits = write!(
                 story,
@@ -251,6 +295,32 @@ impl Turn<'_> {
         self.world.tell(self.process(), || story);
         self.judge_recovered(shard);
         Ok(())
+    }
+
+    /// A shard's log was sealed and nothing writes its journal any more: it goes on with a new one.
+    pub(super) fn renew(&mut self, shard: usize) -> Result<(), String> {
+        let mut todo = Vec::new();
+        self.running.shards[shard].tenure.step(Input::AtRest, &mut todo);
+        loop {
+            match todo.pop() {
+                Some(Output::Renew { sealed }) => {
+                    let log = draw_log(self.world);
+                    self.logs[shard] = log;
+                    self.running.known.forget(sealed);
+                    let files = journal_files(self.files, shard).into_keys().collect();
+                    let renewed = Input::Renewed { log, files };
+                    self.running.shards[shard].tenure.step(renewed, &mut todo);
+                }
+                Some(Output::Open(opening)) => {
+                    let journal = journal_writer(self.files, self.world, shard, &opening);
+                    let it = &mut self.running.shards[shard];
+                    let tenure = std::mem::take(&mut it.tenure);
+                    *it = Shard::new(tenure, it.settings(), &opening, journal);
+                    return self.begin(shard, opening, Vec::new());
+                }
+                other => panic!("a sealed log is left by a new one, not by {other:?}"),
+            }
+        }
     }
 
     /// What was acked journaled is there, of every volume whose newest epoch is in the log.
@@ -280,18 +350,15 @@ fn draw_log(world: &mut World) -> LogId {
     LogId(world.rng.u128(..).to_le_bytes())
 }
 
-async fn recover_all(
+async fn read_log(
     vault: &Vault,
+    log: LogId,
     incarnation: u64,
-    logs: Vec<(LogId, BTreeSet<VolumeId>)>,
-) -> Result<Vec<Option<Recovered>>, String> {
-    let mut found = Vec::new();
-    for (log, journaled) in logs {
-        let mut tables = Vec::new();
-        let learn = |slot: Slot, table: &Table| tables.push((slot, table.clone()));
-        let recovered = recover(vault, log, incarnation, &journaled, learn).await;
-        let recovered = recovered.map_err(|error| error.to_string())?;
-        found.push(recovered.map(|log| Recovered { log, tables }));
-    }
-    Ok(found)
+    journaled: &BTreeSet<VolumeId>,
+) -> LogRead {
+    let mut tables = Vec::new();
+    let learn = |slot: Slot, table: &Table| tables.push((slot, table.clone()));
+    let found = recover(vault, log, incarnation, journaled, learn).await;
+    let found = found.map_err(|error| error.to_string())?;
+    Ok(found.map(|found| (found, tables)))
 }

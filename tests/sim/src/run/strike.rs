@@ -1,10 +1,11 @@
 //! Faults strike, and heal.
 
 use super::Sim;
-use crate::agent::Doom;
+use crate::agent;
 use crate::disk::Trouble;
 use crate::faults::{Event as FaultEvent, Fault, frame_faults, store_faults};
 use crate::net::NetFaults;
+use crate::node::Doom;
 use crate::store::StoreFaults;
 use crate::world::{Event, Process};
 use std::ops::Range;
@@ -58,7 +59,7 @@ impl Sim {
             }
             Fault::SnapshotRevert => self.snapshot_or_revert(machine),
             Fault::StopAgent => self.agents[machine].stop(&mut self.world),
-            Fault::KillNode if self.world.rng.bool() => self.doom_node(node),
+            Fault::KillNode if self.world.rng.bool() => self.doom_node(machine, node),
             Fault::KillNode | Fault::CutNode | Fault::LoseNodeDisk | Fault::JournalRot => {
                 self.strike_node(fault, node);
             }
@@ -99,7 +100,8 @@ impl Sim {
                 let skew = self.world.rng.i64(-SKEW_MS..SKEW_MS);
                 self.world.wall_skew_ms.insert(process, skew);
             }
-            Fault::Move => self.world.assign(machine, node),
+            Fault::Move => self.move_or_swap(machine, node),
+            Fault::OldCatalog => self.world.back_up_or_restore(),
             Fault::JournalWrite => self.nodes[node].files().set_trouble(Trouble::NextWrite),
             Fault::JournalSync => self.nodes[node].files().set_trouble(Trouble::NextSync),
             Fault::AgentDiskFull => {
@@ -109,6 +111,19 @@ impl Sim {
         }
     }
 
+    /// Gives a volume to another node; or has it change places with another one, so that both nodes claim
+    /// for logs that are being sealed.
+    fn move_or_swap(&mut self, machine: usize, node: usize) {
+        let other = self.world.rng.usize(0..self.agents.len());
+        let owner = |sim: &Self, machine| sim.world.control.owner(machine).node;
+        let (here, there) = (owner(self, machine), owner(self, other));
+        if here == there {
+            return self.world.assign(machine, node);
+        }
+        self.world.assign(machine, there);
+        self.world.assign(other, here);
+    }
+
     fn lasting(&mut self, time: Range<u64>, end: FaultEvent) {
         let wait = self.world.us(time);
         self.world.after(wait, Event::Fault(end));
@@ -116,7 +131,7 @@ impl Sim {
 
     /// It dies a few changes of its files from now; the next start may be cut short as well.
     fn doom_server(&mut self, fault: Fault, machine: usize) {
-        let doom = Doom {
+        let doom = agent::Doom {
             changes: self.world.rng.u64(0..40),
             tear_per_mille: self.world.rng.u32(0..1000),
             is_cut: fault == Fault::CutServer,
@@ -125,12 +140,17 @@ impl Sim {
         self.agents[machine].set_doom(Some(doom));
     }
 
-    /// It dies when some of its puts are on their way.
-    fn doom_node(&mut self, node: usize) {
-        let puts = self.world.rng.usize(1..5);
-        let process = Process::Node(node);
-        self.world.tell(process, || format!("is doomed to die with {puts} puts on their way"));
-        self.nodes[node].set_doom(Some(puts));
+    /// It dies when some of its puts are on their way, or when its journal has the first frames of a volume
+    /// that it is given now.
+    fn doom_node(&mut self, machine: usize, node: usize) {
+        let doom = if self.world.rng.bool() {
+            Doom::Puts(self.world.rng.usize(1..5))
+        } else {
+            self.world.assign(machine, node);
+            Doom::Claim
+        };
+        self.world.tell(Process::Node(node), || format!("is doomed to die at {doom:?}"));
+        self.nodes[node].set_doom(Some(doom));
     }
 
     fn strike_server(&mut self, fault: Fault, machine: usize) {

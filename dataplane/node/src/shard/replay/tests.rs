@@ -3,7 +3,7 @@ use farshore_codec::RecoveryKey;
 use farshore_codec::journal::JournalSealer;
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::journal::put_entry;
-use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_GROUP_HEADER_BYTES, SHARD_VOLUMES_MAX};
+use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_GROUP_HEADER_BYTES};
 use farshore_proto::{Epoch, Seq};
 use farshore_vault::{Access, Store};
 use std::ops::Range;
@@ -124,16 +124,4 @@ async fn damage_is_counted_and_what_follows_is_not_taken() {
         assert_eq!(seqs, [0; 0], "{what}");
         assert!(damages > 0, "{what}");
     }
-}
-
-/// S12: a shard whose log names more volumes than it may hold starts all the same.
-#[test]
-fn a_log_of_more_volumes_than_a_shard_holds_is_no_end_of_it() {
-    let id = |n: usize| VolumeId((n as u128).to_be_bytes());
-    let known = RecoveredVolume { epoch: Epoch(1), size_bytes: 4096, committed: Seq(0) };
-    let volumes = (0..SHARD_VOLUMES_MAX + 9).map(|n| (id(n), known)).collect();
-    let last = id(SHARD_VOLUMES_MAX + 8);
-    let kept = in_room(volumes, &BTreeSet::from([last]));
-    assert_eq!(kept.len(), SHARD_VOLUMES_MAX);
-    assert_eq!((kept[0].0, kept[1].0), (last, id(0)), "what is journaled comes first");
 }

@@ -1,0 +1,86 @@
+//! Claims of the shards, carried out on tokio threads: a few at a time, or those of a node that is gone would
+//! leave nothing of the store for the puts of the volumes that are here.
+//!
+//! What a claim comes to is for [`farshore_engine::claims`] to say.
+
+use crate::metrics::Metrics;
+use crate::rt::Post;
+use crate::services::{chain, deliver};
+use crate::shard::Message;
+use crate::troubles::Work;
+use farshore_engine::claims::{CLAIMS_WAITING_MAX, Claims, Input, NotOurs, Output, Wanted};
+use farshore_proto::Seq;
+use farshore_vault::Vault;
+use farshore_vault::claim::{ClaimError, Claimed, SealedLogs, claim_with};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Volumes that are claimed at the same time.
+const CLAIMS_AT_ONCE: usize = 8;
+
+/// The driver of a node's claims.
+#[derive(Debug)]
+pub(crate) struct Claimant {
+    claims: Mutex<Claims>,
+    sealed: SealedLogs,
+    vault: Vault,
+    shards: Vec<Post<Message>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Claimant {
+    pub(crate) fn new(vault: Vault, shards: Vec<Post<Message>>, metrics: Arc<Metrics>) -> Self {
+        let claims = Mutex::new(Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX));
+        Self { claims, sealed: SealedLogs::default(), vault, shards, metrics }
+    }
+
+    /// A shard wants a volume.
+    pub(crate) fn want(self: &Arc<Self>, shard: usize, wanted: Wanted) {
+        self.step(Input::Wanted { shard, wanted });
+    }
+
+    fn step(self: &Arc<Self>, input: Input) {
+        let mut out = Vec::new();
+        // A panic inside is a bug of the machine or of this driver: the claims that it leaves are answered.
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).step(input, &mut out);
+        for output in out {
+            match output {
+                Output::Claim { number, wanted } => {
+                    let claimant = Arc::clone(self);
+                    tokio::spawn(async move {
+                        let end = claimant.claim(&wanted).await;
+                        claimant.step(Input::Ended { number, end });
+                    });
+                }
+                Output::Tell { shard, log, volume, outcome } => {
+                    let post = self.shards[shard].clone();
+                    tokio::spawn(async move {
+                        deliver(&post, Message::Claimed { log, volume, outcome }).await;
+                    });
+                }
+                Output::Wish { volume, cause } => self.metrics.wish(volume, cause),
+            }
+        }
+    }
+
+    async fn claim(&self, wanted: &Wanted) -> Result<Seq, NotOurs> {
+        let claimed = claim_with(&self.vault, wanted, &self.sealed).await;
+        let (volume, epoch) = (wanted.volume, wanted.epoch);
+        let (work, troubles) = (Work::Claim(volume), self.metrics.troubles());
+        match &claimed {
+            Err(error @ ClaimError::Vault { source, .. }) => {
+                tracing::warn!(%volume, error = %chain(source), "cannot claim a volume");
+                troubles.set(work, format!("{error}: {source}"));
+            }
+            _ => troubles.clear(work),
+        }
+        if let Ok(Claimed { sealed, ordinal, .. }) = &claimed {
+            if let Some((log, slot)) = sealed {
+                tracing::info!(%volume, %log, %slot, "sealed the log of the epoch before");
+            }
+            if let Some(ordinal) = ordinal {
+                tracing::info!(%volume, %epoch, ordinal, "claimed");
+            }
+        }
+        claimed.map(|claimed| claimed.committed).map_err(|error| NotOurs::from(&error))
+    }
+}
