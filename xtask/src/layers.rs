@@ -13,7 +13,11 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("farshore-codec", &["farshore-proto"]),
     ("farshore-engine", &["farshore-proto"]),
     ("farshore-nbd", &["farshore-proto"]),
-    ("farshore-vault", &["farshore-proto", "farshore-codec", "farshore-engine"]),
+    ("farshore-disks", &[]),
+    (
+        "farshore-vault",
+        &["farshore-proto", "farshore-codec", "farshore-engine", "farshore-disks"],
+    ),
     (
         "farshore-node",
         &[
@@ -35,6 +39,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-engine",
             "farshore-nbd",
             "farshore-api",
+            "farshore-disks",
             "farshore-client",
             "farshore-program",
         ],

@@ -5,8 +5,8 @@
 //! that others heed if they look: `flock`, and the locks that QEMU takes on an image. Who does not look
 //! is noticed by [`super::watch`].
 
-use super::holders::{self, Holder};
-use super::sysfs::{self, DeviceNumber};
+use farshore_disks::holders::{self, Holder};
+use farshore_disks::sysfs::{self, DeviceNumber};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata, TryLockError};

@@ -6,7 +6,7 @@
 //! partition also its place on its disk. Where there is nothing of that kind, the place where it is
 //! plugged in has to do.
 
-use super::sysfs::{self, DeviceNumber};
+use farshore_disks::sysfs::{self, DeviceNumber};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{File, Metadata};

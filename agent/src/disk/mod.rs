@@ -2,14 +2,12 @@
 //!
 //! A disk is opened anew by its name at each start, and is then the disk that is open, wherever the
 //! name leads later. What was recorded of it ([`Identity`]) tells another disk under the same name; that
-//! one is refused, never read. A disk that is served is had alone: [`hold`] says how, [`holders`] names
+//! one is refused, never read. A disk that is served is had alone: [`hold`] says how, [`farshore_disks::holders`] names
 //! who has it otherwise, [`watch`] notices who writes it all the same.
 
 mod allowed;
 mod hold;
-pub mod holders;
 mod identity;
-mod sysfs;
 mod watch;
 
 pub use allowed::{AllowError, Allowed};

@@ -10,8 +10,8 @@
 //! Our own writes go through a descriptor that fanotify made: the kernel tells nobody of what is done
 //! through such a one, so everything that is told was done by somebody else.
 
-use super::holders::{self, process_name};
-use super::sysfs::{self, DeviceNumber};
+use farshore_disks::holders::{self, process_name};
+use farshore_disks::sysfs::{self, DeviceNumber};
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use std::collections::BTreeSet;

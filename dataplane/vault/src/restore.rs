@@ -5,7 +5,6 @@
 //! wanted name is always whole. What was done is noted in a journal, so that a restore that was
 //! interrupted goes on where it was.
 
-mod holders;
 mod journal;
 mod plan;
 mod signatures;

@@ -1,6 +1,7 @@
 //! What a restore would write over.
 
-use super::{RestoreError, RestoreOptions, holders, io_error, signatures};
+use super::{RestoreError, RestoreOptions, io_error, signatures};
+use farshore_disks::holders;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
@@ -76,7 +77,8 @@ pub fn survey(path: &Path) -> Result<Survey, RestoreError> {
         });
     };
     let is_device = metadata.file_type().is_block_device();
-    let holder = holders::holder(&path, &metadata);
+    // Who only reads a file is not hurt.
+    let holder = holders::sentence(&holders::of(&metadata, false));
     let mut file = File::open(&path).map_err(io_error(&path, "open it"))?;
     let size_bytes = file.seek(SeekFrom::End(0)).map_err(io_error(&path, "find its size"))?;
     let found = signatures::recognise(&file, size_bytes);

@@ -4,7 +4,7 @@
 //! The kernel says only *busy*; an operator needs to know what to stop. What is found here is what
 //! this process may see: without root, other users' processes stay hidden.
 
-use super::sysfs::{self, DeviceNumber};
+use crate::sysfs::{self, DeviceNumber};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::Metadata;

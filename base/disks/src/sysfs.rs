@@ -10,24 +10,30 @@ const NAME_CHARS_MAX: usize = 256;
 
 /// Number of a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct DeviceNumber {
-    pub(super) major: u32,
-    pub(super) minor: u32,
+pub struct DeviceNumber {
+    /// Which driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
 }
 
 impl DeviceNumber {
-    pub(super) fn of(device: u64) -> Self {
+    /// From a number as `stat` tells it.
+    #[must_use]
+    pub fn of(device: u64) -> Self {
         Self { major: rustix::fs::major(device), minor: rustix::fs::minor(device) }
     }
 
     /// From `MAJOR:MINOR`.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let (major, minor) = text.trim().split_once(':')?;
         Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
     }
 
     /// Of the device whose directory this is.
-    pub(super) fn in_dir(dir: &Path) -> Option<Self> {
+    #[must_use]
+    pub fn in_dir(dir: &Path) -> Option<Self> {
         Self::parse(&read(&dir.join("dev"))?)
     }
 }
@@ -39,28 +45,35 @@ impl fmt::Display for DeviceNumber {
 }
 
 /// The directory of a device, without links in its path.
-pub(super) fn dir_of(number: DeviceNumber) -> Option<PathBuf> {
+#[must_use]
+pub fn dir_of(number: DeviceNumber) -> Option<PathBuf> {
     std::fs::canonicalize(format!("/sys/dev/block/{number}")).ok()
 }
 
 /// What a file of one line says; none if it is absent or empty.
-pub(super) fn read(path: &Path) -> Option<String> {
+#[must_use]
+pub fn read(path: &Path) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
     let plain: String =
         text.trim().chars().filter(|c| !c.is_control()).take(NAME_CHARS_MAX).collect();
     (!plain.is_empty()).then_some(plain)
 }
 
-pub(super) fn read_number(path: &Path) -> Option<u64> {
+/// The number that a file of one line says.
+#[must_use]
+pub fn read_number(path: &Path) -> Option<u64> {
     read(path)?.parse().ok()
 }
 
-pub(super) fn is_partition(dir: &Path) -> bool {
+/// Whether the device with this directory is a part of another.
+#[must_use]
+pub fn is_partition(dir: &Path) -> bool {
     dir.join("partition").exists()
 }
 
 /// The device's name in `/dev`.
-pub(super) fn device_name(dir: &Path) -> String {
+#[must_use]
+pub fn device_name(dir: &Path) -> String {
     let kernel = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     match read(&dir.join("dm/name")) {
         Some(name) => format!("/dev/mapper/{name}"),
@@ -69,17 +82,20 @@ pub(super) fn device_name(dir: &Path) -> String {
 }
 
 /// Directories of the partitions of a whole device.
-pub(super) fn partitions(dir: &Path) -> Vec<PathBuf> {
+#[must_use]
+pub fn partitions(dir: &Path) -> Vec<PathBuf> {
     entries(dir).into_iter().filter(|entry| is_partition(entry)).collect()
 }
 
 /// Directories of the devices that stand on this one.
-pub(super) fn holders(dir: &Path) -> Vec<PathBuf> {
+#[must_use]
+pub fn holders(dir: &Path) -> Vec<PathBuf> {
     links(&dir.join("holders"))
 }
 
 /// Directories of the devices that this one stands on.
-pub(super) fn slaves(dir: &Path) -> Vec<PathBuf> {
+#[must_use]
+pub fn slaves(dir: &Path) -> Vec<PathBuf> {
     links(&dir.join("slaves"))
 }
 
@@ -93,7 +109,8 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// The name that a partition table gives a partition.
-pub(super) fn part_uuid(dir: &Path, number: DeviceNumber) -> Option<String> {
+#[must_use]
+pub fn part_uuid(dir: &Path, number: DeviceNumber) -> Option<String> {
     let told = std::fs::read_to_string(dir.join("uevent")).ok()?;
     if let Some(uuid) = told.lines().find_map(|line| line.strip_prefix("PARTUUID=")) {
         return Some(uuid.to_ascii_lowercase());
@@ -107,19 +124,24 @@ pub(super) fn part_uuid(dir: &Path, number: DeviceNumber) -> Option<String> {
 
 /// What a loop device stands on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Backing {
+pub struct Backing {
     /// Device of the file system that the file lies on.
-    pub(super) device: u64,
-    pub(super) inode: u64,
+    pub device: u64,
+    /// The file's inode there.
+    pub inode: u64,
     /// The device itself, if it is one.
-    pub(super) block: Option<DeviceNumber>,
-    pub(super) offset: u64,
-    pub(super) is_read_only: bool,
-    pub(super) path: Option<PathBuf>,
+    pub block: Option<DeviceNumber>,
+    /// Bytes of it that come before the loop device's first.
+    pub offset: u64,
+    /// Whether nothing can be written through it.
+    pub is_read_only: bool,
+    /// Path of the file, where it was attached.
+    pub path: Option<PathBuf>,
 }
 
 /// What the loop device with this directory stands on; none if it is none, or none is attached.
-pub(super) fn loop_backing(dir: &Path) -> Option<Backing> {
+#[must_use]
+pub fn loop_backing(dir: &Path) -> Option<Backing> {
     let told = dir.join("loop");
     if !told.exists() {
         return None;
@@ -154,7 +176,8 @@ pub(super) fn loop_backing(dir: &Path) -> Option<Backing> {
 }
 
 /// Every loop device that something is attached to, with its directory.
-pub(super) fn loops() -> Vec<(PathBuf, Backing)> {
+#[must_use]
+pub fn loops() -> Vec<(PathBuf, Backing)> {
     let all = entries(Path::new("/sys/block")).into_iter();
     let loops = all.filter(|dir| {
         dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("loop"))
