@@ -14,10 +14,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("farshore-engine", &["farshore-proto"]),
     ("farshore-nbd", &["farshore-proto"]),
     ("farshore-disks", &[]),
-    (
-        "farshore-vault",
-        &["farshore-proto", "farshore-codec", "farshore-engine", "farshore-disks"],
-    ),
+    ("farshore-vault", &["farshore-proto", "farshore-codec", "farshore-engine", "farshore-disks"]),
     (
         "farshore-node",
         &[
