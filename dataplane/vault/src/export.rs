@@ -166,11 +166,42 @@ impl Export {
         let length = data.len() as u64;
         self.check(offset, length, OVERLAY_IO_BYTES_MAX as u64)?;
         let range = blocks_around(offset, length);
-        let is_whole = range.offset() == offset && range.bytes() == length;
+        let below = self.below(range, offset, length).await?;
+        let is_whole = below.is_empty();
         let _guards = self.lock(range, !is_whole).await;
-        let data = if is_whole { data } else { self.merge(range, offset, &data).await? };
+        let data = if is_whole { data } else { self.merge(range, offset, &data, below).await? };
         let overlay = Arc::clone(&self.overlay);
         blocking(move || overlay.write(range.block, &data)).await
+    }
+
+    /// The blocks of `range` that a write covers in part, each with what the point below holds there, unless
+    /// it is in the overlay.
+    ///
+    /// The point never changes, and what is in the overlay stays there: so nobody has to be kept waiting
+    /// while a store that is away is asked.
+    async fn below(
+        &self,
+        range: BlockRange,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<(u64, Option<Vec<u8>>)>, ExportError> {
+        let (first, last) = (range.block, range.end() - 1);
+        let is_front_cut = range.offset() != offset;
+        let is_back_cut = range.offset() + range.bytes() != offset + length;
+        let mut below = Vec::new();
+        for (block, is_cut) in [(first, is_front_cut), (last, is_back_cut)] {
+            if !is_cut || below.last().is_some_and(|(known, _)| *known == block) {
+                continue;
+            }
+            let one = BlockRange { block, count: 1 };
+            let held = if self.overlay.holds(block) {
+                None
+            } else {
+                Some(flatten(&self.view.read(one).await?))
+            };
+            below.push((block, held));
+        }
+        Ok(below)
     }
 
     /// The blocks of `range` as they will be once `data` is at `offset`.
@@ -179,15 +210,18 @@ impl Export {
         range: BlockRange,
         offset: u64,
         data: &[u8],
+        below: Vec<(u64, Option<Vec<u8>>)>,
     ) -> Result<Bytes, ExportError> {
-        let last = BlockRange { block: range.end() - 1, count: 1 };
-        let first = BlockRange { block: range.block, count: 1 };
         let mut bytes = BytesMut::zeroed(usize::try_from(range.bytes()).expect("checked before"));
-        let end = bytes.len();
-        bytes[..BLOCK_BYTES].copy_from_slice(&flatten(&self.read_blocks(first).await?));
-        if range.count > 1 {
-            let block = flatten(&self.read_blocks(last).await?);
-            bytes[end - BLOCK_BYTES..].copy_from_slice(&block);
+        for (block, held) in below {
+            let at = usize::try_from(block - range.block).expect("a write has a limit");
+            let at = at * BLOCK_BYTES;
+            let block = match held.filter(|_| !self.overlay.holds(block)) {
+                Some(held) => held,
+                // It was there, or somebody wrote it since.
+                None => flatten(&self.read_blocks(BlockRange { block, count: 1 }).await?),
+            };
+            bytes[at..at + BLOCK_BYTES].copy_from_slice(&block);
         }
         let at = usize::try_from(offset - range.offset()).expect("inside a block");
         bytes[at..at + data.len()].copy_from_slice(data);

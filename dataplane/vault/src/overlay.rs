@@ -6,7 +6,7 @@
 //! ```text
 //! 0    4  magic "FSOV"          40  16  boot id of the machine when last opened
 //! 4    2  version 2             56   4  zero
-//! 6    2  zero                  60   4  CRC32C of bytes 0..60
+//! 6    2  1: in doubt, else 0   60   4  CRC32C of bytes 0..60
 //! 8   16  volume              4096      flushed: sectors of bits, padded to 4 KiB
 //! 24   8  seq of the point     ...      live: the same again
 //! 32   8  size in bytes
@@ -20,7 +20,9 @@
 //! - A bit of `flushed` is written only after the block was synced: after a power cut (another
 //!   boot id) no bit points at a block that never arrived. Blocks written after the last flush are
 //!   then those of the recovery point again, as on a disk with a volatile cache.
-//! - A sync that failed makes the overlay refuse everything from then on.
+//! - A sync that failed makes the overlay refuse everything from then on, and is noted: who opens it again
+//!   while the machine runs on is refused until somebody accepts that what was written since the flush
+//!   before is lost. Then, as after a power cut, only flushed bits count.
 
 mod bits;
 mod map;
@@ -98,10 +100,21 @@ pub enum OverlayError {
         size_bytes: u64,
     },
     /// A sync failed before.
-    #[error("overlay {}: an earlier sync failed, its content is in doubt: check the disk it is on and start the export again", path.display())]
+    #[error("overlay {}: an earlier sync failed, its content is in doubt: check the disk it is on", path.display())]
     Failed {
         /// The file.
         path: PathBuf,
+    },
+    /// A sync failed when it was open last.
+    #[error(
+        "overlay {}: a sync failed when it was served last, so what was written since the flush before may be lost: check the disk it is on, end what runs on it, and to go on with what was flushed make the file {}",
+        path.display(), consent.display()
+    )]
+    InDoubt {
+        /// The file.
+        path: PathBuf,
+        /// Makes it open.
+        consent: PathBuf,
     },
 }
 
@@ -111,7 +124,7 @@ impl OverlayError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { .. } | Self::Failed { .. } => ErrorKind::Unavailable,
-            Self::InUse { .. } => ErrorKind::Conflict,
+            Self::InUse { .. } | Self::InDoubt { .. } => ErrorKind::Conflict,
             Self::NotOverlay { .. } | Self::OtherPoint { .. } | Self::Version { .. } => {
                 ErrorKind::Invalid
             }
@@ -203,6 +216,11 @@ impl Overlay {
             data.sync_all().map_err(error("sync"))?;
             MapFile::create(&map_path, path, base)?
         };
+        if map.was_in_doubt() {
+            // What is in memory may not be what the disk has, and the disk is what counts.
+            let whole = rustix::fs::fadvise(&data, 0, None, rustix::fs::Advice::DontNeed);
+            whole.map_err(|errno| error("forget what is in memory of")(errno.into()))?;
+        }
         Ok(Self {
             path: path.to_owned(),
             data,
@@ -224,6 +242,12 @@ impl Overlay {
     #[must_use]
     pub fn held_blocks(&self) -> u64 {
         self.bits.count()
+    }
+
+    /// Whether a block is in the overlay. Once it is, it stays there.
+    #[must_use]
+    pub fn holds(&self, block: u64) -> bool {
+        self.bits.is_set(block)
     }
 
     /// Cuts a range into runs that are wholly in the overlay (true) or wholly not.
@@ -304,10 +328,22 @@ impl Overlay {
             self.data.sync_data().map_err(self.error("sync")).and_then(|()| {
                 self.map.write_flushed(&sectors).map_err(self.error("write its map"))
             });
-        if flushed.is_err() {
-            self.has_failed.store(true, Ordering::Release);
+        if let Err(error) = &flushed {
+            self.fail(error);
         }
         flushed
+    }
+
+    /// Nobody knows any more what of the data is on the disk: from here on nothing is served, nor by whoever
+    /// opens it next without being told.
+    fn fail(&self, error: &OverlayError) {
+        self.has_failed.store(true, Ordering::Release);
+        let path = self.path.display();
+        tracing::error!(overlay = %path, %error, "an overlay cannot be flushed: it is in doubt");
+        if let Err(error) = self.map.note_doubt() {
+            // Then it is in the page cache at least, for as long as the machine runs.
+            tracing::error!(overlay = %path, %error, "that an overlay is in doubt is not durable");
+        }
     }
 
     /// Notes that blocks were written: first in the file, then in memory, so that a bit that is

@@ -12,6 +12,7 @@ mod open;
 mod place;
 mod s3;
 mod settings;
+mod trial;
 
 use crate::blocking;
 use crate::layout::{Folder, ObjectName};

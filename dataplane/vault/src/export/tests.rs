@@ -205,3 +205,42 @@ async fn what_is_not_inside_the_disk_is_refused() {
     }
     assert!(export.write(size - 512, Bytes::from(vec![0; 1024])).await.is_err());
 }
+
+/// S19: a small write waits for the store only if it needs it, and keeps nobody else waiting.
+#[tokio::test]
+async fn small_writes_do_not_wait_for_each_other_while_the_store_is_away() {
+    let world = World::sample().await;
+    let volume = world.volumes[0].id;
+    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+    let patience = crate::patience::Patience::new(std::time::Duration::from_secs(60));
+    let view = view.with_patience(patience.clone());
+    let export = Export::open(view, &world.folder.path().join("drill.overlay")).await.unwrap();
+    let export = Arc::new(export);
+    let mut model = model(&world);
+    let mut note = |at: usize, data: &[u8]| model[at..at + data.len()].copy_from_slice(data);
+    let block = BLOCK_BYTES as u64;
+    export.write(3 * block, Bytes::from(vec![1; BLOCK_BYTES])).await.unwrap();
+    note(3 * BLOCK_BYTES, &[1; BLOCK_BYTES]);
+    let (here, away) = (world.folder.path().join("vault"), world.folder.path().join("away"));
+    std::fs::rename(&here, &away).unwrap();
+    // All of these are in one stripe. The first needs the store.
+    let waiting = tokio::spawn({
+        let export = Arc::clone(&export);
+        async move { export.write(2 * block + 512, Bytes::from(vec![2; 512])).await }
+    });
+    let mut supply = patience.supply();
+    supply.wait_for(|supply| matches!(supply, crate::Supply::Waiting { .. })).await.unwrap();
+    export.write(3 * block + 512, Bytes::from(vec![3; 512])).await.unwrap();
+    note(3 * BLOCK_BYTES + 512, &[3; 512]);
+    export.write(4 * block, Bytes::from(vec![4; BLOCK_BYTES])).await.unwrap();
+    note(4 * BLOCK_BYTES, &[4; BLOCK_BYTES]);
+    // Somebody writes all of the block that the first waits for: its bytes come on top of that.
+    export.write(2 * block, Bytes::from(vec![5; BLOCK_BYTES])).await.unwrap();
+    note(2 * BLOCK_BYTES, &[5; BLOCK_BYTES]);
+    assert!(!waiting.is_finished(), "the store is away");
+    std::fs::rename(&away, &here).unwrap();
+    waiting.await.unwrap().unwrap();
+    note(2 * BLOCK_BYTES + 512, &[2; 512]);
+    let pieces = export.read(0, export.size_bytes()).await.unwrap();
+    assert!(flatten(&pieces) == model);
+}

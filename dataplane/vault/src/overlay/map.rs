@@ -13,6 +13,8 @@ use uuid::Uuid;
 const MAGIC: [u8; 4] = *b"FSOV";
 const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 64;
+/// In the head: a sync failed, and what was written since the flush before it may be lost.
+const IN_DOUBT: u16 = 1;
 /// Where the bitmaps begin.
 const BITS_OFFSET: u64 = 4096;
 
@@ -23,11 +25,30 @@ pub(super) fn path_of(data: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Beside an overlay in doubt, a file that somebody made who goes on with what was flushed.
+pub(super) fn consent_of(data: &Path) -> PathBuf {
+    let mut name = data.as_os_str().to_owned();
+    name.push(".accept-loss");
+    PathBuf::from(name)
+}
+
+/// What the head of a map says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head {
+    base: OverlayBase,
+    /// Of the machine when it was opened last.
+    boot: Uuid,
+    is_in_doubt: bool,
+}
+
 /// An open map.
 #[derive(Debug)]
 pub(super) struct MapFile {
     file: File,
+    head: Head,
     bitmap_bytes: u64,
+    /// Whether it was in doubt when it was opened.
+    was_in_doubt: bool,
 }
 
 impl MapFile {
@@ -46,8 +67,9 @@ impl MapFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let file = options.open(&temporary).map_err(error)?;
+        let head = Head { base, boot: boot_id(), is_in_doubt: false };
         let write = || {
-            file.write_all_at(&header(base, boot_id()), 0)?;
+            file.write_all_at(&header(&head), 0)?;
             file.set_len(BITS_OFFSET + 2 * bitmap_bytes)?;
             // A full disk is then met by the data, where it does no harm. Not every file system can.
             let length = BITS_OFFSET + 2 * bitmap_bytes;
@@ -59,29 +81,29 @@ impl MapFile {
             sync_directory_of(path)
         };
         write().map_err(error)?;
-        Ok((Self { file, bitmap_bytes }, Bits::empty(base.size_bytes)))
+        Ok((Self { file, head, bitmap_bytes, was_in_doubt: false }, Bits::empty(base.size_bytes)))
     }
 
-    /// Checks that the map at `path` is one of `base`; returns the boot id in it.
+    /// Checks that the map at `path` is one of `base`; returns what its head says.
     pub(super) fn check(
         path: &Path,
         data: &Path,
         base: OverlayBase,
-    ) -> Result<(File, Uuid), OverlayError> {
+    ) -> Result<(File, Head), OverlayError> {
         let error =
             |source| OverlayError::Io { path: data.to_owned(), verb: "read its map", source };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(error)?;
         let mut bytes = [0; HEADER_BYTES];
         file.read_exact_at(&mut bytes, 0).map_err(error)?;
-        let (found, boot) = read_header(&bytes).map_err(|error| match error {
+        let head = read_header(&bytes).map_err(|error| match error {
             DecodeError::Version { .. } => OverlayError::Version { path: data.to_owned() },
             _ => OverlayError::Damaged {
                 path: data.to_owned(),
                 what: "the head of its map is damaged",
             },
         })?;
-        if found != base {
-            let OverlayBase { volume, seq, size_bytes } = found;
+        if head.base != base {
+            let OverlayBase { volume, seq, size_bytes } = head.base;
             return Err(OverlayError::OtherPoint {
                 path: data.to_owned(),
                 volume,
@@ -89,7 +111,7 @@ impl MapFile {
                 size_bytes,
             });
         }
-        Ok((file, boot))
+        Ok((file, head))
     }
 
     /// Opens the map of an overlay that was used before.
@@ -100,8 +122,19 @@ impl MapFile {
     ) -> Result<(Self, Bits), OverlayError> {
         let error =
             |source| OverlayError::Io { path: data.to_owned(), verb: "read its map", source };
-        let (file, written_by) = Self::check(path, data, base)?;
-        let map = Self { file, bitmap_bytes: bitmap_bytes(base.size_bytes) };
+        let (file, head) = Self::check(path, data, base)?;
+        let boot = boot_id();
+        let is_same_run = !boot.is_nil() && boot == head.boot;
+        let consent = consent_of(data);
+        // Who runs on it may not know yet that a flush failed, and what is in memory may not be on the disk.
+        // After the machine went down nobody runs on it, and only what was flushed counts anyway.
+        if head.is_in_doubt && is_same_run && !consent.try_exists().map_err(error)? {
+            return Err(OverlayError::InDoubt { path: data.to_owned(), consent });
+        }
+        let was_in_doubt = head.is_in_doubt;
+        let is_kept = is_same_run && !was_in_doubt;
+        let head = Head { base, boot, is_in_doubt: false };
+        let map = Self { file, head, bitmap_bytes: bitmap_bytes(base.size_bytes), was_in_doubt };
         let (flushed, live) = (BITS_OFFSET, BITS_OFFSET + map.bitmap_bytes);
         let read = |offset, kind| match Bits::read(&map.file, offset, base.size_bytes, kind) {
             Ok(Ok(bits)) => Ok(bits),
@@ -114,8 +147,7 @@ impl MapFile {
             }
             Err(source) => Err(error(source)),
         };
-        let boot = boot_id();
-        if !boot.is_nil() && boot == written_by {
+        if is_kept {
             let bits = read(live, Kind::Live)?;
             bits.change_all();
             return Ok((map, bits));
@@ -126,11 +158,26 @@ impl MapFile {
             bits.write(&map.file, live, Kind::Live)?;
             map.file.sync_all()?;
             // Only now may the live bits be believed again.
-            map.file.write_all_at(&header(base, boot), 0)?;
-            map.file.sync_all()
+            map.file.write_all_at(&header(&head), 0)?;
+            map.file.sync_all()?;
+            match fs::remove_file(&consent) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
         };
         reset().map_err(error)?;
         Ok((map, bits))
+    }
+
+    pub(super) fn was_in_doubt(&self) -> bool {
+        self.was_in_doubt
+    }
+
+    /// Notes that a sync failed, for whoever opens it next.
+    pub(super) fn note_doubt(&self) -> io::Result<()> {
+        let head = Head { is_in_doubt: true, ..self.head };
+        self.file.write_all_at(&header(&head), 0)?;
+        self.file.sync_all()
     }
 
     /// Writes sectors of live bits.
@@ -150,11 +197,12 @@ impl MapFile {
     }
 }
 
-fn header(base: OverlayBase, boot: Uuid) -> Vec<u8> {
+fn header(head: &Head) -> Vec<u8> {
+    let Head { base, boot, is_in_doubt } = *head;
     let mut out = Vec::with_capacity(HEADER_BYTES);
     out.put_bytes(&MAGIC);
     out.put_u16(VERSION);
-    out.put_zeros(2);
+    out.put_u16(if is_in_doubt { IN_DOUBT } else { 0 });
     out.put_bytes(&base.volume.0);
     out.put_u64(base.seq.0);
     out.put_u64(base.size_bytes);
@@ -164,12 +212,16 @@ fn header(base: OverlayBase, boot: Uuid) -> Vec<u8> {
     out
 }
 
-fn read_header(bytes: &[u8]) -> Result<(OverlayBase, Uuid), DecodeError> {
+fn read_header(bytes: &[u8]) -> Result<Head, DecodeError> {
     let mut reader = Reader::new("overlay map", bytes);
     reader.magic(MAGIC)?;
     reader.version(VERSION)?;
     check_crc("overlay map", bytes)?;
-    reader.reserved(2)?;
+    let is_in_doubt = match reader.u16()? {
+        0 => false,
+        IN_DOUBT => true,
+        other => return Err(DecodeError::Range { what: "overlay doubt", value: other.into() }),
+    };
     let base = OverlayBase {
         volume: VolumeId(reader.array()?),
         seq: Seq(reader.u64()?),
@@ -177,7 +229,7 @@ fn read_header(bytes: &[u8]) -> Result<(OverlayBase, Uuid), DecodeError> {
     };
     let boot = Uuid::from_bytes(reader.array()?);
     reader.reserved(reader.left().saturating_sub(4))?;
-    Ok((base, boot))
+    Ok(Head { base, boot, is_in_doubt })
 }
 
 /// Identity of this run of the kernel; nil where it does not tell.

@@ -241,3 +241,48 @@ const GOLDEN: [[u8; 8]; 3] = [
     [0x00, 0x00, 0x00, 0x00, 0x16, 0x79, 0x47, 0x7e],
     [0x01, 0x00, 0x00, 0x00, 0xc1, 0x7e, 0x07, 0x61],
 ];
+
+/// D44: a failed sync outlives the process: what the guest was not told must not look like a success later.
+#[test]
+fn a_failed_flush_is_known_to_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.overlay");
+    let overlay = Overlay::open(&path, base()).unwrap();
+    overlay.write(3, &[3; BLOCK_BYTES]).unwrap();
+    overlay.flush().unwrap();
+    overlay.write(4, &[4; BLOCK_BYTES]).unwrap();
+    overlay.fail(&OverlayError::Failed { path: path.clone() });
+    assert!(matches!(overlay.flush(), Err(OverlayError::Failed { .. })));
+    drop(overlay);
+    let consent = map::consent_of(&path);
+    for _ in 0..2 {
+        let error = Overlay::open(&path, base()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert!(error.to_string().contains(consent.to_str().unwrap()), "{error}");
+    }
+    // Somebody says that what was not flushed may go.
+    fs::write(&consent, "").unwrap();
+    let overlay = Overlay::open(&path, base()).unwrap();
+    assert!(!consent.exists(), "it is said for once");
+    assert!(overlay.holds(3) && !overlay.holds(4));
+    assert_eq!(read(&overlay, 3), [3; BLOCK_BYTES]);
+    overlay.write(4, &[5; BLOCK_BYTES]).unwrap();
+    drop(overlay);
+    assert!(Overlay::open(&path, base()).unwrap().holds(4), "all is well again");
+}
+
+/// D44: a machine that went down has nothing running on the overlay: what was flushed counts, as ever.
+#[test]
+fn a_failed_flush_in_front_of_a_power_cut_is_a_power_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.overlay");
+    let overlay = Overlay::open(&path, base()).unwrap();
+    overlay.write(3, &[3; BLOCK_BYTES]).unwrap();
+    overlay.flush().unwrap();
+    overlay.write(4, &[4; BLOCK_BYTES]).unwrap();
+    overlay.fail(&OverlayError::Failed { path: path.clone() });
+    drop(overlay);
+    pretend_reboot(&path);
+    let overlay = Overlay::open(&path, base()).unwrap();
+    assert!(overlay.holds(3) && !overlay.holds(4));
+}

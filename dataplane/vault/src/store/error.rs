@@ -151,6 +151,24 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// The file system of the directory lacks what a vault cannot do without.
+    #[error(
+        "{url}: the file system of the vault directory {} ({file_system}) lacks {what}, and a vault cannot do without: name a directory on another file system, such as ext4, XFS or Btrfs",
+        path.display()
+    )]
+    Lacks {
+        /// What was given.
+        url: String,
+        /// The directory.
+        path: PathBuf,
+        /// What kind it is.
+        file_system: String,
+        /// What is missing.
+        what: &'static str,
+        /// What the operating system says.
+        #[source]
+        source: io::Error,
+    },
     /// The directory cannot be reached.
     #[error("{url}: the vault directory {} cannot be opened", path.display())]
     Directory {
@@ -336,6 +354,7 @@ impl StoreError {
             | Self::DirectoryMissing { .. }
             | Self::NotDirectory { .. }
             | Self::NotWritable { .. }
+            | Self::Lacks { .. }
             | Self::Hidden { .. }
             | Self::Elsewhere { .. }
             | Self::Denied { .. } => ErrorKind::Invalid,

@@ -1,6 +1,6 @@
 //! A vault in a directory.
 
-use super::{Access, Reason, Service, Store, StoreError};
+use super::{Access, Reason, Service, Store, StoreError, trial};
 use object_store::local::LocalFileSystem;
 use rustix::fs::Access as Mode;
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -75,6 +75,13 @@ impl Store {
                 Access::Read => StoreError::Directory { url, path, source },
                 Access::Write | Access::Make => StoreError::NotWritable { url, path, source },
             });
+        }
+        if access != Access::Read {
+            let tried = trial::try_out(&path, |from, to| fs::hard_link(from, to));
+            tried.map_err(|(what, source)| {
+                let (url, file_system) = (url.to_owned(), trial::file_system(&path));
+                StoreError::Lacks { url, path: path.clone(), file_system, what, source }
+            })?;
         }
         let path = path.canonicalize().map_err(error)?;
         // The library below ends the thread over such a path.
