@@ -66,6 +66,8 @@ struct State {
     bytes_in: u64,
     hellos: Vec<Hello>,
     epoch: Epoch,
+    /// Signs of life that arrived.
+    alive: u64,
     /// Of the disk.
     size_bytes: u64,
     /// Ends the running sessions when it changes.
@@ -143,6 +145,11 @@ impl FakeNode {
         self.lock().bytes_in
     }
 
+    /// How often an agent said that it is there.
+    pub(crate) fn alive(&self) -> u64 {
+        self.lock().alive
+    }
+
     pub(crate) fn received(&self) -> u64 {
         self.lock().received.seq
     }
@@ -197,6 +204,11 @@ impl FakeNode {
             tokio::select! {
                 frame = frames.recv() => {
                     let Some((header, body)) = frame else { break };
+                    if header.kind == FrameKind::Alive {
+                        self.lock().alive += 1;
+                        writer.write_all(&Control::Ack(told).encode()).await?;
+                        continue;
+                    }
                     if !self.take(&header, body, incarnation) {
                         break;
                     }

@@ -120,10 +120,21 @@ impl Requests {
             };
         }
         if is_due && open.is_empty() {
-            let set = self.log.append_mark(promise.mark(Uuid::now_v7(), false), breaches);
+            // Over a stream that has not changed no mark is added: none would say more.
+            let set = self.log.mark_or_keep(promise.mark(Uuid::now_v7(), false), breaches);
             return set.map_or_else(|error| note(&error), |_| true);
         }
         true
+    }
+
+    /// Sets the mark of an orderly stop, whether anything changed or not: what is only kept is gone with
+    /// this process.
+    pub fn set_last(&mut self, breaches: u64, promise: Promise) {
+        if self.set_marks(false, breaches, promise)
+            && let Err(error) = self.log.append_mark(promise.mark(Uuid::now_v7(), false), breaches)
+        {
+            note(&error);
+        }
     }
 }
 

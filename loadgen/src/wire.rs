@@ -56,7 +56,7 @@ pub fn take_said(buffer: &mut Vec<u8>) -> Result<Option<Said>, FormatError> {
         Control::Welcome(welcome) => Said::Welcome(welcome),
         Control::Ack(ack) => Said::Ack(ack),
         Control::Refusal(refusal) => Said::Refusal(refusal),
-        Control::Hello(_) | Control::Mark(..) => {
+        Control::Hello(_) | Control::Mark(..) | Control::Alive => {
             return Err(FormatError::Kind { kind: header.kind });
         }
     }))

@@ -10,11 +10,12 @@
 
 mod reader;
 mod recovery;
+mod still;
 mod writer;
 
 pub use reader::{Cursor, Run};
 pub use recovery::{Loss, Lost, Recovered};
-pub use writer::{Entry, Home, Log, Place};
+pub use writer::{Entry, Home, Log, Marked, Place};
 
 use farshore_proto::{DecodeError, ErrorKind, Seq};
 use std::io;

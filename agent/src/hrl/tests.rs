@@ -377,3 +377,56 @@ fn a_sync_waits_for_the_one_under_way() {
     first.join().unwrap();
     second.join().unwrap();
 }
+
+#[test]
+fn marks_over_an_unchanged_log_are_kept_and_the_last_comes_in_front_of_the_next_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    write(&log, 1, 1);
+    assert_eq!(log.mark_or_keep(mark(1), 0).unwrap(), Marked::At(Seq(2)));
+    assert_eq!(log.kept_mark(), None);
+    for number in [3, 5] {
+        assert_eq!(log.mark_or_keep(mark(number), 0).unwrap(), Marked::Still(Seq(2)));
+    }
+    assert_eq!((log.last(), log.kept_mark()), (Seq(2), Some((Seq(2), mark(5)))));
+    assert_eq!(write(&log, 1, 2), Seq(4), "the mark came first");
+    assert_eq!(log.kept_mark(), None);
+    let (_, marks) = read_all(&log, 1, 1 << 20);
+    assert_eq!(marks, [(Seq(2), mark(1)), (Seq(3), mark(5))]);
+    // Another promise is another mark, and so is one that somebody waits for.
+    assert_eq!(log.mark_or_keep(mark(7), 0).unwrap(), Marked::At(Seq(5)));
+    let less = Mark { unknown_blocks: 1, ..mark(9) };
+    assert_eq!(log.mark_or_keep(less, 0).unwrap(), Marked::At(Seq(6)));
+    let scan = Mark { kind: MarkKind::Scan, ..less };
+    assert_eq!(log.mark_or_keep(scan, 0).unwrap(), Marked::At(Seq(7)));
+    assert_eq!(log.mark_or_keep(scan, 0).unwrap(), Marked::Still(Seq(7)));
+    assert_eq!(log.append_mark(mark(2), 0).unwrap(), Seq(8));
+    assert_eq!(log.kept_mark(), None, "the newer one says as much");
+}
+
+/// What is kept is true of the log up to its end: what happens to the disk later does not change that,
+/// but nothing new is kept then.
+#[test]
+fn a_kept_mark_outlives_a_breach_and_no_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    write(&log, 1, 1);
+    log.mark_or_keep(mark(1), 0).unwrap();
+    log.mark_or_keep(mark(3), 0).unwrap();
+    log.breach();
+    assert!(matches!(log.mark_or_keep(mark(5), 0), Err(AppendError::Breached)));
+    assert_eq!(log.kept_mark(), Some((Seq(2), mark(3))));
+    log.restart(Seq(20)).unwrap();
+    assert_eq!(log.kept_mark(), None);
+    let breaches = log.breaches();
+    assert_eq!(log.mark_or_keep(mark(7), breaches).unwrap(), Marked::At(Seq(20)));
+    drop(log);
+    // A log that ends with a mark still does when it is opened again.
+    let (log, _) = open(dir.path());
+    assert_eq!(log.mark_or_keep(mark(9), 0).unwrap(), Marked::Still(Seq(20)));
+    write(&log, 1, 2);
+    drop(log);
+    let (log, recovered) = open(dir.path());
+    assert_eq!(recovered.marks, [(Seq(20), mark(7)), (Seq(21), mark(9))]);
+    assert_eq!(log.mark_or_keep(mark(9), 0).unwrap(), Marked::At(Seq(23)));
+}

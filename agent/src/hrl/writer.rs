@@ -1,6 +1,7 @@
 //! Appending, trimming, restarting.
 
 use super::recovery::{self, Lost, Recovered};
+use super::still::Still;
 use super::{AppendError, LogError};
 use crate::clock::Now;
 use crate::files::{FileIo, Files};
@@ -44,6 +45,15 @@ pub enum Entry<'a> {
         /// Its content.
         mark: Mark,
     },
+}
+
+/// What became of a mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marked {
+    /// It is in the log.
+    At(Seq),
+    /// Nothing was written since the mark at this seq: that one stands for it.
+    Still(Seq),
 }
 
 /// Where the log stands.
@@ -95,6 +105,7 @@ pub(super) struct Writer {
     is_dir_synced: bool,
     /// A failed append could not be undone: nothing may be appended behind it.
     is_broken: bool,
+    still: Still,
 }
 
 /// The log of one volume.
@@ -157,6 +168,10 @@ impl Log {
             unsynced,
             is_dir_synced: true,
             is_broken: false,
+            still: match recovered.marks.last() {
+                Some((seq, mark)) if *seq == recovered.last => Still::at(*seq, mark),
+                _ => Still::default(),
+            },
         };
         let log = Self {
             files,
@@ -235,7 +250,8 @@ impl Log {
         self.lock().restarts
     }
 
-    /// Appends changes that belong together: no mark comes between them. Returns the last seq.
+    /// Appends changes that belong together: no mark comes between them. Returns the last seq. A mark
+    /// that was kept ([`Log::mark_or_keep`]) comes in front of them.
     ///
     /// # Errors
     /// [`AppendError`]; then the log may hold some of them, and all their blocks are in doubt.
@@ -244,7 +260,14 @@ impl Log {
     /// If there is no entry, or one is empty or not whole blocks.
     pub fn append(&self, entries: &[Entry<'_>]) -> Result<Seq, AppendError> {
         let mut writer = self.lock();
-        let result = self.append_locked(&mut writer, entries);
+        let result = match writer.still.kept() {
+            None => self.append_locked(&mut writer, entries),
+            Some((_, mark)) => {
+                let mark = std::iter::once(Entry::Mark { mark });
+                let all: Vec<Entry<'_>> = mark.chain(entries.iter().copied()).collect();
+                self.append_locked(&mut writer, &all)
+            }
+        };
         if result.is_err() {
             writer.breaches += 1;
         }
@@ -259,13 +282,48 @@ impl Log {
     /// `Breached` if something was; otherwise as [`Log::append`], and nothing is in doubt.
     pub fn append_mark(&self, mark: Mark, breaches: u64) -> Result<Seq, AppendError> {
         let mut writer = self.lock();
-        if writer.breaches != breaches {
-            return Err(AppendError::Breached);
-        }
-        let result = self.append_locked(&mut writer, &[Entry::Mark { mark }]);
+        let result = self.mark_locked(&mut writer, mark, breaches);
         drop(writer);
         self.appended.notify_one();
         result
+    }
+
+    /// The same, unless nothing was appended since a mark that promises as much: then this one is kept until
+    /// something is, and comes in front of that.
+    ///
+    /// # Errors
+    /// As [`Log::append_mark`].
+    pub fn mark_or_keep(&self, mark: Mark, breaches: u64) -> Result<Marked, AppendError> {
+        let mut writer = self.lock();
+        let is_good = writer.breaches == breaches;
+        let still = if is_good { writer.still.keep(mark) } else { None };
+        let result = match still {
+            Some(seq) => Ok(Marked::Still(seq)),
+            None => self.mark_locked(&mut writer, mark, breaches).map(Marked::At),
+        };
+        drop(writer);
+        self.appended.notify_one();
+        result
+    }
+
+    /// The latest mark that was kept, and the seq of the one that stands for it.
+    #[must_use]
+    pub fn kept_mark(&self) -> Option<(Seq, Mark)> {
+        self.lock().still.kept()
+    }
+
+    fn mark_locked(
+        &self,
+        writer: &mut Writer,
+        mark: Mark,
+        breaches: u64,
+    ) -> Result<Seq, AppendError> {
+        if writer.breaches != breaches {
+            return Err(AppendError::Breached);
+        }
+        let seq = self.append_locked(writer, &[Entry::Mark { mark }])?;
+        writer.still = Still::at(seq, &mark);
+        Ok(seq)
     }
 
     fn append_locked(
@@ -325,6 +383,7 @@ impl Log {
             }
             part.end += bytes;
             writer.bytes += bytes;
+            writer.still = Still::default();
             writer.next = Seq(writer.next.0 + group.len() as u64);
             if !writer.unsynced.iter().any(|file| Arc::ptr_eq(file, &part.file)) {
                 writer.unsynced.push(Arc::clone(&part.file));
@@ -463,6 +522,7 @@ impl Log {
             .map_err(error("create a file in", &self.dir))?;
         self.files.sync_dir(&self.dir).map_err(error("sync", &self.dir))?;
         writer.next = next;
+        writer.still = Still::default();
         writer.bytes = part.end;
         writer.unsynced = vec![Arc::clone(&part.file)];
         writer.parts = VecDeque::from([part]);

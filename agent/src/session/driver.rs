@@ -5,7 +5,7 @@ use super::wire::{Said, WireError, read_said};
 use crate::clock::Clock;
 use crate::hrl::{Cursor, LogError, Run};
 use crate::stream::{RestartError, Stream};
-use farshore_engine::source::{Input, Opened, Output, Phase, Settings, Source};
+use farshore_engine::source::{ALIVE_MS_MAX, Input, Opened, Output, Phase, Settings, Source};
 use farshore_proto::frame::{Control, Hello, Mark, RefusalReason};
 use farshore_proto::{Epoch, Seq};
 use futures::future::{BoxFuture, FutureExt, OptionFuture};
@@ -20,6 +20,9 @@ use tokio::time::Instant;
 
 /// Frames from the node that wait for the driver.
 const SAID_MAX: usize = 16;
+
+/// An idle session says that it is there no more often than this.
+const ALIVE_MS_MIN: u64 = 1000;
 
 /// Between two attempts to note that the stream joins.
 const JOIN_PAUSE: Duration = Duration::from_secs(1);
@@ -124,7 +127,6 @@ struct Driver {
     cursor: Cursor,
     buffer: Vec<u8>,
     trouble: Option<String>,
-    point_at: Option<farshore_proto::Timestamp>,
     /// When to try again to note that the stream joins.
     join_at: Option<Instant>,
     /// The size in the last hello, and in the last one that was welcomed.
@@ -135,7 +137,9 @@ struct Driver {
 impl Driver {
     fn new(session: Session) -> Self {
         let jitter = u64::from(session.stream.volume.0[15]);
-        let settings = Settings { jitter, ..Settings::default() };
+        let interval_ms = u64::from(session.route.borrow().mark_interval_ms);
+        let alive_ms = (2 * interval_ms).clamp(ALIVE_MS_MIN, ALIVE_MS_MAX);
+        let settings = Settings { jitter, alive_ms, ..Settings::default() };
         let mut driver = Self {
             source: Source::new(settings, session.opened),
             session,
@@ -145,7 +149,6 @@ impl Driver {
             cursor: Cursor::at(Seq(1)),
             buffer: Vec::new(),
             trouble: None,
-            point_at: None,
             join_at: None,
             said_bytes: 0,
             welcomed_bytes: 0,
@@ -161,6 +164,10 @@ impl Driver {
         loop {
             let last = self.session.stream.log.last();
             self.feed(Input::Appended { last });
+            if let Some((seq, mark)) = self.session.stream.log.kept_mark() {
+                let at = self.session.clock.at_wall(mark.time_unix_ms);
+                self.feed(Input::Unchanged { seq, at });
+            }
             while let Some(output) = self.todo.pop_front() {
                 self.perform(output).await;
             }
@@ -233,10 +240,8 @@ impl Driver {
                 });
                 let _ = task.await;
             }
-            Output::PointCommitted { seq, mark } => {
-                self.point_at = Some(self.session.clock.at_wall(mark.time_unix_ms));
-                (self.session.on_point)(seq, mark);
-            }
+            Output::SayAlive => self.write(Control::Alive.encode()),
+            Output::PointCommitted { seq, mark } => (self.session.on_point)(seq, mark),
         }
     }
 
@@ -428,7 +433,10 @@ impl Driver {
         self.work = None;
         // What was asked of the lost transport is void; what concerns others is not.
         self.todo.retain(|output| {
-            !matches!(output, Output::SendFrom { .. } | Output::Hello { .. } | Output::Close)
+            !matches!(
+                output,
+                Output::SendFrom { .. } | Output::SayAlive | Output::Hello { .. } | Output::Close
+            )
         });
     }
 
@@ -438,7 +446,7 @@ impl Driver {
             sent: self.source.sent(),
             journaled: self.source.journaled(),
             committed: self.source.committed(),
-            point_at: self.point_at,
+            point_at: self.source.point_at(),
             trouble: self.trouble.clone(),
             is_contested: self.source.refusal() == Some(RefusalReason::Contested),
             size_bytes: self.welcomed_bytes,

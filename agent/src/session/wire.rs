@@ -71,7 +71,9 @@ impl Said {
             Control::Welcome(welcome) => Ok(Self::Welcome(welcome)),
             Control::Ack(ack) => Ok(Self::Ack(ack)),
             Control::Refusal(refusal) => Ok(Self::Refusal(refusal)),
-            Control::Hello(_) | Control::Mark(..) => Err(WireError::Kind { kind: header.kind }),
+            Control::Hello(_) | Control::Mark(..) | Control::Alive => {
+                Err(WireError::Kind { kind: header.kind })
+            }
         }
     }
 }

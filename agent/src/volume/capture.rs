@@ -314,7 +314,7 @@ impl Running {
         let stream = Arc::clone(&self.opening.stream);
         let breaches = stream.log.breaches();
         if splitter.is_consistent() {
-            self.requests().set_marks(true, breaches, Promise::served(splitter.unknown_blocks()));
+            self.requests().set_last(breaches, Promise::served(splitter.unknown_blocks()));
         }
         let stopped = async {
             splitter.flush_all().await?;

@@ -10,6 +10,8 @@
 //!   - H3: held memory is the sum of all frames not yet committed; at the limit reading stops.
 //!   - H5: no volume holds back another: when the cache runs full, one that has more than an equal share
 //!     of it is not read from while the others are.
+//!   - H6: segments that are not full are half a mark interval apart, whoever sets marks when; one that
+//!     somebody waits for comes between two of them.
 //!   - H4: frames are taken only from the session that holds the volume, under its epoch.
 
 mod admit;
@@ -37,6 +39,8 @@ pub const BATCH_AGE_MS_MAX: u64 = 2000;
 const SHARED_OF_CACHE: (usize, usize) = (3, 4);
 /// A mark waits at most this long for the marks of other volumes.
 pub const LINGER_MS_MAX: u64 = 1000;
+/// A segment that is not full waits at most this long after the one before it.
+pub const SPACING_MS_MAX: u64 = 10_000;
 
 /// One connection, as the driver numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +63,9 @@ pub struct Settings {
     pub batch_age_ms: u64,
     /// A mark waits at most this long for the marks of other volumes; at most [`LINGER_MS_MAX`].
     pub linger_ms: u64,
+    /// Segments that are not full are half a mark interval of a volume in them apart, and at most this
+    /// long; at most [`SPACING_MS_MAX`].
+    pub spacing_ms: u64,
     /// Blocks of the largest volume that can be restored; larger ones are refused.
     pub volume_blocks_max: u64,
 }
@@ -72,6 +79,7 @@ impl Default for Settings {
             batch: Limits::default(),
             batch_age_ms: BATCH_AGE_MS_MAX,
             linger_ms: LINGER_MS_MAX,
+            spacing_ms: SPACING_MS_MAX,
             volume_blocks_max: VOLUME_BLOCKS_MAX,
         }
     }
@@ -84,6 +92,7 @@ impl Settings {
         assert!((1..=JOURNAL_GROUP_BYTES_MAX).contains(&self.group_bytes), "a group has a limit");
         assert!(self.batch.are_legal(), "a segment holds a batch");
         assert!(self.batch_age_ms <= BATCH_AGE_MS_MAX && self.linger_ms <= LINGER_MS_MAX);
+        assert!(self.spacing_ms <= SPACING_MS_MAX);
     }
 }
 
@@ -147,6 +156,11 @@ pub enum Input {
         handle: Handle,
         /// Bytes of its body.
         bytes: usize,
+    },
+    /// A session has nothing to send, and says that it is there.
+    Alive {
+        /// The session.
+        session: SessionId,
     },
     /// The connection is gone.
     Gone {
@@ -289,6 +303,7 @@ struct Volume {
     holder: Option<contest::Holder>,
     contest: Option<contest::Contest>,
     linger_ms: u64,
+    spacing_ms: u64,
     /// Wire bytes of its frames that wait for the journal.
     unjournaled_bytes: usize,
     /// Memory of its frames that are not committed.
@@ -308,6 +323,7 @@ impl Volume {
             holder: None,
             contest: None,
             linger_ms: 0,
+            spacing_ms: 0,
             unjournaled_bytes: 0,
             held_bytes: 0,
             is_held: false,
@@ -339,6 +355,11 @@ pub struct Shard {
     groups: u64,
     batch: Batch,
     deadline: Option<Timestamp>,
+    /// Whether somebody waits for a mark in the batch.
+    is_awaited: bool,
+    /// When the last batch was closed, and the last one with a mark that somebody waited for.
+    closed_at: Option<Timestamp>,
+    awaited_at: Option<Timestamp>,
     closed: VecDeque<Batch>,
     log: LogEnd,
     files: BTreeMap<u64, usize>,
@@ -368,6 +389,9 @@ impl Shard {
             groups: 0,
             batch: Batch::new(settings.batch),
             deadline: None,
+            is_awaited: false,
+            closed_at: None,
+            awaited_at: None,
             closed: VecDeque::new(),
             log: LogEnd::new(next_slot, void),
             files: BTreeMap::new(),
@@ -451,6 +475,7 @@ impl Shard {
             Input::Frame { session, seq, stamp, change, handle, bytes } => {
                 self.frame(session, (seq, stamp), change, (handle, bytes), out);
             }
+            Input::Alive { session } => self.alive(session, out),
             Input::Gone { session } => self.gone(session),
             Input::Revoked { volume } => self.revoked(volume, out),
             Input::GroupDone { group, file } => self.group_done(now, group, file, out),
@@ -581,29 +606,46 @@ impl Shard {
     fn take_journaled(&mut self, now: Timestamp, entry: &Entry, file: u64) {
         *self.files.entry(file).or_default() += 1;
         self.batch.add(entry, file);
-        let wait_ms = match entry.change {
-            Change::Mark(mark) if mark.is_prompt => 0,
-            Change::Mark(_) => self.volumes.get(&entry.volume).map_or(0, |volume| volume.linger_ms),
-            Change::Write(_) | Change::Zero(_) => self.settings.batch_age_ms,
-        };
-        let due = now.plus_ms(wait_ms);
+        let due = self.due(now, entry);
         self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
         if self.batch.is_full() {
-            self.close_batch();
+            self.close_batch(now);
         }
     }
 
-    fn close_batch(&mut self) {
+    /// When a frame wants to be on its way, H6.
+    fn due(&mut self, now: Timestamp, entry: &Entry) -> Timestamp {
+        let volume = self.volumes.get(&entry.volume);
+        let (linger_ms, spacing_ms) =
+            volume.map_or((0, 0), |volume| (volume.linger_ms, volume.spacing_ms));
+        let (wait_ms, before) = match entry.change {
+            // Somebody waits for it, but not as often as they please.
+            Change::Mark(mark) if mark.is_prompt => {
+                self.is_awaited = true;
+                (0, self.awaited_at)
+            }
+            Change::Mark(_) => (linger_ms, self.closed_at),
+            Change::Write(_) | Change::Zero(_) => (self.settings.batch_age_ms, self.closed_at),
+        };
+        let due = now.plus_ms(wait_ms);
+        before.map_or(due, |before| due.max(before.plus_ms(spacing_ms)))
+    }
+
+    fn close_batch(&mut self, now: Timestamp) {
         let next = Batch::new(self.settings.batch);
         self.closed.push_back(std::mem::replace(&mut self.batch, next));
         self.deadline = None;
+        self.closed_at = Some(now);
+        if std::mem::take(&mut self.is_awaited) {
+            self.awaited_at = Some(now);
+        }
     }
 
     fn close_batches(&mut self, now: Timestamp, out: &mut Vec<Output>) {
         // While the store is slow the batch goes on filling: fewer, larger segments.
         let is_due = self.deadline.is_some_and(|deadline| deadline <= now);
         if is_due && self.closed.is_empty() && self.log.has_room() && !self.batch.is_empty() {
-            self.close_batch();
+            self.close_batch(now);
         }
         while self.log.has_room()
             && let Some(batch) = self.closed.pop_front()

@@ -27,6 +27,9 @@ const FRAME_BYTES_MAX: u64 = (FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX) as u64;
 /// most of a day without a node at the shortest interval; the node reports those that are skipped.
 pub const MARKS_MAX: usize = 1 << 16;
 
+/// A source that has nothing to send says so at least as often: a node ends sessions that are silent for 120 s.
+pub const ALIVE_MS_MAX: u64 = 30_000;
+
 /// How patient a source is.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -38,6 +41,8 @@ pub struct Settings {
     pub handshake_ms_max: u64,
     /// Time without an ack while something is in flight, after which the peer counts as lost.
     pub stall_ms_max: u64,
+    /// Time without an ack while nothing is in flight, after which it says that it is there.
+    pub alive_ms: u64,
     /// Most bytes asked for in one [`Output::SendFrom`].
     pub run_bytes_max: u64,
     /// Spreads the reconnects of many volumes; any number.
@@ -52,6 +57,7 @@ impl Default for Settings {
             backoff_ms_max: 5_000,
             handshake_ms_max: 10_000,
             stall_ms_max: 120_000,
+            alive_ms: ALIVE_MS_MAX,
             run_bytes_max: 2 * FRAME_BYTES_MAX,
             jitter: 0,
         }
@@ -77,6 +83,14 @@ pub struct Opened {
 pub enum Input {
     /// The volume was placed, or its node, address or epoch changed: connect anew.
     Assigned,
+    /// Nothing was written since the mark at `seq`, the last of the log: the point is as good as one set at
+    /// `at`.
+    Unchanged {
+        /// The place of the mark.
+        seq: Seq,
+        /// When that was so, on this machine's clock.
+        at: Timestamp,
+    },
     /// The log holds everything up to `last`.
     Appended {
         /// Highest seq in the log.
@@ -168,6 +182,8 @@ pub enum Output {
         /// Most bytes to send, unless the first frame alone is larger.
         bytes_max: u64,
     },
+    /// Say that it is there; answer with `Ready`.
+    SayAlive,
     /// Frames up to `seq` are not needed any more.
     TrimTo {
         /// Committed watermark.
@@ -252,7 +268,10 @@ pub struct Source {
     in_flight: VecDeque<Run>,
     in_flight_bytes: u64,
     is_sending: bool,
+    /// When the node was heard last, or began to owe an ack.
     heard: Timestamp,
+    /// When it said that it is there, until the node answers.
+    asked: Option<Timestamp>,
     failures: u32,
     refusal: Option<RefusalReason>,
     marks: VecDeque<Pending>,
@@ -291,6 +310,7 @@ impl Source {
             in_flight_bytes: 0,
             is_sending: false,
             heard: Timestamp(0),
+            asked: None,
             failures: 0,
             refusal: None,
             marks: VecDeque::new(),
@@ -311,6 +331,7 @@ impl Source {
                 self.appended = last;
             }
             Input::Marked { seq, mark, at } => self.marked(seq, mark, at, out),
+            Input::Unchanged { seq, at } => self.unchanged(seq, at),
             Input::Connected { first, last } => self.connected(now, first, last, out),
             Input::Welcomed(welcome) => self.welcomed(now, welcome, out),
             Input::Restarted => self.restarted(now, out),
@@ -444,6 +465,7 @@ impl Source {
             return;
         }
         self.heard = now;
+        self.asked = None;
         self.failures = 0;
         self.journaled = self.journaled.max(ack.journaled);
         if is_on(Bug::TrimAtJournaled) {
@@ -482,6 +504,18 @@ impl Source {
         self.marks.push_back(Pending { seq, mark, at });
         if self.has_joined {
             self.advance_committed(self.committed, out);
+        }
+    }
+
+    fn unchanged(&mut self, seq: Seq, at: Timestamp) {
+        if let Some(pending) = self.marks.back_mut() {
+            if pending.seq == seq {
+                pending.at = pending.at.max(at);
+            }
+        } else if let Some((point, known)) = &mut self.newest_point
+            && *point == seq
+        {
+            *known = at.max(*known);
         }
     }
 
@@ -539,6 +573,14 @@ impl Source {
         }
         match self.phase {
             Waiting { .. } => self.connect(now, out),
+            Streaming if self.in_flight.is_empty() && self.asked.is_none() => {
+                // What is being sent is a sign of life too.
+                if !self.is_sending {
+                    self.is_sending = true;
+                    out.push(Output::SayAlive);
+                }
+                self.asked = Some(now);
+            }
             _ => self.drop_peer(now, out),
         }
     }
@@ -560,6 +602,7 @@ impl Source {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
         self.is_sending = false;
+        self.asked = None;
     }
 
     fn has_transport(&self) -> bool {
@@ -622,9 +665,18 @@ impl Source {
             Connecting { since } | Greeted { since } => {
                 Some(since.plus_ms(self.settings.handshake_ms_max))
             }
-            Streaming if self.in_flight.is_empty() => None,
+            Streaming if self.in_flight.is_empty() => Some(match self.asked {
+                None => self.heard.plus_ms(self.settings.alive_ms),
+                Some(asked) => asked.plus_ms(self.settings.stall_ms_max),
+            }),
             Streaming => Some(self.heard.plus_ms(self.settings.stall_ms_max)),
         }
+    }
+
+    /// When the newest point in the vault was the disk, as far as is known; none before the first.
+    #[must_use]
+    pub fn point_at(&self) -> Option<Timestamp> {
+        self.newest_point.map(|(_, at)| at)
     }
 
     /// Age of the newest point in the vault; none before the first.

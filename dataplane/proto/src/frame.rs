@@ -34,6 +34,8 @@ pub enum FrameKind {
     Ack,
     /// Why the node ends the session; the last frame it sends.
     Refusal,
+    /// The agent is there and has nothing to send.
+    Alive,
 }
 
 impl FrameKind {
@@ -46,6 +48,7 @@ impl FrameKind {
             Self::Mark => 5,
             Self::Ack => 6,
             Self::Refusal => 7,
+            Self::Alive => 8,
         }
     }
 
@@ -58,6 +61,7 @@ impl FrameKind {
             5 => Self::Mark,
             6 => Self::Ack,
             7 => Self::Refusal,
+            8 => Self::Alive,
             _ => return None,
         })
     }
@@ -86,7 +90,7 @@ impl FrameKind {
                     }
                 }
             }
-            Self::Zero => exact(0),
+            Self::Zero | Self::Alive => exact(0),
             Self::Mark => exact(MARK_BYTES),
             Self::Ack => exact(ACK_BYTES),
             Self::Refusal => 2..=REFUSAL_TEXT_BYTES_MAX + 2,
@@ -390,6 +394,8 @@ pub enum Control {
     Ack(Ack),
     /// The end.
     Refusal(Refusal),
+    /// A sign of life.
+    Alive,
 }
 
 impl Control {
@@ -430,6 +436,7 @@ impl Control {
                 body.put_bytes(&refusal.text.as_bytes()[..end]);
                 (FrameKind::Refusal, Seq(0))
             }
+            Self::Alive => (FrameKind::Alive, Seq(0)),
         };
         let header = FrameHeader::for_body(kind, seq, BlockRange { block: 0, count: 0 }, &body);
         let mut out = header.stamped(stamp).encode().to_vec();
@@ -477,6 +484,7 @@ impl Control {
                     .map_err(|_| DecodeError::Text { what: "refusal text" })?;
                 Self::Refusal(Refusal { reason, text: text.to_owned() })
             }
+            FrameKind::Alive => Self::Alive,
             FrameKind::Write | FrameKind::Zero => unreachable!("writes are not control frames"),
         };
         reader.finish()?;

@@ -24,6 +24,8 @@ pub mod kind {
     pub const ACK: u8 = 6;
     /// The end.
     pub const REFUSAL: u8 = 7;
+    /// A sign of life.
+    pub const ALIVE: u8 = 8;
 }
 
 /// Reasons of a refusal.

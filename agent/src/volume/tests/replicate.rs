@@ -160,3 +160,48 @@ async fn a_scan_sends_what_differs_and_nothing_else() {
     rig.until("resyncing", |report| report.state != VolumeState::Protected).await;
     rig.assert_point_is_disk().await;
 }
+
+/// P34: an idle disk costs nothing, and stays protected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_idle_disk_sends_nothing_and_its_point_does_not_age() {
+    let mut rig = Rig::new(2 * MIB, Capture::Nbd);
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.assert_point_is_disk().await;
+    let set_at = rig.node.points().last().unwrap().mark.time_unix_ms;
+    // Until it was idle for many intervals; its sessions stands by signs of life.
+    let (received, hellos) = (rig.node.received(), rig.node.hellos().len());
+    let alive = rig.node.alive();
+    rig.until("idle for some signs of life", |_| rig.node.alive() >= alive + 2).await;
+    let age = |report: &AgentVolumeReport| {
+        let age_ms = crate::clock::unix_ms().saturating_sub(set_at);
+        report.rpo_seconds.is_some_and(|rpo| rpo * 2000.0 < age_ms as f64)
+    };
+    rig.until("younger than its last point", age).await;
+    assert_eq!((rig.node.received(), rig.node.hellos().len()), (received, hellos));
+    // The next change: in front of it the disk as it was last.
+    let served = rig.served().await;
+    let written_at = crate::clock::unix_ms();
+    served.write(0, Bytes::from(vec![7; 4096]), true).await.unwrap();
+    rig.until("sent", |report| report.committed_seq >= received + 2).await;
+    let points = rig.node.points();
+    let kept = points.iter().find(|point| point.seq.0 == received + 1).expect("the kept mark");
+    assert!(kept.mark.time_unix_ms > set_at && kept.mark.time_unix_ms <= written_at + 1);
+    assert!(kept.image.iter().all(|byte| *byte == 0), "the disk before the write");
+    rig.assert_point_is_disk().await;
+}
+
+/// A pass that finds nothing new adds nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_scanned_disk_that_rests_sends_nothing() {
+    let mut rig = Rig::new(2 * MIB, Capture::Scan);
+    std::fs::write(rig.disk(), vec![3; 2 << 20]).unwrap();
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.assert_point_is_disk().await;
+    let received = rig.node.received();
+    let alive = rig.node.alive();
+    rig.until("idle for some signs of life", |_| rig.node.alive() >= alive + 2).await;
+    assert_eq!(rig.node.received(), received);
+    assert_eq!(rig.report().state, VolumeState::Protected);
+}

@@ -137,7 +137,9 @@ impl Shard {
             );
             return self.refuse(session, RefusalReason::Gap, text, out);
         }
-        volume.linger_ms = (u64::from(hello.mark_interval_ms) / 4).min(self.settings.linger_ms);
+        let interval_ms = u64::from(hello.mark_interval_ms);
+        volume.linger_ms = (interval_ms / 4).min(self.settings.linger_ms);
+        volume.spacing_ms = (interval_ms / 2).min(self.settings.spacing_ms);
         let before = volume.session.replace(session);
         volume.is_revoked = false;
         let is_held = volume.is_held;
@@ -201,6 +203,13 @@ impl Shard {
         volume.stream.receive(seq);
         volume.stamp = stamp;
         Ok((id, volume.stream.epoch()))
+    }
+
+    /// Tells a session that has nothing to send that it was heard.
+    pub(super) fn alive(&mut self, session: SessionId, out: &mut Vec<Output>) {
+        if let Some(volume) = self.sessions.get(&session) {
+            self.ack(*volume, out);
+        }
     }
 
     pub(super) fn gone(&mut self, session: SessionId) {

@@ -5,6 +5,7 @@ use farshore_proto::{BlockRange, MarkKind, PointId};
 mod contest;
 mod hostile;
 mod share;
+mod spacing;
 
 const SIZE_BLOCKS: u64 = 1024;
 const VOLUME: VolumeId = VolumeId([1; 16]);
@@ -20,8 +21,9 @@ struct Bench {
 }
 
 impl Bench {
+    /// With no least distance between segments, which most tests are not about.
     fn new() -> Self {
-        Self::with(Settings::default())
+        Self::with(Settings { spacing_ms: 0, ..Settings::default() })
     }
 
     fn with(settings: Settings) -> Self {
@@ -370,6 +372,7 @@ fn small_limits_make_small_groups_windows_and_batches() {
         group_bytes: 3 * BLOCK_BYTES,
         batch: small,
         batch_age_ms: 7,
+        spacing_ms: 0,
         ..Settings::default()
     };
     let mut bench = Bench::with(settings);

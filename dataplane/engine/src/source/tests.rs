@@ -306,12 +306,61 @@ fn a_silent_peer_is_given_up_only_while_something_is_in_flight() {
     let mut source = opened(0, 0);
     greet(&mut source, 0, 1, 0);
     step(&mut source, 0, welcome(0, 0, 0));
-    assert_eq!(source.deadline(), None);
+    assert_eq!(source.deadline(), Some(at(30_000)), "then it says that it is there");
     step(&mut source, 500_000, Input::Appended { last: Seq(1) });
     step(&mut source, 500_000, Input::Sending { last: Seq(1), bytes: 100 });
     assert_eq!(source.deadline(), Some(at(620_000)));
     assert!(step(&mut source, 619_999, Input::Tick).is_empty());
     assert_eq!(step(&mut source, 620_000, Input::Tick), [Output::Close]);
+}
+
+#[test]
+fn an_idle_source_says_that_it_is_there_and_gives_up_who_does_not_answer() {
+    let mut source = opened(0, 0);
+    greet(&mut source, 0, 1, 0);
+    step(&mut source, 0, welcome(0, 0, 0));
+    assert!(step(&mut source, 29_999, Input::Tick).is_empty());
+    assert_eq!(step(&mut source, 30_000, Input::Tick), [Output::SayAlive]);
+    assert!(step(&mut source, 30_000, Input::Tick).is_empty(), "once");
+    step(&mut source, 30_001, Input::Ready);
+    step(&mut source, 31_000, ack(0, 0));
+    assert_eq!(source.deadline(), Some(at(61_000)));
+    assert_eq!(step(&mut source, 61_000, Input::Tick), [Output::SayAlive]);
+    step(&mut source, 61_000, Input::Ready);
+    assert!(step(&mut source, 180_999, Input::Tick).is_empty());
+    assert_eq!(step(&mut source, 181_000, Input::Tick), [Output::Close]);
+}
+
+#[test]
+fn frames_follow_a_sign_of_life_when_it_is_on_its_way() {
+    let mut source = opened(0, 0);
+    greet(&mut source, 0, 1, 0);
+    step(&mut source, 0, welcome(0, 0, 0));
+    assert_eq!(step(&mut source, 30_000, Input::Tick), [Output::SayAlive]);
+    assert!(step(&mut source, 30_000, Input::Appended { last: Seq(1) }).is_empty());
+    let out = step(&mut source, 30_001, Input::Ready);
+    assert!(matches!(out[..], [Output::SendFrom { seq: Seq(1), .. }]), "{out:?}");
+}
+
+#[test]
+fn a_point_over_an_unchanged_stream_does_not_age() {
+    let mut source = opened(0, 0);
+    greet(&mut source, 0, 1, 0);
+    step(&mut source, 0, welcome(0, 0, 0));
+    step(&mut source, 100, Input::Appended { last: Seq(1) });
+    step(&mut source, 100, Input::Marked { seq: Seq(1), mark: mark(1), at: at(100) });
+    step(&mut source, 100, Input::Sending { last: Seq(1), bytes: 100 });
+    step(&mut source, 100, Input::Ready);
+    step(&mut source, 900, Input::Unchanged { seq: Seq(1), at: at(900) });
+    assert_eq!(source.rpo_ms(at(1000)), None, "it is in no vault yet");
+    step(&mut source, 1000, ack(1, 1));
+    assert_eq!(source.rpo_ms(at(1000)), Some(100));
+    step(&mut source, 2000, Input::Unchanged { seq: Seq(1), at: at(1990) });
+    assert_eq!((source.rpo_ms(at(2000)), source.point_at()), (Some(10), Some(at(1990))));
+    // What is said of another mark, or late, says nothing of this one.
+    step(&mut source, 2000, Input::Unchanged { seq: Seq(2), at: at(2000) });
+    step(&mut source, 2000, Input::Unchanged { seq: Seq(1), at: at(500) });
+    assert_eq!(source.rpo_ms(at(2000)), Some(10));
 }
 
 /// A node as the protocol allows it, with losses at any moment: the stream it ends up with is the
@@ -336,6 +385,7 @@ struct Chaos {
     greeted: bool,
     streaming: bool,
     asked: Option<u64>,
+    is_speaking: bool,
     points: u64,
 }
 
@@ -354,6 +404,7 @@ impl Chaos {
             greeted: false,
             streaming: false,
             asked: None,
+            is_speaking: false,
             points: 0,
         }
     }
@@ -383,6 +434,7 @@ impl Chaos {
                     assert!(seq.0 >= self.first, "sent from what was trimmed");
                     self.asked = Some(seq.0);
                 }
+                Output::SayAlive => self.is_speaking = true,
                 Output::TrimTo { seq } => {
                     assert!(seq.0 <= self.committed, "S4");
                     self.first = seq.0 + 1;
@@ -399,6 +451,7 @@ impl Chaos {
     fn hang_up(&mut self) {
         (self.connecting, self.greeted, self.streaming) = (false, false, false);
         self.asked = None;
+        self.is_speaking = false;
     }
 
     fn send(&mut self, seq: u64) {
@@ -422,7 +475,11 @@ impl Chaos {
     }
 
     fn turn(&mut self) {
-        self.now += self.below(200);
+        // Now and then nothing happens for long.
+        self.now += if self.below(20) == 0 { 31_000 } else { self.below(200) };
+        if std::mem::take(&mut self.is_speaking) {
+            self.feed(Input::Ready);
+        }
         match self.below(8) {
             0 => self.feed(Input::Assigned),
             1 if self.greeted || self.connecting || self.streaming => {
@@ -469,7 +526,9 @@ impl Chaos {
         // Faults stop: everything arrives and every mark is reported.
         for _ in 0..2000 {
             self.now += 100;
-            if self.greeted {
+            if std::mem::take(&mut self.is_speaking) {
+                self.feed(Input::Ready);
+            } else if self.greeted {
                 (self.greeted, self.streaming) = (false, true);
                 self.feed(welcome(self.received, self.journaled, self.committed));
             } else if self.connecting {

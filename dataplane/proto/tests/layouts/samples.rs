@@ -108,6 +108,7 @@ pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
         ("frame-mark-scan", Control::Mark(Seq(44), scan_mark()).encode_stamped(STAMP)),
         ("frame-ack", Control::Ack(Ack { journaled: Seq(70), committed: Seq(52) }).encode()),
         ("frame-refusal", Control::Refusal(refusal).encode()),
+        ("frame-alive", Control::Alive.encode()),
     ]
 }
 

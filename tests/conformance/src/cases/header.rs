@@ -4,7 +4,7 @@ use super::{Act, Case, View, case, good, write};
 use crate::frame::{Frame, Mark, kind, reason};
 
 const MAGIC: &str = "the `1` is the version";
-const KIND: &str = "1 hello, 2 welcome, 3 write, 4 zero, 5 mark, 6 ack, 7 refusal";
+const KIND: &str = "1 hello, 2 welcome, 3 write, 4 zero, 5 mark, 6 ack, 7 refusal, 8 alive";
 const RESERVED_FRONT: &str = "| 5 | 3 | reserved | zero |";
 const STAMP: &str = "a generation has a life; both are 0 outside the stream";
 const SEQ: &str = "1 to 2^64 − 2 for write, zero, mark; 0 for the others";
@@ -64,7 +64,7 @@ pub(super) const CASES: &[Case] = &[
     wrong("header+0", MAGIC, "another magic", |view| zero(view, |f| f.magic = *b"XSF1")),
     wrong("header+0", MAGIC, "another version", |view| zero(view, |f| f.magic = *b"FSF2")),
     wrong("header+4", KIND, "kind 0", |view| zero(view, |f| f.kind = 0)),
-    wrong("header+4", KIND, "kind 8", |view| zero(view, |f| f.kind = 8)),
+    wrong("header+4", KIND, "kind 9", |view| zero(view, |f| f.kind = 9)),
     wrong("header+4", KIND, "kind 255", |view| zero(view, |f| f.kind = 255)),
     wrong("header+5", RESERVED_FRONT, "byte 5", |view| {
         zero(view, |f| f.reserved_front = [1, 0, 0])

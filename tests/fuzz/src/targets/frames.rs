@@ -63,7 +63,7 @@ fn must_go_on(control: &Control) {
         Control::Mark(seq, _) => {
             let _ = seq.next();
         }
-        Control::Refusal(_) => {}
+        Control::Refusal(_) | Control::Alive => {}
     }
 }
 
@@ -76,6 +76,7 @@ pub(super) fn frame_samples() -> Vec<Vec<u8>> {
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-mark.bin"),
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-ack.bin"),
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-refusal.bin"),
+        include_bytes!("../../../../dataplane/proto/testdata/v1/frame-alive.bin"),
     ]
     .map(<[u8]>::to_vec)
     .into()

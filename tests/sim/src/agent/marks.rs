@@ -5,6 +5,7 @@ use super::session::MARK_INTERVAL_MS;
 use super::volume::Volume;
 use super::{Ctx, Own as AgentOwn};
 use farshore_agent::capture::progress::is_consistent;
+use farshore_agent::hrl::Marked;
 use farshore_proto::frame::Mark;
 use farshore_proto::{MarkKind, PointId, Timestamp};
 use std::time::Duration;
@@ -53,7 +54,7 @@ impl Volume {
                 ctx.after(RETRY, AgentOwn::Mark(Own::Due));
             }
             Own::Set { breaches } => {
-                if !self.set_mark(ctx, breaches) {
+                if !self.set_mark(ctx, breaches, false) {
                     return ctx.after(RETRY, AgentOwn::Mark(Own::Due));
                 }
                 let now = ctx.world.now();
@@ -81,8 +82,8 @@ impl Volume {
         is_consistent(&self.stream.progress, served.gate.in_doubt())
     }
 
-    /// Whether the log took it.
-    fn set_mark(&mut self, ctx: &mut Ctx<'_>, breaches: u64) -> bool {
+    /// Whether the log took it, or holds one that stands for it.
+    fn set_mark(&mut self, ctx: &mut Ctx<'_>, breaches: u64, is_last: bool) -> bool {
         let mut point = [0; 16];
         ctx.world.rng.fill(&mut point);
         let time_unix_ms = ctx.world.wall_ms(ctx.process());
@@ -90,8 +91,21 @@ impl Volume {
         let point = PointId(point);
         let mark =
             Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt, time_unix_ms };
-        match self.stream.log.append_mark(mark, breaches) {
-            Ok(seq) => {
+        let set = match is_prompt || is_last {
+            true => self.stream.log.append_mark(mark, breaches).map(Marked::At),
+            false => self.stream.log.mark_or_keep(mark, breaches),
+        };
+        match set {
+            Ok(Marked::Still(seq)) => {
+                let busy = self.served.as_ref().map(|served| served.capture.busy());
+                ctx.tell(|| format!("finds that the mark at {seq} is the disk still"));
+                let busy = busy.unwrap_or_default();
+                ctx.world.oracle.judge_mark(ctx.machine, seq, &ctx.disk.seen, &busy);
+                self.newest_mark = Some(seq);
+                self.poke(ctx);
+                true
+            }
+            Ok(Marked::At(seq)) => {
                 let busy = self.served.as_ref().map(|served| served.capture.busy());
                 ctx.tell(|| format!("sets a mark at {seq}"));
                 let oracle = &mut ctx.world.oracle;
@@ -129,7 +143,7 @@ impl Volume {
         self.halt_copy(ctx);
         let breaches = self.stream.log.breaches();
         if self.is_log_the_disk() {
-            self.set_mark(ctx, breaches);
+            self.set_mark(ctx, breaches, true);
         }
         self.flush(ctx, Flusher::Stop);
     }

@@ -30,6 +30,7 @@ fn settings(machine: usize) -> Settings {
         backoff_ms_max: 2_000,
         handshake_ms_max: 3_000,
         stall_ms_max: 6_000,
+        alive_ms: 4_000,
         run_bytes_max: 96 << 10,
         jitter: machine as u64,
     }
@@ -163,7 +164,10 @@ impl Session {
         self.writing.clear();
         // What was asked of the lost transport is void; what concerns others is not.
         self.todo.retain(|output| {
-            !matches!(output, Output::SendFrom { .. } | Output::Hello { .. } | Output::Close)
+            !matches!(
+                output,
+                Output::SendFrom { .. } | Output::SayAlive | Output::Hello { .. } | Output::Close
+            )
         });
     }
 
@@ -299,6 +303,10 @@ impl Volume {
     fn see_log(&mut self, ctx: &mut Ctx<'_>) {
         let last = self.stream.log.last();
         self.session.feed(ctx, Input::Appended { last });
+        if let Some((seq, _)) = self.stream.log.kept_mark() {
+            let at = ctx.world.now();
+            self.session.feed(ctx, Input::Unchanged { seq, at });
+        }
     }
 
     fn take_in(&mut self, ctx: &mut Ctx<'_>, happened: Happened) {
@@ -366,6 +374,13 @@ impl Volume {
             Output::SendFrom { seq, bytes_max } => {
                 let work = self.session.work;
                 ctx.soon(AgentOwn::Session(Own::Read { work, seq, bytes_max }));
+            }
+            Output::SayAlive => {
+                let (process, work) = (ctx.process(), self.session.work);
+                if let Some(conn) = self.session.link {
+                    ctx.world.send(conn, process, Control::Alive.encode().into());
+                }
+                self.session.happened.push_back(Happened::Written(work));
             }
             Output::TrimTo { seq } => {
                 ctx.world.oracle.trimmed(ctx.machine, seq);

@@ -92,8 +92,17 @@ pub(super) fn append(
     machine: usize,
     entries: &[Entry<'_>],
 ) -> Result<Seq, AppendError> {
-    let before = log.last();
+    let mut before = log.last();
+    let kept = log.kept_mark();
     let appended = log.append(entries);
+    if let Some((_, mark)) = kept
+        && log.last() > before
+    {
+        // It was kept for a stream that ends where this one did.
+        before = before.next();
+        oracle.appended(machine, before, &[]);
+        oracle.mark_taken(machine, before, mark.point);
+    }
     let taken = usize::try_from(log.last().0 - before.0).expect("few frames");
     assert!(appended.is_err() || taken == entries.len(), "one frame for each entry");
     for (entry, seq) in entries.iter().take(taken).zip(before.0 + 1..) {

@@ -181,6 +181,7 @@ fn draw_settings(rng: &mut fastrand::Rng) -> Settings {
         },
         batch_age_ms: rng.u64(100..900),
         linger_ms: rng.u64(50..400),
+        spacing_ms: rng.u64(0..2) * rng.u64(0..2000),
         ..Settings::default()
     }
 }

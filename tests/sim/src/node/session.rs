@@ -205,6 +205,9 @@ impl Turn<'_> {
             let from = format!("server {machine}");
             return self.input(shard, Input::Hello { session: id, hello, assigned, from }).map(Ok);
         }
+        if header.kind == FrameKind::Alive {
+            return self.input(shard, Input::Alive { session: id }).map(Ok);
+        }
         let change = match Change::decode(&header, &frame.body) {
             Ok(Some(change)) => change,
             Ok(None) => return Ok(Err(Bad::Unexpected(header.kind))),

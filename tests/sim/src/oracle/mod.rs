@@ -143,7 +143,18 @@ impl Oracle {
         disk: &[Tag],
         busy: &BTreeSet<u64>,
     ) {
+        self.judge_mark(machine, seq, disk, busy);
+        self.mark_taken(machine, seq, point);
+    }
+
+    /// A mark that was judged is in the log, at its end.
+    pub fn mark_taken(&mut self, machine: usize, seq: Seq, point: PointId) {
         self.counts.marks += 1;
+        self.streams[machine].mark(seq, point);
+    }
+
+    /// The log up to `seq` is said to be the disk.
+    pub fn judge_mark(&mut self, machine: usize, seq: Seq, disk: &[Tag], busy: &BTreeSet<u64>) {
         let stream = &mut self.streams[machine];
         let wrong = (0..)
             .zip(stream.image())
@@ -156,7 +167,6 @@ impl Oracle {
             );
             self.violate("I2", what);
         }
-        self.streams[machine].mark(seq, point);
     }
 
     /// A node of a test, which has no vault, acked committed.

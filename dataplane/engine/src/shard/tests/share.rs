@@ -21,7 +21,7 @@ impl Bench {
 }
 
 /// Carries a shard's journal out at once and counts its groups.
-fn journal(bench: &mut Bench, mut out: Vec<Output>, groups: &mut u64) -> Vec<Output> {
+pub(super) fn journal(bench: &mut Bench, mut out: Vec<Output>, groups: &mut u64) -> Vec<Output> {
     let mut all = Vec::new();
     while out.iter().any(|output| matches!(output, Output::Journal { .. })) {
         *groups += 1;

@@ -1,0 +1,105 @@
+//! How many segments a shard makes, and what idle sessions say.
+
+use super::share::journal;
+use super::*;
+
+const INTERVAL_MS: u32 = 5000;
+
+/// One of many volumes, with its session.
+fn nth(number: u64) -> (VolumeId, SessionId) {
+    (VolumeId([u8::try_from(10 + number).unwrap(); 16]), SessionId(10 + number))
+}
+
+impl Bench {
+    fn open_nth(&mut self, number: u64) {
+        let (volume, session) = nth(number);
+        let hello = Hello { volume, mark_interval_ms: INTERVAL_MS, ..self.hello(1) };
+        self.greet(session, hello, Some(Epoch(1)));
+        self.step(Input::Claimed { volume, outcome: Ok(Seq(0)) });
+    }
+
+    fn mark_nth(&mut self, number: u64, seq: u64, is_prompt: bool) -> Vec<Output> {
+        let mut point = [0; 16];
+        point[..8].copy_from_slice(&seq.to_be_bytes());
+        point[8..].copy_from_slice(&number.to_be_bytes());
+        let (point, kind) = (PointId(point), MarkKind::Crash);
+        let change =
+            Change::Mark(Mark { point, kind, unknown_blocks: 0, is_prompt, time_unix_ms: 7 });
+        self.handles += 1;
+        let (session, handle) = (nth(number).1, Handle(self.handles));
+        let stamp = Stamp::default();
+        self.step(Input::Frame { session, seq: Seq(seq), stamp, change, handle, bytes: 32 })
+    }
+
+    /// Carries out everything at once; returns how many segments were built.
+    fn carry_out(&mut self, out: Vec<Output>, groups: &mut u64) -> usize {
+        let out = journal(self, out, groups);
+        let slots: Vec<u64> = built(&out).into_iter().map(|(slot, _)| slot).collect();
+        for slot in &slots {
+            self.step(Input::PutDone { slot: Slot(*slot) });
+        }
+        slots.len()
+    }
+}
+
+/// H6: one segment per half interval, however many volumes set marks, and whenever.
+#[test]
+fn marks_of_many_volumes_share_segments() {
+    const VOLUMES: u64 = 100;
+    const MINUTE_MS: u64 = 60_000;
+    let mut bench = Bench::with(Settings::default());
+    (0..VOLUMES).for_each(|number| bench.open_nth(number));
+    let (mut groups, mut segments) = (0, 0);
+    let mut seqs: Vec<u64> = (0..VOLUMES).map(|_| 0).collect();
+    for ms in (0..MINUTE_MS).step_by(10) {
+        bench.now = Timestamp(1000 + ms);
+        let out = bench.step(Input::Tick);
+        segments += bench.carry_out(out, &mut groups);
+        for number in 0..VOLUMES {
+            let phase = number * 7919 % u64::from(INTERVAL_MS) / 10 * 10;
+            if ms % u64::from(INTERVAL_MS) == phase {
+                let seq = &mut seqs[usize::try_from(number).unwrap()];
+                *seq += 1;
+                let out = bench.mark_nth(number, *seq, false);
+                segments += bench.carry_out(out, &mut groups);
+            }
+        }
+    }
+    let half_intervals = usize::try_from(MINUTE_MS * 2 / u64::from(INTERVAL_MS)).unwrap();
+    assert!(
+        segments <= half_intervals + 1,
+        "{segments} segments in {half_intervals} half intervals"
+    );
+    assert!(segments >= half_intervals / 2, "{segments} segments: points wait too long");
+    let waiting = (0..VOLUMES).map(|number| {
+        let stream = bench.shard.stream(nth(number).0).unwrap();
+        stream.received().0 - stream.committed().0
+    });
+    assert!(waiting.max().unwrap() <= 1, "no mark waits for more than the next one");
+}
+
+/// H6: somebody who waits gets a segment at once, but not one for each word.
+#[test]
+fn prompt_marks_without_end_do_not_make_a_segment_each() {
+    let mut bench = Bench::with(Settings::default());
+    bench.open_nth(0);
+    let (mut groups, mut segments) = (0, 0);
+    for number in 0..100 {
+        let out = bench.mark_nth(0, number + 1, true);
+        let built = bench.carry_out(out, &mut groups);
+        assert!(built == 1 || number > 0, "the first is on its way at once");
+        segments += built;
+        bench.now = bench.now.plus_ms(100);
+        let out = bench.step(Input::Tick);
+        segments += bench.carry_out(out, &mut groups);
+    }
+    assert!((4..=5).contains(&segments), "{segments} segments in ten seconds");
+}
+
+#[test]
+fn a_session_that_says_that_it_is_there_is_answered() {
+    let mut bench = Bench::welcomed();
+    assert_eq!(acks(&bench.step(Input::Alive { session: SESSION })), [(0, 0)]);
+    assert!(bench.step(Input::Alive { session: SessionId(9) }).is_empty(), "nobody is there");
+    assert!(bench.shard.is_settled());
+}
