@@ -15,6 +15,8 @@ pub(crate) enum Work {
     Put(LogId, Slot),
     /// Taking a volume over.
     Claim(VolumeId),
+    /// Beginning a new log for a shard.
+    Log(usize),
 }
 
 /// A trouble that was not named again for so long is over: whoever wanted the work done has given up.

@@ -138,3 +138,62 @@ fn is_journaled(peer: &mut Peer, seq: u64) -> Result<bool> {
     }
     Ok(false)
 }
+
+/// Headers of large frames and all of their bodies but the last byte: what is not whole has a bound too, and
+/// does not keep an honest source out for good.
+#[test]
+fn frames_that_are_never_whole_do_not_grow_a_node() {
+    const VOLUMES: usize = 40;
+    let environment = vec![
+        ("FARSHORE_NODE_CACHE_MIB".to_owned(), "16".to_owned()),
+        ("FARSHORE_NODE_IDLE".to_owned(), "60".to_owned()),
+    ];
+    run_with(Setting { environment, ..Setting::default() }, |system| {
+        let site = Site::over(system)?;
+        let agent = site.enrol("greedy")?;
+        let disks = (0..VOLUMES).map(|number| format!("disk{number}")).collect::<Vec<_>>();
+        // At once: each waits for an agent's word that does not come.
+        let (shared, owner) = (&site, &agent);
+        let volumes = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                disks.iter().map(|disk| scope.spawn(move || shared.protect(owner, disk))).collect();
+            let joined = threads.into_iter().map(|one| one.join().expect("it does not panic"));
+            joined.collect::<Result<Vec<_>>>()
+        })?;
+        let honest = site.protect(&agent, "honest")?;
+        let stream_of = |volume: &farshore_conformance::site::Volume| {
+            Stream::new(volume.id.into_bytes(), volume.epoch, BLOCKS)
+        };
+        let node = system.pid(Part::Node)?;
+        let mut peers = Vec::new();
+        for volume in &volumes {
+            peers.push(site.session(&agent, volume, &stream_of(volume))?);
+        }
+        let (before, _) = process::memory(node)?;
+        let frame = large(1).bytes();
+        let cut = &frame[..frame.len() - 1];
+        // Threads, since a node that does not read lets who sends wait.
+        let sending = peers.into_iter().map(|mut peer| {
+            let cut = cut.to_vec();
+            std::thread::spawn(move || {
+                peer.send(&cut);
+                peer
+            })
+        });
+        let sending: Vec<_> = sending.collect();
+        let mut stream = stream_of(&honest);
+        let mut peer = site.session(&agent, &honest, &stream)?;
+        let seq = stream.next;
+        peer.send(&stream.write(0, LARGE));
+        let limit = Instant::now() + Duration::from_secs(120);
+        while !is_journaled(&mut peer, seq)? {
+            ensure!(Instant::now() < limit, "an honest source is kept out");
+        }
+        let (after, _) = process::memory(node)?;
+        let grown = after.saturating_sub(before) / MIB;
+        println!("{VOLUMES} frames of a mebibyte that were not whole grew it by {grown} MiB");
+        ensure!(grown < VOLUMES as u64 * 3 / 5, "the node grew by {grown} MiB");
+        drop(sending);
+        site.same_node(node)
+    });
+}

@@ -22,7 +22,7 @@ impl Threads {
     ///
     /// # Errors
     /// What the operating system says.
-    pub(super) fn prepare(name: &str) -> io::Result<Prepared> {
+    pub(crate) fn prepare(name: &str) -> io::Result<Prepared> {
         Prepared::spawn(name, || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             Ok(move |main: Main| {

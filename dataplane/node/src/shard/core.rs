@@ -1,5 +1,6 @@
 //! What the tasks of a shard share: the engine, its frames, and the queues of its outputs.
 
+use super::arrivals::Arrivals;
 use super::outbox::Outbox;
 use super::refusals::Refusals;
 use super::strangers::Strangers;
@@ -16,7 +17,7 @@ use farshore_client::Identity;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
 use farshore_engine::claims::{Cause, Wanted};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
-use farshore_engine::tenure::{self, Opening, Tenure};
+use farshore_engine::tenure::Opening;
 use farshore_proto::frame::{Control, RefusalReason};
 use farshore_proto::{LogId, Slot, Timestamp};
 use farshore_vault::frames::{Frame, Frames};
@@ -59,22 +60,13 @@ impl ShardParts {
         self.journal.first_file = opening.first_file;
     }
 
-    /// Leaves the log, which was sealed and is written no more, for a new one.
-    pub(crate) fn renew(&self, tenure: &mut Tenure) -> anyhow::Result<Opening> {
-        let mut todo = Vec::new();
-        tenure.step(tenure::Input::AtRest, &mut todo);
-        loop {
-            match todo.pop() {
-                Some(tenure::Output::Renew { sealed }) => {
-                    let files = journal_files(&self.journal.path)?;
-                    let log = self.logs.renew(self.id)?;
-                    self.dedup.forget(sealed);
-                    tenure.step(tenure::Input::Renewed { log, files }, &mut todo);
-                }
-                Some(tenure::Output::Open(opening)) => return Ok(opening),
-                other => anyhow::bail!("a sealed log is left by a new one, not by {other:?}"),
-            }
-        }
+    /// A log for the shard in place of the one that was sealed and is written no more, durable when this
+    /// returns; and the files of its journal.
+    pub(crate) fn new_log(&self, sealed: LogId) -> anyhow::Result<(LogId, Vec<u64>)> {
+        let files = journal_files(&self.journal.path)?;
+        let log = self.logs.renew(self.id)?;
+        self.dedup.forget(sealed);
+        Ok((log, files))
     }
 }
 
@@ -104,6 +96,8 @@ pub(crate) struct Core<R: Rt> {
     sessions: RefCell<HashMap<SessionId, Rc<Outbox>>>,
     next_session: Cell<u64>,
     pub(crate) strangers: Strangers,
+    /// Memory of frames that are not whole yet.
+    pub(crate) arrivals: Arrivals,
     pub(crate) refusals: RefCell<Refusals>,
     /// Where handshakes stand in line.
     pub(crate) turnstile: Turnstile,
@@ -125,6 +119,7 @@ impl<R: Rt> Core<R> {
         let (next_slot, void) = (opening.next_slot, opening.void.clone());
         Self {
             engine: RefCell::new(Shard::new(parts.settings, next_slot, void)),
+            arrivals: Arrivals::beside(parts.settings.cache_bytes),
             parts,
             started: Instant::now(),
             later: RefCell::default(),

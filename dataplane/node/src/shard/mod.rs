@@ -5,12 +5,14 @@
 //! [`session`] moves frames; puts and claims are done by [`crate::services`] on other threads and come back through the mailbox.
 //! No lock is taken on the way of a frame.
 
+mod arrivals;
 mod build;
 mod core;
 mod greet;
 mod journal;
 mod outbox;
 mod refusals;
+mod renewal;
 mod replay;
 mod session;
 mod standing;
@@ -90,8 +92,9 @@ pub(crate) async fn run<R: Rt>(
             return;
         }
         let (shard, sealed) = (parts.id, parts.log);
-        opening = match parts.renew(&mut tenure) {
-            Ok(opening) => opening,
+        opening = match renewal::renew::<R>(&parts, &mut tenure, &inbox).await {
+            Ok(Some(opening)) => opening,
+            Ok(None) => return,
             Err(error) => {
                 let error = format!("{error:#}");
                 return parts.fatal.raise(Cause::Sealed { log: sealed, error });

@@ -32,6 +32,8 @@ pub(crate) struct Outbox {
     /// When the last whole frame came; none before the hello, which has a deadline of its own.
     pub(crate) heard: Cell<Option<Timestamp>>,
     pub(crate) mark_interval_ms: Cell<u64>,
+    /// Since when a frame that is not whole yet has had its place.
+    pub(crate) arriving: Cell<Option<Timestamp>>,
     /// Whose session it is, for which volume; none before the hello.
     pub(crate) holder: Cell<Option<(VolumeId, Shown)>>,
     /// It is the shard that does not read; the peer cannot be blamed for its silence.

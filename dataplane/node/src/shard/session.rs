@@ -1,5 +1,6 @@
 //! One session: frames in, acknowledgements out.
 
+use super::arrivals::{ARRIVAL_MAX, Arrival};
 use super::core::Core;
 use super::outbox::{GOODBYE_MAX, Outbox, write};
 use super::standing::Over;
@@ -14,6 +15,7 @@ use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, RefusalReaso
 use farshore_proto::limits::{FRAME_HEADER_BYTES, WINDOW_BYTES};
 use farshore_proto::{DecodeError, VolumeId};
 use farshore_vault::frames::Frame;
+use futures::FutureExt;
 use futures::future::{Either, select};
 use std::io;
 use std::net::SocketAddr;
@@ -160,6 +162,11 @@ impl<R: Rt> Session<'_, R> {
         while let Some((header, frame)) = self.read_frame(reader).await? {
             self.outbox.heard.set(Some(core.now()));
             let bytes = frame.body.len();
+            if header.kind == FrameKind::Alive {
+                core.input(Input::Alive { session });
+                R::yield_now().await;
+                continue;
+            }
             let Some(change) = Change::decode(&header, &frame.body)? else {
                 return Err(SessionError::Unexpected(header.kind));
             };
@@ -211,20 +218,48 @@ impl<R: Rt> Session<'_, R> {
         reader: &mut TlsReader<R>,
     ) -> Result<Option<(FrameHeader, Frame)>, SessionError> {
         let Some((bytes, header)) = self.read_header(reader).await? else { return Ok(None) };
-        if !header.kind.is_stream() {
+        if !header.kind.is_stream() && header.kind != FrameKind::Alive {
             return Err(SessionError::Unexpected(header.kind));
         }
-        // No memory for a body while the cache is full, or every new session would take some.
+        let Some(_place) = self.place(header.body_bytes).await else { return Ok(None) };
+        self.outbox.arriving.set(Some(self.core.now()));
+        let frame = self.read_body(reader, bytes, &header).await;
+        self.outbox.arriving.set(None);
+        Ok(frame?.map(|frame| (header, frame)))
+    }
+
+    /// Waits until there is memory for a body: none while the cache is full, or every new session would take
+    /// some, and none beyond what frames that are not whole may have. `None` when the shard closed the
+    /// session.
+    async fn place(&self, bytes: usize) -> Option<Arrival<'_>> {
         let must_wait = || self.core.is_paused() || self.outbox.is_held.get();
-        while must_wait() && !self.outbox.is_closed() {
-            self.outbox.is_paused.set(true);
-            self.outbox.resumed.wait().await;
+        loop {
+            while must_wait() && !self.outbox.is_closed() {
+                self.outbox.is_paused.set(true);
+                self.outbox.resumed.wait().await;
+            }
+            if self.outbox.is_closed() {
+                return None;
+            }
+            let place = match self.core.arrivals.begin(bytes).now_or_never() {
+                Some(place) => place,
+                None => {
+                    self.outbox.is_paused.set(true);
+                    let begin = pin!(self.core.arrivals.begin(bytes));
+                    let closed = pin!(self.outbox.closed.wait());
+                    match select(begin, closed).await {
+                        Either::Left((place, _)) => place,
+                        Either::Right(_) => return None,
+                    }
+                }
+            };
+            if !must_wait() {
+                if self.outbox.is_paused.replace(false) {
+                    self.outbox.heard.set(Some(self.core.now()));
+                }
+                return Some(place);
+            }
         }
-        if self.outbox.is_paused.replace(false) {
-            self.outbox.heard.set(Some(self.core.now()));
-        }
-        let frame = self.read_body(reader, bytes, &header).await?;
-        Ok(frame.map(|frame| (header, frame)))
     }
 
     async fn read_header(
@@ -294,6 +329,16 @@ pub(crate) async fn sweep<R: Rt>(core: Rc<Core<R>>) {
         let now = core.now();
         for outbox in core.outboxes() {
             let Some(heard) = outbox.heard.get() else { continue };
+            let began = outbox.arriving.get().filter(|_| core.arrivals.is_crowded());
+            let arriving = began.map(|began| Duration::from_millis(now.since_ms(began)));
+            if let Some(arriving) = arriving.filter(|arriving| *arriving > ARRIVAL_MAX)
+                && !outbox.is_closed()
+            {
+                core.parts.metrics.refused("slow");
+                let text = format!("a frame took {} s, and others wait", arriving.as_secs());
+                outbox.refuse(RefusalReason::Unavailable, text);
+                continue;
+            }
             let silent = Duration::from_millis(now.since_ms(heard));
             let three_marks = Duration::from_millis(outbox.mark_interval_ms.get()) * 3;
             let is_idle = silent > idle_max.max(three_marks);
