@@ -8,6 +8,7 @@ mod images;
 mod ingest;
 mod peers;
 mod plot;
+mod scan;
 mod stages;
 mod table;
 
@@ -43,6 +44,12 @@ enum What {
         /// A disk image
         image: PathBuf,
     },
+    /// What a scan costs the agent: random data, zeros and a sparse file, beside what it is to reach
+    Scan {
+        /// Size of the disks with random data and with zeros in MiB
+        #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(16..=65_536))]
+        mib: u64,
+    },
     /// restic, borg, rustic and Farshore on the same two images
     Peers {
         /// A disk image
@@ -59,6 +66,7 @@ fn main() -> Result<()> {
     match arguments.what {
         What::Images { to, mib } => images::make(&to, mib),
         What::Bound { image } => bound::run(&image, &arguments.out),
+        What::Scan { mib } => scan::run(mib, &arguments.out),
         What::Peers { image, second } => peers::run(&image, second.as_deref(), &arguments.out),
     }
 }

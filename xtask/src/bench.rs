@@ -22,7 +22,7 @@ const BUILT: [&str; 6] = [
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// `images DIR`, `bound IMAGE`, `peers IMAGE --second IMAGE`; `--help` says more
+    /// `images DIR`, `bound IMAGE`, `scan`, `peers IMAGE --second IMAGE`; `--help` says more
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<String>,
 }

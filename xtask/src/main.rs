@@ -49,7 +49,7 @@ enum Task {
     Torture(torture::Options),
     /// What takes hours: 10,000 seeds, every seeded bug, the decoders, torture, the demo; a table at the end.
     Nightly(nightly::Options),
-    /// What a byte costs: `images DIR`, `bound IMAGE`, `peers IMAGE`; `--help` says more.
+    /// What a byte costs: `images DIR`, `bound IMAGE`, `scan`, `peers IMAGE`; `--help` says more.
     #[command(disable_help_flag = true)]
     Bench(bench::Options),
     /// Installs the object stores that tests run against, below target/servers.
