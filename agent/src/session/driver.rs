@@ -62,7 +62,7 @@ pub struct Standing {
 }
 
 /// Told of every point that reaches the vault.
-pub type OnPoint = Box<dyn FnMut(Seq, Mark) + Send>;
+pub type OnPoint = Box<dyn FnMut(Epoch, Seq, Mark) + Send>;
 
 /// What a session is made of.
 pub struct Session {
@@ -127,6 +127,8 @@ struct Driver {
     cursor: Cursor,
     buffer: Vec<u8>,
     trouble: Option<String>,
+    /// Of the last hello: what is acknowledged is committed under it, or was under one before.
+    epoch: Epoch,
     /// When to try again to note that the stream joins.
     join_at: Option<Instant>,
     /// The size in the last hello, and in the last one that was welcomed.
@@ -149,6 +151,7 @@ impl Driver {
             cursor: Cursor::at(Seq(1)),
             buffer: Vec::new(),
             trouble: None,
+            epoch: Epoch(0),
             join_at: None,
             said_bytes: 0,
             welcomed_bytes: 0,
@@ -241,7 +244,7 @@ impl Driver {
                 let _ = task.await;
             }
             Output::SayAlive => self.write(Control::Alive.encode()),
-            Output::PointCommitted { seq, mark } => (self.session.on_point)(seq, mark),
+            Output::PointCommitted { seq, mark } => (self.session.on_point)(self.epoch, seq, mark),
         }
     }
 
@@ -270,6 +273,7 @@ impl Driver {
     /// Writes the hello at once: it is smaller than any socket's buffer.
     async fn say_hello(&mut self, first: Seq, last: Seq, is_overtaken: bool) {
         let route = self.session.route.borrow().clone();
+        self.epoch = route.epoch;
         let hello = Hello {
             volume: self.session.stream.volume,
             epoch: route.epoch,

@@ -205,7 +205,7 @@ fn route_of(volume: &AgentVolume, size_bytes: u64) -> Option<Route> {
 
 fn on_point(points: &Arc<Points>, volume: uuid::Uuid) -> crate::session::OnPoint {
     let points = Arc::clone(points);
-    Box::new(move |seq: Seq, mark: Mark| {
+    Box::new(move |epoch: Epoch, seq: Seq, mark: Mark| {
         let kind = match mark.kind {
             MarkKind::Crash => PointKind::Crash,
             MarkKind::App => PointKind::App,
@@ -213,7 +213,8 @@ fn on_point(points: &Arc<Points>, volume: uuid::Uuid) -> crate::session::OnPoint
         };
         let (point, time_unix_ms) = (mark.point.into(), mark.time_unix_ms);
         let unknown_blocks = mark.unknown_blocks;
-        points.push(PointReport { point, volume, seq: seq.0, kind, unknown_blocks, time_unix_ms });
+        let (epoch, seq) = (epoch.0, seq.0);
+        points.push(PointReport { point, volume, epoch, seq, kind, unknown_blocks, time_unix_ms });
     })
 }
 

@@ -259,6 +259,10 @@ pub struct PointReport {
     pub point: Uuid,
     /// The volume.
     pub volume: Uuid,
+    /// The epoch under which it became committed. A point told late, after a failover, counts if it lies
+    /// before the fence; 0, not known, is before every fence.
+    #[serde(default)]
+    pub epoch: u64,
     /// The point is the stream's prefix up to and including this.
     pub seq: u64,
     /// What it promises.

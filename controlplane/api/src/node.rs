@@ -31,6 +31,19 @@ pub struct Assignments {
     pub version: u64,
     /// Its volumes.
     pub volumes: Vec<NodeVolume>,
+    /// Volumes that were its and are fenced: the fence waits until the node says that it let them go.
+    #[serde(default)]
+    pub to_let_go: Vec<ToLetGo>,
+}
+
+/// A volume that a node had and that is fenced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToLetGo {
+    /// The volume.
+    pub volume: Uuid,
+    /// The epoch of the fence: says which fence it is.
+    pub epoch: u64,
 }
 
 /// One volume that a node owns.
@@ -80,6 +93,11 @@ pub struct NodeReport {
     /// [`crate::limits::REPORT_VOLUMES_MAX`]; named again for as long as it holds.
     #[serde(default)]
     pub epochs_seen: Vec<EpochSeen>,
+    /// Volumes that were to be let go ([`Assignments::to_let_go`]) and are: nothing of them will reach the
+    /// node's logs any more. At most [`crate::limits::REPORT_VOLUMES_MAX`]; named again for as long as it is
+    /// asked for.
+    #[serde(default)]
+    pub let_go: Vec<LetGo>,
     /// What keeps the node from its work, as a sentence: a vault that takes no segments, say. Null
     /// when nothing does. Its machines are degraded meanwhile.
     #[serde(default)]
@@ -98,6 +116,18 @@ pub struct EpochSeen {
     pub volume: Uuid,
     /// The epoch, at most [`crate::limits::EPOCH_SEEN_MAX`].
     pub epoch: u64,
+}
+
+/// A volume that a node has let go: whatever it was acknowledged is in the vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LetGo {
+    /// The volume.
+    pub volume: Uuid,
+    /// The epoch of the fence that asked for it.
+    pub epoch: u64,
+    /// The log that the node's shard of the volume writes. The word is about this log and no other.
+    pub log: Uuid,
 }
 
 /// How one volume does, seen by its node.

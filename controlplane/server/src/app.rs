@@ -112,6 +112,13 @@ impl App {
         liveness.life(self.started.elapsed(), node)
     }
 
+    /// How long a node has not spoken for itself.
+    #[must_use]
+    pub fn own_silence(&self, node: Uuid) -> Duration {
+        let liveness = self.liveness.lock().unwrap_or_else(PoisonError::into_inner);
+        liveness.own_silence(self.started.elapsed(), node)
+    }
+
     /// Writes down what became of nodes.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::batch::{Held, SpanPlan};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
-use farshore_proto::{Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A segment on its way to the vault.
@@ -29,6 +29,8 @@ struct InFlight {
 pub struct CommittedPoint {
     /// Its volume.
     pub volume: VolumeId,
+    /// The epoch under which it is committed.
+    pub epoch: Epoch,
     /// Its place in the stream.
     pub seq: Seq,
     /// What it is.
@@ -102,8 +104,8 @@ impl LogEnd {
         let mut points = Vec::new();
         for span in spans {
             lasts.insert(span.volume, span.last_seq);
-            let (volume, seq) = (span.volume, span.last_seq);
-            points.extend(span.mark.map(|mark| CommittedPoint { volume, seq, mark }));
+            let (volume, epoch, seq) = (span.volume, span.epoch, span.last_seq);
+            points.extend(span.mark.map(|mark| CommittedPoint { volume, epoch, seq, mark }));
         }
         self.in_flight.push_back(InFlight { slot, is_put: false, lasts, points, held });
         self.check();

@@ -341,6 +341,8 @@ struct Claim {
     hello: Hello,
     /// Who and where that is.
     from: String,
+    /// The control plane took the volume away meanwhile: nobody is let in by it.
+    is_revoked: bool,
 }
 
 /// The state machine of one shard.
@@ -450,6 +452,14 @@ impl Shard {
         self.volumes.get(&volume).map(|volume| volume.stream)
     }
 
+    /// Whether something of the volume may still reach the vault: somebody may send it, it is being
+    /// claimed, or what was taken is not committed.
+    #[must_use]
+    pub fn holds(&self, volume: VolumeId) -> bool {
+        let is_taken = |known: &Volume| known.session.is_some() || known.held_bytes > 0;
+        self.claims.contains_key(&volume) || self.volumes.get(&volume).is_some_and(is_taken)
+    }
+
     /// Whether everything it took is in the vault.
     #[must_use]
     pub fn is_settled(&self) -> bool {
@@ -477,7 +487,7 @@ impl Shard {
             }
             Input::Alive { session } => self.alive(session, out),
             Input::Gone { session } => self.gone(session),
-            Input::Revoked { volume } => self.revoked(volume, out),
+            Input::Revoked { volume } => self.revoked(now, volume, out),
             Input::GroupDone { group, file } => self.group_done(now, group, file, out),
             Input::PutDone { slot } => self.put_done(slot, out),
             Input::Ship => self.deadline = Some(now),
@@ -616,6 +626,10 @@ impl Shard {
     /// When a frame wants to be on its way, H6.
     fn due(&mut self, now: Timestamp, entry: &Entry) -> Timestamp {
         let volume = self.volumes.get(&entry.volume);
+        if volume.is_some_and(|volume| volume.is_revoked) {
+            // Somebody waits until the last of a volume that was taken away is in the vault.
+            return now;
+        }
         let (linger_ms, spacing_ms) =
             volume.map_or((0, 0), |volume| (volume.linger_ms, volume.spacing_ms));
         let (wait_ms, before) = match entry.change {

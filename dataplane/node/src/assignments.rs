@@ -1,9 +1,10 @@
 //! Which volumes this node owns, under which epoch, and who may send them.
 //!
 //! The control plane says so; the last word is kept on disk, so that replication goes on while it
-//! is away (I10). Sessions look here once, at their hello.
+//! is away (I10). Sessions look here once, at their hello; so once a volume is not in the table, and its
+//! shard holds nothing of it, nothing of it comes any more.
 
-use farshore_api::node::{Assignments as Told, NodeVolume};
+use farshore_api::node::{Assignments as Told, NodeVolume, ToLetGo};
 use farshore_client::Shown;
 use farshore_engine::assignments::{Changes, Given, changes};
 use farshore_proto::limits::LABEL_BYTES_MAX;
@@ -26,12 +27,13 @@ pub(crate) struct Assigned {
 pub(crate) struct Assignments {
     shards: usize,
     volumes: RwLock<BTreeMap<VolumeId, NodeVolume>>,
+    to_let_go: RwLock<Vec<ToLetGo>>,
 }
 
 impl Assignments {
     /// An empty table of a node with so many shards.
     pub(crate) fn new(shards: usize) -> Self {
-        Self { shards, volumes: RwLock::default() }
+        Self { shards, volumes: RwLock::default(), to_let_go: RwLock::default() }
     }
 
     /// Takes what the control plane says; returns what that changes.
@@ -41,7 +43,16 @@ impl Assignments {
         let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *volumes, next);
         let now = volumes.iter().map(|(id, volume)| (*id, given(volume))).collect();
+        drop(volumes);
+        *self.to_let_go.write().unwrap_or_else(PoisonError::into_inner) = told.to_let_go.clone();
         changes(before.iter().map(|(id, volume)| (*id, given(volume))), &now)
+    }
+
+    /// The volumes that the control plane waits for to be let go; none that is assigned.
+    pub(crate) fn to_let_go(&self) -> Vec<ToLetGo> {
+        let asked = self.to_let_go.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        asked.into_iter().filter(|asked| !volumes.contains_key(&asked.volume.into())).collect()
     }
 
     /// How `agent` may send `volume` here, if it may.
@@ -116,7 +127,7 @@ mod tests {
         };
         let is_over = |agent_generation_min: u64, shown: &Shown| {
             let volume = NodeVolume { agent_generation_min, ..volume(1, 1, 9) };
-            let told = Told { version: 1, volumes: vec![volume] };
+            let told = Told { version: 1, volumes: vec![volume], to_let_go: Vec::new() };
             assert!(table.replace(&told).revoked.is_empty(), "the volume itself stays");
             table.is_over(VolumeId([1; 16]), shown)
         };
@@ -130,7 +141,7 @@ mod tests {
     #[test]
     fn revokes_what_is_gone_or_changed_and_nothing_else() {
         let table = Assignments::new(2);
-        let told = |volumes| Told { version: 1, volumes };
+        let told = |volumes| Told { version: 1, volumes, to_let_go: Vec::new() };
         let first = vec![volume(1, 1, 9), volume(2, 1, 9), volume(3, 1, 9)];
         assert!(table.replace(&told(first)).revoked.is_empty());
         let revoked = table.replace(&told(vec![volume(1, 1, 9), volume(2, 2, 9)])).revoked;
@@ -139,5 +150,16 @@ mod tests {
         assert_eq!(table.of(VolumeId([1; 16]), Uuid::from_u128(9)), Some(assigned));
         assert_eq!(table.of(VolumeId([1; 16]), Uuid::from_u128(8)), None, "another agent");
         assert_eq!(table.of(VolumeId([3; 16]), Uuid::from_u128(9)), None);
+    }
+
+    #[test]
+    fn what_is_assigned_is_not_let_go_whoever_asks() {
+        let table = Assignments::new(1);
+        let ask = |id: u8| ToLetGo { volume: Uuid::from_bytes([id; 16]), epoch: 5 };
+        let to_let_go = vec![ask(1), ask(2)];
+        table.replace(&Told { version: 1, volumes: vec![volume(1, 1, 9)], to_let_go });
+        assert_eq!(table.to_let_go(), [ask(2)]);
+        table.replace(&Told { version: 2, volumes: Vec::new(), to_let_go: Vec::new() });
+        assert!(table.to_let_go().is_empty(), "it is asked for no more");
     }
 }

@@ -9,8 +9,11 @@ use crate::rt::Post;
 use crate::services::deliver;
 use crate::shard::Message;
 use crate::state::write_durably;
+use farshore_api::limits::REPORT_VOLUMES_MAX;
 use farshore_api::limits::{NODE_LOST_AFTER_SECONDS_DEFAULT, NODE_WORD_MS_MAX, REPORT_POINTS_MAX};
-use farshore_api::node::{Assignments as Told, NodeReport, RegisterNode, Registered, Reported};
+use farshore_api::node::{
+    Assignments as Told, LetGo, NodeReport, RegisterNode, Registered, Reported, ToLetGo,
+};
 use farshore_api::paths;
 use farshore_client::{Backoff, ClientError, ControlClient};
 use farshore_engine::claims::Cause;
@@ -20,11 +23,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::MissedTickBehavior;
 
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// Sooner while more recovery points wait than one report takes.
+/// Sooner while more recovery points wait than one report takes, or a volume is to be let go.
 const BACKLOG_EVERY: Duration = Duration::from_millis(100);
+/// How long a shard may take to say whether it has let a volume go; the next report asks again.
+const LET_GO_WAIT: Duration = Duration::from_millis(500);
 /// How long the first answer to a report is waited for: a third of a node's usual limit of silence.
 const REPORT_TIME_MIN: Duration =
     Duration::from_millis(NODE_LOST_AFTER_SECONDS_DEFAULT * 1_000 / 3);
@@ -43,6 +49,8 @@ pub(crate) struct Control {
     pub(crate) assignments: Arc<Assignments>,
     pub(crate) shards: Vec<Post<Message>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// A report is wanted at once.
+    pub(crate) report_now: Arc<Notify>,
 }
 
 impl Control {
@@ -134,6 +142,32 @@ impl Control {
                 }
             });
         }
+        if !told.to_let_go.is_empty() {
+            // A failover waits for the word.
+            self.report_now.notify_one();
+        }
+    }
+
+    /// Those of the volumes that are to be let go which are, by the word of their shards.
+    async fn let_go(&self, asked: &[ToLetGo]) -> Vec<LetGo> {
+        let asked = asked.iter().take(REPORT_VOLUMES_MAX).filter_map(|asked| {
+            let volume = VolumeId::from(asked.volume);
+            let (answer, answered) = oneshot::channel();
+            let shard = &self.shards[self.assignments.owner(volume)];
+            // One that is busy is asked again with the next report.
+            shard
+                .try_send(Message::IsLetGo { volume, answer })
+                .is_ok()
+                .then_some((*asked, answered))
+        });
+        let mut let_go = Vec::new();
+        let deadline = tokio::time::Instant::now() + LET_GO_WAIT;
+        for (ToLetGo { volume, epoch }, answered) in asked.collect::<Vec<_>>() {
+            if let Ok(Ok(Some(log))) = tokio::time::timeout_at(deadline, answered).await {
+                let_go.push(LetGo { volume, epoch, log: log.into() });
+            }
+        }
+        let_go
     }
 
     /// Says once a second that the node lives. A word of its own: a report may be large, and may wait
@@ -158,7 +192,14 @@ impl Control {
         let (mut is_silent, mut wait) = (false, REPORT_EVERY);
         let mut longest = REPORT_TIME_MIN;
         loop {
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.report_now.notified() => {}
+            }
+            // Before the points are taken: a volume that is let go has told its last.
+            let asked = self.assignments.to_let_go();
+            let let_go = self.let_go(&asked).await;
+            let is_holding = let_go.len() < asked.len();
             let report = NodeReport {
                 uptime_seconds: started.elapsed().as_secs_f64(),
                 cpu_seconds: cpu_seconds(),
@@ -168,6 +209,7 @@ impl Control {
                 counters: self.counters(),
                 epochs_wanted: self.metrics.take_epochs_wanted(),
                 epochs_seen: self.metrics.epochs_seen(|volume| self.assignments.epoch(volume)),
+                let_go,
             };
             let told = self.client.post_within::<Reported>(paths::NODE_REPORT, &report, longest);
             let told = told.await;
@@ -192,6 +234,7 @@ impl Control {
             wait = match report.points.len() {
                 // More of them wait: the control plane was away, or there are many sources.
                 REPORT_POINTS_MAX.. if !is_silent => BACKLOG_EVERY,
+                _ if is_holding && !is_silent => BACKLOG_EVERY,
                 _ => REPORT_EVERY,
             };
         }

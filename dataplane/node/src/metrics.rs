@@ -114,10 +114,11 @@ impl Metrics {
         }
         drop(volumes);
         let mut waiting = lock(&self.points);
-        for CommittedPoint { volume, seq, mark } in points {
+        for CommittedPoint { volume, epoch, seq, mark } in points {
             waiting.push(PointReport {
                 point: mark.point.into(),
                 volume: (*volume).into(),
+                epoch: epoch.0,
                 seq: seq.0,
                 kind: match mark.kind {
                     MarkKind::Crash => PointKind::Crash,
@@ -281,6 +282,7 @@ mod tests {
             trouble: None,
             counters: metrics.counters(),
             epochs_wanted: metrics.take_epochs_wanted(),
+            let_go: Vec::new(),
         }
     }
 

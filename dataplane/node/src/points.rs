@@ -80,6 +80,7 @@ mod tests {
         PointReport {
             point: Uuid::from_u128(seq.into()),
             volume: Uuid::from_u128(volume),
+            epoch: 1,
             seq,
             kind: PointKind::Crash,
             unknown_blocks: 0,

@@ -132,6 +132,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         assignments: Arc::clone(&node.assignments),
         shards: node.posts.clone(),
         metrics: Arc::clone(&node.metrics),
+        report_now: Arc::default(),
     };
     control.load_cached();
     let (posts, metrics) = (node.posts.clone(), Arc::clone(&node.metrics));

@@ -1,17 +1,20 @@
 //! Taking a volume from every writer, without being one: what a failover does before its export.
 //!
 //! The fence is an epoch of the volume like any other, in a log that nobody writes. Spans at or above
-//! its first seq, under any epoch before it, do not count (see `chain`), whatever their writer
-//! still puts and acknowledges. The log of the old owner is not sealed: it is other volumes' too, and
-//! its node may well live. A node that hears of the new epoch lets the volume go; one that does not
-//! goes on in vain, and its agent sends the whole disk again, by hashes, once a later epoch begins.
+//! its first seq, under any epoch before it, do not count (see `chain`). So that nothing lies there
+//! which a writer was acknowledged, no writer may commit any more when the end is read: either the
+//! node that has the log of the newest epoch has said that it let the volume go, or that log is
+//! sealed first. A seal ends the log for all volumes of its shard: if its node lives after all, it goes
+//! on with a new log, and its other volumes under new epochs.
 
 use crate::epoch::{Claim, claim_behind, read_epochs};
 use crate::error::VaultError;
+use crate::log::seal;
 use crate::map::{self, Ids};
 use crate::vault::Vault;
 use crate::view::{Point, PointSelector};
 use farshore_proto::epoch::EpochBody;
+use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, VolumeId};
 
 /// How often somebody else may begin an epoch meanwhile.
@@ -26,6 +29,15 @@ pub struct StreamEnd {
     pub last_seq: Seq,
     /// The newest point, if there is one.
     pub point: Option<Point>,
+}
+
+/// A volume that nobody writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fenced {
+    /// Where it ends, under the epoch of the fence.
+    pub end: StreamEnd,
+    /// The log of the writer before and the slot of its seal, unless the volume was let go.
+    pub sealed: Option<(LogId, Slot)>,
 }
 
 /// Why a volume is not fenced.
@@ -69,18 +81,19 @@ impl FenceError {
 /// the end; `Unavailable`; `Limit`.
 pub async fn end_of_stream(vault: &Vault, volume: VolumeId) -> Result<StreamEnd, VaultError> {
     let epochs = read_epochs(vault, volume).await?;
-    end_in(vault, volume, &epochs).await
+    let base = map::find(vault, volume, &epochs, PointSelector::Latest, Ids::Drop).await;
+    end_in(vault, volume, &epochs, base).await
 }
 
 async fn end_in(
     vault: &Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
+    base: Option<map::Base>,
 ) -> Result<StreamEnd, VaultError> {
     let Some(newest) = epochs.last() else {
         return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
     };
-    let base = map::find(vault, volume, epochs, PointSelector::Latest, Ids::Drop).await;
     let (last_seq, point) = match base {
         None => read_end(vault, volume, epochs, None).await?,
         Some(base) => match read_end(vault, volume, epochs, Some(base)).await {
@@ -111,13 +124,18 @@ async fn read_end(
     Ok((chain.last(), build.point().copied()))
 }
 
-/// Takes the volume from every writer, under an epoch greater than all that the vault has.
+/// Takes the volume from every writer, under an epoch greater than all that the vault has. Whatever a
+/// writer was acknowledged lies before the fence, in every interleaving.
+///
+/// `let_go` is the log in which the volume gets no more by its node's own word. The log of the newest
+/// epoch is sealed unless it is that one.
 ///
 /// Calling again with the same epoch, after an error, a lost answer or a crash, gives the same answer
-/// as long as no newer epoch was begun.
+/// as long as no newer epoch was begun, but says a seal only once.
 ///
 /// # Errors
-/// See [`FenceError`]; `NotFound` for a volume that the vault does not know.
+/// See [`FenceError`]; `NotFound` for a volume that the vault does not know. The log may be sealed all the
+/// same.
 ///
 /// # Cancel safety
 /// Dropped, it leaves open whether the volume is fenced, like an error.
@@ -125,20 +143,33 @@ pub async fn fence_volume(
     vault: &Vault,
     volume: VolumeId,
     epoch: Epoch,
-) -> Result<StreamEnd, FenceError> {
+    let_go: Option<LogId>,
+) -> Result<Fenced, FenceError> {
     let failed = |source: VaultError| FenceError::Vault { volume, source: Box::new(source) };
     let log = log_of(volume, epoch);
     let mut newest = Epoch(0);
+    let mut sealed = None;
     for _ in 0..TRIES_MAX {
         let epochs = read_epochs(vault, volume).await.map_err(failed)?;
-        let end = end_in(vault, volume, &epochs).await.map_err(failed)?;
-        let Some(last) = epochs.last() else { continue };
+        let Some(last) = epochs.last() else {
+            return Err(failed(VaultError::NoVolume { url: vault.url().to_owned(), volume }));
+        };
         newest = last.epoch;
-        if last.epoch == epoch && last.log == log {
-            return Ok(end);
-        }
-        if last.epoch >= epoch {
+        let is_held = last.epoch == epoch && last.log == log;
+        if last.epoch >= epoch && !is_held {
             break;
+        }
+        let base = map::find(vault, volume, &epochs, PointSelector::Latest, Ids::Drop).await;
+        // Nobody ever writes the log of a fence.
+        if last.log != log_of(volume, last.epoch) && Some(last.log) != let_go {
+            let from = written_before(&epochs, base.as_ref());
+            let slot = seal(vault, last.log, from).await.map_err(failed)?;
+            sealed = Some((last.log, slot));
+        }
+        // Only now: what was read before the writer let go may not be the end.
+        let end = end_in(vault, volume, &epochs, base).await.map_err(failed)?;
+        if is_held {
+            return Ok(Fenced { end, sealed });
         }
         let body = EpochBody {
             epoch,
@@ -150,10 +181,20 @@ pub async fn fence_volume(
         };
         let claim = claim_behind(vault, volume, epochs.len() as u64, &body).await;
         if let Claim::Claimed { .. } = claim.map_err(failed)? {
-            return Ok(StreamEnd { epoch, ..end });
+            return Ok(Fenced { end: StreamEnd { epoch, ..end }, sealed });
         }
     }
     Err(FenceError::Epoch { volume, newest })
+}
+
+/// A slot of the newest epoch's log before which all are filled: where its seal is looked for from.
+fn written_before(epochs: &[EpochBody], base: Option<&map::Base>) -> Slot {
+    let (index, last) = (epochs.len() - 1, &epochs[epochs.len() - 1]);
+    match base {
+        Some(base) if base.start.epoch == index => base.start.slot,
+        // Slots in front of the epoch's first may have been on their way when it began.
+        _ => Slot(last.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64)),
+    }
 }
 
 /// The log of a fence: the same for the same fence, and no other's, since logs of nodes have random
@@ -172,8 +213,10 @@ mod tests {
     use super::*;
     use crate::catalog::end_of_volume;
     use crate::claim::{Claimed, Wanted, claim_volume};
-    use crate::testing::World;
+    use crate::layout::ObjectName;
+    use crate::testing::{OthersPut, World, counted};
     use crate::view::VolumeView;
+    use farshore_proto::segment::SlotKind;
 
     /// Volume 0 with two points in log 0 under epoch 1.
     async fn written() -> World {
@@ -186,19 +229,85 @@ mod tests {
         world
     }
 
+    /// Whatever its node still puts, and whenever: what it is acknowledged lies before the fence, what does
+    /// not count it is not acknowledged.
     #[tokio::test]
-    async fn nothing_counts_that_is_put_behind_a_fence_and_no_log_is_sealed() {
+    async fn what_is_acknowledged_lies_before_the_fence_in_every_interleaving() {
+        let mut calls = 1;
+        let mut call = 0;
+        let (mut came_in, mut came_late) = (0, 0);
+        while call < calls {
+            // The second put of the node may arrive before the first.
+            for order in [[0, 1], [1, 0]] {
+                let mut world = written().await;
+                let (volume, log) = (world.volumes[0].id, world.logs[0].id);
+                let (store, hooks) = counted(&world.vault);
+                let vault = Vault::open(&store, &world.recovery).await.unwrap();
+                let mut puts = Vec::new();
+                let mut points = vec![world.points[1].clone()];
+                for late in order {
+                    let slot = world.logs[0].next;
+                    world.write(0, 9, 1, 300);
+                    world.end_span(0, true);
+                    let file = world.file(&ObjectName::slot(log, slot));
+                    let bytes = world.build(0).to_vec();
+                    puts.push(OthersPut { call: call + late, file, bytes, won: None });
+                    points.push(world.points.last().unwrap().clone());
+                }
+                hooks.others_put(puts);
+                let fenced = fence_volume(&vault, volume, Epoch(5), None).await.unwrap();
+                let (made, puts) = hooks.what_others_put();
+                calls = calls.max(made);
+                let won = puts.iter().take_while(|put| put.won == Some(true)).count();
+                let (acked, end) = (points[won].clone(), &fenced.end);
+                assert!(end.last_seq >= acked.seq, "call {call}: {acked:?} was acked, {fenced:?}");
+                assert_eq!(end_of_stream(&world.vault, volume).await.unwrap(), *end);
+                let view = VolumeView::open(&world.vault, volume, PointSelector::Latest);
+                assert_eq!(view.await.unwrap().point().id, end.point.unwrap().id);
+                assert_eq!(fenced.sealed.map(|(sealed, _)| sealed), Some(log));
+                came_in += usize::from(won > 0);
+                came_late += usize::from(puts.iter().any(|put| put.won == Some(false)));
+            }
+            call += 1;
+        }
+        assert!(came_in > 0 && came_late > 0, "{came_in} {came_late}");
+    }
+
+    /// The seal of a log is for a node that does not say that it let the volume go.
+    #[tokio::test]
+    async fn what_was_let_go_is_fenced_without_a_seal() {
         let mut world = written().await;
-        let volume = world.volumes[0].id;
-        let fenced = fence_volume(&world.vault, volume, Epoch(5)).await.unwrap();
+        let (volume, log) = (world.volumes[0].id, world.logs[0].id);
+        let fenced = fence_volume(&world.vault, volume, Epoch(5), Some(log)).await.unwrap();
+        assert_eq!(fenced.sealed, None);
+        assert_eq!(fenced.end.last_seq, Seq(4));
+        // The other volumes of the log go on in it.
+        let slot = world.commit(0).await;
+        let put = crate::log::read_segment(&world.vault, log, slot).await.unwrap();
+        assert_eq!(put.header().kind, SlotKind::Segment);
+        let again = fence_volume(&world.vault, volume, Epoch(5), None).await.unwrap();
+        assert_eq!(again, fenced, "as after a lost answer; the log of a fence needs no seal");
+        // A word about another log than the vault's newest epoch is in says nothing.
+        let mut world = written().await;
+        world.claim(0, 1).await;
+        let other = world.logs[0].id;
+        let fenced = fence_volume(&world.vault, volume, Epoch(5), Some(other)).await.unwrap();
+        assert_eq!(fenced.sealed, Some((world.logs[1].id, Slot(0))));
+    }
+
+    #[tokio::test]
+    async fn nothing_counts_that_is_put_behind_a_fence() {
+        let mut world = written().await;
+        let (volume, log) = (world.volumes[0].id, world.logs[0].id);
+        let fenced = fence_volume(&world.vault, volume, Epoch(5), Some(log)).await.unwrap().end;
         let newest = world.points[1].clone();
         assert_eq!((fenced.epoch, fenced.last_seq), (Epoch(5), Seq(4)));
         assert_eq!(fenced.point.map(|point| point.id), Some(newest.id));
-        // A node that does not hear of it goes on.
+        // A node that breaks its word goes on.
         world.write(0, 9, 1, 300);
         world.end_span(0, true);
         world.commit(0).await;
-        let again = fence_volume(&world.vault, volume, Epoch(5)).await.unwrap();
+        let again = fence_volume(&world.vault, volume, Epoch(5), Some(log)).await.unwrap().end;
         assert_eq!(again, fenced, "as after a lost answer");
         assert_eq!(end_of_stream(&world.vault, volume).await.unwrap(), fenced);
         let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
@@ -226,11 +335,12 @@ mod tests {
         world.claim(0, 0).await;
         let volume = world.volumes[0].id;
         for epoch in [1, 2] {
-            let error = fence_volume(&world.vault, volume, Epoch(epoch)).await.unwrap_err();
+            let error = fence_volume(&world.vault, volume, Epoch(epoch), None).await.unwrap_err();
             assert!(matches!(error, FenceError::Epoch { newest: Epoch(2), .. }), "{error}");
             assert_eq!(error.kind(), ErrorKind::Conflict);
         }
-        let error = fence_volume(&world.vault, VolumeId([9; 16]), Epoch(1)).await.unwrap_err();
+        let error = fence_volume(&world.vault, VolumeId([9; 16]), Epoch(1), None).await;
+        let error = error.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     }
 }

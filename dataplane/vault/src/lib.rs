@@ -75,7 +75,7 @@ mod tests {
             let volume = VolumeId([0; 16]);
             spawnable(|| VolumeView::open(vault, volume, PointSelector::Latest));
             spawnable(|| catalog::end_of_volume(vault, volume));
-            spawnable(|| fence::fence_volume(vault, volume, farshore_proto::Epoch(1)));
+            spawnable(|| fence::fence_volume(vault, volume, farshore_proto::Epoch(1), None));
             spawnable(|| verify::verify(vault, true, |_| {}));
             spawnable(|| stats::stats(vault));
             spawnable(|| restore::restore(view, "x".as_ref(), Default::default(), |_| {}));

@@ -26,6 +26,7 @@ use object_store::{
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use answer::{Answer, Reason};
 pub use error::StoreError;
@@ -98,13 +99,31 @@ pub struct Store {
     url: Arc<str>,
     service: Service,
     local: Option<Arc<LocalRoot>>,
+    answers: Arc<AtomicU64>,
 }
 
 impl Store {
     /// A store over any backend, named `url` in messages. For tests and other backends.
     #[must_use]
     pub fn over(inner: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { inner, url: url.into(), service: Service::Other, local: None }
+        let answers = Arc::default();
+        Self { inner, url: url.into(), service: Service::Other, local: None, answers }
+    }
+
+    /// How often the store has said something to us, to any clone: whoever waits for something long sees
+    /// by it that it gets on.
+    #[must_use]
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Counts what the store says; that it does not answer is nothing that it says.
+    fn hear<T>(&self, said: object_store::Result<T>) -> object_store::Result<T> {
+        use object_store::Error::{AlreadyExists, NotFound, Precondition};
+        if let Ok(_) | Err(NotFound { .. } | AlreadyExists { .. } | Precondition { .. }) = said {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        said
     }
 
     #[cfg(test)]
@@ -132,7 +151,7 @@ impl Store {
         let Object(payload) = object.into();
         self.check_root().await?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = match self.inner.put_opts(name.path(), payload, options).await {
+        let put = match self.hear(self.inner.put_opts(name.path(), payload, options).await) {
             Ok(_) => Put::Created,
             Err(
                 object_store::Error::AlreadyExists { .. }
@@ -183,7 +202,8 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Corrupt` above `max`, `Unavailable`, `Invalid`.
     pub async fn get(&self, name: &ObjectName, max: u64) -> Result<Bytes, StoreError> {
-        let result = match self.inner.get_opts(name.path(), GetOptions::default()).await {
+        let said = self.inner.get_opts(name.path(), GetOptions::default()).await;
+        let result = match self.hear(said) {
             Ok(result) => result,
             Err(error) => return Err(self.read_error(name, error).await),
         };
@@ -207,7 +227,7 @@ impl Store {
     ) -> Result<Part, StoreError> {
         let asked =
             GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
-        let error = match self.inner.get_opts(name.path(), asked).await {
+        let error = match self.hear(self.inner.get_opts(name.path(), asked).await) {
             Ok(result) => {
                 self.check_kind(name, &result)?;
                 let object_bytes = result.meta.size;
@@ -239,7 +259,7 @@ impl Store {
     /// `NotFound`, `Unavailable`, `Invalid`.
     pub async fn size(&self, name: &ObjectName) -> Result<u64, StoreError> {
         let asked = GetOptions { head: true, ..GetOptions::default() };
-        let error = match self.inner.get_opts(name.path(), asked).await {
+        let error = match self.hear(self.inner.get_opts(name.path(), asked).await) {
             Ok(result) => {
                 self.check_kind(name, &result)?;
                 return Ok(result.meta.size);
@@ -268,7 +288,7 @@ impl Store {
     /// All objects of a folder, in no order. What was written meanwhile may be missing.
     pub fn list(&self, folder: Folder) -> BoxStream<'_, Result<Listed, StoreError>> {
         let path = folder.path();
-        let listing = self.inner.list(path.as_ref()).map(move |item| match item {
+        let listing = self.inner.list(path.as_ref()).map(move |item| match self.hear(item) {
             Ok(meta) => Ok(Listed { name: meta.location.to_string(), bytes: meta.size }),
             Err(error) => Err(self.listing_error(folder, error)),
         });

@@ -3,7 +3,7 @@
 mod counted;
 mod faulty;
 
-pub(crate) use counted::{Counted, counted};
+pub(crate) use counted::{Counted, OthersPut, counted};
 pub(crate) use faulty::{Fault, Faulty};
 
 use crate::epoch::{Claim, claim};

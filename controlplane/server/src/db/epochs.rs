@@ -1,106 +1,16 @@
-//! Epochs of volumes: fences, and epochs that nodes ask for.
+//! Epochs of volumes that nodes ask for.
 //!
 //! An epoch only grows. It is raised in the transaction that gives a volume to a node, before
 //! anybody is told, and by a fence, which gives the volume to nobody. Where the vault or a node has
 //! seen a greater one, as after a catalogue was put back from an older copy, it is raised above that.
 
 use farshore_api::Role;
-use farshore_api::agent::PointReport;
 use farshore_api::limits::{EPOCH_INTERVAL_MS_MIN, GROWN_BYTES_MAX};
 use uuid::Uuid;
 
 use super::record::{Record, number, own};
-use super::{Actor, Db, Tx, events, points, raise_version};
-use crate::clock;
+use super::{Actor, Tx, events};
 use crate::error::ControlError;
-
-impl Db {
-    /// Fences the machine of a failover, if it is not yet: nobody is given its volumes from here on.
-    /// Returns the epoch of its first volume, which a fence in the vault is to carry.
-    ///
-    /// # Errors
-    /// `Database`, `NoSpace`.
-    pub async fn fence_machine(&self, machine: Uuid) -> Result<u64, ControlError> {
-        let mut tx = self.begin().await?;
-        fence(&mut tx, machine).await?;
-        let row = sqlx::query("SELECT epoch FROM volumes WHERE machine = ? ORDER BY id LIMIT 1")
-            .bind(machine.to_string())
-            .fetch_one(&mut *tx)
-            .await?;
-        let epoch = Record(row).number("epoch")?;
-        tx.commit().await?;
-        Ok(epoch)
-    }
-
-    /// Raises the epoch of a volume that nobody writes above one that was seen in the vault. Returns
-    /// the epoch.
-    ///
-    /// # Errors
-    /// `Database`, `NoSpace`.
-    pub async fn raise_fence(&self, volume: Uuid, seen: u64) -> Result<u64, ControlError> {
-        let row = sqlx::query(
-            "UPDATE volumes SET epoch = max(epoch, ?) + 1 WHERE id = ? AND node IS NULL
-             RETURNING epoch",
-        )
-        .bind(number("epoch", seen)?)
-        .bind(volume.to_string())
-        .fetch_optional(&self.writer)
-        .await?
-        .ok_or_else(|| ControlError::NotFound {
-            what: "fenced volume",
-            name: volume.to_string(),
-        })?;
-        Record(row).number("epoch")
-    }
-
-    /// Takes the newest point that the vault holds of a fenced volume for the failover's, unless one
-    /// was named, and enters it into the catalogue. Returns whether the catalogue did not know it, and
-    /// the point that it would have taken.
-    ///
-    /// # Errors
-    /// `Database`, `NoSpace`; `Invalid` for numbers that the database cannot hold.
-    pub async fn take_point_of_vault(
-        &self,
-        failover: Uuid,
-        machine: Uuid,
-        point: &PointReport,
-    ) -> Result<(bool, Option<Uuid>), ControlError> {
-        let mut tx = self.begin().await?;
-        let known = points::newest_committed(&mut tx, machine).await?;
-        let change = points::commit(&mut tx, point, clock::now_ms()).await?;
-        sqlx::query("UPDATE failovers SET point = ? WHERE id = ? AND point IS NULL")
-            .bind(point.point.to_string())
-            .bind(failover.to_string())
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok((change != points::Change::None, known))
-    }
-}
-
-/// Takes a machine's volumes from every writer: a new epoch that nobody is given. A machine that is
-/// fenced already stays as it is.
-///
-/// Returns the newest committed point at that moment.
-pub(super) async fn fence(tx: &mut Tx, machine: Uuid) -> Result<Option<Uuid>, ControlError> {
-    let fenced =
-        sqlx::query("UPDATE machines SET failed_over = 1 WHERE id = ? AND failed_over = 0")
-            .bind(machine.to_string())
-            .execute(&mut **tx)
-            .await?;
-    if fenced.rows_affected() > 0 {
-        sqlx::query(
-            "UPDATE volumes SET epoch = epoch + 1, last_node = coalesce(node, last_node),
-                node = NULL
-             WHERE machine = ?",
-        )
-        .bind(machine.to_string())
-        .execute(&mut **tx)
-        .await?;
-        raise_version(tx).await?;
-    }
-    points::newest_committed(tx, machine).await
-}
 
 /// Gives a volume that stays on its node a greater epoch, unless it was given one just now: what
 /// the node asks for then is older than what it was told. Returns the epoch.
@@ -198,13 +108,4 @@ pub(super) async fn raise_above(
     );
     events::append(tx, Actor::Peer(Role::Node, node), "volume.raise", volume, &detail).await?;
     Ok(Some(epoch))
-}
-
-/// Gives a machine back to placement after a failover that was not kept.
-pub(super) async fn unfence(tx: &mut Tx, machine: Uuid) -> Result<(), ControlError> {
-    sqlx::query("UPDATE machines SET failed_over = 0 WHERE id = ?")
-        .bind(machine.to_string())
-        .execute(&mut **tx)
-        .await?;
-    raise_version(tx).await
 }

@@ -11,7 +11,7 @@ use farshore_api::point::PointSelector;
 use uuid::Uuid;
 
 use super::record::{Record, name_of, own};
-use super::{Actor, Db, Tx, epochs, events, machines, points};
+use super::{Actor, Db, Tx, events, fences, machines, points};
 use crate::clock;
 use crate::domain::failover::{self as domain, Command, Event};
 use crate::error::ControlError;
@@ -66,6 +66,12 @@ impl FailoverRow {
             committed: self.shown.committed,
             is_down: self.shown.machine_is_down,
         }
+    }
+
+    /// Whether it is of the newest point that there is, and not of one that was named.
+    #[must_use]
+    pub fn is_latest(&self) -> bool {
+        self.spec.point == PointSelector::Latest && self.shown.kind == FailoverKind::Unplanned
     }
 
     /// What to do now.
@@ -265,17 +271,21 @@ impl Db {
         }
         let mut point = row.shown.point;
         if event == Event::Fenced {
-            let newest = epochs::fence(&mut tx, row.machine).await?;
-            point = point.or(newest);
+            let newest = fences::fence(&mut tx, row.machine).await?;
+            // The vault has said which is the latest, or could not be asked: then the catalogue says it, and
+            // says it again at another try.
+            let is_open = row.is_latest() && !fences::is_cut(&mut tx, row.shown.volume).await?;
+            point = if is_open { newest.or(point) } else { point.or(newest) };
         }
         if event == Event::Cleared && next.resumes_replication() {
-            epochs::unfence(&mut tx, row.machine).await?;
+            fences::unfence(&mut tx, row.machine).await?;
         }
         sqlx::query(
-            "UPDATE failovers SET state = ?, committed = ?, point = ?, machine_down = ?,
-                error = CASE WHEN ? THEN NULL ELSE coalesce(?, error) END,
-                detail = CASE WHEN ? THEN '' ELSE detail END, retries = retries + ?
-             WHERE id = ?",
+            "UPDATE failovers SET state = ?1, committed = ?2,
+                nbd_uri = CASE WHEN point IS ?3 THEN nbd_uri ELSE NULL END, point = ?3,
+                machine_down = ?4, error = CASE WHEN ?5 THEN NULL ELSE coalesce(?6, error) END,
+                detail = CASE WHEN ?7 THEN '' ELSE detail END, retries = retries + ?8
+             WHERE id = ?9",
         )
         .bind(name_of(&next.state))
         .bind(next.committed)

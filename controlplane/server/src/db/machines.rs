@@ -245,21 +245,6 @@ impl Db {
         })
     }
 
-    /// When the node that has a volume was last heard; `None` while no node has it.
-    ///
-    /// # Errors
-    /// `Database`.
-    pub async fn node_heard_ms(&self, volume: Uuid) -> Result<Option<u64>, ControlError> {
-        let row = sqlx::query(
-            "SELECT nodes.last_seen_ms FROM volumes JOIN nodes ON nodes.id = volumes.node
-             WHERE volumes.id = ?",
-        )
-        .bind(volume.to_string())
-        .fetch_optional(&self.readers)
-        .await?;
-        row.map(|row| Record(row).number("last_seen_ms")).transpose()
-    }
-
     /// The volumes that may be placed, fenced ones left out.
     ///
     /// # Errors

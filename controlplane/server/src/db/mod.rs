@@ -26,6 +26,7 @@ mod epochs;
 mod error;
 mod events;
 mod failovers;
+mod fences;
 mod identities;
 mod machines;
 mod nodes;
@@ -54,6 +55,7 @@ pub use certificates::Issued;
 pub use error::{DatabaseError, MigrationError};
 pub use events::Actor;
 pub use failovers::{FailoverRow, Process, ProcessRole};
+pub use fences::{Cut, Writer};
 pub use machines::Placement;
 pub use reports::Taken;
 

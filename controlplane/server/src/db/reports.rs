@@ -13,7 +13,7 @@ use farshore_api::node::{NodeReport, NodeVolumeReport};
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
-use super::{Actor, Db, Tx, epochs, events, points, raise_version};
+use super::{Actor, Db, Tx, epochs, events, fences, points, raise_version};
 use crate::clock;
 use crate::domain::validate::cut;
 use crate::error::ControlError;
@@ -123,6 +123,9 @@ impl Db {
             } else {
                 ignored.insert(volume.volume);
             }
+        }
+        for word in &report.let_go {
+            fences::take_let_go(&mut tx, node, word).await?;
         }
         let mut is_renewed = false;
         for volume in &report.epochs_wanted {
@@ -234,25 +237,30 @@ async fn is_owned(
     Ok(row.is_some())
 }
 
-/// As [`is_owned`]; but of a machine that is failed over only the vault tells points: what a node that
-/// has not heard of the fence commits behind it is no point of the volume.
-async fn may_tell_points(
+/// Whether a point counts: it is told by the volume's agent, or by the node that has it or had it until a
+/// fence took it away, and does not lie behind a fence.
+async fn is_point(
     tx: &mut Tx,
     role: Role,
     owner: Uuid,
-    volume: Uuid,
+    report: &PointReport,
 ) -> Result<bool, ControlError> {
-    if !is_owned(tx, role, owner, volume).await? {
-        return Ok(false);
-    }
-    let row = sqlx::query(
-        "SELECT 1 FROM volumes JOIN machines ON machines.id = volumes.machine
-         WHERE volumes.id = ? AND machines.failed_over = 0",
-    )
-    .bind(volume.to_string())
-    .fetch_optional(&mut **tx)
-    .await?;
-    Ok(row.is_some())
+    let is_theirs = match role {
+        Role::Agent => is_owned(tx, role, owner, report.volume).await?,
+        Role::Node => {
+            let row = sqlx::query(
+                "SELECT 1 FROM volumes WHERE id = ?1
+                 AND (node = ?2 OR (node IS NULL AND last_node = ?2))",
+            )
+            .bind(report.volume.to_string())
+            .bind(owner.to_string())
+            .fetch_optional(&mut **tx)
+            .await?;
+            row.is_some()
+        }
+    };
+    let PointReport { volume, epoch, seq, .. } = *report;
+    Ok(is_theirs && !fences::is_behind(tx, volume, epoch, seq).await?)
 }
 
 /// Stores what an agent says of a volume. Returns the volume's node if the volume got on under the
@@ -432,7 +440,7 @@ impl Db {
         let (mut points_changed, mut assignments_changed) = (false, false);
         for report in reports {
             let volume = report.volume;
-            if !may_tell_points(tx, role, owner, volume).await? {
+            if !is_point(tx, role, owner, report).await? {
                 ignored.insert(volume);
                 continue;
             }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Actor, Db, Issued, Process, ProcessRole};
+use super::{Actor, Cut, Db, Issued, Process, ProcessRole};
 use crate::clock;
 use crate::domain::failover::Event;
 use crate::domain::machine::view;
@@ -26,6 +26,8 @@ use crate::domain::placement::{self, Move, NodeSite};
 use crate::domain::retention::Look;
 use crate::error::ControlError;
 use crate::limits::Asked;
+
+mod fences;
 
 const LONG_AGO: u64 = 0;
 
@@ -118,6 +120,7 @@ impl Site {
         let points = vec![PointReport {
             point,
             volume,
+            epoch: 1,
             seq,
             kind: PointKind::Crash,
             unknown_blocks: 3,
@@ -530,6 +533,7 @@ async fn an_agent_cannot_touch_anothers_points() {
     let report = PointReport {
         point,
         volume: theirs,
+        epoch: 1,
         seq: 1,
         kind: PointKind::Crash,
         unknown_blocks: 0,
@@ -550,6 +554,7 @@ async fn a_point_of_an_absurd_time_does_not_spoil_the_report_that_holds_it() {
     let point = |volume, time_unix_ms| PointReport {
         point: Uuid::now_v7(),
         volume,
+        epoch: 1,
         seq: 1,
         kind: PointKind::Crash,
         unknown_blocks: 0,
@@ -658,6 +663,7 @@ async fn an_agents_clock_that_is_behind_shows_beside_its_points() {
         points: vec![PointReport {
             point: Uuid::now_v7(),
             volume,
+            epoch: 1,
             seq: 3,
             kind: PointKind::Crash,
             unknown_blocks: 0,
@@ -782,12 +788,14 @@ async fn a_failover_takes_the_newest_point_of_the_vault() {
     let point = PointReport {
         point: Uuid::now_v7(),
         volume,
+        epoch: 1,
         seq: 99,
         kind: PointKind::Crash,
         unknown_blocks: 0,
         time_unix_ms: 2_000,
     };
-    let taken = site.db.take_point_of_vault(id, machine, &point).await.unwrap();
+    let cut = Cut { volume, fence: Some((41, 100)), point: Some(point) };
+    let taken = site.db.note_cut(id, machine, &cut, true).await.unwrap();
     assert_eq!(taken, (true, Some(known)));
     // Somebody tells of a point that the vault does not hold.
     site.seq.store(200, Ordering::Relaxed);

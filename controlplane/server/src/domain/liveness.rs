@@ -163,6 +163,13 @@ impl Liveness {
         }
     }
 
+    /// How long a node has not spoken for itself; nobody is silent for longer than this process listens.
+    #[must_use]
+    pub fn own_silence(&self, now: Duration, node: Uuid) -> Duration {
+        let own = self.leases.get(&node).and_then(|lease| lease.own).unwrap_or_default();
+        now.saturating_sub(own.max(self.listening.unwrap_or(now)))
+    }
+
     fn is_fresh(&self, now: Duration, lease: &Lease) -> bool {
         lease.heard.is_some_and(|heard| now.saturating_sub(heard) <= self.limit)
     }

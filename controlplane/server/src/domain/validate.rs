@@ -191,6 +191,7 @@ pub fn report_size(volumes: usize, points: usize) -> Result<(), ControlError> {
 pub fn node_report(report: &NodeReport) -> Result<(), ControlError> {
     report_size(report.volumes.len(), report.points.len())?;
     range("epochs_wanted", report.epochs_wanted.len(), 0, limits::REPORT_VOLUMES_MAX)?;
+    range("let_go", report.let_go.len(), 0, limits::REPORT_VOLUMES_MAX)?;
     range("epochs_seen", report.epochs_seen.len(), 0, limits::REPORT_VOLUMES_MAX)?;
     let newest = report.epochs_seen.iter().map(|seen| seen.epoch).max();
     range("epoch", newest.unwrap_or(0), 0, limits::EPOCH_SEEN_MAX)?;

@@ -75,7 +75,8 @@ async fn assignments(context: Context, query: PollQuery) -> Result<Assignments, 
         let version = context.app.db.assignments_version().await?;
         let is_new = query.after != Some(version);
         let volumes = context.app.db.node_volumes(id).await?;
-        Ok((Assignments { version, volumes }, is_new))
+        let to_let_go = context.app.db.to_let_go(id).await?;
+        Ok((Assignments { version, volumes, to_let_go }, is_new))
     };
     context.app.changes.wait(Topic::Assignments, query.wait(), look).await
 }

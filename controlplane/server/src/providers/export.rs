@@ -26,6 +26,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest path of a Unix socket (`sun_path` without its zero).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// Begins the names of folders with what was written over points that earlier tries took.
+const ASIDE: &str = "before-";
+
 /// The files of one failover.
 #[derive(Debug, Clone)]
 pub struct Files {
@@ -107,11 +110,19 @@ impl Files {
         self.socket_dir().join("own")
     }
 
-    /// Space that the overlay takes; none if there is none.
+    /// Space that the overlay takes, and those that were put aside; none if there is none.
     #[must_use]
     pub fn overlay_bytes(&self) -> Option<u64> {
-        let blocks = fs::metadata(self.overlay()).ok()?.blocks();
-        Some(blocks.saturating_mul(512))
+        let aside = self.list().unwrap_or_default().into_iter().map(|entry| entry.path());
+        let aside = aside.filter(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASIDE))
+        });
+        let overlays = aside.map(|path| path.join("overlay")).chain([self.overlay()]);
+        let bytes = overlays.filter_map(|path| {
+            let overlay = fs::metadata(path).ok()?;
+            Some(overlay.blocks().saturating_mul(512))
+        });
+        bytes.reduce(u64::saturating_add)
     }
 
     /// Room that the overlay's file system has left.
@@ -221,6 +232,41 @@ impl Files {
         Ok(())
     }
 
+    /// Puts what was written over another point aside, where it stays until all is removed: an earlier try
+    /// took that one. From here on the overlay is of `point`.
+    fn keep_overlay_of(&self, point: Uuid) -> Result<(), ProviderError> {
+        let note = self.dir.join("point");
+        match fs::read_to_string(&note) {
+            Ok(before) if before == point.to_string() => return Ok(()),
+            Ok(before) => self.put_overlay_aside(before.parse().unwrap_or_default())?,
+            // The first try.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(ProviderError::file("read", note, error)),
+        }
+        let new = note.with_extension("new");
+        fs::write(&new, point.to_string())
+            .and_then(|()| fs::rename(&new, &note))
+            .map_err(|error| ProviderError::file("write", note, error))
+    }
+
+    fn put_overlay_aside(&self, before: Uuid) -> Result<(), ProviderError> {
+        let aside = self.dir.join(format!("{ASIDE}{before}"));
+        private_dir(&aside)?;
+        for entry in self.list()? {
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with("overlay") {
+                fs::rename(entry.path(), aside.join(&name))
+                    .map_err(|error| ProviderError::file("put aside", entry.path(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<fs::DirEntry>, ProviderError> {
+        let read = || fs::read_dir(&self.dir)?.collect::<io::Result<Vec<_>>>();
+        read().map_err(|error| ProviderError::file("read", &self.dir, error))
+    }
+
     /// Exports of this failover, noted down or not.
     #[must_use]
     pub fn exports(&self) -> Vec<Process> {
@@ -313,6 +359,7 @@ impl Export<'_> {
         }
         files.create()?;
         files.remove_stale()?;
+        files.keep_overlay_of(self.point)?;
         process::start(&Launch {
             program: self.program,
             arguments: &self.arguments(files),
@@ -375,6 +422,31 @@ pub async fn ready(files: &Files, export: Process) -> Result<String, ProviderErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// C9: a retry takes a newer point than the try before; what was written over that one is kept.
+    #[test]
+    fn an_overlay_of_another_point_is_put_aside_and_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), Uuid::from_u128(1));
+        files.create().unwrap();
+        assert_eq!(files.overlay_bytes(), None);
+        let (first, second) = (Uuid::from_u128(2), Uuid::from_u128(3));
+        files.keep_overlay_of(first).unwrap();
+        for name in ["overlay", "overlay.map"] {
+            fs::write(files.dir().join(name), [1; 4096]).unwrap();
+        }
+        let bytes = files.overlay_bytes();
+        files.keep_overlay_of(first).unwrap();
+        assert!(files.overlay().exists(), "it is of this point");
+        files.keep_overlay_of(second).unwrap();
+        assert!(!files.overlay().exists() && !files.dir().join("overlay.map").exists());
+        let aside = files.dir().join(format!("before-{first}"));
+        assert!(aside.join("overlay").exists() && aside.join("overlay.map").exists());
+        assert!(bytes.is_some() && files.overlay_bytes() == bytes, "a clean-up names it");
+        files.keep_overlay_of(second).unwrap();
+        files.remove().unwrap();
+        assert!(!aside.exists());
+    }
 
     #[test]
     fn an_export_serves_again_where_it_served() {

@@ -116,6 +116,12 @@ pub enum ProviderError {
         /// Its log.
         log: PathBuf,
     },
+    /// The vault does not say where the volume ends.
+    #[error("the vault cannot be asked where the volume ends: {why}; retry when it answers")]
+    VaultAway {
+        /// Why not.
+        why: String,
+    },
     /// The failover lacks something that an earlier step should have noted.
     #[error("the failover has no {what}; clean it up and start another")]
     Incomplete {

@@ -21,19 +21,13 @@ use crate::domain::failover::{Command, Event};
 use crate::error::ControlError;
 use crate::providers::export::Files;
 use crate::providers::{ProviderError, process, qemu};
-use crate::reconcile::vault_end;
+use crate::reconcile::vault_end::{self, Fence};
 use backoff::Backoff;
 
 pub use check::check;
 
 /// Pause after the catalogue failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long a fence waits for the node's next report, which comes every second.
-const LAST_REPORT_TIMEOUT: Duration = Duration::from_millis(1_500);
-
-/// How often that report is looked for.
-const REPORT_LOOK_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What came of a command.
 enum Outcome {
@@ -116,7 +110,7 @@ async fn perform(
     let files = Files::new(&app.settings.failovers(), row.shown.id);
     match command {
         Command::Begin => Ok(Outcome::Event(Event::Begin)),
-        Command::Fence => fence(app, row, changes).await,
+        Command::Fence => fence(app, row, &files, changes).await,
         Command::StartExport => keep::start_export(app, row, &files, changes).await,
         Command::StartMachine => keep::start_machine(app, row, &files, changes).await,
         Command::Watch => {
@@ -150,44 +144,37 @@ async fn unfinished(app: &App, row: &FailoverRow, reason: &str) -> Result<Outcom
     Ok(Outcome::Changed)
 }
 
-/// Lets the volume's node tell what it has committed until now, before the fence takes the volume
-/// from it: the agent may have died before it could; a failover to a named point needs none of that.
-/// Then the volume is fenced, in the vault too.
+/// Fences the machine: nobody is given its volume, whoever writes it lets it go or has its log sealed, and
+/// the vault says where it ends.
 async fn fence(
     app: &App,
     row: &FailoverRow,
+    files: &Files,
     changes: watch::Receiver<u64>,
 ) -> Result<Outcome, ControlError> {
-    let fenced = async {
-        if row.shown.point.is_none() {
-            let heard = next_report(app, row.shown.volume);
-            match tokio::time::timeout(LAST_REPORT_TIMEOUT, heard).await {
-                Ok(heard) => heard?,
-                Err(_) => info!(failover = %row.shown.id, "no word of the node before the fence"),
-            }
-        }
-        let detail = vault_end::fence_in_vault(app, row).await?;
-        app.changes.wake(Topic::Assignments);
-        if detail.is_some() {
-            app.db.set_failover_facts(row.shown.id, None, None, detail.as_deref()).await?;
-        }
-        Ok(Outcome::Event(Event::Fenced))
-    };
-    tokio::select! {
-        fenced = fenced => fenced,
-        () = state_changed(app, row, changes) => Ok(Outcome::Changed),
+    // What an earlier try left may be of an older point than this one takes.
+    if row.retries > 0 && !stop(app, row, files).await? {
+        return unfinished(app, row, "a process of it does not end").await;
     }
-}
-
-/// Ends when the node that has the volume reports, or when no node has it.
-async fn next_report(app: &App, volume: Uuid) -> Result<(), ControlError> {
-    let heard_before = app.db.node_heard_ms(volume).await?;
-    loop {
-        let heard = app.db.node_heard_ms(volume).await?;
-        if heard.is_none() || heard != heard_before {
-            return Ok(());
+    let fenced = async {
+        let epoch = app.db.fence_machine(row.machine).await?;
+        // Its node, if it lives, hears of it and lets go.
+        app.changes.wake(Topic::Assignments);
+        let let_go = vault_end::let_go(app, row.shown.volume).await?;
+        vault_end::fence_in_vault(app, row, epoch, let_go).await
+    };
+    let fence = tokio::select! {
+        fence = fenced => fence?,
+        () = state_changed(app, row, changes) => return Ok(Outcome::Changed),
+    };
+    match fence {
+        Fence::Away { why } => Ok(Outcome::Broken(ProviderError::VaultAway { why })),
+        Fence::Passed { detail } => {
+            if detail.is_some() {
+                app.db.set_failover_facts(row.shown.id, None, None, detail.as_deref()).await?;
+            }
+            Ok(Outcome::Event(Event::Fenced))
         }
-        tokio::time::sleep(REPORT_LOOK_INTERVAL).await;
     }
 }
 

@@ -3,90 +3,220 @@
 //! The catalogue's points end where this control plane last heard of any; node and agent kept the
 //! rest in memory, and a lost site took them along. So the volume's own end is read, and its newest
 //! point is what `latest` means. And the fence is made there: an epoch that nobody writes, above all
-//! that the vault has. The log of the old owner is not sealed for it (see `farshore_vault::fence`).
+//! that the vault has. Before it is, the node that has the volume lets it go; where that does not say so,
+//! its log is sealed (see `farshore_vault::fence`).
 
+use std::pin::pin;
 use std::time::Duration;
 
 use farshore_api::agent::PointReport;
 use farshore_api::point::PointKind;
-use farshore_proto::{Epoch, MarkKind, VolumeId};
-use farshore_vault::fence::{FenceError, StreamEnd, fence_volume};
-use farshore_vault::{Access, Point, Store, Vault, key_file};
+use farshore_proto::{Epoch, ErrorKind, LogId, MarkKind, VolumeId};
+use farshore_vault::fence::{FenceError, Fenced, StreamEnd, end_of_stream, fence_volume};
+use farshore_vault::{Access, Store, Vault, key_file};
+use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::app::{App, Topic};
-use crate::db::FailoverRow;
+use crate::app::App;
+use crate::db::{Cut, FailoverRow};
 use crate::error::ControlError;
 
-/// How long the vault may take: a failover waits for it, and can do without.
-const VAULT_TIME_MAX: Duration = Duration::from_secs(30);
+/// A node says something of its own about twice a second; one that is silent for so long is not waited
+/// for.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How long a node that speaks may take to let a volume go: its store may be slow.
+const LET_GO_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How often its word is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(25);
+
+/// How long the vault may say nothing. As long as it answers it is read, however long the stream is.
+const VAULT_SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// How often the epoch is raised above one that the vault has.
 const RAISES_MAX: usize = 4;
 
-/// Fences the machine of an unplanned failover in the catalogue, then its volume in the vault, and
-/// takes the vault's newest point if none was named.
+/// What became of a fence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fence {
+    /// The failover goes on: what there is to say, such as that the fence could not be made.
+    Passed {
+        /// A sentence for the failover's detail.
+        detail: Option<String>,
+    },
+    /// The vault does not answer: without it there is neither a fence nor an export.
+    Away {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Waits until the node that had a fenced volume says that it has let it go. Returns the log that it says
+/// it of; none if it does not say so: the log of the volume's newest epoch is to be sealed then.
 ///
-/// To be called in state `fencing`, after the node had its time for a last word and before
-/// `Event::Fenced` is applied; calling it again changes nothing. Returns a sentence for the failover's
-/// detail where there is something to say: that the vault could not be asked, or that its newest point
-/// is another than the catalogue's.
+/// # Errors
+/// `Database`.
+///
+/// # Cancel safety
+/// Safe: it only looks.
+pub async fn let_go(app: &App, volume: Uuid) -> Result<Option<LogId>, ControlError> {
+    let begun = Instant::now();
+    loop {
+        let writer = app.db.writer_of(volume).await?;
+        if let Some(log) = writer.let_go_log {
+            return Ok(Some(log.into()));
+        }
+        let Some(node) = writer.node else { return Ok(None) };
+        let silence = app.own_silence(node);
+        if silence >= SILENCE_MAX || begun.elapsed() >= LET_GO_TIME_MAX {
+            let silent_s = silence.as_secs_f64();
+            warn!(%volume, %node, silent_s, "the node does not say that it let the volume go");
+            return Ok(None);
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Fences the volume of an unplanned failover in the vault, and takes the vault's newest point if none
+/// was named.
+///
+/// To be called in state `fencing`, once the machine is fenced in the catalogue under `epoch` and its
+/// node had its time to let it go, and before `Event::Fenced` is applied; calling it again changes nothing.
 ///
 /// # Errors
 /// `Database`, `NoSpace`. A vault that cannot be asked is no error.
 ///
 /// # Cancel safety
 /// Safe: the next call goes on.
-pub async fn fence_in_vault(app: &App, row: &FailoverRow) -> Result<Option<String>, ControlError> {
-    let volume = row.shown.volume;
-    let mut epoch = app.db.fence_machine(row.machine).await?;
-    // Its node, if it lives, lets go before the vault's end is read rather than after.
-    app.changes.wake(Topic::Assignments);
-    let vault = match tokio::time::timeout(VAULT_TIME_MAX, open(app)).await {
-        Ok(Ok(vault)) => vault,
-        Ok(Err(reason)) => return Ok(Some(unasked(row, &reason))),
-        Err(_) => return Ok(Some(unasked(row, "it does not answer"))),
-    };
-    for _ in 0..RAISES_MAX {
-        let fence = fence_volume(&vault, VolumeId::from(volume), Epoch(epoch));
-        match tokio::time::timeout(VAULT_TIME_MAX, fence).await {
-            Ok(Ok(end)) => {
-                info!(%volume, epoch = end.epoch.0, last_seq = end.last_seq.0, "fenced in the vault");
-                return take_point(app, row, &end).await;
-            }
-            Ok(Err(FenceError::Epoch { newest, .. })) => {
-                epoch = app.db.raise_fence(volume, newest.0).await?;
-            }
-            Ok(Err(error)) => return Ok(Some(unasked(row, &told(&error)))),
-            Err(_) => return Ok(Some(unasked(row, "it does not answer"))),
-        }
-    }
-    Ok(Some(unasked(row, "others begin epochs of the volume all the time")))
-}
-
-async fn open(app: &App) -> Result<Vault, String> {
-    let settings = &app.settings;
-    let store = Store::open(&settings.vault, Access::Write).map_err(|error| told(&error))?;
-    let key = key_file::read(&settings.key_file).map_err(|error| told(&error))?;
-    Vault::open(&store, &key).await.map_err(|error| told(&error))
-}
-
-async fn take_point(
+pub async fn fence_in_vault(
     app: &App,
     row: &FailoverRow,
-    end: &StreamEnd,
-) -> Result<Option<String>, ControlError> {
-    let Some(point) = &end.point else {
-        return Ok(Some(unasked(row, "it holds no recovery point of the volume")));
+    epoch: u64,
+    let_go: Option<LogId>,
+) -> Result<Fence, ControlError> {
+    let away = |why: String| Fence::Away { why };
+    let vault = match tokio::time::timeout(VAULT_SILENCE_MAX, open(app)).await {
+        Ok(Ok(vault)) => vault,
+        Ok(Err((true, why))) => return Ok(away(why)),
+        Ok(Err((false, why))) => return Ok(passed(unfenced(row, &why))),
+        Err(_) => return Ok(away(SILENT.to_owned())),
     };
-    if row.shown.point.is_some() {
-        return Ok(None);
+    let volume = VolumeId::from(row.shown.volume);
+    let mut epoch = epoch;
+    for _ in 0..RAISES_MAX {
+        let fence = fence_volume(&vault, volume, Epoch(epoch), let_go);
+        match while_it_answers(vault.store(), fence).await {
+            Some(Ok(fenced)) => return take_cut(app, row, &fenced).await.map(passed_with),
+            Some(Err(FenceError::Epoch { newest, .. })) => {
+                epoch = app.db.raise_fence(row.shown.volume, newest.0).await?;
+            }
+            Some(Err(error)) => return without_fence(app, row, &vault, &error).await,
+            None => return Ok(away(SILENT.to_owned())),
+        }
     }
-    let report = report_of(row.shown.volume, point);
-    let (is_new, known) = app.db.take_point_of_vault(row.shown.id, row.machine, &report).await?;
-    let taken = report.point;
-    Ok(match known {
+    Ok(passed(unfenced(row, "others begin epochs of the volume all the time")))
+}
+
+const SILENT: &str = "it does not answer";
+
+fn passed(detail: String) -> Fence {
+    Fence::Passed { detail: Some(detail) }
+}
+
+fn passed_with(detail: Option<String>) -> Fence {
+    Fence::Passed { detail }
+}
+
+/// Does the work for as long as the store says something to it now and then; none once it says nothing.
+async fn while_it_answers<T>(store: &Store, work: impl Future<Output = T>) -> Option<T> {
+    while_it_gets_on(|| store.answers(), VAULT_SILENCE_MAX, work).await
+}
+
+async fn while_it_gets_on<T>(
+    answers: impl Fn() -> u64,
+    silence_max: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        let heard = answers();
+        match tokio::time::timeout(silence_max, &mut work).await {
+            Ok(done) => return Some(done),
+            Err(_) if answers() == heard => return None,
+            Err(_) => info!("the end of a volume is still being read"),
+        }
+    }
+}
+
+/// The vault, or whether it is away and why.
+async fn open(app: &App) -> Result<Vault, (bool, String)> {
+    let settings = &app.settings;
+    let is_away = |kind: ErrorKind| kind == ErrorKind::Unavailable;
+    let store = Store::open(&settings.vault, Access::Write)
+        .map_err(|error| (is_away(error.kind()), told(&error)))?;
+    let key = key_file::read(&settings.key_file).map_err(|error| (false, told(&error)))?;
+    Vault::open(&store, &key).await.map_err(|error| (is_away(error.kind()), told(&error)))
+}
+
+/// The fence cannot be made, by a store that takes no writes or a stream that is damaged: a failover may
+/// not fail for that. What can still be read of the volume's end is.
+async fn without_fence(
+    app: &App,
+    row: &FailoverRow,
+    vault: &Vault,
+    error: &FenceError,
+) -> Result<Fence, ControlError> {
+    let has_no_room = matches!(error, FenceError::Vault { source, .. } if source.is_no_space());
+    if error.kind() == ErrorKind::Unavailable && !has_no_room {
+        return Ok(Fence::Away { why: told(error) });
+    }
+    let read = end_of_stream(vault, row.shown.volume.into());
+    match while_it_answers(vault.store(), read).await {
+        Some(Ok(end)) => {
+            let point = report_of(row.shown.volume, &end);
+            let cut = Cut { volume: row.shown.volume, fence: None, point };
+            app.db.note_cut(row.shown.id, row.machine, &cut, row.is_latest()).await?;
+            Ok(passed(unfenced(row, &told(error))))
+        }
+        Some(Err(read)) if read.kind() == ErrorKind::Unavailable => {
+            Ok(Fence::Away { why: told(&read) })
+        }
+        Some(Err(_)) => Ok(passed(unfenced(row, &told(error)))),
+        None => Ok(Fence::Away { why: SILENT.to_owned() }),
+    }
+}
+
+async fn take_cut(
+    app: &App,
+    row: &FailoverRow,
+    fenced: &Fenced,
+) -> Result<Option<String>, ControlError> {
+    let (volume, end) = (row.shown.volume, &fenced.end);
+    info!(%volume, epoch = end.epoch.0, last_seq = end.last_seq.0, "fenced in the vault");
+    let mut detail = Vec::new();
+    if let Some((log, slot)) = fenced.sealed {
+        warn!(%volume, %log, %slot, "sealed the log of a node that did not let the volume go");
+        detail.push(
+            "its node did not say that it let the volume go, so the log of its shard was sealed: the              other volumes there go on under new epochs as soon as that node is heard"
+                .to_owned(),
+        );
+    }
+    let report = report_of(volume, end);
+    let fence = Some((end.epoch.0, end.last_seq.next().0));
+    let cut = Cut { volume, fence, point: report };
+    let (is_new, known) = app.db.note_cut(row.shown.id, row.machine, &cut, row.is_latest()).await?;
+    match report.map(|report| report.point) {
+        None => detail.push(unread(row, "it holds no recovery point of the volume")),
+        Some(_) if !row.is_latest() => {}
+        Some(taken) => detail.extend(newest_told(taken, is_new, known)),
+    }
+    Ok((!detail.is_empty()).then(|| detail.join("; ")))
+}
+
+fn newest_told(taken: Uuid, is_new: bool, known: Option<Uuid>) -> Option<String> {
+    match known {
         Some(known) if known == taken => None,
         _ if is_new => Some(format!(
             "point {taken} is the newest in the vault; the control plane had not heard of it"
@@ -96,13 +226,16 @@ async fn take_point(
              of, is not there"
         )),
         None => None,
-    })
+    }
 }
 
-fn report_of(volume: Uuid, point: &Point) -> PointReport {
-    PointReport {
+/// A point of the vault, which has said that it counts.
+fn report_of(volume: Uuid, end: &StreamEnd) -> Option<PointReport> {
+    let (point, epoch) = (end.point.as_ref()?, end.epoch.0);
+    Some(PointReport {
         point: point.id.into(),
         volume,
+        epoch,
         seq: point.seq.0,
         kind: match point.kind {
             MarkKind::Crash => PointKind::Crash,
@@ -111,17 +244,26 @@ fn report_of(volume: Uuid, point: &Point) -> PointReport {
         },
         unknown_blocks: point.unknown_blocks,
         time_unix_ms: point.time_unix_ms,
-    }
+    })
 }
 
-fn unasked(row: &FailoverRow, reason: &str) -> String {
+fn unread(row: &FailoverRow, reason: &str) -> String {
+    let point = match row.is_latest() {
+        false => "",
+        true => ", and the point is the newest that the control plane was told of",
+    };
+    format!("the vault did not say where the volume ends{point}: {reason}")
+}
+
+fn unfenced(row: &FailoverRow, reason: &str) -> String {
     warn!(failover = %row.shown.id, volume = %row.shown.volume, reason, "not fenced in the vault");
-    let point = match row.shown.point {
-        Some(_) => "",
-        None => ", and the point is the newest that the control plane was told of",
+    let point = match row.is_latest() {
+        false => "",
+        true => ", and the point is the newest that could be found",
     };
     format!(
-        "the volume is fenced in the catalogue only{point}: the vault was not to be asked: {reason}"
+        "the volume is fenced in the catalogue only{point}: a node that does not hear of it may go on to \
+         commit what does not count here; the vault did not take the fence: {reason}"
     )
 }
 
@@ -135,4 +277,28 @@ fn told(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// C9: a stream that is long is read to its end; a store that says nothing is not waited for.
+    #[tokio::test]
+    async fn what_gets_on_is_waited_for_however_long_it_takes() {
+        let silence = Duration::from_millis(20);
+        let (answers, is_over) = (AtomicU64::new(0), tokio::sync::Notify::new());
+        let answers = || {
+            let before = answers.fetch_add(1, Ordering::Relaxed);
+            if before == 20 {
+                is_over.notify_one();
+            }
+            before
+        };
+        assert_eq!(while_it_gets_on(answers, silence, is_over.notified()).await, Some(()));
+        let work = std::future::pending::<()>();
+        assert_eq!(while_it_gets_on(|| 7, silence, work).await, None);
+    }
 }

@@ -85,7 +85,8 @@ impl Shard {
     }
 
     fn claim(&mut self, session: SessionId, (hello, from): (&Hello, &str), out: &mut Vec<Output>) {
-        let claim = Claim { session: Some(session), hello: *hello, from: from.to_owned() };
+        let from = from.to_owned();
+        let claim = Claim { session: Some(session), hello: *hello, from, is_revoked: false };
         self.claims.insert(hello.volume, claim);
         out.push(Output::Claim {
             volume: hello.volume,
@@ -101,8 +102,17 @@ impl Shard {
         outcome: Result<Seq, (RefusalReason, String)>,
         out: &mut Vec<Output>,
     ) {
-        let Claim { session, hello, from } =
+        let Claim { session, hello, from, is_revoked } =
             self.claims.remove(&volume).expect("a claim ends once");
+        if is_revoked {
+            // What the claim began in the vault holds nothing, and whoever comes next claims anew.
+            if let Some(session) = session {
+                // Its next hello is told how the volume is assigned now.
+                let text = format!("volume {volume} was taken away while it was claimed");
+                self.refuse(session, RefusalReason::Unavailable, text, out);
+            }
+            return self.forget_if_revoked(volume);
+        }
         if let Ok(committed) = outcome {
             let stream = Stream::new(hello.epoch, hello.size_bytes, committed);
             let before = self.volumes.insert(volume, Volume::new(stream));
@@ -223,13 +233,19 @@ impl Shard {
         }
     }
 
-    pub(super) fn revoked(&mut self, volume: VolumeId, out: &mut Vec<Output>) {
+    pub(super) fn revoked(&mut self, now: Timestamp, volume: VolumeId, out: &mut Vec<Output>) {
         if let Some(session) = self.volumes.get(&volume).and_then(|volume| volume.session) {
             let text = format!("volume {volume} was given to a newer epoch");
             self.refuse(session, RefusalReason::Fenced, text, out);
         }
         if let Some(known) = self.volumes.get_mut(&volume) {
             known.is_revoked = true;
+        }
+        if let Some(claim) = self.claims.get_mut(&volume) {
+            claim.is_revoked = true;
+        }
+        if self.batch.holds(volume) {
+            self.deadline = Some(now);
         }
         self.forget_if_revoked(volume);
     }

@@ -19,7 +19,7 @@ use farshore_engine::claims::{Cause, Wanted};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
 use farshore_engine::tenure::Opening;
 use farshore_proto::frame::{Control, RefusalReason};
-use farshore_proto::{LogId, Slot, Timestamp};
+use farshore_proto::{LogId, Slot, Timestamp, VolumeId};
 use farshore_vault::frames::{Frame, Frames};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -369,6 +369,11 @@ impl<R: Rt> Core<R> {
     pub(crate) fn journal_is_over(&self) {
         self.is_journal_over.set(true);
         self.journal_over.notify();
+    }
+
+    /// Whether something of a volume may still reach the log.
+    pub(crate) fn holds(&self, volume: VolumeId) -> bool {
+        self.engine.borrow().holds(volume)
     }
 
     pub(crate) fn is_settled(&self) -> bool {

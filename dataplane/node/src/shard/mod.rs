@@ -34,6 +34,7 @@ use farshore_proto::{LogId, Seq, Slot, VolumeId};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// From accept to the request, and from the answer to the hello; longer is slow on purpose.
 const GREETING_MAX: Duration = Duration::from_secs(10);
@@ -55,6 +56,9 @@ pub(crate) enum Message {
     Claimed { log: LogId, volume: VolumeId, outcome: Result<Seq, (RefusalReason, String)> },
     /// The control plane took a volume away.
     Revoked { volume: VolumeId },
+    /// Is a volume that is not in the table of assignments let go? Answered with the shard's log if nothing
+    /// of it can reach the vault any more.
+    IsLetGo { volume: VolumeId, answer: oneshot::Sender<Option<LogId>> },
 }
 
 /// A connection that has shown who it is and which volume it is about.
@@ -140,6 +144,12 @@ async fn run_log<R: Rt>(
             }
             Message::Revoked { volume } => {
                 core.input(Input::Revoked { volume });
+                Step::GoOn
+            }
+            Message::IsLetGo { volume, answer } => {
+                let let_go = (!core.holds(volume)).then_some(core.parts.log);
+                // Whoever asked asks again.
+                let _unheard = answer.send(let_go);
                 Step::GoOn
             }
         };

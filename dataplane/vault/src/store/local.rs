@@ -98,6 +98,7 @@ impl Store {
             url: url.into(),
             service: Service::Directory,
             local: Some(Arc::new(LocalRoot::new(path, &metadata))),
+            answers: Arc::default(),
         })
     }
 

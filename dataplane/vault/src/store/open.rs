@@ -49,7 +49,7 @@ impl Store {
             "" => Arc::new(inner),
             folder => Arc::new(PrefixStore::new(inner, folder)),
         };
-        Self { inner, url: url.into(), service, local: None }
+        Self { service, ..Self::over(inner, url) }
     }
 }
 

@@ -1,5 +1,5 @@
-//! A store that counts what is read from it, refuses to read what it is told to, and goes away when
-//! it is told to.
+//! A store that counts what is read from it, refuses to read what it is told to, goes away when it is
+//! told to, and has others put between any two of its calls.
 
 use crate::layout::ObjectName;
 use crate::store::Store;
@@ -33,6 +33,19 @@ pub(crate) struct Counted {
     lapses: Mutex<BTreeMap<Path, (u64, Range<u64>)>>,
     /// Directories to rename just before the next put: from, to.
     leaving: Mutex<Option<(PathBuf, PathBuf)>>,
+    /// What others put, and how many calls of all kinds there were.
+    others: Mutex<(u64, Vec<OthersPut>)>,
+}
+
+/// A put of somebody else, create-if-absent, just before a call.
+#[derive(Debug, Clone)]
+pub(crate) struct OthersPut {
+    /// Before which call, from 0.
+    pub(crate) call: u64,
+    pub(crate) file: PathBuf,
+    pub(crate) bytes: Vec<u8>,
+    /// Whether it won, once it was made.
+    pub(crate) won: Option<bool>,
 }
 
 /// Objects that are put right after one was found missing, before any behind that is looked at.
@@ -46,7 +59,32 @@ struct Growth {
 impl Counted {
     pub(crate) fn over(inner: Arc<dyn ObjectStore>) -> Self {
         let (gets, refused, leaving) = (AtomicU64::new(0), OnceLock::new(), Mutex::default());
-        Self { inner, gets, refused, growth: OnceLock::new(), lapses: Mutex::default(), leaving }
+        let (growth, lapses, others) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        Self { inner, gets, refused, growth, lapses, leaving, others }
+    }
+
+    /// Has others put.
+    pub(crate) fn others_put(&self, puts: Vec<OthersPut>) {
+        *self.others.lock().unwrap() = (0, puts);
+    }
+
+    /// How many calls there were since then, and what became of the puts.
+    pub(crate) fn what_others_put(&self) -> (u64, Vec<OthersPut>) {
+        self.others.lock().unwrap().clone()
+    }
+
+    /// A call is about to be made.
+    fn let_others_put(&self) {
+        let mut others = self.others.lock().unwrap();
+        let (call, puts) = &mut *others;
+        for put in puts.iter_mut().filter(|put| put.call == *call) {
+            let created = std::fs::File::create_new(&put.file);
+            put.won = Some(created.is_ok());
+            if let Ok(mut file) = created {
+                std::io::Write::write_all(&mut file, &put.bytes).unwrap();
+            }
+        }
+        *call += 1;
     }
 
     /// Writes the files as soon as the first of them was looked for and not found; whoever looks behind it
@@ -145,6 +183,7 @@ impl ObjectStore for Counted {
         'a: 'c,
         'b: 'c,
     {
+        self.let_others_put();
         if let Some((from, to)) = self.leaving.lock().unwrap().take() {
             std::fs::rename(from, to).unwrap();
         }
@@ -173,6 +212,7 @@ impl ObjectStore for Counted {
         'b: 'c,
     {
         self.gets.fetch_add(1, Ordering::Relaxed);
+        self.let_others_put();
         if self.lapses(location) {
             let (path, source) = (location.to_string(), "it lapsed".into());
             return Box::pin(async { Err(object_store::Error::NotFound { path, source }) });

@@ -133,10 +133,40 @@ fn volumes_that_were_taken_away_are_forgotten() {
     bench.step(Input::Revoked { volume: VOLUME });
     assert_eq!(bench.shard.streams().count(), 1);
     bench.step(Input::GroupDone { group: 1, file: 0 });
-    bench.later(BATCH_AGE_MS_MAX);
+    assert!(bench.shard.holds(VOLUME));
     bench.step(Input::PutDone { slot: Slot(0) });
     assert_eq!(bench.shard.streams().count(), 0);
+    assert!(!bench.shard.holds(VOLUME));
     // If it comes back, the vault says where it stands.
     let out = bench.connect(SessionId(7), 1);
     assert!(matches!(out[..], [Output::Claim { volume: VOLUME, .. }]), "{out:?}");
+}
+
+/// Whoever fences it waits for that, and lets nobody in by an older word.
+#[test]
+fn a_volume_that_is_taken_away_is_let_go_once_its_last_is_in_the_vault() {
+    let mut bench = Bench::new();
+    assert!(!bench.shard.holds(VOLUME));
+    bench.connect(SESSION, 1);
+    assert!(bench.shard.holds(VOLUME), "it is being claimed");
+    bench.step(Input::Revoked { volume: VOLUME });
+    assert!(bench.shard.holds(VOLUME), "the claim may still reach the vault");
+    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    assert_eq!(refused(&out), [RefusalReason::Unavailable], "{out:?}");
+    assert!(!bench.shard.holds(VOLUME));
+
+    bench.open();
+    assert!(bench.shard.holds(VOLUME), "its agent may send");
+    bench.write(0, 1);
+    bench.step(Input::GroupDone { group: 1, file: 0 });
+    // One frame waits in the batch, another for the journal.
+    bench.write(1, 1);
+    let out = bench.step(Input::Revoked { volume: VOLUME });
+    assert_eq!(built(&out).len(), 1, "shipped at once: {out:?}");
+    let out = bench.step(Input::GroupDone { group: 2, file: 0 });
+    assert_eq!(built(&out).len(), 1, "this too: {out:?}");
+    bench.step(Input::PutDone { slot: Slot(1) });
+    assert!(bench.shard.holds(VOLUME));
+    bench.step(Input::PutDone { slot: Slot(0) });
+    assert!(!bench.shard.holds(VOLUME));
 }
