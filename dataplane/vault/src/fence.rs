@@ -9,7 +9,7 @@
 
 use crate::epoch::{Claim, claim_behind, read_epochs};
 use crate::error::VaultError;
-use crate::log::seal;
+use crate::log::{find_end, seal};
 use crate::map::{self, Ids};
 use crate::vault::Vault;
 use crate::view::{Point, PointSelector};
@@ -82,27 +82,31 @@ impl FenceError {
 pub async fn end_of_stream(vault: &Vault, volume: VolumeId) -> Result<StreamEnd, VaultError> {
     let epochs = read_epochs(vault, volume).await?;
     let base = map::find(vault, volume, &epochs, PointSelector::Latest, Ids::Drop).await;
-    end_in(vault, volume, &epochs, base).await
+    end_in(vault, volume, &epochs, base, None).await
 }
+
+/// A log that is known to be filled below a slot: what a store says is missing there is not its end.
+type Filled = Option<(LogId, Slot)>;
 
 async fn end_in(
     vault: &Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
     base: Option<map::Base>,
+    filled: Filled,
 ) -> Result<StreamEnd, VaultError> {
     let Some(newest) = epochs.last() else {
         return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
     };
     let (last_seq, point) = match base {
-        None => read_end(vault, volume, epochs, None).await?,
-        Some(base) => match read_end(vault, volume, epochs, Some(base)).await {
+        None => read_end(vault, volume, epochs, None, filled).await?,
+        Some(base) => match read_end(vault, volume, epochs, Some(base), filled).await {
             Err(error) if !error.is_unavailable() => {
                 tracing::warn!(
                     %volume, %error,
                     "cannot go on from a map; reading the logs from the start"
                 );
-                read_end(vault, volume, epochs, None).await?
+                read_end(vault, volume, epochs, None, filled).await?
             }
             read => read?,
         },
@@ -115,8 +119,12 @@ async fn read_end(
     volume: VolumeId,
     epochs: &[EpochBody],
     base: Option<map::Base>,
+    filled: Filled,
 ) -> Result<(Seq, Option<Point>), VaultError> {
     let (mut build, mut chain) = map::begin(vault, volume, epochs, base, Ids::Drop)?;
+    if let Some((log, filled)) = filled {
+        chain = chain.filled_to(log, filled);
+    }
     while let Some(found) = chain.next().await? {
         build.take(&chain, &found)?;
     }
@@ -160,14 +168,19 @@ pub async fn fence_volume(
             break;
         }
         let base = map::find(vault, volume, &epochs, PointSelector::Latest, Ids::Drop).await;
-        // Nobody ever writes the log of a fence.
-        if last.log != log_of(volume, last.epoch) && Some(last.log) != let_go {
-            let from = written_before(&epochs, base.as_ref());
+        let from = written_before(&epochs, base.as_ref());
+        let filled = if last.log == log_of(volume, last.epoch) {
+            // Nobody ever writes the log of a fence.
+            None
+        } else if Some(last.log) == let_go {
+            Some((last.log, find_end(vault, last.log, from).await.map_err(failed)?.next))
+        } else {
             let slot = seal(vault, last.log, from).await.map_err(failed)?;
             sealed = Some((last.log, slot));
-        }
+            Some((last.log, slot.next()))
+        };
         // Only now: what was read before the writer let go may not be the end.
-        let end = end_in(vault, volume, &epochs, base).await.map_err(failed)?;
+        let end = end_in(vault, volume, &epochs, base, filled).await.map_err(failed)?;
         if is_held {
             return Ok(Fenced { end, sealed });
         }

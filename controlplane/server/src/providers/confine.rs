@@ -248,8 +248,10 @@ pub fn marker(dir: &Path) -> OsString {
 }
 
 /// Processes of the guest in `dir`, noted down or not.
-#[must_use]
-pub fn running(dir: &Path) -> Vec<Process> {
+///
+/// # Errors
+/// `File` if that cannot be found out.
+pub fn running(dir: &Path) -> Result<Vec<Process>, ProviderError> {
     process::find("-name", OsStr::new(&marker(dir)))
 }
 
@@ -313,7 +315,7 @@ mod tests {
         for _ in 0..2 {
             let process =
                 confinement.start(&program, vec!["-m".into()], dir.path(), &log).await.unwrap();
-            process::stop(process).await;
+            process::stop(process).await.unwrap();
         }
         let asked = std::fs::read_to_string(dir.path().join("qemu.asked")).unwrap();
         let asked: Vec<&str> = asked.lines().collect();

@@ -268,8 +268,10 @@ impl Files {
     }
 
     /// Exports of this failover, noted down or not.
-    #[must_use]
-    pub fn exports(&self) -> Vec<Process> {
+    ///
+    /// # Errors
+    /// `File` if that cannot be found out.
+    pub fn exports(&self) -> Result<Vec<Process>, ProviderError> {
         process::find("--ready-file", self.ready().as_os_str())
     }
 }
@@ -340,14 +342,14 @@ impl Export<'_> {
     /// that is there.
     ///
     /// # Errors
-    /// `KeyMissing`, `Missing`, `Start`, `File`; `OverlayMissing` if it served before and its overlay
+    /// `KeyMissing`, `Missing`, `Start`, `File`, `Unseen`, `Lasting`; `OverlayMissing` if it served before and its overlay
     /// is gone: the point alone would silently be without what was written.
     pub async fn start(&self, files: &Files) -> Result<Process, ProviderError> {
-        let mut found = files.exports().into_iter();
+        let mut found = files.exports()?.into_iter();
         if let Some(export) = found.next() {
             // The overlay takes one only; another waits for nothing.
             for stray in found {
-                process::stop(stray).await;
+                process::stop(stray).await?;
             }
             return Ok(export);
         }

@@ -107,6 +107,35 @@ pub enum ProviderError {
         /// Its log.
         log: PathBuf,
     },
+    /// A process cannot be looked at.
+    #[error("cannot tell whether process {pid} runs: {source}")]
+    Unseen {
+        /// The process.
+        pid: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A process does not end.
+    #[error("process {pid} does not end, though it was killed")]
+    Lasting {
+        /// The process.
+        pid: u32,
+    },
+    /// A machine that was found running has not been seen to run.
+    #[error(
+        "QEMU (process {pid}) was running already and has not been seen at work for {} s; it is left \
+             alone, since it may well be; to have the machine booted anew, end that process; its log is \
+             {log}",
+        waited.as_secs()
+    )]
+    Slow {
+        /// QEMU.
+        pid: u32,
+        /// How long it was looked at.
+        waited: Duration,
+        /// Its log.
+        log: PathBuf,
+    },
     /// KVM is there and does not run the machine.
     #[error(
         "the processor that QEMU emulates came to an error it cannot go on from; with KVM, start the \

@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 use tokio::time::Instant;
@@ -113,6 +114,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Process, ProviderError> {
         || OpenOptions::new().create(true).append(true).mode(0o600).open(log).map(Stdio::from);
     let file = |source| ProviderError::file("write", log, source);
     let (out, err) = (open_log().map_err(file)?, open_log().map_err(file)?);
+    let boot = boot().map_err(|source| ProviderError::file("read", BOOT_ID, source))?;
     let mut command = Command::new(program);
     command
         .args(launch.arguments)
@@ -134,23 +136,38 @@ pub fn start(launch: &Launch<'_>) -> Result<Process, ProviderError> {
     let pid = child.id().unwrap_or_default();
     // The child is not reaped before its task runs, so its entry in /proc is there even if it has
     // ended already.
-    let started = stat(pid).map_or(0, |stat| stat.started);
+    let started = match stat(pid) {
+        Ok(stat) => stat.map_or(0, |stat| stat.started),
+        Err(source) => {
+            // One that nobody could find again must not run.
+            let _has_ended = child.start_kill();
+            return Err(ProviderError::Unseen { pid, source });
+        }
+    };
     tokio::spawn(async move {
         match child.wait().await {
             Ok(status) => info!(pid, %status, "process ended"),
             Err(error) => warn!(pid, %error, "wait for process"),
         }
     });
-    Ok(Process { pid, started, boot: boot() })
+    Ok(Process { pid, started, boot })
 }
 
-/// The boot of this host, as the kernel names it; nil where it does not.
-fn boot() -> Uuid {
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The boot of this host, as the kernel names it; nil where it does not. An error is no answer, and is
+/// not remembered as one.
+fn boot() -> io::Result<Uuid> {
     static BOOT: OnceLock<Uuid> = OnceLock::new();
-    *BOOT.get_or_init(|| {
-        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        text.trim().parse().unwrap_or_default()
-    })
+    if let Some(boot) = BOOT.get() {
+        return Ok(*boot);
+    }
+    let boot = match fs::read_to_string(BOOT_ID) {
+        Ok(text) => text.trim().parse().unwrap_or_default(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Uuid::nil(),
+        Err(error) => return Err(error),
+    };
+    Ok(*BOOT.get_or_init(|| boot))
 }
 
 struct Stat {
@@ -159,76 +176,144 @@ struct Stat {
 }
 
 /// Reads state and start time (fields 3 and 22, proc(5)). The name before them may hold anything,
-/// so they are counted from its closing parenthesis.
-fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+/// so they are counted from its closing parenthesis. None if there is no such process.
+fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    let text = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => text,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let text = String::from_utf8_lossy(&text);
-    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = *fields.next()?.as_bytes().first()?;
-    let started = fields.nth(18)?.parse().ok()?;
-    Some(Stat { state, started })
+    let read = || {
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = *fields.next()?.as_bytes().first()?;
+        let started = fields.nth(18)?.parse().ok()?;
+        Some(Stat { state, started })
+    };
+    let stat = read().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no such fields"));
+    stat.map(Some)
+}
+
+/// Whether an error of a look says that the process is not there, and not that one could not look.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
 /// Whether exactly this process still runs. One that ended and waits to be reaped does not, nor does
 /// one of another boot: pids and ticks come back after a reboot.
-#[must_use]
-pub fn is_alive(process: Process) -> bool {
-    process.boot == boot()
-        && stat(process.pid).is_some_and(|stat| {
-            stat.started == process.started && !matches!(stat.state, b'Z' | b'X')
-        })
+fn runs(process: Process) -> io::Result<bool> {
+    if process.boot != boot()? {
+        return Ok(false);
+    }
+    Ok(stat(process.pid)?
+        .is_some_and(|stat| stat.started == process.started && !matches!(stat.state, b'Z' | b'X')))
 }
 
-/// Ends a process: SIGTERM, then SIGKILL. Returns whether it is gone.
-pub async fn stop(process: Process) -> bool {
+/// Whether exactly this process still runs, for all that is known: while nobody can look it does, so that
+/// no other is started in its place.
+#[must_use]
+pub fn is_alive(process: Process) -> bool {
+    runs(process).unwrap_or_else(|error| {
+        warn!(pid = process.pid, %error, "cannot tell whether a process runs");
+        true
+    })
+}
+
+/// Ends a process: SIGTERM, then SIGKILL. When this returns without an error it is gone.
+///
+/// # Errors
+/// `Lasting` if it does not end; `Unseen` if it cannot be looked at: it may run.
+pub async fn stop(process: Process) -> Result<(), ProviderError> {
+    let pid = process.pid;
+    let unseen = |source| ProviderError::Unseen { pid, source };
     for (signal, timeout) in [(Signal::TERM, TERM_TIMEOUT), (Signal::KILL, KILL_TIMEOUT)] {
-        if !send(process, signal) {
-            return true;
+        if !send(process, signal).map_err(unseen)? {
+            return Ok(());
         }
         let deadline = Instant::now() + timeout;
-        while is_alive(process) && Instant::now() < deadline {
+        loop {
+            let runs = runs(process);
+            if matches!(runs, Ok(false)) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                runs.map_err(unseen)?;
+                break;
+            }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        if !is_alive(process) {
-            return true;
-        }
     }
-    warn!(pid = process.pid, "process does not end");
-    false
+    warn!(pid, "process does not end");
+    Err(ProviderError::Lasting { pid })
 }
 
 /// Ends a process at once, without waiting for it.
 pub fn kill(process: Process) {
-    send(process, Signal::KILL);
+    if let Err(error) = send(process, Signal::KILL) {
+        warn!(pid = process.pid, %error, "cannot end a process");
+    }
 }
 
 /// Sends a signal to exactly this process; false if it is gone. The handle is taken before the
 /// start time is compared, so the signal cannot hit a later process with the same pid.
-fn send(process: Process, signal: Signal) -> bool {
-    let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return false };
-    let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
-    is_alive(process) && pidfd_send_signal(&handle, signal).is_ok()
+fn send(process: Process, signal: Signal) -> io::Result<bool> {
+    let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
+        return Ok(false);
+    };
+    let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        // There is none, or the number is not a process's any more. Anything else says nothing.
+        Err(_) if matches!(runs(process), Ok(false)) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    if !runs(process)? {
+        return Ok(false);
+    }
+    match pidfd_send_signal(&handle, signal) {
+        Ok(()) => Ok(true),
+        Err(Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Processes whose command line holds `flag` followed by `value`.
-#[must_use]
-pub fn find(flag: &str, value: &OsStr) -> Vec<Process> {
+///
+/// # Errors
+/// `File` if the processes cannot be looked through: there may be some.
+pub fn find(flag: &str, value: &OsStr) -> Result<Vec<Process>, ProviderError> {
+    look_through(flag, value).map_err(|source| ProviderError::file("look through", "/proc", source))
+}
+
+fn look_through(flag: &str, value: &OsStr) -> io::Result<Vec<Process>> {
     let mut marker = flag.as_bytes().to_vec();
     marker.push(0);
     marker.extend_from_slice(value.as_bytes());
     marker.push(0);
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let is_marked = line.windows(marker.len()).any(|window| window == marker);
-            let stat = if is_marked { stat(pid)? } else { return None };
-            let process = Process { pid, started: stat.started, boot: boot() };
-            is_alive(process).then_some(process)
-        })
-        .collect()
+    let boot = boot()?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid else { continue };
+        let line = match fs::read(entry.path().join("cmdline")) {
+            Ok(line) => line,
+            // It ended meanwhile, or is somebody else's.
+            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if !line.windows(marker.len()).any(|window| window == marker) {
+            continue;
+        }
+        let Some(stat) = stat(pid)? else { continue };
+        let process = Process { pid, started: stat.started, boot };
+        if runs(process)? {
+            found.push(process);
+        }
+    }
+    Ok(found)
 }
 
 /// Time that a thread of a process, or the process, has had a processor, in clock ticks.
@@ -266,6 +351,8 @@ pub fn last_line_of(text: &[u8], chars_max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
     use super::*;
 
     /// What a shell is started with.
@@ -285,12 +372,32 @@ mod tests {
         assert!(is_alive(process));
         let of_another_boot = Process { boot: Uuid::from_u128(1), ..process };
         assert!(!is_alive(of_another_boot), "pids and ticks come back after a reboot");
-        assert!(stop(of_another_boot).await, "and nothing is sent to who has them now");
+        assert!(stop(of_another_boot).await.is_ok(), "and nothing is sent to who has them now");
         let impostor = Process { started: process.started + 1, ..process };
         assert!(!is_alive(impostor));
-        assert!(stop(impostor).await, "an impostor counts as gone");
+        assert!(stop(impostor).await.is_ok(), "an impostor counts as gone");
         assert!(is_alive(process), "and nothing was sent to who has its pid");
-        assert!(stop(process).await);
+        stop(process).await.unwrap();
+        assert!(!is_alive(process));
+    }
+
+    /// P24: no word of a process is not the word that it is gone.
+    #[tokio::test]
+    async fn what_cannot_be_looked_at_is_not_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = sleeper(dir.path());
+        assert!(is_alive(process));
+        // As when the process has no descriptor left. (Each test is a process of its own.)
+        let before = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
+        let stopped = stop(process).await;
+        let found = find("-c", OsStr::new("exec sleep 60"));
+        let is_thought_alive = is_alive(process);
+        setrlimit(Resource::Nofile, before).unwrap();
+        assert!(matches!(stopped, Err(ProviderError::Unseen { .. })), "{stopped:?}");
+        assert!(found.is_err(), "{found:?}");
+        assert!(is_thought_alive && is_alive(process));
+        stop(process).await.unwrap();
         assert!(!is_alive(process));
     }
 
@@ -309,12 +416,12 @@ mod tests {
         let log = dir.path().join("log");
         let process = start(&shell(&arguments, &log)).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
-        while find("--ready-file", value.as_os_str()) != [process] {
+        while find("--ready-file", value.as_os_str()).unwrap() != [process] {
             assert!(Instant::now() < deadline, "not found");
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        assert!(find("--overlay", value.as_os_str()).is_empty());
-        stop(process).await;
+        assert!(find("--overlay", value.as_os_str()).unwrap().is_empty());
+        stop(process).await.unwrap();
     }
 
     #[tokio::test]
@@ -342,7 +449,7 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(60), listed).await.expect("a list");
         let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap();
-        stop(process).await;
+        stop(process).await.unwrap();
         let names = String::from_utf8_lossy(&environment);
         assert!(names.contains("PATH=") && !names.contains(OURS), "{names}");
         // Names that a shell adds by itself are none of ours.

@@ -42,8 +42,10 @@ const WORK_TICKS: u64 = 5;
 const RECONNECT_SECONDS: u32 = 30;
 
 /// QEMU processes of a failover, noted down or not.
-#[must_use]
-pub fn machines(files: &Files) -> Vec<Process> {
+///
+/// # Errors
+/// `File` if that cannot be found out.
+pub fn machines(files: &Files) -> Result<Vec<Process>, ProviderError> {
     confine::running(files.dir())
 }
 
@@ -54,6 +56,15 @@ pub(super) fn escaped(value: &OsStr) -> OsString {
         escaped.extend_from_slice(if byte == b',' { b",," } else { std::slice::from_ref(&byte) });
     }
     OsString::from_vec(escaped)
+}
+
+/// A machine's process, and whether it was started just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// The process.
+    pub machine: Process,
+    /// Whether it is new: one that is not may have run for long.
+    pub is_new: bool,
 }
 
 /// What machines are started with.
@@ -74,19 +85,19 @@ impl Machine<'_> {
     /// `nbd_uri`.
     ///
     /// # Errors
-    /// `Missing` without QEMU or firmware, `Firmware`, `Start`, `File`.
+    /// `Missing` without QEMU or firmware, `Firmware`, `Start`, `File`, `Unseen`, `Lasting`.
     pub async fn start(
         &self,
         files: &Files,
         nbd_uri: &str,
         spec: &CreateFailover,
-    ) -> Result<Process, ProviderError> {
-        let mut found = machines(files).into_iter();
+    ) -> Result<Taken, ProviderError> {
+        let mut found = machines(files)?.into_iter();
         if let Some(machine) = found.next() {
             for stray in found {
-                process::stop(stray).await;
+                process::stop(stray).await?;
             }
-            return Ok(machine);
+            return Ok(Taken { machine, is_new: false });
         }
         let firmware = Firmware::find(spec.firmware.as_deref(), self.firmware_dir)?;
         files.create()?;
@@ -95,7 +106,9 @@ impl Machine<'_> {
         let arguments = arguments(self.accelerator, files, nbd_uri, spec, &firmware);
         let log = files.machine_log();
         begin_log(&log)?;
-        self.confinement.start(self.program, arguments, &files.guest_dir(), &log).await
+        let dir = files.guest_dir();
+        let machine = self.confinement.start(self.program, arguments, &dir, &log).await?;
+        Ok(Taken { machine, is_new: true })
     }
 }
 
@@ -259,6 +272,21 @@ pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, Provi
     }
 }
 
+/// What becomes of a machine that was not seen to run, and whether to end it: one whose processor stands for
+/// good, and one that was started just now and has done nothing. One that was there before may run, however
+/// slowly it answers, and what it has written since is in its memory alone.
+#[must_use]
+pub fn verdict(taken: Taken, failure: ProviderError) -> (bool, ProviderError) {
+    match failure {
+        ProviderError::KvmFailed { .. } => (true, failure),
+        ProviderError::NotReady { .. } if taken.is_new => (true, failure),
+        ProviderError::NotReady { waited, log, .. } => {
+            (false, ProviderError::Slow { pid: taken.machine.pid, waited, log })
+        }
+        _ => (false, failure),
+    }
+}
+
 /// Puts the log of the run before aside: what that one said, such as that KVM failed, is not said of
 /// the next.
 fn begin_log(log: &Path) -> Result<(), ProviderError> {
@@ -295,7 +323,11 @@ mod tests {
         let files = Files::new(dir.path(), Uuid::from_u128(1));
         files.create().unwrap();
         let name = confine::marker(files.dir());
-        let arguments = ["-c".into(), "sleep 60; :".into(), "qemu".into(), "-name".into(), name];
+        // It waits without a child: one would have its command line for a moment.
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let script = format!("read line <{}", pipe.display());
+        let arguments = ["-c".into(), script.into(), "qemu".into(), "-name".into(), name];
         let confinement = Confinement::default();
         let running = process::start(&Launch {
             program: Path::new("/bin/sh"),
@@ -307,7 +339,7 @@ mod tests {
         });
         let running = running.unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
-        while machines(&files) != [running] {
+        while machines(&files).unwrap() != [running] {
             assert!(Instant::now() < deadline, "not found");
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -318,9 +350,46 @@ mod tests {
             firmware_dir: None,
         };
         let taken_up = machine.start(&files, "nbd://x", &spec()).await.unwrap();
-        assert_eq!(taken_up, running);
+        assert_eq!(taken_up, Taken { machine: running, is_new: false });
         assert!(process::is_alive(running), "and it was not touched");
-        process::stop(running).await;
+        process::stop(running).await.unwrap();
+    }
+
+    /// P24: a machine that runs on a slow host or store, or whose control socket hangs.
+    #[test]
+    fn only_what_is_new_is_ended_because_it_was_not_seen() {
+        let machine = Process { pid: 7, started: 1, boot: Uuid::nil() };
+        let slow = || ProviderError::NotReady {
+            what: "the machine",
+            waited: SEEN_TIMEOUT,
+            log: "/log".into(),
+        };
+        let is_ended = |is_new, failure| verdict(Taken { machine, is_new }, failure).0;
+        assert!(is_ended(true, slow()) && !is_ended(false, slow()));
+        let (_, told) = verdict(Taken { machine, is_new: false }, slow());
+        assert!(
+            told.to_string().contains("process 7") && told.to_string().contains("60 s"),
+            "{told}"
+        );
+        let stands = || ProviderError::KvmFailed { log: "/log".into() };
+        assert!(is_ended(true, stands()) && is_ended(false, stands()));
+        let paused = || ProviderError::Paused { why: String::new() };
+        assert!(!is_ended(true, paused()) && !is_ended(false, paused()));
+    }
+
+    /// P24: what KVM did to the run before is not said of this one.
+    #[test]
+    fn old_words_of_kvm_are_put_aside_with_their_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("qemu.log");
+        begin_log(&log).unwrap();
+        fs::write(&log, "KVM internal error. Suberror: 1\n").unwrap();
+        assert!(accelerator::has_kvm_failed(&log));
+        begin_log(&log).unwrap();
+        assert!(!accelerator::has_kvm_failed(&log), "there is no log yet");
+        fs::write(&log, "hello\n").unwrap();
+        assert!(!accelerator::has_kvm_failed(&log));
+        assert!(accelerator::has_kvm_failed(&dir.path().join("qemu.log.before")), "it is kept");
     }
 
     fn spec() -> CreateFailover {

@@ -35,6 +35,8 @@ enum Outcome {
     Event(Event),
     /// It does not come up.
     Broken(ProviderError),
+    /// It may run and was not seen to: look again.
+    Slow(ProviderError),
     /// It ran, and something of it is gone or stands still: why.
     Lost(String),
     /// Somebody changed the state meanwhile: look again.
@@ -69,6 +71,13 @@ async fn drive_once(app: &App, id: Uuid, backoff: &mut Backoff) -> Result<bool, 
         Outcome::Changed => return Ok(true),
         Outcome::Event(event) => (event, None),
         Outcome::Broken(failure) => (Event::Broken, Some(failure.to_string())),
+        Outcome::Slow(failure) => {
+            let detail = failure.to_string();
+            app.db.set_failover_facts(id, None, None, Some(&detail)).await?;
+            warn!(failover = %id, detail, "failover waits");
+            app.changes.wake(Topic::Failovers);
+            return Ok(true);
+        }
         Outcome::Lost(reason) => {
             backoff.lost(Instant::now());
             app.db.set_failover_facts(id, None, None, Some(&reason)).await?;
@@ -118,15 +127,13 @@ async fn perform(
             keep::watch(app, row, &files, changes).await
         }
         Command::Recover => keep::recover(app, row, &files, changes, backoff).await,
-        Command::Stop => {
-            if stop(app, row, &files).await? {
-                return Ok(Outcome::Done);
-            }
-            unfinished(app, row, "a process of it does not end").await
-        }
+        Command::Stop => match stop(app, row, &files).await? {
+            None => Ok(Outcome::Done),
+            Some(failure) => unfinished(app, row, &failure.to_string()).await,
+        },
         Command::Clear => {
-            if !stop(app, row, &files).await? {
-                return unfinished(app, row, "a process of it does not end").await;
+            if let Some(failure) = stop(app, row, &files).await? {
+                return unfinished(app, row, &failure.to_string()).await;
             }
             match files.remove() {
                 Ok(()) => Ok(Outcome::Event(Event::Cleared)),
@@ -153,8 +160,10 @@ async fn fence(
     changes: watch::Receiver<u64>,
 ) -> Result<Outcome, ControlError> {
     // What an earlier try left may be of an older point than this one takes.
-    if row.retries > 0 && !stop(app, row, files).await? {
-        return unfinished(app, row, "a process of it does not end").await;
+    if row.retries > 0
+        && let Some(failure) = stop(app, row, files).await?
+    {
+        return unfinished(app, row, &failure.to_string()).await;
     }
     let fenced = async {
         let epoch = app.db.fence_machine(row.machine).await?;
@@ -178,28 +187,36 @@ async fn fence(
     }
 }
 
-/// Ends all processes of the failover, the machine before its disk. Those that do not end stay noted
-/// down; returns whether none is left.
-async fn stop(app: &App, row: &FailoverRow, files: &Files) -> Result<bool, ControlError> {
-    let mut is_gone = true;
-    let machines = row.guest.into_iter().chain(qemu::machines(files)).collect();
-    let exports = row.export.into_iter().chain(files.exports()).collect();
-    for (role, processes) in [(ProcessRole::Machine, machines), (ProcessRole::Export, exports)] {
-        if stop_all(processes).await {
-            app.db.set_failover_process(row.shown.id, role, None).await?;
-        } else {
-            is_gone = false;
+/// Ends all processes of the failover, the machine before its disk. Those that do not end, or of which
+/// nobody can tell, stay noted down; returns why not all are gone.
+async fn stop(
+    app: &App,
+    row: &FailoverRow,
+    files: &Files,
+) -> Result<Option<ProviderError>, ControlError> {
+    let mut why = None;
+    for (role, noted, found) in [
+        (ProcessRole::Machine, row.guest, qemu::machines(files)),
+        (ProcessRole::Export, row.export, files.exports()),
+    ] {
+        match stop_all(noted, found).await {
+            Ok(()) => app.db.set_failover_process(row.shown.id, role, None).await?,
+            Err(failure) => why = Some(failure),
         }
     }
-    Ok(is_gone)
+    Ok(why)
 }
 
-async fn stop_all(processes: Vec<Process>) -> bool {
-    let mut is_gone = true;
-    for process in processes {
-        is_gone &= process::stop(process).await;
+async fn stop_all(
+    noted: Option<Process>,
+    found: Result<Vec<Process>, ProviderError>,
+) -> Result<(), ProviderError> {
+    let mut all = Ok(());
+    for process in noted.into_iter().chain(found?) {
+        let stopped = process::stop(process).await;
+        all = all.and(stopped);
     }
-    is_gone
+    all
 }
 
 /// Ends when the failover is in another state than it was in `row`, or it was said to try again.

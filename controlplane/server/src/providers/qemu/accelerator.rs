@@ -104,8 +104,8 @@ async fn prove(
 ) -> Result<(), String> {
     let (console, log) = (dir.join(CONSOLE), dir.join("qemu.log"));
     // One that a killed control plane left behind.
-    for stray in confine::running(&dir) {
-        process::stop(stray).await;
+    for stray in confine::running(&dir).map_err(|error| error.to_string())? {
+        process::stop(stray).await.map_err(|error| error.to_string())?;
     }
     let mut proof = Proof { dir, machine: None };
     let machine = start(program, confinement, &proof.dir, &log).await;
@@ -183,7 +183,7 @@ mod tests {
         let proof = prove(&program, &Confinement::default(), files.clone(), limit).await;
         assert!(!files.exists(), "nothing stays");
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !confine::running(&files).is_empty() {
+        while !confine::running(&files).unwrap().is_empty() {
             assert!(Instant::now() < deadline, "still runs");
             tokio::time::sleep(LOOK_INTERVAL).await;
         }

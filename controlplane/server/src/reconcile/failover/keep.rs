@@ -13,7 +13,7 @@ use crate::db::{FailoverRow, Process, ProcessRole};
 use crate::domain::failover::Event;
 use crate::error::ControlError;
 use crate::providers::export::{self, Export, Files};
-use crate::providers::qemu::{self, Machine, Seen};
+use crate::providers::qemu::{self, Machine, Seen, Taken};
 use crate::providers::{ProviderError, process};
 
 /// How often the processes of a running failover are looked at.
@@ -80,6 +80,10 @@ fn came_up(result: Option<Result<Event, Failure>>) -> Result<Outcome, ControlErr
     match result {
         None => Ok(Outcome::Changed),
         Some(Ok(event)) => Ok(Outcome::Event(event)),
+        // It may run: it is looked at again, and nothing of it is ended.
+        Some(Err(Failure::Provider(failure @ ProviderError::Slow { .. }))) => {
+            Ok(Outcome::Slow(failure))
+        }
         Some(Err(Failure::Provider(failure))) => Ok(Outcome::Broken(failure)),
         Some(Err(Failure::Control(failure))) => Err(failure),
     }
@@ -178,8 +182,8 @@ async fn ensure_machine(
     nbd_uri: &str,
 ) -> Result<(Process, Seen), Failure> {
     let id = row.shown.id;
-    let machine = match row.guest.filter(|machine| process::is_alive(*machine)) {
-        Some(machine) => machine,
+    let taken = match row.guest.filter(|machine| process::is_alive(*machine)) {
+        Some(machine) => Taken { machine, is_new: false },
         None => {
             let machine = Machine {
                 program: &app.settings.qemu_program,
@@ -190,17 +194,20 @@ async fn ensure_machine(
             machine.start(files, nbd_uri, &row.spec).await?
         }
     };
+    let machine = taken.machine;
     app.db.set_failover_process(id, ProcessRole::Machine, Some(machine)).await?;
     let console = files.console().to_string_lossy().into_owned();
     app.db.set_failover_facts(id, None, Some(&console), None).await?;
     match qemu::seen_running(files, machine).await {
         Ok(seen) => Ok((machine, seen)),
-        Err(failure @ (ProviderError::KvmFailed { .. } | ProviderError::NotReady { .. })) => {
-            // Its processor stands for good: the next attempt boots it anew.
-            process::stop(machine).await;
+        Err(failure) => {
+            let (is_to_end, failure) = qemu::verdict(taken, failure);
+            if is_to_end {
+                // The next attempt boots it anew.
+                process::stop(machine).await?;
+            }
             Err(failure.into())
         }
-        Err(failure) => Err(failure.into()),
     }
 }
 
@@ -217,7 +224,10 @@ async fn note_shutdown(app: &App, row: &FailoverRow, machine: Process) -> Result
     app.db.set_machine_down(row.shown.id, DOWN).await?;
     app.changes.wake(Topic::Failovers);
     // QEMU has waited for this: the machine in it is off.
-    process::stop(machine).await;
+    if let Err(failure) = process::stop(machine).await {
+        // A clean-up finds it, and a retry takes it up.
+        warn!(failover = %row.shown.id, %failure, "end a machine that is off");
+    }
     Ok(())
 }
 
