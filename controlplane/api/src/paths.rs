@@ -88,6 +88,12 @@ pub fn machine(name: &str) -> String {
     format!("{MACHINES}/{name}")
 }
 
+/// DELETE one machine, unless another has its name by now.
+#[must_use]
+pub fn machine_of_id(name: &str, id: Uuid) -> String {
+    format!("{MACHINES}/{name}?id={id}")
+}
+
 /// GET `?limit=&before=` the recovery points of a machine, POST [`crate::point::CreatePoint`].
 #[must_use]
 pub fn points(machine: &str) -> String {

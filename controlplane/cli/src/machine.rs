@@ -113,7 +113,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
                 volumes.join(", ")
             );
             if consent.ask(&what)? {
-                client.delete(&paths::machine(&name)).await?;
+                client.delete(&paths::machine_of_id(&name, machine.id)).await?;
                 format.print(&machine, |_| format!("{name} is not protected any more\n"))?;
             }
             Ok(())
@@ -149,6 +149,7 @@ async fn protect(global: &Global, client: &Client, args: ProtectArgs) -> Outcome
 /// is taken back: it would only be an error that nobody asked for.
 async fn agents_word(client: &Client, new: Machine) -> Outcome<Machine> {
     let started = Instant::now();
+    let new_id = new.id;
     let mut machine = new;
     while !has_word(&machine) {
         if started.elapsed() >= WORD_TIME_MAX {
@@ -163,6 +164,11 @@ async fn agents_word(client: &Client, new: Machine) -> Outcome<Machine> {
         tokio::time::sleep(LOOK_EVERY).await;
         let path = paths::machine(&machine.name);
         machine = client.get_patiently(&path, Duration::ZERO, AWAY_MAX).await?;
+        if machine.id != new_id {
+            let name = &machine.name;
+            let what = format!("{name} was taken back meanwhile, and another has its name");
+            return Err(Failure::new(Exit::Failure, what));
+        }
     }
     if machine.state != MachineState::Error {
         return Ok(machine);
@@ -172,7 +178,8 @@ async fn agents_word(client: &Client, new: Machine) -> Outcome<Machine> {
         Exit::Failure,
         format!("{name} cannot be protected: {}", machine.state_detail),
     );
-    Err(match client.delete(&paths::machine(name)).await {
+    // By its id: the name may be another's by now.
+    Err(match client.delete(&paths::machine_of_id(name, new_id)).await {
         Ok(()) => failure.hint("nothing is registered; protect it again once that is mended"),
         Err(error) => failure.hint(format!(
             "it is still registered ({}); `farshore machine unprotect {name}` takes it back",

@@ -27,6 +27,18 @@ pub fn up_ms() -> u64 {
     u64::try_from(ms).unwrap_or_default()
 }
 
+/// What tells this host from others: the id of its installation, with its name, since images are copied
+/// with their id and containers of one image have it in common. Empty where there is none.
+#[must_use]
+pub fn host() -> String {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match id.trim() {
+        "" => String::new(),
+        id => format!("{id}/{}", name.trim()),
+    }
+}
+
 /// What tells this run of the system from others; empty where the kernel does not say.
 #[must_use]
 pub fn boot() -> String {

@@ -5,9 +5,20 @@ use uuid::Uuid;
 
 use super::certificates::{self, Issued};
 use super::record::{Record, name_of, own};
-use super::{Actor, Db, events, raise_version};
+use super::{Actor, Db, Tx, events, raise_version};
 use crate::clock;
 use crate::error::ControlError;
+
+/// What came of an enrolment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enrolled {
+    /// An identity that was not known.
+    New,
+    /// One that was: others must hear of it.
+    Again,
+    /// The same key did so with this token before, and was given this answer.
+    Before(String),
+}
 
 impl Db {
     /// Stores a new enrolment token by the hash of its secret; for `identity` again, or a new one. It
@@ -92,8 +103,10 @@ impl Db {
     ///
     /// The hash is of a 256-bit random secret, so looking it up tells a guesser nothing by its
     /// timing. Of two callers with one token exactly one succeeds: the row changes from unused to
-    /// used once. All certificates that the identity had before are over. Returns whether there was
-    /// such an identity: then others must hear of it.
+    /// used once. All certificates that the identity had before are over.
+    ///
+    /// An answer that was lost is given again to the same key, while the token lives and the certificate is
+    /// the identity's newest: a token is for one holder, not for one call.
     ///
     /// # Errors
     /// `TokenRefused` if the token is unknown, used, expired or for another role.
@@ -103,23 +116,28 @@ impl Db {
         hash: &blake3::Hash,
         id: Uuid,
         issued: &Issued,
-    ) -> Result<bool, ControlError> {
+        answer: &str,
+    ) -> Result<Enrolled, ControlError> {
         let now_ms = clock::now_ms();
         let mut tx = self.begin().await?;
         let used = sqlx::query(
-            "UPDATE enrolment_tokens SET used_at_ms = ?
-             WHERE hash = ? AND role = ? AND used_at_ms IS NULL AND expires_at_s > ?
-                AND (identity IS NULL OR identity = ?)",
+            "UPDATE enrolment_tokens SET used_at_ms = ?1, used_by = ?5, used_key = ?6,
+                used_generation = ?7, answer = ?8
+             WHERE hash = ?2 AND role = ?3 AND used_at_ms IS NULL AND expires_at_s > ?4
+                AND (identity IS NULL OR identity = ?5)",
         )
         .bind(own(now_ms))
         .bind(hash.to_hex().as_str())
         .bind(name_of(&role))
         .bind(own(now_ms / 1000))
         .bind(id.to_string())
+        .bind(issued.key.to_hex().as_str())
+        .bind(own(issued.serial.generation()))
+        .bind(answer)
         .execute(&mut *tx)
         .await?;
         if used.rows_affected() != 1 {
-            return Err(ControlError::TokenRefused);
+            return answered_before(&mut tx, role, hash, issued, now_ms).await;
         }
         // Only a token for this very identity comes here with an id that is taken.
         let is_again = sqlx::query("SELECT 1 FROM identities WHERE id = ?")
@@ -158,7 +176,7 @@ impl Db {
         let peer = Actor::Peer(role, id);
         events::append(&mut tx, Actor::Enrolment, "identity.enrol", peer, &detail).await?;
         tx.commit().await?;
-        Ok(is_again)
+        Ok(if is_again { Enrolled::Again } else { Enrolled::New })
     }
 
     /// Whether an identity is (still) one of ours.
@@ -207,4 +225,30 @@ pub(super) fn unknown_identity() -> ControlError {
     ControlError::Unauthenticated {
         why: "the certificate's identity is not known here or was revoked; enrol again",
     }
+}
+
+/// The answer that the same key was given for a token that is used up.
+async fn answered_before(
+    tx: &mut Tx,
+    role: Role,
+    hash: &blake3::Hash,
+    issued: &Issued,
+    now_ms: u64,
+) -> Result<Enrolled, ControlError> {
+    let row = sqlx::query(
+        "SELECT answer FROM enrolment_tokens
+         JOIN identities ON identities.id = enrolment_tokens.used_by
+            AND identities.revoked_at_ms IS NULL
+            AND identities.generation_min <= enrolment_tokens.used_generation
+         WHERE hash = ? AND enrolment_tokens.role = ? AND used_key = ? AND enrolment_tokens.expires_at_s > ?
+            AND answer IS NOT NULL",
+    )
+    .bind(hash.to_hex().as_str())
+    .bind(name_of(&role))
+    .bind(issued.key.to_hex().as_str())
+    .bind(own(now_ms / 1000))
+    .fetch_optional(&mut **tx)
+    .await?;
+    let row = row.ok_or(ControlError::TokenRefused)?;
+    Ok(Enrolled::Before(Record(row).text("answer")?))
 }

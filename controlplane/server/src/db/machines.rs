@@ -84,13 +84,26 @@ impl Db {
         Ok(machine)
     }
 
-    /// Stops protecting a machine and forgets it. What the vault holds stays.
+    /// Stops protecting a machine and forgets it. What the vault holds stays. With `only` nothing is done to
+    /// another one that has the name by now.
     ///
     /// # Errors
-    /// `NotFound`; `WrongState` while a failover of it has processes or files.
-    pub async fn delete_machine(&self, actor: Actor, name: &str) -> Result<(), ControlError> {
+    /// `NotFound`; `WrongState` while a failover of it has processes or files, or if it is another.
+    pub async fn delete_machine(
+        &self,
+        actor: Actor,
+        name: &str,
+        only: Option<Uuid>,
+    ) -> Result<(), ControlError> {
         let mut tx = self.begin().await?;
         let machine = machine_id(&mut tx, name).await?;
+        if only.is_some_and(|only| only != machine) {
+            return Err(ControlError::WrongState {
+                what: "machine",
+                name: name.into(),
+                why: format!("is another one now, {machine}; the one that was meant is gone"),
+            });
+        }
         let busy = sqlx::query(
             "SELECT id FROM failovers WHERE machine = ? AND state <> 'cleaned_up' LIMIT 1",
         )

@@ -56,6 +56,7 @@ pub use error::{DatabaseError, MigrationError};
 pub use events::Actor;
 pub use failovers::{FailoverRow, Process, ProcessRole};
 pub use fences::{Cut, Writer};
+pub use identities::Enrolled;
 pub use machines::Placement;
 pub use reports::Taken;
 

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Actor, Cut, Db, Issued, Process, ProcessRole};
+use super::{Actor, Cut, Db, Enrolled, Issued, Process, ProcessRole};
 use crate::clock;
 use crate::domain::failover::Event;
 use crate::domain::machine::view;
@@ -55,7 +55,7 @@ async fn identity(db: &Db, role: Role) -> Uuid {
     let (id, hash) = (Uuid::new_v4(), blake3::hash(Uuid::new_v4().as_bytes()));
     let soon = clock::now_s() + 60;
     db.create_token(Actor::Operator, role, &hash, soon, None).await.unwrap();
-    db.enrol(role, &hash, id, &issued(1, soon)).await.unwrap();
+    db.enrol(role, &hash, id, &issued(1, soon), "").await.unwrap();
     id
 }
 
@@ -179,30 +179,32 @@ async fn a_token_enrols_exactly_one_of_many() {
     let mut tries = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let db = db.clone();
-        tries.spawn(
-            async move { db.enrol(Role::Agent, &hash, Uuid::new_v4(), &issued(1, 1)).await },
-        );
+        tries.spawn(async move {
+            db.enrol(Role::Agent, &hash, Uuid::new_v4(), &issued(1, 1), "").await
+        });
     }
     let before = db.assignments_version().await.unwrap();
     let results = tries.join_all().await;
     assert_eq!(db.assignments_version().await.unwrap(), before, "nobody else is woken");
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
-    assert!(results.iter().all(|r| matches!(r, Ok(false) | Err(ControlError::TokenRefused))));
+    assert!(
+        results.iter().all(|r| matches!(r, Ok(Enrolled::New) | Err(ControlError::TokenRefused)))
+    );
 }
 
 #[tokio::test]
 async fn expired_unknown_and_wrong_role_tokens_are_refused() {
     let (_dir, db) = empty().await;
     let hash = blake3::hash(b"secret");
-    let enrol = async |role| db.enrol(role, &hash, Uuid::new_v4(), &issued(1, 1)).await;
+    let enrol = async |role| db.enrol(role, &hash, Uuid::new_v4(), &issued(1, 1), "").await;
     assert!(matches!(enrol(Role::Agent).await, Err(ControlError::TokenRefused)));
     db.create_token(Actor::Operator, Role::Agent, &hash, clock::now_s(), None).await.unwrap();
     assert!(matches!(enrol(Role::Agent).await, Err(ControlError::TokenRefused)), "expired");
     let other = blake3::hash(b"other");
     db.create_token(Actor::Operator, Role::Agent, &other, clock::now_s() + 60, None).await.unwrap();
-    let refused = db.enrol(Role::Node, &other, Uuid::new_v4(), &issued(1, 1)).await;
+    let refused = db.enrol(Role::Node, &other, Uuid::new_v4(), &issued(1, 1), "").await;
     assert!(matches!(refused, Err(ControlError::TokenRefused)), "wrong role");
-    db.enrol(Role::Agent, &other, Uuid::new_v4(), &issued(1, 1)).await.unwrap();
+    db.enrol(Role::Agent, &other, Uuid::new_v4(), &issued(1, 1), "").await.unwrap();
 }
 
 #[tokio::test]
@@ -579,7 +581,7 @@ async fn an_unprotected_volume_is_named_until_its_agent_says_that_it_ended() {
     site.place().await;
     let ended = async || site.db.agent_ended(site.agent).await.unwrap();
     assert_eq!(ended().await, (vec![], vec![]));
-    site.db.delete_machine(Actor::Operator, "web").await.unwrap();
+    site.db.delete_machine(Actor::Operator, "web", None).await.unwrap();
     assert_eq!(ended().await, (vec![volume], vec![]));
     let stranger = add_agent(&site.db, false).await;
     let report = AgentReport { detached: vec![volume, other], ..AgentReport::default() };
@@ -731,7 +733,7 @@ async fn an_unplanned_failover_fences_and_a_clean_up_gives_back() {
     assert_eq!(view(facts, clock::now_ms()).state, MachineState::FailedOver);
     let refused = site.db.create_point(Actor::Operator, "web", PointKind::Crash, None).await;
     assert!(matches!(refused, Err(ControlError::WrongState { .. })));
-    let refused = site.db.delete_machine(Actor::Operator, "web").await;
+    let refused = site.db.delete_machine(Actor::Operator, "web", None).await;
     assert!(matches!(refused, Err(ControlError::WrongState { .. })));
 
     apply(Event::CleanUp { force: false }).await;
@@ -742,7 +744,11 @@ async fn an_unplanned_failover_fences_and_a_clean_up_gives_back() {
     let steps = site.db.failover(id).await.unwrap().shown.steps;
     let states: Vec<&str> = steps.iter().map(|step| step.state.as_str()).collect();
     assert_eq!(states, ["requested", "fencing", "exporting", "cleaning_up", "cleaned_up"]);
-    site.db.delete_machine(Actor::Operator, "web").await.unwrap();
+    // Whoever knows it by its id does not hit another of its name.
+    let other = site.db.delete_machine(Actor::Operator, "web", Some(Uuid::from_u128(1))).await;
+    assert!(matches!(other, Err(ControlError::WrongState { .. })), "{other:?}");
+    let id = site.db.machine("web").await.unwrap().id;
+    site.db.delete_machine(Actor::Operator, "web", Some(id)).await.unwrap();
     assert!(matches!(site.db.machine("web").await, Err(ControlError::NotFound { .. })));
 }
 
@@ -819,7 +825,7 @@ async fn no_point_goes_because_the_clock_jumped() {
     assert_eq!(retention_ms, DAY);
     let now = clock::now_ms();
     let prune = async |wall_ms, up_ms| {
-        let look = Look { wall_ms, boot: "a", up_ms, retention_ms };
+        let look = Look { wall_ms, boot: "a", host: "h", up_ms, retention_ms };
         let time_ms = site.db.look_at_clocks(&look).await.unwrap();
         site.db.prune(time_ms).await.unwrap();
         site.db.points("web", None, 10).await.unwrap().len()
@@ -837,7 +843,13 @@ async fn no_point_goes_because_the_clock_jumped() {
     let heard = sqlx::query("UPDATE points SET heard_ms = ?");
     heard.bind(super::record::own(now + 2 * DAY)).execute(&site.db.writer).await.unwrap();
     assert_eq!(prune(now + 365 * DAY, 2 * DAY + 2_000).await, 2);
-    let look = Look { wall_ms: now + 365 * DAY, boot: "a", up_ms: 2 * DAY + 3_000, retention_ms };
+    let look = Look {
+        wall_ms: now + 365 * DAY,
+        boot: "a",
+        host: "h",
+        up_ms: 2 * DAY + 3_000,
+        retention_ms,
+    };
     site.db.believe_clock(Actor::Operator, &look).await.unwrap();
     assert_eq!(prune(now + 365 * DAY, 2 * DAY + 4_000).await, 1, "a person said so");
 }
@@ -1084,11 +1096,37 @@ async fn an_identity_enrols_again_under_its_id_and_only_with_its_own_token() {
     assert!(matches!(other_role, Err(ControlError::NotFound { .. })), "{other_role:?}");
     db.create_token(Actor::Operator, Role::Agent, &again, soon, Some(site.agent)).await.unwrap();
     assert_eq!(db.token_identity(&again).await.unwrap(), Some(site.agent));
-    let as_another = db.enrol(Role::Agent, &again, Uuid::new_v4(), &issued(2, soon)).await;
+    let as_another = db.enrol(Role::Agent, &again, Uuid::new_v4(), &issued(2, soon), "").await;
     assert!(matches!(as_another, Err(ControlError::TokenRefused)), "{as_another:?}");
-    db.enrol(Role::Agent, &again, site.agent, &issued(2, soon + 5)).await.unwrap();
-    let twice = db.enrol(Role::Agent, &again, site.agent, &issued(3, soon + 9)).await;
+    db.enrol(Role::Agent, &again, site.agent, &issued(2, soon + 5), "").await.unwrap();
+    let twice = db.enrol(Role::Agent, &again, site.agent, &issued(3, soon + 9), "").await;
     assert!(matches!(twice, Err(ControlError::TokenRefused)), "single use");
+    // Its answer was lost: the same key is told it again, and nobody else, while the certificate counts.
+    let (lost, first) = (blake3::hash(b"lost"), issued(4, soon + 9));
+    db.create_token(Actor::Operator, Role::Agent, &lost, soon, Some(site.agent)).await.unwrap();
+    let enrolled = db.enrol(Role::Agent, &lost, site.agent, &first, "first").await;
+    assert_eq!(enrolled.unwrap(), Enrolled::Again);
+    let again = Issued { serial: issued(5, soon).serial, ..first };
+    for _ in 0..2 {
+        let told = db.enrol(Role::Agent, &lost, site.agent, &again, "second").await.unwrap();
+        assert_eq!(told, Enrolled::Before("first".into()));
+    }
+    for role in [Role::Agent, Role::Node] {
+        let key = if role == Role::Agent { blake3::hash(b"another key") } else { first.key };
+        let stolen = Issued { key, ..again };
+        let refused = db.enrol(role, &lost, site.agent, &stolen, "").await;
+        assert!(matches!(refused, Err(ControlError::TokenRefused)), "{refused:?}");
+    }
+    sqlx::query("UPDATE enrolment_tokens SET expires_at_s = 1").execute(&db.writer).await.unwrap();
+    let late = db.enrol(Role::Agent, &lost, site.agent, &again, "").await;
+    assert!(matches!(late, Err(ControlError::TokenRefused)), "{late:?}");
+    sqlx::query("UPDATE enrolment_tokens SET expires_at_s = 9999999999")
+        .execute(&db.writer)
+        .await
+        .unwrap();
+    db.revoke(Actor::Operator, Role::Agent, site.agent).await.unwrap();
+    let revoked = db.enrol(Role::Agent, &lost, site.agent, &again, "").await;
+    assert!(matches!(revoked, Err(ControlError::TokenRefused)), "{revoked:?}");
     // A token for a new identity cannot take one over.
     let fresh = blake3::hash(b"fresh");
     db.create_token(Actor::Operator, Role::Agent, &fresh, soon, None).await.unwrap();

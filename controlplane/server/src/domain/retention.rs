@@ -26,6 +26,9 @@ pub struct RetentionClock {
     pub boot: String,
     /// For how long that run had lasted.
     pub up_ms: u64,
+    /// The host of that run; empty where it was not known.
+    #[serde(default)]
+    pub host: String,
 }
 
 /// What a look sees.
@@ -37,6 +40,8 @@ pub struct Look<'a> {
     pub boot: &'a str,
     /// How long it has lasted, with the time that it slept.
     pub up_ms: u64,
+    /// The host; empty where it is not known.
+    pub host: &'a str,
     /// The longest retention of all policies.
     pub retention_ms: u64,
 }
@@ -57,8 +62,8 @@ impl RetentionClock {
     /// Begins with the first look.
     #[must_use]
     pub fn begin(look: &Look<'_>) -> Self {
-        let (boot, up_ms) = (look.boot.to_owned(), look.up_ms);
-        Self { time_ms: look.wall_ms, doubt_ms: 0, boot, up_ms }
+        let (boot, host) = (look.boot.to_owned(), look.host.to_owned());
+        Self { time_ms: look.wall_ms, doubt_ms: 0, boot, up_ms: look.up_ms, host }
     }
 
     /// Whether the wall clock is not believed.
@@ -70,10 +75,18 @@ impl RetentionClock {
     /// Takes in a look. Points go by `time_ms` from then on.
     pub fn step(&mut self, look: &Look<'_>) -> Option<Note> {
         let is_same_run = self.boot == look.boot;
-        // A run that is another one has lasted for as long as it says; before it anything may be.
-        let passed = look.up_ms.saturating_sub(if is_same_run { self.up_ms } else { 0 });
+        // Another run of the same host began after the last look, and has lasted for as long as it says;
+        // before it anything may be. Another host may have run all the while: its run says nothing of the
+        // time since that look.
+        let is_same_host = !look.host.is_empty() && self.host == look.host;
+        let passed = match (is_same_run, is_same_host) {
+            (true, _) => look.up_ms.saturating_sub(self.up_ms),
+            (false, true) => look.up_ms,
+            (false, false) => 0,
+        };
         let slack = if is_same_run { SLACK_MS } else { OFF_MS_MAX };
         (self.boot, self.up_ms) = (look.boot.to_owned(), look.up_ms);
+        self.host = look.host.to_owned();
         let explained = self.time_ms.saturating_add(passed);
         let was_in_doubt = self.is_in_doubt();
         self.doubt_ms = self.doubt_ms.saturating_sub(passed);
@@ -109,6 +122,7 @@ mod tests {
     struct World {
         clock: RetentionClock,
         boot: &'static str,
+        host: &'static str,
         up_ms: u64,
         true_ms: u64,
         off_ms: i64,
@@ -116,15 +130,16 @@ mod tests {
 
     impl World {
         fn begin() -> Self {
-            let look = Look { wall_ms: NOON, boot: "a", up_ms: HOUR, retention_ms: DAY };
+            let look = Look { wall_ms: NOON, boot: "a", host: "h", up_ms: HOUR, retention_ms: DAY };
             let clock = RetentionClock::begin(&look);
-            Self { clock, boot: "a", up_ms: HOUR, true_ms: NOON, off_ms: 0 }
+            Self { clock, boot: "a", host: "h", up_ms: HOUR, true_ms: NOON, off_ms: 0 }
         }
 
         fn look(&mut self) -> Option<Note> {
             let look = Look {
                 wall_ms: self.true_ms.saturating_add_signed(self.off_ms),
                 boot: self.boot,
+                host: self.host,
                 up_ms: self.up_ms,
                 retention_ms: DAY,
             };
@@ -178,6 +193,7 @@ mod tests {
         let look = Look {
             wall_ms: world.true_ms + 30 * DAY + 120_000,
             boot: "a",
+            host: "h",
             up_ms: world.up_ms + 120_000,
             retention_ms: DAY,
         };
@@ -191,10 +207,32 @@ mod tests {
         (world.boot, world.up_ms) = ("b", 60_000);
         world.true_ms += 3 * DAY;
         assert!(matches!(world.look(), Some(Note::Jumped { .. })), "it was off for days");
-        let look = Look { wall_ms: world.true_ms, boot: "b", up_ms: 60_000, retention_ms: DAY };
+        let look =
+            Look { wall_ms: world.true_ms, boot: "b", host: "h", up_ms: 60_000, retention_ms: DAY };
         world.clock.believe(&look);
         assert!(!world.clock.is_in_doubt());
         assert_eq!((world.pass(HOUR), world.clock.time_ms), (vec![], world.true_ms));
+    }
+
+    /// C7: the catalogue moves to a host whose clock is ahead, and that has run for a year.
+    #[test]
+    fn the_uptime_of_another_host_is_no_time_that_has_passed() {
+        for host in ["other", ""] {
+            let mut world = World::begin();
+            (world.boot, world.host, world.up_ms) = ("b", host, 365 * DAY);
+            world.off_ms = i64::try_from(300 * DAY).unwrap();
+            world.true_ms += HOUR;
+            assert!(matches!(world.look(), Some(Note::Jumped { .. })), "{host:?}");
+            assert_eq!(world.clock.time_ms, NOON, "nothing is known to have passed");
+            assert!(world.pass(HOUR).is_empty() && world.clock.is_in_doubt());
+            assert_eq!(world.clock.time_ms, NOON + HOUR, "from here on it is");
+        }
+        // The same host after a reboot: its run began after the last look.
+        let mut world = World::begin();
+        (world.boot, world.up_ms) = ("b", 5 * HOUR);
+        world.true_ms += 5 * HOUR + 600_000;
+        assert_eq!(world.look(), None);
+        assert_eq!(world.clock.time_ms, world.true_ms);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::context::{Body, Context, Door, body, context, door};
 use super::reply::{Response, answer};
 use crate::app::{App, Topic};
 use crate::clock;
+use crate::db::Enrolled;
 use crate::domain::validate;
 use crate::error::ControlError;
 use crate::limits::{Asked, Host};
@@ -112,11 +113,16 @@ async fn try_enrol(app: &App, body: &Body) -> Result<Certificate, ControlError> 
     let id = app.db.token_identity(&hash).await?.unwrap_or_else(Uuid::new_v4);
     let generation = app.db.next_generation(id).await?;
     let (certificate, issued) = app.ca.issue(token.role, id, generation, &request.csr_pem)?;
-    let is_again = app.db.enrol(token.role, &hash, id, &issued).await?;
-    app.holders.issued(id, generation);
-    if is_again {
-        app.changes.wake(Topic::Assignments);
+    let answer = serde_json::to_string(&certificate).unwrap_or_default();
+    match app.db.enrol(token.role, &hash, id, &issued, &answer).await? {
+        Enrolled::New => {}
+        Enrolled::Again => app.changes.wake(Topic::Assignments),
+        Enrolled::Before(answer) => {
+            return serde_json::from_str(&answer)
+                .map_err(|_| ControlError::Unreadable { column: "answer" });
+        }
     }
+    app.holders.issued(id, generation);
     Ok(certificate)
 }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use farshore_api::machine::{CreateMachine, Machine, Machines};
+use serde::Deserialize;
 use serde_json::{Map, Value};
+use uuid::Uuid;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
@@ -28,7 +30,8 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
     let unprotect = one
         .and(warp::delete())
         .and(context(app))
-        .then(|name, context| answer(unprotect(context, name)));
+        .and(warp::query())
+        .then(|name, context, query| answer(unprotect(context, name, query)));
     list.or(protect).unify().or(show).unify().or(unprotect).unify().boxed()
 }
 
@@ -57,9 +60,21 @@ async fn protect(context: Context, body: Body) -> Result<Machine, ControlError> 
     Ok(machine::view(facts, clock::now_ms()))
 }
 
-async fn unprotect(context: Context, name: String) -> Result<Map<String, Value>, ControlError> {
+/// Names come again: whoever knows the machine by its id says so.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnprotectQuery {
+    #[serde(default)]
+    id: Option<Uuid>,
+}
+
+async fn unprotect(
+    context: Context,
+    name: String,
+    query: UnprotectQuery,
+) -> Result<Map<String, Value>, ControlError> {
     let actor = context.operator()?;
-    context.app.db.delete_machine(actor, &name).await?;
+    context.app.db.delete_machine(actor, &name, query.id).await?;
     context.app.changes.wake(Topic::Assignments);
     context.app.changes.wake(Topic::Points);
     Ok(Map::new())

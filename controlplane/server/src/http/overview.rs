@@ -117,8 +117,8 @@ async fn retention(app: &App) -> Result<RetentionStatus, ControlError> {
 
 async fn believe_clock(context: Context) -> Result<RetentionStatus, ControlError> {
     let actor = context.operator()?;
-    let (app, boot) = (&context.app, clock::boot());
-    let look = reconcile::clocks(&boot, app.db.longest_retention_ms().await?);
+    let (app, boot, host) = (&context.app, clock::boot(), clock::host());
+    let look = reconcile::clocks(&boot, &host, app.db.longest_retention_ms().await?);
     app.db.believe_clock(actor, &look).await?;
     retention(app).await
 }

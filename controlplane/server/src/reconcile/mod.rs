@@ -111,13 +111,13 @@ async fn prune(app: &App) {
 }
 
 /// What the clocks show now.
-pub(crate) fn clocks(boot: &str, retention_ms: u64) -> Look<'_> {
-    Look { wall_ms: clock::now_ms(), boot, up_ms: clock::up_ms(), retention_ms }
+pub(crate) fn clocks<'a>(boot: &'a str, host: &'a str, retention_ms: u64) -> Look<'a> {
+    Look { wall_ms: clock::now_ms(), boot, host, up_ms: clock::up_ms(), retention_ms }
 }
 
 async fn prune_once(app: &App) -> Result<(), ControlError> {
-    let (boot, retention_ms) = (clock::boot(), app.db.longest_retention_ms().await?);
-    let look = clocks(&boot, retention_ms);
+    let (boot, host) = (clock::boot(), clock::host());
+    let look = clocks(&boot, &host, app.db.longest_retention_ms().await?);
     let time_ms = app.db.look_at_clocks(&look).await?;
     app.db.prune(time_ms).await
 }

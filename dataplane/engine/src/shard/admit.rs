@@ -116,8 +116,12 @@ impl Shard {
         if let Ok(committed) = outcome {
             let stream = Stream::new(hello.epoch, hello.size_bytes, committed);
             let before = self.volumes.insert(volume, Volume::new(stream));
-            let had_session = before.is_some_and(|before| before.session.is_some());
+            let had_session = before.as_ref().is_some_and(|before| before.session.is_some());
             assert!(!had_session, "H4: the old epoch's session ended before the claim");
+            if before.is_some_and(|before| before.contest.is_some()) {
+                // A new epoch has new holders.
+                out.push(Output::Contested { volume, text: None });
+            }
         }
         // Whoever asked may be gone; the volume is this shard's all the same.
         let Some(session) = session else { return };
@@ -240,6 +244,10 @@ impl Shard {
         }
         if let Some(known) = self.volumes.get_mut(&volume) {
             known.is_revoked = true;
+            if known.contest.take().is_some() {
+                // Whoever has the volume now judges anew.
+                out.push(Output::Contested { volume, text: None });
+            }
         }
         if let Some(claim) = self.claims.get_mut(&volume) {
             claim.is_revoked = true;

@@ -401,3 +401,34 @@ fn device_journal(directory: &Path, path: &Path, header: &str) -> io::Result<Jou
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// H21: the system tells once that it could not keep what was written; read again it would look right.
+    #[test]
+    fn a_file_that_the_disk_does_not_take_is_given_up() {
+        for before in [None, Some("precious")] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("disk.img");
+            if let Some(before) = before {
+                fs::write(&path, before).unwrap();
+            }
+            let size_bytes = BLOCK_BYTES as u64;
+            let wanted = Wanted { what: "it".to_owned(), size_bytes, data_bytes: size_bytes };
+            let options = RestoreOptions { may_replace: true, ..RestoreOptions::default() };
+            let mut target = Target::open(&path, &wanted, &options).unwrap();
+            target.write(0, &[7; BLOCK_BYTES]).unwrap();
+            assert!(target.partial.as_ref().is_some_and(|partial| partial.exists()));
+            // A device that cannot be synced, in place of a disk that fails.
+            target.file = File::open("/dev/null").unwrap();
+            let error = target.finish().unwrap_err();
+            assert!(error.to_string().contains("make it durable"), "{error}");
+            drop(target);
+            let left: Vec<_> = fs::read_dir(folder.path()).unwrap().flatten().collect();
+            assert_eq!(left.len(), usize::from(before.is_some()), "{left:?}");
+            assert_eq!(fs::read_to_string(&path).ok().as_deref(), before);
+        }
+    }
+}

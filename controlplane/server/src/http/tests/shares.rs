@@ -152,3 +152,21 @@ async fn the_audit_log_keeps_what_operators_did_whatever_agents_do() {
     assert_eq!(paged.entries, listed.entries[1..2]);
     site.refused(agent, "GET", paths::AUDIT, None, ErrorCode::Forbidden).await;
 }
+
+/// N8: whoever has a certificate that is over, a copy of it say, does not use up its holder's calls.
+#[tokio::test]
+async fn an_old_certificate_has_a_share_of_its_own() {
+    let site = site().await;
+    let key = KeyPair::generate().unwrap();
+    let old = site.enrol_with("agent", &key).await;
+    let body = json!({ "csr_pem": csr_of(&key) });
+    let renewed: Certificate = site.ok(old, "POST", paths::RENEW, Some(body)).await;
+    let new = holder(&renewed);
+    let _: agent::Assignments = site.ok(new, "GET", paths::AGENT_ASSIGNMENTS, None).await;
+    let mut last = 0;
+    for _ in 0..400 {
+        last = site.call(old, "GET", paths::AGENT_ASSIGNMENTS, None).await.0;
+    }
+    assert_eq!(last, 429);
+    let _: agent::Assignments = site.ok(new, "GET", paths::AGENT_ASSIGNMENTS, None).await;
+}

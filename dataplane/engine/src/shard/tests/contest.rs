@@ -124,6 +124,20 @@ fn a_new_epoch_has_new_holders() {
     bench.connect(SessionId(4), 2);
     let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
     assert_eq!(welcome_of(&out).map(|(session, _)| session), Some(SessionId(4)));
+    assert_eq!(told(&out), [None], "what is counted and shown ends too");
+}
+
+/// What is not this shard's any more is not contested here, and is forgotten.
+#[test]
+fn a_contest_ends_with_the_assignment() {
+    let mut bench = Bench::welcomed();
+    bench.comes(2, 2, false);
+    let out = bench.comes(3, 1, true);
+    assert!(matches!(told(&out)[..], [Some(_)]), "{out:?}");
+    let out = bench.step(Input::Revoked { volume: VOLUME });
+    assert_eq!(told(&out), [None]);
+    assert_eq!(bench.shard.streams().count(), 0);
+    assert!(told(&bench.step(Input::Revoked { volume: VOLUME })).is_empty(), "once");
 }
 
 #[test]
