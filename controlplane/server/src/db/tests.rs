@@ -1237,6 +1237,7 @@ async fn a_flood_of_points_of_one_machine_is_not_taken_and_told_once() {
     let point = |volume, seq| PointReport {
         point: Uuid::now_v7(),
         volume,
+        epoch: 1,
         seq,
         kind: PointKind::Crash,
         unknown_blocks: 0,
