@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,6 +24,8 @@ pub struct Setting {
     pub arguments: Vec<String>,
     /// Environment of `farshore up` and so of all it starts.
     pub environment: Vec<(String, String)>,
+    /// Where the programs of `farshore up` are, if not where cargo put them.
+    pub programs: Option<PathBuf>,
 }
 
 /// A process that `farshore up` looks after.
@@ -109,7 +111,12 @@ impl System {
             fs::remove_file(&endpoints).context("remove the old endpoints.json")?;
         }
         let log = self.log_file("up.log")?;
-        let child = binary("farshore")?
+        let programs = self.setting.programs.as_ref();
+        let mut farshore = match programs {
+            Some(programs) => Command::new(programs.join("farshore")),
+            None => binary("farshore")?,
+        };
+        let child = farshore
             .arg("up")
             .arg("--data")
             .arg(self.data())
@@ -167,13 +174,13 @@ impl System {
         self.up()
     }
 
-    /// The same in another environment.
+    /// The same with programs from another directory.
     ///
     /// # Errors
     /// As [`Self::restart`].
-    pub fn restart_with(&mut self, environment: Vec<(String, String)>) -> Result<()> {
+    pub fn restart_with(&mut self, programs: PathBuf) -> Result<()> {
         self.stop()?;
-        self.setting.environment = environment;
+        self.setting.programs = Some(programs);
         self.up()
     }
 

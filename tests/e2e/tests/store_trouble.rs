@@ -69,7 +69,7 @@ fn rides_out(kind: Kind) {
         environment.push((name.to_owned(), value.to_string()));
     }
     let arguments = vec!["--vault".to_owned(), server.vault("site")];
-    run_with(Setting { arguments, environment }, |system| {
+    run_with(Setting { arguments, environment, ..Setting::default() }, |system| {
         let machine = Machine::protect(system, "web1", "nbd", (64 * MIB, Content::Mixed(51)))?;
         machine.wait_until_protected()?;
         let mut writer = machine.writer(61)?;

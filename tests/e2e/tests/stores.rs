@@ -86,6 +86,7 @@ fn suite(kind: Kind) {
     let setting = Setting {
         arguments: vec!["--vault".to_owned(), server.vault("site/one")],
         environment: server.environment(),
+        ..Setting::default()
     };
     run_with(setting, |system| {
         carries_a_machine(system)?;
