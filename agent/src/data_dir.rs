@@ -28,7 +28,13 @@ impl DataDir {
         let path = std::path::absolute(path)?;
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
-        let lock = options.open(path.join(LOCK_FILE))?;
+        let lock = match options.open(path.join(LOCK_FILE)) {
+            // Disks are served from a directory that takes nothing, too; a lock needs no writing.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                File::open(path.join(LOCK_FILE))?
+            }
+            opened => opened?,
+        };
         let locked = retry_on_intr(|| flock(&lock, FlockOperation::NonBlockingLockExclusive));
         locked.map_err(|error| match error {
             rustix::io::Errno::WOULDBLOCK => {

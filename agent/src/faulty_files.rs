@@ -17,12 +17,28 @@ struct Fuse {
     is_blown: AtomicBool,
     /// What a path must contain to be refused, whatever the fuse says.
     refused: Mutex<Option<&'static str>>,
+    sickness: Mutex<Sickness>,
     /// While true, syncs of files wait.
     holds_syncs: Mutex<bool>,
     syncs_waiting: AtomicU64,
     released: Condvar,
     /// Directories synced so far, and files synced since their last change.
     synced: Mutex<BTreeSet<PathBuf>>,
+}
+
+/// What is wrong with the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Sickness {
+    #[default]
+    None,
+    /// No space: nothing is made and nothing grows.
+    Full,
+    /// Nothing is opened for writing, made, changed or removed.
+    ReadOnly,
+    /// Files whose path contains this cannot be written, but removed.
+    NotWritten(&'static str),
+    /// Who writes files whose path contains this waits.
+    Hangs(&'static str),
 }
 
 /// The system's files behind a fuse.
@@ -63,6 +79,11 @@ impl FaultyFiles {
         *self.0.refused.lock().unwrap() = part;
     }
 
+    pub(crate) fn sicken(&self, sickness: Sickness) {
+        *self.0.sickness.lock().unwrap() = sickness;
+        self.0.released.notify_all();
+    }
+
     pub(crate) fn hold_syncs(&self, holds: bool) {
         *self.0.holds_syncs.lock().unwrap() = holds;
         self.0.released.notify_all();
@@ -92,7 +113,40 @@ pub(crate) fn time() -> Arc<dyn Now> {
 }
 
 impl Fuse {
+    fn open(&self) -> io::Result<()> {
+        let sickness = *self.sickness.lock().unwrap();
+        match sickness {
+            Sickness::ReadOnly => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before a file is made or grows.
+    fn grow(&self, path: &Path) -> io::Result<()> {
+        let sickness = *self.sickness.lock().unwrap();
+        match sickness {
+            Sickness::Full => Err(io::ErrorKind::StorageFull.into()),
+            _ => self.change(path),
+        }
+    }
+
+    fn write(&self, path: &Path, grows: bool) -> io::Result<()> {
+        let is_of = |part: &str| path.to_string_lossy().contains(part);
+        let mut sickness = self.sickness.lock().unwrap();
+        while matches!(*sickness, Sickness::Hangs(part) if is_of(part)) {
+            sickness = self.released.wait(sickness).unwrap();
+        }
+        let found = *sickness;
+        drop(sickness);
+        match found {
+            Sickness::NotWritten(part) if is_of(part) => Err(io::Error::from_raw_os_error(5)),
+            _ if grows => self.grow(path),
+            _ => self.change(path),
+        }
+    }
+
     fn change(&self, path: &Path) -> io::Result<()> {
+        self.open()?;
         let refused = *self.refused.lock().unwrap();
         if refused.is_some_and(|part| path.to_string_lossy().contains(part)) {
             return Err(io::ErrorKind::StorageFull.into());
@@ -122,16 +176,22 @@ impl Files for FaultyFiles {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn FileIo>> {
-        self.0.change(path)?;
+        self.0.grow(path)?;
         Ok(self.wrap(path, OsFiles.create(path)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn FileIo>> {
-        Ok(self.wrap(path, OsFiles.open(path)?))
+        let file = OsFiles.open(path)?;
+        self.0.open()?;
+        Ok(self.wrap(path, file))
     }
 
     fn open_or_create(&self, path: &Path) -> io::Result<Arc<dyn FileIo>> {
-        self.0.change(path)?;
+        if OsFiles.exists(path) {
+            self.0.change(path)?
+        } else {
+            self.0.grow(path)?
+        }
         Ok(self.wrap(path, OsFiles.open_or_create(path)?))
     }
 
@@ -173,12 +233,13 @@ impl FileIo for FaultyFile {
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.fuse.change(&self.path)?;
+        let grows = offset + bytes.len() as u64 > self.file.len()?;
+        self.fuse.write(&self.path, grows)?;
         self.file.write_all_at(bytes, offset)
     }
 
     fn write_vectored_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
-        self.fuse.change(&self.path)?;
+        self.fuse.write(&self.path, true)?;
         self.file.write_vectored_at(slices, offset)
     }
 
@@ -190,6 +251,11 @@ impl FileIo for FaultyFile {
     fn sync_data(&self) -> io::Result<()> {
         self.fuse.sync(&self.path);
         self.file.sync_data()
+    }
+
+    fn touch(&self) -> io::Result<()> {
+        self.fuse.open()?;
+        self.file.touch()
     }
 
     fn sync_all(&self) -> io::Result<()> {

@@ -6,6 +6,7 @@ use farshore_agent::capture::sample::{Pace, RATE_DEFAULT};
 use farshore_agent::capture::{Steps, splitter};
 use farshore_agent::control;
 use farshore_agent::disk::Allowed;
+use farshore_agent::files::OsFiles;
 use farshore_agent::points::Points;
 use farshore_agent::rt::Reads;
 use farshore_agent::service::{Service, VOLUMES_MAX};
@@ -83,7 +84,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(run(arguments)),
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(arguments));
+            // What hangs in a disk would hold it up.
+            runtime.shutdown_background();
+            ended
+        }
         Err(error) => Err(error).context("cannot start the runtime"),
     };
     match ended {
@@ -148,6 +154,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let service = Service::new(Env {
         data: data.path().to_owned(),
         allowed,
+        files: Arc::new(OsFiles),
         reads,
         dial: Arc::new(TlsDial::new(Arc::new(node_tls), Arc::clone(&identity))),
         points: Arc::clone(&points),

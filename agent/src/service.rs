@@ -10,12 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// Most volumes of one agent; more are not begun.
 pub const VOLUMES_MAX: usize = 256;
 /// Pause before a volume's task that ended by a bug is begun again.
 const AGAIN_PAUSE: Duration = Duration::from_secs(2);
+/// How long an orderly stop waits for all volumes: one whose disk hangs may never end.
+#[cfg(not(test))]
+const STOP_TIME_MAX: Duration = Duration::from_secs(60);
+#[cfg(test)]
+const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 /// Between two looks at volumes that are to end.
 const ENDED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -81,9 +87,14 @@ impl Service {
         let told = |id: &Uuid| known.iter().find(|known| known.volume.volume == *id);
         let over: Vec<Uuid> = {
             let volumes = self.lock();
-            let is_over =
-                |id: &Uuid, running: &Running| running.hear(told(id)) || running.task.is_finished();
-            volumes.iter().filter(|(id, running)| is_over(id, running)).map(|(id, _)| *id).collect()
+            for (id, running) in &*volumes {
+                if running.hear(told(id)) {
+                    running.stop.send_replace(true);
+                }
+            }
+            // One that hangs on its way is looked at again: the others do not wait for it.
+            let is_over = |running: &Running| running.task.is_finished();
+            volumes.iter().filter(|(_, running)| is_over(running)).map(|(id, _)| *id).collect()
         };
         for id in over {
             let running = self.lock().remove(&id);
@@ -146,14 +157,17 @@ impl Service {
         volumes.values().map(report).collect()
     }
 
-    /// Stops every volume in order.
+    /// Stops every volume in order, but for those that hang.
     pub async fn stop(&self) {
         let all = std::mem::take(&mut *self.lock());
         for running in all.values() {
             running.stop.send_replace(true);
         }
-        for running in all.into_values() {
-            halt(running).await;
+        let until = Instant::now() + STOP_TIME_MAX;
+        for (id, running) in all {
+            if tokio::time::timeout_at(until, halt(running)).await.is_err() {
+                tracing::error!(volume = %id, "it hangs: not stopped in order");
+            }
         }
     }
 }

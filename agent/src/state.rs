@@ -115,6 +115,9 @@ fn encode(state: State) -> io::Result<Vec<u8>> {
 pub struct StateFile {
     files: Arc<dyn Files>,
     path: PathBuf,
+    /// Held while the file is written: two updates must not overtake each other on the way to the disk, and
+    /// who only asks for the state waits for no disk.
+    lane: Mutex<()>,
     inner: Mutex<Inner>,
     was_absent: bool,
 }
@@ -142,7 +145,7 @@ impl StateFile {
             Err(error) => return Err(error),
         };
         let inner = Mutex::new(Inner { state, is_written: !was_absent });
-        Ok(Self { files, path: path.to_owned(), inner, was_absent })
+        Ok(Self { files, path: path.to_owned(), lane: Mutex::default(), inner, was_absent })
     }
 
     /// The state of a volume of which nothing is known any more: all of it is copied again.
@@ -151,7 +154,8 @@ impl StateFile {
         let mut state = State::default();
         state.copy.is_resync = true;
         let inner = Mutex::new(Inner { state, is_written: false });
-        Self { files, path: path.to_owned(), inner, was_absent: false }
+        let (path, lane) = (path.to_owned(), Mutex::default());
+        Self { files, path, lane, inner, was_absent: false }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -175,17 +179,22 @@ impl StateFile {
     /// # Errors
     /// What the system said. The change holds in memory all the same, and the next update writes it.
     pub fn update(&self, change: impl FnOnce(&mut State)) -> io::Result<()> {
-        // Held while writing: two updates must not overtake each other on the way to the disk.
-        let mut inner = self.lock();
-        let before = inner.state.clone();
-        change(&mut inner.state);
-        if inner.state == before && inner.is_written && self.files.exists(&self.path) {
-            return Ok(());
-        }
-        inner.is_written = false;
-        let bytes = encode(inner.state.clone())?;
-        durable::replace(&*self.files, &self.path, &bytes)?;
-        inner.is_written = true;
+        let _lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = {
+            let mut inner = self.lock();
+            let before = inner.state.clone();
+            change(&mut inner.state);
+            let is_same = inner.state == before && inner.is_written;
+            inner.is_written &= is_same;
+            (!is_same).then(|| inner.state.clone())
+        };
+        let state = match state {
+            Some(state) => state,
+            None if self.files.exists(&self.path) => return Ok(()),
+            None => self.get(),
+        };
+        durable::replace(&*self.files, &self.path, &encode(state)?)?;
+        self.lock().is_written = true;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use crate::capture::unknown::Unknown;
 use crate::clock::Now;
 use crate::disk::{Identity, Likeness};
 use crate::files::Files;
-use crate::hrl::{Home, Log, LogError, Loss};
+use crate::hrl::{self, Home, Log, LogError, Loss};
 use crate::state::{State, StateFile};
 use farshore_engine::doubt::Regions;
 use farshore_engine::lineage::Lineage;
@@ -93,6 +93,9 @@ pub struct Place {
     pub log_bytes_max: u64,
     /// Drawn for this run; not 0.
     pub life: u32,
+    /// Whether the volume is opened although its directory cannot be read or written: then nothing is
+    /// logged until it can, and the whole disk is in doubt as far as that is not known.
+    pub is_forced: bool,
 }
 
 /// What was found when a stream was opened.
@@ -141,6 +144,10 @@ pub struct Stream {
     has_intents: bool,
     /// The life of this run.
     pub life: u32,
+    files: Arc<dyn Files>,
+    dir: PathBuf,
+    /// Held while the log is restarted.
+    restarting: Mutex<()>,
 }
 
 impl Stream {
@@ -161,40 +168,35 @@ impl Stream {
             let path = path.clone();
             move |source| StreamError::Io { action, path, source }
         };
-        let state = open_state(place, &path).map_err(failed("read"))?;
+        let state = match open_state(place, &path) {
+            Err(error) if place.is_forced => {
+                let path = path.display();
+                tracing::error!(%path, %error, "the state cannot be read: the whole disk is sent again");
+                StateFile::unknown(Arc::clone(&place.files), &place.dir.join(STATE_FILE))
+            }
+            opened => opened.map_err(failed("read"))?,
+        };
         let is_new = state.was_absent();
         let state = Arc::new(state);
-        let home = Home {
-            files: Arc::clone(&place.files),
-            time: Arc::clone(&place.time),
-            dir: place.dir.join(LOG_DIR),
-            limit_bytes: place.log_bytes_max,
-        };
         let progress = Arc::new(Progress::new(Arc::clone(&state)));
-        let mut damage = None;
-        let unknown = match Unknown::open(Arc::clone(&place.files), &place.dir) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::error!(%volume, "unknown blocks are damaged: the whole disk is sent again");
-                progress.begin_again().map_err(failed("write"))?;
+        // What cannot be noted holds in memory: nothing is appended to the log before it is.
+        let begin_again = || match progress.begin_again() {
+            Err(error) if !place.is_forced => Err(error),
+            _ => {
                 progress.resume();
+                Ok(())
+            }
+        };
+        let unknown = match Unknown::open(Arc::clone(&place.files), &place.dir) {
+            Err(error) if place.is_forced || error.kind() == io::ErrorKind::InvalidData => {
+                tracing::error!(%volume, %error, "unknown blocks are damaged: the whole disk is sent again");
+                begin_again().map_err(failed("write"))?;
                 Unknown::none(Arc::clone(&place.files), &place.dir)
             }
             other => other.map_err(failed("read the unknown blocks beside"))?,
         };
-        let mut lost = |loss: Loss<'_>| {
-            let what = match loss {
-                Loss::Gone if is_new => return Ok(()),
-                Loss::Gone => "the log is gone",
-                Loss::Damage(what) => what,
-            };
-            tracing::error!(%volume, what, "the log is damaged: the whole disk is sent again");
-            damage = Some(what.to_owned());
-            progress.begin_again()?;
-            progress.resume();
-            Ok(())
-        };
-        let logged = Seq(state.get().logged);
-        let (log, recovered) = Log::open_in(home, volume, logged, &mut lost)?;
+        let mut damage = None;
+        let (log, recovered) = open_log(place, volume, (&state, &progress), &mut damage)?;
         // Until a session joins, the node has at most what the log held at the first start since
         // the last one did: a power cut may have taken what came behind. Durable before anything is
         // appended, or the next start would take those frames for what the node has.
@@ -202,15 +204,23 @@ impl Stream {
         let floor = Seq(state.get().floor.unwrap_or(last.0)).min(last);
         // With it goes what the intents descend from, as the node can know it: what this run and those
         // after it add to them before one joins is not what the node's frames were made under.
-        let found =
-            lineage_at(&*place.files, &place.dir.join(INTENT_FILE)).map_err(failed("read"))?;
-        let kept = state.get().lineage.filter(|_| state.get().floor.is_some());
+        let found = match lineage_at(&*place.files, &place.dir.join(INTENT_FILE)) {
+            Err(_) if place.is_forced => Lineage::default(),
+            // What only a log had that cannot be opened is nobody's.
+            _ if log.is_closed() => Lineage::default(),
+            found => found.map_err(failed("read"))?,
+        };
+        let has_floor = state.get().floor.is_some() && !log.is_closed();
+        let kept = state.get().lineage.filter(|_| has_floor);
         let lineage = kept.map_or(found, Lineage::from_kept);
         let noted = |state: &mut State| {
             state.floor = Some(floor.0);
             state.lineage = Some(lineage.to_kept());
         };
-        state.update(noted).map_err(failed("write"))?;
+        match state.update(noted) {
+            Err(error) if place.is_forced => log.hold(error.to_string()),
+            noted => noted.map_err(failed("write"))?,
+        }
         let stream = Self {
             volume,
             log: Arc::new(log),
@@ -221,13 +231,57 @@ impl Stream {
             splitter: Mutex::default(),
             has_intents,
             life: place.life,
+            files: Arc::clone(&place.files),
+            dir: place.dir.clone(),
+            restarting: Mutex::default(),
         };
         let opened = Opened { last, floor, lineage, life: place.life };
         Ok((stream, Found { opened, marks: recovered.marks, is_new, damage }))
     }
 
+    /// Tries again what could not be noted when the stream was opened: then the log takes what is written
+    /// from now on. Blocks.
+    ///
+    /// # Errors
+    /// [`RestartError`]; then it is to be tried again later.
+    pub fn settle(&self) -> Result<(), RestartError> {
+        let lane = self.restarting.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.log.is_closed() {
+            self.restart_in(&lane, self.log.last().next(), Breach::Gap, || ())?;
+        }
+        self.state.update(|_| ())?;
+        self.log.release();
+        Ok(())
+    }
+
+    /// What the agent's directory does not take, in words; none if it takes everything.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let dir = self.dir.display();
+        if let Some(why) = self.log.held() {
+            return Some(format!(
+                "the agent's directory {dir} takes nothing ({why}): the disk is served, writes go on \
+                 unlogged and are read again when there is room; give it space and permissions there"
+            ));
+        }
+        if let Some(why) = self.unknown.trouble() {
+            return Some(format!(
+                "the agent's directory {dir} does not take which blocks cannot be read ({why}): a start \
+                 reads the whole disk again; give it space and permissions there"
+            ));
+        }
+        let why = self.splitter()?.gate().trouble()?;
+        Some(format!(
+            "the agent's directory {dir} does not take which regions are written ({why}): the disk is \
+             served; should the agent stop now, the whole disk is read again; see to that directory"
+        ))
+    }
+
     /// Opens the intents of a disk and notes it in the state, before it is captured; blocks. If the
-    /// intents are not this disk's, all of it is sent again, as [`Stream::adopt`] says.
+    /// intents are not this disk's, all of it is sent again, as [`Stream::judge`] says.
+    ///
+    /// If it `is_forced`, the disk is captured although that cannot be noted or the intents cannot be used:
+    /// they are void then, and all of the disk is in doubt.
     ///
     /// `sync_disk` makes durable what the disk holds: what was written before the capture, by whom ever,
     /// may have no intent. Were it copied as it is and then lost in a power cut, nothing would say
@@ -237,27 +291,48 @@ impl Stream {
     /// What the system said; then the disk must not be captured.
     pub fn open_intents(
         &self,
-        files: &dyn Files,
-        dir: &Path,
         (disk, is_new): (DiskFacts, bool),
+        is_forced: bool,
         sync_disk: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<(IntentMap, Recovered)> {
         sync_disk()?;
         let regions = Regions::in_blocks(blocks_of(disk.size_bytes));
-        let path = dir.join(INTENT_FILE);
-        let mut unknown = || self.adopt(&disk, is_new, true);
+        let path = self.dir.join(INTENT_FILE);
+        let note = || match self.note_disk(&disk) {
+            // Without it a start knows less, and reads more again.
+            Err(error) if is_forced => {
+                tracing::warn!(volume = %self.volume, %error, "the disk is not noted yet");
+                Ok(())
+            }
+            noted => noted,
+        };
+        let mut unknown = || self.judge(&disk, is_new, true).and_then(|()| note());
         let life = Life { number: self.life, stamps: self.log.stamps() };
-        let intents = IntentMap::open(files, &path, self.volume, regions, life, &mut unknown)?;
-        self.adopt(&disk, is_new, false)?;
-        Ok(intents)
+        let (files, volume) = (&self.files, self.volume);
+        let opened = IntentMap::open(files, &path, volume, regions, life.clone(), &mut unknown);
+        let adopted = opened.and_then(|opened| {
+            self.judge(&disk, is_new, false)?;
+            note().map(|()| opened)
+        });
+        match adopted {
+            Err(error) if is_forced => {
+                // What it says, or is found in doubt and cannot be noted, counts for nothing from here on.
+                let (mut map, found) = IntentMap::unusable(files, &path, volume, regions, life);
+                let noted = map.void().write();
+                let path = path.display();
+                tracing::error!(%path, %error, ?noted, "the disk is served without intents, all in doubt");
+                note().map(|()| (map, found))
+            }
+            adopted => adopted,
+        }
     }
 
-    /// Notes the disk in the state, before it is captured. Whatever happened to it unseen, or
-    /// `is_doubtful` for another reason, means that all of it is sent again. Blocks.
+    /// Whatever happened to the disk unseen, or `is_doubtful` for another reason, means that all of it is sent
+    /// again; before it is captured, and before [`Stream::note_disk`]. Blocks.
     ///
     /// # Errors
-    /// What the system said; then the disk must not be captured.
-    fn adopt(&self, disk: &DiskFacts, is_new: bool, is_doubtful: bool) -> io::Result<()> {
+    /// What the system said; then it is not noted.
+    fn judge(&self, disk: &DiskFacts, is_new: bool, is_doubtful: bool) -> io::Result<()> {
         let state = self.state.get();
         let likeness = |known: &Identity| known.likeness(&disk.identity);
         let is_other =
@@ -278,6 +353,11 @@ impl Stream {
             self.progress.begin_again()?;
             self.progress.resume();
         }
+        Ok(())
+    }
+
+    /// Notes the disk in the state.
+    fn note_disk(&self, disk: &DiskFacts) -> io::Result<()> {
         self.state.update(|state| {
             state.size_bytes = disk.size_bytes;
             state.identity = Some(disk.identity.clone());
@@ -366,6 +446,17 @@ impl Stream {
         breach: Breach,
         doubt_all: impl FnOnce(),
     ) -> Result<(), RestartError> {
+        let lane = self.restarting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.restart_in(&lane, next, breach, doubt_all)
+    }
+
+    fn restart_in(
+        &self,
+        _lane: &MutexGuard<'_, ()>,
+        next: Seq,
+        breach: Breach,
+        doubt_all: impl FnOnce(),
+    ) -> Result<(), RestartError> {
         let is_partial = breach == Breach::TailLost && self.has_intents;
         tracing::warn!(volume = %self.volume, %next, ?breach, is_partial, "the log starts again");
         if is_partial {
@@ -393,6 +484,55 @@ impl Stream {
                 splitter.gate().doubt_all();
             }
         })
+    }
+}
+
+/// Opens the log; what of it is lost is told in `damage`, and means that the whole disk is sent again.
+fn open_log(
+    place: &Place,
+    volume: VolumeId,
+    (state, progress): (&StateFile, &Progress),
+    damage: &mut Option<String>,
+) -> Result<(Log, hrl::Recovered), StreamError> {
+    let is_new = state.was_absent();
+    let home = Home {
+        files: Arc::clone(&place.files),
+        time: Arc::clone(&place.time),
+        dir: place.dir.join(LOG_DIR),
+        limit_bytes: place.log_bytes_max,
+    };
+    let mut lost = |loss: Loss<'_>| {
+        let what = match loss {
+            Loss::Gone if is_new => return Ok(()),
+            Loss::Gone => "the log is gone",
+            Loss::Damage(what) => what,
+        };
+        tracing::error!(%volume, what, "the log is damaged: the whole disk is sent again");
+        *damage = Some(what.to_owned());
+        progress.begin_again()?;
+        progress.resume();
+        Ok(())
+    };
+    match Log::open_in(home.clone(), volume, Seq(state.get().logged), &mut lost) {
+        Err(error) if place.is_forced => {
+            let why = cause(&error);
+            tracing::error!(%volume, why, "the log cannot be opened: the whole disk is sent again");
+            *damage = Some(why.clone());
+            // What is there is left alone until that is noted: it holds in memory.
+            if progress.begin_again().is_ok() {
+                progress.resume();
+            }
+            Ok(Log::closed(home, volume, why))
+        }
+        opened => Ok(opened?),
+    }
+}
+
+/// An error with what is behind it.
+fn cause(error: &LogError) -> String {
+    match error {
+        LogError::Io { source, .. } => format!("{error}: {source}"),
+        other => other.to_string(),
     }
 }
 

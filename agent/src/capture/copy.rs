@@ -1,14 +1,15 @@
 //! Reading the disk behind the splitter: the copy of the whole disk, and of regions in doubt.
 //!
 //! Each run's blocks are locked from the read until its frames are in the log, so a client's write
-//! is either in what was read or comes behind it in the log. The copy waits while much of the log is
+//! is either in what was read or comes behind it in the log. Where that cannot be read, its blocks are
+//! tried and locked one by one: a bad sector takes seconds to say so. The copy waits while much of the log is
 //! not committed yet; the client never waits for the copy for longer than one run takes.
 
 use super::blocks::entries_of;
 use super::progress::Lease;
 use super::splitter::{Core, Splitter};
 use super::steps::{Call, Step};
-use super::unknown::{is_alive, read_singly};
+use super::unknown::is_alive;
 use crate::hrl::{AppendError, Entry, Log};
 use crate::rt::{READ_BYTES_MAX, ReadFile};
 use farshore_engine::doubt::REGION_BLOCKS;
@@ -81,12 +82,13 @@ impl Splitter {
                     self.retry_unknown().await
                 }
                 None => {
+                    let noted = self.note_end().await;
                     tokio::select! {
                         () = self.core.progress.changed() => {}
                         () = self.core.gate.doubt_changed() => {}
                         () = tokio::time::sleep(Duration::from_secs(1)) => {}
                     }
-                    Ok(())
+                    noted
                 }
             };
             if let Err(error) = done {
@@ -126,6 +128,7 @@ impl Splitter {
                 saved = cursor;
                 let core = Arc::clone(core);
                 blocking(move || {
+                    core.unknown.settle()?;
                     let end = core.log.last();
                     core.sync_sent()?;
                     core.progress.save(lease, cursor, end)
@@ -135,9 +138,22 @@ impl Splitter {
         }
         let core = Arc::clone(core);
         blocking(move || {
-            let end = core.log.last();
-            core.sync_sent()?;
-            core.progress.finish(lease, end).map(|_| ())
+            if core.unknown.settle().is_err() {
+                // It holds in memory: a start copies again.
+                core.progress.finish_unnoted(lease, core.log.last());
+                return Ok(());
+            }
+            core.finish(lease)
+        })
+        .await
+    }
+
+    /// Notes that the copy has come to its end, if that could not be noted then.
+    async fn note_end(self: &Arc<Self>) -> io::Result<()> {
+        let core = Arc::clone(&self.core);
+        blocking(move || match core.progress.unnoted() {
+            Some(lease) if core.unknown.settle().is_ok() => core.finish(lease),
+            _ => Ok(()),
         })
         .await
     }
@@ -153,49 +169,55 @@ impl Splitter {
         let block = region * REGION_BLOCKS;
         let range = BlockRange { block, count: REGION_BLOCKS.min(blocks - block) };
         let guard = core.locks.lock(range).await;
-        let core = Arc::clone(core);
-        let is_logged = blocking(move || {
-            core.steps.reach(Step::BeforeReRead)?;
-            let read = core.read_blocks(range);
-            let logged = core.log_read(range, read.as_deref().map_err(again), false)?;
+        let rereading = Arc::clone(core);
+        let logged = blocking(move || {
+            rereading.steps.reach(Step::BeforeReRead)?;
+            let read = match rereading.read_known(range) {
+                Ok(read) => read,
+                Err(error) => return Ok(Err(error)),
+            };
+            let logged = rereading.log_parts(&read, false)?;
             if let Logged::To(last) = logged {
-                core.reread_end.fetch_max(last.0, Ordering::Relaxed);
-                core.reread_regions.fetch_add(1, Ordering::Relaxed);
+                rereading.reread_end.fetch_max(last.0, Ordering::Relaxed);
+                rereading.reread_regions.fetch_add(1, Ordering::Relaxed);
             }
             if logged != Logged::NoRoom {
-                core.gate.reread(region);
-                core.steps.reach(Step::AfterReRead)?;
+                rereading.gate.reread(region);
+                rereading.steps.reach(Step::AfterReRead)?;
             }
-            Ok(logged != Logged::NoRoom)
-        })
-        .await?;
-        drop(guard);
-        if !is_logged {
-            tokio::time::sleep(ROOM_PAUSE).await;
+            drop(guard);
+            Ok(Ok(logged))
+        });
+        match logged.await? {
+            // It is read again without those that are found.
+            Err(error) => probe(core, range, error).await,
+            Ok(Logged::NoRoom) => {
+                tokio::time::sleep(ROOM_PAUSE).await;
+                Ok(())
+            }
+            Ok(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// Tries once to read every block that could not be read.
     async fn retry_unknown(self: &Arc<Self>) -> io::Result<()> {
         let blocks = blocks_of(self.core.disk.size_bytes());
         for bad in self.core.unknown.within(BlockRange { block: 0, count: blocks }) {
-            let mut block = bad.block;
-            while block < bad.end() {
-                let range = BlockRange { block, count: REGION_BLOCKS.min(bad.end() - block) };
-                block = range.end();
+            for block in bad.block..bad.end() {
                 while !has_room_to_reread(&self.core.log) {
                     tokio::time::sleep(ROOM_PAUSE).await;
                 }
-                let guard = self.core.locks.lock(range).await;
+                let one = BlockRange { block, count: 1 };
+                let guard = self.core.locks.lock(one).await;
                 let core = Arc::clone(&self.core);
-                // Without room they stay unknown until the next time.
                 blocking(move || {
-                    let read = core.read_blocks(range);
-                    core.log_read(range, read.as_deref().map_err(again), false)
+                    let Ok(data) = core.read_blocks(one) else { return Ok(()) };
+                    // Without room they stay unknown until the next time.
+                    core.log_read(one, &data, false)?;
+                    drop(guard);
+                    Ok(())
                 })
                 .await?;
-                drop(guard);
             }
         }
         Ok(())
@@ -213,47 +235,32 @@ enum Logged {
     NoRoom,
 }
 
-/// An error of the same kind: errors of the system cannot be copied.
-fn again(error: &io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => io::Error::new(error.kind(), error.to_string()),
-    }
-}
-
 impl Core {
-    /// Logs what was read of the blocks. If they could not be read, they are read one by one, and those
-    /// that cannot be are unknown from then on. The caller holds the blocks; blocks the thread.
-    fn log_read(
-        &self,
-        range: BlockRange,
-        read: Result<&[u8], io::Error>,
-        skips_zeros: bool,
-    ) -> io::Result<Logged> {
-        let parts;
-        let (good, entries) = match read {
-            Ok(data) => (vec![range], entries_of(range.block, data)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(error),
-            Err(error) => {
-                let read = |data: &mut [u8], offset: u64| self.read(data, offset);
-                let found = read_singly(range, error, read, || {
-                    is_alive(self.disk.size_bytes(), |data, offset| self.read(data, offset))
-                })?;
-                for bad in &found.bad {
-                    self.unknown.add(*bad)?;
-                    self.forget(*bad);
-                }
-                parts = found.data;
-                let good = parts.iter().map(|(run, _)| *run).collect();
-                let entries = parts.iter().flat_map(|(run, data)| entries_of(run.block, data));
-                (good, entries.collect())
-            }
-        };
-        let logged = self.log_entries(entries, skips_zeros)?;
+    fn finish(&self, lease: Lease) -> io::Result<()> {
+        let end = self.log.last();
+        self.sync_sent()?;
+        self.progress.finish(lease, end).map(|_| ())
+    }
+
+    /// Logs what was read of the blocks, which are known from then on. The caller holds them; blocks the
+    /// thread.
+    fn log_read(&self, range: BlockRange, data: &[u8], skips_zeros: bool) -> io::Result<Logged> {
+        let logged = self.log_entries(entries_of(range.block, data), skips_zeros)?;
         if logged != Logged::NoRoom {
-            good.into_iter().for_each(|run| self.unknown.remove(run));
+            self.unknown.remove(range);
         }
         Ok(logged)
+    }
+
+    /// Reads the blocks but for those that cannot be read. The caller holds them; blocks the thread.
+    fn read_known(&self, range: BlockRange) -> io::Result<Vec<(BlockRange, Vec<u8>)>> {
+        let parts = self.unknown.readable(range).into_iter();
+        parts.map(|part| self.read_blocks(part).map(|data| (part, data))).collect()
+    }
+
+    fn log_parts(&self, read: &[(BlockRange, Vec<u8>)], skips_zeros: bool) -> io::Result<Logged> {
+        let entries = read.iter().flat_map(|(part, data)| entries_of(part.block, data));
+        self.log_entries(entries.collect(), skips_zeros)
     }
 
     fn log_entries(&self, entries: Vec<Entry<'_>>, skips_zeros: bool) -> io::Result<Logged> {
@@ -308,22 +315,83 @@ async fn read_run(
                 Ok(()) => reads.read(run.offset(), length).await,
                 Err(error) => Err(error),
             };
-            let core = Arc::clone(&core);
-            blocking(move || {
-                let logged = match read {
-                    Ok(data) => core.log_read(run, Ok(&data), skips_zeros),
-                    Err(error) => core.log_read(run, Err(error), skips_zeros),
-                };
-                drop(held);
-                logged
-            })
-            .await
+            match read {
+                Ok(data) => {
+                    let core = Arc::clone(&core);
+                    blocking(move || {
+                        let logged = core.log_read(run, &data, skips_zeros);
+                        drop(held);
+                        logged
+                    })
+                    .await
+                }
+                Err(error) => {
+                    drop(held);
+                    log_without_bad(&core, run, error, skips_zeros).await
+                }
+            }
         };
         if logged? != Logged::NoRoom {
             return Ok(run);
         }
         tokio::time::sleep(ROOM_PAUSE).await;
     }
+}
+
+/// Logs a run that cannot be read as a whole: but for the blocks that cannot be read alone.
+async fn log_without_bad(
+    core: &Arc<Core>,
+    run: BlockRange,
+    error: io::Error,
+    skips_zeros: bool,
+) -> io::Result<Logged> {
+    probe(core, run, error).await?;
+    let guard = core.locks.lock(run).await;
+    let core = Arc::clone(core);
+    blocking(move || {
+        let read = core.read_known(run)?;
+        let logged = core.log_parts(&read, skips_zeros);
+        drop(guard);
+        logged
+    })
+    .await
+}
+
+/// Finds the blocks of a range that cannot be read, each locked alone; they are unknown from then on.
+///
+/// # Errors
+/// `error`, with which the range could not be read, if the whole disk has failed.
+async fn probe(core: &Arc<Core>, range: BlockRange, error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return Err(error);
+    }
+    let mut has_read = false;
+    for block in range.block..range.end() {
+        let one = BlockRange { block, count: 1 };
+        if !core.unknown.within(one).is_empty() {
+            continue;
+        }
+        let guard = core.locks.lock(one).await;
+        let probing = Arc::clone(core);
+        let is_good = blocking(move || {
+            let is_good = probing.read_blocks(one).is_ok();
+            let alive = |data: &mut [u8], at| probing.read(data, at);
+            let is_disk = is_good || has_read || is_alive(probing.disk.size_bytes(), alive);
+            if !is_good && is_disk {
+                probing.unknown.add(one);
+                probing.forget(one);
+            }
+            drop(guard);
+            Ok(is_disk.then_some(is_good))
+        });
+        match is_good.await? {
+            Some(is_good) => has_read |= is_good,
+            None => return Err(error),
+        }
+    }
+    let core = Arc::clone(core);
+    // Where that cannot be noted, nothing is noted that relies on it.
+    blocking(move || Ok(core.unknown.settle().is_ok())).await.map(|_| ())
 }
 
 async fn blocking<T: Send + 'static>(

@@ -2,6 +2,9 @@
 //!
 //! Drives [`farshore_engine::doubt`]: gives it what happens, writes the intent file as it says.
 //!
+//! A file that takes no intent, or hangs, keeps no write from its disk: it is made void first, so that the
+//! next start reads the whole disk, and made anew as soon as it takes something again.
+//!
 //! Before intents are cleared in the file, it is noted how far the log is durable: a log that is found
 //! shorter later lost what nobody reads again.
 
@@ -11,20 +14,47 @@ use super::progress::Progress;
 use super::steps::{Step, Steps};
 use crate::clock::Clock;
 use farshore_engine::doubt::{Doubt, Input, Output, Regions, Settings, Ticket};
-use farshore_proto::Seq;
+use farshore_proto::{Seq, Timestamp};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Notify, oneshot};
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
+
+/// A write waits so long for its intent: a file that takes longer hangs, and is void.
+#[cfg(not(test))]
+const INTENT_TIME_MAX: Duration = Duration::from_secs(10);
+#[cfg(test)]
+const INTENT_TIME_MAX: Duration = Duration::from_secs(2);
+/// Between two notes that the disk was written by us; see [`Gate::touch`].
+const TOUCH_PAUSE_MS: u64 = 20;
+/// So long a write waits for such a note.
+const TOUCH_TIME_MAX: Duration = Duration::from_secs(1);
+/// Between two attempts to mend intents that are void.
+const MEND_PAUSE_MS: u64 = 2_000;
 
 #[derive(Debug)]
 struct Inner {
     doubt: Doubt,
     map: IntentMap,
     next_ticket: u64,
-    waiting: BTreeMap<Ticket, oneshot::Sender<bool>>,
+    waiting: BTreeMap<Ticket, oneshot::Sender<()>>,
+    /// Why the intents are void, while they are.
+    void: Option<Void>,
+    touched_at: Option<Timestamp>,
     /// What the last good flush made durable of the log.
     durable: Durable,
+}
+
+/// Intents that count for nothing.
+#[derive(Debug)]
+struct Void {
+    why: String,
+    /// Whether the next start learns of it.
+    is_noted: bool,
+    /// When it was tried last to end it.
+    tried_at: Timestamp,
+    is_being_mended: bool,
 }
 
 /// What a flush made durable of the log.
@@ -41,7 +71,7 @@ pub struct Durable {
 pub struct Gate {
     inner: Mutex<Inner>,
     /// Whoever holds this writes the intent file: sectors must not overtake each other.
-    lane: tokio::sync::Mutex<()>,
+    lane: Arc<tokio::sync::Mutex<()>>,
     progress: Arc<Progress>,
     prints: Option<Arc<Prints>>,
     clock: Clock,
@@ -58,18 +88,14 @@ pub struct Pass {
     regions: Regions,
 }
 
-/// The file of the intents cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[error("the intent of a write cannot be made durable")]
-pub struct IntentFailed;
-
 enum Errand {
     Persist(Changes),
     Clear(Changes),
 }
 
 impl Gate {
-    /// A gate over what the intent file held; all of that is in doubt.
+    /// A gate over what the intent file held; all of that is in doubt. With intents that are void, every
+    /// write goes ahead at once.
     #[must_use]
     pub fn new(
         settings: Settings,
@@ -79,12 +105,18 @@ impl Gate {
         clock: Clock,
         steps: Steps,
     ) -> Arc<Self> {
-        let doubt = Doubt::new(settings, regions, recovered.regions);
+        let mut doubt = Doubt::new(settings, regions, recovered.regions);
         let (waiting, durable) = (BTreeMap::new(), Durable::default());
-        let inner = Inner { doubt, map, next_ticket: 1, waiting, durable };
+        let now = clock.now();
+        let void = map.is_void().then(|| {
+            doubt.step(now, Input::Voided, &mut Vec::new());
+            let why = "the file of its intents cannot be opened".to_owned();
+            Void { why, is_noted: false, tried_at: now, is_being_mended: false }
+        });
+        let inner = Inner { doubt, map, next_ticket: 1, waiting, void, touched_at: None, durable };
         Arc::new(Self {
             inner: Mutex::new(inner),
-            lane: tokio::sync::Mutex::default(),
+            lane: Arc::default(),
             progress,
             prints,
             clock,
@@ -104,8 +136,7 @@ impl Gate {
         inner.doubt.step(self.clock.now(), input, &mut out);
         for output in out {
             match output {
-                Output::Go { ticket } => inner.answer(ticket, true),
-                Output::Refuse { ticket } => inner.answer(ticket, false),
+                Output::Go { ticket } => inner.let_go(ticket),
                 Output::PersistIntent { regions } => {
                     inner.map.set(&regions);
                     tokio::spawn(Arc::clone(self).persist());
@@ -119,15 +150,12 @@ impl Gate {
         }
     }
 
-    /// Waits until the intents of these regions are durable.
-    ///
-    /// # Errors
-    /// If they cannot be made so; the write must not begin.
+    /// Waits until the intents of these regions are durable, or void.
     ///
     /// # Cancel safety
     /// Not cancel-safe: a pass that nobody takes is never ended.
-    pub async fn enter(self: &Arc<Self>, regions: Regions) -> Result<Pass, IntentFailed> {
-        let (ticket, mut is_let_go) = {
+    pub async fn enter(self: &Arc<Self>, regions: Regions) -> Pass {
+        let (ticket, is_let_go) = {
             let mut inner = self.lock();
             let ticket = Ticket(inner.next_ticket);
             inner.next_ticket += 1;
@@ -136,11 +164,9 @@ impl Gate {
             self.step(&mut inner, Input::Writing { ticket, regions });
             (ticket, receiver)
         };
-        let is_let_go = match is_let_go.try_recv() {
-            Ok(answer) => answer,
-            Err(_) => is_let_go.await.unwrap_or(false),
-        };
-        if is_let_go { Ok(Pass { ticket, regions }) } else { Err(IntentFailed) }
+        // The sender is kept until it lets the write go.
+        let _ = is_let_go.await;
+        Pass { ticket, regions }
     }
 
     /// Ends a write: it is on the disk and in the log, or in doubt if it is not `is_logged`.
@@ -153,14 +179,82 @@ impl Gate {
         self.step(&mut inner, Input::Written { ticket: pass.ticket });
     }
 
+    /// Gives the intents the present time, lately enough: a start takes a disk that was changed later than
+    /// all files of its volume for written by others, and a write that is not logged changes none of them.
+    pub async fn touch(&self) {
+        let file = {
+            let (now, mut inner) = (self.clock.now(), self.lock());
+            let is_late = inner.touched_at.is_none_or(|at| now.since_ms(at) >= TOUCH_PAUSE_MS);
+            if is_late {
+                inner.touched_at = Some(now);
+            }
+            inner.map.file().filter(|_| is_late)
+        };
+        let Some(file) = file else { return };
+        let touching = tokio::task::spawn_blocking(move || super::intent::touch(&*file));
+        let _ = tokio::time::timeout(TOUCH_TIME_MAX, touching).await;
+    }
+
     async fn persist(self: Arc<Self>) {
-        let written = self.write_file().await;
-        if let Err(error) = &written {
-            tracing::error!(%error, "the intent file cannot be written");
+        match self.write_file().await {
+            Ok(()) => {
+                let mut inner = self.lock();
+                self.step(&mut inner, Input::IntentDurable);
+            }
+            Err(error) => self.void(&error).await,
         }
-        let input = if written.is_ok() { Input::IntentDurable } else { Input::IntentFailed };
+    }
+
+    /// Intents cannot be had: that is noted, as durably as it can be, before any write goes ahead without.
+    async fn void(self: &Arc<Self>, error: &io::Error) {
+        tracing::error!(%error, "the intent file cannot be written: writes go on without intents");
+        let voiding = self.lock().map.void();
+        // Behind what hangs nobody waits any longer than that.
+        let hangs = error.kind() == io::ErrorKind::TimedOut;
+        let patience = if hangs { INTENT_TIME_MAX / 10 } else { INTENT_TIME_MAX };
+        let noted = self.in_lane(patience, move || voiding.write()).await;
+        if let Err(error) = &noted {
+            tracing::error!(%error, "that there are no intents cannot be noted either");
+        }
         let mut inner = self.lock();
-        self.step(&mut inner, input);
+        let (why, tried_at) = (error.to_string(), self.clock.now());
+        let is_noted = noted.is_ok();
+        inner.void = Some(Void { why, is_noted, tried_at, is_being_mended: false });
+        self.step(&mut inner, Input::Voided);
+    }
+
+    /// Tries to end that intents are void: the file is made anew, with intents of all regions.
+    async fn mend(self: Arc<Self>) {
+        let is_noted = self.lock().void.as_ref().is_some_and(|void| void.is_noted);
+        if !is_noted {
+            let voiding = self.lock().map.void();
+            if self.in_lane(INTENT_TIME_MAX, move || voiding.write()).await.is_ok()
+                && let Some(void) = &mut self.lock().void
+            {
+                void.is_noted = true;
+            }
+        }
+        let (layout, regions) = {
+            let mut inner = self.lock();
+            (inner.map.lay_out(0xff), inner.map.regions())
+        };
+        let mended = self.in_lane(INTENT_TIME_MAX, move || layout.write()).await;
+        let mut inner = self.lock();
+        match mended {
+            // One that was made for a smaller disk is made again.
+            Ok(file) if inner.map.regions() == regions => {
+                inner.map.mended(file);
+                inner.void = None;
+                self.step(&mut inner, Input::Mended);
+                tracing::info!("intents can be written again");
+            }
+            mended => {
+                tracing::debug!(?mended, "intents still cannot be written");
+                if let Some(void) = &mut inner.void {
+                    void.is_being_mended = false;
+                }
+            }
+        }
     }
 
     async fn write_cleared(self: Arc<Self>, regions: Vec<u64>, durable: Durable) {
@@ -172,18 +266,16 @@ impl Gate {
                 return tracing::warn!(%error, "intents are not cleared: the state cannot be written");
             }
         }
-        let written = {
-            let _lane = self.lane.lock().await;
-            let changes = {
-                let mut inner = self.lock();
-                // What was written meanwhile has its intent again.
-                let cleared: Vec<u64> =
-                    regions.into_iter().filter(|region| !inner.doubt.has_intent(*region)).collect();
-                inner.map.clear(&cleared);
-                inner.map.take_cleared()
-            };
-            self.run(Errand::Clear(changes)).await
+        let lane = Arc::clone(&self.lane).lock_owned().await;
+        let changes = {
+            let mut inner = self.lock();
+            // What was written meanwhile has its intent again.
+            let cleared: Vec<u64> =
+                regions.into_iter().filter(|region| !inner.doubt.has_intent(*region)).collect();
+            inner.map.clear(&cleared);
+            inner.map.take_cleared()
         };
+        let written = self.run(lane, Errand::Clear(changes)).await;
         if let Err(error) = written {
             tracing::warn!(%error, "cleared intents cannot be written");
         }
@@ -201,16 +293,42 @@ impl Gate {
 
     /// Writes what changed, durably.
     async fn write_file(self: &Arc<Self>) -> io::Result<()> {
-        let _lane = self.lane.lock().await;
-        let changes = self.lock().map.take_changes();
-        self.run(Errand::Persist(changes)).await
+        let written = async {
+            let lane = Arc::clone(&self.lane).lock_owned().await;
+            let changes = self.lock().map.take_changes();
+            self.run(lane, Errand::Persist(changes)).await
+        };
+        tokio::time::timeout(INTENT_TIME_MAX, written).await.map_err(|_| hangs()).flatten()
     }
 
-    /// Runs an errand; the caller has the lane.
-    async fn run(&self, errand: Errand) -> io::Result<()> {
+    async fn run(&self, lane: OwnedMutexGuard<()>, errand: Errand) -> io::Result<()> {
         let steps = self.steps.clone();
-        let task = tokio::task::spawn_blocking(move || errand.run(&steps));
+        let task = tokio::task::spawn_blocking(move || {
+            let written = errand.run(&steps);
+            // Kept by what hangs, whoever waits for it no longer.
+            drop(lane);
+            written
+        });
         task.await.map_err(io::Error::other)?
+    }
+
+    /// Makes the intent file void or anew, within `patience`.
+    async fn in_lane<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        write: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let steps = self.steps.clone();
+        let written = async {
+            let lane = Arc::clone(&self.lane).lock_owned().await;
+            let task = tokio::task::spawn_blocking(move || {
+                let written = steps.reach(Step::BeforeVoid).and_then(|()| write());
+                drop(lane);
+                written
+            });
+            task.await.map_err(io::Error::other)?
+        };
+        tokio::time::timeout(patience, written).await.map_err(|_| hangs()).flatten()
     }
 
     /// Notes that a flush of disk and log begins.
@@ -260,7 +378,13 @@ impl Gate {
     /// What the system said; then it is as it was.
     pub async fn grow(self: &Arc<Self>, regions: u64) -> io::Result<()> {
         let _lane = self.lane.lock().await;
-        let growth = self.lock().map.growth(regions);
+        let growth = {
+            let inner = self.lock();
+            if inner.map.is_void() {
+                return Err(io::Error::other("intents that are void do not grow"));
+            }
+            inner.map.growth(regions)
+        };
         let made = tokio::task::spawn_blocking(move || growth.make());
         made.await.map_err(io::Error::other)??;
         let mut inner = self.lock();
@@ -271,16 +395,34 @@ impl Gate {
 
     /// Lets time pass.
     pub fn tick(self: &Arc<Self>) {
+        let now = self.clock.now();
         let mut inner = self.lock();
         self.step(&mut inner, Input::Tick);
+        if let Some(void) = &mut inner.void
+            && !void.is_being_mended
+            && now.since_ms(void.tried_at) >= MEND_PAUSE_MS
+        {
+            (void.tried_at, void.is_being_mended) = (now, true);
+            tokio::spawn(Arc::clone(self).mend());
+        }
+    }
+
+    /// Why there are no intents, in words; none while there are.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.lock().void.as_ref().map(|void| void.why.clone())
     }
 
     /// Clears every intent that the last flush made unnecessary, durably. No write may be under
     /// way, nor have been since that flush began, nor come later.
     ///
     /// # Errors
-    /// What the system said; then the next start reads those regions again.
+    /// What the system said; then the next start reads those regions again, or, if the intents are void, the
+    /// whole disk.
     pub async fn stop(self: &Arc<Self>) -> io::Result<()> {
+        if let Some(why) = self.trouble() {
+            return Err(io::Error::other(why));
+        }
         let durable = self.lock().durable;
         if !self.note(durable).await? {
             return Ok(());
@@ -322,12 +464,16 @@ impl Gate {
 }
 
 impl Inner {
-    fn answer(&mut self, ticket: Ticket, is_let_go: bool) {
+    fn let_go(&mut self, ticket: Ticket) {
         if let Some(sender) = self.waiting.remove(&ticket) {
             // A writer that went away has left its pass open; nothing is cleared under it then.
-            let _ = sender.send(is_let_go);
+            let _ = sender.send(());
         }
     }
+}
+
+fn hangs() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "it hangs")
 }
 
 impl Errand {

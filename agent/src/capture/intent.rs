@@ -23,13 +23,16 @@
 //! | | 508 | 4 | CRC32C of the 508 bytes before |
 //!
 //! Order of operations: sectors with new bits are written and synced before the write goes ahead;
-//! cleared bits are written some time after the flush that made them unnecessary, without a sync. A sector that is
+//! cleared bits are written some time after the flush that made them unnecessary, without a sync. A
 //! durable write raises the newest life's generation and writes it, with the bits, into one of the two
 //! sectors in turn: whatever a power cut leaves, the other still says what was durable before. A sector that is
 //! torn or damaged fails its checksum and puts all its regions in doubt; it is made whole at once,
 //! durably, because a torn write over a damaged one can make what was there before the damage. What is
 //! read at the start is synced before it counts: an agent that was killed may have left it in the page
 //! cache only.
+//!
+//! A file that takes no intents is made void, in place or by taking its name away: then it is nobody's, and
+//! the next start reads the whole disk. Once it takes something again all bits are set, header last.
 
 use crate::files::{FileIo, Files};
 use crate::stamps::{Stamps, Underway};
@@ -39,7 +42,7 @@ use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
 use farshore_proto::{Stamp, VolumeId};
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const MAGIC: [u8; 4] = *b"FSIN";
@@ -70,11 +73,23 @@ pub struct Life {
     pub stamps: Arc<Stamps>,
 }
 
+/// Whose intents are where.
+#[derive(Debug, Clone)]
+struct Home {
+    files: Arc<dyn Files>,
+    path: PathBuf,
+    volume: VolumeId,
+    regions: u64,
+}
+
 /// The intents of one volume as they are, or will be, in the file.
 #[derive(Debug)]
 pub struct IntentMap {
-    file: Arc<dyn FileIo>,
-    volume: VolumeId,
+    home: Home,
+    /// Absent while the file cannot be opened.
+    file: Option<Arc<dyn FileIo>>,
+    /// What the file says counts for nothing.
+    is_void: bool,
     lineage: Lineage,
     /// Number of the last write of the lineage.
     writes: u64,
@@ -86,7 +101,7 @@ pub struct IntentMap {
 /// Sectors to write, as they were when they were taken.
 #[derive(Debug)]
 pub struct Changes {
-    file: Arc<dyn FileIo>,
+    file: Option<Arc<dyn FileIo>>,
     sectors: Vec<(u64, Vec<u8>)>,
     /// Of changes that are to be durable: what holds then, and where that is said.
     durable: Option<(Underway, Stamp, Arc<Stamps>)>,
@@ -98,16 +113,13 @@ impl Changes {
     /// # Errors
     /// What the system said.
     pub fn write(&self) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
         for (offset, bytes) in &self.sectors {
-            self.file.write_all_at(bytes, *offset)?;
+            file.write_all_at(bytes, *offset)?;
         }
         if let Some((begun, stamp, stamps)) = &self.durable {
-            self.file.sync_data()?;
-            // The write that waits for this comes now, and a sync may have taken long: the next start
-            // compares the disk's time with this one.
-            if let Err(error) = self.file.touch() {
-                tracing::debug!(%error, "the intents keep an older time: a start may read more again");
-            }
+            file.sync_data()?;
+            touch(&**file);
             stamps.durable(*begun, *stamp);
         }
         Ok(())
@@ -117,7 +129,7 @@ impl Changes {
 /// Room in the file for a disk that has grown.
 #[derive(Debug)]
 pub struct Growth {
-    file: Arc<dyn FileIo>,
+    file: Option<Arc<dyn FileIo>>,
     volume: VolumeId,
     regions: u64,
     sectors: usize,
@@ -130,13 +142,104 @@ impl Growth {
     /// # Errors
     /// What the system said.
     pub fn make(&self) -> io::Result<()> {
+        let Some(file) = &self.file else {
+            return Err(io::Error::other("what cannot be opened does not grow"));
+        };
         let empty = sector_of(&[0; BITS_BYTES]);
         for index in self.sectors..sectors_of(self.regions) {
-            self.file.write_all_at(&empty, offset_of(index))?;
+            file.write_all_at(&empty, offset_of(index))?;
         }
-        self.file.sync_all()?;
-        self.file.write_all_at(&header(self.volume, self.regions), 0)?;
-        self.file.sync_all()
+        file.sync_all()?;
+        file.write_all_at(&header(self.volume, self.regions), 0)?;
+        file.sync_all()
+    }
+}
+
+/// The write that waits for an intent comes now, and a sync may have taken long: the next start compares
+/// the disk's time with the file's.
+pub(super) fn touch(file: &dyn FileIo) {
+    if let Err(error) = file.touch() {
+        tracing::debug!(%error, "the intents keep an older time: a start may read more again");
+    }
+}
+
+/// That the intents count for nothing, on its way to the disk.
+#[derive(Debug)]
+pub struct Voiding {
+    home: Home,
+    file: Option<Arc<dyn FileIo>>,
+}
+
+impl Voiding {
+    /// Makes it durable, in place or by taking the file's name away: neither needs space. Blocks.
+    ///
+    /// # Errors
+    /// What the system said: then a later start may take the intents for what they were.
+    pub fn write(&self) -> io::Result<()> {
+        let Err(error) = self.overwrite() else { return Ok(()) };
+        self.remove().map_err(|_| error)
+    }
+
+    fn overwrite(&self) -> io::Result<()> {
+        let file = match &self.file {
+            Some(file) => Arc::clone(file),
+            None => self.home.files.open(&self.home.path)?,
+        };
+        file.write_all_at(&[0; SECTOR_BYTES], 0)?;
+        file.sync_data()
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        match self.home.files.remove(&self.home.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.home.path.parent().map_or(Ok(()), |dir| self.home.files.sync_dir(dir))
+    }
+}
+
+/// A whole file on its way to the disk.
+#[derive(Debug)]
+pub struct Layout {
+    home: Home,
+    bits: [u8; BITS_BYTES],
+    lineage: (u64, Vec<u8>),
+    durable: (Underway, Stamp, Arc<Stamps>),
+}
+
+impl Layout {
+    /// Makes the file, durably, and says under which stamp its intents are; blocks.
+    ///
+    /// # Errors
+    /// What the system said: then the file is nobody's.
+    pub fn write(&self) -> io::Result<Arc<dyn FileIo>> {
+        let Home { files, path, volume, regions } = &self.home;
+        let file = files.open_or_create(path)?;
+        let count = regions.div_ceil(SECTOR_REGIONS);
+        let length = (1 + LINEAGE_SECTORS + count) * SECTOR_BYTES as u64;
+        if file.len()? != length {
+            file.set_len(0)?;
+        }
+        // The header comes last, and goes first: without it the file is nobody's. What is there already
+        // is written over: that needs no space.
+        file.write_all_at(&[0; SECTOR_BYTES], 0)?;
+        file.sync_data()?;
+        for index in 1..=LINEAGE_SECTORS {
+            file.write_all_at(&[0; SECTOR_BYTES], index * SECTOR_BYTES as u64)?;
+        }
+        file.write_all_at(&self.lineage.1, self.lineage.0)?;
+        let sector = sector_of(&self.bits);
+        for index in 0..count {
+            file.write_all_at(&sector, (1 + LINEAGE_SECTORS + index) * SECTOR_BYTES as u64)?;
+        }
+        file.sync_all()?;
+        file.write_all_at(&header(*volume, *regions), 0)?;
+        file.sync_all()?;
+        path.parent().map_or(Ok(()), |dir| files.sync_dir(dir))?;
+        touch(&*file);
+        let (begun, stamp, stamps) = &self.durable;
+        stamps.durable(*begun, *stamp);
+        Ok(file)
     }
 }
 
@@ -152,31 +255,29 @@ impl IntentMap {
     /// # Panics
     /// If the disk has more regions than a volume can have.
     pub fn open(
-        files: &dyn Files,
+        files: &Arc<dyn Files>,
         path: &Path,
         volume: VolumeId,
         regions: u64,
         life: Life,
         unknown: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<(Self, Recovered)> {
-        let count = sectors_of(regions);
         let file = files.open_or_create(path)?;
-        let (sectors, changed) = (vec![[0; BITS_BYTES]; count], BTreeSet::new());
-        let (lineage, writes) = (Lineage::default(), 0);
-        let mut map = Self { file, volume, lineage, writes, life, sectors, changed };
-        let mut found = RegionSet::empty(regions);
-        if !map.is_of(volume, regions)? {
+        let mut map = Self::empty(files, path, volume, regions, life);
+        if !is_of(&*file, volume, regions)? {
             unknown()?;
-            map.make(files, path, volume, regions)?;
-            map.take_changes().write()?;
-            return Ok((map, Recovered { regions: found, is_unknown: true }));
+            let made = map.lay_out(0).write()?;
+            map.mended(made);
+            let regions = RegionSet::empty(regions);
+            return Ok((map, Recovered { regions, is_unknown: true }));
         }
         // What a killed agent wrote last may be in the page cache only; from here on it counts.
-        map.file.sync_data()?;
-        (map.lineage, map.writes) = read_lineage(&*map.file)?;
+        file.sync_data()?;
+        (map.lineage, map.writes) = read_lineage(&*file)?;
+        let mut found = RegionSet::empty(regions);
         let mut sector = [0; SECTOR_BYTES];
-        for index in 0..count {
-            map.file.read_exact_at(&mut sector, offset_of(index))?;
+        for index in 0..map.sectors.len() {
+            file.read_exact_at(&mut sector, offset_of(index))?;
             let is_whole = check_crc("intent sector", &sector).is_ok();
             if is_whole {
                 map.sectors[index].copy_from_slice(&sector[..BITS_BYTES]);
@@ -192,41 +293,102 @@ impl IntentMap {
                 }
             }
         }
+        map.mended(file);
         // From here on frames are made in this life: the file says so first.
         map.take_changes().write()?;
         Ok((map, Recovered { regions: found, is_unknown: false }))
     }
 
-    fn is_of(&self, volume: VolumeId, regions: u64) -> io::Result<bool> {
-        let length = offset_of(self.sectors.len());
-        if self.file.len()? != length {
-            return Ok(false);
-        }
-        let mut sector = [0; SECTOR_BYTES];
-        self.file.read_exact_at(&mut sector, 0)?;
-        Ok(sector[..] == header(volume, regions)[..])
-    }
-
-    fn make(
-        &mut self,
-        files: &dyn Files,
+    /// Intents whose file cannot be used: nothing is known of any region. What the file says is not void
+    /// before [`IntentMap::void`].
+    #[must_use]
+    pub fn unusable(
+        files: &Arc<dyn Files>,
         path: &Path,
         volume: VolumeId,
         regions: u64,
-    ) -> io::Result<()> {
-        // The header comes last: without it the file is nobody's.
-        self.file.set_len(0)?;
-        let empty = sector_of(&[0; BITS_BYTES]);
-        for index in 1..=LINEAGE_SECTORS {
-            self.file.write_all_at(&[0; SECTOR_BYTES], index * SECTOR_BYTES as u64)?;
+        life: Life,
+    ) -> (Self, Recovered) {
+        let map = Self::empty(files, path, volume, regions, life);
+        (map, Recovered { regions: RegionSet::full(regions), is_unknown: true })
+    }
+
+    fn empty(
+        files: &Arc<dyn Files>,
+        path: &Path,
+        volume: VolumeId,
+        regions: u64,
+        life: Life,
+    ) -> Self {
+        let count =
+            usize::try_from(regions.div_ceil(SECTOR_REGIONS)).expect("a volume has a limit");
+        Self {
+            home: Home { files: Arc::clone(files), path: path.to_owned(), volume, regions },
+            file: None,
+            is_void: true,
+            lineage: Lineage::default(),
+            writes: 0,
+            life,
+            sectors: vec![[0; BITS_BYTES]; count],
+            changed: BTreeSet::new(),
         }
-        for index in 0..self.sectors.len() {
-            self.file.write_all_at(&empty, offset_of(index))?;
+    }
+
+    /// The file, unless it cannot be opened.
+    #[must_use]
+    pub(super) fn file(&self) -> Option<Arc<dyn FileIo>> {
+        self.file.clone()
+    }
+
+    /// Regions of the disk.
+    #[must_use]
+    pub fn regions(&self) -> u64 {
+        self.home.regions
+    }
+
+    /// Whether what the file says counts for nothing.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.is_void
+    }
+
+    /// From here on what the file says counts for nothing; to be made durable before any write goes ahead
+    /// without its intent. Frames say nothing of intents from here on.
+    pub fn void(&mut self) -> Voiding {
+        self.life.stamps.forget();
+        self.is_void = true;
+        Voiding { home: self.home.clone(), file: self.file.clone() }
+    }
+
+    /// The file as it is to be, with intents of all regions or of none: 0xff or 0. Once it is durable,
+    /// [`IntentMap::mended`] takes it.
+    pub fn lay_out(&mut self, bits: u8) -> Layout {
+        self.sectors.fill([bits; BITS_BYTES]);
+        self.changed.clear();
+        let lineage = self.next_lineage();
+        let stamps = Arc::clone(&self.life.stamps);
+        let durable = (stamps.begin(), self.lineage.newest(), stamps);
+        Layout { home: self.home.clone(), bits: [bits; BITS_BYTES], lineage, durable }
+    }
+
+    /// The file says again what counts.
+    pub fn mended(&mut self, file: Arc<dyn FileIo>) {
+        self.file = Some(file);
+        self.is_void = false;
+    }
+
+    /// The next generation: where it is to be written, and its bytes.
+    fn next_lineage(&mut self) -> (u64, Vec<u8>) {
+        assert!(self.life.number > 0, "a life has a number");
+        self.lineage.begin(self.life.number);
+        if !self.lineage.raise() {
+            // All generations of this life were used up; whoever compares takes another for a rollback.
+            self.life.number = self.life.number.wrapping_add(1).max(1);
+            self.lineage.begin(self.life.number);
         }
-        self.file.sync_all()?;
-        self.file.write_all_at(&header(volume, regions), 0)?;
-        self.file.sync_all()?;
-        path.parent().map_or(Ok(()), |dir| files.sync_dir(dir))
+        self.writes += 1;
+        let place = (1 + self.writes % LINEAGE_SECTORS) * SECTOR_BYTES as u64;
+        (place, lineage_sector(&self.lineage, self.writes))
     }
 
     fn place(region: u64) -> (usize, usize, u8) {
@@ -263,8 +425,8 @@ impl IntentMap {
     #[must_use]
     pub fn growth(&self, regions: u64) -> Growth {
         Growth {
-            file: Arc::clone(&self.file),
-            volume: self.volume,
+            file: self.file.clone(),
+            volume: self.home.volume,
             regions,
             sectors: self.sectors.len(),
         }
@@ -276,6 +438,7 @@ impl IntentMap {
     /// If the disk has more regions than a volume can have.
     pub fn grown(&mut self, regions: u64) {
         self.sectors.resize(sectors_of(regions), [0; BITS_BYTES]);
+        self.home.regions = regions;
     }
 
     /// Every sector that changed since the last call, and the next generation with them.
@@ -284,17 +447,9 @@ impl IntentMap {
     /// If the life is 0.
     #[must_use]
     pub fn take_changes(&mut self) -> Changes {
-        assert!(self.life.number > 0, "a life has a number");
-        self.lineage.begin(self.life.number);
-        if !self.lineage.raise() {
-            // All generations of this life were used up; whoever compares takes another for a rollback.
-            self.life.number = self.life.number.wrapping_add(1).max(1);
-            self.lineage.begin(self.life.number);
-        }
-        self.writes += 1;
-        let place = (1 + self.writes % LINEAGE_SECTORS) * SECTOR_BYTES as u64;
+        let lineage = self.next_lineage();
         let mut changes = self.take_cleared();
-        changes.sectors.push((place, lineage_sector(&self.lineage, self.writes)));
+        changes.sectors.push(lineage);
         let stamps = Arc::clone(&self.life.stamps);
         changes.durable = Some((stamps.begin(), self.lineage.newest(), stamps));
         changes
@@ -307,12 +462,23 @@ impl IntentMap {
         let changed = std::mem::take(&mut self.changed);
         let sectors =
             changed.into_iter().map(|index| (offset_of(index), sector_of(&self.sectors[index])));
-        Changes { file: Arc::clone(&self.file), sectors: sectors.collect(), durable: None }
+        let file = self.file.clone().filter(|_| !self.is_void);
+        Changes { file, sectors: sectors.collect(), durable: None }
     }
 }
 
 fn sectors_of(regions: u64) -> usize {
     usize::try_from(regions.div_ceil(SECTOR_REGIONS)).expect("a volume has a limit")
+}
+
+fn is_of(file: &dyn FileIo, volume: VolumeId, regions: u64) -> io::Result<bool> {
+    let count = regions.div_ceil(SECTOR_REGIONS);
+    if file.len()? != (1 + LINEAGE_SECTORS + count) * SECTOR_BYTES as u64 {
+        return Ok(false);
+    }
+    let mut sector = [0; SECTOR_BYTES];
+    file.read_exact_at(&mut sector, 0)?;
+    Ok(sector[..] == header(volume, regions)[..])
 }
 
 fn offset_of(index: usize) -> u64 {
@@ -394,218 +560,4 @@ fn header(volume: VolumeId, regions: u64) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::faulty_files::FaultyFiles;
-    use crate::files::OsFiles;
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
-
-    const VOLUME: VolumeId = VolumeId([5; 16]);
-    const REGIONS: u64 = 10_000;
-
-    fn life(number: u32) -> Life {
-        Life { number, stamps: Arc::default() }
-    }
-
-    fn open(path: &Path) -> (IntentMap, Recovered) {
-        open_as(path, VOLUME, REGIONS)
-    }
-
-    fn open_as(path: &Path, volume: VolumeId, regions: u64) -> (IntentMap, Recovered) {
-        let mut is_told = false;
-        let mut unknown = || {
-            is_told = true;
-            Ok(())
-        };
-        let found =
-            IntentMap::open(&OsFiles, path, volume, regions, life(1), &mut unknown).unwrap();
-        assert_eq!(found.1.is_unknown, is_told);
-        found
-    }
-
-    #[test]
-    fn remembers_what_was_set_and_not_cleared() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("intent");
-        let (mut map, recovered) = open(&path);
-        assert!(recovered.is_unknown);
-        map.set(&[0, 4031, 4032, 9_999]);
-        map.take_changes().write().unwrap();
-        map.clear(&[4031]);
-        map.take_cleared().write().unwrap();
-        let (_, recovered) = open(&path);
-        assert!(!recovered.is_unknown);
-        assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), [0, 4032, 9_999]);
-        assert_eq!(path.metadata().unwrap().len(), 6 * 512);
-    }
-
-    /// D35: the intents of before are kept, and so is room for the new part's.
-    #[test]
-    fn grows_with_its_disk() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("intent");
-        let (mut map, _) = open(&path);
-        map.set(&[3, 9_999]);
-        map.take_changes().write().unwrap();
-        for regions in [REGIONS + 1, 4 * REGIONS] {
-            map.growth(regions).make().unwrap();
-            map.grown(regions);
-            map.set(&[regions - 1]);
-            map.take_changes().write().unwrap();
-        }
-        drop(map);
-        let (_, recovered) = open_as(&path, VOLUME, 4 * REGIONS);
-        let expected = [3, 9_999, REGIONS, 4 * REGIONS - 1];
-        assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), expected);
-        assert!(open(&path).1.is_unknown, "not of the size of before");
-    }
-
-    #[test]
-    fn a_damaged_sector_puts_its_regions_in_doubt() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("intent");
-        drop(open(&path));
-        let file = File::options().write(true).open(&path).unwrap();
-        FileExt::write_all_at(&file, &[1], 512 * 5 + 7).unwrap();
-        let files = FaultyFiles::good();
-        let mut nobody = || unreachable!("it is known");
-        let (_, recovered) =
-            IntentMap::open(&files, &path, VOLUME, REGIONS, life(1), &mut nobody).unwrap();
-        assert!(files.has_synced(&path), "what puts it in doubt must outlive a power cut");
-        let damaged: Vec<u64> = (8064..REGIONS).collect();
-        assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), damaged);
-        // D2: the byte that was damaged comes right again, as a torn write may have it.
-        FileExt::write_all_at(&file, &[0], 512 * 5 + 7).unwrap();
-        let (_, recovered) = open(&path);
-        assert_eq!(recovered.regions.iter().collect::<Vec<_>>(), damaged);
-    }
-
-    #[test]
-    fn a_file_of_another_volume_or_size_says_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("intent");
-        drop(open(&path));
-        assert!(open_as(&path, VolumeId([6; 16]), REGIONS).1.is_unknown);
-        drop(open(&path));
-        assert!(open_as(&path, VOLUME, REGIONS + 1).1.is_unknown);
-        drop(open(&path));
-        std::fs::write(&path, "short").unwrap();
-        assert!(open(&path).1.is_unknown);
-    }
-
-    /// D7: a crash while a lost file is made anew must not leave one that says "nothing in doubt".
-    #[test]
-    fn nothing_is_made_before_the_loss_is_noted() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("intent");
-        let mut fail = || Err(io::Error::other("not noted"));
-        assert!(IntentMap::open(&OsFiles, &path, VOLUME, REGIONS, life(1), &mut fail).is_err());
-        assert!(open(&path).1.is_unknown, "as before");
-    }
-
-    /// D2: damage never takes a region out of doubt.
-    #[test]
-    fn every_flipped_byte_and_every_length_leaves_more_in_doubt() {
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let path = dir.path().join("intent");
-        let (mut map, _) = open(&path);
-        let set = [0, 4031, 4032, 9_999];
-        map.set(&set);
-        map.take_changes().write().unwrap();
-        drop(map);
-        let whole = std::fs::read(&path).unwrap();
-        let (mut unknown, mut sectors) = (0, 0);
-        for at in 0..whole.len() {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 1 << (at % 8);
-            std::fs::write(&path, bytes).unwrap();
-            let (_, recovered) = open(&path);
-            if at < SECTOR_BYTES {
-                assert!(recovered.is_unknown, "flip at {at}");
-                unknown += 1;
-                continue;
-            }
-            let found: BTreeSet<u64> = recovered.regions.iter().collect();
-            let in_front = 1 + usize::try_from(LINEAGE_SECTORS).unwrap();
-            let Some(index) = (at / SECTOR_BYTES).checked_sub(in_front) else {
-                assert_eq!(found, set.into(), "flip at {at} concerns no region");
-                continue;
-            };
-            let first = index as u64 * SECTOR_REGIONS;
-            let damaged = first..REGIONS.min(first + SECTOR_REGIONS);
-            assert_eq!(found, damaged.chain(set).collect(), "flip at {at}");
-            sectors += 1;
-        }
-        for length in 0..whole.len() {
-            std::fs::write(&path, &whole[..length]).unwrap();
-            assert!(open(&path).1.is_unknown, "cut to {length}");
-        }
-        std::fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
-        assert!(open(&path).1.is_unknown, "grown");
-        println!(
-            "intent: {unknown} flips make all unknown, {sectors} a sector; {} cuts",
-            whole.len()
-        );
-    }
-
-    /// Whatever is torn or damaged of it, it never says more than what was durable.
-    #[test]
-    fn the_line_goes_on_and_says_no_more_than_was_durable() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("intent");
-        assert_eq!(lineage_at(&OsFiles, &path).unwrap(), Lineage::default());
-        let open = |number| {
-            let stamps = Arc::<Stamps>::default();
-            let life = Life { number, stamps: Arc::clone(&stamps) };
-            let opened = IntentMap::open(&OsFiles, &path, VOLUME, REGIONS, life, &mut || Ok(()));
-            (opened.unwrap().0, stamps)
-        };
-        let told = Stamps::now;
-        let (mut map, stamp) = open(7);
-        assert_eq!(told(&stamp), Stamp { life: 7, generation: 1 }, "before the first frame");
-        map.set(&[3]);
-        let changes = map.take_changes();
-        assert_eq!(told(&stamp).generation, 1, "nothing is said before it is durable");
-        changes.write().unwrap();
-        assert_eq!(told(&stamp).generation, 2);
-        map.clear(&[3]);
-        map.take_cleared().write().unwrap();
-        assert_eq!(told(&stamp).generation, 2, "nobody synced it");
-        drop(map);
-        let (_, stamp) = open(8);
-        assert_eq!(told(&stamp), Stamp { life: 8, generation: 1 });
-        let whole = lineage_at(&OsFiles, &path).unwrap();
-        assert!(whole.covers(Stamp { life: 7, generation: 2 }) && whole.covers(told(&stamp)));
-        let bytes = std::fs::read(&path).unwrap();
-        for at in SECTOR_BYTES..3 * SECTOR_BYTES {
-            let mut bytes = bytes.clone();
-            bytes[at] ^= 1 << (at % 8);
-            std::fs::write(&path, &bytes).unwrap();
-            let found = lineage_at(&OsFiles, &path).unwrap();
-            assert!(!found.covers(Stamp { life: 7, generation: 3 }), "flip at {at}");
-            assert!(!found.covers(Stamp { life: 8, generation: 2 }), "flip at {at}");
-        }
-        std::fs::write(&path, "short").unwrap();
-        assert_eq!(lineage_at(&OsFiles, &path).unwrap(), Lineage::default());
-    }
-
-    #[test]
-    fn the_bytes_are_those_documented() {
-        let header = header(VOLUME, 3);
-        assert_eq!(&header[..8], b"FSIN\x02\0\0\0");
-        assert_eq!(header[8..24], [5; 16]);
-        assert_eq!(header[24..32], [3, 0, 0, 0, 0, 0, 0, 0]);
-        let mut lineage = Lineage::default();
-        lineage.begin(0x0102_0304);
-        let sector = lineage_sector(&lineage, 9);
-        assert_eq!(sector[..16], *b"FSIL\0\0\0\0\x09\0\0\0\0\0\0\0");
-        assert_eq!(sector[72..80], [0, 0, 0, 0, 4, 3, 2, 1]);
-        assert!(header[32..508].iter().all(|byte| *byte == 0));
-        let mut bits = [0; BITS_BYTES];
-        bits[1] = 2;
-        let sector = sector_of(&bits);
-        assert_eq!(sector[..4], [0, 2, 0, 0]);
-        check_crc("sector", &sector).unwrap();
-    }
-}
+mod tests;

@@ -14,6 +14,8 @@ struct Inner {
     generation: u64,
     end: Option<Seq>,
     is_resync: bool,
+    /// The copy that has come to its end without that being noted.
+    unnoted: Option<Lease>,
     /// How many restart the log, or let the disk grow: nothing is consistent until that is over.
     holds: u32,
 }
@@ -58,6 +60,7 @@ impl Progress {
             generation: 0,
             end: copy.end_seq.map(Seq),
             is_resync: copy.is_resync,
+            unnoted: None,
             holds: 0,
         };
         Self { state, inner: Mutex::new(inner), changed: Notify::new() }
@@ -91,6 +94,7 @@ impl Progress {
         inner.generation = generation;
         inner.cursor = 0;
         inner.end = None;
+        inner.unnoted = None;
         inner.is_resync = is_resync;
         if written.is_err() {
             inner.holds -= 1;
@@ -201,6 +205,7 @@ impl Progress {
             is_good = inner.generation == lease.generation && inner.holds == 0;
             if is_good {
                 inner.end = Some(end);
+                inner.unnoted = None;
                 inner.cursor = state.size_bytes;
                 state.copy.end_seq = Some(end.0);
                 state.logged = state.logged.max(end.0);
@@ -209,6 +214,26 @@ impl Progress {
         });
         self.changed.notify_waiters();
         written.map(|()| is_good)
+    }
+
+    /// Ends the copy for this run of the agent only: something that a start must know of it cannot be noted.
+    /// [`Progress::finish`] is for later.
+    pub fn finish_unnoted(&self, lease: Lease, end: Seq) {
+        let size_bytes = self.state.get().size_bytes;
+        let mut inner = self.lock();
+        if inner.generation == lease.generation && inner.holds == 0 {
+            inner.end = Some(end);
+            inner.cursor = size_bytes;
+            inner.unnoted = Some(lease);
+        }
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// The copy that has come to its end without that being noted.
+    #[must_use]
+    pub fn unnoted(&self) -> Option<Lease> {
+        self.lock().unnoted
     }
 
     /// Last seq of the copy, once all of it is in the log and no restart is under way.

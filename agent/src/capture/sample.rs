@@ -209,7 +209,7 @@ impl Sampling {
     async fn doubt(&self, range: BlockRange) -> io::Result<()> {
         self.stream.log.breach();
         let gate = self.splitter.gate();
-        let pass = gate.enter(Regions::of(range)).await.map_err(io::Error::other)?;
+        let pass = gate.enter(Regions::of(range)).await;
         gate.leave(pass, false);
         Ok(())
     }

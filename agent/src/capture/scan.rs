@@ -163,7 +163,10 @@ impl Scanner {
         let skips_zeros = self.is_stream_empty.swap(false, Ordering::Relaxed);
         let core = &self.core;
         self.decide_retry();
-        match core.disk.check() {
+        // Its file system may hang.
+        let checked = Arc::clone(core);
+        let checked = tokio::task::spawn_blocking(move || checked.disk.check()).await;
+        match checked.map_err(io::Error::other)? {
             // What it has grown by is for later.
             Ok(()) | Err(DiskError::Grown { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -206,6 +209,7 @@ impl Scanner {
         self.log_changed(gathered, skips_zeros).await?;
         if let Some(lease) = lease {
             let is_done = blocking_core(core, move |core| {
+                core.unknown.settle()?;
                 core.log.sync()?;
                 core.progress.finish(lease, core.log.last())
             });
@@ -291,6 +295,7 @@ impl Scanner {
             from = to;
         }
         blocking_core(&self.core, move |core| {
+            core.unknown.settle()?;
             let end = core.log.last();
             core.log.sync()?;
             // Not noted after a restart of the log: then the hashes are void too.
@@ -472,7 +477,7 @@ impl Core {
                 }
             };
             for bad in &found.bad {
-                self.unknown.add(*bad)?;
+                self.unknown.add(*bad);
             }
             for (good, _) in &found.data {
                 self.unknown.remove(*good);

@@ -246,7 +246,6 @@ impl Splitter {
     async fn change(self: &Arc<Self>, change: Change, fua: bool) -> Result<(), BackendError> {
         let blocks = change.blocks();
         let pass = self.core.gate.enter(Regions::of(blocks)).await;
-        let pass = pass.map_err(io::Error::other)?;
         let guard = self.core.locks.lock(blocks).await;
         let is_written = is_quick(&change) && self.core.write_at_once(&change);
         let done = if is_written {
@@ -257,7 +256,10 @@ impl Splitter {
             self.core.on_thread(is_quick, move || core.apply(&change, pass, false)).await
         };
         drop(guard);
-        done?;
+        if !done? {
+            // The log's file would have got a new time.
+            self.core.gate.touch().await;
+        }
         if fua {
             self.flush_all().await?;
         }
@@ -360,8 +362,9 @@ impl Core {
         begun.is_ok() && self.disk.write_at_once(data, *offset).unwrap_or(false)
     }
 
-    /// The disk, unless it `is_written`, then the log; blocks. The caller holds the blocks.
-    fn apply(&self, change: &Change, pass: Pass, is_written: bool) -> io::Result<()> {
+    /// The disk, unless it `is_written`, then the log: whether that took the change. Blocks; the caller holds
+    /// the blocks.
+    fn apply(&self, change: &Change, pass: Pass, is_written: bool) -> io::Result<bool> {
         let mut is_logged = false;
         let result = self.apply_to_both(change, is_written, &mut is_logged);
         if !is_logged {
@@ -369,7 +372,7 @@ impl Core {
         }
         // Whatever went wrong, some of it may be on the disk: what is not logged is in doubt.
         self.gate.leave(pass, is_logged);
-        result
+        result.map(|()| is_logged)
     }
 
     fn apply_to_both(
@@ -497,6 +500,8 @@ impl Core {
     }
 
     fn sync_log(&self) -> io::Result<Durable> {
+        // Intents are cleared behind this: what was found to be unknown instead of being logged comes first.
+        self.unknown.settle()?;
         let durable = Durable { restarts: self.progress.restarts(), end: self.log.last() };
         self.log.sync()?;
         Ok(durable)

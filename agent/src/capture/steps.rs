@@ -9,6 +9,8 @@ pub enum Step {
     BeforeIntent,
     /// The intent is durable.
     AfterIntent,
+    /// Intents cannot be had: that is about to be noted, or ended.
+    BeforeVoid,
     /// The write goes ahead.
     BeforeDisk,
     /// The disk has the bytes.
@@ -53,6 +55,8 @@ pub enum Call {
     },
     /// To make everything durable.
     Sync,
+    /// Its memory is dropped, so that the next read asks the disk.
+    Forget,
 }
 
 /// Reached at every step of a write and before every call of the disk. Outside tests it does nothing.

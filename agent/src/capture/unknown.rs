@@ -1,13 +1,14 @@
 //! The blocks of a disk that cannot be read: what they hold is unknown, and everything else is
 //! replicated without them.
 //!
-//! Kept in `unknown.json`, durably before a copy passes by, so that no start of the agent takes them
-//! for copied. A block is known again once it was read or written in full.
+//! Kept in `unknown.json` (`docs/formats/unknown.md`), durably before it is noted that a copy passed by, or
+//! before intents are cleared, so that no start of the agent takes them for copied. A block is known again
+//! once it was read or written in full. However many there are, they are told, and the rest goes on.
 
 use crate::durable::replace;
 use crate::files::Files;
 use farshore_proto::BlockRange;
-use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::limits::{BLOCK_BYTES, VOLUME_BLOCKS_MAX};
 use farshore_proto::wire::put_crc;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,9 +21,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub const UNKNOWN_FILE: &str = "unknown.json";
 /// Ranges that are kept apart; more are joined over what lies between, which is unknown then too.
 const RANGES_MAX: usize = 4096;
-/// Unknown blocks of one disk, at most (1 GiB): beyond that it is the disk that has failed.
-const BLOCKS_MAX: u64 = 1 << 18;
-
 /// The file's content.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
@@ -36,8 +34,20 @@ struct Kept {
 pub struct Unknown {
     files: Arc<dyn Files>,
     path: PathBuf,
-    ranges: Mutex<BTreeMap<u64, u64>>,
+    /// Held while the file is written: what is told of the blocks waits for no disk.
+    lane: Mutex<()>,
+    inner: Mutex<Inner>,
     count: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ranges: BTreeMap<u64, u64>,
+    /// Changes so far, and how many of them the file has.
+    changes: u64,
+    noted: u64,
+    /// Why the file could not be written last.
+    trouble: Option<String>,
 }
 
 fn checksum(ranges: &[(u64, u64)]) -> u32 {
@@ -60,7 +70,7 @@ impl Unknown {
             Ok(bytes) => {
                 let kept: Kept = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
                 let is_good = kept.ranges.is_sorted_by(|a, b| a.1 < b.0)
-                    && kept.ranges.iter().all(|(from, to)| from < to)
+                    && kept.ranges.iter().all(|(from, to)| from < to && *to <= VOLUME_BLOCKS_MAX)
                     && kept.ranges.len() <= RANGES_MAX
                     && checksum(&kept.ranges) == kept.crc32c;
                 if !is_good {
@@ -71,8 +81,9 @@ impl Unknown {
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(error),
         };
-        let unknown = Self { files, path, ranges: Mutex::new(ranges), count: AtomicU64::new(0) };
-        unknown.recount(&unknown.lock());
+        let unknown = Self::none(files, dir);
+        unknown.recount(&ranges);
+        unknown.lock().ranges = ranges;
         Ok(unknown)
     }
 
@@ -80,21 +91,55 @@ impl Unknown {
     #[must_use]
     pub fn none(files: Arc<dyn Files>, dir: &Path) -> Self {
         let path = dir.join(UNKNOWN_FILE);
-        Self { files, path, ranges: Mutex::default(), count: AtomicU64::new(0) }
+        let (lane, inner, count) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
+        Self { files, path, lane, inner, count }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn recount(&self, ranges: &BTreeMap<u64, u64>) {
         self.count.store(ranges.iter().map(|(from, to)| to - from).sum(), Ordering::Relaxed);
     }
 
-    fn keep(&self, ranges: &BTreeMap<u64, u64>) -> io::Result<()> {
-        let ranges: Vec<(u64, u64)> = ranges.iter().map(|(from, to)| (*from, *to)).collect();
+    /// Makes durable what is known of the blocks; blocks.
+    ///
+    /// # Errors
+    /// What the system said: then nothing may be noted that relies on it.
+    pub fn settle(&self) -> io::Result<()> {
+        let _lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ranges, changes) = {
+            let inner = self.lock();
+            if inner.noted == inner.changes {
+                return Ok(());
+            }
+            let ranges: Vec<(u64, u64)> =
+                inner.ranges.iter().map(|(from, to)| (*from, *to)).collect();
+            (ranges, inner.changes)
+        };
         let kept = Kept { crc32c: checksum(&ranges), ranges };
-        replace(&*self.files, &self.path, &serde_json::to_vec(&kept).map_err(io::Error::other)?)
+        let bytes = serde_json::to_vec(&kept).map_err(io::Error::other)?;
+        let written = replace(&*self.files, &self.path, &bytes);
+        let mut inner = self.lock();
+        match &written {
+            Ok(()) => (inner.noted, inner.trouble) = (changes, None),
+            Err(error) => {
+                let trouble = error.to_string();
+                if inner.trouble.as_ref() != Some(&trouble) {
+                    let path = self.path.display();
+                    tracing::warn!(%path, %error, "which blocks cannot be read cannot be noted");
+                }
+                inner.trouble = Some(trouble);
+            }
+        }
+        written
+    }
+
+    /// Why it cannot be noted which blocks are unknown; none if it could be.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.lock().trouble.clone()
     }
 
     /// Number of unknown blocks.
@@ -106,7 +151,7 @@ impl Unknown {
     /// The first byte that is unknown.
     #[must_use]
     pub fn first_byte(&self) -> Option<u64> {
-        self.lock().keys().next().map(|block| block * BLOCK_BYTES as u64)
+        self.lock().ranges.keys().next().map(|block| block * BLOCK_BYTES as u64)
     }
 
     /// The unknown parts of a range, in order.
@@ -115,52 +160,57 @@ impl Unknown {
         if self.count() == 0 {
             return Vec::new();
         }
-        let ranges = self.lock();
+        let inner = self.lock();
         let clip = |(from, to): (&u64, &u64)| {
             let (from, to) = ((*from).max(blocks.block), (*to).min(blocks.end()));
             (from < to).then(|| BlockRange { block: from, count: to - from })
         };
-        ranges.range(..blocks.end()).filter_map(clip).collect()
+        inner.ranges.range(..blocks.end()).filter_map(clip).collect()
     }
 
-    /// Notes durably that blocks cannot be read; blocks the thread.
-    ///
-    /// # Errors
-    /// What the system said, or that there are so many that the disk has failed; then nothing may rely
-    /// on it.
-    pub fn add(&self, blocks: BlockRange) -> io::Result<()> {
-        let mut ranges = self.lock();
-        if ranges.range(..=blocks.block).next_back().is_some_and(|(_, to)| *to >= blocks.end()) {
-            return Ok(());
+    /// The parts of a range that are not unknown, in order.
+    #[must_use]
+    pub fn readable(&self, blocks: BlockRange) -> Vec<BlockRange> {
+        let (mut parts, mut from) = (Vec::new(), blocks.block);
+        let end = BlockRange { block: blocks.end(), count: 0 };
+        for bad in self.within(blocks).into_iter().chain([end]) {
+            if from < bad.block {
+                parts.push(BlockRange { block: from, count: bad.block - from });
+            }
+            from = bad.end();
         }
-        let mut more = ranges.clone();
+        parts
+    }
+
+    /// Blocks cannot be read; [`Unknown::settle`] makes that durable.
+    pub fn add(&self, blocks: BlockRange) {
+        let mut inner = self.lock();
+        let ranges = &mut inner.ranges;
+        if ranges.range(..=blocks.block).next_back().is_some_and(|(_, to)| *to >= blocks.end()) {
+            return;
+        }
         let (mut from, mut to) = (blocks.block, blocks.end());
-        while let Some((&other, &end)) = more.range(..=to).next_back()
+        while let Some((&other, &end)) = ranges.range(..=to).next_back()
             && end >= from
         {
             (from, to) = (from.min(other), to.max(end));
-            more.remove(&other);
+            ranges.remove(&other);
         }
-        more.insert(from, to);
-        if more.len() > RANGES_MAX {
-            join_closest(&mut more);
+        ranges.insert(from, to);
+        if ranges.len() > RANGES_MAX {
+            join_closest(ranges);
         }
-        if more.iter().map(|(from, to)| to - from).sum::<u64>() > BLOCKS_MAX {
-            return Err(io::Error::other("most of what is read of it cannot be read"));
-        }
-        self.keep(&more)?;
-        self.recount(&more);
-        *ranges = more;
-        Ok(())
+        self.recount(ranges);
+        inner.changes += 1;
     }
 
-    /// Notes that blocks are known; blocks the thread. That this is forgotten in a crash costs another
-    /// read of them.
+    /// Blocks are known. That this is forgotten in a crash costs another read of them.
     pub fn remove(&self, blocks: BlockRange) {
         if self.within(blocks).is_empty() {
             return;
         }
-        let mut ranges = self.lock();
+        let mut inner = self.lock();
+        let ranges = &mut inner.ranges;
         let touched: Vec<(u64, u64)> = ranges
             .range(..blocks.end())
             .filter(|(_, to)| **to > blocks.block)
@@ -175,11 +225,12 @@ impl Unknown {
                 ranges.insert(blocks.end(), to);
             }
         }
-        self.recount(&ranges);
-        if let Err(error) = self.keep(&ranges) {
-            let path = self.path.display();
-            tracing::warn!(%path, %error, "that blocks are known again cannot be written");
+        // A hole in the middle of a run makes two of it.
+        if ranges.len() > RANGES_MAX {
+            join_closest(ranges);
         }
+        self.recount(ranges);
+        inner.changes += 1;
     }
 }
 
@@ -260,7 +311,7 @@ mod tests {
         let unknown = open(dir.path());
         assert_eq!((unknown.count(), unknown.first_byte()), (0, None));
         for blocks in [range(10, 5), range(20, 5), range(15, 5), range(3, 1), range(12, 2)] {
-            unknown.add(blocks).unwrap();
+            unknown.add(blocks);
         }
         let all = range(0, 100);
         assert_eq!(unknown.within(all), [range(3, 1), range(10, 15)]);
@@ -268,6 +319,8 @@ mod tests {
         unknown.remove(range(12, 10));
         unknown.remove(range(0, 4));
         let left = [range(10, 2), range(22, 3)];
+        assert_eq!(unknown.readable(range(9, 15)), [range(9, 1), range(12, 10)]);
+        unknown.settle().unwrap();
         assert_eq!(unknown.within(all), left);
         assert_eq!(unknown.within(range(11, 12)), [range(11, 1), range(22, 1)]);
         assert_eq!(open(dir.path()).within(all), left);
@@ -286,7 +339,14 @@ mod tests {
         assert_eq!(ranges.len(), 5);
         assert_eq!(ranges[&40], 44, "what lies between is unknown too");
         let dir = tempfile::tempdir().unwrap();
-        open(dir.path()).add(range(0, BLOCKS_MAX + 1)).unwrap_err();
+        let unknown = open(dir.path());
+        (0..2 * RANGES_MAX as u64).for_each(|at| unknown.add(range(at * 10, 1)));
+        unknown.add(range(1 << 20, 1 << 20));
+        unknown.remove(range((1 << 20) + 7, 1));
+        unknown.settle().unwrap();
+        let kept = open(dir.path());
+        assert_eq!(kept.within(range(0, 1 << 30)).len(), RANGES_MAX);
+        assert!(kept.count() > 1 << 20, "however many there are");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! first; the newest file is never removed, so that the next seq is always known. What is behind the
 //! frames that somebody relies on may be lost in a crash; the volume's state says up to where that is.
 
+mod closed;
 mod reader;
 mod recovery;
 mod still;
@@ -82,6 +83,12 @@ pub enum AppendError {
     /// The file system of the log is full.
     #[error("no space is left for the log")]
     NoSpace,
+    /// What must be noted before anything is appended cannot be noted.
+    #[error("the agent's directory takes nothing: {why}")]
+    Held {
+        /// What the system said.
+        why: String,
+    },
     /// Writing failed in another way.
     #[error("the log cannot be written")]
     Io {

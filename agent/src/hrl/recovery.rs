@@ -108,7 +108,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogErr
     move |source| LogError::Io { action, path, source }
 }
 
-fn list(files: &dyn Files, dir: &Path) -> Result<Vec<(Seq, PathBuf)>, LogError> {
+pub(super) fn list(files: &dyn Files, dir: &Path) -> Result<Vec<(Seq, PathBuf)>, LogError> {
     let mut found = Vec::new();
     for name in files.list(dir).map_err(failed("list", dir))? {
         let number = name.to_str().and_then(|name| name.strip_suffix(".hrl"));

@@ -96,16 +96,30 @@ pub(super) struct Writer {
     pub(super) parts: VecDeque<Part>,
     pub(super) next: Seq,
     bytes: u64,
+    /// Why nothing is appended, if so; see [`Log::hold`].
+    pub(super) held: Option<String>,
+    /// Its files could not be opened: they are left alone until it is restarted.
+    pub(super) is_closed: bool,
     /// Changes that the log did not take, and restarts: a mark is good only if none came between.
     breaches: u64,
     restarts: u64,
     no_space_until: Option<Timestamp>,
     /// Files with frames that no sync has covered.
-    unsynced: Vec<Arc<dyn FileIo>>,
+    pub(super) unsynced: Vec<Arc<dyn FileIo>>,
     is_dir_synced: bool,
-    /// A failed append could not be undone: nothing may be appended behind it.
-    is_broken: bool,
+    /// Nothing may be appended before this is mended.
+    broken: Option<Broken>,
     still: Still,
+}
+
+/// What went wrong half-way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// A failed append was not undone: its bytes may lie behind the end of the newest file.
+    NotUndone,
+    /// The only file, all of which is committed, was not emptied: its end, its header and its name may not
+    /// fit each other.
+    NotEmptied,
 }
 
 /// The log of one volume.
@@ -139,55 +153,65 @@ impl Log {
         logged: Seq,
         lost: Lost<'_>,
     ) -> Result<(Self, Recovered), LogError> {
-        let Home { files, time, dir, limit_bytes } = home;
-        let dir = &*dir;
+        let (files, dir) = (&*home.files, &*home.dir);
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| LogError::Io { action, path, source }
         };
         files.create_dir_all(dir).map_err(io("create", dir))?;
-        let (mut parts, mut recovered) = recovery::recover(&*files, dir, volume, logged, lost)?;
+        let (mut parts, mut recovered) = recovery::recover(files, dir, volume, logged, lost)?;
         if parts.is_empty() {
-            let part = create(&*files, dir, volume, Seq(1));
+            let part = create(files, dir, volume, Seq(1));
             parts.push_back(part.map_err(io("create a file in", dir))?);
             recovered.last = Seq(0);
         }
         files.sync_dir(dir).map_err(io("sync", dir))?;
-        let bytes = parts.iter().map(|part| part.end).sum();
-        let next = recovered.last.next();
         recovered.first = parts[0].first;
+        let still = match recovered.marks.last() {
+            Some((seq, mark)) if *seq == recovered.last => Still::at(*seq, mark),
+            _ => Still::default(),
+        };
+        Ok((Self::over(home, volume, parts, (recovered.last, still)), recovered))
+    }
+
+    pub(super) fn over(
+        home: Home,
+        volume: VolumeId,
+        parts: VecDeque<Part>,
+        (last, still): (Seq, Still),
+    ) -> Self {
+        let Home { files, time, dir, limit_bytes } = home;
+        let bytes = parts.iter().map(|part| part.end).sum();
         // What was read back may be in the page cache only.
         let unsynced = parts.iter().map(|part| Arc::clone(&part.file)).collect();
         let writer = Writer {
             parts,
-            next,
+            next: last.next(),
             bytes,
+            held: None,
+            is_closed: false,
             breaches: 0,
             restarts: 0,
             no_space_until: None,
             unsynced,
             is_dir_synced: true,
-            is_broken: false,
-            still: match recovered.marks.last() {
-                Some((seq, mark)) if *seq == recovered.last => Still::at(*seq, mark),
-                _ => Still::default(),
-            },
+            broken: None,
+            still,
         };
-        let log = Self {
+        Self {
             files,
             time,
-            dir: dir.to_owned(),
+            dir,
             volume,
             limit_bytes,
             file_bytes: HRL_FILE_BYTES.min(limit_bytes / 4),
-            last: AtomicU64::new(recovered.last.0),
+            last: AtomicU64::new(last.0),
             bytes: AtomicU64::new(bytes),
             writer: Mutex::new(writer),
             sync_lane: Mutex::default(),
             appended: Notify::new(),
             stamps: Arc::default(),
-        };
-        Ok((log, recovered))
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Writer> {
@@ -332,13 +356,13 @@ impl Log {
         entries: &[Entry<'_>],
     ) -> Result<Seq, AppendError> {
         assert!(!entries.is_empty(), "nothing to append");
-        if writer.is_broken {
-            let source = io::Error::other("an earlier append could not be undone");
-            return Err(AppendError::Io { source });
+        if let Some(why) = &writer.held {
+            return Err(AppendError::Held { why: why.clone() });
         }
         if writer.no_space_until.is_some_and(|until| until > self.time.now()) {
             return Err(AppendError::NoSpace);
         }
+        self.mend(writer)?;
         let mut next = writer.next;
         let frames = frames_of(entries, &mut next, self.stamps.now());
         let bytes: u64 = frames.iter().map(|frame| frame.bytes()).sum();
@@ -361,6 +385,26 @@ impl Log {
         Ok(Seq(writer.next.0 - 1))
     }
 
+    /// Tries again what went wrong half-way.
+    fn mend(&self, writer: &mut Writer) -> Result<(), AppendError> {
+        let mended = match writer.broken {
+            None => return Ok(()),
+            Some(Broken::NotUndone) => active(writer).file.set_len(active(writer).end),
+            Some(Broken::NotEmptied) => self.recycle(writer).map_err(io::Error::other),
+        };
+        match mended {
+            Ok(()) => {
+                writer.broken = None;
+                Ok(())
+            }
+            Err(source) => {
+                // Not at every write.
+                writer.no_space_until = Some(self.time.now().plus_ms(NO_SPACE_PAUSE_MS));
+                Err(AppendError::Io { source })
+            }
+        }
+    }
+
     fn write_frames(&self, writer: &mut Writer, frames: &[Frame<'_>]) -> io::Result<()> {
         for group in frames.chunks(SLICES_MAX / 2) {
             if active(writer).end >= self.file_bytes && active(writer).first < writer.next {
@@ -377,7 +421,7 @@ impl Log {
             let bytes: u64 = group.iter().map(Frame::bytes).sum();
             if let Err(error) = part.file.write_vectored_at(&mut slices, part.end) {
                 if part.file.set_len(part.end).is_err() {
-                    writer.is_broken = true;
+                    writer.broken = Some(Broken::NotUndone);
                 }
                 return Err(error);
             }
@@ -482,12 +526,11 @@ impl Log {
         let emptied = match emptied {
             Ok(emptied) => emptied,
             Err(source) => {
-                // Its end, its header and its name may not fit each other any more.
-                writer.is_broken = true;
+                writer.broken = Some(Broken::NotEmptied);
                 return Err(LogError::Io { action: "empty", path, source });
             }
         };
-        writer.is_broken = false;
+        writer.broken = None;
         writer.bytes -= part.end - emptied.end;
         let part = writer.parts.back_mut().expect("the log has a file");
         *part = emptied;
@@ -511,12 +554,10 @@ impl Log {
             let path = path.to_owned();
             move |source| LogError::Io { action, path, source }
         };
-        for part in &writer.parts {
-            match self.files.remove(&part.path) {
-                // An attempt before this one came so far.
-                Err(source) if source.kind() == io::ErrorKind::NotFound => {}
-                removed => removed.map_err(error("remove", &part.path))?,
-            }
+        self.files.create_dir_all(&self.dir).map_err(error("create", &self.dir))?;
+        // A log that could not be opened has files that it knows nothing of.
+        for (_, path) in recovery::list(&*self.files, &self.dir)? {
+            self.files.remove(&path).map_err(error("remove", &path))?;
         }
         let part = create(&*self.files, &self.dir, self.volume, next)
             .map_err(error("create a file in", &self.dir))?;
@@ -527,8 +568,11 @@ impl Log {
         writer.unsynced = vec![Arc::clone(&part.file)];
         writer.parts = VecDeque::from([part]);
         writer.is_dir_synced = true;
-        writer.is_broken = false;
+        writer.broken = None;
         writer.no_space_until = None;
+        if std::mem::take(&mut writer.is_closed) {
+            writer.held = None;
+        }
         self.publish(&writer);
         Ok(())
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::faulty_files::{FaultyFiles, time};
+use crate::faulty_files::{FaultyFiles, Sickness, time};
 use crate::hrl::Entry;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::limits::{FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
@@ -15,6 +15,7 @@ fn place(dir: &Path, files: &FaultyFiles) -> Place {
         dir: dir.to_owned(),
         log_bytes_max: 1 << 20,
         life: 7,
+        is_forced: false,
     }
 }
 
@@ -34,9 +35,7 @@ fn disk() -> DiskFacts {
 /// Opens the stream and its intents, as the capture does.
 fn begin(dir: &Path, files: &FaultyFiles) -> Result<(Stream, Found), ()> {
     let (stream, found) = open(dir, files).map_err(|_| ())?;
-    stream
-        .open_intents(&*files.shared(), dir, (disk(), found.is_new), &mut || Ok(()))
-        .map_err(|_| ())?;
+    stream.open_intents((disk(), found.is_new), false, &mut || Ok(())).map_err(|_| ())?;
     Ok((stream, found))
 }
 
@@ -196,7 +195,7 @@ fn a_disk_is_flushed_before_it_is_captured() {
     let (stream, found) = open(dir.path(), &files).unwrap();
     let intents = dir.path().join(INTENT_FILE);
     let open_intents = |sync_disk: &mut dyn FnMut() -> io::Result<()>| {
-        stream.open_intents(&*files.shared(), dir.path(), (disk(), found.is_new), sync_disk)
+        stream.open_intents((disk(), found.is_new), false, sync_disk)
     };
     let refused = open_intents(&mut || Err(io::Error::other("the disk is gone")));
     assert_eq!(refused.unwrap_err().to_string(), "the disk is gone");
@@ -209,4 +208,88 @@ fn a_disk_is_flushed_before_it_is_captured() {
     };
     open_intents(&mut sync_disk).unwrap();
     assert_eq!((flushes, stream.state.get().size_bytes), (1, SIZE));
+}
+
+/// D7: without its state nothing is known of a volume that had begun.
+#[test]
+fn a_lost_state_is_no_new_volume() {
+    for beside in [INTENT_FILE, LOG_DIR] {
+        let dir = volume();
+        fs::remove_file(dir.path().join(STATE_FILE)).unwrap();
+        // Either alone says that something was there.
+        let other = if beside == INTENT_FILE { LOG_DIR } else { INTENT_FILE };
+        let other = dir.path().join(other);
+        if other.is_dir() {
+            fs::remove_dir_all(other).unwrap();
+        } else {
+            fs::remove_file(other).unwrap();
+        }
+        let (stream, found) = begin(dir.path(), &FaultyFiles::good()).unwrap();
+        assert!(!found.is_new, "with its {beside}");
+        assert!(stream.progress.is_resync() && stream.progress.end().is_none());
+    }
+}
+
+/// P30: what is sent of the whole disk has no intents. Those that become durable while that is noted must
+/// not be said of it: a directory of before knows of no copy under way and has the same ones.
+#[test]
+fn frames_of_a_whole_copy_say_nothing_of_intents_that_came_before_it() {
+    type Begin = fn(&Stream);
+    let begins: [(&str, Begin); 2] = [
+        ("disturbed", |stream| stream.reread().unwrap()),
+        ("restarted", |stream| stream.restart(Seq(10), Breach::Gap).unwrap()),
+    ];
+    for (what, begin_copy) in begins {
+        let dir = volume();
+        let files = FaultyFiles::good();
+        let (stream, _) = begin(dir.path(), &files).unwrap();
+        let stamps = stream.log.stamps();
+        let intents = farshore_proto::Stamp { life: 7, generation: 99 };
+        files.hold_syncs(true);
+        std::thread::scope(|scope| {
+            let copying = scope.spawn(|| begin_copy(&stream));
+            while files.syncs_waiting() == 0 {
+                std::thread::yield_now();
+            }
+            stamps.durable(stamps.begin(), intents);
+            files.hold_syncs(false);
+            copying.join().unwrap();
+        });
+        assert_eq!(stamps.now(), farshore_proto::Stamp::default(), "{what}");
+    }
+}
+
+/// D31: what a volume was is left alone until the loss of it is noted, and nothing is logged before.
+#[test]
+fn a_volume_that_is_forced_open_touches_nothing_that_a_start_needs() {
+    for sickness in [Sickness::Full, Sickness::ReadOnly] {
+        let dir = volume();
+        let log = fs::read(log_file(dir.path())).unwrap();
+        let files = FaultyFiles::good();
+        files.sicken(sickness);
+        let mut place = place(dir.path(), &files);
+        assert!(Stream::open(&place, VOLUME, true).is_err());
+        place.is_forced = true;
+        let (stream, found) = Stream::open(&place, VOLUME, true).unwrap();
+        let (map, recovered) =
+            stream.open_intents((disk(), found.is_new), true, &mut || Ok(())).unwrap();
+        let entry = [Entry::Write { block: 0, data: &[2; BLOCK_BYTES] }];
+        assert!(stream.log.append(&entry).is_err(), "{sickness:?}");
+        assert!(stream.trouble().unwrap().contains("takes nothing"));
+        assert_eq!(fs::read(log_file(dir.path())).unwrap(), log, "{sickness:?}");
+        assert!(stream.settle().is_err());
+        let is_read_only = sickness == Sickness::ReadOnly;
+        assert_eq!((map.is_void(), recovered.is_unknown), (is_read_only, is_read_only));
+        assert_eq!(stream.log.is_closed(), is_read_only);
+        assert_eq!(stream.progress.end().is_none(), is_read_only);
+        files.sicken(Sickness::None);
+        stream.settle().unwrap();
+        assert_eq!((stream.log.held(), stream.trouble()), (None, None));
+        stream.log.append(&entry).unwrap();
+        drop((stream, map));
+        let (stream, found) = begin(dir.path(), &FaultyFiles::good()).unwrap();
+        assert_eq!(found.opened.last, if is_read_only { Seq(1) } else { Seq(4) });
+        assert_eq!(found.opened.floor, if is_read_only { Seq(0) } else { Seq(3) });
+        assert_eq!(stream.progress.end().is_none(), is_read_only, "the whole disk, if it was lost");
+    }
 }

@@ -1,7 +1,8 @@
 //! Running the capture of a volume: begun when its disk is there, begun again when it comes back.
 
 use super::others::mind_others;
-use super::{RETRY_PAUSE, Running, Tasks};
+use super::{RETRY_PAUSE, Running, TRIES, Tasks};
+use crate::capture::Call;
 use crate::capture::gate::Gate;
 use crate::capture::hashes::Hashes;
 use crate::capture::intent::{IntentMap, Recovered};
@@ -9,7 +10,6 @@ use crate::capture::prints::{PRINTS_FILE, Prints};
 use crate::capture::scan::{ScanError, Scanner};
 use crate::capture::splitter::{Served, Splitter};
 use crate::disk::{Access, Disk, DiskError, Identity, Recorded};
-use crate::files::OsFiles;
 use crate::mark::{Promise, Requests, mark_served};
 use crate::stream::{DiskFacts, HASHES_FILE};
 use farshore_api::agent::DiskIdentity;
@@ -142,12 +142,7 @@ impl Running {
         );
         let reads = self.open_reads(&disk).await?;
         let sampling = self.sampling(&disk, &splitter, prints).await?;
-        let address = match self.opening.nbd_port {
-            Some(port) => Address::Tcp((Ipv4Addr::LOCALHOST, port).into()),
-            None => Address::Unix(socket_path(&self.opening.dir)),
-        };
-        let backend = Arc::new(Served(Arc::clone(&splitter)));
-        let server = Server::bind(&address, EXPORT_NAME, backend).await;
+        let server = self.bind(Arc::new(Served(Arc::clone(&splitter)))).await;
         let server = server.map_err(|source| CaptureError::Bind { source })?;
         stream.set_splitter(Some(Arc::clone(&splitter)));
         self.facts.serve(Some(server.uri()));
@@ -185,10 +180,31 @@ impl Running {
         splitter.settled().await;
         if splitter.flush_failure().is_some() {
             // What the system keeps in memory may not be what the disk has.
-            let forgotten = blocking(move || disk.forget_cached()).await;
+            let steps = self.env.steps.clone();
+            let forgotten = blocking(move || {
+                steps.call(Call::Forget)?;
+                disk.forget_cached()
+            })
+            .await;
             forgotten.map_err(|source| self.data_error(source))?;
         }
         served
+    }
+
+    async fn bind(&self, backend: Arc<Served>) -> Result<Server<Served>, BindError> {
+        let dir = &self.opening.dir;
+        let address = match self.opening.nbd_port {
+            Some(port) => Address::Tcp((Ipv4Addr::LOCALHOST, port).into()),
+            None => Address::Unix(socket_path(dir)),
+        };
+        let bound = Server::bind(&address, EXPORT_NAME, Arc::clone(&backend)).await;
+        match (bound, &address, short_socket_path(dir)) {
+            // The directory takes no socket.
+            (Err(BindError::Io { .. }), Address::Unix(path), Some(short)) if *path != short => {
+                Server::bind(&Address::Unix(short), EXPORT_NAME, backend).await
+            }
+            (bound, ..) => bound,
+        }
     }
 
     /// Flushes the disk, opens its intents and notes it.
@@ -201,7 +217,9 @@ impl Running {
         // Only the first capture of a run follows one that may have been killed. Power cuts leave times
         // that fit nothing.
         let ran_until_ns = self.opening.ran_until_ns.take();
-        let boot = boot();
+        let (boot, steps) = (boot(), self.env.steps.clone());
+        self.tries += 1;
+        let is_forced = self.tries >= TRIES;
         let ran_until_ns =
             ran_until_ns.filter(|_| boot.is_some() && stream.state.get().boot == boot);
         let opened = blocking(move || {
@@ -219,19 +237,27 @@ impl Running {
                 if synced.is_err() {
                     stream.reread()?;
                 }
+                steps.call(Call::Forget)?;
                 disk.forget_cached()?;
                 synced
             };
-            let opened = stream.open_intents(&OsFiles, &dir, (facts, is_new), &mut sync_disk);
+            let opened = stream.open_intents((facts, is_new), is_forced, &mut sync_disk);
             let opened = opened.and_then(|opened| {
-                stream.state.update(|state| state.boot.clone_from(&boot)).map(|()| opened)
+                match stream.state.update(|state| state.boot.clone_from(&boot)) {
+                    Err(error) if !is_forced => Err(error),
+                    _ => Ok(opened),
+                }
             });
             Ok(opened.map_err(|source| match is_of_disk {
                 true => CaptureError::Flush { path: disk.path().to_owned(), source },
                 false => CaptureError::Data { path: dir, source },
             }))
         });
-        opened.await.map_err(|source| self.data_error(source))?
+        let opened = opened.await.map_err(|source| self.data_error(source))?;
+        if opened.is_ok() {
+            self.tries = 0;
+        }
+        opened
     }
 
     /// Looks after the disk until an orderly stop or a detach (`Ok`), or until it must be opened anew.
@@ -463,14 +489,18 @@ fn socket_path(dir: &Path) -> PathBuf {
     if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
         return path;
     }
+    // Otherwise binding says that the path is too long.
+    short_socket_path(dir).unwrap_or(path)
+}
+
+fn short_socket_path(dir: &Path) -> Option<PathBuf> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let user = rustix::process::getuid().as_raw();
     let short = PathBuf::from(format!("/tmp/farshore-{user}"));
     let is_made = crate::durable::private_dir(&short).is_ok();
     let is_ours = std::fs::symlink_metadata(&short)
         .is_ok_and(|found| found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0);
-    // Otherwise binding says that the path is too long.
-    if is_made && is_ours { short.join(format!("{name}.sock")) } else { path }
+    (is_made && is_ours).then(|| short.join(format!("{name}.sock")))
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

@@ -359,6 +359,14 @@ fn temper(inner: &mut Inner, judgement: Judgement, capture: Capture) -> Judgemen
             return Judgement { state: VolumeState::Degraded, detail, ..judgement };
         }
     }
+    if let Some(trouble) = inner.stream.as_ref().and_then(|stream| stream.trouble()) {
+        let state = if is_good { VolumeState::Degraded } else { judgement.state };
+        let detail = match judgement.detail.as_str() {
+            "" => trouble,
+            other => format!("{trouble}; {other}"),
+        };
+        return Judgement { state, detail, ..judgement };
+    }
     if let (Some(size_bytes), true) = (inner.grown_to, is_good) {
         let detail = format!(
             "the disk has grown to {size_bytes} bytes: what is new is replicated once the volume has a \

@@ -89,7 +89,15 @@ impl Running {
             self.facts.grow(None);
             return Ok(true);
         };
-        splitter.grow(granted).await.map_err(|source| self.data_error(source))?;
+        if let Err(error) = splitter.grow(granted).await {
+            // Its guest keeps the disk; what is new waits.
+            self.facts.warn(Some(format!(
+                "the agent's directory {} takes no intents of a disk that has grown ({error}): what is new is \
+                 not replicated yet; give it space and permissions there",
+                self.opening.dir.display()
+            )));
+            return Ok(false);
+        }
         self.facts.grow(None);
         Ok(false)
     }

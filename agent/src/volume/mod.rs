@@ -17,11 +17,13 @@ use crate::capture::Steps;
 use crate::capture::sample::Pace;
 use crate::clock::Clock;
 use crate::disk::Allowed;
+use crate::files::Files;
 use crate::points::Points;
 use crate::rt::Reads;
 use crate::session::{Dial, Route, Session, Standing, Target};
 use crate::stream::Stream;
 use farshore_api::agent::{AgentVolume, PointReport};
+use farshore_api::machine::Capture;
 use farshore_api::point::PointKind;
 use farshore_proto::frame::Mark;
 use farshore_proto::{Epoch, MarkKind, Seq};
@@ -32,6 +34,10 @@ use tokio::sync::watch;
 
 /// Between two attempts to open what could not be opened.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// So often it is tried to open a volume, or the intents of its disk, before the disk is served without.
+const TRIES: u32 = 3;
+/// Between two attempts to note what could not be noted.
+const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 /// How long an orderly stop waits for the node to have everything.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(3);
 
@@ -41,6 +47,8 @@ pub struct Env {
     pub data: PathBuf,
     /// The disks that may be captured.
     pub allowed: Allowed,
+    /// The file system of what is kept of volumes there.
+    pub files: Arc<dyn Files>,
     /// Reads disks.
     pub reads: Reads,
     /// Opens transports to nodes.
@@ -70,9 +78,14 @@ pub async fn run(
     facts: Arc<Facts>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let mut tries = 0;
     let opening = loop {
         let (env, volume) = (Arc::clone(&env), assigned.borrow().clone());
-        let opened = tokio::task::spawn_blocking(move || Opening::open(&env, &volume)).await;
+        tries += 1;
+        // A directory that takes nothing keeps no guest waiting; a volume without one has no need to begin.
+        let is_forced = tries >= TRIES && volume.capture == Capture::Nbd;
+        let opened = move || Opening::open(&env, &volume, is_forced);
+        let opened = tokio::task::spawn_blocking(opened).await;
         match opened.map_err(|error| OpenError::Task { source: error }).flatten() {
             Ok(opening) => break opening,
             Err(error) => facts.fail(error.to_string()),
@@ -86,10 +99,13 @@ pub async fn run(
         }
     };
     facts.opened(Arc::clone(&opening.stream));
+    let settling = Tasks(vec![tokio::spawn(settle(Arc::clone(&opening.stream)))]);
     let sizes = watch::Sender::new(opening.stream.state.get().size_bytes);
-    let mut running = Running { env, assigned, facts, stop, opening, sizes, session: None };
+    let mut running =
+        Running { env, assigned, facts, stop, opening, sizes, session: None, tries: 0 };
     running.start_session();
     running.capture_until_stopped().await;
+    drop(settling);
     running.drain().await;
 }
 
@@ -102,6 +118,23 @@ struct Running {
     /// The size of the disk that the node is told.
     sizes: watch::Sender<u64>,
     session: Option<Tasks>,
+    /// Attempts to open the intents of the disk.
+    tries: u32,
+}
+
+/// Tries again what could not be noted when the volume was opened, until dropped.
+async fn settle(stream: Arc<Stream>) {
+    loop {
+        tokio::time::sleep(SETTLE_PAUSE).await;
+        let stream = Arc::clone(&stream);
+        let settled = tokio::task::spawn_blocking(move || match stream.log.held() {
+            Some(_) => stream.settle(),
+            None => Ok(()),
+        });
+        if let Ok(Err(error)) = settled.await {
+            tracing::debug!(%error, "the agent's directory still takes nothing");
+        }
+    }
 }
 
 /// Tasks that end with this.

@@ -2,7 +2,6 @@
 
 use super::{Env, Stream};
 use crate::durable::private_dir;
-use crate::files::OsFiles;
 use crate::hrl::LogError;
 use crate::stream::{Found, LOG_DIR, Place, StreamError};
 use farshore_api::agent::AgentVolume;
@@ -96,11 +95,12 @@ pub struct Opening {
 }
 
 impl Opening {
-    /// Opens the log and the state of a volume; blocks.
+    /// Opens the log and the state of a volume; blocks. If it `is_forced`, a directory that takes nothing or
+    /// cannot be read keeps nobody's disk from being served: see [`Place::is_forced`].
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(env: &Env, volume: &AgentVolume) -> Result<Self, OpenError> {
+    pub fn open(env: &Env, volume: &AgentVolume, is_forced: bool) -> Result<Self, OpenError> {
         let dir = env.data.join("volumes").join(volume.volume.to_string());
         let failed = |action, path: &Path| {
             let path = path.to_owned();
@@ -109,14 +109,19 @@ impl Opening {
         let log_dir = dir.join(LOG_DIR);
         // Before anything of this run changes a file.
         let ran_until_ns = noted_last_ns(&dir).map(|noted| noted.saturating_add(NOTED_LATE_NS));
-        private_dir(&log_dir).map_err(failed("create", &log_dir))?;
-        let limit = log_limit(&log_dir, env.log_bytes_max).map_err(failed("measure", &log_dir))?;
+        let made = private_dir(&log_dir).map_err(failed("create", &log_dir));
+        let limit = log_limit(&log_dir, env.log_bytes_max).map_err(failed("measure", &log_dir));
+        let limit = match made.and(limit) {
+            Err(_) if is_forced => LOG_BYTES_MIN.min(env.log_bytes_max),
+            limit => limit?,
+        };
         let place = Place {
-            files: Arc::new(OsFiles),
+            files: Arc::clone(&env.files),
             time: Arc::new(env.clock),
             dir: dir.clone(),
             log_bytes_max: limit,
             life: draw_life().map_err(failed("draw a number for", &dir))?,
+            is_forced,
         };
         let has_intents = volume.capture == Capture::Nbd;
         let (stream, found) = Stream::open(&place, volume.volume.into(), has_intents)?;

@@ -28,9 +28,17 @@ impl Running {
         let (volume, is_wanted) = (self.opening.stream.volume, self.env.pace.is_some());
         let doubtful = recovered.regions.clone();
         let opened = blocking(move || {
+            // What is not kept up is wrong later: then the sampler finds a difference where there is none, and
+            // reads again.
+            let remove = || {
+                if let Err(error) = Prints::remove(&path) {
+                    let path = path.display();
+                    tracing::warn!(%path, %error, "old prints cannot be removed");
+                }
+                Ok(None)
+            };
             if !is_wanted {
-                // What is not kept up is wrong later.
-                return Prints::remove(&path).map(|()| None);
+                return remove();
             }
             match Prints::open(&path, volume, size, &doubtful) {
                 Ok(prints) => Ok(Some(Arc::new(prints))),
@@ -38,7 +46,7 @@ impl Running {
                     let path_text = path.display();
                     tracing::error!(path = %path_text, %error, "the disk is not sampled: its prints \
                         cannot be kept; give the agent space there");
-                    Prints::remove(&path).map(|()| None)
+                    remove()
                 }
             }
         });

@@ -3,6 +3,7 @@ use crate::capture::sample::Pace;
 use crate::capture::splitter::Served;
 use crate::capture::{Step, Steps};
 use crate::fake_node::{FakeDial, FakeNode, Point};
+use crate::faulty_files::FaultyFiles;
 use bytes::Bytes;
 use farshore_api::agent::{AgentVolumeReport, MarkRequest, NodeAddress, VolumeState};
 use farshore_api::machine::Capture;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 mod damage;
 mod disks;
 mod faults;
+mod full;
 mod grown;
 mod lineage;
 mod replicate;
@@ -33,6 +35,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// An agent's volume with its disk, and a node.
 struct Rig {
     dir: tempfile::TempDir,
+    files: FaultyFiles,
     node: Arc<FakeNode>,
     assigned: watch::Sender<AgentVolume>,
     log_bytes_max: u64,
@@ -73,10 +76,10 @@ impl Rig {
         };
         let assigned = watch::Sender::new(volume);
         let log_bytes_max = 256 * MIB;
-        let node = FakeNode::new(size_bytes);
+        let (node, files) = (FakeNode::new(size_bytes), FaultyFiles::good());
         // Fast: every other test shows that nothing is taken for a difference.
         let sample_rate = 256 * MIB;
-        Self { dir, node, assigned, log_bytes_max, sample_rate, running: None }
+        Self { dir, files, node, assigned, log_bytes_max, sample_rate, running: None }
     }
 
     fn disk(&self) -> PathBuf {
@@ -96,6 +99,7 @@ impl Rig {
         Env {
             data: self.dir.path().to_owned(),
             allowed: Allowed::find(&[], &self.dir.path().join("allow")).unwrap(),
+            files: self.files.shared(),
             reads: Reads::portable(),
             dial: Arc::new(FakeDial(Arc::clone(&self.node))),
             points: Arc::new(Points::default()),

@@ -5,6 +5,10 @@
 //! *in doubt*: they are read again and sent, whatever they hold. A region whose write did not fit
 //! the log goes into doubt at once and stays there until it has been read again.
 //!
+//! Where intents cannot be made durable, the driver makes it durable that they are *void*: a start would
+//! read the whole disk. So every region counts as one with an intent, no write waits and nothing is
+//! cleared, until the intents of all regions are durable.
+//!
 //! Invariants:
 //!   - D1: no write goes ahead into a region whose intent is not durable (checked when it is let go).
 //!   - D2: a region in doubt has its intent (checked after every step).
@@ -90,6 +94,23 @@ impl RegionSet {
         let words = usize::try_from(regions.div_ceil(64)).expect("a volume has a limit");
         self.words.resize(words, 0);
         self.regions = regions;
+    }
+
+    /// The set of all regions of a disk of so many.
+    ///
+    /// # Panics
+    /// As [`RegionSet::empty`].
+    #[must_use]
+    pub fn full(regions: u64) -> Self {
+        let mut set = Self::empty(regions);
+        set.words.fill(u64::MAX);
+        if let Some(last) = set.words.last_mut()
+            && !regions.is_multiple_of(64)
+        {
+            *last = (1 << (regions % 64)) - 1;
+        }
+        set.count = regions;
+        set
     }
 
     fn place(&self, region: u64) -> (usize, u64) {
@@ -178,6 +199,9 @@ impl Default for Settings {
     }
 }
 
+/// Intents that are cleared at once: all regions of a large disk may have one.
+const CLEAR_MAX: usize = 1 << 16;
+
 /// Names a write under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
@@ -185,7 +209,7 @@ pub struct Ticket(pub u64);
 /// What happens to an intent set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Input {
-    /// A write into these regions wants to begin; it waits for `Go` or `Refuse`.
+    /// A write into these regions wants to begin; it waits for `Go`.
     Writing {
         /// Its name, not in use.
         ticket: Ticket,
@@ -200,8 +224,11 @@ pub enum Input {
     },
     /// The intents of the last `PersistIntent` are durable.
     IntentDurable,
-    /// They could not be made durable.
-    IntentFailed,
+    /// Intents cannot be made durable, and whoever finds them later takes them for void: every region
+    /// counts as one with an intent.
+    Voided,
+    /// The intents of all regions are durable.
+    Mended,
     /// The disk may hold what the log does not, in these regions; their intents are durable.
     Overflow {
         /// Where.
@@ -236,7 +263,7 @@ pub enum Input {
 /// What an intent set asks of its driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Make the intents of these regions durable; answer with `IntentDurable` or `IntentFailed`.
+    /// Make the intents of these regions durable; answer with `IntentDurable` or `Voided`.
     PersistIntent {
         /// Regions without an intent so far.
         regions: Vec<u64>,
@@ -248,11 +275,6 @@ pub enum Output {
     },
     /// The write may change the disk.
     Go {
-        /// Its name.
-        ticket: Ticket,
-    },
-    /// The write must not begin: its intent cannot be had.
-    Refuse {
         /// Its name.
         ticket: Ticket,
     },
@@ -280,6 +302,8 @@ pub struct Doubt {
     /// What the flush that began last will clear, unless it is written meanwhile.
     clearing: Option<BTreeSet<u64>>,
     has_joined: bool,
+    /// Whoever finds the intents takes them for void.
+    is_void: bool,
     cleared_at: Timestamp,
     flush_asked_at: Timestamp,
 }
@@ -306,6 +330,7 @@ impl Doubt {
             under_way: BTreeMap::new(),
             clearing: None,
             has_joined: false,
+            is_void: false,
             cleared_at: Timestamp(0),
             flush_asked_at: Timestamp(0),
         }
@@ -330,7 +355,16 @@ impl Doubt {
                     self.touched.add(region);
                 }
             }
-            Input::IntentFailed => self.intent_failed(out),
+            Input::Voided => {
+                self.persisting.clear();
+                self.clearing = None;
+                self.intents = RegionSet::full(self.regions);
+                self.is_void = true;
+            }
+            Input::Mended => {
+                assert!(self.is_void, "only what is void is mended");
+                self.is_void = false;
+            }
             Input::Overflow { .. } if is_on(Bug::DoubtForgottenOnOverflow) => {}
             Input::Overflow { regions } => {
                 for region in regions.iter() {
@@ -357,6 +391,9 @@ impl Doubt {
                 self.regions = regions;
                 for set in [&mut self.intents, &mut self.doubt, &mut self.touched] {
                     set.grow(regions);
+                }
+                if self.is_void {
+                    self.intents = RegionSet::full(regions);
                 }
             }
             Input::Tick => self.tick(now, out),
@@ -410,31 +447,21 @@ impl Doubt {
         self.persisting = wanted;
     }
 
-    fn intent_failed(&mut self, out: &mut Vec<Output>) {
-        assert!(!self.persisting.is_empty(), "nothing was being made durable");
-        self.persisting.clear();
-        for (ticket, _) in self.waiting.drain(..) {
-            out.push(Output::Refuse { ticket });
-        }
-    }
-
     fn flush_begun(&mut self, now: Timestamp) {
         // Until the log joins the node's stream, its end may turn out to be lost to the node.
         let is_due = now.since_ms(self.cleared_at) >= self.settings.clear_ms
             || self.intents.count() > self.settings.regions_max;
-        if !self.has_joined || !is_due {
+        if !self.has_joined || !is_due || self.is_void {
             self.clearing = None;
             return;
         }
         self.cleared_at = now;
         let crowded = self.intents.count() > self.settings.regions_max;
         let mut clearing = BTreeSet::new();
-        for region in self.intents.iter() {
-            // Ended writes are covered by this flush; what is hot keeps its intent all the same.
-            if !self.doubt.has(region) && (crowded || !self.touched.has(region)) {
-                clearing.insert(region);
-            }
-        }
+        // Ended writes are covered by this flush; what is hot keeps its intent all the same.
+        let is_clear =
+            |region: &u64| !self.doubt.has(*region) && (crowded || !self.touched.has(*region));
+        clearing.extend(self.intents.iter().filter(is_clear).take(CLEAR_MAX));
         self.touched = RegionSet::empty(self.regions);
         for regions in self.under_way.values() {
             if is_on(Bug::IntentClearedUnderWrite) {
@@ -464,7 +491,7 @@ impl Doubt {
     fn stopped(&mut self, out: &mut Vec<Output>) {
         assert!(self.under_way.is_empty() && self.waiting.is_empty(), "a write is under way");
         self.clearing = None;
-        if !self.has_joined {
+        if !self.has_joined || self.is_void {
             return;
         }
         let regions: Vec<u64> =
@@ -481,7 +508,7 @@ impl Doubt {
         let patience = if crowded { self.settings.clear_ms / 10 } else { self.settings.clear_ms };
         let is_due = now.since_ms(self.flush_asked_at) >= patience
             && (crowded || now.since_ms(self.cleared_at) >= self.settings.clear_ms);
-        if self.has_joined && clearable > 0 && is_due {
+        if self.has_joined && !self.is_void && clearable > 0 && is_due {
             self.flush_asked_at = now;
             out.push(Output::Flush);
         }
@@ -521,6 +548,12 @@ impl Doubt {
     #[must_use]
     pub fn has_intent(&self, region: u64) -> bool {
         self.intents.has(region) || self.persisting.contains(&region)
+    }
+
+    /// Whether whoever finds the intents takes them for void.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.is_void
     }
 
     /// Regions with a durable intent.

@@ -100,8 +100,8 @@ each_target! {
     segment_table epoch_object epoch_body map_object map_body index_run_object index_run_body
     vault_object key_object recovery_key decompress sealed_journal sealed_segment sealed_epoch
     sealed_map sealed_index_run object_names chunk_index overlay_map intent_file hashes_file
-    prints_file volume_state hrl_log upgrade_request enrolment_token identity_uri point_selector nbd_address
-    nbd_conversation
+    prints_file unknown_file volume_state hrl_log upgrade_request enrolment_token identity_uri
+    point_selector nbd_address nbd_conversation
 }
 
 #[test]

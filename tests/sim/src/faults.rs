@@ -45,6 +45,8 @@ pub enum Fault {
     JournalSync,
     /// An agent's disk is full for its log.
     AgentDiskFull,
+    /// A write or a sync of an agent's files fails.
+    AgentDiskFails,
     /// A bit of a node's journal flips while the node is down.
     JournalRot,
     /// A bit of an agent's files flips while the agent is down.
@@ -76,6 +78,7 @@ impl Fault {
         Self::JournalWrite,
         Self::JournalSync,
         Self::AgentDiskFull,
+        Self::AgentDiskFails,
         Self::JournalRot,
         Self::AgentRot,
         Self::SnapshotRevert,

@@ -365,3 +365,22 @@ async fn nothing_is_protected_before_its_disk_is_served() {
         rig.stop().await;
     }
 }
+
+/// D13: what others wrote last, before an orderly stop, is not taken for ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_byte_written_by_others_right_before_the_stop_is_read_again() {
+    let size = 4 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    std::fs::write(rig.disk(), vec![9; usize::try_from(size).unwrap()]).unwrap();
+    for round in 1..4_u8 {
+        rig.start(Steps::default());
+        rig.until_protected().await;
+        let file = std::fs::OpenOptions::new().write(true).open(rig.disk()).unwrap();
+        FileExt::write_all_at(&file, &[round; 4096], 2 * MIB).unwrap();
+        drop(file);
+        rig.stop().await;
+        rig.start(Steps::default());
+        rig.assert_point_is_disk().await;
+        rig.stop().await;
+    }
+}

@@ -419,9 +419,14 @@ async fn a_failed_flush_is_the_last_word_until_the_disk_is_opened_anew() {
     let size = 8 * MIB;
     let mut rig = Rig::new(size, Capture::Nbd);
     let fails = Arc::new(AtomicBool::new(false));
-    let failing = Arc::clone(&fails);
+    let forgotten = Arc::new(AtomicU64::new(0));
+    let (failing, forgetting) = (Arc::clone(&fails), Arc::clone(&forgotten));
     rig.start(Steps::with_disk(move |call| match call {
         Call::Sync if failing.load(Ordering::SeqCst) => Err(io::Error::from_raw_os_error(5)),
+        Call::Forget => {
+            forgetting.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
         _ => Ok(()),
     }));
     rig.until_protected().await;
@@ -450,6 +455,9 @@ async fn a_failed_flush_is_the_last_word_until_the_disk_is_opened_anew() {
     drop((client, served));
     rig.until("read again", |report| report.state == VolumeState::Protected).await;
     assert!(rig.node.bytes_in() > before, "the whole disk was read again");
+    // At the first start, after the failure, and when it was opened anew: what the system kept in memory
+    // behind a failed flush is not what the disk has.
+    assert_eq!(forgotten.load(Ordering::SeqCst), 3, "the disk itself was read");
     rig.served().await.flush().await.unwrap();
     rig.assert_point_is_disk().await;
 }

@@ -20,7 +20,11 @@ struct Host {
 
 impl Host {
     fn start(rig: Rig) -> Self {
-        let env = rig.env(Steps::default());
+        Self::start_with(rig, Steps::default())
+    }
+
+    fn start_with(rig: Rig, steps: Steps) -> Self {
+        let env = rig.env(steps);
         let service = Service::new(env);
         let known = watch::Sender::new(None);
         let follow = tokio::spawn(Arc::clone(&service).follow(known.subscribe()));
@@ -108,6 +112,44 @@ async fn another_capture_begins_when_the_clients_of_the_first_have_left() {
         report.is_some_and(|report| {
             report.nbd_uri.is_none() && report.state == VolumeState::Protected
         })
+    })
+    .await;
+    host.follow.abort();
+    host.service.stop().await;
+}
+
+/// D28: a volume that hangs on its way to its end keeps no other from beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_volume_that_hangs_at_its_end_holds_up_no_other() {
+    let (hangs, hung) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (holding, waiting) = (Arc::clone(&hangs), Arc::clone(&hung));
+    let steps = Steps::with_disk(move |call| {
+        while call == crate::capture::Call::Sync && holding.load(Ordering::SeqCst) {
+            waiting.store(true, Ordering::SeqCst);
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    });
+    let host = Host::start_with(Rig::new(4 * MIB, Capture::Nbd), steps);
+    host.say(Word::Assigned, false);
+    host.until_protected().await;
+    hangs.store(true, Ordering::SeqCst);
+    host.say(Word::Detached, true);
+    host.until("hanging", |_| hung.load(Ordering::SeqCst)).await;
+    let mut other = host.rig.assigned.borrow().clone();
+    let disk = host.rig.dir.path().join("other.img");
+    std::fs::File::create(&disk).unwrap().set_len(4 * MIB).unwrap();
+    (other.volume, other.disk) = (Uuid::from_u128(43), disk.to_str().unwrap().to_owned());
+    let volumes = vec![KnownVolume { volume: other, word: Word::Assigned }];
+    host.known.send_replace(Some(Arc::new(Known { version: 2, volumes, detached: Vec::new() })));
+    host.until("served", |_| {
+        let reports = host.service.reports();
+        reports.iter().any(|report| report.volume.as_u128() == 43 && report.nbd_uri.is_some())
+    })
+    .await;
+    hangs.store(false, Ordering::SeqCst);
+    host.until("gone", |_| {
+        host.service.reports().iter().all(|report| report.volume.as_u128() == 43)
     })
     .await;
     host.follow.abort();

@@ -121,6 +121,69 @@ async fn a_dead_disk_is_not_a_disk_of_unknown_blocks() {
     rig.assert_point_is_disk().await;
 }
 
+/// D27: while one bad sector takes its time to say so, its neighbours are written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_sector_that_takes_long_holds_up_no_other() {
+    let size = 8 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    filled(&rig, size);
+    let (hangs, hung) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+    let (holding, waiting) = (Arc::clone(&hangs), Arc::clone(&hung));
+    rig.start(Steps::with_disk(move |call| match call {
+        Call::Read { offset, length } if (offset..offset + length).contains(&(300 * 4096)) => {
+            while length == 4096 && holding.load(Ordering::SeqCst) {
+                waiting.store(true, Ordering::SeqCst);
+                std::thread::sleep(PAUSE);
+            }
+            Err(io::Error::from_raw_os_error(5))
+        }
+        _ => Ok(()),
+    }));
+    let deadline = Instant::now() + DEADLINE;
+    while !hung.load(Ordering::SeqCst) {
+        assert!(Instant::now() < deadline, "the sector is tried alone");
+        tokio::time::sleep(PAUSE).await;
+    }
+    let served = rig.served().await;
+    for block in [299_u64, 301, 511] {
+        let data = Bytes::from(vec![7; 4096]);
+        let written = served.write(block * 4096, data, false);
+        tokio::time::timeout(DEADLINE, written).await.expect("it waits for nothing").unwrap();
+    }
+    hangs.store(false, Ordering::SeqCst);
+    assert_point_is_disk_but_for(&rig, &[300]).await;
+}
+
+/// D27: where it cannot be noted which blocks cannot be read, that shows, the rest is protected, and a start
+/// takes nothing for copied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn bad_sectors_that_cannot_be_noted_are_told_and_the_rest_goes_on() {
+    let size = 8 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    filled(&rig, size);
+    let sick = Arc::new(Sick::default());
+    let bad = [300, 301, 1700];
+    sick.set(bad);
+    rig.files.refuse(Some("unknown"));
+    rig.start(sick.steps());
+    rig.until("told", |report| {
+        report.state == VolumeState::Degraded
+            && report.detail.contains("does not take which blocks cannot be read")
+            && report.detail.contains("3 blocks of the disk cannot be read")
+    })
+    .await;
+    assert_point_is_disk_but_for(&rig, &bad).await;
+    rig.kill().await;
+    rig.start(sick.steps());
+    assert_point_is_disk_but_for(&rig, &bad).await;
+    rig.files.refuse(None);
+    until_degraded(&rig).await;
+    rig.kill().await;
+    rig.start(sick.steps());
+    until_degraded(&rig).await;
+    assert_point_is_disk_but_for(&rig, &bad).await;
+}
+
 /// Holes and zeros cost next to nothing, and a zero that was none before is sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn holes_are_not_read_and_zeros_not_sent_unless_something_was_there() {

@@ -158,15 +158,31 @@ fn an_overflowed_region_stays_until_it_is_read_again() {
     assert!(doubt.is_in_doubt(7));
 }
 
+/// D30: no write waits for intents that cannot be had, and none of them is cleared before all are durable.
 #[test]
-fn writes_are_refused_when_the_intent_cannot_be_had() {
+fn where_intents_cannot_be_had_every_region_counts_as_one_with_intent() {
     let mut doubt = fresh();
+    step(&mut doubt, 0, Input::Joined);
     step(&mut doubt, 0, writing(1, 5, 1));
-    step(&mut doubt, 0, writing(2, 6, 1));
-    let out = step(&mut doubt, 0, Input::IntentFailed);
-    assert_eq!(out, [Output::Refuse { ticket: Ticket(1) }, Output::Refuse { ticket: Ticket(2) }]);
-    let out = step(&mut doubt, 0, writing(3, 5, 1));
-    assert_eq!(out, [Output::PersistIntent { regions: vec![5] }]);
+    assert!(step(&mut doubt, 0, writing(2, 6, 1)).is_empty());
+    assert_eq!(step(&mut doubt, 0, Input::Voided), [go(1), go(2)]);
+    assert_eq!(step(&mut doubt, 0, writing(3, 63, 1)), [go(3)]);
+    assert_eq!((doubt.intents(), doubt.in_doubt()), (REGIONS, 0), "the log has them");
+    step(&mut doubt, 0, Input::Overflow { regions: Regions { first: 63, count: 1 } });
+    (1..=3).for_each(|ticket| assert!(step(&mut doubt, 0, written(ticket)).is_empty()));
+    for now in [6_000, 12_000] {
+        assert!(step(&mut doubt, now, Input::Tick).is_empty());
+        step(&mut doubt, now, Input::FlushBegun);
+        assert!(step(&mut doubt, now, Input::Flushed).is_empty(), "nothing of them counts");
+    }
+    assert!(step(&mut doubt, 12_000, Input::Stopped).is_empty());
+    assert!(doubt.is_void());
+    assert!(step(&mut doubt, 13_000, Input::Mended).is_empty());
+    step(&mut doubt, 18_000, Input::FlushBegun);
+    let out = step(&mut doubt, 18_000, Input::Flushed);
+    // The last is in doubt, and what was written lately keeps its intent.
+    let cleared = (0..63).filter(|region| ![5, 6].contains(region)).collect();
+    assert_eq!(out, [Output::ClearIntent { regions: cleared }]);
 }
 
 #[test]
@@ -202,6 +218,8 @@ struct Chaos {
     running: BTreeMap<u64, (u64, Regions)>,
     durable_intents: BTreeSet<u64>,
     persisting: Option<Vec<u64>>,
+    /// Whoever finds the intents reads everything.
+    is_void: bool,
     disk: Vec<u64>,
     log: Vec<u64>,
     durable_disk: Vec<u64>,
@@ -225,6 +243,7 @@ impl Chaos {
             running: BTreeMap::new(),
             durable_intents: BTreeSet::new(),
             persisting: None,
+            is_void: false,
             disk: empty.clone(),
             log: empty.clone(),
             durable_disk: empty.clone(),
@@ -249,6 +268,7 @@ impl Chaos {
                     assert!(self.persisting.replace(regions).is_none(), "D4");
                 }
                 Output::ClearIntent { regions } => {
+                    assert!(!self.is_void, "nothing is cleared in what is void");
                     for region in regions {
                         self.durable_intents.remove(&region);
                     }
@@ -258,11 +278,10 @@ impl Chaos {
                     self.stamp += 1;
                     self.running.insert(self.stamp, (ticket.0, regions));
                     for region in regions.iter() {
-                        assert!(self.durable_intents.contains(&region), "D1");
+                        assert!(self.is_void || self.durable_intents.contains(&region), "D1");
                         self.disk[usize::try_from(region).unwrap()] = self.stamp;
                     }
                 }
-                Output::Refuse { .. } => panic!("intents do not fail here"),
                 Output::Flush => self.flush(),
             }
         }
@@ -275,6 +294,22 @@ impl Chaos {
         }
     }
 
+    /// The file of the intents takes something, or does not.
+    fn errand(&mut self) {
+        if self.is_void {
+            self.durable_intents = (0..32).collect();
+            self.is_void = false;
+            return self.feed(Input::Mended);
+        }
+        let Some(regions) = self.persisting.take() else { return };
+        if self.below(20) == 0 {
+            self.is_void = true;
+            return self.feed(Input::Voided);
+        }
+        self.durable_intents.extend(regions);
+        self.feed(Input::IntentDurable);
+    }
+
     fn turn(&mut self) {
         self.now += self.below(20);
         match self.below(8) {
@@ -285,12 +320,7 @@ impl Chaos {
                 self.wanted.insert(self.ticket, regions);
                 self.feed(Input::Writing { ticket: Ticket(self.ticket), regions });
             }
-            3 => {
-                if let Some(regions) = self.persisting.take() {
-                    self.durable_intents.extend(regions);
-                    self.feed(Input::IntentDurable);
-                }
-            }
+            3 => self.errand(),
             4 | 5 => {
                 if let Some((stamp, (ticket, regions))) = self.running.pop_first() {
                     if self.below(10) == 0 {
@@ -338,7 +368,7 @@ impl Chaos {
                 && self.durable_disk[place] == self.disk[place]
                 && self.durable_log[place] == self.log[place];
             assert!(
-                is_settled || self.durable_intents.contains(&region),
+                self.is_void || is_settled || self.durable_intents.contains(&region),
                 "region {region} differs without an intent"
             );
         }

@@ -6,13 +6,16 @@ use crate::{checksum, taken};
 use farshore_agent::capture::hashes::{self, Hashes};
 use farshore_agent::capture::intent::{IntentMap, Life};
 use farshore_agent::capture::prints::Prints;
+use farshore_agent::capture::unknown::{UNKNOWN_FILE, Unknown};
 use farshore_agent::hrl::{Cursor, Entry, Home, Log, Recovered};
 use farshore_agent::state::{State, StateFile};
 use farshore_agent::{Clock, files::Files};
 use farshore_engine::doubt::RegionSet;
 use farshore_proto::frame::Mark;
 use farshore_proto::hrl::frame_at;
-use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
+use farshore_proto::limits::{
+    BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES, VOLUME_BLOCKS_MAX,
+};
 use farshore_proto::{BlockRange, ChunkId, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
 use farshore_vault::index::{Index, Location};
 use farshore_vault::overlay::{Overlay, OverlayBase};
@@ -138,7 +141,7 @@ const REGIONS: u64 = 5000;
 const SECTOR_BYTES: usize = 512;
 const SECTOR_REGIONS: u64 = 504 * 8;
 
-fn open_intents(files: &dyn Files, path: &Path) -> (IntentMap, Vec<u64>, bool) {
+fn open_intents(files: &Arc<MemoryFiles>, path: &Path) -> (IntentMap, Vec<u64>, bool) {
     let mut is_told = false;
     let mut unknown = || {
         is_told = true;
@@ -146,7 +149,8 @@ fn open_intents(files: &dyn Files, path: &Path) -> (IntentMap, Vec<u64>, bool) {
     };
     let opened = {
         let life = Life { number: 1, stamps: Arc::default() };
-        IntentMap::open(files, path, VOLUME, REGIONS, life, &mut unknown)
+        let files: Arc<dyn Files> = Arc::<MemoryFiles>::clone(files);
+        IntentMap::open(&files, path, VOLUME, REGIONS, life, &mut unknown)
     };
     let (map, recovered) = opened.expect("memory does not fail");
     assert_eq!(recovered.is_unknown, is_told);
@@ -163,7 +167,7 @@ pub(super) fn intent(bytes: &[u8]) {
             checksum::put_right(&mut bytes[end - SECTOR_BYTES..], SECTOR_BYTES);
         }
         let files = MemoryFiles::with(&path, &bytes);
-        let (_, regions, is_unknown) = open_intents(&*files, &path);
+        let (_, regions, is_unknown) = open_intents(&files, &path);
         let header = &intent_samples()[0][..SECTOR_BYTES];
         let is_ours = bytes.len() == 5 * SECTOR_BYTES && bytes.starts_with(header);
         assert_eq!(is_unknown, !is_ours);
@@ -194,7 +198,7 @@ fn in_doubt(file: &[u8]) -> Vec<u64> {
 pub(super) fn intent_samples() -> Vec<Vec<u8>> {
     let path = PathBuf::from("volume/intent");
     let files = Arc::new(MemoryFiles::default());
-    let (mut map, _, _) = open_intents(&*files, &path);
+    let (mut map, _, _) = open_intents(&files, &path);
     map.set(&[0, 77, 4031, 4032, 4999]);
     map.take_changes().write().expect("memory does not fail");
     vec![files.bytes(&path).expect("it was made")]
@@ -295,6 +299,61 @@ pub(super) fn prints_samples() -> Vec<Vec<u8>> {
         file.extend_from_slice(&(block * 0x0101_0101).to_le_bytes());
     }
     vec![file]
+}
+
+// The blocks of a disk that cannot be read, in JSON.
+
+/// The bytes with the checksum that their ranges should have.
+fn with_right_sum(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut kept: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    let numbers = kept.get("ranges")?.as_array()?.iter().flat_map(|pair| pair.as_array());
+    let numbers: Option<Vec<u64>> = numbers.flatten().map(serde_json::Value::as_u64).collect();
+    let bytes: Vec<u8> = numbers?.into_iter().flat_map(u64::to_le_bytes).collect();
+    kept.as_object_mut()?.insert("crc32c".to_owned(), crc32c::crc32c(&bytes).into());
+    serde_json::to_vec(&kept).ok()
+}
+
+pub(super) fn unknown(bytes: &[u8]) {
+    open_unknown(bytes);
+    if let Some(right) = with_right_sum(bytes) {
+        open_unknown(&right);
+    }
+}
+
+fn open_unknown(bytes: &[u8]) {
+    let dir = Path::new("volume");
+    let files: Arc<dyn Files> = MemoryFiles::with(&dir.join(UNKNOWN_FILE), bytes);
+    let unknown = match Unknown::open(Arc::clone(&files), dir) {
+        Ok(unknown) => unknown,
+        Err(error) => return assert_eq!(error.kind(), io::ErrorKind::InvalidData),
+    };
+    let whole = BlockRange { block: 0, count: VOLUME_BLOCKS_MAX };
+    let ranges = unknown.within(whole);
+    assert!(ranges.is_sorted_by(|a, b| a.end() < b.block), "in order and apart");
+    assert_eq!(unknown.count(), ranges.iter().map(|range| range.count).sum::<u64>());
+    assert!(unknown.count() <= VOLUME_BLOCKS_MAX);
+    let readable: u64 = unknown.readable(whole).iter().map(|range| range.count).sum();
+    assert_eq!(readable + unknown.count(), VOLUME_BLOCKS_MAX);
+    let _ = unknown.first_byte();
+    // Whatever it made of the file, it goes on from there.
+    let more = BlockRange { block: 7, count: 2 };
+    unknown.add(more);
+    unknown.settle().expect("memory does not fail");
+    let again = Unknown::open(files, dir).expect("just written");
+    assert_eq!(again.within(whole), unknown.within(whole));
+    assert_eq!(again.within(more), [more]);
+    taken();
+}
+
+pub(super) fn unknown_samples() -> Vec<Vec<u8>> {
+    let dir = Path::new("volume");
+    let files = Arc::new(MemoryFiles::default());
+    let unknown = Unknown::open(Arc::<MemoryFiles>::clone(&files), dir).expect("a new file");
+    for (block, count) in [(300, 2), (1700, 1)] {
+        unknown.add(BlockRange { block, count });
+    }
+    unknown.settle().expect("memory does not fail");
+    vec![files.bytes(&dir.join(UNKNOWN_FILE)).expect("it was made")]
 }
 
 // What an agent remembers of a volume, in JSON.

@@ -62,6 +62,7 @@ pub const TARGETS: &[Target] = &[
     target!("intent_file", kept_files, intent, intent_samples, LITTLE),
     target!("hashes_file", kept_files, hashes, hashes_samples, LITTLE),
     target!("prints_file", kept_files, prints, prints_samples, LITTLE),
+    target!("unknown_file", kept_files, unknown, unknown_samples, LITTLE),
     target!("volume_state", kept_files, state, state_samples, LITTLE),
     target!("hrl_log", kept_files, log, log_samples, 16 * MIB),
     target!("upgrade_request", text, upgrade_request, upgrade_request_samples, LITTLE),

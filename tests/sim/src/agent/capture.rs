@@ -116,16 +116,9 @@ impl Volume {
         self.gate_effects(ctx, effects);
     }
 
-    /// The gate lets a change go ahead, or not.
-    pub(super) fn answered(&mut self, ctx: &mut Ctx<'_>, ticket: Ticket, is_let_go: bool) {
+    /// The gate lets a change go ahead.
+    pub(super) fn let_go(&mut self, ctx: &mut Ctx<'_>, ticket: Ticket) {
         let Some(served) = &mut self.served else { return };
-        if !is_let_go {
-            if let Some(refused) = served.capture.changes.remove(&ticket) {
-                ctx.tell(|| "refuses a request: its intent cannot be had".to_owned());
-                ctx.world.fail_guest(ctx.machine, refused.id);
-            }
-            return;
-        }
         let blocks = served.capture.changes[&ticket].change.blocks();
         let lock = self.lock(ctx, blocks, Waiter::Change(ticket));
         let served = self.served.as_mut().expect("checked above");
@@ -138,7 +131,7 @@ impl Volume {
             Own::ErrandDone(errand, is_good) => {
                 match (errand, is_good) {
                     (Errand::Persist(_), true) => self.gate_step(ctx, Input::IntentDurable),
-                    (Errand::Persist(_), false) => self.gate_step(ctx, Input::IntentFailed),
+                    (Errand::Persist(_), false) => self.void(ctx),
                     (Errand::Clear(_), _) => {}
                 }
                 self.begin_errand(ctx);
@@ -162,6 +155,13 @@ impl Volume {
             }
             Own::Flushed(durable) => self.flushed(ctx, durable),
         }
+    }
+
+    fn void(&mut self, ctx: &mut Ctx<'_>) {
+        let Some(served) = &mut self.served else { return };
+        let (noted, effects) = served.gate.void(ctx.world.now());
+        ctx.tell(|| format!("goes on without intents; noted: {noted:?}"));
+        self.gate_effects(ctx, effects);
     }
 
     fn write_errand(&mut self, ctx: &mut Ctx<'_>) {

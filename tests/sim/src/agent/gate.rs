@@ -21,8 +21,8 @@ pub(super) enum Errand {
 /// What the gate asks of whoever drives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// A write may go ahead, or must not.
-    Answer(Ticket, bool),
+    /// A write may go ahead.
+    Go(Ticket),
     /// A flush is wanted.
     Flush,
     /// The lane has work.
@@ -46,11 +46,20 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(regions: u64, regions_max: u64, intents: (IntentMap, Recovered)) -> Self {
+    pub(super) fn new(
+        now: Timestamp,
+        regions: u64,
+        regions_max: u64,
+        intents: (IntentMap, Recovered),
+    ) -> Self {
         let (map, recovered) = intents;
         let settings = Settings { clear_ms: 1_000, regions_max, ahead: 1 };
+        let mut doubt = Doubt::new(settings, regions, recovered.regions);
+        if map.is_void() {
+            doubt.step(now, Input::Voided, &mut Vec::new());
+        }
         Self {
-            doubt: Doubt::new(settings, regions, recovered.regions),
+            doubt,
             map,
             next_ticket: 1,
             errands: VecDeque::new(),
@@ -67,8 +76,7 @@ impl Gate {
         let mut effects = Vec::new();
         for output in out {
             effects.push(match output {
-                Output::Go { ticket } => Effect::Answer(ticket, true),
-                Output::Refuse { ticket } => Effect::Answer(ticket, false),
+                Output::Go { ticket } => Effect::Go(ticket),
                 Output::Flush => Effect::Flush,
                 Output::PersistIntent { regions } => {
                     self.map.set(&regions);
@@ -139,6 +147,30 @@ impl Gate {
         Some((errand, written))
     }
 
+    /// Intents cannot be had: that is noted, then all count as had.
+    pub(super) fn void(&mut self, now: Timestamp) -> (io::Result<()>, Vec<Effect>) {
+        let noted = self.map.void().write();
+        (noted, self.step(now, Input::Voided))
+    }
+
+    /// Tries to end that intents are void.
+    pub(super) fn mend(&mut self, now: Timestamp) -> Vec<Effect> {
+        if !self.doubt.is_void() || self.in_lane.is_some() {
+            return Vec::new();
+        }
+        match self.map.lay_out(0xff).write() {
+            Ok(file) => {
+                self.map.mended(file);
+                self.step(now, Input::Mended)
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    pub(super) fn is_void(&self) -> bool {
+        self.doubt.is_void()
+    }
+
     /// Whether nothing is to be written into the intent file.
     pub(super) fn is_idle(&self) -> bool {
         self.in_lane.is_none() && self.errands.is_empty() && self.notes == 0
@@ -162,6 +194,9 @@ impl Gate {
 
     /// The orderly stop: everything that needs no intent any more loses it, durably.
     pub(super) fn stop(&mut self, now: Timestamp) -> io::Result<()> {
+        if self.is_void() {
+            return Err(io::Error::other("the intents are void"));
+        }
         let mut out = Vec::new();
         self.doubt.step(now, Input::Stopped, &mut out);
         for output in out {

@@ -262,8 +262,7 @@ impl Agent {
             event => {
                 let mut volume = self.volume.take();
                 if let Some(volume) = &mut volume {
-                    let files = self.files.clone();
-                    volume.handle(&mut self.ctx(world), &files, event);
+                    volume.handle(&mut self.ctx(world), event);
                 }
                 self.volume = volume;
             }
@@ -294,8 +293,13 @@ impl Agent {
             dir: PathBuf::from(DIR),
             log_bytes_max: self.log_bytes_max,
             life: world.rng.u32(1..),
+            is_forced: world.chance(300),
         };
         let opened = Stream::open(&place, crate::control::volume_of(self.machine), true);
+        if self.files.blown().is_some() {
+            // A volume that is opened whatever its directory says is none of a process that has ended.
+            return;
+        }
         let mut ctx = self.ctx(world);
         match opened {
             Ok((stream, found)) => {

@@ -2,11 +2,10 @@
 
 use super::capture::Capture;
 use super::copy::Copier;
-use super::files::SimFiles;
 use super::gate::{Effect, Gate};
 use super::marks::Marks;
 use super::session::{self, Session};
-use super::{Ctx, DIR, Event, LOOK, Own, RETRY, Step, capture, copy, marks};
+use super::{Ctx, Event, LOOK, Own, RETRY, Step, capture, copy, marks};
 use crate::control::Assignment;
 use crate::disk::{Tag, tag_of};
 use crate::oracle::Oracle;
@@ -19,7 +18,6 @@ use farshore_proto::frame::FrameHeader;
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use farshore_proto::{BlockRange, Seq};
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// Intents above which flushes are asked for; few, so that it happens.
 const REGIONS_MAX: [u64; 2] = [2, 8];
@@ -160,14 +158,18 @@ impl Volume {
             let (opened, damage) = (found.opened, &found.damage);
             format!("opens its log: {place:?}, floor {}, damage {damage:?}", opened.floor)
         });
-        // A doom may have come between an append or a restart and its telling.
-        if let Some(next) = ctx.untold_restart.take()
-            && next == place.first
-        {
-            ctx.world.oracle.restarted(machine, next);
+        // A log that cannot be opened is what it was, for all that anybody knows.
+        if !stream.log.is_closed() {
+            // A doom may have come between an append or a restart and its telling.
+            if let Some(next) = ctx.untold_restart.take()
+                && next == place.first
+                && place.last < place.first
+            {
+                ctx.world.oracle.restarted(machine, next);
+            }
+            ctx.world.oracle.log_opened(machine, place.last);
+            tell_log(ctx, &stream.log, place);
         }
-        ctx.world.oracle.log_opened(machine, place.last);
-        tell_log(ctx, &stream.log, place);
         let newest_mark = found.marks.last().map(|(seq, _)| *seq);
         let bytes_opened = judge_opened(ctx, &stream.log);
         let session = Session::new(ctx, &stream, &found, assigned);
@@ -189,7 +191,7 @@ impl Volume {
     }
 
     /// Begins the capture.
-    fn serve(&mut self, ctx: &mut Ctx<'_>, files: &SimFiles) {
+    fn serve(&mut self, ctx: &mut Ctx<'_>) {
         let blocks = ctx.world.size.blocks;
         let disk = DiskFacts {
             size_bytes: blocks * BLOCK_BYTES as u64,
@@ -197,11 +199,11 @@ impl Volume {
             changed_ns: 0,
             ran_until_ns: None,
         };
-        let intents =
-            self.stream.open_intents(files, Path::new(DIR), (disk, self.is_new), &mut || {
-                ctx.disk.sync();
-                Ok(())
-            });
+        let is_forced = ctx.world.chance(300);
+        let intents = self.stream.open_intents((disk, self.is_new), is_forced, &mut || {
+            ctx.disk.sync();
+            Ok(())
+        });
         let intents = match intents {
             Ok(intents) => intents,
             Err(error) => {
@@ -214,7 +216,7 @@ impl Volume {
         let regions_max = REGIONS_MAX[ctx.world.rng.usize(0..REGIONS_MAX.len())];
         ctx.tell(|| format!("serves its disk, {doubtful} of {regions} regions in doubt"));
         self.served = Some(Served {
-            gate: Gate::new(regions, regions_max, intents),
+            gate: Gate::new(ctx.world.now(), regions, regions_max, intents),
             locks: LockTable::default(),
             waiters: BTreeMap::new(),
             capture: Capture::default(),
@@ -227,12 +229,12 @@ impl Volume {
         ctx.after(LOOK, Own::Look);
     }
 
-    pub(super) fn handle(&mut self, ctx: &mut Ctx<'_>, files: &SimFiles, event: Event) {
+    pub(super) fn handle(&mut self, ctx: &mut Ctx<'_>, event: Event) {
         match event {
             Event::Net(arrival) => self.arrived(ctx, arrival),
             Event::Guest { id, request } => self.request(ctx, id, request),
             Event::Own(Step(own)) => match own {
-                Own::Serve => self.serve(ctx, files),
+                Own::Serve => self.serve(ctx),
                 Own::Look => self.look(ctx),
                 Own::Session(own) => self.session_step(ctx, own),
                 Own::Capture(own) => self.capture_step(ctx, own),
@@ -246,8 +248,32 @@ impl Volume {
 
     fn look(&mut self, ctx: &mut Ctx<'_>) {
         self.gate_step(ctx, Input::Tick);
+        if let Some(served) = &mut self.served {
+            let effects = served.gate.mend(ctx.world.now());
+            self.gate_effects(ctx, effects);
+        }
+        self.settle(ctx);
         ctx.soon(Own::Copy(copy::Own::Next));
         ctx.after(LOOK, Own::Look);
+    }
+
+    /// Tries again what could not be noted when the volume was opened.
+    fn settle(&mut self, ctx: &mut Ctx<'_>) {
+        if self.stream.log.held().is_none() {
+            return;
+        }
+        let next = self.stream.log.last().next();
+        let was_closed = self.stream.log.is_closed();
+        if was_closed {
+            *ctx.untold_restart = Some(next);
+        }
+        let settled = self.stream.settle();
+        ctx.tell(|| format!("settles: {settled:?}"));
+        if was_closed && !self.stream.log.is_closed() {
+            *ctx.untold_restart = None;
+            ctx.world.oracle.restarted(ctx.machine, next);
+            ctx.soon(Own::Copy(copy::Own::Next));
+        }
     }
 
     /// Gives the gate one input and carries out what comes of it.
@@ -260,7 +286,7 @@ impl Volume {
     pub(super) fn gate_effects(&mut self, ctx: &mut Ctx<'_>, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Answer(ticket, is_let_go) => self.answered(ctx, ticket, is_let_go),
+                Effect::Go(ticket) => self.let_go(ctx, ticket),
                 Effect::Flush => self.flush(ctx, capture::Flusher::Gate),
                 Effect::Lane => self.begin_errand(ctx),
                 Effect::Note(regions, durable) => {

@@ -104,6 +104,11 @@ impl Sim {
             Fault::OldCatalog => self.world.back_up_or_restore(),
             Fault::JournalWrite => self.nodes[node].files().set_trouble(Trouble::NextWrite),
             Fault::JournalSync => self.nodes[node].files().set_trouble(Trouble::NextSync),
+            Fault::AgentDiskFails => {
+                let is_write = self.world.rng.bool();
+                let trouble = if is_write { Trouble::NextWrite } else { Trouble::NextSync };
+                self.agents[machine].files().set_trouble(trouble);
+            }
             Fault::AgentDiskFull => {
                 self.agents[machine].files().set_trouble(Trouble::Full);
                 self.lasting(LASTING_US, FaultEvent::Room(machine));
