@@ -59,7 +59,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::KillAgent,
         Self::StopAgent,
         Self::KillNode,
