@@ -448,7 +448,12 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), listed).await.expect("a list");
-        let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap();
+        let path = format!("/proc/{}/environ", process.pid);
+        let mut environment = Vec::new();
+        // Nothing is there while it becomes another program.
+        while environment.is_empty() {
+            environment = fs::read(&path).unwrap();
+        }
         stop(process).await.unwrap();
         let names = String::from_utf8_lossy(&environment);
         assert!(names.contains("PATH=") && !names.contains(OURS), "{names}");
