@@ -383,9 +383,10 @@ impl Stream {
     /// What the system said: then no mark may be set.
     pub fn reread(&self) -> io::Result<()> {
         self.log.breach();
-        self.progress.begin_again()?;
-        // What is read now has no intents.
+        let begun = self.progress.begin_again();
+        // What is read now has no intents, and a part of it is read even if that could not be noted.
         self.log.stamps().forget();
+        begun?;
         self.progress.resume();
         self.state.update(|state| state.is_disturbed = false)
     }

@@ -17,6 +17,7 @@ use farshore_engine::doubt::{Doubt, Input, Output, Regions, Settings, Ticket};
 use farshore_proto::{Seq, Timestamp};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
@@ -42,6 +43,8 @@ struct Inner {
     /// Why the intents are void, while they are.
     void: Option<Void>,
     touched_at: Option<Timestamp>,
+    /// Whether that is still under way: on a disk that hangs there is only one.
+    is_touching: Arc<AtomicBool>,
     /// What the last good flush made durable of the log.
     durable: Durable,
 }
@@ -113,7 +116,16 @@ impl Gate {
             let why = "the file of its intents cannot be opened".to_owned();
             Void { why, is_noted: false, tried_at: now, is_being_mended: false }
         });
-        let inner = Inner { doubt, map, next_ticket: 1, waiting, void, touched_at: None, durable };
+        let inner = Inner {
+            doubt,
+            map,
+            next_ticket: 1,
+            waiting,
+            void,
+            touched_at: None,
+            is_touching: Arc::default(),
+            durable,
+        };
         Arc::new(Self {
             inner: Mutex::new(inner),
             lane: Arc::default(),
@@ -182,16 +194,19 @@ impl Gate {
     /// Gives the intents the present time, lately enough: a start takes a disk that was changed later than
     /// all files of its volume for written by others, and a write that is not logged changes none of them.
     pub async fn touch(&self) {
-        let file = {
+        let (file, is_touching) = {
             let (now, mut inner) = (self.clock.now(), self.lock());
-            let is_late = inner.touched_at.is_none_or(|at| now.since_ms(at) >= TOUCH_PAUSE_MS);
-            if is_late {
-                inner.touched_at = Some(now);
-            }
-            inner.map.file().filter(|_| is_late)
+            let is_late = inner.touched_at.is_none_or(|at| now.since_ms(at) >= TOUCH_PAUSE_MS)
+                && !inner.is_touching.load(Ordering::SeqCst);
+            let Some(file) = inner.map.file().filter(|_| is_late) else { return };
+            inner.touched_at = Some(now);
+            inner.is_touching.store(true, Ordering::SeqCst);
+            (file, Arc::clone(&inner.is_touching))
         };
-        let Some(file) = file else { return };
-        let touching = tokio::task::spawn_blocking(move || super::intent::touch(&*file));
+        let touching = tokio::task::spawn_blocking(move || {
+            super::intent::touch(&*file);
+            is_touching.store(false, Ordering::SeqCst);
+        });
         let _ = tokio::time::timeout(TOUCH_TIME_MAX, touching).await;
     }
 
@@ -275,9 +290,17 @@ impl Gate {
             inner.map.clear(&cleared);
             inner.map.take_cleared()
         };
-        let written = self.run(lane, Errand::Clear(changes)).await;
-        if let Err(error) = written {
-            tracing::warn!(%error, "cleared intents cannot be written");
+        let (indices, steps) = (changes.indices(), self.steps.clone());
+        let write = move || (Errand::Clear(changes).run(&steps), lane);
+        match tokio::task::spawn_blocking(write).await {
+            Ok((Ok(()), _lane)) => {}
+            Ok((Err(error), lane)) => {
+                tracing::warn!(%error, "cleared intents cannot be written");
+                self.lock().map.unwritten(indices);
+                // Only now may somebody else write the file.
+                drop(lane);
+            }
+            Err(error) => tracing::error!(%error, "the writing of cleared intents was cut off"),
         }
     }
 

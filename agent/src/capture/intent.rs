@@ -103,11 +103,19 @@ pub struct IntentMap {
 pub struct Changes {
     file: Option<Arc<dyn FileIo>>,
     sectors: Vec<(u64, Vec<u8>)>,
+    /// Which of the map's sectors they are.
+    indices: Vec<usize>,
     /// Of changes that are to be durable: what holds then, and where that is said.
     durable: Option<(Underway, Stamp, Arc<Stamps>)>,
 }
 
 impl Changes {
+    /// Which of the map's sectors these are, for [`IntentMap::unwritten`].
+    #[must_use]
+    pub fn indices(&self) -> Vec<usize> {
+        self.indices.clone()
+    }
+
     /// Writes the sectors, and makes them durable unless intents were cleared only; blocks.
     ///
     /// # Errors
@@ -459,11 +467,19 @@ impl IntentMap {
     /// durable, nor be told from before. What was cleared is durable in the log.
     #[must_use]
     pub fn take_cleared(&mut self) -> Changes {
-        let changed = std::mem::take(&mut self.changed);
+        let indices: Vec<usize> = std::mem::take(&mut self.changed).into_iter().collect();
         let sectors =
-            changed.into_iter().map(|index| (offset_of(index), sector_of(&self.sectors[index])));
+            indices.iter().map(|index| (offset_of(*index), sector_of(&self.sectors[*index])));
+        let sectors = sectors.collect();
         let file = self.file.clone().filter(|_| !self.is_void);
-        Changes { file, sectors: sectors.collect(), durable: None }
+        Changes { file, sectors, indices, durable: None }
+    }
+
+    /// Sectors that were taken and cannot be written have changed still: among what was to be cleared may be
+    /// an intent that was set meanwhile, and whoever makes that durable must find it.
+    pub fn unwritten(&mut self, indices: Vec<usize>) {
+        let count = self.sectors.len();
+        self.changed.extend(indices.into_iter().filter(|index| *index < count));
     }
 }
 

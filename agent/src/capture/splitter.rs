@@ -370,7 +370,11 @@ impl Core {
         if !is_logged {
             self.forget(change.blocks());
         }
-        // Whatever went wrong, some of it may be on the disk: what is not logged is in doubt.
+        // Whatever went wrong, some of it may be on the disk: what is not logged is in doubt, and no mark
+        // that is under way may say otherwise.
+        if !is_logged {
+            self.log.breach();
+        }
         self.gate.leave(pass, is_logged);
         result.map(|()| is_logged)
     }

@@ -484,11 +484,14 @@ impl Log {
         let mut writer = self.lock();
         while writer.parts.len() > 1 && writer.parts[1].first <= committed.next() {
             let part = &writer.parts[0];
-            self.files.remove(&part.path).map_err(|source| LogError::Io {
-                action: "remove",
-                path: part.path.clone(),
-                source,
-            })?;
+            match self.files.remove(&part.path) {
+                // Removed by an attempt that was told otherwise.
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    let (action, path) = ("remove", part.path.clone());
+                    return Err(LogError::Io { action, path, source });
+                }
+                _ => {}
+            }
             if let Some(part) = writer.parts.pop_front() {
                 writer.bytes -= part.end;
                 writer.unsynced.retain(|file| !Arc::ptr_eq(file, &part.file));

@@ -27,6 +27,9 @@ const ALIVE_MS_MIN: u64 = 1000;
 /// Between two attempts to note that the stream joins.
 const JOIN_PAUSE: Duration = Duration::from_secs(1);
 
+/// Pause before a log is trimmed again.
+const TRIM_PAUSE: Duration = Duration::from_secs(1);
+
 /// Where the control plane wants a volume's stream to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
@@ -131,6 +134,8 @@ struct Driver {
     epoch: Epoch,
     /// When to try again to note that the stream joins.
     join_at: Option<Instant>,
+    /// What the log could not be trimmed to, and when to try again: nothing more may ever commit.
+    trim_again: Option<(Seq, Instant)>,
     /// The size in the last hello, and in the last one that was welcomed.
     said_bytes: u64,
     welcomed_bytes: u64,
@@ -153,6 +158,7 @@ impl Driver {
             trouble: None,
             epoch: Epoch(0),
             join_at: None,
+            trim_again: None,
             said_bytes: 0,
             welcomed_bytes: 0,
         };
@@ -197,6 +203,7 @@ impl Driver {
         let said = self.link.as_mut().map(|link| link.said.recv());
         let work = self.work.as_mut();
         let join_again = self.join_at.map(tokio::time::sleep_until);
+        let trim_again = self.trim_again.map(|(_, at)| tokio::time::sleep_until(at));
         tokio::select! {
             Some(done) = OptionFuture::from(work) => {
                 self.work = None;
@@ -208,6 +215,9 @@ impl Driver {
             Some(()) = OptionFuture::from(join_again) => {
                 self.join_at = None;
                 self.todo.push_back(Output::Joined);
+            }
+            Some(()) = OptionFuture::from(trim_again) => {
+                self.todo.extend(self.trim_again.take().map(|(seq, _)| Output::TrimTo { seq }));
             }
             Ok(()) = self.session.route.changed() => self.feed(Input::Assigned),
         }
@@ -226,6 +236,7 @@ impl Driver {
             Output::Close => self.hang_up(),
             Output::Joined => self.join().await,
             Output::Restart { next, breach } => {
+                self.trim_again = None;
                 let stream = Arc::clone(&self.session.stream);
                 let task = tokio::task::spawn_blocking(move || stream.restart(next, breach)).await;
                 self.restarted(
@@ -233,18 +244,25 @@ impl Driver {
                 );
             }
             Output::SendFrom { seq, bytes_max } => self.read_log(seq, bytes_max),
-            Output::TrimTo { seq } => {
-                // Waited for: a trim that came after a restart would take what is not committed.
-                let stream = Arc::clone(&self.session.stream);
-                let task = tokio::task::spawn_blocking(move || {
-                    if let Err(error) = stream.log.trim(seq) {
-                        tracing::warn!(volume = %stream.volume, %error, "the log is not trimmed");
-                    }
-                });
-                let _ = task.await;
-            }
+            Output::TrimTo { seq } => self.trim(seq).await,
             Output::SayAlive => self.write(Control::Alive.encode()),
             Output::PointCommitted { seq, mark } => (self.session.on_point)(self.epoch, seq, mark),
+        }
+    }
+
+    /// Trims the log, and if that fails tries again later. Waited for: a trim that came after a restart would
+    /// take what is not committed.
+    async fn trim(&mut self, seq: Seq) {
+        let stream = Arc::clone(&self.session.stream);
+        let volume = stream.volume;
+        let trimmed = tokio::task::spawn_blocking(move || {
+            stream.log.trim(seq).map_err(|error| error.to_string())
+        });
+        let trimmed = trimmed.await.unwrap_or_else(|error| Err(error.to_string()));
+        self.trim_again = None;
+        if let Err(error) = trimmed {
+            tracing::warn!(%volume, error, "the log is not trimmed");
+            self.trim_again = Some((seq, Instant::now() + TRIM_PAUSE));
         }
     }
 

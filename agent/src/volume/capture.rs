@@ -346,12 +346,14 @@ impl Running {
             splitter.flush_all().await?;
             splitter.gate().stop().await?;
             let (disk, stream) = (Arc::clone(disk), Arc::clone(&stream));
+            let splitter = Arc::clone(splitter);
             blocking(move || {
                 stream.log.sync()?;
                 disk.sync_all()?;
                 let changed_ns = disk.changed_ns()?;
-                // Nobody minds others any more: that time may be theirs.
-                if disk.is_disturbed() {
+                // Nobody minds others any more: that time may be theirs. And what was found to differ is
+                // not read again any more.
+                if disk.is_disturbed() || splitter.differs() {
                     return stream.disturb();
                 }
                 stream.state.update(|state| state.stopped_ns = Some(changed_ns))

@@ -78,7 +78,11 @@ impl Arguments {
             vault: self.vault,
             key_file: absolute(self.key_file)?,
             node_program: bin_dir.join("farshore-node"),
-            qemu_program: self.qemu,
+            // A name is looked for in PATH; a path is this directory's, not the guest's.
+            qemu_program: match self.qemu.components().count() {
+                0 | 1 => self.qemu,
+                _ => absolute(self.qemu)?,
+            },
             qemu_accel: self.qemu_accel,
             guest_user: self.guest_user,
             firmware_dir: self.firmware_dir.map(absolute).transpose()?,

@@ -359,6 +359,8 @@ pub struct Shard {
     deadline: Option<Timestamp>,
     /// Whether somebody waits for a mark in the batch.
     is_awaited: bool,
+    /// Whether the shard stops: everything goes at once.
+    is_shipping: bool,
     /// When the last batch was closed, and the last one with a mark that somebody waited for.
     closed_at: Option<Timestamp>,
     awaited_at: Option<Timestamp>,
@@ -392,6 +394,7 @@ impl Shard {
             batch: Batch::new(settings.batch),
             deadline: None,
             is_awaited: false,
+            is_shipping: false,
             closed_at: None,
             awaited_at: None,
             closed: VecDeque::new(),
@@ -490,7 +493,10 @@ impl Shard {
             Input::Revoked { volume } => self.revoked(now, volume, out),
             Input::GroupDone { group, file } => self.group_done(now, group, file, out),
             Input::PutDone { slot } => self.put_done(slot, out),
-            Input::Ship => self.deadline = Some(now),
+            Input::Ship => {
+                self.is_shipping = true;
+                self.deadline = Some(now);
+            }
             Input::Tick => {}
         }
         self.write_group(out);
@@ -626,8 +632,8 @@ impl Shard {
     /// When a frame wants to be on its way, H6.
     fn due(&mut self, now: Timestamp, entry: &Entry) -> Timestamp {
         let volume = self.volumes.get(&entry.volume);
-        if volume.is_some_and(|volume| volume.is_revoked) {
-            // Somebody waits until the last of a volume that was taken away is in the vault.
+        if self.is_shipping || volume.is_some_and(|volume| volume.is_revoked) {
+            // Somebody waits until the last is in the vault: of a volume that was taken away, or at the end.
             return now;
         }
         let (linger_ms, spacing_ms) =

@@ -44,11 +44,12 @@ pub(crate) fn run(
     let mut turn = 0;
     loop {
         match listener.accept() {
-            // Dropping a socket resets it; agents come back after a pause.
-            Ok((socket, _)) if descriptors.check(&socket).is_err() => {
-                metrics.refused("descriptors");
-            }
             Ok((socket, peer)) => {
+                // Dropping a socket resets it; agents come back after a pause.
+                let Ok(socket) = descriptors.take(socket) else {
+                    metrics.refused("descriptors");
+                    continue;
+                };
                 turn = (turn + 1) % shards.len();
                 if shards[turn].offer(Message::Accepted { socket, peer }).is_err() {
                     metrics.refused("busy");

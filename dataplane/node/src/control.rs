@@ -19,6 +19,7 @@ use farshore_client::{Backoff, ClientError, ControlClient};
 use farshore_engine::claims::Cause;
 use farshore_proto::VolumeId;
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -116,14 +117,17 @@ impl Control {
     }
 
     fn take(&self, told: &Told) {
-        match serde_json::to_vec(told) {
-            Ok(bytes) => {
-                if let Err(error) = write_durably(&self.dir, &self.cache(), &bytes) {
-                    tracing::warn!(%error, "cannot keep the assignments for the next start");
-                }
-            }
-            Err(error) => tracing::error!(%error, "cannot write the assignments"),
+        let kept = serde_json::to_vec(told)
+            .map_err(io::Error::other)
+            .and_then(|bytes| write_durably(&self.dir, &self.cache(), &bytes));
+        // That a volume was let go is said only if the next start knows it too: without that word its log is
+        // sealed.
+        let mut known = told.clone();
+        if let Err(error) = kept {
+            tracing::warn!(%error, "cannot keep the assignments for the next start");
+            known.to_let_go.clear();
         }
+        let told = &known;
         let changes = self.assignments.replace(told);
         for (volume, newest) in changes.lowered {
             tracing::warn!(%volume, epoch = %newest, "the control plane gives an epoch that is older than the one before; it is told");

@@ -4,6 +4,7 @@
 //! never use the last descriptor.
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
 /// Descriptors kept for the node itself: journal, index, rings, the store and the control plane.
@@ -55,6 +56,20 @@ impl Descriptors {
         let text = format!("peers have all {} files and sockets that they may", self.ceiling);
         Err(io::Error::new(io::ErrorKind::QuotaExceeded, text))
     }
+
+    /// A socket that was accepted, if peers may have its descriptor. The system takes the number when the
+    /// wait for a connection begins: a crowd that has left since must not keep out who comes first after it.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`; or the socket cannot be duplicated.
+    pub(crate) fn take(self, socket: TcpStream) -> io::Result<TcpStream> {
+        if self.check(&socket).is_ok() {
+            return Ok(socket);
+        }
+        let lowest = socket.try_clone()?;
+        self.check(&lowest)?;
+        Ok(lowest)
+    }
 }
 
 /// Has the kernel make its table as large as it will be needed, by using one of the last places.
@@ -77,6 +92,18 @@ mod tests {
         let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
         let size: u64 = size.trim().parse().unwrap();
         assert!(size >= limit.unwrap_or(TABLE).min(TABLE), "{size} of {limit:?}");
+    }
+
+    #[test]
+    fn a_number_that_was_taken_long_ago_keeps_nobody_out() {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let low = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let high = TcpStream::from(rustix::io::fcntl_dupfd_cloexec(&low, 600).unwrap());
+        let descriptors = Descriptors { ceiling: 500 };
+        let taken = descriptors.take(high).unwrap();
+        assert!(descriptors.check(&taken).is_ok(), "{taken:?}");
+        let none = Descriptors { ceiling: 0 };
+        assert_eq!(none.take(taken).unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
     }
 
     struct Numbered(i32);

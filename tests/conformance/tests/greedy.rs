@@ -185,7 +185,7 @@ fn frames_that_are_never_whole_do_not_grow_a_node() {
         let mut peer = site.session(&agent, &honest, &stream)?;
         let seq = stream.next;
         peer.send(&stream.write(0, LARGE));
-        let limit = Instant::now() + Duration::from_secs(120);
+        let limit = Instant::now() + Duration::from_secs(300);
         while !is_journaled(&mut peer, seq)? {
             ensure!(Instant::now() < limit, "an honest source is kept out");
         }

@@ -74,6 +74,10 @@ fn points(system: &System) -> Result<Vec<String>> {
 fn two_more_points(system: &System) -> Result<Vec<String>> {
     let before = points(system)?;
     wait::until("two more points", LIMIT, || {
+        // Nothing is written here, and what did not change gets no point by itself.
+        if system.farshore().run("point mark web1")?.code() != Some(0) {
+            return Ok(None);
+        }
         // A control plane that has just been started may not answer yet.
         let Ok(now) = points(system) else { return Ok(None) };
         Ok((now.len() >= before.len() + 2).then_some(now))

@@ -46,6 +46,23 @@ fn remembers_what_was_set_and_not_cleared() {
     assert_eq!(path.metadata().unwrap().len(), 6 * 512);
 }
 
+/// D1: a clearing that fails must not take along an intent that was set meanwhile.
+#[test]
+fn what_could_not_be_written_is_written_with_the_next_intent() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("intent");
+    let (mut map, _) = open(&path);
+    map.set(&[7]);
+    map.take_changes().write().unwrap();
+    map.clear(&[7]);
+    // The intent of a write comes while the cleared one is on its way, and goes along with it.
+    map.set(&[9]);
+    let failed = map.take_cleared();
+    map.unwritten(failed.indices());
+    map.take_changes().write().unwrap();
+    assert_eq!(open(&path).1.regions.iter().collect::<Vec<_>>(), [9]);
+}
+
 /// D35: the intents of before are kept, and so is room for the new part's.
 #[test]
 fn grows_with_its_disk() {

@@ -65,8 +65,8 @@ fn a_machine_for_people_says_how_it_stands() {
         "1.2 s",
         "12 sent, 11 journaled, 10 committed",
         "nbd+unix",
-        "3.0 GiB, all of it 2 times",
-        "1, the last of 4.0 KiB at byte 81920, seen 2026-11-28",
+        "3.00 GiB, all of it 2 times",
+        "1, the last of 4.00 KiB at byte 81920, seen 2026-11-28",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use farshore_api::failover::ExportListen;
 use serde::Deserialize;
 use tokio::time::Instant;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::confine::Confinement;
@@ -238,15 +239,27 @@ impl Files {
         let note = self.dir.join("point");
         match fs::read_to_string(&note) {
             Ok(before) if before == point.to_string() => return Ok(()),
-            Ok(before) => self.put_overlay_aside(before.parse().unwrap_or_default())?,
+            Ok(before) => match before.parse() {
+                Ok(before) => self.put_overlay_aside(before)?,
+                // Cut off by a power cut. The overlay itself says whose it is, and is refused if it is
+                // another point's.
+                Err(_) => {
+                    warn!(path = %note.display(), "whose overlay this is was not noted durably")
+                }
+            },
             // The first try.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(ProviderError::file("read", note, error)),
         }
         let new = note.with_extension("new");
-        fs::write(&new, point.to_string())
-            .and_then(|()| fs::rename(&new, &note))
-            .map_err(|error| ProviderError::file("write", note, error))
+        let write = || -> io::Result<()> {
+            let mut file = fs::File::create(&new)?;
+            file.write_all(point.to_string().as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &note)?;
+            fs::File::open(&self.dir)?.sync_all()
+        };
+        write().map_err(|error| ProviderError::file("write", note, error))
     }
 
     fn put_overlay_aside(&self, before: Uuid) -> Result<(), ProviderError> {

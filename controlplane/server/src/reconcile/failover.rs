@@ -212,7 +212,10 @@ async fn stop_all(
     found: Result<Vec<Process>, ProviderError>,
 ) -> Result<(), ProviderError> {
     let mut all = Ok(());
-    for process in noted.into_iter().chain(found?) {
+    if let Some(process) = noted {
+        all = process::stop(process).await;
+    }
+    for process in found? {
         let stopped = process::stop(process).await;
         all = all.and(stopped);
     }

@@ -154,7 +154,12 @@ async fn while_it_gets_on<T>(
 async fn open(app: &App) -> Result<Vault, (bool, String)> {
     let settings = &app.settings;
     let is_away = |kind: ErrorKind| kind == ErrorKind::Unavailable;
-    let store = Store::open(&settings.vault, Access::Write)
+    // A directory on a file server that is gone blocks, and must block nobody else.
+    let url = settings.vault.clone();
+    let opening = tokio::task::spawn_blocking(move || Store::open(&url, Access::Write));
+    let store = opening
+        .await
+        .map_err(|error| (true, told(&error)))?
         .map_err(|error| (is_away(error.kind()), told(&error)))?;
     let key = key_file::read(&settings.key_file).map_err(|error| (false, told(&error)))?;
     Vault::open(&store, &key).await.map_err(|error| (is_away(error.kind()), told(&error)))

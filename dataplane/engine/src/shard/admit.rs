@@ -239,8 +239,10 @@ impl Shard {
 
     pub(super) fn revoked(&mut self, now: Timestamp, volume: VolumeId, out: &mut Vec<Output>) {
         if let Some(session) = self.volumes.get(&volume).and_then(|volume| volume.session) {
+            // This may come late, when the session is the newer epoch's own: the next hello is judged by what
+            // is assigned then.
             let text = format!("volume {volume} was given to a newer epoch");
-            self.refuse(session, RefusalReason::Fenced, text, out);
+            self.refuse(session, RefusalReason::Unavailable, text, out);
         }
         if let Some(known) = self.volumes.get_mut(&volume) {
             known.is_revoked = true;

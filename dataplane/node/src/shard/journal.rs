@@ -85,7 +85,10 @@ async fn make_room<R: Rt>(
                 }
                 return Ok(true);
             }
-            Err(RoomError::NoSpace { .. }) if core.is_retired() => return Ok(false),
+            Err(RoomError::NoSpace { .. }) if core.is_retired() => {
+                troubles.clear(work);
+                return Ok(false);
+            }
             Err(RoomError::NoSpace { source }) => {
                 if !is_waiting {
                     tracing::warn!(%path, error = %source, "the journal's disk is full: sources wait until there is room");

@@ -221,7 +221,14 @@ impl<R: Rt> Session<'_, R> {
         if !header.kind.is_stream() && header.kind != FrameKind::Alive {
             return Err(SessionError::Unexpected(header.kind));
         }
-        let Some(_place) = self.place(header.body_bytes).await else { return Ok(None) };
+        // A sign of life has no body, and is answered however full the cache is.
+        let _place = match header.kind {
+            FrameKind::Alive => None,
+            _ => match self.place(header.body_bytes).await {
+                Some(place) => Some(place),
+                None => return Ok(None),
+            },
+        };
         self.outbox.arriving.set(Some(self.core.now()));
         let frame = self.read_body(reader, bytes, &header).await;
         self.outbox.arriving.set(None);

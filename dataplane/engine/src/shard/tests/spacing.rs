@@ -103,3 +103,18 @@ fn a_session_that_says_that_it_is_there_is_answered() {
     assert!(bench.step(Input::Alive { session: SessionId(9) }).is_empty(), "nobody is there");
     assert!(bench.shard.is_settled());
 }
+
+/// H6: a shard that stops ships at once what comes in meanwhile, however lately the segment before was closed.
+#[test]
+fn a_shard_that_stops_does_not_wait_for_its_spacing() {
+    let mut bench = Bench::with(Settings::default());
+    bench.open_nth(0);
+    let mut groups = 0;
+    let out = bench.mark_nth(0, 1, false);
+    bench.carry_out(out, &mut groups);
+    let out = bench.step(Input::Ship);
+    assert_eq!(bench.carry_out(out, &mut groups), 1);
+    let mut out = bench.mark_nth(0, 2, false);
+    out.extend(bench.step(Input::Tick));
+    assert_eq!(bench.carry_out(out, &mut groups), 1);
+}
