@@ -38,7 +38,7 @@ impl Clock {
         for other in [Part::Control, Part::Node, Part::Agent] {
             let clock = format!(
                 "export LD_PRELOAD={CLOCK_LIBRARY} FAKETIME_TIMESTAMP_FILE={} \
-                 FAKETIME_CACHE_DURATION=1 FAKETIME_DONT_FAKE_MONOTONIC=1",
+                 FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1",
                 self.file.display()
             );
             let clock = if other == part { clock } else { String::new() };

@@ -124,7 +124,7 @@ fn volumes_that_were_taken_away_are_forgotten() {
         assert!(matches!(out[..], [Output::Claim { .. }]), "volume {number}: {out:?}");
         bench.step(Input::Claimed { volume, outcome: Ok(Seq(0)) });
         let out = bench.step(Input::Revoked { volume });
-        assert_eq!(refused(&out), [RefusalReason::Fenced]);
+        assert_eq!(refused(&out), [RefusalReason::Unavailable]);
     }
     assert_eq!(bench.shard.streams().count(), 0);
     // What is still on its way to the vault is not forgotten before it is there.
