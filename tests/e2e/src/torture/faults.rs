@@ -278,13 +278,17 @@ impl Site {
                 Which::First => self.system.pid(Part::Node).map_or(true, is_gone),
                 Which::Second => self.second.pid().is_none_or(is_gone),
             };
-            Ok((is_down || self.run_of(which) != run).then_some(()))
+            // A node that has a full journal waits for room, and its machines say so.
+            let is_told = self.watch.machines().values().any(|seen| seen.state != "protected");
+            Ok((is_told || is_down || self.run_of(which) != run).then_some(()))
         });
         thread::sleep(hold);
         self.node_disk(which).free()?;
         noticed?;
         let struck = Struck::since(begun_ms);
-        self.wait_for_node(which, run)?;
+        if self.run_of(which) != run {
+            self.wait_for_node(which, run)?;
+        }
         Ok(struck)
     }
 
