@@ -110,10 +110,10 @@ impl Stream {
         self.sent.extend(run.collect::<Vec<_>>());
     }
 
-    /// The node's stream ends before `next`: whatever was sent there is the stream.
+    /// The log goes on at `next`: whatever was sent before it is the stream. What was sent behind it stays
+    /// known: a log that was lost goes on at 1 before its agent hears what the node has.
     pub(super) fn restart(&mut self, next: Seq) {
         self.log = self.sent.range(..next).map(|(seq, sent)| (*seq, Rc::clone(sent))).collect();
-        self.sent.split_off(&next);
         self.fold();
     }
 
