@@ -25,6 +25,7 @@ use object_store::{
 };
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,6 +36,10 @@ pub use open::Access;
 pub use place::{Service, vault_url, vault_url_of};
 
 use answer::Verdict;
+use local::Look;
+
+/// Times a directory is asked for an object that it misses and holds: once for each moment that it was away.
+const ASKED_MAX: u32 = 3;
 
 /// What a put that must not overwrite has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,11 +207,8 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Corrupt` above `max`, `Unavailable`, `Invalid`.
     pub async fn get(&self, name: &ObjectName, max: u64) -> Result<Bytes, StoreError> {
-        let said = self.inner.get_opts(name.path(), GetOptions::default()).await;
-        let result = match self.hear(said) {
-            Ok(result) => result,
-            Err(error) => return Err(self.read_error(name, error).await),
-        };
+        let said = self.ask(name, GetOptions::default()).await?;
+        let result = said.map_err(|error| self.error(name, "read", error))?;
         self.check_kind(name, &result)?;
         let bytes = result.meta.size;
         if bytes > max {
@@ -227,7 +229,7 @@ impl Store {
     ) -> Result<Part, StoreError> {
         let asked =
             GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
-        let error = match self.hear(self.inner.get_opts(name.path(), asked).await) {
+        let error = match self.ask(name, asked).await? {
             Ok(result) => {
                 self.check_kind(name, &result)?;
                 let object_bytes = result.meta.size;
@@ -235,12 +237,10 @@ impl Store {
                     result.bytes().await.map_err(|error| self.error(name, "read", error))?;
                 return Ok(Part { bytes, object_bytes });
             }
-            Err(error @ object_store::Error::NotFound { .. }) => {
-                return Err(self.read_error(name, error).await);
-            }
             Err(error) => error,
         };
-        if !answer::is_behind_end(self.service, &error) {
+        let is_missed = matches!(error, object_store::Error::NotFound { .. });
+        if is_missed || !answer::is_behind_end(self.service, &error) {
             return Err(self.error(name, "read", error));
         }
         let asked = GetOptions { head: true, ..GetOptions::default() };
@@ -253,13 +253,34 @@ impl Store {
         }
     }
 
+    /// What the store says of an object. What a directory misses counts as absent only if that very directory
+    /// does not hold it: it may have been away for a moment.
+    async fn ask(
+        &self,
+        name: &ObjectName,
+        options: GetOptions,
+    ) -> Result<object_store::Result<GetResult>, StoreError> {
+        for _ in 0..ASKED_MAX {
+            let said = self.hear(self.inner.get_opts(name.path(), options.clone()).await);
+            let (Err(error), Some(root)) = (&said, self.local.clone()) else { return Ok(said) };
+            let is_missed = matches!(error, object_store::Error::NotFound { .. });
+            let object = name.to_string();
+            match blocking::run(move || root.look(&object)).await {
+                Ok(Look::There) if is_missed => {}
+                Ok(Look::There | Look::Absent) => return Ok(said),
+                _ => break,
+            }
+        }
+        Err(self.directory_gone())
+    }
+
     /// Size of an object.
     ///
     /// # Errors
     /// `NotFound`, `Unavailable`, `Invalid`.
     pub async fn size(&self, name: &ObjectName) -> Result<u64, StoreError> {
         let asked = GetOptions { head: true, ..GetOptions::default() };
-        let error = match self.hear(self.inner.get_opts(name.path(), asked).await) {
+        let error = match self.ask(name, asked).await? {
             Ok(result) => {
                 self.check_kind(name, &result)?;
                 return Ok(result.meta.size);
@@ -270,7 +291,7 @@ impl Store {
             // Whether the object or its bucket is missing is said only to who asks for bytes.
             return Ok(self.get_range(name, 0..1).await?.object_bytes);
         }
-        Err(self.read_error(name, error).await)
+        Err(self.error(name, "read", error))
     }
 
     /// Whether an object exists.
@@ -303,6 +324,7 @@ impl Store {
         let path = folder.path();
         let found = self.inner.list_with_delimiter(path.as_ref()).await;
         let found = found.map_err(|error| self.listing_error(folder, error))?;
+        self.check_root().await?;
         let max = crate::limits::LISTED_MAX;
         if found.common_prefixes.len() > max {
             let (url, object) = (self.url.to_string(), folder.to_string());
@@ -328,19 +350,15 @@ impl Store {
     /// Refuses to go on when a local directory is not the one that was opened.
     async fn check_root(&self) -> Result<(), StoreError> {
         let Some(root) = self.local.clone() else { return Ok(()) };
-        let path = root.path().to_owned();
         match blocking::run(move || root.is_there()).await {
             Ok(true) => Ok(()),
-            _ => Err(StoreError::DirectoryGone { url: self.url.to_string(), path }),
+            _ => Err(self.directory_gone()),
         }
     }
 
-    /// The error of a read; an object missing from a directory that is gone is not "not found".
-    async fn read_error(&self, name: &ObjectName, error: object_store::Error) -> StoreError {
-        match self.check_root().await {
-            Ok(()) => self.error(name, "read", error),
-            Err(gone) => gone,
-        }
+    fn directory_gone(&self) -> StoreError {
+        let path = self.local_root().unwrap_or(Path::new("")).to_owned();
+        StoreError::DirectoryGone { url: self.url.to_string(), path }
     }
 
     fn listing_error(&self, folder: Folder, source: object_store::Error) -> StoreError {

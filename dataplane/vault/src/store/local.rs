@@ -2,7 +2,7 @@
 
 use super::{Access, Reason, Service, Store, StoreError, trial};
 use object_store::local::LocalFileSystem;
-use rustix::fs::Access as Mode;
+use rustix::fs::{Access as Mode, AtFlags, OFlags};
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -15,6 +15,15 @@ pub struct LocalRoot {
     path: PathBuf,
     device: u64,
     inode: u64,
+}
+
+/// What a look for an object finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    There,
+    Absent,
+    /// The directory is not the one that was opened, or does not say.
+    Gone,
 }
 
 impl LocalRoot {
@@ -31,6 +40,23 @@ impl LocalRoot {
     pub(super) fn is_there(&self) -> bool {
         fs::metadata(&self.path)
             .is_ok_and(|now| now.dev() == self.device && now.ino() == self.inode)
+    }
+
+    /// Looks for an object in the very directory that was opened: what a read through the path missed may
+    /// be there all the same, when the directory was away for that moment.
+    pub(super) fn look(&self, object: &str) -> Look {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(root) = rustix::fs::open(&self.path, flags, rustix::fs::Mode::empty()) else {
+            return Look::Gone;
+        };
+        let is_ours = rustix::fs::fstat(&root)
+            .is_ok_and(|now| now.st_dev == self.device && now.st_ino == self.inode);
+        match rustix::fs::statat(&root, object, AtFlags::empty()) {
+            _ if !is_ours => Look::Gone,
+            Ok(_) => Look::There,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Look::Absent,
+            Err(_) => Look::Gone,
+        }
     }
 
     /// Syncs the directories from the object's up to the root.

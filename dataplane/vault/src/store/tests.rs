@@ -74,6 +74,27 @@ async fn a_directory_that_goes_away_is_neither_empty_nor_made_anew() {
     assert!(matches!(error, StoreError::DirectoryGone { .. }), "{error}");
 }
 
+/// The directory is back before anybody looks whether it was away (S13).
+#[tokio::test]
+async fn what_a_directory_missed_while_it_was_away_is_not_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = open(folder.path(), Access::Write).unwrap();
+    let counted = Arc::new(Counted::over(Arc::clone(opened.backend())));
+    let store = Store { inner: Arc::clone(&counted) as Arc<dyn ObjectStore>, ..opened };
+    store.create(&name(1), Bytes::from_static(b"abc")).await.unwrap();
+    counted.lapse(&name(1), 0..1);
+    assert_eq!(store.get(&name(1), 10).await.unwrap(), "abc");
+    counted.lapse(&name(1), 0..1);
+    assert_eq!(store.get_range(&name(1), 1..3).await.unwrap().bytes, "bc");
+    counted.lapse(&name(1), 0..1);
+    assert_eq!(store.size(&name(1)).await.unwrap(), 3);
+    // It comes and goes: nobody knows.
+    counted.lapse(&name(1), 0..100);
+    let error = store.get(&name(1), 10).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(matches!(store.get(&name(2), 10).await, Err(StoreError::NotFound { .. })));
+}
+
 /// The directory goes between the look at it and the put (S4, I1).
 #[tokio::test]
 async fn a_put_into_a_directory_that_is_just_going_away_does_not_count() {
