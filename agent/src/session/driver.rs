@@ -60,6 +60,8 @@ pub struct Standing {
     pub trouble: Option<String>,
     /// Whether another living agent claims the volume.
     pub is_contested: bool,
+    /// Why the node refused it for good; none while it has not.
+    pub halted: Option<RefusalReason>,
     /// The size under which the node welcomed it last; 0 before.
     pub size_bytes: u64,
 }
@@ -471,6 +473,7 @@ impl Driver {
             point_at: self.source.point_at(),
             trouble: self.trouble.clone(),
             is_contested: self.source.refusal() == Some(RefusalReason::Contested),
+            halted: self.source.halted(),
             size_bytes: self.welcomed_bytes,
         };
         self.session.standing.send_if_modified(|told| {

@@ -275,8 +275,8 @@ fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement 
     if let Some(error) = &inner.error {
         return told(VolumeState::Error, error.clone(), copied);
     }
-    if let Some(Standing { phase: Phase::Halted { reason }, .. }) = standing {
-        return told(VolumeState::Error, halted(*reason, &trouble), copied);
+    if let Some(reason) = standing.and_then(|standing| standing.halted) {
+        return told(VolumeState::Error, halted(reason, &trouble), copied);
     }
     if standing.is_some_and(|standing| standing.is_contested) {
         return told(VolumeState::Error, trouble, copied);

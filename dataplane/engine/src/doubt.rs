@@ -249,7 +249,7 @@ pub enum Input {
     FlushFailed,
     /// The log joins what the node has: intents may be cleared from now on.
     Joined,
-    /// A flush has ended and no write will come: the orderly stop.
+    /// No write will come: the orderly stop. Intents go if a flush that began after the last write went well.
     Stopped,
     /// The disk has so many regions from now on, at least as many as before.
     Grown {
@@ -282,6 +282,18 @@ pub enum Output {
     Flush,
 }
 
+/// Whether all that was logged is durable on the disk and in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Covered {
+    /// Something was logged since the last flush began, or that flush failed. The system may have dropped
+    /// what it could not write, and calls a later flush of the same a success.
+    No,
+    /// A flush runs that began after it.
+    Flushing,
+    /// That flush went well.
+    Yes,
+}
+
 /// The intent set of one volume.
 #[derive(Debug)]
 pub struct Doubt {
@@ -301,6 +313,7 @@ pub struct Doubt {
     under_way: BTreeMap<Ticket, Regions>,
     /// What the flush that began last will clear, unless it is written meanwhile.
     clearing: Option<BTreeSet<u64>>,
+    covered: Covered,
     has_joined: bool,
     /// Whoever finds the intents takes them for void.
     is_void: bool,
@@ -329,6 +342,7 @@ impl Doubt {
             waiting: VecDeque::new(),
             under_way: BTreeMap::new(),
             clearing: None,
+            covered: Covered::No,
             has_joined: false,
             is_void: false,
             cleared_at: Timestamp(0),
@@ -348,6 +362,7 @@ impl Doubt {
             }
             Input::Written { ticket } => {
                 self.under_way.remove(&ticket).expect("a write ends once");
+                self.covered = Covered::No;
             }
             Input::IntentDurable => {
                 for region in std::mem::take(&mut self.persisting) {
@@ -381,10 +396,22 @@ impl Doubt {
                 assert!(self.doubt.has(region), "only what is in doubt is read again");
                 self.doubt.remove(region);
                 self.touch(region);
+                self.covered = Covered::No;
             }
-            Input::FlushBegun => self.flush_begun(now),
-            Input::Flushed => self.flushed(now, out),
-            Input::FlushFailed => self.clearing = None,
+            Input::FlushBegun => {
+                self.covered = Covered::Flushing;
+                self.flush_begun(now);
+            }
+            Input::Flushed => {
+                if self.covered == Covered::Flushing {
+                    self.covered = Covered::Yes;
+                }
+                self.flushed(now, out);
+            }
+            Input::FlushFailed => {
+                self.covered = Covered::No;
+                self.clearing = None;
+            }
             Input::Joined => self.has_joined = true,
             Input::Stopped => self.stopped(out),
             Input::Grown { regions } => {
@@ -491,7 +518,7 @@ impl Doubt {
     fn stopped(&mut self, out: &mut Vec<Output>) {
         assert!(self.under_way.is_empty() && self.waiting.is_empty(), "a write is under way");
         self.clearing = None;
-        if !self.has_joined || self.is_void {
+        if !self.has_joined || self.is_void || self.covered != Covered::Yes {
             return;
         }
         let regions: Vec<u64> =

@@ -43,6 +43,8 @@ pub struct Settings {
     pub stall_ms_max: u64,
     /// Time without an ack while nothing is in flight, after which it says that it is there.
     pub alive_ms: u64,
+    /// Time after a refusal for good, after which it asks again.
+    pub halted_ms: u64,
     /// Most bytes asked for in one [`Output::SendFrom`].
     pub run_bytes_max: u64,
     /// Spreads the reconnects of many volumes; any number.
@@ -58,6 +60,7 @@ impl Default for Settings {
             handshake_ms_max: 10_000,
             stall_ms_max: 120_000,
             alive_ms: ALIVE_MS_MAX,
+            halted_ms: 60_000,
             run_bytes_max: 2 * FRAME_BYTES_MAX,
             jitter: 0,
         }
@@ -222,10 +225,13 @@ pub enum Phase {
     Restarting,
     /// Frames and acks flow.
     Streaming,
-    /// The node refused for good; only a new assignment helps.
+    /// The node refused for good: a new assignment helps. It is asked again now and then all the same: a node or
+    /// a control plane that went back to what it was before does not know that somebody waits for its word.
     Halted {
         /// Its reason.
         reason: RefusalReason,
+        /// Since when.
+        since: Timestamp,
     },
 }
 
@@ -527,7 +533,7 @@ impl Source {
         match reason {
             RefusalReason::Fenced | RefusalReason::Size => {
                 self.forget_flight();
-                self.phase = Halted { reason };
+                self.phase = Halted { reason, since: now };
             }
             RefusalReason::Gap => {
                 self.declare_empty = true;
@@ -572,7 +578,7 @@ impl Source {
             return;
         }
         match self.phase {
-            Waiting { .. } => self.connect(now, out),
+            Waiting { .. } | Halted { .. } => self.connect(now, out),
             Streaming if self.in_flight.is_empty() && self.asked.is_none() => {
                 // What is being sent is a sign of life too.
                 if !self.is_sending {
@@ -626,6 +632,14 @@ impl Source {
         self.phase
     }
 
+    /// Why the node refused for good, until the next welcome or assignment; also while it is asked again.
+    #[must_use]
+    pub fn halted(&self) -> Option<RefusalReason> {
+        let is_final =
+            |reason: &RefusalReason| matches!(reason, RefusalReason::Fenced | RefusalReason::Size);
+        self.refusal.filter(is_final)
+    }
+
     /// Why the node ended the last session, until the next welcome or assignment.
     #[must_use]
     pub fn refusal(&self) -> Option<RefusalReason> {
@@ -660,7 +674,8 @@ impl Source {
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         match self.phase {
-            Idle | Restarting | Halted { .. } => None,
+            Idle | Restarting => None,
+            Halted { since, .. } => Some(since.plus_ms(self.settings.halted_ms)),
             Waiting { until } => Some(until),
             Connecting { since } | Greeted { since } => {
                 Some(since.plus_ms(self.settings.handshake_ms_max))

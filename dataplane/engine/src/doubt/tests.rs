@@ -125,6 +125,25 @@ fn nothing_is_cleared_before_the_log_joins_or_after_a_failed_flush() {
     assert_eq!(doubt.intents(), 1);
 }
 
+/// D30: what a log could not make durable is not made so by a later flush, and an orderly stop knows.
+#[test]
+fn a_stop_clears_only_what_its_own_flush_made_durable() {
+    let stop = |inputs: &[Input]| {
+        let mut doubt = fresh();
+        step(&mut doubt, 0, Input::Joined);
+        step(&mut doubt, 0, writing(1, 5, 1));
+        step(&mut doubt, 0, Input::IntentDurable);
+        inputs.iter().for_each(|input| drop(step(&mut doubt, 10, *input)));
+        step(&mut doubt, 20, Input::Stopped)
+    };
+    let cleared = [Output::ClearIntent { regions: vec![5] }];
+    assert_eq!(stop(&[written(1), Input::FlushBegun, Input::Flushed]), cleared);
+    assert!(stop(&[written(1), Input::FlushBegun, Input::FlushFailed]).is_empty());
+    assert!(stop(&[written(1)]).is_empty());
+    assert!(stop(&[Input::FlushBegun, written(1), Input::Flushed]).is_empty());
+    assert!(stop(&[Input::FlushBegun, Input::Flushed, written(1)]).is_empty());
+}
+
 #[test]
 fn what_was_recovered_is_in_doubt_until_it_is_read_again() {
     let mut recovered = RegionSet::empty(REGIONS);

@@ -256,10 +256,24 @@ fn a_fenced_source_stays_away_until_it_is_assigned_anew() {
     let mut source = opened(0, 0);
     greet(&mut source, 0, 1, 0);
     step(&mut source, 0, Input::Refused(RefusalReason::Fenced));
-    assert_eq!(source.phase(), Halted { reason: RefusalReason::Fenced });
-    assert_eq!(source.deadline(), None);
-    assert!(step(&mut source, u64::MAX, Input::Tick).is_empty());
-    assert_eq!(step(&mut source, 5, Input::Assigned), [Output::Connect]);
+    assert_eq!(source.phase(), Halted { reason: RefusalReason::Fenced, since: Timestamp(0) });
+    assert!(step(&mut source, 59_999, Input::Tick).is_empty());
+    assert_eq!(step(&mut source, 59_999, Input::Assigned), [Output::Connect]);
+    assert_eq!(source.halted(), None);
+}
+
+/// C8: whoever was told may have gone back to before it was.
+#[test]
+fn a_fenced_source_asks_again_now_and_then_and_is_halted_meanwhile() {
+    let mut source = opened(0, 0);
+    greet(&mut source, 0, 1, 0);
+    step(&mut source, 0, Input::Refused(RefusalReason::Fenced));
+    assert_eq!(source.deadline(), Some(Timestamp(60_000)));
+    assert_eq!(step(&mut source, 60_000, Input::Tick), [Output::Connect]);
+    step(&mut source, 60_000, Input::Connected { first: Seq(1), last: Seq(0) });
+    assert_eq!(source.halted(), Some(RefusalReason::Fenced));
+    step(&mut source, 60_000, welcome(0, 0, 0));
+    assert_eq!((source.halted(), source.phase()), (None, Streaming));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::testing::Counted;
 use farshore_proto::{ErrorKind, KeyNumber, LogId, Slot};
 use std::fs;
 
-fn open(folder: &std::path::Path, access: Access) -> Result<Store, StoreError> {
+fn open(folder: &Path, access: Access) -> Result<Store, StoreError> {
     Store::open(folder.to_str().unwrap(), access)
 }
 
@@ -161,7 +161,7 @@ fn a_full_store_is_recognised_behind_the_backends_errors() {
 
 #[test]
 fn a_directory_that_cannot_be_written_is_refused_for_writing_only() {
-    let path = std::path::Path::new("/proc/self");
+    let path = Path::new("/proc/self");
     assert!(matches!(open(path, Access::Write), Err(StoreError::NotWritable { .. })));
     open(path, Access::Read).unwrap();
 }

@@ -31,6 +31,7 @@ fn settings(machine: usize) -> Settings {
         handshake_ms_max: 3_000,
         stall_ms_max: 6_000,
         alive_ms: 4_000,
+        halted_ms: 10_000,
         run_bytes_max: 96 << 10,
         jitter: machine as u64,
     }

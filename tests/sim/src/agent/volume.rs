@@ -14,7 +14,7 @@ use farshore_agent::disk::Identity;
 use farshore_agent::hrl::{AppendError, Cursor, Entry, Log, Place};
 use farshore_agent::stream::{DiskFacts, Found, Stream};
 use farshore_engine::doubt::{Input, Regions};
-use farshore_proto::frame::FrameHeader;
+use farshore_proto::frame::{FrameHeader, Mark};
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use farshore_proto::{BlockRange, Seq};
 use std::collections::BTreeMap;
@@ -116,7 +116,7 @@ pub(super) fn append(
 
 /// Tells the oracle all that a log holds: what it knows must be the same, what it does not know a crash
 /// came before.
-fn tell_log(ctx: &mut Ctx<'_>, log: &Log, place: Place) {
+fn tell_log(ctx: &mut Ctx<'_>, log: &Log, place: Place, marks: &[(Seq, Mark)]) {
     let machine = ctx.machine;
     let mut cursor = Cursor::at(place.first);
     let mut buffer = Vec::new();
@@ -127,6 +127,9 @@ fn tell_log(ctx: &mut Ctx<'_>, log: &Log, place: Place) {
         }
         for (seq, changes) in changes_of(&buffer) {
             ctx.world.oracle.found(machine, seq, &changes);
+            if let Ok(at) = marks.binary_search_by_key(&seq, |(seq, _)| *seq) {
+                ctx.world.oracle.mark_found(machine, seq, marks[at].1.point);
+            }
         }
     }
 }
@@ -168,7 +171,7 @@ impl Volume {
                 ctx.world.oracle.restarted(machine, next);
             }
             ctx.world.oracle.log_opened(machine, place.last);
-            tell_log(ctx, &stream.log, place);
+            tell_log(ctx, &stream.log, place, &found.marks);
         }
         let newest_mark = found.marks.last().map(|(seq, _)| *seq);
         let bytes_opened = judge_opened(ctx, &stream.log);

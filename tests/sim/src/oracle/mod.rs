@@ -153,6 +153,14 @@ impl Oracle {
         self.streams[machine].mark(seq, point);
     }
 
+    /// A mark was found in a log that was opened: if nobody told of it, a crash came before.
+    pub fn mark_found(&mut self, machine: usize, seq: Seq, point: PointId) {
+        let stream = &mut self.streams[machine];
+        if stream.promise(point).is_none() && seq == stream.last() {
+            stream.mark(seq, point);
+        }
+    }
+
     /// The log up to `seq` is said to be the disk.
     pub fn judge_mark(&mut self, machine: usize, seq: Seq, disk: &[Tag], busy: &BTreeSet<u64>) {
         let stream = &mut self.streams[machine];
