@@ -414,20 +414,22 @@ impl Doubt {
             }
             Input::Joined => self.has_joined = true,
             Input::Stopped => self.stopped(out),
-            Input::Grown { regions } => {
-                self.regions = regions;
-                for set in [&mut self.intents, &mut self.doubt, &mut self.touched] {
-                    set.grow(regions);
-                }
-                if self.is_void {
-                    self.intents = RegionSet::full(regions);
-                }
-            }
+            Input::Grown { regions } => self.grown(regions),
             Input::Tick => self.tick(now, out),
         }
         self.let_go(out);
         self.persist(out);
         self.check();
+    }
+
+    fn grown(&mut self, regions: u64) {
+        self.regions = regions;
+        for set in [&mut self.intents, &mut self.doubt, &mut self.touched] {
+            set.grow(regions);
+        }
+        if self.is_void {
+            self.intents = RegionSet::full(regions);
+        }
     }
 
     fn touch(&mut self, region: u64) {
