@@ -14,6 +14,7 @@ pub mod lineage;
 pub mod log;
 pub mod sampler;
 pub mod shard;
+pub mod silence;
 pub mod source;
 pub mod stream;
 pub mod tenure;

@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 use crate::recover::{Place, learn_runs, recover};
 use crate::rt::{Mailbox, Post, Prepared, Ring, RtKind, Threads, mailbox, prepare};
 use crate::services::{self, Services};
-use crate::shard::{self, JournalDir, Message, Recovery, ShardParts};
+use crate::shard::{self, JournalDir, Message, Recovery, ShardParts, patience};
 use crate::state::{Logs, State};
 use anyhow::Context;
 use farshore_api::exit::Exit;
@@ -222,7 +222,7 @@ impl Node {
                 metrics: Arc::clone(&metrics),
                 fatal: fatal.clone(),
                 descriptors,
-                idle_max: Duration::from_secs(args.idle),
+                patience: patience(Duration::from_secs(args.idle)),
             };
             threads.push(start_shard(runtime, executor, parts, recovery, inbox)?);
         }

@@ -66,11 +66,13 @@ pub enum Bug {
     LeftLogAnswers,
     /// A newer epoch that the vault has is not said to the control plane.
     NewerEpochUnsaid,
+    /// A peer that once had to wait for the shard may be silent for ever.
+    SilenceExcused,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -100,6 +102,7 @@ impl Bug {
         Self::JournalUnseen,
         Self::LeftLogAnswers,
         Self::NewerEpochUnsaid,
+        Self::SilenceExcused,
     ];
 
     /// Its name on a command line.
@@ -135,6 +138,7 @@ impl Bug {
             Self::JournalUnseen => "journal-unseen",
             Self::LeftLogAnswers => "left-log-answers",
             Self::NewerEpochUnsaid => "newer-epoch-unsaid",
+            Self::SilenceExcused => "silence-excused",
         }
     }
 

@@ -23,6 +23,8 @@ pub enum Fault {
     LoseNodeDisk,
     /// A node hangs, perhaps for long enough to lose its volumes, and goes on.
     PauseNode,
+    /// An agent hangs with its connections open, perhaps for so long that its sessions end, and goes on.
+    PauseAgent,
     /// Frames are lost, doubled, late, out of order, damaged; connections are reset.
     Frames,
     /// All connections are reset.
@@ -59,7 +61,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::KillAgent,
         Self::StopAgent,
         Self::KillNode,
@@ -67,6 +69,7 @@ impl Fault {
         Self::CutNode,
         Self::LoseNodeDisk,
         Self::PauseNode,
+        Self::PauseAgent,
         Self::Frames,
         Self::ResetAll,
         Self::Partition,
@@ -93,8 +96,8 @@ pub enum Event {
     Strike,
     /// A process that was killed is started again.
     Start(Process),
-    /// A hanging node goes on.
-    Resume(usize),
+    /// A hanging process goes on.
+    Resume(Process),
     /// Frames pass again.
     FramesPass,
     /// A partition heals.

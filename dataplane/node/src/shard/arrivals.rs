@@ -8,13 +8,10 @@
 
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_BODY_BYTES_MAX};
 use std::cell::Cell;
-use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Of the cache, so much beside it is for frames on their way.
 const SHARE_OF_CACHE: usize = 4;
-/// A frame that takes longer to arrive, while others wait for a place, is not waited for.
-pub(super) const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 
 /// The places of one shard.
 #[derive(Debug)]

@@ -17,6 +17,7 @@ use farshore_client::Identity;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
 use farshore_engine::claims::{Cause, Wanted};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
+use farshore_engine::silence::Patience;
 use farshore_engine::tenure::Opening;
 use farshore_proto::frame::{Control, RefusalReason};
 use farshore_proto::{LogId, Slot, Timestamp, VolumeId};
@@ -47,8 +48,8 @@ pub(crate) struct ShardParts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fatal: Fatal,
     pub(crate) descriptors: Descriptors,
-    /// A session of which no whole frame came for so long, and for three marks, is ended.
-    pub(crate) idle_max: Duration,
+    /// How silent a peer may be.
+    pub(crate) patience: Patience,
 }
 
 impl ShardParts {

@@ -28,6 +28,7 @@ use crate::rt::{Mail, Mailbox, Rt};
 use crate::tls::Parked;
 use farshore_client::Shown;
 use farshore_engine::shard::Input;
+use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd, Tenure};
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::{LogId, Seq, Slot, VolumeId};
@@ -38,10 +39,19 @@ use tokio::sync::oneshot;
 
 /// From accept to the request, and from the answer to the hello; longer is slow on purpose.
 const GREETING_MAX: Duration = Duration::from_secs(10);
+/// A frame that takes longer to arrive, while others wait for a place, is not waited for.
+const ARRIVAL_MAX: Duration = Duration::from_secs(10);
 /// Connections of one shard between accept and hello; each holds at most about 100 KiB.
 const STRANGERS_MAX: usize = 1024;
 /// Messages taken before sessions and the journal have a turn: a new connection costs some ten system calls.
 const MESSAGES_PER_TURN: usize = 16;
+
+/// How silent a peer may be, with so much time between two frames.
+pub(crate) fn patience(idle_max: Duration) -> Patience {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let (hello_ms, arrival_ms) = (ms(GREETING_MAX), ms(ARRIVAL_MAX));
+    Patience { hello_ms, arrival_ms, idle_ms: ms(idle_max) }
+}
 
 /// What other threads tell a shard.
 #[derive(Debug)]

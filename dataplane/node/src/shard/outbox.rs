@@ -3,6 +3,7 @@
 use crate::rt::{Rt, Signal, within};
 use crate::tls::TlsWriter;
 use farshore_client::Shown;
+use farshore_engine::silence::Peer;
 use farshore_proto::frame::{Ack, Control, Refusal, RefusalReason};
 use farshore_proto::{Timestamp, VolumeId};
 use futures::future::{Either, select};
@@ -29,21 +30,33 @@ pub(crate) struct Outbox {
     pub(crate) closed: Signal,
     /// For the writing task.
     ended: Signal,
-    /// When the last whole frame came; none before the hello, which has a deadline of its own.
-    pub(crate) heard: Cell<Option<Timestamp>>,
-    pub(crate) mark_interval_ms: Cell<u64>,
-    /// Since when a frame that is not whole yet has had its place.
-    pub(crate) arriving: Cell<Option<Timestamp>>,
+    /// Whether something comes of it.
+    peer: Cell<Peer>,
     /// Whose session it is, for which volume; none before the hello.
     pub(crate) holder: Cell<Option<(VolumeId, Shown)>>,
-    /// It is the shard that does not read; the peer cannot be blamed for its silence.
-    pub(crate) is_paused: Cell<bool>,
     /// Its volume has its share of the cache: it is not read from.
     pub(crate) is_held: Cell<bool>,
     pub(crate) resumed: Signal,
 }
 
 impl Outbox {
+    /// For a peer that comes now.
+    pub(crate) fn new(now: Timestamp) -> Self {
+        Self { peer: Cell::new(Peer::new(now)), ..Self::default() }
+    }
+
+    /// What is known of the peer.
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer.get()
+    }
+
+    /// Notes what the peer did.
+    pub(crate) fn note(&self, what: impl FnOnce(&mut Peer)) {
+        let mut peer = self.peer.get();
+        what(&mut peer);
+        self.peer.set(peer);
+    }
+
     /// Queues a frame. A peer that reads nothing cannot make this grow: it is closed instead.
     pub(crate) fn push(&self, frame: Vec<u8>) {
         let mut queue = self.queue.borrow_mut();

@@ -1,16 +1,17 @@
 //! One session: frames in, acknowledgements out.
 
-use super::arrivals::{ARRIVAL_MAX, Arrival};
+use super::Greeted;
+use super::arrivals::Arrival;
 use super::core::Core;
 use super::outbox::{GOODBYE_MAX, Outbox, write};
 use super::standing::Over;
 use super::strangers::Place;
-use super::{GREETING_MAX, Greeted};
 use crate::rt::{Rt, within};
 use crate::tls::{TlsReader, Use, attach};
 use farshore_client::Shown;
 use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
+use farshore_engine::silence::{self, Peer};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, RefusalReason};
 use farshore_proto::limits::{FRAME_HEADER_BYTES, WINDOW_BYTES};
 use farshore_proto::{DecodeError, VolumeId};
@@ -23,8 +24,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Least and most time between two looks for idle sessions.
-const SWEEP_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// After a refusal so many bytes that were on their way are read and dropped.
 const LINGER_BYTES_MAX: usize = 2 * WINDOW_BYTES;
 /// A session that always has bytes for us lets others have their turn after so many,
@@ -47,10 +46,10 @@ enum SessionError {
     NoHello(FrameKind),
     #[error("the hello is for volume {0}, the request was for another")]
     OtherVolume(VolumeId),
-    #[error("no hello within {} s", GREETING_MAX.as_secs())]
-    Slow,
     #[error("too many connections without a hello")]
     Crowd,
+    #[error("{}", .0.text())]
+    Quiet(silence::Cause),
     #[error("{}", .0.text())]
     Over(Over),
 }
@@ -64,8 +63,8 @@ impl SessionError {
             Self::Frame(_) | Self::Unexpected(_) | Self::NoHello(_) | Self::OtherVolume(_) => {
                 ("protocol", RefusalReason::Protocol)
             }
-            Self::Slow => ("slow", RefusalReason::Limit),
             Self::Crowd => ("crowd", RefusalReason::Limit),
+            Self::Quiet(cause) => cause.reasons(),
             Self::Over(over) => over.reasons(),
         }
     }
@@ -88,7 +87,7 @@ pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>, greeted: Greeted) {
             return tracing::warn!(%peer, %error, "cannot attach a connection");
         }
     };
-    let outbox = Rc::new(Outbox::default());
+    let outbox = Rc::new(Outbox::new(core.now()));
     let session = core.open_session(Rc::clone(&outbox));
     outbox.push(super::greet::SWITCHING.to_vec());
     R::spawn(write(writer, Rc::clone(&outbox)));
@@ -148,9 +147,8 @@ impl<R: Rt> Session<'_, R> {
         let assigned = core.parts.assignments.of(self.volume, self.agent.id);
         // The operator's word, not the agent's, says how long a session may be silent.
         let interval_ms = assigned.map_or(0, |assigned| assigned.mark_interval_ms);
-        self.outbox.mark_interval_ms.set(interval_ms);
+        self.outbox.note(|peer| peer.greeted(core.now(), interval_ms));
         let assigned = assigned.map(|assigned| assigned.epoch);
-        self.outbox.heard.set(Some(core.now()));
         // Nor does it choose how long the shard waits for others' marks, and with that how many segments
         // the shard makes.
         let mark_interval_ms = u32::try_from(interval_ms).unwrap_or(u32::MAX);
@@ -160,7 +158,6 @@ impl<R: Rt> Session<'_, R> {
         core.input(Input::Hello { session, hello, assigned, from });
         let (mut frames, mut bytes_of_turn) = (0, 0);
         while let Some((header, frame)) = self.read_frame(reader).await? {
-            self.outbox.heard.set(Some(core.now()));
             let bytes = frame.body.len();
             if header.kind == FrameKind::Alive {
                 core.input(Input::Alive { session });
@@ -189,11 +186,13 @@ impl<R: Rt> Session<'_, R> {
         reader: &mut TlsReader<R>,
         place: &Place,
     ) -> Result<Option<Hello>, SessionError> {
-        let hello = pin!(within::<R, _>(GREETING_MAX, self.read_hello(reader)));
+        let hello_ms = self.core.parts.patience.hello_ms;
+        let wait = Duration::from_millis(hello_ms);
+        let hello = pin!(within::<R, _>(wait, self.read_hello(reader)));
         let lost = pin!(place.lost());
         match select(hello, lost).await {
             Either::Left((Some(done), _)) => done,
-            Either::Left((None, _)) => Err(SessionError::Slow),
+            Either::Left((None, _)) => Err(SessionError::Quiet(silence::Cause::NoHello(hello_ms))),
             Either::Right(_) => Err(SessionError::Crowd),
         }
     }
@@ -229,10 +228,12 @@ impl<R: Rt> Session<'_, R> {
                 None => return Ok(None),
             },
         };
-        self.outbox.arriving.set(Some(self.core.now()));
-        let frame = self.read_body(reader, bytes, &header).await;
-        self.outbox.arriving.set(None);
-        Ok(frame?.map(|frame| (header, frame)))
+        self.outbox.note(|peer| peer.arrives(self.core.now()));
+        let frame = self.read_body(reader, bytes, &header).await?;
+        if frame.is_some() {
+            self.outbox.note(|peer| peer.whole(self.core.now()));
+        }
+        Ok(frame.map(|frame| (header, frame)))
     }
 
     /// Waits until there is memory for a body: none while the cache is full, or every new session would take
@@ -242,7 +243,7 @@ impl<R: Rt> Session<'_, R> {
         let must_wait = || self.core.is_paused() || self.outbox.is_held.get();
         loop {
             while must_wait() && !self.outbox.is_closed() {
-                self.outbox.is_paused.set(true);
+                self.outbox.note(Peer::waits);
                 self.outbox.resumed.wait().await;
             }
             if self.outbox.is_closed() {
@@ -251,7 +252,7 @@ impl<R: Rt> Session<'_, R> {
             let place = match self.core.arrivals.begin(bytes).now_or_never() {
                 Some(place) => place,
                 None => {
-                    self.outbox.is_paused.set(true);
+                    self.outbox.note(Peer::waits);
                     let begin = pin!(self.core.arrivals.begin(bytes));
                     let closed = pin!(self.outbox.closed.wait());
                     match select(begin, closed).await {
@@ -261,9 +262,6 @@ impl<R: Rt> Session<'_, R> {
                 }
             };
             if !must_wait() {
-                if self.outbox.is_paused.replace(false) {
-                    self.outbox.heard.set(Some(self.core.now()));
-                }
                 return Some(place);
             }
         }
@@ -327,32 +325,20 @@ fn cut(error: io::Error) -> SessionError {
     }
 }
 
-/// Ends sessions of which no whole frame came for too long.
+/// Ends sessions whose peers say too little.
 pub(crate) async fn sweep<R: Rt>(core: Rc<Core<R>>) {
-    let idle_max = core.parts.idle_max;
-    let every = (idle_max / 12).clamp(SWEEP_EVERY.0, SWEEP_EVERY.1);
+    let patience = core.parts.patience;
+    let every = Duration::from_millis(patience.look_every_ms());
     while !core.is_stopping() {
         R::sleep(every).await;
         let now = core.now();
+        let is_crowded = core.arrivals.is_crowded();
         for outbox in core.outboxes() {
-            let Some(heard) = outbox.heard.get() else { continue };
-            let began = outbox.arriving.get().filter(|_| core.arrivals.is_crowded());
-            let arriving = began.map(|began| Duration::from_millis(now.since_ms(began)));
-            if let Some(arriving) = arriving.filter(|arriving| *arriving > ARRIVAL_MAX)
-                && !outbox.is_closed()
-            {
-                core.parts.metrics.refused("slow");
-                let text = format!("a frame took {} s, and others wait", arriving.as_secs());
-                outbox.refuse(RefusalReason::Unavailable, text);
-                continue;
-            }
-            let silent = Duration::from_millis(now.since_ms(heard));
-            let three_marks = Duration::from_millis(outbox.mark_interval_ms.get()) * 3;
-            let is_idle = silent > idle_max.max(three_marks);
-            if is_idle && !outbox.is_paused.get() && !outbox.is_closed() {
-                core.parts.metrics.refused("idle");
-                let text = format!("no frame within {} s", silent.as_secs());
-                outbox.refuse(RefusalReason::Unavailable, text);
+            let over = outbox.peer().end(now, &patience, is_crowded);
+            if let Some(cause) = over.filter(|_| !outbox.is_closed()) {
+                let (word, reason) = cause.reasons();
+                core.parts.metrics.refused(word);
+                outbox.refuse(reason, cause.text());
             }
         }
     }

@@ -40,6 +40,7 @@ mod tests;
 mod volume;
 
 pub use files::Doom;
+pub(crate) use session::MARK_INTERVAL_MS;
 
 use crate::control::Assignment;
 use crate::disk::{Disk, GuestDisk, Snapshot};

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Time between two marks.
-pub(super) const MARK_INTERVAL_MS: u32 = 1_000;
+pub(crate) const MARK_INTERVAL_MS: u32 = 1_000;
 /// Between two attempts to note that the stream joins.
 const JOIN_PAUSE: Duration = Duration::from_secs(1);
 /// Frames given to the network in one step, at most.

@@ -22,6 +22,7 @@ use farshore_engine::assignments::{Changes, Given, changes};
 use farshore_engine::batch::Limits;
 use farshore_engine::claims::{self, Claims, NotOurs, Wishes};
 use farshore_engine::shard::{Input, Settings};
+use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd};
 use farshore_proto::{ChunkId, LogId, Seq, Slot, VolumeId};
 use farshore_vault::claim::SealedLogs;
@@ -94,7 +95,7 @@ pub enum Event {
         /// The shard.
         shard: usize,
     },
-    /// Silent sessions are looked for.
+    /// Sessions whose peers say too little are looked for.
     Sweep,
     /// A report to the control plane is due.
     Report,
@@ -143,6 +144,7 @@ struct Running {
     assignments: BTreeMap<usize, Assignment>,
     shards: Vec<Shard>,
     sessions: Sessions,
+    patience: Patience,
     claims: Claims,
     sealed: Arc<SealedLogs>,
     wishes: Wishes,
@@ -184,6 +186,13 @@ fn draw_settings(rng: &mut fastrand::Rng) -> Settings {
         spacing_ms: rng.u64(0..2) * rng.u64(0..2000),
         ..Settings::default()
     }
+}
+
+/// How silent agents may be: for less time than some hang, and for more than they need to say that they
+/// live.
+fn draw_patience(rng: &mut fastrand::Rng) -> Patience {
+    let (hello_ms, idle_ms) = (rng.u64(3_000..8_000), rng.u64(6_000..12_000));
+    Patience { hello_ms, arrival_ms: 5_000, idle_ms }
 }
 
 impl Node {

@@ -1,21 +1,19 @@
 //! Sessions: frames in, answers out.
 
 use super::{Event, Turn};
+use crate::agent::MARK_INTERVAL_MS;
 use crate::control::volume_of;
 use crate::net::{Arrival, Conn};
 use bytes::Bytes;
 use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
+use farshore_engine::silence::{Cause, Patience, Peer};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason};
 use farshore_proto::limits::FRAME_HEADER_BYTES;
 use farshore_proto::{DecodeError, Timestamp};
 use farshore_vault::frames::Frame;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
-
-/// A session that says nothing for this long, and for three marks, is ended.
-const IDLE_MS: u64 = 20_000;
-const SWEEP: Duration = Duration::from_secs(5);
 
 /// One connection.
 #[derive(Debug)]
@@ -24,8 +22,9 @@ struct Session {
     shard: usize,
     machine: usize,
     has_said_hello: bool,
-    mark_interval_ms: u64,
-    heard: Timestamp,
+    peer: Peer,
+    /// When something came of it, or was taken: for the oracle, which does not ask the engine.
+    moved: Timestamp,
     /// Frames that wait while the shard does not read.
     unread: VecDeque<Bytes>,
 }
@@ -152,8 +151,8 @@ impl Turn<'_> {
             shard,
             machine,
             has_said_hello: false,
-            mark_interval_ms: 0,
-            heard: self.world.now(),
+            peer: Peer::new(self.world.now()),
+            moved: self.world.now(),
             unread: VecDeque::new(),
         };
         sessions.by_conn.insert(conn, session);
@@ -166,12 +165,16 @@ impl Turn<'_> {
             let Some(session) = self.running.sessions.by_conn.get_mut(&conn) else {
                 return Ok(());
             };
-            session.heard = now;
-            if self.running.shards[session.shard].is_held(session.id) {
+            let (id, shard) = (session.id, session.shard);
+            let Some(next) = session.unread.front() else { return Ok(()) };
+            // A sign of life has no body, and is answered however full the cache is.
+            if self.running.shards[shard].is_held(id) && !is_alive(next) {
+                session.peer.waits();
                 return Ok(());
             }
             let Some(bytes) = session.unread.pop_front() else { return Ok(()) };
-            let (id, shard) = (session.id, session.shard);
+            session.peer.arrives(now);
+            session.moved = now;
             if let Err(bad) = self.take(conn, &bytes)? {
                 self.world.tell(self.process(), || format!("ends a session: {bad}"));
                 let refusal = Refusal { reason: RefusalReason::Protocol, text: bad.to_string() };
@@ -182,6 +185,7 @@ impl Turn<'_> {
     }
 
     fn take(&mut self, conn: Conn, bytes: &Bytes) -> Result<Result<(), Bad>, String> {
+        let now = self.world.now();
         let Some(session) = self.running.sessions.by_conn.get_mut(&conn) else {
             return Ok(Ok(()));
         };
@@ -190,6 +194,7 @@ impl Turn<'_> {
             Ok(frame) => frame,
             Err(bad) => return Ok(Err(bad)),
         };
+        session.peer.whole(now);
         if !session.has_said_hello {
             let hello = match hello_of(&header, &frame.body, machine) {
                 Ok(hello) => hello,
@@ -200,7 +205,7 @@ impl Turn<'_> {
                 return self.close(shard, id).map(Ok);
             }
             session.has_said_hello = true;
-            session.mark_interval_ms = hello.mark_interval_ms.into();
+            session.peer.greeted(now, hello.mark_interval_ms.into());
             let assigned = self.running.assignments.get(&machine).map(|owner| owner.epoch);
             let from = format!("server {machine}");
             return self.input(shard, Input::Hello { session: id, hello, assigned, from }).map(Ok);
@@ -251,19 +256,45 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Ends sessions that have gone silent.
+    /// Ends sessions whose peers say too little.
     pub(super) fn sweep(&mut self) -> Result<(), String> {
-        let now = self.world.now();
-        let is_silent = |session: &&Session| {
-            now.since_ms(session.heard) > IDLE_MS.max(3 * session.mark_interval_ms)
-        };
+        let (now, patience) = (self.world.now(), self.running.patience);
+        // Frames arrive whole here: none keeps another's place.
+        let over = |session: &Session| session.peer.end(now, &patience, false);
         let sessions = self.running.sessions.by_conn.values();
-        let silent: Vec<(usize, SessionId)> =
-            sessions.filter(is_silent).map(|session| (session.shard, session.id)).collect();
-        for (shard, id) in silent {
+        let ended: Vec<(usize, SessionId, Cause)> = sessions
+            .filter_map(|session| Some((session.shard, session.id, over(session)?)))
+            .collect();
+        for (shard, id, cause) in ended {
+            let ((_, reason), text) = (cause.reasons(), cause.text());
+            self.world.tell(self.process(), || format!("ends a session: {text}"));
+            self.say(id, &Control::Refusal(Refusal { reason, text }));
             self.close(shard, id)?;
         }
-        self.after(SWEEP, Event::Sweep);
+        self.judge_silence(now);
+        let wait = Duration::from_millis(patience.look_every_ms());
+        self.after(wait, Event::Sweep);
         Ok(())
     }
+
+    /// Who says nothing, while all it said was taken, has no session for ever.
+    fn judge_silence(&mut self, now: Timestamp) {
+        let Patience { hello_ms, idle_ms, .. } = self.running.patience;
+        let allowed = idle_ms.max(3 * u64::from(MARK_INTERVAL_MS));
+        for session in self.running.sessions.by_conn.values() {
+            let allowed = if session.has_said_hello { allowed } else { hello_ms };
+            let silent = now.since_ms(session.moved);
+            if session.unread.is_empty() && silent > allowed {
+                let machine = session.machine;
+                let what = format!("a session of server {machine} stays, silent for {silent} ms");
+                return self.world.oracle.violate("I7", what);
+            }
+        }
+    }
+}
+
+/// Whether a frame is only a sign of life.
+fn is_alive(bytes: &Bytes) -> bool {
+    let header = bytes.first_chunk().and_then(|raw| FrameHeader::decode(raw).ok());
+    header.is_some_and(|header| header.kind == FrameKind::Alive)
 }

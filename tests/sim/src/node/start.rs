@@ -3,7 +3,7 @@
 use super::journal::{self, SimJournal};
 use super::session::Sessions;
 use super::shard::Shard;
-use super::{Event, Known, Node, Running, State, Tools, Turn, draw_settings};
+use super::{Event, Known, Node, Running, State, Tools, Turn, draw_patience, draw_settings};
 use crate::control::{Assignment, machine_of, volume_of};
 use crate::disk::Disk;
 use crate::store::at_once;
@@ -33,7 +33,6 @@ use std::time::Duration;
 
 /// Bytes of a journal file: a few groups.
 const FILE_BYTES: u64 = 160 << 10;
-const SWEEP: Duration = Duration::from_secs(5);
 const REPORT: Duration = Duration::from_secs(1);
 /// Claims that are under way at the same time: few, so that some wait.
 const CLAIMS_AT_ONCE: usize = 2;
@@ -204,6 +203,7 @@ impl Node {
         let State::Starting(starting) = std::mem::take(&mut self.state) else { return };
         let Starting { assignments, known, begun, .. } = *starting;
         let settings = draw_settings(&mut world.rng);
+        let patience = draw_patience(&mut world.rng);
         let vault = world.store.vault();
         let tools = Tools {
             chunker: Chunker::new(&vault.vault_keys().chunk_key),
@@ -222,6 +222,7 @@ impl Node {
             assignments,
             shards,
             sessions: Sessions::default(),
+            patience,
             claims: Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX),
             sealed: Arc::new(SealedLogs::default()),
             wishes: Wishes::default(),
@@ -240,7 +241,8 @@ impl Node {
             return self.give_up(world, &why);
         }
         world.control.set_up(number, true);
-        world.after(SWEEP, world::Event::Node(number, Event::Sweep));
+        let sweep = Duration::from_millis(patience.look_every_ms());
+        world.after(sweep, world::Event::Node(number, Event::Sweep));
         world.after(REPORT, world::Event::Node(number, Event::Report));
     }
 }

@@ -14,7 +14,7 @@ use std::ops::Range;
 const DEAD_US: Range<u64> = 100_000..9_000_000;
 /// How long a fault that has an end lasts, in microseconds.
 const LASTING_US: Range<u64> = 300_000..9_000_000;
-/// How long a node hangs: some lose their volumes meanwhile, in microseconds.
+/// How long a process hangs: some lose their volumes or sessions meanwhile, in microseconds.
 const HANGING_US: Range<u64> = 200_000..16_000_000;
 /// Most that a wall clock is off, in milliseconds.
 const SKEW_MS: i64 = 3 * 24 * 3600 * 1000;
@@ -31,7 +31,7 @@ impl Sim {
                 }
             }
             FaultEvent::Start(process) => self.start_process(process),
-            FaultEvent::Resume(node) => self.world.resume(Process::Node(node)),
+            FaultEvent::Resume(process) => self.world.resume(process),
             FaultEvent::FramesPass => self.world.net.faults = NetFaults::default(),
             FaultEvent::Heal(machine, node) => {
                 self.world.net.cut.remove(&(machine, node));
@@ -63,10 +63,8 @@ impl Sim {
             Fault::KillNode | Fault::CutNode | Fault::LoseNodeDisk | Fault::JournalRot => {
                 self.strike_node(fault, node);
             }
-            Fault::PauseNode => {
-                self.world.pause(Process::Node(node));
-                self.lasting(HANGING_US, FaultEvent::Resume(node));
-            }
+            Fault::PauseNode => self.hang(Process::Node(node)),
+            Fault::PauseAgent => self.hang(Process::Agent(machine)),
             Fault::Frames => {
                 let mut rng = self.world.rng.fork();
                 self.world.net.faults = frame_faults(&mut rng);
@@ -127,6 +125,11 @@ impl Sim {
         }
         self.world.assign(machine, there);
         self.world.assign(other, here);
+    }
+
+    fn hang(&mut self, process: Process) {
+        self.world.pause(process);
+        self.lasting(HANGING_US, FaultEvent::Resume(process));
     }
 
     fn lasting(&mut self, time: Range<u64>, end: FaultEvent) {
@@ -253,6 +256,7 @@ impl Sim {
         for machine in 0..self.agents.len() {
             self.agents[machine].files().set_trouble(Trouble::None);
             self.agents[machine].set_doom(None);
+            self.world.resume(Process::Agent(machine));
             self.start_process(Process::Agent(machine));
         }
     }
