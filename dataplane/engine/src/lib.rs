@@ -12,6 +12,7 @@ pub mod claims;
 pub mod doubt;
 pub mod lineage;
 pub mod log;
+pub mod maps;
 pub mod sampler;
 pub mod shard;
 pub mod silence;

@@ -1,27 +1,15 @@
 //! Maps and index runs: written beside the work, on tokio threads, few at a time.
 //!
-//! Both are derived. Whatever goes wrong here is a warning, and shards never wait for it.
+//! Both are derived. Whatever goes wrong here is a warning, and shards never wait for it. When a volume is
+//! mapped is decided by [`farshore_engine::maps`].
 
 use crate::dedup::Dedup;
 use crate::services::chain;
+use farshore_engine::maps;
 use farshore_proto::VolumeId;
 use farshore_vault::{Vault, map, runs};
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
-
-/// A volume is mapped again when so many extents were committed since its last map …
-const MAP_EXTENTS_MIN: u64 = 16_384;
-/// … or one for so many runs of that map, if that is more: a map costs what it is long …
-const MAP_RUNS_PER_EXTENT: u64 = 4;
-/// … or when so many segments hold spans of it: that many a reader may have to look at …
-const MAP_SEGMENTS_MIN: u64 = 512;
-/// … or one for so many runs, if that is more: then the map is read as fast as they are.
-const MAP_RUNS_PER_SEGMENT: u64 = 4096;
-
-/// Volumes that are mapped at the same time: a map takes memory, and reads what sessions' puts go to.
-const MAPS_AT_ONCE: usize = 2;
 
 /// New chunks that make an index run.
 const RUN_CHUNKS: usize = 65_536;
@@ -32,125 +20,42 @@ const LAST_RUN_MAX: Duration = Duration::from_secs(10);
 /// Between two attempts to write a run.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What a volume got since its last map.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Since {
-    extents: u64,
-    segments: u64,
-    /// Runs of the last map that this node wrote; 0 before the first.
-    runs: u64,
-    /// Whether it stands in line, or is being mapped.
-    is_taken: bool,
-}
-
-impl Since {
-    fn is_due(self) -> bool {
-        self.extents > MAP_EXTENTS_MIN.max(self.runs / MAP_RUNS_PER_EXTENT)
-            || self.segments >= MAP_SEGMENTS_MIN.max(self.runs / MAP_RUNS_PER_SEGMENT)
-    }
-}
-
-/// Volumes, and those of them that wait for their map, the longest first.
-#[derive(Debug, Default)]
-struct Volumes {
-    since: BTreeMap<VolumeId, Since>,
-    line: VecDeque<VolumeId>,
-}
-
-impl Volumes {
-    /// Puts a volume at the end of the line if it is due and not there, nor being mapped.
-    fn line_up(&mut self, volume: VolumeId) -> bool {
-        let Some(since) = self.since.get_mut(&volume) else { return false };
-        let stands = since.is_due() && !since.is_taken;
-        if stands {
-            since.is_taken = true;
-            self.line.push_back(volume);
-        }
-        stands
-    }
-}
-
-/// Decides when which volume is mapped, and does it.
-#[derive(Debug, Default)]
+/// Maps volumes when they are due, for as long as the node runs.
+#[derive(Debug)]
 pub(crate) struct Maps {
-    volumes: Mutex<Volumes>,
-    moved: Notify,
+    vault: Vault,
+    due: Mutex<maps::Maps>,
 }
 
 impl Maps {
-    fn volumes(&self) -> MutexGuard<'_, Volumes> {
-        // Counters only decide when a map is written.
-        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Of a node that has just started.
+    pub(crate) fn new(vault: Vault) -> Arc<Self> {
+        let due = Mutex::new(maps::Maps::new(maps::Settings::default()));
+        Arc::new(Self { vault, due })
     }
 
-    /// A segment is committed; `spans` are its volumes with their extents, perhaps several of one.
-    pub(crate) fn committed(&self, spans: &[(VolumeId, usize)]) {
-        let mut extents: BTreeMap<VolumeId, u64> = BTreeMap::new();
-        for (volume, count) in spans {
-            *extents.entry(*volume).or_default() += *count as u64;
-        }
-        let mut volumes = self.volumes();
-        let mut is_due = false;
-        for (volume, count) in extents {
-            let since = volumes.since.entry(volume).or_default();
-            since.extents += count;
-            since.segments += 1;
-            is_due |= volumes.line_up(volume);
-        }
-        drop(volumes);
-        if is_due {
-            self.moved.notify_one();
-        }
+    /// A segment is in the vault; `spans` are its volumes with their extents, perhaps several of one.
+    pub(crate) fn committed(self: &Arc<Self>, spans: &[(VolumeId, usize)]) {
+        let spans = spans.iter().map(|(volume, extents)| (*volume, *extents as u64)).collect();
+        self.step(maps::Input::Committed { spans });
     }
 
-    /// The volume that has waited longest; its counters begin again.
-    fn take_due(&self) -> Option<VolumeId> {
-        let mut volumes = self.volumes();
-        let volume = volumes.line.pop_front()?;
-        if let Some(since) = volumes.since.get_mut(&volume) {
-            *since = Since { runs: since.runs, is_taken: true, ..Since::default() };
-        }
-        if !volumes.line.is_empty() {
-            self.moved.notify_one();
-        }
-        Some(volume)
-    }
-
-    /// A volume was mapped, in so many runs if it was; it may be due again.
-    fn mapped(&self, volume: VolumeId, runs: Option<u64>) {
-        let mut volumes = self.volumes();
-        if let Some(since) = volumes.since.get_mut(&volume) {
-            since.runs = runs.unwrap_or(since.runs);
-            since.is_taken = false;
-        }
-        if volumes.line_up(volume) {
-            self.moved.notify_one();
-        }
-    }
-
-    /// Maps volumes as they become due, a few at a time, for as long as the node runs.
-    pub(crate) async fn run(self: Arc<Self>, vault: Vault) {
-        self.work(|volume| map_one(vault.clone(), volume)).await;
-    }
-
-    async fn work<F: Future<Output = Option<u64>>>(&self, map: impl Fn(VolumeId) -> F) {
-        let workers = (0..MAPS_AT_ONCE).map(|_| self.work_alone(&map));
-        futures::future::join_all(workers).await;
-    }
-
-    async fn work_alone<F: Future<Output = Option<u64>>>(&self, map: &impl Fn(VolumeId) -> F) {
-        loop {
-            match self.take_due() {
-                Some(volume) => self.mapped(volume, map(volume).await),
-                None => self.moved.notified().await,
-            }
+    fn step(self: &Arc<Self>, input: maps::Input) {
+        let mut out = Vec::new();
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).step(input, &mut out);
+        for maps::Output::Map { volume } in out {
+            let this = Arc::clone(self);
+            tokio::spawn(async move {
+                let runs = map_one(&this.vault, volume).await;
+                this.step(maps::Input::Ended { volume, runs });
+            });
         }
     }
 }
 
 /// Maps a volume; says in how many runs, if there was anything to map.
-async fn map_one(vault: Vault, volume: VolumeId) -> Option<u64> {
-    match map::write(&vault, volume).await {
+async fn map_one(vault: &Vault, volume: VolumeId) -> Option<u64> {
+    match map::write(vault, volume).await {
         Ok(Some(written)) => {
             let map::Written { seq, runs, parts, bytes } = written;
             tracing::info!(%volume, %seq, runs, parts, bytes, "mapped a volume");

@@ -67,8 +67,7 @@ pub(crate) async fn run(
     shards: Vec<Post<Message>>,
     metrics: Arc<Metrics>,
 ) {
-    let maps = Arc::new(Maps::default());
-    tokio::spawn(Arc::clone(&maps).run(vault.clone()));
+    let maps = Maps::new(vault.clone());
     let claimant = Arc::new(Claimant::new(vault.clone(), shards.clone(), Arc::clone(&metrics)));
     while let Some(request) = queue.recv().await {
         let vault = vault.clone();

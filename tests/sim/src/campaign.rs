@@ -41,6 +41,10 @@ pub struct Summary {
     pub marks: u64,
     /// Points read from the vault and compared.
     pub points: u64,
+    /// Points read beside their writers.
+    pub reads: u64,
+    /// Maps written.
+    pub maps: u64,
     /// Acks judged.
     pub acks: u64,
     /// Virtual time.
@@ -60,6 +64,8 @@ impl Summary {
                 self.puts += outcome.store.0;
                 self.marks += outcome.counts.marks;
                 self.points += outcome.counts.points_read;
+                self.reads += outcome.counts.reads;
+                self.maps += outcome.counts.maps;
                 self.acks += outcome.counts.acks;
                 self.time += outcome.time;
                 outcome.violation

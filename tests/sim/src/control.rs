@@ -234,6 +234,7 @@ impl World {
         let wanted = |(machine, owner): (&usize, &Assignment)| match process {
             Process::Agent(number) => *machine == number,
             Process::Node(number) => owner.node == number,
+            Process::Reader => false,
         };
         let all = self.control.owners.iter().filter(|(machine, owner)| wanted((machine, owner)));
         let owners: BTreeMap<usize, Assignment> =
@@ -254,6 +255,7 @@ impl World {
                 let event = node::Event::Assignments(owners);
                 self.after(Duration::ZERO, world::Event::Node(number, event));
             }
+            Process::Reader => {}
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod guest;
 pub mod net;
 pub mod node;
 pub mod oracle;
+pub mod reader;
 pub mod run;
 pub mod store;
 mod tasks;

@@ -147,8 +147,9 @@ fn print_summary(summary: &Summary, time: Duration) {
         summary.puts
     );
     println!(
-        "judged: {} marks against their disk, {} acks, {} points read back",
-        summary.marks, summary.acks, summary.points
+        "judged: {} marks against their disk, {} acks, {} points read back, {} beside their writers, with \
+         {} maps",
+        summary.marks, summary.acks, summary.points, summary.reads, summary.maps
     );
     let strikes: Vec<String> =
         summary.strikes.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();

@@ -9,6 +9,7 @@ use crate::faults::{self, Plan};
 use crate::guest::{self, Guest};
 use crate::node::Node;
 use crate::oracle::{Counts, Violation};
+use crate::reader;
 use crate::trace::Trace;
 use crate::world::{Event, Process, Size, World};
 use farshore_proto::Timestamp;
@@ -154,6 +155,7 @@ impl Sim {
             self.world.after(wait, Event::Guest(machine, guest::Event::Go));
         }
         self.world.after(Duration::ZERO, Event::Control(control::Event::Look));
+        self.world.after(Duration::ZERO, Event::Reader(reader::Event::Read));
         let wait = self.world.us(1_000_000..4_000_000);
         self.world.after(wait, Event::Fault(faults::Event::Strike));
     }
@@ -171,6 +173,7 @@ impl Sim {
                     self.nodes[number].start(&mut self.world);
                 }
             }
+            Process::Reader => {}
         }
         self.world.tell_soon(process);
     }
@@ -191,6 +194,7 @@ impl Sim {
                     self.world.store.writer_died(log, &mut rng);
                 }
             }
+            Process::Reader => {}
         }
     }
 
@@ -217,6 +221,7 @@ impl Sim {
                 let is_served = self.agents[number].is_serving();
                 self.guests[number].handle(world, event, is_served);
             }
+            Event::Reader(event) => world.handle_reader(event),
             Event::Control(event) => world.handle_control(&event),
             Event::Fault(event) => self.handle_fault(&event),
         }

@@ -6,7 +6,7 @@ use crate::oracle::Oracle;
 use crate::store::SimStore;
 use crate::tasks::{Alarm, Alarms, Sleep, Tasks};
 use crate::trace::Trace;
-use crate::{agent, control, faults, guest, node};
+use crate::{agent, control, faults, guest, node, reader};
 use farshore_proto::Timestamp;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +21,8 @@ pub enum Process {
     Agent(usize),
     /// A node, by its number.
     Node(usize),
+    /// Whoever reads points meanwhile; nothing ends it.
+    Reader,
 }
 
 impl fmt::Display for Process {
@@ -28,6 +30,7 @@ impl fmt::Display for Process {
         match self {
             Self::Agent(number) => write!(formatter, "agent {number}"),
             Self::Node(number) => write!(formatter, "node {number}"),
+            Self::Reader => formatter.write_str("reader"),
         }
     }
 }
@@ -41,6 +44,8 @@ pub enum Event {
     Node(usize, node::Event),
     /// To the workload of a protected server.
     Guest(usize, guest::Event),
+    /// To the reader.
+    Reader(reader::Event),
     /// To the control plane.
     Control(control::Event),
     /// Something breaks, or stops being broken.
@@ -166,7 +171,7 @@ impl World {
         let owner = match &event {
             Event::Agent(number, _) => Some(Process::Agent(*number)),
             Event::Node(number, _) => Some(Process::Node(*number)),
-            Event::Guest(..) | Event::Control(_) | Event::Fault(_) => None,
+            Event::Guest(..) | Event::Reader(_) | Event::Control(_) | Event::Fault(_) => None,
         };
         let owner = owner.map(|process| (process, self.life(process)));
         self.push(wait, Due::Event(owner, event));

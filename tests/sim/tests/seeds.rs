@@ -31,6 +31,7 @@ fn every_rule_holds() {
     // A simulator that does nothing breaks no rule.
     assert!(summary.strikes.len() == farshore_sim::faults::Fault::ALL.len());
     assert!(summary.points > 10 * SEEDS && summary.marks > 20 * SEEDS, "{summary:?}");
+    assert!(summary.reads > 5 * SEEDS && summary.maps > 5 * SEEDS, "{summary:?}");
 }
 
 #[test]

@@ -10,68 +10,10 @@ use farshore_vault::epoch::claim;
 use farshore_vault::index::Index;
 use farshore_vault::log::put_segment;
 use farshore_vault::{Access, Store};
-use std::cell::RefCell;
 use std::path::Path;
 use std::time::Instant;
 
 const VOLUME: VolumeId = VolumeId([1; 16]);
-const OTHER: VolumeId = VolumeId([2; 16]);
-
-#[test]
-fn a_volume_is_due_by_extents_by_its_last_map_or_by_segments() {
-    let maps = Maps::default();
-    maps.committed(&[(VOLUME, 16_000), (VOLUME, 384), (OTHER, 5)]);
-    assert_eq!(maps.take_due(), None, "as many extents as the limit");
-    maps.committed(&[(VOLUME, 1)]);
-    assert_eq!(maps.take_due(), Some(VOLUME));
-    assert_eq!(maps.take_due(), None, "its counters began again");
-    maps.mapped(VOLUME, Some(400_000));
-    maps.committed(&[(VOLUME, 100_000)]);
-    assert_eq!(maps.take_due(), None, "a long map is not written for little");
-    maps.committed(&[(VOLUME, 1)]);
-    assert_eq!(maps.take_due(), Some(VOLUME));
-    let since = Since { runs: 400_000, is_taken: true, ..Since::default() };
-    assert_eq!(maps.volumes().since[&VOLUME], since);
-    for segment in 1..=511 {
-        assert_eq!(maps.take_due(), None, "segment {segment}");
-        maps.committed(&[(OTHER, 0), (OTHER, 1)]);
-    }
-    assert_eq!(maps.take_due(), Some(OTHER), "the first segment was the 512th");
-}
-
-/// Volumes that are due again before the others had their turn hold nobody up.
-#[tokio::test]
-async fn volumes_that_are_always_due_are_all_mapped_in_turn_and_none_twice_at_once() {
-    const COUNT: u8 = 7;
-    let maps = Maps::default();
-    let due = |n: u8| maps.committed(&[(VolumeId([n; 16]), 20_000)]);
-    (0..COUNT).for_each(due);
-    let (mapped, running) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
-    let map = |volume: VolumeId| {
-        assert!(!running.borrow().contains(&volume) && running.borrow().len() < MAPS_AT_ONCE);
-        running.borrow_mut().push(volume);
-        mapped.borrow_mut().push(volume);
-        let (running, mapped) = (&running, &mapped);
-        async move {
-            tokio::task::yield_now().await;
-            // As a busy node does: all of them are due again at once.
-            (0..COUNT).for_each(due);
-            running.borrow_mut().retain(|other| *other != volume);
-            if mapped.borrow().len() >= 10 * usize::from(COUNT) {
-                std::future::pending::<()>().await;
-            }
-            Some(1)
-        }
-    };
-    let many = tokio::time::timeout(Duration::from_millis(500), maps.work(map));
-    assert!(many.await.is_err(), "it goes on for ever");
-    let mapped = mapped.borrow();
-    for turn in mapped.chunks_exact(COUNT.into()) {
-        let distinct: std::collections::BTreeSet<_> = turn.iter().collect();
-        assert_eq!(distinct.len(), usize::from(COUNT), "{turn:?}");
-    }
-    assert!(mapped.len() >= 10 * usize::from(COUNT));
-}
 
 const LOG: LogId = LogId([7; 16]);
 
@@ -133,14 +75,11 @@ async fn a_volume_that_is_due_is_mapped_and_one_that_cannot_be_is_only_a_warning
     let dir = tempfile::tempdir().unwrap();
     let vault = vault(dir.path()).await;
     commit_volume(&vault).await;
-    let maps = Arc::new(Maps::default());
-    let task = tokio::spawn(Arc::clone(&maps).run(vault.clone()));
+    let maps = Maps::new(vault.clone());
     maps.committed(&[(VolumeId([0; 16]), 20_000)]);
     maps.committed(&[(VOLUME, 20_000)]);
     wait_for(dir.path(), "maps").await;
     assert!(map::write(&vault, VOLUME).await.unwrap().is_none(), "the newest point has its map");
-    assert!(!task.is_finished());
-    task.abort();
 }
 
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {

@@ -21,6 +21,7 @@ use farshore_codec::{ChunkHasher, Chunker};
 use farshore_engine::assignments::{Changes, Given, changes};
 use farshore_engine::batch::Limits;
 use farshore_engine::claims::{self, Claims, NotOurs, Wishes};
+use farshore_engine::maps::{self, Maps};
 use farshore_engine::shard::{Input, Settings};
 use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd};
@@ -38,8 +39,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Segments of a volume after which it is mapped again.
-const MAP_SEGMENTS: u64 = 10;
 const REPORT: Duration = Duration::from_secs(1);
 /// Volumes of each kind in a report: few, so that some wait for the next.
 const REPORT_VOLUMES_MAX: usize = 2;
@@ -89,6 +88,8 @@ pub enum Event {
         slot: Slot,
         /// How.
         end: PutEnd,
+        /// The volumes of its spans, with their extents.
+        spans: Vec<(VolumeId, u64)>,
     },
     /// A shard's engine wanted to be told the time.
     Tick {
@@ -102,7 +103,12 @@ pub enum Event {
     /// A report that said these volumes to need an epoch was not heard.
     Unheard(Vec<VolumeId>),
     /// A map was written, or not: nothing depends on it.
-    Mapped,
+    Mapped {
+        /// The volume.
+        volume: VolumeId,
+        /// The runs of its map.
+        runs: Option<u64>,
+    },
 }
 
 /// What a node keeps over a restart besides its journal.
@@ -148,9 +154,7 @@ struct Running {
     claims: Claims,
     sealed: Arc<SealedLogs>,
     wishes: Wishes,
-    /// Segments of each volume since its last map.
-    unmapped: BTreeMap<VolumeId, u64>,
-    is_mapping: bool,
+    maps: Maps,
     doom: Option<Doom>,
 }
 
@@ -185,6 +189,17 @@ fn draw_settings(rng: &mut fastrand::Rng) -> Settings {
         linger_ms: rng.u64(50..400),
         spacing_ms: rng.u64(0..2) * rng.u64(0..2000),
         ..Settings::default()
+    }
+}
+
+/// When volumes are mapped: soon, so that readers meet maps and what is behind them.
+fn draw_maps(rng: &mut fastrand::Rng) -> maps::Settings {
+    maps::Settings {
+        extents_min: rng.u64(20..300),
+        runs_per_extent: rng.u64(1..8),
+        segments_min: rng.u64(2..12),
+        runs_per_segment: rng.u64(4..64),
+        at_once: rng.usize(1..3),
     }
 }
 
@@ -341,16 +356,21 @@ impl Turn<'_> {
                 self.grouped(shard, group, journal, written)?;
             }
             Event::Build { shard } => self.build(shard)?,
-            Event::Put { shard, log, slot, end } => {
+            Event::Put { shard, log, slot, end, spans } => {
+                if end == PutEnd::There {
+                    self.step_maps(maps::Input::Committed { spans });
+                }
                 self.hold(shard, tenure::Input::PutEnded { log, slot, end })?;
             }
             Event::Tick { shard } => self.tick(shard)?,
             Event::Sweep => self.sweep()?,
             Event::Report => self.report(),
             Event::Unheard(volumes) => self.running.wishes.need(volumes),
-            Event::Mapped => self.running.is_mapping = false,
+            Event::Mapped { volume, runs } => {
+                self.world.oracle.counts.maps += u64::from(runs.is_some());
+                self.step_maps(maps::Input::Ended { volume, runs });
+            }
         }
-        self.map_next();
         Ok(())
     }
 
@@ -384,26 +404,19 @@ impl Turn<'_> {
         self.after(REPORT, Event::Report);
     }
 
-    /// A segment of these volumes is in the vault.
-    fn mark_unmapped(&mut self, volumes: impl Iterator<Item = VolumeId>) {
-        for volume in volumes {
-            *self.running.unmapped.entry(volume).or_default() += 1;
+    /// Steps the node's maps and carries out what they say.
+    fn step_maps(&mut self, input: maps::Input) {
+        let mut out = Vec::new();
+        self.running.maps.step(input, &mut out);
+        for maps::Output::Map { volume } in out {
+            let (number, vault) = (self.number, self.world.store.vault());
+            self.world.spawn(self.process(), async move {
+                // Derived: whatever goes wrong costs time only.
+                let written = map::write(&vault, volume).await.ok().flatten();
+                let runs = written.map(|written| written.runs);
+                world::Event::Node(number, Event::Mapped { volume, runs })
+            });
         }
-    }
-
-    /// Maps a volume that is due, one at a time.
-    fn map_next(&mut self) {
-        let due = self.running.unmapped.iter().find(|(_, count)| **count >= MAP_SEGMENTS);
-        let Some((volume, _)) = due.filter(|_| !self.running.is_mapping) else { return };
-        let (volume, number) = (*volume, self.number);
-        self.running.unmapped.remove(&volume);
-        self.running.is_mapping = true;
-        let vault = self.world.store.vault();
-        self.world.spawn(self.process(), async move {
-            // Derived: whatever goes wrong costs time only.
-            let _tried = map::write(&vault, volume).await;
-            world::Event::Node(number, Event::Mapped)
-        });
     }
 }
 

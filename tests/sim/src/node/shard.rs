@@ -165,13 +165,12 @@ impl Turn<'_> {
                 self.running.shards[shard].plans.push_back((slot, spans));
                 self.plan_build(shard);
             }
-            Output::Committed { slot, lasts, points, release } => {
+            Output::Committed { slot, points, release, .. } => {
                 let log = self.running.shards[shard].log();
                 self.world.tell(self.process(), || {
                     format!("shard {shard}: slot {slot} is committed, with {} points", points.len())
                 });
                 self.running.known.committed(log, slot);
-                self.mark_unmapped(lasts.into_keys());
                 let frames = &mut self.running.shards[shard].frames;
                 release.into_iter().for_each(|handle| frames.release(handle));
             }
@@ -339,12 +338,14 @@ impl Turn<'_> {
             let (spans, bytes) = (built.table.spans.len(), built.object_bytes());
             format!("shard {number}: puts slot {slot}, {spans} spans, {bytes} bytes")
         });
+        let spans = built.table.spans.iter();
+        let spans = spans.map(|span| (span.volume, span.extents.len() as u64)).collect();
         let (node, sleep) = (self.number, self.world.sleeper());
         self.world.spawn(self.process(), async move {
             let pause = |_, wait: Duration| sleep(wait);
             let end = put_until_there(&vault, log, slot, built.pieces, pause).await;
             let end = end.map_or_else(PutEnd::from, |()| PutEnd::There);
-            world::Event::Node(node, Event::Put { shard: number, log, slot, end })
+            world::Event::Node(node, Event::Put { shard: number, log, slot, end, spans })
         });
         if let Some(Doom::Puts(puts)) = self.running.doom
             && self.world.store.puts_on_way(log) >= puts

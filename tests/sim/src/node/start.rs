@@ -3,7 +3,9 @@
 use super::journal::{self, SimJournal};
 use super::session::Sessions;
 use super::shard::Shard;
-use super::{Event, Known, Node, Running, State, Tools, Turn, draw_patience, draw_settings};
+use super::{
+    Event, Known, Node, Running, State, Tools, Turn, draw_maps, draw_patience, draw_settings,
+};
 use crate::control::{Assignment, machine_of, volume_of};
 use crate::disk::Disk;
 use crate::store::at_once;
@@ -11,6 +13,7 @@ use crate::world::{self, World};
 use farshore_codec::{ChunkHasher, Chunker};
 use farshore_engine::batch::Entry;
 use farshore_engine::claims::{Claims, Wishes};
+use farshore_engine::maps::Maps;
 use farshore_engine::tenure::{
     Input, JournaledEntry, Opening, Output, RecoveredLog, RecoveredVolume, Tenure,
 };
@@ -226,8 +229,7 @@ impl Node {
             claims: Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX),
             sealed: Arc::new(SealedLogs::default()),
             wishes: Wishes::default(),
-            unmapped: BTreeMap::new(),
-            is_mapping: false,
+            maps: Maps::new(draw_maps(&mut world.rng)),
             doom: None,
         });
         let (number, files, logs) = (self.number, &self.files, &mut self.kept.logs);

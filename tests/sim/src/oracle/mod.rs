@@ -39,6 +39,10 @@ pub struct Counts {
     pub marks: u64,
     /// Points of the vault that were read and compared.
     pub points_read: u64,
+    /// Points that were read and compared while their volumes were written.
+    pub reads: u64,
+    /// Maps that nodes wrote.
+    pub maps: u64,
     /// Acks judged.
     pub acks: u64,
     /// Objects whose salts were compared.

@@ -14,7 +14,7 @@ use farshore_vault::catalog::{end_of_volume, list_points};
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::log::LogScan;
 use farshore_vault::verify::verify;
-use farshore_vault::view::{PointSelector, VolumeView, flatten};
+use farshore_vault::view::{Point, PointSelector, VolumeView, flatten};
 use farshore_vault::{Vault, VaultError};
 
 /// Purpose and salt of an object, if it is a kind that carries one in its head.
@@ -106,6 +106,28 @@ impl World {
         }
     }
 
+    /// A point was read beside its writers. The store may have been away, and the point may not be there
+    /// yet; damage or loss is never found, and never another's bytes.
+    pub(crate) fn judge_read(
+        &mut self,
+        machine: usize,
+        read: Result<(Point, Vec<u8>), VaultError>,
+    ) {
+        match read {
+            Ok((point, bytes)) => {
+                self.oracle.counts.reads += 1;
+                self.oracle.judge_point(machine, &point, Ok(bytes), false);
+            }
+            Err(error) => {
+                let kind = error.kind();
+                if !matches!(kind, ErrorKind::Unavailable | ErrorKind::NotFound) {
+                    let what = format!("volume {machine}: a reader is told {kind:?}: {error}");
+                    self.oracle.violate("I1", what);
+                }
+            }
+        }
+    }
+
     /// The newest point of each volume is its disk.
     pub fn judge_newest(&mut self, machine: usize, disk: &[Tag]) {
         let vault = self.store.direct();
@@ -152,7 +174,7 @@ impl Oracle {
     fn judge_point(
         &mut self,
         machine: usize,
-        point: &farshore_vault::view::Point,
+        point: &Point,
         read: Result<Vec<u8>, VaultError>,
         is_damaged: bool,
     ) {

@@ -1,0 +1,265 @@
+//! When which volume is mapped.
+//!
+//! A map costs what it is long; without one a reader looks at every segment since the last. So a volume is
+//! due when enough of it was committed, by itself or against the length of its last map. Volumes stand in
+//! line, longest first, and a few are mapped at the same time: a map takes memory, and reads what sessions'
+//! puts go to. Maps are derived: one that was not written costs time only.
+//!
+//! Invariants: **V1** at most so many maps are written at the same time, and no volume waits while there is
+//! room; **V2** a volume that is taken stands in line or is being mapped, once, and no other does.
+
+use farshore_proto::VolumeId;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// When a volume is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// More extents than these were committed since its last map …
+    pub extents_min: u64,
+    /// … and more than one for so many runs of that map: a map costs what it is long;
+    pub runs_per_extent: u64,
+    /// or so many segments hold spans of it, which a reader may have to look at …
+    pub segments_min: u64,
+    /// … and one for so many runs: then the map is read as fast as they are.
+    pub runs_per_segment: u64,
+    /// Volumes that are mapped at the same time.
+    pub at_once: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            extents_min: 16_384,
+            runs_per_extent: 4,
+            segments_min: 512,
+            runs_per_segment: 4096,
+            at_once: 2,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A segment is in the vault: the volumes of its spans with their extents, perhaps several spans of one.
+    Committed {
+        /// Them.
+        spans: Vec<(VolumeId, u64)>,
+    },
+    /// The end of an [`Output::Map`].
+    Ended {
+        /// The volume.
+        volume: VolumeId,
+        /// The runs of its map; none if there was nothing to map, or it failed.
+        runs: Option<u64>,
+    },
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Write a map of this volume.
+    Map {
+        /// The volume.
+        volume: VolumeId,
+    },
+}
+
+/// What a volume got since its last map.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Since {
+    extents: u64,
+    segments: u64,
+    /// Runs of the last map that this node wrote; 0 before the first.
+    runs: u64,
+    /// Whether it stands in line, or is being mapped.
+    is_taken: bool,
+}
+
+impl Since {
+    fn is_due(self, settings: &Settings) -> bool {
+        let Settings { extents_min, runs_per_extent, segments_min, runs_per_segment, .. } =
+            *settings;
+        self.extents > extents_min.max(self.runs / runs_per_extent)
+            || self.segments >= segments_min.max(self.runs / runs_per_segment)
+    }
+}
+
+/// The state machine of a node's maps.
+#[derive(Debug)]
+pub struct Maps {
+    settings: Settings,
+    since: BTreeMap<VolumeId, Since>,
+    /// Those that wait for their map, the longest first.
+    line: VecDeque<VolumeId>,
+    under_way: BTreeSet<VolumeId>,
+}
+
+impl Maps {
+    /// Of a node that has just started.
+    ///
+    /// # Panics
+    /// If there is no room for any, or a length is measured by nothing.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        assert!(settings.at_once > 0, "V1: maps end one by one");
+        assert!(settings.runs_per_extent > 0 && settings.runs_per_segment > 0, "a share of runs");
+        let (since, line, under_way) = (BTreeMap::new(), VecDeque::new(), BTreeSet::new());
+        Self { settings, since, line, under_way }
+    }
+
+    /// Advances by one input, appending to `out` what to do about it.
+    ///
+    /// # Panics
+    /// If a map ends that is not under way: a bug in the driver.
+    pub fn step(&mut self, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Committed { spans } => self.committed(spans),
+            Input::Ended { volume, runs } => {
+                assert!(self.under_way.remove(&volume), "V2: a map ends once");
+                if let Some(since) = self.since.get_mut(&volume) {
+                    since.runs = runs.unwrap_or(since.runs);
+                    since.is_taken = false;
+                }
+                self.line_up(volume);
+            }
+        }
+        while self.under_way.len() < self.settings.at_once
+            && let Some(volume) = self.line.pop_front()
+        {
+            if let Some(since) = self.since.get_mut(&volume) {
+                // What comes from now on may not be in the map.
+                *since = Since { runs: since.runs, is_taken: true, ..Since::default() };
+            }
+            self.under_way.insert(volume);
+            out.push(Output::Map { volume });
+        }
+        self.check();
+    }
+
+    fn committed(&mut self, spans: Vec<(VolumeId, u64)>) {
+        let mut extents: BTreeMap<VolumeId, u64> = BTreeMap::new();
+        for (volume, count) in spans {
+            *extents.entry(volume).or_default() += count;
+        }
+        for (volume, count) in extents {
+            let since = self.since.entry(volume).or_default();
+            since.extents += count;
+            since.segments += 1;
+            self.line_up(volume);
+        }
+    }
+
+    /// Puts a volume at the end of the line if it is due and not there, nor being mapped.
+    fn line_up(&mut self, volume: VolumeId) {
+        let Some(since) = self.since.get_mut(&volume) else { return };
+        if since.is_due(&self.settings) && !since.is_taken {
+            since.is_taken = true;
+            self.line.push_back(volume);
+        }
+    }
+
+    fn check(&self) {
+        let at_once = self.settings.at_once;
+        assert!(self.under_way.len() <= at_once, "V1");
+        assert!(self.line.is_empty() || self.under_way.len() == at_once, "V1: there is room");
+        debug_assert_eq!(
+            self.since.values().filter(|since| since.is_taken).count(),
+            self.line.len() + self.under_way.len(),
+            "V2"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const VOLUME: VolumeId = VolumeId([1; 16]);
+    const OTHER: VolumeId = VolumeId([2; 16]);
+
+    fn committed(maps: &mut Maps, spans: &[(VolumeId, u64)]) -> Vec<VolumeId> {
+        step(maps, Input::Committed { spans: spans.to_vec() })
+    }
+
+    fn ended(maps: &mut Maps, volume: VolumeId, runs: Option<u64>) -> Vec<VolumeId> {
+        step(maps, Input::Ended { volume, runs })
+    }
+
+    fn step(maps: &mut Maps, input: Input) -> Vec<VolumeId> {
+        let mut out = Vec::new();
+        maps.step(input, &mut out);
+        out.into_iter().map(|Output::Map { volume }| volume).collect()
+    }
+
+    #[test]
+    fn a_volume_is_due_by_extents_by_its_last_map_or_by_segments() {
+        let maps = &mut Maps::new(Settings::default());
+        let spans = [(VOLUME, 16_000), (VOLUME, 384), (OTHER, 5)];
+        assert!(committed(maps, &spans).is_empty(), "as many extents as the limit");
+        assert_eq!(committed(maps, &[(VOLUME, 1)]), [VOLUME]);
+        assert!(ended(maps, VOLUME, Some(400_000)).is_empty(), "its counters began again");
+        let long = committed(maps, &[(VOLUME, 100_000)]);
+        assert!(long.is_empty(), "a long map is not written for little");
+        assert_eq!(committed(maps, &[(VOLUME, 1)]), [VOLUME]);
+        for segment in 1..=510 {
+            let due = committed(maps, &[(OTHER, 0), (OTHER, 1)]);
+            assert!(due.is_empty(), "segment {segment}");
+        }
+        assert_eq!(committed(maps, &[(OTHER, 0)]), [OTHER], "the first segment was the 512th");
+    }
+
+    #[test]
+    fn a_map_that_failed_leaves_the_length_of_the_one_before() {
+        let maps = &mut Maps::new(Settings::default());
+        assert_eq!(committed(maps, &[(VOLUME, 20_000)]), [VOLUME]);
+        ended(maps, VOLUME, Some(400_000));
+        assert_eq!(committed(maps, &[(VOLUME, 100_001)]), [VOLUME]);
+        ended(maps, VOLUME, None);
+        assert!(committed(maps, &[(VOLUME, 100_000)]).is_empty());
+    }
+
+    #[test]
+    fn what_comes_while_a_volume_is_mapped_counts_for_the_next_map() {
+        let maps = &mut Maps::new(Settings { at_once: 1, ..Settings::default() });
+        assert_eq!(committed(maps, &[(VOLUME, 20_000)]), [VOLUME]);
+        assert!(committed(maps, &[(VOLUME, 20_000)]).is_empty(), "not twice at once");
+        assert!(committed(maps, &[(OTHER, 20_000)]).is_empty(), "it waits");
+        assert_eq!(ended(maps, VOLUME, Some(1)), [OTHER], "who waited comes first");
+        assert_eq!(ended(maps, OTHER, Some(1)), [VOLUME]);
+        assert!(ended(maps, VOLUME, Some(1)).is_empty());
+    }
+
+    proptest! {
+        /// S15: volumes that are due again before the others had their turn hold nobody up.
+        #[test]
+        fn volumes_that_are_always_due_are_all_mapped_in_turn(
+            count in 1_u8..9,
+            at_once in 1_usize..4,
+            picks in prop::collection::vec(0_usize..4, 1..200),
+        ) {
+            let maps = &mut Maps::new(Settings { at_once, ..Settings::default() });
+            let all: Vec<(VolumeId, u64)> =
+                (0..count).map(|n| (VolumeId([n; 16]), 20_000)).collect();
+            let mut running = committed(maps, &all);
+            let (mut mapped, mut ends) = (running.clone(), Vec::new());
+            for pick in picks {
+                prop_assert!(running.len() <= at_once);
+                // As a busy node does: all of them are due again at once.
+                let more = committed(maps, &all);
+                let volume = running.swap_remove(pick % running.len());
+                ends.push((volume, mapped.len() + more.len()));
+                let next = ended(maps, volume, Some(1));
+                for started in more.into_iter().chain(next) {
+                    running.push(started);
+                    mapped.push(started);
+                }
+            }
+            for (volume, from) in ends {
+                let turn = mapped.get(from..from + usize::from(count));
+                prop_assert!(turn.is_none_or(|turn| turn.contains(&volume)), "{mapped:?}");
+            }
+        }
+    }
+}
