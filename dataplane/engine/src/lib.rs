@@ -17,5 +17,6 @@ pub mod sampler;
 pub mod shard;
 pub mod silence;
 pub mod source;
+pub mod standing;
 pub mod stream;
 pub mod tenure;

@@ -5,8 +5,8 @@
 //! shard holds nothing of it, nothing of it comes any more.
 
 use farshore_api::node::{Assignments as Told, NodeVolume, ToLetGo};
-use farshore_client::Shown;
 use farshore_engine::assignments::{Changes, Given, changes};
+use farshore_engine::standing::Allowed;
 use farshore_proto::limits::LABEL_BYTES_MAX;
 use farshore_proto::{Epoch, VolumeId};
 use std::collections::BTreeMap;
@@ -62,12 +62,11 @@ impl Assignments {
         Some(Assigned { epoch: Epoch(known.epoch), mark_interval_ms: known.mark_interval_ms })
     }
 
-    /// Whether a certificate of the agent that may send `volume` is over: the agent was revoked, or
-    /// newer ones have taken its place. Other volumes and agents say nothing here.
-    pub(crate) fn is_over(&self, volume: VolumeId, shown: &Shown) -> bool {
+    /// Who may send `volume` here, and with which certificates.
+    pub(crate) fn allowed(&self, volume: VolumeId) -> Option<Allowed<Uuid>> {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
-        let known = volumes.get(&volume).filter(|known| known.agent == shown.id);
-        known.is_some_and(|known| shown.generation < known.agent_generation_min)
+        let known = volumes.get(&volume)?;
+        Some(Allowed { agent: known.agent, generation_min: known.agent_generation_min })
     }
 
     /// The epoch under which the volume is assigned to this node, if it is.
@@ -113,29 +112,19 @@ mod tests {
         }
     }
 
+    /// T14: that its agent was revoked ends sessions; the volume itself stays.
     #[test]
-    fn old_certificates_and_those_of_revoked_agents_are_over() {
-        use farshore_api::identity::Role;
+    fn who_may_send_a_volume_and_with_which_certificates_is_the_newest_word() {
         let table = Assignments::new(1);
-        let shown = |agent, generation| Shown {
-            role: Role::Agent,
-            id: Uuid::from_u128(agent),
-            generation,
-            ends_s: 0,
-            serial: None,
-            key: [7; 32].into(),
-        };
-        let is_over = |agent_generation_min: u64, shown: &Shown| {
+        for agent_generation_min in [3, u64::MAX] {
             let volume = NodeVolume { agent_generation_min, ..volume(1, 1, 9) };
             let told = Told { version: 1, volumes: vec![volume], to_let_go: Vec::new() };
             assert!(table.replace(&told).revoked.is_empty(), "the volume itself stays");
-            table.is_over(VolumeId([1; 16]), shown)
-        };
-        assert!(!is_over(3, &shown(9, 3)) && !is_over(3, &shown(9, 4)));
-        assert!(is_over(3, &shown(9, 2)), "an older generation");
-        assert!(is_over(u64::MAX, &shown(9, 1_000)), "revoked");
-        assert!(!is_over(u64::MAX, &shown(8, 1)), "another agent is refused elsewhere");
-        assert!(!table.is_over(VolumeId([2; 16]), &shown(9, 1)), "so is another volume");
+            let allowed =
+                Allowed { agent: Uuid::from_u128(9), generation_min: agent_generation_min };
+            assert_eq!(table.allowed(VolumeId([1; 16])), Some(allowed));
+            assert_eq!(table.allowed(VolumeId([2; 16])), None);
+        }
     }
 
     #[test]

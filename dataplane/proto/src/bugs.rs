@@ -68,11 +68,13 @@ pub enum Bug {
     NewerEpochUnsaid,
     /// A peer that once had to wait for the shard may be silent for ever.
     SilenceExcused,
+    /// The open session of an agent that was revoked goes on.
+    RevokedGoesOn,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -103,6 +105,7 @@ impl Bug {
         Self::LeftLogAnswers,
         Self::NewerEpochUnsaid,
         Self::SilenceExcused,
+        Self::RevokedGoesOn,
     ];
 
     /// Its name on a command line.
@@ -139,6 +142,7 @@ impl Bug {
             Self::LeftLogAnswers => "left-log-answers",
             Self::NewerEpochUnsaid => "newer-epoch-unsaid",
             Self::SilenceExcused => "silence-excused",
+            Self::RevokedGoesOn => "revoked-goes-on",
         }
     }
 

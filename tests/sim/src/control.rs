@@ -29,6 +29,17 @@ pub struct Assignment {
     pub node: usize,
     /// Under which epoch.
     pub epoch: Epoch,
+    /// Certificates of its agent of lower generations are over. Only nodes are told.
+    pub generation_min: u64,
+}
+
+/// The certificates of a server's agent.
+#[derive(Debug, Clone, Copy)]
+struct Certificates {
+    /// The generation of the one that it has.
+    newest: u64,
+    /// The lowest that is taken.
+    generation_min: u64,
 }
 
 /// What happens to the control plane.
@@ -57,6 +68,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Control {
     owners: BTreeMap<usize, Assignment>,
+    certificates: BTreeMap<usize, Certificates>,
     backup: Option<BTreeMap<usize, Assignment>>,
     /// What each process was told last; it keeps that over a restart.
     told: BTreeMap<Process, BTreeMap<usize, Assignment>>,
@@ -72,9 +84,13 @@ const LOOK: Duration = Duration::from_secs(1);
 
 impl Control {
     pub(crate) fn new(size: &Size) -> Self {
-        let owners = (0..size.machines)
-            .map(|machine| (machine, Assignment { node: machine % size.nodes, epoch: Epoch(1) }));
+        let owners = (0..size.machines).map(|machine| {
+            (machine, Assignment { node: machine % size.nodes, epoch: Epoch(1), generation_min: 0 })
+        });
+        let certificates = (0..size.machines)
+            .map(|machine| (machine, Certificates { newest: 1, generation_min: 1 }));
         Self {
+            certificates: certificates.collect(),
             owners: owners.collect(),
             backup: None,
             told: BTreeMap::new(),
@@ -94,10 +110,28 @@ impl Control {
         self.owners[&machine]
     }
 
+    /// The generation of the certificate that a server's agent has.
+    ///
+    /// # Panics
+    /// If there is no such server.
+    #[must_use]
+    pub fn certificate(&self, machine: usize) -> u64 {
+        self.certificates[&machine].newest
+    }
+
     /// What a process was told last, by server.
     #[must_use]
     pub fn told(&self, process: Process) -> BTreeMap<usize, Assignment> {
         self.told.get(&process).cloned().unwrap_or_default()
+    }
+
+    /// What a process is told of a volume.
+    fn worded(&self, process: Process, machine: usize, owner: Assignment) -> Assignment {
+        let generation_min = match process {
+            Process::Node(_) => self.certificates[&machine].generation_min,
+            Process::Agent(_) | Process::Reader => 0,
+        };
+        Assignment { generation_min, ..owner }
     }
 
     /// Whether a node's process runs.
@@ -138,6 +172,35 @@ impl World {
         self.tell_everybody();
     }
 
+    /// Revokes a server's agent: no certificate of its is taken until it is enrolled again.
+    pub fn revoke(&mut self, machine: usize) {
+        if let Some(certificates) = self.control.certificates.get_mut(&machine) {
+            certificates.generation_min = u64::MAX;
+        }
+        self.tell("control", || format!("the agent of server {machine} is revoked"));
+        self.tell_everybody();
+    }
+
+    /// A server's agent has a new certificate, renewed or enrolled again; it shows it at its next
+    /// connection, and the ones before are over.
+    pub fn enrol(&mut self, machine: usize) {
+        if let Some(certificates) = self.control.certificates.get_mut(&machine) {
+            certificates.newest += 1;
+            certificates.generation_min = certificates.newest;
+        }
+        self.tell("control", || format!("the agent of server {machine} has a new certificate"));
+        self.tell_everybody();
+    }
+
+    /// Enrols every agent again that is revoked.
+    pub fn enrol_revoked(&mut self) {
+        let revoked = |(machine, certificates): (&usize, &Certificates)| {
+            (certificates.generation_min > certificates.newest).then_some(*machine)
+        };
+        let machines: Vec<usize> = self.control.certificates.iter().filter_map(revoked).collect();
+        machines.into_iter().for_each(|machine| self.enrol(machine));
+    }
+
     /// Gives a volume to a node under a new epoch.
     pub fn assign(&mut self, machine: usize, to: usize) {
         let epoch = self.control.owner(machine).epoch.next();
@@ -145,7 +208,7 @@ impl World {
     }
 
     fn assign_under(&mut self, machine: usize, to: usize, epoch: Epoch) {
-        self.control.owners.insert(machine, Assignment { node: to, epoch });
+        self.control.owners.insert(machine, Assignment { node: to, epoch, generation_min: 0 });
         self.tell("control", || format!("volume {machine} goes to node {to} under epoch {epoch}"));
         self.tell_everybody();
     }
@@ -237,8 +300,9 @@ impl World {
             Process::Reader => false,
         };
         let all = self.control.owners.iter().filter(|(machine, owner)| wanted((machine, owner)));
-        let owners: BTreeMap<usize, Assignment> =
-            all.map(|(machine, owner)| (*machine, *owner)).collect();
+        let owners: BTreeMap<usize, Assignment> = all
+            .map(|(machine, owner)| (*machine, self.control.worded(process, *machine, *owner)))
+            .collect();
         let told = self.control.told.entry(process).or_default();
         if *told == owners {
             return;

@@ -55,13 +55,17 @@ pub enum Fault {
     AgentRot,
     /// A snapshot is taken of a protected server, or it goes back to the one that was taken.
     SnapshotRevert,
+    /// An agent is revoked while its session is open, and enrolled again later.
+    Revoke,
+    /// An agent's certificate is renewed.
+    Renew,
     /// The catalogue is backed up, or put back from the backup: epochs that were given since are forgotten.
     OldCatalog,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::KillAgent,
         Self::StopAgent,
         Self::KillNode,
@@ -85,6 +89,8 @@ impl Fault {
         Self::JournalRot,
         Self::AgentRot,
         Self::SnapshotRevert,
+        Self::Revoke,
+        Self::Renew,
         Self::OldCatalog,
     ];
 }
@@ -106,6 +112,8 @@ pub enum Event {
     StoreBack,
     /// The control plane is back.
     ControlBack,
+    /// An agent that was revoked is enrolled again.
+    Enrol(usize),
     /// There is room on an agent's disk.
     Room(usize),
 }

@@ -24,6 +24,8 @@ pub enum Arrival {
         conn: Conn,
         /// The agent that its certificate names.
         machine: usize,
+        /// The generation of that certificate.
+        generation: u64,
     },
     /// A frame.
     Frame(Conn, Bytes),
@@ -97,7 +99,8 @@ impl World {
         }
         self.net.links.insert(conn, Link { agent: machine, node: to, last_us: [0, 0] });
         let wait = self.us(FLIGHT_US);
-        let accepted = Arrival::Accepted { conn, machine };
+        let generation = self.control.certificate(machine);
+        let accepted = Arrival::Accepted { conn, machine, generation };
         let at_node = self.arrival_us(conn, 0, wait);
         self.after(at_node, Event::Node(to, node::Event::Net(accepted)));
         let more = self.us(FLIGHT_US);

@@ -2,10 +2,10 @@
 
 use crate::rt::{Rt, Signal, within};
 use crate::tls::TlsWriter;
-use farshore_client::Shown;
 use farshore_engine::silence::Peer;
+use farshore_engine::standing::Holder;
+use farshore_proto::Timestamp;
 use farshore_proto::frame::{Ack, Control, Refusal, RefusalReason};
-use farshore_proto::{Timestamp, VolumeId};
 use futures::future::{Either, select};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -13,6 +13,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Frames of one session that wait to be sent: a welcome, a refusal; acknowledgements merge.
 const QUEUE_MAX: usize = 8;
@@ -33,7 +34,7 @@ pub(crate) struct Outbox {
     /// Whether something comes of it.
     peer: Cell<Peer>,
     /// Whose session it is, for which volume; none before the hello.
-    pub(crate) holder: Cell<Option<(VolumeId, Shown)>>,
+    pub(crate) holder: Cell<Option<Holder<Uuid>>>,
     /// Its volume has its share of the cache: it is not read from.
     pub(crate) is_held: Cell<bool>,
     pub(crate) resumed: Signal,

@@ -4,7 +4,6 @@ use super::Greeted;
 use super::arrivals::Arrival;
 use super::core::Core;
 use super::outbox::{GOODBYE_MAX, Outbox, write};
-use super::standing::Over;
 use super::strangers::Place;
 use crate::rt::{Rt, within};
 use crate::tls::{TlsReader, Use, attach};
@@ -12,6 +11,7 @@ use farshore_client::Shown;
 use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
 use farshore_engine::silence::{self, Peer};
+use farshore_engine::standing::Over;
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, RefusalReason};
 use farshore_proto::limits::{FRAME_HEADER_BYTES, WINDOW_BYTES};
 use farshore_proto::{DecodeError, VolumeId};
@@ -140,10 +140,9 @@ impl<R: Rt> Session<'_, R> {
         let (core, session) = (self.core, self.session);
         let Some(hello) = self.hello_in_time(reader, &place).await? else { return Ok(()) };
         drop(place);
-        if let Some(over) = core.over(self.volume, &self.agent) {
-            return Err(SessionError::Over(over));
-        }
-        self.outbox.holder.set(Some((self.volume, self.agent)));
+        let entered = core.enter(self.volume, &self.agent);
+        let holder = entered.map_err(SessionError::Over)?;
+        self.outbox.holder.set(Some(holder));
         let assigned = core.parts.assignments.of(self.volume, self.agent.id);
         // The operator's word, not the agent's, says how long a session may be silent.
         let interval_ms = assigned.map_or(0, |assigned| assigned.mark_interval_ms);

@@ -179,7 +179,7 @@ impl Bench {
     fn start(&mut self) {
         self.starts_at = None;
         self.agent.start(&mut self.world);
-        let assignment = Assignment { node: 0, epoch: Epoch(1) };
+        let assignment = Assignment { node: 0, epoch: Epoch(1), generation_min: 0 };
         let event = world::Event::Agent(0, Event::Assigned(assignment));
         self.world.after(Duration::ZERO, event);
     }

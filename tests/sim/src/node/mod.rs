@@ -98,6 +98,8 @@ pub enum Event {
     },
     /// Sessions whose peers say too little are looked for.
     Sweep,
+    /// Sessions are looked at: may their holders still have them?
+    Look,
     /// A report to the control plane is due.
     Report,
     /// A report that said these volumes to need an epoch was not heard.
@@ -155,6 +157,10 @@ struct Running {
     sealed: Arc<SealedLogs>,
     wishes: Wishes,
     maps: Maps,
+    /// How often all sessions were looked at.
+    looks: u64,
+    /// Since which look which generations of an agent's certificates are over: for the oracle.
+    over: BTreeMap<usize, (u64, u64)>,
     doom: Option<Doom>,
 }
 
@@ -364,6 +370,7 @@ impl Turn<'_> {
             }
             Event::Tick { shard } => self.tick(shard)?,
             Event::Sweep => self.sweep()?,
+            Event::Look => self.look()?,
             Event::Report => self.report(),
             Event::Unheard(volumes) => self.running.wishes.need(volumes),
             Event::Mapped { volume, runs } => {
@@ -379,6 +386,14 @@ impl Turn<'_> {
         let given = |(machine, owner): (&usize, &Assignment)| {
             (volume_of(*machine), Given { epoch: owner.epoch, agent: *machine })
         };
+        let looks = self.running.looks;
+        for (machine, owner) in &told {
+            let over = self.running.over.entry(*machine).or_insert((0, looks));
+            if over.0 != owner.generation_min {
+                *over = (owner.generation_min, looks);
+            }
+        }
+        self.running.over.retain(|machine, _| told.contains_key(machine));
         let before = std::mem::replace(&mut self.running.assignments, told);
         let now = self.running.assignments.iter().map(given).collect();
         let Changes { revoked, lowered } = changes(before.iter().map(given), &now);

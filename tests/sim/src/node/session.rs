@@ -2,12 +2,13 @@
 
 use super::{Event, Turn};
 use crate::agent::MARK_INTERVAL_MS;
-use crate::control::volume_of;
+use crate::control::{Assignment, volume_of};
 use crate::net::{Arrival, Conn};
 use bytes::Bytes;
 use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
 use farshore_engine::silence::{Cause, Patience, Peer};
+use farshore_engine::standing::{Allowed, Holder, LOOK_EVERY_MS, Over, Shown};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason};
 use farshore_proto::limits::FRAME_HEADER_BYTES;
 use farshore_proto::{DecodeError, Timestamp};
@@ -21,7 +22,9 @@ struct Session {
     id: SessionId,
     shard: usize,
     machine: usize,
-    has_said_hello: bool,
+    generation: u64,
+    /// Whose it is, from the hello on.
+    holder: Option<Holder<usize>>,
     peer: Peer,
     /// When something came of it, or was taken: for the oracle, which does not ask the engine.
     moved: Timestamp,
@@ -75,6 +78,16 @@ enum Bad {
     Frame(DecodeError),
     Unexpected(FrameKind),
     OtherVolume,
+    Over(Over),
+}
+
+impl Bad {
+    fn reason(&self) -> RefusalReason {
+        match self {
+            Self::Frame(_) | Self::Unexpected(_) | Self::OtherVolume => RefusalReason::Protocol,
+            Self::Over(over) => over.reasons().1,
+        }
+    }
 }
 
 impl From<DecodeError> for Bad {
@@ -89,6 +102,7 @@ impl std::fmt::Display for Bad {
             Self::Frame(error) => write!(formatter, "frame: {error}"),
             Self::Unexpected(kind) => write!(formatter, "{kind:?} frames are not for nodes"),
             Self::OtherVolume => formatter.write_str("the hello is for another volume"),
+            Self::Over(over) => formatter.write_str(over.text()),
         }
     }
 }
@@ -122,7 +136,9 @@ impl Turn<'_> {
     pub(super) fn arrived(&mut self, arrival: Arrival) -> Result<(), String> {
         match arrival {
             Arrival::Connected(_) | Arrival::Unreachable(_) => {}
-            Arrival::Accepted { conn, machine } => self.accepted(conn, machine),
+            Arrival::Accepted { conn, machine, generation } => {
+                self.accepted(conn, machine, generation);
+            }
             Arrival::Frame(conn, bytes) => {
                 if let Some(session) = self.running.sessions.by_conn.get_mut(&conn) {
                     session.unread.push_back(bytes);
@@ -140,7 +156,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn accepted(&mut self, conn: Conn, machine: usize) {
+    fn accepted(&mut self, conn: Conn, machine: usize, generation: u64) {
         let shard = self.running.owner(volume_of(machine));
         let sessions = &mut self.running.sessions;
         let id = SessionId(sessions.next);
@@ -150,7 +166,8 @@ impl Turn<'_> {
             id,
             shard,
             machine,
-            has_said_hello: false,
+            generation,
+            holder: None,
             peer: Peer::new(self.world.now()),
             moved: self.world.now(),
             unread: VecDeque::new(),
@@ -177,7 +194,7 @@ impl Turn<'_> {
             session.moved = now;
             if let Err(bad) = self.take(conn, &bytes)? {
                 self.world.tell(self.process(), || format!("ends a session: {bad}"));
-                let refusal = Refusal { reason: RefusalReason::Protocol, text: bad.to_string() };
+                let refusal = Refusal { reason: bad.reason(), text: bad.to_string() };
                 self.say(id, &Control::Refusal(refusal));
                 self.close(shard, id)?;
             }
@@ -190,12 +207,13 @@ impl Turn<'_> {
             return Ok(Ok(()));
         };
         let (id, shard, machine) = (session.id, session.shard, session.machine);
+        let generation = session.generation;
         let (header, frame) = match decode(bytes) {
             Ok(frame) => frame,
             Err(bad) => return Ok(Err(bad)),
         };
         session.peer.whole(now);
-        if !session.has_said_hello {
+        if session.holder.is_none() {
             let hello = match hello_of(&header, &frame.body, machine) {
                 Ok(hello) => hello,
                 Err(bad) => return Ok(Err(bad)),
@@ -204,7 +222,12 @@ impl Turn<'_> {
                 // The peer comes back, and finds the shard on its new log.
                 return self.close(shard, id).map(Ok);
             }
-            session.has_said_hello = true;
+            let shown = Shown { agent: machine, generation: session.generation, ends_s: u64::MAX };
+            let allowed = self.running.assignments.get(&machine).map(|it| allowed(machine, it));
+            match Holder::enter(volume_of(machine), shown, allowed, |_| true) {
+                Ok(holder) => session.holder = Some(holder),
+                Err(over) => return Ok(Err(Bad::Over(over))),
+            }
             session.peer.greeted(now, hello.mark_interval_ms.into());
             let assigned = self.running.assignments.get(&machine).map(|owner| owner.epoch);
             let from = format!("server {machine}");
@@ -218,6 +241,7 @@ impl Turn<'_> {
             Ok(None) => return Ok(Err(Bad::Unexpected(header.kind))),
             Err(error) => return Ok(Err(Bad::Frame(error))),
         };
+        self.judge_standing(machine, generation);
         let bytes = frame.body.len();
         let sessions = &mut self.running.sessions;
         sessions.body_bytes_max = sessions.body_bytes_max.max(bytes);
@@ -277,12 +301,49 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// Ends sessions whose holders may not have them any more.
+    pub(super) fn look(&mut self) -> Result<(), String> {
+        let sessions = self.running.sessions.by_conn.values();
+        let over = |session: &Session| {
+            let machine = session.machine;
+            let allowed = self.running.assignments.get(&machine).map(|it| allowed(machine, it));
+            // That certificates end, and are taken all the same, goes by clocks, which no engine has.
+            session.holder?.over(allowed, |_| true)
+        };
+        let ended: Vec<(usize, SessionId, Over)> = sessions
+            .filter_map(|session| Some((session.shard, session.id, over(session)?)))
+            .collect();
+        for (shard, id, over) in ended {
+            let (reason, text) = (over.reasons().1, over.text().to_owned());
+            self.world.tell(self.process(), || format!("ends a session: {text}"));
+            self.say(id, &Control::Refusal(Refusal { reason, text }));
+            self.close(shard, id)?;
+        }
+        self.running.looks += 1;
+        self.after(Duration::from_millis(LOOK_EVERY_MS), Event::Look);
+        Ok(())
+    }
+
+    /// A frame is taken: its agent may be revoked by what the node has known for less than two looks only.
+    fn judge_standing(&mut self, machine: usize, generation: u64) {
+        let Some((generation_min, since)) = self.running.over.get(&machine).copied() else {
+            return;
+        };
+        if generation < generation_min && self.running.looks > since + 1 {
+            let what = format!(
+                "a frame of server {machine} is taken, whose agent showed certificate {generation}: \
+                 those below {generation_min} are over"
+            );
+            self.world.oracle.violate("revoked", what);
+        }
+    }
+
     /// Who says nothing, while all it said was taken, has no session for ever.
     fn judge_silence(&mut self, now: Timestamp) {
         let Patience { hello_ms, idle_ms, .. } = self.running.patience;
         let allowed = idle_ms.max(3 * u64::from(MARK_INTERVAL_MS));
         for session in self.running.sessions.by_conn.values() {
-            let allowed = if session.has_said_hello { allowed } else { hello_ms };
+            let allowed = if session.holder.is_some() { allowed } else { hello_ms };
             let silent = now.since_ms(session.moved);
             if session.unread.is_empty() && silent > allowed {
                 let machine = session.machine;
@@ -291,6 +352,10 @@ impl Turn<'_> {
             }
         }
     }
+}
+
+fn allowed(machine: usize, told: &Assignment) -> Allowed<usize> {
+    Allowed { agent: machine, generation_min: told.generation_min }
 }
 
 /// Whether a frame is only a sign of life.

@@ -14,6 +14,7 @@ use farshore_codec::{ChunkHasher, Chunker};
 use farshore_engine::batch::Entry;
 use farshore_engine::claims::{Claims, Wishes};
 use farshore_engine::maps::Maps;
+use farshore_engine::standing::LOOK_EVERY_MS;
 use farshore_engine::tenure::{
     Input, JournaledEntry, Opening, Output, RecoveredLog, RecoveredVolume, Tenure,
 };
@@ -230,6 +231,8 @@ impl Node {
             sealed: Arc::new(SealedLogs::default()),
             wishes: Wishes::default(),
             maps: Maps::new(draw_maps(&mut world.rng)),
+            looks: 0,
+            over: BTreeMap::new(),
             doom: None,
         });
         let (number, files, logs) = (self.number, &self.files, &mut self.kept.logs);
@@ -245,6 +248,8 @@ impl Node {
         world.control.set_up(number, true);
         let sweep = Duration::from_millis(patience.look_every_ms());
         world.after(sweep, world::Event::Node(number, Event::Sweep));
+        let look = Duration::from_millis(LOOK_EVERY_MS);
+        world.after(look, world::Event::Node(number, Event::Look));
         world.after(REPORT, world::Event::Node(number, Event::Report));
     }
 }

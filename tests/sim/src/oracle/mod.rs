@@ -9,6 +9,7 @@
 //! | I5 | whatever is read from the vault is right or an error, also after objects were damaged |
 //! | I6 | wall clocks jump all the time; everything above holds all the same |
 //! | I7 | what a shard holds, a log's length, the puts on their way have bounds |
+//! | revoked | no frame is taken from an agent whose certificate its node has known to be over for two looks |
 //! | I9 | no two different objects or journal groups are sealed under one salt |
 
 mod stream;

@@ -38,6 +38,7 @@ impl Sim {
             }
             FaultEvent::StoreBack => self.world.store.set_faults(StoreFaults::default()),
             FaultEvent::ControlBack => self.world.set_control_away(false),
+            FaultEvent::Enrol(machine) => self.world.enrol(machine),
             FaultEvent::Room(machine) => {
                 self.agents[machine].files().set_trouble(Trouble::None);
             }
@@ -99,6 +100,8 @@ impl Sim {
                 self.world.wall_skew_ms.insert(process, skew);
             }
             Fault::Move => self.move_or_swap(machine, node),
+            Fault::Renew => self.world.enrol(machine),
+            Fault::Revoke => self.revoke(machine),
             Fault::OldCatalog => self.world.back_up_or_restore(),
             Fault::JournalWrite => self.nodes[node].files().set_trouble(Trouble::NextWrite),
             Fault::JournalSync => self.nodes[node].files().set_trouble(Trouble::NextSync),
@@ -125,6 +128,11 @@ impl Sim {
         }
         self.world.assign(machine, there);
         self.world.assign(other, here);
+    }
+
+    fn revoke(&mut self, machine: usize) {
+        self.world.revoke(machine);
+        self.lasting(LASTING_US, FaultEvent::Enrol(machine));
     }
 
     fn hang(&mut self, process: Process) {
@@ -246,6 +254,7 @@ impl Sim {
         self.world.net.faults = NetFaults::default();
         self.world.net.cut.clear();
         self.world.store.set_faults(StoreFaults::default());
+        self.world.enrol_revoked();
         self.world.set_control_away(false);
         for node in 0..self.nodes.len() {
             self.nodes[node].files().set_trouble(Trouble::None);
