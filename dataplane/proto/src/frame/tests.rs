@@ -73,7 +73,7 @@ fn reserved_bytes_must_be_zero() {
 
 #[test]
 fn an_unknown_kind_is_refused() {
-    for code in (0..=u8::MAX).filter(|code| !(1..=7).contains(code)) {
+    for code in (0..=u8::MAX).filter(|code| !(1..=8).contains(code)) {
         assert_eq!(
             FrameHeader::decode(&patched(4, &[code])),
             Err(DecodeError::Range { what: "frame kind", value: code.into() })
