@@ -372,6 +372,12 @@ impl VaultError {
         matches!(self, Self::Store(error) if error.is_no_space())
     }
 
+    /// Whether a store that answered well does not show what it must have: what it has is shown late, or lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::LostSlot { .. } | Self::LostEnd { .. })
+    }
+
     /// Whether the store could not be asked: trying again may help.
     pub(crate) fn is_unavailable(&self) -> bool {
         matches!(self, Self::Store(error) if !matches!(error, StoreError::NotFound { .. } | StoreError::TooLarge { .. }))

@@ -72,6 +72,12 @@ impl FenceError {
             Self::Vault { source, .. } => source.kind(),
         }
     }
+
+    /// Whether the store does not show what it must have of the stream: what it has is shown late, or lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Vault { source, .. } if source.is_lost())
+    }
 }
 
 /// Finds where a volume ends and which is its newest point, by the newest map and what lies behind it.

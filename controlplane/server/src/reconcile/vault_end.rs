@@ -38,6 +38,13 @@ const VAULT_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often the epoch is raised above one that the vault has.
 const RAISES_MAX: usize = 4;
 
+/// How long a stream that the store shows with a hole is asked for again: a store, or a cache in front of it, may not
+/// show at once what it has, and whoever goes on with less loses what is there.
+const LOST_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Between two such questions.
+const LOST_PAUSE: Duration = Duration::from_millis(500);
+
 /// What became of a fence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fence {
@@ -106,7 +113,8 @@ pub async fn fence_in_vault(
     let volume = VolumeId::from(row.shown.volume);
     let mut epoch = epoch;
     for _ in 0..RAISES_MAX {
-        let fence = fence_volume(&vault, volume, Epoch(epoch), let_go);
+        let fence = || fence_volume(&vault, volume, Epoch(epoch), let_go);
+        let fence = while_it_is_lost((LOST_TIME_MAX, LOST_PAUSE), fence);
         match while_it_answers(vault.store(), fence).await {
             Some(Ok(fenced)) => return take_cut(app, row, &fenced).await.map(passed_with),
             Some(Err(FenceError::Epoch { newest, .. })) => {
@@ -127,6 +135,23 @@ fn passed(detail: String) -> Fence {
 
 fn passed_with(detail: Option<String>) -> Fence {
     Fence::Passed { detail }
+}
+
+/// Makes the fence again and again while the store shows a hole in the stream, for so long and with such pauses.
+async fn while_it_is_lost<T, F: Future<Output = Result<T, FenceError>>>(
+    (time_max, pause): (Duration, Duration),
+    fence: impl Fn() -> F,
+) -> Result<T, FenceError> {
+    let begun = Instant::now();
+    loop {
+        match fence().await {
+            Err(error) if error.is_lost() && begun.elapsed() < time_max => {
+                warn!(%error, "the vault shows a hole in the volume's stream; it is asked again");
+                tokio::time::sleep(pause).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Does the work for as long as the store says something to it now and then; none once it says nothing.
@@ -204,7 +229,8 @@ async fn take_cut(
     if let Some((log, slot)) = fenced.sealed {
         warn!(%volume, %log, %slot, "sealed the log of a node that did not let the volume go");
         detail.push(
-            "its node did not say that it let the volume go, so the log of its shard was sealed: the              other volumes there go on under new epochs as soon as that node is heard"
+            "its node did not say that it let the volume go, so the log of its shard was sealed: the \
+             other volumes there go on under new epochs as soon as that node is heard"
                 .to_owned(),
         );
     }
@@ -289,6 +315,34 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use farshore_proto::Slot;
+    use farshore_vault::VaultError;
+
+    /// S19: what the store shows late is not taken for the end of a stream.
+    #[tokio::test]
+    async fn a_hole_in_the_stream_is_asked_for_again_for_some_time() {
+        let asked = AtomicU64::new(0);
+        let fence_after = |misses: u64| {
+            let number = asked.fetch_add(1, Ordering::Relaxed);
+            let (volume, log, slot) = (VolumeId([1; 16]), LogId([2; 16]), Slot(3));
+            let source = VaultError::LostSlot { url: "x".into(), log, slot, later: Slot(4) };
+            let lost = FenceError::Vault { volume, source: Box::new(source) };
+            std::future::ready(if number < misses { Err(lost) } else { Ok(()) })
+        };
+        let times = |time_ms| (Duration::from_millis(time_ms), Duration::from_millis(1));
+        assert!(while_it_is_lost(times(60_000), || fence_after(2)).await.is_ok());
+        assert_eq!(asked.swap(0, Ordering::Relaxed), 3);
+        let error = while_it_is_lost(times(5), || fence_after(u64::MAX)).await.unwrap_err();
+        assert!(error.is_lost() && asked.swap(0, Ordering::Relaxed) > 1);
+        // What is damaged otherwise stays so.
+        let damaged = || {
+            asked.fetch_add(1, Ordering::Relaxed);
+            let (volume, newest) = (VolumeId([1; 16]), Epoch(2));
+            std::future::ready(Err::<(), _>(FenceError::Epoch { volume, newest }))
+        };
+        assert!(while_it_is_lost(times(60_000), damaged).await.is_err());
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
 
     /// C9: a stream that is long is read to its end; a store that says nothing is not waited for.
     #[tokio::test]
