@@ -96,7 +96,7 @@ fn every_wrong_way_is_refused_for_its_reason_and_changes_nothing() {
         };
 
         let (volume, mut stream) = old_epoch(&site, &hostile, volume)?;
-        expect("fenced");
+        expect("unavailable");
 
         let mut rules: BTreeMap<&str, usize> = BTreeMap::new();
         for case in cases::all() {
@@ -126,8 +126,8 @@ fn every_wrong_way_is_refused_for_its_reason_and_changes_nothing() {
     });
 }
 
-/// P6: a session goes on while its volume gets a newer epoch: it is fenced at once, and nothing that
-/// it says afterwards has an effect.
+/// P6: a session goes on while its volume gets a newer epoch: it is ended at once, to be judged anew at the next
+/// hello, and nothing that it says afterwards has an effect.
 fn old_epoch(site: &Site<'_>, agent: &Agent, volume: Volume) -> Result<(Volume, Stream)> {
     let mut stream = Stream::new(volume.id.into_bytes(), volume.epoch, BLOCKS);
     let mut session = site.session(agent, &volume, &stream)?;
@@ -137,7 +137,7 @@ fn old_epoch(site: &Site<'_>, agent: &Agent, volume: Volume) -> Result<(Volume, 
 
     let volume = site.next_epoch(agent, &volume)?;
     let end = session.end()?;
-    ensure!(matches!(end, End::Refused(reason::FENCED, _)), "the old epoch's session: {end:?}");
+    ensure!(matches!(end, End::Refused(reason::UNAVAILABLE, _)), "the old epoch's session: {end:?}");
     session.send(&stream.clone().some_write());
 
     stream.epoch = volume.epoch;
