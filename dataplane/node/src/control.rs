@@ -30,6 +30,8 @@ use tokio::time::MissedTickBehavior;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Sooner while more recovery points wait than one report takes, or a volume is to be let go.
 const BACKLOG_EVERY: Duration = Duration::from_millis(100);
+/// How long for a volume that is not let go: as long as a failover waits for that.
+const LET_GO_AWAITED: Duration = Duration::from_secs(30);
 /// How long a shard may take to say whether it has let a volume go; the next report asks again.
 const LET_GO_WAIT: Duration = Duration::from_millis(500);
 /// How long the first answer to a report is waited for: a third of a node's usual limit of silence.
@@ -193,7 +195,7 @@ impl Control {
     /// Reports once a second, for as long as the node lives.
     pub(crate) async fn report(self) {
         let started = Instant::now();
-        let (mut is_silent, mut wait) = (false, REPORT_EVERY);
+        let (mut is_silent, mut wait, mut holds_since) = (false, REPORT_EVERY, None);
         let mut longest = REPORT_TIME_MIN;
         loop {
             tokio::select! {
@@ -203,7 +205,12 @@ impl Control {
             // Before the points are taken: a volume that is let go has told its last.
             let asked = self.assignments.to_let_go();
             let let_go = self.let_go(&asked).await;
-            let is_holding = let_go.len() < asked.len();
+            // Nobody waits for it any more after some time: then the log was sealed.
+            let is_holding = let_go.len() < asked.len()
+                && holds_since.get_or_insert_with(Instant::now).elapsed() < LET_GO_AWAITED;
+            if let_go.len() == asked.len() {
+                holds_since = None;
+            }
             let report = NodeReport {
                 uptime_seconds: started.elapsed().as_secs_f64(),
                 cpu_seconds: cpu_seconds(),
