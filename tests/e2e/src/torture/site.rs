@@ -201,14 +201,27 @@ impl Site {
             }
             // The last report of the process before may be from just now.
             let since_ms = *another_ms.get_or_insert_with(unix_ms);
-            let Ok(listed) = self.system.farshore().json("node list") else { return Ok(None) };
-            let nodes = listed["nodes"].as_array().context("no list of nodes")?;
-            let has_reported = nodes.iter().any(|node| {
-                let seen_ms = node["last_seen_unix_ms"].as_u64().unwrap_or_default();
-                node["id"] == self.node_id(which) && seen_ms > since_ms
-            });
-            Ok(has_reported.then_some(()))
+            Ok(self.is_heard_since(which, since_ms)?.then_some(()))
         })
+    }
+
+    /// Waits until a node that lives on writes other logs than these, and has said something since.
+    pub(super) fn wait_for_new_logs(&self, which: Which, before: &[String]) -> Result<()> {
+        let since_ms = unix_ms();
+        wait::until("the node to go on with a new log", START_LIMIT, || {
+            self.violations.check()?;
+            let is_new = self.node_logs(which).is_ok_and(|now| now != before);
+            Ok((is_new && self.is_heard_since(which, since_ms)?).then_some(()))
+        })
+    }
+
+    fn is_heard_since(&self, which: Which, since_ms: u64) -> Result<bool> {
+        let Ok(listed) = self.system.farshore().json("node list") else { return Ok(false) };
+        let nodes = listed["nodes"].as_array().context("no list of nodes")?;
+        Ok(nodes.iter().any(|node| {
+            let seen_ms = node["last_seen_unix_ms"].as_u64().unwrap_or_default();
+            node["id"] == self.node_id(which) && seen_ms > since_ms
+        }))
     }
 
     /// How often an agent has begun to copy the whole disk of a guest again.
