@@ -137,7 +137,10 @@ fn old_epoch(site: &Site<'_>, agent: &Agent, volume: Volume) -> Result<(Volume, 
 
     let volume = site.next_epoch(agent, &volume)?;
     let end = session.end()?;
-    ensure!(matches!(end, End::Refused(reason::UNAVAILABLE, _)), "the old epoch's session: {end:?}");
+    ensure!(
+        matches!(end, End::Refused(reason::UNAVAILABLE, _)),
+        "the old epoch's session: {end:?}"
+    );
     session.send(&stream.clone().some_write());
 
     stream.epoch = volume.epoch;

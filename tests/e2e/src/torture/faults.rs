@@ -176,7 +176,8 @@ impl Site {
         let slots = self.slots(&logs);
         self.signal_node(which, Signal::CONT)?;
         let mut struck = Struck { moved: Some(moved?), ..Struck::since(begun_ms) };
-        self.wait_for_new_logs(which, &logs).context("the node that had stopped goes on as it was")?;
+        self.wait_for_new_logs(which, &logs)
+            .context("the node that had stopped goes on as it was")?;
         let now = self.node_logs(which)?;
         let sealed: Vec<String> = logs.into_iter().filter(|log| !now.contains(log)).collect();
         struck.late_puts = self.slots(&sealed)?.difference(&slots?).count();
