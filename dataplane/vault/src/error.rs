@@ -39,6 +39,16 @@ pub enum VaultError {
         /// The store.
         url: String,
     },
+    /// Others begin to write a log whenever we do.
+    #[error(
+        "{url}: another process writes log {log}: there is a copy of this node's directory; stop one of both"
+    )]
+    TwoWriters {
+        /// The store.
+        url: String,
+        /// The log.
+        log: LogId,
+    },
     /// The store holds a vault already.
     #[error("{url}: there is a vault here already")]
     AlreadyAVault {
@@ -340,7 +350,9 @@ impl VaultError {
             | Self::NotWriteOnce { .. }
             | Self::Version { .. }
             | Self::Range { .. } => ErrorKind::Invalid,
-            Self::AlreadyAVault { .. } | Self::NotEmpty { .. } => ErrorKind::Conflict,
+            Self::AlreadyAVault { .. } | Self::NotEmpty { .. } | Self::TwoWriters { .. } => {
+                ErrorKind::Conflict
+            }
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
             | Self::Lost { .. }

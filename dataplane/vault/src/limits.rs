@@ -121,6 +121,9 @@ pub const STORE_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Nothing is sent again when so much time has gone by.
 pub const STORE_RETRY_TIME: Duration = Duration::from_secs(10);
 
+/// Starts of a log's writer at the same moment before one gives up: copies of a node's directory.
+pub const RUNS_AT_ONCE_MAX: usize = 8;
+
 const _: () = {
     // Spare memory holds several frames of any size.
     assert!(SPARE_BYTES_MAX >= 8 * FRAME_BODY_BYTES_MAX);

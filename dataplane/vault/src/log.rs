@@ -380,7 +380,11 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
 }
 
 /// Reads the header of a slot and checks that it was sealed for that slot.
-async fn read_header(vault: &Vault, log: LogId, slot: Slot) -> Result<SegmentHeader, VaultError> {
+pub(crate) async fn read_header(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+) -> Result<SegmentHeader, VaultError> {
     let name = ObjectName::slot(log, slot);
     let part = vault.store().get_range(&name, 0..SEGMENT_HEADER_BYTES as u64).await?;
     match Opener::open_header(&part.bytes, vault.id(), log, slot, vault.ring()) {

@@ -6,11 +6,20 @@
 //! reach is filled, with an empty segment where nothing is: a run has at most `PUTS_IN_FLIGHT_MAX`
 //! slots that are not committed, so those are the first missing slot and the few behind it. What
 //! arrived in time counts or is void like any other; what arrives later finds its slot taken.
+//!
+//! **Two runs at once.** A copy of a node's directory writes the same logs. What either puts is void behind
+//! a slot of a later run, and each finds its slots taken; but to a reader two runs under one number are
+//! one run, which says things twice. So a start that finds another's slots among those that it filled,
+//! under its own number, takes a greater one. Both saw the same end of the log, or the later one had seen
+//! a slot of the other: so the first slot that neither an earlier run filled decides between them.
 
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::log::{Foreign, LogScan, PutOutcome, find_end, put_segment, read_segment};
+use crate::limits::RUNS_AT_ONCE_MAX;
+use crate::log::{
+    Foreign, LogEnd, LogScan, PutOutcome, find_end, put_segment, read_header, read_segment,
+};
 use crate::vault::Vault;
 use farshore_codec::SegmentBuilder;
 use farshore_proto::bugs::{Bug, is_on};
@@ -29,7 +38,8 @@ pub use farshore_engine::tenure::{RecoveredLog, RecoveredVolume};
 /// be in the log yet. `learn` gets the table of each segment that counts.
 ///
 /// # Errors
-/// `Unavailable`; `Corrupt` if the log or the epochs of a volume cannot be read.
+/// `Unavailable`; `Corrupt` if the log or the epochs of a volume cannot be read; `Conflict` if copies of the
+/// node begin at the same time, again and again.
 pub async fn recover(
     vault: &Vault,
     log: LogId,
@@ -37,23 +47,7 @@ pub async fn recover(
     journaled: &BTreeSet<VolumeId>,
     learn: impl FnMut(Slot, &Table) + Send,
 ) -> Result<Option<RecoveredLog>, VaultError> {
-    let mut end = find_end(vault, log, Slot(0)).await?;
-    if end.is_sealed {
-        return Ok(None);
-    }
-    let incarnation = match end.newest {
-        Some(newest) => incarnation.max(behind_all(vault, log, newest, end.incarnation).await?),
-        None => incarnation,
-    };
-    if incarnation > 1 && !is_on(Bug::LatePutsNotFenced) {
-        if !fill_reach(vault, log, end.next, incarnation).await? {
-            return Ok(None);
-        }
-        end = find_end(vault, log, end.next).await?;
-        if end.is_sealed {
-            return Ok(None);
-        }
-    }
+    let Some((end, incarnation)) = begin(vault, log, incarnation).await? else { return Ok(None) };
     let lasts = read_spans(vault, log, end.next, learn).await?;
     let mut volumes = BTreeMap::new();
     let known: BTreeSet<VolumeId> = lasts.keys().map(|(volume, _)| *volume).collect();
@@ -74,6 +68,37 @@ pub async fn recover(
     Ok(Some(RecoveredLog { next_slot: end.next, void: end.void, incarnation, volumes }))
 }
 
+/// Finds the end of the log and an incarnation that no other run of it has, and fills what puts of earlier
+/// runs may still reach; `None` if the log was sealed.
+async fn begin(
+    vault: &Vault,
+    log: LogId,
+    counted: u64,
+) -> Result<Option<(LogEnd, u64)>, VaultError> {
+    for _ in 0..RUNS_AT_ONCE_MAX {
+        let end = find_end(vault, log, Slot(0)).await?;
+        if end.is_sealed {
+            return Ok(None);
+        }
+        let incarnation = match end.newest {
+            Some(newest) => counted.max(behind_all(vault, log, newest, end.incarnation).await?),
+            None => counted,
+        };
+        if incarnation <= 1 || is_on(Bug::LatePutsNotFenced) {
+            return Ok(Some((end, incarnation)));
+        }
+        match fill_reach(vault, log, end.next, incarnation).await? {
+            Reach::Sealed => return Ok(None),
+            Reach::Anothers => {}
+            Reach::Ours => {
+                let end = find_end(vault, log, end.next).await?;
+                return Ok((!end.is_sealed).then_some((end, incarnation)));
+            }
+        }
+    }
+    Err(VaultError::TwoWriters { url: vault.url().to_owned(), log })
+}
+
 /// The incarnation behind the highest one found in a log, which is that of slot `newest`: believed once
 /// that slot has opened.
 async fn behind_all(
@@ -91,21 +116,54 @@ async fn behind_all(
     })
 }
 
-/// Fills every slot that a put of an earlier run may still reach; false if the log was sealed.
+/// Whose the slots are that a start has filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The first that no earlier run had filled is ours, and no later run has begun.
+    Ours,
+    /// A run that has begun at the same time has that slot, or a later one another: its number is ours, or
+    /// behind ours. Two are no two runs to a reader.
+    Anothers,
+    /// The log was sealed.
+    Sealed,
+}
+
+/// Fills every slot that a put of an earlier run may still reach.
 async fn fill_reach(
     vault: &Vault,
     log: LogId,
     next: Slot,
     incarnation: u64,
-) -> Result<bool, VaultError> {
+) -> Result<Reach, VaultError> {
     let slots = next.0..next.0.saturating_add(PUTS_IN_FLIGHT_MAX as u64);
     let puts = futures::stream::iter(slots).map(|slot| fill(vault, log, Slot(slot), incarnation));
     let mut puts = puts.buffered(PUTS_IN_FLIGHT_MAX);
-    let mut is_ours = true;
-    while let Some(put) = puts.next().await {
-        is_ours &= put? != PutOutcome::Foreign(Foreign::Sealed);
+    let (mut first, mut is_overtaken, mut is_sealed) = (None, false, false);
+    while let Some(filled) = puts.next().await {
+        match filled? {
+            Filled::Sealed => is_sealed = true,
+            Filled::By(run) if run > incarnation => is_overtaken = true,
+            Filled::By(run) if run == incarnation => _ = first.get_or_insert(Reach::Anothers),
+            Filled::By(_) => {}
+            Filled::Ours => _ = first.get_or_insert(Reach::Ours),
+        }
     }
-    Ok(is_ours)
+    Ok(match first {
+        _ if is_sealed => Reach::Sealed,
+        Some(first) if !is_overtaken => first,
+        _ => Reach::Anothers,
+    })
+}
+
+/// Who filled a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    /// This start.
+    Ours,
+    /// A run, by its number.
+    By(u64),
+    /// Whoever sealed the log.
+    Sealed,
 }
 
 async fn fill(
@@ -113,7 +171,7 @@ async fn fill(
     log: LogId,
     slot: Slot,
     incarnation: u64,
-) -> Result<PutOutcome, VaultError> {
+) -> Result<Filled, VaultError> {
     let (number, key) = vault.newest_key();
     let built = SegmentBuilder::new(vault.id(), log, slot, incarnation, key, number, 1)
         .and_then(SegmentBuilder::finish)
@@ -121,7 +179,13 @@ async fn fill(
             object: ObjectName::slot(log, slot),
             cause: Box::new(cause),
         })?;
-    put_segment(vault, log, slot, built.pieces).await
+    match put_segment(vault, log, slot, built.pieces).await? {
+        PutOutcome::Committed => Ok(Filled::Ours),
+        PutOutcome::Foreign(Foreign::Sealed) => Ok(Filled::Sealed),
+        PutOutcome::Foreign(Foreign::Segment) => {
+            Ok(Filled::By(read_header(vault, log, slot).await?.incarnation))
+        }
+    }
 }
 
 /// Reads all tables of the log, which is filled below `end`: the last seq of each volume under each epoch.

@@ -8,7 +8,7 @@
 //! | one connection hangs | any word that proves who says it renews the lease, and so does an agent whose writes get on under the node |
 //! | the wall clock steps | there is none here |
 //! | this process was stopped, or starved | a gap between its own ticks voids all leases: everybody has the whole limit again |
-//! | nobody gets through to this process | a node is lost only while another was heard without a gap for as long as the limit |
+//! | nobody gets through to this process | a node is lost only while another was heard for as long as the limit, without a gap that comes near it |
 //! | a network, a site, a mistake of ours | few nodes are lost at once; for the others a person is asked, until all that were lost have been back for a while |
 //!
 //! Words count when they arrive, before anything waits for the catalogue.
@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use farshore_api::node::NodeLife;
+use farshore_proto::bugs::{Bug, is_on};
 use uuid::Uuid;
 
 /// A node is lost, or asked for, again only this long after another one was, if neither came back.
@@ -25,7 +26,9 @@ const WINDOW: Duration = Duration::from_secs(600);
 /// A node that came back still counts among the lost ones for so long.
 const WINDOW_OF_RETURNED: Duration = Duration::from_secs(60);
 
-/// Who was heard within this part of the limit is a witness that words get through.
+/// Who was heard within this part of the limit is a witness that words get through; who was not heard for
+/// so much less than the limit was as silent as those it would be a witness against. The first that is
+/// heard after a blip has to leave the others time to be heard too.
 const WITNESS_SHARE: u32 = 3;
 
 /// One of so many nodes may be lost in a window without a person.
@@ -180,14 +183,14 @@ impl Liveness {
     }
 
     fn heard(&mut self, now: Duration, node: Uuid, is_own: bool, out: &mut Vec<Output>) {
-        let limit = self.limit;
+        let gap_max = self.limit - self.limit / WITNESS_SHARE;
         let lease =
             self.leases.entry(node).or_insert_with(|| Lease { known: now, ..Lease::default() });
         // What a person said of a node only the node itself takes back.
         if lease.verdict == Some(Verdict::Confirmed) && !is_own {
             return;
         }
-        let is_joined = lease.heard.is_some_and(|heard| now.saturating_sub(heard) <= limit);
+        let is_joined = lease.heard.is_some_and(|heard| now.saturating_sub(heard) <= gap_max);
         if !is_joined {
             lease.steady = Some(now);
         }
@@ -257,6 +260,9 @@ impl Liveness {
             let is_heard =
                 lease.heard.is_some_and(|heard| now.saturating_sub(heard) <= until_just_now);
             let since = lease.steady.filter(|_| is_heard);
+            if is_on(Bug::AnyWitnessCounts) {
+                return is_heard;
+            }
             since.is_some_and(|since| now.saturating_sub(since) >= self.limit)
         })
     }

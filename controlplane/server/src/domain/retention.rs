@@ -4,13 +4,17 @@
 //! long as the system ran since the last look. A clock that is set forward deletes nothing that is
 //! not old in truth; what it deletes then is as old as the time that has passed.
 //!
-//! Forward of that, the clock is believed when as much time has passed since the jump as the longest
-//! retention asks for, when it is set back, or when a person says that it is right.
+//! Forward of that, the clock is believed when as much time has passed since the last jump as the longest
+//! retention asks for, when it is set back, or when a person says that it is right. Many small steps are
+//! one large one: what is gained without a doubt is counted, and forgotten slowly.
 
 use serde::{Deserialize, Serialize};
 
 /// The wall clock may gain so much between two looks without a doubt.
 const SLACK_MS: u64 = 60_000;
+
+/// What the wall clock has gained is forgotten at this part of the time that passes: a minute an hour.
+const GAINED_SHARE: u64 = 60;
 
 /// A system may have been off for so long without a doubt: nothing says how long it was.
 const OFF_MS_MAX: u64 = 3_600_000;
@@ -22,6 +26,12 @@ pub struct RetentionClock {
     pub time_ms: u64,
     /// While the wall clock is not believed: how much time has to pass until it is.
     pub doubt_ms: u64,
+    /// While the wall clock is not believed: by how much it was ahead at least, since that began.
+    #[serde(default)]
+    pub ahead_ms: u64,
+    /// How much the wall clock has gained without a doubt, as far as that is not forgotten.
+    #[serde(default)]
+    pub gained_ms: u64,
     /// The run of the system in which it was looked last.
     pub boot: String,
     /// For how long that run had lasted.
@@ -63,7 +73,8 @@ impl RetentionClock {
     #[must_use]
     pub fn begin(look: &Look<'_>) -> Self {
         let (boot, host) = (look.boot.to_owned(), look.host.to_owned());
-        Self { time_ms: look.wall_ms, doubt_ms: 0, boot, up_ms: look.up_ms, host }
+        let (time_ms, up_ms) = (look.wall_ms, look.up_ms);
+        Self { time_ms, doubt_ms: 0, ahead_ms: 0, gained_ms: 0, boot, up_ms, host }
     }
 
     /// Whether the wall clock is not believed.
@@ -84,24 +95,36 @@ impl RetentionClock {
             (false, true) => look.up_ms,
             (false, false) => 0,
         };
-        let slack = if is_same_run { SLACK_MS } else { OFF_MS_MAX };
         (self.boot, self.up_ms) = (look.boot.to_owned(), look.up_ms);
         self.host = look.host.to_owned();
+        self.gained_ms = self.gained_ms.saturating_sub(passed / GAINED_SHARE);
+        let (slack, room) = match is_same_run {
+            true => (SLACK_MS, SLACK_MS.saturating_sub(self.gained_ms)),
+            false => (OFF_MS_MAX, OFF_MS_MAX),
+        };
         let explained = self.time_ms.saturating_add(passed);
+        let ahead_ms = look.wall_ms.saturating_sub(explained);
         let was_in_doubt = self.is_in_doubt();
         self.doubt_ms = self.doubt_ms.saturating_sub(passed);
-        let is_passed = was_in_doubt && !self.is_in_doubt();
-        if is_passed || look.wall_ms <= explained.saturating_add(slack) {
-            self.time_ms = look.wall_ms;
-            self.doubt_ms = 0;
+        // Points that were heard of since the jump before this one have the time of the clock of then.
+        let is_another = was_in_doubt && ahead_ms > self.ahead_ms.saturating_add(slack);
+        let is_passed = was_in_doubt && !self.is_in_doubt() && !is_another;
+        if is_passed || ahead_ms <= room {
+            self.gained_ms = match is_same_run && !is_passed {
+                true => (self.gained_ms + ahead_ms)
+                    .saturating_sub(explained.saturating_sub(look.wall_ms)),
+                false => self.gained_ms,
+            };
+            (self.time_ms, self.doubt_ms) = (look.wall_ms, 0);
             return was_in_doubt.then_some(Note::Believed);
         }
         self.time_ms = explained;
-        if was_in_doubt {
+        if was_in_doubt && !is_another {
+            self.ahead_ms = self.ahead_ms.min(ahead_ms);
             return None;
         }
-        self.doubt_ms = look.retention_ms.max(1);
-        Some(Note::Jumped { ahead_ms: look.wall_ms - explained })
+        (self.ahead_ms, self.doubt_ms) = (ahead_ms, look.retention_ms.max(1));
+        Some(Note::Jumped { ahead_ms })
     }
 
     /// A person says that the wall clock is right.
@@ -146,12 +169,16 @@ mod tests {
             self.clock.step(&look)
         }
 
+        fn minute(&mut self) -> Option<Note> {
+            self.up_ms += 60_000;
+            self.true_ms += 60_000;
+            self.look()
+        }
+
         fn pass(&mut self, ms: u64) -> Vec<Note> {
             let mut notes = Vec::new();
             for _ in 0..ms / 60_000 {
-                self.up_ms += 60_000;
-                self.true_ms += 60_000;
-                notes.extend(self.look());
+                notes.extend(self.minute());
                 assert!(self.clock.time_ms <= self.true_ms + SLACK_MS, "it never runs ahead");
             }
             notes
@@ -233,6 +260,75 @@ mod tests {
         world.true_ms += 5 * HOUR + 600_000;
         assert_eq!(world.look(), None);
         assert_eq!(world.clock.time_ms, world.true_ms);
+    }
+
+    /// A catalogue whose points are heard of each minute and go when they are a day old by the clock.
+    struct Catalogue {
+        world: World,
+        /// When each was heard of, by the wall clock and in truth.
+        points: Vec<(u64, u64)>,
+    }
+
+    impl Catalogue {
+        fn minute(&mut self) {
+            self.world.minute();
+            let (true_ms, time_ms) = (self.world.true_ms, self.world.clock.time_ms);
+            self.points.retain(|(heard_ms, heard_true_ms)| {
+                let is_old = heard_ms + DAY < time_ms;
+                // An hour for what the clock may gain in a day.
+                let age_ms = true_ms - heard_true_ms;
+                assert!(!is_old || age_ms + HOUR >= DAY, "one of {age_ms} ms goes");
+                !is_old
+            });
+            self.points.push((true_ms.saturating_add_signed(self.world.off_ms), true_ms));
+        }
+    }
+
+    fn days(number: u64) -> i64 {
+        i64::try_from(number * DAY).unwrap()
+    }
+
+    /// C7: points that were heard of under a clock that was wrong already are not older for that it jumps
+    /// again.
+    #[test]
+    fn a_clock_that_jumps_again_while_it_is_not_believed_deletes_nothing() {
+        let mut catalogue = Catalogue { world: World::begin(), points: Vec::new() };
+        for off_ms in [0, days(1), days(40), days(5), days(40)] {
+            catalogue.world.off_ms = off_ms;
+            (0..20 * 60).for_each(|_| catalogue.minute());
+        }
+        (0..30 * 60).for_each(|_| catalogue.minute());
+        assert!(!catalogue.world.clock.is_in_doubt(), "it has been the same for a day");
+        assert!(catalogue.points.len() < 30 * 60, "what is old goes then");
+    }
+
+    /// C7: steps that are each too small for a doubt.
+    #[test]
+    fn a_clock_that_gains_a_little_again_and_again_is_not_believed() {
+        let mut catalogue = Catalogue { world: World::begin(), points: Vec::new() };
+        for _ in 0..48 * 60 {
+            catalogue.world.off_ms += 59_000;
+            catalogue.minute();
+        }
+    }
+
+    /// C7: whatever the clock does, no point goes that is not old.
+    #[test]
+    fn no_steps_of_a_clock_delete_what_is_not_old() {
+        for seed in 0..20 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut catalogue = Catalogue { world: World::begin(), points: Vec::new() };
+            for _ in 0..4 * 24 * 60 {
+                let off_ms = &mut catalogue.world.off_ms;
+                *off_ms += match rng.u32(0..300) {
+                    0 => rng.i64(-days(3)..days(3)),
+                    1 => -*off_ms,
+                    2..=20 => rng.i64(-90_000..90_000),
+                    _ => 0,
+                };
+                catalogue.minute();
+            }
+        }
     }
 
     #[test]

@@ -83,6 +83,34 @@ async fn a_count_of_starts_that_went_back_is_put_right() {
     assert_eq!(start(&world, 12).await.unwrap().incarnation, 12);
 }
 
+/// M7: a node and a copy of it start at the same moment: both read the log before either has filled a slot.
+#[tokio::test]
+async fn two_starts_at_once_never_share_a_number() {
+    let mut world = filled(2).await;
+    for counted in [2, 2, 9] {
+        let (one, other) = tokio::join!(start(&world, counted), start(&world, counted));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert_ne!(one.incarnation, other.incarnation);
+        // Only the later one's segments count: the other finds its next slot taken.
+        let (older, newer) =
+            if one.incarnation < other.incarnation { (one, other) } else { (other, one) };
+        world.logs[0].incarnation = older.incarnation;
+        world.logs[0].next = older.next_slot;
+        let (slot, bytes) = late(&mut world, 400);
+        let put = put_segment(&world.vault, world.logs[0].id, slot, bytes).await.unwrap();
+        assert_eq!(put, PutOutcome::Foreign(Foreign::Segment), "{older:?} {newer:?}");
+        assert_eq!(committed(&newer, &world), Seq(4));
+    }
+}
+
+/// A run that has begun on its own is in nobody's way.
+#[tokio::test]
+async fn a_start_alone_keeps_its_number() {
+    let world = filled(2).await;
+    assert_eq!(start(&world, 2).await.unwrap().incarnation, 2);
+    assert_eq!(start(&world, 2).await.unwrap().incarnation, 3);
+}
+
 #[tokio::test]
 async fn spans_of_an_older_epoch_do_not_count_behind_its_end() {
     let mut world = filled(2).await;

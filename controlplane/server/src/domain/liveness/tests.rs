@@ -133,6 +133,29 @@ fn a_control_plane_that_hears_nobody_loses_nobody() {
     assert!(world.lost().is_empty() && world.asked().is_empty());
 }
 
+/// A blip that is a little shorter than the limit ends for one a little sooner than for another, whose last
+/// word before it was a little older: who was silent for just as long is no witness against it.
+#[test]
+fn a_blip_of_about_the_limit_loses_nobody() {
+    const STEP: Duration = Duration::from_millis(100);
+    for (blip, phase) in (40..80).flat_map(|blip| (0..10).map(move |phase| (blip, phase))) {
+        let mut world = World::of(4);
+        for step in 0..400_u32 {
+            world.now += STEP;
+            // Words once a second each, at moments of their own.
+            let is_blip = (100..100 + blip).contains(&step);
+            let speaks = |node: u32| !is_blip && (step + node * phase).is_multiple_of(10);
+            for node in (1..=4).filter(|node| speaks(*node)) {
+                world.say(&Input::Heard(id(node.into())));
+            }
+            if step.is_multiple_of(10) {
+                world.tick();
+            }
+        }
+        assert!(world.lost().is_empty() && world.asked().is_empty(), "{blip} {phase}");
+    }
+}
+
 /// Last words never come at one moment: who spoke a little later than another is no witness that it is
 /// gone.
 #[test]
