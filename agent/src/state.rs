@@ -62,6 +62,9 @@ pub struct State {
     /// Whether somebody else was seen to write the disk, and it is not being read again yet.
     #[serde(default)]
     pub is_disturbed: bool,
+    /// Whether the sampler found a difference that is not durably in doubt yet: a start reads the whole disk.
+    #[serde(default)]
+    pub differs: bool,
     /// The run of the server in which the disk was captured last; absent where that has no name.
     #[serde(default)]
     pub boot: Option<String>,
@@ -125,8 +128,10 @@ pub struct StateFile {
 #[derive(Debug, Clone)]
 struct Inner {
     state: State,
-    /// Whether the file holds it.
-    is_written: bool,
+    /// Grows with each change.
+    number: u64,
+    /// The change up to which the file holds it.
+    written: u64,
 }
 
 impl StateFile {
@@ -144,7 +149,7 @@ impl StateFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (State::default(), true),
             Err(error) => return Err(error),
         };
-        let inner = Mutex::new(Inner { state, is_written: !was_absent });
+        let inner = Mutex::new(Inner { state, number: u64::from(was_absent), written: 0 });
         Ok(Self { files, path: path.to_owned(), lane: Mutex::default(), inner, was_absent })
     }
 
@@ -153,7 +158,7 @@ impl StateFile {
     pub fn unknown(files: Arc<dyn Files>, path: &Path) -> Self {
         let mut state = State::default();
         state.copy.is_resync = true;
-        let inner = Mutex::new(Inner { state, is_written: false });
+        let inner = Mutex::new(Inner { state, number: 1, written: 0 });
         let (path, lane) = (path.to_owned(), Mutex::default());
         Self { files, path, lane, inner, was_absent: false }
     }
@@ -174,19 +179,31 @@ impl StateFile {
         self.lock().state.clone()
     }
 
+    /// Number of its last change.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.lock().number
+    }
+
+    /// Number of the last change that is durable, with all before it.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.lock().written
+    }
+
     /// Changes the state and makes the change durable; blocks.
     ///
     /// # Errors
     /// What the system said. The change holds in memory all the same, and the next update writes it.
     pub fn update(&self, change: impl FnOnce(&mut State)) -> io::Result<()> {
         let _lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = {
+        let (state, number) = {
             let mut inner = self.lock();
             let before = inner.state.clone();
             change(&mut inner.state);
-            let is_same = inner.state == before && inner.is_written;
-            inner.is_written &= is_same;
-            (!is_same).then(|| inner.state.clone())
+            inner.number += u64::from(inner.state != before);
+            let is_written = inner.number == inner.written;
+            ((!is_written).then(|| inner.state.clone()), inner.number)
         };
         let state = match state {
             Some(state) => state,
@@ -194,7 +211,7 @@ impl StateFile {
             None => self.get(),
         };
         durable::replace(&*self.files, &self.path, &encode(state)?)?;
-        self.lock().is_written = true;
+        self.lock().written = number;
         Ok(())
     }
 }
@@ -234,6 +251,7 @@ mod tests {
             logged: 99,
             floor: Some(123),
             is_disturbed: true,
+            differs: true,
             boot: Some("8379d2d5".to_owned()),
             lineage: Some([5; LIVES_MAX]),
             stopped_ns: Some(1_767_225_600_000_000_123),

@@ -270,6 +270,12 @@ impl Stream {
                  reads the whole disk again; give it space and permissions there"
             ));
         }
+        if self.progress.is_unnoted() {
+            return Some(format!(
+                "the agent's directory {dir} does not take that all of the disk is read again: no point is \
+                 set before it does; give it space and permissions there"
+            ));
+        }
         let why = self.splitter()?.gate().trouble()?;
         Some(format!(
             "the agent's directory {dir} does not take which regions are written ({why}): the disk is \
@@ -343,7 +349,7 @@ impl Stream {
             None => disk.ran_until_ns.is_some_and(|end| disk.changed_ns > end),
         };
         let has_begun = !is_new || state.size_bytes > 0;
-        let is_disturbed = state.is_disturbed;
+        let is_disturbed = state.is_disturbed || state.differs;
         if has_begun && (is_doubtful || is_other || is_changed || is_disturbed) {
             let volume = self.volume;
             tracing::warn!(
@@ -362,6 +368,7 @@ impl Stream {
             state.size_bytes = disk.size_bytes;
             state.identity = Some(disk.identity.clone());
             state.is_disturbed = false;
+            state.differs = false;
             state.stopped_ns = None;
         })
     }
@@ -370,25 +377,49 @@ impl Stream {
     /// are refused. Blocks.
     ///
     /// # Errors
-    /// What the system said: then it is not noted.
+    /// What the system said: then it is noted with the intents at most, which are made void.
     pub fn disturb(&self) -> io::Result<()> {
         self.log.breach();
-        self.state.update(|state| state.is_disturbed = true)
+        let noted = self.state.update(|state| state.is_disturbed = true);
+        noted.inspect_err(|error| self.void_intents(error))
     }
 
-    /// Begins to send the whole disk again, because it was disturbed; no mark is set before its end.
-    /// Blocks.
+    /// Begins to send the whole disk again, because it was disturbed; no mark is set before its end, nor before
+    /// that is noted. Blocks.
     ///
-    /// # Errors
-    /// What the system said: then no mark may be set.
-    pub fn reread(&self) -> io::Result<()> {
+    /// Once for each disturbance: what cannot be noted now has begun all the same, and is noted when that is
+    /// possible ([`Progress::note`]).
+    pub fn reread(&self) {
         self.log.breach();
         let begun = self.progress.begin_again();
-        // What is read now has no intents, and a part of it is read even if that could not be noted.
+        // What is read now has no intents, whether it could be noted or not.
         self.log.stamps().forget();
-        begun?;
-        self.progress.resume();
-        self.state.update(|state| state.is_disturbed = false)
+        let noted = self.state.update(|state| {
+            state.is_disturbed = false;
+            state.differs = false;
+        });
+        match (begun, noted) {
+            (Ok(()), noted) => {
+                self.progress.resume();
+                if let Err(error) = noted {
+                    // A start reads the whole disk anyway.
+                    tracing::debug!(volume = %self.volume, %error, "the disturbance is noted still");
+                }
+            }
+            (Err(_), Ok(())) => {}
+            (Err(_), Err(error)) => {
+                let volume = self.volume;
+                tracing::error!(%volume, %error, "that the disk is read again cannot be noted: no marks");
+                self.void_intents(&error);
+            }
+        }
+    }
+
+    /// What a start must know cannot be noted: without intents it reads the whole disk, too.
+    fn void_intents(&self, why: &io::Error) {
+        if let Some(splitter) = self.splitter() {
+            splitter.gate().give_up(why);
+        }
     }
 
     /// The splitter, while the disk is served.

@@ -210,6 +210,16 @@ impl Gate {
         let _ = tokio::time::timeout(TOUCH_TIME_MAX, touching).await;
     }
 
+    /// Intents are made void, because a start must read the whole disk and that cannot be noted elsewhere. Once
+    /// that is possible it goes on as after any other failure of theirs.
+    pub fn give_up(self: &Arc<Self>, why: &io::Error) {
+        if self.lock().void.is_some() {
+            return;
+        }
+        let (gate, why) = (Arc::clone(self), io::Error::new(why.kind(), why.to_string()));
+        tokio::spawn(async move { gate.void(&why).await });
+    }
+
     async fn persist(self: Arc<Self>) {
         match self.write_file().await {
             Ok(()) => {
@@ -222,7 +232,7 @@ impl Gate {
 
     /// Intents cannot be had: that is noted, as durably as it can be, before any write goes ahead without.
     async fn void(self: &Arc<Self>, error: &io::Error) {
-        tracing::error!(%error, "the intent file cannot be written: writes go on without intents");
+        tracing::error!(%error, "intents cannot be relied on: writes go on without");
         let voiding = self.lock().map.void();
         // Behind what hangs nobody waits any longer than that.
         let hangs = error.kind() == io::ErrorKind::TimedOut;
@@ -395,25 +405,40 @@ impl Gate {
         }
     }
 
-    /// The disk has so many regions from now on.
-    ///
-    /// # Errors
-    /// What the system said; then it is as it was.
-    pub async fn grow(self: &Arc<Self>, regions: u64) -> io::Result<()> {
-        let _lane = self.lane.lock().await;
+    /// The disk has so many regions from now on. Intents that are void grow in memory, and so do those for
+    /// which there is no room in their file: they are void from then on.
+    pub async fn grow(self: &Arc<Self>, regions: u64) {
+        if self.lock().void.is_none() {
+            let made = tokio::time::timeout(INTENT_TIME_MAX, self.make_room(regions)).await;
+            match made.map_err(|_| hangs()).flatten() {
+                Ok(lane) => {
+                    self.has_grown(regions);
+                    return drop(lane);
+                }
+                Err(error) => self.void(&error).await,
+            }
+        }
+        self.has_grown(regions);
+    }
+
+    async fn make_room(&self, regions: u64) -> io::Result<OwnedMutexGuard<()>> {
+        let lane = Arc::clone(&self.lane).lock_owned().await;
         let growth = {
             let inner = self.lock();
+            // A header would make them count again.
             if inner.map.is_void() {
-                return Err(io::Error::other("intents that are void do not grow"));
+                return Err(io::Error::other("they are void"));
             }
             inner.map.growth(regions)
         };
-        let made = tokio::task::spawn_blocking(move || growth.make());
-        made.await.map_err(io::Error::other)??;
+        let made = tokio::task::spawn_blocking(move || growth.make().map(|()| lane));
+        made.await.map_err(io::Error::other)?
+    }
+
+    fn has_grown(self: &Arc<Self>, regions: u64) {
         let mut inner = self.lock();
         inner.map.grown(regions);
         self.step(&mut inner, Input::Grown { regions });
-        Ok(())
     }
 
     /// Lets time pass.

@@ -19,8 +19,9 @@
 //! a copy has come. So after a crash a print is wrong only where a region has its intent still, and
 //! those prints are made unknown at the start; their regions are read again.
 //!
-//! Nothing here may stand in the way of a write: what finds no room in memory makes its page unknown, and
-//! a file that cannot be written is emptied and knows nothing from then on.
+//! Nothing here may stand in the way of a write: what finds no room in memory makes its page unknown, nobody
+//! who notes something waits for who writes or syncs the file, and a file that cannot be written is emptied and
+//! knows nothing from then on.
 
 use crate::durable::sync_dir;
 use crate::hrl::Entry;
@@ -34,8 +35,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Name of the file, in the volume's directory.
 pub const PRINTS_FILE: &str = "prints";
@@ -74,12 +75,23 @@ pub struct Prints {
     blocks: AtomicU64,
     of_zeros: Print,
     noted: Mutex<Noted>,
-    /// Held by who writes or reads the file; whether it was given up.
-    given_up: Mutex<bool>,
+    /// Held by who writes or reads the file.
+    lane: Mutex<()>,
+    /// Held by who syncs the file: who comes later is not to take the other's failure for a success.
+    sync_lane: Mutex<()>,
+    is_given_up: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn try_lock(mutex: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 impl Prints {
@@ -114,9 +126,16 @@ impl Prints {
             blurred: RegionSet::empty(blocks.div_ceil(PAGE_BLOCKS)),
         };
         let of_zeros = print_of(&[0; BLOCK_BYTES]);
-        let (noted, given_up) = (Mutex::new(noted), Mutex::new(false));
-        let prints =
-            Self { file, volume, blocks: AtomicU64::new(blocks), of_zeros, noted, given_up };
+        let prints = Self {
+            file,
+            volume,
+            blocks: AtomicU64::new(blocks),
+            of_zeros,
+            noted: Mutex::new(noted),
+            lane: Mutex::default(),
+            sync_lane: Mutex::default(),
+            is_given_up: AtomicBool::new(false),
+        };
         for region in doubtful.iter() {
             let block = region * REGION_BLOCKS;
             let count = REGION_BLOCKS.min(blocks.saturating_sub(block));
@@ -138,14 +157,14 @@ impl Prints {
 
     /// The disk has grown: nothing is known of what is new. Blocks.
     pub fn grow(&self, size_bytes: u64) {
-        let mut given_up = lock(&self.given_up);
+        let _lane = lock(&self.lane);
         let blocks = blocks_of(size_bytes);
-        if *given_up || blocks < self.blocks() {
+        if self.is_given_up() || blocks < self.blocks() {
             return;
         }
         let made = make_room(&self.file, offset_of(blocks), &header(self.volume, size_bytes));
         if let Err(error) = made {
-            return self.give_up(&mut given_up, &error);
+            return self.give_up(&error);
         }
         lock(&self.noted).blurred.grow(blocks.div_ceil(PAGE_BLOCKS));
         self.blocks.store(blocks, Ordering::SeqCst);
@@ -155,7 +174,8 @@ impl Prints {
         self.blocks.load(Ordering::SeqCst)
     }
 
-    /// Notes what was put into the log; the caller holds the blocks. Blocks only for what is long.
+    /// Notes what was put into the log; the caller holds the blocks. Writes what is long, if nobody else uses
+    /// the file now.
     pub fn note(&self, entries: &[Entry<'_>]) {
         for entry in entries {
             match entry {
@@ -170,9 +190,9 @@ impl Prints {
         }
     }
 
-    /// Notes that nothing is known of blocks any more; the caller holds them.
+    /// Notes that nothing is known of blocks any more, in memory; the caller holds them.
     pub fn forget(&self, range: BlockRange) {
-        self.note_run(range, &|_| UNKNOWN);
+        self.keep(range, &|_| UNKNOWN);
     }
 
     /// What was found on the disk where nothing was known.
@@ -182,12 +202,22 @@ impl Prints {
 
     fn note_run(&self, range: BlockRange, print: &dyn Fn(usize) -> Print) {
         if range.count >= RUN_BLOCKS_MIN {
-            let mut given_up = lock(&self.given_up);
-            if !*given_up && let Err(error) = self.write_run(range, print) {
-                self.give_up(&mut given_up, &error);
+            let lane = try_lock(&self.lane);
+            if self.is_given_up() {
+                return;
             }
-            return;
+            if let Some(_lane) = lane {
+                if let Err(error) = self.write_run(range, print) {
+                    self.give_up(&error);
+                }
+                return;
+            }
         }
+        self.keep(range, print);
+    }
+
+    /// Keeps prints in memory; pages for which there is no room there are unknown.
+    fn keep(&self, range: BlockRange, print: &dyn Fn(usize) -> Print) {
         let mut noted = lock(&self.noted);
         for (at, block) in (range.block..range.end()).enumerate() {
             let is_there = noted.prints.contains_key(&block);
@@ -199,7 +229,7 @@ impl Prints {
         }
     }
 
-    /// Writes a run past what is noted of its blocks; the caller has the file.
+    /// Writes a run past what is kept of its blocks; the caller has the file.
     fn write_run(&self, range: BlockRange, print: &dyn Fn(usize) -> Print) -> io::Result<()> {
         let blurred: Vec<u64> = {
             let mut noted = lock(&self.noted);
@@ -227,7 +257,7 @@ impl Prints {
     }
 
     fn put_same(&self, range: BlockRange, print: Print) -> io::Result<()> {
-        let _file = lock(&self.given_up);
+        let _lane = lock(&self.lane);
         self.write_run(range, &|_| print)
     }
 
@@ -243,9 +273,11 @@ impl Prints {
 
     /// Writes what is noted; blocks.
     pub fn write(&self) {
-        let mut given_up = lock(&self.given_up);
-        if !*given_up && let Err(error) = self.write_noted() {
-            self.give_up(&mut given_up, &error);
+        let _lane = lock(&self.lane);
+        if !self.is_given_up()
+            && let Err(error) = self.write_noted()
+        {
+            self.give_up(&error);
         }
     }
 
@@ -277,20 +309,25 @@ impl Prints {
     /// # Errors
     /// If prints that may be wrong cannot be made to be forgotten either: then no intent may be cleared.
     pub fn sync(&self) -> io::Result<()> {
-        let mut given_up = lock(&self.given_up);
-        if !*given_up {
-            let synced = self.write_noted().and_then(|()| self.file.sync_data());
-            let Err(error) = synced else { return Ok(()) };
-            self.give_up(&mut given_up, &error);
+        self.sync_by(File::sync_data)
+    }
+
+    fn sync_by(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let _turn = lock(&self.sync_lane);
+        self.write();
+        if !self.is_given_up() {
+            let Err(error) = sync(&self.file) else { return Ok(()) };
+            let _lane = lock(&self.lane);
+            self.give_up(&error);
         }
         // That it is empty must be durable, or a start would believe what was there before.
         self.file.set_len(0)?;
         self.file.sync_all()
     }
 
-    /// From here on nothing is known, in this run and at the next start.
-    fn give_up(&self, given_up: &mut bool, error: &io::Error) {
-        *given_up = true;
+    /// From here on nothing is known, in this run and at the next start. The caller has the file.
+    fn give_up(&self, error: &io::Error) {
+        self.is_given_up.store(true, Ordering::SeqCst);
         lock(&self.noted).prints.clear();
         tracing::error!(%error, "what was sent of a disk cannot be noted: it is not sampled");
         if let Err(error) = self.file.set_len(0) {
@@ -301,7 +338,7 @@ impl Prints {
     /// Whether nothing is noted any more, because the file could not be written.
     #[must_use]
     pub fn is_given_up(&self) -> bool {
-        *lock(&self.given_up)
+        self.is_given_up.load(Ordering::SeqCst)
     }
 
     /// What is known of blocks; blocks the thread.
@@ -309,9 +346,9 @@ impl Prints {
     /// # Errors
     /// What the system said.
     pub fn read(&self, range: BlockRange) -> io::Result<Vec<Print>> {
-        let given_up = lock(&self.given_up);
+        let _lane = lock(&self.lane);
         let count = usize::try_from(range.count).map_err(io::Error::other)?;
-        if *given_up {
+        if self.is_given_up() {
             return Ok(vec![UNKNOWN; count]);
         }
         let mut bytes = vec![0; count * PRINT_BYTES];
@@ -486,6 +523,32 @@ mod tests {
         prints.sync().unwrap();
         assert_eq!(one(&prints, last), print_of(&content(3, 1)));
         assert_eq!(one(&prints, 2), print_of(&new));
+    }
+
+    /// D34: whoever writes the disk, or only asks how it is, waits for no sync of this file.
+    #[test]
+    fn nobody_waits_for_a_sync() {
+        let dir = tempfile::tempdir().unwrap();
+        let prints = open(&dir);
+        let (run, all) = (content(3, 64), BlockRange { block: 5, count: 64 });
+        prints
+            .sync_by(|file| {
+                assert!(prints.lane.try_lock().is_ok(), "the file is free while it is synced");
+                prints.note(&[Entry::Write { block: 5, data: &run }]);
+                assert!(!prints.is_given_up());
+                file.sync_data()
+            })
+            .unwrap();
+        assert_eq!(prints.read(all).unwrap(), [print_of(&content(3, 1)); 64]);
+        // Nor for who writes it.
+        let lane = prints.lane.lock().unwrap();
+        prints.note(&[Entry::Zero { range: all }]);
+        prints.forget(BlockRange { block: 6, count: 63 });
+        drop(lane);
+        prints.sync().unwrap();
+        drop(prints);
+        let prints = open(&dir);
+        assert_eq!((one(&prints, 5), one(&prints, 68)), (print_of(&[0; BLOCK_BYTES]), UNKNOWN));
     }
 
     /// D35: what was known of the disk stays known.

@@ -18,6 +18,9 @@ struct Inner {
     unnoted: Option<Lease>,
     /// How many restart the log, or let the disk grow: nothing is consistent until that is over.
     holds: u32,
+    /// Number of the state's change by which the copy began again, if that could not be noted at once: a start
+    /// would go on as if it had not, so nothing is consistent before.
+    begun: u64,
 }
 
 /// The copy of one disk.
@@ -62,6 +65,7 @@ impl Progress {
             is_resync: copy.is_resync,
             unnoted: None,
             holds: 0,
+            begun: 0,
         };
         Self { state, inner: Mutex::new(inner), changed: Notify::new() }
     }
@@ -73,7 +77,8 @@ impl Progress {
     /// Begins the copy again, durably, and holds back marks until [`Progress::resume`]; blocks.
     ///
     /// # Errors
-    /// What the system said: then nothing has begun.
+    /// What the system said: then it has begun in memory only, and marks are held back until that is noted
+    /// with whatever the state is told next, or by [`Progress::note`].
     pub fn begin_again(&self) -> io::Result<()> {
         let generation = {
             let mut inner = self.lock();
@@ -89,7 +94,7 @@ impl Progress {
             state.logged = 0;
         });
         // The state's lock comes before ours everywhere.
-        let is_resync = self.state.get().copy.is_resync;
+        let (is_resync, begun) = (self.state.get().copy.is_resync, self.state.number());
         let mut inner = self.lock();
         inner.generation = generation;
         inner.cursor = 0;
@@ -98,8 +103,24 @@ impl Progress {
         inner.is_resync = is_resync;
         if written.is_err() {
             inner.holds -= 1;
+            inner.begun = begun;
         }
         written
+    }
+
+    /// Notes that the copy has begun again, if that could not be noted then; blocks.
+    ///
+    /// # Errors
+    /// What the system said: then it is to be tried again later.
+    pub fn note(&self) -> io::Result<()> {
+        if self.is_unnoted() { self.state.update(|_| ()) } else { Ok(()) }
+    }
+
+    /// Whether the copy has begun again and a start would not know of it.
+    #[must_use]
+    pub fn is_unnoted(&self) -> bool {
+        let written = self.state.written();
+        self.lock().begun > written
     }
 
     /// Holds back marks until [`Progress::resume`], without beginning again.
@@ -236,11 +257,12 @@ impl Progress {
         self.lock().unnoted
     }
 
-    /// Last seq of the copy, once all of it is in the log and no restart is under way.
+    /// Last seq of the copy, once all of it is in the log and no restart is under way or unknown to a start.
     #[must_use]
     pub fn end(&self) -> Option<Seq> {
+        let written = self.state.written();
         let inner = self.lock();
-        if inner.holds > 0 { None } else { inner.end }
+        if inner.holds > 0 || inner.begun > written { None } else { inner.end }
     }
 
     /// Whether a restart of the log is under way.

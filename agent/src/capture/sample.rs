@@ -195,10 +195,25 @@ impl Sampling {
     async fn mend(&self, output: Output, blocks: u64) -> io::Result<()> {
         match output {
             Output::Look { .. } => return Ok(()),
-            Output::Mend { unit } => self.doubt(unit_of(unit, blocks)).await?,
+            Output::Mend { unit } => {
+                self.doubt(unit_of(unit, blocks)).await?;
+                // Its intents say so from here on.
+                let stream = Arc::clone(&self.stream);
+                self.blocking(move |_| {
+                    if let Err(error) = stream.state.update(|state| state.differs = false) {
+                        tracing::debug!(%error, "a start may read the whole disk again");
+                    }
+                    Ok(())
+                })
+                .await?;
+            }
             Output::MendAll => {
                 let stream = Arc::clone(&self.stream);
-                self.blocking(move |_| stream.reread()).await?;
+                self.blocking(move |_| {
+                    stream.reread();
+                    Ok(())
+                })
+                .await?;
             }
         }
         self.splitter.core.differs.store(false, Ordering::SeqCst);
@@ -269,7 +284,7 @@ fn differing(range: BlockRange, known: &[u32], read: &[u8]) -> Option<(u64, u64)
     Some((first, differ.last().unwrap_or(first)))
 }
 
-/// Notes a difference durably, before it is mended.
+/// Notes a difference durably, before it is mended: a kill in between means that a start reads the whole disk.
 fn note(core: &Core, stream: &Stream, difference: Difference) {
     let (path, volume) = (core.disk.path().display(), stream.volume);
     let Difference { offset, length, .. } = difference;
@@ -280,9 +295,11 @@ fn note(core: &Core, stream: &Stream, difference: Difference) {
     let noted = stream.state.update(|state| {
         state.differences += 1;
         state.difference = Some(difference);
+        state.differs = true;
     });
     if let Err(error) = noted {
-        // It holds in memory, and the next update writes it.
+        // It holds in memory, and the next update writes it. No mark is set before its intents are durable, or
+        // void.
         tracing::warn!(disk = %path, %error, "the difference cannot be noted durably yet");
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::capture::progress::Lease;
 use crate::faulty_files::{FaultyFiles, Sickness, time};
 use crate::hrl::Entry;
 use farshore_proto::limits::BLOCK_BYTES;
@@ -133,6 +134,28 @@ fn a_volume_does_not_open_while_its_floor_cannot_be_noted() {
     assert_eq!((last, floor), (Seq(4), Seq(3)), "no session has joined");
 }
 
+/// D48: a copy that begins again while that cannot be noted begins once, and nothing is good before
+/// a start would know of it.
+#[test]
+fn a_copy_that_cannot_be_noted_begins_once() {
+    let dir = volume();
+    let files = FaultyFiles::good();
+    let (stream, _) = begin(dir.path(), &files).unwrap();
+    assert_eq!(stream.progress.end(), Some(Seq(3)));
+    files.refuse(Some(STATE_FILE));
+    stream.reread();
+    assert!(stream.trouble().is_some_and(|told| told.contains("no point is set")));
+    let lease = stream.progress.lease().unwrap();
+    assert!(stream.progress.advance(lease, SIZE / 2));
+    stream.progress.note().unwrap_err();
+    assert_eq!(stream.progress.lease(), Some(Lease { cursor: SIZE / 2, ..lease }));
+    stream.progress.finish(lease, Seq(3)).unwrap_err();
+    assert_eq!((stream.progress.end(), stream.progress.lease()), (None, None), "read, not noted");
+    files.refuse(None);
+    stream.progress.note().unwrap();
+    assert_eq!((stream.progress.end(), stream.trouble()), (Some(Seq(3)), None));
+}
+
 /// D5 with P1: were intents cleared while the file still says that no session has joined, the next
 /// start would drop frames that only the log has.
 #[test]
@@ -236,7 +259,7 @@ fn a_lost_state_is_no_new_volume() {
 fn frames_of_a_whole_copy_say_nothing_of_intents_that_came_before_it() {
     type Begin = fn(&Stream);
     let begins: [(&str, Begin); 2] = [
-        ("disturbed", |stream| stream.reread().unwrap()),
+        ("disturbed", Stream::reread),
         ("restarted", |stream| stream.restart(Seq(10), Breach::Gap).unwrap()),
     ];
     for (what, begin_copy) in begins {

@@ -235,7 +235,7 @@ impl Running {
             let mut sync_disk = || {
                 let synced = disk.sync().inspect_err(|_| is_of_disk = true);
                 if synced.is_err() {
-                    stream.reread()?;
+                    stream.reread();
                 }
                 steps.call(Call::Forget)?;
                 disk.forget_cached()?;
@@ -331,8 +331,11 @@ impl Running {
     /// All of the disk is read again, whatever was read of it.
     async fn doubt_whole_disk(&self) -> Result<(), CaptureError> {
         let stream = Arc::clone(&self.opening.stream);
-        let noted = blocking(move || stream.reread());
-        noted.await.map_err(|source| self.data_error(source))
+        let begun = blocking(move || {
+            stream.reread();
+            Ok(())
+        });
+        begun.await.map_err(|source| self.data_error(source))
     }
 
     /// The orderly end: a last mark, everything durable, no intent left, and a note of that.

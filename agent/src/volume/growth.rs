@@ -92,9 +92,8 @@ impl Running {
         if let Err(error) = splitter.grow(granted).await {
             // Its guest keeps the disk; what is new waits.
             self.facts.warn(Some(format!(
-                "the agent's directory {} takes no intents of a disk that has grown ({error}): what is new is \
-                 not replicated yet; give it space and permissions there",
-                self.opening.dir.display()
+                "the growth of disk {} was cut off ({error}): what is new is not replicated yet",
+                disk.path().display()
             )));
             return Ok(false);
         }

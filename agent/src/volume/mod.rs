@@ -129,7 +129,7 @@ async fn settle(stream: Arc<Stream>) {
         let stream = Arc::clone(&stream);
         let settled = tokio::task::spawn_blocking(move || match stream.log.held() {
             Some(_) => stream.settle(),
-            None => Ok(()),
+            None => Ok(stream.progress.note()?),
         });
         if let Ok(Err(error)) = settled.await {
             tracing::debug!(%error, "the agent's directory still takes nothing");

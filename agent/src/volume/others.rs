@@ -35,7 +35,13 @@ pub(super) async fn mind_others(disk: Arc<Disk>, stream: Arc<Stream>, facts: Arc
         newest = Some((found.number, since));
         let is_quiet = since.elapsed() >= QUIET_TIME;
         let noted = Arc::clone(&stream);
-        let noted = blocking(move || if is_quiet { noted.reread() } else { noted.disturb() });
+        let noted = blocking(move || match is_quiet {
+            true => {
+                noted.reread();
+                Ok(())
+            }
+            false => noted.disturb(),
+        });
         let noted = noted.await;
         facts.disturb(&found.seen);
         match noted {
@@ -45,7 +51,7 @@ pub(super) async fn mind_others(disk: Arc<Disk>, stream: Arc<Stream>, facts: Arc
             }
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(%error, "that the disk is to be read again cannot be noted: no marks");
+                tracing::warn!(%error, "that somebody writes the disk cannot be noted: no marks");
             }
         }
     }

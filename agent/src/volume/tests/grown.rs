@@ -2,6 +2,7 @@
 
 use super::disks::Loop;
 use super::*;
+use crate::faulty_files::Sickness;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
@@ -191,4 +192,40 @@ async fn a_scanned_disk_grows() {
     let again = rig.node.bytes_in() - sent;
     assert!(again < MIB, "{again} bytes for what is new and the unit where it began");
     rig.stop().await;
+}
+
+/// D35 with D30: a disk that grows while its intents are void, or for which there is no room, has points all the
+/// same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_disk_grows_without_intents() {
+    for is_void_before in [true, false] {
+        let mut rig = Rig::of_old_size(Capture::Nbd);
+        rig.start(Steps::default());
+        rig.until_protected().await;
+        let served = rig.served().await;
+        rig.files.sicken(Sickness::NotWritten("intent"));
+        let is_told = |report: &AgentVolumeReport| {
+            report.state == VolumeState::Degraded
+                && report.detail.contains("does not take which regions are written")
+        };
+        if is_void_before {
+            served.write(MIB, Bytes::from(vec![1; 8192]), false).await.unwrap();
+            rig.until("told", is_told).await;
+        }
+        rig.grow_disk();
+        rig.until("asked", |report| report.grown_to_bytes == Some(NEW)).await;
+        rig.grant(NEW);
+        rig.until("grown", |report| report.size_bytes == NEW && is_told(report)).await;
+        served.write(NEW - 100, Bytes::from(vec![b'g'; 100]), true).await.unwrap();
+        rig.assert_point_is_disk().await;
+        rig.files.sicken(Sickness::None);
+        rig.until_grown().await;
+        rig.assert_point_is_disk().await;
+        drop(served);
+        rig.kill().await;
+        rig.start(Steps::default());
+        rig.until_protected().await;
+        rig.assert_point_is_disk().await;
+        rig.stop().await;
+    }
 }

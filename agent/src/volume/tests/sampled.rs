@@ -160,3 +160,63 @@ async fn a_disk_is_served_without_prints() {
     assert_eq!(rig.report().samples, None);
     assert!(!dir.join("prints").exists(), "what is not kept up would be wrong later");
 }
+
+/// D34: a difference that was found and not read again when the agent was killed is in no point of the next
+/// run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_kill_right_behind_a_difference_reads_the_disk_again() {
+    let mut rig = Rig::filled(SIZE);
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.until_compared().await;
+    // As many as it takes to note the difference; the intent of what differs is not durable any more.
+    rig.files.set_left(3);
+    rig.served().await.0.change_unseen(&[0xee], 5000);
+    let deadline = Instant::now() + DEADLINE;
+    while !rig.files.is_blown() {
+        assert!(Instant::now() < deadline, "not found: {:?}", rig.report());
+        tokio::time::sleep(PAUSE).await;
+    }
+    assert_eq!(rig.differences(), 1);
+    rig.kill().await;
+    rig.files.set_left(u64::MAX);
+    // Nobody finds it anew.
+    rig.sample_rate = 0;
+    rig.start(Steps::default());
+    rig.assert_point_is_disk().await;
+    rig.stop().await;
+}
+
+/// D48: what cannot be noted is read again once, not with each attempt; a kill meanwhile reads all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_disk_that_differs_much_is_read_once_while_that_cannot_be_noted() {
+    let mut rig = Rig::filled(SIZE);
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    let splitter = rig.served().await.0;
+    let change = |byte: u8| {
+        for unit in 0..SIZE / 65_536 {
+            splitter.change_unseen(&[byte; 512], unit * 65_536);
+        }
+    };
+    rig.files.refuse(Some("state.json"));
+    change(0xee);
+    rig.until("told", |report| report.detail.contains("no point is set before it does")).await;
+    let points = rig.node.points().len();
+    rig.until("read", |report| report.detail.contains("no point") && report.progress >= 1.0).await;
+    assert_eq!(rig.node.points().len(), points, "a start would not know of it");
+    rig.files.refuse(None);
+    rig.until_protected().await;
+    rig.assert_point_is_disk().await;
+    rig.until_compared().await;
+    rig.files.refuse(Some("state.json"));
+    change(0xdd);
+    rig.until("told", |report| report.detail.contains("no point is set before it does")).await;
+    drop(splitter);
+    rig.kill().await;
+    rig.files.refuse(None);
+    rig.sample_rate = 0;
+    rig.start(Steps::default());
+    rig.assert_point_is_disk().await;
+    rig.stop().await;
+}
