@@ -21,6 +21,8 @@ struct Fuse {
     /// While true, syncs of files wait.
     holds_syncs: Mutex<bool>,
     syncs_waiting: AtomicU64,
+    /// How many wait for a file system that hangs.
+    hanging: AtomicU64,
     released: Condvar,
     /// Directories synced so far, and files synced since their last change.
     synced: Mutex<BTreeSet<PathBuf>>,
@@ -37,7 +39,7 @@ pub(crate) enum Sickness {
     ReadOnly,
     /// Files whose path contains this cannot be written, but removed.
     NotWritten(&'static str),
-    /// Who writes files whose path contains this waits.
+    /// Who writes or syncs files whose path contains this waits.
     Hangs(&'static str),
 }
 
@@ -82,6 +84,11 @@ impl FaultyFiles {
     pub(crate) fn sicken(&self, sickness: Sickness) {
         *self.0.sickness.lock().unwrap() = sickness;
         self.0.released.notify_all();
+    }
+
+    /// How many wait for a file system that hangs.
+    pub(crate) fn hanging(&self) -> u64 {
+        self.0.hanging.load(Ordering::SeqCst)
     }
 
     pub(crate) fn hold_syncs(&self, holds: bool) {
@@ -130,15 +137,20 @@ impl Fuse {
         }
     }
 
+    /// Waits until the file system answers; how it is then.
+    fn answer(&self, path: &Path) -> Sickness {
+        let mut sickness = self.sickness.lock().unwrap();
+        while matches!(*sickness, Sickness::Hangs(part) if path.to_string_lossy().contains(part)) {
+            self.hanging.fetch_add(1, Ordering::SeqCst);
+            sickness = self.released.wait(sickness).unwrap();
+            self.hanging.fetch_sub(1, Ordering::SeqCst);
+        }
+        *sickness
+    }
+
     fn write(&self, path: &Path, grows: bool) -> io::Result<()> {
         let is_of = |part: &str| path.to_string_lossy().contains(part);
-        let mut sickness = self.sickness.lock().unwrap();
-        while matches!(*sickness, Sickness::Hangs(part) if is_of(part)) {
-            sickness = self.released.wait(sickness).unwrap();
-        }
-        let found = *sickness;
-        drop(sickness);
-        match found {
+        match self.answer(path) {
             Sickness::NotWritten(part) if is_of(part) => Err(io::Error::from_raw_os_error(5)),
             _ if grows => self.grow(path),
             _ => self.change(path),
@@ -162,6 +174,7 @@ impl Fuse {
     }
 
     fn sync(&self, path: &Path) {
+        self.answer(path);
         self.synced.lock().unwrap().insert(path.to_owned());
         let holds = self.holds_syncs.lock().unwrap();
         self.syncs_waiting.fetch_add(1, Ordering::SeqCst);
@@ -208,6 +221,7 @@ impl Files for FaultyFiles {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.answer(path);
         self.0.change(path)?;
         OsFiles.remove(path)
     }
@@ -244,6 +258,7 @@ impl FileIo for FaultyFile {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
+        self.fuse.answer(&self.path);
         self.fuse.change(&self.path)?;
         self.file.set_len(length)
     }

@@ -5,7 +5,7 @@
 //! operations. Production has [`OsFiles`].
 
 use crate::durable::{private_dir, sync_dir};
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
@@ -102,6 +102,15 @@ pub trait FileIo: Debug + Send + Sync {
     /// # Errors
     /// What the system said; part of them may be written.
     fn write_vectored_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()>;
+
+    /// Writes slices from `offset` on as far as that needs no waiting: so many bytes. Where nobody can tell,
+    /// none.
+    ///
+    /// # Errors
+    /// What the system said; part of them may be written.
+    fn write_at_once(&self, _slices: &[IoSlice<'_>], _offset: u64) -> io::Result<usize> {
+        Ok(0)
+    }
 
     /// Cuts the file, or makes it longer with zeros.
     ///
@@ -215,6 +224,14 @@ impl FileIo for File {
             }
         }
         Ok(())
+    }
+
+    fn write_at_once(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        match retry_on_intr(|| rustix::io::pwritev2(self, slices, offset, flags)) {
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(0),
+            written => Ok(written?),
+        }
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

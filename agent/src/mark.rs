@@ -152,9 +152,20 @@ pub async fn mark_served(splitter: Arc<Splitter>, mut requests: Requests) {
         if is_due || !requests.open().is_empty() {
             // In this order: what is lost to the log after this shows when the mark is appended.
             let breaches = log.breaches();
-            if splitter.is_consistent()
-                && requests.set_marks(is_due, breaches, Promise::served(splitter.unknown_blocks()))
-            {
+            let mut is_set = false;
+            if splitter.is_consistent() {
+                let promise = Promise::served(splitter.unknown_blocks());
+                // The log may take long.
+                let setting = splitter.elsewhere(move || {
+                    let is_set = requests.set_marks(is_due, breaches, promise);
+                    (requests, is_set)
+                });
+                (requests, is_set) = match setting.await {
+                    Ok(set) => set,
+                    Err(error) => return tracing::error!(%error, "no marks are set any more"),
+                };
+            }
+            if is_set {
                 if is_due {
                     due = (due + requests.interval()).max(Instant::now());
                 }

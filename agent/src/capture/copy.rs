@@ -3,12 +3,14 @@
 //! Each run's blocks are locked from the read until its frames are in the log, so a client's write
 //! is either in what was read or comes behind it in the log. Where that cannot be read, its blocks are
 //! tried and locked one by one: a bad sector takes seconds to say so. The copy waits while much of the log is
-//! not committed yet; the client never waits for the copy for longer than one run takes.
+//! not committed yet; the client never waits for the copy for longer than one run takes. Should the log's file
+//! system hang, the blocks are let go, and the run is read anew.
 
 use super::blocks::entries_of;
 use super::progress::Lease;
 use super::splitter::{Core, Splitter};
 use super::steps::{Call, Step};
+use super::underway::Underway;
 use super::unknown::is_alive;
 use crate::hrl::{AppendError, Entry, Log};
 use crate::rt::{READ_BYTES_MAX, ReadFile};
@@ -17,6 +19,7 @@ use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::{BlockRange, Seq};
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -169,23 +172,21 @@ impl Splitter {
         let block = region * REGION_BLOCKS;
         let range = BlockRange { block, count: REGION_BLOCKS.min(blocks - block) };
         let guard = core.locks.lock(range).await;
-        let rereading = Arc::clone(core);
-        let logged = blocking(move || {
-            rereading.steps.reach(Step::BeforeReRead)?;
-            let read = match rereading.read_known(range) {
+        let logged = log_held(core, range, guard, move |core, held| {
+            core.steps.reach(Step::BeforeReRead)?;
+            let read = match core.read_known(range) {
                 Ok(read) => read,
                 Err(error) => return Ok(Err(error)),
             };
-            let logged = rereading.log_parts(&read, false)?;
+            let logged = core.log_parts(&read, false, held)?;
             if let Logged::To(last) = logged {
-                rereading.reread_end.fetch_max(last.0, Ordering::Relaxed);
-                rereading.reread_regions.fetch_add(1, Ordering::Relaxed);
+                core.reread_end.fetch_max(last.0, Ordering::Relaxed);
+                core.reread_regions.fetch_add(1, Ordering::Relaxed);
             }
-            if logged != Logged::NoRoom {
-                rereading.gate.reread(region);
-                rereading.steps.reach(Step::AfterReRead)?;
+            // What was written since the blocks were let go may be in doubt for itself.
+            if logged != Logged::NoRoom && held.while_held(|| core.gate.reread(region)).is_some() {
+                core.steps.reach(Step::AfterReRead)?;
             }
-            drop(guard);
             Ok(Ok(logged))
         });
         match logged.await? {
@@ -209,13 +210,10 @@ impl Splitter {
                 }
                 let one = BlockRange { block, count: 1 };
                 let guard = self.core.locks.lock(one).await;
-                let core = Arc::clone(&self.core);
-                blocking(move || {
+                log_held(&self.core, one, guard, move |core, held| {
                     let Ok(data) = core.read_blocks(one) else { return Ok(()) };
                     // Without room they stay unknown until the next time.
-                    core.log_read(one, &data, false)?;
-                    drop(guard);
-                    Ok(())
+                    core.log_read(one, &data, false, held).map(|_| ())
                 })
                 .await?;
             }
@@ -244,10 +242,16 @@ impl Core {
 
     /// Logs what was read of the blocks, which are known from then on. The caller holds them; blocks the
     /// thread.
-    fn log_read(&self, range: BlockRange, data: &[u8], skips_zeros: bool) -> io::Result<Logged> {
-        let logged = self.log_entries(entries_of(range.block, data), skips_zeros)?;
+    fn log_read<G>(
+        &self,
+        range: BlockRange,
+        data: &[u8],
+        skips_zeros: bool,
+        held: &Underway<G>,
+    ) -> io::Result<Logged> {
+        let logged = self.log_entries(entries_of(range.block, data), skips_zeros, held)?;
         if logged != Logged::NoRoom {
-            self.unknown.remove(range);
+            held.while_held(|| self.unknown.remove(range));
         }
         Ok(logged)
     }
@@ -258,26 +262,66 @@ impl Core {
         parts.map(|part| self.read_blocks(part).map(|data| (part, data))).collect()
     }
 
-    fn log_parts(&self, read: &[(BlockRange, Vec<u8>)], skips_zeros: bool) -> io::Result<Logged> {
+    fn log_parts<G>(
+        &self,
+        read: &[(BlockRange, Vec<u8>)],
+        skips_zeros: bool,
+        held: &Underway<G>,
+    ) -> io::Result<Logged> {
         let entries = read.iter().flat_map(|(part, data)| entries_of(part.block, data));
-        self.log_entries(entries.collect(), skips_zeros)
+        self.log_entries(entries.collect(), skips_zeros, held)
     }
 
-    fn log_entries(&self, entries: Vec<Entry<'_>>, skips_zeros: bool) -> io::Result<Logged> {
+    fn log_entries<G>(
+        &self,
+        entries: Vec<Entry<'_>>,
+        skips_zeros: bool,
+        held: &Underway<G>,
+    ) -> io::Result<Logged> {
+        held.begin_logging();
         let is_sent = |entry: &&Entry<'_>| !skips_zeros || !matches!(entry, Entry::Zero { .. });
         let sent: Vec<Entry<'_>> = entries.iter().filter(is_sent).copied().collect();
         let logged = match sent.is_empty() {
             true => Logged::Nothing,
-            false => match self.log.append(&sent) {
+            false => match self.log.append_unless(&sent, &|| held.is_over()) {
                 Ok(last) => Logged::To(last),
                 Err(AppendError::Io { source }) => return Err(source),
                 Err(_) => return Ok(Logged::NoRoom),
             },
         };
-        // The vault holds what was not sent, too.
-        self.note(&entries);
-        Ok(logged)
+        // The vault holds what was not sent, too. What was let go meanwhile is read anew.
+        let noted = held.while_held(|| self.note(&entries));
+        Ok(noted.map_or(Logged::NoRoom, |()| logged))
     }
+}
+
+/// Does work that puts blocks into the log, which are held until its end; should the log take too long, they
+/// are let go before. The work has a thread of its own.
+async fn log_held<G: Send + 'static, T: Send + 'static>(
+    core: &Arc<Core>,
+    range: BlockRange,
+    held: G,
+    work: impl FnOnce(&Core, &Underway<G>) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let held = Arc::new(Underway::new(held));
+    let (working, holding) = (Arc::clone(core), Arc::clone(&held));
+    let done = blocking(move || {
+        let done = work(&working, &holding);
+        drop(holding.end());
+        done
+    });
+    let mut done = pin!(done);
+    tokio::select! {
+        biased;
+        done = &mut done => return done,
+        () = held.takes_too_long() => {}
+    }
+    if let Some(blocks) = held.end() {
+        core.forget(range);
+        core.log.hangs();
+        drop(blocks);
+    }
+    done.await
 }
 
 /// Reads one run and puts it into the log, waiting for room there.
@@ -302,11 +346,8 @@ async fn read_run(
             Ok(looking.disk.next_data(run.offset())? >= end)
         });
         let logged = if is_hole.await? {
-            let core = Arc::clone(&core);
-            blocking(move || {
-                let logged = core.log_entries(vec![Entry::Zero { range: run }], skips_zeros);
-                drop(held);
-                logged
+            log_held(&core, run, held, move |core, held| {
+                core.log_entries(vec![Entry::Zero { range: run }], skips_zeros, held)
             })
             .await
         } else {
@@ -317,11 +358,8 @@ async fn read_run(
             };
             match read {
                 Ok(data) => {
-                    let core = Arc::clone(&core);
-                    blocking(move || {
-                        let logged = core.log_read(run, &data, skips_zeros);
-                        drop(held);
-                        logged
+                    log_held(&core, run, held, move |core, held| {
+                        core.log_read(run, &data, skips_zeros, held)
                     })
                     .await
                 }
@@ -347,12 +385,9 @@ async fn log_without_bad(
 ) -> io::Result<Logged> {
     probe(core, run, error).await?;
     let guard = core.locks.lock(run).await;
-    let core = Arc::clone(core);
-    blocking(move || {
+    log_held(core, run, guard, move |core, held| {
         let read = core.read_known(run)?;
-        let logged = core.log_parts(&read, skips_zeros);
-        drop(guard);
-        logged
+        core.log_parts(&read, skips_zeros, held)
     })
     .await
 }

@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod change;
 pub mod copy;
+mod flush;
 pub mod gate;
 pub mod hashes;
 pub mod intent;
@@ -17,6 +18,7 @@ pub mod sample;
 pub mod scan;
 pub mod splitter;
 mod steps;
+mod underway;
 pub mod unknown;
 
 pub use steps::{Call, Step, Steps};

@@ -19,9 +19,8 @@
 //! a copy has come. So after a crash a print is wrong only where a region has its intent still, and
 //! those prints are made unknown at the start; their regions are read again.
 //!
-//! Nothing here may stand in the way of a write: what finds no room in memory makes its page unknown, nobody
-//! who notes something waits for who writes or syncs the file, and a file that cannot be written is emptied and
-//! knows nothing from then on.
+//! Nothing here may stand in the way of a write: it is noted in memory only, what finds no room there makes its
+//! page unknown, and a file that cannot be written is emptied and knows nothing from then on.
 
 use crate::durable::sync_dir;
 use crate::hrl::Entry;
@@ -36,15 +35,14 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
 /// Name of the file, in the volume's directory.
 pub const PRINTS_FILE: &str = "prints";
 const HEADER_BYTES: usize = 4096;
 /// Blocks whose prints share a page of the file (4 MiB of the disk).
 const PAGE_BLOCKS: u64 = (4096 / PRINT_BYTES) as u64;
-/// Runs of at least so many blocks are written at once: they are no more work than noting them.
-const RUN_BLOCKS_MIN: u64 = 64;
 /// Prints written at once.
 const PUT_BLOCKS_MAX: u64 = 16 << 10;
 
@@ -80,18 +78,12 @@ pub struct Prints {
     /// Held by who syncs the file: who comes later is not to take the other's failure for a success.
     sync_lane: Mutex<()>,
     is_given_up: AtomicBool,
+    /// Much is noted and not written.
+    is_crowded: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn try_lock(mutex: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
-    match mutex.try_lock() {
-        Ok(guard) => Some(guard),
-        Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
 }
 
 impl Prints {
@@ -135,6 +127,7 @@ impl Prints {
             lane: Mutex::default(),
             sync_lane: Mutex::default(),
             is_given_up: AtomicBool::new(false),
+            is_crowded: Notify::new(),
         };
         for region in doubtful.iter() {
             let block = region * REGION_BLOCKS;
@@ -174,17 +167,16 @@ impl Prints {
         self.blocks.load(Ordering::SeqCst)
     }
 
-    /// Notes what was put into the log; the caller holds the blocks. Writes what is long, if nobody else uses
-    /// the file now.
+    /// Notes what was put into the log; the caller holds the blocks.
     pub fn note(&self, entries: &[Entry<'_>]) {
         for entry in entries {
             match entry {
                 Entry::Write { block, data } => {
                     let prints: Vec<Print> = data.chunks(BLOCK_BYTES).map(print_of).collect();
                     let count = prints.len() as u64;
-                    self.note_run(BlockRange { block: *block, count }, &|at| prints[at]);
+                    self.keep(BlockRange { block: *block, count }, &|at| prints[at]);
                 }
-                Entry::Zero { range } => self.note_run(*range, &|_| self.of_zeros),
+                Entry::Zero { range } => self.keep(*range, &|_| self.of_zeros),
                 Entry::Mark { .. } => {}
             }
         }
@@ -197,23 +189,7 @@ impl Prints {
 
     /// What was found on the disk where nothing was known.
     pub fn learn(&self, block: u64, print: Print) {
-        self.note_run(BlockRange { block, count: 1 }, &|_| print);
-    }
-
-    fn note_run(&self, range: BlockRange, print: &dyn Fn(usize) -> Print) {
-        if range.count >= RUN_BLOCKS_MIN {
-            let lane = try_lock(&self.lane);
-            if self.is_given_up() {
-                return;
-            }
-            if let Some(_lane) = lane {
-                if let Err(error) = self.write_run(range, print) {
-                    self.give_up(&error);
-                }
-                return;
-            }
-        }
-        self.keep(range, print);
+        self.keep(BlockRange { block, count: 1 }, &|_| print);
     }
 
     /// Keeps prints in memory; pages for which there is no room there are unknown.
@@ -227,6 +203,14 @@ impl Prints {
                 noted.blurred.add(block / PAGE_BLOCKS);
             }
         }
+        if noted.prints.len() > PRINTS_PENDING_MAX / 2 {
+            self.is_crowded.notify_one();
+        }
+    }
+
+    /// Ready when so much is noted that it should be written.
+    pub async fn crowded(&self) {
+        self.is_crowded.notified().await;
     }
 
     /// Writes a run past what is kept of its blocks; the caller has the file.
@@ -515,7 +499,8 @@ mod tests {
         assert_eq!(one(&prints, last), print_of(&old));
         prints.note(&[Entry::Write { block: last, data: &new }]);
         assert_eq!(one(&prints, last), UNKNOWN, "not the old one");
-        // A run over it is known again.
+        prints.write();
+        // Once there is room, what is sent again is known again.
         let run = content(3, 64);
         prints.note(&[Entry::Write { block: last - 3, data: &run }]);
         assert_eq!(one(&prints, last), print_of(&content(3, 1)));

@@ -89,14 +89,13 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// Samples until dropped. Begins once the log joins the node's stream.
+    /// Writes prints and samples until dropped; the latter once the log joins the node's stream.
     pub async fn run(self) {
-        if self.stream.joined().wait_for(|joined| *joined).await.is_err() {
-            return;
-        }
         let draw = getrandom::u64().unwrap_or_default();
         tokio::join!(self.write_prints(), async {
-            loop {
+            // While its sender is there, which the stream has.
+            let mut joined = self.stream.joined();
+            while joined.wait_for(|joined| *joined).await.is_ok() {
                 // A disk that grows is begun anew.
                 let blocks = blocks_of(self.splitter.core.disk.size_bytes());
                 let units = blocks.div_ceil(UNIT_BLOCKS);
@@ -110,7 +109,10 @@ impl Sampling {
 
     async fn write_prints(&self) {
         loop {
-            tokio::time::sleep(WRITE_PAUSE).await;
+            tokio::select! {
+                () = tokio::time::sleep(WRITE_PAUSE) => {}
+                () = self.prints.crowded() => {}
+            }
             let prints = Arc::clone(&self.prints);
             let written = self.blocking(move |_| {
                 prints.write();

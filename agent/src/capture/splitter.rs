@@ -2,18 +2,20 @@
 //!
 //! Order of a write: its regions' intents durable (the [`Gate`]) → its blocks locked → the disk →
 //! the log → the answer. A crash between any two leaves at most regions with an intent different,
-//! and those are read again. A change that the log does not take (full, no space) puts its regions
-//! in doubt instead; the client notices nothing.
+//! and those are read again. A change that the log does not take (full, no space, its file system hangs) puts
+//! its regions in doubt instead; the client notices nothing, but for a moment when such a hang begins.
 //!
 //! Changes off the 4 KiB grid are logged as whole blocks, see [`super::change`].
 
 use super::change::Change;
-use super::gate::{Durable, Gate, Pass};
+use super::flush::FlushFailure;
+use super::gate::{Gate, Pass};
 use super::prints::Prints;
 use super::progress::{Progress, is_consistent};
 use super::ranges::RangeLocks;
 use super::sample::Sampled;
 use super::steps::{Call, Step, Steps};
+use super::underway::Underway;
 use super::unknown::Unknown;
 use crate::disk::Disk;
 use crate::hrl::{AppendError, Entry, Log};
@@ -23,13 +25,14 @@ use farshore_nbd::{Backend, BackendError, Piece};
 use farshore_proto::limits::blocks_of;
 use farshore_proto::{BlockRange, Seq};
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Writes up to this size stay on the thread that took them off the wire: handing them to another
-/// would take longer than writing them. Should the disk wait, that thread waits alone.
+/// Writes up to this size stay on the thread that took them off the wire if disk and log take them without
+/// waiting: handing them to another would take longer than writing them.
 const INLINE_BYTES_MAX: usize = 128 << 10;
 /// Threads that wait for one disk at a time: a disk that hangs holds no more of them, and the other
 /// disks go on.
@@ -40,8 +43,8 @@ pub const THREADS_MAX: usize = 16;
 pub struct Splitter {
     pub(super) core: Arc<Core>,
     /// Holds the number of the last flush that went well.
-    flush_lane: tokio::sync::Mutex<u64>,
-    flushes_begun: AtomicU64,
+    pub(super) flush_lane: tokio::sync::Mutex<u64>,
+    pub(super) flushes_begun: AtomicU64,
 }
 
 /// What the blocking half of a write needs.
@@ -68,25 +71,11 @@ pub(super) struct Core {
     pub(super) reread_end: AtomicU64,
     /// Regions read again since none was in doubt.
     pub(super) reread_regions: AtomicU64,
-    flush_failure: OnceLock<FlushFailure>,
+    pub(super) flush_failure: OnceLock<FlushFailure>,
     /// Held by who waits for the disk.
     threads: Arc<Semaphore>,
-}
-
-/// Why the disk takes no flush any more.
-#[derive(Debug, Clone)]
-struct FlushFailure {
-    code: Option<i32>,
-    text: String,
-}
-
-impl FlushFailure {
-    fn error(&self) -> io::Error {
-        match self.code {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::other(self.text.clone()),
-        }
-    }
+    /// Held by the flush that syncs the log: one that hangs does so alone.
+    pub(super) log_turn: Arc<Semaphore>,
 }
 
 impl Splitter {
@@ -119,6 +108,7 @@ impl Splitter {
             reread_regions: AtomicU64::new(0),
             flush_failure: OnceLock::new(),
             threads: Arc::new(Semaphore::new(THREADS_MAX)),
+            log_turn: Arc::new(Semaphore::new(1)),
         };
         Arc::new(Self {
             core: Arc::new(core),
@@ -128,12 +118,15 @@ impl Splitter {
     }
 
     /// Holds back marks until [`Splitter::grow`] has ended, and refuses those under way: what is set now is
-    /// to be of the size that the stream has. The log's end.
-    #[must_use]
-    pub fn hold_marks(&self) -> Seq {
+    /// to be of the size that the stream has. The log's end behind them.
+    ///
+    /// # Errors
+    /// If it was cut off.
+    pub async fn hold_marks(&self) -> io::Result<Seq> {
         self.core.is_growing.store(true, Ordering::SeqCst);
         self.core.log.breach();
-        self.core.log.last()
+        let log = Arc::clone(&self.core.log);
+        self.elsewhere(move || log.settled()).await
     }
 
     /// Marks may be set again, though the stream has the size of before.
@@ -247,13 +240,11 @@ impl Splitter {
         let blocks = change.blocks();
         let pass = self.core.gate.enter(Regions::of(blocks)).await;
         let guard = self.core.locks.lock(blocks).await;
+        let writing = Arc::new(Underway::new(pass));
         let is_written = is_quick(&change) && self.core.write_at_once(&change);
-        let done = if is_written {
-            self.core.apply(&change, pass, is_written)
-        } else {
-            let core = Arc::clone(&self.core);
-            let is_quick = is_quick(&change);
-            self.core.on_thread(is_quick, move || core.apply(&change, pass, false)).await
+        let done = match is_written && self.core.log_at_once(&change, &writing) {
+            true => Ok(true),
+            false => self.apply_elsewhere(change, writing, is_written).await,
         };
         drop(guard);
         if !done? {
@@ -266,55 +257,45 @@ impl Splitter {
         Ok(())
     }
 
-    /// Makes durable everything that was answered before the call, on the disk and in the log.
-    ///
-    /// Flushes that come while one runs share the next one.
-    ///
-    /// # Errors
-    /// If the disk cannot be flushed. If only the log cannot, the intents stay and the disk is
-    /// durable: that is what the client asked for.
-    pub async fn flush_all(self: &Arc<Self>) -> io::Result<()> {
-        let needed = self.flushes_begun.load(Ordering::SeqCst) + 1;
-        let mut last_good = self.flush_lane.lock().await;
-        if *last_good >= needed {
-            return Ok(());
+    /// Applies a change on another thread: whether the log took it. Should the log's file system hang, the
+    /// change is on the disk and its regions are in doubt, whatever becomes of it in the log.
+    async fn apply_elsewhere(
+        &self,
+        change: Change,
+        writing: Arc<Underway<Pass>>,
+        is_written: bool,
+    ) -> io::Result<bool> {
+        let blocks = change.blocks();
+        let (core, applying) = (Arc::clone(&self.core), Arc::clone(&writing));
+        let applied = self.core.on_thread(move || core.apply(&change, &applying, is_written));
+        let mut applied = pin!(applied);
+        tokio::select! {
+            biased;
+            applied = &mut applied => return applied,
+            () = writing.takes_too_long() => {}
         }
-        if let Some(failure) = self.core.flush_failure.get() {
-            return Err(failure.error());
-        }
-        let number = self.flushes_begun.fetch_add(1, Ordering::SeqCst) + 1;
-        self.core.gate.flush_begins();
-        let core = Arc::clone(&self.core);
-        let flushed = self.core.on_thread(false, move || Ok(core.flush())).await;
-        let (disk, log) = match flushed {
-            Ok(results) => results,
-            Err(error) => (Err(error), Ok(Durable::default())),
-        };
-        self.core.gate.flush_ends(disk.as_ref().and(log.as_ref()).ok().copied());
-        if let Err(error) = &log {
-            let path = self.core.disk.path().display();
-            tracing::error!(disk = %path, %error, "the log cannot be flushed: its intents stay");
-        }
-        disk?;
-        *last_good = number;
-        Ok(())
+        let Some(pass) = writing.end() else { return applied.await };
+        self.core.log.hangs();
+        self.core.tell_full(&AppendError::Hangs);
+        self.core.end(blocks, pass, false);
+        Ok(false)
     }
 
-    /// Flushes when the gate asks for it, until dropped.
-    pub async fn flush_when_asked(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                () = self.core.gate.wants_flush() => {
-                    if self.core.flush_failure.get().is_none()
-                        && let Err(error) = self.flush_all().await
-                    {
-                        let path = self.core.disk.path().display();
-                        tracing::error!(disk = %path, %error, "the disk cannot be flushed");
-                    }
-                }
-                () = tokio::time::sleep(Duration::from_secs(1)) => self.core.gate.tick(),
-            }
-        }
+    /// Work on another thread, for which an end of the capture waits.
+    ///
+    /// # Errors
+    /// If it was cut off.
+    pub async fn elsewhere<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let core = Arc::clone(&self.core);
+        let task = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(core);
+            done
+        });
+        task.await.map_err(io::Error::other)
     }
 }
 
@@ -331,20 +312,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Core {
-    /// Does what may wait for the disk where it delays nobody else. What `is_quick` stays on this
-    /// thread, whose other work is taken over; the rest goes to another.
-    async fn on_thread<T: Send + 'static>(
+    /// Does what may wait for the disk where it delays nobody else, and where nobody must wait for it.
+    pub(super) async fn on_thread<T: Send + 'static>(
         &self,
-        is_quick: bool,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let permit = Arc::clone(&self.threads).acquire_owned().await.map_err(io::Error::other)?;
-        let flavor = tokio::runtime::Handle::current().runtime_flavor();
-        if is_quick && flavor == tokio::runtime::RuntimeFlavor::MultiThread {
-            let done = tokio::task::block_in_place(work);
-            drop(permit);
-            return done;
-        }
         let task = tokio::task::spawn_blocking(move || {
             let done = work();
             drop(permit);
@@ -364,24 +337,35 @@ impl Core {
 
     /// The disk, unless it `is_written`, then the log: whether that took the change. Blocks; the caller holds
     /// the blocks.
-    fn apply(&self, change: &Change, pass: Pass, is_written: bool) -> io::Result<bool> {
+    fn apply(
+        &self,
+        change: &Change,
+        writing: &Underway<Pass>,
+        is_written: bool,
+    ) -> io::Result<bool> {
         let mut is_logged = false;
-        let result = self.apply_to_both(change, is_written, &mut is_logged);
-        if !is_logged {
-            self.forget(change.blocks());
+        let result = self.apply_to_both(change, writing, is_written, &mut is_logged);
+        if let Some(pass) = writing.end() {
+            self.end(change.blocks(), pass, is_logged);
         }
+        result.map(|()| is_logged)
+    }
+
+    /// Ends a change of blocks that the caller holds.
+    fn end(&self, blocks: BlockRange, pass: Pass, is_logged: bool) {
         // Whatever went wrong, some of it may be on the disk: what is not logged is in doubt, and no mark
         // that is under way may say otherwise.
         if !is_logged {
+            self.forget(blocks);
             self.log.breach();
         }
         self.gate.leave(pass, is_logged);
-        result.map(|()| is_logged)
     }
 
     fn apply_to_both(
         &self,
         change: &Change,
+        writing: &Underway<Pass>,
         is_written: bool,
         is_logged: &mut bool,
     ) -> io::Result<()> {
@@ -389,7 +373,8 @@ impl Core {
             self.apply_to_disk(change)?;
         }
         self.steps.reach(Step::AfterDisk)?;
-        let logged = change.log(|blocks| self.read_blocks(blocks), |entries| self.append(entries));
+        let read = |blocks| self.read_blocks(blocks);
+        let logged = change.log(read, |entries| self.append(change, entries, writing));
         match logged {
             Ok(logged) => *is_logged = logged,
             // The disk took the change: the client has no part in what could not be read back.
@@ -398,10 +383,21 @@ impl Core {
                 tracing::warn!(disk = %path, %error, "blocks cannot be read back: they are in doubt");
             }
         }
-        if *is_logged {
-            self.unknown.remove(change.blocks());
-        }
         self.steps.reach(Step::AfterLog)
+    }
+
+    /// Whether the log took a change that is on the disk, without waiting; the caller holds the blocks.
+    fn log_at_once(&self, change: &Change, writing: &Underway<Pass>) -> bool {
+        let Change::Write { data, .. } = change else { return false };
+        let entries = [Entry::Write { block: change.blocks().block, data }];
+        if !self.log.append_at_once(&entries) {
+            return false;
+        }
+        self.has_logged(change, &entries);
+        if let Some(pass) = writing.end() {
+            self.end(change.blocks(), pass, true);
+        }
+        true
     }
 
     fn apply_to_disk(&self, change: &Change) -> io::Result<()> {
@@ -429,22 +425,22 @@ impl Core {
         self.disk.read(data, offset)
     }
 
-    /// Whether the log took the entries.
-    fn append(&self, entries: &[Entry<'_>]) -> bool {
-        match self.log.append(entries) {
-            Ok(_) => {
-                self.is_log_full.store(false, Ordering::Relaxed);
-                self.note(entries);
-                true
-            }
+    /// Whether the log took the entries of a change, while somebody waited for that.
+    fn append(&self, change: &Change, entries: &[Entry<'_>], writing: &Underway<Pass>) -> bool {
+        writing.begin_logging();
+        match self.log.append_unless(entries, &|| writing.is_over()) {
+            Ok(_) => writing.while_held(|| self.has_logged(change, entries)).is_some(),
             Err(error) => {
-                let was_full = self.is_log_full.swap(true, Ordering::Relaxed);
-                if !was_full {
-                    self.tell_full(&error);
-                }
+                self.tell_full(&error);
                 false
             }
         }
+    }
+
+    fn has_logged(&self, change: &Change, entries: &[Entry<'_>]) {
+        self.is_log_full.store(false, Ordering::Relaxed);
+        self.note(entries);
+        self.unknown.remove(change.blocks());
     }
 
     /// Notes what was sent of blocks; the caller holds them.
@@ -468,47 +464,12 @@ impl Core {
     }
 
     fn tell_full(&self, error: &AppendError) {
+        if self.is_log_full.swap(true, Ordering::Relaxed) {
+            return;
+        }
         *lock(&self.log_trouble) = error.to_string();
         let path = self.disk.path().display();
         tracing::warn!(disk = %path, %error, "changes are not logged: their regions are in doubt");
-    }
-
-    fn flush(&self) -> (io::Result<()>, io::Result<Durable>) {
-        let disk = self.steps.reach(Step::BeforeFlush).and_then(|()| self.flush_disk());
-        let log = self.steps.reach(Step::BetweenFlushes).and_then(|()| self.sync_log());
-        (disk, log)
-    }
-
-    fn flush_disk(&self) -> io::Result<()> {
-        let flushed = self.steps.call(Call::Sync).and_then(|()| self.disk.sync());
-        flushed.inspect_err(|error| self.note_flush_failure(error))
-    }
-
-    /// Nothing that was written since the last good flush is known to be on the disk, nor is it known
-    /// when the system will forget it: no mark, no copy and no flush until the disk is opened anew,
-    /// and then all of it is read again.
-    fn note_flush_failure(&self, error: &io::Error) {
-        let failure = FlushFailure { code: error.raw_os_error(), text: error.to_string() };
-        if self.flush_failure.set(failure).is_err() {
-            return;
-        }
-        let path = self.disk.path().display();
-        tracing::error!(disk = %path, %error, "the disk cannot be flushed: all of it is in doubt");
-        let noted = self.progress.begin_again();
-        self.log.stamps().forget();
-        self.progress.resume();
-        if let Err(error) = noted {
-            // What was written since the last good flush has its intents: those are durable.
-            tracing::error!(disk = %path, %error, "that the disk is in doubt cannot be noted");
-        }
-    }
-
-    fn sync_log(&self) -> io::Result<Durable> {
-        // Intents are cleared behind this: what was found to be unknown instead of being logged comes first.
-        self.unknown.settle()?;
-        let durable = Durable { restarts: self.progress.restarts(), end: self.log.last() };
-        self.log.sync()?;
-        Ok(durable)
     }
 }
 
@@ -532,7 +493,7 @@ impl Backend for Served {
             return Ok(vec![data.into()]);
         }
         let reading = Arc::clone(&core);
-        let read = core.on_thread(false, move || {
+        let read = core.on_thread(move || {
             reading.read(&mut data, offset)?;
             Ok(data)
         });

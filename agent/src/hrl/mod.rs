@@ -7,11 +7,18 @@
 //! Order of operations: a new file has its header before it takes a frame; files are trimmed oldest
 //! first; the newest file is never removed, so that the next seq is always known. What is behind the
 //! frames that somebody relies on may be lost in a crash; the volume's state says up to where that is.
+//!
+//! A file system that hangs holds whoever changes a file there, and nobody else: others are refused after a
+//! moment ([`AppendError::Hangs`]). What hung and comes to its end then is in its place in the log, as
+//! nothing was appended in the meantime.
 
 mod closed;
+mod frames;
+mod lane;
 mod reader;
 mod recovery;
 mod still;
+mod trim;
 mod writer;
 
 pub use reader::{Cursor, Run};
@@ -89,6 +96,9 @@ pub enum AppendError {
         /// What the system said.
         why: String,
     },
+    /// The file system of the log does not answer, or whoever appended gave up before its turn came.
+    #[error("the file system of the log does not answer")]
+    Hangs,
     /// Writing failed in another way.
     #[error("the log cannot be written")]
     Io {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::faulty_files::{FaultyFiles, time};
+use crate::faulty_files::{FaultyFiles, Sickness, time};
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use farshore_proto::{BlockRange, MarkKind, PointId, VolumeId};
@@ -439,4 +439,75 @@ fn a_kept_mark_outlives_a_breach_and_no_restart() {
     let (log, recovered) = open(dir.path());
     assert_eq!(recovered.marks, [(Seq(20), mark(7)), (Seq(21), mark(9))]);
     assert_eq!(log.mark_or_keep(mark(9), 0).unwrap(), Marked::At(Seq(23)));
+}
+
+/// D49: what hangs holds up nobody else, lies in its place when it comes to its end, and what was given up
+/// before its turn came is not in the log.
+#[test]
+fn an_append_that_hangs_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = FaultyFiles::good();
+    let (log, _) = Log::open_on(&files, dir.path(), (VOLUME, LIMIT), Seq(0)).unwrap();
+    write(&log, 0, 1);
+    files.sicken(Sickness::Hangs("hrl"));
+    let data = block(3);
+    let entry = [Entry::Write { block: 2, data: &data }];
+    std::thread::scope(|scope| {
+        let hung = scope.spawn(|| write(&log, 1, 2));
+        while files.hanging() == 0 {
+            std::thread::yield_now();
+        }
+        let waiting = scope.spawn(|| log.append(&entry));
+        assert!(!log.append_at_once(&entry));
+        assert!(matches!(waiting.join().unwrap(), Err(AppendError::Hangs)));
+        let breaches = log.breaches();
+        assert_eq!(breaches, 1, "marks under way are refused");
+        assert!(matches!(log.append_mark(mark(1), breaches), Err(AppendError::Hangs)));
+        assert!(matches!(log.mark_or_keep(mark(1), breaches), Err(AppendError::Hangs)));
+        let error = log.trim(Seq(1)).unwrap_err();
+        assert!(matches!(error, LogError::Io { action: "trim", .. }));
+        assert_eq!((log.place().last, log.held(), log.kept_mark()), (Seq(1), None, None));
+        files.sicken(Sickness::None);
+        assert_eq!(hung.join().unwrap(), Seq(2));
+    });
+    let data = block(4);
+    let entry = [Entry::Write { block: 2, data: &data }];
+    assert!(matches!(log.append_unless(&entry, &|| true), Err(AppendError::Hangs)));
+    assert_eq!(write(&log, 2, 5), Seq(3));
+    let (bytes, _) = read_all(&log, 1, 1 << 20);
+    drop(log);
+    let (log, recovered) = open(dir.path());
+    assert_eq!((recovered.last, recovered.torn_bytes), (Seq(3), 0));
+    assert_eq!(read_all(&log, 1, 1 << 20).0, bytes);
+}
+
+/// What is appended without waiting, where the file system can, is what is appended otherwise.
+#[test]
+fn what_is_appended_at_once_is_in_the_log() {
+    let dir = tempfile::tempdir_in(".").unwrap();
+    let home = Home {
+        files: std::sync::Arc::new(crate::files::OsFiles),
+        time: time(),
+        dir: dir.path().to_owned(),
+        limit_bytes: LIMIT,
+    };
+    let (log, _) = Log::open_in(home, VOLUME, Seq(0), &mut |_| Ok(())).unwrap();
+    let mut at_once = 0;
+    for number in 1..100 {
+        let data = block(number);
+        let entries = [Entry::Write { block: number.into(), data: &data }];
+        match log.append_at_once(&entries) {
+            true => at_once += 1,
+            false => drop(log.append(&entries).unwrap()),
+        }
+        assert_eq!(log.last(), Seq(number.into()));
+    }
+    println!("{at_once} of 99 at once");
+    let (bytes, _) = read_all(&log, 1, 1 << 20);
+    assert_eq!(bytes.len(), 99 * (FRAME_HEADER_BYTES + BLOCK_BYTES));
+    log.sync().unwrap();
+    drop(log);
+    let (log, recovered) = open(dir.path());
+    assert_eq!((recovered.last, recovered.torn_bytes), (Seq(99), 0));
+    assert_eq!(read_all(&log, 1, 1 << 20).0, bytes);
 }

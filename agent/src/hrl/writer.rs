@@ -1,18 +1,17 @@
-//! Appending, trimming, restarting.
+//! Appending.
 
+use super::frames::{Frame, frames_of};
+use super::lane::{Lane, Turn};
 use super::recovery::{self, Lost, Recovered};
 use super::still::Still;
 use super::{AppendError, LogError};
 use crate::clock::Now;
 use crate::files::{FileIo, Files};
 use crate::stamps::Stamps;
-use farshore_proto::frame::{Control, FrameHeader, Mark};
+use farshore_proto::frame::Mark;
 use farshore_proto::hrl::HrlHeader;
-use farshore_proto::limits::{
-    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_FILE_BYTES, HRL_HEADER_BYTES,
-    ZERO_BLOCKS_MAX,
-};
-use farshore_proto::{BlockRange, Seq, Stamp, Timestamp, VolumeId};
+use farshore_proto::limits::{HRL_FILE_BYTES, HRL_HEADER_BYTES};
+use farshore_proto::{BlockRange, Seq, Timestamp, VolumeId};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -95,26 +94,33 @@ pub(super) struct Writer {
     /// Oldest first; never empty; the last one takes appends.
     pub(super) parts: VecDeque<Part>,
     pub(super) next: Seq,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Why nothing is appended, if so; see [`Log::hold`].
     pub(super) held: Option<String>,
     /// Its files could not be opened: they are left alone until it is restarted.
     pub(super) is_closed: bool,
     /// Changes that the log did not take, and restarts: a mark is good only if none came between.
-    breaches: u64,
-    restarts: u64,
-    no_space_until: Option<Timestamp>,
+    pub(super) breaches: u64,
+    pub(super) restarts: u64,
+    pub(super) no_space_until: Option<Timestamp>,
     /// Files with frames that no sync has covered.
     pub(super) unsynced: Vec<Arc<dyn FileIo>>,
-    is_dir_synced: bool,
+    pub(super) is_dir_synced: bool,
     /// Nothing may be appended before this is mended.
-    broken: Option<Broken>,
-    still: Still,
+    pub(super) broken: Option<Broken>,
+    pub(super) still: Still,
+}
+
+/// Whether an append may wait for the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Waiting,
+    AtOnce,
 }
 
 /// What went wrong half-way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Broken {
+pub(super) enum Broken {
     /// A failed append was not undone: its bytes may lie behind the end of the newest file.
     NotUndone,
     /// The only file, all of which is committed, was not emptied: its end, its header and its name may not
@@ -125,12 +131,14 @@ enum Broken {
 /// The log of one volume.
 #[derive(Debug)]
 pub struct Log {
-    files: Arc<dyn Files>,
+    pub(super) files: Arc<dyn Files>,
     time: Arc<dyn Now>,
-    dir: PathBuf,
-    volume: VolumeId,
+    pub(super) dir: PathBuf,
+    pub(super) volume: VolumeId,
     limit_bytes: u64,
-    file_bytes: u64,
+    pub(super) file_bytes: u64,
+    /// Changes its files, which nobody does who has not the turn. Then it is not locked meanwhile.
+    pub(super) lane: Lane,
     pub(super) writer: Mutex<Writer>,
     /// Held while files are synced: who finds nothing left to sync must wait for who syncs it.
     sync_lane: Mutex<()>,
@@ -207,6 +215,7 @@ impl Log {
             file_bytes: HRL_FILE_BYTES.min(limit_bytes / 4),
             last: AtomicU64::new(last.0),
             bytes: AtomicU64::new(bytes),
+            lane: Lane::default(),
             writer: Mutex::new(writer),
             sync_lane: Mutex::default(),
             appended: Notify::new(),
@@ -263,9 +272,17 @@ impl Log {
         self.lock().breaches
     }
 
-    /// Notes that a change was lost to the log, so that marks under way are refused.
+    /// Notes that a change was lost to the log, so that marks under way are refused. One may be on its way into
+    /// its file already: [`Log::settled`] is behind it.
     pub fn breach(&self) {
         self.lock().breaches += 1;
+    }
+
+    /// Highest seq appended, once whatever is being appended is; blocks.
+    #[must_use]
+    pub fn settled(&self) -> Seq {
+        let _turn = self.lane.wait();
+        self.last()
     }
 
     /// How often the log was restarted since it was opened.
@@ -283,21 +300,76 @@ impl Log {
     /// # Panics
     /// If there is no entry, or one is empty or not whole blocks.
     pub fn append(&self, entries: &[Entry<'_>]) -> Result<Seq, AppendError> {
-        let mut writer = self.lock();
-        let result = match writer.still.kept() {
-            None => self.append_locked(&mut writer, entries),
-            Some((_, mark)) => {
-                let mark = std::iter::once(Entry::Mark { mark });
-                let all: Vec<Entry<'_>> = mark.chain(entries.iter().copied()).collect();
-                self.append_locked(&mut writer, &all)
-            }
+        self.append_unless(entries, &|| false)
+    }
+
+    /// The same, unless `is_given_up` says when its turn has come that nobody waits for it any more: what
+    /// came to the log in the meantime may be newer.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    ///
+    /// # Panics
+    /// As [`Log::append`].
+    pub fn append_unless(
+        &self,
+        entries: &[Entry<'_>],
+        is_given_up: &dyn Fn() -> bool,
+    ) -> Result<Seq, AppendError> {
+        let turn = self.lane.enter();
+        let result = match &turn {
+            Some(turn) if !is_given_up() => self.append_behind_kept(turn, entries),
+            _ => Err(AppendError::Hangs),
         };
+        // Before anybody else can append a mark.
         if result.is_err() {
-            writer.breaches += 1;
+            self.breach();
         }
-        drop(writer);
+        drop(turn);
         self.appended.notify_one();
         result
+    }
+
+    fn append_behind_kept(
+        &self,
+        turn: &Turn<'_>,
+        entries: &[Entry<'_>],
+    ) -> Result<Seq, AppendError> {
+        let kept = self.lock().still.kept();
+        let Some((_, mark)) = kept else { return self.append_in(turn, entries) };
+        let mark = std::iter::once(Entry::Mark { mark });
+        let all: Vec<Entry<'_>> = mark.chain(entries.iter().copied()).collect();
+        self.append_in(turn, &all)
+    }
+
+    /// Appends changes if that needs no waiting, as [`Log::append`] does; whether it did.
+    ///
+    /// # Panics
+    /// As [`Log::append`].
+    #[must_use]
+    pub fn append_at_once(&self, entries: &[Entry<'_>]) -> bool {
+        let Some(turn) = self.lane.enter_at_once() else { return false };
+        // A mark that was kept goes in front, which the longer way does.
+        let is_kept = self.lock().still.kept().is_some();
+        let is_appended = !is_kept && self.append_as(&turn, entries, How::AtOnce).is_ok();
+        drop(turn);
+        if is_appended {
+            self.appended.notify_one();
+        }
+        is_appended
+    }
+
+    /// Whoever changes the log's files takes too long: nobody waits for that any more.
+    pub fn hangs(&self) {
+        self.lane.hangs();
+    }
+
+    fn in_turn<T>(
+        &self,
+        work: impl FnOnce(&Turn<'_>) -> Result<T, AppendError>,
+    ) -> Result<T, AppendError> {
+        let turn = self.lane.enter().ok_or(AppendError::Hangs)?;
+        work(&turn)
     }
 
     /// Appends a mark, if nothing was lost to the log since `breaches` was read.
@@ -305,9 +377,7 @@ impl Log {
     /// # Errors
     /// `Breached` if something was; otherwise as [`Log::append`], and nothing is in doubt.
     pub fn append_mark(&self, mark: Mark, breaches: u64) -> Result<Seq, AppendError> {
-        let mut writer = self.lock();
-        let result = self.mark_locked(&mut writer, mark, breaches);
-        drop(writer);
+        let result = self.in_turn(|turn| self.mark_in(turn, mark, breaches));
         self.appended.notify_one();
         result
     }
@@ -318,14 +388,16 @@ impl Log {
     /// # Errors
     /// As [`Log::append_mark`].
     pub fn mark_or_keep(&self, mark: Mark, breaches: u64) -> Result<Marked, AppendError> {
-        let mut writer = self.lock();
-        let is_good = writer.breaches == breaches;
-        let still = if is_good { writer.still.keep(mark) } else { None };
-        let result = match still {
-            Some(seq) => Ok(Marked::Still(seq)),
-            None => self.mark_locked(&mut writer, mark, breaches).map(Marked::At),
-        };
-        drop(writer);
+        let result = self.in_turn(|turn| {
+            let still = {
+                let mut writer = self.lock();
+                if writer.breaches == breaches { writer.still.keep(mark) } else { None }
+            };
+            match still {
+                Some(seq) => Ok(Marked::Still(seq)),
+                None => self.mark_in(turn, mark, breaches).map(Marked::At),
+            }
+        });
         self.appended.notify_one();
         result
     }
@@ -336,43 +408,56 @@ impl Log {
         self.lock().still.kept()
     }
 
-    fn mark_locked(
-        &self,
-        writer: &mut Writer,
-        mark: Mark,
-        breaches: u64,
-    ) -> Result<Seq, AppendError> {
-        if writer.breaches != breaches {
+    fn mark_in(&self, turn: &Turn<'_>, mark: Mark, breaches: u64) -> Result<Seq, AppendError> {
+        if self.breaches() != breaches {
             return Err(AppendError::Breached);
         }
-        let seq = self.append_locked(writer, &[Entry::Mark { mark }])?;
-        writer.still = Still::at(seq, &mark);
+        let seq = self.append_in(turn, &[Entry::Mark { mark }])?;
+        self.lock().still = Still::at(seq, &mark);
         Ok(seq)
     }
 
-    fn append_locked(
+    fn append_in(&self, turn: &Turn<'_>, entries: &[Entry<'_>]) -> Result<Seq, AppendError> {
+        self.append_as(turn, entries, How::Waiting)
+    }
+
+    fn append_as(
         &self,
-        writer: &mut Writer,
+        turn: &Turn<'_>,
         entries: &[Entry<'_>],
+        how: How,
     ) -> Result<Seq, AppendError> {
         assert!(!entries.is_empty(), "nothing to append");
-        if let Some(why) = &writer.held {
-            return Err(AppendError::Held { why: why.clone() });
+        let broken = {
+            let writer = self.lock();
+            if let Some(why) = &writer.held {
+                return Err(AppendError::Held { why: why.clone() });
+            }
+            if writer.no_space_until.is_some_and(|until| until > self.time.now()) {
+                return Err(AppendError::NoSpace);
+            }
+            writer.broken
+        };
+        if let Some(broken) = broken {
+            if how == How::AtOnce {
+                return Err(AppendError::Io { source: io::ErrorKind::WouldBlock.into() });
+            }
+            self.mend(turn, broken)?;
         }
-        if writer.no_space_until.is_some_and(|until| until > self.time.now()) {
-            return Err(AppendError::NoSpace);
-        }
-        self.mend(writer)?;
-        let mut next = writer.next;
+        let (mut next, bytes_before) = {
+            let writer = self.lock();
+            (writer.next, writer.bytes)
+        };
         let frames = frames_of(entries, &mut next, self.stamps.now());
         let bytes: u64 = frames.iter().map(|frame| frame.bytes()).sum();
         // Each group may need a file of its own.
         let headers = frames.chunks(SLICES_MAX / 2).len() * HRL_HEADER_BYTES;
-        if writer.bytes + bytes + headers as u64 > self.limit_bytes {
+        if bytes_before + bytes + headers as u64 > self.limit_bytes {
             return Err(AppendError::Full { limit_bytes: self.limit_bytes });
         }
-        let result = self.write_frames(writer, &frames);
-        if let Err(source) = result {
+        let written = self.write_frames(turn, &frames, how);
+        let mut writer = self.lock();
+        if let Err(source) = written {
             let is_full =
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             if is_full {
@@ -386,12 +471,15 @@ impl Log {
     }
 
     /// Tries again what went wrong half-way.
-    fn mend(&self, writer: &mut Writer) -> Result<(), AppendError> {
-        let mended = match writer.broken {
-            None => return Ok(()),
-            Some(Broken::NotUndone) => active(writer).file.set_len(active(writer).end),
-            Some(Broken::NotEmptied) => self.recycle(writer).map_err(io::Error::other),
+    fn mend(&self, turn: &Turn<'_>, broken: Broken) -> Result<(), AppendError> {
+        let mended = match broken {
+            Broken::NotUndone => {
+                let (file, end, _) = self.newest();
+                file.set_len(end)
+            }
+            Broken::NotEmptied => self.recycle(turn).map_err(io::Error::other),
         };
+        let mut writer = self.lock();
         match mended {
             Ok(()) => {
                 writer.broken = None;
@@ -405,12 +493,28 @@ impl Log {
         }
     }
 
-    fn write_frames(&self, writer: &mut Writer, frames: &[Frame<'_>]) -> io::Result<()> {
+    /// The file that takes appends, its end and its first seq. They stay so for whoever has the turn.
+    fn newest(&self) -> (Arc<dyn FileIo>, u64, Seq) {
+        let writer = self.lock();
+        let part = active(&writer);
+        (Arc::clone(&part.file), part.end, part.first)
+    }
+
+    fn write_frames(&self, turn: &Turn<'_>, frames: &[Frame<'_>], how: How) -> io::Result<()> {
+        let would_block = || io::Error::from(io::ErrorKind::WouldBlock);
+        if how == How::AtOnce && frames.len() > SLICES_MAX / 2 {
+            return Err(would_block());
+        }
         for group in frames.chunks(SLICES_MAX / 2) {
-            if active(writer).end >= self.file_bytes && active(writer).first < writer.next {
-                self.rotate(writer)?;
+            let (mut file, mut end, first) = self.newest();
+            let next = self.last().next();
+            if end >= self.file_bytes && first < next {
+                if how == How::AtOnce {
+                    return Err(would_block());
+                }
+                self.rotate(turn, next)?;
+                (file, end, _) = self.newest();
             }
-            let part = writer.parts.back_mut().expect("the log has a file");
             let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(group.len() * 2);
             for frame in group {
                 slices.push(IoSlice::new(&frame.head));
@@ -419,31 +523,42 @@ impl Log {
                 }
             }
             let bytes: u64 = group.iter().map(Frame::bytes).sum();
-            if let Err(error) = part.file.write_vectored_at(&mut slices, part.end) {
-                if part.file.set_len(part.end).is_err() {
-                    writer.broken = Some(Broken::NotUndone);
+            if how == How::AtOnce {
+                let written = file.write_at_once(&slices, end)? as u64;
+                if written != bytes {
+                    // What is there by now is written over, or cut off.
+                    if written > 0 {
+                        self.lock().broken = Some(Broken::NotUndone);
+                    }
+                    return Err(would_block());
+                }
+            } else if let Err(error) = file.write_vectored_at(&mut slices, end) {
+                if file.set_len(end).is_err() {
+                    self.lock().broken = Some(Broken::NotUndone);
                 }
                 return Err(error);
             }
-            part.end += bytes;
+            let mut writer = self.lock();
+            writer.parts.back_mut().expect("the log has a file").end = end + bytes;
             writer.bytes += bytes;
             writer.still = Still::default();
-            writer.next = Seq(writer.next.0 + group.len() as u64);
-            if !writer.unsynced.iter().any(|file| Arc::ptr_eq(file, &part.file)) {
-                writer.unsynced.push(Arc::clone(&part.file));
+            writer.next = Seq(next.0 + group.len() as u64);
+            if !writer.unsynced.iter().any(|known| Arc::ptr_eq(known, &file)) {
+                writer.unsynced.push(file);
             }
-            self.publish(writer);
+            self.publish(&writer);
         }
         Ok(())
     }
 
-    fn publish(&self, writer: &Writer) {
+    pub(super) fn publish(&self, writer: &Writer) {
         self.bytes.store(writer.bytes, Ordering::Relaxed);
         self.last.store(writer.next.0 - 1, Ordering::Release);
     }
 
-    fn rotate(&self, writer: &mut Writer) -> io::Result<()> {
-        let part = create(&*self.files, &self.dir, self.volume, writer.next)?;
+    fn rotate(&self, _turn: &Turn<'_>, next: Seq) -> io::Result<()> {
+        let part = create(&*self.files, &self.dir, self.volume, next)?;
+        let mut writer = self.lock();
         writer.bytes += part.end;
         writer.unsynced.push(Arc::clone(&part.file));
         writer.is_dir_synced = false;
@@ -475,113 +590,9 @@ impl Log {
         }
         result
     }
-
-    /// Removes the files in which everything is at or below `committed`; blocks.
-    ///
-    /// # Errors
-    /// `Io` if a file cannot be removed; the log is whole all the same.
-    pub fn trim(&self, committed: Seq) -> Result<(), LogError> {
-        let mut writer = self.lock();
-        while writer.parts.len() > 1 && writer.parts[1].first <= committed.next() {
-            let part = &writer.parts[0];
-            match self.files.remove(&part.path) {
-                // Removed by an attempt that was told otherwise.
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    let (action, path) = ("remove", part.path.clone());
-                    return Err(LogError::Io { action, path, source });
-                }
-                _ => {}
-            }
-            if let Some(part) = writer.parts.pop_front() {
-                writer.bytes -= part.end;
-                writer.unsynced.retain(|file| !Arc::ptr_eq(file, &part.file));
-                writer.no_space_until = None;
-            }
-        }
-        let (next, end) = (writer.next, active(&writer).end);
-        let is_done = writer.parts.len() == 1 && next <= committed.next();
-        if is_done && end > HRL_HEADER_BYTES as u64 + self.file_bytes / 2 {
-            self.recycle(&mut writer)?;
-        }
-        self.publish(&writer);
-        Ok(())
-    }
-
-    /// Empties the only file, everything in which is committed, and names it by the next seq.
-    ///
-    /// The name comes first, durably: a file that is shorter than its name says would have lost
-    /// something. If the rest is cut short, opening the log ends it.
-    fn recycle(&self, writer: &mut Writer) -> Result<(), LogError> {
-        let first = writer.next;
-        let part = writer.parts.back_mut().expect("the log has a file");
-        let path = self.dir.join(file_name(first));
-        if part.path != path {
-            let renamed = self.files.rename(&part.path, &path);
-            renamed.map_err(|source| LogError::Io {
-                action: "rename",
-                path: part.path.clone(),
-                source,
-            })?;
-            part.path.clone_from(&path);
-        }
-        let synced = self.files.sync_dir(&self.dir);
-        let emptied = synced.and_then(|()| empty(&part.file, &path, self.volume, first));
-        let emptied = match emptied {
-            Ok(emptied) => emptied,
-            Err(source) => {
-                writer.broken = Some(Broken::NotEmptied);
-                return Err(LogError::Io { action: "empty", path, source });
-            }
-        };
-        writer.broken = None;
-        writer.bytes -= part.end - emptied.end;
-        let part = writer.parts.back_mut().expect("the log has a file");
-        *part = emptied;
-        writer.no_space_until = None;
-        if writer.unsynced.is_empty() {
-            let file = Arc::clone(&active(writer).file);
-            writer.unsynced.push(file);
-        }
-        Ok(())
-    }
-
-    /// Drops everything in the log and goes on at `next`; blocks until that is durable.
-    ///
-    /// # Errors
-    /// `Io` if a file cannot be made or removed.
-    pub fn restart(&self, next: Seq) -> Result<(), LogError> {
-        let mut writer = self.lock();
-        writer.breaches += 1;
-        writer.restarts += 1;
-        let error = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| LogError::Io { action, path, source }
-        };
-        self.files.create_dir_all(&self.dir).map_err(error("create", &self.dir))?;
-        // A log that could not be opened has files that it knows nothing of.
-        for (_, path) in recovery::list(&*self.files, &self.dir)? {
-            self.files.remove(&path).map_err(error("remove", &path))?;
-        }
-        let part = create(&*self.files, &self.dir, self.volume, next)
-            .map_err(error("create a file in", &self.dir))?;
-        self.files.sync_dir(&self.dir).map_err(error("sync", &self.dir))?;
-        writer.next = next;
-        writer.still = Still::default();
-        writer.bytes = part.end;
-        writer.unsynced = vec![Arc::clone(&part.file)];
-        writer.parts = VecDeque::from([part]);
-        writer.is_dir_synced = true;
-        writer.broken = None;
-        writer.no_space_until = None;
-        if std::mem::take(&mut writer.is_closed) {
-            writer.held = None;
-        }
-        self.publish(&writer);
-        Ok(())
-    }
 }
 
-fn active(writer: &Writer) -> &Part {
+pub(super) fn active(writer: &Writer) -> &Part {
     writer.parts.back().expect("the log has a file")
 }
 
@@ -617,51 +628,4 @@ pub(super) fn empty(
     file.set_len(end)?;
     file.write_all_at(&HrlHeader { volume, first_seq: first }.encode(), 0)?;
     Ok(Part { first, file: Arc::clone(file), end, path: path.to_owned() })
-}
-
-struct Frame<'a> {
-    head: Vec<u8>,
-    body: &'a [u8],
-}
-
-impl Frame<'_> {
-    fn bytes(&self) -> u64 {
-        (self.head.len() + self.body.len()) as u64
-    }
-}
-
-fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq, stamp: Stamp) -> Vec<Frame<'a>> {
-    let mut frames = Vec::with_capacity(entries.len());
-    let mut take = || {
-        let seq = *next;
-        *next = seq.next();
-        seq
-    };
-    for entry in entries {
-        match *entry {
-            Entry::Write { block, data } => {
-                for (piece, number) in data.chunks(FRAME_BODY_BYTES_MAX).zip(0_u64..) {
-                    let block = block + number * (FRAME_BODY_BYTES_MAX / BLOCK_BYTES) as u64;
-                    let header = FrameHeader::write(take(), block, piece).stamped(stamp);
-                    frames.push(Frame { head: header.encode().to_vec(), body: piece });
-                }
-            }
-            Entry::Zero { range } => {
-                let mut left = range;
-                while left.count > 0 {
-                    let count = left.count.min(ZERO_BLOCKS_MAX);
-                    let piece = BlockRange { block: left.block, count };
-                    let header = FrameHeader::zero(take(), piece).stamped(stamp);
-                    frames.push(Frame { head: header.encode().to_vec(), body: &[] });
-                    left = BlockRange { block: left.block + count, count: left.count - count };
-                }
-            }
-            Entry::Mark { mark } => {
-                let head = Control::Mark(take(), mark).encode_stamped(stamp);
-                assert!(head.len() > FRAME_HEADER_BYTES, "a mark has a body");
-                frames.push(Frame { head, body: &[] });
-            }
-        }
-    }
-    frames
 }

@@ -343,10 +343,15 @@ impl Running {
         let stream = Arc::clone(&self.opening.stream);
         let breaches = stream.log.breaches();
         if splitter.is_consistent() {
-            self.requests().set_last(breaches, Promise::served(splitter.unknown_blocks()));
+            let promise = Promise::served(splitter.unknown_blocks());
+            let mut requests = self.requests();
+            let set = splitter.elsewhere(move || requests.set_last(breaches, promise)).await;
+            if let Err(error) = set {
+                tracing::warn!(volume = %stream.volume, %error, "no last mark");
+            }
         }
         let stopped = async {
-            splitter.flush_all().await?;
+            splitter.flush_last().await?;
             splitter.gate().stop().await?;
             let (disk, stream) = (Arc::clone(disk), Arc::clone(&stream));
             let splitter = Arc::clone(splitter);
@@ -393,11 +398,12 @@ impl Running {
                     Ok(Some(pass)) => {
                         self.facts.recover();
                         self.facts.captured(true);
-                        requests.set_marks(
-                            true,
-                            pass.breaches,
-                            Promise::scanned(stream.unknown.count()),
-                        );
+                        let promise = Promise::scanned(stream.unknown.count());
+                        let set = blocking(move || {
+                            requests.set_marks(true, pass.breaches, promise);
+                            Ok(requests)
+                        });
+                        requests = set.await.map_err(|source| self.data_error(source))?;
                     }
                     Ok(None) => {}
                     Err(ScanError::Disk(error)) => return Err(error.into()),

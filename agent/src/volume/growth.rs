@@ -68,7 +68,7 @@ impl Running {
             return Ok(false);
         };
         if let Some(splitter) = splitter {
-            let end = splitter.hold_marks();
+            let end = splitter.hold_marks().await.map_err(|source| self.data_error(source))?;
             self.until(DRAIN_TIME_MAX, |standing| !is_up(standing) || has(standing, end)).await;
         }
         self.sizes.send_replace(granted);

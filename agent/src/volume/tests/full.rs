@@ -151,3 +151,104 @@ async fn a_kill_with_a_full_log_reads_the_regions_that_were_not_logged() {
     let sent = rig.node.bytes_in() - before;
     assert!(sent < size / 2, "{sent} bytes");
 }
+
+/// D49: the log's file system hangs. The guest of that volume reads, writes and flushes on, the other's too, and
+/// afterwards points are the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_hangs_holds_up_no_guest() {
+    let size = 16 * MIB;
+    let (mut rig, mut other) = (filled(size), filled(size));
+    for rig in [&mut rig, &mut other] {
+        rig.start(Steps::default());
+        rig.until_protected().await;
+    }
+    rig.files.sicken(Sickness::Hangs("hrl"));
+    for region in 0..20 {
+        write(&rig, region * 256 * 1024, 1).await;
+        write(&other, region * 256 * 1024, 2).await;
+    }
+    // More than threads that may wait for one disk.
+    let served = rig.served().await;
+    let many =
+        (0..40).map(|at| served.write(8 * MIB + at * 8192, Bytes::from(vec![3; 8192]), false));
+    let many = futures::future::join_all(many);
+    for written in tokio::time::timeout(DEADLINE, many).await.expect("all are answered") {
+        written.unwrap();
+    }
+    rig.until("told", |report| report.detail.contains("does not answer")).await;
+    other.assert_point_is_disk().await;
+    let points = rig.node.points().len();
+    rig.files.sicken(Sickness::None);
+    rig.assert_point_is_disk().await;
+    rig.until_protected().await;
+    assert!(rig.node.points().len() > points);
+    // Killed while it hangs: what was not logged has its intent.
+    rig.files.sicken(Sickness::Hangs("hrl"));
+    write(&rig, 3 * MIB, 4).await;
+    write(&rig, 5 * MIB, 5).await;
+    drop(served);
+    let files = rig.files.clone();
+    let kill = tokio::join!(rig.kill(), async { files.sicken(Sickness::None) });
+    drop(kill);
+    rig.start(Steps::default());
+    rig.assert_point_is_disk().await;
+    rig.stop().await;
+    other.stop().await;
+}
+
+/// D49: what is being copied when the log hangs can be written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_whose_log_hangs_lets_its_blocks_go() {
+    let size = 64 * MIB;
+    let mut rig = filled(size);
+    rig.start(Steps::default());
+    rig.served().await;
+    rig.files.sicken(Sickness::Hangs("hrl"));
+    for region in 0..64 {
+        write(&rig, region * MIB + 4096, 1).await;
+    }
+    rig.files.sicken(Sickness::None);
+    rig.assert_point_is_disk().await;
+    rig.until_protected().await;
+    rig.stop().await;
+}
+
+/// D49: hangs that come and go, while all kinds of changes do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn hangs_of_the_log_that_come_and_go_lose_nothing() {
+    let size = 8 * MIB;
+    let mut rig = filled(size);
+    rig.start(Steps::default());
+    let served = rig.served().await;
+    let (stop, stopped) = watch::channel(false);
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let (served, stopped) = (served.clone(), stopped.clone());
+            tokio::spawn(async move {
+                let (mut random, mut changes) = (Random(writer + 1), 0_u64);
+                while !*stopped.borrow() {
+                    change(&served, &mut random, size).await.unwrap();
+                    changes += 1;
+                }
+                changes
+            })
+        })
+        .collect();
+    for hang_ms in [50, 2_500, 1_900, 2_100, 10, 2_300] {
+        rig.files.sicken(Sickness::Hangs("hrl"));
+        tokio::time::sleep(Duration::from_millis(hang_ms)).await;
+        rig.files.sicken(Sickness::None);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.send_replace(true);
+    for writer in writers {
+        let changes =
+            tokio::time::timeout(DEADLINE, writer).await.expect("it is answered").unwrap();
+        assert!(changes > 0);
+    }
+    rig.assert_point_is_disk().await;
+    rig.until_protected().await;
+    assert_eq!(rig.report().samples.unwrap_or_default().differences, 0);
+    drop(served);
+    rig.stop().await;
+}

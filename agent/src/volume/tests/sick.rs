@@ -204,7 +204,8 @@ async fn holes_are_not_read_and_zeros_not_sent_unless_something_was_there() {
         rig.start(sick.steps());
         rig.until_protected().await;
         let read = sick.read.load(Ordering::SeqCst);
-        assert!(read <= 8 * MIB, "{capture:?}: {read} bytes were read");
+        // A pass that read the holes would read all of it; how many passes there were is the machine's.
+        assert!(read < size / 4, "{capture:?}: {read} bytes were read");
         rig.assert_point_is_disk().await;
         let frames = rig.node.received();
         assert!(frames < 40, "{capture:?}: {frames} frames");
