@@ -156,13 +156,20 @@ async fn a_kill_with_a_full_log_reads_the_regions_that_were_not_logged() {
 /// afterwards points are the disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_hangs_holds_up_no_guest() {
+    // The log alone, and all that the agent keeps of the volume.
+    for part in ["hrl", "volumes"] {
+        holds_up_no_guest(part).await;
+    }
+}
+
+async fn holds_up_no_guest(part: &'static str) {
     let size = 16 * MIB;
     let (mut rig, mut other) = (filled(size), filled(size));
     for rig in [&mut rig, &mut other] {
         rig.start(Steps::default());
         rig.until_protected().await;
     }
-    rig.files.sicken(Sickness::Hangs("hrl"));
+    rig.files.sicken(Sickness::Hangs(part));
     for region in 0..20 {
         write(&rig, region * 256 * 1024, 1).await;
         write(&other, region * 256 * 1024, 2).await;
@@ -183,7 +190,7 @@ async fn a_log_that_hangs_holds_up_no_guest() {
     rig.until_protected().await;
     assert!(rig.node.points().len() > points);
     // Killed while it hangs: what was not logged has its intent.
-    rig.files.sicken(Sickness::Hangs("hrl"));
+    rig.files.sicken(Sickness::Hangs(part));
     write(&rig, 3 * MIB, 4).await;
     write(&rig, 5 * MIB, 5).await;
     drop(served);
