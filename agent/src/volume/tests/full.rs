@@ -195,8 +195,7 @@ async fn holds_up_no_guest(part: &'static str) {
     write(&rig, 5 * MIB, 5).await;
     drop(served);
     let files = rig.files.clone();
-    let kill = tokio::join!(rig.kill(), async { files.sicken(Sickness::None) });
-    drop(kill);
+    tokio::join!(rig.kill(), async { files.sicken(Sickness::None) });
     rig.start(Steps::default());
     rig.assert_point_is_disk().await;
     rig.stop().await;
