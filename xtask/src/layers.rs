@@ -83,6 +83,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-engine",
             "farshore-vault",
             "farshore-agent",
+            "farshore-api",
+            "farshore-control",
         ],
     ),
     ("xtask", &[]),

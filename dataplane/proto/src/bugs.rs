@@ -70,11 +70,19 @@ pub enum Bug {
     SilenceExcused,
     /// The open session of an agent that was revoked goes on.
     RevokedGoesOn,
+    /// A store that is away while a log is read for a view ends the log.
+    AwayTakenForEnd,
+    /// What a store that is away does not give is read as zeros.
+    AwayReadAsZeros,
+    /// The first node that gets through again after nobody did is a witness that the others are gone.
+    AnyWitnessCounts,
+    /// A start goes on under the number of another run of its log that begins at the same time.
+    RunsUnderOneNumber,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 35] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -106,6 +114,10 @@ impl Bug {
         Self::NewerEpochUnsaid,
         Self::SilenceExcused,
         Self::RevokedGoesOn,
+        Self::AwayTakenForEnd,
+        Self::AwayReadAsZeros,
+        Self::AnyWitnessCounts,
+        Self::RunsUnderOneNumber,
     ];
 
     /// Its name on a command line.
@@ -143,6 +155,10 @@ impl Bug {
             Self::NewerEpochUnsaid => "newer-epoch-unsaid",
             Self::SilenceExcused => "silence-excused",
             Self::RevokedGoesOn => "revoked-goes-on",
+            Self::AwayTakenForEnd => "away-taken-for-end",
+            Self::AwayReadAsZeros => "away-read-as-zeros",
+            Self::AnyWitnessCounts => "any-witness-counts",
+            Self::RunsUnderOneNumber => "runs-under-one-number",
         }
     }
 

@@ -53,7 +53,7 @@ pub mod view;
 
 pub use chain::Hole;
 pub use error::VaultError;
-pub use patience::{Patience, Supply};
+pub use patience::{Patience, Supply, Timer};
 pub use store::{Access, Store, StoreError, vault_url, vault_url_of};
 pub use vault::Vault;
 pub use view::{Piece, Point, PointSelector, VolumeView};

@@ -3,6 +3,9 @@
 
 use crate::error::VaultError;
 use crate::limits::{PATIENCE_BACKOFF_MAX, PATIENCE_BACKOFF_MIN};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -30,6 +33,31 @@ pub enum Supply {
     },
 }
 
+/// How time passes for who waits.
+pub trait Timer: fmt::Debug + Send + Sync {
+    /// Time since some moment; it only grows.
+    fn now(&self) -> Duration;
+
+    /// Ready after so long.
+    fn sleep(&self, wait: Duration) -> BoxFuture<'static, ()>;
+}
+
+/// The runtime's own time.
+#[derive(Debug)]
+struct RuntimeTimer {
+    begun: Instant,
+}
+
+impl Timer for RuntimeTimer {
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    fn sleep(&self, wait: Duration) -> BoxFuture<'static, ()> {
+        tokio::time::sleep(wait).boxed()
+    }
+}
+
 /// Tries again while the store is away, up to a limit, and tells how it stands.
 ///
 /// Only what trying again can mend is waited for: what is damaged or missing is an error at once.
@@ -39,6 +67,7 @@ pub struct Patience(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     max: Duration,
+    timer: Box<dyn Timer>,
     state: Mutex<State>,
     supply: watch::Sender<Supply>,
     is_over: watch::Sender<bool>,
@@ -57,8 +86,15 @@ impl Patience {
     /// Each read waits up to `max`.
     #[must_use]
     pub fn new(max: Duration) -> Self {
+        Self::timed_by(max, RuntimeTimer { begun: Instant::now() })
+    }
+
+    /// The same, by a clock of the caller's own.
+    #[must_use]
+    pub fn timed_by(max: Duration, timer: impl Timer + 'static) -> Self {
         let (supply, is_over) = (watch::Sender::new(Supply::Well), watch::Sender::new(false));
-        Self(Arc::new(Inner { max, state: Mutex::default(), supply, is_over }))
+        let (timer, state) = (Box::new(timer), Mutex::default());
+        Self(Arc::new(Inner { max, timer, state, supply, is_over }))
     }
 
     /// How long a read waits at most.
@@ -103,13 +139,14 @@ impl Patience {
             };
             let waited = waiting.get_or_insert_with(|| Waiting::new(&self.0));
             waited.say(&error);
-            let left = self.0.max.saturating_sub(waited.begun.elapsed());
+            let waited_for = self.0.timer.now().saturating_sub(waited.begun);
+            let left = self.0.max.saturating_sub(waited_for);
             if left.is_zero() || *is_over.borrow() {
                 waited.give_up();
                 return Err(error);
             }
             tokio::select! {
-                () = tokio::time::sleep(pause.min(left)) => {}
+                () = self.0.timer.sleep(pause.min(left)) => {}
                 // The sender lives as long as this borrows from it.
                 _ = is_over.changed() => {}
             }
@@ -154,7 +191,7 @@ impl Inner {
 /// One read that waits, until it is dropped.
 struct Waiting<'p> {
     patience: &'p Inner,
-    begun: Instant,
+    begun: Duration,
 }
 
 impl<'p> Waiting<'p> {
@@ -163,7 +200,7 @@ impl<'p> Waiting<'p> {
         state.waiting += 1;
         state.since.get_or_insert_with(SystemTime::now);
         drop(state);
-        Self { patience, begun: Instant::now() }
+        Self { patience, begun: patience.timer.now() }
     }
 
     fn say(&self, error: &VaultError) {

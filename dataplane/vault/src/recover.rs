@@ -89,8 +89,8 @@ async fn begin(
         }
         match fill_reach(vault, log, end.next, incarnation).await? {
             Reach::Sealed => return Ok(None),
-            Reach::Anothers => {}
-            Reach::Ours => {
+            Reach::Anothers if !is_on(Bug::RunsUnderOneNumber) => {}
+            Reach::Ours | Reach::Anothers => {
                 let end = find_end(vault, log, end.next).await?;
                 return Ok((!end.is_sealed).then_some((end, incarnation)));
             }

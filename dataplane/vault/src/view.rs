@@ -13,6 +13,7 @@ use crate::map::{self, Base, Ids};
 use crate::patience::Patience;
 use crate::vault::Vault;
 use bytes::Bytes;
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::{BlockRange, Epoch, ErrorKind, LogId, MarkKind, PointId, Seq, VolumeId};
@@ -180,8 +181,11 @@ impl VolumeView {
         let (mut build, mut chain) = map::begin(vault, volume, epochs, base, Ids::Drop)?;
         let mut is_found = build.point().is_some_and(|point| selector.is(point));
         while !is_found {
-            let found = chain.next().await?.filter(|found| found.epoch < bounded);
-            let Some(found) = found else { break };
+            let next = match chain.next().await {
+                Err(error) if error.is_unavailable() && is_on(Bug::AwayTakenForEnd) => None,
+                next => next?,
+            };
+            let Some(found) = next.filter(|found| found.epoch < bounded) else { break };
             reader.keep(found.log, found.slot, Arc::clone(&found.segment));
             is_found = build.take(&chain, &found)?.is_some_and(|point| selector.is(&point));
         }
@@ -307,7 +311,12 @@ impl VolumeView {
         let Some(source) = source else { return Ok(Piece::Zeroes(run.bytes())) };
         let log = self.logs[source.log as usize];
         let read = || self.reader.blocks(log, &source, run.count);
-        Ok(Piece::Data(self.patience.outlast(read).await?))
+        match self.patience.outlast(read).await {
+            Err(error) if error.is_unavailable() && is_on(Bug::AwayReadAsZeros) => {
+                Ok(Piece::Zeroes(run.bytes()))
+            }
+            read => Ok(Piece::Data(read?)),
+        }
     }
 }
 

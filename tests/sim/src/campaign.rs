@@ -41,8 +41,10 @@ pub struct Summary {
     pub marks: u64,
     /// Points read from the vault and compared.
     pub points: u64,
-    /// Points read beside their writers.
+    /// Reads beside the writers that came to their end.
     pub reads: u64,
+    /// Those that ended because the store was away.
+    pub reads_away: u64,
     /// Maps written.
     pub maps: u64,
     /// Acks judged.
@@ -66,6 +68,7 @@ impl Summary {
                 self.points += outcome.counts.points_read;
                 self.reads += outcome.counts.reads;
                 self.maps += outcome.counts.maps;
+                self.reads_away += outcome.counts.reads_away;
                 self.acks += outcome.counts.acks;
                 self.time += outcome.time;
                 outcome.violation

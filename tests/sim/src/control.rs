@@ -1,11 +1,18 @@
 //! The control plane as far as the data plane sees it: who owns a volume, under which epoch, and
 //! who has heard of it by now.
+//!
+//! Which nodes live and where volumes go is decided by the control plane's own rules
+//! ([`farshore_control::domain`]). For more than a few nodes these ask a person, who is here too.
 
 use crate::world::{self, Process, Size, World};
 use crate::{agent, node};
+use farshore_api::node::NodeLife;
+use farshore_control::domain::liveness::{Input, Liveness, Output};
+use farshore_control::domain::placement::{NodeSite, VolumeSite, place};
 use farshore_proto::{Epoch, Timestamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// The volume of a protected server.
 ///
@@ -51,6 +58,21 @@ pub enum Event {
     Tell(Process),
     /// A node reports.
     Reported(Report),
+    /// A node says that it lives.
+    Alive(usize),
+    /// A person looks after a node that was asked for.
+    Person(usize),
+}
+
+/// Why the control plane does nothing.
+#[derive(Debug)]
+enum Away {
+    /// It does not run, and begins anew.
+    Down,
+    /// It runs, and nobody's words reach it.
+    Unreached,
+    /// It is stopped, and goes on with what has come meanwhile.
+    Paused(Vec<Event>),
 }
 
 /// What a node says that only the control plane can mend.
@@ -58,6 +80,8 @@ pub enum Event {
 pub struct Report {
     /// The node.
     pub node: usize,
+    /// Its process: its own, or that of a copy.
+    pub from: usize,
     /// Volumes that need a newer epoch.
     pub needed: Vec<VolumeId>,
     /// Newer epochs than those that volumes are assigned under.
@@ -72,15 +96,31 @@ pub struct Control {
     backup: Option<BTreeMap<usize, Assignment>>,
     /// What each process was told last; it keeps that over a restart.
     told: BTreeMap<Process, BTreeMap<usize, Assignment>>,
-    up: BTreeSet<usize>,
-    heard: BTreeMap<usize, Timestamp>,
-    nodes: usize,
-    is_away: bool,
+    /// Nodes that run, and since when they have been speaking without a pause.
+    up: BTreeMap<usize, Timestamp>,
+    /// Copies of nodes: the process of each, and whose copy it is.
+    copies: BTreeMap<usize, usize>,
+    /// Nodes whose next report is held up on its way.
+    held_up: BTreeSet<usize>,
+    liveness: Liveness,
+    nodes: Vec<Uuid>,
+    away: Option<Away>,
 }
 
 /// A node that was not heard of for this long loses its volumes.
-const SILENCE_MS: u64 = 6_000;
+const LIMIT: Duration = Duration::from_secs(6);
+/// Longest that a word of a node takes, and between two of them.
+const WORD_MS_MAX: u64 = 2_000;
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a report that is held up takes, in microseconds.
+const HELD_UP_US: std::ops::Range<u64> = 4_000_000..25_000_000;
+/// How long a person takes to look after a node, in microseconds.
+const PERSON_US: std::ops::Range<u64> = 300_000..4_000_000;
+
+/// How the control plane names a node.
+fn name_of(node: usize) -> Uuid {
+    Uuid::from_u128(node as u128 + 1)
+}
 
 impl Control {
     pub(crate) fn new(size: &Size) -> Self {
@@ -94,11 +134,39 @@ impl Control {
             owners: owners.collect(),
             backup: None,
             told: BTreeMap::new(),
-            up: BTreeSet::new(),
-            heard: BTreeMap::new(),
-            nodes: size.nodes,
-            is_away: false,
+            up: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            held_up: BTreeSet::new(),
+            liveness: Liveness::new(LIMIT),
+            nodes: (0..size.nodes).map(name_of).collect(),
+            away: None,
         }
+    }
+
+    /// The node that a process says it is.
+    #[must_use]
+    pub fn identity(&self, process: usize) -> usize {
+        self.copies.get(&process).copied().unwrap_or(process)
+    }
+
+    /// A node's machine was copied, with what it was told.
+    pub fn copied(&mut self, node: usize, copy: usize) {
+        self.copies.insert(copy, node);
+        let told = self.told(Process::Node(node));
+        self.told.insert(Process::Node(copy), told);
+    }
+
+    /// All copies are gone.
+    pub fn forget_copies(&mut self) {
+        self.copies.clear();
+    }
+
+    fn is_away(&self) -> bool {
+        self.away.is_some()
+    }
+
+    fn number_of(&self, name: Uuid) -> usize {
+        self.nodes.iter().position(|node| *node == name).expect("one of its nodes")
     }
 
     /// Who owns the volume of a server.
@@ -137,26 +205,65 @@ impl Control {
     /// Whether a node's process runs.
     #[must_use]
     pub fn is_up(&self, node: usize) -> bool {
-        self.up.contains(&node)
+        self.up.contains_key(&node)
     }
 
     /// Notes that a node's process runs, or not.
-    pub fn set_up(&mut self, node: usize, is_up: bool) {
-        if is_up {
-            self.up.insert(node);
-        } else {
-            self.up.remove(&node);
+    pub fn set_up(&mut self, node: usize, since: Option<Timestamp>) {
+        match since {
+            Some(since) => self.up.insert(node, since),
+            None => self.up.remove(&node),
+        };
+    }
+
+    /// A node that was stopped speaks again.
+    pub(crate) fn speaks_again(&mut self, node: usize, now: Timestamp) {
+        if let Some(since) = self.up.get_mut(&node) {
+            *since = now;
         }
     }
 }
 
 impl World {
-    /// The control plane goes away or comes back.
-    pub fn set_control_away(&mut self, is_away: bool) {
-        self.control.is_away = is_away;
-        if !is_away {
-            self.tell_everybody();
+    /// The control plane ends, or nobody reaches it any more.
+    pub fn take_control_away(&mut self) {
+        self.control_back();
+        let is_down = self.rng.bool();
+        self.tell("control", || if is_down { "ends" } else { "is not reached" }.to_owned());
+        self.control.away = Some(if is_down { Away::Down } else { Away::Unreached });
+    }
+
+    /// The control plane is stopped; its timers, and what is said to it, wait.
+    pub fn pause_control(&mut self) {
+        self.control_back();
+        self.control.away = Some(Away::Paused(Vec::new()));
+    }
+
+    /// The control plane is back, or goes on.
+    pub fn control_back(&mut self) {
+        match self.control.away.take() {
+            None => {}
+            Some(Away::Paused(mut waiting)) => {
+                self.tell("control", || "goes on".to_owned());
+                // Its timers and its sockets wake up in any order.
+                self.rng.shuffle(&mut waiting);
+                for event in waiting {
+                    self.after(Duration::ZERO, world::Event::Control(event));
+                }
+            }
+            Some(away) => {
+                self.tell("control", || "is back".to_owned());
+                if matches!(away, Away::Down) {
+                    self.control.liveness = Liveness::new(LIMIT);
+                }
+                self.tell_everybody();
+            }
         }
+    }
+
+    /// The next report of a node hangs on its way, and arrives after newer ones.
+    pub fn hold_up_report(&mut self, node: usize) {
+        self.control.held_up.insert(node);
     }
 
     /// The catalogue is backed up, or put back from the backup that there is.
@@ -215,7 +322,9 @@ impl World {
 
     fn tell_everybody(&mut self) {
         let agents = (0..self.size.machines).map(Process::Agent);
-        for process in agents.chain((0..self.size.nodes).map(Process::Node)) {
+        let nodes = (0..self.size.nodes).chain(self.control.copies.keys().copied());
+        let all: Vec<Process> = agents.chain(nodes.map(Process::Node)).collect();
+        for process in all {
             self.tell_soon(process);
         }
     }
@@ -226,18 +335,30 @@ impl World {
         self.after(wait, world::Event::Control(Event::Tell(process)));
     }
 
-    /// A node sends a report.
+    /// A node says that it lives, and reports if it has something to say.
     pub fn report(&mut self, report: Report) {
+        let wait = self.us(5_000..1_000_000);
+        self.after(wait, world::Event::Control(Event::Alive(report.node)));
+        if self.control.held_up.remove(&report.node) {
+            let wait = self.us(HELD_UP_US);
+            let node = report.node;
+            self.tell("control", || format!("a report of node {node} takes {wait:?}"));
+            return self.after(wait, world::Event::Control(Event::Reported(report)));
+        }
+        if report.needed.is_empty() && report.newer.is_empty() {
+            return;
+        }
         let wait = self.us(5_000..1_000_000);
         self.after(wait, world::Event::Control(Event::Reported(report)));
     }
 
     fn reported(&mut self, report: &Report) {
-        let Report { node, needed, newer } = report;
-        if self.control.is_away {
+        let Report { node, from, needed, newer } = report;
+        if self.control.is_away() {
             let unheard = node::Event::Unheard(needed.clone());
-            return self.after(Duration::ZERO, world::Event::Node(*node, unheard));
+            return self.after(Duration::ZERO, world::Event::Node(*from, unheard));
         }
+        self.heard(*node);
         for machine in needed.iter().copied().map(machine_of) {
             if self.control.owner(machine).node == *node {
                 self.assign(machine, *node);
@@ -253,50 +374,107 @@ impl World {
     }
 
     /// Carries out an event of the control plane.
-    pub fn handle_control(&mut self, event: &Event) {
+    pub fn handle_control(&mut self, event: Event) {
+        if let Some(Away::Paused(waiting)) = &mut self.control.away {
+            return waiting.push(event);
+        }
         match event {
             Event::Look => {
                 self.look();
                 self.after(LOOK, world::Event::Control(Event::Look));
             }
-            Event::Tell(process) => self.tell_process(*process),
-            Event::Reported(report) => self.reported(report),
+            Event::Tell(process) => self.tell_process(process),
+            Event::Reported(report) => self.reported(&report),
+            Event::Alive(node) => {
+                if !self.control.is_away() {
+                    self.heard(node);
+                }
+            }
+            Event::Person(node) => self.look_after(node),
+        }
+    }
+
+    fn control_clock(&self) -> Duration {
+        Duration::from_millis(self.now().0)
+    }
+
+    fn heard(&mut self, node: usize) {
+        self.step_liveness(&Input::Heard(name_of(node)));
+    }
+
+    fn step_liveness(&mut self, input: &Input<'_>) {
+        let (now, mut out) = (self.control_clock(), Vec::new());
+        if let Err(still) = self.control.liveness.step(now, input, &mut out) {
+            self.tell("control", || format!("{input:?}: {still:?}"));
+        }
+        for output in out {
+            self.tell("control", || format!("{output:?}"));
+            match output {
+                Output::Lost { node, by_person: false, .. } => {
+                    self.judge_lost(self.control.number_of(node));
+                }
+                Output::Asked { node, .. } => {
+                    let wait = self.us(PERSON_US);
+                    let node = self.control.number_of(node);
+                    self.after(wait, world::Event::Control(Event::Person(node)));
+                }
+                Output::Lost { .. } | Output::Back { .. } | Output::Void { .. } => {}
+            }
+        }
+    }
+
+    /// A node was taken for lost by the rule: then it did not speak.
+    fn judge_lost(&mut self, node: usize) {
+        let since = self.control.up.get(&node).copied();
+        let speaks = since.filter(|_| !self.is_paused(Process::Node(node)));
+        let limit_ms = u64::try_from(LIMIT.as_millis()).expect("seconds");
+        if speaks.is_some_and(|since| self.now().since_ms(since) > limit_ms + WORD_MS_MAX) {
+            let what = format!("node {node} is taken for lost, and has been speaking all the time");
+            self.oracle.violate("lease", what);
+        }
+    }
+
+    /// A person gives up a node that was asked for, most often one that is dead or hangs in truth.
+    fn look_after(&mut self, node: usize) {
+        let life = self.control.liveness.life(self.control_clock(), name_of(node));
+        if self.control.is_away() || life != NodeLife::Asked {
+            return;
+        }
+        let is_gone = !self.control.is_up(node) || self.is_paused(Process::Node(node));
+        if is_gone || self.rng.u32(0..4) == 0 {
+            self.step_liveness(&Input::Confirmed(name_of(node)));
         }
     }
 
     fn look(&mut self) {
-        let now = self.now();
-        for node in 0..self.control.nodes {
-            let is_heard = self.control.is_up(node) && !self.is_paused(Process::Node(node));
-            if is_heard || self.control.is_away {
-                self.control.heard.insert(node, now);
-            }
-        }
-        if self.control.is_away {
+        if matches!(self.control.away, Some(Away::Down)) {
             return;
         }
-        let silent = |node: &usize| {
-            let heard = self.control.heard.get(node).copied().unwrap_or_default();
-            now.since_ms(heard) > SILENCE_MS
+        let nodes = self.control.nodes.clone();
+        let sites: Vec<VolumeSite> = self.control.owners.iter().map(site).collect();
+        let owners: BTreeSet<Uuid> = sites.iter().filter_map(|site| site.node).collect();
+        let owners: Vec<Uuid> = owners.into_iter().collect();
+        self.step_liveness(&Input::Tick { nodes: &nodes, owners: &owners });
+        let now = self.control_clock();
+        let node_site = |node: &Uuid| NodeSite {
+            node: *node,
+            life: self.control.liveness.life(now, *node),
+            has_trouble: false,
         };
-        let (lost, alive): (Vec<usize>, Vec<usize>) = (0..self.control.nodes).partition(silent);
-        let moved: Vec<usize> = (0..self.size.machines)
-            .filter(|machine| lost.contains(&self.control.owner(*machine).node))
-            .collect();
-        for machine in moved {
-            if let Some(to) = self.rng.choice(&alive).copied() {
-                self.assign(machine, to);
-            }
+        let nodes: Vec<NodeSite> = nodes.iter().map(node_site).collect();
+        for moved in place(&sites, &nodes) {
+            let to = self.control.number_of(moved.to);
+            self.assign(machine_of(VolumeId(moved.volume.into_bytes())), to);
         }
     }
 
     fn tell_process(&mut self, process: Process) {
-        if self.control.is_away {
+        if self.control.is_away() {
             return;
         }
         let wanted = |(machine, owner): (&usize, &Assignment)| match process {
             Process::Agent(number) => *machine == number,
-            Process::Node(number) => owner.node == number,
+            Process::Node(number) => owner.node == self.control.identity(number),
             Process::Reader => false,
         };
         let all = self.control.owners.iter().filter(|(machine, owner)| wanted((machine, owner)));
@@ -322,4 +500,10 @@ impl World {
             Process::Reader => {}
         }
     }
+}
+
+/// A volume as placement sees it.
+fn site((machine, owner): (&usize, &Assignment)) -> VolumeSite {
+    let volume = Uuid::from_bytes(volume_of(*machine).0);
+    VolumeSite { volume, node: Some(name_of(owner.node)), last_node: None }
 }

@@ -35,8 +35,12 @@ pub enum Fault {
     StoreErrors,
     /// The store is away.
     StoreDown,
-    /// The control plane is away.
+    /// The control plane is down, or nobody reaches it.
     ControlAway,
+    /// The control plane hangs, and goes on with what was said to it meanwhile.
+    PauseControl,
+    /// A node's report arrives many seconds late, after newer ones.
+    HungReport,
     /// Wall clocks jump.
     ClockJump,
     /// A volume is given to another node while its own works, or changes places with another volume.
@@ -59,13 +63,17 @@ pub enum Fault {
     Revoke,
     /// An agent's certificate is renewed.
     Renew,
+    /// A snapshot is taken of a node's machine, or it goes back to the one that was taken.
+    NodeRevert,
+    /// A copy of a node's machine, its journal and identity included, starts while the node lives.
+    NodeCopy,
     /// The catalogue is backed up, or put back from the backup: epochs that were given since are forgotten.
     OldCatalog,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::KillAgent,
         Self::StopAgent,
         Self::KillNode,
@@ -80,6 +88,8 @@ impl Fault {
         Self::StoreErrors,
         Self::StoreDown,
         Self::ControlAway,
+        Self::PauseControl,
+        Self::HungReport,
         Self::ClockJump,
         Self::Move,
         Self::JournalWrite,
@@ -91,6 +101,8 @@ impl Fault {
         Self::SnapshotRevert,
         Self::Revoke,
         Self::Renew,
+        Self::NodeRevert,
+        Self::NodeCopy,
         Self::OldCatalog,
     ];
 }

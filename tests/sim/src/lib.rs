@@ -14,6 +14,7 @@
 //! - Calls of the vault are `async`: [`world::World::spawn`] runs them on the world's own executor, and
 //!   what they return comes back as an event. A request that has reached the store happens there even
 //!   if whoever sent it is dead by then.
+//! - The [`reader`] opens views of volumes while all of that goes on, as a restore or an export does.
 //! - [`faults`] breaks things for a while, then stops; [`run`] waits until the system has converged, and
 //!   [`oracle`] has judged every step meanwhile.
 

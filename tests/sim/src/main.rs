@@ -147,9 +147,14 @@ fn print_summary(summary: &Summary, time: Duration) {
         summary.puts
     );
     println!(
-        "judged: {} marks against their disk, {} acks, {} points read back, {} beside their writers, with \
-         {} maps",
-        summary.marks, summary.acks, summary.points, summary.reads, summary.maps
+        "judged: {} marks against their disk, {} acks, {} points read back, {} reads beside writers and {} \
+         that the store was away for, with {} maps",
+        summary.marks,
+        summary.acks,
+        summary.points,
+        summary.reads,
+        summary.reads_away,
+        summary.maps
     );
     let strikes: Vec<String> =
         summary.strikes.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();

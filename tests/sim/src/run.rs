@@ -9,7 +9,7 @@ use crate::faults::{self, Plan};
 use crate::guest::{self, Guest};
 use crate::node::Node;
 use crate::oracle::{Counts, Violation};
-use crate::reader;
+use crate::reader::{self, Reader};
 use crate::trace::Trace;
 use crate::world::{Event, Process, Size, World};
 use farshore_proto::Timestamp;
@@ -73,6 +73,7 @@ struct Sim {
     agents: Vec<Agent>,
     nodes: Vec<Node>,
     guests: Vec<Guest>,
+    reader: Reader,
     plan: Plan,
     strikes: BTreeMap<faults::Fault, u64>,
     is_calm: bool,
@@ -88,6 +89,7 @@ pub fn run(setup: &Setup, trace: Trace) -> Outcome {
     sim.heal();
     sim.go_on(CALM);
     sim.guests.iter_mut().for_each(Guest::stop);
+    sim.reader.stop();
     if sim.converge() {
         sim.judge();
     }
@@ -138,6 +140,7 @@ impl Sim {
             agents,
             nodes,
             guests,
+            reader: Reader::new(!setup.seed),
             plan,
             strikes: BTreeMap::new(),
             is_calm: false,
@@ -155,7 +158,7 @@ impl Sim {
             self.world.after(wait, Event::Guest(machine, guest::Event::Go));
         }
         self.world.after(Duration::ZERO, Event::Control(control::Event::Look));
-        self.world.after(Duration::ZERO, Event::Reader(reader::Event::Read));
+        self.world.after(Duration::ZERO, Event::Reader(reader::Event::Go));
         let wait = self.world.us(1_000_000..4_000_000);
         self.world.after(wait, Event::Fault(faults::Event::Strike));
     }
@@ -169,11 +172,13 @@ impl Sim {
                 }
             }
             Process::Node(number) => {
-                if !self.nodes[number].is_running() {
-                    self.nodes[number].start(&mut self.world);
+                // A copy may be gone by then.
+                if let Some(node) = self.nodes.get_mut(number).filter(|node| !node.is_running()) {
+                    node.start(&mut self.world);
                 }
             }
-            Process::Reader => {}
+            // It begins by itself.
+            Process::Reader => return,
         }
         self.world.tell_soon(process);
     }
@@ -187,7 +192,7 @@ impl Sim {
                 self.guests[number].cut_off();
             }
             Process::Node(number) => {
-                self.world.control.set_up(number, false);
+                self.world.control.set_up(number, None);
                 self.nodes[number].end();
                 let mut rng = self.world.rng.fork();
                 for log in self.nodes[number].logs() {
@@ -216,13 +221,18 @@ impl Sim {
         let world = &mut self.world;
         match event {
             Event::Agent(number, event) => self.agents[number].handle(world, event),
-            Event::Node(number, event) => self.nodes[number].handle(world, event),
+            Event::Node(number, event) => {
+                // What was said to a copy may come when it is gone.
+                if let Some(node) = self.nodes.get_mut(number) {
+                    node.handle(world, event);
+                }
+            }
             Event::Guest(number, event) => {
                 let is_served = self.agents[number].is_serving();
                 self.guests[number].handle(world, event, is_served);
             }
-            Event::Reader(event) => world.handle_reader(event),
-            Event::Control(event) => world.handle_control(&event),
+            Event::Reader(event) => self.reader.handle(world, event),
+            Event::Control(event) => world.handle_control(event),
             Event::Fault(event) => self.handle_fault(&event),
         }
         for process in self.world.take_exits() {
@@ -268,12 +278,14 @@ impl Sim {
             && self.guests.iter().all(Guest::is_quiet)
             && self.settled.len() == self.agents.len()
             && self.nodes.iter().all(Node::is_running)
+            && self.reader.is_idle()
     }
 
     fn standing(&self) -> String {
         let agents = self.agents.iter().map(Agent::standing);
         let nodes = self.nodes.iter().map(Node::standing);
-        agents.chain(nodes).collect::<Vec<_>>().join("; ")
+        let reader = std::iter::once(self.reader.standing());
+        agents.chain(nodes).chain(reader).collect::<Vec<_>>().join("; ")
     }
 
     fn judge(&mut self) {

@@ -74,9 +74,30 @@ enum Reply {
     Get(Box<Result<GetResult>>),
 }
 
+/// Whose requests they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// Nodes, which write.
+    Writer,
+    /// Who reads beside them.
+    Reader,
+}
+
+/// How the store is to its reader. Chance is its own: what nodes meet is the same whether somebody reads
+/// or not.
+#[derive(Debug)]
+struct ReaderWay {
+    rng: fastrand::Rng,
+    /// It reaches nothing, whatever others do.
+    is_cut_off: bool,
+    /// Its requests that ended in an error.
+    failed: u64,
+}
+
 #[derive(Debug)]
 struct State {
     rng: fastrand::Rng,
+    reader: ReaderWay,
     faults: StoreFaults,
     /// Requests are carried out on the spot: before a run begins.
     is_instant: bool,
@@ -99,12 +120,14 @@ pub struct SimStore {
     objects: Arc<InMemory>,
     alarms: Alarms,
     vault: Vault,
+    reader: Vault,
     direct: Vault,
 }
 
 /// The store as processes reach it.
 #[derive(Debug, Clone)]
 struct Remote {
+    caller: Caller,
     state: Arc<Mutex<State>>,
     objects: Arc<InMemory>,
     alarms: Alarms,
@@ -112,8 +135,10 @@ struct Remote {
 
 impl SimStore {
     pub(crate) fn new(rng: fastrand::Rng, alarms: Alarms) -> Self {
+        let reader = fastrand::Rng::with_seed(rng.clone().u64(..));
         let state = State {
             rng,
+            reader: ReaderWay { rng: reader, is_cut_off: false, failed: 0 },
             faults: StoreFaults::default(),
             is_instant: true,
             next: 0,
@@ -129,15 +154,15 @@ impl SimStore {
         let objects = Arc::new(InMemory::new());
         let recovery = RecoveryKey::draw().expect("the system has random bytes");
         make_vault(&objects, &recovery);
-        let remote = Remote {
-            state: Arc::clone(&state),
-            objects: Arc::clone(&objects),
-            alarms: alarms.clone(),
-        };
         let open = |store: Store| at_once(Vault::open(&store, &recovery)).expect("just made");
-        let vault = open(Store::over(Arc::new(remote), "sim"));
+        let reached_by = |caller| {
+            let (state, objects) = (Arc::clone(&state), Arc::clone(&objects));
+            let remote = Remote { caller, state, objects, alarms: alarms.clone() };
+            open(Store::over(Arc::new(remote), "sim"))
+        };
+        let (vault, reader) = (reached_by(Caller::Writer), reached_by(Caller::Reader));
         let direct = open(Store::over(Arc::clone(&objects) as Arc<dyn ObjectStore>, "direct"));
-        let store = Self { state, objects, alarms, vault, direct };
+        let store = Self { state, objects, alarms, vault, reader, direct };
         store.lock().is_instant = false;
         store
     }
@@ -150,6 +175,23 @@ impl SimStore {
     #[must_use]
     pub fn vault(&self) -> Vault {
         self.vault.clone()
+    }
+
+    /// The vault as its reader reaches it.
+    #[must_use]
+    pub fn readers_vault(&self) -> Vault {
+        self.reader.clone()
+    }
+
+    /// The reader reaches the store no more, or again.
+    pub fn cut_reader_off(&self, is_cut_off: bool) {
+        self.lock().reader.is_cut_off = is_cut_off;
+    }
+
+    /// The reader's requests that ended in an error.
+    #[must_use]
+    pub fn failed_reads(&self) -> u64 {
+        self.lock().reader.failed
     }
 
     /// The vault as it really is, for the oracle; its calls end [`at_once`].
@@ -338,14 +380,24 @@ impl State {
         puts.map(|(request, _)| *request).collect()
     }
 
-    fn fate(&mut self) -> Fate {
-        let slowest = 20_000.max(self.faults.slow_us_max);
-        let mut us = |range: std::ops::Range<u64>| Duration::from_micros(self.rng.u64(range));
+    /// The chance that decides about a caller's requests, and whether the store is away for it.
+    fn way_of(&mut self, caller: Caller) -> (&mut fastrand::Rng, bool) {
+        let is_down = self.faults.is_down;
+        match caller {
+            Caller::Writer => (&mut self.rng, is_down),
+            Caller::Reader => (&mut self.reader.rng, is_down || self.reader.is_cut_off),
+        }
+    }
+
+    fn fate(&mut self, caller: Caller) -> Fate {
+        let faults = self.faults;
+        let (rng, is_away) = self.way_of(caller);
+        let slowest = 20_000.max(faults.slow_us_max);
+        let mut us = |range: std::ops::Range<u64>| Duration::from_micros(rng.u64(range));
         let (there, back) = (us(200..slowest), us(100..5_000));
         let late = us(0..2_000_000);
-        let draw = self.rng.u32(0..1000);
-        let faults = self.faults;
-        if faults.is_down || draw < faults.failed {
+        let draw = rng.u32(0..1000);
+        if is_away || draw < faults.failed {
             return Fate { there: None, error: Some(there), back };
         }
         if draw < faults.failed + faults.unanswered {
@@ -400,7 +452,7 @@ impl Remote {
                 }
                 Op::Get(..) => state.gets += 1,
             }
-            let fate = state.fate();
+            let fate = state.fate(self.caller);
             if fate.there.is_some() {
                 state.requests.insert(request, Request { op, caller: Arc::downgrade(&caller) });
             }
@@ -411,12 +463,19 @@ impl Remote {
         }
         if let Some(wait) = fate.error {
             self.sleep(wait).await;
+            self.failed();
             return Err(trouble());
         }
         let reply = Answer { remote: self, request }.await;
         self.sleep(fate.back).await;
         drop(caller);
         Ok(reply)
+    }
+
+    fn failed(&self) {
+        if self.caller == Caller::Reader {
+            lock(&self.state).reader.failed += 1;
+        }
     }
 
     fn is_instant(&self) -> bool {
@@ -473,17 +532,25 @@ impl ObjectStore for Remote {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let state = Arc::clone(&self.state);
+        let (state, caller) = (Arc::clone(&self.state), self.caller);
+        if lock(&state).way_of(caller).1 {
+            self.failed();
+            return futures::stream::once(std::future::ready(Err(trouble()))).boxed();
+        }
         let is_listed = move |_: &Result<ObjectMeta>| {
             let mut state = lock(&state);
             let unlisted = state.faults.unlisted;
-            let is_listed = state.rng.u32(0..1000) >= unlisted;
+            let is_listed = state.way_of(caller).0.u32(0..1000) >= unlisted;
             std::future::ready(is_listed)
         };
         self.objects.list(prefix).filter(is_listed).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        if lock(&self.state).way_of(self.caller).1 {
+            self.failed();
+            return Err(trouble());
+        }
         self.objects.list_with_delimiter(prefix).await
     }
 

@@ -2,9 +2,13 @@
 //! one at a time, in an order that only the seed decides.
 
 use crate::world::{Event, Process};
+use farshore_vault::Timer;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -101,17 +105,39 @@ pub(crate) enum Alarm {
     Store(u64),
 }
 
-/// Alarms set by tasks; the world moves them into its queue.
+/// Alarms set by tasks; the world moves them into its queue, and tells the time.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Alarms(Arc<Mutex<Vec<(Duration, Alarm)>>>);
+pub(crate) struct Alarms {
+    set: Arc<Mutex<Vec<(Duration, Alarm)>>>,
+    now_us: Arc<AtomicU64>,
+}
 
 impl Alarms {
     pub(crate) fn set(&self, after: Duration, alarm: Alarm) {
-        lock(&self.0).push((after, alarm));
+        lock(&self.set).push((after, alarm));
     }
 
     pub(crate) fn take(&self) -> Vec<(Duration, Alarm)> {
-        std::mem::take(&mut *lock(&self.0))
+        std::mem::take(&mut *lock(&self.set))
+    }
+
+    /// It is so late now.
+    pub(crate) fn tell_time(&self, now_us: u64) {
+        self.now_us.store(now_us, Ordering::Relaxed);
+    }
+}
+
+/// Virtual time for who waits inside the vault's code.
+#[derive(Debug)]
+pub(crate) struct VirtualTimer(pub(crate) Alarms);
+
+impl Timer for VirtualTimer {
+    fn now(&self) -> Duration {
+        Duration::from_micros(self.0.now_us.load(Ordering::Relaxed))
+    }
+
+    fn sleep(&self, wait: Duration) -> BoxFuture<'static, ()> {
+        Sleep::new(self.0.clone(), wait).boxed()
     }
 }
 

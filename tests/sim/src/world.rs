@@ -4,10 +4,11 @@ use crate::control::Control;
 use crate::net::Net;
 use crate::oracle::Oracle;
 use crate::store::SimStore;
-use crate::tasks::{Alarm, Alarms, Sleep, Tasks};
+use crate::tasks::{Alarm, Alarms, Sleep, Tasks, VirtualTimer};
 use crate::trace::Trace;
 use crate::{agent, control, faults, guest, node, reader};
 use farshore_proto::Timestamp;
+use farshore_vault::{Patience, Timer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -21,7 +22,7 @@ pub enum Process {
     Agent(usize),
     /// A node, by its number.
     Node(usize),
-    /// Whoever reads points meanwhile; nothing ends it.
+    /// Who reads the vault while others write.
     Reader,
 }
 
@@ -42,10 +43,10 @@ pub enum Event {
     Agent(usize, agent::Event),
     /// To a node.
     Node(usize, node::Event),
-    /// To the workload of a protected server.
-    Guest(usize, guest::Event),
     /// To the reader.
     Reader(reader::Event),
+    /// To the workload of a protected server.
+    Guest(usize, guest::Event),
     /// To the control plane.
     Control(control::Event),
     /// Something breaks, or stops being broken.
@@ -171,7 +172,8 @@ impl World {
         let owner = match &event {
             Event::Agent(number, _) => Some(Process::Agent(*number)),
             Event::Node(number, _) => Some(Process::Node(*number)),
-            Event::Guest(..) | Event::Reader(_) | Event::Control(_) | Event::Fault(_) => None,
+            // What it waits for comes back from a task, with its life.
+            Event::Reader(_) | Event::Guest(..) | Event::Control(_) | Event::Fault(_) => None,
         };
         let owner = owner.map(|process| (process, self.life(process)));
         self.push(wait, Due::Event(owner, event));
@@ -195,6 +197,18 @@ impl World {
     pub fn sleeper(&self) -> impl Fn(Duration) -> Sleep + Send + Sync + Clone + 'static + use<> {
         let alarms = self.alarms.clone();
         move |wait| Sleep::new(alarms.clone(), wait)
+    }
+
+    /// Patience that lasts so long of virtual time.
+    #[must_use]
+    pub fn patience(&self, max: Duration) -> Patience {
+        Patience::timed_by(max, VirtualTimer(self.alarms.clone()))
+    }
+
+    /// The moment, for use inside [`World::spawn`].
+    pub fn clock(&self) -> impl Fn() -> Duration + Send + 'static + use<> {
+        let timer = VirtualTimer(self.alarms.clone());
+        move || timer.now()
     }
 
     fn run_tasks(&mut self) {
@@ -244,7 +258,11 @@ impl World {
 
     /// Lets it go on.
     pub fn resume(&mut self, process: Process) {
-        for event in self.paused.remove(&process).unwrap_or_default() {
+        let Some(waiting) = self.paused.remove(&process) else { return };
+        if let Process::Node(number) = process {
+            self.control.speaks_again(number, self.now());
+        }
+        for event in waiting {
             self.after(Duration::ZERO, event);
         }
         self.tasks.resume();
@@ -262,11 +280,11 @@ impl World {
         loop {
             let (at, _) = *self.queue.first_key_value()?.0;
             if at > until.0 * 1000 {
-                self.now_us = until.0 * 1000;
+                self.go_to(until.0 * 1000);
                 return None;
             }
             let (_, due) = self.queue.pop_first()?;
-            self.now_us = at;
+            self.go_to(at);
             match due {
                 Due::Alarm(alarm) => self.ring(alarm),
                 Due::Event(owner, event) => {
@@ -283,6 +301,11 @@ impl World {
                 }
             }
         }
+    }
+
+    fn go_to(&mut self, now_us: u64) {
+        self.now_us = now_us;
+        self.alarms.tell_time(now_us);
     }
 
     fn ring(&mut self, alarm: Alarm) {

@@ -168,7 +168,7 @@ impl Bench {
         let size = Size { machines: 1, nodes: 1, shards: 1, blocks: 192 };
         let mut world = World::new(seed, size, trace);
         let tags = (0..192).map(|block| if block % 3 == 0 { 0 } else { 1 << 50 | block }).collect();
-        world.control.set_up(0, true);
+        world.control.set_up(0, Some(world.now()));
         let node = FakeNode::default();
         let (agent, guest) = (Agent::new(0, GuestDisk::new(tags)), Guest::new(0));
         let mut bench = Self { world, agent, guest, node, starts_at: Some(0) };

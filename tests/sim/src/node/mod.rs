@@ -14,7 +14,7 @@ mod shard;
 mod start;
 
 use crate::control::{Assignment, Report, machine_of, volume_of};
-use crate::disk::Disk;
+use crate::disk::{Disk, Snapshot};
 use crate::net::Arrival;
 use crate::world::{self, Process, World};
 use farshore_codec::{ChunkHasher, Chunker};
@@ -114,7 +114,7 @@ pub enum Event {
 }
 
 /// What a node keeps over a restart besides its journal.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Kept {
     incarnation: u64,
     logs: Vec<LogId>,
@@ -177,6 +177,8 @@ pub struct Node {
     number: usize,
     files: Disk,
     kept: Kept,
+    /// Its disk as it was when somebody took a snapshot of its machine.
+    snapshot: Option<(Kept, Snapshot)>,
     state: State,
 }
 
@@ -221,7 +223,21 @@ impl Node {
     #[must_use]
     pub fn new(number: usize) -> Self {
         let (files, kept, state) = (Disk::default(), Kept::default(), State::Down);
-        Self { number, files, kept, state }
+        Self { number, files, kept, snapshot: None, state }
+    }
+
+    /// A copy of its machine, as after a power cut now, that has not started. Both write the same logs, and
+    /// say to the control plane that they are the same node.
+    #[must_use]
+    pub fn copied(&self, number: usize, world: &mut World) -> Self {
+        for log in &self.kept.logs {
+            world.oracle.log_copied(*log);
+        }
+        let mut copy = Self { number, kept: self.kept.clone(), ..Self::new(number) };
+        copy.files.go_back(&self.files.snapshot());
+        let mut rng = world.rng.fork();
+        copy.cut_power(&mut rng);
+        copy
     }
 
     fn process(&self) -> Process {
@@ -292,6 +308,30 @@ impl Node {
         if rng.bool() {
             self.kept.index.clear();
         }
+    }
+
+    /// Somebody takes a snapshot of its machine.
+    pub fn take_snapshot(&mut self) {
+        self.snapshot = Some((self.kept.clone(), self.files.snapshot()));
+    }
+
+    /// Whether there is a snapshot to go back to.
+    #[must_use]
+    pub fn has_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// Its machine goes back to its snapshot, as after a power cut then. The process was ended before.
+    pub fn go_back(&mut self, world: &mut World) {
+        let Some((kept, files)) = &self.snapshot else { return };
+        // What it acked since is as lost as with the disk, and so are logs that it began.
+        for log in self.kept.logs.iter().chain(&kept.logs) {
+            world.oracle.journal_lost(*log);
+        }
+        self.kept = kept.clone();
+        self.files.go_back(files);
+        let mut rng = world.rng.fork();
+        self.cut_power(&mut rng);
     }
 
     /// Its disk is replaced by an empty one. The process was ended before.
@@ -413,9 +453,8 @@ impl Turn<'_> {
         let assigned = |volume| assignments.get(&machine_of(volume)).map(|owner| owner.epoch);
         let newer = self.running.wishes.newer(assigned, REPORT_VOLUMES_MAX);
         let needed = self.running.wishes.take_needed(REPORT_VOLUMES_MAX);
-        if !newer.is_empty() || !needed.is_empty() {
-            self.world.report(Report { node: self.number, needed, newer });
-        }
+        let node = self.world.control.identity(self.number);
+        self.world.report(Report { node, from: self.number, needed, newer });
         self.after(REPORT, Event::Report);
     }
 

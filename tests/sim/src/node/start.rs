@@ -245,7 +245,7 @@ impl Node {
         if let Err(why) = told {
             return self.give_up(world, &why);
         }
-        world.control.set_up(number, true);
+        world.control.set_up(number, Some(world.now()));
         let sweep = Duration::from_millis(patience.look_every_ms());
         world.after(sweep, world::Event::Node(number, Event::Sweep));
         let look = Duration::from_millis(LOOK_EVERY_MS);

@@ -4,7 +4,7 @@
 //! | invariant | how it is judged |
 //! |---|---|
 //! | I1 | every ack *committed* is compared with what the vault really holds; after each start of a node its *journaled* watermark with what it acked before |
-//! | I2 | at each mark the log, folded, is the disk; every point of the vault restores to that fold |
+//! | I2 | at each mark the log, folded, is the disk; every point of the vault restores to that fold, also while others write |
 //! | I3 | each seq of a volume lies in the log of one epoch, below its seal; committed acks come with the volume's newest epoch or one that still counts |
 //! | I5 | whatever is read from the vault is right or an error, also after objects were damaged |
 //! | I6 | wall clocks jump all the time; everything above holds all the same |
@@ -12,6 +12,7 @@
 //! | revoked | no frame is taken from an agent whose certificate its node has known to be over for two looks |
 //! | I9 | no two different objects or journal groups are sealed under one salt |
 
+mod reads;
 mod stream;
 mod vault;
 
@@ -40,8 +41,6 @@ pub struct Counts {
     pub marks: u64,
     /// Points of the vault that were read and compared.
     pub points_read: u64,
-    /// Points that were read and compared while their volumes were written.
-    pub reads: u64,
     /// Maps that nodes wrote.
     pub maps: u64,
     /// Acks judged.
@@ -50,6 +49,10 @@ pub struct Counts {
     pub objects: u64,
     /// Reads of damaged objects that ended in an error.
     pub damage_found: u64,
+    /// Reads beside the writers that came to their end.
+    pub reads: u64,
+    /// Those that ended because the store was away.
+    pub reads_away: u64,
 }
 
 /// The oracle of one run.
@@ -59,6 +62,8 @@ pub struct Oracle {
     violation: Option<Violation>,
     /// Highest *journaled* that a node acked out of a log's journal, by log and volume.
     journaled: BTreeMap<(LogId, usize), (Epoch, Seq)>,
+    /// Logs that two journals belong to: what one of them holds says nothing of the other.
+    copied: BTreeSet<LogId>,
     /// Salts, and a digest of what was sealed under them.
     salts: BTreeMap<Vec<u8>, u64>,
     /// What was judged.
@@ -71,6 +76,7 @@ impl Oracle {
             streams: (0..size.machines).map(|_| Stream::new(size.blocks)).collect(),
             violation: None,
             journaled: BTreeMap::new(),
+            copied: BTreeSet::new(),
             salts: BTreeMap::new(),
             counts: Counts::default(),
         }
@@ -206,6 +212,7 @@ impl Oracle {
         if let Some((acked_epoch, acked)) = self.journaled.get(&(log, machine)).copied()
             && acked_epoch == epoch
             && journaled < acked
+            && !self.copied.contains(&log)
         {
             let what = format!(
                 "volume {machine}: {acked} was acked journaled, after the start only {journaled} \
@@ -218,6 +225,11 @@ impl Oracle {
     /// A node's journal was lost or damaged on purpose: its journaled acks promise nothing any more.
     pub fn journal_lost(&mut self, log: LogId) {
         self.journaled.retain(|(of, _), _| *of != log);
+    }
+
+    /// A node was copied with its journal.
+    pub fn log_copied(&mut self, log: LogId) {
+        self.copied.insert(log);
     }
 
     /// What a shard holds after a step, and what it may hold.

@@ -77,12 +77,6 @@ impl Stream {
         self.promises.get(&point)
     }
 
-    /// The points that somebody may read by now: not all of them stay, where a log went back.
-    pub fn points(&self) -> impl Iterator<Item = PointId> + '_ {
-        let known = self.promises.iter().filter(|(_, mark)| mark.seq <= self.committed);
-        known.map(|(point, _)| *point)
-    }
-
     /// Whether the last change is committed, and a mark behind it too.
     #[must_use]
     pub fn is_safe(&self) -> bool {

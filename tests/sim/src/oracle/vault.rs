@@ -38,7 +38,7 @@ fn read_point(vault: &Vault, volume: VolumeId, at: Seq) -> Result<Vec<u8>, Vault
 }
 
 /// The first block that is not as it should be.
-fn difference(bytes: &[u8], image: &[Tag]) -> Option<String> {
+pub(super) fn difference(bytes: &[u8], image: &[Tag]) -> Option<String> {
     if bytes.len() != image.len() * BLOCK_BYTES {
         return Some(format!("{} bytes instead of {} blocks", bytes.len(), image.len()));
     }
@@ -102,28 +102,6 @@ impl World {
             for point in points.iter().rev().take(points_max) {
                 let read = read_point(&vault, volume, point.seq);
                 self.oracle.judge_point(machine, point, read, is_damaged);
-            }
-        }
-    }
-
-    /// A point was read beside its writers. The store may have been away, and the point may not be there
-    /// yet; damage or loss is never found, and never another's bytes.
-    pub(crate) fn judge_read(
-        &mut self,
-        machine: usize,
-        read: Result<(Point, Vec<u8>), VaultError>,
-    ) {
-        match read {
-            Ok((point, bytes)) => {
-                self.oracle.counts.reads += 1;
-                self.oracle.judge_point(machine, &point, Ok(bytes), false);
-            }
-            Err(error) => {
-                let kind = error.kind();
-                if !matches!(kind, ErrorKind::Unavailable | ErrorKind::NotFound) {
-                    let what = format!("volume {machine}: a reader is told {kind:?}: {error}");
-                    self.oracle.violate("I1", what);
-                }
             }
         }
     }

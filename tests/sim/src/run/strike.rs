@@ -16,6 +16,10 @@ const DEAD_US: Range<u64> = 100_000..9_000_000;
 const LASTING_US: Range<u64> = 300_000..9_000_000;
 /// How long a process hangs: some lose their volumes or sessions meanwhile, in microseconds.
 const HANGING_US: Range<u64> = 200_000..16_000_000;
+/// How long a copy of a machine takes to start, in microseconds.
+const COPYING_US: Range<u64> = 0..400_000;
+/// Copies of nodes at a time.
+const COPIES_MAX: usize = 2;
 /// Most that a wall clock is off, in milliseconds.
 const SKEW_MS: i64 = 3 * 24 * 3600 * 1000;
 
@@ -37,7 +41,7 @@ impl Sim {
                 self.world.net.cut.remove(&(machine, node));
             }
             FaultEvent::StoreBack => self.world.store.set_faults(StoreFaults::default()),
-            FaultEvent::ControlBack => self.world.set_control_away(false),
+            FaultEvent::ControlBack => self.world.control_back(),
             FaultEvent::Enrol(machine) => self.world.enrol(machine),
             FaultEvent::Room(machine) => {
                 self.agents[machine].files().set_trouble(Trouble::None);
@@ -49,7 +53,7 @@ impl Sim {
         let Some(fault) = self.world.rng.choice(&self.plan.kinds).copied() else { return };
         *self.strikes.entry(fault).or_default() += 1;
         let machine = self.world.rng.usize(0..self.agents.len());
-        let node = self.world.rng.usize(0..self.nodes.len());
+        let node = self.world.rng.usize(0..self.world.size.nodes);
         self.world.tell("FAULT", || format!("{fault:?} (server {machine}, node {node})"));
         match fault {
             Fault::KillAgent | Fault::CutServer if self.world.rng.bool() => {
@@ -59,6 +63,8 @@ impl Sim {
                 self.strike_server(fault, machine);
             }
             Fault::SnapshotRevert => self.snapshot_or_revert(machine),
+            Fault::NodeRevert => self.node_snapshot_or_revert(node),
+            Fault::NodeCopy => self.copy_node(node),
             Fault::StopAgent => self.agents[machine].stop(&mut self.world),
             Fault::KillNode if self.world.rng.bool() => self.doom_node(machine, node),
             Fault::KillNode | Fault::CutNode | Fault::LoseNodeDisk | Fault::JournalRot => {
@@ -76,20 +82,9 @@ impl Sim {
                 self.world.net.cut.insert((machine, node));
                 self.lasting(LASTING_US, FaultEvent::Heal(machine, node));
             }
-            Fault::StoreErrors => {
-                let mut rng = self.world.rng.fork();
-                self.world.store.set_faults(store_faults(&mut rng));
-                self.lasting(LASTING_US, FaultEvent::StoreBack);
-            }
-            Fault::StoreDown => {
-                let faults = StoreFaults { is_down: true, ..StoreFaults::default() };
-                self.world.store.set_faults(faults);
-                self.lasting(LASTING_US, FaultEvent::StoreBack);
-            }
-            Fault::ControlAway => {
-                self.world.set_control_away(true);
-                self.lasting(LASTING_US, FaultEvent::ControlBack);
-            }
+            Fault::StoreErrors | Fault::StoreDown => self.strike_store(fault),
+            Fault::ControlAway | Fault::PauseControl => self.strike_control(fault),
+            Fault::HungReport => self.world.hold_up_report(node),
             Fault::ClockJump => {
                 let process = if self.world.rng.bool() {
                     Process::Agent(machine)
@@ -115,6 +110,23 @@ impl Sim {
                 self.lasting(LASTING_US, FaultEvent::Room(machine));
             }
         }
+    }
+
+    fn strike_store(&mut self, fault: Fault) {
+        let faults = match fault {
+            Fault::StoreDown => StoreFaults { is_down: true, ..StoreFaults::default() },
+            _ => store_faults(&mut self.world.rng.fork()),
+        };
+        self.world.store.set_faults(faults);
+        self.lasting(LASTING_US, FaultEvent::StoreBack);
+    }
+
+    fn strike_control(&mut self, fault: Fault) {
+        match fault {
+            Fault::PauseControl => self.world.pause_control(),
+            _ => self.world.take_control_away(),
+        }
+        self.lasting(HANGING_US, FaultEvent::ControlBack);
     }
 
     /// Gives a volume to another node; or has it change places with another one, so that both nodes claim
@@ -204,6 +216,46 @@ impl Sim {
         self.lasting(DEAD_US, FaultEvent::Start(process));
     }
 
+    /// The same with a node's machine.
+    fn node_snapshot_or_revert(&mut self, node: usize) {
+        let process = Process::Node(node);
+        if !self.nodes[node].has_snapshot() || self.world.rng.u32(0..3) == 0 {
+            self.world.tell(process, || "a snapshot is taken of its machine".to_owned());
+            return self.nodes[node].take_snapshot();
+        }
+        self.end_process(process);
+        self.world.tell(process, || "its machine goes back to its snapshot".to_owned());
+        self.nodes[node].go_back(&mut self.world);
+        self.lasting(DEAD_US, FaultEvent::Start(process));
+    }
+
+    /// A copy of a node's machine starts while the node lives. Most often both are stopped for it, as for a
+    /// copy of a disk, and start at about the same time.
+    fn copy_node(&mut self, node: usize) {
+        if self.nodes.len() >= self.world.size.nodes + COPIES_MAX {
+            return;
+        }
+        let copy = self.nodes.len();
+        if self.world.rng.u32(0..3) > 0 {
+            self.end_process(Process::Node(node));
+            self.lasting(COPYING_US, FaultEvent::Start(Process::Node(node)));
+        }
+        self.world.tell(Process::Node(node), || format!("is copied: node {copy}"));
+        let copied = self.nodes[node].copied(copy, &mut self.world);
+        self.nodes.push(copied);
+        self.world.control.copied(node, copy);
+        self.lasting(COPYING_US, FaultEvent::Start(Process::Node(copy)));
+    }
+
+    /// Copies of nodes end, and what they had not put into the vault with them.
+    fn end_copies(&mut self) {
+        for copy in self.world.size.nodes..self.nodes.len() {
+            self.end_process(Process::Node(copy));
+        }
+        self.nodes.truncate(self.world.size.nodes);
+        self.world.control.forget_copies();
+    }
+
     /// The power of a protected server goes; its agent has ended.
     pub(super) fn cut_server(&mut self, machine: usize) {
         let mut rng = self.world.rng.fork();
@@ -255,7 +307,8 @@ impl Sim {
         self.world.net.cut.clear();
         self.world.store.set_faults(StoreFaults::default());
         self.world.enrol_revoked();
-        self.world.set_control_away(false);
+        self.world.control_back();
+        self.end_copies();
         for node in 0..self.nodes.len() {
             self.nodes[node].files().set_trouble(Trouble::None);
             self.nodes[node].set_doom(None);
