@@ -41,6 +41,8 @@ pub(crate) enum Sickness {
     NotWritten(&'static str),
     /// Who writes or syncs files whose path contains this waits.
     Hangs(&'static str),
+    /// Writes that may not wait are made as far as so many bytes, and told of or not: an error then.
+    AtOnce { bytes: usize, is_told: bool },
 }
 
 /// The system's files behind a fuse.
@@ -255,6 +257,15 @@ impl FileIo for FaultyFile {
     fn write_vectored_at(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.fuse.write(&self.path, true)?;
         self.file.write_vectored_at(slices, offset)
+    }
+
+    fn write_at_once(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        let sickness = *self.fuse.sickness.lock().unwrap();
+        let Sickness::AtOnce { bytes, is_told } = sickness else { return Ok(0) };
+        let mut all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+        all.truncate(bytes);
+        self.file.write_all_at(&all, offset)?;
+        if is_told { Ok(all.len()) } else { Err(io::Error::other("not all of it was written")) }
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {

@@ -6,7 +6,7 @@
 use super::gate::Durable;
 use super::splitter::{Core, Splitter};
 use super::steps::{Call, Step};
-use super::underway::LOG_TIME_MAX;
+use crate::hrl::HANG_TIME;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,7 +40,7 @@ impl Splitter {
     /// If the disk cannot be flushed. If only the log cannot, or takes too long, the intents stay and the disk
     /// is durable: that is what the client asked for.
     pub async fn flush_all(self: &Arc<Self>) -> io::Result<()> {
-        self.flush(TURN_TIME_MAX, LOG_TIME_MAX).await
+        self.flush(TURN_TIME_MAX, HANG_TIME).await
     }
 
     /// The same, and waits for the log however long that takes: nothing comes later.

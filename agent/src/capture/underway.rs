@@ -4,12 +4,9 @@
 //! doubt what was to be logged, and the work, when it goes on, finds that it holds nothing any more. What it
 //! appended by then lies in the log in front of all that came later, and is read again.
 
+use crate::hrl::HANG_TIME;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::sync::Notify;
-
-/// So long the log may take before what waits for it is let go.
-pub(super) const LOG_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// What is held, while it is.
 #[derive(Debug)]
@@ -35,7 +32,7 @@ impl<T> Underway<T> {
     /// Ready when the log has taken too long.
     pub(super) async fn takes_too_long(&self) {
         self.logging.notified().await;
-        tokio::time::sleep(LOG_TIME_MAX).await;
+        tokio::time::sleep(HANG_TIME).await;
     }
 
     /// Ends it; none if somebody did before.

@@ -3,11 +3,9 @@
 //! Whoever has the turn reads and writes files without holding the writer's lock: that is held for as long as
 //! memory takes, so whoever only asks where the log stands waits for no disk.
 
+use super::HANG_TIME;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-/// So long a change waits for its turn.
-const PATIENCE: Duration = Duration::from_secs(2);
+use std::time::Instant;
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -48,7 +46,7 @@ impl Lane {
         let begun = Instant::now();
         let mut inner = self.lock();
         while inner.is_taken {
-            let left = PATIENCE.saturating_sub(begun.elapsed());
+            let left = HANG_TIME.saturating_sub(begun.elapsed());
             if left.is_zero() || inner.hangs {
                 inner.hangs = true;
                 return None;
@@ -98,7 +96,7 @@ mod tests {
         assert!(lane.enter().is_none(), "it takes too long");
         let begun = Instant::now();
         (0..1000).for_each(|_| assert!(lane.enter().is_none()));
-        assert!(begun.elapsed() < PATIENCE * 100, "at once, by now");
+        assert!(begun.elapsed() < HANG_TIME * 100, "at once, by now");
         std::thread::scope(|scope| {
             let patient = scope.spawn(|| drop(lane.wait()));
             drop(turn);

@@ -28,6 +28,10 @@ pub use writer::{Entry, Home, Log, Marked, Place};
 use farshore_proto::{DecodeError, ErrorKind, Seq};
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// What takes so long counts as hanging: nobody waits for it any more.
+pub const HANG_TIME: Duration = Duration::from_secs(2);
 
 /// Why the log could not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -380,7 +380,7 @@ fn a_sync_waits_for_the_one_under_way() {
     let second = sync();
     for _ in 0..100 {
         std::thread::yield_now();
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
         assert!(!second.is_finished(), "the frame is not durable yet");
     }
     files.hold_syncs(false);
@@ -479,6 +479,35 @@ fn an_append_that_hangs_holds_up_nobody() {
     let (log, recovered) = open(dir.path());
     assert_eq!((recovered.last, recovered.torn_bytes), (Seq(3), 0));
     assert_eq!(read_all(&log, 1, 1 << 20).0, bytes);
+}
+
+/// What came only in part, or with an error, is cut off before anything else is appended: none of it is ever
+/// taken for a frame.
+#[test]
+fn what_is_appended_at_once_in_part_leaves_nothing_behind() {
+    const FRAME: usize = FRAME_HEADER_BYTES + BLOCK_BYTES;
+    let cases = [(usize::MAX, false), (FRAME, true), (FRAME + 5, true), (3, true), (0, true)];
+    for (bytes, is_told) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let files = FaultyFiles::good();
+        let (log, _) = Log::open_on(&files, dir.path(), (VOLUME, LIMIT), Seq(0)).unwrap();
+        files.sicken(Sickness::AtOnce { bytes: usize::MAX, is_told: true });
+        let first = block(1);
+        assert!(log.append_at_once(&[Entry::Write { block: 0, data: &first }]));
+        files.sicken(Sickness::AtOnce { bytes, is_told });
+        let (one, other) = (block(2), block(3));
+        let both = [Entry::Write { block: 1, data: &one }, Entry::Write { block: 2, data: &other }];
+        assert!(!log.append_at_once(&both), "{bytes} bytes");
+        assert_eq!((log.last(), log.breaches()), (Seq(1), 0), "the longer way comes");
+        // Another one has its turn first, and the process ends.
+        files.sicken(Sickness::None);
+        assert_eq!(write(&log, 3, 4), Seq(2));
+        let (written, _) = read_all(&log, 1, 1 << 20);
+        drop(log);
+        let (log, recovered) = open(dir.path());
+        assert_eq!((recovered.last, recovered.torn_bytes), (Seq(2), 0), "{bytes} bytes");
+        assert_eq!(read_all(&log, 1, 1 << 20).0, written);
+    }
 }
 
 /// What is appended without waiting, where the file system can, is what is appended otherwise.

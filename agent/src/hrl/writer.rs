@@ -524,13 +524,14 @@ impl Log {
             }
             let bytes: u64 = group.iter().map(Frame::bytes).sum();
             if how == How::AtOnce {
-                let written = file.write_at_once(&slices, end)? as u64;
-                if written != bytes {
-                    // What is there by now is written over, or cut off.
-                    if written > 0 {
+                match file.write_at_once(&slices, end) {
+                    Ok(written) if written as u64 == bytes => {}
+                    Ok(0) => return Err(would_block()),
+                    // Some of it may be there: it is cut off before anything is appended.
+                    part => {
                         self.lock().broken = Some(Broken::NotUndone);
+                        return Err(part.err().unwrap_or_else(would_block));
                     }
-                    return Err(would_block());
                 }
             } else if let Err(error) = file.write_vectored_at(&mut slices, end) {
                 if file.set_len(end).is_err() {

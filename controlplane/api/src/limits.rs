@@ -65,6 +65,10 @@ pub const NODE_WORD_MS_MAX: u64 = 1_000;
 
 const _: () = assert!(3 * NODE_WORD_MS_MAX <= NODE_LOST_AFTER_SECONDS_MIN * 1_000);
 
+/// How long a failover waits for a node that speaks to let a volume go, in milliseconds: its store may be slow.
+/// Behind that the log is sealed.
+pub const LET_GO_MS_MAX: u64 = 30_000;
+
 /// How often agents and nodes should report, in milliseconds.
 pub const REPORT_INTERVAL_MS: u64 = 1_000;
 

@@ -9,7 +9,7 @@ use crate::rt::Post;
 use crate::services::deliver;
 use crate::shard::Message;
 use crate::state::write_durably;
-use farshore_api::limits::REPORT_VOLUMES_MAX;
+use farshore_api::limits::{LET_GO_MS_MAX, REPORT_VOLUMES_MAX};
 use farshore_api::limits::{NODE_LOST_AFTER_SECONDS_DEFAULT, NODE_WORD_MS_MAX, REPORT_POINTS_MAX};
 use farshore_api::node::{
     Assignments as Told, LetGo, NodeReport, RegisterNode, Registered, Reported, ToLetGo,
@@ -31,7 +31,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Sooner while more recovery points wait than one report takes, or a volume is to be let go.
 const BACKLOG_EVERY: Duration = Duration::from_millis(100);
 /// How long for a volume that is not let go: as long as a failover waits for that.
-const LET_GO_AWAITED: Duration = Duration::from_secs(30);
+const LET_GO_AWAITED: Duration = Duration::from_millis(LET_GO_MS_MAX);
 /// How long a shard may take to say whether it has let a volume go; the next report asks again.
 const LET_GO_WAIT: Duration = Duration::from_millis(500);
 /// How long the first answer to a report is waited for: a third of a node's usual limit of silence.
@@ -195,7 +195,7 @@ impl Control {
     /// Reports once a second, for as long as the node lives.
     pub(crate) async fn report(self) {
         let started = Instant::now();
-        let (mut is_silent, mut wait, mut holds_since) = (false, REPORT_EVERY, None);
+        let (mut is_silent, mut wait, mut holds_since) = (false, REPORT_EVERY, None::<Instant>);
         let mut longest = REPORT_TIME_MIN;
         loop {
             tokio::select! {
@@ -205,12 +205,11 @@ impl Control {
             // Before the points are taken: a volume that is let go has told its last.
             let asked = self.assignments.to_let_go();
             let let_go = self.let_go(&asked).await;
-            // Nobody waits for it any more after some time: then the log was sealed.
-            let is_holding = let_go.len() < asked.len()
-                && holds_since.get_or_insert_with(Instant::now).elapsed() < LET_GO_AWAITED;
-            if let_go.len() == asked.len() {
-                holds_since = None;
-            }
+            holds_since = match let_go.len() < asked.len() {
+                true => holds_since.or_else(|| Some(Instant::now())),
+                false => None,
+            };
+            let is_awaited = holds_since.is_some_and(|since| since.elapsed() < LET_GO_AWAITED);
             let report = NodeReport {
                 uptime_seconds: started.elapsed().as_secs_f64(),
                 cpu_seconds: cpu_seconds(),
@@ -245,7 +244,7 @@ impl Control {
             wait = match report.points.len() {
                 // More of them wait: the control plane was away, or there are many sources.
                 REPORT_POINTS_MAX.. if !is_silent => BACKLOG_EVERY,
-                _ if is_holding && !is_silent => BACKLOG_EVERY,
+                _ if is_awaited && !is_silent => BACKLOG_EVERY,
                 _ => REPORT_EVERY,
             };
         }

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use farshore_api::agent::PointReport;
+use farshore_api::limits::LET_GO_MS_MAX;
 use farshore_api::point::PointKind;
 use farshore_proto::{Epoch, ErrorKind, LogId, MarkKind, VolumeId};
 use farshore_vault::fence::{FenceError, Fenced, StreamEnd, end_of_stream, fence_volume};
@@ -26,8 +27,8 @@ use crate::error::ControlError;
 /// for.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// How long a node that speaks may take to let a volume go: its store may be slow.
-const LET_GO_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a node that speaks may take to let a volume go.
+const LET_GO_TIME_MAX: Duration = Duration::from_millis(LET_GO_MS_MAX);
 
 /// How often its word is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(25);
