@@ -1,13 +1,14 @@
 //! Standard error, to which a program may lose words but nothing else.
 
 use std::fmt::{Arguments, Write as _};
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::fs::{FileType, fstat};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
 /// How long a reader that does not read may keep a program from its work, once.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -80,10 +81,10 @@ impl State {
     fn try_write(&mut self, to: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
         while !bytes.is_empty() {
             self.wait(to)?;
-            match rustix::io::write(to, &bytes[..bytes.len().min(PIECE)]) {
+            match write_piece(to, &bytes[..bytes.len().min(PIECE)]) {
                 Ok(0) => return Err(Errno::IO),
                 Ok(count) => bytes = &bytes[count..],
-                // A descriptor that others made non-blocking is as good as one that is full.
+                // Others filled it, or made it non-blocking: as if it were full.
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(error) => return Err(error),
             }
@@ -113,6 +114,20 @@ impl State {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Writes what there is room for. Other processes may write to the same pipe, and fill it after it was looked
+/// at: nobody waits for its reader here.
+fn write_piece(to: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    let kind = FileType::from_raw_mode(fstat(to)?.st_mode);
+    if kind != FileType::Fifo {
+        return rustix::io::write(to, bytes);
+    }
+    match pwritev2(to, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
+        // An old kernel, whose pipes cannot be asked like that.
+        Err(Errno::OPNOTSUPP) => rustix::io::write(to, bytes),
+        other => other,
     }
 }
 
@@ -165,6 +180,22 @@ mod tests {
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
         assert!(rest.contains("earlier lines could not be written here)\nagain\n"), "{rest}");
+    }
+
+    #[test]
+    fn a_pipe_that_others_filled_since_it_was_looked_at_is_not_waited_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut filled = 0;
+        let ended = loop {
+            match write_piece(writer.as_fd(), &[b'z'; PIECE]) {
+                Ok(count) => filled += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(ended, Errno::AGAIN);
+        let mut read = vec![0; filled];
+        reader.read_exact(&mut read).unwrap();
+        assert!(read.iter().all(|byte| *byte == b'z'));
     }
 
     #[test]
