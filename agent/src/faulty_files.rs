@@ -24,6 +24,8 @@ struct Fuse {
     /// How many wait for a file system that hangs.
     hanging: AtomicU64,
     released: Condvar,
+    /// Where it is noted what outlasts the agent.
+    run_dir: Mutex<Option<PathBuf>>,
     /// Directories synced so far, and files synced since their last change.
     synced: Mutex<BTreeSet<PathBuf>>,
 }
@@ -86,6 +88,11 @@ impl FaultyFiles {
     pub(crate) fn sicken(&self, sickness: Sickness) {
         *self.0.sickness.lock().unwrap() = sickness;
         self.0.released.notify_all();
+    }
+
+    /// What outlasts the agent is noted in this directory, which is never sick.
+    pub(crate) fn outlast_in(&self, dir: PathBuf) {
+        *self.0.run_dir.lock().unwrap() = Some(dir);
     }
 
     /// How many wait for a file system that hangs.
@@ -186,6 +193,10 @@ impl Fuse {
 }
 
 impl Files for FaultyFiles {
+    fn run_dir(&self) -> Option<PathBuf> {
+        self.0.run_dir.lock().unwrap().clone()
+    }
+
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         OsFiles.create_dir_all(dir)
     }

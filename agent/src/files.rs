@@ -11,7 +11,7 @@ use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -74,6 +74,12 @@ pub trait Files: Debug + Send + Sync {
     /// # Errors
     /// What the system said.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// A directory in memory, which need not exist yet: what is there outlasts this process, but not this run
+    /// of the server. None if there is no such place.
+    fn run_dir(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// An open file. Every operation blocks.
@@ -194,6 +200,13 @@ impl Files for OsFiles {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         sync_dir(dir)
+    }
+
+    fn run_dir(&self) -> Option<PathBuf> {
+        // Of a user of its own, or the system's: whoever runs the agent has one of both.
+        let own =
+            std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::geteuid().is_root());
+        Some(own.map_or_else(|| PathBuf::from("/run"), PathBuf::from).join("farshore-agent"))
     }
 }
 

@@ -324,7 +324,8 @@ impl Stream {
             Err(error) if is_forced => {
                 // What it says, or is found in doubt and cannot be noted, counts for nothing from here on.
                 let (mut map, found) = IntentMap::unusable(files, &path, volume, regions, life);
-                let noted = map.void().write();
+                let voiding = map.void();
+                let noted = voiding.write().or_else(|_| voiding.note());
                 let path = path.display();
                 tracing::error!(%path, %error, ?noted, "the disk is served without intents, all in doubt");
                 note().map(|()| (map, found))

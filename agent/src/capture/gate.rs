@@ -237,9 +237,11 @@ impl Gate {
         // Behind what hangs nobody waits any longer than that.
         let hangs = error.kind() == io::ErrorKind::TimedOut;
         let patience = if hangs { INTENT_TIME_MAX / 10 } else { INTENT_TIME_MAX };
-        let noted = self.in_lane(patience, move || voiding.write()).await;
+        let writing = voiding.clone();
+        let noted = self.in_lane(patience, move || writing.write()).await;
         if let Err(error) = &noted {
-            tracing::error!(%error, "that there are no intents cannot be noted either");
+            let outlasts_a_kill = voiding.note();
+            tracing::error!(%error, ?outlasts_a_kill, "that there are no intents cannot be noted either");
         }
         let mut inner = self.lock();
         let (why, tried_at) = (error.to_string(), self.clock.now());

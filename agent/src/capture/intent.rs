@@ -34,6 +34,7 @@
 //! A file that takes no intents is made void, in place or by taking its name away: then it is nobody's, and
 //! the next start reads the whole disk. Once it takes something again all bits are set, header last.
 
+use super::void_note::VoidNote;
 use crate::files::{FileIo, Files};
 use crate::stamps::{Stamps, Underway};
 use farshore_engine::doubt::RegionSet;
@@ -80,6 +81,7 @@ struct Home {
     path: PathBuf,
     volume: VolumeId,
     regions: u64,
+    note: VoidNote,
 }
 
 /// The intents of one volume as they are, or will be, in the file.
@@ -172,7 +174,7 @@ pub(super) fn touch(file: &dyn FileIo) {
 }
 
 /// That the intents count for nothing, on its way to the disk.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Voiding {
     home: Home,
     file: Option<Arc<dyn FileIo>>,
@@ -182,10 +184,19 @@ impl Voiding {
     /// Makes it durable, in place or by taking the file's name away: neither needs space. Blocks.
     ///
     /// # Errors
-    /// What the system said: then a later start may take the intents for what they were.
+    /// What the system said: then a later start may take the intents for what they were, unless
+    /// [`Voiding::note`] went well and it is in the same run of the server.
     pub fn write(&self) -> io::Result<()> {
         let Err(error) = self.overwrite() else { return Ok(()) };
         self.remove().map_err(|_| error)
+    }
+
+    /// Notes it for a start in the same run of the server, where no disk is waited for.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn note(&self) -> io::Result<()> {
+        self.home.note.make()
     }
 
     fn overwrite(&self) -> io::Result<()> {
@@ -221,7 +232,7 @@ impl Layout {
     /// # Errors
     /// What the system said: then the file is nobody's.
     pub fn write(&self) -> io::Result<Arc<dyn FileIo>> {
-        let Home { files, path, volume, regions } = &self.home;
+        let Home { files, path, volume, regions, note } = &self.home;
         let file = files.open_or_create(path)?;
         let count = regions.div_ceil(SECTOR_REGIONS);
         let length = (1 + LINEAGE_SECTORS + count) * SECTOR_BYTES as u64;
@@ -245,6 +256,7 @@ impl Layout {
         file.sync_all()?;
         path.parent().map_or(Ok(()), |dir| files.sync_dir(dir))?;
         touch(&*file);
+        note.remove();
         let (begun, stamp, stamps) = &self.durable;
         stamps.durable(*begun, *stamp);
         Ok(file)
@@ -272,7 +284,7 @@ impl IntentMap {
     ) -> io::Result<(Self, Recovered)> {
         let file = files.open_or_create(path)?;
         let mut map = Self::empty(files, path, volume, regions, life);
-        if !is_of(&*file, volume, regions)? {
+        if map.home.note.is_there() || !is_of(&*file, volume, regions)? {
             unknown()?;
             let made = map.lay_out(0).write()?;
             map.mended(made);
@@ -331,7 +343,13 @@ impl IntentMap {
         let count =
             usize::try_from(regions.div_ceil(SECTOR_REGIONS)).expect("a volume has a limit");
         Self {
-            home: Home { files: Arc::clone(files), path: path.to_owned(), volume, regions },
+            home: Home {
+                files: Arc::clone(files),
+                path: path.to_owned(),
+                volume,
+                regions,
+                note: VoidNote::of(&**files, volume),
+            },
             file: None,
             is_void: true,
             lineage: Lineage::default(),

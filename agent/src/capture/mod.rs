@@ -20,5 +20,6 @@ pub mod splitter;
 mod steps;
 mod underway;
 pub mod unknown;
+mod void_note;
 
 pub use steps::{Call, Step, Steps};

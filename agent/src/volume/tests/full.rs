@@ -82,6 +82,45 @@ async fn a_kill_without_intents_reads_the_whole_disk() {
     rig.stop().await;
 }
 
+/// D30: a directory that takes nothing at all, and a kill: the server remembers that there are no intents.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_kill_on_a_directory_that_takes_nothing_reads_the_whole_disk() {
+    let size = 16 * MIB;
+    for is_started_so in [false, true] {
+        let mut rig = filled(size);
+        let run = rig.dir.path().join("run");
+        rig.files.outlast_in(run.clone());
+        rig.start(Steps::default());
+        rig.until_protected().await;
+        write(&rig, 0, 1).await;
+        rig.assert_point_is_disk().await;
+        // As a block device: nothing tells later that it was written.
+        let changed = std::fs::metadata(rig.disk()).unwrap().modified().unwrap();
+        if is_started_so {
+            rig.stop().await;
+        }
+        rig.files.sicken(Sickness::ReadOnly);
+        if is_started_so {
+            rig.start(Steps::default());
+        }
+        write(&rig, 12 * MIB, 2).await;
+        rig.kill().await;
+        std::fs::File::open(rig.disk()).unwrap().set_modified(changed).unwrap();
+        // Killed once more before the directory takes anything.
+        rig.start(Steps::default());
+        rig.served().await;
+        rig.kill().await;
+        std::fs::File::open(rig.disk()).unwrap().set_modified(changed).unwrap();
+        rig.files.sicken(Sickness::None);
+        let before = rig.node.bytes_in();
+        rig.start(Steps::default());
+        rig.assert_point_is_disk().await;
+        assert!(rig.node.bytes_in() - before >= size / 2, "the whole disk was read again");
+        assert_eq!(std::fs::read_dir(&run).unwrap().count(), 0, "it is said where it belongs");
+        rig.stop().await;
+    }
+}
+
 /// D31: an agent that is started without room, or on a directory that takes nothing, serves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_agent_that_is_started_without_room_serves_and_catches_up() {
