@@ -1,5 +1,6 @@
 //! The build's own commands: `cargo xtask test`, `demo`, `sim`, `torture`, `nightly`, `layers`, `tidy`.
 
+#![allow(clippy::disallowed_macros, reason = "not a program of the product")]
 #![forbid(unsafe_code)]
 
 mod bench;

@@ -29,6 +29,7 @@ use farshore_proto::limits::{BLOCK_BYTES, PRINT_BYTES, PRINTS_PENDING_MAX, block
 use farshore_proto::wire::{Put, check_crc, put_crc};
 use farshore_proto::{BlockRange, VolumeId};
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::retry_on_intr;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -355,7 +356,7 @@ fn offset_of(block: u64) -> u64 {
 /// Makes the file so long, with that header, durably. All of it is allocated at once: no write of the
 /// server may depend on room later.
 fn make_room(file: &File, length: u64, header: &[u8]) -> io::Result<()> {
-    match fallocate(file, FallocateFlags::empty(), 0, length) {
+    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, length)) {
         Ok(()) => {}
         Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(length)?,
         Err(error) => return Err(error.into()),

@@ -252,7 +252,8 @@ fn names(dir: &Path) -> Vec<Name> {
         Some(Name { kind, value: found })
     };
     let mut names: Vec<Name> = [
-        read(NameKind::Mapping, &["dm/uuid"]),
+        // One that was made by hand has no uuid.
+        read(NameKind::Mapping, &["dm/uuid", "dm/name"]),
         read(NameKind::Array, &["md/uuid"]).or_else(|| by_id(dir, NameKind::Array, "md-uuid-")),
         loop_name(dir),
         read(NameKind::Wwid, &["wwid", "device/wwid"])

@@ -6,6 +6,7 @@
 //!
 //! The binaries are those that `cargo build --workspace` left beside the test itself.
 
+#![allow(clippy::disallowed_macros, reason = "not a program of the product")]
 #![forbid(unsafe_code)]
 
 pub mod command;

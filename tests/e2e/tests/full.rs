@@ -1,5 +1,7 @@
 //! A store without space: replication waits, says so, and loses nothing.
 
+#![allow(clippy::disallowed_macros, reason = "not a program of the product")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

@@ -13,7 +13,7 @@ const DISK: (u64, Content) = (16 * MIB, Content::Mixed(41));
 const IDLE_MS: u64 = 12_000;
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// All objects of the vault's logs.
+/// All objects below a folder of the vault.
 fn objects(folder: &Path) -> Result<usize> {
     let mut count = 0;
     for entry in std::fs::read_dir(folder).context("list the vault")? {
@@ -49,13 +49,13 @@ fn wait_until_idle(machine: &Machine) -> Result<()> {
 #[test]
 fn an_idle_machine_adds_no_object_and_a_busy_one_beside_it_only_its_own() {
     run(|system| {
-        let logs = system.path("data").join("vault").join("logs");
+        let vault = system.path("data").join("vault");
         let idle = Machine::protect(system, "idle1", "nbd", DISK)?;
         idle.wait_until_protected()?;
         let point = idle.mark()?;
-        let before = objects(&logs)?;
+        let before = objects(&vault)?;
         wait_until_idle(&idle)?;
-        let after = objects(&logs)?;
+        let after = objects(&vault)?;
         ensure!(after == before, "{} objects were added to {before} by nobody", after - before);
 
         // Beside a busy one it stays idle: what is added is the other's.

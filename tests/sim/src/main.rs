@@ -1,5 +1,7 @@
 //! `farshore-sim`: runs seeds, tells one run as a story, hunts the seeded bugs.
 
+#![allow(clippy::disallowed_macros, reason = "not a program of the product")]
+
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use farshore_proto::bugs::Bug;

@@ -29,11 +29,13 @@ pub(super) async fn select(
     let list = catalog::list_points_to_damage(vault, VolumeId::from(volume)).await;
     let list = list.map_err(|error| vault_failure(&error))?;
     if let Some(broken) = &list.broken {
-        eprintln!("warning: only the points in front of the damage are looked at: {broken}");
+        farshore_program::tell!(
+            "warning: only the points in front of the damage are looked at: {broken}"
+        );
     }
     let chosen = choose(&list.points, volume, point, now_unix_ms())?;
     if let Some(warning) = chosen.warning {
-        eprintln!("warning: {warning}");
+        farshore_program::tell!("warning: {warning}");
     }
     Ok(VaultSelector::Point(chosen.point))
 }

@@ -52,7 +52,6 @@ const STORE: &[&str] = &[
     "http_proxy",
     "no_proxy",
     "SSL_CERT_",
-    "RUST_LOG",
     "RUST_BACKTRACE",
     "LD_PRELOAD",
     "LD_LIBRARY_PATH",

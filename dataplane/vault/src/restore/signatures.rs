@@ -1,4 +1,4 @@
-//! What lies on a disk or in a file, as far as its first and last bytes tell.
+//! What lies on a disk or in a file: by its first and last bytes, or that something does.
 
 use std::fs::File;
 use std::io;
@@ -12,6 +12,12 @@ const TAIL_BYTES: usize = 128 << 10;
 const SAMPLES: u64 = 64;
 /// Bytes of each of them.
 const SAMPLE_BYTES: usize = 64 << 10;
+/// Up to this size all of a device is read before it counts as empty: some seconds.
+pub(super) const DEVICE_BYTES_MAX: u64 = 16 << 30;
+/// And of a file, which is replaced only when that is told anyway.
+pub(super) const FILE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes that are read at once then.
+const STEP_BYTES: usize = 1 << 20;
 
 /// A signature: where it stands, its bytes, and what it means.
 type Signature = (usize, &'static [u8], &'static str);
@@ -50,9 +56,13 @@ const UBERBLOCKS: std::ops::Range<usize> = 128 << 10..256 << 10;
 const UBERBLOCK_MAGICS: [[u8; 8]; 2] =
     [[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0xba, 0xb1, 0x0c]];
 
-/// What is on a disk of `size` bytes: a name for it, or none if it reads as zeros wherever it was
-/// looked at.
-pub(super) fn recognise(disk: &File, size: u64) -> io::Result<Option<String>> {
+/// What is on a disk of `size` bytes: a name for it, or none if all of it reads as zeros. Of one that is
+/// larger than `whole_bytes_max` it is said that not all of it was looked at.
+pub(super) fn recognise(
+    disk: &File,
+    size: u64,
+    whole_bytes_max: u64,
+) -> io::Result<Option<String>> {
     let head = read(disk, 0, size, HEAD_BYTES)?;
     let tail_at = size.saturating_sub(TAIL_BYTES as u64);
     let tail = read(disk, tail_at, size, TAIL_BYTES)?;
@@ -67,6 +77,14 @@ pub(super) fn recognise(disk: &File, size: u64) -> io::Result<Option<String>> {
     for sample in 1..SAMPLES {
         let at = size / SAMPLES * sample;
         if !is_zero(&read(disk, at, size, SAMPLE_BYTES)?) {
+            return something();
+        }
+    }
+    if size > whole_bytes_max {
+        return Ok(Some("zeros where it was looked at, which is not everywhere".to_owned()));
+    }
+    for at in (0..size).step_by(STEP_BYTES) {
+        if !is_zero(&read(disk, at, size, STEP_BYTES)?) {
             return something();
         }
     }
@@ -138,7 +156,7 @@ mod tests {
         for (at, bytes) in parts {
             file.write_all_at(bytes, *at).unwrap();
         }
-        recognise(&file, SIZE).unwrap()
+        recognise(&file, SIZE, SIZE).unwrap()
     }
 
     #[test]
@@ -160,9 +178,20 @@ mod tests {
         for at in [0, 300_000, SIZE / 2 + 7, SIZE - 1] {
             assert_eq!(seen(&[(at, b"x")]).unwrap(), "data of no known kind", "at {at}");
         }
+        let large = tempfile::tempfile().unwrap();
+        large.set_len(256 << 20).unwrap();
+        assert_eq!(recognise(&large, 256 << 20, DEVICE_BYTES_MAX).unwrap(), None);
+        let partly = recognise(&large, 256 << 20, SIZE).unwrap().unwrap();
+        assert!(partly.contains("not everywhere"), "{partly}");
+        // Between two of the places that are looked at first.
+        large.write_all_at(b"x", (128 << 20) + (2 << 20)).unwrap();
+        assert_eq!(
+            recognise(&large, 256 << 20, DEVICE_BYTES_MAX).unwrap().unwrap(),
+            "data of no known kind"
+        );
         let short = tempfile::tempfile().unwrap();
-        assert_eq!(recognise(&short, 0).unwrap(), None);
+        assert_eq!(recognise(&short, 0, SIZE).unwrap(), None);
         short.write_all_at(b"x", 0).unwrap();
-        assert_eq!(recognise(&short, 1).unwrap().unwrap(), "data of no known kind");
+        assert_eq!(recognise(&short, 1, SIZE).unwrap().unwrap(), "data of no known kind");
     }
 }

@@ -81,7 +81,9 @@ pub fn survey(path: &Path) -> Result<Survey, RestoreError> {
     let holder = holders::sentence(&holders::of(&metadata, false));
     let mut file = File::open(&path).map_err(io_error(&path, "open it"))?;
     let size_bytes = file.seek(SeekFrom::End(0)).map_err(io_error(&path, "find its size"))?;
-    let found = signatures::recognise(&file, size_bytes);
+    let whole_bytes_max =
+        if is_device { signatures::DEVICE_BYTES_MAX } else { signatures::FILE_BYTES_MAX };
+    let found = signatures::recognise(&file, size_bytes, whole_bytes_max);
     let found = found.map_err(io_error(&path, "look at what is on it"))?;
     let content = if is_device {
         found

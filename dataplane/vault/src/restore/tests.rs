@@ -232,7 +232,7 @@ impl Disk {
                 Some(Self(PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())))
             }
             other => {
-                eprintln!("not tried: loop devices need root and /dev/loop-control: {other:?}");
+                println!("not tried: loop devices need root and /dev/loop-control: {other:?}");
                 None
             }
         }
