@@ -6,7 +6,7 @@ use crate::durable::replace;
 use crate::files::OsFiles;
 use crate::points::Points;
 use farshore_api::agent::{
-    AgentReport, AgentVolumeReport, Assignments, RegisterAgent, Registered, Reported,
+    AgentReport, AgentVolumeReport, Assignments, RegisterAgent, Registered, ReportOrder, Reported,
 };
 use farshore_api::limits::{REPORT_INTERVAL_MS, REPORT_POINTS_MAX, REPORT_VOLUMES_MAX};
 use farshore_api::paths;
@@ -118,8 +118,10 @@ pub async fn report(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut backoff = Backoff::default();
     let mut looked_at = None;
+    let (mut order, mut was_late) = (ReportOrder::default(), false);
     loop {
         ticks.tick().await;
+        order = order.next(was_late);
         let mut reports = volumes();
         reports.truncate(REPORT_VOLUMES_MAX);
         let points_told = points.oldest(REPORT_POINTS_MAX);
@@ -129,6 +131,7 @@ pub async fn report(
         };
         detached.truncate(REPORT_VOLUMES_MAX);
         let report = AgentReport {
+            order,
             clock_unix_ms: Some(unix_ms()),
             volumes: reports,
             points: points_told,
@@ -137,6 +140,7 @@ pub async fn report(
         match client.post::<Reported>(paths::AGENT_REPORT, &report).await {
             Ok(reported) => {
                 backoff = Backoff::default();
+                was_late = reported.late;
                 points.forget(&report.points);
                 let known = version.borrow().as_ref().map(|assigned| assigned.version);
                 if known != Some(reported.version) && looked_at != Some(reported.version) {

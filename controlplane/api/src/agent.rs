@@ -104,12 +104,39 @@ pub struct MarkRequest {
     pub kind: PointKind,
 }
 
+/// Which of the reports of an agent or node one is: of a late one only what stays true counts. With a nil
+/// run, reports count as they come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportOrder {
+    /// Drawn by each run of a process. Drawn again when an answer says that a report was late
+    /// ([`Reported::late`]), though it was the last that was sent.
+    pub run: Uuid,
+    /// Grows with each report of a run.
+    pub number: u64,
+}
+
+impl ReportOrder {
+    /// The order of the next report, and of the first one of a new run if the answer to this one was that
+    /// it is late.
+    #[must_use]
+    pub fn next(self, was_late: bool) -> Self {
+        if was_late || self.run.is_nil() {
+            return Self { run: Uuid::new_v4(), number: 1 };
+        }
+        Self { number: self.number + 1, ..self }
+    }
+}
+
 /// How the agent's volumes do, and which marks became committed.
 ///
 /// Idempotent: a report that got no answer may be sent again.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentReport {
+    /// Which of the agent's reports it is.
+    #[serde(default)]
+    pub order: ReportOrder,
     /// The agent's clock when it says this: how far it is off shows beside its points.
     #[serde(default)]
     pub clock_unix_ms: Option<u64>,
@@ -281,6 +308,10 @@ pub struct Reported {
     pub version: u64,
     /// Volumes of the report that are not yours (any more); what was said of them was ignored.
     pub ignored_volumes: Vec<Uuid>,
+    /// A newer report of yours, or one of a later run, was there before: of this one only what stays true
+    /// was taken.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// An agent as the operator sees it.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::agent::PointReport;
+use crate::agent::{PointReport, ReportOrder};
 use crate::identity::Certified;
 use crate::machine::VolumeStats;
 
@@ -71,6 +71,9 @@ pub struct NodeVolume {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeReport {
+    /// Which of the node's reports it is.
+    #[serde(default)]
+    pub order: ReportOrder,
     /// Seconds since the process started.
     pub uptime_seconds: f64,
     /// CPU time of the process, user and system.
@@ -163,8 +166,8 @@ pub enum NodeLife {
     /// It was not heard since the control plane started or woke up, or is silent for too short a
     /// time, or while nobody is heard. Its volumes stay.
     Silent,
-    /// It is silent for too long, but so are others: its volumes stay until a person says that it is
-    /// gone.
+    /// It is silent for too long, but so are others, or only agents speak for it: its volumes stay until a
+    /// person says that it is gone.
     Asked,
     /// It is lost: its volumes go to other nodes.
     Lost,

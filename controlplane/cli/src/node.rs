@@ -86,8 +86,8 @@ fn list(nodes: &Nodes) -> String {
     let asked = nodes.nodes.iter().filter(|node| node.life == NodeLife::Asked);
     let question = |node: &Node| {
         format!(
-            "Is node {} gone? Others are silent too, so its volumes stay until it is heard, or until \
-             `farshore node lost {} --yes`.\n",
+            "Is node {} gone? Others are silent too, or only agents speak for it, so its volumes stay until \
+             it is heard, or until `farshore node lost {} --yes`.\n",
             node.id, node.id
         )
     };

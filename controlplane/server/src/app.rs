@@ -81,10 +81,10 @@ impl App {
         self.tell_or_keep(&liveness::Input::Heard(node));
     }
 
-    /// An agent's writes got on under these nodes.
-    pub fn vouch(&self, nodes: impl IntoIterator<Item = Uuid>) {
-        for node in nodes {
-            self.tell_or_keep(&liveness::Input::Vouched(node));
+    /// An agent said how far its volumes are under their nodes.
+    pub fn vouch(&self, told: &[liveness::Told]) {
+        for told in told {
+            self.tell_or_keep(&liveness::Input::Told(*told));
         }
     }
 
@@ -136,7 +136,17 @@ impl App {
                 Output::Lost { node, silent, by_person: false } => {
                     (node, "node.lost", format!("{}; its volumes move", silence(silent)))
                 }
-                Output::Asked { node, silent } => (
+                Output::Asked { node, silent, is_vouched_for: true } => (
+                    node,
+                    "node.asked",
+                    format!(
+                        "{} itself, though agents say that they get on under it: its volumes stay \
+                         until it is heard or `farshore node lost {node} --yes` says that it is gone; \
+                         see why it does not reach the control plane",
+                        silence(silent)
+                    ),
+                ),
+                Output::Asked { node, silent, is_vouched_for: false } => (
                     node,
                     "node.asked",
                     format!(

@@ -9,6 +9,7 @@ use crate::rt::Post;
 use crate::services::deliver;
 use crate::shard::Message;
 use crate::state::write_durably;
+use farshore_api::agent::ReportOrder;
 use farshore_api::limits::{LET_GO_MS_MAX, REPORT_VOLUMES_MAX};
 use farshore_api::limits::{NODE_LOST_AFTER_SECONDS_DEFAULT, NODE_WORD_MS_MAX, REPORT_POINTS_MAX};
 use farshore_api::node::{
@@ -197,6 +198,7 @@ impl Control {
         let started = Instant::now();
         let (mut is_silent, mut wait, mut holds_since) = (false, REPORT_EVERY, None::<Instant>);
         let mut longest = REPORT_TIME_MIN;
+        let (mut order, mut was_late) = (ReportOrder::default(), false);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -210,7 +212,9 @@ impl Control {
                 false => None,
             };
             let is_awaited = holds_since.is_some_and(|since| since.elapsed() < LET_GO_AWAITED);
+            order = order.next(was_late);
             let report = NodeReport {
+                order,
                 uptime_seconds: started.elapsed().as_secs_f64(),
                 cpu_seconds: cpu_seconds(),
                 volumes: self.metrics.volumes(),
@@ -229,8 +233,13 @@ impl Control {
                 Err(_) => (longest * 2).min(REPORT_TIME_MAX),
             };
             match told {
-                Ok(_) => {
+                Ok(reported) => {
                     is_silent = false;
+                    was_late = reported.late;
+                    if was_late {
+                        // What was wanted was not looked at.
+                        self.metrics.want_epochs(&report.epochs_wanted);
+                    }
                     self.metrics.reported(&report);
                 }
                 Err(error) => {

@@ -274,6 +274,7 @@ mod tests {
 
     fn report(metrics: &Metrics) -> NodeReport {
         NodeReport {
+            order: farshore_api::agent::ReportOrder::default(),
             uptime_seconds: 0.0,
             cpu_seconds: 0.0,
             epochs_seen: Vec::new(),

@@ -40,7 +40,7 @@ mod retention;
 mod tests;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::sqlite::{
@@ -48,6 +48,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{Sqlite, Transaction};
 
+use crate::domain::report_order::ReportOrders;
 use crate::error::ControlError;
 use crate::limits::Buckets;
 
@@ -76,6 +77,8 @@ pub struct Db {
     readers: SqlitePool,
     /// How many rows each machine may still add.
     rows: Arc<Buckets>,
+    /// Which report of each agent and node is its newest.
+    orders: Arc<Mutex<ReportOrders>>,
 }
 
 impl Db {
@@ -104,7 +107,7 @@ impl Db {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options.create_if_missing(false).read_only(true))
             .await?;
-        Ok(Self { writer, readers, rows: Arc::default() })
+        Ok(Self { writer, readers, rows: Arc::default(), orders: Arc::default() })
     }
 
     /// Closes all connections; the write-ahead log is folded into the file.

@@ -1,12 +1,16 @@
 //! What agents and nodes report.
 //!
 //! A report is one transaction. What it says of volumes that are not the reporter's is ignored and
-//! named in the answer; what it says under an epoch that is over is ignored.
+//! named in the answer; what it says under an epoch that is over is ignored. Of a late one only what
+//! stays true is taken: points, what was let go or is served no more, epochs that were seen.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 use farshore_api::Role;
-use farshore_api::agent::{AgentReport, AgentVolumeReport, Difference, PointReport, SampleReport};
+use farshore_api::agent::{
+    AgentReport, AgentVolumeReport, Difference, PointReport, ReportOrder, SampleReport,
+};
 use farshore_api::limits::REPORT_VOLUMES_MAX;
 use farshore_api::machine::VolumeStats;
 use farshore_api::node::{NodeReport, NodeVolumeReport};
@@ -15,6 +19,7 @@ use uuid::Uuid;
 use super::record::{Record, name_of, number, own};
 use super::{Actor, Db, Tx, epochs, events, fences, points, raise_version};
 use crate::clock;
+use crate::domain::liveness::Told;
 use crate::domain::validate::cut;
 use crate::error::ControlError;
 use crate::limits::Asked;
@@ -32,11 +37,20 @@ pub struct Taken {
     pub points_changed: bool,
     /// Whether the assignments changed (an asked-for point is there, or a volume's epoch is new).
     pub assignments_changed: bool,
-    /// Nodes under which a volume got on since the report before: they live.
-    pub got_on: BTreeSet<Uuid>,
+    /// How far volumes are under the nodes that they are assigned to, by a report that is not late.
+    pub told: Vec<Told>,
+    /// Whether a newer report of the reporter's was there before.
+    pub is_late: bool,
 }
 
 impl Db {
+    /// Whether a report is the reporter's newest. To be asked inside of the transaction that takes it in:
+    /// there is one at a time.
+    fn is_newest(&self, reporter: Uuid, order: ReportOrder) -> bool {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.take(reporter, order)
+    }
+
     /// Takes in an agent's report.
     ///
     /// # Errors
@@ -49,21 +63,18 @@ impl Db {
         let now_ms = clock::now_ms();
         let now = own(now_ms);
         let mut tx = self.begin().await?;
-        let clock_off_ms = report
-            .clock_unix_ms
-            .and_then(|clock| clock.checked_signed_diff(now_ms))
-            .unwrap_or_default();
-        sqlx::query("UPDATE agents SET last_seen_ms = ?, clock_off_ms = ? WHERE id = ?")
-            .bind(now)
-            .bind(clock_off_ms)
-            .bind(agent.to_string())
-            .execute(&mut *tx)
-            .await?;
-        let (mut ignored, mut got_on) = (BTreeSet::new(), BTreeSet::new());
+        let is_newest = self.is_newest(agent, report.order);
+        if is_newest {
+            note_agent(&mut tx, agent, report, now_ms).await?;
+        }
+        let (mut ignored, mut told) = (BTreeSet::new(), Vec::new());
         let mut has_grown = false;
         for volume in &report.volumes {
             if is_owned(&mut tx, Role::Agent, agent, volume.volume).await? {
-                got_on.extend(agent_volume(&mut tx, agent, volume, now).await?);
+                if !is_newest {
+                    continue;
+                }
+                told.extend(agent_volume(&mut tx, agent, volume, now).await?);
                 if let Some(size_bytes) = volume.grown_to_bytes {
                     let grown = epochs::grow(&mut tx, agent, volume.volume, size_bytes, now_ms);
                     has_grown |= grown.await?.is_some();
@@ -78,7 +89,7 @@ impl Db {
         let mut taken = self
             .take_points(&mut tx, (Role::Agent, agent), &report.points, now_ms, ignored)
             .await?;
-        taken.got_on = got_on;
+        (taken.told, taken.is_late) = (told, !is_newest);
         if has_grown {
             raise_version(&mut tx).await?;
             taken.assignments_changed = true;
@@ -97,31 +108,19 @@ impl Db {
         report: &NodeReport,
     ) -> Result<Taken, ControlError> {
         let now = clock::now_ms();
-        let counters = serde_json::to_string(&report.counters).unwrap_or_else(|_| "{}".into());
-        let trouble = cut(report.trouble.as_deref().unwrap_or_default());
         let mut tx = self.begin().await?;
-        note_trouble(&mut tx, node, &trouble).await?;
-        sqlx::query(
-            "UPDATE nodes SET last_seen_ms = ?, uptime_seconds = ?, cpu_seconds = ?, counters = ?,
-                trouble = ?
-             WHERE id = ?",
-        )
-        .bind(own(now))
-        .bind(report.uptime_seconds)
-        .bind(report.cpu_seconds)
-        .bind(counters)
-        .bind(trouble)
-        .bind(node.to_string())
-        .execute(&mut *tx)
-        .await?;
+        let is_newest = self.is_newest(node, report.order);
+        if is_newest {
+            note_node(&mut tx, node, report, now).await?;
+        }
         let mut ignored = BTreeSet::new();
         for volume in &report.volumes {
-            if is_owned(&mut tx, Role::Node, node, volume.volume).await? {
+            if !is_owned(&mut tx, Role::Node, node, volume.volume).await? {
+                ignored.insert(volume.volume);
+            } else if is_newest {
                 let epoch = number("epoch", volume.epoch)?;
                 node_stats(&mut tx, volume.volume, epoch, &volume.stats).await?;
                 note_contest(&mut tx, node, volume).await?;
-            } else {
-                ignored.insert(volume.volume);
             }
         }
         for word in &report.let_go {
@@ -129,6 +128,10 @@ impl Db {
         }
         let mut is_renewed = false;
         for volume in &report.epochs_wanted {
+            if !is_newest {
+                // It may have its epoch by now.
+                continue;
+            }
             if is_owned(&mut tx, Role::Node, node, *volume).await? {
                 let renewed = epochs::renew_epoch(&mut tx, node, *volume, now).await?;
                 is_renewed |= renewed.is_some();
@@ -151,9 +154,53 @@ impl Db {
         let mut taken =
             self.take_points(&mut tx, (Role::Node, node), &report.points, now, ignored).await?;
         taken.assignments_changed |= is_renewed;
+        taken.is_late = !is_newest;
         tx.commit().await?;
         Ok(taken)
     }
+}
+
+/// Stores that an agent was heard, and how far its clock is off.
+async fn note_agent(
+    tx: &mut Tx,
+    agent: Uuid,
+    report: &AgentReport,
+    now_ms: u64,
+) -> Result<(), ControlError> {
+    let off_ms = report.clock_unix_ms.and_then(|clock| clock.checked_signed_diff(now_ms));
+    sqlx::query("UPDATE agents SET last_seen_ms = ?, clock_off_ms = ? WHERE id = ?")
+        .bind(own(now_ms))
+        .bind(off_ms.unwrap_or_default())
+        .bind(agent.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Stores that a node was heard, and what it says of itself.
+async fn note_node(
+    tx: &mut Tx,
+    node: Uuid,
+    report: &NodeReport,
+    now_ms: u64,
+) -> Result<(), ControlError> {
+    let counters = serde_json::to_string(&report.counters).unwrap_or_else(|_| "{}".into());
+    let trouble = cut(report.trouble.as_deref().unwrap_or_default());
+    note_trouble(tx, node, &trouble).await?;
+    sqlx::query(
+        "UPDATE nodes SET last_seen_ms = ?, uptime_seconds = ?, cpu_seconds = ?, counters = ?,
+            trouble = ?
+         WHERE id = ?",
+    )
+    .bind(own(now_ms))
+    .bind(report.uptime_seconds)
+    .bind(report.cpu_seconds)
+    .bind(counters)
+    .bind(trouble)
+    .bind(node.to_string())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
 
 /// The agent serves the volume no more: there is nothing left to tell it.
@@ -263,37 +310,44 @@ async fn is_point(
     Ok(is_theirs && !fences::is_behind(tx, volume, epoch, seq).await?)
 }
 
-/// Stores what an agent says of a volume. Returns the volume's node if the volume got on under the
-/// node's epoch since the report before: somebody there journals or commits.
+/// Stores what an agent says of a volume. Returns how far it is under the node that it is assigned to, if
+/// the agent speaks of that.
+///
+/// What was committed under an epoch stays so: an agent that has just started knows less of it.
 async fn agent_volume(
     tx: &mut Tx,
     agent: Uuid,
     report: &AgentVolumeReport,
     now: i64,
-) -> Result<Option<Uuid>, ControlError> {
-    let got_on = sqlx::query(
-        "SELECT node FROM volumes WHERE id = ? AND epoch = ? AND reported_epoch = epoch
-         AND reported_at_ms IS NOT NULL AND node IS NOT NULL
-         AND (journaled_seq < ? OR committed_seq < ?)",
-    )
-    .bind(report.volume.to_string())
-    .bind(number("epoch", report.epoch)?)
-    .bind(number("journaled_seq", report.journaled_seq)?)
-    .bind(number("committed_seq", report.committed_seq)?)
-    .fetch_optional(&mut **tx)
-    .await?
-    .map(|row| Record(row).id("node"))
-    .transpose()?;
+) -> Result<Option<Told>, ControlError> {
+    let told =
+        sqlx::query("SELECT node FROM volumes WHERE id = ? AND epoch = ? AND node IS NOT NULL")
+            .bind(report.volume.to_string())
+            .bind(number("epoch", report.epoch)?)
+            .fetch_optional(&mut **tx)
+            .await?
+            .map(|row| Record(row).id("node"))
+            .transpose()?
+            .map(|node| Told {
+                node,
+                volume: report.volume,
+                epoch: report.epoch,
+                journaled: report.journaled_seq,
+                committed: report.committed_seq,
+            });
     let progress = if report.progress.is_finite() { report.progress.clamp(0.0, 1.0) } else { 0.0 };
     let rpo = report.rpo_seconds.filter(|rpo| rpo.is_finite()).map(|rpo| rpo.max(0.0));
     sqlx::query(
-        "UPDATE volumes SET reported_at_ms = ?, reported_epoch = ?, state = ?, detail = ?,
-            error = ?, progress = ?, size_bytes = ?, sent_seq = ?, journaled_seq = ?,
-            committed_seq = ?, rpo_seconds = ?, nbd_uri = ?, is_heard = 1
-         WHERE id = ? AND ? >= reported_epoch AND ? <= epoch",
+        "WITH kept (seq) AS (SELECT IIF(reported_epoch = ?2, committed_seq, 0) FROM volumes WHERE id = ?1)
+         UPDATE volumes SET reported_at_ms = ?3, reported_epoch = ?2, state = ?4, detail = ?5,
+            error = ?6, progress = ?7, size_bytes = ?8, sent_seq = MAX(?9, kept.seq),
+            journaled_seq = MAX(?10, kept.seq), committed_seq = MAX(?11, kept.seq),
+            rpo_seconds = ?12, nbd_uri = ?13, is_heard = 1
+         FROM kept WHERE id = ?1 AND ?2 >= reported_epoch AND ?2 <= epoch",
     )
-    .bind(now)
+    .bind(report.volume.to_string())
     .bind(number("epoch", report.epoch)?)
+    .bind(now)
     .bind(name_of(&report.state))
     .bind(cut(&report.detail))
     .bind(report.error.as_deref().map(cut))
@@ -304,14 +358,11 @@ async fn agent_volume(
     .bind(number("committed_seq", report.committed_seq)?)
     .bind(rpo)
     .bind(report.nbd_uri.as_deref().map(cut))
-    .bind(report.volume.to_string())
-    .bind(number("epoch", report.epoch)?)
-    .bind(number("epoch", report.epoch)?)
     .execute(&mut **tx)
     .await?;
     note_identity(tx, report).await?;
     note_samples(tx, agent, report).await?;
-    Ok(got_on)
+    Ok(told)
 }
 
 /// Notes what comparing the disk with what was sent has brought, and an event when it differed. What was
@@ -469,7 +520,8 @@ impl Db {
             ignored_volumes: ignored.into_iter().collect(),
             points_changed,
             assignments_changed,
-            got_on: BTreeSet::new(),
+            told: Vec::new(),
+            is_late: false,
         })
     }
 }

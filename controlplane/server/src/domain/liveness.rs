@@ -5,7 +5,7 @@
 //!
 //! | cause of silence | rule |
 //! |---|---|
-//! | one connection hangs | any word that proves who says it renews the lease, and so does an agent whose writes get on under the node |
+//! | one connection hangs | any word that proves who says it renews the lease, and so does an agent whose writes get further under the node than ever before; when the node itself was silent for [`VOUCHED_MAX`], a person is asked |
 //! | the wall clock steps | there is none here |
 //! | this process was stopped, or starved | a gap between its own ticks voids all leases: everybody has the whole limit again |
 //! | nobody gets through to this process | a node is lost only while another was heard for as long as the limit, without a gap that comes near it |
@@ -31,6 +31,14 @@ const WINDOW_OF_RETURNED: Duration = Duration::from_secs(60);
 /// heard after a blip has to leave the others time to be heard too.
 const WITNESS_SHARE: u32 = 3;
 
+/// For so long agents' words hold a node that does not speak for itself; then a person is asked. One agent
+/// that is wrong must not keep the volumes of all others on a node that is gone without anybody hearing of
+/// it, and a node that only the control plane does not reach must not lose them without a person either.
+pub const VOUCHED_MAX: Duration = Duration::from_secs(600);
+
+/// What an agent said of a volume is forgotten after so long; its next word is a first one then.
+const TOLD_KEPT: Duration = Duration::from_secs(600);
+
 /// One of so many nodes may be lost in a window without a person.
 const NODES_PER_LOSS: usize = 4;
 
@@ -46,10 +54,25 @@ pub enum Input<'a> {
     },
     /// The node said something, and proved that it is the node.
     Heard(Uuid),
-    /// An agent's writes got on under the node.
-    Vouched(Uuid),
+    /// An agent says how far a volume is. If that is further than any word before, the node lives.
+    Told(Told),
     /// A person says that the node is gone.
     Confirmed(Uuid),
+}
+
+/// How far a volume is under its node, by the word of its agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// The node.
+    pub node: Uuid,
+    /// The volume.
+    pub volume: Uuid,
+    /// The epoch under which the node has it.
+    pub epoch: u64,
+    /// Acked journaled.
+    pub journaled: u64,
+    /// Acked committed.
+    pub committed: u64,
 }
 
 /// What to tell.
@@ -64,12 +87,14 @@ pub enum Output {
         /// Whether a person said so.
         by_person: bool,
     },
-    /// The node would be lost, but too many are: a person has to say so.
+    /// The node would be lost, but too many are, or agents say that it lives: a person has to say so.
     Asked {
         /// The node.
         node: Uuid,
         /// How long it was not heard.
         silent: Duration,
+        /// Whether only agents speak for it.
+        is_vouched_for: bool,
     },
     /// A node that was lost or asked for is heard again.
     Back {
@@ -112,6 +137,13 @@ struct Lease {
     lost: Option<Duration>,
 }
 
+/// The furthest that an agent told of a volume.
+#[derive(Debug, Clone, Copy)]
+struct Furthest {
+    told: Told,
+    at: Duration,
+}
+
 /// The leases.
 #[derive(Debug)]
 pub struct Liveness {
@@ -120,13 +152,21 @@ pub struct Liveness {
     listening: Option<Duration>,
     ticked: Duration,
     leases: BTreeMap<Uuid, Lease>,
+    /// By volume.
+    furthest: BTreeMap<Uuid, Furthest>,
 }
 
 impl Liveness {
     /// No lease yet; a node may be silent for `limit`.
     #[must_use]
     pub fn new(limit: Duration) -> Self {
-        Self { limit, listening: None, ticked: Duration::ZERO, leases: BTreeMap::new() }
+        Self {
+            limit,
+            listening: None,
+            ticked: Duration::ZERO,
+            leases: BTreeMap::new(),
+            furthest: BTreeMap::new(),
+        }
     }
 
     /// The longest pause between two ticks after which leases still hold.
@@ -148,7 +188,11 @@ impl Liveness {
         match *input {
             Input::Tick { nodes, owners } => self.tick(now, nodes, owners, out),
             Input::Heard(node) => self.heard(now, node, true, out),
-            Input::Vouched(node) => self.heard(now, node, false, out),
+            Input::Told(told) => {
+                if self.is_further(now, told) {
+                    self.heard(now, told.node, false, out);
+                }
+            }
             Input::Confirmed(node) => return self.confirmed(now, node, out),
         }
         Ok(())
@@ -182,14 +226,45 @@ impl Liveness {
         now.saturating_sub(since)
     }
 
+    /// Whether a volume is further than any word of it before, under this epoch. The first word may be of any
+    /// time, and one that goes back is late, or of an agent that has just started: what brings it to where
+    /// it was says nothing.
+    fn is_further(&mut self, now: Duration, told: Told) -> bool {
+        let Some(known) = self.furthest.get_mut(&told.volume) else {
+            self.furthest.insert(told.volume, Furthest { told, at: now });
+            return false;
+        };
+        known.at = now;
+        let before = known.told;
+        if (before.node, before.epoch) != (told.node, told.epoch) {
+            known.told = told;
+            return false;
+        }
+        known.told.journaled = before.journaled.max(told.journaled);
+        known.told.committed = before.committed.max(told.committed);
+        told.journaled > before.journaled || told.committed > before.committed
+    }
+
+    /// Whether only agents speak for a node, for too long.
+    fn is_mute(&self, now: Duration, lease: &Lease) -> bool {
+        self.silence(now, lease) <= self.limit && self.own_silence_of(now, lease) > VOUCHED_MAX
+    }
+
+    fn own_silence_of(&self, now: Duration, lease: &Lease) -> Duration {
+        let own = lease.own.unwrap_or(lease.known);
+        now.saturating_sub(own.max(self.listening.unwrap_or(now)))
+    }
+
     fn heard(&mut self, now: Duration, node: Uuid, is_own: bool, out: &mut Vec<Output>) {
         let gap_max = self.limit - self.limit / WITNESS_SHARE;
+        let listening = self.listening.unwrap_or(now);
         let lease =
             self.leases.entry(node).or_insert_with(|| Lease { known: now, ..Lease::default() });
         // What a person said of a node only the node itself takes back.
         if lease.verdict == Some(Verdict::Confirmed) && !is_own {
             return;
         }
+        let own_silence = now.saturating_sub(lease.own.unwrap_or(lease.known).max(listening));
         let is_joined = lease.heard.is_some_and(|heard| now.saturating_sub(heard) <= gap_max);
         if !is_joined {
             lease.steady = Some(now);
@@ -197,6 +272,9 @@ impl Liveness {
         lease.heard = Some(now);
         if is_own {
             lease.own = Some(now);
+        }
+        if !is_own && own_silence > VOUCHED_MAX {
+            return;
         }
         if lease.verdict.take().is_some() {
             out.push(Output::Back { node });
@@ -221,6 +299,8 @@ impl Liveness {
         for node in nodes {
             self.leases.entry(*node).or_insert_with(|| Lease { known: now, ..Lease::default() });
         }
+        self.furthest.retain(|_, known| now.saturating_sub(known.at) < TOLD_KEPT);
+        self.ask_for_the_mute(now, owners, out);
         let is_calm = self.is_calm(now);
         let mut silent: Vec<(Duration, Uuid)> = owners
             .iter()
@@ -242,12 +322,24 @@ impl Liveness {
             let Some(lease) = self.leases.get_mut(&node) else { continue };
             if is_one_too_many {
                 if lease.verdict.replace(Verdict::Asked).is_none() {
-                    out.push(Output::Asked { node, silent: silence });
+                    out.push(Output::Asked { node, silent: silence, is_vouched_for: false });
                 }
             } else {
                 lease.verdict = Some(Verdict::Lost);
                 lease.lost = Some(now);
                 out.push(Output::Lost { node, silent: silence, by_person: false });
+            }
+        }
+    }
+
+    /// Asks for nodes that have not spoken for themselves for too long, while agents speak for them.
+    fn ask_for_the_mute(&mut self, now: Duration, owners: &[Uuid], out: &mut Vec<Output>) {
+        for node in owners {
+            let Some(lease) = self.leases.get(node).copied() else { continue };
+            if lease.verdict.is_none() && self.is_mute(now, &lease) {
+                let silent = self.own_silence_of(now, &lease);
+                out.push(Output::Asked { node: *node, silent, is_vouched_for: true });
+                self.leases.insert(*node, Lease { verdict: Some(Verdict::Asked), ..lease });
             }
         }
     }

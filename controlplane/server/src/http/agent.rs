@@ -67,7 +67,7 @@ async fn report(context: Context, body: Body) -> Result<Reported, ControlError> 
     let points = u32::try_from(report.points.len()).unwrap_or(u32::MAX);
     context.app.buckets.take(id, Asked::AgentPoints(points))?;
     let taken = context.app.db.agent_report(id, &report).await?;
-    context.app.vouch(taken.got_on.iter().copied());
+    context.app.vouch(&taken.told);
     reported(&context.app, taken).await
 }
 
@@ -80,5 +80,5 @@ pub(super) async fn reported(app: &App, taken: Taken) -> Result<Reported, Contro
         app.changes.wake(Topic::Assignments);
     }
     let version = app.db.assignments_version().await?;
-    Ok(Reported { version, ignored_volumes: taken.ignored_volumes })
+    Ok(Reported { version, ignored_volumes: taken.ignored_volumes, late: taken.is_late })
 }

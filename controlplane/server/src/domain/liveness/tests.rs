@@ -14,6 +14,11 @@ struct World {
     out: Vec<Output>,
 }
 
+/// A word about volume 100.
+fn told(node: u128, epoch: u64, journaled: u64, committed: u64) -> Input<'static> {
+    Input::Told(Told { node: id(node), volume: id(100), epoch, journaled, committed })
+}
+
 fn id(number: u128) -> Uuid {
     Uuid::from_u128(number)
 }
@@ -85,14 +90,16 @@ fn a_node_that_falls_silent_is_lost_at_the_limit_and_no_sooner() {
 /// Its report hangs; its poll, which comes now and then, or an agent's progress is life enough.
 #[test]
 fn one_hung_connection_is_no_loss() {
-    for input in [Input::Heard(id(1)), Input::Vouched(id(1))] {
+    for is_own in [true, false] {
         let mut world = World::of(2);
         world.pass(60, |_| true);
-        for _ in 0..10 {
+        world.say(&told(1, 1, 10, 5));
+        for step in 1..=10 {
             world.pass(5, |node| node != id(1));
+            let input = if is_own { Input::Heard(id(1)) } else { told(1, 1, 10 + step, 5) };
             world.say(&input);
         }
-        assert!(world.lost().is_empty(), "{input:?}");
+        assert!(world.lost().is_empty(), "{is_own}");
         world.pass(7, |node| node != id(1));
         assert_eq!(world.lost(), [id(1)], "no word of anybody is a loss");
     }
@@ -238,9 +245,9 @@ fn nobody_gives_up_a_node_that_speaks_for_itself() {
     let refused = world.liveness.step(world.now, &Input::Confirmed(id(1)), &mut out);
     assert_eq!(refused, Err(StillHeard { ago: Duration::ZERO }));
     // An agent's word is not the node's: a person may know better.
-    for _ in 0..10 {
+    for step in 0..10 {
         world.pass(1, |node| node != id(1));
-        world.say(&Input::Vouched(id(1)));
+        world.say(&told(1, 1, step, step));
     }
     assert_eq!(world.liveness.life(world.now, id(1)), NodeLife::Heard);
     world.say(&Input::Confirmed(id(1)));
@@ -266,4 +273,85 @@ fn a_pause_takes_back_what_was_decided_and_not_carried_out() {
     world.now += Duration::from_secs(60);
     world.tick();
     assert_eq!(world.liveness.life(world.now, id(1)), NodeLife::Silent);
+}
+
+/// Words that come late, twice or out of order bring nothing further, whatever was told in between.
+#[test]
+fn a_late_word_of_an_agent_vouches_for_nobody() {
+    let mut world = World::of(2);
+    world.pass(60, |_| true);
+    for (journaled, committed) in [(10, 5), (20, 15)] {
+        world.say(&told(1, 1, journaled, committed));
+    }
+    let words = [(10, 5), (20, 15), (15, 15), (20, 10), (0, 0), (20, 15)];
+    for (journaled, committed) in words {
+        world.pass(1, |node| node != id(1));
+        world.say(&told(1, 1, journaled, committed));
+    }
+    assert!(world.lost().is_empty());
+    world.pass(1, |node| node != id(1));
+    assert_eq!(world.lost(), [id(1)], "nothing got on since");
+}
+
+#[test]
+fn the_first_word_under_a_node_or_an_epoch_vouches_for_nobody() {
+    for word in [told(1, 2, 30, 30), told(1, 1, 30, 30)] {
+        let mut world = World::of(3);
+        world.pass(60, |_| true);
+        world.say(&told(2, 1, 10, 10));
+        world.pass(6, |node| node != id(1));
+        world.say(&word);
+        world.pass(1, |node| node != id(1));
+        assert_eq!(world.lost(), [id(1)], "{word:?}");
+    }
+}
+
+/// Agents' words hold a node for a while, then a person is asked; they neither lose it nor take that back.
+#[test]
+fn for_a_node_that_only_agents_speak_for_a_person_is_asked() {
+    let mut world = World::of(3);
+    world.pass(60, |_| true);
+    let spoke = world.now;
+    let mut step = 0;
+    let mut vouched = |world: &mut World, seconds: u32| {
+        for _ in 0..seconds {
+            step += 1;
+            world.say(&told(1, 1, step, step));
+            world.pass(1, |node| node != id(1));
+        }
+    };
+    vouched(&mut world, 600);
+    assert!(world.out.is_empty());
+    assert_eq!(world.liveness.life(world.now, id(1)), NodeLife::Heard);
+    vouched(&mut world, 3_000);
+    let silent = VOUCHED_MAX + TICK;
+    assert_eq!(world.out, [Output::Asked { node: id(1), silent, is_vouched_for: true }]);
+    assert_eq!(world.liveness.life(world.now, id(1)), NodeLife::Asked);
+    assert_eq!(world.liveness.own_silence(world.now, id(1)), world.now - spoke);
+    // It speaks for itself.
+    world.pass(1, |_| true);
+    assert_eq!(world.out.last(), Some(&Output::Back { node: id(1) }));
+    vouched(&mut world, 700);
+    assert_eq!(world.asked().len(), 2);
+    // The agents fall silent too: nobody's word is a loss as ever.
+    world.pass(20, |node| node != id(1));
+    assert_eq!(world.lost(), [id(1)]);
+}
+
+#[test]
+fn a_person_gives_up_a_node_that_only_agents_speak_for() {
+    let mut world = World::of(3);
+    world.pass(60, |_| true);
+    for step in 0..700 {
+        world.say(&told(1, 1, step, step));
+        world.pass(1, |node| node != id(1));
+    }
+    world.say(&Input::Confirmed(id(1)));
+    assert_eq!(world.liveness.life(world.now, id(1)), NodeLife::Lost);
+    world.say(&told(1, 1, 9_999, 9_999));
+    assert_eq!(
+        world.liveness.life(world.now, id(1)),
+        NodeLife::Lost,
+        "only itself takes that back"
+    );
 }
