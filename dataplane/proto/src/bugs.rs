@@ -78,11 +78,13 @@ pub enum Bug {
     AnyWitnessCounts,
     /// A start goes on under the number of another run of its log that begins at the same time.
     RunsUnderOneNumber,
+    /// A failover reads a volume's end, and seals the log of its writer only then.
+    EndBeforeSeal,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -118,6 +120,7 @@ impl Bug {
         Self::AwayReadAsZeros,
         Self::AnyWitnessCounts,
         Self::RunsUnderOneNumber,
+        Self::EndBeforeSeal,
     ];
 
     /// Its name on a command line.
@@ -159,6 +162,7 @@ impl Bug {
             Self::AwayReadAsZeros => "away-read-as-zeros",
             Self::AnyWitnessCounts => "any-witness-counts",
             Self::RunsUnderOneNumber => "runs-under-one-number",
+            Self::EndBeforeSeal => "end-before-seal",
         }
     }
 

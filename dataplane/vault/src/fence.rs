@@ -13,6 +13,7 @@ use crate::log::{find_end, seal};
 use crate::map::{self, Ids};
 use crate::vault::Vault;
 use crate::view::{Point, PointSelector};
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, VolumeId};
@@ -175,6 +176,11 @@ pub async fn fence_volume(
         }
         let base = map::find(vault, volume, &epochs, PointSelector::Latest, Ids::Drop).await;
         let from = written_before(&epochs, base.as_ref());
+        let early = if is_on(Bug::EndBeforeSeal) {
+            Some(end_in(vault, volume, &epochs, None, None).await.map_err(failed)?)
+        } else {
+            None
+        };
         let filled = if last.log == log_of(volume, last.epoch) {
             // Nobody ever writes the log of a fence.
             None
@@ -186,7 +192,10 @@ pub async fn fence_volume(
             Some((last.log, slot.next()))
         };
         // Only now: what was read before the writer let go may not be the end.
-        let end = end_in(vault, volume, &epochs, base, filled).await.map_err(failed)?;
+        let end = match early {
+            Some(early) => early,
+            None => end_in(vault, volume, &epochs, base, filled).await.map_err(failed)?,
+        };
         if is_held {
             return Ok(Fenced { end, sealed });
         }

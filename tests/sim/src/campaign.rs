@@ -41,6 +41,8 @@ pub struct Summary {
     pub marks: u64,
     /// Points read from the vault and compared.
     pub points: u64,
+    /// Volumes that failovers took.
+    pub fences: u64,
     /// Reads beside the writers that came to their end.
     pub reads: u64,
     /// Those that ended because the store was away.
@@ -66,6 +68,7 @@ impl Summary {
                 self.puts += outcome.store.0;
                 self.marks += outcome.counts.marks;
                 self.points += outcome.counts.points_read;
+                self.fences += outcome.counts.fences;
                 self.reads += outcome.counts.reads;
                 self.maps += outcome.counts.maps;
                 self.reads_away += outcome.counts.reads_away;

@@ -102,6 +102,8 @@ pub struct Control {
     copies: BTreeMap<usize, usize>,
     /// Nodes whose next report is held up on its way.
     held_up: BTreeSet<usize>,
+    /// Volumes that are failed over, and the epochs of their fences: they have no node.
+    fenced: BTreeMap<usize, Epoch>,
     liveness: Liveness,
     nodes: Vec<Uuid>,
     away: Option<Away>,
@@ -137,6 +139,7 @@ impl Control {
             up: BTreeMap::new(),
             copies: BTreeMap::new(),
             held_up: BTreeSet::new(),
+            fenced: BTreeMap::new(),
             liveness: Liveness::new(LIMIT),
             nodes: (0..size.nodes).map(name_of).collect(),
             away: None,
@@ -161,7 +164,36 @@ impl Control {
         self.copies.clear();
     }
 
-    fn is_away(&self) -> bool {
+    /// The epoch under which a server's volume is taken from its writers, if it is.
+    #[must_use]
+    pub fn fence(&self, machine: usize) -> Option<Epoch> {
+        self.fenced.get(&machine).copied()
+    }
+
+    /// Whether a volume is taken from its writers.
+    #[must_use]
+    pub fn is_anything_fenced(&self) -> bool {
+        !self.fenced.is_empty()
+    }
+
+    /// A fence is to have a greater epoch.
+    pub fn raise_fence(&mut self, machine: usize, epoch: Epoch) {
+        if let Some(fence) = self.fenced.get_mut(&machine) {
+            *fence = epoch.max(*fence);
+        }
+    }
+
+    /// A failover is over: the volume may go to a node again, under an epoch above the fence. Returns whether
+    /// there was one.
+    pub fn end_fence(&mut self, machine: usize) -> bool {
+        let Some(fence) = self.fenced.remove(&machine) else { return false };
+        if let Some(owner) = self.owners.get_mut(&machine) {
+            owner.epoch = owner.epoch.max(fence);
+        }
+        true
+    }
+
+    pub(crate) fn is_away(&self) -> bool {
         self.away.is_some()
     }
 
@@ -197,7 +229,7 @@ impl Control {
     fn worded(&self, process: Process, machine: usize, owner: Assignment) -> Assignment {
         let generation_min = match process {
             Process::Node(_) => self.certificates[&machine].generation_min,
-            Process::Agent(_) | Process::Reader => 0,
+            Process::Agent(_) | Process::Reader | Process::Failover => 0,
         };
         Assignment { generation_min, ..owner }
     }
@@ -308,13 +340,28 @@ impl World {
         machines.into_iter().for_each(|machine| self.enrol(machine));
     }
 
-    /// Gives a volume to a node under a new epoch.
+    /// Takes a volume from its node in the catalogue, and returns the epoch of that; none if it is taken
+    /// already, or the control plane is not there.
+    pub fn fence_in_catalogue(&mut self, machine: usize) -> Option<Epoch> {
+        if self.control.is_away() || self.control.fence(machine).is_some() {
+            return None;
+        }
+        let epoch = self.control.owner(machine).epoch.next();
+        self.control.fenced.insert(machine, epoch);
+        self.tell_everybody();
+        Some(epoch)
+    }
+
+    /// Gives a volume to a node under a new epoch, unless it is failed over.
     pub fn assign(&mut self, machine: usize, to: usize) {
         let epoch = self.control.owner(machine).epoch.next();
         self.assign_under(machine, to, epoch);
     }
 
     fn assign_under(&mut self, machine: usize, to: usize, epoch: Epoch) {
+        if self.control.fence(machine).is_some() {
+            return;
+        }
         self.control.owners.insert(machine, Assignment { node: to, epoch, generation_min: 0 });
         self.tell("control", || format!("volume {machine} goes to node {to} under epoch {epoch}"));
         self.tell_everybody();
@@ -451,8 +498,11 @@ impl World {
             return;
         }
         let nodes = self.control.nodes.clone();
-        let sites: Vec<VolumeSite> = self.control.owners.iter().map(site).collect();
+        let mut sites: Vec<VolumeSite> = self.control.owners.iter().map(site).collect();
         let owners: BTreeSet<Uuid> = sites.iter().filter_map(|site| site.node).collect();
+        let fenced = self.control.fenced.keys().map(|machine| uuid_of(*machine));
+        let fenced: BTreeSet<Uuid> = fenced.collect();
+        sites.retain(|site| !fenced.contains(&site.volume));
         let owners: Vec<Uuid> = owners.into_iter().collect();
         self.step_liveness(&Input::Tick { nodes: &nodes, owners: &owners });
         let now = self.control_clock();
@@ -474,8 +524,11 @@ impl World {
         }
         let wanted = |(machine, owner): (&usize, &Assignment)| match process {
             Process::Agent(number) => *machine == number,
-            Process::Node(number) => owner.node == self.control.identity(number),
-            Process::Reader => false,
+            Process::Node(number) => {
+                owner.node == self.control.identity(number)
+                    && self.control.fence(*machine).is_none()
+            }
+            Process::Reader | Process::Failover => false,
         };
         let all = self.control.owners.iter().filter(|(machine, owner)| wanted((machine, owner)));
         let owners: BTreeMap<usize, Assignment> = all
@@ -497,13 +550,17 @@ impl World {
                 let event = node::Event::Assignments(owners);
                 self.after(Duration::ZERO, world::Event::Node(number, event));
             }
-            Process::Reader => {}
+            Process::Reader | Process::Failover => {}
         }
     }
 }
 
+/// How the control plane names the volume of a server.
+fn uuid_of(machine: usize) -> Uuid {
+    Uuid::from_bytes(volume_of(machine).0)
+}
+
 /// A volume as placement sees it.
 fn site((machine, owner): (&usize, &Assignment)) -> VolumeSite {
-    let volume = Uuid::from_bytes(volume_of(*machine).0);
-    VolumeSite { volume, node: Some(name_of(owner.node)), last_node: None }
+    VolumeSite { volume: uuid_of(*machine), node: Some(name_of(owner.node)), last_node: None }
 }

@@ -69,11 +69,13 @@ pub enum Fault {
     NodeCopy,
     /// The catalogue is backed up, or put back from the backup: epochs that were given since are forgotten.
     OldCatalog,
+    /// A volume is failed over without asking its node, and goes back later.
+    Failover,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::KillAgent,
         Self::StopAgent,
         Self::KillNode,
@@ -104,6 +106,7 @@ impl Fault {
         Self::NodeRevert,
         Self::NodeCopy,
         Self::OldCatalog,
+        Self::Failover,
     ];
 }
 

@@ -24,6 +24,7 @@ pub mod agent;
 pub mod campaign;
 pub mod control;
 pub mod disk;
+pub mod failover;
 pub mod faults;
 pub mod guest;
 pub mod net;

@@ -150,13 +150,14 @@ fn print_summary(summary: &Summary, time: Duration) {
     );
     println!(
         "judged: {} marks against their disk, {} acks, {} points read back, {} reads beside writers and {} \
-         that the store was away for, with {} maps",
+         that the store was away for, with {} maps, {} fences",
         summary.marks,
         summary.acks,
         summary.points,
         summary.reads,
         summary.reads_away,
-        summary.maps
+        summary.maps,
+        summary.fences
     );
     let strikes: Vec<String> =
         summary.strikes.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();

@@ -196,7 +196,7 @@ impl World {
         let is_of = |link: &Link| match process {
             Process::Agent(number) => link.agent == number,
             Process::Node(number) => link.node == number,
-            Process::Reader => false,
+            Process::Reader | Process::Failover => false,
         };
         let gone: Vec<Conn> =
             self.net.links.iter().filter(|(_, link)| is_of(link)).map(|(conn, _)| *conn).collect();

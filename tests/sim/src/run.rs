@@ -178,7 +178,7 @@ impl Sim {
                 }
             }
             // It begins by itself.
-            Process::Reader => return,
+            Process::Reader | Process::Failover => return,
         }
         self.world.tell_soon(process);
     }
@@ -199,7 +199,7 @@ impl Sim {
                     self.world.store.writer_died(log, &mut rng);
                 }
             }
-            Process::Reader => {}
+            Process::Reader | Process::Failover => {}
         }
     }
 
@@ -233,6 +233,7 @@ impl Sim {
             }
             Event::Reader(event) => self.reader.handle(world, event),
             Event::Control(event) => world.handle_control(event),
+            Event::Failover(event) => world.handle_failover(event),
             Event::Fault(event) => self.handle_fault(&event),
         }
         for process in self.world.take_exits() {
@@ -279,6 +280,7 @@ impl Sim {
             && self.settled.len() == self.agents.len()
             && self.nodes.iter().all(Node::is_running)
             && self.reader.is_idle()
+            && !self.world.control.is_anything_fenced()
     }
 
     fn standing(&self) -> String {

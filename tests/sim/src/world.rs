@@ -6,7 +6,7 @@ use crate::oracle::Oracle;
 use crate::store::SimStore;
 use crate::tasks::{Alarm, Alarms, Sleep, Tasks, VirtualTimer};
 use crate::trace::Trace;
-use crate::{agent, control, faults, guest, node, reader};
+use crate::{agent, control, failover, faults, guest, node, reader};
 use farshore_proto::Timestamp;
 use farshore_vault::{Patience, Timer};
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ pub enum Process {
     Node(usize),
     /// Who reads the vault while others write.
     Reader,
+    /// What takes volumes from their writers.
+    Failover,
 }
 
 impl fmt::Display for Process {
@@ -32,6 +34,7 @@ impl fmt::Display for Process {
             Self::Agent(number) => write!(formatter, "agent {number}"),
             Self::Node(number) => write!(formatter, "node {number}"),
             Self::Reader => formatter.write_str("reader"),
+            Self::Failover => formatter.write_str("failover"),
         }
     }
 }
@@ -49,6 +52,8 @@ pub enum Event {
     Guest(usize, guest::Event),
     /// To the control plane.
     Control(control::Event),
+    /// To the failover of a volume.
+    Failover(failover::Event),
     /// Something breaks, or stops being broken.
     Fault(faults::Event),
 }
@@ -173,7 +178,11 @@ impl World {
             Event::Agent(number, _) => Some(Process::Agent(*number)),
             Event::Node(number, _) => Some(Process::Node(*number)),
             // What it waits for comes back from a task, with its life.
-            Event::Reader(_) | Event::Guest(..) | Event::Control(_) | Event::Fault(_) => None,
+            Event::Reader(_)
+            | Event::Guest(..)
+            | Event::Control(_)
+            | Event::Failover(_)
+            | Event::Fault(_) => None,
         };
         let owner = owner.map(|process| (process, self.life(process)));
         self.push(wait, Due::Event(owner, event));

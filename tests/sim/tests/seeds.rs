@@ -33,6 +33,7 @@ fn every_rule_holds() {
     assert!(summary.points > 10 * SEEDS && summary.marks > 20 * SEEDS, "{summary:?}");
     assert!(summary.reads > 5 * SEEDS && summary.reads_away > SEEDS / 2, "{summary:?}");
     assert!(summary.maps > 5 * SEEDS, "{summary:?}");
+    assert!(summary.fences > SEEDS / 10, "{summary:?}");
 }
 
 #[test]
@@ -101,6 +102,7 @@ finds! {
     finds_zeros_for_what_the_store_did_not_give: AwayReadAsZeros within 100,
     finds_the_heir_of_all_others: AnyWitnessCounts within 1000,
     finds_two_runs_under_one_number: RunsUnderOneNumber within 1500,
+    finds_an_end_that_is_read_before_the_seal: EndBeforeSeal within 400,
 }
 
 #[test]

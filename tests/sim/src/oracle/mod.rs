@@ -9,9 +9,11 @@
 //! | I5 | whatever is read from the vault is right or an error, also after objects were damaged |
 //! | I6 | wall clocks jump all the time; everything above holds all the same |
 //! | I7 | what a shard holds, a log's length, the puts on their way have bounds |
+//! | I12 | the end that a failover finds has all that was acked committed before; nothing behind it is acked under an epoch before the fence |
 //! | revoked | no frame is taken from an agent whose certificate its node has known to be over for two looks |
 //! | I9 | no two different objects or journal groups are sealed under one salt |
 
+mod fences;
 mod reads;
 mod stream;
 mod vault;
@@ -49,6 +51,8 @@ pub struct Counts {
     pub objects: u64,
     /// Reads of damaged objects that ended in an error.
     pub damage_found: u64,
+    /// Volumes that failovers took.
+    pub fences: u64,
     /// Reads beside the writers that came to their end.
     pub reads: u64,
     /// Those that ended because the store was away.
@@ -66,6 +70,10 @@ pub struct Oracle {
     copied: BTreeSet<LogId>,
     /// Salts, and a digest of what was sealed under them.
     salts: BTreeMap<Vec<u8>, u64>,
+    /// Highest seq acked committed, by server and epoch.
+    acked: BTreeMap<(usize, Epoch), Seq>,
+    /// Volumes that were taken from their writers.
+    fences: Vec<fences::Fence>,
     /// What was judged.
     pub counts: Counts,
 }
@@ -78,6 +86,8 @@ impl Oracle {
             journaled: BTreeMap::new(),
             copied: BTreeSet::new(),
             salts: BTreeMap::new(),
+            acked: BTreeMap::new(),
+            fences: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -275,6 +285,7 @@ impl World {
         } else {
             (epoch, ack.journaled)
         };
+        self.oracle.acked_committed(machine, epoch, ack.committed);
         let stream = &mut self.oracle.streams[machine];
         if ack.committed > stream.committed() {
             stream.commit(ack.committed);

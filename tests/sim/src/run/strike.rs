@@ -98,6 +98,7 @@ impl Sim {
             Fault::Renew => self.world.enrol(machine),
             Fault::Revoke => self.revoke(machine),
             Fault::OldCatalog => self.world.back_up_or_restore(),
+            Fault::Failover => self.world.fail_over(machine),
             Fault::JournalWrite => self.nodes[node].files().set_trouble(Trouble::NextWrite),
             Fault::JournalSync => self.nodes[node].files().set_trouble(Trouble::NextSync),
             Fault::AgentDiskFails => {
