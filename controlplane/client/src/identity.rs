@@ -6,6 +6,7 @@
 use crate::files::{close_to_others, private_dir, read, replace};
 use crate::heard::Heard;
 use crate::http::ClientError;
+use crate::renewal::Renewal;
 use farshore_api::identity::{Certificate, MalformedToken, Role};
 use farshore_trust::{peer_of, shown_apart, shown_time};
 use rcgen::{CertificateParams, KeyPair};
@@ -16,7 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -101,6 +102,7 @@ struct Current {
     certified: Arc<CertifiedKey>,
     not_before: SystemTime,
     not_after: SystemTime,
+    renewal: Renewal,
 }
 
 /// Who this process is: a key, the newest certificate for it, and the CA to trust.
@@ -225,13 +227,11 @@ impl Identity {
         Arc::clone(&self.lock().certified)
     }
 
-    /// How long until half of the certificate's life is over.
+    /// How long until half of the certificate's life is over, by this machine's clock or by time that has
+    /// passed.
     #[must_use]
     pub fn until_renewal(&self) -> Duration {
-        let current = self.lock();
-        let life = current.not_after.duration_since(current.not_before).unwrap_or_default();
-        let due = current.not_before + life / 2;
-        due.duration_since(SystemTime::now()).unwrap_or_default()
+        self.lock().renewal.until(passed(), SystemTime::now())
     }
 
     /// Whether the certificate is not valid any more.
@@ -309,8 +309,15 @@ impl Current {
         let key = PrivateKeyDer::try_from(key.serialize_der())?;
         let certified = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
             .map_err(|error| format!("certificate and key do not fit: {error}"))?;
-        Ok(Self { certified: Arc::new(certified), not_before, not_after })
+        let renewal = Renewal::new(not_before, not_after, passed());
+        Ok(Self { certified: Arc::new(certified), not_before, not_after, renewal })
     }
+}
+
+/// Monotonic time, from the first call on.
+fn passed() -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed()
 }
 
 /// A certificate request for a key.

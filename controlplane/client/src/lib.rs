@@ -12,6 +12,7 @@ mod files;
 mod heard;
 mod http;
 mod identity;
+mod renewal;
 mod trust;
 
 pub use backoff::Backoff;

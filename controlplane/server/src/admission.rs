@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::clock;
 use crate::db::Issued;
-use crate::domain::generation::{Verdict, judge};
+use crate::domain::generation::{FirstUse, Verdict, judge};
 use crate::error::ControlError;
 use crate::limits::Asked;
 use crate::tls::Peer;
@@ -35,6 +35,8 @@ struct Holder {
     /// The newest generation that was heard, and when.
     generation: u64,
     heard: Instant,
+    /// The newest generation that this process saw used first, and when.
+    first: Option<(u64, Instant)>,
     told: Option<Instant>,
 }
 
@@ -60,7 +62,7 @@ impl Holders {
     }
 
     fn unheard(&self) -> Holder {
-        Holder { issued: 0, generation: 0, heard: self.since, told: None }
+        Holder { issued: 0, generation: 0, heard: self.since, first: None, told: None }
     }
 
     /// A certificate of `generation` was issued.
@@ -75,6 +77,32 @@ impl Holders {
     pub fn has_newer(&self, id: Uuid, generation: u64) -> bool {
         let known = self.lock();
         known.get(&id).is_some_and(|holder| holder.issued.max(holder.generation) > generation)
+    }
+
+    /// The holder of `generation` used it for the first time now.
+    fn used_first(&self, id: Uuid, generation: u64) {
+        let first = Some((generation, Instant::now()));
+        let mut known = self.lock();
+        let holder = known.entry(id).or_insert_with(|| self.unheard());
+        holder.first = holder.first.max(first);
+    }
+
+    /// When `generation` was used first.
+    fn first_use(&self, id: Uuid, generation: u64) -> FirstUse {
+        let known = self.lock();
+        let first = known.get(&id).and_then(|holder| holder.first);
+        match first.filter(|(seen, _)| *seen == generation) {
+            Some((_, at)) => FirstUse::Seen(at.elapsed()),
+            None => FirstUse::Before(self.since.elapsed()),
+        }
+    }
+
+    /// As if all that was seen had been seen long ago.
+    #[cfg(test)]
+    pub(crate) fn let_first_uses_age(&self) {
+        for holder in self.lock().values_mut() {
+            holder.first = None;
+        }
     }
 
     /// How long ago the holder of `generation` was heard; since the start if not at all.
@@ -121,14 +149,19 @@ pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admit
     let used = known.used.map_or(0, |(used, _)| used);
     let silent = app.holders.silent(id, used);
     let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string());
-    let verdict = judge(&known, generation, clock::now_ms(), silent);
+    let first_use = app.holders.first_use(id, used);
+    let verdict = judge(&known, generation, clock::now_ms(), first_use, silent);
     match verdict {
         Verdict::Good => {}
-        Verdict::First => app.db.first_use(id, serial, &from).await?,
+        Verdict::First => {
+            app.db.first_use(id, serial, &from).await?;
+            app.holders.used_first(id, generation);
+        }
         Verdict::Newer => {
             let not_after_s = peer.expires_at_unix_s;
             let issued = Issued { serial: *serial, key: peer.key, not_after_s };
             app.db.adopt(role, id, &issued, &from).await?;
+            app.holders.used_first(id, generation);
         }
         Verdict::Late => return Ok(Admitted::Late),
         Verdict::SetBack => {

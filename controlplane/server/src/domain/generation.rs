@@ -62,9 +62,37 @@ pub enum Verdict {
     Unknown,
 }
 
-/// Judges a certificate of `generation`. `silent` is how long ago the newest used one was seen last.
+/// When a certificate was used first, as far as this process knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstUse {
+    /// It was so long ago, by the monotonic clock.
+    Seen(Duration),
+    /// It was before this process began, which was so long ago.
+    Before(Duration),
+}
+
+/// How long ago the newest used certificate was used first. Where this process saw it, no step of the wall
+/// clock moves it: set back, the clock would have a copy go on for as long as it was set back, set forward,
+/// it would have a call that was on its way look like one of a copy. Where it was before, the process has
+/// run since at least.
 #[must_use]
-pub fn judge(known: &Known, generation: u64, now_ms: u64, silent: Duration) -> Verdict {
+pub fn used_for(since_ms: u64, now_ms: u64, first_use: FirstUse) -> Duration {
+    match first_use {
+        FirstUse::Seen(ago) => ago,
+        FirstUse::Before(ago) => ago.max(Duration::from_millis(now_ms.saturating_sub(since_ms))),
+    }
+}
+
+/// Judges a certificate of `generation`. `now_ms` is the wall clock, `first_use` of the newest used one;
+/// `silent` is how long ago that was seen last.
+#[must_use]
+pub fn judge(
+    known: &Known,
+    generation: u64,
+    now_ms: u64,
+    first_use: FirstUse,
+    silent: Duration,
+) -> Verdict {
     if known.is_revoked {
         return Verdict::Revoked;
     }
@@ -76,8 +104,7 @@ pub fn judge(known: &Known, generation: u64, now_ms: u64, silent: Duration) -> V
     }
     match known.used {
         Some((used, since_ms)) if used > generation => {
-            let since = Duration::from_millis(now_ms.saturating_sub(since_ms));
-            if since < GRACE {
+            if used_for(since_ms, now_ms, first_use) < GRACE {
                 Verdict::Late
             } else if silent >= LIVING {
                 Verdict::SetBack
@@ -96,6 +123,11 @@ mod tests {
 
     const NOW_MS: u64 = 10_000_000;
     const HEARD: Duration = Duration::from_secs(1);
+
+    /// As by a process that has just begun.
+    fn judge(known: &Known, generation: u64, now_ms: u64, silent: Duration) -> Verdict {
+        super::judge(known, generation, now_ms, FirstUse::Before(HEARD), silent)
+    }
 
     fn known(newest: u64, used: Option<(u64, u64)>, is_used: bool) -> Known {
         let shown = Some(Shown { is_used });
@@ -127,6 +159,34 @@ mod tests {
     fn a_clock_that_steps_back_makes_no_clones() {
         let later = known(2, Some((2, NOW_MS + 3_600_000)), true);
         assert_eq!(judge(&later, 1, NOW_MS, HEARD), Verdict::Late);
+    }
+
+    /// H8 C1: for as long as the clock is set back an older certificate would be as good as late.
+    #[test]
+    fn a_clock_that_steps_back_lets_no_copy_go_on() {
+        let later = known(2, Some((2, NOW_MS + 3_600_000)), true);
+        for first_use in [FirstUse::Seen(GRACE), FirstUse::Before(GRACE)] {
+            let verdict = super::judge(&later, 1, NOW_MS, first_use, HEARD);
+            assert_eq!(verdict, Verdict::Cloned, "{first_use:?}");
+        }
+    }
+
+    /// H8 C1: whatever the wall clock does, the grace is as long as it is.
+    #[test]
+    fn no_steps_of_a_clock_change_who_is_a_copy() {
+        for seed in 0..200 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let used_at_ms = NOW_MS.saturating_add_signed(rng.i64(-9_000_000..90_000_000));
+            let known = known(2, Some((2, used_at_ms)), true);
+            let mut passed = Duration::ZERO;
+            while passed < 3 * GRACE {
+                passed += Duration::from_secs(rng.u64(0..20));
+                let now_ms = NOW_MS.saturating_add_signed(rng.i64(-9_000_000..90_000_000));
+                let verdict = super::judge(&known, 1, now_ms, FirstUse::Seen(passed), HEARD);
+                let expected = if passed < GRACE { Verdict::Late } else { Verdict::Cloned };
+                assert_eq!(verdict, expected, "seed {seed}, {passed:?}");
+            }
+        }
     }
 
     #[test]

@@ -65,6 +65,7 @@ async fn an_answer_that_is_lost_locks_nobody_out() {
     let (first, key) = keyed(&site).await;
     let _lost = renew(&site, first, &key).await;
     site.app.db.let_certificates_age().await;
+    site.app.holders.let_first_uses_age();
     works(&site, first).await;
     let third = renew(&site, first, &key).await;
     works(&site, third).await;
@@ -81,6 +82,7 @@ async fn a_newer_generation_ends_the_older_and_two_holders_are_told() {
     let second = renew(&site, first, &key).await;
     works(&site, second).await;
     site.app.db.let_certificates_age().await;
+    site.app.holders.let_first_uses_age();
     let told = is_refused(&site, first).await;
     assert!(told.contains("in use elsewhere"), "{told}");
     works(&site, second).await;
