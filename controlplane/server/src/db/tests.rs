@@ -28,6 +28,7 @@ use crate::error::ControlError;
 use crate::limits::Asked;
 
 mod fences;
+mod kept;
 mod late;
 
 const LONG_AGO: u64 = 0;

@@ -1,0 +1,162 @@
+//! C4 C7: which points stay and which is the latest, whatever clocks do, over the real store.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// A point that the catalogue was told of.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    id: Uuid,
+    heard_true_ms: u64,
+}
+
+/// The catalogue of one machine under a clock that may be off, and what it must hold.
+struct World {
+    site: Site,
+    volume: Uuid,
+    rng: fastrand::Rng,
+    true_ms: u64,
+    up_ms: u64,
+    off_ms: i64,
+    boot: u64,
+    retention_ms: u64,
+    /// By rank.
+    points: BTreeMap<u64, Told>,
+    gone: usize,
+}
+
+impl World {
+    async fn begin(seed: u64) -> Self {
+        let site = site().await;
+        let volume = site.protect("web").await;
+        site.place().await;
+        let retention_ms = site.db.longest_retention_ms().await.unwrap();
+        assert_eq!(retention_ms, DAY);
+        Self {
+            site,
+            volume,
+            rng: fastrand::Rng::with_seed(seed),
+            true_ms: clock::now_ms(),
+            up_ms: HOUR,
+            off_ms: 0,
+            boot: 0,
+            retention_ms,
+            points: BTreeMap::new(),
+            gone: 0,
+        }
+    }
+
+    fn wall_ms(&self) -> u64 {
+        self.true_ms.saturating_add_signed(self.off_ms)
+    }
+
+    /// A point is told, perhaps late, of an agent whose clock says anything.
+    async fn tell(&mut self) {
+        let newest = self.points.last_key_value().map_or(0, |(rank, _)| *rank);
+        let is_late = self.rng.u32(0..4) == 0;
+        let seq = if is_late { self.rng.u64(1..newest + 2) } else { newest + self.rng.u64(1..50) };
+        if self.points.contains_key(&seq) {
+            return;
+        }
+        let id = Uuid::from_u128(self.rng.u128(..));
+        let point = PointReport {
+            point: id,
+            volume: self.volume,
+            epoch: 1,
+            seq,
+            kind: PointKind::Crash,
+            unknown_blocks: 0,
+            time_unix_ms: self.rng.u64(0..2 * self.true_ms),
+        };
+        let report = AgentReport { points: vec![point], ..AgentReport::default() };
+        let taken = self.site.db.agent_report(self.site.agent, &report).await.unwrap();
+        assert!(taken.points_changed && taken.ignored_volumes.is_empty(), "{taken:?}");
+        let heard = sqlx::query("UPDATE points SET heard_ms = ? WHERE id = ?")
+            .bind(super::super::record::own(self.wall_ms()))
+            .bind(id.to_string());
+        heard.execute(&self.site.db.writer).await.unwrap();
+        self.points.insert(seq, Told { id, heard_true_ms: self.true_ms });
+    }
+
+    /// Time passes, perhaps with the control plane away or its host started anew, and the clock steps.
+    fn pass(&mut self) {
+        let ms = match self.rng.u32(0..12) {
+            0 => self.rng.u64(0..2 * DAY),
+            _ => self.rng.u64(0..2 * HOUR),
+        };
+        self.true_ms += ms;
+        self.up_ms += ms;
+        if self.rng.u32(0..10) == 0 {
+            self.boot += 1;
+            self.up_ms = self.rng.u64(0..ms + 1);
+        }
+        let days = i64::try_from(400 * DAY).unwrap();
+        match self.rng.u32(0..8) {
+            0 => self.off_ms += self.rng.i64(-days..days),
+            1 => self.off_ms += self.rng.i64(-90_000..90_000),
+            2 => self.off_ms = 0,
+            _ => {}
+        }
+    }
+
+    /// What is old goes, what is not stays, and the newest always.
+    async fn prune(&mut self) {
+        let boot = self.boot.to_string();
+        let look = Look {
+            wall_ms: self.wall_ms(),
+            boot: &boot,
+            host: "h",
+            up_ms: self.up_ms,
+            retention_ms: self.retention_ms,
+        };
+        let time_ms = self.site.db.look_at_clocks(&look).await.unwrap();
+        self.site.db.prune(time_ms).await.unwrap();
+        let left = self.site.db.points("web", None, 1_000).await.unwrap();
+        let ranks: Vec<u64> = left.iter().filter_map(|point| point.rank).collect();
+        assert!(ranks.is_sorted(), "lists go by rank: {ranks:?}");
+        let newest = self.points.last_key_value().map(|(rank, _)| *rank);
+        let true_ms = self.true_ms;
+        let before = self.points.len();
+        self.points.retain(|rank, told| {
+            let is_left = left.iter().any(|point| point.point == told.id);
+            let age_ms = true_ms - told.heard_true_ms;
+            // The clock may gain an hour without a doubt while it is not looked at.
+            assert!(is_left || age_ms + HOUR >= DAY, "the point at {rank} goes after {age_ms} ms");
+            assert!(is_left || Some(*rank) != newest, "the newest goes");
+            is_left
+        });
+        self.gone += before - self.points.len();
+        assert_eq!(left.len(), self.points.len(), "nothing comes back");
+    }
+
+    async fn judge_latest(&self) {
+        let Some((rank, told)) = self.points.last_key_value() else { return };
+        let latest = self.site.db.point("web", PointSelector::Latest).await.unwrap();
+        assert_eq!((latest.point, latest.rank), (told.id, Some(*rank)));
+        let shown = self.site.db.machine("web").await.unwrap().last_point.unwrap();
+        assert_eq!(shown.point, told.id);
+    }
+}
+
+#[tokio::test]
+async fn no_clock_takes_a_point_that_is_not_old_or_makes_another_one_the_latest() {
+    let mut gone = 0;
+    for seed in 0..8 {
+        let mut world = World::begin(seed).await;
+        for _ in 0..40 {
+            for _ in 0..world.rng.u32(0..3) {
+                world.tell().await;
+            }
+            world.pass();
+            world.prune().await;
+            world.judge_latest().await;
+        }
+        gone += world.gone;
+    }
+    assert!(gone > 20, "a clock that is believed lets old points go: {gone}");
+}
