@@ -42,17 +42,17 @@ impl Stamps {
     /// The intents that were begun are durable under this stamp.
     pub fn durable(&self, begun: Underway, stamp: Stamp) {
         let mut inner = self.lock();
-        if inner.forgotten == begun.forgotten {
-            inner.stamp = stamp;
-        }
+        let is_current = inner.forgotten == begun.forgotten;
+        inner.stamp = if is_current { stamp } else { Stamp::unsaid(stamp.life) };
     }
 
-    /// From here on the whole disk is sent again. Until other intents are durable nothing is said: an
-    /// earlier state of this directory, which knows nothing of that, may have the same ones.
+    /// From here on the whole disk is sent again. Until other intents are durable nothing is said of any: an
+    /// earlier state of this directory, which knows nothing of that, may have the same ones. Whose the frames
+    /// are is said all the same: a copy of this agent would take them for its own.
     pub fn forget(&self) {
         let mut inner = self.lock();
         inner.forgotten += 1;
-        inner.stamp = Stamp::default();
+        inner.stamp = Stamp::unsaid(inner.stamp.life);
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
         let begun = stamps.begin();
         stamps.forget();
         stamps.durable(begun, stamp(2));
-        assert_eq!(stamps.now(), Stamp::default());
+        assert_eq!(stamps.now(), Stamp::unsaid(7));
         stamps.durable(stamps.begin(), stamp(3));
         assert_eq!(stamps.now(), stamp(3));
     }

@@ -71,6 +71,9 @@ pub struct State {
     /// What the intents descended from at the first start since a session joined, while `floor` is there.
     #[serde(default)]
     pub lineage: Option<[u64; LIVES_MAX]>,
+    /// Whether another agent took the volume over since the stream joined last.
+    #[serde(default)]
+    pub is_shared: bool,
     /// The disk's change time at an orderly stop; absent while the agent runs.
     #[serde(default)]
     pub stopped_ns: Option<i64>,
@@ -254,6 +257,7 @@ mod tests {
             differs: true,
             boot: Some("8379d2d5".to_owned()),
             lineage: Some([5; LIVES_MAX]),
+            is_shared: true,
             stopped_ns: Some(1_767_225_600_000_000_123),
             differences: 3,
             difference: Some(Difference { offset: 4096, length: 8192, time_unix_ms: 99 }),

@@ -235,7 +235,8 @@ impl Stream {
             dir: place.dir.clone(),
             restarting: Mutex::default(),
         };
-        let opened = Opened { last, floor, lineage, life: place.life };
+        let is_shared = stream.state.get().is_shared;
+        let opened = Opened { last, floor, lineage, life: place.life, is_shared };
         Ok((stream, Found { opened, marks: recovered.marks, is_new, damage }))
     }
 
@@ -464,6 +465,14 @@ impl Stream {
         })?;
         self.is_joined.send_replace(true);
         Ok(())
+    }
+
+    /// Notes that another agent took the volume over, or that the stream joins behind it; blocks.
+    ///
+    /// # Errors
+    /// What the system said. It holds in memory all the same, and the next note of anything writes it.
+    pub fn share(&self, is_shared: bool) -> io::Result<()> {
+        self.state.update(|state| state.is_shared = is_shared)
     }
 
     /// Empties the log and goes on at `next`, with the disk in doubt as far as `breach` says. Blocks.

@@ -237,6 +237,7 @@ impl Driver {
             }
             Output::Close => self.hang_up(),
             Output::Joined => self.join().await,
+            Output::Shared { is_shared } => self.share(is_shared).await,
             Output::Restart { next, breach } => {
                 self.trim_again = None;
                 let stream = Arc::clone(&self.session.stream);
@@ -280,6 +281,17 @@ impl Driver {
                 tracing::warn!(%volume, %error, "that the stream joins is not noted");
                 self.join_at = Some(Instant::now() + JOIN_PAUSE);
             }
+        }
+    }
+
+    /// Notes that another took the volume over, or that it is this agent's again. What is not noted costs a read
+    /// of the disk, or is not known if this run ends and the next node knows not who sent what it has.
+    async fn share(&mut self, is_shared: bool) {
+        let stream = Arc::clone(&self.session.stream);
+        let volume = stream.volume;
+        let noted = tokio::task::spawn_blocking(move || stream.share(is_shared)).await;
+        if let Err(error) = noted.map_err(io::Error::other).flatten() {
+            tracing::warn!(%volume, is_shared, %error, "that another agent took it over is not noted");
         }
     }
 

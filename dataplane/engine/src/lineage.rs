@@ -52,9 +52,15 @@ impl Lineage {
     /// Raises the generation; false if the life has had them all and another must begin.
     pub fn raise(&mut self) -> bool {
         let newest = &mut self.stamps[LIVES_MAX - 1];
-        let raised = newest.generation.checked_add(1);
+        let raised = newest.generation.checked_add(1).filter(|next| *next < Stamp::UNSAID);
         newest.generation = raised.unwrap_or(newest.generation);
         raised.is_some()
+    }
+
+    /// Whether a frame that says nothing of intents is of the newest life.
+    #[must_use]
+    pub fn is_newest(&self, stamp: Stamp) -> bool {
+        stamp.life != 0 && stamp == Stamp::unsaid(self.newest().life)
     }
 
     /// Whether a frame with this stamp was made on this line, under intents that it still has.
@@ -105,6 +111,10 @@ mod tests {
         assert!(!at_snapshot.covers(Stamp::default()));
         assert!(!Lineage::default().covers(Stamp::default()));
         assert!(!Lineage::default().covers(stamp(9, 0)));
+        // Frames that say nothing of intents, of the newest life and of others.
+        assert!(!at_snapshot.covers(Stamp::unsaid(9)) && at_snapshot.is_newest(Stamp::unsaid(9)));
+        assert!(!at_snapshot.is_newest(Stamp::unsaid(7)) && !at_snapshot.is_newest(stamp(9, 5)));
+        assert!(!Lineage::default().is_newest(Stamp::unsaid(0)));
     }
 
     #[test]

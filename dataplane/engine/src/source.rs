@@ -79,6 +79,8 @@ pub struct Opened {
     pub lineage: Lineage,
     /// The life of this run.
     pub life: u32,
+    /// Whether another took the volume over since the stream joined last.
+    pub is_shared: bool,
 }
 
 /// What happens to a source.
@@ -170,6 +172,11 @@ pub enum Output {
     Close,
     /// The stream joins: first good welcome since the log was opened.
     Joined,
+    /// Another took the volume over, or the stream joins behind it: to be known after a restart of the agent.
+    Shared {
+        /// Which of the two.
+        is_shared: bool,
+    },
     /// Empty the log, continue it at `next`, put the disk in doubt; answer with `Restarted`.
     Restart {
         /// Seq of the next frame.
@@ -265,6 +272,8 @@ pub struct Source {
     joined_at: (Seq, Stamp),
     /// The node ended the last session for another that took the volume over.
     is_overtaken: bool,
+    /// Another took the volume over since the stream joined last: what the node has may be its.
+    is_shared: bool,
     has_joined: bool,
     /// The next hello says that the log is empty: the answer to a gap.
     declare_empty: bool,
@@ -308,6 +317,7 @@ impl Source {
             life: opened.life,
             joined_at: (zero, stamp),
             is_overtaken: false,
+            is_shared: opened.is_shared,
             has_joined: false,
             declare_empty: false,
             welcome,
@@ -412,7 +422,11 @@ impl Source {
         }
         // As many frames as were sent from here, but another's: a branch of it went on elsewhere.
         let is_as_joined = self.has_joined && self.joined_at == (welcome.received, welcome.stamp);
-        let is_anothers = welcome.stamp != Stamp::default() && !is_own && !is_as_joined;
+        // The run before this one may have said whose its last frames were, and no more.
+        let is_line = !self.has_joined && self.lineage.is_newest(welcome.stamp);
+        let is_known = welcome.stamp != Stamp::default() || self.is_shared;
+        let is_anothers = is_known && !is_own && !is_line && !is_as_joined;
+        let is_anothers = is_anothers && !is_on(Bug::OthersFramesJoin);
         let is_lost = welcome.received < self.committed;
         (is_lost || is_anothers).then_some(Breach::Foreign)
     }
@@ -429,6 +443,9 @@ impl Source {
 
     fn join(&mut self, now: Timestamp, out: &mut Vec<Output>) {
         self.phase = Streaming;
+        if std::mem::take(&mut self.is_shared) {
+            out.push(Output::Shared { is_shared: false });
+        }
         self.heard = now;
         self.forget_flight();
         self.sent = self.welcome.received;
@@ -546,6 +563,8 @@ impl Source {
             }
             RefusalReason::Overtaken => {
                 self.is_overtaken = true;
+                self.is_shared = true;
+                out.push(Output::Shared { is_shared: true });
                 self.back_off(now);
             }
             RefusalReason::NotAssigned | RefusalReason::Unavailable | RefusalReason::Contested => {

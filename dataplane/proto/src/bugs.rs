@@ -80,11 +80,15 @@ pub enum Bug {
     RunsUnderOneNumber,
     /// A failover reads a volume's end, and seals the log of its writer only then.
     EndBeforeSeal,
+    /// A node that is told of two holders of a volume takes frames of both in turns.
+    ContestIgnored,
+    /// An agent takes frames that another sent in the place of its own for its own.
+    OthersFramesJoin,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 38] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -121,6 +125,8 @@ impl Bug {
         Self::AnyWitnessCounts,
         Self::RunsUnderOneNumber,
         Self::EndBeforeSeal,
+        Self::ContestIgnored,
+        Self::OthersFramesJoin,
     ];
 
     /// Its name on a command line.
@@ -163,6 +169,8 @@ impl Bug {
             Self::AnyWitnessCounts => "any-witness-counts",
             Self::RunsUnderOneNumber => "runs-under-one-number",
             Self::EndBeforeSeal => "end-before-seal",
+            Self::ContestIgnored => "contest-ignored",
+            Self::OthersFramesJoin => "others-frames-join",
         }
     }
 

@@ -153,11 +153,21 @@ impl fmt::Debug for ChunkId {
 pub struct Stamp {
     /// Drawn at each start of an agent; 0 if there are no intents.
     pub life: u32,
-    /// Raised with every durable write of the intents.
+    /// Raised with every durable write of the intents; [`Stamp::UNSAID`] if nothing is said of them.
     pub generation: u32,
 }
 
 impl Stamp {
+    /// The generation of frames that say only whose they are: above every one that intents have.
+    pub const UNSAID: u32 = u32::MAX;
+
+    /// Of a frame that says nothing of intents.
+    #[must_use]
+    pub fn unsaid(life: u32) -> Self {
+        // Without a life nobody's: as from an agent that has no intents.
+        Self { life, generation: if life == 0 { 0 } else { Self::UNSAID } }
+    }
+
     /// As one number.
     #[must_use]
     pub fn to_u64(self) -> u64 {

@@ -100,6 +100,8 @@ pub struct Control {
     up: BTreeMap<usize, Timestamp>,
     /// Copies of nodes: the process of each, and whose copy it is.
     copies: BTreeMap<usize, usize>,
+    /// Copies of servers: the process of each copy's agent, and whose copy it is.
+    servers: BTreeMap<usize, usize>,
     /// Nodes whose next report is held up on its way.
     held_up: BTreeSet<usize>,
     /// Volumes that are failed over, and the epochs of their fences: they have no node.
@@ -138,6 +140,7 @@ impl Control {
             told: BTreeMap::new(),
             up: BTreeMap::new(),
             copies: BTreeMap::new(),
+            servers: BTreeMap::new(),
             held_up: BTreeSet::new(),
             fenced: BTreeMap::new(),
             liveness: Liveness::new(LIMIT),
@@ -157,6 +160,19 @@ impl Control {
         self.copies.insert(copy, node);
         let told = self.told(Process::Node(node));
         self.told.insert(Process::Node(copy), told);
+    }
+
+    /// The server that an agent's process says it is of.
+    #[must_use]
+    pub fn server(&self, agent: usize) -> usize {
+        self.servers.get(&agent).copied().unwrap_or(agent)
+    }
+
+    /// A server was copied, with what its agent was told.
+    pub fn server_copied(&mut self, agent: usize, copy: usize) {
+        self.servers.insert(copy, self.server(agent));
+        let told = self.told(Process::Agent(agent));
+        self.told.insert(Process::Agent(copy), told);
     }
 
     /// All copies are gone.
@@ -368,9 +384,10 @@ impl World {
     }
 
     fn tell_everybody(&mut self) {
-        let agents = (0..self.size.machines).map(Process::Agent);
+        let agents = (0..self.size.machines).chain(self.control.servers.keys().copied());
         let nodes = (0..self.size.nodes).chain(self.control.copies.keys().copied());
-        let all: Vec<Process> = agents.chain(nodes.map(Process::Node)).collect();
+        let all: Vec<Process> =
+            agents.map(Process::Agent).chain(nodes.map(Process::Node)).collect();
         for process in all {
             self.tell_soon(process);
         }
@@ -523,7 +540,7 @@ impl World {
             return;
         }
         let wanted = |(machine, owner): (&usize, &Assignment)| match process {
-            Process::Agent(number) => *machine == number,
+            Process::Agent(number) => *machine == self.control.server(number),
             Process::Node(number) => {
                 owner.node == self.control.identity(number)
                     && self.control.fence(*machine).is_none()
@@ -541,7 +558,7 @@ impl World {
         told.clone_from(&owners);
         match process {
             Process::Agent(number) => {
-                if let Some(owner) = owners.get(&number).copied() {
+                if let Some(owner) = owners.values().next().copied() {
                     let event = agent::Event::Assigned(owner);
                     self.after(Duration::ZERO, world::Event::Agent(number, event));
                 }

@@ -59,6 +59,8 @@ pub enum Fault {
     AgentRot,
     /// A snapshot is taken of a protected server, or it goes back to the one that was taken.
     SnapshotRevert,
+    /// A server is copied with its agent's directory, and both run, until one of them ends for good.
+    AgentCopy,
     /// An agent is revoked while its session is open, and enrolled again later.
     Revoke,
     /// An agent's certificate is renewed.
@@ -101,6 +103,7 @@ impl Fault {
         Self::JournalRot,
         Self::AgentRot,
         Self::SnapshotRevert,
+        Self::AgentCopy,
         Self::Revoke,
         Self::Renew,
         Self::NodeRevert,
@@ -131,6 +134,8 @@ pub enum Event {
     Enrol(usize),
     /// There is room on an agent's disk.
     Room(usize),
+    /// Of a server and its copy one ends for good.
+    OneIsLeft(usize),
 }
 
 /// The faults of one run.

@@ -22,7 +22,9 @@ pub enum Arrival {
     Accepted {
         /// The connection.
         conn: Conn,
-        /// The agent that its certificate names.
+        /// The agent's process.
+        agent: usize,
+        /// The server that its certificate names.
         machine: usize,
         /// The generation of that certificate.
         generation: u64,
@@ -36,6 +38,8 @@ pub enum Arrival {
 #[derive(Debug)]
 struct Link {
     agent: usize,
+    /// The server whose name the agent has.
+    machine: usize,
     node: usize,
     /// When the last frame arrives, at the node and at the agent.
     last_us: [u64; 2],
@@ -63,7 +67,7 @@ pub struct NetFaults {
 pub struct Net {
     next: u64,
     links: BTreeMap<Conn, Link>,
-    /// Pairs of agent and node that cannot reach each other.
+    /// Pairs of server and node that cannot reach each other.
     pub cut: BTreeSet<(usize, usize)>,
     /// What happens to frames.
     pub faults: NetFaults,
@@ -87,25 +91,26 @@ const UNREACHABLE: Duration = Duration::from_secs(3);
 impl World {
     /// An agent asks for a connection to a node; [`Arrival::Connected`] or
     /// [`Arrival::Unreachable`] follows.
-    pub fn connect(&mut self, machine: usize, to: usize) -> Conn {
+    pub fn connect(&mut self, agent: usize, to: usize) -> Conn {
+        let machine = self.control.server(agent);
         let conn = Conn(self.net.next);
         self.net.next += 1;
         let is_cut = self.net.cut.contains(&(machine, to));
         if is_cut || !self.control.is_up(to) {
             let wait = if is_cut { UNREACHABLE } else { self.us(FLIGHT_US) };
             let event = agent::Event::Net(Arrival::Unreachable(conn));
-            self.after(wait, Event::Agent(machine, event));
+            self.after(wait, Event::Agent(agent, event));
             return conn;
         }
-        self.net.links.insert(conn, Link { agent: machine, node: to, last_us: [0, 0] });
+        self.net.links.insert(conn, Link { agent, machine, node: to, last_us: [0, 0] });
         let wait = self.us(FLIGHT_US);
         let generation = self.control.certificate(machine);
-        let accepted = Arrival::Accepted { conn, machine, generation };
+        let accepted = Arrival::Accepted { conn, agent, machine, generation };
         let at_node = self.arrival_us(conn, 0, wait);
         self.after(at_node, Event::Node(to, node::Event::Net(accepted)));
         let more = self.us(FLIGHT_US);
         let at_agent = self.arrival_us(conn, 1, at_node + more);
-        self.after(at_agent, Event::Agent(machine, agent::Event::Net(Arrival::Connected(conn))));
+        self.after(at_agent, Event::Agent(agent, agent::Event::Net(Arrival::Connected(conn))));
         conn
     }
 
@@ -122,15 +127,13 @@ impl World {
     /// Sends one frame from a process at one end; nothing happens if the connection is gone.
     pub fn send(&mut self, conn: Conn, from: Process, frame: Bytes) {
         let Some(link) = self.net.links.get(&conn) else { return };
-        let (machine, to) = (link.agent, link.node);
+        let (agent, machine, to) = (link.agent, link.machine, link.node);
         let faults = self.net.faults;
         if self.net.cut.contains(&(machine, to)) || self.chance(faults.lost) {
             return self.tell("net", || format!("a frame from {from} is lost"));
         }
         if self.chance(faults.reset) {
-            self.tell("net", || {
-                format!("the connection of agent {machine} and node {to} is reset")
-            });
+            self.tell("net", || format!("the connection of agent {agent} and node {to} is reset"));
             return self.reset(conn);
         }
         let mut frame = frame;
@@ -152,15 +155,15 @@ impl World {
             let wait =
                 if self.chance(faults.early) { flight } else { self.arrival_us(conn, way, flight) };
             let arrival = Arrival::Frame(conn, frame.clone());
-            self.after(wait, Self::arrival(machine, to, way, arrival));
+            self.after(wait, Self::arrival(agent, to, way, arrival));
         }
     }
 
-    fn arrival(machine: usize, to: usize, way: usize, arrival: Arrival) -> Event {
+    fn arrival(agent: usize, to: usize, way: usize, arrival: Arrival) -> Event {
         if way == 0 {
             Event::Node(to, node::Event::Net(arrival))
         } else {
-            Event::Agent(machine, agent::Event::Net(arrival))
+            Event::Agent(agent, agent::Event::Net(arrival))
         }
     }
 
@@ -170,7 +173,7 @@ impl World {
         let flight = self.us(FLIGHT_US);
         let wait = self.arrival_us(conn, way, flight);
         let Some(link) = self.net.links.remove(&conn) else { return };
-        if !self.net.cut.contains(&(link.agent, link.node)) {
+        if !self.net.cut.contains(&(link.machine, link.node)) {
             let event = Self::arrival(link.agent, link.node, way, Arrival::Closed(conn));
             self.after(wait, event);
         }

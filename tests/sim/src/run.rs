@@ -78,6 +78,8 @@ struct Sim {
     strikes: BTreeMap<faults::Fault, u64>,
     is_calm: bool,
     settled: BTreeSet<usize>,
+    /// Agents whose server has ended for good: it was copied, and the other one is left.
+    gone: BTreeSet<usize>,
 }
 
 /// Runs a seed to its end. The same setup ends the same way, step by step.
@@ -145,6 +147,7 @@ impl Sim {
             strikes: BTreeMap::new(),
             is_calm: false,
             settled: BTreeSet::new(),
+            gone: BTreeSet::new(),
         }
     }
 
@@ -167,7 +170,7 @@ impl Sim {
         self.world.tell(process, || "starts".to_owned());
         match process {
             Process::Agent(number) => {
-                if !self.agents[number].is_running() {
+                if !self.agents[number].is_running() && !self.gone.contains(&number) {
                     self.agents[number].start(&mut self.world);
                 }
             }
@@ -274,10 +277,13 @@ impl Sim {
                 self.settled.insert(machine);
             }
         }
-        let are_safe = (0..self.agents.len()).all(|at| self.world.oracle.stream(at).is_safe());
-        are_safe
+        let is_safe = |agent: usize| {
+            let machine = self.agents[agent].machine();
+            self.gone.contains(&agent) || self.world.oracle.stream(machine).is_safe(agent)
+        };
+        (0..self.agents.len()).all(is_safe)
             && self.guests.iter().all(Guest::is_quiet)
-            && self.settled.len() == self.agents.len()
+            && self.settled.len() == self.world.size.machines
             && self.nodes.iter().all(Node::is_running)
             && self.reader.is_idle()
             && !self.world.control.is_anything_fenced()
@@ -292,8 +298,10 @@ impl Sim {
 
     fn judge(&mut self) {
         let world = &mut self.world;
-        for (machine, agent) in self.agents.iter().enumerate() {
-            world.judge_newest(machine, &agent.disk().seen);
+        for (number, agent) in self.agents.iter().enumerate() {
+            if !self.gone.contains(&number) {
+                world.judge_newest(agent.machine(), &agent.disk().seen);
+            }
         }
         world.judge_epochs();
         world.judge_points(POINTS_READ, false);

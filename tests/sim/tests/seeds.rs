@@ -103,6 +103,8 @@ finds! {
     finds_the_heir_of_all_others: AnyWitnessCounts within 1000,
     finds_two_runs_under_one_number: RunsUnderOneNumber within 1500,
     finds_an_end_that_is_read_before_the_seal: EndBeforeSeal within 400,
+    finds_an_ignored_contest: ContestIgnored within 400,
+    finds_the_frames_of_another_holder_taken_for_own: OthersFramesJoin within 400,
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! lives: a copy of the agent runs. Which of the two is meant nobody here can know, so both stay out.
 //! It ends when, for [`CONTEST_MS`], only one of them has come.
 
-use super::{Output, RefusalReason, SessionId, Shard, Timestamp, VolumeId};
+use super::{Bug, Output, RefusalReason, SessionId, Shard, Timestamp, VolumeId, is_on};
 use farshore_proto::frame::Hello;
 use std::collections::BTreeMap;
 
@@ -85,7 +85,9 @@ impl Shard {
             }
             volume.contest = Some(contest);
         }
-        let Some(contest) = &mut volume.contest else { return true };
+        let Some(contest) = volume.contest.as_mut().filter(|_| !is_on(Bug::ContestIgnored)) else {
+            return true;
+        };
         contest.came(now, &holder);
         if contest.is_over_for(now, hello.life) {
             volume.contest = None;

@@ -39,12 +39,15 @@ fn mark(number: u8) -> Mark {
     }
 }
 
-fn opened(last: u64, floor: u64) -> Source {
+fn opened_as(last: u64, floor: u64) -> Opened {
     let mut lineage = Lineage::default();
     lineage.begin(BEFORE.life);
     (0..BEFORE.generation).for_each(|_| assert!(lineage.raise()));
-    let opened = Opened { last: Seq(last), floor: Seq(floor), lineage, life: LIFE };
-    Source::new(Settings::default(), opened)
+    Opened { last: Seq(last), floor: Seq(floor), lineage, life: LIFE, is_shared: false }
+}
+
+fn opened(last: u64, floor: u64) -> Source {
+    Source::new(Settings::default(), opened_as(last, floor))
 }
 
 fn step(source: &mut Source, now: u64, input: Input) -> Vec<Output> {
@@ -148,6 +151,11 @@ fn only_this_lines_own_lost_tail_is_read_again_in_part() {
         // As many frames as the log has, and fewer, but of another branch.
         (Stamp { life: 9, generation: 1 }, 10, Breach::Foreign),
         (Stamp { life: 9, generation: 1 }, 6, Breach::Foreign),
+        // Another's whole disk was on its way, whose frames say only whose they are; and this line's own,
+        // beyond what this directory knows of.
+        (Stamp::unsaid(9), 10, Breach::Foreign),
+        (Stamp::unsaid(9), 6, Breach::Foreign),
+        (Stamp::unsaid(BEFORE.life), 15, Breach::Foreign),
     ];
     for (stamp, received, breach) in cases {
         let mut source = opened(20, 10);
@@ -157,7 +165,10 @@ fn only_this_lines_own_lost_tail_is_read_again_in_part() {
         assert_eq!(out, [Output::Restart { next, breach }], "{stamp:?} at {received}");
     }
     // What joins is not asked for more than it can be.
-    for (stamp, received) in [(BEFORE, 10), (none, 10), (none, 6), (none, 0)] {
+    let unsaid = Stamp::unsaid(BEFORE.life);
+    for (stamp, received) in
+        [(BEFORE, 10), (none, 10), (none, 6), (none, 0), (unsaid, 10), (unsaid, 6)]
+    {
         let mut source = opened(20, 10);
         greet(&mut source, 0, 1, 20);
         let out = step(&mut source, 0, welcome_of(stamp, received, received, 0));
@@ -193,6 +204,38 @@ fn a_session_knows_its_own_frames_and_what_it_was_joined_to() {
     // A copy of this server sent as many in its place.
     let out = again(&mut source, 4, welcome_of(Stamp { life: 11, generation: 1 }, 16, 16, 15));
     assert_eq!(out, [Output::Restart { next: Seq(17), breach: Breach::Foreign }]);
+}
+
+/// P31: a node that took over from the vault alone does not know whose the newest frame is; who was overtaken
+/// by another knows that it may not be its own.
+#[test]
+fn who_was_overtaken_takes_nothing_for_its_own_that_nobody_answers_for() {
+    let none = Stamp::default();
+    let comes_again = |is_overtaken| {
+        let mut source = opened(10, 10);
+        greet(&mut source, 0, 1, 10);
+        assert_eq!(step(&mut source, 0, welcome_of(none, 0, 0, 0))[0], Output::Joined);
+        step(&mut source, 0, Input::Sending { last: Seq(10), bytes: 100 });
+        if is_overtaken {
+            step(&mut source, 1, Input::Refused(RefusalReason::Overtaken));
+        } else {
+            step(&mut source, 1, Input::Lost);
+        }
+        // Another node, under another epoch.
+        step(&mut source, 2, Input::Assigned);
+        step(&mut source, 2, Input::Connected { first: Seq(1), last: Seq(10) });
+        step(&mut source, 2, welcome_of(none, 8, 8, 8))
+    };
+    assert!(!matches!(comes_again(false)[..], [Output::Restart { .. }, ..]));
+    let restart = Output::Restart { next: Seq(9), breach: Breach::Foreign };
+    assert_eq!(comes_again(true), std::slice::from_ref(&restart));
+    // Nor does it after a restart of the agent; once it has joined it is as any other.
+    let opened = Opened { is_shared: true, ..opened_as(10, 10) };
+    let mut source = Source::new(Settings::default(), opened);
+    greet(&mut source, 0, 1, 10);
+    assert_eq!(step(&mut source, 0, welcome_of(none, 8, 8, 8)), [restart]);
+    let out = step(&mut source, 0, Input::Restarted);
+    assert!(out.contains(&Output::Shared { is_shared: false }), "{out:?}");
 }
 
 #[test]
@@ -443,6 +486,7 @@ impl Chaos {
                 }
                 Output::Close => self.hang_up(),
                 Output::Joined => {}
+                Output::Shared { .. } => panic!("nobody else is there"),
                 Output::Restart { .. } => panic!("the log joins"),
                 Output::SendFrom { seq, .. } => {
                     assert!(seq.0 >= self.first, "sent from what was trimmed");

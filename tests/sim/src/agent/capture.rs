@@ -193,12 +193,12 @@ impl Volume {
         let Some(served) = &mut self.served else { return };
         let running = served.capture.changes.remove(&ticket).expect("it waits for its log");
         let blocks = running.change.blocks();
-        let (disk, oracle, machine) = (&*ctx.disk, &mut ctx.world.oracle, ctx.machine);
+        let (disk, oracle, number) = (&*ctx.disk, &mut ctx.world.oracle, ctx.number);
         let log = &self.stream.log;
         let mut appended = None;
         let read = |at: BlockRange| Ok(disk.read(at.block, at.count));
         let is_logged = running.change.log(read, |entries| {
-            let done = append(log, oracle, machine, entries);
+            let done = append(log, oracle, number, entries);
             let is_good = done.is_ok();
             appended = Some(done);
             is_good
@@ -214,7 +214,7 @@ impl Volume {
         if running.is_fua {
             return self.flush(ctx, Flusher::Guest(running.id));
         }
-        ctx.world.answer_guest(ctx.machine, running.id);
+        ctx.world.answer_guest(ctx.number, running.id);
     }
 
     /// Makes durable everything that was answered before. Flushes that come while one runs share the
@@ -270,7 +270,7 @@ impl Volume {
 
     fn has_flushed(&mut self, ctx: &mut Ctx<'_>, flusher: Flusher) {
         match flusher {
-            Flusher::Guest(id) => ctx.world.answer_guest(ctx.machine, id),
+            Flusher::Guest(id) => ctx.world.answer_guest(ctx.number, id),
             Flusher::Gate => {}
             Flusher::Stop => self.stop_gate(ctx),
         }

@@ -164,7 +164,7 @@ impl Volume {
             Own::Orphan(block, data) => {
                 let entries = entries_of(block, &data);
                 let log = &self.stream.log;
-                let done = append(log, &mut ctx.world.oracle, ctx.machine, &entries);
+                let done = append(log, &mut ctx.world.oracle, ctx.number, &entries);
                 self.has_appended(ctx, Some(&done));
             }
         }
@@ -305,7 +305,7 @@ impl Volume {
         let lock = found.lock.take().expect("it read under its lock");
         let entries = entries_of(found.range.block, &data);
         let log = &self.stream.log;
-        let done = append(log, &mut ctx.world.oracle, ctx.machine, &entries);
+        let done = append(log, &mut ctx.world.oracle, ctx.number, &entries);
         if done.is_ok() {
             found.state = RunState::Done;
         }
@@ -374,7 +374,7 @@ impl Volume {
         let data = ctx.disk.read(range.block, range.count);
         let entries = entries_of(range.block, &data);
         let log = &self.stream.log;
-        let done = append(log, &mut ctx.world.oracle, ctx.machine, &entries);
+        let done = append(log, &mut ctx.world.oracle, ctx.number, &entries);
         let is_in_doubt = served.gate.is_in_doubt(region);
         self.has_appended(ctx, Some(&done));
         if done.is_ok() && is_in_doubt {

@@ -100,7 +100,7 @@ impl Volume {
                 let busy = self.served.as_ref().map(|served| served.capture.busy());
                 ctx.tell(|| format!("finds that the mark at {seq} is the disk still"));
                 let busy = busy.unwrap_or_default();
-                ctx.world.oracle.judge_mark(ctx.machine, seq, &ctx.disk.seen, &busy);
+                ctx.world.oracle.judge_mark(ctx.number, seq, &ctx.disk.seen, &busy);
                 self.newest_mark = Some(seq);
                 self.poke(ctx);
                 true
@@ -109,9 +109,9 @@ impl Volume {
                 let busy = self.served.as_ref().map(|served| served.capture.busy());
                 ctx.tell(|| format!("sets a mark at {seq}"));
                 let oracle = &mut ctx.world.oracle;
-                oracle.appended(ctx.machine, seq, &[]);
+                oracle.appended(ctx.number, seq, &[]);
                 let busy = busy.unwrap_or_default();
-                oracle.marked(ctx.machine, (seq, point), &ctx.disk.seen, &busy);
+                oracle.marked(ctx.number, (seq, point), &ctx.disk.seen, &busy);
                 self.newest_mark = Some(seq);
                 self.has_appended(ctx, None);
                 true

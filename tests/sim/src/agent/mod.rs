@@ -19,12 +19,13 @@
 //! agent.is_settled() -> bool      // joined, copied, nothing in doubt, all of the log committed
 //! agent.last() -> Seq             agent.newest_mark() -> Option<Seq>   // of the log
 //! agent.standing() -> String      // one line for the story and for "it did not converge"
+//! agent.copied(number, &mut rng)  // another server with its disk and directory, and its name
 //! agent.set_doom(Option<Doom>)    // it will end in the middle of something, now or at its next start
 //! agent.was_cut() -> bool         // once: its last end was a doom with a power cut
 //! agent.stop(&mut World)          // the orderly stop: it exits when it is done
 //! ```
 //!
-//! It starts with `world.control.told(Process::Agent(machine))` (what it was told last it keeps over
+//! It starts with `world.control.told(Process::Agent(number))` (what it was told last it keeps over
 //! a restart), asks for news with `world.tell_soon(process)`, and tells the oracle: `log_opened`,
 //! `appended`, `sent`, `restarted`, `marked`, `trimmed`, and `held` for the length of its log. An agent
 //! that ends by itself calls `world.exit(process, why)` and does nothing any more.
@@ -106,6 +107,9 @@ const LOG_BYTES: [u64; 4] = [400 << 10, 600 << 10, 1 << 20, 2 << 20];
 /// A protected server.
 #[derive(Debug)]
 pub struct Agent {
+    /// Its process, and whose log the oracle knows.
+    number: usize,
+    /// The server that it is, or was copied from.
     machine: usize,
     disk: GuestDisk,
     files: SimFiles,
@@ -127,16 +131,17 @@ struct Ctx<'w> {
     world: &'w mut World,
     disk: &'w mut GuestDisk,
     untold_restart: &'w mut Option<Seq>,
+    number: usize,
     machine: usize,
 }
 
 impl Ctx<'_> {
     fn process(&self) -> Process {
-        Process::Agent(self.machine)
+        Process::Agent(self.number)
     }
 
     fn after(&mut self, wait: Duration, own: Own) {
-        let event = world::Event::Agent(self.machine, Event::Own(Step(own)));
+        let event = world::Event::Agent(self.number, Event::Own(Step(own)));
         self.world.after(wait, event);
     }
 
@@ -157,6 +162,7 @@ impl Agent {
     #[must_use]
     pub fn new(machine: usize, disk: GuestDisk) -> Self {
         Self {
+            number: machine,
             machine,
             disk,
             files: SimFiles::default(),
@@ -171,8 +177,34 @@ impl Agent {
         }
     }
 
+    /// A copy of the server as after a power cut now, its agent's directory included, whose agent has not
+    /// started; none while the process is ending, or before there is anything to copy.
+    #[must_use]
+    pub fn copied(&self, number: usize, rng: &mut fastrand::Rng) -> Option<Self> {
+        if self.assigned.is_none() || self.files.blown().is_some() {
+            return None;
+        }
+        let mut copy = Self {
+            number,
+            machine: self.machine,
+            log_bytes_max: self.log_bytes_max,
+            untold_restart: self.untold_restart,
+            assigned: self.assigned,
+            ..Self::new(self.machine, self.disk.clone())
+        };
+        copy.files.disk.go_back(&self.files.disk.snapshot());
+        copy.cut_power(rng);
+        Some(copy)
+    }
+
+    /// The server that it is, or was copied from.
+    #[must_use]
+    pub fn machine(&self) -> usize {
+        self.machine
+    }
+
     fn process(&self) -> Process {
-        Process::Agent(self.machine)
+        Process::Agent(self.number)
     }
 
     /// Starts the agent.
@@ -196,6 +228,7 @@ impl Agent {
             world,
             disk: &mut self.disk,
             untold_restart: &mut self.untold_restart,
+            number: self.number,
             machine: self.machine,
         }
     }
@@ -368,11 +401,11 @@ impl Agent {
     /// Where it stands, in a line.
     #[must_use]
     pub fn standing(&self) -> String {
-        let machine = self.machine;
+        let number = self.number;
         match &self.volume {
-            _ if !self.is_running => format!("agent {machine} is not running"),
-            None => format!("agent {machine} has not opened its volume"),
-            Some(volume) => format!("agent {machine}: {}", volume.standing()),
+            _ if !self.is_running => format!("agent {number} is not running"),
+            None => format!("agent {number} has not opened its volume"),
+            Some(volume) => format!("agent {number}: {}", volume.standing()),
         }
     }
 }

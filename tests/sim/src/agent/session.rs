@@ -24,7 +24,7 @@ const JOIN_PAUSE: Duration = Duration::from_secs(1);
 /// Frames given to the network in one step, at most.
 const BURST: usize = 4;
 
-fn settings(machine: usize) -> Settings {
+fn settings(number: usize) -> Settings {
     Settings {
         backoff_ms_min: 100,
         backoff_ms_max: 2_000,
@@ -33,7 +33,7 @@ fn settings(machine: usize) -> Settings {
         alive_ms: 4_000,
         halted_ms: 10_000,
         run_bytes_max: 96 << 10,
-        jitter: machine as u64,
+        jitter: number as u64,
     }
 }
 
@@ -93,7 +93,7 @@ impl Session {
         route: Assignment,
     ) -> Self {
         let mut session = Self {
-            source: Source::new(settings(ctx.machine), found.opened),
+            source: Source::new(settings(ctx.number), found.opened),
             todo: VecDeque::new(),
             happened: VecDeque::new(),
             link: None,
@@ -343,14 +343,19 @@ impl Volume {
         match output {
             Output::Connect => {
                 self.session.is_route_new = false;
-                let (machine, node) = (ctx.machine, self.session.route.node);
-                self.session.dialing = Some(ctx.world.connect(machine, node));
+                let (number, node) = (ctx.number, self.session.route.node);
+                self.session.dialing = Some(ctx.world.connect(number, node));
             }
             Output::Hello { first, last, is_overtaken } => {
                 self.say_hello(ctx, first, last, is_overtaken);
             }
             Output::Close => self.session.hang_up(ctx),
             Output::Joined => self.join(ctx),
+            Output::Shared { is_shared } => {
+                if let Err(error) = self.stream.share(is_shared) {
+                    ctx.tell(|| format!("that another took its volume over is not noted: {error}"));
+                }
+            }
             Output::Restart { next, breach } => {
                 ctx.tell(|| format!("its log starts again at {next}: {breach:?}"));
                 *ctx.untold_restart = Some(next);
@@ -365,7 +370,7 @@ impl Volume {
                 match restarted {
                     Ok(()) => {
                         *ctx.untold_restart = None;
-                        ctx.world.oracle.restarted(ctx.machine, next);
+                        ctx.world.oracle.restarted(ctx.number, next);
                         self.session.feed(ctx, Input::Restarted);
                     }
                     Err(error) => self.session.lose(ctx, error.to_string()),
@@ -384,7 +389,7 @@ impl Volume {
                 self.session.happened.push_back(Happened::Written(work));
             }
             Output::TrimTo { seq } => {
-                ctx.world.oracle.trimmed(ctx.machine, seq);
+                ctx.world.oracle.trimmed(ctx.number, seq);
                 if let Err(error) = self.stream.log.trim(seq) {
                     ctx.tell(|| format!("the log is not trimmed: {error}"));
                 }
@@ -464,7 +469,7 @@ impl Volume {
         let process = ctx.process();
         for _ in 0..ctx.world.rng.usize(1..=BURST) {
             let Some((seq, frame)) = self.session.writing.pop_front() else { break };
-            ctx.world.oracle.sent(ctx.machine, seq, seq);
+            ctx.world.oracle.sent(ctx.number, seq);
             ctx.world.send(conn, process, frame);
         }
         if self.session.writing.is_empty() {

@@ -87,6 +87,7 @@ impl FakeNode {
                 };
                 let changes = changes_of(frame).remove(0).1;
                 self.frames.insert(header.seq, (changes, point));
+                world.oracle.taken((0, world.now()), (0, Epoch(1)), header.seq);
                 if let Some(point) = point {
                     self.judge(world, header.seq, point);
                 }

@@ -87,7 +87,7 @@ fn tagged(block: u64, data: &[u8]) -> Vec<(u64, Tag)> {
 pub(super) fn append(
     log: &Log,
     oracle: &mut Oracle,
-    machine: usize,
+    number: usize,
     entries: &[Entry<'_>],
 ) -> Result<Seq, AppendError> {
     let mut before = log.last();
@@ -98,8 +98,8 @@ pub(super) fn append(
     {
         // It was kept for a stream that ends where this one did.
         before = before.next();
-        oracle.appended(machine, before, &[]);
-        oracle.mark_taken(machine, before, mark.point);
+        oracle.appended(number, before, &[]);
+        oracle.mark_taken(number, before, mark.point);
     }
     let taken = usize::try_from(log.last().0 - before.0).expect("few frames");
     assert!(appended.is_err() || taken == entries.len(), "one frame for each entry");
@@ -109,7 +109,7 @@ pub(super) fn append(
             Entry::Zero { range } => (range.block..range.end()).map(|block| (block, 0)).collect(),
             Entry::Mark { .. } => Vec::new(),
         };
-        oracle.appended(machine, Seq(seq), &changes);
+        oracle.appended(number, Seq(seq), &changes);
     }
     appended
 }
@@ -117,18 +117,18 @@ pub(super) fn append(
 /// Tells the oracle all that a log holds: what it knows must be the same, what it does not know a crash
 /// came before.
 fn tell_log(ctx: &mut Ctx<'_>, log: &Log, place: Place, marks: &[(Seq, Mark)]) {
-    let machine = ctx.machine;
+    let number = ctx.number;
     let mut cursor = Cursor::at(place.first);
     let mut buffer = Vec::new();
     while cursor.next() <= place.last {
         if let Err(error) = log.read_run(&mut cursor, 1 << 20, &mut buffer) {
-            let what = format!("server {machine}: the log was taken for whole: {error}");
+            let what = format!("agent {number}: the log was taken for whole: {error}");
             return ctx.world.oracle.violate("I5", what);
         }
         for (seq, changes) in changes_of(&buffer) {
-            ctx.world.oracle.found(machine, seq, &changes);
+            ctx.world.oracle.found(number, seq, &changes);
             if let Ok(at) = marks.binary_search_by_key(&seq, |(seq, _)| *seq) {
-                ctx.world.oracle.mark_found(machine, seq, marks[at].1.point);
+                ctx.world.oracle.mark_found(number, seq, marks[at].1.point);
             }
         }
     }
@@ -143,7 +143,7 @@ fn judge_opened(ctx: &mut Ctx<'_>, log: &Log) -> u64 {
 
 fn judge_bytes(ctx: &mut Ctx<'_>, log: &Log, bytes_max: u64) {
     let (bytes, bytes_max) = (usize::try_from(log.bytes()), usize::try_from(bytes_max));
-    let what = format!("log of agent {}", ctx.machine);
+    let what = format!("log of agent {}", ctx.number);
     let bytes_max = bytes_max.expect("it is small").max(HRL_HEADER_BYTES);
     ctx.world.oracle.held(&what, bytes.expect("it is small"), bytes_max);
 }
@@ -156,7 +156,7 @@ impl Volume {
         found: Found,
         assigned: Assignment,
     ) -> Self {
-        let (place, machine) = (stream.log.place(), ctx.machine);
+        let (place, number) = (stream.log.place(), ctx.number);
         ctx.tell(|| {
             let (opened, damage) = (found.opened, &found.damage);
             format!("opens its log: {place:?}, floor {}, damage {damage:?}", opened.floor)
@@ -168,9 +168,9 @@ impl Volume {
                 && next == place.first
                 && place.last < place.first
             {
-                ctx.world.oracle.restarted(machine, next);
+                ctx.world.oracle.restarted(number, next);
             }
-            ctx.world.oracle.log_opened(machine, place.last);
+            ctx.world.oracle.log_opened(number, place.last);
             tell_log(ctx, &stream.log, place, &found.marks);
         }
         let newest_mark = found.marks.last().map(|(seq, _)| *seq);
@@ -274,7 +274,7 @@ impl Volume {
         ctx.tell(|| format!("settles: {settled:?}"));
         if was_closed && !self.stream.log.is_closed() {
             *ctx.untold_restart = None;
-            ctx.world.oracle.restarted(ctx.machine, next);
+            ctx.world.oracle.restarted(ctx.number, next);
             ctx.soon(Own::Copy(copy::Own::Next));
         }
     }

@@ -442,6 +442,7 @@ impl Turn<'_> {
         }
         for volume in revoked {
             let shard = self.running.owner(volume);
+            self.world.oracle.contest_forgotten(self.number, machine_of(volume));
             self.input(shard, Input::Revoked { volume })?;
         }
         Ok(())

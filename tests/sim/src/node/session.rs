@@ -11,7 +11,7 @@ use farshore_engine::silence::{Cause, Patience, Peer};
 use farshore_engine::standing::{Allowed, Holder, LOOK_EVERY_MS, Over, Shown};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason};
 use farshore_proto::limits::FRAME_HEADER_BYTES;
-use farshore_proto::{DecodeError, Timestamp};
+use farshore_proto::{DecodeError, Epoch, Seq, Timestamp};
 use farshore_vault::frames::Frame;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use std::time::Duration;
 struct Session {
     id: SessionId,
     shard: usize,
+    agent: usize,
     machine: usize,
     generation: u64,
     /// Whose it is, from the hello on.
@@ -136,8 +137,8 @@ impl Turn<'_> {
     pub(super) fn arrived(&mut self, arrival: Arrival) -> Result<(), String> {
         match arrival {
             Arrival::Connected(_) | Arrival::Unreachable(_) => {}
-            Arrival::Accepted { conn, machine, generation } => {
-                self.accepted(conn, machine, generation);
+            Arrival::Accepted { conn, agent, machine, generation } => {
+                self.accepted(conn, (agent, machine), generation);
             }
             Arrival::Frame(conn, bytes) => {
                 if let Some(session) = self.running.sessions.by_conn.get_mut(&conn) {
@@ -156,7 +157,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn accepted(&mut self, conn: Conn, machine: usize, generation: u64) {
+    fn accepted(&mut self, conn: Conn, (agent, machine): (usize, usize), generation: u64) {
         let shard = self.running.owner(volume_of(machine));
         let sessions = &mut self.running.sessions;
         let id = SessionId(sessions.next);
@@ -165,6 +166,7 @@ impl Turn<'_> {
         let session = Session {
             id,
             shard,
+            agent,
             machine,
             generation,
             holder: None,
@@ -207,7 +209,7 @@ impl Turn<'_> {
             return Ok(Ok(()));
         };
         let (id, shard, machine) = (session.id, session.shard, session.machine);
-        let generation = session.generation;
+        let (agent, generation) = (session.agent, session.generation);
         let (header, frame) = match decode(bytes) {
             Ok(frame) => frame,
             Err(bad) => return Ok(Err(bad)),
@@ -230,7 +232,8 @@ impl Turn<'_> {
             }
             session.peer.greeted(now, hello.mark_interval_ms.into());
             let assigned = self.running.assignments.get(&machine).map(|owner| owner.epoch);
-            let from = format!("server {machine}");
+            let from = format!("agent {agent}");
+            self.note_holder(shard, agent, &hello, assigned);
             return self.input(shard, Input::Hello { session: id, hello, assigned, from }).map(Ok);
         }
         if header.kind == FrameKind::Alive {
@@ -247,8 +250,34 @@ impl Turn<'_> {
         sessions.body_bytes_max = sessions.body_bytes_max.max(bytes);
         let handle = self.running.shards[shard].keep(frame);
         let (seq, stamp) = (header.seq, header.stamp);
+        let before = self.received(shard, machine);
         let input = Input::Frame { session: id, seq, stamp, change, handle, bytes };
-        self.input(shard, input).map(Ok)
+        self.input(shard, input)?;
+        // More may have been taken behind it, if that had waited for room.
+        let after = self.received(shard, machine);
+        if let (Some((_, before)), Some((epoch, after))) = (before, after)
+            && before < seq
+            && seq <= after
+        {
+            self.world.oracle.taken((self.number, now), (agent, epoch), seq);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Up to where a shard has a server's volume, and under which epoch.
+    fn received(&self, shard: usize, machine: usize) -> Option<(Epoch, Seq)> {
+        let stream = self.running.shards[shard].stream(volume_of(machine))?;
+        Some((stream.epoch(), stream.received()))
+    }
+
+    /// For the oracle: an agent says hello for a volume that the shard has under the hello's epoch.
+    fn note_holder(&mut self, shard: usize, agent: usize, hello: &Hello, assigned: Option<Epoch>) {
+        let stream = self.running.shards[shard].stream(hello.volume);
+        let known = stream.map(|stream| stream.epoch());
+        if known == Some(hello.epoch) && assigned == known {
+            let at = (self.number, self.world.now());
+            self.world.oracle.came(at, (agent, hello.epoch), hello.is_overtaken);
+        }
     }
 
     /// The shard reads on.

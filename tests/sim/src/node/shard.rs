@@ -89,6 +89,10 @@ impl Shard {
         self.engine.streams().collect()
     }
 
+    pub(super) fn stream(&self, volume: VolumeId) -> Option<Stream> {
+        self.engine.stream(volume)
+    }
+
     pub(super) fn keep(&mut self, frame: Frame) -> Handle {
         self.frames.insert(frame)
     }

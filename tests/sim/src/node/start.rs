@@ -246,6 +246,7 @@ impl Node {
             return self.give_up(world, &why);
         }
         world.control.set_up(number, Some(world.now()));
+        world.oracle.contests_forgotten(number);
         let sweep = Duration::from_millis(patience.look_every_ms());
         world.after(sweep, world::Event::Node(number, Event::Sweep));
         let look = Duration::from_millis(LOOK_EVERY_MS);
@@ -315,6 +316,7 @@ impl Turn<'_> {
                 Some(Output::Renew { sealed }) => {
                     let log = draw_log(self.world);
                     self.logs[shard] = log;
+                    self.world.oracle.contests_forgotten(self.number);
                     self.running.known.forget(sealed);
                     let files = journal_files(self.files, shard).into_keys().collect();
                     let renewed = Input::Renewed { log, files };

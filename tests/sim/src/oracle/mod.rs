@@ -11,8 +11,10 @@
 //! | I7 | what a shard holds, a log's length, the puts on their way have bounds |
 //! | I12 | the end that a failover finds has all that was acked committed before; nothing behind it is acked under an epoch before the fence |
 //! | revoked | no frame is taken from an agent whose certificate its node has known to be over for two looks |
+//! | P31 | a node that was told of two holders takes no frame of either until one has been away for a minute |
 //! | I9 | no two different objects or journal groups are sealed under one salt |
 
+mod contest;
 mod fences;
 mod reads;
 mod stream;
@@ -24,7 +26,7 @@ use crate::disk::Tag;
 use crate::world::{Size, World};
 use bytes::Bytes;
 use farshore_proto::frame::Ack;
-use farshore_proto::{Epoch, LogId, PointId, Seq};
+use farshore_proto::{Epoch, LogId, PointId, Seq, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A rule that was broken.
@@ -63,6 +65,9 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Oracle {
     streams: Vec<Stream>,
+    /// The server of each agent; copies come behind those that were copied.
+    machines: Vec<usize>,
+    contests: contest::Contests,
     violation: Option<Violation>,
     /// Highest *journaled* that a node acked out of a log's journal, by log and volume.
     journaled: BTreeMap<(LogId, usize), (Epoch, Seq)>,
@@ -81,7 +86,9 @@ pub struct Oracle {
 impl Oracle {
     pub(crate) fn new(size: &Size) -> Self {
         Self {
-            streams: (0..size.machines).map(|_| Stream::new(size.blocks)).collect(),
+            streams: (0..size.machines).map(|machine| Stream::new(machine, size.blocks)).collect(),
+            machines: (0..size.machines).collect(),
+            contests: contest::Contests::default(),
             violation: None,
             journaled: BTreeMap::new(),
             copied: BTreeSet::new(),
@@ -109,89 +116,108 @@ impl Oracle {
         &self.streams[machine]
     }
 
-    // What agents tell.
+    fn machine(&self, holder: usize) -> usize {
+        self.machines[holder]
+    }
+
+    fn stream_of(&mut self, holder: usize) -> &mut Stream {
+        let machine = self.machine(holder);
+        &mut self.streams[machine]
+    }
+
+    // What agents tell: `holder` is the agent's number, that of its server unless it is a copy's.
+
+    /// The server of an agent was copied, its agent's directory included; the copy's agent has the next number.
+    ///
+    /// # Panics
+    /// If it has another one.
+    pub fn server_copied(&mut self, holder: usize, copy: usize) {
+        self.machines.push(self.machine(holder));
+        assert_eq!(self.machines.len(), copy + 1, "numbers are given in order");
+        self.stream_of(holder).copied(holder, copy);
+    }
 
     /// An agent has opened its log, which ends with `last`.
-    pub fn log_opened(&mut self, machine: usize, last: Seq) {
-        self.streams[machine].opened(last);
+    pub fn log_opened(&mut self, holder: usize, last: Seq) {
+        self.stream_of(holder).opened(holder, last);
     }
 
     /// A frame was appended to the log: blocks and their new content; none for a mark.
-    pub fn appended(&mut self, machine: usize, seq: Seq, changes: &[(u64, Tag)]) {
-        if let Err(what) = self.streams[machine].append(seq, changes) {
-            self.violate("stream", format!("volume {machine}: {what}"));
+    pub fn appended(&mut self, holder: usize, seq: Seq, changes: &[(u64, Tag)]) {
+        if let Err(what) = self.stream_of(holder).append(holder, seq, changes) {
+            self.violate("stream", format!("agent {holder}: {what}"));
         }
     }
 
     /// A frame was found in a log that was opened.
-    pub fn found(&mut self, machine: usize, seq: Seq, changes: &[(u64, Tag)]) {
-        let stream = &self.streams[machine];
-        if seq > stream.last() {
-            return self.appended(machine, seq, changes);
+    pub fn found(&mut self, holder: usize, seq: Seq, changes: &[(u64, Tag)]) {
+        let stream = self.stream_of(holder);
+        if seq > stream.last(holder) {
+            return self.appended(holder, seq, changes);
         }
-        if stream.changes(seq).is_some_and(|known| known != changes) {
-            let what = format!("server {machine}: frame {seq} of the log is not what was appended");
+        if stream.changes(holder, seq).is_some_and(|known| known != changes) {
+            let what = format!("agent {holder}: frame {seq} of the log is not what was appended");
             self.violate("I5", what);
         }
     }
 
-    /// These frames were given to the network.
-    pub fn sent(&mut self, machine: usize, first: Seq, last: Seq) {
-        self.streams[machine].sent(first, last);
+    /// A frame was given to the network.
+    pub fn sent(&mut self, holder: usize, seq: Seq) {
+        self.stream_of(holder).sent(holder, seq);
     }
 
     /// A snapshot was taken of a server.
-    pub fn snapshot_taken(&mut self, machine: usize) {
-        self.streams[machine].snapshot_taken();
+    pub fn snapshot_taken(&mut self, holder: usize) {
+        self.stream_of(holder).snapshot_taken(holder);
     }
 
     /// A server went back to its snapshot.
-    pub fn went_back(&mut self, machine: usize) {
-        self.streams[machine].went_back();
+    pub fn went_back(&mut self, holder: usize) {
+        self.stream_of(holder).went_back(holder);
     }
 
     /// The log was emptied and goes on at `next`.
-    pub fn restarted(&mut self, machine: usize, next: Seq) {
-        self.streams[machine].restart(next);
+    pub fn restarted(&mut self, holder: usize, next: Seq) {
+        self.stream_of(holder).restart(holder, next);
     }
 
     /// A mark was appended at `seq`. `disk` is the disk as reads see it; `busy` blocks have a write
     /// between disk and log.
     pub fn marked(
         &mut self,
-        machine: usize,
+        holder: usize,
         (seq, point): (Seq, PointId),
         disk: &[Tag],
         busy: &BTreeSet<u64>,
     ) {
-        self.judge_mark(machine, seq, disk, busy);
-        self.mark_taken(machine, seq, point);
+        self.judge_mark(holder, seq, disk, busy);
+        self.mark_taken(holder, seq, point);
     }
 
     /// A mark that was judged is in the log, at its end.
-    pub fn mark_taken(&mut self, machine: usize, seq: Seq, point: PointId) {
+    pub fn mark_taken(&mut self, holder: usize, seq: Seq, point: PointId) {
         self.counts.marks += 1;
-        self.streams[machine].mark(seq, point);
+        self.stream_of(holder).mark(holder, seq, point);
     }
 
     /// A mark was found in a log that was opened: if nobody told of it, a crash came before.
-    pub fn mark_found(&mut self, machine: usize, seq: Seq, point: PointId) {
-        let stream = &mut self.streams[machine];
-        if stream.promise(point).is_none() && seq == stream.last() {
-            stream.mark(seq, point);
+    pub fn mark_found(&mut self, holder: usize, seq: Seq, point: PointId) {
+        let stream = self.stream_of(holder);
+        if stream.promise(point).is_none() && seq == stream.last(holder) {
+            stream.mark(holder, seq, point);
         }
     }
 
     /// The log up to `seq` is said to be the disk.
-    pub fn judge_mark(&mut self, machine: usize, seq: Seq, disk: &[Tag], busy: &BTreeSet<u64>) {
-        let stream = &mut self.streams[machine];
+    pub fn judge_mark(&mut self, holder: usize, seq: Seq, disk: &[Tag], busy: &BTreeSet<u64>) {
+        let stream = self.stream_of(holder);
         let wrong = (0..)
-            .zip(stream.image())
+            .zip(stream.image(holder))
             .zip(disk)
             .find(|((block, log), disk)| log != disk && !busy.contains(block));
         if let Some(((block, log), disk)) = wrong {
             let what = format!(
-                "volume {machine}: at the mark at seq {seq} block {block} of the disk holds \
+                "agent {holder}: at the mark at seq {seq} block {block} of the disk holds \
                  {disk:#x}, the log says {log:#x}"
             );
             self.violate("I2", what);
@@ -205,17 +231,22 @@ impl Oracle {
     }
 
     /// An agent trims its log.
-    pub fn trimmed(&mut self, machine: usize, to: Seq) {
-        let committed = self.streams[machine].committed();
+    pub fn trimmed(&mut self, holder: usize, to: Seq) {
+        let committed = self.stream_of(holder).committed();
         if to > committed {
-            let what = format!(
-                "volume {machine}: the agent trims its log up to {to}, acked committed is {committed}"
-            );
+            let what =
+                format!("agent {holder} trims its log up to {to}, acked committed is {committed}");
             self.violate("I1", what);
         }
     }
 
     // What nodes tell.
+
+    /// A node took a frame that an agent sent.
+    pub fn taken(&mut self, at: (usize, Timestamp), (holder, epoch): (usize, Epoch), seq: Seq) {
+        self.judge_holder(at, (holder, epoch));
+        self.stream_of(holder).taken(holder, epoch, seq);
+    }
 
     /// A shard opened or went on with a log; what it recovered of a volume.
     pub fn recovered(&mut self, log: LogId, machine: usize, epoch: Epoch, journaled: Seq) {

@@ -4,6 +4,7 @@ use super::Sim;
 use crate::agent;
 use crate::disk::Trouble;
 use crate::faults::{Event as FaultEvent, Fault, frame_faults, store_faults};
+use crate::guest::{self, Guest};
 use crate::net::NetFaults;
 use crate::node::Doom;
 use crate::store::StoreFaults;
@@ -18,6 +19,8 @@ const LASTING_US: Range<u64> = 300_000..9_000_000;
 const HANGING_US: Range<u64> = 200_000..16_000_000;
 /// How long a copy of a machine takes to start, in microseconds.
 const COPYING_US: Range<u64> = 0..400_000;
+/// How long a server and its copy both run, in microseconds.
+const CONTESTED_US: Range<u64> = 1_000_000..20_000_000;
 /// Copies of nodes at a time.
 const COPIES_MAX: usize = 2;
 /// Most that a wall clock is off, in milliseconds.
@@ -43,8 +46,9 @@ impl Sim {
             FaultEvent::StoreBack => self.world.store.set_faults(StoreFaults::default()),
             FaultEvent::ControlBack => self.world.control_back(),
             FaultEvent::Enrol(machine) => self.world.enrol(machine),
-            FaultEvent::Room(machine) => {
-                self.agents[machine].files().set_trouble(Trouble::None);
+            FaultEvent::OneIsLeft(machine) => self.end_a_holder(machine),
+            FaultEvent::Room(agent) => {
+                self.agents[agent].files().set_trouble(Trouble::None);
             }
         }
     }
@@ -52,26 +56,28 @@ impl Sim {
     fn strike(&mut self) {
         let Some(fault) = self.world.rng.choice(&self.plan.kinds).copied() else { return };
         *self.strikes.entry(fault).or_default() += 1;
-        let machine = self.world.rng.usize(0..self.agents.len());
+        let machine = self.world.rng.usize(0..self.world.size.machines);
         let node = self.world.rng.usize(0..self.world.size.nodes);
-        self.world.tell("FAULT", || format!("{fault:?} (server {machine}, node {node})"));
+        let agent = self.an_agent(machine);
+        self.world.tell("FAULT", || format!("{fault:?} (agent {agent}, node {node})"));
         match fault {
             Fault::KillAgent | Fault::CutServer if self.world.rng.bool() => {
-                self.doom_server(fault, machine);
+                self.doom_server(fault, agent);
             }
             Fault::KillAgent | Fault::CutServer | Fault::AgentRot => {
-                self.strike_server(fault, machine);
+                self.strike_server(fault, agent);
             }
-            Fault::SnapshotRevert => self.snapshot_or_revert(machine),
+            Fault::SnapshotRevert => self.snapshot_or_revert(agent),
+            Fault::AgentCopy => self.copy_server(machine),
             Fault::NodeRevert => self.node_snapshot_or_revert(node),
             Fault::NodeCopy => self.copy_node(node),
-            Fault::StopAgent => self.agents[machine].stop(&mut self.world),
+            Fault::StopAgent => self.agents[agent].stop(&mut self.world),
             Fault::KillNode if self.world.rng.bool() => self.doom_node(machine, node),
             Fault::KillNode | Fault::CutNode | Fault::LoseNodeDisk | Fault::JournalRot => {
                 self.strike_node(fault, node);
             }
             Fault::PauseNode => self.hang(Process::Node(node)),
-            Fault::PauseAgent => self.hang(Process::Agent(machine)),
+            Fault::PauseAgent => self.hang(Process::Agent(agent)),
             Fault::Frames => {
                 let mut rng = self.world.rng.fork();
                 self.world.net.faults = frame_faults(&mut rng);
@@ -86,11 +92,8 @@ impl Sim {
             Fault::ControlAway | Fault::PauseControl => self.strike_control(fault),
             Fault::HungReport => self.world.hold_up_report(node),
             Fault::ClockJump => {
-                let process = if self.world.rng.bool() {
-                    Process::Agent(machine)
-                } else {
-                    Process::Node(node)
-                };
+                let process =
+                    if self.world.rng.bool() { Process::Agent(agent) } else { Process::Node(node) };
                 let skew = self.world.rng.i64(-SKEW_MS..SKEW_MS);
                 self.world.wall_skew_ms.insert(process, skew);
             }
@@ -104,11 +107,11 @@ impl Sim {
             Fault::AgentDiskFails => {
                 let is_write = self.world.rng.bool();
                 let trouble = if is_write { Trouble::NextWrite } else { Trouble::NextSync };
-                self.agents[machine].files().set_trouble(trouble);
+                self.agents[agent].files().set_trouble(trouble);
             }
             Fault::AgentDiskFull => {
-                self.agents[machine].files().set_trouble(Trouble::Full);
-                self.lasting(LASTING_US, FaultEvent::Room(machine));
+                self.agents[agent].files().set_trouble(Trouble::Full);
+                self.lasting(LASTING_US, FaultEvent::Room(agent));
             }
         }
     }
@@ -133,7 +136,7 @@ impl Sim {
     /// Gives a volume to another node; or has it change places with another one, so that both nodes claim
     /// for logs that are being sealed.
     fn move_or_swap(&mut self, machine: usize, node: usize) {
-        let other = self.world.rng.usize(0..self.agents.len());
+        let other = self.world.rng.usize(0..self.world.size.machines);
         let owner = |sim: &Self, machine| sim.world.control.owner(machine).node;
         let (here, there) = (owner(self, machine), owner(self, other));
         if here == there {
@@ -215,6 +218,54 @@ impl Sim {
         self.world.oracle.went_back(machine);
         self.guests[machine].went_back();
         self.lasting(DEAD_US, FaultEvent::Start(process));
+    }
+
+    /// The agents that run under a server's name: its own, and that of a copy.
+    fn agents_of(&self, machine: usize) -> Vec<usize> {
+        let is_of = |agent: &usize| self.agents[*agent].machine() == machine;
+        (0..self.agents.len()).filter(|agent| !self.gone.contains(agent)).filter(is_of).collect()
+    }
+
+    fn an_agent(&mut self, machine: usize) -> usize {
+        match self.agents_of(machine)[..] {
+            [agent] => agent,
+            ref agents => agents[self.world.rng.usize(0..agents.len())],
+        }
+    }
+
+    /// A server is copied with its agent's directory, and the copy starts, while the server goes on or is
+    /// stopped for it, as for a copy of a disk.
+    fn copy_server(&mut self, machine: usize) {
+        let [agent] = self.agents_of(machine)[..] else { return };
+        let copy = self.agents.len();
+        let mut rng = self.world.rng.fork();
+        let Some(copied) = self.agents[agent].copied(copy, &mut rng) else { return };
+        if self.world.rng.bool() {
+            self.end_process(Process::Agent(agent));
+            self.lasting(COPYING_US, FaultEvent::Start(Process::Agent(agent)));
+        }
+        self.world.tell(Process::Agent(agent), || format!("its server is copied: agent {copy}"));
+        self.agents.push(copied);
+        self.guests.push(Guest::new(copy));
+        self.world.control.server_copied(agent, copy);
+        self.world.oracle.server_copied(agent, copy);
+        self.lasting(COPYING_US, FaultEvent::Start(Process::Agent(copy)));
+        let wait = self.world.us(0..500_000);
+        self.world.after(wait, Event::Guest(copy, guest::Event::Go));
+        self.lasting(CONTESTED_US, FaultEvent::OneIsLeft(machine));
+    }
+
+    /// One of those that run under a server's name ends for good; the other is the server.
+    fn end_a_holder(&mut self, machine: usize) {
+        let agents = self.agents_of(machine);
+        if agents.len() < 2 {
+            return;
+        }
+        let agent = agents[self.world.rng.usize(0..agents.len())];
+        self.world.tell(Process::Agent(agent), || "its server ends for good".to_owned());
+        self.end_process(Process::Agent(agent));
+        self.guests[agent].stop();
+        self.gone.insert(agent);
     }
 
     /// The same with a node's machine.
@@ -310,6 +361,7 @@ impl Sim {
         self.world.enrol_revoked();
         self.world.control_back();
         self.end_copies();
+        (0..self.world.size.machines).for_each(|machine| self.end_a_holder(machine));
         for node in 0..self.nodes.len() {
             self.nodes[node].files().set_trouble(Trouble::None);
             self.nodes[node].set_doom(None);
