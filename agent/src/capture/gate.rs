@@ -541,3 +541,6 @@ impl Errand {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

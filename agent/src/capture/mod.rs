@@ -18,6 +18,8 @@ pub mod sample;
 pub mod scan;
 pub mod splitter;
 mod steps;
+#[cfg(test)]
+mod testing;
 mod underway;
 pub mod unknown;
 mod void_note;
