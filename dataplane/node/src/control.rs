@@ -17,12 +17,13 @@ use farshore_api::node::{
 };
 use farshore_api::paths;
 use farshore_client::{Backoff, ClientError, ControlClient};
+use farshore_engine::assignments::Changes;
 use farshore_engine::claims::Cause;
 use farshore_proto::VolumeId;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
@@ -120,18 +121,7 @@ impl Control {
     }
 
     fn take(&self, told: &Told) {
-        let kept = serde_json::to_vec(told)
-            .map_err(io::Error::other)
-            .and_then(|bytes| write_durably(&self.dir, &self.cache(), &bytes));
-        // That a volume was let go is said only if the next start knows it too: without that word its log is
-        // sealed.
-        let mut known = told.clone();
-        if let Err(error) = kept {
-            tracing::warn!(%error, "cannot keep the assignments for the next start");
-            known.to_let_go.clear();
-        }
-        let told = &known;
-        let changes = self.assignments.replace(told);
+        let changes = keep_and_replace(&self.dir, &self.cache(), &self.assignments, told);
         for (volume, newest) in changes.lowered {
             tracing::warn!(%volume, epoch = %newest, "the control plane gives an epoch that is older than the one before; it is told");
             self.metrics.wish(volume, Cause::Fenced(newest));
@@ -149,7 +139,7 @@ impl Control {
                 }
             });
         }
-        if !told.to_let_go.is_empty() {
+        if !self.assignments.to_let_go().is_empty() {
             // A failover waits for the word.
             self.report_now.notify_one();
         }
@@ -266,6 +256,21 @@ impl Control {
     }
 }
 
+/// Keeps what the control plane says for the next start, then goes by it.
+///
+/// That a volume was let go is said only if the next start knows it too: without that word its log is sealed.
+fn keep_and_replace(dir: &Path, cache: &Path, assignments: &Assignments, told: &Told) -> Changes {
+    let kept = serde_json::to_vec(told)
+        .map_err(io::Error::other)
+        .and_then(|bytes| write_durably(dir, cache, &bytes));
+    let mut known = told.clone();
+    if let Err(error) = kept {
+        tracing::warn!(%error, "cannot keep the assignments for the next start");
+        known.to_let_go.clear();
+    }
+    assignments.replace(&known)
+}
+
 /// CPU time of this process, user and system.
 fn cpu_seconds() -> f64 {
     // Fields 14 and 15, counted behind the name, which may hold spaces.
@@ -279,4 +284,44 @@ fn cpu_seconds() -> f64 {
         .sum();
     let per_second = rustix::param::clock_ticks_per_second();
     ticks / f64::from(u32::try_from(per_second).unwrap_or(100))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farshore_api::node::NodeVolume;
+    use uuid::Uuid;
+
+    /// C9: without the word that its next start knows it too, a volume is not said to be let go; its frames are
+    /// refused all the same.
+    #[test]
+    fn nothing_is_let_go_before_the_next_start_knows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, assignments) = (dir.path().join("assignments.json"), Assignments::new(1));
+        let (agent, id) = (Uuid::from_u128(9), VolumeId([1; 16]));
+        let volume = NodeVolume {
+            volume: id.into(),
+            epoch: 4,
+            parent_epoch: None,
+            agent,
+            agent_generation_min: 0,
+            machine: "web1".to_owned(),
+            mark_interval_ms: 1_000,
+        };
+        let owned = Told { version: 1, volumes: vec![volume], to_let_go: Vec::new() };
+        keep_and_replace(dir.path(), &cache, &assignments, &owned);
+        let asked = ToLetGo { volume: id.into(), epoch: 5 };
+        let ended = Told { version: 2, volumes: Vec::new(), to_let_go: vec![asked] };
+        // In the way of the file that becomes the kept one.
+        let in_the_way = cache.with_extension("new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        let changes = keep_and_replace(dir.path(), &cache, &assignments, &ended);
+        assert_eq!((changes.revoked, assignments.of(id, agent)), (vec![id], None));
+        assert!(assignments.to_let_go().is_empty(), "a start would take the volume up again");
+        std::fs::remove_dir(&in_the_way).unwrap();
+        keep_and_replace(dir.path(), &cache, &assignments, &ended);
+        assert_eq!(assignments.to_let_go(), [asked]);
+        let kept: Told = serde_json::from_slice(&std::fs::read(&cache).unwrap()).unwrap();
+        assert!(kept.volumes.is_empty() && kept.to_let_go == [asked]);
+    }
 }
