@@ -463,6 +463,43 @@ mod tests {
         assert!(!aside.exists());
     }
 
+    /// C9: an export that runs before it is noted whose overlay it writes may be killed with an overlay that
+    /// the next try takes for its own.
+    #[tokio::test]
+    async fn nothing_is_exported_before_it_is_noted_of_which_point_its_overlay_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("export");
+        let mut script = OpenOptions::new();
+        let script = script.create(true).write(true).mode(0o700).open(&program);
+        script.unwrap().write_all(b"#!/bin/sh\nwhile :; do sleep 1; done\n").unwrap();
+        let files = Files::new(dir.path(), Uuid::from_u128(1));
+        files.create().unwrap();
+        let export = Export {
+            program: &program,
+            vault: "file:///v",
+            key_file: Path::new("/dev/null"),
+            volume: Uuid::nil(),
+            point: Uuid::from_u128(2),
+            listen: ExportListen::Unix,
+            served_at: None,
+        };
+        // In the way of the note.
+        let in_the_way = files.dir().join("point.new");
+        fs::create_dir(&in_the_way).unwrap();
+        let refused = export.start(&files).await;
+        let started = files.exports().unwrap();
+        for export in &started {
+            process::stop(*export).await.unwrap();
+        }
+        assert!(matches!(refused, Err(ProviderError::File { .. })), "{refused:?}");
+        assert!(started.is_empty(), "{started:?}");
+        fs::remove_dir(&in_the_way).unwrap();
+        let export = export.start(&files).await.unwrap();
+        process::stop(export).await.unwrap();
+        let noted = fs::read_to_string(files.dir().join("point")).unwrap();
+        assert_eq!(noted, Uuid::from_u128(2).to_string());
+    }
+
     #[test]
     fn an_export_serves_again_where_it_served() {
         assert_eq!(tcp_address("nbd://127.0.0.1:4000/disk"), Some("127.0.0.1:4000"));

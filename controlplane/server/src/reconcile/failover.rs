@@ -234,3 +234,34 @@ async fn state_changed(app: &App, row: &FailoverRow, mut changes: watch::Receive
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::providers::process::{Launch, Trust};
+
+    /// P24: what is noted down is ended whether or not others can be looked for.
+    #[tokio::test]
+    async fn the_noted_process_is_ended_though_nobody_can_look_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = || {
+            process::start(&Launch {
+                program: std::path::Path::new("/bin/sh"),
+                arguments: &["-c", "exec sleep 60"].map(Into::into),
+                trust: Trust::Guest,
+                dir: None,
+                log: &dir.path().join("log"),
+                hint: "install it",
+            })
+        };
+        let (noted, other) = (start().unwrap(), start().unwrap());
+        let unseen = ProviderError::Unseen { pid: 1, source: std::io::Error::other("no") };
+        let stopped = stop_all(Some(noted), Err(unseen)).await;
+        let is_ended = !process::is_alive(noted);
+        let others = stop_all(Some(noted), Ok(vec![other])).await;
+        process::stop(noted).await.unwrap();
+        assert!(matches!(stopped, Err(ProviderError::Unseen { pid: 1, .. })), "{stopped:?}");
+        assert!(is_ended, "it writes its disk on");
+        assert!(others.is_ok() && !process::is_alive(other), "{others:?}");
+    }
+}
