@@ -119,17 +119,22 @@ impl Stream {
         self.promises.get(&point)
     }
 
-    /// Whether a holder's last change is committed, and a mark of its behind it too.
+    /// Whether a holder's last change is committed, and a mark of its behind it too. A mark that is not in its
+    /// log any more, set before the server went back, counts for nothing.
     ///
     /// # Panics
     /// If it is none of this volume's.
     #[must_use]
     pub fn is_safe(&self, holder: usize) -> bool {
-        let mut frames = self.holders[&holder].log.iter().rev();
+        let held = &self.holders[&holder];
+        let mut frames = held.log.iter().rev();
         let change =
             frames.find(|(_, changes)| !changes.is_empty()).map_or(Seq(0), |(seq, _)| *seq);
         let mut marks = self.promises.values().filter(|mark| mark.holder == holder);
-        marks.any(|mark| mark.seq >= change && mark.seq <= self.committed)
+        marks.any(|mark| {
+            let is_behind = mark.seq >= change && mark.seq <= self.committed;
+            is_behind && mark.seq <= held.last() && mark.image[..] == held.image[..]
+        })
     }
 
     /// A holder's server was copied: the copy has its log.
