@@ -1,7 +1,7 @@
 //! Runs one task per assigned volume, and everything that they share.
 
 use crate::clock::Clock;
-use crate::control::{Assigned, KnownVolume, Word};
+use crate::control::{Assigned, KnownVolume, Word, port_holder};
 use crate::volume::{self, Env, Facts};
 use farshore_api::agent::{AgentVolume, AgentVolumeReport};
 use farshore_api::machine::Capture;
@@ -106,7 +106,7 @@ impl Service {
                 self.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
             }
         }
-        for KnownVolume { volume, word } in known {
+        for wanted @ KnownVolume { volume, word } in known {
             let has_ended = {
                 let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
                 if *word != Word::Detached {
@@ -115,8 +115,16 @@ impl Service {
                 ended.contains(&volume.volume)
             };
             let is_running = self.lock().contains_key(&volume.volume);
-            if !is_running && !has_ended {
-                self.begin(volume, *word);
+            if is_running || has_ended {
+                continue;
+            }
+            let holder = port_holder(known, wanted, |id| self.lock().contains_key(id));
+            match holder {
+                None => self.begin(volume, *word),
+                Some(other) => tracing::warn!(
+                    volume = %volume.volume, machine = volume.machine, port = volume.nbd_port,
+                    "not served: the port is machine {}'s; unprotect one of both", other.machine
+                ),
             }
         }
     }

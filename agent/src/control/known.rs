@@ -8,8 +8,8 @@ use farshore_api::agent::{AgentVolume, Assignments};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// What the control plane said of a volume last.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What the control plane said of a volume last; the strongest first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Word {
     /// It is assigned.
@@ -75,6 +75,23 @@ impl Known {
     }
 }
 
+/// Which other volume has the port that this one is to be served on, if another has it: one that runs; else the
+/// one of the stronger word, or the first. A client that comes back finds its own disk there, or none.
+pub fn port_holder<'a>(
+    all: &'a [KnownVolume],
+    wanted: &KnownVolume,
+    is_running: impl Fn(&uuid::Uuid) -> bool,
+) -> Option<&'a AgentVolume> {
+    let port = wanted.volume.nbd_port?;
+    let strength = |known: &KnownVolume| {
+        let place = all.iter().position(|other| other.volume.volume == known.volume.volume);
+        (!is_running(&known.volume.volume), known.word, place)
+    };
+    let same = all.iter().filter(|other| other.volume.nbd_port == Some(port));
+    let first = same.min_by_key(|known| strength(known))?;
+    (first.volume.volume != wanted.volume.volume).then_some(&first.volume)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +131,30 @@ mod tests {
 
     fn words(known: &Known) -> Vec<(u128, Word)> {
         known.volumes.iter().map(|known| (known.volume.volume.as_u128(), known.word)).collect()
+    }
+
+    /// P11: a port is one volume's, whatever was begun first; a client never finds another disk there.
+    #[test]
+    fn a_port_is_of_one_volume() {
+        let known = |id, word, nbd_port| {
+            let volume = AgentVolume { nbd_port, ..volume(id) };
+            KnownVolume { volume, word }
+        };
+        let all = [
+            known(1, Word::Detached, Some(57_777)),
+            known(2, Word::Assigned, Some(57_777)),
+            known(3, Word::Assigned, Some(57_777)),
+            known(4, Word::Silent, Some(57_778)),
+            known(5, Word::Assigned, None),
+        ];
+        let holder = |at: usize, running: &[u128]| {
+            let is_running = |id: &Uuid| running.contains(&id.as_u128());
+            port_holder(&all, &all[at], is_running).map(|volume| volume.volume.as_u128())
+        };
+        let holders = |running: &[u128]| [0, 1, 2, 3, 4].map(|at| holder(at, running));
+        assert_eq!(holders(&[]), [Some(2), None, Some(2), None, None]);
+        assert_eq!(holders(&[1]), [None, Some(1), Some(1), None, None], "its clients are there");
+        assert_eq!(holders(&[3, 5]), [Some(3), Some(3), None, None, None]);
     }
 
     /// P11: what is missing goes on; what is detached ends; nothing else does.

@@ -6,5 +6,5 @@
 mod known;
 mod loops;
 
-pub use known::{Assigned, Known, KnownVolume, Word};
+pub use known::{Assigned, Known, KnownVolume, Word, port_holder};
 pub use loops::{load_cached, poll, report};

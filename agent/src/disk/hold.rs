@@ -6,7 +6,7 @@
 //! is noticed by [`super::watch`].
 
 use farshore_disks::holders::{self, Holder};
-use farshore_disks::sysfs::{self, DeviceNumber};
+use farshore_disks::sysfs::{self, DeviceNumber, Span};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata, TryLockError};
@@ -29,6 +29,8 @@ struct Captured {
     ground: Ground,
     /// Everything that it stands on.
     below: BTreeSet<Ground>,
+    /// The bytes below it, if it is a loop device or a part of one: there may be several over one file.
+    span: Option<Span>,
     path: PathBuf,
 }
 
@@ -56,16 +58,21 @@ impl Claim {
         let ground = Ground::of(disk);
         let mut below = BTreeSet::new();
         ground.collect_below(&mut below);
+        let span = ground.span();
         let mut table = lock();
         let other = table.disks.values().find(|other| {
-            other.ground == ground || other.below.contains(&ground) || below.contains(&other.ground)
+            let is_twin = span.as_ref().zip(other.span.as_ref());
+            other.ground == ground
+                || other.below.contains(&ground)
+                || below.contains(&other.ground)
+                || is_twin.is_some_and(|(one, other)| one.overlaps(other))
         });
         if let Some(other) = other {
             return Err(other.path.clone());
         }
         let number = table.next;
         table.next += 1;
-        table.disks.insert(number, Captured { ground, below, path: path.to_owned() });
+        table.disks.insert(number, Captured { ground, below, span, path: path.to_owned() });
         Ok(Self { number })
     }
 }
@@ -82,6 +89,11 @@ impl Ground {
             return Self::Device(DeviceNumber::of(disk.rdev()));
         }
         Self::File { device: disk.dev(), inode: disk.ino() }
+    }
+
+    fn span(self) -> Option<Span> {
+        let Self::Device(number) = self else { return None };
+        sysfs::loop_span(&sysfs::dir_of(number)?)
     }
 
     /// The disk of a partition, what a mapping or an array stands on, the file behind a loop device,

@@ -43,6 +43,18 @@ pub enum Holder {
         /// Its name.
         name: String,
     },
+    /// A loop device over the same bytes of the same file.
+    Twin {
+        /// Its name.
+        name: String,
+    },
+    /// A process that has the file behind the loop device open, and may write it.
+    Writer {
+        /// Its name and number.
+        name: String,
+        /// The file.
+        file: String,
+    },
     /// A process that has it open.
     Process {
         /// Its name and number.
@@ -64,6 +76,12 @@ impl fmt::Display for Holder {
             Self::Swap { device } => write!(formatter, "{device} is used as swap"),
             Self::Device { name } => write!(formatter, "{name} stands on it"),
             Self::Loop { name } => write!(formatter, "the loop device {name} stands on it"),
+            Self::Twin { name } => {
+                write!(formatter, "the loop device {name} is another name for the same bytes")
+            }
+            Self::Writer { name, file } => {
+                write!(formatter, "{name} has {file}, which is behind it, open for writing")
+            }
             Self::Process { name, may_write: true } => {
                 write!(formatter, "{name} has it open for writing")
             }
@@ -97,6 +115,9 @@ pub fn of(disk: &Metadata, readers: bool) -> BTreeSet<Holder> {
     for (number, dir) in &all {
         found.extend(standing_on(*number, dir));
     }
+    if let Some(dir) = sysfs::dir_of(number) {
+        found.extend(beside(&dir));
+    }
     let numbers: BTreeSet<DeviceNumber> = all.into_iter().map(|(number, _)| number).collect();
     let is_it = |open: &Open| {
         // Only device files are looked at: asking a dead network file system would never end.
@@ -129,6 +150,38 @@ pub fn loops_over(disk: &Metadata) -> BTreeSet<Holder> {
             found.extend(standing_on(number, &dir));
         }
     }
+    found
+}
+
+/// Who writes the bytes that a loop device, or a partition of one, stands on past it: other loop devices over
+/// them, what stands on those, and processes that have the file open.
+fn beside(dir: &Path) -> BTreeSet<Holder> {
+    let mut found = BTreeSet::new();
+    let Some(span) = sysfs::loop_span(dir) else { return found };
+    let whole = if sysfs::is_partition(dir) { dir.parent().unwrap_or(dir) } else { dir };
+    for (other, _) in sysfs::loops() {
+        let is_twin = other != whole && sysfs::loop_span(&other).is_some_and(|o| o.overlaps(&span));
+        let Some(number) = DeviceNumber::in_dir(&other).filter(|_| is_twin) else { continue };
+        let standing = relatives(number);
+        found.extend(standing.iter().flat_map(|(number, dir)| standing_on(*number, dir)));
+        if !sysfs::loop_backing(&other).is_some_and(|backing| backing.is_read_only) {
+            found.insert(Holder::Twin { name: sysfs::device_name(&other) });
+        }
+    }
+    let Some(backing) = sysfs::loop_backing(whole).filter(|backing| backing.block.is_none()) else {
+        return found;
+    };
+    let is_file = |found: &Metadata| (found.dev(), found.ino()) == (backing.device, backing.inode);
+    let writers = processes(false, |open| {
+        open.inode.is_none_or(|inode| inode == backing.inode)
+            && std::fs::metadata(&open.fd).is_ok_and(|found| is_file(&found))
+    });
+    let file =
+        backing.path.map_or_else(|| "the file".to_owned(), |path| path.display().to_string());
+    found.extend(writers.into_iter().map(|writer| match writer {
+        Holder::Process { name, .. } => Holder::Writer { name, file: file.clone() },
+        other => other,
+    }));
     found
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -173,6 +174,44 @@ pub fn loop_backing(dir: &Path) -> Option<Backing> {
         is_read_only,
         path,
     })
+}
+
+/// Bytes of a file or device that another device stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// The device that they are of, if it is one.
+    block: Option<DeviceNumber>,
+    /// Else the file: device of its file system, and inode.
+    file: (u64, u64),
+    /// Where they lie in it.
+    bytes: Range<u64>,
+}
+
+impl Span {
+    /// Whether both have a byte in common.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let is_one = match (self.block, other.block) {
+            (Some(one), Some(other)) => one == other,
+            (None, None) => self.file == other.file,
+            _ => false,
+        };
+        is_one && self.bytes.start < other.bytes.end && other.bytes.start < self.bytes.end
+    }
+}
+
+/// What bytes the loop device with this directory, or the partition of one, stands on; none if it is none.
+#[must_use]
+pub fn loop_span(dir: &Path) -> Option<Span> {
+    let sectors = |name: &str| read_number(&dir.join(name)).unwrap_or_default().saturating_mul(512);
+    let (whole, start) = match is_partition(dir) {
+        true => (dir.parent()?, sectors("start")),
+        false => (dir, 0),
+    };
+    let backing = loop_backing(whole)?;
+    let begin = backing.offset.saturating_add(start);
+    let bytes = begin..begin.saturating_add(sectors("size"));
+    Some(Span { block: backing.block, file: (backing.device, backing.inode), bytes })
 }
 
 /// Every loop device that something is attached to, with its directory.

@@ -131,6 +131,47 @@ async fn a_link_is_followed_to_its_disk_and_to_no_other() {
     rig.stop().await;
 }
 
+/// D12: who has the same bytes through another loop device, or the file behind it, has the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_loop_device_whose_bytes_others_have_is_refused_by_name() {
+    let mut rig = Rig::new(16 * MIB, Capture::Nbd);
+    filled(&rig.disk(), 0, 16 * MIB);
+    let Some(device) = Loop::over(&rig.disk()) else { return };
+    rig.assigned.send_modify(|volume| volume.disk.clone_from(&device.0));
+    let twin = Loop::over(&rig.disk()).unwrap();
+    let at = rig.dir.path().join("mounted here");
+    std::fs::create_dir(&at).unwrap();
+    let is_mounted = run(Command::new("mkfs.ext4").args(["-q", &twin.0])).is_some()
+        && run(Command::new("mount").arg(&twin.0).arg(&at)).is_some();
+    rig.start(Steps::default());
+    until_error(&rig, &["is in use", &twin.0]).await;
+    if is_mounted {
+        until_error(&rig, &["is mounted at", at.to_str().unwrap()]).await;
+        run(Command::new("umount").arg(&at)).unwrap();
+    }
+    drop(twin);
+    let writer = std::fs::File::options().write(true).open(rig.disk()).unwrap();
+    let writer = Command::new("sleep").arg("600").stdin(Stdio::null()).stdout(writer).spawn();
+    let mut writer = writer.unwrap();
+    until_error(&rig, &["is in use", "sleep", "which is behind it, open for writing"]).await;
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    rig.until_protected().await;
+    // A part of it under a name of its own.
+    let part = run(Command::new("losetup")
+        .args(["--find", "--show", "--offset", "1048576", "--sizelimit", "4194304"])
+        .arg(rig.disk()));
+    let part = Loop(part.unwrap());
+    let open = |path: &str| {
+        let (path, recorded) = (std::path::Path::new(path), crate::disk::Recorded::default());
+        crate::disk::Disk::open(path, crate::disk::Access::Read, &recorded)
+    };
+    let error = open(&part.0).unwrap_err().to_string();
+    assert!(error.contains(&device.0), "{error}");
+    rig.stop().await;
+    assert!(open(&part.0).is_ok(), "nobody has it any more");
+}
+
 /// D12: a device that somebody has is refused by the holder's name, and taken when it is free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_mounted_device_is_refused_by_name_and_scanned_all_the_same() {

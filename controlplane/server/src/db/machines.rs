@@ -56,6 +56,7 @@ impl Db {
         policies::check(&mut tx, policy).await?;
         let agent = choose_agent(&mut tx, request.agent_id).await?;
         check_disk(&mut tx, agent, &request.disk).await?;
+        check_port(&mut tx, agent, request.nbd_port).await?;
         sqlx::query(
             "INSERT INTO machines (id, name, policy, mark_interval_ms, capture, nbd_port, agent,
                 created_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -513,6 +514,27 @@ async fn check_disk(tx: &mut Tx, agent: Uuid, disk: &str) -> Result<(), ControlE
             what: "disk",
             name: disk.into(),
             why: format!("is protected already, as machine `{}`", Record(row).text("name")?),
+        }),
+    }
+}
+
+/// A port is one machine's: whoever comes back to it must find its own disk.
+async fn check_port(tx: &mut Tx, agent: Uuid, port: Option<u16>) -> Result<(), ControlError> {
+    let Some(port) = port else { return Ok(()) };
+    let taken = sqlx::query("SELECT name FROM machines WHERE agent = ? AND nbd_port = ?")
+        .bind(agent.to_string())
+        .bind(port)
+        .fetch_optional(&mut **tx)
+        .await?;
+    match taken {
+        None => Ok(()),
+        Some(row) => Err(ControlError::WrongState {
+            what: "port",
+            name: port.to_string(),
+            why: format!(
+                "is where that agent serves machine `{}`; choose another one",
+                Record(row).text("name")?
+            ),
         }),
     }
 }

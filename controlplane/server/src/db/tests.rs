@@ -252,6 +252,14 @@ async fn names_and_disks_are_taken_once() {
     let same_disk = CreateMachine { disk: "/disks/web".into(), ..machine("db") };
     let refused = site.db.create_machine(Actor::Operator, &same_disk).await;
     assert!(matches!(refused, Err(ControlError::WrongState { .. })));
+    let on_port = |name: &str| CreateMachine {
+        nbd_port: Some(57_777),
+        capture: Capture::Nbd,
+        ..machine(name)
+    };
+    site.db.create_machine(Actor::Operator, &on_port("served")).await.unwrap();
+    let refused = site.db.create_machine(Actor::Operator, &on_port("db")).await.unwrap_err();
+    assert!(refused.to_string().contains("`served`"), "{refused}");
     let no_policy = CreateMachine { policy: Some("none".into()), ..machine("db") };
     let refused = site.db.create_machine(Actor::Operator, &no_policy).await;
     assert!(matches!(refused, Err(ControlError::NotFound { what: "policy", .. })));
