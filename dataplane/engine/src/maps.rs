@@ -46,6 +46,11 @@ pub enum Input {
         /// Them.
         spans: Vec<(VolumeId, u64)>,
     },
+    /// The volume is not this node's any more.
+    Left {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// The end of an [`Output::Map`].
     Ended {
         /// The volume.
@@ -115,6 +120,11 @@ impl Maps {
     pub fn step(&mut self, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Committed { spans } => self.committed(spans),
+            Input::Left { volume } => {
+                // What is under way ends without it.
+                self.since.remove(&volume);
+                self.line.retain(|waiting| *waiting != volume);
+            }
             Input::Ended { volume, runs } => {
                 assert!(self.under_way.remove(&volume), "V2: a map ends once");
                 if let Some(since) = self.since.get_mut(&volume) {
@@ -143,7 +153,9 @@ impl Maps {
             *extents.entry(volume).or_default() += count;
         }
         for (volume, count) in extents {
-            let since = self.since.entry(volume).or_default();
+            let is_taken = self.under_way.contains(&volume);
+            let new = || Since { is_taken, ..Since::default() };
+            let since = self.since.entry(volume).or_insert_with(new);
             since.extents += count;
             since.segments += 1;
             self.line_up(volume);
@@ -163,9 +175,10 @@ impl Maps {
         let at_once = self.settings.at_once;
         assert!(self.under_way.len() <= at_once, "V1");
         assert!(self.line.is_empty() || self.under_way.len() == at_once, "V1: there is room");
+        let is_known = |volume: &&VolumeId| self.since.contains_key(volume);
         debug_assert_eq!(
             self.since.values().filter(|since| since.is_taken).count(),
-            self.line.len() + self.under_way.len(),
+            self.line.len() + self.under_way.iter().filter(is_known).count(),
             "V2"
         );
     }
@@ -229,6 +242,25 @@ mod tests {
         assert_eq!(ended(maps, VOLUME, Some(1)), [OTHER], "who waited comes first");
         assert_eq!(ended(maps, OTHER, Some(1)), [VOLUME]);
         assert!(ended(maps, VOLUME, Some(1)).is_empty());
+    }
+
+    /// P33: a long-lived node sees many volumes come and go.
+    #[test]
+    fn a_volume_that_left_is_forgotten_wherever_it_stood() {
+        let maps = &mut Maps::new(Settings { at_once: 1, ..Settings::default() });
+        let idle = VolumeId([3; 16]);
+        assert_eq!(committed(maps, &[(VOLUME, 20_000)]), [VOLUME], "it is being mapped");
+        assert!(committed(maps, &[(OTHER, 20_000), (idle, 1)]).is_empty(), "one waits");
+        for volume in [VOLUME, OTHER, idle] {
+            assert!(step(maps, Input::Left { volume }).is_empty());
+        }
+        assert!(maps.since.is_empty() && maps.line.is_empty());
+        // It comes back before its map ends: once at a time all the same.
+        assert!(committed(maps, &[(VOLUME, 20_000)]).is_empty());
+        assert_eq!(ended(maps, VOLUME, Some(1)), [VOLUME]);
+        step(maps, Input::Left { volume: VOLUME });
+        assert!(ended(maps, VOLUME, Some(1)).is_empty());
+        assert!(maps.since.is_empty());
     }
 
     proptest! {

@@ -372,7 +372,7 @@ fn behind(files: &[u64]) -> u64 {
 
 /// The volumes that the shard begins with: those of which the journal holds frames first. A log may have more
 /// than a shard holds at a time, when volumes have come and gone; the others are claimed anew when their
-/// agents come.
+/// agents come, in the place of one that nobody came for.
 fn in_room(
     volumes: BTreeMap<VolumeId, RecoveredVolume>,
     journaled: &BTreeSet<VolumeId>,

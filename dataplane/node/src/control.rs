@@ -4,6 +4,7 @@
 //! the node goes on with the assignments it was given last (I10).
 
 use crate::assignments::Assignments;
+use crate::derived::Maps;
 use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::services::deliver;
@@ -54,6 +55,7 @@ pub(crate) struct Control {
     pub(crate) assignments: Arc<Assignments>,
     pub(crate) shards: Vec<Post<Message>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) maps: Arc<Maps>,
     /// A report is wanted at once.
     pub(crate) report_now: Arc<Notify>,
 }
@@ -126,19 +128,7 @@ impl Control {
             tracing::warn!(%volume, epoch = %newest, "the control plane gives an epoch that is older than the one before; it is told");
             self.metrics.wish(volume, Cause::Fenced(newest));
         }
-        let mut revoked: BTreeMap<usize, Vec<VolumeId>> = BTreeMap::new();
-        for volume in changes.revoked {
-            revoked.entry(self.assignments.owner(volume)).or_default().push(volume);
-        }
-        for (owner, volumes) in revoked {
-            // A shard may be busy. A session that stands writes on until its shard hears of it.
-            let post = self.shards[owner].clone();
-            tokio::spawn(async move {
-                for volume in volumes {
-                    deliver(&post, Message::Revoked { volume }).await;
-                }
-            });
-        }
+        tell_revoked(&self.shards, &self.assignments, changes.revoked);
         if !self.assignments.to_let_go().is_empty() {
             // A failover waits for the word.
             self.report_now.notify_one();
@@ -222,24 +212,17 @@ impl Control {
                 Ok(_) => REPORT_TIME_MIN,
                 Err(_) => (longest * 2).min(REPORT_TIME_MAX),
             };
-            match told {
-                Ok(reported) => {
-                    is_silent = false;
-                    was_late = reported.late;
-                    if was_late {
-                        // What was wanted was not looked at.
-                        self.metrics.want_epochs(&report.epochs_wanted);
-                    }
-                    self.metrics.reported(&report);
-                }
-                Err(error) => {
-                    self.metrics.want_epochs(&report.epochs_wanted);
-                    if !is_silent {
-                        tracing::warn!(%error, "cannot report; replication goes on");
-                    }
-                    is_silent = true;
-                }
+            was_late = told.as_ref().is_ok_and(|reported| reported.late);
+            let reported = told.as_ref().ok();
+            for volume in after_report(&self.metrics, &self.assignments, &report, reported) {
+                self.maps.left(volume);
             }
+            if let Err(error) = &told
+                && !is_silent
+            {
+                tracing::warn!(%error, "cannot report; replication goes on");
+            }
+            is_silent = told.is_err();
             wait = match report.points.len() {
                 // More of them wait: the control plane was away, or there are many sources.
                 REPORT_POINTS_MAX.. if !is_silent => BACKLOG_EVERY,
@@ -271,6 +254,41 @@ fn keep_and_replace(dir: &Path, cache: &Path, assignments: &Assignments, told: &
     assignments.replace(&known)
 }
 
+/// Tells the shards which of their volumes were taken away, however busy they are: a session that stands
+/// writes on until its shard hears of it.
+fn tell_revoked(shards: &[Post<Message>], assignments: &Assignments, revoked: Vec<VolumeId>) {
+    let mut by_owner: BTreeMap<usize, Vec<VolumeId>> = BTreeMap::new();
+    for volume in revoked {
+        by_owner.entry(assignments.owner(volume)).or_default().push(volume);
+    }
+    for (owner, volumes) in by_owner {
+        let post = shards[owner].clone();
+        tokio::spawn(async move {
+            for volume in volumes {
+                deliver(&post, Message::Revoked { volume }).await;
+            }
+        });
+    }
+}
+
+/// What follows from a report that the control plane has, or that was lost on its way; returns the volumes
+/// that are not this node's any more.
+fn after_report(
+    metrics: &Metrics,
+    assignments: &Assignments,
+    report: &NodeReport,
+    reported: Option<&Reported>,
+) -> Vec<VolumeId> {
+    if reported.is_none_or(|reported| reported.late) {
+        // What was wanted was not looked at.
+        metrics.want_epochs(&report.epochs_wanted);
+    }
+    if reported.is_none() {
+        return Vec::new();
+    }
+    metrics.reported(report, |volume| assignments.epoch(volume).is_some())
+}
+
 /// CPU time of this process, user and system.
 fn cpu_seconds() -> f64 {
     // Fields 14 and 15, counted behind the name, which may hold spaces.
@@ -289,8 +307,13 @@ fn cpu_seconds() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rt::{Mail, mailbox};
+    use farshore_api::machine::VolumeStats;
     use farshore_api::node::NodeVolume;
+    use farshore_proto::Epoch;
     use uuid::Uuid;
+
+    const VOLUME: VolumeId = VolumeId([1; 16]);
 
     /// C9: without the word that its next start knows it too, a volume is not said to be let go; its frames are
     /// refused all the same.
@@ -323,5 +346,56 @@ mod tests {
         assert_eq!(assignments.to_let_go(), [asked]);
         let kept: Told = serde_json::from_slice(&std::fs::read(&cache).unwrap()).unwrap();
         assert!(kept.volumes.is_empty() && kept.to_let_go == [asked]);
+    }
+
+    /// Otherwise the session of a volume that was taken away would write on for as long as it stands.
+    #[tokio::test]
+    async fn a_shard_that_is_busy_hears_of_what_was_taken_away_all_the_same() {
+        let (post, inbox) = mailbox(1);
+        let busy = Message::Revoked { volume: VolumeId([9; 16]) };
+        assert!(post.try_send(busy).is_ok(), "its mailbox is full now");
+        let revoked = vec![VOLUME, VolumeId([2; 16])];
+        tell_revoked(&[post], &Assignments::new(1), revoked);
+        tokio::task::yield_now().await;
+        for n in [9, 1, 2] {
+            let Mail::Message(Message::Revoked { volume }) = inbox.next().await else {
+                panic!("a message of the three");
+            };
+            assert_eq!(volume, VolumeId([n; 16]));
+        }
+    }
+
+    /// An agent whose volume needs an epoch waits for it, and asks no more.
+    #[test]
+    fn what_a_lost_report_asked_for_is_asked_for_again() {
+        let (metrics, assignments) = (Metrics::default(), Assignments::new(1));
+        metrics.built(VOLUME, Epoch(1), &VolumeStats::default());
+        metrics.wish(VOLUME, Cause::NeedsEpoch);
+        let report = || NodeReport {
+            order: ReportOrder::default(),
+            uptime_seconds: 0.0,
+            cpu_seconds: 0.0,
+            volumes: metrics.volumes(),
+            points: Vec::new(),
+            trouble: None,
+            counters: BTreeMap::new(),
+            epochs_wanted: metrics.take_epochs_wanted(),
+            epochs_seen: Vec::new(),
+            let_go: Vec::new(),
+        };
+        for _ in 0..2 {
+            let lost = report();
+            assert_eq!(lost.epochs_wanted, [Uuid::from(VOLUME)]);
+            assert!(after_report(&metrics, &assignments, &lost, None).is_empty());
+        }
+        let sent = report();
+        let reported = Reported { version: 1, ignored_volumes: Vec::new(), late: false };
+        assert_eq!(sent.epochs_wanted, [Uuid::from(VOLUME)]);
+        assert_eq!(
+            after_report(&metrics, &assignments, &sent, Some(&reported)),
+            [VOLUME],
+            "nobody's here"
+        );
+        assert!(report().epochs_wanted.is_empty());
     }
 }

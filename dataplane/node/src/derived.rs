@@ -4,10 +4,13 @@
 //! mapped is decided by [`farshore_engine::maps`].
 
 use crate::dedup::Dedup;
+use crate::metrics::Metrics;
 use crate::services::chain;
+use crate::troubles::{Troubles, Work};
 use farshore_engine::maps;
-use farshore_proto::VolumeId;
-use farshore_vault::{Vault, map, runs};
+use farshore_proto::{ErrorKind, VolumeId};
+use farshore_vault::limits::VIEW_RUNS_MAX;
+use farshore_vault::{Vault, VaultError, map, runs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +20,8 @@ const RUN_CHUNKS: usize = 65_536;
 const LAST_RUN_CHUNKS_MIN: usize = 1024;
 /// The last run of an orderly stop may take so long.
 const LAST_RUN_MAX: Duration = Duration::from_secs(10);
+/// A volume in so many pieces is told: at twice as many it is not restored.
+const RUNS_TOLD: u64 = VIEW_RUNS_MAX as u64 / 2;
 /// Between two attempts to write a run.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -24,14 +29,15 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Maps {
     vault: Vault,
+    metrics: Arc<Metrics>,
     due: Mutex<maps::Maps>,
 }
 
 impl Maps {
     /// Of a node that has just started.
-    pub(crate) fn new(vault: Vault) -> Arc<Self> {
+    pub(crate) fn new(vault: Vault, metrics: Arc<Metrics>) -> Arc<Self> {
         let due = Mutex::new(maps::Maps::new(maps::Settings::default()));
-        Arc::new(Self { vault, due })
+        Arc::new(Self { vault, metrics, due })
     }
 
     /// A segment is in the vault; `spans` are its volumes with their extents, perhaps several of one.
@@ -40,22 +46,30 @@ impl Maps {
         self.step(maps::Input::Committed { spans });
     }
 
+    /// The volume is not this node's any more.
+    pub(crate) fn left(self: &Arc<Self>, volume: VolumeId) {
+        self.step(maps::Input::Left { volume });
+        self.metrics.troubles().clear(Work::Map(volume));
+    }
+
     fn step(self: &Arc<Self>, input: maps::Input) {
         let mut out = Vec::new();
         self.due.lock().unwrap_or_else(PoisonError::into_inner).step(input, &mut out);
         for maps::Output::Map { volume } in out {
             let this = Arc::clone(self);
             tokio::spawn(async move {
-                let runs = map_one(&this.vault, volume).await;
+                let written = map::write(&this.vault, volume).await;
+                tell_length(this.metrics.troubles(), volume, &written);
+                let runs = runs_of(volume, written);
                 this.step(maps::Input::Ended { volume, runs });
             });
         }
     }
 }
 
-/// Maps a volume; says in how many runs, if there was anything to map.
-async fn map_one(vault: &Vault, volume: VolumeId) -> Option<u64> {
-    match map::write(vault, volume).await {
+/// The runs of a map, if one was written.
+fn runs_of(volume: VolumeId, written: Result<Option<map::Written>, VaultError>) -> Option<u64> {
+    match written {
         Ok(Some(written)) => {
             let map::Written { seq, runs, parts, bytes } = written;
             tracing::info!(%volume, %seq, runs, parts, bytes, "mapped a volume");
@@ -69,6 +83,31 @@ async fn map_one(vault: &Vault, volume: VolumeId) -> Option<u64> {
             tracing::warn!(%volume, error = %chain(&error), "cannot map a volume; its views take longer to open");
             None
         }
+    }
+}
+
+/// Tells of a volume whose blocks lie in so many pieces that it will not be restored, while there is time. A
+/// map that was not written for another reason says nothing of that.
+fn tell_length(
+    troubles: &Troubles,
+    volume: VolumeId,
+    written: &Result<Option<map::Written>, VaultError>,
+) {
+    let work = Work::Map(volume);
+    match written {
+        Ok(Some(map::Written { runs, .. })) if *runs >= RUNS_TOLD => troubles.set(
+            work,
+            format!(
+                "volume {volume} is so fragmented that it may soon not be restored: it has {runs} pieces, the \
+                 most is {VIEW_RUNS_MAX}; defragment its file systems, or split it into smaller volumes"
+            ),
+        ),
+        Ok(Some(_)) => troubles.clear(work),
+        Err(error) if error.kind() == ErrorKind::Limit => troubles.set(
+            work,
+            format!("volume {volume} cannot be restored at its newest point: {error}"),
+        ),
+        Ok(None) | Err(_) => {}
     }
 }
 

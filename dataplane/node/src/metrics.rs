@@ -209,12 +209,31 @@ impl Metrics {
             .collect()
     }
 
-    /// The control plane has this report.
-    pub(crate) fn reported(&self, report: &NodeReport) {
+    /// The control plane has this report. Forgets the volumes in it that are not this node's any more and have
+    /// told their last; returns them.
+    pub(crate) fn reported(
+        &self,
+        report: &NodeReport,
+        is_assigned: impl Fn(VolumeId) -> bool,
+    ) -> Vec<VolumeId> {
         self.points_reported(&report.points);
         if let Some(last) = report.volumes.last() {
             *lock(&self.turn) = Some(last.volume.into());
         }
+        let mut volumes = lock(&self.volumes);
+        let is_over = |told: &&NodeVolumeReport| {
+            let id = VolumeId::from(told.volume);
+            let is_last = volumes.get(&id).is_some_and(|state| {
+                state.journaled <= state.committed && state.committed.0 == told.committed_seq
+            });
+            is_last && !is_assigned(id)
+        };
+        let over = report.volumes.iter().filter(is_over);
+        let over: Vec<VolumeId> = over.map(|told| told.volume.into()).collect();
+        for volume in &over {
+            volumes.remove(volume);
+        }
+        over
     }
 
     /// The counters' part of a report.
@@ -297,10 +316,30 @@ mod tests {
             let sent = report(&metrics);
             assert_eq!(sent.volumes.len(), REPORT_VOLUMES_MAX);
             seen.extend(sent.volumes.iter().map(|volume| volume.volume));
-            metrics.reported(&sent);
+            assert!(metrics.reported(&sent, |_| true).is_empty());
         }
         assert_eq!(seen.len(), count);
         assert!(lost.volumes.iter().all(|volume| seen.contains(&volume.volume)));
+    }
+
+    /// P33: a long-lived node sees many volumes come and go.
+    #[test]
+    fn a_volume_that_was_taken_away_is_forgotten_once_its_last_is_told() {
+        let metrics = metrics(2);
+        let ids = [0, 1].map(|n: u128| VolumeId(n.to_be_bytes()));
+        let stays = |volume: VolumeId| volume == ids[0];
+        let sent = report(&metrics);
+        metrics.committed(&BTreeMap::from([(ids[0], Seq(4)), (ids[1], Seq(4))]), &[]);
+        assert!(metrics.reported(&sent, stays).is_empty(), "its last was not in that report");
+        let sent = report(&metrics);
+        assert_eq!(sent.volumes.len(), 2);
+        assert_eq!(metrics.reported(&sent, stays), [ids[1]]);
+        let left: Vec<VolumeId> = metrics.volumes().iter().map(|told| told.volume.into()).collect();
+        assert_eq!(left, [ids[0]]);
+        // It comes back.
+        metrics.committed(&BTreeMap::from([(ids[1], Seq(9))]), &[]);
+        metrics.built(ids[1], Epoch(2), &VolumeStats::default());
+        assert_eq!(metrics.volumes().len(), 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::acceptor::{self, TlsSettings};
 use crate::assignments::Assignments;
 use crate::control::Control;
 use crate::dedup::Dedup;
-use crate::derived;
+use crate::derived::{self, Maps};
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
 use crate::fatal::{Cause, Fatal};
@@ -26,7 +26,7 @@ use farshore_program::{StopSignals, private_dir};
 use farshore_vault::index::Index;
 use farshore_vault::journal::Owner;
 use farshore_vault::{Access, Store, Vault, key_file};
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -132,6 +132,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
         assignments: Arc::clone(&node.assignments),
         shards: node.posts.clone(),
         metrics: Arc::clone(&node.metrics),
+        maps: Arc::clone(&node.maps),
         report_now: Arc::default(),
     };
     control.load_cached();
@@ -152,6 +153,7 @@ struct Node {
     incarnation: u64,
     assignments: Arc<Assignments>,
     metrics: Arc<Metrics>,
+    maps: Arc<Maps>,
     posts: Vec<Post<Message>>,
     threads: Vec<JoinHandle<()>>,
     fatal: Fatal,
@@ -198,8 +200,9 @@ impl Node {
         let boxes: Vec<(Post<Message>, Mailbox<Message>)> =
             recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
         let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
-        let (service_posts, counters) = (posts.clone(), Arc::clone(&metrics));
-        tokio::spawn(services::run(vault.clone(), queue, service_posts, counters));
+        let (to_shards, counters) = (posts.clone(), Arc::clone(&metrics));
+        let maps = Maps::new(vault.clone(), Arc::clone(&metrics));
+        tokio::spawn(services::run(vault.clone(), queue, to_shards, counters, Arc::clone(&maps)));
 
         tokio::spawn(derived::write_runs(vault.clone(), dedup.clone()));
 
@@ -231,6 +234,7 @@ impl Node {
             incarnation,
             assignments,
             metrics,
+            maps,
             posts,
             threads,
             fatal,
@@ -352,9 +356,42 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
     let file = File::create(&path).map_err(|error| {
         Failure::new(Exit::CannotCreate, format!("cannot create {}: {error}", path.display()))
     })?;
-    file.try_lock().map_err(|_| {
-        let text = format!("another node runs on {}; end it first", dir.display());
-        Failure::new(Exit::Conflict, text)
-    })?;
+    file.try_lock().map_err(|error| unlocked(dir, &path, error))?;
     Ok(file)
+}
+
+/// Why a directory is not ours alone: what the file system cannot do is no other node.
+fn unlocked(dir: &Path, path: &Path, error: TryLockError) -> Failure {
+    match error {
+        TryLockError::WouldBlock => {
+            let text = format!("another node runs on {}; end it first", dir.display());
+            Failure::new(Exit::Conflict, text)
+        }
+        TryLockError::Error(error) => {
+            let text = format!("cannot lock {}: {error}", path.display());
+            Failure::new(Exit::from_io(&error, Exit::CannotCreate), text)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    /// P5: two nodes are one thing, a file system without locks is another.
+    #[test]
+    fn a_directory_that_cannot_be_locked_is_told_from_one_that_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let error = lock(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("another node runs on"), "{error}");
+        drop(held);
+        let path = dir.path().join(LOCK_FILE);
+        let error = io::Error::from_raw_os_error(rustix::io::Errno::NOLCK.raw_os_error());
+        let text = error.to_string();
+        let failure = unlocked(dir.path(), &path, TryLockError::Error(error));
+        assert_eq!(failure.text, format!("cannot lock {}: {text}", path.display()));
+        assert_ne!(failure.exit, Exit::Conflict);
+    }
 }

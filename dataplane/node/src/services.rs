@@ -66,8 +66,8 @@ pub(crate) async fn run(
     mut queue: Receiver<Request>,
     shards: Vec<Post<Message>>,
     metrics: Arc<Metrics>,
+    maps: Arc<Maps>,
 ) {
-    let maps = Maps::new(vault.clone());
     let claimant = Arc::new(Claimant::new(vault.clone(), shards.clone(), Arc::clone(&metrics)));
     while let Some(request) = queue.recv().await {
         let vault = vault.clone();

@@ -2,28 +2,48 @@
 //! about the others.
 
 use farshore_proto::{LogId, Slot, VolumeId};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What does not go on.
+/// What does not go on; what more depends on first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Work {
     /// The journal of a shard.
     Journal(usize),
-    /// A put.
-    Put(LogId, Slot),
-    /// Taking a volume over.
-    Claim(VolumeId),
     /// Beginning a new log for a shard.
     Log(usize),
+    /// A put.
+    Put(LogId, Slot),
+    /// Keeping what is restored of a volume in bounds.
+    Map(VolumeId),
+    /// Taking a volume over.
+    Claim(VolumeId),
+}
+
+impl Work {
+    /// Of fewer works first: of many, some stand for all.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Journal(_) | Self::Log(_) => 0,
+            Self::Put(..) => 1,
+            Self::Map(_) => 2,
+            Self::Claim(_) => 3,
+        }
+    }
+
+    /// Whether it is over without a word. A map says so itself, and may be days away.
+    fn is_over(self, age: Duration) -> bool {
+        age >= LIFE && !matches!(self, Self::Map(_))
+    }
 }
 
 /// A trouble that was not named again for so long is over: whoever wanted the work done has given up.
 const LIFE: Duration = Duration::from_secs(15 * 60);
 /// So many are told at a time.
 const TOLD_MAX: usize = 3;
-/// So many are kept at a time: puts are few, claims as many as volumes.
+/// So many are kept at a time: puts are few, claims as many as volumes. Those give way.
 const KEPT_MAX: usize = 1024;
 
 /// All of them.
@@ -39,6 +59,14 @@ impl Troubles {
     /// It does not go on, because of this.
     pub(crate) fn set(&self, work: Work, text: String) {
         let mut troubles = self.troubles();
+        if troubles.len() >= KEPT_MAX && !troubles.contains_key(&work) {
+            troubles.retain(|work, (_, since)| !work.is_over(since.elapsed()));
+            let less = troubles.iter().filter(|(other, _)| other.rank() > work.rank());
+            let oldest = less.min_by_key(|(other, (_, since))| (Reverse(other.rank()), *since));
+            if let Some(oldest) = oldest.map(|(work, _)| *work) {
+                troubles.remove(&oldest);
+            }
+        }
         if troubles.len() < KEPT_MAX || troubles.contains_key(&work) {
             troubles.insert(work, (text, Instant::now()));
         }
@@ -52,7 +80,7 @@ impl Troubles {
     /// What to tell: each text once.
     pub(crate) fn told(&self) -> Option<String> {
         let mut troubles = self.troubles();
-        troubles.retain(|_, (_, since)| since.elapsed() < LIFE);
+        troubles.retain(|work, (_, since)| !work.is_over(since.elapsed()));
         let mut texts: Vec<&str> = Vec::new();
         for (text, _) in troubles.values() {
             if !texts.contains(&text.as_str()) {
@@ -91,6 +119,35 @@ mod tests {
         assert_eq!(troubles.told().unwrap(), "cannot be asked");
         troubles.clear(Work::Claim(volume));
         assert_eq!(troubles.told(), None);
+    }
+
+    /// P11: a journal's disk that is full stops every volume of its shard.
+    #[test]
+    fn a_thousand_claims_hide_no_trouble_that_is_not_one() {
+        let troubles = Troubles::default();
+        for n in 0..KEPT_MAX as u128 {
+            troubles.set(Work::Claim(VolumeId(n.to_be_bytes())), format!("volume {n}"));
+        }
+        troubles.set(Work::Put(LogId([1; 16]), Slot(1)), "no segments".to_owned());
+        troubles.set(Work::Log(0), "no new log".to_owned());
+        troubles.set(Work::Journal(0), "no space".to_owned());
+        let told = troubles.told().unwrap();
+        assert_eq!(told, "no space; no new log; no segments; and 1021 more");
+        troubles.set(Work::Claim(VolumeId([0xff; 16])), "one more claim".to_owned());
+        assert_eq!(troubles.told().unwrap(), told, "it has no place");
+        // Claims give way before puts do.
+        for n in 2..2 * KEPT_MAX as u64 {
+            troubles.set(Work::Put(LogId([1; 16]), Slot(n)), "no segments".to_owned());
+        }
+        troubles.set(Work::Journal(1), "no space either".to_owned());
+        assert_eq!(troubles.told().unwrap(), "no space; no space either; no new log; and 1 more");
+    }
+
+    #[test]
+    fn a_trouble_that_nobody_names_again_is_over_unless_its_end_is_said() {
+        let volume = VolumeId([1; 16]);
+        assert!(Work::Claim(volume).is_over(LIFE) && !Work::Claim(volume).is_over(LIFE / 2));
+        assert!(!Work::Map(volume).is_over(100 * LIFE));
     }
 
     #[test]

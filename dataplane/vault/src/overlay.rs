@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 0    4  magic "FSOV"          40  16  boot id of the machine when last opened
-//! 4    2  version 2             56   4  zero
+//! 4    2  version 3             56   4  zero
 //! 6    2  1: in doubt, else 0   60   4  CRC32C of bytes 0..60
 //! 8   16  volume              4096      flushed: sectors of bits, padded to 4 KiB
 //! 24   8  seq of the point     ...      live: the same again
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A sector has 504 bytes of bits, one per 4 KiB block, its number, and a CRC32C of both and of which bitmap
-//! it is in. One of zeros was never written.
+//! it is in. All are written when the map is made, so one of zeros is damaged.
 //!
 //! - A bit of `live` is written right after its block, without a sync: what the process had
 //!   answered when it was killed is in the page cache, and the machine's boot id says so.

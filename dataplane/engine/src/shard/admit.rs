@@ -47,8 +47,8 @@ impl Shard {
             return self.refuse(session, RefusalReason::Unavailable, text, out);
         }
         let Some(volume) = self.volumes.get(&hello.volume) else {
-            if self.volumes.len() + self.claims.len() >= SHARD_VOLUMES_MAX {
-                let text = format!("this shard holds {SHARD_VOLUMES_MAX} volumes already");
+            if !self.has_room() {
+                let text = format!("this shard serves {SHARD_VOLUMES_MAX} volumes already");
                 return self.refuse(session, RefusalReason::Limit, text, out);
             }
             return self.claim(session, (hello, from), out);

@@ -1,6 +1,6 @@
 //! What each volume may hold of the cache.
 
-use super::{Entry, Held, Output, SHARED_OF_CACHE, Shard, VolumeId};
+use super::{Entry, Held, Output, SHARD_VOLUMES_MAX, SHARED_OF_CACHE, Shard, VolumeId};
 
 impl Shard {
     /// A frame was taken.
@@ -63,12 +63,33 @@ impl Shard {
     /// A volume that was taken away is forgotten once nothing of it is held: a long-lived node would
     /// count it for ever.
     pub(super) fn forget_if_revoked(&mut self, id: VolumeId) {
-        let is_over = self.volumes.get(&id).is_some_and(|volume| {
-            let is_free = volume.session.is_none() && volume.held_bytes == 0;
-            volume.is_revoked && is_free && volume.contest.is_none()
-        });
-        if is_over && !self.claims.contains_key(&id) {
+        let is_revoked = self.volumes.get(&id).is_some_and(|volume| volume.is_revoked);
+        if is_revoked && self.is_idle(id) {
             self.volumes.remove(&id);
         }
+    }
+
+    /// Whether one more volume can be claimed. At the limit those go that nobody has a session of: first the
+    /// ones that nobody came for since the log was read, which may be another node's by now without a word
+    /// to this one.
+    pub(super) fn has_room(&mut self) -> bool {
+        while self.volumes.len() + self.claims.len() >= SHARD_VOLUMES_MAX {
+            let idle = self.volumes.iter().filter(|(id, _)| self.is_idle(**id));
+            let Some((id, _)) = idle.min_by_key(|(_, volume)| volume.holder.is_some()) else {
+                return false;
+            };
+            let id = *id;
+            self.volumes.remove(&id);
+        }
+        true
+    }
+
+    /// Whether the vault knows all that this shard does of a volume, and whoever comes for it may as well claim
+    /// it anew.
+    fn is_idle(&self, id: VolumeId) -> bool {
+        self.volumes.get(&id).is_some_and(|volume| {
+            let is_free = volume.session.is_none() && volume.held_bytes == 0;
+            is_free && volume.stream.is_settled() && volume.contest.is_none()
+        }) && !self.claims.contains_key(&id)
     }
 }

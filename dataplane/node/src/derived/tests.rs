@@ -75,11 +75,34 @@ async fn a_volume_that_is_due_is_mapped_and_one_that_cannot_be_is_only_a_warning
     let dir = tempfile::tempdir().unwrap();
     let vault = vault(dir.path()).await;
     commit_volume(&vault).await;
-    let maps = Maps::new(vault.clone());
+    let metrics = Arc::new(Metrics::default());
+    let maps = Maps::new(vault.clone(), Arc::clone(&metrics));
     maps.committed(&[(VolumeId([0; 16]), 20_000)]);
     maps.committed(&[(VOLUME, 20_000)]);
     wait_for(dir.path(), "maps").await;
     assert!(map::write(&vault, VOLUME).await.unwrap().is_none(), "the newest point has its map");
+    assert_eq!(metrics.troubles().told(), None);
+}
+
+/// P33: what is too fragmented to be restored is told while there is time.
+#[test]
+fn a_volume_that_comes_near_to_what_can_be_restored_is_told_until_it_does_not() {
+    let troubles = Troubles::default();
+    let of = |runs| Ok(Some(map::Written { seq: Seq(1), runs, parts: 1, bytes: 1 }));
+    tell_length(&troubles, VOLUME, &of(RUNS_TOLD - 1));
+    assert_eq!(troubles.told(), None);
+    tell_length(&troubles, VOLUME, &of(RUNS_TOLD));
+    let told = troubles.told().unwrap();
+    assert!(told.contains(&VOLUME.to_string()) && told.contains("so fragmented"), "{told}");
+    // Nothing new to map, or a store that is away, is no better word.
+    tell_length(&troubles, VOLUME, &Ok(None));
+    assert_eq!(troubles.told().as_ref(), Some(&told));
+    let (url, max) = ("file:///v".to_owned(), VIEW_RUNS_MAX as u64);
+    let error = VaultError::Limit { url, what: "runs of a volume", max };
+    tell_length(&troubles, VOLUME, &Err(error));
+    assert!(troubles.told().unwrap().contains("cannot be restored at its newest point"));
+    tell_length(&troubles, VOLUME, &of(5));
+    assert_eq!(troubles.told(), None);
 }
 
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {

@@ -5,6 +5,7 @@ use super::arrivals::Arrival;
 use super::core::Core;
 use super::outbox::{GOODBYE_MAX, Outbox, write};
 use super::strangers::Place;
+use crate::assignments::Assigned;
 use crate::rt::{Rt, within};
 use crate::tls::{TlsReader, Use, attach};
 use farshore_client::Shown;
@@ -147,11 +148,8 @@ impl<R: Rt> Session<'_, R> {
         // The operator's word, not the agent's, says how long a session may be silent.
         let interval_ms = assigned.map_or(0, |assigned| assigned.mark_interval_ms);
         self.outbox.note(|peer| peer.greeted(core.now(), interval_ms));
+        let hello = as_assigned(hello, assigned);
         let assigned = assigned.map(|assigned| assigned.epoch);
-        // Nor does it choose how long the shard waits for others' marks, and with that how many segments
-        // the shard makes.
-        let mark_interval_ms = u32::try_from(interval_ms).unwrap_or(u32::MAX);
-        let hello = Hello { mark_interval_ms, ..hello };
         let from =
             format!("agent {} at {}, started as {:08x}", self.agent.id, self.peer, hello.life);
         core.input(Input::Hello { session, hello, assigned, from });
@@ -316,6 +314,13 @@ impl<R: Rt> Session<'_, R> {
     }
 }
 
+/// A hello as the shard is told it: nor does the agent choose how long the shard waits for others' marks, and
+/// with that how many segments the shard makes.
+fn as_assigned(hello: Hello, assigned: Option<Assigned>) -> Hello {
+    let interval_ms = assigned.map_or(0, |assigned| assigned.mark_interval_ms);
+    Hello { mark_interval_ms: u32::try_from(interval_ms).unwrap_or(u32::MAX), ..hello }
+}
+
 /// An end in the middle of a frame is not like one between two.
 fn cut(error: io::Error) -> SessionError {
     match error.kind() {
@@ -340,5 +345,34 @@ pub(crate) async fn sweep<R: Rt>(core: Rc<Core<R>>) {
                 outbox.refuse(reason, cause.text());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farshore_proto::{Epoch, Seq};
+
+    /// P35: an agent that asks for a mark each millisecond makes no segments by that.
+    #[test]
+    fn the_mark_interval_is_the_operators_word() {
+        let hello = Hello {
+            volume: VolumeId([1; 16]),
+            epoch: Epoch(1),
+            size_bytes: 4096,
+            first_seq: Seq(1),
+            last_seq: Seq(0),
+            mark_interval_ms: 1,
+            life: 1,
+            is_overtaken: false,
+        };
+        let told = |mark_interval_ms| {
+            let assigned = Assigned { epoch: Epoch(1), mark_interval_ms };
+            as_assigned(hello, Some(assigned))
+        };
+        assert_eq!(told(30_000), Hello { mark_interval_ms: 30_000, ..hello });
+        assert_eq!(told(u64::MAX).mark_interval_ms, u32::MAX);
+        // The shard refuses it; until then it counts for nothing.
+        assert_eq!(as_assigned(hello, None).mark_interval_ms, 0);
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 const MAGIC: [u8; 4] = *b"FSOV";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const HEADER_BYTES: usize = 64;
 /// In the head: a sync failed, and what was written since the flush before it may be lost.
 const IN_DOUBT: u16 = 1;
@@ -68,6 +68,7 @@ impl MapFile {
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let file = options.open(&temporary).map_err(error)?;
         let head = Head { base, boot: boot_id(), is_in_doubt: false };
+        let bits = Bits::empty(base.size_bytes);
         let write = || {
             file.write_all_at(&header(&head), 0)?;
             file.set_len(BITS_OFFSET + 2 * bitmap_bytes)?;
@@ -76,12 +77,15 @@ impl MapFile {
             let _ = rustix::io::retry_on_intr(|| {
                 rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length)
             });
+            // Sealed from the start: a sector that is found zero was lost, and is not one without bits.
+            bits.write(&file, BITS_OFFSET, Kind::Flushed)?;
+            bits.write(&file, BITS_OFFSET + bitmap_bytes, Kind::Live)?;
             file.sync_all()?;
             fs::rename(&temporary, path)?;
             sync_directory_of(path)
         };
         write().map_err(error)?;
-        Ok((Self { file, head, bitmap_bytes, was_in_doubt: false }, Bits::empty(base.size_bytes)))
+        Ok((Self { file, head, bitmap_bytes, was_in_doubt: false }, bits))
     }
 
     /// Checks that the map at `path` is one of `base`; returns what its head says.

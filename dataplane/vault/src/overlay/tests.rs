@@ -182,17 +182,83 @@ fn a_flipped_bit_of_the_map_is_found() {
     assert_eq!(count, 103);
 }
 
+/// D2: a disk that loses a sector gives zeros for it, which must not read as the old point.
+#[test]
+fn a_sector_of_the_map_that_became_zeros_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.overlay");
+    let large = OverlayBase { size_bytes: 40 << 20, ..base() };
+    let overlay = Overlay::open(&path, large).unwrap();
+    overlay.write(5, &[1; BLOCK_BYTES]).unwrap();
+    overlay.flush().unwrap();
+    drop(overlay);
+    let map = map::path_of(&path);
+    let whole = fs::read(&map).unwrap();
+    for is_rebooted in [false, true] {
+        let bitmap = if is_rebooted { 4096 } else { 2 * 4096 };
+        // The one with the bit, those without one, and all of them at once.
+        for (from, bytes) in [(0, 512), (512, 512), (1024, 512), (0, 4096)] {
+            let mut lost = whole.clone();
+            lost[bitmap + from..][..bytes].fill(0);
+            fs::write(&map, lost).unwrap();
+            if is_rebooted {
+                pretend_reboot(&path);
+            }
+            let error = Overlay::open(&path, large).unwrap_err();
+            assert!(matches!(error, OverlayError::Damaged { .. }), "{from}: {error}");
+        }
+    }
+    fs::write(&map, &whole).unwrap();
+    assert_eq!(Overlay::open(&path, large).unwrap().held_blocks(), 1);
+}
+
+/// The process or the machine may go down at any write: what is left is an overlay, or none yet.
+#[test]
+fn an_overlay_that_was_cut_short_while_it_was_made_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.overlay");
+    let overlay = Overlay::open(&path, base()).unwrap();
+    drop(overlay);
+    let map = map::path_of(&path);
+    let mut partial = map.clone().into_os_string();
+    partial.push(".partial");
+    let mut bytes = fs::read(&map).unwrap();
+    for cut in [0, 64, 4096, 4096 + 512, 8192] {
+        fs::remove_file(&map).unwrap();
+        // As a power cut leaves it: what came behind is zeros, or not there.
+        bytes[cut..].fill(0);
+        for left in [&bytes[..], &bytes[..cut]] {
+            fs::write(&partial, left).unwrap();
+            assert!(held(&Overlay::open(&path, base()).unwrap()).is_empty());
+            pretend_reboot(&path);
+            assert!(held(&Overlay::open(&path, base()).unwrap()).is_empty());
+            fs::remove_file(&map).unwrap();
+        }
+        drop(Overlay::open(&path, base()).unwrap());
+        bytes = fs::read(&map).unwrap();
+    }
+}
+
 /// What a disk may leave of a flush when the power goes: some sectors of it, each whole.
 #[test]
 fn a_torn_flush_leaves_a_map_that_opens() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.overlay");
     let large = OverlayBase { size_bytes: 40 << 20, ..base() };
+    let map = map::path_of(&path);
+    let opened = |torn: &[u8]| -> Vec<u64> {
+        fs::write(&map, torn).unwrap();
+        pretend_reboot(&path);
+        let overlay = Overlay::open(&path, large).unwrap();
+        let range = BlockRange { block: 0, count: 40 << 8 };
+        let runs = overlay.runs(range).filter(|(_, held)| *held);
+        runs.flat_map(|(run, _)| run.block..run.end()).collect()
+    };
     let overlay = Overlay::open(&path, large).unwrap();
+    let new = fs::read(&map).unwrap();
     overlay.write(5, &[1; BLOCK_BYTES]).unwrap();
     overlay.write(5000, &[1; BLOCK_BYTES]).unwrap();
     overlay.flush().unwrap();
-    let map = map::path_of(&path);
     let before = fs::read(&map).unwrap();
     overlay.write(7, &[1; BLOCK_BYTES]).unwrap();
     overlay.write(5001, &[1; BLOCK_BYTES]).unwrap();
@@ -202,13 +268,13 @@ fn a_torn_flush_leaves_a_map_that_opens() {
     for (sector, held) in [(4096, [5, 5000, 5001]), (4096 + 512, [5, 7, 5000])] {
         let mut torn = after.clone();
         torn[sector..sector + 512].copy_from_slice(&before[sector..sector + 512]);
-        fs::write(&map, torn).unwrap();
-        pretend_reboot(&path);
-        let overlay = Overlay::open(&path, large).unwrap();
-        let range = BlockRange { block: 0, count: 40 << 8 };
-        let runs = overlay.runs(range).filter(|(_, held)| *held);
-        let found: Vec<u64> = runs.flat_map(|(run, _)| run.block..run.end()).collect();
-        assert_eq!(found, held);
+        assert_eq!(opened(&torn), held);
+    }
+    // Nor does the first flush need both: a sector is as it was made until it is written.
+    for (sector, held) in [(4096, 5000), (4096 + 512, 5)] {
+        let mut torn = before.clone();
+        torn[sector..sector + 512].copy_from_slice(&new[sector..sector + 512]);
+        assert_eq!(opened(&torn), [held]);
     }
 }
 
@@ -232,14 +298,19 @@ fn a_sector_is_laid_out_as_documented() {
     assert_eq!(sector(4096), (0x20, GOLDEN[0].to_vec()));
     assert_eq!(sector(8192), (0x20, GOLDEN[1].to_vec()));
     assert_eq!(sector(8192 + 512), (0x40, GOLDEN[2].to_vec()));
-    assert!(bytes[4096 + 512..8192].iter().all(|byte| *byte == 0));
+    // Sealed when the map was made, and padded.
+    assert_eq!(sector(4096 + 512), (0, GOLDEN[3].to_vec()));
+    assert_eq!(sector(4096 + 4 * 512), (0, GOLDEN[4].to_vec()));
+    assert!(bytes[4096 + 5 * 512..8192].iter().all(|byte| *byte == 0));
 }
 
 /// Number and checksum of each.
-const GOLDEN: [[u8; 8]; 3] = [
+const GOLDEN: [[u8; 8]; 5] = [
     [0x00, 0x00, 0x00, 0x00, 0xe2, 0x8a, 0x17, 0x6d],
     [0x00, 0x00, 0x00, 0x00, 0x16, 0x79, 0x47, 0x7e],
     [0x01, 0x00, 0x00, 0x00, 0xc1, 0x7e, 0x07, 0x61],
+    [0x01, 0x00, 0x00, 0x00, 0x67, 0x3d, 0x36, 0x48],
+    [0x04, 0x00, 0x00, 0x00, 0x7b, 0xec, 0x62, 0x90],
 ];
 
 /// D44: a failed sync outlives the process: what the guest was not told must not look like a success later.

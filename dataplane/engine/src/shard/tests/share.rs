@@ -142,6 +142,50 @@ fn volumes_that_were_taken_away_are_forgotten() {
     assert!(matches!(out[..], [Output::Claim { volume: VOLUME, .. }]), "{out:?}");
 }
 
+/// P33: a log names every volume that ever was in it, and nobody says of the others that they are gone.
+#[test]
+fn a_log_full_of_volumes_that_nobody_comes_for_keeps_no_other_out() {
+    let mut bench = Bench::new();
+    let id = |number: usize| VolumeId((number as u128).to_le_bytes());
+    let (epoch, size_bytes) = (Epoch(1), SIZE_BLOCKS * BLOCK_BYTES as u64);
+    for number in 0..SHARD_VOLUMES_MAX {
+        let committed = Seq(7);
+        bench.step(Input::Recovered { volume: id(number), epoch, size_bytes, committed });
+    }
+    bench.step(Input::Replayed { files: Vec::new() });
+    let greet = |bench: &mut Bench, number: usize| {
+        let session = SessionId(100 + number as u64);
+        bench.greet(session, Hello { volume: id(number), ..bench.hello(1) }, Some(epoch))
+    };
+    // All but two have a session.
+    for number in 2..SHARD_VOLUMES_MAX {
+        let out = greet(&mut bench, number);
+        assert!(matches!(out[..], [Output::Welcome { .. }]), "{out:?}");
+    }
+    // One agent went away for a moment.
+    bench.step(Input::Gone { session: SessionId(102) });
+    for number in [SHARD_VOLUMES_MAX, SHARD_VOLUMES_MAX + 1, SHARD_VOLUMES_MAX + 2] {
+        let out = greet(&mut bench, number);
+        assert!(matches!(out[..], [Output::Claim { .. }]), "volume {number}: {out:?}");
+        bench.step(Input::Claimed { volume: id(number), outcome: Ok(Seq(0)) });
+        let is_kept = bench.shard.stream(id(2)).is_some();
+        assert_eq!(is_kept, number < SHARD_VOLUMES_MAX + 2, "those that nobody came for go first");
+    }
+    let out = greet(&mut bench, SHARD_VOLUMES_MAX + 3);
+    assert_eq!(refused(&out), [RefusalReason::Limit], "all of them are served");
+    // What is not in the vault yet stays, whoever else comes.
+    let change = Change::Write(BlockRange { block: 0, count: 1 });
+    let (session, stamp, handle) = (SessionId(103), Stamp::default(), Handle(1));
+    bench.step(Input::Frame { session, seq: Seq(8), stamp, change, handle, bytes: BLOCK_BYTES });
+    bench.step(Input::Gone { session });
+    let out = greet(&mut bench, SHARD_VOLUMES_MAX + 3);
+    assert_eq!(refused(&out), [RefusalReason::Limit]);
+    // Who lost its place claims anew.
+    bench.step(Input::Gone { session: SessionId(104) });
+    let out = greet(&mut bench, 0);
+    assert!(matches!(out[..], [Output::Claim { .. }]), "{out:?}");
+}
+
 /// Whoever fences it waits for that, and lets nobody in by an older word.
 #[test]
 fn a_volume_that_is_taken_away_is_let_go_once_its_last_is_in_the_vault() {
