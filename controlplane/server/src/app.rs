@@ -13,7 +13,6 @@ use uuid::Uuid;
 
 use crate::admission::Holders;
 use crate::ca::Ca;
-use crate::clock;
 use crate::db::{Actor, Db};
 use crate::domain::liveness::{self, Liveness, Output, StillHeard};
 use crate::error::ControlError;
@@ -161,12 +160,6 @@ impl App {
             self.db.note(Actor::Control, action, format!("node/{node}"), &detail).await?;
         }
         Ok(())
-    }
-
-    /// Agents and nodes heard since this time count as healthy.
-    #[must_use]
-    pub fn healthy_since_ms(&self) -> u64 {
-        clock::now_ms().saturating_sub(limits::SILENT_AFTER_SECONDS * 1000)
     }
 }
 

@@ -13,6 +13,8 @@ use crate::backend::BackendError;
 pub enum Refusal {
     /// A connection beyond [`CONNECTIONS_MAX`](crate::limits::CONNECTIONS_MAX). Closed.
     ConnectionsTooMany,
+    /// More than [`HANDSHAKES_MAX`](crate::limits::HANDSHAKES_MAX) negotiated at once, and this was the oldest. Closed.
+    HandshakesTooMany,
     /// Negotiation was not over in [`HANDSHAKE_DEADLINE`](crate::limits::HANDSHAKE_DEADLINE). Closed.
     HandshakeTooSlow,
     /// The client set a handshake flag that was not offered. Closed.
@@ -59,8 +61,9 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::ConnectionsTooMany,
+        Self::HandshakesTooMany,
         Self::HandshakeTooSlow,
         Self::ClientFlagsUnknown,
         Self::OptionMagicWrong,
@@ -88,6 +91,7 @@ impl Refusal {
     pub const fn name(self) -> &'static str {
         match self {
             Self::ConnectionsTooMany => "connections_too_many",
+            Self::HandshakesTooMany => "handshakes_too_many",
             Self::HandshakeTooSlow => "handshake_too_slow",
             Self::ClientFlagsUnknown => "client_flags_unknown",
             Self::OptionMagicWrong => "option_magic_wrong",

@@ -49,6 +49,9 @@ pub const RECEIVE_BUFFER_BYTES: usize = 64 << 10;
 /// Zeroes sent from one shared block, in bytes, when a hole has to be spelled out.
 pub(crate) const ZEROES_BYTES: usize = 64 << 10;
 
+/// Connections that negotiate at once; with one more the oldest goes.
+pub const HANDSHAKES_MAX: usize = 64;
+
 /// From accepting a connection to the end of its negotiation.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 

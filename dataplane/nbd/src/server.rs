@@ -1,9 +1,10 @@
 //! Accepting connections, serving each, shutting down.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{JoinError, JoinSet};
@@ -15,7 +16,8 @@ use crate::backend::Backend;
 use crate::counters::{Counters, Ledger, Refusal};
 use crate::incoming::{Incoming, Signal};
 use crate::limits::{
-    ACCEPT_RETRY, CONNECTIONS_MAX, EXPORT_NAME_BYTES_MAX, HANDSHAKE_DEADLINE, SHUTDOWN_GRACE,
+    ACCEPT_RETRY, CONNECTIONS_MAX, EXPORT_NAME_BYTES_MAX, HANDSHAKE_DEADLINE, HANDSHAKES_MAX,
+    SHUTDOWN_GRACE,
 };
 use crate::negotiate::{Agreed, Export, negotiate};
 use crate::transmit::Link;
@@ -35,6 +37,34 @@ struct Shared<B> {
     backend: Arc<B>,
     counters: Arc<Counters>,
     shutdown: Signal,
+    /// Clients that have agreed on the export.
+    clients: AtomicUsize,
+}
+
+/// Connections that have not agreed on anything yet, the oldest first. They take no client's place: who only
+/// connects keeps nobody out.
+#[derive(Debug, Default)]
+struct Strangers(VecDeque<Arc<Stranger>>);
+
+/// One of them; others have it until it is a client, or gone.
+#[derive(Debug)]
+struct Stranger {
+    shown_out: Signal,
+}
+
+impl Strangers {
+    /// One more, for which the oldest goes if there are too many.
+    fn enter(&mut self) -> Arc<Stranger> {
+        self.0.retain(|known| Arc::strong_count(known) > 1);
+        if self.0.len() >= HANDSHAKES_MAX
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.shown_out.raise();
+        }
+        let stranger = Arc::new(Stranger { shown_out: Signal::new() });
+        self.0.push_back(Arc::clone(&stranger));
+        stranger
+    }
 }
 
 impl<B: Backend> Server<B> {
@@ -79,6 +109,7 @@ impl<B: Backend> Server<B> {
         let Self { listener, shared, .. } = self;
         let mut shutdown = pin!(shutdown);
         let mut connections = JoinSet::new();
+        let mut strangers = Strangers::default();
         let mut last = 0;
         loop {
             tokio::select! {
@@ -89,7 +120,7 @@ impl<B: Backend> Server<B> {
                     Ok(stream) => {
                         last += 1;
                         let ledger = Ledger::new(Arc::clone(&shared.counters), last);
-                        admit(&mut connections, &shared, stream, ledger);
+                        admit((&mut connections, &mut strangers), &shared, stream, ledger);
                     }
                     Err(error) => {
                         shared.counters.accept_errors.fetch_add(1, Ordering::Relaxed);
@@ -126,7 +157,8 @@ where
 {
     let shared = Shared::new(export_name, backend, counters)?;
     let ledger = Arc::new(Ledger::new(Arc::clone(&shared.counters), 1));
-    shared.converse(reader, writer, ledger).await;
+    let stranger = Strangers::default().enter();
+    shared.converse(reader, writer, ledger, stranger).await;
     Ok(())
 }
 
@@ -137,25 +169,26 @@ fn note_panic(ended: Result<(), JoinError>) {
 }
 
 fn admit<B: Backend>(
-    connections: &mut JoinSet<()>,
+    (connections, strangers): (&mut JoinSet<()>, &mut Strangers),
     shared: &Arc<Shared<B>>,
     stream: Stream,
     ledger: Ledger,
 ) {
     shared.counters.connections.fetch_add(1, Ordering::Relaxed);
-    if connections.len() >= CONNECTIONS_MAX {
+    if shared.clients.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
         ledger.refuse(Refusal::ConnectionsTooMany);
         return;
     }
+    let stranger = strangers.enter();
     let (shared, ledger) = (Arc::clone(shared), Arc::new(ledger));
     match stream {
         Stream::Tcp(stream) => {
             let (reader, writer) = stream.into_split();
-            connections.spawn(shared.converse(reader, writer, ledger));
+            connections.spawn(shared.converse(reader, writer, ledger, stranger));
         }
         Stream::Unix(stream) => {
             let (reader, writer) = stream.into_split();
-            connections.spawn(shared.converse(reader, writer, ledger));
+            connections.spawn(shared.converse(reader, writer, ledger, stranger));
         }
     }
 }
@@ -176,6 +209,23 @@ impl Drop for Open<'_> {
     }
 }
 
+/// Counts a client while it lives.
+struct Place<'c>(&'c AtomicUsize);
+
+impl<'c> Place<'c> {
+    /// None if there are too many.
+    fn take(clients: &'c AtomicUsize) -> Option<Self> {
+        let more = |count: usize| (count < CONNECTIONS_MAX).then_some(count + 1);
+        clients.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(clients))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl<B: Backend> Shared<B> {
     fn new(
         export_name: &str,
@@ -193,12 +243,18 @@ impl<B: Backend> Shared<B> {
             can_multi_conn: backend.can_multi_conn(),
             is_zeroing_fast: backend.is_zeroing_fast(),
         };
-        Ok(Arc::new(Self { export, backend, counters, shutdown: Signal::new() }))
+        let (shutdown, clients) = (Signal::new(), AtomicUsize::new(0));
+        Ok(Arc::new(Self { export, backend, counters, shutdown, clients }))
     }
 
     /// One connection, from greeting to end.
-    async fn converse<R, W>(self: Arc<Self>, reader: R, mut writer: W, ledger: Arc<Ledger>)
-    where
+    async fn converse<R, W>(
+        self: Arc<Self>,
+        reader: R,
+        mut writer: W,
+        ledger: Arc<Ledger>,
+        stranger: Arc<Stranger>,
+    ) where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
@@ -212,6 +268,7 @@ impl<B: Backend> Shared<B> {
         let negotiated = tokio::select! {
             negotiated = timeout(HANDSHAKE_DEADLINE, negotiating) => negotiated,
             () = self.shutdown.raised() => return,
+            () = stranger.shown_out.raised() => return ledger.refuse(Refusal::HandshakesTooMany),
         };
         let agreed = match negotiated {
             Ok(Ok(Some(agreed))) => agreed,
@@ -222,6 +279,10 @@ impl<B: Backend> Shared<B> {
             Ok(Err(error)) => return debug!(%error, "nbd client gone during negotiation"),
             Err(_) => return ledger.refuse(Refusal::HandshakeTooSlow),
         };
+        let Some(_place) = Place::take(&self.clients) else {
+            return ledger.refuse(Refusal::ConnectionsTooMany);
+        };
+        drop(stranger);
         self.transmit(incoming, writer, (agreed, &export), ledger, &cut).await;
     }
 

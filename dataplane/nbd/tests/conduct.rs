@@ -255,6 +255,23 @@ async fn one_connection_too_many_is_closed_at_once() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_crowd_that_only_connects_keeps_no_client_out() {
+    let server = Running::tcp(Memory::new(SIZE)).await;
+    let mut first = server.client().await;
+    let mut crowd = Vec::new();
+    for _ in 0..4 * limits::HANDSHAKES_MAX {
+        crowd.push(server.connect().await);
+    }
+    assert_eq!(server.client().await.ask(READ, 0, 0, 512).await, 0);
+    assert_eq!(first.ask(READ, 0, 0, 512).await, 0, "who is there stays");
+    let open = || server.counters.connections_open.load(Ordering::Relaxed);
+    let most = limits::HANDSHAKES_MAX as u64 + 2;
+    until("the oldest of them are gone", || open() <= most).await;
+    assert!(server.counters.refused(Refusal::HandshakesTooMany) > 0);
+    server.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_stranger_is_shown_out() {
     let server = Running::tcp(Memory::new(SIZE)).await;

@@ -6,6 +6,7 @@
 //! interrupted goes on where it was.
 
 mod journal;
+mod ours;
 mod plan;
 mod signatures;
 mod survey;
@@ -51,6 +52,20 @@ pub enum RestoreError {
         path: PathBuf,
         /// What it holds.
         content: String,
+    },
+    /// The target is something that Farshore itself lives on.
+    #[error("restore to {}: {what}: it is never written over; name another place", path.display())]
+    Ours {
+        /// The target.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+    /// The target would be a new file among the devices.
+    #[error("restore to {}: there is no such device, and no file is made there", path.display())]
+    NoDevice {
+        /// The target.
+        path: PathBuf,
     },
     /// The target is neither a file nor a block device.
     #[error("restore to {}: it is neither a file nor a block device", path.display())]
@@ -105,10 +120,11 @@ impl RestoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Vault(error) => error.kind(),
-            Self::NotEmpty { .. } | Self::NotATarget { .. } | Self::TooSmall { .. } => {
-                ErrorKind::Invalid
-            }
-            Self::InUse { .. } => ErrorKind::Conflict,
+            Self::NoDevice { .. }
+            | Self::NotEmpty { .. }
+            | Self::NotATarget { .. }
+            | Self::TooSmall { .. } => ErrorKind::Invalid,
+            Self::InUse { .. } | Self::Ours { .. } => ErrorKind::Conflict,
             Self::NoRoom { .. } | Self::Io { .. } => ErrorKind::Unavailable,
         }
     }

@@ -45,7 +45,7 @@ impl Db {
         .bind(cut(&request.version))
         .bind(request.local)
         .bind(now)
-        .bind(now)
+        .bind(own(clock::steady_ms()))
         .execute(&mut *tx)
         .await?;
         // A start that changes nothing is no event.
@@ -81,7 +81,7 @@ impl Db {
     ///
     /// # Errors
     /// `Database`.
-    pub async fn agents(&self, healthy_since_ms: u64) -> Result<Vec<Agent>, ControlError> {
+    pub async fn agents(&self) -> Result<Vec<Agent>, ControlError> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT agents.*, (SELECT count(*) FROM machines WHERE machines.agent = agents.id)
                 AS machines, {CERTIFIED}
@@ -90,19 +90,19 @@ impl Db {
         )))
         .fetch_all(&self.readers)
         .await?;
-        rows.into_iter().map(|row| agent(&Record(row), healthy_since_ms)).collect()
+        rows.into_iter().map(|row| agent(&Record(row))).collect()
     }
 }
 
-fn agent(record: &Record, healthy_since_ms: u64) -> Result<Agent, ControlError> {
-    let last_seen_unix_ms = record.number("last_seen_ms")?;
+fn agent(record: &Record) -> Result<Agent, ControlError> {
+    let seen_ms = record.number("last_seen_ms")?;
     Ok(Agent {
         id: record.id("id")?,
         hostname: record.text("hostname")?,
         version: record.text("version")?,
         local: record.flag("local")?,
-        healthy: last_seen_unix_ms >= healthy_since_ms,
-        last_seen_unix_ms,
+        healthy: clock::is_healthy(seen_ms),
+        last_seen_unix_ms: clock::shown_ms(seen_ms),
         machines: record.number("machines")?,
         certified: certified(record)?,
     })

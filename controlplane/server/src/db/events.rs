@@ -143,20 +143,18 @@ impl Db {
     ///
     /// # Errors
     /// `Database`.
-    pub async fn counts(
-        &self,
-        healthy_since_ms: u64,
-    ) -> Result<farshore_api::status::Counts, ControlError> {
+    pub async fn counts(&self) -> Result<farshore_api::status::Counts, ControlError> {
         let row = sqlx::query(
             "SELECT (SELECT count(*) FROM agents) AS agents, (SELECT count(*) FROM nodes) AS nodes,
-                (SELECT count(*) FROM nodes WHERE last_seen_ms >= ?) AS nodes_healthy,
+                (SELECT count(*) FROM nodes WHERE last_seen_ms BETWEEN ? AND ?) AS nodes_healthy,
                 (SELECT count(*) FROM machines) AS machines,
                 (SELECT count(*) FROM policies) AS policies,
                 (SELECT count(*) FROM points WHERE state = 'committed') AS points,
                 (SELECT count(*) FROM failovers WHERE state NOT IN ('cleaned_up', 'failed'))
                     AS failovers_active",
         )
-        .bind(own(healthy_since_ms))
+        .bind(own(clock::healthy_since_ms()))
+        .bind(own(clock::steady_ms()))
         .fetch_one(&self.readers)
         .await?;
         let record = Record(row);

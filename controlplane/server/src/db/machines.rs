@@ -430,7 +430,7 @@ fn volume_facts(
     let report = match record.optional_number("reported_at_ms")? {
         None => None,
         Some(at_ms) => Some(VolumeHeard {
-            at_ms,
+            silent_ms: clock::silence_ms(at_ms),
             is_of_this_run: record.flag("is_heard")?,
             identity: record.text("disk_text")?,
             epoch: record.number("reported_epoch")?,
@@ -452,7 +452,7 @@ fn volume_facts(
         disk: record.text("disk")?,
         epoch: record.number("epoch")?,
         node: record.optional_id("node")?,
-        node_seen_ms: record.optional_number("node_seen_ms")?,
+        node_silent_ms: record.optional_number("node_seen_ms")?.map(clock::silence_ms),
         node_trouble: record.optional_text("node_trouble")?.filter(|text| !text.is_empty()),
         report,
         twins,

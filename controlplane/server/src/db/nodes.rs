@@ -72,7 +72,7 @@ impl Db {
         .bind(request.shards)
         .bind(cut(&request.version))
         .bind(now)
-        .bind(now)
+        .bind(own(clock::steady_ms()))
         .bind(own(enrolled))
         .execute(&mut *tx)
         .await?;
@@ -90,11 +90,7 @@ impl Db {
     ///
     /// # Errors
     /// `Database`.
-    pub async fn nodes(
-        &self,
-        healthy_since_ms: u64,
-        life: impl Fn(Uuid) -> NodeLife,
-    ) -> Result<Vec<Node>, ControlError> {
+    pub async fn nodes(&self, life: impl Fn(Uuid) -> NodeLife) -> Result<Vec<Node>, ControlError> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT nodes.*, (SELECT count(*) FROM volumes WHERE volumes.node = nodes.id)
                 AS volumes, {CERTIFIED}
@@ -103,7 +99,7 @@ impl Db {
         )))
         .fetch_all(&self.readers)
         .await?;
-        rows.into_iter().map(|row| node(&Record(row), healthy_since_ms, &life)).collect()
+        rows.into_iter().map(|row| node(&Record(row), &life)).collect()
     }
 
     /// All nodes but those that were revoked, and whether something keeps each from its work.
@@ -127,20 +123,16 @@ impl Db {
     }
 }
 
-fn node(
-    record: &Record,
-    healthy_since_ms: u64,
-    life: impl Fn(Uuid) -> NodeLife,
-) -> Result<Node, ControlError> {
+fn node(record: &Record, life: impl Fn(Uuid) -> NodeLife) -> Result<Node, ControlError> {
     let id = record.id("id")?;
-    let last_seen_unix_ms = record.number("last_seen_ms")?;
+    let seen_ms = record.number("last_seen_ms")?;
     Ok(Node {
         id,
         address: record.text("address")?,
         shards: record.narrow("shards")?,
         version: record.text("version")?,
-        healthy: last_seen_unix_ms >= healthy_since_ms,
-        last_seen_unix_ms,
+        healthy: clock::is_healthy(seen_ms),
+        last_seen_unix_ms: clock::shown_ms(seen_ms),
         life: life(id),
         volumes: record.number("volumes")?,
         uptime_seconds: record.real("uptime_seconds")?,

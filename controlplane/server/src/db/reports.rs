@@ -61,7 +61,6 @@ impl Db {
         report: &AgentReport,
     ) -> Result<Taken, ControlError> {
         let now_ms = clock::now_ms();
-        let now = own(now_ms);
         let mut tx = self.begin().await?;
         let is_newest = self.is_newest(agent, report.order);
         if is_newest {
@@ -74,7 +73,7 @@ impl Db {
                 if !is_newest {
                     continue;
                 }
-                told.extend(agent_volume(&mut tx, agent, volume, now).await?);
+                told.extend(agent_volume(&mut tx, agent, volume).await?);
                 if let Some(size_bytes) = volume.grown_to_bytes {
                     let grown = epochs::grow(&mut tx, agent, volume.volume, size_bytes, now_ms);
                     has_grown |= grown.await?.is_some();
@@ -111,7 +110,7 @@ impl Db {
         let mut tx = self.begin().await?;
         let is_newest = self.is_newest(node, report.order);
         if is_newest {
-            note_node(&mut tx, node, report, now).await?;
+            note_node(&mut tx, node, report).await?;
         }
         let mut ignored = BTreeSet::new();
         for volume in &report.volumes {
@@ -169,7 +168,7 @@ async fn note_agent(
 ) -> Result<(), ControlError> {
     let off_ms = report.clock_unix_ms.and_then(|clock| clock.checked_signed_diff(now_ms));
     sqlx::query("UPDATE agents SET last_seen_ms = ?, clock_off_ms = ? WHERE id = ?")
-        .bind(own(now_ms))
+        .bind(own(clock::steady_ms()))
         .bind(off_ms.unwrap_or_default())
         .bind(agent.to_string())
         .execute(&mut **tx)
@@ -178,12 +177,7 @@ async fn note_agent(
 }
 
 /// Stores that a node was heard, and what it says of itself.
-async fn note_node(
-    tx: &mut Tx,
-    node: Uuid,
-    report: &NodeReport,
-    now_ms: u64,
-) -> Result<(), ControlError> {
+async fn note_node(tx: &mut Tx, node: Uuid, report: &NodeReport) -> Result<(), ControlError> {
     let counters = serde_json::to_string(&report.counters).unwrap_or_else(|_| "{}".into());
     let trouble = cut(report.trouble.as_deref().unwrap_or_default());
     note_trouble(tx, node, &trouble).await?;
@@ -192,7 +186,7 @@ async fn note_node(
             trouble = ?
          WHERE id = ?",
     )
-    .bind(own(now_ms))
+    .bind(own(clock::steady_ms()))
     .bind(report.uptime_seconds)
     .bind(report.cpu_seconds)
     .bind(counters)
@@ -318,7 +312,6 @@ async fn agent_volume(
     tx: &mut Tx,
     agent: Uuid,
     report: &AgentVolumeReport,
-    now: i64,
 ) -> Result<Option<Told>, ControlError> {
     let told =
         sqlx::query("SELECT node FROM volumes WHERE id = ? AND epoch = ? AND node IS NOT NULL")
@@ -347,7 +340,7 @@ async fn agent_volume(
     )
     .bind(report.volume.to_string())
     .bind(number("epoch", report.epoch)?)
-    .bind(now)
+    .bind(own(clock::steady_ms()))
     .bind(name_of(&report.state))
     .bind(cut(&report.detail))
     .bind(report.error.as_deref().map(cut))

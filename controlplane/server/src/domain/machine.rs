@@ -58,8 +58,8 @@ pub struct VolumeFacts {
     pub epoch: u64,
     /// Where it is placed.
     pub node: Option<Uuid>,
-    /// When that node was last heard.
-    pub node_seen_ms: Option<u64>,
+    /// How long that node has not reported, in time that passed.
+    pub node_silent_ms: Option<u64>,
     /// What keeps that node from its work.
     pub node_trouble: Option<String>,
     /// What its agent said last; `None` if it was never heard.
@@ -84,8 +84,8 @@ pub struct Twin {
 /// What an agent said of a volume.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VolumeHeard {
-    /// When.
-    pub at_ms: u64,
+    /// How long ago, in time that passed: no step of a clock makes it less.
+    pub silent_ms: u64,
     /// Whether that was since the control plane started.
     pub is_of_this_run: bool,
     /// What the disk is, for people; empty if it is not known.
@@ -129,7 +129,7 @@ fn seconds(ms: u64) -> f64 {
 /// Puts together what is shown of a machine at the time `now_ms`.
 #[must_use]
 pub fn view(facts: MachineFacts, now_ms: u64) -> Machine {
-    let (state, state_detail) = state(&facts, now_ms);
+    let (state, state_detail) = state(&facts);
     let first = facts.volumes.first();
     Machine {
         state,
@@ -157,8 +157,9 @@ fn rpo_seconds(volumes: &[VolumeFacts], newest: Option<&Point>, now_ms: u64) -> 
     let newest = newest.map(|point| seconds(now_ms.saturating_sub(set_at(point))));
     let ages = volumes.iter().map(|volume| {
         let heard = volume.report.as_ref()?;
-        let told = heard.rpo_seconds.map(|rpo| rpo + seconds(now_ms.saturating_sub(heard.at_ms)));
-        told.or(newest)
+        let silent = seconds(heard.silent_ms);
+        let told = heard.rpo_seconds.map(|rpo| rpo + silent);
+        told.or(newest.map(|age| age.max(silent)))
     });
     ages.collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::max)
 }
@@ -187,12 +188,12 @@ fn volume_view(facts: VolumeFacts) -> Volume {
     }
 }
 
-fn state(facts: &MachineFacts, now_ms: u64) -> (MachineState, String) {
+fn state(facts: &MachineFacts) -> (MachineState, String) {
     if facts.failed_over {
         let detail = "fenced by an unplanned failover: the copy is what runs";
         return (MachineState::FailedOver, detail.into());
     }
-    let states = facts.volumes.iter().map(|volume| volume_state(facts, volume, now_ms));
+    let states = facts.volumes.iter().map(|volume| volume_state(facts, volume));
     states
         .max_by_key(|(state, _)| severity(*state))
         .unwrap_or((MachineState::Pending, String::new()))
@@ -210,7 +211,7 @@ fn severity(state: MachineState) -> u8 {
     }
 }
 
-fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (MachineState, String) {
+fn volume_state(facts: &MachineFacts, volume: &VolumeFacts) -> (MachineState, String) {
     if volume.node.is_none() {
         return (
             MachineState::Pending,
@@ -221,7 +222,7 @@ fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (Mac
         let detail = format!("waits for the first report of the agent on {}", facts.agent_hostname);
         return (MachineState::Pending, detail);
     };
-    let silent_ms = now_ms.saturating_sub(heard.at_ms);
+    let silent_ms = heard.silent_ms;
     if silent_ms > LATE_MS || !heard.is_of_this_run {
         let since = if heard.is_of_this_run {
             format!("for {} s", silent_ms / 1000)
@@ -245,7 +246,7 @@ fn volume_state(facts: &MachineFacts, volume: &VolumeFacts, now_ms: u64) -> (Mac
     if heard.epoch != volume.epoch {
         return (MachineState::Degraded, "moving to another node".into());
     }
-    let node_silent_ms = volume.node_seen_ms.map_or(0, |seen| now_ms.saturating_sub(seen));
+    let node_silent_ms = volume.node_silent_ms.unwrap_or_default();
     if heard.state == VolumeState::Protected && node_silent_ms > SILENT_MS {
         let detail = format!("its node has not reported for {} s", node_silent_ms / 1000);
         return (MachineState::Degraded, detail);
@@ -286,7 +287,7 @@ mod tests {
 
     fn heard(state: VolumeState) -> VolumeHeard {
         VolumeHeard {
-            at_ms: NOW - 2_000,
+            silent_ms: 2_000,
             is_of_this_run: true,
             identity: "wwid naa.1".into(),
             epoch: 3,
@@ -320,7 +321,7 @@ mod tests {
                 disk: "/dev/vda".into(),
                 epoch: 3,
                 node: Some(Uuid::from_u128(4)),
-                node_seen_ms: Some(NOW),
+                node_silent_ms: Some(0),
                 node_trouble: None,
                 report,
                 twins: Vec::new(),
@@ -340,18 +341,23 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_agent_degrades_and_rpo_goes_on_growing() {
-        let machine = view(facts(Some(heard(VolumeState::Protected))), NOW + 60_000);
-        assert_eq!(machine.state, MachineState::Degraded);
-        assert!(machine.state_detail.contains("alpha"), "{}", machine.state_detail);
-        assert_eq!(machine.rpo_seconds, Some(63.5));
+    fn a_silent_agent_degrades_and_rpo_goes_on_growing_whatever_the_clock_says() {
+        let mut silent = heard(VolumeState::Protected);
+        silent.silent_ms = 62_000;
+        for now_ms in [NOW + 60_000, NOW - 900_000] {
+            let machine = view(facts(Some(silent.clone())), now_ms);
+            assert_eq!(machine.state, MachineState::Degraded);
+            assert!(machine.state_detail.contains("alpha"), "{}", machine.state_detail);
+            assert_eq!(machine.rpo_seconds, Some(63.5));
+        }
     }
 
     /// P10: what was said before is no word on how things are: not after some seconds, and not after a start.
     #[test]
     fn nothing_is_protected_on_an_old_word() {
-        let late = NOW - 2_000 + LATE_MS + 1;
-        let machine = view(facts(Some(heard(VolumeState::Protected))), late);
+        let mut late = heard(VolumeState::Protected);
+        late.silent_ms = LATE_MS + 1;
+        let machine = view(facts(Some(late)), NOW);
         assert_eq!(machine.state, MachineState::Degraded);
         assert!(machine.state_detail.contains("was not heard for 8 s"), "{}", machine.state_detail);
         let mut before = heard(VolumeState::Protected);
@@ -428,7 +434,7 @@ mod tests {
         let shown = view(troubled, NOW);
         assert_eq!(shown.state, MachineState::Degraded);
         assert!(shown.state_detail.contains("takes no segments"), "{}", shown.state_detail);
-        silent.volumes[0].node_seen_ms = Some(NOW - SILENT_MS - 1);
+        silent.volumes[0].node_silent_ms = Some(SILENT_MS + 1);
         assert_eq!(view(silent, NOW).state, MachineState::Degraded);
     }
 }

@@ -61,14 +61,14 @@ pub(super) fn routes(app: &Arc<App>) -> BoxedFilter<(Response,)> {
 
 async fn agents(context: Context) -> Result<Agents, ControlError> {
     context.operator()?;
-    let agents = context.app.db.agents(context.app.healthy_since_ms()).await?;
+    let agents = context.app.db.agents().await?;
     Ok(Agents { agents })
 }
 
 async fn nodes(context: Context) -> Result<Nodes, ControlError> {
     context.operator()?;
     let app = &context.app;
-    let nodes = app.db.nodes(app.healthy_since_ms(), |node| app.life(node)).await?;
+    let nodes = app.db.nodes(|node| app.life(node)).await?;
     Ok(Nodes { nodes })
 }
 
@@ -76,7 +76,7 @@ async fn node_lost(context: Context, id: Uuid) -> Result<Node, ControlError> {
     let actor = context.operator()?;
     let app = &context.app;
     let show = async || {
-        let nodes = app.db.nodes(app.healthy_since_ms(), |node| app.life(node)).await?;
+        let nodes = app.db.nodes(|node| app.life(node)).await?;
         nodes
             .into_iter()
             .find(|node| node.id == id)
@@ -103,7 +103,7 @@ async fn status(context: Context) -> Result<Status, ControlError> {
         ca_fingerprint: hex::encode(app.ca.fingerprint()),
         started_at_unix_ms: app.started_ms,
         retention: retention(app).await?,
-        counts: app.db.counts(app.healthy_since_ms()).await?,
+        counts: app.db.counts().await?,
     })
 }
 

@@ -1,6 +1,6 @@
 //! What a restore would write over.
 
-use super::{RestoreError, RestoreOptions, io_error, signatures};
+use super::{RestoreError, RestoreOptions, io_error, ours, signatures};
 use farshore_disks::holders;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
@@ -64,10 +64,14 @@ impl Survey {
 /// Looks at a target and changes nothing.
 ///
 /// # Errors
-/// `Invalid` if it is neither a file nor a block device, `Unavailable` if it cannot be read.
+/// `Invalid` if it is neither a file nor a block device, or would be a new file among the devices; `Conflict` if
+/// Farshore itself lives on it; `Unavailable` if it cannot be read.
 pub fn survey(path: &Path) -> Result<Survey, RestoreError> {
     let Some((path, metadata)) = find(path)? else {
         let path = resolve(path)?;
+        if is_among_devices(&path) {
+            return Err(RestoreError::NoDevice { path });
+        }
         return Ok(Survey {
             path,
             kind: TargetKind::NewFile,
@@ -77,6 +81,9 @@ pub fn survey(path: &Path) -> Result<Survey, RestoreError> {
         });
     };
     let is_device = metadata.file_type().is_block_device();
+    if let Some(what) = (!is_device).then(|| ours::what(&path)).flatten() {
+        return Err(RestoreError::Ours { path, what });
+    }
     // Who only reads a file is not hurt.
     let holder = holders::sentence(&holders::of(&metadata, false));
     let mut file = File::open(&path).map_err(io_error(&path, "open it"))?;
@@ -107,6 +114,12 @@ fn find(path: &Path) -> Result<Option<(PathBuf, Metadata)>, RestoreError> {
     }
     let path = fs::canonicalize(path).map_err(io_error(path, "find where it leads"))?;
     Ok(Some((path, metadata)))
+}
+
+/// What is made there lies in memory, and is gone with the next boot: a device is meant.
+fn is_among_devices(path: &Path) -> bool {
+    let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
+    directory.is_some_and(|at| at.starts_with("/dev") && !at.starts_with("/dev/shm"))
 }
 
 /// Where a path leads that does not exist: a link that dangles names the file that is to be made.

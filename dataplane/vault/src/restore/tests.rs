@@ -99,6 +99,50 @@ fn names(world: &World) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn what_farshore_lives_on_is_never_written_over() {
+    let (world, view, _) = sample().await;
+    let folder = world.folder.path().canonicalize().unwrap();
+    let refused = async |to: &Path| {
+        let before = fs::read(to).ok();
+        let restored = restore(&view, to, replacing(), |_| ()).await;
+        let error = restored.expect_err(&format!("{}", to.display()));
+        assert_eq!(fs::read(to).ok(), before);
+        error.to_string()
+    };
+    let key = folder.join("recovery.key");
+    crate::key_file::create(&key, &farshore_codec::RecoveryKey::draw().unwrap()).unwrap();
+    let link = folder.join("link");
+    std::os::unix::fs::symlink(&key, &link).unwrap();
+    for to in [&key, &link] {
+        let error = refused(to).await;
+        assert!(error.contains("is a recovery key"), "{error}");
+    }
+    // A vault, an agent's directory, and one that holds those of all programs.
+    let all = folder.join("all");
+    for directory in ["all/agent/volumes", "all/vault/logs/1"] {
+        fs::create_dir_all(folder.join(directory)).unwrap();
+    }
+    for file in ["lock", "endpoints.json", "agent/lock", "agent/volumes/hrl", "vault/vault"] {
+        fs::write(all.join(file), b"kept").unwrap();
+    }
+    fs::write(all.join("vault/logs/1/0"), b"kept").unwrap();
+    for file in ["lock", "endpoints.json", "agent/lock", "agent/volumes/hrl"] {
+        let error = refused(&all.join(file)).await;
+        assert!(error.contains("what Farshore keeps in"), "{file}: {error}");
+    }
+    for file in ["vault/vault", "vault/logs/1/0"] {
+        let error = refused(&all.join(file)).await;
+        assert!(error.contains("part of the vault in"), "{file}: {error}");
+    }
+    // What people keep beside them is theirs.
+    let image = all.join("disk.img");
+    fs::write(&image, b"old").unwrap();
+    restore(&view, &image, replacing(), |_| ()).await.unwrap();
+    let error = refused(Path::new("/dev/no such disk")).await;
+    assert!(error.contains("there is no such device"), "{error}");
+}
+
+#[tokio::test]
 async fn a_link_is_followed_and_stays_a_link() {
     let (world, view, expected) = sample().await;
     let folder = world.folder.path();
