@@ -51,7 +51,14 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     (
         "farshore-cli",
-        &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-api", "farshore-program"],
+        &[
+            "farshore-proto",
+            "farshore-codec",
+            "farshore-vault",
+            "farshore-api",
+            "farshore-program",
+            "farshore-trust",
+        ],
     ),
     ("farshore-bench", &["farshore-proto", "farshore-codec", "farshore-e2e"]),
     (

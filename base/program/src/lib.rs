@@ -7,11 +7,13 @@
 //! parent had ignored or blocked work again.
 //!
 //! Files that are opened never become standard streams: Rust's runtime opens the null device in place of
-//! those that are closed.
+//! those that are closed. That standard output was closed is remembered: a result that goes nowhere was not
+//! written.
 
 #![deny(unsafe_code)]
 
 mod arguments;
+mod closed;
 mod errors;
 mod output;
 mod panics;

@@ -3,14 +3,18 @@
 use std::fmt;
 use std::io::{self, Write};
 
+use crate::closed::was_output_closed;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat, major, minor};
 
 /// Writes text to standard output and flushes it.
 ///
 /// # Errors
-/// What the system says; `BrokenPipe` if the reader went away.
+/// What the system says; `BrokenPipe` if the reader went away; that it was closed from the start.
 pub fn print(text: &str) -> io::Result<()> {
+    if was_output_closed() {
+        return Err(io::Error::other("it is closed"));
+    }
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
@@ -26,7 +30,9 @@ pub fn announce(line: fmt::Arguments<'_>) {
 /// Why nobody would see what is written to standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unheard {
-    /// It is closed or the null device, which cannot be told apart from inside.
+    /// It is closed.
+    Closed,
+    /// It is the null device.
     Discarded,
     /// Its reader has gone away.
     NoReader,
@@ -35,7 +41,8 @@ pub enum Unheard {
 impl fmt::Display for Unheard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Discarded => "it is closed, or goes to /dev/null",
+            Self::Closed => "it is closed",
+            Self::Discarded => "it goes to /dev/null",
             Self::NoReader => "its reader has gone away",
         })
     }
@@ -46,8 +53,11 @@ impl fmt::Display for Unheard {
 /// # Errors
 /// Why not, as far as it can be seen before writing.
 pub fn check_heard() -> Result<(), Unheard> {
+    if was_output_closed() {
+        return Err(Unheard::Closed);
+    }
     let out = rustix::stdio::stdout();
-    let Ok(stat) = fstat(out) else { return Err(Unheard::Discarded) };
+    let Ok(stat) = fstat(out) else { return Err(Unheard::Closed) };
     let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
     if is_device && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3) {
         return Err(Unheard::Discarded);

@@ -13,6 +13,8 @@ pub struct Shown {
     pub id: Uuid,
     /// Its place in the row of the identity's certificates; 0 if it does not say.
     pub generation: u64,
+    /// When it begins, in Unix time.
+    pub begins_s: u64,
     /// When it ends, in Unix time.
     pub ends_s: u64,
     /// Its serial number, if it is one of ours.
@@ -43,6 +45,8 @@ pub fn shown_by(certificate_der: &[u8]) -> Option<Shown> {
         role,
         id,
         generation: serial.map_or(0, |serial| serial.generation()),
+        // One that begins before 1970 has begun.
+        begins_s: u64::try_from(certificate.validity().not_before.timestamp()).unwrap_or(0),
         ends_s: u64::try_from(certificate.validity().not_after.timestamp()).ok()?,
         serial,
         key: blake3::hash(certificate.public_key().raw),

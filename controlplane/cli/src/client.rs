@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farshore_api::{ErrorBody, Exit, limits};
+use farshore_trust::clock_trouble;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use rustls::pki_types::CertificateDer;
@@ -223,6 +224,13 @@ impl Client {
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let control = &self.target.control;
         if let Some(cause) = cause::<rustls::Error>(error) {
+            let whose = format!("the control plane at {control}");
+            if let Some(trouble) = clock_trouble(&whose, cause) {
+                return Failure::new(Exit::Denied, trouble).hint(
+                    "set the clock that is wrong; if it is the control plane's, start that again \
+                     afterwards: it makes itself a new certificate",
+                );
+            }
             let ca_file = self.target.ca_file.display();
             let message = format!("the control plane at {control} is not trusted: {cause}");
             return Failure::new(Exit::Denied, message).hint(format!(

@@ -28,8 +28,8 @@ const TOKEN_EVERY: Duration = Duration::from_secs(1);
 
 /// The identity in `dir`, or a new one for the token in `token_file`.
 ///
-/// A token is used if there is no identity yet, if its certificate has expired, or if the token is
-/// another control plane's. An identity that has expired is returned if there is no token.
+/// A token is used if there is no identity yet, if its certificate is not valid now, or if the token is
+/// another control plane's. An identity that is not valid now is returned if there is no token.
 ///
 /// # Errors
 /// By what went wrong. The token is used up only if the control plane answered.
@@ -47,7 +47,7 @@ pub async fn establish(
             None
         });
         return match token {
-            Some(token) if held.is_expired() || !token.pins(held.ca()) => {
+            Some(token) if held.trouble().is_some() || !token.pins(held.ca()) => {
                 enrol(dir, control_url, &token, role).await
             }
             _ => Ok(held),

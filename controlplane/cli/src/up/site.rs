@@ -9,8 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use farshore_api::Exit;
 use farshore_api::identity::Certificate;
 use farshore_program::private_dir;
+use farshore_trust::shown_by;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use uuid::Uuid;
 
 use crate::failure::{Failure, Outcome};
@@ -211,15 +214,23 @@ impl Site {
         serde_json::from_slice(&text).ok().map(|certificate: Certificate| certificate.id)
     }
 
-    /// Whether a child is enrolled and its certificate has not ended, as it does when the system was
-    /// down for a day. What is wrong with a damaged one, the child tells.
+    /// Whether a child is enrolled and its certificate is valid now. It has ended when the system was down
+    /// for a day, and has not begun when the clock was ahead at its issue and was put right since. What is
+    /// wrong with a damaged one, the child tells.
     pub(super) fn is_enrolled(&self, child: Child) -> bool {
         let Ok(text) = std::fs::read(self.child(child).join("identity.json")) else { return false };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         serde_json::from_slice(&text).map_or(true, |certificate: Certificate| {
-            Duration::from_secs(certificate.expires_at_unix_s) > now
+            begins(&certificate) <= now && Duration::from_secs(certificate.expires_at_unix_s) > now
         })
     }
+}
+
+/// When a certificate starts working, since 1970; 0 of one that cannot be read.
+fn begins(certificate: &Certificate) -> Duration {
+    let leaf = CertificateDer::from_pem_slice(certificate.certificate_pem.as_bytes()).ok();
+    let shown = leaf.and_then(|leaf| shown_by(&leaf));
+    shown.map_or(Duration::ZERO, |shown| Duration::from_secs(shown.begins_s))
 }
 
 /// Holds a data directory until it is dropped.
@@ -231,6 +242,45 @@ pub(super) struct Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use farshore_api::Role;
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    /// Gives the agent a certificate that is valid between two times.
+    fn certify(site: &Site, id: Uuid, begins: SystemTime, ends: SystemTime) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        (params.not_before, params.not_after) = (begins.into(), ends.into());
+        let name = Role::Agent.uri(id).try_into().unwrap();
+        params.subject_alt_names.push(SanType::URI(name));
+        let pem = params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem();
+        let certificate = Certificate {
+            id,
+            role: Role::Agent,
+            certificate_pem: pem.clone(),
+            ca_pem: pem,
+            expires_at_unix_s: ends.duration_since(UNIX_EPOCH).unwrap().as_secs(),
+        };
+        let dir = site.child(Child::Agent);
+        std::fs::create_dir_all(&dir).unwrap();
+        let text = serde_json::to_vec(&certificate).unwrap();
+        std::fs::write(dir.join("identity.json"), text).unwrap();
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_valid_now_is_no_enrolment_and_keeps_its_id() {
+        let data = tempfile::tempdir().unwrap();
+        let site = Site::open(&data.path().join("data")).unwrap();
+        assert!(!site.is_enrolled(Child::Agent));
+        let (now, day, id) = (SystemTime::now(), Duration::from_secs(86_400), Uuid::from_u128(7));
+        for (begins, ends, is_enrolled) in [
+            (now - day, now + day, true),
+            (now - day * 2, now - day, false),
+            (now + day, now + day * 2, false),
+        ] {
+            certify(&site, id, begins, ends);
+            assert_eq!(site.is_enrolled(Child::Agent), is_enrolled, "{begins:?} to {ends:?}");
+            assert_eq!(site.identity(Child::Agent), Some(id));
+        }
+    }
 
     #[test]
     fn a_directory_is_held_by_one_at_a_time() {

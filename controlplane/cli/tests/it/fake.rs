@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
@@ -34,8 +34,13 @@ pub(crate) struct Fake {
 impl Fake {
     /// Answers each request (`METHOD /path`) with its replies in turn; the last one stays.
     pub(crate) fn start(replies: &[(&str, &[Reply])]) -> Self {
+        Self::start_in_years(replies, 2000, 2100)
+    }
+
+    /// As [`Fake::start`]; its certificate is valid from the beginning of one year to that of another.
+    pub(crate) fn start_in_years(replies: &[(&str, &[Reply])], from: i32, to: i32) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let config = identity(data.path());
+        let config = identity(data.path(), from, to);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -76,8 +81,8 @@ impl Fake {
     }
 }
 
-/// Makes a CA, writes it to `ca.pem`, and a certificate for the loopback address.
-fn identity(data: &Path) -> Arc<ServerConfig> {
+/// Makes a CA, writes it to `ca.pem`, and a certificate for the loopback address, valid between two years.
+fn identity(data: &Path, from: i32, to: i32) -> Arc<ServerConfig> {
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca_key = KeyPair::generate().unwrap();
@@ -85,7 +90,9 @@ fn identity(data: &Path) -> Arc<ServerConfig> {
     std::fs::write(data.join("ca.pem"), ca_certificate.pem()).unwrap();
     let issuer = Issuer::new(ca, ca_key);
     let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let mut leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    leaf.not_before = date_time_ymd(from, 1, 1);
+    leaf.not_after = date_time_ymd(to, 1, 1);
     let leaf = leaf.signed_by(&key, &issuer).unwrap();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -28,16 +28,25 @@ fn is_documented(code: i32) -> bool {
 
 #[test]
 fn streams_that_are_gone_or_full_never_take_the_program_down() {
-    let verbs: [(&[&str], i32); 5] = [
-        (&["--help"], 0),
-        (&["exit-codes"], 0),
-        (&["mashine"], 64),
-        (&["status"], 64),
-        (&["vault", "restore", "--vault", "/nowhere", "--volume", "x", "--to", "/x"], 64),
+    // With the code where standard output is closed: a result is then not written.
+    let verbs: [(&[&str], i32, i32); 5] = [
+        (&["--help"], 0, 0),
+        (&["exit-codes"], 0, 74),
+        (&["mashine"], 64, 64),
+        (&["status"], 64, 64),
+        (&["vault", "restore", "--vault", "/nowhere", "--volume", "x", "--to", "/x"], 64, 64),
     ];
-    for streams in ["2>&-", ">&-", "<&-", "<&- >&- 2>&-", "2>/dev/full", "</dev/null"] {
-        for (args, code) in verbs {
+    for (streams, is_closed) in [
+        ("2>&-", false),
+        (">&-", true),
+        ("<&-", false),
+        ("<&- >&- 2>&-", true),
+        ("2>/dev/full", false),
+        ("</dev/null", false),
+    ] {
+        for (args, code, code_closed) in verbs {
             let ran = with_streams(streams, args);
+            let code = if is_closed { code_closed } else { code };
             assert_eq!(ran.code, code, "{args:?} {streams}: {}", ran.stderr);
         }
     }
@@ -46,6 +55,22 @@ fn streams_that_are_gone_or_full_never_take_the_program_down() {
         assert_eq!(ran.code, 80, "{args:?}: {}", ran.stderr);
         let ran = with_streams(">/dev/full 2>&1", args);
         assert!(is_documented(ran.code) && ran.code != 0, "{args:?}: {}", ran.code);
+    }
+}
+
+#[test]
+fn a_result_that_goes_nowhere_is_a_failure_and_one_that_is_thrown_away_is_none() {
+    let fake = Fake::start(&[("GET /api/v1/machines", &[(200, json!({ "machines": [] }))])]);
+    let data = fake.data.path().to_str().unwrap();
+    for format in ["table", "json"] {
+        let args = ["machine", "list", "--data", data, "--output", format];
+        let ran = with_streams(">&-", &args);
+        ran.fails(74, "cannot write to standard output: it is closed", "what was asked was done");
+        // Whoever says so wants none, however the null device was opened.
+        for streams in [">/dev/null", "1<>/dev/null"] {
+            let ran = with_streams(streams, &args);
+            assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{streams}");
+        }
     }
 }
 
@@ -88,7 +113,10 @@ fn no_token_is_made_that_nobody_could_see() {
         let ran = ask(&fake, verb, writer);
         ran.fails(74, "its reader has gone away", "nothing was done");
         let ran = ask(&fake, verb, Stdio::null());
-        ran.fails(74, "it is closed, or goes to /dev/null", "nothing was done");
+        ran.fails(74, "it goes to /dev/null", "nothing was done");
+        let data = fake.data.path().to_str().unwrap();
+        let ran = with_streams(">&-", &[verb[0], verb[1], "--data", data]);
+        ran.fails(74, "standard output, but it is closed", "nothing was done");
         assert_eq!(fake.asked(), [], "{verb:?}");
     }
 }

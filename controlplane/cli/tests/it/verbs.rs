@@ -48,6 +48,24 @@ fn failover(state: &str, error: Value) -> Reply {
 }
 
 #[test]
+fn a_control_planes_certificate_of_another_time_is_told_as_a_wrong_clock() {
+    for (from, to, told) in [
+        (2090, 2100, "is valid from 2090-01-01T00:00:00Z on, "),
+        (2000, 2001, "was valid until 2001-01-01T00:00:00Z, "),
+    ] {
+        let fake = Fake::start_in_years(&[], from, to);
+        let ran = farshore_in(fake.data.path(), &["machine", "list"]);
+        ran.fails(77, "this machine's clock says 20", "set the clock that is wrong");
+        let whose = format!("the certificate of the control plane at https://{}", fake.address);
+        for part in [&whose, told, "check the clocks of both"] {
+            assert!(ran.stderr.contains(part), "`{part}` is not in {}", ran.stderr);
+        }
+        assert!(!ran.stderr.contains("UNIX") && !ran.stderr.contains("ca.pem"), "{}", ran.stderr);
+        assert_eq!(fake.asked(), []);
+    }
+}
+
+#[test]
 fn machine_show_prints_the_document_of_the_control_plane() {
     let fake = Fake::start(&[("GET /api/v1/machines/web", &[machine("protected", 1.0)])]);
     let ran = farshore_in(fake.data.path(), &["machine", "show", "web", "--output", "json"]);

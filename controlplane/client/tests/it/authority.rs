@@ -54,6 +54,19 @@ impl Authority {
         self.certify((role, id), &key, (age, left))
     }
 
+    /// As [`Authority::issue`], by a clock that is `ahead`: the certificate begins that much later.
+    pub(crate) fn issue_ahead(
+        &self,
+        (role, id): (Role, Uuid),
+        csr_pem: &str,
+        ahead: Duration,
+        life: Duration,
+    ) -> Certificate {
+        let key = CertificateSigningRequestParams::from_pem(csr_pem).unwrap().public_key;
+        let begins = SystemTime::now() + ahead;
+        self.certify_between((role, id), &key, (begins, begins + life))
+    }
+
     pub(crate) fn certify(
         &self,
         (role, id): (Role, Uuid),
@@ -61,12 +74,20 @@ impl Authority {
         (age, left): (Duration, Duration),
     ) -> Certificate {
         let now = SystemTime::now();
+        self.certify_between((role, id), key, (now - age, now + left))
+    }
+
+    fn certify_between(
+        &self,
+        (role, id): (Role, Uuid),
+        key: &impl PublicKeyData,
+        (begins, ends): (SystemTime, SystemTime),
+    ) -> Certificate {
         let mut params = CertificateParams::new(vec!["peer".to_owned()]).unwrap();
-        params.not_before = (now - age).into();
-        params.not_after = (now + left).into();
+        params.not_before = begins.into();
+        params.not_after = ends.into();
         params.subject_alt_names.push(SanType::URI(role.uri(id).try_into().unwrap()));
         let certificate = params.signed_by(key, &self.issuer).unwrap();
-        let ends = now + left;
         Certificate {
             id,
             role,

@@ -245,6 +245,27 @@ async fn an_expired_identity_enrols_again_if_there_is_a_token() {
     assert!(!place.establish(&server.url(), Role::Agent).await.unwrap().is_expired());
 }
 
+/// C2: the clock was ahead when the certificate was issued, and was put right since.
+#[tokio::test]
+async fn an_identity_that_is_not_valid_yet_enrols_again_if_there_is_a_token() {
+    let authority = Arc::new(Authority::new());
+    let issuer = Arc::clone(&authority);
+    let mut ahead = [HOUR * 48, std::time::Duration::ZERO].into_iter();
+    let server = Server::start(authority.server(&authority.certificate()), move |request| {
+        let request: EnrolRequest = serde_json::from_str(&request.body).unwrap();
+        let ahead = ahead.next().unwrap();
+        ok(&issuer.issue_ahead((Role::Agent, ID), &request.csr_pem, ahead, HOUR * 24))
+    });
+    let place = Place::with(&authority.token(Role::Agent));
+    let early = place.establish(&server.url(), Role::Agent).await.unwrap();
+    assert!(early.trouble().unwrap().contains("is not valid yet"));
+    let without = establish(&place.dir(), &server.url(), None, Role::Agent).await.unwrap();
+    assert!(without.trouble().is_some(), "there is no better one");
+    let again = place.establish(&server.url(), Role::Agent).await.unwrap();
+    assert_eq!(again.trouble(), None);
+    assert_eq!(again.id(), ID);
+}
+
 /// I10: who serves disks goes on with what it has, and a token that appears later is used by itself.
 #[tokio::test]
 async fn an_expired_identity_goes_on_and_takes_a_token_when_one_comes() {

@@ -115,7 +115,7 @@ pub(super) fn overlay_map(bytes: &[u8]) {
         let Ok(overlay) = Overlay::open(&data, OVERLAY) else { return };
         let head = &bytes[..64];
         assert_eq!(crc32c::crc32c(&head[..60]).to_le_bytes(), head[60..]);
-        assert_eq!(head[..32], [b"FSOV\x02\0\0\0", &VOLUME.0[..], &43_u64.to_le_bytes()].concat());
+        assert_eq!(head[..32], [b"FSOV\x03\0\0\0", &VOLUME.0[..], &43_u64.to_le_bytes()].concat());
         assert_eq!(head[56..60], [0; 4]);
         let whole = BlockRange { block: 0, count: OVERLAY_BLOCKS };
         let runs: Vec<_> = overlay.runs(whole).collect();
