@@ -4,7 +4,7 @@
 use crate::agent;
 use crate::disk::Tag;
 use crate::world::{self, World};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A request of the guest to its disk.
@@ -63,6 +63,9 @@ pub struct Guest {
     /// Answered writes since the last flush, and those before a flush that is on its way.
     answered: BTreeMap<u64, Tag>,
     covered: BTreeMap<u64, BTreeMap<u64, Tag>>,
+    /// Blocks of a request that another one, on its way at the same time, writes too: whichever is answered last,
+    /// either may have come last.
+    unsure: BTreeMap<u64, BTreeSet<u64>>,
     /// Requests answered.
     pub done: u64,
 }
@@ -84,6 +87,7 @@ impl Guest {
             flushed: BTreeMap::new(),
             answered: BTreeMap::new(),
             covered: BTreeMap::new(),
+            unsure: BTreeMap::new(),
             done: 0,
         }
     }
@@ -103,6 +107,7 @@ impl Guest {
     pub fn cut_off(&mut self) {
         self.pending.clear();
         self.covered.clear();
+        self.unsure.clear();
     }
 
     /// What must be on the disk after a power cut, by block.
@@ -153,12 +158,12 @@ impl Guest {
             }
             Request::Write { block, tags, .. } => {
                 for at in *block..*block + tags.len() as u64 {
-                    self.forget(at);
+                    self.forget(id, at);
                 }
             }
             Request::Zero { block, count, .. } => {
                 for at in *block..*block + count {
-                    self.forget(at);
+                    self.forget(id, at);
                 }
             }
         }
@@ -170,7 +175,13 @@ impl Guest {
     }
 
     /// A newer write into a block is on its way: nothing is certain about it any more.
-    fn forget(&mut self, block: u64) {
+    fn forget(&mut self, id: u64, block: u64) {
+        for (other, request) in &self.pending {
+            if request.touches(block) {
+                self.unsure.entry(*other).or_default().insert(block);
+                self.unsure.entry(id).or_default().insert(block);
+            }
+        }
         self.flushed.remove(&block);
         self.answered.remove(&block);
         self.covered.values_mut().for_each(|covered| {
@@ -210,6 +221,7 @@ impl Guest {
     fn answered(&mut self, id: u64) {
         let Some(request) = self.pending.remove(&id) else { return };
         self.done += 1;
+        let unsure = self.unsure.remove(&id).unwrap_or_default();
         let changed: Vec<(u64, Tag)> = match &request {
             Request::Write { block, tags, .. } => (*block..).zip(tags.iter().copied()).collect(),
             Request::Zero { block, count, .. } => {
@@ -220,8 +232,7 @@ impl Guest {
         let is_fua =
             matches!(request, Request::Write { fua: true, .. } | Request::Zero { fua: true, .. });
         for (block, tag) in changed {
-            let is_alone = !self.pending.values().any(|other| other.touches(block));
-            if is_alone {
+            if !unsure.contains(&block) {
                 let certain = if is_fua { &mut self.flushed } else { &mut self.answered };
                 certain.insert(block, tag);
             }
