@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -109,9 +109,13 @@ impl<'a> Site<'a> {
     /// # Errors
     /// If that takes too long.
     pub fn assigned(&self, agent: &Agent, machine: &str, epoch: u64) -> Result<Volume> {
+        // An agent has few connections; with one more its oldest is ended, whatever it waits for.
+        static ASKING: Mutex<()> = Mutex::new(());
         wait::until(&format!("{machine} to be assigned"), LIMIT, || {
+            let turn = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
             let asking = agent.control.get::<Assignments>(paths::AGENT_ASSIGNMENTS, LIMIT);
             let told = self.runtime.block_on(asking)?;
+            drop(turn);
             let mine = told.volumes.into_iter().find(|volume| volume.machine == machine);
             mine.filter(|volume| volume.epoch >= epoch)
                 .map(|volume| {
