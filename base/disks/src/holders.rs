@@ -159,18 +159,21 @@ fn beside(dir: &Path) -> BTreeSet<Holder> {
     let mut found = BTreeSet::new();
     let Some(span) = sysfs::loop_span(dir) else { return found };
     let whole = if sysfs::is_partition(dir) { dir.parent().unwrap_or(dir) } else { dir };
-    for (other, _) in sysfs::loops() {
-        let is_twin = other != whole && sysfs::loop_span(&other).is_some_and(|o| o.overlaps(&span));
+    let mut below = None;
+    for (other, backing) in sysfs::loops() {
+        if other == whole {
+            below = Some(backing);
+            continue;
+        }
+        let is_twin = backing.whole(&other).overlaps(&span);
         let Some(number) = DeviceNumber::in_dir(&other).filter(|_| is_twin) else { continue };
         let standing = relatives(number);
         found.extend(standing.iter().flat_map(|(number, dir)| standing_on(*number, dir)));
-        if !sysfs::loop_backing(&other).is_some_and(|backing| backing.is_read_only) {
+        if !backing.is_read_only {
             found.insert(Holder::Twin { name: sysfs::device_name(&other) });
         }
     }
-    let Some(backing) = sysfs::loop_backing(whole).filter(|backing| backing.block.is_none()) else {
-        return found;
-    };
+    let Some(backing) = below.filter(|backing| backing.block.is_none()) else { return found };
     let is_file = |found: &Metadata| (found.dev(), found.ino()) == (backing.device, backing.inode);
     let writers = processes(false, |open| {
         open.inode.is_none_or(|inode| inode == backing.inode)

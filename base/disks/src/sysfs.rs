@@ -200,6 +200,22 @@ impl Span {
     }
 }
 
+impl Backing {
+    /// Where these bytes of the loop device lie below it.
+    fn span(&self, bytes: Range<u64>) -> Span {
+        let below = |at: u64| self.offset.saturating_add(at);
+        let bytes = below(bytes.start)..below(bytes.end);
+        Span { block: self.block, file: (self.device, self.inode), bytes }
+    }
+
+    /// All that the loop device with this directory has below it.
+    #[must_use]
+    pub fn whole(&self, dir: &Path) -> Span {
+        let sectors = read_number(&dir.join("size")).unwrap_or_default();
+        self.span(0..sectors.saturating_mul(512))
+    }
+}
+
 /// What bytes the loop device with this directory, or the partition of one, stands on; none if it is none.
 #[must_use]
 pub fn loop_span(dir: &Path) -> Option<Span> {
@@ -208,10 +224,8 @@ pub fn loop_span(dir: &Path) -> Option<Span> {
         true => (dir.parent()?, sectors("start")),
         false => (dir, 0),
     };
-    let backing = loop_backing(whole)?;
-    let begin = backing.offset.saturating_add(start);
-    let bytes = begin..begin.saturating_add(sectors("size"));
-    Some(Span { block: backing.block, file: (backing.device, backing.inode), bytes })
+    let bytes = start..start.saturating_add(sectors("size"));
+    Some(loop_backing(whole)?.span(bytes))
 }
 
 /// Every loop device that something is attached to, with its directory.
