@@ -38,6 +38,8 @@ pub struct Service {
     volumes: Mutex<BTreeMap<Uuid, Running>>,
     /// Volumes that ended on the control plane's word; they are not begun again.
     ended: Mutex<BTreeSet<Uuid>>,
+    /// Volumes of which it was told that another has their port.
+    held_back: Mutex<BTreeSet<Uuid>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -50,7 +52,12 @@ impl Service {
     /// A service without volumes.
     #[must_use]
     pub fn new(env: Env) -> Arc<Self> {
-        Arc::new(Self { env: Arc::new(env), volumes: Mutex::default(), ended: Mutex::default() })
+        Arc::new(Self {
+            env: Arc::new(env),
+            volumes: Mutex::default(),
+            ended: Mutex::default(),
+            held_back: Mutex::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Running>> {
@@ -119,12 +126,17 @@ impl Service {
                 continue;
             }
             let holder = port_holder(known, wanted, |id| self.lock().contains_key(id));
+            let mut held_back = self.held_back.lock().unwrap_or_else(PoisonError::into_inner);
             match holder {
-                None => self.begin(volume, *word),
-                Some(other) => tracing::warn!(
+                None => {
+                    held_back.remove(&volume.volume);
+                    self.begin(volume, *word);
+                }
+                Some(other) if held_back.insert(volume.volume) => tracing::warn!(
                     volume = %volume.volume, machine = volume.machine, port = volume.nbd_port,
                     "not served: the port is machine {}'s; unprotect one of both", other.machine
                 ),
+                Some(_) => {}
             }
         }
     }

@@ -133,7 +133,7 @@ mod tests {
         known.volumes.iter().map(|known| (known.volume.volume.as_u128(), known.word)).collect()
     }
 
-    /// P11: a port is one volume's, whatever was begun first; a client never finds another disk there.
+    /// P37: a port is one volume's, whatever was begun first; a client never finds another disk there.
     #[test]
     fn a_port_is_of_one_volume() {
         let known = |id, word, nbd_port| {
