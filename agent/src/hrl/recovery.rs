@@ -143,7 +143,7 @@ impl Opening<'_> {
         let before = Seq(first.0 - 1);
         let header = header_of(&*file, length).map_err(failed("read", path))?;
         let Some(header) = header else {
-            return self.without_header(first, path, length);
+            return self.without_header(first, path, (&*file, length));
         };
         let is_ours = header.volume == self.volume;
         let is_only = is_newest && self.recovered.last == Seq(0);
@@ -186,7 +186,7 @@ impl Opening<'_> {
         &mut self,
         first: Seq,
         path: &Path,
-        length: u64,
+        (file, length): (&dyn FileIo, u64),
     ) -> Result<Option<Part>, LogError> {
         let before = Seq(first.0 - 1);
         self.cut(before, path, "has no valid header")?;
@@ -195,6 +195,10 @@ impl Opening<'_> {
             self.files.remove(path).map_err(failed("remove", path))?;
             return Ok(None);
         }
+        // First and durably: after a power cut the new header must not have the old frames behind it, which
+        // may join as well as those that come now.
+        file.set_len(0).map_err(failed("cut", path))?;
+        file.sync_all().map_err(failed("sync", path))?;
         let dir = path.parent().expect("a file lies in a directory");
         let part = writer::create(self.files, dir, self.volume, first);
         self.recovered.last = before;

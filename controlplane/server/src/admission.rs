@@ -1,6 +1,6 @@
 //! Who is let in: what is done with the certificate that a caller shows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::app::App;
+use crate::app::{App, Topic};
 use crate::clock;
 use crate::db::Issued;
 use crate::domain::generation::{FirstUse, Verdict, judge};
@@ -28,7 +28,7 @@ pub struct Holders {
     known: Mutex<HashMap<Uuid, Holder>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Holder {
     /// The newest generation that was issued.
     issued: u64,
@@ -37,7 +37,8 @@ struct Holder {
     heard: Instant,
     /// The newest generation that this process saw used first, and when.
     first: Option<(u64, Instant)>,
-    told: Option<Instant>,
+    /// When which event was told last.
+    told: BTreeMap<&'static str, Instant>,
 }
 
 impl Default for Holders {
@@ -62,7 +63,7 @@ impl Holders {
     }
 
     fn unheard(&self) -> Holder {
-        Holder { issued: 0, generation: 0, heard: self.since, first: None, told: None }
+        Holder { issued: 0, generation: 0, heard: self.since, first: None, told: BTreeMap::new() }
     }
 
     /// A certificate of `generation` was issued.
@@ -112,15 +113,15 @@ impl Holders {
         heard.map_or(self.since, |holder| holder.heard).elapsed()
     }
 
-    /// Whether an event about this identity is due: one in ten minutes is.
+    /// Whether an event `what` about this identity is due: one of each kind in ten minutes is.
     #[must_use]
-    pub fn may_tell(&self, id: Uuid) -> bool {
+    pub fn may_tell(&self, id: Uuid, what: &'static str) -> bool {
         let now = Instant::now();
         let mut known = self.lock();
         let holder = known.entry(id).or_insert_with(|| self.unheard());
-        let is_due = holder.told.is_none_or(|told| told + TELL_EVERY <= now);
+        let is_due = holder.told.get(what).is_none_or(|told| *told + TELL_EVERY <= now);
         if is_due {
-            holder.told = Some(now);
+            holder.told.insert(what, now);
         }
         is_due
     }
@@ -154,7 +155,10 @@ pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admit
     match verdict {
         Verdict::Good => {}
         Verdict::First => {
-            app.db.first_use(id, serial, &from).await?;
+            if app.db.first_use(id, serial, &from).await? {
+                // Nodes end what the older ones have open.
+                app.changes.wake(Topic::Assignments);
+            }
             app.holders.used_first(id, generation);
         }
         Verdict::Newer => {
@@ -162,6 +166,7 @@ pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admit
             let issued = Issued { serial: *serial, key: peer.key, not_after_s };
             app.db.adopt(role, id, &issued, &from).await?;
             app.holders.used_first(id, generation);
+            app.changes.wake(Topic::Assignments);
         }
         Verdict::Late => return Ok(Admitted::Late),
         Verdict::SetBack => {
@@ -207,10 +212,17 @@ async fn tell(
     from: &str,
     is_clone: bool,
 ) -> Result<(), ControlError> {
-    if !app.holders.may_tell(peer.id) {
+    let is_due = app.holders.may_tell(peer.id, what);
+    if !is_due && !is_clone {
         return Ok(());
     }
     let Peer { role, id, serial, .. } = *peer;
-    warn!(%role, %id, generation = serial.generation(), from, what, "a certificate was shown");
-    app.db.note_holder(role, id, what, &serial, from, is_clone).await
+    if is_due {
+        warn!(%role, %id, generation = serial.generation(), from, what, "a certificate was shown");
+    }
+    // That there is a copy is never held back: it may be the next one, after the identity was enrolled again.
+    if app.db.note_holder(role, id, what, &serial, from, (is_clone, is_due)).await? {
+        app.changes.wake(Topic::Assignments);
+    }
+    Ok(())
 }

@@ -97,6 +97,7 @@ mod tests {
 
     fn body() -> EpochBody {
         EpochBody {
+            stamp: farshore_proto::Stamp::default(),
             epoch: Epoch(7),
             log: LogId([3; 16]),
             first_slot: Slot(9),

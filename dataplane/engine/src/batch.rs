@@ -11,7 +11,7 @@
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
 use farshore_proto::limits::{BATCH_BYTES, BLOCK_BYTES, SEGMENT_SPANS_MAX};
-use farshore_proto::{BlockRange, DecodeError, Epoch, Seq, VolumeId};
+use farshore_proto::{BlockRange, DecodeError, Epoch, Seq, Stamp, VolumeId};
 use std::collections::BTreeMap;
 
 /// Most pieces in a batch; each becomes at least one extent.
@@ -119,6 +119,8 @@ pub struct Entry {
     pub epoch: Epoch,
     /// Its place in the stream.
     pub seq: Seq,
+    /// What its header says of the intents that it was made under.
+    pub stamp: Stamp,
     /// What it does.
     pub change: Change,
     /// Where the driver keeps it.
@@ -148,6 +150,8 @@ pub struct SpanPlan {
     pub last_seq: Seq,
     /// The mark at the last seq, if it ends there.
     pub mark: Option<Mark>,
+    /// Of the frame at the last seq.
+    pub stamp: Stamp,
     /// Last writers, in block order.
     pub pieces: Vec<Piece>,
 }
@@ -157,6 +161,7 @@ struct OpenSpan {
     epoch: Epoch,
     first_seq: Seq,
     last_seq: Seq,
+    stamp: Stamp,
     pieces: BTreeMap<u64, (u64, Content)>,
 }
 
@@ -226,10 +231,11 @@ impl Batch {
             epoch: entry.epoch,
             first_seq: entry.seq,
             last_seq: Seq(entry.seq.0 - 1),
+            stamp: entry.stamp,
             pieces: BTreeMap::new(),
         });
         assert_eq!(entry.seq, span.last_seq.next(), "B1: gap in the stream of {}", entry.volume);
-        span.last_seq = entry.seq;
+        (span.last_seq, span.stamp) = (entry.seq, entry.stamp);
         let before = span.pieces.len();
         match entry.change {
             Change::Write(range) => {
@@ -258,6 +264,7 @@ impl Batch {
             first_seq: span.first_seq,
             last_seq: span.last_seq,
             mark,
+            stamp: span.stamp,
             pieces,
         });
     }

@@ -12,7 +12,7 @@
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::SHARD_VOLUMES_MAX;
-use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Claims that wait: as many as a shard's volumes, for each of some shards.
@@ -72,7 +72,7 @@ pub enum Input {
         /// Its number.
         number: u64,
         /// What the vault holds of the volume; or why it is not ours.
-        end: Result<Seq, NotOurs>,
+        end: Result<(Seq, Stamp), NotOurs>,
     },
 }
 
@@ -95,7 +95,7 @@ pub enum Output {
         /// The volume.
         volume: VolumeId,
         /// What the vault holds of it; or what its agent is told.
-        outcome: Result<Seq, (RefusalReason, String)>,
+        outcome: Result<(Seq, Stamp), (RefusalReason, String)>,
     },
     /// [`Wishes::learn`] of it.
     Wish {
@@ -166,7 +166,7 @@ impl Claims {
         self.check();
     }
 
-    fn ended(&mut self, asked: Asked, end: Result<Seq, NotOurs>, out: &mut Vec<Output>) {
+    fn ended(&mut self, asked: Asked, end: Result<(Seq, Stamp), NotOurs>, out: &mut Vec<Output>) {
         let Asked { shard, log, volume } = asked;
         if let Err(NotOurs { cause: cause @ (Cause::NeedsEpoch | Cause::Fenced(_)), .. }) = &end {
             out.push(Output::Wish { volume, cause: *cause });

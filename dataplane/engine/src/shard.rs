@@ -107,15 +107,13 @@ pub enum Input {
         epoch: Epoch,
         /// Its size.
         size_bytes: u64,
-        /// What the vault holds of it.
-        committed: Seq,
+        /// What the vault holds of it, and the stamp of the frame there.
+        committed: (Seq, Stamp),
     },
     /// After those: a frame found in the journal of an earlier run, in journal order.
     Replay {
         /// The frame.
         entry: Entry,
-        /// What its header says of the intents that it was made under.
-        stamp: Stamp,
         /// The journal file it is in.
         file: u64,
     },
@@ -139,8 +137,8 @@ pub enum Input {
     Claimed {
         /// The volume.
         volume: VolumeId,
-        /// What the vault holds of it; or why it cannot be written.
-        outcome: Result<Seq, (RefusalReason, String)>,
+        /// What the vault holds of it, and the stamp of the frame there; or why it cannot be written.
+        outcome: Result<(Seq, Stamp), (RefusalReason, String)>,
     },
     /// A stream frame, checked by the codec.
     Frame {
@@ -315,10 +313,11 @@ struct Volume {
 }
 
 impl Volume {
-    fn new(stream: Stream) -> Self {
+    /// With what the vault holds of it; `stamp` says whose its newest frame is.
+    fn new(stream: Stream, stamp: Stamp) -> Self {
         Self {
             stream,
-            stamp: Stamp::default(),
+            stamp,
             session: None,
             holder: None,
             contest: None,
@@ -476,10 +475,11 @@ impl Shard {
     pub fn step(&mut self, now: Timestamp, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Recovered { volume, epoch, size_bytes, committed } => {
+                let (committed, stamp) = committed;
                 let stream = Stream::new(epoch, size_bytes, committed);
-                self.volumes.insert(volume, Volume::new(stream));
+                self.volumes.insert(volume, Volume::new(stream, stamp));
             }
-            Input::Replay { entry, stamp, file } => self.replay(now, entry, stamp, file, out),
+            Input::Replay { entry, file } => self.replay(now, entry, file, out),
             Input::Replayed { files } => self.replayed(&files, out),
             Input::Hello { session, hello, assigned, from } => {
                 self.hello(now, session, (&hello, &from), assigned, out);
@@ -505,20 +505,14 @@ impl Shard {
         self.check();
     }
 
-    fn replay(
-        &mut self,
-        now: Timestamp,
-        entry: Entry,
-        stamp: Stamp,
-        file: u64,
-        out: &mut Vec<Output>,
-    ) {
-        // Of the newest frame that the vault holds, too: an epoch's seq is one frame.
+    fn replay(&mut self, now: Timestamp, entry: Entry, file: u64, out: &mut Vec<Output>) {
+        // Segments of before stamps do not say whose their newest frames are: an epoch's seq is one frame.
         if let Some(volume) = self.volumes.get_mut(&entry.volume)
+            && volume.stamp == Stamp::default()
             && volume.stream.received() == entry.seq
             && volume.stream.epoch() == entry.epoch
         {
-            volume.stamp = stamp;
+            volume.stamp = entry.stamp;
         }
         let expected = self.volumes.get(&entry.volume).map(|volume| volume.stream.expected());
         let epoch = self.volumes.get(&entry.volume).map(|volume| volume.stream.epoch());
@@ -531,7 +525,7 @@ impl Shard {
         let Some(volume) = self.volumes.get_mut(&entry.volume) else { return };
         volume.stream.receive(entry.seq);
         volume.stream.journal(entry.seq);
-        volume.stamp = stamp;
+        volume.stamp = entry.stamp;
         self.hold(&entry);
         self.take_journaled(now, &entry, file);
     }
@@ -553,7 +547,7 @@ impl Shard {
         out: &mut Vec<Output>,
     ) {
         let entry = match self.admit_frame(session, (seq, stamp), change, bytes) {
-            Ok((volume, epoch)) => Entry { volume, epoch, seq, change, handle, bytes },
+            Ok((volume, epoch)) => Entry { volume, epoch, seq, stamp, change, handle, bytes },
             Err(refusal) => {
                 out.push(Output::Drop { handle });
                 if let Some((reason, text)) = refusal {

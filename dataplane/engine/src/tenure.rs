@@ -27,6 +27,8 @@ pub struct RecoveredVolume {
     pub size_bytes: u64,
     /// Last seq in the vault.
     pub committed: Seq,
+    /// Of the frame there.
+    pub stamp: Stamp,
 }
 
 /// How far a log got.
@@ -48,8 +50,6 @@ pub struct RecoveredLog {
 pub struct JournaledEntry {
     /// The frame.
     pub entry: Entry,
-    /// What its header says of the intents that it was made under.
-    pub stamp: Stamp,
     /// The journal file it is in.
     pub file: u64,
 }
@@ -79,12 +79,12 @@ impl Opening {
         replayed: impl IntoIterator<Item = JournaledEntry>,
     ) -> impl Iterator<Item = shard::Input> {
         let volumes = self.volumes.into_iter().map(|(volume, known)| {
-            let RecoveredVolume { epoch, size_bytes, committed } = known;
-            shard::Input::Recovered { volume, epoch, size_bytes, committed }
+            let RecoveredVolume { epoch, size_bytes, committed, stamp } = known;
+            shard::Input::Recovered { volume, epoch, size_bytes, committed: (committed, stamp) }
         });
-        let replayed = replayed.into_iter().map(|JournaledEntry { entry, stamp, file }| {
-            shard::Input::Replay { entry, stamp, file }
-        });
+        let replayed = replayed
+            .into_iter()
+            .map(|JournaledEntry { entry, file }| shard::Input::Replay { entry, file });
         let files = shard::Input::Replayed { files: self.files };
         volumes.chain(replayed).chain(std::iter::once(files))
     }
@@ -152,8 +152,8 @@ pub enum Input {
         log: LogId,
         /// The volume.
         volume: VolumeId,
-        /// What the vault holds of it; or why it cannot be written.
-        outcome: Result<Seq, (RefusalReason, String)>,
+        /// What the vault holds of it, and the stamp of the frame there; or why it cannot be written.
+        outcome: Result<(Seq, Stamp), (RefusalReason, String)>,
     },
 }
 

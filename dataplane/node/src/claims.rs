@@ -9,7 +9,7 @@ use crate::services::{chain, deliver};
 use crate::shard::Message;
 use crate::troubles::Work;
 use farshore_engine::claims::{CLAIMS_WAITING_MAX, Claims, Input, NotOurs, Output, Wanted};
-use farshore_proto::Seq;
+use farshore_proto::{Seq, Stamp};
 use farshore_vault::Vault;
 use farshore_vault::claim::{ClaimError, Claimed, SealedLogs, claim_with};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,7 +62,7 @@ impl Claimant {
         }
     }
 
-    async fn claim(&self, wanted: &Wanted) -> Result<Seq, NotOurs> {
+    async fn claim(&self, wanted: &Wanted) -> Result<(Seq, Stamp), NotOurs> {
         let claimed = claim_with(&self.vault, wanted, &self.sealed).await;
         let (volume, epoch) = (wanted.volume, wanted.epoch);
         let (work, troubles) = (Work::Claim(volume), self.metrics.troubles());
@@ -81,6 +81,8 @@ impl Claimant {
                 tracing::info!(%volume, %epoch, ordinal, "claimed");
             }
         }
-        claimed.map(|claimed| claimed.committed).map_err(|error| NotOurs::from(&error))
+        claimed
+            .map(|claimed| (claimed.committed, claimed.stamp))
+            .map_err(|error| NotOurs::from(&error))
     }
 }

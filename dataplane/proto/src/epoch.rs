@@ -3,7 +3,7 @@
 //! Layout and rules: `docs/formats/vault.md` and `docs/formats/epoch.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{Epoch, KeyNumber, LogId, Seq, Slot, VaultId, VolumeId};
+use crate::ids::{Epoch, KeyNumber, LogId, Seq, Slot, Stamp, VaultId, VolumeId};
 use crate::limits::{LABEL_BYTES_MAX, VOLUME_BYTES_MAX};
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
@@ -164,6 +164,8 @@ pub struct EpochBody {
     pub first_seq: Seq,
     /// Size of the volume in bytes, of any number.
     pub size_bytes: u64,
+    /// Of the frame before `first_seq`: whose it is. Nothing if that is not known.
+    pub stamp: Stamp,
     /// For people who find the vault: machine and disk.
     pub label: String,
 }
@@ -182,7 +184,8 @@ impl EpochBody {
         out.put_u64(self.first_slot.0);
         out.put_u64(self.first_seq.0);
         out.put_u64(self.size_bytes);
-        out.put_u32(u32::try_from(self.label.len()).expect("asserted above"));
+        let label_bytes = u32::try_from(self.label.len()).expect("asserted above");
+        out.put_stamped_count(label_bytes, self.stamp);
         out.put_bytes(self.label.as_bytes());
         out
     }
@@ -198,7 +201,7 @@ impl EpochBody {
         let first_slot = reader.slot("epoch first slot")?;
         let first_seq = reader.seq("epoch first seq")?;
         let size_bytes = reader.u64()?;
-        let label_bytes = reader.count("epoch label", LABEL_BYTES_MAX)?;
+        let (label_bytes, stamp) = reader.stamped_count("epoch label", LABEL_BYTES_MAX)?;
         let label = std::str::from_utf8(reader.take(label_bytes)?)
             .map_err(|_| DecodeError::Text { what: "epoch label" })?
             .to_owned();
@@ -209,6 +212,6 @@ impl EpochBody {
         if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
             return Err(DecodeError::Range { what: "epoch size", value: size_bytes });
         }
-        Ok(Self { epoch, log, first_slot, first_seq, size_bytes, label })
+        Ok(Self { epoch, log, first_slot, first_seq, size_bytes, stamp, label })
     }
 }

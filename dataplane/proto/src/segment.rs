@@ -4,7 +4,9 @@
 
 use crate::error::DecodeError;
 use crate::frame::Mark;
-use crate::ids::{BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot};
+use crate::ids::{
+    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, Stamp,
+};
 use crate::ids::{VaultId, VolumeId};
 use crate::index_run::Listed;
 use crate::limits::{
@@ -276,6 +278,8 @@ pub struct Span {
     pub last_seq: Seq,
     /// The mark at `last_seq`, if the span ends with one.
     pub mark: Option<Mark>,
+    /// Of the frame at `last_seq`: whose it is. Nothing if that is not known.
+    pub stamp: Stamp,
     /// What changed, in block order, without overlap.
     pub extents: Vec<Extent>,
 }
@@ -388,7 +392,7 @@ fn put_span(out: &mut Vec<u8>, span: &Span) {
         }
     }
     let pieces: usize = span.extents.iter().map(pieces_of).sum();
-    out.put_u32(u32::try_from(pieces).expect("batch limits"));
+    out.put_stamped_count(u32::try_from(pieces).expect("batch limits"), span.stamp);
     for extent in &span.extents {
         put_extent(out, extent);
     }
@@ -475,7 +479,7 @@ fn take_span(
         return Err(DecodeError::Range { what: "span epoch", value: 0 });
     }
     let mark = take_mark(reader)?;
-    let count = reader.count("table extents", *extents_left)?;
+    let (count, stamp) = reader.stamped_count("table extents", *extents_left)?;
     *extents_left -= count;
     let mut extents = Vec::with_capacity(count.min(reader.left() / 20 + 1));
     let mut floor = 0;
@@ -487,7 +491,7 @@ fn take_span(
         floor = extent.range.end();
         extents.push(extent);
     }
-    Ok(Span { volume, epoch, first_seq, last_seq, mark, extents })
+    Ok(Span { volume, epoch, first_seq, last_seq, mark, stamp, extents })
 }
 
 fn take_mark(reader: &mut Reader<'_>) -> Result<Option<Mark>, DecodeError> {

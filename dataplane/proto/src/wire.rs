@@ -1,8 +1,11 @@
 //! Little-endian reading and writing over slices, bounds checked.
 
 use crate::error::DecodeError;
-use crate::ids::{Seq, Slot};
+use crate::ids::{Seq, Slot, Stamp};
 use crate::limits::SLOT_MAX;
+
+/// In a count, says that a stamp follows it. Objects of before stamps have no such count.
+const STAMPED: u32 = 1 << 31;
 
 /// Reads fields from a slice in order; every read names the layout for its error.
 #[derive(Debug)]
@@ -119,6 +122,30 @@ impl<'a> Reader<'a> {
         Ok(value as usize)
     }
 
+    /// Four bytes that count something, at most `max`, and the stamp behind them, if there is one.
+    ///
+    /// # Errors
+    /// `Truncated` at the end, `Limit` above `max`, `Range` for a stamp of no life.
+    pub fn stamped_count(
+        &mut self,
+        what: &'static str,
+        max: usize,
+    ) -> Result<(usize, Stamp), DecodeError> {
+        let value = self.u32()?;
+        let (count, is_stamped) = (value & !STAMPED, value & STAMPED != 0);
+        if count as usize > max {
+            return Err(DecodeError::Limit { what, value: count.into(), max: max as u64 });
+        }
+        let mut stamp = Stamp::default();
+        if is_stamped {
+            stamp = Stamp { life: self.u32()?, generation: self.u32()? };
+            if stamp.life == 0 {
+                return Err(DecodeError::Range { what, value: stamp.to_u64() });
+            }
+        }
+        Ok((count as usize, stamp))
+    }
+
     /// `count` bytes that must be zero.
     ///
     /// # Errors
@@ -178,6 +205,8 @@ pub trait Put {
     fn put_u32(&mut self, value: u32);
     /// Appends eight bytes.
     fn put_u64(&mut self, value: u64);
+    /// Appends a count below 2^31, and a stamp behind it unless it says nothing.
+    fn put_stamped_count(&mut self, count: u32, stamp: Stamp);
     /// Appends bytes as they are.
     fn put_bytes(&mut self, bytes: &[u8]);
     /// Appends `count` zero bytes.
@@ -199,6 +228,16 @@ impl Put for Vec<u8> {
 
     fn put_u64(&mut self, value: u64) {
         self.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn put_stamped_count(&mut self, count: u32, stamp: Stamp) {
+        assert!(count < STAMPED, "limits are far below");
+        if stamp.life == 0 {
+            return self.put_u32(count);
+        }
+        self.put_u32(count | STAMPED);
+        self.put_u32(stamp.life);
+        self.put_u32(stamp.generation);
     }
 
     fn put_bytes(&mut self, bytes: &[u8]) {

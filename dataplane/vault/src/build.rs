@@ -179,6 +179,7 @@ impl<'a> Build<'a> {
             first_seq: plan.first_seq,
             last_seq: plan.last_seq,
             mark: plan.mark,
+            stamp: plan.stamp,
             extents,
         });
     }

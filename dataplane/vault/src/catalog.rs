@@ -8,7 +8,7 @@ use crate::limits::POINTS_MAX;
 use crate::vault::Vault;
 use crate::view::Point;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::{ErrorKind, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
 
 /// A volume of the vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct VolumeEnd {
     pub epochs: Vec<EpochBody>,
     /// Last seq that is committed; 0 if none is.
     pub last_seq: Seq,
+    /// Of the frame there: whose it is. Nothing if that is not known.
+    pub stamp: Stamp,
     /// A missing slot behind the end, if later ones exist.
     pub hole: Option<Hole>,
 }
@@ -64,8 +66,8 @@ pub(crate) async fn end_behind(
 
 async fn end_of(mut chain: Chain<'_>) -> Result<VolumeEnd, VaultError> {
     while chain.next().await?.is_some() {}
-    let (last_seq, hole) = (chain.last(), chain.hole().await?);
-    Ok(VolumeEnd { epochs: chain.epochs().to_vec(), last_seq, hole })
+    let (last_seq, stamp, hole) = (chain.last(), chain.stamp(), chain.hole().await?);
+    Ok(VolumeEnd { epochs: chain.epochs().to_vec(), last_seq, stamp, hole })
 }
 
 /// The recovery points of a volume as far as its stream can be read.

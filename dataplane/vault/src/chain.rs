@@ -14,7 +14,7 @@ use crate::log::{Behind, LogScan, OpenSegment, ScanEnd};
 use crate::vault::Vault;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::segment::Span;
-use farshore_proto::{LogId, Seq, Slot, VolumeId};
+use farshore_proto::{LogId, Seq, Slot, Stamp, VolumeId};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -86,6 +86,8 @@ pub(crate) struct Chain<'a> {
     spans: VecDeque<Span>,
     segment: Option<(Slot, Arc<OpenSegment>)>,
     last: Seq,
+    /// Of the frame at `last`.
+    stamp: Stamp,
     end: Option<ScanEnd>,
     /// Where it went on from, until the segment there was read.
     resumed: Option<Start>,
@@ -119,6 +121,7 @@ impl<'a> Chain<'a> {
             spans: VecDeque::new(),
             segment: None,
             last: Seq(0),
+            stamp: Stamp::default(),
             end: None,
             resumed: None,
             unread: None,
@@ -145,6 +148,7 @@ impl<'a> Chain<'a> {
             spans: VecDeque::new(),
             segment: None,
             last: start.last,
+            stamp: Stamp::default(),
             end: None,
             resumed: Some(start),
             unread: None,
@@ -177,6 +181,11 @@ impl<'a> Chain<'a> {
         self.last
     }
 
+    /// Of the last frame read: whose it is. Nothing if that is not known.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
     /// The next span that counts; none at the end of what the vault holds.
     pub(crate) async fn next(&mut self) -> Result<Option<Found>, VaultError> {
         loop {
@@ -200,6 +209,10 @@ impl<'a> Chain<'a> {
             self.end = None;
             self.resumed = None;
             let epoch = &self.epochs[self.epoch];
+            if self.stamp == Stamp::default() {
+                // Of an epoch that ends with a map nothing was read.
+                self.stamp = epoch.stamp;
+            }
             let scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);
             self.scan = scan.filled_to(self.filled_of(epoch.log));
         }
@@ -277,7 +290,13 @@ impl<'a> Chain<'a> {
         let (volume, log) = (self.volume, epoch.log);
         let url = || self.vault.url().to_owned();
         match join(&span, self.last, self.limit()) {
-            Join::Skip => return Ok(None),
+            Join::Skip => {
+                // Where a map ends it has been read, but not whose it is.
+                if span.last_seq == self.last && self.stamp == Stamp::default() {
+                    self.stamp = span.stamp;
+                }
+                return Ok(None);
+            }
             Join::Broken => {
                 if let Some(error) = self.unread.take() {
                     return Err(error);
@@ -301,7 +320,7 @@ impl<'a> Chain<'a> {
         if span.extents.iter().any(|extent| extent.range.end() > blocks) {
             return Err(VaultError::BeyondVolume { url: url(), volume, log, slot });
         }
-        self.last = span.last_seq;
+        (self.last, self.stamp) = (span.last_seq, span.stamp);
         self.unread = None;
         Ok(Some(Found { epoch: self.epoch, log, slot, span, segment }))
     }

@@ -15,7 +15,7 @@ use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
-use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
 
 pub use farshore_engine::claims::Wanted;
 pub use sealed::SealedLogs;
@@ -28,6 +28,8 @@ const UNSURE_SLOTS: u64 = (PUTS_IN_FLIGHT_MAX + HOLE_SLOTS_MAX) as u64;
 pub struct Claimed {
     /// What the vault holds of it: the stream goes on behind this.
     pub committed: Seq,
+    /// Of the frame there: whose it is. Nothing if that is not known.
+    pub stamp: Stamp,
     /// The log of the epoch before and the slot of its seal, if there was another writer.
     pub sealed: Option<(LogId, Slot)>,
     /// Number of the epoch in the volume's list, if it was made now.
@@ -171,7 +173,7 @@ pub async fn claim_with(
     let failed = |source: VaultError| ClaimError::Vault { volume, source: Box::new(source) };
     let epochs = read_epochs(vault, volume).await.map_err(failed)?;
     let Some(last) = epochs.last() else {
-        return begin(vault, wanted, 0, Seq(0), None).await;
+        return begin(vault, wanted, 0, (Seq(0), Stamp::default()), None).await;
     };
     if last.epoch > wanted.epoch && !is_on(Bug::EpochCheckDropped) {
         return Err(ClaimError::Fenced { volume, newest: last.epoch });
@@ -188,7 +190,8 @@ pub async fn claim_with(
     if is_held {
         let filled = Slot(wanted.first_slot.0.saturating_sub(UNSURE_SLOTS));
         let end = end_behind(vault, volume, wanted.log, filled).await.map_err(failed)?;
-        return Ok(Claimed { committed: end.last_seq, sealed: None, ordinal: None });
+        let (committed, stamp) = (end.last_seq, end.stamp);
+        return Ok(Claimed { committed, stamp, sealed: None, ordinal: None });
     }
     if last.epoch == wanted.epoch {
         return Err(ClaimError::NeedsEpoch { volume, log: last.log });
@@ -205,9 +208,13 @@ pub async fn claim_with(
         (Some(committed), _) => committed,
         // The stream goes on to the seal: a store that says less was asked too early, or has lost something.
         (None, Some((log, seal))) => {
-            end_behind(vault, volume, log, seal.next()).await.map_err(failed)?.last_seq
+            let end = end_behind(vault, volume, log, seal.next()).await.map_err(failed)?;
+            (end.last_seq, end.stamp)
         }
-        (None, None) => end_of_volume(vault, volume).await.map_err(failed)?.last_seq,
+        (None, None) => {
+            let end = end_of_volume(vault, volume).await.map_err(failed)?;
+            (end.last_seq, end.stamp)
+        }
     };
     begin(vault, wanted, epochs.len() as u64, committed, sealed).await
 }
@@ -217,7 +224,7 @@ async fn begin(
     vault: &Vault,
     wanted: &Wanted,
     held: u64,
-    committed: Seq,
+    (committed, stamp): (Seq, Stamp),
     sealed: Option<(LogId, Slot)>,
 ) -> Result<Claimed, ClaimError> {
     let volume = wanted.volume;
@@ -227,12 +234,15 @@ async fn begin(
         first_slot: wanted.first_slot,
         first_seq: committed.next(),
         size_bytes: wanted.size_bytes,
+        stamp,
         label: wanted.label.clone(),
     };
     match claim_behind(vault, volume, held, &body).await {
-        Ok(Claim::Claimed { ordinal }) => Ok(Claimed { committed, sealed, ordinal: Some(ordinal) }),
+        Ok(Claim::Claimed { ordinal }) => {
+            Ok(Claimed { committed, stamp, sealed, ordinal: Some(ordinal) })
+        }
         Ok(Claim::Lost { .. }) if is_on(Bug::EpochCheckDropped) => {
-            Ok(Claimed { committed, sealed, ordinal: None })
+            Ok(Claimed { committed, stamp, sealed, ordinal: None })
         }
         Ok(Claim::Lost { newest }) if newest.epoch > wanted.epoch => {
             Err(ClaimError::Fenced { volume, newest: newest.epoch })

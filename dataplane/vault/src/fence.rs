@@ -16,7 +16,7 @@ use crate::view::{Point, PointSelector};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
-use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
 
 /// How often somebody else may begin an epoch meanwhile.
 const TRIES_MAX: usize = 4;
@@ -28,6 +28,8 @@ pub struct StreamEnd {
     pub epoch: Epoch,
     /// The last seq that is committed.
     pub last_seq: Seq,
+    /// Of the frame there: whose it is. Nothing if that is not known.
+    pub stamp: Stamp,
     /// The newest point, if there is one.
     pub point: Option<Point>,
 }
@@ -105,7 +107,7 @@ async fn end_in(
     let Some(newest) = epochs.last() else {
         return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
     };
-    let (last_seq, point) = match base {
+    let (last_seq, stamp, point) = match base {
         None => read_end(vault, volume, epochs, None, filled).await?,
         Some(base) => match read_end(vault, volume, epochs, Some(base), filled).await {
             Err(error) if !error.is_unavailable() => {
@@ -118,7 +120,7 @@ async fn end_in(
             read => read?,
         },
     };
-    Ok(StreamEnd { epoch: newest.epoch, last_seq, point })
+    Ok(StreamEnd { epoch: newest.epoch, last_seq, stamp, point })
 }
 
 async fn read_end(
@@ -127,7 +129,7 @@ async fn read_end(
     epochs: &[EpochBody],
     base: Option<map::Base>,
     filled: Filled,
-) -> Result<(Seq, Option<Point>), VaultError> {
+) -> Result<(Seq, Stamp, Option<Point>), VaultError> {
     let (mut build, mut chain) = map::begin(vault, volume, epochs, base, Ids::Drop)?;
     if let Some((log, filled)) = filled {
         chain = chain.filled_to(log, filled);
@@ -136,7 +138,7 @@ async fn read_end(
         build.take(&chain, &found)?;
     }
     chain.hole().await?;
-    Ok((chain.last(), build.point().copied()))
+    Ok((chain.last(), chain.stamp(), build.point().copied()))
 }
 
 /// Takes the volume from every writer, under an epoch greater than all that the vault has. Whatever a
@@ -205,6 +207,7 @@ pub async fn fence_volume(
             first_slot: Slot(0),
             first_seq: end.last_seq.next(),
             size_bytes: last.size_bytes,
+            stamp: end.stamp,
             label: last.label.clone(),
         };
         let claim = claim_behind(vault, volume, epochs.len() as u64, &body).await;
@@ -242,7 +245,7 @@ mod tests {
     use crate::catalog::end_of_volume;
     use crate::claim::{Claimed, Wanted, claim_volume};
     use crate::layout::ObjectName;
-    use crate::testing::{OthersPut, World, counted};
+    use crate::testing::{OthersPut, World, counted, stamp_of};
     use crate::view::VolumeView;
     use farshore_proto::segment::SlotKind;
 
@@ -330,6 +333,7 @@ mod tests {
         let fenced = fence_volume(&world.vault, volume, Epoch(5), Some(log)).await.unwrap().end;
         let newest = world.points[1].clone();
         assert_eq!((fenced.epoch, fenced.last_seq), (Epoch(5), Seq(4)));
+        assert_eq!(fenced.stamp, stamp_of(0, Seq(4)));
         assert_eq!(fenced.point.map(|point| point.id), Some(newest.id));
         // A node that breaks its word goes on.
         world.write(0, 9, 1, 300);
@@ -349,7 +353,9 @@ mod tests {
             size_bytes: view.size_bytes(),
             label: "web1".to_owned(),
         };
-        let Claimed { committed, sealed, .. } = claim_volume(&world.vault, &wanted).await.unwrap();
+        let claimed = claim_volume(&world.vault, &wanted).await.unwrap();
+        let Claimed { committed, stamp, sealed, .. } = claimed;
+        assert_eq!(stamp, stamp_of(0, Seq(4)), "by the fence's own epoch");
         assert_eq!(committed, Seq(4), "what came behind the fence is sent again");
         assert_eq!(sealed, Some((log_of(volume, Epoch(5)), Slot(0))), "nobody's log");
         assert_eq!(end_of_volume(&world.vault, volume).await.unwrap().last_seq, Seq(4));

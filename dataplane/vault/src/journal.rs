@@ -430,7 +430,7 @@ fn take_group(
     for entry in entries(plain) {
         let entry = entry?;
         let is_wanted = volumes.get(&entry.volume).is_some_and(|volume| {
-            // The newest that the vault has, too: its stamp is nowhere else.
+            // The newest that the vault has, too: segments of before stamps do not say whose it is.
             entry.epoch == volume.epoch && entry.header.seq >= volume.committed
         });
         if !is_wanted {

@@ -25,7 +25,7 @@ use farshore_codec::SegmentBuilder;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::segment::Table;
-use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, VolumeId};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,12 +57,10 @@ pub async fn recover(
         let Some(epoch) = epochs.last().filter(|epoch| epoch.log == log) else { continue };
         let before = Seq(epoch.first_seq.0.saturating_sub(1));
         // Spans of an older epoch do not count from this epoch's first seq on.
-        let last = lasts.get(&(volume, epoch.epoch)).copied().unwrap_or_default();
-        let known = RecoveredVolume {
-            epoch: epoch.epoch,
-            size_bytes: epoch.size_bytes,
-            committed: last.max(before),
-        };
+        let last = lasts.get(&(volume, epoch.epoch)).copied().filter(|(last, _)| *last > before);
+        let (committed, stamp) = last.unwrap_or((before, epoch.stamp));
+        let known =
+            RecoveredVolume { epoch: epoch.epoch, size_bytes: epoch.size_bytes, committed, stamp };
         volumes.insert(volume, known);
     }
     Ok(Some(RecoveredLog { next_slot: end.next, void: end.void, incarnation, volumes }))
@@ -188,20 +186,25 @@ async fn fill(
     }
 }
 
-/// Reads all tables of the log, which is filled below `end`: the last seq of each volume under each epoch.
+/// The last seq of a volume under an epoch, and the stamp of the frame there.
+type Lasts = BTreeMap<(VolumeId, Epoch), (Seq, Stamp)>;
+
+/// Reads all tables of the log, which is filled below `end`.
 async fn read_spans(
     vault: &Vault,
     log: LogId,
     end: Slot,
     mut learn: impl FnMut(Slot, &Table) + Send,
-) -> Result<BTreeMap<(VolumeId, Epoch), Seq>, VaultError> {
-    let mut lasts: BTreeMap<(VolumeId, Epoch), Seq> = BTreeMap::new();
+) -> Result<Lasts, VaultError> {
+    let mut lasts = Lasts::new();
     let mut scan = LogScan::new(vault, log, Slot(0)).filled_to(end);
     while let Some((slot, segment)) = scan.next().await? {
         learn(slot, &segment.table);
         for span in &segment.table.spans {
             let last = lasts.entry((span.volume, span.epoch)).or_default();
-            *last = span.last_seq.max(*last);
+            if span.last_seq > last.0 {
+                *last = (span.last_seq, span.stamp);
+            }
         }
     }
     Ok(lasts)

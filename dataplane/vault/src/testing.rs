@@ -16,7 +16,9 @@ use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
-use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
+use farshore_proto::{
+    BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, Stamp, VolumeId,
+};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -162,6 +164,7 @@ impl World {
         volume.epoch = volume.epoch.next();
         volume.log = log;
         let body = EpochBody {
+            stamp: stamp_of(number, Seq(volume.first_committable().0 - 1)),
             epoch: volume.epoch,
             log: self.logs[log].id,
             first_slot: self.logs[log].next,
@@ -231,7 +234,15 @@ impl World {
             {
                 let extents = self.extents(&mut builder, &mut here, &changed);
                 let ModelVolume { id: volume, epoch, .. } = self.volumes[at];
-                builder.push_span(Span { volume, epoch, first_seq, last_seq, mark, extents });
+                builder.push_span(Span {
+                    stamp: stamp_of(at, last_seq),
+                    volume,
+                    epoch,
+                    first_seq,
+                    last_seq,
+                    mark,
+                    extents,
+                });
                 for point in &mut self.points {
                     if point.volume == at && point.seq == last_seq {
                         (point.log, point.slot) = (log, slot);
@@ -376,6 +387,14 @@ impl Large {
     }
 }
 
+/// Of a model's frame: tells the volume and the seq.
+pub(crate) fn stamp_of(number: usize, seq: Seq) -> Stamp {
+    match (u32::try_from(number + 1), u32::try_from(seq.0)) {
+        (Ok(life), Ok(generation)) if generation > 0 => Stamp { life, generation },
+        _ => Stamp::default(),
+    }
+}
+
 fn content(block: u64) -> u32 {
     u32::try_from(block).unwrap() + 1
 }
@@ -386,6 +405,7 @@ pub(crate) async fn large(mib: u64) -> Large {
     let (volume, log) = (volumes[0].id, logs.remove(0).id);
     let blocks = mib * 256;
     let body = EpochBody {
+        stamp: Stamp::default(),
         epoch: Epoch(2),
         log,
         first_slot: Slot(0),
@@ -418,6 +438,7 @@ pub(crate) async fn large(mib: u64) -> Large {
             time_unix_ms: 0,
         };
         builder.push_span(Span {
+            stamp: Stamp::default(),
             volume,
             epoch: Epoch(2),
             first_seq: seq,

@@ -134,6 +134,8 @@ pub enum Event {
     Enrol(usize),
     /// There is room on an agent's disk.
     Room(usize),
+    /// A server goes back to its snapshot.
+    GoBack(usize),
     /// Of a server and its copy one ends for good.
     OneIsLeft(usize),
 }

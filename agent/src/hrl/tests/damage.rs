@@ -289,3 +289,21 @@ fn nothing_damaged_is_read_back_from_an_open_log() {
     println!("hrl log: {flips} flips while it was open");
     assert!(flips > 1000);
 }
+
+/// Without that, a power cut could leave the new header with the old frames behind it.
+#[test]
+fn a_file_without_a_header_is_durably_empty_before_it_is_written_anew() {
+    let dir = folder();
+    let (log, _) = open(dir.path());
+    write(&log, 0, 1);
+    drop(log);
+    let path = dir.path().join("00000000000000000001.hrl");
+    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[0; 64], 0).unwrap();
+    // The end comes behind the first change.
+    let files = FaultyFiles::after(1);
+    Log::open_on(&files, dir.path(), (VOLUME, LIMIT), Seq(0)).unwrap_err();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    assert!(files.has_synced(&path), "before anything else is changed");
+    let (log, recovered) = open(dir.path());
+    assert_eq!((recovered.last, log.last()), (Seq(0), Seq(0)));
+}

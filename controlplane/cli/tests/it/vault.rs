@@ -60,6 +60,7 @@ impl Bench {
         let vault = Vault::open(&store, &key).await.unwrap();
         let (volume, log) = (VOLUME.parse::<VolumeId>().unwrap(), LogId([7; 16]));
         let body = EpochBody {
+            stamp: farshore_proto::Stamp::default(),
             epoch: Epoch(1),
             log,
             first_slot: Slot(0),
@@ -85,6 +86,7 @@ impl Bench {
             time_unix_ms: 1_000,
         };
         builder.push_span(Span {
+            stamp: farshore_proto::Stamp::default(),
             volume,
             epoch: Epoch(1),
             first_seq: Seq(1),

@@ -49,15 +49,19 @@ pub(super) fn certified(record: &Record) -> Result<Certified, ControlError> {
 }
 
 /// Selects the oldest generation of `identities` that is not over, for [`generation_min`]: those
-/// before the last enrolment are, and those before the one that was in use before the newest.
+/// before the last enrolment are, and those before the one that was in use before the newest. While two
+/// holders of the identity are known, that one is over too: the copy's sessions end.
 pub(super) const GENERATION_MIN: &str = "identities.revoked_at_ms AS revoked_at_ms,
     max(identities.generation_min, coalesce((SELECT max(generation) FROM certificates
-        WHERE principal = identities.id AND used_at_ms IS NOT NULL), 0) - 1) AS generation_min";
+        WHERE principal = identities.id AND used_at_ms IS NOT NULL), 0) - (identities.cloned = ''))
+        AS generation_min";
 
-/// As [`GENERATION_MIN`], by enrolments alone: it does not change with every renewal, so that whoever
-/// is connected stays so.
-pub(super) const ENROLLED_MIN: &str =
-    "identities.revoked_at_ms AS revoked_at_ms, identities.generation_min AS generation_min";
+/// As [`GENERATION_MIN`], by enrolments alone as long as one holder is known: it does not change with every
+/// renewal, so that whoever is connected stays so.
+pub(super) const ENROLLED_MIN: &str = "identities.revoked_at_ms AS revoked_at_ms,
+    max(identities.generation_min, CASE WHEN identities.cloned = '' THEN 0 ELSE
+        coalesce((SELECT max(generation) FROM certificates
+            WHERE principal = identities.id AND used_at_ms IS NOT NULL), 0) END) AS generation_min";
 
 /// Reads what [`GENERATION_MIN`] or [`ENROLLED_MIN`] selects.
 pub(super) fn generation_min(record: &Record) -> Result<u64, ControlError> {
@@ -97,12 +101,14 @@ async fn insert(
 /// Notes the first certificate of an enrolment: all before it are over.
 pub(super) async fn enrolled(tx: &mut Tx, id: Uuid, issued: &Issued) -> Result<(), ControlError> {
     insert(tx, id, issued, "enrol", None).await?;
-    end_older(tx, id, issued.serial.generation()).await
+    end_older(tx, id, issued.serial.generation()).await?;
+    Ok(())
 }
 
-/// Marks the certificates of an older generation as over.
-async fn end_older(tx: &mut Tx, id: Uuid, generation: u64) -> Result<(), ControlError> {
-    sqlx::query(
+/// Marks the certificates of an older generation as over; whether any were not, which nodes and agents are
+/// to be told.
+async fn end_older(tx: &mut Tx, id: Uuid, generation: u64) -> Result<bool, ControlError> {
+    let ended = sqlx::query(
         "UPDATE certificates SET revoked_at_ms = ?
          WHERE principal = ? AND generation < ? AND revoked_at_ms IS NULL",
     )
@@ -111,7 +117,11 @@ async fn end_older(tx: &mut Tx, id: Uuid, generation: u64) -> Result<(), Control
     .bind(own(generation))
     .execute(&mut **tx)
     .await?;
-    Ok(())
+    let has_ended = ended.rows_affected() > 0;
+    if has_ended {
+        raise_version(tx).await?;
+    }
+    Ok(has_ended)
 }
 
 /// Raises the newest generation to the one just issued; false if another was issued meanwhile.
@@ -202,7 +212,8 @@ impl Db {
         })
     }
 
-    /// Notes the first use of a certificate, from where: older ones are over from now on.
+    /// Notes the first use of a certificate, from where: older ones are over from now on. Whether there were
+    /// any.
     ///
     /// # Errors
     /// `Database`, `NoSpace`.
@@ -211,7 +222,7 @@ impl Db {
         id: Uuid,
         serial: &Serial,
         from: &str,
-    ) -> Result<(), ControlError> {
+    ) -> Result<bool, ControlError> {
         let mut tx = self.begin().await?;
         sqlx::query(
             "UPDATE certificates SET used_at_ms = ?, used_from = ?
@@ -223,9 +234,9 @@ impl Db {
         .bind(id.to_string())
         .execute(&mut *tx)
         .await?;
-        end_older(&mut tx, id, serial.generation()).await?;
+        let has_ended = end_older(&mut tx, id, serial.generation()).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(has_ended)
     }
 
     /// Takes over a certificate that our CA signed and the catalogue does not know: it was set back
@@ -256,8 +267,9 @@ impl Db {
         Ok(())
     }
 
-    /// Notes that a certificate was shown that should not have been, `what` happened. For a clone
-    /// the identity shows it until it is enrolled again.
+    /// Notes that a certificate was shown that should not have been, `what` happened; an event, if one is
+    /// `due`. Of a clone the identity shows it until it is enrolled again, and the first time is an event always.
+    /// Whether that was the first time.
     ///
     /// # Errors
     /// `Database`, `NoSpace`.
@@ -268,8 +280,8 @@ impl Db {
         what: &'static str,
         serial: &Serial,
         from: &str,
-        is_clone: bool,
-    ) -> Result<(), ControlError> {
+        (is_clone, is_due): (bool, bool),
+    ) -> Result<bool, ControlError> {
         let mut tx = self.begin().await?;
         let newest = sqlx::query(
             "SELECT generation, used_from FROM certificates
@@ -287,16 +299,20 @@ impl Db {
             }
         };
         let detail = format!("{newest}; generation {} was shown from {from}", serial.generation());
+        let mut is_first = false;
         if is_clone {
-            sqlx::query("UPDATE identities SET cloned = ? WHERE id = ?")
-                .bind(&detail)
-                .bind(id.to_string())
-                .execute(&mut *tx)
-                .await?;
+            let sql = "UPDATE identities SET cloned = ? WHERE id = ? AND cloned = ''";
+            let noted = sqlx::query(sql).bind(&detail).bind(id.to_string()).execute(&mut *tx);
+            is_first = noted.await?.rows_affected() > 0;
+        }
+        if is_first {
+            raise_version(&mut tx).await?;
+        } else if !is_due {
+            return Ok(false);
         }
         events::append(&mut tx, Actor::Control, what, Actor::Peer(role, id), &detail).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(is_first)
     }
 
     /// Ends an identity: none of its certificates is taken any more, nor are tokens for it. Returns

@@ -48,8 +48,8 @@ async fn register(context: Context, body: Body) -> Result<Registered, ControlErr
     match app.db.register_node(id, address, &request).await {
         Err(failure @ ControlError::WrongState { .. }) => {
             // Somebody with the node's key may want its agents to come to another machine.
-            if app.holders.may_tell(id) {
-                let (what, node) = ("identity.address_refused", Actor::Peer(Role::Node, id));
+            let (what, node) = ("identity.address_refused", Actor::Peer(Role::Node, id));
+            if app.holders.may_tell(id, what) {
                 app.db.note(Actor::Control, what, node, &failure.to_string()).await?;
             }
             return Err(failure);

@@ -30,7 +30,7 @@ const TABLE_HEAD_BYTES: usize = 16;
 const TABLE_FRAME_BYTES: usize = 12;
 const TABLE_LOG_BYTES: usize = 16;
 const TABLE_CHUNK_BYTES: usize = 52;
-const TABLE_SPAN_BYTES: usize = 76;
+const TABLE_SPAN_BYTES: usize = 84;
 const TABLE_EXTENT_BYTES: usize = 20;
 
 /// What a caller is about to add to a segment.

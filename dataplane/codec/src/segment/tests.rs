@@ -9,7 +9,7 @@ use farshore_proto::limits::{
 use farshore_proto::segment::{
     ChunkPlace, Extent, ExtentSource, SegmentHeader, SlotKind, Span, Table,
 };
-use farshore_proto::{BlockRange, ChunkId, Epoch, ErrorKind, KeyNumber, Seq, VolumeId};
+use farshore_proto::{BlockRange, ChunkId, Epoch, ErrorKind, KeyNumber, Seq, Stamp, VolumeId};
 use proptest::prelude::*;
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -53,6 +53,7 @@ fn chunk(seed: u64, blocks: usize) -> Vec<u8> {
 fn span(chunk: u32, blocks: u64) -> Span {
     let extent = |block, source| Extent { range: BlockRange { block, count: blocks }, source };
     Span {
+        stamp: Stamp { life: 7, generation: 3 },
         volume: VolumeId([4; 16]),
         epoch: Epoch(2),
         first_seq: Seq(10),

@@ -64,7 +64,15 @@ fn entry(seq: u64, op: &Op) -> Entry {
             (Change::Mark(mark), 32)
         }
     };
-    Entry { volume: VOLUME, epoch: Epoch(1), seq: Seq(seq), change, handle: Handle(seq), bytes }
+    Entry {
+        stamp: Stamp::default(),
+        volume: VOLUME,
+        epoch: Epoch(1),
+        seq: Seq(seq),
+        change,
+        handle: Handle(seq),
+        bytes,
+    }
 }
 
 proptest! {

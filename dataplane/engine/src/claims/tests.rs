@@ -42,8 +42,13 @@ fn a_few_are_under_way_and_each_is_answered_to_whoever_asked() {
     assert_eq!(numbers(&step(&mut claims, wanted(0))), [0]);
     assert_eq!(numbers(&step(&mut claims, wanted(1))), [1]);
     assert!(step(&mut claims, wanted(2)).is_empty(), "it waits for its turn");
-    let out = step(&mut claims, Input::Ended { number: 1, end: Ok(Seq(7)) });
-    let told = Output::Tell { shard: 1, log: LOG, volume: volume(1), outcome: Ok(Seq(7)) };
+    let out = step(&mut claims, Input::Ended { number: 1, end: Ok((Seq(7), Stamp::default())) });
+    let told = Output::Tell {
+        shard: 1,
+        log: LOG,
+        volume: volume(1),
+        outcome: Ok((Seq(7), Stamp::default())),
+    };
     assert_eq!(out[0], told);
     assert_eq!(numbers(&out), [2], "the next one has its turn");
 }
@@ -98,5 +103,5 @@ fn a_volume_that_is_another_nodes_is_not_spoken_of() {
 #[should_panic(expected = "a claim ends once")]
 fn a_claim_ends_once() {
     let mut claims = Claims::new(1, 9);
-    step(&mut claims, Input::Ended { number: 0, end: Ok(Seq(0)) });
+    step(&mut claims, Input::Ended { number: 0, end: Ok((Seq(0), Stamp::default())) });
 }

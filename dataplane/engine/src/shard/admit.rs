@@ -99,7 +99,7 @@ impl Shard {
     pub(super) fn claimed(
         &mut self,
         volume: VolumeId,
-        outcome: Result<Seq, (RefusalReason, String)>,
+        outcome: Result<(Seq, Stamp), (RefusalReason, String)>,
         out: &mut Vec<Output>,
     ) {
         let Claim { session, hello, from, is_revoked } =
@@ -113,9 +113,9 @@ impl Shard {
             }
             return self.forget_if_revoked(volume);
         }
-        if let Ok(committed) = outcome {
+        if let Ok((committed, stamp)) = outcome {
             let stream = Stream::new(hello.epoch, hello.size_bytes, committed);
-            let before = self.volumes.insert(volume, Volume::new(stream));
+            let before = self.volumes.insert(volume, Volume::new(stream, stamp));
             let had_session = before.as_ref().is_some_and(|before| before.session.is_some());
             assert!(!had_session, "H4: the old epoch's session ended before the claim");
             if before.is_some_and(|before| before.contest.is_some()) {

@@ -74,7 +74,8 @@ impl Bench {
     fn open(&mut self) {
         let out = self.connect(SESSION, 1);
         assert!(matches!(out[..], [Output::Claim { volume: VOLUME, .. }]), "{out:?}");
-        let out = self.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+        let out =
+            self.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(0), Stamp::default())) });
         assert!(matches!(out[..], [Output::Welcome { .. }]), "{out:?}");
     }
 
@@ -282,7 +283,8 @@ fn a_newer_epoch_waits_until_the_old_one_is_in_the_vault() {
     let out = bench.connect(SessionId(3), 2);
     assert_eq!(refused(&out), [RefusalReason::Fenced], "the session of the old epoch ends");
     assert!(matches!(out[..], [_, Output::Claim { epoch: Epoch(2), .. }]), "{out:?}");
-    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(1)) });
+    let out =
+        bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(1), Stamp::default())) });
     assert!(matches!(out[..], [Output::Welcome { .. }]), "{out:?}");
     let out = bench.connect(SessionId(4), 1);
     assert_eq!(refused(&out), [RefusalReason::Fenced]);
@@ -297,9 +299,10 @@ fn replays_what_the_vault_does_not_hold_and_drops_the_rest() {
         volume: VOLUME,
         epoch: Epoch(1),
         size_bytes: SIZE_BLOCKS * 4096,
-        committed: Seq(5),
+        committed: (Seq(5), Stamp::default()),
     });
     let entry = |seq: u64| Entry {
+        stamp: Stamp::default(),
         volume: VOLUME,
         epoch: Epoch(1),
         seq: Seq(seq),
@@ -307,11 +310,9 @@ fn replays_what_the_vault_does_not_hold_and_drops_the_rest() {
         handle: Handle(seq),
         bytes: BLOCK_BYTES,
     };
-    let out = bench.step(Input::Replay { entry: entry(5), stamp: Stamp::default(), file: 3 });
+    let out = bench.step(Input::Replay { entry: entry(5), file: 3 });
     assert_eq!(out, [Output::Drop { handle: Handle(5) }]);
-    assert!(
-        bench.step(Input::Replay { entry: entry(6), stamp: Stamp::default(), file: 4 }).is_empty()
-    );
+    assert!(bench.step(Input::Replay { entry: entry(6), file: 4 }).is_empty());
     let out = bench.step(Input::Replayed { files: vec![3, 4] });
     assert_eq!(out, [Output::DropJournal { file: 3 }]);
     let out = bench.later(5000);
@@ -378,7 +379,8 @@ fn small_limits_make_small_groups_windows_and_batches() {
     let mut bench = Bench::with(settings);
     let out = bench.connect(SESSION, 1);
     assert!(matches!(out[..], [Output::Claim { .. }]));
-    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    let out =
+        bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(0), Stamp::default())) });
     let is_small = |output: &Output| matches!(output, Output::Welcome { welcome, .. } if welcome.window_bytes == 3 * 4096);
     assert!(out.iter().any(is_small), "{out:?}");
     // A frame that is over the limit of a group alone makes a group of its own.

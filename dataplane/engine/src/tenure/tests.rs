@@ -17,7 +17,12 @@ fn id(n: usize) -> VolumeId {
 }
 
 fn known() -> RecoveredVolume {
-    RecoveredVolume { epoch: Epoch(1), size_bytes: 4096, committed: Seq(0) }
+    RecoveredVolume {
+        stamp: Stamp::default(),
+        epoch: Epoch(1),
+        size_bytes: 4096,
+        committed: Seq(0),
+    }
 }
 
 /// A tenure that has looked through its journal.
@@ -58,7 +63,7 @@ fn there(log: LogId) -> Input {
 }
 
 fn claimed(log: LogId) -> Input {
-    Input::ClaimEnded { log, volume: VOLUME, outcome: Ok(Seq(0)) }
+    Input::ClaimEnded { log, volume: VOLUME, outcome: Ok((Seq(0), Stamp::default())) }
 }
 
 #[test]
@@ -68,8 +73,9 @@ fn a_start_reads_the_journal_the_log_and_the_journals_frames() {
     assert_eq!(opening.first_file, 12, "T4: behind every file that is there");
     let change = Change::Zero(BlockRange { block: 0, count: 1 });
     let (epoch, seq, handle) = (Epoch(1), Seq(1), Handle(0));
-    let entry = Entry { volume: VOLUME, epoch, seq, change, handle, bytes: 0 };
-    let frame = JournaledEntry { entry, stamp: Stamp::default(), file: 3 };
+    let entry =
+        Entry { stamp: Stamp::default(), volume: VOLUME, epoch, seq, change, handle, bytes: 0 };
+    let frame = JournaledEntry { entry, file: 3 };
     let told: Vec<shard::Input> = opening.inputs([frame]).collect();
     let [
         shard::Input::Recovered { volume: VOLUME, .. },

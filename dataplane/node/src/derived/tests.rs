@@ -42,6 +42,7 @@ async fn wait_for(dir: &Path, folder: &str) {
 /// A volume with one point, in one segment.
 async fn commit_volume(vault: &Vault) {
     let body = EpochBody {
+        stamp: farshore_proto::Stamp::default(),
         epoch: Epoch(1),
         log: LOG,
         first_slot: Slot(0),
@@ -59,6 +60,7 @@ async fn commit_volume(vault: &Vault) {
         Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt: false, time_unix_ms: 1 };
     let range = BlockRange { block: 0, count: CHUNK_BLOCKS_MIN as u64 };
     builder.push_span(Span {
+        stamp: farshore_proto::Stamp::default(),
         volume: VOLUME,
         epoch: Epoch(1),
         first_seq: Seq(1),

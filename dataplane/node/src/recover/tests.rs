@@ -109,6 +109,7 @@ async fn a_journal_is_replayed_file_by_file() {
     let vault = vault(dir.path()).await;
     let volume = VolumeId([3; 16]);
     let body = EpochBody {
+        stamp: farshore_proto::Stamp::default(),
         epoch: Epoch(1),
         log: OURS,
         first_slot: Slot(0),

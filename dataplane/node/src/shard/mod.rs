@@ -31,7 +31,7 @@ use farshore_engine::shard::Input;
 use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd, Tenure};
 use farshore_proto::frame::RefusalReason;
-use farshore_proto::{LogId, Seq, Slot, VolumeId};
+use farshore_proto::{LogId, Seq, Slot, Stamp, VolumeId};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
@@ -63,7 +63,7 @@ pub(crate) enum Message {
     /// A put of a segment ended.
     PutEnded { log: LogId, slot: Slot, end: PutEnd },
     /// A claim for a log ended.
-    Claimed { log: LogId, volume: VolumeId, outcome: Result<Seq, (RefusalReason, String)> },
+    Claimed { log: LogId, volume: VolumeId, outcome: Result<(Seq, Stamp), (RefusalReason, String)> },
     /// The control plane took a volume away.
     Revoked { volume: VolumeId },
     /// Is a volume that is not in the table of assignments let go? Answered with the shard's log if nothing

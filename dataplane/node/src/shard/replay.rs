@@ -145,9 +145,9 @@ pub(super) fn apply<R: Rt>(core: &Core<R>, opening: Opening, replayed: Vec<Repla
         let Replayed { volume, epoch, seq, stamp, change, frame, file } = replayed;
         let bytes = frame.body.len();
         let handle = core.keep(frame);
-        let entry = Entry { volume, epoch, seq, change, handle, bytes };
+        let entry = Entry { volume, epoch, seq, stamp, change, handle, bytes };
         core.parts.metrics.replayed(&[entry]);
-        JournaledEntry { entry, stamp, file }
+        JournaledEntry { entry, file }
     });
     opening.inputs(frames).for_each(|input| core.input(input));
     if count > 0 {

@@ -73,7 +73,13 @@ fn layouts() -> Vec<Layout> {
         bare("epoch body", samples::epoch_body().encode(), |bytes| {
             Some(EpochBody::decode(bytes).ok()?.encode())
         }),
+        bare("epoch body with a stamp", samples::stamped_epoch_body().encode(), |bytes| {
+            Some(EpochBody::decode(bytes).ok()?.encode())
+        }),
         bare("table", samples::table().encode(), |bytes| Some(Table::decode(bytes).ok()?.encode())),
+        bare("table with stamps", samples::stamped_table().encode(), |bytes| {
+            Some(Table::decode(bytes).ok()?.encode())
+        }),
         bare("map body", samples::map_body().encode(), |bytes| {
             Some(MapBody::decode(bytes).ok()?.encode())
         }),

@@ -252,6 +252,12 @@ fn an_epoch_body_out_of_range_is_refused() {
     for end in 0..good.len() {
         EpochBody::decode(&good[..end]).unwrap_err();
     }
+    let stamped = samples::stamped_epoch_body().encode();
+    for end in 0..stamped.len() {
+        EpochBody::decode(&stamped[..end]).unwrap_err();
+    }
+    let nobodys = [&stamped[..52], &[0; 4], &stamped[56..]].concat();
+    assert!(range(EpochBody::decode(&nobodys).unwrap_err()), "a stamp of no life");
 }
 
 /// Reads a log file to its first bad frame: how many frames are good, and what ended it.

@@ -208,17 +208,20 @@ fn table() -> impl Strategy<Value = Table> {
                 any::<[u8; 16]>(),
                 1_u64..,
                 (seq(), 0..1000_u64),
-                proptest::option::of(mark()),
+                (proptest::option::of(mark()), stamp()),
                 extents(chunks.clone()),
             )
-                .prop_map(|(volume, epoch, (first_seq, more), mark, extents)| Span {
-                    volume: VolumeId(volume),
-                    epoch: Epoch(epoch),
-                    first_seq,
-                    last_seq: Seq(first_seq.0.saturating_add(more).min(u64::MAX - 1)),
-                    mark,
-                    extents,
-                });
+                .prop_map(
+                    |(volume, epoch, (first_seq, more), (mark, stamp), extents)| Span {
+                        volume: VolumeId(volume),
+                        epoch: Epoch(epoch),
+                        first_seq,
+                        last_seq: Seq(first_seq.0.saturating_add(more).min(u64::MAX - 1)),
+                        mark,
+                        stamp,
+                        extents,
+                    },
+                );
             (Just(frames), Just(chunks), vec(span, 0..4))
         })
         .prop_map(|(frames, chunks, spans)| Table { frames, chunks, spans })
@@ -301,11 +304,11 @@ proptest! {
     #[test]
     fn epoch_bodies(
         epoch in 1_u64.., log: [u8; 16], slot in slot(), first_seq in seq(), size_bytes in size_bytes(),
-        label in "\\PC{0,30}",
+        stamp in stamp(), label in "\\PC{0,30}",
     ) {
         let body = EpochBody {
             epoch: Epoch(epoch), log: LogId(log), first_slot: slot, first_seq, size_bytes,
-            label,
+            stamp, label,
         };
         prop_assert_eq!(EpochBody::decode(&body.encode()), Ok(body));
     }

@@ -70,7 +70,9 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("segment-table", table().encode()),
         ("vault", vault().encode()),
         ("epoch-object", epoch_object()),
+        ("segment-table-stamped", stamped_table().encode()),
         ("epoch-body", epoch_body().encode()),
+        ("epoch-body-stamped", stamped_epoch_body().encode()),
         ("key", key().encode()),
         ("key-aad", KeyObject::aad(VAULT, KeyNumber(1))),
         ("map-object", map_object()),
@@ -178,6 +180,13 @@ pub(crate) fn segment_header(kind: SlotKind) -> SegmentHeader {
     }
 }
 
+/// With the stamp of each span's last frame.
+pub(crate) fn stamped_table() -> Table {
+    let mut table = table();
+    table.spans.iter_mut().for_each(|span| span.stamp = STAMP);
+    table
+}
+
 pub(crate) fn table() -> Table {
     let here = ChunkPlace::Here { frame: 0, offset: 0 };
     let there = ChunkPlace::There { log: OTHER_LOG, slot: Slot(9), chunk: 6 };
@@ -189,6 +198,7 @@ pub(crate) fn table() -> Table {
         first_seq: Seq(41),
         last_seq: Seq(43),
         mark: Some(mark()),
+        stamp: Stamp::default(),
         extents: vec![
             Extent { range: range(5, 2), source: chunk(0, 1) },
             Extent { range: range(8, 1024), source: ExtentSource::Zero },
@@ -248,8 +258,14 @@ pub(crate) fn epoch_body() -> EpochBody {
         first_slot: Slot(0x0102),
         first_seq: Seq(41),
         size_bytes: 64 << 20,
+        stamp: Stamp::default(),
         label: "db-1 /dev/vda".to_owned(),
     }
+}
+
+/// With the stamp of the frame before it.
+pub(crate) fn stamped_epoch_body() -> EpochBody {
+    EpochBody { stamp: STAMP, ..epoch_body() }
 }
 
 pub(crate) fn key() -> KeyObject {

@@ -63,7 +63,18 @@ fn batch(ops: &[Op]) -> (Vec<SpanPlan>, Frames, Image) {
         let bytes = body.len();
         let handle = frames.insert(Frame { header: header.encode(), body });
         let (volume, epoch, seq) = (VolumeId([3; 16]), Epoch(1), header.seq);
-        batch.add(&Entry { volume, epoch, seq, change, handle, bytes }, 0);
+        batch.add(
+            &Entry {
+                stamp: farshore_proto::Stamp::default(),
+                volume,
+                epoch,
+                seq,
+                change,
+                handle,
+                bytes,
+            },
+            0,
+        );
     }
     (batch.close().0, frames, image)
 }
@@ -163,6 +174,7 @@ fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
         let (bytes, header) = (body.len(), header.encode());
         let handle = frames.insert(Frame { header, body });
         let entry = Entry {
+            stamp: farshore_proto::Stamp::default(),
             volume: VolumeId([3; 16]),
             epoch: Epoch(1),
             seq: Seq(seq),

@@ -10,7 +10,7 @@ use crate::vault::Vault;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::segment::Span;
-use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use tokio::sync::Mutex;
@@ -38,6 +38,8 @@ pub(super) struct SealedLog {
 struct Stream {
     first: Seq,
     last: Seq,
+    /// Of the frame at `last`.
+    stamp: Stamp,
     is_whole: bool,
 }
 
@@ -73,12 +75,14 @@ impl SealedLogs {
 }
 
 impl SealedLog {
-    /// The last seq of a volume whose newest epoch is in the log; none if only reading its whole stream can
-    /// tell.
-    pub(super) fn end_of(&self, volume: VolumeId, epoch: &EpochBody) -> Option<Seq> {
+    /// The last seq of a volume whose newest epoch is in the log, and the stamp of the frame there; none if
+    /// only reading its whole stream can tell.
+    pub(super) fn end_of(&self, volume: VolumeId, epoch: &EpochBody) -> Option<(Seq, Stamp)> {
         match self.streams.as_ref()?.get(&(volume, epoch.epoch)) {
-            None => Some(Seq(epoch.first_seq.0 - 1)),
-            Some(stream) if stream.is_whole && stream.first == epoch.first_seq => Some(stream.last),
+            None => Some((Seq(epoch.first_seq.0 - 1), epoch.stamp)),
+            Some(stream) if stream.is_whole && stream.first == epoch.first_seq => {
+                Some((stream.last, stream.stamp))
+            }
             Some(_) => None,
         }
     }
@@ -108,10 +112,10 @@ async fn read_streams(
 
 fn take(streams: &mut BTreeMap<(VolumeId, Epoch), Stream>, span: &Span) {
     let first = span.first_seq;
-    let fresh = Stream { first, last: Seq(first.0 - 1), is_whole: true };
+    let fresh = Stream { first, last: Seq(first.0 - 1), stamp: Stamp::default(), is_whole: true };
     let stream = streams.entry((span.volume, span.epoch)).or_insert(fresh);
     match join(span, stream.last, None) {
-        Join::Next => stream.last = span.last_seq,
+        Join::Next => (stream.last, stream.stamp) = (span.last_seq, span.stamp),
         Join::Skip => {}
         Join::Broken => stream.is_whole = false,
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::log::{Foreign, PutOutcome, put_segment};
-use crate::testing::{BLOCKS, World};
+use crate::testing::{BLOCKS, World, stamp_of};
 use farshore_proto::limits::BLOCK_BYTES;
 
 const SIZE_BYTES: u64 = BLOCKS * BLOCK_BYTES as u64;
@@ -42,7 +42,8 @@ async fn a_new_volume_begins_at_seq_1_and_is_claimed_once() {
         size_bytes: SIZE_BYTES,
         label: String::new(),
     };
-    let made = Claimed { committed: Seq(0), sealed: None, ordinal: Some(1) };
+    let made =
+        Claimed { committed: Seq(0), stamp: Stamp::default(), sealed: None, ordinal: Some(1) };
     assert_eq!(claim_volume(&world.vault, &wanted).await.unwrap(), made);
     // As after a lost answer: by then the log may have gone on.
     let again = Wanted { first_slot: Slot(9), ..wanted };
@@ -54,10 +55,16 @@ async fn a_new_volume_begins_at_seq_1_and_is_claimed_once() {
 async fn the_epoch_of_the_log_goes_on_where_the_vault_is() {
     let world = written().await;
     let held = claim_volume(&world.vault, &wanted(&world, 1, 0)).await.unwrap();
-    assert_eq!(held, Claimed { committed: Seq(4), sealed: None, ordinal: None });
+    assert_eq!(
+        held,
+        Claimed { committed: Seq(4), stamp: stamp_of(0, Seq(4)), sealed: None, ordinal: None }
+    );
     // The next epoch in the same log needs no seal.
     let next = claim_volume(&world.vault, &wanted(&world, 2, 0)).await.unwrap();
-    assert_eq!(next, Claimed { committed: Seq(4), sealed: None, ordinal: Some(2) });
+    assert_eq!(
+        next,
+        Claimed { committed: Seq(4), stamp: stamp_of(0, Seq(4)), sealed: None, ordinal: Some(2) }
+    );
 }
 
 /// P6, S8: after the claim nothing of the old owner counts.
@@ -70,7 +77,10 @@ async fn taking_over_seals_the_old_log_first() {
     let taken = claim_volume(&world.vault, &wanted(&world, 2, 1)).await.unwrap();
     let old = world.logs[0].id;
     let sealed = Some((old, Slot(2)));
-    assert_eq!(taken, Claimed { committed: Seq(4), sealed, ordinal: Some(2) });
+    assert_eq!(
+        taken,
+        Claimed { committed: Seq(4), stamp: stamp_of(0, Seq(4)), sealed, ordinal: Some(2) }
+    );
     let put = put_segment(&world.vault, old, Slot(2), late).await.unwrap();
     assert_eq!(put, PutOutcome::Foreign(Foreign::Sealed));
 }
@@ -104,17 +114,21 @@ async fn a_claim_that_anybody_else_came_before_is_tried_again() {
     world.write(0, 0, 4, 300);
     world.end_span(0, true);
     world.commit(0).await;
-    let error = begin(&world.vault, &newer, 1, Seq(4), None).await.unwrap_err();
+    let error = begin(&world.vault, &newer, 1, (Seq(4), Stamp::default()), None).await.unwrap_err();
     assert!(matches!(error, ClaimError::Raced { newest: Epoch(2), .. }), "{error}");
     assert_eq!(error.reason(), RefusalReason::Unavailable);
     assert_eq!(claim_volume(&world.vault, &newer).await.unwrap().committed, Seq(6));
     // An attempt of its own that arrived late.
     let again = Wanted { label: "web2".to_owned(), ..newer };
-    let error = begin(&world.vault, &again, 2, Seq(6), None).await.unwrap_err();
+    let error = begin(&world.vault, &again, 2, (Seq(6), Stamp::default()), None).await.unwrap_err();
     assert!(matches!(error, ClaimError::Raced { newest: Epoch(3), .. }), "{error}");
-    let error = begin(&world.vault, &wanted(&world, 3, 0), 2, Seq(6), None).await.unwrap_err();
+    let error = begin(&world.vault, &wanted(&world, 3, 0), 2, (Seq(6), Stamp::default()), None)
+        .await
+        .unwrap_err();
     assert!(matches!(error, ClaimError::NeedsEpoch { .. }), "{error}");
-    let error = begin(&world.vault, &wanted(&world, 2, 0), 2, Seq(6), None).await.unwrap_err();
+    let error = begin(&world.vault, &wanted(&world, 2, 0), 2, (Seq(6), Stamp::default()), None)
+        .await
+        .unwrap_err();
     assert!(matches!(error, ClaimError::Fenced { newest: Epoch(3), .. }), "{error}");
 }
 
@@ -163,18 +177,19 @@ async fn volumes_that_are_taken_over_together_share_one_look_at_their_log() {
     let vault = Vault::open(&store, &world.recovery).await.unwrap();
     let sealed = SealedLogs::default();
     let mut counts = Vec::new();
-    for (wanted, known) in claims.iter().zip(&world.volumes) {
+    for (number, (wanted, known)) in claims.iter().zip(&world.volumes).enumerate() {
         let before = gets.count();
         let claimed = claim_with(&vault, wanted, &sealed).await.unwrap();
         assert_eq!((claimed.committed, claimed.ordinal), (known.seq, Some(2)));
+        assert_eq!(claimed.stamp, stamp_of(number, known.seq));
         assert_eq!(claimed.sealed, Some((world.logs[0].id, Slot(40))));
         counts.push(gets.count() - before);
     }
     assert!(counts[0] > 40 && counts[1..].iter().all(|count| *count < 16), "{counts:?}");
     // Whoever has not read the log finds the same.
-    for (wanted, known) in claims.iter().zip(&world.volumes) {
+    for (number, (wanted, known)) in claims.iter().zip(&world.volumes).enumerate() {
         let claimed = claim_volume(&world.vault, wanted).await.unwrap();
-        assert_eq!(claimed.committed, known.seq);
+        assert_eq!((claimed.committed, claimed.stamp), (known.seq, stamp_of(number, known.seq)));
     }
 }
 
@@ -238,4 +253,23 @@ async fn a_slot_that_only_the_seal_finds_is_read() {
     let claimed = claim_volume(&vault, &wanted(&world, 2, 1)).await.unwrap();
     assert_eq!(claimed.sealed, Some((log, Slot(2))));
     assert_eq!(claimed.committed, Seq(4));
+}
+
+/// A node that took over and got nothing says whose the frames before are: the epoch does.
+#[tokio::test]
+async fn who_takes_over_from_one_that_wrote_nothing_knows_whose_the_newest_frame_is() {
+    let mut world = World::new(1, 3).await;
+    world.write(0, 0, 4, 100);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let known = (Seq(2), stamp_of(0, Seq(2)));
+    let sealed = SealedLogs::default();
+    for (epoch, log) in [(2, 1), (3, 2), (4, 2)] {
+        let wanted = wanted(&world, epoch, log);
+        let claimed = claim_with(&world.vault, &wanted, &sealed).await.unwrap();
+        assert_eq!((claimed.committed, claimed.stamp), known, "epoch {epoch}");
+        // And after its restart.
+        let again = claim_with(&world.vault, &wanted, &sealed).await.unwrap();
+        assert_eq!((again.committed, again.stamp), known, "epoch {epoch} again");
+    }
 }

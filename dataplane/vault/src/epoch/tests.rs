@@ -4,6 +4,7 @@ use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot};
 
 fn body(epoch: u64, log: u8, first_seq: u64) -> EpochBody {
     EpochBody {
+        stamp: farshore_proto::Stamp::default(),
         epoch: Epoch(epoch),
         log: LogId([log; 16]),
         first_slot: Slot(0),

@@ -35,8 +35,12 @@ fn file(number: u64, groups: u64) -> Vec<u8> {
 }
 
 fn replay(number: u64, bytes: &[u8], committed: u64) -> (Vec<u64>, FileEnd) {
-    let volume =
-        RecoveredVolume { epoch: Epoch(1), size_bytes: 100 * 4096, committed: Seq(committed) };
+    let volume = RecoveredVolume {
+        stamp: Stamp::default(),
+        epoch: Epoch(1),
+        size_bytes: 100 * 4096,
+        committed: Seq(committed),
+    };
     let volumes = BTreeMap::from([(VOLUME, volume)]);
     let mut bytes = bytes.to_vec();
     let mut replayed = Vec::new();
@@ -236,7 +240,8 @@ async fn what_was_written_is_read_back() {
         let change = Change::decode(&header, &body).unwrap().unwrap();
         let handle = frames.insert(Frame { header: header.encode(), body });
         let (epoch, seq, bytes) = (Epoch(1), header.seq, BLOCK_BYTES);
-        let group = [Entry { volume: VOLUME, epoch, seq, change, handle, bytes }];
+        let group =
+            [Entry { stamp: Stamp::default(), volume: VOLUME, epoch, seq, change, handle, bytes }];
         let fill = |plain: &mut [u8]| lay_out(&group, |handle| frames.get(handle), plain);
         journal.write(plain_bytes(&group), fill).await.unwrap();
     }

@@ -1,7 +1,8 @@
 use super::write::write_parts;
 use super::*;
 use crate::error::VaultError;
-use crate::testing::{BLOCKS, World, image_bytes};
+use crate::fence::end_of_stream;
+use crate::testing::{BLOCKS, World, image_bytes, stamp_of};
 use crate::verify::verify;
 use crate::view::{Point, VolumeView, flatten};
 use farshore_codec::map::{MapLabel, open_map, seal_map};
@@ -31,7 +32,10 @@ async fn see(vault: &Vault, volume: VolumeId, selector: PointSelector) -> Seen {
 async fn see_all(world: &World) -> Vec<Seen> {
     let vault = world.reopen().await;
     let mut seen = Vec::new();
-    for volume in &world.volumes {
+    for (number, volume) in world.volumes.iter().enumerate() {
+        if let Ok(end) = end_of_stream(&vault, volume.id).await {
+            assert_eq!(end.stamp, stamp_of(number, end.last_seq), "whose the newest frame is");
+        }
         seen.push(see(&vault, volume.id, PointSelector::Latest).await);
         seen.push(see(&vault, volume.id, PointSelector::Seq(Seq(2))).await);
         seen.push(see(&vault, volume.id, PointSelector::Point(PointId([0xee; 16]))).await);
@@ -314,6 +318,7 @@ async fn a_map_of_what_a_fenced_writer_wrote_does_not_count() {
     write(&world.vault, volume).await.unwrap().unwrap();
     world.points.pop();
     let body = EpochBody {
+        stamp: stamp_of(0, seq),
         epoch: farshore_proto::Epoch(2),
         log: world.logs[1].id,
         first_slot: farshore_proto::Slot(0),

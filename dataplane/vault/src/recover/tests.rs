@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::World;
+use crate::testing::{World, stamp_of};
 use bytes::Bytes;
 
 async fn filled(slots: u32) -> World {
@@ -26,7 +26,9 @@ async fn start(world: &World, incarnation: u64) -> Option<RecoveredLog> {
 }
 
 fn committed(found: &RecoveredLog, world: &World) -> Seq {
-    found.volumes[&world.volumes[0].id].committed
+    let known = found.volumes[&world.volumes[0].id];
+    assert_eq!(known.stamp, stamp_of(0, known.committed), "whose the frame there is");
+    known.committed
 }
 
 /// S7, S8: a put of a dead run finds its slot taken.
@@ -135,6 +137,7 @@ async fn a_volume_that_only_the_journal_holds_is_found() {
     let journaled = BTreeSet::from([ours, stranger]);
     let found = recover(&world.vault, log, 2, &journaled, |_, _| {}).await.unwrap().unwrap();
     let known = RecoveredVolume {
+        stamp: Stamp::default(),
         epoch: Epoch(1),
         size_bytes: crate::testing::BLOCKS * 4096,
         committed: Seq(0),

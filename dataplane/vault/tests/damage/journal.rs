@@ -158,8 +158,12 @@ impl Journal {
     /// damage was reported. What comes back is checked.
     fn read(&self, files: &Files, committed: u64) -> ([usize; 2], bool) {
         let known = |volume: &VolumeId| {
-            let known =
-                RecoveredVolume { epoch: EPOCH, size_bytes: 1 << 32, committed: Seq(committed) };
+            let known = RecoveredVolume {
+                stamp: farshore_proto::Stamp::default(),
+                epoch: EPOCH,
+                size_bytes: 1 << 32,
+                committed: Seq(committed),
+            };
             (*volume, known)
         };
         let volumes = VOLUMES.iter().map(known).collect();

@@ -150,6 +150,7 @@ impl Writer {
         volume.epochs.push(Claimed { log, first_slot });
         let ordinal = volume.epochs.len() as u64;
         let body = EpochBody {
+            stamp: farshore_proto::Stamp::default(),
             epoch: Epoch(ordinal),
             log: self.logs[log].id,
             first_slot,
@@ -223,6 +224,7 @@ impl Writer {
                 let extents = self.extents(&mut builder, &mut here, number, &ready.changed);
                 let volume = &self.volumes[number];
                 builder.push_span(Span {
+                    stamp: farshore_proto::Stamp::default(),
                     volume: volume.id,
                     epoch: Epoch(volume.epochs.len() as u64),
                     first_seq: ready.first,

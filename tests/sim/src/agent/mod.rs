@@ -119,8 +119,8 @@ pub struct Agent {
     /// Where the log went on when a doom came before anybody could tell; opening finds out.
     untold_restart: Option<Seq>,
     was_cut: bool,
-    /// Its disks as they were when somebody took a snapshot of the server.
-    snapshot: Option<(GuestDisk, Snapshot)>,
+    /// Its disks as they were when somebody took a snapshot of the server, and what nobody had told of them.
+    snapshot: Option<(GuestDisk, Snapshot, Option<Seq>)>,
     assigned: Option<Assignment>,
     is_running: bool,
     volume: Option<Volume>,
@@ -253,7 +253,8 @@ impl Agent {
     pub fn take_snapshot(&mut self) -> bool {
         let is_ending = self.files.blown().is_some();
         if !is_ending {
-            self.snapshot = Some((self.disk.clone(), self.files.disk.snapshot()));
+            let files = self.files.disk.snapshot();
+            self.snapshot = Some((self.disk.clone(), files, self.untold_restart));
         }
         !is_ending
     }
@@ -266,10 +267,10 @@ impl Agent {
 
     /// The whole server goes back to its snapshot, as after a power cut then; its process has ended.
     pub fn go_back(&mut self, rng: &mut fastrand::Rng) {
-        let Some((disk, files)) = &self.snapshot else { return };
+        let Some((disk, files, untold_restart)) = &self.snapshot else { return };
         self.disk = disk.clone();
         self.files.disk.go_back(files);
-        self.untold_restart = None;
+        self.untold_restart = *untold_restart;
         self.was_cut = false;
         self.cut_power(rng);
     }

@@ -25,7 +25,7 @@ use farshore_engine::maps::{self, Maps};
 use farshore_engine::shard::{Input, Settings};
 use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd};
-use farshore_proto::{ChunkId, LogId, Seq, Slot, VolumeId};
+use farshore_proto::{ChunkId, LogId, Seq, Slot, Stamp, VolumeId};
 use farshore_vault::claim::SealedLogs;
 use farshore_vault::index::Location;
 use farshore_vault::journal::{JournalWriter, Written};
@@ -60,7 +60,7 @@ pub enum Event {
         /// Its number.
         number: u64,
         /// What the vault holds of the volume; or why it is not ours.
-        end: Result<Seq, NotOurs>,
+        end: Result<(Seq, Stamp), NotOurs>,
     },
     /// A journal group was written, or not.
     Grouped {

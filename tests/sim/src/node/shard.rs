@@ -223,7 +223,9 @@ impl Turn<'_> {
         let sealed = Arc::clone(&self.running.sealed);
         self.world.spawn(self.process(), async move {
             let claimed = claim_with(&vault, &wanted, &sealed).await;
-            let end = claimed.map(|claimed| claimed.committed).map_err(|error| (&error).into());
+            let end = claimed
+                .map(|claimed| (claimed.committed, claimed.stamp))
+                .map_err(|error| (&error).into());
             world::Event::Node(node, Event::Claimed { number, end })
         });
     }

@@ -288,8 +288,8 @@ impl Turn<'_> {
         for Replayed { volume, epoch, seq, stamp, change, frame, file } in replayed {
             let bytes = frame.body.len();
             let handle = self.running.shards[shard].keep(frame);
-            let entry = Entry { volume, epoch, seq, change, handle, bytes };
-            frames.push(JournaledEntry { entry, stamp, file });
+            let entry = Entry { volume, epoch, seq, stamp, change, handle, bytes };
+            frames.push(JournaledEntry { entry, file });
         }
         opening.inputs(frames).try_for_each(|input| self.input(shard, input))?;
         for (volume, stream) in self.running.shards[shard].streams() {

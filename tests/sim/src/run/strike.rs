@@ -17,6 +17,10 @@ const DEAD_US: Range<u64> = 100_000..9_000_000;
 const LASTING_US: Range<u64> = 300_000..9_000_000;
 /// How long a process hangs: some lose their volumes or sessions meanwhile, in microseconds.
 const HANGING_US: Range<u64> = 200_000..16_000_000;
+/// How long after its snapshot a server goes back to it, in microseconds.
+const TRYING_US: Range<u64> = 300_000..6_000_000;
+/// How long a node is away that lost its disk with a server, in microseconds.
+const REPLACING_US: Range<u64> = 2_000_000..20_000_000;
 /// How long a copy of a machine takes to start, in microseconds.
 const COPYING_US: Range<u64> = 0..400_000;
 /// How long a server and its copy both run, in microseconds.
@@ -46,6 +50,7 @@ impl Sim {
             FaultEvent::StoreBack => self.world.store.set_faults(StoreFaults::default()),
             FaultEvent::ControlBack => self.world.control_back(),
             FaultEvent::Enrol(machine) => self.world.enrol(machine),
+            FaultEvent::GoBack(agent) => self.go_back(agent),
             FaultEvent::OneIsLeft(machine) => self.end_a_holder(machine),
             FaultEvent::Room(agent) => {
                 self.agents[agent].files().set_trouble(Trouble::None);
@@ -208,9 +213,21 @@ impl Sim {
             if self.agents[machine].take_snapshot() {
                 self.world.tell(process, || "a snapshot is taken of its server".to_owned());
                 self.world.oracle.snapshot_taken(machine);
+                if self.world.rng.bool() {
+                    // Something is tried, and undone: the server's new branch soon is as long as the old one.
+                    self.lasting(TRYING_US, FaultEvent::GoBack(machine));
+                }
             }
             return;
         }
+        self.go_back(machine);
+    }
+
+    fn go_back(&mut self, machine: usize) {
+        if self.gone.contains(&machine) {
+            return;
+        }
+        let process = Process::Agent(machine);
         self.end_process(process);
         let mut rng = self.world.rng.fork();
         self.world.tell(process, || "its server goes back to its snapshot".to_owned());
@@ -218,6 +235,19 @@ impl Sim {
         self.world.oracle.went_back(machine);
         self.guests[machine].went_back();
         self.lasting(DEAD_US, FaultEvent::Start(process));
+        self.lose_its_node(machine);
+    }
+
+    /// Sometimes what put the server back took its node with it: only the vault knows the volume then.
+    fn lose_its_node(&mut self, agent: usize) {
+        if self.world.rng.bool() {
+            let machine = self.agents[agent].machine();
+            let node = self.world.control.owner(machine).node;
+            self.end_process(Process::Node(node));
+            self.nodes[node].lose_disk(&mut self.world);
+            // The server is back first, most often.
+            self.lasting(REPLACING_US, FaultEvent::Start(Process::Node(node)));
+        }
     }
 
     /// The agents that run under a server's name: its own, and that of a copy.
@@ -266,6 +296,7 @@ impl Sim {
         self.end_process(Process::Agent(agent));
         self.guests[agent].stop();
         self.gone.insert(agent);
+        self.lose_its_node(agent);
     }
 
     /// The same with a node's machine.

@@ -110,6 +110,88 @@ async fn a_newer_generation_ends_the_older_and_two_holders_are_told() {
     assert_eq!(certified(&site).await.standing, Standing::Valid);
 }
 
+/// What nodes are told of an agent's certificates, once it is newer than `after`.
+async fn told(site: &Site, node: As, after: u64) -> (u64, u64) {
+    let path = format!("{}?after={after}&wait_ms=60000", paths::NODE_ASSIGNMENTS);
+    let began = std::time::Instant::now();
+    let told: node::Assignments = site.ok(node, "GET", &path, None).await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "the poll waited on");
+    (told.version, told.volumes[0].agent_generation_min)
+}
+
+/// A node ends what an older certificate has open: it is told at once, not with the next other change.
+#[tokio::test]
+async fn nodes_hear_of_a_newer_generation_and_of_a_copy_at_once() {
+    let site = site().await;
+    let (first, key) = keyed(&site).await;
+    let node = site.node().await;
+    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
+    site.place().await;
+    works(&site, first).await;
+    let (version, min) = told(&site, node, 0).await;
+    assert!(min <= 1, "{min}");
+    let second = renew(&site, first, &key).await;
+    works(&site, second).await;
+    let third = renew(&site, second, &key).await;
+    let poll = told(&site, node, version + 1);
+    let ((version, min), ()) = tokio::join!(poll, works(&site, third));
+    assert_eq!(min, 2, "the one before the newest may still have something on its way");
+
+    // Someone has a copy of the directory, from when the second was the newest.
+    site.app.db.let_certificates_age().await;
+    site.app.holders.let_first_uses_age();
+    let poll = told(&site, node, version);
+    let ((version, min), refused) = tokio::join!(poll, is_refused(&site, second));
+    assert!(refused.contains("in use elsewhere"), "{refused}");
+    assert_eq!(min, 3, "what the copy has open ends");
+    // Other events of the same identity are not hidden by that.
+    assert!(!site.app.holders.may_tell(peer(first).id, "identity.cloned"));
+    assert!(site.app.holders.may_tell(peer(first).id, "identity.over"));
+
+    // The next copy is found within the ten minutes in which no other event is told of the first.
+    let body = Some(json!({ "role": "agent", "identity": peer(first).id }));
+    let token: Token = site.ok(As::Operator, "POST", paths::TOKENS, body).await;
+    let key = KeyPair::generate().unwrap();
+    let body = json!({ "token": token.token, "csr_pem": csr_of(&key) });
+    let fourth = holder(&site.ok(As::Nobody, "POST", paths::ENROL, Some(body)).await);
+    works(&site, fourth).await;
+    let fifth = renew(&site, fourth, &key).await;
+    works(&site, fifth).await;
+    let (version, min) = told(&site, node, version).await;
+    assert_eq!(min, 4);
+    site.app.db.let_certificates_age().await;
+    site.app.holders.let_first_uses_age();
+    let poll = told(&site, node, version);
+    let ((_, min), _) = tokio::join!(poll, is_refused(&site, fourth));
+    assert_eq!(min, 5);
+    assert_eq!(certified(&site).await.standing, Standing::Cloned);
+}
+
+#[tokio::test]
+async fn agents_refuse_the_older_of_two_nodes_of_one_identity() {
+    let site = site().await;
+    let (agent, _) = keyed(&site).await;
+    let key = KeyPair::generate().unwrap();
+    let first = site.enrol_with("node", &key).await;
+    let body = json!({ "address": "127.0.0.1:9443", "shards": 2, "version": "0.1.0" });
+    site.ok::<Registered>(first, "POST", paths::NODE_REGISTER, Some(body)).await;
+    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
+    site.place().await;
+    let min = async || {
+        let told: agent::Assignments = site.ok(agent, "GET", paths::AGENT_ASSIGNMENTS, None).await;
+        told.volumes[0].node.generation_min
+    };
+    let before = min().await;
+    let second = renew(&site, first, &key).await;
+    let path = paths::NODE_ASSIGNMENTS;
+    let _: node::Assignments = site.ok(second, "GET", path, None).await;
+    assert_eq!(min().await, before, "a renewal alone ends no session of a node");
+    site.app.db.let_certificates_age().await;
+    site.app.holders.let_first_uses_age();
+    site.refused(first, "GET", path, None, ErrorCode::Unauthenticated).await;
+    assert_eq!(min().await, peer(second).serial.generation());
+}
+
 #[tokio::test]
 async fn a_revoked_identity_ends_at_once_and_comes_back_by_a_token_only() {
     let site = site().await;

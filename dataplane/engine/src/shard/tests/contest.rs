@@ -122,7 +122,8 @@ fn a_new_epoch_has_new_holders() {
     bench.comes(2, 2, false);
     bench.comes(3, 1, true);
     bench.connect(SessionId(4), 2);
-    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    let out =
+        bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(0), Stamp::default())) });
     assert_eq!(welcome_of(&out).map(|(session, _)| session), Some(SessionId(4)));
     assert_eq!(told(&out), [None], "what is counted and shown ends too");
 }
@@ -149,28 +150,46 @@ fn the_welcome_says_who_sent_the_newest_frame() {
     bench.write(0, 1);
     assert_eq!(stamp(&mut bench, 3), Stamp { life: 1, generation: 1 });
 
-    // After a restart the journal does, also of the newest frame that the vault holds already.
+    // After a restart the vault does, and behind it the journal; of segments of before stamps the journal
+    // does for the vault too.
     let entry = |seq: u64| Entry {
         volume: VOLUME,
         epoch: Epoch(1),
         seq: Seq(seq),
+        stamp: Stamp { life: 9, generation: u32::try_from(seq).unwrap() },
         change: Change::Zero(BlockRange { block: 0, count: 1 }),
         handle: Handle(seq),
         bytes: 0,
     };
-    for (replayed, expected) in [(&[4_u64, 5][..], 5), (&[5, 6, 7], 7), (&[3, 4], 0), (&[], 0)] {
+    let (nobodys, vaults) = (Stamp::default(), Stamp { life: 8, generation: 2 });
+    for (held, replayed, known) in [
+        (nobodys, &[4_u64, 5][..], entry(5).stamp),
+        (nobodys, &[5, 6, 7], entry(7).stamp),
+        (nobodys, &[3, 4], nobodys),
+        (nobodys, &[], nobodys),
+        (vaults, &[], vaults),
+        (vaults, &[4, 5], vaults),
+        (vaults, &[5, 6], entry(6).stamp),
+    ] {
         let mut bench = Bench::new();
-        let (volume, epoch, committed) = (VOLUME, Epoch(1), Seq(5));
+        let (volume, epoch, committed) = (VOLUME, Epoch(1), (Seq(5), held));
         let size_bytes = SIZE_BLOCKS * BLOCK_BYTES as u64;
         bench.step(Input::Recovered { volume, epoch, size_bytes, committed });
         for seq in replayed {
-            let stamp = Stamp { life: 9, generation: u32::try_from(*seq).unwrap() };
-            bench.step(Input::Replay { entry: entry(*seq), stamp, file: 3 });
+            bench.step(Input::Replay { entry: entry(*seq), file: 3 });
         }
         bench.step(Input::Replayed { files: vec![3] });
         bench.seq = Seq(7);
-        let life = if expected == 0 { 0 } else { 9 };
-        let known = Stamp { life, generation: expected };
-        assert_eq!(stamp(&mut bench, 1), known, "{replayed:?}");
+        assert_eq!(stamp(&mut bench, 1), known, "{held:?} {replayed:?}");
     }
+}
+
+/// Seed 1733: the node that takes a volume over has nothing but the vault to tell whose the newest frames are.
+#[test]
+fn after_a_claim_the_welcome_says_what_the_vault_does() {
+    let mut bench = Bench::new();
+    bench.connect(SESSION, 1);
+    let stamp = Stamp { life: 8, generation: 2 };
+    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(5), stamp)) });
+    assert_eq!(welcome_of(&out).unwrap().1, stamp);
 }

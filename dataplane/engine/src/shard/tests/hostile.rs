@@ -38,7 +38,7 @@ fn a_second_hello_does_not_change_the_claim_of_the_first() {
         [RefusalReason::Unavailable]
     );
 
-    bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(0), Stamp::default())) });
     let stream = bench.shard.stream(VOLUME).unwrap();
     assert_eq!((stream.epoch(), stream.size_blocks()), (Epoch(1), SIZE_BLOCKS));
 }
@@ -50,7 +50,8 @@ fn a_frame_before_the_welcome_ends_the_session() {
     let out = bench.step(write(SESSION, 1, 0));
     assert_eq!(refused(&out), [RefusalReason::Protocol]);
     // The claim goes on for the volume; nobody is welcomed by its end.
-    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    let out =
+        bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(0), Stamp::default())) });
     assert!(out.is_empty(), "{out:?}");
     let out = bench.connect(SessionId(2), 1);
     assert_eq!(welcomes(&out).len(), 1, "{out:?}");
@@ -59,7 +60,10 @@ fn a_frame_before_the_welcome_ends_the_session() {
 
 #[test]
 fn a_claim_whose_session_went_away_opens_nothing() {
-    for outcome in [Ok(Seq(0)), Err((RefusalReason::Unavailable, "the vault is away".into()))] {
+    for outcome in [
+        Ok((Seq(0), Stamp::default())),
+        Err((RefusalReason::Unavailable, "the vault is away".into())),
+    ] {
         let mut bench = Bench::new();
         bench.connect(SESSION, 1);
         bench.step(Input::Gone { session: SESSION });
@@ -83,7 +87,8 @@ fn the_old_epoch_ends_when_the_claim_of_the_newer_one_begins() {
         [RefusalReason::Unavailable]
     );
 
-    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    let out =
+        bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(0), Stamp::default())) });
     assert_eq!(welcomes(&out)[0].0, SessionId(2));
     bench.step(write(SessionId(2), 1, 0));
     let out = bench.step(Input::GroupDone { group: 1, file: 0 });

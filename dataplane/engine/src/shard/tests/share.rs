@@ -10,7 +10,7 @@ impl Bench {
         let hello = Hello { volume: OTHER, ..self.hello(1) };
         let out = self.greet(OTHERS, hello, Some(Epoch(1)));
         assert!(matches!(out[..], [Output::Claim { volume: OTHER, .. }]), "{out:?}");
-        self.step(Input::Claimed { volume: OTHER, outcome: Ok(Seq(0)) });
+        self.step(Input::Claimed { volume: OTHER, outcome: Ok((Seq(0), Stamp::default())) });
     }
 
     fn others(&mut self, seq: u64, change: Change, bytes: usize) -> Vec<Output> {
@@ -122,7 +122,7 @@ fn volumes_that_were_taken_away_are_forgotten() {
         let (volume, session) = (VolumeId(id), SessionId(number + 100));
         let out = bench.greet(session, Hello { volume, ..bench.hello(1) }, Some(Epoch(1)));
         assert!(matches!(out[..], [Output::Claim { .. }]), "volume {number}: {out:?}");
-        bench.step(Input::Claimed { volume, outcome: Ok(Seq(0)) });
+        bench.step(Input::Claimed { volume, outcome: Ok((Seq(0), Stamp::default())) });
         let out = bench.step(Input::Revoked { volume });
         assert_eq!(refused(&out), [RefusalReason::Unavailable]);
     }
@@ -149,7 +149,7 @@ fn a_log_full_of_volumes_that_nobody_comes_for_keeps_no_other_out() {
     let id = |number: usize| VolumeId((number as u128).to_le_bytes());
     let (epoch, size_bytes) = (Epoch(1), SIZE_BLOCKS * BLOCK_BYTES as u64);
     for number in 0..SHARD_VOLUMES_MAX {
-        let committed = Seq(7);
+        let committed = (Seq(7), Stamp::default());
         bench.step(Input::Recovered { volume: id(number), epoch, size_bytes, committed });
     }
     bench.step(Input::Replayed { files: Vec::new() });
@@ -167,7 +167,7 @@ fn a_log_full_of_volumes_that_nobody_comes_for_keeps_no_other_out() {
     for number in [SHARD_VOLUMES_MAX, SHARD_VOLUMES_MAX + 1, SHARD_VOLUMES_MAX + 2] {
         let out = greet(&mut bench, number);
         assert!(matches!(out[..], [Output::Claim { .. }]), "volume {number}: {out:?}");
-        bench.step(Input::Claimed { volume: id(number), outcome: Ok(Seq(0)) });
+        bench.step(Input::Claimed { volume: id(number), outcome: Ok((Seq(0), Stamp::default())) });
         let is_kept = bench.shard.stream(id(2)).is_some();
         assert_eq!(is_kept, number < SHARD_VOLUMES_MAX + 2, "those that nobody came for go first");
     }
@@ -195,7 +195,8 @@ fn a_volume_that_is_taken_away_is_let_go_once_its_last_is_in_the_vault() {
     assert!(bench.shard.holds(VOLUME), "it is being claimed");
     bench.step(Input::Revoked { volume: VOLUME });
     assert!(bench.shard.holds(VOLUME), "the claim may still reach the vault");
-    let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok(Seq(0)) });
+    let out =
+        bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(0), Stamp::default())) });
     assert_eq!(refused(&out), [RefusalReason::Unavailable], "{out:?}");
     assert!(!bench.shard.holds(VOLUME));
 

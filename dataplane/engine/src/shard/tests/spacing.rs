@@ -15,7 +15,7 @@ impl Bench {
         let (volume, session) = nth(number);
         let hello = Hello { volume, mark_interval_ms: INTERVAL_MS, ..self.hello(1) };
         self.greet(session, hello, Some(Epoch(1)));
-        self.step(Input::Claimed { volume, outcome: Ok(Seq(0)) });
+        self.step(Input::Claimed { volume, outcome: Ok((Seq(0), Stamp::default())) });
     }
 
     fn mark_nth(&mut self, number: u64, seq: u64, is_prompt: bool) -> Vec<Output> {
