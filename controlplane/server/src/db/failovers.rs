@@ -51,6 +51,8 @@ pub struct FailoverRow {
     pub guest: Option<Process>,
     /// How often it was said to try again.
     pub retries: u64,
+    /// When it was asked for, by the wall clock.
+    pub begun_unix_ms: u64,
 }
 
 impl FailoverRow {
@@ -72,6 +74,21 @@ impl FailoverRow {
     #[must_use]
     pub fn is_latest(&self) -> bool {
         self.spec.point == PointSelector::Latest && self.shown.kind == FailoverKind::Unplanned
+    }
+
+    /// Whether the newest point in the vault, of this time, is the one that was asked for.
+    #[must_use]
+    pub fn takes(&self, newest_unix_ms: u64) -> bool {
+        let is_unplanned = self.shown.kind == FailoverKind::Unplanned;
+        // *Ago* is before the failover was asked for, however long it took to get here.
+        let not_after = self.spec.point.not_after(self.begun_unix_ms);
+        self.is_latest() || is_unplanned && not_after.is_some_and(|limit| newest_unix_ms <= limit)
+    }
+
+    /// Whether its point is chosen by time.
+    #[must_use]
+    pub fn is_by_time(&self) -> bool {
+        self.spec.point.not_after(self.begun_unix_ms).is_some()
     }
 
     /// What to do now.
@@ -551,5 +568,6 @@ fn failover(record: &Record) -> Result<FailoverRow, ControlError> {
     };
     let machine = record.id("machine")?;
     let retries = record.number("retries")?;
-    Ok(FailoverRow { shown, spec, machine, export, guest, retries })
+    let begun_unix_ms = record.number("created_at_ms")?;
+    Ok(FailoverRow { shown, spec, machine, export, guest, retries, begun_unix_ms })
 }

@@ -109,8 +109,8 @@ impl Db {
     }
 
     /// Notes where a failover's fence has cut the volume. What was told from behind it is no point and
-    /// leaves the catalogue; the newest point before it is entered, and taken for the failover's if that
-    /// is to be the `latest`. Returns whether the catalogue did not know that one, and the point that it
+    /// leaves the catalogue; the newest point before it is entered, and becomes the failover's if it
+    /// `is_taken` ([`FailoverRow::takes`](super::failovers::FailoverRow::takes)). Returns whether the catalogue did not know that one, and the point that it
     /// would have taken.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ impl Db {
         failover: Uuid,
         machine: Uuid,
         cut: &Cut,
-        is_latest: bool,
+        is_taken: bool,
     ) -> Result<(bool, Option<Uuid>), ControlError> {
         let mut tx = self.begin().await?;
         let known = points::newest_committed(&mut tx, machine).await?;
@@ -137,7 +137,7 @@ impl Db {
             return Ok((false, known));
         };
         let change = points::commit(&mut tx, point, clock::now_ms()).await?;
-        if is_latest {
+        if is_taken {
             sqlx::query(
                 "UPDATE failovers SET point = ?1,
                     nbd_uri = CASE WHEN point IS ?1 THEN nbd_uri ELSE NULL END

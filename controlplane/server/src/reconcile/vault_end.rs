@@ -208,7 +208,8 @@ async fn without_fence(
         Some(Ok(end)) => {
             let point = report_of(row.shown.volume, &end);
             let cut = Cut { volume: row.shown.volume, fence: None, point };
-            app.db.note_cut(row.shown.id, row.machine, &cut, row.is_latest()).await?;
+            let is_taken = point.is_some_and(|point| row.takes(point.time_unix_ms));
+            app.db.note_cut(row.shown.id, row.machine, &cut, is_taken).await?;
             Ok(passed(unfenced(row, &told(error))))
         }
         Some(Err(read)) if read.kind() == ErrorKind::Unavailable => {
@@ -238,11 +239,16 @@ async fn take_cut(
     let report = report_of(volume, end);
     let fence = Some((end.epoch.0, end.last_seq.next().0));
     let cut = Cut { volume, fence, point: report };
-    let (is_new, known) = app.db.note_cut(row.shown.id, row.machine, &cut, row.is_latest()).await?;
+    let is_taken = report.is_some_and(|report| row.takes(report.time_unix_ms));
+    let (is_new, known) = app.db.note_cut(row.shown.id, row.machine, &cut, is_taken).await?;
     match report.map(|report| report.point) {
         None => detail.push(unread(row, "it holds no recovery point of the volume")),
-        Some(_) if !row.is_latest() => {}
-        Some(taken) => detail.extend(newest_told(taken, is_new, known)),
+        Some(taken) if is_taken => detail.extend(newest_told(taken, is_new, known)),
+        Some(newest) if is_new && row.is_by_time() => detail.push(format!(
+            "the vault has points that the control plane had not heard of, up to {newest}; whether one of \
+             them is nearer to the time asked for, `farshore vault points --volume {volume}` says"
+        )),
+        Some(_) => {}
     }
     Ok((!detail.is_empty()).then(|| detail.join("; ")))
 }

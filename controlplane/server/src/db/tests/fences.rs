@@ -146,14 +146,42 @@ async fn a_retry_takes_the_newest_point_unless_one_was_named() {
         let newest = point(volume, 1, 30);
         site.apply(id, Event::Retry).await;
         site.apply(id, Event::Begin).await;
-        let is_latest = site.db.failover(id).await.unwrap().is_latest();
-        assert_eq!(is_latest, !is_named);
+        let is_taken = site.db.failover(id).await.unwrap().takes(newest.time_unix_ms);
+        assert_eq!(is_taken, !is_named);
         let cut = Cut { volume, fence: Some((epoch, 31)), point: Some(newest) };
-        site.db.note_cut(id, machine, &cut, is_latest).await.unwrap();
+        site.db.note_cut(id, machine, &cut, is_taken).await.unwrap();
         let taken = site.apply(id, Event::Fenced).await;
         assert_eq!(taken, Some(if is_named { known.point } else { newest.point }));
         // Another address is served with another point.
         let served = site.db.failover(id).await.unwrap().shown.nbd_uri;
         assert_eq!(served.is_some(), is_named);
+    }
+}
+
+/// A point by time is chosen again when the vault's end is known: the catalogue may have heard of less.
+#[tokio::test]
+async fn a_point_by_time_is_the_vaults_newest_if_that_is_not_after_it() {
+    let ago = PointSelector::Ago(60_000);
+    for (selector, newest_ms, is_taken) in [
+        (PointSelector::NotAfter(5_000), 4_000, true),
+        (PointSelector::NotAfter(5_000), 5_000, true),
+        (PointSelector::NotAfter(5_000), 5_001, false),
+        (ago, clock::now_ms() - 61_000, true),
+        (ago, clock::now_ms() - 50_000, false),
+    ] {
+        let site = site().await;
+        let volume = site.protect("web").await;
+        site.place().await;
+        let known = point(volume, 1, 10);
+        site.tell(known).await;
+        let (id, machine, epoch) = site.fencing(selector).await;
+        let newest = PointReport { time_unix_ms: newest_ms, ..point(volume, 1, 30) };
+        let row = site.db.failover(id).await.unwrap();
+        assert!(row.is_by_time());
+        assert_eq!(row.takes(newest_ms), is_taken, "{selector:?} {newest_ms}");
+        let cut = Cut { volume, fence: Some((epoch, 31)), point: Some(newest) };
+        site.db.note_cut(id, machine, &cut, is_taken).await.unwrap();
+        let taken = site.apply(id, Event::Fenced).await;
+        assert_eq!(taken, Some(if is_taken { newest.point } else { known.point }));
     }
 }
