@@ -14,6 +14,14 @@ struct Inner {
     stamp: Stamp,
     /// How often it was forgotten.
     forgotten: u64,
+    /// Which sending of the whole disk the log is of, modulo 2^31.
+    sending: u32,
+}
+
+impl Inner {
+    fn unsaid(&self, life: u32) -> Stamp {
+        Stamp::unsaid(life, self.sending)
+    }
 }
 
 /// Intents on their way to the disk; see [`Stamps::begin`].
@@ -43,17 +51,28 @@ impl Stamps {
     pub fn durable(&self, begun: Underway, stamp: Stamp) {
         let mut inner = self.lock();
         let is_current = inner.forgotten == begun.forgotten;
-        inner.stamp = if is_current { stamp } else { Stamp::unsaid(stamp.life) };
+        inner.stamp = if is_current { stamp } else { inner.unsaid(stamp.life) };
     }
 
-    /// From here on the whole disk is sent again. Until other intents are durable nothing is said of any: an
+    /// Which sending of the whole disk the log is of, from here on.
+    pub fn sends(&self, sending: u64) {
+        self.lock().sending = sending_number(sending);
+    }
+
+    /// From here on intents count for nothing, or the whole disk is sent again. Until other intents are durable nothing is said of any: an
     /// earlier state of this directory, which knows nothing of that, may have the same ones. Whose the frames
     /// are is said all the same: a copy of this agent would take them for its own.
     pub fn forget(&self) {
         let mut inner = self.lock();
         inner.forgotten += 1;
-        inner.stamp = Stamp::unsaid(inner.stamp.life);
+        inner.stamp = inner.unsaid(inner.stamp.life);
     }
+}
+
+/// As it is said in a stamp.
+#[must_use]
+pub fn sending_number(sending: u64) -> u32 {
+    u32::try_from(sending % u64::from(Stamp::UNSAID)).expect("it has 31 bits")
 }
 
 #[cfg(test)]
@@ -69,7 +88,10 @@ mod tests {
         let begun = stamps.begin();
         stamps.forget();
         stamps.durable(begun, stamp(2));
-        assert_eq!(stamps.now(), Stamp::unsaid(7));
+        assert_eq!(stamps.now(), Stamp::unsaid(7, 0));
+        stamps.sends((1 << 31) + 5);
+        stamps.forget();
+        assert_eq!(stamps.now(), Stamp::unsaid(7, 5));
         stamps.durable(stamps.begin(), stamp(3));
         assert_eq!(stamps.now(), stamp(3));
     }

@@ -11,6 +11,7 @@ use crate::clock::Now;
 use crate::disk::{Identity, Likeness};
 use crate::files::Files;
 use crate::hrl::{self, Home, Log, LogError, Loss};
+use crate::stamps::sending_number;
 use crate::state::{State, StateFile};
 use farshore_engine::doubt::Regions;
 use farshore_engine::lineage::Lineage;
@@ -235,8 +236,10 @@ impl Stream {
             dir: place.dir.clone(),
             restarting: Mutex::default(),
         };
-        let is_shared = stream.state.get().is_shared;
-        let opened = Opened { last, floor, lineage, life: place.life, is_shared };
+        let State { is_shared, copy, .. } = stream.state.get();
+        stream.log.stamps().sends(copy.generation);
+        let sending = sending_number(copy.generation);
+        let opened = Opened { last, floor, lineage, life: place.life, is_shared, sending };
         Ok((stream, Found { opened, marks: recovered.marks, is_new, damage }))
     }
 
@@ -395,7 +398,7 @@ impl Stream {
         self.log.breach();
         let begun = self.progress.begin_again();
         // What is read now has no intents, whether it could be noted or not.
-        self.log.stamps().forget();
+        self.forget_intents();
         let noted = self.state.update(|state| {
             state.is_disturbed = false;
             state.differs = false;
@@ -415,6 +418,13 @@ impl Stream {
                 self.void_intents(&error);
             }
         }
+    }
+
+    /// Another sending of the whole disk has begun, and its frames say nothing of intents.
+    fn forget_intents(&self) {
+        let stamps = self.log.stamps();
+        stamps.sends(self.state.get().copy.generation);
+        stamps.forget();
     }
 
     /// What a start must know cannot be noted: without intents it reads the whole disk, too.
@@ -505,7 +515,7 @@ impl Stream {
             self.progress.hold();
         } else {
             self.progress.begin_again()?;
-            self.log.stamps().forget();
+            self.forget_intents();
         }
         let restarted = self.log.restart(next);
         if restarted.is_ok() && is_partial {

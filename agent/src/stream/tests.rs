@@ -2,6 +2,7 @@ use super::*;
 use crate::capture::progress::Lease;
 use crate::faulty_files::{FaultyFiles, Sickness, time};
 use crate::hrl::Entry;
+use farshore_proto::Stamp;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::limits::{FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use std::fs;
@@ -267,7 +268,7 @@ fn frames_of_a_whole_copy_say_nothing_of_intents_that_came_before_it() {
         let files = FaultyFiles::good();
         let (stream, _) = begin(dir.path(), &files).unwrap();
         let stamps = stream.log.stamps();
-        let intents = farshore_proto::Stamp { life: 7, generation: 99 };
+        let intents = Stamp { life: 7, generation: 99 };
         files.hold_syncs(true);
         std::thread::scope(|scope| {
             let copying = scope.spawn(|| begin_copy(&stream));
@@ -278,7 +279,16 @@ fn frames_of_a_whole_copy_say_nothing_of_intents_that_came_before_it() {
             files.hold_syncs(false);
             copying.join().unwrap();
         });
-        assert_eq!(stamps.now(), farshore_proto::Stamp::unsaid(7), "{what}");
+        let sending = sending_number(stream.state.get().copy.generation);
+        let said = Stamp::unsaid(7, sending);
+        assert_eq!(stamps.now(), said, "{what}");
+        // The next one may give the same numbers again: whoever has this directory as it was tells them apart,
+        // and a start of this one knows its own.
+        begin_copy(&stream);
+        assert_eq!(stamps.now(), Stamp::unsaid(7, sending + 1), "{what}");
+        drop(stream);
+        let (_, found) = begin(dir.path(), &FaultyFiles::good()).unwrap();
+        assert_eq!(found.opened.sending, sending + 1, "{what}");
     }
 }
 

@@ -57,10 +57,11 @@ impl Lineage {
         raised.is_some()
     }
 
-    /// Whether a frame that says nothing of intents is of the newest life.
+    /// Whether a frame that says nothing of intents is of the newest life, in this sending of the whole disk:
+    /// after a later one the same numbers are other frames.
     #[must_use]
-    pub fn is_newest(&self, stamp: Stamp) -> bool {
-        stamp.life != 0 && stamp == Stamp::unsaid(self.newest().life)
+    pub fn is_newest(&self, stamp: Stamp, sending: u32) -> bool {
+        stamp.life != 0 && stamp == Stamp::unsaid(self.newest().life, sending)
     }
 
     /// Whether a frame with this stamp was made on this line, under intents that it still has.
@@ -112,9 +113,12 @@ mod tests {
         assert!(!Lineage::default().covers(Stamp::default()));
         assert!(!Lineage::default().covers(stamp(9, 0)));
         // Frames that say nothing of intents, of the newest life and of others.
-        assert!(!at_snapshot.covers(Stamp::unsaid(9)) && at_snapshot.is_newest(Stamp::unsaid(9)));
-        assert!(!at_snapshot.is_newest(Stamp::unsaid(7)) && !at_snapshot.is_newest(stamp(9, 5)));
-        assert!(!Lineage::default().is_newest(Stamp::unsaid(0)));
+        let unsaid = Stamp::unsaid(9, 2);
+        assert!(!at_snapshot.covers(unsaid) && at_snapshot.is_newest(unsaid, 2));
+        assert!(!at_snapshot.is_newest(unsaid, 1), "numbers were given a second time");
+        assert!(!at_snapshot.is_newest(Stamp::unsaid(7, 2), 2));
+        assert!(!at_snapshot.is_newest(stamp(9, 5), 2));
+        assert!(!Lineage::default().is_newest(Stamp::unsaid(0, 0), 0));
     }
 
     #[test]

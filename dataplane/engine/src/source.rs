@@ -81,6 +81,8 @@ pub struct Opened {
     pub life: u32,
     /// Whether another took the volume over since the stream joined last.
     pub is_shared: bool,
+    /// Which sending of the whole disk the log is of, counted modulo 2^31.
+    pub sending: u32,
 }
 
 /// What happens to a source.
@@ -268,6 +270,8 @@ pub struct Source {
     known: Seq,
     lineage: Lineage,
     life: u32,
+    /// Which sending of the whole disk the log was of when it was opened.
+    sending: u32,
     /// What the node had when the stream joined last.
     joined_at: (Seq, Stamp),
     /// The node ended the last session for another that took the volume over.
@@ -315,6 +319,7 @@ impl Source {
             known: opened.floor,
             lineage: opened.lineage,
             life: opened.life,
+            sending: opened.sending,
             joined_at: (zero, stamp),
             is_overtaken: false,
             is_shared: opened.is_shared,
@@ -423,7 +428,7 @@ impl Source {
         // As many frames as were sent from here, but another's: a branch of it went on elsewhere.
         let is_as_joined = self.has_joined && self.joined_at == (welcome.received, welcome.stamp);
         // The run before this one may have said whose its last frames were, and no more.
-        let is_line = !self.has_joined && self.lineage.is_newest(welcome.stamp);
+        let is_line = !self.has_joined && self.lineage.is_newest(welcome.stamp, self.sending);
         let is_known = welcome.stamp != Stamp::default() || self.is_shared;
         let is_anothers = is_known && !is_own && !is_line && !is_as_joined;
         let is_anothers = is_anothers && !is_on(Bug::OthersFramesJoin);

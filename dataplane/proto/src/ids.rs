@@ -153,19 +153,21 @@ impl fmt::Debug for ChunkId {
 pub struct Stamp {
     /// Drawn at each start of an agent; 0 if there are no intents.
     pub life: u32,
-    /// Raised with every durable write of the intents; [`Stamp::UNSAID`] if nothing is said of them.
+    /// Raised with every durable write of the intents; from [`Stamp::UNSAID`] on if nothing is said of them.
     pub generation: u32,
 }
 
 impl Stamp {
-    /// The generation of frames that say only whose they are: above every one that intents have.
-    pub const UNSAID: u32 = u32::MAX;
+    /// The generations of frames that say only whose they are begin here: above every one that intents have.
+    pub const UNSAID: u32 = 1 << 31;
 
-    /// Of a frame that says nothing of intents.
+    /// Of a frame that says nothing of intents, but in which sending of the whole disk it was made: one that
+    /// began behind a lost or foreign end gives numbers a second time. `sending` counts them, modulo 2^31.
     #[must_use]
-    pub fn unsaid(life: u32) -> Self {
+    pub fn unsaid(life: u32, sending: u32) -> Self {
         // Without a life nobody's: as from an agent that has no intents.
-        Self { life, generation: if life == 0 { 0 } else { Self::UNSAID } }
+        let generation = if life == 0 { 0 } else { Self::UNSAID | sending };
+        Self { life, generation }
     }
 
     /// As one number.

@@ -43,7 +43,7 @@ fn opened_as(last: u64, floor: u64) -> Opened {
     let mut lineage = Lineage::default();
     lineage.begin(BEFORE.life);
     (0..BEFORE.generation).for_each(|_| assert!(lineage.raise()));
-    Opened { last: Seq(last), floor: Seq(floor), lineage, life: LIFE, is_shared: false }
+    Opened { last: Seq(last), floor: Seq(floor), lineage, life: LIFE, is_shared: false, sending: 3 }
 }
 
 fn opened(last: u64, floor: u64) -> Source {
@@ -153,9 +153,13 @@ fn only_this_lines_own_lost_tail_is_read_again_in_part() {
         (Stamp { life: 9, generation: 1 }, 6, Breach::Foreign),
         // Another's whole disk was on its way, whose frames say only whose they are; and this line's own,
         // beyond what this directory knows of.
-        (Stamp::unsaid(9), 10, Breach::Foreign),
-        (Stamp::unsaid(9), 6, Breach::Foreign),
-        (Stamp::unsaid(BEFORE.life), 15, Breach::Foreign),
+        (Stamp::unsaid(9, 3), 10, Breach::Foreign),
+        (Stamp::unsaid(9, 3), 6, Breach::Foreign),
+        (Stamp::unsaid(BEFORE.life, 3), 15, Breach::Foreign),
+        // The run before this one began to send the whole disk again, at a lower number, after this directory
+        // was copied.
+        (Stamp::unsaid(BEFORE.life, 4), 10, Breach::Foreign),
+        (Stamp::unsaid(BEFORE.life, 4), 6, Breach::Foreign),
     ];
     for (stamp, received, breach) in cases {
         let mut source = opened(20, 10);
@@ -165,7 +169,7 @@ fn only_this_lines_own_lost_tail_is_read_again_in_part() {
         assert_eq!(out, [Output::Restart { next, breach }], "{stamp:?} at {received}");
     }
     // What joins is not asked for more than it can be.
-    let unsaid = Stamp::unsaid(BEFORE.life);
+    let unsaid = Stamp::unsaid(BEFORE.life, 3);
     for (stamp, received) in
         [(BEFORE, 10), (none, 10), (none, 6), (none, 0), (unsaid, 10), (unsaid, 6)]
     {
