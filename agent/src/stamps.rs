@@ -72,7 +72,8 @@ impl Stamps {
 /// As it is said in a stamp.
 #[must_use]
 pub fn sending_number(sending: u64) -> u32 {
-    u32::try_from(sending % u64::from(Stamp::UNSAID)).expect("it has 31 bits")
+    let [a, b, c, d, ..] = sending.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d]) % Stamp::UNSAID
 }
 
 #[cfg(test)]
