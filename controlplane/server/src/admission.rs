@@ -151,29 +151,29 @@ pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admit
     let silent = app.holders.silent(id, used);
     let from = from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string());
     let first_use = app.holders.first_use(id, used);
+    // Nodes hear of agents' newest generation, agents of a node's only if there is a copy of it.
+    let is_watched = role == Role::Agent || known.is_cloned;
     let verdict = judge(&known, generation, clock::now_ms(), first_use, silent);
     match verdict {
         Verdict::Good => {}
         Verdict::First => {
-            if app.db.first_use(id, serial, &from).await? {
-                // Nodes end what the older ones have open.
-                app.changes.wake(Topic::Assignments);
-            }
+            let is_told = app.db.first_use(id, serial, &from, is_watched).await?;
             app.holders.used_first(id, generation);
+            wake_if(app, is_told);
         }
         Verdict::Newer => {
             let not_after_s = peer.expires_at_unix_s;
             let issued = Issued { serial: *serial, key: peer.key, not_after_s };
-            app.db.adopt(role, id, &issued, &from).await?;
+            let is_told = app.db.adopt(role, id, &issued, &from, is_watched).await?;
             app.holders.used_first(id, generation);
-            app.changes.wake(Topic::Assignments);
+            wake_if(app, is_told);
         }
         Verdict::Late => return Ok(Admitted::Late),
         Verdict::SetBack => {
             tell(app, peer, "identity.set_back", &from, false).await?;
             return Ok(Admitted::Fully);
         }
-        Verdict::Cloned => tell(app, peer, "identity.cloned", &from, true).await?,
+        Verdict::Cloned => tell(app, peer, "identity.cloned", &from, !known.is_cloned).await?,
         Verdict::Over => tell(app, peer, "identity.over", &from, false).await?,
         Verdict::Revoked | Verdict::Unknown => {}
     }
@@ -205,24 +205,27 @@ const fn refusal(verdict: Verdict) -> Option<&'static str> {
     }
 }
 
+/// What older certificates have open ends as soon as it is heard of.
+fn wake_if(app: &App, is_told: bool) {
+    if is_told {
+        app.changes.wake(Topic::Assignments);
+    }
+}
+
 async fn tell(
     app: &App,
     peer: &Peer,
     what: &'static str,
     from: &str,
-    is_clone: bool,
+    is_new_clone: bool,
 ) -> Result<(), ControlError> {
-    let is_due = app.holders.may_tell(peer.id, what);
-    if !is_due && !is_clone {
+    // That there is a copy is never held back: it may be the next one, after the identity was enrolled again.
+    if !app.holders.may_tell(peer.id, what) && !is_new_clone {
         return Ok(());
     }
     let Peer { role, id, serial, .. } = *peer;
-    if is_due {
-        warn!(%role, %id, generation = serial.generation(), from, what, "a certificate was shown");
-    }
-    // That there is a copy is never held back: it may be the next one, after the identity was enrolled again.
-    if app.db.note_holder(role, id, what, &serial, from, (is_clone, is_due)).await? {
-        app.changes.wake(Topic::Assignments);
-    }
+    warn!(%role, %id, generation = serial.generation(), from, what, "a certificate was shown");
+    app.db.note_holder(role, id, what, &serial, from, is_new_clone).await?;
+    wake_if(app, is_new_clone);
     Ok(())
 }

@@ -105,8 +105,7 @@ pub(super) async fn enrolled(tx: &mut Tx, id: Uuid, issued: &Issued) -> Result<(
     Ok(())
 }
 
-/// Marks the certificates of an older generation as over; whether any were not, which nodes and agents are
-/// to be told.
+/// Marks the certificates of an older generation as over; whether any were not.
 async fn end_older(tx: &mut Tx, id: Uuid, generation: u64) -> Result<bool, ControlError> {
     let ended = sqlx::query(
         "UPDATE certificates SET revoked_at_ms = ?
@@ -117,11 +116,7 @@ async fn end_older(tx: &mut Tx, id: Uuid, generation: u64) -> Result<bool, Contr
     .bind(own(generation))
     .execute(&mut **tx)
     .await?;
-    let has_ended = ended.rows_affected() > 0;
-    if has_ended {
-        raise_version(tx).await?;
-    }
-    Ok(has_ended)
+    Ok(ended.rows_affected() > 0)
 }
 
 /// Raises the newest generation to the one just issued; false if another was issued meanwhile.
@@ -185,7 +180,7 @@ impl Db {
     ) -> Result<Known, ControlError> {
         let row: Option<SqliteRow> = sqlx::query(
             "SELECT identities.revoked_at_ms, identities.generation, identities.generation_min,
-                shown.serial, shown.used_at_ms, used.generation AS used,
+                identities.cloned, shown.serial, shown.used_at_ms, used.generation AS used,
                 used.used_at_ms AS used_since_ms
              FROM identities
              LEFT JOIN certificates AS shown
@@ -205,6 +200,7 @@ impl Db {
         let used = record.optional_number("used")?.zip(record.optional_number("used_since_ms")?);
         Ok(Known {
             is_revoked: record.optional_number("revoked_at_ms")?.is_some(),
+            is_cloned: !record.text("cloned")?.is_empty(),
             newest: record.number("generation")?,
             min: record.number("generation_min")?,
             shown: record.optional_text("serial")?.map(|_| Shown { is_used }),
@@ -212,8 +208,8 @@ impl Db {
         })
     }
 
-    /// Notes the first use of a certificate, from where: older ones are over from now on. Whether there were
-    /// any.
+    /// Notes the first use of a certificate, from where: older ones are over from now on. If there were any
+    /// and it `is_watched` ([`GENERATION_MIN`], [`ENROLLED_MIN`]), the assignments change; whether they did.
     ///
     /// # Errors
     /// `Database`, `NoSpace`.
@@ -222,6 +218,7 @@ impl Db {
         id: Uuid,
         serial: &Serial,
         from: &str,
+        is_watched: bool,
     ) -> Result<bool, ControlError> {
         let mut tx = self.begin().await?;
         sqlx::query(
@@ -234,13 +231,17 @@ impl Db {
         .bind(id.to_string())
         .execute(&mut *tx)
         .await?;
-        let has_ended = end_older(&mut tx, id, serial.generation()).await?;
+        let is_told = end_older(&mut tx, id, serial.generation()).await? && is_watched;
+        if is_told {
+            raise_version(&mut tx).await?;
+        }
         tx.commit().await?;
-        Ok(has_ended)
+        Ok(is_told)
     }
 
     /// Takes over a certificate that our CA signed and the catalogue does not know: it was set back
-    /// to an older state. Done by whoever shows it first.
+    /// to an older state. Done by whoever shows it first. Whether the assignments changed, as by
+    /// [`Db::first_use`].
     ///
     /// # Errors
     /// `Unauthenticated` if the identity is gone or revoked.
@@ -250,13 +251,17 @@ impl Db {
         id: Uuid,
         issued: &Issued,
         from: &str,
-    ) -> Result<(), ControlError> {
+        is_watched: bool,
+    ) -> Result<bool, ControlError> {
         let mut tx = self.begin().await?;
         if !raise(&mut tx, role, id, issued).await? {
             return Err(unknown_identity());
         }
         insert(&mut tx, id, issued, "shown", Some(from)).await?;
-        end_older(&mut tx, id, issued.serial.generation()).await?;
+        let is_told = end_older(&mut tx, id, issued.serial.generation()).await? && is_watched;
+        if is_told {
+            raise_version(&mut tx).await?;
+        }
         let peer = Actor::Peer(role, id);
         let detail = format!(
             "generation {} is newer than the catalogue, which was set back",
@@ -264,12 +269,11 @@ impl Db {
         );
         events::append(&mut tx, Actor::Control, "identity.adopt", peer, &detail).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(is_told)
     }
 
-    /// Notes that a certificate was shown that should not have been, `what` happened; an event, if one is
-    /// `due`. Of a clone the identity shows it until it is enrolled again, and the first time is an event always.
-    /// Whether that was the first time.
+    /// Notes that a certificate was shown that should not have been, `what` happened. Of a new clone the
+    /// identity shows it until it is enrolled again, and the assignments change.
     ///
     /// # Errors
     /// `Database`, `NoSpace`.
@@ -280,8 +284,8 @@ impl Db {
         what: &'static str,
         serial: &Serial,
         from: &str,
-        (is_clone, is_due): (bool, bool),
-    ) -> Result<bool, ControlError> {
+        is_new_clone: bool,
+    ) -> Result<(), ControlError> {
         let mut tx = self.begin().await?;
         let newest = sqlx::query(
             "SELECT generation, used_from FROM certificates
@@ -299,20 +303,17 @@ impl Db {
             }
         };
         let detail = format!("{newest}; generation {} was shown from {from}", serial.generation());
-        let mut is_first = false;
-        if is_clone {
-            let sql = "UPDATE identities SET cloned = ? WHERE id = ? AND cloned = ''";
-            let noted = sqlx::query(sql).bind(&detail).bind(id.to_string()).execute(&mut *tx);
-            is_first = noted.await?.rows_affected() > 0;
-        }
-        if is_first {
+        if is_new_clone {
+            sqlx::query("UPDATE identities SET cloned = ? WHERE id = ?")
+                .bind(&detail)
+                .bind(id.to_string())
+                .execute(&mut *tx)
+                .await?;
             raise_version(&mut tx).await?;
-        } else if !is_due {
-            return Ok(false);
         }
         events::append(&mut tx, Actor::Control, what, Actor::Peer(role, id), &detail).await?;
         tx.commit().await?;
-        Ok(is_first)
+        Ok(())
     }
 
     /// Ends an identity: none of its certificates is taken any more, nor are tokens for it. Returns

@@ -22,6 +22,8 @@ pub const LIVING: Duration = Duration::from_secs(60);
 pub struct Known {
     /// The identity was revoked.
     pub is_revoked: bool,
+    /// Two holders of the identity were seen since it was enrolled.
+    pub is_cloned: bool,
     /// The newest generation that was issued.
     pub newest: u64,
     /// Older generations are over.
@@ -131,7 +133,7 @@ mod tests {
 
     fn known(newest: u64, used: Option<(u64, u64)>, is_used: bool) -> Known {
         let shown = Some(Shown { is_used });
-        Known { is_revoked: false, newest, min: 1, shown, used }
+        Known { is_revoked: false, is_cloned: false, newest, min: 1, shown, used }
     }
 
     #[test]

@@ -206,11 +206,9 @@ async fn without_fence(
     let read = end_of_stream(vault, row.shown.volume.into());
     match while_it_answers(vault.store(), read).await {
         Some(Ok(end)) => {
-            let point = report_of(row.shown.volume, &end);
-            let cut = Cut { volume: row.shown.volume, fence: None, point };
-            let is_taken = point.is_some_and(|point| row.takes(point.time_unix_ms));
-            app.db.note_cut(row.shown.id, row.machine, &cut, is_taken).await?;
-            Ok(passed(unfenced(row, &told(error))))
+            let mut detail = vec![unfenced(row, &told(error))];
+            detail.extend(note_end(app, row, &end, None).await?);
+            Ok(passed(detail.join("; ")))
         }
         Some(Err(read)) if read.kind() == ErrorKind::Unavailable => {
             Ok(Fence::Away { why: told(&read) })
@@ -236,21 +234,32 @@ async fn take_cut(
                 .to_owned(),
         );
     }
-    let report = report_of(volume, end);
     let fence = Some((end.epoch.0, end.last_seq.next().0));
+    detail.extend(note_end(app, row, end, fence).await?);
+    Ok((!detail.is_empty()).then(|| detail.join("; ")))
+}
+
+/// Notes where the vault ends; returns what of it is to be told.
+async fn note_end(
+    app: &App,
+    row: &FailoverRow,
+    end: &StreamEnd,
+    fence: Option<(u64, u64)>,
+) -> Result<Option<String>, ControlError> {
+    let volume = row.shown.volume;
+    let report = report_of(volume, end);
     let cut = Cut { volume, fence, point: report };
     let is_taken = report.is_some_and(|report| row.takes(report.time_unix_ms));
     let (is_new, known) = app.db.note_cut(row.shown.id, row.machine, &cut, is_taken).await?;
-    match report.map(|report| report.point) {
-        None => detail.push(unread(row, "it holds no recovery point of the volume")),
-        Some(taken) if is_taken => detail.extend(newest_told(taken, is_new, known)),
-        Some(newest) if is_new && row.is_by_time() => detail.push(format!(
+    Ok(match report.map(|report| report.point) {
+        None => Some(unread(row, "it holds no recovery point of the volume")),
+        Some(taken) if is_taken => newest_told(taken, is_new, known),
+        Some(newest) if is_new && row.is_by_time() => Some(format!(
             "the vault has points that the control plane had not heard of, up to {newest}; whether one of \
              them is nearer to the time asked for, `farshore vault points --volume {volume}` says"
         )),
-        Some(_) => {}
-    }
-    Ok((!detail.is_empty()).then(|| detail.join("; ")))
+        Some(_) => None,
+    })
 }
 
 fn newest_told(taken: Uuid, is_new: bool, known: Option<Uuid>) -> Option<String> {

@@ -21,6 +21,12 @@ fn peer(who: As) -> Peer {
     peer
 }
 
+/// A machine of the agent, and a node for it.
+async fn placed(site: &Site) {
+    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
+    site.place().await;
+}
+
 async fn renew(site: &Site, who: As, key: &KeyPair) -> As {
     let body = json!({ "csr_pem": csr_of(key) });
     holder(&site.ok(who, "POST", paths::RENEW, Some(body)).await)
@@ -125,8 +131,7 @@ async fn nodes_hear_of_a_newer_generation_and_of_a_copy_at_once() {
     let site = site().await;
     let (first, key) = keyed(&site).await;
     let node = site.node().await;
-    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
-    site.place().await;
+    placed(&site).await;
     works(&site, first).await;
     let (version, min) = told(&site, node, 0).await;
     assert!(min <= 1, "{min}");
@@ -175,17 +180,19 @@ async fn agents_refuse_the_older_of_two_nodes_of_one_identity() {
     let first = site.enrol_with("node", &key).await;
     let body = json!({ "address": "127.0.0.1:9443", "shards": 2, "version": "0.1.0" });
     site.ok::<Registered>(first, "POST", paths::NODE_REGISTER, Some(body)).await;
-    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
-    site.place().await;
+    placed(&site).await;
     let min = async || {
         let told: agent::Assignments = site.ok(agent, "GET", paths::AGENT_ASSIGNMENTS, None).await;
         told.volumes[0].node.generation_min
     };
     let before = min().await;
+    let version = site.app.db.assignments_version().await.unwrap();
     let second = renew(&site, first, &key).await;
     let path = paths::NODE_ASSIGNMENTS;
     let _: node::Assignments = site.ok(second, "GET", path, None).await;
     assert_eq!(min().await, before, "a renewal alone ends no session of a node");
+    let after = site.app.db.assignments_version().await.unwrap();
+    assert_eq!(after, version, "and nobody is woken for nothing");
     site.app.db.let_certificates_age().await;
     site.app.holders.let_first_uses_age();
     site.refused(first, "GET", path, None, ErrorCode::Unauthenticated).await;
@@ -197,8 +204,7 @@ async fn a_revoked_identity_ends_at_once_and_comes_back_by_a_token_only() {
     let site = site().await;
     let (agent, key) = keyed(&site).await;
     let node = site.node().await;
-    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
-    site.place().await;
+    placed(&site).await;
     let assigned: node::Assignments = site.ok(node, "GET", paths::NODE_ASSIGNMENTS, None).await;
     assert!(assigned.volumes[0].agent_generation_min <= 1);
     let id = peer(agent).id;
@@ -240,8 +246,7 @@ async fn a_revoked_node_gets_no_volumes_and_agents_refuse_it() {
     let site = site().await;
     let (agent, _) = keyed(&site).await;
     let node = site.node().await;
-    let _: Machine = site.ok(As::Operator, "POST", paths::MACHINES, machine("web")).await;
-    site.place().await;
+    placed(&site).await;
     let path = paths::revoke_node(peer(node).id);
     let revoked: Revoked = site.ok(As::Operator, "POST", &path, None).await;
     assert_eq!(revoked.machines, ["web"]);
