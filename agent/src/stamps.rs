@@ -59,9 +59,9 @@ impl Stamps {
         self.lock().sending = sending_number(sending);
     }
 
-    /// From here on intents count for nothing, or the whole disk is sent again. Until other intents are durable nothing is said of any: an
-    /// earlier state of this directory, which knows nothing of that, may have the same ones. Whose the frames
-    /// are is said all the same: a copy of this agent would take them for its own.
+    /// From here on intents count for nothing, or the whole disk is sent again. Until other intents are durable
+    /// nothing is said of any: an earlier state of this directory, which knows nothing of that, may have the same
+    /// ones. Whose the frames are is said all the same: a copy of this agent would take them for its own.
     pub fn forget(&self) {
         let mut inner = self.lock();
         inner.forgotten += 1;

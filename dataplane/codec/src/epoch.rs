@@ -97,12 +97,12 @@ mod tests {
 
     fn body() -> EpochBody {
         EpochBody {
-            stamp: farshore_proto::Stamp::default(),
             epoch: Epoch(7),
             log: LogId([3; 16]),
             first_slot: Slot(9),
             first_seq: Seq(11),
             size_bytes: 1 << 30,
+            stamp: farshore_proto::Stamp::default(),
             label: "web-1 /dev/vda".to_owned(),
         }
     }

@@ -369,10 +369,10 @@ mod tests {
         assert_eq!(seqs(&metrics), (4, 4));
         let change = Change::Zero(BlockRange { block: 0, count: 1 });
         let entry = |seq| Entry {
-            stamp: farshore_proto::Stamp::default(),
             volume,
             epoch: Epoch(1),
             seq: Seq(seq),
+            stamp: farshore_proto::Stamp::default(),
             change,
             handle: Handle(seq),
             bytes: 0,

@@ -416,8 +416,7 @@ impl Control {
                 body.put_u64(welcome.journaled.0);
                 body.put_u64(welcome.committed.0);
                 body.put_u32(welcome.window_bytes);
-                body.put_u32(welcome.stamp.life);
-                body.put_u32(welcome.stamp.generation);
+                body.put_stamp(welcome.stamp);
                 body.put_zeros(4);
                 (FrameKind::Welcome, Seq(0))
             }
@@ -462,12 +461,8 @@ impl Control {
                     journaled: take_claim(&mut reader, "welcome journaled")?,
                     committed: take_claim(&mut reader, "welcome committed")?,
                     window_bytes: reader.u32()?,
-                    stamp: Stamp { life: reader.u32()?, generation: reader.u32()? },
+                    stamp: reader.stamp("welcome stamp")?,
                 };
-                if welcome.stamp.life == 0 && welcome.stamp.generation != 0 {
-                    let value = welcome.stamp.to_u64();
-                    return Err(DecodeError::Range { what: "welcome stamp", value });
-                }
                 reader.reserved(4)?;
                 Self::Welcome(welcome)
             }

@@ -122,10 +122,22 @@ impl<'a> Reader<'a> {
         Ok(value as usize)
     }
 
+    /// Eight bytes of a stamp.
+    ///
+    /// # Errors
+    /// `Truncated` at the end, `Range` for a generation of no life.
+    pub fn stamp(&mut self, what: &'static str) -> Result<Stamp, DecodeError> {
+        let stamp = Stamp { life: self.u32()?, generation: self.u32()? };
+        if stamp.life == 0 && stamp.generation != 0 {
+            return Err(DecodeError::Range { what, value: stamp.to_u64() });
+        }
+        Ok(stamp)
+    }
+
     /// Four bytes that count something, at most `max`, and the stamp behind them, if there is one.
     ///
     /// # Errors
-    /// `Truncated` at the end, `Limit` above `max`, `Range` for a stamp of no life.
+    /// `Truncated` at the end, `Limit` above `max`, `Range` for a stamp that says nothing.
     pub fn stamped_count(
         &mut self,
         what: &'static str,
@@ -136,12 +148,9 @@ impl<'a> Reader<'a> {
         if count as usize > max {
             return Err(DecodeError::Limit { what, value: count.into(), max: max as u64 });
         }
-        let mut stamp = Stamp::default();
-        if is_stamped {
-            stamp = Stamp { life: self.u32()?, generation: self.u32()? };
-            if stamp.life == 0 {
-                return Err(DecodeError::Range { what, value: stamp.to_u64() });
-            }
+        let stamp = if is_stamped { self.stamp(what)? } else { Stamp::default() };
+        if is_stamped && stamp == Stamp::default() {
+            return Err(DecodeError::Range { what, value: 0 });
         }
         Ok((count as usize, stamp))
     }
@@ -205,6 +214,8 @@ pub trait Put {
     fn put_u32(&mut self, value: u32);
     /// Appends eight bytes.
     fn put_u64(&mut self, value: u64);
+    /// Appends a stamp.
+    fn put_stamp(&mut self, stamp: Stamp);
     /// Appends a count below 2^31, and a stamp behind it unless it says nothing.
     fn put_stamped_count(&mut self, count: u32, stamp: Stamp);
     /// Appends bytes as they are.
@@ -230,14 +241,18 @@ impl Put for Vec<u8> {
         self.extend_from_slice(&value.to_le_bytes());
     }
 
+    fn put_stamp(&mut self, stamp: Stamp) {
+        self.put_u32(stamp.life);
+        self.put_u32(stamp.generation);
+    }
+
     fn put_stamped_count(&mut self, count: u32, stamp: Stamp) {
         assert!(count < STAMPED, "limits are far below");
-        if stamp.life == 0 {
+        if stamp == Stamp::default() {
             return self.put_u32(count);
         }
         self.put_u32(count | STAMPED);
-        self.put_u32(stamp.life);
-        self.put_u32(stamp.generation);
+        self.put_stamp(stamp);
     }
 
     fn put_bytes(&mut self, bytes: &[u8]) {

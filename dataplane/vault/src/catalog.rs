@@ -41,6 +41,14 @@ pub struct VolumeEnd {
     pub hole: Option<Hole>,
 }
 
+impl VolumeEnd {
+    /// The last seq, and the stamp of the frame there.
+    #[must_use]
+    pub fn last(&self) -> (Seq, Stamp) {
+        (self.last_seq, self.stamp)
+    }
+}
+
 /// Finds the end of a volume's stream: a new epoch goes on with the seq behind it.
 ///
 /// # Errors

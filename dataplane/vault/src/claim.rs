@@ -190,7 +190,7 @@ pub async fn claim_with(
     if is_held {
         let filled = Slot(wanted.first_slot.0.saturating_sub(UNSURE_SLOTS));
         let end = end_behind(vault, volume, wanted.log, filled).await.map_err(failed)?;
-        let (committed, stamp) = (end.last_seq, end.stamp);
+        let (committed, stamp) = end.last();
         return Ok(Claimed { committed, stamp, sealed: None, ordinal: None });
     }
     if last.epoch == wanted.epoch {
@@ -208,13 +208,9 @@ pub async fn claim_with(
         (Some(committed), _) => committed,
         // The stream goes on to the seal: a store that says less was asked too early, or has lost something.
         (None, Some((log, seal))) => {
-            let end = end_behind(vault, volume, log, seal.next()).await.map_err(failed)?;
-            (end.last_seq, end.stamp)
+            end_behind(vault, volume, log, seal.next()).await.map_err(failed)?.last()
         }
-        (None, None) => {
-            let end = end_of_volume(vault, volume).await.map_err(failed)?;
-            (end.last_seq, end.stamp)
-        }
+        (None, None) => end_of_volume(vault, volume).await.map_err(failed)?.last(),
     };
     begin(vault, wanted, epochs.len() as u64, committed, sealed).await
 }

@@ -405,12 +405,12 @@ pub(crate) async fn large(mib: u64) -> Large {
     let (volume, log) = (volumes[0].id, logs.remove(0).id);
     let blocks = mib * 256;
     let body = EpochBody {
-        stamp: Stamp::default(),
         epoch: Epoch(2),
         log,
         first_slot: Slot(0),
         first_seq: Seq(1),
         size_bytes: blocks * BLOCK_BYTES as u64,
+        stamp: Stamp::default(),
         label: String::new(),
     };
     assert!(matches!(claim(&vault, volume, &body).await, Ok(Claim::Claimed { .. })));
@@ -438,12 +438,12 @@ pub(crate) async fn large(mib: u64) -> Large {
             time_unix_ms: 0,
         };
         builder.push_span(Span {
-            stamp: Stamp::default(),
             volume,
             epoch: Epoch(2),
             first_seq: seq,
             last_seq: seq,
             mark: Some(mark),
+            stamp: Stamp::default(),
             extents,
         });
         let built = builder.finish().unwrap();

@@ -60,12 +60,12 @@ impl Bench {
         let vault = Vault::open(&store, &key).await.unwrap();
         let (volume, log) = (VOLUME.parse::<VolumeId>().unwrap(), LogId([7; 16]));
         let body = EpochBody {
-            stamp: farshore_proto::Stamp::default(),
             epoch: Epoch(1),
             log,
             first_slot: Slot(0),
             first_seq: Seq(1),
             size_bytes: DISK_BYTES as u64,
+            stamp: farshore_proto::Stamp::default(),
             label: "web /dev/vda".to_owned(),
         };
         epoch::claim(&vault, volume, &body).await.unwrap();
@@ -86,12 +86,12 @@ impl Bench {
             time_unix_ms: 1_000,
         };
         builder.push_span(Span {
-            stamp: farshore_proto::Stamp::default(),
             volume,
             epoch: Epoch(1),
             first_seq: Seq(1),
             last_seq: Seq(2),
             mark: Some(mark),
+            stamp: farshore_proto::Stamp::default(),
             extents: vec![extent],
         });
         let built = builder.finish().unwrap();

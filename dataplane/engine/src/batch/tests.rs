@@ -65,10 +65,10 @@ fn entry(seq: u64, op: &Op) -> Entry {
         }
     };
     Entry {
-        stamp: Stamp::default(),
         volume: VOLUME,
         epoch: Epoch(1),
         seq: Seq(seq),
+        stamp: Stamp::default(),
         change,
         handle: Handle(seq),
         bytes,

@@ -302,10 +302,10 @@ fn replays_what_the_vault_does_not_hold_and_drops_the_rest() {
         committed: (Seq(5), Stamp::default()),
     });
     let entry = |seq: u64| Entry {
-        stamp: Stamp::default(),
         volume: VOLUME,
         epoch: Epoch(1),
         seq: Seq(seq),
+        stamp: Stamp::default(),
         change: Change::Write(BlockRange { block: 0, count: 1 }),
         handle: Handle(seq),
         bytes: BLOCK_BYTES,

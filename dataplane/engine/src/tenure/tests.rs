@@ -18,10 +18,10 @@ fn id(n: usize) -> VolumeId {
 
 fn known() -> RecoveredVolume {
     RecoveredVolume {
-        stamp: Stamp::default(),
         epoch: Epoch(1),
         size_bytes: 4096,
         committed: Seq(0),
+        stamp: Stamp::default(),
     }
 }
 

@@ -42,12 +42,12 @@ async fn wait_for(dir: &Path, folder: &str) {
 /// A volume with one point, in one segment.
 async fn commit_volume(vault: &Vault) {
     let body = EpochBody {
-        stamp: farshore_proto::Stamp::default(),
         epoch: Epoch(1),
         log: LOG,
         first_slot: Slot(0),
         first_seq: Seq(1),
         size_bytes: 1 << 20,
+        stamp: farshore_proto::Stamp::default(),
         label: String::new(),
     };
     claim(vault, VOLUME, &body).await.unwrap();
@@ -60,12 +60,12 @@ async fn commit_volume(vault: &Vault) {
         Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt: false, time_unix_ms: 1 };
     let range = BlockRange { block: 0, count: CHUNK_BLOCKS_MIN as u64 };
     builder.push_span(Span {
-        stamp: farshore_proto::Stamp::default(),
         volume: VOLUME,
         epoch: Epoch(1),
         first_seq: Seq(1),
         last_seq: Seq(2),
         mark: Some(mark),
+        stamp: farshore_proto::Stamp::default(),
         extents: vec![Extent { range, source: ExtentSource::Chunk { chunk, first: 0 } }],
     });
     let built = builder.finish().unwrap();

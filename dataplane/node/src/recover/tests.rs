@@ -109,12 +109,12 @@ async fn a_journal_is_replayed_file_by_file() {
     let vault = vault(dir.path()).await;
     let volume = VolumeId([3; 16]);
     let body = EpochBody {
-        stamp: farshore_proto::Stamp::default(),
         epoch: Epoch(1),
         log: OURS,
         first_slot: Slot(0),
         first_seq: Seq(1),
         size_bytes: 1 << 20,
+        stamp: farshore_proto::Stamp::default(),
         label: String::new(),
     };
     claim(&vault, volume, &body).await.unwrap();

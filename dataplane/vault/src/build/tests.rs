@@ -65,10 +65,10 @@ fn batch(ops: &[Op]) -> (Vec<SpanPlan>, Frames, Image) {
         let (volume, epoch, seq) = (VolumeId([3; 16]), Epoch(1), header.seq);
         batch.add(
             &Entry {
-                stamp: farshore_proto::Stamp::default(),
                 volume,
                 epoch,
                 seq,
+                stamp: farshore_proto::Stamp::default(),
                 change,
                 handle,
                 bytes,
@@ -174,10 +174,10 @@ fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
         let (bytes, header) = (body.len(), header.encode());
         let handle = frames.insert(Frame { header, body });
         let entry = Entry {
-            stamp: farshore_proto::Stamp::default(),
             volume: VolumeId([3; 16]),
             epoch: Epoch(1),
             seq: Seq(seq),
+            stamp: farshore_proto::Stamp::default(),
             change,
             handle,
             bytes,

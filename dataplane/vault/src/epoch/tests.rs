@@ -4,12 +4,12 @@ use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot};
 
 fn body(epoch: u64, log: u8, first_seq: u64) -> EpochBody {
     EpochBody {
-        stamp: farshore_proto::Stamp::default(),
         epoch: Epoch(epoch),
         log: LogId([log; 16]),
         first_slot: Slot(0),
         first_seq: Seq(first_seq),
         size_bytes: 1 << 20,
+        stamp: farshore_proto::Stamp::default(),
         label: "db-1 /dev/vda".to_owned(),
     }
 }

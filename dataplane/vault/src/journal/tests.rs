@@ -36,10 +36,10 @@ fn file(number: u64, groups: u64) -> Vec<u8> {
 
 fn replay(number: u64, bytes: &[u8], committed: u64) -> (Vec<u64>, FileEnd) {
     let volume = RecoveredVolume {
-        stamp: Stamp::default(),
         epoch: Epoch(1),
         size_bytes: 100 * 4096,
         committed: Seq(committed),
+        stamp: Stamp::default(),
     };
     let volumes = BTreeMap::from([(VOLUME, volume)]);
     let mut bytes = bytes.to_vec();

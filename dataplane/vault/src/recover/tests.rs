@@ -137,10 +137,10 @@ async fn a_volume_that_only_the_journal_holds_is_found() {
     let journaled = BTreeSet::from([ours, stranger]);
     let found = recover(&world.vault, log, 2, &journaled, |_, _| {}).await.unwrap().unwrap();
     let known = RecoveredVolume {
-        stamp: Stamp::default(),
         epoch: Epoch(1),
         size_bytes: crate::testing::BLOCKS * 4096,
         committed: Seq(0),
+        stamp: Stamp::default(),
     };
     assert_eq!(found.volumes, BTreeMap::from([(ours, known)]));
     let other = world.logs[1].id;

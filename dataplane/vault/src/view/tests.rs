@@ -163,12 +163,12 @@ async fn spans_above_the_next_epochs_first_seq_do_not_count() {
     world.points.pop();
     let volume = world.volumes[0].id;
     let body = EpochBody {
-        stamp: farshore_proto::Stamp::default(),
         epoch: Epoch(2),
         log: world.logs[1].id,
         first_slot: Slot(0),
         first_seq: seq.next(),
         size_bytes: BLOCKS * BLOCK_BYTES as u64,
+        stamp: farshore_proto::Stamp::default(),
         label: String::new(),
     };
     crate::epoch::claim(&world.vault, volume, &body).await.unwrap();

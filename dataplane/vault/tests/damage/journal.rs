@@ -159,10 +159,10 @@ impl Journal {
     fn read(&self, files: &Files, committed: u64) -> ([usize; 2], bool) {
         let known = |volume: &VolumeId| {
             let known = RecoveredVolume {
-                stamp: farshore_proto::Stamp::default(),
                 epoch: EPOCH,
                 size_bytes: 1 << 32,
                 committed: Seq(committed),
+                stamp: farshore_proto::Stamp::default(),
             };
             (*volume, known)
         };

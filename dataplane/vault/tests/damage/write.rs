@@ -150,12 +150,12 @@ impl Writer {
         volume.epochs.push(Claimed { log, first_slot });
         let ordinal = volume.epochs.len() as u64;
         let body = EpochBody {
-            stamp: farshore_proto::Stamp::default(),
             epoch: Epoch(ordinal),
             log: self.logs[log].id,
             first_slot,
             first_seq,
             size_bytes: (volume.image.len() * BLOCK_BYTES) as u64,
+            stamp: farshore_proto::Stamp::default(),
             label: format!("machine {number}"),
         };
         let claimed = claim(&self.vault, volume.id, &body).await.unwrap();
@@ -224,12 +224,12 @@ impl Writer {
                 let extents = self.extents(&mut builder, &mut here, number, &ready.changed);
                 let volume = &self.volumes[number];
                 builder.push_span(Span {
-                    stamp: farshore_proto::Stamp::default(),
                     volume: volume.id,
                     epoch: Epoch(volume.epochs.len() as u64),
                     first_seq: ready.first,
                     last_seq: ready.last,
                     mark: ready.mark,
+                    stamp: farshore_proto::Stamp::default(),
                     extents: extents.clone(),
                 });
                 spans.push((number, ready, extents));

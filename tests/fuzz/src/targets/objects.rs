@@ -62,5 +62,8 @@ pub(super) fn epoch_body(bytes: &[u8]) {
 }
 
 pub(super) fn epoch_body_samples() -> Vec<Vec<u8>> {
-    vec![include_bytes!("../../../../dataplane/proto/testdata/v1/epoch-body.bin").to_vec()]
+    vec![
+        include_bytes!("../../../../dataplane/proto/testdata/v1/epoch-body.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v1/epoch-body-stamped.bin").to_vec(),
+    ]
 }

@@ -23,6 +23,8 @@ const FRAMES_BYTES_MAX: u64 = 1 << 20;
 const SEGMENT: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v1/segment.bin");
 const SEAL: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v1/seal.bin");
 const TABLE: &[u8] = include_bytes!("../../../../dataplane/proto/testdata/v1/segment-table.bin");
+const STAMPED: &[u8] =
+    include_bytes!("../../../../dataplane/proto/testdata/v1/segment-table-stamped.bin");
 
 pub(super) fn header(bytes: &[u8]) {
     checksum::both(bytes, SEGMENT_HEADER_BYTES, |bytes| {
@@ -73,7 +75,7 @@ pub(super) fn table_samples() -> Vec<Vec<u8>> {
     let mut of_two_logs = Table::decode(TABLE).expect("it is pinned");
     let place = ChunkPlace::There { log: LogId([0xee; 16]), slot: Slot(3), chunk: 1 };
     of_two_logs.chunks.push(SegmentChunk { id: ChunkId([0x77; 32]), blocks: 2, place });
-    vec![TABLE.to_vec(), vec![0; 16], of_two_logs.encode()]
+    vec![TABLE.to_vec(), STAMPED.to_vec(), vec![0; 16], of_two_logs.encode()]
 }
 
 /// A whole object: as found, or with the input as its table and, again and again, its frames.

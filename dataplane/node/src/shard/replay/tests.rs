@@ -68,10 +68,10 @@ impl Rig {
 
     fn read(&self) -> (Vec<u64>, Vec<u64>, u64) {
         let known = RecoveredVolume {
-            stamp: farshore_proto::Stamp::default(),
             epoch: Epoch(1),
             size_bytes: 100 * 4096,
             committed: Seq(3),
+            stamp: farshore_proto::Stamp::default(),
         };
         let volumes = BTreeMap::from([(VOLUME, known)]);
         let found = read_files(&self.journal(), &self.vault, LOG, &volumes).unwrap();
