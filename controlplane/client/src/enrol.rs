@@ -172,7 +172,8 @@ async fn certify(
     Ok(certificate)
 }
 
-/// Renews the certificate at half of its life, again and again. Once it has expired, a token brings
+/// Renews the certificate at half of its life, again and again, and when the control plane took it after it
+/// had refused it. Once it has expired, a token brings
 /// the next one, at any time.
 pub async fn renew_until_dropped(
     identity: Arc<Identity>,
@@ -183,7 +184,7 @@ pub async fn renew_until_dropped(
         let wait = identity.until_renewal();
         let trouble = identity.trouble();
         if !wait.is_zero() && trouble.is_none() {
-            tokio::time::sleep(wait.min(LOOK_EVERY)).await;
+            identity.wait_until_due(wait.min(LOOK_EVERY)).await;
             continue;
         }
         let asked = match client.renew(&identity).await {

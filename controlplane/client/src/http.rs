@@ -208,18 +208,22 @@ impl ControlClient {
             }
             bytes.extend_from_slice(&part);
         }
-        let answered = || self.identity.iter().for_each(|identity| identity.control_answered());
+        let tell = |what: fn(&Identity)| self.identity.as_deref().into_iter().for_each(what);
         if status.is_success() {
             let value = serde_json::from_slice(&bytes).map_err(|_| strange())?;
-            answered();
+            tell(Identity::control_answered);
+            tell(Identity::control_took);
             return Ok(value);
         }
         let body: ErrorBody = serde_json::from_slice(&bytes).map_err(|_| strange())?;
         // One that cannot do its work renews no certificates either.
         if body.error.kind != ErrorKind::Unavailable && body.error.kind != ErrorKind::Internal {
-            answered();
+            tell(Identity::control_answered);
         }
         let ErrorDetail { code, message, .. } = body.error;
+        if code == ErrorCode::Unauthenticated {
+            tell(Identity::control_refused);
+        }
         Err(ClientError::Refused { code, message, retry_after })
     }
 }

@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::Notify;
 use uuid::Uuid;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -118,6 +119,8 @@ pub struct Identity {
     roots: Arc<RootCertStore>,
     key: KeyPair,
     current: Mutex<Current>,
+    /// Told when the certificate became due before its time.
+    due: Notify,
     heard: Heard,
 }
 
@@ -179,7 +182,8 @@ impl Identity {
         let mut roots = RootCertStore::empty();
         roots.add(ca.clone()).map_err(|error| format!("no CA certificate: {error}"))?;
         let (roots, &Certificate { id, role, .. }) = (Arc::new(roots), certificate);
-        Ok(Self { dir, id, role, ca_pem, ca, roots, key, current, heard: Heard::default() })
+        let (due, heard) = (Notify::new(), Heard::default());
+        Ok(Self { dir, id, role, ca_pem, ca, roots, key, current, due, heard })
     }
 
     /// Takes a new certificate for the same key: first onto the disk, then into use. Blocks.
@@ -238,6 +242,29 @@ impl Identity {
     #[must_use]
     pub fn is_expired(&self) -> bool {
         self.lock().not_after < SystemTime::now()
+    }
+
+    /// Waits `longest`, or until the certificate becomes due before its time.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn wait_until_due(&self, longest: Duration) {
+        tokio::select! {
+            () = self.due.notified() => (),
+            () = tokio::time::sleep(longest) => (),
+        }
+    }
+
+    /// The control plane did what was asked for with the certificate.
+    pub(crate) fn control_took(&self) {
+        if self.lock().renewal.taken() {
+            self.due.notify_one();
+        }
+    }
+
+    /// The control plane let nobody in with the certificate.
+    pub(crate) fn control_refused(&self) {
+        self.lock().renewal.refused();
     }
 
     /// The control plane answered just now.

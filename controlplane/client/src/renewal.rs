@@ -3,6 +3,10 @@
 //! At half of its life, by the wall clock or by time that has passed, whichever comes first. A wall clock
 //! that is set back, once or again and again, would put the renewal off until those who look at the
 //! certificate with a right clock take it no more; time that has passed does not go back.
+//!
+//! One that the control plane refused and then took is due at once. Its holder was taken for a copy: a
+//! machine that was set back, while the control plane still remembered the newer certificate. Nodes and
+//! agents go on asking for one that is newer than both.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,16 +17,41 @@ pub(crate) struct Renewal {
     not_after: SystemTime,
     /// When it was taken or found, in monotonic time.
     since: Duration,
+    standing: Standing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Good,
+    Refused,
+    TakenAgain,
 }
 
 impl Renewal {
     /// Of a certificate that is valid for so long, and that is there since so long a monotonic time.
     pub(crate) fn new(not_before: SystemTime, not_after: SystemTime, since: Duration) -> Self {
-        Self { not_before, not_after, since }
+        Self { not_before, not_after, since, standing: Standing::Good }
+    }
+
+    /// The control plane did not take it.
+    pub(crate) fn refused(&mut self) {
+        self.standing = Standing::Refused;
+    }
+
+    /// The control plane took it; whether it is due at once for that.
+    pub(crate) fn taken(&mut self) -> bool {
+        let is_again = self.standing == Standing::Refused;
+        if is_again {
+            self.standing = Standing::TakenAgain;
+        }
+        is_again
     }
 
     /// How long until it is due, by a monotonic clock and a wall clock.
     pub(crate) fn until(&self, now: Duration, wall: SystemTime) -> Duration {
+        if self.standing == Standing::TakenAgain {
+            return Duration::ZERO;
+        }
         let half = self.not_after.duration_since(self.not_before).unwrap_or_default() / 2;
         let by_wall = (self.not_before + half).duration_since(wall).unwrap_or_default();
         let by_time = (self.since + half).saturating_sub(now);

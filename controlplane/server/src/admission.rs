@@ -106,6 +106,13 @@ impl Holders {
         }
     }
 
+    /// As if nobody had been heard for a long time.
+    #[cfg(test)]
+    pub(crate) fn let_all_be_silent(&self) {
+        let long_ago = Instant::now() - 2 * crate::domain::generation::LIVING;
+        self.lock().values_mut().for_each(|holder| holder.heard = long_ago);
+    }
+
     /// How long ago the holder of `generation` was heard; since the start if not at all.
     fn silent(&self, id: Uuid, generation: u64) -> Duration {
         let known = self.lock();
@@ -159,14 +166,14 @@ pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admit
         Verdict::First => {
             let is_told = app.db.first_use(id, serial, &from, is_watched).await?;
             app.holders.used_first(id, generation);
-            wake_if(app, is_told);
+            gather_if(app, is_told);
         }
         Verdict::Newer => {
             let not_after_s = peer.expires_at_unix_s;
             let issued = Issued { serial: *serial, key: peer.key, not_after_s };
             let is_told = app.db.adopt(role, id, &issued, &from, is_watched).await?;
             app.holders.used_first(id, generation);
-            wake_if(app, is_told);
+            gather_if(app, is_told);
         }
         Verdict::Late => return Ok(Admitted::Late),
         Verdict::SetBack => {
@@ -205,10 +212,10 @@ const fn refusal(verdict: Verdict) -> Option<&'static str> {
     }
 }
 
-/// What older certificates have open ends as soon as it is heard of.
-fn wake_if(app: &App, is_told: bool) {
+/// What older certificates have open ends as soon as it is heard of. Many may be renewed at once.
+fn gather_if(app: &App, is_told: bool) {
     if is_told {
-        app.changes.wake(Topic::Assignments);
+        app.changes.wake_soon();
     }
 }
 
@@ -226,6 +233,8 @@ async fn tell(
     let Peer { role, id, serial, .. } = *peer;
     warn!(%role, %id, generation = serial.generation(), from, what, "a certificate was shown");
     app.db.note_holder(role, id, what, &serial, from, is_new_clone).await?;
-    wake_if(app, is_new_clone);
+    if is_new_clone {
+        app.changes.wake(Topic::Assignments);
+    }
     Ok(())
 }

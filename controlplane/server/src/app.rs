@@ -1,7 +1,8 @@
 //! What every request shares: the catalogue, the CA, and who to wake when something changes.
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use farshore_api::limits;
@@ -174,6 +175,9 @@ pub enum Topic {
     Failovers,
 }
 
+/// How long a wake-up waits for others like it.
+const GATHER: Duration = Duration::from_millis(500);
+
 /// Wakes those who wait. The numbers only say that something happened; what happened is read from
 /// the catalogue, so that a missed wake-up costs a wait and never a change.
 #[derive(Debug)]
@@ -182,6 +186,8 @@ pub struct Changes {
     points: watch::Sender<u64>,
     failovers: watch::Sender<u64>,
     stop: watch::Sender<bool>,
+    /// A wake-up of those who wait for assignments is on its way.
+    is_gathering: Arc<AtomicBool>,
 }
 
 impl Default for Changes {
@@ -191,6 +197,7 @@ impl Default for Changes {
             points: watch::Sender::new(0),
             failovers: watch::Sender::new(0),
             stop: watch::Sender::new(false),
+            is_gathering: Arc::default(),
         }
     }
 }
@@ -207,6 +214,21 @@ impl Changes {
     /// Wakes everybody who waits for `topic`.
     pub fn wake(&self, topic: Topic) {
         self.sender(topic).send_modify(|number| *number = number.wrapping_add(1));
+    }
+
+    /// Wakes everybody who waits for assignments within [`GATHER`], once for all that is told in that time: a
+    /// wake-up for each of many that change at once would cost the square of their number. Needs a runtime.
+    pub fn wake_soon(&self) {
+        if self.is_gathering.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (is_gathering, sender) = (Arc::clone(&self.is_gathering), self.assignments.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(GATHER).await;
+            // First: whoever is woken does not see what is told from now on.
+            is_gathering.store(false, Ordering::Release);
+            sender.send_modify(|number| *number = number.wrapping_add(1));
+        });
     }
 
     /// A receiver that is told of every later wake-up of `topic`.
@@ -270,6 +292,22 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_at_once_wakes_once_and_what_comes_later_again() {
+        let changes = Changes::default();
+        let mut waits = changes.listen(Topic::Assignments);
+        for _round in 0..2 {
+            let before = *waits.borrow_and_update();
+            for _renewal in 0..1_000 {
+                changes.wake_soon();
+            }
+            assert!(!waits.has_changed().unwrap(), "it waits for more");
+            tokio::time::timeout(GATHER * 2, waits.changed()).await.unwrap().unwrap();
+            tokio::time::sleep(GATHER * 4).await;
+            assert_eq!(*waits.borrow_and_update(), before + 1);
+        }
+    }
 
     #[tokio::test]
     async fn a_wait_ends_with_the_change_or_the_deadline() {

@@ -160,6 +160,45 @@ async fn a_certificate_past_half_of_its_life_is_renewed_by_itself() {
     assert_eq!(server.requests().len(), 1, "only the one that was due");
 }
 
+/// H8: a machine that was set back within a minute is taken for a copy first. Let in again, it must have a
+/// certificate newer than the one that nodes know, and not only at half of its life.
+#[tokio::test]
+async fn a_certificate_that_is_taken_after_it_was_refused_is_renewed_at_once() {
+    let authority = Arc::new(Authority::new());
+    let issuer = Arc::clone(&authority);
+    let mut refusals = 2;
+    let server = Server::start(authority.server(&authority.certificate()), move |request| {
+        if request.path == "/api/v1/renew" {
+            let request: RenewRequest = serde_json::from_str(&request.body).unwrap();
+            return ok(&issuer.issue(ME, &request.csr_pem, FRESH));
+        }
+        if refusals > 0 {
+            refusals -= 1;
+            return error(ErrorCode::Unauthenticated);
+        }
+        ok(&request.path)
+    });
+    let (_dir, identity) = holds(&authority, FRESH);
+    let client = ControlClient::new(&server.url(), &identity).unwrap();
+    let task = tokio::spawn(renew_until_dropped(Arc::clone(&identity), client.clone(), None));
+    let old = identity.certified();
+    for is_refused in [true, true, false] {
+        let answer = client.get::<String>("/report", Duration::ZERO).await;
+        assert_eq!(answer.is_err(), is_refused, "{answer:?}");
+        assert!(!is_refused || !identity.until_renewal().is_zero(), "it would be refused as well");
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Arc::ptr_eq(&identity.certified(), &old) {
+        assert!(Instant::now() < deadline, "it was not renewed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!identity.until_renewal().is_zero(), "once is enough");
+    client.get::<String>("/report", Duration::ZERO).await.unwrap();
+    task.abort();
+    let renewals = server.requests().iter().filter(|r| r.path == "/api/v1/renew").count();
+    assert_eq!(renewals, 1);
+}
+
 /// C2: with a clock that is a day ahead every certificate is over, the new one too.
 #[tokio::test]
 async fn a_certificate_that_is_over_when_it_comes_is_not_asked_for_again_and_again() {
