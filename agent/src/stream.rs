@@ -18,7 +18,7 @@ use farshore_engine::lineage::Lineage;
 use farshore_engine::source::{Breach, Opened};
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::blocks_of;
-use farshore_proto::{ErrorKind, Seq, VolumeId};
+use farshore_proto::{ErrorKind, Seq, Stamp, VolumeId};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -483,6 +483,20 @@ impl Stream {
     /// What the system said. It holds in memory all the same, and the next note of anything writes it.
     pub fn share(&self, is_shared: bool) -> io::Result<()> {
         self.state.update(|state| state.is_shared = is_shared)
+    }
+
+    /// Whose the log's frame `seq` is; none if the log does not hold it, or not as it was appended. Blocks.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn held(&self, seq: Seq) -> Result<Option<Stamp>, LogError> {
+        match self.log.stamp_of(seq) {
+            Err(error @ LogError::Damaged { .. }) => {
+                tracing::warn!(volume = %self.volume, %error, "whose frame it is cannot be read");
+                Ok(None)
+            }
+            held => held,
+        }
     }
 
     /// Empties the log and goes on at `next`, with the disk in doubt as far as `breach` says. Blocks.

@@ -4,9 +4,9 @@ use super::{Log, LogError};
 use crate::files::FileIo;
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
-use farshore_proto::{DecodeError, Seq};
+use farshore_proto::{DecodeError, Seq, Stamp};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const FRAME_BYTES_MAX: u64 = (FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX) as u64;
@@ -59,15 +59,8 @@ impl Log {
         bytes_max: u64,
         buffer: &mut Vec<u8>,
     ) -> Result<Run, LogError> {
-        let (file, first, end, path) = {
-            let writer = self.lock();
-            let index = writer.parts.partition_point(|part| part.first <= cursor.next);
-            if index == 0 || cursor.next >= writer.next {
-                return Err(LogError::Missing { seq: cursor.next });
-            }
-            let part = &writer.parts[index - 1];
-            (Arc::clone(&part.file), part.first, part.end, part.path.clone())
-        };
+        let missing = LogError::Missing { seq: cursor.next };
+        let Holder { file, first, end, path } = self.holder(cursor.next).ok_or(missing)?;
         let failed = |bad: Bad| bad.error(&path);
         if cursor.first != first {
             (cursor.first, cursor.offset) =
@@ -85,6 +78,35 @@ impl Log {
         cursor.next = run.last.next();
         Ok(run)
     }
+
+    /// What the frame `seq` says whose it is; none if the log does not hold it. Blocks.
+    ///
+    /// # Errors
+    /// `Damaged` if it is not what was appended, `Io` if it cannot be read.
+    pub fn stamp_of(&self, seq: Seq) -> Result<Option<Stamp>, LogError> {
+        let Some(Holder { file, first, path, .. }) = self.holder(seq) else { return Ok(None) };
+        let stamp = seek(&*file, first, seq).and_then(|offset| header_at(&*file, seq, offset));
+        stamp.map(|header| Some(header.stamp)).map_err(|bad| bad.error(&path))
+    }
+
+    fn holder(&self, seq: Seq) -> Option<Holder> {
+        let writer = self.lock();
+        let index = writer.parts.partition_point(|part| part.first <= seq);
+        if index == 0 || seq >= writer.next {
+            return None;
+        }
+        let part = &writer.parts[index - 1];
+        let (file, path) = (Arc::clone(&part.file), part.path.clone());
+        Some(Holder { file, first: part.first, end: part.end, path })
+    }
+}
+
+/// The file that holds a frame.
+struct Holder {
+    file: Arc<dyn FileIo>,
+    first: Seq,
+    end: u64,
+    path: PathBuf,
 }
 
 /// Why a file does not give what was put into it.
@@ -163,16 +185,21 @@ fn whole_frames(
 /// The offset of the frame `wanted` in a file that begins with `first`.
 fn seek(file: &dyn FileIo, first: Seq, wanted: Seq) -> Result<u64, Bad> {
     let mut offset = HRL_HEADER_BYTES as u64;
-    let mut head = [0; FRAME_HEADER_BYTES];
     for seq in (first.0..wanted.0).map(Seq) {
-        read(file, seq, offset, &mut head)?;
-        let bad = |source| Bad::Frame { seq, offset, source };
-        let header = FrameHeader::decode(&head).map_err(bad)?;
-        if header.seq != seq {
-            let value = header.seq.0;
-            return Err(bad(DecodeError::Range { what: "log frame seq", value }));
-        }
+        let header = header_at(file, seq, offset)?;
         offset += (FRAME_HEADER_BYTES + header.body_bytes) as u64;
     }
     Ok(offset)
+}
+
+/// The header of the frame `seq`, which begins at `offset`.
+fn header_at(file: &dyn FileIo, seq: Seq, offset: u64) -> Result<FrameHeader, Bad> {
+    let mut head = [0; FRAME_HEADER_BYTES];
+    read(file, seq, offset, &mut head)?;
+    let bad = |source| Bad::Frame { seq, offset, source };
+    let header = FrameHeader::decode(&head).map_err(bad)?;
+    if header.seq == seq {
+        return Ok(header);
+    }
+    Err(bad(DecodeError::Range { what: "log frame seq", value: header.seq.0 }))
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::faulty_files::{FaultyFiles, Sickness, time};
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
-use farshore_proto::{BlockRange, MarkKind, PointId, VolumeId};
+use farshore_proto::{BlockRange, MarkKind, PointId, Stamp, VolumeId};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -36,6 +36,28 @@ fn open_logged(dir: &Path, logged: u64) -> (Log, Recovered) {
 
 fn open(dir: &Path) -> (Log, Recovered) {
     Log::open(dir, VOLUME, LIMIT).unwrap()
+}
+
+#[test]
+fn says_whose_each_frame_is_that_it_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    let stamps = [1, 2, 2, 5].map(|generation| Stamp { life: 7, generation });
+    for (number, stamp) in (0..).zip(stamps) {
+        log.stamps().durable(log.stamps().begin(), stamp);
+        write(&log, u64::from(number), number);
+    }
+    let held = |log: &Log, seq| log.stamp_of(Seq(seq)).unwrap();
+    let all = |log: &Log| [0, 1, 2, 3, 4, 5].map(|seq| held(log, seq));
+    let expected = [None, Some(stamps[0]), Some(stamps[1]), Some(stamps[2]), Some(stamps[3]), None];
+    assert_eq!(all(&log), expected);
+    log.sync().unwrap();
+    drop(log);
+    let (log, _) = open(dir.path());
+    assert_eq!(all(&log), expected);
+    log.restart(Seq(9)).unwrap();
+    assert_eq!(held(&log, 4), None);
+    assert_eq!(held(&log, 8), None);
 }
 
 fn block(number: u8) -> Vec<u8> {

@@ -211,7 +211,7 @@ impl Driver {
                 self.work = None;
                 self.finish(done);
             }
-            Some(said) = OptionFuture::from(said) => self.hear(said),
+            Some(said) = OptionFuture::from(said) => self.hear(said).await,
             () = self.session.stream.log.appended() => {}
             Some(()) = OptionFuture::from(deadline) => self.feed(Input::Tick),
             Some(()) = OptionFuture::from(join_again) => {
@@ -429,12 +429,18 @@ impl Driver {
         self.feed(Input::Connected { first: place.first, last: place.last });
     }
 
-    fn hear(&mut self, said: Option<Result<Said, WireError>>) {
+    async fn hear(&mut self, said: Option<Result<Said, WireError>>) {
         match said {
             Some(Ok(Said::Welcome(welcome))) => {
                 self.trouble = None;
                 self.welcomed_bytes = self.said_bytes;
-                self.feed(Input::Welcomed(welcome));
+                let stream = Arc::clone(&self.session.stream);
+                let held = tokio::task::spawn_blocking(move || stream.held(welcome.received));
+                let held = held.await.map_err(|error| error.to_string());
+                match held.and_then(|held| held.map_err(|error| error.to_string())) {
+                    Ok(held) => self.feed(Input::Welcomed { welcome, held }),
+                    Err(error) => self.lose(format!("the log cannot be read: {error}")),
+                }
             }
             Some(Ok(Said::Ack(ack))) => self.feed(Input::Acked(ack)),
             Some(Ok(Said::Refusal(refusal))) => {

@@ -222,7 +222,9 @@ pub async fn renew_until_dropped(
             {
                 break;
             }
-            tokio::time::sleep(TOKEN_EVERY).await;
+            if identity.wait_until_due(TOKEN_EVERY).await {
+                break;
+            }
         }
     }
 }

@@ -119,7 +119,7 @@ pub struct Identity {
     roots: Arc<RootCertStore>,
     key: KeyPair,
     current: Mutex<Current>,
-    /// Told when the certificate became due before its time.
+    /// Told when the control plane took the certificate after it had refused it.
     due: Notify,
     heard: Heard,
 }
@@ -244,14 +244,15 @@ impl Identity {
         self.lock().not_after < SystemTime::now()
     }
 
-    /// Waits `longest`, or until the certificate becomes due before its time.
+    /// Waits `longest`, or until the control plane took the certificate after it had refused it; whether it
+    /// did.
     ///
     /// # Cancel safety
     /// Safe.
-    pub(crate) async fn wait_until_due(&self, longest: Duration) {
+    pub(crate) async fn wait_until_due(&self, longest: Duration) -> bool {
         tokio::select! {
-            () = self.due.notified() => (),
-            () = tokio::time::sleep(longest) => (),
+            () = self.due.notified() => true,
+            () = tokio::time::sleep(longest) => false,
         }
     }
 

@@ -37,6 +37,8 @@ struct Holder {
     heard: Instant,
     /// The newest generation that this process saw used first, and when.
     first: Option<(u64, Instant)>,
+    /// The newest generation that a copy was found of, and when.
+    copied: Option<(u64, Instant)>,
     /// When which event was told last.
     told: BTreeMap<&'static str, Instant>,
 }
@@ -63,7 +65,8 @@ impl Holders {
     }
 
     fn unheard(&self) -> Holder {
-        Holder { issued: 0, generation: 0, heard: self.since, first: None, told: BTreeMap::new() }
+        let (heard, first, copied) = (self.since, None, None);
+        Holder { issued: 0, generation: 0, heard, first, copied, told: BTreeMap::new() }
     }
 
     /// A certificate of `generation` was issued.
@@ -106,11 +109,34 @@ impl Holders {
         }
     }
 
-    /// As if nobody had been heard for a long time.
+    /// The holder of a certificate older than `newest` was found to be another than that one's.
+    fn found_copy(&self, id: Uuid, newest: u64) {
+        let found = Some((newest, Instant::now()));
+        let mut known = self.lock();
+        let holder = known.entry(id).or_insert_with(|| self.unheard());
+        if holder.copied.is_none_or(|(before, _)| before < newest) {
+            holder.copied = found;
+        }
+    }
+
+    /// Whether the holder of a newer certificate was heard since that of `generation` was found to be another:
+    /// two live, and neither is an older state of the other.
+    fn are_two(&self, id: Uuid, generation: u64) -> bool {
+        let known = self.lock();
+        known.get(&id).is_some_and(|holder| {
+            let found = holder.copied.filter(|(newest, _)| *newest > generation);
+            found.is_some_and(|(_, at)| holder.generation > generation && holder.heard > at)
+        })
+    }
+
+    /// As if all that was heard had been heard long ago.
     #[cfg(test)]
     pub(crate) fn let_all_be_silent(&self) {
-        let long_ago = Instant::now() - 2 * crate::domain::generation::LIVING;
-        self.lock().values_mut().for_each(|holder| holder.heard = long_ago);
+        let long = 2 * crate::domain::generation::LIVING;
+        for holder in self.lock().values_mut() {
+            holder.heard -= long;
+            holder.copied = holder.copied.map(|(newest, at)| (newest, at - long));
+        }
     }
 
     /// How long ago the holder of `generation` was heard; since the start if not at all.
@@ -160,7 +186,10 @@ pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admit
     let first_use = app.holders.first_use(id, used);
     // Nodes hear of agents' newest generation, agents of a node's only if there is a copy of it.
     let is_watched = role == Role::Agent || known.is_cloned;
-    let verdict = judge(&known, generation, clock::now_ms(), first_use, silent);
+    let verdict = match judge(&known, generation, clock::now_ms(), first_use, silent) {
+        Verdict::SetBack if app.holders.are_two(id, generation) => Verdict::Cloned,
+        verdict => verdict,
+    };
     match verdict {
         Verdict::Good => {}
         Verdict::First => {
@@ -180,7 +209,10 @@ pub async fn admit(app: &App, peer: &Peer, from: Option<IpAddr>) -> Result<Admit
             tell(app, peer, "identity.set_back", &from, false).await?;
             return Ok(Admitted::Fully);
         }
-        Verdict::Cloned => tell(app, peer, "identity.cloned", &from, !known.is_cloned).await?,
+        Verdict::Cloned => {
+            app.holders.found_copy(id, used);
+            tell(app, peer, "identity.cloned", &from, !known.is_cloned).await?;
+        }
         Verdict::Over => tell(app, peer, "identity.over", &from, false).await?,
         Verdict::Revoked | Verdict::Unknown => {}
     }

@@ -130,7 +130,9 @@ mod tests {
         assert!(!long.covers(stamp(3, 0)) && long.covers(stamp(10, 0)));
         long.begin(17);
         assert!(long.covers(stamp(10, 0)), "the same life does not begin twice");
-        let mut full = Lineage::from_kept([stamp(1, u32::MAX).to_u64(); LIVES_MAX]);
-        assert!(!full.raise(), "a life has as many generations as its number holds");
+        let of = |generation| Lineage::from_kept([stamp(1, generation).to_u64(); LIVES_MAX]);
+        assert!(of(Stamp::UNSAID - 2).raise());
+        let is_raised = of(Stamp::UNSAID - 1).raise();
+        assert!(!is_raised, "the next number would say that the frame says nothing of intents");
     }
 }

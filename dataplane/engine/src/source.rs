@@ -120,7 +120,12 @@ pub enum Input {
         last: Seq,
     },
     /// The node answered the hello.
-    Welcomed(Welcome),
+    Welcomed {
+        /// What it has.
+        welcome: Welcome,
+        /// Whose the log's own frame of the number `welcome.received` is, if the log still holds it.
+        held: Option<Stamp>,
+    },
     /// The log was emptied as [`Output::Restart`] said.
     Restarted,
     /// The frames up to `last` have been read from the log and are being given to the transport.
@@ -354,7 +359,7 @@ impl Source {
             Input::Marked { seq, mark, at } => self.marked(seq, mark, at, out),
             Input::Unchanged { seq, at } => self.unchanged(seq, at),
             Input::Connected { first, last } => self.connected(now, first, last, out),
-            Input::Welcomed(welcome) => self.welcomed(now, welcome, out),
+            Input::Welcomed { welcome, held } => self.welcomed(now, welcome, held, out),
             Input::Restarted => self.restarted(now, out),
             Input::Sending { last, bytes } => self.sending(now, last, bytes),
             Input::Ready => self.is_sending = false,
@@ -393,7 +398,13 @@ impl Source {
         out.push(Output::Hello { first, last, is_overtaken: self.is_overtaken });
     }
 
-    fn welcomed(&mut self, now: Timestamp, welcome: Welcome, out: &mut Vec<Output>) {
+    fn welcomed(
+        &mut self,
+        now: Timestamp,
+        welcome: Welcome,
+        held: Option<Stamp>,
+        out: &mut Vec<Output>,
+    ) {
         let in_order =
             welcome.committed <= welcome.journaled && welcome.journaled <= welcome.received;
         if !matches!(self.phase, Greeted { .. }) || !in_order {
@@ -403,7 +414,7 @@ impl Source {
         self.welcome = welcome;
         self.refusal = None;
         self.is_overtaken = false;
-        match self.breach(welcome) {
+        match self.breach(welcome, held) {
             Some(breach) => {
                 let kept = if breach == Breach::TailLost { self.known } else { Seq(0) };
                 self.marks.retain(|pending| pending.seq <= kept);
@@ -415,25 +426,34 @@ impl Source {
     }
 
     /// Why the log does not join what the node has, if it does not.
-    fn breach(&self, welcome: Welcome) -> Option<Breach> {
+    fn breach(&self, welcome: Welcome, held: Option<Stamp>) -> Option<Breach> {
         if self.declare_empty {
             return Some(Breach::Gap);
         }
-        let is_this_run = self.has_joined && welcome.stamp.life == self.life;
-        let is_own = is_this_run || self.lineage.covers(welcome.stamp);
         if welcome.received > self.known {
-            let is_tail = !self.has_joined && is_own;
+            let is_tail = !self.has_joined && self.lineage.covers(welcome.stamp);
             return Some(if is_tail { Breach::TailLost } else { Breach::Foreign });
         }
-        // As many frames as were sent from here, but another's: a branch of it went on elsewhere.
+        let is_lost = welcome.received < self.committed;
+        let is_anothers = match held.filter(|held| held.is_known() && welcome.stamp.is_known()) {
+            // The node's newest frame is the log's own, or it is not.
+            Some(held) => held != welcome.stamp,
+            None => self.may_be_anothers(welcome),
+        };
+        let is_anothers = is_anothers && !is_on(Bug::OthersFramesJoin);
+        (is_lost || is_anothers).then_some(Breach::Foreign)
+    }
+
+    /// As many frames as were sent from here, or fewer, and the log holds the newest of them no more: whether
+    /// it may be another's, because a branch of this stream went on elsewhere.
+    fn may_be_anothers(&self, welcome: Welcome) -> bool {
+        let is_this_run = self.has_joined && welcome.stamp.life == self.life;
+        let is_own = is_this_run || self.lineage.covers(welcome.stamp);
         let is_as_joined = self.has_joined && self.joined_at == (welcome.received, welcome.stamp);
         // The run before this one may have said whose its last frames were, and no more.
         let is_line = !self.has_joined && self.lineage.is_newest(welcome.stamp, self.sending);
-        let is_known = welcome.stamp != Stamp::default() || self.is_shared;
-        let is_anothers = is_known && !is_own && !is_line && !is_as_joined;
-        let is_anothers = is_anothers && !is_on(Bug::OthersFramesJoin);
-        let is_lost = welcome.received < self.committed;
-        (is_lost || is_anothers).then_some(Breach::Foreign)
+        let is_known = welcome.stamp.is_known() || self.is_shared;
+        is_known && !is_own && !is_line && !is_as_joined
     }
 
     fn restarted(&mut self, now: Timestamp, out: &mut Vec<Output>) {

@@ -170,6 +170,12 @@ impl Stamp {
         Self { life, generation }
     }
 
+    /// Whether it says anything.
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        self != Self::default()
+    }
+
     /// As one number.
     #[must_use]
     pub fn to_u64(self) -> u64 {

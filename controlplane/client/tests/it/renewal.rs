@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -164,39 +165,49 @@ async fn a_certificate_past_half_of_its_life_is_renewed_by_itself() {
 /// certificate newer than the one that nodes know, and not only at half of its life.
 #[tokio::test]
 async fn a_certificate_that_is_taken_after_it_was_refused_is_renewed_at_once() {
-    let authority = Arc::new(Authority::new());
-    let issuer = Arc::clone(&authority);
-    let mut refusals = 2;
-    let server = Server::start(authority.server(&authority.certificate()), move |request| {
-        if request.path == "/api/v1/renew" {
+    // Mostly it is past half of its life, or there would be no newer one: then renewals were refused already.
+    for (life, refused_renewals) in [(FRESH, 0), (DUE, 1)] {
+        let authority = Arc::new(Authority::new());
+        let issuer = Arc::clone(&authority);
+        let is_refused = Arc::new(AtomicBool::new(true));
+        let refuses = Arc::clone(&is_refused);
+        let server = Server::start(authority.server(&authority.certificate()), move |request| {
+            if refuses.load(Ordering::SeqCst) {
+                return error(ErrorCode::Unauthenticated);
+            }
+            if request.path != "/api/v1/renew" {
+                return ok(&request.path);
+            }
             let request: RenewRequest = serde_json::from_str(&request.body).unwrap();
-            return ok(&issuer.issue(ME, &request.csr_pem, FRESH));
+            ok(&issuer.issue(ME, &request.csr_pem, FRESH))
+        });
+        let renewals =
+            || server.requests().iter().filter(|request| request.path == "/api/v1/renew").count();
+        let (_dir, identity) = holds(&authority, life);
+        let client = ControlClient::new(&server.url(), &identity).unwrap();
+        let task = tokio::spawn(renew_until_dropped(Arc::clone(&identity), client.clone(), None));
+        let old = identity.certified();
+        until("the renewal that is refused", || renewals() == refused_renewals).await;
+        for _report in 0..2 {
+            client.get::<String>("/report", Duration::ZERO).await.unwrap_err();
         }
-        if refusals > 0 {
-            refusals -= 1;
-            return error(ErrorCode::Unauthenticated);
-        }
-        ok(&request.path)
-    });
-    let (_dir, identity) = holds(&authority, FRESH);
-    let client = ControlClient::new(&server.url(), &identity).unwrap();
-    let task = tokio::spawn(renew_until_dropped(Arc::clone(&identity), client.clone(), None));
-    let old = identity.certified();
-    for is_refused in [true, true, false] {
-        let answer = client.get::<String>("/report", Duration::ZERO).await;
-        assert_eq!(answer.is_err(), is_refused, "{answer:?}");
-        assert!(!is_refused || !identity.until_renewal().is_zero(), "it would be refused as well");
+        assert_eq!(identity.until_renewal().is_zero(), life == DUE, "it would be refused as well");
+        is_refused.store(false, Ordering::SeqCst);
+        client.get::<String>("/report", Duration::ZERO).await.unwrap();
+        until("the renewal", || !Arc::ptr_eq(&identity.certified(), &old)).await;
+        assert!(!identity.until_renewal().is_zero(), "once is enough");
+        client.get::<String>("/report", Duration::ZERO).await.unwrap();
+        task.abort();
+        assert_eq!(renewals(), refused_renewals + 1);
     }
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while Arc::ptr_eq(&identity.certified(), &old) {
-        assert!(Instant::now() < deadline, "it was not renewed");
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} did not come");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(!identity.until_renewal().is_zero(), "once is enough");
-    client.get::<String>("/report", Duration::ZERO).await.unwrap();
-    task.abort();
-    let renewals = server.requests().iter().filter(|r| r.path == "/api/v1/renew").count();
-    assert_eq!(renewals, 1);
 }
 
 /// C2: with a clock that is a day ahead every certificate is over, the new one too.

@@ -15,14 +15,24 @@ fn welcome(received: u64, journaled: u64, committed: u64) -> Input {
     welcome_of(BEFORE, received, journaled, committed)
 }
 
+/// The log does not hold the node's newest frame any more.
 fn welcome_of(stamp: Stamp, received: u64, journaled: u64, committed: u64) -> Input {
-    Input::Welcomed(Welcome {
+    welcome_held(None, stamp, (received, journaled, committed))
+}
+
+fn welcome_held(
+    held: Option<Stamp>,
+    stamp: Stamp,
+    (received, journaled, committed): (u64, u64, u64),
+) -> Input {
+    let welcome = Welcome {
         received: Seq(received),
         journaled: Seq(journaled),
         committed: Seq(committed),
         window_bytes: WINDOW,
         stamp,
-    })
+    };
+    Input::Welcomed { welcome, held }
 }
 
 fn ack(journaled: u64, committed: u64) -> Input {
@@ -131,6 +141,52 @@ fn reports_a_point_once_and_only_when_it_is_committed() {
     assert_eq!(source.rpo_ms(at(2005)), Some(2000));
     let out = step(&mut source, 1001, Input::Marked { seq: Seq(2), mark: mark(2), at: at(6) });
     assert!(out.is_empty(), "{out:?}");
+}
+
+/// What the log still holds of the node's newest frame says more than who could have made it.
+#[test]
+fn a_frame_that_the_log_holds_is_compared_itself() {
+    let none = Stamp::default();
+    let others = Stamp { life: 9, generation: 1 };
+    let ours = Stamp { life: LIFE, generation: 1 };
+    let foreign = Output::Restart { next: Seq(16), breach: Breach::Foreign };
+    let cases = [
+        // A copy joined and wrote to its log; then the original went on, under the intents that both know.
+        (ours, BEFORE, false),
+        (Stamp { generation: 2, ..BEFORE }, BEFORE, false),
+        // Of this very life, resumed with its memory from a snapshot while the other went on.
+        (BEFORE, Stamp::unsaid(BEFORE.life, 3), false),
+        // Two branches that began the whole disk anew as often.
+        (BEFORE, Stamp::unsaid(BEFORE.life, 3), false),
+        (Stamp::unsaid(BEFORE.life, 3), others, false),
+        // The same frame, whatever the numbers that are kept beside the log say.
+        (others, others, true),
+        (Stamp::unsaid(9, 7), Stamp::unsaid(9, 7), true),
+        (BEFORE, BEFORE, true),
+        // One of the two says nothing: the rest of what is known decides.
+        (none, BEFORE, true),
+        (none, others, false),
+        (ours, none, true),
+    ];
+    for (held, stamp, joins) in cases {
+        let mut source = opened(20, 20);
+        greet(&mut source, 0, 5, 20);
+        let out = step(&mut source, 0, welcome_held(Some(held), stamp, (15, 15, 4)));
+        let is_joined = out[0] == Output::Joined;
+        assert_eq!(is_joined, joins, "{held:?} and {stamp:?}: {out:?}");
+        assert!(is_joined || out == [foreign.clone()], "{out:?}");
+    }
+    // In a run that has joined as well: its own memory of what it sent is not asked.
+    let mut source = opened(20, 20);
+    greet(&mut source, 0, 5, 20);
+    step(&mut source, 0, welcome_held(Some(BEFORE), BEFORE, (15, 15, 4)));
+    step(&mut source, 1, Input::Sending { last: Seq(20), bytes: 5_000 });
+    step(&mut source, 1, Input::Lost);
+    step(&mut source, 2, Input::Assigned);
+    step(&mut source, 2, Input::Connected { first: Seq(5), last: Seq(20) });
+    let copys = Stamp::unsaid(LIFE, 3);
+    let out = step(&mut source, 2, welcome_held(Some(ours), copys, (18, 18, 4)));
+    assert_eq!(out, [Output::Restart { next: Seq(19), breach: Breach::Foreign }]);
 }
 
 /// The cases of `docs/adr/0012-lineage.md`: what the node has beyond the log, or instead of it, and who

@@ -179,12 +179,15 @@ impl Session {
         self.feed(ctx, Input::Lost);
     }
 
-    fn hear(&mut self, ctx: &mut Ctx<'_>, said: Result<Said, WireError>) {
+    fn hear(&mut self, ctx: &mut Ctx<'_>, stream: &Stream, said: Result<Said, WireError>) {
         match said {
             Ok(Said::Welcome(welcome)) => {
                 ctx.tell(|| format!("is welcomed: {welcome:?}"));
                 self.trouble.clear();
-                self.feed(ctx, Input::Welcomed(welcome));
+                match stream.held(welcome.received) {
+                    Ok(held) => self.feed(ctx, Input::Welcomed { welcome, held }),
+                    Err(error) => self.lose(ctx, format!("the log cannot be read: {error}")),
+                }
             }
             Ok(Said::Ack(ack)) => self.feed(ctx, Input::Acked(ack)),
             Ok(Said::Refusal(refusal)) => {
@@ -325,7 +328,9 @@ impl Volume {
             }
             // Answers to a dial that was given up.
             Happened::Connected(_) | Happened::Unreachable(_) => {}
-            Happened::Said(conn, said) if session.link == Some(conn) => session.hear(ctx, said),
+            Happened::Said(conn, said) if session.link == Some(conn) => {
+                session.hear(ctx, &self.stream, said);
+            }
             Happened::Broke(conn) if session.link == Some(conn) => {
                 session.lose(ctx, "the connection to the node broke".to_owned());
             }

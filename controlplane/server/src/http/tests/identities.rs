@@ -203,6 +203,27 @@ async fn one_that_was_set_back_at_once_is_let_in_and_renews() {
     is_refused(&site, second).await;
 }
 
+/// Both were heard since the copy was found: neither is an older state of the other, and the copy does not get
+/// the identity because its holder does not reach the control plane for a minute.
+#[tokio::test]
+async fn a_copy_is_not_let_in_when_the_one_that_it_was_made_of_is_silent() {
+    let site = site().await;
+    let (first, key) = keyed(&site).await;
+    works(&site, first).await;
+    let second = renew(&site, first, &key).await;
+    works(&site, second).await;
+    site.app.db.let_certificates_age().await;
+    site.app.holders.let_first_uses_age();
+    is_refused(&site, first).await;
+    works(&site, second).await;
+    site.app.holders.let_all_be_silent();
+    let refused = is_refused(&site, first).await;
+    assert!(refused.contains("in use elsewhere"), "{refused}");
+    let again = Some(json!({ "csr_pem": csr_of(&key) }));
+    site.refused(first, "POST", paths::RENEW, again, ErrorCode::Unauthenticated).await;
+    works(&site, second).await;
+}
+
 #[tokio::test]
 async fn agents_refuse_the_older_of_two_nodes_of_one_identity() {
     let site = site().await;
