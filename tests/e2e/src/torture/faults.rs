@@ -1,6 +1,6 @@
 //! How each fault is done, and what must be seen meanwhile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use rustix::process::Signal;
 use super::Options;
 use super::plan::Fault;
 use super::site::{Site, Which, is_gone};
-use super::watch::unix_ms;
+use super::watch::{Seen, unix_ms};
 use crate::system::Part;
 use crate::wait;
 
 /// How long what a fault must bring about may take.
-const EVIDENCE_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const EVIDENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long volumes may take to replicate elsewhere; what the design promises is measured.
 const MOVE_LIMIT: Duration = Duration::from_secs(60);
 /// Twice what a node may be silent, and more.
 const CONTROL_PAUSE: Duration = Duration::from_secs(14);
-/// How long after that pause a machine must still be where it was.
+/// How long after that, or after wrong clocks, a machine must still be where it was.
 const SETTLED_MS: u64 = 5000;
 /// A node that stops for so long keeps its volumes.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -39,11 +39,26 @@ pub(super) struct Struck {
     pub(super) moved: Option<(usize, Duration)>,
     /// Objects that a node put into its sealed logs after it had lost its volumes.
     pub(super) late_puts: usize,
+    /// Whether disks may have to be read as a whole again.
+    pub(super) is_read_again: bool,
+    /// The control plane may not know of points that were set since then.
+    pub(super) forgets_since_ms: Option<u64>,
+    /// Why nothing was done at all.
+    pub(super) not_tried: Option<&'static str>,
 }
 
 impl Struck {
-    fn since(begun_ms: u64) -> Self {
-        Self { begun_ms, over: Instant::now(), over_ms: unix_ms(), moved: None, late_puts: 0 }
+    pub(super) fn since(begun_ms: u64) -> Self {
+        Self {
+            begun_ms,
+            over: Instant::now(),
+            over_ms: unix_ms(),
+            moved: None,
+            late_puts: 0,
+            is_read_again: false,
+            forgets_since_ms: None,
+            not_tried: None,
+        }
     }
 }
 
@@ -65,8 +80,14 @@ impl Site {
             Fault::NodeFull => self.node_full(options.hold(3, 20)),
             Fault::AgentFull => self.agent_full(options.hold(3, 20), false),
             Fault::AgentFullKilled => self.agent_full(options.hold(3, 10), true),
-            Fault::VaultAway => self.vault_away(options.hold(10, 60), false),
-            Fault::VaultAwayNodeKilled => self.vault_away(options.hold(6, 30), true),
+            Fault::VaultAway => self.vault_away(options.hold(10, 60), || Ok(())),
+            Fault::VaultAwayNodeKilled => {
+                self.vault_away(options.hold(6, 30), || self.kill_node(self.busy()))
+            }
+            Fault::CatalogueOld => self.catalogue_old(),
+            Fault::AgentReverted => self.agent_reverted(options.hold(2, 20)),
+            Fault::ClockStepped => self.clock_stepped(options.hold(4, 20)),
+            Fault::StoreAwayWhileRead => self.store_away_while_read(options.hold(8, 20)),
         }
     }
 
@@ -123,19 +144,25 @@ impl Site {
         thread::sleep(CONTROL_PAUSE);
         self.system.signal(Part::Control, Signal::CONT)?;
         let struck = Struck::since(begun_ms);
+        self.check_unmoved(&before, "a pause of the control plane")?;
+        Ok(struck)
+    }
+
+    /// Checks that no machine is moved by what has just ended.
+    pub(super) fn check_unmoved(&self, before: &BTreeMap<String, Seen>, what: &str) -> Result<()> {
         // Nodes' reports come each second: after as many, any move would have been decided.
         let seen_ms = unix_ms() + SETTLED_MS;
-        self.watch.until("points of after the pause", EVIDENCE_LIMIT, |machines| {
+        self.watch.until("points of after all had settled", EVIDENCE_LIMIT, |machines| {
             machines.values().all(|seen| seen.is_good_since(seen_ms))
         })?;
         for (name, now) in self.watch.machines() {
             let before = &before[&name];
             ensure!(
                 (&before.node, before.epoch) == (&now.node, now.epoch),
-                "{name} was moved by a pause of the control plane: {before:?}, then {now:?}"
+                "{name} was moved by {what}: {before:?}, then {now:?}"
             );
         }
-        Ok(struck)
+        Ok(())
     }
 
     fn all_killed(&mut self) -> Result<Struck> {
@@ -309,13 +336,17 @@ impl Site {
         Ok(Struck::since(begun_ms))
     }
 
-    /// The vault's folder is somewhere else for a while.
-    fn vault_away(&self, hold: Duration, is_node_killed: bool) -> Result<Struck> {
+    /// The vault's folder is somewhere else for a while, in which something more is done.
+    pub(super) fn vault_away(
+        &self,
+        hold: Duration,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<Struck> {
         let (vault, away) = (self.vault(), self.system.path("vault.away"));
         let begun_ms = unix_ms();
         let begun = Instant::now();
         fs::rename(&vault, &away).context("take the vault away")?;
-        let killed = if is_node_killed { self.kill_node(self.busy()) } else { Ok(()) };
+        let done = meanwhile();
         let is_noticed = self.watch.until("the vault to be missed", EVIDENCE_LIMIT, |seen| {
             seen.values().all(|machine| machine.state != "protected")
         });
@@ -325,7 +356,7 @@ impl Site {
             fs::remove_dir_all(&vault).context("remove what was made in place of the vault")?;
         }
         fs::rename(&away, &vault).context("bring the vault back")?;
-        killed.and(is_noticed)?;
+        done.and(is_noticed)?;
         Ok(Struck::since(begun_ms))
     }
 }

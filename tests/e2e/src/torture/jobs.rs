@@ -22,6 +22,8 @@ use crate::wait;
 const RECONNECT_LIMIT: Duration = Duration::from_secs(120);
 /// Time between two looks of a lane that waits.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// Between the seeds of two logs of one disk; those of other disks and runs are not so far apart.
+const SEED_STEP: u64 = 1 << 48;
 /// What a server that is stopping answers; the next one takes over.
 const ESHUTDOWN: u32 = 108;
 
@@ -73,7 +75,8 @@ impl Job {
 struct Shared {
     log: Mutex<WriteLog>,
     uri: String,
-    base: File,
+    /// What the disk held when the log began.
+    base: Mutex<File>,
     violations: Arc<Violations>,
     is_stopping: AtomicBool,
     is_paused: AtomicBool,
@@ -111,7 +114,7 @@ impl Jobs {
         let shared = Arc::new(Shared {
             log: Mutex::new(WriteLog::with_seed(bytes, seed)?),
             uri: uri.to_owned(),
-            base,
+            base: Mutex::new(base),
             violations: Arc::clone(violations),
             is_stopping: AtomicBool::new(false),
             is_paused: AtomicBool::new(false),
@@ -165,6 +168,18 @@ impl Jobs {
         })
     }
 
+    /// While all lanes rest: the disk was put back to what is in `base`. From now on a new log counts;
+    /// returns the one that ended.
+    pub(super) fn roll_back(&self, base: &Path) -> Result<WriteLog> {
+        let file = File::open(base).with_context(|| format!("open {}", base.display()))?;
+        let bytes = file.metadata()?.len();
+        let mut log = self.shared.log();
+        // Blocks of before must not pass for blocks of from now on.
+        let fresh = WriteLog::with_seed(bytes, log.seed().wrapping_add(SEED_STEP))?;
+        *self.shared.base() = file;
+        Ok(std::mem::replace(&mut *log, fresh))
+    }
+
     /// Lets all lanes go on.
     pub(super) fn resume(&self) {
         self.shared.is_paused.store(false, Ordering::SeqCst);
@@ -201,6 +216,10 @@ impl Drop for Jobs {
 impl Shared {
     fn log(&self) -> MutexGuard<'_, WriteLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn base(&self) -> MutexGuard<'_, File> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_stopping(&self) -> bool {
@@ -332,7 +351,7 @@ impl Worker {
         let from = self.shared.log().moment();
         let (mut bytes, mut base) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
         self.client.read(offset, &mut bytes)?;
-        self.shared.base.read_exact_at(&mut base, offset)?;
+        self.shared.base().read_exact_at(&mut base, offset)?;
         let number = usize::try_from(number).expect("the log has indexed the disk");
         let checked = self.shared.log().check_read(number, &bytes, &base, from);
         if let Err(error) = checked {

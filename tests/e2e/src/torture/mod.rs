@@ -6,9 +6,12 @@
 //! log of all writes. The moments at which faults meet the work are the machine's, so a seed brings
 //! back the order and the writes, not every interleaving.
 
+mod clock;
 mod faults;
 mod jobs;
 mod plan;
+mod reads;
+mod reverts;
 mod rounds;
 mod second;
 mod site;

@@ -4,6 +4,9 @@ use anyhow::{Context, Result};
 
 use crate::random::Random;
 
+/// The longest name of a fault.
+pub(super) const NAME_CHARS: usize = 23;
+
 /// What is done to the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
@@ -39,11 +42,19 @@ pub enum Fault {
     VaultAwayNodeKilled,
     /// The agent's file system is full, and the agent is killed meanwhile.
     AgentFullKilled,
+    /// The control plane's catalogue is put back from a copy of earlier in the run.
+    CatalogueOld,
+    /// The disks and the agent's folder are put back to a snapshot: a server rolled back.
+    AgentReverted,
+    /// The control plane is started again with a clock that is hours ahead, then hours behind.
+    ClockStepped,
+    /// The vault's folder is away while a drill of a recovery point is read.
+    StoreAwayWhileRead,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::AgentKilled,
         Self::FirstNodeKilled,
         Self::SecondNodeKilled,
@@ -60,6 +71,10 @@ impl Fault {
         Self::VaultAway,
         Self::VaultAwayNodeKilled,
         Self::AgentFullKilled,
+        Self::CatalogueOld,
+        Self::AgentReverted,
+        Self::ClockStepped,
+        Self::StoreAwayWhileRead,
     ];
 
     /// Its name in tables and in the environment.
@@ -82,6 +97,10 @@ impl Fault {
             Self::VaultAway => "vault-away",
             Self::VaultAwayNodeKilled => "vault-away-node-killed",
             Self::AgentFullKilled => "agent-full-killed",
+            Self::CatalogueOld => "catalogue-old",
+            Self::AgentReverted => "agent-reverted",
+            Self::ClockStepped => "clock-stepped",
+            Self::StoreAwayWhileRead => "store-away-while-read",
         }
     }
 
@@ -151,13 +170,16 @@ mod tests {
         }
         for fault in Fault::ALL {
             assert_eq!(Fault::parse(fault.name()).unwrap(), fault);
+            assert!(fault.name().len() <= NAME_CHARS, "{} is wider than its column", fault.name());
         }
     }
 
     #[test]
     fn a_fixed_order_is_kept() {
-        let mut plan = Plan::new(1, &[Fault::NodeLost, Fault::AgentFull]);
-        let order: Vec<_> = (0..3).map(|_| plan.next()).collect();
-        assert_eq!(order, [Fault::NodeLost, Fault::AgentFull, Fault::NodeLost]);
+        let wanted = [Fault::NodeLost, Fault::AgentReverted, Fault::CatalogueOld];
+        let mut plan = Plan::new(1, &wanted);
+        let order: Vec<_> = (0..4).map(|_| plan.next()).collect();
+        assert_eq!(order[..3], wanted);
+        assert_eq!(order[3], Fault::NodeLost);
     }
 }

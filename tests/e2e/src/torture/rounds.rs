@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::plan::{Fault, Plan};
+use super::reverts::When;
 use super::site::{Guest, Site};
 use super::summary::{Summary, seconds};
 use super::{Options, faults::Struck};
 use crate::image;
 use crate::logs;
-use crate::oracle::Moment;
 use crate::random::Random;
 use crate::system::System;
 
@@ -23,8 +23,10 @@ const ANSWERS_BEFORE: u64 = 6;
 const PROGRESS_LIMIT: Duration = Duration::from_secs(90);
 /// How long the system may take to be as before once a fault is over.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
-/// Errors that faults bring into the logs; any other is a violation.
-const EXPECTED_ERRORS: [&str; 1] = ["No space left on device"];
+/// Errors that faults bring into the logs, of full disks and wrong clocks; any other is a violation.
+const EXPECTED_ERRORS: [&str; 2] = ["No space left on device", "clock"];
+/// A point may have been set so long before the control plane heard that it is committed.
+const HEARD_MS: u64 = 10_000;
 
 /// A committed recovery point.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +67,16 @@ struct Run<'a> {
 #[derive(Clone, Debug)]
 struct Checked {
     point: Point,
-    earliest: Moment,
-    latest: Moment,
+    earliest: When,
+    latest: When,
+}
+
+/// What a look at a machine at rest found.
+#[derive(Debug, Default)]
+struct Found {
+    checked: Vec<Checked>,
+    /// Ids of points that the control plane knows no more; the vault has them.
+    forgotten: Vec<String>,
 }
 
 impl Run<'_> {
@@ -92,6 +102,7 @@ impl Run<'_> {
         }
         site.wait_for_both_nodes()?;
         site.watch.take_worst_rpo();
+        let before = site.watch.machines();
         let begun = Instant::now();
         let struck = site.strike(fault, self.options)?;
         let since_ms = struck.over_ms;
@@ -104,7 +115,18 @@ impl Run<'_> {
         for guest in &site.guests {
             guest.jobs.progress(2, PROGRESS_LIMIT)?;
         }
+        for (name, now) in site.watch.machines() {
+            let epoch = before[&name].epoch;
+            ensure!(now.epoch >= epoch, "{name}: the epoch went from {epoch} to {}", now.epoch);
+        }
+        site.watch.let_go_back(false);
+        if struck.is_read_again {
+            site.note_copies()?;
+        }
         site.check_copies()?;
+        if struck.forgets_since_ms.is_some() {
+            site.copy_catalogue()?;
+        }
         let checking = Instant::now();
         self.check_all(site, summary, Some(&struck))?;
         summary.note(fault, &struck, recovered, site.watch.take_worst_rpo());
@@ -124,7 +146,7 @@ impl Run<'_> {
         }
         let choices: Vec<u64> = site.guests.iter().map(|_| self.random.next_u64()).collect();
         let (system, is_long) = (&site.system, self.options.is_long());
-        let results: Vec<Result<Vec<Checked>>> = thread::scope(|scope| {
+        let results: Vec<Result<Found>> = thread::scope(|scope| {
             let checks: Vec<_> = site
                 .guests
                 .iter()
@@ -141,9 +163,10 @@ impl Run<'_> {
         for (guest, (result, older)) in
             site.guests.iter().zip(results.into_iter().zip(&mut self.older))
         {
-            let checked = result.with_context(|| format!("machine {}", guest.machine.name))?;
-            summary.points += checked.len();
-            older.extend(checked);
+            let found = result.with_context(|| format!("machine {}", guest.machine.name))?;
+            summary.points += found.checked.len();
+            older.retain(|checked| !found.forgotten.contains(&checked.point.id));
+            older.extend(found.checked);
             older.sort_by_key(|checked| checked.point.seq);
             check_order(older).with_context(|| format!("machine {}", guest.machine.name))?;
         }
@@ -221,30 +244,56 @@ impl Guest {
         struck: Option<&Struck>,
         older: &[Checked],
         choice: Option<u64>,
-    ) -> Result<Vec<Checked>> {
+    ) -> Result<Found> {
         let machine = &self.machine;
         self.jobs.log().check_disk(&machine.disk, &machine.base)?;
         let (point, file) = (machine.mark()?, system.path(&format!("{}.point", machine.name)));
         machine.export(&point, &file)?;
         image::compare(&machine.disk, &file).context("the newest point is not the disk")?;
         let points = self.points(system)?;
-        for checked in older {
-            ensure!(points.contains(&checked.point), "{:?} is gone or changed", checked.point);
+        let gone: Vec<&Checked> =
+            older.iter().filter(|checked| !points.contains(&checked.point)).collect();
+        let since_ms = struck.and_then(|struck| struck.forgets_since_ms);
+        for Checked { point, .. } in &gone {
+            let may_be = since_ms.is_some_and(|since_ms| point.time_ms + HEARD_MS > since_ms);
+            ensure!(may_be, "{point:?} is gone or changed");
         }
+        self.check_forgotten(system, &gone)?;
+        let forgotten = gone.into_iter().map(|checked| checked.point.id.clone()).collect();
         let mut checked = Vec::new();
         for point in chosen(&points, struck, choice) {
             let file = system.path(&format!("{}.older", machine.name));
             machine.export(&point.id, &file)?;
-            let found =
-                self.jobs.log().check_prefix(&file, &machine.base, Moment::START, Moment::END);
-            let prefix =
-                found.with_context(|| format!("point {} (seq {})", point.id, point.seq))?;
+            let (earliest, latest) = self.judge(&file, point)?;
             fs::remove_file(&file)?;
-            let (earliest, latest) = (prefix.earliest, prefix.latest);
             checked.push(Checked { point: point.clone(), earliest, latest });
         }
         fs::remove_file(&file)?;
-        Ok(checked)
+        Ok(Found { checked, forgotten })
+    }
+
+    /// Points that the control plane knows no more are in the vault as they were: all are listed, and
+    /// the newest is what it was.
+    fn check_forgotten(&self, system: &System, forgotten: &[&Checked]) -> Result<()> {
+        let Some(newest) = forgotten.last() else { return Ok(()) };
+        let (vault, bare, volume) = (system.endpoint("vault")?, system.bare()?, &self.volume);
+        let listed = bare.json(&format!("vault points --vault {vault} --volume {volume}"))?;
+        let listed = listed["points"].as_array().context("no list of points")?;
+        for Checked { point, .. } in forgotten {
+            let is_there = listed.iter().any(|found| {
+                found["point"] == point.id.as_str() && found["seq"].as_u64() == Some(point.seq)
+            });
+            ensure!(is_there, "{point:?} is gone from the vault");
+        }
+        let file = system.path(&format!("{}.forgotten", self.machine.name));
+        let (id, to) = (&newest.point.id, file.display());
+        bare.ok(&format!(
+            "vault restore --vault {vault} --volume {volume} --point {id} --to {to}"
+        ))?;
+        let (earliest, latest) = self.judge(&file, &newest.point)?;
+        let is_same = earliest <= newest.latest && newest.earliest <= latest;
+        ensure!(is_same, "{:?} is another state of the disk than it was", newest.point);
+        fs::remove_file(&file).with_context(|| format!("remove {to}"))
     }
 }
 

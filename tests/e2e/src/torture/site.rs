@@ -11,7 +11,9 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use super::Options;
+use super::clock::Clock;
 use super::jobs::Jobs;
+use super::reverts::{CatalogueCopy, PastLife};
 use super::second::{SecondNode, logs_of};
 use super::small::{self, SmallDisk};
 use super::watch::{Violations, Watch, unix_ms};
@@ -46,8 +48,10 @@ pub(super) enum Which {
 pub(super) struct Guest {
     pub(super) machine: Machine,
     pub(super) jobs: Jobs,
-    volume: String,
-    /// How often its disk had been copied as a whole when the torture began.
+    /// What was before its server was rolled back, oldest first.
+    pub(super) past: Vec<PastLife>,
+    pub(super) volume: String,
+    /// How often its disk has been copied as a whole, as far as that was to be.
     copies: u64,
 }
 
@@ -61,6 +65,10 @@ pub(super) struct Site {
     /// Of the first node, the second node and the agent.
     disks: Vec<SmallDisk>,
     pub(super) violations: Arc<Violations>,
+    /// Made while all was well.
+    pub(super) catalogue: CatalogueCopy,
+    /// None if clocks cannot be set here.
+    pub(super) clock: Option<Clock>,
     /// Ids of the first and the second node.
     nodes: [String; 2],
 }
@@ -85,7 +93,9 @@ impl Site {
             disk("agent", "data/agent", AGENT_BYTES)?,
         ];
         println!("torture: seed {}, {} min, in {}", options.seed, options.minutes, path.display());
-        let system = System::start_in(folder, Setting::default())?;
+        let clock = Clock::prepare(&path)?;
+        let programs = clock.as_ref().map(|clock| clock.programs.clone());
+        let system = System::start_in(folder, Setting { programs, ..Setting::default() })?;
         let violations = Arc::new(Violations::default());
         let second = SecondNode::start(&system, &path.join("node-b"))?;
         let nodes = find_nodes(&system)?;
@@ -100,17 +110,25 @@ impl Site {
             let uri = machine.nbd_uri()?;
             let jobs = Jobs::start(seed, &uri, &machine.base, &violations, slowness)?;
             let volume = machine.volume()?;
-            guests.push(Guest { machine, jobs, volume, copies: 0 });
+            guests.push(Guest { machine, jobs, past: Vec::new(), volume, copies: 0 });
         }
         let watch = Watch::start(system.farshore(), &violations)?;
         for guest in &mut guests {
             guest.machine.wait_until_protected()?;
         }
-        let mut site = Self { watch, guests, second, system, disks, violations, nodes };
-        for number in 0..site.guests.len() {
-            site.guests[number].copies = site.copies(&site.guests[number])?;
-        }
+        let catalogue = CatalogueCopy::make(&system)?;
+        let mut site =
+            Self { watch, guests, second, system, disks, violations, catalogue, clock, nodes };
+        site.note_copies()?;
         Ok(site)
+    }
+
+    /// Notes how often disks have been copied as a whole: from now on they need not be.
+    pub(super) fn note_copies(&mut self) -> Result<()> {
+        for number in 0..self.guests.len() {
+            self.guests[number].copies = self.copies(&self.guests[number])?;
+        }
+        Ok(())
     }
 
     /// The small disk of a node.
@@ -267,7 +285,9 @@ impl Drop for Site {
         self.watch.stop();
         // What was stopped cannot be ended in order.
         let _ = self.system.signal_supervisor(Signal::CONT);
-        let _ = self.system.signal(Part::Node, Signal::CONT);
+        for part in [Part::Control, Part::Node, Part::Agent] {
+            let _ = self.system.signal(part, Signal::CONT);
+        }
         self.second.end();
         self.system.end();
         self.disks.clear();

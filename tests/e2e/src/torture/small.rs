@@ -110,7 +110,8 @@ fn free_bytes(at: &Path) -> Result<u64> {
     Ok(room.f_bavail.saturating_mul(room.f_frsize))
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a command of the system to its end, which must be a good one.
+pub(super) fn run(command: &mut Command) -> Result<()> {
     let path = std::env::var("PATH").unwrap_or_default();
     let program = command.get_program().to_owned();
     let output = command.env("PATH", format!("{path}:/usr/sbin:/sbin")).output();

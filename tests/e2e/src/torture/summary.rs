@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::faults::Struck;
-use super::plan::Fault;
+use super::plan::{Fault, NAME_CHARS};
 use super::site::Site;
 use super::{Options, SEED_ENV};
 use crate::oracle::Totals;
@@ -22,6 +22,7 @@ struct OfKind {
     moved: usize,
     worst_move: Duration,
     late_puts: usize,
+    not_tried: Option<&'static str>,
 }
 
 /// What a run did and found.
@@ -72,11 +73,16 @@ impl Summary {
 
     pub(super) fn note(&mut self, fault: Fault, struck: &Struck, recovered: Duration, rpo: f64) {
         let kind = self.kinds.entry(fault).or_default();
+        kind.not_tried = struck.not_tried;
+        if let Some(why) = struck.not_tried {
+            self.last = format!("{:<NAME_CHARS$} not tried: {why}", fault.name());
+            return;
+        }
         kind.count += 1;
         kind.worst_recovery = kind.worst_recovery.max(recovered);
         kind.worst_rpo = kind.worst_rpo.max(rpo);
         kind.late_puts += struck.late_puts;
-        self.last = format!("{:<23} recovered {:>7}", fault.name(), seconds(recovered));
+        self.last = format!("{:<NAME_CHARS$} recovered {:>7}", fault.name(), seconds(recovered));
         if let Some((moved, took)) = struck.moved {
             kind.moved += moved;
             kind.worst_move = kind.worst_move.max(took);
@@ -98,7 +104,7 @@ impl Summary {
         self.elapsed = elapsed;
         self.moves_seen = site.watch.moves();
         for guest in &site.guests {
-            let totals = guest.jobs.log().totals();
+            let totals = guest.totals();
             self.totals.issued += totals.issued;
             self.totals.issued_bytes += totals.issued_bytes;
             self.totals.acked += totals.acked;
@@ -131,21 +137,25 @@ impl Summary {
     fn write_kinds(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<23} {:>5} {:>10} {:>8} {:>6} {:>10} {:>9}",
+            "{:<NAME_CHARS$} {:>5} {:>10} {:>8} {:>6} {:>10} {:>9}",
             "fault", "times", "recovered", "RPO", "moved", "elsewhere", "late puts"
         )?;
         for fault in Fault::ALL {
             let Some(kind) = self.kinds.get(&fault) else {
-                writeln!(f, "{:<23} {:>5}", fault.name(), 0)?;
+                writeln!(f, "{:<NAME_CHARS$} {:>5}", fault.name(), 0)?;
                 continue;
             };
+            if let Some(why) = kind.not_tried {
+                writeln!(f, "{:<NAME_CHARS$} {:>5} not tried: {why}", fault.name(), 0)?;
+                continue;
+            }
             let (moved, took) = match kind.moved {
                 0 => ("–".to_owned(), "–".to_owned()),
                 moved => (moved.to_string(), seconds(kind.worst_move)),
             };
             writeln!(
                 f,
-                "{:<23} {:>5} {:>10} {:>6.1} s {:>6} {:>10} {:>9}",
+                "{:<NAME_CHARS$} {:>5} {:>10} {:>6.1} s {:>6} {:>10} {:>9}",
                 fault.name(),
                 kind.count,
                 seconds(kind.worst_recovery),

@@ -89,6 +89,8 @@ struct State {
     worst_rpo: f64,
     /// How often a machine was seen on another node than before.
     moves: usize,
+    /// Whether what is seen may go back.
+    may_go_back: bool,
 }
 
 #[derive(Debug)]
@@ -143,6 +145,11 @@ impl Watch {
         lock(&self.shared.state).moves
     }
 
+    /// From now on what is seen may go back or not: a catalogue that was put back knows of less.
+    pub(super) fn let_go_back(&self, may_go_back: bool) {
+        lock(&self.shared.state).may_go_back = may_go_back;
+    }
+
     /// Waits until what is seen is as wanted, by an answer to a question asked from now on.
     pub(super) fn until(
         &self,
@@ -183,7 +190,8 @@ impl Shared {
             let mut seen = Seen::of(shown);
             let before = state.machines.get(name).cloned().unwrap_or_default();
             state.worst_rpo = state.worst_rpo.max(seen.rpo_seconds.unwrap_or_default());
-            if before.point_ms > 0 && seen.rpo_seconds.is_none() {
+            let is_strict = !state.may_go_back;
+            if is_strict && before.point_ms > 0 && seen.rpo_seconds.is_none() {
                 self.violations.note(format!("{name}: a machine with points shows no RPO"));
             }
             // An agent that has just started does not know yet what is committed.
@@ -195,7 +203,7 @@ impl Shared {
                 ("newest point's time", before.point_ms, seen.point_ms),
                 ("committed seq", before.committed, seen.committed),
             ] {
-                if now < before {
+                if is_strict && now < before {
                     let text = format!("{name}: the {what} went from {before} back to {now}");
                     self.violations.note(text);
                 }
