@@ -96,9 +96,10 @@ impl Site {
     fn live_with(&self, clock: &Clock, step: &str, hold: Duration) -> Result<()> {
         while_dead(&self.system, Part::Control, || clock.set(step))?;
         let is_wrong = wait::until("the wrong clock", EVIDENCE_LIMIT, || {
-            let pid = self.system.pid(Part::Control)?.as_raw_nonzero();
-            // It may not be there yet.
-            let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+            // It may not be there yet, or be a shell that is about to become it.
+            let Ok(pid) = self.system.pid(Part::Control) else { return Ok(None) };
+            let maps = fs::read_to_string(format!("/proc/{}/maps", pid.as_raw_nonzero()));
+            let maps = maps.unwrap_or_default();
             Ok(maps.contains("libfaketime").then_some(()))
         });
         is_wrong.with_context(|| format!("the control plane does not start with {step}"))?;

@@ -23,6 +23,9 @@ const MOVE_LIMIT: Duration = Duration::from_secs(60);
 const CONTROL_PAUSE: Duration = Duration::from_secs(14);
 /// How long after that, or after wrong clocks, a machine must still be where it was.
 const SETTLED_MS: u64 = 5000;
+/// How long it may take until nothing of a pause or of wrong clocks is left: who was refused for a while
+/// comes again after a pause of its own.
+const SETTLED_LIMIT: Duration = Duration::from_secs(120);
 /// A node that stops for so long keeps its volumes.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -152,7 +155,7 @@ impl Site {
     pub(super) fn check_unmoved(&self, before: &BTreeMap<String, Seen>, what: &str) -> Result<()> {
         // Nodes' reports come each second: after as many, any move would have been decided.
         let seen_ms = unix_ms() + SETTLED_MS;
-        self.watch.until("points of after all had settled", EVIDENCE_LIMIT, |machines| {
+        self.watch.until("points of after all had settled", SETTLED_LIMIT, |machines| {
             machines.values().all(|seen| seen.is_good_since(seen_ms))
         })?;
         for (name, now) in self.watch.machines() {

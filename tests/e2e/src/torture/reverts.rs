@@ -309,3 +309,54 @@ fn thread_stats(pid: Pid) -> Result<Vec<String>> {
     }
     Ok(stats)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Stdio;
+
+    #[test]
+    fn a_disk_that_is_put_back_is_the_same_file_with_the_bytes_and_the_time_of_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let (disk, copy) = (folder.path().join("disk"), folder.path().join("copy"));
+        fs::write(&disk, b"of then").unwrap();
+        let then = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+        File::options().write(true).open(&disk).unwrap().set_modified(then).unwrap();
+        let inode = fs::metadata(&disk).unwrap().ino();
+        let made = DiskCopy::make(&disk, copy).unwrap();
+        fs::write(&disk, b"of now, and longer").unwrap();
+        made.put_back().unwrap();
+        let found = fs::metadata(&disk).unwrap();
+        assert_eq!((found.ino(), found.modified().unwrap()), (inode, then));
+        assert_eq!(fs::read(&disk).unwrap(), b"of then");
+    }
+
+    #[test]
+    fn a_file_that_a_copy_lacks_is_gone_when_it_is_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        fs::write(from.join(CATALOGUE[0]), b"old").unwrap();
+        for name in CATALOGUE {
+            fs::write(to.join(name), b"new").unwrap();
+        }
+        replace(&CATALOGUE, &from, &to).unwrap();
+        assert_eq!(fs::read(to.join(CATALOGUE[0])).unwrap(), b"old");
+        assert!(!to.join(CATALOGUE[1]).exists());
+    }
+
+    #[test]
+    fn a_process_is_still_once_stopped_and_over_once_killed() {
+        let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        until_still(pid).unwrap();
+        child.kill().unwrap();
+        // Nobody has asked how it ended: its number is still there.
+        until_over(pid).unwrap();
+        child.wait().unwrap();
+        until_over(pid).unwrap();
+    }
+}

@@ -312,3 +312,24 @@ fn chosen<'a>(points: &'a [Point], struck: Option<&Struck>, choice: Option<u64>)
     chosen.dedup();
     chosen
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::Moment;
+
+    #[test]
+    fn a_life_that_ended_lies_before_the_next_whatever_their_moments_are() {
+        let checked = |seq, earliest, latest| Checked {
+            point: Point { id: format!("point {seq}"), seq, time_ms: seq },
+            earliest,
+            latest,
+        };
+        let (start, end) = (Moment::START, Moment::END);
+        let before = checked(1, (0, end), (0, end));
+        let after = checked(2, (1, start), (1, start));
+        check_order(&[before.clone(), after.clone()]).unwrap();
+        let error = check_order(&[after, before]).unwrap_err().to_string();
+        assert!(error.contains("is an older state of the disk"), "{error}");
+    }
+}

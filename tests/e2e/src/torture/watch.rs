@@ -208,7 +208,8 @@ impl Shared {
                     self.violations.note(text);
                 }
             }
-            state.moves += usize::from(!before.node.is_empty() && before.node != seen.node);
+            let is_moved = !before.node.is_empty() && before.node != seen.node;
+            state.moves += usize::from(is_strict && is_moved);
             state.machines.insert(name.to_owned(), seen);
         }
         state.asked_at = Some(asked_at);
