@@ -118,7 +118,7 @@ impl Splitter {
     }
 
     /// Holds back marks until [`Splitter::grow`] has ended, and refuses those under way: what is set now is
-    /// to be of the size that the stream has. The log's end behind them.
+    /// to be of the size that the stream has. The log's end behind them, and behind the one that was kept.
     ///
     /// # Errors
     /// If it was cut off.
@@ -126,7 +126,7 @@ impl Splitter {
         self.core.is_growing.store(true, Ordering::SeqCst);
         self.core.log.breach();
         let log = Arc::clone(&self.core.log);
-        self.elsewhere(move || log.settled()).await
+        self.elsewhere(move || log.settle_kept()).await
     }
 
     /// Marks may be set again, though the stream has the size of before.

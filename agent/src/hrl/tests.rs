@@ -463,6 +463,27 @@ fn a_kept_mark_outlives_a_breach_and_no_restart() {
     assert_eq!(log.mark_or_keep(mark(9), 0).unwrap(), Marked::At(Seq(23)));
 }
 
+/// D35: what was kept of a stream is in its log before it gets another size, or nowhere.
+#[test]
+fn a_kept_mark_crosses_no_growth() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    write(&log, 1, 1);
+    log.mark_or_keep(mark(1), 0).unwrap();
+    log.mark_or_keep(mark(3), 0).unwrap();
+    assert_eq!((log.settle_kept(), log.kept_mark()), (Seq(3), None));
+    assert_eq!(log.settle_kept(), Seq(3), "once");
+    // Nothing was written since, but a point of before has not the size of one of after.
+    assert_eq!(log.mark_or_keep(mark(5), 0).unwrap(), Marked::At(Seq(4)));
+    assert_eq!(log.mark_or_keep(mark(7), 0).unwrap(), Marked::Still(Seq(4)));
+    log.hold("no room".to_owned());
+    assert_eq!((log.settle_kept(), log.kept_mark()), (Seq(4), None));
+    log.release();
+    assert_eq!(write(&log, 1, 2), Seq(5), "it does not come later");
+    let (_, marks) = read_all(&log, 1, 1 << 20);
+    assert_eq!(marks, [(Seq(2), mark(1)), (Seq(3), mark(3)), (Seq(4), mark(5))]);
+}
+
 /// D49: what hangs holds up nobody else, lies in its place when it comes to its end, and what was given up
 /// before its turn came is not in the log.
 #[test]

@@ -273,15 +273,26 @@ impl Log {
     }
 
     /// Notes that a change was lost to the log, so that marks under way are refused. One may be on its way into
-    /// its file already: [`Log::settled`] is behind it.
+    /// its file already: [`Log::settle_kept`] is behind it.
     pub fn breach(&self) {
         self.lock().breaches += 1;
     }
 
-    /// Highest seq appended, once whatever is being appended is; blocks.
+    /// Ends what is said over a stream that does not change, before that stream gets another size: the mark
+    /// that was kept is appended, or dropped if the log does not take it, and none of before stands for one of
+    /// after. The log's end then, behind whatever was being appended; blocks.
     #[must_use]
-    pub fn settled(&self) -> Seq {
-        let _turn = self.lane.wait();
+    pub fn settle_kept(&self) -> Seq {
+        let turn = self.lane.wait();
+        let kept = self.lock().still.kept();
+        if let Some((_, mark)) = kept
+            && let Err(error) = self.append_in(&turn, &[Entry::Mark { mark }])
+        {
+            tracing::debug!(volume = %self.volume, %error, "a mark that was kept is dropped");
+        }
+        self.lock().still = Still::default();
+        drop(turn);
+        self.appended.notify_one();
         self.last()
     }
 

@@ -399,8 +399,11 @@ impl Running {
                         self.facts.recover();
                         self.facts.captured(true);
                         let promise = Promise::scanned(stream.unknown.count());
+                        let is_growing = self.is_ahead_of(&disk);
                         let set = blocking(move || {
-                            requests.set_marks(true, pass.breaches, promise);
+                            if !is_growing {
+                                requests.set_marks(true, pass.breaches, promise);
+                            }
                             Ok(requests)
                         });
                         requests = set.await.map_err(|source| self.data_error(source))?;
@@ -424,7 +427,10 @@ impl Running {
                     Err(_) => {}
                 }
                 due = (due + interval).max(Instant::now());
-                while requests.open().is_empty() && due > Instant::now() {
+                // Marks that somebody waits for come with what is new, and not sooner for being looked for.
+                while (requests.open().is_empty() || self.is_ahead_of(&disk))
+                    && due > Instant::now()
+                {
                     tokio::select! {
                         () = tokio::time::sleep_until(due) => {}
                         () = requests.changed() => {}

@@ -26,6 +26,11 @@ impl Running {
         self.assigned.borrow().size_bytes.filter(|granted| *granted > disk.size_bytes())
     }
 
+    /// Whether the stream may have its new size already, and not what is new of the disk.
+    pub(super) fn is_ahead_of(&self, disk: &Disk) -> bool {
+        *self.sizes.borrow() > disk.size_bytes()
+    }
+
     /// The disk has a size again that nothing has to be done about.
     pub(super) fn settle_size(&self, disk: &Disk, splitter: Option<&Arc<Splitter>>) {
         self.facts.grow(None);
@@ -67,10 +72,16 @@ impl Running {
         let Some(granted) = self.granted(disk).filter(|granted| *granted <= size_bytes) else {
             return Ok(false);
         };
-        if let Some(splitter) = splitter {
-            let end = splitter.hold_marks().await.map_err(|source| self.data_error(source))?;
-            self.until(DRAIN_TIME_MAX, |standing| !is_up(standing) || has(standing, end)).await;
-        }
+        let end = match splitter {
+            Some(splitter) => splitter.hold_marks().await,
+            // A scan sets none of its own accord while it is here.
+            None => {
+                let stream = Arc::clone(&self.opening.stream);
+                blocking(move || Ok(stream.log.settle_kept())).await
+            }
+        };
+        let end = end.map_err(|source| self.data_error(source))?;
+        self.until(DRAIN_TIME_MAX, |standing| !is_up(standing) || has(standing, end)).await;
         self.sizes.send_replace(granted);
         self.start_session();
         let is_taken = |standing: &Option<Standing>| {

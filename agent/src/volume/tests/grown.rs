@@ -194,6 +194,42 @@ async fn a_scanned_disk_grows() {
     rig.stop().await;
 }
 
+/// D35: the last word about a disk that nobody writes is a point of the size that it was said of, and no point
+/// of the new size lacks what is new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_mark_that_was_kept_has_the_size_of_before() {
+    // Small, so that the node keeps what each of its points holds.
+    let (old, new) = (MIB, 2 * MIB);
+    let mut rig = Rig::new(old, Capture::Scan);
+    std::fs::write(rig.disk(), vec![b'o'; usize::try_from(old).unwrap()]).unwrap();
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    let newest_ms = || rig.node.points().last().unwrap().mark.time_unix_ms;
+    let first_ms = newest_ms();
+    rig.until("kept", |report| {
+        let age = crate::clock::unix_ms().saturating_sub(newest_ms());
+        let rpo = report.rpo_seconds.unwrap_or(f64::MAX);
+        age > 500 && rpo * 1000.0 < 400.0
+    })
+    .await;
+    assert_eq!(newest_ms(), first_ms, "it is in no log yet");
+    let file = std::fs::File::options().write(true).open(rig.disk()).unwrap();
+    file.set_len(new).unwrap();
+    file.write_all_at(&vec![b'n'; usize::try_from(new - old).unwrap()], old).unwrap();
+    rig.until_asked(new).await;
+    rig.grant(new);
+    rig.until("grown", |report| report.size_bytes == new && report.state == VolumeState::Protected)
+        .await;
+    rig.assert_point_is_disk().await;
+    let is_old = |point: &Point| point.image.len() as u64 == old;
+    let (before, after): (Vec<_>, Vec<_>) = rig.node.points().into_iter().partition(is_old);
+    assert!(before.last().unwrap().mark.time_unix_ms > first_ms, "what was kept is a point");
+    assert!(before.iter().all(|point| is_all(&point.image, b'o')));
+    let disk = rig.disk_bytes();
+    assert!(after.iter().all(|point| *point.image == disk), "each point is the disk");
+    rig.stop().await;
+}
+
 /// D35 with D30: a disk that grows while its intents are void, or for which there is no room, has points all the
 /// same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
