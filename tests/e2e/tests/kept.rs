@@ -116,6 +116,14 @@ fn a_dry_run_of_a_failover_opens_the_point() {
         let checks = found["checks"].as_array().context("no checks")?;
         ensure!(checks.iter().all(|check| check["ok"] == true), "{found}");
         ensure!(found["point"] == point.as_str(), "{found}");
+        // Of the latest the vault is asked as well.
+        let found: Value = system.farshore().json("failover start web1 --serve-only --dry-run")?;
+        let checks = found["checks"].as_array().context("no checks")?;
+        let vault = checks.iter().find(|check| check["what"] == "vault").context("not asked")?;
+        let said = vault["found"].as_str().unwrap_or_default();
+        let newest = found["point"].as_str().context("no point")?;
+        ensure!(said.contains(newest), "{found}");
+        ensure!(checks.iter().all(|check| check["ok"] == true), "{found}");
         let all: Value = system.farshore().json("failover list")?;
         ensure!(all["failovers"].as_array().is_some_and(Vec::is_empty), "{all}");
         Ok(())

@@ -79,16 +79,8 @@ impl FailoverRow {
     /// Whether the newest point in the vault, of this time, is the one that was asked for.
     #[must_use]
     pub fn takes(&self, newest_unix_ms: u64) -> bool {
-        let is_unplanned = self.shown.kind == FailoverKind::Unplanned;
         // *Ago* is before the failover was asked for, however long it took to get here.
-        let not_after = self.spec.point.not_after(self.begun_unix_ms);
-        self.is_latest() || is_unplanned && not_after.is_some_and(|limit| newest_unix_ms <= limit)
-    }
-
-    /// Whether its point is chosen by time.
-    #[must_use]
-    pub fn is_by_time(&self) -> bool {
-        self.spec.point.not_after(self.begun_unix_ms).is_some()
+        takes_newest((self.shown.kind, self.spec.point), self.begun_unix_ms, newest_unix_ms)
     }
 
     /// What to do now.
@@ -96,6 +88,19 @@ impl FailoverRow {
     pub fn command(&self) -> Option<Command> {
         self.domain().command()
     }
+}
+
+/// Whether a failover that is asked for at such a time takes the newest point in the vault, of that time.
+#[must_use]
+pub fn takes_newest(
+    (kind, point): (FailoverKind, PointSelector),
+    asked_unix_ms: u64,
+    newest_unix_ms: u64,
+) -> bool {
+    let not_after = point.not_after(asked_unix_ms);
+    kind == FailoverKind::Unplanned
+        && (point == PointSelector::Latest
+            || not_after.is_some_and(|limit_ms| newest_unix_ms <= limit_ms))
 }
 
 impl Db {

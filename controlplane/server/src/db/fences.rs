@@ -151,6 +151,53 @@ impl Db {
         tx.commit().await?;
         Ok((change != points::Change::None, known))
     }
+
+    /// What [`Self::note_cut`] would answer to a point of the volume, if nothing changed: whether the catalogue does not
+    /// know it, and which one it takes for the newest. Changes nothing.
+    ///
+    /// # Errors
+    /// `Database`; `NotFound` for an unknown volume.
+    pub async fn compare_newest(
+        &self,
+        volume: Uuid,
+        point: Uuid,
+    ) -> Result<(bool, Option<Uuid>), ControlError> {
+        // Dropped at the end.
+        let mut tx = self.begin().await?;
+        let row = sqlx::query(
+            "SELECT machine, EXISTS (SELECT 1 FROM points
+                WHERE points.id = ? AND points.state = 'committed') AS is_known
+             FROM volumes WHERE id = ?",
+        )
+        .bind(point.to_string())
+        .bind(volume.to_string())
+        .fetch_optional(&mut *tx)
+        .await?
+        .map(Record)
+        .ok_or_else(|| ControlError::NotFound { what: "volume", name: volume.to_string() })?;
+        let known = points::newest_committed(&mut tx, row.id("machine")?).await?;
+        Ok((!row.flag("is_known")?, known))
+    }
+
+    /// When a committed point was set, by our clock, and the time between two marks of its machine.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn pace_at(&self, point: Uuid) -> Result<Option<(u64, u64)>, ControlError> {
+        let row = sqlx::query(
+            "SELECT points.at_ms,
+                coalesce(machines.mark_interval_ms, policies.mark_interval_ms) AS interval_ms
+             FROM points JOIN machines ON machines.id = points.machine
+             JOIN policies ON policies.name = machines.policy
+             WHERE points.id = ? AND points.at_ms IS NOT NULL",
+        )
+        .bind(point.to_string())
+        .fetch_optional(&self.readers)
+        .await?;
+        row.map(Record)
+            .map(|row| Ok((row.number("at_ms")?, row.number("interval_ms")?)))
+            .transpose()
+    }
 }
 
 async fn note_fence(

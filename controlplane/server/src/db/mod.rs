@@ -55,7 +55,7 @@ use crate::limits::Buckets;
 pub use certificates::Issued;
 pub use error::{DatabaseError, MigrationError};
 pub use events::Actor;
-pub use failovers::{FailoverRow, Process, ProcessRole};
+pub use failovers::{FailoverRow, Process, ProcessRole, takes_newest};
 pub use fences::{Cut, Writer};
 pub use identities::Enrolled;
 pub use machines::Placement;

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Actor, Cut, Db, Enrolled, Issued, Process, ProcessRole};
+use super::{Actor, Cut, Db, Enrolled, Issued, Process, ProcessRole, takes_newest};
 use crate::clock;
 use crate::domain::failover::Event;
 use crate::domain::machine::view;

@@ -6,6 +6,8 @@
 //! that the vault has. Before it is, the node that has the volume lets it go; where that does not say so,
 //! its log is sealed (see `farshore_vault::fence`).
 
+mod look;
+
 use std::pin::pin;
 use std::time::Duration;
 
@@ -22,6 +24,8 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::db::{Cut, FailoverRow};
 use crate::error::ControlError;
+
+pub use look::{Look, look};
 
 /// A node says something of its own about twice a second; one that is silent for so long is not waited
 /// for.
@@ -105,7 +109,7 @@ pub async fn fence_in_vault(
     let_go: Option<LogId>,
 ) -> Result<Fence, ControlError> {
     let away = |why: String| Fence::Away { why };
-    let vault = match tokio::time::timeout(VAULT_SILENCE_MAX, open(app)).await {
+    let vault = match tokio::time::timeout(VAULT_SILENCE_MAX, open(app, Access::Write)).await {
         Ok(Ok(vault)) => vault,
         Ok(Err((true, why))) => return Ok(away(why)),
         Ok(Err((false, why))) => return Ok(passed(unfenced(row, &why))),
@@ -177,12 +181,12 @@ async fn while_it_gets_on<T>(
 }
 
 /// The vault, or whether it is away and why.
-async fn open(app: &App) -> Result<Vault, (bool, String)> {
+async fn open(app: &App, access: Access) -> Result<Vault, (bool, String)> {
     let settings = &app.settings;
     let is_away = |kind: ErrorKind| kind == ErrorKind::Unavailable;
     // A directory on a file server that is gone blocks, and must block nobody else.
     let url = settings.vault.clone();
-    let opening = tokio::task::spawn_blocking(move || Store::open(&url, Access::Write));
+    let opening = tokio::task::spawn_blocking(move || Store::open(&url, access));
     let store = opening
         .await
         .map_err(|error| (true, told(&error)))?
@@ -252,13 +256,50 @@ async fn note_end(
     let is_taken = report.is_some_and(|report| row.takes(report.time_unix_ms));
     let (is_new, known) = app.db.note_cut(row.shown.id, row.machine, &cut, is_taken).await?;
     Ok(match report.map(|report| report.point) {
-        None => Some(unread(row, "it holds no recovery point of the volume")),
+        None => Some(unread(row.is_latest(), NO_POINT)),
         Some(taken) if is_taken => newest_told(taken, is_new, known),
-        Some(newest) if is_new && row.is_by_time() => Some(format!(
+        Some(newest) => {
+            let not_after = row.spec.point.not_after(row.begun_unix_ms);
+            let (Some(limit_ms), Some(chosen)) = (not_after, row.shown.point) else {
+                return Ok(None);
+            };
+            let unheard = is_new.then_some(newest);
+            nearer_told(app, volume, (limit_ms, chosen), unheard).await?
+        }
+    })
+}
+
+const NO_POINT: &str = "it holds no recovery point of the volume";
+
+/// What there is to say of a point that was chosen by a time, where the vault's newest is later than that: one in
+/// between may be nearer, and nobody looks at all of them.
+async fn nearer_told(
+    app: &App,
+    volume: Uuid,
+    (limit_ms, chosen): (u64, Uuid),
+    unheard: Option<Uuid>,
+) -> Result<Option<String>, ControlError> {
+    if let Some(newest) = unheard {
+        return Ok(Some(format!(
             "the vault has points that the control plane had not heard of, up to {newest}; whether one of \
              them is nearer to the time asked for, `farshore vault points --volume {volume}` says"
-        )),
-        Some(_) => None,
+        )));
+    }
+    let pace = app.db.pace_at(chosen).await?;
+    Ok(pace.and_then(|(at_ms, interval_ms)| {
+        gap_told(volume, limit_ms.saturating_sub(at_ms), interval_ms)
+    }))
+}
+
+/// Marks come once in an interval, give or take: where the catalogue has none for longer, it was not told of some, they
+/// were too old for it, or nothing was written.
+fn gap_told(volume: Uuid, gap_ms: u64, interval_ms: u64) -> Option<String> {
+    (gap_ms > interval_ms.saturating_mul(2)).then(|| {
+        format!(
+            "the point was set {} s before the time asked for, and of the vault's points only the newest \
+             was compared; whether one is nearer, `farshore vault points --volume {volume}` says",
+            gap_ms / 1000
+        )
     })
 }
 
@@ -294,8 +335,8 @@ fn report_of(volume: Uuid, end: &StreamEnd) -> Option<PointReport> {
     })
 }
 
-fn unread(row: &FailoverRow, reason: &str) -> String {
-    let point = match row.is_latest() {
+fn unread(is_latest: bool, reason: &str) -> String {
+    let point = match is_latest {
         false => "",
         true => ", and the point is the newest that the control plane was told of",
     };
@@ -358,6 +399,15 @@ mod tests {
         };
         assert!(while_it_is_lost(times(60_000), damaged).await.is_err());
         assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    /// C9: whoever asked for a time is told where a nearer point may lie that nobody looked for.
+    #[test]
+    fn a_gap_before_the_time_asked_for_is_told() {
+        let volume = Uuid::from_u128(3);
+        assert_eq!(gap_told(volume, 10_000, 5_000), None, "marks come late now and then");
+        let told = gap_told(volume, 61_000, 5_000).unwrap();
+        assert!(told.contains("61 s before the time") && told.contains(&volume.to_string()));
     }
 
     /// C9: a stream that is long is read to its end; a store that says nothing is not waited for.

@@ -340,6 +340,12 @@ async fn a_check_looks_and_changes_nothing() {
     assert_eq!(found.point, point);
     assert!(found.checks.iter().all(|check| check.ok), "{found:?}");
     assert!(found.checks[0].found.contains("opens: 4096 bytes"), "{found:?}");
+    // There is no vault: which point the failover would take is said by the catalogue, and that is told.
+    let vault = found.checks.iter().find(|check| check.what == "vault").unwrap();
+    assert!(vault.found.contains("the vault did not say where the volume ends"), "{found:?}");
+    let named = json!({ "kind": "unplanned", "serve_only": true, "point": point.to_string() });
+    let named: FailoverCheck = site.post(&path, named).await;
+    assert!(named.checks.iter().all(|check| check.what != "vault"), "{named:?}");
     script(&site.dir.path().join("bin/farshore-node"), FAILING_EXPORT);
     std::fs::remove_file(site.dir.path().join("bin/qemu")).unwrap();
     let found: FailoverCheck = site.post(&path, body).await;

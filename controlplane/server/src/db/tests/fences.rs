@@ -177,11 +177,48 @@ async fn a_point_by_time_is_the_vaults_newest_if_that_is_not_after_it() {
         let (id, machine, epoch) = site.fencing(selector).await;
         let newest = PointReport { time_unix_ms: newest_ms, ..point(volume, 1, 30) };
         let row = site.db.failover(id).await.unwrap();
-        assert!(row.is_by_time());
         assert_eq!(row.takes(newest_ms), is_taken, "{selector:?} {newest_ms}");
         let cut = Cut { volume, fence: Some((epoch, 31)), point: Some(newest) };
         site.db.note_cut(id, machine, &cut, is_taken).await.unwrap();
         let taken = site.apply(id, Event::Fenced).await;
         assert_eq!(taken, Some(if is_taken { newest.point } else { known.point }));
+    }
+}
+
+/// C9: who only asks is told what the fence would find, and nothing changes.
+#[tokio::test]
+async fn the_vaults_newest_is_compared_without_being_taken() {
+    let site = site().await;
+    let volume = site.protect("web").await;
+    site.place().await;
+    let (known, other) = (point(volume, 1, 10), point(volume, 1, 30));
+    site.tell(known).await;
+    let compare = async |point: PointReport| site.db.compare_newest(volume, point.point).await;
+    assert_eq!(compare(known).await.unwrap(), (false, Some(known.point)));
+    assert_eq!(compare(other).await.unwrap(), (true, Some(known.point)));
+    assert_eq!(site.seqs().await, [10], "it is not entered");
+    assert!(site.db.compare_newest(Uuid::from_u128(9), known.point).await.is_err());
+    let (at_ms, interval_ms) = site.db.pace_at(known.point).await.unwrap().unwrap();
+    assert_eq!((at_ms, interval_ms), (known.time_unix_ms, 5_000));
+    assert_eq!(site.db.pace_at(other.point).await.unwrap(), None);
+}
+
+/// C9: a failover, and who asks what one would do, take the vault's newest by the same rule.
+#[test]
+fn only_an_unplanned_failover_of_no_named_point_takes_the_vaults_newest() {
+    use FailoverKind::{Drill, Unplanned};
+    let (latest, before) = (PointSelector::Latest, PointSelector::NotAfter(5_000));
+    let named = PointSelector::Id(Uuid::from_u128(1));
+    for (asked, newest_ms, is_taken) in [
+        ((Unplanned, latest), 9_000, true),
+        ((Unplanned, before), 5_000, true),
+        ((Unplanned, before), 5_001, false),
+        ((Unplanned, PointSelector::Ago(1_000)), 9_000, true),
+        ((Unplanned, PointSelector::Ago(1_000)), 9_001, false),
+        ((Unplanned, named), 1, false),
+        ((Drill, latest), 1, false),
+        ((Drill, before), 1, false),
+    ] {
+        assert_eq!(takes_newest(asked, 10_000, newest_ms), is_taken, "{asked:?} {newest_ms}");
     }
 }

@@ -12,6 +12,7 @@ use crate::error::ControlError;
 use crate::providers::confine::is_installed;
 use crate::providers::process;
 use crate::providers::qemu::firmware::Firmware;
+use crate::reconcile::vault_end;
 
 /// How long the point may take to be opened.
 const POINT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -28,9 +29,15 @@ pub async fn check(
     machine: &str,
     spec: &CreateFailover,
 ) -> Result<FailoverCheck, ControlError> {
-    let (volume, point, point_time_unix_ms) = app.db.check_failover(machine, spec).await?;
+    let (volume, mut point, mut point_time_unix_ms) = app.db.check_failover(machine, spec).await?;
     let settings = &app.settings;
+    let seen = vault_end::look(app, spec, volume, point).await?;
+    if let Some(newest) = seen.as_ref().and_then(|seen| seen.takes) {
+        (point, point_time_unix_ms) = (newest.point, newest.time_unix_ms);
+    }
     let mut checks = vec![check_of("point", point_opens(app, volume, point).await)];
+    // What the vault does not say keeps no failover: it goes by the catalogue, or says so itself.
+    checks.extend(seen.map(|seen| check_of("vault", Ok(seen.told))));
     checks.push(check_of("room", room(&settings.data)));
     if !spec.serve_only {
         let firmware = Firmware::find(spec.firmware.as_deref(), settings.firmware_dir.as_deref());
