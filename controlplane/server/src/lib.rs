@@ -23,6 +23,7 @@ pub mod control;
 pub mod data_dir;
 pub mod db;
 pub mod domain;
+pub mod entrance;
 pub mod error;
 pub mod fatal;
 pub mod http;

@@ -23,14 +23,11 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::app::App;
+use crate::entrance::{Entrance, raise_descriptors};
 use crate::http::Service;
 use crate::limits::{Host, Place, Places};
 use crate::tls;
 use crate::turnstile::Turnstiles;
-
-/// Connections at one time without a certificate: those on which nobody has shown one yet, operators,
-/// and whoever enrols. They are shared out by address.
-const STRANGERS_MAX: usize = 1024;
 
 /// Connections at one time of agents and nodes.
 const PEERS_MAX: usize = 20_000;
@@ -67,9 +64,10 @@ pub async fn serve(
     listener: TcpListener,
     config: watch::Receiver<Arc<ServerConfig>>,
 ) {
+    raise_descriptors();
     let service = Service::new(&app);
     let room = Arc::new(Room {
-        strangers: Places::new(STRANGERS_MAX, STRANGERS_MAX),
+        entrance: Entrance::default(),
         peers: Places::new(PEERS_MAX, PEER_CONNECTIONS_MAX),
         turnstiles: Turnstiles::default(),
         clocks: Clocks::default(),
@@ -84,7 +82,9 @@ pub async fn serve(
         };
         let Some((stream, remote)) = accepted else { continue };
         // Dropping the stream ends the connection: others have no more than this one would.
-        let Some(place) = room.strangers.enter(remote.ip().into()) else { continue };
+        let host = remote.ip().into();
+        let is_known = room.turnstiles.is_known(host);
+        let Some(place) = room.entrance.enter(host, is_known) else { continue };
         let acceptor = TlsAcceptor::from(config.borrow().clone());
         let (service, room, stop) = (service.clone(), room.clone(), app.changes.stopping());
         connections.spawn(async move {
@@ -105,7 +105,7 @@ pub async fn serve(
 
 /// Who has how many connections.
 struct Room {
-    strangers: Places<Host>,
+    entrance: Entrance,
     peers: Places<Uuid>,
     turnstiles: Turnstiles,
     clocks: Clocks,

@@ -68,9 +68,15 @@ impl Turnstiles {
     /// # Cancel safety
     /// Safe: whoever stops waiting is passed over.
     pub async fn pass(&self, host: Host) -> Turn {
-        let seen = lock(&self.hosts).seen.get(&host).copied();
-        let is_known = seen.is_some_and(|seen| seen.elapsed() < KNOWN_FOR);
+        let is_known = self.is_known(host);
         if is_known { self.known.pass(host).await } else { self.unknown.pass(host).await }
+    }
+
+    /// Whether an agent or node has come from `host` lately.
+    #[must_use]
+    pub fn is_known(&self, host: Host) -> bool {
+        let seen = lock(&self.hosts).seen.get(&host).copied();
+        seen.is_some_and(|seen| seen.elapsed() < KNOWN_FOR)
     }
 
     /// An agent or node has proved from `host` who it is.
@@ -82,7 +88,7 @@ impl Turnstiles {
             hosts.cleaned = Some(now);
             hosts.seen.retain(|_, seen| now.duration_since(*seen) < KNOWN_FOR);
         }
-        // More hosts than that are strangers, which costs them their turn and nothing else.
+        // More hosts than that are strangers: a crowd of those is in their way.
         if hosts.seen.len() < HOSTS_MAX || hosts.seen.contains_key(&host) {
             hosts.seen.insert(host, now);
         }
@@ -322,7 +328,10 @@ mod tests {
             turnstiles.know(IpAddr::from(n.to_be_bytes()).into());
         }
         assert_eq!(lock(&turnstiles.hosts).seen.len(), HOSTS_MAX);
+        let first = IpAddr::from([0, 0, 0, 0]).into();
+        assert!(turnstiles.is_known(first) && !turnstiles.is_known(IpAddr::from([9; 4]).into()));
         tokio::time::advance(KNOWN_FOR).await;
+        assert!(!turnstiles.is_known(first));
         turnstiles.know(host(1));
         assert_eq!(lock(&turnstiles.hosts).seen.len(), 1);
     }

@@ -1,6 +1,7 @@
 //! The control plane over real TLS.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::site::{EXPORT, Site, identity, trusting};
 use farshore_api::identity::{EnrolmentToken, Token};
@@ -122,6 +123,34 @@ async fn a_crowd_of_half_handshakes_holds_no_peer_up() {
             crowd.push(stream);
         }
     }
+    let second = agent.get(&poll).send().await.unwrap();
+    assert_eq!(second.status(), 200);
+    drop(crowd);
+}
+
+/// N19: as many strange hosts as there are places for strangers, with one connection each, and more.
+#[tokio::test]
+async fn a_crowd_of_hosts_keeps_no_peer_out() {
+    let site = Site::start(EXPORT).await;
+    let (_, agent) = site.enrol("agent").await;
+    let poll = site.url(paths::AGENT_ASSIGNMENTS);
+    // The next call connects anew, from a host that is known then.
+    let first = agent.get(&poll).header("connection", "close").send().await.unwrap();
+    assert_eq!(first.status(), 200);
+    let address = site.control.as_ref().unwrap().address();
+    let connect = async |net, host| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 1, net, host], 0).into()).unwrap();
+        socket.connect(address).await.unwrap()
+    };
+    let mut crowd = Vec::new();
+    for number in 0..1_030_u16 {
+        let [net, host] = number.to_be_bytes();
+        crowd.push(connect(net, host).await);
+    }
+    let mut late = connect(9, 9).await;
+    let ended = tokio::time::timeout(Duration::from_secs(5), late.read(&mut [0; 1])).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "there is no place for it: {ended:?}");
     let second = agent.get(&poll).send().await.unwrap();
     assert_eq!(second.status(), 200);
     drop(crowd);
