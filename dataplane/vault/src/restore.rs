@@ -178,7 +178,8 @@ pub struct RestoreReport {
 ///
 /// # Errors
 /// As [`RestoreError`]. What was written of a file is kept for the next attempt if the vault did not
-/// answer, and removed otherwise; a partly written device stays so.
+/// answer or somebody took the file's name meanwhile, and removed otherwise, and always where the file
+/// system has no locks; a partly written device stays so.
 ///
 /// # Cancel safety
 /// Dropped, it leaves a partly written file and its journal beside `to`, with names of their own; the

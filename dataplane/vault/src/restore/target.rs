@@ -157,7 +157,13 @@ impl Target {
         };
         if is_new {
             return match Self::begin(path, file, &of, journal_path.clone(), partial) {
-                Ok(Some(target)) => Ok(Taken::Ours(Box::new(target))),
+                Ok(Some(mut target)) => {
+                    if !is_locked {
+                        // Whoever came later could not tell that we are gone: nothing is kept for him.
+                        target.journal = Journal::none();
+                    }
+                    Ok(Taken::Ours(Box::new(target)))
+                }
                 other => {
                     let _ = fs::remove_file(&journal_path);
                     other.map(|_| Taken::Foreign)
@@ -329,7 +335,14 @@ impl Target {
             }
             Ok(())
         };
-        finish().map_err(io_error(&self.path, "finish it"))?;
+        finish().map_err(|error| {
+            // With its name already, or not to be gone on with: what is beside it is of no use.
+            let is_named = self.partial.as_ref().is_some_and(|partial| !partial.exists());
+            if is_named || !self.journal.is_worth_keeping() {
+                self.abandon();
+            }
+            io_error(&self.path, "finish it")(error)
+        })?;
         self.forget();
         Ok(())
     }

@@ -5,12 +5,15 @@
 //! error that names the damaged object and the offset; a point that does not need what is damaged
 //! reads; `verify` names object and offset. Covers D1, D2, D3, S5 and H1 of `docs/fault-model.md`; the
 //! outcomes are those of `docs/formats/damage.md`.
+//!
+//! Of the same vault: what a restore does on a file system that lacks something, D22.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 mod check;
 mod files;
 mod flips;
 mod journal;
+mod lacking;
 mod local;
 mod losses;
 mod needs;
