@@ -101,23 +101,26 @@ impl Ground {
     fn collect_below(self, below: &mut BTreeSet<Self>) {
         let Self::Device(number) = self else { return };
         let Some(dir) = sysfs::dir_of(number) else { return };
-        let mut next: Vec<Self> = Vec::new();
-        let devices = sysfs::slaves(&dir).into_iter();
-        let whole =
-            sysfs::is_partition(&dir).then(|| dir.parent().map(Path::to_path_buf)).flatten();
-        let numbers = devices.chain(whole).filter_map(|dir| DeviceNumber::in_dir(&dir));
-        next.extend(numbers.map(Self::Device));
-        if let Some(backing) = sysfs::loop_backing(&dir) {
-            next.push(match backing.block {
-                Some(number) => Self::Device(number),
-                None => Self::File { device: backing.device, inode: backing.inode },
-            });
-        }
-        for ground in next {
+        for ground in Self::right_below(&dir) {
             if below.insert(ground) {
                 ground.collect_below(below);
             }
         }
+    }
+
+    /// What the device with this directory stands on itself.
+    fn right_below(dir: &Path) -> Vec<Self> {
+        let devices = sysfs::slaves(dir).into_iter();
+        let whole = sysfs::is_partition(dir).then(|| dir.parent().map(Path::to_path_buf)).flatten();
+        let numbers = devices.chain(whole).filter_map(|dir| DeviceNumber::in_dir(&dir));
+        let mut below: Vec<Self> = numbers.map(Self::Device).collect();
+        if let Some(backing) = sysfs::loop_backing(dir) {
+            below.push(match backing.block {
+                Some(number) => Self::Device(number),
+                None => Self::File { device: backing.device, inode: backing.inode },
+            });
+        }
+        below
     }
 }
 
@@ -245,6 +248,25 @@ mod tests {
         assert!(!mark_captured(&other));
         drop(one);
         assert!(mark_captured(&other));
+    }
+
+    /// D14: as the system shows a logical volume on a partition of a disk.
+    #[test]
+    fn a_partition_stands_on_its_disk_and_a_mapping_on_its_devices() {
+        let sys = tempfile::tempdir().unwrap();
+        for (name, number) in [("sda", "8:0"), ("sda/sda2", "8:2"), ("dm-0", "253:0")] {
+            std::fs::create_dir_all(sys.path().join(name)).unwrap();
+            std::fs::write(sys.path().join(name).join("dev"), format!("{number}\n")).unwrap();
+        }
+        std::fs::write(sys.path().join("sda/sda2/partition"), "2\n").unwrap();
+        std::fs::create_dir(sys.path().join("dm-0/slaves")).unwrap();
+        let part = sys.path().join("sda/sda2");
+        std::os::unix::fs::symlink(&part, sys.path().join("dm-0/slaves/sda2")).unwrap();
+        let below = |name: &str| Ground::right_below(&sys.path().join(name));
+        let device = |minor| Ground::Device(DeviceNumber { major: 8, minor });
+        assert_eq!(below("dm-0"), [device(2)]);
+        assert_eq!(below("sda/sda2"), [device(0)]);
+        assert_eq!(below("sda"), []);
     }
 
     /// D12: QEMU looks for these locks, and we for its.

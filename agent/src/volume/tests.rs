@@ -21,6 +21,7 @@ mod disks;
 mod faults;
 mod full;
 mod grown;
+mod held;
 mod lineage;
 mod replicate;
 mod sampled;

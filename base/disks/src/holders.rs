@@ -436,6 +436,32 @@ mod tests {
         assert_eq!(unescaped("a\\134b\\"), "a\\b\\");
     }
 
+    /// As the system shows a logical volume on a partition, an array on a disk, and a cache.
+    #[test]
+    fn names_what_stands_on_a_device() {
+        let sys = tempfile::tempdir().unwrap();
+        let dir = |name: &str| {
+            let dir = sys.path().join(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            dir
+        };
+        std::fs::write(dir("dm-0/dm").join("name"), "vg-root\n").unwrap();
+        dir("md127");
+        for (below, above) in [("sda2", "dm-0"), ("sdb", "md127"), ("sdb", "dm-0")] {
+            let link = dir(&format!("{below}/holders")).join(above);
+            std::os::unix::fs::symlink(sys.path().join(above), link).unwrap();
+        }
+        // A number that no device has: nothing else is found.
+        let number = DeviceNumber { major: 4095, minor: 77 };
+        let named = |name: &str| sentence(&standing_on(number, &sys.path().join(name)));
+        assert_eq!(named("sda2").as_deref(), Some("/dev/mapper/vg-root stands on it"));
+        let both = "/dev/mapper/vg-root stands on it, /dev/md127 stands on it";
+        assert_eq!(named("sdb").as_deref(), Some(both));
+        assert_eq!(named("dm-0"), None);
+        std::os::unix::fs::symlink(dir("bcache0"), sys.path().join("dm-0/bcache")).unwrap();
+        assert!(named("dm-0").unwrap().contains("a cache ("));
+    }
+
     #[test]
     fn names_a_process_that_has_a_file_open() {
         let dir = tempfile::tempdir().unwrap();

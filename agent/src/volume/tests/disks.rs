@@ -4,7 +4,7 @@ use super::*;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
-fn run(command: &mut Command) -> Option<String> {
+pub(super) fn run(command: &mut Command) -> Option<String> {
     let output = command.stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
@@ -14,7 +14,12 @@ pub(super) struct Loop(pub(super) String);
 
 impl Loop {
     pub(super) fn over(path: &std::path::Path) -> Option<Self> {
-        let found = run(Command::new("losetup").args(["--find", "--show"]).arg(path));
+        Self::over_with(path, &[])
+    }
+
+    pub(super) fn over_with(path: &std::path::Path, options: &[&str]) -> Option<Self> {
+        let mut attach = Command::new("losetup");
+        let found = run(attach.args(["--find", "--show"]).args(options).arg(path));
         if found.is_none() {
             println!(
                 "not tried: no loop device can be had here (it takes root and /dev/loop-control)"
@@ -34,7 +39,7 @@ fn filled(path: &std::path::Path, byte: u8, bytes: u64) {
     std::fs::write(path, vec![byte; usize::try_from(bytes).unwrap()]).unwrap();
 }
 
-async fn until_error(rig: &Rig, words: &[&str]) {
+pub(super) async fn until_error(rig: &Rig, words: &[&str]) {
     rig.until(&format!("{words:?}"), |report| {
         let error = report.error.clone().unwrap_or_default();
         report.state == VolumeState::Error && words.iter().all(|word| error.contains(word))
