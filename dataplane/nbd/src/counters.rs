@@ -55,13 +55,11 @@ pub enum Refusal {
     StatusNotAgreed,
     /// Fast zeroing of a backend where it is not fast. `ENOTSUP`; clients probe like this.
     ZeroingNotFast,
-    /// A request that came after shutdown began. `ESHUTDOWN`.
-    ShuttingDown,
 }
 
 impl Refusal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 22] = [
         Self::ConnectionsTooMany,
         Self::HandshakesTooMany,
         Self::HandshakeTooSlow,
@@ -84,7 +82,6 @@ impl Refusal {
         Self::FlushNotBare,
         Self::StatusNotAgreed,
         Self::ZeroingNotFast,
-        Self::ShuttingDown,
     ];
 
     /// The name for metrics and logs.
@@ -112,13 +109,12 @@ impl Refusal {
             Self::FlushNotBare => "flush_not_bare",
             Self::StatusNotAgreed => "status_not_agreed",
             Self::ZeroingNotFast => "zeroing_not_fast",
-            Self::ShuttingDown => "shutting_down",
         }
     }
 
     /// A probe for something optional, or our own doing: nothing is wrong with the client.
     const fn is_ordinary(self) -> bool {
-        matches!(self, Self::OptionUnsupported | Self::ZeroingNotFast | Self::ShuttingDown)
+        matches!(self, Self::OptionUnsupported | Self::ZeroingNotFast)
     }
 }
 

@@ -175,7 +175,6 @@ pub(crate) const fn errno_of(refusal: Refusal) -> Option<Errno> {
         Refusal::WritePastEnd => Some(Errno::NoSpace),
         Refusal::ReadOnly => Some(Errno::Perm),
         Refusal::ZeroingNotFast => Some(Errno::NotSupported),
-        Refusal::ShuttingDown => Some(Errno::Shutdown),
         _ => None,
     }
 }
@@ -193,7 +192,6 @@ pub(crate) const fn advice_on(refusal: Refusal) -> &'static str {
         Refusal::FlushNotBare => "a flush has no offset or length",
         Refusal::StatusNotAgreed => "block status needs base:allocation and a length",
         Refusal::ZeroingNotFast => "zeroing is not faster than writing",
-        Refusal::ShuttingDown => "the server is shutting down",
         _ => "refused",
     }
 }

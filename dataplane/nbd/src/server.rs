@@ -99,8 +99,8 @@ impl<B: Backend> Server<B> {
 
     /// Serves clients until `shutdown` is ready, then stops listening and returns when every request in flight is done.
     ///
-    /// Requests that come after that are answered `ESHUTDOWN`. A client that does not take its replies is
-    /// disconnected after [`SHUTDOWN_GRACE`]; the backend is always waited for.
+    /// Requests that come after that are not answered: a client that reconnects sends them again. One that does
+    /// not take its replies is disconnected after [`SHUTDOWN_GRACE`]; the backend is always waited for.
     ///
     /// # Cancel safety
     /// Dropping the future closes all connections; requests that the backend has begun are carried through on the

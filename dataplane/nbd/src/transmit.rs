@@ -90,43 +90,25 @@ where
     ) where
         R: AsyncRead + Unpin,
     {
-        let is_draining = loop {
+        loop {
             let header = tokio::select! {
                 biased;
-                () = shutdown.raised() => break true,
+                () = shutdown.raised() => break,
                 header = incoming.array::<REQUEST_BYTES>() => header,
             };
-            let Some(request) = self.decode(header) else { break false };
+            let Some(request) = self.decode(header) else { break };
             let carried = match request.check(export, self.agreed) {
                 Ok(work) => self.start(&mut incoming, request, work).await,
                 Err(refusal) => self.refuse(&mut incoming, request, refusal).await,
             };
             if let Err(error) = carried {
                 self.note_end(&error);
-                break false;
-            }
-        };
-        if is_draining {
-            tokio::select! {
-                () = self.idle() => {}
-                () = self.turn_away(&mut incoming) => {}
+                break;
             }
         }
+        // What comes during a shutdown gets no answer: `ESHUTDOWN` would be an error of the disk to whoever uses
+        // it, while a client that reconnects sends again what was not answered.
         self.idle().await;
-    }
-
-    /// Answers whatever still comes with `ESHUTDOWN`, until the connection ends.
-    async fn turn_away<R>(&self, incoming: &mut Incoming<R>)
-    where
-        R: AsyncRead + Unpin,
-    {
-        loop {
-            let header = incoming.array::<REQUEST_BYTES>().await;
-            let Some(request) = self.decode(header) else { return };
-            if let Err(error) = self.refuse(incoming, request, Refusal::ShuttingDown).await {
-                return self.note_end(&error);
-            }
-        }
     }
 
     /// The request in a received header; none if it is the last of this connection.

@@ -19,7 +19,6 @@ const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
 const EOVERFLOW: u32 = 75;
 const ENOTSUP: u32 = 95;
-const ESHUTDOWN: u32 = 108;
 
 #[tokio::test]
 async fn carries_out_every_command() {
@@ -286,7 +285,7 @@ async fn a_silent_stranger_is_shown_out() {
 }
 
 #[tokio::test]
-async fn shutdown_finishes_what_was_begun_and_turns_away_the_rest() {
+async fn shutdown_finishes_what_was_begun_and_answers_nothing_else() {
     let mut server = Running::tcp(Memory::new(SIZE)).await;
     server.memory.held_from.store(0, Ordering::SeqCst);
     let mut idle = server.client().await;
@@ -296,10 +295,10 @@ async fn shutdown_finishes_what_was_begun_and_turns_away_the_rest() {
     server.begin_stop();
     assert!(idle.rest().await.is_empty());
     client.write(2, 512, &[8; 512]).await;
-    assert_eq!(client.reply().await, (2, ESHUTDOWN));
     assert!(!server.serving.is_finished());
     server.memory.gate.add_permits(1);
     assert_eq!(client.reply().await, (1, 0));
+    // An error would be one of the disk to a guest; without an answer its client asks again later.
     assert!(client.rest().await.is_empty());
     let memory = std::sync::Arc::clone(&server.memory);
     server.stop().await;
