@@ -23,6 +23,9 @@ use crate::table::Table;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long `protect` waits for the agent to say that it has the disk.
 const WORD_TIME_MAX: Duration = Duration::from_secs(15);
+/// What a client of a served disk needs so that it waits while the agent is started again.
+const CLIENT_SETTINGS: &str = "set reconnect-delay=300 and open-timeout=60 in QEMU, or -persist for nbd-client: it waits \
+     while the agent is started again";
 /// Time that the control plane may be away meanwhile.
 const AWAY_MAX: Duration = Duration::from_secs(30);
 
@@ -351,7 +354,7 @@ fn show(machine: &Machine) -> String {
                 ),
             );
         if let Some(uri) = &volume.nbd_uri {
-            table.pair("  NBD", uri);
+            table.pair("  NBD", uri).pair("  its client", CLIENT_SETTINGS);
         }
         if let Some(samples) = &volume.samples {
             let SampleReport { bytes, rounds, differences, .. } = *samples;

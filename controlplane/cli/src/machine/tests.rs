@@ -65,12 +65,16 @@ fn a_machine_for_people_says_how_it_stands() {
         "1.2 s",
         "12 sent, 11 journaled, 10 committed",
         "nbd+unix",
+        "reconnect-delay=300",
         "3.00 GiB, all of it 2 times",
         "1, the last of 4.00 KiB at byte 81920, seen 2026-11-28",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
     assert!(!text.contains("detail:"));
+    let mut unserved = machine();
+    unserved.volumes[0].nbd_uri = None;
+    assert!(!show(&unserved).contains("reconnect"), "there is nothing to connect to");
     let text = list(&Machines { machines: vec![machine()] });
     let mut lines = text.lines();
     assert!(lines.next().unwrap().starts_with("NAME  STATE"), "{text}");
