@@ -1,9 +1,14 @@
 //! Trouble on the way to the store: the pipeline waits, says why, and goes on; nothing is lost.
 
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use farshore_e2e::image::{self, Content, MIB};
+use farshore_e2e::nbd::Client;
 use farshore_e2e::store::proxy::{Proxy, Trouble};
 use farshore_e2e::store::{Kind, Server};
 use farshore_e2e::{Machine, Part, Setting, System, process, run_with, wait};
@@ -110,6 +115,82 @@ fn troubles_are_events(system: &System) -> Result<()> {
     ensure!(troubles >= 3 && ends >= 3, "{troubles} troubles and {ends} ends in {listed}");
     ensure!(troubles <= 30, "{troubles} events of 6 troubles");
     Ok(())
+}
+
+/// How long the store is away while an export is read.
+const AWAY: Duration = Duration::from_secs(10);
+const READ_BYTES: usize = 1 << 20;
+/// What the failover says meanwhile.
+const WAITING: &str = "the export is waiting";
+
+/// Reads all of an export into a file; the first piece before anything is wrong.
+fn download(uri: &str, to: &Path, at_trouble: impl FnOnce()) -> Result<()> {
+    let mut client = Client::connect(uri)?;
+    let mut bytes = vec![0; usize::try_from(client.size)?];
+    let mut pieces = (0_u64..).zip(bytes.chunks_mut(READ_BYTES));
+    let (_, first) = pieces.next().context("an export of no bytes")?;
+    client.read(0, first)?;
+    at_trouble();
+    for (number, piece) in pieces {
+        client.read(number * READ_BYTES as u64, piece)?;
+    }
+    client.disconnect()?;
+    fs::write(to, bytes).with_context(|| format!("write {}", to.display()))
+}
+
+/// The store goes away under a client that reads, and comes back when the failover has said so for long enough.
+fn reads_through(system: &System, proxy: &Proxy, machine: &Machine) -> Result<()> {
+    let point = machine.mark()?;
+    let drill = format!("failover drill web1 --point {point} --serve-only");
+    let drill = system.farshore().json(&drill)?;
+    let text = |name: &str| {
+        let text = drill[name].as_str().map(str::to_owned);
+        text.with_context(|| format!("the drill has no {name}: {drill}"))
+    };
+    let (id, uri, copy) = (text("id")?, text("nbd_uri")?, system.path("drill.raw"));
+    let detail = || -> Result<String> {
+        let shown = system.farshore().json(&format!("failover show {id}"))?;
+        Ok(shown["detail"].as_str().unwrap_or_default().to_owned())
+    };
+    let (away, is_away) = mpsc::sync_channel(1);
+    let at_trouble = move || {
+        proxy.set(Trouble::Unavailable);
+        // Nobody listens only if the test has failed already.
+        let _ = away.send(Instant::now());
+    };
+    thread::scope(|scope| {
+        let (uri, to) = (&uri, &copy);
+        let reading = scope.spawn(move || download(uri, to, at_trouble));
+        let begun = is_away.recv_timeout(TOLD_WITHIN).context("wait for the first read");
+        let waited = begun.and_then(|begun| {
+            wait::until("a read to have waited for the store", TOLD_WITHIN, || {
+                ensure!(!reading.is_finished(), "the reader did not wait for the store");
+                let is_told = detail()?.contains(WAITING);
+                Ok((is_told && begun.elapsed() >= AWAY).then_some(()))
+            })
+        });
+        proxy.set(Trouble::None);
+        let read = reading.join().map_err(|_| anyhow!("the reader panicked"))?;
+        read.and(waited)
+    })?;
+    image::compare(&machine.disk, &copy)?;
+    wait::until("the failover to say no more of it", TOLD_WITHIN, || {
+        Ok((!detail()?.contains(WAITING)).then_some(()))
+    })?;
+    system.farshore().ok(&format!("failover cleanup {id} --yes")).map(drop)
+}
+
+#[test]
+fn the_reads_of_an_export_outlast_the_absence_of_its_store() {
+    let server = Server::start(Kind::SeaweedFs).expect("a store");
+    let proxy = Proxy::to(server.port).expect("a proxy");
+    let environment = server.environment_at(proxy.port);
+    let arguments = vec!["--vault".to_owned(), server.vault("site")];
+    run_with(Setting { arguments, environment, ..Setting::default() }, |system| {
+        let machine = Machine::protect(system, "web1", "nbd", (64 * MIB, Content::Mixed(52)))?;
+        machine.wait_until_protected()?;
+        reads_through(system, &proxy, &machine)
+    });
 }
 
 #[test]

@@ -283,12 +283,12 @@ fn a_name_that_somebody_takes_meanwhile_stays_his() {
 fn what_cannot_be_made_durable_is_told_and_leaves_nothing_beside_it() {
     use Call::{SyncDirectory, SyncFile};
     let sample = Sample::new();
-    let cases: [(&[(Call, c_int)], &str, &[&str]); 2] = [
-        (&[(SyncFile, libc::EINVAL)], "make it durable", &[]),
-        // Its name was given by then.
-        (&[(SyncDirectory, libc::EIO)], "finish it", &["disk.img"]),
-    ];
-    for (lacks, words, left) in cases {
+    // Of a directory, the name was given by then.
+    for (lacks, words, left) in [
+        ((SyncFile, libc::EINVAL), "make it durable", &[][..]),
+        ((SyncDirectory, libc::EIO), "finish it", &["disk.img"][..]),
+    ] {
+        let lacks = &[lacks];
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("disk.img");
         let (restored, _) = sample.restore((&to, &RestoreOptions::default()), lacks, |_| {});

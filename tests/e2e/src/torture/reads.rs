@@ -69,8 +69,11 @@ impl Site {
     }
 }
 
-/// Reads a disk in a thread of its own; its bytes, and when that was done.
-fn read_all(mut client: Client) -> Result<JoinHandle<Result<(Vec<u8>, Instant)>>> {
+/// The bytes of a disk, and when the last of them was read.
+type Reading = JoinHandle<Result<(Vec<u8>, Instant)>>;
+
+/// Reads a disk in a thread of its own.
+fn read_all(mut client: Client) -> Result<Reading> {
     let read = move || {
         let mut bytes = vec![0; usize::try_from(client.size)?];
         for (number, part) in bytes.chunks_mut(READ_BYTES).enumerate() {
