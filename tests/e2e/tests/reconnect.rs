@@ -56,7 +56,7 @@ impl Qemu {
             .context("start qemu-io (package qemu-utils)")?;
         let input = child.stdin.take();
         let output = child.stdout.take().context("what qemu-io says")?;
-        let (sender, said) = mpsc::channel();
+        let (sender, said) = mpsc::sync_channel(1_024);
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 if sender.send(line).is_err() {
