@@ -84,11 +84,17 @@ pub enum Bug {
     ContestIgnored,
     /// An agent takes frames that another sent in the place of its own for its own.
     OthersFramesJoin,
+    /// Of the points that the control plane knows the latest is the one whose agent's clock says so.
+    LatestByTime,
+    /// Points go by the wall clock of the control plane.
+    PruneByWall,
+    /// A point counts as heard of when the wall clock says so, though more time has passed since the last look.
+    HeardByWall,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 41] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -127,6 +133,9 @@ impl Bug {
         Self::EndBeforeSeal,
         Self::ContestIgnored,
         Self::OthersFramesJoin,
+        Self::LatestByTime,
+        Self::PruneByWall,
+        Self::HeardByWall,
     ];
 
     /// Its name on a command line.
@@ -171,6 +180,9 @@ impl Bug {
             Self::EndBeforeSeal => "end-before-seal",
             Self::ContestIgnored => "contest-ignored",
             Self::OthersFramesJoin => "others-frames-join",
+            Self::LatestByTime => "latest-by-time",
+            Self::PruneByWall => "prune-by-wall",
+            Self::HeardByWall => "heard-by-wall",
         }
     }
 

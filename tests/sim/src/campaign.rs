@@ -47,6 +47,10 @@ pub struct Summary {
     pub reads: u64,
     /// Those that ended because the store was away.
     pub reads_away: u64,
+    /// Points that control planes were told of.
+    pub points_told: u64,
+    /// Those that they dropped.
+    pub points_dropped: u64,
     /// Maps written.
     pub maps: u64,
     /// Acks judged.
@@ -72,6 +76,8 @@ impl Summary {
                 self.reads += outcome.counts.reads;
                 self.maps += outcome.counts.maps;
                 self.reads_away += outcome.counts.reads_away;
+                self.points_told += outcome.counts.points_told;
+                self.points_dropped += outcome.counts.points_dropped;
                 self.acks += outcome.counts.acks;
                 self.time += outcome.time;
                 outcome.violation

@@ -319,8 +319,10 @@ impl World {
         let is_taken = self.control.backup.is_none() || self.rng.u32(0..3) == 0;
         if is_taken {
             self.control.backup = Some(self.control.owners.clone());
+            self.back_up_points();
         } else if let Some(backup) = &self.control.backup {
             self.control.owners.clone_from(backup);
+            self.restore_points();
         }
         let what = if is_taken { "is backed up" } else { "is put back from its backup" };
         self.tell("control", || format!("the catalogue {what}"));

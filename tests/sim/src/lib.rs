@@ -15,6 +15,7 @@
 //!   what they return comes back as an event. A request that has reached the store happens there even
 //!   if whoever sent it is dead by then.
 //! - The [`reader`] opens views of volumes while all of that goes on, as a restore or an export does.
+//! - The [`catalog`] keeps the points that are told of, by clocks that step.
 //! - [`faults`] breaks things for a while, then stops; [`run`] waits until the system has converged, and
 //!   [`oracle`] has judged every step meanwhile.
 
@@ -22,6 +23,7 @@
 
 pub mod agent;
 pub mod campaign;
+pub mod catalog;
 pub mod control;
 pub mod disk;
 pub mod failover;

@@ -150,14 +150,17 @@ fn print_summary(summary: &Summary, time: Duration) {
     );
     println!(
         "judged: {} marks against their disk, {} acks, {} points read back, {} reads beside writers and {} \
-         that the store was away for, with {} maps, {} fences",
+         that the store was away for, with {} maps, {} fences, {} points that the control plane heard of \
+         and {} that grew too old",
         summary.marks,
         summary.acks,
         summary.points,
         summary.reads,
         summary.reads_away,
         summary.maps,
-        summary.fences
+        summary.fences,
+        summary.points_told,
+        summary.points_dropped
     );
     let strikes: Vec<String> =
         summary.strikes.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();

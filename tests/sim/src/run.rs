@@ -162,6 +162,7 @@ impl Sim {
         }
         self.world.after(Duration::ZERO, Event::Control(control::Event::Look));
         self.world.after(Duration::ZERO, Event::Reader(reader::Event::Go));
+        self.world.begin_catalog();
         let wait = self.world.us(1_000_000..4_000_000);
         self.world.after(wait, Event::Fault(faults::Event::Strike));
     }
@@ -236,6 +237,7 @@ impl Sim {
             }
             Event::Reader(event) => self.reader.handle(world, event),
             Event::Control(event) => world.handle_control(event),
+            Event::Catalog(event) => world.handle_catalog(event),
             Event::Failover(event) => world.handle_failover(event),
             Event::Fault(event) => self.handle_fault(&event),
         }
@@ -305,6 +307,7 @@ impl Sim {
         }
         world.judge_epochs();
         world.judge_points(POINTS_READ, false);
+        world.judge_known();
         world.judge_verify();
         for _ in 0..DAMAGES {
             if world.oracle.violation().is_some() {

@@ -1,12 +1,13 @@
 //! What all processes share: the clock, the queue of events, random numbers, network, store, oracle.
 
+use crate::catalog::Catalog;
 use crate::control::Control;
 use crate::net::Net;
 use crate::oracle::Oracle;
 use crate::store::SimStore;
 use crate::tasks::{Alarm, Alarms, Sleep, Tasks, VirtualTimer};
 use crate::trace::Trace;
-use crate::{agent, control, failover, faults, guest, node, reader};
+use crate::{agent, catalog, control, failover, faults, guest, node, reader};
 use farshore_proto::Timestamp;
 use farshore_vault::{Patience, Timer};
 use std::collections::BTreeMap;
@@ -52,6 +53,8 @@ pub enum Event {
     Guest(usize, guest::Event),
     /// To the control plane.
     Control(control::Event),
+    /// To what the control plane knows of points.
+    Catalog(catalog::Event),
     /// To the failover of a volume.
     Failover(failover::Event),
     /// Something breaks, or stops being broken.
@@ -107,6 +110,8 @@ pub struct World {
     pub store: SimStore,
     /// Who owns what.
     pub control: Control,
+    /// What is known of points.
+    pub catalog: Catalog,
     /// What must be true.
     pub oracle: Oracle,
     /// What happened.
@@ -136,6 +141,7 @@ impl World {
             net: Net::default(),
             store,
             control: Control::new(&size),
+            catalog: Catalog::new(!seed, size.machines),
             oracle: Oracle::new(&size),
             size,
             rng,
@@ -181,6 +187,7 @@ impl World {
             Event::Reader(_)
             | Event::Guest(..)
             | Event::Control(_)
+            | Event::Catalog(_)
             | Event::Failover(_)
             | Event::Fault(_) => None,
         };

@@ -34,6 +34,7 @@ fn every_rule_holds() {
     assert!(summary.reads > 5 * SEEDS && summary.reads_away > SEEDS / 2, "{summary:?}");
     assert!(summary.maps > 5 * SEEDS, "{summary:?}");
     assert!(summary.fences > SEEDS / 10, "{summary:?}");
+    assert!(summary.points_told > 20 * SEEDS && summary.points_dropped > SEEDS, "{summary:?}");
 }
 
 #[test]
@@ -105,6 +106,9 @@ finds! {
     finds_an_end_that_is_read_before_the_seal: EndBeforeSeal within 400,
     finds_an_ignored_contest: ContestIgnored within 400,
     finds_the_frames_of_another_holder_taken_for_own: OthersFramesJoin within 400,
+    finds_a_latest_point_by_its_agents_clock: LatestByTime within 400,
+    finds_points_that_go_by_the_wall_clock: PruneByWall within 100,
+    finds_points_heard_of_by_the_wall_clock: HeardByWall within 400,
 }
 
 #[test]

@@ -9,7 +9,7 @@ use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
-use super::{Actor, Db, Tx, events, machines, raise_version};
+use super::{Actor, Db, Tx, events, machines, raise_version, retention};
 use crate::clock;
 use crate::domain::point_time::{self, PointTimes};
 use crate::error::ControlError;
@@ -279,6 +279,8 @@ pub(super) async fn commit(
     // The agent's clock may say anything, and a node reports the points of many agents at once: a
     // time that the database cannot hold must not keep the others' points away.
     let time = own(report.time_unix_ms.min(TIME_MS_MAX));
+    // It is dated by the clock as it is, and grows old since this, which may be later.
+    let heard_ms = retention::heard_ms(tx, now_ms).await?;
     // The agent's time and kind replace what was noted when the point was asked for. A point of
     // another machine stays as it is: the condition keeps one agent from changing another's.
     let noted = sqlx::query(
@@ -291,7 +293,7 @@ pub(super) async fn commit(
     .bind(&machine)
     .bind(name_of(&report.kind))
     .bind(time)
-    .bind(own(now_ms))
+    .bind(own(heard_ms))
     .execute(&mut **tx)
     .await?;
     if noted.rows_affected() == 0 {
@@ -314,7 +316,7 @@ pub(super) async fn commit(
             >= (SELECT count(*) FROM volumes WHERE machine = points.machine)
          RETURNING asked, rank, time_ms",
     )
-    .bind(own(now_ms))
+    .bind(own(heard_ms))
     .bind(&point)
     .fetch_optional(&mut **tx)
     .await?;

@@ -2,6 +2,7 @@
 
 use super::record::{Record, own};
 use super::{Actor, Db, Tx, events};
+use crate::clock;
 use crate::domain::retention::{Look, Note, RetentionClock};
 use crate::error::ControlError;
 
@@ -120,6 +121,14 @@ async fn read_clock(tx: &mut Tx) -> Result<Option<RetentionClock>, ControlError>
         .fetch_optional(&mut **tx)
         .await?;
     Ok(row.and_then(|row| Record(row).json("value").ok()))
+}
+
+/// Since when a point counts as known that is heard of now.
+pub(super) async fn heard_ms(tx: &mut Tx, now_ms: u64) -> Result<u64, ControlError> {
+    let Some(kept) = read_clock(tx).await? else { return Ok(now_ms) };
+    let (boot, host, up_ms) = (clock::boot(), clock::host(), clock::up_ms());
+    let look = Look { wall_ms: now_ms, boot: &boot, host: &host, up_ms, retention_ms: 0 };
+    Ok(kept.heard_ms(&look))
 }
 
 async fn write_clock(tx: &mut Tx, clock: &RetentionClock) -> Result<(), ControlError> {

@@ -8,6 +8,7 @@
 //! retention asks for, when it is set back, or when a person says that it is right. Many small steps are
 //! one large one: what is gained without a doubt is counted, and forgotten slowly.
 
+use farshore_proto::bugs::{Bug, is_on};
 use serde::{Deserialize, Serialize};
 
 /// The wall clock may gain so much between two looks without a doubt.
@@ -39,6 +40,9 @@ pub struct RetentionClock {
     /// The host of that run; empty where it was not known.
     #[serde(default)]
     pub host: String,
+    /// The wall clock when it was looked last.
+    #[serde(default)]
+    pub wall_ms: u64,
 }
 
 /// What a look sees.
@@ -74,7 +78,9 @@ impl RetentionClock {
     pub fn begin(look: &Look<'_>) -> Self {
         let (boot, host) = (look.boot.to_owned(), look.host.to_owned());
         let (time_ms, up_ms) = (look.wall_ms, look.up_ms);
-        Self { time_ms, doubt_ms: 0, ahead_ms: 0, gained_ms: 0, boot, up_ms, host }
+        let (doubt_ms, ahead_ms, gained_ms) = (0, 0, 0);
+        let wall_ms = look.wall_ms;
+        Self { time_ms, doubt_ms, ahead_ms, gained_ms, boot, up_ms, host, wall_ms }
     }
 
     /// Whether the wall clock is not believed.
@@ -83,20 +89,40 @@ impl RetentionClock {
         self.doubt_ms > 0
     }
 
-    /// Takes in a look. Points go by `time_ms` from then on.
-    pub fn step(&mut self, look: &Look<'_>) -> Option<Note> {
-        let is_same_run = self.boot == look.boot;
+    /// Since when a point counts as known that is heard of now: by the wall clock, but not before the last
+    /// look and the time that has passed since. A clock that is set back and right again between two looks
+    /// leaves no trace in this one, and what was heard of meanwhile must not be old for it.
+    #[must_use]
+    pub fn heard_ms(&self, look: &Look<'_>) -> u64 {
+        if is_on(Bug::HeardByWall) {
+            return look.wall_ms;
+        }
+        look.wall_ms.max(self.wall_ms.saturating_add(self.passed_ms(look)))
+    }
+
+    /// How much time has passed without doubt since the last look.
+    fn passed_ms(&self, look: &Look<'_>) -> u64 {
         // Another run of the same host began after the last look, and has lasted for as long as it says;
         // before it anything may be. Another host may have run all the while: its run says nothing of the
         // time since that look.
         let is_same_host = !look.host.is_empty() && self.host == look.host;
-        let passed = match (is_same_run, is_same_host) {
+        match (self.boot == look.boot, is_same_host) {
             (true, _) => look.up_ms.saturating_sub(self.up_ms),
             (false, true) => look.up_ms,
             (false, false) => 0,
-        };
+        }
+    }
+
+    /// Takes in a look. Points go by `time_ms` from then on.
+    pub fn step(&mut self, look: &Look<'_>) -> Option<Note> {
+        let is_same_run = self.boot == look.boot;
+        let passed = self.passed_ms(look);
         (self.boot, self.up_ms) = (look.boot.to_owned(), look.up_ms);
-        self.host = look.host.to_owned();
+        (self.host, self.wall_ms) = (look.host.to_owned(), look.wall_ms);
+        if is_on(Bug::PruneByWall) {
+            self.time_ms = look.wall_ms;
+            return None;
+        }
         self.gained_ms = self.gained_ms.saturating_sub(passed / GAINED_SHARE);
         let (slack, room) = match is_same_run {
             true => (SLACK_MS, SLACK_MS.saturating_sub(self.gained_ms)),
@@ -280,7 +306,16 @@ mod tests {
                 assert!(!is_old || age_ms + HOUR >= DAY, "one of {age_ms} ms goes");
                 !is_old
             });
-            self.points.push((true_ms.saturating_add_signed(self.world.off_ms), true_ms));
+            self.hear(self.world.off_ms);
+        }
+
+        /// A point is heard of while the clock is so far off, perhaps for that moment only.
+        fn hear(&mut self, off_ms: i64) {
+            let true_ms = self.world.true_ms;
+            let wall_ms = true_ms.saturating_add_signed(off_ms);
+            let (boot, host, up_ms) = (self.world.boot, self.world.host, self.world.up_ms);
+            let look = Look { wall_ms, boot, host, up_ms, retention_ms: DAY };
+            self.points.push((self.world.clock.heard_ms(&look), true_ms));
         }
     }
 
@@ -327,7 +362,22 @@ mod tests {
                     _ => 0,
                 };
                 catalogue.minute();
+                if rng.u32(0..20) == 0 {
+                    catalogue.hear(rng.i64(-days(3)..days(3)));
+                }
             }
+        }
+    }
+
+    /// C7: the clock is set back and right again before anybody looks at it.
+    #[test]
+    fn a_moment_in_the_past_makes_no_point_old() {
+        for off_ms in [-days(2), -days(400)] {
+            let mut catalogue = Catalogue { world: World::begin(), points: Vec::new() };
+            (0..10).for_each(|_| catalogue.minute());
+            catalogue.hear(off_ms);
+            (0..60).for_each(|_| catalogue.minute());
+            assert_eq!(catalogue.points.len(), 71);
         }
     }
 

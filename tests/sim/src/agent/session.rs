@@ -3,6 +3,7 @@
 
 use super::volume::Volume;
 use super::{Ctx, Own as AgentOwn, copy};
+use crate::catalog::Told;
 use crate::control::{Assignment, volume_of};
 use crate::net::{Arrival, Conn};
 use bytes::Bytes;
@@ -399,7 +400,11 @@ impl Volume {
                     ctx.tell(|| format!("the log is not trimmed: {error}"));
                 }
             }
-            Output::PointCommitted { seq, .. } => ctx.tell(|| format!("point {seq} is committed")),
+            Output::PointCommitted { seq, mark } => {
+                ctx.tell(|| format!("point {seq} is committed"));
+                let Mark { point, time_unix_ms: time_ms, .. } = mark;
+                ctx.world.tell_of_point(Told { machine: ctx.machine, point, seq, time_ms });
+            }
         }
     }
 

@@ -2,11 +2,13 @@
 
 use super::journal::{self, SimJournal};
 use super::{Doom, Event, Fatal, Turn};
+use crate::catalog::Told;
 use crate::control::machine_of;
 use crate::world;
 use farshore_codec::SegmentBuilder;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
 use farshore_engine::claims::{self, Wanted};
+use farshore_engine::log::CommittedPoint;
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard as Engine};
 use farshore_engine::stream::Stream;
 use farshore_engine::tenure::{self, Opening, PutEnd, Tenure};
@@ -174,6 +176,14 @@ impl Turn<'_> {
                 self.world.tell(self.process(), || {
                     format!("shard {shard}: slot {slot} is committed, with {} points", points.len())
                 });
+                for CommittedPoint { volume, seq, mark, .. } in points {
+                    self.world.tell_of_point(Told {
+                        machine: machine_of(volume),
+                        point: mark.point,
+                        seq,
+                        time_ms: mark.time_unix_ms,
+                    });
+                }
                 self.running.known.committed(log, slot);
                 let frames = &mut self.running.shards[shard].frames;
                 release.into_iter().for_each(|handle| frames.release(handle));

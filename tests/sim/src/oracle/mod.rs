@@ -3,11 +3,11 @@
 //!
 //! | invariant | how it is judged |
 //! |---|---|
-//! | I1 | every ack *committed* is compared with what the vault really holds; after each start of a node its *journaled* watermark with what it acked before |
+//! | I1 | every ack *committed* is compared with what the vault really holds, and every point that the control plane was told of is there in the end; after each start of a node its *journaled* watermark with what it acked before |
 //! | I2 | at each mark the log, folded, is the disk; every point of the vault restores to that fold, also while others write |
 //! | I3 | each seq of a volume lies in the log of one epoch, below its seal; committed acks come with the volume's newest epoch or one that still counts |
 //! | I5 | whatever is read from the vault is right or an error, also after objects were damaged |
-//! | I6 | wall clocks jump all the time; everything above holds all the same |
+//! | I6 | wall clocks jump all the time; everything above holds all the same; *latest* is the last in the stream of what the control plane knows, no point goes that is not old in truth, and the last never |
 //! | I7 | what a shard holds, a log's length, the puts on their way have bounds |
 //! | I12 | the end that a failover finds has all that was acked committed before; nothing behind it is acked under an epoch before the fence |
 //! | revoked | no frame is taken from an agent whose certificate its node has known to be over for two looks |
@@ -16,6 +16,7 @@
 
 mod contest;
 mod fences;
+mod points;
 mod reads;
 mod stream;
 mod vault;
@@ -59,6 +60,10 @@ pub struct Counts {
     pub reads: u64,
     /// Those that ended because the store was away.
     pub reads_away: u64,
+    /// Points that the control plane was told of.
+    pub points_told: u64,
+    /// Those that it dropped because they were old.
+    pub points_dropped: u64,
 }
 
 /// The oracle of one run.
@@ -68,6 +73,7 @@ pub struct Oracle {
     /// The server of each agent; copies come behind those that were copied.
     machines: Vec<usize>,
     contests: contest::Contests,
+    catalogue: points::Catalogue,
     violation: Option<Violation>,
     /// Highest *journaled* that a node acked out of a log's journal, by log and volume.
     journaled: BTreeMap<(LogId, usize), (Epoch, Seq)>,
@@ -89,6 +95,7 @@ impl Oracle {
             streams: (0..size.machines).map(|machine| Stream::new(machine, size.blocks)).collect(),
             machines: (0..size.machines).collect(),
             contests: contest::Contests::default(),
+            catalogue: points::Catalogue::default(),
             violation: None,
             journaled: BTreeMap::new(),
             copied: BTreeSet::new(),

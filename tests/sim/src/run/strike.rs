@@ -391,6 +391,7 @@ impl Sim {
         self.world.store.set_faults(StoreFaults::default());
         self.world.enrol_revoked();
         self.world.control_back();
+        self.world.catalog.calm();
         self.end_copies();
         (0..self.world.size.machines).for_each(|machine| self.end_a_holder(machine));
         for node in 0..self.nodes.len() {

@@ -37,7 +37,7 @@ impl World {
         site.place().await;
         let retention_ms = site.db.longest_retention_ms().await.unwrap();
         assert_eq!(retention_ms, DAY);
-        Self {
+        let mut world = Self {
             site,
             volume,
             rng: fastrand::Rng::with_seed(seed),
@@ -48,11 +48,19 @@ impl World {
             retention_ms,
             points: BTreeMap::new(),
             gone: 0,
-        }
+        };
+        // Behind the first look there is a time that nothing is heard of before.
+        world.prune().await;
+        world
     }
 
     fn wall_ms(&self) -> u64 {
         self.true_ms.saturating_add_signed(self.off_ms)
+    }
+
+    fn look<'a>(&self, boot: &'a str) -> Look<'a> {
+        let (wall_ms, up_ms, retention_ms) = (self.wall_ms(), self.up_ms, self.retention_ms);
+        Look { wall_ms, boot, host: "h", up_ms, retention_ms }
     }
 
     /// A point is told, perhaps late, of an agent whose clock says anything.
@@ -76,8 +84,18 @@ impl World {
         let report = AgentReport { points: vec![point], ..AgentReport::default() };
         let taken = self.site.db.agent_report(self.site.agent, &report).await.unwrap();
         assert!(taken.points_changed && taken.ignored_volumes.is_empty(), "{taken:?}");
+        // The clock may be another one for this moment only.
+        let off_ms = match self.rng.u32(0..4) {
+            0 => i64::try_from(self.rng.u64(0..400 * DAY)).unwrap().saturating_neg(),
+            _ => self.off_ms,
+        };
+        let wall_ms = self.true_ms.saturating_add_signed(off_ms);
+        let clock = self.site.db.retention_clock().await.unwrap();
+        let boot = self.boot.to_string();
+        let look = Look { wall_ms, ..self.look(&boot) };
+        let heard_ms = clock.map_or(wall_ms, |clock| clock.heard_ms(&look));
         let heard = sqlx::query("UPDATE points SET heard_ms = ? WHERE id = ?")
-            .bind(super::super::record::own(self.wall_ms()))
+            .bind(super::super::record::own(heard_ms))
             .bind(id.to_string());
         heard.execute(&self.site.db.writer).await.unwrap();
         self.points.insert(seq, Told { id, heard_true_ms: self.true_ms });
@@ -107,13 +125,7 @@ impl World {
     /// What is old goes, what is not stays, and the newest always.
     async fn prune(&mut self) {
         let boot = self.boot.to_string();
-        let look = Look {
-            wall_ms: self.wall_ms(),
-            boot: &boot,
-            host: "h",
-            up_ms: self.up_ms,
-            retention_ms: self.retention_ms,
-        };
+        let look = self.look(&boot);
         let time_ms = self.site.db.look_at_clocks(&look).await.unwrap();
         self.site.db.prune(time_ms).await.unwrap();
         let left = self.site.db.points("web", None, 1_000).await.unwrap();
