@@ -1,8 +1,7 @@
 //! A client that reconnects reads and writes on over restarts of the agent: QEMU's, with the settings of
 //! `docs/runbooks/serve-a-disk.md`.
 
-use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -20,10 +19,12 @@ const RECONNECT_SECONDS: u64 = 60;
 const ANSWER_LIMIT: Duration = Duration::from_secs(RECONNECT_SECONDS + 30);
 const END_LIMIT: Duration = Duration::from_secs(40);
 /// Each of them begins with a request that meets no agent.
-const RESTARTS: u64 = 4;
-/// Writes that are asked for at once; QEMU has 16 of them under way.
-const AT_ONCE: u64 = 250;
+const RESTARTS: u64 = 3;
 const LENGTH: u64 = 64 << 10;
+/// Writes of many under way at once: each block of the disk is written some times.
+const WRITES: u64 = 6 * DISK.0 / LENGTH;
+const UNDER_WAY: u64 = 16;
+const FILL: u8 = 0x5a;
 
 /// A disk as QEMU has it, driven by `qemu-io`.
 struct Qemu {
@@ -39,15 +40,20 @@ enum Ask {
     Read { at: u64, pattern: u64 },
 }
 
+/// The disk for QEMU's programs.
+fn options(uri: &str) -> Result<String> {
+    let Address::Unix { export, socket } = Address::parse(uri)? else {
+        bail!("{uri} is no Unix socket")
+    };
+    Ok(format!(
+        "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={socket},\
+         file.export={export},file.reconnect-delay={RECONNECT_SECONDS},file.open-timeout=60"
+    ))
+}
+
 impl Qemu {
     fn open(uri: &str) -> Result<Self> {
-        let Address::Unix { export, socket } = Address::parse(uri)? else {
-            bail!("{uri} is no Unix socket")
-        };
-        let disk = format!(
-            "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={socket},\
-             file.export={export},file.reconnect-delay={RECONNECT_SECONDS},file.open-timeout=60"
-        );
+        let disk = options(uri)?;
         let mut child = Command::new("qemu-io")
             .args(["--image-opts", &disk])
             .stdin(Stdio::piped())
@@ -145,28 +151,40 @@ fn asks_nobody(system: &System, qemu: &mut Qemu, ask: Ask, signal: Signal) -> Re
     system.wait_for_another(Part::Agent, before)
 }
 
-/// Ends the agent while many requests are under way at once.
-fn asks_at_once(system: &System, qemu: &mut Qemu, signal: Signal) -> Result<()> {
-    let before = system.pid(Part::Agent)?;
-    let at = |number: u64| 32 * MIB + number * LENGTH;
-    for number in 0..AT_ONCE {
-        qemu.say(&format!("aio_write -f -P {} {} {LENGTH}", pattern(number), at(number)))?;
-    }
-    system.signal(Part::Agent, signal)?;
-    qemu.say("aio_flush")?;
-    let mut left: BTreeSet<u64> = (0..AT_ONCE).map(at).collect();
-    while !left.is_empty() {
-        let line = qemu.hear()?;
-        // Answers come in any order, each in a line of its own.
-        let answered = line.split_once("bytes at offset ").map(|(_, at)| at.trim().parse());
-        if let Some(at) = answered {
-            ensure!(left.remove(&at?), "qemu-io says {line:?} of nothing that was asked");
+/// Ends the agent again and again while many writes are under way.
+fn writes_many(system: &System, machine: &Machine, signal: Signal) -> Result<()> {
+    let mut writing = Command::new("qemu-img")
+        .args(["bench", "-w", "-t", "none", "--pattern", &FILL.to_string()])
+        .args(["-c", &WRITES.to_string(), "-s", &LENGTH.to_string()])
+        .args(["-d", &UNDER_WAY.to_string(), "--image-opts", &options(&machine.nbd_uri()?)?])
+        .stdout(Stdio::null())
+        .spawn()
+        .context("start qemu-img (package qemu-utils)")?;
+    let first = || -> Result<u8> {
+        let mut byte = [0];
+        std::fs::File::open(&machine.disk)?.read_exact(&mut byte)?;
+        Ok(byte[0])
+    };
+    let struck = (|| {
+        wait::until("the first write", ANSWER_LIMIT, || Ok((first()? == FILL).then_some(())))?;
+        for _restart in 0..2 {
+            ensure!(writing.try_wait()?.is_none(), "it has written all before the agent ended");
+            let before = system.pid(Part::Agent)?;
+            system.signal(Part::Agent, signal)?;
+            system.wait_for_another(Part::Agent, before)?;
         }
+        wait::until("qemu-img to end", ANSWER_LIMIT, || Ok(writing.try_wait()?))
+    })();
+    if struck.is_err() {
+        // One that has ended is dead enough.
+        let _ = writing.kill();
+        let _ = writing.wait();
     }
-    system.wait_for_another(Part::Agent, before)?;
-    for number in 0..AT_ONCE {
-        qemu.does(Ask::Read { at: at(number), pattern: pattern(number) })?;
-    }
+    let status = struck?;
+    ensure!(status.success(), "qemu-img ended with {status}");
+    let disk = std::fs::read(&machine.disk)?;
+    let lacking = disk.iter().position(|byte| *byte != FILL);
+    ensure!(lacking.is_none(), "a write is not on the disk: {lacking:?}");
     Ok(())
 }
 
@@ -191,20 +209,20 @@ fn goes_on(system: &System, signal: Signal) -> Result<()> {
             qemu.does(Ask::Read { at: earlier * MIB, pattern: pattern(earlier) })?;
         }
     }
-    asks_at_once(system, &mut qemu, signal).context("many at once")?;
     qemu.end()?;
-    ensure!(machine.nbd_uri()? == uri, "the disk is served elsewhere now");
-    machine.wait_until_protected()?;
-    let point = machine.mark()?;
-    let file = system.path("point.raw");
-    machine.export(&point, &file)?;
-    image::compare(&machine.disk, &file)?;
     let disk = std::fs::read(&machine.disk)?;
     for number in 0..RESTARTS {
         let (at, byte) = (usize::try_from(number * MIB)?, u8::try_from(pattern(number))?);
         let written = &disk[at..at + usize::try_from(LENGTH)?];
         ensure!(written.iter().all(|found| *found == byte), "write {number} is not on the disk");
     }
+    writes_many(system, &machine, signal).context("many at once")?;
+    ensure!(machine.nbd_uri()? == uri, "the disk is served elsewhere now");
+    machine.wait_until_protected()?;
+    let point = machine.mark()?;
+    let file = system.path("point.raw");
+    machine.export(&point, &file)?;
+    image::compare(&machine.disk, &file)?;
     Ok(())
 }
 
