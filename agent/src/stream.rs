@@ -485,18 +485,14 @@ impl Stream {
         self.state.update(|state| state.is_shared = is_shared)
     }
 
-    /// Whose the log's frame `seq` is; none if the log does not hold it, or not as it was appended. Blocks.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn held(&self, seq: Seq) -> Result<Option<Stamp>, LogError> {
-        match self.log.stamp_of(seq) {
-            Err(error @ LogError::Damaged { .. }) => {
-                tracing::warn!(volume = %self.volume, %error, "whose frame it is cannot be read");
-                Ok(None)
-            }
-            held => held,
-        }
+    /// Whose the log's frame `seq` is; none if the log does not hold it, or it cannot be read: nobody sends it
+    /// again, so that keeps no stream from going on. Blocks.
+    #[must_use]
+    pub fn held(&self, seq: Seq) -> Option<Stamp> {
+        self.log.stamp_of(seq).unwrap_or_else(|error| {
+            tracing::warn!(volume = %self.volume, %error, "whose frame it is cannot be read");
+            None
+        })
     }
 
     /// Empties the log and goes on at `next`, with the disk in doubt as far as `breach` says. Blocks.

@@ -436,8 +436,7 @@ impl Driver {
                 self.welcomed_bytes = self.said_bytes;
                 let stream = Arc::clone(&self.session.stream);
                 let held = tokio::task::spawn_blocking(move || stream.held(welcome.received));
-                let held = held.await.map_err(|error| error.to_string());
-                match held.and_then(|held| held.map_err(|error| error.to_string())) {
+                match held.await {
                     Ok(held) => self.feed(Input::Welcomed { welcome, held }),
                     Err(error) => self.lose(format!("the log cannot be read: {error}")),
                 }

@@ -165,7 +165,17 @@ impl Client {
         path: &str,
         body: &B,
     ) -> Outcome<T> {
-        let request = self.request(Method::POST, path, Duration::ZERO).json(body);
+        self.post_waiting(path, body, Duration::ZERO).await
+    }
+
+    /// Like [`Client::post`], for an answer that may take `wait` longer.
+    pub(crate) async fn post_waiting<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        wait: Duration,
+    ) -> Outcome<T> {
+        let request = self.request(Method::POST, path, wait).json(body);
         read(self.send(request).await?).await
     }
 

@@ -157,11 +157,15 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
     }
 }
 
+/// How long the control plane may look: at the vault's end, and until the point opens.
+const CHECK_TIME_MAX: Duration = Duration::from_secs(90);
+
 /// Prints what a failover would find.
 async fn check(client: &Client, global: &Global, args: &BringUp) -> Outcome {
     let path = paths::machine_failovers_check(&args.name);
     let request = request(args, FailoverKind::Unplanned);
-    let found: FailoverCheck = client.post(&path, &request).await.map_err(unknown_machine)?;
+    let found: FailoverCheck =
+        client.post_waiting(&path, &request, CHECK_TIME_MAX).await.map_err(unknown_machine)?;
     global.output.unwrap_or_default().print(&found, |found| {
         let mut table = Table::pairs();
         table

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::app::{App, Topic};
 use crate::clock;
 use crate::db::Issued;
-use crate::domain::generation::{FirstUse, Verdict, judge};
+use crate::domain::generation::{FirstUse, LIVING, Verdict, judge};
 use crate::error::ControlError;
 use crate::limits::Asked;
 use crate::tls::Peer;
@@ -37,10 +37,20 @@ struct Holder {
     heard: Instant,
     /// The newest generation that this process saw used first, and when.
     first: Option<(u64, Instant)>,
-    /// The newest generation that a copy was found of, and when.
-    copied: Option<(u64, Instant)>,
+    /// What copy was found last.
+    copied: Option<Copied>,
     /// When which event was told last.
     told: BTreeMap<&'static str, Instant>,
+}
+
+/// A holder of an older certificate, found to be another than that of the newest.
+#[derive(Debug, Clone, Copy)]
+struct Copied {
+    /// The newest generation then.
+    newest: u64,
+    /// Since when it has come again and again, and when it came last.
+    since: Instant,
+    last: Instant,
 }
 
 impl Default for Holders {
@@ -111,12 +121,13 @@ impl Holders {
 
     /// The holder of a certificate older than `newest` was found to be another than that one's.
     fn found_copy(&self, id: Uuid, newest: u64) {
-        let found = Some((newest, Instant::now()));
+        let now = Instant::now();
         let mut known = self.lock();
         let holder = known.entry(id).or_insert_with(|| self.unheard());
-        if holder.copied.is_none_or(|(before, _)| before < newest) {
-            holder.copied = found;
-        }
+        // One that was away may be another: the same machine set back once more.
+        let goes_on = |copied: &Copied| copied.newest >= newest && copied.last + LIVING > now;
+        let since = holder.copied.filter(goes_on).map_or(now, |copied| copied.since);
+        holder.copied = Some(Copied { newest, since, last: now });
     }
 
     /// Whether the holder of a newer certificate was heard since that of `generation` was found to be another:
@@ -124,18 +135,19 @@ impl Holders {
     fn are_two(&self, id: Uuid, generation: u64) -> bool {
         let known = self.lock();
         known.get(&id).is_some_and(|holder| {
-            let found = holder.copied.filter(|(newest, _)| *newest > generation);
-            found.is_some_and(|(_, at)| holder.generation > generation && holder.heard > at)
+            let found = holder.copied.filter(|copied| copied.newest > generation);
+            found.is_some_and(|it| holder.generation > generation && holder.heard > it.since)
         })
     }
 
     /// As if all that was heard had been heard long ago.
     #[cfg(test)]
     pub(crate) fn let_all_be_silent(&self) {
-        let long = 2 * crate::domain::generation::LIVING;
         for holder in self.lock().values_mut() {
-            holder.heard -= long;
-            holder.copied = holder.copied.map(|(newest, at)| (newest, at - long));
+            holder.heard -= 2 * LIVING;
+            if let Some(copied) = &mut holder.copied {
+                (copied.since, copied.last) = (copied.since - 2 * LIVING, copied.last - 2 * LIVING);
+            }
         }
     }
 

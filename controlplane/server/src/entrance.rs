@@ -3,6 +3,10 @@
 //! They are shared out by host, and a crowd of more hosts than there are places takes all of them, each with one.
 //! Hosts from which an agent or node came lately have places of their own, so that such a crowd keeps none of them out.
 
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+
 use crate::limits::{Host, Place, Places};
 
 /// Connections at one time without a certificate of hosts that nobody knows: those on which none was shown yet,
@@ -39,11 +43,26 @@ impl Entrance {
     }
 }
 
+/// The limit of open files that this process was started with, once it has raised its own.
+static STARTED_WITH: OnceLock<Rlimit> = OnceLock::new();
+
+/// Gives a child the limit of open files that this process was started with.
+pub fn lower_descriptors_of(child: u32) {
+    let pid = i32::try_from(child).ok().and_then(Pid::from_raw);
+    let (Some(pid), Some(limit)) = (pid, STARTED_WITH.get()) else { return };
+    // One that has ended needs none.
+    if let Err(error) = prlimit(Some(pid), Resource::Nofile, *limit)
+        && error != rustix::io::Errno::SRCH
+    {
+        tracing::warn!(child, %error, "cannot lower the limit of open files");
+    }
+}
+
 /// Raises the limit of open files as far as it goes: these places are more than is usual, and a connection that cannot
 /// be accepted is kept out as well.
 pub fn raise_descriptors() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
+    STARTED_WITH.get_or_init(|| limit);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit of open files");

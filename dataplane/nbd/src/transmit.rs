@@ -108,6 +108,16 @@ where
         }
         // What comes during a shutdown gets no answer: `ESHUTDOWN` would be an error of the disk to whoever uses
         // it, while a client that reconnects sends again what was not answered.
+        drop(incoming);
+        tokio::select! {
+            biased;
+            () = self.idle() => return,
+            () = self.cut.raised() => {}
+        }
+        // The backend may take for ever; the client sees the end now, and can connect elsewhere.
+        if let Err(error) = self.writer.lock().await.shutdown().await {
+            debug!(%error, "nbd client is gone");
+        }
         self.idle().await;
     }
 

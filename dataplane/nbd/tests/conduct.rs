@@ -305,6 +305,23 @@ async fn shutdown_finishes_what_was_begun_and_answers_nothing_else() {
     assert_eq!(memory.bytes()[..1024], [[9; 512], [0; 512]].concat());
 }
 
+/// A client that waits for a disk that hangs would not reconnect.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_ends_connections_although_the_disk_hangs() {
+    let mut server = Running::tcp(Memory::new(SIZE)).await;
+    server.memory.held_from.store(0, Ordering::SeqCst);
+    let mut client = server.client().await;
+    client.write(1, 0, &[9; 512]).await;
+    until("the write begins", || server.memory.now() == 1).await;
+    server.begin_stop();
+    assert!(client.rest().await.is_empty());
+    assert!(!server.serving.is_finished(), "what was begun is carried through");
+    server.memory.gate.add_permits(1);
+    let memory = std::sync::Arc::clone(&server.memory);
+    server.stop().await;
+    assert_eq!(memory.bytes()[..512], [9; 512]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_no_replies_does_not_stop_the_shutdown() {
     let mut server = Running::tcp(Memory::new(64 << 20)).await;

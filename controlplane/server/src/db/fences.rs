@@ -162,8 +162,7 @@ impl Db {
         volume: Uuid,
         point: Uuid,
     ) -> Result<(bool, Option<Uuid>), ControlError> {
-        // Dropped at the end.
-        let mut tx = self.begin().await?;
+        let mut reader = self.readers.acquire().await?;
         let row = sqlx::query(
             "SELECT machine, EXISTS (SELECT 1 FROM points
                 WHERE points.id = ? AND points.state = 'committed') AS is_known
@@ -171,11 +170,11 @@ impl Db {
         )
         .bind(point.to_string())
         .bind(volume.to_string())
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&mut *reader)
         .await?
         .map(Record)
         .ok_or_else(|| ControlError::NotFound { what: "volume", name: volume.to_string() })?;
-        let known = points::newest_committed(&mut tx, row.id("machine")?).await?;
+        let known = points::newest_committed(&mut reader, row.id("machine")?).await?;
         Ok((!row.flag("is_known")?, known))
     }
 

@@ -406,10 +406,10 @@ async fn find(
 
 /// Id of a machine's newest committed point.
 pub(super) async fn newest_committed(
-    tx: &mut Tx,
+    connection: &mut SqliteConnection,
     machine: Uuid,
 ) -> Result<Option<Uuid>, ControlError> {
-    let row = sqlx::query(NEWEST).bind(machine.to_string()).fetch_optional(&mut **tx).await?;
+    let row = sqlx::query(NEWEST).bind(machine.to_string()).fetch_optional(connection).await?;
     row.map(|row| Record(row).id("id")).transpose()
 }
 

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::ProviderError;
 use crate::db::Process;
+use crate::entrance::lower_descriptors_of;
 
 /// How long a process may take to end after SIGTERM.
 const TERM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -143,6 +144,8 @@ pub fn start(launch: &Launch<'_>) -> Result<Process, ProviderError> {
             return Err(ProviderError::Unseen { pid, source });
         }
     };
+    // Guests and exports get what is usual.
+    lower_descriptors_of(pid);
     tokio::spawn(async move {
         match child.wait().await {
             Ok(status) => info!(pid, %status, "process ended"),

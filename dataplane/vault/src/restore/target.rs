@@ -337,7 +337,10 @@ impl Target {
         };
         finish().map_err(|error| {
             // With its name already, or not to be gone on with: what is beside it is of no use.
-            let is_named = self.partial.as_ref().is_some_and(|partial| !partial.exists());
+            let is_named = self.partial.as_ref().is_some_and(|partial| {
+                // One that cannot be looked for may be there.
+                partial.try_exists().is_ok_and(|is_there| !is_there)
+            });
             if is_named || !self.journal.is_worth_keeping() {
                 self.abandon();
             }

@@ -185,10 +185,8 @@ impl Session {
             Ok(Said::Welcome(welcome)) => {
                 ctx.tell(|| format!("is welcomed: {welcome:?}"));
                 self.trouble.clear();
-                match stream.held(welcome.received) {
-                    Ok(held) => self.feed(ctx, Input::Welcomed { welcome, held }),
-                    Err(error) => self.lose(ctx, format!("the log cannot be read: {error}")),
-                }
+                let held = stream.held(welcome.received);
+                self.feed(ctx, Input::Welcomed { welcome, held });
             }
             Ok(Said::Ack(ack)) => self.feed(ctx, Input::Acked(ack)),
             Ok(Said::Refusal(refusal)) => {

@@ -222,6 +222,13 @@ async fn a_copy_is_not_let_in_when_the_one_that_it_was_made_of_is_silent() {
     let again = Some(json!({ "csr_pem": csr_of(&key) }));
     site.refused(first, "POST", paths::RENEW, again, ErrorCode::Unauthenticated).await;
     works(&site, second).await;
+
+    // It ends for some time, and then the machine itself is set back, to where the copy was made.
+    site.app.holders.let_all_be_silent();
+    let refused = is_refused(&site, first).await;
+    assert!(refused.contains("in use elsewhere"), "{refused}");
+    site.app.holders.let_all_be_silent();
+    works(&site, first).await;
 }
 
 #[tokio::test]
