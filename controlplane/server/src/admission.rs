@@ -136,7 +136,10 @@ impl Holders {
         let known = self.lock();
         known.get(&id).is_some_and(|holder| {
             let found = holder.copied.filter(|copied| copied.newest > generation);
-            found.is_some_and(|it| holder.generation > generation && holder.heard > it.since)
+            // As long as that is new, the other may still be heard.
+            let is_new = |since: Instant| since + LIVING > Instant::now();
+            let is_heard = |since| holder.generation > generation && holder.heard > since;
+            found.is_some_and(|copied| is_new(copied.since) || is_heard(copied.since))
         })
     }
 
