@@ -79,14 +79,16 @@ impl Log {
         Ok(run)
     }
 
-    /// What the frame `seq` says whose it is; none if the log does not hold it. Blocks.
+    /// What the frame `seq` says whose it is, and a cursor behind it; none if the log does not hold it. Blocks.
     ///
     /// # Errors
     /// `Damaged` if it is not what was appended, `Io` if it cannot be read.
-    pub fn stamp_of(&self, seq: Seq) -> Result<Option<Stamp>, LogError> {
+    pub fn stamp_of(&self, seq: Seq) -> Result<Option<(Stamp, Cursor)>, LogError> {
         let Some(Holder { file, first, path, .. }) = self.holder(seq) else { return Ok(None) };
-        let stamp = seek(&*file, first, seq).and_then(|offset| header_at(&*file, seq, offset));
-        stamp.map(|header| Some(header.stamp)).map_err(|bad| bad.error(&path))
+        let found = seek(&*file, first, seq).and_then(|at| Ok((at, header_at(&*file, seq, at)?)));
+        let (at, header) = found.map_err(|bad| bad.error(&path))?;
+        let offset = at + (FRAME_HEADER_BYTES + header.body_bytes) as u64;
+        Ok(Some((header.stamp, Cursor { next: seq.next(), first, offset })))
     }
 
     fn holder(&self, seq: Seq) -> Option<Holder> {

@@ -47,7 +47,15 @@ fn says_whose_each_frame_is_that_it_holds() {
         log.stamps().durable(log.stamps().begin(), stamp);
         write(&log, u64::from(number), number);
     }
-    let held = |log: &Log, seq| log.stamp_of(Seq(seq)).unwrap();
+    let held = |log: &Log, seq| {
+        let (stamp, mut behind) = log.stamp_of(Seq(seq)).unwrap()?;
+        assert_eq!(behind.next(), Seq(seq + 1));
+        if seq < log.last().0 {
+            let run = log.read_run(&mut behind, 1, &mut Vec::new()).unwrap();
+            assert_eq!(run.last, Seq(seq + 1), "what is behind it is read from there");
+        }
+        Some(stamp)
+    };
     let all = |log: &Log| [0, 1, 2, 3, 4, 5].map(|seq| held(log, seq));
     let expected = [None, Some(stamps[0]), Some(stamps[1]), Some(stamps[2]), Some(stamps[3]), None];
     assert_eq!(all(&log), expected);

@@ -437,7 +437,12 @@ impl Driver {
                 let stream = Arc::clone(&self.session.stream);
                 let held = tokio::task::spawn_blocking(move || stream.held(welcome.received));
                 match held.await {
-                    Ok(held) => self.feed(Input::Welcomed { welcome, held }),
+                    Ok(held) => {
+                        // Sending goes on there: what was passed over is not read again.
+                        self.cursor = held.map_or(self.cursor, |(_, behind)| behind);
+                        let held = held.map(|(stamp, _)| stamp);
+                        self.feed(Input::Welcomed { welcome, held });
+                    }
                     Err(error) => self.lose(format!("the log cannot be read: {error}")),
                 }
             }

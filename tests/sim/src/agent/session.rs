@@ -186,6 +186,8 @@ impl Session {
                 ctx.tell(|| format!("is welcomed: {welcome:?}"));
                 self.trouble.clear();
                 let held = stream.held(welcome.received);
+                self.cursor = held.map_or(self.cursor, |(_, behind)| behind);
+                let held = held.map(|(stamp, _)| stamp);
                 self.feed(ctx, Input::Welcomed { welcome, held });
             }
             Ok(Said::Ack(ack)) => self.feed(ctx, Input::Acked(ack)),
