@@ -7,7 +7,7 @@ use farshore_api::node::{LetGo, ToLetGo};
 use uuid::Uuid;
 
 use super::record::{Record, number};
-use super::{Actor, Db, Tx, events, points, raise_version};
+use super::{Actor, Db, Tx, events, points, raise_version, retention};
 use crate::clock;
 use crate::error::ControlError;
 
@@ -136,7 +136,8 @@ impl Db {
             tx.commit().await?;
             return Ok((false, known));
         };
-        let change = points::commit(&mut tx, point, clock::now_ms()).await?;
+        let heard = retention::heard(&mut tx, clock::now_ms()).await?;
+        let change = points::commit(&mut tx, point, heard).await?;
         if is_taken {
             sqlx::query(
                 "UPDATE failovers SET point = ?1,

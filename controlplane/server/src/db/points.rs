@@ -9,7 +9,8 @@ use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
-use super::{Actor, Db, Tx, events, machines, raise_version, retention};
+use super::retention::Heard;
+use super::{Actor, Db, Tx, events, machines, raise_version};
 use crate::clock;
 use crate::domain::point_time::{self, PointTimes};
 use crate::error::ControlError;
@@ -263,7 +264,7 @@ pub(super) async fn is_known(tx: &mut Tx, point: Uuid) -> Result<bool, ControlEr
 pub(super) async fn commit(
     tx: &mut Tx,
     report: &PointReport,
-    now_ms: u64,
+    heard: Heard,
 ) -> Result<Change, ControlError> {
     let point = report.point.to_string();
     let owner = sqlx::query(
@@ -279,8 +280,6 @@ pub(super) async fn commit(
     // The agent's clock may say anything, and a node reports the points of many agents at once: a
     // time that the database cannot hold must not keep the others' points away.
     let time = own(report.time_unix_ms.min(TIME_MS_MAX));
-    // It is dated by the clock as it is, and grows old since this, which may be later.
-    let heard_ms = retention::heard_ms(tx, now_ms).await?;
     // The agent's time and kind replace what was noted when the point was asked for. A point of
     // another machine stays as it is: the condition keeps one agent from changing another's.
     let noted = sqlx::query(
@@ -293,7 +292,7 @@ pub(super) async fn commit(
     .bind(&machine)
     .bind(name_of(&report.kind))
     .bind(time)
-    .bind(own(heard_ms))
+    .bind(own(heard.since_ms))
     .execute(&mut **tx)
     .await?;
     if noted.rows_affected() == 0 {
@@ -316,7 +315,7 @@ pub(super) async fn commit(
             >= (SELECT count(*) FROM volumes WHERE machine = points.machine)
          RETURNING asked, rank, time_ms",
     )
-    .bind(own(heard_ms))
+    .bind(own(heard.since_ms))
     .bind(&point)
     .fetch_optional(&mut **tx)
     .await?;
@@ -325,7 +324,7 @@ pub(super) async fn commit(
     let times = PointTimes {
         time_ms: row.number("time_ms")?,
         clock_off_ms: owner.signed("clock_off_ms")?,
-        heard_ms: now_ms,
+        heard_ms: heard.wall_ms,
         before_ms: before_rank(tx, &machine, row.number("rank")?).await?,
     };
     sqlx::query("UPDATE points SET at_ms = ? WHERE id = ?")

@@ -17,7 +17,7 @@ use farshore_api::node::{NodeReport, NodeVolumeReport};
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
-use super::{Actor, Db, Tx, epochs, events, fences, points, raise_version};
+use super::{Actor, Db, Tx, epochs, events, fences, points, raise_version, retention};
 use crate::clock;
 use crate::domain::liveness::Told;
 use crate::domain::validate::cut;
@@ -482,6 +482,8 @@ impl Db {
         mut ignored: BTreeSet<Uuid>,
     ) -> Result<Taken, ControlError> {
         let (mut points_changed, mut assignments_changed) = (false, false);
+        // Looked up once, and not for the many reports without points.
+        let mut looked = None;
         for report in reports {
             let volume = report.volume;
             if !is_point(tx, role, owner, report).await? {
@@ -497,7 +499,11 @@ impl Db {
                 ignored.insert(volume);
                 continue;
             }
-            match points::commit(tx, report, now_ms).await? {
+            let heard = match looked {
+                Some(heard) => heard,
+                None => *looked.insert(retention::heard(tx, now_ms).await?),
+            };
+            match points::commit(tx, report, heard).await? {
                 points::Change::None => {}
                 points::Change::Committed => points_changed = true,
                 points::Change::AskedCommitted => {

@@ -123,12 +123,23 @@ async fn read_clock(tx: &mut Tx) -> Result<Option<RetentionClock>, ControlError>
     Ok(row.and_then(|row| Record(row).json("value").ok()))
 }
 
-/// Since when a point counts as known that is heard of now.
-pub(super) async fn heard_ms(tx: &mut Tx, now_ms: u64) -> Result<u64, ControlError> {
-    let Some(kept) = read_clock(tx).await? else { return Ok(now_ms) };
+/// When points are heard of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heard {
+    /// By the clock as it is: points are dated by it.
+    pub(super) wall_ms: u64,
+    /// Since when they count as known, which may be later: they grow old from there.
+    pub(super) since_ms: u64,
+}
+
+/// Of points that are heard of now.
+pub(super) async fn heard(tx: &mut Tx, wall_ms: u64) -> Result<Heard, ControlError> {
+    let Some(kept) = read_clock(tx).await? else {
+        return Ok(Heard { wall_ms, since_ms: wall_ms });
+    };
     let (boot, host, up_ms) = (clock::boot(), clock::host(), clock::up_ms());
-    let look = Look { wall_ms: now_ms, boot: &boot, host: &host, up_ms, retention_ms: 0 };
-    Ok(kept.heard_ms(&look))
+    let look = Look { wall_ms, boot: &boot, host: &host, up_ms, retention_ms: 0 };
+    Ok(Heard { wall_ms, since_ms: kept.heard_ms(&look) })
 }
 
 async fn write_clock(tx: &mut Tx, clock: &RetentionClock) -> Result<(), ControlError> {
