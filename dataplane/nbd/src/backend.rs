@@ -153,9 +153,6 @@ pub enum BackendError {
     /// The caller may not do this (`EPERM`).
     #[error("the disk does not permit this")]
     Denied,
-    /// The backend is stopping (`ESHUTDOWN`): the client should disconnect.
-    #[error("the disk is being shut down")]
-    ShuttingDown,
     /// The backend cannot do this at all (`ENOTSUP`).
     #[error("the disk does not support this")]
     Unsupported,

@@ -45,7 +45,6 @@ impl From<&BackendError> for Outcome {
         let (errno, text) = match error {
             BackendError::NoSpace => (Errno::NoSpace, "no space is left for the disk's data"),
             BackendError::Denied => (Errno::Perm, "the disk does not permit this"),
-            BackendError::ShuttingDown => (Errno::Shutdown, "the disk is being shut down"),
             BackendError::Unsupported => (Errno::NotSupported, "the disk does not support this"),
             BackendError::Io { .. } => (Errno::Io, "the disk could not be read or written"),
         };

@@ -115,7 +115,6 @@ pub(crate) enum Errno {
     NoSpace,
     Overflow,
     NotSupported,
-    Shutdown,
 }
 
 impl Errno {
@@ -127,7 +126,6 @@ impl Errno {
             Self::NoSpace => 28,
             Self::Overflow => 75,
             Self::NotSupported => 95,
-            Self::Shutdown => 108,
         }
     }
 }

@@ -115,7 +115,6 @@ fn backend_errors_become_the_protocols_numbers() {
     assert_eq!(number(io::Error::from_raw_os_error(28).into()), 28);
     assert_eq!(number(io::Error::from_raw_os_error(122).into()), 28);
     assert_eq!(number(BackendError::Unsupported), 95);
-    assert_eq!(number(BackendError::ShuttingDown), 108);
 }
 
 #[test]

@@ -24,8 +24,6 @@ const RECONNECT_LIMIT: Duration = Duration::from_secs(120);
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Between the seeds of two logs of one disk; those of other disks and runs are not so far apart.
 const SEED_STEP: u64 = 1 << 48;
-/// What a server that is stopping answers; the next one takes over.
-const ESHUTDOWN: u32 = 108;
 
 /// What a lane does.
 #[derive(Clone, Copy, Debug)]
@@ -364,10 +362,10 @@ impl Worker {
     /// After a break: the guest's disk comes back, or the guest has seen something it must not.
     fn connect_again(&mut self, error: &io::Error, after: Duration) -> Result<()> {
         match (self.client.refusal(), error.kind()) {
-            (None | Some(ESHUTDOWN), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            (None, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 bail!("no answer within {} s", after.as_secs());
             }
-            (None | Some(ESHUTDOWN), _) => {}
+            (None, _) => {}
             (Some(number), _) => bail!("the guest was answered with error {number}: {error}"),
         }
         self.shared.breaks.fetch_add(1, Ordering::Relaxed);
