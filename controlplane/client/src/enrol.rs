@@ -173,8 +173,7 @@ async fn certify(
 }
 
 /// Renews the certificate at half of its life, again and again, and when the control plane took it after it
-/// had refused it. Once it has expired, a token brings
-/// the next one, at any time.
+/// had refused it. Once it has expired, a token brings the next one, at any time.
 pub async fn renew_until_dropped(
     identity: Arc<Identity>,
     client: ControlClient,

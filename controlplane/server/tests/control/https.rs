@@ -102,15 +102,20 @@ async fn a_stop_ends_long_polls_at_once() {
     drop(poll.await);
 }
 
+/// An agent of a host that is known from now on: its next call connects anew.
+async fn known(site: &Site) -> Client {
+    let (_, agent) = site.enrol("agent").await;
+    let poll = site.url(paths::AGENT_ASSIGNMENTS);
+    let first = agent.get(&poll).header("connection", "close").send().await.unwrap();
+    assert_eq!(first.status(), 200);
+    agent
+}
+
 /// N10: handshakes that lead nowhere hold up their own kind alone.
 #[tokio::test]
 async fn a_crowd_of_half_handshakes_holds_no_peer_up() {
     let site = Site::start(EXPORT).await;
-    let (_, agent) = site.enrol("agent").await;
-    let poll = site.url(paths::AGENT_ASSIGNMENTS);
-    // From now on the control plane knows that peers come from here. The next call connects anew.
-    let first = agent.get(&poll).header("connection", "close").send().await.unwrap();
-    assert_eq!(first.status(), 200);
+    let agent = known(&site).await;
     let address = site.control.as_ref().unwrap().address();
     let mut crowd = Vec::new();
     for last in 2..8 {
@@ -123,7 +128,7 @@ async fn a_crowd_of_half_handshakes_holds_no_peer_up() {
             crowd.push(stream);
         }
     }
-    let second = agent.get(&poll).send().await.unwrap();
+    let second = agent.get(site.url(paths::AGENT_ASSIGNMENTS)).send().await.unwrap();
     assert_eq!(second.status(), 200);
     drop(crowd);
 }
@@ -132,11 +137,7 @@ async fn a_crowd_of_half_handshakes_holds_no_peer_up() {
 #[tokio::test]
 async fn a_crowd_of_hosts_keeps_no_peer_out() {
     let site = Site::start(EXPORT).await;
-    let (_, agent) = site.enrol("agent").await;
-    let poll = site.url(paths::AGENT_ASSIGNMENTS);
-    // The next call connects anew, from a host that is known then.
-    let first = agent.get(&poll).header("connection", "close").send().await.unwrap();
-    assert_eq!(first.status(), 200);
+    let agent = known(&site).await;
     let address = site.control.as_ref().unwrap().address();
     let connect = async |net, host| {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
@@ -151,7 +152,7 @@ async fn a_crowd_of_hosts_keeps_no_peer_out() {
     let mut late = connect(9, 9).await;
     let ended = tokio::time::timeout(Duration::from_secs(5), late.read(&mut [0; 1])).await;
     assert!(matches!(ended, Ok(Ok(0) | Err(_))), "there is no place for it: {ended:?}");
-    let second = agent.get(&poll).send().await.unwrap();
+    let second = agent.get(site.url(paths::AGENT_ASSIGNMENTS)).send().await.unwrap();
     assert_eq!(second.status(), 200);
     drop(crowd);
 }

@@ -33,6 +33,22 @@ async fn renew(site: &Site, who: As, key: &KeyPair) -> As {
     holder(&site.ok(who, "POST", paths::RENEW, Some(body)).await)
 }
 
+/// As if the newest certificates had been in use for long.
+async fn let_grace_pass(site: &Site) {
+    site.app.db.let_certificates_age().await;
+    site.app.holders.let_first_uses_age();
+}
+
+/// An agent's two newest certificates; both were used, the newer one for long.
+async fn renewed(site: &Site) -> (As, As, KeyPair) {
+    let (first, key) = keyed(site).await;
+    works(site, first).await;
+    let second = renew(site, first, &key).await;
+    works(site, second).await;
+    let_grace_pass(site).await;
+    (first, second, key)
+}
+
 async fn works(site: &Site, who: As) {
     let _: agent::Assignments = site.ok(who, "GET", paths::AGENT_ASSIGNMENTS, None).await;
 }
@@ -71,8 +87,7 @@ async fn an_answer_that_is_lost_locks_nobody_out() {
     let site = site().await;
     let (first, key) = keyed(&site).await;
     let _lost = renew(&site, first, &key).await;
-    site.app.db.let_certificates_age().await;
-    site.app.holders.let_first_uses_age();
+    let_grace_pass(&site).await;
     works(&site, first).await;
     let third = renew(&site, first, &key).await;
     works(&site, third).await;
@@ -88,8 +103,7 @@ async fn a_newer_generation_ends_the_older_and_two_holders_are_told() {
     let (first, key) = keyed(&site).await;
     let second = renew(&site, first, &key).await;
     works(&site, second).await;
-    site.app.db.let_certificates_age().await;
-    site.app.holders.let_first_uses_age();
+    let_grace_pass(&site).await;
     let told = is_refused(&site, first).await;
     assert!(told.contains("in use elsewhere"), "{told}");
     works(&site, second).await;
@@ -151,8 +165,7 @@ async fn nodes_hear_of_a_newer_generation_and_of_a_copy_at_once() {
     assert_eq!(min, 2, "the one before the newest may still have something on its way");
 
     // Someone has a copy of the directory, from when the second was the newest.
-    site.app.db.let_certificates_age().await;
-    site.app.holders.let_first_uses_age();
+    let_grace_pass(&site).await;
     let refused = wakes(&site, is_refused(&site, second)).await;
     assert!(refused.contains("in use elsewhere"), "{refused}");
     assert_eq!(told(&site, node).await, 3, "what the copy has open ends");
@@ -170,8 +183,7 @@ async fn nodes_hear_of_a_newer_generation_and_of_a_copy_at_once() {
     let fifth = renew(&site, fourth, &key).await;
     wakes(&site, works(&site, fifth)).await;
     assert_eq!(told(&site, node).await, 4);
-    site.app.db.let_certificates_age().await;
-    site.app.holders.let_first_uses_age();
+    let_grace_pass(&site).await;
     wakes(&site, is_refused(&site, fourth)).await;
     assert_eq!(told(&site, node).await, 5);
     assert_eq!(certified(&site).await.standing, Standing::Cloned);
@@ -188,8 +200,7 @@ async fn one_that_was_set_back_at_once_is_let_in_and_renews() {
     works(&site, first).await;
     let second = renew(&site, first, &key).await;
     works(&site, second).await;
-    site.app.db.let_certificates_age().await;
-    site.app.holders.let_first_uses_age();
+    let_grace_pass(&site).await;
     is_refused(&site, first).await;
     assert_eq!(told(&site, node).await, 2);
     site.app.holders.let_all_be_silent();
@@ -198,8 +209,7 @@ async fn one_that_was_set_back_at_once_is_let_in_and_renews() {
     let third = renew(&site, first, &key).await;
     wakes(&site, works(&site, third)).await;
     assert_eq!(told(&site, node).await, peer(third).serial.generation());
-    site.app.db.let_certificates_age().await;
-    site.app.holders.let_first_uses_age();
+    let_grace_pass(&site).await;
     is_refused(&site, second).await;
 }
 
@@ -208,12 +218,7 @@ async fn one_that_was_set_back_at_once_is_let_in_and_renews() {
 #[tokio::test]
 async fn a_copy_is_not_let_in_when_the_one_that_it_was_made_of_is_silent() {
     let site = site().await;
-    let (first, key) = keyed(&site).await;
-    works(&site, first).await;
-    let second = renew(&site, first, &key).await;
-    works(&site, second).await;
-    site.app.db.let_certificates_age().await;
-    site.app.holders.let_first_uses_age();
+    let (first, second, key) = renewed(&site).await;
     is_refused(&site, first).await;
     works(&site, second).await;
     site.app.holders.let_all_be_silent();
@@ -252,8 +257,7 @@ async fn agents_refuse_the_older_of_two_nodes_of_one_identity() {
     assert_eq!(min().await, before, "a renewal alone ends no session of a node");
     let after = site.app.db.assignments_version().await.unwrap();
     assert_eq!(after, version, "and nobody is woken for nothing");
-    site.app.db.let_certificates_age().await;
-    site.app.holders.let_first_uses_age();
+    let_grace_pass(&site).await;
     site.refused(first, "GET", path, None, ErrorCode::Unauthenticated).await;
     assert_eq!(min().await, peer(second).serial.generation());
 }
