@@ -2,11 +2,12 @@
 //! of every mark, and loses things when told.
 
 use crate::session::{Dial, DialError, Target, Transport};
+use farshore_proto::frame::imprint;
 use farshore_proto::frame::{
     Ack, Control, FrameHeader, FrameKind, Hello, Mark, Refusal, RefusalReason, Welcome,
 };
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, WINDOW_BYTES};
-use farshore_proto::{Epoch, PointId, Seq, Stamp};
+use farshore_proto::{Epoch, Imprint, PointId, Seq, Stamp};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::io;
@@ -27,6 +28,8 @@ pub(crate) struct Point {
 struct Held {
     seq: u64,
     stamp: Stamp,
+    /// Unknown in what is committed: the vault does not have it.
+    imprint: Imprint,
     image: Vec<u8>,
 }
 
@@ -258,6 +261,7 @@ impl FakeNode {
             committed: Seq(state.committed.seq),
             window_bytes: u32::try_from(WINDOW_BYTES).unwrap(),
             stamp: state.received.stamp,
+            imprint: state.received.imprint,
         };
         (Control::Welcome(welcome), incarnation)
     }
@@ -282,7 +286,8 @@ impl FakeNode {
         }
         assert_eq!(header.seq.0, state.received.seq + 1, "a gap in the stream");
         state.received.seq = header.seq.0;
-        state.received.stamp = header.stamp;
+        assert!(!header.previous.differs(state.received.imprint), "behind another frame");
+        (state.received.stamp, state.received.imprint) = (header.stamp, imprint(&header.encode()));
         let place = |block: u64| usize::try_from(block).unwrap() * BLOCK_BYTES;
         let (from, to) = (place(header.range.block), place(header.range.end()));
         match header.kind {

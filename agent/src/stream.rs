@@ -10,7 +10,7 @@ use crate::capture::unknown::Unknown;
 use crate::clock::Now;
 use crate::disk::{Identity, Likeness};
 use crate::files::Files;
-use crate::hrl::{self, Cursor, Home, Log, LogError, Loss};
+use crate::hrl::{self, Held, Home, Log, LogError, Loss};
 use crate::stamps::sending_number;
 use crate::state::{State, StateFile};
 use farshore_engine::doubt::Regions;
@@ -18,7 +18,7 @@ use farshore_engine::lineage::Lineage;
 use farshore_engine::source::{Breach, Opened};
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::blocks_of;
-use farshore_proto::{ErrorKind, Seq, Stamp, VolumeId};
+use farshore_proto::{ErrorKind, Seq, VolumeId};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -485,11 +485,11 @@ impl Stream {
         self.state.update(|state| state.is_shared = is_shared)
     }
 
-    /// Whose the log's frame `seq` is, and a cursor behind it; none if the log does not hold it, or it cannot be
-    /// read: nobody sends it again, so that keeps no stream from going on. Blocks.
+    /// Whose and which the log's frame `seq` is, and a cursor behind it; none if the log does not hold it, or it
+    /// cannot be read: nobody sends it again, so that keeps no stream from going on. Blocks.
     #[must_use]
-    pub fn held(&self, seq: Seq) -> Option<(Stamp, Cursor)> {
-        self.log.stamp_of(seq).unwrap_or_else(|error| {
+    pub fn held(&self, seq: Seq) -> Option<Held> {
+        self.log.find(seq).unwrap_or_else(|error| {
             tracing::warn!(volume = %self.volume, %error, "whose frame it is cannot be read");
             None
         })

@@ -7,7 +7,7 @@ use super::writer::{Home, Log, Part};
 use crate::files::FileIo;
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::limits::HRL_HEADER_BYTES;
-use farshore_proto::{Seq, VolumeId};
+use farshore_proto::{Imprint, Seq, VolumeId};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
@@ -63,12 +63,14 @@ impl Log {
         let recovered = Recovered {
             first,
             last: Seq(0),
+            imprint: Imprint::default(),
             marks: Vec::new(),
             torn_bytes: 0,
             was_absent: true,
             damage: Some(why.clone()),
         };
-        let log = Self::over(home, volume, [part].into(), (Seq(0), Still::default()));
+        let end = (Seq(0), Imprint::default(), Still::default());
+        let log = Self::over(home, volume, [part].into(), end);
         {
             let mut writer = log.lock();
             writer.is_closed = true;

@@ -1,11 +1,11 @@
 //! The frames of what is appended.
 
 use super::writer::Entry;
-use farshore_proto::frame::{Control, FrameHeader};
+use farshore_proto::frame::{Control, FrameHeader, imprint};
 use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, ZERO_BLOCKS_MAX,
 };
-use farshore_proto::{BlockRange, Seq, Stamp};
+use farshore_proto::{BlockRange, Imprint, Seq, Stamp};
 
 /// One frame on its way into a file.
 pub(super) struct Frame<'a> {
@@ -17,23 +17,44 @@ impl Frame<'_> {
     pub(super) fn bytes(&self) -> u64 {
         (self.head.len() + self.body.len()) as u64
     }
+
+    pub(super) fn imprint(&self) -> Imprint {
+        imprint(self.head.first_chunk().expect("a frame has a header"))
+    }
 }
 
-/// The frames of entries, from the seq `next` on, which is moved behind them.
-pub(super) fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq, stamp: Stamp) -> Vec<Frame<'a>> {
+/// Where the next frame goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Behind {
+    pub(super) next: Seq,
+    /// Of the frame before it; nothing if that is not known.
+    pub(super) previous: Imprint,
+    /// Under which intents it is made.
+    pub(super) stamp: Stamp,
+}
+
+impl Behind {
+    fn take<'a>(&mut self, head: impl FnOnce(&Self) -> Vec<u8>, body: &'a [u8]) -> Frame<'a> {
+        let frame = Frame { head: head(self), body };
+        (self.next, self.previous) = (self.next.next(), frame.imprint());
+        frame
+    }
+}
+
+/// The frames of entries.
+pub(super) fn frames_of<'a>(entries: &[Entry<'a>], mut at: Behind) -> Vec<Frame<'a>> {
     let mut frames = Vec::with_capacity(entries.len());
-    let mut take = || {
-        let seq = *next;
-        *next = seq.next();
-        seq
+    let laid_out = |header: FrameHeader, at: &Behind| {
+        header.stamped(at.stamp).behind(at.previous).encode().to_vec()
     };
     for entry in entries {
         match *entry {
             Entry::Write { block, data } => {
                 for (piece, number) in data.chunks(FRAME_BODY_BYTES_MAX).zip(0_u64..) {
                     let block = block + number * (FRAME_BODY_BYTES_MAX / BLOCK_BYTES) as u64;
-                    let header = FrameHeader::write(take(), block, piece).stamped(stamp);
-                    frames.push(Frame { head: header.encode().to_vec(), body: piece });
+                    let head =
+                        |at: &Behind| laid_out(FrameHeader::write(at.next, block, piece), at);
+                    frames.push(at.take(head, piece));
                 }
             }
             Entry::Zero { range } => {
@@ -41,15 +62,17 @@ pub(super) fn frames_of<'a>(entries: &[Entry<'a>], next: &mut Seq, stamp: Stamp)
                 while left.count > 0 {
                     let count = left.count.min(ZERO_BLOCKS_MAX);
                     let piece = BlockRange { block: left.block, count };
-                    let header = FrameHeader::zero(take(), piece).stamped(stamp);
-                    frames.push(Frame { head: header.encode().to_vec(), body: &[] });
+                    let head = |at: &Behind| laid_out(FrameHeader::zero(at.next, piece), at);
+                    frames.push(at.take(head, &[]));
                     left = BlockRange { block: left.block + count, count: left.count - count };
                 }
             }
             Entry::Mark { mark } => {
-                let head = Control::Mark(take(), mark).encode_stamped(stamp);
-                assert!(head.len() > FRAME_HEADER_BYTES, "a mark has a body");
-                frames.push(Frame { head, body: &[] });
+                let whole =
+                    |at: &Behind| Control::Mark(at.next, mark).encode_in(at.stamp, at.previous);
+                let frame = at.take(whole, &[]);
+                assert!(frame.head.len() > FRAME_HEADER_BYTES, "a mark has a body");
+                frames.push(frame);
             }
         }
     }

@@ -21,7 +21,7 @@ mod still;
 mod trim;
 mod writer;
 
-pub use reader::{Cursor, Run};
+pub use reader::{Cursor, Held, Run};
 pub use recovery::{Loss, Lost, Recovered};
 pub use writer::{Entry, Home, Log, Marked, Place};
 

@@ -2,9 +2,9 @@
 
 use super::{Log, LogError};
 use crate::files::FileIo;
-use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark, imprint};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
-use farshore_proto::{DecodeError, Seq, Stamp};
+use farshore_proto::{DecodeError, Imprint, Seq, Stamp};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +32,17 @@ impl Cursor {
     pub fn next(&self) -> Seq {
         self.next
     }
+}
+
+/// A frame that the log holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    /// Under which intents it was made.
+    pub stamp: Stamp,
+    /// Which it is.
+    pub imprint: Imprint,
+    /// A cursor behind it.
+    pub behind: Cursor,
 }
 
 /// What one read found.
@@ -79,16 +90,17 @@ impl Log {
         Ok(run)
     }
 
-    /// What the frame `seq` says whose it is, and a cursor behind it; none if the log does not hold it. Blocks.
+    /// Whose and which the frame `seq` is, and a cursor behind it; none if the log does not hold it. Blocks.
     ///
     /// # Errors
     /// `Damaged` if it is not what was appended, `Io` if it cannot be read.
-    pub fn stamp_of(&self, seq: Seq) -> Result<Option<(Stamp, Cursor)>, LogError> {
+    pub fn find(&self, seq: Seq) -> Result<Option<Held>, LogError> {
         let Some(Holder { file, first, path, .. }) = self.holder(seq) else { return Ok(None) };
         let found = seek(&*file, first, seq).and_then(|at| Ok((at, header_at(&*file, seq, at)?)));
-        let (at, header) = found.map_err(|bad| bad.error(&path))?;
+        let (at, (header, imprint)) = found.map_err(|bad| bad.error(&path))?;
         let offset = at + (FRAME_HEADER_BYTES + header.body_bytes) as u64;
-        Ok(Some((header.stamp, Cursor { next: seq.next(), first, offset })))
+        let behind = Cursor { next: seq.next(), first, offset };
+        Ok(Some(Held { stamp: header.stamp, imprint, behind }))
     }
 
     fn holder(&self, seq: Seq) -> Option<Holder> {
@@ -188,20 +200,20 @@ fn whole_frames(
 fn seek(file: &dyn FileIo, first: Seq, wanted: Seq) -> Result<u64, Bad> {
     let mut offset = HRL_HEADER_BYTES as u64;
     for seq in (first.0..wanted.0).map(Seq) {
-        let header = header_at(file, seq, offset)?;
+        let (header, _) = header_at(file, seq, offset)?;
         offset += (FRAME_HEADER_BYTES + header.body_bytes) as u64;
     }
     Ok(offset)
 }
 
-/// The header of the frame `seq`, which begins at `offset`.
-fn header_at(file: &dyn FileIo, seq: Seq, offset: u64) -> Result<FrameHeader, Bad> {
+/// The header of the frame `seq`, which begins at `offset`, and which frame that is.
+fn header_at(file: &dyn FileIo, seq: Seq, offset: u64) -> Result<(FrameHeader, Imprint), Bad> {
     let mut head = [0; FRAME_HEADER_BYTES];
     read(file, seq, offset, &mut head)?;
     let bad = |source| Bad::Frame { seq, offset, source };
     let header = FrameHeader::decode(&head).map_err(bad)?;
     if header.seq == seq {
-        return Ok(header);
+        return Ok((header, imprint(&head)));
     }
     Err(bad(DecodeError::Range { what: "log frame seq", value: header.seq.0 }))
 }

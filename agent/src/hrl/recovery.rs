@@ -9,10 +9,10 @@ use super::writer::{Part, file_name};
 use super::{LogError, writer};
 use crate::files::{FileIo, Files};
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark, imprint};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
-use farshore_proto::{DecodeError, Seq, VolumeId};
+use farshore_proto::{DecodeError, Imprint, Seq, VolumeId};
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ pub struct Recovered {
     pub first: Seq,
     /// Highest seq in the log; 0 if it never held one.
     pub last: Seq,
+    /// Which frame that is; nothing if it is not known.
+    pub imprint: Imprint,
     /// The marks in the log.
     pub marks: Vec<(Seq, Mark)>,
     /// Bytes behind the last whole frame that were cut off.
@@ -75,6 +77,7 @@ pub(super) fn recover(
     let recovered = Recovered {
         first: Seq(1),
         last: Seq(0),
+        imprint: Imprint::default(),
         marks: Vec::new(),
         torn_bytes: 0,
         was_absent: found.is_empty(),
@@ -154,7 +157,7 @@ impl Opening<'_> {
                 .map_err(failed("read", path))?
         {
             let part = writer::empty(&file, path, self.volume, first);
-            self.recovered.last = before;
+            (self.recovered.last, self.recovered.imprint) = (before, Imprint::default());
             return part.map(Some).map_err(failed("empty", path));
         }
         if !is_ours || header.first_seq != first {
@@ -169,6 +172,10 @@ impl Opening<'_> {
         let scan = scan(&*file, first, length).map_err(failed("read", path))?;
         self.recovered.marks.extend(scan.marks);
         self.recovered.last = scan.last;
+        // A file without a frame goes on behind the one before it, of which the newest frame is known.
+        if let Some(imprint) = scan.imprint {
+            self.recovered.imprint = imprint;
+        }
         if let Some(error) = scan.stopped {
             self.cut(scan.last, path, &format!("is damaged at offset {}: {error}", scan.end))?;
             self.recovered.torn_bytes += length - scan.end;
@@ -229,6 +236,7 @@ fn was_being_emptied(file: &dyn FileIo, head: Seq, name: Seq, length: u64) -> io
 struct Scan {
     end: u64,
     last: Seq,
+    imprint: Option<Imprint>,
     marks: Vec<(Seq, Mark)>,
     stopped: Option<DecodeError>,
 }
@@ -238,6 +246,7 @@ fn scan(file: &dyn FileIo, first: Seq, length: u64) -> io::Result<Scan> {
     let mut scan = Scan {
         end: HRL_HEADER_BYTES as u64,
         last: Seq(first.0 - 1),
+        imprint: None,
         marks: Vec::new(),
         stopped: None,
     };
@@ -251,6 +260,7 @@ fn scan(file: &dyn FileIo, first: Seq, length: u64) -> io::Result<Scan> {
                 Ok((header, mark)) => {
                     scan.marks.extend(mark);
                     scan.last = header.seq;
+                    scan.imprint = window[at..].first_chunk().map(imprint);
                     at += FRAME_HEADER_BYTES + header.body_bytes;
                 }
                 Err(error) => {

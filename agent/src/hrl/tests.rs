@@ -1,8 +1,8 @@
 use super::*;
 use crate::faulty_files::{FaultyFiles, Sickness, time};
-use farshore_proto::frame::Mark;
-use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
-use farshore_proto::{BlockRange, MarkKind, PointId, Stamp, VolumeId};
+use farshore_proto::frame::{FrameHeader, Mark, imprint};
+use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES, ZERO_BLOCKS_MAX};
+use farshore_proto::{BlockRange, Imprint, MarkKind, PointId, Stamp, VolumeId};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -48,7 +48,7 @@ fn says_whose_each_frame_is_that_it_holds() {
         write(&log, u64::from(number), number);
     }
     let held = |log: &Log, seq| {
-        let (stamp, mut behind) = log.stamp_of(Seq(seq)).unwrap()?;
+        let Held { stamp, mut behind, .. } = log.find(Seq(seq)).unwrap()?;
         assert_eq!(behind.next(), Seq(seq + 1));
         if seq < log.last().0 {
             let run = log.read_run(&mut behind, 1, &mut Vec::new()).unwrap();
@@ -66,6 +66,89 @@ fn says_whose_each_frame_is_that_it_holds() {
     log.restart(Seq(9)).unwrap();
     assert_eq!(held(&log, 4), None);
     assert_eq!(held(&log, 8), None);
+}
+
+/// What a log's frames say of those before them, and the imprint of the newest; each is checked against the log's.
+fn links(log: &Log) -> (Vec<Imprint>, Imprint) {
+    let (bytes, _) = read_all(log, log.place().first.0, 1);
+    let (mut rest, mut said, mut newest) = (&bytes[..], Vec::new(), Imprint::default());
+    while let Some(head) = rest.first_chunk() {
+        let header = FrameHeader::decode(head).unwrap();
+        let held = log.find(header.seq).unwrap().unwrap();
+        assert_eq!(held.imprint, imprint(head));
+        assert!(said.is_empty() || header.previous == newest, "frame {}", header.seq);
+        said.push(header.previous);
+        newest = held.imprint;
+        rest = &rest[FRAME_HEADER_BYTES + header.body_bytes..];
+    }
+    (said, newest)
+}
+
+#[test]
+fn each_frame_says_which_it_is_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = FaultyFiles::good();
+    let open = || Log::open_on(&files, dir.path(), (VOLUME, 4 << 20), Seq(0)).unwrap().0;
+    let log = open();
+    let append = |log: &Log, number: u8| {
+        let zeros = BlockRange { block: 9, count: ZERO_BLOCKS_MAX + 1 };
+        log.append(&[
+            Entry::Write { block: 4, data: &block(number).repeat(257) },
+            Entry::Zero { range: zeros },
+            Entry::Mark { mark: mark(number) },
+        ])
+    };
+    append(&log, 1).unwrap();
+    let (said, newest) = links(&log);
+    assert_eq!(said.len(), 5);
+    assert!(!said[0].is_known() && said[1..].iter().all(|previous| previous.is_known()));
+
+    // Over a restart of the agent, and a file without a frame.
+    drop(log);
+    let log = open();
+    assert_eq!(links(&log).1, newest);
+    // Into the next file, and behind what was not taken.
+    write(&log, 0, 2);
+    files.sicken(Sickness::Full);
+    append(&log, 3).unwrap_err();
+    files.sicken(Sickness::None);
+    log.lock().no_space_until = None;
+    append(&log, 4).unwrap();
+    assert!(log.lock().parts.len() > 1, "files are of a mebibyte here");
+    let (said, newest) = links(&log);
+    assert_eq!(said.len(), 11);
+
+    // What is committed is gone; the frame behind it says all the same which that was.
+    log.trim(log.last()).unwrap();
+    assert_eq!(links(&log), (Vec::new(), Imprint::default()));
+    write(&log, 0, 5);
+    assert_eq!(links(&log).0, [newest]);
+    drop(log);
+    let log = open();
+    write(&log, 0, 6);
+    assert_eq!(links(&log).0[0], newest);
+
+    // Another disk, so to say.
+    log.restart(Seq(40)).unwrap();
+    write(&log, 0, 7);
+    assert_eq!(links(&log).0, [Imprint::default()]);
+}
+
+/// P41: a server is set back to a snapshot with its memory: life, intents and numbers are the same.
+#[test]
+fn two_branches_of_one_log_differ_for_ever() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let newest = |number: usize| {
+        let (log, _) = open(dirs[number].path());
+        log.stamps().durable(log.stamps().begin(), Stamp { life: 7, generation: 3 });
+        write(&log, 0, 1);
+        write(&log, 0, u8::try_from(number).unwrap());
+        (0..9).for_each(|_| assert!(write(&log, 0, 5) > Seq(2)));
+        log.find(log.last()).unwrap().unwrap()
+    };
+    let [one, other] = [newest(0), newest(1)];
+    assert_eq!(one.stamp, other.stamp);
+    assert!(one.imprint.differs(other.imprint), "the last nine frames are the same");
 }
 
 fn block(number: u8) -> Vec<u8> {

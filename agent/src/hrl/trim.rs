@@ -5,8 +5,8 @@ use super::lane::Turn;
 use super::recovery;
 use super::still::Still;
 use super::writer::{Broken, Log, Part, active, create, empty, file_name};
-use farshore_proto::Seq;
 use farshore_proto::limits::HRL_HEADER_BYTES;
+use farshore_proto::{Imprint, Seq};
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
@@ -119,7 +119,7 @@ impl Log {
             .map_err(error("create a file in", &self.dir))?;
         self.files.sync_dir(&self.dir).map_err(error("sync", &self.dir))?;
         let mut writer = self.lock();
-        writer.next = next;
+        (writer.next, writer.previous) = (next, Imprint::default());
         writer.still = Still::default();
         writer.bytes = part.end;
         writer.unsynced = vec![Arc::clone(&part.file)];

@@ -1,6 +1,6 @@
 //! Appending.
 
-use super::frames::{Frame, frames_of};
+use super::frames::{Behind, Frame, frames_of};
 use super::lane::{Lane, Turn};
 use super::recovery::{self, Lost, Recovered};
 use super::still::Still;
@@ -11,7 +11,7 @@ use crate::stamps::Stamps;
 use farshore_proto::frame::Mark;
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::limits::{HRL_FILE_BYTES, HRL_HEADER_BYTES};
-use farshore_proto::{BlockRange, Seq, Timestamp, VolumeId};
+use farshore_proto::{BlockRange, Imprint, Seq, Timestamp, VolumeId};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -94,6 +94,8 @@ pub(super) struct Writer {
     /// Oldest first; never empty; the last one takes appends.
     pub(super) parts: VecDeque<Part>,
     pub(super) next: Seq,
+    /// Which frame is before that; nothing if it is not known.
+    pub(super) previous: Imprint,
     pub(super) bytes: u64,
     /// Why nothing is appended, if so; see [`Log::hold`].
     pub(super) held: Option<String>,
@@ -179,14 +181,15 @@ impl Log {
             Some((seq, mark)) if *seq == recovered.last => Still::at(*seq, mark),
             _ => Still::default(),
         };
-        Ok((Self::over(home, volume, parts, (recovered.last, still)), recovered))
+        let end = (recovered.last, recovered.imprint, still);
+        Ok((Self::over(home, volume, parts, end), recovered))
     }
 
     pub(super) fn over(
         home: Home,
         volume: VolumeId,
         parts: VecDeque<Part>,
-        (last, still): (Seq, Still),
+        (last, previous, still): (Seq, Imprint, Still),
     ) -> Self {
         let Home { files, time, dir, limit_bytes } = home;
         let bytes = parts.iter().map(|part| part.end).sum();
@@ -195,6 +198,7 @@ impl Log {
         let writer = Writer {
             parts,
             next: last.next(),
+            previous,
             bytes,
             held: None,
             is_closed: false,
@@ -455,11 +459,11 @@ impl Log {
             }
             self.mend(turn, broken)?;
         }
-        let (mut next, bytes_before) = {
-            let writer = self.lock();
-            (writer.next, writer.bytes)
+        let (behind, bytes_before) = {
+            let Writer { next, previous, bytes, .. } = *self.lock();
+            (Behind { next, previous, stamp: self.stamps.now() }, bytes)
         };
-        let frames = frames_of(entries, &mut next, self.stamps.now());
+        let frames = frames_of(entries, behind);
         let bytes: u64 = frames.iter().map(|frame| frame.bytes()).sum();
         // Each group may need a file of its own.
         let headers = frames.chunks(SLICES_MAX / 2).len() * HRL_HEADER_BYTES;
@@ -555,6 +559,7 @@ impl Log {
             writer.bytes += bytes;
             writer.still = Still::default();
             writer.next = Seq(next.0 + group.len() as u64);
+            writer.previous = group.last().map_or(writer.previous, Frame::imprint);
             if !writer.unsynced.iter().any(|known| Arc::ptr_eq(known, &file)) {
                 writer.unsynced.push(file);
             }

@@ -439,8 +439,8 @@ impl Driver {
                 match held.await {
                     Ok(held) => {
                         // Sending goes on there: what was passed over is not read again.
-                        self.cursor = held.map_or(self.cursor, |(_, behind)| behind);
-                        let held = held.map(|(stamp, _)| stamp);
+                        self.cursor = held.map_or(self.cursor, |held| held.behind);
+                        let held = held.map(|held| (held.stamp, held.imprint));
                         self.feed(Input::Welcomed { welcome, held });
                     }
                     Err(error) => self.lose(format!("the log cannot be read: {error}")),

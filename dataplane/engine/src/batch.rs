@@ -11,7 +11,7 @@
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
 use farshore_proto::limits::{BATCH_BYTES, BLOCK_BYTES, SEGMENT_SPANS_MAX};
-use farshore_proto::{BlockRange, DecodeError, Epoch, Seq, Stamp, VolumeId};
+use farshore_proto::{BlockRange, DecodeError, Epoch, Imprint, Seq, Stamp, VolumeId};
 use std::collections::BTreeMap;
 
 /// Most pieces in a batch; each becomes at least one extent.
@@ -121,6 +121,8 @@ pub struct Entry {
     pub seq: Seq,
     /// What its header says of the intents that it was made under.
     pub stamp: Stamp,
+    /// Which frame it is.
+    pub imprint: Imprint,
     /// What it does.
     pub change: Change,
     /// Where the driver keeps it.

@@ -24,13 +24,14 @@ use crate::batch::{Batch, Change, Entry, Handle, Held, Limits, SpanPlan};
 use crate::log::{CommittedPoint, CommittedSegment, LogEnd};
 use crate::stream::Stream;
 use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::frame::Link;
 use farshore_proto::frame::{Ack, Hello, RefusalReason, Welcome};
 use farshore_proto::limits::{
     BLOCK_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_BYTES_MAX, SHARD_CACHE_BYTES,
     SHARD_VOLUMES_MAX, VOLUME_BLOCKS_MAX, WINDOW_BYTES,
 };
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
-use farshore_proto::{Epoch, Seq, Slot, Stamp, Timestamp, VolumeId};
+use farshore_proto::{Epoch, Imprint, Seq, Slot, Stamp, Timestamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A batch without a mark waits at most this long for more.
@@ -148,6 +149,8 @@ pub enum Input {
         seq: Seq,
         /// What its header says of the intents that it was made under.
         stamp: Stamp,
+        /// Which frame it is, and behind which.
+        link: Link,
         /// What it does.
         change: Change,
         /// Where the driver keeps it.
@@ -296,6 +299,8 @@ struct Volume {
     stream: Stream,
     /// Of the newest frame received; nothing if that is not known.
     stamp: Stamp,
+    /// Which frame that is; nothing if only the vault has it.
+    imprint: Imprint,
     session: Option<SessionId>,
     /// Who had the last session.
     holder: Option<contest::Holder>,
@@ -318,6 +323,7 @@ impl Volume {
         Self {
             stream,
             stamp,
+            imprint: Imprint::default(),
             session: None,
             holder: None,
             contest: None,
@@ -485,8 +491,8 @@ impl Shard {
                 self.hello(now, session, (&hello, &from), assigned, out);
             }
             Input::Claimed { volume, outcome } => self.claimed(volume, outcome, out),
-            Input::Frame { session, seq, stamp, change, handle, bytes } => {
-                self.frame(session, (seq, stamp), change, (handle, bytes), out);
+            Input::Frame { session, seq, stamp, link, change, handle, bytes } => {
+                self.frame(session, (seq, stamp, link), change, (handle, bytes), out);
             }
             Input::Alive { session } => self.alive(session, out),
             Input::Gone { session } => self.gone(session),
@@ -506,13 +512,18 @@ impl Shard {
     }
 
     fn replay(&mut self, now: Timestamp, entry: Entry, file: u64, out: &mut Vec<Output>) {
-        // Segments of before stamps do not say whose their newest frames are: an epoch's seq is one frame.
+        // The vault does not say which its newest frame is, and in segments of before stamps not even whose: an
+        // epoch's seq is one frame.
         if let Some(volume) = self.volumes.get_mut(&entry.volume)
-            && volume.stamp == Stamp::default()
             && volume.stream.received() == entry.seq
             && volume.stream.epoch() == entry.epoch
         {
-            volume.stamp = entry.stamp;
+            if volume.stamp == Stamp::default() {
+                volume.stamp = entry.stamp;
+            }
+            if volume.stamp == entry.stamp {
+                volume.imprint = entry.imprint;
+            }
         }
         let expected = self.volumes.get(&entry.volume).map(|volume| volume.stream.expected());
         let epoch = self.volumes.get(&entry.volume).map(|volume| volume.stream.epoch());
@@ -525,7 +536,7 @@ impl Shard {
         let Some(volume) = self.volumes.get_mut(&entry.volume) else { return };
         volume.stream.receive(entry.seq);
         volume.stream.journal(entry.seq);
-        volume.stamp = entry.stamp;
+        (volume.stamp, volume.imprint) = (entry.stamp, entry.imprint);
         self.hold(&entry);
         self.take_journaled(now, &entry, file);
     }
@@ -541,13 +552,16 @@ impl Shard {
     fn frame(
         &mut self,
         session: SessionId,
-        (seq, stamp): (Seq, Stamp),
+        (seq, stamp, link): (Seq, Stamp, Link),
         change: Change,
         (handle, bytes): (Handle, usize),
         out: &mut Vec<Output>,
     ) {
-        let entry = match self.admit_frame(session, (seq, stamp), change, bytes) {
-            Ok((volume, epoch)) => Entry { volume, epoch, seq, stamp, change, handle, bytes },
+        let entry = match self.admit_frame(session, (seq, stamp, link), change, bytes) {
+            Ok((volume, epoch)) => {
+                let imprint = link.imprint;
+                Entry { volume, epoch, seq, stamp, imprint, change, handle, bytes }
+            }
             Err(refusal) => {
                 out.push(Output::Drop { handle });
                 if let Some((reason, text)) = refusal {

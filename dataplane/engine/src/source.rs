@@ -17,7 +17,7 @@ use crate::source::Phase::{Connecting, Greeted, Halted, Idle, Restarting, Stream
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Ack, Mark, RefusalReason, Welcome};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
-use farshore_proto::{Seq, Stamp, Timestamp};
+use farshore_proto::{Imprint, Seq, Stamp, Timestamp};
 use std::collections::VecDeque;
 
 /// Largest frame on the wire.
@@ -123,8 +123,8 @@ pub enum Input {
     Welcomed {
         /// What it has.
         welcome: Welcome,
-        /// Whose the log's own frame of the number `welcome.received` is, if the log still holds it.
-        held: Option<Stamp>,
+        /// Whose and which the log's own frame of the number `welcome.received` is, if the log still holds it.
+        held: Option<(Stamp, Imprint)>,
     },
     /// The log was emptied as [`Output::Restart`] said.
     Restarted,
@@ -312,8 +312,8 @@ impl Source {
         assert!(opened.floor <= opened.last, "the floor is part of the log");
         let zero = Seq(0);
         let stamp = Stamp::default();
-        let welcome =
-            Welcome { received: zero, journaled: zero, committed: zero, window_bytes: 0, stamp };
+        let (received, journaled, committed, imprint) = (zero, zero, zero, Imprint::default());
+        let welcome = Welcome { received, journaled, committed, window_bytes: 0, stamp, imprint };
         Self {
             settings,
             phase: Idle,
@@ -402,7 +402,7 @@ impl Source {
         &mut self,
         now: Timestamp,
         welcome: Welcome,
-        held: Option<Stamp>,
+        held: Option<(Stamp, Imprint)>,
         out: &mut Vec<Output>,
     ) {
         let in_order =
@@ -426,7 +426,7 @@ impl Source {
     }
 
     /// Why the log does not join what the node has, if it does not.
-    fn breach(&self, welcome: Welcome, held: Option<Stamp>) -> Option<Breach> {
+    fn breach(&self, welcome: Welcome, held: Option<(Stamp, Imprint)>) -> Option<Breach> {
         if self.declare_empty {
             return Some(Breach::Gap);
         }
@@ -435,10 +435,14 @@ impl Source {
             return Some(if is_tail { Breach::TailLost } else { Breach::Foreign });
         }
         let is_lost = welcome.received < self.committed;
-        let is_anothers = match held.filter(|held| held.is_known() && welcome.stamp.is_known()) {
-            // The node's newest frame is the log's own, or it is not.
-            Some(held) => held != welcome.stamp,
-            None => self.may_be_anothers(welcome),
+        let (held, imprint) = held.unwrap_or_default();
+        // The node's newest frame is the log's own, or it is not.
+        let is_anothers = if imprint.differs(welcome.imprint) {
+            true
+        } else if held.is_known() && welcome.stamp.is_known() {
+            held != welcome.stamp
+        } else {
+            self.may_be_anothers(welcome)
         };
         let is_anothers = is_anothers && !is_on(Bug::OthersFramesJoin);
         (is_lost || is_anothers).then_some(Breach::Foreign)

@@ -26,12 +26,20 @@ impl TlsSettings {
     }
 }
 
+/// Connections that wait to be accepted. One too many is not refused: its peer takes it for made, and the system says
+/// so again after seconds and more seconds, in which nobody's deadline runs. All sources of a node come at
+/// once when it starts; the system's own limit (`net.core.somaxconn`) may be lower.
+const BACKLOG: i32 = 16_384;
+
 /// Takes the port.
 ///
 /// # Errors
 /// `AddrInUse` if somebody has it, whatever options they set.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
+    let listener = TcpListener::bind(address)?;
+    // The library asks for 128; asked again, the system takes the new number.
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
 }
 
 /// Accepts until the process ends.
@@ -63,5 +71,27 @@ pub(crate) fn run(
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, TcpStream};
+
+    /// N6: all sources of a node come at once, before it gets to accept the first.
+    #[test]
+    fn a_crowd_may_wait_to_be_accepted() {
+        const CROWD: usize = 400;
+        let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+        assert!(limit.trim().parse::<usize>().unwrap() >= CROWD, "this system allows {limit}");
+        let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(30)).unwrap();
+        let crowd: Vec<TcpStream> = (0..CROWD).map(|_| connect()).collect();
+        // Those that were put off are not among them: accepting would wait.
+        listener.set_nonblocking(true).unwrap();
+        let accepted = std::iter::from_fn(|| listener.accept().ok()).count();
+        assert_eq!(accepted, crowd.len());
     }
 }

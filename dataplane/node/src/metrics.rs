@@ -369,6 +369,7 @@ mod tests {
         assert_eq!(seqs(&metrics), (4, 4));
         let change = Change::Zero(BlockRange { block: 0, count: 1 });
         let entry = |seq| Entry {
+            imprint: farshore_proto::Imprint::default(),
             volume,
             epoch: Epoch(1),
             seq: Seq(seq),

@@ -4,7 +4,7 @@
 
 use crate::bugs::{Bug, is_on};
 use crate::error::DecodeError;
-use crate::ids::{BlockRange, Epoch, MarkKind, PointId, Seq, Stamp, VolumeId};
+use crate::ids::{BlockRange, Epoch, Imprint, MarkKind, PointId, Seq, Stamp, VolumeId};
 use crate::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, REFUSAL_TEXT_BYTES_MAX, SEQ_CLAIMED_MAX,
     VOLUME_BLOCKS_MAX, VOLUME_BYTES_MAX, ZERO_BLOCKS_MAX,
@@ -109,6 +109,8 @@ pub struct FrameHeader {
     pub range: BlockRange,
     /// Under which intents the agent made it; nothing for frames outside the stream.
     pub stamp: Stamp,
+    /// Of the frame before it in the stream; nothing if the agent does not know it.
+    pub previous: Imprint,
     /// Bytes of the body that follows.
     pub body_bytes: usize,
     body_crc: u32,
@@ -118,13 +120,20 @@ impl FrameHeader {
     fn for_body(kind: FrameKind, seq: Seq, range: BlockRange, body: &[u8]) -> Self {
         assert!(body.len() <= FRAME_BODY_BYTES_MAX, "a frame body has a limit");
         let (body_bytes, body_crc) = (body.len(), crc32c::crc32c(body));
-        Self { kind, seq, range, stamp: Stamp::default(), body_bytes, body_crc }
+        let (stamp, previous) = (Stamp::default(), Imprint::default());
+        Self { kind, seq, range, stamp, previous, body_bytes, body_crc }
     }
 
     /// The header with the intents under which the frame was made.
     #[must_use]
     pub fn stamped(self, stamp: Stamp) -> Self {
         Self { stamp, ..self }
+    }
+
+    /// The header of a frame that comes behind the one with this imprint.
+    #[must_use]
+    pub fn behind(self, previous: Imprint) -> Self {
+        Self { previous, ..self }
     }
 
     /// The header of a write; `data` is 1..=256 whole blocks.
@@ -161,7 +170,7 @@ impl FrameHeader {
         let mut out = Vec::with_capacity(FRAME_HEADER_BYTES);
         out.put_bytes(&MAGIC);
         out.put_u8(self.kind.code());
-        out.put_zeros(3);
+        out.put_bytes(&self.previous.to_bytes());
         out.put_u64(self.seq.0);
         out.put_u64(self.range.block);
         out.put_u32(u32::try_from(self.range.count).expect("checked when made"));
@@ -184,7 +193,7 @@ impl FrameHeader {
         let code = reader.u8()?;
         let kind = FrameKind::from_code(code)
             .ok_or(DecodeError::Range { what: "frame kind", value: code.into() })?;
-        reader.reserved(3)?;
+        let previous = Imprint::from_bytes(reader.array()?);
         let seq = Seq(reader.u64()?);
         let range = BlockRange { block: reader.u64()?, count: reader.u32()?.into() };
         let life = reader.u32()?;
@@ -194,6 +203,11 @@ impl FrameHeader {
         if stamp != Stamp::default() && (stamp.life == 0 || !kind.is_stream()) {
             return Err(DecodeError::Range { what: "frame stamp", value: stamp.to_u64() });
         }
+        if previous.is_known() && !kind.is_stream() {
+            let [a, b, c] = previous.to_bytes();
+            let value = u32::from_le_bytes([a, b, c, 0]).into();
+            return Err(DecodeError::Range { what: "frame previous", value });
+        }
         if kind.is_stream() == (seq == Seq(0)) || seq.0 == u64::MAX {
             return Err(DecodeError::Range { what: "frame seq", value: seq.0 });
         }
@@ -202,7 +216,7 @@ impl FrameHeader {
         if !legal.contains(&body_bytes) {
             return Err(DecodeError::Range { what: "frame body length", value: body_bytes as u64 });
         }
-        Ok(Self { kind, seq, range, stamp, body_bytes, body_crc })
+        Ok(Self { kind, seq, range, stamp, previous, body_bytes, body_crc })
     }
 
     /// Checks the body against the header.
@@ -222,6 +236,30 @@ impl FrameHeader {
         }
         Ok(())
     }
+}
+
+/// How a frame of the stream is tied to the one before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Which frame it is behind, as its header says.
+    pub previous: Imprint,
+    /// Which it is.
+    pub imprint: Imprint,
+}
+
+impl Link {
+    /// Of a frame whose header was decoded from these bytes.
+    #[must_use]
+    pub fn of(header: &FrameHeader, bytes: &[u8; FRAME_HEADER_BYTES]) -> Self {
+        Self { previous: header.previous, imprint: imprint(bytes) }
+    }
+}
+
+/// Which frame it is that begins with this header.
+#[must_use]
+pub fn imprint(header: &[u8; FRAME_HEADER_BYTES]) -> Imprint {
+    let [.., a, b, c, d] = *header;
+    Imprint::of(u32::from_le_bytes([a, b, c, d]))
 }
 
 fn check_range(kind: FrameKind, range: BlockRange) -> Result<(), DecodeError> {
@@ -275,6 +313,8 @@ pub struct Welcome {
     pub window_bytes: u32,
     /// Stamp of the frame at `received`; nothing if the node does not know.
     pub stamp: Stamp,
+    /// Which frame that at `received` is; nothing if the node does not know.
+    pub imprint: Imprint,
 }
 
 /// A recovery point in the stream.
@@ -402,12 +442,13 @@ impl Control {
     /// Lays the whole frame out: header and body.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        self.encode_stamped(Stamp::default())
+        self.encode_in(Stamp::default(), Imprint::default())
     }
 
-    /// As [`Control::encode`], for a frame of the stream that was made under these intents.
+    /// As [`Control::encode`], for a frame of the stream that was made under these intents and comes behind
+    /// the frame with this imprint.
     #[must_use]
-    pub fn encode_stamped(&self, stamp: Stamp) -> Vec<u8> {
+    pub fn encode_in(&self, stamp: Stamp, previous: Imprint) -> Vec<u8> {
         let mut body = Vec::with_capacity(64);
         let (kind, seq) = match self {
             Self::Hello(hello) => (put_hello(&mut body, hello), Seq(0)),
@@ -417,7 +458,8 @@ impl Control {
                 body.put_u64(welcome.committed.0);
                 body.put_u32(welcome.window_bytes);
                 body.put_stamp(welcome.stamp);
-                body.put_zeros(4);
+                body.put_bytes(&welcome.imprint.to_bytes());
+                body.put_zeros(1);
                 (FrameKind::Welcome, Seq(0))
             }
             Self::Mark(seq, mark) => (put_mark(&mut body, mark), *seq),
@@ -438,7 +480,7 @@ impl Control {
             Self::Alive => (FrameKind::Alive, Seq(0)),
         };
         let header = FrameHeader::for_body(kind, seq, BlockRange { block: 0, count: 0 }, &body);
-        let mut out = header.stamped(stamp).encode().to_vec();
+        let mut out = header.stamped(stamp).behind(previous).encode().to_vec();
         out.put_bytes(&body);
         out
     }
@@ -462,8 +504,9 @@ impl Control {
                     committed: take_claim(&mut reader, "welcome committed")?,
                     window_bytes: reader.u32()?,
                     stamp: reader.stamp("welcome stamp")?,
+                    imprint: Imprint::from_bytes(reader.array()?),
                 };
-                reader.reserved(4)?;
+                reader.reserved(1)?;
                 Self::Welcome(welcome)
             }
             FrameKind::Mark => Self::Mark(header.seq, take_mark(&mut reader)?),

@@ -145,6 +145,47 @@ impl fmt::Debug for ChunkId {
     }
 }
 
+/// Which frame one is among all that could have its number: 24 bits of the checksum of its header, which
+/// covers its body's, and the imprint of the frame before it; see `docs/formats/frame.md`.
+///
+/// The default says nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Imprint([u8; 3]);
+
+impl Imprint {
+    /// Of a frame whose header has this checksum.
+    #[must_use]
+    pub fn of(checksum: u32) -> Self {
+        let [a, b, c, _] = checksum.to_le_bytes();
+        // 0 says nothing.
+        Self([a.max(u8::from((b, c) == (0, 0))), b, c])
+    }
+
+    /// From its bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 3]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes, little-endian.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 3] {
+        self.0
+    }
+
+    /// Whether it says anything.
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        self != Self::default()
+    }
+
+    /// Whether both say something, and it is not the same.
+    #[must_use]
+    pub fn differs(self, other: Self) -> bool {
+        self.is_known() && other.is_known() && self != other
+    }
+}
+
 /// Under which durable intents of which run of an agent a frame was made; see
 /// `docs/formats/frame.md`.
 ///

@@ -23,6 +23,6 @@ pub mod wire;
 
 pub use error::{DecodeError, ErrorKind};
 pub use ids::{
-    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot, Stamp,
-    Timestamp, VaultId, VolumeId,
+    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot,
+    Stamp, Timestamp, VaultId, VolumeId,
 };

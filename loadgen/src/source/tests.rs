@@ -62,6 +62,7 @@ async fn serve(fake: Arc<Mutex<Fake>>, mut stream: DuplexStream) -> Option<()> {
         match fake.refusals.pop() {
             Some(reason) => Control::Refusal(Refusal { reason, text: "not now".to_owned() }),
             None => Control::Welcome(Welcome {
+                imprint: farshore_proto::Imprint::default(),
                 received,
                 journaled: received,
                 committed,

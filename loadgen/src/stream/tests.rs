@@ -13,7 +13,14 @@ fn mark() -> Item {
 fn welcome(received: u64, journaled: u64, committed: u64) -> Welcome {
     let (received, journaled, committed) = (Seq(received), Seq(journaled), Seq(committed));
     let stamp = farshore_proto::Stamp::default();
-    Welcome { received, journaled, committed, window_bytes: WINDOW, stamp }
+    Welcome {
+        imprint: farshore_proto::Imprint::default(),
+        received,
+        journaled,
+        committed,
+        window_bytes: WINDOW,
+        stamp,
+    }
 }
 
 fn ack(journaled: u64, committed: u64) -> Ack {

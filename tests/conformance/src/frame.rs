@@ -74,8 +74,8 @@ pub struct Frame {
     pub magic: [u8; 4],
     /// What it is.
     pub kind: u8,
-    /// Zero.
-    pub reserved_front: [u8; 3],
+    /// Imprint of the frame before; zero if it is not known.
+    pub previous: [u8; 3],
     /// Place in the stream.
     pub seq: u64,
     /// First block.
@@ -101,7 +101,7 @@ impl Frame {
         Self {
             magic: *b"FSF1",
             kind,
-            reserved_front: [0; 3],
+            previous: [0; 3],
             seq: 0,
             block: 0,
             count: 0,
@@ -139,7 +139,7 @@ impl Frame {
         let mut out = Vec::with_capacity(HEADER_BYTES + self.body.len());
         out.extend(self.magic);
         out.push(self.kind);
-        out.extend(self.reserved_front);
+        out.extend(self.previous);
         out.extend(self.seq.to_le_bytes());
         out.extend(self.block.to_le_bytes());
         out.extend(self.count.to_le_bytes());
@@ -149,6 +149,15 @@ impl Frame {
         out.extend(self.sum.unwrap_or_else(|| crc32c::crc32c(&out)).to_le_bytes());
         out.extend(&self.body);
         out
+    }
+}
+
+/// Which frame it is that begins with a header: 24 bits of its checksum, never zero.
+#[must_use]
+pub fn imprint(frame: &[u8]) -> [u8; 3] {
+    match frame.get(44..47) {
+        Some(&[a, b, c]) if [a, b, c] != [0; 3] => [a, b, c],
+        _ => [1, 0, 0],
     }
 }
 
@@ -241,6 +250,8 @@ pub enum Said {
         journaled: u64,
         /// In the vault.
         committed: u64,
+        /// Of the frame at `received`; zero if it does not know.
+        imprint: [u8; 3],
     },
     /// Watermarks.
     Ack {
@@ -294,7 +305,9 @@ pub fn said(header: &[u8; HEADER_BYTES], body: &[u8]) -> Result<Said> {
         kind::WELCOME => {
             let (received, journaled, committed) = (word(0)?, word(8)?, word(16)?);
             ensure!(committed <= journaled && journaled <= received, "watermarks out of order");
-            Said::Welcome { received, journaled, committed }
+            ensure!(body[39] == 0, "the welcome's last byte is {}", body[39]);
+            let imprint = [body[36], body[37], body[38]];
+            Said::Welcome { received, journaled, committed, imprint }
         }
         kind::ACK => {
             let (journaled, committed) = (word(0)?, word(8)?);

@@ -201,9 +201,12 @@ impl<'a> Site<'a> {
             let mut peer = self.upgraded(agent, volume)?;
             peer.send(&stream.hello().frame().bytes());
             match peer.said()? {
-                Some(Said::Welcome { received, .. }) => {
+                Some(Said::Welcome { received, imprint, .. }) => {
                     let sent = stream.next - 1;
                     ensure!(received == sent, "the node has {received}, {sent} were taken");
+                    let is_known = imprint != [0; 3] && stream.newest != [0; 3];
+                    let is_it = !is_known || imprint == stream.newest;
+                    ensure!(is_it, "{imprint:?} is said of the newest frame, {:?}", stream.newest);
                     Ok(Some(peer))
                 }
                 Some(Said::Refusal { reason: 2 | 6, .. }) => Ok(None),

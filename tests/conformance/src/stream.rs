@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::frame::{BLOCK_BYTES, Frame, Hello, Mark};
+use crate::frame::{BLOCK_BYTES, Frame, Hello, Mark, imprint};
 
 /// What was sent of a volume, and what its disk must be.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct Stream {
     pub epoch: u64,
     /// Seq of the next frame.
     pub next: u64,
+    /// Imprint of the newest frame; zero if it is not known.
+    pub newest: [u8; 3],
     disk: Vec<u8>,
 }
 
@@ -22,7 +24,7 @@ impl Stream {
     /// The stream of a disk of zeros.
     #[must_use]
     pub fn new(volume: [u8; 16], epoch: u64, blocks: usize) -> Self {
-        Self { volume, epoch, next: 1, disk: vec![0; blocks * BLOCK_BYTES] }
+        Self { volume, epoch, next: 1, newest: [0; 3], disk: vec![0; blocks * BLOCK_BYTES] }
     }
 
     /// Size of the disk.
@@ -69,7 +71,7 @@ impl Stream {
             (0..range.len() as u64 / 8).map(|n| seq.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n);
         let data: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         self.disk[range].copy_from_slice(&data);
-        Frame::write(seq, block, data).bytes()
+        self.behind(Frame::write(seq, block, data))
     }
 
     /// Notes that a frame with these blocks was taken as the next.
@@ -78,6 +80,7 @@ impl Stream {
     /// As [`Self::write`].
     pub fn taken(&mut self, block: u64, data: &[u8]) {
         self.take();
+        self.newest = [0; 3];
         let range = self.range(block, (data.len() / BLOCK_BYTES) as u64);
         self.disk[range].copy_from_slice(data);
     }
@@ -89,12 +92,19 @@ impl Stream {
     pub fn zero(&mut self, block: u64, count: u64) -> Vec<u8> {
         let (seq, range) = (self.take(), self.range(block, count));
         self.disk[range].fill(0);
-        Frame::zero(seq, block, count).bytes()
+        self.behind(Frame::zero(seq, block, count))
     }
 
     /// The next frame: a recovery point.
     pub fn mark(&mut self, mark: &Mark) -> Vec<u8> {
-        Frame::mark(self.take(), mark).bytes()
+        let seq = self.take();
+        self.behind(Frame::mark(seq, mark))
+    }
+
+    fn behind(&mut self, frame: Frame) -> Vec<u8> {
+        let bytes = Frame { previous: self.newest, ..frame }.bytes();
+        self.newest = imprint(&bytes);
+        bytes
     }
 
     fn take(&mut self) -> u64 {

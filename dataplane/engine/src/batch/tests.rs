@@ -65,6 +65,7 @@ fn entry(seq: u64, op: &Op) -> Entry {
         }
     };
     Entry {
+        imprint: Imprint::default(),
         volume: VOLUME,
         epoch: Epoch(1),
         seq: Seq(seq),

@@ -6,6 +6,7 @@ use super::{
     Change, Hello, RefusalReason, Seq, Stream, Timestamp, VolumeId, WINDOW_BYTES, Welcome,
 };
 use super::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
+use farshore_proto::frame::Link;
 use farshore_proto::{Epoch, Stamp};
 
 /// Wire bytes of one volume that may wait for the journal. An agent that connects again does not
@@ -158,7 +159,7 @@ impl Shard {
         volume.is_revoked = false;
         let is_held = volume.is_held;
         volume.holder = Some(Holder { life: hello.life, from: from.to_owned() });
-        let stamp = volume.stamp;
+        let (stamp, imprint) = (volume.stamp, volume.imprint);
         if let Some(old) = before {
             self.sessions.remove(&old);
             let text = format!("another session took over volume {}: {from}", hello.volume);
@@ -171,6 +172,7 @@ impl Shard {
             committed: stream.committed(),
             window_bytes: u32::try_from(self.settings.window_bytes).expect("checked when made"),
             stamp,
+            imprint,
         };
         out.push(Output::Welcome { session, welcome });
         if is_held {
@@ -182,7 +184,7 @@ impl Shard {
     pub(super) fn admit_frame(
         &mut self,
         session: SessionId,
-        (seq, stamp): (Seq, Stamp),
+        (seq, stamp, link): (Seq, Stamp, Link),
         change: Change,
         bytes: usize,
     ) -> Result<(VolumeId, Epoch), FrameRefusal> {
@@ -195,6 +197,14 @@ impl Shard {
         if seq != volume.stream.expected() {
             let text = format!("seq {seq} came, {} was expected", volume.stream.expected());
             return Err(Some((RefusalReason::Protocol, text)));
+        }
+        if link.previous.differs(volume.imprint) && !is_on(Bug::OthersFramesJoin) {
+            let text = format!(
+                "seq {seq} comes behind another frame than the {} that is here: the server was set back, or this \
+                 is a copy of it",
+                volume.stream.received()
+            );
+            return Err(Some((RefusalReason::Gap, text)));
         }
         if let Change::Write(range) | Change::Zero(range) = change
             && range.end() > volume.stream.size_blocks()
@@ -215,7 +225,7 @@ impl Shard {
         }
         volume.unjournaled_bytes = unjournaled;
         volume.stream.receive(seq);
-        volume.stamp = stamp;
+        (volume.stamp, volume.imprint) = (stamp, link.imprint);
         Ok((id, volume.stream.epoch()))
     }
 

@@ -83,6 +83,7 @@ impl Bench {
         self.seq = self.seq.next();
         self.handles += 1;
         let input = Input::Frame {
+            link: Link::default(),
             session: SESSION,
             seq: self.seq,
             stamp: Stamp { life: 1, generation: 1 },
@@ -302,6 +303,7 @@ fn replays_what_the_vault_does_not_hold_and_drops_the_rest() {
         committed: (Seq(5), Stamp::default()),
     });
     let entry = |seq: u64| Entry {
+        imprint: Imprint::default(),
         volume: VOLUME,
         epoch: Epoch(1),
         seq: Seq(seq),

@@ -25,14 +25,16 @@ fn welcome_held(
     stamp: Stamp,
     (received, journaled, committed): (u64, u64, u64),
 ) -> Input {
+    let imprint = Imprint::default();
     let welcome = Welcome {
+        imprint,
         received: Seq(received),
         journaled: Seq(journaled),
         committed: Seq(committed),
         window_bytes: WINDOW,
         stamp,
     };
-    Input::Welcomed { welcome, held }
+    Input::Welcomed { welcome, held: held.map(|held| (held, imprint)) }
 }
 
 fn ack(journaled: u64, committed: u64) -> Input {
@@ -187,6 +189,34 @@ fn a_frame_that_the_log_holds_is_compared_itself() {
     let copys = Stamp::unsaid(LIFE, 3);
     let out = step(&mut source, 2, welcome_held(Some(ours), copys, (18, 18, 4)));
     assert_eq!(out, [Output::Restart { next: Seq(19), breach: Breach::Foreign }]);
+}
+
+/// P41: a run of the agent that was set back with its memory has the same life and the same intents.
+#[test]
+fn frames_of_one_stamp_and_different_history_do_not_join() {
+    let (none, ours, other) = (Imprint::default(), Imprint::of(5), Imprint::of(6));
+    let unsaid = Stamp::default();
+    for (held, said, stamp, joins) in [
+        (ours, other, BEFORE, false),
+        (ours, other, unsaid, false),
+        (ours, ours, BEFORE, true),
+        (ours, ours, unsaid, true),
+        // The vault alone does not say it, nor does a log without the frame.
+        (ours, none, BEFORE, true),
+        (none, other, BEFORE, true),
+    ] {
+        let mut source = opened(20, 20);
+        greet(&mut source, 0, 5, 20);
+        let Input::Welcomed { mut welcome, .. } = welcome_of(stamp, 15, 15, 4) else { panic!() };
+        welcome.imprint = said;
+        let held = held.is_known().then_some((stamp, held));
+        let out = step(&mut source, 0, Input::Welcomed { welcome, held });
+        if joins {
+            assert_eq!(out[0], Output::Joined, "{held:?} {said:?}");
+        } else {
+            assert_eq!(out, [Output::Restart { next: Seq(16), breach: Breach::Foreign }]);
+        }
+    }
 }
 
 /// The cases of `docs/adr/0012-lineage.md`: what the node has beyond the log, or instead of it, and who

@@ -73,8 +73,16 @@ fn a_start_reads_the_journal_the_log_and_the_journals_frames() {
     assert_eq!(opening.first_file, 12, "T4: behind every file that is there");
     let change = Change::Zero(BlockRange { block: 0, count: 1 });
     let (epoch, seq, handle) = (Epoch(1), Seq(1), Handle(0));
-    let entry =
-        Entry { stamp: Stamp::default(), volume: VOLUME, epoch, seq, change, handle, bytes: 0 };
+    let entry = Entry {
+        imprint: farshore_proto::Imprint::default(),
+        stamp: Stamp::default(),
+        volume: VOLUME,
+        epoch,
+        seq,
+        change,
+        handle,
+        bytes: 0,
+    };
     let frame = JournaledEntry { entry, file: 3 };
     let told: Vec<shard::Input> = opening.inputs([frame]).collect();
     let [

@@ -197,6 +197,7 @@ mod tests {
     fn acks_come_after_the_welcome_and_merge() {
         let outbox = Outbox::default();
         let welcome = Welcome {
+            imprint: farshore_proto::Imprint::default(),
             received: Seq(0),
             journaled: Seq(0),
             committed: Seq(0),

@@ -4,6 +4,7 @@ use super::core::Core;
 use crate::rt::Rt;
 use farshore_engine::batch::Entry;
 use farshore_engine::tenure::{JournaledEntry, Opening, RecoveredVolume, Tenure};
+use farshore_proto::frame::imprint;
 use farshore_proto::limits::JOURNAL_FILE_BYTES;
 use farshore_proto::{LogId, VolumeId};
 use farshore_vault::Vault;
@@ -144,8 +145,9 @@ pub(super) fn apply<R: Rt>(core: &Core<R>, opening: Opening, replayed: Vec<Repla
     let frames = replayed.into_iter().map(|replayed| {
         let Replayed { volume, epoch, seq, stamp, change, frame, file } = replayed;
         let bytes = frame.body.len();
+        let imprint = imprint(&frame.header);
         let handle = core.keep(frame);
-        let entry = Entry { volume, epoch, seq, stamp, change, handle, bytes };
+        let entry = Entry { volume, epoch, seq, stamp, imprint, change, handle, bytes };
         core.parts.metrics.replayed(&[entry]);
         JournaledEntry { entry, file }
     });

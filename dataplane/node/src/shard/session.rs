@@ -13,7 +13,7 @@ use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
 use farshore_engine::silence::{self, Peer};
 use farshore_engine::standing::Over;
-use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, RefusalReason};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, Link, RefusalReason};
 use farshore_proto::limits::{FRAME_HEADER_BYTES, WINDOW_BYTES};
 use farshore_proto::{DecodeError, VolumeId};
 use farshore_vault::frames::Frame;
@@ -165,9 +165,10 @@ impl<R: Rt> Session<'_, R> {
                 return Err(SessionError::Unexpected(header.kind));
             };
             core.parts.metrics.received(bytes);
+            let link = Link::of(&header, &frame.header);
             let handle = core.keep(frame);
             let (seq, stamp) = (header.seq, header.stamp);
-            core.input(Input::Frame { session, seq, stamp, change, handle, bytes });
+            core.input(Input::Frame { session, seq, stamp, link, change, handle, bytes });
             (frames, bytes_of_turn) = (frames + 1, bytes_of_turn + bytes);
             if frames >= TURN_FRAMES || bytes_of_turn >= TURN_BYTES {
                 (frames, bytes_of_turn) = (0, 0);

@@ -61,17 +61,6 @@ fn another_magic_is_told_from_a_damaged_header() {
 }
 
 #[test]
-fn reserved_bytes_must_be_zero() {
-    for at in [5, 6, 7] {
-        assert_eq!(
-            FrameHeader::decode(&patched(at, &[1])),
-            Err(DecodeError::Reserved { what: "frame header" }),
-            "byte {at}"
-        );
-    }
-}
-
-#[test]
 fn an_unknown_kind_is_refused() {
     for code in (0..=u8::MAX).filter(|code| !(1..=8).contains(code)) {
         assert_eq!(
@@ -170,6 +159,7 @@ fn control_frames_come_back_as_they_went() {
     for control in [
         Control::Hello(hello()),
         Control::Welcome(Welcome {
+            imprint: Imprint::default(),
             received: Seq(3),
             journaled: Seq(2),
             committed: Seq(1),
@@ -229,6 +219,7 @@ fn nobody_may_claim_a_seq_that_no_stream_reaches() {
         let seq = Seq(value);
         let welcome = |received, journaled, committed| {
             Control::Welcome(Welcome {
+                imprint: Imprint::default(),
                 received,
                 journaled,
                 committed,
@@ -261,6 +252,7 @@ fn reserved_bytes_of_bodies_must_be_zero() {
         time_unix_ms: 5,
     };
     let welcome = Welcome {
+        imprint: Imprint::default(),
         received: Seq(3),
         journaled: Seq(2),
         committed: Seq(1),
@@ -269,7 +261,7 @@ fn reserved_bytes_of_bodies_must_be_zero() {
     };
     let cases = [
         (Control::Hello(hello()), 57..64),
-        (Control::Welcome(welcome), 36..40),
+        (Control::Welcome(welcome), 39..40),
         (Control::Mark(Seq(1), mark), 26..28),
     ];
     for (control, reserved) in cases {
@@ -295,9 +287,39 @@ fn a_stamp_is_of_stream_frames_only_and_has_a_life() {
         assert!(matches!(error, DecodeError::Range { what: "frame stamp", .. }), "{error}");
     };
     refused(write.stamped(Stamp { life: 0, generation: 3 }));
-    let bytes = Control::Hello(hello()).encode_stamped(stamp);
+    let bytes = Control::Hello(hello()).encode_in(stamp, Imprint::default());
     let head = bytes.first_chunk().unwrap();
     let error = FrameHeader::decode(head).unwrap_err();
     assert!(matches!(error, DecodeError::Range { what: "frame stamp", .. }), "{error}");
     assert_eq!(Stamp::from_u64(stamp.to_u64()), stamp);
+}
+
+/// P41: a frame's imprint tells it and all before it from every other of its number.
+#[test]
+fn an_imprint_is_of_a_frame_and_of_its_history() {
+    let write =
+        |byte, previous| FrameHeader::write(Seq(7), 3, &[byte; BLOCK_BYTES]).behind(previous);
+    let first = write(1, Imprint::default());
+    let print = |header: &FrameHeader| imprint(&header.encode());
+    assert!(print(&first).is_known());
+    assert_eq!(
+        FrameHeader::decode(&write(1, print(&first)).encode()).unwrap().previous,
+        print(&first)
+    );
+    assert!(print(&first).differs(print(&write(2, Imprint::default()))), "other bytes");
+    assert!(print(&first).differs(print(&write(1, print(&first)))), "another history");
+    assert!(print(&first).differs(print(&first.stamped(Stamp { life: 1, generation: 1 }))));
+    assert!(!print(&first).differs(print(&first)));
+    assert!(
+        !print(&first).differs(Imprint::default()) && !Imprint::default().differs(print(&first))
+    );
+
+    // A checksum that ends in zeros says something all the same.
+    assert_eq!(Imprint::of(0x7700_0000).to_bytes(), [1, 0, 0]);
+    assert_eq!(Imprint::of(0x7700_0100).to_bytes(), [0, 1, 0]);
+    assert_eq!(Imprint::of(0x7765_4321).to_bytes(), [0x21, 0x43, 0x65]);
+
+    let bytes = Control::Alive.encode_in(Stamp::default(), Imprint::of(5));
+    let error = FrameHeader::decode(bytes.first_chunk().unwrap()).unwrap_err();
+    assert!(matches!(error, DecodeError::Range { what: "frame previous", value: 5 }), "{error}");
 }

@@ -41,7 +41,7 @@ fn checked() -> Vec<Checked> {
     let segment = samples::segment_header(SlotKind::Segment).encode().to_vec();
     let epoch = samples::epoch_object();
     vec![
-        header("frame", decode_frame_header, samples::zero_frame(), vec![5, 6, 7]),
+        header("frame", decode_frame_header, samples::zero_frame(), Vec::new()),
         header("hrl", decode_hrl, samples::hrl_header().encode().into(), vec![6, 7, 32, 59]),
         header(
             "journal file",

@@ -18,8 +18,8 @@ use farshore_proto::segment::{
     SlotKind, Span, Table,
 };
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, Stamp, VaultId,
-    VolumeId,
+    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, Stamp,
+    VaultId, VolumeId,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -53,6 +53,10 @@ fn size_bytes() -> impl Strategy<Value = u64> {
     (1..=VOLUME_BLOCKS_MAX).prop_map(|blocks| blocks * BLOCK_BYTES as u64)
 }
 
+fn imprint() -> impl Strategy<Value = Imprint> {
+    any::<[u8; 3]>().prop_map(Imprint::from_bytes)
+}
+
 fn stamp() -> impl Strategy<Value = Stamp> {
     prop_oneof![
         Just(Stamp::default()),
@@ -77,9 +81,10 @@ fn control() -> impl Strategy<Value = Control> {
                     is_overtaken,
                 })
             });
-    let watermarks = (claim(), claim(), claim(), any::<u32>(), stamp());
-    let welcome = watermarks.prop_map(|(a, b, c, window_bytes, stamp)| {
+    let watermarks = (claim(), claim(), claim(), any::<u32>(), stamp(), imprint());
+    let welcome = watermarks.prop_map(|(a, b, c, window_bytes, stamp, imprint)| {
         Control::Welcome(Welcome {
+            imprint,
             received: Seq(a),
             journaled: Seq(b),
             committed: Seq(c),
@@ -108,12 +113,11 @@ fn control() -> impl Strategy<Value = Control> {
 
 /// A run of writes, zeros and marks as they follow each other in a stream.
 fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
-    let write = (seq(), 0..VOLUME_BLOCKS_MAX - 2, 1..3_usize, any::<u8>(), stamp()).prop_map(
-        |(seq, block, blocks, byte, stamp)| {
+    let write = (seq(), 0..VOLUME_BLOCKS_MAX - 2, 1..3_usize, any::<u8>(), stamp(), imprint())
+        .prop_map(|(seq, block, blocks, byte, stamp, previous)| {
             let data = vec![byte; blocks * BLOCK_BYTES];
-            (FrameHeader::write(seq, block, &data).stamped(stamp), data)
-        },
-    );
+            (FrameHeader::write(seq, block, &data).stamped(stamp).behind(previous), data)
+        });
     let zero =
         (seq(), 1..=ZERO_BLOCKS_MAX, any::<prop::sample::Index>()).prop_map(|(seq, count, at)| {
             let room =
@@ -121,8 +125,8 @@ fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
             let range = BlockRange { block: at.index(room) as u64, count };
             (FrameHeader::zero(seq, range), Vec::new())
         });
-    let mark = (seq(), mark(), stamp()).prop_map(|(seq, mark, stamp)| {
-        let frame = Control::Mark(seq, mark).encode_stamped(stamp);
+    let mark = (seq(), mark(), stamp(), imprint()).prop_map(|(seq, mark, stamp, previous)| {
+        let frame = Control::Mark(seq, mark).encode_in(stamp, previous);
         let (header, body) = frame.split_first_chunk().expect("a frame has a header");
         (FrameHeader::decode(header).expect("just laid out"), body.to_vec())
     });

@@ -15,8 +15,8 @@ use farshore_proto::segment::{
     SlotKind, Span, Table,
 };
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot, Stamp,
-    VaultId, VolumeId,
+    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot,
+    Stamp, VaultId, VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -49,6 +49,7 @@ pub(crate) fn mark() -> Mark {
 }
 
 const STAMP: Stamp = Stamp { life: 0x0102_0304, generation: 0x0506_0708 };
+const IMPRINT: [u8; 3] = [0x0a, 0x0b, 0x0c];
 
 /// Of a scanned disk with unreadable blocks.
 pub(crate) fn scan_mark() -> Mark {
@@ -95,6 +96,7 @@ pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
         is_overtaken: true,
     };
     let welcome = Welcome {
+        imprint: Imprint::from_bytes(IMPRINT),
         received: Seq(70),
         journaled: Seq(69),
         committed: Seq(50),
@@ -107,7 +109,10 @@ pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
         ("frame-hello", Control::Hello(hello).encode()),
         ("frame-welcome", Control::Welcome(welcome).encode()),
         ("frame-mark", Control::Mark(Seq(43), mark()).encode()),
-        ("frame-mark-scan", Control::Mark(Seq(44), scan_mark()).encode_stamped(STAMP)),
+        (
+            "frame-mark-scan",
+            Control::Mark(Seq(44), scan_mark()).encode_in(STAMP, Imprint::from_bytes(IMPRINT)),
+        ),
         ("frame-ack", Control::Ack(Ack { journaled: Seq(70), committed: Seq(52) }).encode()),
         ("frame-refusal", Control::Refusal(refusal).encode()),
         ("frame-alive", Control::Alive.encode()),

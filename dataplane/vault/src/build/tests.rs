@@ -65,6 +65,7 @@ fn batch(ops: &[Op]) -> (Vec<SpanPlan>, Frames, Image) {
         let (volume, epoch, seq) = (VolumeId([3; 16]), Epoch(1), header.seq);
         batch.add(
             &Entry {
+                imprint: farshore_proto::Imprint::default(),
                 volume,
                 epoch,
                 seq,
@@ -174,6 +175,7 @@ fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
         let (bytes, header) = (body.len(), header.encode());
         let handle = frames.insert(Frame { header, body });
         let entry = Entry {
+            imprint: farshore_proto::Imprint::default(),
             volume: VolumeId([3; 16]),
             epoch: Epoch(1),
             seq: Seq(seq),

@@ -240,8 +240,16 @@ async fn what_was_written_is_read_back() {
         let change = Change::decode(&header, &body).unwrap().unwrap();
         let handle = frames.insert(Frame { header: header.encode(), body });
         let (epoch, seq, bytes) = (Epoch(1), header.seq, BLOCK_BYTES);
-        let group =
-            [Entry { stamp: Stamp::default(), volume: VOLUME, epoch, seq, change, handle, bytes }];
+        let group = [Entry {
+            imprint: farshore_proto::Imprint::default(),
+            stamp: Stamp::default(),
+            volume: VOLUME,
+            epoch,
+            seq,
+            change,
+            handle,
+            bytes,
+        }];
         let fill = |plain: &mut [u8]| lay_out(&group, |handle| frames.get(handle), plain);
         journal.write(plain_bytes(&group), fill).await.unwrap();
     }

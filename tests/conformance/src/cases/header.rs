@@ -5,7 +5,7 @@ use crate::frame::{Frame, Mark, kind, reason};
 
 const MAGIC: &str = "the `1` is the version";
 const KIND: &str = "1 hello, 2 welcome, 3 write, 4 zero, 5 mark, 6 ack, 7 refusal, 8 alive";
-const RESERVED_FRONT: &str = "| 5 | 3 | reserved | zero |";
+const PREVIOUS: &str = "0 if the agent does not know it, and outside the stream";
 const STAMP: &str = "a generation has a life; both are 0 outside the stream";
 const SEQ: &str = "1 to 2^64 − 2 for write, zero, mark; 0 for the others";
 const BLOCK: &str = "first block of a write or zero; 0 for the others";
@@ -37,6 +37,10 @@ fn zero(view: &View<'_>, change: impl FnOnce(&mut Frame)) -> Vec<u8> {
     frame.bytes()
 }
 
+fn alive(previous: [u8; 3]) -> Vec<u8> {
+    Frame { previous, ..Frame::of(kind::ALIVE, Vec::new()) }.bytes()
+}
+
 fn writing(view: &View<'_>, change: impl FnOnce(&mut Frame)) -> Vec<u8> {
     let mut frame = write(view);
     change(&mut frame);
@@ -66,15 +70,9 @@ pub(super) const CASES: &[Case] = &[
     wrong("header+4", KIND, "kind 0", |view| zero(view, |f| f.kind = 0)),
     wrong("header+4", KIND, "kind 9", |view| zero(view, |f| f.kind = 9)),
     wrong("header+4", KIND, "kind 255", |view| zero(view, |f| f.kind = 255)),
-    wrong("header+5", RESERVED_FRONT, "byte 5", |view| {
-        zero(view, |f| f.reserved_front = [1, 0, 0])
-    }),
-    wrong("header+5", RESERVED_FRONT, "byte 6", |view| {
-        zero(view, |f| f.reserved_front = [0, 1, 0])
-    }),
-    wrong("header+5", RESERVED_FRONT, "byte 7", |view| {
-        zero(view, |f| f.reserved_front = [0, 0, 0x80])
-    }),
+    wrong("header+5", PREVIOUS, "a sign of life behind a frame", |_| alive([1, 0, 0])),
+    wrong("header+5", PREVIOUS, "a sign of life behind another frame", |_| alive([0, 1, 0])),
+    wrong("header+5", PREVIOUS, "a sign of life behind a third frame", |_| alive([0, 0, 0x80])),
     wrong("header+8", SEQ, "a write of seq 0", |view| writing(view, |f| f.seq = 0)),
     wrong("header+8", SEQ, "a zero of seq 0", |view| zero(view, |f| f.seq = 0)),
     wrong("header+8", SEQ, "a mark of seq 0", |view| marked(view, |f| f.seq = 0)),

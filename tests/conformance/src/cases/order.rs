@@ -1,12 +1,13 @@
 //! Good frames in a wrong order, and connections that end where they must not.
 
 use super::{Act, Case, Expect, case, good, write};
-use crate::frame::{Frame, kind, reason};
+use crate::frame::{Frame, imprint, kind, reason};
 
 const ONCE: &str = "It says it once";
 const OWN: &str = "welcome, ack and refusal are the node's";
 const NEXT: &str =
     "The node refuses a seq that is not the next one, so a stream has no gap and no frame twice";
+const BEHIND: &str = "a frame that says it is behind another than the newest that it has";
 const AFTER: &str = "what the agent still sends is not read";
 const BETWEEN: &str = "A connection ends between two frames, not inside one";
 
@@ -52,6 +53,18 @@ pub(super) const CASES: &[Case] = &[
         bytes.extend(Frame::mark(view.stream.next - 1, &crate::frame::Mark::prompt()).bytes());
         bytes
     }),
+    case(
+        BEHIND,
+        "header+5",
+        "a frame of another history",
+        Act::Later(|view| {
+            let mut bytes = view.stream.some_write();
+            let previous = imprint(&bytes).map(|byte| !byte);
+            bytes.extend(Frame { previous, ..good(view) }.bytes());
+            bytes
+        }),
+        reason::GAP,
+    ),
     wrong(AFTER, "good frames behind a bad one", |view| {
         let mut bytes = Frame { kind: 9, ..good(view) }.bytes();
         for seq in view.stream.next..view.stream.next + 20 {

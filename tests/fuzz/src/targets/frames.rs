@@ -37,7 +37,7 @@ fn whole(bytes: &[u8]) {
     match Control::decode(&header, body) {
         Ok(control) => {
             assert_eq!(
-                control.encode_stamped(header.stamp),
+                control.encode_in(header.stamp, header.previous),
                 bytes[..FRAME_HEADER_BYTES + header.body_bytes]
             );
             must_go_on(&control);

@@ -186,8 +186,8 @@ impl Session {
                 ctx.tell(|| format!("is welcomed: {welcome:?}"));
                 self.trouble.clear();
                 let held = stream.held(welcome.received);
-                self.cursor = held.map_or(self.cursor, |(_, behind)| behind);
-                let held = held.map(|(stamp, _)| stamp);
+                self.cursor = held.map_or(self.cursor, |held| held.behind);
+                let held = held.map(|held| (held.stamp, held.imprint));
                 self.feed(ctx, Input::Welcomed { welcome, held });
             }
             Ok(Said::Ack(ack)) => self.feed(ctx, Input::Acked(ack)),

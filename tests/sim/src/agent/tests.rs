@@ -104,6 +104,7 @@ impl FakeNode {
         }
         let (journaled, committed) = (self.journaled, self.committed);
         let welcome = Welcome {
+            imprint: farshore_proto::Imprint::default(),
             received,
             journaled,
             committed,

@@ -9,7 +9,7 @@ use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
 use farshore_engine::silence::{Cause, Patience, Peer};
 use farshore_engine::standing::{Allowed, Holder, LOOK_EVERY_MS, Over, Shown};
-use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, Link, Refusal, RefusalReason};
 use farshore_proto::limits::FRAME_HEADER_BYTES;
 use farshore_proto::{DecodeError, Epoch, Seq, Timestamp};
 use farshore_vault::frames::Frame;
@@ -248,10 +248,11 @@ impl Turn<'_> {
         let bytes = frame.body.len();
         let sessions = &mut self.running.sessions;
         sessions.body_bytes_max = sessions.body_bytes_max.max(bytes);
+        let link = Link::of(&header, &frame.header);
         let handle = self.running.shards[shard].keep(frame);
         let (seq, stamp) = (header.seq, header.stamp);
         let before = self.received(shard, machine);
-        let input = Input::Frame { session: id, seq, stamp, change, handle, bytes };
+        let input = Input::Frame { session: id, seq, stamp, link, change, handle, bytes };
         self.input(shard, input)?;
         // More may have been taken behind it, if that had waited for room.
         let after = self.received(shard, machine);

@@ -18,6 +18,7 @@ use farshore_engine::standing::LOOK_EVERY_MS;
 use farshore_engine::tenure::{
     Input, JournaledEntry, Opening, Output, RecoveredLog, RecoveredVolume, Tenure,
 };
+use farshore_proto::frame::imprint;
 use farshore_proto::segment::Table;
 use farshore_proto::{LogId, Seq, Slot, VolumeId};
 use farshore_vault::Vault;
@@ -287,8 +288,9 @@ impl Turn<'_> {
         let mut frames = Vec::new();
         for Replayed { volume, epoch, seq, stamp, change, frame, file } in replayed {
             let bytes = frame.body.len();
+            let imprint = imprint(&frame.header);
             let handle = self.running.shards[shard].keep(frame);
-            let entry = Entry { volume, epoch, seq, stamp, change, handle, bytes };
+            let entry = Entry { volume, epoch, seq, stamp, imprint, change, handle, bytes };
             frames.push(JournaledEntry { entry, file });
         }
         opening.inputs(frames).try_for_each(|input| self.input(shard, input))?;

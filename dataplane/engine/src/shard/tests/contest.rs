@@ -73,6 +73,7 @@ fn an_overtaken_holder_that_comes_back_is_a_second_one() {
     assert!(text.contains(&VOLUME.to_string()), "{text}");
     // Frames of neither are taken.
     let frame = Input::Frame {
+        link: Link::default(),
         session: SessionId(2),
         seq: Seq(1),
         stamp: Stamp::default(),
@@ -153,6 +154,7 @@ fn the_welcome_says_who_sent_the_newest_frame() {
     // After a restart the vault does, and behind it the journal; of segments of before stamps the journal
     // does for the vault too.
     let entry = |seq: u64| Entry {
+        imprint: Imprint::of(u32::try_from(seq).unwrap()),
         volume: VOLUME,
         epoch: Epoch(1),
         seq: Seq(seq),
@@ -192,4 +194,81 @@ fn after_a_claim_the_welcome_says_what_the_vault_does() {
     let stamp = Stamp { life: 8, generation: 2 };
     let out = bench.step(Input::Claimed { volume: VOLUME, outcome: Ok((Seq(5), stamp)) });
     assert_eq!(welcome_of(&out).unwrap().1, stamp);
+}
+
+/// P41: the connection of before may live on under a server that was set back with its memory: what the node has
+/// of the frames between is another history's.
+#[test]
+fn a_frame_behind_another_than_the_newest_is_refused() {
+    let mut bench = Bench::welcomed();
+    let frame = |bench: &mut Bench, seq, previous, imprint| {
+        bench.step(Input::Frame {
+            link: Link { previous, imprint },
+            session: SESSION,
+            seq: Seq(seq),
+            stamp: Stamp { life: 1, generation: 1 },
+            change: Change::Zero(BlockRange { block: 0, count: 1 }),
+            handle: Handle(seq),
+            bytes: 0,
+        })
+    };
+    let (unknown, [one, two, three]) = (Imprint::default(), [1, 2, 3].map(Imprint::of));
+    assert!(refused(&frame(&mut bench, 1, three, one)).is_empty(), "nothing is known of frame 0");
+    assert!(refused(&frame(&mut bench, 2, one, two)).is_empty());
+    assert_eq!(refused(&frame(&mut bench, 3, one, three)), [RefusalReason::Gap]);
+    assert_eq!(bench.shard.stream(VOLUME).unwrap().received(), Seq(2));
+
+    bench.seq = Seq(2);
+    let out = bench.comes(1, 1, false);
+    assert_eq!(welcomed(&out).imprint, two);
+    // Whose log was emptied does not know what it is behind.
+    assert!(refused(&frame(&mut bench, 3, unknown, three)).is_empty());
+    assert!(refused(&frame(&mut bench, 4, three, one)).is_empty());
+}
+
+#[test]
+fn which_the_newest_frame_is_comes_from_the_journal_and_not_from_the_vault() {
+    let stamp = Stamp { life: 9, generation: 1 };
+    let entry = |seq: u64, epoch, stamp| Entry {
+        imprint: Imprint::of(u32::try_from(seq).unwrap()),
+        volume: VOLUME,
+        epoch: Epoch(epoch),
+        seq: Seq(seq),
+        stamp,
+        change: Change::Zero(BlockRange { block: 0, count: 1 }),
+        handle: Handle(seq),
+        bytes: 0,
+    };
+    let others = Stamp { life: 8, generation: 1 };
+    for (replayed, known) in [
+        (vec![], Imprint::default()),
+        (vec![entry(4, 2, stamp)], Imprint::default()),
+        // The newest in the vault, unless the journal's is not that.
+        (vec![entry(5, 2, stamp)], Imprint::of(5)),
+        (vec![entry(5, 1, stamp)], Imprint::default()),
+        (vec![entry(5, 2, others)], Imprint::default()),
+        (vec![entry(5, 2, stamp), entry(6, 2, stamp)], Imprint::of(6)),
+        (vec![entry(6, 2, stamp)], Imprint::of(6)),
+        (vec![entry(7, 2, stamp)], Imprint::default()),
+    ] {
+        let mut bench = Bench::new();
+        let (volume, epoch, committed) = (VOLUME, Epoch(2), (Seq(5), stamp));
+        let size_bytes = SIZE_BLOCKS * BLOCK_BYTES as u64;
+        bench.step(Input::Recovered { volume, epoch, size_bytes, committed });
+        for entry in &replayed {
+            bench.step(Input::Replay { entry: *entry, file: 3 });
+        }
+        bench.step(Input::Replayed { files: vec![3] });
+        bench.seq = Seq(7);
+        let out = bench.connect(SESSION, 2);
+        assert_eq!(welcomed(&out).imprint, known, "{replayed:?}");
+    }
+}
+
+fn welcomed(out: &[Output]) -> Welcome {
+    let welcomes = out.iter().find_map(|output| match output {
+        Output::Welcome { welcome, .. } => Some(*welcome),
+        _ => None,
+    });
+    welcomes.unwrap_or_else(|| panic!("no welcome: {out:?}"))
 }

@@ -13,6 +13,7 @@ fn welcomes(out: &[Output]) -> Vec<(SessionId, Welcome)> {
 
 fn write(session: SessionId, seq: u64, block: u64) -> Input {
     Input::Frame {
+        link: Link::default(),
         session,
         seq: Seq(seq),
         stamp: Stamp::default(),
@@ -126,7 +127,15 @@ fn more_than_the_window_ends_the_session_and_keeps_what_was_taken() {
         let change = Change::Write(BlockRange { block: 0, count: 256 });
         let (session, handle) = (SessionId(2), Handle(2000 + seq));
         let (seq, stamp) = (Seq(seq), Stamp::default());
-        let frame = Input::Frame { session, seq, stamp, change, handle, bytes: body_bytes };
+        let frame = Input::Frame {
+            link: Link::default(),
+            session,
+            seq,
+            stamp,
+            change,
+            handle,
+            bytes: body_bytes,
+        };
         assert!(refused(&bench.step(frame)).is_empty(), "seq {seq}");
     }
 }

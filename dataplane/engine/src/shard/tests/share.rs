@@ -16,7 +16,15 @@ impl Bench {
     fn others(&mut self, seq: u64, change: Change, bytes: usize) -> Vec<Output> {
         let (stamp, handle) = (Stamp::default(), Handle(10_000 + seq));
         let (session, seq) = (OTHERS, Seq(seq));
-        self.step(Input::Frame { session, seq, stamp, change, handle, bytes })
+        self.step(Input::Frame {
+            link: Link::default(),
+            session,
+            seq,
+            stamp,
+            change,
+            handle,
+            bytes,
+        })
     }
 }
 
@@ -176,7 +184,15 @@ fn a_log_full_of_volumes_that_nobody_comes_for_keeps_no_other_out() {
     // What is not in the vault yet stays, whoever else comes.
     let change = Change::Write(BlockRange { block: 0, count: 1 });
     let (session, stamp, handle) = (SessionId(103), Stamp::default(), Handle(1));
-    bench.step(Input::Frame { session, seq: Seq(8), stamp, change, handle, bytes: BLOCK_BYTES });
+    bench.step(Input::Frame {
+        link: Link::default(),
+        session,
+        seq: Seq(8),
+        stamp,
+        change,
+        handle,
+        bytes: BLOCK_BYTES,
+    });
     bench.step(Input::Gone { session });
     let out = greet(&mut bench, SHARD_VOLUMES_MAX + 3);
     assert_eq!(refused(&out), [RefusalReason::Limit]);

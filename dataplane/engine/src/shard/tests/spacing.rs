@@ -28,7 +28,15 @@ impl Bench {
         self.handles += 1;
         let (session, handle) = (nth(number).1, Handle(self.handles));
         let stamp = Stamp::default();
-        self.step(Input::Frame { session, seq: Seq(seq), stamp, change, handle, bytes: 32 })
+        self.step(Input::Frame {
+            link: Link::default(),
+            session,
+            seq: Seq(seq),
+            stamp,
+            change,
+            handle,
+            bytes: 32,
+        })
     }
 
     /// Carries out everything at once; returns how many segments were built.
