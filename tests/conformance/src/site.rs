@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use farshore_api::agent::{Assignments, RegisterAgent, Registered};
+use farshore_api::agent::{AgentReport, Assignments, RegisterAgent, Registered};
 use farshore_api::node::{NodeReport, Nodes, Reported};
 use farshore_api::{Role, paths};
 use farshore_client::{ControlClient, Identity, establish};
 use farshore_e2e::{Part, System, wait};
+use serde_json::json;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
@@ -96,12 +97,30 @@ impl<'a> Site<'a> {
     /// If the control plane refuses or nothing is assigned in time.
     pub fn protect(&self, agent: &Agent, disk: &str) -> Result<Volume> {
         let machine = format!("{}-{disk}", agent.name);
-        self.system.farshore().ok(&format!(
+        let line = format!(
             "machine protect {machine} --disk /nowhere/{machine} --capture scan --agent {} \
              --mark-interval 1s",
             agent.identity.id()
-        ))?;
-        self.assigned(agent, &machine, 1)
+        );
+        std::thread::scope(|scope| {
+            // It waits for the agent's word.
+            let protecting = scope.spawn(|| self.system.farshore().ok(&line));
+            let assigned = self.assigned(agent, &machine, 1).and_then(|volume| {
+                self.copies(agent, &volume)?;
+                Ok(volume)
+            });
+            protecting.join().expect("no panic")?;
+            assigned
+        })
+    }
+
+    /// Says, as the agent would, that it copies the disk.
+    fn copies(&self, agent: &Agent, volume: &Volume) -> Result<()> {
+        let copying = json!({ "volume": volume.id, "epoch": volume.epoch, "state": "copying" });
+        let report: AgentReport = serde_json::from_value(json!({ "volumes": [copying] }))?;
+        let posting = agent.control.post::<Reported>(paths::AGENT_REPORT, &report);
+        self.runtime.block_on(posting)?;
+        Ok(())
     }
 
     /// Waits until a machine's volume is assigned under an epoch of at least `epoch`.
