@@ -131,6 +131,14 @@ impl FakeNode {
         self.changed.notify_waiters();
     }
 
+    /// Its newest frame is another one of the same number and stamp: a write of `byte` to the block at `from`.
+    pub(crate) fn take_others(&self, from: usize, byte: u8) {
+        let data = Some(vec![byte; BLOCK_BYTES]);
+        let mut state = self.lock();
+        state.change(Pending { from, to: from + BLOCK_BYTES, data });
+        state.received.imprint = Imprint::of(u32::from(byte));
+    }
+
     pub(crate) fn hold_commits(&self, holds: bool) {
         self.lock().holds_commits = holds;
         self.changed.notify_waiters();

@@ -157,7 +157,7 @@ impl Opening<'_> {
                 .map_err(failed("read", path))?
         {
             let part = writer::empty(&file, path, self.volume, first);
-            (self.recovered.last, self.recovered.imprint) = (before, Imprint::default());
+            self.recovered.last = before;
             return part.map(Some).map_err(failed("empty", path));
         }
         if !is_ours || header.first_seq != first {

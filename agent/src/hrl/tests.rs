@@ -1,6 +1,7 @@
 use super::*;
 use crate::faulty_files::{FaultyFiles, Sickness, time};
 use farshore_proto::frame::{FrameHeader, Mark, imprint};
+use farshore_proto::hrl::HrlHeader;
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES, ZERO_BLOCKS_MAX};
 use farshore_proto::{BlockRange, Imprint, MarkKind, PointId, Stamp, VolumeId};
 use std::fs::{self, OpenOptions};
@@ -103,8 +104,11 @@ fn each_frame_says_which_it_is_behind() {
     assert_eq!(said.len(), 5);
     assert!(!said[0].is_known() && said[1..].iter().all(|previous| previous.is_known()));
 
-    // Over a restart of the agent, and a file without a frame.
+    // Over a restart of the agent, and a file that was just made.
+    let next = log.last().next();
     drop(log);
+    let head = HrlHeader { volume: VOLUME, first_seq: next }.encode();
+    fs::write(dir.path().join(writer::file_name(next)), head).unwrap();
     let log = open();
     assert_eq!(links(&log).1, newest);
     // Into the next file, and behind what was not taken.

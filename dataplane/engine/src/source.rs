@@ -437,8 +437,8 @@ impl Source {
         let is_lost = welcome.received < self.committed;
         let (held, imprint) = held.unwrap_or_default();
         // The node's newest frame is the log's own, or it is not.
-        let is_anothers = if imprint.differs(welcome.imprint) {
-            true
+        let is_anothers = if imprint.is_known() && welcome.imprint.is_known() {
+            imprint != welcome.imprint
         } else if held.is_known() && welcome.stamp.is_known() {
             held != welcome.stamp
         } else {

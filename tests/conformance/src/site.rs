@@ -95,6 +95,9 @@ impl<'a> Site<'a> {
     ///
     /// # Errors
     /// If the control plane refuses or nothing is assigned in time.
+    ///
+    /// # Panics
+    /// If the thread that asks for it does.
     pub fn protect(&self, agent: &Agent, disk: &str) -> Result<Volume> {
         let machine = format!("{}-{disk}", agent.name);
         let line = format!(

@@ -96,6 +96,22 @@ async fn a_rollback_beyond_starts_reads_the_whole_disk_again() {
     rig.assert_point_is_disk().await;
 }
 
+/// P41: it is set back with its memory, so that the same run goes on under the same intents. What it sends then is
+/// lost with the old connection, and the node has as many frames of the time that is no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_rollback_with_its_memory_reads_the_whole_disk_again() {
+    let rig = begun(16 * MIB).await;
+    rig.node.hold_commits(true);
+    let before = rig.node.received();
+    rig.write(3 * MIB, 2).await;
+    rig.until("it to be received", |_| rig.node.received() > before).await;
+    rig.node.set_offline(true);
+    rig.node.take_others(12 << 20, 7);
+    rig.node.hold_commits(false);
+    rig.node.set_offline(false);
+    rig.assert_point_is_disk().await;
+}
+
 /// Two branches of one snapshot that logged as many frames: their numbers join, their frames do not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_rollback_to_another_branch_is_found_although_the_numbers_join() {

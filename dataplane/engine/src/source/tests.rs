@@ -205,14 +205,17 @@ fn frames_of_one_stamp_and_different_history_do_not_join() {
         (ours, none, BEFORE, true),
         (none, other, BEFORE, true),
     ] {
-        let mut source = opened(20, 20);
+        // Whether another had the volume meanwhile is not asked where the frame itself tells.
+        let is_shared = held.is_known() && said.is_known();
+        let mut source =
+            Source::new(Settings::default(), Opened { is_shared, ..opened_as(20, 20) });
         greet(&mut source, 0, 5, 20);
         let Input::Welcomed { mut welcome, .. } = welcome_of(stamp, 15, 15, 4) else { panic!() };
         welcome.imprint = said;
         let held = held.is_known().then_some((stamp, held));
         let out = step(&mut source, 0, Input::Welcomed { welcome, held });
         if joins {
-            assert_eq!(out[0], Output::Joined, "{held:?} {said:?}");
+            assert!(out.contains(&Output::Joined), "{held:?} {said:?}: {out:?}");
         } else {
             assert_eq!(out, [Output::Restart { next: Seq(16), breach: Breach::Foreign }]);
         }

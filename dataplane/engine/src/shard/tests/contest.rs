@@ -218,9 +218,20 @@ fn a_frame_behind_another_than_the_newest_is_refused() {
     assert_eq!(refused(&frame(&mut bench, 3, one, three)), [RefusalReason::Gap]);
     assert_eq!(bench.shard.stream(VOLUME).unwrap().received(), Seq(2));
 
+    let beyond = Input::Frame {
+        link: Link { previous: two, imprint: three },
+        session: SessionId(2),
+        seq: Seq(3),
+        stamp: Stamp { life: 1, generation: 1 },
+        change: Change::Zero(BlockRange { block: SIZE_BLOCKS, count: 1 }),
+        handle: Handle(3),
+        bytes: 0,
+    };
     bench.seq = Seq(2);
+    bench.comes(2, 1, false);
+    assert_eq!(refused(&bench.step(beyond)), [RefusalReason::Protocol]);
     let out = bench.comes(1, 1, false);
-    assert_eq!(welcomed(&out).imprint, two);
+    assert_eq!(welcomed(&out).imprint, two, "what was refused is not the newest");
     // Whose log was emptied does not know what it is behind.
     assert!(refused(&frame(&mut bench, 3, unknown, three)).is_empty());
     assert!(refused(&frame(&mut bench, 4, three, one)).is_empty());
