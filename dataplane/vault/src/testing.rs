@@ -196,10 +196,13 @@ impl World {
             id[0] = u8::try_from(number).unwrap();
             id[8..].copy_from_slice(&volume.seq.0.to_be_bytes());
             let time_unix_ms = 1_700_000_000_000 + volume.seq.0;
+            // All kinds, and some with blocks that nobody could read: each reader must say the same.
+            let kinds = [MarkKind::Crash, MarkKind::Scan, MarkKind::App];
+            let unknown_blocks = u32::try_from(volume.seq.0 % 4).unwrap();
             Mark {
                 point: PointId(id),
-                kind: MarkKind::Crash,
-                unknown_blocks: 0,
+                kind: kinds[usize::from(id[15]) % 3],
+                unknown_blocks,
                 is_prompt: false,
                 time_unix_ms,
             }

@@ -53,6 +53,7 @@ async fn assert_point_is_disk_but_for(rig: &Rig, bad: &[u64]) {
     let blocks = disk.chunks(4096).zip(point.image.chunks(4096)).zip(0_u64..);
     let differ: Vec<u64> = blocks.filter(|((a, b), _)| a != b).map(|(_, block)| block).collect();
     assert_eq!(differ, bad);
+    assert_eq!(point.mark.unknown_blocks as usize, bad.len(), "the point itself says so");
 }
 
 /// D27: bad sectors are unknown, not the end of the copy; a write makes them known.

@@ -7,9 +7,11 @@
 use crate::world::{World, memory, open};
 use crate::write::image_bytes;
 use bytes::Bytes;
-use farshore_proto::{PointId, VolumeId};
+use farshore_proto::{LogId, PointId, Slot, VolumeId};
+use farshore_vault::layout::ObjectName;
 use farshore_vault::restore::{RestoreError, RestoreOptions, RestoreReport, restore};
-use farshore_vault::{PointSelector, VolumeView};
+use farshore_vault::{Access, PointSelector, Store, VolumeView};
+use futures::future::BoxFuture;
 use libc::{c_int, c_long, seccomp_data, seccomp_notif, seccomp_notif_resp};
 use libc::{sock_filter, sock_fprog};
 use std::collections::{BTreeMap, BTreeSet};
@@ -203,6 +205,35 @@ fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = names.collect();
     names.sort();
     names
+}
+
+/// M6: what is in a vault in a directory is acknowledged, so it must be on the disk before.
+#[test]
+fn an_object_and_its_name_are_synced_before_they_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vault").into_os_string().into_string().unwrap();
+    let name = ObjectName::slot(LogId([7; 16]), Slot(3));
+    let opened = |access| Store::open(&path, access).unwrap();
+    opened(Access::Make);
+    let syncs = |work: fn(Store, ObjectName) -> BoxFuture<'static, ()>| {
+        let (store, name) = (opened(Access::Write), name.clone());
+        let mut seen = Vec::new();
+        let ((), _) =
+            without(&[], |call| seen.push(call), move || runtime().block_on(work(store, name)));
+        seen.retain(|call| matches!(call, Call::SyncFile | Call::SyncDirectory));
+        seen
+    };
+    let put = syncs(|store, name| {
+        Box::pin(async move {
+            store.create(&name, Bytes::from_static(b"sealed")).await.map(drop).unwrap()
+        })
+    });
+    let file = put.iter().position(|call| *call == Call::SyncFile).expect("the bytes");
+    assert!(put[file..].contains(&Call::SyncDirectory), "and then the name: {put:?}");
+    // Whoever finds an object may be the first who knows that its name is durable: up to the root.
+    let settled = syncs(|store, name| Box::pin(async move { store.settle(&name).await.unwrap() }));
+    let depth = name.to_string().split('/').count();
+    assert_eq!(settled, vec![Call::SyncDirectory; depth], "{name}");
 }
 
 #[test]
