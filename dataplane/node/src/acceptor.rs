@@ -83,7 +83,7 @@ mod tests {
     /// N6: all sources of a node come at once, before it gets to accept the first.
     #[test]
     fn a_crowd_may_wait_to_be_accepted() {
-        // What this system allows, which was as much as the library asks for once.
+        // At most what this system allows.
         let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
         let crowd = limit.trim().parse::<usize>().unwrap().min(400);
         let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
