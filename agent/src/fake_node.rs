@@ -57,6 +57,8 @@ const IMAGE_BYTES_MAX: usize = 4 << 20;
 #[derive(Debug, Default)]
 struct State {
     is_offline: bool,
+    /// Takes connections and says nothing.
+    is_dumb: bool,
     /// Nothing is committed while this is set.
     holds_commits: bool,
     refuses: Option<RefusalReason>,
@@ -121,6 +123,10 @@ impl FakeNode {
         state.pending.clear();
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    pub(crate) fn set_dumb(&self, is_dumb: bool) {
+        self.lock().is_dumb = is_dumb;
     }
 
     pub(crate) fn set_offline(&self, is_offline: bool) {
@@ -350,9 +356,20 @@ impl Dial for FakeDial {
                 return Err(DialError::Io { address: target.address, source });
             }
             let (ours, theirs) = tokio::io::duplex(1 << 20);
-            tokio::spawn(async move { drop(node.serve(theirs).await) });
+            let is_dumb = node.lock().is_dumb;
+            tokio::spawn(async move {
+                if is_dumb {
+                    return listen_until_left(theirs).await;
+                }
+                drop(node.serve(theirs).await);
+            });
             let transport: Box<dyn Transport> = Box::new(ours);
             Ok(transport)
         })
     }
+}
+
+/// Reads until the peer has hung up, and says nothing.
+async fn listen_until_left(mut theirs: tokio::io::DuplexStream) {
+    let _left = tokio::io::copy(&mut theirs, &mut tokio::io::sink()).await;
 }

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Parser;
 use farshore_agent::capture::sample::{Pace, RATE_DEFAULT};
 use farshore_agent::capture::{Steps, splitter};
-use farshore_agent::control;
+use farshore_agent::control::{self, Kept, keep};
 use farshore_agent::disk::Allowed;
 use farshore_agent::files::OsFiles;
 use farshore_agent::points::Points;
@@ -151,6 +151,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let node_tls = client_config(&identity, Peer::Node).context("cannot set up tls")?;
     let reads = if arguments.portable_reads { Reads::portable() } else { Reads::start() };
     let points = Arc::new(Points::default());
+    let kept = Arc::new(Kept::new(Arc::new(OsFiles), data.path()));
     let service = Service::new(Env {
         data: data.path().to_owned(),
         allowed,
@@ -163,8 +164,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         pace: Pace::new(arguments.sample_rate),
         steps: Steps::default(),
     });
-    let cache = data.path().join("assignments.json");
-    let assigned = watch::Sender::new(control::load_cached(&cache));
+    let assigned = watch::Sender::new(kept.load());
     let (known, look_again) = (assigned.subscribe(), Arc::new(Notify::new()));
     let register = RegisterAgent {
         hostname: hostname(),
@@ -174,17 +174,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (reporting, ending) = (Arc::clone(&service), Arc::clone(&service));
     let followed = tokio::spawn(Arc::clone(&service).follow(assigned.subscribe()));
     let tasks = [
+        tokio::spawn(keep(Arc::clone(&kept), assigned.subscribe())),
         tokio::spawn(renew_until_dropped(identity, client.clone(), Some(tokens))),
-        tokio::spawn(control::poll(
-            client.clone(),
-            register,
-            cache,
-            assigned,
-            Arc::clone(&look_again),
-        )),
+        tokio::spawn(control::poll(client.clone(), register, assigned, Arc::clone(&look_again))),
         tokio::spawn(control::report(
             client,
-            move || reporting.reports(),
+            move || reporting.reports(kept.trouble().as_deref()),
             move |volumes| ending.ended(volumes),
             points,
             known,

@@ -49,11 +49,20 @@ impl Promise {
         Self { kind: MarkKind::Scan, unknown_blocks }
     }
 
-    fn mark(self, point: Uuid, is_prompt: bool) -> Mark {
+    fn mark(self, point: Uuid, time_unix_ms: u64, is_prompt: bool) -> Mark {
         let Self { kind, unknown_blocks } = self;
         let unknown_blocks = u32::try_from(unknown_blocks).unwrap_or(u32::MAX);
-        Mark { point: point.into(), kind, unknown_blocks, is_prompt, time_unix_ms: unix_ms() }
+        Mark { point: point.into(), kind, unknown_blocks, is_prompt, time_unix_ms }
     }
+}
+
+/// What was so before a disk was looked at. The marks that follow from that look are those that were asked for
+/// by then, and of that time: what was written before is in them, what is written while it lasts may not be.
+#[derive(Debug, Clone)]
+pub struct Before {
+    asked: Vec<MarkRequest>,
+    breaches: u64,
+    time_unix_ms: u64,
 }
 
 impl Requests {
@@ -108,20 +117,33 @@ impl Requests {
         }
     }
 
-    /// Sets every mark asked for, and one of the interval if `is_due` and nobody asked. `breaches`
-    /// was read before the caller found the log to be the disk. False if the log did not take them.
-    pub fn set_marks(&mut self, is_due: bool, breaches: u64, promise: Promise) -> bool {
+    /// To be called before the caller begins to find out whether the log is the disk.
+    #[must_use]
+    pub fn before(&mut self) -> Before {
+        // In this order: what is lost to the log after this shows when the mark is appended.
+        let breaches = self.log.breaches();
+        Before { asked: self.open(), breaches, time_unix_ms: unix_ms() }
+    }
+
+    /// Sets every mark that was asked for `before` the disk was looked at, and one of the interval if `is_due`
+    /// and nobody had asked. False if the log did not take them.
+    pub fn set_marks(&mut self, is_due: bool, before: &Before, promise: Promise) -> bool {
+        let Before { asked, breaches, time_unix_ms } = before;
         let open = self.open();
+        let is_asked = |request: &&MarkRequest| asked.contains(*request);
+        let open: Vec<MarkRequest> = open.iter().filter(is_asked).copied().collect();
         let restarts = self.log.restarts();
         for request in &open {
-            match self.log.append_mark(promise.mark(request.point, true), breaches) {
+            let mark = promise.mark(request.point, *time_unix_ms, true);
+            match self.log.append_mark(mark, *breaches) {
                 Ok(_) => self.set.insert(request.point, restarts),
                 Err(error) => return note(&error),
             };
         }
         if is_due && open.is_empty() {
             // Over a stream that has not changed no mark is added: none would say more.
-            let set = self.log.mark_or_keep(promise.mark(Uuid::now_v7(), false), breaches);
+            let mark = promise.mark(Uuid::now_v7(), *time_unix_ms, false);
+            let set = self.log.mark_or_keep(mark, *breaches);
             return set.map_or_else(|error| note(&error), |_| true);
         }
         true
@@ -129,9 +151,10 @@ impl Requests {
 
     /// Sets the mark of an orderly stop, whether anything changed or not: what is only kept is gone with
     /// this process.
-    pub fn set_last(&mut self, breaches: u64, promise: Promise) {
-        if self.set_marks(false, breaches, promise)
-            && let Err(error) = self.log.append_mark(promise.mark(Uuid::now_v7(), false), breaches)
+    pub fn set_last(&mut self, before: &Before, promise: Promise) {
+        let mark = promise.mark(Uuid::now_v7(), before.time_unix_ms, false);
+        if self.set_marks(false, before, promise)
+            && let Err(error) = self.log.append_mark(mark, before.breaches)
         {
             note(&error);
         }
@@ -145,19 +168,17 @@ fn note(error: &AppendError) -> bool {
 
 /// Sets marks on a served disk until dropped.
 pub async fn mark_served(splitter: Arc<Splitter>, mut requests: Requests) {
-    let log = Arc::clone(&requests.log);
     let mut due = Instant::now();
     loop {
         let is_due = due <= Instant::now();
         if is_due || !requests.open().is_empty() {
-            // In this order: what is lost to the log after this shows when the mark is appended.
-            let breaches = log.breaches();
+            let before = requests.before();
             let mut is_set = false;
             if splitter.is_consistent() {
                 let promise = Promise::served(splitter.unknown_blocks());
                 // The log may take long.
                 let setting = splitter.elsewhere(move || {
-                    let is_set = requests.set_marks(is_due, breaches, promise);
+                    let is_set = requests.set_marks(is_due, &before, promise);
                     (requests, is_set)
                 });
                 (requests, is_set) = match setting.await {

@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::control::{Assigned, KnownVolume, Word, port_holder};
 use crate::volume::{self, Env, Facts};
-use farshore_api::agent::{AgentVolume, AgentVolumeReport};
+use farshore_api::agent::{AgentVolume, AgentVolumeReport, VolumeState};
 use farshore_api::machine::Capture;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -168,12 +168,14 @@ impl Service {
         volumes.insert(volume.volume, Running { assigned, facts, stop, task });
     }
 
-    /// The reports of all volumes.
+    /// The reports of all volumes, with what is wrong with the agent for all of them.
     #[must_use]
-    pub fn reports(&self) -> Vec<AgentVolumeReport> {
+    pub fn reports(&self, trouble: Option<&str>) -> Vec<AgentVolumeReport> {
         let volumes = self.lock();
-        let report =
-            |running: &Running| running.facts.report(&running.assigned.borrow(), self.env.clock);
+        let report = |running: &Running| {
+            let report = running.facts.report(&running.assigned.borrow(), self.env.clock);
+            with_trouble(report, trouble)
+        };
         volumes.values().map(report).collect()
     }
 
@@ -218,6 +220,15 @@ impl Running {
         let old = self.assigned.borrow();
         old.disk != new.disk || old.capture != new.capture
     }
+}
+
+/// A volume of an agent in trouble is not shown as protected.
+fn with_trouble(mut report: AgentVolumeReport, trouble: Option<&str>) -> AgentVolumeReport {
+    if let (Some(trouble), VolumeState::Protected) = (trouble, report.state) {
+        report.state = VolumeState::Degraded;
+        trouble.clone_into(&mut report.detail);
+    }
+    report
 }
 
 async fn halt(running: Running) {

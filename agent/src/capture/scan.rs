@@ -102,13 +102,6 @@ impl Changed {
         }
     }
 
-    fn bytes(&self) -> u64 {
-        match &self.data {
-            Content::Zeros(bytes) => *bytes,
-            _ => self.memory() as u64,
-        }
-    }
-
     fn block(&self) -> u64 {
         self.unit * (UNIT / BLOCK_BYTES as u64)
     }
@@ -120,15 +113,6 @@ struct Run {
     changed: Vec<Changed>,
     /// Holds the memory of what changed.
     share: Option<Share>,
-}
-
-/// What a whole pass says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pass {
-    /// To be given with the mark; see [`Log::append_mark`].
-    pub breaches: u64,
-    /// Bytes that differed.
-    pub changed_bytes: u64,
 }
 
 impl Scanner {
@@ -154,11 +138,11 @@ impl Scanner {
         self.core.progress.restarts() != self.core.hashes.restarts()
     }
 
-    /// Reads the disk once and logs what differs. None if the copy began again meanwhile.
+    /// Reads the disk once and logs what differs. False if the copy began again meanwhile.
     ///
     /// # Errors
     /// [`ScanError`].
-    pub async fn pass(&self) -> Result<Option<Pass>, ScanError> {
+    pub async fn pass(&self) -> Result<bool, ScanError> {
         // A pass that breaks off leaves a stream that is not empty, as far as anybody knows.
         let skips_zeros = self.is_stream_empty.swap(false, Ordering::Relaxed);
         let core = &self.core;
@@ -172,7 +156,6 @@ impl Scanner {
             Err(error) => return Err(error.into()),
         }
         let lease = core.progress.lease();
-        let mut changed_bytes = 0;
         let (mut gathered, mut shares) = (Vec::new(), Vec::new());
         let mut next = 0;
         let size = core.disk.size_bytes().next_multiple_of(BLOCK_BYTES as u64);
@@ -193,7 +176,6 @@ impl Scanner {
                     continue;
                 }
             };
-            changed_bytes += run.changed.iter().map(Changed::bytes).sum::<u64>();
             gathered.extend(run.changed);
             shares.extend(run.share);
             if gathered.iter().map(Changed::memory).sum::<usize>() >= GATHER_BYTES {
@@ -203,7 +185,7 @@ impl Scanner {
             if let Some(lease) = lease
                 && !core.progress.advance(lease, run.end)
             {
-                return Ok(None);
+                return Ok(false);
             }
         }
         self.log_changed(gathered, skips_zeros).await?;
@@ -214,13 +196,10 @@ impl Scanner {
                 core.progress.finish(lease, core.log.last())
             });
             if !is_done.await? {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        // In this order: a restart of the log between the two shows in one of them.
-        let breaches = core.log.breaches();
-        let is_good = !self.is_void() && core.progress.end().is_some();
-        Ok(is_good.then_some(Pass { breaches, changed_bytes }))
+        Ok(!self.is_void() && core.progress.end().is_some())
     }
 
     /// Bad sectors take seconds each to say so: they are asked now and then.

@@ -34,7 +34,7 @@ pub struct KnownVolume {
     pub word: Word,
 }
 
-/// Everything that the agent knows of its volumes; kept in `assignments.json`.
+/// Everything that the agent knows of its volumes; kept by [`super::Kept`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// Number of the assignments that this follows from.

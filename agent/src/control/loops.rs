@@ -1,9 +1,7 @@
 //! Asking for assignments, and reporting.
 
-use super::known::{Assigned, Known};
+use super::known::Assigned;
 use crate::clock::unix_ms;
-use crate::durable::replace;
-use crate::files::OsFiles;
 use crate::points::Points;
 use farshore_api::agent::{
     AgentReport, AgentVolumeReport, Assignments, RegisterAgent, Registered, ReportOrder, Reported,
@@ -11,8 +9,6 @@ use farshore_api::agent::{
 use farshore_api::limits::{REPORT_INTERVAL_MS, REPORT_POINTS_MAX, REPORT_VOLUMES_MAX};
 use farshore_api::paths;
 use farshore_client::{Backoff, ControlClient};
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -22,31 +18,10 @@ use uuid::Uuid;
 /// How long the control plane may hold back an answer in which nothing is new.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// What the agent knew in its last run; none if there are none or they are damaged. Blocks.
-#[must_use]
-pub fn load_cached(path: &Path) -> Option<Assigned> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "assignments cannot be read");
-            return None;
-        }
-    };
-    match serde_json::from_slice::<Known>(&bytes) {
-        Ok(known) => Some(Arc::new(known)),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "assignments are damaged");
-            None
-        }
-    }
-}
-
-/// Registers the agent, then keeps `assigned` and the file at `path` current, until dropped.
+/// Registers the agent, then keeps `assigned` current, until dropped.
 pub async fn poll(
     client: ControlClient,
     register: RegisterAgent,
-    path: PathBuf,
     assigned: watch::Sender<Option<Assigned>>,
     look_again: Arc<Notify>,
 ) {
@@ -79,29 +54,18 @@ pub async fn poll(
             Ok(assignments) => {
                 backoff = Backoff::default();
                 version = Some(assignments.version);
-                take(assignments, &path, &assigned).await;
+                take(assignments, &assigned);
             }
             Err(error) => backoff.after("assignments", &error).await,
         }
     }
 }
 
-async fn take(assignments: Assignments, path: &Path, assigned: &watch::Sender<Option<Assigned>>) {
+fn take(assignments: Assignments, assigned: &watch::Sender<Option<Assigned>>) {
     let known = assigned.borrow().as_deref().cloned();
     let now = known.clone().unwrap_or_default().after(assignments);
-    if known.as_ref() == Some(&now) {
-        return;
-    }
-    let bytes = serde_json::to_vec_pretty(&now);
-    assigned.send_replace(Some(Arc::new(now)));
-    let path = path.to_owned();
-    let written = tokio::task::spawn_blocking(move || {
-        let bytes = bytes.map_err(io::Error::other)?;
-        replace(&OsFiles, &path, &bytes)
-    });
-    if let Err(error) = written.await.map_err(io::Error::other).flatten() {
-        tracing::warn!(%error, "assignments cannot be kept: a restart without the control plane \
-            would not know them");
+    if known.as_ref() != Some(&now) {
+        assigned.send_replace(Some(Arc::new(now)));
     }
 }
 

@@ -236,6 +236,7 @@ impl Driver {
                 self.say_hello(first, last, is_overtaken).await;
             }
             Output::Close => self.hang_up(),
+            Output::GiveUp(fault) => self.leave(fault.text()),
             Output::Joined => self.join().await,
             Output::Shared { is_shared } => self.share(is_shared).await,
             Output::Restart { next, breach } => {
@@ -466,12 +467,17 @@ impl Driver {
     }
 
     fn lose(&mut self, why: String) {
+        self.leave(why);
+        self.feed(Input::Lost);
+    }
+
+    /// Ends the session, and tells why.
+    fn leave(&mut self, why: String) {
         if self.trouble.is_none() {
             tracing::info!(volume = %self.session.stream.volume, why, "no session");
         }
         self.trouble = Some(why);
         self.hang_up();
-        self.feed(Input::Lost);
     }
 
     fn hang_up(&mut self) {
@@ -481,7 +487,11 @@ impl Driver {
         self.todo.retain(|output| {
             !matches!(
                 output,
-                Output::SendFrom { .. } | Output::SayAlive | Output::Hello { .. } | Output::Close
+                Output::SendFrom { .. }
+                    | Output::SayAlive
+                    | Output::Hello { .. }
+                    | Output::Close
+                    | Output::GiveUp(_)
             )
         });
     }

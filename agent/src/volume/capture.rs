@@ -341,11 +341,11 @@ impl Running {
     /// The orderly end: a last mark, everything durable, no intent left, and a note of that.
     async fn stop_served(&self, splitter: &Arc<Splitter>, disk: &Arc<Disk>) {
         let stream = Arc::clone(&self.opening.stream);
-        let breaches = stream.log.breaches();
+        let mut requests = self.requests();
+        let before = requests.before();
         if splitter.is_consistent() {
             let promise = Promise::served(splitter.unknown_blocks());
-            let mut requests = self.requests();
-            let set = splitter.elsewhere(move || requests.set_last(breaches, promise)).await;
+            let set = splitter.elsewhere(move || requests.set_last(&before, promise)).await;
             if let Err(error) = set {
                 tracing::warn!(volume = %stream.volume, %error, "no last mark");
             }
@@ -390,25 +390,27 @@ impl Running {
             while !scanner.is_void() {
                 let interval = requests.interval();
                 let mut stop = self.stop.clone();
+                // A pass does not come by again where somebody writes behind it.
+                let before = requests.before();
                 let pass = tokio::select! {
                     pass = scanner.pass() => pass,
                     _ = stop.wait_for(|stop| *stop) => return Ok(()),
                 };
                 match pass {
-                    Ok(Some(pass)) => {
+                    Ok(true) => {
                         self.facts.recover();
                         self.facts.captured(true);
                         let promise = Promise::scanned(stream.unknown.count());
                         let is_growing = self.is_ahead_of(&disk);
                         let set = blocking(move || {
                             if !is_growing {
-                                requests.set_marks(true, pass.breaches, promise);
+                                requests.set_marks(true, &before, promise);
                             }
                             Ok(requests)
                         });
                         requests = set.await.map_err(|source| self.data_error(source))?;
                     }
-                    Ok(None) => {}
+                    Ok(false) => {}
                     Err(ScanError::Disk(error)) => return Err(error.into()),
                     Err(ScanError::Io(source)) => {
                         return Err(CaptureError::Scan { path: disk.path().to_owned(), source });

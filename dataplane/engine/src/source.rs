@@ -161,6 +161,32 @@ pub enum Breach {
     Foreign,
 }
 
+/// Why a source gave its node up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It took the connection, or was being sent to, and said nothing for so long.
+    Silent {
+        /// The patience that ran out.
+        ms: u64,
+    },
+    /// What it says that it has cannot be.
+    Impossible,
+}
+
+impl Fault {
+    /// In words, for reports.
+    #[must_use]
+    pub fn text(self) -> String {
+        match self {
+            Self::Silent { ms } => format!(
+                "the node has not answered for {} s: it hangs, or what is between drops everything",
+                ms / 1000
+            ),
+            Self::Impossible => "the node says that it has what was never sent to it".to_owned(),
+        }
+    }
+}
+
 /// What a source asks of its driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
@@ -177,6 +203,8 @@ pub enum Output {
     },
     /// Drop the transport. No `Lost` follows.
     Close,
+    /// As `Close`, for what the node did or did not do; to be told.
+    GiveUp(Fault),
     /// The stream joins: first good welcome since the log was opened.
     Joined,
     /// Another took the volume over, or the stream joins behind it: to be known after a restart of the agent.
@@ -408,7 +436,7 @@ impl Source {
         let in_order =
             welcome.committed <= welcome.journaled && welcome.journaled <= welcome.received;
         if !matches!(self.phase, Greeted { .. }) || !in_order {
-            self.drop_peer(now, out);
+            self.give_up(now, Fault::Impossible, out);
             return;
         }
         self.welcome = welcome;
@@ -513,7 +541,7 @@ impl Source {
     fn acked(&mut self, now: Timestamp, ack: Ack, out: &mut Vec<Output>) {
         let legal = ack.committed <= ack.journaled && ack.journaled <= self.sent;
         if self.phase != Streaming || !legal {
-            self.drop_peer(now, out);
+            self.give_up(now, Fault::Impossible, out);
             return;
         }
         self.heard = now;
@@ -602,9 +630,9 @@ impl Source {
         }
     }
 
-    fn drop_peer(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+    fn give_up(&mut self, now: Timestamp, fault: Fault, out: &mut Vec<Output>) {
         if self.has_transport() {
-            out.push(Output::Close);
+            out.push(Output::GiveUp(fault));
             self.back_off(now);
         }
     }
@@ -635,7 +663,10 @@ impl Source {
                 }
                 self.asked = Some(now);
             }
-            _ => self.drop_peer(now, out),
+            Streaming => {
+                self.give_up(now, Fault::Silent { ms: self.settings.stall_ms_max }, out);
+            }
+            _ => self.give_up(now, Fault::Silent { ms: self.settings.handshake_ms_max }, out),
         }
     }
 

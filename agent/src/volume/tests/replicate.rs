@@ -205,3 +205,45 @@ async fn a_scanned_disk_that_rests_sends_nothing() {
     assert_eq!(rig.node.received(), received);
     assert_eq!(rig.report().state, VolumeState::Protected);
 }
+
+/// D51: a pass is under way when somebody writes and asks for a point; the pass has gone by there already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_point_of_a_scan_has_what_was_written_before_it_was_asked_for() {
+    use std::os::unix::fs::FileExt;
+    let size = 16 * MIB;
+    let mut rig = Rig::new(size, Capture::Scan);
+    // Each unit differs, or a pass were over at once.
+    let mut random = Random(7);
+    let bytes: Vec<u8> = (0..size / 8).flat_map(|_| random.below(u64::MAX).to_le_bytes()).collect();
+    std::fs::write(rig.disk(), &bytes).unwrap();
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    let disk = std::fs::OpenOptions::new().write(true).open(rig.disk()).unwrap();
+    let mut times = Vec::new();
+    for number in 1..=60_u64 {
+        tokio::time::sleep(Duration::from_millis(random.below(40))).await;
+        disk.write_all_at(&number.to_le_bytes(), 0).unwrap();
+        times.push(crate::clock::unix_ms());
+        let point = rig.point().await;
+        assert_eq!(point.image[..8], number.to_le_bytes(), "it was written before");
+    }
+    // So has each point the writes that are older than its time.
+    for point in rig.node.points() {
+        let written = times.iter().filter(|at| **at < point.mark.time_unix_ms).count() as u64;
+        let held = u64::from_le_bytes(point.image[..8].try_into().unwrap());
+        assert!(held > 60 || held >= written, "{written} were written, it holds {held}");
+    }
+}
+
+/// N20: a node that takes connections and hangs is no secret.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_that_does_not_answer_is_told_of() {
+    let mut rig = Rig::new(MIB, Capture::Nbd);
+    rig.node.set_dumb(true);
+    rig.start(Steps::default());
+    rig.until("told", |report| report.detail.contains("has not answered for 10 s")).await;
+    assert_ne!(rig.report().state, VolumeState::Protected);
+    rig.node.set_dumb(false);
+    rig.until_protected().await;
+    assert_eq!(rig.report().detail, "");
+}

@@ -40,8 +40,8 @@ impl Host {
 
     async fn until(&self, what: &str, holds: impl Fn(Option<&AgentVolumeReport>) -> bool) {
         let deadline = Instant::now() + DEADLINE;
-        while !holds(self.service.reports().first()) {
-            assert!(Instant::now() < deadline, "not {what}: {:?}", self.service.reports());
+        while !holds(self.service.reports(None).first()) {
+            assert!(Instant::now() < deadline, "not {what}: {:?}", self.service.reports(None));
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -64,7 +64,13 @@ async fn a_disk_is_served_until_it_is_detached_and_its_last_client_has_left() {
     let host = Host::start(Rig::new(4 * MIB, Capture::Nbd));
     host.say(Word::Assigned, false);
     host.until_protected().await;
-    let client = connected(&host.service.reports()[0]);
+    // P42: what is wrong with the agent is wrong with each of its volumes.
+    let told = &host.service.reports(Some("its directory is full"))[0];
+    assert_eq!(
+        (told.state, told.detail.as_str()),
+        (VolumeState::Degraded, "its directory is full")
+    );
+    let client = connected(&host.service.reports(None)[0]);
     for (word, text) in [(Word::Silent, "no node is named"), (Word::Fenced, "was failed over")] {
         host.say(word, false);
         host.until(text, |report| {
@@ -86,7 +92,7 @@ async fn a_disk_is_served_until_it_is_detached_and_its_last_client_has_left() {
     .await;
     // Longer than the agent looks for clients that have left.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert!(host.service.reports()[0].nbd_uri.is_some() && host.ended().is_empty());
+    assert!(host.service.reports(None)[0].nbd_uri.is_some() && host.ended().is_empty());
     drop(client);
     host.until("gone", |report| report.is_none()).await;
     assert_eq!(host.ended().len(), 1, "the control plane hears it");
@@ -102,11 +108,11 @@ async fn another_capture_begins_when_the_clients_of_the_first_have_left() {
     let host = Host::start(Rig::new(4 * MIB, Capture::Nbd));
     host.say(Word::Assigned, false);
     host.until_protected().await;
-    let client = connected(&host.service.reports()[0]);
+    let client = connected(&host.service.reports(None)[0]);
     host.rig.assigned.send_modify(|volume| volume.capture = Capture::Scan);
     host.say(Word::Assigned, false);
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert!(host.service.reports()[0].nbd_uri.is_some(), "it is served");
+    assert!(host.service.reports(None)[0].nbd_uri.is_some(), "it is served");
     drop(client);
     host.until("scanned", |report| {
         report.is_some_and(|report| {
@@ -143,13 +149,13 @@ async fn a_volume_that_hangs_at_its_end_holds_up_no_other() {
     let volumes = vec![KnownVolume { volume: other, word: Word::Assigned }];
     host.known.send_replace(Some(Arc::new(Known { version: 2, volumes, detached: Vec::new() })));
     host.until("served", |_| {
-        let reports = host.service.reports();
+        let reports = host.service.reports(None);
         reports.iter().any(|report| report.volume.as_u128() == 43 && report.nbd_uri.is_some())
     })
     .await;
     hangs.store(false, Ordering::SeqCst);
     host.until("gone", |_| {
-        host.service.reports().iter().all(|report| report.volume.as_u128() == 43)
+        host.service.reports(None).iter().all(|report| report.volume.as_u128() == 43)
     })
     .await;
     host.follow.abort();

@@ -37,6 +37,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Work of a machine's processors, in hundredths of a second, that shows that it runs.
 const WORK_TICKS: u64 = 5;
 
+/// Firmware that looks for something to boot reads less than this of a disk, and writes nothing; any kernel is
+/// longer.
+const FIRMWARE_BYTES_MAX: u64 = 1 << 20;
+
 /// How long QEMU holds back the machine's reads and writes while its export is away; then the machine
 /// is paused, and goes on when the export is back.
 const RECONNECT_SECONDS: u32 = 30;
@@ -270,6 +274,18 @@ pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, Provi
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// What is to be told of a machine that runs and of which nothing but its firmware was seen: whoever boots a
+/// disk without a system on it has no server.
+pub async fn only_firmware(control: &mut Option<Qmp>) -> Option<String> {
+    let disk = control.as_mut()?.disk_use().await.ok().flatten()?;
+    let is_system = disk.read_bytes >= FIRMWARE_BYTES_MAX || disk.written_bytes > 0;
+    (!is_system).then(|| {
+        "only its firmware was seen to run: less than 1 MiB of its disk was read, and nothing written; look at \
+         its console: is there a system on the disk, and is the firmware the right one?"
+            .to_owned()
+    })
 }
 
 /// What becomes of a machine that was not seen to run, and whether to end it: one whose processor stands for

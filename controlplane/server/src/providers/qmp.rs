@@ -1,7 +1,7 @@
 //! QEMU's control socket: QMP, one JSON object a line.
 //!
 //! Only what a failover needs: in which state the machine is, whether its disk had an error, whether
-//! its processors do anything, and to let it go on.
+//! its processors do anything, what it did with its disk, and to let it go on.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,15 @@ pub enum Status {
     Broken,
     /// It stands still for another reason, or is not yet or no more running.
     Other,
+}
+
+/// What a machine did with its disk since it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
 }
 
 /// An open control socket.
@@ -95,6 +104,23 @@ impl Qmp {
         let processors = self.ask("query-cpus-fast").await?;
         let processors = processors.as_array().into_iter().flatten();
         Ok(processors.filter_map(|processor| processor["thread-id"].as_u64()).collect())
+    }
+
+    /// What the machine did with its disk; none if QEMU does not say.
+    ///
+    /// # Errors
+    /// `Control`.
+    pub async fn disk_use(&mut self) -> Result<Option<DiskUse>, ProviderError> {
+        let devices = self.ask("query-blockstats").await?;
+        // The others are its firmware's.
+        let is_disk = |device: &&Value| {
+            device["device"].as_str().is_some_and(|name| name.starts_with("virtio"))
+        };
+        let disk = devices.as_array().into_iter().flatten().find(is_disk);
+        Ok(disk.and_then(|disk| {
+            let of = |name: &str| disk["stats"][name].as_u64();
+            Some(DiskUse { read_bytes: of("rd_bytes")?, written_bytes: of("wr_bytes")? })
+        }))
     }
 
     /// Lets a machine go on that stands still; what its disk failed at is tried again.

@@ -62,6 +62,9 @@ async fn runs_up_to_its_console(user: Option<&str>, change: fn(&mut Settings)) {
     let drill: Failover = site.get(&path).await;
     assert_eq!(drill.state, FailoverState::Running, "{drill:?}");
     until_console_says(drill.console_path.as_deref().unwrap()).await;
+    // There is nothing on its disk: that is said for as long as it is so.
+    let told = until(&site, drill.id, |now| now.detail.contains("only its firmware")).await;
+    assert_eq!(told.state, FailoverState::Running, "{told:?}");
     let of = |field| status(drill.machine_pid, field);
     assert_eq!((of("NoNewPrivs"), of("Seccomp")), ("1".into(), "2".into()), "in the sandbox");
     let ours = status(Some(std::process::id()), "Uid");

@@ -417,13 +417,13 @@ fn a_node_that_lies_is_dropped() {
     for lie in [welcome(5, 6, 0), welcome(5, 4, 5)] {
         let mut source = opened(9, 9);
         greet(&mut source, 0, 1, 9);
-        assert_eq!(step(&mut source, 0, lie), [Output::Close]);
+        assert_eq!(step(&mut source, 0, lie), [Output::GiveUp(Fault::Impossible)]);
     }
     for lie in [ack(10, 0), ack(0, 1)] {
         let mut source = opened(9, 9);
         greet(&mut source, 0, 1, 9);
         step(&mut source, 0, welcome(0, 0, 0));
-        assert_eq!(step(&mut source, 0, lie), [Output::Close]);
+        assert_eq!(step(&mut source, 0, lie), [Output::GiveUp(Fault::Impossible)]);
         assert!(matches!(source.phase(), Waiting { .. }));
     }
 }
@@ -451,6 +451,25 @@ fn waits_longer_after_each_failure_and_forgets_them_with_an_ack() {
     assert!(until.0 - now <= 100);
 }
 
+fn silent(ms: u64) -> Fault {
+    Fault::Silent { ms }
+}
+
+/// N20: who takes a connection and says nothing is given up, and that is told: nobody else notices.
+#[test]
+fn a_node_that_takes_connections_and_does_not_answer_is_told_of() {
+    let mut source = opened(0, 0);
+    assert_eq!(step(&mut source, 0, Input::Assigned), [Output::Connect]);
+    assert!(step(&mut source, 9_999, Input::Tick).is_empty());
+    assert_eq!(step(&mut source, 10_000, Input::Tick), [Output::GiveUp(silent(10_000))]);
+    let Waiting { until } = source.phase() else { panic!("waits") };
+    assert_eq!(step(&mut source, until.0, Input::Tick), [Output::Connect]);
+    step(&mut source, until.0, Input::Connected { first: Seq(1), last: Seq(0) });
+    let late = until.0 + 10_000;
+    assert_eq!(step(&mut source, late, Input::Tick), [Output::GiveUp(silent(10_000))]);
+    assert!(silent(10_000).text().contains("not answered for 10 s"));
+}
+
 #[test]
 fn a_silent_peer_is_given_up_only_while_something_is_in_flight() {
     let mut source = opened(0, 0);
@@ -461,7 +480,7 @@ fn a_silent_peer_is_given_up_only_while_something_is_in_flight() {
     step(&mut source, 500_000, Input::Sending { last: Seq(1), bytes: 100 });
     assert_eq!(source.deadline(), Some(at(620_000)));
     assert!(step(&mut source, 619_999, Input::Tick).is_empty());
-    assert_eq!(step(&mut source, 620_000, Input::Tick), [Output::Close]);
+    assert_eq!(step(&mut source, 620_000, Input::Tick), [Output::GiveUp(silent(120_000))]);
 }
 
 #[test]
@@ -478,7 +497,7 @@ fn an_idle_source_says_that_it_is_there_and_gives_up_who_does_not_answer() {
     assert_eq!(step(&mut source, 61_000, Input::Tick), [Output::SayAlive]);
     step(&mut source, 61_000, Input::Ready);
     assert!(step(&mut source, 180_999, Input::Tick).is_empty());
-    assert_eq!(step(&mut source, 181_000, Input::Tick), [Output::Close]);
+    assert_eq!(step(&mut source, 181_000, Input::Tick), [Output::GiveUp(silent(120_000))]);
 }
 
 #[test]
@@ -577,7 +596,7 @@ impl Chaos {
                     assert_eq!((first, last), (Seq(self.first), Seq(self.appended)));
                     self.greeted = true;
                 }
-                Output::Close => self.hang_up(),
+                Output::Close | Output::GiveUp(_) => self.hang_up(),
                 Output::Joined => {}
                 Output::Shared { .. } => panic!("nobody else is there"),
                 Output::Restart { .. } => panic!("the log joins"),

@@ -23,6 +23,12 @@ const TURN_MAX: Duration = Duration::from_millis(1);
 /// A timer is what makes glommio look at its rings; this one has run out when it does.
 const BREATH: Duration = Duration::from_micros(20);
 
+/// An executor that has nothing to do looks around so often. glommio (0.9) may fall asleep over a task that was
+/// woken: where its own timer runs out between the look at the rings and the run of the tasks, as when the
+/// thread is kept from its CPU, it takes that for nothing to do. Whoever wakes that task again says nothing
+/// new, so only another event ends it: without this one, never.
+const PULSE: Duration = Duration::from_millis(20);
+
 /// glommio.
 #[derive(Debug)]
 pub(crate) struct Ring;
@@ -42,8 +48,20 @@ impl Ring {
                 pin(cpu)?;
             }
             let executor = builder.make().map_err(io::Error::from)?;
-            Ok(move |main: Main| executor.run(async move { main().await }))
+            Ok(move |main: Main| {
+                executor.run(async move {
+                    glommio::spawn_local(pulse()).detach();
+                    main().await;
+                });
+            })
         })
+    }
+}
+
+/// Never ends.
+async fn pulse() {
+    loop {
+        glommio::timer::sleep(PULSE).await;
     }
 }
 
@@ -148,9 +166,12 @@ impl JournalFile for RingFile {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Mail, mailbox};
     use super::*;
     use crossbeam::channel::bounded;
     use rustix::time::{ClockId, Timespec, clock_gettime};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Instant;
 
     const WRITES: u64 = 24;
@@ -189,5 +210,39 @@ mod tests {
         Ring::prepare("waiting", None).unwrap().run(main).unwrap().join().unwrap();
         let (busy, passed) = listening.recv().unwrap();
         assert!(2 * busy < passed, "{busy:?} on the CPU in {passed:?} of waiting");
+    }
+
+    /// P43: a message to a shard arrives, however close it comes to the shard's falling asleep.
+    #[test]
+    fn a_shard_that_is_about_to_sleep_misses_no_message() {
+        let (post, inbox) = mailbox::<u64>(1);
+        let heard = Arc::new(AtomicU64::new(0));
+        let hearing = Arc::clone(&heard);
+        let main = move || async move {
+            while let Mail::Message(number) = inbox.next().await {
+                hearing.store(number, Ordering::SeqCst);
+            }
+        };
+        let shard = Ring::prepare("about to sleep", None).unwrap().run(main).unwrap();
+        let begin = Instant::now();
+        let mut number = 0_u64;
+        while begin.elapsed() < Duration::from_secs(10) {
+            number += 1;
+            post.try_send(number).unwrap();
+            let sent = Instant::now();
+            while heard.load(Ordering::SeqCst) < number {
+                let waited = sent.elapsed();
+                assert!(waited < Duration::from_secs(5), "it sleeps over message {number}");
+                if waited > Duration::from_millis(1) {
+                    std::thread::yield_now();
+                }
+            }
+            // The next comes at any point of its way to sleep.
+            for _ in 0..number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 53 {
+                std::hint::spin_loop();
+            }
+        }
+        drop(post);
+        shard.join().unwrap();
     }
 }

@@ -168,7 +168,11 @@ impl Session {
         self.todo.retain(|output| {
             !matches!(
                 output,
-                Output::SendFrom { .. } | Output::SayAlive | Output::Hello { .. } | Output::Close
+                Output::SendFrom { .. }
+                    | Output::SayAlive
+                    | Output::Hello { .. }
+                    | Output::Close
+                    | Output::GiveUp(_)
             )
         });
     }
@@ -356,6 +360,11 @@ impl Volume {
                 self.say_hello(ctx, first, last, is_overtaken);
             }
             Output::Close => self.session.hang_up(ctx),
+            Output::GiveUp(fault) => {
+                ctx.tell(|| fault.text());
+                self.session.trouble = fault.text();
+                self.session.hang_up(ctx);
+            }
             Output::Joined => self.join(ctx),
             Output::Shared { is_shared } => {
                 if let Err(error) = self.stream.share(is_shared) {

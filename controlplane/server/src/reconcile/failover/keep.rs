@@ -272,18 +272,22 @@ async fn export_ended(row: &FailoverRow, files: &Files) -> String {
 }
 
 /// Looks at the machine until it does something else than run, and tells what it sees meanwhile: that
-/// the export waits for its store, that QEMU does not answer. Nothing is done about either: the store
+/// the export waits for its store, that QEMU does not answer, that nothing was booted yet. Nothing is done about either: the store
 /// may come back, and the machine may well run.
 async fn changed(app: &App, row: &FailoverRow, files: &Files) -> Result<Seen, ControlError> {
     let machine = row.guest.filter(|_| row.domain().wants_machine());
     // What was said of it before it ran, or that its machine is down, is said again afterwards.
     let usual = if row.shown.detail.starts_with(FOR_NOW) { "" } else { &row.shown.detail };
     let usual = if row.shown.machine_is_down { DOWN } else { usual };
-    let (mut control, mut shown) = (None, row.shown.detail.clone());
+    let (mut control, mut shown, mut is_system_seen) = (None, row.shown.detail.clone(), false);
     loop {
         let mut trouble = files.export_trouble();
         if let Some(machine) = machine {
             match qemu::look(files, machine, &mut control).await {
+                Seen::Running if trouble.is_none() && !is_system_seen => {
+                    trouble = qemu::only_firmware(&mut control).await;
+                    is_system_seen = trouble.is_none();
+                }
                 Seen::Running => {}
                 Seen::Unknown(why) => trouble = Some(why),
                 seen => return Ok(seen),
