@@ -370,6 +370,6 @@ impl Dial for FakeDial {
 }
 
 /// Reads until the peer has hung up, and says nothing.
-async fn listen_until_left(mut theirs: tokio::io::DuplexStream) {
+async fn listen_until_left(mut theirs: DuplexStream) {
     let _left = tokio::io::copy(&mut theirs, &mut tokio::io::sink()).await;
 }

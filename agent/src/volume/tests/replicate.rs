@@ -228,7 +228,7 @@ async fn a_point_of_a_scan_has_what_was_written_before_it_was_asked_for() {
         assert_eq!(point.image[..8], number.to_le_bytes(), "it was written before");
     }
     // So has each point the writes that are older than its time.
-    for point in rig.node.points() {
+    for point in rig.node.points().into_iter().filter(|point| !point.image.is_empty()) {
         let written = times.iter().filter(|at| **at < point.mark.time_unix_ms).count() as u64;
         let held = u64::from_le_bytes(point.image[..8].try_into().unwrap());
         assert!(held > 60 || held >= written, "{written} were written, it holds {held}");
