@@ -123,7 +123,7 @@ fn another_disk_under_the_name(folder: &Path) -> Option<Result<(), String>> {
 fn second_name(folder: &Path) -> Option<Result<(), String>> {
     let path = file(folder, "disk");
     let device = Loop::over(&path)?;
-    // Only one of the two is to be written, so that nothing but the word of this agent keeps them apart.
+    // Both are only read: nothing but the word of this agent keeps them apart.
     let first = Disk::open(&path, Access::Read, &Recorded::default()).unwrap();
     let second = Disk::open(device.0.as_ref(), Access::Read, &Recorded::default());
     let found = refused(second.map_err(|error| error.to_string()), "is captured already");
