@@ -16,6 +16,8 @@ mod fake_node;
 mod faulty_files;
 pub mod files;
 pub mod hrl;
+#[cfg(test)]
+mod loops;
 pub mod mark;
 pub mod points;
 pub mod rt;

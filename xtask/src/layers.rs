@@ -100,7 +100,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 /// Crates that decide or calculate and leave every effect to their callers.
 const WITHOUT_IO: [&str; 3] = ["farshore-proto", "farshore-codec", "farshore-engine"];
 
-/// Makes mistakes on purpose: only [`SIMULATOR`] may switch this feature on.
+/// Makes mistakes on purpose: only [`SIMULATOR`] and the tests of a crate may switch this feature on.
 const SEEDED_BUGS: &str = "seeded-bugs";
 const SIMULATOR: &str = "farshore-sim";
 
@@ -200,7 +200,7 @@ struct Package {
     knows: BTreeSet<String>,
     /// Without those of tests.
     links: BTreeSet<String>,
-    /// Dependencies whose seeded bugs it compiles in.
+    /// Dependencies whose seeded bugs it compiles in, without those of tests.
     seeds: BTreeSet<String>,
 }
 
@@ -227,7 +227,8 @@ fn package(value: &Value) -> Result<Package> {
             package.links.insert(name.clone());
         }
         let mut features = dependency["features"].as_array().into_iter().flatten();
-        if features.any(|feature| feature == SEEDED_BUGS) {
+        // What only tests depend on is in no program.
+        if dependency["kind"] != "dev" && features.any(|feature| feature == SEEDED_BUGS) {
             package.seeds.insert(name.clone());
         }
         package.knows.insert(name);

@@ -1,8 +1,8 @@
-//! Seeded bugs: mistakes that the simulator switches on to show that it finds them.
+//! Seeded bugs: mistakes that the simulator, or a test, switches on to show that it finds them.
 //!
 //! They exist only with the cargo feature `seeded-bugs`; without it [`is_on`] is a constant and the
 //! switches leave nothing in the program. The state is per thread: the simulator runs one world per
-//! thread.
+//! thread, and so does a test.
 
 /// One mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,11 +90,23 @@ pub enum Bug {
     PruneByWall,
     /// A point counts as heard of when the wall clock says so, though more time has passed since the last look.
     HeardByWall,
+    /// Points grow old by the clock of their agent.
+    AgeByAgentsClock,
+    /// A device is served whoever has it: mounted, swapped to, under a mapping, opened by others.
+    MountedIsServed,
+    /// A file is served while others have it open for writing.
+    WrittenIsServed,
+    /// What a name leads to is the disk that was protected under it.
+    NameIsIdentity,
+    /// A disk that is captured is captured again under another name.
+    SecondNameIsServed,
+    /// Nobody looks whether others write a disk that is served.
+    OthersWritesUnseen,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 47] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -136,6 +148,12 @@ impl Bug {
         Self::LatestByTime,
         Self::PruneByWall,
         Self::HeardByWall,
+        Self::AgeByAgentsClock,
+        Self::MountedIsServed,
+        Self::WrittenIsServed,
+        Self::NameIsIdentity,
+        Self::SecondNameIsServed,
+        Self::OthersWritesUnseen,
     ];
 
     /// Its name on a command line.
@@ -183,7 +201,28 @@ impl Bug {
             Self::LatestByTime => "latest-by-time",
             Self::PruneByWall => "prune-by-wall",
             Self::HeardByWall => "heard-by-wall",
+            Self::AgeByAgentsClock => "age-by-agents-clock",
+            Self::MountedIsServed => "mounted-is-served",
+            Self::WrittenIsServed => "written-is-served",
+            Self::NameIsIdentity => "name-is-identity",
+            Self::SecondNameIsServed => "second-name-is-served",
+            Self::OthersWritesUnseen => "others-writes-unseen",
         }
+    }
+
+    /// Whether the simulator runs the code that has it. It has no SQL and no devices: what is wrong there is
+    /// found by tests beside that code.
+    #[must_use]
+    pub fn is_simulated(self) -> bool {
+        !matches!(
+            self,
+            Self::AgeByAgentsClock
+                | Self::MountedIsServed
+                | Self::WrittenIsServed
+                | Self::NameIsIdentity
+                | Self::SecondNameIsServed
+                | Self::OthersWritesUnseen
+        )
     }
 
     /// The bug of a name.

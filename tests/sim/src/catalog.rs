@@ -3,7 +3,8 @@
 //!
 //! By which time points go, and since when one is heard of, is the control plane's own code
 //! ([`farshore_control::domain::retention`]). Which one is the newest and which rows go is SQL there
-//! (`db/points.rs`, `db/retention.rs`): the functions here say the same.
+//! (`db/points.rs`, `db/retention.rs`): the functions here say the same. That the SQL does is judged, with the
+//! same seeded bugs, by `controlplane/server/src/db/tests/kept.rs`.
 //!
 //! Points have to grow old in a run of a minute, so a second of the run is an hour of this clock. Chance is
 //! its own, so that a seed tells the same story of the writers with it and without.

@@ -50,9 +50,13 @@ fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
     if seeds.is_empty() { Err(format!("{text} has no seed in it")) } else { Ok(seeds) }
 }
 
+fn simulated() -> Vec<Bug> {
+    Bug::ALL.into_iter().filter(|bug| bug.is_simulated()).collect()
+}
+
 fn parse_bug(name: &str) -> Result<Bug, String> {
-    Bug::of_name(name).ok_or_else(|| {
-        let names: Vec<&str> = Bug::ALL.into_iter().map(Bug::name).collect();
+    Bug::of_name(name).filter(|bug| bug.is_simulated()).ok_or_else(|| {
+        let names: Vec<&str> = simulated().into_iter().map(Bug::name).collect();
         format!("no such bug; there are {}", names.join(", "))
     })
 }
@@ -170,7 +174,7 @@ fn print_summary(summary: &Summary, time: Duration) {
 fn hunt_all(args: &Args, threads: usize) -> bool {
     println!("| seeded bug | seeds | found as | what it said |");
     println!("| --- | --- | --- | --- |");
-    let wanted: Vec<Bug> = args.bug.map_or_else(|| Bug::ALL.to_vec(), |bug| vec![bug]);
+    let wanted: Vec<Bug> = args.bug.map_or_else(simulated, |bug| vec![bug]);
     let mut is_all = true;
     for bug in wanted {
         let hunt = hunt(bug, 0, args.bug_seeds, threads);

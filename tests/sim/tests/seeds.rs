@@ -113,5 +113,6 @@ finds! {
 
 #[test]
 fn every_bug_is_hunted() {
-    assert_eq!(HUNTED, Bug::ALL);
+    let simulated: Vec<Bug> = Bug::ALL.into_iter().filter(|bug| bug.is_simulated()).collect();
+    assert_eq!(HUNTED, simulated);
 }

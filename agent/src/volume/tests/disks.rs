@@ -1,39 +1,9 @@
 //! Which disk it is, and who else writes it.
 
 use super::*;
+use crate::loops::{Loop, not_tried, run};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
-
-pub(super) fn run(command: &mut Command) -> Option<String> {
-    let output = command.stderr(Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// A loop device, detached when dropped. None, with the reason told, where there are none.
-pub(super) struct Loop(pub(super) String);
-
-impl Loop {
-    pub(super) fn over(path: &std::path::Path) -> Option<Self> {
-        Self::over_with(path, &[])
-    }
-
-    pub(super) fn over_with(path: &std::path::Path, options: &[&str]) -> Option<Self> {
-        let mut attach = Command::new("losetup");
-        let found = run(attach.args(["--find", "--show"]).args(options).arg(path));
-        if found.is_none() {
-            println!(
-                "not tried: no loop device can be had here (it takes root and /dev/loop-control)"
-            );
-        }
-        found.map(Self)
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        run(Command::new("losetup").args(["--detach", &self.0]));
-    }
-}
 
 fn filled(path: &std::path::Path, byte: u8, bytes: u64) {
     std::fs::write(path, vec![byte; usize::try_from(bytes).unwrap()]).unwrap();
@@ -155,6 +125,8 @@ async fn a_loop_device_whose_bytes_others_have_is_refused_by_name() {
     if is_mounted {
         until_error(&rig, &["is mounted at", at.to_str().unwrap()]).await;
         run(Command::new("umount").arg(&at)).unwrap();
+    } else {
+        not_tried("no file system can be made and mounted");
     }
     drop(twin);
     let writer = std::fs::File::options().write(true).open(rig.disk()).unwrap();
@@ -190,7 +162,7 @@ async fn a_mounted_device_is_refused_by_name_and_scanned_all_the_same() {
     if run(Command::new("mkfs.ext4").args(["-q", &device.0])).is_none()
         || run(Command::new("mount").arg(&device.0).arg(&at)).is_none()
     {
-        println!("not tried: no file system can be made and mounted here");
+        not_tried("no file system can be made and mounted");
         return;
     }
     rig.assigned.send_modify(|volume| volume.disk.clone_from(&device.0));

@@ -1,8 +1,8 @@
 //! A disk that grows while it is captured.
 
-use super::disks::Loop;
 use super::*;
 use crate::faulty_files::Sickness;
+use crate::loops::Loop;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 

@@ -1,7 +1,8 @@
 //! Disks that somebody has: as a part of another disk, as swap.
 
-use super::disks::{Loop, run, until_error};
+use super::disks::until_error;
 use super::*;
+use crate::loops::{Loop, not_tried, run};
 use std::path::Path;
 use std::process::Command;
 
@@ -10,7 +11,7 @@ const PART_AT: u64 = MIB;
 const PART_BYTES: u64 = 8 * MIB;
 
 /// A disk with one partition: the loop device over `file`, and the partition's path. None, with the reason
-/// told, where there are none.
+/// told, on a machine that is said to have none.
 fn parted(file: &Path) -> Option<(Loop, String)> {
     let (start, count) = (PART_AT / SECTOR, PART_BYTES / SECTOR);
     let number = |sectors: u64| u32::try_from(sectors).unwrap().to_le_bytes();
@@ -30,7 +31,7 @@ fn parted(file: &Path) -> Option<(Loop, String)> {
         run(Command::new("addpart").arg(&whole.0).args(place));
     }
     if !Path::new(&part).exists() {
-        println!("not tried: loop devices have no partitions here");
+        not_tried("loop devices have no partitions");
         return None;
     }
     Some((whole, part))
@@ -74,7 +75,7 @@ impl Swap {
         let is_on = run(Command::new("mkswap").arg(device)).is_some()
             && run(Command::new("swapon").arg(device)).is_some();
         if !is_on {
-            println!("not tried: nothing can be swapped to here");
+            not_tried("nothing can be swapped to");
         }
         is_on.then(|| Self(device.to_owned()))
     }

@@ -1,7 +1,7 @@
 //! Comparing a served disk with what was sent of it.
 
-use super::disks::Loop;
 use super::*;
+use crate::loops::Loop;
 use std::os::unix::fs::FileExt;
 
 const SIZE: u64 = 4 * MIB;

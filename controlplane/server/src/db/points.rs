@@ -5,7 +5,8 @@
 
 use farshore_api::agent::PointReport;
 use farshore_api::point::{Point, PointKind, PointSelector, PointState, PointVolume};
-use sqlx::SqliteConnection;
+use farshore_proto::bugs::{Bug, is_on};
+use sqlx::{AssertSqlSafe, SqliteConnection};
 use uuid::Uuid;
 
 use super::record::{Record, name_of, number, own};
@@ -27,8 +28,19 @@ const UNRANKED: i64 = i64::MAX;
 /// Later times, which only a broken clock shows, are kept as this: the last second of the year 9999.
 const TIME_MS_MAX: u64 = 253_402_300_799_000;
 
-const NEWEST: &str = "SELECT * FROM points WHERE machine = ? AND state = 'committed'
-    ORDER BY rank DESC, id DESC LIMIT 1";
+/// A machine's newest committed point.
+fn newest() -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!(
+        "SELECT * FROM points WHERE machine = ? AND state = 'committed'
+         ORDER BY {} DESC, id DESC LIMIT 1",
+        order()
+    ))
+}
+
+/// The column that says which of two points is the newer one.
+pub(super) fn order() -> &'static str {
+    if is_on(Bug::LatestByTime) { "time_ms" } else { "rank" }
+}
 
 /// What a report of a point changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +204,7 @@ impl Db {
     /// A machine's newest committed point.
     pub(super) async fn newest_point(&self, machine: Uuid) -> Result<Option<Point>, ControlError> {
         let row =
-            sqlx::query(NEWEST).bind(machine.to_string()).fetch_optional(&self.readers).await?;
+            sqlx::query(newest()).bind(machine.to_string()).fetch_optional(&self.readers).await?;
         match row {
             None => Ok(None),
             Some(row) => self.with_volumes_of_point(&Record(row)).await.map(Some),
@@ -357,7 +369,7 @@ async fn find(
 ) -> Result<Record, ControlError> {
     let id = machine.to_string();
     let query = match selector {
-        PointSelector::Latest => sqlx::query(NEWEST).bind(id),
+        PointSelector::Latest => sqlx::query(newest()).bind(id),
         PointSelector::Id(point) => {
             sqlx::query("SELECT * FROM points WHERE machine = ? AND id = ?")
                 .bind(id)
@@ -408,7 +420,7 @@ pub(super) async fn newest_committed(
     connection: &mut SqliteConnection,
     machine: Uuid,
 ) -> Result<Option<Uuid>, ControlError> {
-    let row = sqlx::query(NEWEST).bind(machine.to_string()).fetch_optional(connection).await?;
+    let row = sqlx::query(newest()).bind(machine.to_string()).fetch_optional(connection).await?;
     row.map(|row| Record(row).id("id")).transpose()
 }
 

@@ -1,10 +1,11 @@
 //! Dropping what is too old to keep, by the time of [`crate::domain::retention`].
 
 use super::record::{Record, own};
-use super::{Actor, Db, Tx, events};
+use super::{Actor, Db, Tx, events, points};
 use crate::clock;
 use crate::domain::retention::{Look, Note, RetentionClock};
 use crate::error::ControlError;
+use farshore_proto::bugs::{Bug, is_on};
 
 /// Rows that one transaction drops: others wait for it.
 const BATCH: u64 = 10_000;
@@ -134,12 +135,15 @@ pub(super) struct Heard {
 
 /// Of points that are heard of now.
 pub(super) async fn heard(tx: &mut Tx, wall_ms: u64) -> Result<Heard, ControlError> {
-    let Some(kept) = read_clock(tx).await? else {
-        return Ok(Heard { wall_ms, since_ms: wall_ms });
-    };
     let (boot, host, up_ms) = (clock::boot(), clock::host(), clock::up_ms());
-    let look = Look { wall_ms, boot: &boot, host: &host, up_ms, retention_ms: 0 };
-    Ok(Heard { wall_ms, since_ms: kept.heard_ms(&look) })
+    heard_at(tx, &Look { wall_ms, boot: &boot, host: &host, up_ms, retention_ms: 0 }).await
+}
+
+/// Of points that are heard of while the clocks show this.
+pub(super) async fn heard_at(tx: &mut Tx, look: &Look<'_>) -> Result<Heard, ControlError> {
+    let wall_ms = look.wall_ms;
+    let kept = read_clock(tx).await?;
+    Ok(Heard { wall_ms, since_ms: kept.map_or(wall_ms, |clock| clock.heard_ms(look)) })
 }
 
 async fn write_clock(tx: &mut Tx, clock: &RetentionClock) -> Result<(), ControlError> {
@@ -157,17 +161,19 @@ async fn write_clock(tx: &mut Tx, clock: &RetentionClock) -> Result<(), ControlE
 /// Drops a batch of old points. Their age counts from when they were heard of: the agents' times may
 /// say anything.
 async fn drop_points(tx: &mut Tx, time_ms: u64) -> Result<u64, ControlError> {
-    let dropped = sqlx::query(
+    let since = if is_on(Bug::AgeByAgentsClock) { "time_ms" } else { "heard_ms" };
+    let order = points::order();
+    let dropped = sqlx::query(sqlx::AssertSqlSafe(format!(
         "DELETE FROM points WHERE id IN (
             SELECT points.id FROM points
             JOIN machines ON machines.id = points.machine
             JOIN policies ON policies.name = machines.policy
-            WHERE points.heard_ms < ? - policies.retention_hours * 3600000
+            WHERE points.{since} < ? - policies.retention_hours * 3600000
             AND points.id <> coalesce((SELECT newest.id FROM points AS newest
                 WHERE newest.machine = points.machine AND newest.state = 'committed'
-                ORDER BY newest.rank DESC, newest.id DESC LIMIT 1), '')
-            LIMIT ?)",
-    )
+                ORDER BY newest.{order} DESC, newest.id DESC LIMIT 1), '')
+            LIMIT ?)"
+    )))
     .bind(own(time_ms))
     .bind(own(BATCH))
     .execute(&mut **tx)

@@ -5,6 +5,11 @@ use proptest::prelude::*;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
+/// Shared with the tests of damage.
+#[path = "../../tests/damage/loops.rs"]
+mod loops;
+use loops::Disk;
+
 async fn sample() -> (World, VolumeView, Vec<u8>) {
     let world = World::sample().await;
     let volume = world.volumes[0].id;
@@ -262,31 +267,6 @@ async fn what_was_left_of_another_point_is_not_mixed_in() {
     assert_eq!(report.resumed_bytes, 0);
     assert!(fs::read(&to).unwrap() == expected);
     assert_eq!(names(&world), ["disk.img"]);
-}
-
-/// A file shown as a disk, until it is dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// None where loop devices cannot be had, which is said.
-    fn of(file: &Path) -> Option<Self> {
-        let made = std::process::Command::new("losetup").args(["-f", "--show"]).arg(file).output();
-        match made {
-            Ok(made) if made.status.success() => {
-                Some(Self(PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())))
-            }
-            other => {
-                println!("not tried: loop devices need root and /dev/loop-control: {other:?}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        std::process::Command::new("losetup").arg("-d").arg(&self.0).status().unwrap();
-    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! it starts, hands each call that a file system may lack to a second thread, which refuses it with the
 //! error of such a file system or lets it go on.
 
+use crate::loops::Disk;
 use crate::world::{World, memory, open};
 use crate::write::image_bytes;
 use bytes::Bytes;
@@ -18,8 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 /// Calls that are handed over.
 const CALLS: [c_long; 5] =
@@ -326,31 +326,6 @@ fn what_cannot_be_made_durable_is_told_and_leaves_nothing_beside_it() {
         let error = restored.expect_err(&format!("{lacks:?}")).to_string();
         assert!(error.contains(words) && error.contains("disk.img"), "{error}");
         assert_eq!(names(folder.path()), left, "{lacks:?}");
-    }
-}
-
-/// A file shown as a disk, until it is dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// None where loop devices cannot be had, which is said.
-    fn of(file: &Path) -> Option<Self> {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
-        match made {
-            Ok(made) if made.status.success() => {
-                Some(Self(PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())))
-            }
-            other => {
-                println!("not tried: loop devices need root and /dev/loop-control: {other:?}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        Command::new("losetup").arg("--detach").arg(&self.0).status().unwrap();
     }
 }
 

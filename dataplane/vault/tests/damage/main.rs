@@ -15,6 +15,7 @@ mod flips;
 mod journal;
 mod lacking;
 mod local;
+mod loops;
 mod losses;
 mod needs;
 mod places;
