@@ -1,6 +1,7 @@
 //! What happens when nothing goes wrong.
 
 use super::*;
+use crate::capture::Call;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn copies_the_disk_and_follows_its_writes() {
@@ -210,28 +211,43 @@ async fn a_scanned_disk_that_rests_sends_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_point_of_a_scan_has_what_was_written_before_it_was_asked_for() {
     use std::os::unix::fs::FileExt;
-    let size = 16 * MIB;
+    const FREE: u64 = 0;
+    const ARMED: u64 = 1;
+    const HELD: u64 = 2;
+    let size = 12 * MIB;
     let mut rig = Rig::new(size, Capture::Scan);
-    // Each unit differs, or a pass were over at once.
-    let mut random = Random(7);
-    let bytes: Vec<u8> = (0..size / 8).flat_map(|_| random.below(u64::MAX).to_le_bytes()).collect();
-    std::fs::write(rig.disk(), &bytes).unwrap();
-    rig.start(Steps::default());
+    // Nothing that could be passed over.
+    std::fs::write(rig.disk(), vec![3; 12 << 20]).unwrap();
+    let pass = Arc::new(AtomicU64::new(FREE));
+    let passing = Arc::clone(&pass);
+    rig.start(Steps::with_disk(move |call| {
+        let is_last = matches!(call, Call::Read { offset, length } if offset + length == size);
+        let hold = || passing.compare_exchange(ARMED, HELD, Ordering::SeqCst, Ordering::SeqCst);
+        if is_last && hold().is_ok() {
+            while passing.load(Ordering::SeqCst) == HELD {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }));
     rig.until_protected().await;
     let disk = std::fs::OpenOptions::new().write(true).open(rig.disk()).unwrap();
-    let mut times = Vec::new();
-    for number in 1..=60_u64 {
-        tokio::time::sleep(Duration::from_millis(random.below(40))).await;
-        disk.write_all_at(&number.to_le_bytes(), 0).unwrap();
-        times.push(crate::clock::unix_ms());
-        let point = rig.point().await;
-        assert_eq!(point.image[..8], number.to_le_bytes(), "it was written before");
-    }
-    // So has each point the writes that are older than its time.
-    for point in rig.node.points().into_iter().filter(|point| !point.image.is_empty()) {
-        let written = times.iter().filter(|at| **at < point.mark.time_unix_ms).count() as u64;
-        let held = u64::from_le_bytes(point.image[..8].try_into().unwrap());
-        assert!(held > 60 || held >= written, "{written} were written, it holds {held}");
+    for number in 4..8_u8 {
+        pass.store(ARMED, Ordering::SeqCst);
+        rig.until("in a pass", |_| pass.load(Ordering::SeqCst) == HELD).await;
+        disk.write_all_at(&[number; 4096], 0).unwrap();
+        let written_at = crate::clock::unix_ms();
+        let asked = rig.point();
+        let let_go = async {
+            tokio::time::sleep(20 * PAUSE).await;
+            pass.store(FREE, Ordering::SeqCst);
+        };
+        let (point, ()) = tokio::join!(asked, let_go);
+        assert_eq!(point.image[0], number, "it was written before");
+        // And no older one says that it is of later, whenever its pass was over.
+        let older = rig.node.points().into_iter().filter(|other| other.seq < point.seq);
+        let newest = older.map(|other| other.mark.time_unix_ms).max();
+        assert!(newest <= Some(written_at), "{newest:?} is after {written_at}");
     }
 }
 
