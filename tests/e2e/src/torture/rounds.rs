@@ -11,6 +11,7 @@ use super::plan::{Fault, Plan};
 use super::reverts::When;
 use super::site::{Guest, Site};
 use super::summary::{Summary, seconds};
+use super::watch::set_ms;
 use super::{Options, faults::Struck};
 use crate::image;
 use crate::logs;
@@ -23,8 +24,8 @@ const ANSWERS_BEFORE: u64 = 6;
 const PROGRESS_LIMIT: Duration = Duration::from_secs(90);
 /// How long the system may take to be as before once a fault is over.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
-/// Errors that faults bring into the logs, of full disks and wrong clocks; any other is a violation.
-const EXPECTED_ERRORS: [&str; 2] = ["No space left on device", "clock"];
+/// Errors that faults bring into the logs, of full disks, wrong clocks and copies; any other is a violation.
+const EXPECTED_ERRORS: [&str; 3] = ["No space left on device", "clock", "is in use"];
 /// A point may have been set so long before the control plane heard that it is committed.
 const HEARD_MS: u64 = 10_000;
 
@@ -33,7 +34,18 @@ const HEARD_MS: u64 = 10_000;
 pub(super) struct Point {
     pub(super) id: String,
     pub(super) seq: u64,
+    /// By the agent's clock of then.
     pub(super) time_ms: u64,
+    /// When it was set.
+    pub(super) set_ms: u64,
+}
+
+impl Point {
+    /// Whether it is the same one. What the control plane takes for the time of a wrong clock is not the
+    /// point's.
+    fn is(&self, other: &Self) -> bool {
+        (&self.id, self.seq, self.time_ms) == (&other.id, other.seq, other.time_ms)
+    }
 }
 
 /// Runs the torture to its end.
@@ -227,6 +239,7 @@ impl Guest {
                     id: point["point"].as_str()?.to_owned(),
                     seq: point["volumes"][0]["seq"].as_u64()?,
                     time_ms: point["time_unix_ms"].as_u64()?,
+                    set_ms: set_ms(point)?,
                 })
             })
             .collect::<Option<_>>()
@@ -251,11 +264,13 @@ impl Guest {
         machine.export(&point, &file)?;
         image::compare(&machine.disk, &file).context("the newest point is not the disk")?;
         let points = self.points(system)?;
-        let gone: Vec<&Checked> =
-            older.iter().filter(|checked| !points.contains(&checked.point)).collect();
+        let gone: Vec<&Checked> = older
+            .iter()
+            .filter(|checked| !points.iter().any(|point| point.is(&checked.point)))
+            .collect();
         let since_ms = struck.and_then(|struck| struck.forgets_since_ms);
         for Checked { point, .. } in &gone {
-            let may_be = since_ms.is_some_and(|since_ms| point.time_ms + HEARD_MS > since_ms);
+            let may_be = since_ms.is_some_and(|since_ms| point.set_ms + HEARD_MS > since_ms);
             ensure!(may_be, "{point:?} is gone or changed");
         }
         self.check_forgotten(system, &gone)?;
@@ -301,7 +316,7 @@ impl Guest {
 fn chosen<'a>(points: &'a [Point], struck: Option<&Struck>, choice: Option<u64>) -> Vec<&'a Point> {
     let mut chosen = Vec::new();
     if let Some(struck) = struck {
-        let before = points.partition_point(|point| point.time_ms <= struck.begun_ms);
+        let before = points.partition_point(|point| point.set_ms <= struck.begun_ms);
         chosen.extend(before.checked_sub(1).map(|at| &points[at]));
         chosen.extend(points.get(before));
     }
@@ -321,7 +336,7 @@ mod tests {
     #[test]
     fn a_life_that_ended_lies_before_the_next_whatever_their_moments_are() {
         let checked = |seq, earliest, latest| Checked {
-            point: Point { id: format!("point {seq}"), seq, time_ms: seq },
+            point: Point { id: format!("point {seq}"), seq, time_ms: seq, set_ms: seq },
             earliest,
             latest,
         };
