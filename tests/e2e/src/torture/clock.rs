@@ -95,7 +95,10 @@ impl Site {
     /// The same with the agent (C1, C2, C4): guests are served, also while no node lets it in, and
     /// points keep their order, whatever times they say.
     pub(super) fn agent_clock_stepped(&self, hold: Duration) -> Result<Struck> {
-        self.live_with_clocks(Whose::Agent, hold)
+        let struck = self.live_with_clocks(Whose::Agent, hold)?;
+        // Its log may run full while no node lets it in. Killed then, it has noted nothing of the last
+        // writes, and reads the disk again.
+        Ok(Struck { is_read_again: struck.not_tried.is_none(), ..struck })
     }
 
     /// The same with the node that has most of the volumes (C1, C2): guests are served, and where it

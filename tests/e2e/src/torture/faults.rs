@@ -92,7 +92,7 @@ impl Site {
             Fault::ClockStepped => self.clock_stepped(options.hold(4, 20)),
             Fault::StoreAwayWhileRead => self.store_away_while_read(options.hold(8, 20)),
             Fault::AgentPaused => self.agent_paused(options.hold(4, 15)),
-            Fault::AgentCloned => self.agent_cloned(options.hold(4, 15)),
+            Fault::AgentCloned => self.agent_cloned(options.hold(1, 10)),
             Fault::NodeCloned => self.node_cloned(options.hold(4, 15)),
             Fault::AgentClockStepped => self.agent_clock_stepped(options.hold(3, 10)),
             Fault::NodeClockStepped => self.node_clock_stepped(options.hold(3, 10)),

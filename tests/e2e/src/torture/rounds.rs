@@ -25,7 +25,7 @@ const PROGRESS_LIMIT: Duration = Duration::from_secs(90);
 /// How long the system may take to be as before once a fault is over.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
 /// Errors that faults bring into the logs, of full disks, wrong clocks and copies; any other is a violation.
-const EXPECTED_ERRORS: [&str; 3] = ["No space left on device", "clock", "is in use"];
+const EXPECTED_ERRORS: [&str; 3] = ["No space left on device", "clock", "is captured already"];
 /// A point may have been set so long before the control plane heard that it is committed.
 const HEARD_MS: u64 = 10_000;
 
