@@ -22,6 +22,9 @@ const NOT_TRIED: &str = "it needs the Debian package libfaketime";
 /// How wrong the clock is, one after the other: more than certificates bear, either way.
 const STEPS: [&str; 2] = ["+3h", "-3h"];
 
+/// No point is so old here by a clock that is right.
+const AGE_SECONDS_MAX: f64 = 3600.0;
+
 /// Whose clock it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
@@ -96,6 +99,15 @@ impl Site {
     /// points keep their order, whatever times they say.
     pub(super) fn agent_clock_stepped(&self, hold: Duration) -> Result<Struck> {
         let struck = self.live_with_clocks(Whose::Agent, hold)?;
+        if struck.not_tried.is_none() {
+            // What a wrong clock says of how old a point is says nothing.
+            self.watch.until("ages of points by the right clock", EVIDENCE_LIMIT, |machines| {
+                machines
+                    .values()
+                    .all(|seen| seen.rpo_seconds.is_some_and(|age| age < AGE_SECONDS_MAX))
+            })?;
+            self.watch.take_worst_rpo();
+        }
         // Its log may run full while no node lets it in. Killed then, it has noted nothing of the last
         // writes, and reads the disk again.
         Ok(Struck { is_read_again: struck.not_tried.is_none(), ..struck })
