@@ -112,6 +112,21 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
+/// What the torture cannot do without: its small file systems, and its wrong clocks.
+const TORTURE: [&str; 2] = ["e2fsprogs", "libfaketime"];
+
+/// Installs what is missing of what the torture needs, or says what to install.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_for_torture() -> Result<()> {
+    if !repo::has_program("dpkg-query") {
+        println!("this is not Debian: these packages must be there: {}", TORTURE.join(" "));
+        return Ok(());
+    }
+    install_until_whole(&TORTURE, is_installed, install)
+}
+
 /// Installs packages unless the program is there, from wherever.
 ///
 /// # Errors
@@ -177,6 +192,13 @@ mod tests {
         installed.unwrap();
         assert_eq!(rounds, 2);
         assert_eq!(there.into_inner(), BTreeSet::from(["system", "utils"]));
+    }
+
+    #[test]
+    fn what_the_torture_needs_is_in_the_list() {
+        for name in TORTURE {
+            assert!(PACKAGES.iter().any(|(listed, _)| *listed == name), "{name} is not listed");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::{progress, repo};
+use crate::{packages, progress, repo};
 
 /// Options of the torture.
 #[derive(Debug, clap::Args)]
@@ -21,11 +21,12 @@ pub(crate) struct Options {
     faults: Vec<String>,
 }
 
-/// Builds everything, runs the loop and leaves its table on the terminal.
+/// Installs what is missing, builds everything, runs the loop and leaves its table on the terminal.
 ///
 /// # Errors
-/// If it does not build, or the loop found something that must not be.
+/// If something is missing and cannot be installed, it does not build, or the loop found something that must not be.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    packages::ensure_for_torture()?;
     let packages = ["farshore-cli", "farshore-control", "farshore-node", "farshore-agent"];
     progress::build_packages(&[], &packages)?;
     let mut test = repo::cargo();

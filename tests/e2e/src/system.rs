@@ -26,6 +26,8 @@ pub struct Setting {
     pub environment: Vec<(String, String)>,
     /// Where the programs of `farshore up` are, if not where cargo put them.
     pub programs: Option<PathBuf>,
+    /// Ports of the control plane and the node, if somebody must know them before.
+    pub ports: Option<(u16, u16)>,
 }
 
 /// A process that `farshore up` looks after.
@@ -82,7 +84,7 @@ impl System {
     pub fn start_in(folder: TempDir, setting: Setting) -> Result<Self> {
         let path = folder.path().to_path_buf();
         fs::create_dir_all(path.join("data")).context("create the data folder")?;
-        let (control_port, node_port) = free_ports()?;
+        let (control_port, node_port) = setting.ports.map_or_else(free_ports, Ok)?;
         let mut system = Self {
             folder: Some(folder),
             path,

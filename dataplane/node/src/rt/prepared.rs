@@ -2,10 +2,11 @@
 //! made would be one that answers nobody, while its node says that it is ready.
 
 use super::{Ring, RtKind, Threads};
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use futures::future::LocalBoxFuture;
 use std::io;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What a thread runs; made on that thread.
 pub(super) type Main = Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send>;
@@ -17,31 +18,48 @@ pub(crate) struct Prepared {
     thread: JoinHandle<()>,
 }
 
+/// What such a thread has of whoever prepares it.
+#[derive(Debug)]
+pub(super) struct Preparer {
+    said: Sender<io::Result<()>>,
+    main: Receiver<Main>,
+}
+
+impl Preparer {
+    /// Says that the executor works, and waits for what to run; none if nobody wants it any more. Blocks.
+    pub(super) fn main(&self) -> Option<Main> {
+        self.said.send(Ok(())).ok()?;
+        self.main.recv().ok()
+    }
+
+    /// Says that there is no executor.
+    pub(super) fn fail(&self, error: io::Error) {
+        // Whoever prepares may have waited long enough.
+        let _ = self.said.send(Err(error));
+    }
+}
+
 impl Prepared {
-    /// Starts a thread, and has it make its executor.
-    pub(super) fn spawn<R: FnOnce(Main)>(
+    /// Starts a thread, which makes its executor, and waits for its word.
+    ///
+    /// # Errors
+    /// `TimedOut` if that takes longer than `patience`; what the thread says.
+    pub(super) fn spawn(
         name: &str,
-        make: impl FnOnce() -> io::Result<R> + Send + 'static,
+        patience: Duration,
+        body: impl FnOnce(Preparer) + Send + 'static,
     ) -> io::Result<Self> {
         let (begin, main) = bounded::<Main>(1);
         let (said, made) = bounded(1);
-        let body = move || {
-            let run = match make() {
-                Ok(run) => run,
-                // Whoever prepares listens until this has come.
-                Err(error) => return said.send(Err(error)).unwrap_or_default(),
-            };
-            if said.send(Ok(())).is_ok()
-                && let Ok(main) = main.recv()
-            {
-                run(main);
-            }
-        };
+        let body = move || body(Preparer { said, main });
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body)?;
-        match made.recv() {
+        match made.recv_timeout(patience) {
             Ok(Ok(())) => Ok(Self { begin, thread }),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(io::Error::other("the thread ended before its executor was made")),
+            Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(io::Error::other("the thread ended before its executor was made"))
+            }
         }
     }
 
@@ -134,7 +152,7 @@ mod tests {
     use super::*;
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     use rustix::thread::{CpuSet, sched_setaffinity};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     /// Each shard says on which CPUs it may run.
     fn run(prepared: Vec<Prepared>) -> Vec<Vec<usize>> {

@@ -1,17 +1,20 @@
 //! The io_uring backend: glommio, one executor per core.
 
-use super::prepared::{Main, Prepared};
+use super::prepared::{Prepared, Preparer};
 use super::{Rt, Socket, only_no_space};
 use farshore_vault::journal::JournalFile;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
 use glommio::net::TcpStream;
-use glommio::{LocalExecutorBuilder, Placement};
+use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 use rustix::thread::{CpuSet, sched_setaffinity};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
@@ -23,11 +26,16 @@ const TURN_MAX: Duration = Duration::from_millis(1);
 /// A timer is what makes glommio look at its rings; this one has run out when it does.
 const BREATH: Duration = Duration::from_micros(20);
 
-/// An executor that has nothing to do looks around so often. glommio (0.9) may fall asleep over a task that was
-/// woken: where its own timer runs out between the look at the rings and the run of the tasks, as when the
-/// thread is kept from its CPU, it takes that for nothing to do. Whoever wakes that task again says nothing
-/// new, so only another event ends it: without this one, never.
+/// From outside, an executor is made to look around so often. glommio (0.9) may fall asleep over a task that was
+/// woken: where its own timer runs out, or a wake is told late, between the look at the rings and the run of the
+/// tasks, it takes that for nothing to do. Whoever wakes that task again says nothing new, so only another
+/// event ends it; and a timer of the executor's own would be slept over, too.
 const PULSE: Duration = Duration::from_millis(20);
+
+/// An executor that has not run its first task by now has fallen asleep over it, and nobody can wake it,
+const BEGIN_MAX: Duration = Duration::from_secs(2);
+/// so another one is made, so many times.
+const BEGIN_TRIES: u32 = 8;
 
 /// glommio.
 #[derive(Debug)]
@@ -39,30 +47,55 @@ impl Ring {
     /// # Errors
     /// What the kernel says: rings are limited, and the CPU may be taken away.
     pub(super) fn prepare(name: &str, cpu: Option<usize>) -> io::Result<Prepared> {
-        let builder =
-            LocalExecutorBuilder::new(Placement::Unbound).name(name).preempt_timer(TURN_MAX);
-        // The builder's own spawn returns a handle of glommio, and tells an error to whoever joins it. Its
-        // own pinning reads the machine's topology, and panics where that cannot be read.
-        Prepared::spawn(name, move || {
-            if let Some(cpu) = cpu {
-                pin(cpu)?;
-            }
-            let executor = builder.make().map_err(io::Error::from)?;
-            Ok(move |main: Main| {
-                executor.run(async move {
-                    glommio::spawn_local(pulse()).detach();
-                    main().await;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let thread = name.to_owned();
+            let prepared =
+                Prepared::spawn(name, BEGIN_MAX, move |preparer| match executor(&thread, cpu) {
+                    Ok(executor) => executor.run(begin(preparer, thread)),
+                    Err(error) => preparer.fail(error),
                 });
-            })
-        })
+            match prepared {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut && tries < BEGIN_TRIES => {
+                    tracing::warn!(name, tries, "an executor does not begin: another is made");
+                }
+                prepared => return prepared,
+            }
+        }
     }
 }
 
-/// Never ends.
-async fn pulse() {
-    loop {
-        glommio::timer::sleep(PULSE).await;
+/// The builder's own spawn returns a handle of glommio, and tells an error to whoever joins it. Its own pinning
+/// reads the machine's topology, and panics where that cannot be read.
+fn executor(name: &str, cpu: Option<usize>) -> io::Result<LocalExecutor> {
+    if let Some(cpu) = cpu {
+        pin(cpu)?;
     }
+    let builder = LocalExecutorBuilder::new(Placement::Unbound).name(name).preempt_timer(TURN_MAX);
+    builder.make().map_err(io::Error::from)
+}
+
+/// The first task of an executor: that it runs is what whoever prepares waits for.
+async fn begin(preparer: Preparer, name: String) {
+    // Nothing else is there that it could keep waiting.
+    let Some(main) = preparer.main() else { return };
+    let waker = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let pulse = std::thread::Builder::new().name(format!("{name}-pulse")).spawn(move || {
+        while !over.load(Ordering::Relaxed) {
+            std::thread::sleep(PULSE);
+            waker.wake_by_ref();
+        }
+    });
+    if let Err(error) = &pulse {
+        tracing::warn!(name, %error, "an executor has no pulse: it may answer late");
+    }
+    main().await;
+    is_over.store(true, Ordering::Relaxed);
+    // Its waker is this executor's, which must not be gone before.
+    drop(pulse.map(std::thread::JoinHandle::join));
 }
 
 /// Keeps this thread on a CPU.
@@ -169,9 +202,9 @@ mod tests {
     use super::super::{Mail, mailbox};
     use super::*;
     use crossbeam::channel::bounded;
+    use rustix::thread::sched_getaffinity;
     use rustix::time::{ClockId, Timespec, clock_gettime};
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     use std::time::Instant;
 
     const WRITES: u64 = 24;
@@ -244,5 +277,35 @@ mod tests {
         }
         drop(post);
         shard.join().unwrap();
+    }
+
+    /// P43: so is the first of all, while others keep it from its CPU.
+    #[test]
+    fn a_shard_that_is_started_begins() {
+        let set = sched_getaffinity(None).unwrap();
+        let cpu = (0..CpuSet::MAX_CPU).rev().find(|cpu| set.is_set(*cpu)).unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let hogs = [(); 3].map(|()| {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || {
+                pin(cpu).unwrap();
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        });
+        let (begin, mut started) = (Instant::now(), 0);
+        while begin.elapsed() < Duration::from_secs(10) || started == 0 {
+            let (said, listening) = bounded(1);
+            let main = move || async move { said.send(()).unwrap() };
+            let shard = Ring::prepare("started", Some(cpu)).unwrap().run(main).unwrap();
+            let heard = listening.recv_timeout(Duration::from_secs(20));
+            assert_eq!(heard, Ok(()), "after {started} others");
+            shard.join().unwrap();
+            started += 1;
+        }
+        is_over.store(true, Ordering::Relaxed);
+        hogs.into_iter().for_each(|hog| hog.join().unwrap());
+        println!("{started} were started");
     }
 }

@@ -1,6 +1,6 @@
 //! The portable backend: a plain thread per shard, positioned writes on helper threads.
 
-use super::prepared::{Main, Prepared};
+use super::prepared::Prepared;
 use super::{Rt, Socket, only_no_space};
 use farshore_vault::journal::JournalFile;
 use std::fs::{File, OpenOptions};
@@ -13,6 +13,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{LocalSet, spawn_blocking};
 
+/// A thread that does not get this far has no CPU.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A current-thread runtime per shard.
 #[derive(Debug)]
 pub(crate) struct Threads;
@@ -23,11 +26,16 @@ impl Threads {
     /// # Errors
     /// What the operating system says.
     pub(crate) fn prepare(name: &str) -> io::Result<Prepared> {
-        Prepared::spawn(name, || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            Ok(move |main: Main| {
-                runtime.block_on(LocalSet::new().run_until(async move { main().await }));
-            })
+        Prepared::spawn(name, PATIENCE, |preparer| {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            match builder.enable_all().build() {
+                Ok(runtime) => {
+                    if let Some(main) = preparer.main() {
+                        runtime.block_on(LocalSet::new().run_until(async move { main().await }));
+                    }
+                }
+                Err(error) => preparer.fail(error),
+            }
         })
     }
 }

@@ -91,6 +91,12 @@ impl Site {
             Fault::AgentReverted => self.agent_reverted(options.hold(2, 20)),
             Fault::ClockStepped => self.clock_stepped(options.hold(4, 20)),
             Fault::StoreAwayWhileRead => self.store_away_while_read(options.hold(8, 20)),
+            Fault::AgentPaused => self.agent_paused(options.hold(4, 15)),
+            Fault::AgentCloned => self.agent_cloned(options.hold(1, 10)),
+            Fault::NodeCloned => self.node_cloned(options.hold(4, 15)),
+            Fault::AgentClockStepped => self.agent_clock_stepped(options.hold(3, 10)),
+            Fault::NodeClockStepped => self.node_clock_stepped(options.hold(3, 10)),
+            Fault::ReportHung => self.report_hung(options.hold(8, 30)),
         }
     }
 
@@ -129,7 +135,7 @@ impl Site {
             wait::until("the points of that time", EVIDENCE_LIMIT, || {
                 let Ok(points) = guest.points(&self.system) else { return Ok(None) };
                 let is_of_then = |point: &super::rounds::Point| {
-                    (begun_ms + 1000..back_ms).contains(&point.time_ms)
+                    (begun_ms + 1000..back_ms).contains(&point.set_ms)
                 };
                 Ok(points.iter().any(is_of_then).then_some(()))
             })
@@ -183,6 +189,24 @@ impl Site {
         let struck = Struck::since(unix_ms());
         self.system.up()?;
         Ok(struck)
+    }
+
+    /// The agent stops, and its machines' state says that nobody hears it. Guests wait, without an
+    /// error; what they had been told is on the disk, and all goes on where it was.
+    fn agent_paused(&self, hold: Duration) -> Result<Struck> {
+        let begun_ms = unix_ms();
+        self.system.signal(Part::Agent, Signal::STOP)?;
+        let noticed = self.watch.until("the agent to be missed", EVIDENCE_LIMIT, |seen| {
+            seen.values().all(|machine| machine.state != "protected")
+        });
+        let answers = || self.guests.iter().map(|guest| guest.jobs.answers()).sum::<u64>();
+        let before = answers();
+        thread::sleep(hold);
+        let after = answers();
+        self.system.signal(Part::Agent, Signal::CONT)?;
+        noticed?;
+        ensure!(before == after, "an agent that stands still answered {} times", after - before);
+        Ok(Struck::since(begun_ms))
     }
 
     fn node_paused(&self) -> Result<Struck> {

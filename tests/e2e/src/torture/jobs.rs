@@ -156,6 +156,11 @@ impl Jobs {
         })
     }
 
+    /// Answers that all lanes have had.
+    pub(super) fn answers(&self) -> u64 {
+        self.shared.lanes.iter().map(|lane| lane.answered.load(Ordering::Relaxed)).sum()
+    }
+
     /// Lets no lane begin anything new, and waits until all have flushed and rest.
     pub(super) fn pause(&self, limit: Duration) -> Result<()> {
         self.shared.is_paused.store(true, Ordering::SeqCst);

@@ -7,10 +7,13 @@
 //! back the order and the writes, not every interleaving.
 
 mod clock;
+mod copies;
 mod faults;
 mod jobs;
 mod plan;
+mod programs;
 mod reads;
+mod relay;
 mod reverts;
 mod rounds;
 mod second;

@@ -50,11 +50,23 @@ pub enum Fault {
     ClockStepped,
     /// The vault's folder is away while a drill of a recovery point is read.
     StoreAwayWhileRead,
+    /// The agent stops for a while, then goes on.
+    AgentPaused,
+    /// A second agent runs on a copy of the agent's folder.
+    AgentCloned,
+    /// A second node runs on a copy of a node's folder.
+    NodeCloned,
+    /// The agent is started again with a clock that is hours ahead, then hours behind.
+    AgentClockStepped,
+    /// A node is started again with a clock that is hours ahead, then hours behind.
+    NodeClockStepped,
+    /// A request of the agent, then one of a node, hangs on its way to the control plane.
+    ReportHung,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 26] = [
         Self::AgentKilled,
         Self::FirstNodeKilled,
         Self::SecondNodeKilled,
@@ -75,6 +87,12 @@ impl Fault {
         Self::AgentReverted,
         Self::ClockStepped,
         Self::StoreAwayWhileRead,
+        Self::AgentPaused,
+        Self::AgentCloned,
+        Self::NodeCloned,
+        Self::AgentClockStepped,
+        Self::NodeClockStepped,
+        Self::ReportHung,
     ];
 
     /// Its name in tables and in the environment.
@@ -101,6 +119,12 @@ impl Fault {
             Self::AgentReverted => "agent-reverted",
             Self::ClockStepped => "clock-stepped",
             Self::StoreAwayWhileRead => "store-away-while-read",
+            Self::AgentPaused => "agent-paused",
+            Self::AgentCloned => "agent-cloned",
+            Self::NodeCloned => "node-cloned",
+            Self::AgentClockStepped => "agent-clock-stepped",
+            Self::NodeClockStepped => "node-clock-stepped",
+            Self::ReportHung => "report-hung",
         }
     }
 

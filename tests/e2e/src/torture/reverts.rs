@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::faults::{EVIDENCE_LIMIT, Struck};
 use super::rounds::Point;
@@ -42,7 +42,7 @@ pub(super) struct PastLife {
 impl Guest {
     /// Holds a point's image against the writes of the life that the point is of.
     pub(super) fn judge(&self, image: &Path, point: &Point) -> Result<(When, When)> {
-        let life = self.past.iter().position(|life| point.time_ms <= life.until_ms);
+        let life = self.past.iter().position(|life| point.set_ms <= life.until_ms);
         let life = life.unwrap_or(self.past.len());
         let (start, end) = (Moment::START, Moment::END);
         let found = match self.past.get(life) {
@@ -248,16 +248,20 @@ impl DiskCopy {
 }
 
 /// Copies what is in a folder, with times, modes and holes.
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     small::run(Command::new("cp").arg("--archive").arg(from.join(".")).arg(to))
 }
 
 /// Does something while a part stands still.
 fn while_stopped<T>(system: &System, part: Part, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let pid = system.pid(part)?;
-    system.signal(part, Signal::STOP)?;
+    while_still(system.pid(part)?, work)
+}
+
+/// The same with a process.
+pub(super) fn while_still<T>(pid: Pid, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    kill_process(pid, Signal::STOP).context("stop a process for a moment")?;
     let done = until_still(pid).and_then(|()| work());
-    system.signal(part, Signal::CONT)?;
+    kill_process(pid, Signal::CONT).context("let a process go on")?;
     done
 }
 
@@ -351,7 +355,7 @@ mod tests {
     fn a_process_is_still_once_stopped_and_over_once_killed() {
         let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
         until_still(pid).unwrap();
         child.kill().unwrap();
         // Nobody has asked how it ended: its number is still there.

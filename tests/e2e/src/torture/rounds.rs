@@ -11,6 +11,7 @@ use super::plan::{Fault, Plan};
 use super::reverts::When;
 use super::site::{Guest, Site};
 use super::summary::{Summary, seconds};
+use super::watch::set_ms;
 use super::{Options, faults::Struck};
 use crate::image;
 use crate::logs;
@@ -25,6 +26,8 @@ const PROGRESS_LIMIT: Duration = Duration::from_secs(90);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
 /// Errors that faults bring into the logs, of full disks and wrong clocks; any other is a violation.
 const EXPECTED_ERRORS: [&str; 2] = ["No space left on device", "clock"];
+/// Errors that a copy of the agent brings, of the disks that it has not and the volumes that it claims.
+const COPY_ERRORS: [&str; 2] = ["is captured already", "two agents claim volume"];
 /// A point may have been set so long before the control plane heard that it is committed.
 const HEARD_MS: u64 = 10_000;
 
@@ -33,7 +36,18 @@ const HEARD_MS: u64 = 10_000;
 pub(super) struct Point {
     pub(super) id: String,
     pub(super) seq: u64,
+    /// By the agent's clock of then.
     pub(super) time_ms: u64,
+    /// When it was set.
+    pub(super) set_ms: u64,
+}
+
+impl Point {
+    /// Whether it is the same one. What the control plane takes for the time of a wrong clock is not the
+    /// point's.
+    fn is(&self, other: &Self) -> bool {
+        (&self.id, self.seq, self.time_ms) == (&other.id, other.seq, other.time_ms)
+    }
 }
 
 /// Runs the torture to its end.
@@ -44,7 +58,12 @@ pub fn run(options: &Options) -> Result<Summary> {
     let mut summary = Summary::new(options);
     let begun = Instant::now();
     let mut site = Site::start(options)?;
-    let mut run = Run { options, random: Random::new(options.seed ^ 0x5eed), older: Vec::new() };
+    let mut run = Run {
+        options,
+        random: Random::new(options.seed ^ 0x5eed),
+        older: Vec::new(),
+        is_agent_cloned: false,
+    };
     let done = run.torture(&mut site, &mut summary, begun);
     let ended = done.and_then(|()| run.finish(&mut site, &mut summary));
     summary.take(&site, begun.elapsed());
@@ -61,6 +80,7 @@ struct Run<'a> {
     random: Random,
     /// For each guest, the points that were checked and the earliest moment each can be of.
     older: Vec<Vec<Checked>>,
+    is_agent_cloned: bool,
 }
 
 /// A point that was looked at.
@@ -104,6 +124,7 @@ impl Run<'_> {
         site.watch.take_worst_rpo();
         let before = site.watch.machines();
         let begun = Instant::now();
+        self.is_agent_cloned |= fault == Fault::AgentCloned;
         let struck = site.strike(fault, self.options)?;
         let since_ms = struck.over_ms;
         site.watch
@@ -186,7 +207,10 @@ impl Run<'_> {
         bare.ok(&format!("vault verify --vault {vault} --read-data"))?;
         summary.verified = Some(begun.elapsed());
         site.stop()?;
-        let expected = EXPECTED_ERRORS.map(str::to_owned);
+        let mut expected = EXPECTED_ERRORS.map(str::to_owned).to_vec();
+        if self.is_agent_cloned {
+            expected.extend(COPY_ERRORS.map(str::to_owned));
+        }
         let found = logs::unexpected(site.system.folder(), &expected)?;
         ensure!(found.is_empty(), "unexpected errors in the logs:\n{}", found.join("\n"));
         site.violations.check()
@@ -227,6 +251,7 @@ impl Guest {
                     id: point["point"].as_str()?.to_owned(),
                     seq: point["volumes"][0]["seq"].as_u64()?,
                     time_ms: point["time_unix_ms"].as_u64()?,
+                    set_ms: set_ms(point)?,
                 })
             })
             .collect::<Option<_>>()
@@ -251,11 +276,13 @@ impl Guest {
         machine.export(&point, &file)?;
         image::compare(&machine.disk, &file).context("the newest point is not the disk")?;
         let points = self.points(system)?;
-        let gone: Vec<&Checked> =
-            older.iter().filter(|checked| !points.contains(&checked.point)).collect();
+        let gone: Vec<&Checked> = older
+            .iter()
+            .filter(|checked| !points.iter().any(|point| point.is(&checked.point)))
+            .collect();
         let since_ms = struck.and_then(|struck| struck.forgets_since_ms);
         for Checked { point, .. } in &gone {
-            let may_be = since_ms.is_some_and(|since_ms| point.time_ms + HEARD_MS > since_ms);
+            let may_be = since_ms.is_some_and(|since_ms| point.set_ms + HEARD_MS > since_ms);
             ensure!(may_be, "{point:?} is gone or changed");
         }
         self.check_forgotten(system, &gone)?;
@@ -301,7 +328,7 @@ impl Guest {
 fn chosen<'a>(points: &'a [Point], struck: Option<&Struck>, choice: Option<u64>) -> Vec<&'a Point> {
     let mut chosen = Vec::new();
     if let Some(struck) = struck {
-        let before = points.partition_point(|point| point.time_ms <= struck.begun_ms);
+        let before = points.partition_point(|point| point.set_ms <= struck.begun_ms);
         chosen.extend(before.checked_sub(1).map(|at| &points[at]));
         chosen.extend(points.get(before));
     }
@@ -321,7 +348,7 @@ mod tests {
     #[test]
     fn a_life_that_ended_lies_before_the_next_whatever_their_moments_are() {
         let checked = |seq, earliest, latest| Checked {
-            point: Point { id: format!("point {seq}"), seq, time_ms: seq },
+            point: Point { id: format!("point {seq}"), seq, time_ms: seq, set_ms: seq },
             earliest,
             latest,
         };

@@ -13,7 +13,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::command::binary;
 use crate::system::System;
 use crate::wait;
 
@@ -58,7 +57,7 @@ pub(super) struct SecondNode {
 
 impl SecondNode {
     /// Enrols it by token and starts it.
-    pub(super) fn start(system: &System, data: &Path) -> Result<Self> {
+    pub(super) fn start(system: &System, data: &Path, program: PathBuf) -> Result<Self> {
         let token = system.farshore().json("node token")?;
         let token = token["token"].as_str().context("`node token` printed no token")?;
         let token_file = system.path("node-b.token");
@@ -78,7 +77,7 @@ impl SecondNode {
         let mut words = vec!["serve".to_owned()];
         words.extend(arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
         let shared = Arc::new(Shared {
-            program: PathBuf::from(binary("farshore-node")?.get_program()),
+            program,
             arguments: words,
             log: system.path("node-b.log"),
             inner: Mutex::new(Inner { wanted: Wanted::Running, child: None, starts: 0 }),

@@ -11,15 +11,17 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use super::Options;
-use super::clock::Clock;
+use super::clock::{Clocks, Whose};
 use super::jobs::Jobs;
+use super::programs::Programs;
+use super::relay::Relays;
 use super::reverts::{CatalogueCopy, PastLife};
 use super::second::{SecondNode, logs_of};
 use super::small::{self, SmallDisk};
 use super::watch::{Violations, Watch, unix_ms};
 use crate::image::{Content, MIB};
 use crate::protect::Machine;
-use crate::system::{Part, Setting, System};
+use crate::system::{Part, Setting, System, free_ports};
 use crate::wait;
 
 /// Bytes of each protected disk.
@@ -68,7 +70,9 @@ pub(super) struct Site {
     /// Made while all was well.
     pub(super) catalogue: CatalogueCopy,
     /// None if clocks cannot be set here.
-    pub(super) clock: Option<Clock>,
+    pub(super) clocks: Option<Clocks>,
+    /// On which agent and nodes reach the control plane.
+    pub(super) relays: Relays,
     /// Ids of the first and the second node.
     nodes: [String; 2],
 }
@@ -93,11 +97,22 @@ impl Site {
             disk("agent", "data/agent", AGENT_BYTES)?,
         ];
         println!("torture: seed {}, {} min, in {}", options.seed, options.minutes, path.display());
-        let clock = Clock::prepare(&path)?;
-        let programs = clock.as_ref().map(|clock| clock.programs.clone());
-        let system = System::start_in(folder, Setting { programs, ..Setting::default() })?;
+        let clocks = Clocks::prepare(&path);
+        let ports = free_ports()?;
+        let relays = Relays::to(ports.0)?;
+        let programs = Programs::make(&path, clocks.as_ref(), &relays)?;
+        let setting = Setting {
+            programs: Some(programs.folder.clone()),
+            ports: Some(ports),
+            ..Setting::default()
+        };
+        let system = System::start_in(folder, setting)?;
         let violations = Arc::new(Violations::default());
-        let second = SecondNode::start(&system, &path.join("node-b"))?;
+        let second = SecondNode::start(
+            &system,
+            &path.join("node-b"),
+            programs.of(Whose::Node(Which::Second)),
+        )?;
         let nodes = find_nodes(&system)?;
         let machines = MACHINES.into_iter().zip([Content::Zeros, Content::Mixed(options.seed)]);
         let machines: Vec<Machine> = machines
@@ -117,8 +132,18 @@ impl Site {
             guest.machine.wait_until_protected()?;
         }
         let catalogue = CatalogueCopy::make(&system)?;
-        let mut site =
-            Self { watch, guests, second, system, disks, violations, catalogue, clock, nodes };
+        let mut site = Self {
+            watch,
+            guests,
+            second,
+            system,
+            disks,
+            violations,
+            catalogue,
+            clocks,
+            relays,
+            nodes,
+        };
         site.note_copies()?;
         Ok(site)
     }
@@ -142,7 +167,7 @@ impl Site {
     }
 
     /// The folder of a node.
-    fn node_data(&self, which: Which) -> PathBuf {
+    pub(super) fn node_data(&self, which: Which) -> PathBuf {
         match which {
             Which::First => self.system.data().join("node"),
             Which::Second => self.second.data.clone(),
@@ -199,6 +224,14 @@ impl Site {
                 self.second.kill();
                 Ok(())
             }
+        }
+    }
+
+    /// The process of a node, if it runs.
+    pub(super) fn node_pid(&self, which: Which) -> Option<Pid> {
+        match which {
+            Which::First => self.system.pid(Part::Node).ok(),
+            Which::Second => self.second.pid(),
         }
     }
 

@@ -21,6 +21,18 @@ pub(super) fn unix_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Clocks are set wrong by three hours: a time that is so far from now is of such a clock.
+const DOUBT_MS: u64 = 90 * 60 * 1000;
+
+/// When a point was set. If an agent's clock was wrong then, the control plane tells; if its own was, the
+/// agent.
+pub(super) fn set_ms(point: &Value) -> Option<u64> {
+    let told = point["time_unix_ms"].as_u64()?;
+    let is_doubtful = told.abs_diff(unix_ms()) > DOUBT_MS;
+    let known = point["at_unix_ms"].as_u64();
+    Some(known.filter(|_| is_doubtful).unwrap_or(told))
+}
+
 /// What was seen that must not be.
 #[derive(Debug, Default)]
 pub(super) struct Violations(Mutex<Vec<String>>);
@@ -70,7 +82,7 @@ impl Seen {
             node: text(&shown["node"]),
             epoch: shown["epoch"].as_u64().unwrap_or_default(),
             committed: shown["volumes"][0]["committed_seq"].as_u64().unwrap_or_default(),
-            point_ms: shown["last_point"]["time_unix_ms"].as_u64().unwrap_or_default(),
+            point_ms: set_ms(&shown["last_point"]).unwrap_or_default(),
             rpo_seconds: shown["rpo_seconds"].as_f64(),
         }
     }
