@@ -1,13 +1,14 @@
 //! Setting marks: at the policy's interval, and whenever somebody asks for one.
 
 use crate::capture::splitter::Splitter;
-use crate::clock::unix_ms;
+use crate::clock::{Clock, unix_ms};
 use crate::hrl::{AppendError, Log};
+use crate::volume::Facts;
 use farshore_api::agent::{AgentVolume, MarkRequest};
 use farshore_proto::frame::Mark;
-use farshore_proto::{MarkKind, Seq};
+use farshore_proto::{MarkKind, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -21,11 +22,16 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 pub struct Requests {
     assigned: watch::Receiver<AgentVolume>,
     log: Arc<Log>,
-    /// Marks set, with the number of the log's restarts then: a restart loses them.
-    set: BTreeMap<Uuid, u64>,
+    set: Set,
+    facts: Arc<Facts>,
+    clock: Clock,
     /// Those that promise more than can be kept here, once they were said to.
     refused: BTreeSet<Uuid>,
 }
+
+/// Marks set, with the number of the log's restarts then: a restart loses them. One for a volume, whoever sets
+/// them: a mark that was asked for is set once.
+pub type Set = Arc<Mutex<BTreeMap<Uuid, u64>>>;
 
 /// What the marks on a disk promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,19 +69,23 @@ pub struct Before {
     asked: Vec<MarkRequest>,
     breaches: u64,
     time_unix_ms: u64,
+    at: Timestamp,
 }
 
 impl Requests {
-    /// The requests in the assignment; those in `recovered` are in the log already.
+    /// The requests in the assignment, but for those of the `set`. That marks are set is told.
     #[must_use]
     pub fn new(
         assigned: watch::Receiver<AgentVolume>,
         log: Arc<Log>,
-        recovered: &[(Seq, Mark)],
+        set: Set,
+        (facts, clock): (Arc<Facts>, Clock),
     ) -> Self {
-        let restarts = log.restarts();
-        let set = recovered.iter().map(|(_, mark)| (Uuid::from(mark.point), restarts)).collect();
-        Self { assigned, log, set, refused: BTreeSet::new() }
+        Self { assigned, log, set, facts, clock, refused: BTreeSet::new() }
+    }
+
+    fn lock(set: &Set) -> MutexGuard<'_, BTreeMap<Uuid, u64>> {
+        set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Time between two marks.
@@ -90,14 +100,15 @@ impl Requests {
         let restarts = self.log.restarts();
         let assigned = self.assigned.borrow();
         let asked = &assigned.marks_requested;
-        self.set.retain(|point, at| {
+        let mut set = Self::lock(&self.set);
+        set.retain(|point, at| {
             *at == restarts && asked.iter().any(|request| request.point == *point)
         });
         // What a control plane of another version asks for and no agent can keep is not set at all: a
         // point under that id would be taken for what was asked.
         self.refused.retain(|point| asked.iter().any(|request| request.point == *point));
         let mut open = Vec::new();
-        for request in asked.iter().filter(|request| !self.set.contains_key(&request.point)) {
+        for request in asked.iter().filter(|request| !set.contains_key(&request.point)) {
             match request.kind.refusal() {
                 None => open.push(*request),
                 Some(why) if self.refused.insert(request.point) => {
@@ -122,13 +133,14 @@ impl Requests {
     pub fn before(&mut self) -> Before {
         // In this order: what is lost to the log after this shows when the mark is appended.
         let breaches = self.log.breaches();
-        Before { asked: self.open(), breaches, time_unix_ms: unix_ms() }
+        let (time_unix_ms, at) = (unix_ms(), self.clock.now());
+        Before { asked: self.open(), breaches, time_unix_ms, at }
     }
 
     /// Sets every mark that was asked for `before` the disk was looked at, and one of the interval if `is_due`
     /// and nobody had asked. False if the log did not take them.
     pub fn set_marks(&mut self, is_due: bool, before: &Before, promise: Promise) -> bool {
-        let Before { asked, breaches, time_unix_ms } = before;
+        let Before { asked, breaches, time_unix_ms, at } = before;
         let open = self.open();
         let is_asked = |request: &&MarkRequest| asked.contains(*request);
         let open: Vec<MarkRequest> = open.iter().filter(is_asked).copied().collect();
@@ -136,7 +148,7 @@ impl Requests {
         for request in &open {
             let mark = promise.mark(request.point, *time_unix_ms, true);
             match self.log.append_mark(mark, *breaches) {
-                Ok(_) => self.set.insert(request.point, restarts),
+                Ok(_) => Self::lock(&self.set).insert(request.point, restarts),
                 Err(error) => return note(&error),
             };
         }
@@ -144,8 +156,11 @@ impl Requests {
             // Over a stream that has not changed no mark is added: none would say more.
             let mark = promise.mark(Uuid::now_v7(), *time_unix_ms, false);
             let set = self.log.mark_or_keep(mark, *breaches);
-            return set.map_or_else(|error| note(&error), |_| true);
+            if let Err(error) = set {
+                return note(&error);
+            }
         }
+        self.facts.marked(self.clock.now(), *at);
         true
     }
 

@@ -56,6 +56,8 @@ pub struct Standing {
     pub committed: Seq,
     /// When the newest point in the vault was set, on the agent's clock.
     pub point_at: Option<farshore_proto::Timestamp>,
+    /// Blocks that this point lacks, because they could not be read; 0 if this run has not seen one.
+    pub point_lacks_blocks: u32,
     /// Why the last session ended, in words; none while it streams.
     pub trouble: Option<String>,
     /// Whether another living agent claims the volume.
@@ -141,6 +143,10 @@ struct Driver {
     /// The size in the last hello, and in the last one that was welcomed.
     said_bytes: u64,
     welcomed_bytes: u64,
+    /// The mark over a stream that has not changed since, and its newest time.
+    kept: Option<(Seq, u64)>,
+    /// Blocks that the newest point in the vault lacks.
+    point_lacks_blocks: u32,
 }
 
 impl Driver {
@@ -163,6 +169,8 @@ impl Driver {
             trim_again: None,
             said_bytes: 0,
             welcomed_bytes: 0,
+            kept: None,
+            point_lacks_blocks: 0,
         };
         for (seq, mark) in std::mem::take(&mut driver.session.marks) {
             driver.feed_mark(seq, mark);
@@ -175,15 +183,27 @@ impl Driver {
         loop {
             let last = self.session.stream.log.last();
             self.feed(Input::Appended { last });
-            if let Some((seq, mark)) = self.session.stream.log.kept_mark() {
-                let at = self.session.clock.at_wall(mark.time_unix_ms);
-                self.feed(Input::Unchanged { seq, at });
-            }
+            self.feed_kept();
             while let Some(output) = self.todo.pop_front() {
                 self.perform(output).await;
             }
             self.tell();
             self.wait().await;
+        }
+    }
+
+    /// That nothing was written since a mark, once each time it is said: how old that word is comes from a wall
+    /// clock, and one that was set back would make it younger each time.
+    fn feed_kept(&mut self) {
+        let kept = self.session.stream.log.kept_mark();
+        let kept = kept.map(|(seq, mark)| (seq, mark.time_unix_ms));
+        if self.kept == kept {
+            return;
+        }
+        self.kept = kept;
+        if let Some((seq, time_unix_ms)) = kept {
+            let at = self.session.clock.at_wall(time_unix_ms);
+            self.feed(Input::Unchanged { seq, at });
         }
     }
 
@@ -250,7 +270,10 @@ impl Driver {
             Output::SendFrom { seq, bytes_max } => self.read_log(seq, bytes_max),
             Output::TrimTo { seq } => self.trim(seq).await,
             Output::SayAlive => self.write(Control::Alive.encode()),
-            Output::PointCommitted { seq, mark } => (self.session.on_point)(self.epoch, seq, mark),
+            Output::PointCommitted { seq, mark } => {
+                self.point_lacks_blocks = mark.unknown_blocks;
+                (self.session.on_point)(self.epoch, seq, mark);
+            }
         }
     }
 
@@ -507,6 +530,7 @@ impl Driver {
             is_contested: self.source.refusal() == Some(RefusalReason::Contested),
             halted: self.source.halted(),
             size_bytes: self.welcomed_bytes,
+            point_lacks_blocks: self.point_lacks_blocks,
         };
         self.session.standing.send_if_modified(|told| {
             let is_new = told.as_ref() != Some(&standing);

@@ -120,7 +120,8 @@ impl Running {
 
     fn requests(&self) -> Requests {
         let log = Arc::clone(&self.opening.stream.log);
-        Requests::new(self.assigned.clone(), log, &self.opening.marks)
+        let told = (Arc::clone(&self.facts), self.env.clock);
+        Requests::new(self.assigned.clone(), log, Arc::clone(&self.marks_set), told)
     }
 
     async fn serve(&mut self, disk: Arc<Disk>) -> Result<(), CaptureError> {
@@ -403,12 +404,16 @@ impl Running {
                         let promise = Promise::scanned(stream.unknown.count());
                         let is_growing = self.is_ahead_of(&disk);
                         let set = blocking(move || {
-                            if !is_growing {
-                                requests.set_marks(true, &before, promise);
-                            }
-                            Ok(requests)
+                            let is_set = is_growing || requests.set_marks(true, &before, promise);
+                            Ok((requests, is_set))
                         });
-                        requests = set.await.map_err(|source| self.data_error(source))?;
+                        let is_set;
+                        (requests, is_set) = set.await.map_err(|source| self.data_error(source))?;
+                        if !is_set {
+                            // The log takes none now; who asked for one waits, and the disk need not be read
+                            // again and again meanwhile.
+                            tokio::time::sleep(RETRY_PAUSE).await;
+                        }
                     }
                     Ok(false) => {}
                     Err(ScanError::Disk(error)) => return Err(error.into()),

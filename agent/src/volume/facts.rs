@@ -20,6 +20,9 @@ use tokio::sync::watch;
 /// A session that is away for longer than this is worth telling.
 const AWAY_MS: u64 = 10_000;
 
+/// Without a mark for so long at least, something is in the way.
+const MARKLESS_MS_MIN: u64 = if cfg!(test) { 5_000 } else { 60_000 };
+
 #[derive(Debug, Default)]
 struct Inner {
     stream: Option<Arc<Stream>>,
@@ -32,6 +35,10 @@ struct Inner {
     grown_to: Option<u64>,
     /// Whether the disk is served, or was read whole, since this run of the agent began.
     is_captured: bool,
+    /// When marks were set last, or when the disk began to be captured; none while it is not.
+    marked_at: Option<Timestamp>,
+    /// How long the look at the disk took that the last marks follow from.
+    look_ms: u64,
     /// What the disk is that is open, or was open last.
     identity: Option<DiskIdentity>,
     nbd_uri: Option<String>,
@@ -168,7 +175,18 @@ impl Facts {
 
     /// Whether the disk is served, or was read whole, in this run of the agent.
     pub fn captured(&self, is_captured: bool) {
-        self.lock().is_captured = is_captured;
+        let mut inner = self.lock();
+        inner.is_captured = is_captured;
+        if !is_captured {
+            inner.marked_at = None;
+        }
+    }
+
+    /// Marks were set, or none was needed, after a look at the disk that began at `looked_at`.
+    pub fn marked(&self, now: Timestamp, looked_at: Timestamp) {
+        let mut inner = self.lock();
+        inner.marked_at = Some(now);
+        inner.look_ms = now.since_ms(looked_at);
     }
 
     /// What the open disk is.
@@ -206,7 +224,7 @@ impl Facts {
         }
         let away_ms = if is_up { 0 } else { now.since_ms(streamed_at) };
         let judgement = judge(&inner, standing.as_ref(), away_ms);
-        let judgement = temper(&mut inner, judgement, assigned.capture).under(inner.word);
+        let judgement = temper(&mut inner, judgement, assigned, now).under(inner.word);
         let seq = |pick: fn(&Standing) -> Seq| standing.as_ref().map_or(0, |told| pick(told).0);
         let point_at = standing.as_ref().and_then(|standing| standing.point_at);
         let is_error = judgement.state == VolumeState::Error;
@@ -319,8 +337,16 @@ fn judge(inner: &Inner, standing: Option<&Standing>, away_ms: u64) -> Judgement 
     if away_ms > AWAY_MS {
         return told(VolumeState::Degraded, trouble, 1.0);
     }
+    let lacks = standing.map_or(0, |standing| standing.point_lacks_blocks);
     match unknown_text(stream) {
         Some(text) => told(VolumeState::Degraded, text, 1.0),
+        None if lacks > 0 => {
+            let text = format!(
+                "the newest point lacks {lacks} of the disk's blocks: they could not be read then, and are \
+                 in the next"
+            );
+            told(VolumeState::Degraded, text, 1.0)
+        }
         None => told(VolumeState::Protected, String::new(), 1.0),
     }
 }
@@ -338,13 +364,18 @@ fn unknown_text(stream: &Stream) -> Option<String> {
 
 /// What is known of the disk itself: nothing is protected while its disk is not captured, is written by
 /// others or has lost its name, however well the stream is.
-fn temper(inner: &mut Inner, judgement: Judgement, capture: Capture) -> Judgement {
+fn temper(
+    inner: &mut Inner,
+    judgement: Judgement,
+    assigned: &AgentVolume,
+    now: Timestamp,
+) -> Judgement {
     let is_good = judgement.state == VolumeState::Protected;
     if judgement.state == VolumeState::Error {
         return judgement;
     }
     if is_good && !inner.is_captured {
-        let (state, detail) = match capture {
+        let (state, detail) = match assigned.capture {
             Capture::Nbd => (VolumeState::Pending, "the disk is not served yet"),
             Capture::Scan => (VolumeState::Resyncing, "reading the disk since the agent started"),
             Capture::Unknown => (VolumeState::Pending, "the disk is not captured"),
@@ -374,12 +405,28 @@ fn temper(inner: &mut Inner, judgement: Judgement, capture: Capture) -> Judgemen
         );
         return Judgement { state: VolumeState::Degraded, detail, ..judgement };
     }
+    if is_good && let Some(detail) = without_marks(inner, assigned.mark_interval_ms, now) {
+        return Judgement { state: VolumeState::Degraded, detail, ..judgement };
+    }
     match (&inner.warning, is_good) {
         (Some(warning), true) => {
             Judgement { state: VolumeState::Degraded, detail: warning.clone(), ..judgement }
         }
         _ => judgement,
     }
+}
+
+/// That no mark was set for longer than it takes: whatever is in the way, no newer point comes.
+fn without_marks(inner: &mut Inner, interval_ms: u64, now: Timestamp) -> Option<String> {
+    let marked_at = *inner.marked_at.get_or_insert(now);
+    let since_ms = now.since_ms(marked_at);
+    let patience_ms = MARKLESS_MS_MIN.max(interval_ms.max(inner.look_ms).saturating_mul(3));
+    (since_ms > patience_ms).then(|| {
+        format!(
+            "no point could be set for {} s: the disk or the agent's directory hangs, or takes nothing",
+            since_ms / 1000
+        )
+    })
 }
 
 fn in_doubt(stream: &Stream, size: u64) -> Option<Judgement> {

@@ -18,6 +18,7 @@ use crate::capture::sample::Pace;
 use crate::clock::Clock;
 use crate::disk::Allowed;
 use crate::files::Files;
+use crate::mark;
 use crate::points::Points;
 use crate::rt::Reads;
 use crate::session::{Dial, Route, Session, Standing, Target};
@@ -28,7 +29,7 @@ use farshore_api::point::PointKind;
 use farshore_proto::frame::Mark;
 use farshore_proto::{Epoch, MarkKind, Seq};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -101,8 +102,11 @@ pub async fn run(
     facts.opened(Arc::clone(&opening.stream));
     let settling = Tasks(vec![tokio::spawn(settle(Arc::clone(&opening.stream)))]);
     let sizes = watch::Sender::new(opening.stream.state.get().size_bytes);
+    let restarts = opening.stream.log.restarts();
+    let marks = opening.marks.iter().map(|(_, mark)| (mark.point.into(), restarts));
+    let marks_set = mark::Set::new(Mutex::new(marks.collect()));
     let mut running =
-        Running { env, assigned, facts, stop, opening, sizes, session: None, tries: 0 };
+        Running { env, assigned, facts, stop, opening, sizes, session: None, tries: 0, marks_set };
     running.start_session();
     running.capture_until_stopped().await;
     drop(settling);
@@ -120,6 +124,8 @@ struct Running {
     session: Option<Tasks>,
     /// Attempts to open the intents of the disk.
     tries: u32,
+    /// The marks that were asked for and are in the log.
+    marks_set: mark::Set,
 }
 
 /// Tries again what could not be noted when the volume was opened, until dropped.

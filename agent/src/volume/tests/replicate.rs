@@ -263,3 +263,57 @@ async fn a_node_that_does_not_answer_is_told_of() {
     rig.until_protected().await;
     assert_eq!(rig.report().detail, "");
 }
+
+/// D28: a scan that hangs in its disk sets no points, and that shows, however good the session is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_scan_that_hangs_is_not_called_protected() {
+    let size = 2 * MIB;
+    let mut rig = Rig::new(size, Capture::Scan);
+    std::fs::write(rig.disk(), vec![3; 2 << 20]).unwrap();
+    let hangs = Arc::new(AtomicBool::new(false));
+    let hanging = Arc::clone(&hangs);
+    rig.start(Steps::with_disk(move |call| {
+        while matches!(call, Call::Read { .. }) && hanging.load(Ordering::SeqCst) {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }));
+    rig.until_protected().await;
+    hangs.store(true, Ordering::SeqCst);
+    rig.until("told", |report| {
+        report.state == VolumeState::Degraded && report.detail.contains("no point could be set")
+    })
+    .await;
+    hangs.store(false, Ordering::SeqCst);
+    rig.until_protected().await;
+    rig.assert_point_is_disk().await;
+}
+
+/// A mark that was asked for is set once, whoever sets marks: what has one id is one point.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_point_that_was_asked_for_is_set_once() {
+    let mut rig = Rig::new(2 * MIB, Capture::Nbd);
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    rig.node.hold_commits(true);
+    let point = Uuid::now_v7();
+    rig.assigned.send_modify(|volume| {
+        volume.marks_requested.push(MarkRequest { point, kind: PointKind::Crash });
+    });
+    let log = || Opening::open(&rig.env(Steps::default()), &rig.assigned.borrow(), false).unwrap();
+    let (before, served) = (rig.node.received(), rig.served().await);
+    served.write(0, Bytes::from(vec![7; 4096]), true).await.unwrap();
+    rig.until("sent", |_| rig.node.received() >= before + 2).await;
+    // In order: its last mark would come behind that one.
+    drop(served);
+    let live = rig.running.as_ref().unwrap();
+    live.stop.send_replace(true);
+    let deadline = Instant::now() + DEADLINE;
+    while !live.task.is_finished() {
+        assert!(Instant::now() < deadline, "it stops");
+        tokio::time::sleep(PAUSE).await;
+    }
+    let marks: Vec<Uuid> = log().marks.iter().map(|(_, mark)| mark.point.into()).collect();
+    assert!(marks.len() >= 2, "there is a last one, too: {marks:?}");
+    assert_eq!(marks.iter().filter(|set| **set == point).count(), 1, "{marks:?}");
+}

@@ -299,3 +299,29 @@ async fn a_disk_that_hangs_delays_no_other() {
     drop((served, other));
     sick.assert_point_is_disk().await;
 }
+
+/// D27: a block that can be read again is in the next point, not in the newest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_disk_whose_newest_point_lacks_blocks_is_not_called_protected() {
+    let size = 8 * MIB;
+    let mut rig = Rig::new(size, Capture::Nbd);
+    filled(&rig, size);
+    let sick = Arc::new(Sick::default());
+    sick.set([300, 301, 1700]);
+    rig.start(sick.steps());
+    until_degraded(&rig).await;
+    assert_point_is_disk_but_for(&rig, &[300, 301, 1700]).await;
+    rig.node.hold_commits(true);
+    sick.set([]);
+    let served = rig.served().await;
+    for block in [300_u64, 301, 1700] {
+        served.write(block * 4096, Bytes::from(vec![7; 4096]), true).await.unwrap();
+    }
+    rig.until("told", |report| {
+        assert_ne!(report.state, VolumeState::Protected, "{report:?}");
+        report.detail.contains("the newest point lacks 3 of the disk's blocks")
+    })
+    .await;
+    rig.node.hold_commits(false);
+    rig.until_protected().await;
+}

@@ -278,14 +278,13 @@ pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, Provi
 
 /// What is to be told of a machine that runs and of which nothing but its firmware was seen: whoever boots a
 /// disk without a system on it has no server.
-pub async fn only_firmware(control: &mut Option<Qmp>) -> Option<String> {
+pub const ONLY_FIRMWARE: &str = "only its firmware was seen to run: less than 1 MiB of its disk was read, and \
+     nothing written; look at its console: is there a system on the disk, and is the firmware the right one?";
+
+/// Whether a machine was seen to do with its disk what firmware does not; none if QEMU does not say.
+pub async fn has_booted(control: &mut Option<Qmp>) -> Option<bool> {
     let disk = control.as_mut()?.disk_use().await.ok().flatten()?;
-    let is_system = disk.read_bytes >= FIRMWARE_BYTES_MAX || disk.written_bytes > 0;
-    (!is_system).then(|| {
-        "only its firmware was seen to run: less than 1 MiB of its disk was read, and nothing written; look at \
-         its console: is there a system on the disk, and is the firmware the right one?"
-            .to_owned()
-    })
+    Some(disk.read_bytes >= FIRMWARE_BYTES_MAX || disk.written_bytes > 0)
 }
 
 /// What becomes of a machine that was not seen to run, and whether to end it: one whose processor stands for

@@ -285,8 +285,14 @@ async fn changed(app: &App, row: &FailoverRow, files: &Files) -> Result<Seen, Co
         if let Some(machine) = machine {
             match qemu::look(files, machine, &mut control).await {
                 Seen::Running if trouble.is_none() && !is_system_seen => {
-                    trouble = qemu::only_firmware(&mut control).await;
-                    is_system_seen = trouble.is_none();
+                    // Where QEMU does not say it is asked again.
+                    is_system_seen = match qemu::has_booted(&mut control).await {
+                        Some(false) => {
+                            trouble = Some(qemu::ONLY_FIRMWARE.to_owned());
+                            false
+                        }
+                        told => told.is_some(),
+                    };
                 }
                 Seen::Running => {}
                 Seen::Unknown(why) => trouble = Some(why),
