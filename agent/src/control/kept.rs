@@ -8,22 +8,28 @@ use super::known::{Assigned, Known};
 use crate::durable::replace;
 use crate::files::Files;
 use farshore_proto::wire::put_crc;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// The newest first: it is written first.
+/// In the order in which they are written.
 const NAMES: [&str; 2] = ["assignments.json", "assignments.copy.json"];
 /// Between two attempts to write them.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Longer than that is told.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The files, and what is wrong with them.
 #[derive(Debug)]
 pub struct Kept {
     files: Arc<dyn Files>,
     dir: PathBuf,
+    /// Of the newest that was written or read: one of the two may be older.
+    number: AtomicU64,
     trouble: Mutex<Option<String>>,
 }
 
@@ -31,16 +37,16 @@ impl Kept {
     /// In the agent's directory.
     #[must_use]
     pub fn new(files: Arc<dyn Files>, dir: &Path) -> Self {
-        Self { files, dir: dir.to_owned(), trouble: Mutex::default() }
+        Self { files, dir: dir.to_owned(), number: AtomicU64::new(0), trouble: Mutex::default() }
     }
 
     /// What the agent knew in its last run; none if neither file says it. Blocks.
     #[must_use]
     pub fn load(&self) -> Option<Assigned> {
-        NAMES.iter().find_map(|name| {
+        let found = NAMES.iter().filter_map(|name| {
             let path = self.dir.join(name);
             match self.files.read(&path).and_then(|bytes| decode(&bytes)) {
-                Ok(known) => Some(Arc::new(known)),
+                Ok(found) => Some(found),
                 Err(error) => {
                     if error.kind() != io::ErrorKind::NotFound {
                         tracing::warn!(path = %path.display(), %error, "assignments cannot be used");
@@ -48,12 +54,15 @@ impl Kept {
                     None
                 }
             }
-        })
+        });
+        let (number, known) = found.max_by_key(|(number, _)| *number)?;
+        self.number.fetch_max(number, Ordering::SeqCst);
+        Some(Arc::new(known))
     }
 
     /// Writes both files; blocks.
     fn write(&self, known: &Known) -> io::Result<()> {
-        let bytes = encode(known)?;
+        let bytes = encode(known, self.number.fetch_add(1, Ordering::SeqCst) + 1)?;
         // The second although the first failed: one is enough for a start.
         let written = NAMES.map(|name| replace(&*self.files, &self.dir.join(name), &bytes));
         written.into_iter().collect()
@@ -92,7 +101,14 @@ pub async fn keep(kept: Arc<Kept>, mut assigned: watch::Receiver<Option<Assigned
         let mut is_kept = true;
         if let Some(known) = known {
             let writer = Arc::clone(&kept);
-            let written = tokio::task::spawn_blocking(move || writer.write(&known)).await;
+            let mut writing = tokio::task::spawn_blocking(move || writer.write(&known));
+            let written = match tokio::time::timeout(WRITE_TIME_MAX, &mut writing).await {
+                Ok(written) => written,
+                Err(_) => {
+                    let _is_kept = kept.told(Err(io::Error::other("it hangs")));
+                    writing.await
+                }
+            };
             is_kept = kept.told(written.map_err(io::Error::other).flatten());
         }
         tokio::select! {
@@ -106,31 +122,50 @@ pub async fn keep(kept: Arc<Kept>, mut assigned: watch::Receiver<Option<Assigned
     }
 }
 
-/// The checksum of the text before it, as a line of its own.
-fn checksum(text: &[u8]) -> Vec<u8> {
-    let mut bytes = text.to_vec();
-    put_crc(&mut bytes, 0);
-    let crc32c = bytes[text.len()..].try_into().map_or(0, u32::from_le_bytes);
-    format!("{{\"crc32c\":{crc32c}}}\n").into_bytes()
+/// The line behind the text: which write it is of, and the checksum of both.
+#[derive(Serialize, Deserialize)]
+struct Last {
+    number: u64,
+    crc32c: u32,
 }
 
-fn encode(known: &Known) -> io::Result<Vec<u8>> {
+fn last_line(text: &[u8], number: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = text.to_vec();
+    bytes.extend_from_slice(&number.to_le_bytes());
+    let end = bytes.len();
+    put_crc(&mut bytes, 0);
+    let crc32c = bytes[end..].try_into().map_or(0, u32::from_le_bytes);
+    let mut line = serde_json::to_vec(&Last { number, crc32c }).map_err(io::Error::other)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn encode(known: &Known, number: u64) -> io::Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(known).map_err(io::Error::other)?;
     text.push(b'\n');
-    let line = checksum(&text);
+    let line = last_line(&text, number)?;
     text.extend_from_slice(&line);
     Ok(text)
 }
 
-fn decode(bytes: &[u8]) -> io::Result<Known> {
+/// What a file says, and which write it is of; 0 if it is of an agent of before there were two.
+fn decode(bytes: &[u8]) -> io::Result<(u64, Known)> {
     let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
     let end = bytes.strip_suffix(b"}\n").and_then(|rest| rest.iter().rposition(|b| *b == b'\n'));
     let (text, line) = bytes.split_at(end.map_or(bytes.len(), |at| at + 1));
-    // Agents of before the checksum wrote one value and no line behind it.
-    if !line.is_empty() && line != checksum(text) {
-        return Err(invalid("the checksum is wrong"));
-    }
-    serde_json::from_slice(text).map_err(|error| invalid(&error.to_string()))
+    let parse = |error: serde_json::Error| invalid(&error.to_string());
+    let number = match line {
+        // One value, and no line behind it.
+        [] => 0,
+        line => {
+            let last: Last = serde_json::from_slice(line).map_err(parse)?;
+            if last_line(text, last.number)? != line {
+                return Err(invalid("the checksum is wrong"));
+            }
+            last.number
+        }
+    };
+    Ok((number, serde_json::from_slice(text).map_err(parse)?))
 }
 
 #[cfg(test)]
@@ -207,7 +242,38 @@ mod tests {
     #[test]
     fn a_file_of_before_the_checksum_is_taken() {
         let text = serde_json::to_vec_pretty(&known(5)).unwrap();
-        assert_eq!(decode(&text).unwrap(), known(5));
+        assert_eq!(decode(&text).unwrap(), (0, known(5)));
+    }
+
+    /// P42: of two files that differ the newer counts, whichever it is.
+    #[test]
+    fn the_newer_file_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = FaultyFiles::good();
+        let kept = kept(dir.path(), &files);
+        for (version, name) in [(1, ""), (2, NAMES[0]), (3, NAMES[1]), (4, NAMES[0])] {
+            files.refuse((!name.is_empty()).then_some(name));
+            assert_eq!(kept.write(&known(version)).is_ok(), name.is_empty());
+            // The catalogue's own number may go back.
+            let again = Kept::new(files.shared(), dir.path());
+            assert_eq!(again.load().as_deref(), Some(&known(version)), "{name}");
+        }
+    }
+
+    /// P42: a directory that hangs takes nothing either.
+    #[tokio::test]
+    async fn a_directory_that_hangs_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = FaultyFiles::good();
+        files.sicken(Sickness::Hangs("assignments"));
+        let kept = kept(dir.path(), &files);
+        let assigned = watch::Sender::new(Some(Arc::new(known(1))));
+        let keeping = tokio::spawn(keep(Arc::clone(&kept), assigned.subscribe()));
+        until("told", || kept.trouble().is_some_and(|why| why.contains("it hangs"))).await;
+        files.sicken(Sickness::None);
+        until("over", || kept.trouble().is_none()).await;
+        assert_eq!(kept.load().as_deref(), Some(&known(1)));
+        keeping.abort();
     }
 
     /// P42: what a directory does not take is told, and written once it does.

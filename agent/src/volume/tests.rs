@@ -209,6 +209,15 @@ impl Rig {
     }
 }
 
+/// Done whatever becomes of a test: what its disk holds up would hold up its end.
+struct AtEnd<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 struct Random(u64);
 
 impl Random {

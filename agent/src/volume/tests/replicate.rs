@@ -219,7 +219,8 @@ async fn a_point_of_a_scan_has_what_was_written_before_it_was_asked_for() {
     // Nothing that could be passed over.
     std::fs::write(rig.disk(), vec![3; 12 << 20]).unwrap();
     let pass = Arc::new(AtomicU64::new(FREE));
-    let passing = Arc::clone(&pass);
+    let (passing, at_end) = (Arc::clone(&pass), Arc::clone(&pass));
+    let _at_end = AtEnd(|| at_end.store(FREE, Ordering::SeqCst));
     rig.start(Steps::with_disk(move |call| {
         let is_last = matches!(call, Call::Read { offset, length } if offset + length == size);
         let hold = || passing.compare_exchange(ARMED, HELD, Ordering::SeqCst, Ordering::SeqCst);
@@ -271,7 +272,8 @@ async fn a_scan_that_hangs_is_not_called_protected() {
     let mut rig = Rig::new(size, Capture::Scan);
     std::fs::write(rig.disk(), vec![3; 2 << 20]).unwrap();
     let hangs = Arc::new(AtomicBool::new(false));
-    let hanging = Arc::clone(&hangs);
+    let (hanging, at_end) = (Arc::clone(&hangs), Arc::clone(&hangs));
+    let _at_end = AtEnd(|| at_end.store(false, Ordering::SeqCst));
     rig.start(Steps::with_disk(move |call| {
         while matches!(call, Call::Read { .. }) && hanging.load(Ordering::SeqCst) {
             std::thread::sleep(PAUSE);
