@@ -16,7 +16,7 @@ pub use allowed::{AllowError, Allowed};
 pub use identity::{DeviceIdentity, FileIdentity, Identity, Likeness, Name, NameKind, Part};
 pub use watch::Disturbance;
 
-use crate::rt::Size;
+use crate::rt::{PortableFile, Size};
 use farshore_proto::ErrorKind;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::VOLUME_BYTES_MAX;
@@ -213,6 +213,8 @@ pub struct Recorded {
 #[derive(Debug)]
 pub struct Disk {
     file: File,
+    /// Reads a device that others may write meanwhile: what they write may pass by the cache of `file`.
+    past_cache: Option<PortableFile>,
     path: PathBuf,
     size: Size,
     identity: Identity,
@@ -302,6 +304,7 @@ impl Disk {
             return Err(elsewhere());
         }
         Ok(Self {
+            past_cache: past_cache_of(&file, is_device, access).map_err(failed("opened"))?,
             file,
             path: path.to_owned(),
             size: Arc::new(AtomicU64::new(size_bytes)),
@@ -433,14 +436,18 @@ impl Disk {
         Ok(metadata.mtime().wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec()))
     }
 
-    /// Fills `buffer` from `offset` on, with zeros behind the end of the disk; blocks.
+    /// Fills `buffer` from `offset` on, with zeros behind the end of the disk; blocks. Of a disk that others
+    /// write beside us it is what they wrote.
     ///
     /// # Errors
     /// What the system said.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let (inside, behind) = crate::rt::split_at_end(buffer, offset, self.size_bytes());
         behind.fill(0);
-        self.file.read_exact_at(inside, offset)
+        match &self.past_cache {
+            Some(past_cache) => past_cache.read(inside, offset),
+            None => self.file.read_exact_at(inside, offset),
+        }
     }
 
     /// Where the next byte is that may not be zero, from `offset` on; the size if none is. A disk that
@@ -557,8 +564,7 @@ impl Disk {
     /// # Errors
     /// What the system said.
     pub fn forget_cached_range(&self, offset: u64, length: u64) -> io::Result<()> {
-        let length = std::num::NonZero::new(length);
-        Ok(rustix::fs::fadvise(&self.file, offset, length, rustix::fs::Advice::DontNeed)?)
+        crate::rt::forget_cached(&self.file, offset, length)
     }
 
     /// As [`Disk::sync`], and the file's times as well.
@@ -576,6 +582,13 @@ fn size_of(file: &File, is_device: bool) -> io::Result<u64> {
         return file.seek(SeekFrom::End(0));
     }
     Ok(file.metadata()?.len())
+}
+
+/// None where `file` cannot be older than the disk: files have one cache for all, and a device that is
+/// written has us alone.
+fn past_cache_of(file: &File, is_device: bool, access: Access) -> io::Result<Option<PortableFile>> {
+    let is_shared = is_device && access == Access::Read;
+    is_shared.then(|| PortableFile::open(file)).transpose()
 }
 
 /// What a name leads to: device and inode of a file, the number of a device.

@@ -1,15 +1,19 @@
 //! Large reads of disks, past the page cache where that works.
 //!
 //! The only place that names tokio-uring. One thread owns a ring and reads with `O_DIRECT` for all
-//! volumes; where the kernel gives no ring, or a disk takes no `O_DIRECT`, a second backend reads
-//! with `pread` on the runtime's blocking threads.
+//! volumes; where the kernel gives no ring, the thread has ended or a disk takes no `O_DIRECT`, a second
+//! backend reads with `pread` on the runtime's blocking threads. Neither brings of a block device what only
+//! its page cache holds.
 
 mod buffer;
+#[cfg(test)]
+mod mounted;
 mod portable;
 mod uring;
 
 pub use buffer::Buffer;
 use buffer::Pool;
+pub use portable::{PortableFile, forget_cached};
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -36,7 +40,7 @@ pub type Size = Arc<AtomicU64>;
 pub enum Backend {
     /// A ring, with `O_DIRECT`.
     Uring,
-    /// Plain reads on blocking threads.
+    /// `pread` on blocking threads, with `O_DIRECT` where that works.
     Portable,
 }
 
@@ -51,7 +55,9 @@ pub struct Reads {
 /// A disk opened for large reads.
 #[derive(Debug)]
 pub struct ReadFile {
-    kind: Kind,
+    ring: Option<uring::RingFile>,
+    /// Reads where the ring does not.
+    portable: Arc<PortableFile>,
     size: Size,
     pool: Pool,
     budget: Arc<Semaphore>,
@@ -67,12 +73,6 @@ impl Share {
         let kept = bytes.div_ceil(BUDGET_UNIT);
         drop(self.0.split(self.0.num_permits().saturating_sub(kept)));
     }
-}
-
-#[derive(Debug)]
-enum Kind {
-    Uring(uring::RingFile),
-    Portable(Arc<File>),
 }
 
 impl Reads {
@@ -105,21 +105,20 @@ impl Reads {
     /// # Errors
     /// What the system said.
     pub fn open(&self, file: &File, size: Size) -> io::Result<ReadFile> {
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        if let Some(uring) = &self.uring {
-            let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
-            if let Ok(direct) = direct
-                && takes_direct_reads(&direct)
-            {
-                return Ok(self.file(Kind::Uring(uring.open(direct)?), size));
-            }
-        }
-        let plain = OpenOptions::new().read(true).open(&path)?;
-        Ok(self.file(Kind::Portable(Arc::new(plain)), size))
+        let Some(direct) = open_direct(file) else {
+            return Ok(self.file(None, PortableFile::buffered(file)?, size));
+        };
+        let ring = self.uring.as_ref().map(|uring| uring.open(direct.try_clone()?)).transpose();
+        let ring = ring.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a disk is read without io_uring");
+            None
+        });
+        Ok(self.file(ring, PortableFile::direct(direct), size))
     }
 
-    fn file(&self, kind: Kind, size: Size) -> ReadFile {
-        ReadFile { kind, size, pool: self.pool.clone(), budget: Arc::clone(&self.budget) }
+    fn file(&self, ring: Option<uring::RingFile>, portable: PortableFile, size: Size) -> ReadFile {
+        let (pool, budget) = (self.pool.clone(), Arc::clone(&self.budget));
+        ReadFile { ring, portable: Arc::new(portable), size, pool, budget }
     }
 }
 
@@ -127,10 +126,7 @@ impl ReadFile {
     /// How this disk is read.
     #[must_use]
     pub fn backend(&self) -> Backend {
-        match self.kind {
-            Kind::Uring(_) => Backend::Uring,
-            Kind::Portable(_) => Backend::Portable,
-        }
+        if self.ring.is_some() { Backend::Uring } else { Backend::Portable }
     }
 
     /// A share of the agent's budget for so many bytes, at most a quarter of it; waits in order of
@@ -165,11 +161,15 @@ impl ReadFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let inside = usize::try_from(size_bytes - offset).unwrap_or(usize::MAX).min(length);
-        let buffer = self.pool.take(length);
-        let mut buffer = match &self.kind {
-            Kind::Uring(file) => file.read(offset, buffer, inside).await?,
-            Kind::Portable(file) => {
-                portable::read(Arc::clone(file), offset, buffer, inside).await?
+        let by_ring = match &self.ring {
+            Some(ring) => ring.read(offset, self.pool.take(length), inside).await,
+            None => None,
+        };
+        let mut buffer = match by_ring {
+            Some(read) => read?,
+            None => {
+                let buffer = self.pool.take(length);
+                portable::read(Arc::clone(&self.portable), offset, buffer, inside).await?
             }
         };
         buffer[inside..].fill(0);
@@ -184,11 +184,25 @@ pub fn split_at_end(buffer: &mut [u8], offset: u64, size_bytes: u64) -> (&mut [u
     buffer.split_at_mut(inside)
 }
 
-/// Some file systems take the flag and then refuse the reads.
+/// Opens for reading what `file` has open, whatever its path leads to by now.
+fn reopen(file: &File, flags: i32) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// As [`reopen`], for reads past the page cache; none where that does not work.
+fn open_direct(file: &File) -> Option<File> {
+    let direct = reopen(file, libc::O_DIRECT).ok()?;
+    takes_direct_reads(&direct).then_some(direct)
+}
+
+/// Some file systems take the flag and then refuse the reads, and a disk may have larger blocks than ours.
+/// Any other error is one of the disk: a bad first block says nothing about the flag.
 fn takes_direct_reads(file: &File) -> bool {
     use std::os::unix::fs::FileExt;
     let mut probe = Pool::default().take(buffer::ALIGN);
-    file.read_at(&mut probe, 0).is_ok()
+    let read = file.read_at(&mut probe, 0);
+    !read.is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput)
 }
 
 #[cfg(test)]
@@ -248,6 +262,16 @@ mod tests {
     async fn a_disk_ends_within_a_block() {
         ends_anywhere(Reads::portable()).await;
         ends_anywhere(Reads::start()).await;
+    }
+
+    #[test]
+    fn a_bad_first_block_says_nothing_about_direct_reads() {
+        // Nothing can be read there, and the system says that it failed.
+        let bad = File::open("/proc/self/mem").unwrap();
+        let mut byte = [0];
+        let error = std::os::unix::fs::FileExt::read_at(&bad, &mut byte, 0).unwrap_err();
+        assert_ne!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(takes_direct_reads(&bad));
     }
 
     #[tokio::test]

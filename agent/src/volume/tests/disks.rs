@@ -196,6 +196,41 @@ async fn a_mounted_device_is_refused_by_name_and_scanned_all_the_same() {
     rig.stop().await;
 }
 
+/// D52: a scan of a mounted device sends what its file system writes, pass after pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_written_into_a_mounted_device_is_in_the_points_of_its_scan() {
+    let mut rig = Rig::new(16 * MIB, Capture::Scan);
+    let Some(device) = Loop::over(&rig.disk()) else { return };
+    let at = rig.dir.path().join("mounted here");
+    std::fs::create_dir(&at).unwrap();
+    if run(Command::new("mkfs.ext4").args(["-q", &device.0])).is_none()
+        || run(Command::new("mount").arg(&device.0).arg(&at)).is_none()
+    {
+        not_tried("no file system can be made and mounted");
+        return;
+    }
+    let file = std::fs::File::create_new(at.join("file")).unwrap();
+    let write = |byte| {
+        file.write_all_at(&vec![byte; 1 << 20], 0).unwrap();
+        rustix::fs::syncfs(&file).unwrap();
+    };
+    write(b'a');
+    rig.assigned.send_modify(|volume| volume.disk.clone_from(&device.0));
+    rig.start(Steps::default());
+    rig.until_protected().await;
+    for byte in [b'b', b'c'] {
+        write(byte);
+        let deadline = Instant::now() + DEADLINE;
+        // The pass under way may have been there before.
+        while *rig.point().await.image != rig.disk_bytes() {
+            assert!(Instant::now() < deadline, "{:?} is never sent", char::from(byte));
+        }
+    }
+    rig.stop().await;
+    drop(file);
+    run(Command::new("umount").arg(&at)).unwrap();
+}
+
 /// D12: a file that another process writes is refused until it has ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_file_that_a_process_writes_or_has_locked_is_refused_by_its_name() {
