@@ -141,9 +141,8 @@ impl Requests {
     /// and nobody had asked. False if the log did not take them.
     pub fn set_marks(&mut self, is_due: bool, before: &Before, promise: Promise) -> bool {
         let Before { asked, breaches, time_unix_ms, at } = before;
-        let open = self.open();
-        let is_asked = |request: &&MarkRequest| asked.contains(*request);
-        let open: Vec<MarkRequest> = open.iter().filter(is_asked).copied().collect();
+        let mut open = self.open();
+        open.retain(|request| asked.contains(request));
         let restarts = self.log.restarts();
         for request in &open {
             let mark = promise.mark(request.point, *time_unix_ms, true);

@@ -412,7 +412,10 @@ impl Running {
                         if !is_set {
                             // The log takes none now; who asked for one waits, and the disk need not be read
                             // again and again meanwhile.
-                            tokio::time::sleep(RETRY_PAUSE).await;
+                            tokio::select! {
+                                () = tokio::time::sleep(RETRY_PAUSE) => {}
+                                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                            }
                         }
                     }
                     Ok(false) => {}

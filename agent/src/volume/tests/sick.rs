@@ -56,10 +56,8 @@ async fn assert_point_is_disk_but_for(rig: &Rig, bad: &[u64]) {
     assert_eq!(point.mark.unknown_blocks as usize, bad.len(), "the point itself says so");
 }
 
-/// D27: bad sectors are unknown, not the end of the copy; a write makes them known.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn bad_sectors_of_a_served_disk_are_unknown_and_the_rest_is_protected() {
-    let size = 8 * MIB;
+/// A served disk of which three blocks cannot be read, which is told and in its point.
+async fn served_sick(size: u64) -> (Rig, Arc<Sick>) {
     let mut rig = Rig::new(size, Capture::Nbd);
     filled(&rig, size);
     let sick = Arc::new(Sick::default());
@@ -67,6 +65,14 @@ async fn bad_sectors_of_a_served_disk_are_unknown_and_the_rest_is_protected() {
     rig.start(sick.steps());
     until_degraded(&rig).await;
     assert_point_is_disk_but_for(&rig, &[300, 301, 1700]).await;
+    (rig, sick)
+}
+
+/// D27: bad sectors are unknown, not the end of the copy; a write makes them known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn bad_sectors_of_a_served_disk_are_unknown_and_the_rest_is_protected() {
+    let size = 8 * MIB;
+    let (mut rig, sick) = served_sick(size).await;
     rig.stop().await;
     rig.start(sick.steps());
     let before = rig.node.bytes_in();
@@ -303,14 +309,7 @@ async fn a_disk_that_hangs_delays_no_other() {
 /// D27: a block that can be read again is in the next point, not in the newest.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_disk_whose_newest_point_lacks_blocks_is_not_called_protected() {
-    let size = 8 * MIB;
-    let mut rig = Rig::new(size, Capture::Nbd);
-    filled(&rig, size);
-    let sick = Arc::new(Sick::default());
-    sick.set([300, 301, 1700]);
-    rig.start(sick.steps());
-    until_degraded(&rig).await;
-    assert_point_is_disk_but_for(&rig, &[300, 301, 1700]).await;
+    let (rig, sick) = served_sick(8 * MIB).await;
     rig.node.hold_commits(true);
     sick.set([]);
     let served = rig.served().await;
