@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 /// Between two looks at the disk's path and size.
@@ -409,13 +409,9 @@ impl Running {
                         });
                         let is_set;
                         (requests, is_set) = set.await.map_err(|source| self.data_error(source))?;
-                        if !is_set {
-                            // The log takes none now; who asked for one waits, and the disk need not be read
-                            // again and again meanwhile.
-                            tokio::select! {
-                                () = tokio::time::sleep(RETRY_PAUSE) => {}
-                                _ = stop.wait_for(|stop| *stop) => return Ok(()),
-                            }
+                        // The log takes none now: the disk need not be read again and again meanwhile.
+                        if !is_set && stops_within(RETRY_PAUSE, &mut stop).await {
+                            return Ok(());
                         }
                     }
                     Ok(false) => {}
@@ -488,6 +484,11 @@ impl Running {
         let (unknown, steps) = (Arc::clone(&stream.unknown), self.env.steps.clone());
         Ok(Scanner::new(Arc::clone(disk), log, hashes, (progress, unknown), reads, steps))
     }
+}
+
+/// Waits so long; whether a stop was asked for meanwhile.
+async fn stops_within(pause: Duration, stop: &mut watch::Receiver<bool>) -> bool {
+    tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok()
 }
 
 /// What a disk is, as the control plane is told: names that hold only here carry what names this run of
