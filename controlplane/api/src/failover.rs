@@ -37,9 +37,9 @@ pub enum FailoverState {
     Fencing,
     /// The export of the point is being started.
     Exporting,
-    /// The machine is being started on the export.
+    /// The machine is being started on the export, or nothing but its firmware was seen to run.
     Booting,
-    /// The export serves, and the machine was seen to run unless only serving was asked for.
+    /// The export serves, and the machine was seen to run its system unless only serving was asked for.
     Running,
     /// Kept for good.
     Committed,

@@ -29,6 +29,9 @@ pub struct RetentionStatus {
     /// While the wall clock is not believed: how much time has to pass until it is. Points are kept
     /// for longer meanwhile.
     pub doubt_ms: u64,
+    /// While the wall clock is not believed: how many points would be dropped at once if it were.
+    #[serde(default)]
+    pub points_in_doubt: u64,
 }
 
 /// How many there are of everything.

@@ -237,8 +237,12 @@ async fn bring_up(global: &Global, client: &Client, args: BringUp, kind: Failove
         }
         let left = args.timeout.saturating_sub(started.elapsed());
         if left.is_zero() {
-            let message =
-                format!("failover {id} does not run yet: it is {}", failover.state.as_str());
+            let why = if failover.detail.is_empty() { "" } else { "; " };
+            let message = format!(
+                "failover {id} does not run yet: it is {}{why}{}",
+                failover.state.as_str(),
+                failover.detail
+            );
             return Err(Failure::new(Exit::TimedOut, message)
                 .hint(format!("it goes on; `farshore failover show {id}` tells how it stands")));
         }

@@ -42,20 +42,13 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
     let client = Client::of(global)?;
     match verb {
         Verb::List => format.print(&client.get::<Nodes>(paths::NODES).await?, list),
-        Verb::Show { id } => {
-            let nodes: Nodes = client.get(paths::NODES).await?;
-            let node = nodes.nodes.iter().find(|node| node.id == id).ok_or_else(|| {
-                Failure::new(Exit::NotFound, format!("there is no node {id}"))
-                    .hint("`farshore node list` shows the nodes")
-            })?;
-            format.print(node, show)
-        }
+        Verb::Show { id } => format.print(&find(&client, id).await?, show),
         Verb::Lost { id, consent } => {
-            let what = format!(
-                "take node {id} for lost: its volumes move to other nodes, and what only its journal \
-                 holds is sent again by the agents"
-            );
-            if !consent.ask(&what)? {
+            let node = find(&client, id).await?;
+            if consent.dry_run && node.healthy {
+                return Err(speaks(&node));
+            }
+            if !consent.ask(&losing(&node))? {
                 return Ok(());
             }
             let node: Node = client.post(&paths::node_lost(id), &json!({})).await?;
@@ -64,6 +57,34 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Token(args) => token(global, &client, Role::Node, &args).await,
         Verb::Revoke(args) => revoke(global, &client, Role::Node, &args).await,
     }
+}
+
+async fn find(client: &Client, id: Uuid) -> Outcome<Node> {
+    let nodes: Nodes = client.get(paths::NODES).await?;
+    nodes.nodes.into_iter().find(|node| node.id == id).ok_or_else(|| {
+        Failure::new(Exit::NotFound, format!("there is no node {id}"))
+            .hint("`farshore node list` shows the nodes")
+    })
+}
+
+/// Why the control plane refuses to take a node for lost.
+fn speaks(node: &Node) -> Failure {
+    let (id, address, seen) = (node.id, &node.address, age(node.last_seen_unix_ms));
+    Failure::new(Exit::Conflict, format!("node {id} at {address} is not gone: it spoke {seen}"))
+        .hint("stop it first; nothing was done")
+}
+
+/// What taking a node for lost does.
+fn losing(node: &Node) -> String {
+    let lost = if node.life == NodeLife::Lost { ", as it is already" } else { "" };
+    format!(
+        "take node {} at {} for lost{lost}; it spoke last {}: its volumes ({}) move to other nodes, and what \
+         only its journal holds is sent again by the agents",
+        node.id,
+        node.address,
+        age(node.last_seen_unix_ms),
+        node.volumes
+    )
 }
 
 fn list(nodes: &Nodes) -> String {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use farshore_api::paths;
 use farshore_api::policy::{CreatePolicy, Policies, Policy};
-use farshore_api::status::RetentionStatus;
+use farshore_api::status::{RetentionStatus, Status};
 use serde_json::json;
 
 use crate::args::Global;
@@ -56,9 +56,8 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
             format.print(&policy, show)
         }
         Verb::BelieveClock { consent } => {
-            let what = "believe the control plane's clock: points that are old by it are dropped from \
-                        the catalogue";
-            if !consent.ask(what)? {
+            let status: Status = client.get(paths::STATUS).await?;
+            if !consent.ask(&believing(&status.retention))? {
                 return Ok(());
             }
             let status: RetentionStatus = client.post(paths::BELIEVE_CLOCK, &json!({})).await?;
@@ -78,6 +77,19 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
             format.print(&policy, show)
         }
     }
+}
+
+/// What believing the clock does.
+fn believing(retention: &RetentionStatus) -> String {
+    if retention.doubt_ms == 0 {
+        return "believe the control plane's clock, which is not in doubt".to_owned();
+    }
+    format!(
+        "believe the control plane's clock now, not in {}: {} recovery points that are too old by it are \
+         dropped from the catalogue; the newest of each machine stays",
+        interval(retention.doubt_ms / 1000 * 1000),
+        retention.points_in_doubt
+    )
 }
 
 fn list(policies: &Policies) -> String {
@@ -104,4 +116,19 @@ fn show(policy: &Policy) -> String {
         .pair("failback policy", or_dash(policy.failback_policy.as_deref()))
         .pair("machines", policy.machines);
     table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_believed_clock_drops_is_named() {
+        let doubt = |doubt_ms, points_in_doubt| {
+            believing(&RetentionStatus { time_unix_ms: Some(1), doubt_ms, points_in_doubt })
+        };
+        let text = doubt(3_600_500, 7);
+        assert!(text.contains("in 1h: 7 recovery points"), "{text}");
+        assert!(doubt(0, 0).contains("not in doubt"), "{}", doubt(0, 0));
+    }
 }

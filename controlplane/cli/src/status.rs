@@ -35,9 +35,10 @@ fn table(status: &Status) -> String {
             "retention",
             format!(
                 "the control plane's clock jumped; old points go by {} until {} have passed, or \
-                 `farshore policy believe-clock --yes`",
+                 `farshore policy believe-clock`, which drops {} points",
                 or_dash(retention.time_unix_ms.map(time)),
-                interval(retention.doubt_ms / 1000 * 1000)
+                interval(retention.doubt_ms / 1000 * 1000),
+                retention.points_in_doubt
             ),
         );
     }

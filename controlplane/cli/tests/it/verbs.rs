@@ -253,6 +253,70 @@ fn what_destroys_asks_first_and_a_dry_run_does_nothing() {
     assert!(fake.asked().iter().any(|asked| asked.line.starts_with("DELETE ")));
 }
 
+/// I15: a dry run looks at what it is about.
+#[test]
+fn a_node_is_not_given_up_by_mistake() {
+    let (id, seen) = (uuid::Uuid::from_u128(7), 1_700_000_000_000_u64);
+    let path = format!("POST /api/v1/nodes/{id}/lost");
+    let args = ["node", "lost", &id.to_string()].map(str::to_owned);
+    let lost = |more: &[&str], node: &Value| {
+        let fake = Fake::start(&[
+            ("GET /api/v1/nodes", &[(200, json!({ "nodes": [node] }))]),
+            (path.as_str(), &[(200, node.clone())]),
+        ]);
+        let args: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let ran = farshore_in(fake.data.path(), &args);
+        (ran, fake.asked().iter().any(|asked| asked.line.starts_with("POST ")))
+    };
+    let mut node = json!({
+        "id": id, "address": "10.0.0.7:9443", "shards": 1, "version": "1", "healthy": false,
+        "last_seen_unix_ms": seen, "life": "asked", "trouble": null, "volumes": 3,
+        "uptime_seconds": 1.0, "cpu_seconds": 1.0, "counters": {},
+    });
+    let (ran, is_told) = lost(&["--dry-run"], &node);
+    assert!(ran.code == 0 && !is_told, "{}", ran.stderr);
+    for part in ["10.0.0.7:9443", "its volumes (3) move", "nothing was done"] {
+        assert!(ran.stderr.contains(part), "{part}: {}", ran.stderr);
+    }
+    let (ran, is_told) = lost(&[], &node);
+    ran.fails(64, "its volumes (3) move", "say --yes");
+    assert!(!is_told);
+    let (ran, is_told) = lost(&["--yes"], &node);
+    assert!(ran.code == 0 && is_told, "{}", ran.stderr);
+    node["healthy"] = json!(true);
+    let (ran, is_told) = lost(&["--dry-run"], &node);
+    ran.fails(79, "is not gone: it spoke", "stop it first");
+    assert!(!is_told);
+    node["id"] = json!(uuid::Uuid::from_u128(8));
+    lost(&["--dry-run"], &node).0.fails(66, "there is no node", "`farshore node list`");
+}
+
+/// I15: how many points go is said before they go.
+#[test]
+fn what_believing_the_clock_drops_is_said_first() {
+    let retention = |doubt_ms: u64, points: u64| json!({ "time_unix_ms": 1, "doubt_ms": doubt_ms, "points_in_doubt": points });
+    let status = json!({
+        "version": "1", "vault": "file:///v", "ca_fingerprint": "00", "started_at_unix_ms": 1,
+        "retention": retention(7_200_000, 41),
+        "counts": { "agents": 0, "nodes": 0, "nodes_healthy": 0, "machines": 0, "policies": 0,
+            "points": 0, "failovers_active": 0 },
+    });
+    let fake = Fake::start(&[
+        ("GET /api/v1/status", &[(200, status)]),
+        ("POST /api/v1/status/believe-clock", &[(200, retention(0, 0))]),
+    ]);
+    let data = fake.data.path();
+    let args = ["policy", "believe-clock"];
+    farshore_in(data, &args).fails(64, "41 recovery points that are too old by it", "say --yes");
+    let ran = farshore_in(data, &[args[0], args[1], "--dry-run"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stderr.contains("not in 2h: 41 recovery points"), "{}", ran.stderr);
+    assert!(fake.asked().iter().all(|asked| asked.line.starts_with("GET ")));
+    let ran = farshore_in(data, &[args[0], args[1], "--yes"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(fake.asked().iter().any(|asked| asked.line.starts_with("POST ")));
+}
+
 #[test]
 fn a_failover_is_not_ended_by_mistake() {
     let id = failover("failed", json!("gone")).1["id"].as_str().unwrap().to_owned();

@@ -90,6 +90,19 @@ impl Db {
         Ok(())
     }
 
+    /// How many points [`Db::prune`] would drop by that time.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn points_to_prune(&self, time_ms: u64) -> Result<u64, ControlError> {
+        let old = old_points();
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT count(*) AS count {old}")))
+            .bind(own(time_ms))
+            .fetch_one(&self.readers)
+            .await?;
+        Record(row).number("count")
+    }
+
     /// Drops recovery points that were heard of longer ago than their policy keeps them, except each
     /// machine's newest by rank, and expired enrolment tokens; adds up old counters of volumes. Goes
     /// on until nothing is left, in steps between which others write.
@@ -160,19 +173,26 @@ async fn write_clock(tx: &mut Tx, clock: &RetentionClock) -> Result<(), ControlE
 
 /// Drops a batch of old points. Their age counts from when they were heard of: the agents' times may
 /// say anything.
-async fn drop_points(tx: &mut Tx, time_ms: u64) -> Result<u64, ControlError> {
+/// Points that are older at a time, which is asked for, than their policy keeps them, but for each machine's
+/// newest.
+fn old_points() -> String {
     let since = if is_on(Bug::AgeByAgentsClock) { "time_ms" } else { "heard_ms" };
     let order = points::order();
-    let dropped = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "DELETE FROM points WHERE id IN (
-            SELECT points.id FROM points
+    format!(
+        "FROM points
             JOIN machines ON machines.id = points.machine
             JOIN policies ON policies.name = machines.policy
             WHERE points.{since} < ? - policies.retention_hours * 3600000
             AND points.id <> coalesce((SELECT newest.id FROM points AS newest
                 WHERE newest.machine = points.machine AND newest.state = 'committed'
-                ORDER BY newest.{order} DESC, newest.id DESC LIMIT 1), '')
-            LIMIT ?)"
+                ORDER BY newest.{order} DESC, newest.id DESC LIMIT 1), '')"
+    )
+}
+
+async fn drop_points(tx: &mut Tx, time_ms: u64) -> Result<u64, ControlError> {
+    let old = old_points();
+    let dropped = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "DELETE FROM points WHERE id IN (SELECT points.id {old} LIMIT ?)"
     )))
     .bind(own(time_ms))
     .bind(own(BATCH))

@@ -858,6 +858,9 @@ async fn no_point_goes_because_the_clock_jumped() {
         up_ms: 2 * DAY + 3_000,
         retention_ms,
     };
+    let in_doubt = async |time_ms| site.db.points_to_prune(time_ms).await.unwrap();
+    assert_eq!(in_doubt(look.wall_ms).await, 1, "what believing it would drop");
+    assert_eq!(in_doubt(clock_kept.time_ms).await, 0);
     site.db.believe_clock(Actor::Operator, &look).await.unwrap();
     assert_eq!(prune(now + 365 * DAY, 2 * DAY + 4_000).await, 1, "a person said so");
 }

@@ -109,9 +109,13 @@ async fn status(context: Context) -> Result<Status, ControlError> {
 
 async fn retention(app: &App) -> Result<RetentionStatus, ControlError> {
     let clock = app.db.retention_clock().await?;
+    let doubt_ms = clock.as_ref().map_or(0, |clock| clock.doubt_ms);
+    let points_in_doubt =
+        if doubt_ms == 0 { 0 } else { app.db.points_to_prune(clock::now_ms()).await? };
     Ok(RetentionStatus {
-        time_unix_ms: clock.as_ref().map(|clock| clock.time_ms),
-        doubt_ms: clock.map_or(0, |clock| clock.doubt_ms),
+        time_unix_ms: clock.map(|clock| clock.time_ms),
+        doubt_ms,
+        points_in_doubt,
     })
 }
 

@@ -136,6 +136,12 @@ pub enum ProviderError {
         /// Its log.
         log: PathBuf,
     },
+    /// A machine works, and whoever boots a disk without a system on it has no server.
+    #[error(
+        "only its firmware was seen to run: less than 1 MiB of its disk was read, and nothing written; look at \
+             its console: is there a system on the disk, and is the firmware the right one?"
+    )]
+    OnlyFirmware,
     /// KVM is there and does not run the machine.
     #[error(
         "the processor that QEMU emulates came to an error it cannot go on from; with KVM, start the \

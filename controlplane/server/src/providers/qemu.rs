@@ -41,6 +41,9 @@ const WORK_TICKS: u64 = 5;
 /// longer.
 const FIRMWARE_BYTES_MAX: u64 = 1 << 20;
 
+/// How long a machine may be in its firmware before that is said.
+const FIRMWARE_TIME: Duration = Duration::from_secs(5);
+
 /// How long QEMU holds back the machine's reads and writes while its export is away; then the machine
 /// is paused, and goes on when the export is back.
 const RECONNECT_SECONDS: u32 = 30;
@@ -225,14 +228,15 @@ fn no_room(files: &Files) -> String {
     )
 }
 
-/// Waits until the machine was seen to run: QEMU says so at two looks half a second apart, and the
-/// console has said something, or the processors have done some work. One that stands still because
-/// of its disk is let go on first.
+/// Waits until the machine was seen to run: QEMU says so at two looks half a second apart, the
+/// console has said something, or the processors have done some work, and more than firmware has used its
+/// disk, where QEMU tells that. One that stands still because of its disk is let go on first.
 ///
 /// Returns `Running` or `ShutDown`.
 ///
 /// # Errors
-/// `Ended` with what QEMU said; `KvmFailed`; `Paused` if it stands still again at once; `NotReady`.
+/// `Ended` with what QEMU said; `KvmFailed`; `Paused` if it stands still again at once; `NotReady`;
+/// `OnlyFirmware` of one that works and has booted nothing yet: it may still.
 ///
 /// # Cancel safety
 /// Safe: it looks, and lets go on what stands still.
@@ -246,7 +250,11 @@ pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, Provi
             Seen::Running => {
                 let since = *running_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= SETTLE && has_worked(files, machine, &mut control).await {
-                    return Ok(Seen::Running);
+                    match has_booted(&mut control).await {
+                        Some(false) if since.elapsed() < FIRMWARE_TIME => {}
+                        Some(false) => return Err(ProviderError::OnlyFirmware),
+                        Some(true) | None => return Ok(Seen::Running),
+                    }
                 }
             }
             Seen::ShutDown => return Ok(Seen::ShutDown),
@@ -276,13 +284,8 @@ pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, Provi
     }
 }
 
-/// What is to be told of a machine that runs and of which nothing but its firmware was seen: whoever boots a
-/// disk without a system on it has no server.
-pub const ONLY_FIRMWARE: &str = "only its firmware was seen to run: less than 1 MiB of its disk was read, and \
-     nothing written; look at its console: is there a system on the disk, and is the firmware the right one?";
-
 /// Whether a machine was seen to do with its disk what firmware does not; none if QEMU does not say.
-pub async fn has_booted(control: &mut Option<Qmp>) -> Option<bool> {
+async fn has_booted(control: &mut Option<Qmp>) -> Option<bool> {
     let disk = control.as_mut()?.disk_use().await.ok().flatten()?;
     Some(disk.read_bytes >= FIRMWARE_BYTES_MAX || disk.written_bytes > 0)
 }

@@ -1,5 +1,6 @@
 //! A machine in the real QEMU, with a disk that qemu-nbd serves in place of the export.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,41 @@ use farshore_control::settings::Settings;
 use serde_json::json;
 
 const QEMU: &str = "qemu-system-x86_64";
+
+const SEABIOS: &str = "/usr/share/seabios";
+
+/// A system in a boot sector: looks at the first byte of sector 1 until it is not zero, reads 2 MiB, and says U.
+#[rustfmt::skip]
+const SYSTEM: [u8; 0x57] = [
+    0x31, 0xc0,                   // xor ax, ax
+    0x8e, 0xd8,                   // mov ds, ax
+    0x8e, 0xc0,                   // mov es, ax
+    0x8e, 0xd0,                   // mov ss, ax
+    0xbc, 0x00, 0x7c,             // mov sp, 0x7c00
+    0xfb,                         // sti
+    0xf4,                         // poll: hlt
+    0xbe, 0x37, 0x7c,             // mov si, one
+    0xe8, 0x1d, 0x00,             // call read
+    0x80, 0x3e, 0x00, 0x80, 0x00, // cmp byte [0x8000], 0
+    0x74, 0xf2,                   // je poll
+    0xb9, 0x40, 0x00,             // mov cx, 64
+    0x51,                         // more: push cx
+    0xbe, 0x47, 0x7c,             // mov si, many
+    0xe8, 0x0c, 0x00,             // call read
+    0x59,                         // pop cx
+    0xe2, 0xf6,                   // loop more
+    0xba, 0xf8, 0x03,             // mov dx, 0x3f8
+    0xb0, b'U',                   // mov al, 'U'
+    0xee,                         // out dx, al
+    0xf4,                         // stop: hlt
+    0xeb, 0xfd,                   // jmp stop
+    0xb4, 0x42,                   // read: mov ah, 0x42
+    0xb2, 0x80,                   // mov dl, 0x80
+    0xcd, 0x13,                   // int 0x13
+    0xc3,                         // ret
+    16, 0, 1, 0, 0, 0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, // one: a sector, to 0x8000, from sector 1
+    16, 0, 64, 0, 0, 0, 0, 0x10, 64, 0, 0, 0, 0, 0, 0, 0, // many: 64 sectors, to 0x10000
+];
 
 fn is_installed(program: &str) -> bool {
     let dirs = std::env::var_os("PATH").unwrap_or_default();
@@ -24,9 +60,41 @@ fn status(pid: Option<u32>, field: &str) -> String {
     line.unwrap().split_whitespace().next().unwrap().to_owned()
 }
 
+/// Its programs are all installed, or that is said.
+fn can_run(firmware: &str) -> bool {
+    let can = is_installed(QEMU) && is_installed("qemu-nbd") && Path::new(firmware).exists();
+    if !can {
+        println!("not tried: it needs qemu-system-x86_64, qemu-nbd and {firmware}");
+    }
+    can
+}
+
+/// H32: firmware that finds nothing to boot is no server, however long it is left alone.
 #[tokio::test]
-async fn a_machine_runs_its_firmware_up_to_its_console() {
-    runs_up_to_its_console(None, |settings| settings.qemu_program = QEMU.into()).await;
+async fn a_machine_with_nothing_to_boot_does_not_run() {
+    if !can_run("/usr/share/ovmf/OVMF.fd") {
+        return;
+    }
+    let site =
+        Site::start_with(QEMU_NBD_EXPORT, |settings| settings.qemu_program = QEMU.into()).await;
+    disk(&site);
+    site.protect().await;
+    let body = json!({ "kind": "drill", "memory_mib": 256, "cpus": 1 });
+    let started: Failover = site.post(&paths::machine_failovers("web"), body).await;
+    let told = until(&site, started.id, |now| now.detail.contains("only its firmware")).await;
+    assert_eq!(told.state, FailoverState::Booting, "{told:?}");
+    until_console_says(&told, |said| said.contains("BdsDxe") && said.contains("PciRoot")).await;
+    let _: Failover = site.post(&paths::failover_cleanup(started.id), json!({})).await;
+    until(&site, started.id, |now| now.state == FailoverState::CleanedUp).await;
+}
+
+#[tokio::test]
+async fn a_machine_runs_once_its_system_was_read() {
+    boots_its_system(None, |settings| {
+        settings.qemu_program = QEMU.into();
+        settings.firmware_dir = Some(SEABIOS.into());
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -37,34 +105,40 @@ async fn a_machine_runs_as_a_user_who_has_nothing_but_what_was_handed_to_it() {
     }
     let change = |settings: &mut Settings| {
         settings.qemu_program = QEMU.into();
+        settings.firmware_dir = Some(SEABIOS.into());
         settings.guest_user = Some("nobody".into());
     };
-    runs_up_to_its_console(Some("nobody"), change).await;
+    boots_its_system(Some("nobody"), change).await;
 }
 
-async fn runs_up_to_its_console(user: Option<&str>, change: fn(&mut Settings)) {
-    let firmware = Path::new("/usr/share/ovmf/OVMF.fd");
-    if !(is_installed(QEMU) && is_installed("qemu-nbd") && firmware.exists()) {
-        println!("not tried: it needs qemu-system-x86_64, qemu-nbd and OVMF");
+/// An empty disk.
+fn disk(site: &Site) -> std::fs::File {
+    let disk = std::fs::File::create(site.dir.path().join("bin/disk.raw")).unwrap();
+    disk.set_len(64 << 20).unwrap();
+    disk
+}
+
+async fn boots_its_system(user: Option<&str>, change: fn(&mut Settings)) {
+    let firmware = format!("{SEABIOS}/bios-256k.bin");
+    if !can_run(&firmware) {
         return;
     }
     let site = Site::start_with(QEMU_NBD_EXPORT, change).await;
-    let bin = site.dir.path().join("bin");
     // Where another user cannot look.
     let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(site.dir.path(), private).unwrap();
-    let disk = std::fs::File::create(bin.join("disk.raw")).unwrap();
-    disk.set_len(64 << 20).unwrap();
+    let disk = disk(&site);
+    let sector = [SYSTEM.as_slice(), &[0; 510 - SYSTEM.len()], &[0x55, 0xaa]].concat();
+    disk.write_all_at(&sector, 0).unwrap();
     site.protect().await;
-    let body = json!({ "kind": "drill", "memory_mib": 256, "cpus": 1 });
+    let body = json!({ "kind": "drill", "memory_mib": 256, "cpus": 1, "firmware": firmware });
     let drill: Failover = site.post(&paths::machine_failovers("web"), body).await;
-    let path = format!("{}?wait_ms=30000", paths::failover(drill.id));
-    let drill: Failover = site.get(&path).await;
-    assert_eq!(drill.state, FailoverState::Running, "{drill:?}");
-    until_console_says(drill.console_path.as_deref().unwrap()).await;
-    // There is nothing on its disk: that is said for as long as it is so.
     let told = until(&site, drill.id, |now| now.detail.contains("only its firmware")).await;
-    assert_eq!(told.state, FailoverState::Running, "{told:?}");
+    assert_eq!(told.state, FailoverState::Booting, "its system waits: {told:?}");
+    disk.write_all_at(b"go", 512).unwrap();
+    let drill = until(&site, drill.id, |now| now.state == FailoverState::Running).await;
+    assert_eq!(drill.detail, "", "what was said for now is over");
+    until_console_says(&drill, |said| said.ends_with('U')).await;
     let of = |field| status(drill.machine_pid, field);
     assert_eq!((of("NoNewPrivs"), of("Seccomp")), ("1".into(), "2".into()), "in the sandbox");
     let ours = status(Some(std::process::id()), "Uid");
@@ -88,18 +162,19 @@ async fn runs_up_to_its_console(user: Option<&str>, change: fn(&mut Settings)) {
     })
     .await;
     assert!(!again.machine_is_down);
-    until_console_says(again.console_path.as_deref().unwrap()).await;
+    until_console_says(&again, |said| said.ends_with('U')).await;
     let _: Failover = site.post(&paths::failover_cleanup(drill.id), json!({})).await;
     until(&site, drill.id, |now| now.state == FailoverState::CleanedUp).await;
 }
 
-/// Waits until the firmware finds the disk, and nothing on it to boot.
-async fn until_console_says(console: &str) {
+/// Waits until the console has said something.
+async fn until_console_says(failover: &Failover, is: impl Fn(&str) -> bool) {
+    let console = failover.console_path.as_deref().unwrap();
     let deadline = Instant::now() + DEADLINE;
     loop {
         let said = std::fs::read(console).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
-        if said.contains("BdsDxe") && said.contains("PciRoot") {
+        if is(&said) {
             return;
         }
         assert!(Instant::now() < deadline, "the console says {said:?}");

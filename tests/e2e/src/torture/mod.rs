@@ -63,7 +63,7 @@ impl Options {
         let names = std::env::var(FAULTS_ENV).unwrap_or_default();
         let faults = names.split(',').filter(|name| !name.is_empty()).map(Fault::parse);
         Ok(Self {
-            minutes: number(MINUTES_ENV)?.unwrap_or(3),
+            minutes: number(MINUTES_ENV)?.unwrap_or(2),
             seed: number(SEED_ENV)?.unwrap_or_else(drawn),
             faults: faults.collect::<anyhow::Result<_>>()?,
         })

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::warn;
+use uuid::Uuid;
 
 use super::backoff::Backoff;
 use super::{Outcome, state_changed};
@@ -182,6 +183,7 @@ async fn ensure_machine(
     nbd_uri: &str,
 ) -> Result<(Process, Seen), Failure> {
     let id = row.shown.id;
+    let usual = usual(row);
     let taken = match row.guest.filter(|machine| process::is_alive(*machine)) {
         Some(machine) => Taken { machine, is_new: false },
         None => {
@@ -198,17 +200,42 @@ async fn ensure_machine(
     app.db.set_failover_process(id, ProcessRole::Machine, Some(machine)).await?;
     let console = files.console().to_string_lossy().into_owned();
     app.db.set_failover_facts(id, None, Some(&console), None).await?;
-    match qemu::seen_running(files, machine).await {
-        Ok(seen) => Ok((machine, seen)),
-        Err(failure) => {
-            let (is_to_end, failure) = qemu::verdict(taken, failure);
-            if is_to_end {
-                // The next attempt boots it anew.
-                process::stop(machine).await?;
+    let mut shown = row.shown.detail.clone();
+    loop {
+        match qemu::seen_running(files, machine).await {
+            Ok(seen) => {
+                tell(app, id, usual, &mut shown).await?;
+                return Ok((machine, seen));
             }
-            Err(failure.into())
+            // It is looked at for as long as it takes: somebody may be asked for a password.
+            Err(failure @ ProviderError::OnlyFirmware) => {
+                tell(app, id, &format!("{FOR_NOW}{failure}"), &mut shown).await?;
+            }
+            Err(failure) => {
+                let (is_to_end, failure) = qemu::verdict(taken, failure);
+                if is_to_end {
+                    // The next attempt boots it anew.
+                    process::stop(machine).await?;
+                }
+                return Err(failure.into());
+            }
         }
     }
+}
+
+/// What is said of a failover when nothing is said for now.
+fn usual(row: &FailoverRow) -> &str {
+    if row.shown.detail.starts_with(FOR_NOW) { "" } else { &row.shown.detail }
+}
+
+/// Shows `detail`, unless that is shown.
+async fn tell(app: &App, id: Uuid, detail: &str, shown: &mut String) -> Result<(), ControlError> {
+    if detail != shown.as_str() {
+        app.db.set_failover_facts(id, None, None, Some(detail)).await?;
+        app.changes.wake(Topic::Failovers);
+        detail.clone_into(shown);
+    }
+    Ok(())
 }
 
 /// Ends with the export.
@@ -272,39 +299,24 @@ async fn export_ended(row: &FailoverRow, files: &Files) -> String {
 }
 
 /// Looks at the machine until it does something else than run, and tells what it sees meanwhile: that
-/// the export waits for its store, that QEMU does not answer, that nothing was booted yet. Nothing is done about either: the store
+/// the export waits for its store, that QEMU does not answer. Nothing is done about either: the store
 /// may come back, and the machine may well run.
 async fn changed(app: &App, row: &FailoverRow, files: &Files) -> Result<Seen, ControlError> {
     let machine = row.guest.filter(|_| row.domain().wants_machine());
     // What was said of it before it ran, or that its machine is down, is said again afterwards.
-    let usual = if row.shown.detail.starts_with(FOR_NOW) { "" } else { &row.shown.detail };
-    let usual = if row.shown.machine_is_down { DOWN } else { usual };
-    let (mut control, mut shown, mut is_system_seen) = (None, row.shown.detail.clone(), false);
+    let usual = if row.shown.machine_is_down { DOWN } else { usual(row) };
+    let (mut control, mut shown) = (None, row.shown.detail.clone());
     loop {
         let mut trouble = files.export_trouble();
         if let Some(machine) = machine {
             match qemu::look(files, machine, &mut control).await {
-                Seen::Running if trouble.is_none() && !is_system_seen => {
-                    // Where QEMU does not say it is asked again.
-                    is_system_seen = match qemu::has_booted(&mut control).await {
-                        Some(false) => {
-                            trouble = Some(qemu::ONLY_FIRMWARE.to_owned());
-                            false
-                        }
-                        told => told.is_some(),
-                    };
-                }
                 Seen::Running => {}
                 Seen::Unknown(why) => trouble = Some(why),
                 seen => return Ok(seen),
             }
         }
         let detail = trouble.map_or_else(|| usual.to_owned(), |why| format!("{FOR_NOW}{why}"));
-        if detail != shown {
-            app.db.set_failover_facts(row.shown.id, None, None, Some(&detail)).await?;
-            app.changes.wake(Topic::Failovers);
-            shown = detail;
-        }
+        tell(app, row.shown.id, &detail, &mut shown).await?;
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }
