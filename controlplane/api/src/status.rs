@@ -30,7 +30,6 @@ pub struct RetentionStatus {
     /// for longer meanwhile.
     pub doubt_ms: u64,
     /// While the wall clock is not believed: how many points would be dropped at once if it were.
-    #[serde(default)]
     pub points_in_doubt: u64,
 }
 

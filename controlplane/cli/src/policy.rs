@@ -82,7 +82,9 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
 /// What believing the clock does.
 fn believing(retention: &RetentionStatus) -> String {
     if retention.doubt_ms == 0 {
-        return "believe the control plane's clock, which is not in doubt".to_owned();
+        return "believe the control plane's clock, which is not in doubt: points that are too old by it are \
+                dropped from the catalogue"
+            .to_owned();
     }
     format!(
         "believe the control plane's clock now, not in {}: {} recovery points that are too old by it are \

@@ -315,7 +315,7 @@ impl Db {
         .bind(next.is_down)
         .bind(is_retry)
         .bind(error)
-        .bind(is_retry || (event == Event::Recovered && !next.is_down))
+        .bind(is_retry || event == Event::Cleared || (event == Event::Recovered && !next.is_down))
         .bind(is_retry)
         .bind(id.to_string())
         .execute(&mut *tx)

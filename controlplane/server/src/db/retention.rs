@@ -171,8 +171,6 @@ async fn write_clock(tx: &mut Tx, clock: &RetentionClock) -> Result<(), ControlE
     Ok(())
 }
 
-/// Drops a batch of old points. Their age counts from when they were heard of: the agents' times may
-/// say anything.
 /// Points that are older at a time, which is asked for, than their policy keeps them, but for each machine's
 /// newest.
 fn old_points() -> String {
@@ -189,6 +187,8 @@ fn old_points() -> String {
     )
 }
 
+/// Drops a batch of old points. Their age counts from when they were heard of: the agents' times may
+/// say anything.
 async fn drop_points(tx: &mut Tx, time_ms: u64) -> Result<u64, ControlError> {
     let old = old_points();
     let dropped = sqlx::query(sqlx::AssertSqlSafe(format!(

@@ -11,6 +11,7 @@
 //! | running | commit, unplanned | committed | watch |
 //! | requested … booting | broken | failed | stop the processes |
 //! | failed | retry | requested | begin again, on the overlay that is there |
+//! | booting, once its firmware ran | lost | recovering | bring back what is gone |
 //! | running, committed | lost | recovering | bring back what is gone |
 //! | recovering | recovered | running; committed if it was | watch |
 //! | running, committed | retry, the machine is down | recovering | boot it |
@@ -36,7 +37,7 @@ pub enum Event {
     Fenced,
     /// The export serves.
     Exported,
-    /// The machine's process runs.
+    /// The machine was seen to run more than its firmware.
     Booted,
     /// It does not come up.
     Broken,
@@ -149,7 +150,7 @@ impl Failover {
                 State::Requested | State::Fencing | State::Exporting | State::Booting,
                 Event::Broken,
             ) => State::Failed,
-            (State::Running | State::Committed, Event::Lost) => State::Recovering,
+            (State::Booting | State::Running | State::Committed, Event::Lost) => State::Recovering,
             (State::Recovering, Event::Recovered) => self.up(),
             (State::Failed, Event::Retry) => State::Requested,
             (State::Running | State::Committed, Event::Retry) if self.is_down => State::Recovering,
@@ -312,6 +313,15 @@ mod tests {
             assert_eq!(run(&mut unplanned, &[Event::Retry]), [State::Recovering]);
             assert!(unplanned.wants_machine());
         }
+    }
+
+    /// H32: a machine that was seen in its firmware came up, and is brought back.
+    #[test]
+    fn what_is_lost_while_it_boots_is_brought_back() {
+        let mut drill = failover(FailoverKind::Drill, false);
+        run(&mut drill, &[Event::Begin, Event::Exported]);
+        assert_eq!(run(&mut drill, &[Event::Lost]), [State::Recovering]);
+        assert_eq!(run(&mut drill, &[Event::Recovered]), [State::Running]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ pub enum ProviderError {
         /// Its log.
         log: PathBuf,
     },
-    /// A machine works, and whoever boots a disk without a system on it has no server.
+    /// A machine works, and has booted nothing.
     #[error(
         "only its firmware was seen to run: less than 1 MiB of its disk was read, and nothing written; look at \
              its console: is there a system on the disk, and is the firmware the right one?"

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::confine::{self, Confinement};
 use super::export::Files;
-use super::qmp::{Qmp, Status};
+use super::qmp::{DiskUse, Qmp, Status};
 use super::{ProviderError, process};
 use crate::db::Process;
 use accelerator::Accelerator;
@@ -249,12 +249,18 @@ pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, Provi
         match look(files, machine, &mut control).await {
             Seen::Running => {
                 let since = *running_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= SETTLE && has_worked(files, machine, &mut control).await {
-                    match has_booted(&mut control).await {
-                        Some(false) if since.elapsed() < FIRMWARE_TIME => {}
-                        Some(false) => return Err(ProviderError::OnlyFirmware),
-                        Some(true) | None => return Ok(Seen::Running),
+                let work = match &mut control {
+                    Some(qmp) if since.elapsed() >= SETTLE => work(files, machine, qmp).await,
+                    _ => Ok(Work::None),
+                };
+                match work {
+                    Ok(Work::System) => return Ok(Seen::Running),
+                    Ok(Work::Firmware) if since.elapsed() >= FIRMWARE_TIME => {
+                        return Err(ProviderError::OnlyFirmware);
                     }
+                    Ok(Work::Firmware | Work::None) => {}
+                    // What it still says would answer another question.
+                    Err(_) => control = None,
                 }
             }
             Seen::ShutDown => return Ok(Seen::ShutDown),
@@ -284,12 +290,6 @@ pub async fn seen_running(files: &Files, machine: Process) -> Result<Seen, Provi
     }
 }
 
-/// Whether a machine was seen to do with its disk what firmware does not; none if QEMU does not say.
-async fn has_booted(control: &mut Option<Qmp>) -> Option<bool> {
-    let disk = control.as_mut()?.disk_use().await.ok().flatten()?;
-    Some(disk.read_bytes >= FIRMWARE_BYTES_MAX || disk.written_bytes > 0)
-}
-
 /// What becomes of a machine that was not seen to run, and whether to end it: one whose processor stands for
 /// good, and one that was started just now and has done nothing. One that was there before may run, however
 /// slowly it answers, and what it has written since is in its memory alone.
@@ -316,15 +316,27 @@ fn begin_log(log: &Path) -> Result<(), ProviderError> {
     }
 }
 
-/// Whether the console has said something, or the processors have done some work.
-async fn has_worked(files: &Files, machine: Process, control: &mut Option<Qmp>) -> bool {
-    if fs::metadata(files.console()).is_ok_and(|console| console.len() > 0) {
-        return true;
+/// How far a machine got.
+enum Work {
+    /// Nothing was seen of it.
+    None,
+    /// The console has said something, or the processors have done some work.
+    Firmware,
+    /// More of its disk was used than firmware does, or QEMU does not tell how much.
+    System,
+}
+
+async fn work(files: &Files, machine: Process, qmp: &mut Qmp) -> Result<Work, ProviderError> {
+    if !fs::metadata(files.console()).is_ok_and(|console| console.len() > 0) {
+        let threads = qmp.processors().await?;
+        let ticks = threads.into_iter().filter_map(|thread| process::ticks(machine.pid, thread));
+        if ticks.sum::<u64>() < WORK_TICKS {
+            return Ok(Work::None);
+        }
     }
-    let Some(qmp) = control else { return false };
-    let threads = qmp.processors().await.unwrap_or_default();
-    let ticks = threads.into_iter().filter_map(|thread| process::ticks(machine.pid, thread));
-    ticks.sum::<u64>() >= WORK_TICKS
+    let is_firmware =
+        |disk: DiskUse| disk.read_bytes < FIRMWARE_BYTES_MAX && disk.written_bytes == 0;
+    Ok(if qmp.disk_use().await?.is_some_and(is_firmware) { Work::Firmware } else { Work::System })
 }
 
 #[cfg(test)]

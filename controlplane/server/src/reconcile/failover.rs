@@ -72,7 +72,7 @@ async fn drive_once(app: &App, id: Uuid, backoff: &mut Backoff) -> Result<bool, 
         Outcome::Event(event) => (event, None),
         Outcome::Broken(failure) => (Event::Broken, Some(failure.to_string())),
         Outcome::Slow(failure) => {
-            let detail = failure.to_string();
+            let detail = format!("{}{failure}", keep::FOR_NOW);
             app.db.set_failover_facts(id, None, None, Some(&detail)).await?;
             warn!(failover = %id, detail, "failover waits");
             app.changes.wake(Topic::Failovers);

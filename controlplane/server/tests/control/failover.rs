@@ -1,7 +1,7 @@
 //! Failovers with stand-ins for the export and QEMU.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::site::{DEADLINE, EXPORT, FAILING_EXPORT, SLOW_EXPORT, Site, point_report, script};
 use farshore_api::failover::{Failover, FailoverCheck, FailoverState, Failovers};
@@ -23,14 +23,23 @@ async fn settled(site: &Site, id: Uuid) -> Failover {
 }
 
 pub(crate) async fn until(site: &Site, id: Uuid, is: impl Fn(&Failover) -> bool) -> Failover {
-    let deadline = Instant::now() + DEADLINE;
+    until_within(DEADLINE, site, id, is).await
+}
+
+pub(crate) async fn until_within(
+    limit: Duration,
+    site: &Site,
+    id: Uuid,
+    is: impl Fn(&Failover) -> bool,
+) -> Failover {
+    let deadline = Instant::now() + limit;
     loop {
         let failover: Failover = site.get(&paths::failover(id)).await;
         if is(&failover) {
             return failover;
         }
         assert!(Instant::now() < deadline, "{failover:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -53,7 +62,7 @@ pub(crate) fn kill(pid: Option<u32>) {
     let deadline = Instant::now() + DEADLINE;
     while is_running(pid) {
         assert!(Instant::now() < deadline, "{pid:?} does not end");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

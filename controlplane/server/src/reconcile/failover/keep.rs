@@ -1,6 +1,7 @@
 //! Brings export and machine up, looks after them, and brings back what is gone, always on the overlay
 //! that is there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,7 +25,7 @@ const DOWN: &str = "the machine has shut itself down and stays down; its disk is
      boots it again";
 
 /// Begins what is said only while it is so.
-const FOR_NOW: &str = "for now: ";
+pub(super) const FOR_NOW: &str = "for now: ";
 
 /// Why something was not brought up.
 enum Failure {
@@ -60,8 +61,15 @@ pub(super) async fn start_machine(
     files: &Files,
     changes: watch::Receiver<u64>,
 ) -> Result<Outcome, ControlError> {
-    let booted = unless_changed(app, row, changes, bring_up(app, row, files)).await;
-    came_up(booted.map(|booted| booted.map(|()| Event::Booted)))
+    let firmware_ran = AtomicBool::new(false);
+    let booting = bring_up(app, row, files, &firmware_ran);
+    let booted = unless_changed(app, row, changes, booting).await;
+    let outcome = came_up(booted.map(|booted| booted.map(|()| Event::Booted)))?;
+    Ok(match outcome {
+        // What came up is brought back, however far it got.
+        Outcome::Broken(failure) if firmware_ran.into_inner() => Outcome::Lost(failure.to_string()),
+        outcome => outcome,
+    })
 }
 
 /// What an attempt brings; none if somebody changes the failover's state first.
@@ -100,7 +108,7 @@ pub(super) async fn recover(
 ) -> Result<Outcome, ControlError> {
     let attempt = async {
         tokio::time::sleep(backoff.pause()).await;
-        bring_up(app, row, files).await
+        bring_up(app, row, files, &AtomicBool::new(false)).await
     };
     let Some(result) = unless_changed(app, row, changes, attempt).await else {
         backoff.forget();
@@ -121,8 +129,14 @@ pub(super) async fn recover(
     }
 }
 
-/// Brings up what is missing of export and machine.
-async fn bring_up(app: &App, row: &FailoverRow, files: &Files) -> Result<(), Failure> {
+/// Brings up what is missing of export and machine. Sets `firmware_ran` once the machine's
+/// firmware was seen to run.
+async fn bring_up(
+    app: &App,
+    row: &FailoverRow,
+    files: &Files,
+    firmware_ran: &AtomicBool,
+) -> Result<(), Failure> {
     let (export, nbd_uri) = ensure_export(app, row, files).await?;
     if !row.domain().wants_machine() {
         if row.shown.machine_is_down {
@@ -131,7 +145,7 @@ async fn bring_up(app: &App, row: &FailoverRow, files: &Files) -> Result<(), Fai
         return Ok(());
     }
     let seen = tokio::select! {
-        seen = ensure_machine(app, row, files, &nbd_uri) => seen?,
+        seen = ensure_machine(app, row, files, &nbd_uri, firmware_ran) => seen?,
         failure = ended(files, export) => return Err(failure.into()),
     };
     if let (machine, Seen::ShutDown) = seen {
@@ -181,10 +195,11 @@ async fn ensure_machine(
     row: &FailoverRow,
     files: &Files,
     nbd_uri: &str,
+    firmware_ran: &AtomicBool,
 ) -> Result<(Process, Seen), Failure> {
     let id = row.shown.id;
     let usual = usual(row);
-    let taken = match row.guest.filter(|machine| process::is_alive(*machine)) {
+    let mut taken = match row.guest.filter(|machine| process::is_alive(*machine)) {
         Some(machine) => Taken { machine, is_new: false },
         None => {
             let machine = Machine {
@@ -207,9 +222,13 @@ async fn ensure_machine(
                 tell(app, id, usual, &mut shown).await?;
                 return Ok((machine, seen));
             }
-            // It is looked at for as long as it takes: somebody may be asked for a password.
+            // It is looked at for as long as it takes, and is not ended any more because it was not seen: it may
+            // have booted since.
             Err(failure @ ProviderError::OnlyFirmware) => {
-                tell(app, id, &format!("{FOR_NOW}{failure}"), &mut shown).await?;
+                taken.is_new = false;
+                firmware_ran.store(true, Ordering::Relaxed);
+                let why = files.export_trouble().unwrap_or_else(|| failure.to_string());
+                tell(app, id, &format!("{FOR_NOW}{why}"), &mut shown).await?;
             }
             Err(failure) => {
                 let (is_to_end, failure) = qemu::verdict(taken, failure);
