@@ -135,7 +135,7 @@ async fn a_machine_in_its_firmware_is_not_ended_because_it_is_silent() {
     let body = json!({ "kind": "drill", "memory_mib": 256, "cpus": 1 });
     let started: Failover = site.post(&paths::machine_failovers("web"), body).await;
     let told = until(&site, started.id, |now| now.detail.contains("only its firmware")).await;
-    let machine = Pid::from_raw(told.machine_pid.unwrap() as i32).unwrap();
+    let machine = Pid::from_raw(told.machine_pid.unwrap().try_into().unwrap()).unwrap();
     kill_process(machine, Signal::STOP).unwrap();
     let long = Duration::from_secs(180);
     let silent = until_within(long, &site, started.id, |now| now.detail.contains("for 60 s"));
