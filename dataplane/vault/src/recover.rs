@@ -11,7 +11,8 @@
 //! a slot of a later run, and each finds its slots taken; but to a reader two runs under one number are
 //! one run, which says things twice. So a start that finds another's slots among those that it filled,
 //! under its own number, takes a greater one. Both saw the same end of the log, or the later one had seen
-//! a slot of the other: so the first slot that neither an earlier run filled decides between them.
+//! a slot of the other: so the first slot that neither an earlier run filled decides between them. And one that
+//! was paused between its filling and its look at what is behind begins again if a later run has been there.
 
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
@@ -89,12 +90,42 @@ async fn begin(
             Reach::Sealed => return Ok(None),
             Reach::Anothers if !is_on(Bug::RunsUnderOneNumber) => {}
             Reach::Ours | Reach::Anothers => {
-                let end = find_end(vault, log, end.next).await?;
-                return Ok((!end.is_sealed).then_some((end, incarnation)));
+                match behind_fill(vault, log, end.next, incarnation).await? {
+                    Begun::Overtaken => {}
+                    Begun::Sealed => return Ok(None),
+                    Begun::At(end) => return Ok(Some((end, incarnation))),
+                }
             }
         }
     }
     Err(VaultError::TwoWriters { url: vault.url().to_owned(), log })
+}
+
+/// What a run finds behind what it has filled.
+#[derive(Debug, PartialEq, Eq)]
+enum Begun {
+    /// Its end: nobody has begun since.
+    At(LogEnd),
+    /// A later run: whatever this one put would be void, and it would be told that it counts.
+    Overtaken,
+    /// The log was sealed.
+    Sealed,
+}
+
+/// Looks for the end of the log, from what was filled on. Any time may have passed since: a run that a pause
+/// kept from this look finds the slots of one that began meanwhile, and free ones behind them.
+async fn behind_fill(
+    vault: &Vault,
+    log: LogId,
+    filled: Slot,
+    incarnation: u64,
+) -> Result<Begun, VaultError> {
+    let end = find_end(vault, log, filled).await?;
+    Ok(match end.is_sealed {
+        true => Begun::Sealed,
+        false if end.incarnation > incarnation => Begun::Overtaken,
+        false => Begun::At(end),
+    })
 }
 
 /// The incarnation behind the highest one found in a log, which is that of slot `newest`: believed once

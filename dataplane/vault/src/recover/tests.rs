@@ -105,6 +105,37 @@ async fn two_starts_at_once_never_share_a_number() {
     }
 }
 
+/// M7: a node is paused right after it has filled; its copy starts, and writes; then the node goes on.
+#[tokio::test]
+async fn a_start_that_was_paused_does_not_go_on_behind_a_later_run() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    let (next, paused) = (find_end(&world.vault, log, Slot(0)).await.unwrap().next, 2);
+    assert_eq!(fill_reach(&world.vault, log, next, paused).await.unwrap(), Reach::Ours);
+    let alone = behind_fill(&world.vault, log, next, paused).await.unwrap();
+    assert!(matches!(&alone, Begun::At(end) if end.next == Slot(6)), "{alone:?}");
+
+    let copy = start(&world, paused).await.unwrap();
+    assert_eq!((copy.incarnation, copy.next_slot), (3, Slot(10)));
+    (world.logs[0].incarnation, world.logs[0].next) = (copy.incarnation, copy.next_slot);
+    world.write(0, 0, 4, 300);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let found = behind_fill(&world.vault, log, next, paused).await.unwrap();
+    assert_eq!(found, Begun::Overtaken, "what it put would be void behind slot 10");
+
+    let again = start(&world, paused).await.unwrap();
+    assert_eq!(again.incarnation, 4, "it begins again, and the copy finds its slots taken");
+    assert_eq!(committed(&again, &world), Seq(6));
+    let (slot, bytes) = late(&mut world, 400);
+    let put = put_segment(&world.vault, log, slot, bytes).await.unwrap();
+    assert_eq!(put, PutOutcome::Foreign(Foreign::Segment));
+    world.logs[0].next = again.next_slot;
+    world.seal(0).await;
+    let sealed = behind_fill(&world.vault, log, next, 9).await.unwrap();
+    assert_eq!(sealed, Begun::Sealed);
+}
+
 /// A run that has begun on its own is in nobody's way.
 #[tokio::test]
 async fn a_start_alone_keeps_its_number() {
