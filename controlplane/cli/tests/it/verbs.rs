@@ -294,7 +294,7 @@ fn a_node_is_not_given_up_by_mistake() {
 /// I15: how many points go is said before they go.
 #[test]
 fn what_believing_the_clock_drops_is_said_first() {
-    let retention = |doubt_ms: u64, points: u64| json!({ "time_unix_ms": 1, "doubt_ms": doubt_ms, "points_in_doubt": points });
+    let retention = |doubt: u64, points: u64| json!({ "time_unix_ms": 1, "doubt_ms": doubt, "points_in_doubt": points });
     let status = json!({
         "version": "1", "vault": "file:///v", "ca_fingerprint": "00", "started_at_unix_ms": 1,
         "retention": retention(7_200_000, 41),

@@ -70,11 +70,10 @@ fn can_run(firmware: &str) -> bool {
     can
 }
 
-/// H32: firmware that finds nothing to boot is no server, however long it is left alone.
-#[tokio::test]
-async fn a_machine_with_nothing_to_boot_does_not_run() {
+/// A machine with an empty disk, and what is said of it; none where it cannot run.
+async fn in_its_firmware() -> Option<(Site, Failover)> {
     if !can_run("/usr/share/ovmf/OVMF.fd") {
-        return;
+        return None;
     }
     let site =
         Site::start_with(QEMU_NBD_EXPORT, |settings| settings.qemu_program = QEMU.into()).await;
@@ -83,20 +82,27 @@ async fn a_machine_with_nothing_to_boot_does_not_run() {
     let body = json!({ "kind": "drill", "memory_mib": 256, "cpus": 1 });
     let started: Failover = site.post(&paths::machine_failovers("web"), body).await;
     let told = until(&site, started.id, |now| now.detail.contains("only its firmware")).await;
+    Some((site, told))
+}
+
+/// H32: firmware that finds nothing to boot is no server, however long it is left alone.
+#[tokio::test]
+async fn a_machine_with_nothing_to_boot_does_not_run() {
+    let Some((site, told)) = in_its_firmware().await else { return };
     assert_eq!(told.state, FailoverState::Booting, "{told:?}");
     until_console_says(&told, |said| said.contains("BdsDxe") && said.contains("PciRoot")).await;
 
     // Its export dies: what came up is brought back, and does not run for that.
     crate::failover::kill(told.export_pid);
-    let back = until(&site, started.id, |now| {
+    let back = until(&site, told.id, |now| {
         now.export_pid.is_some()
             && now.export_pid != told.export_pid
             && now.detail.contains("only its firmware")
     })
     .await;
     assert_eq!((back.state, back.machine_pid), (FailoverState::Recovering, told.machine_pid));
-    let _: Failover = site.post(&paths::failover_cleanup(started.id), json!({})).await;
-    until(&site, started.id, |now| now.state == FailoverState::CleanedUp).await;
+    let _: Failover = site.post(&paths::failover_cleanup(told.id), json!({})).await;
+    until(&site, told.id, |now| now.state == FailoverState::CleanedUp).await;
 }
 
 #[tokio::test]
@@ -125,27 +131,18 @@ async fn a_machine_runs_as_a_user_who_has_nothing_but_what_was_handed_to_it() {
 /// P24: one that was seen in its firmware may have booted since, however long it is not seen.
 #[tokio::test]
 async fn a_machine_in_its_firmware_is_not_ended_because_it_is_silent() {
-    if !can_run("/usr/share/ovmf/OVMF.fd") {
-        return;
-    }
-    let site =
-        Site::start_with(QEMU_NBD_EXPORT, |settings| settings.qemu_program = QEMU.into()).await;
-    disk(&site);
-    site.protect().await;
-    let body = json!({ "kind": "drill", "memory_mib": 256, "cpus": 1 });
-    let started: Failover = site.post(&paths::machine_failovers("web"), body).await;
-    let told = until(&site, started.id, |now| now.detail.contains("only its firmware")).await;
+    let Some((site, told)) = in_its_firmware().await else { return };
     let machine = Pid::from_raw(told.machine_pid.unwrap().try_into().unwrap()).unwrap();
     kill_process(machine, Signal::STOP).unwrap();
     let long = Duration::from_secs(180);
-    let silent = until_within(long, &site, started.id, |now| now.detail.contains("for 60 s"));
+    let silent = until_within(long, &site, told.id, |now| now.detail.contains("for 60 s"));
     let silent = silent.await;
     kill_process(machine, Signal::CONT).unwrap();
     assert_eq!((silent.state, silent.machine_pid), (FailoverState::Booting, told.machine_pid));
-    let again = until(&site, started.id, |now| now.detail.contains("only its firmware")).await;
+    let again = until(&site, told.id, |now| now.detail.contains("only its firmware")).await;
     assert_eq!(again.machine_pid, told.machine_pid, "{again:?}");
-    let _: Failover = site.post(&paths::failover_cleanup(started.id), json!({})).await;
-    let ended = until(&site, started.id, |now| now.state == FailoverState::CleanedUp).await;
+    let _: Failover = site.post(&paths::failover_cleanup(told.id), json!({})).await;
+    let ended = until(&site, told.id, |now| now.state == FailoverState::CleanedUp).await;
     assert_eq!(ended.detail, "", "what was said for now is over");
 }
 
