@@ -1,7 +1,7 @@
 //! zstd over slices: reused contexts, incompressible bytes left alone, no bombs.
 
 use crate::error::CodecError;
-use farshore_proto::segment::Compression;
+use farshore_proto::object::Compression;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::Cursor;

@@ -1,49 +1,14 @@
 //! What can go wrong when bytes are sealed or opened.
 
-use farshore_proto::{
-    ChunkId, DecodeError, ErrorKind, KeyNumber, LogId, RunId, Seq, Slot, VaultId, VolumeId,
-};
+use farshore_proto::object::{ObjectKind, ObjectPlace};
+use farshore_proto::{ChunkId, DecodeError, ErrorKind, KeyNumber, LogId, VaultId};
 use std::fmt;
 
-/// Where a sealed object belongs.
+/// Where something sealed belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// A slot of a log.
-    Slot {
-        /// The vault.
-        vault: VaultId,
-        /// The log.
-        log: LogId,
-        /// The slot.
-        slot: Slot,
-    },
-    /// An entry of a volume's list of epochs.
-    Epoch {
-        /// The vault.
-        vault: VaultId,
-        /// The volume.
-        volume: VolumeId,
-        /// The number in the list.
-        ordinal: u64,
-    },
-    /// A part of a map of a volume.
-    Map {
-        /// The vault.
-        vault: VaultId,
-        /// The volume.
-        volume: VolumeId,
-        /// The seq that the map is at.
-        seq: Seq,
-        /// The number of the part.
-        part: u32,
-    },
-    /// An index run.
-    IndexRun {
-        /// The vault.
-        vault: VaultId,
-        /// The run.
-        run: RunId,
-    },
+    /// An object of a vault.
+    Object(ObjectPlace),
     /// A journal.
     Journal {
         /// The vault.
@@ -56,16 +21,18 @@ pub enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Slot { vault, log, slot } => {
-                write!(f, "slot {slot} of log {log} in vault {vault}")
+            Self::Object(ObjectPlace { kind, vault, subject, number, part }) => {
+                let subject = LogId(*subject);
+                match kind {
+                    ObjectKind::Slot => write!(f, "slot {number} of log {subject}")?,
+                    ObjectKind::Epoch => write!(f, "epoch object {number} of volume {subject}")?,
+                    ObjectKind::Map => {
+                        write!(f, "part {part} of the map of volume {subject} at seq {number}")?;
+                    }
+                    ObjectKind::IndexRun => write!(f, "index run {subject}")?,
+                }
+                write!(f, " in vault {vault}")
             }
-            Self::Epoch { vault, volume, ordinal } => {
-                write!(f, "epoch object {ordinal} of volume {volume} in vault {vault}")
-            }
-            Self::Map { vault, volume, seq, part } => {
-                write!(f, "part {part} of the map of volume {volume} at seq {seq} in vault {vault}")
-            }
-            Self::IndexRun { vault, run } => write!(f, "index run {run} in vault {vault}"),
             Self::Journal { vault, log } => write!(f, "journal of log {log} in vault {vault}"),
         }
     }

@@ -9,7 +9,7 @@
 
 use crate::error::{CodecError, Place};
 use crate::keys::{DataKey, KeyRing};
-use crate::seal::{Domain, OpenKey, Purpose, Sealer};
+use crate::seal::{COMMITMENT_BYTES, Domain, OpenKey, Purpose, Sealer};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader};
 use farshore_proto::limits::{JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES};
@@ -17,6 +17,11 @@ use farshore_proto::{KeyNumber, LogId, VaultId};
 
 fn with_context<T>(vault: VaultId, log: LogId, file: u64, with: impl FnOnce(&[&[u8]]) -> T) -> T {
     with(&[&vault.0, &log.0, &file.to_le_bytes()])
+}
+
+/// What the header of a file commits to: itself, with zeros in place of the commitment.
+fn commitment(key: &OpenKey, header: JournalFileHeader) -> [u8; COMMITMENT_BYTES] {
+    key.commit(&[&JournalFileHeader { commitment: [0; COMMITMENT_BYTES], ..header }.encode()])
 }
 
 /// Seals the groups of one journal file, in order.
@@ -40,14 +45,16 @@ impl JournalSealer {
     ) -> Result<Self, CodecError> {
         let sealer =
             with_context(vault, log, file, |context| Sealer::draw(key, Purpose::Journal, context))?;
-        let header = JournalFileHeader {
+        let salt = *sealer.salt();
+        let mut header = JournalFileHeader {
             vault,
             log,
             number: file,
             key: number,
-            salt: *sealer.salt(),
-            commitment: *sealer.key().commitment(),
+            salt,
+            commitment: [0; COMMITMENT_BYTES],
         };
+        header.commitment = commitment(sealer.key(), header);
         Ok(Self { header, sealer })
     }
 
@@ -150,7 +157,8 @@ impl JournalOpener {
         let key = with_context(vault, log, header.number, |context| {
             OpenKey::derive(data_key, Purpose::Journal, context, &header.salt)
         });
-        key.check(&header.commitment, "journal file header", header.key)?;
+        let expected = commitment(&key, header);
+        key.check(&expected, &header.commitment, "journal file header", header.key)?;
         Ok(Self { header, key })
     }
 

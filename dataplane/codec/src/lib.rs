@@ -25,6 +25,7 @@ pub mod journal;
 pub mod kek;
 pub mod keys;
 pub mod map;
+mod object;
 pub mod seal;
 pub mod segment;
 pub mod zero;

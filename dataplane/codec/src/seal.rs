@@ -5,13 +5,14 @@
 //! implementation is noticed before anything rests on it.
 //!
 //! **Derivation.** Each object has a key of its own:
-//! `key = BLAKE3-derive-key("farshore 2026 v1 <purpose> seal key", data key ‖ salt ‖ context…)`, each
-//! part preceded by its length (8 bytes, little-endian). The context names the place: vault and log
-//! and slot, or vault and volume and ordinal. The salt is 32 random bytes drawn for each attempt.
+//! `key = BLAKE3-derive-key("farshore 2026 v2 <purpose> seal key", data key ‖ salt ‖ context…)`, each
+//! part preceded by its length (8 bytes, little-endian). The context names the place: kind, vault,
+//! whose and which number. The salt is 32 random bytes drawn for each attempt.
 //!
-//! **Commitment.** The same inputs under "… commitment" give 32 bytes that the object carries in
-//! the clear. AES-GCM alone does not bind a ciphertext to one key; the commitment does, and it tells
-//! a wrong key from damaged data before anything is opened.
+//! **Commitment.** The same inputs under "… commitment key" give the key of a MAC over the object's header,
+//! which the header carries. AES-GCM alone does not bind a ciphertext to one key; the commitment does. It tells
+//! a wrong key from damaged data before anything is opened, and a header that was made up from one that was
+//! sealed before anything in it is believed.
 //!
 //! **Nonces (I9).** 12 bytes: domain (4, little-endian) ‖ counter (8, little-endian). A [`Sealer`]
 //! counts each domain from 0. Since its key is new with each salt, and only a sealer seals, a pair
@@ -39,37 +40,23 @@ const NONCE_BYTES: usize = 12;
 /// What a derived key is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// A segment or seal of a log.
-    Segment,
+    /// An object of a vault.
+    Object,
     /// A file of a node's journal.
     Journal,
-    /// An epoch object.
-    Epoch,
-    /// A part of a map.
-    Map,
-    /// An index run.
-    IndexRun,
 }
 
 impl Purpose {
-    /// Context strings of the key and of its commitment. They are part of the format: a change
+    /// Context strings of the key and of the key of its commitment. They are part of the format: a change
     /// makes everything sealed before unreadable.
     fn contexts(self) -> (&'static str, &'static str) {
         match self {
-            Self::Segment => {
-                ("farshore 2026 v1 segment seal key", "farshore 2026 v1 segment seal commitment")
+            Self::Object => {
+                ("farshore 2026 v2 object seal key", "farshore 2026 v2 object commitment key")
             }
             Self::Journal => {
-                ("farshore 2026 v1 journal seal key", "farshore 2026 v1 journal seal commitment")
+                ("farshore 2026 v2 journal seal key", "farshore 2026 v2 journal commitment key")
             }
-            Self::Epoch => {
-                ("farshore 2026 v1 epoch seal key", "farshore 2026 v1 epoch seal commitment")
-            }
-            Self::Map => ("farshore 2026 v1 map seal key", "farshore 2026 v1 map seal commitment"),
-            Self::IndexRun => (
-                "farshore 2026 v1 index run seal key",
-                "farshore 2026 v1 index run seal commitment",
-            ),
         }
     }
 }
@@ -79,29 +66,20 @@ impl Purpose {
 pub enum Domain {
     /// Frames of a segment; the counter is the frame's number.
     Frame,
-    /// The table of a segment; the counter is 0.
-    Table,
-    /// The body of an epoch object; the counter is 0.
+    /// The body of an object; the counter is 0.
     Body,
     /// Groups of a journal file; the counter is the group's number.
     Group,
-    /// The body of a part of a map; the counter is 0.
-    Map,
-    /// The body of an index run; the counter is 0.
-    IndexRun,
 }
 
 impl Domain {
-    const COUNT: usize = 6;
+    const COUNT: usize = 3;
 
     fn index(self) -> usize {
         match self {
             Self::Frame => 0,
-            Self::Table => 1,
-            Self::Body => 2,
-            Self::Group => 3,
-            Self::Map => 4,
-            Self::IndexRun => 5,
+            Self::Body => 1,
+            Self::Group => 2,
         }
     }
 
@@ -109,22 +87,16 @@ impl Domain {
     fn code(self) -> u32 {
         match self {
             Self::Frame => 1,
-            Self::Table => 2,
-            Self::Body => 3,
-            Self::Group => 4,
-            Self::Map => 5,
-            Self::IndexRun => 6,
+            Self::Body => 2,
+            Self::Group => 3,
         }
     }
 
     fn what(self) -> &'static str {
         match self {
             Self::Frame => "segment frame",
-            Self::Table => "segment table",
-            Self::Body => "epoch body",
+            Self::Body => "body of an object",
             Self::Group => "journal group",
-            Self::Map => "map body",
-            Self::IndexRun => "index run body",
         }
     }
 
@@ -214,7 +186,8 @@ impl Cipher {
 /// A key derived for one object. It opens; it cannot seal.
 pub struct OpenKey {
     cipher: Cipher,
-    commitment: [u8; COMMITMENT_BYTES],
+    /// Keys the MAC of the header.
+    committing: Zeroizing<[u8; KEY_BYTES]>,
 }
 
 impl fmt::Debug for OpenKey {
@@ -250,29 +223,35 @@ impl OpenKey {
         let (for_key, for_commitment) = purpose.contexts();
         let mut derived = Zeroizing::new([0; KEY_BYTES]);
         derive(for_key, &parts, &mut *derived);
-        let mut commitment = [0; COMMITMENT_BYTES];
-        derive(for_commitment, &parts, &mut commitment);
-        Self { cipher: Cipher::new(implementation, &derived), commitment }
+        let mut committing = Zeroizing::new([0; KEY_BYTES]);
+        derive(for_commitment, &parts, &mut *committing);
+        Self { cipher: Cipher::new(implementation, &derived), committing }
     }
 
-    /// What an object sealed with the key carries to say so.
+    /// What a header made of these parts, but for the commitment, carries to say that it was sealed with the
+    /// key.
     #[must_use]
-    pub fn commitment(&self) -> &[u8; COMMITMENT_BYTES] {
-        &self.commitment
+    pub fn commit(&self, head: &[&[u8]]) -> [u8; COMMITMENT_BYTES] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.committing);
+        head.iter().for_each(|part| {
+            hasher.update(part);
+        });
+        *hasher.finalize().as_bytes()
     }
 
-    /// Checks, in constant time, that an object commits to this key.
+    /// Compares, in constant time, what a header should commit to with what it does.
     ///
     /// # Errors
-    /// `Corrupt`: the data key `number` is not the one that sealed it, or its header is damaged.
+    /// `Corrupt`: the data key `number` is not the one that sealed it, or the header is damaged.
     pub fn check(
         &self,
-        commitment: &[u8; COMMITMENT_BYTES],
+        expected: &[u8; COMMITMENT_BYTES],
+        found: &[u8; COMMITMENT_BYTES],
         what: &'static str,
         number: KeyNumber,
     ) -> Result<(), CodecError> {
         // The equality of blake3::Hash takes the same time wherever the two differ.
-        if blake3::Hash::from_bytes(self.commitment) != blake3::Hash::from_bytes(*commitment) {
+        if blake3::Hash::from_bytes(*expected) != blake3::Hash::from_bytes(*found) {
             return Err(CodecError::KeyMismatch { what, key: number });
         }
         Ok(())

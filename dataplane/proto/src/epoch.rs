@@ -5,15 +5,17 @@
 use crate::error::DecodeError;
 use crate::ids::{Epoch, KeyNumber, LogId, Seq, Slot, Stamp, VaultId, VolumeId};
 use crate::limits::{LABEL_BYTES_MAX, VOLUME_BYTES_MAX};
+use crate::object::{ObjectKind, ObjectPlace};
+use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
 const VAULT_MAGIC: [u8; 4] = *b"FSVT";
-const EPOCH_MAGIC: [u8; 4] = *b"FSEP";
 const VERSION: u16 = 1;
+const HEAD: SectionKind = SectionKind { number: 1, stride: 56, max: 1, what: "epoch head" };
+const LABEL: SectionKind =
+    SectionKind { number: 2, stride: 1, max: LABEL_BYTES_MAX, what: "epoch label" };
 /// Bytes of the vault object.
 pub const VAULT_OBJECT_BYTES: usize = 64;
-/// Bytes of the plain head of an epoch object.
-pub const EPOCH_HEADER_BYTES: usize = 136;
 
 /// The vault object: written once when the vault is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,93 +64,10 @@ impl VaultObject {
     }
 }
 
-/// Plain head of an epoch object; the AAD of its sealed body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EpochHeader {
-    /// The vault it belongs to.
-    pub vault: VaultId,
-    /// The volume it is about.
-    pub volume: VolumeId,
-    /// Its number in the volume's list, from 1, without gaps.
-    pub ordinal: u64,
-    /// Data key of the sealed body.
-    pub key: KeyNumber,
-    /// Drawn for this object.
-    pub salt: [u8; 32],
-    /// Commitment to the derived key.
-    pub commitment: [u8; 32],
-    /// Bytes of the sealed body with its tag.
-    pub body_bytes: usize,
-}
-
-impl EpochHeader {
-    /// Lays the head out.
-    ///
-    /// # Panics
-    /// If the body is over 4 GiB: a bug in the caller, bodies are small.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(EPOCH_HEADER_BYTES);
-        out.put_bytes(&EPOCH_MAGIC);
-        out.put_u16(VERSION);
-        out.put_zeros(2);
-        out.put_bytes(&self.vault.0);
-        out.put_bytes(&self.volume.0);
-        out.put_u64(self.ordinal);
-        out.put_u32(self.key.0);
-        out.put_u32(u32::try_from(self.body_bytes).expect("bodies are small"));
-        out.put_bytes(&self.salt);
-        out.put_bytes(&self.commitment);
-        out.put_zeros(EPOCH_HEADER_BYTES - 4 - out.len());
-        put_crc(&mut out, 0);
-        out
-    }
-
-    /// Reads the head at the front of an object; returns it and the sealed body.
-    ///
-    /// # Errors
-    /// By the field that is wrong.
-    pub fn decode(object: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
-        let Some(head) = object.get(..EPOCH_HEADER_BYTES) else {
-            return Err(DecodeError::Truncated {
-                what: "epoch object",
-                needed: EPOCH_HEADER_BYTES,
-                have: object.len(),
-            });
-        };
-        let mut reader = Reader::new("epoch object", head);
-        reader.magic(EPOCH_MAGIC)?;
-        reader.version(VERSION)?;
-        check_crc("epoch object", head)?;
-        reader.reserved(2)?;
-        let vault = VaultId(reader.array()?);
-        let volume = VolumeId(reader.array()?);
-        let ordinal = reader.u64()?;
-        if ordinal == 0 {
-            return Err(DecodeError::Range { what: "epoch ordinal", value: 0 });
-        }
-        let key = KeyNumber(reader.u32()?);
-        let body_bytes = reader.u32()? as usize;
-        let header = Self {
-            vault,
-            volume,
-            ordinal,
-            key,
-            body_bytes,
-            salt: reader.array()?,
-            commitment: reader.array()?,
-        };
-        reader.reserved(reader.left() - 4)?;
-        let body = &object[EPOCH_HEADER_BYTES..];
-        if body.len() != body_bytes {
-            return Err(DecodeError::Truncated {
-                what: "epoch body",
-                needed: body_bytes,
-                have: body.len(),
-            });
-        }
-        Ok((header, body))
-    }
+/// The place of an epoch of a volume.
+#[must_use]
+pub fn place(vault: VaultId, volume: VolumeId, ordinal: u64) -> ObjectPlace {
+    ObjectPlace { kind: ObjectKind::Epoch, vault, subject: volume.0, number: ordinal, part: 0 }
 }
 
 /// Sealed body of an epoch object: who writes, from where on.
@@ -177,35 +96,34 @@ impl EpochBody {
     /// If the label is over its limit: the caller checks it.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        assert!(self.label.len() <= LABEL_BYTES_MAX, "a label has a limit");
-        let mut out = Vec::with_capacity(256);
-        out.put_u64(self.epoch.0);
-        out.put_bytes(&self.log.0);
-        out.put_u64(self.first_slot.0);
-        out.put_u64(self.first_seq.0);
-        out.put_u64(self.size_bytes);
-        let label_bytes = u32::try_from(self.label.len()).expect("asserted above");
-        out.put_stamped_count(label_bytes, self.stamp);
-        out.put_bytes(self.label.as_bytes());
-        out
+        let mut out = SectionWriter::with_capacity(256);
+        out.put(&HEAD, 1, |out| {
+            out.put_u64(self.epoch.0);
+            out.put_bytes(&self.log.0);
+            out.put_u64(self.first_slot.0);
+            out.put_u64(self.first_seq.0);
+            out.put_u64(self.size_bytes);
+            out.put_stamp(self.stamp);
+        });
+        out.put(&LABEL, self.label.len(), |out| out.put_bytes(self.label.as_bytes()));
+        out.finish()
     }
 
     /// Reads the body.
     ///
     /// # Errors
-    /// By the field that is wrong.
+    /// `Newer` for what must be understood and is not known here; by the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new("epoch body", bytes);
+        let sections = Sections::read("epoch body", bytes, &[HEAD, LABEL])?;
+        let mut reader = sections.record(&HEAD)?;
         let epoch = Epoch(reader.u64()?);
         let log = LogId(reader.array()?);
         let first_slot = reader.slot("epoch first slot")?;
         let first_seq = reader.seq("epoch first seq")?;
         let size_bytes = reader.u64()?;
-        let (label_bytes, stamp) = reader.stamped_count("epoch label", LABEL_BYTES_MAX)?;
-        let label = std::str::from_utf8(reader.take(label_bytes)?)
-            .map_err(|_| DecodeError::Text { what: "epoch label" })?
-            .to_owned();
-        reader.finish()?;
+        let stamp = reader.stamp("epoch stamp")?;
+        let label = String::from_utf8(sections.bytes(&LABEL))
+            .map_err(|_| DecodeError::Text { what: "epoch label" })?;
         if epoch == Epoch(0) || first_seq == Seq(0) {
             return Err(DecodeError::Range { what: "epoch body", value: epoch.0 });
         }

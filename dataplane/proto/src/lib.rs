@@ -18,11 +18,16 @@ pub mod journal;
 pub mod keys;
 pub mod limits;
 pub mod map;
+pub mod mark;
+pub mod object;
+pub mod sections;
 pub mod segment;
+pub mod targets;
 pub mod wire;
 
 pub use error::{DecodeError, ErrorKind};
 pub use ids::{
-    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot,
-    Stamp, Timestamp, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
+    PointId, RunId, Seq, Slot, Stamp, Timestamp, VaultId, VolumeId,
 };
+pub use targets::Target;

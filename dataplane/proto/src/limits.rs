@@ -67,6 +67,19 @@ pub const JOURNAL_FILE_BYTES: u64 = 256 << 20;
 /// Tag of AES-256-GCM.
 pub const TAG_BYTES: usize = 16;
 
+/// Longest header of an object, with what later programs add to it.
+pub const OBJECT_HEADER_BYTES_MAX: usize = 512;
+/// Largest body of an object before compression.
+pub const OBJECT_BODY_BYTES_MAX: usize = 16 << 20;
+/// Largest body of a small object (epoch) before compression.
+pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
+/// Most sections in a body.
+pub const SECTIONS_MAX: usize = 64;
+
+/// Most segments that a table, a part of a map or an index run refers to. A segment refers to fewer
+/// ([`SEGMENT_TARGETS_MAX`]): a chunk that would need one more is stored again.
+pub const TARGETS_MAX: usize = 1 << 17;
+
 /// Shortest chunk that a content-defined cut makes, in blocks (16 KiB).
 pub const CHUNK_BLOCKS_MIN: usize = 4;
 /// Longest chunk in blocks (128 KiB).
@@ -80,46 +93,30 @@ pub const CHUNK_CUT_BLOCKS: u64 = 8;
 pub const SEGMENT_FRAME_BYTES: usize = 512 << 10;
 /// Largest frame of a segment before compression.
 pub const SEGMENT_FRAME_BYTES_MAX: usize = 1 << 20;
-/// Header of a segment object.
-pub const SEGMENT_HEADER_BYTES: usize = 160;
 /// A batch is closed when this many payload bytes wait in it.
 pub const BATCH_BYTES: usize = 32 << 20;
 /// Largest segment object.
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-/// Largest table of a segment before compression.
-pub const SEGMENT_TABLE_BYTES_MAX: usize = 16 << 20;
 /// Most spans in a segment.
 pub const SEGMENT_SPANS_MAX: usize = 1 << 14;
 /// Most chunks in a segment's table.
 pub const SEGMENT_CHUNKS_MAX: usize = 1 << 17;
 /// Most extents in a segment's table.
 pub const SEGMENT_EXTENTS_MAX: usize = 1 << 18;
+/// Most segments that a segment refers to.
+pub const SEGMENT_TARGETS_MAX: usize = 1 << 14;
 /// Most frames in a segment.
 pub const SEGMENT_FRAMES_MAX: usize = 1 << 12;
-/// Most foreign logs a segment may refer to.
-pub const SEGMENT_LOGS_MAX: usize = 1 << 10;
 
-/// Header of a part of a map.
-pub const MAP_HEADER_BYTES: usize = 192;
 /// Most runs in one part of a map.
 pub const MAP_RUNS_MAX: usize = 1 << 17;
 /// Most chunks in one part of a map; each is used by a run.
 pub const MAP_CHUNKS_MAX: usize = MAP_RUNS_MAX;
-/// Most logs that one part of a map refers to.
-pub const MAP_LOGS_MAX: usize = 1 << 16;
 /// Most parts of a map.
 pub const MAP_PARTS_MAX: usize = 1 << 10;
-/// Largest body of a part of a map before compression.
-pub const MAP_BODY_BYTES_MAX: usize = 16 << 20;
 
-/// Header of an index run.
-pub const INDEX_RUN_HEADER_BYTES: usize = 144;
 /// Most chunks in an index run.
-pub const INDEX_RUN_CHUNKS_MAX: usize = 1 << 18;
-/// Most logs that an index run refers to.
-pub const INDEX_RUN_LOGS_MAX: usize = 1 << 16;
-/// Largest body of an index run before compression.
-pub const INDEX_RUN_BODY_BYTES_MAX: usize = 16 << 20;
+pub const INDEX_RUN_CHUNKS_MAX: usize = TARGETS_MAX;
 
 /// Longest label of a volume, in bytes of UTF-8.
 pub const LABEL_BYTES_MAX: usize = 128;
@@ -149,14 +146,14 @@ const _: () = {
     // A whole batch of single-block chunks fits the table: chunks, extents, and their bytes.
     assert!(BATCH_BYTES / BLOCK_BYTES < SEGMENT_CHUNKS_MAX);
     assert!(BATCH_BYTES / BLOCK_BYTES < SEGMENT_EXTENTS_MAX);
-    assert!((BATCH_BYTES / BLOCK_BYTES) * (52 + 20) < SEGMENT_TABLE_BYTES_MAX / 4);
+    assert!((BATCH_BYTES / BLOCK_BYTES) * (48 + 20 + 32) < OBJECT_BODY_BYTES_MAX / 4);
     // A batch that does not compress fits one segment.
-    assert!((BATCH_BYTES + SEGMENT_TABLE_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
-    // The largest part of a map and the largest index run fit their bodies, and those an object.
-    assert!(72 + MAP_LOGS_MAX * 16 + MAP_CHUNKS_MAX * 52 + MAP_RUNS_MAX * 20 <= MAP_BODY_BYTES_MAX);
-    assert!(16 + INDEX_RUN_LOGS_MAX * 16 + INDEX_RUN_CHUNKS_MAX * 52 <= INDEX_RUN_BODY_BYTES_MAX);
-    assert!((MAP_BODY_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
-    assert!((INDEX_RUN_BODY_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
+    assert!((BATCH_BYTES + OBJECT_BODY_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
+    // The largest part of a map and the largest index run fit a body, and that an object.
+    assert!(1024 + MAP_CHUNKS_MAX * (32 + 44) + MAP_RUNS_MAX * 20 <= OBJECT_BODY_BYTES_MAX);
+    assert!(1024 + TARGETS_MAX * 32 + INDEX_RUN_CHUNKS_MAX * 44 <= OBJECT_BODY_BYTES_MAX);
+    assert!(SEGMENT_TARGETS_MAX <= TARGETS_MAX && MAP_CHUNKS_MAX <= TARGETS_MAX);
+    assert!(OBJECT_HEADER_BYTES_MAX < BLOCK_BYTES && OBJECT_HEADER_BYTES_MAX <= u16::MAX as usize);
     // The cache holds the batches in flight, the one being filled and the window of a source.
     assert!((PUTS_IN_FLIGHT_MAX + 2) * BATCH_BYTES + WINDOW_BYTES <= SHARD_CACHE_BYTES);
     assert!(WINDOW_BYTES >= 4 * FRAME_BODY_BYTES_MAX);

@@ -3,144 +3,88 @@
 //! Layout and rules: `docs/formats/map.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{BlockRange, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
-use crate::index_run::{Listed, Logs, StoredChunk, check_body, take_chunks};
-use crate::limits::{
-    MAP_BODY_BYTES_MAX, MAP_CHUNKS_MAX, MAP_HEADER_BYTES, MAP_LOGS_MAX, MAP_PARTS_MAX,
-    MAP_RUNS_MAX, TAG_BYTES, VOLUME_BYTES_MAX, blocks_of,
-};
-use crate::segment::Compression;
-use crate::wire::{Put, Reader, check_crc, put_crc};
+use crate::ids::{BlockRange, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
+use crate::limits::{MAP_CHUNKS_MAX, MAP_PARTS_MAX, MAP_RUNS_MAX, VOLUME_BYTES_MAX, blocks_of};
+use crate::object::{ObjectHeader, ObjectKind, ObjectPlace};
+use crate::sections::{SectionKind, SectionWriter, Sections};
+use crate::targets::{STORED, StoredChunk, TARGETS, put_stored, take_stored};
+use crate::wire::{Put, Reader};
 
-const MAGIC: [u8; 4] = *b"FSMP";
-const VERSION: u16 = 1;
-const RUN_BYTES: usize = 20;
+/// Bytes of a map's own fields in the header.
+pub(crate) const OWN_BYTES: usize = 36;
+const WHAT: &str = "map body";
+const HEAD: SectionKind = SectionKind { number: 1, stride: 56, max: 1, what: "map head" };
+const RUNS: SectionKind =
+    SectionKind { number: 4, stride: 20, max: MAP_RUNS_MAX, what: "map runs" };
 
-/// Plain head of a part of a map; the AAD of its body.
+/// Plain head of a part of a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapHeader {
-    /// The vault it belongs to.
-    pub vault: VaultId,
-    /// The volume it is of.
-    pub volume: VolumeId,
-    /// The recovery point: all of the stream up to and including this seq is in the map.
-    pub seq: Seq,
-    /// Id of the recovery point.
-    pub point: PointId,
+    /// What all objects have; the number of its place is the seq of the recovery point: all of the stream up to
+    /// and including it is in the map.
+    pub object: ObjectHeader,
+    /// What only maps have.
+    pub fields: MapFields,
+}
+
+/// What only maps have in their header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapFields {
     /// Drawn for each attempt to write the map: parts of different attempts are not one map.
     pub attempt: [u8; 16],
-    /// Number of this part, from 0.
-    pub part: u32,
+    /// Id of the recovery point.
+    pub point: PointId,
     /// How many parts the map has.
     pub parts: u32,
-    /// Data key of the sealed body.
-    pub key: KeyNumber,
-    /// Drawn for this object.
-    pub salt: [u8; 32],
-    /// Commitment to the derived key.
-    pub commitment: [u8; 32],
-    /// Bytes of the sealed body with its tag.
-    pub body_bytes: usize,
-    /// Bytes of the body before compression.
-    pub body_raw_bytes: usize,
-    /// How the body is compressed.
-    pub compression: Compression,
+}
+
+impl MapFields {
+    /// Lays them out.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        out.put_bytes(&self.attempt);
+        out.put_bytes(&self.point.0);
+        out.put_u32(self.parts);
+    }
 }
 
 impl MapHeader {
-    /// Lays the head out.
-    ///
-    /// # Panics
-    /// If a length or number is over its limit: bugs in the caller.
+    /// The place of a part of a map.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        assert!(self.body_raw_bytes <= MAP_BODY_BYTES_MAX, "a body has a limit");
-        assert!(self.part < self.parts && self.parts as usize <= MAP_PARTS_MAX, "parts are few");
-        let mut out = Vec::with_capacity(MAP_HEADER_BYTES);
-        out.put_bytes(&MAGIC);
-        out.put_u16(VERSION);
-        out.put_u8(self.compression.code());
-        out.put_zeros(1);
-        out.put_bytes(&self.vault.0);
-        out.put_bytes(&self.volume.0);
-        out.put_u64(self.seq.0);
-        out.put_bytes(&self.point.0);
-        out.put_bytes(&self.attempt);
-        out.put_u32(self.part);
-        out.put_u32(self.parts);
-        out.put_u32(self.key.0);
-        out.put_zeros(4);
-        out.put_bytes(&self.salt);
-        out.put_bytes(&self.commitment);
-        out.put_u32(u32::try_from(self.body_bytes).expect("bodies have a limit"));
-        out.put_u32(u32::try_from(self.body_raw_bytes).expect("asserted above"));
-        out.put_zeros(MAP_HEADER_BYTES - 4 - out.len());
-        put_crc(&mut out, 0);
-        out
+    pub fn place(vault: VaultId, volume: VolumeId, seq: Seq, part: u32) -> ObjectPlace {
+        ObjectPlace { kind: ObjectKind::Map, vault, subject: volume.0, number: seq.0, part }
+    }
+
+    /// The recovery point's seq.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        Seq(self.object.place.number)
+    }
+
+    /// Number of this part, from 0.
+    #[must_use]
+    pub fn part(&self) -> u32 {
+        self.object.place.part
     }
 
     /// Reads the head at the front of an object, of which no more need be there.
     ///
     /// # Errors
     /// By the field that is wrong.
-    pub fn decode_head(object: &[u8]) -> Result<Self, DecodeError> {
-        const WHAT: &str = "map";
-        let Some(head) = object.get(..MAP_HEADER_BYTES) else {
-            let (needed, have) = (MAP_HEADER_BYTES, object.len());
-            return Err(DecodeError::Truncated { what: WHAT, needed, have });
-        };
-        let mut reader = Reader::new(WHAT, head);
-        reader.magic(MAGIC)?;
-        reader.version(VERSION)?;
-        check_crc(WHAT, head)?;
-        let compression = Compression::from_code(reader.u8()?)?;
-        reader.reserved(1)?;
-        let vault = VaultId(reader.array()?);
-        let volume = VolumeId(reader.array()?);
-        let seq = reader.seq("map seq")?;
-        let point = PointId(reader.array()?);
-        let attempt = reader.array()?;
-        let part = reader.u32()?;
-        let parts = reader.u32()?;
-        if seq == Seq(0) {
-            return Err(DecodeError::Range { what: "map seq", value: 0 });
+    pub fn decode(object: &[u8]) -> Result<Self, DecodeError> {
+        let (object, mut own) = ObjectHeader::decode(ObjectKind::Map, object)?;
+        let fields =
+            MapFields { attempt: own.array()?, point: PointId(own.array()?), parts: own.u32()? };
+        let ObjectPlace { number, part, .. } = object.place;
+        if number == 0 || number == u64::MAX {
+            return Err(DecodeError::Range { what: "map seq", value: number });
         }
-        if part >= parts || parts as usize > MAP_PARTS_MAX {
-            return Err(DecodeError::Range { what: "map parts", value: parts.into() });
+        if part >= fields.parts || fields.parts as usize > MAP_PARTS_MAX {
+            return Err(DecodeError::Range { what: "map parts", value: fields.parts.into() });
         }
-        let key = KeyNumber(reader.u32()?);
-        reader.reserved(4)?;
-        let salt = reader.array()?;
-        let commitment = reader.array()?;
-        let body_bytes = reader.count("map body", MAP_BODY_BYTES_MAX + TAG_BYTES)?;
-        let body_raw_bytes = reader.count("map body", MAP_BODY_BYTES_MAX)?;
-        reader.reserved(reader.left() - 4)?;
-        Ok(Self {
-            vault,
-            volume,
-            seq,
-            point,
-            attempt,
-            part,
-            parts,
-            key,
-            salt,
-            commitment,
-            body_bytes,
-            body_raw_bytes,
-            compression,
-        })
-    }
-
-    /// Reads the head at the front of a whole object; returns it and the sealed body.
-    ///
-    /// # Errors
-    /// By the field that is wrong.
-    pub fn decode(object: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
-        let header = Self::decode_head(object)?;
-        let body = &object[MAP_HEADER_BYTES..];
-        check_body("map body", header.body_bytes, body)?;
-        Ok((header, body))
+        if object.variant != 0 {
+            return Err(DecodeError::Range { what: "map kind", value: object.variant.into() });
+        }
+        Ok(Self { object, fields })
     }
 }
 
@@ -193,35 +137,31 @@ impl MapBody {
     /// If a count is over its limit: a bug in the caller.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let logs = Logs::of(&self.chunks);
-        assert!(self.chunks.len() <= MAP_CHUNKS_MAX && logs.len() <= MAP_LOGS_MAX);
-        assert!(self.runs.len() <= MAP_RUNS_MAX);
-        let bytes = self.chunks.len() * 52 + self.runs.len() * RUN_BYTES;
-        let mut out = Vec::with_capacity(72 + logs.len() * 16 + bytes);
-        let MapHead { ordinal, log, slot, size_bytes, time_unix_ms, kind, unknown_blocks } =
-            self.head;
-        out.put_u64(ordinal);
-        out.put_bytes(&log.0);
-        out.put_u64(slot.0);
-        out.put_u64(size_bytes);
-        out.put_u64(time_unix_ms);
-        out.put_u8(kind.code());
-        out.put_zeros(3);
-        out.put_u32(unknown_blocks);
-        let count = |n: usize| u32::try_from(n).expect("asserted above");
-        out.put_u32(count(logs.len()));
-        out.put_u32(count(self.chunks.len()));
-        out.put_u32(count(self.runs.len()));
-        out.put_zeros(4);
-        logs.put(&mut out);
-        self.chunks.iter().for_each(|chunk| logs.put_chunk(&mut out, chunk));
-        for run in &self.runs {
-            out.put_u64(run.range.block);
-            out.put_u32(u32::try_from(run.range.count).expect("a run lies in a chunk"));
-            out.put_u32(run.chunk);
-            out.put_u32(run.first);
-        }
-        out
+        assert!(self.chunks.len() <= MAP_CHUNKS_MAX, "a part holds so many chunks");
+        let bytes = self.chunks.len() * 48 + self.runs.len() * RUNS.stride;
+        let mut out = SectionWriter::with_capacity(128 + bytes);
+        out.put(&HEAD, 1, |out| {
+            let MapHead { ordinal, log, slot, size_bytes, time_unix_ms, kind, unknown_blocks } =
+                self.head;
+            out.put_u64(ordinal);
+            out.put_bytes(&log.0);
+            out.put_u64(slot.0);
+            out.put_u64(size_bytes);
+            out.put_u64(time_unix_ms);
+            out.put_u8(kind.code());
+            out.put_zeros(3);
+            out.put_u32(unknown_blocks);
+        });
+        put_stored(&mut out, &self.chunks);
+        out.put(&RUNS, self.runs.len(), |out| {
+            for run in &self.runs {
+                out.put_u64(run.range.block);
+                out.put_u32(u32::try_from(run.range.count).expect("a run lies in a chunk"));
+                out.put_u32(run.chunk);
+                out.put_u32(run.first);
+            }
+        });
+        out.finish()
     }
 
     /// Reads a body; all numbers in it refer to things that exist.
@@ -229,30 +169,25 @@ impl MapBody {
     /// # Errors
     /// By the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new("map body", bytes);
-        let head = take_head(&mut reader)?;
-        let logs = reader.count("map logs", MAP_LOGS_MAX)?;
-        let chunks = reader.count("map chunks", MAP_CHUNKS_MAX)?;
-        let count = reader.count("map runs", MAP_RUNS_MAX)?;
-        reader.reserved(4)?;
-        let logs = Listed::take(&mut reader, logs)?;
-        let chunks = take_chunks(&mut reader, chunks, logs)?;
-        let mut runs = Vec::with_capacity(count.min(reader.left() / RUN_BYTES));
+        let sections = Sections::read(WHAT, bytes, &[HEAD, TARGETS, STORED, RUNS])?;
+        let head = take_head(sections.record(&HEAD)?)?;
+        let chunks = take_stored(&sections, MAP_CHUNKS_MAX)?;
+        let records = sections.records(&RUNS);
+        let mut runs = Vec::with_capacity(records.len());
         let mut floor = 0;
-        for _ in 0..count {
-            let run = take_run(&mut reader, &chunks, head.size_bytes)?;
+        for record in records {
+            let run = take_run(record, &chunks, head.size_bytes)?;
             if run.range.block < floor {
                 return Err(DecodeError::Range { what: "map order", value: run.range.block });
             }
             floor = run.range.end();
             runs.push(run);
         }
-        reader.finish()?;
         Ok(Self { head, chunks, runs })
     }
 }
 
-fn take_head(reader: &mut Reader<'_>) -> Result<MapHead, DecodeError> {
+fn take_head(mut reader: Reader<'_>) -> Result<MapHead, DecodeError> {
     let ordinal = reader.u64()?;
     if ordinal == 0 {
         return Err(DecodeError::Range { what: "map ordinal", value: 0 });
@@ -273,7 +208,7 @@ fn take_head(reader: &mut Reader<'_>) -> Result<MapHead, DecodeError> {
 }
 
 fn take_run(
-    reader: &mut Reader<'_>,
+    mut reader: Reader<'_>,
     chunks: &[StoredChunk],
     size_bytes: u64,
 ) -> Result<MapRun, DecodeError> {

@@ -1,20 +1,22 @@
 //! Building a segment: chunks into frames, frames sealed as they fill, the table at the end.
 
-use super::At;
+use super::frame_aad;
 use crate::compress::{Compressor, Pass, decompress};
 use crate::error::CodecError;
 use crate::keys::DataKey;
-use crate::seal::{Domain, Implementation, OpenKey, Purpose, Sealer};
+use crate::object::ObjectSealer;
+use crate::seal::{Domain, OpenKey};
 use farshore_proto::limits::{
-    BLOCK_BYTES, CHUNK_BLOCKS_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX,
-    SEGMENT_FRAME_BYTES, SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_HEADER_BYTES,
-    SEGMENT_LOGS_MAX, SEGMENT_SPANS_MAX, SEGMENT_TABLE_BYTES_MAX, SLOT_MAX, TAG_BYTES,
+    BLOCK_BYTES, CHUNK_BLOCKS_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX, SEGMENT_FRAME_BYTES,
+    SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_SPANS_MAX, SEGMENT_TARGETS_MAX, SLOT_MAX,
+    TAG_BYTES,
 };
 use farshore_proto::segment::{
-    ChunkPlace, Compression, SegmentChunk, SegmentFrame, SegmentHeader, SlotKind, Span, Table,
+    ChunkPlace, Compression, SegmentChunk, SegmentFrame, SegmentHeader, SlotKind, SlotWriter, Span,
+    Table, put_own,
 };
-use farshore_proto::{ChunkId, KeyNumber, LogId, Slot, VaultId};
-use std::collections::BTreeSet;
+use farshore_proto::{ChunkId, KeyNumber, LogId, Slot, Target, VaultId};
+use std::collections::HashSet;
 use std::fmt;
 
 /// Sealed frames lie in pieces of about so many bytes: neither do they move as they become more, nor is
@@ -24,29 +26,6 @@ const _: () = assert!(PIECE_BYTES > 2 * SEGMENT_FRAME_BYTES_MAX);
 
 /// One frame in this many is opened again with the other implementation of the cipher.
 const CROSS_CHECK_FRAMES: usize = 64;
-
-// Sizes of the table's parts, as `Table::encode` lays them out.
-const TABLE_HEAD_BYTES: usize = 16;
-const TABLE_FRAME_BYTES: usize = 12;
-const TABLE_LOG_BYTES: usize = 16;
-const TABLE_CHUNK_BYTES: usize = 52;
-const TABLE_SPAN_BYTES: usize = 84;
-const TABLE_EXTENT_BYTES: usize = 20;
-
-/// What a caller is about to add to a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Load {
-    /// Chunks, held and referred to.
-    pub chunks: usize,
-    /// Bytes of the chunks to be held.
-    pub chunk_bytes: usize,
-    /// Logs that the segment does not refer to yet.
-    pub logs: usize,
-    /// Spans.
-    pub spans: usize,
-    /// Extents of all those spans.
-    pub extents: usize,
-}
 
 /// A finished segment.
 #[derive(Debug, Clone)]
@@ -77,12 +56,8 @@ impl Built {
 ///
 /// A failed attempt is dropped, never resumed: the next one is a new builder with a new salt.
 pub struct SegmentBuilder {
-    at: At,
-    incarnation: u64,
-    number: KeyNumber,
-    sealer: Sealer,
-    /// The same key in the other implementation.
-    cross: OpenKey,
+    writer: SlotWriter,
+    object: ObjectSealer,
     compressor: Compressor,
     /// Chunks of the frame being filled, or being closed.
     filling: Vec<u8>,
@@ -95,7 +70,7 @@ pub struct SegmentBuilder {
     /// The piece that is being filled: sealed frames, and what there is of the one being closed.
     sealed: Vec<u8>,
     table: Table,
-    logs: BTreeSet<LogId>,
+    targets: HashSet<Target>,
     extents: usize,
     raw_bytes: u64,
     checks_each_frame: bool,
@@ -106,7 +81,7 @@ pub struct SegmentBuilder {
 impl fmt::Debug for SegmentBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SegmentBuilder")
-            .field("at", &self.at)
+            .field("place", &self.object.place)
             .field("frames", &self.table.frames.len())
             .field("chunks", &self.table.chunks.len())
             .field("spans", &self.table.spans.len())
@@ -116,8 +91,8 @@ impl fmt::Debug for SegmentBuilder {
 }
 
 impl SegmentBuilder {
-    /// A builder for the segment of `slot` of `log`, put by run `incarnation` of the log's writer,
-    /// sealed under data key `number`, compressed with zstd at `level`.
+    /// A builder for the segment of `slot` of `log`, put by `writer`, sealed under data key `number`, compressed
+    /// with zstd at `level`.
     ///
     /// # Errors
     /// `Unavailable` if the operating system gives no random bytes.
@@ -125,24 +100,15 @@ impl SegmentBuilder {
         vault: VaultId,
         log: LogId,
         slot: Slot,
-        incarnation: u64,
+        writer: SlotWriter,
         key: &DataKey,
         number: KeyNumber,
         level: i32,
     ) -> Result<Self, CodecError> {
-        let at = At { vault, log, slot };
-        let (sealer, cross) = at.with_context(|context| {
-            let sealer = Sealer::draw(key, Purpose::Segment, context)?;
-            let other = Implementation::RustCrypto;
-            let cross = OpenKey::derive_for(other, key, Purpose::Segment, context, sealer.salt());
-            Ok::<_, CodecError>((sealer, cross))
-        })?;
+        let object = ObjectSealer::draw(SegmentHeader::place(vault, log, slot), key, number)?;
         Ok(Self {
-            at,
-            incarnation,
-            number,
-            sealer,
-            cross,
+            writer,
+            object,
             compressor: Compressor::new(level),
             filling: Vec::new(),
             closing: None,
@@ -150,7 +116,7 @@ impl SegmentBuilder {
             pieces_bytes: 0,
             sealed: Vec::new(),
             table: Table::default(),
-            logs: BTreeSet::new(),
+            targets: HashSet::new(),
             extents: 0,
             raw_bytes: 0,
             checks_each_frame: cfg!(test),
@@ -188,44 +154,13 @@ impl SegmentBuilder {
         self.table.chunks.is_empty() && self.table.spans.is_empty()
     }
 
-    /// Whether the segment refers to `log` already.
-    #[must_use]
-    pub fn refers_to(&self, log: LogId) -> bool {
-        self.logs.contains(&log)
-    }
-
-    /// Whether `load` can be added without passing any limit of a segment, even if nothing of it
-    /// compresses.
-    #[must_use]
-    pub fn has_room(&self, load: &Load) -> bool {
-        let closed = self.table.frames.len() + usize::from(self.is_closing());
-        let frames = closed + 2 + load.chunk_bytes / SEGMENT_FRAME_BYTES;
-        let chunks = self.table.chunks.len() + load.chunks;
-        let logs = self.logs.len() + load.logs;
-        let spans = self.table.spans.len() + load.spans;
-        let extents = self.extents + load.extents;
-        let table = table_bytes(frames, logs, chunks, spans, extents);
-        let object = SEGMENT_HEADER_BYTES
-            + table
-            + self.stored_bytes()
-            + load.chunk_bytes
-            + (frames + 1) * TAG_BYTES;
-        frames <= SEGMENT_FRAMES_MAX
-            && chunks <= SEGMENT_CHUNKS_MAX
-            && logs <= SEGMENT_LOGS_MAX
-            && spans <= SEGMENT_SPANS_MAX
-            && extents <= SEGMENT_EXTENTS_MAX
-            && table <= SEGMENT_TABLE_BYTES_MAX
-            && object as u64 <= SEGMENT_BYTES_MAX
-    }
-
     /// Adds a chunk with its bytes and returns its number. `id` is their id; the caller computed it.
     ///
     /// A frame that is full is compressed and sealed bit by bit with [`Self::close_some`], or all of it with
     /// the next push. What fails then is told by `finish`.
     ///
     /// # Panics
-    /// If `bytes` is not 1..=`CHUNK_BLOCKS_MAX` whole blocks, or the segment is full (`has_room`):
+    /// If `bytes` is not 1..=`CHUNK_BLOCKS_MAX` whole blocks, or the segment is full:
     /// bugs in the caller.
     pub fn push_chunk(&mut self, id: ChunkId, bytes: &[u8]) -> u32 {
         assert!(!bytes.is_empty() && bytes.len().is_multiple_of(BLOCK_BYTES), "whole blocks");
@@ -325,13 +260,14 @@ impl SegmentBuilder {
     /// # Panics
     /// If the segment is full: a bug in the caller.
     pub fn push_reference(&mut self, id: ChunkId, blocks: u32, place: ChunkPlace) -> Option<u32> {
-        let ChunkPlace::There { log, slot, .. } = place else { return None };
-        let is_legal = (1..=CHUNK_BLOCKS_MAX).contains(&(blocks as usize)) && slot <= SLOT_MAX;
-        let is_known = self.logs.contains(&log);
-        if !is_legal || !is_known && self.logs.len() == SEGMENT_LOGS_MAX {
+        let ChunkPlace::There { target, .. } = place else { return None };
+        let is_legal =
+            (1..=CHUNK_BLOCKS_MAX).contains(&(blocks as usize)) && target.slot <= SLOT_MAX;
+        let is_known = self.targets.contains(&target);
+        if !is_legal || !is_known && self.targets.len() == SEGMENT_TARGETS_MAX {
             return None;
         }
-        self.logs.insert(log);
+        self.targets.insert(target);
         Some(self.push(SegmentChunk { id, blocks, place }))
     }
 
@@ -368,15 +304,10 @@ impl SegmentBuilder {
         }
         let raw = self.table.encode();
         let frames_bytes = (self.pieces_bytes + self.sealed.len()) as u64;
-        let tail = Tail {
-            kind: SlotKind::Segment,
-            at: self.at,
-            incarnation: self.incarnation,
-            number: self.number,
-            frames_bytes,
-        };
-        let (header, head) =
-            tail.seal(&mut self.sealer, &mut self.compressor, &self.cross, &raw)?;
+        let (kind, writer) = (SlotKind::Segment, self.writer);
+        let own = |out: &mut Vec<u8>| put_own(out, frames_bytes, &writer);
+        let (object, head) = self.object.seal_body(&mut self.compressor, kind.code(), own, &raw)?;
+        let header = SegmentHeader { object, kind, frames_bytes, writer };
         let mut pieces = vec![head];
         pieces.extend(self.pieces);
         pieces.push(self.sealed);
@@ -393,17 +324,17 @@ impl SegmentBuilder {
             raw_bytes: narrow(self.filling.len()),
             compression,
         };
-        let aad = self.at.frame_aad(narrow(number), &frame);
+        let aad = frame_aad(&self.object.place, narrow(number), &frame);
         let plain = &mut self.sealed[start..];
-        let tag = self.sealer.seal_slice(Domain::Frame, &aad, plain)?;
+        let tag = self.object.sealer.seal_slice(Domain::Frame, &aad, plain)?;
         self.sealed.extend_from_slice(&tag);
         self.table.frames.push(frame);
         let is_sample =
-            (number + usize::from(self.sealer.salt()[0])).is_multiple_of(CROSS_CHECK_FRAMES);
+            (number + usize::from(self.object.sealer.salt()[0])).is_multiple_of(CROSS_CHECK_FRAMES);
         if is_sample {
-            self.check_frame(&self.cross, number, &self.sealed[start..])?;
+            self.check_frame(&self.object.cross, number, &self.sealed[start..])?;
         } else if self.checks_each_frame {
-            self.check_frame(self.sealer.key(), number, &self.sealed[start..])?;
+            self.check_frame(self.object.sealer.key(), number, &self.sealed[start..])?;
         }
         Ok(())
     }
@@ -412,7 +343,7 @@ impl SegmentBuilder {
     fn check_frame(&self, key: &OpenKey, number: usize, sealed: &[u8]) -> Result<(), CodecError> {
         const WHAT: &str = "segment frame";
         let frame = self.table.frames[number];
-        let aad = self.at.frame_aad(narrow(number), &frame);
+        let aad = frame_aad(&self.object.place, narrow(number), &frame);
         let mut copy = sealed.to_vec();
         let mut raw = Vec::new();
         let opened =
@@ -428,105 +359,27 @@ impl SegmentBuilder {
     }
 }
 
-/// Builds the object that ends a log: nothing at `slot` or beyond counts.
+/// Builds an object that fills a slot without data: a seal, which ends the log, so that nothing at `slot` or beyond
+/// counts; or a fill.
 ///
 /// # Errors
 /// `Unavailable` if the operating system gives no random bytes; `Internal` if sealing fails.
-pub fn seal_object(
-    vault: VaultId,
-    log: LogId,
-    slot: Slot,
-    incarnation: u64,
+///
+/// # Panics
+/// If `kind` is that of a segment: a bug in the caller.
+pub fn slot_without_data(
+    kind: SlotKind,
+    (vault, log, slot): (VaultId, LogId, Slot),
+    writer: SlotWriter,
     key: &DataKey,
     number: KeyNumber,
 ) -> Result<Vec<u8>, CodecError> {
-    let SegmentBuilder { at, mut sealer, mut compressor, cross, table, .. } =
-        SegmentBuilder::new(vault, log, slot, incarnation, key, number, 1)?;
-    let tail = Tail { kind: SlotKind::Seal, at, incarnation, number, frames_bytes: 0 };
-    let (_, bytes) = tail.seal(&mut sealer, &mut compressor, &cross, &table.encode())?;
-    Ok(bytes)
-}
-
-/// What is decided when the frames are done.
-struct Tail {
-    kind: SlotKind,
-    at: At,
-    incarnation: u64,
-    number: KeyNumber,
-    frames_bytes: u64,
-}
-
-impl Tail {
-    /// Compresses and seals the table; returns the header, and the object up to its frames.
-    fn seal(
-        self,
-        sealer: &mut Sealer,
-        compressor: &mut Compressor,
-        cross: &OpenKey,
-        raw: &[u8],
-    ) -> Result<(SegmentHeader, Vec<u8>), CodecError> {
-        let mut stored = Vec::new();
-        let table_compression = compressor.compress(raw, &mut stored)?;
-        let header = SegmentHeader {
-            kind: self.kind,
-            vault: self.at.vault,
-            log: self.at.log,
-            slot: self.at.slot,
-            key: self.number,
-            salt: *sealer.salt(),
-            commitment: *sealer.key().commitment(),
-            table_bytes: stored.len() + TAG_BYTES,
-            table_raw_bytes: raw.len(),
-            table_compression,
-            frames_bytes: self.frames_bytes,
-            incarnation: self.incarnation,
-        };
-        let head = header.encode();
-        sealer.seal(Domain::Table, &head, &mut stored)?;
-        check_table(cross, &head, &stored, table_compression, raw)?;
-        let mut bytes = Vec::with_capacity(head.len() + stored.len());
-        bytes.extend_from_slice(&head);
-        bytes.extend_from_slice(&stored);
-        Ok((header, bytes))
-    }
-}
-
-/// Opens the table just sealed with the other implementation: a lost table loses the segment, and it
-/// is small.
-fn check_table(
-    cross: &OpenKey,
-    head: &[u8],
-    sealed: &[u8],
-    compression: Compression,
-    raw: &[u8],
-) -> Result<(), CodecError> {
-    const WHAT: &str = "segment table";
-    let mut copy = sealed.to_vec();
-    let mut again = Vec::new();
-    let opened = cross.open_in_place(Domain::Table, 0, head, &mut copy).and_then(|stored| {
-        let max = SEGMENT_TABLE_BYTES_MAX;
-        decompress(WHAT, compression, stored, raw.len(), max, &mut again)
-    });
-    if opened.is_err() || again != raw {
-        return Err(CodecError::Unverified { what: WHAT });
-    }
-    Ok(())
-}
-
-/// Bytes of a table before compression.
-pub(super) fn table_bytes(
-    frames: usize,
-    logs: usize,
-    chunks: usize,
-    spans: usize,
-    extents: usize,
-) -> usize {
-    TABLE_HEAD_BYTES
-        + frames * TABLE_FRAME_BYTES
-        + logs * TABLE_LOG_BYTES
-        + chunks * TABLE_CHUNK_BYTES
-        + spans * TABLE_SPAN_BYTES
-        + extents * TABLE_EXTENT_BYTES
+    assert_ne!(kind, SlotKind::Segment, "segments have data");
+    let mut sealer = ObjectSealer::draw(SegmentHeader::place(vault, log, slot), key, number)?;
+    let own = |out: &mut Vec<u8>| put_own(out, 0, &writer);
+    let table = Table::default().encode();
+    let (_, object) = sealer.seal_body(&mut Compressor::new(1), kind.code(), own, &table)?;
+    Ok(object)
 }
 
 /// A count or length below its limit, all of which fit.
@@ -543,7 +396,8 @@ mod tests {
         let key = DataKey::from_bytes([5; 32]);
         let (vault, log) = (VaultId([1; 16]), LogId([2; 16]));
         let mut builder =
-            SegmentBuilder::new(vault, log, Slot(1), 1, &key, KeyNumber(1), 1).unwrap();
+            SegmentBuilder::new(vault, log, Slot(1), SlotWriter::of_run(1), &key, KeyNumber(1), 1)
+                .unwrap();
         builder.push_chunk(ChunkId([0; 32]), &vec![3; 4 * BLOCK_BYTES]);
         let filling = builder.filling.clone();
         let compression = builder.compressor.compress(&filling, &mut builder.sealed).unwrap();
@@ -552,12 +406,12 @@ mod tests {
         let mut bad = sealed.clone();
         bad[0] ^= 1;
         let unverified = Err(CodecError::Unverified { what: "segment frame" });
-        for key in [&builder.cross, builder.sealer.key()] {
+        for key in [&builder.object.cross, builder.object.sealer.key()] {
             assert_eq!(builder.check_frame(key, 0, &sealed), Ok(()));
             assert_eq!(builder.check_frame(key, 0, &bad), unverified);
         }
         builder.filling[0] ^= 1;
-        assert_eq!(builder.check_frame(&builder.cross, 0, &sealed), unverified);
+        assert_eq!(builder.check_frame(&builder.object.cross, 0, &sealed), unverified);
     }
 
     #[test]
@@ -568,8 +422,16 @@ mod tests {
             (0..narrow(SEGMENT_FRAME_BYTES / 8)).flat_map(u32::to_le_bytes).collect();
         let chunk = &chunk[..CHUNK_BLOCKS_MAX * BLOCK_BYTES];
         let built = [true, false].map(|is_patient| {
-            let mut builder =
-                SegmentBuilder::new(vault, log, Slot(1), 1, &key, KeyNumber(1), 1).unwrap();
+            let mut builder = SegmentBuilder::new(
+                vault,
+                log,
+                Slot(1),
+                SlotWriter::of_run(1),
+                &key,
+                KeyNumber(1),
+                1,
+            )
+            .unwrap();
             for number in 0..SEGMENT_FRAME_BYTES / chunk.len() + 1 {
                 builder.push_chunk(ChunkId([u8::try_from(number).unwrap(); 32]), chunk);
                 let stored = builder.stored_bytes();
@@ -593,11 +455,11 @@ mod tests {
         let key = DataKey::from_bytes([5; 32]);
         let (vault, log) = (VaultId([1; 16]), LogId([2; 16]));
         let mut builder =
-            SegmentBuilder::new(vault, log, Slot(1), 1, &key, KeyNumber(1), 1).unwrap();
+            SegmentBuilder::new(vault, log, Slot(1), SlotWriter::of_run(1), &key, KeyNumber(1), 1)
+                .unwrap();
         // A key of another salt stands for a cipher that does not do what it should.
-        builder.sealer = Sealer::draw(&key, Purpose::Segment, &[]).unwrap();
-        let other = Sealer::draw(&key, Purpose::Segment, &[]).unwrap();
-        builder.cross = OpenKey::derive(&key, Purpose::Segment, &[], other.salt());
+        let other = ObjectSealer::draw(builder.object.place, &key, KeyNumber(1)).unwrap();
+        builder.object.cross = other.cross;
         builder.push_chunk(ChunkId([0; 32]), &[3; BLOCK_BYTES]);
         let error = builder.finish().unwrap_err();
         assert!(matches!(error, CodecError::Unverified { .. }), "{error}");

@@ -1,14 +1,13 @@
 //! Opening a segment: header, table, then the frames that are needed.
 
-use super::At;
+use super::frame_aad;
 use crate::compress::decompress;
 use crate::error::CodecError;
 use crate::id::ChunkHasher;
 use crate::keys::KeyRing;
-use crate::seal::{Domain, Implementation, OpenKey, Purpose};
-use farshore_proto::limits::{
-    BLOCK_BYTES, SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX,
-};
+use crate::object::OpenObject;
+use crate::seal::{Domain, Implementation};
+use farshore_proto::limits::{BLOCK_BYTES, SEGMENT_FRAME_BYTES_MAX};
 use farshore_proto::segment::{ChunkPlace, SegmentFrame, SegmentHeader, SlotKind, Table};
 use farshore_proto::{LogId, Slot, VaultId};
 use std::ops::Range;
@@ -16,21 +15,18 @@ use std::ops::Range;
 /// Opens the parts of one object of a log.
 #[derive(Debug)]
 pub struct Opener {
-    at: At,
     header: SegmentHeader,
-    /// The header as it was read: the table's AAD.
-    head: [u8; SEGMENT_HEADER_BYTES],
-    key: OpenKey,
+    object: OpenObject,
 }
 
 impl Opener {
-    /// Reads the header at the front of an object that was found at `slot` of `log`.
+    /// Reads the header at the front of an object that was found at `slot` of `log`; all of it is authenticated then.
     ///
     /// `object` is at least the header; the rest may be there too.
     ///
     /// # Errors
-    /// `Corrupt` if the header is damaged, is that of another place, or commits to another key;
-    /// `NotFound` if `keys` lacks its data key; `Limit` if it claims more than a segment may be.
+    /// `Invalid` if a newer version wrote it; `Corrupt` if the header is damaged, is that of another place, or commits
+    /// to another key; `NotFound` if `keys` lacks its data key; `Limit` if it claims more than a segment may be.
     pub fn open_header(
         object: &[u8],
         vault: VaultId,
@@ -54,20 +50,10 @@ impl Opener {
         slot: Slot,
         keys: &KeyRing,
     ) -> Result<Self, CodecError> {
+        let place = SegmentHeader::place(vault, log, slot);
+        let opened = OpenObject::read(implementation, &place, object, keys)?;
         let header = SegmentHeader::decode(object)?;
-        let at = At { vault, log, slot };
-        let found = At { vault: header.vault, log: header.log, slot: header.slot };
-        if found != at {
-            return Err(CodecError::Misplaced { expected: at.place(), found: found.place() });
-        }
-        let data_key = keys.get(header.key)?;
-        let key = at.with_context(|context| {
-            OpenKey::derive_for(implementation, data_key, Purpose::Segment, context, &header.salt)
-        });
-        key.check(&header.commitment, "segment header", header.key)?;
-        let mut head = [0; SEGMENT_HEADER_BYTES];
-        head.copy_from_slice(&object[..SEGMENT_HEADER_BYTES]);
-        Ok(Self { at, header, head, key })
+        Ok(Self { header, object: opened })
     }
 
     /// The header.
@@ -79,23 +65,15 @@ impl Opener {
     /// Where the sealed table is in the object.
     #[must_use]
     pub fn table_range(&self) -> Range<u64> {
-        SEGMENT_HEADER_BYTES as u64..self.header.frames_offset()
+        self.header.object.header_bytes as u64..self.header.frames_offset()
     }
 
     /// Opens the table out of the bytes at `table_range`.
     ///
     /// # Errors
-    /// `Corrupt` if anything of header or table is not as it was sealed.
+    /// `Corrupt` if anything of it is not as it was sealed.
     pub fn open_table(&self, sealed: &[u8]) -> Result<Table, CodecError> {
-        const WHAT: &str = "segment table";
-        check_length(WHAT, self.header.table_bytes as u64, sealed.len())?;
-        let mut copy = sealed.to_vec();
-        let stored = self.key.open_in_place(Domain::Table, 0, &self.head, &mut copy)?;
-        let mut raw = Vec::new();
-        let raw_bytes = self.header.table_raw_bytes;
-        let compression = self.header.table_compression;
-        decompress(WHAT, compression, stored, raw_bytes, SEGMENT_TABLE_BYTES_MAX, &mut raw)?;
-        let table = Table::decode(&raw)?;
+        let table = Table::decode(&self.object.open_body(sealed)?)?;
         let frames_bytes = table.frames.iter().map(|frame| u64::from(frame.stored_bytes)).sum();
         if frames_bytes != self.header.frames_bytes {
             return Err(CodecError::Length {
@@ -104,9 +82,9 @@ impl Opener {
                 found: frames_bytes,
             });
         }
-        if self.header.kind == SlotKind::Seal && table != Table::default() {
+        if self.header.kind != SlotKind::Segment && table != Table::default() {
             return Err(CodecError::Length {
-                what: "table of a seal",
+                what: "table of a seal or fill",
                 expected: 0,
                 found: frames_bytes,
             });
@@ -143,9 +121,10 @@ impl Opener {
             return Err(CodecError::Missing { what: WHAT, number: number.into() });
         };
         check_length(WHAT, frame.stored_bytes.into(), sealed.len())?;
-        let aad = self.at.frame_aad(number, frame);
+        let aad = frame_aad(&self.header.object.place, number, frame);
         let mut copy = sealed.to_vec();
-        let stored = self.key.open_in_place(Domain::Frame, number.into(), &aad, &mut copy)?;
+        let stored =
+            self.object.key.open_in_place(Domain::Frame, number.into(), &aad, &mut copy)?;
         let raw_bytes = frame.raw_bytes as usize;
         decompress(WHAT, frame.compression, stored, raw_bytes, SEGMENT_FRAME_BYTES_MAX, out)
     }
@@ -162,8 +141,8 @@ impl Opener {
         mut each: impl FnMut(&Table, u32, &[u8]) -> Result<(), E>,
     ) -> Result<Table, E> {
         check_length("segment", self.header.object_bytes(), object.len())?;
-        let (head, frames) = object.split_at(SEGMENT_HEADER_BYTES + self.header.table_bytes);
-        let table = self.open_table(&head[SEGMENT_HEADER_BYTES..])?;
+        let (head, frames) = object.split_at(self.header.object.whole_bytes());
+        let table = self.open_table(&head[self.header.object.header_bytes..])?;
         let mut rest = frames;
         let mut raw = Vec::new();
         for (number, frame) in (0..).zip(&table.frames) {

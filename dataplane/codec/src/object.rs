@@ -1,0 +1,198 @@
+//! Sealing and opening the objects of a vault: one way for all kinds. Layout: `farshore_proto::object`.
+//!
+//! The key comes from data key, salt and place. The commitment is a MAC of the header under that key, and is
+//! compared before anything in the header is acted on. The body's AAD is the whole header.
+
+use crate::compress::{Compressor, decompress};
+use crate::error::{CodecError, Place};
+use crate::keys::{DataKey, KeyRing};
+use crate::seal::{Domain, Implementation, OpenKey, Purpose, Sealer};
+use farshore_proto::limits::TAG_BYTES;
+use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
+use farshore_proto::{Domain as DedupDomain, KeyNumber};
+
+/// Calls `with` with the context that the key of an object at `place` is derived in.
+fn with_context<T>(place: &ObjectPlace, with: impl FnOnce(&[&[u8]]) -> T) -> T {
+    let ObjectPlace { kind, vault, subject, number, part } = place;
+    with(&[&kind.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()])
+}
+
+/// Seals one object under a salt of its own.
+///
+/// A failed attempt is dropped, never resumed: the next one is a new sealer with a new salt.
+#[derive(Debug)]
+pub(crate) struct ObjectSealer {
+    pub(crate) place: ObjectPlace,
+    number: KeyNumber,
+    pub(crate) sealer: Sealer,
+    /// The same key in the other implementation: it opens what was sealed before anything rests on it.
+    pub(crate) cross: OpenKey,
+}
+
+impl ObjectSealer {
+    /// For an object at `place`, under data key `number`.
+    pub(crate) fn draw(
+        place: ObjectPlace,
+        key: &DataKey,
+        number: KeyNumber,
+    ) -> Result<Self, CodecError> {
+        let (sealer, cross) = with_context(&place, |context| {
+            let sealer = Sealer::draw(key, Purpose::Object, context)?;
+            let other = Implementation::RustCrypto;
+            let cross = OpenKey::derive_for(other, key, Purpose::Object, context, sealer.salt());
+            Ok::<_, CodecError>((sealer, cross))
+        })?;
+        Ok(Self { place, number, sealer, cross })
+    }
+
+    /// Compresses and seals the body; gives the header, and header and body laid out.
+    pub(crate) fn seal_body(
+        &mut self,
+        compressor: &mut Compressor,
+        variant: u8,
+        own: impl FnOnce(&mut Vec<u8>),
+        raw: &[u8],
+    ) -> Result<(ObjectHeader, Vec<u8>), CodecError> {
+        let mut stored = Vec::new();
+        let compression = compressor.compress(raw, &mut stored)?;
+        let mut header = ObjectHeader {
+            place: self.place,
+            domain: DedupDomain::FIRST,
+            key: self.number,
+            variant,
+            compression,
+            body_bytes: stored.len() + TAG_BYTES,
+            body_raw_bytes: raw.len(),
+            salt: *self.sealer.salt(),
+            commitment: [0; 32],
+            header_bytes: self.place.kind.header_bytes(),
+        };
+        let mut object = header.encode(own);
+        header.commitment = self.sealer.key().commit(&committed(&object));
+        commit(&mut object, &header.commitment);
+        self.sealer.seal(Domain::Body, &object, &mut stored)?;
+        check_body(&self.cross, &header, &object, &stored, raw)?;
+        object.reserve_exact(stored.len());
+        object.extend_from_slice(&stored);
+        Ok((header, object))
+    }
+}
+
+/// Opens the body just sealed with the other implementation: a lost body loses the object, and it is small.
+fn check_body(
+    cross: &OpenKey,
+    header: &ObjectHeader,
+    head: &[u8],
+    sealed: &[u8],
+    raw: &[u8],
+) -> Result<(), CodecError> {
+    let opened = open_body(cross, header, head, sealed);
+    if opened.is_ok_and(|opened| opened == raw) {
+        return Ok(());
+    }
+    Err(CodecError::Unverified { what: header.place.kind.what() })
+}
+
+fn open_body(
+    key: &OpenKey,
+    header: &ObjectHeader,
+    head: &[u8],
+    sealed: &[u8],
+) -> Result<Vec<u8>, CodecError> {
+    let kind = header.place.kind;
+    let mut copy = sealed.to_vec();
+    let stored = key.open_in_place(Domain::Body, 0, head, &mut copy)?;
+    let mut raw = Vec::new();
+    let (raw_bytes, max) = (header.body_raw_bytes, kind.body_bytes_max());
+    decompress(kind.what(), header.compression, stored, raw_bytes, max, &mut raw)?;
+    Ok(raw)
+}
+
+/// Builds a whole object whose kind has no fields of its own in the header.
+///
+/// # Errors
+/// `Unavailable` if the operating system gives no random bytes; `Internal` if compressing or sealing fails.
+///
+/// # Panics
+/// If the body is over its limit: a bug in the caller.
+pub(crate) fn seal(
+    place: ObjectPlace,
+    key: &DataKey,
+    number: KeyNumber,
+    own: impl FnOnce(&mut Vec<u8>),
+    body: &[u8],
+    level: i32,
+) -> Result<Vec<u8>, CodecError> {
+    let mut sealer = ObjectSealer::draw(place, key, number)?;
+    let (_, object) = sealer.seal_body(&mut Compressor::new(level), 0, own, body)?;
+    Ok(object)
+}
+
+/// Fields of a kind that has none of its own: what is left of its header.
+pub(crate) fn no_fields(out: &mut Vec<u8>) {
+    out.extend_from_slice(&[0; 4]);
+}
+
+/// An object whose header is authenticated, to open its body with.
+#[derive(Debug)]
+pub(crate) struct OpenObject {
+    pub(crate) header: ObjectHeader,
+    pub(crate) key: OpenKey,
+    head: Vec<u8>,
+}
+
+impl OpenObject {
+    /// Reads the header at the front of the object found at `place`.
+    ///
+    /// # Errors
+    /// `Invalid` if a newer version wrote it; `Corrupt` if it is damaged, is that of another place, or was sealed
+    /// under another key; `NotFound` if `keys` lacks its data key; `Limit` if it claims more than an object may
+    /// be.
+    pub(crate) fn read(
+        implementation: Implementation,
+        place: &ObjectPlace,
+        object: &[u8],
+        keys: &KeyRing,
+    ) -> Result<Self, CodecError> {
+        let (header, _) = ObjectHeader::decode(place.kind, object)?;
+        if header.place != *place {
+            let (expected, found) = (Place::Object(*place), Place::Object(header.place));
+            return Err(CodecError::Misplaced { expected, found });
+        }
+        let data_key = keys.get(header.key)?;
+        let key = with_context(place, |context| {
+            OpenKey::derive_for(implementation, data_key, Purpose::Object, context, &header.salt)
+        });
+        let head = object[..header.header_bytes].to_vec();
+        let commitment = key.commit(&committed(&head));
+        key.check(&commitment, &header.commitment, place.kind.what(), header.key)?;
+        Ok(Self { header, key, head })
+    }
+
+    /// Opens the body out of its bytes in the object.
+    ///
+    /// # Errors
+    /// `Corrupt` if they are not what was sealed.
+    pub(crate) fn open_body(&self, sealed: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let expected = self.header.body_bytes as u64;
+        if sealed.len() as u64 != expected {
+            let (what, found) = (self.header.place.kind.what(), sealed.len() as u64);
+            return Err(CodecError::Length { what, expected, found });
+        }
+        open_body(&self.key, &self.header, &self.head, sealed)
+    }
+}
+
+/// Opens an object that is header and body, nothing else.
+///
+/// # Errors
+/// As `OpenObject::read` and `OpenObject::open_body`.
+pub(crate) fn open(
+    place: &ObjectPlace,
+    object: &[u8],
+    keys: &KeyRing,
+) -> Result<(ObjectHeader, Vec<u8>), CodecError> {
+    let opened = OpenObject::read(Implementation::AwsLc, place, object, keys)?;
+    let body = opened.open_body(&object[opened.header.header_bytes..])?;
+    Ok((opened.header, body))
+}

@@ -1,0 +1,295 @@
+//! The shape that all sealed objects of a vault have: a plain header in front of a sealed body.
+//!
+//! Layout and rules: `docs/formats/object.md`.
+
+use crate::error::DecodeError;
+use crate::ids::{Attempt, Domain, KeyNumber, VaultId};
+use crate::limits::{
+    OBJECT_BODY_BYTES_MAX, OBJECT_HEADER_BYTES_MAX, SMALL_BODY_BYTES_MAX, TAG_BYTES,
+};
+use crate::wire::{Put, Reader, check_crc, put_crc};
+
+const VERSION: u16 = 2;
+/// Where the commitment is in a header.
+const COMMITMENT: std::ops::Range<usize> = 120..152;
+/// Bytes of a header in front of its own fields.
+const COMMON_BYTES: usize = COMMITMENT.end;
+const CRC_BYTES: usize = 4;
+
+/// What kind of object it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// A slot of a log: segment, fill or seal.
+    Slot,
+    /// An epoch of a volume.
+    Epoch,
+    /// A part of a map of a volume.
+    Map,
+    /// A run of the dedup index.
+    IndexRun,
+}
+
+impl ObjectKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Slot, Self::Epoch, Self::Map, Self::IndexRun];
+
+    /// Its first four bytes.
+    #[must_use]
+    pub fn magic(self) -> [u8; 4] {
+        match self {
+            Self::Slot => *b"FSSG",
+            Self::Epoch => *b"FSEP",
+            Self::Map => *b"FSMP",
+            Self::IndexRun => *b"FSIR",
+        }
+    }
+
+    /// Its name, for people.
+    #[must_use]
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Slot => "segment",
+            Self::Epoch => "epoch object",
+            Self::Map => "map",
+            Self::IndexRun => "index run",
+        }
+    }
+
+    /// Bytes of its own fields in the header.
+    #[must_use]
+    pub fn own_bytes(self) -> usize {
+        match self {
+            Self::Slot => crate::segment::OWN_BYTES,
+            Self::Map => crate::map::OWN_BYTES,
+            Self::Epoch | Self::IndexRun => 4,
+        }
+    }
+
+    /// Bytes of its header, as this program writes it.
+    #[must_use]
+    pub fn header_bytes(self) -> usize {
+        COMMON_BYTES + self.own_bytes() + CRC_BYTES
+    }
+
+    /// Most bytes of its body before compression.
+    #[must_use]
+    pub fn body_bytes_max(self) -> usize {
+        match self {
+            Self::Slot | Self::Map | Self::IndexRun => OBJECT_BODY_BYTES_MAX,
+            Self::Epoch => SMALL_BODY_BYTES_MAX,
+        }
+    }
+}
+
+/// How a body or a frame is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    Raw,
+    /// zstd.
+    Zstd,
+}
+
+impl Compression {
+    /// Its byte in every format.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Raw => 0,
+            Self::Zstd => 1,
+        }
+    }
+
+    pub(crate) fn from_code(code: u8) -> Result<Self, DecodeError> {
+        match code {
+            0 => Ok(Self::Raw),
+            1 => Ok(Self::Zstd),
+            _ => Err(DecodeError::Range { what: "compression", value: code.into() }),
+        }
+    }
+}
+
+/// Which object it is: what its name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectPlace {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// The vault it belongs to.
+    pub vault: VaultId,
+    /// The log, volume or run that it is of.
+    pub subject: [u8; 16],
+    /// Its number there; 0 if there is only one.
+    pub number: u64,
+    /// Its part; 0 if there is only one.
+    pub part: u32,
+}
+
+/// The plain head of an object; the AAD of its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectHeader {
+    /// Which object it is.
+    pub place: ObjectPlace,
+    /// Whose chunk ids and keys it goes by.
+    pub domain: Domain,
+    /// Data key that its key is derived from.
+    pub key: KeyNumber,
+    /// What the kind says.
+    pub variant: u8,
+    /// How the body is compressed.
+    pub compression: Compression,
+    /// Bytes of the sealed body with its tag.
+    pub body_bytes: usize,
+    /// Bytes of the body before compression.
+    pub body_raw_bytes: usize,
+    /// Drawn anew at each attempt to build the object, so that no nonce ever repeats.
+    pub salt: [u8; 32],
+    /// Commitment to the derived key and to the header.
+    pub commitment: [u8; 32],
+    /// Bytes of the whole header, those of later programs included.
+    pub header_bytes: usize,
+}
+
+impl ObjectHeader {
+    /// Which attempt at its name it is.
+    #[must_use]
+    pub fn attempt(&self) -> Attempt {
+        Attempt::of(&self.salt)
+    }
+
+    /// Bytes of header and body.
+    #[must_use]
+    pub fn whole_bytes(&self) -> usize {
+        self.header_bytes + self.body_bytes
+    }
+
+    /// Lays the header out with the kind's own fields, which `own` appends. The commitment is that of this
+    /// value: see [`committed`] for what it is made of.
+    ///
+    /// # Panics
+    /// If a length is over its limit, or `own` gives other than the kind's bytes: bugs in the caller.
+    #[must_use]
+    pub fn encode(&self, own: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let kind = self.place.kind;
+        assert!(self.body_raw_bytes <= kind.body_bytes_max(), "a body has a limit");
+        assert!(self.body_bytes <= self.body_raw_bytes + TAG_BYTES, "compression saves bytes");
+        assert_eq!(self.header_bytes, kind.header_bytes(), "headers are written as they are known");
+        let narrow = |value: usize| u32::try_from(value).expect("limits fit 32 bits");
+        let mut out = Vec::with_capacity(self.header_bytes);
+        out.put_bytes(&kind.magic());
+        out.put_u16(VERSION);
+        out.put_u16(u16::try_from(self.header_bytes).expect("a header has a limit"));
+        out.put_zeros(8);
+        out.put_bytes(&self.place.vault.0);
+        out.put_bytes(&self.place.subject);
+        out.put_u64(self.place.number);
+        out.put_u32(self.place.part);
+        out.put_zeros(4);
+        out.put_u32(self.domain.0);
+        out.put_u32(self.key.0);
+        out.put_u8(self.variant);
+        out.put_u8(self.compression.code());
+        out.put_zeros(2);
+        out.put_u32(narrow(self.body_bytes));
+        out.put_u32(narrow(self.body_raw_bytes));
+        out.put_zeros(4);
+        out.put_bytes(&self.salt);
+        out.put_bytes(&self.commitment);
+        own(&mut out);
+        assert_eq!(out.len() + CRC_BYTES, self.header_bytes, "the fields add up to the header");
+        put_crc(&mut out, 0);
+        out
+    }
+
+    /// Reads the header at the front of an object of `kind`; also gives a reader of the kind's own fields.
+    ///
+    /// # Errors
+    /// `Newer` if a later program wrote what this one must understand; by the field that is wrong.
+    pub fn decode(kind: ObjectKind, object: &[u8]) -> Result<(Self, Reader<'_>), DecodeError> {
+        let what = kind.what();
+        let mut reader = Reader::new(what, object);
+        reader.magic(kind.magic())?;
+        reader.version(VERSION)?;
+        let header_bytes = usize::from(reader.u16()?);
+        let is_legal = (kind.header_bytes()..=OBJECT_HEADER_BYTES_MAX).contains(&header_bytes);
+        if !is_legal || !header_bytes.is_multiple_of(8) {
+            return Err(DecodeError::Range { what: "header length", value: header_bytes as u64 });
+        }
+        let Some(head) = object.get(..header_bytes) else {
+            return Err(DecodeError::Truncated { what, needed: header_bytes, have: object.len() });
+        };
+        check_crc(what, head)?;
+        let must = reader.u32()?;
+        if must != 0 {
+            let bit = must.trailing_zeros();
+            return Err(DecodeError::Newer { what, feature: "feature", bit });
+        }
+        let _may_ignore = reader.u32()?;
+        let header = Self::fields(kind, header_bytes, &mut reader)?;
+        let own = Reader::new(what, &head[COMMON_BYTES..][..kind.own_bytes()]);
+        Ok((header, own))
+    }
+
+    fn fields(
+        kind: ObjectKind,
+        header_bytes: usize,
+        reader: &mut Reader<'_>,
+    ) -> Result<Self, DecodeError> {
+        let place = ObjectPlace {
+            kind,
+            vault: VaultId(reader.array()?),
+            subject: reader.array()?,
+            number: reader.u64()?,
+            part: reader.u32()?,
+        };
+        reader.reserved(4)?;
+        let domain = Domain(reader.u32()?);
+        let key = KeyNumber(reader.u32()?);
+        if domain.0 == 0 || key.0 == 0 {
+            return Err(DecodeError::Range { what: "domain and key", value: 0 });
+        }
+        let variant = reader.u8()?;
+        let compression = Compression::from_code(reader.u8()?)?;
+        reader.reserved(2)?;
+        let body_bytes = reader.count(kind.what(), kind.body_bytes_max() + TAG_BYTES)?;
+        let body_raw_bytes = reader.count(kind.what(), kind.body_bytes_max())?;
+        let is_sealed = (TAG_BYTES..=body_raw_bytes + TAG_BYTES).contains(&body_bytes);
+        if !is_sealed || compression == Compression::Raw && body_bytes != body_raw_bytes + TAG_BYTES
+        {
+            return Err(DecodeError::Range { what: "body length", value: body_bytes as u64 });
+        }
+        reader.reserved(4)?;
+        let salt = reader.array()?;
+        let commitment = reader.array()?;
+        Ok(Self {
+            place,
+            domain,
+            key,
+            variant,
+            compression,
+            body_bytes,
+            body_raw_bytes,
+            salt,
+            commitment,
+            header_bytes,
+        })
+    }
+}
+
+/// What a commitment is made of: all of the header but itself and the checksum, in two parts.
+///
+/// # Panics
+/// If `head` is shorter than any header: a bug in the caller.
+#[must_use]
+pub fn committed(head: &[u8]) -> [&[u8]; 2] {
+    [&head[..COMMITMENT.start], &head[COMMITMENT.end..head.len() - CRC_BYTES]]
+}
+
+/// Puts the commitment into a header that was laid out without it.
+///
+/// # Panics
+/// If `head` is shorter than any header: a bug in the caller.
+pub fn commit(head: &mut Vec<u8>, commitment: &[u8; 32]) {
+    head[COMMITMENT].copy_from_slice(commitment);
+    head.truncate(head.len() - CRC_BYTES);
+    put_crc(head, 0);
+}
