@@ -179,19 +179,19 @@ mod tests {
     fn every_flipped_bit_and_every_length_of_a_recovery_key_is_told() {
         let digits = "42".repeat(32);
         // The check is part of the text.
-        let whole_key = RecoveryKey::parse(&format!("FSRK1-{digits}-13c555f9")).unwrap();
+        let recovery = RecoveryKey::parse(&format!("FSRK1-{digits}-13c555f9")).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("recovery.key");
-        create(&path, &whole_key).unwrap();
+        create(&path, &recovery).unwrap();
         let whole = fs::read(&path).unwrap();
-        let key = whole_key.wrapper();
-        let read = |bytes: &[u8]| {
+        let key = recovery.wrapper();
+        let look = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            super::read(&path)
+            read(&path)
         };
         let (mut told, mut same) = (0, 0);
-        let mut check = |bytes: &[u8], what: &str| match read(bytes) {
+        let mut check = |bytes: &[u8], what: &str| match look(bytes) {
             Ok(found) => {
                 assert_eq!(found.wrapper(), key, "{what}");
                 same += 1;

@@ -225,7 +225,7 @@ async fn interrupted(view: &VolumeView, to: &Path, options: &RestoreOptions) {
     let places = plan::resolve(view).await.unwrap();
     let slots = plan::ranges(&places, |a, b| (a.log, a.slot) == (b.log, b.slot));
     for job in plan_slot(view, &places[slots[0].clone()]).await.unwrap() {
-        run(&view.reader, job, &target).await.unwrap();
+        run(view.vault(), job, &target).await.unwrap();
     }
 }
 
@@ -368,7 +368,7 @@ async fn a_larger_volume_is_restored_fetching_each_frame_once() {
         report.fetched_bytes >> 20,
     );
     let expected = large.expected();
-    assert!(std::fs::read(&to).unwrap() == expected);
+    assert!(fs::read(&to).unwrap() == expected);
     assert!(report.fetched_bytes <= large.frames_bytes);
 }
 

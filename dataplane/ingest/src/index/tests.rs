@@ -1,4 +1,5 @@
 use super::*;
+use farshore_proto::{LogId, Slot};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
