@@ -14,7 +14,9 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("farshore-engine", &["farshore-proto"]),
     ("farshore-nbd", &["farshore-proto"]),
     ("farshore-disks", &[]),
-    ("farshore-vault", &["farshore-proto", "farshore-codec", "farshore-engine", "farshore-disks"]),
+    ("farshore-vault", &["farshore-proto", "farshore-codec", "farshore-engine"]),
+    ("farshore-ingest", &["farshore-proto", "farshore-codec", "farshore-engine", "farshore-vault"]),
+    ("farshore-export", &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-disks"]),
     (
         "farshore-node",
         &[
@@ -23,6 +25,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-engine",
             "farshore-nbd",
             "farshore-vault",
+            "farshore-ingest",
+            "farshore-export",
             "farshore-api",
             "farshore-client",
             "farshore-program",
@@ -55,6 +59,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-proto",
             "farshore-codec",
             "farshore-vault",
+            "farshore-export",
             "farshore-api",
             "farshore-program",
             "farshore-trust",
@@ -78,6 +83,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-engine",
             "farshore-nbd",
             "farshore-vault",
+            "farshore-ingest",
+            "farshore-export",
             "farshore-agent",
             "farshore-api",
         ],
@@ -89,6 +96,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-codec",
             "farshore-engine",
             "farshore-vault",
+            "farshore-ingest",
+            "farshore-export",
             "farshore-agent",
             "farshore-api",
             "farshore-control",
@@ -103,6 +112,9 @@ const WITHOUT_IO: [&str; 3] = ["farshore-proto", "farshore-codec", "farshore-eng
 /// Makes mistakes on purpose: only [`SIMULATOR`] and the tests of a crate may switch this feature on.
 const SEEDED_BUGS: &str = "seeded-bugs";
 const SIMULATOR: &str = "farshore-sim";
+
+/// What a crate has for the tests of others: nobody may switch it on outside tests.
+const TESTING: &str = "testing";
 
 /// What such a crate may not depend on, except in its tests.
 const IO_CRATES: [&str; 12] = [
@@ -157,8 +169,8 @@ const CONFINED: [Confined; 5] = [
     },
     Confined {
         name: "object_store",
-        places: &["dataplane/vault/", "tests/sim/src/store.rs"],
-        rule: "only dataplane/vault names it, and the simulated store",
+        places: &["dataplane/vault/", "dataplane/export/tests/damage/", "tests/sim/src/store.rs"],
+        rule: "only dataplane/vault names it, the simulated store and damaged ones",
     },
 ];
 
@@ -202,6 +214,8 @@ struct Package {
     links: BTreeSet<String>,
     /// Dependencies whose seeded bugs it compiles in, without those of tests.
     seeds: BTreeSet<String>,
+    /// Dependencies of which it compiles in what is for tests, without those of its own tests.
+    tries: BTreeSet<String>,
 }
 
 fn crates(metadata: &Value) -> Result<Vec<Package>> {
@@ -226,10 +240,15 @@ fn package(value: &Value) -> Result<Package> {
         if dependency["kind"] != "dev" {
             package.links.insert(name.clone());
         }
-        let mut features = dependency["features"].as_array().into_iter().flatten();
+        let features = dependency["features"].as_array().into_iter().flatten();
         // What only tests depend on is in no program.
-        if dependency["kind"] != "dev" && features.any(|feature| feature == SEEDED_BUGS) {
-            package.seeds.insert(name.clone());
+        for feature in features.filter(|_| dependency["kind"] != "dev") {
+            if feature == SEEDED_BUGS {
+                package.seeds.insert(name.clone());
+            }
+            if feature == TESTING {
+                package.tries.insert(name.clone());
+            }
         }
         package.knows.insert(name);
     }
@@ -253,6 +272,9 @@ fn dependencies(package: &Package, findings: &mut Vec<String>) {
     for seeded in package.seeds.iter().filter(|_| package.name != SIMULATOR) {
         let name = &package.name;
         findings.push(format!("{name} may not switch on {SEEDED_BUGS} of {seeded}"));
+    }
+    for tried in &package.tries {
+        findings.push(format!("{} may switch on {TESTING} of {tried} in tests only", package.name));
     }
     if WITHOUT_IO.contains(&package.name.as_str()) {
         for linked in package.links.iter().filter(|name| IO_CRATES.contains(&name.as_str())) {
@@ -313,6 +335,7 @@ mod tests {
             knows: ["farshore-vault".into(), "tokio".into()].into(),
             links: ["tokio".into()].into(),
             seeds: ["farshore-proto".into()].into(),
+            tries: ["farshore-vault".into()].into(),
             ..Package::default()
         };
         let mut findings = Vec::new();
@@ -322,6 +345,7 @@ mod tests {
             [
                 "farshore-engine may not know farshore-vault",
                 "farshore-engine may not switch on seeded-bugs of farshore-proto",
+                "farshore-engine may switch on testing of farshore-vault in tests only",
                 "farshore-engine does no I/O and may not link tokio"
             ]
         );

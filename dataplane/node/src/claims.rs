@@ -9,9 +9,9 @@ use crate::services::{chain, deliver};
 use crate::shard::Message;
 use crate::troubles::Work;
 use farshore_engine::claims::{CLAIMS_WAITING_MAX, Claims, Input, NotOurs, Output, Wanted};
+use farshore_ingest::claim::{ClaimError, Claimed, SealedLogs, claim_with};
 use farshore_proto::{Seq, Stamp};
 use farshore_vault::Vault;
-use farshore_vault::claim::{ClaimError, Claimed, SealedLogs, claim_with};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Volumes that are claimed at the same time.

@@ -1,11 +1,12 @@
 //! What the shards know of the vault's chunks, together: one lock for a group of chunks, none per
-//! frame. The rule is [`farshore_vault::dedup`]'s.
+//! frame. The rule is [`farshore_ingest::dedup`]'s.
 
 use farshore_codec::{ChunkHasher, Chunker, VaultKeys};
+use farshore_ingest::dedup::Known;
+use farshore_ingest::index::Index;
 use farshore_proto::segment::Table;
 use farshore_proto::{ChunkId, LogId, Slot};
-use farshore_vault::dedup::Known;
-use farshore_vault::index::{Index, Location};
+use farshore_vault::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 

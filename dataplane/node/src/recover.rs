@@ -6,7 +6,7 @@ use crate::shard::{Journaled, Recovery, journal_files, journaled_volumes, read_f
 use crate::state::Logs;
 use anyhow::{Context, bail};
 use farshore_engine::tenure::{Input, Output, Tenure};
-use farshore_vault::recover::recover as recover_log;
+use farshore_ingest::recover::recover as recover_log;
 use farshore_vault::{Vault, runs};
 use std::path::Path;
 

@@ -22,9 +22,9 @@ use farshore_client::{
 };
 use farshore_engine::shard::Settings;
 use farshore_engine::tenure::Opening;
+use farshore_ingest::index::Index;
+use farshore_ingest::journal::Owner;
 use farshore_program::{StopSignals, private_dir};
-use farshore_vault::index::Index;
-use farshore_vault::journal::Owner;
 use farshore_vault::{Access, Store, Vault, key_file};
 use std::fs::{DirBuilder, File, TryLockError};
 use std::net::SocketAddr;

@@ -5,12 +5,12 @@ use tokio::task::JoinError;
 
 /// Runs `work` where it holds nobody up.
 ///
-/// Without a tokio runtime it runs on the thread that asks: the vault's futures then work under
+/// Without a tokio runtime it runs on the thread that asks: the futures of a vault then work under
 /// any executor.
 ///
 /// # Errors
 /// If the work panicked or the runtime is shutting down.
-pub(crate) async fn run<T: Send + 'static>(
+pub async fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, JoinError> {
     match Handle::try_current() {

@@ -21,15 +21,15 @@ pub(crate) struct ChunkAt {
 
 /// Blocks of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Source {
+pub struct Source {
     /// Number of the log in the view's list.
-    pub(crate) log: u32,
+    pub log: u32,
     /// Number of the chunk in the table of the slot, which holds it.
-    pub(crate) chunk: u32,
+    pub chunk: u32,
     /// The slot.
-    pub(crate) slot: Slot,
+    pub slot: Slot,
     /// First block inside the chunk.
-    pub(crate) first: u32,
+    pub first: u32,
     /// The first bytes of its id, compared when it is read.
     check: [u8; CHECK_BYTES],
 }

@@ -63,7 +63,7 @@ pub async fn end_of_volume(vault: &Vault, volume: VolumeId) -> Result<VolumeEnd,
 ///
 /// # Errors
 /// As [`end_of_volume`]; `Corrupt` too if a slot below is missing.
-pub(crate) async fn end_behind(
+pub async fn end_behind(
     vault: &Vault,
     volume: VolumeId,
     log: LogId,

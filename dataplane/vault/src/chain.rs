@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 /// What a span is to a reader that holds everything up to some seq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Join {
+pub enum Join {
     /// The next piece.
     Next,
     /// Known already, or beyond the epoch: does not count.
@@ -30,7 +30,8 @@ pub(crate) enum Join {
 }
 
 /// Judges a span: `last` is the last seq read, `limit` the first seq that the epoch does not own.
-pub(crate) fn join(span: &Span, last: Seq, limit: Option<Seq>) -> Join {
+#[must_use]
+pub fn join(span: &Span, last: Seq, limit: Option<Seq>) -> Join {
     if limit.is_some_and(|limit| span.first_seq >= limit) || span.last_seq <= last {
         return Join::Skip;
     }

@@ -24,18 +24,34 @@ use tokio::sync::Semaphore;
 type TableKey = (LogId, Slot);
 type FrameKey = (LogId, Slot, u32);
 
+/// Where a chunk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// The log.
+    pub log: LogId,
+    /// The slot.
+    pub slot: Slot,
+    /// Number of the chunk in the segment's table.
+    pub chunk: u32,
+    /// Its length in blocks.
+    pub blocks: u32,
+}
+
 /// A chunk where it is stored.
 #[derive(Debug, Clone)]
-pub(crate) struct Home {
-    pub(crate) log: LogId,
-    pub(crate) slot: Slot,
-    pub(crate) segment: Arc<OpenSegment>,
+pub struct Home {
+    /// The log.
+    pub log: LogId,
+    /// The slot.
+    pub slot: Slot,
+    /// The segment there.
+    pub segment: Arc<OpenSegment>,
     /// Number of the chunk in that segment's table.
-    pub(crate) number: u32,
+    pub number: u32,
     /// Frame that holds it.
-    pub(crate) frame: u32,
+    pub frame: u32,
     /// Byte offset in the frame.
-    pub(crate) offset: u32,
+    pub offset: u32,
 }
 
 #[derive(Debug, Clone)]

@@ -1,11 +1,14 @@
 //! Names that replace nothing, and that last.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
 /// Gives a file a name that nobody has: as a rename where there is such a one, else as a link.
-pub(crate) fn rename_anew(from: &Path, to: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// `AlreadyExists` if somebody has the name; what the operating system says.
+pub fn rename_anew(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
@@ -21,9 +24,21 @@ pub(crate) fn rename_anew(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes the name of a file durable.
+///
+/// # Errors
+/// What the operating system says, also where a directory cannot be synced.
+pub fn sync_name_of(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 /// Makes a name durable. Where a directory cannot be synced, its file system has no such promise.
-pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
-    match crate::overlay::sync_directory_of(path) {
+///
+/// # Errors
+/// What else the operating system says.
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
+    match sync_name_of(path) {
         Err(error)
             if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
         {

@@ -159,7 +159,7 @@ pub async fn claim(vault: &Vault, volume: VolumeId, body: &EpochBody) -> Result<
 ///
 /// # Errors
 /// As `claim`, but for the order of the epochs.
-pub(crate) async fn claim_behind(
+pub async fn claim_behind(
     vault: &Vault,
     volume: VolumeId,
     held: u64,

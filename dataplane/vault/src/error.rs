@@ -391,7 +391,8 @@ impl VaultError {
     }
 
     /// Whether the store could not be asked: trying again may help.
-    pub(crate) fn is_unavailable(&self) -> bool {
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Store(error) if !matches!(error, StoreError::NotFound { .. } | StoreError::TooLarge { .. }))
             || matches!(self, Self::Task { .. })
     }

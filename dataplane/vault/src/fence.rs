@@ -242,10 +242,8 @@ fn log_of(volume: VolumeId, epoch: Epoch) -> LogId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::end_of_volume;
-    use crate::claim::{Claimed, Wanted, claim_volume};
     use crate::layout::ObjectName;
-    use crate::testing::{OthersPut, World, counted, stamp_of};
+    use crate::testing::{OthersPut, World, counted};
     use crate::view::VolumeView;
     use farshore_proto::segment::SlotKind;
 
@@ -324,43 +322,6 @@ mod tests {
         let other = world.logs[0].id;
         let fenced = fence_volume(&world.vault, volume, Epoch(5), Some(other)).await.unwrap();
         assert_eq!(fenced.sealed, Some((world.logs[1].id, Slot(0))));
-    }
-
-    #[tokio::test]
-    async fn nothing_counts_that_is_put_behind_a_fence() {
-        let mut world = written().await;
-        let (volume, log) = (world.volumes[0].id, world.logs[0].id);
-        let fenced = fence_volume(&world.vault, volume, Epoch(5), Some(log)).await.unwrap().end;
-        let newest = world.points[1].clone();
-        assert_eq!((fenced.epoch, fenced.last_seq), (Epoch(5), Seq(4)));
-        assert_eq!(fenced.stamp, stamp_of(0, Seq(4)));
-        assert_eq!(fenced.point.map(|point| point.id), Some(newest.id));
-        // A node that breaks its word goes on.
-        world.write(0, 9, 1, 300);
-        world.end_span(0, true);
-        world.commit(0).await;
-        let again = fence_volume(&world.vault, volume, Epoch(5), Some(log)).await.unwrap().end;
-        assert_eq!(again, fenced, "as after a lost answer");
-        assert_eq!(end_of_stream(&world.vault, volume).await.unwrap(), fenced);
-        let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
-        assert_eq!(view.point().id, newest.id);
-        // The volume goes back to its node, whose log goes on.
-        let wanted = Wanted {
-            volume,
-            epoch: Epoch(6),
-            log: world.logs[0].id,
-            first_slot: world.logs[0].next,
-            size_bytes: view.size_bytes(),
-            label: "web1".to_owned(),
-        };
-        let claimed = claim_volume(&world.vault, &wanted).await.unwrap();
-        let Claimed { committed, stamp, sealed, .. } = claimed;
-        assert_eq!(stamp, stamp_of(0, Seq(4)), "by the fence's own epoch");
-        assert_eq!(committed, Seq(4), "what came behind the fence is sent again");
-        assert_eq!(sealed, Some((log_of(volume, Epoch(5)), Slot(0))), "nobody's log");
-        assert_eq!(end_of_volume(&world.vault, volume).await.unwrap().last_seq, Seq(4));
-        let report = crate::verify::verify(&world.vault, true, |_| {}).await.unwrap();
-        assert!(report.is_whole(), "{report:?}");
     }
 
     #[tokio::test]

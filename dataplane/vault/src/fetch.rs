@@ -5,15 +5,18 @@ use std::ops::Range;
 
 /// Frames of one segment that one GET brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fetch {
+pub struct Fetch {
     /// The bytes of the object.
-    pub(crate) range: Range<u64>,
+    pub range: Range<u64>,
     /// The wanted frames in it.
-    pub(crate) frames: Vec<u32>,
+    pub frames: Vec<u32>,
 }
 
-/// Plans the GETs for `wanted` frames, which are in order and in range.
-pub(crate) fn plan(frames: &[Range<u64>], wanted: impl IntoIterator<Item = u32>) -> Vec<Fetch> {
+/// Plans the GETs for `wanted` frames, which are in order.
+///
+/// # Panics
+/// If one of them is not in `frames`.
+pub fn plan(frames: &[Range<u64>], wanted: impl IntoIterator<Item = u32>) -> Vec<Fetch> {
     let mut plan: Vec<Fetch> = Vec::new();
     for number in wanted {
         let range = frames[number as usize].clone();

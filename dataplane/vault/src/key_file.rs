@@ -173,4 +173,44 @@ mod tests {
         let error = read(&path).unwrap_err();
         assert!(error.to_string().contains("mode 644"), "{error}");
     }
+
+    /// H1: a damaged recovery key is told from a wrong one, and is never taken for another.
+    #[test]
+    fn every_flipped_bit_and_every_length_of_a_recovery_key_is_told() {
+        let digits = "42".repeat(32);
+        // The check is part of the text.
+        let recovery = RecoveryKey::parse(&format!("FSRK1-{digits}-13c555f9")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recovery.key");
+        create(&path, &recovery).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let key = recovery.wrapper();
+        let look = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            read(&path)
+        };
+        let (mut told, mut same) = (0, 0);
+        let mut check = |bytes: &[u8], what: &str| match look(bytes) {
+            Ok(found) => {
+                assert_eq!(found.wrapper(), key, "{what}");
+                same += 1;
+            }
+            Err(error) => {
+                assert!(error.to_string().contains(path.to_str().unwrap()), "{what}: {error}");
+                told += 1;
+            }
+        };
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            check(&bytes, &format!("bit {bit}"));
+        }
+        for length in 0..whole.len() {
+            check(&whole[..length], &format!("cut to {length}"));
+        }
+        check(&[&whole[..], b"x"].concat(), "growth");
+        println!("recovery key: {told} damages told, {same} that change nothing");
+        assert!(told > 7 * whole.len());
+    }
 }

@@ -2,10 +2,8 @@
 //!
 //! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them.
 //! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
-//! - [`claim`] and [`recover`] decide who owns a volume and how far it got; [`journal`], [`dedup`] and
-//!   [`build`] are a shard's way from frames to segments, without its files and its runtime.
-//! - [`view`], [`restore`], [`overlay`] and [`export`] read a volume at a recovery point;
-//!   [`catalog`], [`verify`] and [`stats`] say what there is and whether it is whole.
+//! - [`view`] reads a volume at a recovery point; [`catalog`], [`verify`] and [`stats`] say what
+//!   there is and whether it is whole.
 //!
 //! - [`validate`] tries whether a store will do.
 //! - [`map`] and [`runs`] write and find what is derived, to save work; nothing needs it.
@@ -15,43 +13,34 @@
 
 #![forbid(unsafe_code)]
 
-mod blocking;
+pub mod blocking;
 mod blocks;
-pub mod build;
 pub mod catalog;
-mod chain;
+pub mod chain;
 mod chunks;
-pub mod claim;
-pub mod dedup;
-mod durable;
+pub mod durable;
 pub mod epoch;
 mod error;
-pub mod export;
 pub mod fence;
-mod fetch;
-pub mod frames;
-pub mod index;
-pub mod journal;
+pub mod fetch;
 pub mod key_file;
 pub mod layout;
 pub mod limits;
 pub mod log;
 pub mod map;
-pub mod overlay;
 mod patience;
-pub mod recover;
-pub mod restore;
 pub mod runs;
 pub mod stats;
 pub mod store;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod validate;
 pub mod vault;
 pub mod verify;
 pub mod view;
 
 pub use chain::Hole;
+pub use chunks::Location;
 pub use error::VaultError;
 pub use patience::{Patience, Supply, Timer};
 pub use store::{Access, Store, StoreError, vault_url, vault_url_of};
@@ -67,24 +56,17 @@ mod tests {
 
     #[test]
     fn futures_can_be_spawned() {
-        fn check(
-            vault: &'static Vault,
-            view: &'static VolumeView,
-            export: &'static export::Export,
-        ) {
+        fn check(vault: &'static Vault) {
             let volume = VolumeId([0; 16]);
             spawnable(|| VolumeView::open(vault, volume, PointSelector::Latest));
             spawnable(|| catalog::end_of_volume(vault, volume));
             spawnable(|| fence::fence_volume(vault, volume, farshore_proto::Epoch(1), None));
             spawnable(|| verify::verify(vault, true, |_| {}));
             spawnable(|| stats::stats(vault));
-            spawnable(|| restore::restore(view, "x".as_ref(), Default::default(), |_| {}));
             spawnable(|| log::seal(vault, farshore_proto::LogId([0; 16]), farshore_proto::Slot(0)));
             spawnable(|| map::write(vault, volume));
             spawnable(|| runs::load(vault, |_| {}));
-            spawnable(|| export.read(0, 512));
-            spawnable(|| export.write(0, bytes::Bytes::new()));
         }
-        let _: fn(&'static Vault, &'static VolumeView, &'static export::Export) = check;
+        let _: fn(&'static Vault) = check;
     }
 }

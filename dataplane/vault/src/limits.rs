@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use farshore_proto::limits::{
-    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, MAP_PARTS_MAX, MAP_RUNS_MAX, PUTS_IN_FLIGHT_MAX,
-    SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES,
-    SEGMENT_TABLE_BYTES_MAX, SMALL_OBJECT_BYTES_MAX, VOLUME_BLOCKS_MAX,
+    BLOCK_BYTES, MAP_PARTS_MAX, MAP_RUNS_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX,
+    SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX,
+    SMALL_OBJECT_BYTES_MAX, VOLUME_BLOCKS_MAX,
 };
 
 /// First ranged GET of a segment: the header and, nearly always, the whole table.
@@ -27,14 +27,6 @@ pub const EPOCHS_BEHIND: u64 = 3;
 pub const KEYS_MAX: u32 = 1 << 12;
 /// Times that a seal moves on to the next slot because a late segment was there first.
 pub const SEAL_STEPS_MAX: u64 = 1 << 16;
-
-/// Sealed logs whose streams a node remembers while it takes their volumes over.
-pub const SEALED_LOGS_MAX: usize = 256;
-
-/// Bytes of the journal of an interrupted restore that are read: a line of it has about 150 bytes.
-pub const RESTORE_JOURNAL_BYTES_MAX: u64 = 1 << 30;
-/// Names beside a restored file that are tried until one is free.
-pub const RESTORE_PARTIALS_MAX: u32 = 64;
 
 /// Runs in the block map of one view; one run costs about 60 bytes.
 pub const VIEW_RUNS_MAX: usize = 1 << 27;
@@ -86,22 +78,12 @@ pub const BULK_GETS_IN_FLIGHT_MAX: usize = 8;
 pub const BULK_GET_BYTES: u64 = 4 << 20;
 /// Unwanted bytes between two wanted frames that are fetched along with them.
 pub const BULK_GAP_BYTES: u64 = 256 << 10;
-/// Largest run of zeros written at once where no hole can be made.
-pub const ZERO_WRITE_BYTES: usize = 1 << 20;
 
 /// Problems that a report names; more are only counted.
 pub const PROBLEMS_MAX: usize = 10_000;
 /// Objects that one listing returns, volumes or logs.
 pub const LISTED_MAX: usize = 1 << 20;
 
-/// Stripes of locks of an overlay.
-pub const OVERLAY_STRIPES: usize = 64;
-/// Blocks that share a stripe before the next one follows.
-pub const OVERLAY_STRIPE_BLOCKS: u64 = 256;
-/// Largest single read or write of an overlay.
-pub const OVERLAY_IO_BYTES_MAX: usize = 64 << 20;
-/// Memory of frames that were let go which a shard keeps for the next ones.
-pub const SPARE_BYTES_MAX: usize = 16 << 20;
 /// Largest recovery key file.
 pub const KEY_FILE_BYTES_MAX: usize = 4096;
 
@@ -121,12 +103,7 @@ pub const STORE_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Nothing is sent again when so much time has gone by.
 pub const STORE_RETRY_TIME: Duration = Duration::from_secs(10);
 
-/// Starts of a log's writer at the same moment before one gives up: copies of a node's directory.
-pub const RUNS_AT_ONCE_MAX: usize = 8;
-
 const _: () = {
-    // Spare memory holds several frames of any size.
-    assert!(SPARE_BYTES_MAX >= 8 * FRAME_BODY_BYTES_MAX);
     assert!(STORE_RETRIES_MAX as u64 * STORE_BACKOFF_MAX.as_secs() <= STORE_RETRY_TIME.as_secs());
     assert!(SEGMENT_BYTES_MAX / STORE_REQUEST_TIME.as_secs() <= 600_000);
     // The first GET always holds the header, and small tables with it.
@@ -148,10 +125,6 @@ const _: () = {
     assert!(READ_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
     assert!(FRAMES_OPENING_MAX * 2 * SEGMENT_FRAME_BYTES_MAX <= 128 << 20);
     assert!(FRAMES_OPENING_MAX >= 2 * READ_FRAMES_IN_FLIGHT_MAX);
-    assert!(ZERO_WRITE_BYTES.is_multiple_of(BLOCK_BYTES));
-    assert!(OVERLAY_IO_BYTES_MAX <= READ_BYTES_MAX);
-    // Stripes are taken in order; a request of the largest size takes each at most once a round.
-    assert!(OVERLAY_STRIPES.is_power_of_two() && OVERLAY_STRIPE_BLOCKS.is_power_of_two());
     assert!(VOLUME_BLOCKS_MAX < 1 << 40);
     assert!(SMALL_OBJECT_BYTES_MAX >= 4096);
 };

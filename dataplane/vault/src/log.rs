@@ -380,7 +380,10 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
 }
 
 /// Reads the header of a slot and checks that it was sealed for that slot.
-pub(crate) async fn read_header(
+///
+/// # Errors
+/// `NotFound` if the slot is empty; `Corrupt` if it holds something else; `Unavailable`.
+pub async fn read_header(
     vault: &Vault,
     log: LogId,
     slot: Slot,

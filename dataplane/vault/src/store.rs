@@ -131,7 +131,7 @@ impl Store {
         said
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn backend(&self) -> &Arc<dyn ObjectStore> {
         &self.inner
     }

@@ -1,9 +1,14 @@
 //! A small writer of vaults and a naive model of what they hold.
 
-mod counted;
-mod faulty;
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 
-pub(crate) use counted::{Counted, OthersPut, counted};
+mod counted;
+#[cfg(test)]
+mod faulty;
+pub mod history;
+
+pub use counted::{Counted, OthersPut, counted};
+#[cfg(test)]
 pub(crate) use faulty::{Fault, Faulty};
 
 use crate::epoch::{Claim, claim};
@@ -24,14 +29,15 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 /// Blocks of each volume.
-pub(crate) const BLOCKS: u64 = 96;
+pub const BLOCKS: u64 = 96;
 const CHUNK_BLOCKS: usize = 6;
 
 /// Content of a volume: one number a block, 0 for zeros.
-pub(crate) type Image = Vec<u32>;
+pub type Image = Vec<u32>;
 
 /// The bytes of a block.
-pub(crate) fn block_bytes(seed: u32) -> Vec<u8> {
+#[must_use]
+pub fn block_bytes(seed: u32) -> Vec<u8> {
     let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut bytes = vec![0; BLOCK_BYTES];
     if seed != 0 {
@@ -46,27 +52,37 @@ pub(crate) fn block_bytes(seed: u32) -> Vec<u8> {
 }
 
 /// The bytes of an image.
-pub(crate) fn image_bytes(image: &[u32]) -> Vec<u8> {
+#[must_use]
+pub fn image_bytes(image: &[u32]) -> Vec<u8> {
     image.iter().flat_map(|seed| block_bytes(*seed)).collect()
 }
 
 /// A recovery point as the model knows it.
 #[derive(Debug, Clone)]
-pub(crate) struct ModelPoint {
-    pub(crate) volume: usize,
-    pub(crate) id: PointId,
-    pub(crate) seq: Seq,
-    pub(crate) image: Image,
-    pub(crate) log: usize,
-    pub(crate) slot: Slot,
+pub struct ModelPoint {
+    /// Number of its volume.
+    pub volume: usize,
+    /// Its id.
+    pub id: PointId,
+    /// Its place in the stream.
+    pub seq: Seq,
+    /// What the volume holds there.
+    pub image: Image,
+    /// Number of the log that has it.
+    pub log: usize,
+    /// The slot there; the last of all while it is not committed.
+    pub slot: Slot,
 }
 
 /// A log that is being written.
 #[derive(Debug)]
-pub(crate) struct ModelLog {
-    pub(crate) id: LogId,
-    pub(crate) next: Slot,
-    pub(crate) incarnation: u64,
+pub struct ModelLog {
+    /// Its id.
+    pub id: LogId,
+    /// The slot of the next segment.
+    pub next: Slot,
+    /// The run of its writer.
+    pub incarnation: u64,
 }
 
 /// A span that waits for its segment: first and last seq, mark, content of the changed blocks.
@@ -74,34 +90,47 @@ type Ready = (Seq, Seq, Option<Mark>, BTreeMap<u64, u32>);
 
 /// A volume that is being written.
 #[derive(Debug)]
-pub(crate) struct ModelVolume {
-    pub(crate) id: VolumeId,
-    pub(crate) epoch: Epoch,
-    pub(crate) log: usize,
+pub struct ModelVolume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its newest epoch.
+    pub epoch: Epoch,
+    /// Number of the log that it is written to.
+    pub log: usize,
     /// Last seq of all.
-    pub(crate) seq: Seq,
-    pub(crate) image: Image,
+    pub seq: Seq,
+    /// What it holds now.
+    pub image: Image,
     first_waiting: Seq,
     ready: Vec<Ready>,
     changed: BTreeMap<u64, u32>,
 }
 
 /// A vault being written.
-pub(crate) struct World {
-    pub(crate) folder: TempDir,
-    pub(crate) vault: Vault,
-    pub(crate) recovery: RecoveryKey,
-    pub(crate) logs: Vec<ModelLog>,
-    pub(crate) volumes: Vec<ModelVolume>,
-    pub(crate) points: Vec<ModelPoint>,
+#[derive(Debug)]
+pub struct World {
+    /// Holds the vault as `vault`; beside it a test may put what it likes.
+    pub folder: TempDir,
+    /// The vault.
+    pub vault: Vault,
+    /// Its recovery key.
+    pub recovery: RecoveryKey,
+    /// Its logs, by number.
+    pub logs: Vec<ModelLog>,
+    /// Its volumes, by number.
+    pub volumes: Vec<ModelVolume>,
+    /// The recovery points that were marked, in order.
+    pub points: Vec<ModelPoint>,
     known: BTreeMap<ChunkId, (LogId, Slot, u32)>,
-    pub(crate) references: u64,
+    /// Chunks that were only referred to.
+    pub references: u64,
     /// Of each volume.
     size_bytes: u64,
 }
 
 impl World {
-    pub(crate) async fn new(volumes: usize, logs: usize) -> Self {
+    /// A vault with so many volumes, which are all in log 0, and logs.
+    pub async fn new(volumes: usize, logs: usize) -> Self {
         Self::sized(volumes, logs, BLOCKS * BLOCK_BYTES as u64).await
     }
 
@@ -147,19 +176,20 @@ impl World {
     }
 
     /// The file of an object.
-    pub(crate) fn file(&self, name: &crate::layout::ObjectName) -> PathBuf {
+    #[must_use]
+    pub fn file(&self, name: &crate::layout::ObjectName) -> PathBuf {
         self.folder.path().join("vault").join(name.to_string())
     }
 
     /// Opens the vault anew, as another process would.
-    pub(crate) async fn reopen(&self) -> Vault {
+    pub async fn reopen(&self) -> Vault {
         let path = self.folder.path().join("vault");
         let store = Store::open(path.to_str().unwrap(), Access::Read).unwrap();
         Vault::open(&store, &self.recovery).await.unwrap()
     }
 
     /// Gives a volume to a log under its next epoch. What waits goes there.
-    pub(crate) async fn claim(&mut self, number: usize, log: usize) {
+    pub async fn claim(&mut self, number: usize, log: usize) {
         let volume = &mut self.volumes[number];
         volume.epoch = volume.epoch.next();
         volume.log = log;
@@ -177,7 +207,7 @@ impl World {
     }
 
     /// Writes blocks whose content follows from `seed`; 0 writes zeros.
-    pub(crate) fn write(&mut self, number: usize, block: u64, count: u64, seed: u32) {
+    pub fn write(&mut self, number: usize, block: u64, count: u64, seed: u32) {
         let volume = &mut self.volumes[number];
         volume.seq = volume.seq.next();
         for (step, block) in (0_u32..).zip(block..(block + count).min(BLOCKS)) {
@@ -188,7 +218,7 @@ impl World {
     }
 
     /// Ends a span, with a mark or without.
-    pub(crate) fn end_span(&mut self, number: usize, is_mark: bool) {
+    pub fn end_span(&mut self, number: usize, is_mark: bool) {
         let volume = &mut self.volumes[number];
         let mark = is_mark.then(|| {
             volume.seq = volume.seq.next();
@@ -221,7 +251,7 @@ impl World {
     }
 
     /// Builds the next segment of a log out of all spans that are ready for it.
-    pub(crate) fn build(&mut self, log: usize) -> Bytes {
+    pub fn build(&mut self, log: usize) -> Bytes {
         let (id, slot) = (self.logs[log].id, self.logs[log].next);
         let (number, key) = self.vault.newest_key();
         let incarnation = self.logs[log].incarnation;
@@ -296,7 +326,7 @@ impl World {
     }
 
     /// Puts everything that is ready for a log.
-    pub(crate) async fn commit(&mut self, log: usize) -> Slot {
+    pub async fn commit(&mut self, log: usize) -> Slot {
         let slot = self.logs[log].next;
         let bytes = self.build(log);
         let outcome = log::put_segment(&self.vault, self.logs[log].id, slot, bytes).await.unwrap();
@@ -305,7 +335,7 @@ impl World {
     }
 
     /// Seals a log.
-    pub(crate) async fn seal(&mut self, log: usize) -> Slot {
+    pub async fn seal(&mut self, log: usize) -> Slot {
         let ModelLog { id, next, .. } = self.logs[log];
         let slot = log::seal(&self.vault, id, Slot(0)).await.unwrap();
         assert_eq!(slot, next);
@@ -313,18 +343,19 @@ impl World {
     }
 
     /// The points that can be restored.
-    pub(crate) fn committed_points(&self) -> Vec<ModelPoint> {
+    #[must_use]
+    pub fn committed_points(&self) -> Vec<ModelPoint> {
         self.points.iter().filter(|point| point.slot != Slot(u64::MAX)).cloned().collect()
     }
 
     /// Three segments in log 0 for two volumes, two more in log 1 after a seal; marks, zeros,
     /// overwrites and references.
-    pub(crate) async fn sample() -> Self {
+    pub async fn sample() -> Self {
         Self::sample_of(BLOCKS * BLOCK_BYTES as u64).await
     }
 
     /// The same with volumes that end somewhere in their last block.
-    pub(crate) async fn sample_of(size_bytes: u64) -> Self {
+    pub async fn sample_of(size_bytes: u64) -> Self {
         let mut world = Self::sized(2, 2, size_bytes).await;
         world.write(0, 0, 40, 1000);
         world.write(1, 10, 20, 2000);
@@ -365,7 +396,7 @@ impl ModelVolume {
 
 impl ModelVolume {
     /// Goes back to `seq`, as a source does whose node never got what came after.
-    pub(crate) fn rewind(&mut self, seq: Seq, image: Image) {
+    pub fn rewind(&mut self, seq: Seq, image: Image) {
         self.image = image;
         self.seq = seq;
         self.first_waiting = seq.next();
@@ -375,23 +406,30 @@ impl ModelVolume {
 }
 
 /// A volume of some size in a few segments, every chunk of its own.
-pub(crate) struct Large {
-    pub(crate) folder: TempDir,
-    pub(crate) vault: Vault,
-    pub(crate) volume: VolumeId,
-    pub(crate) frames_bytes: u64,
+#[derive(Debug)]
+pub struct Large {
+    /// Holds the vault as `vault`.
+    pub folder: TempDir,
+    /// The vault.
+    pub vault: Vault,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Bytes of its frames.
+    pub frames_bytes: u64,
     blocks: u64,
 }
 
 impl Large {
     /// The restored bytes.
-    pub(crate) fn expected(&self) -> Vec<u8> {
+    #[must_use]
+    pub fn expected(&self) -> Vec<u8> {
         (0..self.blocks).flat_map(|block| block_bytes(content(block))).collect()
     }
 }
 
 /// Of a model's frame: tells the volume and the seq.
-pub(crate) fn stamp_of(number: usize, seq: Seq) -> Stamp {
+#[must_use]
+pub fn stamp_of(number: usize, seq: Seq) -> Stamp {
     match (u32::try_from(number + 1), u32::try_from(seq.0)) {
         (Ok(life), Ok(generation)) if generation > 0 => Stamp { life, generation },
         _ => Stamp::default(),
@@ -403,7 +441,7 @@ fn content(block: u64) -> u32 {
 }
 
 /// A volume of `mib` MiB, written in segments of 16 MiB.
-pub(crate) async fn large(mib: u64) -> Large {
+pub async fn large(mib: u64) -> Large {
     let World { folder, vault, mut logs, volumes, .. } = World::new(1, 1).await;
     let (volume, log) = (volumes[0].id, logs.remove(0).id);
     let blocks = mib * 256;

@@ -205,7 +205,8 @@ impl Vault {
     }
 
     /// The error of an object whose part at `offset` does not open.
-    pub(crate) fn damaged(&self, object: ObjectName, offset: u64, cause: CodecError) -> VaultError {
+    #[must_use]
+    pub fn damaged(&self, object: ObjectName, offset: u64, cause: CodecError) -> VaultError {
         let (url, cause) = (self.url().to_owned(), Box::new(cause));
         match *cause {
             CodecError::Decode(DecodeError::Version { .. }) => {

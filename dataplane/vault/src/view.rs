@@ -2,13 +2,14 @@
 
 mod build;
 
-use crate::blocks::{BlockMap, Source};
+use crate::blocks::BlockMap;
 use crate::chain::Hole;
 use crate::chunks::ChunkReader;
 use crate::epoch::{Known, read_known};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX};
+use crate::log::OpenSegment;
 use crate::map::{self, Base, Ids};
 use crate::patience::Patience;
 use crate::vault::Vault;
@@ -16,11 +17,13 @@ use bytes::Bytes;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
-use farshore_proto::{BlockRange, Epoch, ErrorKind, LogId, MarkKind, PointId, Seq, VolumeId};
+use farshore_proto::{BlockRange, Epoch, ErrorKind, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::blocks::Source;
+pub use crate::chunks::Home;
 pub(crate) use build::Build;
 
 /// Which recovery point of a volume.
@@ -106,9 +109,9 @@ pub fn flatten(pieces: &[Piece]) -> Vec<u8> {
 /// A volume at a recovery point: its block map, and the way to its bytes.
 #[derive(Debug)]
 pub struct VolumeView {
-    pub(crate) reader: ChunkReader,
-    pub(crate) logs: Vec<LogId>,
-    pub(crate) map: BlockMap,
+    reader: ChunkReader,
+    logs: Vec<LogId>,
+    map: BlockMap,
     volume: VolumeId,
     label: String,
     point: Point,
@@ -214,6 +217,12 @@ impl VolumeView {
         Self { patience, ..self }
     }
 
+    /// The vault that it is read from.
+    #[must_use]
+    pub fn vault(&self) -> &Vault {
+        self.reader.vault()
+    }
+
     /// The volume.
     #[must_use]
     pub fn volume(&self) -> VolumeId {
@@ -276,6 +285,27 @@ impl VolumeView {
         }
         push(BlockRange { block: at, count: range.end() - at }, false);
         extents
+    }
+
+    /// The runs of a range that hold data, in order, and the chunks that hold them.
+    pub fn sources(&self, range: BlockRange) -> impl Iterator<Item = (BlockRange, Source)> {
+        self.map.runs(range)
+    }
+
+    /// Where the chunk of a source is stored, of which `count` blocks are wanted.
+    ///
+    /// # Errors
+    /// `Corrupt` if its segment is damaged or missing, or holds another chunk there; `Unavailable`.
+    pub async fn home(&self, source: &Source, count: u64) -> Result<Home, VaultError> {
+        self.reader.home(self.logs[source.log as usize], source, count).await
+    }
+
+    /// A segment that the view refers to, without its spans.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged or missing; `Unavailable`.
+    pub async fn segment(&self, log: LogId, slot: Slot) -> Result<Arc<OpenSegment>, VaultError> {
+        self.reader.segment(log, slot, &ObjectName::slot(log, slot)).await
     }
 
     /// Reads blocks: pieces in order that add up to the range. What the last block of the volume has behind

@@ -8,8 +8,8 @@
 
 use farshore_agent::disk::{Access, Disk, Recorded};
 use farshore_agent::files::{Files, OsFiles};
+use farshore_export::overlay::{Overlay, OverlayBase};
 use farshore_proto::{BlockRange, Seq, VolumeId};
-use farshore_vault::overlay::{Overlay, OverlayBase};
 use libc::{seccomp_notif, seccomp_notif_resp, sock_filter, sock_fprog};
 use std::collections::BTreeMap;
 use std::fs::File;

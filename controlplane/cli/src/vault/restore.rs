@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
+use farshore_export::restore::{self, RestoreError, RestoreOptions, RestoreReport, TargetKind};
 use farshore_proto::VolumeId;
 use farshore_vault::VolumeView;
 use farshore_vault::layout::ObjectName;
-use farshore_vault::restore::{self, RestoreError, RestoreOptions, RestoreReport, TargetKind};
 use serde::Serialize;
 use uuid::Uuid;
 

@@ -1,13 +1,13 @@
 use super::*;
 use bytes::Bytes;
 use farshore_codec::{RecoveryKey, SegmentBuilder};
+use farshore_ingest::index::Index;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::Mark;
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SegmentChunk, Span, Table};
 use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot};
 use farshore_vault::epoch::claim;
-use farshore_vault::index::Index;
 use farshore_vault::log::put_segment;
 use farshore_vault::{Access, Store};
 use std::path::Path;

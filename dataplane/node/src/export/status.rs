@@ -1,8 +1,8 @@
 //! How an export serves, for those who cannot ask it: a file, and lines in the log.
 
 use farshore_api::export::{ExportState, ExportStatus};
+use farshore_export::ExportError;
 use farshore_proto::ErrorKind;
-use farshore_vault::export::ExportError;
 use farshore_vault::{Patience, Supply};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -163,12 +163,13 @@ mod tests {
 
     fn no_space() -> ExportError {
         let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        farshore_vault::overlay::OverlayError::Io { path: "o".into(), verb: "write", source }.into()
+        farshore_export::overlay::OverlayError::Io { path: "o".into(), verb: "write", source }
+            .into()
     }
 
     fn damaged() -> ExportError {
         let path = PathBuf::from("o");
-        farshore_vault::overlay::OverlayError::Damaged { path, what: "gone" }.into()
+        farshore_export::overlay::OverlayError::Damaged { path, what: "gone" }.into()
     }
 
     #[tokio::test]

@@ -3,15 +3,15 @@ use crate::state::State;
 use bytes::Bytes;
 use farshore_codec::journal::JournalSealer;
 use farshore_codec::{Built, RecoveryKey, SegmentBuilder};
+use farshore_ingest::index::Index;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::journal::put_entry;
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN, JOURNAL_GROUP_HEADER_BYTES};
 use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, VolumeId};
 use farshore_vault::epoch::claim;
-use farshore_vault::index::{Index, Location};
 use farshore_vault::log::{PutOutcome, put_segment};
-use farshore_vault::{Access, Store};
+use farshore_vault::{Access, Location, Store};
 
 const THEIRS: LogId = LogId([1; 16]);
 const OURS: LogId = LogId([2; 16]);

@@ -16,7 +16,7 @@ pub(crate) use signal::{Mail, Mailbox, Post, Signal, Unsent, mailbox};
 pub(crate) use threads::Threads;
 pub(crate) use turnstile::Turnstile;
 
-use farshore_vault::journal::JournalFile;
+use farshore_ingest::journal::JournalFile;
 
 use std::future::Future;
 use std::io;

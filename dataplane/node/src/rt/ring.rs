@@ -2,7 +2,7 @@
 
 use super::prepared::{Prepared, Preparer};
 use super::{Rt, Socket, only_no_space};
-use farshore_vault::journal::JournalFile;
+use farshore_ingest::journal::JournalFile;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
 use glommio::net::TcpStream;

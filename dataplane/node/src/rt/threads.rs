@@ -2,7 +2,7 @@
 
 use super::prepared::Prepared;
 use super::{Rt, Socket, only_no_space};
-use farshore_vault::journal::JournalFile;
+use farshore_ingest::journal::JournalFile;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io;

@@ -7,7 +7,7 @@ use crate::rt::Rt;
 use crate::services::Request;
 use farshore_api::machine::VolumeStats;
 use farshore_codec::{CodecError, SegmentBuilder};
-use farshore_vault::build::{Build, SpanStats};
+use farshore_ingest::build::{Build, SpanStats};
 use std::rc::Rc;
 
 /// Builds segments as the engine asks, for as long as the shard has its log.

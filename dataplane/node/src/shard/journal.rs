@@ -1,15 +1,17 @@
 //! The shard's journal on its own disk: groups written past the page cache, one sync for each.
 //!
 //! An error here is fatal to the node (I8). The order of writes and syncs is
-//! [`farshore_vault::journal`]'s; the files are made here.
+//! [`farshore_ingest::journal`]'s; the files are made here.
 
 use super::core::{Core, Group};
 use crate::fatal::Cause;
 use crate::rt::Rt;
 use crate::troubles::Work;
 use farshore_engine::shard::Input;
+use farshore_ingest::journal::{
+    JournalDisk, JournalWriter, Owner, RoomError, lay_out, plain_bytes,
+};
 use farshore_proto::limits::JOURNAL_FILE_BYTES;
-use farshore_vault::journal::{JournalDisk, JournalWriter, Owner, RoomError, lay_out, plain_bytes};
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;

@@ -4,13 +4,13 @@ use super::core::Core;
 use crate::rt::Rt;
 use farshore_engine::batch::Entry;
 use farshore_engine::tenure::{JournaledEntry, Opening, RecoveredVolume, Tenure};
+use farshore_ingest::journal::{
+    FileEnd, Gap, GroupsEnd, Replayed, join_streams, replay_file, volumes_in,
+};
 use farshore_proto::frame::imprint;
 use farshore_proto::limits::JOURNAL_FILE_BYTES;
 use farshore_proto::{LogId, VolumeId};
 use farshore_vault::Vault;
-use farshore_vault::journal::{
-    FileEnd, Gap, GroupsEnd, Replayed, join_streams, replay_file, volumes_in,
-};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};

@@ -179,7 +179,7 @@ impl<'a> LogScan<'a> {
     /// The same for a log whose slots below `filled` are known to be filled: it does not end in front of
     /// that, whatever a store says that was asked too early.
     #[must_use]
-    pub(crate) fn filled_to(self, filled: Slot) -> Self {
+    pub fn filled_to(self, filled: Slot) -> Self {
         Self { filled, ..self }
     }
 
@@ -271,7 +271,8 @@ impl<'a> LogScan<'a> {
 
     /// Whether it is known which of the slots returned so far count: not after an error that left
     /// the header of one unread, or a seal unopened.
-    pub(crate) fn is_sure(&self) -> bool {
+    #[must_use]
+    pub fn is_sure(&self) -> bool {
         self.is_sure
     }
 

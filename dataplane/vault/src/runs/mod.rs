@@ -4,8 +4,8 @@
 //! segments only. Layout: `docs/formats/index-run.md`.
 
 use crate::blocking;
+use crate::chunks::Location;
 use crate::error::VaultError;
-use crate::index::Location;
 use crate::layout::{Folder, ObjectName, run_of};
 use crate::limits::{RUNS_AHEAD_MAX, RUNS_LISTED_MAX};
 use crate::store::Put;

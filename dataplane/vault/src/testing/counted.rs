@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 /// Counts the GETs of the store below it.
 #[derive(Debug)]
-pub(crate) struct Counted {
+pub struct Counted {
     inner: Arc<dyn ObjectStore>,
     gets: AtomicU64,
     /// Objects below this folder can be neither read nor listed.
@@ -39,13 +39,15 @@ pub(crate) struct Counted {
 
 /// A put of somebody else, create-if-absent, just before a call.
 #[derive(Debug, Clone)]
-pub(crate) struct OthersPut {
+pub struct OthersPut {
     /// Before which call, from 0.
-    pub(crate) call: u64,
-    pub(crate) file: PathBuf,
-    pub(crate) bytes: Vec<u8>,
+    pub call: u64,
+    /// The file of the object.
+    pub file: PathBuf,
+    /// What it gets.
+    pub bytes: Vec<u8>,
     /// Whether it won, once it was made.
-    pub(crate) won: Option<bool>,
+    pub won: Option<bool>,
 }
 
 /// Objects that are put right after one was found missing, before any behind that is looked at.
@@ -57,19 +59,20 @@ struct Growth {
 }
 
 impl Counted {
-    pub(crate) fn over(inner: Arc<dyn ObjectStore>) -> Self {
+    /// Counts what goes to `inner`.
+    pub fn over(inner: Arc<dyn ObjectStore>) -> Self {
         let (gets, refused, leaving) = (AtomicU64::new(0), OnceLock::new(), Mutex::default());
         let (growth, lapses, others) = (OnceLock::new(), Mutex::default(), Mutex::default());
         Self { inner, gets, refused, growth, lapses, leaving, others }
     }
 
     /// Has others put.
-    pub(crate) fn others_put(&self, puts: Vec<OthersPut>) {
+    pub fn others_put(&self, puts: Vec<OthersPut>) {
         *self.others.lock().unwrap() = (0, puts);
     }
 
     /// How many calls there were since then, and what became of the puts.
-    pub(crate) fn what_others_put(&self) -> (u64, Vec<OthersPut>) {
+    pub fn what_others_put(&self) -> (u64, Vec<OthersPut>) {
         self.others.lock().unwrap().clone()
     }
 
@@ -89,13 +92,13 @@ impl Counted {
 
     /// Writes the files as soon as the first of them was looked for and not found; whoever looks behind it
     /// waits until then.
-    pub(crate) fn grow(&self, missed: &ObjectName, files: Vec<(PathBuf, Vec<u8>)>) {
+    pub fn grow(&self, missed: &ObjectName, files: Vec<(PathBuf, Vec<u8>)>) {
         let missed = Path::from(missed.to_string());
         self.growth.set(Growth { missed, files, is_done: watch::Sender::new(false) }).unwrap();
     }
 
     /// Of the GETs of an object from now on, those that are counted by `range` find nothing.
-    pub(crate) fn lapse(&self, name: &ObjectName, range: Range<u64>) {
+    pub fn lapse(&self, name: &ObjectName, range: Range<u64>) {
         let path = Path::from(name.to_string());
         self.lapses.lock().unwrap().insert(path, (0, range));
     }
@@ -110,7 +113,7 @@ impl Counted {
     }
 
     /// Whether that has happened.
-    pub(crate) fn has_grown(&self) -> bool {
+    pub fn has_grown(&self) -> bool {
         *self.growth.get().unwrap().is_done.borrow()
     }
 
@@ -136,15 +139,17 @@ impl Counted {
     }
 
     /// Takes a directory away just before the next put reaches the store.
-    pub(crate) fn leave(&self, from: PathBuf, to: PathBuf) {
+    pub fn leave(&self, from: PathBuf, to: PathBuf) {
         *self.leaving.lock().unwrap() = Some((from, to));
     }
 
-    pub(crate) fn count(&self) -> u64 {
+    /// GETs so far.
+    pub fn count(&self) -> u64 {
         self.gets.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn refuse(&self, folder: &str) {
+    /// From now on nothing below the folder can be read or listed.
+    pub fn refuse(&self, folder: &str) {
         self.refused.set(Path::from(folder)).unwrap();
     }
 
@@ -160,7 +165,7 @@ impl Counted {
 }
 
 /// The store of a vault, counted from now on.
-pub(crate) fn counted(vault: &Vault) -> (Store, Arc<Counted>) {
+pub fn counted(vault: &Vault) -> (Store, Arc<Counted>) {
     let inner = Arc::clone(vault.store().backend());
     let counted = Arc::new(Counted::over(inner));
     (Store::over(Arc::clone(&counted) as Arc<dyn ObjectStore>, "counted"), counted)

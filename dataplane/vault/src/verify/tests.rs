@@ -1,7 +1,7 @@
 use super::*;
-use crate::restore::{RestoreOptions, restore};
-use crate::testing::{World, image_bytes};
-use crate::view::{PointSelector, VolumeView};
+use crate::testing::{BLOCKS, World, image_bytes};
+use crate::view::{PointSelector, VolumeView, flatten};
+use farshore_proto::BlockRange;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,10 +24,10 @@ fn name_of(world: &World, file: &Path) -> String {
     file.strip_prefix(root).unwrap().to_str().unwrap().to_owned()
 }
 
-/// Restores every point: what comes back is right, or an error. Returns how many came back, and
+/// Reads every point whole: what comes back is right, or an error. Returns how many came back, and
 /// the errors.
-async fn restore_all(world: &World) -> (usize, Vec<String>) {
-    let mut restored = 0;
+async fn read_all(world: &World) -> (usize, Vec<String>) {
+    let mut read = 0;
     let mut errors = Vec::new();
     for point in world.committed_points() {
         let volume = world.volumes[point.volume].id;
@@ -39,23 +39,15 @@ async fn restore_all(world: &World) -> (usize, Vec<String>) {
                 continue;
             }
         };
-        let to = world.folder.path().join("restored.img");
-        match restore(
-            &view,
-            &to,
-            RestoreOptions { may_replace: true, ..RestoreOptions::default() },
-            |_| {},
-        )
-        .await
-        {
-            Ok(_) => {
-                assert!(fs::read(&to).unwrap() == image_bytes(&point.image), "{point:?}");
-                restored += 1;
+        match view.read(BlockRange { block: 0, count: BLOCKS }).await {
+            Ok(pieces) => {
+                assert!(flatten(&pieces) == image_bytes(&point.image), "{point:?}");
+                read += 1;
             }
             Err(error) => errors.push(error.to_string()),
         }
     }
-    (restored, errors)
+    (read, errors)
 }
 
 async fn check_named(world: &World, file: &Path, how: &str) -> Report {
@@ -64,7 +56,7 @@ async fn check_named(world: &World, file: &Path, how: &str) -> Report {
     let is_named =
         |problem: &Problem| problem.object.to_string() == name || problem.what.contains(&name);
     assert!(report.problems.iter().any(is_named), "{how} of {name}: {report:#?}");
-    let (_, errors) = restore_all(world).await;
+    let (_, errors) = read_all(world).await;
     if name.starts_with("logs") || name.starts_with("volumes") {
         let is_explained = |error: &String| {
             error.contains(&name)
@@ -91,7 +83,7 @@ async fn a_whole_vault_has_no_problem() {
     assert_eq!((deep.volumes, deep.points, deep.segments, steps), (2, 7, 5, 5));
     assert_eq!((shallow.frames, shallow.chunks), (deep.frames, deep.chunks));
     assert!(deep.read_bytes > shallow.read_bytes && deep.frames > 2 && deep.chunks > 20);
-    assert_eq!(restore_all(&world).await, (7, Vec::new()));
+    assert_eq!(read_all(&world).await, (7, Vec::new()));
 }
 
 #[tokio::test]
@@ -109,7 +101,7 @@ async fn a_flipped_byte_anywhere_is_named_and_never_returned() {
         }
         fs::write(&file, whole).unwrap();
     }
-    assert_eq!(restore_all(&world).await.0, 7);
+    assert_eq!(read_all(&world).await.0, 7);
 }
 
 #[tokio::test]
@@ -143,13 +135,13 @@ async fn an_object_in_the_place_of_another_is_named() {
         fs::copy(theirs, file).unwrap();
         let report = verify(&world.vault, true, |_| {}).await.unwrap();
         assert!(!report.is_whole(), "{}", file.display());
-        restore_all(&world).await;
+        read_all(&world).await;
         fs::write(file, &whole).unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_deleted_object_is_named_and_the_points_before_it_restore() {
+async fn a_deleted_object_is_named_and_the_points_before_it_read() {
     let world = World::sample().await;
     for file in objects(&world) {
         let name = name_of(&world, &file);
@@ -169,19 +161,19 @@ async fn a_deleted_object_is_named_and_the_points_before_it_restore() {
         let is_newest_epoch = name.ends_with("0000000002");
         assert_eq!(is_named || is_newest_epoch, !is_end, "{name}: {report:#?}");
         assert!(!is_newest_epoch || !report.is_whole(), "{name}: {report:#?}");
-        let (restored, errors) = restore_all(&world).await;
+        let (read, errors) = read_all(&world).await;
         match name.as_str() {
             name if name.contains("10101010") && name.ends_with("0001") => {
-                assert!(restored >= 2, "{name}: {errors:#?}");
+                assert!(read >= 2, "{name}: {errors:#?}");
             }
             name if name.contains("11111111-") => {
-                assert!(restored >= 5, "{name}: {errors:#?}");
+                assert!(read >= 5, "{name}: {errors:#?}");
             }
             _ => {}
         }
         fs::write(&file, whole).unwrap();
     }
-    assert_eq!(restore_all(&world).await.0, 7);
+    assert_eq!(read_all(&world).await.0, 7);
 }
 
 #[tokio::test]
@@ -197,7 +189,7 @@ async fn damage_to_one_frame_leaves_points_that_do_not_need_it_whole() {
     assert_eq!(report.problems.len(), 1, "{report:#?}");
     assert!(report.problems[0].offset > 160, "{report:#?}");
     assert_eq!(report.points, 7);
-    assert_eq!(restore_all(&world).await.0, 6);
+    assert_eq!(read_all(&world).await.0, 6);
     // The tables alone do not tell.
     assert!(verify(&world.vault, false, |_| {}).await.unwrap().is_whole());
 }
@@ -222,8 +214,8 @@ async fn a_segment_lost_in_the_middle_of_a_long_log_is_told_from_a_crash() {
     assert!(matches!(error, VaultError::LostSlot { slot: Slot(2), .. }), "{error}");
     let error = crate::log::seal(&world.vault, log, Slot(0)).await.unwrap_err();
     assert!(matches!(error, VaultError::LostSlot { slot: Slot(2), .. }), "{error}");
-    // A point from before it is named by id and restores.
-    assert_eq!(restore_all(&world).await.0, 2);
+    // A point from before it is named by id and reads.
+    assert_eq!(read_all(&world).await.0, 2);
 }
 
 #[tokio::test]

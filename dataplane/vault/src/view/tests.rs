@@ -1,7 +1,6 @@
 use super::*;
 use crate::catalog;
-use crate::restore::{RestoreOptions, restore};
-use crate::testing::{BLOCKS, ModelPoint, World, image_bytes};
+use crate::testing::{BLOCKS, ModelPoint, World, history, image_bytes};
 use farshore_proto::{ErrorKind, Slot};
 use proptest::prelude::*;
 
@@ -25,17 +24,8 @@ async fn check_point(world: &World, vault: &Vault, point: &ModelPoint) {
         let blocks = usize::try_from(run.block).unwrap()..usize::try_from(run.end()).unwrap();
         assert!(point.image[blocks].iter().all(|seed| (*seed != 0) == is_data), "{run:?}");
     }
-    let to = world.folder.path().join(format!("{}.img", point.id));
-    let report = restore(
-        &view,
-        &to,
-        RestoreOptions { may_replace: true, ..RestoreOptions::default() },
-        |_| {},
-    )
-    .await
-    .unwrap();
-    assert_eq!(report.written_bytes, view.data_bytes());
-    assert!(std::fs::read(&to).unwrap() == expected);
+    let data = point.image.iter().filter(|seed| **seed != 0).count();
+    assert_eq!(view.data_bytes(), (data * BLOCK_BYTES) as u64);
 }
 
 async fn check_all(world: &World) {
@@ -77,50 +67,12 @@ async fn every_point_of_two_volumes_and_two_epochs_reads_as_it_was() {
     check_all(&World::sample().await).await;
 }
 
-#[derive(Debug, Clone)]
-enum Step {
-    Write { volume: usize, block: u64, count: u64, seed: u32 },
-    End { volume: usize, is_mark: bool },
-    Commit { log: usize },
-    Move { volume: usize, log: usize },
-    Crash { log: usize },
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    // Few different contents at few places, so that chunks repeat.
-    let seed = prop_oneof![1 => Just(0_u32), 3 => (1..6_u32).prop_map(|seed| seed * 1000)];
-    let write =
-        (0..3_usize, 0..BLOCKS / 4, 1..24_u64, seed).prop_map(|(volume, block, count, seed)| {
-            Step::Write { volume, block: block * 4, count, seed }
-        });
-    prop_oneof![
-        8 => write,
-        4 => (0..3_usize, any::<bool>()).prop_map(|(volume, is_mark)| Step::End { volume, is_mark }),
-        3 => (0..2_usize).prop_map(|log| Step::Commit { log }),
-        1 => (0..3_usize, 0..2_usize).prop_map(|(volume, log)| Step::Move { volume, log }),
-        1 => (0..2_usize).prop_map(|log| Step::Crash { log }),
-    ]
-}
-
-async fn run(steps: Vec<Step>) {
-    let mut world = World::new(3, 2).await;
-    for step in steps {
-        match step {
-            Step::Write { volume, block, count, seed } => world.write(volume, block, count, seed),
-            Step::End { volume, is_mark } => world.end_span(volume, is_mark),
-            Step::Commit { log } => drop(world.commit(log).await),
-            Step::Move { volume, log } => world.claim(volume, log).await,
-            Step::Crash { log } => world.logs[log].incarnation += 1,
-        }
-    }
-    check_all(&world).await;
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn any_history_reads_back_as_the_model_says(steps in prop::collection::vec(step(), 1..60)) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(steps));
+    fn any_history_reads_back_as_the_model_says(steps in history::steps()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { check_all(&history::world_of(steps).await).await });
     }
 }
 
@@ -250,28 +202,6 @@ async fn what_does_not_exist_is_said_by_name() {
     assert_eq!(error.kind(), ErrorKind::Invalid);
     let error = view.read(BlockRange { block: u64::MAX, count: 2 }).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
-}
-
-/// How long a view of 256 MiB takes to open and to restore: `cargo nextest run --no-capture`.
-#[tokio::test]
-async fn a_larger_volume_is_restored_fetching_each_frame_once() {
-    let large = crate::testing::large(64).await;
-    let started = std::time::Instant::now();
-    let view = VolumeView::open(&large.vault, large.volume, PointSelector::Latest).await.unwrap();
-    let opened = started.elapsed();
-    let to = large.folder.path().join("restored.img");
-    let options = RestoreOptions::default();
-    let report = restore(&view, &to, options, |_| {}).await.unwrap();
-    let restored = started.elapsed() - opened;
-    println!(
-        "{} MiB: view {opened:?}, restore {restored:?}, fetched {} MiB, map {} runs",
-        report.written_bytes >> 20,
-        report.fetched_bytes >> 20,
-        view.map.len()
-    );
-    let expected = large.expected();
-    assert!(std::fs::read(&to).unwrap() == expected);
-    assert!(report.fetched_bytes <= large.frames_bytes);
 }
 
 /// S13: a guest's disk must not break because the store is away.

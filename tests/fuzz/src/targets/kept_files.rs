@@ -11,14 +11,15 @@ use farshore_agent::hrl::{Cursor, Entry, Home, Log, Recovered};
 use farshore_agent::state::{State, StateFile};
 use farshore_agent::{Clock, files::Files};
 use farshore_engine::doubt::RegionSet;
+use farshore_export::overlay::{Overlay, OverlayBase};
+use farshore_ingest::index::Index;
 use farshore_proto::frame::Mark;
 use farshore_proto::hrl::frame_at;
 use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES, VOLUME_BLOCKS_MAX,
 };
 use farshore_proto::{BlockRange, ChunkId, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
-use farshore_vault::index::{Index, Location};
-use farshore_vault::overlay::{Overlay, OverlayBase};
+use farshore_vault::Location;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

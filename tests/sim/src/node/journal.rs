@@ -2,7 +2,7 @@
 
 use crate::disk::{Disk, File};
 use crate::tasks::Sleep;
-use farshore_vault::journal::{JournalDisk, JournalFile};
+use farshore_ingest::journal::{JournalDisk, JournalFile};
 use std::fmt;
 use std::io;
 use std::ops::Range;

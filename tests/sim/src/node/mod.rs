@@ -6,7 +6,7 @@
 //! - [`start`] counts the start, reads the journal and recovers each shard's log.
 //! - [`shard`] carries out what one shard's engine says.
 //! - [`session`] takes frames from connections and gives the engine what they hold.
-//! - [`journal`] is the disk under [`farshore_vault::journal`].
+//! - [`journal`] is the disk under [`farshore_ingest::journal`].
 
 mod journal;
 mod session;
@@ -25,10 +25,10 @@ use farshore_engine::maps::{self, Maps};
 use farshore_engine::shard::{Input, Settings};
 use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd};
+use farshore_ingest::claim::SealedLogs;
+use farshore_ingest::journal::{JournalWriter, Written};
 use farshore_proto::{ChunkId, LogId, Seq, Slot, Stamp, VolumeId};
-use farshore_vault::claim::SealedLogs;
-use farshore_vault::index::Location;
-use farshore_vault::journal::{JournalWriter, Written};
+use farshore_vault::Location;
 use farshore_vault::map;
 use journal::SimJournal;
 use session::Sessions;
@@ -44,7 +44,7 @@ const REPORT: Duration = Duration::from_secs(1);
 const REPORT_VOLUMES_MAX: usize = 2;
 
 /// What the shards know of the vault's chunks.
-type Known = farshore_vault::dedup::Known<HashMap<ChunkId, Location>>;
+type Known = farshore_ingest::dedup::Known<HashMap<ChunkId, Location>>;
 
 /// What happens to a node.
 #[derive(Debug)]

@@ -9,10 +9,10 @@ use farshore_engine::batch::Change;
 use farshore_engine::shard::{Input, SessionId};
 use farshore_engine::silence::{Cause, Patience, Peer};
 use farshore_engine::standing::{Allowed, Holder, LOOK_EVERY_MS, Over, Shown};
+use farshore_ingest::frames::Frame;
 use farshore_proto::frame::{Control, FrameHeader, FrameKind, Hello, Link, Refusal, RefusalReason};
 use farshore_proto::limits::FRAME_HEADER_BYTES;
 use farshore_proto::{DecodeError, Epoch, Seq, Timestamp};
-use farshore_vault::frames::Frame;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 

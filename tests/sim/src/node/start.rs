@@ -18,17 +18,17 @@ use farshore_engine::standing::LOOK_EVERY_MS;
 use farshore_engine::tenure::{
     Input, JournaledEntry, Opening, Output, RecoveredLog, RecoveredVolume, Tenure,
 };
+use farshore_ingest::claim::SealedLogs;
+use farshore_ingest::journal::{
+    JournalWriter, Owner, Replayed, join_streams, replay_file, volumes_in,
+};
+use farshore_ingest::recover::recover;
 use farshore_proto::frame::imprint;
 use farshore_proto::segment::Table;
 use farshore_proto::{LogId, Seq, Slot, VolumeId};
 use farshore_vault::Vault;
 use farshore_vault::catalog::end_of_volume;
-use farshore_vault::claim::SealedLogs;
 use farshore_vault::epoch::read_epochs;
-use farshore_vault::journal::{
-    JournalWriter, Owner, Replayed, join_streams, replay_file, volumes_in,
-};
-use farshore_vault::recover::recover;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;

@@ -1,0 +1,191 @@
+//! Which chunks the vault holds already, as far as a node knows.
+//!
+//! A hint: missing a duplicate costs space. What it says must be right, though: a chunk is found
+//! only where a committed segment, or an earlier slot of the asking shard's own log, holds it.
+
+use crate::index::{Index, IndexError};
+use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
+use farshore_proto::segment::{ChunkPlace, Table};
+use farshore_proto::{ChunkId, LogId, Slot};
+use farshore_vault::Location;
+use std::collections::{BTreeMap, HashMap};
+
+/// Chunks that wait for an index run; more are left out of the runs, not of the index.
+const FRESH_MAX: usize = INDEX_RUN_CHUNKS_MAX;
+
+/// What the rule needs of an index: the one on disk, or one in memory.
+pub trait ChunkIndex {
+    /// Looks each id up, in order. A chunk that is known may be missed.
+    fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>>;
+
+    /// Adds chunks whose segments are committed.
+    ///
+    /// # Errors
+    /// If they cannot be kept; what was known stays known.
+    fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError>;
+
+    /// How many chunks are known.
+    fn count(&self) -> u64;
+}
+
+impl ChunkIndex for Index {
+    fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
+        Self::lookup(self, ids)
+    }
+
+    fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError> {
+        Self::insert(self, chunks)
+    }
+
+    fn count(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+/// An index in memory, for small vaults and tests.
+impl ChunkIndex for HashMap<ChunkId, Location> {
+    fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
+        ids.iter().map(|id| self.get(id).copied()).collect()
+    }
+
+    fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError> {
+        self.extend(chunks.iter().copied());
+        Ok(())
+    }
+
+    fn count(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+/// The chunks of a log's segments that are on their way to the vault.
+#[derive(Debug, Default)]
+struct Pending {
+    by_slot: BTreeMap<Slot, Vec<(ChunkId, Location)>>,
+    by_id: HashMap<ChunkId, Location>,
+}
+
+/// What a node knows; its shards share it.
+#[derive(Debug)]
+pub struct Known<I> {
+    index: I,
+    /// Per log: what its own later slots may refer to before it is committed.
+    pending: HashMap<LogId, Pending>,
+    /// Committed chunks that are in no index run yet.
+    fresh: Vec<(ChunkId, Location)>,
+}
+
+impl<I: ChunkIndex> Known<I> {
+    /// With the chunks of `index`, all of committed segments.
+    #[must_use]
+    pub fn new(index: I) -> Self {
+        Self { index, pending: HashMap::new(), fresh: Vec::new() }
+    }
+
+    /// Its index, for the next run.
+    #[must_use]
+    pub fn into_index(self) -> I {
+        self.index
+    }
+
+    /// Looks chunks up for a segment of `log`.
+    pub fn lookup(&mut self, log: LogId, ids: &[ChunkId]) -> Vec<Option<Location>> {
+        let mut found: Vec<Option<Location>> = match self.pending.get(&log) {
+            Some(Pending { by_id, .. }) => ids.iter().map(|id| by_id.get(id).copied()).collect(),
+            None => vec![None; ids.len()],
+        };
+        for (slot, location) in found.iter_mut().zip(self.index.lookup(ids)) {
+            *slot = slot.or(location);
+        }
+        found
+    }
+
+    /// A segment was built; its log's later slots may refer to its chunks.
+    pub fn built(&mut self, log: LogId, slot: Slot, table: &Table) {
+        let chunks: Vec<(ChunkId, Location)> = held_chunks(log, slot, table).collect();
+        if is_on(Bug::DedupBeforeCommit) {
+            self.insert(&chunks);
+        }
+        let pending = self.pending.entry(log).or_default();
+        pending.by_id.extend(chunks.iter().copied());
+        pending.by_slot.insert(slot, chunks);
+    }
+
+    /// A log was sealed: its segments that are not committed are nowhere.
+    pub fn forget(&mut self, log: LogId) {
+        self.pending.remove(&log);
+    }
+
+    /// A segment is committed; everybody may refer to its chunks.
+    pub fn committed(&mut self, log: LogId, slot: Slot) {
+        let Some(Pending { by_slot, by_id }) = self.pending.get_mut(&log) else { return };
+        let Some(chunks) = by_slot.remove(&slot) else { return };
+        for (id, _) in &chunks {
+            if by_id.get(id).is_some_and(|location| location.slot == slot) {
+                by_id.remove(id);
+            }
+        }
+        self.insert(&chunks);
+        self.add_fresh(&chunks);
+    }
+
+    /// Chunks of a committed segment found at the start; those known already are left as they are.
+    pub fn learn(&mut self, log: LogId, slot: Slot, table: &Table) {
+        let chunks: Vec<(ChunkId, Location)> = held_chunks(log, slot, table).collect();
+        let missing = self.learn_run(&chunks);
+        self.add_fresh(&missing);
+    }
+
+    /// Chunks of an index run; those known already are left as they are. Returns the others.
+    pub fn learn_run(&mut self, chunks: &[(ChunkId, Location)]) -> Vec<(ChunkId, Location)> {
+        let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
+        let found = self.index.lookup(&ids);
+        let missing = chunks.iter().zip(found).filter(|(_, found)| found.is_none());
+        let missing: Vec<(ChunkId, Location)> = missing.map(|(chunk, _)| *chunk).collect();
+        self.insert(&missing);
+        missing
+    }
+
+    fn insert(&mut self, chunks: &[(ChunkId, Location)]) {
+        if let Err(error) = self.index.insert(chunks) {
+            // Space, not safety: these chunks will be stored again.
+            tracing::warn!(%error, "cannot add chunks to the index");
+        }
+    }
+
+    fn add_fresh(&mut self, chunks: &[(ChunkId, Location)]) {
+        let room = FRESH_MAX - self.fresh.len();
+        self.fresh.extend(chunks.iter().take(room));
+    }
+
+    /// Committed chunks that are in no index run.
+    #[must_use]
+    pub fn fresh(&self) -> usize {
+        self.fresh.len()
+    }
+
+    /// Takes them; the caller writes a run.
+    pub fn take_fresh(&mut self) -> Vec<(ChunkId, Location)> {
+        std::mem::take(&mut self.fresh)
+    }
+
+    /// How many chunks are known.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.index.count()
+    }
+}
+
+fn held_chunks(
+    log: LogId,
+    slot: Slot,
+    table: &Table,
+) -> impl Iterator<Item = (ChunkId, Location)> + '_ {
+    (0..).zip(&table.chunks).filter_map(move |(chunk, held)| match held.place {
+        ChunkPlace::Here { .. } => {
+            Some((held.id, Location { log, slot, chunk, blocks: held.blocks }))
+        }
+        ChunkPlace::There { .. } => None,
+    })
+}

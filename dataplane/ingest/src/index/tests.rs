@@ -1,0 +1,290 @@
+use super::*;
+use farshore_proto::{LogId, Slot};
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use tempfile::TempDir;
+
+const VAULT: VaultId = VaultId([1; 16]);
+const HEADER_BYTES: u64 = 4096;
+const ENTRY_BYTES: u64 = 64;
+
+/// An id as a hash gives it, the same for the same number.
+fn id(number: u64) -> ChunkId {
+    let mut state = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut bytes = [0; 32];
+    for word in bytes.as_chunks_mut::<8>().0 {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        *word = (mixed ^ (mixed >> 31)).to_be_bytes();
+    }
+    ChunkId(bytes)
+}
+
+fn location(number: u64) -> Location {
+    Location {
+        log: LogId([u8::try_from(number % 5).unwrap(); 16]),
+        slot: Slot(number / 100),
+        chunk: u32::try_from(number % 100).unwrap(),
+        blocks: u32::try_from(number % 32).unwrap() + 1,
+    }
+}
+
+fn chunks(numbers: std::ops::Range<u64>) -> Vec<(ChunkId, Location)> {
+    numbers.map(|number| (id(number), location(number))).collect()
+}
+
+fn filled(dir: &TempDir, count: u64) -> Index {
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    index.insert(&chunks(0..count)).unwrap();
+    index
+}
+
+fn knows(index: &mut Index, numbers: std::ops::Range<u64>) -> usize {
+    let ids: Vec<_> = numbers.clone().map(id).collect();
+    let found = index.lookup(&ids);
+    assert_eq!(found.len(), ids.len());
+    for (number, found) in numbers.zip(&found) {
+        assert!(found.is_none_or(|found| found == location(number)), "chunk {number}");
+    }
+    found.iter().flatten().count()
+}
+
+fn damage(dir: &TempDir, name: &str, at: u64, bytes: &[u8]) {
+    let file = OpenOptions::new().write(true).open(dir.path().join(name)).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+}
+
+fn cut(dir: &TempDir, name: &str, len: u64) {
+    OpenOptions::new().write(true).open(dir.path().join(name)).unwrap().set_len(len).unwrap();
+}
+
+#[test]
+fn what_was_inserted_is_found_and_nothing_else() {
+    let dir = TempDir::new().unwrap();
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert!(index.is_empty());
+    for start in (0..5000).step_by(700) {
+        index.insert(&chunks(start..start + 700)).unwrap();
+        assert_eq!(knows(&mut index, 0..start + 700), usize::try_from(start).unwrap() + 700);
+    }
+    assert_eq!(index.len(), 5600);
+    assert_eq!(knows(&mut index, 1_000_000..1_005_000), 0);
+}
+
+#[test]
+fn it_is_all_there_after_reopening() {
+    let dir = TempDir::new().unwrap();
+    drop(filled(&dir, 3000));
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(index.len(), 3000);
+    assert_eq!(knows(&mut index, 0..3000), 3000);
+    assert_eq!((index.counters().entries_bad, index.counters().entries_cut), (0, 0));
+    index.insert(&chunks(3000..3100)).unwrap();
+    drop(index);
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(knows(&mut index, 0..3100), 3100);
+}
+
+#[test]
+fn neighbours_share_a_page() {
+    let dir = TempDir::new().unwrap();
+    drop(filled(&dir, 6400));
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(knows(&mut index, 0..6400), 6400);
+    assert_eq!(index.counters().pages_read, 100);
+}
+
+#[test]
+fn pages_are_given_up_when_there_are_too_many() {
+    let dir = TempDir::new().unwrap();
+    let mut index = filled(&dir, 64 * 300);
+    for round in 0..2 {
+        let ids: Vec<_> = (0..300).rev().map(|page| id(page * 64)).collect();
+        assert_eq!(index.lookup(&ids).iter().flatten().count(), 300, "round {round}");
+    }
+    assert!(index.counters().pages_read > 300);
+}
+
+#[test]
+fn equal_tags_are_told_apart_by_the_whole_id() {
+    let dir = TempDir::new().unwrap();
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    let twin = |last: u64| {
+        let mut bytes = [0x77; 32];
+        bytes[24..].copy_from_slice(&last.to_be_bytes());
+        ChunkId(bytes)
+    };
+    let twins: Vec<_> = (0..300).map(|n| (twin(n), location(n))).collect();
+    index.insert(&twins[..150]).unwrap();
+    let absent: Vec<_> = twins[150..].iter().map(|(id, _)| *id).collect();
+    assert!(index.lookup(&absent).iter().all(Option::is_none));
+    assert!(index.counters().tag_collisions >= 150 * 150);
+    index.insert(&twins[150..]).unwrap();
+    for (id, expected) in &twins {
+        assert_eq!(index.lookup(&[*id]), [Some(*expected)]);
+    }
+    drop(index);
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(index.len(), 300);
+    for (id, expected) in &twins {
+        assert_eq!(index.lookup(&[*id]), [Some(*expected)]);
+    }
+}
+
+#[test]
+fn a_chunk_inserted_again_elsewhere_moves_and_takes_no_more_memory() {
+    let dir = TempDir::new().unwrap();
+    let mut index = filled(&dir, 100);
+    let entries = index.entries.count();
+    index.insert(&chunks(0..100)).unwrap();
+    assert_eq!(index.entries.count(), entries, "the same is not written again");
+    let moved = Location { slot: Slot(9999), ..location(42) };
+    index.insert(&[(id(42), moved), (id(42), location(1))]).unwrap();
+    assert_eq!(index.lookup(&[id(42)]), [Some(moved)]);
+    assert_eq!((index.len(), index.entries.count()), (100, entries + 1));
+    drop(index);
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(index.lookup(&[id(42)]), [Some(moved)]);
+    assert_eq!(index.len(), 100);
+}
+
+#[test]
+fn a_torn_end_is_cut_at_every_length() {
+    let dir = TempDir::new().unwrap();
+    drop(filled(&dir, 10));
+    let whole = fs::read(dir.path().join("entries")).unwrap();
+    for len in (HEADER_BYTES..=HEADER_BYTES + 10 * ENTRY_BYTES).rev() {
+        fs::write(dir.path().join("entries"), &whole[..usize::try_from(len).unwrap()]).unwrap();
+        let left = (len - HEADER_BYTES) / ENTRY_BYTES;
+        let mut index = Index::open(dir.path(), VAULT).unwrap();
+        assert_eq!(knows(&mut index, 0..10) as u64, left, "length {len}");
+        index.insert(&chunks(20..30)).unwrap();
+        drop(index);
+        let mut index = Index::open(dir.path(), VAULT).unwrap();
+        assert_eq!(knows(&mut index, 0..30) as u64, left + 10, "length {len}");
+        assert_eq!(index.counters().entries_bad, 0);
+    }
+}
+
+#[test]
+fn an_end_of_zeros_is_cut() {
+    let dir = TempDir::new().unwrap();
+    drop(filled(&dir, 10));
+    cut(&dir, "entries", HEADER_BYTES + 70 * ENTRY_BYTES + 5);
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(index.counters().entries_cut, 60);
+    assert_eq!(knows(&mut index, 0..10), 10);
+    assert_eq!(index.entries.count(), 10);
+}
+
+#[test]
+fn a_damaged_entry_is_a_miss_and_counted() {
+    for bit in 0..ENTRY_BYTES * 8 {
+        let dir = TempDir::new().unwrap();
+        drop(filled(&dir, 10));
+        let at = HEADER_BYTES + 4 * ENTRY_BYTES + bit / 8;
+        let byte = fs::read(dir.path().join("entries")).unwrap()[usize::try_from(at).unwrap()];
+        damage(&dir, "entries", at, &[byte ^ 1 << (bit % 8)]);
+        let mut index = Index::open(dir.path(), VAULT).unwrap();
+        assert_eq!(index.counters().entries_bad, 1, "bit {bit}");
+        assert_eq!(knows(&mut index, 0..10), 9, "bit {bit}");
+    }
+}
+
+#[test]
+fn damage_after_the_opening_is_a_miss_too() {
+    let dir = TempDir::new().unwrap();
+    let mut index = filled(&dir, 10);
+    damage(&dir, "entries", HEADER_BYTES + 4 * ENTRY_BYTES, &[0; 8]);
+    assert_eq!(knows(&mut index, 0..10), 9);
+    assert_eq!(index.counters().entries_bad, 1);
+    let again = (id(4), location(4));
+    index.insert(&[again]).unwrap();
+    assert_eq!(index.lookup(&[again.0]), [Some(again.1)]);
+}
+
+#[test]
+fn a_log_number_that_came_to_mean_another_log_is_noticed() {
+    let dir = TempDir::new().unwrap();
+    drop(filled(&dir, 10));
+    // The file of logs lost its last records in a power cut; others got their numbers.
+    cut(&dir, "logs", 64 + 3 * 32);
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(knows(&mut index, 0..10), 6);
+    let stranger = Location { log: LogId([0xcc; 16]), ..location(3) };
+    let other = Location { log: LogId([0xdd; 16]), ..location(4) };
+    index.insert(&[(id(100), stranger), (id(101), other)]).unwrap();
+    drop(index);
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(knows(&mut index, 0..10), 6);
+    assert_eq!(index.lookup(&[id(100), id(101)]), [Some(stranger), Some(other)]);
+}
+
+#[test]
+fn an_index_of_another_vault_is_refused_until_it_is_reset() {
+    let dir = TempDir::new().unwrap();
+    drop(filled(&dir, 10));
+    let other = VaultId([2; 16]);
+    let error = Index::open(dir.path(), other).unwrap_err();
+    assert!(matches!(error, IndexError::OtherVault { found: VAULT, .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    let mut index = Index::reset(dir.path(), other).unwrap();
+    assert_eq!(knows(&mut index, 0..10), 0);
+}
+
+#[test]
+fn a_damaged_header_is_named() {
+    for (name, bytes) in [("entries", HEADER_BYTES), ("logs", 64)] {
+        let dir = TempDir::new().unwrap();
+        drop(filled(&dir, 10));
+        let path = dir.path().join(name);
+        for at in [0, 4, 9, 30, bytes - 1] {
+            let at = usize::try_from(at).unwrap();
+            let mut bad = fs::read(&path).unwrap();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            let error = Index::open(dir.path(), VAULT).unwrap_err();
+            assert!(matches!(error, IndexError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+        }
+        cut(&dir, name, bytes / 2);
+        let error = Index::open(dir.path(), VAULT).unwrap_err();
+        assert!(matches!(error, IndexError::Damaged { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_second_opening_is_refused_while_the_first_lasts() {
+    let dir = TempDir::new().unwrap();
+    let index = filled(&dir, 1);
+    let error = Index::open(dir.path(), VAULT).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    drop(index);
+    Index::open(dir.path(), VAULT).unwrap();
+}
+
+#[test]
+fn a_million_chunks_take_under_8_bytes_each() {
+    const COUNT: u64 = 1_000_000;
+    let dir = TempDir::new().unwrap();
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    let mut worst = 0.0_f64;
+    for start in (0..COUNT).step_by(10_000) {
+        index.insert(&chunks(start..start + 10_000)).unwrap();
+        if index.len() >= 64 << 10 {
+            worst = worst.max(index.memory_bytes() as f64 / index.len() as f64);
+        }
+    }
+    assert!(worst <= 8.0, "{worst} bytes a chunk");
+    assert_eq!(index.len() as u64, COUNT);
+    drop(index);
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(index.len() as u64, COUNT);
+    assert!(index.memory_bytes() as u64 <= COUNT * 8);
+    assert_eq!(knows(&mut index, 0..COUNT) as u64, COUNT);
+    assert_eq!(knows(&mut index, COUNT..COUNT + 100_000), 0);
+}

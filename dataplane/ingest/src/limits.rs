@@ -1,0 +1,17 @@
+//! Every limit of a shard's way from frames to segments, and how they relate.
+
+use farshore_proto::limits::FRAME_BODY_BYTES_MAX;
+
+/// Memory of frames that were let go which a shard keeps for the next ones.
+pub const SPARE_BYTES_MAX: usize = 16 << 20;
+
+/// Sealed logs whose streams a node remembers while it takes their volumes over.
+pub const SEALED_LOGS_MAX: usize = 256;
+
+/// Starts of a log's writer at the same moment before one gives up: copies of a node's directory.
+pub const RUNS_AT_ONCE_MAX: usize = 8;
+
+const _: () = {
+    // Spare memory holds several frames of any size.
+    assert!(SPARE_BYTES_MAX >= 8 * FRAME_BODY_BYTES_MAX);
+};

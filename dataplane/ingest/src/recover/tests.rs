@@ -1,0 +1,258 @@
+use super::*;
+use bytes::Bytes;
+use farshore_proto::ErrorKind;
+use farshore_proto::limits::SEGMENT_HEADER_BYTES;
+use farshore_proto::segment::{SegmentHeader, SlotKind};
+use farshore_vault::log::seal;
+use farshore_vault::testing::{BLOCKS, World, counted, stamp_of};
+
+async fn filled(slots: u32) -> World {
+    let mut world = World::new(1, 1).await;
+    for seed in 0..slots {
+        world.write(0, 0, 4, 100 + seed);
+        world.end_span(0, true);
+        world.commit(0).await;
+    }
+    world
+}
+
+/// The bytes of the next segment of a volume, which run 1 sends and which arrives late.
+fn late(world: &mut World, seed: u32) -> (Slot, Bytes) {
+    world.write(0, 8, 4, seed);
+    world.end_span(0, true);
+    let slot = world.logs[0].next;
+    (slot, world.build(0))
+}
+
+async fn start(world: &World, incarnation: u64) -> Option<RecoveredLog> {
+    let log = world.logs[0].id;
+    recover(&world.vault, log, incarnation, &BTreeSet::new(), |_, _| {}).await.unwrap()
+}
+
+fn committed(found: &RecoveredLog, world: &World) -> Seq {
+    let known = found.volumes[&world.volumes[0].id];
+    assert_eq!(known.stamp, stamp_of(0, known.committed), "whose the frame there is");
+    known.committed
+}
+
+/// S7, S8: a put of a dead run finds its slot taken.
+#[tokio::test]
+async fn what_a_dead_run_puts_late_finds_its_slot_taken() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    let puts: Vec<(Slot, Bytes)> = (0..4).map(|n| late(&mut world, 200 + n)).collect();
+    let found = start(&world, 2).await.unwrap();
+    assert_eq!((found.next_slot, found.void.len()), (Slot(6), 0));
+    assert_eq!(committed(&found, &world), Seq(4));
+    for (slot, bytes) in puts {
+        let put = put_segment(&world.vault, log, slot, bytes).await.unwrap();
+        assert_eq!(put, PutOutcome::Foreign(Foreign::Segment), "slot {slot}");
+    }
+    assert_eq!(committed(&start(&world, 3).await.unwrap(), &world), Seq(4));
+}
+
+#[tokio::test]
+async fn what_arrived_before_the_start_counts_up_to_the_first_hole() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    let puts: Vec<(Slot, Bytes)> = (0..4).map(|n| late(&mut world, 200 + n)).collect();
+    for (slot, bytes) in [&puts[0], &puts[1], &puts[3]] {
+        put_segment(&world.vault, log, *slot, bytes.clone()).await.unwrap();
+    }
+    let found = start(&world, 2).await.unwrap();
+    assert_eq!(committed(&found, &world), Seq(8), "slot 4 is missing, slot 5 is void");
+    assert_eq!((found.next_slot, found.void.len()), (Slot(8), 0));
+    let mut slots = Vec::new();
+    recover(&world.vault, log, 3, &BTreeSet::new(), |slot, _| slots.push(slot.0)).await.unwrap();
+    assert_eq!(slots, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11], "what was learnt");
+}
+
+#[tokio::test]
+async fn a_first_run_leaves_its_log_empty_and_a_sealed_log_is_given_up() {
+    let world = filled(0).await;
+    let found = start(&world, 1).await.unwrap();
+    assert_eq!(found, RecoveredLog { incarnation: 1, ..RecoveredLog::default() });
+    let mut world = filled(2).await;
+    world.seal(0).await;
+    assert!(start(&world, 2).await.is_none());
+}
+
+/// D3: the node's directory is an old copy.
+#[tokio::test]
+async fn a_count_of_starts_that_went_back_is_put_right() {
+    let mut world = filled(2).await;
+    world.logs[0].incarnation = 7;
+    world.write(0, 0, 4, 300);
+    world.end_span(0, true);
+    world.commit(0).await;
+    assert_eq!(start(&world, 3).await.unwrap().incarnation, 8);
+    assert_eq!(start(&world, 12).await.unwrap().incarnation, 12);
+}
+
+/// M7: a node and a copy of it start at the same moment: both read the log before either has filled a slot.
+#[tokio::test]
+async fn two_starts_at_once_never_share_a_number() {
+    let mut world = filled(2).await;
+    for counted in [2, 2, 9] {
+        let (one, other) = tokio::join!(start(&world, counted), start(&world, counted));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert_ne!(one.incarnation, other.incarnation);
+        // Only the later one's segments count: the other finds its next slot taken.
+        let (older, newer) =
+            if one.incarnation < other.incarnation { (one, other) } else { (other, one) };
+        world.logs[0].incarnation = older.incarnation;
+        world.logs[0].next = older.next_slot;
+        let (slot, bytes) = late(&mut world, 400);
+        let put = put_segment(&world.vault, world.logs[0].id, slot, bytes).await.unwrap();
+        assert_eq!(put, PutOutcome::Foreign(Foreign::Segment), "{older:?} {newer:?}");
+        assert_eq!(committed(&newer, &world), Seq(4));
+    }
+}
+
+/// M7: a node is paused right after it has filled; its copy starts, and writes; then the node goes on.
+#[tokio::test]
+async fn a_start_that_was_paused_does_not_go_on_behind_a_later_run() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    let (next, paused) = (find_end(&world.vault, log, Slot(0)).await.unwrap().next, 2);
+    assert_eq!(fill_reach(&world.vault, log, next, paused).await.unwrap(), Reach::Ours);
+    let alone = behind_fill(&world.vault, log, next, paused).await.unwrap();
+    assert!(matches!(&alone, Begun::At(end) if end.next == Slot(6)), "{alone:?}");
+
+    let copy = start(&world, paused).await.unwrap();
+    assert_eq!((copy.incarnation, copy.next_slot), (3, Slot(10)));
+    (world.logs[0].incarnation, world.logs[0].next) = (copy.incarnation, copy.next_slot);
+    world.write(0, 0, 4, 300);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let found = behind_fill(&world.vault, log, next, paused).await.unwrap();
+    assert_eq!(found, Begun::Overtaken, "what it put would be void behind slot 10");
+
+    let again = start(&world, paused).await.unwrap();
+    assert_eq!(again.incarnation, 4, "it begins again, and the copy finds its slots taken");
+    assert_eq!(committed(&again, &world), Seq(6));
+    let (slot, bytes) = late(&mut world, 400);
+    let put = put_segment(&world.vault, log, slot, bytes).await.unwrap();
+    assert_eq!(put, PutOutcome::Foreign(Foreign::Segment));
+    world.logs[0].next = again.next_slot;
+    world.seal(0).await;
+    let sealed = behind_fill(&world.vault, log, next, 9).await.unwrap();
+    assert_eq!(sealed, Begun::Sealed);
+}
+
+/// A run that has begun on its own is in nobody's way.
+#[tokio::test]
+async fn a_start_alone_keeps_its_number() {
+    let world = filled(2).await;
+    assert_eq!(start(&world, 2).await.unwrap().incarnation, 2);
+    assert_eq!(start(&world, 2).await.unwrap().incarnation, 3);
+}
+
+#[tokio::test]
+async fn spans_of_an_older_epoch_do_not_count_behind_its_end() {
+    let mut world = filled(2).await;
+    let log = world.logs[0].id;
+    let (slot, bytes) = late(&mut world, 200);
+    // The node starts anew and the next epoch begins in the same log; then the late put arrives.
+    world.volumes[0].rewind(Seq(4), Vec::new());
+    world.logs[0].next = slot;
+    world.claim(0, 0).await;
+    put_segment(&world.vault, log, slot, bytes).await.unwrap();
+    let found = start(&world, 2).await.unwrap();
+    assert_eq!(found.volumes[&world.volumes[0].id].epoch, Epoch(2));
+    assert_eq!(committed(&found, &world), Seq(4));
+}
+
+/// P2: the journal may hold a volume of which the log holds nothing yet.
+#[tokio::test]
+async fn a_volume_that_only_the_journal_holds_is_found() {
+    let world = World::new(2, 2).await;
+    let (ours, log) = (world.volumes[0].id, world.logs[0].id);
+    let stranger = VolumeId([0x77; 16]);
+    let journaled = BTreeSet::from([ours, stranger]);
+    let found = recover(&world.vault, log, 2, &journaled, |_, _| {}).await.unwrap().unwrap();
+    let known = RecoveredVolume {
+        epoch: Epoch(1),
+        size_bytes: BLOCKS * 4096,
+        committed: Seq(0),
+        stamp: Stamp::default(),
+    };
+    assert_eq!(found.volumes, BTreeMap::from([(ours, known)]));
+    let other = world.logs[1].id;
+    let found = recover(&world.vault, other, 2, &journaled, |_, _| {}).await.unwrap().unwrap();
+    assert!(found.volumes.is_empty(), "its newest epoch is in another log");
+}
+
+/// S18: a start takes no less for committed than the log holds.
+#[tokio::test]
+async fn a_slot_that_is_not_shown_at_once_is_no_end() {
+    let world = filled(3).await;
+    let log = world.logs[0].id;
+    let (store, gets) = counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    // The walk to the end sees the slot, the reading of its table does not at first.
+    gets.lapse(&ObjectName::slot(log, Slot(1)), 1..2);
+    let found = recover(&vault, log, 1, &BTreeSet::new(), |_, _| {}).await.unwrap().unwrap();
+    assert_eq!(committed(&found, &world), Seq(6));
+    gets.lapse(&ObjectName::slot(log, Slot(1)), 1..3);
+    let error = recover(&vault, log, 1, &BTreeSet::new(), |_, _| {}).await.unwrap_err();
+    assert!(matches!(error, VaultError::LostSlot { slot: Slot(1), .. }), "{error}");
+}
+
+/// Rewrites the head of a slot, with its checksum.
+fn forge(world: &World, slot: Slot, change: impl FnOnce(&mut SegmentHeader)) -> Vec<u8> {
+    let file = world.file(&ObjectName::slot(world.logs[0].id, slot));
+    let whole = std::fs::read(&file).unwrap();
+    let mut header = SegmentHeader::decode(&whole).unwrap();
+    change(&mut header);
+    let mut forged = whole.clone();
+    forged[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
+    std::fs::write(&file, forged).unwrap();
+    whole
+}
+
+/// T5: what the head of a slot says decides nothing before the slot has opened.
+#[tokio::test]
+async fn a_forged_head_ends_no_log_and_makes_no_slot_void() {
+    let mut world = filled(6).await;
+    let log = world.logs[0].id;
+    let objects =
+        || std::fs::read_dir(world.file(&ObjectName::slot(log, Slot(0))).parent().unwrap());
+    let count = objects().unwrap().count();
+    let start = async || {
+        let nothing = BTreeSet::new();
+        recover(&world.vault, log, 2, &nothing, |_, _| {}).await
+    };
+    for slot in [2, 5].map(Slot) {
+        for incarnation in [2, u64::MAX - 1, u64::MAX] {
+            let whole = forge(&world, slot, |header| header.incarnation = incarnation);
+            let error = start().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            assert!(
+                error.to_string().contains(&ObjectName::slot(log, slot).to_string()),
+                "{error}"
+            );
+            let mut scan = LogScan::new(&world.vault, log, Slot(0));
+            let mut seen = Vec::new();
+            loop {
+                match scan.next().await {
+                    Ok(Some((slot, _))) => seen.push(slot.0),
+                    Ok(None) => break,
+                    Err(error) => assert!(error.to_string().contains(&slot.to_string()), "{error}"),
+                }
+            }
+            assert!(!scan.is_sure() || seen == [0, 1, 2, 3, 4], "{seen:?}");
+            std::fs::write(world.file(&ObjectName::slot(log, slot)), whole).unwrap();
+        }
+        let whole = forge(&world, slot, |header| header.kind = SlotKind::Seal);
+        start().await.unwrap_err();
+        seal(&world.vault, log, Slot(0)).await.unwrap_err();
+        let file = world.file(&ObjectName::slot(log, slot));
+        let ours = SegmentHeader { salt: [9; 32], ..SegmentHeader::decode(&whole).unwrap() };
+        let other = [&ours.encode()[..], &whole[SEGMENT_HEADER_BYTES..]].concat();
+        put_segment(&world.vault, log, slot, Bytes::from(other)).await.unwrap_err();
+        std::fs::write(file, whole).unwrap();
+    }
+    assert_eq!(objects().unwrap().count(), count, "nothing was put on the word of a forged head");
+    world.seal(0).await;
+}
