@@ -233,7 +233,7 @@ async fn write_all(
         report.written_bytes = report.resumed_bytes;
     }
     // A slot's table is needed to plan its GETs: the next slot is planned meanwhile.
-    let slots = plan::ranges(&places, |a, b| (a.log, a.slot) == (b.log, b.slot));
+    let slots = plan::ranges(&places, |a, b| a.target == b.target);
     let jobs = slots.into_iter().map(|range| plan_slot(view, &places[range]));
     let jobs = futures::stream::iter(jobs);
     let jobs = jobs.buffered(PLANS_AHEAD).flat_map(|jobs| match jobs {
@@ -260,7 +260,7 @@ async fn without_done(
     told: &mut (impl FnMut(u64) + Send),
 ) -> Result<(Vec<Place>, u64), RestoreError> {
     let (mut left, mut resumed) = (Vec::new(), 0);
-    let frames = plan::ranges(&places, |a, b| (a.log, a.slot, a.frame) == (b.log, b.slot, b.frame));
+    let frames = plan::ranges(&places, |a, b| (a.target, a.frame) == (b.target, b.frame));
     for frames in frames.chunks(FRAMES_CHECKED) {
         let (Some(first), Some(last)) = (frames.first(), frames.last()) else { continue };
         let part = places[first.start..last.end].to_vec();
@@ -279,7 +279,7 @@ fn check_done(
     hasher: &ChunkHasher,
 ) -> Result<(Vec<Place>, u64), RestoreError> {
     let (mut left, mut done) = (Vec::new(), 0);
-    for places in places.chunk_by(|a, b| (a.log, a.slot, a.frame) == (b.log, b.slot, b.frame)) {
+    for places in places.chunk_by(|a, b| (a.target, a.frame) == (b.target, b.frame)) {
         let Some(expected) = target.journal().hash_of(places) else {
             left.extend_from_slice(places);
             continue;
@@ -319,8 +319,7 @@ async fn zero_gaps(view: &VolumeView, target: &Arc<Target>) -> Result<(), Restor
 }
 
 async fn plan_slot(view: &VolumeView, places: &[Place]) -> Result<Vec<Job>, VaultError> {
-    let Place { log, slot, .. } = places[0];
-    let segment = view.segment(log, slot).await?;
+    let segment = view.segment(places[0].target).await?;
     Ok(plan::jobs(&segment, places))
 }
 
@@ -338,7 +337,8 @@ impl From<RestoreError> for Failure {
 
 /// Fetches the frames of a job and writes what is wanted of them: bytes written, bytes fetched.
 async fn run(vault: &Vault, job: Job, target: &Arc<Target>) -> Result<(u64, u64), RestoreError> {
-    let name = ObjectName::slot(job.log, job.slot);
+    let stored = job.segment.target();
+    let name = ObjectName::slot(stored.log, stored.slot);
     let sealed = vault.store().get_range(&name, job.fetch.range.clone()).await;
     let sealed = sealed.map_err(VaultError::from)?.bytes;
     let fetched = sealed.len() as u64;

@@ -9,7 +9,7 @@ use farshore_engine::batch::{Content, Handle, Piece, SpanPlan};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
-use farshore_proto::{BlockRange, ChunkId, Epoch, VolumeId};
+use farshore_proto::{BlockRange, ChunkId, Epoch, Imprint, VolumeId};
 use farshore_vault::Location;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -158,9 +158,9 @@ impl<'a> Build<'a> {
         if let Some(number) = self.here.get(&id) {
             return (*number, false);
         }
-        let referred = found.and_then(|Location { log, slot, chunk, blocks }| {
+        let referred = found.and_then(|Location { target, chunk, blocks }| {
             let is_it = blocks as usize * BLOCK_BYTES == bytes.len();
-            let place = ChunkPlace::There { log, slot, chunk };
+            let place = ChunkPlace::There { target, chunk };
             // What cannot be referred to is stored again: that costs space, nothing else.
             is_it.then(|| self.builder.push_reference(id, blocks, place)).flatten()
         });
@@ -178,8 +178,10 @@ impl<'a> Build<'a> {
             epoch: plan.epoch,
             first_seq: plan.first_seq,
             last_seq: plan.last_seq,
+            previous: None,
             mark: plan.mark,
             stamp: plan.stamp,
+            imprint: Imprint::default(),
             extents,
         });
     }

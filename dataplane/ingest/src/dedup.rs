@@ -7,7 +7,7 @@ use crate::index::{Index, IndexError};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
 use farshore_proto::segment::{ChunkPlace, Table};
-use farshore_proto::{ChunkId, LogId, Slot};
+use farshore_proto::{ChunkId, LogId, Slot, Target};
 use farshore_vault::Location;
 use std::collections::{BTreeMap, HashMap};
 
@@ -102,8 +102,9 @@ impl<I: ChunkIndex> Known<I> {
     }
 
     /// A segment was built; its log's later slots may refer to its chunks.
-    pub fn built(&mut self, log: LogId, slot: Slot, table: &Table) {
-        let chunks: Vec<(ChunkId, Location)> = held_chunks(log, slot, table).collect();
+    pub fn built(&mut self, target: Target, table: &Table) {
+        let Target { log, slot, .. } = target;
+        let chunks: Vec<(ChunkId, Location)> = held_chunks(target, table).collect();
         if is_on(Bug::DedupBeforeCommit) {
             self.insert(&chunks);
         }
@@ -122,7 +123,7 @@ impl<I: ChunkIndex> Known<I> {
         let Some(Pending { by_slot, by_id }) = self.pending.get_mut(&log) else { return };
         let Some(chunks) = by_slot.remove(&slot) else { return };
         for (id, _) in &chunks {
-            if by_id.get(id).is_some_and(|location| location.slot == slot) {
+            if by_id.get(id).is_some_and(|location| location.target.slot == slot) {
                 by_id.remove(id);
             }
         }
@@ -131,8 +132,8 @@ impl<I: ChunkIndex> Known<I> {
     }
 
     /// Chunks of a committed segment found at the start; those known already are left as they are.
-    pub fn learn(&mut self, log: LogId, slot: Slot, table: &Table) {
-        let chunks: Vec<(ChunkId, Location)> = held_chunks(log, slot, table).collect();
+    pub fn learn(&mut self, target: Target, table: &Table) {
+        let chunks: Vec<(ChunkId, Location)> = held_chunks(target, table).collect();
         let missing = self.learn_run(&chunks);
         self.add_fresh(&missing);
     }
@@ -177,15 +178,9 @@ impl<I: ChunkIndex> Known<I> {
     }
 }
 
-fn held_chunks(
-    log: LogId,
-    slot: Slot,
-    table: &Table,
-) -> impl Iterator<Item = (ChunkId, Location)> + '_ {
+fn held_chunks(target: Target, table: &Table) -> impl Iterator<Item = (ChunkId, Location)> + '_ {
     (0..).zip(&table.chunks).filter_map(move |(chunk, held)| match held.place {
-        ChunkPlace::Here { .. } => {
-            Some((held.id, Location { log, slot, chunk, blocks: held.blocks }))
-        }
+        ChunkPlace::Here { .. } => Some((held.id, Location { target, chunk, blocks: held.blocks })),
         ChunkPlace::There { .. } => None,
     })
 }

@@ -15,11 +15,12 @@
 //! was paused between its filling and its look at what is behind begins again if a later run has been there.
 
 use crate::limits::RUNS_AT_ONCE_MAX;
-use farshore_codec::SegmentBuilder;
+use bytes::Bytes;
+use farshore_codec::segment::slot_without_data;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
-use farshore_proto::segment::Table;
-use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, VolumeId};
+use farshore_proto::segment::{SlotKind, SlotWriter, Table};
+use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, Target, VolumeId};
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::{
@@ -45,7 +46,7 @@ pub async fn recover(
     log: LogId,
     incarnation: u64,
     journaled: &BTreeSet<VolumeId>,
-    learn: impl FnMut(Slot, &Table) + Send,
+    learn: impl FnMut(Target, &Table) + Send,
 ) -> Result<Option<RecoveredLog>, VaultError> {
     let Some((end, incarnation)) = begin(vault, log, incarnation).await? else { return Ok(None) };
     let lasts = read_spans(vault, log, end.next, learn).await?;
@@ -201,17 +202,15 @@ async fn fill(
     incarnation: u64,
 ) -> Result<Filled, VaultError> {
     let (number, key) = vault.newest_key();
-    let built = SegmentBuilder::new(vault.id(), log, slot, incarnation, key, number, 1)
-        .and_then(SegmentBuilder::finish)
-        .map_err(|cause| VaultError::Seal {
-            object: ObjectName::slot(log, slot),
-            cause: Box::new(cause),
-        })?;
-    match put_segment(vault, log, slot, built.pieces).await? {
+    let (at, writer) = ((vault.id(), log, slot), SlotWriter::of_run(incarnation));
+    let object = slot_without_data(SlotKind::Fill, at, writer, key, number).map_err(|cause| {
+        VaultError::Seal { object: ObjectName::slot(log, slot), cause: Box::new(cause) }
+    })?;
+    match put_segment(vault, log, slot, Bytes::from(object)).await? {
         PutOutcome::Committed => Ok(Filled::Ours),
         PutOutcome::Foreign(Foreign::Sealed) => Ok(Filled::Sealed),
         PutOutcome::Foreign(Foreign::Segment) => {
-            Ok(Filled::By(read_header(vault, log, slot).await?.incarnation))
+            Ok(Filled::By(read_header(vault, log, slot).await?.incarnation()))
         }
     }
 }
@@ -224,12 +223,12 @@ async fn read_spans(
     vault: &Vault,
     log: LogId,
     end: Slot,
-    mut learn: impl FnMut(Slot, &Table) + Send,
+    mut learn: impl FnMut(Target, &Table) + Send,
 ) -> Result<Lasts, VaultError> {
     let mut lasts = Lasts::new();
     let mut scan = LogScan::new(vault, log, Slot(0)).filled_to(end);
-    while let Some((slot, segment)) = scan.next().await? {
-        learn(slot, &segment.table);
+    while let Some((_, segment)) = scan.next().await? {
+        learn(segment.target(), &segment.table);
         for span in &segment.table.spans {
             let last = lasts.entry((span.volume, span.epoch)).or_default();
             if span.last_seq > last.0 {

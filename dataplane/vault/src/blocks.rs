@@ -2,7 +2,7 @@
 //!
 //! Only data is in the map: a block that is not in it is zero, written so or never written.
 
-use farshore_proto::{BlockRange, ChunkId, Slot};
+use farshore_proto::{BlockRange, ChunkId};
 use std::collections::BTreeMap;
 
 /// Bytes of a chunk's id that the map keeps: enough to tell another chunk from the right one.
@@ -11,23 +11,19 @@ const CHECK_BYTES: usize = 12;
 /// The place of a chunk that is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ChunkAt {
-    /// Number of the log in the view's list.
-    pub(crate) log: u32,
-    /// The slot.
-    pub(crate) slot: Slot,
-    /// Number of the chunk in the table of the slot, which holds it.
+    /// Number of its segment in the view's list.
+    pub(crate) target: u32,
+    /// Number of the chunk in the table of the segment, which holds it.
     pub(crate) chunk: u32,
 }
 
 /// Blocks of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
-    /// Number of the log in the view's list.
-    pub log: u32,
-    /// Number of the chunk in the table of the slot, which holds it.
+    /// Number of its segment in the view's list.
+    pub target: u32,
+    /// Number of the chunk in the table of the segment, which holds it.
     pub chunk: u32,
-    /// The slot.
-    pub slot: Slot,
     /// First block inside the chunk.
     pub first: u32,
     /// The first bytes of its id, compared when it is read.
@@ -37,15 +33,15 @@ pub struct Source {
 impl Source {
     /// Blocks from `first` on of the chunk `id` that is stored at `at`.
     pub(crate) fn new(at: ChunkAt, id: &ChunkId, first: u32) -> Self {
-        let ChunkAt { log, slot, chunk } = at;
+        let ChunkAt { target, chunk } = at;
         let mut check = [0; CHECK_BYTES];
         check.copy_from_slice(&id.0[..CHECK_BYTES]);
-        Self { log, chunk, slot, first, check }
+        Self { target, chunk, first, check }
     }
 
     /// Where the chunk is stored.
     pub(crate) fn at(&self) -> ChunkAt {
-        ChunkAt { log: self.log, slot: self.slot, chunk: self.chunk }
+        ChunkAt { target: self.target, chunk: self.chunk }
     }
 
     /// Whether the chunk has this id.
@@ -150,7 +146,7 @@ mod tests {
 
     fn source(write: usize) -> Source {
         let write = u32::try_from(write).unwrap();
-        let at = ChunkAt { log: 0, chunk: write, slot: Slot(0) };
+        let at = ChunkAt { target: 0, chunk: write };
         Source::new(at, &ChunkId([0; 32]), 100)
     }
 

@@ -44,7 +44,6 @@ pub fn join(span: &Span, last: Seq, limit: Option<Seq>) -> Join {
 pub(crate) struct Found {
     /// Index of its epoch.
     pub(crate) epoch: usize,
-    pub(crate) log: LogId,
     pub(crate) slot: Slot,
     pub(crate) span: Span,
     /// The segment that holds it, without its spans.
@@ -323,6 +322,6 @@ impl<'a> Chain<'a> {
         }
         (self.last, self.stamp) = (span.last_seq, span.stamp);
         self.unread = None;
-        Ok(Some(Found { epoch: self.epoch, log, slot, span, segment }))
+        Ok(Some(Found { epoch: self.epoch, slot, span, segment }))
     }
 }

@@ -13,24 +13,21 @@ use bytes::Bytes;
 use farshore_codec::ChunkHasher;
 use farshore_codec::CodecError;
 use farshore_codec::segment::chunk_of;
+use farshore_proto::Target;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::segment::{ChunkPlace, SegmentChunk};
-use farshore_proto::{LogId, Slot};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-type TableKey = (LogId, Slot);
-type FrameKey = (LogId, Slot, u32);
+type FrameKey = (Target, u32);
 
 /// Where a chunk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
-    /// The log.
-    pub log: LogId,
-    /// The slot.
-    pub slot: Slot,
+    /// The segment.
+    pub target: Target,
     /// Number of the chunk in the segment's table.
     pub chunk: u32,
     /// Its length in blocks.
@@ -40,11 +37,7 @@ pub struct Location {
 /// A chunk where it is stored.
 #[derive(Debug, Clone)]
 pub struct Home {
-    /// The log.
-    pub log: LogId,
-    /// The slot.
-    pub slot: Slot,
-    /// The segment there.
+    /// The segment.
     pub segment: Arc<OpenSegment>,
     /// Number of the chunk in that segment's table.
     pub number: u32,
@@ -57,8 +50,8 @@ pub struct Home {
 #[derive(Debug, Clone)]
 struct BySize;
 
-impl Weighter<TableKey, Arc<OpenSegment>> for BySize {
-    fn weight(&self, _: &TableKey, segment: &Arc<OpenSegment>) -> u64 {
+impl Weighter<Target, Arc<OpenSegment>> for BySize {
+    fn weight(&self, _: &Target, segment: &Arc<OpenSegment>) -> u64 {
         segment.memory_bytes()
     }
 }
@@ -74,7 +67,7 @@ pub(crate) struct ChunkReader {
     vault: Vault,
     /// Named in errors as what refers to the chunks.
     user: ObjectName,
-    tables: Cache<TableKey, Arc<OpenSegment>, BySize>,
+    tables: Cache<Target, Arc<OpenSegment>, BySize>,
     frames: Cache<FrameKey, Bytes, BySize>,
     opening: Semaphore,
 }
@@ -122,52 +115,56 @@ impl ChunkReader {
     }
 
     /// Keeps a segment that was read anyway; its spans are of no use here.
-    pub(crate) fn keep(&self, log: LogId, slot: Slot, segment: Arc<OpenSegment>) {
-        self.tables.insert((log, slot), segment);
+    pub(crate) fn keep(&self, segment: Arc<OpenSegment>) {
+        self.tables.insert(segment.target(), segment);
     }
 
-    /// The segment in a slot that `user` refers to.
+    /// The segment that `user` refers to.
     pub(crate) async fn segment(
         &self,
-        log: LogId,
-        slot: Slot,
+        target: Target,
         user: &ObjectName,
     ) -> Result<Arc<OpenSegment>, VaultError> {
+        let Target { log, slot, .. } = target;
+        let (object, user) = (ObjectName::slot(log, slot), user.clone());
+        let url = || self.vault.url().to_owned();
         let read = async {
             let mut segment = read_segment(&self.vault, log, slot).await?;
+            if segment.target() != target {
+                // The one that was there is gone.
+                let (object, user) = (object.clone(), user.clone());
+                return Err(VaultError::Replaced { url: url(), object, user });
+            }
             segment.table.spans = Vec::new();
             Ok(Arc::new(segment))
         };
-        let segment = self.tables.get_or_insert_async(&(log, slot), read).await;
-        segment.map_err(|error: VaultError| {
-            if !error.is_not_found() {
-                return error;
-            }
-            let url = self.vault.url().to_owned();
-            VaultError::Lost { url, object: ObjectName::slot(log, slot), user: user.clone() }
+        let segment = self.tables.get_or_insert_async(&target, read).await;
+        segment.map_err(|error: VaultError| match error.is_not_found() {
+            true => VaultError::Lost { url: url(), object, user },
+            false => error,
         })
     }
 
     /// Where the chunk of `source` is stored, of which `count` blocks are wanted.
     pub(crate) async fn home(
         &self,
-        log: LogId,
+        target: Target,
         source: &Source,
         count: u64,
     ) -> Result<Home, VaultError> {
-        let (slot, number) = (source.slot, source.chunk);
-        let segment = self.segment(log, slot, &self.user).await?;
+        let number = source.chunk;
+        let segment = self.segment(target, &self.user).await?;
         let end = u64::from(source.first) + count;
         let is_it = |chunk: &&SegmentChunk| source.is_of(&chunk.id) && end <= chunk.blocks.into();
         match segment.table.chunks.get(number as usize).filter(is_it).copied() {
             Some(SegmentChunk { place: ChunkPlace::Here { frame, offset }, .. }) => {
-                Ok(Home { log, slot, segment, number, frame, offset })
+                Ok(Home { segment, number, frame, offset })
             }
             _ => Err(VaultError::Reference {
                 url: self.vault.url().to_owned(),
                 object: self.user.clone(),
                 chunk: number,
-                target: ObjectName::slot(log, slot),
+                target: ObjectName::slot(target.log, target.slot),
             }),
         }
     }
@@ -178,12 +175,12 @@ impl ChunkReader {
     /// slice of it would keep all of them for as long as the answer is on its way.
     pub(crate) async fn blocks(
         &self,
-        log: LogId,
+        target: Target,
         source: &Source,
         count: u64,
     ) -> Result<Bytes, VaultError> {
-        let home = self.home(log, source, count).await?;
-        let key = (home.log, home.slot, home.frame);
+        let home = self.home(target, source, count).await?;
+        let key = (target, home.frame);
         let frame = self.frames.get_or_insert_async(&key, self.read_frame(&home)).await?;
         let start = home.offset as usize + source.first as usize * BLOCK_BYTES;
         let length = usize::try_from(count).expect("a run of a chunk is short") * BLOCK_BYTES;
@@ -199,7 +196,8 @@ impl ChunkReader {
     async fn read_frame(&self, home: &Home) -> Result<Bytes, VaultError> {
         // Of all readers: each has a few under way, and there may be many.
         let _permit = self.opening.acquire().await;
-        let name = ObjectName::slot(home.log, home.slot);
+        let Target { log, slot, .. } = home.segment.target();
+        let name = ObjectName::slot(log, slot);
         let range = home.segment.frames[home.frame as usize].clone();
         let sealed = self.vault.store().get_range(&name, range.clone()).await;
         let sealed = sealed.map_err(VaultError::from)?.bytes;

@@ -8,8 +8,9 @@ use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::epoch::{open_epoch, seal_epoch};
 use farshore_proto::VolumeId;
-use farshore_proto::epoch::{EPOCH_HEADER_BYTES, EpochBody};
+use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{LABEL_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
+use farshore_proto::object::ObjectKind;
 
 /// How a claim ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +123,7 @@ async fn read_epoch(
     };
     match open_epoch(&bytes, vault.id(), volume, ordinal, vault.ring()) {
         Ok(body) => Ok(Some(body)),
-        Err(source) => Err(vault.damaged_in(name, EPOCH_HEADER_BYTES, source)),
+        Err(source) => Err(vault.damaged_in(name, ObjectKind::Epoch.header_bytes(), source)),
     }
 }
 

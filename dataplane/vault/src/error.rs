@@ -127,6 +127,16 @@ pub enum VaultError {
         /// The object that refers to it.
         user: ObjectName,
     },
+    /// An object that others refer to was there once; another attempt has its name.
+    #[error("{url}: object {object} is not the one that {user} refers to: that one is lost")]
+    Replaced {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+        /// The object that refers to another of the name.
+        user: ObjectName,
+    },
     /// A reference to a chunk that is not what it should be.
     #[error("{url}: object {object} refers to chunk {chunk} of {target}, which is not that chunk")]
     Reference {
@@ -356,6 +366,7 @@ impl VaultError {
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
             | Self::Lost { .. }
+            | Self::Replaced { .. }
             | Self::Reference { .. }
             | Self::Map { .. }
             | Self::Gap { .. }

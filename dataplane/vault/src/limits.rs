@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use farshore_proto::limits::{
-    BLOCK_BYTES, MAP_PARTS_MAX, MAP_RUNS_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX,
-    SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX,
-    SMALL_OBJECT_BYTES_MAX, VOLUME_BLOCKS_MAX,
+    BLOCK_BYTES, MAP_PARTS_MAX, MAP_RUNS_MAX, OBJECT_BODY_BYTES_MAX, OBJECT_HEADER_BYTES_MAX,
+    PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX,
+    SMALL_OBJECT_BYTES_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
 };
 
+/// Largest object that is header and body, nothing else.
+pub const SEALED_OBJECT_BYTES_MAX: u64 =
+    (OBJECT_HEADER_BYTES_MAX + OBJECT_BODY_BYTES_MAX + TAG_BYTES) as u64;
 /// First ranged GET of a segment: the header and, nearly always, the whole table.
 pub const TABLE_READ_BYTES: usize = 256 << 10;
 /// Slots of a log that a scan reads ahead.
@@ -107,9 +110,9 @@ const _: () = {
     assert!(STORE_RETRIES_MAX as u64 * STORE_BACKOFF_MAX.as_secs() <= STORE_RETRY_TIME.as_secs());
     assert!(SEGMENT_BYTES_MAX / STORE_REQUEST_TIME.as_secs() <= 600_000);
     // The first GET always holds the header, and small tables with it.
-    assert!(TABLE_READ_BYTES > SEGMENT_HEADER_BYTES);
+    assert!(TABLE_READ_BYTES > OBJECT_HEADER_BYTES_MAX);
     // What a scan reads ahead is bounded: tables, before and after opening.
-    assert!(SLOTS_AHEAD_MAX * SEGMENT_TABLE_BYTES_MAX <= 128 << 20);
+    assert!(SLOTS_AHEAD_MAX * OBJECT_BODY_BYTES_MAX <= 128 << 20);
     assert!(VOID_REACH_SLOTS >= 4 * PUTS_IN_FLIGHT_MAX as u64);
     assert!(HOLE_SLOTS_MAX >= 8 * PUTS_IN_FLIGHT_MAX);
     // Each shard of a cache takes any one item: a cache refuses what is larger than its shard.

@@ -12,11 +12,11 @@ use crate::limits::{HOLE_SLOTS_MAX, SEAL_STEPS_MAX, SLOTS_AHEAD_MAX};
 use crate::store::{Object, Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
-use farshore_codec::segment::{Opener, seal_object};
+use farshore_codec::segment::{Opener, slot_without_data};
 use farshore_engine::tenure::PutEnd;
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::limits::{PUTS_IN_FLIGHT_MAX, SEGMENT_HEADER_BYTES};
-use farshore_proto::segment::{SegmentHeader, SlotKind};
+use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, PUTS_IN_FLIGHT_MAX};
+use farshore_proto::segment::{SegmentHeader, SlotKind, SlotWriter};
 use farshore_proto::{LogId, Slot};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,7 +95,7 @@ pub async fn put_segment(
 ) -> Result<PutOutcome, VaultError> {
     let object = object.into();
     let ours = SegmentHeader::decode(object.head()).expect("the caller built a segment");
-    assert!(ours.log == log && ours.slot == slot, "the segment was built for another slot");
+    assert!(ours.log() == log && ours.slot() == slot, "the segment was built for another slot");
     let name = ObjectName::slot(log, slot);
     match vault.store().create(&name, object).await {
         Ok(Put::Created) => return Ok(PutOutcome::Committed),
@@ -105,7 +105,7 @@ pub async fn put_segment(
     }
     let found = read_header(vault, log, slot).await?;
     // The salt was drawn for this attempt: the same one is the same segment.
-    if found.salt == ours.salt && found.kind == ours.kind {
+    if found.object.salt == ours.object.salt && found.kind == ours.kind {
         vault.store().settle(&name).await?;
         return Ok(PutOutcome::Committed);
     }
@@ -115,7 +115,7 @@ pub async fn put_segment(
             open_seal(vault, log, slot).await?;
             Ok(PutOutcome::Foreign(Foreign::Sealed))
         }
-        SlotKind::Segment => Ok(PutOutcome::Foreign(Foreign::Segment)),
+        SlotKind::Segment | SlotKind::Fill => Ok(PutOutcome::Foreign(Foreign::Segment)),
     }
 }
 
@@ -185,7 +185,7 @@ pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, V
             (None, Some(before)) => {
                 let (before, found) = header_at(vault, log, Slot(before)).await;
                 if let Some(header) = found? {
-                    walk.saw(before, header.incarnation);
+                    walk.saw(before, header.incarnation());
                 }
             }
             (None, None) => {}
@@ -225,7 +225,7 @@ impl Walk {
         let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
         while let Some((slot, found)) = slots.next().await {
             let Some(header) = found? else { return Ok((slot, false)) };
-            self.saw(slot, header.incarnation);
+            self.saw(slot, header.incarnation());
             self.last = Some(slot);
             if header.kind == SlotKind::Seal {
                 open_seal(vault, log, slot).await?;
@@ -305,8 +305,8 @@ impl Behind {
                 break;
             };
             missing = 0;
-            filled.insert(slot, header.incarnation);
-            let count = of_run.entry(header.incarnation).or_default();
+            filled.insert(slot, header.incarnation());
+            let count = of_run.entry(header.incarnation()).or_default();
             *count += 1;
             if header.kind == SlotKind::Seal || *count >= PUTS_IN_FLIGHT_MAX {
                 return Ok((filled, true));
@@ -317,7 +317,7 @@ impl Behind {
             let far = Slot(slot.0.saturating_add(step));
             let (_, found) = header_at(vault, log, far).await;
             if let Some(header) = found? {
-                filled.insert(far, header.incarnation);
+                filled.insert(far, header.incarnation());
                 is_lost = true;
                 break;
             }
@@ -361,7 +361,8 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
     let (mut slot, mut incarnation) = (end.next, end.incarnation);
     for _ in 0..SEAL_STEPS_MAX {
         let name = ObjectName::slot(log, slot);
-        let object = seal_object(vault.id(), log, slot, incarnation, key, number)
+        let (at, writer) = ((vault.id(), log, slot), SlotWriter::of_run(incarnation));
+        let object = slot_without_data(SlotKind::Seal, at, writer, key, number)
             .map_err(|source| VaultError::Seal { object: name.clone(), cause: Box::new(source) })?;
         if vault.store().create(&name, Bytes::from(object)).await? == Put::Created {
             return Ok(slot);
@@ -372,7 +373,7 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
             vault.store().settle(&name).await?;
             return Ok(slot);
         }
-        incarnation = incarnation.max(found.incarnation);
+        incarnation = incarnation.max(found.incarnation());
         slot = slot.next();
     }
     let url = vault.url().to_owned();
@@ -389,7 +390,7 @@ pub async fn read_header(
     slot: Slot,
 ) -> Result<SegmentHeader, VaultError> {
     let name = ObjectName::slot(log, slot);
-    let part = vault.store().get_range(&name, 0..SEGMENT_HEADER_BYTES as u64).await?;
+    let part = vault.store().get_range(&name, 0..OBJECT_HEADER_BYTES_MAX as u64).await?;
     match Opener::open_header(&part.bytes, vault.id(), log, slot, vault.ring()) {
         Ok(opener) => Ok(*opener.header()),
         Err(source) => Err(vault.damaged(name, 0, source)),

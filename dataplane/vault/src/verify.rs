@@ -272,7 +272,7 @@ impl Run<'_> {
                 self.streams.take(log, slot, &span, &mut self.report);
             }
             let segment = Arc::new(segment);
-            self.reader.keep(log, slot, Arc::clone(&segment));
+            self.reader.keep(Arc::clone(&segment));
             self.check_segment(log, slot, &segment).await?;
             let Report { segments, read_bytes, problems, .. } = &self.report;
             progress(VerifyProgress {

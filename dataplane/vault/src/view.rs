@@ -17,7 +17,7 @@ use bytes::Bytes;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
-use farshore_proto::{BlockRange, Epoch, ErrorKind, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
+use farshore_proto::{BlockRange, Epoch, ErrorKind, MarkKind, PointId, Seq, Target, VolumeId};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,7 +110,7 @@ pub fn flatten(pieces: &[Piece]) -> Vec<u8> {
 #[derive(Debug)]
 pub struct VolumeView {
     reader: ChunkReader,
-    logs: Vec<LogId>,
+    targets: Vec<Target>,
     map: BlockMap,
     volume: VolumeId,
     label: String,
@@ -189,7 +189,7 @@ impl VolumeView {
                 next => next?,
             };
             let Some(found) = next.filter(|found| found.epoch < bounded) else { break };
-            reader.keep(found.log, found.slot, Arc::clone(&found.segment));
+            reader.keep(Arc::clone(&found.segment));
             is_found = build.take(&chain, &found)?.is_some_and(|point| selector.is(&point));
         }
         let hole = if is_found { None } else { chain.hole().await? };
@@ -206,9 +206,9 @@ impl VolumeView {
             );
         }
         let label = chain.epochs().last().map(|epoch| epoch.label.clone()).unwrap_or_default();
-        let (map, logs, points) = build.finish();
+        let (map, targets, points) = build.finish();
         let patience = Patience::new(Duration::ZERO);
-        Ok(Self { reader, logs, map, volume, label, point, points, hole, patience })
+        Ok(Self { reader, targets, map, volume, label, point, points, hole, patience })
     }
 
     /// The same view, whose reads outlast a store that is away.
@@ -297,15 +297,15 @@ impl VolumeView {
     /// # Errors
     /// `Corrupt` if its segment is damaged or missing, or holds another chunk there; `Unavailable`.
     pub async fn home(&self, source: &Source, count: u64) -> Result<Home, VaultError> {
-        self.reader.home(self.logs[source.log as usize], source, count).await
+        self.reader.home(self.targets[source.target as usize], source, count).await
     }
 
     /// A segment that the view refers to, without its spans.
     ///
     /// # Errors
     /// `Corrupt` if it is damaged or missing; `Unavailable`.
-    pub async fn segment(&self, log: LogId, slot: Slot) -> Result<Arc<OpenSegment>, VaultError> {
-        self.reader.segment(log, slot, &ObjectName::slot(log, slot)).await
+    pub async fn segment(&self, target: Target) -> Result<Arc<OpenSegment>, VaultError> {
+        self.reader.segment(target, &ObjectName::volume(self.volume)).await
     }
 
     /// Reads blocks: pieces in order that add up to the range. What the last block of the volume has behind
@@ -339,8 +339,8 @@ impl VolumeView {
 
     async fn piece(&self, run: BlockRange, source: Option<Source>) -> Result<Piece, VaultError> {
         let Some(source) = source else { return Ok(Piece::Zeroes(run.bytes())) };
-        let log = self.logs[source.log as usize];
-        let read = || self.reader.blocks(log, &source, run.count);
+        let target = self.targets[source.target as usize];
+        let read = || self.reader.blocks(target, &source, run.count);
         match self.patience.outlast(read).await {
             Err(error) if error.is_unavailable() && is_on(Bug::AwayReadAsZeros) => {
                 Ok(Piece::Zeroes(run.bytes()))

@@ -30,7 +30,7 @@ pub(super) struct Journal {
 }
 
 fn key(place: &Place) -> Key {
-    (place.log.to_string(), place.slot.0, place.frame)
+    (place.target.log.to_string(), place.target.slot.0, place.frame)
 }
 
 /// The header of a journal, without its end of line.

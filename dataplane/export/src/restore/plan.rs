@@ -1,7 +1,7 @@
 //! The order of a restore: by where the bytes are stored.
 
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
-use farshore_proto::{BlockRange, LogId, Slot};
+use farshore_proto::{BlockRange, Target};
 use farshore_vault::fetch::{self, Fetch};
 use farshore_vault::limits::BULK_GETS_IN_FLIGHT_MAX;
 use farshore_vault::log::OpenSegment;
@@ -14,8 +14,7 @@ use std::sync::Arc;
 /// A run of blocks and where its bytes are stored. Ordered by the latter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    pub(super) log: LogId,
-    pub(super) slot: Slot,
+    pub(super) target: Target,
     pub(super) frame: u32,
     /// Number of the chunk in the table of the slot.
     pub(super) number: u32,
@@ -29,8 +28,6 @@ pub(super) struct Place {
 /// Frames to be fetched at once, and what is wanted of them.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) log: LogId,
-    pub(super) slot: Slot,
     pub(super) segment: Arc<OpenSegment>,
     pub(super) fetch: Fetch,
     pub(super) places: Vec<Place>,
@@ -42,8 +39,8 @@ pub(super) async fn resolve(view: &VolumeView) -> Result<Vec<Place>, VaultError>
     let whole = BlockRange { block: 0, count: blocks };
     let mut runs: Vec<(BlockRange, Source)> = view.sources(whole).collect();
     // Tables are then read in order, each once.
-    runs.sort_unstable_by_key(|(run, source)| (source.log, source.slot, source.chunk, run.block));
-    let slots = ranges(&runs, |(_, a), (_, b)| (a.log, a.slot) == (b.log, b.slot));
+    runs.sort_unstable_by_key(|(run, source)| (source.target, source.chunk, run.block));
+    let slots = ranges(&runs, |(_, a), (_, b)| a.target == b.target);
     let slots = slots.into_iter().map(|range| resolve_slot(view, &runs[range]));
     let groups: Vec<Vec<Place>> =
         futures::stream::iter(slots).buffered(BULK_GETS_IN_FLIGHT_MAX).try_collect().await?;
@@ -68,25 +65,25 @@ async fn resolve_slot(
 ) -> Result<Vec<Place>, VaultError> {
     let mut places = Vec::with_capacity(runs.len());
     for (run, source) in runs {
-        let Home { log, slot, number, frame, offset, .. } = view.home(source, run.count).await?;
+        let Home { segment, number, frame, offset } = view.home(source, run.count).await?;
         let block_bytes = u32::try_from(BLOCK_BYTES).expect("a small constant");
         let offset = offset + source.first * block_bytes;
         let count = u32::try_from(run.count).expect("a run of a chunk is short");
-        places.push(Place { log, slot, frame, number, offset, block: run.block, count });
+        let target = segment.target();
+        places.push(Place { target, frame, number, offset, block: run.block, count });
     }
     Ok(places)
 }
 
 /// The jobs for what is wanted of one slot; `places` are all of it, in order.
 pub(super) fn jobs(segment: &Arc<OpenSegment>, places: &[Place]) -> Vec<Job> {
-    let Place { log, slot, .. } = places[0];
     let wanted = places.chunk_by(|a, b| a.frame == b.frame).map(|places| places[0].frame);
     let mut rest = places;
     let jobs = fetch::plan(&segment.frames, wanted).into_iter().map(|fetch| {
         let last = fetch.frames.last().copied().unwrap_or_default();
         let (mine, after) = rest.split_at(rest.partition_point(|place| place.frame <= last));
         rest = after;
-        Job { log, slot, segment: Arc::clone(segment), fetch, places: mine.to_vec() }
+        Job { segment: Arc::clone(segment), fetch, places: mine.to_vec() }
     });
     jobs.collect()
 }

@@ -4,7 +4,7 @@
 //! the last 4. In `entries` it fills the first 4096 bytes, in `logs` 64.
 //!
 //! An entry, 64 bytes, so that none lies across two sectors: id 32, number of the log 4, chunk 4,
-//! slot 8, blocks 4, zeros 8, CRC32C 4 of all before and of the log's id. The checksum covers the
+//! slot 8, blocks 4, attempt 8, CRC32C 4 of all before and of the log's id. The checksum covers the
 //! id because the number alone may come to mean another log after a power cut.
 //!
 //! A log, 32 bytes: id 16, zeros 12, CRC32C 4 of all before. Its number is its place, from 0.
@@ -12,7 +12,7 @@
 use super::{Counters, IndexError, Location};
 use farshore_proto::limits::CHUNK_BLOCKS_MAX;
 use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
-use farshore_proto::{ChunkId, DecodeError, LogId, Slot, VaultId};
+use farshore_proto::{Attempt, ChunkId, DecodeError, LogId, Slot, Target, VaultId};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 const ENTRIES_MAGIC: [u8; 4] = *b"FSIE";
 const LOGS_MAGIC: [u8; 4] = *b"FSIL";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const ENTRIES_HEADER_BYTES: usize = 4096;
 const LOGS_HEADER_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 64;
@@ -153,10 +153,10 @@ fn encode(id: &ChunkId, location: &Location, log: u32) -> EntryBytes {
     out.put_bytes(&id.0);
     out.put_u32(log);
     out.put_u32(location.chunk);
-    out.put_u64(location.slot.0);
+    out.put_u64(location.target.slot.0);
     out.put_u32(location.blocks);
-    out.put_zeros(8);
-    out.put_u32(checksum(&out, location.log));
+    out.put_bytes(&location.target.attempt.0);
+    out.put_u32(checksum(&out, location.target.log));
     out.try_into().expect("the fields add up to an entry")
 }
 
@@ -172,10 +172,11 @@ pub(super) fn decode(bytes: &EntryBytes, logs: &Logs) -> Option<(ChunkId, Locati
     let chunk = reader.u32().ok()?;
     let slot = Slot(reader.u64().ok()?);
     let blocks = reader.u32().ok()?;
-    reader.reserved(8).ok()?;
+    let attempt = Attempt(reader.array().ok()?);
     let is_whole = reader.u32().ok()? == checksum(&bytes[..ENTRY_BYTES - 4], log);
     let is_legal = (1..=CHUNK_BLOCKS_MAX).contains(&(blocks as usize));
-    (is_whole && is_legal).then_some((id, Location { log, slot, chunk, blocks }))
+    (is_whole && is_legal)
+        .then_some((id, Location { target: Target { log, slot, attempt }, chunk, blocks }))
 }
 
 /// The file of entries and the pages of it that were read last.

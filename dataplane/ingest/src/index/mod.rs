@@ -210,7 +210,7 @@ impl Index {
             }
             let known = self.find(id);
             if known.is_none_or(|(_, known)| known != *location) {
-                let log = self.logs.intern(location.log)?;
+                let log = self.logs.intern(location.target.log)?;
                 fresh.push((*id, *location, log, known.map(|(entry, _)| entry)));
             }
         }

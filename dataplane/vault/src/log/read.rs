@@ -10,7 +10,7 @@ use farshore_codec::{CodecError, Opener};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
-use farshore_proto::{LogId, Slot};
+use farshore_proto::{LogId, Slot, Target};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
@@ -32,6 +32,13 @@ impl OpenSegment {
     #[must_use]
     pub fn header(&self) -> &SegmentHeader {
         self.opener.header()
+    }
+
+    /// What a reference to it says: its place, and which attempt at it.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        let header = self.header();
+        Target { log: header.log(), slot: header.slot(), attempt: header.attempt() }
     }
 
     /// Bytes of memory it takes, about.
@@ -229,20 +236,20 @@ impl<'a> LogScan<'a> {
                 break;
             }
             if let Some((claimed, at)) = self.claimed
-                && header.incarnation < claimed
-                && header.incarnation >= incarnation
+                && header.incarnation() < claimed
+                && header.incarnation() >= incarnation
             {
                 incarnation = self.prove(claimed, at).await?;
             }
-            let is_void = header.incarnation < incarnation && !is_on(Bug::VoidSlotCounted);
+            let is_void = header.incarnation() < incarnation && !is_on(Bug::VoidSlotCounted);
             let segment = match segment {
                 Ok(segment) => segment,
                 Err(error) => {
-                    self.claim(header.incarnation, slot);
+                    self.claim(header.incarnation(), slot);
                     return Err(error);
                 }
             };
-            incarnation = incarnation.max(header.incarnation);
+            incarnation = incarnation.max(header.incarnation());
             self.incarnation = Some(incarnation);
             if !is_void {
                 return Ok(Some((slot, segment)));
@@ -329,7 +336,7 @@ impl<'a> LogScan<'a> {
         while let Some((slot, found)) = slots.next().await {
             match found {
                 Ok(Some(header)) if header.kind == SlotKind::Seal => seal = seal.or(Some(slot)),
-                Ok(Some(header)) => self.claim(header.incarnation, slot),
+                Ok(Some(header)) => self.claim(header.incarnation(), slot),
                 Ok(None)
                     if slot >= self.filled && slot.0 + PUTS_IN_FLIGHT_MAX as u64 >= self.from.0 =>
                 {

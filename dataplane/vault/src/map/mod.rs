@@ -19,7 +19,7 @@ use crate::vault::Vault;
 use crate::view::{Build, PointSelector};
 use farshore_codec::map::{MapPlace, peek_map};
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::limits::MAP_HEADER_BYTES;
+use farshore_proto::limits::OBJECT_HEADER_BYTES_MAX;
 use farshore_proto::map::MapHead;
 use farshore_proto::{PointId, Seq, VolumeId};
 use futures::TryStreamExt;
@@ -137,10 +137,10 @@ async fn until(
 /// The point that a map says it is at.
 async fn peek(vault: &Vault, volume: VolumeId, seq: Seq) -> Result<PointId, VaultError> {
     let name = ObjectName::map(volume, seq, 0);
-    let front = vault.store().get_range(&name, 0..MAP_HEADER_BYTES as u64).await?;
+    let front = vault.store().get_range(&name, 0..OBJECT_HEADER_BYTES_MAX as u64).await?;
     let at = MapPlace { vault: vault.id(), volume, seq, part: 0 };
-    match peek_map(&front.bytes, at) {
-        Ok(header) => Ok(header.point),
+    match peek_map(&front.bytes, at, vault.ring()) {
+        Ok(header) => Ok(header.fields.point),
         Err(cause) => Err(vault.damaged(name, 0, cause)),
     }
 }

@@ -5,14 +5,14 @@ use crate::blocking;
 use crate::chain::Start;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::MAP_PARTS_AHEAD_MAX;
+use crate::limits::{MAP_PARTS_AHEAD_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::store::StoreError;
 use crate::vault::Vault;
 use crate::view::{Build, Point};
 use farshore_codec::map::{MapPlace, open_map};
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::limits::{MAP_BODY_BYTES_MAX, MAP_HEADER_BYTES, TAG_BYTES};
 use farshore_proto::map::{MapBody, MapHeader};
+use farshore_proto::object::ObjectKind;
 use farshore_proto::{Seq, VolumeId};
 use futures::StreamExt;
 
@@ -46,7 +46,7 @@ pub(crate) async fn load(
     let head = body.head;
     let Some(start) = start(epochs, &head, seq) else { return Err(contradicts(name)) };
     let point = Point {
-        id: first.point,
+        id: first.fields.point,
         seq,
         epoch: epochs[start.epoch].epoch,
         kind: head.kind,
@@ -56,16 +56,13 @@ pub(crate) async fn load(
     };
     let mut build = Build::at(point, start, ids);
     let mut floor = build.add_part(vault, &body, 0)?.ok_or_else(|| contradicts(name))?;
-    let parts = futures::stream::iter(1..first.parts);
+    let parts = futures::stream::iter(1..first.fields.parts);
     let parts = parts.map(|part| open_part(vault, volume, seq, part));
     let mut parts = std::pin::pin!(parts.buffered(MAP_PARTS_AHEAD_MAX));
     while let Some(part) = parts.next().await {
         let (header, body) = part?;
-        let object = ObjectName::map(volume, seq, header.part);
-        let is_same = (header.attempt, header.point, header.parts)
-            == (first.attempt, first.point, first.parts)
-            && body.head == head;
-        if !is_same {
+        let object = ObjectName::map(volume, seq, header.part());
+        if header.fields != first.fields || body.head != head {
             return Err(contradicts(object));
         }
         floor = build.add_part(vault, &body, floor)?.ok_or_else(|| contradicts(object))?;
@@ -80,8 +77,7 @@ async fn open_part(
     part: u32,
 ) -> Result<(MapHeader, MapBody), VaultError> {
     let name = ObjectName::map(volume, seq, part);
-    let max = (MAP_HEADER_BYTES + MAP_BODY_BYTES_MAX + TAG_BYTES) as u64;
-    let object = match vault.store().get(&name, max).await {
+    let object = match vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await {
         Ok(object) => object,
         Err(StoreError::NotFound { url, .. }) if part > 0 => {
             let user = ObjectName::map(volume, seq, 0);
@@ -93,5 +89,5 @@ async fn open_part(
     let ring = vault.clone();
     let opening = blocking::run(move || open_map(&object, at, ring.ring()));
     let opened = opening.await.map_err(|source| VaultError::Task { source })?;
-    opened.map_err(|cause| vault.damaged_in(name, MAP_HEADER_BYTES, cause))
+    opened.map_err(|cause| vault.damaged_in(name, ObjectKind::Map.header_bytes(), cause))
 }

@@ -10,13 +10,13 @@ use crate::store::Put;
 use crate::vault::Vault;
 use crate::view::{Build, PointSelector};
 use bytes::Bytes;
-use farshore_codec::map::{MapLabel, MapPlace, seal_map};
+use farshore_codec::map::{MapPlace, seal_map};
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::index_run::StoredChunk;
-use farshore_proto::limits::{MAP_LOGS_MAX, MAP_PARTS_MAX, MAP_RUNS_MAX, VOLUME_BLOCKS_MAX};
-use farshore_proto::map::{MapBody, MapHead, MapRun};
+use farshore_proto::limits::{MAP_PARTS_MAX, MAP_RUNS_MAX, VOLUME_BLOCKS_MAX};
+use farshore_proto::map::{MapBody, MapFields, MapHead, MapRun};
+use farshore_proto::targets::StoredChunk;
 use farshore_proto::{BlockRange, Seq, VolumeId};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use uuid::Uuid;
 
 /// zstd level of maps: written seldom, read whole.
@@ -114,24 +114,20 @@ async fn put(
     if parts > MAP_PARTS_MAX {
         return Err(limit("parts of a map", MAP_PARTS_MAX));
     }
-    let label = MapLabel {
+    let fields = MapFields {
         point: point.id,
         attempt: Uuid::new_v4().into_bytes(),
         parts: u32::try_from(parts).expect("just compared with the limit"),
     };
-    let mut written = Written { seq: point.seq, runs: runs as u64, parts: label.parts, bytes: 0 };
+    let mut written = Written { seq: point.seq, runs: runs as u64, parts: fields.parts, bytes: 0 };
     let starts = build.map.runs(WHOLE).step_by(runs_max).map(|(run, _)| run.block);
     let starts: Vec<u64> = starts.collect();
     // The first part last: whoever finds it finds them all.
-    for part in (0..label.parts).rev() {
+    for part in (0..fields.parts).rev() {
         let from = starts.get(part as usize).copied().unwrap_or(0);
         let body = part_of(build, head, from, runs_max);
-        let logs: BTreeSet<_> = body.chunks.iter().map(|chunk| chunk.log).collect();
-        if logs.len() > MAP_LOGS_MAX {
-            return Err(limit("logs that a map refers to", MAP_LOGS_MAX));
-        }
         let at = MapPlace { vault: vault.id(), volume, seq: point.seq, part };
-        let object = seal(vault, at, label, body).await?;
+        let object = seal(vault, at, fields, body).await?;
         written.bytes += object.len() as u64;
         let name = ObjectName::map(volume, point.seq, part);
         if vault.store().create(&name, object).await? == Put::Exists {
@@ -151,8 +147,8 @@ fn part_of(build: &Build, head: MapHead, from: u64, runs_max: usize) -> MapBody 
         let chunk = *numbers.entry(at).or_insert_with(|| {
             let number = u32::try_from(body.chunks.len()).expect("a part has a limit");
             let (id, blocks) = build.chunk_id(at).expect("ids are kept when a map is written");
-            let (log, slot, chunk) = (build.logs()[at.log as usize], at.slot, at.chunk);
-            body.chunks.push(StoredChunk { id, blocks, log, slot, chunk });
+            let (target, chunk) = (build.targets()[at.target as usize], at.chunk);
+            body.chunks.push(StoredChunk { id, blocks, target, chunk });
             number
         });
         body.runs.push(MapRun { range, chunk, first: source.first });
@@ -163,13 +159,13 @@ fn part_of(build: &Build, head: MapHead, from: u64, runs_max: usize) -> MapBody 
 async fn seal(
     vault: &Vault,
     at: MapPlace,
-    label: MapLabel,
+    fields: MapFields,
     body: MapBody,
 ) -> Result<Bytes, VaultError> {
     let owner = vault.clone();
     let sealing = blocking::run(move || {
         let (number, key) = owner.newest_key();
-        seal_map(at, &label, key, number, &body, LEVEL)
+        seal_map(at, &fields, key, number, &body, LEVEL)
     });
     let sealed = sealing.await.map_err(|source| VaultError::Task { source })?;
     sealed.map(Bytes::from).map_err(|cause| VaultError::Seal {

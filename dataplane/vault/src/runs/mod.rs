@@ -7,19 +7,17 @@ use crate::blocking;
 use crate::chunks::Location;
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, run_of};
-use crate::limits::{RUNS_AHEAD_MAX, RUNS_LISTED_MAX};
+use crate::limits::{RUNS_AHEAD_MAX, RUNS_LISTED_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::store::Put;
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::index_run::{open_index_run, seal_index_run};
-use farshore_proto::index_run::{IndexRun, StoredChunk};
-use farshore_proto::limits::{
-    INDEX_RUN_BODY_BYTES_MAX, INDEX_RUN_CHUNKS_MAX, INDEX_RUN_HEADER_BYTES, INDEX_RUN_LOGS_MAX,
-    TAG_BYTES,
-};
-use farshore_proto::{ChunkId, LogId, RunId};
+use farshore_proto::index_run::IndexRun;
+use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
+use farshore_proto::object::ObjectKind;
+use farshore_proto::targets::StoredChunk;
+use farshore_proto::{ChunkId, RunId};
 use futures::{StreamExt, TryStreamExt};
-use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// zstd level of runs: ids do not compress, the rest compresses at once.
@@ -46,35 +44,21 @@ pub struct Loaded {
 pub async fn write(vault: &Vault, chunks: &[(ChunkId, Location)]) -> Result<usize, VaultError> {
     let mut all: Vec<StoredChunk> = chunks
         .iter()
-        .map(|(id, Location { log, slot, chunk, blocks })| StoredChunk {
+        .map(|(id, Location { target, chunk, blocks })| StoredChunk {
             id: *id,
             blocks: *blocks,
-            log: *log,
-            slot: *slot,
+            target: *target,
             chunk: *chunk,
         })
         .collect();
     all.sort_by_key(|chunk| chunk.id);
     all.dedup_by_key(|chunk| chunk.id);
-    let mut runs = 0;
-    let mut rest = all.as_slice();
-    while !rest.is_empty() {
-        let (part, after) = rest.split_at(fitting(rest));
-        rest = after;
+    let parts = all.chunks(INDEX_RUN_CHUNKS_MAX);
+    let runs = parts.len();
+    for part in parts {
         put(vault, IndexRun { chunks: part.to_vec() }).await?;
-        runs += 1;
     }
     Ok(runs)
-}
-
-/// How many of the first chunks fit one run.
-fn fitting(chunks: &[StoredChunk]) -> usize {
-    let mut logs: BTreeSet<LogId> = BTreeSet::new();
-    let fits = chunks.iter().take(INDEX_RUN_CHUNKS_MAX).take_while(|chunk| {
-        logs.insert(chunk.log);
-        logs.len() <= INDEX_RUN_LOGS_MAX
-    });
-    fits.count()
 }
 
 async fn put(vault: &Vault, body: IndexRun) -> Result<(), VaultError> {
@@ -128,8 +112,8 @@ pub async fn load(
 }
 
 fn located(chunk: &StoredChunk) -> (ChunkId, Location) {
-    let StoredChunk { id, blocks, log, slot, chunk } = *chunk;
-    (id, Location { log, slot, chunk, blocks })
+    let StoredChunk { id, blocks, target, chunk } = *chunk;
+    (id, Location { target, chunk, blocks })
 }
 
 /// The runs of a vault, at most `RUNS_LISTED_MAX`. Names that are not ids are passed over.
@@ -150,12 +134,11 @@ pub(crate) async fn list(vault: &Vault) -> Result<Vec<RunId>, VaultError> {
 /// Opens a run.
 pub(crate) async fn open(vault: &Vault, run: RunId) -> Result<IndexRun, VaultError> {
     let name = ObjectName::index_run(run);
-    let max = (INDEX_RUN_HEADER_BYTES + INDEX_RUN_BODY_BYTES_MAX + TAG_BYTES) as u64;
-    let object = vault.store().get(&name, max).await?;
+    let object = vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await?;
     let owner = vault.clone();
     let opening = blocking::run(move || open_index_run(&object, owner.id(), run, owner.ring()));
     let opened = opening.await.map_err(|source| VaultError::Task { source })?;
-    opened.map_err(|cause| vault.damaged_in(name, INDEX_RUN_HEADER_BYTES, cause))
+    opened.map_err(|cause| vault.damaged_in(name, ObjectKind::IndexRun.header_bytes(), cause))
 }
 
 #[cfg(test)]

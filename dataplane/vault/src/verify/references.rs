@@ -7,7 +7,7 @@ use crate::layout::ObjectName;
 use crate::limits::BULK_GETS_IN_FLIGHT_MAX;
 use crate::log::OpenSegment;
 use farshore_proto::segment::{ChunkPlace, SegmentChunk};
-use farshore_proto::{LogId, Slot};
+use farshore_proto::{LogId, Slot, Target};
 use futures::StreamExt;
 use std::collections::BTreeMap;
 
@@ -20,23 +20,26 @@ pub(super) async fn check(
     report: &mut Report,
 ) -> Result<(), VaultError> {
     let name = ObjectName::slot(log, slot);
-    let mut targets: BTreeMap<(LogId, Slot), Vec<(u32, SegmentChunk)>> = BTreeMap::new();
+    let mut targets: BTreeMap<Target, Vec<(u32, SegmentChunk)>> = BTreeMap::new();
     for chunk in &segment.table.chunks {
-        if let ChunkPlace::There { log, slot, chunk: number } = chunk.place {
-            targets.entry((log, slot)).or_default().push((number, *chunk));
+        if let ChunkPlace::There { target, chunk: number } = chunk.place {
+            targets.entry(target).or_default().push((number, *chunk));
         }
     }
-    let checks = targets.into_iter().map(|((there, at), chunks)| {
-        let name = &name;
+    let checks = targets.into_iter().map(|(to, chunks)| {
+        let (name, Target { log: there, slot: at, .. }) = (&name, to);
         async move {
             if there == log && at >= slot {
                 return Ok(Some((name.clone(), format!("refers to slot {at}, which is not earlier"))));
             }
-            let target = match reader.segment(there, at, name).await {
+            let target = match reader.segment(to, name).await {
                 Ok(target) => target,
                 Err(error) if error.is_unavailable() => return Err(error),
                 Err(VaultError::Lost { object, .. }) => {
                     return Ok(Some((object, format!("is missing; {name} refers to it"))));
+                }
+                Err(VaultError::Replaced { object, .. }) => {
+                    return Ok(Some((object, format!("is not the segment that {name} refers to: that one is lost"))));
                 }
                 Err(error) => return Ok(Some((name.clone(), format!("refers to what does not open: {error}")))),
             };

@@ -11,21 +11,21 @@ use crate::vault::Vault;
 use farshore_proto::limits::blocks_of;
 use farshore_proto::map::MapBody;
 use farshore_proto::segment::{ChunkPlace, ExtentSource};
-use farshore_proto::{BlockRange, ChunkId, LogId, Slot};
+use farshore_proto::{BlockRange, ChunkId, Target};
 use std::collections::HashMap;
 
-/// Logs that chunks are in, by number.
+/// Segments that chunks are in, by number.
 #[derive(Debug, Default)]
-pub(crate) struct LogNumbers {
-    list: Vec<LogId>,
-    numbers: HashMap<LogId, u32>,
+pub(crate) struct TargetNumbers {
+    list: Vec<Target>,
+    numbers: HashMap<Target, u32>,
 }
 
-impl LogNumbers {
-    fn number(&mut self, log: LogId) -> u32 {
-        let next = u32::try_from(self.list.len()).expect("there are fewer logs than runs");
-        *self.numbers.entry(log).or_insert_with(|| {
-            self.list.push(log);
+impl TargetNumbers {
+    fn number(&mut self, target: Target) -> u32 {
+        let next = u32::try_from(self.list.len()).expect("there are fewer segments than runs");
+        *self.numbers.entry(target).or_insert_with(|| {
+            self.list.push(target);
             next
         })
     }
@@ -36,7 +36,7 @@ impl LogNumbers {
 pub(crate) struct Build {
     pub(crate) map: BlockMap,
     pub(super) points: Vec<Point>,
-    logs: LogNumbers,
+    targets: TargetNumbers,
     /// What was written since the last mark: it counts only if another mark follows.
     pending: Vec<(BlockRange, Option<Source>)>,
     size_bytes: u64,
@@ -52,7 +52,7 @@ impl Build {
         Self {
             map: BlockMap::default(),
             points: Vec::new(),
-            logs: LogNumbers::default(),
+            targets: TargetNumbers::default(),
             pending: Vec::new(),
             size_bytes: 0,
             ids: (ids == Ids::Keep).then(HashMap::new),
@@ -83,8 +83,7 @@ impl Build {
         for run in &part.runs {
             // In range: the decoder compared them.
             let chunk = part.chunks[run.chunk as usize];
-            let at =
-                ChunkAt { log: self.logs.number(chunk.log), slot: chunk.slot, chunk: chunk.chunk };
+            let at = ChunkAt { target: self.targets.number(chunk.target), chunk: chunk.chunk };
             self.keep_id(at, chunk.id, chunk.blocks);
             self.map.append(run.range, Source::new(at, &chunk.id, run.first));
         }
@@ -97,13 +96,11 @@ impl Build {
         chain: &Chain<'_>,
         found: &Found,
     ) -> Result<Option<Point>, VaultError> {
-        let Found { epoch, log, slot, span, segment } = found;
+        let Found { epoch, slot, span, segment, .. } = found;
         for extent in &span.extents {
             let source = match extent.source {
                 ExtentSource::Zero => None,
-                ExtentSource::Chunk { chunk, first } => {
-                    Some(self.source(*log, *slot, segment, chunk, first))
-                }
+                ExtentSource::Chunk { chunk, first } => Some(self.source(segment, chunk, first)),
             };
             self.pending.push((extent.range, source));
         }
@@ -134,21 +131,14 @@ impl Build {
 
     /// Where chunk `number` of the table of a slot is stored: references are followed here, where
     /// the table is at hand.
-    fn source(
-        &mut self,
-        log: LogId,
-        slot: Slot,
-        segment: &OpenSegment,
-        number: u32,
-        first: u32,
-    ) -> Source {
+    fn source(&mut self, segment: &OpenSegment, number: u32, first: u32) -> Source {
         // In range: the table's decoder compared them.
         let chunk = segment.table.chunks[number as usize];
-        let (log, slot, number) = match chunk.place {
-            ChunkPlace::Here { .. } => (log, slot, number),
-            ChunkPlace::There { log, slot, chunk } => (log, slot, chunk),
+        let (target, number) = match chunk.place {
+            ChunkPlace::Here { .. } => (segment.target(), number),
+            ChunkPlace::There { target, chunk } => (target, chunk),
         };
-        let at = ChunkAt { log: self.logs.number(log), slot, chunk: number };
+        let at = ChunkAt { target: self.targets.number(target), chunk: number };
         self.keep_id(at, chunk.id, chunk.blocks);
         Source::new(at, &chunk.id, first)
     }
@@ -186,9 +176,9 @@ impl Build {
         self.end
     }
 
-    /// The logs by number.
-    pub(crate) fn logs(&self) -> &[LogId] {
-        &self.logs.list
+    /// The segments by number.
+    pub(crate) fn targets(&self) -> &[Target] {
+        &self.targets.list
     }
 
     /// The id and length of a chunk, if ids are kept.
@@ -197,17 +187,14 @@ impl Build {
     }
 
     /// Where a source is stored, and the id of its chunk, for comparisons between builds.
-    pub(crate) fn stored(
-        &self,
-        source: &Source,
-    ) -> (LogId, Slot, u32, u32, Option<(ChunkId, u32)>) {
-        let Source { log, slot, chunk, first, .. } = *source;
-        (self.logs.list[log as usize], slot, chunk, first, self.chunk_id(source.at()))
+    pub(crate) fn stored(&self, source: &Source) -> (Target, u32, u32, Option<(ChunkId, u32)>) {
+        let Source { target, chunk, first, .. } = *source;
+        (self.targets.list[target as usize], chunk, first, self.chunk_id(source.at()))
     }
 
     /// The parts of a view.
-    pub(super) fn finish(self) -> (BlockMap, Vec<LogId>, Vec<Point>) {
-        (self.map, self.logs.list, self.points)
+    pub(super) fn finish(self) -> (BlockMap, Vec<Target>, Vec<Point>) {
+        (self.map, self.targets.list, self.points)
     }
 }
 
