@@ -5,7 +5,7 @@ use farshore_codec::{ChunkHasher, Chunker, VaultKeys};
 use farshore_ingest::dedup::Known;
 use farshore_ingest::index::Index;
 use farshore_proto::segment::Table;
-use farshore_proto::{ChunkId, LogId, Slot};
+use farshore_proto::{ChunkId, LogId, Slot, Target};
 use farshore_vault::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -58,8 +58,8 @@ impl Dedup {
     }
 
     /// A segment was built; its log's later slots may refer to its chunks.
-    pub(crate) fn built(&self, log: LogId, slot: Slot, table: &Table) {
-        self.known().built(log, slot, table);
+    pub(crate) fn built(&self, target: Target, table: &Table) {
+        self.known().built(target, table);
     }
 
     /// A log was sealed: what of it was not committed is nowhere.
@@ -74,8 +74,8 @@ impl Dedup {
     }
 
     /// Chunks of a committed segment found at the start; those known already are left as they are.
-    pub(crate) fn learn(&self, log: LogId, slot: Slot, table: &Table) {
-        self.known().learn(log, slot, table);
+    pub(crate) fn learn(&self, target: Target, table: &Table) {
+        self.known().learn(target, table);
         self.0.fresh_moved.notify_one();
     }
 

@@ -54,7 +54,7 @@ pub(crate) async fn recover(
                 Input::JournalSeen { volumes }
             }
             Some(Output::ReadLog { log, incarnation, journaled }) => {
-                let learn = |slot, table: &_| dedup.learn(log, slot, table);
+                let learn = |target, table: &_| dedup.learn(target, table);
                 let found = recover_log(vault, log, incarnation, &journaled, learn).await;
                 Input::LogRead { found: found.context("read the log")? }
             }

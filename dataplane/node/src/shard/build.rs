@@ -8,6 +8,8 @@ use crate::services::Request;
 use farshore_api::machine::VolumeStats;
 use farshore_codec::{CodecError, SegmentBuilder};
 use farshore_ingest::build::{Build, SpanStats};
+use farshore_proto::Target;
+use farshore_proto::segment::SlotWriter;
 use std::rc::Rc;
 
 /// Builds segments as the engine asks, for as long as the shard has its log.
@@ -33,7 +35,7 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Option<Request>, Cod
         owner.vault,
         log,
         plan.slot,
-        core.parts.incarnation,
+        SlotWriter::of_run(core.parts.incarnation),
         &owner.key,
         owner.number,
         dedup.level(),
@@ -52,7 +54,8 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Option<Request>, Cod
             VolumeStats { bytes_in, zero_bytes, duplicate_bytes, unique_bytes, stored_bytes };
         core.parts.metrics.built(volume, epoch, &stats);
     }
-    dedup.built(log, plan.slot, &built.table);
+    let attempt = built.header.attempt();
+    dedup.built(Target { log, slot: plan.slot, attempt }, &built.table);
     core.parts.metrics.put(built.object_bytes());
     let spans = built.table.spans.iter().map(|span| (span.volume, span.extents.len())).collect();
     let (shard, slot, object) = (core.id(), plan.slot, built.pieces.into());

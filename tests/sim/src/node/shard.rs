@@ -17,7 +17,8 @@ use farshore_ingest::claim::claim_with;
 use farshore_ingest::frames::{Frame, Frames};
 use farshore_ingest::journal::{JournalWriter, Written, lay_out, plain_bytes};
 use farshore_proto::frame::{Ack, Control, Refusal, RefusalReason};
-use farshore_proto::{LogId, Slot, Timestamp, VolumeId};
+use farshore_proto::segment::SlotWriter;
+use farshore_proto::{LogId, Slot, Target, Timestamp, VolumeId};
 use farshore_vault::log::put_until_there;
 use std::collections::VecDeque;
 use std::io;
@@ -337,10 +338,10 @@ impl Turn<'_> {
         let Some((slot, spans)) = shard.plans.pop_front() else { return Ok(()) };
         let vault = self.world.store.vault();
         let (key_number, key) = vault.newest_key();
-        let (log, incarnation) = (shard.log(), shard.incarnation);
+        let (log, writer) = (shard.log(), SlotWriter::of_run(shard.incarnation));
         let told = |error: farshore_codec::CodecError| format!("cannot build a segment: {error}");
         let mut builder =
-            SegmentBuilder::new(vault.id(), log, slot, incarnation, key, key_number, 1)
+            SegmentBuilder::new(vault.id(), log, slot, writer, key, key_number, 1)
                 .map_err(told)?;
         builder.check_each_frame();
         let tools = &self.running.tools;
@@ -349,7 +350,8 @@ impl Turn<'_> {
         let frame = |handle| shard.frames.get(handle);
         while build.step(frame, |ids| known.lookup(log, ids)) {}
         let (built, _) = build.finish().map_err(told)?;
-        known.built(log, slot, &built.table);
+        let attempt = built.header.attempt();
+        known.built(Target { log, slot, attempt }, &built.table);
         self.world.tell(self.process(), || {
             let (spans, bytes) = (built.table.spans.len(), built.object_bytes());
             format!("shard {number}: puts slot {slot}, {spans} spans, {bytes} bytes")

@@ -25,7 +25,7 @@ use farshore_ingest::journal::{
 use farshore_ingest::recover::recover;
 use farshore_proto::frame::imprint;
 use farshore_proto::segment::Table;
-use farshore_proto::{LogId, Seq, Slot, VolumeId};
+use farshore_proto::{LogId, Seq, Target, VolumeId};
 use farshore_vault::Vault;
 use farshore_vault::catalog::end_of_volume;
 use farshore_vault::epoch::read_epochs;
@@ -64,7 +64,7 @@ struct Begun {
 }
 
 /// What was read of one shard's log; nothing if it was sealed.
-pub(super) type LogRead = Result<Option<(RecoveredLog, Vec<(Slot, Table)>)>, String>;
+pub(super) type LogRead = Result<Option<(RecoveredLog, Vec<(Target, Table)>)>, String>;
 
 impl Node {
     /// Starts its process.
@@ -106,8 +106,8 @@ impl Node {
         match read {
             Ok(read) => {
                 let found = read.map(|(found, tables)| {
-                    for (slot, table) in tables {
-                        starting.known.learn(log, slot, &table);
+                    for (target, table) in tables {
+                        starting.known.learn(target, &table);
                     }
                     found
                 });
@@ -370,7 +370,7 @@ async fn read_log(
     journaled: &BTreeSet<VolumeId>,
 ) -> LogRead {
     let mut tables = Vec::new();
-    let learn = |slot: Slot, table: &Table| tables.push((slot, table.clone()));
+    let learn = |target: Target, table: &Table| tables.push((target, table.clone()));
     let found = recover(vault, log, incarnation, journaled, learn).await;
     let found = found.map_err(|error| error.to_string())?;
     Ok(found.map(|found| (found, tables)))

@@ -6,9 +6,8 @@ use crate::disk::{Tag, tag_of};
 use crate::store::at_once;
 use crate::world::World;
 use bytes::Bytes;
-use farshore_proto::epoch::EpochHeader;
 use farshore_proto::limits::BLOCK_BYTES;
-use farshore_proto::segment::SegmentHeader;
+use farshore_proto::object::{ObjectHeader, ObjectKind};
 use farshore_proto::{BlockRange, Epoch, ErrorKind, Seq, Slot, VolumeId};
 use farshore_vault::catalog::{end_of_volume, list_points};
 use farshore_vault::epoch::read_epochs;
@@ -19,13 +18,12 @@ use farshore_vault::{Vault, VaultError};
 
 /// Purpose and salt of an object, if it is a kind that carries one in its head.
 pub(super) fn salt_of(name: &str, bytes: &Bytes) -> Option<(&'static str, [u8; 32])> {
-    if name.starts_with("logs/") {
-        return Some(("segment", SegmentHeader::decode(bytes).ok()?.salt));
-    }
-    if name.starts_with("volumes/") {
-        return Some(("epoch", EpochHeader::decode(bytes).ok()?.0.salt));
-    }
-    None
+    let kind = match name.split('/').next()? {
+        "logs" => ObjectKind::Slot,
+        "volumes" => ObjectKind::Epoch,
+        _ => return None,
+    };
+    Some((kind.what(), ObjectHeader::decode(kind, bytes).ok()?.0.salt))
 }
 
 /// A volume at a point, as it is read from the vault.
