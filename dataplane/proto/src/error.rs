@@ -51,6 +51,16 @@ pub enum DecodeError {
         /// The version found.
         found: u16,
     },
+    /// Something that a reader must understand, and this build does not know of.
+    #[error("{what}: written by a newer version of Farshore ({feature} {bit} is not known here)")]
+    Newer {
+        /// The layout being decoded.
+        what: &'static str,
+        /// Bit of the header, or section.
+        feature: &'static str,
+        /// Its number.
+        bit: u32,
+    },
     /// A checksum does not match.
     #[error("{what}: checksum does not match")]
     Checksum {
@@ -95,7 +105,7 @@ impl DecodeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Limit { .. } => ErrorKind::Limit,
-            Self::Version { .. } => ErrorKind::Invalid,
+            Self::Version { .. } | Self::Newer { .. } => ErrorKind::Invalid,
             _ => ErrorKind::Corrupt,
         }
     }

@@ -4,7 +4,9 @@
 
 use crate::bugs::{Bug, is_on};
 use crate::error::DecodeError;
-use crate::ids::{BlockRange, Epoch, Imprint, MarkKind, PointId, Seq, Stamp, VolumeId};
+use crate::ids::{BlockRange, Epoch, Imprint, Seq, Stamp, VolumeId};
+use crate::mark::MARK_BYTES;
+pub use crate::mark::Mark;
 use crate::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, REFUSAL_TEXT_BYTES_MAX, SEQ_CLAIMED_MAX,
     VOLUME_BLOCKS_MAX, VOLUME_BYTES_MAX, ZERO_BLOCKS_MAX,
@@ -14,7 +16,6 @@ use crate::wire::{Put, Reader, check_crc, put_crc};
 const MAGIC: [u8; 4] = *b"FSF1";
 const HELLO_BYTES: usize = 64;
 const WELCOME_BYTES: usize = 40;
-const MARK_BYTES: usize = 32;
 const ACK_BYTES: usize = 16;
 
 /// What a frame is.
@@ -317,22 +318,6 @@ pub struct Welcome {
     pub imprint: Imprint,
 }
 
-/// A recovery point in the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
-    /// Its id, the same on all volumes of the machine.
-    pub point: PointId,
-    /// What it promises.
-    pub kind: MarkKind,
-    /// Blocks of the disk that nobody could read and that the point does not hold as they are; at
-    /// most this many can be said, more say the same.
-    pub unknown_blocks: u32,
-    /// Whether somebody waits for it: the node closes the batch at once.
-    pub is_prompt: bool,
-    /// The agent's wall clock; shown to people, never used for order.
-    pub time_unix_ms: u64,
-}
-
 /// Watermarks: all of the stream up to here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ack {
@@ -509,7 +494,7 @@ impl Control {
                 reader.reserved(1)?;
                 Self::Welcome(welcome)
             }
-            FrameKind::Mark => Self::Mark(header.seq, take_mark(&mut reader)?),
+            FrameKind::Mark => Self::Mark(header.seq, Mark::take(&mut reader)?),
             FrameKind::Ack => Self::Ack(Ack {
                 journaled: take_claim(&mut reader, "ack journaled")?,
                 committed: take_claim(&mut reader, "ack committed")?,
@@ -586,29 +571,8 @@ fn take_hello(reader: &mut Reader<'_>) -> Result<Hello, DecodeError> {
 }
 
 fn put_mark(body: &mut Vec<u8>, mark: &Mark) -> FrameKind {
-    body.put_bytes(&mark.point.0);
-    body.put_u64(mark.time_unix_ms);
-    body.put_u8(mark.kind.code());
-    body.put_u8(u8::from(mark.is_prompt));
-    body.put_zeros(2);
-    body.put_u32(mark.unknown_blocks);
+    mark.put(body);
     FrameKind::Mark
-}
-
-fn take_mark(reader: &mut Reader<'_>) -> Result<Mark, DecodeError> {
-    let point = PointId(reader.array()?);
-    let time_unix_ms = reader.u64()?;
-    let code = reader.u8()?;
-    let kind = MarkKind::from_code(code)
-        .ok_or(DecodeError::Range { what: "mark kind", value: code.into() })?;
-    let is_prompt = match reader.u8()? {
-        0 => false,
-        1 => true,
-        other => return Err(DecodeError::Range { what: "mark prompt", value: other.into() }),
-    };
-    reader.reserved(2)?;
-    let unknown_blocks = reader.u32()?;
-    Ok(Mark { point, kind, unknown_blocks, is_prompt, time_unix_ms })
 }
 
 #[cfg(test)]

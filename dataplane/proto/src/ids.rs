@@ -70,6 +70,11 @@ uuid_id! {
 }
 
 uuid_id! {
+    /// One attempt to mark several volumes at one instant.
+    MarkAttempt
+}
+
+uuid_id! {
     /// One run of the dedup index in the vault.
     RunId
 }
@@ -126,6 +131,29 @@ pub struct KeyNumber(pub u32);
 impl fmt::Display for KeyNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// A dedup domain of a vault: volumes that share chunks, chunk ids and keys. The first is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Domain(pub u32);
+
+impl Domain {
+    /// The domain that each vault has.
+    pub const FIRST: Self = Self(1);
+}
+
+/// Which attempt at the name of an object: the first bytes of its salt, which each attempt draws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attempt(pub [u8; 8]);
+
+impl Attempt {
+    /// Of the object that has this salt.
+    #[must_use]
+    pub fn of(salt: &[u8; 32]) -> Self {
+        let mut attempt = [0; 8];
+        attempt.copy_from_slice(&salt[..8]);
+        Self(attempt)
     }
 }
 
@@ -241,11 +269,16 @@ pub enum MarkKind {
     App,
     /// Fuzzy: the disk was read while it was written, no instant had all of it.
     Scan,
+    /// File systems were frozen: they need no repair.
+    FileSystem,
+    /// The last one: what wrote the disk was stopped before.
+    Final,
 }
 
 impl MarkKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Crash, Self::App, Self::Scan];
+    pub const ALL: [Self; 5] =
+        [Self::Crash, Self::App, Self::Scan, Self::FileSystem, Self::Final];
 
     /// Its word for people and programs.
     #[must_use]
@@ -254,6 +287,8 @@ impl MarkKind {
             Self::Crash => "crash",
             Self::App => "app",
             Self::Scan => "scan",
+            Self::FileSystem => "file-system",
+            Self::Final => "final",
         }
     }
 
@@ -264,6 +299,8 @@ impl MarkKind {
             Self::Crash => 1,
             Self::App => 2,
             Self::Scan => 3,
+            Self::FileSystem => 4,
+            Self::Final => 5,
         }
     }
 
@@ -274,6 +311,8 @@ impl MarkKind {
             1 => Some(Self::Crash),
             2 => Some(Self::App),
             3 => Some(Self::Scan),
+            4 => Some(Self::FileSystem),
+            5 => Some(Self::Final),
             _ => None,
         }
     }

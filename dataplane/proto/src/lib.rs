@@ -18,11 +18,13 @@ pub mod journal;
 pub mod keys;
 pub mod limits;
 pub mod map;
+pub mod mark;
+pub mod sections;
 pub mod segment;
 pub mod wire;
 
 pub use error::{DecodeError, ErrorKind};
 pub use ids::{
-    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind, PointId, RunId, Seq, Slot,
     Stamp, Timestamp, VaultId, VolumeId,
 };

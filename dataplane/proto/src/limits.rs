@@ -67,6 +67,15 @@ pub const JOURNAL_FILE_BYTES: u64 = 256 << 20;
 /// Tag of AES-256-GCM.
 pub const TAG_BYTES: usize = 16;
 
+/// Longest header of an object, with what later programs add to it.
+pub const OBJECT_HEADER_BYTES_MAX: usize = 512;
+/// Largest body of an object before compression.
+pub const OBJECT_BODY_BYTES_MAX: usize = 16 << 20;
+/// Largest body of a small object (epoch) before compression.
+pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
+/// Most sections in a body.
+pub const SECTIONS_MAX: usize = 64;
+
 /// Shortest chunk that a content-defined cut makes, in blocks (16 KiB).
 pub const CHUNK_BLOCKS_MIN: usize = 4;
 /// Longest chunk in blocks (128 KiB).

@@ -513,7 +513,8 @@ fn take_mark(reader: &mut Reader<'_>) -> Result<Option<Mark>, DecodeError> {
     }
     let kind = MarkKind::from_code(code)
         .ok_or(DecodeError::Range { what: "mark kind", value: code.into() })?;
-    Ok(Some(Mark { point, kind, unknown_blocks, is_prompt, time_unix_ms }))
+    let group = crate::mark::MarkGroup::ALONE;
+    Ok(Some(Mark { point, kind, unknown_blocks, is_prompt, time_unix_ms, group }))
 }
 
 fn take_extent(reader: &mut Reader<'_>, chunks: &[SegmentChunk]) -> Result<Extent, DecodeError> {
