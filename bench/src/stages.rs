@@ -19,6 +19,7 @@ use farshore_codec::journal::JournalSealer;
 use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_codec::{ChunkHasher, Chunker, Compressor, DataKey, VaultKeys, zero};
 use farshore_proto::frame::FrameHeader;
+use farshore_proto::journal::GroupSize;
 use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, JOURNAL_GROUP_HEADER_BYTES,
     SEGMENT_FRAME_BYTES,
@@ -187,7 +188,8 @@ fn journal_seal(data: &[u8]) -> Result<Duration> {
             let bytes = JournalSealer::disk_bytes(group.len());
             let start = JOURNAL_GROUP_HEADER_BYTES;
             disk[start..start + group.len()].copy_from_slice(group);
-            sealer.seal_group(group.len(), &mut disk[..bytes])?;
+            let size = GroupSize { entries: 1, bytes: group.len() };
+            sealer.seal_group(size, &mut disk[..bytes])?;
         }
         Ok(())
     })

@@ -277,8 +277,7 @@ pub enum MarkKind {
 
 impl MarkKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Crash, Self::App, Self::Scan, Self::FileSystem, Self::Final];
+    pub const ALL: [Self; 5] = [Self::Crash, Self::App, Self::Scan, Self::FileSystem, Self::Final];
 
     /// Its word for people and programs.
     #[must_use]

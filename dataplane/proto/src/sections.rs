@@ -136,7 +136,10 @@ impl<'a> Sections<'a> {
 
     /// The records of a section, each a reader over all that this program knows of it; none if the section is
     /// not there.
-    pub fn records(&self, kind: &SectionKind) -> impl ExactSizeIterator<Item = Reader<'a>> + use<'a> {
+    pub fn records(
+        &self,
+        kind: &SectionKind,
+    ) -> impl ExactSizeIterator<Item = Reader<'a>> + use<'a> {
         let section = self.found.iter().find(|section| section.number == kind.number);
         let (bytes, stride, count) =
             section.map_or((&[][..], kind.stride, 0), |s| (s.bytes, s.stride, s.count));

@@ -3,7 +3,6 @@
 //! Layout, cryptography and order of operations: `docs/formats/segment.md`.
 
 use crate::error::DecodeError;
-use crate::frame::Mark;
 use crate::ids::{
     BlockRange, ChunkId, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, Stamp,
 };
@@ -14,6 +13,7 @@ use crate::limits::{
     SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_LOGS_MAX,
     SEGMENT_SPANS_MAX, SEGMENT_TABLE_BYTES_MAX, SLOT_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
 };
+use crate::mark::Mark;
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
 const MAGIC: [u8; 4] = *b"FSSG";

@@ -13,8 +13,8 @@ use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::{RecoveryKey, SegmentBuilder};
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::frame::Mark;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
 use farshore_proto::{
     BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, Stamp, VolumeId,
@@ -205,6 +205,7 @@ impl World {
                 unknown_blocks,
                 is_prompt: false,
                 time_unix_ms,
+                group: MarkGroup::ALONE,
             }
         });
         if volume.seq < volume.first_waiting {
@@ -439,6 +440,7 @@ pub(crate) async fn large(mib: u64) -> Large {
             unknown_blocks: 0,
             is_prompt: false,
             time_unix_ms: 0,
+            group: MarkGroup::ALONE,
         };
         builder.push_span(Span {
             volume,

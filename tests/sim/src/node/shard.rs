@@ -17,7 +17,7 @@ use farshore_proto::{LogId, Slot, Timestamp, VolumeId};
 use farshore_vault::build::Build;
 use farshore_vault::claim::claim_with;
 use farshore_vault::frames::{Frame, Frames};
-use farshore_vault::journal::{JournalWriter, Written, lay_out, plain_bytes};
+use farshore_vault::journal::{JournalWriter, Written, lay_out, size_of};
 use farshore_vault::log::put_until_there;
 use std::collections::VecDeque;
 use std::io;
@@ -278,12 +278,12 @@ impl Turn<'_> {
         }
         let Some((group, entries)) = shard.groups.pop_front() else { return };
         let Some(mut journal) = shard.journal.take() else { return };
-        let mut plain = vec![0; plain_bytes(&entries)];
+        let size = size_of(&entries);
+        let mut plain = vec![0; size.bytes];
         lay_out(&entries, |handle| shard.frames.get(handle), &mut plain);
         let node = self.number;
         self.world.spawn(self.process(), async move {
-            let bytes = plain.len();
-            let written = journal.write(bytes, |into| into.copy_from_slice(&plain)).await;
+            let written = journal.write(size, |into| into.copy_from_slice(&plain)).await;
             world::Event::Node(node, Event::Grouped { shard: number, group, journal, written })
         });
     }
