@@ -4,9 +4,10 @@
 use crate::session::{Dial, DialError, Target, Transport};
 use farshore_proto::frame::imprint;
 use farshore_proto::frame::{
-    Ack, Control, FrameHeader, FrameKind, Hello, Mark, Refusal, RefusalReason, Welcome,
+    Ack, Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason, Welcome,
 };
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, WINDOW_BYTES};
+use farshore_proto::mark::Mark;
 use farshore_proto::{Epoch, Imprint, PointId, Seq, Stamp};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use crate::clock::{Clock, unix_ms};
 use crate::hrl::{AppendError, Log};
 use crate::volume::Facts;
 use farshore_api::agent::{AgentVolume, MarkRequest};
-use farshore_proto::frame::Mark;
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{MarkKind, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,7 +58,14 @@ impl Promise {
     fn mark(self, point: Uuid, time_unix_ms: u64, is_prompt: bool) -> Mark {
         let Self { kind, unknown_blocks } = self;
         let unknown_blocks = u32::try_from(unknown_blocks).unwrap_or(u32::MAX);
-        Mark { point: point.into(), kind, unknown_blocks, is_prompt, time_unix_ms }
+        Mark {
+            point: point.into(),
+            kind,
+            unknown_blocks,
+            is_prompt,
+            time_unix_ms,
+            group: MarkGroup::ALONE,
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use farshore_codec::journal::JournalSealer;
 use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_codec::{ChunkHasher, Chunker, Compressor, DataKey, VaultKeys, zero};
 use farshore_proto::frame::FrameHeader;
+use farshore_proto::journal::GroupSize;
 use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, JOURNAL_GROUP_HEADER_BYTES,
     SEGMENT_FRAME_BYTES,
@@ -187,7 +188,8 @@ fn journal_seal(data: &[u8]) -> Result<Duration> {
             let bytes = JournalSealer::disk_bytes(group.len());
             let start = JOURNAL_GROUP_HEADER_BYTES;
             disk[start..start + group.len()].copy_from_slice(group);
-            sealer.seal_group(group.len(), &mut disk[..bytes])?;
+            let size = GroupSize { entries: 1, bytes: group.len() };
+            sealer.seal_group(size, &mut disk[..bytes])?;
         }
         Ok(())
     })
@@ -255,7 +257,7 @@ fn pack(unique: &[u8]) -> Result<Vec<Vec<u8>>> {
 }
 
 fn seal(packed: &[Vec<u8>]) -> Result<Duration> {
-    let mut sealer = Sealer::draw(&key(), Purpose::Segment, &[b"bench"])?;
+    let mut sealer = Sealer::draw(&key(), Purpose::Object, &[b"bench"])?;
     let mut buffer = Vec::new();
     timed(|| {
         for frame in packed {

@@ -1,4 +1,4 @@
-//! Opening a connection to a node as agents do: TCP, mutual TLS 1.3, HTTP/1.1 `Upgrade: farshore/1`.
+//! Opening a connection to a node as agents do: TCP, mutual TLS 1.3, HTTP/1.1 `Upgrade: farshore/2`.
 
 use crate::limits::{DIAL_TIME_MAX, HEAD_BYTES_MAX};
 use farshore_proto::{Epoch, VolumeId};
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// The protocol that the upgrade asks for.
-const PROTOCOL: &str = "farshore/1";
+const PROTOCOL: &str = "farshore/2";
 /// Time in which the text of a refusal comes, if there is one.
 const REASON_TIME_MAX: Duration = Duration::from_secs(1);
 /// Headers of an answer that are looked at.
@@ -228,10 +228,10 @@ mod tests {
 
     #[tokio::test]
     async fn asks_as_the_format_says_and_leaves_frames_alone() {
-        let answer = "HTTP/1.1 101 Switching Protocols\r\nupgrade: farshore/1\r\n\r\nFSF1";
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nupgrade: farshore/2\r\n\r\nFSF2";
         let (result, asked, left) = answered(answer).await;
         result.unwrap();
-        assert_eq!(left, "FSF1");
+        assert_eq!(left, "FSF2");
         let start = "GET /v1/volumes/01010101-0101-0101-0101-010101010101/stream HTTP/1.1\r\n";
         assert!(asked.starts_with(start) && asked.ends_with("\r\n\r\n"), "{asked}");
     }

@@ -6,13 +6,14 @@
 
 use crate::limits::{MARKS_MAX, UNCOMMITTED_MAX};
 use farshore_proto::Seq;
-use farshore_proto::frame::{Ack, Hello, Mark, Welcome};
+use farshore_proto::frame::{Ack, Hello, Welcome};
 use farshore_proto::limits::FRAME_HEADER_BYTES;
+use farshore_proto::mark::{MARK_BYTES, Mark};
 use farshore_proto::{Epoch, VolumeId};
 use std::collections::VecDeque;
 
 /// Bytes of a mark on the wire.
-pub const MARK_FRAME_BYTES: u64 = FRAME_HEADER_BYTES as u64 + 32;
+pub const MARK_FRAME_BYTES: u64 = (FRAME_HEADER_BYTES + MARK_BYTES) as u64;
 
 /// A place in the stream: all up to `seq`, of which `writes` are writes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,4 +1,4 @@
-//! Turning what was read of a disk into log entries: zeros as runs, the rest as it is.
+//! Turning what was read of a disk into log entries, copies all of them: zeros as runs, the rest as it is.
 
 use crate::hrl::Entry;
 use farshore_proto::BlockRange;
@@ -33,7 +33,7 @@ pub fn entries_of(block: u64, data: &[u8]) -> Vec<Entry<'_>> {
         if run >= ZERO_RUN_MIN || is_all {
             push_data(&mut entries, block, data, data_from, at);
             let range = BlockRange { block: block + at as u64, count: run as u64 };
-            entries.push(Entry::Zero { range });
+            entries.push(Entry::Zero { range, is_copy: true });
             data_from = at + run;
         }
         at += run.max(1);
@@ -45,7 +45,7 @@ pub fn entries_of(block: u64, data: &[u8]) -> Vec<Entry<'_>> {
 fn push_data<'a>(entries: &mut Vec<Entry<'a>>, block: u64, data: &'a [u8], from: usize, to: usize) {
     if from < to {
         let data = &data[from * BLOCK_BYTES..to * BLOCK_BYTES];
-        entries.push(Entry::Write { block: block + from as u64, data });
+        entries.push(Entry::Write { block: block + from as u64, data, is_copy: true });
     }
 }
 
@@ -58,9 +58,11 @@ mod tests {
             pattern.bytes().flat_map(|byte| [u8::from(byte != b'0'); BLOCK_BYTES]).collect();
         let entries = entries_of(100, &data);
         let shapes = entries.iter().map(|entry| match entry {
-            Entry::Write { block, data } => ('d', *block, (data.len() / BLOCK_BYTES) as u64),
-            Entry::Zero { range } => ('z', range.block, range.count),
-            Entry::Mark { .. } => unreachable!("no marks here"),
+            Entry::Write { block, data, is_copy: true } => {
+                ('d', *block, (data.len() / BLOCK_BYTES) as u64)
+            }
+            Entry::Zero { range, is_copy: true } => ('z', range.block, range.count),
+            _ => unreachable!("copies, and no marks"),
         });
         shapes.collect()
     }

@@ -71,11 +71,11 @@ impl Change {
         let (offset, length) = self.bytes();
         match self {
             Self::Write { data, .. } if self.is_on_grid() => {
-                Ok(append(&[Entry::Write { block: blocks.block, data }]))
+                Ok(append(&[Entry::Write { block: blocks.block, data, is_copy: false }]))
             }
             Self::Write { .. } => {
                 let data = read(blocks)?;
-                Ok(append(&[Entry::Write { block: blocks.block, data: &data }]))
+                Ok(append(&[Entry::Write { block: blocks.block, data: &data, is_copy: false }]))
             }
             Self::Zero { .. } => log_zeros(offset, length, read, append),
         }
@@ -93,19 +93,19 @@ fn log_zeros(
     let end_whole = (offset + length) / BLOCK;
     if first_whole >= end_whole {
         let data = read(BlockRange { block: first, count: end - first })?;
-        return Ok(append(&[Entry::Write { block: first, data: &data }]));
+        return Ok(append(&[Entry::Write { block: first, data: &data, is_copy: false }]));
     }
     let edge = |block: u64| read(BlockRange { block, count: 1 });
     let head = (first_whole > first).then(|| edge(first)).transpose()?;
     let tail = (end_whole < end).then(|| edge(end_whole)).transpose()?;
     let mut entries = Vec::with_capacity(3);
     if let Some(data) = &head {
-        entries.push(Entry::Write { block: first, data });
+        entries.push(Entry::Write { block: first, data, is_copy: false });
     }
     let range = BlockRange { block: first_whole, count: end_whole - first_whole };
-    entries.push(Entry::Zero { range });
+    entries.push(Entry::Zero { range, is_copy: false });
     if let Some(data) = &tail {
-        entries.push(Entry::Write { block: end_whole, data });
+        entries.push(Entry::Write { block: end_whole, data, is_copy: false });
     }
     Ok(append(&entries))
 }
@@ -122,9 +122,11 @@ mod tests {
         };
         let is_logged = change.log(read, |entries| {
             shapes.extend(entries.iter().map(|entry| match entry {
-                Entry::Write { block, data } => ('d', *block, (data.len() / BLOCK_BYTES) as u64),
-                Entry::Zero { range } => ('z', range.block, range.count),
-                Entry::Mark { .. } => unreachable!("no marks here"),
+                Entry::Write { block, data, is_copy: false } => {
+                    ('d', *block, (data.len() / BLOCK_BYTES) as u64)
+                }
+                Entry::Zero { range, is_copy: false } => ('z', range.block, range.count),
+                _ => unreachable!("live, and no marks"),
             }));
             true
         });

@@ -347,7 +347,8 @@ async fn read_run(
         });
         let logged = if is_hole.await? {
             log_held(&core, run, held, move |core, held| {
-                core.log_entries(vec![Entry::Zero { range: run }], skips_zeros, held)
+                let hole = Entry::Zero { range: run, is_copy: true };
+                core.log_entries(vec![hole], skips_zeros, held)
             })
             .await
         } else {

@@ -172,12 +172,12 @@ impl Prints {
     pub fn note(&self, entries: &[Entry<'_>]) {
         for entry in entries {
             match entry {
-                Entry::Write { block, data } => {
+                Entry::Write { block, data, .. } => {
                     let prints: Vec<Print> = data.chunks(BLOCK_BYTES).map(print_of).collect();
                     let count = prints.len() as u64;
                     self.keep(BlockRange { block: *block, count }, &|at| prints[at]);
                 }
-                Entry::Zero { range } => self.keep(*range, &|_| self.of_zeros),
+                Entry::Zero { range, .. } => self.keep(*range, &|_| self.of_zeros),
                 Entry::Mark { .. } => {}
             }
         }
@@ -417,14 +417,14 @@ mod tests {
         let prints = open(&dir);
         let (short, long) = (content(7, 3), content(8, 100));
         prints.note(&[
-            Entry::Write { block: 1, data: &short },
-            Entry::Write { block: 2, data: &long },
-            Entry::Zero { range: BlockRange { block: BLOCKS - 1, count: 1 } },
+            Entry::Write { block: 1, data: &short, is_copy: false },
+            Entry::Write { block: 2, data: &long, is_copy: false },
+            Entry::Zero { range: BlockRange { block: BLOCKS - 1, count: 1 }, is_copy: false },
         ]);
         let of = |byte| print_of(&content(byte, 1));
         let expected = [UNKNOWN, of(7), of(8), of(8)];
         assert_eq!(prints.read(BlockRange { block: 0, count: 4 }).unwrap(), expected);
-        prints.note(&[Entry::Write { block: 2, data: &short }]);
+        prints.note(&[Entry::Write { block: 2, data: &short, is_copy: false }]);
         prints.forget(BlockRange { block: 3, count: 1 });
         prints.sync().unwrap();
         drop(prints);
@@ -440,7 +440,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let prints = open(&dir);
         let data = content(7, 200);
-        prints.note(&[Entry::Write { block: 0, data: &data }]);
+        prints.note(&[Entry::Write { block: 0, data: &data, is_copy: false }]);
         prints.sync().unwrap();
         drop(prints);
         let mut doubtful = nothing();
@@ -459,7 +459,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(PRINTS_FILE);
         let noted = |prints: &Prints| {
-            prints.note(&[Entry::Zero { range: BlockRange { block: 0, count: 1 } }]);
+            prints
+                .note(&[Entry::Zero { range: BlockRange { block: 0, count: 1 }, is_copy: false }]);
             prints.sync().unwrap();
         };
         noted(&open(&dir));
@@ -492,18 +493,18 @@ mod tests {
         let prints = Prints::open(&path, VOLUME, size, &regions).unwrap();
         let (old, new) = (content(1, 1), content(2, 1));
         let last = 2 * PRINTS_PENDING_MAX as u64 + 7;
-        prints.note(&[Entry::Write { block: last, data: &old }]);
+        prints.note(&[Entry::Write { block: last, data: &old, is_copy: false }]);
         prints.sync().unwrap();
         for block in 0..PRINTS_PENDING_MAX as u64 {
-            prints.note(&[Entry::Write { block: block * 2, data: &new }]);
+            prints.note(&[Entry::Write { block: block * 2, data: &new, is_copy: false }]);
         }
         assert_eq!(one(&prints, last), print_of(&old));
-        prints.note(&[Entry::Write { block: last, data: &new }]);
+        prints.note(&[Entry::Write { block: last, data: &new, is_copy: false }]);
         assert_eq!(one(&prints, last), UNKNOWN, "not the old one");
         prints.write();
         // Once there is room, what is sent again is known again.
         let run = content(3, 64);
-        prints.note(&[Entry::Write { block: last - 3, data: &run }]);
+        prints.note(&[Entry::Write { block: last - 3, data: &run, is_copy: false }]);
         assert_eq!(one(&prints, last), print_of(&content(3, 1)));
         assert_eq!(one(&prints, last + 100), UNKNOWN);
         prints.sync().unwrap();
@@ -520,7 +521,7 @@ mod tests {
         prints
             .sync_by(|file| {
                 assert!(prints.lane.try_lock().is_ok(), "the file is free while it is synced");
-                prints.note(&[Entry::Write { block: 5, data: &run }]);
+                prints.note(&[Entry::Write { block: 5, data: &run, is_copy: false }]);
                 assert!(!prints.is_given_up());
                 file.sync_data()
             })
@@ -528,7 +529,7 @@ mod tests {
         assert_eq!(prints.read(all).unwrap(), [print_of(&content(3, 1)); 64]);
         // Nor for who writes it.
         let lane = prints.lane.lock().unwrap();
-        prints.note(&[Entry::Zero { range: all }]);
+        prints.note(&[Entry::Zero { range: all, is_copy: false }]);
         prints.forget(BlockRange { block: 6, count: 63 });
         drop(lane);
         prints.sync().unwrap();
@@ -542,11 +543,11 @@ mod tests {
     fn grows_with_its_disk() {
         let dir = tempfile::tempdir().unwrap();
         let prints = open(&dir);
-        prints.note(&[Entry::Zero { range: BlockRange { block: 7, count: 1 } }]);
+        prints.note(&[Entry::Zero { range: BlockRange { block: 7, count: 1 }, is_copy: false }]);
         let size = 5 * SIZE;
         prints.grow(size);
         let last = blocks_of(size) - 1;
-        prints.note(&[Entry::Zero { range: BlockRange { block: last, count: 1 } }]);
+        prints.note(&[Entry::Zero { range: BlockRange { block: last, count: 1 }, is_copy: false }]);
         prints.sync().unwrap();
         drop(prints);
         let regions = RegionSet::empty(blocks_of(size).div_ceil(REGION_BLOCKS));
@@ -561,7 +562,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let prints = open(&dir);
         let data = content(5, 1);
-        prints.note(&[Entry::Write { block: 1, data: &data }]);
+        prints.note(&[Entry::Write { block: 1, data: &data, is_copy: false }]);
         prints.sync().unwrap();
         let bytes = std::fs::read(dir.path().join(PRINTS_FILE)).unwrap();
         assert_eq!(bytes[..8], *b"FSPR\x01\0\0\0");

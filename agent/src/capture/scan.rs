@@ -349,7 +349,8 @@ fn entries<'a>(changed: &'a [Changed], pieces: &'a [Vec<u8>]) -> Vec<Entry<'a>> 
             }
             Content::Zeros(bytes) => {
                 let count = bytes.div_ceil(BLOCK_BYTES as u64);
-                entries.push(Entry::Zero { range: BlockRange { block: unit.block(), count } });
+                let range = BlockRange { block: unit.block(), count };
+                entries.push(Entry::Zero { range, is_copy: true });
             }
             Content::Parts(parts) => {
                 let parts = parts.iter().flat_map(|(run, data)| entries_of(run.block, data));

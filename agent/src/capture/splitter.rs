@@ -389,7 +389,7 @@ impl Core {
     /// Whether the log took a change that is on the disk, without waiting; the caller holds the blocks.
     fn log_at_once(&self, change: &Change, writing: &Underway<Pass>) -> bool {
         let Change::Write { data, .. } = change else { return false };
-        let entries = [Entry::Write { block: change.blocks().block, data }];
+        let entries = [Entry::Write { block: change.blocks().block, data, is_copy: false }];
         if !self.log.append_at_once(&entries) {
             return false;
         }

@@ -49,20 +49,23 @@ pub(super) fn frames_of<'a>(entries: &[Entry<'a>], mut at: Behind) -> Vec<Frame<
     };
     for entry in entries {
         match *entry {
-            Entry::Write { block, data } => {
+            Entry::Write { block, data, is_copy } => {
                 for (piece, number) in data.chunks(FRAME_BODY_BYTES_MAX).zip(0_u64..) {
                     let block = block + number * (FRAME_BODY_BYTES_MAX / BLOCK_BYTES) as u64;
-                    let head =
-                        |at: &Behind| laid_out(FrameHeader::write(at.next, block, piece), at);
+                    let head = |at: &Behind| {
+                        laid_out(FrameHeader::write(at.next, block, piece).of_copy(is_copy), at)
+                    };
                     frames.push(at.take(head, piece));
                 }
             }
-            Entry::Zero { range } => {
+            Entry::Zero { range, is_copy } => {
                 let mut left = range;
                 while left.count > 0 {
                     let count = left.count.min(ZERO_BLOCKS_MAX);
                     let piece = BlockRange { block: left.block, count };
-                    let head = |at: &Behind| laid_out(FrameHeader::zero(at.next, piece), at);
+                    let head = |at: &Behind| {
+                        laid_out(FrameHeader::zero(at.next, piece).of_copy(is_copy), at)
+                    };
                     frames.push(at.take(head, &[]));
                     left = BlockRange { block: left.block + count, count: left.count - count };
                 }

@@ -2,8 +2,9 @@
 
 use super::{Log, LogError};
 use crate::files::FileIo;
-use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark, imprint};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, imprint};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
+use farshore_proto::mark::Mark;
 use farshore_proto::{DecodeError, Imprint, Seq, Stamp};
 use std::io;
 use std::path::{Path, PathBuf};

@@ -9,9 +9,10 @@ use super::writer::{Part, file_name};
 use super::{LogError, writer};
 use crate::files::{FileIo, Files};
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark, imprint};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind, imprint};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
+use farshore_proto::mark::Mark;
 use farshore_proto::{DecodeError, Imprint, Seq, VolumeId};
 use std::collections::VecDeque;
 use std::io;
@@ -145,8 +146,9 @@ impl Opening<'_> {
         let length = file.len().map_err(failed("open", path))?;
         let before = Seq(first.0 - 1);
         let header = header_of(&*file, length).map_err(failed("read", path))?;
-        let Some(header) = header else {
-            return self.without_header(first, path, (&*file, length));
+        let header = match header {
+            Ok(header) => header,
+            Err(error) => return self.without_header(first, path, (&*file, length), &error),
         };
         let is_ours = header.volume == self.volume;
         let is_only = is_newest && self.recovered.last == Seq(0);
@@ -188,15 +190,16 @@ impl Opening<'_> {
         Ok(Some(Part { first, file, end: scan.end, path: path.to_owned() }))
     }
 
-    /// A file whose header does not decode: a crash while it was made, or damage.
+    /// A file whose header does not decode: a crash while it was made, or damage; or a newer version made it.
     fn without_header(
         &mut self,
         first: Seq,
         path: &Path,
         (file, length): (&dyn FileIo, u64),
+        error: &DecodeError,
     ) -> Result<Option<Part>, LogError> {
         let before = Seq(first.0 - 1);
-        self.cut(before, path, "has no valid header")?;
+        self.cut(before, path, &format!("has no valid header: {error}"))?;
         self.recovered.torn_bytes += length;
         if self.recovered.damage.is_some() {
             self.files.remove(path).map_err(failed("remove", path))?;
@@ -213,14 +216,15 @@ impl Opening<'_> {
     }
 }
 
-/// The header of a file; none if it does not decode.
-fn header_of(file: &dyn FileIo, length: u64) -> io::Result<Option<HrlHeader>> {
+/// The header of a file, if it decodes.
+fn header_of(file: &dyn FileIo, length: u64) -> io::Result<Result<HrlHeader, DecodeError>> {
     let mut head = [0; HRL_HEADER_BYTES];
-    if length < HRL_HEADER_BYTES as u64 {
-        return Ok(None);
+    if let Ok(have @ 0..HRL_HEADER_BYTES) = usize::try_from(length) {
+        let (what, needed) = ("hrl header", HRL_HEADER_BYTES);
+        return Ok(Err(DecodeError::Truncated { what, needed, have }));
     }
     file.read_exact_at(&mut head, 0)?;
-    Ok(HrlHeader::decode(&head).ok())
+    Ok(HrlHeader::decode(&head))
 }
 
 /// Whether a power cut came while the only file, which is named by seq `name` and whose header says

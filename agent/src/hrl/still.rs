@@ -8,7 +8,7 @@
 //! Invariant: a kept mark says what the log says up to its end, since nothing was appended since it was
 //! given. It stays true whatever happens to the disk later.
 
-use farshore_proto::frame::Mark;
+use farshore_proto::mark::Mark;
 use farshore_proto::{MarkKind, Seq};
 
 /// What a mark promises, but for its name and time.

@@ -1,8 +1,9 @@
 use super::*;
 use crate::faulty_files::{FaultyFiles, Sickness, time};
-use farshore_proto::frame::{FrameHeader, Mark, imprint};
+use farshore_proto::frame::{FrameHeader, imprint};
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES, ZERO_BLOCKS_MAX};
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{BlockRange, Imprint, MarkKind, PointId, Stamp, VolumeId};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -94,8 +95,8 @@ fn each_frame_says_which_it_is_behind() {
     let append = |log: &Log, number: u8| {
         let zeros = BlockRange { block: 9, count: ZERO_BLOCKS_MAX + 1 };
         log.append(&[
-            Entry::Write { block: 4, data: &block(number).repeat(257) },
-            Entry::Zero { range: zeros },
+            Entry::Write { block: 4, data: &block(number).repeat(257), is_copy: false },
+            Entry::Zero { range: zeros, is_copy: false },
             Entry::Mark { mark: mark(number) },
         ])
     };
@@ -160,7 +161,7 @@ fn block(number: u8) -> Vec<u8> {
 }
 
 fn write(log: &Log, at: u64, number: u8) -> Seq {
-    log.append(&[Entry::Write { block: at, data: &block(number) }]).unwrap()
+    log.append(&[Entry::Write { block: at, data: &block(number), is_copy: false }]).unwrap()
 }
 
 fn mark(number: u8) -> Mark {
@@ -170,6 +171,7 @@ fn mark(number: u8) -> Mark {
         unknown_blocks: 0,
         is_prompt: number.is_multiple_of(2),
         time_unix_ms: 1_700_000_000_000 + u64::from(number),
+        group: MarkGroup::ALONE,
     }
 }
 
@@ -198,11 +200,14 @@ fn reads_back_what_was_appended_in_runs_of_any_size() {
     assert!(recovered.was_absent);
     assert_eq!(log.place(), Place { first: Seq(1), last: Seq(0), bytes: 64 });
     assert_eq!(write(&log, 7, 1), Seq(1));
-    let zero = Entry::Zero { range: BlockRange { block: 9, count: 5_000_000 } };
+    let zero = Entry::Zero { range: BlockRange { block: 9, count: 5_000_000 }, is_copy: false };
     assert_eq!(log.append(&[zero]).unwrap(), Seq(3), "a long run of zeros is two frames");
     assert_eq!(log.append_mark(mark(1), 0).unwrap(), Seq(4));
     let big = vec![9; 300 * BLOCK_BYTES];
-    assert_eq!(log.append(&[Entry::Write { block: 100, data: &big }]).unwrap(), Seq(6));
+    assert_eq!(
+        log.append(&[Entry::Write { block: 100, data: &big, is_copy: false }]).unwrap(),
+        Seq(6)
+    );
     let whole = fs::read(only_file(dir.path())).unwrap();
     for bytes_max in [1, 5_000, 1 << 20, 16 << 20] {
         let (bytes, marks) = read_all(&log, 1, bytes_max);
@@ -214,6 +219,27 @@ fn reads_back_what_was_appended_in_runs_of_any_size() {
     let mut buffer = Vec::new();
     let missing = log.read_run(&mut Cursor::at(Seq(7)), 1, &mut buffer).unwrap_err();
     assert!(matches!(missing, LogError::Missing { seq: Seq(7) }));
+}
+
+#[test]
+fn a_copy_is_told_from_a_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    // Each is two frames.
+    let (data, range) = (vec![9; 300 * BLOCK_BYTES], BlockRange { block: 9, count: 5_000_000 });
+    for is_copy in [true, false] {
+        let write = Entry::Write { block: 100, data: &data, is_copy };
+        log.append(&[write, Entry::Zero { range, is_copy }]).unwrap();
+    }
+    log.append_mark(mark(1), 0).unwrap();
+    let (bytes, _) = read_all(&log, 1, 1 << 20);
+    let (mut rest, mut copies) = (&bytes[..], Vec::new());
+    while !rest.is_empty() {
+        let (header, body) = farshore_proto::hrl::frame_at(rest).unwrap();
+        copies.push(header.is_copy());
+        rest = &rest[FRAME_HEADER_BYTES + body.len()..];
+    }
+    assert_eq!(copies, [true, true, true, true, false, false, false, false, false]);
 }
 
 #[test]
@@ -291,7 +317,7 @@ fn trims_whole_files_and_only_at_committed() {
     let (log, _) = open(dir.path());
     let big = vec![1; 1 << 20];
     for number in 0..40 {
-        log.append(&[Entry::Write { block: number * 256, data: &big }]).unwrap();
+        log.append(&[Entry::Write { block: number * 256, data: &big, is_copy: false }]).unwrap();
     }
     let count = || fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(count(), 3);
@@ -312,7 +338,7 @@ fn trims_whole_files_and_only_at_committed() {
     log.trim(Seq(41)).unwrap();
     assert_eq!((log.place().first, log.last()), (Seq(41), Seq(41)));
     for number in 0..8 {
-        log.append(&[Entry::Write { block: number * 256, data: &big }]).unwrap();
+        log.append(&[Entry::Write { block: number * 256, data: &big, is_copy: false }]).unwrap();
     }
     log.trim(Seq(49)).unwrap();
     assert_eq!(log.place(), Place { first: Seq(50), last: Seq(49), bytes: 64 });
@@ -329,7 +355,7 @@ fn reopening_joins_files_and_notices_a_missing_one() {
     let (log, _) = open(dir.path());
     let big = vec![1; 1 << 20];
     for number in 0..40 {
-        log.append(&[Entry::Write { block: number * 256, data: &big }]).unwrap();
+        log.append(&[Entry::Write { block: number * 256, data: &big, is_copy: false }]).unwrap();
     }
     drop(log);
     let (_, recovered) = open(dir.path());
@@ -347,7 +373,7 @@ fn a_full_log_refuses_and_takes_again_after_a_trim() {
     let big = vec![1; 1 << 20];
     let mut last = Seq(0);
     let refused = loop {
-        match log.append(&[Entry::Write { block: 0, data: &big }]) {
+        match log.append(&[Entry::Write { block: 0, data: &big, is_copy: false }]) {
             Ok(seq) => last = seq,
             Err(error) => break error,
         }
@@ -358,7 +384,7 @@ fn a_full_log_refuses_and_takes_again_after_a_trim() {
     assert!(matches!(log.append_mark(mark(1), 0), Err(AppendError::Breached)));
     log.append_mark(mark(1), 1).unwrap();
     log.trim(Seq(10)).unwrap();
-    log.append(&[Entry::Write { block: 0, data: &big }]).unwrap();
+    log.append(&[Entry::Write { block: 0, data: &big, is_copy: false }]).unwrap();
 }
 
 #[test]
@@ -432,7 +458,7 @@ fn full_of(dir: &Path, frames: u64) -> Log {
     let (log, _) = Log::open(dir, VOLUME, 4 << 20).unwrap();
     let big = vec![1; 64 * BLOCK_BYTES];
     for number in 0..frames {
-        log.append(&[Entry::Write { block: number * 64, data: &big }]).unwrap();
+        log.append(&[Entry::Write { block: number * 64, data: &big, is_copy: false }]).unwrap();
     }
     log
 }
@@ -449,7 +475,7 @@ fn a_kill_while_the_log_is_emptied_is_not_damage() {
         let trimmed = log.trim(Seq(3));
         if trimmed.is_err() {
             let block = block(1);
-            let append = || log.append(&[Entry::Write { block: 0, data: &block }]);
+            let append = || log.append(&[Entry::Write { block: 0, data: &block, is_copy: false }]);
             if changes > 0 {
                 files.set_left(0);
                 let is_refused = matches!(append(), Err(AppendError::Io { .. }));
@@ -589,7 +615,7 @@ fn an_append_that_hangs_holds_up_nobody() {
     write(&log, 0, 1);
     files.sicken(Sickness::Hangs("hrl"));
     let data = block(3);
-    let entry = [Entry::Write { block: 2, data: &data }];
+    let entry = [Entry::Write { block: 2, data: &data, is_copy: false }];
     std::thread::scope(|scope| {
         let hung = scope.spawn(|| write(&log, 1, 2));
         while files.hanging() == 0 {
@@ -609,7 +635,7 @@ fn an_append_that_hangs_holds_up_nobody() {
         assert_eq!(hung.join().unwrap(), Seq(2));
     });
     let data = block(4);
-    let entry = [Entry::Write { block: 2, data: &data }];
+    let entry = [Entry::Write { block: 2, data: &data, is_copy: false }];
     assert!(matches!(log.append_unless(&entry, &|| true), Err(AppendError::Hangs)));
     assert_eq!(write(&log, 2, 5), Seq(3));
     let (bytes, _) = read_all(&log, 1, 1 << 20);
@@ -631,10 +657,13 @@ fn what_is_appended_at_once_in_part_leaves_nothing_behind() {
         let (log, _) = Log::open_on(&files, dir.path(), (VOLUME, LIMIT), Seq(0)).unwrap();
         files.sicken(Sickness::AtOnce { bytes: usize::MAX, is_told: true });
         let first = block(1);
-        assert!(log.append_at_once(&[Entry::Write { block: 0, data: &first }]));
+        assert!(log.append_at_once(&[Entry::Write { block: 0, data: &first, is_copy: false }]));
         files.sicken(Sickness::AtOnce { bytes, is_told });
         let (one, other) = (block(2), block(3));
-        let both = [Entry::Write { block: 1, data: &one }, Entry::Write { block: 2, data: &other }];
+        let both = [
+            Entry::Write { block: 1, data: &one, is_copy: false },
+            Entry::Write { block: 2, data: &other, is_copy: false },
+        ];
         assert!(!log.append_at_once(&both), "{bytes} bytes");
         assert_eq!((log.last(), log.breaches()), (Seq(1), 0), "the longer way comes");
         // Another one has its turn first, and the process ends.
@@ -662,7 +691,7 @@ fn what_is_appended_at_once_is_in_the_log() {
     let mut at_once = 0;
     for number in 1..100 {
         let data = block(number);
-        let entries = [Entry::Write { block: number.into(), data: &data }];
+        let entries = [Entry::Write { block: number.into(), data: &data, is_copy: false }];
         match log.append_at_once(&entries) {
             true => at_once += 1,
             false => drop(log.append(&entries).unwrap()),

@@ -8,9 +8,9 @@ use super::{AppendError, LogError};
 use crate::clock::Now;
 use crate::files::{FileIo, Files};
 use crate::stamps::Stamps;
-use farshore_proto::frame::Mark;
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::limits::{HRL_FILE_BYTES, HRL_HEADER_BYTES};
+use farshore_proto::mark::Mark;
 use farshore_proto::{BlockRange, Imprint, Seq, Timestamp, VolumeId};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -33,11 +33,15 @@ pub enum Entry<'a> {
         block: u64,
         /// Their bytes.
         data: &'a [u8],
+        /// Whether they were read from the disk; else they were seen being written.
+        is_copy: bool,
     },
     /// Blocks that are zero.
     Zero {
         /// Which.
         range: BlockRange,
+        /// Whether they were read from the disk; else they were seen being written.
+        is_copy: bool,
     },
     /// A recovery point.
     Mark {

@@ -1,4 +1,4 @@
-//! Opening a transport to a node: TCP, mutual TLS 1.3, HTTP/1.1 `Upgrade: farshore/1`.
+//! Opening a transport to a node: TCP, mutual TLS 1.3, HTTP/1.1 `Upgrade: farshore/2`.
 
 use farshore_client::{Identity, clock_trouble, shown_by};
 use farshore_proto::{ErrorKind, VolumeId};
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// The protocol that the upgrade asks for.
-const PROTOCOL: &str = "farshore/1";
+const PROTOCOL: &str = "farshore/2";
 /// From the first packet to the upgraded connection.
 const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest body of a refusal that is read.

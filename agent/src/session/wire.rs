@@ -1,12 +1,14 @@
 //! Frames from the node: few kinds, all small, each checked before anything is allocated.
 
 use farshore_proto::frame::{Ack, Control, FrameHeader, FrameKind, Refusal, Welcome};
-use farshore_proto::limits::{FRAME_HEADER_BYTES, REFUSAL_TEXT_BYTES_MAX};
+use farshore_proto::limits::{FRAME_HEADER_BYTES, GREETING_BYTES_MAX, REFUSAL_TEXT_BYTES_MAX};
 use farshore_proto::{DecodeError, ErrorKind};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 const BODY_BYTES_MAX: usize = REFUSAL_TEXT_BYTES_MAX + 2;
+
+const _: () = assert!(GREETING_BYTES_MAX <= BODY_BYTES_MAX);
 
 /// What a node may say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +29,7 @@ pub enum WireError {
     #[error("the connection to the node broke")]
     Io(#[from] io::Error),
     /// A frame cannot be decoded.
-    #[error("the node sent a malformed frame")]
+    #[error("the node sent a frame that cannot be read: {0}")]
     Decode(#[from] DecodeError),
     /// A frame that a node must not send to an agent.
     #[error("the node sent a frame of kind {kind:?}, which is not for agents")]

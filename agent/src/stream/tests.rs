@@ -46,7 +46,10 @@ fn volume() -> tempfile::TempDir {
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let (stream, _) = begin(dir.path(), &FaultyFiles::good()).unwrap();
     for block in 0..3 {
-        stream.log.append(&[Entry::Write { block, data: &[1; BLOCK_BYTES] }]).unwrap();
+        stream
+            .log
+            .append(&[Entry::Write { block, data: &[1; BLOCK_BYTES], is_copy: false }])
+            .unwrap();
     }
     stream.log.sync().unwrap();
     let lease = stream.progress.lease().unwrap();
@@ -128,7 +131,10 @@ fn a_volume_does_not_open_while_its_floor_cannot_be_noted() {
     assert!(matches!(open(dir.path(), &files), Err(StreamError::Io { .. })));
     files.refuse(None);
     let (stream, _) = open(dir.path(), &files).unwrap();
-    stream.log.append(&[Entry::Write { block: 0, data: &[2; BLOCK_BYTES] }]).unwrap();
+    stream
+        .log
+        .append(&[Entry::Write { block: 0, data: &[2; BLOCK_BYTES], is_copy: false }])
+        .unwrap();
     drop(stream);
     let (_, found) = open(dir.path(), &files).unwrap();
     let Opened { last, floor, .. } = found.opened;
@@ -306,7 +312,7 @@ fn a_volume_that_is_forced_open_touches_nothing_that_a_start_needs() {
         let (stream, found) = Stream::open(&place, VOLUME, true).unwrap();
         let (map, recovered) =
             stream.open_intents((disk(), found.is_new), true, &mut || Ok(())).unwrap();
-        let entry = [Entry::Write { block: 0, data: &[2; BLOCK_BYTES] }];
+        let entry = [Entry::Write { block: 0, data: &[2; BLOCK_BYTES], is_copy: false }];
         assert!(stream.log.append(&entry).is_err(), "{sickness:?}");
         assert!(stream.trouble().unwrap().contains("takes nothing"));
         assert_eq!(fs::read(log_file(dir.path())).unwrap(), log, "{sickness:?}");

@@ -26,7 +26,7 @@ use crate::stream::Stream;
 use farshore_api::agent::{AgentVolume, PointReport};
 use farshore_api::machine::Capture;
 use farshore_api::point::PointKind;
-use farshore_proto::frame::Mark;
+use farshore_proto::mark::Mark;
 use farshore_proto::{Epoch, MarkKind, Seq};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -249,6 +249,8 @@ fn on_point(points: &Arc<Points>, volume: uuid::Uuid) -> crate::session::OnPoint
             MarkKind::Crash => PointKind::Crash,
             MarkKind::App => PointKind::App,
             MarkKind::Scan => PointKind::Scan,
+            MarkKind::FileSystem => PointKind::FileSystem,
+            MarkKind::Final => PointKind::Final,
         };
         let (point, time_unix_ms) = (mark.point.into(), mark.time_unix_ms);
         let unknown_blocks = mark.unknown_blocks;

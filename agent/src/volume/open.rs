@@ -7,7 +7,7 @@ use crate::stream::{Found, LOG_DIR, Place, StreamError};
 use farshore_api::agent::AgentVolume;
 use farshore_api::machine::Capture;
 use farshore_engine::source::Opened;
-use farshore_proto::frame::Mark;
+use farshore_proto::mark::Mark;
 use farshore_proto::{ErrorKind, Seq};
 use std::io;
 use std::os::unix::fs::MetadataExt;

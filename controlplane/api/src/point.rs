@@ -21,19 +21,26 @@ pub enum PointKind {
     /// Fuzzy: the disk was read while it was written, and no instant had all of it. Agents set
     /// these of disks that they scan; nobody can ask for one.
     Scan,
+    /// File systems were frozen: they need no repair. No agent can do that yet.
+    #[serde(rename = "file-system")]
+    FileSystem,
+    /// The last one: what wrote the disk was stopped before. No agent sets one yet.
+    Final,
     /// A kind that this version does not know. Nobody can ask for one.
     #[serde(other)]
     Unknown,
 }
 
 impl PointKind {
-    /// `crash`, `app`, `scan` or `unknown`.
+    /// `crash`, `app`, `scan`, `file-system`, `final` or `unknown`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Crash => "crash",
             Self::App => "app",
             Self::Scan => "scan",
+            Self::FileSystem => "file-system",
+            Self::Final => "final",
             Self::Unknown => "unknown",
         }
     }
@@ -45,6 +52,10 @@ impl PointKind {
             Self::Crash => None,
             Self::App => Some("cannot be `app`: no agent can quiet applications yet"),
             Self::Scan => Some("cannot be `scan`: agents say that themselves of disks they scan"),
+            Self::FileSystem => {
+                Some("cannot be `file-system`: no agent can freeze file systems yet")
+            }
+            Self::Final => Some("cannot be `final`: no agent sets a last point yet"),
             Self::Unknown => Some("is one that this version does not know; say `crash`"),
         }
     }

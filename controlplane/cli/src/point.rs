@@ -194,6 +194,8 @@ fn kind_text(kind: PointKind) -> &'static str {
         PointKind::Crash => "crash",
         PointKind::App => "app",
         PointKind::Scan => "scan: fuzzy, the disk was read while it was written",
+        PointKind::FileSystem => "file system: frozen, needs no repair",
+        PointKind::Final => "final: what wrote the disk was stopped before",
         PointKind::Unknown => "unknown: a newer version set it",
     }
 }

@@ -65,8 +65,8 @@ fn an_epoch_object_of_version_1_opens() {
 }
 
 #[test]
-fn a_journal_file_of_version_1_opens() {
-    let file = include_bytes!("../testdata/v1/journal.bin");
+fn a_journal_file_of_version_2_opens() {
+    let file = include_bytes!("../testdata/v2/journal.bin");
     let (block, groups) = file.split_at(JOURNAL_ALIGN_BYTES);
     let opener = JournalOpener::open(block, VAULT, LOG, &ring()).unwrap();
     assert_eq!(opener.header().number, 3);

@@ -11,9 +11,9 @@ use crate::error::{CodecError, Place};
 use crate::keys::{DataKey, KeyRing};
 use crate::seal::{COMMITMENT_BYTES, Domain, OpenKey, Purpose, Sealer};
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::journal::{GroupHeader, JournalFileHeader};
+use farshore_proto::journal::{Entry, GroupHeader, GroupSize, JournalFileHeader, entries};
 use farshore_proto::limits::{JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES};
-use farshore_proto::{KeyNumber, LogId, VaultId};
+use farshore_proto::{DecodeError, KeyNumber, LogId, VaultId};
 
 fn with_context<T>(vault: VaultId, log: LogId, file: u64, with: impl FnOnce(&[&[u8]]) -> T) -> T {
     with(&[&vault.0, &log.0, &file.to_le_bytes()])
@@ -73,11 +73,11 @@ impl JournalSealer {
     /// Bytes that a group with `plain_bytes` of entries takes on disk.
     #[must_use]
     pub fn disk_bytes(plain_bytes: usize) -> usize {
-        GroupHeader { file: 0, group: 0, plain_bytes }.disk_bytes()
+        GroupHeader { file: 0, group: 0, plain_bytes, entries: 0 }.disk_bytes()
     }
 
-    /// Seals a group where it is: `disk` is `disk_bytes(plain_bytes)` long and holds the entries
-    /// from `JOURNAL_GROUP_HEADER_BYTES` on. Header, tag and padding are filled in.
+    /// Seals a group where it is: `disk` is `disk_bytes(size.bytes)` long and holds the entries from
+    /// `JOURNAL_GROUP_HEADER_BYTES` on. Header, tag and padding are filled in.
     ///
     /// A group whose write failed is not sealed again: the file is given up (I8).
     ///
@@ -88,11 +88,12 @@ impl JournalSealer {
     /// If `disk` has another length or the group is over its limit: bugs in the caller.
     pub fn seal_group(
         &mut self,
-        plain_bytes: usize,
+        size: GroupSize,
         disk: &mut [u8],
     ) -> Result<GroupHeader, CodecError> {
-        let header =
-            GroupHeader { file: self.header.number, group: self.next_group(), plain_bytes };
+        let (file, group) = (self.header.number, self.next_group());
+        let GroupSize { entries, bytes: plain_bytes } = size;
+        let header = GroupHeader { file, group, plain_bytes, entries };
         assert_eq!(disk.len(), header.disk_bytes(), "a group has its length on disk");
         let head = header.encode();
         let (front, rest) = disk.split_at_mut(JOURNAL_GROUP_HEADER_BYTES);
@@ -216,25 +217,30 @@ impl JournalOpener {
         self.key.open_in_place(Domain::Group, group, head, sealed)
     }
 
-    /// Opens all groups of the file whose bytes, header block included, are `file`; `each` gets the
-    /// entries of one after the other.
+    /// Opens all groups of the file whose bytes, header block included, are `file`; `each` gets one entry
+    /// after the other.
     ///
-    /// Ends before the first group that is not whole or not as it was sealed, or at which `each`
-    /// fails. `file` is opened in place: it is of no use afterwards.
+    /// Ends before the first group that is not whole or not as it was sealed, or inside one at which `each`
+    /// fails or whose entries are not those of its header. `file` is opened in place: it is of no use afterwards.
     pub fn read_groups(
         &self,
         file: &mut [u8],
-        mut each: impl FnMut(&[u8]) -> Result<(), CodecError>,
+        mut each: impl FnMut(Entry<'_>) -> Result<(), CodecError>,
     ) -> GroupsEnd {
         let (mut offset, mut group) = (JOURNAL_ALIGN_BYTES, 0);
         while offset < file.len() {
-            let next = match self.group_header(group, &file[offset..]) {
-                Ok(header) => offset + header.disk_bytes(),
+            let header = match self.group_header(group, &file[offset..]) {
+                Ok(header) => header,
                 Err(cause) => return self.end_of_groups(file, (group, offset), offset, cause),
             };
+            let next = offset + header.disk_bytes();
             let is_skipped = is_on(Bug::ReplaySkipsTail) && next >= file.len();
             let opened = self.open_group(group, &mut file[offset..]);
-            match opened.map(|plain| if is_skipped { Ok(()) } else { each(plain) }) {
+            let read = |plain: &mut [u8]| match is_skipped {
+                true => Ok(()),
+                false => each_entry(&header, plain, &mut each),
+            };
+            match opened.map(read) {
                 Ok(Ok(())) => {}
                 Ok(Err(cause)) => return GroupsEnd::Damaged { group, offset, cause },
                 Err(cause) => return self.end_of_groups(file, (group, offset), next, cause),
@@ -264,9 +270,30 @@ impl JournalOpener {
     }
 }
 
+/// Gives `each` the entries of an opened group, as many as its header says.
+fn each_entry(
+    header: &GroupHeader,
+    plain: &[u8],
+    each: &mut impl FnMut(Entry<'_>) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
+    let mut count = 0;
+    for entry in entries(plain) {
+        each(entry?)?;
+        count += 1;
+    }
+    if count != header.entries {
+        let (what, value) = ("journal group entries", header.entries as u64);
+        return Err(DecodeError::Range { what, value }.into());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use farshore_proto::frame::FrameHeader;
+    use farshore_proto::journal::put_entry;
+    use farshore_proto::{BlockRange, Epoch, Seq, VolumeId};
 
     const VAULT: VaultId = VaultId([1; 16]);
     const LOG: LogId = LogId([2; 16]);
@@ -286,7 +313,7 @@ mod tests {
         // What was in the buffer before must not reach the disk.
         let mut disk = vec![0xee; JournalSealer::disk_bytes(plain.len())];
         disk[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(plain);
-        sealer.seal_group(plain.len(), &mut disk).unwrap();
+        sealer.seal_group(GroupSize { entries: 1, bytes: plain.len() }, &mut disk).unwrap();
         disk
     }
 
@@ -341,6 +368,42 @@ mod tests {
                 JournalOpener::open(&forged.encode(), VAULT, forged.log, &ring()).unwrap_err();
             assert!(matches!(error, CodecError::KeyMismatch { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_group_of_more_or_fewer_entries_than_it_says_is_damaged() {
+        let mut plain = Vec::new();
+        for seq in [1, 2] {
+            let header = FrameHeader::zero(Seq(seq), BlockRange { block: 0, count: 1 }).encode();
+            put_entry(&mut plain, VolumeId([3; 16]), Epoch(1), &header, &[]);
+        }
+        for entries in 0..4 {
+            let mut sealer = create(4);
+            let mut disk = vec![0; JournalSealer::disk_bytes(plain.len())];
+            disk[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(&plain);
+            sealer.seal_group(GroupSize { entries, bytes: plain.len() }, &mut disk).unwrap();
+            let mut file = [sealer.header().encode(), disk].concat();
+            let mut seqs = Vec::new();
+            let end = opener(&sealer).read_groups(&mut file, |entry| {
+                seqs.push(entry.header.seq.0);
+                Ok(())
+            });
+            assert_eq!(seqs, [1, 2]);
+            match entries {
+                2 => assert_eq!(end, GroupsEnd::Whole),
+                _ => assert!(matches!(end, GroupsEnd::Damaged { group: 0, .. }), "{end:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_refused_by_name() {
+        let mut block = create(4).header().encode();
+        block[10] = 1;
+        block.truncate(JOURNAL_ALIGN_BYTES - 4);
+        farshore_proto::wire::put_crc(&mut block, 0);
+        let error = JournalOpener::open(&block, VAULT, LOG, &ring()).unwrap_err();
+        assert!(error.to_string().contains("newer version of Farshore (feature 16"), "{error}");
     }
 
     #[test]

@@ -54,7 +54,7 @@ const SEALED: [Sealed; 7] = [
     },
     Sealed {
         name: "journal",
-        object: include_bytes!("../testdata/v1/journal.bin"),
+        object: include_bytes!("../testdata/v2/journal.bin"),
         opens: opens_as_journal,
     },
     Sealed {

@@ -9,8 +9,9 @@
 //!   - B3: the batch holds each frame it was given exactly once in `held`.
 
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::frame::{Control, FrameHeader, FrameKind, Mark};
+use farshore_proto::frame::{Control, FrameHeader, FrameKind};
 use farshore_proto::limits::{BATCH_BYTES, BLOCK_BYTES, SEGMENT_SPANS_MAX};
+use farshore_proto::mark::Mark;
 use farshore_proto::{BlockRange, DecodeError, Epoch, Imprint, Seq, Stamp, VolumeId};
 use std::collections::BTreeMap;
 

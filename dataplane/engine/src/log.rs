@@ -9,8 +9,8 @@
 
 use crate::batch::{Held, SpanPlan};
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::frame::Mark;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
+use farshore_proto::mark::Mark;
 use farshore_proto::{Epoch, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

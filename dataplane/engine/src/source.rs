@@ -15,8 +15,9 @@
 use crate::lineage::Lineage;
 use crate::source::Phase::{Connecting, Greeted, Halted, Idle, Restarting, Streaming, Waiting};
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::frame::{Ack, Mark, RefusalReason, Welcome};
+use farshore_proto::frame::{Ack, RefusalReason, Welcome};
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
+use farshore_proto::mark::Mark;
 use farshore_proto::{Imprint, Seq, Stamp, Timestamp};
 use std::collections::VecDeque;
 

@@ -12,7 +12,7 @@ use farshore_codec::journal::{JournalOpener, JournalSealer};
 use farshore_codec::{CodecError, DataKey, KeyRing};
 use farshore_engine::batch::{Change, Entry, Handle};
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::journal::entries;
+use farshore_proto::journal::{Entry as JournalEntry, GroupSize};
 use farshore_proto::limits::{
     FRAME_HEADER_BYTES, JOURNAL_ALIGN_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_HEADER_BYTES,
 };
@@ -182,7 +182,7 @@ impl<D: JournalDisk> JournalWriter<D> {
         Ok(())
     }
 
-    /// Writes one group and makes it durable. `fill` lays `plain_bytes` of entries out
+    /// Writes one group and makes it durable. `fill` lays its entries out
     /// ([`lay_out`]); it is called once, unless a file cannot be made.
     ///
     /// # Errors
@@ -192,18 +192,18 @@ impl<D: JournalDisk> JournalWriter<D> {
     /// Never: a file is open when it is written.
     pub async fn write(
         &mut self,
-        plain_bytes: usize,
+        size: GroupSize,
         fill: impl FnOnce(&mut [u8]),
     ) -> io::Result<Written> {
-        let made = self.make_room(plain_bytes).await;
+        let made = self.make_room(size.bytes).await;
         made.map_err(|error| match error {
             RoomError::NoSpace { source } | RoomError::Disk { source } => source,
         })?;
-        let disk_bytes = JournalSealer::disk_bytes(plain_bytes);
+        let disk_bytes = JournalSealer::disk_bytes(size.bytes);
         let open = self.open.as_mut().expect("made above");
         let mut buffer = open.file.buffer(disk_bytes);
-        fill(&mut buffer.as_mut()[JOURNAL_GROUP_HEADER_BYTES..][..plain_bytes]);
-        let sealed = open.sealer.seal_group(plain_bytes, buffer.as_mut());
+        fill(&mut buffer.as_mut()[JOURNAL_GROUP_HEADER_BYTES..][..size.bytes]);
+        let sealed = open.sealer.seal_group(size, buffer.as_mut());
         let header = sealed.map_err(io::Error::other)?;
         open.file.write_at(buffer, open.offset).await?;
         if !is_on(Bug::GroupNotSynced) {
@@ -251,11 +251,11 @@ impl<D: JournalDisk> JournalWriter<D> {
     }
 }
 
-/// Bytes of a group before sealing.
+/// What a group holds before it is sealed.
 #[must_use]
-pub fn plain_bytes(group: &[Entry]) -> usize {
+pub fn size_of(group: &[Entry]) -> GroupSize {
     let bytes = |entry: &Entry| JOURNAL_ENTRY_PREFIX_BYTES + FRAME_HEADER_BYTES + entry.bytes;
-    group.iter().map(bytes).sum()
+    GroupSize { entries: group.len(), bytes: group.iter().map(bytes).sum() }
 }
 
 /// Lays a group out.
@@ -324,10 +324,8 @@ pub fn volumes_in(
 ) -> BTreeSet<VolumeId> {
     let mut volumes = BTreeSet::new();
     if let Ok(opener) = open(owner, keys, file.0, file.1) {
-        opener.read_groups(file.1, |plain| {
-            for entry in entries(plain) {
-                volumes.insert(entry?.volume);
-            }
+        opener.read_groups(file.1, |entry| {
+            volumes.insert(entry.volume);
             Ok(())
         });
     }
@@ -352,7 +350,7 @@ pub fn replay_file(
         Err(cause) if is_empty => FileEnd::Empty { cause },
         Err(cause) => FileEnd::Unopened { cause },
         Ok(opener) => {
-            let take = |plain: &[u8]| take_group(plain, number, volumes, out);
+            let take = |entry: JournalEntry<'_>| take_entry(&entry, number, volumes, out);
             FileEnd::Read(opener.read_groups(bytes, take))
         }
     }
@@ -421,32 +419,29 @@ fn open(
     Ok(opener)
 }
 
-fn take_group(
-    plain: &[u8],
+fn take_entry(
+    entry: &JournalEntry<'_>,
     file: u64,
     volumes: &BTreeMap<VolumeId, RecoveredVolume>,
     out: &mut Vec<Replayed>,
 ) -> Result<(), CodecError> {
-    for entry in entries(plain) {
-        let entry = entry?;
-        let is_wanted = volumes.get(&entry.volume).is_some_and(|volume| {
-            // The newest that the vault has, too: segments of before stamps do not say whose it is.
-            entry.epoch == volume.epoch && entry.header.seq >= volume.committed
-        });
-        if !is_wanted {
-            continue;
-        }
-        let Some(change) = Change::decode(&entry.header, entry.body)? else { continue };
-        out.push(Replayed {
-            volume: entry.volume,
-            epoch: entry.epoch,
-            seq: entry.header.seq,
-            stamp: entry.header.stamp,
-            change,
-            frame: Frame { header: entry.header.encode(), body: entry.body.to_vec() },
-            file,
-        });
+    let is_wanted = volumes.get(&entry.volume).is_some_and(|volume| {
+        // The newest that the vault has, too: segments of before stamps do not say whose it is.
+        entry.epoch == volume.epoch && entry.header.seq >= volume.committed
+    });
+    if !is_wanted {
+        return Ok(());
     }
+    let Some(change) = Change::decode(&entry.header, entry.body)? else { return Ok(()) };
+    out.push(Replayed {
+        volume: entry.volume,
+        epoch: entry.epoch,
+        seq: entry.header.seq,
+        stamp: entry.header.stamp,
+        change,
+        frame: Frame { header: entry.header.encode(), body: entry.body.to_vec() },
+        file,
+    });
     Ok(())
 }
 

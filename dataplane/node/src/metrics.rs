@@ -124,6 +124,8 @@ impl Metrics {
                     MarkKind::Crash => PointKind::Crash,
                     MarkKind::App => PointKind::App,
                     MarkKind::Scan => PointKind::Scan,
+                    MarkKind::FileSystem => PointKind::FileSystem,
+                    MarkKind::Final => PointKind::Final,
                 },
                 unknown_blocks: mark.unknown_blocks,
                 time_unix_ms: mark.time_unix_ms,

@@ -1,22 +1,30 @@
 //! The frame: what agent and node exchange, what an `.hrl` file and a journal group hold.
 //!
-//! Layout, kinds and order of operations: `docs/formats/frame.md`.
+//! Layout, kinds, features and order of operations: `docs/formats/frame.md`.
+
+mod control;
+
+pub use control::{Ack, Control, Hello, Refusal, RefusalReason, Welcome};
 
 use crate::bugs::{Bug, is_on};
 use crate::error::DecodeError;
-use crate::ids::{BlockRange, Epoch, Imprint, Seq, Stamp, VolumeId};
+use crate::ids::{BlockRange, Imprint, Seq, Stamp};
 use crate::limits::{
-    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, REFUSAL_TEXT_BYTES_MAX, SEQ_CLAIMED_MAX,
-    VOLUME_BLOCKS_MAX, VOLUME_BYTES_MAX, ZERO_BLOCKS_MAX,
+    BLOCK_BYTES, FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES, GREETING_BYTES_MAX,
+    REFUSAL_TEXT_BYTES_MAX, VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
 };
 use crate::mark::MARK_BYTES;
-pub use crate::mark::Mark;
 use crate::wire::{Put, Reader, check_crc, put_crc};
+use control::{ACK_BYTES, HELLO_BYTES, WELCOME_BYTES};
 
-const MAGIC: [u8; 4] = *b"FSF1";
-const HELLO_BYTES: usize = 64;
-const WELCOME_BYTES: usize = 40;
-const ACK_BYTES: usize = 16;
+const MAGIC: [u8; 4] = *b"FSF2";
+
+/// Flag of a write or zero: the agent read the blocks from the disk.
+const COPY: u8 = 1;
+/// Flags that a reader who does not know them passes over; the other half it refuses.
+const MAY_IGNORE: u8 = 0xf0;
+/// The body as it is: the only encoding without a feature that allows more.
+const RAW: u8 = 0;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,11 +81,15 @@ impl FrameKind {
         matches!(self, Self::Write | Self::Zero | Self::Mark)
     }
 
+    fn has_blocks(self) -> bool {
+        matches!(self, Self::Write | Self::Zero)
+    }
+
     fn body_bytes(self, count: u64) -> Result<std::ops::RangeInclusive<usize>, DecodeError> {
         let exact = |bytes: usize| bytes..=bytes;
         Ok(match self {
-            Self::Hello => exact(HELLO_BYTES),
-            Self::Welcome => exact(WELCOME_BYTES),
+            Self::Hello => HELLO_BYTES..=GREETING_BYTES_MAX,
+            Self::Welcome => WELCOME_BYTES..=GREETING_BYTES_MAX,
             Self::Write => {
                 let max = FRAME_BODY_BYTES_MAX / BLOCK_BYTES;
                 match usize::try_from(count) {
@@ -115,6 +127,8 @@ pub struct FrameHeader {
     /// Bytes of the body that follows.
     pub body_bytes: usize,
     body_crc: u32,
+    /// With those that are not known here, so that a header that is laid out again is the one that came.
+    flags: u8,
 }
 
 impl FrameHeader {
@@ -122,7 +136,7 @@ impl FrameHeader {
         assert!(body.len() <= FRAME_BODY_BYTES_MAX, "a frame body has a limit");
         let (body_bytes, body_crc) = (body.len(), crc32c::crc32c(body));
         let (stamp, previous) = (Stamp::default(), Imprint::default());
-        Self { kind, seq, range, stamp, previous, body_bytes, body_crc }
+        Self { kind, seq, range, stamp, previous, body_bytes, body_crc, flags: 0 }
     }
 
     /// The header with the intents under which the frame was made.
@@ -135,6 +149,24 @@ impl FrameHeader {
     #[must_use]
     pub fn behind(self, previous: Imprint) -> Self {
         Self { previous, ..self }
+    }
+
+    /// The header of a frame whose blocks the agent read from the disk, if it `is_copy`, or saw being written.
+    ///
+    /// # Panics
+    /// If a frame without blocks is to be a copy: a bug in the caller.
+    #[must_use]
+    pub fn of_copy(self, is_copy: bool) -> Self {
+        assert!(!is_copy || self.kind.has_blocks(), "a copy is of blocks");
+        let flags = self.flags & !COPY | if is_copy { COPY } else { 0 };
+        Self { flags, ..self }
+    }
+
+    /// Whether the agent read the blocks from the disk, in a copy, a resync or a scan, and did not see them
+    /// being written.
+    #[must_use]
+    pub fn is_copy(&self) -> bool {
+        self.flags & COPY != 0
     }
 
     /// The header of a write; `data` is 1..=256 whole blocks.
@@ -174,9 +206,11 @@ impl FrameHeader {
         out.put_bytes(&self.previous.to_bytes());
         out.put_u64(self.seq.0);
         out.put_u64(self.range.block);
-        out.put_u32(u32::try_from(self.range.count).expect("checked when made"));
+        out.put_u24(u32::try_from(self.range.count).expect("checked when made"));
+        out.put_u8(self.flags);
         out.put_u32(self.stamp.life);
-        out.put_u32(u32::try_from(self.body_bytes).expect("checked when made"));
+        out.put_u24(u32::try_from(self.body_bytes).expect("checked when made"));
+        out.put_u8(RAW);
         out.put_u32(self.body_crc);
         out.put_u32(self.stamp.generation);
         put_crc(&mut out, 0);
@@ -186,21 +220,32 @@ impl FrameHeader {
     /// Reads a header and checks every field against its limit.
     ///
     /// # Errors
-    /// By the field that is wrong; nothing has been allocated by then.
+    /// `Newer` for a kind, a flag or an encoding that is not known; by the field that is wrong. Nothing has been
+    /// allocated by then.
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("frame header", bytes);
         reader.magic(MAGIC)?;
         check_crc("frame header", bytes)?;
-        let code = reader.u8()?;
-        let kind = FrameKind::from_code(code)
-            .ok_or(DecodeError::Range { what: "frame kind", value: code.into() })?;
+        let kind = take_kind(&mut reader)?;
         let previous = Imprint::from_bytes(reader.array()?);
         let seq = Seq(reader.u64()?);
-        let range = BlockRange { block: reader.u64()?, count: reader.u32()?.into() };
+        let range = BlockRange { block: reader.u64()?, count: reader.u24()?.into() };
+        let flags = take_flags(&mut reader, kind)?;
         let life = reader.u32()?;
-        let body_bytes = reader.u32()? as usize;
+        let body_bytes = reader.u24()? as usize;
+        let encoding = reader.u8()?;
+        if encoding != RAW {
+            return Err(newer("encoding", encoding));
+        }
         let body_crc = reader.u32()?;
         let stamp = Stamp { life, generation: reader.u32()? };
+        let header = Self { kind, seq, range, stamp, previous, body_bytes, body_crc, flags };
+        header.check()?;
+        Ok(header)
+    }
+
+    fn check(&self) -> Result<(), DecodeError> {
+        let Self { kind, seq, range, stamp, previous, body_bytes, .. } = *self;
         if stamp != Stamp::default() && (stamp.life == 0 || !kind.is_stream()) {
             return Err(DecodeError::Range { what: "frame stamp", value: stamp.to_u64() });
         }
@@ -217,7 +262,7 @@ impl FrameHeader {
         if !legal.contains(&body_bytes) {
             return Err(DecodeError::Range { what: "frame body length", value: body_bytes as u64 });
         }
-        Ok(Self { kind, seq, range, stamp, previous, body_bytes, body_crc })
+        Ok(())
     }
 
     /// Checks the body against the header.
@@ -263,6 +308,32 @@ pub fn imprint(header: &[u8; FRAME_HEADER_BYTES]) -> Imprint {
     Imprint::of(u32::from_le_bytes([a, b, c, d]))
 }
 
+fn newer(feature: &'static str, bit: u8) -> DecodeError {
+    DecodeError::Newer { what: "frame", feature, bit: bit.into() }
+}
+
+fn take_kind(reader: &mut Reader<'_>) -> Result<FrameKind, DecodeError> {
+    let code = reader.u8()?;
+    match FrameKind::from_code(code) {
+        Some(kind) => Ok(kind),
+        None if code == 0 => Err(DecodeError::Range { what: "frame kind", value: 0 }),
+        None => Err(newer("kind", code)),
+    }
+}
+
+fn take_flags(reader: &mut Reader<'_>, kind: FrameKind) -> Result<u8, DecodeError> {
+    let flags = reader.u8()?;
+    let unknown = flags & !(MAY_IGNORE | COPY);
+    if unknown != 0 {
+        let [bit, ..] = unknown.trailing_zeros().to_le_bytes();
+        return Err(newer("flag", bit));
+    }
+    if flags & COPY != 0 && !kind.has_blocks() {
+        return Err(DecodeError::Range { what: "frame flags", value: flags.into() });
+    }
+    Ok(flags)
+}
+
 fn check_range(kind: FrameKind, range: BlockRange) -> Result<(), DecodeError> {
     let max = match kind {
         FrameKind::Write => (FRAME_BODY_BYTES_MAX / BLOCK_BYTES) as u64,
@@ -277,302 +348,6 @@ fn check_range(kind: FrameKind, range: BlockRange) -> Result<(), DecodeError> {
         return Err(DecodeError::Range { what: "frame first block", value: range.block });
     }
     Ok(())
-}
-
-/// What an agent says first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hello {
-    /// The volume of this session.
-    pub volume: VolumeId,
-    /// Under which epoch it writes.
-    pub epoch: Epoch,
-    /// Size of the disk; a multiple of the block size.
-    pub size_bytes: u64,
-    /// Lowest seq that the agent can still send.
-    pub first_seq: Seq,
-    /// Highest seq in the agent's log; 0 if none.
-    pub last_seq: Seq,
-    /// Time between two marks.
-    pub mark_interval_ms: u32,
-    /// Drawn at each start of the agent: who speaks. Not 0.
-    pub life: u32,
-    /// Whether the agent's last session was ended because another session took its volume over. Only
-    /// a second living holder does that: an agent reads nothing from a session that it gave up.
-    pub is_overtaken: bool,
-}
-
-/// The node's answer to a hello.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Welcome {
-    /// Highest seq the node has; the agent goes on with the next.
-    pub received: Seq,
-    /// Highest seq safe in the node's journal or the vault.
-    pub journaled: Seq,
-    /// Highest seq safe in the vault.
-    pub committed: Seq,
-    /// Bytes the agent may have sent beyond the journaled watermark.
-    pub window_bytes: u32,
-    /// Stamp of the frame at `received`; nothing if the node does not know.
-    pub stamp: Stamp,
-    /// Which frame that at `received` is; nothing if the node does not know.
-    pub imprint: Imprint,
-}
-
-/// Watermarks: all of the stream up to here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ack {
-    /// Safe in the node's journal.
-    pub journaled: Seq,
-    /// Safe in the vault.
-    pub committed: Seq,
-}
-
-/// Why a node ends a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The reason, for programs.
-    pub reason: RefusalReason,
-    /// The reason, for people.
-    pub text: String,
-}
-
-/// The reasons of a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RefusalReason {
-    /// The frame breaks the protocol.
-    Protocol,
-    /// The volume is not assigned to this node and agent; ask the control plane again.
-    NotAssigned,
-    /// A newer epoch owns the volume.
-    Fenced,
-    /// The disk does not fit what the vault holds.
-    Size,
-    /// The seqs do not join: the agent's log begins after what the node has.
-    Gap,
-    /// The node cannot go on now; try again.
-    Unavailable,
-    /// Over a limit.
-    Limit,
-    /// Another session took the volume over.
-    Overtaken,
-    /// Two living holders claim the volume; see the text.
-    Contested,
-}
-
-impl RefusalReason {
-    fn code(self) -> u16 {
-        match self {
-            Self::Protocol => 1,
-            Self::NotAssigned => 2,
-            Self::Fenced => 3,
-            Self::Size => 4,
-            Self::Gap => 5,
-            Self::Unavailable => 6,
-            Self::Limit => 7,
-            Self::Overtaken => 8,
-            Self::Contested => 9,
-        }
-    }
-
-    fn from_code(code: u16) -> Option<Self> {
-        Some(match code {
-            1 => Self::Protocol,
-            2 => Self::NotAssigned,
-            3 => Self::Fenced,
-            4 => Self::Size,
-            5 => Self::Gap,
-            6 => Self::Unavailable,
-            7 => Self::Limit,
-            8 => Self::Overtaken,
-            9 => Self::Contested,
-            _ => return None,
-        })
-    }
-
-    /// Its word in logs and metrics.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Protocol => "protocol",
-            Self::NotAssigned => "not_assigned",
-            Self::Fenced => "fenced",
-            Self::Size => "size",
-            Self::Gap => "gap",
-            Self::Unavailable => "unavailable",
-            Self::Limit => "limit",
-            Self::Overtaken => "overtaken",
-            Self::Contested => "contested",
-        }
-    }
-}
-
-/// A frame with a small body, decoded. Writes are not here: their bytes stay in their buffer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Control {
-    /// First frame of an agent.
-    Hello(Hello),
-    /// Answer to it.
-    Welcome(Welcome),
-    /// A recovery point; its seq is in the header.
-    Mark(Seq, Mark),
-    /// Watermarks.
-    Ack(Ack),
-    /// The end.
-    Refusal(Refusal),
-    /// A sign of life.
-    Alive,
-}
-
-impl Control {
-    /// Lays the whole frame out: header and body.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        self.encode_in(Stamp::default(), Imprint::default())
-    }
-
-    /// As [`Control::encode`], for a frame of the stream that was made under these intents and comes behind
-    /// the frame with this imprint.
-    #[must_use]
-    pub fn encode_in(&self, stamp: Stamp, previous: Imprint) -> Vec<u8> {
-        let mut body = Vec::with_capacity(64);
-        let (kind, seq) = match self {
-            Self::Hello(hello) => (put_hello(&mut body, hello), Seq(0)),
-            Self::Welcome(welcome) => {
-                body.put_u64(welcome.received.0);
-                body.put_u64(welcome.journaled.0);
-                body.put_u64(welcome.committed.0);
-                body.put_u32(welcome.window_bytes);
-                body.put_stamp(welcome.stamp);
-                body.put_bytes(&welcome.imprint.to_bytes());
-                body.put_zeros(1);
-                (FrameKind::Welcome, Seq(0))
-            }
-            Self::Mark(seq, mark) => (put_mark(&mut body, mark), *seq),
-            Self::Ack(ack) => {
-                body.put_u64(ack.journaled.0);
-                body.put_u64(ack.committed.0);
-                (FrameKind::Ack, Seq(0))
-            }
-            Self::Refusal(refusal) => {
-                body.put_u16(refusal.reason.code());
-                let mut end = refusal.text.len().min(REFUSAL_TEXT_BYTES_MAX);
-                while !refusal.text.is_char_boundary(end) {
-                    end -= 1;
-                }
-                body.put_bytes(&refusal.text.as_bytes()[..end]);
-                (FrameKind::Refusal, Seq(0))
-            }
-            Self::Alive => (FrameKind::Alive, Seq(0)),
-        };
-        let header = FrameHeader::for_body(kind, seq, BlockRange { block: 0, count: 0 }, &body);
-        let mut out = header.stamped(stamp).behind(previous).encode().to_vec();
-        out.put_bytes(&body);
-        out
-    }
-
-    /// Decodes the body of a frame whose kind is not write or zero.
-    ///
-    /// # Errors
-    /// If the checksum or a field is wrong.
-    ///
-    /// # Panics
-    /// If the header is that of a write or zero: those have no small body.
-    pub fn decode(header: &FrameHeader, body: &[u8]) -> Result<Self, DecodeError> {
-        header.check_body(body)?;
-        let mut reader = Reader::new("frame body", body);
-        let control = match header.kind {
-            FrameKind::Hello => Self::Hello(take_hello(&mut reader)?),
-            FrameKind::Welcome => {
-                let welcome = Welcome {
-                    received: take_claim(&mut reader, "welcome received")?,
-                    journaled: take_claim(&mut reader, "welcome journaled")?,
-                    committed: take_claim(&mut reader, "welcome committed")?,
-                    window_bytes: reader.u32()?,
-                    stamp: reader.stamp("welcome stamp")?,
-                    imprint: Imprint::from_bytes(reader.array()?),
-                };
-                reader.reserved(1)?;
-                Self::Welcome(welcome)
-            }
-            FrameKind::Mark => Self::Mark(header.seq, Mark::take(&mut reader)?),
-            FrameKind::Ack => Self::Ack(Ack {
-                journaled: take_claim(&mut reader, "ack journaled")?,
-                committed: take_claim(&mut reader, "ack committed")?,
-            }),
-            FrameKind::Refusal => {
-                let code = reader.u16()?;
-                let reason = RefusalReason::from_code(code)
-                    .ok_or(DecodeError::Range { what: "refusal reason", value: code.into() })?;
-                let text = std::str::from_utf8(reader.take(reader.left())?)
-                    .map_err(|_| DecodeError::Text { what: "refusal text" })?;
-                Self::Refusal(Refusal { reason, text: text.to_owned() })
-            }
-            FrameKind::Alive => Self::Alive,
-            FrameKind::Write | FrameKind::Zero => unreachable!("writes are not control frames"),
-        };
-        reader.finish()?;
-        Ok(control)
-    }
-}
-
-/// A seq that a peer says it has: whoever believes it counts on from there.
-fn take_claim(reader: &mut Reader<'_>, what: &'static str) -> Result<Seq, DecodeError> {
-    let value = reader.u64()?;
-    if value > SEQ_CLAIMED_MAX {
-        return Err(DecodeError::Range { what, value });
-    }
-    Ok(Seq(value))
-}
-
-fn put_hello(body: &mut Vec<u8>, hello: &Hello) -> FrameKind {
-    body.put_bytes(&hello.volume.0);
-    body.put_u64(hello.epoch.0);
-    body.put_u64(hello.size_bytes);
-    body.put_u64(hello.first_seq.0);
-    body.put_u64(hello.last_seq.0);
-    body.put_u32(hello.mark_interval_ms);
-    body.put_u32(hello.life);
-    body.put_u8(u8::from(hello.is_overtaken));
-    body.put_zeros(7);
-    FrameKind::Hello
-}
-
-fn take_hello(reader: &mut Reader<'_>) -> Result<Hello, DecodeError> {
-    let hello = Hello {
-        volume: VolumeId(reader.array()?),
-        epoch: Epoch(reader.u64()?),
-        size_bytes: reader.u64()?,
-        first_seq: take_claim(reader, "hello first seq")?,
-        last_seq: take_claim(reader, "hello last seq")?,
-        mark_interval_ms: reader.u32()?,
-        life: reader.u32()?,
-        is_overtaken: match reader.u8()? {
-            0 => false,
-            1 => true,
-            other => {
-                return Err(DecodeError::Range { what: "hello overtaken", value: other.into() });
-            }
-        },
-    };
-    reader.reserved(7)?;
-    if hello.life == 0 {
-        return Err(DecodeError::Range { what: "hello life", value: 0 });
-    }
-    if hello.size_bytes == 0 || hello.size_bytes > VOLUME_BYTES_MAX {
-        return Err(DecodeError::Range { what: "hello size", value: hello.size_bytes });
-    }
-    if hello.epoch == Epoch(0) {
-        return Err(DecodeError::Range { what: "hello epoch", value: 0 });
-    }
-    if hello.first_seq == Seq(0) || hello.first_seq > hello.last_seq.next() {
-        return Err(DecodeError::Range { what: "hello first seq", value: hello.first_seq.0 });
-    }
-    Ok(hello)
-}
-
-fn put_mark(body: &mut Vec<u8>, mark: &Mark) -> FrameKind {
-    mark.put(body);
-    FrameKind::Mark
 }
 
 #[cfg(test)]

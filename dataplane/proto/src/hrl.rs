@@ -10,7 +10,9 @@ use crate::limits::{FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
 const MAGIC: [u8; 4] = *b"FSHL";
-const VERSION: u16 = 1;
+/// Number of the key of bodies that are as they are.
+const OPEN: u32 = 0;
+const VERSION: u16 = 2;
 
 /// Header of one `.hrl` file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +34,10 @@ impl HrlHeader {
         out.put_bytes(&MAGIC);
         out.put_u16(VERSION);
         out.put_zeros(2);
+        out.put_feature_bits();
         out.put_bytes(&self.volume.0);
         out.put_u64(self.first_seq.0);
+        out.put_u32(OPEN);
         out.put_zeros(HRL_HEADER_BYTES - 4 - out.len());
         put_crc(&mut out, 0);
         out.try_into().expect("the fields add up to the header")
@@ -42,16 +46,20 @@ impl HrlHeader {
     /// Reads a header.
     ///
     /// # Errors
-    /// By the field that is wrong.
+    /// `Newer` for what a later program asks for; by the field that is wrong.
     pub fn decode(bytes: &[u8; HRL_HEADER_BYTES]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("hrl header", bytes);
         reader.magic(MAGIC)?;
         reader.version(VERSION)?;
         check_crc("hrl header", bytes)?;
         reader.reserved(2)?;
+        reader.feature_bits()?;
         let header =
             Self { volume: VolumeId(reader.array()?), first_seq: reader.seq("hrl first seq")? };
-        reader.reserved(reader.left() - 4)?;
+        let key = reader.u32()?;
+        if key != OPEN {
+            return Err(DecodeError::Newer { what: "hrl header", feature: "key", bit: key });
+        }
         if header.first_seq == Seq(0) {
             return Err(DecodeError::Range { what: "hrl first seq", value: 0 });
         }

@@ -8,13 +8,17 @@ use crate::hrl::frame_at;
 use crate::ids::{Epoch, KeyNumber, LogId, VaultId, VolumeId};
 use crate::limits::{
     FRAME_HEADER_BYTES, JOURNAL_ALIGN_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_BYTES_MAX,
-    JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES,
+    JOURNAL_GROUP_ENTRIES_MAX, JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES,
 };
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
 const FILE_MAGIC: [u8; 4] = *b"FSJF";
 const GROUP_MAGIC: [u8; 4] = *b"FSJG";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// The first block of a file, whatever of it is in use.
+const FILE_HEADER_BYTES: u16 = 4096;
+
+const _: () = assert!(FILE_HEADER_BYTES as usize == JOURNAL_ALIGN_BYTES);
 
 /// First block of a journal file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +44,14 @@ impl JournalFileHeader {
         let mut out = Vec::with_capacity(JOURNAL_ALIGN_BYTES);
         out.put_bytes(&FILE_MAGIC);
         out.put_u16(VERSION);
-        out.put_zeros(2);
+        out.put_u16(FILE_HEADER_BYTES);
+        out.put_feature_bits();
         out.put_bytes(&self.vault.0);
         out.put_bytes(&self.log.0);
         out.put_u64(self.number);
+        out.put_zeros(12);
         out.put_u32(self.key.0);
-        out.put_zeros(4);
+        out.put_zeros(16);
         out.put_bytes(&self.salt);
         out.put_bytes(&self.commitment);
         out.put_zeros(JOURNAL_ALIGN_BYTES - 4 - out.len());
@@ -56,7 +62,7 @@ impl JournalFileHeader {
     /// Reads the block.
     ///
     /// # Errors
-    /// By the field that is wrong.
+    /// `Newer` for what a later program asks for; by the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("journal file header", bytes);
         reader.magic(FILE_MAGIC)?;
@@ -69,17 +75,30 @@ impl JournalFileHeader {
             });
         }
         check_crc("journal file header", bytes)?;
-        reader.reserved(2)?;
+        let header_bytes = reader.u16()?;
+        if header_bytes != FILE_HEADER_BYTES {
+            let value = header_bytes.into();
+            return Err(DecodeError::Range { what: "journal file header length", value });
+        }
+        reader.feature_bits()?;
         let vault = VaultId(reader.array()?);
         let log = LogId(reader.array()?);
         let number = reader.u64()?;
+        reader.reserved(12)?;
         let key = KeyNumber(reader.u32()?);
-        reader.reserved(4)?;
-        let header =
-            Self { vault, log, number, key, salt: reader.array()?, commitment: reader.array()? };
-        reader.reserved(reader.left() - 4)?;
-        Ok(header)
+        reader.reserved(16)?;
+        let (salt, commitment) = (reader.array()?, reader.array()?);
+        Ok(Self { vault, log, number, key, salt, commitment })
     }
+}
+
+/// What a group holds before it is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupSize {
+    /// How many entries.
+    pub entries: usize,
+    /// Their bytes.
+    pub bytes: usize,
 }
 
 /// In front of each sealed group; the AAD of its sealing.
@@ -91,6 +110,8 @@ pub struct GroupHeader {
     pub group: u64,
     /// Bytes of the entries before sealing.
     pub plain_bytes: usize,
+    /// How many entries there are.
+    pub entries: usize,
 }
 
 impl GroupHeader {
@@ -108,6 +129,7 @@ impl GroupHeader {
     #[must_use]
     pub fn encode(&self) -> [u8; JOURNAL_GROUP_HEADER_BYTES] {
         assert!(self.plain_bytes <= JOURNAL_GROUP_BYTES_MAX, "a group has a limit");
+        assert!(self.entries <= JOURNAL_GROUP_ENTRIES_MAX, "each entry has its bytes");
         let mut out = Vec::with_capacity(JOURNAL_GROUP_HEADER_BYTES);
         out.put_bytes(&GROUP_MAGIC);
         out.put_u16(VERSION);
@@ -115,6 +137,7 @@ impl GroupHeader {
         out.put_u64(self.file);
         out.put_u64(self.group);
         out.put_u32(u32::try_from(self.plain_bytes).expect("asserted above"));
+        out.put_u32(u32::try_from(self.entries).expect("asserted above"));
         out.put_zeros(JOURNAL_GROUP_HEADER_BYTES - 4 - out.len());
         put_crc(&mut out, 0);
         out.try_into().expect("the fields add up to the header")
@@ -133,8 +156,9 @@ impl GroupHeader {
         let file = reader.u64()?;
         let group = reader.u64()?;
         let plain_bytes = reader.count("journal group bytes", JOURNAL_GROUP_BYTES_MAX)?;
+        let entries = reader.count("journal group entries", JOURNAL_GROUP_ENTRIES_MAX)?;
         reader.reserved(reader.left() - 4)?;
-        Ok(Self { file, group, plain_bytes })
+        Ok(Self { file, group, plain_bytes, entries })
     }
 }
 

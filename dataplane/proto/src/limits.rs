@@ -26,6 +26,8 @@ pub const FRAME_HEADER_BYTES: usize = 48;
 pub const FRAME_BODY_BYTES_MAX: usize = 1 << 20;
 /// Largest run of one zero frame, in blocks: 16 GiB.
 pub const ZERO_BLOCKS_MAX: u64 = 1 << 22;
+/// Largest body of a hello or a welcome, with what later programs add to it.
+pub const GREETING_BYTES_MAX: usize = 512;
 /// Longest text of a refusal.
 pub const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
@@ -61,6 +63,9 @@ pub const JOURNAL_GROUP_HEADER_BYTES: usize = 64;
 pub const JOURNAL_ENTRY_PREFIX_BYTES: usize = 24;
 /// Largest group before sealing.
 pub const JOURNAL_GROUP_BYTES_MAX: usize = 4 << 20;
+/// Most entries of a group: each has at least its prefix and the header of its frame.
+pub const JOURNAL_GROUP_ENTRIES_MAX: usize =
+    JOURNAL_GROUP_BYTES_MAX / (JOURNAL_ENTRY_PREFIX_BYTES + FRAME_HEADER_BYTES);
 /// A journal file is closed and a new one begun at this size.
 pub const JOURNAL_FILE_BYTES: u64 = 256 << 20;
 
@@ -158,6 +163,7 @@ const _: () = {
     assert!((PUTS_IN_FLIGHT_MAX + 2) * BATCH_BYTES + WINDOW_BYTES <= SHARD_CACHE_BYTES);
     assert!(WINDOW_BYTES >= 4 * FRAME_BODY_BYTES_MAX);
     assert!(HRL_FILE_BYTES > 2 * (FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX) as u64);
-    assert!(ZERO_BLOCKS_MAX <= u32::MAX as u64);
+    // Lengths and counts of a frame have three bytes.
+    assert!(ZERO_BLOCKS_MAX < 1 << 24 && FRAME_BODY_BYTES_MAX < 1 << 24);
     assert!(REFUSAL_TEXT_BYTES_MAX < BLOCK_BYTES);
 };

@@ -72,6 +72,15 @@ impl<'a> Reader<'a> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
+    /// Three bytes.
+    ///
+    /// # Errors
+    /// `Truncated` at the end.
+    pub fn u24(&mut self) -> Result<u32, DecodeError> {
+        let [a, b, c] = self.array()?;
+        Ok(u32::from_le_bytes([a, b, c, 0]))
+    }
+
     /// Four bytes.
     ///
     /// # Errors
@@ -192,6 +201,21 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Eight bytes of bits for what later programs add: those that a reader must understand, of which this one
+    /// knows none, and those that it may ignore.
+    ///
+    /// # Errors
+    /// `Truncated` at the end, `Newer` with the lowest bit that must be understood.
+    pub fn feature_bits(&mut self) -> Result<(), DecodeError> {
+        let what = self.what;
+        let must = self.u32()?;
+        if must != 0 {
+            let bit = must.trailing_zeros();
+            return Err(DecodeError::Newer { what, feature: "feature", bit });
+        }
+        self.u32().map(drop)
+    }
+
     /// That nothing is left.
     ///
     /// # Errors
@@ -210,6 +234,8 @@ pub trait Put {
     fn put_u8(&mut self, value: u8);
     /// Appends two bytes.
     fn put_u16(&mut self, value: u16);
+    /// Appends the three low bytes of a number below 2^24.
+    fn put_u24(&mut self, value: u32);
     /// Appends four bytes.
     fn put_u32(&mut self, value: u32);
     /// Appends eight bytes.
@@ -218,6 +244,8 @@ pub trait Put {
     fn put_stamp(&mut self, stamp: Stamp);
     /// Appends a count below 2^31, and a stamp behind it unless it says nothing.
     fn put_stamped_count(&mut self, count: u32, stamp: Stamp);
+    /// Appends the bits of what later programs add: none.
+    fn put_feature_bits(&mut self);
     /// Appends bytes as they are.
     fn put_bytes(&mut self, bytes: &[u8]);
     /// Appends `count` zero bytes.
@@ -231,6 +259,12 @@ impl Put for Vec<u8> {
 
     fn put_u16(&mut self, value: u16) {
         self.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn put_u24(&mut self, value: u32) {
+        let [low @ .., high] = value.to_le_bytes();
+        assert_eq!(high, 0, "limits are below");
+        self.extend_from_slice(&low);
     }
 
     fn put_u32(&mut self, value: u32) {
@@ -253,6 +287,10 @@ impl Put for Vec<u8> {
         }
         self.put_u32(count | STAMPED);
         self.put_stamp(stamp);
+    }
+
+    fn put_feature_bits(&mut self) {
+        self.put_zeros(8);
     }
 
     fn put_bytes(&mut self, bytes: &[u8]) {

@@ -18,8 +18,8 @@ use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::{RecoveryKey, SegmentBuilder};
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::frame::Mark;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
 use farshore_proto::{
     BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, Stamp, VolumeId,
@@ -235,6 +235,7 @@ impl World {
                 unknown_blocks,
                 is_prompt: false,
                 time_unix_ms,
+                group: MarkGroup::ALONE,
             }
         });
         if volume.seq < volume.first_waiting {
@@ -477,6 +478,7 @@ pub async fn large(mib: u64) -> Large {
             unknown_blocks: 0,
             is_prompt: false,
             time_unix_ms: 0,
+            group: MarkGroup::ALONE,
         };
         builder.push_span(Span {
             volume,

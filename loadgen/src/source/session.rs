@@ -7,8 +7,9 @@ use crate::stream::{Item, MARK_FRAME_BYTES, Misfit, Moved, Stream};
 use crate::tally::Stage;
 use crate::timetable::{Timetable, mark_due};
 use crate::wire::{FormatError, Outbox, Said, take_said};
-use farshore_proto::frame::{Control, Mark, Refusal, RefusalReason};
+use farshore_proto::frame::{Control, Refusal, RefusalReason};
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES};
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{MarkKind, Seq};
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -224,6 +225,7 @@ impl Lane<'_> {
             unknown_blocks: 0,
             is_prompt: false,
             time_unix_ms,
+            group: MarkGroup::ALONE,
         };
         Some((Item::Mark(mark_is), mark))
     }

@@ -1,13 +1,21 @@
 use super::*;
 use farshore_proto::MarkKind;
 use farshore_proto::PointId;
+use farshore_proto::mark::MarkGroup;
 
 const WINDOW: u32 = 10_000;
 const WRITE: u64 = 4096 + 48;
 
 fn mark() -> Item {
     let (point, kind) = (PointId([7; 16]), MarkKind::Crash);
-    Item::Mark(Mark { point, kind, unknown_blocks: 0, is_prompt: false, time_unix_ms: 5 })
+    Item::Mark(Mark {
+        point,
+        kind,
+        unknown_blocks: 0,
+        is_prompt: false,
+        time_unix_ms: 5,
+        group: MarkGroup::ALONE,
+    })
 }
 
 fn welcome(received: u64, journaled: u64, committed: u64) -> Welcome {

@@ -70,7 +70,7 @@ pub mod reason {
 /// A frame of which every field may be wrong. What is `None` is computed and right.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// `FSF1`.
+    /// `FSF2`.
     pub magic: [u8; 4],
     /// What it is.
     pub kind: u8,
@@ -80,13 +80,19 @@ pub struct Frame {
     pub seq: u64,
     /// First block.
     pub block: u64,
-    /// Blocks in the lower half, the life in the upper.
+    /// Blocks, of which three bytes are sent.
     pub count: u64,
-    /// Length of the body.
+    /// Bit 0 a copy; the others are of later programs.
+    pub flags: u8,
+    /// Number of the run.
+    pub life: u32,
+    /// Length of the body, of which three bytes are sent.
     pub length: Option<u32>,
+    /// Of the body: 0 raw.
+    pub encoding: u8,
     /// CRC32C of the body.
     pub body_sum: Option<u32>,
-    /// Generation of the intents; the life is the upper half of the count.
+    /// Generation of the intents.
     pub generation: u32,
     /// CRC32C of the bytes before.
     pub sum: Option<u32>,
@@ -99,13 +105,16 @@ impl Frame {
     #[must_use]
     pub fn of(kind: u8, body: Vec<u8>) -> Self {
         Self {
-            magic: *b"FSF1",
+            magic: *b"FSF2",
             kind,
             previous: [0; 3],
             seq: 0,
             block: 0,
             count: 0,
+            flags: 0,
+            life: 0,
             length: None,
+            encoding: 0,
             body_sum: None,
             generation: 0,
             sum: None,
@@ -142,8 +151,11 @@ impl Frame {
         out.extend(self.previous);
         out.extend(self.seq.to_le_bytes());
         out.extend(self.block.to_le_bytes());
-        out.extend(self.count.to_le_bytes());
-        out.extend(self.length.unwrap_or(length).to_le_bytes());
+        out.extend(&self.count.to_le_bytes()[..3]);
+        out.push(self.flags);
+        out.extend(self.life.to_le_bytes());
+        out.extend(&self.length.unwrap_or(length).to_le_bytes()[..3]);
+        out.push(self.encoding);
         out.extend(self.body_sum.unwrap_or_else(|| crc32c::crc32c(&self.body)).to_le_bytes());
         out.extend(self.generation.to_le_bytes());
         out.extend(self.sum.unwrap_or_else(|| crc32c::crc32c(&out)).to_le_bytes());
@@ -164,6 +176,10 @@ pub fn imprint(frame: &[u8]) -> [u8; 3] {
 /// The body of a hello.
 #[derive(Clone, Copy, Debug)]
 pub struct Hello {
+    /// Features that are needed.
+    pub must: u32,
+    /// Features that are offered.
+    pub may: u32,
     /// The volume.
     pub volume: [u8; 16],
     /// The epoch.
@@ -188,7 +204,9 @@ impl Hello {
     /// The frame.
     #[must_use]
     pub fn frame(&self) -> Frame {
-        let mut body = Vec::with_capacity(64);
+        let mut body = Vec::with_capacity(72);
+        body.extend(self.must.to_le_bytes());
+        body.extend(self.may.to_le_bytes());
         body.extend(self.volume);
         for field in [self.epoch, self.size, self.first_seq, self.last_seq] {
             body.extend(field.to_le_bytes());
@@ -210,12 +228,18 @@ pub struct Mark {
     pub time: u64,
     /// What it promises.
     pub kind: u8,
-    /// Whether somebody waits.
-    pub prompt: u8,
+    /// Bit 0 if somebody waits; the others are of later programs.
+    pub flags: u8,
     /// Zero.
     pub reserved: [u8; 2],
     /// Blocks that could not be read.
     pub unknown_blocks: u32,
+    /// Of the group; zero for a volume alone.
+    pub attempt: [u8; 16],
+    /// Which of the group it is, and of how many.
+    pub member: [u16; 2],
+    /// Zero.
+    pub later: [u8; 12],
 }
 
 impl Mark {
@@ -225,16 +249,29 @@ impl Mark {
         let point = uuid::Uuid::now_v7();
         let seconds = point.get_timestamp().map_or(0, |time| time.to_unix().0);
         let (point, time) = (point.into_bytes(), seconds * 1000);
-        Self { point, time, kind: 1, prompt: 1, reserved: [0; 2], unknown_blocks: 0 }
+        Self {
+            point,
+            time,
+            kind: 1,
+            flags: 1,
+            reserved: [0; 2],
+            unknown_blocks: 0,
+            attempt: [0; 16],
+            member: [0, 1],
+            later: [0; 12],
+        }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(32);
+        let mut body = Vec::with_capacity(64);
         body.extend(self.point);
         body.extend(self.time.to_le_bytes());
-        body.extend([self.kind, self.prompt]);
+        body.extend([self.kind, self.flags]);
         body.extend(self.reserved);
         body.extend(self.unknown_blocks.to_le_bytes());
+        body.extend(self.attempt);
+        self.member.iter().for_each(|number| body.extend(number.to_le_bytes()));
+        body.extend(self.later);
         body
     }
 }
@@ -275,13 +312,13 @@ pub enum Said {
 /// If it is not: the node breaks the format.
 pub fn body_bytes(header: &[u8; HEADER_BYTES]) -> Result<usize> {
     let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| header[at + n]));
-    ensure!(header[..4] == *b"FSF1", "the node's magic is {:?}", &header[..4]);
+    ensure!(header[..4] == *b"FSF2", "the node's magic is {:?}", &header[..4]);
     ensure!(word(44) == crc32c::crc32c(&header[..44]), "the node's header has a wrong checksum");
-    let zeros = [&header[5..32], &header[40..44]].concat();
+    let zeros = [&header[5..32], &header[35..36], &header[40..44]].concat();
     ensure!(zeros.iter().all(|byte| *byte == 0), "the node's header is not zero where it must be");
-    let length = word(32) as usize;
+    let length = (word(32) & 0xff_ffff) as usize;
     let is_legal = match header[4] {
-        kind::WELCOME => length == 40,
+        kind::WELCOME => (48..=512).contains(&length),
         kind::ACK => length == 16,
         kind::REFUSAL => (2..=514).contains(&length),
         other => bail!("the node sent a frame of kind {other}"),
@@ -303,10 +340,11 @@ pub fn said(header: &[u8; HEADER_BYTES], body: &[u8]) -> Result<Said> {
     };
     Ok(match header[4] {
         kind::WELCOME => {
-            let (received, journaled, committed) = (word(0)?, word(8)?, word(16)?);
+            ensure!(body[..4] == [0; 4], "the node takes features that nobody offered");
+            let (received, journaled, committed) = (word(8)?, word(16)?, word(24)?);
             ensure!(committed <= journaled && journaled <= received, "watermarks out of order");
-            ensure!(body[39] == 0, "the welcome's last byte is {}", body[39]);
-            let imprint = [body[36], body[37], body[38]];
+            ensure!(body[47] == 0, "the welcome's byte 47 is {}", body[47]);
+            let imprint = [body[44], body[45], body[46]];
             Said::Welcome { received, journaled, committed, imprint }
         }
         kind::ACK => {
@@ -330,8 +368,8 @@ mod tests {
     #[test]
     fn a_good_frame_is_the_one_in_the_document() {
         let expected: [u8; HEADER_BYTES] = [
-            0x46, 0x53, 0x46, 0x31, 4, 0, 0, 0, 0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0,
-            0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x31, 0x2b, 0x16, 0xb5,
+            0x46, 0x53, 0x46, 0x32, 4, 0, 0, 0, 0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0,
+            0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xd0, 0x73, 0xc0, 0x7a,
         ];
         assert_eq!(Frame::zero(42, 8, 1024).bytes(), expected);
     }

@@ -120,7 +120,7 @@ pub fn client_hello() -> Result<Vec<u8>> {
 pub fn request(volume: &str) -> String {
     format!(
         "GET /v1/volumes/{volume}/stream HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\n\
-         Upgrade: farshore/1\r\n\r\n"
+         Upgrade: farshore/2\r\n\r\n"
     )
 }
 

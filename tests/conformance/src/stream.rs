@@ -43,6 +43,8 @@ impl Stream {
     #[must_use]
     pub fn hello(&self) -> Hello {
         Hello {
+            must: 0,
+            may: 0,
             volume: self.volume,
             epoch: self.epoch,
             size: self.size(),
@@ -66,12 +68,26 @@ impl Stream {
     /// # Panics
     /// If they are not on the disk: a mistake in a case.
     pub fn write(&mut self, block: u64, count: u64) -> Vec<u8> {
+        let (seq, data) = self.next_data(block, count);
+        self.behind(Frame::write(seq, block, data))
+    }
+
+    fn next_data(&mut self, block: u64, count: u64) -> (u64, Vec<u8>) {
         let (seq, range) = (self.take(), self.range(block, count));
         let words =
             (0..range.len() as u64 / 8).map(|n| seq.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n);
         let data: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         self.disk[range].copy_from_slice(&data);
-        self.behind(Frame::write(seq, block, data))
+        (seq, data)
+    }
+
+    /// The next frame: as [`Self::write`], with these flags.
+    ///
+    /// # Panics
+    /// As [`Self::write`].
+    pub fn flagged(&mut self, flags: u8, block: u64, count: u64) -> Vec<u8> {
+        let (seq, data) = self.next_data(block, count);
+        self.behind(Frame { flags, ..Frame::write(seq, block, data) })
     }
 
     /// Notes that a frame with these blocks was taken as the next.

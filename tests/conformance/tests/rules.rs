@@ -27,8 +27,8 @@ fn every_case_names_a_sentence_of_the_document() {
 }
 
 /// Fields of which every value is legal: the time, the id, the interval and how many blocks are unknown are
-/// not the node's to judge.
-const FREE: [&str; 4] = ["hello+48", "mark+0", "mark+16", "mark+28"];
+/// not the node's to judge, nor is what later agents offer and say besides.
+const FREE: [&str; 6] = ["hello+4", "hello+56", "hello+72", "mark+0", "mark+16", "mark+28"];
 
 /// Whoever adds a field to the document adds a case here.
 #[test]
@@ -49,7 +49,7 @@ fn every_field_that_an_agent_sends_is_wrong_in_some_case() {
             fields.insert(format!("{table}+{offset}"));
         }
     }
-    assert_eq!(fields.len(), 11 + 9 + 6, "{fields:?}");
+    assert_eq!(fields.len(), 13 + 12 + 10, "{fields:?}");
     let broken: BTreeSet<&str> = cases::all().map(|case| case.field).collect();
     for field in &fields {
         let is_free = FREE.contains(&field.as_str());
@@ -156,12 +156,14 @@ fn what_is_legal_is_taken_however_odd() {
         let agent = site.enrol("odd")?;
         let volume = site.protect(&agent, "disk")?;
         let mut stream = Stream::new(volume.id.into_bytes(), volume.epoch, BLOCKS);
-        for interval in [0, u32::MAX] {
+        for (interval, may, length) in [(0, 0, 72), (u32::MAX, u32::MAX, 512)] {
             let mut hello = stream.hello();
-            hello.mark_interval = interval;
+            (hello.mark_interval, hello.may) = (interval, may);
+            let mut hello = hello.frame();
+            hello.body.resize(length, 0xee);
             let welcome = farshore_e2e::wait::until("a welcome", WELCOME_LIMIT, || {
                 let mut peer = site.upgraded(&agent, &volume)?;
-                peer.send(&hello.frame().bytes());
+                peer.send(&hello.bytes());
                 Ok(peer.said()?.filter(|said| matches!(said, Said::Welcome { .. })))
             })?;
             let nothing =
@@ -185,9 +187,20 @@ fn what_is_legal_is_taken_however_odd() {
             stream.write(last_block - 1, 2),
             // Marks one after another, with clocks and ids that nobody believes.
             stream.mark(&Mark { time: u64::MAX, ..Mark::prompt() }),
-            stream.mark(&Mark { kind: 2, prompt: 0, ..Mark::prompt() }),
+            stream.mark(&Mark { kind: 2, flags: 0, ..Mark::prompt() }),
             stream.mark(&Mark { point: [0xff; 16], ..Mark::prompt() }),
             stream.mark(&Mark { kind: 3, unknown_blocks: u32::MAX, ..Mark::prompt() }),
+            stream.mark(&Mark {
+                kind: 4,
+                attempt: [1; 16],
+                member: [65534, 65535],
+                ..Mark::prompt()
+            }),
+            stream.mark(&Mark { kind: 5, flags: 0xf1, ..Mark::prompt() }),
+            // Copies, and flags of later agents that may be ignored.
+            stream.flagged(0x01, 300, 4),
+            stream.flagged(0xf0, 301, 1),
+            stream.flagged(0xf1, 302, 1),
             stream.write(7, 200),
         ];
         for frame in frames {
@@ -208,7 +221,7 @@ fn what_is_legal_is_taken_however_odd() {
         let other = site.protect(&agent, "other")?;
         let mut plain = Stream::new(other.id.into_bytes(), other.epoch, 16);
         site.restores(&agent, &other, &mut plain)?;
-        for (volume, points) in [(&volume, 5), (&other, 1)] {
+        for (volume, points) in [(&volume, 7), (&other, 1)] {
             let name = &volume.machine;
             let mut listed = serde_json::Value::Null;
             farshore_e2e::wait::until("all points in the catalogue", WELCOME_LIMIT, || {

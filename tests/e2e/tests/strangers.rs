@@ -60,7 +60,7 @@ fn ask(
     let mut stream = StreamOwned::new(tls, connect(port)?);
     let request = format!(
         "GET /v1/volumes/{volume}/stream HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\n\
-         Upgrade: farshore/1\r\n\r\n"
+         Upgrade: farshore/2\r\n\r\n"
     );
     let mut answer = Vec::new();
     let mut byte = [0];
@@ -94,7 +94,7 @@ fn misbehave(port: u16, identity: &Identity, volume: &str, bytes: &[u8]) -> Resu
 /// A frame's header as docs/formats/frame.md lays it out, with a checksum that is right.
 fn header(kind: u8, body_bytes: u32) -> [u8; 48] {
     let mut bytes = [0; 48];
-    bytes[..4].copy_from_slice(b"FSF1");
+    bytes[..4].copy_from_slice(b"FSF2");
     bytes[4] = kind;
     bytes[32..36].copy_from_slice(&body_bytes.to_le_bytes());
     let sum = crc32c(&bytes[..44]);

@@ -49,7 +49,7 @@ impl Whole {
                 0 => drop(log.append_mark(mark(number), log.breaches()).unwrap()),
                 1 => {
                     let range = BlockRange { block: 7, count: number.into() };
-                    log.append(&[Entry::Zero { range }]).unwrap();
+                    log.append(&[Entry::Zero { range, is_copy: false }]).unwrap();
                 }
                 _ => {}
             }
@@ -236,6 +236,24 @@ fn a_file_that_is_gone_swapped_foreign_or_old_is_told() {
         fs::write(dir.path().join(name), &whole.files[*name][..last.start]).unwrap();
         let (_, recovered, told) = open_small(dir.path(), logged);
         assert!(recovered.damage.is_some() && told == 1, "an older {name}: {recovered:?}");
+    }
+}
+
+#[test]
+fn a_log_of_a_newer_version_is_damage_and_is_told_as_what_it_is() {
+    let (whole, dir) = (Whole::new(), folder());
+    let name = whole.files.keys().next().unwrap();
+    for (at, byte, what) in [(9, 1, "feature 8"), (40, 2, "key 2")] {
+        let mut bytes = whole.files[name].clone();
+        bytes[at] = byte;
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+        whole.put(dir.path());
+        fs::write(dir.path().join(name), &bytes).unwrap();
+        let (log, recovered, told) = open_small(dir.path(), whole.last());
+        let text = recovered.damage.unwrap();
+        assert!(text.contains("a newer version of Farshore") && text.contains(what), "{text}");
+        assert_eq!((told, log.last()), (1, Seq(0)));
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use farshore_codec::SegmentBuilder;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::frame::Mark;
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{Extent, ExtentSource, Span};
 use farshore_proto::{BlockRange, Epoch, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
 use farshore_vault::{Access, Store, Vault, epoch, key_file, log};
@@ -84,6 +84,7 @@ impl Bench {
             unknown_blocks: 5,
             is_prompt: false,
             time_unix_ms: 1_000,
+            group: MarkGroup::ALONE,
         };
         builder.push_span(Span {
             volume,

@@ -329,6 +329,8 @@ fn report_of(volume: Uuid, end: &StreamEnd) -> Option<PointReport> {
             MarkKind::Crash => PointKind::Crash,
             MarkKind::App => PointKind::App,
             MarkKind::Scan => PointKind::Scan,
+            MarkKind::FileSystem => PointKind::FileSystem,
+            MarkKind::Final => PointKind::Final,
         },
         unknown_blocks: point.unknown_blocks,
         time_unix_ms: point.time_unix_ms,

@@ -1,4 +1,5 @@
 use super::*;
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{MarkKind, PointId};
 use proptest::prelude::*;
 
@@ -60,6 +61,7 @@ fn entry(seq: u64, op: &Op) -> Entry {
                 unknown_blocks: 0,
                 is_prompt: false,
                 time_unix_ms: 0,
+                group: MarkGroup::ALONE,
             };
             (Change::Mark(mark), 32)
         }

@@ -1,5 +1,5 @@
 use super::*;
-use farshore_proto::frame::Mark;
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{BlockRange, MarkKind, PointId};
 
 mod contest;
@@ -101,8 +101,14 @@ impl Bench {
 
     fn mark(&mut self, is_prompt: bool) -> Vec<Output> {
         let point = PointId([u8::try_from(self.seq.0 + 1).unwrap(); 16]);
-        let mark =
-            Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt, time_unix_ms: 7 };
+        let mark = Mark {
+            point,
+            kind: MarkKind::Crash,
+            unknown_blocks: 0,
+            is_prompt,
+            time_unix_ms: 7,
+            group: MarkGroup::ALONE,
+        };
         self.frame(Change::Mark(mark), 32)
     }
 

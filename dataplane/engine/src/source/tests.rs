@@ -1,4 +1,5 @@
 use super::*;
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{MarkKind, PointId};
 
 const WINDOW: u32 = 8 << 20;
@@ -48,6 +49,7 @@ fn mark(number: u8) -> Mark {
         unknown_blocks: 0,
         is_prompt: false,
         time_unix_ms: 1_700_000_000_000,
+        group: MarkGroup::ALONE,
     }
 }
 

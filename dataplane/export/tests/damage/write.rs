@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use farshore_codec::SegmentBuilder;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::frame::Mark;
 use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span, Table};
 use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
 use farshore_vault::Location;
@@ -188,6 +188,7 @@ impl Writer {
                 unknown_blocks: 0,
                 is_prompt: false,
                 time_unix_ms,
+                group: MarkGroup::ALONE,
             }
         });
         volume.ready.push(Ready {

@@ -1,6 +1,6 @@
 use super::*;
 use farshore_proto::frame::FrameHeader;
-use farshore_proto::journal::put_entry;
+use farshore_proto::journal::{GroupSize, put_entry};
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_FILE_BYTES};
 use std::cell::RefCell;
 
@@ -15,6 +15,8 @@ fn keys() -> KeyRing {
     keys
 }
 
+const ONE_BLOCK: GroupSize = GroupSize { entries: 1, bytes: BLOCK_BYTES };
+
 /// A journal file whose group `n` holds the write of seq `n + 1`.
 fn file(number: u64, groups: u64) -> Vec<u8> {
     let ring = keys();
@@ -28,7 +30,7 @@ fn file(number: u64, groups: u64) -> Vec<u8> {
         put_entry(&mut plain, VOLUME, Epoch(1), &header, &body);
         let mut disk = vec![0; JournalSealer::disk_bytes(plain.len())];
         disk[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(&plain);
-        sealer.seal_group(plain.len(), &mut disk).unwrap();
+        sealer.seal_group(GroupSize { entries: 1, bytes: plain.len() }, &mut disk).unwrap();
         bytes.extend(disk);
     }
     bytes
@@ -186,7 +188,7 @@ async fn write_three(disk: &Rc<Noted>) -> Vec<io::Result<u64>> {
     let mut journal = JournalWriter::new(Rc::clone(disk), owner, 7, 4 * JOURNAL_ALIGN_BYTES as u64);
     let mut ends = Vec::new();
     for _ in 0..3 {
-        let written = journal.write(BLOCK_BYTES, |plain| plain.fill(1)).await;
+        let written = journal.write(ONE_BLOCK, |plain| plain.fill(1)).await;
         ends.push(written.map(|written| written.file));
         if ends.last().is_some_and(Result::is_err) {
             break;
@@ -251,7 +253,7 @@ async fn what_was_written_is_read_back() {
             bytes,
         }];
         let fill = |plain: &mut [u8]| lay_out(&group, |handle| frames.get(handle), plain);
-        journal.write(plain_bytes(&group), fill).await.unwrap();
+        journal.write(size_of(&group), fill).await.unwrap();
     }
     let bytes = dir.borrow()[&5].clone();
     assert_eq!(replay(5, &bytes, 0), (vec![1, 2, 3], FileEnd::Read(GroupsEnd::Whole)));
@@ -364,7 +366,7 @@ async fn a_full_disk_is_waited_for_and_nothing_was_written_to_it() {
     for room in [4 * block, JOURNAL_FILE_BYTES] {
         disk.room.set(room);
         journal.make_room(BLOCK_BYTES).await.unwrap();
-        let written = journal.write(BLOCK_BYTES, |plain| plain.fill(1)).await.unwrap();
+        let written = journal.write(ONE_BLOCK, |plain| plain.fill(1)).await.unwrap();
         assert_eq!(written.file, 9);
     }
     let steps = disk.noted.steps.borrow();

@@ -10,9 +10,10 @@ use farshore_ingest::journal::{
     FileEnd, GroupsEnd, JournalDisk, JournalFile, JournalWriter, Owner, join_streams, replay_file,
 };
 use farshore_ingest::recover::RecoveredVolume;
-use farshore_proto::frame::{Control, FrameHeader, Mark};
-use farshore_proto::journal::put_entry;
+use farshore_proto::frame::{Control, FrameHeader};
+use farshore_proto::journal::{GroupSize, put_entry};
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_ALIGN_BYTES};
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{
     BlockRange, Epoch, KeyNumber, LogId, MarkKind, PointId, Seq, VaultId, VolumeId,
 };
@@ -89,6 +90,7 @@ fn frame(volume: usize, seq: u64) -> (Vec<u8>, Vec<u8>) {
                 unknown_blocks: 0,
                 is_prompt: false,
                 time_unix_ms: 1_700_000_000_000 + seq,
+                group: MarkGroup::ALONE,
             };
             let bytes = Control::Mark(Seq(seq), mark).encode();
             let (header, body) = bytes.split_at(48);
@@ -126,17 +128,19 @@ impl Journal {
         let (mut streams, mut groups) = ([Vec::new(), Vec::new()], Vec::new());
         let (mut ends, mut seqs) = (BTreeMap::new(), [0, 0]);
         for group in 0..GROUPS {
-            let mut plain = Vec::new();
+            let (mut plain, mut entries) = (Vec::new(), 0);
             // Most groups hold both volumes; some only one.
             for volume in [0, 1, 0].into_iter().skip(group % 3) {
                 seqs[volume] += 1;
                 let (header, body) = frame(volume, seqs[volume]);
                 let head = header.as_slice().try_into().unwrap();
                 put_entry(&mut plain, VOLUMES[volume], EPOCH, head, &body);
+                entries += 1;
                 streams[volume].push((header, body));
             }
             let fill = |out: &mut [u8]| out.copy_from_slice(&plain);
-            let written = writer.write(plain.len(), fill).await.unwrap();
+            let written =
+                writer.write(GroupSize { entries, bytes: plain.len() }, fill).await.unwrap();
             let start = *ends.entry(written.file).or_insert(JOURNAL_ALIGN_BYTES);
             let end = start + written.disk_bytes;
             ends.insert(written.file, end);

@@ -3,8 +3,8 @@ use bytes::Bytes;
 use farshore_codec::{RecoveryKey, SegmentBuilder};
 use farshore_ingest::index::Index;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::frame::Mark;
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN};
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SegmentChunk, Span, Table};
 use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot};
 use farshore_vault::epoch::claim;
@@ -56,8 +56,14 @@ async fn commit_volume(vault: &Vault) {
     let bytes = vec![5; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
     let chunk = builder.push_chunk(vault.hasher().id(&bytes), &bytes);
     let point = PointId([3; 16]);
-    let mark =
-        Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt: false, time_unix_ms: 1 };
+    let mark = Mark {
+        point,
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+        is_prompt: false,
+        time_unix_ms: 1,
+        group: MarkGroup::ALONE,
+    };
     let range = BlockRange { block: 0, count: CHUNK_BLOCKS_MIN as u64 };
     builder.push_span(Span {
         volume: VOLUME,

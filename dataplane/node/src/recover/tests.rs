@@ -6,7 +6,7 @@ use farshore_codec::{Built, RecoveryKey, SegmentBuilder};
 use farshore_ingest::index::Index;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::FrameHeader;
-use farshore_proto::journal::put_entry;
+use farshore_proto::journal::{GroupSize, put_entry};
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN, JOURNAL_GROUP_HEADER_BYTES};
 use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, VolumeId};
 use farshore_vault::epoch::claim;
@@ -129,7 +129,7 @@ async fn a_journal_is_replayed_file_by_file() {
         put_entry(&mut plain, volume, Epoch(1), &header, &bytes);
         let mut group = vec![0; JournalSealer::disk_bytes(plain.len())];
         group[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(&plain);
-        sealer.seal_group(plain.len(), &mut group).unwrap();
+        sealer.seal_group(GroupSize { entries: 1, bytes: plain.len() }, &mut group).unwrap();
         let content = [sealer.header().encode(), group].concat();
         std::fs::write(journal.join(format!("{file:020}.journal")), content).unwrap();
     }

@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 /// The answer that turns the connection into a session.
 pub(crate) const SWITCHING: &[u8] =
-    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: farshore/1\r\n\r\n";
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: farshore/2\r\n\r\n";
 
 const REQUEST_BYTES_MAX: usize = 4096;
 

@@ -8,9 +8,7 @@ use crate::fatal::Cause;
 use crate::rt::Rt;
 use crate::troubles::Work;
 use farshore_engine::shard::Input;
-use farshore_ingest::journal::{
-    JournalDisk, JournalWriter, Owner, RoomError, lay_out, plain_bytes,
-};
+use farshore_ingest::journal::{JournalDisk, JournalWriter, Owner, RoomError, lay_out, size_of};
 use farshore_proto::limits::JOURNAL_FILE_BYTES;
 use std::fs::File;
 use std::io;
@@ -118,9 +116,9 @@ async fn write_groups<R: Rt>(core: &Core<R>) {
     let mut journal = JournalWriter::new(files, owner, first_file, JOURNAL_FILE_BYTES);
     while let Some(Group { number: group, entries }) = core.next_group().await {
         let fill = |plain: &mut [u8]| lay_out(&entries, |handle| core.frame(handle), plain);
-        let bytes = plain_bytes(&entries);
-        let written = match make_room(core, &mut journal, bytes).await {
-            Ok(true) => journal.write(bytes, fill).await,
+        let size = size_of(&entries);
+        let written = match make_room(core, &mut journal, size.bytes).await {
+            Ok(true) => journal.write(size, fill).await,
             Ok(false) => return,
             Err(error) => Err(error),
         };

@@ -354,6 +354,16 @@ mod tests {
     use super::*;
     use farshore_proto::{Epoch, Seq};
 
+    #[test]
+    fn a_newer_agent_is_told_that_it_is() {
+        let newer = DecodeError::Newer { what: "hello", feature: "feature", bit: 3 };
+        let error = SessionError::from(newer);
+        assert_eq!(error.reasons(), ("protocol", RefusalReason::Protocol));
+        let text =
+            "frame: hello: written by a newer version of Farshore (feature 3 is not known here)";
+        assert_eq!(error.to_string(), text);
+    }
+
     /// P35: an agent that asks for a mark each millisecond makes no segments by that.
     #[test]
     fn the_mark_interval_is_the_operators_word() {

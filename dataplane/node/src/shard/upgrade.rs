@@ -10,7 +10,7 @@ const HEADERS_MAX: usize = 32;
 pub(crate) enum RequestError {
     #[error("not an HTTP/1.1 request: {0}")]
     Http(#[from] httparse::Error),
-    #[error("the request is not an upgrade to farshore/1 of a volume's stream")]
+    #[error("the request is not an upgrade to farshore/2 of a volume's stream")]
     Other,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(VolumeId, usize)>, RequestEr
         Some(volume)
             if request.method == Some("GET")
                 && request.version == Some(1)
-                && has("upgrade", "farshore/1")
+                && has("upgrade", "farshore/2")
                 && has("connection", "upgrade") =>
         {
             Ok(Some((volume.into(), used)))
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn reads_the_volume_of_an_upgrade() {
-        let (volume, _) = ask(&format!("/v1/volumes/{VOLUME}/stream"), "farshore/1")
+        let (volume, _) = ask(&format!("/v1/volumes/{VOLUME}/stream"), "farshore/2")
             .unwrap()
             .expect("the request is complete");
         assert_eq!(volume.to_string(), VOLUME);
@@ -70,11 +70,11 @@ mod tests {
 
     #[test]
     fn waits_for_the_rest_of_a_request_wherever_it_is_cut() {
-        let whole = request(&format!("/v1/volumes/{VOLUME}/stream"), "farshore/1");
+        let whole = request(&format!("/v1/volumes/{VOLUME}/stream"), "farshore/2");
         for end in 0..whole.len() {
             assert!(parse(&whole.as_bytes()[..end]).unwrap().is_none(), "cut at {end}");
         }
-        let behind = [whole.as_bytes(), b"FSF1"].concat();
+        let behind = [whole.as_bytes(), b"FSF2"].concat();
         assert_eq!(parse(&behind).unwrap().map(|(_, used)| used), Some(whole.len()));
     }
 
@@ -82,14 +82,14 @@ mod tests {
     fn refuses_other_requests() {
         let stream = format!("/v1/volumes/{VOLUME}/stream");
         for (path, upgrade) in [
-            ("/", "farshore/1"),
-            ("/v1/volumes/../../etc/passwd/stream", "farshore/1"),
+            ("/", "farshore/2"),
+            ("/v1/volumes/../../etc/passwd/stream", "farshore/2"),
             (&stream[..], "websocket"),
-            (&stream[..], "farshore/2"),
+            (&stream[..], "farshore/1"),
         ] {
             assert!(ask(path, upgrade).is_err(), "{path} {upgrade}");
         }
-        let good = request(&stream, "farshore/1");
+        let good = request(&stream, "farshore/2");
         for bad in [
             good.replace("HTTP/1.1", "HTTP/1.0"),
             good.replace("GET", "POST"),

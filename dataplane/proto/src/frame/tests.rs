@@ -1,4 +1,7 @@
 use super::*;
+use crate::ids::{Epoch, MarkAttempt, MarkKind, PointId, VolumeId};
+use crate::limits::{SEQ_CLAIMED_MAX, VOLUME_BYTES_MAX};
+use crate::mark::{Mark, MarkGroup};
 
 fn resealed(mut header: [u8; FRAME_HEADER_BYTES]) -> [u8; FRAME_HEADER_BYTES] {
     let crc = crc32c::crc32c(&header[..FRAME_HEADER_BYTES - 4]);
@@ -23,6 +26,17 @@ fn hello() -> Hello {
         mark_interval_ms: 1000,
         life: 7,
         is_overtaken: false,
+    }
+}
+
+fn mark(kind: MarkKind) -> Mark {
+    Mark {
+        point: PointId([9; 16]),
+        kind,
+        unknown_blocks: 0,
+        is_prompt: false,
+        time_unix_ms: 5,
+        group: MarkGroup::ALONE,
     }
 }
 
@@ -56,17 +70,16 @@ fn every_single_bit_flip_of_a_header_is_refused() {
 #[test]
 fn another_magic_is_told_from_a_damaged_header() {
     let mut header = FrameHeader::zero(Seq(1), BlockRange { block: 0, count: 1 }).encode();
-    header[3] = b'2';
+    header[3] = b'1';
     assert_eq!(FrameHeader::decode(&header), Err(DecodeError::Magic { what: "frame header" }));
 }
 
 #[test]
 fn an_unknown_kind_is_refused() {
-    for code in (0..=u8::MAX).filter(|code| !(1..=8).contains(code)) {
-        assert_eq!(
-            FrameHeader::decode(&patched(4, &[code])),
-            Err(DecodeError::Range { what: "frame kind", value: code.into() })
-        );
+    let none = DecodeError::Range { what: "frame kind", value: 0 };
+    assert_eq!(FrameHeader::decode(&patched(4, &[0])), Err(none));
+    for code in 9..=u8::MAX {
+        assert_eq!(FrameHeader::decode(&patched(4, &[code])), Err(newer("kind", code)));
     }
 }
 
@@ -96,15 +109,15 @@ fn blocks_outside_the_largest_volume_are_refused() {
 
 #[test]
 fn oversize_and_empty_writes_are_refused_by_their_header_alone() {
-    for count in [0, 257, 1 << 31, u32::MAX] {
-        let error = FrameHeader::decode(&patched(24, &count.to_le_bytes())).unwrap_err();
+    for count in [0_u32, 257, 1 << 23, (1 << 24) - 1] {
+        let error = FrameHeader::decode(&patched(24, &count.to_le_bytes()[..3])).unwrap_err();
         let value = count.into();
         assert_eq!(error, DecodeError::Limit { what: "frame blocks", value, max: 256 });
         assert_eq!(error.kind(), crate::ErrorKind::Limit);
     }
-    for bytes in [0, 4096, u32::MAX] {
+    for bytes in [0_u32, 4096, (1 << 24) - 1] {
         assert_eq!(
-            FrameHeader::decode(&patched(32, &bytes.to_le_bytes())),
+            FrameHeader::decode(&patched(32, &bytes.to_le_bytes()[..3])),
             Err(DecodeError::Range { what: "frame body length", value: bytes.into() })
         );
     }
@@ -114,14 +127,50 @@ fn oversize_and_empty_writes_are_refused_by_their_header_alone() {
 fn a_zero_frame_is_bounded_and_has_no_body() {
     let zero = |count: u64, body_bytes: u32| {
         let mut header = FrameHeader::zero(Seq(1), BlockRange { block: 0, count: 1 }).encode();
-        header[24..32].copy_from_slice(&count.to_le_bytes());
-        header[32..36].copy_from_slice(&body_bytes.to_le_bytes());
+        header[24..27].copy_from_slice(&count.to_le_bytes()[..3]);
+        header[32..35].copy_from_slice(&body_bytes.to_le_bytes()[..3]);
         FrameHeader::decode(&resealed(header))
     };
     zero(ZERO_BLOCKS_MAX, 0).unwrap();
     zero(ZERO_BLOCKS_MAX + 1, 0).unwrap_err();
     zero(0, 0).unwrap_err();
     zero(1, 1).unwrap_err();
+}
+
+#[test]
+fn flags_and_encodings_of_later_programs_are_refused_unless_they_may_be_ignored() {
+    let write = |at: usize, byte: u8| FrameHeader::decode(&patched(at, &[byte]));
+    for bit in 1..4 {
+        assert_eq!(write(27, 1 << bit), Err(newer("flag", bit)));
+    }
+    for flags in [0x10, 0x20, 0x40, 0x80, 0xf0, 0xf1] {
+        let header = write(27, flags).unwrap();
+        assert_eq!(header.is_copy(), flags & 1 != 0);
+        // Whoever lays it out again, as a journal that is replayed does, does not make another frame of it.
+        assert_eq!(header.encode()[27], flags);
+    }
+    for encoding in [1, 2, u8::MAX] {
+        assert_eq!(write(35, encoding), Err(newer("encoding", encoding)));
+    }
+    let text = write(35, 1).unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "frame: written by a newer version of Farshore (encoding 1 is not known here)"
+    );
+}
+
+#[test]
+fn a_copy_is_of_blocks() {
+    let zero = FrameHeader::zero(Seq(1), BlockRange { block: 0, count: 1 });
+    assert!(!zero.is_copy());
+    let copy = FrameHeader::decode(&zero.of_copy(true).encode()).unwrap();
+    assert!(copy.is_copy());
+    assert_eq!(copy.of_copy(false), zero);
+    let mark = Control::Mark(Seq(1), mark(MarkKind::Crash)).encode();
+    let mut header: [u8; FRAME_HEADER_BYTES] = *mark.first_chunk().unwrap();
+    header[27] = COPY;
+    let error = FrameHeader::decode(&resealed(header)).unwrap_err();
+    assert_eq!(error, DecodeError::Range { what: "frame flags", value: 1 });
 }
 
 #[test]
@@ -149,13 +198,8 @@ fn a_body_of_another_length_or_with_another_bit_is_refused() {
 
 #[test]
 fn control_frames_come_back_as_they_went() {
-    let mark = Mark {
-        point: PointId([9; 16]),
-        kind: MarkKind::App,
-        unknown_blocks: 9,
-        is_prompt: true,
-        time_unix_ms: 5,
-    };
+    let group = MarkGroup { attempt: MarkAttempt([7; 16]), member: 2, members: 3 };
+    let mark = Mark { unknown_blocks: 9, is_prompt: true, group, ..mark(MarkKind::Final) };
     for control in [
         Control::Hello(hello()),
         Control::Welcome(Welcome {
@@ -244,13 +288,7 @@ fn nobody_may_claim_a_seq_that_no_stream_reaches() {
 
 #[test]
 fn reserved_bytes_of_bodies_must_be_zero() {
-    let mark = Mark {
-        point: PointId([9; 16]),
-        kind: MarkKind::Crash,
-        unknown_blocks: 0,
-        is_prompt: false,
-        time_unix_ms: 5,
-    };
+    let mark = mark(MarkKind::Crash);
     let welcome = Welcome {
         imprint: Imprint::default(),
         received: Seq(3),
@@ -260,18 +298,26 @@ fn reserved_bytes_of_bodies_must_be_zero() {
         stamp: Stamp::default(),
     };
     let cases = [
-        (Control::Hello(hello()), 57..64),
-        (Control::Welcome(welcome), 39..40),
-        (Control::Mark(Seq(1), mark), 26..28),
+        (Control::Hello(hello()), "hello", 65..72),
+        (Control::Welcome(welcome), "welcome", 47..48),
+        (Control::Mark(Seq(1), mark), "frame body", 26..28),
+        (Control::Mark(Seq(1), mark), "frame body", 52..64),
     ];
-    for (control, reserved) in cases {
+    for (control, what, reserved) in cases {
         for at in reserved {
             let error = refused_body(&control, at, 1);
-            assert_eq!(error, DecodeError::Reserved { what: "frame body" }, "byte {at}");
+            assert_eq!(error, DecodeError::Reserved { what }, "byte {at}");
         }
     }
-    assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 24, 4), DecodeError::Range { .. }));
-    assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 25, 2), DecodeError::Range { .. }));
+    let refused = |at, byte| refused_body(&Control::Mark(Seq(1), mark), at, byte);
+    assert!(matches!(refused(24, 0), DecodeError::Range { .. }));
+    for (at, byte, feature, bit) in [(24, 6, "kind", 6), (25, 2, "flag", 1), (25, 9, "flag", 3)] {
+        assert_eq!(refused(at, byte), DecodeError::Newer { what: "mark", feature, bit });
+    }
+    // A member of a group of one, an attempt of a volume alone, a member beyond the last.
+    for (at, byte) in [(50, 2), (50, 0), (32, 1), (48, 1)] {
+        assert!(matches!(refused(at, byte), DecodeError::Range { .. }), "byte {at}");
+    }
     let refusal = Control::Refusal(Refusal { reason: RefusalReason::Gap, text: "x".into() });
     assert!(matches!(refused_body(&refusal, 0, 99), DecodeError::Range { .. }));
     assert!(matches!(refused_body(&refusal, 2, 0xff), DecodeError::Text { .. }));

@@ -42,18 +42,18 @@ fn checked() -> Vec<Checked> {
     let epoch = samples::epoch_object();
     vec![
         header("frame", decode_frame_header, samples::zero_frame(), Vec::new()),
-        header("hrl", decode_hrl, samples::hrl_header().encode().into(), vec![6, 7, 32, 59]),
+        header("hrl", decode_hrl, samples::hrl_header().encode().into(), vec![6, 7]),
         header(
             "journal file",
             |bytes| JournalFileHeader::decode(bytes).map(drop),
             journal,
-            vec![6, 7, 52, 55, 120, 4091],
+            vec![56, 67, 72, 87],
         ),
         header(
             "journal group",
             decode_group,
             samples::group_header().encode().into(),
-            vec![6, 7, 28, 59],
+            vec![6, 7, 32, 59],
         ),
         header(
             "segment",
@@ -170,10 +170,15 @@ fn reserved_bytes_that_are_not_zero_are_refused() {
 fn another_version_is_named_before_anything_else_is_read() {
     for layout in checked().iter().filter(|layout| layout.name != "frame") {
         let mut next = layout.good.clone();
-        next[4] = 2;
+        next[4] += 1;
+        let newer = u16::from(next[4]);
         // The checksum is not put right: a newer version may have it elsewhere.
         let error = (layout.decode)(&next).unwrap_err();
-        assert!(matches!(error, DecodeError::Version { found: 2, .. }), "{}", layout.name);
+        assert!(
+            matches!(error, DecodeError::Version { found, .. } if found == newer),
+            "{}",
+            layout.name
+        );
         assert_eq!(error.kind(), ErrorKind::Invalid);
     }
 }
@@ -201,6 +206,7 @@ fn lengths_over_their_limit_are_refused_by_the_header_alone() {
     let huge = u32::MAX.to_le_bytes();
     let lengths = [
         ("journal group", 24),
+        ("journal group", 28),
         ("segment", 120),
         ("segment", 124),
         ("map", 160),
@@ -222,7 +228,7 @@ fn lengths_over_their_limit_are_refused_by_the_header_alone() {
 #[test]
 fn fields_out_of_range_are_refused() {
     for (name, at, value) in
-        [("segment", 6, 0), ("segment", 6, 3), ("segment", 7, 2), ("hrl", 24, 0), ("epoch", 40, 0)]
+        [("segment", 6, 0), ("segment", 6, 3), ("segment", 7, 2), ("hrl", 32, 0), ("epoch", 40, 0)]
             .into_iter()
             .chain([("map", 6, 2), ("map", 40, 0), ("map", 80, 3), ("map", 84, 1), ("map", 87, 1)])
             .chain([("index run", 6, 2)])
@@ -378,7 +384,7 @@ proptest! {
 
     #[test]
     fn no_control_body_panics(
-        which in 0..5_usize,
+        which in 0..6_usize,
         body in proptest::collection::vec(any::<u8>(), 0..80),
     ) {
         let (_, frame) = &samples::control_frames()[which];
@@ -393,6 +399,12 @@ proptest! {
         header[44..].copy_from_slice(&crc.to_le_bytes());
         let header = FrameHeader::decode(&header).expect("only the body is arbitrary");
         if let Ok(control) = Control::decode(&header, &bytes) {
+            // What later programs may say besides is passed over.
+            match control {
+                Control::Hello(_) | Control::Welcome(_) => bytes[4..8].fill(0),
+                Control::Mark(..) => bytes[25] &= 0x0f,
+                _ => {}
+            }
             prop_assert_eq!(control.encode()[48..].to_vec(), bytes, "one meaning, one encoding");
         }
     }

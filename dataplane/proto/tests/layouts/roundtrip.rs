@@ -2,24 +2,23 @@
 
 use crate::samples;
 use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
-use farshore_proto::frame::{
-    Ack, Control, FrameHeader, Hello, Mark, Refusal, RefusalReason, Welcome,
-};
+use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX,
-    SEGMENT_FRAME_BYTES_MAX, SEGMENT_TABLE_BYTES_MAX, SEQ_CLAIMED_MAX, SLOT_MAX, VOLUME_BLOCKS_MAX,
-    ZERO_BLOCKS_MAX,
+    JOURNAL_GROUP_ENTRIES_MAX, SEGMENT_FRAME_BYTES_MAX, SEGMENT_TABLE_BYTES_MAX, SEQ_CLAIMED_MAX,
+    SLOT_MAX, VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
 };
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
     SlotKind, Span, Table,
 };
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, Seq, Slot, Stamp,
-    VaultId, VolumeId,
+    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind, PointId, Seq,
+    Slot, Stamp, VaultId, VolumeId,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -32,6 +31,22 @@ pub(crate) fn slot() -> impl Strategy<Value = Slot> {
     prop_oneof![0..1000_u64, 0..=SLOT_MAX.0].prop_map(Slot)
 }
 
+fn group() -> impl Strategy<Value = MarkGroup> {
+    let member = (any::<[u8; 16]>(), 2..=u16::MAX, any::<prop::sample::Index>()).prop_map(
+        |(mut attempt, members, member)| {
+            attempt[0] |= 1;
+            let member = u16::try_from(member.index(members.into())).expect("below members");
+            MarkGroup { attempt: MarkAttempt(attempt), member, members }
+        },
+    );
+    prop_oneof![Just(MarkGroup::ALONE), member]
+}
+
+/// A mark as a frame has it.
+fn framed_mark() -> impl Strategy<Value = Mark> {
+    (mark(), group()).prop_map(|(mark, group)| Mark { group, ..mark })
+}
+
 fn mark() -> impl Strategy<Value = Mark> {
     (any::<[u8; 16]>(), 0..MarkKind::ALL.len(), any::<u32>(), any::<bool>(), any::<u64>()).prop_map(
         |(point, kind, unknown_blocks, is_prompt, time_unix_ms)| Mark {
@@ -40,6 +55,7 @@ fn mark() -> impl Strategy<Value = Mark> {
             unknown_blocks,
             is_prompt,
             time_unix_ms,
+            group: MarkGroup::ALONE,
         },
     )
 }
@@ -107,16 +123,18 @@ fn control() -> impl Strategy<Value = Control> {
     ]);
     let refusal = (reason, "\\PC{0,100}")
         .prop_map(|(reason, text)| Control::Refusal(Refusal { reason, text }));
-    let mark = (seq(), mark()).prop_map(|(seq, mark)| Control::Mark(seq, mark));
+    let mark = (seq(), framed_mark()).prop_map(|(seq, mark)| Control::Mark(seq, mark));
     prop_oneof![hello, welcome, ack, refusal, mark]
 }
 
 /// A run of writes, zeros and marks as they follow each other in a stream.
 fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
-    let write = (seq(), 0..VOLUME_BLOCKS_MAX - 2, 1..3_usize, any::<u8>(), stamp(), imprint())
-        .prop_map(|(seq, block, blocks, byte, stamp, previous)| {
+    let bytes = (1..3_usize, any::<u8>());
+    let write = (seq(), 0..VOLUME_BLOCKS_MAX - 2, bytes, stamp(), imprint(), any::<bool>())
+        .prop_map(|(seq, block, (blocks, byte), stamp, previous, is_copy)| {
             let data = vec![byte; blocks * BLOCK_BYTES];
-            (FrameHeader::write(seq, block, &data).stamped(stamp).behind(previous), data)
+            let header = FrameHeader::write(seq, block, &data).of_copy(is_copy);
+            (header.stamped(stamp).behind(previous), data)
         });
     let zero =
         (seq(), 1..=ZERO_BLOCKS_MAX, any::<prop::sample::Index>()).prop_map(|(seq, count, at)| {
@@ -125,11 +143,12 @@ fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
             let range = BlockRange { block: at.index(room) as u64, count };
             (FrameHeader::zero(seq, range), Vec::new())
         });
-    let mark = (seq(), mark(), stamp(), imprint()).prop_map(|(seq, mark, stamp, previous)| {
-        let frame = Control::Mark(seq, mark).encode_in(stamp, previous);
-        let (header, body) = frame.split_first_chunk().expect("a frame has a header");
-        (FrameHeader::decode(header).expect("just laid out"), body.to_vec())
-    });
+    let mark =
+        (seq(), framed_mark(), stamp(), imprint()).prop_map(|(seq, mark, stamp, previous)| {
+            let frame = Control::Mark(seq, mark).encode_in(stamp, previous);
+            let (header, body) = frame.split_first_chunk().expect("a frame has a header");
+            (FrameHeader::decode(header).expect("just laid out"), body.to_vec())
+        });
     vec(prop_oneof![write, zero, mark], 0..6)
 }
 
@@ -273,6 +292,7 @@ proptest! {
     fn headers_of_files(
         id: [u8; 16], other: [u8; 16], salt: [u8; 32], commitment: [u8; 32],
         seq in seq(), number: u64, key: u32, plain_bytes in 0..=JOURNAL_GROUP_BYTES_MAX,
+        entries in 0..=JOURNAL_GROUP_ENTRIES_MAX,
     ) {
         let hrl = HrlHeader { volume: VolumeId(id), first_seq: seq };
         prop_assert_eq!(HrlHeader::decode(&hrl.encode()), Ok(hrl));
@@ -280,7 +300,7 @@ proptest! {
             vault: VaultId(id), log: LogId(other), number, key: KeyNumber(key), salt, commitment,
         };
         prop_assert_eq!(JournalFileHeader::decode(&file.encode()), Ok(file));
-        let group = GroupHeader { file: number, group: seq.0, plain_bytes };
+        let group = GroupHeader { file: number, group: seq.0, plain_bytes, entries };
         prop_assert_eq!(GroupHeader::decode(&group.encode()), Ok(group));
         prop_assert!(group.disk_bytes().is_multiple_of(JOURNAL_ALIGN_BYTES));
         prop_assert!(group.disk_bytes() >= 64 + plain_bytes + 16);

@@ -1,22 +1,21 @@
 //! One example of each layout; the golden files hold exactly these.
 
 use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
-use farshore_proto::frame::{
-    Ack, Control, FrameHeader, Hello, Mark, Refusal, RefusalReason, Welcome,
-};
+use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::index_run::{IndexRun, IndexRunHeader, StoredChunk};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::map::{MapBody, MapHead, MapHeader, MapRun};
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
     SlotKind, Span, Table,
 };
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot,
-    Stamp, VaultId, VolumeId,
+    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind, PointId, RunId,
+    Seq, Slot, Stamp, VaultId, VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -45,6 +44,7 @@ pub(crate) fn mark() -> Mark {
         unknown_blocks: 0,
         is_prompt: true,
         time_unix_ms: 1_767_225_600_000,
+        group: MarkGroup::ALONE,
     }
 }
 
@@ -56,11 +56,26 @@ pub(crate) fn scan_mark() -> Mark {
     Mark { kind: MarkKind::Scan, unknown_blocks: 0x0001_0203, is_prompt: false, ..mark() }
 }
 
+/// Of one disk of three.
+pub(crate) fn group_mark() -> Mark {
+    let group = MarkGroup { attempt: MarkAttempt(id(0xf0)), member: 1, members: 3 };
+    Mark { kind: MarkKind::FileSystem, group, ..mark() }
+}
+
+/// Which version of its layout a golden file is of.
+pub(crate) fn version(name: &str) -> u8 {
+    match name.split('-').next() {
+        Some("frame" | "hrl" | "journal") => 2,
+        _ => 1,
+    }
+}
+
 /// Name of the golden file, and its bytes.
 pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
     let mut all = control_frames();
     all.extend([
         ("frame-write", write_frame()),
+        ("frame-write-copy", copy_frame()),
         ("frame-zero", zero_frame()),
         ("hrl-file", hrl_file()),
         ("journal-file-header", journal_file_header().encode()),
@@ -113,6 +128,10 @@ pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
             "frame-mark-scan",
             Control::Mark(Seq(44), scan_mark()).encode_in(STAMP, Imprint::from_bytes(IMPRINT)),
         ),
+        (
+            "frame-mark-group",
+            Control::Mark(Seq(45), group_mark()).encode_in(STAMP, Imprint::from_bytes(IMPRINT)),
+        ),
         ("frame-ack", Control::Ack(Ack { journaled: Seq(70), committed: Seq(52) }).encode()),
         ("frame-refusal", Control::Refusal(refusal).encode()),
         ("frame-alive", Control::Alive.encode()),
@@ -125,6 +144,13 @@ pub(crate) fn block() -> Vec<u8> {
 
 pub(crate) fn write_frame() -> Vec<u8> {
     let header = FrameHeader::write(Seq(41), 5, &block());
+    [header.encode().to_vec(), block()].concat()
+}
+
+/// What was read in a copy, in its place in a stream.
+pub(crate) fn copy_frame() -> Vec<u8> {
+    let header = FrameHeader::write(Seq(46), 7, &block());
+    let header = header.of_copy(true).stamped(STAMP).behind(Imprint::from_bytes(IMPRINT));
     [header.encode().to_vec(), block()].concat()
 }
 
@@ -153,7 +179,7 @@ pub(crate) fn journal_file_header() -> JournalFileHeader {
 }
 
 pub(crate) fn group_header() -> GroupHeader {
-    GroupHeader { file: 17, group: 2, plain_bytes: journal_entries().len() }
+    GroupHeader { file: 17, group: 2, plain_bytes: journal_entries().len(), entries: 2 }
 }
 
 pub(crate) fn journal_entries() -> Vec<u8> {

@@ -64,7 +64,7 @@ pub(super) const CASES: &[Case] = &[
     asking(UPGRADE, "another path", |view| with(view, "/stream", "/../../etc/passwd")),
     asking(UPGRADE, "no volume", |view| with(view, &volume(view), "")),
     asking(UPGRADE, "a volume that is no id", |view| with(view, &volume(view), "%2e%2e")),
-    asking(UPGRADE, "no upgrade", |view| with(view, "Upgrade: farshore/1\r\n", "")),
+    asking(UPGRADE, "no upgrade", |view| with(view, "Upgrade: farshore/2\r\n", "")),
     asking(UPGRADE, "an upgrade that is not the connection's", |view| {
         with(view, "Connection: Upgrade", "Connection: close")
     }),
@@ -74,8 +74,8 @@ pub(super) const CASES: &[Case] = &[
     asking(UPGRADE, "a hundred headers", |view| {
         with(view, "\r\n\r\n", &format!("\r\n{}\r\n", "X: y\r\n".repeat(100)))
     }),
-    asking(TOKEN, "another version's token", |view| with(view, "farshore/1", "farshore/2")),
-    asking(TOKEN, "another protocol's token", |view| with(view, "farshore/1", "websocket")),
+    asking(TOKEN, "another version's token", |view| with(view, "farshore/2", "farshore/1")),
+    asking(TOKEN, "another protocol's token", |view| with(view, "farshore/2", "websocket")),
     asking(EARLY, "a hello behind the request", |view| {
         let mut bytes = request(&volume(view)).into_bytes();
         bytes.extend(view.stream.hello().frame().bytes());

@@ -5,7 +5,9 @@ use crate::frame::{Frame, Hello, kind, reason};
 
 const FIRST: &str = "The agent's first frame is the hello";
 const OWN: &str = "Neither sends the other's";
-const LENGTH: &str = "hello 64";
+const LENGTH: &str = "hello 72–512";
+const FEATURES: &str =
+    "A node refuses (protocol) a hello with a bit of *must understand* that it does not know";
 const VOLUME: &str = "the same as in the request";
 const EPOCH: &str = "the epoch under which the agent was told to write; ≥ 1";
 const SIZE: &str = "of the disk in bytes, 1 to 64 TiB";
@@ -59,38 +61,46 @@ pub(super) const CASES: &[Case] = &[
     wrong("", FIRST, "noise first", |_| {
         (0..4096_u32).map(|n| ((n * n) >> 4).to_le_bytes()[0]).collect()
     }),
-    wrong("", OWN, "a welcome first", |_| Frame::of(kind::WELCOME, vec![0; 40]).bytes()),
+    wrong("", OWN, "a welcome first", |_| Frame::of(kind::WELCOME, vec![0; 48]).bytes()),
     wrong("", OWN, "an ack first", |_| Frame::of(kind::ACK, vec![0; 16]).bytes()),
     wrong("", OWN, "a refusal first", |_| Frame::of(kind::REFUSAL, vec![1, 0]).bytes()),
-    wrong("header+32", LENGTH, "a hello of 63 bytes", |view| framed(view, |f| f.body.truncate(63))),
-    wrong("header+32", LENGTH, "a hello of 65 bytes", |view| framed(view, |f| f.body.push(0))),
+    wrong("header+32", LENGTH, "a hello of 71 bytes", |view| framed(view, |f| f.body.truncate(71))),
+    wrong("header+32", LENGTH, "a hello of 513 bytes", |view| {
+        framed(view, |f| f.body.resize(513, 0))
+    }),
     wrong("header+32", LENGTH, "a hello of no bytes", |view| framed(view, |f| f.body.clear())),
     wrong("header+8", OTHERS, "a hello with a seq", |view| framed(view, |f| f.seq = 1)),
     wrong("header+16", OTHERS, "a hello with a block", |view| framed(view, |f| f.block = 1)),
     wrong("header+24", OTHERS, "a hello with a count", |view| framed(view, |f| f.count = 1)),
     wrong("header+28", STAMP, "a hello with a life in its header", |view| {
-        framed(view, |f| f.count = 1 << 32)
+        framed(view, |f| f.life = 1)
     }),
-    wrong("hello+0", VOLUME, "another volume than in the request", |view| {
+    wrong("hello+0", FEATURES, "a compressed payload that is needed", |view| {
+        but(view, |hello| hello.must = 1)
+    }),
+    wrong("hello+0", FEATURES, "the last feature", |view| {
+        but(view, |hello| (hello.must, hello.may) = (1 << 31, u32::MAX))
+    }),
+    wrong("hello+8", VOLUME, "another volume than in the request", |view| {
         let other = view.other.into_bytes();
         but(view, |hello| hello.volume = other)
     }),
-    wrong("hello+16", EPOCH, "epoch 0", |view| but(view, |hello| hello.epoch = 0)),
-    wrong("hello+24", SIZE, "a disk of nothing", |view| but(view, |hello| hello.size = 0)),
-    wrong("hello+24", SIZE, "a disk over 64 TiB", |view| {
+    wrong("hello+24", EPOCH, "epoch 0", |view| but(view, |hello| hello.epoch = 0)),
+    wrong("hello+32", SIZE, "a disk of nothing", |view| but(view, |hello| hello.size = 0)),
+    wrong("hello+32", SIZE, "a disk over 64 TiB", |view| {
         but(view, |hello| hello.size = 64 * TIB + 4096)
     }),
-    wrong("hello+24", SIZE, "the largest number", |view| but(view, |hello| hello.size = u64::MAX)),
-    wrong("hello+32", LOWEST, "first seq 0", |view| but(view, |hello| hello.first_seq = 0)),
-    wrong("hello+32", LOWEST, "first seq beyond the last", |view| {
+    wrong("hello+32", SIZE, "the largest number", |view| but(view, |hello| hello.size = u64::MAX)),
+    wrong("hello+40", LOWEST, "first seq 0", |view| but(view, |hello| hello.first_seq = 0)),
+    wrong("hello+40", LOWEST, "first seq beyond the last", |view| {
         but(view, |hello| hello.first_seq = hello.last_seq + 2)
     }),
-    wrong("hello+40", LOWEST, "last seq below the first", |view| {
+    wrong("hello+48", LOWEST, "last seq below the first", |view| {
         but(view, |hello| (hello.first_seq, hello.last_seq) = (3, 1))
     }),
-    wrong("hello+52", LIFE, "life 0", |view| but(view, |hello| hello.life = 0)),
-    wrong("hello+56", OVERTAKEN, "overtaken 2", |view| but(view, |hello| hello.overtaken = 2)),
-    wrong("hello+57", "| 57 | 7 | reserved | zero |", "reserved bytes", |view| {
+    wrong("hello+60", LIFE, "life 0", |view| but(view, |hello| hello.life = 0)),
+    wrong("hello+64", OVERTAKEN, "overtaken 2", |view| but(view, |hello| hello.overtaken = 2)),
+    wrong("hello+65", "| 65 | 7 | reserved | zero |", "reserved bytes", |view| {
         but(view, |hello| hello.reserved = [0, 0, 0, 0, 0, 0, 1])
     }),
     judged(reason::FENCED, EPOCH, "the epoch before", |view| but(view, |hello| hello.epoch -= 1)),

@@ -13,11 +13,11 @@ use farshore_agent::{Clock, files::Files};
 use farshore_engine::doubt::RegionSet;
 use farshore_export::overlay::{Overlay, OverlayBase};
 use farshore_ingest::index::Index;
-use farshore_proto::frame::Mark;
 use farshore_proto::hrl::frame_at;
 use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES, VOLUME_BLOCKS_MAX,
 };
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{BlockRange, ChunkId, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
 use farshore_vault::Location;
 use std::fs;
@@ -460,7 +460,7 @@ pub(super) fn log(bytes: &[u8]) {
         let (log, again) = open_log(&files);
         assert_eq!((again.first, again.last), (recovered.first, recovered.last));
         assert_eq!((again.torn_bytes, again.damage), (0, None));
-        let zero = Entry::Zero { range: BlockRange { block: 0, count: 1 } };
+        let zero = Entry::Zero { range: BlockRange { block: 0, count: 1 }, is_copy: false };
         assert_eq!(log.append(&[zero]).ok(), Some(recovered.last.next()));
     });
 }
@@ -484,10 +484,11 @@ pub(super) fn log_samples() -> Vec<Vec<u8>> {
         unknown_blocks: 0,
         is_prompt: true,
         time_unix_ms: 9,
+        group: MarkGroup::ALONE,
     };
     log.append(&[
-        Entry::Write { block: 5, data: &[0x5a; BLOCK_BYTES] },
-        Entry::Zero { range: BlockRange { block: 8, count: 1024 } },
+        Entry::Write { block: 5, data: &[0x5a; BLOCK_BYTES], is_copy: false },
+        Entry::Zero { range: BlockRange { block: 8, count: 1024 }, is_copy: true },
         Entry::Mark { mark },
     ])
     .expect("there is room");
@@ -495,7 +496,7 @@ pub(super) fn log_samples() -> Vec<Vec<u8>> {
     // A small one of zeros and marks, in which more of the changes hit something.
     let files = Arc::new(MemoryFiles::default());
     let (log, _) = open_log(&files);
-    let zero = |block| Entry::Zero { range: BlockRange { block, count: 1 } };
+    let zero = |block| Entry::Zero { range: BlockRange { block, count: 1 }, is_copy: false };
     log.append(&[zero(1), Entry::Mark { mark }, zero(2), zero(3)]).expect("there is room");
     let small = files.bytes(&log_path(1)).expect("it was made");
     vec![whole, small]

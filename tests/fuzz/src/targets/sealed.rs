@@ -13,7 +13,7 @@ use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_codec::{DataKey, KeyRing};
 use farshore_proto::epoch::{EPOCH_HEADER_BYTES, EpochHeader};
 use farshore_proto::index_run::IndexRunHeader;
-use farshore_proto::journal::entries;
+use farshore_proto::journal::{GroupSize, entries};
 use farshore_proto::limits::{
     INDEX_RUN_BODY_BYTES_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES, MAP_BODY_BYTES_MAX,
     SEGMENT_FRAME_BYTES_MAX, SMALL_OBJECT_BYTES_MAX, TAG_BYTES,
@@ -271,7 +271,9 @@ pub(super) fn journal(bytes: &[u8]) {
     for plain in [&b"first"[..], input] {
         let mut disk = vec![0xee; JournalSealer::disk_bytes(plain.len())];
         disk[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(plain);
-        sealer.seal_group(plain.len(), &mut disk).expect("inputs are small");
+        sealer
+            .seal_group(GroupSize { entries: 1, bytes: plain.len() }, &mut disk)
+            .expect("inputs are small");
         groups.push(disk);
     }
     let block = sealer.header().encode();
@@ -299,9 +301,9 @@ fn found_journal(file: &[u8], ring: &KeyRing) {
     }
 }
 
-const JOURNAL: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v1/journal.bin");
+const JOURNAL: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/journal.bin");
 
 pub(super) fn journal_samples() -> Vec<Vec<u8>> {
-    let entries = include_bytes!("../../../../dataplane/proto/testdata/v1/journal-entries.bin");
+    let entries = include_bytes!("../../../../dataplane/proto/testdata/v2/journal-entries.bin");
     in_each_way(JOURNAL, entries).into_iter().take(2).collect()
 }

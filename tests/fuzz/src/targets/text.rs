@@ -39,7 +39,7 @@ pub(super) fn upgrade_request(bytes: &[u8]) {
     let is_cut = upgrade::parse(&request[..used - 1]);
     assert!(is_cut.is_ok_and(|found| found.is_none()), "a request without its end");
     let said = String::from_utf8_lossy(request).to_lowercase();
-    assert!(said.contains("farshore/1") && said.contains("upgrade"));
+    assert!(said.contains("farshore/2") && said.contains("upgrade"));
     assert_eq!(volume.to_string().parse(), Ok(volume));
     taken();
 }
@@ -48,12 +48,12 @@ pub(super) fn upgrade_request_samples() -> Vec<Vec<u8>> {
     let request = |head: &str, tail: &str| {
         let path = "/v1/volumes/6a1f0000-0000-4000-8000-000000000001/stream";
         format!(
-            "GET {path} HTTP/1.1\r\n{head}Connection: Upgrade\r\nUpgrade: farshore/1\r\n{tail}\r\n"
+            "GET {path} HTTP/1.1\r\n{head}Connection: Upgrade\r\nUpgrade: farshore/2\r\n{tail}\r\n"
         )
         .into_bytes()
     };
     let mut early = request("Host: n.node.farshore\r\n", "");
-    early.extend_from_slice(b"FSF1\x01");
+    early.extend_from_slice(b"FSF2\x01");
     vec![request("Host: n.node.farshore\r\n", ""), request("", "X: y\r\n"), early]
 }
 

@@ -6,7 +6,7 @@ use super::volume::Volume;
 use super::{Ctx, Own as AgentOwn};
 use farshore_agent::capture::progress::is_consistent;
 use farshore_agent::hrl::Marked;
-use farshore_proto::frame::Mark;
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{MarkKind, PointId, Timestamp};
 use std::time::Duration;
 
@@ -89,8 +89,14 @@ impl Volume {
         let time_unix_ms = ctx.world.wall_ms(ctx.process());
         let is_prompt = ctx.world.chance(100);
         let point = PointId(point);
-        let mark =
-            Mark { point, kind: MarkKind::Crash, unknown_blocks: 0, is_prompt, time_unix_ms };
+        let mark = Mark {
+            point,
+            kind: MarkKind::Crash,
+            unknown_blocks: 0,
+            is_prompt,
+            time_unix_ms,
+            group: MarkGroup::ALONE,
+        };
         let set = match is_prompt || is_last {
             true => self.stream.log.append_mark(mark, breaches).map(Marked::At),
             false => self.stream.log.mark_or_keep(mark, breaches),

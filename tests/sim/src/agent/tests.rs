@@ -10,9 +10,10 @@ use crate::trace::Trace;
 use crate::world::Size;
 use bytes::Bytes;
 use farshore_proto::frame::{
-    Ack, Control, FrameHeader, FrameKind, Hello, Mark, Refusal, RefusalReason, Welcome,
+    Ack, Control, FrameHeader, FrameKind, Hello, Refusal, RefusalReason, Welcome,
 };
 use farshore_proto::limits::FRAME_HEADER_BYTES;
+use farshore_proto::mark::Mark;
 use farshore_proto::{Epoch, PointId, Timestamp};
 use volume::changes_of;
 

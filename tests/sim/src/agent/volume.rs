@@ -14,8 +14,9 @@ use farshore_agent::disk::Identity;
 use farshore_agent::hrl::{AppendError, Cursor, Entry, Log, Place};
 use farshore_agent::stream::{DiskFacts, Found, Stream};
 use farshore_engine::doubt::{Input, Regions};
-use farshore_proto::frame::{FrameHeader, Mark};
+use farshore_proto::frame::FrameHeader;
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES};
+use farshore_proto::mark::Mark;
 use farshore_proto::{BlockRange, Seq};
 use std::collections::BTreeMap;
 
@@ -105,8 +106,10 @@ pub(super) fn append(
     assert!(appended.is_err() || taken == entries.len(), "one frame for each entry");
     for (entry, seq) in entries.iter().take(taken).zip(before.0 + 1..) {
         let changes = match *entry {
-            Entry::Write { block, data } => tagged(block, data),
-            Entry::Zero { range } => (range.block..range.end()).map(|block| (block, 0)).collect(),
+            Entry::Write { block, data, .. } => tagged(block, data),
+            Entry::Zero { range, .. } => {
+                (range.block..range.end()).map(|block| (block, 0)).collect()
+            }
             Entry::Mark { .. } => Vec::new(),
         };
         oracle.appended(number, Seq(seq), &changes);

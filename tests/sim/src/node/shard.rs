@@ -15,7 +15,7 @@ use farshore_engine::tenure::{self, Opening, PutEnd, Tenure};
 use farshore_ingest::build::Build;
 use farshore_ingest::claim::claim_with;
 use farshore_ingest::frames::{Frame, Frames};
-use farshore_ingest::journal::{JournalWriter, Written, lay_out, plain_bytes};
+use farshore_ingest::journal::{JournalWriter, Written, lay_out, size_of};
 use farshore_proto::frame::{Ack, Control, Refusal, RefusalReason};
 use farshore_proto::segment::SlotWriter;
 use farshore_proto::{LogId, Slot, Target, Timestamp, VolumeId};
@@ -279,12 +279,12 @@ impl Turn<'_> {
         }
         let Some((group, entries)) = shard.groups.pop_front() else { return };
         let Some(mut journal) = shard.journal.take() else { return };
-        let mut plain = vec![0; plain_bytes(&entries)];
+        let size = size_of(&entries);
+        let mut plain = vec![0; size.bytes];
         lay_out(&entries, |handle| shard.frames.get(handle), &mut plain);
         let node = self.number;
         self.world.spawn(self.process(), async move {
-            let bytes = plain.len();
-            let written = journal.write(bytes, |into| into.copy_from_slice(&plain)).await;
+            let written = journal.write(size, |into| into.copy_from_slice(&plain)).await;
             world::Event::Node(node, Event::Grouped { shard: number, group, journal, written })
         });
     }
@@ -341,8 +341,7 @@ impl Turn<'_> {
         let (log, writer) = (shard.log(), SlotWriter::of_run(shard.incarnation));
         let told = |error: farshore_codec::CodecError| format!("cannot build a segment: {error}");
         let mut builder =
-            SegmentBuilder::new(vault.id(), log, slot, writer, key, key_number, 1)
-                .map_err(told)?;
+            SegmentBuilder::new(vault.id(), log, slot, writer, key, key_number, 1).map_err(told)?;
         builder.check_each_frame();
         let tools = &self.running.tools;
         let known = &mut self.running.known;

@@ -1,6 +1,7 @@
 //! Volumes beside each other: what one fills up, what another still gets; what is refused and forgotten.
 
 use super::*;
+use farshore_proto::mark::{Mark, MarkGroup};
 
 const OTHER: VolumeId = VolumeId([2; 16]);
 const OTHERS: SessionId = SessionId(2);
@@ -68,7 +69,14 @@ fn a_volume_that_fills_the_cache_does_not_hold_another_back() {
     let mut out = journal(&mut bench, out, &mut groups);
     let point = PointId([9; 16]);
     let (kind, time_unix_ms) = (MarkKind::Crash, 7);
-    let mark = Mark { point, kind, unknown_blocks: 0, is_prompt: false, time_unix_ms };
+    let mark = Mark {
+        point,
+        kind,
+        unknown_blocks: 0,
+        is_prompt: false,
+        time_unix_ms,
+        group: MarkGroup::ALONE,
+    };
     let marked = bench.others(2, Change::Mark(mark), 32);
     out.extend(journal(&mut bench, marked, &mut groups));
     assert!(!out.iter().any(|output| matches!(output, Output::Drop { .. } | Output::Pause)));

@@ -2,6 +2,7 @@
 
 use super::share::journal;
 use super::*;
+use farshore_proto::mark::{Mark, MarkGroup};
 
 const INTERVAL_MS: u32 = 5000;
 
@@ -23,8 +24,14 @@ impl Bench {
         point[..8].copy_from_slice(&seq.to_be_bytes());
         point[8..].copy_from_slice(&number.to_be_bytes());
         let (point, kind) = (PointId(point), MarkKind::Crash);
-        let change =
-            Change::Mark(Mark { point, kind, unknown_blocks: 0, is_prompt, time_unix_ms: 7 });
+        let change = Change::Mark(Mark {
+            point,
+            kind,
+            unknown_blocks: 0,
+            is_prompt,
+            time_unix_ms: 7,
+            group: MarkGroup::ALONE,
+        });
         self.handles += 1;
         let (session, handle) = (nth(number).1, Handle(self.handles));
         let stamp = Stamp::default();

@@ -2,7 +2,7 @@ use super::*;
 use farshore_codec::RecoveryKey;
 use farshore_codec::journal::JournalSealer;
 use farshore_proto::frame::FrameHeader;
-use farshore_proto::journal::put_entry;
+use farshore_proto::journal::{GroupSize, put_entry};
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_GROUP_HEADER_BYTES};
 use farshore_proto::{Epoch, Seq};
 use farshore_vault::{Access, Store};
@@ -28,7 +28,7 @@ fn file(vault: &Vault, number: u64, seqs: Range<u64>) -> Vec<u8> {
         put_entry(&mut plain, VOLUME, Epoch(1), &header, &body);
         let mut disk = vec![0; JournalSealer::disk_bytes(plain.len())];
         disk[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(&plain);
-        sealer.seal_group(plain.len(), &mut disk).unwrap();
+        sealer.seal_group(GroupSize { entries: 1, bytes: plain.len() }, &mut disk).unwrap();
         bytes.extend(disk);
     }
     bytes
