@@ -155,6 +155,8 @@ pub struct SpanPlan {
     pub mark: Option<Mark>,
     /// Of the frame at the last seq.
     pub stamp: Stamp,
+    /// Which frame that at the last seq is.
+    pub imprint: Imprint,
     /// Last writers, in block order.
     pub pieces: Vec<Piece>,
 }
@@ -165,6 +167,7 @@ struct OpenSpan {
     first_seq: Seq,
     last_seq: Seq,
     stamp: Stamp,
+    imprint: Imprint,
     pieces: BTreeMap<u64, (u64, Content)>,
 }
 
@@ -235,10 +238,11 @@ impl Batch {
             first_seq: entry.seq,
             last_seq: Seq(entry.seq.0 - 1),
             stamp: entry.stamp,
+            imprint: entry.imprint,
             pieces: BTreeMap::new(),
         });
         assert_eq!(entry.seq, span.last_seq.next(), "B1: gap in the stream of {}", entry.volume);
-        (span.last_seq, span.stamp) = (entry.seq, entry.stamp);
+        (span.last_seq, span.stamp, span.imprint) = (entry.seq, entry.stamp, entry.imprint);
         let before = span.pieces.len();
         match entry.change {
             Change::Write(range) => {
@@ -268,6 +272,7 @@ impl Batch {
             last_seq: span.last_seq,
             mark,
             stamp: span.stamp,
+            imprint: span.imprint,
             pieces,
         });
     }

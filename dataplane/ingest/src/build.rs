@@ -9,7 +9,7 @@ use farshore_engine::batch::{Content, Handle, Piece, SpanPlan};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BYTES_MAX};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
-use farshore_proto::{BlockRange, ChunkId, Epoch, Imprint, VolumeId};
+use farshore_proto::{BlockRange, ChunkId, Epoch, VolumeId};
 use farshore_vault::Location;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -181,7 +181,7 @@ impl<'a> Build<'a> {
             previous: None,
             mark: plan.mark,
             stamp: plan.stamp,
-            imprint: Imprint::default(),
+            imprint: plan.imprint,
             extents,
         });
     }

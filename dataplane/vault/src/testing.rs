@@ -20,9 +20,10 @@ use farshore_codec::{RecoveryKey, SegmentBuilder};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::mark::{Mark, MarkGroup};
-use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
+use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SlotWriter, Span};
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, Stamp, VolumeId,
+    BlockRange, ChunkId, Epoch, Imprint, LogId, MarkKind, PointId, Seq, Slot, Stamp, Target,
+    VolumeId,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -121,7 +122,7 @@ pub struct World {
     pub volumes: Vec<ModelVolume>,
     /// The recovery points that were marked, in order.
     pub points: Vec<ModelPoint>,
-    known: BTreeMap<ChunkId, (LogId, Slot, u32)>,
+    known: BTreeMap<ChunkId, (Target, u32)>,
     /// Chunks that were only referred to.
     pub references: u64,
     /// Of each volume.
@@ -255,9 +256,9 @@ impl World {
     pub fn build(&mut self, log: usize) -> Bytes {
         let (id, slot) = (self.logs[log].id, self.logs[log].next);
         let (number, key) = self.vault.newest_key();
-        let incarnation = self.logs[log].incarnation;
+        let writer = SlotWriter::of_run(self.logs[log].incarnation);
         let mut builder =
-            SegmentBuilder::new(self.vault.id(), id, slot, incarnation, key, number, 1).unwrap();
+            SegmentBuilder::new(self.vault.id(), id, slot, writer, key, number, 1).unwrap();
         builder.check_each_frame();
         let mut here: BTreeMap<ChunkId, u32> = BTreeMap::new();
         for at in 0..self.volumes.len() {
@@ -274,7 +275,9 @@ impl World {
                     epoch,
                     first_seq,
                     last_seq,
+                    previous: None,
                     mark,
+                    imprint: Imprint::default(),
                     extents,
                 });
                 for point in &mut self.points {
@@ -287,7 +290,9 @@ impl World {
         let built = builder.finish().unwrap();
         for (chunk, held) in (0..).zip(&built.table.chunks) {
             if matches!(held.place, ChunkPlace::Here { .. }) {
-                self.known.entry(held.id).or_insert((id, slot, chunk));
+                let attempt = built.header.attempt();
+                let target = Target { log: id, slot, attempt };
+                self.known.entry(held.id).or_insert((target, chunk));
             }
         }
         self.logs[log].next = slot.next();
@@ -313,9 +318,9 @@ impl World {
             let id = self.vault.hasher().id(&bytes);
             let chunk = match (here.get(&id), self.known.get(&id)) {
                 (Some(chunk), _) => *chunk,
-                (None, Some((log, slot, chunk))) => {
+                (None, Some((target, chunk))) => {
                     self.references += 1;
-                    let place = ChunkPlace::There { log: *log, slot: *slot, chunk: *chunk };
+                    let place = ChunkPlace::There { target: *target, chunk: *chunk };
                     builder.push_reference(id, u32::try_from(piece.len()).unwrap(), place).unwrap()
                 }
                 (None, None) => builder.push_chunk(id, &bytes),
@@ -460,7 +465,8 @@ pub async fn large(mib: u64) -> Large {
     let (number, key) = vault.newest_key();
     for slot in 0..mib / 16 {
         let at = Slot(slot);
-        let mut builder = SegmentBuilder::new(vault.id(), log, at, 1, key, number, 1).unwrap();
+        let writer = SlotWriter::of_run(1);
+        let mut builder = SegmentBuilder::new(vault.id(), log, at, writer, key, number, 1).unwrap();
         let mut extents = Vec::new();
         for block in (slot * 4096..(slot + 1) * 4096).step_by(12) {
             let count = ((slot + 1) * 4096 - block).min(12);
@@ -485,8 +491,10 @@ pub async fn large(mib: u64) -> Large {
             epoch: Epoch(2),
             first_seq: seq,
             last_seq: seq,
+            previous: None,
             mark: Some(mark),
             stamp: Stamp::default(),
+            imprint: Imprint::default(),
             extents,
         });
         let built = builder.finish().unwrap();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use farshore_codec::SegmentBuilder;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::mark::{Mark, MarkGroup};
-use farshore_proto::segment::{Extent, ExtentSource, Span};
+use farshore_proto::segment::{Extent, ExtentSource, SlotWriter, Span};
 use farshore_proto::{BlockRange, Epoch, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
 use farshore_vault::{Access, Store, Vault, epoch, key_file, log};
 use serde_json::{Value, json};
@@ -71,7 +71,9 @@ impl Bench {
         epoch::claim(&vault, volume, &body).await.unwrap();
         let (number, key) = vault.newest_key();
         let slot = Slot(0);
-        let mut builder = SegmentBuilder::new(vault.id(), log, slot, 1, key, number, 1).unwrap();
+        let writer = SlotWriter::of_run(1);
+        let mut builder =
+            SegmentBuilder::new(vault.id(), log, slot, writer, key, number, 1).unwrap();
         let bytes = block();
         let chunk = builder.push_chunk(vault.hasher().id(&bytes), &bytes);
         let extent = Extent {
@@ -91,8 +93,10 @@ impl Bench {
             epoch: Epoch(1),
             first_seq: Seq(1),
             last_seq: Seq(2),
+            previous: None,
             mark: Some(mark),
             stamp: farshore_proto::Stamp::default(),
+            imprint: farshore_proto::Imprint::default(),
             extents: vec![extent],
         });
         let built = builder.finish().unwrap();

@@ -3,15 +3,13 @@
 use crate::world::World;
 use crate::write::{Home, Point};
 use bytes::Bytes;
-use farshore_proto::limits::{INDEX_RUN_HEADER_BYTES, MAP_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use farshore_proto::object::ObjectKind;
 use farshore_proto::segment::SegmentHeader;
 use farshore_proto::{LogId, Slot};
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::read_segment;
 use std::collections::BTreeSet;
 use std::ops::Range;
-
-const EPOCH_HEADER_BYTES: usize = 136;
 
 /// A piece of an object that is checked as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +34,9 @@ pub(crate) async fn pieces(world: &World, name: &str) -> Vec<At> {
     let bytes = &world.objects[name];
     let header = match name.split('/').next().unwrap() {
         "logs" => return segment_pieces(world, name, bytes).await,
-        "volumes" => EPOCH_HEADER_BYTES,
-        "maps" => MAP_HEADER_BYTES,
-        "index" => INDEX_RUN_HEADER_BYTES,
+        "volumes" => ObjectKind::Epoch.header_bytes(),
+        "maps" => ObjectKind::Map.header_bytes(),
+        "index" => ObjectKind::IndexRun.header_bytes(),
         _ => return vec![At { piece: Piece::Header, range: 0..bytes.len() }],
     };
     vec![
@@ -48,13 +46,14 @@ pub(crate) async fn pieces(world: &World, name: &str) -> Vec<At> {
 }
 
 async fn segment_pieces(world: &World, name: &str, bytes: &Bytes) -> Vec<At> {
-    let SegmentHeader { log, slot, table_bytes, .. } = SegmentHeader::decode(bytes).unwrap();
+    let header = SegmentHeader::decode(bytes).unwrap();
+    let (log, slot, head) = (header.log(), header.slot(), header.object.header_bytes);
     assert_eq!(ObjectName::slot(log, slot).to_string(), name);
     let frames = read_segment(&world.writer.vault, log, slot).await.unwrap().frames;
-    let table_end = SEGMENT_HEADER_BYTES + table_bytes;
+    let table_end = header.object.whole_bytes();
     let mut pieces = vec![
-        At { piece: Piece::Header, range: 0..SEGMENT_HEADER_BYTES },
-        At { piece: Piece::Body, range: SEGMENT_HEADER_BYTES..table_end },
+        At { piece: Piece::Header, range: 0..head },
+        At { piece: Piece::Body, range: head..table_end },
     ];
     for (number, range) in (0..).zip(frames) {
         let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();

@@ -5,8 +5,9 @@ use crate::check::{Bench, Damage, kind_of};
 use crate::needs::Piece;
 use crate::world::{A, B, C, LAST, REFILLED, SEAL, World};
 use bytes::Bytes;
-use farshore_codec::segment::seal_object;
+use farshore_codec::segment::slot_without_data;
 use farshore_proto::VaultId;
+use farshore_proto::segment::{SlotKind, SlotWriter};
 use farshore_vault::verify::Problem;
 
 #[tokio::test]
@@ -218,7 +219,8 @@ async fn a_seal_in_the_place_of_a_segment_is_missed_by_later_epochs() {
     let vault = bench.world.writer.vault.clone();
     let (number, key) = vault.newest_key();
     let log = bench.world.writer.logs[0].id;
-    let seal = seal_object(vault.id(), log, REFILLED, 1, key, number).unwrap();
+    let (at, writer) = ((vault.id(), log, REFILLED), SlotWriter::of_run(1));
+    let seal = slot_without_data(SlotKind::Seal, at, writer, key, number).unwrap();
     let (problems, refused) = bench.look(&name, seal.into()).await;
     let objects: Vec<String> = problems.iter().map(|problem| problem.object.to_string()).collect();
     for volume in [A, B] {

@@ -12,10 +12,10 @@
 
 use crate::write::Writer;
 use bytes::Bytes;
-use farshore_codec::map::{MapLabel, MapPlace, open_map, seal_map};
+use farshore_codec::map::{MapPlace, open_map, seal_map};
 use farshore_codec::{DataKey, RecoveryKey};
 use farshore_proto::epoch::VaultObject;
-use farshore_proto::map::MapBody;
+use farshore_proto::map::{MapBody, MapFields};
 use farshore_proto::{KeyNumber, Seq, Slot, VaultId, VolumeId};
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::put_segment;
@@ -187,7 +187,7 @@ async fn cut_map(writer: &Writer, memory: &Arc<InMemory>, seq: Seq) {
     let whole = memory.get(&path(0)).await.unwrap().bytes().await.unwrap();
     let (header, body) = open_map(&whole, at(0), vault.ring()).unwrap();
     let (number, key) = vault.newest_key();
-    let label = MapLabel { point: header.point, attempt: header.attempt, parts: 3 };
+    let label = MapFields { parts: 3, ..header.fields };
     for (part, runs) in (0..).zip(body.runs.chunks(body.runs.len().div_ceil(3))) {
         let mut cut = MapBody { head: body.head, chunks: Vec::new(), runs: Vec::new() };
         for run in runs {

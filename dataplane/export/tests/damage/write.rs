@@ -1,12 +1,14 @@
 //! Writes a vault as nodes do, and keeps a model of what it holds.
 
 use bytes::Bytes;
-use farshore_codec::SegmentBuilder;
+use farshore_codec::{Built, SegmentBuilder};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::mark::{Mark, MarkGroup};
-use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span, Table};
-use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, VolumeId};
+use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SlotWriter, Span, Table};
+use farshore_proto::{
+    BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, Target, VolumeId,
+};
 use farshore_vault::Location;
 use farshore_vault::Vault;
 use farshore_vault::epoch::{Claim, claim};
@@ -212,8 +214,8 @@ impl Writer {
         let Log { id, next: slot, incarnation, .. } = self.logs[log];
         let (number, key) = self.vault.newest_key();
         let (key, vault) = (key.clone(), self.vault.id());
-        let mut builder =
-            SegmentBuilder::new(vault, id, slot, incarnation, &key, number, 1).unwrap();
+        let writer = SlotWriter::of_run(incarnation);
+        let mut builder = SegmentBuilder::new(vault, id, slot, writer, &key, number, 1).unwrap();
         let mut here = BTreeMap::new();
         // Which chunk of the table each span's blocks hold.
         let mut spans = Vec::new();
@@ -229,15 +231,17 @@ impl Writer {
                     epoch: Epoch(volume.epochs.len() as u64),
                     first_seq: ready.first,
                     last_seq: ready.last,
+                    previous: None,
                     mark: ready.mark,
                     stamp: farshore_proto::Stamp::default(),
+                    imprint: farshore_proto::Imprint::default(),
                     extents: extents.clone(),
                 });
                 spans.push((number, ready, extents));
             }
         }
         let built = builder.finish().unwrap();
-        self.learn(log, slot, &built.table);
+        self.learn(log, &built);
         for (number, ready, extents) in spans {
             self.note(number, slot, ready, &extents, &built.table);
         }
@@ -268,9 +272,9 @@ impl Writer {
             let id = self.vault.hasher().id(&bytes);
             let chunk = match (here.get(&id), self.known.get(&id)) {
                 (Some(chunk), _) => *chunk,
-                (None, Some((_, Location { log, slot, chunk, blocks }))) => {
+                (None, Some((_, Location { target, chunk, blocks }))) => {
                     self.references += 1;
-                    let place = ChunkPlace::There { log: *log, slot: *slot, chunk: *chunk };
+                    let place = ChunkPlace::There { target: *target, chunk: *chunk };
                     builder.push_reference(id, *blocks, place).unwrap()
                 }
                 (None, None) => builder.push_chunk(id, &bytes),
@@ -282,10 +286,12 @@ impl Writer {
     }
 
     /// Learns where the chunks of a segment are.
-    fn learn(&mut self, log: usize, slot: Slot, table: &Table) {
-        for (chunk, held) in (0..).zip(&table.chunks) {
+    fn learn(&mut self, log: usize, built: &Built) {
+        let (slot, attempt) = (built.header.slot(), built.header.attempt());
+        let target = Target { log: self.logs[log].id, slot, attempt };
+        for (chunk, held) in (0..).zip(&built.table.chunks) {
             if let ChunkPlace::Here { frame, .. } = held.place {
-                let at = Location { log: self.logs[log].id, slot, chunk, blocks: held.blocks };
+                let at = Location { target, chunk, blocks: held.blocks };
                 self.known.insert(held.id, (Home { log, slot, frame }, at));
             }
         }

@@ -4,8 +4,8 @@ use farshore_codec::segment::chunk_of;
 use farshore_codec::{DataKey, KeyRing, Opener, VaultKeys};
 use farshore_engine::batch::{Batch, Change, Entry};
 use farshore_proto::frame::FrameHeader;
-use farshore_proto::limits::SEGMENT_LOGS_MAX;
-use farshore_proto::{KeyNumber, LogId, Seq, Slot, VaultId};
+use farshore_proto::segment::SlotWriter;
+use farshore_proto::{Attempt, KeyNumber, LogId, Seq, Slot, Target, VaultId};
 use farshore_vault::testing::block_bytes;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -13,6 +13,7 @@ use std::collections::HashMap;
 const VAULT: VaultId = VaultId([1; 16]);
 const LOG: LogId = LogId([2; 16]);
 const NUMBER: KeyNumber = KeyNumber(1);
+const WRITER: SlotWriter = SlotWriter::of_run(1);
 const BLOCKS: u64 = 64;
 
 /// Content of blocks: none if never written, 0 for zeros.
@@ -87,7 +88,7 @@ fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanSta
     let keys = VaultKeys::derive(&key, VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
     let slot = Slot(known.len() as u64);
-    let mut builder = SegmentBuilder::new(VAULT, LOG, slot, 1, &key, NUMBER, 1).unwrap();
+    let mut builder = SegmentBuilder::new(VAULT, LOG, slot, WRITER, &key, NUMBER, 1).unwrap();
     builder.check_each_frame();
     let mut build = Build::new(&chunker, &hasher, builder, spans);
     let lookup = |ids: &[ChunkId]| -> Vec<Option<Location>> {
@@ -117,8 +118,9 @@ fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanSta
                     ChunkPlace::Here { frame, .. } => {
                         let bytes = chunk_of(&built.table, chunk, &raw[frame as usize], &hasher);
                         let bytes = bytes.unwrap().to_vec();
-                        let (log, blocks) = (LOG, entry.blocks);
-                        let location = Location { log, slot, chunk, blocks };
+                        let attempt = built.header.attempt();
+                        let target = Target { log: LOG, slot, attempt };
+                        let location = Location { target, chunk, blocks: entry.blocks };
                         held.insert(entry.id, (location, bytes.clone()));
                         bytes
                     }
@@ -161,9 +163,9 @@ proptest! {
 
 /// S12: what an index says, which comes from the vault, ends no process.
 #[test]
-fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
-    let count = SEGMENT_LOGS_MAX + 5;
-    let ops: Vec<Op> = (0..u64::try_from(count).unwrap())
+fn a_duplicate_at_a_slot_that_no_log_has_is_stored_again() {
+    let count = 9;
+    let ops: Vec<Op> = (0..9)
         .map(|n| Op::Write { block: 2 * n, seeds: vec![100 + u32::try_from(n).unwrap()] })
         .collect();
     let (mut batch, mut frames) = (Batch::default(), Frames::default());
@@ -189,7 +191,7 @@ fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
     let key = DataKey::from_bytes([5; 32]);
     let keys = VaultKeys::derive(&key, VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
-    let builder = SegmentBuilder::new(VAULT, LOG, Slot(0), 1, &key, NUMBER, 1).unwrap();
+    let builder = SegmentBuilder::new(VAULT, LOG, Slot(0), WRITER, &key, NUMBER, 1).unwrap();
     let mut build = Build::new(&chunker, &hasher, builder, batch.close().0);
     // Every chunk is known, each in a log of its own; one at a slot that no log has.
     let logs = std::cell::Cell::new(0_u128);
@@ -197,7 +199,9 @@ fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
         let found = ids.iter().map(|_| {
             logs.set(logs.get() + 1);
             let slot = if logs.get() == 7 { Slot(u64::MAX) } else { Slot(1) };
-            Some(Location { log: LogId(logs.get().to_be_bytes()), slot, chunk: 0, blocks: 1 })
+            let log = LogId(logs.get().to_be_bytes());
+            let target = Target { log, slot, attempt: Attempt([1; 8]) };
+            Some(Location { target, chunk: 0, blocks: 1 })
         });
         found.collect()
     };
@@ -207,7 +211,7 @@ fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
         matches!(chunk.place, ChunkPlace::Here { .. })
     };
     let here = built.table.chunks.iter().filter(is_here).count();
-    assert_eq!((built.table.chunks.len(), here), (count, 5));
-    assert_eq!(stats[0].2.unique_bytes, 5 * BLOCK_BYTES as u64);
+    assert_eq!((built.table.chunks.len(), here), (count, 1));
+    assert_eq!(stats[0].2.unique_bytes, BLOCK_BYTES as u64);
     assert_eq!(farshore_proto::segment::Table::decode(&built.table.encode()).unwrap(), built.table);
 }

@@ -1,5 +1,5 @@
 use super::*;
-use farshore_proto::{LogId, Slot};
+use farshore_proto::{Attempt, LogId, Slot, Target};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
@@ -23,9 +23,13 @@ fn id(number: u64) -> ChunkId {
 }
 
 fn location(number: u64) -> Location {
+    let byte = u8::try_from(number % 5).unwrap();
     Location {
-        log: LogId([u8::try_from(number % 5).unwrap(); 16]),
-        slot: Slot(number / 100),
+        target: Target {
+            log: LogId([byte; 16]),
+            slot: Slot(number / 100),
+            attempt: Attempt([byte; 8]),
+        },
         chunk: u32::try_from(number % 100).unwrap(),
         blocks: u32::try_from(number % 32).unwrap() + 1,
     }
@@ -140,7 +144,8 @@ fn a_chunk_inserted_again_elsewhere_moves_and_takes_no_more_memory() {
     let entries = index.entries.count();
     index.insert(&chunks(0..100)).unwrap();
     assert_eq!(index.entries.count(), entries, "the same is not written again");
-    let moved = Location { slot: Slot(9999), ..location(42) };
+    let there = location(42).target;
+    let moved = Location { target: Target { slot: Slot(9999), ..there }, ..location(42) };
     index.insert(&[(id(42), moved), (id(42), location(1))]).unwrap();
     assert_eq!(index.lookup(&[id(42)]), [Some(moved)]);
     assert_eq!((index.len(), index.entries.count()), (100, entries + 1));
@@ -213,8 +218,11 @@ fn a_log_number_that_came_to_mean_another_log_is_noticed() {
     cut(&dir, "logs", 64 + 3 * 32);
     let mut index = Index::open(dir.path(), VAULT).unwrap();
     assert_eq!(knows(&mut index, 0..10), 6);
-    let stranger = Location { log: LogId([0xcc; 16]), ..location(3) };
-    let other = Location { log: LogId([0xdd; 16]), ..location(4) };
+    let of = |log: u8, number| {
+        let there = location(number);
+        Location { target: Target { log: LogId([log; 16]), ..there.target }, ..there }
+    };
+    let (stranger, other) = (of(0xcc, 3), of(0xdd, 4));
     index.insert(&[(id(100), stranger), (id(101), other)]).unwrap();
     drop(index);
     let mut index = Index::open(dir.path(), VAULT).unwrap();

@@ -1,7 +1,5 @@
 use super::*;
-use bytes::Bytes;
 use farshore_proto::ErrorKind;
-use farshore_proto::limits::SEGMENT_HEADER_BYTES;
 use farshore_proto::segment::{SegmentHeader, SlotKind};
 use farshore_vault::log::seal;
 use farshore_vault::testing::{BLOCKS, World, counted, stamp_of};
@@ -63,7 +61,7 @@ async fn what_arrived_before_the_start_counts_up_to_the_first_hole() {
     assert_eq!(committed(&found, &world), Seq(8), "slot 4 is missing, slot 5 is void");
     assert_eq!((found.next_slot, found.void.len()), (Slot(8), 0));
     let mut slots = Vec::new();
-    recover(&world.vault, log, 3, &BTreeSet::new(), |slot, _| slots.push(slot.0)).await.unwrap();
+    recover(&world.vault, log, 3, &BTreeSet::new(), |at, _| slots.push(at.slot.0)).await.unwrap();
     assert_eq!(slots, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11], "what was learnt");
 }
 
@@ -205,8 +203,9 @@ fn forge(world: &World, slot: Slot, change: impl FnOnce(&mut SegmentHeader)) -> 
     let whole = std::fs::read(&file).unwrap();
     let mut header = SegmentHeader::decode(&whole).unwrap();
     change(&mut header);
+    header.object.variant = header.kind.code();
     let mut forged = whole.clone();
-    forged[..SEGMENT_HEADER_BYTES].copy_from_slice(&header.encode());
+    forged[..header.object.header_bytes].copy_from_slice(&header.encode());
     std::fs::write(&file, forged).unwrap();
     whole
 }
@@ -225,7 +224,7 @@ async fn a_forged_head_ends_no_log_and_makes_no_slot_void() {
     };
     for slot in [2, 5].map(Slot) {
         for incarnation in [2, u64::MAX - 1, u64::MAX] {
-            let whole = forge(&world, slot, |header| header.incarnation = incarnation);
+            let whole = forge(&world, slot, |header| header.writer.incarnation = incarnation);
             let error = start().await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
             assert!(
@@ -248,8 +247,9 @@ async fn a_forged_head_ends_no_log_and_makes_no_slot_void() {
         start().await.unwrap_err();
         seal(&world.vault, log, Slot(0)).await.unwrap_err();
         let file = world.file(&ObjectName::slot(log, slot));
-        let ours = SegmentHeader { salt: [9; 32], ..SegmentHeader::decode(&whole).unwrap() };
-        let other = [&ours.encode()[..], &whole[SEGMENT_HEADER_BYTES..]].concat();
+        let mut ours = SegmentHeader::decode(&whole).unwrap();
+        ours.object.salt = [9; 32];
+        let other = [&ours.encode()[..], &whole[ours.object.header_bytes..]].concat();
         put_segment(&world.vault, log, slot, Bytes::from(other)).await.unwrap_err();
         std::fs::write(file, whole).unwrap();
     }

@@ -1,7 +1,7 @@
 //! The chunk index of a node.
 
 use farshore_ingest::index::{Index, IndexError};
-use farshore_proto::{ChunkId, LogId, Slot, VaultId};
+use farshore_proto::{Attempt, ChunkId, LogId, Slot, Target, VaultId};
 use farshore_vault::Location;
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,8 @@ const VAULT: VaultId = VaultId([1; 16]);
 
 fn chunk(number: u8) -> (ChunkId, Location) {
     let log = LogId([0x40 + number % 3; 16]);
-    let at = Location { log, slot: Slot(number.into()), chunk: 7, blocks: 8 };
+    let target = Target { log, slot: Slot(number.into()), attempt: Attempt([number; 8]) };
+    let at = Location { target, chunk: 7, blocks: 8 };
     (ChunkId([number; 32]), at)
 }
 

@@ -5,8 +5,12 @@ use farshore_ingest::index::Index;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN};
 use farshore_proto::mark::{Mark, MarkGroup};
-use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SegmentChunk, Span, Table};
-use farshore_proto::{BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot};
+use farshore_proto::segment::{
+    ChunkPlace, Extent, ExtentSource, SegmentChunk, SlotWriter, Span, Table,
+};
+use farshore_proto::{
+    Attempt, BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, Target,
+};
 use farshore_vault::epoch::claim;
 use farshore_vault::log::put_segment;
 use farshore_vault::{Access, Store};
@@ -52,7 +56,9 @@ async fn commit_volume(vault: &Vault) {
     };
     claim(vault, VOLUME, &body).await.unwrap();
     let (number, key) = vault.newest_key();
-    let mut builder = SegmentBuilder::new(vault.id(), LOG, Slot(0), 1, key, number, 1).unwrap();
+    let writer = SlotWriter::of_run(1);
+    let mut builder =
+        SegmentBuilder::new(vault.id(), LOG, Slot(0), writer, key, number, 1).unwrap();
     let bytes = vec![5; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
     let chunk = builder.push_chunk(vault.hasher().id(&bytes), &bytes);
     let point = PointId([3; 16]);
@@ -70,8 +76,10 @@ async fn commit_volume(vault: &Vault) {
         epoch: Epoch(1),
         first_seq: Seq(1),
         last_seq: Seq(2),
+        previous: None,
         mark: Some(mark),
         stamp: farshore_proto::Stamp::default(),
+        imprint: farshore_proto::Imprint::default(),
         extents: vec![Extent { range, source: ExtentSource::Chunk { chunk, first: 0 } }],
     });
     let built = builder.finish().unwrap();
@@ -118,6 +126,10 @@ fn dedup(dir: &Path, vault: &Vault) -> Dedup {
     Dedup::new(vault.vault_keys(), index, 1)
 }
 
+fn at(slot: Slot) -> Target {
+    Target { log: LOG, slot, attempt: Attempt([1; 8]) }
+}
+
 /// A table that says it holds chunks numbered from `first` on.
 fn table(first: u32, count: u32) -> Table {
     let chunk = |n: u32| {
@@ -135,7 +147,7 @@ async fn new_chunks_become_runs_when_there_are_enough_and_at_the_end() {
     let known = dedup(&dir.path().join("a"), &vault);
     let task = tokio::spawn(write_runs(vault.clone(), known.clone()));
     for (slot, count) in [(Slot(0), 65_000_u32), (Slot(1), 1000)] {
-        known.built(LOG, slot, &table(u32::try_from(slot.0).unwrap() * 65_000, count));
+        known.built(at(slot), &table(u32::try_from(slot.0).unwrap() * 65_000, count));
         known.committed(LOG, slot);
     }
     wait_for(dir.path(), "index").await;
@@ -147,7 +159,7 @@ async fn new_chunks_become_runs_when_there_are_enough_and_at_the_end() {
     };
     assert_eq!(fresh().await, 66_000);
     for (slot, count, expected) in [(Slot(2), 1023, 66_000), (Slot(3), 1024, 67_024)] {
-        known.built(LOG, slot, &table(100_000 * u32::try_from(slot.0).unwrap(), count));
+        known.built(at(slot), &table(100_000 * u32::try_from(slot.0).unwrap(), count));
         known.committed(LOG, slot);
         write_last_run(&vault, &known).await;
         assert_eq!(fresh().await, expected, "after {count} more");

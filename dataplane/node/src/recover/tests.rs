@@ -8,7 +8,8 @@ use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::journal::{GroupSize, put_entry};
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN, JOURNAL_GROUP_HEADER_BYTES};
-use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, VolumeId};
+use farshore_proto::segment::SlotWriter;
+use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, Target, VolumeId};
 use farshore_vault::epoch::claim;
 use farshore_vault::log::{PutOutcome, put_segment};
 use farshore_vault::{Access, Location, Store};
@@ -30,7 +31,9 @@ fn dedup(dir: &Path, vault: &Vault) -> Dedup {
 /// A committed segment of some chunks.
 async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
     let (number, key) = vault.newest_key();
-    let mut builder = SegmentBuilder::new(vault.id(), log, Slot(0), 1, key, number, 1).unwrap();
+    let writer = SlotWriter::of_run(1);
+    let mut builder =
+        SegmentBuilder::new(vault.id(), log, Slot(0), writer, key, number, 1).unwrap();
     let chunk = |byte: u8| {
         let bytes = vec![byte; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
         let id = vault.hasher().id(&bytes);
@@ -53,7 +56,9 @@ async fn recovered(vault: &Vault, dir: &Path, incarnation: u64, dedup: &Dedup) -
 }
 
 fn is_in(log: LogId, found: &[Option<Location>]) -> bool {
-    found.iter().all(|found| found.is_some_and(|at| (at.log, at.slot) == (log, Slot(0))))
+    found
+        .iter()
+        .all(|found| found.is_some_and(|at| (at.target.log, at.target.slot) == (log, Slot(0))))
 }
 
 #[tokio::test]
@@ -63,7 +68,8 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     // Another node commits and leaves a run.
     let first = dedup(&dir.path().join("a"), &vault);
     let (built, theirs) = commit(&vault, THEIRS, 1).await;
-    first.built(THEIRS, Slot(0), &built.table);
+    let attempt = built.header.attempt();
+    first.built(Target { log: THEIRS, slot: Slot(0), attempt }, &built.table);
     assert!(first.take_fresh().is_empty(), "not committed yet");
     first.committed(THEIRS, Slot(0));
     first.wait_fresh(10).await;
@@ -89,7 +95,8 @@ async fn a_damaged_run_costs_duplicates_only() {
     let vault = vault(dir.path()).await;
     let first = dedup(&dir.path().join("a"), &vault);
     let (built, theirs) = commit(&vault, THEIRS, 1).await;
-    first.built(THEIRS, Slot(0), &built.table);
+    let attempt = built.header.attempt();
+    first.built(Target { log: THEIRS, slot: Slot(0), attempt }, &built.table);
     first.committed(THEIRS, Slot(0));
     runs::write(&vault, &first.take_fresh()).await.unwrap();
     let folder = dir.path().join("vault/index");

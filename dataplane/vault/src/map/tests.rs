@@ -5,9 +5,9 @@ use crate::fence::end_of_stream;
 use crate::testing::{BLOCKS, World, image_bytes, stamp_of};
 use crate::verify::verify;
 use crate::view::{Point, VolumeView, flatten};
-use farshore_codec::map::{MapLabel, open_map, seal_map};
+use farshore_codec::map::{open_map, seal_map};
 use farshore_proto::limits::MAP_RUNS_MAX;
-use farshore_proto::map::MapBody;
+use farshore_proto::map::{MapBody, MapFields};
 use farshore_proto::{BlockRange, ChunkId, ErrorKind};
 use proptest::prelude::*;
 use std::fs;
@@ -258,8 +258,7 @@ fn forge(world: &World, file: &Path, seq: Seq, change: impl FnOnce(&mut MapBody)
     let (header, mut body) = open_map(&fs::read(file).unwrap(), at, vault.ring()).unwrap();
     change(&mut body);
     let (number, key) = vault.newest_key();
-    let label = MapLabel { point: header.point, attempt: header.attempt, parts: header.parts };
-    fs::write(file, seal_map(at, &label, key, number, &body, 1).unwrap()).unwrap();
+    fs::write(file, seal_map(at, &header.fields, key, number, &body, 1).unwrap()).unwrap();
 }
 
 #[tokio::test]
@@ -372,8 +371,8 @@ async fn a_point_whose_id_is_out_of_order_is_found_by_the_logs() {
     let (header, body) = open_map(&object, at, world.vault.ring()).unwrap();
     let (number, key) = world.vault.newest_key();
     for point in [PointId([0; 16]), PointId([0xff; 16])] {
-        let label = MapLabel { point, attempt: header.attempt, parts: 1 };
-        let object = seal_map(at, &label, key, number, &body, 1).unwrap();
+        let fields = MapFields { point, parts: 1, ..header.fields };
+        let object = seal_map(at, &fields, key, number, &body, 1).unwrap();
         fs::write(world.file(&name), object).unwrap();
         let wanted = world.points[0].id;
         let found = see(&world.vault, volume, PointSelector::Point(wanted)).await.unwrap();

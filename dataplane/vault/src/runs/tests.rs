@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::World;
 use crate::verify::verify;
-use farshore_proto::Slot;
+use farshore_proto::{Attempt, LogId, Slot, Target};
 use std::fs;
 
 fn chunks(count: u32) -> Vec<(ChunkId, Location)> {
@@ -10,7 +10,8 @@ fn chunks(count: u32) -> Vec<(ChunkId, Location)> {
         // Not in order.
         id[..4].copy_from_slice(&n.wrapping_mul(0x9e37_79b9).to_be_bytes());
         let log = LogId([u8::try_from(n % 3).unwrap(); 16]);
-        (ChunkId(id), Location { log, slot: Slot(u64::from(n) / 100), chunk: n % 100, blocks: 8 })
+        let target = Target { log, slot: Slot(u64::from(n) / 100), attempt: Attempt([3; 8]) };
+        (ChunkId(id), Location { target, chunk: n % 100, blocks: 8 })
     };
     (0..count).map(chunk).collect()
 }
@@ -31,7 +32,7 @@ async fn what_is_written_is_loaded() {
     assert_eq!(write(&world.vault, &written[..1000]).await.unwrap(), 1);
     // The first of two equal ids counts.
     let mut twice = written[1000..].to_vec();
-    twice.push((written[1500].0, Location { slot: Slot(9_999), ..written[1500].1 }));
+    twice.push((written[1500].0, Location { chunk: 9_999, ..written[1500].1 }));
     assert_eq!(write(&world.vault, &twice).await.unwrap(), 1);
     written.sort_by_key(|(id, _)| *id);
     let (loaded, found) = all(&world.vault).await;

@@ -18,7 +18,9 @@ use farshore_proto::limits::{
     BLOCK_BYTES, FRAME_HEADER_BYTES, HRL_HEADER_BYTES, VOLUME_BLOCKS_MAX,
 };
 use farshore_proto::mark::{Mark, MarkGroup};
-use farshore_proto::{BlockRange, ChunkId, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
+use farshore_proto::{
+    Attempt, BlockRange, ChunkId, LogId, MarkKind, PointId, Seq, Slot, Target, VaultId, VolumeId,
+};
 use farshore_vault::Location;
 use std::fs;
 use std::io;
@@ -42,8 +44,7 @@ const ENTRIES_HEADER_BYTES: usize = 4096;
 
 fn known() -> [(ChunkId, Location); 3] {
     let at = |log: u8, slot, chunk| Location {
-        log: LogId([log; 16]),
-        slot: Slot(slot),
+        target: Target { log: LogId([log; 16]), slot: Slot(slot), attempt: Attempt([log; 8]) },
         chunk,
         blocks: 8,
     };
