@@ -24,7 +24,7 @@ use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, Target, VolumeId};
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::{
-    Foreign, LogEnd, LogScan, PutOutcome, find_end, put_segment, read_header, read_segment,
+    Foreign, LogEnd, LogScan, PutOutcome, find_end, put_segment, read_header,
 };
 use farshore_vault::{Vault, VaultError};
 use futures::StreamExt;
@@ -79,11 +79,8 @@ async fn begin(
         if end.is_sealed {
             return Ok(None);
         }
-        let incarnation = match end.newest {
-            Some(newest) => counted.max(behind_all(vault, log, newest, end.incarnation).await?),
-            None => counted,
-        };
-        if incarnation <= 1 || is_on(Bug::LatePutsNotFenced) {
+        let incarnation = counted.max(behind_all(vault, end.incarnation)?);
+        if is_on(Bug::LatePutsNotFenced) {
             return Ok(Some((end, incarnation)));
         }
         match fill_reach(vault, log, end.next, incarnation).await? {
@@ -128,15 +125,8 @@ async fn behind_fill(
     })
 }
 
-/// The incarnation behind the highest one found in a log, which is that of slot `newest`: believed once
-/// that slot has opened.
-async fn behind_all(
-    vault: &Vault,
-    log: LogId,
-    newest: Slot,
-    incarnation: u64,
-) -> Result<u64, VaultError> {
-    read_segment(vault, log, newest).await?;
+/// The incarnation behind the highest one found in a log.
+fn behind_all(vault: &Vault, incarnation: u64) -> Result<u64, VaultError> {
     // Behind the last one nothing of this log would count: it has to be given up, by an operator.
     incarnation.checked_add(1).filter(|next| *next < u64::MAX).ok_or_else(|| VaultError::Limit {
         url: vault.url().to_owned(),

@@ -67,11 +67,8 @@ pub struct LogEnd {
     /// Slots behind `next` that crashed runs of the writer filled: void once `next` is filled by a
     /// run with a greater incarnation.
     pub void: BTreeSet<Slot>,
-    /// The highest incarnation found, from 1. It comes from the head of a slot, which is authenticated
-    /// with the slot's table and not before.
+    /// The highest incarnation found; 0 if no slot was found.
     pub incarnation: u64,
-    /// A slot that has it; none if no slot was found.
-    pub newest: Option<Slot>,
 }
 
 /// Puts a segment into its slot.
@@ -111,10 +108,7 @@ pub async fn put_segment(
     }
     match found.kind {
         SlotKind::Seal if is_on(Bug::SealIgnored) => Ok(PutOutcome::Committed),
-        SlotKind::Seal => {
-            open_seal(vault, log, slot).await?;
-            Ok(PutOutcome::Foreign(Foreign::Sealed))
-        }
+        SlotKind::Seal => Ok(PutOutcome::Foreign(Foreign::Sealed)),
         SlotKind::Segment | SlotKind::Fill => Ok(PutOutcome::Foreign(Foreign::Segment)),
     }
 }
@@ -155,14 +149,14 @@ pub async fn put_until_there<W: Future<Output = ()>>(
 /// Finds the end of a log, knowing that all slots before `from` are filled. The log may be written
 /// meanwhile.
 ///
-/// What was found is durable when this returns, whoever put it. A seal has been opened.
+/// What was found is durable when this returns, whoever put it.
 ///
 /// # Errors
 /// `Unavailable`; `Corrupt` if a slot holds something that is not of this log, or segments are lost:
 /// going on would make void what was committed behind the gap; `Limit` if the writer is faster than
 /// this, slot after slot.
 pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
-    let mut walk = Walk { incarnation: 1, newest: None, last: None };
+    let mut walk = Walk { incarnation: 0, last: None };
     let mut at = from;
     for _ in 0..SEAL_STEPS_MAX {
         let (next, is_sealed) = walk.on(vault, log, at).await?;
@@ -175,7 +169,7 @@ pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, V
                 }
                 Behind::Lost { later } => return Err(lost(vault, log, next, later)),
                 Behind::End { filled } => {
-                    filled.iter().for_each(|(slot, incarnation)| walk.saw(*slot, *incarnation));
+                    filled.values().for_each(|incarnation| walk.saw(*incarnation));
                     void = filled.into_keys().collect();
                 }
             }
@@ -183,15 +177,14 @@ pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, V
         match (walk.last, next.0.checked_sub(1)) {
             (Some(last), _) => vault.store().settle(&ObjectName::slot(log, last)).await?,
             (None, Some(before)) => {
-                let (before, found) = header_at(vault, log, Slot(before)).await;
+                let (_, found) = header_at(vault, log, Slot(before)).await;
                 if let Some(header) = found? {
-                    walk.saw(before, header.incarnation());
+                    walk.saw(header.incarnation());
                 }
             }
             (None, None) => {}
         }
-        let Walk { incarnation, newest, .. } = walk;
-        return Ok(LogEnd { next, is_sealed, void, incarnation, newest });
+        return Ok(LogEnd { next, is_sealed, void, incarnation: walk.incarnation });
     }
     let url = vault.url().to_owned();
     let what = "slots filled while the end of their log was looked for";
@@ -201,16 +194,12 @@ pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, V
 /// What was seen on the way to the end of a log.
 struct Walk {
     incarnation: u64,
-    newest: Option<Slot>,
     last: Option<Slot>,
 }
 
 impl Walk {
-    fn saw(&mut self, slot: Slot, incarnation: u64) {
-        if self.newest.is_none() || incarnation > self.incarnation {
-            self.incarnation = self.incarnation.max(incarnation);
-            self.newest = Some(slot);
-        }
+    fn saw(&mut self, incarnation: u64) {
+        self.incarnation = self.incarnation.max(incarnation);
     }
 
     /// Goes on from a slot to the first that holds nothing, or a seal; says which.
@@ -225,22 +214,15 @@ impl Walk {
         let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
         while let Some((slot, found)) = slots.next().await {
             let Some(header) = found? else { return Ok((slot, false)) };
-            self.saw(slot, header.incarnation());
+            self.saw(header.incarnation());
             self.last = Some(slot);
             if header.kind == SlotKind::Seal {
-                open_seal(vault, log, slot).await?;
                 return Ok((slot, true));
             }
         }
         let url = vault.url().to_owned();
         Err(VaultError::Limit { url, what: "slots of a log", max: u64::MAX })
     }
-}
-
-/// Opens what the head of a slot says is a seal: what ends a log, and a writer with it, is not believed
-/// before it has authenticated.
-async fn open_seal(vault: &Vault, log: LogId, slot: Slot) -> Result<(), VaultError> {
-    read_segment(vault, log, slot).await.map(|_| ())
 }
 
 fn lost(vault: &Vault, log: LogId, slot: Slot, later: Slot) -> VaultError {
@@ -358,7 +340,7 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
         return Ok(end.next);
     }
     let (number, key) = vault.newest_key();
-    let (mut slot, mut incarnation) = (end.next, end.incarnation);
+    let (mut slot, mut incarnation) = (end.next, end.incarnation.max(1));
     for _ in 0..SEAL_STEPS_MAX {
         let name = ObjectName::slot(log, slot);
         let (at, writer) = ((vault.id(), log, slot), SlotWriter::of_run(incarnation));
@@ -369,7 +351,6 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
         }
         let found = read_header(vault, log, slot).await?;
         if found.kind == SlotKind::Seal {
-            open_seal(vault, log, slot).await?;
             vault.store().settle(&name).await?;
             return Ok(slot);
         }
@@ -380,7 +361,7 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultEr
     Err(VaultError::Limit { url, what: "slots won against a seal", max: SEAL_STEPS_MAX })
 }
 
-/// Reads the header of a slot and checks that it was sealed for that slot.
+/// Reads the header of a slot, which is authenticated: it was sealed for that slot, as it is.
 ///
 /// # Errors
 /// `NotFound` if the slot is empty; `Corrupt` if it holds something else; `Unavailable`.

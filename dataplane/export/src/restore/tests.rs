@@ -223,7 +223,7 @@ async fn a_target_that_somebody_writes_is_refused_by_name() {
 async fn interrupted(view: &VolumeView, to: &Path, options: &RestoreOptions) {
     let target = Arc::new(Target::open(to, &wanted(view), options).unwrap());
     let places = plan::resolve(view).await.unwrap();
-    let slots = plan::ranges(&places, |a, b| (a.log, a.slot) == (b.log, b.slot));
+    let slots = plan::ranges(&places, |a, b| a.target == b.target);
     for job in plan_slot(view, &places[slots[0].clone()]).await.unwrap() {
         run(view.vault(), job, &target).await.unwrap();
     }

@@ -1,6 +1,6 @@
 //! Reading slots: the table of one, and all of a log in order, read ahead.
 
-use super::{Behind, header_at, lost, open_seal};
+use super::{Behind, header_at, lost};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{SLOTS_AHEAD_MAX, TABLE_READ_BYTES, VOID_REACH_SLOTS};
@@ -136,12 +136,8 @@ pub struct LogScan<'a> {
     filled: Slot,
     next: Slot,
     ahead: FuturesOrdered<BoxFuture<'a, (Slot, Parts)>>,
-    /// Highest incarnation so far of a slot that opened; none before the slots in front of `from` were
-    /// asked.
+    /// Highest incarnation so far; none before the slots in front of `from` were asked.
     incarnation: Option<u64>,
-    /// A higher one in the head of a slot that has not opened, and the slot: a head is authenticated with
-    /// its table, so nothing is taken for void because of it before that is done.
-    claimed: Option<(u64, Slot)>,
     /// Whether every header so far was read: without one it is not known which slots are void.
     is_sure: bool,
     end: Option<ScanEnd>,
@@ -170,7 +166,6 @@ impl<'a> LogScan<'a> {
             next: from,
             ahead: FuturesOrdered::new(),
             incarnation: None,
-            claimed: None,
             is_sure: true,
             end: None,
         }
@@ -196,8 +191,7 @@ impl<'a> LogScan<'a> {
     /// seal, the log has ended.
     ///
     /// # Errors
-    /// As `read_segment`, except that an empty slot is the end. A void slot that does not open is an
-    /// error too: that it is void is only known once it has opened.
+    /// As `read_segment`, except that an empty slot is the end.
     ///
     /// # Panics
     /// Never: slots do not run out.
@@ -205,8 +199,8 @@ impl<'a> LogScan<'a> {
     /// # Cancel safety
     /// Dropped, it loses the slot that it was about to return: start a new scan.
     pub async fn next(&mut self) -> Result<Option<(Slot, OpenSegment)>, VaultError> {
-        let mut incarnation = match self.incarnation {
-            Some(incarnation) => incarnation,
+        let mut highest = match self.incarnation {
+            Some(highest) => highest,
             None => self.look_before().await?,
         };
         while self.end.is_none() {
@@ -231,28 +225,13 @@ impl<'a> LogScan<'a> {
             };
             if header.kind == SlotKind::Seal {
                 self.end = Some(ScanEnd::Sealed(slot));
-                self.is_sure &= segment.is_ok();
-                segment?;
                 break;
             }
-            if let Some((claimed, at)) = self.claimed
-                && header.incarnation() < claimed
-                && header.incarnation() >= incarnation
-            {
-                incarnation = self.prove(claimed, at).await?;
-            }
-            let is_void = header.incarnation() < incarnation && !is_on(Bug::VoidSlotCounted);
-            let segment = match segment {
-                Ok(segment) => segment,
-                Err(error) => {
-                    self.claim(header.incarnation(), slot);
-                    return Err(error);
-                }
-            };
-            incarnation = incarnation.max(header.incarnation());
-            self.incarnation = Some(incarnation);
+            let is_void = header.incarnation() < highest && !is_on(Bug::VoidSlotCounted);
+            highest = highest.max(header.incarnation());
+            self.incarnation = Some(highest);
             if !is_void {
-                return Ok(Some((slot, segment)));
+                return segment.map(|segment| Some((slot, segment)));
             }
         }
         self.ahead.clear();
@@ -289,30 +268,6 @@ impl<'a> LogScan<'a> {
         self.end
     }
 
-    /// Notes the incarnation in the head of a slot that has not opened.
-    fn claim(&mut self, incarnation: u64, slot: Slot) {
-        let before =
-            self.claimed.map_or(0, |(claimed, _)| claimed).max(self.incarnation.unwrap_or(0));
-        if incarnation > before {
-            self.claimed = Some((incarnation, slot));
-        }
-    }
-
-    /// Opens the slot whose head says that what follows is void, and believes it then.
-    async fn prove(&mut self, claimed: u64, at: Slot) -> Result<u64, VaultError> {
-        match read_segment(self.vault, self.log, at).await {
-            Ok(_) => {
-                self.claimed = None;
-                self.incarnation = Some(claimed);
-                Ok(claimed)
-            }
-            Err(error) => {
-                self.is_sure = false;
-                Err(error)
-            }
-        }
-    }
-
     fn read_ahead(&mut self) {
         while self.ahead.len() < SLOTS_AHEAD_MAX {
             let (vault, log, slot) = (self.vault, self.log, self.next);
@@ -332,11 +287,11 @@ impl<'a> LogScan<'a> {
         let slots = self.from.0.saturating_sub(VOID_REACH_SLOTS)..self.from.0;
         let slots = futures::stream::iter(slots).map(|slot| header_at(vault, log, Slot(slot)));
         let mut slots = slots.buffered(SLOTS_AHEAD_MAX);
-        let (mut missing, mut seal) = (None, None);
+        let (mut highest, mut missing, mut seal) = (0, None, None);
         while let Some((slot, found)) = slots.next().await {
             match found {
                 Ok(Some(header)) if header.kind == SlotKind::Seal => seal = seal.or(Some(slot)),
-                Ok(Some(header)) => self.claim(header.incarnation(), slot),
+                Ok(Some(header)) => highest = highest.max(header.incarnation()),
                 Ok(None)
                     if slot >= self.filled && slot.0 + PUTS_IN_FLIGHT_MAX as u64 >= self.from.0 =>
                 {
@@ -350,16 +305,12 @@ impl<'a> LogScan<'a> {
         if let Some(slot) = seal {
             // It ends the scan either way, and with it what was to be read.
             self.end = Some(ScanEnd::Sealed(slot));
-            if let Err(error) = open_seal(vault, log, slot).await {
-                self.is_sure = false;
-                return Err(error);
-            }
         } else if let Some(slot) = missing
             && let Behind::End { .. } = Behind::look(vault, log, slot).await?
         {
             self.end = Some(ScanEnd::Missing(slot));
         }
-        self.incarnation = Some(0);
-        Ok(0)
+        self.incarnation = Some(highest);
+        Ok(highest)
     }
 }
