@@ -172,38 +172,7 @@ fn what_is_legal_is_taken_however_odd() {
         }
         let before = refusals(&site)?;
         let mut session = site.session(&agent, &volume, &stream)?;
-        let last_block = BLOCKS as u64 - 1;
-        let frames = [
-            // Overlapping in every way: the last writer of each block wins.
-            stream.write(0, 256),
-            stream.write(100, 256),
-            stream.zero(120, 20),
-            stream.write(125, 3),
-            stream.write(99, 255),
-            stream.write(0, 1),
-            stream.zero(0, BLOCKS as u64),
-            stream.write(last_block, 1),
-            stream.zero(last_block, 1),
-            stream.write(last_block - 1, 2),
-            // Marks one after another, with clocks and ids that nobody believes.
-            stream.mark(&Mark { time: u64::MAX, ..Mark::prompt() }),
-            stream.mark(&Mark { kind: 2, flags: 0, ..Mark::prompt() }),
-            stream.mark(&Mark { point: [0xff; 16], ..Mark::prompt() }),
-            stream.mark(&Mark { kind: 3, unknown_blocks: u32::MAX, ..Mark::prompt() }),
-            stream.mark(&Mark {
-                kind: 4,
-                attempt: [1; 16],
-                member: [65534, 65535],
-                ..Mark::prompt()
-            }),
-            stream.mark(&Mark { kind: 5, flags: 0xf1, ..Mark::prompt() }),
-            // Copies, and flags of later agents that may be ignored.
-            stream.flagged(0x01, 300, 4),
-            stream.flagged(0xf0, 301, 1),
-            stream.flagged(0xf1, 302, 1),
-            stream.write(7, 200),
-        ];
-        for frame in frames {
+        for frame in odd_frames(&mut stream) {
             // Byte by byte at the seams: frames need not come in one piece.
             let middle = frame.len() / 2;
             session.send(&frame[..middle]);
@@ -234,6 +203,36 @@ fn what_is_legal_is_taken_however_odd() {
         }
         Ok(())
     });
+}
+
+/// Good frames that few agents would send.
+fn odd_frames(stream: &mut Stream) -> Vec<Vec<u8>> {
+    let last_block = BLOCKS as u64 - 1;
+    vec![
+        // Overlapping in every way: the last writer of each block wins.
+        stream.write(0, 256),
+        stream.write(100, 256),
+        stream.zero(120, 20),
+        stream.write(125, 3),
+        stream.write(99, 255),
+        stream.write(0, 1),
+        stream.zero(0, BLOCKS as u64),
+        stream.write(last_block, 1),
+        stream.zero(last_block, 1),
+        stream.write(last_block - 1, 2),
+        // Marks one after another, with clocks and ids that nobody believes.
+        stream.mark(&Mark { time: u64::MAX, ..Mark::prompt() }),
+        stream.mark(&Mark { kind: 2, flags: 0, ..Mark::prompt() }),
+        stream.mark(&Mark { point: [0xff; 16], ..Mark::prompt() }),
+        stream.mark(&Mark { kind: 3, unknown_blocks: u32::MAX, ..Mark::prompt() }),
+        stream.mark(&Mark { kind: 4, attempt: [1; 16], member: [65534, 65535], ..Mark::prompt() }),
+        stream.mark(&Mark { kind: 5, flags: 0xf1, ..Mark::prompt() }),
+        // Copies, and flags of later agents that may be ignored.
+        stream.flagged(0x01, 300, 4),
+        stream.flagged(0xf0, 301, 1),
+        stream.flagged(0xf1, 302, 1),
+        stream.write(7, 200),
+    ]
 }
 
 const WELCOME_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);

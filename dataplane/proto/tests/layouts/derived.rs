@@ -111,7 +111,7 @@ fn the_head_of_a_map_has_legal_values() {
     for size in [0, VOLUME_BYTES_MAX + BLOCK_BYTES as u64] {
         range(map_with(32, &size.to_le_bytes()));
     }
-    range(map_with(48, &[4]));
+    range(map_with(48, &[6]));
     assert!(matches!(map_with(49, &[1]), Err(DecodeError::Reserved { .. })));
     assert!(matches!(map_with(MAP_COUNTS + 12, &[1]), Err(DecodeError::Reserved { .. })));
     assert!(matches!(run_with(8, &[1]), Err(DecodeError::Reserved { .. })));

@@ -136,7 +136,7 @@ fn spans_have_seqs_and_an_epoch() {
 
 #[test]
 fn a_mark_is_all_there_or_all_absent() {
-    assert!(matches!(with(MARK + 24, &[4]), Err(DecodeError::Range { what: "mark kind", .. })));
+    assert!(matches!(with(MARK + 24, &[6]), Err(DecodeError::Range { what: "mark kind", .. })));
     assert!(matches!(with(MARK + 25, &[2]), Err(DecodeError::Range { what: "mark prompt", .. })));
     assert!(matches!(with(MARK + 26, &[1]), Err(DecodeError::Reserved { .. })));
     assert!(matches!(with(MARK + 27, &[1]), Err(DecodeError::Reserved { .. })));
