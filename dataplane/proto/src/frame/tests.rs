@@ -1,4 +1,5 @@
 use super::*;
+use crate::{MarkKind, PointId};
 
 fn resealed(mut header: [u8; FRAME_HEADER_BYTES]) -> [u8; FRAME_HEADER_BYTES] {
     let crc = crc32c::crc32c(&header[..FRAME_HEADER_BYTES - 4]);
@@ -155,6 +156,7 @@ fn control_frames_come_back_as_they_went() {
         unknown_blocks: 9,
         is_prompt: true,
         time_unix_ms: 5,
+        group: crate::mark::MarkGroup::ALONE,
     };
     for control in [
         Control::Hello(hello()),
@@ -250,6 +252,7 @@ fn reserved_bytes_of_bodies_must_be_zero() {
         unknown_blocks: 0,
         is_prompt: false,
         time_unix_ms: 5,
+        group: crate::mark::MarkGroup::ALONE,
     };
     let welcome = Welcome {
         imprint: Imprint::default(),
@@ -263,6 +266,7 @@ fn reserved_bytes_of_bodies_must_be_zero() {
         (Control::Hello(hello()), 57..64),
         (Control::Welcome(welcome), 39..40),
         (Control::Mark(Seq(1), mark), 26..28),
+        (Control::Mark(Seq(1), mark), 52..64),
     ];
     for (control, reserved) in cases {
         for at in reserved {
@@ -270,8 +274,16 @@ fn reserved_bytes_of_bodies_must_be_zero() {
             assert_eq!(error, DecodeError::Reserved { what: "frame body" }, "byte {at}");
         }
     }
-    assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 24, 4), DecodeError::Range { .. }));
-    assert!(matches!(refused_body(&Control::Mark(Seq(1), mark), 25, 2), DecodeError::Range { .. }));
+    let mark = Control::Mark(Seq(1), mark);
+    assert!(matches!(refused_body(&mark, 24, 0), DecodeError::Range { .. }));
+    assert!(matches!(refused_body(&mark, 24, 6), DecodeError::Newer { bit: 6, .. }));
+    assert!(matches!(refused_body(&mark, 25, 2), DecodeError::Newer { bit: 1, .. }));
+    assert!(matches!(refused_body(&mark, 48, 1), DecodeError::Range { .. }), "a member of none");
+    assert!(
+        matches!(refused_body(&mark, 50, 2), DecodeError::Range { .. }),
+        "a group of no attempt"
+    );
+    assert!(matches!(refused_body(&mark, 32, 1), DecodeError::Range { .. }), "an attempt alone");
     let refusal = Control::Refusal(Refusal { reason: RefusalReason::Gap, text: "x".into() });
     assert!(matches!(refused_body(&refusal, 0, 99), DecodeError::Range { .. }));
     assert!(matches!(refused_body(&refusal, 2, 0xff), DecodeError::Text { .. }));
