@@ -84,13 +84,13 @@ pub(crate) fn all() -> Vec<Sample> {
         ("frame-write", write_frame()),
         ("frame-zero", zero_frame()),
         ("journal-file-header", journal_file_header().encode()),
-        ("journal-group-header", group_header().encode().to_vec()),
         ("vault", vault().encode()),
         ("key", key().encode()),
         ("key-aad", KeyObject::aad(VAULT, KeyNumber(1))),
     ];
     let second = [
         ("hrl-file", hrl_file()),
+        ("journal-group-header", group_header().encode().to_vec()),
         ("journal-entries", journal_entries()),
         ("segment-header", segment_header(SlotKind::Segment).encode()),
         ("seal-header", segment_header(SlotKind::Seal).encode()),
