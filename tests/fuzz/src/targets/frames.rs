@@ -36,10 +36,12 @@ fn whole(bytes: &[u8]) {
     }
     match Control::decode(&header, body) {
         Ok(control) => {
-            assert_eq!(
-                control.encode_in(header.stamp, header.previous),
-                bytes[..FRAME_HEADER_BYTES + header.body_bytes]
-            );
+            let again = control.encode_in(header.stamp, header.previous);
+            // Flags of a mark that a reader may ignore are not laid out again.
+            let is_later = header.kind == FrameKind::Mark && body[25] & 0xf0 != 0;
+            if !is_later {
+                assert_eq!(again, bytes[..FRAME_HEADER_BYTES + header.body_bytes]);
+            }
             must_go_on(&control);
             taken();
         }
@@ -73,7 +75,7 @@ pub(super) fn frame_samples() -> Vec<Vec<u8>> {
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-welcome.bin"),
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-write.bin"),
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-zero.bin"),
-        include_bytes!("../../../../dataplane/proto/testdata/v1/frame-mark.bin"),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/frame-mark.bin"),
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-ack.bin"),
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-refusal.bin"),
         include_bytes!("../../../../dataplane/proto/testdata/v1/frame-alive.bin"),

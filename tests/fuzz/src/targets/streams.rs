@@ -24,7 +24,7 @@ pub(super) fn hrl_header_samples() -> Vec<Vec<u8>> {
 }
 
 fn hrl_file() -> &'static [u8] {
-    include_bytes!("../../../../dataplane/proto/testdata/v1/hrl-file.bin")
+    include_bytes!("../../../../dataplane/proto/testdata/v2/hrl-file.bin")
 }
 
 /// Frames one after the other, as after a crash: what is read is what lies there, to the first bad
@@ -100,7 +100,7 @@ pub(super) fn journal_group(bytes: &[u8]) {
 
 pub(super) fn journal_group_samples() -> Vec<Vec<u8>> {
     vec![
-        include_bytes!("../../../../dataplane/proto/testdata/v1/journal-group-header.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/journal-group-header.bin").to_vec(),
     ]
 }
 
@@ -137,5 +137,5 @@ pub(super) fn journal_entries(bytes: &[u8]) {
 }
 
 pub(super) fn journal_entries_samples() -> Vec<Vec<u8>> {
-    vec![include_bytes!("../../../../dataplane/proto/testdata/v1/journal-entries.bin").to_vec()]
+    vec![include_bytes!("../../../../dataplane/proto/testdata/v2/journal-entries.bin").to_vec()]
 }
