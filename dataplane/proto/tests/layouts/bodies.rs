@@ -22,7 +22,7 @@ pub(crate) struct Section {
 
 impl Section {
     pub(crate) fn of_zeros(number: u16, flags: u16, stride: u32, count: u32) -> Self {
-        let bytes = usize::try_from(stride).unwrap() * usize::try_from(count).unwrap();
+        let bytes = wide(stride) * wide(count);
         Self { number, flags, stride, count, records: vec![0; bytes] }
     }
 
@@ -39,7 +39,7 @@ impl Section {
 
     /// The same records, each of another length: cut, or filled with `fill`.
     pub(crate) fn restrided(&self, stride: u32, fill: u8) -> Self {
-        let (old, new) = (usize::try_from(self.stride).unwrap(), usize::try_from(stride).unwrap());
+        let (old, new) = (wide(self.stride), wide(stride));
         let resized = |record: &[u8]| {
             let mut record = record.to_vec();
             record.resize(new, fill);
@@ -48,6 +48,10 @@ impl Section {
         let records = self.records.chunks(old).flat_map(resized).collect();
         Self { stride, records, ..self.clone() }
     }
+}
+
+fn wide(count: u32) -> usize {
+    usize::try_from(count).expect("32 bits fit")
 }
 
 /// Takes a body apart, as far as it is whole.
@@ -60,7 +64,9 @@ pub(crate) fn split(body: &[u8]) -> Vec<Section> {
             |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let (stride, count) = (long(4), long(8));
         let bytes = u64::from(stride) * u64::from(count);
-        let Some((records, next)) = behind.split_at_checked(usize::try_from(bytes).unwrap()) else {
+        let Some((records, next)) =
+            behind.split_at_checked(usize::try_from(bytes).expect("64-bit"))
+        else {
             break;
         };
         let (number, flags) = (short(0), short(2));

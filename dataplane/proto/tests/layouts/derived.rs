@@ -59,8 +59,9 @@ fn the_samples_read_back() {
 /// The body with so many records of zeros in one of its sections.
 fn with_records(body: &[u8], number: u16, count: usize) -> Vec<u8> {
     let mut sections = split(body);
-    let section = sections.iter_mut().find(|section| section.number == number).unwrap();
-    *section = Section::of_zeros(number, 1, section.stride, u32::try_from(count).unwrap());
+    let section = sections.iter_mut().find(|section| section.number == number).expect("it has one");
+    let count = u32::try_from(count).expect("limits fit");
+    *section = Section::of_zeros(number, 1, section.stride, count);
     join(&sections)
 }
 

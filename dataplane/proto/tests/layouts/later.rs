@@ -20,7 +20,7 @@ const MAY_AT: usize = 12;
 fn changed(good: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut head = good[..good.len() - 4].to_vec();
     change(&mut head);
-    let length = u16::try_from(head.len() + 4).unwrap();
+    let length = u16::try_from(head.len() + 4).expect("headers are short");
     head[6..8].copy_from_slice(&length.to_le_bytes());
     let crc = crc32c::crc32c(&head);
     head.extend(crc.to_le_bytes());
