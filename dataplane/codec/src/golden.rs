@@ -2,75 +2,174 @@
 //!
 //! A change that fails here makes vaults unreadable: bump the version of the format, do not edit the
 //! bytes. All are sealed under data key 1 of bytes 0x11, in vault 0x01…, log 0x02…, volume 0x03….
+//!
+//! An object of a new version has no file yet: `FARSHORE_WRITE_GOLDEN=1` seals it, as the functions here say,
+//! and writes it. A file that is there is never written again: its salt is drawn, so no second one is the same.
 
-use crate::epoch::open_epoch;
-use crate::index_run::open_index_run;
-use crate::journal::JournalOpener;
+use crate::epoch::{open_epoch, seal_epoch};
+use crate::index_run::{open_index_run, seal_index_run};
+use crate::journal::{JournalOpener, JournalSealer};
 use crate::keys::{DataKey, KeyRing};
-use crate::map::{MapPlace, open_map};
-use crate::segment::{Opener, chunk_of};
+use crate::map::{MapPlace, open_map, seal_map};
+use crate::segment::{Opener, SegmentBuilder, chunk_of, slot_without_data};
 use crate::{ChunkHasher, CodecError, RecoveryKey};
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::index_run::IndexRun;
+use farshore_proto::journal::GroupSize;
 use farshore_proto::keys::KeyObject;
-use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_ALIGN_BYTES};
-use farshore_proto::segment::{ChunkPlace, SlotKind};
-use farshore_proto::{
-    ChunkId, Epoch, KeyNumber, LogId, PointId, RunId, Seq, Slot, VaultId, VolumeId,
+use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES};
+use farshore_proto::map::{MapBody, MapFields, MapHead, MapRun};
+use farshore_proto::mark::{Mark, MarkGroup};
+use farshore_proto::segment::{
+    ChunkPlace, Extent, ExtentSource, SlotKind, SlotWriter, Span, Table,
 };
+use farshore_proto::targets::StoredChunk;
+use farshore_proto::{
+    Attempt, BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind, PointId,
+    RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+};
+use std::path::PathBuf;
 
 const VAULT: VaultId = VaultId([1; 16]);
 const LOG: LogId = LogId([2; 16]);
 const VOLUME: VolumeId = VolumeId([3; 16]);
+const POINT: PointId = PointId([4; 16]);
+const RUN: RunId = RunId([5; 16]);
+const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(1000), part: 0 };
+const KEY: KeyNumber = KeyNumber(1);
+/// A segment of another log.
+const THERE: Target = Target { log: LogId([9; 16]), slot: Slot(6), attempt: Attempt([0x66; 8]) };
+const STAMP: Stamp = Stamp { life: 7, generation: 3 };
+const WRITER: SlotWriter =
+    SlotWriter { incarnation: 5, horizon: 2, register: 40, checkpoint: Some(Slot(4)) };
 
 fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
-    ring.insert(KeyNumber(1), DataKey::from_bytes([0x11; 32]));
+    ring.insert(KEY, key());
     ring
 }
 
+fn key() -> DataKey {
+    DataKey::from_bytes([0x11; 32])
+}
+
+fn hasher() -> ChunkHasher {
+    ChunkHasher::new(ring().vault_keys().unwrap().id_key)
+}
+
+/// The object of version 2 that is kept under `name`; `seal` makes it if none is.
+fn kept(name: &str, seal: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/v2"));
+    let path = folder.join(format!("{name}.bin"));
+    if !path.exists() && std::env::var_os("FARSHORE_WRITE_GOLDEN").is_some() {
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(&path, seal()).unwrap();
+    }
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn chunk() -> Vec<u8> {
+    b"farshore golden segment ".iter().copied().cycle().take(4 * BLOCK_BYTES).collect()
+}
+
+fn span() -> Span {
+    let extent = |block, count, source| Extent { range: BlockRange { block, count }, source };
+    let part = |chunk, first| ExtentSource::Chunk { chunk, first };
+    Span {
+        volume: VOLUME,
+        epoch: Epoch(4),
+        first_seq: Seq(998),
+        last_seq: Seq(1000),
+        previous: Some(Slot(5)),
+        mark: Some(Mark {
+            point: POINT,
+            kind: MarkKind::Crash,
+            unknown_blocks: 0,
+            is_prompt: true,
+            time_unix_ms: 1_767_225_600_000,
+            group: MarkGroup { attempt: MarkAttempt([0x77; 16]), member: 0, members: 2 },
+        }),
+        stamp: STAMP,
+        imprint: Imprint::of(0x0403_0201),
+        extents: vec![
+            extent(0, 4, part(0, 0)),
+            extent(10, 100, ExtentSource::Zero),
+            extent(200, 2, part(1, 1)),
+        ],
+    }
+}
+
+fn segment() -> Vec<u8> {
+    let mut builder = SegmentBuilder::new(VAULT, LOG, Slot(7), WRITER, &key(), KEY, 3).unwrap();
+    builder.push_chunk(hasher().id(&chunk()), &chunk());
+    let there = ChunkPlace::There { target: THERE, chunk: 3 };
+    builder.push_reference(ChunkId([8; 32]), 4, there).unwrap();
+    builder.push_span(span());
+    builder.finish().unwrap().bytes()
+}
+
 #[test]
-fn a_segment_of_version_1_opens() {
-    let object = include_bytes!("../testdata/v1/segment.bin");
-    let opener = Opener::open_header(object, VAULT, LOG, Slot(7), &ring()).unwrap();
-    assert_eq!((opener.header().kind, opener.header().incarnation), (SlotKind::Segment, 5));
+fn a_segment_of_version_2_opens() {
+    let object = kept("segment", segment);
+    let opener = Opener::open_header(&object, VAULT, LOG, Slot(7), &ring()).unwrap();
+    assert_eq!((opener.header().kind, opener.header().writer), (SlotKind::Segment, WRITER));
     let mut frames = Vec::new();
     let each = |_: &_, _, bytes: &[u8]| {
         frames.push(bytes.to_vec());
         Ok::<_, CodecError>(())
     };
-    let table = opener.open_all(object, each).unwrap();
-    let hasher = ChunkHasher::new(ring().vault_keys().unwrap().id_key);
-    let text = b"farshore golden segment ";
-    let expected: Vec<u8> = text.iter().copied().cycle().take(4 * BLOCK_BYTES).collect();
-    assert_eq!(chunk_of(&table, 0, &frames[0], &hasher).unwrap(), expected);
-    let there = ChunkPlace::There { log: LogId([9; 16]), slot: Slot(6), chunk: 3 };
-    assert_eq!(table.chunks[1].place, there);
-    assert_eq!(table.spans[0].volume, VOLUME);
-    assert_eq!(table.spans[0].extents.len(), 3);
+    let table = opener.open_all(&object, each).unwrap();
+    assert_eq!(chunk_of(&table, 0, &frames[0], &hasher()).unwrap(), chunk());
+    assert_eq!(table.chunks[1].place, ChunkPlace::There { target: THERE, chunk: 3 });
+    assert_eq!(table.spans, [span()]);
 }
 
 #[test]
-fn a_seal_of_version_1_opens() {
-    let object = include_bytes!("../testdata/v1/seal.bin");
-    let opener = Opener::open_header(object, VAULT, LOG, Slot(8), &ring()).unwrap();
-    assert_eq!(opener.header().kind, SlotKind::Seal);
-    opener.open_all(object, |_, _, _| Ok::<_, CodecError>(())).unwrap();
+fn a_seal_and_a_fill_of_version_2_open() {
+    for (name, kind, slot) in [("seal", SlotKind::Seal, 8), ("fill", SlotKind::Fill, 9)] {
+        let at = (VAULT, LOG, Slot(slot));
+        let object = kept(name, || slot_without_data(kind, at, WRITER, &key(), KEY).unwrap());
+        let opener = Opener::open_header(&object, VAULT, LOG, Slot(slot), &ring()).unwrap();
+        assert_eq!((opener.header().kind, opener.header().writer), (kind, WRITER));
+        let table = opener.open_all(&object, |_, _, _| Ok::<_, CodecError>(())).unwrap();
+        assert_eq!(table, Table::default());
+    }
 }
 
 #[test]
-fn an_epoch_object_of_version_1_opens() {
-    let object = include_bytes!("../testdata/v1/epoch.bin");
-    let body = open_epoch(object, VAULT, VOLUME, 2, &ring()).unwrap();
-    assert_eq!((body.epoch, body.log, body.first_seq), (Epoch(4), LOG, Seq(1000)));
-    assert_eq!(body.label, "golden");
+fn an_epoch_object_of_version_2_opens() {
+    let body = EpochBody {
+        epoch: Epoch(4),
+        log: LOG,
+        first_slot: Slot(5),
+        first_seq: Seq(1000),
+        size_bytes: 1 << 30,
+        stamp: STAMP,
+        label: "golden".to_owned(),
+    };
+    let object = kept("epoch", || seal_epoch(VAULT, VOLUME, 2, &key(), KEY, &body).unwrap());
+    assert_eq!(open_epoch(&object, VAULT, VOLUME, 2, &ring()).unwrap(), body);
 }
 
 #[test]
 fn a_journal_file_of_version_2_opens() {
-    let file = include_bytes!("../testdata/v2/journal.bin");
+    let plains = [b"first group".as_slice(), b"second group"];
+    let file = kept("journal", || {
+        let mut sealer = JournalSealer::create(VAULT, LOG, 3, &key(), KEY).unwrap();
+        let mut file = sealer.header().encode();
+        for plain in plains {
+            let mut disk = vec![0; JournalSealer::disk_bytes(plain.len())];
+            disk[JOURNAL_GROUP_HEADER_BYTES..][..plain.len()].copy_from_slice(plain);
+            let size = GroupSize { entries: 1, bytes: plain.len() };
+            sealer.seal_group(size, &mut disk).unwrap();
+            file.extend(disk);
+        }
+        file
+    });
     let (block, groups) = file.split_at(JOURNAL_ALIGN_BYTES);
     let opener = JournalOpener::open(block, VAULT, LOG, &ring()).unwrap();
     assert_eq!(opener.header().number, 3);
-    for (number, plain) in (0_u64..).zip([b"first group".as_slice(), b"second group"]) {
+    for (number, plain) in (0_u64..).zip(plains) {
         let at = usize::try_from(number).unwrap() * JOURNAL_ALIGN_BYTES;
         let mut disk = groups[at..].to_vec();
         assert_eq!(opener.open_group(number, &mut disk).unwrap(), plain);
@@ -86,23 +185,37 @@ fn a_wrapped_key_of_version_1_opens() {
     assert_eq!(data.bytes(), &[0x11; 32]);
 }
 
-const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(1000), part: 0 };
-const RUN: RunId = RunId([5; 16]);
-
-#[test]
-fn a_map_of_version_1_opens() {
-    let object = include_bytes!("../testdata/v1/map.bin");
-    let (header, body) = open_map(object, MAP, &ring()).unwrap();
-    assert_eq!((header.point, header.parts), (PointId([4; 16]), 1));
-    assert_eq!((body.head.ordinal, body.head.log, body.head.slot), (2, LOG, Slot(7)));
-    assert_eq!((body.chunks.len(), body.runs.len()), (2, 3));
-    assert_eq!(body.chunks[1].id, ChunkId([8; 32]));
+fn stored() -> Vec<StoredChunk> {
+    let own = Target { log: LOG, slot: Slot(7), attempt: Attempt([0x55; 8]) };
+    let chunk =
+        |n: u8, target, chunk| StoredChunk { id: ChunkId([n; 32]), blocks: 4, target, chunk };
+    vec![chunk(7, own, 0), chunk(8, THERE, 3)]
 }
 
 #[test]
-fn an_index_run_of_version_1_opens() {
-    let object = include_bytes!("../testdata/v1/index-run.bin");
-    let run = open_index_run(object, VAULT, RUN, &ring()).unwrap();
-    assert_eq!(run.chunks.len(), 2);
-    assert_eq!((run.chunks[1].id, run.chunks[1].slot), (ChunkId([8; 32]), Slot(6)));
+fn a_map_of_version_2_opens() {
+    let run =
+        |block, count, chunk, first| MapRun { range: BlockRange { block, count }, chunk, first };
+    let head = MapHead {
+        ordinal: 2,
+        log: LOG,
+        slot: Slot(7),
+        size_bytes: 1 << 30,
+        time_unix_ms: 1_767_225_600_000,
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+    };
+    let runs = vec![run(0, 4, 0, 0), run(4, 2, 0, 1), run(200, 2, 1, 1)];
+    let body = MapBody { head, chunks: stored(), runs };
+    let fields = MapFields { attempt: [6; 16], point: POINT, parts: 1 };
+    let object = kept("map", || seal_map(MAP, &fields, &key(), KEY, &body, 3).unwrap());
+    let (header, found) = open_map(&object, MAP, &ring()).unwrap();
+    assert_eq!((header.fields, found), (fields, body));
+}
+
+#[test]
+fn an_index_run_of_version_2_opens() {
+    let body = IndexRun { chunks: stored() };
+    let object = kept("index-run", || seal_index_run(VAULT, RUN, &key(), KEY, &body, 3).unwrap());
+    assert_eq!(open_index_run(&object, VAULT, RUN, &ring()).unwrap(), body);
 }

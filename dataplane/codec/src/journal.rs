@@ -19,11 +19,6 @@ fn with_context<T>(vault: VaultId, log: LogId, file: u64, with: impl FnOnce(&[&[
     with(&[&vault.0, &log.0, &file.to_le_bytes()])
 }
 
-/// What the header of a file commits to: itself, with zeros in place of the commitment.
-fn commitment(key: &OpenKey, header: JournalFileHeader) -> [u8; COMMITMENT_BYTES] {
-    key.commit(&[&JournalFileHeader { commitment: [0; COMMITMENT_BYTES], ..header }.encode()])
-}
-
 /// Seals the groups of one journal file, in order.
 #[derive(Debug)]
 pub struct JournalSealer {
@@ -54,7 +49,8 @@ impl JournalSealer {
             salt,
             commitment: [0; COMMITMENT_BYTES],
         };
-        header.commitment = commitment(sealer.key(), header);
+        // It is where that of an object is.
+        header.commitment = sealer.key().commit(&committed(&header.encode()));
         Ok(Self { header, sealer })
     }
 
@@ -158,7 +154,7 @@ impl JournalOpener {
         let key = with_context(vault, log, header.number, |context| {
             OpenKey::derive(data_key, Purpose::Journal, context, &header.salt)
         });
-        let expected = commitment(&key, header);
+        let expected = key.commit(&committed(block));
         key.check(&expected, &header.commitment, "journal file header", header.key)?;
         Ok(Self { header, key })
     }

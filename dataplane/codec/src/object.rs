@@ -108,7 +108,7 @@ fn open_body(
     Ok(raw)
 }
 
-/// Builds a whole object whose kind has no fields of its own in the header.
+/// Builds a whole object that is header and body, nothing else; `own` appends the kind's own fields of the header.
 ///
 /// # Errors
 /// `Unavailable` if the operating system gives no random bytes; `Internal` if compressing or sealing fails.
@@ -196,3 +196,6 @@ pub(crate) fn open(
     let body = opened.open_body(&object[opened.header.header_bytes..])?;
     Ok((opened.header, body))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,29 +1,36 @@
-//! zstd bombs where compressed bytes come in from outside: in the tables and frames of segments, in
-//! maps and in index runs (N7). They are sealed as only somebody with the vault's data key could (T7):
-//! authentic, and hostile. No frame on the wire is compressed.
+//! zstd bombs where compressed bytes come in from outside: in the bodies of all objects and in the frames of
+//! segments (N7). They are sealed as only somebody with the vault's data key could (T7): authentic, and hostile. No frame on
+//! the wire is compressed.
 //!
 //! Each would become a gibibyte. Each is refused by an error that names the part, and the process
 //! never holds much more than the sealed bytes.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+use farshore_codec::epoch::open_epoch;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::map::{MapPlace, open_map};
 use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_codec::{CodecError, DataKey, KeyRing, Opener};
-use farshore_proto::index_run::IndexRunHeader;
-use farshore_proto::map::MapHeader;
-use farshore_proto::segment::{Compression, SegmentFrame, SegmentHeader, SlotKind, Table};
-use farshore_proto::{ErrorKind, KeyNumber, LogId, PointId, RunId, Seq, Slot, VaultId, VolumeId};
+use farshore_proto::map::{MapFields, MapHeader};
+use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
+use farshore_proto::segment::{
+    Compression, SegmentFrame, SegmentHeader, SlotKind, SlotWriter, Table, put_own,
+};
+use farshore_proto::{
+    Domain as DedupDomain, ErrorKind, KeyNumber, LogId, PointId, RunId, Seq, Slot, VaultId,
+    VolumeId, epoch, index_run,
+};
 
 const VAULT: VaultId = VaultId([1; 16]);
 const LOG: LogId = LogId([2; 16]);
+const VOLUME: VolumeId = VolumeId([3; 16]);
 const SLOT: Slot = Slot(7);
 const RUN: RunId = RunId([5; 16]);
-const MAP: MapPlace = MapPlace { vault: VAULT, volume: VolumeId([3; 16]), seq: Seq(9), part: 0 };
+const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(9), part: 0 };
 const KEY: KeyNumber = KeyNumber(1);
 
-/// What the header of each object says that it decompresses to.
-const RECORDED: usize = 4096;
+/// What the header of each object says that it decompresses to: the limit of the small ones, and more than a bomb has.
+const RECORDED: usize = 64 << 10;
 /// What the blocks of each bomb decompress to, and one block of it.
 const EXPANDED: usize = 1 << 30;
 const BLOCK: usize = 128 << 10;
@@ -77,7 +84,7 @@ fn bombs(what: &'static str) -> Vec<(&'static str, Vec<u8>, CodecError)> {
             CodecError::Limit { what, value: 1 << 31, max: 1 << 24 },
         ),
         (
-            "wants a window of 1 MiB for 4 KiB",
+            "wants a window of 1 MiB for 64 KiB",
             frame(SIZE_IN_8_BYTES, window(20), Some(recorded)),
             damaged.clone(),
         ),
@@ -99,49 +106,71 @@ fn ring() -> KeyRing {
     ring
 }
 
-fn sealer(purpose: Purpose, context: &[&[u8]]) -> Sealer {
-    Sealer::draw(ring().get(KEY).unwrap(), purpose, context).unwrap()
+fn sealer(place: &ObjectPlace) -> Sealer {
+    let ObjectPlace { kind, vault, subject, number, part } = place;
+    let context: [&[u8]; 5] =
+        [&kind.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()];
+    Sealer::draw(ring().get(KEY).unwrap(), Purpose::Object, &context).unwrap()
 }
 
-fn segment(
-    sealer: &Sealer,
-    table: &[u8],
-    table_raw_bytes: usize,
-    frames_bytes: u64,
-) -> SegmentHeader {
-    SegmentHeader {
-        kind: SlotKind::Segment,
-        vault: VAULT,
-        log: LOG,
-        slot: SLOT,
+/// A header of an object, and its body behind it, sealed as it is.
+fn object(
+    sealer: &mut Sealer,
+    place: ObjectPlace,
+    variant: u8,
+    own: impl FnOnce(&mut Vec<u8>),
+    (compression, raw_bytes, stored): (Compression, usize, &[u8]),
+) -> Vec<u8> {
+    let header = ObjectHeader {
+        place,
+        domain: DedupDomain::FIRST,
         key: KEY,
+        variant,
+        compression,
+        body_bytes: stored.len() + 16,
+        body_raw_bytes: raw_bytes,
         salt: *sealer.salt(),
-        commitment: *sealer.key().commitment(),
-        table_bytes: table.len() + 16,
-        table_raw_bytes,
-        table_compression: Compression::Zstd,
-        frames_bytes,
-        incarnation: 1,
-    }
+        commitment: [0; 32],
+        header_bytes: place.kind.header_bytes(),
+    };
+    let mut head = header.encode(own);
+    let commitment = sealer.key().commit(&committed(&head));
+    commit(&mut head, &commitment);
+    let mut sealed = stored.to_vec();
+    sealer.seal(Domain::Body, &head, &mut sealed).unwrap();
+    [head, sealed].concat()
 }
 
-fn segment_sealer() -> Sealer {
-    sealer(Purpose::Segment, &[&VAULT.0, &LOG.0, &SLOT.0.to_le_bytes()])
+/// An object whose body is the bomb.
+fn with_bomb(
+    place: ObjectPlace,
+    variant: u8,
+    own: impl FnOnce(&mut Vec<u8>),
+    bomb: &[u8],
+) -> Vec<u8> {
+    object(&mut sealer(&place), place, variant, own, (Compression::Zstd, RECORDED, bomb))
+}
+
+fn segment_place() -> ObjectPlace {
+    SegmentHeader::place(VAULT, LOG, SLOT)
+}
+
+fn put_writer(out: &mut Vec<u8>, frames_bytes: u64) {
+    put_own(out, frames_bytes, &SlotWriter::of_run(1));
 }
 
 /// Opens a segment whose table is the bomb.
-fn in_table(mut bomb: Vec<u8>) -> CodecError {
-    let mut sealer = segment_sealer();
-    let head = segment(&sealer, &bomb, RECORDED, 0).encode();
-    sealer.seal(Domain::Table, &head, &mut bomb).unwrap();
-    let opener =
-        Opener::open_header(&[&head[..], &bomb].concat(), VAULT, LOG, SLOT, &ring()).unwrap();
-    opener.open_table(&bomb).unwrap_err()
+fn in_table(bomb: &[u8]) -> CodecError {
+    let kind = SlotKind::Segment.code();
+    let object = with_bomb(segment_place(), kind, |out| put_writer(out, 0), bomb);
+    let opener = Opener::open_header(&object, VAULT, LOG, SLOT, &ring()).unwrap();
+    opener.open_table(&object[opener.header().object.header_bytes..]).unwrap_err()
 }
 
 /// Opens a segment that is right but for its one frame, the bomb.
-fn in_frame(mut bomb: Vec<u8>) -> CodecError {
-    let mut sealer = segment_sealer();
+fn in_frame(bomb: &[u8]) -> CodecError {
+    let place = segment_place();
+    let mut sealer = sealer(&place);
     let frame = SegmentFrame {
         stored_bytes: u32::try_from(bomb.len() + 16).unwrap(),
         raw_bytes: u32::try_from(RECORDED).unwrap(),
@@ -152,15 +181,16 @@ fn in_frame(mut bomb: Vec<u8>) -> CodecError {
     aad.extend(frame.raw_bytes.to_le_bytes());
     aad.push(1);
     aad.resize(56, 0);
+    let mut bomb = bomb.to_vec();
     sealer.seal(Domain::Frame, &aad, &mut bomb).unwrap();
     let table = Table { frames: vec![frame], ..Table::default() };
     let raw = table.encode();
-    let mut stored = zstd::bulk::compress(&raw, 1).unwrap();
-    let head = segment(&sealer, &stored, raw.len(), bomb.len() as u64).encode();
-    sealer.seal(Domain::Table, &head, &mut stored).unwrap();
-    let object = [&head[..], &stored, &bomb].concat();
+    let own = |out: &mut Vec<u8>| put_writer(out, bomb.len() as u64);
+    let body = (Compression::Raw, raw.len(), raw.as_slice());
+    let front = object(&mut sealer, place, SlotKind::Segment.code(), own, body);
+    let object = [front.as_slice(), &bomb].concat();
     let opener = Opener::open_header(&object, VAULT, LOG, SLOT, &ring()).unwrap();
-    assert_eq!(opener.open_table(&stored).unwrap(), table);
+    assert_eq!(opener.open_table(&front[opener.header().object.header_bytes..]).unwrap(), table);
     let mut out = b"before".to_vec();
     let error = opener.open_frame(&table, 0, &bomb, &mut out).unwrap_err();
     assert_eq!(out, b"before", "nothing of it is returned");
@@ -169,47 +199,24 @@ fn in_frame(mut bomb: Vec<u8>) -> CodecError {
     error
 }
 
+/// Opens an epoch object whose body is the bomb.
+fn in_epoch(bomb: &[u8]) -> CodecError {
+    let object = with_bomb(epoch::place(VAULT, VOLUME, 2), 0, |out| out.extend([0; 4]), bomb);
+    open_epoch(&object, VAULT, VOLUME, 2, &ring()).unwrap_err()
+}
+
 /// Opens a part of a map whose body is the bomb.
-fn in_map(mut bomb: Vec<u8>) -> CodecError {
-    let context: [&[u8]; 4] =
-        [&VAULT.0, &MAP.volume.0, &MAP.seq.0.to_le_bytes(), &MAP.part.to_le_bytes()];
-    let mut sealer = sealer(Purpose::Map, &context);
-    let header = MapHeader {
-        vault: VAULT,
-        volume: MAP.volume,
-        seq: MAP.seq,
-        point: PointId([4; 16]),
-        attempt: [8; 16],
-        part: MAP.part,
-        parts: 1,
-        key: KEY,
-        salt: *sealer.salt(),
-        commitment: *sealer.key().commitment(),
-        body_bytes: bomb.len() + 16,
-        body_raw_bytes: RECORDED,
-        compression: Compression::Zstd,
-    };
-    let head = header.encode();
-    sealer.seal(Domain::Map, &head, &mut bomb).unwrap();
-    open_map(&[head.as_slice(), &bomb].concat(), MAP, &ring()).unwrap_err()
+fn in_map(bomb: &[u8]) -> CodecError {
+    let place = MapHeader::place(MAP.vault, MAP.volume, MAP.seq, MAP.part);
+    let fields = MapFields { point: PointId([4; 16]), attempt: [8; 16], parts: 1 };
+    let object = with_bomb(place, 0, |out| fields.put(out), bomb);
+    open_map(&object, MAP, &ring()).unwrap_err()
 }
 
 /// Opens an index run whose body is the bomb.
-fn in_index_run(mut bomb: Vec<u8>) -> CodecError {
-    let mut sealer = sealer(Purpose::IndexRun, &[&VAULT.0, &RUN.0]);
-    let header = IndexRunHeader {
-        vault: VAULT,
-        run: RUN,
-        key: KEY,
-        salt: *sealer.salt(),
-        commitment: *sealer.key().commitment(),
-        body_bytes: bomb.len() + 16,
-        body_raw_bytes: RECORDED,
-        compression: Compression::Zstd,
-    };
-    let head = header.encode();
-    sealer.seal(Domain::IndexRun, &head, &mut bomb).unwrap();
-    open_index_run(&[head.as_slice(), &bomb].concat(), VAULT, RUN, &ring()).unwrap_err()
+fn in_index_run(bomb: &[u8]) -> CodecError {
+    let object = with_bomb(index_run::place(VAULT, RUN), 0, |out| out.extend([0; 4]), bomb);
+    open_index_run(&object, VAULT, RUN, &ring()).unwrap_err()
 }
 
 /// Most memory that this process ever had, zstd's own included.
@@ -221,19 +228,20 @@ fn resident_max() -> u64 {
 
 #[test]
 fn no_bomb_goes_off_wherever_it_is_sealed() {
-    type Place = (&'static str, fn(Vec<u8>) -> CodecError);
-    let places: [Place; 4] = [
-        ("segment table", in_table),
+    type Place = (&'static str, fn(&[u8]) -> CodecError);
+    let places: [Place; 5] = [
+        ("segment", in_table),
         ("segment frame", in_frame),
-        ("map body", in_map),
-        ("index run body", in_index_run),
+        ("epoch object", in_epoch),
+        ("map", in_map),
+        ("index run", in_index_run),
     ];
     let before = resident_max();
     let mut opened = 0;
     for (what, open) in places {
         for (name, bomb, expected) in bombs(what) {
-            assert!(bomb.len() < 128 << 10, "a bomb is small");
-            let error = open(bomb);
+            assert!(bomb.len() < RECORDED, "a bomb is small");
+            let error = open(&bomb);
             assert_eq!(error, expected, "{what}: a bomb that {name}");
             assert!(error.to_string().contains(what), "{error}");
             assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Limit), "{error}");

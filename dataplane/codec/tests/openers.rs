@@ -19,37 +19,42 @@ const LOG: LogId = LogId([2; 16]);
 const VOLUME: VolumeId = VolumeId([3; 16]);
 const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(1000), part: 0 };
 
-/// An object of version 1, and whether bytes found in its place open.
+/// A pinned object, and whether bytes found in its place open.
 struct Sealed {
     name: &'static str,
     object: &'static [u8],
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 7] = [
+const SEALED: [Sealed; 8] = [
     Sealed {
         name: "segment",
-        object: include_bytes!("../testdata/v1/segment.bin"),
+        object: include_bytes!("../testdata/v2/segment.bin"),
         opens: |object| opens_in_slot(object, 7),
     },
     Sealed {
         name: "seal",
-        object: include_bytes!("../testdata/v1/seal.bin"),
+        object: include_bytes!("../testdata/v2/seal.bin"),
         opens: |object| opens_in_slot(object, 8),
     },
     Sealed {
+        name: "fill",
+        object: include_bytes!("../testdata/v2/fill.bin"),
+        opens: |object| opens_in_slot(object, 9),
+    },
+    Sealed {
         name: "epoch",
-        object: include_bytes!("../testdata/v1/epoch.bin"),
+        object: include_bytes!("../testdata/v2/epoch.bin"),
         opens: |object| open_epoch(object, VAULT, VOLUME, 2, &ring()).is_ok(),
     },
     Sealed {
         name: "map",
-        object: include_bytes!("../testdata/v1/map.bin"),
+        object: include_bytes!("../testdata/v2/map.bin"),
         opens: |object| open_map(object, MAP, &ring()).is_ok(),
     },
     Sealed {
         name: "index run",
-        object: include_bytes!("../testdata/v1/index-run.bin"),
+        object: include_bytes!("../testdata/v2/index-run.bin"),
         opens: |object| open_index_run(object, VAULT, RunId([5; 16]), &ring()).is_ok(),
     },
     Sealed {
@@ -145,7 +150,9 @@ fn no_object_opens_in_the_place_of_another() {
     for sealed in &SEALED {
         for other in SEALED.iter().filter(|other| other.name != sealed.name) {
             assert!(!(sealed.opens)(other.object), "{} as {}", other.name, sealed.name);
-            for at in [64, 128, 160, 192].into_iter().filter(|at| *at < sealed.object.len()) {
+            for at in
+                [64, 120, 152, 160, 192, 200].into_iter().filter(|at| *at < sealed.object.len())
+            {
                 let tail = &other.object[at.min(other.object.len())..];
                 let joined = [&sealed.object[..at], tail].concat();
                 assert!(!(sealed.opens)(&joined), "{} with a tail of {}", sealed.name, other.name);

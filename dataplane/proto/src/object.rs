@@ -225,8 +225,19 @@ impl ObjectHeader {
         }
         let _may_ignore = reader.u32()?;
         let header = Self::fields(kind, header_bytes, &mut reader)?;
-        let own = Reader::new(what, &head[COMMON_BYTES..][..kind.own_bytes()]);
-        Ok((header, own))
+        let own = &head[COMMON_BYTES..][..kind.own_bytes()];
+        if matches!(kind, ObjectKind::Epoch | ObjectKind::IndexRun) {
+            header.check_without_fields(Reader::new(what, own))?;
+        }
+        Ok((header, Reader::new(what, own)))
+    }
+
+    /// Of a kind that has neither variants nor fields of its own.
+    fn check_without_fields(&self, mut own: Reader<'_>) -> Result<(), DecodeError> {
+        if self.variant != 0 {
+            return Err(DecodeError::Range { what: "object variant", value: self.variant.into() });
+        }
+        own.reserved(own.left())
     }
 
     fn fields(

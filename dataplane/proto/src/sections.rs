@@ -121,7 +121,7 @@ impl<'a> Sections<'a> {
             let bytes = reader.take(bytes)?;
             match known.iter().find(|kind| kind.number == number) {
                 Some(kind) => {
-                    check(kind, stride, count)?;
+                    check(kind, flags, stride, count)?;
                     found.push(Section { number, stride, count, bytes });
                 }
                 None if flags & MUST_UNDERSTAND != 0 => {
@@ -170,7 +170,11 @@ impl<'a> Sections<'a> {
     }
 }
 
-fn check(kind: &SectionKind, stride: usize, count: usize) -> Result<(), DecodeError> {
+fn check(kind: &SectionKind, flags: u16, stride: usize, count: usize) -> Result<(), DecodeError> {
+    // All that are known have it; without it there would be two ways to write one.
+    if flags != MUST_UNDERSTAND {
+        return Err(DecodeError::Range { what: "section flags", value: flags.into() });
+    }
     if stride < kind.stride {
         return Err(DecodeError::Range { what: kind.what, value: stride as u64 });
     }

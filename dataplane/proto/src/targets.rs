@@ -7,7 +7,7 @@ use crate::ids::{Attempt, ChunkId, LogId, Slot};
 use crate::limits::{CHUNK_BLOCKS_MAX, INDEX_RUN_CHUNKS_MAX, MAP_CHUNKS_MAX, TARGETS_MAX};
 use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::wire::Put;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One attempt at a slot of a log: whoever refers to a segment names it so. Another attempt at the same slot
 /// is another segment.
@@ -28,7 +28,7 @@ pub(crate) const TARGETS: SectionKind =
 /// Targets as they are written: numbered in the order in which they come up.
 #[derive(Debug, Default)]
 pub(crate) struct Numbered {
-    numbers: HashMap<Target, u32>,
+    numbers: BTreeMap<Target, u32>,
     list: Vec<Target>,
 }
 
@@ -74,12 +74,12 @@ impl Listed {
     pub(crate) fn read(sections: &Sections<'_>) -> Result<Self, DecodeError> {
         let records = sections.records(&TARGETS);
         let mut list = Vec::with_capacity(records.len());
-        let mut known = HashMap::with_capacity(records.len());
+        let mut known = BTreeSet::new();
         for mut record in records {
             let log = LogId(record.array()?);
             let slot = record.slot("target slot")?;
             let target = Target { log, slot, attempt: Attempt(record.array()?) };
-            if known.insert(target, ()).is_some() {
+            if !known.insert(target) {
                 return Err(DecodeError::Range { what: "targets listed twice", value: slot.0 });
             }
             list.push(target);

@@ -4,9 +4,6 @@ use crate::error::DecodeError;
 use crate::ids::{Seq, Slot, Stamp};
 use crate::limits::SLOT_MAX;
 
-/// In a count, says that a stamp follows it. Objects of before stamps have no such count.
-const STAMPED: u32 = 1 << 31;
-
 /// Reads fields from a slice in order; every read names the layout for its error.
 #[derive(Debug)]
 pub struct Reader<'a> {
@@ -143,27 +140,6 @@ impl<'a> Reader<'a> {
         Ok(stamp)
     }
 
-    /// Four bytes that count something, at most `max`, and the stamp behind them, if there is one.
-    ///
-    /// # Errors
-    /// `Truncated` at the end, `Limit` above `max`, `Range` for a stamp that says nothing.
-    pub fn stamped_count(
-        &mut self,
-        what: &'static str,
-        max: usize,
-    ) -> Result<(usize, Stamp), DecodeError> {
-        let value = self.u32()?;
-        let (count, is_stamped) = (value & !STAMPED, value & STAMPED != 0);
-        if count as usize > max {
-            return Err(DecodeError::Limit { what, value: count.into(), max: max as u64 });
-        }
-        let stamp = if is_stamped { self.stamp(what)? } else { Stamp::default() };
-        if is_stamped && stamp == Stamp::default() {
-            return Err(DecodeError::Range { what, value: 0 });
-        }
-        Ok((count as usize, stamp))
-    }
-
     /// `count` bytes that must be zero.
     ///
     /// # Errors
@@ -242,8 +218,6 @@ pub trait Put {
     fn put_u64(&mut self, value: u64);
     /// Appends a stamp.
     fn put_stamp(&mut self, stamp: Stamp);
-    /// Appends a count below 2^31, and a stamp behind it unless it says nothing.
-    fn put_stamped_count(&mut self, count: u32, stamp: Stamp);
     /// Appends the bits of what later programs add: none.
     fn put_feature_bits(&mut self);
     /// Appends bytes as they are.
@@ -278,15 +252,6 @@ impl Put for Vec<u8> {
     fn put_stamp(&mut self, stamp: Stamp) {
         self.put_u32(stamp.life);
         self.put_u32(stamp.generation);
-    }
-
-    fn put_stamped_count(&mut self, count: u32, stamp: Stamp) {
-        assert!(count < STAMPED, "limits are far below");
-        if stamp == Stamp::default() {
-            return self.put_u32(count);
-        }
-        self.put_u32(count | STAMPED);
-        self.put_stamp(stamp);
     }
 
     fn put_feature_bits(&mut self) {

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod checksum;
+mod later;
 pub mod mutate;
 mod targets;
 

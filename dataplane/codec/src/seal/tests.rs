@@ -82,29 +82,53 @@ fn derivation_is_part_of_the_format() {
     let key = DataKey::from_bytes([0x11; 32]);
     let salt = [0x22; 32];
     let context: [&[u8]; 2] = [b"vault", b"log"];
-    let first =
-        |purpose| hex::encode(&OpenKey::derive(&key, purpose, &context, &salt).commitment[..8]);
-    assert_eq!(first(Purpose::Segment), "fa010152fb5803d1");
-    assert_eq!(first(Purpose::Journal), "f47c9cb28cfec61c");
-    assert_eq!(first(Purpose::Epoch), "4624f3afef9526b6");
+    let first = |purpose| {
+        let key = OpenKey::derive(&key, purpose, &context, &salt);
+        let commitment = hex::encode(&key.commit(&[b"head", b"er"])[..8]);
+        let tag = key.cipher.seal(Domain::Body.nonce(0), b"aad", &mut []).unwrap();
+        (commitment, hex::encode(&tag[..8]))
+    };
+    let pinned = |commitment: &str, tag: &str| (commitment.to_owned(), tag.to_owned());
+    assert_eq!(first(Purpose::Object), pinned("3fe1caa31d87001d", "50587f6311693327"));
+    assert_eq!(first(Purpose::Journal), pinned("209c25f450f507b4", "9d2392c1c42e264a"));
 }
 
 #[test]
 fn each_input_of_the_derivation_changes_the_key() {
     let key = DataKey::from_bytes([1; 32]);
-    let base = OpenKey::derive(&key, Purpose::Segment, &[b"ab", b"c"], &[0; 32]);
+    let base = OpenKey::derive(&key, Purpose::Object, &[b"ab", b"c"], &[0; 32]);
     let others = [
-        OpenKey::derive(&DataKey::from_bytes([2; 32]), Purpose::Segment, &[b"ab", b"c"], &[0; 32]),
+        OpenKey::derive(&DataKey::from_bytes([2; 32]), Purpose::Object, &[b"ab", b"c"], &[0; 32]),
         OpenKey::derive(&key, Purpose::Journal, &[b"ab", b"c"], &[0; 32]),
-        OpenKey::derive(&key, Purpose::Segment, &[b"a", b"bc"], &[0; 32]),
-        OpenKey::derive(&key, Purpose::Segment, &[b"ab", b"c"], &[1; 32]),
+        OpenKey::derive(&key, Purpose::Object, &[b"a", b"bc"], &[0; 32]),
+        OpenKey::derive(&key, Purpose::Object, &[b"ab", b"c"], &[1; 32]),
     ];
-    for other in others {
-        let error = other.check(base.commitment(), "segment header", KeyNumber(1)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    let check = |key: &OpenKey| {
+        let (expected, found) = (key.commit(&[b"header"]), base.commit(&[b"header"]));
+        key.check(&expected, &found, "segment", KeyNumber(1))
+    };
+    let sealed = base.cipher.seal(Domain::Body.nonce(0), b"", &mut []).unwrap();
+    for other in &others {
+        assert_eq!(check(other).unwrap_err().kind(), ErrorKind::Corrupt);
+        other.open_in_place(Domain::Body, 0, b"", &mut sealed.clone()).unwrap_err();
     }
-    let again = OpenKey::derive(&key, Purpose::Segment, &[b"ab", b"c"], &[0; 32]);
-    again.check(base.commitment(), "segment header", KeyNumber(1)).unwrap();
+    let again = OpenKey::derive(&key, Purpose::Object, &[b"ab", b"c"], &[0; 32]);
+    check(&again).unwrap();
+    again.open_in_place(Domain::Body, 0, b"", &mut sealed.clone()).unwrap();
+}
+
+#[test]
+fn a_commitment_is_to_every_byte_and_not_to_how_it_is_handed_over() {
+    let key = OpenKey::derive(&DataKey::from_bytes([1; 32]), Purpose::Object, &[], &[0; 32]);
+    let header = [7_u8; 200];
+    let commitment = key.commit(&[&header]);
+    for at in 0..header.len() {
+        let mut other = header;
+        other[at] ^= 0x80;
+        assert_ne!(key.commit(&[&other]), commitment, "byte {at}");
+        assert_ne!(key.commit(&[&header[..at]]), commitment, "length {at}");
+        assert_eq!(key.commit(&[&header[..at], &header[at..]]), commitment, "in parts {at}");
+    }
 }
 
 #[test]
@@ -113,38 +137,31 @@ fn a_sealer_never_repeats_a_nonce_or_a_salt() {
     let mut one = Sealer::draw(&key, Purpose::Journal, &[]).unwrap();
     let two = Sealer::draw(&key, Purpose::Journal, &[]).unwrap();
     assert_ne!(one.salt(), two.salt());
-    assert_ne!(one.key().commitment(), two.key().commitment());
+    assert_ne!(one.key().commit(&[]), two.key().commit(&[]));
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..3 {
-        for domain in [
-            Domain::Frame,
-            Domain::Table,
-            Domain::Body,
-            Domain::Group,
-            Domain::Map,
-            Domain::IndexRun,
-        ] {
+        for domain in [Domain::Frame, Domain::Body, Domain::Group] {
             assert!(seen.insert(domain.nonce(one.next_counter(domain))));
             one.seal_slice(domain, &[], &mut [0; 8]).unwrap();
         }
     }
-    assert_eq!(seen.len(), 18);
+    assert_eq!(seen.len(), 9);
 }
 
 #[test]
 fn nothing_secret_is_printed() {
-    let sealer = Sealer::draw(&DataKey::from_bytes([9; 32]), Purpose::Epoch, &[]).unwrap();
-    assert_eq!(format!("{sealer:?}"), "Sealer { next: [0, 0, 0, 0, 0, 0], .. }");
+    let sealer = Sealer::draw(&DataKey::from_bytes([9; 32]), Purpose::Object, &[]).unwrap();
+    assert_eq!(format!("{sealer:?}"), "Sealer { next: [0, 0, 0], .. }");
     assert_eq!(format!("{:?}", sealer.key()), "OpenKey(..)");
 }
 
 #[test]
 fn bytes_shorter_than_a_tag_are_refused() {
-    let sealer = Sealer::draw(&DataKey::from_bytes([9; 32]), Purpose::Epoch, &[]).unwrap();
+    let sealer = Sealer::draw(&DataKey::from_bytes([9; 32]), Purpose::Object, &[]).unwrap();
     for len in 0..TAG_BYTES {
         let mut bytes = vec![0; len];
         let error = sealer.key().open_in_place(Domain::Body, 0, &[], &mut bytes).unwrap_err();
-        assert_eq!(error, CodecError::Tampered { what: "epoch body" });
+        assert_eq!(error, CodecError::Tampered { what: "body of an object" });
     }
 }
 
@@ -157,7 +174,7 @@ proptest! {
     ) {
         let key = DataKey::from_bytes([5; 32]);
         for sealing in BOTH {
-            let mut sealer = Sealer::draw_for(sealing, &key, Purpose::Segment, &[b"x"]).unwrap();
+            let mut sealer = Sealer::draw_for(sealing, &key, Purpose::Object, &[b"x"]).unwrap();
             let mut sealed = Vec::new();
             for _ in 0..=counter {
                 sealed.clone_from(&plain);
@@ -166,15 +183,15 @@ proptest! {
             prop_assert_eq!(sealed.len(), plain.len() + TAG_BYTES);
             for opening in BOTH {
                 let open =
-                    OpenKey::derive_for(opening, &key, Purpose::Segment, &[b"x"], sealer.salt());
-                open.check(sealer.key().commitment(), "test", KeyNumber(1)).unwrap();
+                    OpenKey::derive_for(opening, &key, Purpose::Object, &[b"x"], sealer.salt());
+                prop_assert_eq!(open.commit(&[&aad]), sealer.key().commit(&[&aad]));
                 let mut copy = sealed.clone();
                 let opened = open.open_in_place(Domain::Frame, counter, &aad, &mut copy).unwrap();
                 prop_assert_eq!(&*opened, &plain[..]);
                 let mut copy = sealed.clone();
                 prop_assert!(open.open_in_place(Domain::Frame, counter + 1, &aad, &mut copy).is_err());
                 let mut copy = sealed.clone();
-                prop_assert!(open.open_in_place(Domain::Table, counter, &aad, &mut copy).is_err());
+                prop_assert!(open.open_in_place(Domain::Body, counter, &aad, &mut copy).is_err());
             }
         }
     }
@@ -188,7 +205,7 @@ proptest! {
         let key = DataKey::from_bytes([5; 32]);
         let aad = b"where it belongs";
         for implementation in BOTH {
-            let mut sealer = Sealer::draw_for(implementation, &key, Purpose::Segment, &[]).unwrap();
+            let mut sealer = Sealer::draw_for(implementation, &key, Purpose::Object, &[]).unwrap();
             let mut sealed = plain.clone();
             sealer.seal(Domain::Frame, aad, &mut sealed).unwrap();
             let at = at.index(sealed.len());

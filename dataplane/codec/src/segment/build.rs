@@ -16,7 +16,7 @@ use farshore_proto::segment::{
     Table, put_own,
 };
 use farshore_proto::{ChunkId, KeyNumber, LogId, Slot, Target, VaultId};
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Sealed frames lie in pieces of about so many bytes: neither do they move as they become more, nor is
@@ -70,7 +70,7 @@ pub struct SegmentBuilder {
     /// The piece that is being filled: sealed frames, and what there is of the one being closed.
     sealed: Vec<u8>,
     table: Table,
-    targets: HashSet<Target>,
+    targets: BTreeSet<Target>,
     extents: usize,
     raw_bytes: u64,
     checks_each_frame: bool,
@@ -116,7 +116,7 @@ impl SegmentBuilder {
             pieces_bytes: 0,
             sealed: Vec::new(),
             table: Table::default(),
-            targets: HashSet::new(),
+            targets: BTreeSet::new(),
             extents: 0,
             raw_bytes: 0,
             checks_each_frame: cfg!(test),

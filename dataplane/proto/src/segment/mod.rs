@@ -5,9 +5,7 @@
 mod table;
 
 pub use crate::object::Compression;
-pub use table::{
-    ChunkPlace, Extent, ExtentSource, SegmentChunk, SegmentFrame, Span, Table, table_bytes,
-};
+pub use table::{ChunkPlace, Extent, ExtentSource, SegmentChunk, SegmentFrame, Span, Table};
 
 use crate::error::DecodeError;
 use crate::ids::{Attempt, LogId, Slot, VaultId};

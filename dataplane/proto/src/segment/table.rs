@@ -9,7 +9,7 @@ use crate::limits::{
     VOLUME_BLOCKS_MAX,
 };
 use crate::mark::{MARK_BYTES, Mark};
-use crate::sections::{SECTION_HEAD_BYTES, SectionKind, SectionWriter, Sections};
+use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::targets::{Listed, Numbered, TARGETS, Target};
 use crate::wire::{Put, Reader};
 
@@ -32,23 +32,6 @@ const ZERO_CHUNK: u32 = u32::MAX;
 const EXTENT_BLOCKS_MAX: u64 = u32::MAX as u64;
 /// The previous slot of a span whose writer knew of none.
 const NO_SLOT: u64 = u64::MAX;
-
-/// Most bytes of a table of so many of each before compression.
-#[must_use]
-pub fn table_bytes(
-    frames: usize,
-    targets: usize,
-    chunks: usize,
-    spans: usize,
-    extents: usize,
-) -> usize {
-    KNOWN.len() * SECTION_HEAD_BYTES
-        + frames * FRAMES.stride
-        + targets * TARGETS.stride
-        + chunks * CHUNKS.stride
-        + spans * (SPANS.stride + MARKS.stride)
-        + extents * EXTENTS.stride
-}
 
 /// A frame of a segment: a run of chunks compressed and sealed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

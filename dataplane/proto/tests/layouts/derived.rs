@@ -1,22 +1,27 @@
 //! The bodies of maps and index runs: round trips, and what the decoders refuse.
 
+use crate::bodies::{Section, join, split};
 use crate::roundtrip::slot;
 use crate::samples;
-use farshore_proto::index_run::{IndexRun, IndexRunHeader, StoredChunk};
+use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::{
-    BLOCK_BYTES, CHUNK_BLOCKS_MAX, INDEX_RUN_CHUNKS_MAX, INDEX_RUN_LOGS_MAX, MAP_CHUNKS_MAX,
-    MAP_LOGS_MAX, MAP_RUNS_MAX, VOLUME_BYTES_MAX,
+    BLOCK_BYTES, CHUNK_BLOCKS_MAX, INDEX_RUN_CHUNKS_MAX, MAP_CHUNKS_MAX, MAP_RUNS_MAX, TARGETS_MAX,
+    VOLUME_BYTES_MAX,
 };
 use farshore_proto::map::{MapBody, MapHead, MapHeader, MapRun};
-use farshore_proto::{BlockRange, ChunkId, DecodeError, ErrorKind, LogId, MarkKind};
+use farshore_proto::object::{ObjectHeader, ObjectKind};
+use farshore_proto::targets::StoredChunk;
+use farshore_proto::{
+    Attempt, BlockRange, ChunkId, DecodeError, ErrorKind, LogId, MarkKind, Seq, Target,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// Offsets in the samples: 56 of head and 16 of counts, 16 per log, 52 per chunk, then the runs.
-const MAP_COUNTS: usize = 56;
-const MAP_CHUNK: usize = MAP_COUNTS + 16 + 2 * 16;
-const MAP_RUN: usize = MAP_CHUNK + 2 * 52;
-const RUN_CHUNK: usize = 16 + 2 * 16;
+/// Offsets in the samples: each section has a head of 16, targets have 32, chunks 44.
+const MAP_HEAD: usize = 16;
+const MAP_CHUNK: usize = MAP_HEAD + 56 + 16 + 2 * 32 + 16;
+const MAP_RUN: usize = MAP_CHUNK + 2 * 44 + 16;
+const RUN_CHUNK: usize = 16 + 2 * 32 + 16;
 
 fn map_with(at: usize, bytes: &[u8]) -> Result<MapBody, DecodeError> {
     let mut body = samples::map_body().encode();
@@ -41,91 +46,69 @@ fn the_samples_read_back() {
     assert_eq!(MapBody::decode(&samples::map_body().encode()), Ok(samples::map_body()));
     assert_eq!(IndexRun::decode(&samples::index_run().encode()), Ok(samples::index_run()));
     let object = samples::map_object();
-    let (header, body) = MapHeader::decode(&object).unwrap();
-    assert_eq!((header, body.len()), (samples::map_header(), header.body_bytes));
-    assert_eq!(MapHeader::decode_head(&object[..192]), Ok(header));
+    let header = MapHeader::decode(&object).unwrap();
+    assert_eq!((header.seq(), header.part(), header.fields), (Seq(43), 1, samples::map_fields()));
+    assert_eq!(object.len(), header.object.whole_bytes());
+    assert_eq!(MapHeader::decode(&object[..192]), Ok(header), "no more need be there");
     let object = samples::index_run_object();
-    let (header, body) = IndexRunHeader::decode(&object).unwrap();
-    assert_eq!(body.len(), header.body_bytes);
-    assert_eq!(header.encode(), object[..144]);
+    let (header, _) = ObjectHeader::decode(ObjectKind::IndexRun, &object).unwrap();
+    assert_eq!(object.len(), header.whole_bytes());
+    assert_eq!(header.encode(|own| own.extend([0; 4])), object[..160]);
+}
+
+/// The body with so many records of zeros in one of its sections.
+fn with_records(body: &[u8], number: u16, count: usize) -> Vec<u8> {
+    let mut sections = split(body);
+    let section = sections.iter_mut().find(|section| section.number == number).expect("it has one");
+    let count = u32::try_from(count).expect("limits fit");
+    *section = Section::of_zeros(number, 1, section.stride, count);
+    join(&sections)
 }
 
 #[test]
-fn bodies_cut_short_anywhere_are_refused() {
+fn more_records_than_their_limit_are_refused_before_any_is_read() {
     let (map, run) = (samples::map_body().encode(), samples::index_run().encode());
-    for end in 0..map.len() {
-        MapBody::decode(&map[..end]).unwrap_err();
-    }
-    for end in 0..run.len() {
-        IndexRun::decode(&run[..end]).unwrap_err();
-    }
-    assert!(MapBody::decode(&[map, vec![0]].concat()).is_err());
-    assert!(IndexRun::decode(&[run, vec![0]].concat()).is_err());
-}
-
-#[test]
-fn a_body_with_a_flipped_bit_is_refused_or_another_body() {
-    let (map, run) = (samples::map_body(), samples::index_run());
-    let flipped = |good: &[u8], bit: usize| {
-        let mut bad = good.to_vec();
-        bad[bit / 8] ^= 1 << (bit % 8);
-        bad
-    };
-    let good = map.encode();
-    for bit in 0..good.len() * 8 {
-        if let Ok(read) = MapBody::decode(&flipped(&good, bit)) {
-            assert_ne!(read, map, "bit {bit} means nothing");
-        }
-    }
-    let good = run.encode();
-    for bit in 0..good.len() * 8 {
-        if let Ok(read) = IndexRun::decode(&flipped(&good, bit)) {
-            assert_ne!(read, run, "bit {bit} means nothing");
-        }
-    }
-}
-
-#[test]
-fn counts_over_their_limit_are_refused_before_anything_is_read() {
-    let narrow = |count: usize| u32::try_from(count).unwrap().to_le_bytes();
-    for (at, max) in [(0, MAP_LOGS_MAX), (4, MAP_CHUNKS_MAX), (8, MAP_RUNS_MAX)] {
-        let error = map_with(MAP_COUNTS + at, &narrow(max + 1)).unwrap_err();
+    for (number, max) in [(1, 1), (2, TARGETS_MAX), (3, MAP_CHUNKS_MAX), (4, MAP_RUNS_MAX)] {
+        let error = MapBody::decode(&with_records(&map, number, max + 1)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
-        let error = map_with(MAP_COUNTS + at, &narrow(max)).unwrap_err();
-        assert_ne!(error.kind(), ErrorKind::Limit, "{error}");
+        let error = MapBody::decode(&with_records(&map, number, max)).unwrap_err();
+        assert!(matches!(error, DecodeError::Range { .. }), "{error}");
     }
-    for (at, max) in [(0, INDEX_RUN_LOGS_MAX), (4, INDEX_RUN_CHUNKS_MAX)] {
-        let error = run_with(at, &narrow(max + 1)).unwrap_err();
+    for (number, max) in [(2, TARGETS_MAX), (3, INDEX_RUN_CHUNKS_MAX)] {
+        let error = IndexRun::decode(&with_records(&run, number, max + 1)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
-        let error = run_with(at, &narrow(max)).unwrap_err();
-        assert!(matches!(error, DecodeError::Truncated { .. }), "{error}");
+        let error = IndexRun::decode(&with_records(&run, number, max)).unwrap_err();
+        assert!(matches!(error, DecodeError::Range { .. }), "{error}");
     }
 }
 
 #[test]
 fn the_head_of_a_map_has_legal_values() {
-    let range = |error: Result<MapBody, DecodeError>| {
-        assert!(matches!(error, Err(DecodeError::Range { .. })), "{error:?}");
-    };
-    range(map_with(0, &[0; 8]));
+    let head = |at: usize, bytes: &[u8]| map_with(MAP_HEAD + at, bytes).unwrap_err();
+    let range = |error: DecodeError| assert!(matches!(error, DecodeError::Range { .. }), "{error}");
+    range(head(0, &[0; 8]));
     for size in [0, VOLUME_BYTES_MAX + BLOCK_BYTES as u64] {
-        range(map_with(32, &size.to_le_bytes()));
+        range(head(32, &size.to_le_bytes()));
     }
-    range(map_with(48, &[6]));
-    assert!(matches!(map_with(49, &[1]), Err(DecodeError::Reserved { .. })));
-    assert!(matches!(map_with(MAP_COUNTS + 12, &[1]), Err(DecodeError::Reserved { .. })));
-    assert!(matches!(run_with(8, &[1]), Err(DecodeError::Reserved { .. })));
+    for kind in [0, 6] {
+        range(head(48, &[kind]));
+    }
+    for at in 49..52 {
+        assert!(matches!(head(at, &[1]), DecodeError::Reserved { .. }));
+    }
+    let map = split(&samples::map_body().encode());
+    range(MapBody::decode(&join(&map[1..])).unwrap_err());
 }
 
 #[test]
-fn chunks_lie_in_listed_logs_and_have_blocks() {
-    let log = DecodeError::Range { what: "chunk log", value: 2 };
-    assert_eq!(map_with(MAP_CHUNK + 32, &[2]), Err(log.clone()));
-    assert_eq!(run_with(RUN_CHUNK + 32, &[2]), Err(log));
+fn chunks_lie_in_listed_targets_and_have_blocks() {
+    let target = DecodeError::Range { what: "chunk target", value: 2 };
+    assert_eq!(map_with(MAP_CHUNK + 32, &[2]), Err(target.clone()));
+    assert_eq!(run_with(RUN_CHUNK + 32, &[2]), Err(target));
     for blocks in [0_u32, 33, u32::MAX] {
         let error = DecodeError::Range { what: "chunk blocks", value: blocks.into() };
-        assert_eq!(map_with(MAP_CHUNK + 48, &blocks.to_le_bytes()), Err(error.clone()));
-        assert_eq!(run_with(RUN_CHUNK + 48, &blocks.to_le_bytes()), Err(error));
+        assert_eq!(map_with(MAP_CHUNK + 40, &blocks.to_le_bytes()), Err(error.clone()));
+        assert_eq!(run_with(RUN_CHUNK + 40, &blocks.to_le_bytes()), Err(error));
     }
 }
 
@@ -165,9 +148,12 @@ fn the_ids_of_an_index_run_come_once_and_in_order() {
 }
 
 prop_compose! {
-    fn stored()(id in any::<[u8; 32]>(), log in 0..4_u8, slot in slot(), chunk: u32, blocks in 1..=32_u32)
-        -> StoredChunk {
-        StoredChunk { id: ChunkId(id), blocks, log: LogId([log; 16]), slot, chunk }
+    fn stored()(
+        id in any::<[u8; 32]>(), log in 0..3_u8, slot in slot(), attempt in 0..3_u8, chunk: u32,
+        blocks in 1..=32_u32,
+    ) -> StoredChunk {
+        let target = Target { log: LogId([log; 16]), slot, attempt: Attempt([attempt; 8]) };
+        StoredChunk { id: ChunkId(id), blocks, target, chunk }
     }
 }
 

@@ -3,10 +3,12 @@
 //! Covers D1, D2 and N3 of `docs/fault-model.md` and T3, T5 of `docs/threat-model.md`, as far as a
 //! decoder can.
 
+mod bodies;
 mod canonical;
 mod damage;
 mod derived;
 mod golden;
+mod later;
 mod newer;
 mod roundtrip;
 mod samples;

@@ -1,24 +1,26 @@
 //! Whatever an encoder lays out, its decoder reads back.
 
 use crate::samples;
-use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
+use farshore_proto::epoch::{EpochBody, VaultObject};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX,
-    JOURNAL_GROUP_ENTRIES_MAX, SEGMENT_FRAME_BYTES_MAX, SEGMENT_TABLE_BYTES_MAX, SEQ_CLAIMED_MAX,
-    SLOT_MAX, VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
+    JOURNAL_GROUP_ENTRIES_MAX, MAP_PARTS_MAX, SEGMENT_FRAME_BYTES_MAX, SEQ_CLAIMED_MAX, SLOT_MAX,
+    VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
 };
+use farshore_proto::map::{MapFields, MapHeader};
 use farshore_proto::mark::{Mark, MarkGroup};
+use farshore_proto::object::{ObjectHeader, ObjectKind, ObjectPlace};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
-    SlotKind, Span, Table,
+    SlotKind, SlotWriter, Span, Table,
 };
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind, PointId, Seq,
-    Slot, Stamp, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
+    PointId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -31,31 +33,23 @@ pub(crate) fn slot() -> impl Strategy<Value = Slot> {
     prop_oneof![0..1000_u64, 0..=SLOT_MAX.0].prop_map(Slot)
 }
 
-fn group() -> impl Strategy<Value = MarkGroup> {
-    let member = (any::<[u8; 16]>(), 2..=u16::MAX, any::<prop::sample::Index>()).prop_map(
-        |(mut attempt, members, member)| {
-            attempt[0] |= 1;
-            let member = u16::try_from(member.index(members.into())).expect("below members");
-            MarkGroup { attempt: MarkAttempt(attempt), member, members }
-        },
-    );
-    prop_oneof![Just(MarkGroup::ALONE), member]
-}
-
-/// A mark as a frame has it.
-fn framed_mark() -> impl Strategy<Value = Mark> {
-    (mark(), group()).prop_map(|(mark, group)| Mark { group, ..mark })
-}
-
 fn mark() -> impl Strategy<Value = Mark> {
-    (any::<[u8; 16]>(), 0..MarkKind::ALL.len(), any::<u32>(), any::<bool>(), any::<u64>()).prop_map(
-        |(point, kind, unknown_blocks, is_prompt, time_unix_ms)| Mark {
+    let group = prop_oneof![
+        Just(MarkGroup::ALONE),
+        (1..=u8::MAX, any::<u16>(), 2..=u16::MAX).prop_map(|(attempt, member, members)| {
+            let attempt = MarkAttempt([attempt; 16]);
+            MarkGroup { attempt, member: member % members, members }
+        }),
+    ];
+    let kind = prop::sample::select(MarkKind::ALL.to_vec());
+    (any::<[u8; 16]>(), kind, any::<u32>(), any::<bool>(), any::<u64>(), group).prop_map(
+        |(point, kind, unknown_blocks, is_prompt, time_unix_ms, group)| Mark {
             point: PointId(point),
-            kind: MarkKind::ALL[kind],
+            kind,
             unknown_blocks,
             is_prompt,
             time_unix_ms,
-            group: MarkGroup::ALONE,
+            group,
         },
     )
 }
@@ -123,7 +117,7 @@ fn control() -> impl Strategy<Value = Control> {
     ]);
     let refusal = (reason, "\\PC{0,100}")
         .prop_map(|(reason, text)| Control::Refusal(Refusal { reason, text }));
-    let mark = (seq(), framed_mark()).prop_map(|(seq, mark)| Control::Mark(seq, mark));
+    let mark = (seq(), mark()).prop_map(|(seq, mark)| Control::Mark(seq, mark));
     prop_oneof![hello, welcome, ack, refusal, mark]
 }
 
@@ -143,12 +137,11 @@ fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
             let range = BlockRange { block: at.index(room) as u64, count };
             (FrameHeader::zero(seq, range), Vec::new())
         });
-    let mark =
-        (seq(), framed_mark(), stamp(), imprint()).prop_map(|(seq, mark, stamp, previous)| {
-            let frame = Control::Mark(seq, mark).encode_in(stamp, previous);
-            let (header, body) = frame.split_first_chunk().expect("a frame has a header");
-            (FrameHeader::decode(header).expect("just laid out"), body.to_vec())
-        });
+    let mark = (seq(), mark(), stamp(), imprint()).prop_map(|(seq, mark, stamp, previous)| {
+        let frame = Control::Mark(seq, mark).encode_in(stamp, previous);
+        let (header, body) = frame.split_first_chunk().expect("a frame has a header");
+        (FrameHeader::decode(header).expect("just laid out"), body.to_vec())
+    });
     vec(prop_oneof![write, zero, mark], 0..6)
 }
 
@@ -169,16 +162,21 @@ prop_compose! {
 
 fn chunk(frames: Vec<SegmentFrame>) -> impl Strategy<Value = SegmentChunk> {
     let log = prop::sample::select(vec![samples::LOG, samples::OTHER_LOG]);
+    let target = (log, slot(), 0..3_u8).prop_map(|(log, slot, attempt)| Target {
+        log,
+        slot,
+        attempt: Attempt([attempt; 8]),
+    });
     let blocks_max = u32::try_from(CHUNK_BLOCKS_MAX).expect("it is small");
     (
         any::<[u8; 32]>(),
         any::<bool>(),
         any::<prop::sample::Index>(),
-        log,
-        (slot(), any::<u32>()),
+        target,
+        any::<u32>(),
         1..=blocks_max,
     )
-        .prop_map(move |(id, is_here, at, log, (slot, chunk), blocks)| {
+        .prop_map(move |(id, is_here, at, target, chunk, blocks)| {
             let frame = at.index(frames.len());
             let blocks = blocks.min(frames[frame].raw_bytes / 4096);
             let place = if is_here {
@@ -188,7 +186,7 @@ fn chunk(frames: Vec<SegmentFrame>) -> impl Strategy<Value = SegmentChunk> {
                     offset: chunk % (room + 1),
                 }
             } else {
-                ChunkPlace::There { log, slot, chunk }
+                ChunkPlace::There { target, chunk }
             };
             SegmentChunk { id: ChunkId(id), blocks, place }
         })
@@ -231,23 +229,49 @@ fn table() -> impl Strategy<Value = Table> {
                 any::<[u8; 16]>(),
                 1_u64..,
                 (seq(), 0..1000_u64),
-                (proptest::option::of(mark()), stamp()),
+                (proptest::option::of(mark()), stamp(), imprint(), proptest::option::of(slot())),
                 extents(chunks.clone()),
             )
-                .prop_map(
-                    |(volume, epoch, (first_seq, more), (mark, stamp), extents)| Span {
+                .prop_map(|(volume, epoch, (first_seq, more), known, extents)| {
+                    let (mark, stamp, imprint, previous) = known;
+                    Span {
                         volume: VolumeId(volume),
                         epoch: Epoch(epoch),
                         first_seq,
                         last_seq: Seq(first_seq.0.saturating_add(more).min(u64::MAX - 1)),
+                        previous,
                         mark,
                         stamp,
+                        imprint,
                         extents,
-                    },
-                );
+                    }
+                });
             (Just(frames), Just(chunks), vec(span, 0..4))
         })
         .prop_map(|(frames, chunks, spans)| Table { frames, chunks, spans })
+}
+
+prop_compose! {
+    /// What all objects have, of a kind; a variant and a place are the kind's business.
+    fn object(kind: ObjectKind)(
+        vault: [u8; 16], subject: [u8; 16], number: u64, part: u32, domain in 1_u32..,
+        key in 1_u32.., raw in 0..=kind.body_bytes_max(), saved: prop::sample::Index, is_raw: bool,
+        salt: [u8; 32], commitment: [u8; 32],
+    ) -> ObjectHeader {
+        let saved = if is_raw { 0 } else { saved.index(raw + 1) };
+        ObjectHeader {
+            place: ObjectPlace { kind, vault: VaultId(vault), subject, number, part },
+            domain: Domain(domain),
+            key: KeyNumber(key),
+            variant: 0,
+            compression: if is_raw { Compression::Raw } else { Compression::Zstd },
+            body_bytes: raw - saved + 16,
+            body_raw_bytes: raw,
+            salt,
+            commitment,
+            header_bytes: kind.header_bytes(),
+        }
+    }
 }
 
 proptest! {
@@ -308,8 +332,7 @@ proptest! {
 
     #[test]
     fn small_objects(
-        id: [u8; 16], other: [u8; 16], salt: [u8; 32], commitment: [u8; 32], key: u32,
-        ordinal in 1_u64.., wrapper: [u8; 8], nonce: [u8; 12], body in vec(any::<u8>(), 0..300),
+        id: [u8; 16], salt: [u8; 32], key: u32, wrapper: [u8; 8], nonce: [u8; 12],
     ) {
         let vault = VaultObject { vault: VaultId(id), key: KeyNumber(key) };
         prop_assert_eq!(VaultObject::decode(&vault.encode()), Ok(vault));
@@ -317,12 +340,6 @@ proptest! {
         wrapped[..32].copy_from_slice(&salt);
         let object = KeyObject { vault: VaultId(id), key: KeyNumber(key), wrapper, nonce, wrapped };
         prop_assert_eq!(KeyObject::decode(&object.encode()), Ok(object));
-        let header = EpochHeader {
-            vault: VaultId(id), volume: VolumeId(other), ordinal, key: KeyNumber(key), salt,
-            commitment, body_bytes: body.len(),
-        };
-        let bytes = [header.encode(), body.clone()].concat();
-        prop_assert_eq!(EpochHeader::decode(&bytes), Ok((header, &body[..])));
     }
 
     #[test]
@@ -339,22 +356,45 @@ proptest! {
 
     #[test]
     fn segment_headers(
-        id: [u8; 16], other: [u8; 16], salt: [u8; 32], commitment: [u8; 32],
-        slot in slot(), incarnation: u64, key: u32, flags: (bool, bool),
-        table_bytes in 16..=SEGMENT_TABLE_BYTES_MAX, table_raw_bytes in 0..=SEGMENT_TABLE_BYTES_MAX,
+        object in object(ObjectKind::Slot), slot in slot(),
+        kind in prop::sample::select(vec![SlotKind::Segment, SlotKind::Seal, SlotKind::Fill]),
         frames_bytes in 0..=(32 * SEGMENT_FRAME_BYTES_MAX) as u64,
+        incarnation: u64, horizon: u64, register: u64, checkpoint in proptest::option::of(slot()),
     ) {
+        let place = SegmentHeader::place(object.place.vault, LogId(object.place.subject), slot);
         let header = SegmentHeader {
-            kind: if flags.0 { SlotKind::Segment } else { SlotKind::Seal },
-            vault: VaultId(id), log: LogId(other), slot, key: KeyNumber(key), salt,
-            commitment, table_bytes, table_raw_bytes,
-            table_compression: if flags.1 { Compression::Raw } else { Compression::Zstd },
-            frames_bytes, incarnation,
+            object: ObjectHeader { place, variant: kind.code(), ..object },
+            kind,
+            frames_bytes: if kind == SlotKind::Segment { frames_bytes } else { 0 },
+            writer: SlotWriter { incarnation, horizon, register, checkpoint },
         };
-        let mut object = header.encode().to_vec();
-        prop_assert_eq!(SegmentHeader::decode(&object), Ok(header));
-        object.push(1);
-        prop_assert_eq!(SegmentHeader::decode(&object), Ok(header), "what follows is not its business");
+        let mut bytes = header.encode();
+        prop_assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
+        prop_assert_eq!((header.slot(), header.log().0), (slot, object.place.subject));
+        bytes.push(1);
+        prop_assert_eq!(SegmentHeader::decode(&bytes), Ok(header), "what follows is not its business");
+    }
+
+    #[test]
+    fn map_headers(
+        object in object(ObjectKind::Map), seq in seq(), attempt: [u8; 16], point: [u8; 16],
+        part: u32, parts in 1..=u32::try_from(MAP_PARTS_MAX).unwrap(),
+    ) {
+        let ObjectPlace { vault, subject, .. } = object.place;
+        let place = MapHeader::place(vault, VolumeId(subject), seq, part % parts);
+        let object = ObjectHeader { place, ..object };
+        let fields = MapFields { attempt, point: PointId(point), parts };
+        let bytes = object.encode(|own| fields.put(own));
+        prop_assert_eq!(MapHeader::decode(&bytes), Ok(MapHeader { object, fields }));
+    }
+
+    #[test]
+    fn headers_without_fields(epoch in object(ObjectKind::Epoch), run in object(ObjectKind::IndexRun)) {
+        for header in [epoch, run] {
+            let bytes = header.encode(|own| own.extend([0; 4]));
+            let (read, own) = ObjectHeader::decode(header.place.kind, &bytes).unwrap();
+            prop_assert_eq!((read, own.left()), (header, 4));
+        }
     }
 
     #[test]

@@ -1,21 +1,23 @@
 //! One example of each layout; the golden files hold exactly these.
 
-use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
+use farshore_proto::epoch::{self, EpochBody, VaultObject};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::HrlHeader;
-use farshore_proto::index_run::{IndexRun, IndexRunHeader, StoredChunk};
+use farshore_proto::index_run::{self, IndexRun};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::BLOCK_BYTES;
-use farshore_proto::map::{MapBody, MapHead, MapHeader, MapRun};
+use farshore_proto::map::{MapBody, MapFields, MapHead, MapHeader, MapRun};
 use farshore_proto::mark::{Mark, MarkGroup};
+use farshore_proto::object::{ObjectHeader, ObjectPlace};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
-    SlotKind, Span, Table,
+    SlotKind, SlotWriter, Span, Table,
 };
+use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind, PointId, RunId,
-    Seq, Slot, Stamp, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
+    PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -56,18 +58,10 @@ pub(crate) fn scan_mark() -> Mark {
     Mark { kind: MarkKind::Scan, unknown_blocks: 0x0001_0203, is_prompt: false, ..mark() }
 }
 
-/// Of one disk of three.
+/// Of a point that three volumes have.
 pub(crate) fn group_mark() -> Mark {
     let group = MarkGroup { attempt: MarkAttempt(id(0xf0)), member: 1, members: 3 };
     Mark { kind: MarkKind::FileSystem, group, ..mark() }
-}
-
-/// Which version of its layout a golden file is of.
-pub(crate) fn version(name: &str) -> u8 {
-    match name.split('-').next() {
-        Some("frame" | "hrl" | "journal") => 2,
-        _ => 1,
-    }
 }
 
 /// Name of the golden file, and its bytes.
@@ -81,16 +75,17 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("journal-file-header", journal_file_header().encode()),
         ("journal-group-header", group_header().encode().to_vec()),
         ("journal-entries", journal_entries()),
-        ("segment-header", segment_header(SlotKind::Segment).encode().to_vec()),
-        ("seal-header", segment_header(SlotKind::Seal).encode().to_vec()),
-        ("segment-table", table().encode()),
         ("vault", vault().encode()),
-        ("epoch-object", epoch_object()),
-        ("segment-table-stamped", stamped_table().encode()),
-        ("epoch-body", epoch_body().encode()),
-        ("epoch-body-stamped", stamped_epoch_body().encode()),
         ("key", key().encode()),
         ("key-aad", KeyObject::aad(VAULT, KeyNumber(1))),
+        ("segment-header", segment_header(SlotKind::Segment).encode()),
+        ("seal-header", segment_header(SlotKind::Seal).encode()),
+        ("fill-header", segment_header(SlotKind::Fill).encode()),
+        ("segment-table", table().encode()),
+        ("segment-table-stamped", stamped_table().encode()),
+        ("epoch-object", epoch_object()),
+        ("epoch-body", epoch_body().encode()),
+        ("epoch-body-stamped", stamped_epoch_body().encode()),
         ("map-object", map_object()),
         ("map-body", map_body().encode()),
         ("index-run-object", index_run_object()),
@@ -147,15 +142,15 @@ pub(crate) fn write_frame() -> Vec<u8> {
     [header.encode().to_vec(), block()].concat()
 }
 
+pub(crate) fn zero_frame() -> Vec<u8> {
+    FrameHeader::zero(Seq(42), BlockRange { block: 8, count: 1024 }).encode().to_vec()
+}
+
 /// What was read in a copy, in its place in a stream.
 pub(crate) fn copy_frame() -> Vec<u8> {
     let header = FrameHeader::write(Seq(46), 7, &block());
     let header = header.of_copy(true).stamped(STAMP).behind(Imprint::from_bytes(IMPRINT));
     [header.encode().to_vec(), block()].concat()
-}
-
-pub(crate) fn zero_frame() -> Vec<u8> {
-    FrameHeader::zero(Seq(42), BlockRange { block: 8, count: 1024 }).encode().to_vec()
 }
 
 pub(crate) fn hrl_header() -> HrlHeader {
@@ -191,36 +186,54 @@ pub(crate) fn journal_entries() -> Vec<u8> {
     out
 }
 
-pub(crate) fn segment_header(kind: SlotKind) -> SegmentHeader {
-    SegmentHeader {
-        kind,
-        vault: VAULT,
-        log: LOG,
-        slot: Slot(0x0102),
+/// What all objects have, of one with a body of so many bytes, sealed and raw.
+fn object(place: ObjectPlace, variant: u8, body: usize, raw: usize) -> ObjectHeader {
+    ObjectHeader {
+        place,
+        domain: Domain::FIRST,
         key: KeyNumber(1),
+        variant,
+        compression: if body == raw + 16 { Compression::Raw } else { Compression::Zstd },
+        body_bytes: body,
+        body_raw_bytes: raw,
         salt: id(0x10),
         commitment: id(0x40),
-        table_bytes: 300,
-        table_raw_bytes: 700,
-        table_compression: Compression::Zstd,
-        frames_bytes: match kind {
-            SlotKind::Segment => 20_016,
-            SlotKind::Seal => 0,
-        },
-        incarnation: 4,
+        header_bytes: place.kind.header_bytes(),
     }
 }
 
-/// With the stamp of each span's last frame.
+pub(crate) fn segment_header(kind: SlotKind) -> SegmentHeader {
+    let is_segment = kind == SlotKind::Segment;
+    let (body, raw) = if is_segment { (300, 700) } else { (16, 0) };
+    let place = SegmentHeader::place(VAULT, LOG, Slot(0x0102));
+    let writer =
+        SlotWriter { incarnation: 4, horizon: 3, register: 0x0405, checkpoint: Some(Slot(0x0100)) };
+    SegmentHeader {
+        object: object(place, kind.code(), body, raw),
+        kind,
+        frames_bytes: if is_segment { 20_016 } else { 0 },
+        writer: if is_segment { writer } else { SlotWriter::of_run(4) },
+    }
+}
+
+/// With all that a writer may know of each span.
 pub(crate) fn stamped_table() -> Table {
     let mut table = table();
-    table.spans.iter_mut().for_each(|span| span.stamp = STAMP);
+    for span in &mut table.spans {
+        span.previous = Some(Slot(0x00fe));
+        span.stamp = STAMP;
+        span.imprint = Imprint::from_bytes(IMPRINT);
+    }
     table
 }
 
+/// A segment of another log, and the attempt at it.
+pub(crate) const OTHER: Target =
+    Target { log: OTHER_LOG, slot: Slot(9), attempt: Attempt(id(0x70)) };
+
 pub(crate) fn table() -> Table {
     let here = ChunkPlace::Here { frame: 0, offset: 0 };
-    let there = ChunkPlace::There { log: OTHER_LOG, slot: Slot(9), chunk: 6 };
+    let there = ChunkPlace::There { target: OTHER, chunk: 6 };
     let chunk = |chunk: u32, first: u32| ExtentSource::Chunk { chunk, first };
     let range = |block: u64, count: u64| BlockRange { block, count };
     let first = Span {
@@ -228,8 +241,10 @@ pub(crate) fn table() -> Table {
         epoch: Epoch(3),
         first_seq: Seq(41),
         last_seq: Seq(43),
+        previous: None,
         mark: Some(mark()),
         stamp: Stamp::default(),
+        imprint: Imprint::default(),
         extents: vec![
             Extent { range: range(5, 2), source: chunk(0, 1) },
             Extent { range: range(8, 1024), source: ExtentSource::Zero },
@@ -261,25 +276,20 @@ pub(crate) fn vault() -> VaultObject {
     VaultObject { vault: VAULT, key: KeyNumber(1) }
 }
 
-pub(crate) fn epoch_header() -> EpochHeader {
-    EpochHeader {
-        vault: VAULT,
-        volume: VOLUME,
-        ordinal: 2,
-        key: KeyNumber(1),
-        salt: id(0x10),
-        commitment: id(0x40),
-        body_bytes: sealed_body().len(),
-    }
+/// In place of real ciphertext, which is the business of the codec crate.
+fn sealed(plain: &[u8]) -> Vec<u8> {
+    plain.iter().map(|byte| byte ^ 0xff).chain([0x77; 16]).collect()
 }
 
-/// In place of real ciphertext, which is the business of the codec crate.
-pub(crate) fn sealed_body() -> Vec<u8> {
-    epoch_body().encode().iter().map(|byte| byte ^ 0xff).chain([0x77; 16]).collect()
+/// An object with a body that is not compressed.
+fn whole(place: ObjectPlace, own: impl FnOnce(&mut Vec<u8>), body: &[u8]) -> Vec<u8> {
+    let head = object(place, 0, body.len() + 16, body.len()).encode(own);
+    [head, sealed(body)].concat()
 }
 
 pub(crate) fn epoch_object() -> Vec<u8> {
-    [epoch_header().encode(), sealed_body()].concat()
+    let place = epoch::place(VAULT, VOLUME, 2);
+    whole(place, |own| own.extend([0; 4]), &epoch_body().encode())
 }
 
 pub(crate) fn epoch_body() -> EpochBody {
@@ -309,42 +319,20 @@ pub(crate) fn key() -> KeyObject {
     }
 }
 
-/// In place of real ciphertext.
-fn sealed(plain: &[u8]) -> Vec<u8> {
-    plain.iter().map(|byte| byte ^ 0xff).chain([0x77; 16]).collect()
-}
-
-pub(crate) fn map_header() -> MapHeader {
-    MapHeader {
-        vault: VAULT,
-        volume: VOLUME,
-        seq: Seq(43),
-        point: POINT,
-        attempt: id(0x70),
-        part: 1,
-        parts: 3,
-        key: KeyNumber(1),
-        salt: id(0x10),
-        commitment: id(0x40),
-        body_bytes: map_body().encode().len() + 16,
-        body_raw_bytes: map_body().encode().len(),
-        compression: Compression::Raw,
-    }
+pub(crate) fn map_fields() -> MapFields {
+    MapFields { attempt: id(0x70), point: POINT, parts: 3 }
 }
 
 pub(crate) fn map_object() -> Vec<u8> {
-    [map_header().encode(), sealed(&map_body().encode())].concat()
+    let place = MapHeader::place(VAULT, VOLUME, Seq(43), 1);
+    whole(place, |own| map_fields().put(own), &map_body().encode())
 }
 
 pub(crate) fn stored_chunks() -> Vec<StoredChunk> {
-    let chunk = |first, log, slot, chunk| StoredChunk {
-        id: ChunkId(id(first)),
-        blocks: 8,
-        log,
-        slot: Slot(slot),
-        chunk,
-    };
-    vec![chunk(0x20, OTHER_LOG, 9, 6), chunk(0x60, LOG, 0x0102, 0)]
+    let chunk =
+        |first, target, chunk| StoredChunk { id: ChunkId(id(first)), blocks: 8, target, chunk };
+    let own = Target { log: LOG, slot: Slot(0x0102), attempt: Attempt(id(0x10)) };
+    vec![chunk(0x20, OTHER, 6), chunk(0x60, own, 0)]
 }
 
 pub(crate) fn map_body() -> MapBody {
@@ -366,18 +354,8 @@ pub(crate) fn map_body() -> MapBody {
 }
 
 pub(crate) fn index_run_object() -> Vec<u8> {
-    let body = index_run().encode();
-    let header = IndexRunHeader {
-        vault: VAULT,
-        run: RunId(id(0x90)),
-        key: KeyNumber(1),
-        salt: id(0x10),
-        commitment: id(0x40),
-        body_bytes: body.len() + 16,
-        body_raw_bytes: body.len(),
-        compression: Compression::Raw,
-    };
-    [header.encode(), sealed(&body)].concat()
+    let place = index_run::place(VAULT, RunId(id(0x90)));
+    whole(place, |own| own.extend([0; 4]), &index_run().encode())
 }
 
 pub(crate) fn index_run() -> IndexRun {

@@ -1,11 +1,11 @@
 //! Small objects of a vault: its identity, its keys, the epochs of a volume.
 
-use crate::{checksum, taken};
-use farshore_proto::epoch::{
-    EPOCH_HEADER_BYTES, EpochBody, EpochHeader, VAULT_OBJECT_BYTES, VaultObject,
-};
+use super::derived::plain_head;
+use crate::{checksum, later, taken};
+use farshore_proto::epoch::{EpochBody, VAULT_OBJECT_BYTES, VaultObject};
 use farshore_proto::keys::{KEY_OBJECT_BYTES, KeyObject};
 use farshore_proto::limits::LABEL_BYTES_MAX;
+use farshore_proto::object::ObjectKind;
 
 pub(super) fn vault_object(bytes: &[u8]) {
     checksum::both(bytes, VAULT_OBJECT_BYTES, |bytes| {
@@ -37,33 +37,28 @@ pub(super) fn key_object_samples() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn epoch_object(bytes: &[u8]) {
-    checksum::both(bytes, EPOCH_HEADER_BYTES, |bytes| {
-        if let Ok((header, body)) = EpochHeader::decode(bytes) {
-            assert_eq!([&header.encode(), body].concat(), bytes);
-            taken();
-        }
-    });
+    plain_head(bytes, ObjectKind::Epoch);
 }
 
 pub(super) fn epoch_object_samples() -> Vec<Vec<u8>> {
     vec![
-        include_bytes!("../../../../dataplane/proto/testdata/v1/epoch-object.bin").to_vec(),
-        include_bytes!("../../../../dataplane/codec/testdata/v1/epoch.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/epoch-object.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v2/epoch.bin").to_vec(),
     ]
 }
 
 pub(super) fn epoch_body(bytes: &[u8]) {
-    if let Ok(body) = EpochBody::decode(bytes) {
-        assert_eq!(body.encode(), bytes);
-        assert!(body.label.len() <= LABEL_BYTES_MAX && body.epoch.0 > 0);
-        let _ = body.first_seq.next();
-        taken();
-    }
+    let Ok(body) = EpochBody::decode(bytes) else { return };
+    let again = |bytes: &[u8]| Ok(EpochBody::decode(bytes)?.encode());
+    later::must_be_body(bytes, &body.encode(), later::EPOCH, again);
+    assert!(body.label.len() <= LABEL_BYTES_MAX && body.epoch.0 > 0);
+    let _ = body.first_seq.next();
+    taken();
 }
 
 pub(super) fn epoch_body_samples() -> Vec<Vec<u8>> {
     vec![
-        include_bytes!("../../../../dataplane/proto/testdata/v1/epoch-body.bin").to_vec(),
-        include_bytes!("../../../../dataplane/proto/testdata/v1/epoch-body-stamped.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/epoch-body.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/epoch-body-stamped.bin").to_vec(),
     ]
 }

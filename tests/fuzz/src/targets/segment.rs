@@ -1,52 +1,62 @@
 //! Segments: header, opened table, and the whole object as somebody with the key sealed it.
 
-use super::sealed::{Body, KEY, LOG, VAULT, in_each_way, must_be, ring, sealer};
-use crate::{checksum, taken};
-use farshore_codec::seal::{Domain, Purpose};
+use super::sealed::{Body, LOG, VAULT, in_each_way, must_be, ring, seal_object, sealer};
+use crate::{checksum, later, taken};
+use farshore_codec::seal::Domain;
 use farshore_codec::segment::{Opener, chunk_of};
 use farshore_codec::{ChunkHasher, CodecError};
 use farshore_proto::limits::{
-    BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_HEADER_BYTES, SEGMENT_TABLE_BYTES_MAX, TAG_BYTES,
-    VOLUME_BLOCKS_MAX,
+    BLOCK_BYTES, OBJECT_BODY_BYTES_MAX, SEGMENT_BYTES_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
 };
+use farshore_proto::object::ObjectKind;
 use farshore_proto::segment::{
     ChunkPlace, Compression, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader, SlotKind,
-    Table,
+    SlotWriter, Table, put_own,
 };
 use farshore_proto::wire::Put;
-use farshore_proto::{ChunkId, LogId, Slot};
+use farshore_proto::{Attempt, ChunkId, DecodeError, LogId, Slot, Target};
 
 const SLOT: Slot = Slot(7);
 /// Frames are filled from the input; more than this is not worth the time.
 const FRAMES_BYTES_MAX: u64 = 1 << 20;
 
-const SEGMENT: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v1/segment.bin");
-const SEAL: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v1/seal.bin");
-const TABLE: &[u8] = include_bytes!("../../../../dataplane/proto/testdata/v1/segment-table.bin");
+const SEGMENT: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/segment.bin");
+const SEAL: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/seal.bin");
+const FILL: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/fill.bin");
+const TABLE: &[u8] = include_bytes!("../../../../dataplane/proto/testdata/v2/segment-table.bin");
 const STAMPED: &[u8] =
-    include_bytes!("../../../../dataplane/proto/testdata/v1/segment-table-stamped.bin");
+    include_bytes!("../../../../dataplane/proto/testdata/v2/segment-table-stamped.bin");
+
+fn head_again(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    let mut header = SegmentHeader::decode(bytes)?;
+    header.object.header_bytes = ObjectKind::Slot.header_bytes();
+    Ok(header.encode())
+}
 
 pub(super) fn header(bytes: &[u8]) {
-    checksum::both(bytes, SEGMENT_HEADER_BYTES, |bytes| {
-        if let Ok(header) = SegmentHeader::decode(bytes) {
-            assert_eq!(header.encode(), bytes[..SEGMENT_HEADER_BYTES]);
-            assert!(header.object_bytes() <= SEGMENT_BYTES_MAX);
-            taken();
-        }
+    let kind = ObjectKind::Slot;
+    checksum::both(bytes, later::head_end(bytes, kind), |bytes| {
+        let Ok(header) = SegmentHeader::decode(bytes) else { return };
+        assert!(header.object_bytes() <= SEGMENT_BYTES_MAX);
+        let again = head_again(bytes).expect("it decodes");
+        later::must_be_head(bytes, &again, kind, head_again);
+        taken();
     });
 }
 
 pub(super) fn header_samples() -> Vec<Vec<u8>> {
     vec![
-        include_bytes!("../../../../dataplane/proto/testdata/v1/segment-header.bin").to_vec(),
-        include_bytes!("../../../../dataplane/proto/testdata/v1/seal-header.bin").to_vec(),
-        SEGMENT[..SEGMENT_HEADER_BYTES].to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/segment-header.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/seal-header.bin").to_vec(),
+        SEGMENT[..ObjectKind::Slot.header_bytes()].to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/fill-header.bin").to_vec(),
     ]
 }
 
 pub(super) fn table(bytes: &[u8]) {
     let Ok(table) = Table::decode(bytes) else { return };
-    assert_eq!(table.encode(), bytes);
+    let again = |bytes: &[u8]| Ok(Table::decode(bytes)?.encode());
+    later::must_be_body(bytes, &table.encode(), later::TABLE, again);
     for chunk in &table.chunks {
         if let ChunkPlace::Here { frame, offset } = chunk.place {
             let end = u64::from(offset) + u64::from(chunk.blocks) * BLOCK_BYTES as u64;
@@ -71,52 +81,45 @@ pub(super) fn table(bytes: &[u8]) {
 }
 
 pub(super) fn table_samples() -> Vec<Vec<u8>> {
-    // One more log, so that there is an order to get wrong.
-    let mut of_two_logs = Table::decode(TABLE).expect("it is pinned");
-    let place = ChunkPlace::There { log: LogId([0xee; 16]), slot: Slot(3), chunk: 1 };
-    of_two_logs.chunks.push(SegmentChunk { id: ChunkId([0x77; 32]), blocks: 2, place });
-    vec![TABLE.to_vec(), STAMPED.to_vec(), vec![0; 16], of_two_logs.encode()]
+    // One more target, so that there is an order to get wrong.
+    let mut of_two_targets = Table::decode(TABLE).expect("it is pinned");
+    let target = Target { log: LogId([0xee; 16]), slot: Slot(3), attempt: Attempt([0xdd; 8]) };
+    let place = ChunkPlace::There { target, chunk: 1 };
+    of_two_targets.chunks.push(SegmentChunk { id: ChunkId([0x77; 32]), blocks: 2, place });
+    // A section of a later program, which may be ignored.
+    let mut of_later = TABLE.to_vec();
+    of_later.put_u16(9);
+    of_later.put_u16(0);
+    [3, 2, 0].iter().for_each(|field| of_later.put_u32(*field));
+    of_later.put_zeros(6);
+    vec![TABLE.to_vec(), STAMPED.to_vec(), of_later, of_two_targets.encode()]
 }
 
 /// A whole object: as found, or with the input as its table and, again and again, its frames.
 pub(super) fn sealed(bytes: &[u8]) {
     let Some((way, input)) = bytes.split_first() else { return };
     let ring = ring();
-    let Some(body) = Body::of(*way, input, SEGMENT_TABLE_BYTES_MAX) else {
+    let Some(body) = Body::of(*way, input, OBJECT_BODY_BYTES_MAX) else {
         return found(input);
     };
-    let kind = if *way & 0x10 == 0 { SlotKind::Segment } else { SlotKind::Seal };
-    // What the opener has to make of it, found out in another way, to fill the frames.
-    let plain = match body.compression {
-        Compression::Raw => Ok(body.stored.clone()),
-        Compression::Zstd => zstd::bulk::decompress(&body.stored, body.raw_bytes),
+    let kind = match *way & 0x30 {
+        0x10 => SlotKind::Seal,
+        0x20 => SlotKind::Fill,
+        _ => SlotKind::Segment,
     };
-    let table = plain.ok().and_then(|plain| Table::decode(&plain).ok()).unwrap_or_default();
-    let frames = table.frames;
+    // What the opener has to make of it, found out in another way, to fill the frames.
+    let plain = body.plain();
+    let table = plain.and_then(|plain| Table::decode(&plain).ok()).unwrap_or_default();
+    let frames = if kind == SlotKind::Segment { table.frames } else { Vec::new() };
     let frames_bytes: u64 = frames.iter().map(|frame| u64::from(frame.stored_bytes)).sum();
     if frames_bytes > FRAMES_BYTES_MAX {
         return;
     }
-    let context: [&[u8]; 3] = [&VAULT.0, &LOG.0, &SLOT.0.to_le_bytes()];
-    let mut sealer = sealer(&ring, Purpose::Segment, &context);
-    let header = SegmentHeader {
-        kind,
-        vault: VAULT,
-        log: LOG,
-        slot: SLOT,
-        key: KEY,
-        salt: *sealer.salt(),
-        commitment: *sealer.key().commitment(),
-        table_bytes: body.stored.len() + TAG_BYTES,
-        table_raw_bytes: body.raw_bytes,
-        table_compression: body.compression,
-        frames_bytes,
-        incarnation: 5,
-    };
-    let mut object = header.encode().to_vec();
-    let mut stored = body.stored.clone();
-    sealer.seal(Domain::Table, &object, &mut stored).expect("inputs are small");
-    object.extend_from_slice(&stored);
+    let place = SegmentHeader::place(VAULT, LOG, SLOT);
+    let mut sealer = sealer(&ring, &place);
+    let own = |out: &mut Vec<u8>| put_own(out, frames_bytes, &SlotWriter::of_run(5));
+    let object = seal_object(&mut sealer, place, kind.code(), own, &body);
+    let Some(mut object) = object else { return };
     for (number, frame) in (0..).zip(&frames) {
         let Some(bytes) = (frame.stored_bytes as usize).checked_sub(TAG_BYTES) else { return };
         let mut stored: Vec<u8> = input.iter().copied().cycle().take(bytes).collect();
@@ -125,8 +128,8 @@ pub(super) fn sealed(bytes: &[u8]) {
         object.extend_from_slice(&stored);
     }
     if let Ok(table) = open(&object) {
-        body.must_hold(&table.encode());
-        assert!(kind == SlotKind::Segment || table == Table::default(), "a seal holds nothing");
+        body.must_hold_but_for_later(&table.encode(), later::TABLE);
+        assert!(kind == SlotKind::Segment || table == Table::default(), "it holds nothing");
     }
 }
 
@@ -145,10 +148,12 @@ fn frame_aad(number: u32, frame: &SegmentFrame) -> Vec<u8> {
 
 fn found(object: &[u8]) {
     must_be(open(object).is_ok(), object, SEGMENT);
-    let seal = Opener::open_header(object, VAULT, LOG, Slot(8), &ring());
-    let is_open =
-        seal.is_ok_and(|seal| seal.open_all(object, |_, _, _| Ok::<_, CodecError>(())).is_ok());
-    must_be(is_open, object, SEAL);
+    for (slot, sealed) in [(8, SEAL), (9, FILL)] {
+        let opener = Opener::open_header(object, VAULT, LOG, Slot(slot), &ring());
+        let is_open = opener
+            .is_ok_and(|opener| opener.open_all(object, |_, _, _| Ok::<_, CodecError>(())).is_ok());
+        must_be(is_open, object, sealed);
+    }
 }
 
 /// Opens everything in an object and asks for each of its chunks.
@@ -169,13 +174,17 @@ fn open(object: &[u8]) -> Result<Table, CodecError> {
 }
 
 pub(super) fn sealed_samples() -> Vec<Vec<u8>> {
-    // The table of one bare frame with one chunk of one block, and of none but a span of zeros.
-    let mut bare = Vec::new();
-    [1, 0, 1, 0, 4096 + 16, 4096].iter().for_each(|field| bare.put_u32(*field));
-    bare.put_zeros(4 + 32 + 4 + 8 + 4);
-    bare.put_u32(1);
-    let mut samples = in_each_way(SEGMENT, &bare);
+    // The table of one bare frame with one chunk of one block.
+    let frame =
+        SegmentFrame { stored_bytes: 4096 + 16, raw_bytes: 4096, compression: Compression::Raw };
+    let place = ChunkPlace::Here { frame: 0, offset: 0 };
+    let chunk = SegmentChunk { id: ChunkId([0; 32]), blocks: 1, place };
+    let bare = Table { frames: vec![frame], chunks: vec![chunk], spans: Vec::new() };
+    let mut samples = in_each_way(SEGMENT, &bare.encode());
+    // A seal and a fill: as found, and as one seals them oneself.
     samples.push([&[0], SEAL].concat());
-    samples.push([&[0x11], &[0; 16][..]].concat());
+    samples.push(vec![0x11]);
+    samples.push([&[0], FILL].concat());
+    samples.push(vec![0x21]);
     samples
 }

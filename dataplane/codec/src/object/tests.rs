@@ -1,0 +1,427 @@
+use super::*;
+use crate::epoch::{open_epoch, seal_epoch};
+use crate::index_run::{open_index_run, seal_index_run};
+use crate::map::{MapPlace, open_map, peek_map, seal_map};
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::index_run::IndexRun;
+use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SMALL_BODY_BYTES_MAX};
+use farshore_proto::map::{MapBody, MapFields, MapHead, MapRun};
+use farshore_proto::object::ObjectKind;
+use farshore_proto::segment::{SlotWriter, put_own};
+use farshore_proto::targets::StoredChunk;
+use farshore_proto::{
+    Attempt, BlockRange, ChunkId, DecodeError, Epoch, ErrorKind, LogId, MarkKind, PointId, RunId,
+    Seq, Slot, Stamp, Target, VaultId, VolumeId,
+};
+use std::collections::BTreeSet;
+
+const VAULT: VaultId = VaultId([1; 16]);
+const KEY: KeyNumber = KeyNumber(1);
+const CRC_BYTES: usize = 4;
+
+fn key() -> DataKey {
+    DataKey::from_bytes([5; 32])
+}
+
+/// The same data key under every number that a flipped bit makes of `KEY`.
+fn ring() -> KeyRing {
+    let mut ring = KeyRing::new(VAULT);
+    ring.insert(KEY, key());
+    (0..32).map(|bit| KEY.0 ^ (1 << bit)).for_each(|number| ring.insert(KeyNumber(number), key()));
+    ring
+}
+
+fn place(kind: ObjectKind) -> ObjectPlace {
+    let part = u32::from(kind == ObjectKind::Map);
+    ObjectPlace { kind, vault: VAULT, subject: [2; 16], number: 9, part }
+}
+
+fn fields() -> MapFields {
+    MapFields { attempt: [8; 16], point: PointId([7; 16]), parts: 3 }
+}
+
+fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
+    let writer = SlotWriter { incarnation: 4, horizon: 3, register: 2, checkpoint: Some(Slot(1)) };
+    match kind {
+        ObjectKind::Slot => put_own(out, 0, &writer),
+        ObjectKind::Map => fields().put(out),
+        ObjectKind::Epoch | ObjectKind::IndexRun => no_fields(out),
+    }
+}
+
+/// A body that compresses.
+fn body() -> Vec<u8> {
+    b"what an object says, again and again. ".repeat(12)
+}
+
+fn draw(place: ObjectPlace) -> ObjectSealer {
+    ObjectSealer::draw(place, &key(), KEY).unwrap()
+}
+
+fn seal_with(sealer: &mut ObjectSealer) -> Result<(ObjectHeader, Vec<u8>), CodecError> {
+    let kind = sealer.place.kind;
+    let variant = u8::from(kind == ObjectKind::Slot);
+    sealer.seal_body(&mut Compressor::new(1), variant, |out| put_fields(kind, out), &body())
+}
+
+fn sealed(kind: ObjectKind) -> Vec<u8> {
+    seal_with(&mut draw(place(kind))).unwrap().1
+}
+
+fn opened(object: &[u8], place: &ObjectPlace) -> Result<Vec<u8>, CodecError> {
+    open(place, object, &ring()).map(|(_, body)| body)
+}
+
+fn read(object: &[u8], place: &ObjectPlace) -> Result<OpenObject, CodecError> {
+    OpenObject::read(Implementation::AwsLc, place, object, &ring())
+}
+
+/// Puts the checksum of a header of so many bytes right.
+fn put_crc_right(object: &mut [u8], header_bytes: usize) {
+    let end = header_bytes - CRC_BYTES;
+    let crc = crc_of(&object[..end]);
+    object[end..header_bytes].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn crc_of(bytes: &[u8]) -> u32 {
+    let mut out = bytes.to_vec();
+    farshore_proto::wire::put_crc(&mut out, 0);
+    u32::from_le_bytes(*out.last_chunk().unwrap())
+}
+
+/// The object with the name of another place in its header, and a good checksum.
+fn relabelled(object: &[u8], to: &ObjectPlace) -> Vec<u8> {
+    let mut out = object.to_vec();
+    let header_bytes = usize::from(u16::from_le_bytes([out[6], out[7]]));
+    out[..4].copy_from_slice(&to.kind.magic());
+    out[16..32].copy_from_slice(&to.vault.0);
+    out[32..48].copy_from_slice(&to.subject);
+    out[48..56].copy_from_slice(&to.number.to_le_bytes());
+    out[56..60].copy_from_slice(&to.part.to_le_bytes());
+    put_crc_right(&mut out, header_bytes);
+    out
+}
+
+#[test]
+fn opens_in_its_own_place_and_no_other() {
+    for kind in ObjectKind::ALL {
+        let (object, own) = (sealed(kind), place(kind));
+        assert_eq!(opened(&object, &own).unwrap(), body());
+        for other in [
+            ObjectPlace { vault: VaultId([9; 16]), ..own },
+            ObjectPlace { subject: [9; 16], ..own },
+            ObjectPlace { number: 10, ..own },
+            ObjectPlace { part: 2, ..own },
+        ] {
+            let error = opened(&object, &other).unwrap_err();
+            let (expected, found) = (Place::Object(other), Place::Object(own));
+            assert_eq!(error, CodecError::Misplaced { expected, found });
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            // Relabelled with a good checksum: the key of that place is another.
+            let error = opened(&relabelled(&object, &other), &other).unwrap_err();
+            assert_eq!(error, CodecError::KeyMismatch { what: kind.what(), key: KEY });
+        }
+    }
+}
+
+#[test]
+fn an_object_of_one_kind_is_none_of_another() {
+    let mut mismatches = 0;
+    for kind in ObjectKind::ALL {
+        for other in ObjectKind::ALL.into_iter().filter(|other| *other != kind) {
+            let (object, to) = (sealed(kind), ObjectPlace { kind: other, ..place(kind) });
+            let magic = CodecError::Decode(DecodeError::Magic { what: other.what() });
+            assert_eq!(read(&object, &to).unwrap_err(), magic);
+            // Where the header would be one of the other kind too, the key says which it is.
+            let error = read(&relabelled(&object, &to), &to).unwrap_err();
+            mismatches += usize::from(matches!(error, CodecError::KeyMismatch { .. }));
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{kind:?} as {other:?}: {error}");
+        }
+    }
+    // Epochs and index runs as each other, and segments as maps.
+    assert_eq!(mismatches, 3);
+}
+
+/// The point of a commitment to the header: nothing of it decides before it is authenticated.
+#[test]
+fn every_bit_of_a_header_is_refused_before_the_body_is_opened() {
+    for kind in ObjectKind::ALL {
+        let (object, own) = (sealed(kind), place(kind));
+        let header_bytes = kind.header_bytes();
+        let mut mismatches = BTreeSet::new();
+        for bit in 0..(header_bytes - CRC_BYTES) * 8 {
+            let mut bad = object.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            put_crc_right(&mut bad, header_bytes);
+            read(&bad, &own).expect_err("it is not what was sealed");
+            // Whatever is a header all the same: where it says that it belongs it does not open either.
+            if let Ok((header, _)) = ObjectHeader::decode(kind, &bad) {
+                let error = read(&bad, &header.place).expect_err("it is not what was sealed");
+                let mismatch = CodecError::KeyMismatch { what: kind.what(), key: header.key };
+                assert_eq!(error, mismatch, "{kind:?} bit {bit}");
+                mismatches.insert(bit / 8);
+            }
+        }
+        // May ignore; the place; domain, key, variant; lengths; salt; commitment; the kind's own.
+        let own_end = match kind {
+            ObjectKind::Slot => header_bytes - CRC_BYTES - 4,
+            ObjectKind::Map => header_bytes - CRC_BYTES,
+            ObjectKind::Epoch | ObjectKind::IndexRun => 152,
+        };
+        let expected = (12..60).chain(64..73).chain([76, 80]).chain(88..own_end);
+        let variant = |at: &usize| *at != 72 || kind == ObjectKind::Slot || kind == ObjectKind::Map;
+        let missed: Vec<_> =
+            expected.filter(variant).filter(|at| !mismatches.contains(at)).collect();
+        assert_eq!(missed, [0_usize; 0], "{kind:?}: bytes that were refused for another reason");
+    }
+}
+
+/// An object as a later program seals it, with `more` in its header behind the fields known here.
+fn sealed_later(kind: ObjectKind, more: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut sealer = draw(place(kind));
+    let mut stored = body();
+    let header = ObjectHeader {
+        place: sealer.place,
+        domain: DedupDomain::FIRST,
+        key: KEY,
+        variant: u8::from(kind == ObjectKind::Slot),
+        compression: farshore_proto::object::Compression::Raw,
+        body_bytes: stored.len() + TAG_BYTES,
+        body_raw_bytes: stored.len(),
+        salt: *sealer.sealer.salt(),
+        commitment: [0; 32],
+        header_bytes: kind.header_bytes(),
+    };
+    let mut head = header.encode(|out| put_fields(kind, out));
+    head.truncate(head.len() - CRC_BYTES);
+    head.extend(more);
+    let length = u16::try_from(head.len() + CRC_BYTES).unwrap();
+    head[6..8].copy_from_slice(&length.to_le_bytes());
+    change(&mut head);
+    head.extend([0; CRC_BYTES]);
+    let commitment = sealer.sealer.key().commit(&committed(&head));
+    commit(&mut head, &commitment);
+    sealer.sealer.seal(Domain::Body, &head, &mut stored).unwrap();
+    [head, stored].concat()
+}
+
+#[test]
+fn what_a_later_program_added_is_passed_over_and_authenticated() {
+    for kind in ObjectKind::ALL {
+        let room = OBJECT_HEADER_BYTES_MAX - kind.header_bytes();
+        for more in [0, 8, 64, room] {
+            let object = sealed_later(kind, &vec![0x5a; more], |head| head[12] = 0xff);
+            assert_eq!(opened(&object, &place(kind)).unwrap(), body(), "{kind:?} and {more}");
+            let header_bytes = kind.header_bytes() + more;
+            // A bit that may be ignored, the compression, the last byte in front of the checksum.
+            for at in [12, 73, header_bytes - CRC_BYTES - 1] {
+                let mut bad = object.clone();
+                bad[at] ^= 1;
+                put_crc_right(&mut bad, header_bytes);
+                let error = read(&bad, &place(kind)).unwrap_err();
+                let is_reserved = matches!(error, CodecError::Decode(DecodeError::Reserved { .. }));
+                let is_mismatch = matches!(error, CodecError::KeyMismatch { .. });
+                assert!(is_mismatch || is_reserved && more == 0, "{kind:?} byte {at}: {error}");
+            }
+        }
+        let newer = sealed_later(kind, &[], |head| head[8] = 4);
+        let error = opened(&newer, &place(kind)).unwrap_err();
+        let (what, feature) = (kind.what(), "feature");
+        assert_eq!(error, CodecError::Decode(DecodeError::Newer { what, feature, bit: 2 }));
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
+}
+
+#[test]
+fn a_header_that_was_made_longer_is_refused() {
+    for kind in ObjectKind::ALL {
+        let object = sealed(kind);
+        let end = kind.header_bytes() - CRC_BYTES;
+        for more in [8, 24] {
+            let mut longer = [&object[..end], &vec![0; more], &object[end..]].concat();
+            let length = kind.header_bytes() + more;
+            longer[6..8].copy_from_slice(&u16::try_from(length).unwrap().to_le_bytes());
+            put_crc_right(&mut longer, length);
+            let error = read(&longer, &place(kind)).unwrap_err();
+            assert_eq!(error, CodecError::KeyMismatch { what: kind.what(), key: KEY });
+        }
+    }
+}
+
+#[test]
+fn a_wrong_or_missing_data_key_is_named() {
+    for kind in ObjectKind::ALL {
+        let (object, place) = (sealed(kind), place(kind));
+        let mut wrong = KeyRing::new(VAULT);
+        wrong.insert(KEY, DataKey::from_bytes([6; 32]));
+        let error = open(&place, &object, &wrong).unwrap_err();
+        assert_eq!(error, CodecError::KeyMismatch { what: kind.what(), key: KEY });
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        let error = open(&place, &object, &KeyRing::new(VAULT)).unwrap_err();
+        assert_eq!((error.kind(), error), (ErrorKind::NotFound, CodecError::NoKey { key: KEY }));
+    }
+}
+
+#[test]
+fn every_flipped_bit_and_every_truncation_is_refused() {
+    for kind in ObjectKind::ALL {
+        let (object, place) = (sealed(kind), place(kind));
+        for at in 0..object.len() {
+            for bit in 0..8 {
+                let mut bad = object.clone();
+                bad[at] ^= 1 << bit;
+                assert!(opened(&bad, &place).is_err(), "{kind:?} byte {at} bit {bit}");
+            }
+            assert!(opened(&object[..at], &place).is_err(), "{kind:?} length {at}");
+        }
+        assert!(opened(&[object.as_slice(), &[0]].concat(), &place).is_err(), "{kind:?}");
+    }
+}
+
+#[test]
+fn two_objects_of_one_body_share_nothing_but_the_place() {
+    for kind in ObjectKind::ALL {
+        let (one, two) = (sealed(kind), sealed(kind));
+        let (first, _) = ObjectHeader::decode(kind, &one).unwrap();
+        let (second, _) = ObjectHeader::decode(kind, &two).unwrap();
+        assert_eq!((first.place, first.body_bytes), (second.place, second.body_bytes));
+        assert!(first.salt != second.salt && first.commitment != second.commitment);
+        assert_ne!(first.attempt(), second.attempt());
+        let body = first.header_bytes..;
+        assert_ne!(one[body.clone()], two[body]);
+        // The body of one does not open behind the header of the other.
+        let mixed = [&one[..first.header_bytes], &two[first.header_bytes..]].concat();
+        let error = opened(&mixed, &place(kind)).unwrap_err();
+        assert_eq!(error, CodecError::Tampered { what: "body of an object" });
+    }
+}
+
+#[test]
+fn the_other_implementation_opens_it() {
+    for kind in ObjectKind::ALL {
+        let (object, place) = (sealed(kind), place(kind));
+        let other = Implementation::RustCrypto;
+        let found = OpenObject::read(other, &place, &object, &ring()).unwrap();
+        let sealed = &object[found.header.header_bytes..];
+        assert_eq!(found.open_body(sealed).unwrap(), body());
+        let error = found.open_body(&sealed[1..]).unwrap_err();
+        assert!(matches!(error, CodecError::Length { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_body_that_does_not_open_again_is_noticed() {
+    for kind in ObjectKind::ALL {
+        // A key of another salt stands for a cipher that does not do what it should.
+        let mut sealer = draw(place(kind));
+        sealer.cross = draw(place(kind)).cross;
+        let error = seal_with(&mut sealer).unwrap_err();
+        assert_eq!(error, CodecError::Unverified { what: kind.what() });
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        let mut sealer = draw(place(kind));
+        let (header, object) = seal_with(&mut sealer).unwrap();
+        let (head, stored) = object.split_at(header.header_bytes);
+        let check = |raw: &[u8]| check_body(&sealer.cross, &header, head, stored, raw);
+        assert_eq!(check(&body()), Ok(()));
+        let other = [&body()[1..], b"?"].concat();
+        assert_eq!(check(&other), Err(CodecError::Unverified { what: kind.what() }));
+    }
+}
+
+#[test]
+fn a_body_has_the_limit_of_its_kind_and_may_be_empty() {
+    for kind in ObjectKind::ALL {
+        let place = place(kind);
+        for bytes in [0, 1, SMALL_BODY_BYTES_MAX] {
+            let raw = vec![7; bytes];
+            let own = |out: &mut Vec<u8>| put_fields(kind, out);
+            let object = seal(place, &key(), KEY, own, &raw, 1);
+            let Ok(object) = object else { panic!("{kind:?} of {bytes} bytes") };
+            assert_eq!(opened(&object, &place).unwrap(), raw);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a body has a limit")]
+fn a_body_over_the_limit_of_its_kind_is_not_sealed() {
+    let raw = vec![7; SMALL_BODY_BYTES_MAX + 1];
+    let _ = seal(place(ObjectKind::Epoch), &key(), KEY, no_fields, &raw, 1);
+}
+
+const VOLUME: VolumeId = VolumeId([3; 16]);
+
+fn stored() -> Vec<StoredChunk> {
+    let target =
+        |n: u8| Target { log: LogId([n % 2; 16]), slot: Slot(5), attempt: Attempt([n; 8]) };
+    let chunk =
+        |n: u8| StoredChunk { id: ChunkId([n; 32]), blocks: 4, target: target(n), chunk: n.into() };
+    (0..6).map(chunk).collect()
+}
+
+#[test]
+fn epochs_open_to_what_was_sealed() {
+    let body = EpochBody {
+        epoch: Epoch(7),
+        log: LogId([3; 16]),
+        first_slot: Slot(9),
+        first_seq: Seq(11),
+        size_bytes: 1 << 30,
+        stamp: Stamp::default(),
+        label: "web-1 /dev/vda".to_owned(),
+    };
+    let object = seal_epoch(VAULT, VOLUME, 3, &key(), KEY, &body).unwrap();
+    let open = |volume, ordinal| open_epoch(&object, VAULT, volume, ordinal, &ring());
+    assert_eq!(open(VOLUME, 3).unwrap(), body);
+    for (volume, ordinal) in [(VolumeId([9; 16]), 3), (VOLUME, 4)] {
+        let error = open(volume, ordinal).unwrap_err();
+        assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("epoch object 3 of volume {VOLUME}")));
+    }
+}
+
+#[test]
+fn index_runs_open_to_what_was_sealed() {
+    let (body, run) = (IndexRun { chunks: stored() }, RunId([4; 16]));
+    let object = seal_index_run(VAULT, run, &key(), KEY, &body, 1).unwrap();
+    assert_eq!(open_index_run(&object, VAULT, run, &ring()).unwrap(), body);
+    let error = open_index_run(&object, VAULT, RunId([9; 16]), &ring()).unwrap_err();
+    assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+}
+
+#[test]
+fn maps_open_to_what_was_sealed_and_their_heads_alone() {
+    let at = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(9), part: 1 };
+    let run = |n: u32| MapRun {
+        range: BlockRange { block: u64::from(n) * 4, count: 4 },
+        chunk: n,
+        first: 0,
+    };
+    let head = MapHead {
+        ordinal: 1,
+        log: LogId([3; 16]),
+        slot: Slot(6),
+        size_bytes: 1 << 20,
+        time_unix_ms: 77,
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+    };
+    let body = MapBody { head, chunks: stored(), runs: (0..6).map(run).collect() };
+    let object = seal_map(at, &fields(), &key(), KEY, &body, 1).unwrap();
+    let (header, found) = open_map(&object, at, &ring()).unwrap();
+    assert_eq!((header.fields, header.seq(), header.part(), found), (fields(), Seq(9), 1, body));
+    let front = &object[..header.object.header_bytes];
+    assert_eq!(peek_map(front, at, &ring()).unwrap(), header);
+    let other = MapPlace { part: 2, ..at };
+    for error in
+        [open_map(&object, other, &ring()).map(drop), peek_map(front, other, &ring()).map(drop)]
+    {
+        assert!(matches!(error, Err(CodecError::Misplaced { .. })), "{error:?}");
+    }
+    // A head is believed only if it is the one that was sealed.
+    let mut forged = front.to_vec();
+    forged[184] = 2;
+    put_crc_right(&mut forged, front.len());
+    let error = peek_map(&forged, at, &ring()).unwrap_err();
+    assert_eq!(error, CodecError::KeyMismatch { what: "map", key: KEY });
+}

@@ -1,0 +1,125 @@
+//! The bodies of objects, and their sections taken apart and put together by hand.
+
+use crate::samples;
+use farshore_proto::DecodeError;
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::index_run::IndexRun;
+use farshore_proto::map::MapBody;
+use farshore_proto::segment::Table;
+
+/// Bit of a section that a reader must understand.
+pub(crate) const MUST: u16 = 1;
+
+/// A section as bytes say it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Section {
+    pub(crate) number: u16,
+    pub(crate) flags: u16,
+    pub(crate) stride: u32,
+    pub(crate) count: u32,
+    pub(crate) records: Vec<u8>,
+}
+
+impl Section {
+    pub(crate) fn of_zeros(number: u16, flags: u16, stride: u32, count: u32) -> Self {
+        let bytes = wide(stride) * wide(count);
+        Self { number, flags, stride, count, records: vec![0; bytes] }
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend(self.number.to_le_bytes());
+        out.extend(self.flags.to_le_bytes());
+        out.extend(self.stride.to_le_bytes());
+        out.extend(self.count.to_le_bytes());
+        out.extend([0; 4]);
+        out.extend(&self.records);
+        out
+    }
+
+    /// The same records, each of another length: cut, or filled with `fill`.
+    pub(crate) fn restrided(&self, stride: u32, fill: u8) -> Self {
+        let (old, new) = (wide(self.stride), wide(stride));
+        let resized = |record: &[u8]| {
+            let mut record = record.to_vec();
+            record.resize(new, fill);
+            record
+        };
+        let records = self.records.chunks(old).flat_map(resized).collect();
+        Self { stride, records, ..self.clone() }
+    }
+}
+
+fn wide(count: u32) -> usize {
+    usize::try_from(count).expect("32 bits fit")
+}
+
+/// Takes a body apart, as far as it is whole.
+pub(crate) fn split(body: &[u8]) -> Vec<Section> {
+    let mut sections = Vec::new();
+    let mut rest = body;
+    while let Some((head, behind)) = rest.split_first_chunk::<16>() {
+        let short = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
+        let long =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let (stride, count) = (long(4), long(8));
+        let bytes = u64::from(stride) * u64::from(count);
+        let Some((records, next)) =
+            behind.split_at_checked(usize::try_from(bytes).expect("64-bit"))
+        else {
+            break;
+        };
+        let (number, flags) = (short(0), short(2));
+        sections.push(Section { number, flags, stride, count, records: records.to_vec() });
+        rest = next;
+    }
+    sections
+}
+
+pub(crate) fn join(sections: &[Section]) -> Vec<u8> {
+    sections.iter().flat_map(Section::bytes).collect()
+}
+
+/// A body and its decoder.
+pub(crate) struct Body {
+    pub(crate) name: &'static str,
+    pub(crate) good: Vec<u8>,
+    /// Decodes, and encodes what came of it.
+    pub(crate) again: fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
+    /// Its sections, and the bytes of a record of each.
+    pub(crate) strides: &'static [(u16, u32)],
+}
+
+const TABLE: &[(u16, u32)] = &[(1, 12), (2, 32), (3, 48), (4, 72), (5, 20), (6, 64)];
+const EPOCH: &[(u16, u32)] = &[(1, 56), (2, 1)];
+const MAP: &[(u16, u32)] = &[(1, 56), (2, 32), (3, 44), (4, 20)];
+const RUN: &[(u16, u32)] = &[(2, 32), (3, 44)];
+/// The section of marks, in a table.
+const MARKS: u16 = 6;
+
+pub(crate) fn bodies() -> Vec<Body> {
+    type Again = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
+    let table: Again = |bytes| Ok(Table::decode(bytes)?.encode());
+    let epoch: Again = |bytes| Ok(EpochBody::decode(bytes)?.encode());
+    let map: Again = |bytes| Ok(MapBody::decode(bytes)?.encode());
+    let run: Again = |bytes| Ok(IndexRun::decode(bytes)?.encode());
+    let body = |name, good, again, strides| Body { name, good, again, strides };
+    vec![
+        body("table", samples::table().encode(), table, TABLE),
+        body("table with stamps", samples::stamped_table().encode(), table, TABLE),
+        body("epoch body", samples::epoch_body().encode(), epoch, EPOCH),
+        body("epoch body with a stamp", samples::stamped_epoch_body().encode(), epoch, EPOCH),
+        body("map body", samples::map_body().encode(), map, MAP),
+        body("index run body", samples::index_run().encode(), run, RUN),
+    ]
+}
+
+/// Whether a body makes use of what later programs may add: a section that this one does not know, records
+/// that are longer, flags of a mark that may be ignored.
+pub(crate) fn is_of_later(body: &[u8], strides: &[(u16, u32)]) -> bool {
+    split(body).iter().any(|section| {
+        let is_known = strides.contains(&(section.number, section.stride));
+        let has_marks = strides == TABLE && section.number == MARKS;
+        !is_known || has_marks && section.records.chunks(64).any(|mark| mark[25] & 0xf0 != 0)
+    })
+}

@@ -1,0 +1,78 @@
+//! What later programs may add to an object, found by hand: a reader passes over it. Of bytes that have none of
+//! it, a value has one encoding.
+
+use farshore_proto::DecodeError;
+use farshore_proto::limits::OBJECT_HEADER_BYTES_MAX;
+use farshore_proto::object::ObjectKind;
+
+/// The sections of a body: their numbers, and the bytes of a record of each.
+pub(crate) type Strides = &'static [(u16, u32)];
+
+pub(crate) const TABLE: Strides = &[(1, 12), (2, 32), (3, 48), (4, 72), (5, 20), (6, 64)];
+pub(crate) const EPOCH: Strides = &[(1, 56), (2, 1)];
+pub(crate) const MAP: Strides = &[(1, 56), (2, 32), (3, 44), (4, 20)];
+pub(crate) const INDEX_RUN: Strides = &[(2, 32), (3, 44)];
+/// The section of marks in a table.
+const MARKS: u16 = 6;
+
+/// Where the header at the front of an object ends, as it says itself; the kind's own if that cannot be.
+pub(crate) fn head_end(object: &[u8], kind: ObjectKind) -> usize {
+    let own = kind.header_bytes();
+    let Some(head) = object.first_chunk::<8>() else { return own };
+    let says = usize::from(u16::from_le_bytes([head[6], head[7]]));
+    if (own..=OBJECT_HEADER_BYTES_MAX).contains(&says) { says } else { own }
+}
+
+/// Whether a header is longer than the kind's own, or has bits that may be ignored.
+fn in_head(head: &[u8], kind: ObjectKind) -> bool {
+    head_end(head, kind) != kind.header_bytes() || head[12..16] != [0; 4]
+}
+
+/// Whether a body that decodes has a section or a length of records that is not known here, or a mark with
+/// flags that may be ignored.
+pub(crate) fn in_body(body: &[u8], strides: Strides) -> bool {
+    let mut rest = body;
+    while let Some((head, behind)) = rest.split_first_chunk::<16>() {
+        let number = u16::from_le_bytes([head[0], head[1]]);
+        let stride = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+        let count = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+        let records = behind.split_at_checked(stride as usize * count as usize);
+        let Some((records, next)) = records else { return false };
+        let has_marks = strides == TABLE && number == MARKS;
+        if !strides.contains(&(number, stride)) {
+            return true;
+        }
+        if has_marks && records.chunks_exact(64).any(|mark| mark[25] & 0xf0 != 0) {
+            return true;
+        }
+        rest = next;
+    }
+    false
+}
+
+/// Checks that `again`, what was read of a header and laid out again, is the header, but for what was passed
+/// over.
+pub(crate) fn must_be_head(
+    object: &[u8],
+    again: &[u8],
+    kind: ObjectKind,
+    decode: impl Fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
+) {
+    assert_eq!(decode(again).as_deref(), Ok(again), "what is known of it has one encoding");
+    if !in_head(object, kind) {
+        assert_eq!(again, &object[..kind.header_bytes()], "two encodings of one header");
+    }
+}
+
+/// Checks that `again`, what was read of a body and laid out again, is the body, but for what was passed over.
+pub(crate) fn must_be_body(
+    body: &[u8],
+    again: &[u8],
+    strides: Strides,
+    decode: impl Fn(&[u8]) -> Result<Vec<u8>, DecodeError>,
+) {
+    assert_eq!(decode(again).as_deref(), Ok(again), "what is known of it has one encoding");
+    if !in_body(body, strides) {
+        assert_eq!(again, body, "two encodings of one body");
+    }
+}
