@@ -11,6 +11,7 @@ pub mod bugs;
 pub mod epoch;
 pub mod error;
 pub mod frame;
+mod front;
 pub mod hrl;
 pub mod ids;
 pub mod index_run;
@@ -21,10 +22,11 @@ pub mod map;
 pub mod mark;
 pub mod sections;
 pub mod segment;
+pub mod vault;
 pub mod wire;
 
 pub use error::{DecodeError, ErrorKind};
 pub use ids::{
-    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind, PointId, RunId, Seq, Slot,
-    Stamp, Timestamp, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
+    PointId, RunId, Seq, Slot, Stamp, Timestamp, VaultId, VolumeId,
 };

@@ -132,6 +132,8 @@ pub const INDEX_RUN_BODY_BYTES_MAX: usize = 16 << 20;
 
 /// Longest label of a volume, in bytes of UTF-8.
 pub const LABEL_BYTES_MAX: usize = 128;
+/// Most dedup domains of a vault.
+pub const DOMAINS_MAX: usize = 128;
 /// Largest small object (vault, key, epoch).
 pub const SMALL_OBJECT_BYTES_MAX: usize = 4096;
 
@@ -172,4 +174,8 @@ const _: () = {
     assert!(HRL_FILE_BYTES > 2 * (FRAME_HEADER_BYTES + FRAME_BODY_BYTES_MAX) as u64);
     assert!(ZERO_BLOCKS_MAX <= u32::MAX as u64);
     assert!(REFUSAL_TEXT_BYTES_MAX < BLOCK_BYTES);
+    // The largest vault object is a small one.
+    assert!(
+        OBJECT_HEADER_BYTES_MAX + (16 + 32) + (16 + DOMAINS_MAX * 16) + 4 <= SMALL_OBJECT_BYTES_MAX
+    );
 };

@@ -1,6 +1,7 @@
 //! The vault: recovery data in an object store, readable with the store and the recovery key alone.
 //!
-//! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them.
+//! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them;
+//!   [`wrappers`] says and changes which keys do.
 //! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
 //! - [`claim`] and [`recover`] decide who owns a volume and how far it got; [`journal`], [`dedup`] and
 //!   [`build`] are a shard's way from frames to segments, without its files and its runtime.
@@ -10,8 +11,8 @@
 //! - [`validate`] tries whether a store will do.
 //! - [`map`] and [`runs`] write and find what is derived, to save work; nothing needs it.
 //!
-//! Nothing here rests on listings, clocks or renames of the store, except that `verify` and `stats`
-//! list.
+//! Nothing here rests on listings, clocks or renames of the store, except that `verify`, `stats` and
+//! `wrappers` list.
 
 #![forbid(unsafe_code)]
 
@@ -50,6 +51,7 @@ pub mod validate;
 pub mod vault;
 pub mod verify;
 pub mod view;
+pub mod wrappers;
 
 pub use chain::Hole;
 pub use error::VaultError;

@@ -11,9 +11,10 @@ use crate::log::{self, PutOutcome};
 use crate::store::{Access, Store};
 use crate::vault::Vault;
 use bytes::Bytes;
-use farshore_codec::{RecoveryKey, SegmentBuilder};
+use farshore_codec::{SegmentBuilder, WrappingKey};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::Mark;
+use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, Span};
 use farshore_proto::{
@@ -90,7 +91,7 @@ pub(crate) struct ModelVolume {
 pub(crate) struct World {
     pub(crate) folder: TempDir,
     pub(crate) vault: Vault,
-    pub(crate) recovery: RecoveryKey,
+    pub(crate) recovery: WrappingKey,
     pub(crate) logs: Vec<ModelLog>,
     pub(crate) volumes: Vec<ModelVolume>,
     pub(crate) points: Vec<ModelPoint>,
@@ -109,7 +110,7 @@ impl World {
     async fn sized(volumes: usize, logs: usize, size_bytes: u64) -> Self {
         assert_eq!(blocks_of(size_bytes), BLOCKS);
         let folder = tempfile::tempdir().unwrap();
-        let recovery = RecoveryKey::draw().unwrap();
+        let recovery = WrappingKey::draw(WrapperKind::Recovery).unwrap();
         let path = folder.path().join("vault");
         let store = Store::open(path.to_str().unwrap(), Access::Make).unwrap();
         let vault = Vault::init(&store, &recovery).await.unwrap();

@@ -1,11 +1,11 @@
 use super::*;
-use crate::keys::{DataKey, VaultKeys};
+use crate::keys::{RootKey, VaultKeys};
 use farshore_proto::VaultId;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 fn chunker(vault: u8) -> Chunker {
-    Chunker::new(&VaultKeys::derive(&DataKey::from_bytes([7; 32]), VaultId([vault; 16])).chunk_key)
+    Chunker::new(&VaultKeys::derive(&RootKey::from_bytes([7; 32]), VaultId([vault; 16])).chunk_key)
 }
 
 /// Blocks that look random, the same for the same seed.

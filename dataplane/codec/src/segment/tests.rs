@@ -1,7 +1,7 @@
 use super::*;
 use crate::error::CodecError;
 use crate::id::ChunkHasher;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{DataKey, KeyRing, RootKey};
 use crate::seal::Implementation;
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES, SEGMENT_HEADER_BYTES,
@@ -20,6 +20,7 @@ const KEY: KeyNumber = KeyNumber(1);
 fn ring_of(byte: u8) -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([byte; 32]));
+    ring.insert_root(KeyNumber(9), RootKey::from_bytes([byte; 32]));
     ring
 }
 

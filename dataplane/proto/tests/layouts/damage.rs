@@ -2,7 +2,7 @@
 //! refuses them with the right error, allocates no more than they justify, and never panics.
 
 use crate::samples;
-use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
+use farshore_proto::epoch::{EpochBody, EpochHeader};
 use farshore_proto::frame::{Control, FrameHeader};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::index_run::{IndexRun, IndexRunHeader};
@@ -10,6 +10,7 @@ use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::map::{MapBody, MapHeader};
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
+use farshore_proto::vault::VaultObject;
 use farshore_proto::{DecodeError, ErrorKind};
 use proptest::prelude::*;
 
@@ -65,13 +66,13 @@ fn checked() -> Vec<Checked> {
             "vault",
             |bytes| VaultObject::decode(bytes).map(drop),
             samples::vault().encode(),
-            vec![6, 7, 28, 59],
+            vec![36, 47, 87, 92, 95, 108, 124, 127],
         ),
         header(
             "key",
             |bytes| KeyObject::decode(bytes).map(drop),
             samples::key().encode(),
-            vec![6, 7, 96, 123],
+            vec![46, 47],
         ),
         Checked {
             name: "epoch",
@@ -170,10 +171,15 @@ fn reserved_bytes_that_are_not_zero_are_refused() {
 fn another_version_is_named_before_anything_else_is_read() {
     for layout in checked().iter().filter(|layout| layout.name != "frame") {
         let mut next = layout.good.clone();
-        next[4] = 2;
+        next[4] += 1;
         // The checksum is not put right: a newer version may have it elsewhere.
         let error = (layout.decode)(&next).unwrap_err();
-        assert!(matches!(error, DecodeError::Version { found: 2, .. }), "{}", layout.name);
+        let found = next[4].into();
+        assert!(
+            matches!(error, DecodeError::Version { found: other, .. } if other == found),
+            "{}",
+            layout.name
+        );
         assert_eq!(error.kind(), ErrorKind::Invalid);
     }
 }

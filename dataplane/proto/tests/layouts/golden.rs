@@ -1,18 +1,30 @@
-//! The bytes of version 1. If one of these fails: bump the version, do not edit the bytes.
+//! The bytes of each version. If one of these fails: bump the version, do not edit the bytes.
 
 use crate::samples;
 use std::path::PathBuf;
 
-fn path(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/v1")).join(format!("{name}.bin"))
+/// Folder, name of the file and bytes of every layout.
+fn all() -> Vec<(PathBuf, Vec<u8>)> {
+    [("v1", samples::all()), ("v2", samples::all_of_version_2())]
+        .into_iter()
+        .flat_map(|(version, samples)| {
+            samples
+                .into_iter()
+                .map(move |(name, bytes)| (folder(version).join(format!("{name}.bin")), bytes))
+        })
+        .collect()
+}
+
+fn folder(version: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata")).join(version)
 }
 
 /// Compares byte by byte. A layout that is new has no file yet: `FARSHORE_WRITE_GOLDEN=1` writes
 /// it; a file that is there is never written again.
 #[test]
-fn bytes_of_version_1_do_not_change() {
-    for (name, bytes) in samples::all() {
-        let path = path(name);
+fn bytes_of_a_version_do_not_change() {
+    for (path, bytes) in all() {
+        let name = path.display();
         if !path.exists() && std::env::var_os("FARSHORE_WRITE_GOLDEN").is_some() {
             std::fs::write(&path, &bytes).unwrap();
         }
@@ -27,12 +39,11 @@ fn bytes_of_version_1_do_not_change() {
 
 #[test]
 fn every_golden_file_has_its_layout() {
-    let mut files: Vec<_> = std::fs::read_dir(path("").parent().expect("it has a folder"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let files = |version| std::fs::read_dir(folder(version)).unwrap();
+    let files = files("v1").chain(files("v2"));
+    let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let mut known: Vec<_> = samples::all().iter().map(|(name, _)| path(name)).collect();
+    let mut known: Vec<_> = all().into_iter().map(|(path, _)| path).collect();
     known.sort();
     assert_eq!(files, known);
 }

@@ -7,6 +7,7 @@ mod canonical;
 mod damage;
 mod derived;
 mod golden;
+mod identity;
 mod roundtrip;
 mod samples;
 mod tables;

@@ -1,22 +1,23 @@
 //! One example of each layout; the golden files hold exactly these.
 
-use farshore_proto::epoch::{EpochBody, EpochHeader, VaultObject};
+use farshore_proto::epoch::{EpochBody, EpochHeader};
 use farshore_proto::frame::{
     Ack, Control, FrameHeader, Hello, Mark, Refusal, RefusalReason, Welcome,
 };
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::index_run::{IndexRun, IndexRunHeader, StoredChunk};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
-use farshore_proto::keys::KeyObject;
+use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper, WrapperKind};
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::map::{MapBody, MapHead, MapHeader, MapRun};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
     SlotKind, Span, Table,
 };
+use farshore_proto::vault::VaultObject;
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, RunId, Seq, Slot,
-    Stamp, VaultId, VolumeId,
+    BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkKind, PointId, RunId, Seq,
+    Slot, Stamp, VaultId, VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -69,19 +70,27 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("segment-header", segment_header(SlotKind::Segment).encode().to_vec()),
         ("seal-header", segment_header(SlotKind::Seal).encode().to_vec()),
         ("segment-table", table().encode()),
-        ("vault", vault().encode()),
         ("epoch-object", epoch_object()),
         ("segment-table-stamped", stamped_table().encode()),
         ("epoch-body", epoch_body().encode()),
         ("epoch-body-stamped", stamped_epoch_body().encode()),
-        ("key", key().encode()),
-        ("key-aad", KeyObject::aad(VAULT, KeyNumber(1))),
         ("map-object", map_object()),
         ("map-body", map_body().encode()),
         ("index-run-object", index_run_object()),
         ("index-run-body", index_run().encode()),
     ]);
     all
+}
+
+/// As `all`, of version 2.
+pub(crate) fn all_of_version_2() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("vault", vault().encode()),
+        ("vault-more", vault_of_a_later_program()),
+        ("key", key().encode()),
+        ("key-more", key_of_a_later_program()),
+        ("key-aad", key().aad()),
+    ]
 }
 
 pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
@@ -232,7 +241,33 @@ pub(crate) fn table() -> Table {
 }
 
 pub(crate) fn vault() -> VaultObject {
-    VaultObject { vault: VAULT, key: KeyNumber(1) }
+    VaultObject::new(VAULT)
+}
+
+/// With a bit, a field of the header, a section and a longer record that a reader may pass over.
+pub(crate) fn vault_of_a_later_program() -> Vec<u8> {
+    let plain = vault().encode();
+    let (parameters, domains) = (&plain[48..96], &plain[96..128]);
+    let mut body = parameters.to_vec();
+    body.extend(&domains[..16]);
+    body[48 + 4] = 24;
+    body.extend(&domains[16..]);
+    body.extend([9; 8]);
+    // Kind 9, no flags, one record of 4 bytes.
+    body.extend([9, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+    let mut out = plain[..48].to_vec();
+    (out[6], out[12]) = (56, 0b10);
+    out[32..36].copy_from_slice(&u32::try_from(body.len()).expect("a small body").to_le_bytes());
+    out.extend([8; 8]);
+    out.extend(body);
+    with_checksum(out)
+}
+
+/// Appends the checksum of all before it.
+pub(crate) fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend(crc.to_le_bytes());
+    bytes
 }
 
 pub(crate) fn epoch_header() -> EpochHeader {
@@ -274,13 +309,25 @@ pub(crate) fn stamped_epoch_body() -> EpochBody {
 }
 
 pub(crate) fn key() -> KeyObject {
-    KeyObject {
+    let fingerprint = Fingerprint(id(0x01));
+    let header = KeyHeader {
         vault: VAULT,
-        key: KeyNumber(1),
-        wrapper: id(0x01),
-        nonce: id(0x10),
-        wrapped: id(0x80),
-    }
+        key: KeyNumber(2),
+        domain: Domain::FIRST,
+        kind: KeyKind::Data,
+        wrapper: Wrapper { kind: WrapperKind::Node, fingerprint },
+    };
+    KeyObject::new(header, id(0x10), id(0x80))
+}
+
+/// With a bit and a field of the header that a reader may pass over.
+pub(crate) fn key_of_a_later_program() -> Vec<u8> {
+    let plain = key().encode();
+    let mut out = plain[..56].to_vec();
+    (out[6], out[12]) = (64, 0b10);
+    out.extend([8; 8]);
+    out.extend(&plain[56..116]);
+    with_checksum(out)
 }
 
 /// In place of real ciphertext.

@@ -2,7 +2,7 @@ use super::*;
 use crate::frames::Frames;
 use crate::testing::block_bytes;
 use farshore_codec::segment::chunk_of;
-use farshore_codec::{DataKey, KeyRing, Opener, VaultKeys};
+use farshore_codec::{DataKey, KeyRing, Opener, RootKey, VaultKeys};
 use farshore_engine::batch::{Batch, Change, Entry};
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::limits::SEGMENT_LOGS_MAX;
@@ -84,7 +84,7 @@ fn batch(ops: &[Op]) -> (Vec<SpanPlan>, Frames, Image) {
 /// `known` says are there.
 fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanStats, Held) {
     let key = DataKey::from_bytes([5; 32]);
-    let keys = VaultKeys::derive(&key, VAULT);
+    let keys = VaultKeys::derive(&RootKey::from_bytes([5; 32]), VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
     let slot = Slot(known.len() as u64);
     let mut builder = SegmentBuilder::new(VAULT, LOG, slot, 1, &key, NUMBER, 1).unwrap();
@@ -187,7 +187,7 @@ fn duplicates_in_more_logs_than_a_segment_refers_to_are_stored_again() {
         batch.add(&entry, 0);
     }
     let key = DataKey::from_bytes([5; 32]);
-    let keys = VaultKeys::derive(&key, VAULT);
+    let keys = VaultKeys::derive(&RootKey::from_bytes([5; 32]), VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
     let builder = SegmentBuilder::new(VAULT, LOG, Slot(0), 1, &key, NUMBER, 1).unwrap();
     let mut build = Build::new(&chunker, &hasher, builder, batch.close().0);

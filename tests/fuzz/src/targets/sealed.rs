@@ -10,7 +10,7 @@ use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::{JournalOpener, JournalSealer};
 use farshore_codec::map::{MapPlace, open_map};
 use farshore_codec::seal::{Domain, Purpose, Sealer};
-use farshore_codec::{DataKey, KeyRing};
+use farshore_codec::{DataKey, KeyRing, RootKey};
 use farshore_proto::epoch::{EPOCH_HEADER_BYTES, EpochHeader};
 use farshore_proto::index_run::IndexRunHeader;
 use farshore_proto::journal::entries;
@@ -34,6 +34,7 @@ const RUN: RunId = RunId([5; 16]);
 pub(super) fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([0x11; 32]));
+    ring.insert_root(KeyNumber(2), RootKey::from_bytes([0x11; 32]));
     ring
 }
 
