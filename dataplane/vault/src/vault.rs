@@ -12,7 +12,7 @@ use farshore_codec::{
 };
 use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper};
 use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
-use farshore_proto::vault::VaultObject;
+use farshore_proto::vault::{DomainKeys, VaultObject};
 use farshore_proto::{KeyNumber, VaultId};
 use futures::StreamExt;
 use std::collections::BTreeSet;
@@ -46,9 +46,9 @@ impl Vault {
     /// if the vault object or a key is damaged or missing (`NoIdentity` if only the vault object is);
     /// `Unavailable`.
     pub async fn open(store: &Store, key: &WrappingKey) -> Result<Self, VaultError> {
-        let (identity, identity_bytes) = read_vault_object(store).await?;
-        let (ring, wrapped) = read_keys(store, &identity, key).await?;
         let wrapper = key.wrapper();
+        let (identity, identity_bytes) = read_vault_object(store, wrapper.fingerprint).await?;
+        let (ring, wrapped) = read_keys(store, &identity, key).await?;
         let keys = ring.vault_keys().map_err(|source| VaultError::Damaged {
             url: store.url().to_owned(),
             object: ObjectName::vault(),
@@ -172,20 +172,21 @@ async fn check_write_once(
     }
 }
 
-/// Reads the vault object of a store.
-pub(crate) async fn read_vault_object(store: &Store) -> Result<(VaultObject, Bytes), VaultError> {
+/// Reads the vault object of a store, as somebody with a wrapping key of it.
+pub(crate) async fn read_vault_object(
+    store: &Store,
+    wrapper: Fingerprint,
+) -> Result<(VaultObject, Bytes), VaultError> {
     let url = || store.url().to_owned();
     let object = ObjectName::vault();
     let bytes = match store.get(&object, SMALL_OBJECT_BYTES_MAX as u64).await {
         Ok(bytes) => bytes,
         Err(StoreError::NotFound { .. }) => {
             // Advice to make a new vault here would be bad if there was one.
-            let keys = list_keys(store).await?;
-            return Err(match keys.first() {
-                Some((key, wrapper)) => {
-                    VaultError::NoIdentity { url: url(), key: ObjectName::key(*key, *wrapper) }
-                }
-                None => VaultError::NotAVault { url: url() },
+            let key = ObjectName::key(DomainKeys::FIRST.root, wrapper);
+            return Err(match store.exists(&key).await? {
+                true => VaultError::NoIdentity { url: url(), key },
+                false => VaultError::NotAVault { url: url() },
             });
         }
         Err(error) => return Err(error.into()),

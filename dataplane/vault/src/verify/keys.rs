@@ -39,7 +39,7 @@ pub(super) async fn check(vault: &Vault, report: &mut Report) -> Result<(), Vaul
 
 async fn check_identity(vault: &Vault, report: &mut Report) -> Result<(), VaultError> {
     let name = ObjectName::vault;
-    match read_vault_object(vault.store()).await {
+    match read_vault_object(vault.store(), vault.wrapper().fingerprint).await {
         Ok((_, bytes)) if bytes == *vault.identity_bytes() => {}
         Ok((object, _)) if object.vault == vault.id() => {
             report.add(name(), 0, "is not what it was when the vault was opened");
