@@ -1,5 +1,6 @@
 //! `vault`: the vault itself, from its store and the recovery key alone.
 
+mod key;
 mod open;
 mod restore;
 mod select;
@@ -21,6 +22,7 @@ use crate::output::{size, time};
 use crate::point::POINT_HELP;
 use crate::table::Table;
 
+pub(crate) use key::give_node_key;
 use open::vault_failure;
 pub(crate) use open::{Source, make, reopen, store_failure};
 pub(crate) use restore::{RestoreTo, restore};
@@ -64,6 +66,9 @@ pub(crate) enum Verb {
         #[command(flatten)]
         to: RestoreTo,
     },
+    /// List, add and remove the keys that open a vault
+    #[command(subcommand)]
+    Key(key::Verb),
     /// List the volumes of a vault
     Volumes {
         #[command(flatten)]
@@ -89,6 +94,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Restore { source, volume, point, to } => {
             restore(global, &source, volume, point, to).await
         }
+        Verb::Key(verb) => key::run(global, verb).await,
         Verb::Volumes { source } => volumes(global, &source).await,
         Verb::Points { source, volume } => points(global, &source, volume).await,
     }

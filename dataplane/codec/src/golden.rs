@@ -9,14 +9,14 @@
 use crate::epoch::{open_epoch, seal_epoch};
 use crate::index_run::{open_index_run, seal_index_run};
 use crate::journal::{JournalOpener, JournalSealer};
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{DataKey, KeyRing, RootKey, VaultKey, VaultKeys};
 use crate::map::{MapPlace, open_map, seal_map};
 use crate::segment::{Opener, SegmentBuilder, chunk_of, slot_without_data};
-use crate::{ChunkHasher, CodecError, RecoveryKey};
+use crate::{ChunkHasher, CodecError, WrappingKey};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::journal::GroupSize;
-use farshore_proto::keys::KeyObject;
+use farshore_proto::keys::{KeyHeader, KeyKind, KeyObject};
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES};
 use farshore_proto::map::{MapBody, MapFields, MapHead, MapRun};
 use farshore_proto::mark::{Mark, MarkGroup};
@@ -25,8 +25,8 @@ use farshore_proto::segment::{
 };
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
-    Attempt, BlockRange, ChunkId, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind, PointId,
-    RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
+    PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use std::path::PathBuf;
 
@@ -176,13 +176,43 @@ fn a_journal_file_of_version_2_opens() {
     }
 }
 
+/// The key `number` of the vault as it was wrapped, by a key of bytes 0x42.
+fn unwrapped(object: &[u8], text: &str, number: u32) -> (KeyHeader, VaultKey) {
+    let object = KeyObject::decode(object).unwrap();
+    let key = WrappingKey::parse(text).unwrap();
+    (object.header, key.unwrap(VAULT, KeyNumber(number), &object).unwrap())
+}
+
 #[test]
-fn a_wrapped_key_of_version_1_opens() {
-    let object = KeyObject::decode(include_bytes!("../testdata/v1/key.bin")).unwrap();
-    let text = format!("FSRK1-{}-13c555f9", "42".repeat(32));
-    let key = RecoveryKey::parse(&text).unwrap();
-    let data = key.unwrap(VAULT, KeyNumber(1), &object).unwrap();
-    assert_eq!(data.bytes(), &[0x11; 32]);
+fn a_data_key_wrapped_by_the_recovery_key_opens() {
+    let text = format!("FSRK2-{}-fad428ec", "42".repeat(32));
+    let object = include_bytes!("../testdata/v2/key.bin");
+    let (header, key) = unwrapped(object, &text, 2);
+    assert_eq!((header.domain, header.kind), (Domain::FIRST, KeyKind::Data));
+    assert!(key.is(&VaultKey::Data(DataKey::from_bytes([0x11; 32]))));
+}
+
+#[test]
+fn a_root_key_wrapped_by_a_node_key_opens() {
+    let text = format!("FSNK2-{}-2ad84239", "42".repeat(32));
+    let object = include_bytes!("../testdata/v2/key-node.bin");
+    let (header, key) = unwrapped(object, &text, 1);
+    assert_eq!((header.domain, header.kind), (Domain::FIRST, KeyKind::Root));
+    assert!(key.is(&VaultKey::Root(RootKey::from_bytes([0x12; 32]))));
+}
+
+/// The keys that chunk ids and cuts are made with are part of the format too.
+#[test]
+fn the_keys_of_a_domain_come_from_its_root_key() {
+    let keys = VaultKeys::derive(&RootKey::from_bytes([0x12; 32]), VAULT);
+    assert_eq!(
+        hex::encode(keys.id_key.bytes()),
+        "54b3c877b6aab40c47a2fffce3a161082baae3797faa44a1008e2631376ac76b"
+    );
+    assert_eq!(
+        hex::encode(keys.chunk_key.bytes()),
+        "478b45990e64bd466ebd31892f2afae1cd82450915f939e72217e65852c4e856"
+    );
 }
 
 fn stored() -> Vec<StoredChunk> {

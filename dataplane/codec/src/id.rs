@@ -40,12 +40,12 @@ impl ChunkHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::{DataKey, VaultKeys};
+    use crate::keys::{RootKey, VaultKeys};
     use farshore_proto::VaultId;
 
     #[test]
     fn an_id_depends_on_every_byte_and_on_the_vault() {
-        let key = DataKey::from_bytes([7; 32]);
+        let key = RootKey::from_bytes([7; 32]);
         let hasher = ChunkHasher::new(VaultKeys::derive(&key, VaultId([1; 16])).id_key);
         let other = ChunkHasher::new(VaultKeys::derive(&key, VaultId([2; 16])).id_key);
         let mut bytes = vec![3_u8; 8192];

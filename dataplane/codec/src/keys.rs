@@ -5,8 +5,9 @@
 
 use crate::error::CodecError;
 use blake3::Hasher;
-use farshore_proto::keys::DATA_KEY_BYTES;
-use farshore_proto::{KeyNumber, VaultId};
+use farshore_proto::keys::{DATA_KEY_BYTES, KeyKind};
+use farshore_proto::vault::DomainKeys;
+use farshore_proto::{Domain, KeyNumber, VaultId};
 use std::collections::BTreeMap;
 use std::fmt;
 use zeroize::Zeroizing;
@@ -47,6 +48,11 @@ secret! {
     DataKey
 }
 secret! {
+    /// The root key of a dedup domain: what the keys of its chunk ids and cuts are derived from. Nothing is
+    /// sealed under it. Wiped when dropped.
+    RootKey
+}
+secret! {
     /// Keys the chunk ids of a vault.
     IdKey
 }
@@ -55,21 +61,70 @@ secret! {
     ChunkKey
 }
 
-impl DataKey {
-    /// A new random key.
-    ///
-    /// # Errors
-    /// `Unavailable` if the operating system gives no random bytes.
-    pub fn draw() -> Result<Self, CodecError> {
-        let mut key = Zeroizing::new([0; DATA_KEY_BYTES]);
-        getrandom::fill(&mut *key).map_err(|_| CodecError::Entropy)?;
-        Ok(Self(key))
+macro_rules! drawn {
+    ($name:ident) => {
+        impl $name {
+            /// A new random key.
+            ///
+            /// # Errors
+            /// `Unavailable` if the operating system gives no random bytes.
+            pub fn draw() -> Result<Self, CodecError> {
+                let mut key = Zeroizing::new([0; DATA_KEY_BYTES]);
+                getrandom::fill(&mut *key).map_err(|_| CodecError::Entropy)?;
+                Ok(Self(key))
+            }
+
+            /// The key of known bytes: of an unwrapped key object, or in a test.
+            #[must_use]
+            pub fn from_bytes(bytes: [u8; DATA_KEY_BYTES]) -> Self {
+                Self(Zeroizing::new(bytes))
+            }
+        }
+    };
+}
+
+drawn!(DataKey);
+drawn!(RootKey);
+
+/// A key of a vault, of either kind.
+#[derive(Debug, Clone)]
+pub enum VaultKey {
+    /// Things are sealed under it.
+    Data(DataKey),
+    /// Chunk ids and cuts come from it.
+    Root(RootKey),
+}
+
+impl VaultKey {
+    /// What it is for.
+    #[must_use]
+    pub fn kind(&self) -> KeyKind {
+        match self {
+            Self::Data(_) => KeyKind::Data,
+            Self::Root(_) => KeyKind::Root,
+        }
     }
 
-    /// The key of known bytes: of an unwrapped key object, or in a test.
+    pub(crate) fn from_bytes(kind: KeyKind, bytes: [u8; DATA_KEY_BYTES]) -> Self {
+        match kind {
+            KeyKind::Data => Self::Data(DataKey::from_bytes(bytes)),
+            KeyKind::Root => Self::Root(RootKey::from_bytes(bytes)),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; DATA_KEY_BYTES] {
+        match self {
+            Self::Data(key) => key.bytes(),
+            Self::Root(key) => key.bytes(),
+        }
+    }
+
+    /// Whether both are the same key.
     #[must_use]
-    pub fn from_bytes(bytes: [u8; DATA_KEY_BYTES]) -> Self {
-        Self(Zeroizing::new(bytes))
+    pub fn is(&self, other: &Self) -> bool {
+        // Compared in one go, so that how long it takes tells nothing.
+        let digest = |key: &Self| blake3::hash(key.bytes());
+        self.kind() == other.kind() && digest(self) == digest(other)
     }
 }
 
@@ -87,9 +142,9 @@ impl ChunkKey {
     }
 }
 
-/// The keys of a vault that must stay the same for as long as its chunks are shared.
+/// The keys of a dedup domain that must stay the same for as long as its chunks are shared.
 ///
-/// They come from data key 1 whatever the newest data key is: with new ones, no chunk stored
+/// They come from the domain's root key whatever the newest data key is: with new ones, no chunk stored
 /// before would be found again.
 #[derive(Debug, Clone)]
 pub struct VaultKeys {
@@ -100,29 +155,26 @@ pub struct VaultKeys {
 }
 
 impl VaultKeys {
-    /// The number of the data key they come from.
-    pub const ROOT: KeyNumber = KeyNumber(1);
-
-    /// Derives the keys from the vault's data key 1.
+    /// Derives the keys from the root key of a domain.
     #[must_use]
-    pub fn derive(first: &DataKey, vault: VaultId) -> Self {
+    pub fn derive(root: &RootKey, vault: VaultId) -> Self {
         let key = |context: &str| {
             let mut key = Zeroizing::new([0; DATA_KEY_BYTES]);
-            derive(context, &[first.bytes(), &vault.0], &mut *key);
+            derive(context, &[root.bytes(), &vault.0], &mut *key);
             key
         };
         Self {
-            id_key: IdKey(key("farshore 2026 v1 chunk id key")),
-            chunk_key: ChunkKey(key("farshore 2026 v1 chunk cut key")),
+            id_key: IdKey(key("farshore 2026 v2 chunk id key")),
+            chunk_key: ChunkKey(key("farshore 2026 v2 chunk cut key")),
         }
     }
 }
 
-/// The data keys of a vault, by number.
+/// The keys of a vault, by number.
 #[derive(Debug, Clone)]
 pub struct KeyRing {
     vault: VaultId,
-    keys: BTreeMap<KeyNumber, DataKey>,
+    keys: BTreeMap<KeyNumber, (Domain, VaultKey)>,
 }
 
 impl KeyRing {
@@ -132,9 +184,19 @@ impl KeyRing {
         Self { vault, keys: BTreeMap::new() }
     }
 
-    /// Puts a key in its place.
+    /// Puts a data key of the first domain in its place.
     pub fn insert(&mut self, number: KeyNumber, key: DataKey) {
-        self.keys.insert(number, key);
+        self.insert_key(number, Domain::FIRST, VaultKey::Data(key));
+    }
+
+    /// Puts the root key of the first domain in its place.
+    pub fn insert_root(&mut self, number: KeyNumber, key: RootKey) {
+        self.insert_key(number, Domain::FIRST, VaultKey::Root(key));
+    }
+
+    /// Puts any key in its place.
+    pub fn insert_key(&mut self, number: KeyNumber, domain: Domain, key: VaultKey) {
+        self.keys.insert(number, (domain, key));
     }
 
     /// The vault the keys are of.
@@ -143,29 +205,51 @@ impl KeyRing {
         self.vault
     }
 
-    /// The key of a number.
+    /// All keys, by number, with their domains.
+    pub fn keys(&self) -> impl DoubleEndedIterator<Item = (KeyNumber, Domain, &VaultKey)> {
+        self.keys.iter().map(|(number, (domain, key))| (*number, *domain, key))
+    }
+
+    /// What a key is for and which domain it is of, if the ring holds it.
+    #[must_use]
+    pub fn role(&self, number: KeyNumber) -> Option<(Domain, KeyKind)> {
+        self.keys.get(&number).map(|(domain, key)| (*domain, key.kind()))
+    }
+
+    /// The data key of a number.
     ///
     /// # Errors
-    /// `NotFound` if the ring does not hold it.
+    /// `NotFound` if the ring does not hold it, or holds a key of another kind there.
     pub fn get(&self, number: KeyNumber) -> Result<&DataKey, CodecError> {
-        self.keys.get(&number).ok_or(CodecError::NoKey { key: number })
+        match self.keys.get(&number) {
+            Some((_, VaultKey::Data(key))) => Ok(key),
+            _ => Err(CodecError::NoKey { key: number }),
+        }
     }
 
-    /// The newest key, which new objects are sealed under.
+    /// The newest data key of the first domain, which new objects are sealed under.
     ///
     /// # Errors
-    /// `NotFound` if the ring is empty.
+    /// `NotFound` if the ring has none.
     pub fn newest(&self) -> Result<(KeyNumber, &DataKey), CodecError> {
-        let newest = self.keys.last_key_value().map(|(number, key)| (*number, key));
-        newest.ok_or(CodecError::NoKey { key: VaultKeys::ROOT })
+        let newest = self.keys.iter().rev().find_map(|(number, (domain, key))| match key {
+            VaultKey::Data(key) if *domain == Domain::FIRST => Some((*number, key)),
+            _ => None,
+        });
+        newest.ok_or(CodecError::NoKey { key: DomainKeys::FIRST.data })
     }
 
-    /// The keys of the vault that never change.
+    /// The keys of the first domain that never change.
     ///
     /// # Errors
-    /// `NotFound` if the ring does not hold data key 1.
+    /// `NotFound` if the ring does not hold its root key.
     pub fn vault_keys(&self) -> Result<VaultKeys, CodecError> {
-        Ok(VaultKeys::derive(self.get(VaultKeys::ROOT)?, self.vault))
+        let root = self.keys.values().find_map(|(domain, key)| match key {
+            VaultKey::Root(key) if *domain == Domain::FIRST => Some(key),
+            _ => None,
+        });
+        let root = root.ok_or(CodecError::NoKey { key: DomainKeys::FIRST.root })?;
+        Ok(VaultKeys::derive(root, self.vault))
     }
 }
 
@@ -176,9 +260,12 @@ mod tests {
     #[test]
     fn no_key_is_printed() {
         let key = DataKey::from_bytes([0xab; 32]);
-        let keys = VaultKeys::derive(&key, VaultId([1; 16]));
+        let root = RootKey::from_bytes([0xab; 32]);
+        let keys = VaultKeys::derive(&root, VaultId([1; 16]));
         let mut ring = KeyRing::new(VaultId([1; 16]));
-        ring.insert(KeyNumber(1), key.clone());
+        ring.insert_root(KeyNumber(1), root.clone());
+        ring.insert(KeyNumber(2), key.clone());
+        assert_eq!(format!("{root:?}"), "RootKey(..)");
         assert_eq!(format!("{key:?}"), "DataKey(..)");
         assert_eq!(format!("{keys:?}"), "VaultKeys { id_key: IdKey(..), chunk_key: ChunkKey(..) }");
         assert!(!format!("{ring:?}").contains("171"), "{ring:?}");
@@ -197,11 +284,31 @@ mod tests {
 
     #[test]
     fn a_ring_gives_the_key_asked_for_or_says_which_is_missing() {
+        let missing = |number| CodecError::NoKey { key: KeyNumber(number) };
         let mut ring = KeyRing::new(VaultId([1; 16]));
-        assert_eq!(ring.newest().unwrap_err(), CodecError::NoKey { key: KeyNumber(1) });
-        ring.insert(KeyNumber(1), DataKey::from_bytes([1; 32]));
+        assert_eq!(ring.newest().unwrap_err(), missing(2));
+        assert_eq!(ring.vault_keys().unwrap_err(), missing(1));
+        ring.insert_root(KeyNumber(1), RootKey::from_bytes([1; 32]));
         ring.insert(KeyNumber(2), DataKey::from_bytes([2; 32]));
         assert_eq!(ring.newest().unwrap().0, KeyNumber(2));
+        assert_eq!(ring.get(KeyNumber(3)).unwrap_err(), missing(3));
+        ring.vault_keys().unwrap();
+    }
+
+    /// What is sealed is sealed under data keys of the first domain, whatever comes behind them.
+    #[test]
+    fn a_root_key_seals_nothing_and_a_data_key_names_no_chunk() {
+        let mut ring = KeyRing::new(VaultId([1; 16]));
+        ring.insert(KeyNumber(1), DataKey::from_bytes([1; 32]));
+        assert!(ring.vault_keys().is_err());
+        let other = Domain(2);
+        ring.insert_key(KeyNumber(2), other, VaultKey::Root(RootKey::from_bytes([2; 32])));
+        assert!(ring.vault_keys().is_err(), "of another domain");
+        ring.insert_root(KeyNumber(3), RootKey::from_bytes([3; 32]));
+        ring.insert_key(KeyNumber(4), other, VaultKey::Data(DataKey::from_bytes([4; 32])));
+        assert_eq!(ring.newest().unwrap().0, KeyNumber(1));
         assert_eq!(ring.get(KeyNumber(3)).unwrap_err(), CodecError::NoKey { key: KeyNumber(3) });
+        assert_eq!(ring.role(KeyNumber(4)), Some((other, KeyKind::Data)));
+        assert_eq!(ring.role(KeyNumber(5)), None);
     }
 }

@@ -34,8 +34,8 @@ pub use chunk::Chunker;
 pub use compress::Compressor;
 pub use error::{CodecError, Place};
 pub use id::ChunkHasher;
-pub use kek::{KekError, RecoveryKey};
-pub use keys::{ChunkKey, DataKey, IdKey, KeyRing, VaultKeys};
+pub use kek::{KekError, WrappingKey};
+pub use keys::{ChunkKey, DataKey, IdKey, KeyRing, RootKey, VaultKey, VaultKeys};
 pub use segment::{Built, Opener, SegmentBuilder};
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::JournalOpener;
 use farshore_codec::map::{MapPlace, open_map};
 use farshore_codec::segment::Opener;
-use farshore_codec::{CodecError, DataKey, KekError, KeyRing, RecoveryKey};
-use farshore_proto::keys::KeyObject;
+use farshore_codec::{CodecError, DataKey, KekError, KeyRing, WrappingKey};
+use farshore_proto::keys::{KeyObject, WrapperKind};
 use farshore_proto::segment::Compression;
 use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VaultId, VolumeId};
 use proptest::prelude::*;
@@ -64,11 +64,13 @@ const SEALED: [Sealed; 8] = [
     },
     Sealed {
         name: "wrapped key",
-        object: include_bytes!("../testdata/v1/key.bin"),
-        opens: |object| {
-            KeyObject::decode(object)
-                .is_ok_and(|object| recovery_key().unwrap(VAULT, KeyNumber(1), &object).is_ok())
-        },
+        object: include_bytes!("../testdata/v2/key.bin"),
+        opens: |object| unwraps(object, &recovery_key(), 2),
+    },
+    Sealed {
+        name: "wrapped key of a node",
+        object: include_bytes!("../testdata/v2/key-node.bin"),
+        opens: |object| unwraps(object, &node_key(), 1),
     },
 ];
 
@@ -78,8 +80,17 @@ fn ring() -> KeyRing {
     ring
 }
 
-fn recovery_key() -> RecoveryKey {
-    RecoveryKey::parse(&format!("FSRK1-{}-13c555f9", "42".repeat(32))).unwrap()
+fn recovery_key() -> WrappingKey {
+    WrappingKey::parse(&format!("FSRK2-{}-fad428ec", "42".repeat(32))).unwrap()
+}
+
+fn node_key() -> WrappingKey {
+    WrappingKey::parse(&format!("FSNK2-{}-2ad84239", "42".repeat(32))).unwrap()
+}
+
+fn unwraps(object: &[u8], key: &WrappingKey, number: u32) -> bool {
+    KeyObject::decode(object)
+        .is_ok_and(|object| key.unwrap(VAULT, KeyNumber(number), &object).is_ok())
 }
 
 fn opens_in_slot(object: &[u8], slot: u64) -> bool {
@@ -162,17 +173,18 @@ fn no_object_opens_in_the_place_of_another() {
 }
 
 #[test]
-fn every_mistyped_bit_of_a_recovery_key_is_noticed() {
-    let text = recovery_key().to_text();
-    for at in 0..text.len() {
-        assert_eq!(RecoveryKey::parse(&text[..at]).unwrap_err(), KekError::NotARecoveryKey);
-        for bit in 0..7 {
-            let mut bytes = text.as_bytes().to_vec();
-            bytes[at] ^= 1 << bit;
-            let typed = String::from_utf8(bytes).unwrap();
-            // The case of its digits does not matter.
-            let is_same = typed.to_lowercase() == text.to_lowercase() && at >= 6;
-            assert_eq!(RecoveryKey::parse(&typed).is_ok(), is_same, "{typed}");
+fn every_mistyped_bit_of_a_wrapping_key_is_noticed() {
+    for text in [recovery_key().to_text(), node_key().to_text()] {
+        for at in 0..text.len() {
+            assert_eq!(WrappingKey::parse(&text[..at]).unwrap_err(), KekError::NotAKey);
+            for bit in 0..7 {
+                let mut bytes = text.as_bytes().to_vec();
+                bytes[at] ^= 1 << bit;
+                let typed = String::from_utf8(bytes).unwrap();
+                // The case of its digits does not matter.
+                let is_same = typed.to_lowercase() == text.to_lowercase() && at >= 6;
+                assert_eq!(WrappingKey::parse(&typed).is_ok(), is_same, "{typed}");
+            }
         }
     }
 }
@@ -210,16 +222,21 @@ proptest! {
     }
 
     #[test]
-    fn no_text_is_a_recovery_key_by_chance(text in "(FSRK1-)?[0-9a-fA-F\\-é]{0,80}") {
-        prop_assert!(RecoveryKey::parse(&text).is_err());
+    fn no_text_is_a_wrapping_key_by_chance(text in "(FS[RN]K2-)?[0-9a-fA-F\\-é]{0,80}") {
+        prop_assert!(WrappingKey::parse(&text).is_err());
     }
 
     #[test]
-    fn a_recovery_key_survives_its_text(space in "[ \t\r\n]{0,4}", is_upper: bool) {
-        let key = RecoveryKey::draw().unwrap();
+    fn a_wrapping_key_survives_its_text(
+        space in "[ \t\r\n]{0,4}",
+        is_upper: bool,
+        kind in prop::sample::select(WrapperKind::ALL.to_vec()),
+    ) {
+        let key = WrappingKey::draw(kind).unwrap();
         let text = key.to_text();
-        let digits = if is_upper { text[6..].to_uppercase() } else { text[6..].to_owned() };
-        let typed = format!("{space}FSRK1-{digits}{space}");
-        prop_assert_eq!(RecoveryKey::parse(&typed).unwrap().to_text(), text);
+        let (front, digits) = text.split_at(6);
+        let digits = if is_upper { digits.to_uppercase() } else { digits.to_owned() };
+        let typed = format!("{space}{front}{digits}{space}");
+        prop_assert_eq!(WrappingKey::parse(&typed).unwrap().to_text(), text);
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct ExportArgs {
     /// URL of the vault.
     #[arg(long)]
     vault: String,
-    /// File with the vault's recovery key.
+    /// File with a key of the vault: a node key, or the recovery key.
     #[arg(long, env = key_file::KEY_FILE_ENV)]
     key_file: PathBuf,
     /// Id of the volume.
@@ -71,10 +71,10 @@ fn parse_point(text: &str) -> Result<PointSelector, String> {
 
 /// Serves until SIGTERM.
 pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
-    let recovery_key = key_file::read(&args.key_file)?;
+    let wrapping_key = key_file::read(&args.key_file)?;
     let store = Store::open(&args.vault, Access::Read)?;
-    let vault = Vault::open(&store, &recovery_key).await?;
-    drop(recovery_key);
+    let vault = Vault::open(&store, &wrapping_key).await?;
+    drop(wrapping_key);
     let patience = Patience::new(Duration::from_secs(args.patience));
     let view = VolumeView::open(&vault, args.volume, args.point).await?;
     let view = view.with_patience(patience.clone());

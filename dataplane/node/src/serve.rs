@@ -62,7 +62,7 @@ pub(crate) struct ServeArgs {
     /// URL of the vault.
     #[arg(long)]
     vault: String,
-    /// File with the vault's recovery key.
+    /// File with a key of the vault: a node key, or the recovery key.
     #[arg(long, env = key_file::KEY_FILE_ENV)]
     key_file: PathBuf,
     /// URL of the control plane.
@@ -93,10 +93,10 @@ pub(crate) struct ServeArgs {
 /// Runs the node until SIGTERM or a fatal error.
 pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let descriptors = Descriptors::raise();
-    let recovery_key = key_file::read(&args.key_file)?;
+    let wrapping_key = key_file::read(&args.key_file)?;
     let store = Store::open(&args.vault, Access::Write)?;
-    let vault = Vault::open(&store, &recovery_key).await?;
-    drop(recovery_key);
+    let vault = Vault::open(&store, &wrapping_key).await?;
+    drop(wrapping_key);
     vault.check_write_once().await?;
     private_dir(&args.data, LOCK_FILE).map_err(|error| {
         let text = format!("cannot use {}: {error}", args.data.display());

@@ -1,68 +1,17 @@
-//! Small objects of the vault: its identity, and who may write a volume.
+//! Epoch objects: who may write a volume.
 //!
-//! Layout and rules: `docs/formats/vault.md` and `docs/formats/epoch.md`.
+//! Layout and rules: `docs/formats/epoch.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{Epoch, KeyNumber, LogId, Seq, Slot, Stamp, VaultId, VolumeId};
+use crate::ids::{Epoch, LogId, Seq, Slot, Stamp, VaultId, VolumeId};
 use crate::limits::{LABEL_BYTES_MAX, VOLUME_BYTES_MAX};
 use crate::object::{ObjectKind, ObjectPlace};
 use crate::sections::{SectionKind, SectionWriter, Sections};
-use crate::wire::{Put, Reader, check_crc, put_crc};
+use crate::wire::Put;
 
-const VAULT_MAGIC: [u8; 4] = *b"FSVT";
-const VERSION: u16 = 1;
 const HEAD: SectionKind = SectionKind { number: 1, stride: 56, max: 1, what: "epoch head" };
 const LABEL: SectionKind =
     SectionKind { number: 2, stride: 1, max: LABEL_BYTES_MAX, what: "epoch label" };
-/// Bytes of the vault object.
-pub const VAULT_OBJECT_BYTES: usize = 64;
-
-/// The vault object: written once when the vault is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VaultObject {
-    /// Identity of the vault.
-    pub vault: VaultId,
-    /// The data key that new segments use.
-    pub key: KeyNumber,
-}
-
-impl VaultObject {
-    /// Lays the object out.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(VAULT_OBJECT_BYTES);
-        out.put_bytes(&VAULT_MAGIC);
-        out.put_u16(VERSION);
-        out.put_zeros(2);
-        out.put_bytes(&self.vault.0);
-        out.put_u32(self.key.0);
-        out.put_zeros(VAULT_OBJECT_BYTES - 4 - out.len());
-        put_crc(&mut out, 0);
-        out
-    }
-
-    /// Reads the object.
-    ///
-    /// # Errors
-    /// By the field that is wrong.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new("vault object", bytes);
-        reader.magic(VAULT_MAGIC)?;
-        reader.version(VERSION)?;
-        if bytes.len() != VAULT_OBJECT_BYTES {
-            return Err(DecodeError::Truncated {
-                what: "vault object",
-                needed: VAULT_OBJECT_BYTES,
-                have: bytes.len(),
-            });
-        }
-        check_crc("vault object", bytes)?;
-        reader.reserved(2)?;
-        let object = Self { vault: VaultId(reader.array()?), key: KeyNumber(reader.u32()?) };
-        reader.reserved(reader.left() - 4)?;
-        Ok(object)
-    }
-}
 
 /// The place of an epoch of a volume.
 #[must_use]

@@ -61,6 +61,18 @@ pub enum DecodeError {
         /// Its number.
         bit: u32,
     },
+    /// A vault that works with another parameter than this build.
+    #[error("{what}: {name}: {found} is recorded, this version of Farshore works with {expected}")]
+    Parameter {
+        /// The layout being decoded.
+        what: &'static str,
+        /// The parameter.
+        name: &'static str,
+        /// The value found.
+        found: u32,
+        /// The value of this build.
+        expected: u32,
+    },
     /// A checksum does not match.
     #[error("{what}: checksum does not match")]
     Checksum {
@@ -105,8 +117,14 @@ impl DecodeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Limit { .. } => ErrorKind::Limit,
-            Self::Version { .. } | Self::Newer { .. } => ErrorKind::Invalid,
+            other if other.is_foreign() => ErrorKind::Invalid,
             _ => ErrorKind::Corrupt,
         }
+    }
+
+    /// Whether the bytes are whole as far as can be told, but of another version of Farshore.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Self::Version { .. } | Self::Newer { .. } | Self::Parameter { .. })
     }
 }

@@ -1,57 +1,237 @@
-//! Wrapped data keys. Layout and rules: `docs/formats/keys.md`.
+//! Wrapped keys. Layout and rules: `docs/formats/keys.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{KeyNumber, VaultId};
+use crate::front::{self, Front};
+use crate::ids::{Domain, KeyNumber, VaultId};
 use crate::limits::TAG_BYTES;
-use crate::wire::{Put, Reader, check_crc, put_crc};
+use crate::wire::{Put, Reader, put_crc};
+use std::fmt;
+use std::str::FromStr;
 
+const WHAT: &str = "key object";
 const MAGIC: [u8; 4] = *b"FSKY";
-const VERSION: u16 = 1;
-/// Bytes of a data key.
+/// Bytes of a key of a vault.
 pub const DATA_KEY_BYTES: usize = 32;
-/// Bytes of a wrapped key object.
-pub const KEY_OBJECT_BYTES: usize = 128;
+/// Bytes of a wrapped key with its tag.
+pub const WRAPPED_BYTES: usize = DATA_KEY_BYTES + TAG_BYTES;
+/// Bytes of the header of a key object of this program.
+pub const KEY_HEADER_BYTES: usize = 56;
+const NONCE_BYTES: usize = 12;
+const BODY_BYTES: usize = NONCE_BYTES + WRAPPED_BYTES;
+/// Bytes of a key object of this program.
+pub const KEY_OBJECT_BYTES: usize = KEY_HEADER_BYTES + BODY_BYTES + 4;
 
-/// The object `keys/<n>`: a data key wrapped by the key-encryption key.
+/// What a key of a vault is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyKind {
+    /// What is sealed is sealed under keys that come from it.
+    Data,
+    /// The keys of a domain's chunk ids and cuts come from it.
+    Root,
+}
+
+impl KeyKind {
+    /// Its word for people and programs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Root => "root",
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Data => 1,
+            Self::Root => 2,
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match reader.u8()? {
+            1 => Ok(Self::Data),
+            2 => Ok(Self::Root),
+            code => Err(unknown("key kind", code)),
+        }
+    }
+}
+
+/// What a key that wraps others is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WrapperKind {
+    /// The operator's.
+    Recovery,
+    /// That of one node.
+    Node,
+}
+
+impl WrapperKind {
+    /// Every kind.
+    pub const ALL: [Self; 2] = [Self::Recovery, Self::Node];
+
+    /// Its word for programs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Recovery => "recovery",
+            Self::Node => "node",
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Recovery => 1,
+            Self::Node => 2,
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match reader.u8()? {
+            1 => Ok(Self::Recovery),
+            2 => Ok(Self::Node),
+            code => Err(unknown("wrapper kind", code)),
+        }
+    }
+}
+
+impl fmt::Display for WrapperKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Recovery => "recovery key",
+            Self::Node => "node key",
+        })
+    }
+}
+
+/// A kind that is not known: later programs have others; 0 is none.
+fn unknown(feature: &'static str, code: u8) -> DecodeError {
+    match code {
+        0 => DecodeError::Range { what: feature, value: 0 },
+        code => DecodeError::Newer { what: WHAT, feature, bit: code.into() },
+    }
+}
+
+/// Names a key that wraps others, and tells nothing else about it. Its text is 16 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint(pub [u8; 8]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({self})")
+    }
+}
+
+/// Text that is no fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a fingerprint has 16 hex digits")]
+pub struct NotAFingerprint;
+
+impl FromStr for Fingerprint {
+    type Err = NotAFingerprint;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() != 16 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(NotAFingerprint);
+        }
+        let value = u64::from_str_radix(text, 16).map_err(|_| NotAFingerprint)?;
+        Ok(Self(value.to_be_bytes()))
+    }
+}
+
+/// Which key wraps a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Wrapper {
+    /// What it is for.
+    pub kind: WrapperKind,
+    /// Its name.
+    pub fingerprint: Fingerprint,
+}
+
+impl fmt::Display for Wrapper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.fingerprint)
+    }
+}
+
+/// Which key of which vault an object holds, wrapped by which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyObject {
+pub struct KeyHeader {
     /// The vault it belongs to.
     pub vault: VaultId,
     /// Its number.
     pub key: KeyNumber,
-    /// Tells which key-encryption key wraps it, without telling anything else about it.
-    pub wrapper: [u8; 8],
+    /// The dedup domain it is of.
+    pub domain: Domain,
+    /// What it is for.
+    pub kind: KeyKind,
+    /// What wraps it.
+    pub wrapper: Wrapper,
+}
+
+impl fmt::Display for KeyHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "key {} of vault {} for the {}", self.key, self.vault, self.wrapper)
+    }
+}
+
+/// What a later program has put into a header: passed over, and authenticated with the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct More {
+    may_ignore: u32,
+    fields: Vec<u8>,
+}
+
+/// The object `keys/<n>/<wrapper>`: a key of the vault, wrapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyObject {
+    /// Which key it is.
+    pub header: KeyHeader,
     /// Nonce of the wrapping.
-    pub nonce: [u8; 12],
+    pub nonce: [u8; NONCE_BYTES],
     /// The wrapped key and its tag.
-    pub wrapped: [u8; DATA_KEY_BYTES + TAG_BYTES],
+    pub wrapped: [u8; WRAPPED_BYTES],
+    more: More,
 }
 
 impl KeyObject {
-    /// The bytes that the wrapping authenticates besides the key.
+    /// An object of this program.
     #[must_use]
-    pub fn aad(vault: VaultId, key: KeyNumber) -> Vec<u8> {
-        let mut out = Vec::with_capacity(28);
-        out.put_bytes(&MAGIC);
-        out.put_u16(VERSION);
-        out.put_bytes(&vault.0);
-        out.put_u32(key.0);
+    pub fn new(header: KeyHeader, nonce: [u8; NONCE_BYTES], wrapped: [u8; WRAPPED_BYTES]) -> Self {
+        Self { header, nonce, wrapped, more: More::default() }
+    }
+
+    /// The bytes that the wrapping authenticates besides the key: all of the header.
+    ///
+    /// # Panics
+    /// Never: a header that was read is short.
+    #[must_use]
+    pub fn aad(&self) -> Vec<u8> {
+        let Self { header, more, .. } = self;
+        let header_bytes = KEY_HEADER_BYTES + more.fields.len();
+        let mut out = Vec::with_capacity(header_bytes + BODY_BYTES + 4);
+        front::put(&mut out, MAGIC, header_bytes, more.may_ignore, header.vault, BODY_BYTES);
+        out.put_u32(header.key.0);
+        out.put_u32(header.domain.0);
+        out.put_u8(header.kind.code());
+        out.put_u8(header.wrapper.kind.code());
+        out.put_zeros(2);
+        out.put_bytes(&header.wrapper.fingerprint.0);
+        out.put_bytes(&more.fields);
         out
     }
 
     /// Lays the object out.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(KEY_OBJECT_BYTES);
-        out.put_bytes(&MAGIC);
-        out.put_u16(VERSION);
-        out.put_zeros(2);
-        out.put_bytes(&self.vault.0);
-        out.put_u32(self.key.0);
-        out.put_bytes(&self.wrapper);
+        let mut out = self.aad();
         out.put_bytes(&self.nonce);
         out.put_bytes(&self.wrapped);
-        out.put_zeros(KEY_OBJECT_BYTES - 4 - out.len());
         put_crc(&mut out, 0);
         out
     }
@@ -59,28 +239,23 @@ impl KeyObject {
     /// Reads the object.
     ///
     /// # Errors
-    /// By the field that is wrong.
+    /// `Version` and `Newer` for that of a later program; by the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new("key object", bytes);
-        reader.magic(MAGIC)?;
-        reader.version(VERSION)?;
-        if bytes.len() != KEY_OBJECT_BYTES {
-            return Err(DecodeError::Truncated {
-                what: "key object",
-                needed: KEY_OBJECT_BYTES,
-                have: bytes.len(),
-            });
+        let Front { vault, may_ignore, mut fields, more, body } =
+            Front::read(WHAT, MAGIC, KEY_HEADER_BYTES, bytes)?;
+        let key = KeyNumber(fields.u32()?);
+        let domain = Domain(fields.u32()?);
+        if key.0 == 0 || domain.0 == 0 {
+            return Err(DecodeError::Range { what: "number of a key or a domain", value: 0 });
         }
-        check_crc("key object", bytes)?;
-        reader.reserved(2)?;
-        let object = Self {
-            vault: VaultId(reader.array()?),
-            key: KeyNumber(reader.u32()?),
-            wrapper: reader.array()?,
-            nonce: reader.array()?,
-            wrapped: reader.array()?,
-        };
-        reader.reserved(reader.left() - 4)?;
-        Ok(object)
+        let kind = KeyKind::read(&mut fields)?;
+        let wrapper_kind = WrapperKind::read(&mut fields)?;
+        fields.reserved(2)?;
+        let wrapper = Wrapper { kind: wrapper_kind, fingerprint: Fingerprint(fields.array()?) };
+        let mut body = Reader::new(WHAT, body);
+        let (nonce, wrapped) = (body.array()?, body.array()?);
+        body.finish()?;
+        let header = KeyHeader { vault, key, domain, kind, wrapper };
+        Ok(Self { header, nonce, wrapped, more: More { may_ignore, fields: more.to_vec() } })
     }
 }

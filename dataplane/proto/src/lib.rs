@@ -11,6 +11,7 @@ pub mod bugs;
 pub mod epoch;
 pub mod error;
 pub mod frame;
+mod front;
 pub mod hrl;
 pub mod ids;
 pub mod index_run;
@@ -23,6 +24,7 @@ pub mod object;
 pub mod sections;
 pub mod segment;
 pub mod targets;
+pub mod vault;
 pub mod wire;
 
 pub use error::{DecodeError, ErrorKind};

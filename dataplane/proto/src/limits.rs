@@ -125,6 +125,8 @@ pub const INDEX_RUN_CHUNKS_MAX: usize = TARGETS_MAX;
 
 /// Longest label of a volume, in bytes of UTF-8.
 pub const LABEL_BYTES_MAX: usize = 128;
+/// Most dedup domains of a vault.
+pub const DOMAINS_MAX: usize = 128;
 /// Largest small object (vault, key, epoch).
 pub const SMALL_OBJECT_BYTES_MAX: usize = 4096;
 
@@ -166,4 +168,8 @@ const _: () = {
     // Lengths and counts of a frame have three bytes.
     assert!(ZERO_BLOCKS_MAX < 1 << 24 && FRAME_BODY_BYTES_MAX < 1 << 24);
     assert!(REFUSAL_TEXT_BYTES_MAX < BLOCK_BYTES);
+    // The largest vault object is a small one.
+    assert!(
+        OBJECT_HEADER_BYTES_MAX + (16 + 32) + (16 + DOMAINS_MAX * 16) + 4 <= SMALL_OBJECT_BYTES_MAX
+    );
 };

@@ -3,6 +3,7 @@
 use crate::layout::ObjectName;
 use crate::store::StoreError;
 use farshore_codec::{CodecError, KekError};
+use farshore_proto::keys::{Fingerprint, Wrapper};
 use farshore_proto::{ErrorKind, LogId, PointId, Seq, Slot, VaultId, VolumeId};
 
 /// Why a vault could not be read or written.
@@ -57,19 +58,65 @@ pub enum VaultError {
     },
     /// The vault object is gone, but a wrapped key is there.
     #[error(
-        "{url}: object vault is missing although keys/1 is there: it was deleted, or making the vault was cut short; `farshore vault init` with the recovery key puts it back"
+        "{url}: object vault is missing although {key} is there: it was deleted, or making the vault was cut short; `farshore vault init` with the recovery key puts it back"
     )]
     NoIdentity {
         /// The store.
         url: String,
+        /// A wrapped key that is there.
+        key: ObjectName,
     },
-    /// The recovery key is that of another vault.
+    /// A key that wraps nothing in this vault: that of another one, or one that was removed.
     #[error(
-        "{url}: the recovery key is not the one of this vault: name the file with its key (FARSHORE_KEY_FILE)"
+        "{url}: the {given} is no key of this vault{}: name the file with one of its keys (FARSHORE_KEY_FILE)",
+        there_text(there)
     )]
     WrongKey {
         /// The store.
         url: String,
+        /// The key given.
+        given: Wrapper,
+        /// Fingerprints of those that there are, as far as they can be listed.
+        there: Vec<Fingerprint>,
+    },
+    /// A node key for what only the operator may do.
+    #[error("{url}: the key given is the {given}; the recovery key is needed for this")]
+    NotRecovery {
+        /// The store.
+        url: String,
+        /// The key given.
+        given: Wrapper,
+    },
+    /// No key of this fingerprint wraps anything here.
+    #[error(
+        "{url}: there is no key with fingerprint {fingerprint} in this vault{}",
+        there_text(there)
+    )]
+    NoWrapper {
+        /// The store.
+        url: String,
+        /// The fingerprint asked for.
+        fingerprint: Fingerprint,
+        /// Those that there are.
+        there: Vec<Fingerprint>,
+    },
+    /// Without this recovery key nothing would ever open again.
+    #[error(
+        "{url}: {fingerprint} is the last recovery key of this vault: without it nothing in there can be read, ever; it is not removed"
+    )]
+    LastRecoveryKey {
+        /// The store.
+        url: String,
+        /// The key.
+        fingerprint: Fingerprint,
+    },
+    /// A wrapped key that opens, and is another one than it should be.
+    #[error("{url}: object {object} opens, but it does not hold the key that it should")]
+    NotThatKey {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
     },
     /// The vault object and the wrapped keys are not of one vault.
     #[error(
@@ -85,7 +132,7 @@ pub enum VaultError {
         /// The id in the wrapped key.
         found: VaultId,
     },
-    /// A wrapped data key that does not open although the recovery key is right.
+    /// A wrapped key that does not open although its wrapping key is right.
     #[error("{url}: object {object} is damaged: {cause}")]
     Key {
         /// The store.
@@ -357,12 +404,14 @@ impl VaultError {
             Self::Store(error) => error.kind(),
             Self::NotAVault { .. }
             | Self::WrongKey { .. }
+            | Self::NotRecovery { .. }
             | Self::NotWriteOnce { .. }
             | Self::Version { .. }
             | Self::Range { .. } => ErrorKind::Invalid,
-            Self::AlreadyAVault { .. } | Self::NotEmpty { .. } | Self::TwoWriters { .. } => {
-                ErrorKind::Conflict
-            }
+            Self::AlreadyAVault { .. }
+            | Self::NotEmpty { .. }
+            | Self::LastRecoveryKey { .. }
+            | Self::TwoWriters { .. } => ErrorKind::Conflict,
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
             | Self::Lost { .. }
@@ -371,6 +420,7 @@ impl VaultError {
             | Self::Map { .. }
             | Self::Gap { .. }
             | Self::NoIdentity { .. }
+            | Self::NotThatKey { .. }
             | Self::Mixed { .. }
             | Self::EpochGap { .. }
             | Self::EpochOrder { .. }
@@ -379,6 +429,7 @@ impl VaultError {
             | Self::LostEnd { .. }
             | Self::LostSlot { .. } => ErrorKind::Corrupt,
             Self::NoVolume { .. }
+            | Self::NoWrapper { .. }
             | Self::NoPoint { .. }
             | Self::PointNotFound { .. }
             | Self::PointBehindHole { .. }
@@ -411,6 +462,17 @@ impl VaultError {
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Store(StoreError::NotFound { .. }))
     }
+}
+
+/// The keys that there are; many are cut short.
+fn there_text(there: &[Fingerprint]) -> String {
+    const SHOWN_MAX: usize = 8;
+    if there.is_empty() {
+        return String::new();
+    }
+    let shown: Vec<_> = there.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
+    let more = if there.len() > SHOWN_MAX { ", …" } else { "" };
+    format!(", whose keys have the fingerprints {}{more}", shown.join(", "))
 }
 
 fn end_text(end: Option<&ObjectName>) -> String {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! vault                                        identity
-//! keys/<number>                                wrapped data keys
+//! keys/<number>/<fingerprint, 16 hex digits>   wrapped keys
 //! volumes/<volume>/epochs/<ordinal, 10 digits> who writes
 //! logs/<log>/<slot, 16 hex digits>             segment or seal
 //! maps/<volume>/<seq, 20 digits>/<part, 4>      derived
@@ -12,6 +12,7 @@
 //!
 //! A name is always made from ids: nothing from outside is ever used as a path.
 
+use farshore_proto::keys::Fingerprint;
 use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VolumeId};
 use object_store::path::Path;
 use std::fmt;
@@ -27,10 +28,10 @@ impl ObjectName {
         Self(Path::from("vault"))
     }
 
-    /// A wrapped data key.
+    /// A key of the vault, wrapped by the key with a fingerprint.
     #[must_use]
-    pub fn key(number: KeyNumber) -> Self {
-        Self(Path::from(format!("keys/{number}")))
+    pub fn key(number: KeyNumber, wrapper: Fingerprint) -> Self {
+        Self(Path::from(format!("keys/{number}/{wrapper}")))
     }
 
     /// An epoch of a volume; the first ordinal is 1.
@@ -151,10 +152,16 @@ pub fn ordinal_of(name: &str) -> Option<u64> {
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
-/// Number of the wrapped key that an object name ends with, if it is one.
-pub(crate) fn key_of(name: &str) -> Option<KeyNumber> {
-    let number = name.rsplit('/').next()?;
-    number.parse().ok().map(KeyNumber).filter(|key| key.to_string() == number)
+/// Number and wrapper of the wrapped key that an object name ends with, if it is one.
+#[must_use]
+pub fn key_of(name: &str) -> Option<(KeyNumber, Fingerprint)> {
+    let mut names = name.rsplit('/');
+    let wrapper = names.next()?;
+    let number = names.next()?;
+    let fingerprint: Fingerprint = wrapper.parse().ok()?;
+    let key = KeyNumber(number.parse().ok()?);
+    let is_ours = fingerprint.to_string() == wrapper && key.to_string() == number && key.0 > 0;
+    is_ours.then_some((key, fingerprint))
 }
 
 /// Seq and part of the map object that a name ends with, if it is one.
@@ -187,7 +194,8 @@ mod tests {
         let log = LogId([0xab; 16]);
         let text = |name: ObjectName| name.to_string();
         assert_eq!(text(ObjectName::vault()), "vault");
-        assert_eq!(text(ObjectName::key(KeyNumber(3))), "keys/3");
+        let wrapper = Fingerprint([0xa0, 0, 0, 0, 0, 0, 0, 7]);
+        assert_eq!(text(ObjectName::key(KeyNumber(3), wrapper)), "keys/3/a000000000000007");
         assert_eq!(
             text(ObjectName::epoch(volume, 7)),
             "volumes/11111111-1111-1111-1111-111111111111/epochs/0000000007"
@@ -214,8 +222,13 @@ mod tests {
         assert_eq!(slot_of("logs/x/ff"), None);
         assert_eq!(ordinal_of("volumes/x/epochs/0000000012"), Some(12));
         assert_eq!(ordinal_of("volumes/x/epochs/+000000012"), None);
-        assert_eq!(key_of(&ObjectName::key(KeyNumber(12)).to_string()), Some(KeyNumber(12)));
-        assert_eq!(key_of("keys/012"), None);
+        let (key, wrapper) = (KeyNumber(12), Fingerprint([0xab; 8]));
+        assert_eq!(key_of(&ObjectName::key(key, wrapper).to_string()), Some((key, wrapper)));
+        for name in
+            ["012/abababababababab", "12/ABABABABABABABAB", "0/abababababababab", "12/ab", "12"]
+        {
+            assert_eq!(key_of(&format!("keys/{name}")), None, "{name}");
+        }
         let map = ObjectName::map(VolumeId([1; 16]), Seq(77), 12).to_string();
         assert_eq!(map_part_of(&map), Some((Seq(77), 12)));
         assert_eq!(map_part_of("maps/x/00000000000000000077"), None);

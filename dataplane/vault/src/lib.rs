@@ -1,6 +1,7 @@
 //! The vault: recovery data in an object store, readable with the store and the recovery key alone.
 //!
-//! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them.
+//! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them;
+//!   [`wrappers`] says and changes which keys do.
 //! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
 //! - [`view`] reads a volume at a recovery point; [`catalog`], [`verify`] and [`stats`] say what
 //!   there is and whether it is whole.
@@ -8,8 +9,8 @@
 //! - [`validate`] tries whether a store will do.
 //! - [`map`] and [`runs`] write and find what is derived, to save work; nothing needs it.
 //!
-//! Nothing here rests on listings, clocks or renames of the store, except that `verify` and `stats`
-//! list.
+//! Nothing here rests on listings, clocks or renames of the store, except that `verify`, `stats` and
+//! `wrappers` list.
 
 #![forbid(unsafe_code)]
 
@@ -38,6 +39,7 @@ pub mod validate;
 pub mod vault;
 pub mod verify;
 pub mod view;
+pub mod wrappers;
 
 pub use chain::Hole;
 pub use chunks::Location;

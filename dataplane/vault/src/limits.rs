@@ -26,8 +26,10 @@ pub const VOID_REACH_SLOTS: u64 = 16;
 pub const EPOCHS_MAX: u64 = 1 << 20;
 /// Ordinals behind the last epoch that are looked at, to tell the end from a loss.
 pub const EPOCHS_BEHIND: u64 = 3;
-/// Data keys of one vault that a reader accepts.
+/// Keys of one vault that a reader accepts.
 pub const KEYS_MAX: u32 = 1 << 12;
+/// Objects below `keys/` that a listing holds: each key, once for each key that wraps it.
+pub const KEY_OBJECTS_MAX: usize = 1 << 16;
 /// Times that a seal moves on to the next slot because a late segment was there first.
 pub const SEAL_STEPS_MAX: u64 = 1 << 16;
 

@@ -16,8 +16,9 @@ use crate::log::{self, PutOutcome};
 use crate::store::{Access, Store};
 use crate::vault::Vault;
 use bytes::Bytes;
-use farshore_codec::{RecoveryKey, SegmentBuilder};
+use farshore_codec::{SegmentBuilder, WrappingKey};
 use farshore_proto::epoch::EpochBody;
+use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SlotWriter, Span};
@@ -115,7 +116,7 @@ pub struct World {
     /// The vault.
     pub vault: Vault,
     /// Its recovery key.
-    pub recovery: RecoveryKey,
+    pub recovery: WrappingKey,
     /// Its logs, by number.
     pub logs: Vec<ModelLog>,
     /// Its volumes, by number.
@@ -139,7 +140,7 @@ impl World {
     async fn sized(volumes: usize, logs: usize, size_bytes: u64) -> Self {
         assert_eq!(blocks_of(size_bytes), BLOCKS);
         let folder = tempfile::tempdir().unwrap();
-        let recovery = RecoveryKey::draw().unwrap();
+        let recovery = WrappingKey::draw(WrapperKind::Recovery).unwrap();
         let path = folder.path().join("vault");
         let store = Store::open(path.to_str().unwrap(), Access::Make).unwrap();
         let vault = Vault::init(&store, &recovery).await.unwrap();

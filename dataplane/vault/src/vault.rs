@@ -1,18 +1,22 @@
-//! Making and opening a vault.
+//! Opening a vault. Making one is in `init`, the keys that open it are in `wrappers`.
+
+mod init;
 
 use crate::error::VaultError;
-use crate::layout::{Folder, ObjectName};
-use crate::limits::KEYS_MAX;
+use crate::layout::{Folder, ObjectName, key_of};
+use crate::limits::{KEY_OBJECTS_MAX, KEYS_MAX};
 use crate::store::{Put, Store, StoreError};
 use bytes::Bytes;
-use farshore_codec::{ChunkHasher, CodecError, DataKey, KekError, KeyRing, RecoveryKey, VaultKeys};
-use farshore_proto::epoch::VaultObject;
-use farshore_proto::keys::KeyObject;
+use farshore_codec::{
+    ChunkHasher, CodecError, DataKey, KekError, KeyRing, VaultKey, VaultKeys, WrappingKey,
+};
+use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper};
 use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
-use farshore_proto::{DecodeError, KeyNumber, VaultId};
+use farshore_proto::vault::{DomainKeys, VaultObject};
+use farshore_proto::{KeyNumber, VaultId};
 use futures::StreamExt;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use uuid::Uuid;
 
 /// An open vault: the store, who it is, and its keys. Clones share it.
 #[derive(Debug, Clone)]
@@ -25,92 +29,26 @@ struct Inner {
     store: Store,
     /// As it was when it was read, to find later damage.
     identity: VaultObject,
-    newest: KeyNumber,
+    identity_bytes: Bytes,
+    wrapper: Wrapper,
     ring: KeyRing,
     keys: VaultKeys,
     hasher: ChunkHasher,
-    /// The wrapped keys as they were when they opened, to find later damage without the recovery key.
-    wrapped: Vec<Bytes>,
+    /// The wrapped keys as they were when they opened, to find later damage without the wrapping key.
+    wrapped: Vec<(ObjectName, Bytes)>,
 }
 
 impl Vault {
-    /// Makes a vault in an empty store. An attempt that was cut short is finished.
+    /// Opens the vault in a store with any of the keys that wrap its keys.
     ///
     /// # Errors
-    /// `Conflict` if there is a vault or anything else, `Invalid` if a cut-short attempt used another
-    /// recovery key or the store overwrites, `Unavailable` (also when full: `is_no_space`).
-    pub async fn init(store: &Store, recovery: &RecoveryKey) -> Result<Self, VaultError> {
-        let url = || store.url().to_owned();
-        if store.exists(&ObjectName::vault()).await? {
-            return Err(VaultError::AlreadyAVault { url: url() });
-        }
-        let number = VaultKeys::ROOT;
-        let name = ObjectName::key(number);
-        if !store.exists(&name).await? {
-            check_empty(store).await?;
-        }
-        let mut id = VaultId::from(Uuid::new_v4());
-        let wrap = || {
-            let key = DataKey::draw().map_err(|_| KekError::Entropy)?;
-            recovery.wrap(id, number, &key)
-        };
-        let object = wrap().map_err(|source| key_error(store, number, source))?;
-        // The key comes first: a vault object without its key would lock everybody out.
-        let wrapped = Bytes::from(object.encode());
-        if store.create(&name, wrapped.clone()).await? == Put::Exists {
-            let bytes = store.get(&name, SMALL_OBJECT_BYTES_MAX as u64).await?;
-            let found = KeyObject::decode(&bytes).map_err(KekError::from);
-            let found = found.map_err(|source| key_error(store, number, source))?;
-            id = found.vault;
-            recovery
-                .unwrap(id, number, &found)
-                .map_err(|source| key_error(store, number, source))?;
-            store.settle(&name).await?;
-        } else {
-            check_write_once(store, &name, wrapped).await?;
-        }
-        let object = VaultObject { vault: id, key: number };
-        if store.create(&ObjectName::vault(), Bytes::from(object.encode())).await? == Put::Exists {
-            return Err(VaultError::AlreadyAVault { url: url() });
-        }
-        Self::open(store, recovery).await
-    }
-
-    /// Opens the vault in a store.
-    ///
-    /// # Errors
-    /// `Invalid`: no vault here, the wrong recovery key, or written by another version; `Corrupt`
+    /// `Invalid`: no vault here, a key that is none of this vault, or written by another version; `Corrupt`
     /// if the vault object or a key is damaged or missing (`NoIdentity` if only the vault object is);
     /// `Unavailable`.
-    pub async fn open(store: &Store, recovery: &RecoveryKey) -> Result<Self, VaultError> {
-        let object = read_vault_object(store).await?;
-        let mut ring = KeyRing::new(object.vault);
-        let mut wrapped = Vec::new();
-        let mut newest = object.key;
-        for number in (1..=KEYS_MAX).map(KeyNumber) {
-            let name = ObjectName::key(number);
-            let bytes = match store.get(&name, SMALL_OBJECT_BYTES_MAX as u64).await {
-                Ok(bytes) => bytes,
-                Err(StoreError::NotFound { .. }) if number > object.key => break,
-                Err(StoreError::NotFound { url, .. }) => {
-                    return Err(VaultError::Lost { url, object: name, user: ObjectName::vault() });
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let key = KeyObject::decode(&bytes)
-                .map_err(KekError::from)
-                .and_then(|found| recovery.unwrap(object.vault, number, &found))
-                .map_err(|source| match source {
-                    // It opened the first key, so it is the right one.
-                    KekError::WrongKey { .. } if number > VaultKeys::ROOT => {
-                        damaged_key(store, number, source)
-                    }
-                    source => key_error(store, number, source),
-                })?;
-            ring.insert(number, key);
-            wrapped.push(bytes);
-            newest = number;
-        }
+    pub async fn open(store: &Store, key: &WrappingKey) -> Result<Self, VaultError> {
+        let wrapper = key.wrapper();
+        let (identity, identity_bytes) = read_vault_object(store, wrapper.fingerprint).await?;
+        let (ring, wrapped) = read_keys(store, &identity, key).await?;
         let keys = ring.vault_keys().map_err(|source| VaultError::Damaged {
             url: store.url().to_owned(),
             object: ObjectName::vault(),
@@ -119,7 +57,7 @@ impl Vault {
         })?;
         let hasher = ChunkHasher::new(keys.id_key.clone());
         let store = store.clone();
-        let inner = Inner { store, identity: object, newest, ring, keys, hasher, wrapped };
+        let inner = Inner { store, identity, identity_bytes, wrapper, ring, keys, hasher, wrapped };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -128,24 +66,8 @@ impl Vault {
     /// # Errors
     /// `Invalid` if it does, `Unavailable`.
     pub async fn check_write_once(&self) -> Result<(), VaultError> {
-        let bytes = Bytes::from(self.inner.identity.encode());
+        let bytes = self.inner.identity_bytes.clone();
         check_write_once(self.store(), &ObjectName::vault(), bytes).await
-    }
-
-    /// Opens the vault in a store, or makes one if there is none.
-    ///
-    /// # Errors
-    /// As `open` and `init`.
-    pub async fn open_or_init(store: &Store, recovery: &RecoveryKey) -> Result<Self, VaultError> {
-        match Self::open(store, recovery).await {
-            Err(VaultError::NotAVault { .. } | VaultError::NoIdentity { .. }) => {}
-            opened => return opened,
-        }
-        match Self::init(store, recovery).await {
-            // Somebody else was first.
-            Err(VaultError::AlreadyAVault { .. }) => Self::open(store, recovery).await,
-            made => made,
-        }
     }
 
     /// Its store.
@@ -167,11 +89,17 @@ impl Vault {
     }
 
     /// The vault object as it was read.
-    pub(crate) fn identity(&self) -> &VaultObject {
-        &self.inner.identity
+    pub(crate) fn identity_bytes(&self) -> &Bytes {
+        &self.inner.identity_bytes
     }
 
-    /// Its data keys.
+    /// The key that it was opened with.
+    #[must_use]
+    pub fn wrapper(&self) -> Wrapper {
+        self.inner.wrapper
+    }
+
+    /// Its keys.
     #[must_use]
     pub fn ring(&self) -> &KeyRing {
         &self.inner.ring
@@ -183,8 +111,7 @@ impl Vault {
     /// Never: a vault opens only with its keys.
     #[must_use]
     pub fn newest_key(&self) -> (KeyNumber, &DataKey) {
-        let key = self.inner.ring.get(self.inner.newest).expect("a vault opens with its keys");
-        (self.inner.newest, key)
+        self.inner.ring.newest().expect("a vault opens with its keys")
     }
 
     /// The keys of its chunk ids and cuts.
@@ -200,7 +127,7 @@ impl Vault {
     }
 
     /// The wrapped keys as they were read, from key 1 on.
-    pub(crate) fn wrapped_keys(&self) -> &[Bytes] {
+    pub(crate) fn wrapped_keys(&self) -> &[(ObjectName, Bytes)] {
         &self.inner.wrapped
     }
 
@@ -208,13 +135,14 @@ impl Vault {
     #[must_use]
     pub fn damaged(&self, object: ObjectName, offset: u64, cause: CodecError) -> VaultError {
         let (url, cause) = (self.url().to_owned(), Box::new(cause));
-        match *cause {
-            CodecError::Decode(DecodeError::Version { .. }) => {
+        match &*cause {
+            CodecError::Decode(error) if error.is_foreign() => {
                 VaultError::Version { url, object, cause }
             }
             // The object may well be whole: what it was sealed under is gone.
-            CodecError::NoKey { key } => {
-                VaultError::Lost { url, object: ObjectName::key(key), user: object }
+            CodecError::NoKey { key } if self.ring().role(*key).is_none() => {
+                let key = ObjectName::key(*key, self.wrapper().fingerprint);
+                VaultError::Lost { url, object: key, user: object }
             }
             _ => VaultError::Damaged { url, object, offset, cause },
         }
@@ -245,63 +173,143 @@ async fn check_write_once(
     }
 }
 
-/// Refuses a store with objects that no validation left.
-async fn check_empty(store: &Store) -> Result<(), VaultError> {
-    let mut listing = store.list(Folder::Whole);
-    while let Some(found) = listing.next().await {
-        let name = match found {
-            Ok(listed) => listed.name,
-            // A new file system has a directory that only root may read.
-            Err(StoreError::Denied { .. }) if store.local_root().is_some() => continue,
-            Err(error) => return Err(error.into()),
-        };
-        if !name.starts_with("validate/") {
-            return Err(VaultError::NotEmpty { url: store.url().to_owned(), object: name });
-        }
-    }
-    Ok(())
-}
-
-/// Reads the vault object of a store.
-pub(crate) async fn read_vault_object(store: &Store) -> Result<VaultObject, VaultError> {
+/// Reads the vault object of a store, as somebody with a wrapping key of it.
+pub(crate) async fn read_vault_object(
+    store: &Store,
+    wrapper: Fingerprint,
+) -> Result<(VaultObject, Bytes), VaultError> {
     let url = || store.url().to_owned();
     let object = ObjectName::vault();
     let bytes = match store.get(&object, SMALL_OBJECT_BYTES_MAX as u64).await {
         Ok(bytes) => bytes,
         Err(StoreError::NotFound { .. }) => {
             // Advice to make a new vault here would be bad if there was one.
-            let was_one = store.exists(&ObjectName::key(VaultKeys::ROOT)).await?;
-            return Err(match was_one {
-                true => VaultError::NoIdentity { url: url() },
+            let key = ObjectName::key(DomainKeys::FIRST.root, wrapper);
+            return Err(match store.exists(&key).await? {
+                true => VaultError::NoIdentity { url: url(), key },
                 false => VaultError::NotAVault { url: url() },
             });
         }
         Err(error) => return Err(error.into()),
     };
-    VaultObject::decode(&bytes).map_err(|error| {
-        let is_version = matches!(error, DecodeError::Version { .. });
-        let cause = Box::new(CodecError::from(error));
-        match is_version {
-            true => VaultError::Version { url: url(), object, cause },
-            false => VaultError::Damaged { url: url(), object, offset: 0, cause },
+    match VaultObject::decode(&bytes) {
+        Ok(decoded) => Ok((decoded, bytes)),
+        Err(error) => {
+            let is_foreign = error.is_foreign();
+            let cause = Box::new(CodecError::from(error));
+            Err(match is_foreign {
+                true => VaultError::Version { url: url(), object, cause },
+                false => VaultError::Damaged { url: url(), object, offset: 0, cause },
+            })
         }
-    })
-}
-
-fn key_error(store: &Store, number: KeyNumber, source: KekError) -> VaultError {
-    let url = store.url().to_owned();
-    match source {
-        KekError::WrongKey { .. } => VaultError::WrongKey { url },
-        KekError::Misplaced { vault, found_vault: found, .. } if found != vault => {
-            VaultError::Mixed { url, vault, key: ObjectName::key(number), found }
-        }
-        source => damaged_key(store, number, source),
     }
 }
 
-fn damaged_key(store: &Store, number: KeyNumber, source: KekError) -> VaultError {
+/// Reads the keys of a vault, from 1 on until one does not exist.
+async fn read_keys(
+    store: &Store,
+    identity: &VaultObject,
+    key: &WrappingKey,
+) -> Result<(KeyRing, Vec<(ObjectName, Bytes)>), VaultError> {
+    let mut ring = KeyRing::new(identity.vault);
+    let mut wrapped = Vec::new();
+    for number in (1..=KEYS_MAX).map(KeyNumber) {
+        let name = ObjectName::key(number, key.wrapper().fingerprint);
+        let bytes = match store.get(&name, SMALL_OBJECT_BYTES_MAX as u64).await {
+            Ok(bytes) => bytes,
+            Err(StoreError::NotFound { .. }) if number > identity.last_key() => break,
+            Err(StoreError::NotFound { .. }) => return Err(no_key(store, name, key).await?),
+            Err(error) => return Err(error.into()),
+        };
+        let (header, opened) = unwrap(store, identity.vault, number, key, &bytes)?;
+        ring.insert_key(number, header.domain, opened);
+        wrapped.push((name, bytes));
+    }
+    for keys in &identity.domains {
+        for (number, kind) in [(keys.root, KeyKind::Root), (keys.data, KeyKind::Data)] {
+            if ring.role(number) != Some((keys.domain, kind)) {
+                let object = ObjectName::key(number, key.wrapper().fingerprint);
+                return Err(VaultError::NotThatKey { url: store.url().to_owned(), object });
+            }
+        }
+    }
+    Ok((ring, wrapped))
+}
+
+/// Opens the object found as a key of a vault.
+pub(crate) fn unwrap(
+    store: &Store,
+    vault: VaultId,
+    number: KeyNumber,
+    key: &WrappingKey,
+    bytes: &[u8],
+) -> Result<(KeyHeader, VaultKey), VaultError> {
+    let opened = KeyObject::decode(bytes)
+        .map_err(KekError::from)
+        .and_then(|found| Ok((found.header, key.unwrap(vault, number, &found)?)));
+    let name = ObjectName::key(number, key.wrapper().fingerprint);
+    opened.map_err(|source| key_error(store, name, source))
+}
+
+/// Why a key of a vault is not there for a wrapping key: it is none of this vault, or something is lost.
+async fn no_key(
+    store: &Store,
+    object: ObjectName,
+    key: &WrappingKey,
+) -> Result<VaultError, VaultError> {
     let url = store.url().to_owned();
-    VaultError::Key { url, object: ObjectName::key(number), cause: Box::new(source) }
+    let given = key.wrapper();
+    let listed = match list_keys(store).await {
+        Ok(listed) => listed,
+        // A credential that may not list: there is no hint.
+        Err(VaultError::Store(StoreError::Denied { .. })) => {
+            return Ok(VaultError::WrongKey { url, given, there: Vec::new() });
+        }
+        Err(error) => return Err(error),
+    };
+    let is_one = listed.iter().any(|(_, wrapper)| *wrapper == given.fingerprint);
+    if is_one || listed.is_empty() {
+        return Ok(VaultError::Lost { url, object, user: ObjectName::vault() });
+    }
+    Ok(VaultError::WrongKey { url, given, there: wrappers_in(&listed) })
+}
+
+/// The wrapping keys that have any of the keys.
+pub(crate) fn wrappers_in(listed: &BTreeSet<(KeyNumber, Fingerprint)>) -> Vec<Fingerprint> {
+    let wrappers: BTreeSet<_> = listed.iter().map(|(_, wrapper)| *wrapper).collect();
+    wrappers.into_iter().collect()
+}
+
+/// The wrapped keys that a listing shows.
+pub(crate) async fn list_keys(
+    store: &Store,
+) -> Result<BTreeSet<(KeyNumber, Fingerprint)>, VaultError> {
+    let mut keys = BTreeSet::new();
+    let mut listing = store.list(Folder::Keys);
+    while let Some(listed) = listing.next().await {
+        keys.extend(key_of(&listed?.name));
+        if keys.len() > KEY_OBJECTS_MAX {
+            let max = KEY_OBJECTS_MAX as u64;
+            let url = store.url().to_owned();
+            return Err(VaultError::Limit { url, what: "wrapped keys", max });
+        }
+    }
+    Ok(keys)
+}
+
+/// The error of a wrapped key that does not open.
+pub(crate) fn key_error(store: &Store, object: ObjectName, source: KekError) -> VaultError {
+    let url = store.url().to_owned();
+    match source {
+        KekError::Misplaced { expected, found } if found.vault != expected.vault => {
+            let (vault, found) = (expected.vault, found.vault);
+            VaultError::Mixed { url, vault, key: object, found }
+        }
+        KekError::Decode(error) if error.is_foreign() => {
+            VaultError::Version { url, object, cause: Box::new(CodecError::from(error)) }
+        }
+        source => VaultError::Key { url, object, cause: Box::new(source) },
+    }
 }
 
 #[cfg(test)]

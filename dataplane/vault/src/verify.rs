@@ -6,6 +6,7 @@
 //! the data, by reading the logs of their volume once more; that takes memory for its block map.
 
 mod data;
+mod keys;
 mod maps;
 mod references;
 mod streams;
@@ -14,19 +15,17 @@ use crate::catalog::{log_ids, volume_ids};
 use crate::chunks::ChunkReader;
 use crate::epoch::{Known, read_epochs, read_known};
 use crate::error::VaultError;
-use crate::layout::{Folder, ObjectName, key_of, ordinal_of, slot_of};
-use crate::limits::{KEYS_MAX, PROBLEMS_MAX};
+use crate::layout::{Folder, ObjectName, ordinal_of, slot_of};
+use crate::limits::PROBLEMS_MAX;
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, is_filled};
 use crate::map;
 use crate::runs;
 use crate::store::StoreError;
-use crate::vault::{Vault, read_vault_object};
+use crate::vault::Vault;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
 use farshore_proto::segment::ChunkPlace;
-use farshore_proto::{KeyNumber, LogId, Slot, VolumeId};
+use farshore_proto::{LogId, Slot, VolumeId};
 use futures::TryStreamExt;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use streams::{Strange, Streams};
 
@@ -150,7 +149,7 @@ pub async fn verify(
         report: Report::default(),
         streams: Streams::default(),
     };
-    run.check_keys().await?;
+    keys::check(vault, &mut run.report).await?;
     run.read_volumes().await?;
     let mut logs = log_ids(vault).await?;
     // A log that is gone as a whole is not listed.
@@ -176,45 +175,6 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn check_keys(&mut self) -> Result<(), VaultError> {
-        let store = self.vault.store();
-        match read_vault_object(store).await {
-            Ok(object) if object == *self.vault.identity() => {}
-            Ok(object) if object.vault == self.vault.id() => {
-                let what = "is not what it was when the vault was opened";
-                self.report.add(ObjectName::vault(), 0, what);
-            }
-            Ok(_) => self.report.add(ObjectName::vault(), 0, "it is that of another vault"),
-            Err(VaultError::NotAVault { .. } | VaultError::NoIdentity { .. }) => {
-                self.report.add(ObjectName::vault(), 0, "is missing");
-            }
-            Err(error) => self.report.add_error(ObjectName::vault(), error)?,
-        }
-        for (number, opened) in (1..=KEYS_MAX).map(KeyNumber).zip(self.vault.wrapped_keys()) {
-            let name = ObjectName::key(number);
-            match store.get(&name, SMALL_OBJECT_BYTES_MAX as u64).await {
-                Ok(found) if found == *opened => {}
-                Ok(_) => self.report.add(name, 0, "is not what it was when the vault was opened"),
-                Err(StoreError::NotFound { .. }) => self.report.add(name, 0, "is missing"),
-                Err(error) => self.report.add_error(name, error.into())?,
-            }
-        }
-        let opened = self.vault.wrapped_keys().len();
-        let mut listed = BTreeSet::new();
-        let mut listing = store.list(Folder::Keys);
-        while let Some(object) = listing.try_next().await? {
-            listed.extend(key_of(&object.name));
-        }
-        // Keys are read up to the first missing one.
-        let first = KeyNumber(u32::try_from(opened).unwrap_or(KEYS_MAX).saturating_add(1));
-        if let Some(last) = listed.last().filter(|last| **last > first && !listed.contains(&first))
-        {
-            let what = format!("is missing although {} exists", ObjectName::key(*last));
-            self.report.add(ObjectName::key(first), 0, what);
-        }
-        Ok(())
-    }
-
     async fn read_volumes(&mut self) -> Result<(), VaultError> {
         for volume in volume_ids(self.vault).await? {
             let last = self.last_listed_epoch(volume).await?;

@@ -3,8 +3,9 @@
 use crate::tasks::{Alarm, Alarms, Sleep};
 use async_trait::async_trait;
 use bytes::Bytes;
-use farshore_codec::{DataKey, RecoveryKey, VaultKeys};
-use farshore_proto::epoch::VaultObject;
+use farshore_codec::{DataKey, RootKey, VaultKey, WrappingKey};
+use farshore_proto::keys::WrapperKind;
+use farshore_proto::vault::{DomainKeys, VaultObject};
 use farshore_proto::{LogId, VaultId};
 use farshore_vault::Vault;
 use farshore_vault::layout::{Folder, ObjectName};
@@ -152,7 +153,8 @@ impl SimStore {
         };
         let state = Arc::new(Mutex::new(state));
         let objects = Arc::new(InMemory::new());
-        let recovery = RecoveryKey::draw().expect("the system has random bytes");
+        let recovery =
+            WrappingKey::draw(WrapperKind::Recovery).expect("the system has random bytes");
         make_vault(&objects, &recovery);
         let open = |store: Store| at_once(Vault::open(&store, &recovery)).expect("just made");
         let reached_by = |caller| {
@@ -344,17 +346,20 @@ pub fn at_once<T>(work: impl Future<Output = T>) -> T {
     (0..POLLS_MAX).find_map(|_| work.as_mut().now_or_never()).expect("nothing here takes time")
 }
 
-fn make_vault(objects: &Arc<InMemory>, recovery: &RecoveryKey) {
+fn make_vault(objects: &Arc<InMemory>, recovery: &WrappingKey) {
     let store = Store::over(Arc::clone(objects) as Arc<dyn ObjectStore>, "direct");
-    let number = VaultKeys::ROOT;
-    let key = recovery.wrap(VAULT, number, &DataKey::from_bytes(DATA_KEY));
-    let key = key.expect("the system has random bytes");
-    let vault = VaultObject { vault: VAULT, key: number };
-    for (name, bytes) in
-        [(ObjectName::key(number), key.encode()), (ObjectName::vault(), vault.encode())]
-    {
+    let create = |name, bytes: Vec<u8>| {
         at_once(store.create(&name, bytes)).expect("memory takes it");
+    };
+    let DomainKeys { domain, root, data } = DomainKeys::FIRST;
+    let root_key = VaultKey::Root(RootKey::from_bytes(DATA_KEY));
+    let data_key = VaultKey::Data(DataKey::from_bytes(DATA_KEY));
+    for (number, key) in [(root, root_key), (data, data_key)] {
+        let object = recovery.wrap(VAULT, number, domain, &key);
+        let object = object.expect("the system has random bytes");
+        create(ObjectName::key(number, recovery.wrapper().fingerprint), object.encode());
     }
+    create(ObjectName::vault(), VaultObject::new(VAULT).encode());
 }
 
 /// What becomes of one request.

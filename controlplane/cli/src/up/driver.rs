@@ -155,9 +155,8 @@ impl<A: Fn(&Site, &Endpoints) -> Outcome> Driver<A> {
     async fn args(&self, child: Child) -> Outcome<Vec<String>> {
         let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
         let settings = &self.settings;
-        let vault = || {
-            let key_file = text(self.site.key_file());
-            ["--vault".into(), settings.vault.clone(), "--key-file".into(), key_file]
+        let vault = |key_file| {
+            ["--vault".into(), settings.vault.clone(), "--key-file".into(), text(key_file)]
         };
         let mut args = Vec::new();
         if child == Child::Node {
@@ -167,12 +166,13 @@ impl<A: Fn(&Site, &Endpoints) -> Outcome> Driver<A> {
         match child {
             Child::Control => {
                 args.extend(["--listen".into(), settings.control_address().to_string()]);
-                args.extend(vault());
+                args.extend(vault(self.site.key_file()));
                 return Ok(args);
             }
             Child::Node => {
                 args.extend(["--listen".into(), settings.node_address().to_string()]);
-                args.extend(vault());
+                // Never the recovery key: what a node may lose is a key that can be taken from it.
+                args.extend(vault(self.site.node_key_file()));
             }
             Child::Agent => {}
         }

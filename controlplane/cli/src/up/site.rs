@@ -188,6 +188,11 @@ impl Site {
         self.data.join("recovery.key")
     }
 
+    /// The key with which its node opens the vault.
+    pub(super) fn node_key_file(&self) -> PathBuf {
+        self.data.join("node.key")
+    }
+
     /// CA that the control plane makes at its first start.
     pub(super) fn ca_file(&self) -> PathBuf {
         self.child(Child::Control).join("ca.pem")

@@ -4,8 +4,9 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use farshore_api::Exit;
-use farshore_codec::RecoveryKey;
+use farshore_codec::WrappingKey;
 use farshore_proto::ErrorKind;
+use farshore_proto::keys::WrapperKind;
 use farshore_vault::key_file::{self, KeyFileError};
 use farshore_vault::layout::ObjectName;
 use farshore_vault::{Access, Store, StoreError, Vault, VaultError};
@@ -22,7 +23,7 @@ pub(crate) struct Source {
     /// [default: the vault of --data]
     #[arg(long, env = "FARSHORE_VAULT", value_name = "URL")]
     vault: Option<String>,
-    /// File with the vault's recovery key [default: DIR/recovery.key of --data]
+    /// File with the vault's recovery key, or with a node key of it [default: DIR/recovery.key of --data]
     #[arg(long, env = "FARSHORE_KEY_FILE", value_name = "FILE")]
     key_file: Option<PathBuf>,
 }
@@ -53,6 +54,15 @@ impl Source {
         let (url, key_file) = self.locate(global)?;
         let store = Store::open(&url, Access::Read).map_err(|error| store_failure(&error))?;
         let key = key_file::read(&key_file).map_err(|error| key_failure(&error))?;
+        Vault::open(&store, &key).await.map_err(|error| vault_failure(&error))
+    }
+
+    /// Opens the vault with its recovery key, to change which keys open it.
+    pub(super) async fn open_as_operator(&self, global: &Global) -> Outcome<Vault> {
+        let (url, key_file) = self.locate(global)?;
+        let key = key_file::read_kind(&key_file, WrapperKind::Recovery)
+            .map_err(|error| key_failure(&error))?;
+        let store = Store::open(&url, Access::Write).map_err(|error| store_failure(&error))?;
         Vault::open(&store, &key).await.map_err(|error| vault_failure(&error))
     }
 }
@@ -100,9 +110,11 @@ pub(crate) async fn make(url: &str, key_file: &Path) -> Outcome<(Vault, Made)> {
     let store = Store::open(url, Access::Make).map_err(|error| store_failure(&error))?;
     let exists = store.exists(&ObjectName::vault()).await;
     let is_vault_new = !exists.map_err(|error| store_failure(&error))?;
-    let (key, is_key_new) = match key_file::read(key_file) {
+    let (key, is_key_new) = match key_file::read_kind(key_file, WrapperKind::Recovery) {
         Ok(key) => (key, false),
-        Err(KeyFileError::Missing { .. }) if is_vault_new => (new_key(key_file)?, true),
+        Err(KeyFileError::Missing { .. }) if is_vault_new => {
+            (new_key(key_file, WrapperKind::Recovery)?, true)
+        }
         Err(KeyFileError::Missing { .. }) => return Err(key_missing(url, key_file)),
         Err(error) => return Err(key_failure(&error)),
     };
@@ -114,16 +126,18 @@ pub(crate) async fn make(url: &str, key_file: &Path) -> Outcome<(Vault, Made)> {
 /// Opens a vault that is known to have been made, for writing: one that is gone is not replaced.
 pub(crate) async fn reopen(url: &str, key_file: &Path) -> Outcome<Vault> {
     let store = Store::open(url, Access::Write).map_err(|error| store_failure(&error))?;
-    let key = key_file::read(key_file).map_err(|error| match error {
+    let key = key_file::read_kind(key_file, WrapperKind::Recovery);
+    let key = key.map_err(|error| match error {
         KeyFileError::Missing { .. } => key_missing(url, key_file),
         error => key_failure(&error),
     })?;
     Vault::open(&store, &key).await.map_err(|error| vault_failure(&error))
 }
 
-fn new_key(path: &Path) -> Outcome<RecoveryKey> {
+/// Draws a key and writes it to a new file.
+pub(super) fn new_key(path: &Path, kind: WrapperKind) -> Outcome<WrappingKey> {
     let key =
-        RecoveryKey::draw().map_err(|error| Failure::new(Exit::SystemMissing, told(&error)))?;
+        WrappingKey::draw(kind).map_err(|error| Failure::new(Exit::SystemMissing, told(&error)))?;
     key_file::create(path, &key).map_err(|error| key_failure(&error))?;
     Ok(key)
 }
@@ -165,7 +179,7 @@ pub(crate) fn store_failure(error: &StoreError) -> Failure {
     Failure::new(exit, told(error))
 }
 
-fn key_failure(error: &KeyFileError) -> Failure {
+pub(super) fn key_failure(error: &KeyFileError) -> Failure {
     let exit = match error {
         KeyFileError::Open { .. } => Exit::Denied,
         KeyFileError::Content { .. } => Exit::DataInvalid,

@@ -249,7 +249,10 @@ mod tests {
     #[test]
     fn problems_are_listed_and_counted() {
         let problem = |number: u64| verify::Problem {
-            object: farshore_vault::layout::ObjectName::key(farshore_proto::KeyNumber(1)),
+            object: farshore_vault::layout::ObjectName::key(
+                farshore_proto::KeyNumber(1),
+                farshore_proto::keys::Fingerprint([7; 8]),
+            ),
             offset: number,
             what: "it is damaged".to_owned(),
         };
@@ -265,6 +268,6 @@ mod tests {
         assert_eq!(text.matches("it is damaged").count(), SHOWN_MAX, "{text}");
         assert!(text.contains("--output json lists them"), "{text}");
         let json = serde_json::to_value(&verified).unwrap();
-        assert_eq!(json["problems"][29]["object"], "keys/1");
+        assert_eq!(json["problems"][29]["object"], "keys/1/0707070707070707");
     }
 }

@@ -16,4 +16,6 @@ mod up;
 #[cfg(test)]
 mod vault;
 #[cfg(test)]
+mod vault_keys;
+#[cfg(test)]
 mod verbs;

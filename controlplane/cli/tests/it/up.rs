@@ -23,12 +23,14 @@ const SCRIPT: &str = r#"#!/bin/sh
 name=${0##*farshore-}
 while [ $# -gt 0 ]; do
     if [ "$1" = --data ]; then own=$2; fi
+    if [ "$1" = --key-file ]; then key=$2; fi
     shift
 done
 site=${own%/*}
 trap 'echo "$name stopped" >> "$site/story"; exit 0' TERM
 mkdir -p "$own"
 echo "$name started" >> "$site/story"
+echo "${key##*/}" > "$own/key"
 [ -e "$site/$name.sh" ] && . "$site/$name.sh"
 echo "ready for the test"
 while :; do sleep 1 & wait $!; done
@@ -209,6 +211,41 @@ fn up_starts_everything_in_order_and_stops_it_in_reverse() {
     ];
     assert_eq!(bench.story(), story);
     assert_eq!(bench.endpoints(), None);
+}
+
+/// A node never has the recovery key, and what takes its place is made once.
+#[test]
+fn a_node_gets_a_key_of_its_own() {
+    let bench = Bench::new();
+    let node_key = bench.data().join("node.key");
+    let start = || {
+        let up = bench.start();
+        up.ready();
+        up.signal(Signal::TERM);
+        assert_eq!(up.wait().code, 0);
+        let given = |child| fs::read_to_string(bench.data().join(child).join("key")).unwrap();
+        assert_eq!((given("node").trim(), given("control").trim()), ("node.key", "recovery.key"));
+        assert_eq!(mode(&node_key), 0o600);
+        let mut list = command();
+        list.env("FARSHORE_DATA", bench.data()).env("FARSHORE_KEY_FILE", &node_key);
+        list.args(["vault", "key", "list", "--output", "json"]);
+        let list = Ran::from(list.output().unwrap()).json();
+        let wrappers = list["keys"][0]["wrappers"].as_array().unwrap().clone();
+        let in_hand = wrappers.iter().find(|wrapper| wrapper["in_hand"] == true).unwrap();
+        assert_eq!(in_hand["kind"], "node");
+        (in_hand["fingerprint"].clone(), wrappers.len())
+    };
+    let first = start();
+    assert_eq!(first.1, 2, "the operator's and the node's");
+    assert_eq!(start(), first, "the same again");
+    // What was removed is added again for as long as its file is there; without it, there is a new one.
+    let fingerprint = first.0.as_str().unwrap();
+    fs::remove_file(bench.data().join(format!("vault/keys/1/{fingerprint}"))).unwrap();
+    assert_eq!(start(), first);
+    fs::remove_file(&node_key).unwrap();
+    let (second, count) = start();
+    assert_ne!(second, first.0);
+    assert_eq!(count, 3, "the old one stays until it is removed");
 }
 
 /// Runs `up` by way of a script, which replaces itself with the program in `"$@"`.

@@ -1,7 +1,7 @@
 //! `vault …` on a bare store: no control plane anywhere.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use farshore_codec::SegmentBuilder;
 use farshore_proto::epoch::EpochBody;
@@ -20,27 +20,32 @@ const POINT: &str = "01890a5d-ac96-774b-bcce-000000000001";
 const DISK_BYTES: usize = 64 * 4096;
 
 /// An empty directory with a place for a vault and its key.
-struct Bench {
-    root: TempDir,
+pub(crate) struct Bench {
+    pub(crate) root: TempDir,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { root: tempfile::tempdir().unwrap() }
     }
 
-    fn vault(&self) -> PathBuf {
+    pub(crate) fn vault(&self) -> PathBuf {
         self.root.path().join("vault")
     }
 
-    fn key(&self) -> PathBuf {
+    pub(crate) fn key(&self) -> PathBuf {
         self.root.path().join("key")
     }
 
     /// `farshore vault ARGS` on the vault, with the key in the environment.
-    fn run(&self, args: &[&str]) -> Ran {
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
+        self.run_with(&self.key(), args)
+    }
+
+    /// The same with another key.
+    pub(crate) fn run_with(&self, key: &Path, args: &[&str]) -> Ran {
         let mut command = command();
-        command.env("FARSHORE_KEY_FILE", self.key()).arg("vault").args(args);
+        command.env("FARSHORE_KEY_FILE", key).arg("vault").args(args);
         command.arg("--vault").arg(format!("file://{}", self.vault().display()));
         command.output().unwrap().into()
     }
@@ -316,7 +321,8 @@ fn an_empty_vault_verifies_and_counts_nothing() {
     let report = bench.run(&["verify", "--read-data", "--output", "json"]).json();
     assert_eq!(report["whole"], true, "{report}");
     assert_eq!(report["problems"], serde_json::json!([]), "{report}");
-    fs::write(bench.vault().join("keys/1"), "garbage").unwrap();
+    let key = fs::read_dir(bench.vault().join("keys/1")).unwrap().next().unwrap().unwrap();
+    fs::write(key.path(), "garbage").unwrap();
     let ran = bench.run(&["verify"]);
     assert_eq!(ran.code, 82, "{}", ran.stderr);
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::compress::Compressor;
 use crate::error::CodecError;
 use crate::id::ChunkHasher;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{DataKey, KeyRing, RootKey};
 use crate::object::ObjectSealer;
 use crate::seal::Implementation;
 use farshore_proto::limits::{
@@ -31,6 +31,7 @@ const THERE: Target = Target { log: LogId([9; 16]), slot: Slot(3), attempt: Atte
 fn ring_of(byte: u8) -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([byte; 32]));
+    ring.insert_root(KeyNumber(9), RootKey::from_bytes([byte; 32]));
     ring
 }
 

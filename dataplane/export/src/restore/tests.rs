@@ -115,7 +115,11 @@ async fn what_farshore_lives_on_is_never_written_over() {
         error.to_string()
     };
     let key = folder.join("recovery.key");
-    farshore_vault::key_file::create(&key, &farshore_codec::RecoveryKey::draw().unwrap()).unwrap();
+    farshore_vault::key_file::create(
+        &key,
+        &farshore_codec::WrappingKey::draw(farshore_proto::keys::WrapperKind::Recovery).unwrap(),
+    )
+    .unwrap();
     let link = folder.join("link");
     std::os::unix::fs::symlink(&key, &link).unwrap();
     for to in [&key, &link] {

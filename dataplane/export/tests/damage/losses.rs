@@ -1,7 +1,7 @@
 //! Objects that are gone.
 
 use crate::check::{Bench, Damage};
-use crate::world::{A, B, C};
+use crate::world::{A, B, C, key_name};
 use crate::write::image_bytes;
 use farshore_vault::Vault;
 use std::collections::BTreeSet;
@@ -38,8 +38,9 @@ fn losses(bench: &Bench) -> Vec<Loss> {
     let none = Vec::new;
     let mut losses = vec![
         loss("vault".to_owned(), true, none(), none(), none()),
-        loss("keys/1".to_owned(), true, none(), none(), none()),
-        loss("keys/2".to_owned(), true, none(), none(), none()),
+        loss(key_name(1), true, none(), none(), none()),
+        loss(key_name(2), true, none(), none(), none()),
+        loss(key_name(3), true, none(), none(), none()),
         loss(world.epoch(A, 1), true, all(6), none(), none()),
         // Without it the end of epoch 1 is not known.
         loss(world.epoch(A, 2), true, all(6), none(), none()),
@@ -122,7 +123,10 @@ async fn a_vault_without_its_identity_is_told_from_none_and_gets_it_back() {
     bench.full.apply("vault", &Damage::Gone).await;
     let error = bench.full.reopen().await.unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("object vault is missing although keys/1 is there"), "{text}");
+    assert!(
+        text.contains(&format!("object vault is missing although {} is there", key_name(1))),
+        "{text}"
+    );
     assert!(text.contains("farshore vault init"), "{text}");
     Vault::init(bench.full.vault.store(), &bench.world.recovery).await.unwrap();
     let vault = bench.full.reopen().await.unwrap();
@@ -133,7 +137,7 @@ async fn a_vault_without_its_identity_is_told_from_none_and_gets_it_back() {
 #[tokio::test]
 async fn without_a_data_key_what_it_opens_is_refused_by_its_name_and_the_rest_reads() {
     let bench = Bench::new().await;
-    bench.full.apply("keys/2", &Damage::Gone).await;
+    bench.full.apply(&key_name(3), &Damage::Gone).await;
     let vault = bench.full.reopen().await.unwrap();
     let mut read = Vec::new();
     for (at, point) in bench.world.writer.points.iter().enumerate() {
@@ -142,7 +146,7 @@ async fn without_a_data_key_what_it_opens_is_refused_by_its_name_and_the_rest_re
             Ok(()) => read.push(at),
             Err(error) => {
                 let text = error.to_string();
-                assert!(text.contains("object keys/2 is missing; "), "{text}");
+                assert!(text.contains(&format!("object {} is missing; ", key_name(3))), "{text}");
             }
         }
     }
@@ -151,7 +155,7 @@ async fn without_a_data_key_what_it_opens_is_refused_by_its_name_and_the_rest_re
     assert_eq!(bench.world.writer.points[read[0]].volume, C);
     let report = farshore_vault::verify::verify(&vault, true, |_| {}).await.unwrap();
     let problems = report.problems.iter();
-    let named = problems.filter(|problem| problem.object.to_string() == "keys/2").count();
+    let named = problems.filter(|problem| problem.object.to_string() == key_name(3)).count();
     assert!(named > 0, "{report:#?}");
 }
 

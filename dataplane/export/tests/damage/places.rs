@@ -3,7 +3,7 @@
 
 use crate::check::{Bench, Damage, kind_of};
 use crate::needs::Piece;
-use crate::world::{A, B, C, LAST, REFILLED, SEAL, World};
+use crate::world::{A, B, C, LAST, REFILLED, SEAL, World, key_name};
 use bytes::Bytes;
 use farshore_codec::segment::slot_without_data;
 use farshore_proto::VaultId;
@@ -45,8 +45,8 @@ async fn an_object_of_a_vault_with_the_same_keys_is_named() {
 async fn the_identity_and_keys_of_a_vault_with_the_same_recovery_key_open_nothing_here() {
     let bench = Bench::new().await;
     let twin = World::of(VaultId([0x78; 16])).await;
-    for name in ["vault", "keys/1", "keys/2"] {
-        bench.full.apply(name, &Damage::Bytes(twin.objects[name].clone())).await;
+    for name in ["vault".to_owned(), key_name(1), key_name(2), key_name(3)] {
+        bench.full.apply(&name, &Damage::Bytes(twin.objects[&name].clone())).await;
     }
     let vault = bench.full.reopen().await.unwrap();
     for point in &bench.world.writer.points {
@@ -94,8 +94,8 @@ impl Bench {
 /// Where the checksum of an object's header lies.
 fn checksum_at(name: &str) -> usize {
     match kind_of(name) {
-        "vault" => 60,
-        "keys" => 124,
+        "vault" => 128,
+        "keys" => 116,
         "volumes" => 132,
         "logs" => 156,
         "maps" => 188,

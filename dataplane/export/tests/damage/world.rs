@@ -6,17 +6,17 @@
 //! ```
 //!
 //! Volume a is in log 0 under its epoch 1, then in log 1 under epochs 2 and 3; b in both under two; c in log 0
-//! only. Slots 0 and 1 are of run 1 of the writer of log 0 under data key 1, slot 3 was left by run 1 behind the
+//! only. Slots 0 and 1 are of run 1 of the writer of log 0 under key 2, slot 3 was left by run 1 behind the
 //! hole at 2, which run 2 filled. Log 1 refers to chunks of log 0. There are two maps of a, the newer one in
 //! three parts, one of b, and one index run.
 
 use crate::write::Writer;
 use bytes::Bytes;
 use farshore_codec::map::{MapPlace, open_map, seal_map};
-use farshore_codec::{DataKey, RecoveryKey};
-use farshore_proto::epoch::VaultObject;
+use farshore_codec::{DataKey, RootKey, VaultKey, WrappingKey};
 use farshore_proto::map::{MapBody, MapFields};
-use farshore_proto::{KeyNumber, Seq, Slot, VaultId, VolumeId};
+use farshore_proto::vault::VaultObject;
+use farshore_proto::{Domain, KeyNumber, Seq, Slot, VaultId, VolumeId};
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::put_segment;
 use farshore_vault::{Store, Vault, map, runs};
@@ -37,12 +37,12 @@ pub(crate) const LAST: Slot = Slot(4);
 pub(crate) const SEAL: Slot = Slot(5);
 
 /// The same for every world, so that two differ in the vault's id only.
-const DATA_KEYS: [[u8; 32]; 2] = [[0x51; 32], [0x52; 32]];
+const KEYS: [[u8; 32]; 3] = [[0x50; 32], [0x51; 32], [0x52; 32]];
 const RECOVERY: &str = "4242424242424242424242424242424242424242424242424242424242424242";
 
 /// A finished vault.
 pub(crate) struct World {
-    pub(crate) recovery: RecoveryKey,
+    pub(crate) recovery: WrappingKey,
     pub(crate) writer: Writer,
     /// Every object.
     pub(crate) objects: BTreeMap<String, Bytes>,
@@ -50,9 +50,14 @@ pub(crate) struct World {
     pub(crate) stale: Bytes,
 }
 
-pub(crate) fn recovery_key() -> RecoveryKey {
+pub(crate) fn recovery_key() -> WrappingKey {
     // The check is part of the text.
-    RecoveryKey::parse(&format!("FSRK1-{RECOVERY}-13c555f9")).unwrap()
+    WrappingKey::parse(&format!("FSRK2-{RECOVERY}-fad428ec")).unwrap()
+}
+
+/// The name of the object of a key.
+pub(crate) fn key_name(number: u32) -> String {
+    ObjectName::key(KeyNumber(number), recovery_key().wrapper().fingerprint).to_string()
 }
 
 /// A store in memory that holds these objects.
@@ -70,10 +75,15 @@ pub(crate) async fn open(memory: &Arc<InMemory>) -> Vault {
 }
 
 async fn add_key(store: &Store, vault: VaultId, number: u32) {
-    let key = DataKey::from_bytes(DATA_KEYS[number as usize - 1]);
+    let bytes = KEYS[number as usize - 1];
+    let key = match number {
+        1 => VaultKey::Root(RootKey::from_bytes(bytes)),
+        _ => VaultKey::Data(DataKey::from_bytes(bytes)),
+    };
     let number = KeyNumber(number);
-    let object = recovery_key().wrap(vault, number, &key).unwrap().encode();
-    store.create(&ObjectName::key(number), object).await.unwrap();
+    let object = recovery_key().wrap(vault, number, Domain::FIRST, &key).unwrap().encode();
+    let name = ObjectName::key(number, recovery_key().wrapper().fingerprint);
+    store.create(&name, object).await.unwrap();
 }
 
 /// What both runs of log 0 have ready behind the hole: the same stream.
@@ -94,7 +104,8 @@ impl World {
         let memory = Arc::new(InMemory::new());
         let store = Store::over(Arc::clone(&memory) as Arc<dyn ObjectStore>, "memory:");
         add_key(&store, id, 1).await;
-        let object = VaultObject { vault: id, key: KeyNumber(1) };
+        add_key(&store, id, 2).await;
+        let object = VaultObject::new(id);
         store.create(&ObjectName::vault(), object.encode()).await.unwrap();
         let mut writer = Writer::new(open(&memory).await, &[24, 24, 168], 2);
         let stale = fill(&mut writer, &memory, &store, id).await;
@@ -138,7 +149,7 @@ async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: Va
     writer.write(A, 1, &[0]);
     writer.mark(A, 2, &[16, 18]);
     writer.commit(0).await;
-    add_key(store, id, 2).await;
+    add_key(store, id, 3).await;
     writer.vault = open(memory).await;
     writer.write(A, 8, &[20, 22]);
     writer.end(A, false);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::frames::Frames;
 use farshore_codec::segment::chunk_of;
-use farshore_codec::{DataKey, KeyRing, Opener, VaultKeys};
+use farshore_codec::{DataKey, KeyRing, Opener, RootKey, VaultKeys};
 use farshore_engine::batch::{Batch, Change, Entry};
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::segment::SlotWriter;
@@ -85,7 +85,7 @@ fn batch(ops: &[Op]) -> (Vec<SpanPlan>, Frames, Image) {
 /// `known` says are there.
 fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanStats, Held) {
     let key = DataKey::from_bytes([5; 32]);
-    let keys = VaultKeys::derive(&key, VAULT);
+    let keys = VaultKeys::derive(&RootKey::from_bytes([5; 32]), VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
     let slot = Slot(known.len() as u64);
     let mut builder = SegmentBuilder::new(VAULT, LOG, slot, WRITER, &key, NUMBER, 1).unwrap();
@@ -189,7 +189,7 @@ fn a_duplicate_at_a_slot_that_no_log_has_is_stored_again() {
         batch.add(&entry, 0);
     }
     let key = DataKey::from_bytes([5; 32]);
-    let keys = VaultKeys::derive(&key, VAULT);
+    let keys = VaultKeys::derive(&RootKey::from_bytes([5; 32]), VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
     let builder = SegmentBuilder::new(VAULT, LOG, Slot(0), WRITER, &key, NUMBER, 1).unwrap();
     let mut build = Build::new(&chunker, &hasher, builder, batch.close().0);

@@ -1,8 +1,9 @@
 use super::*;
 use bytes::Bytes;
-use farshore_codec::{RecoveryKey, SegmentBuilder};
+use farshore_codec::{SegmentBuilder, WrappingKey};
 use farshore_ingest::index::Index;
 use farshore_proto::epoch::EpochBody;
+use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{
@@ -23,7 +24,7 @@ const LOG: LogId = LogId([7; 16]);
 
 async fn vault(dir: &Path) -> Vault {
     let store = Store::open(dir.join("vault").to_str().unwrap(), Access::Make).unwrap();
-    Vault::init(&store, &RecoveryKey::draw().unwrap()).await.unwrap()
+    Vault::init(&store, &WrappingKey::draw(WrapperKind::Recovery).unwrap()).await.unwrap()
 }
 
 /// Waits until a folder of the vault holds an object, however deep.

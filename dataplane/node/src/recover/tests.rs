@@ -2,11 +2,12 @@ use super::*;
 use crate::state::State;
 use bytes::Bytes;
 use farshore_codec::journal::JournalSealer;
-use farshore_codec::{Built, RecoveryKey, SegmentBuilder};
+use farshore_codec::{Built, SegmentBuilder, WrappingKey};
 use farshore_ingest::index::Index;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::journal::{GroupSize, put_entry};
+use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::{BLOCK_BYTES, CHUNK_BLOCKS_MIN, JOURNAL_GROUP_HEADER_BYTES};
 use farshore_proto::segment::SlotWriter;
 use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, Target, VolumeId};
@@ -19,7 +20,7 @@ const OURS: LogId = LogId([2; 16]);
 
 async fn vault(dir: &Path) -> Vault {
     let store = Store::open(dir.join("vault").to_str().unwrap(), Access::Make).unwrap();
-    Vault::init(&store, &RecoveryKey::draw().unwrap()).await.unwrap()
+    Vault::init(&store, &WrappingKey::draw(WrapperKind::Recovery).unwrap()).await.unwrap()
 }
 
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {

@@ -3,7 +3,7 @@
 
 use crate::bodies::{Section, bodies, is_of_later, join, split};
 use crate::samples;
-use farshore_proto::epoch::{EpochBody, VaultObject};
+use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::{Control, FrameHeader};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::index_run::IndexRun;
@@ -12,6 +12,7 @@ use farshore_proto::keys::KeyObject;
 use farshore_proto::map::{MapBody, MapHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
+use farshore_proto::vault::VaultObject;
 use farshore_proto::{DecodeError, ErrorKind};
 use proptest::prelude::*;
 
@@ -66,13 +67,13 @@ fn checked() -> Vec<Checked> {
             "vault",
             |bytes| VaultObject::decode(bytes).map(drop),
             samples::vault().encode(),
-            vec![6, 7, 28, 59],
+            vec![36, 47, 87, 92, 95, 108, 124, 127],
         ),
         header(
             "key",
             |bytes| KeyObject::decode(bytes).map(drop),
             samples::key().encode(),
-            vec![6, 7, 96, 123],
+            vec![46, 47],
         ),
         header(
             "segment",

@@ -8,6 +8,7 @@ mod canonical;
 mod damage;
 mod derived;
 mod golden;
+mod identity;
 mod later;
 mod newer;
 mod roundtrip;

@@ -1,11 +1,10 @@
 //! Whatever an encoder lays out, its decoder reads back.
 
 use crate::samples;
-use farshore_proto::epoch::{EpochBody, VaultObject};
+use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
-use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX,
     JOURNAL_GROUP_ENTRIES_MAX, MAP_PARTS_MAX, SEGMENT_FRAME_BYTES_MAX, SEQ_CLAIMED_MAX, SLOT_MAX,
@@ -328,18 +327,6 @@ proptest! {
         prop_assert_eq!(GroupHeader::decode(&group.encode()), Ok(group));
         prop_assert!(group.disk_bytes().is_multiple_of(JOURNAL_ALIGN_BYTES));
         prop_assert!(group.disk_bytes() >= 64 + plain_bytes + 16);
-    }
-
-    #[test]
-    fn small_objects(
-        id: [u8; 16], salt: [u8; 32], key: u32, wrapper: [u8; 8], nonce: [u8; 12],
-    ) {
-        let vault = VaultObject { vault: VaultId(id), key: KeyNumber(key) };
-        prop_assert_eq!(VaultObject::decode(&vault.encode()), Ok(vault));
-        let mut wrapped = [0; 48];
-        wrapped[..32].copy_from_slice(&salt);
-        let object = KeyObject { vault: VaultId(id), key: KeyNumber(key), wrapper, nonce, wrapped };
-        prop_assert_eq!(KeyObject::decode(&object.encode()), Ok(object));
     }
 
     #[test]

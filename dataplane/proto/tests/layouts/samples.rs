@@ -1,11 +1,11 @@
 //! One example of each layout; the golden files hold exactly these.
 
-use farshore_proto::epoch::{self, EpochBody, VaultObject};
+use farshore_proto::epoch::{self, EpochBody};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::index_run::{self, IndexRun};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
-use farshore_proto::keys::KeyObject;
+use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper, WrapperKind};
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::map::{MapBody, MapFields, MapHead, MapHeader, MapRun};
 use farshore_proto::mark::{Mark, MarkGroup};
@@ -15,6 +15,7 @@ use farshore_proto::segment::{
     SlotKind, SlotWriter, Span, Table,
 };
 use farshore_proto::targets::StoredChunk;
+use farshore_proto::vault::VaultObject;
 use farshore_proto::{
     Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
     PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
@@ -76,8 +77,10 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("journal-group-header", group_header().encode().to_vec()),
         ("journal-entries", journal_entries()),
         ("vault", vault().encode()),
+        ("vault-more", vault_of_a_later_program()),
         ("key", key().encode()),
-        ("key-aad", KeyObject::aad(VAULT, KeyNumber(1))),
+        ("key-more", key_of_a_later_program()),
+        ("key-aad", key().aad()),
         ("segment-header", segment_header(SlotKind::Segment).encode()),
         ("seal-header", segment_header(SlotKind::Seal).encode()),
         ("fill-header", segment_header(SlotKind::Fill).encode()),
@@ -273,7 +276,33 @@ pub(crate) fn table() -> Table {
 }
 
 pub(crate) fn vault() -> VaultObject {
-    VaultObject { vault: VAULT, key: KeyNumber(1) }
+    VaultObject::new(VAULT)
+}
+
+/// With a bit, a field of the header, a section and a longer record that a reader may pass over.
+pub(crate) fn vault_of_a_later_program() -> Vec<u8> {
+    let plain = vault().encode();
+    let (parameters, domains) = (&plain[48..96], &plain[96..128]);
+    let mut body = parameters.to_vec();
+    body.extend(&domains[..16]);
+    body[48 + 4] = 24;
+    body.extend(&domains[16..]);
+    body.extend([9; 8]);
+    // Kind 9, no flags, one record of 4 bytes.
+    body.extend([9, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+    let mut out = plain[..48].to_vec();
+    (out[6], out[12]) = (56, 0b10);
+    out[32..36].copy_from_slice(&u32::try_from(body.len()).expect("a small body").to_le_bytes());
+    out.extend([8; 8]);
+    out.extend(body);
+    with_checksum(out)
+}
+
+/// Appends the checksum of all before it.
+pub(crate) fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend(crc.to_le_bytes());
+    bytes
 }
 
 /// In place of real ciphertext, which is the business of the codec crate.
@@ -310,13 +339,25 @@ pub(crate) fn stamped_epoch_body() -> EpochBody {
 }
 
 pub(crate) fn key() -> KeyObject {
-    KeyObject {
+    let fingerprint = Fingerprint(id(0x01));
+    let header = KeyHeader {
         vault: VAULT,
-        key: KeyNumber(1),
-        wrapper: id(0x01),
-        nonce: id(0x10),
-        wrapped: id(0x80),
-    }
+        key: KeyNumber(2),
+        domain: Domain::FIRST,
+        kind: KeyKind::Data,
+        wrapper: Wrapper { kind: WrapperKind::Node, fingerprint },
+    };
+    KeyObject::new(header, id(0x10), id(0x80))
+}
+
+/// With a bit and a field of the header that a reader may pass over.
+pub(crate) fn key_of_a_later_program() -> Vec<u8> {
+    let plain = key().encode();
+    let mut out = plain[..56].to_vec();
+    (out[6], out[12]) = (64, 0b10);
+    out.extend([8; 8]);
+    out.extend(&plain[56..116]);
+    with_checksum(out)
 }
 
 pub(crate) fn map_fields() -> MapFields {

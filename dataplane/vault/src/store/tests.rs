@@ -1,6 +1,7 @@
 use super::*;
 use crate::layout::ObjectName;
 use crate::testing::Counted;
+use farshore_proto::keys::Fingerprint;
 use farshore_proto::{ErrorKind, KeyNumber, LogId, Slot};
 use std::fs;
 
@@ -43,7 +44,10 @@ async fn listings_name_what_is_there() {
     for slot in 0..3 {
         store.create(&name(slot), Bytes::from_static(b"abc")).await.unwrap();
     }
-    store.create(&ObjectName::key(KeyNumber(1)), Bytes::from_static(b"k")).await.unwrap();
+    store
+        .create(&ObjectName::key(KeyNumber(1), Fingerprint([7; 8])), Bytes::from_static(b"k"))
+        .await
+        .unwrap();
     assert_eq!(
         store.children(Folder::Logs).await.unwrap(),
         ["03030303-0303-0303-0303-030303030303"]

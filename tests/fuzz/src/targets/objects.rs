@@ -2,28 +2,38 @@
 
 use super::derived::plain_head;
 use crate::{checksum, later, taken};
-use farshore_proto::epoch::{EpochBody, VAULT_OBJECT_BYTES, VaultObject};
-use farshore_proto::keys::{KEY_OBJECT_BYTES, KeyObject};
-use farshore_proto::limits::LABEL_BYTES_MAX;
+use farshore_proto::KeyNumber;
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::keys::KeyObject;
+use farshore_proto::limits::{DOMAINS_MAX, LABEL_BYTES_MAX};
 use farshore_proto::object::ObjectKind;
+use farshore_proto::vault::{Parameters, VaultObject};
 
 pub(super) fn vault_object(bytes: &[u8]) {
-    checksum::both(bytes, VAULT_OBJECT_BYTES, |bytes| {
+    checksum::both(bytes, bytes.len().max(4), |bytes| {
         if let Ok(object) = VaultObject::decode(bytes) {
-            assert_eq!(object.encode(), bytes);
+            // What later programs say besides is passed over.
+            let again = object.encode();
+            assert_eq!(VaultObject::decode(&again), Ok(object.clone()));
+            assert!(again.len() <= bytes.len() && object.domains.len() <= DOMAINS_MAX);
+            assert!(object.parameters == Parameters::THIS && object.last_key() > KeyNumber(1));
             taken();
         }
     });
 }
 
 pub(super) fn vault_object_samples() -> Vec<Vec<u8>> {
-    vec![include_bytes!("../../../../dataplane/proto/testdata/v1/vault.bin").to_vec()]
+    vec![
+        include_bytes!("../../../../dataplane/proto/testdata/v2/vault.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/vault-more.bin").to_vec(),
+    ]
 }
 
 pub(super) fn key_object(bytes: &[u8]) {
-    checksum::both(bytes, KEY_OBJECT_BYTES, |bytes| {
+    checksum::both(bytes, bytes.len().max(4), |bytes| {
         if let Ok(object) = KeyObject::decode(bytes) {
             assert_eq!(object.encode(), bytes);
+            assert!(bytes.starts_with(&object.aad()), "all of the header is authenticated");
             taken();
         }
     });
@@ -31,8 +41,10 @@ pub(super) fn key_object(bytes: &[u8]) {
 
 pub(super) fn key_object_samples() -> Vec<Vec<u8>> {
     vec![
-        include_bytes!("../../../../dataplane/proto/testdata/v1/key.bin").to_vec(),
-        include_bytes!("../../../../dataplane/codec/testdata/v1/key.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/key.bin").to_vec(),
+        include_bytes!("../../../../dataplane/proto/testdata/v2/key-more.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v2/key.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v2/key-node.bin").to_vec(),
     ]
 }
 

@@ -10,7 +10,7 @@ use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::{JournalOpener, JournalSealer};
 use farshore_codec::map::{MapPlace, open_map};
 use farshore_codec::seal::{Domain, Purpose, Sealer};
-use farshore_codec::{CodecError, DataKey, KeyRing};
+use farshore_codec::{CodecError, DataKey, KeyRing, RootKey};
 use farshore_proto::journal::{GroupSize, entries};
 use farshore_proto::limits::{
     JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES, OBJECT_BODY_BYTES_MAX,
@@ -36,6 +36,7 @@ const RUN: RunId = RunId([5; 16]);
 pub(super) fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([0x11; 32]));
+    ring.insert_root(KeyNumber(2), RootKey::from_bytes([0x11; 32]));
     ring
 }
 

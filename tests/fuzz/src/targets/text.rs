@@ -3,9 +3,10 @@
 use crate::taken;
 use farshore_api::identity::{EnrolmentToken, Role};
 use farshore_api::point::PointSelector;
-use farshore_codec::RecoveryKey;
+use farshore_codec::WrappingKey;
 use farshore_nbd::Address;
-use farshore_proto::{LogId, RunId, Seq, Slot, VolumeId};
+use farshore_proto::keys::Fingerprint;
+use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VolumeId};
 use farshore_vault::layout::{self, ObjectName};
 
 // The source of a program, which no crate can name, read here as a module.
@@ -18,16 +19,17 @@ fn text(bytes: &[u8]) -> Option<&str> {
 
 pub(super) fn recovery_key(bytes: &[u8]) {
     let Some(text) = text(bytes) else { return };
-    let Ok(key) = RecoveryKey::parse(text) else { return };
+    let Ok(key) = WrappingKey::parse(text) else { return };
     let written = key.to_text();
     assert!(text.trim().eq_ignore_ascii_case(&written), "only space and case may differ");
-    assert_eq!(RecoveryKey::parse(&written).map(|key| key.wrapper()), Ok(key.wrapper()));
+    assert_eq!(WrappingKey::parse(&written).map(|key| key.wrapper()), Ok(key.wrapper()));
     taken();
 }
 
 pub(super) fn recovery_key_samples() -> Vec<Vec<u8>> {
-    let text = format!("FSRK1-{}-13c555f9", "42".repeat(32));
-    vec![text.clone().into_bytes(), format!("\n {text}\r\n").into_bytes()]
+    let key = "42".repeat(32);
+    let (text, node) = (format!("FSRK2-{key}-fad428ec"), format!("FSNK2-{key}-2ad84239"));
+    vec![text.clone().into_bytes(), format!("\n {text}\r\n").into_bytes(), node.into_bytes()]
 }
 
 /// The request that begins a session: complete requests are found wherever they are cut, and
@@ -78,6 +80,9 @@ pub(super) fn object_names(bytes: &[u8]) {
     if let Some((seq, part)) = layout::map_part_of(name) {
         ends(ObjectName::map(VolumeId([1; 16]), seq, part), 2);
     }
+    if let Some((key, wrapper)) = layout::key_of(name) {
+        ends(ObjectName::key(key, wrapper), 2);
+    }
     if let Some(run) = layout::run_of(name) {
         ends(ObjectName::index_run(run), 1);
     }
@@ -90,6 +95,7 @@ pub(super) fn object_names_samples() -> Vec<Vec<u8>> {
         ObjectName::epoch(VolumeId([0x11; 16]), 9_999_999_999),
         ObjectName::map(VolumeId([0x11; 16]), Seq(u64::MAX), 1023),
         ObjectName::index_run(RunId([0x22; 16])),
+        ObjectName::key(KeyNumber(u32::MAX), Fingerprint([0xab; 8])),
     ]
     .map(|name| name.to_string().into_bytes())
     .into()

@@ -1,8 +1,9 @@
 use super::*;
-use farshore_codec::RecoveryKey;
+use farshore_codec::WrappingKey;
 use farshore_codec::journal::JournalSealer;
 use farshore_proto::frame::FrameHeader;
 use farshore_proto::journal::{GroupSize, put_entry};
+use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_GROUP_HEADER_BYTES};
 use farshore_proto::{Epoch, Seq};
 use farshore_vault::{Access, Store};
@@ -13,7 +14,7 @@ const VOLUME: VolumeId = VolumeId([3; 16]);
 
 async fn vault(dir: &Path) -> Vault {
     let store = Store::open(dir.join("vault").to_str().unwrap(), Access::Make).unwrap();
-    Vault::init(&store, &RecoveryKey::draw().unwrap()).await.unwrap()
+    Vault::init(&store, &WrappingKey::draw(WrapperKind::Recovery).unwrap()).await.unwrap()
 }
 
 /// A journal file with a group for each of these seqs.
