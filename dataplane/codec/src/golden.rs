@@ -1,7 +1,7 @@
 //! Objects sealed once, kept in `testdata/`: what was sealed yesterday must open tomorrow.
 //!
 //! A change that fails here makes vaults unreadable: bump the version of the format, do not edit the
-//! bytes. All are sealed under data key 1 of bytes 0x11, in vault 0x01…, log 0x02…, volume 0x03….
+//! bytes. All are sealed under data key 1 of bytes 0x11, with chunk ids by root key 2 of bytes 0x12, in vault 0x01…, log 0x02…, volume 0x03….
 //!
 //! An object of a new version has no file yet: `FARSHORE_WRITE_GOLDEN=1` seals it, as the functions here say,
 //! and writes it. A file that is there is never written again: its salt is drawn, so no second one is the same.
@@ -46,6 +46,7 @@ const WRITER: SlotWriter =
 fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, key());
+    ring.insert_root(KeyNumber(2), RootKey::from_bytes([0x12; 32]));
     ring
 }
 

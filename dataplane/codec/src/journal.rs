@@ -13,6 +13,7 @@ use crate::seal::{COMMITMENT_BYTES, Domain, OpenKey, Purpose, Sealer};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::journal::{Entry, GroupHeader, GroupSize, JournalFileHeader, entries};
 use farshore_proto::limits::{JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES};
+use farshore_proto::object::committed;
 use farshore_proto::{DecodeError, KeyNumber, LogId, VaultId};
 
 fn with_context<T>(vault: VaultId, log: LogId, file: u64, with: impl FnOnce(&[&[u8]]) -> T) -> T {

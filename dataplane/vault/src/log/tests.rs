@@ -82,7 +82,7 @@ async fn a_scan_ends_at_the_seal_or_the_first_empty_slot() {
         let mut scan = LogScan::new(&world.vault, log, Slot(from));
         let mut slots = Vec::new();
         while let Some((slot, segment)) = scan.next().await.unwrap() {
-            assert_eq!(segment.header().slot, slot);
+            assert_eq!(segment.header().slot(), slot);
             assert_eq!(segment.table.spans.len(), 1);
             slots.push(slot.0);
         }

@@ -36,7 +36,7 @@ const RUN: RunId = RunId([5; 16]);
 pub(super) fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([0x11; 32]));
-    ring.insert_root(KeyNumber(2), RootKey::from_bytes([0x11; 32]));
+    ring.insert_root(KeyNumber(2), RootKey::from_bytes([0x12; 32]));
     ring
 }
 
