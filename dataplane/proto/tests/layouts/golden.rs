@@ -17,7 +17,7 @@ fn compare(version: &str, samples: Vec<(&'static str, Vec<u8>)>) {
     for (name, bytes) in samples {
         let path = path(version, name);
         if !path.exists() && std::env::var_os("FARSHORE_WRITE_GOLDEN").is_some() {
-            std::fs::write(&path, &bytes).unwrap();
+            std::fs::write(&path, &bytes).expect("a golden file is written");
         }
         let pinned = std::fs::read(&path).unwrap_or_else(|error| {
             panic!("{}: {error}; bump the version, do not edit the bytes", path.display())
