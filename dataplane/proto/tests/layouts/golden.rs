@@ -18,7 +18,7 @@ fn bytes_of_version_2_do_not_change() {
     for (name, bytes) in samples::all() {
         let path = path(name);
         if !path.exists() && std::env::var_os("FARSHORE_WRITE_GOLDEN").is_some() {
-            std::fs::write(&path, &bytes).unwrap();
+            std::fs::write(&path, &bytes).expect("a golden file is written");
         }
         let pinned = std::fs::read(&path).unwrap_or_else(|error| {
             panic!("{}: {error}; bump the version, do not edit the bytes", path.display())
