@@ -217,7 +217,7 @@ impl Run<'_> {
         progress: &mut (impl FnMut(VerifyProgress) + Send),
     ) -> Result<(), VaultError> {
         let vault = self.vault;
-        let mut scan = LogScan::new(vault, log, Slot(0));
+        let mut scan = LogScan::new(vault, log, Slot(0)).naming_all();
         loop {
             let (slot, mut segment) = match scan.next().await {
                 Ok(Some(found)) => found,

@@ -66,10 +66,14 @@ async fn what_arrived_before_the_start_counts_up_to_the_first_hole() {
 }
 
 #[tokio::test]
-async fn a_first_run_leaves_its_log_empty_and_a_sealed_log_is_given_up() {
+async fn a_first_run_fills_its_log_too_and_a_sealed_log_is_given_up() {
     let world = filled(0).await;
     let found = start(&world, 1).await.unwrap();
-    assert_eq!(found, RecoveredLog { incarnation: 1, ..RecoveredLog::default() });
+    let next_slot = Slot(PUTS_IN_FLIGHT_MAX as u64);
+    assert_eq!(found, RecoveredLog { incarnation: 1, next_slot, ..RecoveredLog::default() });
+    // Two copies of a directory that was never started: the first slot decides between them.
+    let second = start(&world, 1).await.unwrap();
+    assert_eq!((second.incarnation, second.next_slot), (2, Slot(2 * PUTS_IN_FLIGHT_MAX as u64)));
     let mut world = filled(2).await;
     world.seal(0).await;
     assert!(start(&world, 2).await.is_none());

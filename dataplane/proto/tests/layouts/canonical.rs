@@ -217,7 +217,9 @@ fn every_truncation_is_refused_even_with_a_good_checksum() {
             // Entries are a run, and so are sections: fewer of them are another value. Of a body it is the
             // seal that holds its end.
             let is_prefix = match layout.shape {
-                Shape::Fixed(_) => layout.name == "journal entries" && layout.good.starts_with(&short),
+                Shape::Fixed(_) => {
+                    layout.name == "journal entries" && layout.good.starts_with(&short)
+                }
                 Shape::Header => false,
                 Shape::Sections(_) => join(&split(&short)) == short,
             };

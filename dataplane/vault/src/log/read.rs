@@ -138,6 +138,8 @@ pub struct LogScan<'a> {
     ahead: FuturesOrdered<BoxFuture<'a, (Slot, Parts)>>,
     /// Highest incarnation so far; none before the slots in front of `from` were asked.
     incarnation: Option<u64>,
+    /// Whether damage behind the header of a seal or a void slot is an error too, though it hides nothing.
+    names_all: bool,
     /// Whether every header so far was read: without one it is not known which slots are void.
     is_sure: bool,
     end: Option<ScanEnd>,
@@ -166,6 +168,7 @@ impl<'a> LogScan<'a> {
             next: from,
             ahead: FuturesOrdered::new(),
             incarnation: None,
+            names_all: false,
             is_sure: true,
             end: None,
         }
@@ -183,6 +186,12 @@ impl<'a> LogScan<'a> {
     #[must_use]
     pub fn filled_to(self, filled: Slot) -> Self {
         Self { filled, ..self }
+    }
+
+    /// The same, to name all that is damaged: seals and void slots are opened too.
+    #[must_use]
+    pub(crate) fn naming_all(self) -> Self {
+        Self { names_all: true, ..self }
     }
 
     /// The next segment; none at the end, and then `end` says which end.
@@ -225,12 +234,15 @@ impl<'a> LogScan<'a> {
             };
             if header.kind == SlotKind::Seal {
                 self.end = Some(ScanEnd::Sealed(slot));
+                if self.names_all {
+                    segment?;
+                }
                 break;
             }
             let is_void = header.incarnation() < highest && !is_on(Bug::VoidSlotCounted);
             highest = highest.max(header.incarnation());
             self.incarnation = Some(highest);
-            if !is_void {
+            if !is_void || self.names_all && segment.is_err() {
                 return segment.map(|segment| Some((slot, segment)));
             }
         }
