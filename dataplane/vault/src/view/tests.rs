@@ -1,5 +1,8 @@
 use super::*;
 use crate::catalog;
+use farshore_codec::segment::chunk_of;
+use farshore_codec::{CodecError, Opener, SegmentBuilder};
+use farshore_proto::segment::ChunkPlace;
 use crate::testing::{BLOCKS, ModelPoint, World, history, image_bytes};
 use farshore_proto::{ErrorKind, Slot};
 use proptest::prelude::*;
@@ -244,4 +247,60 @@ async fn what_is_read_keeps_no_more_memory_than_twice_its_length() {
             assert!(data.is_unique(), "block {block}: it shares the memory of its frame");
         }
     }
+}
+
+/// D3: a segment put again under its name holds the same bytes, and is not the one that is referred to.
+#[tokio::test]
+async fn another_attempt_at_a_slot_is_not_what_is_referred_to() {
+    let mut world = World::new(2, 2).await;
+    world.write(0, 0, 8, 1000);
+    world.end_span(0, true);
+    let slot = world.commit(0).await;
+    world.claim(1, 1).await;
+    world.write(1, 16, 8, 1000);
+    world.end_span(1, true);
+    let user = world.commit(1).await;
+    assert!(world.references > 0, "log 1 refers to what log 0 holds");
+    check_all(&world).await;
+
+    let (log, file) = (world.logs[0].id, world.file(&ObjectName::slot(world.logs[0].id, slot)));
+    let whole_object = std::fs::read(&file).unwrap();
+    let ring = world.vault.ring();
+    let opener = Opener::open_header(&whole_object, world.vault.id(), log, slot, ring).unwrap();
+    let (number, key) = world.vault.newest_key();
+    let writer = opener.header().writer;
+    let mut again =
+        SegmentBuilder::new(world.vault.id(), log, slot, writer, key, number, 1).unwrap();
+    let mut frames = Vec::new();
+    let each = |_: &_, _, raw: &[u8]| {
+        frames.push(raw.to_vec());
+        Ok::<_, CodecError>(())
+    };
+    let table = opener.open_all(&whole_object, each).unwrap();
+    for (number, chunk) in (0..).zip(&table.chunks) {
+        let ChunkPlace::Here { frame, .. } = chunk.place else { continue };
+        let raw = &frames[usize::try_from(frame).unwrap()];
+        let bytes = chunk_of(&table, number, raw, world.vault.hasher()).unwrap();
+        assert_eq!(again.push_chunk(chunk.id, bytes), number);
+    }
+    table.spans.iter().for_each(|span| again.push_span(span.clone()));
+    let again = again.finish().unwrap();
+    assert!(again.table == table && again.header.attempt() != opener.header().attempt());
+    std::fs::write(&file, again.bytes()).unwrap();
+
+    let vault = world.reopen().await;
+    let point = &world.committed_points()[0];
+    check_point(&world, &vault, point).await;
+    let volume = world.volumes[1].id;
+    let view = VolumeView::open(&vault, volume, PointSelector::Latest).await.unwrap();
+    let error = view.read(whole()).await.unwrap_err();
+    assert!(matches!(error, VaultError::Replaced { .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    let (object, user) = (ObjectName::slot(log, slot), ObjectName::slot(world.logs[1].id, user));
+    let text = format!("{object} is not the one that volumes/{volume} refers to: that one is lost");
+    assert!(error.to_string().contains(&text), "{error}");
+    let report = crate::verify::verify(&vault, false, |_| {}).await.unwrap();
+    let told = format!("is not the segment that {user} refers to: that one is lost");
+    let is_it = |problem: &crate::verify::Problem| problem.object == object && problem.what == told;
+    assert!(report.problems.iter().any(is_it), "{report:?}");
 }
