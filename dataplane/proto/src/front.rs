@@ -52,7 +52,7 @@ impl<'a> Front<'a> {
         check_crc(what, object)?;
         if must_understand != 0 {
             let bit = must_understand.trailing_zeros();
-            return Err(DecodeError::Newer { what, feature: "bit", bit });
+            return Err(DecodeError::Newer { what, feature: "feature", bit });
         }
         if header_bytes > OBJECT_HEADER_BYTES_MAX {
             let (value, max) = (header_bytes as u64, OBJECT_HEADER_BYTES_MAX as u64);

@@ -178,7 +178,7 @@ impl ObjectHeader {
         out.put_bytes(&kind.magic());
         out.put_u16(VERSION);
         out.put_u16(u16::try_from(self.header_bytes).expect("a header has a limit"));
-        out.put_zeros(8);
+        out.put_feature_bits();
         out.put_bytes(&self.place.vault.0);
         out.put_bytes(&self.place.subject);
         out.put_u64(self.place.number);
@@ -218,12 +218,7 @@ impl ObjectHeader {
             return Err(DecodeError::Truncated { what, needed: header_bytes, have: object.len() });
         };
         check_crc(what, head)?;
-        let must = reader.u32()?;
-        if must != 0 {
-            let bit = must.trailing_zeros();
-            return Err(DecodeError::Newer { what, feature: "feature", bit });
-        }
-        let _may_ignore = reader.u32()?;
+        reader.feature_bits()?;
         let header = Self::fields(kind, header_bytes, &mut reader)?;
         let own = &head[COMMON_BYTES..][..kind.own_bytes()];
         if matches!(kind, ObjectKind::Epoch | ObjectKind::IndexRun) {

@@ -48,10 +48,10 @@ fn what_may_be_passed_over_is_passed_over() {
 fn what_must_be_understood_is_said_to_be_of_a_newer_version() {
     for bit in 0..32 {
         let must = (1_u32 << bit).to_le_bytes();
-        let vault = DecodeError::Newer { what: "vault object", feature: "bit", bit };
+        let vault = DecodeError::Newer { what: "vault object", feature: "feature", bit };
         assert_eq!(vault_with(8, &must), Err(vault.clone()));
         assert_eq!(vault.kind(), ErrorKind::Invalid);
-        let key = DecodeError::Newer { what: "key object", feature: "bit", bit };
+        let key = DecodeError::Newer { what: "key object", feature: "feature", bit };
         assert_eq!(key_with(8, &must), Err(key));
     }
     // The second section becomes another one that has the flag.

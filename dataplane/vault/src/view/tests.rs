@@ -1,9 +1,9 @@
 use super::*;
 use crate::catalog;
+use crate::testing::{BLOCKS, ModelPoint, World, history, image_bytes};
 use farshore_codec::segment::chunk_of;
 use farshore_codec::{CodecError, Opener, SegmentBuilder};
 use farshore_proto::segment::ChunkPlace;
-use crate::testing::{BLOCKS, ModelPoint, World, history, image_bytes};
 use farshore_proto::{ErrorKind, Slot};
 use proptest::prelude::*;
 
