@@ -44,7 +44,7 @@ const ENTRIES_HEADER_BYTES: usize = 4096;
 
 fn known() -> [(ChunkId, Location); 3] {
     let at = |log: u8, slot, chunk| Location {
-        target: Target { log: LogId([log; 16]), slot: Slot(slot), attempt: Attempt([log; 8]) },
+        target: Target { log: LogId([log; 16]), slot: Slot(slot), attempt: Attempt([0; 8]) },
         chunk,
         blocks: 8,
     };
