@@ -311,4 +311,18 @@ mod tests {
         assert_eq!(ring.role(KeyNumber(4)), Some((other, KeyKind::Data)));
         assert_eq!(ring.role(KeyNumber(5)), None);
     }
+
+    /// The keys that chunk ids and cuts are made with are part of the format too.
+    #[test]
+    fn the_keys_of_a_domain_come_from_its_root_key() {
+        let keys = VaultKeys::derive(&RootKey::from_bytes([0x12; 32]), VaultId([1; 16]));
+        assert_eq!(
+            hex::encode(keys.id_key.bytes()),
+            "54b3c877b6aab40c47a2fffce3a161082baae3797faa44a1008e2631376ac76b"
+        );
+        assert_eq!(
+            hex::encode(keys.chunk_key.bytes()),
+            "478b45990e64bd466ebd31892f2afae1cd82450915f939e72217e65852c4e856"
+        );
+    }
 }

@@ -37,6 +37,3 @@ pub use id::ChunkHasher;
 pub use kek::{KekError, WrappingKey};
 pub use keys::{ChunkKey, DataKey, IdKey, KeyRing, RootKey, VaultKey, VaultKeys};
 pub use segment::{Built, Opener, SegmentBuilder};
-
-#[cfg(test)]
-mod golden;
