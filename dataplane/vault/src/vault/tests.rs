@@ -131,7 +131,7 @@ async fn a_vault_of_another_version_is_left_alone_and_says_why() {
     let key = format!("keys/1/{}", recovery.wrapper().fingerprint);
     for (name, at, value, part) in [
         ("vault", 4, 3, "version 3"),
-        ("vault", 8, 4, "bit 2 is not known"),
+        ("vault", 8, 4, "feature 2 is not known"),
         // The longest chunk of the parameters.
         (
             "vault",
@@ -140,7 +140,7 @@ async fn a_vault_of_another_version_is_left_alone_and_says_why() {
             "longest chunk: 64 is recorded, this version of Farshore works with 32",
         ),
         (&*key, 4, 3, "version 3"),
-        (&*key, 8, 1, "bit 0 is not known"),
+        (&*key, 8, 1, "feature 0 is not known"),
         (&*key, 44, 9, "key kind 9 is not known"),
     ] {
         let file = folder.path().join(name);
