@@ -57,7 +57,7 @@ pub fn open_map(
     keys: &KeyRing,
 ) -> Result<(MapHeader, MapBody), CodecError> {
     let opened = OpenObject::read(Implementation::AwsLc, &at.place(), object, keys)?;
-    let header = MapHeader::decode(object)?;
+    let header = MapHeader::of(opened.header, opened.own_fields())?;
     let body = opened.open_body(&object[opened.header.header_bytes..])?;
     Ok((header, MapBody::decode(&body)?))
 }
@@ -67,6 +67,6 @@ pub fn open_map(
 /// # Errors
 /// As [`open_map`].
 pub fn peek_map(front: &[u8], at: MapPlace, keys: &KeyRing) -> Result<MapHeader, CodecError> {
-    OpenObject::read(Implementation::AwsLc, &at.place(), front, keys)?;
-    Ok(MapHeader::decode(front)?)
+    let opened = OpenObject::read(Implementation::AwsLc, &at.place(), front, keys)?;
+    Ok(MapHeader::of(opened.header, opened.own_fields())?)
 }

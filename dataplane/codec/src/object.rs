@@ -9,6 +9,7 @@ use crate::keys::{DataKey, KeyRing};
 use crate::seal::{Domain, Implementation, OpenKey, Purpose, Sealer};
 use farshore_proto::limits::TAG_BYTES;
 use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
+use farshore_proto::wire::Reader;
 use farshore_proto::{Domain as DedupDomain, KeyNumber};
 
 /// Calls `with` with the context that the key of an object at `place` is derived in.
@@ -167,6 +168,11 @@ impl OpenObject {
         let commitment = key.commit(&committed(&head));
         key.check(&commitment, &header.commitment, place.kind.what(), header.key)?;
         Ok(Self { header, key, head })
+    }
+
+    /// A reader of the fields that only its kind has.
+    pub(crate) fn own_fields(&self) -> Reader<'_> {
+        self.header.own_fields(&self.head)
     }
 
     /// Opens the body out of its bytes in the object.

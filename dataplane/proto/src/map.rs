@@ -71,7 +71,15 @@ impl MapHeader {
     /// # Errors
     /// By the field that is wrong.
     pub fn decode(object: &[u8]) -> Result<Self, DecodeError> {
-        let (object, mut own) = ObjectHeader::decode(ObjectKind::Map, object)?;
+        let (object, own) = ObjectHeader::decode(ObjectKind::Map, object)?;
+        Self::of(object, own)
+    }
+
+    /// Of what all objects have, and the fields that only maps have.
+    ///
+    /// # Errors
+    /// By the field that is wrong.
+    pub fn of(object: ObjectHeader, mut own: Reader<'_>) -> Result<Self, DecodeError> {
         let fields =
             MapFields { attempt: own.array()?, point: PointId(own.array()?), parts: own.u32()? };
         let ObjectPlace { number, part, .. } = object.place;

@@ -220,11 +220,21 @@ impl ObjectHeader {
         check_crc(what, head)?;
         reader.feature_bits()?;
         let header = Self::fields(kind, header_bytes, &mut reader)?;
-        let own = &head[COMMON_BYTES..][..kind.own_bytes()];
+        let own = header.own_fields(head);
         if matches!(kind, ObjectKind::Epoch | ObjectKind::IndexRun) {
-            header.check_without_fields(Reader::new(what, own))?;
+            header.check_without_fields(header.own_fields(head))?;
         }
-        Ok((header, Reader::new(what, own)))
+        Ok((header, own))
+    }
+
+    /// A reader of the kind's own fields in the header's bytes.
+    ///
+    /// # Panics
+    /// If `head` is shorter than the header that this was read from: a bug in the caller.
+    #[must_use]
+    pub fn own_fields<'a>(&self, head: &'a [u8]) -> Reader<'a> {
+        let kind = self.place.kind;
+        Reader::new(kind.what(), &head[COMMON_BYTES..][..kind.own_bytes()])
     }
 
     /// Of a kind that has neither variants nor fields of its own.

@@ -52,7 +52,7 @@ impl Opener {
     ) -> Result<Self, CodecError> {
         let place = SegmentHeader::place(vault, log, slot);
         let opened = OpenObject::read(implementation, &place, object, keys)?;
-        let header = SegmentHeader::decode(object)?;
+        let header = SegmentHeader::of(opened.header, opened.own_fields())?;
         Ok(Self { header, object: opened })
     }
 

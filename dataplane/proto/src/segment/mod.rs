@@ -11,7 +11,7 @@ use crate::error::DecodeError;
 use crate::ids::{Attempt, LogId, Slot, VaultId};
 use crate::limits::{SEGMENT_BYTES_MAX, SLOT_MAX};
 use crate::object::{ObjectHeader, ObjectKind, ObjectPlace};
-use crate::wire::Put;
+use crate::wire::{Put, Reader};
 
 /// Bytes of a segment's own fields in the header.
 pub(crate) const OWN_BYTES: usize = 44;
@@ -145,7 +145,15 @@ impl SegmentHeader {
     /// # Errors
     /// By the field that is wrong.
     pub fn decode(object: &[u8]) -> Result<Self, DecodeError> {
-        let (object, mut own) = ObjectHeader::decode(ObjectKind::Slot, object)?;
+        let (object, own) = ObjectHeader::decode(ObjectKind::Slot, object)?;
+        Self::of(object, own)
+    }
+
+    /// Of what all objects have, and the fields that only slots have.
+    ///
+    /// # Errors
+    /// By the field that is wrong.
+    pub fn of(object: ObjectHeader, mut own: Reader<'_>) -> Result<Self, DecodeError> {
         let kind = SlotKind::from_code(object.variant)?;
         if object.place.number > SLOT_MAX.0 || object.place.part != 0 {
             let value = object.place.number;
