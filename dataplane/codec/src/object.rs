@@ -10,7 +10,7 @@ use crate::seal::{Domain, Implementation, OpenKey, Purpose, Sealer};
 use farshore_proto::limits::TAG_BYTES;
 use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
 use farshore_proto::wire::Reader;
-use farshore_proto::{Domain as DedupDomain, KeyNumber};
+use farshore_proto::{DecodeError, Domain as DedupDomain, KeyNumber};
 
 /// Calls `with` with the context that the key of an object at `place` is derived in.
 fn with_context<T>(place: &ObjectPlace, with: impl FnOnce(&[&[u8]]) -> T) -> T {
@@ -167,6 +167,10 @@ impl OpenObject {
         let head = object[..header.header_bytes].to_vec();
         let commitment = key.commit(&committed(&head));
         key.check(&commitment, &header.commitment, place.kind.what(), header.key)?;
+        if header.domain != DedupDomain::FIRST {
+            let (what, bit) = (place.kind.what(), header.domain.0);
+            return Err(DecodeError::Newer { what, feature: "domain", bit }.into());
+        }
         Ok(Self { header, key, head })
     }
 

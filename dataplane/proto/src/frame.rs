@@ -21,8 +21,6 @@ const MAGIC: [u8; 4] = *b"FSF2";
 
 /// Flag of a write or zero: the agent read the blocks from the disk.
 const COPY: u8 = 1;
-/// Flags that a reader who does not know them passes over; the other half it refuses.
-const MAY_IGNORE: u8 = 0xf0;
 /// The body as it is: the only encoding without a feature that allows more.
 const RAW: u8 = 0;
 
@@ -322,12 +320,7 @@ fn take_kind(reader: &mut Reader<'_>) -> Result<FrameKind, DecodeError> {
 }
 
 fn take_flags(reader: &mut Reader<'_>, kind: FrameKind) -> Result<u8, DecodeError> {
-    let flags = reader.u8()?;
-    let unknown = flags & !(MAY_IGNORE | COPY);
-    if unknown != 0 {
-        let [bit, ..] = unknown.trailing_zeros().to_le_bytes();
-        return Err(newer("flag", bit));
-    }
+    let flags = reader.flags("frame", COPY)?;
     if flags & COPY != 0 && !kind.has_blocks() {
         return Err(DecodeError::Range { what: "frame flags", value: flags.into() });
     }

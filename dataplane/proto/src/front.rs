@@ -41,8 +41,7 @@ impl<'a> Front<'a> {
         reader.magic(magic)?;
         reader.version(VERSION)?;
         let header_bytes = usize::from(reader.u16()?);
-        let must_understand = reader.u32()?;
-        let may_ignore = reader.u32()?;
+        let mut features = Reader::new(what, reader.take(8)?);
         let vault = VaultId(reader.array()?);
         let body_bytes = reader.u32()? as usize;
         let needed = header_bytes.max(known).saturating_add(body_bytes).saturating_add(CRC_BYTES);
@@ -50,10 +49,7 @@ impl<'a> Front<'a> {
             return Err(DecodeError::Truncated { what, needed, have: object.len() });
         }
         check_crc(what, object)?;
-        if must_understand != 0 {
-            let bit = must_understand.trailing_zeros();
-            return Err(DecodeError::Newer { what, feature: "feature", bit });
-        }
+        let may_ignore = features.feature_bits()?;
         if header_bytes > OBJECT_HEADER_BYTES_MAX {
             let (value, max) = (header_bytes as u64, OBJECT_HEADER_BYTES_MAX as u64);
             return Err(DecodeError::Limit { what, value, max });

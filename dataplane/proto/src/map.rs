@@ -5,6 +5,7 @@
 use crate::error::DecodeError;
 use crate::ids::{BlockRange, LogId, MarkKind, PointId, Seq, Slot, VaultId, VolumeId};
 use crate::limits::{MAP_CHUNKS_MAX, MAP_PARTS_MAX, MAP_RUNS_MAX, VOLUME_BYTES_MAX, blocks_of};
+use crate::mark::kind_of;
 use crate::object::{ObjectHeader, ObjectKind, ObjectPlace};
 use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::targets::{STORED, StoredChunk, TARGETS, put_stored, take_stored};
@@ -89,9 +90,7 @@ impl MapHeader {
         if part >= fields.parts || fields.parts as usize > MAP_PARTS_MAX {
             return Err(DecodeError::Range { what: "map parts", value: fields.parts.into() });
         }
-        if object.variant != 0 {
-            return Err(DecodeError::Range { what: "map kind", value: object.variant.into() });
-        }
+        object.check_without_variants()?;
         Ok(Self { object, fields })
     }
 }
@@ -207,9 +206,7 @@ fn take_head(mut reader: Reader<'_>) -> Result<MapHead, DecodeError> {
         return Err(DecodeError::Range { what: "map size", value: size_bytes });
     }
     let time_unix_ms = reader.u64()?;
-    let code = reader.u8()?;
-    let kind = MarkKind::from_code(code)
-        .ok_or(DecodeError::Range { what: "mark kind", value: code.into() })?;
+    let kind = kind_of(reader.u8()?)?;
     reader.reserved(3)?;
     let unknown_blocks = reader.u32()?;
     Ok(MapHead { ordinal, log, slot, size_bytes, time_unix_ms, kind, unknown_blocks })

@@ -10,8 +10,6 @@ use crate::wire::{Put, Reader};
 pub const MARK_BYTES: usize = 64;
 
 const PROMPT: u8 = 1;
-/// Flags that a reader who does not know them passes over; the other half it refuses.
-const MAY_IGNORE: u8 = 0xf0;
 
 /// A recovery point in the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,20 +85,9 @@ impl Mark {
         let point = PointId(reader.array()?);
         let time_unix_ms = reader.u64()?;
         let code = reader.u8()?;
-        let flags = reader.u8()? & !MAY_IGNORE;
-        if flags & !PROMPT != 0 {
-            let bit = (flags & !PROMPT).trailing_zeros();
-            return Err(DecodeError::Newer { what: "mark", feature: "flag", bit });
-        }
+        let flags = reader.flags("mark", PROMPT)?;
         reader.reserved(2)?;
-        let kind = match MarkKind::from_code(code) {
-            Some(kind) => kind,
-            None if code == 0 => return Err(DecodeError::Range { what: "mark kind", value: 0 }),
-            None => {
-                let bit = code.into();
-                return Err(DecodeError::Newer { what: "mark", feature: "kind", bit });
-            }
-        };
+        let kind = kind_of(code)?;
         let unknown_blocks = reader.u32()?;
         let attempt = MarkAttempt(reader.array()?);
         let group = MarkGroup { attempt, member: reader.u16()?, members: reader.u16()? };
@@ -110,5 +97,14 @@ impl Mark {
         reader.reserved(12)?;
         let is_prompt = flags & PROMPT != 0;
         Ok(Self { point, kind, unknown_blocks, is_prompt, time_unix_ms, group })
+    }
+}
+
+/// The kind of a mark, by its code in every format.
+pub(crate) fn kind_of(code: u8) -> Result<MarkKind, DecodeError> {
+    match MarkKind::from_code(code) {
+        Some(kind) => Ok(kind),
+        None if code == 0 => Err(DecodeError::Range { what: "mark kind", value: 0 }),
+        None => Err(DecodeError::Newer { what: "mark", feature: "kind", bit: code.into() }),
     }
 }

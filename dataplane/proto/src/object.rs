@@ -104,7 +104,9 @@ impl Compression {
         match code {
             0 => Ok(Self::Raw),
             1 => Ok(Self::Zstd),
-            _ => Err(DecodeError::Range { what: "compression", value: code.into() }),
+            _ => {
+                Err(DecodeError::Newer { what: "object", feature: "compression", bit: code.into() })
+            }
         }
     }
 }
@@ -239,10 +241,16 @@ impl ObjectHeader {
 
     /// Of a kind that has neither variants nor fields of its own.
     fn check_without_fields(&self, mut own: Reader<'_>) -> Result<(), DecodeError> {
+        self.check_without_variants()?;
+        own.reserved(own.left())
+    }
+
+    /// Of a kind that has no variants.
+    pub(crate) fn check_without_variants(&self) -> Result<(), DecodeError> {
         if self.variant != 0 {
             return Err(DecodeError::Range { what: "object variant", value: self.variant.into() });
         }
-        own.reserved(own.left())
+        Ok(())
     }
 
     fn fields(

@@ -178,18 +178,33 @@ impl<'a> Reader<'a> {
     }
 
     /// Eight bytes of bits for what later programs add: those that a reader must understand, of which this one
-    /// knows none, and those that it may ignore.
+    /// knows none, and those that it may ignore, which it gives.
     ///
     /// # Errors
     /// `Truncated` at the end, `Newer` with the lowest bit that must be understood.
-    pub fn feature_bits(&mut self) -> Result<(), DecodeError> {
+    pub fn feature_bits(&mut self) -> Result<u32, DecodeError> {
         let what = self.what;
         let must = self.u32()?;
         if must != 0 {
             let bit = must.trailing_zeros();
             return Err(DecodeError::Newer { what, feature: "feature", bit });
         }
-        self.u32().map(drop)
+        self.u32()
+    }
+
+    /// A byte of flags of a `what`, all of it: the lower half a reader must understand, and this one knows `known`;
+    /// the upper it may ignore.
+    ///
+    /// # Errors
+    /// `Truncated` at the end, `Newer` with the lowest bit that must be understood and is not known.
+    pub fn flags(&mut self, what: &'static str, known: u8) -> Result<u8, DecodeError> {
+        let flags = self.u8()?;
+        let unknown = flags & 0x0f & !known;
+        if unknown != 0 {
+            let bit = unknown.trailing_zeros();
+            return Err(DecodeError::Newer { what, feature: "flag", bit });
+        }
+        Ok(flags)
     }
 
     /// That nothing is left.

@@ -229,6 +229,11 @@ fn what_a_later_program_added_is_passed_over_and_authenticated() {
         let (what, feature) = (kind.what(), "feature");
         assert_eq!(error, CodecError::Decode(DecodeError::Newer { what, feature, bit: 2 }));
         assert_eq!(error.kind(), ErrorKind::Invalid);
+        // Chunk ids and keys of another domain than the one that there is.
+        let newer = sealed_later(kind, &[], |head| head[64] = 2);
+        let error = read(&newer, &place(kind)).unwrap_err();
+        let feature = "domain";
+        assert_eq!(error, CodecError::Decode(DecodeError::Newer { what, feature, bit: 2 }));
     }
 }
 

@@ -45,7 +45,8 @@ impl SlotKind {
             1 => Ok(Self::Segment),
             2 => Ok(Self::Seal),
             3 => Ok(Self::Fill),
-            _ => Err(DecodeError::Range { what: "slot kind", value: code.into() }),
+            0 => Err(DecodeError::Range { what: "slot kind", value: 0 }),
+            _ => Err(DecodeError::Newer { what: "segment", feature: "kind", bit: code.into() }),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::bodies::{MUST, Section, bodies, join, split};
 use crate::canonical::heads;
 use crate::samples;
 use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SECTIONS_MAX};
-use farshore_proto::map::MapHeader;
+use farshore_proto::map::{MapBody, MapHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind, commit, committed};
 use farshore_proto::sections::{SECTION_HEAD_BYTES, SectionKind, SectionWriter, Sections};
 use farshore_proto::segment::{SegmentHeader, SlotKind};
@@ -15,6 +15,10 @@ use farshore_proto::{Attempt, DecodeError, ErrorKind};
 
 const MUST_AT: usize = 8;
 const MAY_AT: usize = 12;
+const VARIANT_AT: usize = 72;
+const COMPRESSION_AT: usize = 73;
+/// Where the kind of its mark is in the head of a map.
+const MAP_KIND_AT: usize = 48;
 
 /// A header, changed, with its length and checksum put right.
 fn changed(good: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -40,6 +44,24 @@ fn a_bit_that_must_be_understood_is_named_and_the_object_refused() {
             assert_eq!(error.kind(), ErrorKind::Invalid);
             assert!(error.to_string().contains("newer version"), "{error}");
         }
+    }
+}
+
+/// A code that a later program gave out is no damage.
+#[test]
+fn a_code_that_is_not_known_is_named_as_newer() {
+    for code in 2..=255_u8 {
+        let newer = |what, feature| DecodeError::Newer { what, feature, bit: code.into() };
+        for (kind, good, again) in heads() {
+            let head = changed(&good, |head| head[COMPRESSION_AT] = code);
+            assert_eq!(again(&head), Err(newer("object", "compression")), "{kind:?}");
+        }
+        let slot = samples::segment_header(SlotKind::Seal).encode();
+        let slot = SegmentHeader::decode(&changed(&slot, |head| head[VARIANT_AT] = code));
+        assert_eq!(slot.err(), (code > 3).then(|| newer("segment", "kind")));
+        let mut map = samples::map_body().encode();
+        map[SECTION_HEAD_BYTES + MAP_KIND_AT] = code;
+        assert_eq!(MapBody::decode(&map).err(), (code > 5).then(|| newer("mark", "kind")));
     }
 }
 
