@@ -459,6 +459,11 @@ impl VaultError {
             || matches!(self, Self::Task { .. })
     }
 
+    /// Whether a newer version wrote something that must be understood.
+    pub(crate) fn is_newer(&self) -> bool {
+        matches!(self, Self::Version { .. })
+    }
+
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Store(StoreError::NotFound { .. }))
     }

@@ -232,14 +232,19 @@ impl<'a> LogScan<'a> {
                     return Err(error);
                 }
             };
-            if header.kind == SlotKind::Seal {
+            let is_seal = header.kind == SlotKind::Seal;
+            let is_void =
+                !is_seal && header.incarnation() < highest && !is_on(Bug::VoidSlotCounted);
+            // What a later program put there may say something of all that follows.
+            let is_newer = segment.as_ref().is_err_and(VaultError::is_newer);
+            self.is_sure &= is_void || !is_newer;
+            if is_seal {
                 self.end = Some(ScanEnd::Sealed(slot));
-                if self.names_all {
+                if self.names_all || is_newer {
                     segment?;
                 }
                 break;
             }
-            let is_void = header.incarnation() < highest && !is_on(Bug::VoidSlotCounted);
             highest = highest.max(header.incarnation());
             self.incarnation = Some(highest);
             if !is_void || self.names_all && segment.is_err() {
@@ -268,7 +273,7 @@ impl<'a> LogScan<'a> {
     }
 
     /// Whether it is known which of the slots returned so far count: not after an error that left
-    /// the header of one unread, or a seal unopened.
+    /// the header of one unread, a seal unopened, or one that a newer version put.
     #[must_use]
     pub fn is_sure(&self) -> bool {
         self.is_sure
@@ -292,7 +297,7 @@ impl<'a> LogScan<'a> {
     /// Looks at the slots in front of the scan: the highest incarnation, as far back as a void slot's
     /// filler can be, and whether the log ends there already. A volume may have begun while puts into
     /// slots in front of its first were under way: if one of them never came, or a seal did, nothing
-    /// behind it counts. Slots that cannot be read there are not this scan's business, nor are those
+    /// behind it counts. Slots that are damaged there are not this scan's business, nor are those
     /// that were there once and are lost.
     async fn look_before(&mut self) -> Result<u64, VaultError> {
         let (vault, log) = (self.vault, self.log);
@@ -310,7 +315,7 @@ impl<'a> LogScan<'a> {
                     missing = missing.or(Some(slot));
                 }
                 Ok(None) => {}
-                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) if error.is_unavailable() || error.is_newer() => return Err(error),
                 Err(_) => {}
             }
         }

@@ -1,5 +1,9 @@
 use super::*;
 use crate::testing::World;
+use farshore_codec::seal::{Domain, Purpose, Sealer};
+use farshore_proto::Domain as DedupDomain;
+use farshore_proto::object::{Compression, ObjectHeader, ObjectPlace, commit, committed};
+use farshore_proto::segment::put_own;
 
 async fn filled(slots: u64) -> World {
     let mut world = World::new(1, 1).await;
@@ -139,6 +143,76 @@ async fn a_damaged_slot_is_named_and_the_scan_goes_on() {
 }
 
 /// Takes the slots from `from` on away, as if they were not put yet.
+/// A slot that a later program put: its body has a section that a reader must understand.
+fn newer(world: &World, slot: Slot, kind: SlotKind) -> Vec<u8> {
+    let place = SegmentHeader::place(world.vault.id(), world.logs[0].id, slot);
+    let ObjectPlace { kind: object, vault, subject, number, part } = &place;
+    let context: [&[u8]; 5] =
+        [&object.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()];
+    let (key_number, key) = world.vault.newest_key();
+    let mut sealer = Sealer::draw(key, Purpose::Object, &context).unwrap();
+    let mut body = [60_u32 | 1 << 16, 4, 1, 0, 7].map(u32::to_le_bytes).concat();
+    let header = ObjectHeader {
+        place,
+        domain: DedupDomain::FIRST,
+        key: key_number,
+        variant: kind.code(),
+        compression: Compression::Raw,
+        body_bytes: body.len() + 16,
+        body_raw_bytes: body.len(),
+        salt: *sealer.salt(),
+        commitment: [0; 32],
+        header_bytes: object.header_bytes(),
+    };
+    let mut head =
+        header.encode(|out| put_own(out, 0, &SlotWriter::of_run(world.logs[0].incarnation)));
+    let commitment = sealer.key().commit(&committed(&head));
+    commit(&mut head, &commitment);
+    sealer.seal(Domain::Body, &head, &mut body).unwrap();
+    [head, body].concat()
+}
+
+/// What a slot means that a later program put is not known, so nor is what those behind it do.
+#[tokio::test]
+async fn a_slot_of_a_newer_version_leaves_a_scan_unsure() {
+    for kind in [SlotKind::Segment, SlotKind::Fill, SlotKind::Seal] {
+        let mut world = filled(2).await;
+        let log = world.logs[0].id;
+        let name = ObjectName::slot(log, Slot(2));
+        // Run 0 stands for whoever seals: no seal is void.
+        world.logs[0].incarnation = u64::from(kind != SlotKind::Seal);
+        std::fs::write(world.file(&name), newer(&world, Slot(2), kind)).unwrap();
+        world.logs[0].next = Slot(3);
+        world.write(0, 0, 4, 1);
+        world.end_span(0, true);
+        world.commit(0).await;
+        let mut scan = LogScan::new(&world.vault, log, Slot(0));
+        for _ in 0..2 {
+            scan.next().await.unwrap().unwrap();
+        }
+        let error = scan.next().await.unwrap_err();
+        assert!(matches!(&error, VaultError::Version { object, .. } if *object == name), "{error}");
+        assert!(!scan.is_sure(), "{kind:?}");
+    }
+}
+
+/// The same in front of where a scan begins, where its head alone is read.
+#[tokio::test]
+async fn a_slot_of_a_newer_version_in_front_of_a_scan_is_named() {
+    let world = filled(4).await;
+    let log = world.logs[0].id;
+    let name = ObjectName::slot(log, Slot(1));
+    let mut bytes = std::fs::read(world.file(&name)).unwrap();
+    let end = u16::from_le_bytes([bytes[6], bytes[7]]).into();
+    bytes[8] = 1;
+    let mut head = bytes[..end - 4].to_vec();
+    farshore_proto::wire::put_crc(&mut head, 0);
+    bytes[..end].copy_from_slice(&head);
+    std::fs::write(world.file(&name), bytes).unwrap();
+    let error = LogScan::new(&world.vault, log, Slot(3)).next().await.unwrap_err();
+    assert!(matches!(&error, VaultError::Version { object, .. } if *object == name), "{error}");
+}
+
 fn take_away(world: &World, from: u64) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let log = world.logs[0].id;
     let files = (from..world.logs[0].next.0).map(|slot| {
