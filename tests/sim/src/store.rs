@@ -109,7 +109,7 @@ struct State {
     held_up: BTreeMap<u64, Option<Duration>>,
     replies: BTreeMap<u64, Reply>,
     waiting: BTreeMap<u64, Waker>,
-    attempts: Vec<(String, Bytes)>,
+    attempts: Vec<Bytes>,
     puts: u64,
     gets: u64,
 }
@@ -215,7 +215,7 @@ impl SimStore {
     }
 
     /// The objects that processes have tried to make since the last call.
-    pub(crate) fn take_attempts(&self) -> Vec<(String, Bytes)> {
+    pub(crate) fn take_attempts(&self) -> Vec<Bytes> {
         std::mem::take(&mut self.lock().attempts)
     }
 
@@ -451,9 +451,9 @@ impl Remote {
             let request = state.next;
             state.next += 1;
             match &op {
-                Op::Put(path, payload, _) => {
+                Op::Put(_, payload, _) => {
                     state.puts += 1;
-                    state.attempts.push((path.to_string(), Bytes::from(payload.clone())));
+                    state.attempts.push(Bytes::from(payload.clone()));
                 }
                 Op::Get(..) => state.gets += 1,
             }

@@ -230,8 +230,8 @@ impl World {
     fn run_tasks(&mut self) {
         let paused = &self.paused;
         let done = self.tasks.poll(|process| paused.contains_key(&process));
-        for (name, bytes) in self.store.take_attempts() {
-            self.oracle.object_attempted(&name, &bytes);
+        for bytes in self.store.take_attempts() {
+            self.oracle.object_attempted(&bytes);
         }
         for (after, alarm) in self.alarms.take() {
             self.push(after, Due::Alarm(alarm));

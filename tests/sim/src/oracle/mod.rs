@@ -300,8 +300,8 @@ impl Oracle {
     }
 
     /// A put was sent to the store.
-    pub(crate) fn object_attempted(&mut self, name: &str, bytes: &Bytes) {
-        let Some((purpose, salt)) = vault::salt_of(name, bytes) else { return };
+    pub(crate) fn object_attempted(&mut self, bytes: &Bytes) {
+        let Some((purpose, salt)) = vault::salt_of(bytes) else { return };
         self.sealed(purpose, &salt, bytes);
     }
 }

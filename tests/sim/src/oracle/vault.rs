@@ -16,14 +16,11 @@ use farshore_vault::verify::verify;
 use farshore_vault::view::{Point, PointSelector, VolumeView, flatten};
 use farshore_vault::{Vault, VaultError};
 
-/// Purpose and salt of an object, if it is a kind that carries one in its head.
-pub(super) fn salt_of(name: &str, bytes: &Bytes) -> Option<(&'static str, [u8; 32])> {
-    let kind = match name.split('/').next()? {
-        "logs" => ObjectKind::Slot,
-        "volumes" => ObjectKind::Epoch,
-        _ => return None,
-    };
-    Some((kind.what(), ObjectHeader::decode(kind, bytes).ok()?.0.salt))
+/// Purpose and salt of an object, if it is of a kind that carries one in its head.
+pub(super) fn salt_of(bytes: &Bytes) -> Option<(&'static str, [u8; 32])> {
+    let header = |kind| ObjectHeader::decode(kind, bytes).ok();
+    let (header, _) = ObjectKind::ALL.into_iter().find_map(header)?;
+    Some((header.place.kind.what(), header.salt))
 }
 
 /// A volume at a point, as it is read from the vault.
