@@ -30,6 +30,9 @@ impl fmt::Display for Place {
                         write!(f, "part {part} of the map of volume {subject} at seq {number}")?;
                     }
                     ObjectKind::IndexRun => write!(f, "index run {subject}")?,
+                    ObjectKind::Checkpoint => {
+                        write!(f, "checkpoint at slot {number} of log {subject}")?;
+                    }
                 }
                 write!(f, " in vault {vault}")
             }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bugs;
+pub mod checkpoint;
 pub mod epoch;
 pub mod error;
 pub mod frame;

@@ -120,6 +120,9 @@ pub const MAP_CHUNKS_MAX: usize = MAP_RUNS_MAX;
 /// Most parts of a map.
 pub const MAP_PARTS_MAX: usize = 1 << 10;
 
+/// Most volumes in a checkpoint of a log; a log that had more is read without.
+pub const CHECKPOINT_VOLUMES_MAX: usize = 1 << 17;
+
 /// Most chunks in an index run.
 pub const INDEX_RUN_CHUNKS_MAX: usize = TARGETS_MAX;
 
@@ -159,6 +162,9 @@ const _: () = {
     // The largest part of a map and the largest index run fit a body, and that an object.
     assert!(1024 + MAP_CHUNKS_MAX * (32 + 44) + MAP_RUNS_MAX * 20 <= OBJECT_BODY_BYTES_MAX);
     assert!(1024 + TARGETS_MAX * 32 + INDEX_RUN_CHUNKS_MAX * 44 <= OBJECT_BODY_BYTES_MAX);
+    // The largest checkpoint fits a body, and a shard's volumes fit a checkpoint.
+    assert!(1024 + CHECKPOINT_VOLUMES_MAX * 88 <= OBJECT_BODY_BYTES_MAX);
+    assert!(SHARD_VOLUMES_MAX <= CHECKPOINT_VOLUMES_MAX);
     assert!(SEGMENT_TARGETS_MAX <= TARGETS_MAX && MAP_CHUNKS_MAX <= TARGETS_MAX);
     assert!(OBJECT_HEADER_BYTES_MAX < BLOCK_BYTES && OBJECT_HEADER_BYTES_MAX <= u16::MAX as usize);
     // The cache holds the batches in flight, the one being filled and the window of a source.

@@ -27,11 +27,14 @@ pub enum ObjectKind {
     Map,
     /// A run of the dedup index.
     IndexRun,
+    /// A checkpoint of a log.
+    Checkpoint,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Slot, Self::Epoch, Self::Map, Self::IndexRun];
+    pub const ALL: [Self; 5] =
+        [Self::Slot, Self::Epoch, Self::Map, Self::IndexRun, Self::Checkpoint];
 
     /// Its first four bytes.
     #[must_use]
@@ -41,6 +44,7 @@ impl ObjectKind {
             Self::Epoch => *b"FSEP",
             Self::Map => *b"FSMP",
             Self::IndexRun => *b"FSIR",
+            Self::Checkpoint => *b"FSCP",
         }
     }
 
@@ -52,6 +56,7 @@ impl ObjectKind {
             Self::Epoch => "epoch object",
             Self::Map => "map",
             Self::IndexRun => "index run",
+            Self::Checkpoint => "checkpoint",
         }
     }
 
@@ -61,7 +66,7 @@ impl ObjectKind {
         match self {
             Self::Slot => crate::segment::OWN_BYTES,
             Self::Map => crate::map::OWN_BYTES,
-            Self::Epoch | Self::IndexRun => 4,
+            Self::Epoch | Self::IndexRun | Self::Checkpoint => 4,
         }
     }
 
@@ -75,7 +80,7 @@ impl ObjectKind {
     #[must_use]
     pub fn body_bytes_max(self) -> usize {
         match self {
-            Self::Slot | Self::Map | Self::IndexRun => OBJECT_BODY_BYTES_MAX,
+            Self::Slot | Self::Map | Self::IndexRun | Self::Checkpoint => OBJECT_BODY_BYTES_MAX,
             Self::Epoch => SMALL_BODY_BYTES_MAX,
         }
     }
@@ -223,7 +228,7 @@ impl ObjectHeader {
         reader.feature_bits()?;
         let header = Self::fields(kind, header_bytes, &mut reader)?;
         let own = header.own_fields(head);
-        if matches!(kind, ObjectKind::Epoch | ObjectKind::IndexRun) {
+        if !matches!(kind, ObjectKind::Slot | ObjectKind::Map) {
             header.check_without_fields(header.own_fields(head))?;
         }
         Ok((header, own))

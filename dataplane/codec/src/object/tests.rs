@@ -45,7 +45,7 @@ fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
     match kind {
         ObjectKind::Slot => put_own(out, 0, &writer),
         ObjectKind::Map => fields().put(out),
-        ObjectKind::Epoch | ObjectKind::IndexRun => no_fields(out),
+        ObjectKind::Epoch | ObjectKind::IndexRun | ObjectKind::Checkpoint => no_fields(out),
     }
 }
 
@@ -166,7 +166,7 @@ fn every_bit_of_a_header_is_refused_before_the_body_is_opened() {
         let own_end = match kind {
             ObjectKind::Slot => header_bytes - CRC_BYTES - 4,
             ObjectKind::Map => header_bytes - CRC_BYTES,
-            ObjectKind::Epoch | ObjectKind::IndexRun => 152,
+            ObjectKind::Epoch | ObjectKind::IndexRun | ObjectKind::Checkpoint => 152,
         };
         let expected = (12..60).chain(64..73).chain([76, 80]).chain(88..own_end);
         let variant = |at: &usize| *at != 72 || kind == ObjectKind::Slot || kind == ObjectKind::Map;
