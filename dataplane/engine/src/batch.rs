@@ -12,7 +12,7 @@ use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind};
 use farshore_proto::limits::{BATCH_BYTES, BLOCK_BYTES, SEGMENT_SPANS_MAX};
 use farshore_proto::mark::Mark;
-use farshore_proto::{BlockRange, DecodeError, Epoch, Imprint, Seq, Stamp, VolumeId};
+use farshore_proto::{BlockRange, DecodeError, Epoch, Imprint, Seq, Slot, Stamp, VolumeId};
 use std::collections::BTreeMap;
 
 /// Most pieces in a batch; each becomes at least one extent.
@@ -157,6 +157,9 @@ pub struct SpanPlan {
     pub stamp: Stamp,
     /// Which frame that at the last seq is.
     pub imprint: Imprint,
+    /// The newest slot of the log in front of the segment's that has a span of the volume; none before a slot
+    /// was given out, or if there is none.
+    pub previous: Option<Slot>,
     /// Last writers, in block order.
     pub pieces: Vec<Piece>,
 }
@@ -273,6 +276,7 @@ impl Batch {
             mark,
             stamp: span.stamp,
             imprint: span.imprint,
+            previous: None,
             pieces,
         });
     }

@@ -6,11 +6,14 @@
 //!   - L1: slots are handed out in order and never twice.
 //!   - L2: a segment commits only after all handed out before it have.
 //!   - L3: at most `PUTS_IN_FLIGHT_MAX` are neither committed nor failed.
+//!   - L4: the ledger has what is committed, and nothing else.
 
 use crate::batch::{Held, SpanPlan};
+use crate::ledger::{Ledger, SpanEnd};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::mark::Mark;
+use farshore_proto::segment::SlotWriter;
 use farshore_proto::{Epoch, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -21,6 +24,7 @@ struct InFlight {
     is_put: bool,
     lasts: BTreeMap<VolumeId, Seq>,
     points: Vec<CommittedPoint>,
+    ends: Vec<SpanEnd>,
     held: Vec<Held>,
 }
 
@@ -56,15 +60,37 @@ pub struct LogEnd {
     next: Slot,
     void: BTreeSet<Slot>,
     in_flight: VecDeque<InFlight>,
+    writer: SlotWriter,
+    ledger: Ledger,
 }
 
 impl LogEnd {
-    /// The log goes on at `next`; `void` slots beyond it are taken by a crashed run's leftovers.
+    /// The log goes on at `next` with run `incarnation`; `void` slots beyond it are taken by a crashed run's
+    /// leftovers. The ledger has all in front of it.
     #[must_use]
-    pub fn new(next: Slot, void: BTreeSet<Slot>) -> Self {
-        let mut end = Self { next, void, in_flight: VecDeque::new() };
+    pub fn new(next: Slot, incarnation: u64, void: BTreeSet<Slot>, mut ledger: Ledger) -> Self {
+        ledger.reached(next);
+        let writer = SlotWriter::of_run(incarnation);
+        let mut end = Self { next, void, in_flight: VecDeque::new(), writer, ledger };
         end.skip_void();
         end
+    }
+
+    /// What is committed.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// A checkpoint of the log is there.
+    pub fn checkpointed(&mut self, slot: Slot) {
+        self.ledger.checkpointed(slot);
+    }
+
+    /// What the next segment says of its writer.
+    #[must_use]
+    pub fn writer(&self) -> SlotWriter {
+        SlotWriter { checkpoint: self.ledger.checkpoint(), ..self.writer }
     }
 
     /// The slot that the next segment gets.
@@ -91,25 +117,39 @@ impl LogEnd {
         self.in_flight.iter().any(|segment| segment.lasts.contains_key(&volume))
     }
 
-    /// Takes a slot for a batch.
+    /// Takes a slot for a batch, and says in its spans where the volumes were before.
     ///
     /// # Panics
     /// If there is no room (L3): the shard asks first.
-    pub fn begin(&mut self, spans: &[SpanPlan], held: Vec<Held>) -> Slot {
+    pub fn begin(&mut self, spans: &mut [SpanPlan], held: Vec<Held>) -> Slot {
         assert!(self.has_room(), "L3: too many puts in flight");
         let slot = self.next;
         self.next = slot.next();
         self.skip_void();
         let mut lasts = BTreeMap::new();
         let mut points = Vec::new();
+        let mut ends = Vec::with_capacity(spans.len());
         for span in spans {
+            span.previous = self.newest(span.volume);
             lasts.insert(span.volume, span.last_seq);
             let (volume, epoch, seq) = (span.volume, span.epoch, span.last_seq);
             points.extend(span.mark.map(|mark| CommittedPoint { volume, epoch, seq, mark }));
+            ends.push(end_of(span));
         }
-        self.in_flight.push_back(InFlight { slot, is_put: false, lasts, points, held });
+        if is_on(Bug::CheckpointAhead) {
+            self.ledger.take(slot, &self.writer, ends.iter().copied());
+        }
+        self.in_flight.push_back(InFlight { slot, is_put: false, lasts, points, ends, held });
         self.check();
         slot
+    }
+
+    /// The newest slot with a span of the volume: on its way, or committed. If that never comes to be in the
+    /// log, neither does what refers to it.
+    fn newest(&self, volume: VolumeId) -> Option<Slot> {
+        let on_way = self.in_flight.iter().rev().find(|put| put.lasts.contains_key(&volume));
+        let committed = || Some(self.ledger.tail(volume)?.newest);
+        on_way.map(|put| put.slot).or_else(committed)
     }
 
     fn skip_void(&mut self) {
@@ -136,7 +176,12 @@ impl LogEnd {
         }
         let mut committed = Vec::new();
         while self.in_flight.front().is_some_and(|segment| segment.is_put) {
-            if let Some(InFlight { slot, lasts, points, held, .. }) = self.in_flight.pop_front() {
+            if let Some(InFlight { slot, lasts, points, ends, held, .. }) =
+                self.in_flight.pop_front()
+            {
+                if !is_on(Bug::CheckpointAhead) && !is_on(Bug::WatermarkPastHole) {
+                    self.ledger.take(slot, &self.writer, ends);
+                }
                 committed.push(CommittedSegment { slot, lasts, points, held });
             }
         }
@@ -149,17 +194,26 @@ impl LogEnd {
         let slots: Vec<Slot> = self.in_flight.iter().map(|segment| segment.slot).collect();
         assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "L1");
         assert!(slots.last().is_none_or(|last| *last < self.next), "L1");
+        let first = slots.first().copied().unwrap_or(self.next);
+        assert!(self.ledger.next() <= first || is_on(Bug::CheckpointAhead), "L4");
     }
+}
+
+fn end_of(span: &SpanPlan) -> SpanEnd {
+    let SpanPlan { volume, epoch, first_seq, last_seq, stamp, imprint, .. } = *span;
+    let point = span.mark.map(|mark| mark.point);
+    SpanEnd { volume, epoch, first_seq, last_seq, point, stamp, imprint }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use farshore_proto::{Imprint, Stamp};
 
     #[test]
     fn commits_only_the_contiguous_prefix() {
-        let mut log = LogEnd::new(Slot(7), BTreeSet::new());
-        let slots: Vec<Slot> = (0..3).map(|_| log.begin(&[], Vec::new())).collect();
+        let mut log = LogEnd::new(Slot(7), 1, BTreeSet::new(), Ledger::default());
+        let slots: Vec<Slot> = (0..3).map(|_| log.begin(&mut [], Vec::new())).collect();
         assert_eq!(slots, [Slot(7), Slot(8), Slot(9)]);
         assert!(log.put_done(Slot(8)).is_empty());
         assert!(log.put_done(Slot(9)).is_empty());
@@ -170,8 +224,44 @@ mod tests {
 
     #[test]
     fn skips_slots_that_a_crashed_run_left_behind_a_hole() {
-        let mut log = LogEnd::new(Slot(4), BTreeSet::from([Slot(5), Slot(6)]));
-        assert_eq!(log.begin(&[], Vec::new()), Slot(4));
-        assert_eq!(log.begin(&[], Vec::new()), Slot(7));
+        let void = BTreeSet::from([Slot(5), Slot(6)]);
+        let mut log = LogEnd::new(Slot(4), 2, void, Ledger::default());
+        assert_eq!(log.begin(&mut [], Vec::new()), Slot(4));
+        assert_eq!(log.begin(&mut [], Vec::new()), Slot(7));
+    }
+
+    fn plan(volume: u8, first: u64, last: u64) -> SpanPlan {
+        SpanPlan {
+            volume: VolumeId([volume; 16]),
+            epoch: Epoch(1),
+            first_seq: Seq(first),
+            last_seq: Seq(last),
+            mark: None,
+            stamp: Stamp::default(),
+            imprint: Imprint::default(),
+            previous: None,
+            pieces: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn spans_say_where_their_volume_was_before_and_the_ledger_only_what_is_committed() {
+        let mut log = LogEnd::new(Slot(7), 3, BTreeSet::new(), Ledger::default());
+        let begin = |log: &mut LogEnd, mut spans: Vec<SpanPlan>| {
+            let slot = log.begin(&mut spans, Vec::new());
+            (slot.0, spans.iter().map(|span| span.previous.map(|slot| slot.0)).collect::<Vec<_>>())
+        };
+        assert_eq!(begin(&mut log, vec![plan(1, 1, 2), plan(2, 1, 1)]), (7, vec![None, None]));
+        assert_eq!(begin(&mut log, vec![plan(1, 3, 3)]), (8, vec![Some(7)]));
+        log.put_done(Slot(8));
+        assert_eq!((log.ledger().next(), log.ledger().tails().count()), (Slot(7), 0));
+        log.put_done(Slot(7));
+        let lasts: Vec<Seq> = log.ledger().tails().map(|(_, tail)| tail.last_seq).collect();
+        assert_eq!((log.ledger().next(), lasts), (Slot(9), vec![Seq(3), Seq(1)]));
+        let both = vec![plan(1, 4, 4), plan(1, 5, 5), plan(2, 2, 2)];
+        assert_eq!(begin(&mut log, both), (9, vec![Some(8), Some(8), Some(7)]));
+        assert_eq!(log.writer(), SlotWriter::of_run(3));
+        log.checkpointed(Slot(9));
+        assert_eq!(log.writer(), SlotWriter { checkpoint: Some(Slot(9)), ..SlotWriter::of_run(3) });
     }
 }

@@ -15,87 +15,36 @@
 //!   - H4: frames are taken only from the session that holds the volume, under its epoch.
 
 mod admit;
+mod checkpoint;
 mod contest;
+mod settings;
 mod share;
 
 pub use contest::CONTEST_MS;
+pub use settings::{BATCH_AGE_MS_MAX, CHECKPOINT_SLOTS, LINGER_MS_MAX, SPACING_MS_MAX, Settings};
 
-use crate::batch::{Batch, Change, Entry, Handle, Held, Limits, SpanPlan};
+use crate::batch::{Batch, Change, Entry, Handle, Held, SpanPlan};
 use crate::log::{CommittedPoint, CommittedSegment, LogEnd};
 use crate::stream::Stream;
 use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::frame::Link;
 use farshore_proto::frame::{Ack, Hello, RefusalReason, Welcome};
 use farshore_proto::limits::{
-    BLOCK_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_BYTES_MAX, SHARD_CACHE_BYTES,
-    SHARD_VOLUMES_MAX, VOLUME_BLOCKS_MAX, WINDOW_BYTES,
+    BLOCK_BYTES, JOURNAL_ENTRY_PREFIX_BYTES, JOURNAL_GROUP_BYTES_MAX, SHARD_VOLUMES_MAX,
+    WINDOW_BYTES,
 };
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
+use farshore_proto::segment::SlotWriter;
 use farshore_proto::{Epoch, Imprint, Seq, Slot, Stamp, Timestamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// A batch without a mark waits at most this long for more.
-pub const BATCH_AGE_MS_MAX: u64 = 2000;
 /// Of the cache, volumes share so much; the rest is for those that hold nothing yet.
 const SHARED_OF_CACHE: (usize, usize) = (3, 4);
-/// A mark waits at most this long for the marks of other volumes.
-pub const LINGER_MS_MAX: u64 = 1000;
-/// A segment that is not full waits at most this long after the one before it.
-pub const SPACING_MS_MAX: u64 = 10_000;
 
 /// One connection, as the driver numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
-
-/// Sizes and times of one shard. The defaults are those of `limits.rs`, which are also the most
-/// that is legal; only the cache may be larger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Settings {
-    /// Memory for frames not yet committed; at it the shard stops reading.
-    pub cache_bytes: usize,
-    /// Bytes an agent may have sent beyond journaled; at most [`WINDOW_BYTES`].
-    pub window_bytes: usize,
-    /// Bytes of the frames in one journal group, unless the first alone is larger; at most
-    /// [`JOURNAL_GROUP_BYTES_MAX`].
-    pub group_bytes: usize,
-    /// What one batch holds.
-    pub batch: Limits,
-    /// A batch without a mark waits at most this long for more; at most [`BATCH_AGE_MS_MAX`].
-    pub batch_age_ms: u64,
-    /// A mark waits at most this long for the marks of other volumes; at most [`LINGER_MS_MAX`].
-    pub linger_ms: u64,
-    /// Segments that are not full are half a mark interval of a volume in them apart, and at most this
-    /// long; at most [`SPACING_MS_MAX`].
-    pub spacing_ms: u64,
-    /// Blocks of the largest volume that can be restored; larger ones are refused.
-    pub volume_blocks_max: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            cache_bytes: SHARD_CACHE_BYTES,
-            window_bytes: WINDOW_BYTES,
-            group_bytes: JOURNAL_GROUP_BYTES_MAX,
-            batch: Limits::default(),
-            batch_age_ms: BATCH_AGE_MS_MAX,
-            linger_ms: LINGER_MS_MAX,
-            spacing_ms: SPACING_MS_MAX,
-            volume_blocks_max: VOLUME_BLOCKS_MAX,
-        }
-    }
-}
-
-impl Settings {
-    fn check(&self) {
-        assert!(self.cache_bytes > 0, "a shard holds at least one frame");
-        assert!((1..=WINDOW_BYTES).contains(&self.window_bytes), "the window has a limit");
-        assert!((1..=JOURNAL_GROUP_BYTES_MAX).contains(&self.group_bytes), "a group has a limit");
-        assert!(self.batch.are_legal(), "a segment holds a batch");
-        assert!(self.batch_age_ms <= BATCH_AGE_MS_MAX && self.linger_ms <= LINGER_MS_MAX);
-        assert!(self.spacing_ms <= SPACING_MS_MAX);
-    }
-}
 
 /// What happened.
 #[derive(Debug)]
@@ -185,6 +134,13 @@ pub enum Input {
         /// Its slot.
         slot: Slot,
     },
+    /// The end of an [`Output::Checkpoint`].
+    Checkpointed {
+        /// The slot it is at.
+        slot: Slot,
+        /// Whether it is in the vault.
+        is_there: bool,
+    },
     /// Ship what is there without waiting for more: the node is stopping.
     Ship,
     /// Time went by.
@@ -254,8 +210,17 @@ pub enum Output {
     Build {
         /// The slot.
         slot: Slot,
+        /// Who builds it, and what it knows of the log.
+        writer: SlotWriter,
         /// Its spans.
         spans: Vec<SpanPlan>,
+    },
+    /// Put a checkpoint of the log beside the work, and say whether it is there.
+    Checkpoint {
+        /// The slot it is at.
+        slot: Slot,
+        /// What it says.
+        body: CheckpointBody,
     },
     /// The log's prefix now ends with this segment.
     Committed {
@@ -371,6 +336,8 @@ pub struct Shard {
     awaited_at: Option<Timestamp>,
     closed: VecDeque<Batch>,
     log: LogEnd,
+    /// No checkpoint is written before the log is here: one is on its way, or could not be written.
+    checkpoint_from: Slot,
     files: BTreeMap<u64, usize>,
     file: Option<u64>,
     held_bytes: usize,
@@ -381,12 +348,12 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// A shard whose log goes on at `next_slot`; `void` slots beyond it are taken already.
+    /// A shard that goes on at the end of its log.
     ///
     /// # Panics
     /// If a setting is over its limit: a bug in the driver.
     #[must_use]
-    pub fn new(settings: Settings, next_slot: Slot, void: BTreeSet<Slot>) -> Self {
+    pub fn new(settings: Settings, log: LogEnd) -> Self {
         settings.check();
         Self {
             settings,
@@ -403,7 +370,8 @@ impl Shard {
             closed_at: None,
             awaited_at: None,
             closed: VecDeque::new(),
-            log: LogEnd::new(next_slot, void),
+            log,
+            checkpoint_from: Slot(0),
             files: BTreeMap::new(),
             file: None,
             held_bytes: 0,
@@ -499,6 +467,7 @@ impl Shard {
             Input::Revoked { volume } => self.revoked(now, volume, out),
             Input::GroupDone { group, file } => self.group_done(now, group, file, out),
             Input::PutDone { slot } => self.put_done(slot, out),
+            Input::Checkpointed { slot, is_there } => self.checkpointed(slot, is_there),
             Input::Ship => {
                 self.is_shipping = true;
                 self.deadline = Some(now);
@@ -507,6 +476,7 @@ impl Shard {
         }
         self.write_group(out);
         self.close_batches(now, out);
+        self.checkpoint(out);
         self.apply_backpressure(out);
         self.check();
     }
@@ -678,13 +648,14 @@ impl Shard {
         while self.log.has_room()
             && let Some(batch) = self.closed.pop_front()
         {
-            let (spans, held) = batch.close();
+            let (mut spans, held) = batch.close();
             if is_on(Bug::JournalDroppedEarly) {
                 self.release_files(&held);
                 self.drop_files(out);
             }
-            let slot = self.log.begin(&spans, held);
-            out.push(Output::Build { slot, spans });
+            let writer = self.log.writer();
+            let slot = self.log.begin(&mut spans, held);
+            out.push(Output::Build { slot, writer, spans });
         }
     }
 

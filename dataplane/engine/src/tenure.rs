@@ -11,6 +11,8 @@
 //!   - T4: the files of a left log are deleted unread, and no file number is used twice.
 
 use crate::batch::Entry;
+use crate::ledger::Ledger;
+use crate::log::LogEnd;
 use crate::shard;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::frame::RefusalReason;
@@ -43,6 +45,8 @@ pub struct RecoveredLog {
     pub incarnation: u64,
     /// The volumes whose newest epoch is in it.
     pub volumes: BTreeMap<VolumeId, RecoveredVolume>,
+    /// How far all its volumes got, whoever owns them now.
+    pub ledger: Ledger,
 }
 
 /// A frame of the journal that the vault does not hold.
@@ -65,6 +69,8 @@ pub struct Opening {
     pub next_slot: Slot,
     /// Slots beyond that which are taken already.
     pub void: BTreeSet<Slot>,
+    /// How far the volumes of the log got.
+    pub ledger: Ledger,
     /// Number of the first journal file that is written.
     pub first_file: u64,
     volumes: Vec<(VolumeId, RecoveredVolume)>,
@@ -72,6 +78,12 @@ pub struct Opening {
 }
 
 impl Opening {
+    /// The writing end of the log.
+    #[must_use]
+    pub fn log_end(&self) -> LogEnd {
+        LogEnd::new(self.next_slot, self.incarnation, self.void.clone(), self.ledger.clone())
+    }
+
     /// What the shard's engine is told before it serves, in this order. `replayed` are the frames that the
     /// journal holds for this log, in journal order.
     pub fn inputs(
@@ -145,6 +157,15 @@ pub enum Input {
         slot: Slot,
         /// How.
         end: PutEnd,
+    },
+    /// A put of a checkpoint ended.
+    CheckpointEnded {
+        /// The log it is of.
+        log: LogId,
+        /// The slot it is at.
+        slot: Slot,
+        /// Whether it is in the vault.
+        is_there: bool,
     },
     /// A claim of a volume ended.
     ClaimEnded {
@@ -279,6 +300,11 @@ impl Tenure {
             Input::Renewed { log, files } => self.renewed(log, files, out),
             Input::AtRest => self.renew(out),
             Input::PutEnded { log, slot, end } => self.put_ended(log, slot, end, out),
+            Input::CheckpointEnded { log, slot, is_there } => {
+                if self.serves(log) {
+                    out.push(Output::Tell(shard::Input::Checkpointed { slot, is_there }));
+                }
+            }
             Input::ClaimEnded { log, volume, outcome } => {
                 if self.serves(log) || (self.is_open() && is_on(Bug::LeftLogAnswers)) {
                     out.push(Output::Tell(shard::Input::Claimed { volume, outcome }));
@@ -321,7 +347,7 @@ impl Tenure {
         let State::ReadingJournal(found) = std::mem::replace(&mut self.state, State::Open) else {
             panic!("the journal is read after the log");
         };
-        let RecoveredLog { next_slot, void, incarnation, volumes } = found;
+        let RecoveredLog { next_slot, void, incarnation, volumes, ledger } = found;
         let incarnation = incarnation.max(self.incarnation);
         let volumes = in_room(volumes, journaled);
         out.push(Output::Open(Opening {
@@ -329,6 +355,7 @@ impl Tenure {
             incarnation,
             next_slot,
             void,
+            ledger,
             first_file: behind(&files),
             volumes,
             files,
@@ -353,6 +380,7 @@ impl Tenure {
             incarnation: self.incarnation,
             next_slot: Slot(0),
             void: BTreeSet::new(),
+            ledger: Ledger::default(),
             first_file: behind(&files),
             volumes: Vec::new(),
             files,

@@ -178,7 +178,7 @@ impl<'a> Build<'a> {
             epoch: plan.epoch,
             first_seq: plan.first_seq,
             last_seq: plan.last_seq,
-            previous: None,
+            previous: plan.previous,
             mark: plan.mark,
             stamp: plan.stamp,
             imprint: plan.imprint,

@@ -12,11 +12,15 @@ use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
 use farshore_vault::catalog::{end_behind, end_of_volume};
+use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::epoch::{Claim, claim_behind, read_epochs};
 use farshore_vault::limits::HOLE_SLOTS_MAX;
+use farshore_vault::log::find_end;
 use farshore_vault::{Vault, VaultError};
 
 pub use farshore_engine::claims::Wanted;
+use sealed::end_in;
+
 pub use sealed::SealedLogs;
 
 /// Slots in front of the next one of a log that may be missing: puts under way, and void slots between them.
@@ -187,9 +191,7 @@ pub async fn claim_with(
         return Err(ClaimError::Grown { volume, size_bytes, recorded_bytes });
     }
     if is_held {
-        let filled = Slot(wanted.first_slot.0.saturating_sub(UNSURE_SLOTS));
-        let end = end_behind(vault, volume, wanted.log, filled).await.map_err(failed)?;
-        let (committed, stamp) = end.last();
+        let (committed, stamp) = end_in_own(vault, wanted, last).await.map_err(failed)?;
         return Ok(Claimed { committed, stamp, sealed: None, ordinal: None });
     }
     if last.epoch == wanted.epoch {
@@ -209,9 +211,34 @@ pub async fn claim_with(
         (None, Some((log, seal))) => {
             end_behind(vault, volume, log, seal.next()).await.map_err(failed)?.last()
         }
+        (None, None) if last.log == wanted.log => {
+            end_in_own(vault, wanted, last).await.map_err(failed)?
+        }
         (None, None) => end_of_volume(vault, volume).await.map_err(failed)?.last(),
     };
     begin(vault, wanted, epochs.len() as u64, committed, sealed).await
+}
+
+/// How far the vault holds a volume whose newest epoch is in the log that is to have it.
+async fn end_in_own(
+    vault: &Vault,
+    wanted: &Wanted,
+    last: &EpochBody,
+) -> Result<(Seq, Stamp), VaultError> {
+    let (volume, log) = (wanted.volume, wanted.log);
+    let filled = Slot(wanted.first_slot.0.saturating_sub(UNSURE_SLOTS));
+    let end = find_end(vault, log, filled).await?;
+    match read_ledger(vault, log, &end, |_| {}).await {
+        Ok(ledger) => {
+            if let Some(end) = end_in(&ledger, volume, last) {
+                return Ok(end);
+            }
+        }
+        Err(error) if error.is_unavailable() => return Err(error),
+        // Whether the volume misses what does not open is for its own stream to say.
+        Err(_) => {}
+    }
+    Ok(end_behind(vault, volume, log, filled).await?.last())
 }
 
 /// Begins the wanted epoch behind what the vault holds: the `held` epochs that were read.

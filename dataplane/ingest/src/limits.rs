@@ -8,6 +8,9 @@ pub const SPARE_BYTES_MAX: usize = 16 << 20;
 /// Sealed logs whose streams a node remembers while it takes their volumes over.
 pub const SEALED_LOGS_MAX: usize = 256;
 
+/// Volumes whose epochs a start reads at the same time.
+pub const EPOCHS_AHEAD_MAX: usize = 16;
+
 /// Starts of a log's writer at the same moment before one gives up: copies of a node's directory.
 pub const RUNS_AT_ONCE_MAX: usize = 8;
 

@@ -14,17 +14,19 @@
 //! a slot of the other: so the first slot that neither an earlier run filled decides between them. And one that
 //! was paused between its filling and its look at what is behind begins again if a later run has been there.
 
-use crate::limits::RUNS_AT_ONCE_MAX;
+use crate::limits::{EPOCHS_AHEAD_MAX, RUNS_AT_ONCE_MAX};
 use bytes::Bytes;
 use farshore_codec::segment::slot_without_data;
+use farshore_engine::ledger::Ledger;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::segment::{SlotKind, SlotWriter, Table};
-use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, Target, VolumeId};
+use farshore_proto::{LogId, Seq, Slot, Target, VolumeId};
+use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::{
-    Foreign, LogEnd, LogScan, PutOutcome, find_end, put_segment, read_header,
+    Foreign, LogEnd, OpenSegment, PutOutcome, find_end, put_segment, read_header,
 };
 use farshore_vault::{Vault, VaultError};
 use futures::StreamExt;
@@ -36,7 +38,8 @@ pub use farshore_engine::tenure::{RecoveredLog, RecoveredVolume};
 /// others own its volumes now.
 ///
 /// `journaled` are the volumes of which the shard's journal holds frames: their first segment may not
-/// be in the log yet. `learn` gets the table of each segment that counts.
+/// be in the log yet. `learn` gets the table of each segment
+/// that counts, from the log's newest checkpoint on.
 ///
 /// # Errors
 /// `Unavailable`; `Corrupt` if the log or the epochs of a volume cannot be read; `Conflict` if copies of the
@@ -46,25 +49,14 @@ pub async fn recover(
     log: LogId,
     incarnation: u64,
     journaled: &BTreeSet<VolumeId>,
-    learn: impl FnMut(Target, &Table) + Send,
+    mut learn: impl FnMut(Target, &Table) + Send,
 ) -> Result<Option<RecoveredLog>, VaultError> {
     let Some((end, incarnation)) = begin(vault, log, incarnation).await? else { return Ok(None) };
-    let lasts = read_spans(vault, log, end.next, learn).await?;
-    let mut volumes = BTreeMap::new();
-    let known: BTreeSet<VolumeId> = lasts.keys().map(|(volume, _)| *volume).collect();
-    for volume in known.union(journaled).copied() {
-        let epochs = read_epochs(vault, volume).await?;
-        // A volume whose newest epoch is in another log is somebody else's.
-        let Some(epoch) = epochs.last().filter(|epoch| epoch.log == log) else { continue };
-        let before = Seq(epoch.first_seq.0.saturating_sub(1));
-        // Spans of an older epoch do not count from this epoch's first seq on.
-        let last = lasts.get(&(volume, epoch.epoch)).copied().filter(|(last, _)| *last > before);
-        let (committed, stamp) = last.unwrap_or((before, epoch.stamp));
-        let known =
-            RecoveredVolume { epoch: epoch.epoch, size_bytes: epoch.size_bytes, committed, stamp };
-        volumes.insert(volume, known);
-    }
-    Ok(Some(RecoveredLog { next_slot: end.next, void: end.void, incarnation, volumes }))
+    let learn = |segment: &OpenSegment| learn(segment.target(), &segment.table);
+    let ledger = read_ledger(vault, log, &end, learn).await?;
+    let volumes = own_volumes(vault, log, &ledger, journaled).await?;
+    let LogEnd { next, void, .. } = end;
+    Ok(Some(RecoveredLog { next_slot: next, void, incarnation, volumes, ledger }))
 }
 
 /// Finds the end of the log and an incarnation that no other run of it has, and fills what puts of earlier
@@ -83,7 +75,7 @@ async fn begin(
         if is_on(Bug::LatePutsNotFenced) {
             return Ok(Some((end, incarnation)));
         }
-        match fill_reach(vault, log, end.next, incarnation).await? {
+        match fill_reach(vault, log, &end, incarnation).await? {
             Reach::Sealed => return Ok(None),
             Reach::Anothers if !is_on(Bug::RunsUnderOneNumber) => {}
             Reach::Ours | Reach::Anothers => {
@@ -151,11 +143,13 @@ enum Reach {
 async fn fill_reach(
     vault: &Vault,
     log: LogId,
-    next: Slot,
+    end: &LogEnd,
     incarnation: u64,
 ) -> Result<Reach, VaultError> {
-    let slots = next.0..next.0.saturating_add(PUTS_IN_FLIGHT_MAX as u64);
-    let puts = futures::stream::iter(slots).map(|slot| fill(vault, log, Slot(slot), incarnation));
+    let slots = end.next.0..end.next.0.saturating_add(PUTS_IN_FLIGHT_MAX as u64);
+    // Whoever comes next finds the checkpoint by them.
+    let writer = SlotWriter { checkpoint: end.checkpoint, ..SlotWriter::of_run(incarnation) };
+    let puts = futures::stream::iter(slots).map(|slot| fill(vault, log, Slot(slot), writer));
     let mut puts = puts.buffered(PUTS_IN_FLIGHT_MAX);
     let (mut first, mut is_overtaken, mut is_sealed) = (None, false, false);
     while let Some(filled) = puts.next().await {
@@ -189,10 +183,10 @@ async fn fill(
     vault: &Vault,
     log: LogId,
     slot: Slot,
-    incarnation: u64,
+    writer: SlotWriter,
 ) -> Result<Filled, VaultError> {
     let (number, key) = vault.newest_key();
-    let (at, writer) = ((vault.id(), log, slot), SlotWriter::of_run(incarnation));
+    let at = (vault.id(), log, slot);
     let object = slot_without_data(SlotKind::Fill, at, writer, key, number).map_err(|cause| {
         VaultError::Seal { object: ObjectName::slot(log, slot), cause: Box::new(cause) }
     })?;
@@ -205,28 +199,34 @@ async fn fill(
     }
 }
 
-/// The last seq of a volume under an epoch, and the stamp of the frame there.
-type Lasts = BTreeMap<(VolumeId, Epoch), (Seq, Stamp)>;
-
-/// Reads all tables of the log, which is filled below `end`.
-async fn read_spans(
+/// The volumes whose newest epoch is in the log: of those that the ledger or the journal knows.
+async fn own_volumes(
     vault: &Vault,
     log: LogId,
-    end: Slot,
-    mut learn: impl FnMut(Target, &Table) + Send,
-) -> Result<Lasts, VaultError> {
-    let mut lasts = Lasts::new();
-    let mut scan = LogScan::new(vault, log, Slot(0)).filled_to(end);
-    while let Some((_, segment)) = scan.next().await? {
-        learn(segment.target(), &segment.table);
-        for span in &segment.table.spans {
-            let last = lasts.entry((span.volume, span.epoch)).or_default();
-            if span.last_seq > last.0 {
-                *last = (span.last_seq, span.stamp);
-            }
-        }
+    ledger: &Ledger,
+    journaled: &BTreeSet<VolumeId>,
+) -> Result<BTreeMap<VolumeId, RecoveredVolume>, VaultError> {
+    let known: BTreeSet<VolumeId> =
+        ledger.tails().map(|(volume, _)| volume).chain(journaled.iter().copied()).collect();
+    let epochs = futures::stream::iter(known).map(|volume| async move {
+        Ok::<_, VaultError>((volume, read_epochs(vault, volume).await?))
+    });
+    let mut epochs = std::pin::pin!(epochs.buffered(EPOCHS_AHEAD_MAX));
+    let mut volumes = BTreeMap::new();
+    while let Some(found) = epochs.next().await {
+        let (volume, epochs) = found?;
+        // A volume whose newest epoch is in another log is somebody else's.
+        let Some(epoch) = epochs.last().filter(|epoch| epoch.log == log) else { continue };
+        // Spans of an older epoch do not count from this epoch's first seq on.
+        let before = Seq(epoch.first_seq.0.saturating_sub(1));
+        let tail = ledger.tail(volume).filter(|tail| tail.epoch == epoch.epoch);
+        let last = tail.map(|tail| (tail.last_seq, tail.stamp)).filter(|(last, _)| *last > before);
+        let (committed, stamp) = last.unwrap_or((before, epoch.stamp));
+        let known =
+            RecoveredVolume { epoch: epoch.epoch, size_bytes: epoch.size_bytes, committed, stamp };
+        volumes.insert(volume, known);
     }
-    Ok(lasts)
+    Ok(volumes)
 }
 
 #[cfg(test)]

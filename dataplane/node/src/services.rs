@@ -8,11 +8,12 @@ use crate::shard::Message;
 use crate::troubles::Work;
 use farshore_engine::claims::Wanted;
 use farshore_engine::tenure::PutEnd;
+use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{LogId, Slot, VolumeId};
 use farshore_vault::log::{Foreign, PUT_BACKOFF_MAX, PUT_BACKOFF_MIN, put_until_there};
 use farshore_vault::store::Object;
-use farshore_vault::{Vault, VaultError};
+use farshore_vault::{Vault, VaultError, checkpoint};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -36,6 +37,8 @@ pub(crate) enum Request {
     },
     /// Make a volume this log's own under an epoch.
     Claim { shard: usize, wanted: Wanted },
+    /// Put a checkpoint of the log, if the store takes it.
+    Checkpoint { shard: usize, log: LogId, slot: Slot, body: CheckpointBody },
 }
 
 /// Where shards send their requests.
@@ -54,8 +57,8 @@ impl Services {
         self.0.send(request).await.is_ok()
     }
 
-    /// Sends a claim. A queue that is full loses it: the agent's next hello asks again.
-    pub(crate) fn try_claim(&self, request: Request) -> Result<(), Request> {
+    /// Sends what is asked for again when it is lost: a claim, a checkpoint. A queue that is full loses it.
+    pub(crate) fn offer(&self, request: Request) -> Result<(), Request> {
         self.0.try_send(request).map_err(tokio::sync::mpsc::error::TrySendError::into_inner)
     }
 }
@@ -85,6 +88,17 @@ pub(crate) async fn run(
                 });
             }
             Request::Claim { shard, wanted } => claimant.want(shard, wanted),
+            Request::Checkpoint { shard, log, slot, body } => {
+                let post = shards[shard].clone();
+                tokio::spawn(async move {
+                    let written = checkpoint::write(&vault, log, slot, body).await;
+                    if let Err(error) = &written {
+                        tracing::warn!(%log, %slot, error = %chain(error), "cannot write a checkpoint; starts read more until one is there");
+                    }
+                    let is_there = written.is_ok();
+                    deliver(&post, Message::Checkpointed { log, slot, is_there }).await;
+                });
+            }
         }
     }
 }

@@ -90,6 +90,12 @@ pub enum Bug {
     PruneByWall,
     /// A point counts as heard of when the wall clock says so, though more time has passed since the last look.
     HeardByWall,
+    /// A checkpoint says what was handed out, not what is committed.
+    CheckpointAhead,
+    /// Slots behind a checkpoint are read as if nothing were in front of them.
+    CheckpointForgetsRun,
+    /// The end of a log is where the search found nothing: what lies in front of that is not looked at.
+    EndWhereNothingIs,
     /// Points grow old by the clock of their agent.
     AgeByAgentsClock,
     /// A device is served whoever has it: mounted, swapped to, under a mapping, opened by others.
@@ -106,7 +112,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 50] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -148,6 +154,9 @@ impl Bug {
         Self::LatestByTime,
         Self::PruneByWall,
         Self::HeardByWall,
+        Self::CheckpointAhead,
+        Self::CheckpointForgetsRun,
+        Self::EndWhereNothingIs,
         Self::AgeByAgentsClock,
         Self::MountedIsServed,
         Self::WrittenIsServed,
@@ -201,6 +210,9 @@ impl Bug {
             Self::LatestByTime => "latest-by-time",
             Self::PruneByWall => "prune-by-wall",
             Self::HeardByWall => "heard-by-wall",
+            Self::CheckpointAhead => "checkpoint-ahead",
+            Self::CheckpointForgetsRun => "checkpoint-forgets-run",
+            Self::EndWhereNothingIs => "end-where-nothing-is",
             Self::AgeByAgentsClock => "age-by-agents-clock",
             Self::MountedIsServed => "mounted-is-served",
             Self::WrittenIsServed => "written-is-served",

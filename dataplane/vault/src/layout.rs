@@ -4,7 +4,8 @@
 //! vault                                        identity
 //! keys/<number>/<fingerprint, 16 hex digits>   wrapped keys
 //! volumes/<volume>/epochs/<ordinal, 10 digits> who writes
-//! logs/<log>/<slot, 16 hex digits>             segment or seal
+//! logs/<log>/<slot, 16 hex digits>             segment, fill or seal
+//! logs/<log>/checkpoints/<slot, 16 hex digits> derived
 //! maps/<volume>/<seq, 20 digits>/<part, 4>      derived
 //! index/<run>                                  derived
 //! validate/<run>/<number>                      left by a validation of the store, belongs to nothing
@@ -16,6 +17,9 @@ use farshore_proto::keys::Fingerprint;
 use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VolumeId};
 use object_store::path::Path;
 use std::fmt;
+
+/// The folder of a log's checkpoints.
+const CHECKPOINTS: &str = "checkpoints";
 
 /// Name of one object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +48,12 @@ impl ObjectName {
     #[must_use]
     pub fn slot(log: LogId, slot: Slot) -> Self {
         Self(Path::from(format!("logs/{log}/{:016x}", slot.0)))
+    }
+
+    /// The checkpoint of a log at a slot.
+    #[must_use]
+    pub fn checkpoint(log: LogId, slot: Slot) -> Self {
+        Self(Path::from(format!("logs/{log}/checkpoints/{:016x}", slot.0)))
     }
 
     /// What is kept of a volume; no object has this name alone.
@@ -99,8 +109,10 @@ pub enum Folder {
     Epochs(VolumeId),
     /// One child per log.
     Logs,
-    /// The slots of a log.
+    /// The slots of a log, and what else there is of it.
     Log(LogId),
+    /// The checkpoints of a log.
+    Checkpoints(LogId),
     /// The maps of a volume.
     Maps(VolumeId),
     /// The index runs.
@@ -118,6 +130,7 @@ impl Folder {
             Self::Epochs(volume) => Path::from(format!("volumes/{volume}/epochs")),
             Self::Logs => Path::from("logs"),
             Self::Log(log) => Path::from(format!("logs/{log}")),
+            Self::Checkpoints(log) => Path::from(format!("logs/{log}/checkpoints")),
             Self::Maps(volume) => Path::from(format!("maps/{volume}")),
             Self::Index => Path::from("index"),
             Self::Probes(run) => Path::from(format!("validate/{run}")),
@@ -137,7 +150,24 @@ impl fmt::Display for Folder {
 /// Number of the slot that an object name of a log ends with, if it is one.
 #[must_use]
 pub fn slot_of(name: &str) -> Option<Slot> {
-    let digits = name.rsplit('/').next().filter(|digits| digits.len() == 16)?;
+    let mut names = name.rsplit('/');
+    let digits = names.next()?;
+    // Directly in the folder of the log.
+    names.next().filter(|folder| *folder != CHECKPOINTS)?;
+    slot_number(digits)
+}
+
+/// Slot of the checkpoint that an object name ends with, if it is one.
+#[must_use]
+pub fn checkpoint_of(name: &str) -> Option<Slot> {
+    let mut names = name.rsplit('/');
+    let digits = names.next()?;
+    names.next().filter(|folder| *folder == CHECKPOINTS)?;
+    slot_number(digits)
+}
+
+fn slot_number(digits: &str) -> Option<Slot> {
+    let digits = Some(digits).filter(|digits| digits.len() == 16)?;
     let is_plain = digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     if !is_plain {
         return None;
@@ -205,6 +235,10 @@ mod tests {
             "logs/abababab-abab-abab-abab-abababababab/000000000000001f"
         );
         assert_eq!(
+            text(ObjectName::checkpoint(log, Slot(0x20))),
+            "logs/abababab-abab-abab-abab-abababababab/checkpoints/0000000000000020"
+        );
+        assert_eq!(
             text(ObjectName::map(volume, Seq(42), 3)),
             "maps/11111111-1111-1111-1111-111111111111/00000000000000000042/0003"
         );
@@ -220,6 +254,9 @@ mod tests {
         assert_eq!(slot_of(&ObjectName::slot(log, Slot(77)).to_string()), Some(Slot(77)));
         assert_eq!(slot_of("logs/x/00000000000000FF"), None);
         assert_eq!(slot_of("logs/x/ff"), None);
+        let checkpoint = ObjectName::checkpoint(log, Slot(77)).to_string();
+        assert_eq!((slot_of(&checkpoint), checkpoint_of(&checkpoint)), (None, Some(Slot(77))));
+        assert_eq!(checkpoint_of(&ObjectName::slot(log, Slot(77)).to_string()), None);
         assert_eq!(ordinal_of("volumes/x/epochs/0000000012"), Some(12));
         assert_eq!(ordinal_of("volumes/x/epochs/+000000012"), None);
         let (key, wrapper) = (KeyNumber(12), Fingerprint([0xab; 8]));

@@ -18,6 +18,7 @@ pub mod blocking;
 mod blocks;
 pub mod catalog;
 pub mod chain;
+pub mod checkpoint;
 mod chunks;
 pub mod durable;
 pub mod epoch;

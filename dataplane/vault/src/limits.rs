@@ -15,11 +15,15 @@ pub const SEALED_OBJECT_BYTES_MAX: u64 =
 pub const TABLE_READ_BYTES: usize = 256 << 10;
 /// Slots of a log that a scan reads ahead.
 pub const SLOTS_AHEAD_MAX: usize = 8;
+/// Slots that a search for the end of a log asks for at the same time.
+pub const END_PROBES: usize = 7;
 /// Slots behind a missing one that are looked at, to tell a crash of the writer from a loss.
 ///
 /// A crashed run leaves at most `PUTS_IN_FLIGHT_MAX - 1` segments behind a missing slot, and so does
 /// every further run that crashes before that slot is filled.
 pub const HOLE_SLOTS_MAX: usize = 64;
+/// Checkpoints of a log that a reader tries, each older than the one before, until it reads all slots.
+pub const CHECKPOINT_TRIES_MAX: usize = 8;
 /// How far in front of the first slot of an epoch a void slot's filler is looked for.
 pub const VOID_REACH_SLOTS: u64 = 16;
 /// Epochs of one volume that a reader accepts.

@@ -85,6 +85,8 @@ pub struct ModelLog {
     pub next: Slot,
     /// The run of its writer.
     pub incarnation: u64,
+    /// The checkpoint that its segments name.
+    pub checkpoint: Option<Slot>,
 }
 
 /// A span that waits for its segment: first and last seq, mark, content of the changed blocks.
@@ -148,6 +150,7 @@ impl World {
             id: LogId([0x10 + u8::try_from(n).unwrap(); 16]),
             next: Slot(0),
             incarnation: 1,
+            checkpoint: None,
         });
         let logs = logs.collect();
         let mut world = Self {
@@ -257,7 +260,8 @@ impl World {
     pub fn build(&mut self, log: usize) -> Bytes {
         let (id, slot) = (self.logs[log].id, self.logs[log].next);
         let (number, key) = self.vault.newest_key();
-        let writer = SlotWriter::of_run(self.logs[log].incarnation);
+        let ModelLog { incarnation, checkpoint, .. } = self.logs[log];
+        let writer = SlotWriter { checkpoint, ..SlotWriter::of_run(incarnation) };
         let mut builder =
             SegmentBuilder::new(self.vault.id(), id, slot, writer, key, number, 1).unwrap();
         builder.check_each_frame();

@@ -53,6 +53,8 @@ pub struct Summary {
     pub points_dropped: u64,
     /// Maps written.
     pub maps: u64,
+    /// Checkpoints written.
+    pub checkpoints: u64,
     /// Acks judged.
     pub acks: u64,
     /// Virtual time.
@@ -75,6 +77,7 @@ impl Summary {
                 self.fences += outcome.counts.fences;
                 self.reads += outcome.counts.reads;
                 self.maps += outcome.counts.maps;
+                self.checkpoints += outcome.counts.checkpoints;
                 self.reads_away += outcome.counts.reads_away;
                 self.points_told += outcome.counts.points_told;
                 self.points_dropped += outcome.counts.points_dropped;

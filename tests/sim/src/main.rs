@@ -154,7 +154,7 @@ fn print_summary(summary: &Summary, time: Duration) {
     );
     println!(
         "judged: {} marks against their disk, {} acks, {} points read back, {} reads beside writers and {} \
-         that the store was away for, with {} maps, {} fences, {} points that the control plane heard of \
+         that the store was away for, with {} maps, {} checkpoints of logs, {} fences, {} points that the control plane heard of \
          and {} that grew too old",
         summary.marks,
         summary.acks,
@@ -162,6 +162,7 @@ fn print_summary(summary: &Summary, time: Duration) {
         summary.reads,
         summary.reads_away,
         summary.maps,
+        summary.checkpoints,
         summary.fences,
         summary.points_told,
         summary.points_dropped

@@ -32,7 +32,7 @@ fn every_rule_holds() {
     assert!(summary.strikes.len() == farshore_sim::faults::Fault::ALL.len());
     assert!(summary.points > 10 * SEEDS && summary.marks > 20 * SEEDS, "{summary:?}");
     assert!(summary.reads > 5 * SEEDS && summary.reads_away > SEEDS / 2, "{summary:?}");
-    assert!(summary.maps > 5 * SEEDS, "{summary:?}");
+    assert!(summary.maps > 5 * SEEDS && summary.checkpoints > 5 * SEEDS, "{summary:?}");
     assert!(summary.fences > SEEDS / 10, "{summary:?}");
     assert!(summary.points_told > 20 * SEEDS && summary.points_dropped > SEEDS, "{summary:?}");
 }
@@ -109,6 +109,9 @@ finds! {
     finds_a_latest_point_by_its_agents_clock: LatestByTime within 400,
     finds_points_that_go_by_the_wall_clock: PruneByWall within 100,
     finds_points_heard_of_by_the_wall_clock: HeardByWall within 400,
+    finds_a_checkpoint_of_what_is_not_committed: CheckpointAhead within 400,
+    finds_a_checkpoint_that_forgets_the_run: CheckpointForgetsRun within 1500,
+    finds_an_end_where_nothing_is: EndWhereNothingIs within 1500,
 }
 
 #[test]

@@ -1,7 +1,9 @@
 use super::*;
+use crate::ledger::Ledger;
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{BlockRange, MarkKind, PointId};
 
+mod checkpoint;
 mod contest;
 mod hostile;
 mod share;
@@ -28,7 +30,10 @@ impl Bench {
 
     fn with(settings: Settings) -> Self {
         Self {
-            shard: Shard::new(settings, Slot(0), BTreeSet::new()),
+            shard: Shard::new(
+                settings,
+                LogEnd::new(Slot(0), 1, BTreeSet::new(), Ledger::default()),
+            ),
             now: Timestamp(1000),
             out: Vec::new(),
             handles: 0,
@@ -141,7 +146,7 @@ type Built = (u64, Vec<(u64, u64, bool)>);
 fn built(out: &[Output]) -> Vec<Built> {
     out.iter()
         .filter_map(|output| match output {
-            Output::Build { slot, spans } => Some((
+            Output::Build { slot, spans, .. } => Some((
                 slot.0,
                 spans
                     .iter()

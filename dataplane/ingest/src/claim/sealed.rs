@@ -3,12 +3,12 @@
 //! A sealed log does not change any more, so what was read of it stays true.
 
 use crate::limits::SEALED_LOGS_MAX;
+use farshore_engine::ledger::Ledger;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
-use farshore_proto::segment::Span;
-use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, VolumeId};
-use farshore_vault::chain::{Join, join};
-use farshore_vault::log::{LogScan, ScanEnd, seal};
+use farshore_proto::{LogId, Seq, Slot, Stamp, VolumeId};
+use farshore_vault::checkpoint::read_ledger;
+use farshore_vault::log::{find_end, seal};
 use farshore_vault::{Vault, VaultError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -26,20 +26,8 @@ type Entry = Arc<Mutex<Option<Arc<SealedLog>>>>;
 pub(super) struct SealedLog {
     /// The slot of the seal.
     pub(super) slot: Slot,
-    /// Where reading began.
-    from: Slot,
-    /// The streams in it; none if a part of the log cannot be read.
-    streams: Option<BTreeMap<(VolumeId, Epoch), Stream>>,
-}
-
-/// The spans of a volume under an epoch, as far as they join.
-#[derive(Debug, Clone, Copy)]
-struct Stream {
-    first: Seq,
-    last: Seq,
-    /// Of the frame at `last`.
-    stamp: Stamp,
-    is_whole: bool,
+    /// What it holds; none if a part of it cannot be read.
+    ledger: Option<Ledger>,
 }
 
 impl SealedLogs {
@@ -51,14 +39,12 @@ impl SealedLogs {
     ) -> Result<Arc<SealedLog>, VaultError> {
         let entry = self.entry(epoch.log);
         let mut known = entry.lock().await;
-        // Slots in front of the epoch's first may have been on their way when it began, and may be missing.
-        let from = Slot(epoch.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64));
-        if let Some(known) = known.as_ref().filter(|known| known.from <= from) {
+        if let Some(known) = known.as_ref() {
             return Ok(Arc::clone(known));
         }
-        let slot = seal(vault, epoch.log, from).await?;
-        let streams = read_streams(vault, epoch.log, from, slot).await?;
-        let read = Arc::new(SealedLog { slot, from, streams });
+        let slot = seal(vault, epoch.log, filled_before(epoch)).await?;
+        let ledger = ledger_of(vault, epoch.log, slot).await?;
+        let read = Arc::new(SealedLog { slot, ledger });
         *known = Some(Arc::clone(&read));
         Ok(read)
     }
@@ -77,45 +63,40 @@ impl SealedLog {
     /// The last seq of a volume whose newest epoch is in the log, and the stamp of the frame there; none if
     /// only reading its whole stream can tell.
     pub(super) fn end_of(&self, volume: VolumeId, epoch: &EpochBody) -> Option<(Seq, Stamp)> {
-        match self.streams.as_ref()?.get(&(volume, epoch.epoch)) {
-            None => Some((Seq(epoch.first_seq.0 - 1), epoch.stamp)),
-            Some(stream) if stream.is_whole && stream.first == epoch.first_seq => {
-                Some((stream.last, stream.stamp))
-            }
-            Some(_) => None,
-        }
+        end_in(self.ledger.as_ref()?, volume, epoch)
     }
 }
 
-async fn read_streams(
-    vault: &Vault,
-    log: LogId,
-    from: Slot,
-    sealed: Slot,
-) -> Result<Option<BTreeMap<(VolumeId, Epoch), Stream>>, VaultError> {
-    let mut streams: BTreeMap<(VolumeId, Epoch), Stream> = BTreeMap::new();
-    let mut scan = LogScan::new(vault, log, from).filled_to(sealed.next());
-    loop {
-        match scan.next().await {
-            Ok(Some((_, segment))) => {
-                segment.table.spans.iter().for_each(|span| take(&mut streams, span));
-            }
-            Ok(None) => break,
-            Err(error) if error.is_unavailable() => return Err(error),
-            // Whether a volume misses what does not open is for its own stream to say.
-            Err(_) => return Ok(None),
-        }
-    }
-    Ok((scan.end() == Some(ScanEnd::Sealed(sealed))).then_some(streams))
+/// Slots of the log that are filled when an epoch begins there: those in front of its first may have been on
+/// their way, and may be missing.
+pub(super) fn filled_before(epoch: &EpochBody) -> Slot {
+    Slot(epoch.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64))
 }
 
-fn take(streams: &mut BTreeMap<(VolumeId, Epoch), Stream>, span: &Span) {
-    let first = span.first_seq;
-    let fresh = Stream { first, last: Seq(first.0 - 1), stamp: Stamp::default(), is_whole: true };
-    let stream = streams.entry((span.volume, span.epoch)).or_insert(fresh);
-    match join(span, stream.last, None) {
-        Join::Next => (stream.last, stream.stamp) = (span.last_seq, span.stamp),
-        Join::Skip => {}
-        Join::Broken => stream.is_whole = false,
+/// The last seq of a volume whose newest epoch is in a log, by the ledger of that log, and the stamp of the frame
+/// there; none if only reading its whole stream can tell.
+pub(super) fn end_in(ledger: &Ledger, volume: VolumeId, epoch: &EpochBody) -> Option<(Seq, Stamp)> {
+    match ledger.tail(volume).filter(|tail| tail.epoch >= epoch.epoch) {
+        None => Some((Seq(epoch.first_seq.0 - 1), epoch.stamp)),
+        Some(tail)
+            if !tail.is_broken
+                && tail.epoch == epoch.epoch
+                && tail.first_seq == epoch.first_seq =>
+        {
+            Some((tail.last_seq, tail.stamp))
+        }
+        Some(_) => None,
+    }
+}
+
+/// What a log holds that is sealed at a slot.
+async fn ledger_of(vault: &Vault, log: LogId, sealed: Slot) -> Result<Option<Ledger>, VaultError> {
+    // Now that it is sealed: what the last slots say of checkpoints, and which of them are void.
+    let end = find_end(vault, log, sealed).await?;
+    match read_ledger(vault, log, &end, |_| {}).await {
+        Ok(ledger) => Ok((end.is_sealed && end.next == sealed).then_some(ledger)),
+        Err(error) if error.is_unavailable() => Err(error),
+        // Whether a volume misses what does not open is for its own stream to say.
+        Err(_) => Ok(None),
     }
 }

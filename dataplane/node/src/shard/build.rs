@@ -9,7 +9,6 @@ use farshore_api::machine::VolumeStats;
 use farshore_codec::{CodecError, SegmentBuilder};
 use farshore_ingest::build::{Build, SpanStats};
 use farshore_proto::Target;
-use farshore_proto::segment::SlotWriter;
 use std::rc::Rc;
 
 /// Builds segments as the engine asks, for as long as the shard has its log.
@@ -35,7 +34,7 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Option<Request>, Cod
         owner.vault,
         log,
         plan.slot,
-        SlotWriter::of_run(core.parts.incarnation),
+        plan.writer,
         &owner.key,
         owner.number,
         dedup.level(),

@@ -21,6 +21,7 @@ use farshore_engine::silence::Patience;
 use farshore_engine::tenure::Opening;
 use farshore_ingest::frames::{Frame, Frames};
 use farshore_proto::frame::{Control, RefusalReason};
+use farshore_proto::segment::SlotWriter;
 use farshore_proto::{LogId, Slot, Timestamp, VolumeId};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -82,6 +83,7 @@ pub(crate) struct Group {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) slot: Slot,
+    pub(crate) writer: SlotWriter,
     pub(crate) spans: Vec<SpanPlan>,
 }
 
@@ -117,9 +119,8 @@ pub(crate) struct Core<R: Rt> {
 
 impl<R: Rt> Core<R> {
     pub(crate) fn new(parts: ShardParts, opening: &Opening) -> Self {
-        let (next_slot, void) = (opening.next_slot, opening.void.clone());
         Self {
-            engine: RefCell::new(Shard::new(parts.settings, next_slot, void)),
+            engine: RefCell::new(Shard::new(parts.settings, opening.log_end())),
             arrivals: Arrivals::beside(parts.settings.cache_bytes),
             parts,
             started: Instant::now(),
@@ -190,7 +191,7 @@ impl<R: Rt> Core<R> {
                     label: self.parts.assignments.label(volume),
                 };
                 let request = Request::Claim { shard: self.id(), wanted };
-                if self.parts.services.try_claim(request).is_err() {
+                if self.parts.services.offer(request).is_err() {
                     let text = "the node is too busy to claim a volume".to_owned();
                     let outcome = Err((RefusalReason::Unavailable, text));
                     self.later.borrow_mut().push_back(Input::Claimed { volume, outcome });
@@ -215,9 +216,17 @@ impl<R: Rt> Core<R> {
                 self.groups_moved.notify();
             }
             Output::Ack { session, ack } => self.acknowledge(session, ack),
-            Output::Build { slot, spans } => {
-                self.plans.borrow_mut().push_back(Plan { slot, spans });
+            Output::Build { slot, writer, spans } => {
+                self.plans.borrow_mut().push_back(Plan { slot, writer, spans });
                 self.plans_moved.notify();
+            }
+            Output::Checkpoint { slot, body } => {
+                let request =
+                    Request::Checkpoint { shard: self.id(), log: self.parts.log, slot, body };
+                if self.parts.services.offer(request).is_err() {
+                    let input = Input::Checkpointed { slot, is_there: false };
+                    self.later.borrow_mut().push_back(input);
+                }
             }
             Output::Committed { slot, lasts, points, release } => {
                 self.parts.dedup.committed(self.parts.log, slot);

@@ -64,6 +64,8 @@ pub(crate) enum Message {
     PutEnded { log: LogId, slot: Slot, end: PutEnd },
     /// A claim for a log ended.
     Claimed { log: LogId, volume: VolumeId, outcome: Result<(Seq, Stamp), (RefusalReason, String)> },
+    /// A put of a checkpoint of a log ended.
+    Checkpointed { log: LogId, slot: Slot, is_there: bool },
     /// The control plane took a volume away.
     Revoked { volume: VolumeId },
     /// Is a volume that is not in the table of assignments let go? Answered with the shard's log if nothing
@@ -151,6 +153,9 @@ async fn run_log<R: Rt>(
             }
             Message::Claimed { log, volume, outcome } => {
                 hold(core, tenure, tenure::Input::ClaimEnded { log, volume, outcome })
+            }
+            Message::Checkpointed { log, slot, is_there } => {
+                hold(core, tenure, tenure::Input::CheckpointEnded { log, slot, is_there })
             }
             Message::Revoked { volume } => {
                 core.input(Input::Revoked { volume });

@@ -1,12 +1,14 @@
 //! Reading slots: the table of one, and all of a log in order, read ahead.
 
-use super::{Behind, header_at, lost};
+use super::end::{Behind, lost};
+use super::header_at;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{SLOTS_AHEAD_MAX, TABLE_READ_BYTES, VOID_REACH_SLOTS};
 use crate::store::Part;
 use crate::vault::Vault;
 use farshore_codec::{CodecError, Opener};
+use farshore_engine::ledger::Ledger;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
@@ -179,6 +181,13 @@ impl<'a> LogScan<'a> {
     #[must_use]
     pub(crate) fn resume(vault: &'a Vault, log: LogId, from: Slot) -> Self {
         Self { incarnation: Some(0), ..Self::new(vault, log, from) }
+    }
+
+    /// A scan of what lies behind a ledger of `log`.
+    #[must_use]
+    pub fn behind(vault: &'a Vault, log: LogId, ledger: &Ledger) -> Self {
+        let highest = if is_on(Bug::CheckpointForgetsRun) { 0 } else { ledger.incarnation() };
+        Self { incarnation: Some(highest), ..Self::new(vault, log, ledger.next()) }
     }
 
     /// The same for a log whose slots below `filled` are known to be filled: it does not end in front of

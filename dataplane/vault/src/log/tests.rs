@@ -4,6 +4,7 @@ use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_proto::Domain as DedupDomain;
 use farshore_proto::object::{Compression, ObjectHeader, ObjectPlace, commit, committed};
 use farshore_proto::segment::put_own;
+use std::collections::BTreeSet;
 
 async fn filled(slots: u64) -> World {
     let mut world = World::new(1, 1).await;
@@ -142,7 +143,6 @@ async fn a_damaged_slot_is_named_and_the_scan_goes_on() {
     assert_eq!(scan.next().await.unwrap().unwrap().0, Slot(2));
 }
 
-/// Takes the slots from `from` on away, as if they were not put yet.
 /// A slot that a later program put: its body has a section that a reader must understand.
 fn newer(world: &World, slot: Slot, kind: SlotKind) -> Vec<u8> {
     let place = SegmentHeader::place(world.vault.id(), world.logs[0].id, slot);
@@ -213,6 +213,7 @@ async fn a_slot_of_a_newer_version_in_front_of_a_scan_is_named() {
     assert!(matches!(&error, VaultError::Version { object, .. } if *object == name), "{error}");
 }
 
+/// Takes the slots from `from` on away, as if they were not put yet.
 fn take_away(world: &World, from: u64) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let log = world.logs[0].id;
     let files = (from..world.logs[0].next.0).map(|slot| {
@@ -279,4 +280,98 @@ async fn a_point_is_read_while_its_volume_is_written() {
         assert!(view.point().seq >= world.points[2].seq);
         assert_eq!(view.hole(), None, "the slot is there");
     }
+}
+
+/// Puts slots without data, as run `incarnation` leaves them.
+async fn put_slots(
+    vault: &Vault,
+    log: LogId,
+    kind: SlotKind,
+    incarnation: u64,
+    slots: impl IntoIterator<Item = u64>,
+) {
+    let (number, key) = vault.newest_key();
+    for slot in slots.into_iter().map(Slot) {
+        let writer = SlotWriter::of_run(incarnation);
+        let object = slot_without_data(kind, (vault.id(), log, slot), writer, key, number).unwrap();
+        let name = ObjectName::slot(log, slot);
+        assert_eq!(vault.store().create(&name, object).await.unwrap(), Put::Created);
+    }
+}
+
+/// Rule 7 of ADR 0014: the end of a long log costs few requests, and what dead runs left behind it, or hung ones behind
+/// a seal, is never taken for it.
+#[tokio::test]
+async fn the_end_is_searched_and_what_lies_around_it_is_seen() {
+    let world = World::new(0, 1).await;
+    let (store, gets) = crate::testing::counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    let ends = [1, 3, 4, 15, 16, 17, 19, 31, 63, 64, 127, 128, 129, 130, 131, 500, 1023, 1030];
+    for (number, end) in (0..).zip(ends) {
+        // Of the three slots behind the first missing one each may be filled.
+        for behind in [0b000, 0b111, 0b100, 0b010] {
+            let id = LogId([number, behind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            put_slots(&world.vault, id, SlotKind::Fill, 1, 0..end - 1).await;
+            put_slots(&world.vault, id, SlotKind::Fill, 7, end - 1..end).await;
+            let left = (0..3).filter(|bit| behind & 1 << bit != 0).map(|bit| end + 1 + bit);
+            put_slots(&world.vault, id, SlotKind::Fill, 6, left.clone()).await;
+            let left: BTreeSet<Slot> = left.map(Slot).collect();
+            for from in [0, 1, end / 2, end] {
+                let what = format!("end {end}, {left:?} behind it, from {from}");
+                let before = gets.count();
+                let found = find_end(&vault, id, Slot(from)).await.unwrap();
+                assert_eq!((found.next, found.is_sealed), (Slot(end), false), "{what}");
+                assert_eq!((&found.void, found.incarnation), (&left, 7), "{what}");
+                assert!(gets.count() - before < 150, "{what}: {} requests", gets.count() - before);
+            }
+            // A claimant comes; then puts that hung, and fills of a start, land behind its seal.
+            put_slots(&world.vault, id, SlotKind::Seal, 7, [end]).await;
+            for from in [0, end / 2, end] {
+                let found = find_end(&vault, id, Slot(from)).await.unwrap();
+                assert_eq!((found.next, found.is_sealed), (Slot(end), true), "{left:?} {from}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_loss_far_in_front_of_the_end_is_for_who_reads_it() {
+    let world = World::new(0, 1).await;
+    let log = world.logs[0].id;
+    put_slots(&world.vault, log, SlotKind::Fill, 1, (0..1000).filter(|slot| *slot != 300)).await;
+    assert_eq!(find_end(&world.vault, log, Slot(0)).await.unwrap().next, Slot(1000));
+    let mut scan = LogScan::new(&world.vault, log, Slot(0)).filled_to(Slot(1000));
+    let lost = loop {
+        match scan.next().await {
+            Ok(found) => assert!(found.is_some(), "slot 300 is lost"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(lost, VaultError::LostSlot { slot: Slot(300), .. }), "{lost}");
+}
+
+#[tokio::test]
+async fn what_the_last_slots_say_of_checkpoints_is_found() {
+    let world = World::new(0, 1).await;
+    let (vault, log) = (&world.vault, world.logs[0].id);
+    let (number, key) = vault.newest_key();
+    for slot in 0..40 {
+        // The last of them lies: it cannot know of what is behind itself.
+        let checkpoint = match slot {
+            34 => Some(Slot(30)),
+            36 => Some(Slot(20)),
+            39 => Some(Slot(41)),
+            _ => None,
+        };
+        let writer = SlotWriter { checkpoint, ..SlotWriter::of_run(1) };
+        let at = (vault.id(), log, Slot(slot));
+        let object = slot_without_data(SlotKind::Fill, at, writer, key, number).unwrap();
+        vault.store().create(&ObjectName::slot(log, Slot(slot)), object).await.unwrap();
+    }
+    let end = find_end(vault, log, Slot(0)).await.unwrap();
+    assert_eq!((end.next, end.checkpoint), (Slot(40), Some(Slot(30))));
+    // Who seals says it too.
+    let sealed = seal(vault, log, Slot(0)).await.unwrap();
+    let header = read_header(vault, log, sealed).await.unwrap();
+    assert_eq!(header.writer.checkpoint, Some(Slot(30)));
 }

@@ -90,8 +90,8 @@ impl Counted {
         *call += 1;
     }
 
-    /// Writes the files as soon as the first of them was looked for and not found; whoever looks behind it
-    /// waits until then.
+    /// Writes the files as soon as the first of them was looked for and not found; whoever looks for another of
+    /// them waits until then.
     pub fn grow(&self, missed: &ObjectName, files: Vec<(PathBuf, Vec<u8>)>) {
         let missed = Path::from(missed.to_string());
         self.growth.set(Growth { missed, files, is_done: watch::Sender::new(false) }).unwrap();
@@ -124,7 +124,11 @@ impl Counted {
         options: GetOptions,
     ) -> Result<GetResult> {
         let is_missed = *location == growth.missed;
-        let is_behind = location.parent() == growth.missed.parent() && *location > growth.missed;
+        let name = location.filename();
+        let is_put = |(file, _): &(PathBuf, Vec<u8>)| {
+            file.file_name().and_then(|file| file.to_str()) == name
+        };
+        let is_behind = !is_missed && growth.files.iter().any(is_put);
         if is_behind {
             growth.is_done.subscribe().wait_for(|is_done| *is_done).await.unwrap();
         }

@@ -91,6 +91,17 @@ pub enum Event {
         /// The volumes of its spans, with their extents.
         spans: Vec<(VolumeId, u64)>,
     },
+    /// A put of a checkpoint ended.
+    Checkpointed {
+        /// The shard.
+        shard: usize,
+        /// The log it is of.
+        log: LogId,
+        /// The slot it is at.
+        slot: Slot,
+        /// Whether it is there.
+        is_there: bool,
+    },
     /// A shard's engine wanted to be told the time.
     Tick {
         /// The shard.
@@ -196,6 +207,7 @@ fn draw_settings(rng: &mut fastrand::Rng) -> Settings {
         batch_age_ms: rng.u64(100..900),
         linger_ms: rng.u64(50..400),
         spacing_ms: rng.u64(0..2) * rng.u64(0..2000),
+        checkpoint_slots: rng.u64(1..24),
         ..Settings::default()
     }
 }
@@ -407,6 +419,10 @@ impl Turn<'_> {
                     self.step_maps(maps::Input::Committed { spans });
                 }
                 self.hold(shard, tenure::Input::PutEnded { log, slot, end })?;
+            }
+            Event::Checkpointed { shard, log, slot, is_there } => {
+                self.world.oracle.counts.checkpoints += u64::from(is_there);
+                self.hold(shard, tenure::Input::CheckpointEnded { log, slot, is_there })?;
             }
             Event::Tick { shard } => self.tick(shard)?,
             Event::Sweep => self.sweep()?,

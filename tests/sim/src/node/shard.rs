@@ -16,9 +16,11 @@ use farshore_ingest::build::Build;
 use farshore_ingest::claim::claim_with;
 use farshore_ingest::frames::{Frame, Frames};
 use farshore_ingest::journal::{JournalWriter, Written, lay_out, size_of};
+use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::frame::{Ack, Control, Refusal, RefusalReason};
 use farshore_proto::segment::SlotWriter;
 use farshore_proto::{LogId, Slot, Target, Timestamp, VolumeId};
+use farshore_vault::checkpoint;
 use farshore_vault::log::put_until_there;
 use std::collections::VecDeque;
 use std::io;
@@ -36,14 +38,13 @@ const BUILD_US: std::ops::Range<u64> = 50..6_000;
 #[derive(Debug)]
 pub(super) struct Shard {
     pub(super) tenure: Tenure,
-    incarnation: u64,
     settings: Settings,
     engine: Engine,
     frames: Frames,
     /// Away while it writes a group.
     journal: Option<Box<JournalWriter<SimJournal>>>,
     groups: VecDeque<(u64, Vec<Entry>)>,
-    plans: VecDeque<(Slot, Vec<SpanPlan>)>,
+    plans: VecDeque<(Slot, SlotWriter, Vec<SpanPlan>)>,
     is_building: bool,
     tick_at: Option<Timestamp>,
     /// No tick before this.
@@ -59,9 +60,8 @@ impl Shard {
     ) -> Self {
         Self {
             tenure,
-            incarnation: opening.incarnation,
             settings,
-            engine: Engine::new(settings, opening.next_slot, opening.void.clone()),
+            engine: Engine::new(settings, opening.log_end()),
             frames: Frames::default(),
             journal: Some(Box::new(journal)),
             groups: VecDeque::new(),
@@ -168,10 +168,11 @@ impl Turn<'_> {
                 self.judge(shard, session, ack);
                 self.say(session, &Control::Ack(ack));
             }
-            Output::Build { slot, spans } => {
-                self.running.shards[shard].plans.push_back((slot, spans));
+            Output::Build { slot, writer, spans } => {
+                self.running.shards[shard].plans.push_back((slot, writer, spans));
                 self.plan_build(shard);
             }
+            Output::Checkpoint { slot, body } => self.checkpoint(shard, slot, body),
             Output::Committed { slot, points, release, .. } => {
                 let log = self.running.shards[shard].log();
                 self.world.tell(self.process(), || {
@@ -258,6 +259,19 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// Puts a checkpoint of the log, as far as the store takes it.
+    fn checkpoint(&mut self, shard: usize, slot: Slot, body: CheckpointBody) {
+        let (vault, log) = (self.world.store.vault(), self.running.shards[shard].log());
+        self.world.tell(self.process(), || {
+            format!("shard {shard}: a checkpoint at slot {slot}, {} volumes", body.tails.len())
+        });
+        let node = self.number;
+        self.world.spawn(self.process(), async move {
+            let is_there = checkpoint::write(&vault, log, slot, body).await.is_ok();
+            world::Event::Node(node, Event::Checkpointed { shard, log, slot, is_there })
+        });
+    }
+
     /// The log was sealed: ends all sessions, and leaves it once no group is being written.
     fn retire(&mut self, shard: usize) -> Result<(), Fatal> {
         let log = self.running.shards[shard].log();
@@ -335,10 +349,10 @@ impl Turn<'_> {
         if !shard.tenure.is_open() {
             return Ok(());
         }
-        let Some((slot, spans)) = shard.plans.pop_front() else { return Ok(()) };
+        let Some((slot, writer, spans)) = shard.plans.pop_front() else { return Ok(()) };
         let vault = self.world.store.vault();
         let (key_number, key) = vault.newest_key();
-        let (log, writer) = (shard.log(), SlotWriter::of_run(shard.incarnation));
+        let log = shard.log();
         let told = |error: farshore_codec::CodecError| format!("cannot build a segment: {error}");
         let mut builder =
             SegmentBuilder::new(vault.id(), log, slot, writer, key, key_number, 1).map_err(told)?;

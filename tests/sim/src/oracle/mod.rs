@@ -48,6 +48,8 @@ pub struct Counts {
     pub points_read: u64,
     /// Maps that nodes wrote.
     pub maps: u64,
+    /// Checkpoints of logs that nodes wrote.
+    pub checkpoints: u64,
     /// Acks judged.
     pub acks: u64,
     /// Objects whose salts were compared.

@@ -1,0 +1,119 @@
+//! Checkpoints of logs, and what a log says up to its end, read from the newest of them.
+//!
+//! A checkpoint is derived: what cannot be read of one is passed over, down to reading all slots.
+
+use crate::blocking;
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::{CHECKPOINT_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
+use crate::log::{LogEnd, LogScan, OpenSegment, ScanEnd, named_before};
+use crate::store::Put;
+use crate::vault::Vault;
+use bytes::Bytes;
+use farshore_codec::checkpoint::{open_checkpoint, seal_checkpoint};
+use farshore_engine::ledger::{Ledger, SpanEnd};
+use farshore_proto::checkpoint::CheckpointBody;
+use farshore_proto::object::ObjectKind;
+use farshore_proto::segment::Span;
+use farshore_proto::{LogId, Slot};
+
+/// Puts a checkpoint of a log. One that is there already says the same.
+///
+/// # Errors
+/// `Unavailable` (also when full: `is_no_space`).
+///
+/// # Cancel safety
+/// Dropped, it leaves open whether the checkpoint is there.
+pub async fn write(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+    body: CheckpointBody,
+) -> Result<(), VaultError> {
+    let name = ObjectName::checkpoint(log, slot);
+    let owner = vault.clone();
+    let sealing = blocking::run(move || {
+        let (number, key) = owner.newest_key();
+        seal_checkpoint(owner.id(), log, slot, key, number, &body)
+    });
+    let sealed = sealing.await.map_err(|source| VaultError::Task { source })?;
+    let object = sealed
+        .map_err(|cause| VaultError::Seal { object: name.clone(), cause: Box::new(cause) })?;
+    match vault.store().create(&name, Bytes::from(object)).await? {
+        Put::Created | Put::Exists => Ok(()),
+    }
+}
+
+/// Reads the checkpoint of a log at a slot.
+///
+/// # Errors
+/// `NotFound` if there is none; `Corrupt` if it does not open; `Unavailable`.
+pub async fn read(vault: &Vault, log: LogId, slot: Slot) -> Result<CheckpointBody, VaultError> {
+    let name = ObjectName::checkpoint(log, slot);
+    let object = vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await?;
+    let owner = vault.clone();
+    let opening =
+        blocking::run(move || open_checkpoint(&object, owner.id(), log, slot, owner.ring()));
+    let opened = opening.await.map_err(|source| VaultError::Task { source })?;
+    opened.map_err(|cause| vault.damaged_in(name, ObjectKind::Checkpoint.header_bytes(), cause))
+}
+
+/// What a log says of all its slots in front of the end that was found, from its newest checkpoint on; `learn` gets each
+/// segment behind that.
+///
+/// # Errors
+/// `Unavailable`; `Corrupt` if a slot behind the checkpoint cannot be read, or is lost.
+pub async fn read_ledger(
+    vault: &Vault,
+    log: LogId,
+    end: &LogEnd,
+    mut learn: impl FnMut(&OpenSegment) + Send,
+) -> Result<Ledger, VaultError> {
+    let mut ledger = newest(vault, log, end.checkpoint).await?;
+    let mut scan = LogScan::behind(vault, log, &ledger).filled_to(end.next);
+    while let Some((slot, segment)) = scan.next().await? {
+        // What came since belongs to whoever looks again.
+        if slot >= end.next {
+            break;
+        }
+        learn(&segment);
+        let spans = segment.table.spans.iter().map(end_of);
+        ledger.take(slot, &segment.header().writer, spans);
+    }
+    if let Some(ScanEnd::Sealed(slot)) = scan.end()
+        && slot < end.next
+    {
+        let url = vault.url().to_owned();
+        return Err(VaultError::LostSlot { url, log, slot, later: end.next });
+    }
+    ledger.reached(end.next);
+    Ok(ledger)
+}
+
+/// What the newest checkpoint that can be read says, of those that headers name from `named` on down.
+async fn newest(vault: &Vault, log: LogId, named: Option<Slot>) -> Result<Ledger, VaultError> {
+    let mut named = named;
+    for _ in 0..CHECKPOINT_TRIES_MAX {
+        let Some(slot) = named else { break };
+        match read(vault, log, slot).await {
+            Ok(body) => return Ok(Ledger::of_checkpoint(slot, body)),
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                let object = ObjectName::checkpoint(log, slot);
+                tracing::warn!(%object, %error, "a checkpoint cannot be used; an older one, or the slots, are read");
+            }
+        }
+        // Who built the slots in front of it knew the one before.
+        named = named_before(vault, log, slot).await?.filter(|older| *older < slot);
+    }
+    Ok(Ledger::default())
+}
+
+fn end_of(span: &Span) -> SpanEnd {
+    let Span { volume, epoch, first_seq, last_seq, stamp, imprint, .. } = *span;
+    let point = span.mark.map(|mark| mark.point);
+    SpanEnd { volume, epoch, first_seq, last_seq, point, stamp, imprint }
+}
+
+#[cfg(test)]
+mod tests;

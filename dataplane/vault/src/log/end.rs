@@ -1,0 +1,314 @@
+//! Where a log ends, found without reading what lies in front of it.
+//!
+//! Committed slots have none missing between them, and a run of the writer leaves at most three behind a missing
+//! one. So a slot that exists says that the log reaches to three in front of it at least, and the end is searched: in
+//! steps that grow until nothing is there, then in parts of what is left. From there on slots are walked one by one,
+//! and what lies behind the first missing one says whether it is the end, or lost.
+//!
+//! A slot that was lost far in front of the end is met only by chance: whoever reads the stream misses it.
+
+use super::{header_at, is_filled};
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::{END_PROBES, HOLE_SLOTS_MAX, SEAL_STEPS_MAX, SLOTS_AHEAD_MAX};
+use crate::vault::Vault;
+use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::limits::{PUTS_IN_FLIGHT_MAX, SLOT_MAX};
+use farshore_proto::segment::{SegmentHeader, SlotKind};
+use farshore_proto::{LogId, Slot};
+use futures::StreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// Slots behind a missing one that a run may have left there.
+const LEFT_BEHIND: u64 = PUTS_IN_FLIGHT_MAX as u64 - 1;
+/// Slots in front of the walk whose headers are asked what they know. The highest incarnation that counts and the
+/// newest checkpoint are in the last four in front of any end.
+const ASKED_BEFORE: u64 = 2 * PUTS_IN_FLIGHT_MAX as u64;
+/// What is left of a search when it is walked.
+const WALKED: u64 = 2 * SLOTS_AHEAD_MAX as u64;
+/// Each probe of the first part of a search is so many times further than the one before.
+const END_GROWTH: u64 = 8;
+
+/// The end of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEnd {
+    /// The first slot that holds nothing, or the slot of the seal.
+    pub next: Slot,
+    /// Whether `next` holds a seal.
+    pub is_sealed: bool,
+    /// Slots behind `next` that crashed runs of the writer filled: void once `next` is filled by a
+    /// run with a greater incarnation.
+    pub void: BTreeSet<Slot>,
+    /// The highest incarnation of the slots that count; 0 if there are none. Those behind the end count for this.
+    pub incarnation: u64,
+    /// Slot of the newest checkpoint that the last slots name.
+    pub checkpoint: Option<Slot>,
+}
+
+/// Finds the end of a log, knowing that all slots before `from` are filled. The log may be written
+/// meanwhile.
+///
+/// What was found is durable when this returns, whoever put it.
+///
+/// # Errors
+/// `Unavailable`; `Corrupt` if a slot holds something that is not of this log, or segments are lost:
+/// going on would make void what was committed behind the gap; `Limit` if the writer is faster than
+/// this, slot after slot.
+pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
+    let mut at = search(vault, log, from).await?;
+    let mut walk = Walk::default();
+    walk.ask(vault, log, at.0.saturating_sub(ASKED_BEFORE)..at.0).await?;
+    for _ in 0..SEAL_STEPS_MAX {
+        let (next, is_sealed) = walk.on(vault, log, at).await?;
+        let mut void = BTreeSet::new();
+        if !is_sealed {
+            match Behind::look(vault, log, next).await? {
+                Behind::Moved => {
+                    at = next;
+                    continue;
+                }
+                Behind::Lost { later } => return Err(lost(vault, log, next, later)),
+                Behind::End { filled } => {
+                    filled.values().for_each(|header| walk.saw(header));
+                    void = filled.into_keys().collect();
+                }
+            }
+        }
+        if let Some(last) = walk.last {
+            vault.store().settle(&ObjectName::slot(log, last)).await?;
+        }
+        let Walk { incarnation, checkpoint, .. } = walk;
+        return Ok(LogEnd { next, is_sealed, void, incarnation, checkpoint });
+    }
+    let url = vault.url().to_owned();
+    let what = "slots filled while the end of their log was looked for";
+    Err(VaultError::Limit { url, what, max: SEAL_STEPS_MAX })
+}
+
+/// The newest checkpoint that was known when the slots right in front of one were built; none if they cannot say.
+///
+/// # Errors
+/// `Unavailable`.
+pub(crate) async fn named_before(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+) -> Result<Option<Slot>, VaultError> {
+    let mut walk = Walk::default();
+    match walk.ask(vault, log, slot.0.saturating_sub(ASKED_BEFORE)..slot.0).await {
+        Err(error) if error.is_unavailable() => Err(error),
+        _ => Ok(walk.checkpoint),
+    }
+}
+
+/// A slot in front of which the log does not end, and near which it does, knowing that all slots before `from` are
+/// filled.
+async fn search(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultError> {
+    // Filled, or in front of `from`; and the first of those that were found missing behind it.
+    let (mut filled, mut missing) = (None, None);
+    let mut step = WALKED;
+    while missing.is_none() {
+        let probes = (0..END_PROBES as u32).map(|n| step.saturating_mul(END_GROWTH.pow(n)));
+        let probes: Vec<u64> = probes.map(|step| from.0.saturating_add(step)).collect();
+        let found = probe(vault, log, &probes).await?;
+        (filled, missing) = (found.filled.or(filled), found.missing);
+        step = step.saturating_mul(END_GROWTH.pow(END_PROBES as u32));
+        if filled.is_some_and(|slot| slot > SLOT_MAX.0) {
+            let url = vault.url().to_owned();
+            return Err(VaultError::Limit { url, what: "slots of a log", max: SLOT_MAX.0 });
+        }
+    }
+    let mut end = missing.unwrap_or(u64::MAX);
+    loop {
+        let start = filled.map_or(from.0, |slot| slot + 1);
+        let left = end.saturating_sub(start);
+        if left <= WALKED {
+            break;
+        }
+        let part = left.div_ceil(END_PROBES as u64 + 1);
+        let probes = (1..=END_PROBES as u64).map(|n| start + n * part).filter(|slot| *slot < end);
+        let found = probe(vault, log, &probes.collect::<Vec<_>>()).await?;
+        filled = found.filled.or(filled);
+        end = found.missing.unwrap_or(end);
+    }
+    let reach = if is_on(Bug::EndWhereNothingIs) { 0 } else { LEFT_BEHIND };
+    Ok(Slot(filled.map_or(from.0, |slot| slot.saturating_sub(reach).max(from.0))))
+}
+
+/// What some slots were asked for.
+struct Probed {
+    /// The last one that is filled.
+    filled: Option<u64>,
+    /// The first one behind that, which is missing.
+    missing: Option<u64>,
+}
+
+/// Asks for slots in ascending order, at the same time. What lies in front of a filled one is filled too, or lost.
+async fn probe(vault: &Vault, log: LogId, slots: &[u64]) -> Result<Probed, VaultError> {
+    let asked = slots.iter().map(|slot| is_filled(vault, log, Slot(*slot)));
+    let found = futures::future::try_join_all(asked).await?;
+    let last = found.iter().rposition(|is_filled| *is_filled);
+    Ok(Probed {
+        filled: last.map(|at| slots[at]),
+        missing: slots.get(last.map_or(0, |at| at + 1)).copied(),
+    })
+}
+
+/// What was seen on the way to the end of a log.
+#[derive(Default)]
+struct Walk {
+    incarnation: u64,
+    checkpoint: Option<Slot>,
+    last: Option<Slot>,
+}
+
+impl Walk {
+    fn saw(&mut self, header: &SegmentHeader) {
+        self.incarnation = self.incarnation.max(header.incarnation());
+        // What says more than can be known says nothing.
+        let checkpoint = header.writer.checkpoint.filter(|slot| *slot <= header.slot());
+        self.checkpoint = self.checkpoint.max(checkpoint);
+    }
+
+    /// Asks slots that were filled what they know. One that is lost there is not what is looked for.
+    async fn ask(
+        &mut self,
+        vault: &Vault,
+        log: LogId,
+        slots: Range<u64>,
+    ) -> Result<(), VaultError> {
+        let slots = futures::stream::iter(slots).map(|slot| header_at(vault, log, Slot(slot)));
+        let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
+        while let Some((slot, found)) = slots.next().await {
+            if let Some(header) = found? {
+                self.saw(&header);
+                self.last = Some(slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on from a slot to the first that holds nothing, or a seal; says which.
+    async fn on(
+        &mut self,
+        vault: &Vault,
+        log: LogId,
+        from: Slot,
+    ) -> Result<(Slot, bool), VaultError> {
+        let slots = futures::stream::iter(from.0..=u64::MAX);
+        let slots = slots.map(|slot| header_at(vault, log, Slot(slot)));
+        let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
+        while let Some((slot, found)) = slots.next().await {
+            let Some(header) = found? else { return Ok((slot, false)) };
+            self.saw(&header);
+            self.last = Some(slot);
+            if header.kind == SlotKind::Seal {
+                return Ok((slot, true));
+            }
+        }
+        let url = vault.url().to_owned();
+        Err(VaultError::Limit { url, what: "slots of a log", max: u64::MAX })
+    }
+}
+
+pub(super) fn lost(vault: &Vault, log: LogId, slot: Slot, later: Slot) -> VaultError {
+    VaultError::LostSlot { url: vault.url().to_owned(), log, slot, later }
+}
+
+/// What lies behind a slot that was missing when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// The slot is filled by now: the log was read while it was written, and does not end here.
+    Moved,
+    /// The log ends here, for now.
+    End {
+        /// Slots that crashed runs of the writer left behind.
+        filled: BTreeMap<Slot, SegmentHeader>,
+    },
+    /// No crash of a writer explains what is there: the missing slot was committed, and is lost.
+    Lost {
+        /// The first filled slot behind it.
+        later: Slot,
+    },
+}
+
+impl Behind {
+    /// Looks behind the missing `slot`.
+    ///
+    /// The slot was read before those behind it, and the writer may have gone on in between: nothing that
+    /// lies there means anything unless the slot is still missing afterwards.
+    pub(crate) async fn look(vault: &Vault, log: LogId, slot: Slot) -> Result<Self, VaultError> {
+        let (filled, is_lost) = Self::gather(vault, log, slot).await?;
+        let Some(later) = filled.keys().next().copied() else { return Ok(Self::End { filled }) };
+        if is_filled(vault, log, slot).await? {
+            return Ok(Self::Moved);
+        }
+        Ok(if is_lost { Self::Lost { later } } else { Self::End { filled } })
+    }
+
+    /// The filled slots behind `slot`, and whether no crash of a writer explains them.
+    ///
+    /// A run has at most `PUTS_IN_FLIGHT_MAX` slots that are not committed, this one included. So
+    /// it leaves fewer than that behind the slot, with fewer than that missing between them.
+    async fn gather(
+        vault: &Vault,
+        log: LogId,
+        slot: Slot,
+    ) -> Result<(BTreeMap<Slot, SegmentHeader>, bool), VaultError> {
+        let from = slot.0.saturating_add(1);
+        let to = from.saturating_add(HOLE_SLOTS_MAX as u64);
+        let slots = futures::stream::iter(from..to).map(|slot| header_at(vault, log, Slot(slot)));
+        let mut slots = std::pin::pin!(slots.buffered(PUTS_IN_FLIGHT_MAX));
+        let mut filled = BTreeMap::new();
+        let mut is_lost = true;
+        let mut of_run: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut missing = 1;
+        while let Some((slot, found)) = slots.next().await {
+            let Some(header) = found? else {
+                missing += 1;
+                if missing < PUTS_IN_FLIGHT_MAX {
+                    continue;
+                }
+                is_lost = false;
+                break;
+            };
+            missing = 0;
+            filled.insert(slot, header);
+            let count = of_run.entry(header.incarnation()).or_default();
+            *count += 1;
+            if header.kind == SlotKind::Seal || *count >= PUTS_IN_FLIGHT_MAX {
+                return Ok((filled, true));
+            }
+        }
+        // Many slots lost in a row.
+        for step in [16, 32, 64, 256, 1024] {
+            let far = Slot(slot.0.saturating_add(step));
+            let (_, found) = header_at(vault, log, far).await;
+            if let Some(header) = found? {
+                filled.insert(far, header);
+                is_lost = true;
+                break;
+            }
+        }
+        Ok((filled, is_lost))
+    }
+
+    /// The first filled slot of a log that ends in front of it; none if nothing is there, or the slot is
+    /// filled by now.
+    ///
+    /// # Errors
+    /// `Corrupt` if slots are lost.
+    pub(crate) fn later(
+        self,
+        vault: &Vault,
+        log: LogId,
+        slot: Slot,
+    ) -> Result<Option<Slot>, VaultError> {
+        match self {
+            Self::Moved => Ok(None),
+            Self::End { filled } => Ok(filled.into_keys().next()),
+            Self::Lost { later } => Err(lost(vault, log, slot, later)),
+        }
+    }
+}
