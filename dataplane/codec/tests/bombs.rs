@@ -6,6 +6,7 @@
 //! never holds much more than the sealed bytes.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::epoch::open_epoch;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::map::{MapPlace, open_map};
@@ -18,7 +19,7 @@ use farshore_proto::segment::{
 };
 use farshore_proto::{
     Domain as DedupDomain, ErrorKind, KeyNumber, LogId, PointId, RunId, Seq, Slot, VaultId,
-    VolumeId, epoch, index_run,
+    VolumeId, checkpoint, epoch, index_run,
 };
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -219,6 +220,13 @@ fn in_index_run(bomb: &[u8]) -> CodecError {
     open_index_run(&object, VAULT, RUN, &ring()).unwrap_err()
 }
 
+/// Opens a checkpoint whose body is the bomb.
+fn in_checkpoint(bomb: &[u8]) -> CodecError {
+    let place = checkpoint::place(VAULT, LOG, SLOT);
+    let object = with_bomb(place, 0, |out| out.extend([0; 4]), bomb);
+    open_checkpoint(&object, VAULT, LOG, SLOT, &ring()).unwrap_err()
+}
+
 /// Most memory that this process ever had, zstd's own included.
 fn resident_max() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -229,12 +237,13 @@ fn resident_max() -> u64 {
 #[test]
 fn no_bomb_goes_off_wherever_it_is_sealed() {
     type Place = (&'static str, fn(&[u8]) -> CodecError);
-    let places: [Place; 5] = [
+    let places: [Place; 6] = [
         ("segment", in_table),
         ("segment frame", in_frame),
         ("epoch object", in_epoch),
         ("map", in_map),
         ("index run", in_index_run),
+        ("checkpoint", in_checkpoint),
     ];
     let before = resident_max();
     let mut opened = 0;

@@ -7,6 +7,7 @@
 //! and writes it. A file that is there is never written again: its salt is drawn, so no second one is the same.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+use farshore_codec::checkpoint::{open_checkpoint, seal_checkpoint};
 use farshore_codec::epoch::{open_epoch, seal_epoch};
 use farshore_codec::index_run::{open_index_run, seal_index_run};
 use farshore_codec::journal::{JournalOpener, JournalSealer};
@@ -14,6 +15,7 @@ use farshore_codec::keys::{DataKey, KeyRing, RootKey, VaultKey};
 use farshore_codec::map::{MapPlace, open_map, seal_map};
 use farshore_codec::segment::{Opener, SegmentBuilder, chunk_of, slot_without_data};
 use farshore_codec::{ChunkHasher, CodecError, WrappingKey};
+use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::journal::GroupSize;
@@ -236,4 +238,26 @@ fn an_index_run_of_version_2_opens() {
     let body = IndexRun { chunks: stored() };
     let object = kept("index-run", || seal_index_run(VAULT, RUN, &key(), KEY, &body, 3).unwrap());
     assert_eq!(open_index_run(&object, VAULT, RUN, &ring()).unwrap(), body);
+}
+
+#[test]
+fn a_checkpoint_of_version_2_opens() {
+    let tail = VolumeTail {
+        epoch: Epoch(4),
+        first_seq: Seq(998),
+        last_seq: Seq(1000),
+        newest: Slot(7),
+        mark: Some((Seq(1000), POINT)),
+        stamp: STAMP,
+        imprint: Imprint::of(0x0403_0201),
+        is_released: false,
+        is_broken: false,
+    };
+    let other = VolumeTail { mark: None, is_released: true, is_broken: true, ..tail };
+    let tails = [(VOLUME, tail), (VolumeId([6; 16]), other)].into();
+    let body = CheckpointBody { incarnation: 5, horizon: 2, register: 40, tails };
+    let slot = Slot(256);
+    let object =
+        kept("checkpoint", || seal_checkpoint(VAULT, LOG, slot, &key(), KEY, &body).unwrap());
+    assert_eq!(open_checkpoint(&object, VAULT, LOG, slot, &ring()).unwrap(), body);
 }

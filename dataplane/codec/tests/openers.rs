@@ -2,6 +2,7 @@
 //! made up. D1, D2 and D3 of `docs/fault-model.md`.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::compress::{Compressor, decompress};
 use farshore_codec::epoch::open_epoch;
 use farshore_codec::index_run::open_index_run;
@@ -26,7 +27,7 @@ struct Sealed {
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 9] = [
+const SEALED: [Sealed; 10] = [
     Sealed {
         name: "segment",
         object: include_bytes!("../testdata/v2/segment.bin"),
@@ -56,6 +57,11 @@ const SEALED: [Sealed; 9] = [
         name: "index run",
         object: include_bytes!("../testdata/v2/index-run.bin"),
         opens: |object| open_index_run(object, VAULT, RunId([5; 16]), &ring()).is_ok(),
+    },
+    Sealed {
+        name: "checkpoint",
+        object: include_bytes!("../testdata/v2/checkpoint.bin"),
+        opens: |object| open_checkpoint(object, VAULT, LOG, Slot(256), &ring()).is_ok(),
     },
     Sealed {
         name: "journal",

@@ -85,8 +85,12 @@ impl CheckpointBody {
     /// Reads the body of the checkpoint at `slot`.
     ///
     /// # Errors
-    /// `Newer` for what must be understood and is not known here; by the field that is wrong.
+    /// `Newer` for what must be understood and is not known here; `Range` for a slot that no log reaches; by the
+    /// field that is wrong.
     pub fn decode(bytes: &[u8], slot: Slot) -> Result<Self, DecodeError> {
+        if slot > SLOT_MAX {
+            return Err(DecodeError::Range { what: "checkpoint slot", value: slot.0 });
+        }
         let sections = Sections::read("checkpoint body", bytes, &[HEAD, TAILS])?;
         let mut head = sections.record(&HEAD)?;
         let (incarnation, horizon, register) = (head.u64()?, head.u64()?, head.u64()?);
@@ -99,7 +103,7 @@ impl CheckpointBody {
             }
             tails.insert(volume, tail);
         }
-        if slot > SLOT_MAX || (incarnation == 0 && !tails.is_empty()) {
+        if incarnation == 0 && !tails.is_empty() {
             return Err(DecodeError::Range { what: "checkpoint incarnation", value: incarnation });
         }
         Ok(Self { incarnation, horizon, register, tails })

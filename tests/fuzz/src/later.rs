@@ -12,8 +12,7 @@ pub(crate) const TABLE: Strides = &[(1, 12), (2, 32), (3, 48), (4, 72), (5, 20),
 pub(crate) const EPOCH: Strides = &[(1, 56), (2, 1)];
 pub(crate) const MAP: Strides = &[(1, 56), (2, 32), (3, 44), (4, 20)];
 pub(crate) const INDEX_RUN: Strides = &[(2, 32), (3, 44)];
-/// The section of marks in a table.
-const MARKS: u16 = 6;
+pub(crate) const CHECKPOINT: Strides = &[(1, 32), (2, 88)];
 
 /// Where the header at the front of an object ends, as it says itself; the kind's own if that cannot be.
 pub(crate) fn head_end(object: &[u8], kind: ObjectKind) -> usize {
@@ -28,8 +27,8 @@ fn in_head(head: &[u8], kind: ObjectKind) -> bool {
     head_end(head, kind) != kind.header_bytes() || head[12..16] != [0; 4]
 }
 
-/// Whether a body that decodes has a section or a length of records that is not known here, or a mark with
-/// flags that may be ignored.
+/// Whether a body that decodes has a section or a length of records that is not known here, or flags that may
+/// be ignored.
 pub(crate) fn in_body(body: &[u8], strides: Strides) -> bool {
     let mut rest = body;
     while let Some((head, behind)) = rest.split_first_chunk::<16>() {
@@ -38,16 +37,22 @@ pub(crate) fn in_body(body: &[u8], strides: Strides) -> bool {
         let count = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
         let records = behind.split_at_checked(stride as usize * count as usize);
         let Some((records, next)) = records else { return false };
-        let has_marks = strides == TABLE && number == MARKS;
-        if !strides.contains(&(number, stride)) {
-            return true;
-        }
-        if has_marks && records.chunks_exact(64).any(|mark| mark[25] & 0xf0 != 0) {
+        if !strides.contains(&(number, stride)) || in_flags(number, records, strides) {
             return true;
         }
         rest = next;
     }
     false
+}
+
+/// Whether marks of a table or volumes of a checkpoint have flags that may be ignored.
+fn in_flags(number: u16, records: &[u8], strides: Strides) -> bool {
+    let (stride, at) = match number {
+        6 if strides == TABLE => (64, 25),
+        2 if strides == CHECKPOINT => (88, 83),
+        _ => return false,
+    };
+    records.chunks_exact(stride).any(|record| record[at] & 0xf0 != 0)
 }
 
 /// Checks that `again`, what was read of a header and laid out again, is the header, but for what was passed

@@ -1,7 +1,9 @@
 use super::*;
+use crate::checkpoint::{open_checkpoint, seal_checkpoint};
 use crate::epoch::{open_epoch, seal_epoch};
 use crate::index_run::{open_index_run, seal_index_run};
 use crate::map::{MapPlace, open_map, peek_map, seal_map};
+use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SMALL_BODY_BYTES_MAX};
@@ -10,8 +12,8 @@ use farshore_proto::object::ObjectKind;
 use farshore_proto::segment::{SlotWriter, put_own};
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
-    Attempt, BlockRange, ChunkId, DecodeError, Epoch, ErrorKind, LogId, MarkKind, PointId, RunId,
-    Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, DecodeError, Epoch, ErrorKind, Imprint, LogId, MarkKind, PointId,
+    RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use std::collections::BTreeSet;
 
@@ -138,8 +140,8 @@ fn an_object_of_one_kind_is_none_of_another() {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{kind:?} as {other:?}: {error}");
         }
     }
-    // Epochs and index runs as each other, and segments as maps.
-    assert_eq!(mismatches, 3);
+    // Epochs, index runs and checkpoints as each other, and segments as maps.
+    assert_eq!(mismatches, 7);
 }
 
 /// The point of a commitment to the header: nothing of it decides before it is authenticated.
@@ -392,6 +394,37 @@ fn index_runs_open_to_what_was_sealed() {
     assert_eq!(open_index_run(&object, VAULT, run, &ring()).unwrap(), body);
     let error = open_index_run(&object, VAULT, RunId([9; 16]), &ring()).unwrap_err();
     assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+}
+
+#[test]
+fn checkpoints_open_to_what_was_sealed() {
+    let (log, slot) = (LogId([3; 16]), Slot(9));
+    let tail = VolumeTail {
+        epoch: Epoch(7),
+        first_seq: Seq(11),
+        last_seq: Seq(12),
+        newest: Slot(8),
+        mark: Some((Seq(12), PointId([7; 16]))),
+        stamp: Stamp::default(),
+        imprint: Imprint::of(5),
+        is_released: true,
+        is_broken: false,
+    };
+    let tails = (0..200).map(|n| (VolumeId([n; 16]), tail)).collect();
+    let body = CheckpointBody { incarnation: 1, horizon: 0, register: 3, tails };
+    let object = seal_checkpoint(VAULT, log, slot, &key(), KEY, &body).unwrap();
+    assert!(object.len() < body.encode().len(), "it compresses");
+    let open = |log, slot| open_checkpoint(&object, VAULT, log, slot, &ring());
+    assert_eq!(open(log, slot).unwrap(), body);
+    for (log, slot) in [(LogId([9; 16]), slot), (log, Slot(10))] {
+        let error = open(log, slot).unwrap_err();
+        assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("checkpoint at slot {slot} of log {log}")));
+    }
+    // Sealed as it should be, it is refused all the same if its volumes reach up to its own slot.
+    let late = seal_checkpoint(VAULT, log, Slot(8), &key(), KEY, &body).unwrap();
+    let error = open_checkpoint(&late, VAULT, log, Slot(8), &ring()).unwrap_err();
+    assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::samples;
 use farshore_proto::DecodeError;
+use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::map::MapBody;
@@ -94,8 +95,7 @@ const TABLE: &[(u16, u32)] = &[(1, 12), (2, 32), (3, 48), (4, 72), (5, 20), (6, 
 const EPOCH: &[(u16, u32)] = &[(1, 56), (2, 1)];
 const MAP: &[(u16, u32)] = &[(1, 56), (2, 32), (3, 44), (4, 20)];
 const RUN: &[(u16, u32)] = &[(2, 32), (3, 44)];
-/// The section of marks, in a table.
-const MARKS: u16 = 6;
+const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
 
 pub(crate) fn bodies() -> Vec<Body> {
     type Again = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
@@ -103,6 +103,8 @@ pub(crate) fn bodies() -> Vec<Body> {
     let epoch: Again = |bytes| Ok(EpochBody::decode(bytes)?.encode());
     let map: Again = |bytes| Ok(MapBody::decode(bytes)?.encode());
     let run: Again = |bytes| Ok(IndexRun::decode(bytes)?.encode());
+    let checkpoint: Again =
+        |bytes| Ok(CheckpointBody::decode(bytes, samples::CHECKPOINT_SLOT)?.encode());
     let body = |name, good, again, strides| Body { name, good, again, strides };
     vec![
         body("table", samples::table().encode(), table, TABLE),
@@ -111,15 +113,26 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("epoch body with a stamp", samples::stamped_epoch_body().encode(), epoch, EPOCH),
         body("map body", samples::map_body().encode(), map, MAP),
         body("index run body", samples::index_run().encode(), run, RUN),
+        body("checkpoint body", samples::checkpoint().encode(), checkpoint, CHECKPOINT),
     ]
 }
 
 /// Whether a body makes use of what later programs may add: a section that this one does not know, records
-/// that are longer, flags of a mark that may be ignored.
+/// that are longer, flags that may be ignored.
 pub(crate) fn is_of_later(body: &[u8], strides: &[(u16, u32)]) -> bool {
     split(body).iter().any(|section| {
         let is_known = strides.contains(&(section.number, section.stride));
-        let has_marks = strides == TABLE && section.number == MARKS;
-        !is_known || has_marks && section.records.chunks(64).any(|mark| mark[25] & 0xf0 != 0)
+        !is_known || has_later_flags(section, strides)
     })
+}
+
+/// Of marks in a table and of volumes in a checkpoint the upper half of the flags may be ignored.
+fn has_later_flags(section: &Section, strides: &[(u16, u32)]) -> bool {
+    let flags_at = match section.number {
+        6 if strides == TABLE => 25,
+        2 if strides == CHECKPOINT => 83,
+        _ => return false,
+    };
+    let mut records = section.records.chunks(wide(section.stride));
+    records.any(|record| record[flags_at] & 0xf0 != 0)
 }

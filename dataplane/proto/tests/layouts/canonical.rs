@@ -5,6 +5,7 @@
 //! rest there is one encoding all the same.
 
 use crate::bodies::{Body, bodies, is_of_later, join, split};
+use crate::checkpoints::TAIL;
 use crate::samples;
 use crate::tables::{CHUNK, SPAN, TARGET};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind};
@@ -65,6 +66,9 @@ pub(crate) fn heads() -> Vec<(ObjectKind, Vec<u8>, Again)> {
         }),
         head(ObjectKind::IndexRun, samples::index_run_object(), |bytes| {
             head_again(ObjectKind::IndexRun, bytes)
+        }),
+        head(ObjectKind::Checkpoint, samples::checkpoint_object(), |bytes| {
+            head_again(ObjectKind::Checkpoint, bytes)
         }),
     ]
 }
@@ -332,14 +336,16 @@ fn decodes_with(name: &str, places: &[usize], value: u64) -> bool {
 /// Whoever reads a seq counts on from it, so the last one of 64 bits is nowhere.
 #[test]
 fn no_layout_holds_a_seq_without_a_next() {
-    // Of a span, the last seq alone, and both.
-    let places: [(&str, &[usize]); 6] = [
+    // Of a span and of a volume, the last seq alone, and with those before it.
+    let places: [(&str, &[usize]); 8] = [
         ("frame", &[8]),
         ("hrl", &[32]),
         ("map", &[48]),
         ("epoch body", &[48]),
         ("table", &[SPAN + 32]),
         ("table", &[SPAN + 24, SPAN + 32]),
+        ("checkpoint body", &[TAIL + 32]),
+        ("checkpoint body", &[TAIL + 24, TAIL + 32, TAIL + 48]),
     ];
     for (name, places) in places {
         assert!(!decodes_with(name, places, u64::MAX), "{name} at {places:?}");

@@ -3,6 +3,7 @@
 
 use crate::bodies::{Section, bodies, is_of_later, join, split};
 use crate::samples;
+use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::{Control, FrameHeader};
 use farshore_proto::hrl::{HrlHeader, frame_at};
@@ -46,6 +47,7 @@ fn checked() -> Vec<Checked> {
     let epoch = front(samples::epoch_object(), ObjectKind::Epoch);
     let map = front(samples::map_object(), ObjectKind::Map);
     let index_run = front(samples::index_run_object(), ObjectKind::IndexRun);
+    let checkpoint = front(samples::checkpoint_object(), ObjectKind::Checkpoint);
     // Of every object, and behind them those of the kind.
     let reserved = |own: &[usize]| [&[60, 63, 74, 75, 84, 87][..], own].concat();
     vec![
@@ -94,11 +96,17 @@ fn checked() -> Vec<Checked> {
             index_run,
             reserved(&[152, 155]),
         ),
+        header(
+            "checkpoint",
+            |bytes| ObjectHeader::decode(ObjectKind::Checkpoint, bytes).map(drop),
+            checkpoint,
+            reserved(&[152, 155]),
+        ),
     ]
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 4] = ["segment", "epoch", "map", "index run"];
+const OBJECTS: [&str; 5] = ["segment", "epoch", "map", "index run", "checkpoint"];
 
 fn decode_frame_header(bytes: &[u8]) -> Result<(), DecodeError> {
     FrameHeader::decode(&sized("frame header", bytes)?).map(drop)
@@ -246,7 +254,7 @@ fn fields_out_of_range_are_refused() {
     let of_segments = [("segment", 72, 0), ("segment", 56, 1)];
     let of_maps =
         [("map", 48, 0), ("map", 56, 3), ("map", 72, 1), ("map", 184, 1), ("map", 185, 8)];
-    let others = [("hrl", 32, 0), ("epoch", 72, 1), ("index run", 72, 1)];
+    let others = [("hrl", 32, 0), ("epoch", 72, 1), ("index run", 72, 1), ("checkpoint", 72, 1)];
     for (name, at, value) in of_all.chain(of_segments).chain(of_maps).chain(others) {
         let error = with(name, at, &[value]).unwrap_err();
         assert!(matches!(error, DecodeError::Range { .. }), "{name} byte {at}: {error}");
@@ -397,6 +405,7 @@ proptest! {
         let _ = EpochBody::decode(&bytes);
         let _ = MapBody::decode(&bytes);
         let _ = IndexRun::decode(&bytes);
+        let _ = CheckpointBody::decode(&bytes, samples::CHECKPOINT_SLOT);
     }
 
     #[test]

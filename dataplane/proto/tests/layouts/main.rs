@@ -5,6 +5,7 @@
 
 mod bodies;
 mod canonical;
+mod checkpoints;
 mod damage;
 mod derived;
 mod golden;

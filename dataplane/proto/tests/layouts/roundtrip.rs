@@ -24,7 +24,7 @@ use farshore_proto::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-fn seq() -> impl Strategy<Value = Seq> {
+pub(crate) fn seq() -> impl Strategy<Value = Seq> {
     prop_oneof![1..1000_u64, 1..u64::MAX].prop_map(Seq)
 }
 
@@ -62,11 +62,11 @@ fn size_bytes() -> impl Strategy<Value = u64> {
     (1..=VOLUME_BLOCKS_MAX).prop_map(|blocks| blocks * BLOCK_BYTES as u64)
 }
 
-fn imprint() -> impl Strategy<Value = Imprint> {
+pub(crate) fn imprint() -> impl Strategy<Value = Imprint> {
     any::<[u8; 3]>().prop_map(Imprint::from_bytes)
 }
 
-fn stamp() -> impl Strategy<Value = Stamp> {
+pub(crate) fn stamp() -> impl Strategy<Value = Stamp> {
     prop_oneof![
         Just(Stamp::default()),
         (1_u32.., any::<u32>()).prop_map(|(life, generation)| Stamp { life, generation }),
@@ -376,8 +376,11 @@ proptest! {
     }
 
     #[test]
-    fn headers_without_fields(epoch in object(ObjectKind::Epoch), run in object(ObjectKind::IndexRun)) {
-        for header in [epoch, run] {
+    fn headers_without_fields(
+        epoch in object(ObjectKind::Epoch), run in object(ObjectKind::IndexRun),
+        checkpoint in object(ObjectKind::Checkpoint),
+    ) {
+        for header in [epoch, run, checkpoint] {
             let bytes = header.encode(|own| own.extend([0; 4]));
             let (read, own) = ObjectHeader::decode(header.place.kind, &bytes).unwrap();
             prop_assert_eq!((read, own.left()), (header, 4));

@@ -1,5 +1,6 @@
 //! One example of each layout; the golden files hold exactly these.
 
+use farshore_proto::checkpoint::{self, CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{self, EpochBody};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::HrlHeader;
@@ -25,6 +26,10 @@ pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
 pub(crate) const VOLUME: VolumeId = VolumeId(id(0xb0));
 pub(crate) const LOG: LogId = LogId(id(0xc0));
 pub(crate) const OTHER_LOG: LogId = LogId(id(0xd0));
+/// The other volume of the checkpoint.
+pub(crate) const OTHER_VOLUME: VolumeId = VolumeId(id(0xb1));
+/// Where the checkpoint stands.
+pub(crate) const CHECKPOINT_SLOT: Slot = Slot(0x0100);
 pub(crate) const POINT: PointId = PointId(id(0xe0));
 
 /// Bytes that count up from `first`, so that a misplaced field shows.
@@ -93,6 +98,8 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("map-body", map_body().encode()),
         ("index-run-object", index_run_object()),
         ("index-run-body", index_run().encode()),
+        ("checkpoint-object", checkpoint_object()),
+        ("checkpoint-body", checkpoint().encode()),
     ]);
     all
 }
@@ -401,4 +408,41 @@ pub(crate) fn index_run_object() -> Vec<u8> {
 
 pub(crate) fn index_run() -> IndexRun {
     IndexRun { chunks: stored_chunks() }
+}
+
+pub(crate) fn checkpoint_object() -> Vec<u8> {
+    let place = checkpoint::place(VAULT, LOG, CHECKPOINT_SLOT);
+    whole(place, |own| own.extend([0; 4]), &checkpoint().encode())
+}
+
+/// Of a volume of which all is known, and one of which as little as may be.
+pub(crate) fn checkpoint() -> CheckpointBody {
+    let known = VolumeTail {
+        epoch: Epoch(3),
+        first_seq: Seq(41),
+        last_seq: Seq(44),
+        newest: Slot(0x00fe),
+        mark: Some((Seq(43), POINT)),
+        stamp: STAMP,
+        imprint: Imprint::from_bytes(IMPRINT),
+        is_released: false,
+        is_broken: false,
+    };
+    let other = VolumeTail {
+        epoch: Epoch(7),
+        first_seq: Seq(1),
+        last_seq: Seq(1),
+        newest: Slot(0x0009),
+        mark: None,
+        stamp: Stamp::default(),
+        imprint: Imprint::default(),
+        is_released: true,
+        is_broken: true,
+    };
+    CheckpointBody {
+        incarnation: 4,
+        horizon: 3,
+        register: 0x0405,
+        tails: [(VOLUME, known), (OTHER_VOLUME, other)].into(),
+    }
 }

@@ -1,11 +1,15 @@
-//! Maps and index runs: heads and opened bodies.
+//! Maps, index runs and checkpoints: heads and opened bodies.
 
 use crate::{checksum, later, taken};
-use farshore_proto::DecodeError;
+use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::{BLOCK_BYTES, OBJECT_BODY_BYTES_MAX};
 use farshore_proto::map::{MapBody, MapHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
+use farshore_proto::{DecodeError, Slot};
+
+/// Where the kept checkpoints stand.
+pub(super) const CHECKPOINT_SLOT: Slot = Slot(256);
 
 fn map_head_again(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let MapHeader { mut object, fields } = MapHeader::decode(bytes)?;
@@ -89,4 +93,39 @@ pub(super) fn index_run_body(bytes: &[u8]) {
 
 pub(super) fn index_run_body_samples() -> Vec<Vec<u8>> {
     vec![include_bytes!("../../../../dataplane/proto/testdata/v2/index-run-body.bin").to_vec()]
+}
+
+pub(super) fn checkpoint_object(bytes: &[u8]) {
+    plain_head(bytes, ObjectKind::Checkpoint);
+}
+
+pub(super) fn checkpoint_object_samples() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("../../../../dataplane/proto/testdata/v2/checkpoint-object.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v2/checkpoint.bin").to_vec(),
+    ]
+}
+
+pub(super) fn checkpoint_body(bytes: &[u8]) {
+    let decode = |bytes: &[u8]| CheckpointBody::decode(bytes, CHECKPOINT_SLOT);
+    let Ok(body) = decode(bytes) else { return };
+    let again = |bytes: &[u8]| Ok(decode(bytes)?.encode());
+    later::must_be_body(bytes, &body.encode(), later::CHECKPOINT, again);
+    assert!(body.incarnation > 0 || body.tails.is_empty());
+    for tail in body.tails.values() {
+        assert!(tail.epoch.0 > 0 && tail.first_seq.0 > 0 && tail.first_seq <= tail.last_seq);
+        assert!(tail.newest < CHECKPOINT_SLOT, "it speaks of what is below it");
+        let is_within = |(seq, _)| (tail.first_seq..=tail.last_seq).contains(&seq);
+        assert!(tail.mark.is_none_or(is_within));
+        let _ = tail.last_seq.next();
+    }
+    taken();
+}
+
+pub(super) fn checkpoint_body_samples() -> Vec<Vec<u8>> {
+    let body = include_bytes!("../../../../dataplane/proto/testdata/v2/checkpoint-body.bin");
+    // Flags of a later program, in its first volume, which may be ignored.
+    let mut of_later = body.to_vec();
+    of_later[16 + 32 + 16 + 83] |= 0xf0;
+    vec![body.to_vec(), of_later]
 }

@@ -3,7 +3,9 @@
 //! unless it is one of ours, or as what somebody with the data key has sealed, which must be
 //! refused or be exactly what it says.
 
+use super::derived::CHECKPOINT_SLOT;
 use crate::{later, taken};
+use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::compress::{Compressor, decompress as expand};
 use farshore_codec::epoch::open_epoch;
 use farshore_codec::index_run::open_index_run;
@@ -21,7 +23,7 @@ use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
 use farshore_proto::segment::Compression;
 use farshore_proto::{
     Domain as DedupDomain, KeyNumber, LogId, PointId, RunId, Seq, VaultId, VolumeId,
-    epoch as epochs, index_run as runs,
+    checkpoint as checkpoints, epoch as epochs, index_run as runs,
 };
 
 pub(super) const VAULT: VaultId = VaultId([1; 16]);
@@ -283,6 +285,30 @@ const INDEX_RUN: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2
 pub(super) fn index_run_samples() -> Vec<Vec<u8>> {
     let body = include_bytes!("../../../../dataplane/proto/testdata/v2/index-run-body.bin");
     in_each_way(INDEX_RUN, body)
+}
+
+pub(super) fn checkpoint(bytes: &[u8]) {
+    let Some((way, input)) = bytes.split_first() else { return };
+    let ring = ring();
+    let open = |object: &[u8]| open_checkpoint(object, VAULT, LOG, CHECKPOINT_SLOT, &ring);
+    let Some(body) = Body::of(*way, input, OBJECT_BODY_BYTES_MAX) else {
+        return must_be(open(input).is_ok(), input, CHECKPOINT);
+    };
+    let place = checkpoints::place(VAULT, LOG, CHECKPOINT_SLOT);
+    let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
+    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let Some(object) = object else { return };
+    match open(&object) {
+        Ok(opened) => body.must_hold_but_for_later(&opened.encode(), later::CHECKPOINT),
+        Err(error) => must_be_of_the_body(&error),
+    }
+}
+
+const CHECKPOINT: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/checkpoint.bin");
+
+pub(super) fn checkpoint_samples() -> Vec<Vec<u8>> {
+    let body = include_bytes!("../../../../dataplane/proto/testdata/v2/checkpoint-body.bin");
+    in_each_way(CHECKPOINT, body)
 }
 
 /// A journal file: as found on the disk, or with the input as the entries of its second group.
