@@ -92,8 +92,8 @@ pub enum Bug {
     HeardByWall,
     /// A checkpoint says what was handed out, not what is committed.
     CheckpointAhead,
-    /// Slots behind a checkpoint are read as if nothing were in front of them.
-    CheckpointForgetsRun,
+    /// A checkpoint leaves out the volumes of which nothing came since the one before.
+    CheckpointForgetsIdle,
     /// The end of a log is where the search found nothing: what lies in front of that is not looked at.
     EndWhereNothingIs,
     /// Points grow old by the clock of their agent.
@@ -155,7 +155,7 @@ impl Bug {
         Self::PruneByWall,
         Self::HeardByWall,
         Self::CheckpointAhead,
-        Self::CheckpointForgetsRun,
+        Self::CheckpointForgetsIdle,
         Self::EndWhereNothingIs,
         Self::AgeByAgentsClock,
         Self::MountedIsServed,
@@ -211,7 +211,7 @@ impl Bug {
             Self::PruneByWall => "prune-by-wall",
             Self::HeardByWall => "heard-by-wall",
             Self::CheckpointAhead => "checkpoint-ahead",
-            Self::CheckpointForgetsRun => "checkpoint-forgets-run",
+            Self::CheckpointForgetsIdle => "checkpoint-forgets-idle",
             Self::EndWhereNothingIs => "end-where-nothing-is",
             Self::AgeByAgentsClock => "age-by-agents-clock",
             Self::MountedIsServed => "mounted-is-served",

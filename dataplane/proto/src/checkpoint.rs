@@ -103,7 +103,8 @@ impl CheckpointBody {
             }
             tails.insert(volume, tail);
         }
-        if incarnation == 0 && !tails.is_empty() {
+        let is_empty = tails.is_empty() && register == 0;
+        if incarnation == 0 && !is_empty || incarnation > 0 && slot == Slot(0) {
             return Err(DecodeError::Range { what: "checkpoint incarnation", value: incarnation });
         }
         Ok(Self { incarnation, horizon, register, tails })

@@ -1,4 +1,4 @@
-//! The map: a checkpoint of a volume at a recovery point, in parts. Derived.
+//! The map: what a volume holds at a recovery point, in parts. Derived.
 //!
 //! Layout and rules: `docs/formats/map.md`.
 

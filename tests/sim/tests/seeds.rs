@@ -109,8 +109,8 @@ finds! {
     finds_a_latest_point_by_its_agents_clock: LatestByTime within 400,
     finds_points_that_go_by_the_wall_clock: PruneByWall within 100,
     finds_points_heard_of_by_the_wall_clock: HeardByWall within 400,
-    finds_a_checkpoint_of_what_is_not_committed: CheckpointAhead within 400,
-    finds_a_checkpoint_that_forgets_the_run: CheckpointForgetsRun within 1500,
+    finds_a_checkpoint_of_what_is_not_committed: CheckpointAhead within 1500,
+    finds_a_checkpoint_without_idle_volumes: CheckpointForgetsIdle within 400,
     finds_an_end_where_nothing_is: EndWhereNothingIs within 1500,
 }
 

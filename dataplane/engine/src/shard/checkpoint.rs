@@ -2,6 +2,7 @@
 
 use super::{Output, Shard};
 use farshore_proto::Slot;
+use farshore_proto::bugs::{Bug, is_on};
 
 /// When a checkpoint could not be written, another is tried when so many slots of those to it have come.
 const CHECKPOINT_RETRY: u64 = 8;
@@ -16,8 +17,15 @@ impl Shard {
             return;
         }
         // With too many volumes there is none.
-        let Some(body) = ledger.body().cloned() else { return };
+        let Some(mut body) = ledger.body().cloned() else { return };
         self.checkpoint_from = Slot(u64::MAX);
+        if is_on(Bug::CheckpointForgetsIdle) {
+            let since = ledger.checkpoint();
+            body.tails.retain(|_, tail| Some(tail.newest) >= since);
+        }
+        if is_on(Bug::CheckpointAhead) {
+            self.log.checkpointed(slot);
+        }
         out.push(Output::Checkpoint { slot, body });
     }
 

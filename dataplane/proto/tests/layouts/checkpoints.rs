@@ -98,11 +98,19 @@ fn the_head_has_legal_values() {
     // What counts has an incarnation; where nothing counts, no volume has a span.
     out_of_range(with(HEAD, &[0; 8]), "checkpoint incarnation", 0);
     let empty = CheckpointBody::default();
-    for body in [empty.clone(), CheckpointBody { incarnation: u64::MAX, ..empty.clone() }] {
-        for slot in [Slot(0), CHECKPOINT_SLOT, SLOT_MAX] {
-            assert_eq!(CheckpointBody::decode(&body.encode(), slot).as_ref(), Ok(&body));
+    let counted = CheckpointBody { incarnation: u64::MAX, register: 7, ..empty.clone() };
+    for (body, slots) in [(&empty, [Slot(0), CHECKPOINT_SLOT]), (&counted, [Slot(1), SLOT_MAX])] {
+        for slot in slots {
+            assert_eq!(CheckpointBody::decode(&body.encode(), slot).as_ref(), Ok(body));
         }
     }
+    out_of_range(
+        CheckpointBody::decode(&counted.encode(), Slot(0)),
+        "checkpoint incarnation",
+        u64::MAX,
+    );
+    let unheard = CheckpointBody { register: 7, ..empty.clone() };
+    out_of_range(decode(&unheard.encode()), "checkpoint incarnation", 0);
     for (at, bytes) in [(HEAD + 8, [0; 8]), (HEAD + 16, [0; 8]), (HEAD, [0xff; 8])] {
         with(at, &bytes).unwrap();
     }

@@ -79,6 +79,10 @@ pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, V
             vault.store().settle(&ObjectName::slot(log, last)).await?;
         }
         let Walk { incarnation, checkpoint, .. } = walk;
+        if let Some(known) = checkpoint.filter(|known| *known > next) {
+            // What a checkpoint speaks of was committed.
+            return Err(lost(vault, log, next, Slot(known.0 - 1)));
+        }
         return Ok(LogEnd { next, is_sealed, void, incarnation, checkpoint });
     }
     let url = vault.url().to_owned();

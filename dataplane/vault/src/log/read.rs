@@ -186,8 +186,8 @@ impl<'a> LogScan<'a> {
     /// A scan of what lies behind a ledger of `log`.
     #[must_use]
     pub fn behind(vault: &'a Vault, log: LogId, ledger: &Ledger) -> Self {
-        let highest = if is_on(Bug::CheckpointForgetsRun) { 0 } else { ledger.incarnation() };
-        Self { incarnation: Some(highest), ..Self::new(vault, log, ledger.next()) }
+        let incarnation = Some(ledger.incarnation());
+        Self { incarnation, ..Self::new(vault, log, ledger.next()) }
     }
 
     /// The same for a log whose slots below `filled` are known to be filled: it does not end in front of
@@ -313,7 +313,7 @@ impl<'a> LogScan<'a> {
         let slots = self.from.0.saturating_sub(VOID_REACH_SLOTS)..self.from.0;
         let slots = futures::stream::iter(slots).map(|slot| header_at(vault, log, Slot(slot)));
         let mut slots = slots.buffered(SLOTS_AHEAD_MAX);
-        let (mut highest, mut missing, mut seal) = (0, None, None);
+        let (mut highest, mut missing, mut seal, mut newer) = (0, None, None, None);
         while let Some((slot, found)) = slots.next().await {
             match found {
                 Ok(Some(header)) if header.kind == SlotKind::Seal => seal = seal.or(Some(slot)),
@@ -324,9 +324,15 @@ impl<'a> LogScan<'a> {
                     missing = missing.or(Some(slot));
                 }
                 Ok(None) => {}
-                Err(error) if error.is_unavailable() || error.is_newer() => return Err(error),
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) if error.is_newer() => newer = newer.or(Some(error)),
                 Err(_) => {}
             }
+        }
+        if let Some(error) = newer {
+            // Whoever asks again is not told the same for ever.
+            (self.is_sure, self.incarnation) = (false, Some(highest));
+            return Err(error);
         }
         if let Some(slot) = seal {
             // It ends the scan either way, and with it what was to be read.

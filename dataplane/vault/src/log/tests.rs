@@ -199,7 +199,7 @@ async fn a_slot_of_a_newer_version_leaves_a_scan_unsure() {
 /// The same in front of where a scan begins, where its head alone is read.
 #[tokio::test]
 async fn a_slot_of_a_newer_version_in_front_of_a_scan_is_named() {
-    let world = filled(4).await;
+    let mut world = filled(4).await;
     let log = world.logs[0].id;
     let name = ObjectName::slot(log, Slot(1));
     let mut bytes = std::fs::read(world.file(&name)).unwrap();
@@ -209,8 +209,17 @@ async fn a_slot_of_a_newer_version_in_front_of_a_scan_is_named() {
     farshore_proto::wire::put_crc(&mut head, 0);
     bytes[..end].copy_from_slice(&head);
     std::fs::write(world.file(&name), bytes).unwrap();
-    let error = LogScan::new(&world.vault, log, Slot(3)).next().await.unwrap_err();
+    let mut scan = LogScan::new(&world.vault, log, Slot(3));
+    let error = scan.next().await.unwrap_err();
     assert!(matches!(&error, VaultError::Version { object, .. } if *object == name), "{error}");
+    assert!(!scan.is_sure());
+    assert_eq!(scan.next().await.unwrap().unwrap().0, Slot(3), "it is said once");
+    // A volume that begins behind it ends there, and its readers do.
+    drop(scan);
+    world.claim(0, 0).await;
+    let volume = world.volumes[0].id;
+    let error = crate::catalog::end_of_volume(&world.vault, volume).await.unwrap_err();
+    assert!(error.is_newer(), "{error}");
 }
 
 /// Takes the slots from `from` on away, as if they were not put yet.
@@ -358,6 +367,7 @@ async fn what_the_last_slots_say_of_checkpoints_is_found() {
     for slot in 0..40 {
         // The last of them lies: it cannot know of what is behind itself.
         let checkpoint = match slot {
+            // It is believed if the log is as long.
             34 => Some(Slot(30)),
             36 => Some(Slot(20)),
             39 => Some(Slot(41)),
@@ -374,4 +384,25 @@ async fn what_the_last_slots_say_of_checkpoints_is_found() {
     let sealed = seal(vault, log, Slot(0)).await.unwrap();
     let header = read_header(vault, log, sealed).await.unwrap();
     assert_eq!(header.writer.checkpoint, Some(Slot(30)));
+}
+
+/// Rule 7 of ADR 0014: a log does not end in front of what a checkpoint speaks of.
+#[tokio::test]
+async fn a_log_that_lost_what_a_checkpoint_speaks_of_has_no_end() {
+    let mut world = filled(12).await;
+    let log = world.logs[0].id;
+    // Slots 10 and 11 are lost; slot 12 was put by a run that knew them.
+    world.logs[0].checkpoint = Some(Slot(12));
+    world.write(0, 0, 4, 900);
+    world.end_span(0, true);
+    world.commit(0).await;
+    for slot in [10, 11] {
+        std::fs::remove_file(world.file(&ObjectName::slot(log, Slot(slot)))).unwrap();
+    }
+    for from in [0, 9, 10] {
+        let error = find_end(&world.vault, log, Slot(from)).await.unwrap_err();
+        let is_it = matches!(error, VaultError::LostSlot { slot: Slot(10), later: Slot(11), .. });
+        assert!(is_it, "{error}");
+        seal(&world.vault, log, Slot(from)).await.unwrap_err();
+    }
 }

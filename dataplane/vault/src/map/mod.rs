@@ -1,4 +1,4 @@
-//! Maps: checkpoints of volumes, so that a view need not read a volume's whole past.
+//! Maps: what volumes hold at their points, so that a view need not read a volume's whole past.
 //!
 //! Derived: they are written after the fact, found by listing, and never needed. One that is
 //! missing, damaged or contradicts the epochs is passed over, with a warning, for an older one or for
