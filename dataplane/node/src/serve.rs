@@ -287,14 +287,14 @@ async fn recover_all(
     (logs, shards, incarnation): (&Logs, usize, u64),
     dedup: &Dedup,
 ) -> anyhow::Result<Vec<Recovery>> {
-    let mut recoveries = Vec::new();
-    for shard in 0..shards {
+    // All at the same time: most of it is waiting for the store.
+    let recoveries = (0..shards).map(|shard| async move {
         let journal = journal_path(args, shard);
         make_dir(&journal)?;
         let place = Place { vault, logs, shard, journal: &journal };
-        recoveries.push(recover(&place, incarnation, dedup).await?);
-    }
-    Ok(recoveries)
+        recover(&place, incarnation, dedup).await
+    });
+    futures::future::try_join_all(recoveries).await
 }
 
 fn journal_path(args: &ServeArgs, id: usize) -> PathBuf {

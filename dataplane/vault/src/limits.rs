@@ -16,7 +16,7 @@ pub const TABLE_READ_BYTES: usize = 256 << 10;
 /// Slots of a log that a scan reads ahead.
 pub const SLOTS_AHEAD_MAX: usize = 8;
 /// Slots that a search for the end of a log asks for at the same time.
-pub const END_PROBES: usize = 7;
+pub const END_PROBES: u32 = 7;
 /// Slots behind a missing one that are looked at, to tell a crash of the writer from a loss.
 ///
 /// A crashed run leaves at most `PUTS_IN_FLIGHT_MAX - 1` segments behind a missing slot, and so does

@@ -113,11 +113,11 @@ async fn search(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultErro
     let (mut filled, mut missing) = (None, None);
     let mut step = WALKED;
     while missing.is_none() {
-        let probes = (0..END_PROBES as u32).map(|n| step.saturating_mul(END_GROWTH.pow(n)));
+        let probes = (0..END_PROBES).map(|n| step.saturating_mul(END_GROWTH.pow(n)));
         let probes: Vec<u64> = probes.map(|step| from.0.saturating_add(step)).collect();
         let found = probe(vault, log, &probes).await?;
         (filled, missing) = (found.filled.or(filled), found.missing);
-        step = step.saturating_mul(END_GROWTH.pow(END_PROBES as u32));
+        step = step.saturating_mul(END_GROWTH.pow(END_PROBES));
         if filled.is_some_and(|slot| slot > SLOT_MAX.0) {
             let url = vault.url().to_owned();
             return Err(VaultError::Limit { url, what: "slots of a log", max: SLOT_MAX.0 });
@@ -130,8 +130,9 @@ async fn search(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultErro
         if left <= WALKED {
             break;
         }
-        let part = left.div_ceil(END_PROBES as u64 + 1);
-        let probes = (1..=END_PROBES as u64).map(|n| start + n * part).filter(|slot| *slot < end);
+        let part = left.div_ceil(u64::from(END_PROBES) + 1);
+        let probes =
+            (1..=u64::from(END_PROBES)).map(|n| start + n * part).filter(|slot| *slot < end);
         let found = probe(vault, log, &probes.collect::<Vec<_>>()).await?;
         filled = found.filled.or(filled);
         end = found.missing.unwrap_or(end);
