@@ -1,4 +1,5 @@
 use super::*;
+use crate::batch::Limits;
 use crate::ledger::Ledger;
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{BlockRange, MarkKind, PointId};
