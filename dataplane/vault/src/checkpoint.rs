@@ -109,7 +109,8 @@ async fn newest(vault: &Vault, log: LogId, named: Option<Slot>) -> Result<Ledger
     Ok(Ledger::default())
 }
 
-fn end_of(span: &Span) -> SpanEnd {
+/// What a ledger keeps of a span.
+pub(crate) fn end_of(span: &Span) -> SpanEnd {
     let Span { volume, epoch, first_seq, last_seq, stamp, imprint, .. } = *span;
     let point = span.mark.map(|mark| mark.point);
     SpanEnd { volume, epoch, first_seq, last_seq, point, stamp, imprint }

@@ -5,6 +5,7 @@
 //! order; memory grows with volumes and epochs, not with segments. Maps are compared, if asked to read
 //! the data, by reading the logs of their volume once more; that takes memory for its block map.
 
+mod checkpoints;
 mod data;
 mod keys;
 mod maps;
@@ -22,6 +23,7 @@ use crate::map;
 use crate::runs;
 use crate::store::StoreError;
 use crate::vault::Vault;
+use checkpoints::Checkpoints;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{LogId, Slot, VolumeId};
@@ -61,6 +63,8 @@ pub struct Report {
     pub chunks: u64,
     /// Maps that open.
     pub maps: u64,
+    /// Checkpoints of logs that open.
+    pub checkpoints: u64,
     /// Index runs that open.
     pub index_runs: u64,
     /// Bytes of objects that were read.
@@ -217,6 +221,7 @@ impl Run<'_> {
         progress: &mut (impl FnMut(VerifyProgress) + Send),
     ) -> Result<(), VaultError> {
         let vault = self.vault;
+        let mut checkpoints = Checkpoints::list(vault, log).await?;
         let mut scan = LogScan::new(vault, log, Slot(0)).naming_all();
         loop {
             let (slot, mut segment) = match scan.next().await {
@@ -224,10 +229,12 @@ impl Run<'_> {
                 Ok(None) => break,
                 // The error names the slot.
                 Err(error) => {
+                    checkpoints.miss();
                     self.report.add_error(ObjectName::slot(log, Slot(0)), error)?;
                     continue;
                 }
             };
+            checkpoints.take(slot, &segment, &mut self.report).await?;
             for span in std::mem::take(&mut segment.table.spans) {
                 self.streams.take(log, slot, &span, &mut self.report);
             }
@@ -240,6 +247,9 @@ impl Run<'_> {
                 read_bytes: *read_bytes,
                 problems: problems.len() as u64,
             });
+        }
+        if let Some(ScanEnd::Missing(slot) | ScanEnd::Sealed(slot)) = scan.end() {
+            checkpoints.finish(slot, &mut self.report).await?;
         }
         match scan.end() {
             Some(ScanEnd::Missing(slot)) => self.check_end(log, slot).await,

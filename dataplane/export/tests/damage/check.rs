@@ -100,7 +100,7 @@ fn is_unread(world: &World, name: &str, piece: Piece) -> bool {
 }
 
 fn is_derived(name: &str) -> bool {
-    name.starts_with("maps/") || name.starts_with("index/")
+    name.starts_with("maps/") || name.starts_with("index/") || name.contains("/checkpoints/")
 }
 
 /// Reads all of a point; what comes back is right.
@@ -130,6 +130,7 @@ impl Bench {
         let report = bench.full.verify().await;
         assert!(report.is_whole() && report.holes.is_empty(), "{report:#?}");
         assert_eq!((report.points, report.maps, report.index_runs), (13, 3, 1));
+        assert_eq!(report.checkpoints, 2);
         bench.read_all(|_| false, "nothing", None).await;
         bench.tally = Tally::default();
         bench
@@ -243,7 +244,10 @@ impl Bench {
 
 /// The first part of an object's name.
 pub(crate) fn kind_of(name: &str) -> &str {
-    name.split('/').next().unwrap()
+    match name.contains("/checkpoints/") {
+        true => "checkpoints",
+        false => name.split('/').next().unwrap(),
+    }
 }
 
 /// Whether the error names object and offset.

@@ -1,6 +1,6 @@
 //! Every byte: flipped, cut away, something behind it.
 
-use crate::check::{Bench, Damage, objects, piece_at};
+use crate::check::{Bench, Damage, kind_of, objects, piece_at};
 use crate::needs::{At, Piece};
 use bytes::Bytes;
 
@@ -54,7 +54,7 @@ async fn flip_all(prefix: &str, share: (usize, usize)) {
 fn found_at(name: &str, pieces: &[At], length: usize) -> (Piece, usize) {
     let header = pieces[0].range.end;
     let whole = pieces.last().unwrap().range.end;
-    match name.split('/').next().unwrap() {
+    match kind_of(name) {
         _ if length < header => (Piece::Header, 0),
         "vault" | "keys" => (Piece::Header, 0),
         // The lengths in a segment's header are compared with the object's before the table is opened.

@@ -1,6 +1,6 @@
 //! Objects that are gone.
 
-use crate::check::{Bench, Damage};
+use crate::check::{Bench, Damage, kind_of};
 use crate::world::{A, B, C, key_name};
 use crate::write::image_bytes;
 use farshore_vault::Vault;
@@ -67,6 +67,10 @@ fn losses(bench: &Bench) -> Vec<Loss> {
         // A map whose first part is missing is none: an attempt to write one may end so.
         let is_named = !name.ends_with("/0000");
         losses.push(loss(name, is_named, none(), none(), none()));
+    }
+    for name in world.names("logs/").into_iter().filter(|name| kind_of(name) == "checkpoints") {
+        // A log is read without.
+        losses.push(loss(name, false, none(), none(), none()));
     }
     assert_eq!(losses.len(), world.objects.len(), "every object is lost once");
     losses

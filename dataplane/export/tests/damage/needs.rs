@@ -33,6 +33,7 @@ pub(crate) struct At {
 pub(crate) async fn pieces(world: &World, name: &str) -> Vec<At> {
     let bytes = &world.objects[name];
     let header = match name.split('/').next().unwrap() {
+        "logs" if name.contains("/checkpoints/") => ObjectKind::Checkpoint.header_bytes(),
         "logs" => return segment_pieces(world, name, bytes).await,
         "volumes" => ObjectKind::Epoch.header_bytes(),
         "maps" => ObjectKind::Map.header_bytes(),
@@ -67,6 +68,8 @@ pub(crate) fn needs(world: &World, point: &Point, name: &str, piece: Piece) -> b
     let mut parts = name.split('/');
     match parts.next().unwrap() {
         "volumes" => needs_epoch(world, point, name),
+        // They are derived.
+        "logs" if name.contains("/checkpoints/") => false,
         "logs" => {
             let id: LogId = parts.next().unwrap().parse().unwrap();
             let slot = Slot(u64::from_str_radix(parts.next().unwrap(), 16).unwrap());

@@ -17,9 +17,10 @@ use farshore_codec::{DataKey, RootKey, VaultKey, WrappingKey};
 use farshore_proto::map::{MapBody, MapFields};
 use farshore_proto::vault::VaultObject;
 use farshore_proto::{Domain, KeyNumber, Seq, Slot, VaultId, VolumeId};
+use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::layout::ObjectName;
-use farshore_vault::log::put_segment;
-use farshore_vault::{Store, Vault, map, runs};
+use farshore_vault::log::{LogEnd, find_end, put_segment};
+use farshore_vault::{Store, Vault, checkpoint, map, runs};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -185,9 +186,19 @@ async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: Va
     writer.commit(1).await;
     let written = map::write(&writer.vault, writer.volumes[A].id).await.unwrap().unwrap();
     cut_map(writer, memory, written.seq).await;
+    write_checkpoint(writer, 0, REFILLED.next()).await;
+    write_checkpoint(writer, 1, Slot(2)).await;
     assert_eq!(runs::write(&writer.vault, &writer.chunks()).await.unwrap(), 1);
     assert!(writer.references > 1, "{}", writer.references);
     stale
+}
+
+/// Writes what a log says of its slots in front of one.
+async fn write_checkpoint(writer: &Writer, log: usize, slot: Slot) {
+    let (vault, log) = (&writer.vault, writer.logs[log].id);
+    let end = LogEnd { next: slot, ..find_end(vault, log, Slot(0)).await.unwrap() };
+    let ledger = read_ledger(vault, log, &end, |_| {}).await.unwrap();
+    checkpoint::write(vault, log, slot, ledger.body().unwrap().clone()).await.unwrap();
 }
 
 /// Lays the map of volume a out anew, in three parts, as a map is that does not fit one.

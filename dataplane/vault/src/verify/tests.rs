@@ -2,6 +2,7 @@ use super::*;
 use crate::testing::{BLOCKS, World, image_bytes};
 use crate::view::{PointSelector, VolumeView, flatten};
 use farshore_proto::BlockRange;
+use farshore_proto::checkpoint::CheckpointBody;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -280,4 +281,32 @@ async fn a_vault_that_is_being_written_has_no_problem() {
     let ((), runs) = tokio::join!(writing, verifying);
     assert!(runs > 0);
     assert_eq!(verify(&vault, true, |_| {}).await.unwrap().points, 40);
+}
+
+/// A checkpoint that lies is named, and so is one that speaks of what is not there; nobody needs it.
+#[tokio::test]
+async fn a_checkpoint_that_says_something_else_than_its_log_is_named() {
+    let world = World::sample().await;
+    let (vault, log) = (&world.vault, world.logs[0].id);
+    let end = crate::log::find_end(vault, log, Slot(0)).await.unwrap();
+    let ledger = crate::checkpoint::read_ledger(vault, log, &end, |_| {}).await.unwrap();
+    let body = ledger.body().unwrap().clone();
+    let world = &world;
+    let said = async |slot: u64, body: CheckpointBody| {
+        let name = ObjectName::checkpoint(log, Slot(slot));
+        crate::checkpoint::write(vault, log, Slot(slot), body).await.unwrap();
+        let report = verify(vault, false, |_| {}).await.unwrap();
+        std::fs::remove_file(world.file(&name)).unwrap();
+        let said: Vec<String> = report.problems.iter().map(|it| it.what.clone()).collect();
+        assert!(report.problems.iter().all(|problem| problem.object == name), "{report:#?}");
+        said
+    };
+    assert!(said(3, body.clone()).await.is_empty(), "it is true");
+    let later = CheckpointBody { horizon: 9, ..body.clone() };
+    assert!(said(3, later).await.is_empty(), "its maker knew of a later horizon");
+    let mut lie = body.clone();
+    lie.tails.values_mut().next().unwrap().stamp = Default::default();
+    assert_eq!(said(3, lie).await, ["says something else than the slots in front of it"]);
+    let late = ["speaks of slots that are not there: the log ends at slot 3"];
+    assert_eq!(said(5, body).await, late);
 }
