@@ -39,6 +39,13 @@ impl Clock {
         Timestamp(self.origin_ms.saturating_add(elapsed))
     }
 
+    /// When the runtime's clock showed `instant`, or will.
+    #[must_use]
+    pub fn at(&self, instant: Instant) -> Timestamp {
+        let elapsed = instant.saturating_duration_since(self.origin).as_millis();
+        Timestamp(self.origin_ms.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX)))
+    }
+
     /// When `at` is on the runtime's clock.
     #[must_use]
     pub fn instant(&self, at: Timestamp) -> Instant {

@@ -212,7 +212,7 @@ impl FakeNode {
                 }
             }
         });
-        let mut told = Ack { journaled: Seq(0), committed: Seq(0) };
+        let mut told = Ack { journaled: Seq(0), committed: Seq(0), gathers_in_ms: None };
         while self.lock().incarnation == incarnation {
             let ack = self.ack();
             if ack != told {
@@ -290,7 +290,11 @@ impl FakeNode {
             state.committed.seq = state.received.seq;
             state.committed.stamp = state.received.stamp;
         }
-        Ack { journaled: Seq(state.received.seq), committed: Seq(state.committed.seq) }
+        Ack {
+            journaled: Seq(state.received.seq),
+            committed: Seq(state.committed.seq),
+            gathers_in_ms: None,
+        }
     }
 
     /// Applies a frame; false if the session is over.

@@ -5,6 +5,7 @@ use crate::clock::{Clock, unix_ms};
 use crate::hrl::{AppendError, Log};
 use crate::volume::Facts;
 use farshore_api::agent::{AgentVolume, MarkRequest};
+use farshore_engine::gathering::next_mark;
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{MarkKind, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,6 +100,16 @@ impl Requests {
     #[must_use]
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.assigned.borrow().mark_interval_ms.max(100))
+    }
+
+    /// When the mark behind the one is due that was due at `due`: when the node gathers marks, if it says when.
+    #[must_use]
+    fn next_due(&self, due: Instant) -> Instant {
+        let standing = self.facts.standing();
+        let gathers_at = standing.borrow().as_ref().and_then(|standing| standing.gathers_at);
+        let interval_ms = u64::try_from(self.interval().as_millis()).unwrap_or(u64::MAX);
+        let clock = &self.clock;
+        clock.instant(next_mark(clock.now(), clock.at(due), interval_ms, gathers_at))
     }
 
     /// Those that are not set yet.
@@ -209,7 +220,7 @@ pub async fn mark_served(splitter: Arc<Splitter>, mut requests: Requests) {
             }
             if is_set {
                 if is_due {
-                    due = (due + requests.interval()).max(Instant::now());
+                    due = requests.next_due(due);
                 }
                 continue;
             }

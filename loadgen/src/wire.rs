@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn frames_are_taken_when_they_are_whole() {
-        let ack = Ack { journaled: Seq(5), committed: Seq(4) };
+        let ack = Ack { journaled: Seq(5), committed: Seq(4), gathers_in_ms: None };
         let refusal = Refusal { reason: RefusalReason::Limit, text: "too much".to_owned() };
         let mut all = Control::Ack(ack).encode();
         all.extend(Control::Refusal(refusal.clone()).encode());
@@ -145,7 +145,9 @@ mod tests {
 
     #[test]
     fn a_node_that_breaks_the_format_is_found_by_the_header() {
-        let mut damaged = Control::Ack(Ack { journaled: Seq(5), committed: Seq(4) }).encode();
+        let mut damaged =
+            Control::Ack(Ack { journaled: Seq(5), committed: Seq(4), gathers_in_ms: None })
+                .encode();
         damaged[20] ^= 1;
         assert!(matches!(take_said(&mut damaged), Err(FormatError::Decode(_))));
         let mut write = FrameHeader::write(Seq(1), 0, &[0; 4096]).encode().to_vec();

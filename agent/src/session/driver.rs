@@ -57,6 +57,8 @@ pub struct Standing {
     pub committed: Seq,
     /// When the newest point in the vault was set, on the agent's clock.
     pub point_at: Option<farshore_proto::Timestamp>,
+    /// When the node gathers marks, on the agent's clock, and every interval from then on.
+    pub gathers_at: Option<farshore_proto::Timestamp>,
     /// Blocks that this point lacks, because they could not be read; 0 if this run has not seen one.
     pub point_lacks_blocks: u32,
     /// Why the last session ended, in words; none while it streams.
@@ -527,6 +529,7 @@ impl Driver {
             journaled: self.source.journaled(),
             committed: self.source.committed(),
             point_at: self.source.point_at(),
+            gathers_at: self.source.gathers_at(),
             trouble: self.trouble.clone(),
             is_contested: self.source.refusal() == Some(RefusalReason::Contested),
             halted: self.source.halted(),

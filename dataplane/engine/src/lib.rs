@@ -10,6 +10,7 @@ pub mod assignments;
 pub mod batch;
 pub mod claims;
 pub mod doubt;
+pub mod gathering;
 pub mod ledger;
 pub mod lineage;
 pub mod log;

@@ -24,6 +24,7 @@ pub use contest::CONTEST_MS;
 pub use settings::{BATCH_AGE_MS_MAX, CHECKPOINT_SLOTS, LINGER_MS_MAX, SPACING_MS_MAX, Settings};
 
 use crate::batch::{Batch, Change, Entry, Handle, Held, SpanPlan};
+use crate::gathering::gathers_in_ms;
 use crate::log::{CommittedPoint, CommittedSegment, LogEnd};
 use crate::stream::Stream;
 use farshore_proto::bugs::{Bug, is_on};
@@ -270,6 +271,8 @@ struct Volume {
     /// Who had the last session.
     holder: Option<contest::Holder>,
     contest: Option<contest::Contest>,
+    /// Time between two marks.
+    interval_ms: u64,
     linger_ms: u64,
     spacing_ms: u64,
     /// Wire bytes of its frames that wait for the journal.
@@ -292,6 +295,7 @@ impl Volume {
             session: None,
             holder: None,
             contest: None,
+            interval_ms: 0,
             linger_ms: 0,
             spacing_ms: 0,
             unjournaled_bytes: 0,
@@ -319,6 +323,8 @@ struct Claim {
 #[derive(Debug)]
 pub struct Shard {
     settings: Settings,
+    /// Of the input that is being taken.
+    now: Timestamp,
     volumes: BTreeMap<VolumeId, Volume>,
     sessions: BTreeMap<SessionId, VolumeId>,
     claims: BTreeMap<VolumeId, Claim>,
@@ -357,6 +363,7 @@ impl Shard {
         settings.check();
         Self {
             settings,
+            now: Timestamp(0),
             volumes: BTreeMap::new(),
             sessions: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -447,6 +454,7 @@ impl Shard {
     /// # Panics
     /// If the driver breaks the order that the inputs describe: a bug.
     pub fn step(&mut self, now: Timestamp, input: Input, out: &mut Vec<Output>) {
+        self.now = now;
         match input {
             Input::Recovered { volume, epoch, size_bytes, committed } => {
                 let (committed, stamp) = committed;
@@ -614,8 +622,8 @@ impl Shard {
             // Somebody waits until the last is in the vault: of a volume that was taken away, or at the end.
             return now;
         }
-        let (linger_ms, spacing_ms) =
-            volume.map_or((0, 0), |volume| (volume.linger_ms, volume.spacing_ms));
+        let (interval_ms, linger_ms, spacing_ms) = volume
+            .map_or((0, 0, 0), |volume| (volume.interval_ms, volume.linger_ms, volume.spacing_ms));
         let (wait_ms, before) = match entry.change {
             // Somebody waits for it, but not as often as they please.
             Change::Mark(mark) if mark.is_prompt => {
@@ -623,7 +631,11 @@ impl Shard {
                 (0, self.awaited_at)
             }
             Change::Mark(_) => (linger_ms, self.closed_at),
-            Change::Write(_) | Change::Zero(_) => (self.settings.batch_age_ms, self.closed_at),
+            // Its mark comes within the interval, and ships it.
+            Change::Write(_) | Change::Zero(_) => {
+                let marked_ms = (interval_ms + linger_ms).min(self.settings.spacing_ms);
+                (self.settings.batch_age_ms.max(marked_ms), self.closed_at)
+            }
         };
         let due = now.plus_ms(wait_ms);
         before.map_or(due, |before| due.max(before.plus_ms(spacing_ms)))
@@ -702,8 +714,13 @@ impl Shard {
     }
 
     fn ack(&self, volume: VolumeId, out: &mut Vec<Output>) {
-        if let Some(Volume { stream, session: Some(session), .. }) = self.volumes.get(&volume) {
-            let ack = Ack { journaled: stream.journaled(), committed: stream.committed() };
+        if let Some(Volume { stream, session: Some(session), interval_ms, linger_ms, .. }) =
+            self.volumes.get(&volume)
+        {
+            let often = (*interval_ms, *linger_ms);
+            let gathers_in_ms = gathers_in_ms(self.now, volume, often);
+            let (journaled, committed) = (stream.journaled(), stream.committed());
+            let ack = Ack { journaled, committed, gathers_in_ms };
             out.push(Output::Ack { session: *session, ack });
         }
     }

@@ -325,6 +325,8 @@ pub struct Source {
     heard: Timestamp,
     /// When it said that it is there, until the node answers.
     asked: Option<Timestamp>,
+    /// When the node gathers marks, by what it said last.
+    gathers_at: Option<Timestamp>,
     failures: u32,
     refusal: Option<RefusalReason>,
     marks: VecDeque<Pending>,
@@ -366,6 +368,7 @@ impl Source {
             is_sending: false,
             heard: Timestamp(0),
             asked: None,
+            gathers_at: None,
             failures: 0,
             refusal: None,
             marks: VecDeque::new(),
@@ -548,6 +551,7 @@ impl Source {
         self.heard = now;
         self.asked = None;
         self.failures = 0;
+        self.gathers_at = ack.gathers_in_ms.map(|ms| now.plus_ms(ms.into())).or(self.gathers_at);
         self.journaled = self.journaled.max(ack.journaled);
         if is_on(Bug::TrimAtJournaled) {
             out.push(Output::TrimTo { seq: self.journaled });
@@ -766,6 +770,12 @@ impl Source {
             }),
             Streaming => Some(self.heard.plus_ms(self.settings.stall_ms_max)),
         }
+    }
+
+    /// When the node gathers marks, and every interval from then on; none if no node has said.
+    #[must_use]
+    pub fn gathers_at(&self) -> Option<Timestamp> {
+        self.gathers_at
     }
 
     /// When the newest point in the vault was the disk, as far as is known; none before the first.

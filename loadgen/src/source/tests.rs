@@ -88,7 +88,11 @@ async fn serve(fake: Arc<Mutex<Fake>>, mut stream: DuplexStream) -> Option<()> {
             } else {
                 fake.writes.push((header.seq.0, body));
             }
-            let ack = Ack { journaled: Seq(fake.received), committed: Seq(fake.committed) };
+            let ack = Ack {
+                journaled: Seq(fake.received),
+                committed: Seq(fake.committed),
+                gathers_in_ms: None,
+            };
             let pause = fake.stall.take_if(|(after, _)| *after == frames);
             (ack, pause, fake.hang_up.take_if(|after| *after == frames).is_some())
         };

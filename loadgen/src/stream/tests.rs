@@ -32,7 +32,7 @@ fn welcome(received: u64, journaled: u64, committed: u64) -> Welcome {
 }
 
 fn ack(journaled: u64, committed: u64) -> Ack {
-    Ack { journaled: Seq(journaled), committed: Seq(committed) }
+    Ack { journaled: Seq(journaled), committed: Seq(committed), gathers_in_ms: None }
 }
 
 fn bytes(_: u64) -> u64 {

@@ -319,7 +319,7 @@ pub fn body_bytes(header: &[u8; HEADER_BYTES]) -> Result<usize> {
     let length = (word(32) & 0xff_ffff) as usize;
     let is_legal = match header[4] {
         kind::WELCOME => (48..=512).contains(&length),
-        kind::ACK => length == 16,
+        kind::ACK => length == 24,
         kind::REFUSAL => (2..=514).contains(&length),
         other => bail!("the node sent a frame of kind {other}"),
     };
@@ -350,6 +350,7 @@ pub fn said(header: &[u8; HEADER_BYTES], body: &[u8]) -> Result<Said> {
         kind::ACK => {
             let (journaled, committed) = (word(0)?, word(8)?);
             ensure!(committed <= journaled, "watermarks out of order");
+            ensure!(body[20..24] == [0; 4], "the ack's reserved bytes are {:?}", &body[20..24]);
             Said::Ack { journaled, committed }
         }
         _ => {
@@ -376,10 +377,13 @@ mod tests {
 
     #[test]
     fn what_a_node_says_is_read_strictly() {
-        let good = Frame::of(kind::ACK, [2_u64.to_le_bytes(), 1_u64.to_le_bytes()].concat());
+        let ack = |journaled: u64, committed: u64, last: u64| {
+            Frame::of(kind::ACK, [journaled, committed, last].map(u64::to_le_bytes).concat())
+        };
+        let good = ack(2, 1, 7);
         let bytes = good.bytes();
         let (header, body) = bytes.split_first_chunk().unwrap();
-        assert_eq!(body_bytes(header).unwrap(), 16);
+        assert_eq!(body_bytes(header).unwrap(), 24);
         assert_eq!(said(header, body).unwrap(), Said::Ack { journaled: 2, committed: 1 });
         for bad in [
             Frame { seq: 1, ..good.clone() },
@@ -391,9 +395,10 @@ mod tests {
             let bytes = bad.bytes();
             assert!(body_bytes(bytes.first_chunk().unwrap()).is_err(), "{bad:?}");
         }
-        let swapped = Frame::of(kind::ACK, [1_u64.to_le_bytes(), 2_u64.to_le_bytes()].concat());
-        let bytes = swapped.bytes();
-        let (header, body) = bytes.split_first_chunk().unwrap();
-        assert!(said(header, body).is_err());
+        for bad in [ack(1, 2, 7), ack(2, 1, 1 << 32)] {
+            let bytes = bad.bytes();
+            let (header, body) = bytes.split_first_chunk().unwrap();
+            assert!(said(header, body).is_err());
+        }
     }
 }

@@ -153,6 +153,7 @@ impl Shard {
             return self.refuse(session, RefusalReason::Gap, text, out);
         }
         let interval_ms = u64::from(hello.mark_interval_ms);
+        volume.interval_ms = interval_ms;
         volume.linger_ms = (interval_ms / 4).min(self.settings.linger_ms);
         volume.spacing_ms = (interval_ms / 2).min(self.settings.spacing_ms);
         let before = volume.session.replace(session);

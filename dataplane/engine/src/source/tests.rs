@@ -39,7 +39,7 @@ fn welcome_held(
 }
 
 fn ack(journaled: u64, committed: u64) -> Input {
-    Input::Acked(Ack { journaled: Seq(journaled), committed: Seq(committed) })
+    Input::Acked(Ack { journaled: Seq(journaled), committed: Seq(committed), gathers_in_ms: None })
 }
 
 fn mark(number: u8) -> Mark {

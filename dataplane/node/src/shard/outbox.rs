@@ -167,7 +167,7 @@ mod tests {
     const WELCOME: u8 = 2;
 
     fn ack(seq: u64) -> Ack {
-        Ack { journaled: Seq(seq), committed: Seq(0) }
+        Ack { journaled: Seq(seq), committed: Seq(0), gathers_in_ms: None }
     }
 
     /// Kinds of the frames in `bytes`, in order.

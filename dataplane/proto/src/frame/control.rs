@@ -9,7 +9,9 @@ use crate::wire::{Put, Reader};
 
 pub(super) const HELLO_BYTES: usize = 72;
 pub(super) const WELCOME_BYTES: usize = 48;
-pub(super) const ACK_BYTES: usize = 16;
+pub(super) const ACK_BYTES: usize = 24;
+/// The time of a node that does not say when it gathers marks.
+const NOT_SAID: u32 = u32::MAX;
 
 /// What an agent says first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,9 @@ pub struct Ack {
     pub journaled: Seq,
     /// Safe in the vault.
     pub committed: Seq,
+    /// The node gathers the marks of the volume next in so many milliseconds, and then every mark interval; none if
+    /// it does not say.
+    pub gathers_in_ms: Option<u32>,
 }
 
 /// Why a node ends a session.
@@ -177,6 +182,8 @@ impl Control {
             Self::Ack(ack) => {
                 body.put_u64(ack.journaled.0);
                 body.put_u64(ack.committed.0);
+                body.put_u32(ack.gathers_in_ms.unwrap_or(NOT_SAID));
+                body.put_zeros(4);
                 (FrameKind::Ack, Seq(0))
             }
             Self::Refusal(refusal) => {
@@ -210,10 +217,13 @@ impl Control {
             FrameKind::Hello => return take_hello(body).map(Self::Hello),
             FrameKind::Welcome => return take_welcome(body).map(Self::Welcome),
             FrameKind::Mark => Self::Mark(header.seq, Mark::take(&mut reader)?),
-            FrameKind::Ack => Self::Ack(Ack {
-                journaled: take_claim(&mut reader, "ack journaled")?,
-                committed: take_claim(&mut reader, "ack committed")?,
-            }),
+            FrameKind::Ack => {
+                let journaled = take_claim(&mut reader, "ack journaled")?;
+                let committed = take_claim(&mut reader, "ack committed")?;
+                let gathers_in_ms = Some(reader.u32()?).filter(|ms| *ms != NOT_SAID);
+                reader.reserved(4)?;
+                Self::Ack(Ack { journaled, committed, gathers_in_ms })
+            }
             FrameKind::Refusal => {
                 let code = reader.u16()?;
                 let reason = RefusalReason::from_code(code)

@@ -90,7 +90,8 @@ fn a_seq_belongs_to_stream_frames_and_to_them_alone() {
         let header = patched(8, &seq.to_le_bytes());
         assert_eq!(FrameHeader::decode(&header), Err(DecodeError::Range { what, value: seq }));
     }
-    let ack = Control::Ack(Ack { journaled: Seq(1), committed: Seq(1) }).encode();
+    let ack =
+        Control::Ack(Ack { journaled: Seq(1), committed: Seq(1), gathers_in_ms: None }).encode();
     let mut header: [u8; FRAME_HEADER_BYTES] = *ack.first_chunk().unwrap();
     header[8] = 1;
     assert_eq!(FrameHeader::decode(&resealed(header)), Err(DecodeError::Range { what, value: 1 }));
@@ -175,7 +176,8 @@ fn a_copy_is_of_blocks() {
 
 #[test]
 fn frames_outside_the_stream_name_no_blocks() {
-    let ack = Control::Ack(Ack { journaled: Seq(1), committed: Seq(1) }).encode();
+    let ack =
+        Control::Ack(Ack { journaled: Seq(1), committed: Seq(1), gathers_in_ms: None }).encode();
     for at in [16, 24] {
         let mut header: [u8; FRAME_HEADER_BYTES] = *ack.first_chunk().unwrap();
         header[at] = 1;
@@ -211,7 +213,11 @@ fn control_frames_come_back_as_they_went() {
             stamp: Stamp { life: 5, generation: 6 },
         }),
         Control::Mark(Seq(77), mark),
-        Control::Ack(Ack { journaled: Seq(SEQ_CLAIMED_MAX), committed: Seq(0) }),
+        Control::Ack(Ack {
+            journaled: Seq(SEQ_CLAIMED_MAX),
+            committed: Seq(0),
+            gathers_in_ms: None,
+        }),
         Control::Refusal(Refusal { reason: RefusalReason::Fenced, text: "é".into() }),
     ] {
         assert_eq!(reread(&control), Ok(control));
@@ -277,8 +283,8 @@ fn nobody_may_claim_a_seq_that_no_stream_reaches() {
             welcome(seq, Seq(1), Seq(1)),
             welcome(Seq(1), seq, Seq(1)),
             welcome(Seq(1), Seq(1), seq),
-            Control::Ack(Ack { journaled: seq, committed: Seq(1) }),
-            Control::Ack(Ack { journaled: Seq(1), committed: seq }),
+            Control::Ack(Ack { journaled: seq, committed: Seq(1), gathers_in_ms: None }),
+            Control::Ack(Ack { journaled: Seq(1), committed: seq, gathers_in_ms: None }),
         ] {
             let error = reread(&control).unwrap_err();
             assert!(matches!(error, DecodeError::Range { .. }), "{control:?}: {error}");

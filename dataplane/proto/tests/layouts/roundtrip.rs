@@ -22,6 +22,7 @@ use farshore_proto::{
     PointId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::*;
 
 pub(crate) fn seq() -> impl Strategy<Value = Seq> {
@@ -101,8 +102,10 @@ fn control() -> impl Strategy<Value = Control> {
             stamp,
         })
     });
-    let ack = (claim(), claim())
-        .prop_map(|(a, b)| Control::Ack(Ack { journaled: Seq(a), committed: Seq(b) }));
+    // 2^32 - 1 says nothing.
+    let ack = (claim(), claim(), option::of(0..u32::MAX)).prop_map(|(a, b, gathers_in_ms)| {
+        Control::Ack(Ack { journaled: Seq(a), committed: Seq(b), gathers_in_ms })
+    });
     let reason = prop::sample::select(vec![
         RefusalReason::Protocol,
         RefusalReason::NotAssigned,

@@ -137,7 +137,11 @@ pub(crate) fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
             "frame-mark-group",
             Control::Mark(Seq(45), group_mark()).encode_in(STAMP, Imprint::from_bytes(IMPRINT)),
         ),
-        ("frame-ack", Control::Ack(Ack { journaled: Seq(70), committed: Seq(52) }).encode()),
+        (
+            "frame-ack",
+            Control::Ack(Ack { journaled: Seq(70), committed: Seq(52), gathers_in_ms: Some(1500) })
+                .encode(),
+        ),
         ("frame-refusal", Control::Refusal(refusal).encode()),
         ("frame-alive", Control::Alive.encode()),
     ]

@@ -6,6 +6,7 @@ use super::volume::Volume;
 use super::{Ctx, Own as AgentOwn};
 use farshore_agent::capture::progress::is_consistent;
 use farshore_agent::hrl::Marked;
+use farshore_engine::gathering::next_mark;
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{MarkKind, PointId, Timestamp};
 use std::time::Duration;
@@ -59,7 +60,8 @@ impl Volume {
                 }
                 let now = ctx.world.now();
                 let Some(served) = &mut self.served else { return };
-                let due = served.marks.due.plus_ms(MARK_INTERVAL_MS.into()).max(now);
+                let gathers_at = self.session.gathers_at();
+                let due = next_mark(now, served.marks.due, MARK_INTERVAL_MS.into(), gathers_at);
                 served.marks.due = due;
                 let wait = Duration::from_millis(due.since_ms(now));
                 ctx.after(wait, AgentOwn::Mark(Own::Due));

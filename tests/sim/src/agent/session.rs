@@ -131,6 +131,10 @@ impl Session {
         self.source.committed()
     }
 
+    pub(super) fn gathers_at(&self) -> Option<Timestamp> {
+        self.source.gathers_at()
+    }
+
     pub(super) fn journaled(&self) -> Seq {
         self.source.journaled()
     }

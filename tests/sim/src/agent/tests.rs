@@ -143,7 +143,8 @@ impl FakeNode {
             world.oracle.committed_in_test(0, self.committed);
         }
         if let Some(conn) = self.conn {
-            let ack = Ack { journaled: self.journaled, committed: self.committed };
+            let ack =
+                Ack { journaled: self.journaled, committed: self.committed, gathers_in_ms: None };
             self.say(world, conn, &Control::Ack(ack));
         }
     }

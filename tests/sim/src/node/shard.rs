@@ -145,7 +145,7 @@ impl Turn<'_> {
             }
             Output::Welcome { session, welcome } => {
                 let (journaled, committed) = (welcome.journaled, welcome.committed);
-                self.judge(shard, session, Ack { journaled, committed });
+                self.judge(shard, session, Ack { journaled, committed, gathers_in_ms: None });
                 self.say(session, &Control::Welcome(welcome));
             }
             Output::Refuse { session, reason, text } => {

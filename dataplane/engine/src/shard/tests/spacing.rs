@@ -2,6 +2,7 @@
 
 use super::share::journal;
 use super::*;
+use crate::gathering::next_mark;
 use farshore_proto::mark::{Mark, MarkGroup};
 
 const INTERVAL_MS: u32 = 5000;
@@ -44,6 +45,49 @@ impl Bench {
             handle,
             bytes: 32,
         })
+    }
+
+    fn write_nth(&mut self, number: u64, seq: u64) -> Vec<Output> {
+        self.handles += 1;
+        let (session, handle) = (nth(number).1, Handle(self.handles));
+        let change = Change::Write(BlockRange { block: seq % 64, count: 1 });
+        self.step(Input::Frame {
+            link: Link::default(),
+            session,
+            seq: Seq(seq),
+            stamp: Stamp::default(),
+            change,
+            handle,
+            bytes: BLOCK_BYTES,
+        })
+    }
+
+    /// Carries out everything at once; notes when segments were built, and gives the acks.
+    fn complete(
+        &mut self,
+        mut out: Vec<Output>,
+        groups: &mut u64,
+        segments: &mut Vec<u64>,
+        ms: u64,
+    ) -> Vec<(SessionId, Ack)> {
+        let mut acked = Vec::new();
+        while !out.is_empty() {
+            for output in std::mem::take(&mut out) {
+                match output {
+                    Output::Journal { group, .. } => {
+                        *groups = group;
+                        out.extend(self.step(Input::GroupDone { group, file: 0 }));
+                    }
+                    Output::Build { slot, .. } => {
+                        segments.push(ms);
+                        out.extend(self.step(Input::PutDone { slot }));
+                    }
+                    Output::Ack { session, ack } => acked.push((session, ack)),
+                    _ => {}
+                }
+            }
+        }
+        acked
     }
 
     /// Carries out everything at once; returns how many segments were built.
@@ -91,6 +135,59 @@ fn marks_of_many_volumes_share_segments() {
         stream.received().0 - stream.committed().0
     });
     assert!(waiting.max().unwrap() <= 1, "no mark waits for more than the next one");
+}
+
+/// What agents that keep to the word of the node get: one segment an interval for all of them, from the second interval
+/// on, whenever they began. Every volume writes now and then.
+#[test]
+fn marks_that_come_when_they_are_gathered_share_one_segment_an_interval() {
+    const VOLUMES: u64 = 100;
+    const MINUTE_MS: u64 = 60_000;
+    let interval_ms = u64::from(INTERVAL_MS);
+    let mut bench = Bench::with(Settings::default());
+    (0..VOLUMES).for_each(|number| bench.open_nth(number));
+    let (mut groups, mut segments) = (0, Vec::new());
+    // Of each volume: its last seq, when its next mark is due, what it was told, since when it has something to lose.
+    let begin = |number: u64| Timestamp(1000 + number * 7919 % interval_ms / 10 * 10);
+    let mut sources: Vec<(u64, Timestamp, Option<Timestamp>, Vec<(u64, u64)>)> =
+        (0..VOLUMES).map(|number| (0, begin(number), None, Vec::new())).collect();
+    let mut waits = Vec::new();
+    for ms in (0..2 * MINUTE_MS).step_by(10) {
+        bench.now = Timestamp(1000 + ms);
+        let mut out = bench.step(Input::Tick);
+        for (number, source) in (0..).zip(&mut sources) {
+            let (seq, due, gathers_at, written) = source;
+            if (ms / 10 + number * 31) % 170 == 0 {
+                *seq += 1;
+                written.push((*seq, ms));
+                out.extend(bench.write_nth(number, *seq));
+            }
+            if *due <= bench.now {
+                *seq += 1;
+                *due = next_mark(bench.now, *due, interval_ms, *gathers_at);
+                out.extend(bench.mark_nth(number, *seq, false));
+            }
+        }
+        let acked = bench.complete(out, &mut groups, &mut segments, ms);
+        for (session, ack) in acked {
+            let (_, _, gathers_at, written) =
+                &mut sources[usize::try_from(session.0 - 10).unwrap()];
+            *gathers_at = ack.gathers_in_ms.map(|wait| bench.now.plus_ms(wait.into()));
+            written.retain(|(seq, at)| {
+                let is_safe = *seq <= ack.committed.0;
+                if is_safe {
+                    waits.push(ms - at);
+                }
+                !is_safe
+            });
+        }
+    }
+    let in_minute = |minute: u64| segments.iter().filter(|at| **at / MINUTE_MS == minute).count();
+    assert!((11..=13).contains(&in_minute(1)), "{} segments in a minute", in_minute(1));
+    assert!(in_minute(0) <= 15, "{} segments in the first minute", in_minute(0));
+    waits.sort_unstable();
+    let p99 = waits[waits.len() * 99 / 100];
+    assert!(p99 <= 7000 && waits.len() > 5000, "p99 of {} writes: {p99} ms", waits.len());
 }
 
 /// H6: somebody who waits gets a segment at once, but not one for each word.
