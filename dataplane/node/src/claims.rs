@@ -1,5 +1,5 @@
-//! Claims of the shards, carried out on tokio threads: a few at a time, or those of a node that is gone would
-//! leave nothing of the store for the puts of the volumes that are here.
+//! Claims of the shards, carried out a few at a time, or those of a node that is gone would leave nothing of the
+//! store for the puts of the volumes that are here; and on threads where no put waits for its turn.
 //!
 //! What a claim comes to is for [`farshore_engine::claims`] to say.
 
@@ -13,6 +13,7 @@ use farshore_ingest::claim::{ClaimError, Claimed, SealedLogs, claim_with};
 use farshore_proto::{Seq, Stamp};
 use farshore_vault::Vault;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::runtime::Handle;
 
 /// Volumes that are claimed at the same time.
 const CLAIMS_AT_ONCE: usize = 8;
@@ -25,12 +26,19 @@ pub(crate) struct Claimant {
     vault: Vault,
     shards: Vec<Post<Message>>,
     metrics: Arc<Metrics>,
+    /// The threads that claims run on.
+    aside: Handle,
 }
 
 impl Claimant {
-    pub(crate) fn new(vault: Vault, shards: Vec<Post<Message>>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        vault: Vault,
+        shards: Vec<Post<Message>>,
+        metrics: Arc<Metrics>,
+        aside: Handle,
+    ) -> Arc<Self> {
         let claims = Mutex::new(Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX));
-        Self { claims, sealed: SealedLogs::default(), vault, shards, metrics }
+        Arc::new(Self { claims, sealed: SealedLogs::default(), vault, shards, metrics, aside })
     }
 
     /// A shard wants a volume.
@@ -46,14 +54,14 @@ impl Claimant {
             match output {
                 Output::Claim { number, wanted } => {
                     let claimant = Arc::clone(self);
-                    tokio::spawn(async move {
+                    self.aside.spawn(async move {
                         let end = claimant.claim(&wanted).await;
                         claimant.step(Input::Ended { number, end });
                     });
                 }
                 Output::Tell { shard, log, volume, outcome } => {
                     let post = self.shards[shard].clone();
-                    tokio::spawn(async move {
+                    self.aside.spawn(async move {
                         deliver(&post, Message::Claimed { log, volume, outcome }).await;
                     });
                 }

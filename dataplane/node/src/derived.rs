@@ -1,4 +1,4 @@
-//! Maps and index runs: written beside the work, on tokio threads, few at a time.
+//! Maps and index runs: written beside the work, on threads of their own, few at a time.
 //!
 //! Both are derived. Whatever goes wrong here is a warning, and shards never wait for it. When a volume is
 //! mapped is decided by [`farshore_engine::maps`].
@@ -13,6 +13,7 @@ use farshore_vault::limits::VIEW_RUNS_MAX;
 use farshore_vault::{Vault, VaultError, map, runs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// New chunks that make an index run.
 const RUN_CHUNKS: usize = 65_536;
@@ -30,14 +31,16 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(crate) struct Maps {
     vault: Vault,
     metrics: Arc<Metrics>,
+    /// The threads that they are written on.
+    aside: Handle,
     due: Mutex<maps::Maps>,
 }
 
 impl Maps {
     /// Of a node that has just started.
-    pub(crate) fn new(vault: Vault, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(crate) fn new(vault: Vault, metrics: Arc<Metrics>, aside: Handle) -> Arc<Self> {
         let due = Mutex::new(maps::Maps::new(maps::Settings::default()));
-        Arc::new(Self { vault, metrics, due })
+        Arc::new(Self { vault, metrics, aside, due })
     }
 
     /// A segment is in the vault; `spans` are its volumes with their extents, perhaps several of one.
@@ -57,7 +60,7 @@ impl Maps {
         self.due.lock().unwrap_or_else(PoisonError::into_inner).step(input, &mut out);
         for maps::Output::Map { volume } in out {
             let this = Arc::clone(self);
-            tokio::spawn(async move {
+            self.aside.spawn(async move {
                 let written = map::write(&this.vault, volume).await;
                 tell_length(this.metrics.troubles(), volume, &written);
                 let runs = runs_of(volume, written);

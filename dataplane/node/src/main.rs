@@ -28,9 +28,11 @@ mod state;
 mod tls;
 mod troubles;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use farshore_program::tell;
 use std::process::ExitCode;
+use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Parser)]
@@ -48,6 +50,22 @@ enum Command {
     Export(export::ExportArgs),
 }
 
+/// Threads that wait for a store or the control plane.
+fn runtime(name: &str) -> anyhow::Result<Runtime> {
+    let runtime =
+        Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build();
+    runtime.with_context(|| format!("start the threads for {name}"))
+}
+
+/// Claims and maps have threads of their own: however much they read, the next put need not wait for it.
+fn serve(args: serve::ServeArgs) -> anyhow::Result<()> {
+    let (io, aside) = (runtime("io")?, runtime("aside")?);
+    let served = io.block_on(serve::run(args, aside.handle()));
+    // What is left of it is derived, or asked for again.
+    aside.shutdown_background();
+    served
+}
+
 fn main() -> ExitCode {
     farshore_program::begin();
     let args = match farshore_program::parse::<Args>() {
@@ -61,16 +79,9 @@ fn main() -> ExitCode {
         .with_ansi(false)
         .init();
     farshore_program::abort_on_panic();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(async {
-            match args.command {
-                Command::Serve(args) => serve::run(args).await,
-                Command::Export(args) => export::run(args).await,
-            }
-        }),
-        Err(error) => Err(error.into()),
+    let result = match args.command {
+        Command::Serve(args) => serve(args),
+        Command::Export(args) => runtime("io").and_then(|io| io.block_on(export::run(args))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,7 @@
 
 use crate::acceptor::{self, TlsSettings};
 use crate::assignments::Assignments;
+use crate::claims::Claimant;
 use crate::control::Control;
 use crate::dedup::Dedup;
 use crate::derived::{self, Maps};
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// Messages that wait for one shard.
 const MAILBOX_MAX: usize = 4096;
@@ -90,8 +92,8 @@ pub(crate) struct ServeArgs {
     idle: u64,
 }
 
-/// Runs the node until SIGTERM or a fatal error.
-pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
+/// Runs the node until SIGTERM or a fatal error; what no put may wait for runs `aside`.
+pub(crate) async fn run(args: ServeArgs, aside: &Handle) -> anyhow::Result<()> {
     let descriptors = Descriptors::raise();
     let wrapping_key = key_file::read(&args.key_file)?;
     let store = Store::open(&args.vault, Access::Write)?;
@@ -123,7 +125,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<()> {
     let tls = server_config(&identity).map_err(IdentityError::from)?;
     let tls = Arc::new(TlsSettings::new(tls));
     let client = ControlClient::new(&args.control, &identity)?;
-    let node = Node::start(&args, &vault, tls, &identity, descriptors).await?;
+    let node = Node::start(&args, &vault, tls, &identity, (descriptors, aside)).await?;
     let control = Control {
         client: client.clone(),
         dir: args.data.clone(),
@@ -167,7 +169,7 @@ impl Node {
         vault: &Vault,
         tls: Arc<TlsSettings>,
         identity: &Arc<Identity>,
-        descriptors: Descriptors,
+        (descriptors, aside): (Descriptors, &Handle),
     ) -> anyhow::Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
         let wanted = args.shards.unwrap_or(cores).clamp(1, SHARDS_MAX);
@@ -201,10 +203,11 @@ impl Node {
             recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
         let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
         let (to_shards, counters) = (posts.clone(), Arc::clone(&metrics));
-        let maps = Maps::new(vault.clone(), Arc::clone(&metrics));
-        tokio::spawn(services::run(vault.clone(), queue, to_shards, counters, Arc::clone(&maps)));
-
-        tokio::spawn(derived::write_runs(vault.clone(), dedup.clone()));
+        let maps = Maps::new(vault.clone(), Arc::clone(&metrics), aside.clone());
+        let claimant = Claimant::new(vault.clone(), to_shards.clone(), counters, aside.clone());
+        let reached = (to_shards, Arc::clone(&metrics), Arc::clone(&maps));
+        tokio::spawn(services::run(vault.clone(), queue, reached, claimant));
+        aside.spawn(derived::write_runs(vault.clone(), dedup.clone()));
 
         let mut threads = Vec::new();
         let shards = recoveries.into_iter().zip(boxes).zip(executors);

@@ -67,11 +67,9 @@ impl Services {
 pub(crate) async fn run(
     vault: Vault,
     mut queue: Receiver<Request>,
-    shards: Vec<Post<Message>>,
-    metrics: Arc<Metrics>,
-    maps: Arc<Maps>,
+    (shards, metrics, maps): (Vec<Post<Message>>, Arc<Metrics>, Arc<Maps>),
+    claimant: Arc<Claimant>,
 ) {
-    let claimant = Arc::new(Claimant::new(vault.clone(), shards.clone(), Arc::clone(&metrics)));
     while let Some(request) = queue.recv().await {
         let vault = vault.clone();
         match request {

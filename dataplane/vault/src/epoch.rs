@@ -2,7 +2,7 @@
 
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{EPOCHS_BEHIND, EPOCHS_MAX};
+use crate::limits::{EPOCHS_AT_ONCE, EPOCHS_BEHIND, EPOCHS_MAX};
 use crate::store::{Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use farshore_proto::VolumeId;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{LABEL_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
 use farshore_proto::object::ObjectKind;
+use std::collections::VecDeque;
 
 /// How a claim ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,50 +65,68 @@ pub async fn read_epochs(vault: &Vault, volume: VolumeId) -> Result<Vec<EpochBod
 /// `Unavailable`; `Limit`.
 pub(crate) async fn read_known(vault: &Vault, volume: VolumeId) -> Result<Known, VaultError> {
     let mut epochs: Vec<EpochBody> = Vec::new();
-    for ordinal in 1..=EPOCHS_MAX {
-        let body = match read_epoch_or_lost(vault, volume, ordinal).await {
-            Ok(Some(body)) => body,
-            Ok(None) => return Ok(Known { epochs, broken: None }),
-            Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => return Ok(Known { epochs, broken: Some(error) }),
-        };
-        let is_later = epochs
-            .last()
-            .is_none_or(|last| last.epoch < body.epoch && last.first_seq <= body.first_seq);
-        if !is_later {
-            let object = ObjectName::epoch(volume, ordinal);
-            let error = VaultError::EpochOrder { url: vault.url().to_owned(), object };
-            return Ok(Known { epochs, broken: Some(error) });
+    let mut first = 1;
+    while first <= EPOCHS_MAX {
+        // At the same time: most volumes have few, and then one wait is all.
+        let asked = first..first + EPOCHS_AT_ONCE;
+        let reads = asked.clone().map(|ordinal| read_epoch(vault, volume, ordinal));
+        let mut found = VecDeque::from(futures::future::join_all(reads).await);
+        for ordinal in asked {
+            let body = match found.pop_front().unwrap_or(Ok(None)) {
+                Ok(None) => match missing_or_lost(vault, volume, ordinal, &found).await {
+                    Ok(Some(body)) => body,
+                    Ok(None) => return Ok(Known { epochs, broken: None }),
+                    Err(error) if error.is_unavailable() => return Err(error),
+                    Err(error) => return Ok(Known { epochs, broken: Some(error) }),
+                },
+                Ok(Some(body)) => body,
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) => return Ok(Known { epochs, broken: Some(error) }),
+            };
+            let is_later = epochs
+                .last()
+                .is_none_or(|last| last.epoch < body.epoch && last.first_seq <= body.first_seq);
+            if !is_later {
+                let object = ObjectName::epoch(volume, ordinal);
+                let error = VaultError::EpochOrder { url: vault.url().to_owned(), object };
+                return Ok(Known { epochs, broken: Some(error) });
+            }
+            epochs.push(body);
         }
-        epochs.push(body);
+        first += EPOCHS_AT_ONCE;
     }
     let url = vault.url().to_owned();
     Err(VaultError::Limit { url, what: "epochs of a volume", max: EPOCHS_MAX })
 }
 
-/// An epoch of a volume; none behind the last one.
-async fn read_epoch_or_lost(
+/// An epoch of a volume that was missing when it was asked for, and is there now; none behind the last one. `later` are
+/// those that were asked for with it.
+async fn missing_or_lost(
     vault: &Vault,
     volume: VolumeId,
     ordinal: u64,
+    later: &VecDeque<Result<Option<EpochBody>, VaultError>>,
 ) -> Result<Option<EpochBody>, VaultError> {
-    if let Some(body) = read_epoch(vault, volume, ordinal).await? {
-        return Ok(Some(body));
+    let asked = (ordinal + 1..=ordinal + EPOCHS_BEHIND).zip(later);
+    // One that does not open is there.
+    let is_there = |found: &Result<Option<EpochBody>, VaultError>| !matches!(found, Ok(None));
+    let mut found = asked.filter(|(_, found)| is_there(found)).map(|(ordinal, _)| ordinal).next();
+    if found.is_none() {
+        // They are made in order, so a later one means that this one was there.
+        let unasked = ordinal + 1 + later.len() as u64..=ordinal + EPOCHS_BEHIND;
+        let unasked = unasked.map(|later| async move {
+            let name = ObjectName::epoch(volume, later);
+            Ok::<_, StoreError>(vault.store().exists(&name).await?.then_some(later))
+        });
+        found = futures::future::try_join_all(unasked).await?.into_iter().flatten().next();
     }
-    // They are made in order, so a later one means that this one was there.
-    let behind = ordinal + 1..=ordinal + EPOCHS_BEHIND;
-    let behind = behind.map(|later| async move {
-        let later = ObjectName::epoch(volume, later);
-        Ok::<_, StoreError>(vault.store().exists(&later).await?.then_some(later))
-    });
-    let found = futures::future::try_join_all(behind).await?;
-    let Some(later) = found.into_iter().flatten().next() else { return Ok(None) };
+    let Some(later) = found else { return Ok(None) };
     // It may have been made since.
     if let Some(body) = read_epoch(vault, volume, ordinal).await? {
         return Ok(Some(body));
     }
     let (url, object) = (vault.url().to_owned(), ObjectName::epoch(volume, ordinal));
-    Err(VaultError::LostEpoch { url, object, later })
+    Err(VaultError::LostEpoch { url, object, later: ObjectName::epoch(volume, later) })
 }
 
 async fn read_epoch(

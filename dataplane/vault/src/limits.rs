@@ -28,6 +28,8 @@ pub const CHECKPOINT_TRIES_MAX: usize = 8;
 pub const VOID_REACH_SLOTS: u64 = 16;
 /// Epochs of one volume that a reader accepts.
 pub const EPOCHS_MAX: u64 = 1 << 20;
+/// Epochs of a volume that are asked for at the same time.
+pub const EPOCHS_AT_ONCE: u64 = 6;
 /// Ordinals behind the last epoch that are looked at, to tell the end from a loss.
 pub const EPOCHS_BEHIND: u64 = 3;
 /// Keys of one vault that a reader accepts.

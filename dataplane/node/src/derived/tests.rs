@@ -93,7 +93,7 @@ async fn a_volume_that_is_due_is_mapped_and_one_that_cannot_be_is_only_a_warning
     let vault = vault(dir.path()).await;
     commit_volume(&vault).await;
     let metrics = Arc::new(Metrics::default());
-    let maps = Maps::new(vault.clone(), Arc::clone(&metrics));
+    let maps = Maps::new(vault.clone(), Arc::clone(&metrics), Handle::current());
     maps.committed(&[(VolumeId([0; 16]), 20_000)]);
     maps.committed(&[(VOLUME, 20_000)]);
     wait_for(dir.path(), "maps").await;

@@ -296,7 +296,7 @@ async fn a_checkpoint_that_says_something_else_than_its_log_is_named() {
         let name = ObjectName::checkpoint(log, Slot(slot));
         crate::checkpoint::write(vault, log, Slot(slot), body).await.unwrap();
         let report = verify(vault, false, |_| {}).await.unwrap();
-        std::fs::remove_file(world.file(&name)).unwrap();
+        fs::remove_file(world.file(&name)).unwrap();
         let said: Vec<String> = report.problems.iter().map(|it| it.what.clone()).collect();
         assert!(report.problems.iter().all(|problem| problem.object == name), "{report:#?}");
         said

@@ -137,7 +137,16 @@ fn marks_of_many_volumes_share_segments() {
     assert!(waiting.max().unwrap() <= 1, "no mark waits for more than the next one");
 }
 
-/// What agents that keep to the word of the node get: one segment an interval for all of them, from the second interval
+/// An agent that keeps to the word of its node.
+struct Obedient {
+    seq: u64,
+    due: Timestamp,
+    gathers_at: Option<Timestamp>,
+    /// What it wrote that is not in the vault yet, and when.
+    at_risk: Vec<(u64, u64)>,
+}
+
+/// What agents that keep to the word of the node get: one segment an interval for all of them, from the second minute
 /// on, whenever they began. Every volume writes now and then.
 #[test]
 fn marks_that_come_when_they_are_gathered_share_one_segment_an_interval() {
@@ -146,40 +155,32 @@ fn marks_that_come_when_they_are_gathered_share_one_segment_an_interval() {
     let interval_ms = u64::from(INTERVAL_MS);
     let mut bench = Bench::with(Settings::default());
     (0..VOLUMES).for_each(|number| bench.open_nth(number));
-    let (mut groups, mut segments) = (0, Vec::new());
-    // Of each volume: its last seq, when its next mark is due, what it was told, since when it has something to lose.
-    let begin = |number: u64| Timestamp(1000 + number * 7919 % interval_ms / 10 * 10);
-    let mut sources: Vec<(u64, Timestamp, Option<Timestamp>, Vec<(u64, u64)>)> =
-        (0..VOLUMES).map(|number| (0, begin(number), None, Vec::new())).collect();
-    let mut waits = Vec::new();
+    let (mut groups, mut segments, mut waits) = (0, Vec::new(), Vec::new());
+    let source = |number: u64| {
+        let due = Timestamp(1000 + number * 7919 % interval_ms / 10 * 10);
+        Obedient { seq: 0, due, gathers_at: None, at_risk: Vec::new() }
+    };
+    let mut sources: Vec<Obedient> = (0..VOLUMES).map(source).collect();
     for ms in (0..2 * MINUTE_MS).step_by(10) {
         bench.now = Timestamp(1000 + ms);
         let mut out = bench.step(Input::Tick);
         for (number, source) in (0..).zip(&mut sources) {
-            let (seq, due, gathers_at, written) = source;
-            if (ms / 10 + number * 31) % 170 == 0 {
-                *seq += 1;
-                written.push((*seq, ms));
-                out.extend(bench.write_nth(number, *seq));
+            if (ms / 10 + number * 31).is_multiple_of(170) {
+                source.seq += 1;
+                source.at_risk.push((source.seq, ms));
+                out.extend(bench.write_nth(number, source.seq));
             }
-            if *due <= bench.now {
-                *seq += 1;
-                *due = next_mark(bench.now, *due, interval_ms, *gathers_at);
-                out.extend(bench.mark_nth(number, *seq, false));
+            if source.due <= bench.now {
+                source.seq += 1;
+                source.due = next_mark(bench.now, source.due, interval_ms, source.gathers_at);
+                out.extend(bench.mark_nth(number, source.seq, false));
             }
         }
-        let acked = bench.complete(out, &mut groups, &mut segments, ms);
-        for (session, ack) in acked {
-            let (_, _, gathers_at, written) =
-                &mut sources[usize::try_from(session.0 - 10).unwrap()];
-            *gathers_at = ack.gathers_in_ms.map(|wait| bench.now.plus_ms(wait.into()));
-            written.retain(|(seq, at)| {
-                let is_safe = *seq <= ack.committed.0;
-                if is_safe {
-                    waits.push(ms - at);
-                }
-                !is_safe
-            });
+        for (session, ack) in bench.complete(out, &mut groups, &mut segments, ms) {
+            let source = &mut sources[usize::try_from(session.0 - 10).unwrap()];
+            source.gathers_at = ack.gathers_in_ms.map(|wait| bench.now.plus_ms(wait.into()));
+            let safe = source.at_risk.extract_if(.., |(seq, _)| *seq <= ack.committed.0);
+            waits.extend(safe.map(|(_, written)| ms - written));
         }
     }
     let in_minute = |minute: u64| segments.iter().filter(|at| **at / MINUTE_MS == minute).count();
