@@ -91,6 +91,11 @@ impl Dedup {
         }
     }
 
+    /// How many committed chunks are in no index run.
+    pub(crate) fn fresh(&self) -> usize {
+        self.known().fresh()
+    }
+
     /// The committed chunks that are in no index run; the caller writes one.
     pub(crate) fn take_fresh(&self) -> Vec<(ChunkId, Location)> {
         self.known().take_fresh()

@@ -15,10 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// New chunks that make an index run.
+/// New chunks that make an index run …
 const RUN_CHUNKS: usize = 65_536;
-/// Fewer new chunks than this are not worth a run when the node stops.
-const LAST_RUN_CHUNKS_MIN: usize = 1024;
+/// … and fewer, when so much time has passed since the last: others are to find them within a minute.
+const RUN_AGE: Duration = Duration::from_secs(40);
+/// Fewer new chunks than this are not worth a run.
+const RUN_CHUNKS_MIN: usize = 1024;
 /// The last run of an orderly stop may take so long.
 const LAST_RUN_MAX: Duration = Duration::from_secs(10);
 /// A volume in so many pieces is told: at twice as many it is not restored.
@@ -114,10 +116,13 @@ fn tell_length(
     }
 }
 
-/// Writes an index run whenever enough chunks are new, for as long as the node runs.
+/// Writes an index run whenever enough chunks are new, or some have been for long, for as long as the node runs.
 pub(crate) async fn write_runs(vault: Vault, dedup: Dedup) {
     loop {
-        dedup.wait_fresh(RUN_CHUNKS).await;
+        let _is_full = tokio::time::timeout(RUN_AGE, dedup.wait_fresh(RUN_CHUNKS)).await;
+        if dedup.fresh() < RUN_CHUNKS_MIN {
+            continue;
+        }
         let chunks = dedup.take_fresh();
         let mut is_told = false;
         while let Err(error) = runs::write(&vault, &chunks).await {
@@ -134,7 +139,7 @@ pub(crate) async fn write_runs(vault: Vault, dedup: Dedup) {
 /// Writes what is new when the node stops in order.
 pub(crate) async fn write_last_run(vault: &Vault, dedup: &Dedup) {
     let chunks = dedup.take_fresh();
-    if chunks.len() < LAST_RUN_CHUNKS_MIN {
+    if chunks.len() < RUN_CHUNKS_MIN {
         return;
     }
     match tokio::time::timeout(LAST_RUN_MAX, runs::write(vault, &chunks)).await {

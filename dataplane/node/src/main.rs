@@ -16,6 +16,7 @@ mod export;
 mod failure;
 mod fatal;
 mod identity;
+mod learning;
 mod metrics;
 mod points;
 mod recover;

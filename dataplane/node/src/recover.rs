@@ -1,27 +1,13 @@
 //! What a start finds out before it serves: how far each log got, and what the journal still holds.
 
 use crate::dedup::Dedup;
-use crate::services::chain;
 use crate::shard::{Journaled, Recovery, journal_files, journaled_volumes, read_files};
 use crate::state::Logs;
 use anyhow::{Context, bail};
 use farshore_engine::tenure::{Input, Output, Tenure};
 use farshore_ingest::recover::recover as recover_log;
-use farshore_vault::{Vault, runs};
+use farshore_vault::Vault;
 use std::path::Path;
-
-/// Fills an index that knows nothing from the index runs of the vault, as far as they can be read.
-pub(crate) async fn learn_runs(vault: &Vault, dedup: &Dedup) {
-    match runs::load(vault, |chunks| dedup.learn_run(chunks)).await {
-        Ok(runs::Loaded { runs, chunks, skipped }) => {
-            tracing::info!(runs, chunks, skipped, "read the index runs of the vault");
-        }
-        Err(error) => {
-            let error = chain(&error);
-            tracing::warn!(%error, "cannot read the index runs; some chunks will be stored again");
-        }
-    }
-}
 
 /// Where one shard of a starting node has what it goes on with.
 pub(crate) struct Place<'a> {

@@ -9,8 +9,9 @@ use crate::derived::{self, Maps};
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
 use crate::fatal::{Cause, Fatal};
+use crate::learning::{self, Learnt};
 use crate::metrics::Metrics;
-use crate::recover::{Place, learn_runs, recover};
+use crate::recover::{Place, recover};
 use crate::rt::{Mailbox, Post, Prepared, Ring, RtKind, Threads, mailbox, prepare};
 use crate::services::{self, Services};
 use crate::shard::{self, JournalDir, Message, Recovery, ShardParts, patience};
@@ -181,14 +182,8 @@ impl Node {
                 format!("{error}; raise the limit, or start the node with --runtime threads");
             Failure::new(Exit::SystemMissing, text)
         })?;
-        let index_dir = args.data.join("index");
-        make_dir(&index_dir)?;
-        let index = open_index(&index_dir, vault.id())?;
-        let is_new = index.is_empty();
-        let dedup = Dedup::new(vault.vault_keys(), index, args.zstd_level);
-        if is_new {
-            learn_runs(vault, &dedup).await;
-        }
+        let (dedup, learnt) = open_dedup(args, vault)?;
+        aside.spawn(learning::run(vault.clone(), dedup.clone(), learnt));
         let shards = state.logs.len();
         let logs = Logs::new(state, &args.data);
         let recoveries = recover_all(args, vault, (&logs, shards, incarnation), &dedup).await?;
@@ -270,6 +265,15 @@ impl Node {
         derived::write_last_run(&self.vault, &self.dedup).await;
         Ok(())
     }
+}
+
+/// What is known of chunks, and which runs of the vault are in it.
+fn open_dedup(args: &ServeArgs, vault: &Vault) -> anyhow::Result<(Dedup, Learnt)> {
+    let dir = args.data.join("index");
+    make_dir(&dir)?;
+    let index = open_index(&dir, vault.id())?;
+    let learnt = Learnt::open(&dir, index.is_empty());
+    Ok((Dedup::new(vault.vault_keys(), index, args.zstd_level), learnt))
 }
 
 /// The chunk index is only a hint, and its segments are in the vault: a damaged one is made anew.

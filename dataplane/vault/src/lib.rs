@@ -54,6 +54,7 @@ pub use view::{Piece, Point, PointSelector, VolumeView};
 mod tests {
     use super::*;
     use farshore_proto::VolumeId;
+    use std::collections::BTreeSet;
 
     fn spawnable<T: Send>(_: impl FnOnce() -> T) {}
 
@@ -68,7 +69,7 @@ mod tests {
             spawnable(|| stats::stats(vault));
             spawnable(|| log::seal(vault, farshore_proto::LogId([0; 16]), farshore_proto::Slot(0)));
             spawnable(|| map::write(vault, volume));
-            spawnable(|| runs::load(vault, |_| {}));
+            spawnable(|| async { runs::load(vault, &BTreeSet::new(), |_, _| {}).await });
         }
         let _: fn(&'static Vault) = check;
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::learning::{Learnt, learn};
 use bytes::Bytes;
 use farshore_codec::{SegmentBuilder, WrappingKey};
 use farshore_ingest::index::Index;
@@ -154,8 +155,9 @@ async fn new_chunks_become_runs_when_there_are_enough_and_at_the_end() {
     wait_for(dir.path(), "index").await;
     task.abort();
     let fresh = || async {
-        let fresh = dedup(&dir.path().join(uuid::Uuid::new_v4().to_string()), &vault);
-        crate::recover::learn_runs(&vault, &fresh).await;
+        let dir = dir.path().join(uuid::Uuid::new_v4().to_string());
+        let fresh = dedup(&dir, &vault);
+        learn(&vault, &fresh, &mut Learnt::open(&dir.join("index"), true)).await;
         fresh.len()
     };
     assert_eq!(fresh().await, 66_000);
@@ -165,4 +167,29 @@ async fn new_chunks_become_runs_when_there_are_enough_and_at_the_end() {
         write_last_run(&vault, &known).await;
         assert_eq!(fresh().await, expected, "after {count} more");
     }
+}
+
+/// Two nodes find each other's chunks while both run, however few there are.
+#[tokio::test(start_paused = true)]
+async fn some_new_chunks_become_a_run_after_a_while_and_are_learnt_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    let known = dedup(&dir.path().join("a"), &vault);
+    let task = tokio::spawn(write_runs(vault.clone(), known.clone()));
+    known.built(at(Slot(0)), &table(0, 1024));
+    known.committed(LOG, Slot(0));
+    let other_dir = dir.path().join("b");
+    let other = dedup(&other_dir, &vault);
+    let learnt = Learnt::open(&other_dir.join("index"), true);
+    let begun = tokio::time::Instant::now();
+    let learning = tokio::spawn(crate::learning::run(vault.clone(), other.clone(), learnt));
+    while other.len() < 1024 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not within a minute");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    learning.abort();
+    task.abort();
+    assert_eq!(known.fresh(), 0);
+    let noted = std::fs::read_to_string(other_dir.join("index/learnt-runs")).unwrap();
+    assert_eq!(noted.lines().count(), 1, "{noted}");
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::learning::{Learnt, learn};
 use crate::state::State;
 use bytes::Bytes;
 use farshore_codec::journal::JournalSealer;
@@ -13,7 +14,7 @@ use farshore_proto::segment::SlotWriter;
 use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, Target, VolumeId};
 use farshore_vault::epoch::claim;
 use farshore_vault::log::{PutOutcome, put_segment};
-use farshore_vault::{Access, Location, Store};
+use farshore_vault::{Access, Location, Store, runs};
 
 const THEIRS: LogId = LogId([1; 16]);
 const OURS: LogId = LogId([2; 16]);
@@ -78,7 +79,7 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     // This one begins with an empty index, and its own log beside.
     let (_, ours) = commit(&vault, OURS, 100).await;
     let second = dedup(&dir.path().join("b"), &vault);
-    learn_runs(&vault, &second).await;
+    learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), true)).await;
     assert!(second.take_fresh().is_empty(), "what is in a run needs no other");
     let journal = dir.path().join("journal");
     std::fs::create_dir(&journal).unwrap();
@@ -106,7 +107,7 @@ async fn a_damaged_run_costs_duplicates_only() {
     bytes[150] ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let second = dedup(&dir.path().join("b"), &vault);
-    learn_runs(&vault, &second).await;
+    learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), true)).await;
     assert_eq!(second.lookup(OURS, &theirs), vec![None; 10]);
 }
 

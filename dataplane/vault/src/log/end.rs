@@ -287,9 +287,9 @@ impl Behind {
             }
         }
         // Many slots lost in a row.
-        for step in [16, 32, 64, 256, 1024] {
-            let far = Slot(slot.0.saturating_add(step));
-            let (_, found) = header_at(vault, log, far).await;
+        let far = [16, 32, 64, 256, 1024].map(|step| Slot(slot.0.saturating_add(step)));
+        let far = far.map(|far| header_at(vault, log, far));
+        for (far, found) in futures::future::join_all(far).await {
             if let Some(header) = found? {
                 filled.insert(far, header);
                 is_lost = true;

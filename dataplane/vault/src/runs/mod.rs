@@ -18,6 +18,7 @@ use farshore_proto::object::ObjectKind;
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{ChunkId, RunId};
 use futures::{StreamExt, TryStreamExt};
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// zstd level of runs: ids do not compress, the rest compresses at once.
@@ -77,7 +78,8 @@ async fn put(vault: &Vault, body: IndexRun) -> Result<(), VaultError> {
     }
 }
 
-/// Reads all runs of a vault, a few at a time; `each` gets the chunks of one after the other.
+/// Reads the runs of a vault that are not `known`, a few at a time; `each` gets them and their chunks, one after the
+/// other.
 ///
 /// Runs that do not open are passed over with a warning.
 ///
@@ -85,9 +87,11 @@ async fn put(vault: &Vault, body: IndexRun) -> Result<(), VaultError> {
 /// `Unavailable` if the store cannot be listed or read.
 pub async fn load(
     vault: &Vault,
-    mut each: impl FnMut(&[(ChunkId, Location)]) + Send,
+    known: &BTreeSet<RunId>,
+    mut each: impl FnMut(RunId, &[(ChunkId, Location)]) + Send,
 ) -> Result<Loaded, VaultError> {
-    let runs = list(vault).await?;
+    let mut runs = list(vault).await?;
+    runs.retain(|run| !known.contains(run));
     let opened =
         futures::stream::iter(runs).map(|run| async move { (run, open(vault, run).await) });
     let mut opened = std::pin::pin!(opened.buffered(RUNS_AHEAD_MAX));
@@ -98,7 +102,7 @@ pub async fn load(
                 loaded.runs += 1;
                 loaded.chunks += body.chunks.len() as u64;
                 let chunks: Vec<(ChunkId, Location)> = body.chunks.iter().map(located).collect();
-                each(&chunks);
+                each(run, &chunks);
             }
             Err(error) if error.is_unavailable() => return Err(error),
             Err(error) => {

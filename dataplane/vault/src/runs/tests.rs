@@ -18,7 +18,8 @@ fn chunks(count: u32) -> Vec<(ChunkId, Location)> {
 
 async fn all(vault: &Vault) -> (Loaded, Vec<(ChunkId, Location)>) {
     let mut found = Vec::new();
-    let loaded = load(vault, |chunks| found.extend_from_slice(chunks)).await.unwrap();
+    let each = |_, chunks: &[(ChunkId, Location)]| found.extend_from_slice(chunks);
+    let loaded = load(vault, &BTreeSet::new(), each).await.unwrap();
     found.sort_by_key(|(id, _)| *id);
     (loaded, found)
 }
