@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use farshore_vault::Vault;
+use tempfile::TempDir;
 
 use delayed::Delayed;
 use report::{Report, sync_p99};
@@ -78,33 +79,51 @@ pub(crate) fn run(options: &Options, out: &Path) -> Result<bool> {
     options.check()?;
     fs::create_dir_all(&options.dir)?;
     let folder = tempfile::Builder::new().prefix("run-").tempdir_in(&options.dir)?;
-    let report = measured(options, folder.path());
-    // What failed is looked at where it lies, if anybody asked for it.
-    if options.keep {
-        println!("the histories are in {}", folder.keep().display());
-    } else {
-        tell("removing the histories");
-        folder.close().context("remove the histories")?;
-    }
-    let report = report?;
+    let (report, histories) = match measured(options, folder.path()) {
+        Ok(measured) => measured,
+        Err(error) => {
+            // What failed is looked at where it lies, if anybody asked for it.
+            if options.keep {
+                keep(folder);
+            }
+            return Err(error);
+        }
+    };
     let text = report.text();
     println!("{text}");
     fs::write(out.join("history.md"), &text)?;
     fs::write(out.join("history.json"), serde_json::to_vec_pretty(&report)?)?;
     println!("table and numbers: {}/history.{{md,json}}", out.display());
+    if options.keep {
+        keep(folder);
+    } else {
+        histories.into_iter().try_for_each(History::clear)?;
+        folder.close().context("remove the histories")?;
+    }
     Ok(!report.is_short())
 }
 
-fn measured(options: &Options, folder: &Path) -> Result<Report> {
+fn keep(folder: TempDir) {
+    println!("the histories are in {}", folder.keep().display());
+}
+
+/// The figures, and the histories that they were found with.
+fn measured(options: &Options, folder: &Path) -> Result<(Report, Vec<History>)> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_keep_alive(THREADS_STAY)
         .build()?;
     let folder = folder.canonicalize()?;
-    let mut figures = runtime.block_on(takeover::measure(options, &folder))?;
-    figures.extend(runtime.block_on(start::measure(options, &folder))?);
-    figures.extend(runtime.block_on(start::compare(options, &folder))?);
-    Ok(Report { figures, sync_p99_seconds: sync_p99(&folder)?.as_secs_f64() })
+    let parts = runtime.block_on(async {
+        Ok::<_, anyhow::Error>([
+            takeover::measure(options, &folder).await?,
+            start::measure(options, &folder).await?,
+            start::compare(options, &folder).await?,
+        ])
+    })?;
+    let (figures, histories): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    let sync_p99_seconds = sync_p99(&folder)?.as_secs_f64();
+    Ok((Report { figures: figures.concat(), sync_p99_seconds }, histories))
 }
 
 /// Opens the vault of a history as it is from far away. What that asked is not counted.

@@ -29,7 +29,7 @@ const SHOWN_SLOTS: u64 = 3000;
 ///
 /// # Errors
 /// If it cannot be written, or what is found is not what was written.
-pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
+pub(super) async fn measure(options: &Options, folder: &Path) -> Result<(Vec<Figure>, History)> {
     let (slots, volumes) = (options.slots, options.volumes);
     let history = History::write(folder.join("start"), SHARDS, slots, volumes).await?;
     let name = format!(
@@ -49,14 +49,14 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figu
              {EPOCHS} epochs of each volume. Not in it: the process, its journal, index runs, what the dedup \
              index does with the tables"
         ));
-    Ok(vec![local, delayed])
+    Ok((vec![local, delayed], history))
 }
 
 /// The requests of the same start of one small log with its checkpoints, and once they are lost.
 ///
 /// # Errors
 /// As [`measure`].
-pub(super) async fn compare(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
+pub(super) async fn compare(options: &Options, folder: &Path) -> Result<(Vec<Figure>, History)> {
     let slots = SHOWN_SLOTS.min(options.slots);
     let history = History::write(folder.join("compare"), 1, slots, options.volumes).await?;
     let mut figures = Vec::new();
@@ -75,7 +75,7 @@ pub(super) async fn compare(options: &Options, folder: &Path) -> Result<Vec<Figu
         let figure = Figure::new(name, took).with_requests(store.take_requests());
         figures.push(figure.with_remark(format!("{slots_read} slots read")));
     }
-    Ok(figures)
+    Ok((figures, history))
 }
 
 /// Recovers all logs of a history at the same time, as a node does, and leaves them as they were; says how many

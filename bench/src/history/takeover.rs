@@ -27,7 +27,7 @@ const OWN_SLOTS: Slot = Slot(4);
 ///
 /// # Errors
 /// If the history cannot be written, or what is claimed is not what was written.
-pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
+pub(super) async fn measure(options: &Options, folder: &Path) -> Result<(Vec<Figure>, History)> {
     let (slots, volumes) = (options.takeover_slots, options.volumes);
     let history = History::write(folder.join("takeover"), 1, slots, volumes).await?;
     let name = format!(
@@ -47,7 +47,7 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figu
              Not in it: until the death is noticed, sessions, and the first ack of each volume",
             first.as_secs_f64()
         ));
-    Ok(vec![local, delayed])
+    Ok((vec![local, delayed], history))
 }
 
 /// Claims all volumes of the history's log for another one, as a node does, and takes that back; says when the

@@ -16,7 +16,7 @@ fn options(slots: u64) -> Options {
     }
 }
 
-fn folder() -> tempfile::TempDir {
+fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
@@ -25,12 +25,14 @@ fn folder() -> tempfile::TempDir {
 async fn what_is_found_is_what_was_written() {
     let (folder, options) = (folder(), options(slots_min(11)));
     options.check().unwrap();
-    let figures = takeover::measure(&options, folder.path()).await.unwrap();
+    let (figures, history) = takeover::measure(&options, folder.path()).await.unwrap();
     // Of each volume 3 epochs, the missing one, the 3 behind it, and the new one.
     assert!(figures[1].requests.unwrap() >= 11 * 8, "{figures:?}");
-    let figures = start::measure(&options, folder.path()).await.unwrap();
+    history.clear().unwrap();
+    let (figures, history) = start::measure(&options, folder.path()).await.unwrap();
     assert!(figures[1].in_flight_max.unwrap() > 1, "{figures:?}");
-    let compared = start::compare(&options, folder.path()).await.unwrap();
+    history.clear().unwrap();
+    let (compared, _) = start::compare(&options, folder.path()).await.unwrap();
     assert!(compared[0].requests < compared[1].requests, "{compared:?}");
 }
 

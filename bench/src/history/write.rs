@@ -131,6 +131,20 @@ impl History {
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
 
+    /// Takes all slots away, in the order in which they were written and lie on the disk. In the order of a listing
+    /// that takes longer than all the rest.
+    ///
+    /// # Errors
+    /// If a slot is not there.
+    pub(super) fn clear(self) -> Result<()> {
+        tell("removing the history");
+        let history = &self;
+        in_threads(self.logs.iter().map(|log| {
+            let mut slots = (0..log.slots).map(|slot| ObjectName::slot(log.id, Slot(slot)));
+            move || slots.try_for_each(|name| history.remove(&name))
+        }))
+    }
+
     async fn log(&self, id: LogId, slots: u64, volumes: Vec<VolumeId>) -> Result<Log> {
         let opening = volumes.len().div_ceil(SPANS) as u64;
         let folder = self.directory.join(ObjectName::slot(id, Slot(0)).to_string());
@@ -192,18 +206,11 @@ impl History {
     fn fills(&self, log: &Log, slots: Range<u64>) -> Result<()> {
         let begun = Instant::now();
         let part = (slots.end - slots.start).div_ceil(WRITERS);
-        thread::scope(|scope| {
-            let parts = (0..WRITERS).map(|writer| {
-                let start = slots.start + writer * part;
-                start.min(slots.end)..(start + part).min(slots.end)
-            });
-            let writers: Vec<_> =
-                parts.map(|part| scope.spawn(move || self.fills_of(log, part))).collect();
-            let ended = writers.into_iter().map(|writer| {
-                writer.join().unwrap_or_else(|_| Err(anyhow!("a thread that writes slots died")))
-            });
-            ended.collect::<Result<Vec<()>>>()
-        })?;
+        in_threads((0..WRITERS).map(|writer| {
+            let start = slots.start + writer * part;
+            let mine = start.min(slots.end)..(start + part).min(slots.end);
+            move || self.fills_of(log, mine)
+        }))?;
         tell(&format!("{}: {} slots in {:.0?}", log.id, log.slots, begun.elapsed()));
         Ok(())
     }
@@ -292,6 +299,17 @@ impl History {
     fn slot_path(&self, log: &Log, slot: Slot) -> PathBuf {
         self.directory.join(ObjectName::slot(log.id, slot).to_string())
     }
+}
+
+/// Does each work in a thread of its own.
+fn in_threads<W: FnOnce() -> Result<()> + Send>(works: impl Iterator<Item = W>) -> Result<()> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = works.map(|work| scope.spawn(work)).collect();
+        let ended = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a thread has died"))));
+        ended.collect()
+    })
 }
 
 /// The log of a shard.
