@@ -17,11 +17,16 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
+/// The folder of what is kept of volumes.
+const VOLUMES: &str = "volumes/";
+
 /// Requests of a store so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Requests {
     /// Of all kinds.
     pub(super) count: u64,
+    /// Of those, for what is kept of volumes: their epochs.
+    pub(super) of_volumes: u64,
     /// That had no answer yet at the same time, at most.
     pub(super) in_flight_max: u64,
 }
@@ -31,6 +36,7 @@ pub(super) struct Requests {
 struct Way {
     delay: Duration,
     count: AtomicU64,
+    of_volumes: AtomicU64,
     in_flight: AtomicU64,
     in_flight_max: AtomicU64,
 }
@@ -40,8 +46,11 @@ struct Request(Arc<Way>);
 
 impl Way {
     /// A request sets out, and arrives when the delay is over.
-    async fn go(self: Arc<Self>) -> Request {
+    async fn go(self: Arc<Self>, object: Option<Path>) -> Request {
         self.count.fetch_add(1, Ordering::Relaxed);
+        if object.is_some_and(|object| object.as_ref().starts_with(VOLUMES)) {
+            self.of_volumes.fetch_add(1, Ordering::Relaxed);
+        }
         let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         self.in_flight_max.fetch_max(in_flight, Ordering::Relaxed);
         let request = Request(Arc::clone(&self));
@@ -84,12 +93,13 @@ impl Delayed {
     pub(super) fn take_requests(&self) -> Requests {
         Requests {
             count: self.way.count.swap(0, Ordering::Relaxed),
+            of_volumes: self.way.of_volumes.swap(0, Ordering::Relaxed),
             in_flight_max: self.way.in_flight_max.swap(0, Ordering::Relaxed),
         }
     }
 
-    fn go(&self) -> impl Future<Output = Request> + Send + 'static {
-        Arc::clone(&self.way).go()
+    fn go(&self, object: Option<&Path>) -> impl Future<Output = Request> + Send + 'static {
+        Arc::clone(&self.way).go(object.cloned())
     }
 }
 
@@ -111,7 +121,7 @@ impl ObjectStore for Delayed {
         'b: 'c,
     {
         Box::pin(async move {
-            let _request = self.go().await;
+            let _request = self.go(Some(location)).await;
             self.inner.put_opts(location, payload, options).await
         })
     }
@@ -126,7 +136,7 @@ impl ObjectStore for Delayed {
         'b: 'c,
     {
         Box::pin(async move {
-            let _request = self.go().await;
+            let _request = self.go(Some(location)).await;
             self.inner.put_multipart_opts(location, options).await
         })
     }
@@ -141,7 +151,7 @@ impl ObjectStore for Delayed {
         'b: 'c,
     {
         Box::pin(async move {
-            let _request = self.go().await;
+            let _request = self.go(Some(location)).await;
             self.inner.get_opts(location, options).await
         })
     }
@@ -152,7 +162,7 @@ impl ObjectStore for Delayed {
     ) -> BoxStream<'static, Result<Path>> {
         let way = Arc::clone(&self.way);
         let delayed = locations.then(move |location| {
-            let request = Arc::clone(&way).go();
+            let request = Arc::clone(&way).go(location.as_ref().ok().cloned());
             async move {
                 request.await;
                 location
@@ -162,7 +172,7 @@ impl ObjectStore for Delayed {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (inner, request) = (Arc::clone(&self.inner), self.go());
+        let (inner, request) = (Arc::clone(&self.inner), self.go(prefix));
         let prefix = prefix.cloned();
         futures::stream::once(request).flat_map(move |_| inner.list(prefix.as_ref())).boxed()
     }
@@ -176,7 +186,7 @@ impl ObjectStore for Delayed {
         'b: 'c,
     {
         Box::pin(async move {
-            let _request = self.go().await;
+            let _request = self.go(prefix).await;
             self.inner.list_with_delimiter(prefix).await
         })
     }
@@ -193,7 +203,7 @@ impl ObjectStore for Delayed {
         'd: 'c,
     {
         Box::pin(async move {
-            let _request = self.go().await;
+            let _request = self.go(Some(from)).await;
             self.inner.copy_opts(from, to, options).await
         })
     }

@@ -68,6 +68,8 @@ pub(super) struct Figure {
     pub(super) waited_seconds: f64,
     /// None where nobody counted.
     pub(super) requests: Option<u64>,
+    /// Those for epochs of volumes.
+    pub(super) of_volumes: Option<u64>,
     /// Requests without an answer at the same time, at most.
     pub(super) in_flight_max: Option<u64>,
     /// What went on in it.
@@ -83,6 +85,7 @@ impl Figure {
             measured_seconds: took.elapsed.as_secs_f64(),
             waited_seconds: took.waited.as_secs_f64(),
             requests: None,
+            of_volumes: None,
             in_flight_max: None,
             remark: String::new(),
         }
@@ -93,8 +96,13 @@ impl Figure {
     }
 
     pub(super) fn with_requests(self, requests: Requests) -> Self {
-        let Requests { count, in_flight_max } = requests;
-        Self { requests: Some(count), in_flight_max: Some(in_flight_max), ..self }
+        let Requests { count, of_volumes, in_flight_max } = requests;
+        Self {
+            requests: Some(count),
+            of_volumes: Some(of_volumes),
+            in_flight_max: Some(in_flight_max),
+            ..self
+        }
     }
 
     pub(super) fn with_remark(self, remark: String) -> Self {
@@ -122,6 +130,7 @@ impl Figure {
             format!("{:.2} s", self.measured_seconds),
             self.verdict().to_owned(),
             count(self.requests),
+            count(self.of_volumes),
             count(self.in_flight_max),
             format!("{:.2} s", self.waited_seconds),
         ]
@@ -144,7 +153,16 @@ impl Report {
 
     /// The table, and what is to be said of it.
     pub(super) fn text(&self) -> String {
-        let head = ["history", "target", "measured", "", "requests", "at once ≤", "no CPU for"];
+        let head = [
+            "history",
+            "target",
+            "measured",
+            "",
+            "requests",
+            "for epochs",
+            "at once ≤",
+            "no CPU for",
+        ];
         let head = head.map(str::to_owned).to_vec();
         let rows: Vec<Vec<String>> =
             std::iter::once(head).chain(self.figures.iter().map(Figure::row)).collect();

@@ -24,6 +24,8 @@ const TARGET_DELAYED_SECONDS: f64 = 30.0;
 const INCARNATION: u64 = 2;
 /// Of the log with which a start without checkpoints is shown; it reads every slot.
 const SHOWN_SLOTS: u64 = 3000;
+/// In that log: their epochs are read all the same, and would hide what the slots cost.
+const SHOWN_VOLUMES: usize = 20;
 
 /// A start with the whole history, from a directory and from a slow store.
 ///
@@ -57,12 +59,12 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<(Vec<Fig
 /// # Errors
 /// As [`measure`].
 pub(super) async fn compare(options: &Options, folder: &Path) -> Result<(Vec<Figure>, History)> {
-    let slots = SHOWN_SLOTS.min(options.slots);
-    let history = History::write(folder.join("compare"), 1, slots, options.volumes).await?;
+    let (slots, volumes) = (SHOWN_SLOTS.min(options.slots), SHOWN_VOLUMES.min(options.volumes));
+    let history = History::write(folder.join("compare"), 1, slots, volumes).await?;
     let mut figures = Vec::new();
     let (vault, store) = delayed_vault(&history, Duration::ZERO).await?;
     for is_checkpointed in [true, false] {
-        let what = if is_checkpointed { "with its checkpoints" } else { "without" };
+        let what = if is_checkpointed { "with its checkpoints" } else { "once they are lost" };
         if !is_checkpointed {
             for log in &history.logs {
                 for slot in log.checkpoints() {
@@ -71,7 +73,8 @@ pub(super) async fn compare(options: &Options, folder: &Path) -> Result<(Vec<Fig
             }
         }
         let (took, slots_read) = start(&history, &vault, is_checkpointed).await?;
-        let name = format!("for comparison: a log of {slots} slots, {what}, directory");
+        let name =
+            format!("for comparison: a log of {slots} slots, {volumes} volumes, {what}, directory");
         let figure = Figure::new(name, took).with_requests(store.take_requests());
         figures.push(figure.with_remark(format!("{slots_read} slots read")));
     }
