@@ -1,9 +1,10 @@
-//! What a byte costs: each stage alone, the whole node, and the best peers on the same data.
+//! What a byte costs: each stage alone, the whole node, and the best peers on the same data. And what history costs.
 
 #![forbid(unsafe_code)]
 
 mod bound;
 mod cpu;
+mod history;
 mod images;
 mod ingest;
 mod peers;
@@ -13,9 +14,17 @@ mod stages;
 mod table;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+/// Exit status when a figure misses its target.
+const EXIT_SHORT: u8 = 2;
+/// Exit status for a line that cannot be understood: not the usual 2, which says that a figure is short.
+const EXIT_USAGE: u8 = 64;
+const SHORT_HELP: &str =
+    "Ends with status 2 when a figure is short of its target, with 1 when it cannot be measured.";
 
 /// Benchmarks of Farshore.
 #[derive(Debug, Parser)]
@@ -44,6 +53,9 @@ enum What {
         /// A disk image
         image: PathBuf,
     },
+    /// What a long history costs a start and a takeover, beside what it is to reach
+    #[command(after_help = SHORT_HELP)]
+    History(history::Options),
     /// What a scan costs the agent: random data, zeros and a sparse file, beside what it is to reach
     Scan {
         /// Size of the disks with random data and with zeros in MiB
@@ -60,13 +72,35 @@ enum What {
     },
 }
 
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    std::fs::create_dir_all(&arguments.out)?;
-    match arguments.what {
-        What::Images { to, mib } => images::make(&to, mib),
-        What::Bound { image } => bound::run(&image, &arguments.out),
-        What::Scan { mib } => scan::run(mib, &arguments.out),
-        What::Peers { image, second } => peers::run(&image, second.as_deref(), &arguments.out),
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nobody reads it: then there is nothing else to do either.
+            error.print().ok();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_SHORT),
+        Err(error) => {
+            history::tell(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
     }
+}
+
+/// Runs a benchmark; says whether all that it holds to a target reaches it.
+fn run(arguments: &Arguments) -> Result<bool> {
+    let out = &arguments.out;
+    std::fs::create_dir_all(out)?;
+    match &arguments.what {
+        What::Images { to, mib } => images::make(to, *mib)?,
+        What::Bound { image } => bound::run(image, out)?,
+        What::History(options) => return history::run(options, out),
+        What::Scan { mib } => scan::run(*mib, out)?,
+        What::Peers { image, second } => peers::run(image, second.as_deref(), out)?,
+    }
+    Ok(true)
 }

@@ -65,7 +65,17 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-trust",
         ],
     ),
-    ("farshore-bench", &["farshore-proto", "farshore-codec", "farshore-e2e"]),
+    (
+        "farshore-bench",
+        &[
+            "farshore-proto",
+            "farshore-codec",
+            "farshore-engine",
+            "farshore-vault",
+            "farshore-ingest",
+            "farshore-e2e",
+        ],
+    ),
     (
         "farshore-loadgen",
         &["farshore-proto", "farshore-api", "farshore-client", "farshore-program"],
@@ -169,8 +179,13 @@ const CONFINED: [Confined; 5] = [
     },
     Confined {
         name: "object_store",
-        places: &["dataplane/vault/", "dataplane/export/tests/damage/", "tests/sim/src/store.rs"],
-        rule: "only dataplane/vault names it, the simulated store and damaged ones",
+        places: &[
+            "dataplane/vault/",
+            "dataplane/export/tests/damage/",
+            "tests/sim/src/store.rs",
+            "bench/src/history/delayed.rs",
+        ],
+        rule: "only dataplane/vault names it, the simulated store, the delayed one and damaged ones",
     },
 ];
 

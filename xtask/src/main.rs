@@ -50,7 +50,7 @@ enum Task {
     Torture(torture::Options),
     /// What takes hours: 10,000 seeds, every seeded bug, the decoders, torture, the demo; a table at the end.
     Nightly(nightly::Options),
-    /// What a byte costs: `images DIR`, `bound IMAGE`, `scan`, `peers IMAGE`; `--help` says more.
+    /// What a byte costs: `images DIR`, `bound IMAGE`, `scan`, `history`, `peers IMAGE`; `--help` says more.
     #[command(disable_help_flag = true)]
     Bench(bench::Options),
     /// Installs the object stores that tests run against, below target/servers.
@@ -73,7 +73,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let code = if error.is::<MissingPackages>() { EXIT_USAGE } else { 1 };
+            let code = match () {
+                () if error.is::<MissingPackages>() => EXIT_USAGE,
+                () if error.is::<bench::Short>() => bench::EXIT_SHORT,
+                () => 1,
+            };
             ExitCode::from(code)
         }
     }
