@@ -231,7 +231,7 @@ fn table() -> impl Strategy<Value = Table> {
                 any::<[u8; 16]>(),
                 1_u64..,
                 (seq(), 0..1000_u64),
-                (proptest::option::of(mark()), stamp(), imprint(), proptest::option::of(slot())),
+                (option::of(mark()), stamp(), imprint(), option::of(slot())),
                 extents(chunks.clone()),
             )
                 .prop_map(|(volume, epoch, (first_seq, more), known, extents)| {
@@ -349,7 +349,7 @@ proptest! {
         object in object(ObjectKind::Slot), slot in slot(),
         kind in prop::sample::select(vec![SlotKind::Segment, SlotKind::Seal, SlotKind::Fill]),
         frames_bytes in 0..=(32 * SEGMENT_FRAME_BYTES_MAX) as u64,
-        incarnation: u64, horizon: u64, register: u64, checkpoint in proptest::option::of(slot()),
+        incarnation: u64, horizon: u64, register: u64, checkpoint in option::of(slot()),
     ) {
         let place = SegmentHeader::place(object.place.vault, LogId(object.place.subject), slot);
         let header = SegmentHeader {
