@@ -5,7 +5,8 @@
 //! Invariants:
 //!   - L1: slots are handed out in order and never twice.
 //!   - L2: a segment commits only after all handed out before it have.
-//!   - L3: at most `PUTS_IN_FLIGHT_MAX` are neither committed nor failed.
+//!   - L3: those that are neither committed nor failed lie within `PUTS_IN_FLIGHT_MAX` slots, void ones that were
+//!     skipped included: a later start fills so many from the first missing one on, and no put reaches beyond.
 //!   - L4: the ledger has what is committed, and nothing else.
 
 use crate::batch::{Held, SpanPlan};
@@ -102,7 +103,8 @@ impl LogEnd {
     /// Whether another put may start (L3).
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.in_flight.len() < PUTS_IN_FLIGHT_MAX
+        let first = self.in_flight.front().map_or(self.next, |segment| segment.slot);
+        self.next.0 - first.0 < PUTS_IN_FLIGHT_MAX as u64
     }
 
     /// Whether nothing is on its way.
@@ -190,8 +192,10 @@ impl LogEnd {
     }
 
     fn check(&self) {
-        assert!(self.in_flight.len() <= PUTS_IN_FLIGHT_MAX, "L3");
         let slots: Vec<Slot> = self.in_flight.iter().map(|segment| segment.slot).collect();
+        let reach =
+            slots.iter().max().zip(slots.iter().min()).map_or(0, |(last, first)| last.0 - first.0);
+        assert!(reach < PUTS_IN_FLIGHT_MAX as u64, "L3");
         assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "L1");
         assert!(slots.last().is_none_or(|last| *last < self.next), "L1");
         let first = slots.first().copied().unwrap_or(self.next);
@@ -228,6 +232,9 @@ mod tests {
         let mut log = LogEnd::new(Slot(4), 2, void, Ledger::default());
         assert_eq!(log.begin(&mut [], Vec::new()), Slot(4));
         assert_eq!(log.begin(&mut [], Vec::new()), Slot(7));
+        assert!(!log.has_room(), "slot 8 is not reached by what a start fills from slot 4 on");
+        log.put_done(Slot(4));
+        assert_eq!(log.begin(&mut [], Vec::new()), Slot(8));
     }
 
     fn plan(volume: u8, first: u64, last: u64) -> SpanPlan {

@@ -273,6 +273,8 @@ struct Volume {
     contest: Option<contest::Contest>,
     /// Time between two marks.
     interval_ms: u64,
+    /// When the last one came: while none do, nothing waits for one.
+    marked_at: Option<Timestamp>,
     linger_ms: u64,
     spacing_ms: u64,
     /// Wire bytes of its frames that wait for the journal.
@@ -296,6 +298,7 @@ impl Volume {
             holder: None,
             contest: None,
             interval_ms: 0,
+            marked_at: None,
             linger_ms: 0,
             spacing_ms: 0,
             unjournaled_bytes: 0,
@@ -303,6 +306,14 @@ impl Volume {
             is_held: false,
             is_revoked: false,
         }
+    }
+}
+
+impl Volume {
+    /// Within how many milliseconds its next mark ships what waits; 0 if none is to be expected, as in a first copy.
+    fn until_marked_ms(&self, now: Timestamp) -> u64 {
+        let is_marked = self.marked_at.is_some_and(|at| now.since_ms(at) <= 2 * self.interval_ms);
+        if is_marked { self.interval_ms + self.linger_ms } else { 0 }
     }
 }
 
@@ -617,13 +628,19 @@ impl Shard {
 
     /// When a frame wants to be on its way, H6.
     fn due(&mut self, now: Timestamp, entry: &Entry) -> Timestamp {
-        let volume = self.volumes.get(&entry.volume);
+        let volume = self.volumes.get_mut(&entry.volume).map(|volume| {
+            if matches!(entry.change, Change::Mark(_)) {
+                volume.marked_at = Some(now);
+            }
+            &*volume
+        });
         if self.is_shipping || volume.is_some_and(|volume| volume.is_revoked) {
             // Somebody waits until the last is in the vault: of a volume that was taken away, or at the end.
             return now;
         }
-        let (interval_ms, linger_ms, spacing_ms) = volume
-            .map_or((0, 0, 0), |volume| (volume.interval_ms, volume.linger_ms, volume.spacing_ms));
+        let (linger_ms, spacing_ms) =
+            volume.map_or((0, 0), |volume| (volume.linger_ms, volume.spacing_ms));
+        let marked_ms = volume.map_or(0, |volume| volume.until_marked_ms(now));
         let (wait_ms, before) = match entry.change {
             // Somebody waits for it, but not as often as they please.
             Change::Mark(mark) if mark.is_prompt => {
@@ -631,10 +648,10 @@ impl Shard {
                 (0, self.awaited_at)
             }
             Change::Mark(_) => (linger_ms, self.closed_at),
-            // Its mark comes within the interval, and ships it.
+            // While marks come, the next one ships it.
             Change::Write(_) | Change::Zero(_) => {
-                let marked_ms = (interval_ms + linger_ms).min(self.settings.spacing_ms);
-                (self.settings.batch_age_ms.max(marked_ms), self.closed_at)
+                let wait_ms = marked_ms.min(self.settings.spacing_ms);
+                (self.settings.batch_age_ms.max(wait_ms), self.closed_at)
             }
         };
         let due = now.plus_ms(wait_ms);

@@ -134,25 +134,31 @@ impl<I: ChunkIndex> Known<I> {
     /// Chunks of a committed segment found at the start; those known already are left as they are.
     pub fn learn(&mut self, target: Target, table: &Table) {
         let chunks: Vec<(ChunkId, Location)> = held_chunks(target, table).collect();
-        let missing = self.learn_run(&chunks);
+        let (missing, _) = self.learn_run(&chunks);
         self.add_fresh(&missing);
     }
 
-    /// Chunks of an index run; those known already are left as they are. Returns the others.
-    pub fn learn_run(&mut self, chunks: &[(ChunkId, Location)]) -> Vec<(ChunkId, Location)> {
+    /// Chunks of an index run; those known already are left as they are. Returns the others, and whether they are in the
+    /// index now.
+    pub fn learn_run(
+        &mut self,
+        chunks: &[(ChunkId, Location)],
+    ) -> (Vec<(ChunkId, Location)>, bool) {
         let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
         let found = self.index.lookup(&ids);
         let missing = chunks.iter().zip(found).filter(|(_, found)| found.is_none());
         let missing: Vec<(ChunkId, Location)> = missing.map(|(chunk, _)| *chunk).collect();
-        self.insert(&missing);
-        missing
+        let is_kept = self.insert(&missing);
+        (missing, is_kept)
     }
 
-    fn insert(&mut self, chunks: &[(ChunkId, Location)]) {
-        if let Err(error) = self.index.insert(chunks) {
+    fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> bool {
+        let inserted = self.index.insert(chunks);
+        if let Err(error) = &inserted {
             // Space, not safety: these chunks will be stored again.
             tracing::warn!(%error, "cannot add chunks to the index");
         }
+        inserted.is_ok()
     }
 
     fn add_fresh(&mut self, chunks: &[(ChunkId, Location)]) {

@@ -140,25 +140,39 @@ enum Reach {
 }
 
 /// Fills every slot that a put of an earlier run may still reach.
+///
+/// A run has puts under way in so many slots from the first on that it does not know to exist. That is no later one
+/// than the first that this start wins; but a run that lives may have won those in front of it meanwhile, and gone on.
+/// So the slots are counted from there.
 async fn fill_reach(
     vault: &Vault,
     log: LogId,
     end: &LogEnd,
     incarnation: u64,
 ) -> Result<Reach, VaultError> {
-    let slots = end.next.0..end.next.0.saturating_add(PUTS_IN_FLIGHT_MAX as u64);
     // Whoever comes next finds the checkpoint by them.
     let writer = SlotWriter { checkpoint: end.checkpoint, ..SlotWriter::of_run(incarnation) };
-    let puts = futures::stream::iter(slots).map(|slot| fill(vault, log, Slot(slot), writer));
-    let mut puts = puts.buffered(PUTS_IN_FLIGHT_MAX);
     let (mut first, mut is_overtaken, mut is_sealed) = (None, false, false);
-    while let Some(filled) = puts.next().await {
-        match filled? {
-            Filled::Sealed => is_sealed = true,
-            Filled::By(run) if run > incarnation => is_overtaken = true,
-            Filled::By(run) if run == incarnation => _ = first.get_or_insert(Reach::Anothers),
-            Filled::By(_) => {}
-            Filled::Ours => _ = first.get_or_insert(Reach::Ours),
+    let mut next = end.next.0;
+    let mut reach = next.saturating_add(PUTS_IN_FLIGHT_MAX as u64);
+    while next < reach {
+        let puts = futures::stream::iter(next..reach);
+        let puts =
+            puts.map(|slot| async move { (slot, fill(vault, log, Slot(slot), writer).await) });
+        let mut puts = std::pin::pin!(puts.buffered(PUTS_IN_FLIGHT_MAX));
+        next = reach;
+        while let Some((slot, filled)) = puts.next().await {
+            match filled? {
+                Filled::Sealed => is_sealed = true,
+                Filled::By(run) if run > incarnation => is_overtaken = true,
+                Filled::By(run) if run == incarnation => _ = first.get_or_insert(Reach::Anothers),
+                Filled::By(_) => {}
+                Filled::Ours if first.is_none() => {
+                    first = Some(Reach::Ours);
+                    reach = slot.saturating_add(PUTS_IN_FLIGHT_MAX as u64);
+                }
+                Filled::Ours => {}
+            }
         }
     }
     Ok(match first {
@@ -220,6 +234,11 @@ async fn own_volumes(
         // Spans of an older epoch do not count from this epoch's first seq on.
         let before = Seq(epoch.first_seq.0.saturating_sub(1));
         let tail = ledger.tail(volume).filter(|tail| tail.epoch == epoch.epoch);
+        if tail.is_some_and(|tail| tail.is_broken) {
+            // Nobody could read what is put behind it. Its claim says so, and takes nothing.
+            tracing::warn!(%log, %volume, "the stream of a volume does not join; it is not gone on with");
+            continue;
+        }
         let last = tail.map(|tail| (tail.last_seq, tail.stamp)).filter(|(last, _)| *last > before);
         let (committed, stamp) = last.unwrap_or((before, epoch.stamp));
         let known =

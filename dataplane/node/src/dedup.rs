@@ -79,9 +79,9 @@ impl Dedup {
         self.0.fresh_moved.notify_one();
     }
 
-    /// Chunks of an index run; those known already are left as they are.
-    pub(crate) fn learn_run(&self, chunks: &[(ChunkId, Location)]) {
-        self.known().learn_run(chunks);
+    /// Chunks of an index run; those known already are left as they are. False if the index did not take them.
+    pub(crate) fn learn_run(&self, chunks: &[(ChunkId, Location)]) -> bool {
+        self.known().learn_run(chunks).1
     }
 
     /// Waits until at least `count` committed chunks are in no index run.

@@ -17,7 +17,7 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// Chunks that are learnt in one go: shards look chunks up in between.
 const SLICE: usize = 256;
-/// In the folder of the index: the runs that are in it, an id in each line.
+/// In the folder of the index: the runs that are in it, each with how many chunks the index knew then, in a line.
 const LEARNT_FILE: &str = "learnt-runs";
 /// Largest such file that is read: all runs that a vault may list.
 const LEARNT_BYTES_MAX: u64 = 4 << 20;
@@ -27,39 +27,66 @@ const LEARNT_BYTES_MAX: u64 = 4 << 20;
 pub(crate) struct Learnt {
     path: PathBuf,
     runs: BTreeSet<RunId>,
+    /// Those that could not be used: they are not fetched again by this run of the node.
+    refused: BTreeSet<RunId>,
 }
 
 impl Learnt {
-    /// Of the index in `dir`. An index that knows nothing has learnt nothing, whatever the file says.
-    pub(crate) fn open(dir: &Path, is_empty: bool) -> Self {
+    /// Of the index in `dir`, which knows so many chunks: fewer than it knew once, and what was learnt is in doubt.
+    pub(crate) fn open(dir: &Path, chunks: usize) -> Self {
         let path = dir.join(LEARNT_FILE);
-        let runs = if is_empty { Err(ErrorKind::NotFound.into()) } else { read(&path) };
-        let runs = runs.unwrap_or_else(|error: io::Error| {
+        let noted = read(&path).unwrap_or_else(|error| {
             if error.kind() != ErrorKind::NotFound {
                 tracing::warn!(%error, path = %path.display(), "runs will be learnt again");
             }
-            BTreeSet::new()
+            Noted::default()
         });
-        if runs.is_empty() {
-            // Or what it says would be added to.
-            let _gone_already = std::fs::remove_file(&path);
+        let is_whole = noted.chunks <= chunks as u64;
+        let runs = if is_whole { noted.runs } else { BTreeSet::new() };
+        if runs.is_empty()
+            && let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "cannot forget which runs were learnt");
         }
-        Self { path, runs }
+        Self { path, runs, refused: BTreeSet::new() }
     }
 
-    /// A run is in the index. What is not noted is learnt again by the next start.
-    fn note(&mut self, run: RunId) -> io::Result<()> {
+    /// Those that need not be read.
+    fn known(&self) -> BTreeSet<RunId> {
+        self.runs.union(&self.refused).copied().collect()
+    }
+
+    /// A run is in the index, which knows so many chunks now. What is not noted is learnt again by the next start.
+    fn note(&mut self, run: RunId, chunks: u64) -> io::Result<()> {
         self.runs.insert(run);
         let mut file = OpenOptions::new().append(true).create(true).open(&self.path)?;
-        writeln!(file, "{run}")
+        writeln!(file, "{run} {chunks}")
     }
 }
 
-fn read(path: &Path) -> io::Result<BTreeSet<RunId>> {
+/// What the file says.
+#[derive(Debug, Default)]
+struct Noted {
+    runs: BTreeSet<RunId>,
+    /// The most chunks that the index knew.
+    chunks: u64,
+}
+
+fn read(path: &Path) -> io::Result<Noted> {
     let mut text = String::new();
     File::open(path)?.take(LEARNT_BYTES_MAX).read_to_string(&mut text)?;
-    // A line that was cut short is no id.
-    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    let mut noted = Noted::default();
+    // A line that was cut short says nothing.
+    for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
+        if let Some((run, chunks)) = line.split_once(' ')
+            && let (Ok(run), Ok(chunks)) = (run.parse(), chunks.parse())
+        {
+            noted.runs.insert(run);
+            noted.chunks = noted.chunks.max(chunks);
+        }
+    }
+    Ok(noted)
 }
 
 /// Learns the runs that there are and that come.
@@ -72,16 +99,24 @@ pub(crate) async fn run(vault: Vault, dedup: Dedup, mut learnt: Learnt) {
 
 /// Learns the runs that are new, as far as they can be read.
 pub(crate) async fn learn(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) {
-    let known = learnt.runs.clone();
+    let known = learnt.known();
     let mut unnoted = None;
     let each = |run, chunks: &[(ChunkId, Location)]| {
-        chunks.chunks(SLICE).for_each(|slice| dedup.learn_run(slice));
-        unnoted = learnt.note(run).err().or(unnoted.take());
+        // All of them, whether the index takes them or not: what it took is of use.
+        let lost = chunks.chunks(SLICE).filter(|slice| !dedup.learn_run(slice)).count();
+        if lost == 0 {
+            unnoted = learnt.note(run, dedup.len()).err().or(unnoted.take());
+        } else {
+            learnt.refused.insert(run);
+        }
     };
     match runs::load(vault, &known, each).await {
-        Ok(runs::Loaded { runs: 0, skipped: 0, .. }) => {}
         Ok(runs::Loaded { runs, chunks, skipped }) => {
-            tracing::info!(runs, chunks, skipped, "learnt from the index runs of the vault");
+            if runs > 0 || !skipped.is_empty() {
+                let skipped = skipped.len();
+                tracing::info!(runs, chunks, skipped, "learnt from the index runs of the vault");
+            }
+            learnt.refused.extend(skipped);
         }
         Err(error) => {
             let error = chain(&error);
@@ -104,18 +139,20 @@ mod tests {
     #[test]
     fn what_was_learnt_is_known_after_a_restart_if_the_index_is() {
         let dir = tempfile::tempdir().unwrap();
-        let mut learnt = Learnt::open(dir.path(), true);
+        let mut learnt = Learnt::open(dir.path(), 0);
         assert!(learnt.runs.is_empty());
-        learnt.note(run(1)).unwrap();
-        learnt.note(run(2)).unwrap();
-        let again = Learnt::open(dir.path(), false);
-        assert_eq!(again.runs, BTreeSet::from([run(1), run(2)]));
+        learnt.note(run(1), 100).unwrap();
+        learnt.note(run(2), 250).unwrap();
+        let both = BTreeSet::from([run(1), run(2)]);
+        assert_eq!(Learnt::open(dir.path(), 250).runs, both);
+        assert_eq!(Learnt::open(dir.path(), 900).runs, both);
         // A crash in the middle of a line, and then another run.
         let path = dir.path().join(LEARNT_FILE);
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, &text[..text.len() - 9]).unwrap();
-        assert_eq!(Learnt::open(dir.path(), false).runs, BTreeSet::from([run(1)]));
-        let lost = Learnt::open(dir.path(), true);
-        assert!(lost.runs.is_empty() && !path.exists(), "the index was made anew");
+        std::fs::write(&path, &text[..text.len() - 2]).unwrap();
+        assert_eq!(Learnt::open(dir.path(), 250).runs, BTreeSet::from([run(1)]));
+        // A power cut took entries of the index, or it was made anew.
+        let lost = Learnt::open(dir.path(), 99);
+        assert!(lost.runs.is_empty() && !path.exists());
     }
 }

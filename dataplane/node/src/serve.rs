@@ -99,6 +99,9 @@ pub(crate) async fn run(args: ServeArgs, aside: &Handle) -> anyhow::Result<()> {
     let wrapping_key = key_file::read(&args.key_file)?;
     let store = Store::open(&args.vault, Access::Write)?;
     let vault = Vault::open(&store, &wrapping_key).await?;
+    // With connections of its own: one moves on the threads of whoever made it.
+    let store = Store::open(&args.vault, Access::Write)?;
+    let aside = Aside { vault: Vault::open(&store, &wrapping_key).await?, threads: aside.clone() };
     drop(wrapping_key);
     vault.check_write_once().await?;
     private_dir(&args.data, LOCK_FILE).map_err(|error| {
@@ -126,7 +129,7 @@ pub(crate) async fn run(args: ServeArgs, aside: &Handle) -> anyhow::Result<()> {
     let tls = server_config(&identity).map_err(IdentityError::from)?;
     let tls = Arc::new(TlsSettings::new(tls));
     let client = ControlClient::new(&args.control, &identity)?;
-    let node = Node::start(&args, &vault, tls, &identity, (descriptors, aside)).await?;
+    let node = Node::start(&args, &vault, tls, &identity, (descriptors, &aside)).await?;
     let control = Control {
         client: client.clone(),
         dir: args.data.clone(),
@@ -151,6 +154,12 @@ pub(crate) async fn run(args: ServeArgs, aside: &Handle) -> anyhow::Result<()> {
     node.until_stopped().await
 }
 
+/// What no put may wait for.
+struct Aside {
+    vault: Vault,
+    threads: Handle,
+}
+
 /// The running shards.
 struct Node {
     incarnation: u64,
@@ -170,7 +179,7 @@ impl Node {
         vault: &Vault,
         tls: Arc<TlsSettings>,
         identity: &Arc<Identity>,
-        (descriptors, aside): (Descriptors, &Handle),
+        (descriptors, aside): (Descriptors, &Aside),
     ) -> anyhow::Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
         let wanted = args.shards.unwrap_or(cores).clamp(1, SHARDS_MAX);
@@ -183,7 +192,8 @@ impl Node {
             Failure::new(Exit::SystemMissing, text)
         })?;
         let (dedup, learnt) = open_dedup(args, vault)?;
-        aside.spawn(learning::run(vault.clone(), dedup.clone(), learnt));
+        let Aside { vault: reading, threads: aside } = aside;
+        aside.spawn(learning::run(reading.clone(), dedup.clone(), learnt));
         let shards = state.logs.len();
         let logs = Logs::new(state, &args.data);
         let recoveries = recover_all(args, vault, (&logs, shards, incarnation), &dedup).await?;
@@ -198,11 +208,11 @@ impl Node {
             recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
         let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
         let (to_shards, counters) = (posts.clone(), Arc::clone(&metrics));
-        let maps = Maps::new(vault.clone(), Arc::clone(&metrics), aside.clone());
-        let claimant = Claimant::new(vault.clone(), to_shards.clone(), counters, aside.clone());
+        let maps = Maps::new(reading.clone(), Arc::clone(&metrics), aside.clone());
+        let claimant = Claimant::new(reading.clone(), to_shards.clone(), counters, aside.clone());
         let reached = (to_shards, Arc::clone(&metrics), Arc::clone(&maps));
         tokio::spawn(services::run(vault.clone(), queue, reached, claimant));
-        aside.spawn(derived::write_runs(vault.clone(), dedup.clone()));
+        aside.spawn(derived::write_runs(reading.clone(), dedup.clone()));
 
         let mut threads = Vec::new();
         let shards = recoveries.into_iter().zip(boxes).zip(executors);
@@ -272,7 +282,7 @@ fn open_dedup(args: &ServeArgs, vault: &Vault) -> anyhow::Result<(Dedup, Learnt)
     let dir = args.data.join("index");
     make_dir(&dir)?;
     let index = open_index(&dir, vault.id())?;
-    let learnt = Learnt::open(&dir, index.is_empty());
+    let learnt = Learnt::open(&dir, index.len());
     Ok((Dedup::new(vault.vault_keys(), index, args.zstd_level), learnt))
 }
 

@@ -107,14 +107,23 @@ async fn missing_or_lost(
     ordinal: u64,
     later: &VecDeque<Result<Option<EpochBody>, VaultError>>,
 ) -> Result<Option<EpochBody>, VaultError> {
-    let asked = (ordinal + 1..=ordinal + EPOCHS_BEHIND).zip(later);
-    // One that does not open is there.
-    let is_there = |found: &Result<Option<EpochBody>, VaultError>| !matches!(found, Ok(None));
-    let mut found = asked.filter(|(_, found)| is_there(found)).map(|(ordinal, _)| ordinal).next();
+    let behind = ordinal + 1..=ordinal + EPOCHS_BEHIND;
+    let mut answers = later.iter();
+    let mut unasked = Vec::new();
+    let mut found = None;
+    for later in behind {
+        match answers.next() {
+            Some(Ok(None)) => {}
+            // A store that was away has not said anything.
+            Some(Err(error)) if error.is_unavailable() => unasked.push(later),
+            // One that does not open is there.
+            Some(_) => found = found.or(Some(later)),
+            None => unasked.push(later),
+        }
+    }
     if found.is_none() {
         // They are made in order, so a later one means that this one was there.
-        let unasked = ordinal + 1 + later.len() as u64..=ordinal + EPOCHS_BEHIND;
-        let unasked = unasked.map(|later| async move {
+        let unasked = unasked.into_iter().map(|later| async move {
             let name = ObjectName::epoch(volume, later);
             Ok::<_, StoreError>(vault.store().exists(&name).await?.then_some(later))
         });

@@ -5,7 +5,7 @@ use farshore_proto::limits::{
     JOURNAL_GROUP_BYTES_MAX, SHARD_CACHE_BYTES, VOLUME_BLOCKS_MAX, WINDOW_BYTES,
 };
 
-/// A batch without a mark waits at most this long for more.
+/// A batch without a mark waits at most this long for more, unless a volume in it sets marks: then for the next one.
 pub const BATCH_AGE_MS_MAX: u64 = 2000;
 /// A mark waits at most this long for the marks of other volumes.
 pub const LINGER_MS_MAX: u64 = 1000;
@@ -27,7 +27,8 @@ pub struct Settings {
     pub group_bytes: usize,
     /// What one batch holds.
     pub batch: Limits,
-    /// A batch without a mark waits at most this long for more; at most [`BATCH_AGE_MS_MAX`].
+    /// A batch without a mark waits at most this long for more, unless a volume in it sets marks: then for the next
+    /// one; at most [`BATCH_AGE_MS_MAX`].
     pub batch_age_ms: u64,
     /// A mark waits at most this long for the marks of other volumes; at most [`LINGER_MS_MAX`].
     pub linger_ms: u64,

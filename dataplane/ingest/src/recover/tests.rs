@@ -3,7 +3,7 @@ use farshore_proto::ErrorKind;
 use farshore_proto::segment::{SegmentHeader, SlotKind};
 use farshore_proto::{Epoch, Stamp};
 use farshore_vault::log::{LogScan, seal};
-use farshore_vault::testing::{BLOCKS, World, counted, stamp_of};
+use farshore_vault::testing::{BLOCKS, OthersPut, World, counted, stamp_of};
 
 async fn filled(slots: u32) -> World {
     let mut world = World::new(1, 1).await;
@@ -144,6 +144,61 @@ async fn a_start_that_was_paused_does_not_go_on_behind_a_later_run() {
     world.seal(0).await;
     let sealed = behind_fill(&world.vault, log, next, 9).await.unwrap();
     assert_eq!(sealed, Begun::Sealed);
+}
+
+/// Rule 6 of ADR 0014: a run that lives, a copy of the node, puts on while another starts. Whatever it wins, all that it
+/// may have under way from then on finds its slot taken.
+#[tokio::test]
+async fn a_run_that_goes_on_beside_a_start_reaches_no_slot_behind_it() {
+    let mut won_some = 0;
+    for call in 0..60 {
+        let mut world = filled(8).await;
+        let log = world.logs[0].id;
+        let puts: Vec<(Slot, Bytes)> = (0..2)
+            .map(|n| {
+                let (slot, bytes) = late(&mut world, 300 + 10 * n);
+                (slot, bytes)
+            })
+            .collect();
+        let (store, others) = counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        let put = |(slot, bytes): &(Slot, Bytes)| OthersPut {
+            call,
+            file: world.file(&ObjectName::slot(log, *slot)),
+            bytes: bytes.to_vec(),
+            won: None,
+        };
+        others.others_put(puts.iter().map(put).collect());
+        let found = recover(&vault, log, 2, &BTreeSet::new(), |_, _| {}).await.unwrap().unwrap();
+        let (_, puts) = others.what_others_put();
+        let won = puts.iter().take_while(|put| put.won == Some(true)).count() as u64;
+        won_some += won;
+        // The first slot that the other run does not know to exist, and those that it may have under way.
+        let first = 8 + won;
+        for slot in first..first + PUTS_IN_FLIGHT_MAX as u64 {
+            let is_taken = world.vault.store().exists(&ObjectName::slot(log, Slot(slot))).await;
+            assert!(is_taken.unwrap(), "slot {slot} is free, put before call {call}: {found:?}");
+        }
+        let behind = read_header(&world.vault, log, Slot(found.next_slot.0 - 1)).await.unwrap();
+        assert!(behind.incarnation() <= found.incarnation);
+    }
+    assert!(won_some > 20, "it won too little to try anything: {won_some}");
+}
+
+/// A stream that does not join is not gone on with: nobody could read what is put behind it.
+#[tokio::test]
+async fn a_volume_whose_spans_do_not_join_is_not_recovered() {
+    let mut world = filled(3).await;
+    let (volume, log) = (world.volumes[0].id, world.logs[0].id);
+    let image = world.volumes[0].image.clone();
+    world.volumes[0].rewind(Seq(9), image);
+    world.write(0, 0, 4, 900);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let found = start(&world, 2).await.unwrap();
+    assert!(found.volumes.is_empty() && found.ledger.tail(volume).unwrap().is_broken);
+    let read = farshore_vault::catalog::end_of_volume(&world.vault, volume).await;
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::Corrupt, "as its readers are told: {log}");
 }
 
 /// A run that has begun on its own is in nobody's way.

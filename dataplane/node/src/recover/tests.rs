@@ -79,7 +79,7 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     // This one begins with an empty index, and its own log beside.
     let (_, ours) = commit(&vault, OURS, 100).await;
     let second = dedup(&dir.path().join("b"), &vault);
-    learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), true)).await;
+    learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), 0)).await;
     assert!(second.take_fresh().is_empty(), "what is in a run needs no other");
     let journal = dir.path().join("journal");
     std::fs::create_dir(&journal).unwrap();
@@ -107,7 +107,7 @@ async fn a_damaged_run_costs_duplicates_only() {
     bytes[150] ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let second = dedup(&dir.path().join("b"), &vault);
-    learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), true)).await;
+    learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), 0)).await;
     assert_eq!(second.lookup(OURS, &theirs), vec![None; 10]);
 }
 

@@ -60,3 +60,26 @@ async fn a_claim_that_goes_back_or_has_too_long_a_label_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Limit);
     assert_eq!(read_epochs(&world.vault, volume).await.unwrap().len(), 1);
 }
+
+/// A store that is away when a later epoch is asked for has not said that one is there.
+#[tokio::test]
+async fn an_epoch_that_could_not_be_asked_for_makes_none_a_lost_one() {
+    let world = World::new(1, 1).await;
+    let volume = world.volumes[0].id;
+    for ordinal in 2..=7 {
+        let (store, counted) = crate::testing::counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        counted.refuse(&ObjectName::epoch(volume, ordinal).to_string());
+        let read = read_epochs(&vault, volume).await;
+        if ordinal <= 2 + EPOCHS_BEHIND {
+            assert!(read.unwrap_err().is_unavailable(), "ordinal {ordinal}");
+        } else {
+            assert_eq!(read.unwrap().len(), 1, "ordinal {ordinal} says nothing of the end");
+        }
+    }
+    // One that is there is missed by name all the same.
+    let later = world.file(&ObjectName::epoch(volume, 3));
+    std::fs::copy(world.file(&ObjectName::epoch(volume, 1)), later).unwrap();
+    let error = read_epochs(&world.vault, volume).await.unwrap_err();
+    assert!(matches!(error, VaultError::LostEpoch { .. }), "{error}");
+}

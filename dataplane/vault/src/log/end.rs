@@ -58,7 +58,9 @@ pub struct LogEnd {
 pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
     let mut at = search(vault, log, from).await?;
     let mut walk = Walk::default();
-    walk.ask(vault, log, at.0.saturating_sub(ASKED_BEFORE)..at.0).await?;
+    let before = at.0.saturating_sub(ASKED_BEFORE)..at.0;
+    // The log does not end in front of what was found; but then something of it is lost, and is named.
+    at = walk.ask(vault, log, before, from).await?.unwrap_or(at);
     for _ in 0..SEAL_STEPS_MAX {
         let (next, is_sealed) = walk.on(vault, log, at).await?;
         let mut void = BTreeSet::new();
@@ -100,7 +102,7 @@ pub(crate) async fn named_before(
     slot: Slot,
 ) -> Result<Option<Slot>, VaultError> {
     let mut walk = Walk::default();
-    match walk.ask(vault, log, slot.0.saturating_sub(ASKED_BEFORE)..slot.0).await {
+    match walk.ask(vault, log, slot.0.saturating_sub(ASKED_BEFORE)..slot.0, slot).await {
         Err(error) if error.is_unavailable() => Err(error),
         _ => Ok(walk.checkpoint),
     }
@@ -176,22 +178,33 @@ impl Walk {
         self.checkpoint = self.checkpoint.max(checkpoint);
     }
 
-    /// Asks slots that were filled what they know. One that is lost there is not what is looked for.
+    /// Asks slots that were filled what they know; gives the first that is a seal, or is missing at `from` or behind.
+    /// What is lost or damaged in front of that is not what is looked for.
     async fn ask(
         &mut self,
         vault: &Vault,
         log: LogId,
         slots: Range<u64>,
-    ) -> Result<(), VaultError> {
+        from: Slot,
+    ) -> Result<Option<Slot>, VaultError> {
         let slots = futures::stream::iter(slots).map(|slot| header_at(vault, log, Slot(slot)));
         let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
         while let Some((slot, found)) = slots.next().await {
-            if let Some(header) = found? {
-                self.saw(&header);
-                self.last = Some(slot);
+            match found {
+                Ok(Some(header)) if header.kind == SlotKind::Seal => return Ok(Some(slot)),
+                Ok(Some(header)) => {
+                    self.saw(&header);
+                    self.last = Some(slot);
+                }
+                Ok(None) if slot >= from => return Ok(Some(slot)),
+                Ok(None) => {}
+                Err(error) if slot >= from || error.is_unavailable() || error.is_newer() => {
+                    return Err(error);
+                }
+                Err(_) => {}
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Goes on from a slot to the first that holds nothing, or a seal; says which.

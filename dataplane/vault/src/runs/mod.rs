@@ -25,14 +25,14 @@ use uuid::Uuid;
 const LEVEL: i32 = 1;
 
 /// What was loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Loaded {
     /// Runs that opened.
     pub runs: u64,
     /// Chunks in them.
     pub chunks: u64,
     /// Runs that were passed over.
-    pub skipped: u64,
+    pub skipped: Vec<RunId>,
 }
 
 /// Writes chunks of committed segments as one or more runs; returns how many.
@@ -106,7 +106,7 @@ pub async fn load(
             }
             Err(error) if error.is_unavailable() => return Err(error),
             Err(error) => {
-                loaded.skipped += 1;
+                loaded.skipped.push(run);
                 let object = ObjectName::index_run(run);
                 tracing::warn!(%object, %error, "an index run cannot be used; its chunks may be stored again");
             }
