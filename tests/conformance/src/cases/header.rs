@@ -14,7 +14,7 @@ const COUNT: &str = "1–256 for a write, 1–4,194,304 for a zero; 0 for the ot
 const FLAGS: &str = "Of the others, 1 to 3 must be understood: 0; 4 to 7 may be ignored";
 const COPY: &str = "bit 0 *copy*, of a write or zero";
 const LENGTH: &str =
-    "write: count × 4096 · zero: 0 · hello 72–512 · welcome 48–512 · mark 64 · ack 16";
+    "write: count × 4096 · zero: 0 · hello 72–512 · welcome 48–512 · mark 64 · ack 24";
 const ENCODING: &str = "0 raw; 1 zstd, of a write where both took that feature; 0 for the others";
 const UNKNOWN: &str = "No agent sends one and no node takes one";
 const BODY_SUM: &str = "CRC32C of the body";
