@@ -13,6 +13,7 @@ mod scan;
 mod stages;
 mod table;
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -85,10 +86,15 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_SHORT),
         Err(error) => {
-            history::tell(&format!("error: {error:#}"));
+            tell(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says something to whoever waits. That nobody reads it is no reason to stop.
+fn tell(line: &str) {
+    writeln!(io::stderr(), "{line}").ok();
 }
 
 /// Runs a benchmark; says whether all that it holds to a target reaches it.

@@ -22,8 +22,6 @@ use delayed::Delayed;
 use report::{Report, sync_p99};
 use write::{History, slots_min};
 
-pub(crate) use write::tell;
-
 /// What the targets with a slow store are for.
 const TARGET_DELAY_MS: u64 = 25;
 /// A thread that ends takes what it waited with it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use farshore_engine::claims::Wanted;
+use farshore_engine::claims::{CLAIMS_AT_ONCE, Wanted};
 use farshore_ingest::claim::{Claimed, SealedLogs, claim_with};
 use farshore_proto::{Epoch, LogId, Slot, VolumeId};
 use farshore_vault::Vault;
@@ -16,8 +16,6 @@ use super::report::{Clock, Figure, Took};
 use super::write::{EPOCHS, History, Log, SIZE_BYTES, log_of};
 use super::{Options, delayed_vault};
 
-/// Volumes that a node claims at the same time.
-const CLAIMS_AT_ONCE: usize = 8;
 /// From a store that takes [`super::TARGET_DELAY_MS`] for each request.
 const TARGET_SECONDS: f64 = 10.0;
 /// What the shard that takes over has in its own log.

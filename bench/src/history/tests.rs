@@ -1,4 +1,5 @@
 use super::*;
+use farshore_engine::shard::CHECKPOINT_SLOTS;
 use farshore_ingest::claim::{SealedLogs, claim_with};
 use farshore_ingest::recover::recover;
 use farshore_proto::{Seq, Slot};
@@ -61,8 +62,9 @@ async fn checkpoints_say_what_the_slots_say() {
         assert!(ledgers[0].tails().eq(ledgers[1].tails()));
         assert_eq!(ledgers[0].tails().count(), log.volumes.len());
         // Some stand still behind the checkpoint, some move.
-        let moved =
-            |tail: &farshore_proto::checkpoint::VolumeTail| tail.newest.0 >= log.slots - 256;
+        let moved = |tail: &farshore_proto::checkpoint::VolumeTail| {
+            tail.newest.0 >= log.slots - CHECKPOINT_SLOTS
+        };
         assert!(ledgers[0].tails().any(|(_, tail)| moved(tail)));
         assert!(ledgers[0].tails().any(|(_, tail)| !moved(tail)));
     }

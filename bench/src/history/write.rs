@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -17,6 +16,7 @@ use farshore_codec::epoch::seal_epoch;
 use farshore_codec::segment::slot_without_data;
 use farshore_codec::{SegmentBuilder, WrappingKey};
 use farshore_engine::ledger::{Ledger, SpanEnd};
+use farshore_engine::shard::CHECKPOINT_SLOTS;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::BLOCK_BYTES;
@@ -30,8 +30,8 @@ use farshore_vault::checkpoint;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::store::{Access, Store};
 
-/// Slots from one checkpoint to the next, as shards have it.
-pub(super) const CHECKPOINT_SLOTS: u64 = 256;
+use crate::tell;
+
 /// Slots at the end of a log that hold segments: two checkpoints lie among them.
 const TAIL_SLOTS: u64 = 2 * CHECKPOINT_SLOTS;
 /// Spans of one segment.
@@ -252,7 +252,7 @@ impl History {
             place.committed = span.last_seq;
             place.stamp = span.stamp;
             place.newest = Some(slot);
-            ends.push(end_of(&span));
+            ends.push(SpanEnd::from(&span));
             builder.push_span(span);
         }
         let built = builder.finish()?;
@@ -333,17 +333,6 @@ fn stamp_of(number: usize, seq: Seq) -> Stamp {
     }
 }
 
-fn end_of(span: &Span) -> SpanEnd {
-    let Span { volume, epoch, first_seq, last_seq, stamp, imprint, .. } = *span;
-    let point = span.mark.map(|mark| mark.point);
-    SpanEnd { volume, epoch, first_seq, last_seq, point, stamp, imprint }
-}
-
 fn put(path: &Path, object: &[u8]) -> Result<()> {
     fs::write(path, object).with_context(|| format!("write {}", path.display()))
-}
-
-/// Says how far it is. That nobody reads it is no reason to stop.
-pub(crate) fn tell(line: &str) {
-    writeln!(io::stderr(), "{line}").ok();
 }

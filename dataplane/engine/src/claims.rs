@@ -15,6 +15,8 @@ use farshore_proto::limits::SHARD_VOLUMES_MAX;
 use farshore_proto::{Epoch, LogId, Seq, Slot, Stamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+/// Claims that a node carries out at the same time.
+pub const CLAIMS_AT_ONCE: usize = 8;
 /// Claims that wait: as many as a shard's volumes, for each of some shards.
 pub const CLAIMS_WAITING_MAX: usize = 16 * SHARD_VOLUMES_MAX;
 

@@ -9,7 +9,7 @@
 
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::limits::CHECKPOINT_VOLUMES_MAX;
-use farshore_proto::segment::SlotWriter;
+use farshore_proto::segment::{SlotWriter, Span};
 use farshore_proto::{Epoch, Imprint, PointId, Seq, Slot, Stamp, VolumeId};
 
 /// What a ledger keeps of a span.
@@ -29,6 +29,14 @@ pub struct SpanEnd {
     pub stamp: Stamp,
     /// Which frame that is.
     pub imprint: Imprint,
+}
+
+impl From<&Span> for SpanEnd {
+    fn from(span: &Span) -> Self {
+        let Span { volume, epoch, first_seq, last_seq, stamp, imprint, .. } = *span;
+        let point = span.mark.map(|mark| mark.point);
+        Self { volume, epoch, first_seq, last_seq, point, stamp, imprint }
+    }
 }
 
 /// How far the volumes of a log got.

@@ -8,15 +8,14 @@ use crate::rt::Post;
 use crate::services::{chain, deliver};
 use crate::shard::Message;
 use crate::troubles::Work;
-use farshore_engine::claims::{CLAIMS_WAITING_MAX, Claims, Input, NotOurs, Output, Wanted};
+use farshore_engine::claims::{
+    CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX, Claims, Input, NotOurs, Output, Wanted,
+};
 use farshore_ingest::claim::{ClaimError, Claimed, SealedLogs, claim_with};
 use farshore_proto::{Seq, Stamp};
 use farshore_vault::Vault;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
-
-/// Volumes that are claimed at the same time.
-const CLAIMS_AT_ONCE: usize = 8;
 
 /// The driver of a node's claims.
 #[derive(Debug)]
