@@ -12,14 +12,13 @@ use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
 use farshore_vault::catalog::{end_behind, end_of_volume};
-use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::epoch::{Claim, claim_behind, read_epochs};
 use farshore_vault::limits::HOLE_SLOTS_MAX;
 use farshore_vault::log::find_end;
 use farshore_vault::{Vault, VaultError};
 
 pub use farshore_engine::claims::Wanted;
-use sealed::end_in;
+use sealed::{end_in, whole_ledger};
 
 pub use sealed::SealedLogs;
 
@@ -228,15 +227,9 @@ async fn end_in_own(
     let (volume, log) = (wanted.volume, wanted.log);
     let filled = Slot(wanted.first_slot.0.saturating_sub(UNSURE_SLOTS));
     let end = find_end(vault, log, filled).await?;
-    match read_ledger(vault, log, &end, |_| {}).await {
-        Ok(ledger) => {
-            if let Some(end) = end_in(&ledger, volume, last) {
-                return Ok(end);
-            }
-        }
-        Err(error) if error.is_unavailable() => return Err(error),
-        // Whether the volume misses what does not open is for its own stream to say.
-        Err(_) => {}
+    let ledger = whole_ledger(vault, log, &end).await?;
+    if let Some(end) = ledger.and_then(|ledger| end_in(&ledger, volume, last)) {
+        return Ok(end);
     }
     Ok(end_behind(vault, volume, log, filled).await?.last())
 }

@@ -189,7 +189,7 @@ pub async fn fence_volume(
         } else if Some(last.log) == let_go {
             Some((last.log, find_end(vault, last.log, from).await.map_err(failed)?.next))
         } else {
-            let slot = seal(vault, last.log, from).await.map_err(failed)?;
+            let slot = seal(vault, last.log, from).await.map_err(failed)?.next;
             sealed = Some((last.log, slot));
             Some((last.log, slot.next()))
         };

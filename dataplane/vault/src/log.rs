@@ -19,6 +19,7 @@ use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::OBJECT_HEADER_BYTES_MAX;
 use farshore_proto::segment::{SegmentHeader, SlotKind, SlotWriter};
 use farshore_proto::{LogId, Slot};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
@@ -133,7 +134,8 @@ pub async fn put_until_there<W: Future<Output = ()>>(
     }
 }
 
-/// Seals a log at its end, knowing that all slots before `from` are filled; returns the seal's slot.
+/// Seals a log at its end, knowing that all slots before `from` are filled; returns that end, whose `next` is the
+/// seal's slot.
 ///
 /// Segments that win slots meanwhile stay committed; the seal goes behind them. A log that is
 /// sealed already stays as it is. Call again after an error.
@@ -141,29 +143,33 @@ pub async fn put_until_there<W: Future<Output = ()>>(
 /// # Errors
 /// `Unavailable`; `Corrupt` if a slot holds something that is not of this log; `Limit` if the
 /// writer keeps winning.
-pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultError> {
+pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
     let end = find_end(vault, log, from).await?;
     if end.is_sealed {
-        return Ok(end.next);
+        return Ok(end);
     }
     let (number, key) = vault.newest_key();
-    let (mut slot, mut incarnation) = (end.next, end.incarnation.max(1));
+    let LogEnd { next: mut slot, incarnation, mut checkpoint, .. } = end;
+    let mut incarnation = incarnation.max(1);
     for _ in 0..SEAL_STEPS_MAX {
         let name = ObjectName::slot(log, slot);
-        let writer = SlotWriter { checkpoint: end.checkpoint, ..SlotWriter::of_run(incarnation) };
+        let writer = SlotWriter { checkpoint, ..SlotWriter::of_run(incarnation) };
         let at = (vault.id(), log, slot);
         let object = slot_without_data(SlotKind::Seal, at, writer, key, number)
             .map_err(|source| VaultError::Seal { object: name.clone(), cause: Box::new(source) })?;
-        if vault.store().create(&name, Bytes::from(object)).await? == Put::Created {
-            return Ok(slot);
-        }
-        let found = read_header(vault, log, slot).await?;
-        if found.kind == SlotKind::Seal {
+        let is_ours = vault.store().create(&name, Bytes::from(object)).await? == Put::Created;
+        if !is_ours {
+            let found = read_header(vault, log, slot).await?;
+            if found.kind != SlotKind::Seal {
+                incarnation = incarnation.max(found.incarnation());
+                checkpoint = checkpoint.max(found.writer.known_checkpoint(slot));
+                slot = slot.next();
+                continue;
+            }
             vault.store().settle(&name).await?;
-            return Ok(slot);
         }
-        incarnation = incarnation.max(found.incarnation());
-        slot = slot.next();
+        let void = BTreeSet::new();
+        return Ok(LogEnd { next: slot, is_sealed: true, void, incarnation, checkpoint });
     }
     let url = vault.url().to_owned();
     Err(VaultError::Limit { url, what: "slots won against a seal", max: SEAL_STEPS_MAX })

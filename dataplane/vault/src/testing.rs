@@ -348,7 +348,7 @@ impl World {
     /// Seals a log.
     pub async fn seal(&mut self, log: usize) -> Slot {
         let ModelLog { id, next, .. } = self.logs[log];
-        let slot = log::seal(&self.vault, id, Slot(0)).await.unwrap();
+        let slot = log::seal(&self.vault, id, Slot(0)).await.unwrap().next;
         assert_eq!(slot, next);
         slot
     }

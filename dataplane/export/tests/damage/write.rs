@@ -337,7 +337,7 @@ impl Writer {
     /// Seals a log.
     pub(crate) async fn seal(&mut self, log: usize) -> Slot {
         let Log { id, next, incarnation, .. } = self.logs[log];
-        let slot = farshore_vault::log::seal(&self.vault, id, Slot(0)).await.unwrap();
+        let slot = farshore_vault::log::seal(&self.vault, id, Slot(0)).await.unwrap().next;
         assert_eq!(slot, next);
         self.logs[log].runs.insert(slot, incarnation);
         slot

@@ -8,7 +8,7 @@ use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{LogId, Seq, Slot, Stamp, VolumeId};
 use farshore_vault::checkpoint::read_ledger;
-use farshore_vault::log::{find_end, seal};
+use farshore_vault::log::{LogEnd, seal};
 use farshore_vault::{Vault, VaultError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -42,9 +42,11 @@ impl SealedLogs {
         if let Some(known) = known.as_ref() {
             return Ok(Arc::clone(known));
         }
-        let slot = seal(vault, epoch.log, filled_before(epoch)).await?;
-        let ledger = ledger_of(vault, epoch.log, slot).await?;
-        let read = Arc::new(SealedLog { slot, ledger });
+        // Slots in front of its first may have been on their way when the epoch began, and may be missing.
+        let filled = Slot(epoch.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64));
+        let end = seal(vault, epoch.log, filled).await?;
+        let ledger = whole_ledger(vault, epoch.log, &end).await?;
+        let read = Arc::new(SealedLog { slot: end.next, ledger });
         *known = Some(Arc::clone(&read));
         Ok(read)
     }
@@ -67,12 +69,6 @@ impl SealedLog {
     }
 }
 
-/// Slots of the log that are filled when an epoch begins there: those in front of its first may have been on
-/// their way, and may be missing.
-pub(super) fn filled_before(epoch: &EpochBody) -> Slot {
-    Slot(epoch.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64))
-}
-
 /// The last seq of a volume whose newest epoch is in a log, by the ledger of that log, and the stamp of the frame
 /// there; none if only reading its whole stream can tell.
 pub(super) fn end_in(ledger: &Ledger, volume: VolumeId, epoch: &EpochBody) -> Option<(Seq, Stamp)> {
@@ -89,12 +85,14 @@ pub(super) fn end_in(ledger: &Ledger, volume: VolumeId, epoch: &EpochBody) -> Op
     }
 }
 
-/// What a log holds that is sealed at a slot.
-async fn ledger_of(vault: &Vault, log: LogId, sealed: Slot) -> Result<Option<Ledger>, VaultError> {
-    // Now that it is sealed: what the last slots say of checkpoints, and which of them are void.
-    let end = find_end(vault, log, sealed).await?;
-    match read_ledger(vault, log, &end, |_| {}).await {
-        Ok(ledger) => Ok((end.is_sealed && end.next == sealed).then_some(ledger)),
+/// What a log holds up to its end; none if a part of it cannot be read.
+pub(super) async fn whole_ledger(
+    vault: &Vault,
+    log: LogId,
+    end: &LogEnd,
+) -> Result<Option<Ledger>, VaultError> {
+    match read_ledger(vault, log, end, |_| {}).await {
+        Ok(ledger) => Ok(Some(ledger)),
         Err(error) if error.is_unavailable() => Err(error),
         // Whether a volume misses what does not open is for its own stream to say.
         Err(_) => Ok(None),

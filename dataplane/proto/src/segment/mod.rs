@@ -71,6 +71,12 @@ impl SlotWriter {
     pub const fn of_run(incarnation: u64) -> Self {
         Self { incarnation, horizon: 0, register: 0, checkpoint: None }
     }
+
+    /// The checkpoint that the writer of `slot` names. One of a slot behind it nobody can have known: that says nothing.
+    #[must_use]
+    pub fn known_checkpoint(&self, slot: Slot) -> Option<Slot> {
+        self.checkpoint.filter(|checkpoint| *checkpoint <= slot)
+    }
 }
 
 /// Plain head of a segment, fill or seal.

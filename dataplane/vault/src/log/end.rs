@@ -177,9 +177,7 @@ struct Walk {
 impl Walk {
     fn saw(&mut self, header: &SegmentHeader) {
         self.incarnation = self.incarnation.max(header.incarnation());
-        // What says more than can be known says nothing.
-        let checkpoint = header.writer.checkpoint.filter(|slot| *slot <= header.slot());
-        self.checkpoint = self.checkpoint.max(checkpoint);
+        self.checkpoint = self.checkpoint.max(header.writer.known_checkpoint(header.slot()));
     }
 
     /// Asks slots that were filled what they know; gives the first that is a seal, or is missing at `from` or behind.

@@ -59,9 +59,9 @@ async fn the_end_is_found_from_any_hint() {
 async fn a_seal_is_put_once_and_behind_what_won_its_slot() {
     let world = filled(3).await;
     let log = world.logs[0].id;
-    assert_eq!(seal(&world.vault, log, Slot(0)).await.unwrap(), Slot(3));
-    assert_eq!(seal(&world.vault, log, Slot(0)).await.unwrap(), Slot(3));
-    assert_eq!(seal(&world.vault, log, Slot(3)).await.unwrap(), Slot(3));
+    assert_eq!(seal(&world.vault, log, Slot(0)).await.unwrap().next, Slot(3));
+    assert_eq!(seal(&world.vault, log, Slot(0)).await.unwrap().next, Slot(3));
+    assert_eq!(seal(&world.vault, log, Slot(3)).await.unwrap().next, Slot(3));
     // Writer and sealer race: whatever wins, the segment is committed or foreign, never both.
     for _ in 0..8 {
         let mut world = filled(1).await;
@@ -72,8 +72,8 @@ async fn a_seal_is_put_once_and_behind_what_won_its_slot() {
             seal(&world.vault, log, Slot(0))
         );
         match put.unwrap() {
-            PutOutcome::Committed => assert_eq!(sealed.unwrap(), Slot(2)),
-            PutOutcome::Foreign(Foreign::Sealed) => assert_eq!(sealed.unwrap(), Slot(1)),
+            PutOutcome::Committed => assert_eq!(sealed.unwrap().next, Slot(2)),
+            PutOutcome::Foreign(Foreign::Sealed) => assert_eq!(sealed.unwrap().next, Slot(1)),
             PutOutcome::Foreign(Foreign::Segment) => panic!("nobody else writes"),
         }
     }
@@ -381,7 +381,7 @@ async fn what_the_last_slots_say_of_checkpoints_is_found() {
     let end = find_end(vault, log, Slot(0)).await.unwrap();
     assert_eq!((end.next, end.checkpoint), (Slot(40), Some(Slot(30))));
     // Who seals says it too.
-    let sealed = seal(vault, log, Slot(0)).await.unwrap();
+    let sealed = seal(vault, log, Slot(0)).await.unwrap().next;
     let header = read_header(vault, log, sealed).await.unwrap();
     assert_eq!(header.writer.checkpoint, Some(Slot(30)));
 }
