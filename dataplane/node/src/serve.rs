@@ -99,10 +99,10 @@ pub(crate) async fn run(args: ServeArgs, aside: &Handle) -> anyhow::Result<()> {
     let wrapping_key = key_file::read(&args.key_file)?;
     let store = Store::open(&args.vault, Access::Write)?;
     let vault = Vault::open(&store, &wrapping_key).await?;
+    drop(wrapping_key);
     // With connections of its own: one moves on the threads of whoever made it.
     let store = Store::open(&args.vault, Access::Write)?;
-    let aside = Aside { vault: Vault::open(&store, &wrapping_key).await?, threads: aside.clone() };
-    drop(wrapping_key);
+    let aside = Aside { vault: vault.through(store), threads: aside.clone() };
     vault.check_write_once().await?;
     private_dir(&args.data, LOCK_FILE).map_err(|error| {
         let text = format!("cannot use {}: {error}", args.data.display());

@@ -2,19 +2,16 @@
 //!
 //! A checkpoint is derived: what cannot be read of one is passed over, down to reading all slots.
 
-use crate::blocking;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{CHECKPOINT_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::log::{LogEnd, LogScan, OpenSegment, ScanEnd, named_before};
 use crate::store::Put;
 use crate::vault::Vault;
-use bytes::Bytes;
 use farshore_codec::checkpoint::{open_checkpoint, seal_checkpoint};
 use farshore_engine::ledger::{Ledger, SpanEnd};
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::object::ObjectKind;
-use farshore_proto::segment::Span;
 use farshore_proto::{LogId, Slot};
 
 /// Puts a checkpoint of a log. One that is there already says the same.
@@ -31,15 +28,11 @@ pub async fn write(
     body: CheckpointBody,
 ) -> Result<(), VaultError> {
     let name = ObjectName::checkpoint(log, slot);
-    let owner = vault.clone();
-    let sealing = blocking::run(move || {
-        let (number, key) = owner.newest_key();
-        seal_checkpoint(owner.id(), log, slot, key, number, &body)
+    let sealing = vault.seal_aside(&name, move |vault, number, key| {
+        seal_checkpoint(vault.id(), log, slot, key, number, &body)
     });
-    let sealed = sealing.await.map_err(|source| VaultError::Task { source })?;
-    let object = sealed
-        .map_err(|cause| VaultError::Seal { object: name.clone(), cause: Box::new(cause) })?;
-    match vault.store().create(&name, Bytes::from(object)).await? {
+    let object = sealing.await?;
+    match vault.store().create(&name, object).await? {
         Put::Created | Put::Exists => Ok(()),
     }
 }
@@ -51,11 +44,8 @@ pub async fn write(
 pub async fn read(vault: &Vault, log: LogId, slot: Slot) -> Result<CheckpointBody, VaultError> {
     let name = ObjectName::checkpoint(log, slot);
     let object = vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await?;
-    let owner = vault.clone();
-    let opening =
-        blocking::run(move || open_checkpoint(&object, owner.id(), log, slot, owner.ring()));
-    let opened = opening.await.map_err(|source| VaultError::Task { source })?;
-    opened.map_err(|cause| vault.damaged_in(name, ObjectKind::Checkpoint.header_bytes(), cause))
+    let open = move |vault: &Vault| open_checkpoint(&object, vault.id(), log, slot, vault.ring());
+    vault.open_aside(name, ObjectKind::Checkpoint, open).await
 }
 
 /// What a log says of all its slots in front of the end that was found, from its newest checkpoint on; `learn` gets each
@@ -77,7 +67,7 @@ pub async fn read_ledger(
             break;
         }
         learn(&segment);
-        let spans = segment.table.spans.iter().map(end_of);
+        let spans = segment.table.spans.iter().map(SpanEnd::from);
         ledger.take(slot, &segment.header().writer, spans);
     }
     if let Some(ScanEnd::Sealed(slot)) = scan.end()
@@ -107,13 +97,6 @@ async fn newest(vault: &Vault, log: LogId, named: Option<Slot>) -> Result<Ledger
         named = named_before(vault, log, slot).await?.filter(|older| *older < slot);
     }
     Ok(Ledger::default())
-}
-
-/// What a ledger keeps of a span.
-pub(crate) fn end_of(span: &Span) -> SpanEnd {
-    let Span { volume, epoch, first_seq, last_seq, stamp, imprint, .. } = *span;
-    let point = span.mark.map(|mark| mark.point);
-    SpanEnd { volume, epoch, first_seq, last_seq, point, stamp, imprint }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod init;
 
+use crate::blocking;
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, key_of};
 use crate::limits::{KEY_OBJECTS_MAX, KEYS_MAX};
@@ -12,6 +13,7 @@ use farshore_codec::{
 };
 use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper};
 use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
+use farshore_proto::object::ObjectKind;
 use farshore_proto::vault::{DomainKeys, VaultObject};
 use farshore_proto::{KeyNumber, VaultId};
 use futures::StreamExt;
@@ -21,12 +23,12 @@ use std::sync::Arc;
 /// An open vault: the store, who it is, and its keys. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Vault {
+    store: Store,
     inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    store: Store,
     /// As it was when it was read, to find later damage.
     identity: VaultObject,
     identity_bytes: Bytes,
@@ -57,8 +59,14 @@ impl Vault {
         })?;
         let hasher = ChunkHasher::new(keys.id_key.clone());
         let store = store.clone();
-        let inner = Inner { store, identity, identity_bytes, wrapper, ring, keys, hasher, wrapped };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner { identity, identity_bytes, wrapper, ring, keys, hasher, wrapped };
+        Ok(Self { store, inner: Arc::new(inner) })
+    }
+
+    /// The same vault through another way to its store, such as one with connections of its own.
+    #[must_use]
+    pub fn through(&self, store: Store) -> Self {
+        Self { store, inner: Arc::clone(&self.inner) }
     }
 
     /// Refuses a store that overwrites: to be asked before anything is written. Does no harm there.
@@ -73,13 +81,13 @@ impl Vault {
     /// Its store.
     #[must_use]
     pub fn store(&self) -> &Store {
-        &self.inner.store
+        &self.store
     }
 
     /// URL of its store.
     #[must_use]
     pub fn url(&self) -> &str {
-        self.inner.store.url()
+        self.store.url()
     }
 
     /// Its identity.
@@ -146,6 +154,36 @@ impl Vault {
             }
             _ => VaultError::Damaged { url, object, offset, cause },
         }
+    }
+
+    /// Seals an object under the newest data key, where that holds nobody up; `name` is for the error.
+    pub(crate) async fn seal_aside(
+        &self,
+        name: &ObjectName,
+        seal: impl FnOnce(&Self, KeyNumber, &DataKey) -> Result<Vec<u8>, CodecError> + Send + 'static,
+    ) -> Result<Bytes, VaultError> {
+        let vault = self.clone();
+        let sealing = blocking::run(move || {
+            let (number, key) = vault.newest_key();
+            seal(&vault, number, key)
+        });
+        let sealed = sealing.await.map_err(|source| VaultError::Task { source })?;
+        sealed
+            .map(Bytes::from)
+            .map_err(|cause| VaultError::Seal { object: name.clone(), cause: Box::new(cause) })
+    }
+
+    /// Opens an object of a kind that is a header and a sealed body, where that holds nobody up.
+    pub(crate) async fn open_aside<T: Send + 'static>(
+        &self,
+        name: ObjectName,
+        kind: ObjectKind,
+        open: impl FnOnce(&Self) -> Result<T, CodecError> + Send + 'static,
+    ) -> Result<T, VaultError> {
+        let vault = self.clone();
+        let opening = blocking::run(move || open(&vault));
+        let opened = opening.await.map_err(|source| VaultError::Task { source })?;
+        opened.map_err(|cause| self.damaged_in(name, kind.header_bytes(), cause))
     }
 
     /// The error of an object that is a header and a sealed body and does not open.

@@ -24,7 +24,7 @@ async fn before(vault: &Vault, log: LogId, at: Slot) -> Ledger {
     let mut scan = LogScan::new(vault, log, Slot(0));
     while let Some((slot, segment)) = scan.next().await.unwrap() {
         if slot < at {
-            let spans = segment.table.spans.iter().map(end_of);
+            let spans = segment.table.spans.iter().map(SpanEnd::from);
             ledger.take(slot, &segment.header().writer, spans);
         }
     }

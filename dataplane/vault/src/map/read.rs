@@ -1,7 +1,6 @@
 //! Opening a map: all its parts, checked to be of one attempt and in block order.
 
 use super::{Ids, start};
-use crate::blocking;
 use crate::chain::Start;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
@@ -86,8 +85,6 @@ async fn open_part(
         Err(error) => return Err(error.into()),
     };
     let at = MapPlace { vault: vault.id(), volume, seq, part };
-    let ring = vault.clone();
-    let opening = blocking::run(move || open_map(&object, at, ring.ring()));
-    let opened = opening.await.map_err(|source| VaultError::Task { source })?;
-    opened.map_err(|cause| vault.damaged_in(name, ObjectKind::Map.header_bytes(), cause))
+    let open = move |vault: &Vault| open_map(&object, at, vault.ring());
+    vault.open_aside(name, ObjectKind::Map, open).await
 }

@@ -1,7 +1,6 @@
 //! Writing a map: from the newest one and what the logs hold behind it.
 
 use super::{Base, Ids, begin, find};
-use crate::blocking;
 use crate::blocks::ChunkAt;
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
@@ -9,7 +8,6 @@ use crate::layout::ObjectName;
 use crate::store::Put;
 use crate::vault::Vault;
 use crate::view::{Build, PointSelector};
-use bytes::Bytes;
 use farshore_codec::map::{MapPlace, seal_map};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{MAP_PARTS_MAX, MAP_RUNS_MAX, VOLUME_BLOCKS_MAX};
@@ -127,9 +125,12 @@ async fn put(
         let from = starts.get(part as usize).copied().unwrap_or(0);
         let body = part_of(build, head, from, runs_max);
         let at = MapPlace { vault: vault.id(), volume, seq: point.seq, part };
-        let object = seal(vault, at, fields, body).await?;
-        written.bytes += object.len() as u64;
         let name = ObjectName::map(volume, point.seq, part);
+        let sealing = vault.seal_aside(&name, move |_, number, key| {
+            seal_map(at, &fields, key, number, &body, LEVEL)
+        });
+        let object = sealing.await?;
+        written.bytes += object.len() as u64;
         if vault.store().create(&name, object).await? == Put::Exists {
             tracing::debug!(object = %name, "another attempt wrote a map here");
             return Ok(None);
@@ -154,22 +155,4 @@ fn part_of(build: &Build, head: MapHead, from: u64, runs_max: usize) -> MapBody 
         body.runs.push(MapRun { range, chunk, first: source.first });
     }
     body
-}
-
-async fn seal(
-    vault: &Vault,
-    at: MapPlace,
-    fields: MapFields,
-    body: MapBody,
-) -> Result<Bytes, VaultError> {
-    let owner = vault.clone();
-    let sealing = blocking::run(move || {
-        let (number, key) = owner.newest_key();
-        seal_map(at, &fields, key, number, &body, LEVEL)
-    });
-    let sealed = sealing.await.map_err(|source| VaultError::Task { source })?;
-    sealed.map(Bytes::from).map_err(|cause| VaultError::Seal {
-        object: ObjectName::map(at.volume, at.seq, at.part),
-        cause: Box::new(cause),
-    })
 }

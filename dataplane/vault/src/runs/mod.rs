@@ -3,14 +3,12 @@
 //! Derived, and a hint: a run that is missing or damaged costs space. Runs hold chunks of committed
 //! segments only. Layout: `docs/formats/index-run.md`.
 
-use crate::blocking;
 use crate::chunks::Location;
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, run_of};
 use crate::limits::{RUNS_AHEAD_MAX, RUNS_LISTED_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::store::Put;
 use crate::vault::Vault;
-use bytes::Bytes;
 use farshore_codec::index_run::{open_index_run, seal_index_run};
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
@@ -65,15 +63,11 @@ pub async fn write(vault: &Vault, chunks: &[(ChunkId, Location)]) -> Result<usiz
 async fn put(vault: &Vault, body: IndexRun) -> Result<(), VaultError> {
     let run = RunId::from(Uuid::new_v4());
     let name = ObjectName::index_run(run);
-    let owner = vault.clone();
-    let sealing = blocking::run(move || {
-        let (number, key) = owner.newest_key();
-        seal_index_run(owner.id(), run, key, number, &body, LEVEL)
+    let sealing = vault.seal_aside(&name, move |vault, number, key| {
+        seal_index_run(vault.id(), run, key, number, &body, LEVEL)
     });
-    let sealed = sealing.await.map_err(|source| VaultError::Task { source })?;
-    let object = sealed
-        .map_err(|cause| VaultError::Seal { object: name.clone(), cause: Box::new(cause) })?;
-    match vault.store().create(&name, Bytes::from(object)).await? {
+    let object = sealing.await?;
+    match vault.store().create(&name, object).await? {
         Put::Created | Put::Exists => Ok(()),
     }
 }
@@ -139,10 +133,8 @@ pub(crate) async fn list(vault: &Vault) -> Result<Vec<RunId>, VaultError> {
 pub(crate) async fn open(vault: &Vault, run: RunId) -> Result<IndexRun, VaultError> {
     let name = ObjectName::index_run(run);
     let object = vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await?;
-    let owner = vault.clone();
-    let opening = blocking::run(move || open_index_run(&object, owner.id(), run, owner.ring()));
-    let opened = opening.await.map_err(|source| VaultError::Task { source })?;
-    opened.map_err(|cause| vault.damaged_in(name, ObjectKind::IndexRun.header_bytes(), cause))
+    let open = move |vault: &Vault| open_index_run(&object, vault.id(), run, vault.ring());
+    vault.open_aside(name, ObjectKind::IndexRun, open).await
 }
 
 #[cfg(test)]

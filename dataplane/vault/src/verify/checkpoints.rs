@@ -1,13 +1,13 @@
 //! That the checkpoints of a log say what its slots say, while those are read in order.
 
 use super::Report;
-use crate::checkpoint::{end_of, read};
+use crate::checkpoint::read;
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, checkpoint_of};
 use crate::limits::LISTED_MAX;
 use crate::log::OpenSegment;
 use crate::vault::Vault;
-use farshore_engine::ledger::Ledger;
+use farshore_engine::ledger::{Ledger, SpanEnd};
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::{LogId, Slot};
 use futures::TryStreamExt;
@@ -53,7 +53,7 @@ impl<'a> Checkpoints<'a> {
         report: &mut Report,
     ) -> Result<(), VaultError> {
         self.compare(slot, report).await?;
-        let spans = segment.table.spans.iter().map(end_of);
+        let spans = segment.table.spans.iter().map(SpanEnd::from);
         self.ledger.take(slot, &segment.header().writer, spans);
         Ok(())
     }
