@@ -190,3 +190,44 @@ fn held_chunks(target: Target, table: &Table) -> impl Iterator<Item = (ChunkId, 
         ChunkPlace::There { .. } => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farshore_proto::Attempt;
+
+    /// Takes so many calls, and is full then.
+    struct Full {
+        known: HashMap<ChunkId, Location>,
+        takes: usize,
+    }
+
+    impl ChunkIndex for Full {
+        fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
+            self.known.lookup(ids)
+        }
+
+        fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError> {
+            self.takes =
+                self.takes.checked_sub(1).ok_or(IndexError::Full { what: "entries", max: 1 })?;
+            ChunkIndex::insert(&mut self.known, chunks)
+        }
+
+        fn count(&self) -> u64 {
+            self.known.count()
+        }
+    }
+
+    /// Who notes what was learnt must be told that it was not kept.
+    #[test]
+    fn a_run_that_the_index_does_not_take_is_not_kept() {
+        let mut known = Known::new(Full { known: HashMap::new(), takes: 1 });
+        let run = |byte: u8| {
+            let target = Target { log: LogId([byte; 16]), slot: Slot(1), attempt: Attempt([1; 8]) };
+            vec![(ChunkId([byte; 32]), Location { target, chunk: 0, blocks: 4 })]
+        };
+        assert_eq!(known.learn_run(&run(1)), (run(1), true));
+        assert_eq!(known.learn_run(&run(2)), (run(2), false));
+        assert_eq!(known.count(), 1);
+    }
+}
