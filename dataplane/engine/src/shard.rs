@@ -307,9 +307,7 @@ impl Volume {
             is_revoked: false,
         }
     }
-}
 
-impl Volume {
     /// Within how many milliseconds its next mark ships what waits; 0 if none is to be expected, as in a first copy.
     fn until_marked_ms(&self, now: Timestamp) -> u64 {
         let is_marked = self.marked_at.is_some_and(|at| now.since_ms(at) <= 2 * self.interval_ms);
