@@ -26,8 +26,9 @@ impl fmt::Display for Place {
                 match kind {
                     ObjectKind::Slot => write!(f, "slot {number} of log {subject}")?,
                     ObjectKind::Epoch => write!(f, "epoch object {number} of volume {subject}")?,
-                    ObjectKind::Map => {
-                        write!(f, "part {part} of the map of volume {subject} at seq {number}")?;
+                    ObjectKind::Map => write!(f, "map of volume {subject} at seq {number}")?,
+                    ObjectKind::Pages => {
+                        write!(f, "part {part} of a map of volume {subject} at seq {number}")?;
                     }
                     ObjectKind::IndexRun => write!(f, "index run {subject}")?,
                     ObjectKind::Checkpoint => {
@@ -83,6 +84,18 @@ pub enum CodecError {
         what: &'static str,
         /// The data key.
         key: KeyNumber,
+    },
+    /// The bytes of a chunk are not those that whoever refers to it knows.
+    #[error("chunk {number}: its bytes are not those that are referred to")]
+    OtherChunk {
+        /// Number of the chunk in its segment.
+        number: u32,
+    },
+    /// What was found is of another attempt to write the object: the one that is meant is gone.
+    #[error("{what}: it is of another attempt than the one that is meant")]
+    Attempt {
+        /// The part.
+        what: &'static str,
     },
     /// The tag does not match: damaged bytes, or bytes of another place.
     #[error("{what}: the sealed bytes are damaged or belong elsewhere")]
@@ -167,6 +180,8 @@ impl CodecError {
             | Self::MisplacedGroup { .. }
             | Self::KeyMismatch { .. }
             | Self::Tampered { .. }
+            | Self::Attempt { .. }
+            | Self::OtherChunk { .. }
             | Self::Length { .. }
             | Self::Compressed { .. }
             | Self::ChunkDiffers { .. }

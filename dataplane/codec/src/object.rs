@@ -6,7 +6,7 @@
 use crate::compress::{Compressor, decompress};
 use crate::error::{CodecError, Place};
 use crate::keys::{DataKey, KeyRing};
-use crate::seal::{Domain, Implementation, OpenKey, Purpose, Sealer};
+use crate::seal::{Domain, Implementation, OpenKey, Purpose, SALT_BYTES, Sealer};
 use farshore_proto::limits::TAG_BYTES;
 use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
 use farshore_proto::wire::Reader;
@@ -16,6 +16,18 @@ use farshore_proto::{DecodeError, Domain as DedupDomain, KeyNumber};
 fn with_context<T>(place: &ObjectPlace, with: impl FnOnce(&[&[u8]]) -> T) -> T {
     let ObjectPlace { kind, vault, subject, number, part } = place;
     with(&[&kind.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()])
+}
+
+/// The key of the object at `place` that has this salt.
+pub(crate) fn key_at(
+    implementation: Implementation,
+    place: &ObjectPlace,
+    key: &DataKey,
+    salt: &[u8; SALT_BYTES],
+) -> OpenKey {
+    with_context(place, |context| {
+        OpenKey::derive_for(implementation, key, Purpose::Object, context, salt)
+    })
 }
 
 /// Seals one object under a salt of its own.
@@ -160,10 +172,7 @@ impl OpenObject {
             let (expected, found) = (Place::Object(*place), Place::Object(header.place));
             return Err(CodecError::Misplaced { expected, found });
         }
-        let data_key = keys.get(header.key)?;
-        let key = with_context(place, |context| {
-            OpenKey::derive_for(implementation, data_key, Purpose::Object, context, &header.salt)
-        });
+        let key = key_at(implementation, place, keys.get(header.key)?, &header.salt);
         let head = object[..header.header_bytes].to_vec();
         let commitment = key.commit(&committed(&head));
         key.check(&commitment, &header.commitment, place.kind.what(), header.key)?;

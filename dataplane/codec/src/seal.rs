@@ -31,7 +31,7 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 /// Bytes of a salt.
-pub const SALT_BYTES: usize = 32;
+pub use farshore_proto::limits::SALT_BYTES;
 /// Bytes of a key commitment.
 pub const COMMITMENT_BYTES: usize = 32;
 const KEY_BYTES: usize = 32;
@@ -70,16 +70,19 @@ pub enum Domain {
     Body,
     /// Groups of a journal file; the counter is the group's number.
     Group,
+    /// Pages of a map; the counter is the page's number in its part.
+    Page,
 }
 
 impl Domain {
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 
     fn index(self) -> usize {
         match self {
             Self::Frame => 0,
             Self::Body => 1,
             Self::Group => 2,
+            Self::Page => 3,
         }
     }
 
@@ -89,6 +92,7 @@ impl Domain {
             Self::Frame => 1,
             Self::Body => 2,
             Self::Group => 3,
+            Self::Page => 4,
         }
     }
 
@@ -97,6 +101,7 @@ impl Domain {
             Self::Frame => "segment frame",
             Self::Body => "body of an object",
             Self::Group => "journal group",
+            Self::Page => "page of a map",
         }
     }
 

@@ -1,7 +1,7 @@
 //! When which volume is mapped.
 //!
-//! A map costs what it is long; without one a reader looks at every segment since the last. So a volume is
-//! due when enough of it was committed, by itself or against the length of its last map. Volumes stand in
+//! A map costs what changed; without one a reader looks at every segment since the last. So a volume is
+//! due when enough of it was committed: of a long map more, so that large volumes do not have very many. Volumes stand in
 //! line, longest first, and a few are mapped at the same time: a map takes memory, and reads what sessions'
 //! puts go to. Maps are derived: one that was not written costs time only.
 //!
@@ -16,12 +16,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub struct Settings {
     /// More extents than these were committed since its last map …
     pub extents_min: u64,
-    /// … and more than one for so many runs of that map: a map costs what it is long;
+    /// … and more than one for so many runs of that map …
     pub runs_per_extent: u64,
-    /// or so many segments hold spans of it, which a reader may have to look at …
-    pub segments_min: u64,
-    /// … and one for so many runs: then the map is read as fast as they are.
-    pub runs_per_segment: u64,
+    /// … but never more than these: a reader keeps in memory what came behind the newest map;
+    pub extents_max: u64,
+    /// or so many segments hold spans of it, which a reader has to look at.
+    pub segments_max: u64,
     /// Volumes that are mapped at the same time.
     pub at_once: usize,
 }
@@ -30,9 +30,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             extents_min: 16_384,
-            runs_per_extent: 4,
-            segments_min: 512,
-            runs_per_segment: 4096,
+            runs_per_extent: 1024,
+            extents_max: 262_144,
+            segments_max: 256,
             at_once: 2,
         }
     }
@@ -55,7 +55,7 @@ pub enum Input {
     Ended {
         /// The volume.
         volume: VolumeId,
-        /// The runs of its map; none if there was nothing to map, or it failed.
+        /// The runs of its map, all layers together; none if there was nothing to map, or it failed.
         runs: Option<u64>,
     },
 }
@@ -83,10 +83,9 @@ struct Since {
 
 impl Since {
     fn is_due(self, settings: &Settings) -> bool {
-        let Settings { extents_min, runs_per_extent, segments_min, runs_per_segment, .. } =
-            *settings;
-        self.extents > extents_min.max(self.runs / runs_per_extent)
-            || self.segments >= segments_min.max(self.runs / runs_per_segment)
+        let Settings { extents_min, runs_per_extent, extents_max, segments_max, .. } = *settings;
+        self.extents > (self.runs / runs_per_extent).clamp(extents_min, extents_max)
+            || self.segments >= segments_max
     }
 }
 
@@ -108,7 +107,8 @@ impl Maps {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         assert!(settings.at_once > 0, "V1: maps end one by one");
-        assert!(settings.runs_per_extent > 0 && settings.runs_per_segment > 0, "a share of runs");
+        assert!(settings.runs_per_extent > 0, "a share of runs");
+        assert!(settings.extents_min <= settings.extents_max, "from the least to the most");
         let (since, line, under_way) = (BTreeMap::new(), VecDeque::new(), BTreeSet::new());
         Self { settings, since, line, under_way }
     }
@@ -212,22 +212,29 @@ mod tests {
         let spans = [(VOLUME, 16_000), (VOLUME, 384), (OTHER, 5)];
         assert!(committed(maps, &spans).is_empty(), "as many extents as the limit");
         assert_eq!(committed(maps, &[(VOLUME, 1)]), [VOLUME]);
-        assert!(ended(maps, VOLUME, Some(400_000)).is_empty(), "its counters began again");
+        assert!(ended(maps, VOLUME, Some(100_000 << 10)).is_empty(), "its counters began again");
         let long = committed(maps, &[(VOLUME, 100_000)]);
-        assert!(long.is_empty(), "a long map is not written for little");
+        assert!(long.is_empty(), "to a long map little is not added");
         assert_eq!(committed(maps, &[(VOLUME, 1)]), [VOLUME]);
-        for segment in 1..=510 {
+        assert!(ended(maps, VOLUME, Some(1 << 34)).is_empty());
+        assert!(committed(maps, &[(VOLUME, 262_144)]).is_empty());
+        assert_eq!(
+            committed(maps, &[(VOLUME, 1)]),
+            [VOLUME],
+            "of the longest too much is not left"
+        );
+        for segment in 1..=254 {
             let due = committed(maps, &[(OTHER, 0), (OTHER, 1)]);
             assert!(due.is_empty(), "segment {segment}");
         }
-        assert_eq!(committed(maps, &[(OTHER, 0)]), [OTHER], "the first segment was the 512th");
+        assert_eq!(committed(maps, &[(OTHER, 0)]), [OTHER], "the first segment was the 256th");
     }
 
     #[test]
     fn a_map_that_failed_leaves_the_length_of_the_one_before() {
         let maps = &mut Maps::new(Settings::default());
         assert_eq!(committed(maps, &[(VOLUME, 20_000)]), [VOLUME]);
-        ended(maps, VOLUME, Some(400_000));
+        ended(maps, VOLUME, Some(100_000 << 10));
         assert_eq!(committed(maps, &[(VOLUME, 100_001)]), [VOLUME]);
         ended(maps, VOLUME, None);
         assert!(committed(maps, &[(VOLUME, 100_000)]).is_empty());

@@ -5,6 +5,12 @@ use farshore_vault::limits::READ_BYTES_MAX;
 
 /// Bytes of the journal of an interrupted restore that are read: a line of it has about 150 bytes.
 pub const RESTORE_JOURNAL_BYTES_MAX: u64 = 1 << 30;
+/// Runs that a restore sorts in memory, at about 100 bytes each; more go through files.
+pub const SORT_PLACES_MAX: usize = 1 << 20;
+/// Bytes that are read ahead of each such file.
+pub const SORT_BUFFER_BYTES: usize = 64 << 10;
+/// Runs that are wanted of one frame and written at once.
+pub const FRAME_PLACES_MAX: usize = 1 << 16;
 /// Names beside a restored file that are tried until one is free.
 pub const RESTORE_PARTIALS_MAX: u32 = 64;
 /// Largest run of zeros written at once where no hole can be made.

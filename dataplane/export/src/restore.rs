@@ -9,30 +9,29 @@ mod journal;
 mod ours;
 mod plan;
 mod signatures;
+mod sorter;
 mod survey;
 mod target;
 
 pub use survey::{Survey, TargetKind, survey};
 
-use farshore_codec::segment::chunk_of;
+use farshore_codec::segment::open_frame_at;
 use farshore_codec::{ChunkHasher, CodecError};
 use farshore_proto::limits::blocks_of;
+use farshore_proto::map::FrameAt;
 use farshore_proto::{BlockRange, ErrorKind};
 use farshore_vault::layout::ObjectName;
 use farshore_vault::limits::BULK_GETS_IN_FLIGHT_MAX;
-use farshore_vault::log::OpenSegment;
 use farshore_vault::{Vault, VaultError, VolumeView};
 use futures::StreamExt;
-use plan::{Job, Place};
+use plan::{Job, Plan, Wanted};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use target::{Target, Wanted};
+use target::Target;
 
-/// Slots whose GETs are planned at the same time.
-const PLANS_AHEAD: usize = 2;
-/// Frames of an earlier run that are read again at once.
-const FRAMES_CHECKED: usize = 64;
+/// Frames whose GETs are planned at once.
+const FRAMES_AT_ONCE: usize = 64;
 /// Blocks of a device whose gaps are looked for at once: 1 GiB.
 const ZERO_STEP_BLOCKS: usize = 1 << 18;
 
@@ -189,13 +188,19 @@ pub async fn restore(
     options: RestoreOptions,
     mut progress: impl FnMut(RestoreProgress) + Send,
 ) -> Result<RestoreReport, RestoreError> {
-    let wanted = wanted(view);
+    let directory = {
+        let (to, options) = (to.to_owned(), options.clone());
+        let size_bytes = view.size_bytes();
+        blocking(move || sort_directory(&to, size_bytes, &options)).await?
+    };
+    let plan = Plan::make(view, &directory).await?;
+    let wanted = wanted(view, plan.data_bytes);
     let target = {
         let to = to.to_owned();
         blocking(move || Target::open(&to, &wanted, &options)).await?
     };
     let target = Arc::new(target);
-    match write_all(view, &target, &mut progress).await {
+    match write_all(view, plan, &target, &mut progress).await {
         Ok(report) => blocking(move || target.finish()).await.map(|()| report),
         Err(error) => {
             // A store that is away, or a credential that ended meanwhile: the rest can be asked for later.
@@ -210,78 +215,113 @@ pub async fn restore(
     }
 }
 
-fn wanted(view: &VolumeView) -> Wanted {
-    let (size_bytes, data_bytes, point) = (view.size_bytes(), view.data_bytes(), view.point());
+fn wanted(view: &VolumeView, data_bytes: u64) -> target::Wanted {
+    let (size_bytes, point) = (view.size_bytes(), view.point());
     let what = format!("{} {} {} {size_bytes}", view.volume(), point.id, point.seq.0);
-    Wanted { what, size_bytes, data_bytes }
+    target::Wanted { what, size_bytes, data_bytes }
+}
+
+/// Where what is to be fetched is sorted, if there is very much of it; what must not be written over is refused before
+/// anything is read.
+fn sort_directory(
+    to: &Path,
+    size_bytes: u64,
+    options: &RestoreOptions,
+) -> Result<PathBuf, RestoreError> {
+    let found = survey(to)?;
+    found.check(size_bytes, options)?;
+    let beside = found.path.parent().filter(|_| found.kind != TargetKind::Device);
+    let directory = beside.or(options.journal_directory.as_deref());
+    Ok(directory.map_or_else(std::env::temp_dir, Path::to_owned))
 }
 
 async fn write_all(
     view: &VolumeView,
+    plan: Plan,
     target: &Arc<Target>,
     progress: &mut (impl FnMut(RestoreProgress) + Send),
 ) -> Result<RestoreReport, RestoreError> {
-    let data_bytes = view.data_bytes();
+    let data_bytes = plan.data_bytes;
     let mut report = RestoreReport { size_bytes: view.size_bytes(), ..RestoreReport::default() };
     progress(RestoreProgress { written_bytes: 0, data_bytes });
     zero_gaps(view, target).await?;
-    let mut places = plan::resolve(view).await?;
-    if target.journal().has_any() {
-        let hasher = view.vault().hasher();
-        let mut told = |resumed| progress(RestoreProgress { written_bytes: resumed, data_bytes });
-        (places, report.resumed_bytes) = without_done(places, target, hasher, &mut told).await?;
-        report.written_bytes = report.resumed_bytes;
-    }
-    // A slot's table is needed to plan its GETs: the next slot is planned meanwhile.
-    let slots = plan::ranges(&places, |a, b| a.target == b.target);
-    let jobs = slots.into_iter().map(|range| plan_slot(view, &places[range]));
-    let jobs = futures::stream::iter(jobs);
-    let jobs = jobs.buffered(PLANS_AHEAD).flat_map(|jobs| match jobs {
-        Ok(jobs) => futures::stream::iter(jobs.into_iter().map(Ok).collect::<Vec<_>>()),
+    let batches = futures::stream::unfold(Some(plan), |plan| next_batch(view, plan, target));
+    let running = batches.flat_map(|batch| match batch {
+        Ok(Batch { jobs, resumed_bytes }) => {
+            let resumed = Ok(Step::Resumed(resumed_bytes));
+            let jobs = jobs.into_iter().map(|job| Ok(Step::Job(job)));
+            futures::stream::iter(std::iter::once(resumed).chain(jobs).collect::<Vec<_>>())
+        }
         Err(error) => futures::stream::iter(vec![Err(error)]),
     });
-    let running = jobs.map(|job| async { run(view.vault(), job?, target).await });
+    let running = running.map(|step| async {
+        match step? {
+            Step::Resumed(bytes) => Ok((bytes, bytes, 0)),
+            Step::Job(job) => run(view, job, target).await.map(|(wrote, got)| (wrote, 0, got)),
+        }
+    });
     let mut done = std::pin::pin!(running.buffer_unordered(BULK_GETS_IN_FLIGHT_MAX));
     while let Some(part) = done.next().await {
-        let (written, fetched) = part?;
+        let (written, resumed, fetched): (u64, u64, u64) = part?;
         report.written_bytes += written;
+        report.resumed_bytes += resumed;
         report.fetched_bytes += fetched;
         progress(RestoreProgress { written_bytes: report.written_bytes, data_bytes });
     }
     Ok(report)
 }
 
-/// Leaves out the frames that an earlier run wrote, as far as they are still there: returns the rest,
-/// and how many bytes those have.
-async fn without_done(
-    places: Vec<Place>,
-    target: &Arc<Target>,
-    hasher: &ChunkHasher,
-    told: &mut (impl FnMut(u64) + Send),
-) -> Result<(Vec<Place>, u64), RestoreError> {
-    let (mut left, mut resumed) = (Vec::new(), 0);
-    let frames = plan::ranges(&places, |a, b| (a.target, a.frame) == (b.target, b.frame));
-    for frames in frames.chunks(FRAMES_CHECKED) {
-        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { continue };
-        let part = places[first.start..last.end].to_vec();
-        let (target, hasher) = (Arc::clone(target), hasher.clone());
-        let (rest, bytes) = blocking(move || check_done(part, &target, &hasher)).await?;
-        left.extend(rest);
-        resumed += bytes;
-        told(resumed);
-    }
-    Ok((left, resumed))
+/// What is done next: something that an earlier run did, or a job.
+enum Step {
+    Resumed(u64),
+    Job(Job),
 }
 
-fn check_done(
-    places: Vec<Place>,
+/// Jobs, and how many bytes an earlier run had written that are right.
+struct Batch {
+    jobs: Vec<Job>,
+    resumed_bytes: u64,
+}
+
+/// The jobs for the next frames; nothing at the end, and after an error.
+async fn next_batch(
+    view: &VolumeView,
+    plan: Option<Plan>,
+    target: &Arc<Target>,
+) -> Option<(Result<Batch, RestoreError>, Option<Plan>)> {
+    let mut plan = plan?;
+    let (target, hasher) = (Arc::clone(target), view.vault().hasher().clone());
+    let work = move || {
+        let failed = io_error(target.path(), "read back what is to be fetched");
+        let frames = plan.next_frames(FRAMES_AT_ONCE).map_err(failed)?;
+        if frames.is_empty() {
+            return Ok(None);
+        }
+        let (left, resumed_bytes) = match target.journal().has_any() {
+            true => without_done(frames, &target, &hasher)?,
+            false => (frames, 0),
+        };
+        Ok(Some((Batch { jobs: plan::jobs(left), resumed_bytes }, plan)))
+    };
+    match blocking(work).await {
+        Ok(Some((batch, plan))) => Some((Ok(batch), Some(plan))),
+        Ok(None) => None,
+        Err(error) => Some((Err(error), None)),
+    }
+}
+
+/// Leaves out the frames that an earlier run wrote, as far as they are still there: returns the rest,
+/// and how many bytes those have.
+fn without_done(
+    frames: Vec<Wanted>,
     target: &Target,
     hasher: &ChunkHasher,
-) -> Result<(Vec<Place>, u64), RestoreError> {
+) -> Result<(Vec<Wanted>, u64), RestoreError> {
     let (mut left, mut done) = (Vec::new(), 0);
-    for places in places.chunk_by(|a, b| (a.target, a.frame) == (b.target, b.frame)) {
+    for wanted in frames {
+        let places = &wanted.places;
         let Some(expected) = target.journal().hash_of(places) else {
-            left.extend_from_slice(places);
+            left.push(wanted);
             continue;
         };
         let mut length = 0;
@@ -294,7 +334,7 @@ fn check_done(
         if found == expected {
             done += length;
         } else {
-            left.extend_from_slice(places);
+            left.push(wanted);
         }
     }
     Ok((left, done))
@@ -308,7 +348,7 @@ async fn zero_gaps(view: &VolumeView, target: &Arc<Target>) -> Result<(), Restor
     let blocks = blocks_of(view.size_bytes());
     for block in (0..blocks).step_by(ZERO_STEP_BLOCKS) {
         let count = (blocks - block).min(ZERO_STEP_BLOCKS as u64);
-        for (gap, is_data) in view.extents(BlockRange { block, count }) {
+        for (gap, is_data) in view.extents(BlockRange { block, count }).await? {
             if !is_data {
                 let target = Arc::clone(target);
                 blocking(move || target.zero(gap)).await?;
@@ -318,14 +358,9 @@ async fn zero_gaps(view: &VolumeView, target: &Arc<Target>) -> Result<(), Restor
     Ok(())
 }
 
-async fn plan_slot(view: &VolumeView, places: &[Place]) -> Result<Vec<Job>, VaultError> {
-    let segment = view.segment(places[0].target).await?;
-    Ok(plan::jobs(&segment, places))
-}
-
 /// What can go wrong in the middle of a job.
 enum Failure {
-    Frame { offset: u64, source: CodecError },
+    Frame { at: FrameAt, source: CodecError },
     Other(RestoreError),
 }
 
@@ -336,42 +371,44 @@ impl From<RestoreError> for Failure {
 }
 
 /// Fetches the frames of a job and writes what is wanted of them: bytes written, bytes fetched.
-async fn run(vault: &Vault, job: Job, target: &Arc<Target>) -> Result<(u64, u64), RestoreError> {
-    let stored = job.segment.target();
-    let name = ObjectName::slot(stored.log, stored.slot);
-    let sealed = vault.store().get_range(&name, job.fetch.range.clone()).await;
-    let sealed = sealed.map_err(VaultError::from)?.bytes;
+async fn run(
+    view: &VolumeView,
+    job: Job,
+    target: &Arc<Target>,
+) -> Result<(u64, u64), RestoreError> {
+    let vault = view.vault().clone();
+    let user = ObjectName::volume(view.volume());
+    let sealed = view.fetch(job.frames[0].frame.target, job.range.clone()).await?;
     let fetched = sealed.len() as u64;
-    let (hasher, target) = (vault.hasher().clone(), Arc::clone(target));
-    match blocking(move || write_job(&job, &sealed, &hasher, &target)).await {
+    let target = Arc::clone(target);
+    let write = {
+        let vault = vault.clone();
+        move || write_job(&job, &sealed, &vault, &target)
+    };
+    match blocking(write).await {
         Ok(written) => Ok((written, fetched)),
-        Err(Failure::Frame { offset, source }) => Err(vault.damaged(name, offset, source).into()),
+        Err(Failure::Frame { at, source }) => Err(vault.damaged_frame(&at, source, &user).into()),
         Err(Failure::Other(error)) => Err(error),
     }
 }
 
-fn write_job(
-    job: &Job,
-    sealed: &[u8],
-    hasher: &ChunkHasher,
-    target: &Target,
-) -> Result<u64, Failure> {
+fn write_job(job: &Job, sealed: &[u8], vault: &Vault, target: &Target) -> Result<u64, Failure> {
     let mut written = 0;
     let mut raw = Vec::new();
-    for places in job.places.chunk_by(|a, b| a.frame == b.frame) {
-        let number = places[0].frame;
-        let range = job.segment.frames[number as usize].clone();
-        let failure = |source| Failure::Frame { offset: range.start, source };
+    let hasher = vault.hasher();
+    for Wanted { frame, places } in &job.frames {
+        let failure = |source| Failure::Frame { at: *frame, source };
+        let range = frame.range();
         let at = |offset: u64| {
-            let offset = usize::try_from(offset - job.fetch.range.start);
+            let offset = usize::try_from(offset - job.range.start);
             offset.unwrap_or(usize::MAX).min(sealed.len())
         };
-        let (opener, table) = (&job.segment.opener, &job.segment.table);
         raw.clear();
-        opener
-            .open_frame(table, number, &sealed[at(range.start)..at(range.end)], &mut raw)
-            .map_err(failure)?;
-        check_chunks(&job.segment, places, &raw, hasher).map_err(failure)?;
+        let bytes = &sealed[at(range.start)..at(range.end)];
+        open_frame_at(vault.id(), frame, bytes, vault.ring(), &mut raw).map_err(failure)?;
+        for places in places.chunk_by(|a, b| a.stored.is_of(&b.stored)) {
+            places[0].stored.check(&raw, hasher).map_err(failure)?;
+        }
         let hash = journal::hash(hasher, places, |block, range, bytes| {
             let run = &raw[range];
             bytes.extend_from_slice(&run[..target.inside(block, run.len())]);
@@ -381,19 +418,6 @@ fn write_job(
         target.journal().note(places, &hash);
     }
     Ok(written)
-}
-
-/// Compares every chunk that is wanted of a frame with its id.
-fn check_chunks(
-    segment: &OpenSegment,
-    places: &[Place],
-    raw: &[u8],
-    hasher: &ChunkHasher,
-) -> Result<(), CodecError> {
-    for places in places.chunk_by(|a, b| a.number == b.number) {
-        chunk_of(&segment.table, places[0].number, raw, hasher)?;
-    }
-    Ok(())
 }
 
 fn io_error(path: &Path, verb: &'static str) -> impl Fn(io::Error) -> RestoreError + use<> {

@@ -19,6 +19,8 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Parts of one read that are fetched at the same time.
 const PARTS_IN_FLIGHT_MAX: usize = 4;
+/// Blocks whose content is asked for at once where it is told what holds data: 256 MiB.
+const EXTENTS_STEP_BLOCKS: u64 = 1 << 16;
 
 /// Why an export could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -292,8 +294,9 @@ impl Export {
     /// them, so they may cover less than the range.
     ///
     /// # Errors
-    /// `Invalid` for a range that is not whole sectors inside the disk.
-    pub fn extents(
+    /// `Invalid` for a range that is not whole sectors inside the disk; as [`ExportError`] where the map of the point
+    /// has to be read.
+    pub async fn extents(
         &self,
         offset: u64,
         length: u64,
@@ -302,21 +305,37 @@ impl Export {
         self.check(offset, length, self.size_bytes())?;
         let mut extents: Vec<(u64, Holds)> = Vec::new();
         let range = blocks_around(offset, length);
-        let runs = self.overlay.runs(range).flat_map(|(run, is_held)| {
-            if is_held { vec![(run, true)] } else { self.view.extents(run) }
-        });
-        for (run, is_data) in runs {
-            let from = run.offset().max(offset);
-            let bytes = (run.offset() + run.bytes()).min(offset + length) - from;
-            let holds = if is_data { Holds::Data } else { Holds::Hole };
-            let is_full = extents.len() == count_max;
-            match extents.last_mut() {
-                Some((last, kind)) if *kind == holds => *last += bytes,
-                _ if is_full => break,
-                _ => extents.push((bytes, holds)),
+        let mut block = range.block;
+        // In steps: the answer may be full long before the end.
+        while block < range.end() {
+            let count = EXTENTS_STEP_BLOCKS.min(range.end() - block);
+            for (run, is_data) in self.runs(BlockRange { block, count }).await? {
+                let from = run.offset().max(offset);
+                let bytes = (run.offset() + run.bytes()).min(offset + length) - from;
+                let holds = if is_data { Holds::Data } else { Holds::Hole };
+                let is_full = extents.len() == count_max;
+                match extents.last_mut() {
+                    Some((last, kind)) if *kind == holds => *last += bytes,
+                    _ if is_full => return Ok(extents),
+                    _ => extents.push((bytes, holds)),
+                }
             }
+            block += count;
         }
         Ok(extents)
+    }
+
+    /// What a range holds, in block order: data or not.
+    async fn runs(&self, range: BlockRange) -> Result<Vec<(BlockRange, bool)>, ExportError> {
+        let overlaid: Vec<_> = self.overlay.runs(range).collect();
+        let mut runs = Vec::with_capacity(overlaid.len());
+        for (run, is_held) in overlaid {
+            match is_held {
+                true => runs.push((run, true)),
+                false => runs.extend(self.view.extents(run).await?),
+            }
+        }
+        Ok(runs)
     }
 
     fn check(&self, offset: u64, length: u64, max: u64) -> Result<(), ExportError> {

@@ -9,7 +9,6 @@ use crate::services::chain;
 use crate::troubles::{Troubles, Work};
 use farshore_engine::maps;
 use farshore_proto::{ErrorKind, VolumeId};
-use farshore_vault::limits::VIEW_RUNS_MAX;
 use farshore_vault::{Vault, VaultError, map, runs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,8 +22,6 @@ const RUN_AGE: Duration = Duration::from_secs(40);
 const RUN_CHUNKS_MIN: usize = 1024;
 /// The last run of an orderly stop may take so long.
 const LAST_RUN_MAX: Duration = Duration::from_secs(10);
-/// A volume in so many pieces is told: at twice as many it is not restored.
-const RUNS_TOLD: u64 = VIEW_RUNS_MAX as u64 / 2;
 /// Between two attempts to write a run.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -64,7 +61,7 @@ impl Maps {
             let this = Arc::clone(self);
             self.aside.spawn(async move {
                 let written = map::write(&this.vault, volume).await;
-                tell_length(this.metrics.troubles(), volume, &written);
+                tell(this.metrics.troubles(), volume, &written);
                 let runs = runs_of(volume, written);
                 this.step(maps::Input::Ended { volume, runs });
             });
@@ -76,8 +73,8 @@ impl Maps {
 fn runs_of(volume: VolumeId, written: Result<Option<map::Written>, VaultError>) -> Option<u64> {
     match written {
         Ok(Some(written)) => {
-            let map::Written { seq, runs, parts, bytes } = written;
-            tracing::info!(%volume, %seq, runs, parts, bytes, "mapped a volume");
+            let map::Written { at, runs, layers, new_runs, bytes } = written;
+            tracing::info!(%volume, %at, runs, layers, new_runs, bytes, "mapped a volume");
             Some(runs)
         }
         Ok(None) => {
@@ -91,28 +88,16 @@ fn runs_of(volume: VolumeId, written: Result<Option<map::Written>, VaultError>) 
     }
 }
 
-/// Tells of a volume whose blocks lie in so many pieces that it will not be restored, while there is time. A
-/// map that was not written for another reason says nothing of that.
-fn tell_length(
-    troubles: &Troubles,
-    volume: VolumeId,
-    written: &Result<Option<map::Written>, VaultError>,
-) {
-    let work = Work::Map(volume);
+/// Tells of a volume of which too much came behind its newest map, or whose map would be too large: it is not restored
+/// at its newest point. A map that was not written for another reason says nothing of that.
+fn tell(troubles: &Troubles, volume: VolumeId, written: &Result<Option<map::Written>, VaultError>) {
     match written {
-        Ok(Some(map::Written { runs, .. })) if *runs >= RUNS_TOLD => troubles.set(
-            work,
-            format!(
-                "volume {volume} is so fragmented that it may soon not be restored: it has {runs} pieces, the \
-                 most is {VIEW_RUNS_MAX}; defragment its file systems, or split it into smaller volumes"
-            ),
-        ),
-        Ok(Some(_)) => troubles.clear(work),
-        Err(error) if error.kind() == ErrorKind::Limit => troubles.set(
-            work,
-            format!("volume {volume} cannot be restored at its newest point: {error}"),
-        ),
-        Ok(None) | Err(_) => {}
+        Ok(_) => troubles.clear(Work::Map(volume)),
+        Err(error) if error.kind() == ErrorKind::Limit => {
+            let what = format!("volume {volume} cannot be restored at its newest point: {error}");
+            troubles.set(Work::Map(volume), what);
+        }
+        Err(_) => {}
     }
 }
 

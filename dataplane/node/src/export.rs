@@ -80,8 +80,8 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     let view = view.with_patience(patience.clone());
     let point = *view.point();
     let (Some(overlay), Some(listen)) = (&args.overlay, &args.listen) else {
-        let (size, data) = (view.size_bytes(), view.data_bytes());
-        farshore_program::print(&format!("opens: {size} bytes, {data} of them data\n"))?;
+        let (size, data) = (view.size_bytes(), view.data_bytes_max());
+        farshore_program::print(&format!("opens: {size} bytes, at most {data} of them data\n"))?;
         return Ok(());
     };
     let export = Export::open(view, overlay)
@@ -191,7 +191,8 @@ impl Backend for Disk {
         length: u32,
         count_max: usize,
     ) -> Result<Vec<Extent>, BackendError> {
-        let extents = self.export.extents(offset, length.into(), count_max).map_err(refuse)?;
+        let extents =
+            self.export.extents(offset, length.into(), count_max).await.map_err(refuse)?;
         Ok(extents
             .into_iter()
             .map(|(length, holds)| {

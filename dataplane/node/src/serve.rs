@@ -44,11 +44,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 const SHARDS_MAX: usize = 64;
 
 // What the control plane lets a volume grow to is taken.
-const _: () = assert!(
-    farshore_api::limits::GROWN_BYTES_MAX
-        <= farshore_vault::limits::restorable_blocks_max()
-            * farshore_proto::limits::BLOCK_BYTES as u64
-);
+const _: () =
+    assert!(farshore_api::limits::GROWN_BYTES_MAX <= farshore_proto::limits::VOLUME_BYTES_MAX);
 
 /// Settings of the command.
 #[derive(Debug, clap::Args)]
@@ -319,11 +316,7 @@ fn journal_path(args: &ServeArgs, id: usize) -> PathBuf {
 }
 
 fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
-    Ok(Settings {
-        cache_bytes: usize::try_from(args.cache_mib << 20)?,
-        volume_blocks_max: farshore_vault::limits::restorable_blocks_max(),
-        ..Settings::default()
-    })
+    Ok(Settings { cache_bytes: usize::try_from(args.cache_mib << 20)?, ..Settings::default() })
 }
 
 fn journal_dir(args: &ServeArgs, vault: &Vault, id: usize, opening: &Opening) -> JournalDir {

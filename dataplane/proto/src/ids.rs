@@ -75,6 +75,11 @@ uuid_id! {
 }
 
 uuid_id! {
+    /// One attempt to write a map of a volume.
+    MapAttempt
+}
+
+uuid_id! {
     /// One run of the dedup index in the vault.
     RunId
 }
@@ -154,6 +159,22 @@ impl Attempt {
         let mut attempt = [0; 8];
         attempt.copy_from_slice(&salt[..8]);
         Self(attempt)
+    }
+}
+
+/// A place in a volume's stream: all of it up to and including `seq`, as far as the epoch of an ordinal goes. Streams
+/// that part at a failover have the same seqs; places tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Ordinal of the epoch, from 1.
+    pub ordinal: u64,
+    /// The last seq.
+    pub seq: Seq,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ordinal, self.seq)
     }
 }
 

@@ -30,7 +30,7 @@ pub mod wire;
 
 pub use error::{DecodeError, ErrorKind};
 pub use ids::{
-    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
-    PointId, RunId, Seq, Slot, Stamp, Timestamp, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MapAttempt,
+    MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Timestamp, VaultId, VolumeId,
 };
 pub use targets::Target;

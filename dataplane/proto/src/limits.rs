@@ -71,6 +71,10 @@ pub const JOURNAL_FILE_BYTES: u64 = 256 << 20;
 
 /// Tag of AES-256-GCM.
 pub const TAG_BYTES: usize = 16;
+/// Bytes of the salt that the key of an object is derived with.
+pub const SALT_BYTES: usize = 32;
+/// What a sealed frame of a segment has behind its bytes: tag and salt.
+pub const FRAME_TRAILER_BYTES: usize = TAG_BYTES + SALT_BYTES;
 
 /// Longest header of an object, with what later programs add to it.
 pub const OBJECT_HEADER_BYTES_MAX: usize = 512;
@@ -113,12 +117,20 @@ pub const SEGMENT_TARGETS_MAX: usize = 1 << 14;
 /// Most frames in a segment.
 pub const SEGMENT_FRAMES_MAX: usize = 1 << 12;
 
-/// Most runs in one part of a map.
-pub const MAP_RUNS_MAX: usize = 1 << 17;
-/// Most chunks in one part of a map; each is used by a run.
-pub const MAP_CHUNKS_MAX: usize = MAP_RUNS_MAX;
-/// Most parts of a map.
-pub const MAP_PARTS_MAX: usize = 1 << 10;
+/// Most runs of a page of a map.
+pub const PAGE_RUNS_MAX: usize = 1 << 12;
+/// Largest page before compression: each run of a chunk, frame and segment of its own.
+pub const PAGE_BYTES_MAX: usize = 1024 + PAGE_RUNS_MAX * (20 + 16 + 8 + 28 + 32);
+/// Most pages of a part of a map.
+pub const PART_PAGES_MAX: usize = 1 << 12;
+/// Most ranges of blocks that a part of a delta says it covers.
+pub const PART_RANGES_MAX: usize = 1 << 21;
+/// Most bytes of the sealed pages of a part.
+pub const MAP_PART_BYTES_MAX: u64 = 64 << 20;
+/// Most parts of a map, all layers together.
+pub const MAP_PARTS_MAX: usize = 1 << 16;
+/// Most layers of a map.
+pub const MAP_LAYERS_MAX: usize = 64;
 
 /// Most volumes in a checkpoint of a log; a log that had more is read without.
 pub const CHECKPOINT_VOLUMES_MAX: usize = 1 << 17;
@@ -159,13 +171,16 @@ const _: () = {
     assert!((BATCH_BYTES / BLOCK_BYTES) * (48 + 20 + 32) < OBJECT_BODY_BYTES_MAX / 4);
     // A batch that does not compress fits one segment.
     assert!((BATCH_BYTES + OBJECT_BODY_BYTES_MAX + (1 << 20)) as u64 <= SEGMENT_BYTES_MAX);
-    // The largest part of a map and the largest index run fit a body, and that an object.
-    assert!(1024 + MAP_CHUNKS_MAX * (32 + 44) + MAP_RUNS_MAX * 20 <= OBJECT_BODY_BYTES_MAX);
+    // The largest manifest, directory and index run fit a body, and that an object.
+    assert!(1024 + MAP_LAYERS_MAX * 56 + MAP_PARTS_MAX * 16 <= OBJECT_BODY_BYTES_MAX);
+    assert!(1024 + PART_PAGES_MAX * 32 + PART_RANGES_MAX * (4 + 1) <= OBJECT_BODY_BYTES_MAX);
+    assert!(8 << 18 <= PART_RANGES_MAX);
+    assert!(PAGE_BYTES_MAX <= SEGMENT_FRAME_BYTES_MAX);
     assert!(1024 + TARGETS_MAX * 32 + INDEX_RUN_CHUNKS_MAX * 44 <= OBJECT_BODY_BYTES_MAX);
     // The largest checkpoint fits a body, and a shard's volumes fit a checkpoint.
     assert!(1024 + CHECKPOINT_VOLUMES_MAX * 88 <= OBJECT_BODY_BYTES_MAX);
     assert!(SHARD_VOLUMES_MAX <= CHECKPOINT_VOLUMES_MAX);
-    assert!(SEGMENT_TARGETS_MAX <= TARGETS_MAX && MAP_CHUNKS_MAX <= TARGETS_MAX);
+    assert!(SEGMENT_TARGETS_MAX <= TARGETS_MAX && PAGE_RUNS_MAX <= TARGETS_MAX);
     assert!(OBJECT_HEADER_BYTES_MAX < BLOCK_BYTES && OBJECT_HEADER_BYTES_MAX <= u16::MAX as usize);
     // The cache holds the batches in flight, the one being filled and the window of a source.
     assert!((PUTS_IN_FLIGHT_MAX + 2) * BATCH_BYTES + WINDOW_BYTES <= SHARD_CACHE_BYTES);

@@ -23,8 +23,10 @@ pub enum ObjectKind {
     Slot,
     /// An epoch of a volume.
     Epoch,
-    /// A part of a map of a volume.
+    /// A map of a volume: its manifest.
     Map,
+    /// A part of a layer of a map.
+    Pages,
     /// A run of the dedup index.
     IndexRun,
     /// A checkpoint of a log.
@@ -33,8 +35,8 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Slot, Self::Epoch, Self::Map, Self::IndexRun, Self::Checkpoint];
+    pub const ALL: [Self; 6] =
+        [Self::Slot, Self::Epoch, Self::Map, Self::Pages, Self::IndexRun, Self::Checkpoint];
 
     /// Its first four bytes.
     #[must_use]
@@ -43,6 +45,7 @@ impl ObjectKind {
             Self::Slot => *b"FSSG",
             Self::Epoch => *b"FSEP",
             Self::Map => *b"FSMP",
+            Self::Pages => *b"FSPG",
             Self::IndexRun => *b"FSIR",
             Self::Checkpoint => *b"FSCP",
         }
@@ -55,6 +58,7 @@ impl ObjectKind {
             Self::Slot => "segment",
             Self::Epoch => "epoch object",
             Self::Map => "map",
+            Self::Pages => "map part",
             Self::IndexRun => "index run",
             Self::Checkpoint => "checkpoint",
         }
@@ -66,6 +70,7 @@ impl ObjectKind {
         match self {
             Self::Slot => crate::segment::OWN_BYTES,
             Self::Map => crate::map::OWN_BYTES,
+            Self::Pages => crate::map::PART_OWN_BYTES,
             Self::Epoch | Self::IndexRun | Self::Checkpoint => 4,
         }
     }
@@ -80,14 +85,16 @@ impl ObjectKind {
     #[must_use]
     pub fn body_bytes_max(self) -> usize {
         match self {
-            Self::Slot | Self::Map | Self::IndexRun | Self::Checkpoint => OBJECT_BODY_BYTES_MAX,
+            Self::Slot | Self::Map | Self::Pages | Self::IndexRun | Self::Checkpoint => {
+                OBJECT_BODY_BYTES_MAX
+            }
             Self::Epoch => SMALL_BODY_BYTES_MAX,
         }
     }
 }
 
 /// How a body or a frame is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Compression {
     /// Not at all.
     Raw,
@@ -228,7 +235,7 @@ impl ObjectHeader {
         reader.feature_bits()?;
         let header = Self::fields(kind, header_bytes, &mut reader)?;
         let own = header.own_fields(head);
-        if !matches!(kind, ObjectKind::Slot | ObjectKind::Map) {
+        if !matches!(kind, ObjectKind::Slot | ObjectKind::Map | ObjectKind::Pages) {
             header.check_without_fields(header.own_fields(head))?;
         }
         Ok((header, own))

@@ -4,7 +4,7 @@
 
 use crate::error::DecodeError;
 use crate::ids::{Attempt, ChunkId, LogId, Slot};
-use crate::limits::{CHUNK_BLOCKS_MAX, INDEX_RUN_CHUNKS_MAX, MAP_CHUNKS_MAX, TARGETS_MAX};
+use crate::limits::{CHUNK_BLOCKS_MAX, INDEX_RUN_CHUNKS_MAX, TARGETS_MAX};
 use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::wire::Put;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,11 +122,9 @@ pub struct StoredChunk {
     pub chunk: u32,
 }
 
-/// The section of stored chunks, in maps and index runs.
+/// The section of stored chunks, in index runs.
 pub(crate) const STORED: SectionKind =
-    SectionKind { number: 3, stride: 44, max: STORED_MAX, what: "stored chunks" };
-const STORED_MAX: usize =
-    if MAP_CHUNKS_MAX > INDEX_RUN_CHUNKS_MAX { MAP_CHUNKS_MAX } else { INDEX_RUN_CHUNKS_MAX };
+    SectionKind { number: 3, stride: 44, max: INDEX_RUN_CHUNKS_MAX, what: "stored chunks" };
 
 /// Lays out chunks and their targets.
 pub(crate) fn put_stored(out: &mut SectionWriter, chunks: &[StoredChunk]) {

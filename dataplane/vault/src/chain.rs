@@ -90,7 +90,7 @@ pub(crate) struct Chain<'a> {
     stamp: Stamp,
     end: Option<ScanEnd>,
     /// Where it went on from, until the segment there was read.
-    resumed: Option<Start>,
+    resumed: Option<(Start, ObjectName)>,
     /// Why a segment was not read, until what follows shows that it holds nothing of the volume.
     unread: Option<VaultError>,
 }
@@ -130,12 +130,13 @@ impl<'a> Chain<'a> {
         Ok(chain)
     }
 
-    /// Goes on where a map of the volume ends, in one of its epochs.
+    /// Goes on where `map`, of the volume, ends, in one of its epochs.
     pub(crate) fn resume(
         vault: &'a Vault,
         volume: VolumeId,
         epochs: Vec<EpochBody>,
         start: Start,
+        map: ObjectName,
     ) -> Self {
         let scan = LogScan::resume(vault, epochs[start.epoch].log, start.slot);
         Self {
@@ -150,7 +151,7 @@ impl<'a> Chain<'a> {
             last: start.last,
             stamp: Stamp::default(),
             end: None,
-            resumed: Some(start),
+            resumed: Some((start, map)),
             unread: None,
         }
     }
@@ -266,12 +267,12 @@ impl<'a> Chain<'a> {
         };
         let Some((slot, mut segment)) = next else {
             self.end = self.scan.end();
-            return match self.resumed {
+            return match self.resumed.take() {
                 None => Ok(false),
-                Some(Start { epoch, slot, last }) => Err(VaultError::Lost {
+                Some((Start { epoch, slot, .. }, user)) => Err(VaultError::Lost {
                     url: self.vault.url().to_owned(),
                     object: ObjectName::slot(self.epochs[epoch].log, slot),
-                    user: ObjectName::map(self.volume, last, 0),
+                    user,
                 }),
             };
         };

@@ -1,27 +1,35 @@
-//! From a reference in a table to the bytes of a chunk: tables and frames, cached.
+//! From a reference to the bytes of a chunk: tables and frames, cached.
 //!
-//! A frame is opened, and every chunk in it compared with its id, before it enters the cache.
+//! A chunk is compared with what is known of its id before its bytes are used.
 
 use crate::blocking;
-use crate::blocks::Source;
+use crate::blocks::{Source, check_of};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{CACHE_SHARDS, FRAME_CACHE_BYTES, FRAMES_OPENING_MAX, TABLE_CACHE_BYTES};
+use crate::limits::{
+    CACHE_SHARDS, FRAME_CACHE_BYTES, FRAMES_OPENING_MAX, PAGE_CACHE_BYTES, TABLE_CACHE_BYTES,
+};
 use crate::log::{OpenSegment, read_segment};
+use crate::map::{Layer, PageKey};
 use crate::vault::Vault;
 use bytes::Bytes;
-use farshore_codec::ChunkHasher;
-use farshore_codec::CodecError;
-use farshore_codec::segment::chunk_of;
-use farshore_proto::Target;
+use farshore_codec::segment::open_frame_at;
+use farshore_codec::{ChunkHasher, CodecError};
 use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::map::{CHECK_BYTES, FrameAt, Page};
 use farshore_proto::segment::{ChunkPlace, SegmentChunk};
+use farshore_proto::{ChunkId, Target};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 type FrameKey = (Target, u32);
+
+/// A page, and what it weighs in the cache.
+type CachedPage = (Arc<Page>, u64);
 
 /// Where a chunk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,17 +42,87 @@ pub struct Location {
     pub blocks: u32,
 }
 
-/// A chunk where it is stored.
-#[derive(Debug, Clone)]
-pub struct Home {
-    /// The segment.
-    pub segment: Arc<OpenSegment>,
-    /// Number of the chunk in that segment's table.
-    pub number: u32,
-    /// Frame that holds it.
-    pub frame: u32,
-    /// Byte offset in the frame.
+/// Blocks of a chunk, and the frame that holds it: all that reading them takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stored {
+    /// The frame.
+    pub frame: FrameAt,
+    /// Number of the chunk in the table of the segment.
+    pub chunk: u32,
+    /// Byte offset of the chunk in the opened frame.
     pub offset: u32,
+    /// Length of the chunk in blocks.
+    pub blocks: u32,
+    /// First block inside the chunk.
+    pub first: u32,
+    /// The first bytes of the chunk's id.
+    pub check: [u8; CHECK_BYTES],
+}
+
+impl Stored {
+    /// Blocks from `first` on of the chunk of a page.
+    pub(crate) fn of_page(page: &Page, chunk: u32, first: u32) -> Self {
+        // In range: the page's decoder compared them.
+        let held = page.chunks[chunk as usize];
+        let frame = page.frames[held.frame as usize];
+        let (chunk, offset, blocks, check) = (held.number, held.offset, held.blocks, held.check);
+        Self { frame, chunk, offset, blocks, first, check }
+    }
+
+    /// What is left behind its first blocks.
+    #[must_use]
+    pub fn skip(self, blocks: u64) -> Self {
+        let blocks = u32::try_from(blocks).expect("inside the run");
+        Self { first: self.first + blocks, ..self }
+    }
+
+    /// Whether both are of one chunk, as it is known.
+    #[must_use]
+    pub fn is_of(&self, other: &Self) -> bool {
+        Self { first: 0, ..*self } == Self { first: 0, ..*other }
+    }
+
+    /// Where the first of its blocks is in the opened frame.
+    #[must_use]
+    pub fn start(&self) -> usize {
+        self.offset as usize + self.first as usize * BLOCK_BYTES
+    }
+
+    fn chunk_range(&self) -> Range<usize> {
+        let start = self.offset as usize;
+        start..start + self.blocks as usize * BLOCK_BYTES
+    }
+
+    /// Compares the whole chunk, in its opened frame, with what is known of its id.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is not that chunk.
+    pub fn check(&self, frame: &[u8], hasher: &ChunkHasher) -> Result<ChunkId, CodecError> {
+        let id = frame.get(self.chunk_range()).map(|bytes| hasher.id(bytes));
+        let is_it = |id: &ChunkId| check_of(id) == self.check;
+        id.filter(is_it).ok_or(CodecError::OtherChunk { number: self.chunk })
+    }
+}
+
+/// An opened frame, and which of its chunks were compared with what is known of them.
+#[derive(Debug)]
+struct OpenFrame {
+    bytes: Bytes,
+    /// Offset and length → the id that the bytes have.
+    checked: Mutex<HashMap<(u32, u32), ChunkId>>,
+}
+
+impl OpenFrame {
+    fn check(&self, stored: &Stored, hasher: &ChunkHasher) -> Result<(), CodecError> {
+        let key = (stored.offset, stored.blocks);
+        let known = self.checked.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        if known.is_some_and(|id| check_of(&id) == stored.check) {
+            return Ok(());
+        }
+        let id = stored.check(&self.bytes, hasher)?;
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner).insert(key, id);
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -56,38 +134,38 @@ impl Weighter<Target, Arc<OpenSegment>> for BySize {
     }
 }
 
-impl Weighter<FrameKey, Bytes> for BySize {
-    fn weight(&self, _: &FrameKey, frame: &Bytes) -> u64 {
-        frame.len() as u64 + 64
+impl Weighter<FrameKey, Arc<OpenFrame>> for BySize {
+    fn weight(&self, _: &FrameKey, frame: &Arc<OpenFrame>) -> u64 {
+        frame.bytes.len() as u64 + 1024
     }
 }
 
-/// Reads chunks. Shared by concurrent readers; each object is fetched once for all that want it.
+impl Weighter<PageKey, CachedPage> for BySize {
+    fn weight(&self, _: &PageKey, page: &CachedPage) -> u64 {
+        page.1
+    }
+}
+
+type SizedCache<K, V> = Cache<K, V, BySize>;
+
+/// Reads chunks by reference.
+#[derive(Debug)]
 pub(crate) struct ChunkReader {
     vault: Vault,
-    /// Named in errors as what refers to the chunks.
     user: ObjectName,
-    tables: Cache<Target, Arc<OpenSegment>, BySize>,
-    frames: Cache<FrameKey, Bytes, BySize>,
+    tables: SizedCache<Target, Arc<OpenSegment>>,
+    frames: SizedCache<FrameKey, Arc<OpenFrame>>,
+    pages: SizedCache<PageKey, CachedPage>,
     opening: Semaphore,
 }
 
-impl std::fmt::Debug for ChunkReader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChunkReader")
-            .field("tables", &self.tables.len())
-            .field("frames", &self.frames.len())
-            .finish_non_exhaustive()
-    }
-}
-
-fn cache<K, V>(bytes: u64, item_bytes: u64) -> Cache<K, V, BySize>
+fn cache<K, V>(bytes: u64, item: u64) -> SizedCache<K, V>
 where
     K: Eq + std::hash::Hash,
     V: Clone,
     BySize: Weighter<K, V>,
 {
-    let items = usize::try_from(bytes / item_bytes).expect("small constants");
+    let items = usize::try_from(bytes / item).expect("the constants are small");
     let options = OptionsBuilder::new()
         .shards(CACHE_SHARDS)
         .weight_capacity(bytes)
@@ -106,8 +184,22 @@ impl ChunkReader {
             user,
             tables: cache(TABLE_CACHE_BYTES, 64 << 10),
             frames: cache(FRAME_CACHE_BYTES, 512 << 10),
+            pages: cache(PAGE_CACHE_BYTES, 256 << 10),
             opening: Semaphore::new(FRAMES_OPENING_MAX),
         }
+    }
+
+    /// A page of a layer.
+    pub(crate) async fn page(
+        &self,
+        layer: &Arc<Layer>,
+        key: PageKey,
+    ) -> Result<Arc<Page>, VaultError> {
+        let read = async {
+            let page = layer.read(&self.vault, key, &self.user).await?;
+            Ok((Arc::new(page), layer.page_bytes(key)))
+        };
+        self.pages.get_or_insert_async(&key, read).await.map(|(page, _)| page)
     }
 
     pub(crate) fn vault(&self) -> &Vault {
@@ -145,67 +237,73 @@ impl ChunkReader {
         })
     }
 
-    /// Where the chunk of `source` is stored, of which `count` blocks are wanted.
-    pub(crate) async fn home(
+    /// Where `count` blocks of a chunk that a table names are stored, by the table of the segment that holds it.
+    pub(crate) async fn stored(
         &self,
         target: Target,
         source: &Source,
         count: u64,
-    ) -> Result<Home, VaultError> {
-        let number = source.chunk;
+    ) -> Result<Stored, VaultError> {
         let segment = self.segment(target, &self.user).await?;
         let end = u64::from(source.first) + count;
-        let is_it = |chunk: &&SegmentChunk| source.is_of(&chunk.id) && end <= chunk.blocks.into();
-        match segment.table.chunks.get(number as usize).filter(is_it).copied() {
-            Some(SegmentChunk { place: ChunkPlace::Here { frame, offset }, .. }) => {
-                Ok(Home { segment, number, frame, offset })
+        let is_it = |chunk: &&SegmentChunk| {
+            check_of(&chunk.id) == source.check && end <= chunk.blocks.into()
+        };
+        match segment.table.chunks.get(source.chunk as usize).filter(is_it) {
+            Some(SegmentChunk { place: ChunkPlace::Here { frame, offset }, blocks, .. }) => {
+                let frame = segment.frame_at(*frame);
+                let (chunk, first, check) = (source.chunk, source.first, source.check);
+                Ok(Stored { frame, chunk, offset: *offset, blocks: *blocks, first, check })
             }
             _ => Err(VaultError::Reference {
                 url: self.vault.url().to_owned(),
                 object: self.user.clone(),
-                chunk: number,
+                chunk: source.chunk,
                 target: ObjectName::slot(target.log, target.slot),
             }),
         }
     }
 
-    /// The `count` blocks of `source`.
+    /// `count` blocks of a chunk.
     ///
     /// What is returned keeps at most about twice its own length in memory: a frame holds many chunks, and a
     /// slice of it would keep all of them for as long as the answer is on its way.
-    pub(crate) async fn blocks(
-        &self,
-        target: Target,
-        source: &Source,
-        count: u64,
-    ) -> Result<Bytes, VaultError> {
-        let home = self.home(target, source, count).await?;
-        let key = (target, home.frame);
-        let frame = self.frames.get_or_insert_async(&key, self.read_frame(&home)).await?;
-        let start = home.offset as usize + source.first as usize * BLOCK_BYTES;
+    pub(crate) async fn blocks(&self, stored: &Stored, count: u64) -> Result<Bytes, VaultError> {
+        let at = &stored.frame;
+        let key = (at.target, at.number);
+        let frame = self.frames.get_or_insert_async(&key, self.read_frame(at)).await?;
+        let damaged = |cause| {
+            let name = ObjectName::slot(at.target.log, at.target.slot);
+            self.vault.damaged(name, at.offset.into(), cause)
+        };
+        frame.check(stored, self.vault.hasher()).map_err(damaged)?;
+        let start = stored.start();
         let length = usize::try_from(count).expect("a run of a chunk is short") * BLOCK_BYTES;
-        // In range: `home` compared the blocks wanted with the length of the chunk, and the table's decoder
-        // every chunk with the length of its frame.
+        // In range: the chunk was just found in the frame, and the run lies in the chunk.
         let blocks = start..start + length;
-        Ok(match 2 * length < frame.len() {
-            true => Bytes::copy_from_slice(&frame[blocks]),
-            false => frame.slice(blocks),
+        Ok(match 2 * length < frame.bytes.len() {
+            true => Bytes::copy_from_slice(&frame.bytes[blocks]),
+            false => frame.bytes.slice(blocks),
         })
     }
 
-    async fn read_frame(&self, home: &Home) -> Result<Bytes, VaultError> {
+    async fn read_frame(&self, at: &FrameAt) -> Result<Arc<OpenFrame>, VaultError> {
         // Of all readers: each has a few under way, and there may be many.
         let _permit = self.opening.acquire().await;
-        let Target { log, slot, .. } = home.segment.target();
-        let name = ObjectName::slot(log, slot);
-        let range = home.segment.frames[home.frame as usize].clone();
-        let sealed = self.vault.store().get_range(&name, range.clone()).await;
-        let sealed = sealed.map_err(VaultError::from)?.bytes;
-        let (segment, number) = (Arc::clone(&home.segment), home.frame);
-        let hasher = self.vault.hasher().clone();
-        let opening = blocking::run(move || open_frame(&segment, number, &sealed, &hasher));
-        let opened = opening.await.map_err(|source| VaultError::Task { source })?;
-        opened.map_err(|source| self.vault.damaged(name, range.start, source)).map(Bytes::from)
+        let name = ObjectName::slot(at.target.log, at.target.slot);
+        let sealed = match self.vault.store().get_range(&name, at.range()).await {
+            Ok(part) => part.bytes,
+            Err(error) => return Err(self.vault.lost(error.into(), name, &self.user)),
+        };
+        let (vault, at) = (self.vault.clone(), *at);
+        let opening = blocking::run(move || {
+            let mut raw = Vec::new();
+            open_frame_at(vault.id(), &at, &sealed, vault.ring(), &mut raw).map(|()| raw)
+        });
+        match opening.await.map_err(|source| VaultError::Task { source })? {
+            Ok(raw) => Ok(Arc::new(OpenFrame { bytes: raw.into(), checked: Mutex::default() })),
+            Err(cause) => Err(self.vault.damaged_frame(&at, cause, &self.user)),
+        }
     }
 }
 
@@ -224,21 +322,4 @@ pub(crate) fn referred(
         }
         _ => None,
     }
-}
-
-/// Opens a frame and compares all its chunks with their ids.
-pub(crate) fn open_frame(
-    segment: &OpenSegment,
-    number: u32,
-    sealed: &[u8],
-    hasher: &ChunkHasher,
-) -> Result<Vec<u8>, CodecError> {
-    let mut raw = Vec::new();
-    segment.opener.open_frame(&segment.table, number, sealed, &mut raw)?;
-    for (chunk, held) in (0..).zip(&segment.table.chunks) {
-        if matches!(held.place, ChunkPlace::Here { frame, .. } if frame == number) {
-            chunk_of(&segment.table, chunk, &raw, hasher)?;
-        }
-    }
-    Ok(raw)
 }

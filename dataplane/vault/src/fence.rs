@@ -10,7 +10,7 @@
 use crate::epoch::{Claim, claim_behind, read_epochs};
 use crate::error::VaultError;
 use crate::log::{find_end, seal};
-use crate::map::{self, Ids};
+use crate::map;
 use crate::vault::Vault;
 use crate::view::{Point, PointSelector};
 use farshore_proto::bugs::{Bug, is_on};
@@ -90,8 +90,13 @@ impl FenceError {
 /// the end; `Unavailable`; `Limit`.
 pub async fn end_of_stream(vault: &Vault, volume: VolumeId) -> Result<StreamEnd, VaultError> {
     let epochs = read_epochs(vault, volume).await?;
-    let base = map::find(vault, volume, &epochs, PointSelector::Latest, Ids::Drop).await;
+    let base = newest_map(vault, volume, &epochs).await;
     end_in(vault, volume, &epochs, base, None).await
+}
+
+/// The newest map.
+async fn newest_map(vault: &Vault, volume: VolumeId, epochs: &[EpochBody]) -> Option<map::Base> {
+    map::find(vault, volume, epochs, PointSelector::Latest, &map::Avoided::new()).await
 }
 
 /// A log that is known to be filled below a slot: what a store says is missing there is not its end.
@@ -109,7 +114,7 @@ async fn end_in(
     };
     let (last_seq, stamp, point) = match base {
         None => read_end(vault, volume, epochs, None, filled).await?,
-        Some(base) => match read_end(vault, volume, epochs, Some(base), filled).await {
+        Some(base) => match read_end(vault, volume, epochs, Some(&base), filled).await {
             Err(error) if !error.is_unavailable() => {
                 tracing::warn!(
                     %volume, %error,
@@ -127,18 +132,19 @@ async fn read_end(
     vault: &Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
-    base: Option<map::Base>,
+    base: Option<&map::Base>,
     filled: Filled,
 ) -> Result<(Seq, Stamp, Option<Point>), VaultError> {
-    let (mut build, mut chain) = map::begin(vault, volume, epochs, base, Ids::Drop)?;
+    let (_, mut chain) = map::begin(vault, volume, epochs, base)?;
+    let mut point = base.and_then(|base| base.point);
     if let Some((log, filled)) = filled {
         chain = chain.filled_to(log, filled);
     }
     while let Some(found) = chain.next().await? {
-        build.take(&chain, &found)?;
+        point = Point::at_end(&chain.epochs()[found.epoch], &found.span).or(point);
     }
     chain.hole().await?;
-    Ok((chain.last(), chain.stamp(), build.point().copied()))
+    Ok((chain.last(), chain.stamp(), point))
 }
 
 /// Takes the volume from every writer, under an epoch greater than all that the vault has. Whatever a
@@ -176,7 +182,7 @@ pub async fn fence_volume(
         if last.epoch >= epoch && !is_held {
             break;
         }
-        let base = map::find(vault, volume, &epochs, PointSelector::Latest, Ids::Drop).await;
+        let base = newest_map(vault, volume, &epochs).await;
         let from = written_before(&epochs, base.as_ref());
         let early = if is_on(Bug::EndBeforeSeal) {
             Some(end_in(vault, volume, &epochs, None, None).await.map_err(failed)?)

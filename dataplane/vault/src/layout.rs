@@ -6,7 +6,8 @@
 //! volumes/<volume>/epochs/<ordinal, 10 digits> who writes
 //! logs/<log>/<slot, 16 hex digits>             segment, fill or seal
 //! logs/<log>/checkpoints/<slot, 16 hex digits> derived
-//! maps/<volume>/<seq, 20 digits>/<part, 4>      derived
+//! maps/<volume>/<place>/<attempt>               derived; a place is <ordinal, 10 digits>-<seq, 20 digits>
+//! pages/<volume>/<place>/<attempt>/<part, 5>    derived
 //! index/<run>                                  derived
 //! validate/<run>/<number>                      left by a validation of the store, belongs to nothing
 //! ```
@@ -14,7 +15,7 @@
 //! A name is always made from ids: nothing from outside is ever used as a path.
 
 use farshore_proto::keys::Fingerprint;
-use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VolumeId};
+use farshore_proto::{KeyNumber, LogId, MapAttempt, Place, RunId, Seq, Slot, VolumeId};
 use object_store::path::Path;
 use std::fmt;
 
@@ -62,10 +63,19 @@ impl ObjectName {
         Self(Path::from(format!("volumes/{volume}")))
     }
 
-    /// A part of the map of a volume at a seq.
+    /// The manifest of a map of a volume at a place.
     #[must_use]
-    pub fn map(volume: VolumeId, seq: Seq, part: u32) -> Self {
-        Self(Path::from(format!("maps/{volume}/{:020}/{part:04}", seq.0)))
+    pub fn map(volume: VolumeId, at: Place, attempt: MapAttempt) -> Self {
+        let Place { ordinal, seq } = at;
+        Self(Path::from(format!("maps/{volume}/{ordinal:010}-{:020}/{attempt}", seq.0)))
+    }
+
+    /// A part of the layer that was written for a map of a volume at a place.
+    #[must_use]
+    pub fn pages(volume: VolumeId, at: Place, attempt: MapAttempt, part: u32) -> Self {
+        let Place { ordinal, seq } = at;
+        let place = format!("{ordinal:010}-{:020}", seq.0);
+        Self(Path::from(format!("pages/{volume}/{place}/{attempt}/{part:05}")))
     }
 
     /// A run of the dedup index.
@@ -194,13 +204,16 @@ pub fn key_of(name: &str) -> Option<(KeyNumber, Fingerprint)> {
     is_ours.then_some((key, fingerprint))
 }
 
-/// Seq and part of the map object that a name ends with, if it is one.
+/// Place and attempt of the manifest that a name ends with, if it is one.
 #[must_use]
-pub fn map_part_of(name: &str) -> Option<(Seq, u32)> {
+pub fn map_of(name: &str) -> Option<(Place, MapAttempt)> {
     let mut names = name.rsplit('/');
-    let part = names.next().filter(|digits| digits.len() == 4 && is_decimal(digits))?;
-    let seq = names.next().filter(|digits| digits.len() == 20 && is_decimal(digits))?;
-    Some((Seq(seq.parse().ok()?), part.parse().ok()?))
+    let text = names.next()?;
+    let attempt = text.parse().ok().filter(|attempt: &MapAttempt| attempt.to_string() == text)?;
+    let (ordinal, seq) = names.next()?.split_once('-')?;
+    let is_ours = ordinal.len() == 10 && seq.len() == 20 && is_decimal(ordinal) && is_decimal(seq);
+    let place = Place { ordinal: ordinal.parse().ok()?, seq: Seq(seq.parse().ok()?) };
+    is_ours.then_some((place, attempt))
 }
 
 /// The index run that an object name ends with, if it is one.
@@ -238,9 +251,16 @@ mod tests {
             text(ObjectName::checkpoint(log, Slot(0x20))),
             "logs/abababab-abab-abab-abab-abababababab/checkpoints/0000000000000020"
         );
+        let (at, attempt) = (Place { ordinal: 7, seq: Seq(42) }, MapAttempt([0x33; 16]));
         assert_eq!(
-            text(ObjectName::map(volume, Seq(42), 3)),
-            "maps/11111111-1111-1111-1111-111111111111/00000000000000000042/0003"
+            text(ObjectName::map(volume, at, attempt)),
+            "maps/11111111-1111-1111-1111-111111111111/0000000007-00000000000000000042/\
+             33333333-3333-3333-3333-333333333333"
+        );
+        assert_eq!(
+            text(ObjectName::pages(volume, at, attempt, 3)),
+            "pages/11111111-1111-1111-1111-111111111111/0000000007-00000000000000000042/\
+             33333333-3333-3333-3333-333333333333/00003"
         );
         assert_eq!(
             text(ObjectName::index_run(RunId([0x22; 16]))),
@@ -266,10 +286,14 @@ mod tests {
         {
             assert_eq!(key_of(&format!("keys/{name}")), None, "{name}");
         }
-        let map = ObjectName::map(VolumeId([1; 16]), Seq(77), 12).to_string();
-        assert_eq!(map_part_of(&map), Some((Seq(77), 12)));
-        assert_eq!(map_part_of("maps/x/00000000000000000077"), None);
-        assert_eq!(map_part_of("maps/x/0000000000000000007x/0000"), None);
+        let (at, attempt) = (Place { ordinal: 3, seq: Seq(77) }, MapAttempt([3; 16]));
+        let map = ObjectName::map(VolumeId([1; 16]), at, attempt).to_string();
+        assert_eq!(map_of(&map), Some((at, attempt)));
+        for wrong in ["77/03030303-0303-0303-0303-030303030303", "0000000003-00000000000000000077"]
+        {
+            assert_eq!(map_of(&format!("maps/x/{wrong}")), None, "{wrong}");
+        }
+        assert_eq!(map_of(&map.replace("3-0", "3-x")), None);
         let run = RunId([3; 16]);
         assert_eq!(run_of(&ObjectName::index_run(run).to_string()), Some(run));
         assert_eq!(run_of("index/03030303030303030303030303030303"), None);

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use farshore_proto::limits::{
-    BLOCK_BYTES, MAP_PARTS_MAX, MAP_RUNS_MAX, OBJECT_BODY_BYTES_MAX, OBJECT_HEADER_BYTES_MAX,
-    PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX,
-    SMALL_OBJECT_BYTES_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
+    BLOCK_BYTES, MAP_PART_BYTES_MAX, OBJECT_BODY_BYTES_MAX, OBJECT_HEADER_BYTES_MAX,
+    PAGE_BYTES_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX,
+    SEGMENT_FRAME_BYTES_MAX, SMALL_OBJECT_BYTES_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
 };
 
 /// Largest object that is header and body, nothing else.
@@ -39,17 +39,28 @@ pub const KEY_OBJECTS_MAX: usize = 1 << 16;
 /// Times that a seal moves on to the next slot because a late segment was there first.
 pub const SEAL_STEPS_MAX: u64 = 1 << 16;
 
-/// Runs in the block map of one view; one run costs about 60 bytes.
-pub const VIEW_RUNS_MAX: usize = 1 << 27;
-/// Bytes of a chunk on an average disk: a view needs a run for each of so many at least.
-const CHUNK_BYTES_MEAN: u64 = 48 << 10;
-
-/// Blocks of the largest volume that a view can hold once all of it was written; a node refuses larger
-/// ones before it takes anything. Random writes of small blocks can make more runs of a smaller volume.
-#[must_use]
-pub const fn restorable_blocks_max() -> u64 {
-    VIEW_RUNS_MAX as u64 * (CHUNK_BYTES_MEAN / BLOCK_BYTES as u64)
-}
+/// Runs that a view holds of what came behind the newest map; one costs about 60 bytes.
+pub const TAIL_RUNS_MAX: usize = 1 << 24;
+/// Runs behind the newest map that make whoever writes one end it there, and go on with the next.
+pub const LAYER_RUNS_MAX: usize = 1 << 20;
+/// Extents without a mark that are worth a map without one.
+pub const UNMARKED_EXTENTS_MIN: usize = 1 << 14;
+/// Ranges that the deltas of a map may cover, all together; one costs 4 bytes in a view.
+pub const COVERED_RANGES_MAX: u64 = 1 << 24;
+/// A part of a layer is ended when its pages have so many bytes.
+pub const PART_BYTES: usize = 16 << 20;
+/// Decoded pages that a view keeps.
+pub const PAGE_CACHE_BYTES: u64 = 48 << 20;
+/// Pages that one read fetches at the same time.
+pub const READ_PAGES_IN_FLIGHT_MAX: usize = 16;
+/// Parts of a map whose directories are read at the same time.
+pub const PARTS_AT_ONCE: usize = 16;
+/// Layers of a map that are opened at the same time.
+pub const LAYERS_AT_ONCE: usize = 4;
+/// Blocks that whoever reads a whole volume resolves at once: 64 MiB.
+pub const WINDOW_BLOCKS: u64 = 1 << 14;
+/// Such windows that are resolved ahead.
+pub const WINDOWS_AHEAD: usize = 4;
 
 /// Recovery points of one volume that a listing holds.
 pub const POINTS_MAX: usize = 1 << 24;
@@ -76,8 +87,6 @@ pub const PATIENCE_BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub const MAPS_LISTED_MAX: usize = 1 << 16;
 /// Maps that a reader tries before it reads the logs alone.
 pub const MAP_TRIES_MAX: usize = 8;
-/// Parts of a map that are read ahead.
-pub const MAP_PARTS_AHEAD_MAX: usize = 2;
 /// Index runs that are read.
 pub const RUNS_LISTED_MAX: usize = 1 << 16;
 /// Index runs that are read ahead.
@@ -128,8 +137,11 @@ const _: () = {
     assert!(
         TABLE_CACHE_BYTES / CACHE_SHARDS as u64 >= (SEGMENT_CHUNKS_MAX * 80 + (1 << 20)) as u64
     );
-    // The largest view can be mapped.
-    assert!(MAP_PARTS_MAX * MAP_RUNS_MAX >= VIEW_RUNS_MAX);
+    // A part is ended before it is too large.
+    assert!((PART_BYTES + PAGE_BYTES_MAX + TAG_BYTES) as u64 <= MAP_PART_BYTES_MAX);
+    // What makes a map is far below what a view holds without one.
+    assert!(UNMARKED_EXTENTS_MIN < LAYER_RUNS_MAX && 8 * LAYER_RUNS_MAX <= TAIL_RUNS_MAX);
+    assert!(WINDOW_BLOCKS * BLOCK_BYTES as u64 <= READ_BYTES_MAX as u64);
     // One GET holds at least two frames, and stays far below an object.
     assert!(BULK_GET_BYTES >= 2 * (SEGMENT_FRAME_BYTES_MAX + 16) as u64);
     assert!(BULK_GET_BYTES * 4 <= SEGMENT_BYTES_MAX);

@@ -13,6 +13,7 @@ use farshore_codec::{
 };
 use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper};
 use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
+use farshore_proto::map::FrameAt;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::vault::{DomainKeys, VaultObject};
 use farshore_proto::{KeyNumber, VaultId};
@@ -153,6 +154,31 @@ impl Vault {
                 VaultError::Lost { url, object: key, user: object }
             }
             _ => VaultError::Damaged { url, object, offset, cause },
+        }
+    }
+
+    /// The error of an object that `user` refers to and that could not be read.
+    pub(crate) fn lost(
+        &self,
+        error: VaultError,
+        object: ObjectName,
+        user: &ObjectName,
+    ) -> VaultError {
+        match error.is_not_found() {
+            true => VaultError::Lost { url: self.url().to_owned(), object, user: user.clone() },
+            false => error,
+        }
+    }
+
+    /// The error of a frame of a segment, which `user` refers to, that does not open.
+    #[must_use]
+    pub fn damaged_frame(&self, at: &FrameAt, cause: CodecError, user: &ObjectName) -> VaultError {
+        let object = ObjectName::slot(at.target.log, at.target.slot);
+        match cause {
+            CodecError::Attempt { .. } => {
+                VaultError::Replaced { url: self.url().to_owned(), object, user: user.clone() }
+            }
+            cause => self.damaged(object, at.offset.into(), cause),
         }
     }
 

@@ -1,30 +1,34 @@
 //! A volume as it was at a recovery point.
 
 mod build;
+mod image;
 
-use crate::blocks::BlockMap;
-use crate::chain::Hole;
+use crate::chain::{Chain, Hole};
 use crate::chunks::ChunkReader;
 use crate::epoch::{Known, read_known};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX};
-use crate::log::OpenSegment;
-use crate::map::{self, Base, Ids};
+use crate::limits::{
+    MAP_TRIES_MAX, READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX, WINDOW_BLOCKS, WINDOWS_AHEAD,
+};
+use crate::map::{self, Avoided, Base, open_layers};
 use crate::patience::Patience;
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
+use farshore_proto::segment::Span;
 use farshore_proto::{BlockRange, Epoch, ErrorKind, MarkKind, PointId, Seq, Target, VolumeId};
 use futures::{StreamExt, TryStreamExt};
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::sync::Mutex as AsyncMutex;
 
-pub use crate::blocks::Source;
-pub use crate::chunks::Home;
+pub use crate::chunks::Stored;
 pub(crate) use build::Build;
+pub(crate) use image::{Held, Image, LayerError};
 
 /// Which recovery point of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +71,21 @@ pub struct Point {
     pub size_bytes: u64,
 }
 
+impl Point {
+    /// The point that a span of an epoch ends with, if it has a mark.
+    pub(crate) fn at_end(body: &EpochBody, span: &Span) -> Option<Self> {
+        span.mark.map(|mark| Self {
+            id: mark.point,
+            seq: span.last_seq,
+            epoch: body.epoch,
+            kind: mark.kind,
+            unknown_blocks: mark.unknown_blocks,
+            time_unix_ms: mark.time_unix_ms,
+            size_bytes: body.size_bytes,
+        })
+    }
+}
+
 /// A piece of what was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
@@ -106,23 +125,27 @@ pub fn flatten(pieces: &[Piece]) -> Vec<u8> {
     out
 }
 
-/// A volume at a recovery point: its block map, and the way to its bytes.
+/// A volume at a recovery point: what is in memory of its map, and the way to the rest and to its bytes.
 #[derive(Debug)]
 pub struct VolumeView {
     reader: ChunkReader,
-    targets: Vec<Target>,
-    map: BlockMap,
     volume: VolumeId,
+    epochs: Vec<EpochBody>,
+    bounded: usize,
     label: String,
     point: Point,
     points: Vec<Point>,
     hole: Option<Hole>,
     patience: Patience,
+    image: RwLock<Arc<Image>>,
+    /// Maps that turned out not to be readable; whoever holds it makes another image.
+    avoided: AsyncMutex<Avoided>,
 }
 
 impl VolumeView {
-    /// Makes the block map of the volume at the point: from the newest map at or before it, and the
-    /// stream behind that; by the whole stream if there is no map that can be used.
+    /// Opens the volume at the point: by the newest map at or before it, and the
+    /// stream behind that; by the whole stream if there is no map that can be used. Of the map only the directories are
+    /// read: pages are loaded when they are needed.
     ///
     /// An epoch that cannot be read hides only the points from the epoch before it on.
     ///
@@ -138,77 +161,46 @@ impl VolumeView {
         let known = read_known(vault, volume).await?;
         let bounded = known.bounded();
         let Known { epochs, broken } = known;
-        if let Some(broken) = broken {
-            if selector == PointSelector::Latest || bounded == 0 {
+        let reader = ChunkReader::new(vault, ObjectName::volume(volume));
+        let mut avoided = Avoided::new();
+        let stream = Stream { reader: &reader, volume, epochs: &epochs, bounded };
+        let opened = match broken {
+            Some(broken) if selector == PointSelector::Latest || bounded == 0 => {
                 return Err(broken);
             }
-            let found = Self::read_to(vault, volume, &epochs, bounded, selector, None).await;
-            return found.map_err(|error| match error.kind() {
-                ErrorKind::NotFound => broken,
-                _ => error,
-            });
-        }
-        let base = match epochs.is_empty() {
-            true => None,
-            false => map::find(vault, volume, &epochs, selector, Ids::Drop).await,
-        };
-        let Some(base) = base else {
-            return Self::read_to(vault, volume, &epochs, bounded, selector, None).await;
-        };
-        let seq = base.start.last;
-        match Self::read_to(vault, volume, &epochs, bounded, selector, Some(base)).await {
-            Err(error) if !error.is_unavailable() => {
-                tracing::warn!(
-                    %volume, map = %seq, %error,
-                    "cannot go on from a map; reading the logs from the start"
-                );
-                let view = Self::read_to(vault, volume, &epochs, bounded, selector, None).await?;
-                // The map shows that there was a later point: an older one is not the latest.
-                let is_latest = selector != PointSelector::Latest || view.point.seq >= seq;
-                if is_latest { Ok(view) } else { Err(error) }
+            Some(broken) => {
+                let opened = stream.read_to(selector, None).await;
+                opened.map_err(|error| match error.kind() {
+                    ErrorKind::NotFound => broken,
+                    _ => error,
+                })?
             }
-            result => result,
-        }
-    }
-
-    /// Opens the view by the logs, from a map on or from the start, in the first `bounded` epochs.
-    async fn read_to(
-        vault: &Vault,
-        volume: VolumeId,
-        epochs: &[EpochBody],
-        bounded: usize,
-        selector: PointSelector,
-        base: Option<Base>,
-    ) -> Result<Self, VaultError> {
-        let reader = ChunkReader::new(vault, ObjectName::volume(volume));
-        let (mut build, mut chain) = map::begin(vault, volume, epochs, base, Ids::Drop)?;
-        let mut is_found = build.point().is_some_and(|point| selector.is(point));
-        while !is_found {
-            let next = match chain.next().await {
-                Err(error) if error.is_unavailable() && is_on(Bug::AwayTakenForEnd) => None,
-                next => next?,
-            };
-            let Some(found) = next.filter(|found| found.epoch < bounded) else { break };
-            reader.keep(Arc::clone(&found.segment));
-            is_found = build.take(&chain, &found)?.is_some_and(|point| selector.is(&point));
-        }
-        let hole = if is_found { None } else { chain.hole().await? };
-        if !is_found && selector != PointSelector::Latest {
-            return Err(not_found(vault, volume, selector, hole));
-        }
-        let Some(point) = build.point().copied() else {
-            return Err(VaultError::NoPoint { url: vault.url().to_owned(), volume });
+            None if epochs.is_empty() => stream.read_to(selector, None).await?,
+            None => stream.open(selector, &mut avoided).await?,
         };
+        let Opened { image, point, points, hole } = opened;
         if let Some(Hole { log, slot, later }) = hole {
             tracing::warn!(
                 %volume, %log, %slot, %later,
                 "a slot is missing although a later one exists; the newest point before it is used"
             );
         }
-        let label = chain.epochs().last().map(|epoch| epoch.label.clone()).unwrap_or_default();
-        let (map, targets, points) = build.finish();
+        let label = epochs.last().map(|epoch| epoch.label.clone()).unwrap_or_default();
+        let (image, avoided) = (RwLock::new(Arc::new(image)), AsyncMutex::new(avoided));
         let patience = Patience::new(Duration::ZERO);
-        Ok(Self { reader, targets, map, volume, label, point, points, hole, patience })
+        Ok(Self {
+            reader,
+            volume,
+            epochs,
+            bounded,
+            label,
+            point,
+            points,
+            hole,
+            patience,
+            image,
+            avoided,
+        })
     }
 
     /// The same view, whose reads outlast a store that is away.
@@ -260,17 +252,51 @@ impl VolumeView {
         self.point.size_bytes
     }
 
-    /// Bytes of the blocks that are not zero by the block map.
+    /// Bytes of the blocks that are not zero, at most: blocks that several layers of a map have count several times.
     #[must_use]
-    pub fn data_bytes(&self) -> u64 {
-        self.map.data_blocks() * BLOCK_BYTES as u64
+    pub fn data_bytes_max(&self) -> u64 {
+        let blocks = self.image().data_blocks_max().min(blocks_of(self.size_bytes()));
+        blocks * BLOCK_BYTES as u64
+    }
+
+    fn image(&self) -> Arc<Image> {
+        Arc::clone(&self.image.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a range holds, by the map, or by another one or the logs if that cannot be read.
+    async fn held(&self, range: BlockRange) -> Result<Vec<(BlockRange, Held)>, VaultError> {
+        loop {
+            let LayerError { attempt, error } = match self.image().held(&self.reader, range).await {
+                Ok(held) => return Ok(held),
+                Err(failed) => failed,
+            };
+            if error.is_unavailable() {
+                return Err(error);
+            }
+            let mut avoided = self.avoided.lock().await;
+            if avoided.insert(attempt) {
+                let (volume, point) = (self.volume, self.point.seq);
+                tracing::warn!(%volume, %point, %error, "a map cannot be read; an older one or the logs are");
+                let image = self.open_again(&mut avoided).await?;
+                *self.image.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(image);
+            }
+        }
+    }
+
+    async fn open_again(&self, avoided: &mut Avoided) -> Result<Image, VaultError> {
+        let Self { reader, volume, epochs, bounded, .. } = self;
+        let stream = Stream { reader, volume: *volume, epochs, bounded: *bounded };
+        let opened = stream.open(PointSelector::Seq(self.point.seq), avoided).await?;
+        Ok(opened.image)
     }
 
     /// Cuts a range into runs that hold data (true) and runs that are zero.
     ///
     /// Blocks behind the end of the volume count as zero.
-    #[must_use]
-    pub fn extents(&self, range: BlockRange) -> Vec<(BlockRange, bool)> {
+    ///
+    /// # Errors
+    /// `Corrupt` if neither map nor logs can be read; `Unavailable`, after as much patience as it was given.
+    pub async fn extents(&self, range: BlockRange) -> Result<Vec<(BlockRange, bool)>, VaultError> {
         let mut extents: Vec<(BlockRange, bool)> = Vec::new();
         let mut push = |range: BlockRange, is_data| match extents.last_mut() {
             _ if range.count == 0 => {}
@@ -278,34 +304,77 @@ impl VolumeView {
             _ => extents.push((range, is_data)),
         };
         let mut at = range.block;
-        for (run, _) in self.map.runs(range) {
-            push(BlockRange { block: at, count: run.block - at }, false);
-            push(run, true);
-            at = run.end();
+        while at < range.end() {
+            let next = self.image().next_at(at).unwrap_or(range.end()).min(range.end());
+            push(BlockRange { block: at, count: next - at }, false);
+            let count = WINDOW_BLOCKS.min(range.end() - next);
+            let window = BlockRange { block: next, count };
+            at = window.end();
+            if count > 0 {
+                for (run, held) in self.patience.outlast(|| self.held(window)).await? {
+                    push(run, held != Held::Zero);
+                }
+            }
         }
-        push(BlockRange { block: at, count: range.end() - at }, false);
-        extents
+        Ok(extents)
     }
 
-    /// The runs of a range that hold data, in order, and the chunks that hold them.
-    pub fn sources(&self, range: BlockRange) -> impl Iterator<Item = (BlockRange, Source)> {
-        self.map.runs(range)
-    }
-
-    /// Where the chunk of a source is stored, of which `count` blocks are wanted.
+    /// All runs that hold data, and the frames that hold them, in windows in block order.
     ///
     /// # Errors
-    /// `Corrupt` if its segment is damaged or missing, or holds another chunk there; `Unavailable`.
-    pub async fn home(&self, source: &Source, count: u64) -> Result<Home, VaultError> {
-        self.reader.home(self.targets[source.target as usize], source, count).await
+    /// Of an item, as [`Self::extents`]; `Corrupt` also if the table of a segment is damaged or missing.
+    pub fn windows(
+        &self,
+    ) -> impl futures::Stream<Item = Result<Vec<(BlockRange, Stored)>, VaultError>> + '_ {
+        let (mut block, end) = (0, blocks_of(self.size_bytes()));
+        let ranges = std::iter::from_fn(move || {
+            block = self.image().next_at(block).filter(|next| *next < end)?;
+            let range = BlockRange { block, count: WINDOW_BLOCKS.min(end - block) };
+            block = range.end();
+            Some(range)
+        });
+        futures::stream::iter(ranges).map(|range| self.stored(range)).buffered(WINDOWS_AHEAD)
     }
 
-    /// A segment that the view refers to, without its spans.
+    /// Fetches bytes of a segment that the view refers to.
     ///
     /// # Errors
-    /// `Corrupt` if it is damaged or missing; `Unavailable`.
-    pub async fn segment(&self, target: Target) -> Result<Arc<OpenSegment>, VaultError> {
-        self.reader.segment(target, &ObjectName::volume(self.volume)).await
+    /// `Corrupt` if it is missing; `Unavailable`, after as much patience as it was given.
+    pub async fn fetch(&self, target: Target, range: Range<u64>) -> Result<Bytes, VaultError> {
+        let name = ObjectName::slot(target.log, target.slot);
+        let vault = self.reader.vault();
+        let read = || async {
+            let user = ObjectName::volume(self.volume);
+            let read = vault.store().get_range(&name, range.clone()).await;
+            read.map(|part| part.bytes)
+                .map_err(|error| vault.lost(error.into(), name.clone(), &user))
+        };
+        self.patience.outlast(read).await
+    }
+
+    /// The runs of a range that hold data, and the frames that hold them, in order.
+    async fn stored(&self, range: BlockRange) -> Result<Vec<(BlockRange, Stored)>, VaultError> {
+        let held = self.patience.outlast(|| self.held(range)).await?;
+        let mut found = Vec::with_capacity(held.len());
+        for (run, held) in held {
+            let stored = || self.place(&held, run.count);
+            if let Some(stored) = self.patience.outlast(stored).await? {
+                found.push((run, stored));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where blocks are stored; nowhere if they are zeros.
+    async fn place(&self, held: &Held, count: u64) -> Result<Option<Stored>, VaultError> {
+        match held {
+            Held::Zero => Ok(None),
+            Held::Stored(stored) => Ok(Some(*stored)),
+            Held::Listed(source) => {
+                let target = self.image().targets[source.target as usize];
+                self.reader.stored(target, source, count).await.map(Some)
+            }
+        }
     }
 
     /// Reads blocks: pieces in order that add up to the range. What the last block of the volume has behind
@@ -321,32 +390,142 @@ impl VolumeView {
         if end > blocks || range.count > max {
             return Err(VaultError::Range { block: range.block, end, blocks, max });
         }
-        let mut parts = Vec::new();
-        let mut at = range.block;
-        for (run, source) in self.map.runs(range) {
-            if run.block > at {
-                parts.push((BlockRange { block: at, count: run.block - at }, None));
-            }
-            parts.push((run, Some(source)));
-            at = run.end();
-        }
-        if at < range.end() {
-            parts.push((BlockRange { block: at, count: range.end() - at }, None));
-        }
-        let pieces = parts.into_iter().map(|(run, source)| self.piece(run, source));
+        let held = self.patience.outlast(|| self.held(range)).await?;
+        let pieces = held.into_iter().map(|(run, held)| self.piece(run, held));
         futures::stream::iter(pieces).buffered(READ_FRAMES_IN_FLIGHT_MAX).try_collect().await
     }
 
-    async fn piece(&self, run: BlockRange, source: Option<Source>) -> Result<Piece, VaultError> {
-        let Some(source) = source else { return Ok(Piece::Zeroes(run.bytes())) };
-        let target = self.targets[source.target as usize];
-        let read = || self.reader.blocks(target, &source, run.count);
+    async fn piece(&self, run: BlockRange, held: Held) -> Result<Piece, VaultError> {
+        let read = || async {
+            match self.place(&held, run.count).await? {
+                None => Ok(Piece::Zeroes(run.bytes())),
+                Some(stored) => self.reader.blocks(&stored, run.count).await.map(Piece::Data),
+            }
+        };
         match self.patience.outlast(read).await {
             Err(error) if error.is_unavailable() && is_on(Bug::AwayReadAsZeros) => {
                 Ok(Piece::Zeroes(run.bytes()))
             }
-            read => Ok(Piece::Data(read?)),
+            read => read,
         }
+    }
+}
+
+/// What opening a view found.
+struct Opened {
+    image: Image,
+    point: Point,
+    points: Vec<Point>,
+    hole: Option<Hole>,
+}
+
+/// A volume's stream, to be read to a point.
+struct Stream<'a> {
+    reader: &'a ChunkReader,
+    volume: VolumeId,
+    epochs: &'a [EpochBody],
+    /// Epochs that are known to the end.
+    bounded: usize,
+}
+
+impl Stream<'_> {
+    /// Opens by the newest map that can be used; what cannot is added to `avoided`.
+    async fn open(
+        &self,
+        selector: PointSelector,
+        avoided: &mut Avoided,
+    ) -> Result<Opened, VaultError> {
+        let (vault, volume) = (self.reader.vault(), self.volume);
+        let mut failed: Option<(Seq, VaultError)> = None;
+        let mut wanted = selector;
+        for _ in 0..MAP_TRIES_MAX {
+            let base = map::find(vault, volume, self.epochs, wanted, avoided).await;
+            let Some(base) = base else { break };
+            match (self.read_to(wanted, Some(&base)).await, base.point) {
+                (Ok(opened), _) => return still_latest(selector, opened, failed),
+                // No mark came behind it: the newest is the one that it names.
+                (Err(VaultError::NoPoint { .. }), Some(point)) => {
+                    wanted = PointSelector::Seq(point.seq);
+                }
+                (Err(error @ (VaultError::NoPoint { .. } | VaultError::SeqNotFound { .. })), _) => {
+                    return Err(error);
+                }
+                (Err(error @ VaultError::PointNotFound { point, .. }), _) => {
+                    // A clock that went back makes ids tell nothing of the order.
+                    wanted = PointSelector::Seq(self.seq_of(point).await?.ok_or(error)?);
+                }
+                (Err(error), _) if error.is_unavailable() => return Err(error),
+                (Err(error), _) => {
+                    let object = base.object(volume);
+                    tracing::warn!(%object, %error, "cannot go on from a map; an older one or the logs are read");
+                    avoided.insert(base.name.1);
+                    let seq = base.point.map_or(Seq(0), |point| point.seq);
+                    failed = failed.filter(|(before, _)| *before >= seq).or(Some((seq, error)));
+                }
+            }
+        }
+        still_latest(selector, self.read_to(wanted, None).await?, failed)
+    }
+
+    /// Where in the stream a point is, looked for from the start.
+    async fn seq_of(&self, point: PointId) -> Result<Option<Seq>, VaultError> {
+        let vault = self.reader.vault();
+        let mut chain = Chain::begin(vault, self.volume, self.epochs.to_vec())?;
+        while let Some(found) = chain.next().await? {
+            if found.span.mark.is_some_and(|mark| mark.point == point) {
+                return Ok(Some(found.span.last_seq));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens by the logs, from a map on or from the start.
+    async fn read_to(
+        &self,
+        selector: PointSelector,
+        base: Option<&Base>,
+    ) -> Result<Opened, VaultError> {
+        let (vault, volume) = (self.reader.vault(), self.volume);
+        let (mut build, mut chain) = map::begin(vault, volume, self.epochs, base)?;
+        let mut is_found = build.point().is_some_and(|point| selector.is(point));
+        while !is_found {
+            let next = match chain.next().await {
+                Err(error) if error.is_unavailable() && is_on(Bug::AwayTakenForEnd) => None,
+                next => next?,
+            };
+            let Some(found) = next.filter(|found| found.epoch < self.bounded) else { break };
+            self.reader.keep(Arc::clone(&found.segment));
+            is_found = build.take(&chain, &found)?.is_some_and(|point| selector.is(&point));
+        }
+        let hole = if is_found { None } else { chain.hole().await? };
+        if !is_found && selector != PointSelector::Latest {
+            return Err(not_found(vault, volume, selector, hole));
+        }
+        let Some(point) = build.point().copied() else {
+            return Err(VaultError::NoPoint { url: vault.url().to_owned(), volume });
+        };
+        let layers = match base {
+            Some(base) => {
+                open_layers(vault, volume, &base.manifest.layers, &base.object(volume)).await?
+            }
+            None => Vec::new(),
+        };
+        let (tail, targets, points) = build.finish();
+        Ok(Opened { image: Image { tail, targets, layers, is_partial: false }, point, points, hole })
+    }
+}
+
+/// A map that could not be gone on from shows that there was a later point: an older one is not the latest.
+fn still_latest(
+    selector: PointSelector,
+    opened: Opened,
+    failed: Option<(Seq, VaultError)>,
+) -> Result<Opened, VaultError> {
+    match failed {
+        Some((seq, error)) if selector == PointSelector::Latest && opened.point.seq < seq => {
+            Err(error)
+        }
+        _ => Ok(opened),
     }
 }
 

@@ -141,8 +141,8 @@ fn may_write(view: &VolumeView, to: &RestoreTo, options: &RestoreOptions) -> Out
         (None, _) => ", which holds nothing".to_owned(),
     };
     to.consent.ask(&format!(
-        "write {} of data, a disk of {}, volume {} as it was at {}, to {}{over}",
-        size(view.data_bytes()),
+        "write at most {} of data, a disk of {}, volume {} as it was at {}, to {}{over}",
+        size(view.data_bytes_max()),
         size(view.size_bytes()),
         view.volume(),
         time(point.time_unix_ms),

@@ -1,15 +1,15 @@
 //! Building a segment: chunks into frames, frames sealed as they fill, the table at the end.
 
-use super::frame_aad;
-use crate::compress::{Compressor, Pass, decompress};
+use super::frame::{FRAME, frame_aad, open_frame};
+use crate::compress::{Compressor, Pass};
 use crate::error::CodecError;
 use crate::keys::DataKey;
 use crate::object::ObjectSealer;
 use crate::seal::{Domain, OpenKey};
 use farshore_proto::limits::{
-    BLOCK_BYTES, CHUNK_BLOCKS_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX, SEGMENT_FRAME_BYTES,
-    SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_SPANS_MAX, SEGMENT_TARGETS_MAX, SLOT_MAX,
-    TAG_BYTES,
+    BLOCK_BYTES, CHUNK_BLOCKS_MAX, FRAME_TRAILER_BYTES, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX,
+    SEGMENT_FRAME_BYTES, SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_SPANS_MAX,
+    SEGMENT_TARGETS_MAX, SLOT_MAX,
 };
 use farshore_proto::segment::{
     ChunkPlace, Compression, SegmentChunk, SegmentFrame, SegmentHeader, SlotKind, SlotWriter, Span,
@@ -233,7 +233,7 @@ impl SegmentBuilder {
 
     /// Begins a new piece if this one may be too small for the frame being filled.
     fn make_room(&mut self) {
-        let needed = Compressor::bound(self.filling.len()) + TAG_BYTES;
+        let needed = Compressor::bound(self.filling.len()) + FRAME_TRAILER_BYTES;
         if self.sealed.capacity() - self.sealed.len() < needed {
             let piece = Vec::with_capacity(PIECE_BYTES);
             let full = std::mem::replace(&mut self.sealed, piece);
@@ -320,7 +320,7 @@ impl SegmentBuilder {
         let number = self.table.frames.len();
         assert!(number < SEGMENT_FRAMES_MAX, "a segment holds so many frames");
         let frame = SegmentFrame {
-            stored_bytes: narrow(self.sealed.len() - start + TAG_BYTES),
+            stored_bytes: narrow(self.sealed.len() - start + FRAME_TRAILER_BYTES),
             raw_bytes: narrow(self.filling.len()),
             compression,
         };
@@ -328,6 +328,7 @@ impl SegmentBuilder {
         let plain = &mut self.sealed[start..];
         let tag = self.object.sealer.seal_slice(Domain::Frame, &aad, plain)?;
         self.sealed.extend_from_slice(&tag);
+        self.sealed.extend_from_slice(self.object.sealer.salt());
         self.table.frames.push(frame);
         let is_sample =
             (number + usize::from(self.object.sealer.salt()[0])).is_multiple_of(CROSS_CHECK_FRAMES);
@@ -341,19 +342,12 @@ impl SegmentBuilder {
 
     /// Opens the frame just sealed and compares it with what went in.
     fn check_frame(&self, key: &OpenKey, number: usize, sealed: &[u8]) -> Result<(), CodecError> {
-        const WHAT: &str = "segment frame";
         let frame = self.table.frames[number];
-        let aad = frame_aad(&self.object.place, narrow(number), &frame);
-        let mut copy = sealed.to_vec();
+        let (place, salt) = (&self.object.place, self.object.sealer.salt());
         let mut raw = Vec::new();
-        let opened =
-            key.open_in_place(Domain::Frame, number as u64, &aad, &mut copy).and_then(|stored| {
-                let raw_bytes = frame.raw_bytes as usize;
-                let max = SEGMENT_FRAME_BYTES_MAX;
-                decompress(WHAT, frame.compression, stored, raw_bytes, max, &mut raw)
-            });
+        let opened = open_frame(key, place, salt, narrow(number), &frame, sealed, &mut raw);
         if opened.is_err() || raw != self.filling {
-            return Err(CodecError::Unverified { what: WHAT });
+            return Err(CodecError::Unverified { what: FRAME });
         }
         Ok(())
     }

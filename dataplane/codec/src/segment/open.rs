@@ -1,13 +1,12 @@
 //! Opening a segment: header, table, then the frames that are needed.
 
-use super::frame_aad;
-use crate::compress::decompress;
+use super::frame::{FRAME, open_frame};
 use crate::error::CodecError;
 use crate::id::ChunkHasher;
 use crate::keys::KeyRing;
 use crate::object::OpenObject;
-use crate::seal::{Domain, Implementation};
-use farshore_proto::limits::{BLOCK_BYTES, SEGMENT_FRAME_BYTES_MAX};
+use crate::seal::Implementation;
+use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::segment::{ChunkPlace, SegmentFrame, SegmentHeader, SlotKind, Table};
 use farshore_proto::{LogId, Slot, VaultId};
 use std::ops::Range;
@@ -116,17 +115,11 @@ impl Opener {
         sealed: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
-        const WHAT: &str = "segment frame";
         let Some(frame) = table.frames.get(number as usize) else {
-            return Err(CodecError::Missing { what: WHAT, number: number.into() });
+            return Err(CodecError::Missing { what: FRAME, number: number.into() });
         };
-        check_length(WHAT, frame.stored_bytes.into(), sealed.len())?;
-        let aad = frame_aad(&self.header.object.place, number, frame);
-        let mut copy = sealed.to_vec();
-        let stored =
-            self.object.key.open_in_place(Domain::Frame, number.into(), &aad, &mut copy)?;
-        let raw_bytes = frame.raw_bytes as usize;
-        decompress(WHAT, frame.compression, stored, raw_bytes, SEGMENT_FRAME_BYTES_MAX, out)
+        let header = &self.header.object;
+        open_frame(&self.object.key, &header.place, &header.salt, number, frame, sealed, out)
     }
 
     /// Opens the table and every frame of a whole object; `each` gets the number and bytes of each

@@ -30,7 +30,8 @@ pub(super) struct Journal {
 }
 
 fn key(place: &Place) -> Key {
-    (place.target.log.to_string(), place.target.slot.0, place.frame)
+    let target = place.stored.frame.target;
+    (target.log.to_string(), target.slot.0, place.stored.frame.number)
 }
 
 /// The header of a journal, without its end of line.

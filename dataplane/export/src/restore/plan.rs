@@ -1,91 +1,122 @@
-//! The order of a restore: by where the bytes are stored.
+//! The order of a restore: by where the bytes are stored, each frame once.
 
-use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
-use farshore_proto::{BlockRange, Target};
-use farshore_vault::fetch::{self, Fetch};
-use farshore_vault::limits::BULK_GETS_IN_FLIGHT_MAX;
-use farshore_vault::log::OpenSegment;
-use farshore_vault::view::{Home, Source};
-use farshore_vault::{VaultError, VolumeView};
-use futures::{StreamExt, TryStreamExt};
+use super::sorter::{Sorted, Sorter};
+use super::{RestoreError, io_error};
+use crate::limits::FRAME_PLACES_MAX;
+use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::map::FrameAt;
+use farshore_vault::VolumeView;
+use farshore_vault::fetch::Fetch;
+use farshore_vault::view::Stored;
+use futures::TryStreamExt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::path::Path;
 
 /// A run of blocks and where its bytes are stored. Ordered by the latter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    pub(super) target: Target,
-    pub(super) frame: u32,
-    /// Number of the chunk in the table of the slot.
-    pub(super) number: u32,
-    /// Byte offset in the opened frame.
-    offset: u32,
+    pub(super) stored: Stored,
     /// First block of the run in the volume.
-    block: u64,
-    count: u32,
+    pub(super) block: u64,
+    pub(super) count: u32,
 }
 
-/// Frames to be fetched at once, and what is wanted of them.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) segment: Arc<OpenSegment>,
-    pub(super) fetch: Fetch,
+/// What is wanted of one frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) frame: FrameAt,
+    /// Never empty; in order.
     pub(super) places: Vec<Place>,
 }
 
-/// Finds where every run of the view is stored, in the order of storage.
-pub(super) async fn resolve(view: &VolumeView) -> Result<Vec<Place>, VaultError> {
-    let blocks = blocks_of(view.size_bytes());
-    let whole = BlockRange { block: 0, count: blocks };
-    let mut runs: Vec<(BlockRange, Source)> = view.sources(whole).collect();
-    // Tables are then read in order, each once.
-    runs.sort_unstable_by_key(|(run, source)| (source.target, source.chunk, run.block));
-    let slots = ranges(&runs, |(_, a), (_, b)| a.target == b.target);
-    let slots = slots.into_iter().map(|range| resolve_slot(view, &runs[range]));
-    let groups: Vec<Vec<Place>> =
-        futures::stream::iter(slots).buffered(BULK_GETS_IN_FLIGHT_MAX).try_collect().await?;
-    let mut places: Vec<Place> = groups.into_iter().flatten().collect();
-    places.sort_unstable();
-    Ok(places)
+/// Frames of one segment to be fetched at once.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) range: Range<u64>,
+    pub(super) frames: Vec<Wanted>,
 }
 
-/// Where the groups of items that are the same by `is_same` lie.
-pub(super) fn ranges<T>(items: &[T], is_same: impl Fn(&T, &T) -> bool) -> Vec<Range<usize>> {
-    let mut at = 0;
-    let group = |group: &[T]| {
-        at += group.len();
-        at - group.len()..at
-    };
-    items.chunk_by(is_same).map(group).collect()
+/// All that a restore writes, in the order of storage.
+#[derive(Debug)]
+pub(super) struct Plan {
+    sorted: Sorted,
+    /// Read one too far.
+    next: Option<Place>,
+    /// Bytes of data.
+    pub(super) data_bytes: u64,
 }
 
-async fn resolve_slot(
-    view: &VolumeView,
-    runs: &[(BlockRange, Source)],
-) -> Result<Vec<Place>, VaultError> {
-    let mut places = Vec::with_capacity(runs.len());
-    for (run, source) in runs {
-        let Home { segment, number, frame, offset } = view.home(source, run.count).await?;
-        let block_bytes = u32::try_from(BLOCK_BYTES).expect("a small constant");
-        let offset = offset + source.first * block_bytes;
-        let count = u32::try_from(run.count).expect("a run of a chunk is short");
-        let target = segment.target();
-        places.push(Place { target, frame, number, offset, block: run.block, count });
+impl Plan {
+    /// Finds where every run of the view is stored; what does not fit into memory is sorted in files in `directory`,
+    /// which have no names.
+    pub(super) async fn make(view: &VolumeView, directory: &Path) -> Result<Self, RestoreError> {
+        let mut sorter = Sorter::new(directory);
+        let mut data_bytes = 0;
+        let mut windows = std::pin::pin!(view.windows());
+        while let Some(window) = windows.try_next().await? {
+            for (run, stored) in window {
+                let count = u32::try_from(run.count).expect("a run of a chunk is short");
+                data_bytes += run.bytes();
+                sorter.push(Place { stored, block: run.block, count });
+            }
+            if sorter.is_full() {
+                let spilling = move || sorter.spill().map(|()| sorter);
+                sorter = sorting(spilling, directory).await?;
+            }
+        }
+        let sorted = sorting(move || sorter.finish(), directory).await?;
+        Ok(Self { sorted, next: None, data_bytes })
     }
-    Ok(places)
+
+    /// What is wanted of the next frames, at most `frames` of them; none at the end. What very many runs want of one
+    /// frame comes in several pieces.
+    pub(super) fn next_frames(&mut self, frames: usize) -> std::io::Result<Vec<Wanted>> {
+        let mut found: Vec<Wanted> = Vec::new();
+        loop {
+            let next = match self.next.take() {
+                Some(next) => Some(next),
+                None => self.sorted.next()?,
+            };
+            let Some(place) = next else { return Ok(found) };
+            let frame = place.stored.frame;
+            let is_full = found.len() == frames;
+            match found.last_mut() {
+                Some(last) if last.frame == frame && last.places.len() < FRAME_PLACES_MAX => {
+                    last.places.push(place);
+                }
+                _ if is_full => {
+                    self.next = Some(place);
+                    return Ok(found);
+                }
+                _ => found.push(Wanted { frame, places: vec![place] }),
+            }
+        }
+    }
 }
 
-/// The jobs for what is wanted of one slot; `places` are all of it, in order.
-pub(super) fn jobs(segment: &Arc<OpenSegment>, places: &[Place]) -> Vec<Job> {
-    let wanted = places.chunk_by(|a, b| a.frame == b.frame).map(|places| places[0].frame);
-    let mut rest = places;
-    let jobs = fetch::plan(&segment.frames, wanted).into_iter().map(|fetch| {
-        let last = fetch.frames.last().copied().unwrap_or_default();
-        let (mine, after) = rest.split_at(rest.partition_point(|place| place.frame <= last));
-        rest = after;
-        Job { segment: Arc::clone(segment), fetch, places: mine.to_vec() }
-    });
-    jobs.collect()
+async fn sorting<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    directory: &Path,
+) -> Result<T, RestoreError> {
+    let failed = io_error(directory, "sort what is to be fetched, in a file there");
+    super::blocking(move || work().map_err(failed)).await
+}
+
+/// The jobs for what is wanted of frames, which are in order.
+pub(super) fn jobs(frames: Vec<Wanted>) -> Vec<Job> {
+    let mut jobs: Vec<(Fetch, Vec<Wanted>)> = Vec::new();
+    for wanted in frames {
+        let range = wanted.frame.range();
+        if let Some((fetch, frames)) = jobs.last_mut()
+            && frames.last().is_some_and(|last| last.frame.target == wanted.frame.target)
+            && fetch.join(&range)
+        {
+            frames.push(wanted);
+        } else {
+            jobs.push((Fetch::of(range), vec![wanted]));
+        }
+    }
+    jobs.into_iter().map(|(fetch, frames)| Job { range: fetch.range, frames }).collect()
 }
 
 /// The writes of what is wanted of one frame: first block, and bytes of the frame. Runs that lie
@@ -93,7 +124,7 @@ pub(super) fn jobs(segment: &Arc<OpenSegment>, places: &[Place]) -> Vec<Job> {
 pub(super) fn writes(places: &[Place]) -> Vec<(u64, Range<usize>)> {
     let mut writes: Vec<(u64, Range<usize>)> = Vec::new();
     for place in places {
-        let start = place.offset as usize;
+        let start = place.stored.start();
         let end = start + place.count as usize * BLOCK_BYTES;
         match writes.last_mut() {
             Some((block, bytes))

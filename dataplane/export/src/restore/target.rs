@@ -227,6 +227,11 @@ impl Target {
         Ok(Taken::Gone)
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the data file for a journal that was just made; none if its name is taken.
     fn begin(
         path: &Path,

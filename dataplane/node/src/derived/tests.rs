@@ -14,6 +14,7 @@ use farshore_proto::{
     Attempt, BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, Target,
 };
 use farshore_vault::epoch::claim;
+use farshore_vault::limits::TAIL_RUNS_MAX;
 use farshore_vault::log::put_segment;
 use farshore_vault::{Access, Store};
 use std::path::Path;
@@ -102,24 +103,20 @@ async fn a_volume_that_is_due_is_mapped_and_one_that_cannot_be_is_only_a_warning
     assert_eq!(metrics.troubles().told(), None);
 }
 
-/// P33: what is too fragmented to be restored is told while there is time.
+/// P33: what cannot be restored is told.
 #[test]
-fn a_volume_that_comes_near_to_what_can_be_restored_is_told_until_it_does_not() {
+fn a_volume_that_cannot_be_mapped_for_its_size_is_told_until_it_is() {
     let troubles = Troubles::default();
-    let of = |runs| Ok(Some(map::Written { seq: Seq(1), runs, parts: 1, bytes: 1 }));
-    tell_length(&troubles, VOLUME, &of(RUNS_TOLD - 1));
-    assert_eq!(troubles.told(), None);
-    tell_length(&troubles, VOLUME, &of(RUNS_TOLD));
+    let (url, max) = ("file:///v".to_owned(), TAIL_RUNS_MAX as u64);
+    let error = VaultError::Limit { url: url.clone(), what: "runs of a volume", max };
+    tell(&troubles, VOLUME, &Err(error));
     let told = troubles.told().unwrap();
-    assert!(told.contains(&VOLUME.to_string()) && told.contains("so fragmented"), "{told}");
-    // Nothing new to map, or a store that is away, is no better word.
-    tell_length(&troubles, VOLUME, &Ok(None));
+    assert!(told.contains(&VOLUME.to_string()), "{told}");
+    assert!(told.contains("cannot be restored at its newest point"), "{told}");
+    // Another failure is no better word.
+    tell(&troubles, VOLUME, &Err(VaultError::NoVolume { url, volume: VOLUME }));
     assert_eq!(troubles.told().as_ref(), Some(&told));
-    let (url, max) = ("file:///v".to_owned(), VIEW_RUNS_MAX as u64);
-    let error = VaultError::Limit { url, what: "runs of a volume", max };
-    tell_length(&troubles, VOLUME, &Err(error));
-    assert!(troubles.told().unwrap().contains("cannot be restored at its newest point"));
-    tell_length(&troubles, VOLUME, &of(5));
+    tell(&troubles, VOLUME, &Ok(None));
     assert_eq!(troubles.told(), None);
 }
 

@@ -4,9 +4,8 @@ use super::Compression;
 use crate::error::DecodeError;
 use crate::ids::{BlockRange, ChunkId, Epoch, Imprint, Seq, Slot, Stamp, VolumeId};
 use crate::limits::{
-    BLOCK_BYTES, CHUNK_BLOCKS_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX,
-    SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_SPANS_MAX, SLOT_MAX, TAG_BYTES,
-    VOLUME_BLOCKS_MAX,
+    BLOCK_BYTES, CHUNK_BLOCKS_MAX, FRAME_TRAILER_BYTES, SEGMENT_CHUNKS_MAX, SEGMENT_EXTENTS_MAX,
+    SEGMENT_FRAME_BYTES_MAX, SEGMENT_FRAMES_MAX, SEGMENT_SPANS_MAX, SLOT_MAX, VOLUME_BLOCKS_MAX,
 };
 use crate::mark::{MARK_BYTES, Mark};
 use crate::sections::{SectionKind, SectionWriter, Sections};
@@ -34,14 +33,33 @@ const EXTENT_BLOCKS_MAX: u64 = u32::MAX as u64;
 const NO_SLOT: u64 = u64::MAX;
 
 /// A frame of a segment: a run of chunks compressed and sealed together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SegmentFrame {
-    /// Bytes in the object, with the tag.
+    /// Bytes in the object, with tag and salt.
     pub stored_bytes: u32,
     /// Bytes of its chunks.
     pub raw_bytes: u32,
     /// How it is compressed.
     pub compression: Compression,
+}
+
+impl SegmentFrame {
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        out.put_u32(self.stored_bytes);
+        out.put_u32(self.raw_bytes);
+        out.put_u8(self.compression.code());
+        out.put_zeros(3);
+    }
+
+    pub(crate) fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let max = SEGMENT_FRAME_BYTES_MAX + FRAME_TRAILER_BYTES;
+        let stored = reader.count("segment frame", max)?;
+        let raw = reader.count("segment frame", SEGMENT_FRAME_BYTES_MAX)?;
+        let compression = Compression::from_code(reader.u8()?)?;
+        reader.reserved(3)?;
+        let narrow = |value: usize| u32::try_from(value).expect("under its limit");
+        Ok(Self { stored_bytes: narrow(stored), raw_bytes: narrow(raw), compression })
+    }
 }
 
 /// Where the bytes of a chunk are.
@@ -97,6 +115,55 @@ pub struct Extent {
     pub source: ExtentSource,
 }
 
+impl Extent {
+    /// A run of zeros may be longer than its 32-bit count: it is laid out in pieces.
+    fn pieces(&self) -> usize {
+        usize::try_from(self.range.count.div_ceil(EXTENT_BLOCKS_MAX)).expect("volume limit")
+    }
+
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        let (chunk, first) = match self.source {
+            ExtentSource::Zero => (ZERO_CHUNK, 0),
+            ExtentSource::Chunk { chunk, first } => (chunk, first),
+        };
+        let mut block = self.range.block;
+        while block < self.range.end() {
+            let count = (self.range.end() - block).min(EXTENT_BLOCKS_MAX);
+            out.put_u64(block);
+            out.put_u32(u32::try_from(count).expect("just cut to it"));
+            out.put_u32(chunk);
+            out.put_u32(first);
+            block += count;
+        }
+    }
+
+    /// `blocks_of` gives the length of the chunk of a number, if there is one.
+    pub(crate) fn take(
+        mut reader: Reader<'_>,
+        blocks_of: impl Fn(u32) -> Option<u32>,
+    ) -> Result<Self, DecodeError> {
+        let range = BlockRange { block: reader.u64()?, count: reader.u32()?.into() };
+        let chunk = reader.u32()?;
+        let first = reader.u32()?;
+        if range.count == 0 || range.block > VOLUME_BLOCKS_MAX - range.count {
+            return Err(DecodeError::Range { what: "extent range", value: range.block });
+        }
+        if chunk == ZERO_CHUNK {
+            if first != 0 {
+                return Err(DecodeError::Range { what: "extent first block", value: first.into() });
+            }
+            return Ok(Self { range, source: ExtentSource::Zero });
+        }
+        let Some(blocks) = blocks_of(chunk) else {
+            return Err(DecodeError::Range { what: "extent chunk", value: chunk.into() });
+        };
+        if u64::from(first) + range.count > blocks.into() {
+            return Err(DecodeError::Range { what: "extent blocks", value: range.count });
+        }
+        Ok(Self { range, source: ExtentSource::Chunk { chunk, first } })
+    }
+}
+
 /// A piece of a volume's stream: all seqs from `first_seq` to `last_seq`, last writer of each block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
@@ -145,10 +212,7 @@ impl Table {
         let mut out = SectionWriter::with_capacity(self.chunks.len() * 72 + 256);
         out.put(&FRAMES, self.frames.len(), |out| {
             for frame in &self.frames {
-                out.put_u32(frame.stored_bytes);
-                out.put_u32(frame.raw_bytes);
-                out.put_u8(frame.compression.code());
-                out.put_zeros(3);
+                frame.put(out);
             }
         });
         targets.put(&mut out);
@@ -160,8 +224,8 @@ impl Table {
             self.spans.iter().for_each(|span| put_span(out, span, &mut marks));
         });
         let extents = self.spans.iter().flat_map(|span| &span.extents);
-        out.put(&EXTENTS, extents.clone().map(pieces_of).sum(), |out| {
-            extents.for_each(|extent| put_extent(out, extent));
+        out.put(&EXTENTS, extents.clone().map(Extent::pieces).sum(), |out| {
+            extents.for_each(|extent| extent.put(out));
         });
         let marks: Vec<&Mark> = self.spans.iter().filter_map(|span| span.mark.as_ref()).collect();
         out.put(&MARKS, marks.len(), |out| marks.iter().for_each(|mark| mark.put(out)));
@@ -174,7 +238,8 @@ impl Table {
     /// `Newer` for what must be understood and is not known here; by the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let sections = Sections::read(WHAT, bytes, &KNOWN)?;
-        let frames = sections.records(&FRAMES).map(take_frame).collect::<Result<Vec<_>, _>>()?;
+        let frames = sections.records(&FRAMES).map(|mut record| SegmentFrame::take(&mut record));
+        let frames = frames.collect::<Result<Vec<_>, _>>()?;
         let mut targets = Listed::read(&sections)?;
         let chunks = sections
             .records(&CHUNKS)
@@ -219,7 +284,7 @@ fn put_span(out: &mut Vec<u8>, span: &Span, marks: &mut u32) {
     out.put_u64(span.first_seq.0);
     out.put_u64(span.last_seq.0);
     out.put_u64(span.previous.map_or(NO_SLOT, |slot| slot.0));
-    let pieces: usize = span.extents.iter().map(pieces_of).sum();
+    let pieces: usize = span.extents.iter().map(Extent::pieces).sum();
     out.put_u32(u32::try_from(pieces).expect("batch limits"));
     *marks += u32::from(span.mark.is_some());
     out.put_u32(if span.mark.is_some() { *marks } else { 0 });
@@ -227,37 +292,6 @@ fn put_span(out: &mut Vec<u8>, span: &Span, marks: &mut u32) {
     out.put_bytes(&span.imprint.to_bytes());
     out.put_zeros(1);
     out.put_zeros(4);
-}
-
-/// A run of zeros may be longer than its 32-bit count: it is laid out in pieces.
-fn pieces_of(extent: &Extent) -> usize {
-    usize::try_from(extent.range.count.div_ceil(EXTENT_BLOCKS_MAX)).expect("volume limit")
-}
-
-fn put_extent(out: &mut Vec<u8>, extent: &Extent) {
-    let (chunk, first) = match extent.source {
-        ExtentSource::Zero => (ZERO_CHUNK, 0),
-        ExtentSource::Chunk { chunk, first } => (chunk, first),
-    };
-    let mut block = extent.range.block;
-    while block < extent.range.end() {
-        let count = (extent.range.end() - block).min(EXTENT_BLOCKS_MAX);
-        out.put_u64(block);
-        out.put_u32(u32::try_from(count).expect("just cut to it"));
-        out.put_u32(chunk);
-        out.put_u32(first);
-        block += count;
-    }
-}
-
-fn take_frame(mut reader: Reader<'_>) -> Result<SegmentFrame, DecodeError> {
-    let max = SEGMENT_FRAME_BYTES_MAX + TAG_BYTES;
-    let stored = reader.count("segment frame", max)?;
-    let raw = reader.count("segment frame", SEGMENT_FRAME_BYTES_MAX)?;
-    let compression = Compression::from_code(reader.u8()?)?;
-    reader.reserved(3)?;
-    let narrow = |value: usize| u32::try_from(value).expect("under its limit");
-    Ok(SegmentFrame { stored_bytes: narrow(stored), raw_bytes: narrow(raw), compression })
 }
 
 fn take_chunk(
@@ -330,7 +364,8 @@ where
         let mut extents = Vec::with_capacity(count);
         let mut floor = 0;
         for record in self.extents.by_ref().take(count) {
-            let extent = take_extent(record, self.chunks)?;
+            let blocks_of = |chunk: u32| self.chunks.get(chunk as usize).map(|held| held.blocks);
+            let extent = Extent::take(record, blocks_of)?;
             if extent.range.block < floor {
                 return Err(DecodeError::Range { what: "extent order", value: extent.range.block });
             }
@@ -358,26 +393,4 @@ where
             left => Err(DecodeError::Range { what: "parts of no span", value: left as u64 }),
         }
     }
-}
-
-fn take_extent(mut reader: Reader<'_>, chunks: &[SegmentChunk]) -> Result<Extent, DecodeError> {
-    let range = BlockRange { block: reader.u64()?, count: reader.u32()?.into() };
-    let chunk = reader.u32()?;
-    let first = reader.u32()?;
-    if range.count == 0 || range.block > VOLUME_BLOCKS_MAX - range.count {
-        return Err(DecodeError::Range { what: "extent range", value: range.block });
-    }
-    if chunk == ZERO_CHUNK {
-        if first != 0 {
-            return Err(DecodeError::Range { what: "extent first block", value: first.into() });
-        }
-        return Ok(Extent { range, source: ExtentSource::Zero });
-    }
-    let Some(held) = chunks.get(chunk as usize) else {
-        return Err(DecodeError::Range { what: "extent chunk", value: chunk.into() });
-    };
-    if u64::from(first) + range.count > held.blocks.into() {
-        return Err(DecodeError::Range { what: "extent blocks", value: range.count });
-    }
-    Ok(Extent { range, source: ExtentSource::Chunk { chunk, first } })
 }

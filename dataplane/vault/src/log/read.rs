@@ -11,6 +11,7 @@ use farshore_codec::{CodecError, Opener};
 use farshore_engine::ledger::Ledger;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
+use farshore_proto::map::FrameAt;
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
 use farshore_proto::{LogId, Slot, Target};
 use futures::StreamExt;
@@ -41,6 +42,22 @@ impl OpenSegment {
     pub fn target(&self) -> Target {
         let header = self.header();
         Target { log: header.log(), slot: header.slot(), attempt: header.attempt() }
+    }
+
+    /// Where one of its frames lies.
+    ///
+    /// # Panics
+    /// If there is no such frame: a bug in the caller.
+    #[must_use]
+    pub fn frame_at(&self, number: u32) -> FrameAt {
+        let start = self.frames[number as usize].start;
+        FrameAt {
+            target: self.target(),
+            number,
+            offset: u32::try_from(start).expect("a segment has a limit"),
+            key: self.header().object.key,
+            frame: self.table.frames[number as usize],
+        }
     }
 
     /// Bytes of memory it takes, about.

@@ -1,51 +1,79 @@
-//! Maps: what volumes hold at their points, so that a view need not read a volume's whole past.
+//! Maps: what volumes hold at places of their streams, so that a view need not read a volume's whole past.
 //!
 //! Derived: they are written after the fact, found by listing, and never needed. One that is
 //! missing, damaged or contradicts the epochs is passed over, with a warning, for an older one or for
-//! the logs alone. Layout: `docs/formats/map.md`.
+//! the logs alone. Layout: `docs/formats/map.md` and `docs/formats/pages.md`.
 
-mod read;
+mod layer;
+mod pages;
+mod tiers;
 mod write;
 
 pub use write::{Written, write};
 
-pub(crate) use read::{Base, load};
+pub(crate) use layer::{Layer, PageKey, open_layers};
 
 use crate::chain::{Chain, Start};
 use crate::error::VaultError;
-use crate::layout::{Folder, ObjectName, map_part_of};
-use crate::limits::{MAP_TRIES_MAX, MAPS_LISTED_MAX};
+use crate::layout::{Folder, ObjectName, map_of};
+use crate::limits::{MAP_TRIES_MAX, MAPS_LISTED_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::vault::Vault;
-use crate::view::{Build, PointSelector};
-use farshore_codec::map::{MapPlace, peek_map};
+use crate::view::{Build, Point, PointSelector};
+use farshore_codec::map::{MapPlace, open_manifest, peek_manifest};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::OBJECT_HEADER_BYTES_MAX;
-use farshore_proto::map::MapHead;
-use farshore_proto::{PointId, Seq, VolumeId};
+use farshore_proto::map::{Manifest, MapHeader};
+use farshore_proto::object::ObjectKind;
+use farshore_proto::{MapAttempt, Place, PointId, VolumeId};
 use futures::TryStreamExt;
 use std::collections::BTreeSet;
 
-/// Whether full chunk ids are kept along with the block map: to write or compare maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ids {
-    Keep,
-    Drop,
+/// A map's name: where it is, and which attempt at it.
+pub(crate) type Name = (Place, MapAttempt);
+
+/// What reading a volume begins with instead of its first epoch.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    pub(crate) name: Name,
+    pub(crate) manifest: Manifest,
+    /// The newest point at or before the map's place.
+    pub(crate) point: Option<Point>,
+    /// Where reading goes on.
+    pub(crate) start: Start,
 }
 
-/// The seqs that a volume has maps at; of very many the newest.
-pub(crate) async fn list(vault: &Vault, volume: VolumeId) -> Result<BTreeSet<Seq>, VaultError> {
-    let mut seqs = BTreeSet::new();
+/// Maps that are not to be used again: one of their layers does not open.
+pub(crate) type Avoided = BTreeSet<MapAttempt>;
+
+impl Base {
+    /// The point that the map is at, if there is a mark at its place.
+    pub(crate) fn own_point(&self) -> Option<Point> {
+        self.point.filter(|point| point.seq == self.name.0.seq)
+    }
+
+    /// The attempts that it is made of.
+    fn is_of(&self, avoided: &Avoided) -> bool {
+        let layers = self.manifest.layers.iter().map(|layer| layer.attempt);
+        layers.chain([self.name.1]).any(|attempt| avoided.contains(&attempt))
+    }
+
+    /// The object that names it.
+    pub(crate) fn object(&self, volume: VolumeId) -> ObjectName {
+        ObjectName::map(volume, self.name.0, self.name.1)
+    }
+}
+
+/// The maps that a volume has; of very many the newest.
+pub(crate) async fn list(vault: &Vault, volume: VolumeId) -> Result<BTreeSet<Name>, VaultError> {
+    let mut names = BTreeSet::new();
     let mut listing = vault.store().list(Folder::Maps(volume));
     while let Some(object) = listing.try_next().await? {
-        // The first part is put last: where it is, the others are.
-        if let Some((seq, 0)) = map_part_of(&object.name) {
-            seqs.insert(seq);
-            if seqs.len() > MAPS_LISTED_MAX {
-                seqs.pop_first();
-            }
+        names.extend(map_of(&object.name));
+        if names.len() > MAPS_LISTED_MAX {
+            names.pop_first();
         }
     }
-    Ok(seqs)
+    Ok(names)
 }
 
 /// The newest map that a view of `selector` can begin with, if there is one that can be used.
@@ -56,9 +84,16 @@ pub(crate) async fn find(
     volume: VolumeId,
     epochs: &[EpochBody],
     selector: PointSelector,
-    ids: Ids,
+    avoided: &Avoided,
 ) -> Option<Base> {
-    match try_find(vault, volume, epochs, selector, ids).await {
+    let names = match list(vault, volume).await {
+        Ok(names) => names.into_iter().collect(),
+        Err(error) => {
+            tracing::warn!(%volume, %error, "maps cannot be listed; the logs are read instead");
+            return None;
+        }
+    };
+    match find_in(vault, volume, epochs, selector, names, avoided).await {
         Ok(base) => base,
         Err(error) => {
             tracing::warn!(%volume, %error, "maps cannot be read; the logs are instead");
@@ -67,35 +102,38 @@ pub(crate) async fn find(
     }
 }
 
-async fn try_find(
+async fn find_in(
     vault: &Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
     selector: PointSelector,
-    ids: Ids,
+    mut names: Vec<Name>,
+    avoided: &Avoided,
 ) -> Result<Option<Base>, VaultError> {
-    let mut seqs: Vec<Seq> = list(vault, volume).await?.into_iter().collect();
     let mut tries = MAP_TRIES_MAX;
     match selector {
         PointSelector::Latest => {}
-        PointSelector::Seq(seq) => seqs.truncate(seqs.partition_point(|at| *at <= seq)),
-        PointSelector::Point(point) => until(vault, volume, point, &mut seqs, &mut tries).await?,
+        PointSelector::Seq(seq) => names.retain(|(at, _)| at.seq <= seq),
+        PointSelector::Point(point) => until(vault, volume, point, &mut names, &mut tries).await?,
     }
-    while let Some(seq) = seqs.pop() {
+    while let Some(name) = names.pop() {
         if tries == 0 {
             break;
         }
         tries -= 1;
-        match load(vault, volume, epochs, seq, ids).await {
+        match load(vault, volume, epochs, name).await {
+            Ok(base) if base.is_of(avoided) => {}
             Ok(base) => return Ok(Some(base)),
             Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => {
-                let object = ObjectName::map(volume, seq, 0);
-                tracing::warn!(%object, %error, "a map cannot be used; an older one or the logs are");
-            }
+            Err(error) => warn_of(volume, name, &error),
         }
     }
     Ok(None)
+}
+
+fn warn_of(volume: VolumeId, (at, attempt): Name, error: &VaultError) {
+    let object = ObjectName::map(volume, at, attempt);
+    tracing::warn!(%object, %error, "a map cannot be used; an older one or the logs are");
 }
 
 /// Leaves those maps whose points are not newer than `point`, going by their ids, which are ordered
@@ -107,42 +145,88 @@ async fn until(
     vault: &Vault,
     volume: VolumeId,
     point: PointId,
-    seqs: &mut Vec<Seq>,
+    names: &mut Vec<Name>,
     tries: &mut usize,
 ) -> Result<(), VaultError> {
-    let (mut low, mut high) = (0, seqs.len());
+    let (mut low, mut high) = (0, names.len());
     while low < high {
         let middle = low + (high - low) / 2;
-        match peek(vault, volume, seqs[middle]).await {
-            Ok(found) if found <= point => low = middle + 1,
-            Ok(_) => high = middle,
+        let name = names[middle];
+        match peek(vault, volume, name).await {
+            Ok(Some(found)) if found > point => high = middle,
+            Ok(_) => low = middle + 1,
             Err(error) if error.is_unavailable() => return Err(error),
             Err(error) => {
-                let object = ObjectName::map(volume, seqs[middle], 0);
-                tracing::warn!(%object, %error, "a map cannot be used; others or the logs are");
-                seqs.remove(middle);
+                warn_of(volume, name, &error);
+                names.remove(middle);
                 high -= 1;
                 *tries -= 1;
                 if *tries == 0 {
-                    seqs.clear();
+                    names.clear();
                     return Ok(());
                 }
             }
         }
     }
-    seqs.truncate(low);
+    names.truncate(low);
     Ok(())
 }
 
+fn place(vault: &Vault, volume: VolumeId, (at, attempt): Name) -> MapPlace {
+    MapPlace { vault: vault.id(), volume, at, attempt }
+}
+
 /// The point that a map says it is at.
-async fn peek(vault: &Vault, volume: VolumeId, seq: Seq) -> Result<PointId, VaultError> {
-    let name = ObjectName::map(volume, seq, 0);
-    let front = vault.store().get_range(&name, 0..OBJECT_HEADER_BYTES_MAX as u64).await?;
-    let at = MapPlace { vault: vault.id(), volume, seq, part: 0 };
-    match peek_map(&front.bytes, at, vault.ring()) {
+async fn peek(vault: &Vault, volume: VolumeId, name: Name) -> Result<Option<PointId>, VaultError> {
+    let object = ObjectName::map(volume, name.0, name.1);
+    let front = vault.store().get_range(&object, 0..OBJECT_HEADER_BYTES_MAX as u64).await?;
+    match peek_manifest(&front.bytes, &place(vault, volume, name), vault.ring()) {
         Ok(header) => Ok(header.fields.point),
-        Err(cause) => Err(vault.damaged(name, 0, cause)),
+        Err(cause) => Err(vault.damaged(object, 0, cause)),
     }
+}
+
+/// Opens the manifest of a map of a volume.
+///
+/// # Errors
+/// `Corrupt` if it is damaged, or contradicts the epochs; `NotFound`; `Unavailable`.
+pub(crate) async fn load(
+    vault: &Vault,
+    volume: VolumeId,
+    epochs: &[EpochBody],
+    name: Name,
+) -> Result<Base, VaultError> {
+    let (header, manifest) = open(vault, volume, name).await?;
+    let Some(start) = start(epochs, &manifest, name.0) else {
+        let (url, object) = (vault.url().to_owned(), ObjectName::map(volume, name.0, name.1));
+        return Err(VaultError::Map { url, object });
+    };
+    let point = header.fields.point.zip(manifest.mark).map(|(id, mark)| {
+        // In range: `start` compared the mark's place with the map's.
+        let body = &epochs[usize::try_from(mark.at.ordinal).expect("an epoch") - 1];
+        Point {
+            id,
+            seq: mark.at.seq,
+            epoch: body.epoch,
+            kind: mark.kind,
+            unknown_blocks: mark.unknown_blocks,
+            time_unix_ms: mark.time_unix_ms,
+            size_bytes: body.size_bytes,
+        }
+    });
+    Ok(Base { name, manifest, point, start })
+}
+
+async fn open(
+    vault: &Vault,
+    volume: VolumeId,
+    name: Name,
+) -> Result<(MapHeader, Manifest), VaultError> {
+    let object = ObjectName::map(volume, name.0, name.1);
+    let bytes = vault.store().get(&object, SEALED_OBJECT_BYTES_MAX).await?;
+    let at = place(vault, volume, name);
+    let open = move |vault: &Vault| open_manifest(&bytes, &at, vault.ring());
+    vault.open_aside(object, ObjectKind::Map, open).await
 }
 
 /// What reading a volume begins with: a map, or its first epoch.
@@ -150,26 +234,34 @@ pub(crate) fn begin<'a>(
     vault: &'a Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
-    base: Option<Base>,
-    ids: Ids,
+    base: Option<&Base>,
 ) -> Result<(Build, Chain<'a>), VaultError> {
     let epochs = epochs.to_vec();
     Ok(match base {
-        Some(Base { build, start }) => (build, Chain::resume(vault, volume, epochs, start)),
-        None => (Build::new(ids), Chain::begin(vault, volume, epochs)?),
+        Some(base) => {
+            let object = base.object(volume);
+            let chain = Chain::resume(vault, volume, epochs, base.start, object);
+            (Build::over(base), chain)
+        }
+        None => (Build::new(), Chain::begin(vault, volume, epochs)?),
     })
 }
 
 /// Where reading goes on behind a map, if the epochs of the volume allow it.
-pub(crate) fn start(epochs: &[EpochBody], head: &MapHead, seq: Seq) -> Option<Start> {
-    let epoch = usize::try_from(head.ordinal - 1).ok()?;
+fn start(epochs: &[EpochBody], manifest: &Manifest, at: Place) -> Option<Start> {
+    let epoch = usize::try_from(at.ordinal - 1).ok()?;
     let body = epochs.get(epoch)?;
-    let is_of_epoch = (body.log, body.size_bytes) == (head.log, head.size_bytes)
-        && body.first_slot <= head.slot
-        && body.first_seq <= seq;
+    let is_of_epoch = (body.log, body.size_bytes) == (manifest.log, manifest.size_bytes)
+        && body.first_slot <= manifest.slot
+        && body.first_seq <= at.seq;
     // A writer that was fenced later may have mapped what does not count any more.
-    let counts = epochs.get(epoch + 1).is_none_or(|next| seq < next.first_seq);
-    (is_of_epoch && counts).then_some(Start { epoch, slot: head.slot, last: seq })
+    let counts = epochs.get(epoch + 1).is_none_or(|next| at.seq < next.first_seq);
+    let is_behind = manifest.mark.is_none_or(|mark| mark.at <= at);
+    (is_of_epoch && counts && is_behind).then_some(Start {
+        epoch,
+        slot: manifest.slot,
+        last: at.seq,
+    })
 }
 
 #[cfg(test)]

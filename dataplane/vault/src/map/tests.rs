@@ -1,14 +1,13 @@
-use super::write::write_parts;
+use super::write::{Shape, write_shaped};
 use super::*;
 use crate::error::VaultError;
 use crate::fence::end_of_stream;
 use crate::testing::{BLOCKS, World, image_bytes, stamp_of};
 use crate::verify::verify;
 use crate::view::{Point, VolumeView, flatten};
-use farshore_codec::map::{open_map, seal_map};
-use farshore_proto::limits::MAP_RUNS_MAX;
-use farshore_proto::map::{MapBody, MapFields};
-use farshore_proto::{BlockRange, ChunkId, ErrorKind};
+use farshore_codec::map::{PartBuilder, PartOpener, seal_manifest};
+use farshore_proto::map::{MapFields, Page};
+use farshore_proto::{BlockRange, ErrorKind, Seq};
 use proptest::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +21,7 @@ async fn see(vault: &Vault, volume: VolumeId, selector: PointSelector) -> Seen {
     match VolumeView::open(vault, volume, selector).await {
         Ok(view) => {
             let bytes = flatten(&view.read(WHOLE).await.unwrap());
-            Ok((*view.point(), view.label().to_owned(), bytes, view.extents(WHOLE)))
+            Ok((*view.point(), view.label().to_owned(), bytes, view.extents(WHOLE).await.unwrap()))
         }
         Err(error) => Err(error.kind()),
     }
@@ -53,21 +52,19 @@ async fn see_all(world: &World) -> Vec<Seen> {
     seen
 }
 
-fn maps(world: &World) -> PathBuf {
-    world.folder.path().join("vault").join("maps")
-}
+const FOLDERS: [&str; 2] = ["maps", "pages"];
 
 /// All with the maps that there are, and all without any, are the same.
 async fn check(world: &World) {
     let with = see_all(world).await;
-    let away = world.folder.path().join("away");
-    let has_maps = maps(world).exists();
-    if has_maps {
-        fs::rename(maps(world), &away).unwrap();
+    let vault = world.folder.path().join("vault");
+    let present = FOLDERS.map(|folder| vault.join(folder).exists());
+    for (folder, _) in FOLDERS.iter().zip(present).filter(|(_, is_there)| *is_there) {
+        fs::rename(vault.join(folder), world.folder.path().join(folder)).unwrap();
     }
     let without = see_all(world).await;
-    if has_maps {
-        fs::rename(&away, maps(world)).unwrap();
+    for (folder, _) in FOLDERS.iter().zip(present).filter(|(_, is_there)| *is_there) {
+        fs::rename(world.folder.path().join(folder), vault.join(folder)).unwrap();
     }
     assert!(with == without);
 }
@@ -79,7 +76,18 @@ enum Step {
     Commit { log: usize },
     Move { volume: usize, log: usize },
     Restart { log: usize },
-    Map { volume: usize, runs_max: usize },
+    Map { volume: usize, shape: Shape },
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let small = (1..6_usize, 1..20_usize, 1..8_usize, 1..8_u64);
+    let small = small.prop_map(|(page_runs, layer_runs, unmarked, smallest)| Shape {
+        page_runs,
+        layer_runs,
+        unmarked,
+        smallest,
+    });
+    prop_oneof![4 => small, 1 => Just(Shape::default())]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -96,14 +104,13 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..2_usize).prop_map(|log| Step::Commit { log }),
         1 => (volume.clone(), 0..2_usize).prop_map(|(volume, log)| Step::Move { volume, log }),
         1 => (0..2_usize).prop_map(|log| Step::Restart { log }),
-        3 => (volume, prop_oneof![1..6_usize, Just(MAP_RUNS_MAX)])
-            .prop_map(|(volume, runs_max)| Step::Map { volume, runs_max }),
+        4 => (volume, shape()).prop_map(|(volume, shape)| Step::Map { volume, shape }),
     ]
 }
 
-async fn run(steps: Vec<Step>) {
+async fn run(steps: Vec<Step>) -> Vec<Written> {
     let mut world = World::new(2, 2).await;
-    let mut written = 0;
+    let mut maps = Vec::new();
     for step in steps {
         match step {
             Step::Write { volume, block, count, seed } => world.write(volume, block, count, seed),
@@ -111,48 +118,59 @@ async fn run(steps: Vec<Step>) {
             Step::Commit { log } => drop(world.commit(log).await),
             Step::Move { volume, log } => world.claim(volume, log).await,
             Step::Restart { log } => world.logs[log].incarnation += 1,
-            Step::Map { volume, runs_max } => {
+            Step::Map { volume, shape } => {
                 let id = world.volumes[volume].id;
-                let map = write_parts(&world.vault, id, runs_max).await.unwrap();
-                written += u64::from(map.is_some());
+                maps.extend(write_shaped(&world.vault, id, shape).await.unwrap());
             }
         }
     }
     check(&world).await;
     let report = verify(&world.vault, true, |_| {}).await.unwrap();
-    assert!(report.is_whole() && report.maps == written, "{written} maps: {report:#?}");
+    let mut listed = 0;
+    for volume in &world.volumes {
+        listed += list(&world.vault, volume.id).await.unwrap().len() as u64;
+    }
+    assert!(listed >= maps.len() as u64);
+    assert!(report.is_whole() && report.maps == listed, "{listed} maps: {report:#?}");
+    maps
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn maps_change_nothing_of_any_history(steps in prop::collection::vec(step(), 1..60)) {
+    fn maps_change_nothing_of_any_history(steps in prop::collection::vec(step(), 1..80)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(run(steps));
     }
 }
 
-/// The sample with maps of volume 0 at its newest two points, in parts, and one of volume 1.
+const SMALL: Shape = Shape { page_runs: 3, layer_runs: 1000, unmarked: 1000, smallest: 4 };
+
+/// The sample with maps of volume 0 at its newest two points, a delta over pages, and one of volume 1.
 async fn mapped() -> World {
     let mut world = World::sample().await;
     let volume = world.volumes[0].id;
-    let older = write_parts(&world.vault, volume, 4).await.unwrap().unwrap();
-    assert!(older.parts > 2, "{older:?}");
+    let older = write_shaped(&world.vault, volume, SMALL).await.unwrap().unwrap();
+    assert_eq!((older.layers, older.runs), (1, older.new_runs), "{older:?}");
+    assert!(older.runs > 6, "several pages: {older:?}");
     world.write(0, 90, 3, 7000);
+    world.write(0, 3, 2, 0);
     world.end_span(0, true);
     world.write(0, 91, 3, 8000);
     world.end_span(0, false);
     world.commit(1).await;
-    let newer = write_parts(&world.vault, volume, 4).await.unwrap().unwrap();
-    assert_eq!(newer.seq, Seq(older.seq.0 + 2));
+    let newer = write_shaped(&world.vault, volume, SMALL).await.unwrap().unwrap();
+    assert_eq!(newer.layers, 2, "{newer:?}");
+    assert!(newer.new_runs < older.runs, "only what changed: {newer:?}");
+    assert_eq!(newer.at.seq, Seq(older.at.seq.0 + 3));
     assert_eq!(write(&world.vault, volume).await.unwrap(), None, "the newest point has its map");
     assert!(write(&world.vault, world.volumes[1].id).await.unwrap().is_some());
     assert_eq!(list(&world.vault, volume).await.unwrap().len(), 2);
     world
 }
 
-/// All parts of all maps, in order.
-fn parts(world: &World) -> Vec<PathBuf> {
+/// All objects of maps, in order.
+fn files(world: &World) -> Vec<PathBuf> {
     fn walk(at: &Path, out: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(at).unwrap() {
             let path = entry.unwrap().path();
@@ -160,7 +178,9 @@ fn parts(world: &World) -> Vec<PathBuf> {
         }
     }
     let mut out = Vec::new();
-    walk(&maps(world), &mut out);
+    for folder in FOLDERS {
+        walk(&world.folder.path().join("vault").join(folder), &mut out);
+    }
     out.sort();
     out
 }
@@ -170,136 +190,250 @@ fn name_of(world: &World, file: &Path) -> String {
     file.strip_prefix(root).unwrap().to_str().unwrap().to_owned()
 }
 
-/// With what is wrong now, everything reads as before, and verification names `file`.
+fn is_part(world: &World, file: &Path) -> bool {
+    name_of(world, file).starts_with("pages/")
+}
+
+/// With what is wrong now, everything reads as before, and verification of all data names `file`.
 async fn check_named(world: &World, expected: &[Seen], file: &Path, how: &str) {
     let name = name_of(world, file);
     assert!(see_all(world).await == expected, "{how} of {name}");
-    for read_data in [false, true] {
-        let report = verify(&world.vault, read_data, |_| {}).await.unwrap();
-        let is_named = report.problems.iter().any(|problem| problem.object.to_string() == name);
-        assert!(is_named, "{how} of {name}: {report:#?}");
-    }
+    let report = verify(&world.vault, true, |_| {}).await.unwrap();
+    let is_named = report.problems.iter().any(|problem| problem.object.to_string() == name);
+    assert!(is_named, "{how} of {name}: {report:#?}");
 }
 
 #[tokio::test]
-async fn a_damaged_part_is_passed_over_and_named() {
+async fn a_damaged_object_of_a_map_is_passed_over_and_named() {
     let world = mapped().await;
     check(&world).await;
     let expected = see_all(&world).await;
-    for file in parts(&world) {
+    for file in files(&world) {
         let whole = fs::read(&file).unwrap();
-        for at in [0, 50, 70, 100, 190, whole.len() - 1] {
+        for at in [0, 50, 70, 100, 170, 190, 230, whole.len() - 1] {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x10;
             fs::write(&file, bytes).unwrap();
             check_named(&world, &expected, &file, &format!("flip at {at}")).await;
         }
-        for length in [0, 192, whole.len() - 1] {
+        for length in [0, 150, 192, whole.len() - 1] {
             fs::write(&file, &whole[..length]).unwrap();
             check_named(&world, &expected, &file, &format!("cut to {length}")).await;
         }
         fs::write(&file, [whole.as_slice(), &[0]].concat()).unwrap();
-        check_named(&world, &expected, &file, "growth").await;
+        match is_part(&world, &file) {
+            // Nobody asks for what lies behind the last page.
+            true => check(&world).await,
+            false => check_named(&world, &expected, &file, "growth").await,
+        }
         fs::write(&file, whole).unwrap();
     }
     check(&world).await;
 }
 
 #[tokio::test]
-async fn a_missing_swapped_or_foreign_part_is_passed_over() {
+async fn a_missing_swapped_or_foreign_object_of_a_map_is_passed_over() {
     let (world, other) = (mapped().await, mapped().await);
     let expected = see_all(&world).await;
-    let files = parts(&world);
-    for (at, file) in files.iter().enumerate() {
+    let (all, theirs) = (files(&world), files(&other));
+    for (at, file) in all.iter().enumerate() {
         let whole = fs::read(file).unwrap();
-        for neighbour in [(at + 1) % files.len(), (at + files.len() / 2) % files.len()] {
-            fs::write(file, fs::read(&files[neighbour]).unwrap()).unwrap();
+        for neighbour in [(at + 1) % all.len(), (at + all.len() / 2) % all.len()] {
+            fs::write(file, fs::read(&all[neighbour]).unwrap()).unwrap();
             check_named(&world, &expected, file, "swap").await;
         }
-        let theirs = other.folder.path().join("vault").join(name_of(&world, file));
-        fs::copy(theirs, file).unwrap();
+        fs::copy(&theirs[at], file).unwrap();
         check_named(&world, &expected, file, "that of another vault in place").await;
         fs::remove_file(file).unwrap();
-        if name_of(&world, file).ends_with("/0000") {
-            assert!(see_all(&world).await == expected, "a map without its first part");
-        } else {
+        if is_part(&world, file) {
             check_named(&world, &expected, file, "loss").await;
+        } else {
+            assert!(see_all(&world).await == expected, "a map without its manifest");
         }
         fs::write(file, &whole).unwrap();
     }
     // What is not a map of ours by its name is not looked at.
-    fs::write(maps(&world).join("README"), "x").unwrap();
-    fs::write(maps(&world).join(world.volumes[0].id.to_string()).join("7"), "x").unwrap();
+    let maps = world.folder.path().join("vault/maps");
+    fs::write(maps.join("README"), "x").unwrap();
+    fs::write(maps.join(world.volumes[0].id.to_string()).join("7"), "x").unwrap();
     check(&world).await;
 }
 
+/// A view that is open when a page turns out to be damaged goes on by the logs.
 #[tokio::test]
-async fn parts_of_two_attempts_are_not_one_map() {
+async fn a_view_outlives_the_damage_of_a_page() {
+    let world = mapped().await;
+    let volume = world.volumes[0].id;
+    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+    let second = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+    let expected = flatten(&second.read(WHOLE).await.unwrap());
+    for file in files(&world).into_iter().filter(|file| is_part(&world, file)) {
+        fs::remove_file(file).unwrap();
+    }
+    assert!(flatten(&view.read(WHOLE).await.unwrap()) == expected);
+    assert_eq!(view.extents(WHOLE).await.unwrap(), second.extents(WHOLE).await.unwrap());
+    assert!(flatten(&second.read(WHOLE).await.unwrap()) == expected, "from its cache");
+}
+
+#[tokio::test]
+async fn attempts_that_died_and_attempts_side_by_side_never_meet() {
     let world = World::sample().await;
     let volume = world.volumes[0].id;
     let expected = see_all(&world).await;
-    write_parts(&world.vault, volume, 4).await.unwrap().unwrap();
-    let files = parts(&world);
-    let first = fs::read(&files[1]).unwrap();
-    fs::remove_dir_all(maps(&world)).unwrap();
-    write_parts(&world.vault, volume, 4).await.unwrap().unwrap();
-    fs::write(&files[1], first).unwrap();
-    check_named(&world, &expected, &files[1], "a part of another attempt").await;
-    // An attempt that died before its first part: the next does not mix with it.
-    fs::remove_file(&files[0]).unwrap();
-    assert_eq!(write_parts(&world.vault, volume, 3).await.unwrap(), None);
-    assert!(see_all(&world).await == expected);
+    write_shaped(&world.vault, volume, SMALL).await.unwrap().unwrap();
+    let (manifest, part) = (files(&world)[0].clone(), files(&world)[1].clone());
+    // One that died before its manifest.
+    fs::remove_file(&manifest).unwrap();
+    assert!(write_shaped(&world.vault, volume, SMALL).await.unwrap().is_some());
+    assert_eq!(files(&world).len(), 3, "the dead one's part, and both objects of the new one");
+    check(&world).await;
+    // The dead one's part in the place of the new one's.
+    let new =
+        files(&world).into_iter().find(|file| is_part(&world, file) && *file != part).unwrap();
+    fs::copy(&part, &new).unwrap();
+    check_named(&world, &expected, &new, "a part of another attempt").await;
 }
 
-/// Replaces the body of the first part of the newest map of a volume by one that opens.
-fn forge(world: &World, file: &Path, seq: Seq, change: impl FnOnce(&mut MapBody)) {
+/// Much came without a mark: there are maps without one, and the newest point is found all the same.
+#[tokio::test]
+async fn a_map_without_a_mark_serves_what_comes_behind_it_and_no_older_point() {
+    let mut world = World::new(1, 1).await;
+    let volume = world.volumes[0].id;
+    let shape = Shape { unmarked: 4, ..SMALL };
+    let mut written = Vec::new();
+    for round in 0..6_u32 {
+        for block in 0..5 {
+            world.write(0, u64::from(block * 6 + round), 1, 1000 * (round + 1) + block);
+        }
+        world.end_span(0, round == 1 || round == 5);
+        world.commit(0).await;
+        written.push(write_shaped(&world.vault, volume, shape).await.unwrap().unwrap().at.seq);
+        check(&world).await;
+    }
+    let newest = world.volumes[0].seq;
+    assert_eq!((written.last(), written.len()), (Some(&newest), 6));
+    let end = end_of_stream(&world.vault, volume).await.unwrap();
+    assert_eq!(end.point.map(|point| point.seq), Some(newest));
+    let report = verify(&world.vault, true, |_| {}).await.unwrap();
+    assert!(report.is_whole() && report.maps == 6, "{report:#?}");
+    // Before the last mark the newest point was in front of four maps.
+    let last = list(&world.vault, volume).await.unwrap().pop_last().unwrap();
+    fs::remove_file(world.file(&ObjectName::map(volume, last.0, last.1))).unwrap();
+    let slot = world.points.pop().unwrap().slot;
+    fs::remove_file(world.file(&ObjectName::slot(world.logs[0].id, slot))).unwrap();
+    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+    assert_eq!(view.point().seq, written[1]);
+    assert!(flatten(&view.read(WHOLE).await.unwrap()) == image_bytes(&world.points[0].image));
+    let end = end_of_stream(&world.vault, volume).await.unwrap();
+    assert_eq!(end.point.map(|point| point.seq), Some(written[1]));
+    assert_eq!(end.last_seq, written[4]);
+}
+
+/// Replaces the manifest of the newest map of volume 0 by one that opens.
+fn forge(world: &World, name: Name, change: impl FnOnce(&mut MapFields, &mut Manifest)) {
     let vault = &world.vault;
-    let at = MapPlace { vault: vault.id(), volume: world.volumes[0].id, seq, part: 0 };
-    let (header, mut body) = open_map(&fs::read(file).unwrap(), at, vault.ring()).unwrap();
-    change(&mut body);
+    let at = place(vault, world.volumes[0].id, name);
+    let file = world.file(&ObjectName::map(at.volume, at.at, at.attempt));
+    let object = fs::read(&file).unwrap();
+    let (header, mut manifest) = open_manifest(&object, &at, vault.ring()).unwrap();
+    let mut fields = header.fields;
+    change(&mut fields, &mut manifest);
     let (number, key) = vault.newest_key();
-    fs::write(file, seal_map(at, &header.fields, key, number, &body, 1).unwrap()).unwrap();
+    fs::write(file, seal_manifest(&at, &fields, (key, number), &manifest, 1).unwrap()).unwrap();
+}
+
+/// Replaces the pages of the full layer of the map by ones that open, and the manifest to fit.
+fn forge_pages(world: &World, name: Name, change: impl FnOnce(&mut Vec<Page>)) {
+    let vault = &world.vault;
+    let at = place(vault, world.volumes[0].id, name);
+    let file = world.file(&ObjectName::pages(at.volume, at.at, at.attempt, 0));
+    let object = fs::read(&file).unwrap();
+    let opener = PartOpener::open(&front_of(&object), &at, 0, vault.ring()).unwrap();
+    let range = |number| {
+        let range = opener.page_range(number);
+        usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
+    };
+    let pages = (0..opener.pages().len())
+        .map(|number| opener.open_page(number, &object[range(number)]).unwrap());
+    let mut pages: Vec<Page> = pages.collect();
+    change(&mut pages);
+    let (number, key) = vault.newest_key();
+    let mut part = PartBuilder::new(at, 0, (key, number), 1).unwrap();
+    pages.iter().for_each(|page| part.push(page, false).unwrap());
+    let (object, shape, _) = part.finish().unwrap();
+    fs::write(file, object).unwrap();
+    let runs = pages.iter().map(|page| page.runs.len() as u64).sum();
+    forge(world, name, |_, manifest| {
+        (manifest.layers[0].runs, manifest.layers[0].parts) = (runs, vec![shape]);
+    });
+}
+
+/// Header and directory of a part.
+fn front_of(object: &[u8]) -> Vec<u8> {
+    let header = farshore_proto::map::PartHeader::decode(object).unwrap();
+    object[..header.object.whole_bytes()].to_vec()
 }
 
 #[tokio::test]
 async fn a_map_that_says_what_the_logs_do_not_is_a_problem() {
     let world = World::sample().await;
     let volume = world.volumes[0].id;
-    let written = write(&world.vault, volume).await.unwrap().unwrap();
-    let file = world.file(&ObjectName::map(volume, written.seq, 0));
-    let whole = fs::read(&file).unwrap();
-    let changes: [fn(&mut MapBody); 5] = [
-        |body| body.runs.truncate(body.runs.len() - 1),
-        |body| body.runs = body.runs.split_off(1),
-        |body| body.chunks[0].chunk += 1,
-        |body| body.runs[1].range.count -= 1,
-        |body| body.head.time_unix_ms += 1,
+    write(&world.vault, volume).await.unwrap().unwrap();
+    let name = list(&world.vault, volume).await.unwrap().pop_last().unwrap();
+    let object = ObjectName::map(volume, name.0, name.1);
+    let files = [object.clone(), ObjectName::pages(volume, name.0, name.1, 0)];
+    let whole = files.clone().map(|file| fs::read(world.file(&file)).unwrap());
+    let restore = || {
+        for (file, bytes) in files.iter().zip(&whole) {
+            fs::write(world.file(file), bytes).unwrap();
+        }
+    };
+    let changes: [fn(&mut Vec<Page>); 5] = [
+        |pages| {
+            pages[0].runs.pop();
+        },
+        |pages| pages[0].runs = pages[0].runs.split_off(1),
+        |pages| pages[0].chunks[0].number += 1,
+        |pages| pages[0].runs[1].range.count -= 1,
+        |pages| pages[0].chunks[0].check[3] ^= 1,
     ];
     for (number, change) in changes.into_iter().enumerate() {
-        forge(&world, &file, written.seq, change);
+        forge_pages(&world, name, change);
         assert!(verify(&world.vault, false, |_| {}).await.unwrap().is_whole());
         let report = verify(&world.vault, true, |_| {}).await.unwrap();
         assert_eq!(report.problems.len(), 1, "change {number}: {report:#?}");
-        assert_eq!(report.problems[0].object, ObjectName::map(volume, written.seq, 0));
-        fs::write(&file, &whole).unwrap();
+        assert_eq!(report.problems[0].object, object);
+        restore();
     }
-    // A reference that is not to the chunk is never followed.
-    forge(&world, &file, written.seq, |body| body.chunks[0].id = ChunkId([0x55; 32]));
-    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
-    let error = view.read(WHOLE).await.unwrap_err();
-    assert!(matches!(error, VaultError::Reference { .. }), "{error}");
+    forge(&world, name, |_, manifest| manifest.mark.as_mut().unwrap().time_unix_ms += 1);
+    let report = verify(&world.vault, true, |_| {}).await.unwrap();
+    assert_eq!(report.problems[0].object, object, "{report:#?}");
+    restore();
+    // Bytes that are not of the chunk are never returned.
+    for change in [(|pages| pages[0].chunks[0].check = [0x55; 8]) as fn(&mut Vec<Page>), |pages| {
+        pages[0].chunks[0].offset += 4096
+    }] {
+        forge_pages(&world, name, change);
+        let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+        let error = view.read(WHOLE).await.unwrap_err();
+        assert!(matches!(error, VaultError::Damaged { .. }), "{error}");
+        restore();
+    }
     // Where reading goes on is tried, and given up for the logs.
     for change in [
-        (|body| body.head.slot.0 += 100) as fn(&mut MapBody),
-        |body| body.head.ordinal += 7,
-        |body| body.head.ordinal = u64::MAX,
-        |body| body.head.log.0 = [9; 16],
-        |body| body.head.size_bytes += 4096,
+        (|manifest| manifest.slot.0 += 100) as fn(&mut Manifest),
+        |manifest| manifest.log.0 = [9; 16],
+        |manifest| manifest.size_bytes += 4096,
+        |manifest| manifest.layers[0].runs += 1,
+        |manifest| manifest.layers[0].parts[0].front_bytes -= 1,
+        |manifest| manifest.mark.as_mut().unwrap().at.ordinal += 1,
     ] {
-        fs::write(&file, &whole).unwrap();
-        forge(&world, &file, written.seq, change);
+        forge(&world, name, |_, manifest| change(manifest));
         check(&world).await;
+        restore();
     }
+    forge(&world, name, |fields, _| fields.ordinal += 7);
+    check(&world).await;
 }
 
 #[tokio::test]
@@ -359,33 +493,29 @@ async fn a_point_whose_id_is_out_of_order_is_found_by_the_logs() {
     world.write(0, 0, 8, 1000);
     world.end_span(0, true);
     world.commit(0).await;
-    write(&world.vault, volume).await.unwrap().unwrap();
     world.write(0, 8, 8, 1000);
     world.end_span(0, true);
     world.commit(0).await;
+    write(&world.vault, volume).await.unwrap().unwrap();
     // The map claims a smaller id than the point before it has: it is chosen for that point.
-    let seqs = list(&world.vault, volume).await.unwrap();
-    let name = ObjectName::map(volume, *seqs.first().unwrap(), 0);
-    let at = MapPlace { vault: world.vault.id(), volume, seq: *seqs.first().unwrap(), part: 0 };
-    let object = fs::read(world.file(&name)).unwrap();
-    let (header, body) = open_map(&object, at, world.vault.ring()).unwrap();
-    let (number, key) = world.vault.newest_key();
-    for point in [PointId([0; 16]), PointId([0xff; 16])] {
-        let fields = MapFields { point, parts: 1, ..header.fields };
-        let object = seal_map(at, &fields, key, number, &body, 1).unwrap();
-        fs::write(world.file(&name), object).unwrap();
-        let wanted = world.points[0].id;
-        let found = see(&world.vault, volume, PointSelector::Point(wanted)).await.unwrap();
-        assert_eq!((found.0.id, found.0.seq), (wanted, world.points[0].seq));
+    let name = list(&world.vault, volume).await.unwrap().pop_last().unwrap();
+    for point in [PointId([1; 16]), PointId([0xff; 16])] {
+        forge(&world, name, |fields, _| fields.point = Some(point));
+        for point in &world.points {
+            let found = see(&world.vault, volume, PointSelector::Point(point.id)).await.unwrap();
+            assert_eq!((found.0.id, found.0.seq), (point.id, point.seq));
+            assert!(found.2 == image_bytes(&point.image));
+        }
     }
 }
 
 #[tokio::test]
 async fn maps_that_cannot_be_read_are_done_without() {
     let world = mapped().await;
-    let newest = list(&world.vault, world.volumes[0].id).await.unwrap().pop_last().unwrap();
-    let newest = ObjectName::map(world.volumes[0].id, newest, 0).to_string();
-    for refused in ["maps", newest.trim_end_matches("/0000")] {
+    let volume = world.volumes[0].id;
+    let newest = list(&world.vault, volume).await.unwrap().pop_last().unwrap();
+    let newest = ObjectName::map(volume, newest.0, newest.1).to_string();
+    for refused in ["maps", newest.rsplit_once('/').unwrap().0] {
         let (store, counted) = crate::testing::counted(&world.vault);
         counted.refuse(refused);
         let vault = Vault::open(&store, &world.recovery).await.unwrap();
@@ -397,32 +527,41 @@ async fn maps_that_cannot_be_read_are_done_without() {
     }
 }
 
-/// GETs and time of opening a view with and without a map: `cargo nextest run --no-capture`.
+/// GETs and time of opening a view with and without maps, and of one cold read: `cargo nextest run --no-capture`.
 #[tokio::test]
-async fn a_map_spares_reading_two_thousand_segments() {
+async fn a_map_spares_reading_two_thousand_segments_and_a_read_is_a_page_and_a_frame() {
     let mut world = World::new(1, 1).await;
+    let volume = world.volumes[0].id;
     for round in 0..2000_u32 {
         world.write(0, u64::from(round % 80), 1 + u64::from(round % 7), 1 + round * 10);
         world.end_span(0, true);
         world.commit(0).await;
+        if round.is_multiple_of(400) {
+            write_shaped(&world.vault, volume, SMALL).await.unwrap();
+        }
     }
-    let volume = world.volumes[0].id;
     let (store, gets) = crate::testing::counted(&world.vault);
     let vault = Vault::open(&store, &world.recovery).await.unwrap();
     let mut counts = Vec::new();
     for is_mapped in [false, true] {
         if is_mapped {
-            write(&world.vault, volume).await.unwrap().unwrap();
+            write_shaped(&world.vault, volume, SMALL).await.unwrap().unwrap();
         }
         let before = gets.count();
         let started = std::time::Instant::now();
         let view = VolumeView::open(&vault, volume, PointSelector::Latest).await.unwrap();
         let took = started.elapsed();
         let count = gets.count() - before;
-        println!("2000 segments, map {is_mapped}: {count} GETs, {took:?}");
+        println!("2000 segments, newest map {is_mapped}: {count} GETs, {took:?}");
         let bytes = flatten(&view.read(WHOLE).await.unwrap());
         assert!(bytes == image_bytes(&world.volumes[0].image));
         counts.push(count);
     }
-    assert!(counts[0] > 2000 && counts[1] < 40, "{counts:?}");
+    assert!(counts[0] > 350 && counts[1] < 40, "{counts:?}");
+    for block in 0..BLOCKS {
+        let view = VolumeView::open(&vault, volume, PointSelector::Latest).await.unwrap();
+        let before = gets.count();
+        view.read(BlockRange { block, count: 1 }).await.unwrap();
+        assert!(gets.count() - before <= 2, "block {block}: a page and a frame");
+    }
 }

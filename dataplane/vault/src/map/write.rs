@@ -1,158 +1,288 @@
-//! Writing a map: from the newest one and what the logs hold behind it.
+//! Writing a map: what the logs hold behind the newest one, as a layer of its own or merged with newer ones of that.
 
-use super::{Base, Ids, begin, find};
-use crate::blocks::ChunkAt;
+use super::pages::{LEVEL, LayerWriter, bytes_of};
+use super::{Avoided, Base, begin, find, open_layers, place, tiers};
+use crate::blocks::BlockMap;
+use crate::chain::Start;
+use crate::chunks::ChunkReader;
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
+use crate::limits::{LAYER_RUNS_MAX, MAP_TRIES_MAX, UNMARKED_EXTENTS_MIN};
 use crate::store::Put;
 use crate::vault::Vault;
-use crate::view::{Build, PointSelector};
-use farshore_codec::map::{MapPlace, seal_map};
+use crate::view::{Build, Held, Image, LayerError, Point, PointSelector};
+use farshore_codec::map::{MapPlace, seal_manifest};
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::limits::{MAP_PARTS_MAX, MAP_RUNS_MAX, VOLUME_BLOCKS_MAX};
-use farshore_proto::map::{MapBody, MapFields, MapHead, MapRun};
-use farshore_proto::targets::StoredChunk;
-use farshore_proto::{BlockRange, Seq, VolumeId};
-use std::collections::HashMap;
+use farshore_proto::limits::PAGE_RUNS_MAX;
+use farshore_proto::map::{Layer, LayerKind, Manifest, MapFields, MapMark};
+use farshore_proto::{MapAttempt, Place, Target, VolumeId};
+use futures::TryStreamExt;
 use uuid::Uuid;
 
-/// zstd level of maps: written seldom, read whole.
-const LEVEL: i32 = 3;
-
-const WHOLE: BlockRange = BlockRange { block: 0, count: VOLUME_BLOCKS_MAX };
-
-/// A map that was written.
+/// Maps that were written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
-    /// The recovery point it is at.
-    pub seq: Seq,
-    /// Its runs of blocks.
+    /// The place of the last one.
+    pub at: Place,
+    /// Runs in all its layers.
     pub runs: u64,
-    /// Its parts.
-    pub parts: u32,
-    /// Bytes of all parts.
+    /// Its layers.
+    pub layers: usize,
+    /// Runs that were written.
+    pub new_runs: u64,
+    /// Bytes that were put.
     pub bytes: u64,
 }
 
-/// Writes a map of a volume at its newest recovery point.
+/// How a map is divided.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    /// Most runs of a page.
+    pub(super) page_runs: usize,
+    /// Runs that end a layer while more is read.
+    pub(super) layer_runs: usize,
+    /// Extents without a mark that are worth a map.
+    pub(super) unmarked: usize,
+    /// Layers of fewer runs than this are of one size.
+    pub(super) smallest: u64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        let (page_runs, layer_runs, unmarked) =
+            (PAGE_RUNS_MAX, LAYER_RUNS_MAX, UNMARKED_EXTENTS_MIN);
+        Self { page_runs, layer_runs, unmarked, smallest: tiers::SMALLEST }
+    }
+}
+
+/// Writes a map of a volume at its newest recovery point, or, where much came without one, at its end. If far more came
+/// than a layer holds, there are several, one over the other.
 ///
-/// None if there is nothing to write: no point yet, a map of the newest is there, or somebody
-/// else began one. Takes about 150 bytes of memory for each run of the volume.
+/// None if there is nothing to write: no point yet, or a map of the newest is there. Takes memory for one layer and a
+/// part, about 200 MiB, whatever the volume has.
 ///
 /// # Errors
 /// `NotFound` for a volume that the vault does not know; `Corrupt` if its stream cannot be read to
 /// the end; `Unavailable` (also when full: `is_no_space`); `Limit`.
+///
+/// # Cancel safety
+/// Dropped, it leaves parts that belong to no map.
 pub async fn write(vault: &Vault, volume: VolumeId) -> Result<Option<Written>, VaultError> {
-    write_parts(vault, volume, MAP_RUNS_MAX).await
+    write_shaped(vault, volume, Shape::default()).await
 }
 
-/// `write`, with the most runs of one part chosen.
-pub(super) async fn write_parts(
-    vault: &Vault,
-    volume: VolumeId,
-    runs_max: usize,
-) -> Result<Option<Written>, VaultError> {
-    let epochs = read_epochs(vault, volume).await?;
-    let selector = PointSelector::Latest;
-    let base = find(vault, volume, &epochs, selector, Ids::Keep).await;
-    let mapped = base.as_ref().map(|base| base.start.last);
-    let is_based = base.is_some();
-    let build = match read_all(vault, volume, &epochs, base).await {
-        Err(error) if is_based && !error.is_unavailable() => {
-            tracing::warn!(%volume, %error, "cannot go on from the newest map; reading the logs from the start");
-            read_all(vault, volume, &epochs, None).await?
-        }
-        read => read?,
-    };
-    match build.point() {
-        Some(point) if Some(point.seq) != mapped => {
-            put(vault, volume, &epochs, &build, runs_max).await
-        }
-        _ => Ok(None),
+/// Why an attempt ended.
+enum Failure {
+    Vault(VaultError),
+    Layer(LayerError),
+}
+
+impl From<VaultError> for Failure {
+    fn from(error: VaultError) -> Self {
+        Self::Vault(error)
     }
 }
 
-/// Reads the volume to its newest point, from a map on or from the start.
-async fn read_all(
+impl From<LayerError> for Failure {
+    fn from(error: LayerError) -> Self {
+        Self::Layer(error)
+    }
+}
+
+/// `write`, with the shape of the map chosen.
+pub(super) async fn write_shaped(
+    vault: &Vault,
+    volume: VolumeId,
+    shape: Shape,
+) -> Result<Option<Written>, VaultError> {
+    let epochs = read_epochs(vault, volume).await?;
+    let (latest, mut avoided) = (PointSelector::Latest, Avoided::new());
+    for _ in 0..MAP_TRIES_MAX {
+        let base = find(vault, volume, &epochs, latest, &avoided).await;
+        let Some(base) = base else { break };
+        let (name, object) = (base.name, base.object(volume));
+        let (attempt, error) = match write_from(vault, volume, &epochs, Some(base), shape).await {
+            Ok(written) => return Ok(written),
+            Err(Failure::Layer(LayerError { attempt, error })) => (attempt, error),
+            Err(Failure::Vault(error)) => (name.1, error),
+        };
+        if error.is_unavailable() {
+            return Err(error);
+        }
+        tracing::warn!(%object, %error, "cannot go on from a map; an older one or the logs are read");
+        avoided.insert(attempt);
+    }
+    match write_from(vault, volume, &epochs, None, shape).await {
+        Ok(written) => Ok(written),
+        Err(Failure::Layer(LayerError { error, .. }) | Failure::Vault(error)) => Err(error),
+    }
+}
+
+async fn write_from(
     vault: &Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
     base: Option<Base>,
-) -> Result<Build, VaultError> {
-    let (mut build, mut chain) = begin(vault, volume, epochs, base, Ids::Keep)?;
+    shape: Shape,
+) -> Result<Option<Written>, Failure> {
+    let (mut build, mut chain) = begin(vault, volume, epochs, base.as_ref())?;
+    let reader = ChunkReader::new(vault, ObjectName::volume(volume));
+    let mut writer =
+        Writer { vault, volume, epochs, reader, shape, base, end: None, written: None };
     while let Some(found) = chain.next().await? {
+        writer.reader.keep(std::sync::Arc::clone(&found.segment));
         build.take(&chain, &found)?;
+        let end = Start { epoch: found.epoch, slot: found.slot, last: found.span.last_seq };
+        if build.runs() >= shape.layer_runs {
+            writer.put_point(&mut build).await?;
+        }
+        if build.pending() >= shape.layer_runs {
+            writer.put_unmarked(&mut build, end).await?;
+        }
+        writer.end = Some(end);
     }
     chain.hole().await?;
-    Ok(build)
+    writer.put_point(&mut build).await?;
+    if build.pending() >= shape.unmarked
+        && let Some(end) = writer.end
+    {
+        writer.put_unmarked(&mut build, end).await?;
+    }
+    Ok(writer.written)
 }
 
-async fn put(
-    vault: &Vault,
+struct Writer<'a> {
+    vault: &'a Vault,
     volume: VolumeId,
-    epochs: &[EpochBody],
-    build: &Build,
-    runs_max: usize,
-) -> Result<Option<Written>, VaultError> {
-    let (Some(point), Some(start)) = (build.point(), build.end()) else { return Ok(None) };
-    let head = MapHead {
-        ordinal: start.epoch as u64 + 1,
-        log: epochs[start.epoch].log,
-        slot: start.slot,
-        size_bytes: point.size_bytes,
-        time_unix_ms: point.time_unix_ms,
-        kind: point.kind,
-        unknown_blocks: point.unknown_blocks,
-    };
-    let limit =
-        |what, max: usize| VaultError::Limit { url: vault.url().to_owned(), what, max: max as u64 };
-    let runs = build.map.len();
-    let parts = runs.div_ceil(runs_max).max(1);
-    if parts > MAP_PARTS_MAX {
-        return Err(limit("parts of a map", MAP_PARTS_MAX));
-    }
-    let fields = MapFields {
-        point: point.id,
-        attempt: Uuid::new_v4().into_bytes(),
-        parts: u32::try_from(parts).expect("just compared with the limit"),
-    };
-    let mut written = Written { seq: point.seq, runs: runs as u64, parts: fields.parts, bytes: 0 };
-    let starts = build.map.runs(WHOLE).step_by(runs_max).map(|(run, _)| run.block);
-    let starts: Vec<u64> = starts.collect();
-    // The first part last: whoever finds it finds them all.
-    for part in (0..fields.parts).rev() {
-        let from = starts.get(part as usize).copied().unwrap_or(0);
-        let body = part_of(build, head, from, runs_max);
-        let at = MapPlace { vault: vault.id(), volume, seq: point.seq, part };
-        let name = ObjectName::map(volume, point.seq, part);
-        let sealing = vault.seal_aside(&name, move |_, number, key| {
-            seal_map(at, &fields, key, number, &body, LEVEL)
-        });
-        let object = sealing.await?;
-        written.bytes += object.len() as u64;
-        if vault.store().create(&name, object).await? == Put::Exists {
-            tracing::debug!(object = %name, "another attempt wrote a map here");
-            return Ok(None);
-        }
-    }
-    Ok(Some(written))
+    epochs: &'a [EpochBody],
+    reader: ChunkReader,
+    shape: Shape,
+    /// The map that the next one goes on from.
+    base: Option<Base>,
+    /// Where the last span that was read ends.
+    end: Option<Start>,
+    written: Option<Written>,
 }
 
-fn part_of(build: &Build, head: MapHead, from: u64, runs_max: usize) -> MapBody {
-    let mut numbers: HashMap<ChunkAt, u32> = HashMap::new();
-    let mut body = MapBody { head, chunks: Vec::new(), runs: Vec::new() };
-    let rest = BlockRange { block: from, count: VOLUME_BLOCKS_MAX - from };
-    for (range, source) in build.map.runs(rest).take(runs_max) {
-        let at = source.at();
-        let chunk = *numbers.entry(at).or_insert_with(|| {
-            let number = u32::try_from(body.chunks.len()).expect("a part has a limit");
-            let (id, blocks) = build.chunk_id(at).expect("ids are kept when a map is written");
-            let (target, chunk) = (build.targets()[at.target as usize], at.chunk);
-            body.chunks.push(StoredChunk { id, blocks, target, chunk });
-            number
-        });
-        body.runs.push(MapRun { range, chunk, first: source.first });
+/// A layer to be made: what came since, and the segments of its chunks by number.
+type Tail = (BlockMap, Vec<Target>);
+
+impl Writer<'_> {
+    /// Puts a map at the newest point, if there is none yet.
+    async fn put_point(&mut self, build: &mut Build) -> Result<(), Failure> {
+        let (Some(end), Some(point)) = (build.end(), build.point().copied()) else { return Ok(()) };
+        if self.base.as_ref().is_some_and(|base| base.start.last >= end.last) {
+            return Ok(());
+        }
+        let tail = build.cut();
+        self.put(tail, end, Some(point), point.size_bytes).await
     }
-    body
+
+    /// Puts a map where the stream was read to, with all that came without a mark.
+    async fn put_unmarked(&mut self, build: &mut Build, end: Start) -> Result<(), Failure> {
+        self.put_point(build).await?;
+        let size_bytes = self.epochs[end.epoch].size_bytes;
+        build.apply(size_bytes);
+        let tail = build.cut();
+        let before = self.base.as_ref().and_then(|base| base.point);
+        self.put(tail, end, before, size_bytes).await
+    }
+
+    async fn put(
+        &mut self,
+        tail: Tail,
+        end: Start,
+        point: Option<Point>,
+        size_bytes: u64,
+    ) -> Result<(), Failure> {
+        let attempt = MapAttempt(Uuid::new_v4().into_bytes());
+        let at = Place { ordinal: end.epoch as u64 + 1, seq: end.last };
+        let name = (at, attempt);
+        let to = place(self.vault, self.volume, name);
+        let (layers, new) = self.layers(tail, to).await?;
+        let mark = point.map(|point| MapMark {
+            at: self.place_of(&point),
+            kind: point.kind,
+            time_unix_ms: point.time_unix_ms,
+            unknown_blocks: point.unknown_blocks,
+        });
+        let (log, slot) = (self.epochs[end.epoch].log, end.slot);
+        let manifest = Manifest { log, slot, size_bytes, mark, layers };
+        let fields = MapFields { attempt, point: point.map(|point| point.id), ordinal: at.ordinal };
+        let object = ObjectName::map(self.volume, at, attempt);
+        let sealing = {
+            let manifest = manifest.clone();
+            self.vault.seal_aside(&object, move |_, number, key| {
+                seal_manifest(&to, &fields, (key, number), &manifest, LEVEL)
+            })
+        };
+        let sealed = sealing.await?;
+        let bytes = sealed.len() as u64 + new.as_ref().map_or(0, |new| bytes_of(&new.parts));
+        if self.vault.store().create(&object, sealed).await.map_err(VaultError::from)?
+            == Put::Exists
+        {
+            // Attempts draw their names: nobody else can have been there.
+            return Err(VaultError::Map { url: self.vault.url().to_owned(), object }.into());
+        }
+        let before = self.written;
+        self.written = Some(Written {
+            at,
+            runs: manifest.layers.iter().map(|layer| layer.runs).sum(),
+            layers: manifest.layers.len(),
+            new_runs: before.map_or(0, |w| w.new_runs) + new.map_or(0, |new| new.runs),
+            bytes: before.map_or(0, |w| w.bytes) + bytes,
+        });
+        self.base = Some(Base { name, manifest, point, start: end });
+        Ok(())
+    }
+
+    /// The place of a point that the volume has; epochs ascend with their ordinals.
+    fn place_of(&self, point: &Point) -> Place {
+        let index = self.epochs.partition_point(|body| body.epoch < point.epoch);
+        Place { ordinal: index as u64 + 1, seq: point.seq }
+    }
+
+    /// The layers of the next map, and the one among them that was written for it.
+    async fn layers(
+        &mut self,
+        (tail, targets): Tail,
+        to: MapPlace,
+    ) -> Result<(Vec<Layer>, Option<Layer>), Failure> {
+        let known = self.base.as_ref().map_or(&[][..], |base| &base.manifest.layers);
+        if tail.len() == 0 && !known.is_empty() {
+            return Ok((known.to_vec(), None));
+        }
+        let runs: Vec<u64> = known.iter().map(|layer| layer.runs).collect();
+        let count = tiers::merged(&runs, tail.len() as u64, self.shape.smallest);
+        let (merged, kept) = known.split_at(count);
+        let user = ObjectName::map(self.volume, to.at, to.attempt);
+        let layers = open_layers(self.vault, self.volume, merged, &user).await?;
+        let kind = if kept.is_empty() { LayerKind::Full } else { LayerKind::Delta };
+        let image = Image { tail, targets, layers, is_partial: kind == LayerKind::Delta };
+        let new = self.merge(&image, to, kind).await?;
+        let mut layers = vec![new.clone()];
+        layers.extend_from_slice(kept);
+        Ok((layers, Some(new)))
+    }
+
+    /// Writes what an image says as one layer.
+    async fn merge(&self, image: &Image, to: MapPlace, kind: LayerKind) -> Result<Layer, Failure> {
+        let mut writer = LayerWriter::new(self.vault, to, kind, self.shape.page_runs);
+        let mut windows = std::pin::pin!(image.windows(&self.reader));
+        while let Some(window) = windows.try_next().await? {
+            for (run, held) in window {
+                let content = match held {
+                    Held::Zero => None,
+                    Held::Stored(stored) => Some(stored),
+                    Held::Listed(source) => {
+                        let target = image.targets[source.target as usize];
+                        Some(self.reader.stored(target, &source, run.count).await?)
+                    }
+                };
+                writer.push(run, content).await?;
+            }
+        }
+        Ok(writer.finish().await?)
+    }
 }

@@ -3,7 +3,7 @@
 use super::Report;
 use crate::blocking;
 use crate::error::VaultError;
-use crate::fetch::{self, Fetch};
+use crate::fetch;
 use crate::layout::ObjectName;
 use crate::limits::BULK_GETS_IN_FLIGHT_MAX;
 use crate::log::OpenSegment;
@@ -13,6 +13,7 @@ use farshore_codec::{ChunkHasher, CodecError};
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{LogId, Slot};
 use futures::StreamExt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What was found in the frames of one GET.
@@ -60,17 +61,17 @@ async fn check_fetch(
     vault: &Vault,
     name: &ObjectName,
     segment: &Arc<OpenSegment>,
-    fetch: Fetch,
+    (wanted, frames): (Range<u64>, Vec<u32>),
 ) -> Result<Found, VaultError> {
-    let sealed = vault.store().get_range(name, fetch.range.clone()).await?.bytes;
+    let sealed = vault.store().get_range(name, wanted.clone()).await?.bytes;
     let (segment, hasher) = (Arc::clone(segment), vault.hasher().clone());
     let work = move || {
         let mut found = Found { read_bytes: sealed.len() as u64, ..Found::default() };
         let mut raw = Vec::new();
-        for number in &fetch.frames {
+        for number in &frames {
             let range = segment.frames[*number as usize].clone();
             let at = |offset: u64| {
-                let offset = usize::try_from(offset - fetch.range.start);
+                let offset = usize::try_from(offset - wanted.start);
                 offset.unwrap_or(usize::MAX).min(sealed.len())
             };
             raw.clear();

@@ -1,0 +1,248 @@
+//! A layer of a map: its parts with their directories, opened; pages are loaded when they are asked for.
+
+use super::place;
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::{COVERED_RANGES_MAX, LAYERS_AT_ONCE, PARTS_AT_ONCE};
+use crate::vault::Vault;
+use farshore_codec::map::{MapPlace, PartOpener};
+use farshore_proto::map::{self, LayerKind, Page, PageAt};
+use farshore_proto::object::ObjectKind;
+use farshore_proto::{BlockRange, MapAttempt, VolumeId};
+use futures::{StreamExt, TryStreamExt};
+use std::sync::Arc;
+
+/// Blocks of a region: what two bytes tell apart.
+const REGION_BLOCKS: u64 = 1 << 16;
+
+/// A page: the attempt that wrote its layer, the part and the page in it.
+pub(crate) type PageKey = (MapAttempt, u32, u32);
+
+/// Which blocks a delta has a say in, at 4 bytes a range.
+#[derive(Debug, Default)]
+pub(crate) struct Covers {
+    /// Regions that have any, and where their ranges begin in the list.
+    regions: Vec<(u32, u32)>,
+    /// First and last block in the region.
+    ranges: Vec<(u16, u16)>,
+}
+
+impl Covers {
+    /// Adds ranges behind all that there are; each lies in one region.
+    pub(crate) fn extend(&mut self, ranges: &[BlockRange]) {
+        let narrow = |value: u64| u16::try_from(value % REGION_BLOCKS).expect("in its region");
+        for range in ranges {
+            let region = u32::try_from(range.block / REGION_BLOCKS).expect("a volume has a limit");
+            if self.regions.last().is_none_or(|(last, _)| *last != region) {
+                let next = u32::try_from(self.ranges.len()).expect("ranges have a limit");
+                self.regions.push((region, next));
+            }
+            self.ranges.push((narrow(range.block), narrow(range.end() - 1)));
+        }
+    }
+
+    fn in_region(&self, index: usize) -> &[(u16, u16)] {
+        let start = self.regions[index].1 as usize;
+        let end = self.regions.get(index + 1).map_or(self.ranges.len(), |(_, end)| *end as usize);
+        &self.ranges[start..end]
+    }
+
+    /// What of a range is covered, in order.
+    pub(crate) fn within(&self, range: BlockRange) -> Vec<BlockRange> {
+        let mut found: Vec<BlockRange> = Vec::new();
+        let first = self
+            .regions
+            .partition_point(|(region, _)| (u64::from(*region) + 1) * REGION_BLOCKS <= range.block);
+        for index in first..self.regions.len() {
+            let base = u64::from(self.regions[index].0) * REGION_BLOCKS;
+            if base >= range.end() {
+                break;
+            }
+            let ranges = self.in_region(index);
+            let from = ranges.partition_point(|(_, last)| base + u64::from(*last) < range.block);
+            for (first, last) in &ranges[from..] {
+                let start = (base + u64::from(*first)).max(range.block);
+                let end = (base + u64::from(*last) + 1).min(range.end());
+                if start >= range.end() {
+                    break;
+                }
+                match found.last_mut() {
+                    Some(before) if before.end() == start => before.count += end - start,
+                    _ => found.push(BlockRange { block: start, count: end - start }),
+                }
+            }
+        }
+        found
+    }
+}
+
+/// A layer, opened.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    at: MapPlace,
+    pub(crate) kind: LayerKind,
+    pub(crate) data_blocks: u64,
+    parts: Vec<PartOpener>,
+    covers: Covers,
+}
+
+impl Layer {
+    /// Opens all directories of a layer.
+    ///
+    /// # Errors
+    /// `Corrupt` if a part is missing, damaged, or not what the manifest says; `Limit`; `Unavailable`.
+    async fn open(
+        vault: &Vault,
+        volume: VolumeId,
+        known: map::Layer,
+        user: &ObjectName,
+    ) -> Result<Self, VaultError> {
+        let at = place(vault, volume, (known.at, known.attempt));
+        let shapes = (0..).zip(known.parts.iter().copied());
+        let parts = shapes.map(|(part, shape)| open_part(vault, at, part, shape.front_bytes, user));
+        let mut parts: Vec<PartOpener> =
+            futures::stream::iter(parts).buffered(PARTS_AT_ONCE).try_collect().await?;
+        let mut covers = Covers::default();
+        for part in &mut parts {
+            covers.extend(&part.take_covers());
+        }
+        let (kind, data_blocks) = (known.kind, known.data_blocks);
+        let layer = Self { at, kind, data_blocks, parts, covers };
+        if layer.is_as(&known) {
+            return Ok(layer);
+        }
+        Err(VaultError::Map { url: vault.url().to_owned(), object: user.clone() })
+    }
+
+    /// Whether the parts are in block order, and have what the manifest says.
+    fn is_as(&self, known: &map::Layer) -> bool {
+        let runs: u64 =
+            self.parts.iter().flat_map(|part| part.pages()).map(|p| u64::from(p.runs)).sum();
+        let mut floor = 0;
+        let mut is_next = |part: &PartOpener| match (part.pages().first(), part.pages().last()) {
+            (Some(first), Some(last)) => first.first >= std::mem::replace(&mut floor, last.end),
+            _ => false,
+        };
+        runs == known.runs && self.parts.iter().all(&mut is_next)
+    }
+
+    /// What its errors name.
+    pub(crate) fn object(&self) -> ObjectName {
+        ObjectName::pages(self.at.volume, self.at.at, self.at.attempt, 0)
+    }
+
+    pub(crate) fn attempt(&self) -> MapAttempt {
+        self.at.attempt
+    }
+
+    /// What of a range it has a say in.
+    pub(crate) fn covered(&self, range: BlockRange) -> Vec<BlockRange> {
+        match self.kind {
+            LayerKind::Full => vec![range],
+            LayerKind::Delta => self.covers.within(range),
+        }
+    }
+
+    fn page(&self, key: PageKey) -> PageAt {
+        self.parts[key.1 as usize].pages()[key.2 as usize]
+    }
+
+    /// The pages with runs in a range.
+    pub(crate) fn pages_in(&self, range: BlockRange) -> Vec<PageKey> {
+        let narrow = |value: usize| u32::try_from(value).expect("parts and pages have limits");
+        let mut found = Vec::new();
+        let ends = |part: &PartOpener| part.pages().last().map_or(0, |page| page.end);
+        let first = self.parts.partition_point(|part| ends(part) <= range.block);
+        for (number, part) in self.parts.iter().enumerate().skip(first) {
+            let pages = part.pages();
+            let from = pages.partition_point(|page| page.end <= range.block);
+            for (page, at) in pages.iter().enumerate().skip(from) {
+                if at.first >= range.end() {
+                    return found;
+                }
+                found.push((self.at.attempt, narrow(number), narrow(page)));
+            }
+        }
+        found
+    }
+
+    /// The first block at or behind `block` that a page may have a run at.
+    pub(crate) fn next_at(&self, block: u64) -> Option<u64> {
+        let is_before = |page: &PageAt| page.end <= block;
+        let part = self.parts.partition_point(|part| part.pages().last().is_none_or(is_before));
+        let pages = self.parts.get(part)?.pages();
+        let page = pages.get(pages.partition_point(is_before))?;
+        Some(page.first.max(block))
+    }
+
+    /// Fetches and opens a page.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged or gone; `Unavailable`.
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        vault: &Vault,
+        key: PageKey,
+        user: &ObjectName,
+    ) -> Result<Page, VaultError> {
+        let (_, part, page) = key;
+        let name = ObjectName::pages(self.at.volume, self.at.at, self.at.attempt, part);
+        let range = self.parts[part as usize].page_range(page as usize);
+        let start = range.start;
+        let sealed = match vault.store().get_range(&name, range).await {
+            Ok(part) => part.bytes,
+            Err(error) => return Err(vault.lost(error.into(), name, user)),
+        };
+        let layer = Arc::clone(self);
+        let opening = crate::blocking::run(move || {
+            layer.parts[part as usize].open_page(page as usize, &sealed)
+        });
+        let opened = opening.await.map_err(|source| VaultError::Task { source })?;
+        opened.map_err(|cause| vault.damaged(name, start, cause))
+    }
+
+    /// Bytes that a page takes in memory, about.
+    pub(crate) fn page_bytes(&self, key: PageKey) -> u64 {
+        // Decoded, its records are somewhat larger than laid out.
+        2 * u64::from(self.page(key).raw_bytes) + 256
+    }
+}
+
+async fn open_part(
+    vault: &Vault,
+    at: MapPlace,
+    part: u32,
+    front_bytes: u32,
+    user: &ObjectName,
+) -> Result<PartOpener, VaultError> {
+    let name = ObjectName::pages(at.volume, at.at, at.attempt, part);
+    let front = match vault.store().get_range(&name, 0..front_bytes.into()).await {
+        Ok(front) => front.bytes,
+        Err(error) => return Err(vault.lost(error.into(), name, user)),
+    };
+    let open = move |vault: &Vault| PartOpener::open(&front, &at, part, vault.ring());
+    vault.open_aside(name, ObjectKind::Pages, open).await
+}
+
+/// Opens the layers of a map, newest first.
+///
+/// # Errors
+/// `Corrupt` if a part is missing, damaged, or not what the manifest says; `Limit`; `Unavailable`.
+pub(crate) async fn open_layers(
+    vault: &Vault,
+    volume: VolumeId,
+    known: &[map::Layer],
+    user: &ObjectName,
+) -> Result<Vec<Arc<Layer>>, VaultError> {
+    let deltas = known.iter().filter(|layer| layer.kind == LayerKind::Delta);
+    // A range is of a run at least.
+    let ranges: u64 = deltas.map(|layer| layer.runs).sum();
+    if ranges > 2 * COVERED_RANGES_MAX {
+        let (url, max) = (vault.url().to_owned(), 2 * COVERED_RANGES_MAX);
+        return Err(VaultError::Limit { url, what: "runs in the deltas of a map", max });
+    }
+    let layers = known.iter().cloned().map(|known| Layer::open(vault, volume, known, user));
+    let layers: Vec<_> = layers.collect();
+    let layers = futures::stream::iter(layers).buffered(LAYERS_AT_ONCE).map_ok(Arc::new);
+    layers.try_collect().await
+}
