@@ -245,7 +245,9 @@ async fn write_all(
     let mut report = RestoreReport { size_bytes: view.size_bytes(), ..RestoreReport::default() };
     progress(RestoreProgress { written_bytes: 0, data_bytes });
     zero_gaps(view, target).await?;
-    let batches = futures::stream::unfold(Some(plan), |plan| next_batch(view, plan, target));
+    let hasher = view.vault().hasher().clone();
+    let source = Source { plan, target: Arc::clone(target), hasher };
+    let batches = futures::stream::unfold(Some(source), next_batch);
     let running = batches.flat_map(|batch| match batch {
         Ok(Batch { jobs, resumed_bytes }) => {
             let resumed = Ok(Step::Resumed(resumed_bytes));
@@ -283,28 +285,33 @@ struct Batch {
     resumed_bytes: u64,
 }
 
+/// Where batches come from.
+struct Source {
+    plan: Plan,
+    target: Arc<Target>,
+    hasher: ChunkHasher,
+}
+
 /// The jobs for the next frames; nothing at the end, and after an error.
 async fn next_batch(
-    view: &VolumeView,
-    plan: Option<Plan>,
-    target: &Arc<Target>,
-) -> Option<(Result<Batch, RestoreError>, Option<Plan>)> {
-    let mut plan = plan?;
-    let (target, hasher) = (Arc::clone(target), view.vault().hasher().clone());
+    source: Option<Source>,
+) -> Option<(Result<Batch, RestoreError>, Option<Source>)> {
+    let mut source = source?;
     let work = move || {
+        let Source { plan, target, hasher } = &mut source;
         let failed = io_error(target.path(), "read back what is to be fetched");
         let frames = plan.next_frames(FRAMES_AT_ONCE).map_err(failed)?;
         if frames.is_empty() {
             return Ok(None);
         }
         let (left, resumed_bytes) = match target.journal().has_any() {
-            true => without_done(frames, &target, &hasher)?,
+            true => without_done(frames, target, hasher)?,
             false => (frames, 0),
         };
-        Ok(Some((Batch { jobs: plan::jobs(left), resumed_bytes }, plan)))
+        Ok(Some((Batch { jobs: plan::jobs(left), resumed_bytes }, source)))
     };
     match blocking(work).await {
-        Ok(Some((batch, plan))) => Some((Ok(batch), Some(plan))),
+        Ok(Some((batch, source))) => Some((Ok(batch), Some(source))),
         Ok(None) => None,
         Err(error) => Some((Err(error), None)),
     }

@@ -508,3 +508,14 @@ pub async fn large(mib: u64) -> Large {
     }
     Large { folder, vault, volume, frames_bytes, blocks }
 }
+
+/// Writes a map of a volume as one is whose layers do not fit one page or part: of few runs to a page, a page to a part.
+///
+/// # Panics
+/// If there is nothing to map.
+pub async fn write_map_in_parts(vault: &Vault, volume: VolumeId) -> crate::map::Written {
+    let (page_runs, part_bytes) = (3, 1);
+    let shape = crate::map::Shape { page_runs, part_bytes, ..crate::map::Shape::default() };
+    let written = crate::map::write_shaped(vault, volume, shape).await;
+    written.expect("the vault is whole").expect("there is something to map")
+}

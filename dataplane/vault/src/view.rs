@@ -511,7 +511,12 @@ impl Stream<'_> {
             None => Vec::new(),
         };
         let (tail, targets, points) = build.finish();
-        Ok(Opened { image: Image { tail, targets, layers, is_partial: false }, point, points, hole })
+        Ok(Opened {
+            image: Image { tail, targets, layers, is_partial: false },
+            point,
+            points,
+            hole,
+        })
     }
 }
 

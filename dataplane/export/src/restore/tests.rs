@@ -31,7 +31,7 @@ async fn a_file_is_made_whole_sparse_and_private() {
     let metadata = fs::metadata(&to).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
     assert!(metadata.blocks() * 512 <= report.written_bytes + 65536, "{}", metadata.blocks());
-    let data_bytes = view.data_bytes();
+    let data_bytes = view.data_bytes_max();
     assert_eq!(report.size_bytes, expected.len() as u64);
     assert_eq!(last, Some(RestoreProgress { written_bytes: data_bytes, data_bytes }));
     assert!(!world.folder.path().join("disk.img.partial").exists());
@@ -225,11 +225,13 @@ async fn a_target_that_somebody_writes_is_refused_by_name() {
 
 /// What a restore leaves that is killed once it has written what lies in one slot.
 async fn interrupted(view: &VolumeView, to: &Path, options: &RestoreOptions) {
-    let target = Arc::new(Target::open(to, &wanted(view), options).unwrap());
-    let places = plan::resolve(view).await.unwrap();
-    let slots = plan::ranges(&places, |a, b| a.target == b.target);
-    for job in plan_slot(view, &places[slots[0].clone()]).await.unwrap() {
-        run(view.vault(), job, &target).await.unwrap();
+    let mut plan = Plan::make(view, to.parent().unwrap()).await.unwrap();
+    let target = Arc::new(Target::open(to, &wanted(view, plan.data_bytes), options).unwrap());
+    let mut frames = plan.next_frames(usize::MAX).unwrap();
+    let first = frames[0].frame.target;
+    frames.retain(|wanted| wanted.frame.target == first);
+    for job in plan::jobs(frames) {
+        run(view, job, &target).await.unwrap();
     }
 }
 
@@ -243,7 +245,7 @@ async fn an_interrupted_restore_goes_on_where_it_was_and_believes_nothing_it_doe
     assert!(!to.exists());
     let report = restore(&view, &to, RestoreOptions::default(), |_| {}).await.unwrap();
     assert!(report.resumed_bytes > 0, "{report:?}");
-    assert_eq!(report.written_bytes, view.data_bytes());
+    assert_eq!(report.written_bytes, view.data_bytes_max());
     assert!(fs::read(&to).unwrap() == expected);
     assert_eq!(names(&world), ["disk.img"]);
 
@@ -290,7 +292,7 @@ async fn a_device_keeps_what_is_on_it_unless_told_and_what_is_in_use_always() {
     let journal = folder.join("state");
     let options = RestoreOptions { journal_directory: Some(journal.clone()), ..Default::default() };
     let report = restore(&view, &disk.0, options.clone(), |_| {}).await.unwrap();
-    assert_eq!((report.written_bytes, report.resumed_bytes), (view.data_bytes(), 0));
+    assert_eq!((report.written_bytes, report.resumed_bytes), (view.data_bytes_max(), 0));
     assert!(fs::read(&disk.0).unwrap()[..expected.len()] == expected);
     assert_eq!(fs::read_dir(&journal).unwrap().count(), 0, "it is done");
 
@@ -383,7 +385,7 @@ async fn restores_every_point(world: &World) {
         let (volume, by_id) = (world.volumes[point.volume].id, PointSelector::Point(point.id));
         let view = VolumeView::open(&world.vault, volume, by_id).await.unwrap();
         let report = restore(&view, &to, replacing(), |_| {}).await.unwrap();
-        assert_eq!(report.written_bytes, view.data_bytes());
+        assert_eq!(report.written_bytes, view.data_bytes_max());
         assert!(fs::read(&to).unwrap() == image_bytes(&point.image), "{point:?}");
     }
 }

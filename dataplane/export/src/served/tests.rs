@@ -74,7 +74,7 @@ async fn run(steps: Vec<Step>) {
                 let (offset, length) = (sector * SECTOR_BYTES, count * SECTOR_BYTES);
                 let read = flatten(&export.read(offset, length).await.unwrap());
                 assert!(read == model[bytes(sector)..bytes(sector + count)], "{sector}+{count}");
-                check_extents(&export, offset, length, &read);
+                check_extents(&export, offset, length, &read).await;
             }
             Step::Flush => export.flush().await.unwrap(),
             Step::Restart => {
@@ -87,8 +87,8 @@ async fn run(steps: Vec<Step>) {
     assert!(flatten(&read) == model);
 }
 
-fn check_extents(export: &Export, offset: u64, length: u64, read: &[u8]) {
-    let extents = export.extents(offset, length, usize::MAX).unwrap();
+async fn check_extents(export: &Export, offset: u64, length: u64, read: &[u8]) {
+    let extents = export.extents(offset, length, usize::MAX).await.unwrap();
     let mut at = 0;
     for (bytes, holds) in extents {
         let end = at + usize::try_from(bytes).unwrap();
@@ -97,7 +97,7 @@ fn check_extents(export: &Export, offset: u64, length: u64, read: &[u8]) {
         at = end;
     }
     assert_eq!(at as u64, length);
-    assert_eq!(export.extents(offset, length, 1).unwrap().len(), 1);
+    assert_eq!(export.extents(offset, length, 1).await.unwrap().len(), 1);
 }
 
 proptest! {
@@ -148,7 +148,7 @@ async fn run_bytewise(size: u64, steps: Vec<Bytewise>) {
             _ => {
                 let read = flatten(&export.read(offset, length).await.unwrap());
                 assert!(read == model[range], "{offset}+{length} of {size}");
-                check_extents(&export, offset, length, &read);
+                check_extents(&export, offset, length, &read).await;
             }
         }
     }

@@ -128,12 +128,13 @@ async fn a_flip_in_a_segment_is_named_and_other_points_read_3() {
 #[tokio::test]
 async fn a_flip_in_a_map_or_index_run_is_named_and_costs_nothing() {
     flip_all("maps/", (0, 1)).await;
+    flip_all("pages/", (0, 1)).await;
     flip_all("index/", (0, 1)).await;
 }
 
 #[tokio::test]
 async fn a_cut_or_grown_object_is_named() {
-    for prefix in ["vault", "keys/", "volumes/", "maps/", "index/"] {
+    for prefix in ["vault", "keys/", "volumes/", "maps/", "pages/", "index/"] {
         cut_all(prefix).await;
     }
 }

@@ -64,9 +64,11 @@ fn losses(bench: &Bench) -> Vec<Loss> {
         loss(world.names("index/").remove(0), false, none(), none(), none()),
     ];
     for name in world.names("maps/") {
-        // A map whose first part is missing is none: an attempt to write one may end so.
-        let is_named = !name.ends_with("/0000");
-        losses.push(loss(name, is_named, none(), none(), none()));
+        // A map whose manifest is missing is none: an attempt to write one may end so.
+        losses.push(loss(name, false, none(), none(), none()));
+    }
+    for name in world.names("pages/") {
+        losses.push(loss(name, true, none(), none(), none()));
     }
     for name in world.names("logs/").into_iter().filter(|name| kind_of(name) == "checkpoints") {
         // A log is read without.

@@ -3,9 +3,11 @@
 use crate::world::World;
 use crate::write::{Home, Point};
 use bytes::Bytes;
-use farshore_proto::object::ObjectKind;
+use farshore_codec::map::{MapPlace, PartOpener};
+use farshore_proto::map::PartHeader;
+use farshore_proto::object::{ObjectKind, ObjectPlace};
 use farshore_proto::segment::SegmentHeader;
-use farshore_proto::{LogId, Slot};
+use farshore_proto::{LogId, Place, Seq, Slot, VolumeId};
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::read_segment;
 use std::collections::BTreeSet;
@@ -37,6 +39,7 @@ pub(crate) async fn pieces(world: &World, name: &str) -> Vec<At> {
         "logs" => return segment_pieces(world, name, bytes).await,
         "volumes" => ObjectKind::Epoch.header_bytes(),
         "maps" => ObjectKind::Map.header_bytes(),
+        "pages" => return part_pieces(world, bytes),
         "index" => ObjectKind::IndexRun.header_bytes(),
         _ => return vec![At { piece: Piece::Header, range: 0..bytes.len() }],
     };
@@ -44,6 +47,27 @@ pub(crate) async fn pieces(world: &World, name: &str) -> Vec<At> {
         At { piece: Piece::Header, range: 0..header },
         At { piece: Piece::Body, range: header..bytes.len() },
     ]
+}
+
+/// Header, directory and pages of a part of a map.
+fn part_pieces(world: &World, bytes: &Bytes) -> Vec<At> {
+    let PartHeader { object: header, fields } = PartHeader::decode(bytes).unwrap();
+    let ObjectPlace { vault, subject, number, part, .. } = header.place;
+    let at = Place { ordinal: fields.ordinal, seq: Seq(number) };
+    let place = MapPlace { vault, volume: VolumeId(subject), at, attempt: fields.attempt };
+    let (head, front) = (header.header_bytes, header.whole_bytes());
+    let opener =
+        PartOpener::open(&bytes[..front], &place, part, world.writer.vault.ring()).unwrap();
+    let mut pieces = vec![
+        At { piece: Piece::Header, range: 0..head },
+        At { piece: Piece::Body, range: head..front },
+    ];
+    for number in 0..opener.pages().len() {
+        let range = opener.page_range(number);
+        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        pieces.push(At { piece: Piece::Frame(u32::try_from(number).unwrap()), range });
+    }
+    pieces
 }
 
 async fn segment_pieces(world: &World, name: &str, bytes: &Bytes) -> Vec<At> {

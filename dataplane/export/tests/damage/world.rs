@@ -7,19 +7,18 @@
 //!
 //! Volume a is in log 0 under its epoch 1, then in log 1 under epochs 2 and 3; b in both under two; c in log 0
 //! only. Slots 0 and 1 are of run 1 of the writer of log 0 under key 2, slot 3 was left by run 1 behind the
-//! hole at 2, which run 2 filled. Log 1 refers to chunks of log 0. There are two maps of a, the newer one in
+//! hole at 2, which run 2 filled. Log 1 refers to chunks of log 0. There are two maps of a in several parts, the newer one in
 //! three parts, one of b, and one index run.
 
 use crate::write::Writer;
 use bytes::Bytes;
-use farshore_codec::map::{MapPlace, open_map, seal_map};
 use farshore_codec::{DataKey, RootKey, VaultKey, WrappingKey};
-use farshore_proto::map::{MapBody, MapFields};
 use farshore_proto::vault::VaultObject;
-use farshore_proto::{Domain, KeyNumber, Seq, Slot, VaultId, VolumeId};
+use farshore_proto::{Domain, KeyNumber, Slot, VaultId, VolumeId};
 use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::{LogEnd, find_end, put_segment};
+use farshore_vault::testing::write_map_in_parts;
 use farshore_vault::{Store, Vault, checkpoint, map, runs};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
@@ -176,7 +175,7 @@ async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: Va
     writer.write(B, 8, &part_of_c);
     writer.mark(B, 7, &[1001]);
     writer.commit(1).await;
-    map::write(&writer.vault, writer.volumes[A].id).await.unwrap().unwrap();
+    write_map_in_parts(&writer.vault, writer.volumes[A].id).await;
     map::write(&writer.vault, writer.volumes[B].id).await.unwrap().unwrap();
     writer.mark(A, 16, &[40, 42]);
     writer.commit(1).await;
@@ -184,8 +183,8 @@ async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: Va
     writer.mark(A, 20, &[44, 0, 0, 46]);
     writer.mark(B, 0, &[48]);
     writer.commit(1).await;
-    let written = map::write(&writer.vault, writer.volumes[A].id).await.unwrap().unwrap();
-    cut_map(writer, memory, written.seq).await;
+    let delta = write_map_in_parts(&writer.vault, writer.volumes[A].id).await;
+    assert_eq!(delta.layers, 2, "{delta:?}");
     write_checkpoint(writer, 0, REFILLED.next()).await;
     write_checkpoint(writer, 1, Slot(2)).await;
     assert_eq!(runs::write(&writer.vault, &writer.chunks()).await.unwrap(), 1);
@@ -199,31 +198,4 @@ async fn write_checkpoint(writer: &Writer, log: usize, slot: Slot) {
     let end = LogEnd { next: slot, ..find_end(vault, log, Slot(0)).await.unwrap() };
     let ledger = read_ledger(vault, log, &end, |_| {}).await.unwrap();
     checkpoint::write(vault, log, slot, ledger.body().unwrap().clone()).await.unwrap();
-}
-
-/// Lays the map of volume a out anew, in three parts, as a map is that does not fit one.
-async fn cut_map(writer: &Writer, memory: &Arc<InMemory>, seq: Seq) {
-    let (vault, volume) = (&writer.vault, writer.volumes[A].id);
-    let at = |part| MapPlace { vault: vault.id(), volume, seq, part };
-    let path = |part| Path::from(ObjectName::map(volume, seq, part).to_string());
-    let whole = memory.get(&path(0)).await.unwrap().bytes().await.unwrap();
-    let (header, body) = open_map(&whole, at(0), vault.ring()).unwrap();
-    let (number, key) = vault.newest_key();
-    let label = MapFields { parts: 3, ..header.fields };
-    for (part, runs) in (0..).zip(body.runs.chunks(body.runs.len().div_ceil(3))) {
-        let mut cut = MapBody { head: body.head, chunks: Vec::new(), runs: Vec::new() };
-        for run in runs {
-            let chunk = body.chunks[run.chunk as usize];
-            let known = cut.chunks.iter().position(|known| *known == chunk);
-            let number = known.unwrap_or_else(|| {
-                cut.chunks.push(chunk);
-                cut.chunks.len() - 1
-            });
-            let mut run = *run;
-            run.chunk = u32::try_from(number).unwrap();
-            cut.runs.push(run);
-        }
-        let object = seal_map(at(part), &label, key, number, &cut, 1).unwrap();
-        memory.put(&path(part), object.into()).await.unwrap();
-    }
 }

@@ -5,8 +5,9 @@ use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{COVERED_RANGES_MAX, LAYERS_AT_ONCE, PARTS_AT_ONCE};
 use crate::vault::Vault;
+use farshore_codec::CodecError;
 use farshore_codec::map::{MapPlace, PartOpener};
-use farshore_proto::map::{self, LayerKind, Page, PageAt};
+use farshore_proto::map::{self, LayerKind, Page, PageAt, PartShape};
 use farshore_proto::object::ObjectKind;
 use farshore_proto::{BlockRange, MapAttempt, VolumeId};
 use futures::{StreamExt, TryStreamExt};
@@ -99,7 +100,7 @@ impl Layer {
     ) -> Result<Self, VaultError> {
         let at = place(vault, volume, (known.at, known.attempt));
         let shapes = (0..).zip(known.parts.iter().copied());
-        let parts = shapes.map(|(part, shape)| open_part(vault, at, part, shape.front_bytes, user));
+        let parts = shapes.map(|(part, shape)| open_part(vault, at, part, shape, user));
         let mut parts: Vec<PartOpener> =
             futures::stream::iter(parts).buffered(PARTS_AT_ONCE).try_collect().await?;
         let mut covers = Covers::default();
@@ -212,12 +213,16 @@ async fn open_part(
     vault: &Vault,
     at: MapPlace,
     part: u32,
-    front_bytes: u32,
+    shape: PartShape,
     user: &ObjectName,
 ) -> Result<PartOpener, VaultError> {
     let name = ObjectName::pages(at.volume, at.at, at.attempt, part);
-    let front = match vault.store().get_range(&name, 0..front_bytes.into()).await {
-        Ok(front) => front.bytes,
+    let front = match vault.store().get_range(&name, 0..shape.front_bytes.into()).await {
+        Ok(front) if front.object_bytes == shape.bytes => front.bytes,
+        Ok(front) => {
+            let (what, expected, found) = ("map part", shape.bytes, front.object_bytes);
+            return Err(vault.damaged(name, 0, CodecError::Length { what, expected, found }));
+        }
         Err(error) => return Err(vault.lost(error.into(), name, user)),
     };
     let open = move |vault: &Vault| PartOpener::open(&front, &at, part, vault.ring());

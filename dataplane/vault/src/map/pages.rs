@@ -1,5 +1,6 @@
 //! Writing a layer: runs into pages, pages into parts, parts into the store.
 
+use super::write::Shape;
 use crate::blocking;
 use crate::chunks::Stored;
 use crate::error::VaultError;
@@ -76,7 +77,7 @@ pub(super) struct LayerWriter<'a> {
     vault: &'a Vault,
     at: MapPlace,
     kind: LayerKind,
-    runs_max: usize,
+    shape: Shape,
     last: Option<Run>,
     page: PageBuilder,
     part: Option<PartBuilder>,
@@ -84,13 +85,14 @@ pub(super) struct LayerWriter<'a> {
 }
 
 impl<'a> LayerWriter<'a> {
-    /// Of a layer for the map `at`, with at most `runs_max` runs in a page.
-    pub(super) fn new(vault: &'a Vault, at: MapPlace, kind: LayerKind, runs_max: usize) -> Self {
-        assert!((1..=PAGE_RUNS_MAX).contains(&runs_max), "a page has a limit");
+    /// Of a layer for the map `at`.
+    pub(super) fn new(vault: &'a Vault, at: MapPlace, kind: LayerKind, shape: Shape) -> Self {
+        assert!((1..=PAGE_RUNS_MAX).contains(&shape.page_runs), "a page has a limit");
+        assert!(shape.part_bytes <= PART_BYTES, "a part has a limit");
         let (attempt, parts) = (at.attempt, Vec::new());
         let layer = Layer { at: at.at, attempt, kind, runs: 0, data_blocks: 0, parts };
         let page = PageBuilder::default();
-        Self { vault, at, kind, runs_max, last: None, page, part: None, layer }
+        Self { vault, at, kind, shape, last: None, page, part: None, layer }
     }
 
     /// Adds what a run of blocks holds, behind all that there are; none: zeros, of which a full layer says nothing.
@@ -119,7 +121,7 @@ impl<'a> LayerWriter<'a> {
     async fn begin(&mut self, next: Run) -> Result<(), VaultError> {
         let Some((range, content)) = self.last.replace(next) else { return Ok(()) };
         self.page.push(range, content.as_ref());
-        if self.page.page.runs.len() < self.runs_max {
+        if self.page.page.runs.len() < self.shape.page_runs {
             return Ok(());
         }
         let full = std::mem::take(&mut self.page);
@@ -145,7 +147,7 @@ impl<'a> LayerWriter<'a> {
         });
         let pushed = pushing.await.map_err(|source| VaultError::Task { source })?;
         let part: PartBuilder = pushed.map_err(|cause| self.unsealed(number, cause))?;
-        let is_full = part.pages_bytes() >= PART_BYTES
+        let is_full = part.pages_bytes() >= self.shape.part_bytes
             || part.pages() == PART_PAGES_MAX
             || part.ranges() + PAGE_RANGES_MAX > PART_RANGES_MAX;
         self.part = Some(part);

@@ -8,7 +8,7 @@ use crate::chunks::ChunkReader;
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{LAYER_RUNS_MAX, MAP_TRIES_MAX, UNMARKED_EXTENTS_MIN};
+use crate::limits::{LAYER_RUNS_MAX, MAP_TRIES_MAX, PART_BYTES, UNMARKED_EXTENTS_MIN};
 use crate::store::Put;
 use crate::vault::Vault;
 use crate::view::{Build, Held, Image, LayerError, Point, PointSelector};
@@ -37,22 +37,25 @@ pub struct Written {
 
 /// How a map is divided.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// Most runs of a page.
-    pub(super) page_runs: usize,
+    pub(crate) page_runs: usize,
+    /// Bytes of pages that end a part.
+    pub(crate) part_bytes: usize,
     /// Runs that end a layer while more is read.
-    pub(super) layer_runs: usize,
+    pub(crate) layer_runs: usize,
     /// Extents without a mark that are worth a map.
-    pub(super) unmarked: usize,
+    pub(crate) unmarked: usize,
     /// Layers of fewer runs than this are of one size.
-    pub(super) smallest: u64,
+    pub(crate) smallest: u64,
 }
 
 impl Default for Shape {
     fn default() -> Self {
         let (page_runs, layer_runs, unmarked) =
             (PAGE_RUNS_MAX, LAYER_RUNS_MAX, UNMARKED_EXTENTS_MIN);
-        Self { page_runs, layer_runs, unmarked, smallest: tiers::SMALLEST }
+        let (part_bytes, smallest) = (PART_BYTES, tiers::SMALLEST);
+        Self { page_runs, part_bytes, layer_runs, unmarked, smallest }
     }
 }
 
@@ -91,7 +94,7 @@ impl From<LayerError> for Failure {
 }
 
 /// `write`, with the shape of the map chosen.
-pub(super) async fn write_shaped(
+pub(crate) async fn write_shaped(
     vault: &Vault,
     volume: VolumeId,
     shape: Shape,
@@ -268,7 +271,7 @@ impl Writer<'_> {
 
     /// Writes what an image says as one layer.
     async fn merge(&self, image: &Image, to: MapPlace, kind: LayerKind) -> Result<Layer, Failure> {
-        let mut writer = LayerWriter::new(self.vault, to, kind, self.shape.page_runs);
+        let mut writer = LayerWriter::new(self.vault, to, kind, self.shape);
         let mut windows = std::pin::pin!(image.windows(&self.reader));
         while let Some(window) = windows.try_next().await? {
             for (run, held) in window {
