@@ -10,7 +10,7 @@ mod tiers;
 mod write;
 
 #[cfg(any(test, feature = "testing"))]
-pub(crate) use write::{Shape, write_shaped};
+pub use write::{Shape, write_shaped};
 pub use write::{Written, write};
 
 pub(crate) use layer::{Layer, PageKey, open_layers};

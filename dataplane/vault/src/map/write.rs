@@ -37,17 +37,17 @@ pub struct Written {
 
 /// How a map is divided.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
+pub struct Shape {
     /// Most runs of a page.
-    pub(crate) page_runs: usize,
+    pub page_runs: usize,
     /// Bytes of pages that end a part.
-    pub(crate) part_bytes: usize,
+    pub part_bytes: usize,
     /// Runs that end a layer while more is read.
-    pub(crate) layer_runs: usize,
+    pub layer_runs: usize,
     /// Extents without a mark that are worth a map.
-    pub(crate) unmarked: usize,
+    pub unmarked: usize,
     /// Layers of fewer runs than this are of one size.
-    pub(crate) smallest: u64,
+    pub smallest: u64,
 }
 
 impl Default for Shape {
@@ -94,7 +94,10 @@ impl From<LayerError> for Failure {
 }
 
 /// `write`, with the shape of the map chosen.
-pub(crate) async fn write_shaped(
+///
+/// # Errors
+/// As [`write`].
+pub async fn write_shaped(
     vault: &Vault,
     volume: VolumeId,
     shape: Shape,

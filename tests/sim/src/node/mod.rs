@@ -168,6 +168,7 @@ struct Running {
     sealed: Arc<SealedLogs>,
     wishes: Wishes,
     maps: Maps,
+    shape: map::Shape,
     /// How often all sessions were looked at.
     looks: u64,
     /// Since which look which generations of an agent's certificates are over: for the oracle.
@@ -217,9 +218,20 @@ fn draw_maps(rng: &mut fastrand::Rng) -> maps::Settings {
     maps::Settings {
         extents_min: rng.u64(20..300),
         runs_per_extent: rng.u64(1..8),
-        segments_min: rng.u64(2..12),
-        runs_per_segment: rng.u64(4..64),
+        extents_max: 300,
+        segments_max: rng.u64(2..12),
         at_once: rng.usize(1..3),
+    }
+}
+
+/// How maps are divided: so that there are many layers, parts and pages, and maps where there is no mark.
+fn draw_shape(rng: &mut fastrand::Rng) -> map::Shape {
+    map::Shape {
+        page_runs: rng.usize(1..20),
+        part_bytes: rng.usize(1..4000),
+        layer_runs: rng.usize(10..400),
+        unmarked: rng.usize(1..200),
+        smallest: rng.u64(1..40),
     }
 }
 
@@ -481,9 +493,10 @@ impl Turn<'_> {
         self.running.maps.step(input, &mut out);
         for maps::Output::Map { volume } in out {
             let (number, vault) = (self.number, self.world.store.vault());
+            let shape = self.running.shape;
             self.world.spawn(self.process(), async move {
                 // Derived: whatever goes wrong costs time only.
-                let written = map::write(&vault, volume).await.ok().flatten();
+                let written = map::write_shaped(&vault, volume, shape).await.ok().flatten();
                 let runs = written.map(|written| written.runs);
                 world::Event::Node(number, Event::Mapped { volume, runs })
             });

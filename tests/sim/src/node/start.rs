@@ -5,6 +5,7 @@ use super::session::Sessions;
 use super::shard::Shard;
 use super::{
     Event, Known, Node, Running, State, Tools, Turn, draw_maps, draw_patience, draw_settings,
+    draw_shape,
 };
 use crate::control::{Assignment, machine_of, volume_of};
 use crate::disk::Disk;
@@ -232,6 +233,7 @@ impl Node {
             sealed: Arc::new(SealedLogs::default()),
             wishes: Wishes::default(),
             maps: Maps::new(draw_maps(&mut world.rng)),
+            shape: draw_shape(&mut world.rng),
             looks: 0,
             over: BTreeMap::new(),
             doom: None,
