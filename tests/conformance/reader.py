@@ -3,9 +3,11 @@
 
     reader.py --vault DIR|s3://BUCKET/PREFIX --key-file FILE --list
     reader.py --vault … --key-file FILE --volume ID --point latest|ID --to DIR
+    reader.py --vault … --key-file FILE --machine NAME|ID --point latest|ID [--incomplete] --to DIR
 
 The vault is only read. S3 takes AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and
-AWS_REGION from the environment. A refusal is one line on standard error; its exit code is of docs/runbooks/exit-codes.md.
+AWS_REGION from the environment. What was done is JSON on standard output. A refusal is one line on standard error; its
+exit code is of docs/runbooks/exit-codes.md.
 """
 
 from __future__ import annotations
@@ -19,82 +21,26 @@ import http.client
 import json
 import os
 import re
-import struct
 import sys
 import urllib.parse
 import uuid
 import xml.etree.ElementTree
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Iterator, NamedTuple, Optional, Union
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, NoReturn
 
-import zstandard
-from blake3 import blake3
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+import formats
+from formats import ABSENT, BLOCK, DAMAGED, INPUT, OUTPUT, STORE, USAGE, WRONG_KEY
+from formats import Chunk, Epoch, Machine, Mark, Place, Refusal, Since, Slot, Span, Table, Target, damaged, uid
 
-VERSION = 2
-BLOCK = 4096
-TAG = 16
-# segment.md, layout of the object: bytes of the salt in front of each sealed frame.
-FRAME_SALT = 0
-SLOT_MAX = 2**62
-VOLUME_BLOCKS_MAX = 2**34
-NO_SLOT = 2**64 - 1
-ZEROS = 2**32 - 1
-WINDOW = 4
 FIRST_READ = 64 * 1024
+SMALL_READ = 128 * 1024
+WINDOW = 4
+NEXT = 3
+PROBES = [WINDOW << power for power in range(20)]
 EPOCHS_MAX = 2**20
 KEYS_MAX = 4096
-SEGMENT, SEAL, FILL = 1, 2, 3
 MARK_KINDS = {1: "crash", 2: "app", 3: "scan", 4: "file system", 5: "final"}
-
-
-class Refusal(Exception):
-    """Why nothing more is read: one line, and an exit code of docs/runbooks/exit-codes.md."""
-
-    code = 1
-
-
-class Usage(Refusal):
-    """The command line is wrong."""
-
-    code = 64
-
-
-class Newer(Refusal):
-    """README.md: what must be understood and is not known."""
-
-    code = 65
-
-
-class Absent(Refusal):
-    """What was named does not exist."""
-
-    code = 66
-
-
-class Unreadable(Refusal):
-    """The store or a file does not do what was asked."""
-
-    code = 74
-
-
-class WrongKey(Refusal):
-    """keys.md: the key is not one of this vault."""
-
-    code = 81
-
-
-class Damaged(Refusal):
-    """docs/damage.md: an object does not check, or is lost."""
-
-    code = 82
-
-    @classmethod
-    def at(cls, name: str, byte: int, what: str) -> Damaged:
-        """An object that is there and does not check."""
-        return cls(f"object {name} is damaged at byte {byte}: {what}")
 
 
 # Stores
@@ -106,7 +52,7 @@ class Directory:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def get(self, name: str, start: int, length: int) -> Optional[tuple[bytes, int]]:
+    def get(self, name: str, start: int, length: int) -> tuple[bytes, int] | None:
         """Bytes of an object and its whole length; None if it is not there."""
         try:
             with open(os.path.join(self.path, name), "rb") as file:
@@ -115,7 +61,7 @@ class Directory:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise Unreadable(f"object {name} cannot be read: {error.strerror}") from error
+            raise Refusal(STORE, f"object {name} cannot be read: {error.strerror}") from error
 
     def names(self, prefix: str) -> list[str]:
         """What lies directly below a prefix that ends in a slash."""
@@ -123,6 +69,8 @@ class Directory:
             return sorted(os.listdir(os.path.join(self.path, prefix)))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise Refusal(STORE, f"{prefix} cannot be listed: {error.strerror}") from error
 
 
 class S3:
@@ -133,7 +81,7 @@ class S3:
             endpoint = urllib.parse.urlsplit(environ["AWS_ENDPOINT_URL"])
             self.access, self.secret = environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"]
         except KeyError as error:
-            raise Usage(f"s3:// needs {error.args[0]} in the environment") from error
+            raise Refusal(USAGE, f"s3:// needs {error.args[0]} in the environment") from error
         self.token = environ.get("AWS_SESSION_TOKEN")
         self.region = environ.get("AWS_REGION", "us-east-1")
         self.bucket, self.prefix = bucket, prefix.strip("/") + "/" if prefix.strip("/") else ""
@@ -156,15 +104,15 @@ class S3:
         key = ("AWS4" + self.secret).encode()
         for part in (*scope.split("/"), text):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-        headers["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={self.access}/{scope}, SignedHeaders={listed}, Signature={key.hex()}"
-        )
+        credential = f"Credential={self.access}/{scope}, SignedHeaders={listed}, Signature={key.hex()}"
+        headers["authorization"] = f"AWS4-HMAC-SHA256 {credential}"
         return headers
 
     def ask(self, path: str, query: str, extra: dict[str, str]) -> tuple[int, http.client.HTTPMessage, bytes]:
         """One GET; what breaks on the way is asked for again a few times."""
         path = urllib.parse.quote(path, safe="/-_.~")
-        for attempt in range(4):
+        trouble = ""
+        for _ in range(4):
             try:
                 url = f"{path}?{query}" if query else path
                 self.connection.request("GET", url, headers=self.signed(path, query, extra))
@@ -172,14 +120,14 @@ class S3:
                 body = answer.read()
             except (OSError, http.client.HTTPException) as error:
                 self.connection.close()
-                trouble = str(error)
+                trouble = str(error) or type(error).__name__
                 continue
             if answer.status < 500:
                 return answer.status, answer.headers, body
             trouble = f"status {answer.status}"
-        raise Unreadable(f"the store does not answer for {path}: {trouble}")
+        raise Refusal(STORE, f"the store does not answer for {path}: {trouble}")
 
-    def get(self, name: str, start: int, length: int) -> Optional[tuple[bytes, int]]:
+    def get(self, name: str, start: int, length: int) -> tuple[bytes, int] | None:
         """Bytes of an object and its whole length; None if it is not there."""
         path = f"/{self.bucket}/{self.prefix}{name}"
         status, headers, body = self.ask(path, "", {"range": f"bytes={start}-{start + length - 1}"})
@@ -191,7 +139,7 @@ class S3:
             return body[start : start + length], len(body)
         if status == 416:
             return b"", int((headers["content-range"] or "*/0").rpartition("/")[2])
-        raise Unreadable(f"object {name} cannot be read: the store says {status}")
+        raise Refusal(STORE, f"object {name} cannot be read: the store says {status}")
 
     def names(self, prefix: str) -> list[str]:
         """What lies directly below a prefix that ends in a slash."""
@@ -202,7 +150,7 @@ class S3:
             query = "&".join(f"{key}={urllib.parse.quote(more[key], safe='-_.~')}" for key in sorted(more))
             status, _, body = self.ask(f"/{self.bucket}", query, {})
             if status != 200:
-                raise Unreadable(f"{prefix} cannot be listed: the store says {status}")
+                raise Refusal(STORE, f"{prefix} cannot be listed: the store says {status}")
             root = xml.etree.ElementTree.fromstring(body)
             space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
             for path in (f"{space}Contents/{space}Key", f"{space}CommonPrefixes/{space}Prefix"):
@@ -213,7 +161,7 @@ class S3:
             more["continuation-token"] = token
 
 
-Store = Union[Directory, S3]
+Store = Directory | S3
 
 
 def store_at(url: str) -> Store:
@@ -221,701 +169,10 @@ def store_at(url: str) -> Store:
     if url.startswith("s3://"):
         bucket, _, prefix = url[len("s3://") :].partition("/")
         return S3(bucket, prefix, dict(os.environ))
-    path = urllib.parse.unquote(url[len("file://") :]) if url.startswith("file://") else url
-    return Directory(path)
+    return Directory(urllib.parse.unquote(url[len("file://") :]) if url.startswith("file://") else url)
 
 
-# What all formats share
-
-
-def _crc32c_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-CRC32C_TABLE = _crc32c_table()
-
-
-def crc32c(data: bytes) -> int:
-    """README.md: CRC32C (Castagnoli)."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = value >> 8 ^ CRC32C_TABLE[(value ^ byte) & 0xFF]
-    return value ^ 0xFFFFFFFF
-
-
-def derive(context: str, *parts: bytes, length: int = 32) -> bytes:
-    """object.md, cryptography: BLAKE3 in key-derivation mode, each part preceded by its length in 8 bytes."""
-    joined = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
-    return blake3(joined, derive_key_context=f"farshore 2026 v2 {context}").digest(length)
-
-
-def nonce(domain: int, counter: int) -> bytes:
-    """segment.md, cryptography: a nonce is domain (4 bytes) and counter (8 bytes)."""
-    return struct.pack("<IQ", domain, counter)
-
-
-def uid(raw: bytes) -> str:
-    """README.md: ids are 16 bytes in the order of their text."""
-    return str(uuid.UUID(bytes=raw))
-
-
-def decompress(data: bytes, length: int) -> bytes:
-    """segment.md, limits: zstd frames must say their size, and it must be the recorded one."""
-    if zstandard.get_frame_parameters(data).content_size != length:
-        raise zstandard.ZstdError("another size than recorded")
-    return zstandard.ZstdDecompressor().decompress(data, max_output_size=length, allow_extra_data=False)
-
-
-class Front(NamedTuple):
-    """What all objects of a vault begin with: magic, version, header length, bits."""
-
-    length: int
-    must: int
-
-    @classmethod
-    def read(cls, name: str, data: bytes, magic: bytes, least: int) -> Front:
-        """vault.md, keys.md, object.md: the first 12 bytes; the bits count once the checksum was compared."""
-        if len(data) < 12 or data[:4] != magic:
-            raise Damaged.at(name, 0, f"not {magic.decode()}")
-        version, length, must = struct.unpack_from("<HHI", data, 4)
-        if version > VERSION:
-            raise Newer(f"object {name} is of version {version}: a newer version of Farshore wrote it")
-        if version < VERSION:
-            raise Damaged.at(name, 0, f"version {version}")
-        if length % 8 or not least <= length <= 512 or len(data) < length:
-            raise Damaged.at(name, 0, "header length")
-        return cls(length, must)
-
-    def understood(self, name: str) -> None:
-        """object.md: a bit of *must understand* that is not known."""
-        if self.must:
-            raise Newer(f"object {name} needs {self.must:#x} understood: a newer version of Farshore wrote it")
-
-
-def sections(name: str, byte: int, body: bytes, known: dict[int, tuple[int, int]]) -> dict[int, list[bytes]]:
-    """object.md, layout of the body: records of each known kind, which maps to its stride and most records."""
-    found: dict[int, list[bytes]] = {}
-    at, last, seen = 0, -1, 0
-    while at < len(body):
-        if len(body) - at < 16:
-            raise Damaged.at(name, byte, "a section ends early")
-        kind, flags, stride, count, reserved = struct.unpack_from("<HHIII", body, at)
-        at, seen = at + 16, seen + 1
-        if kind <= last or seen > 64 or flags > 1 or reserved or not stride or not count:
-            raise Damaged.at(name, byte, "sections are not as they must be")
-        if stride * count > len(body) - at:
-            raise Damaged.at(name, byte, "a section ends early")
-        if kind in known:
-            least, most = known[kind]
-            if not flags or stride < least or count > most:
-                raise Damaged.at(name, byte, f"section {kind}")
-            found[kind] = [body[where : where + least] for where in range(at, at + stride * count, stride)]
-        elif flags:
-            raise Newer(f"object {name} has section {kind}: a newer version of Farshore wrote it")
-        at, last = at + stride * count, kind
-    return found
-
-
-# Keys and the vault
-
-
-class Wrapping:
-    """keys.md, key files: a recovery key or a node key, and what comes from it."""
-
-    def __init__(self, text: str) -> None:
-        found = re.fullmatch(r"FS(RK|NK)([0-9]+)-([0-9a-f]{64})-([0-9a-f]{8})", text.strip(), re.IGNORECASE)
-        if not found:
-            raise Newer("the key file has no recovery key or node key")
-        if int(found[2]) != VERSION:
-            raise Newer(f"the key file is of version {found[2]}")
-        kind = "recovery" if found[1].upper() == "RK" else "node"
-        secret = bytes.fromhex(found[3])
-        if derive(f"{kind} key check", secret, length=4).hex() != found[4].lower():
-            raise Newer("the key in the key file is mistyped: its check does not fit")
-        self.kind = 1 if kind == "recovery" else 2
-        self.fingerprint = derive(f"{kind} key fingerprint", secret, length=8)
-        self.wraps = AESGCM(derive(f"{kind} key wrapping key", secret))
-
-
-class Key(NamedTuple):
-    """keys.md: an unwrapped key."""
-
-    domain: int
-    kind: int
-    secret: bytes
-
-
-def unwrap(name: str, data: bytes, vault: bytes, number: int, wrapping: Wrapping) -> Key:
-    """keys.md, layout of the object: checksum, place, then the tag."""
-    front = Front.read(name, data, b"FSKY", 56)
-    if len(data) != front.length + 64 or crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise Damaged.at(name, 0, "checksum")
-    front.understood(name)
-    owner, length, key, domain, kind, by, reserved, wrapper = struct.unpack_from("<16sIIIBBH8s", data, 16)
-    if (owner, key, wrapper) != (vault, number, wrapping.fingerprint):
-        raise Damaged.at(name, 0, f"is key {key} of vault {uid(owner)} wrapped by {wrapper.hex()}")
-    if kind not in (1, 2) or by not in (1, 2, 3):
-        raise Newer(f"object {name} is of kind {kind}, {by}: a newer version of Farshore wrote it")
-    if length != 60 or reserved or not domain or by != wrapping.kind:
-        raise Damaged.at(name, 0, "header")
-    head, rest = data[: front.length], data[front.length : -4]
-    try:
-        return Key(domain, kind, wrapping.wraps.decrypt(rest[:12], rest[12:], head))
-    except InvalidTag as error:
-        raise Damaged.at(name, front.length, "tag of the wrapped key") from error
-
-
-PARAMETERS = struct.pack("<IIIIIBBBBHHI", 4096, 4, 8, 32, 524288, 1, 1, 1, 0, 2026, 2, 0)
-
-
-def vault_object(data: bytes) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """vault.md, layout of the object: id, and root key and data key of each domain."""
-    front = Front.read("vault", data, b"FSVT", 48)
-    if len(data) > 4096 or crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise Damaged.at("vault", 0, "checksum")
-    front.understood("vault")
-    vault, length, reserved = struct.unpack_from("<16sI12s", data, 16)
-    if front.length + length + 4 != len(data) or any(reserved):
-        raise Damaged.at("vault", 0, "header")
-    found = sections("vault", 0, data[front.length : -4], {1: (32, 1), 2: (16, 128)})
-    if len(found) != 2:
-        raise Damaged.at("vault", 0, "a section is missing")
-    if found[1][0] != PARAMETERS:
-        raise Newer("object vault has parameters that are not known: a newer version of Farshore wrote it")
-    domains: dict[int, tuple[int, int]] = {}
-    for record in found[2]:
-        domain, root, first, reserved = struct.unpack("<IIII", record)
-        if domain <= max(domains, default=0) or not root or not first or root == first or reserved:
-            raise Damaged.at("vault", 0, "domains")
-        domains[domain] = (root, first)
-    if 1 not in domains:
-        raise Damaged.at("vault", 0, "no domain 1")
-    return vault, domains
-
-
-# Objects
-
-
-@dataclass
-class Header:
-    """object.md, layout of the header, authenticated; `own` are the fields of the kind."""
-
-    name: str
-    raw: bytes
-    domain: int
-    variant: int
-    compression: int
-    body_length: int
-    raw_length: int
-    salt: bytes
-    own: bytes
-    cipher: AESGCM
-    total: int
-
-
-class Epoch(NamedTuple):
-    """epoch.md, layout: the head, and the label."""
-
-    ordinal: int
-    epoch: int
-    log: bytes
-    first_slot: int
-    first_seq: int
-    size: int
-    label: str
-
-
-class Target(NamedTuple):
-    """segment.md, targets: a segment, one attempt at a slot."""
-
-    log: bytes
-    slot: int
-    attempt: bytes
-
-
-class Frame(NamedTuple):
-    """segment.md: where a sealed frame lies in the object, and what it is."""
-
-    at: int
-    stored: int
-    length: int
-    compression: int
-
-
-class Chunk(NamedTuple):
-    """segment.md: a chunk. `target` 0 is here, and `number` its frame; else its number in the target."""
-
-    id: bytes
-    target: int
-    number: int
-    offset: int
-    blocks: int
-
-
-class Mark(NamedTuple):
-    """frame.md, mark: a recovery point."""
-
-    point: bytes
-    time: int
-    kind: int
-    unknown: int
-    attempt: bytes
-    member: int
-    members: int
-
-
-class Span(NamedTuple):
-    """segment.md: a piece of one volume's stream; its extents are (block, count, chunk, first)."""
-
-    volume: bytes
-    epoch: int
-    first: int
-    last: int
-    extents: list[tuple[int, int, int, int]]
-    mark: Optional[Mark]
-
-
-class Table(NamedTuple):
-    """segment.md, layout of the table."""
-
-    frames: list[Frame]
-    targets: list[Target]
-    chunks: list[Chunk]
-    spans: list[Span]
-
-
-TABLE = {1: (12, 4096), 2: (32, 131072), 3: (48, 131072), 4: (72, 16384), 5: (20, 262144), 6: (64, 16384)}
-
-
-def parse_mark(name: str, byte: int, record: bytes) -> Mark:
-    """frame.md, bodies: the mark."""
-    point, time, kind, flags, zero, unknown, attempt, member, members, rest = struct.unpack("<16sQBBHI16sHH12s", record)
-    if kind > 5 or flags & 0b1110:
-        raise Newer(f"object {name} has a mark of kind {kind}, flags {flags}: a newer version of Farshore wrote it")
-    if not kind or zero or any(rest) or member >= members or (members == 1) != (not any(attempt)):
-        raise Damaged.at(name, byte, "a mark is not as it must be")
-    return Mark(point, time, kind, unknown, attempt, member, members)
-
-
-def parse_table(name: str, byte: int, body: bytes, frames_length: int) -> Table:
-    """segment.md, layout of the table, with every rule that it states; `byte` is where the table begins."""
-
-    def check(holds: bool, what: str) -> None:
-        if not holds:
-            raise Damaged.at(name, byte, what)
-
-    found = sections(name, byte, body, TABLE)
-    frames, at = [], 0
-    for record in found.get(1, []):
-        stored, length, compression, reserved = struct.unpack("<IIB3s", record)
-        if compression > 1:
-            raise Newer(f"object {name} has compression {compression}: a newer version of Farshore wrote it")
-        frames.append(Frame(at, stored, length, compression))
-        extra = FRAME_SALT + TAG
-        check(not any(reserved) and length <= 2**20 and extra <= stored <= length + extra, "a frame's lengths")
-        check(compression == 1 or stored == length + extra, "a frame's lengths")
-        at += stored
-    check(at == frames_length, "frames are not as long as the header says")
-    targets = [Target(*struct.unpack("<16sQ8s", record)) for record in found.get(2, [])]
-    check(all(target.slot <= SLOT_MAX for target in targets) and len(set(targets)) == len(targets), "targets")
-    chunks, named = [], 0
-    for record in found.get(3, []):
-        chunk = Chunk(*struct.unpack("<32sIIII", record))
-        check(1 <= chunk.blocks <= 32 and chunk.target <= named + 1, "a chunk")
-        named = max(named, chunk.target)
-        if chunk.target:
-            check(not chunk.offset, "a chunk")
-        else:
-            check(chunk.number < len(frames), "a chunk")
-            check(chunk.offset + chunk.blocks * BLOCK <= frames[chunk.number].length, "a chunk beyond its frame")
-        chunks.append(chunk)
-    check(named == len(targets), "a target that no chunk is in")
-    extents = [struct.unpack("<QIII", record) for record in found.get(5, [])]
-    marks = [parse_mark(name, byte, record) for record in found.get(6, [])]
-    spans: list[Span] = []
-    reached: dict[bytes, int] = {}
-    used = marked = 0
-    for record in found.get(4, []):
-        volume, epoch, first, last, previous, count, mark, _, _, reserved = struct.unpack("<16sQQQQII8s3s5s", record)
-        check(epoch > 0 and 1 <= first <= last < 2**64 - 1 and not any(reserved), "a span")
-        check(previous <= SLOT_MAX or previous == NO_SLOT, "a span's previous slot")
-        check(reached.get(volume, first - 1) == first - 1, "spans of a volume do not join")
-        reached[volume] = last
-        mine, used = extents[used : used + count], used + count
-        check(len(mine) == count and mark in (0, marked + 1), "a span's extents or mark")
-        marked = max(marked, mark)
-        check(marked <= len(marks), "a span's mark")
-        end = 0
-        for block, blocks, chunk, start in mine:
-            check(blocks > 0 and end <= block, "extents overlap")
-            end = block + blocks
-            check(end <= VOLUME_BLOCKS_MAX, "an extent beyond the largest volume")
-            if chunk == ZEROS:
-                check(not start, "an extent of zeros")
-            else:
-                check(chunk < len(chunks) and start + blocks <= chunks[chunk].blocks, "an extent beyond its chunk")
-        spans.append(Span(volume, epoch, first, last, mine, marks[mark - 1] if mark else None))
-    check(used == len(extents) and marked == len(marks), "extents or marks of no span")
-    return Table(frames, targets, chunks, spans)
-
-
-class Slot(NamedTuple):
-    """segment.md, layout of the object: header of a segment, seal or fill, with its own fields."""
-
-    header: Header
-    target: Target
-    incarnation: int
-    frames_length: int
-
-
-class Point(NamedTuple):
-    """A mark in its volume's stream: the place is (ordinal, seq)."""
-
-    epoch: Epoch
-    seq: int
-    mark: Mark
-
-
-class Vault:
-    """A vault that a key has opened."""
-
-    def __init__(self, store: Store, wrapping: Wrapping) -> None:
-        self.store = store
-        got = store.get("vault", 0, FIRST_READ)
-        if got is None:
-            if store.names("keys/"):
-                raise Damaged("object vault is missing although keys are there")
-            raise Absent("there is no vault")
-        self.id, self.domains = vault_object(got[0])
-        self.warnings: list[str] = []
-        self.keys = self.read_keys(wrapping)
-        self.chunk_keys = {
-            domain: derive("chunk id key", self.keys[root].secret, self.id)
-            for domain, (root, _) in self.domains.items()
-        }
-
-    def read_keys(self, wrapping: Wrapping) -> dict[int, Key]:
-        """keys.md, order of operations: 1, 2, … until one does not exist for this key."""
-        keys: dict[int, Key] = {}
-        wrapper = wrapping.fingerprint.hex()
-        for number in range(1, KEYS_MAX + 1):
-            name = f"keys/{number}/{wrapper}"
-            got = self.store.get(name, 0, 4096)
-            if got is None:
-                break
-            keys[number] = unwrap(name, got[0], self.id, number, wrapping)
-        if not keys and self.store.names("keys/1/"):
-            raise WrongKey("the key is not one of this vault")
-        for domain, pair in self.domains.items():
-            for number, kind in zip(pair, (2, 1)):
-                if number not in keys:
-                    raise Damaged(f"object keys/{number}/{wrapper} is missing; vault refers to it")
-                if keys[number][:2] != (domain, kind):
-                    raise Damaged.at(f"keys/{number}/{wrapper}", 0, "is not what the vault says")
-        return keys
-
-    # Objects
-
-    def open_header(
-        self, magic: bytes, name: str, subject: bytes, number: int, own: int
-    ) -> Optional[tuple[Header, bytes]]:
-        """object.md: the header, authenticated, and the bytes behind it that came along; None if it is not there."""
-        got = self.store.get(name, 0, FIRST_READ)
-        if got is None:
-            return None
-        data, total = got
-        front = Front.read(name, data, magic, 156 + own)
-        raw = data[: front.length]
-        if crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
-            raise Damaged.at(name, 0, "checksum of the header")
-        vault, its, where, part, zero = struct.unpack_from("<16s16sQII", raw, 16)
-        if (vault, its, where, part) != (self.id, subject, number, 0):
-            is_, should = (f"{uid(a)}/{uid(b)}/{c}/{d}" for a, b, c, d in
-                           ((vault, its, where, part), (self.id, subject, number, 0)))
-            raise Damaged.at(name, 0, f"is {is_}, should be {should}")
-        fields = struct.unpack_from("<IIBBHIII32s32s", raw, 64)
-        domain, key, variant, compression, zero2, body_length, raw_length, zero3, salt, commitment = fields
-        if key not in self.keys:
-            raise Damaged(f"object keys/{key} is missing; {name} refers to it")
-        parts = (self.keys[key].secret, salt, magic, vault, its, struct.pack("<Q", where), struct.pack("<I", part))
-        said = blake3(raw[:120] + raw[152:-4], key=derive("object commitment key", *parts)).digest()
-        if not hmac.compare_digest(said, commitment):
-            raise Damaged.at(name, 0, "commitment")
-        front.understood(name)
-        if domain not in self.domains or compression > 1:
-            raise Newer(f"object {name} has domain {domain}, compression {compression}: a newer version wrote it")
-        if self.keys[key][:2] != (domain, 1):
-            raise Damaged.at(name, 0, f"key {key} is no data key of domain {domain}")
-        least = raw_length + TAG if not compression else TAG
-        if zero or zero2 or zero3 or raw_length > 2**24 or not least <= body_length <= raw_length + TAG:
-            raise Damaged.at(name, 0, "header")
-        cipher = AESGCM(derive("object seal key", *parts))
-        mine = raw[152 : 152 + own]
-        return Header(name, raw, domain, variant, compression, body_length, raw_length, salt, mine, cipher, total), \
-            data[front.length :]
-
-    def open_body(self, header: Header, behind: bytes, frames_length: int = 0) -> bytes:
-        """object.md, cryptography: the body, opened and decompressed."""
-        at = len(header.raw)
-        if header.total != at + header.body_length + frames_length:
-            raise Damaged.at(header.name, min(at, header.total), "the object is not as long as its header says")
-        body = behind[: header.body_length]
-        if len(body) < header.body_length:
-            body += self.bytes_of(header.name, at + len(body), header.body_length - len(body))
-        try:
-            opened = header.cipher.decrypt(nonce(2, 0), body, header.raw)
-            body = decompress(opened, header.raw_length) if header.compression else opened
-        except (InvalidTag, zstandard.ZstdError) as error:
-            raise Damaged.at(header.name, at, "the body does not open") from error
-        return body
-
-    def bytes_of(self, name: str, start: int, length: int) -> bytes:
-        """Bytes of an object that was there a moment ago."""
-        got = self.store.get(name, start, length)
-        if got is None:
-            raise Damaged(f"object {name} is missing")
-        if len(got[0]) != length:
-            raise Damaged.at(name, start + len(got[0]), "the object ends early")
-        return got[0]
-
-    # Epochs
-
-    def volumes(self) -> list[bytes]:
-        """vault.md, objects: LIST finds the volumes."""
-        return [uuid.UUID(name).bytes for name in self.store.names("volumes/")]
-
-    def epoch(self, volume: bytes, ordinal: int) -> Optional[Epoch]:
-        """epoch.md, layout."""
-        name = f"volumes/{uid(volume)}/epochs/{ordinal:010}"
-        got = self.open_header(b"FSEP", name, volume, ordinal, 4)
-        if got is None:
-            return None
-        header, behind = got
-        at = len(header.raw)
-        if header.total > 4096 or header.variant or any(header.own):
-            raise Damaged.at(name, 0, "header")
-        found = sections(name, at, self.open_body(header, behind), {1: (56, 1), 2: (1, 128)})
-        if 1 not in found:
-            raise Damaged.at(name, at, "no head")
-        epoch, log, first_slot, first_seq, size, _ = struct.unpack("<Q16sQQQ8s", found[1][0])
-        if not epoch or first_slot > SLOT_MAX or not 1 <= first_seq < 2**64 - 1 or not 1 <= size <= 2**46:
-            raise Damaged.at(name, at, "head")
-        label = b"".join(found.get(2, [])).decode(errors="replace")
-        return Epoch(ordinal, epoch, log, first_slot, first_seq, size, label)
-
-    def epochs(self, volume: bytes) -> tuple[list[Epoch], Optional[Refusal]]:
-        """epoch.md, order of operations: 1, 2, … until "not found", the next 3 looked at as well."""
-        found: list[Epoch] = []
-        for ordinal in range(1, EPOCHS_MAX + 1):
-            name = f"volumes/{uid(volume)}/epochs/{ordinal:010}"
-            try:
-                epoch = self.epoch(volume, ordinal)
-                if epoch is None:
-                    behind = [n for n in range(ordinal + 1, ordinal + 4) if self.epoch(volume, n)]
-                    epoch = self.epoch(volume, ordinal) if behind else None
-                    if epoch is None and behind:
-                        raise Damaged(f"object {name} is missing although ordinal {behind[0]} exists")
-            except Refusal as refusal:
-                return found, refusal
-            if epoch is None:
-                break
-            if found and (epoch.epoch <= found[-1].epoch or epoch.first_seq < found[-1].first_seq):
-                return found, Damaged.at(name, 160, "does not ascend")
-            found.append(epoch)
-        if not found:
-            raise Absent(f"there is no volume {uid(volume)}")
-        return found, None
-
-    # Logs
-
-    def slot(self, log: bytes, number: int) -> Optional[tuple[Slot, bytes]]:
-        """segment.md, layout of the object."""
-        name = f"logs/{uid(log)}/{number:016x}"
-        got = self.open_header(b"FSSG", name, log, number, 44)
-        if got is None:
-            return None
-        header, behind = got
-        incarnation, frames, _, _, checkpoint, zero = struct.unpack("<QQQQQI", header.own)
-        if header.variant not in (SEGMENT, SEAL, FILL):
-            raise Newer(f"object {name} is of kind {header.variant}: a newer version of Farshore wrote it")
-        if not incarnation or zero or (checkpoint > SLOT_MAX and checkpoint != NO_SLOT):
-            raise Damaged.at(name, 0, "header")
-        if header.variant != SEGMENT and (frames or header.raw_length or header.compression):
-            raise Damaged.at(name, 0, "a seal or fill with content")
-        if len(header.raw) + header.body_length + frames > 2**26:
-            raise Damaged.at(name, 0, "longer than a segment may be")
-        return Slot(header, Target(log, number, header.salt[:8]), incarnation, frames), behind
-
-    def table(self, slot: Slot, behind: bytes) -> Table:
-        """segment.md, layout of the table."""
-        header = slot.header
-        return parse_table(
-            header.name, len(header.raw), self.open_body(header, behind, slot.frames_length), slot.frames_length
-        )
-
-    def hole(self, log: bytes, end: int) -> bool:
-        """segment.md, order of operations: whether the log ends in front of a missing slot; False if it is there now."""
-        near = [number for number in range(end + 1, end + WINDOW) if self.slot(log, number)]
-        lost = [number for number in near if self.slot(log, number)[0].header.variant == SEAL]
-        lost += [end + step for step in (2**power for power in range(2, 24)) if self.slot(log, end + step)]
-        if self.slot(log, end):
-            return False
-        name = f"logs/{uid(log)}/{end:016x}"
-        if lost:
-            raise Damaged(f"object {name} is missing although slot {lost[0]} exists")
-        if near:
-            self.warnings.append(f"object {name} is missing, and slot {near[0]} exists: a run of the writer ended there")
-        return True
-
-    def log(self, log: bytes, first: int) -> Iterator[tuple[Slot, bytes]]:
-        """segment.md: the slots that count, from `first` up to a seal or a missing one; void ones are read over."""
-        incarnation, number = 0, first
-        while True:
-            got = self.slot(log, number)
-            if got is None:
-                if self.hole(log, number):
-                    return
-                continue
-            slot = got[0]
-            if slot.incarnation >= incarnation:
-                incarnation = slot.incarnation
-                if slot.header.variant == SEAL:
-                    return
-                if slot.header.variant == SEGMENT:
-                    yield got
-            number += 1
-
-    def spans_of(
-        self, volume: bytes, epoch: Epoch, end: Optional[int]
-    ) -> Iterator[tuple[Slot, Table, Span]]:
-        """vault.md, reading a volume: the spans of one epoch, joined, below `end` where the next epoch begins."""
-        seq = epoch.first_seq
-        broken: Optional[Refusal] = None
-        if seq == end:
-            return
-        for slot, behind in self.log(epoch.log, max(0, epoch.first_slot - WINDOW)):
-            if slot.target.slot < epoch.first_slot:
-                continue
-            try:
-                table = self.table(slot, behind)
-            except Damaged as refusal:
-                broken = broken or refusal
-                continue
-            for span in table.spans:
-                if (span.volume, span.epoch) != (volume, epoch.epoch):
-                    continue
-                if span.first != seq or (end is not None and span.last >= end):
-                    raise broken or Damaged.at(
-                        slot.header.name, len(slot.header.raw),
-                        f"a span of volume {uid(volume)} is {span.first} to {span.last}, should begin at {seq}",
-                    )
-                broken = None
-                yield slot, table, span
-                seq = span.last + 1
-            if seq == end:
-                return
-        if broken:
-            raise broken
-        if end is not None:
-            raise Damaged(
-                f"volume {uid(volume)}: epoch {epoch.ordinal + 1} begins at seq {end}, "
-                f"and log {uid(epoch.log)} ends at seq {seq - 1}: an object is missing"
-            )
-
-    def stream(self, volume: bytes) -> Iterator[tuple[Epoch, Slot, Table, Span]]:
-        """vault.md, reading a volume: all spans that count, in order; ends with what stands in the way."""
-        epochs, problem = self.epochs(volume)
-        for index, epoch in enumerate(epochs):
-            following = epochs[index + 1].first_seq if index + 1 < len(epochs) else None
-            if following is None and problem:
-                raise problem
-            for slot, table, span in self.spans_of(volume, epoch, following):
-                yield epoch, slot, table, span
-        if problem:
-            raise problem
-
-    # Content
-
-    def image(self, volume: bytes, wanted: Optional[bytes]) -> tuple[Point, Extents]:
-        """What a volume holds at a point, at the last one if none is wanted."""
-        extents, pending, point = Extents(), [], None
-        for epoch, slot, table, span in self.stream(volume):
-            pending += resolve(slot, table, span)
-            if span.mark and (wanted is None or span.mark.point == wanted):
-                for block, count, piece in pending:
-                    extents.put(block, count, piece)
-                pending, point = [], Point(epoch, span.last, span.mark)
-                if wanted is not None:
-                    break
-        if point is None:
-            what = f"point {uid(wanted)}" if wanted else "point"
-            raise Absent(f"volume {uid(volume)} has no {what}")
-        return point, extents
-
-    def restore(self, extents: Extents, size: int, path: str) -> None:
-        """Writes an image to a sparse file, one frame after the other."""
-        by_target: dict[Target, list[tuple[int, int, Piece]]] = defaultdict(list)
-        for block, end, piece in extents.items():
-            by_target[piece.target].append((block, end - block, piece))
-        with open(path + ".part", "wb") as file:
-            try:
-                file.truncate(size)
-                for target in sorted(by_target):
-                    for at, data in self.read(target, by_target[target]):
-                        file.seek(at)
-                        file.write(data[: max(0, size - at)])
-                os.replace(path + ".part", path)
-            except BaseException:
-                os.unlink(path + ".part")
-                raise
-
-    def read(self, target: Target, wanted: list[tuple[int, int, Piece]]) -> Iterator[tuple[int, bytes]]:
-        """Bytes of extents whose chunks lie in one segment, each chunk compared with its id (segment.md, cryptography)."""
-        name = f"logs/{uid(target.log)}/{target.slot:016x}"
-        got = self.slot(target.log, target.slot)
-        if got is None or got[0].target != target or got[0].header.variant != SEGMENT:
-            raise Damaged(f"object {name} of attempt {target.attempt.hex()} is missing; chunks are in it")
-        slot = got[0]
-        table = self.table(*got)
-        by_frame: dict[int, dict[Chunk, list[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(list))
-        for block, count, piece in wanted:
-            chunk = table.chunks[piece.number] if piece.number < len(table.chunks) else None
-            if chunk is None or chunk.target or (chunk.id, chunk.blocks) != (piece.id, piece.blocks):
-                raise Damaged.at(name, len(slot.header.raw), f"chunk {piece.number} is not what refers to it says")
-            by_frame[chunk.number][chunk].append((block, count, piece.first))
-        for number in sorted(by_frame):
-            frame = self.frame(slot, table.frames[number], number)
-            for chunk, extents in by_frame[number].items():
-                data = frame[chunk.offset : chunk.offset + chunk.blocks * BLOCK]
-                if blake3(data, key=self.chunk_keys[slot.header.domain]).digest() != chunk.id:
-                    raise Damaged.at(name, self.frame_at(slot, table.frames[number]), "a chunk is not what its id says")
-                for block, count, first in extents:
-                    yield block * BLOCK, data[first * BLOCK : (first + count) * BLOCK]
-
-    @staticmethod
-    def frame_at(slot: Slot, frame: Frame) -> int:
-        """Byte of the object at which a frame begins."""
-        return len(slot.header.raw) + slot.header.body_length + frame.at
-
-    def frame(self, slot: Slot, frame: Frame, number: int) -> bytes:
-        """segment.md, cryptography: a frame, opened and decompressed."""
-        header, at = slot.header, self.frame_at(slot, frame)
-        data = self.bytes_of(header.name, at, frame.stored)
-        if data[:FRAME_SALT] != header.salt[:FRAME_SALT]:
-            raise Damaged.at(header.name, at, "the frame is of another attempt")
-        place = self.id + slot.target.log + struct.pack("<Q", slot.target.slot)
-        aad = place + struct.pack("<IIB7x", number, frame.length, frame.compression)
-        try:
-            opened = header.cipher.decrypt(nonce(1, number), data[FRAME_SALT:], aad)
-            opened = decompress(opened, frame.length) if frame.compression else opened
-        except (InvalidTag, zstandard.ZstdError) as error:
-            raise Damaged.at(header.name, at, f"frame {number} does not open") from error
-        return opened
+# What a volume holds
 
 
 class Piece(NamedTuple):
@@ -928,19 +185,6 @@ class Piece(NamedTuple):
     first: int
 
 
-def resolve(slot: Slot, table: Table, span: Span) -> Iterator[tuple[int, int, Optional[Piece]]]:
-    """segment.md: extents of a span with the segments that their chunks are in; None is zeros."""
-    for block, count, number, first in span.extents:
-        piece = None
-        if number != ZEROS:
-            chunk = table.chunks[number]
-            if chunk.target:
-                piece = Piece(table.targets[chunk.target - 1], chunk.number, chunk.id, chunk.blocks, first)
-            else:
-                piece = Piece(slot.target, number, chunk.id, chunk.blocks, first)
-        yield block, count, piece
-
-
 class Extents:
     """Block ranges without overlap and what they hold; what is not in it is zeros."""
 
@@ -948,8 +192,8 @@ class Extents:
         self.starts: list[int] = []
         self.held: list[tuple[int, Piece]] = []
 
-    def put(self, block: int, count: int, piece: Optional[Piece]) -> None:
-        """The last writer of a run of blocks."""
+    def put(self, block: int, count: int, piece: Piece | None) -> None:
+        """The last writer of a run of blocks; None is zeros."""
         end = block + count
         low = bisect.bisect_left(self.starts, block)
         if low and self.held[low - 1][0] > block:
@@ -963,47 +207,478 @@ class Extents:
             starts.append(block)
             held.append((end, piece))
         if low < high and self.held[high - 1][0] > end:
-            was = self.held[high - 1][1]
+            last, was = self.held[high - 1]
             starts.append(end)
-            held.append((self.held[high - 1][0], was._replace(first=was.first + end - self.starts[high - 1])))
+            held.append((last, was._replace(first=was.first + end - self.starts[high - 1])))
         self.starts[low:high], self.held[low:high] = starts, held
 
-    def items(self) -> Iterator[tuple[int, int, Piece]]:
-        """First block, the one behind the last, and what is there."""
+    def by_target(self) -> dict[Target, list[tuple[int, int, Piece]]]:
+        """First block, count and content of each range, by the segment that it is in."""
+        found: dict[Target, list[tuple[int, int, Piece]]] = defaultdict(list)
         for start, (end, piece) in zip(self.starts, self.held):
-            yield start, end, piece
+            found[piece.target].append((start, end - start, piece))
+        return found
+
+
+class Point(NamedTuple):
+    """A mark in its volume's stream: the place is (epoch, seq)."""
+
+    volume: bytes
+    epoch: Epoch
+    seq: int
+    mark: Mark
+
+    @property
+    def place(self) -> Since:
+        """checkpoint.md: ordinals and epochs ascend together, so (epoch, seq) is one place."""
+        return self.epoch.epoch, self.seq
+
+
+def resolve(slot: Slot, table: Table, span: Span) -> Iterator[tuple[int, int, Piece | None]]:
+    """segment.md: extents of a span with the segments that their chunks are in; None is zeros."""
+    for block, count, number, first in span.extents:
+        piece = None
+        if number != formats.ZEROS:
+            chunk = table.chunks[number]
+            here = not chunk.target
+            target = slot.target if here else table.targets[chunk.target - 1]
+            piece = Piece(target, number if here else chunk.number, chunk.id, chunk.blocks, first)
+        yield block, count, piece
+
+
+class Vault:
+    """A vault that a key has opened."""
+
+    def __init__(self, store: Store, wrapping: formats.Wrapping) -> None:
+        self.store = store
+        self.warnings: list[str] = []
+        got = store.get("vault", 0, FIRST_READ)
+        if got is None:
+            if store.names("keys/"):
+                raise Refusal(DAMAGED, "object vault is missing although keys are there")
+            raise Refusal(ABSENT, "there is no vault here")
+        vault, domains = formats.vault_object(got[0])
+        self.ring = formats.Keyring(vault, domains, self.keys(vault, domains, wrapping))
+
+    def keys(
+        self, vault: bytes, domains: dict[int, tuple[int, int]], wrapping: formats.Wrapping
+    ) -> dict[int, formats.Key]:
+        """keys.md, order of operations: 1, 2, … until one does not exist for this key."""
+        keys: dict[int, formats.Key] = {}
+        wrapper = wrapping.fingerprint.hex()
+        for number in range(1, KEYS_MAX + 1):
+            name = f"keys/{number}/{wrapper}"
+            got = self.store.get(name, 0, FIRST_READ)
+            if got is None:
+                break
+            keys[number] = formats.unwrap(name, got[0], vault, number, wrapping)
+        if not keys and not any(wrapper in self.store.names(f"keys/{number}/") for number in self.store.names("keys/")):
+            raise Refusal(WRONG_KEY, f"the key {wrapper} is none of this vault")
+        for domain, pair in domains.items():
+            for number, kind in zip(pair, (formats.ROOT_KEY, formats.DATA_KEY)):
+                if number not in keys:
+                    raise Refusal(DAMAGED, f"object keys/{number}/{wrapper} is missing; vault refers to it")
+                if keys[number][:2] != (domain, kind):
+                    raise damaged(f"keys/{number}/{wrapper}", 0, "it is not what the vault says")
+        return keys
+
+    # Objects of a list
+
+    def exists(self, place: Place) -> bool:
+        """Whether there is an object, whatever it holds."""
+        return self.store.get(place.name, 0, 1) is not None
+
+    def small(self, place: Place) -> bytes | None:
+        """The body of an object that is not a segment; None if it is not there."""
+        got = self.store.get(place.name, 0, SMALL_READ)
+        return None if got is None else formats.open_small(self.ring, place, got[0])
+
+    def ids(self, prefix: str) -> list[bytes]:
+        """vault.md, objects: ids that a listing finds."""
+        return [uuid.UUID(name).bytes for name in self.store.names(prefix)]
+
+    def epochs(self, volume: bytes) -> tuple[list[Epoch], Refusal | None]:
+        """epoch.md, order of operations: 1, 2, … until "not found", the next 3 looked at as well."""
+        found: list[Epoch] = []
+        ordinal = 1
+        while ordinal <= EPOCHS_MAX:
+            place = formats.epoch_place(volume, ordinal)
+            try:
+                body = self.small(place)
+                if body is None:
+                    next_ = range(ordinal + 1, ordinal + NEXT + 1)
+                    behind = [n for n in next_ if self.exists(formats.epoch_place(volume, n))]
+                    if not behind:
+                        break
+                    if not self.exists(place):
+                        raise Refusal(DAMAGED, f"object {place.name} is missing although ordinal {behind[0]} exists")
+                    continue
+                epoch = formats.epoch_body(place.name, ordinal, body)
+                if found and (epoch.epoch <= found[-1].epoch or epoch.first_seq < found[-1].first_seq):
+                    raise damaged(place.name, 160, "it is not of a later epoch than the one before it")
+            except Refusal as refusal:
+                return found, refusal
+            found.append(epoch)
+            ordinal += 1
+        if not found:
+            return found, Refusal(ABSENT, f"there is no volume {uid(volume)} in this vault")
+        return found, None
+
+    # Logs
+
+    def slot(self, log: bytes, number: int) -> tuple[Slot, bytes, int] | None:
+        """segment.md: the header of a slot, bytes behind it that came along, the length of the object."""
+        place = formats.slot_place(log, number)
+        got = self.store.get(place.name, 0, FIRST_READ)
+        if got is None:
+            return None
+        slot = formats.open_slot(self.ring, place, got[0])
+        return slot, got[0][len(slot.header.raw) :], got[1]
+
+    def table(self, slot: Slot, behind: bytes, total: int) -> Table:
+        """segment.md: the table of a segment, if the object is as long as it should be."""
+        name, at = slot.header.place.name, len(slot.header.raw)
+        if total != slot.frames_at + slot.frames_length:
+            raise damaged(name, min(total, slot.frames_at + slot.frames_length), "it is not as long as its header says")
+        missing = slot.header.body_length - len(behind)
+        if missing > 0:
+            behind += self.read(name, at + len(behind), missing)
+        body = formats.open_body(slot.header, behind[: slot.header.body_length])
+        return formats.table_body(name, at, body, slot.frames_length)
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """Bytes of an object that was there a moment ago."""
+        got = self.store.get(name, start, length)
+        if got is None or len(got[0]) != length:
+            raise damaged(name, start, "it ends early")
+        return got[0]
+
+    def ends(self, log: bytes, number: int) -> bool:
+        """segment.md, order of operations: whether a log ends at a missing slot. False: it is there after all."""
+        near = [n for n in range(number + 1, number + WINDOW) if self.exists(formats.slot_place(log, n))]
+        seals = [n for n in near if (got := self.slot(log, n)) and got[0].header.variant == formats.SEAL]
+        far = [number + step for step in PROBES if self.exists(formats.slot_place(log, number + step))]
+        place = formats.slot_place(log, number)
+        if self.exists(place):
+            return False
+        if seals or far:
+            raise Refusal(DAMAGED, f"object {place.name} is missing although slot {(seals + far)[0]} exists")
+        if near:
+            self.warnings.append(f"object {place.name} is missing although slot {near[0]} exists: "
+                                 "there may have been newer points")
+        return True
+
+    def walk(self, log: bytes, first: int) -> Iterator[tuple[Slot, bytes, int] | Refusal]:
+        """segment.md, order of operations: the slots that count from `first` on, void ones read over.
+
+        Also looks at the 4 slots in front. What is wrong there is handed on: whether spans join tells if it matters.
+        """
+        incarnation, number = 0, max(0, first - WINDOW)
+        while True:
+            try:
+                got = self.slot(log, number)
+                if got is None:
+                    if self.ends(log, number):
+                        return
+                    continue
+            except Refusal as refusal:
+                if number >= first or refusal.code != DAMAGED:
+                    raise
+                yield refusal
+                number += 1
+                continue
+            slot = got[0]
+            if slot.incarnation >= incarnation:
+                incarnation = slot.incarnation
+                if slot.header.variant == formats.SEAL:
+                    return
+                if slot.header.variant == formats.SEGMENT and number >= first:
+                    yield got
+            number += 1
+
+    def spans(self, volume: bytes, epoch: Epoch, end: int | None) -> Iterator[tuple[Slot, Table, Span]]:
+        """vault.md, reading a volume: the spans of one epoch, joined, below `end` where the next epoch begins."""
+        seq, broken = epoch.first_seq, None
+        walk = self.walk(epoch.log, epoch.first_slot)
+        while seq != end:
+            got = next(walk, None)
+            if got is None:
+                break
+            try:
+                if isinstance(got, Refusal):
+                    raise got
+                table = self.table(*got)
+            except Refusal as refusal:
+                if refusal.code != DAMAGED:
+                    raise
+                broken = broken or refusal
+                continue
+            slot = got[0]
+            for span in table.spans:
+                if (span.volume, span.epoch) != (volume, epoch.epoch) or span.last < seq or seq == end:
+                    continue
+                what = f"seqs {span.first} to {span.last} of volume {uid(volume)}"
+                if span.first != seq or (end is not None and span.last >= end):
+                    raise broken or damaged(slot.header.place.name, len(slot.header.raw), f"{what}, {seq} comes next")
+                if span.extents and (span.extents[-1].block + span.extents[-1].blocks - 1) * BLOCK >= epoch.size:
+                    raise damaged(slot.header.place.name, len(slot.header.raw), f"{what} reach past its end")
+                broken = None
+                yield slot, table, span
+                seq = span.last + 1
+        if broken and seq != end:
+            raise broken
+        if end is not None and seq != end:
+            place = formats.epoch_place(volume, epoch.ordinal + 1)
+            held = f"log {uid(epoch.log)} holds the volume up to {seq - 1}"
+            raise Refusal(DAMAGED, f"object {place.name} begins at seq {end}, but {held}")
+
+    def stream(self, volume: bytes) -> Iterator[tuple[Slot, Table, Span, Epoch]]:
+        """vault.md, reading a volume: all spans that count, in order; ends with what stands in the way."""
+        epochs, problem = self.epochs(volume)
+        for epoch, following in zip(epochs, [*epochs[1:], None]):
+            if following is None and problem:
+                raise problem
+            for slot, table, span in self.spans(volume, epoch, following.first_seq if following else None):
+                yield slot, table, span, epoch
+        if problem:
+            raise problem
+
+    def points(self, volume: bytes) -> tuple[list[Point], Refusal | None]:
+        """The points of a volume in the order of its stream, and what stood in the way of more."""
+        found: list[Point] = []
+        try:
+            for _, _, span, epoch in self.stream(volume):
+                if span.mark:
+                    found.append(Point(volume, epoch, span.last, span.mark))
+        except Refusal as refusal:
+            return found, refusal
+        return found, None
+
+    # Content
+
+    def image(self, volume: bytes, wanted: bytes | Since | None) -> tuple[Point, Extents]:
+        """vault.md, reading a volume: all spans up to and including a mark, given by point or place; else the last."""
+        extents, point = Extents(), None
+        pending: list[tuple[int, int, Piece | None]] = []
+        for slot, table, span, epoch in self.stream(volume):
+            pending += resolve(slot, table, span)
+            here = Point(volume, epoch, span.last, span.mark) if span.mark else None
+            if here and wanted in (None, here.mark.point, here.place):
+                for block, count, piece in pending:
+                    extents.put(block, count, piece)
+                pending, point = [], here
+                if wanted is not None:
+                    break
+        if point is None:
+            raise Refusal(ABSENT, f"volume {uid(volume)} has no such point")
+        return point, extents
+
+    def write(self, extents: Extents, size: int, path: str) -> None:
+        """Writes an image to a sparse file, one frame after the other; epoch.md: cut at the size."""
+        try:
+            with open(path + ".part", "wb") as file:
+                file.truncate(size)
+                for target, wanted in sorted(extents.by_target().items()):
+                    for at, data in self.content(target, wanted):
+                        file.seek(at)
+                        file.write(data[: size - at])
+            os.replace(path + ".part", path)
+        except OSError as error:
+            raise Refusal(OUTPUT, f"{path} cannot be written: {error.strerror}") from error
+        finally:
+            if os.path.exists(path + ".part"):
+                os.unlink(path + ".part")
+
+    def content(self, target: Target, wanted: list[tuple[int, int, Piece]]) -> Iterator[tuple[int, bytes]]:
+        """segment.md, cryptography: bytes of chunks that lie in one segment, each compared with its id."""
+        place = formats.slot_place(target.log, target.slot)
+        got = self.slot(target.log, target.slot)
+        if got is None or got[0].target != target:
+            attempt = target.attempt.hex()
+            raise Refusal(DAMAGED, f"object {place.name} of attempt {attempt} is missing; chunks are in it")
+        slot, table = got[0], self.table(*got)
+        frames: dict[int, dict[Chunk, list[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for block, count, piece in wanted:
+            chunk = table.chunks[piece.number] if piece.number < len(table.chunks) else None
+            if chunk is None or chunk.target or (chunk.id, chunk.blocks) != (piece.id, piece.blocks):
+                raise damaged(place.name, len(slot.header.raw), f"chunk {piece.number} is not what refers to it says")
+            frames[chunk.number][chunk].append((block, count, piece.first))
+        for number in sorted(frames):
+            frame = table.frames[number]
+            sealed = self.read(place.name, slot.frames_at + frame.at, frame.stored)
+            opened = formats.open_frame(self.ring, slot, frame, number, sealed)
+            for chunk, extents in frames[number].items():
+                data = opened[chunk.offset : chunk.offset + chunk.blocks * BLOCK]
+                if self.ring.chunk_id(slot.header.domain, data) != chunk.id:
+                    raise damaged(place.name, slot.frames_at + frame.at, "a chunk is not what its id says")
+                for block, count, first in extents:
+                    yield block * BLOCK, data[first * BLOCK : (first + count) * BLOCK]
+
+
+# Machines
+
+
+class Joined(NamedTuple):
+    """machine.md, which points are complete: a point of a machine, and what it lacks."""
+
+    marks: list[Point]
+    lacking: list[str]
+
+
+class Machines:
+    """The machines of a vault, and their points."""
+
+    def __init__(self, vault: Vault) -> None:
+        self.vault = vault
+        self.known: dict[bytes, tuple[list[Point], Refusal | None]] = {}
+
+    def newest(self, prefix: str, place: Callable[[bytes, int], Place], subject: bytes) -> int:
+        """machine.md, order of operations: the newest revision, from the highest that a listing shows on."""
+        newest = max((int(name) for name in self.vault.store.names(f"{prefix}/{uid(subject)}/")), default=0)
+        while True:
+            behind = [n for n in range(newest + 1, newest + NEXT + 2) if self.vault.exists(place(subject, n))]
+            if not behind:
+                return newest
+            newest = behind[-1]
+
+    def revisions(self, machine: bytes) -> dict[int, Machine]:
+        """machine.md: the newest revision, which must open, and those before it that do."""
+        newest = self.newest("machines", formats.machine_place, machine)
+        found: dict[int, Machine] = {}
+        for number in range(newest, 0, -1):
+            place = formats.machine_place(machine, number)
+            try:
+                body = self.vault.small(place)
+                if body is None:
+                    raise Refusal(DAMAGED, f"object {place.name} is missing although revision {newest} exists")
+                found[number] = formats.machine_body(place.name, body)
+            except Refusal as refusal:
+                if number == newest:
+                    raise
+                self.vault.warnings.append(str(refusal))
+        return found
+
+    def find(self, wanted: str) -> bytes:
+        """The machine of a name or id."""
+        named: list[bytes] = []
+        problem: Refusal | None = None
+        for machine in self.vault.ids("machines/"):
+            if wanted == uid(machine):
+                return machine
+            try:
+                revisions = self.revisions(machine)
+            except Refusal as refusal:
+                problem = refusal
+                continue
+            if revisions[max(revisions)].name == wanted:
+                named.append(machine)
+        if len(named) != 1:
+            raise problem or Refusal(ABSENT, f"{len(named)} machines of this vault are called {wanted}")
+        return named[0]
+
+    def points_of(self, volume: bytes) -> tuple[list[Point], Refusal | None]:
+        """The points of a volume, read once."""
+        if volume not in self.known:
+            self.known[volume] = self.vault.points(volume)
+        return self.known[volume]
+
+    def elsewhere(self, machine: bytes, attempt: bytes, own: set[bytes]) -> list[Point]:
+        """machine.md, step 3: marks of an attempt on other members of the groups that name the machine."""
+        volumes: set[bytes] = set()
+        for group in self.vault.ids("groups/"):
+            place = formats.group_place(group, self.newest("groups", formats.group_place, group))
+            members = formats.group_body(place.name, self.vault.small(place) or b"").members
+            if machine in {member.machine for member in members}:
+                volumes |= {member.volume for member in members} - own
+        points = [point for volume in sorted(volumes) for point in self.points_of(volume)[0]]
+        return [point for point in points if point.mark.attempt == attempt]
+
+    def joined(self, machine: bytes) -> tuple[list[Joined], list[Refusal]]:
+        """machine.md, which points are complete: the points of a machine in order, and what hides others."""
+        revisions = self.revisions(machine)
+        volumes = [disk.volume for disk in revisions[max(revisions)].disks if disk.volume]
+        groups: dict[bytes | Point, list[Point]] = defaultdict(list)
+        order: list[bytes | Point] = []
+        problems: list[Refusal] = []
+        for volume in volumes:
+            points, problem = self.points_of(volume)
+            problems += [problem] if problem else []
+            front: dict[bytes | Point, list[bytes | Point]] = {}
+            fresh: list[bytes | Point] = []
+            for point in points:
+                key = point.mark.attempt if any(point.mark.attempt) else point
+                if key not in groups:
+                    fresh.append(key)
+                elif fresh and key not in fresh:
+                    front[key], fresh = fresh, []
+                groups[key].append(point)
+            order = [key for placed in order for key in (*front.get(placed, []), placed)] + fresh
+        return [self.judged(machine, revisions, groups[key]) for key in order], problems
+
+    def judged(self, machine: bytes, revisions: dict[int, Machine], marks: list[Point]) -> Joined:
+        """machine.md, steps 3 to 5: what a point lacks."""
+        mark, have = marks[0].mark, {point.volume: point for point in marks}
+        there = list(marks)
+        if len(there) < mark.members:
+            there += self.elsewhere(machine, mark.attempt, set(have))
+        lacking = [
+            f"member {member} is there {times} times"
+            for member in range(mark.members)
+            if (times := sum(point.mark.member == member for point in there)) != 1
+        ]
+        if any(point.mark.members != mark.members for point in there):
+            lacking.append("its marks do not agree on how many members there are")
+        if any(point.mark.point != mark.point for point in marks):
+            lacking.append("its disks do not agree on the point")
+        for number in sorted(revisions, reverse=True):
+            disks = revisions[number].disks
+            if all(disk.since <= have[disk.volume].place for disk in disks if disk.volume in have):
+                lacking += [
+                    f"disk {disk.number} ({disk.name or uid(disk.volume)}) is not in it"
+                    for disk in disks
+                    if disk.state == formats.PROTECTED and disk.volume and disk.volume not in have
+                ]
+                break
+        return Joined(marks, lacking)
 
 
 # Command line
 
 
 def point_json(point: Point) -> dict[str, object]:
-    """A point as `--list` prints it."""
+    """A point as it is printed."""
     mark = point.mark
     return {
-        "point": uid(mark.point), "ordinal": point.epoch.ordinal, "epoch": point.epoch.epoch, "seq": point.seq,
-        "time_unix_ms": mark.time, "kind": MARK_KINDS[mark.kind], "unknown_blocks": mark.unknown,
-        "member": mark.member, "members": mark.members,
+        "point": uid(mark.point), "volume": uid(point.volume), "ordinal": point.epoch.ordinal,
+        "epoch": point.epoch.epoch, "seq": point.seq, "time_unix_ms": mark.time, "kind": MARK_KINDS[mark.kind],
+        "unknown_blocks": mark.unknown, "member": mark.member, "members": mark.members,
     }
 
 
-def list_vault(vault: Vault) -> tuple[dict[str, object], Optional[Refusal]]:
-    """All volumes with their epochs and points, and the first thing that stood in the way."""
-    volumes, first = [], None
-    for volume in vault.volumes():
-        points: list[dict[str, object]] = []
-        epochs, problem = vault.epochs(volume)
-        try:
-            for epoch, _, _, span in vault.stream(volume):
-                if span.mark:
-                    points.append(point_json(Point(epoch, span.last, span.mark)))
-        except Refusal as refusal:
-            problem = refusal
-        first = first or problem
-        listed = [{**epoch._asdict(), "log": uid(epoch.log)} for epoch in epochs]
-        volumes.append({"volume": uid(volume), "epochs": listed, "points": points,
+def listed(vault: Vault) -> tuple[dict[str, object], Refusal | None]:
+    """All machines and volumes with their epochs and points, and the first thing that stood in the way."""
+    machines = Machines(vault)
+    volumes: list[dict[str, object]] = []
+    named: list[dict[str, object]] = []
+    problems: list[Refusal] = []
+    for volume in vault.ids("volumes/"):
+        points, problem = machines.points_of(volume)
+        epochs = [{**epoch._asdict(), "log": uid(epoch.log)} for epoch in vault.epochs(volume)[0]]
+        problems += [problem] if problem else []
+        volumes.append({"volume": uid(volume), "epochs": epochs, "points": [point_json(point) for point in points],
                         "problem": str(problem) if problem else None})
-    return {"vault": uid(vault.id), "volumes": volumes}, first
+    for machine in vault.ids("machines/"):
+        revisions = machines.revisions(machine)
+        newest = revisions[max(revisions)]
+        disks = [{**disk._asdict(), "volume": uid(disk.volume) if disk.volume else None} for disk in newest.disks]
+        joined = [
+            {"point": uid(marks[0].mark.point), "disks": [uid(point.volume) for point in marks],
+             "complete": not lacking, "lacking": lacking}
+            for marks, lacking in machines.joined(machine)[0]
+        ]
+        named.append({"machine": uid(machine), "revision": max(revisions), **newest._asdict(),
+                      "disks": disks, "points": joined})
+    return {"vault": uid(vault.ring.vault), "machines": named, "volumes": volumes}, next(iter(problems), None)
 
 
 def parse_id(text: str, what: str) -> bytes:
@@ -1011,51 +686,100 @@ def parse_id(text: str, what: str) -> bytes:
     try:
         return uuid.UUID(text).bytes
     except ValueError as error:
-        raise Usage(f"{what} is no id: {text}") from error
+        raise Refusal(USAGE, f"{what} is no id: {text}") from error
+
+
+def restore_volume(vault: Vault, arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """One volume to a file that is called by its id."""
+    volume = parse_id(arguments.volume, "--volume")
+    wanted = None if arguments.point == "latest" else parse_id(arguments.point, "--point")
+    point, extents = vault.image(volume, wanted)
+    path = os.path.join(arguments.to, f"{uid(volume)}.raw")
+    vault.write(extents, point.epoch.size, path)
+    return [{**point_json(point), "size": point.epoch.size, "file": path}]
+
+
+def restore_machine(vault: Vault, arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """All disks of one point of a machine, to files that are called by index and name."""
+    machines = Machines(vault)
+    machine = machines.find(arguments.machine)
+    joined, problems = machines.joined(machine)
+    if arguments.point == "latest":
+        if problems:
+            raise problems[0]
+        fit = [one for one in joined if arguments.incomplete or not one.lacking]
+    else:
+        id_ = parse_id(arguments.point, "--point")
+        fit = [one for one in joined if any(point.mark.point == id_ for point in one.marks)]
+    if not fit:
+        raise next(iter(problems), Refusal(ABSENT, f"machine {arguments.machine} has no such point"))
+    marks, lacking = fit[-1]
+    if lacking and not arguments.incomplete:
+        raise Refusal(INPUT, f"point {uid(marks[0].mark.point)} is incomplete: {'; '.join(lacking)}")
+    revisions = machines.revisions(machine)
+    disks = {disk.volume: disk for disk in revisions[max(revisions)].disks}
+    done = []
+    for mark in marks:
+        point, extents = vault.image(mark.volume, mark.place)
+        disk = disks[mark.volume]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", disk.name).strip("-.")
+        path = os.path.join(arguments.to, f"{disk.number}-{name}.raw" if name else f"{disk.number}.raw")
+        vault.write(extents, point.epoch.size, path)
+        done.append({**point_json(point), "size": point.epoch.size, "file": path, "complete": not lacking})
+    return done
 
 
 def run(arguments: argparse.Namespace) -> None:
     """What the command line asks for."""
     try:
-        with open(arguments.key_file, encoding="ascii") as file:
-            wrapping = Wrapping(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        raise Absent(f"the key file cannot be read: {error}") from error
+        with open(arguments.key_file, encoding="ascii", errors="replace") as file:
+            wrapping = formats.Wrapping(file.read(FIRST_READ))
+    except OSError as error:
+        raise Refusal(ABSENT, f"key file {arguments.key_file} cannot be read: {error.strerror}") from error
     vault = Vault(store_at(arguments.vault), wrapping)
+    problem: Refusal | None = None
     if arguments.list:
-        listed, problem = list_vault(vault)
-        print(json.dumps(listed, indent=1))
-        if problem:
-            raise problem
-        return
-    volume = parse_id(arguments.volume, "--volume")
-    wanted = None if arguments.point == "latest" else parse_id(arguments.point, "--point")
-    point, extents = vault.image(volume, wanted)
-    os.makedirs(arguments.to, exist_ok=True)
-    path = os.path.join(arguments.to, f"{uid(volume)}.raw")
-    vault.restore(extents, point.epoch.size, path)
-    for warning in vault.warnings:
+        said, problem = listed(vault)
+        print(json.dumps(said, indent=1))
+    else:
+        try:
+            os.makedirs(arguments.to, exist_ok=True)
+        except OSError as error:
+            raise Refusal(OUTPUT, f"{arguments.to} cannot be made: {error.strerror}") from error
+        done = restore_machine(vault, arguments) if arguments.machine else restore_volume(vault, arguments)
+        print(json.dumps(done, indent=1))
+    for warning in dict.fromkeys(vault.warnings):
         print(f"warning: {warning}", file=sys.stderr)
-    print(json.dumps({**point_json(point), "size": point.epoch.size, "file": path}))
+    if problem:
+        raise problem
+
+
+class Arguments(argparse.ArgumentParser):
+    """A command line that is wrong is a refusal like others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(USAGE, message)
 
 
 def main() -> int:
     """Runs, and turns a refusal into its line and exit code."""
-    parser = argparse.ArgumentParser(description="Reads a Farshore vault from its documents alone.")
+    parser = Arguments(description="Reads a Farshore vault from its documents alone.")
     parser.add_argument("--vault", required=True, help="a directory, file:///path or s3://BUCKET/PREFIX")
     parser.add_argument("--key-file", required=True, help="file with the recovery key, or with a node key")
     parser.add_argument("--point", default="latest", help="latest, or the id of a point")
     parser.add_argument("--to", help="directory for the files")
+    parser.add_argument("--incomplete", action="store_true", help="also write a point of which disks are lacking")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="list volumes, their epochs and points, as JSON")
+    what.add_argument("--list", action="store_true", help="list machines, volumes, their epochs and points, as JSON")
     what.add_argument("--volume", help="id of the volume to write")
-    arguments = parser.parse_args()
-    if not arguments.list and not arguments.to:
-        parser.error("--to is missing")
+    what.add_argument("--machine", help="name or id of the machine to write")
     try:
+        arguments = parser.parse_args()
+        if not arguments.list and not arguments.to:
+            raise Refusal(USAGE, "--to is missing")
         run(arguments)
     except Refusal as refusal:
-        print(f"reader: {refusal}", file=sys.stderr)
+        print(f"error: {refusal}", file=sys.stderr)
         return refusal.code
     return 0
 
