@@ -630,9 +630,13 @@ class Machines:
             lacking.append("its marks do not agree on how many members there are")
         if any(point.mark.point != mark.point for point in marks):
             lacking.append("its disks do not agree on the point")
-        for number in sorted(revisions, reverse=True):
+        for number in range(max(revisions), 0, -1):
+            if number not in revisions:
+                lacking.append(f"revision {number} cannot be read: which disks were protected is not known")
+                break
             disks = revisions[number].disks
-            if all(disk.since <= have[disk.volume].place for disk in disks if disk.volume in have):
+            later = any(disk.since > have[disk.volume].place for disk in disks if disk.volume in have)
+            if number == 1 or not later:
                 lacking += [
                     f"disk {disk.number} ({disk.name or uid(disk.volume)}) is not in it"
                     for disk in disks
@@ -761,8 +765,8 @@ class Arguments(argparse.ArgumentParser):
         raise Refusal(USAGE, message)
 
 
-def main() -> int:
-    """Runs, and turns a refusal into its line and exit code."""
+def parsed(words: list[str]) -> argparse.Namespace:
+    """The command line."""
     parser = Arguments(description="Reads a Farshore vault from its documents alone.")
     parser.add_argument("--vault", required=True, help="a directory, file:///path or s3://BUCKET/PREFIX")
     parser.add_argument("--key-file", required=True, help="file with the recovery key, or with a node key")
@@ -773,11 +777,16 @@ def main() -> int:
     what.add_argument("--list", action="store_true", help="list machines, volumes, their epochs and points, as JSON")
     what.add_argument("--volume", help="id of the volume to write")
     what.add_argument("--machine", help="name or id of the machine to write")
+    arguments = parser.parse_args(words)
+    if not arguments.list and not arguments.to:
+        parser.error("--to is missing")
+    return arguments
+
+
+def main() -> int:
+    """Runs, and turns a refusal into its line and exit code."""
     try:
-        arguments = parser.parse_args()
-        if not arguments.list and not arguments.to:
-            raise Refusal(USAGE, "--to is missing")
-        run(arguments)
+        run(parsed(sys.argv[1:]))
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return refusal.code
