@@ -40,6 +40,7 @@ NEXT = 3
 PROBES = [WINDOW << power for power in range(20)]
 EPOCHS_MAX = 2**20
 KEYS_MAX = 4096
+UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 MARK_KINDS = {1: "crash", 2: "app", 3: "scan", 4: "file system", 5: "final"}
 
 
@@ -294,8 +295,8 @@ class Vault:
         return None if got is None else formats.open_small(self.ring, place, got[0])
 
     def ids(self, prefix: str) -> list[bytes]:
-        """vault.md, objects: ids that a listing finds."""
-        return [uuid.UUID(name).bytes for name in self.store.names(prefix)]
+        """vault.md, objects: ids that a listing finds; what is called otherwise belongs to nothing."""
+        return [uuid.UUID(name).bytes for name in self.store.names(prefix) if re.fullmatch(UUID, name)]
 
     def epochs(self, volume: bytes) -> tuple[list[Epoch], Refusal | None]:
         """epoch.md, order of operations: 1, 2, … until "not found", the next 3 looked at as well."""
@@ -534,7 +535,8 @@ class Machines:
 
     def newest(self, prefix: str, place: Callable[[bytes, int], Place], subject: bytes) -> int:
         """machine.md, order of operations: the newest revision, from the highest that a listing shows on."""
-        newest = max((int(name) for name in self.vault.store.names(f"{prefix}/{uid(subject)}/")), default=0)
+        listed = self.vault.store.names(f"{prefix}/{uid(subject)}/")
+        newest = max((int(name) for name in listed if re.fullmatch("[0-9]{10}", name)), default=0)
         while True:
             behind = [n for n in range(newest + 1, newest + NEXT + 2) if self.vault.exists(place(subject, n))]
             if not behind:
