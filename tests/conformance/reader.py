@@ -6,8 +6,8 @@
     reader.py --vault … --key-file FILE --machine NAME|ID --point latest|ID [--incomplete] --to DIR
 
 The vault is only read. S3 takes AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and
-AWS_REGION from the environment. What was done is JSON on standard output. A refusal is one line on standard error; its
-exit code is of docs/runbooks/exit-codes.md.
+AWS_REGION from the environment. What was done is JSON on standard output; a refusal is one line on standard error, with
+an exit code of docs/runbooks/exit-codes.md. From PyPI it needs blake3, cryptography and zstandard.
 """
 
 from __future__ import annotations
