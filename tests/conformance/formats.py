@@ -28,6 +28,8 @@ SIZE_MAX = 2**46
 NO_SLOT = 2**64 - 1
 ZEROS = 2**32 - 1
 SEGMENT, SEAL, FILL = 1, 2, 3
+MARK_KINDS = {1: "crash", 2: "app", 3: "scan", 4: "file system", 5: "final"}
+UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 DATA_KEY, ROOT_KEY = 1, 2
 PROTECTED, EXCLUDED, REMOVED = 1, 2, 3
 
@@ -480,7 +482,7 @@ def mark_record(name: str, check: Check, record: bytes) -> Mark:
     """frame.md, bodies: the mark."""
     point, time, kind, flag, zero, unknown, attempt, member, members, rest = struct.unpack("<16sQBBHI16sHH12s", record)
     flags(name, flag, known=1)
-    if kind > 5:
+    if kind > max(MARK_KINDS):
         raise newer(name, f"mark of kind {kind}")
     check(kind > 0 and not zero and not any(rest), "a mark")
     check(member < members and (members == 1) == (not any(attempt)), "a mark's member, members or attempt")

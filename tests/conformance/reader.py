@@ -40,8 +40,6 @@ NEXT = 3
 PROBES = [WINDOW << power for power in range(20)]
 EPOCHS_MAX = 2**20
 KEYS_MAX = 4096
-UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-MARK_KINDS = {1: "crash", 2: "app", 3: "scan", 4: "file system", 5: "final"}
 
 
 # Stores
@@ -296,7 +294,7 @@ class Vault:
 
     def ids(self, prefix: str) -> list[bytes]:
         """vault.md, objects: ids that a listing finds; what is called otherwise belongs to nothing."""
-        return [uuid.UUID(name).bytes for name in self.store.names(prefix) if re.fullmatch(UUID, name)]
+        return [uuid.UUID(name).bytes for name in self.store.names(prefix) if re.fullmatch(formats.UUID, name)]
 
     def epochs(self, volume: bytes) -> tuple[list[Epoch], Refusal | None]:
         """epoch.md, order of operations: 1, 2, … until "not found", the next 3 looked at as well."""
@@ -656,7 +654,7 @@ def point_json(point: Point) -> dict[str, object]:
     mark = point.mark
     return {
         "point": uid(mark.point), "volume": uid(point.volume), "ordinal": point.epoch.ordinal,
-        "epoch": point.epoch.epoch, "seq": point.seq, "time_unix_ms": mark.time, "kind": MARK_KINDS[mark.kind],
+        "epoch": point.epoch.epoch, "seq": point.seq, "time_unix_ms": mark.time, "kind": formats.MARK_KINDS[mark.kind],
         "unknown_blocks": mark.unknown, "member": mark.member, "members": mark.members,
     }
 
@@ -746,14 +744,14 @@ def run(arguments: argparse.Namespace) -> None:
     problem: Refusal | None = None
     if arguments.list:
         said, problem = listed(vault)
-        print(json.dumps(said, indent=1))
+        print(json.dumps(said, indent=1), flush=True)
     else:
         try:
             os.makedirs(arguments.to, exist_ok=True)
         except OSError as error:
             raise Refusal(OUTPUT, f"{arguments.to} cannot be made: {error.strerror}") from error
         done = restore_machine(vault, arguments) if arguments.machine else restore_volume(vault, arguments)
-        print(json.dumps(done, indent=1))
+        print(json.dumps(done, indent=1), flush=True)
     for warning in dict.fromkeys(vault.warnings):
         print(f"warning: {warning}", file=sys.stderr)
     if problem:
@@ -792,6 +790,8 @@ def main() -> int:
     except Refusal as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return refusal.code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
