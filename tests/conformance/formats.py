@@ -1,0 +1,695 @@
+"""The objects of a vault as docs/formats has them: bytes in, values out, and a refusal for all else.
+
+Nothing here touches a store, and no code is shared with the programs that wrote the bytes.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import struct
+import uuid
+from collections.abc import Callable
+from typing import NamedTuple
+
+import zstandard
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+VERSION = 2
+BLOCK = 4096
+TAG = 16
+# segment.md, a frame: bytes of its segment's salt in front of each sealed frame.
+FRAME_SALT = 0
+SLOT_MAX = 2**62
+SEQ_MAX = 2**64 - 2
+SIZE_MAX = 2**46
+NO_SLOT = 2**64 - 1
+ZEROS = 2**32 - 1
+SEGMENT, SEAL, FILL = 1, 2, 3
+MARK_KINDS = {1: "crash", 2: "app", 3: "scan", 4: "file system", 5: "final"}
+UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+DATA_KEY, ROOT_KEY = 1, 2
+PROTECTED, EXCLUDED, REMOVED = 1, 2, 3
+
+# docs/runbooks/exit-codes.md
+USAGE, INPUT, ABSENT, OUTPUT, STORE, WRONG_KEY, DAMAGED = 64, 65, 66, 73, 74, 81, 82
+
+
+class Refusal(Exception):
+    """Why nothing more is read: one line, and its exit code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def damaged(name: str, byte: int, what: str) -> Refusal:
+    """docs/damage.md: an object that is there and does not check."""
+    return Refusal(DAMAGED, f"object {name} is damaged at byte {byte}: {what}")
+
+
+def newer(name: str, what: str) -> Refusal:
+    """README.md: a reader refuses by name what it must understand and does not."""
+    return Refusal(INPUT, f"object {name} was written by a newer version of Farshore: {what} is not known here")
+
+
+def _crc32c_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+CRC32C_TABLE = _crc32c_table()
+
+
+def crc32c(data: bytes) -> int:
+    """README.md: CRC32C (Castagnoli)."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = value >> 8 ^ CRC32C_TABLE[(value ^ byte) & 0xFF]
+    return value ^ 0xFFFFFFFF
+
+
+def checks(data: bytes) -> bool:
+    """README.md: whether the last 4 bytes are the CRC32C of all before them."""
+    return crc32c(data[:-4]) == int.from_bytes(data[-4:], "little")
+
+
+def derive(context: str, *parts: bytes, length: int = 32) -> bytes:
+    """object.md, cryptography: BLAKE3 in key-derivation mode, each part preceded by its length in 8 bytes."""
+    joined = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
+    return blake3(joined, derive_key_context=f"farshore 2026 v2 {context}").digest(length)
+
+
+def nonce(domain: int, counter: int) -> bytes:
+    """segment.md, cryptography: domain (4 bytes) and counter (8 bytes)."""
+    return struct.pack("<IQ", domain, counter)
+
+
+def uid(raw: bytes) -> str:
+    """README.md: ids are 16 bytes in the order of their text."""
+    return str(uuid.UUID(bytes=raw))
+
+
+def unseal(cipher: AESGCM, number: bytes, data: bytes, aad: bytes, compression: int, length: int) -> bytes:
+    """segment.md, limits: opened, and of the recorded size, which a zstd frame must say itself."""
+    opened = cipher.decrypt(number, data, aad)
+    if not compression:
+        return opened
+    if zstandard.get_frame_parameters(opened).content_size != length:
+        raise zstandard.ZstdError("another size than recorded")
+    return zstandard.ZstdDecompressor().decompress(opened, max_output_size=length, allow_extra_data=False)
+
+
+def front(name: str, data: bytes, magic: bytes, least: int) -> int:
+    """README.md: magic and version come first. The length of the header, which is all there."""
+    if len(data) < 12 or data[:4] != magic:
+        raise damaged(name, 0, f"{magic.decode()} is expected")
+    version, length = data[4] | data[5] << 8, data[6] | data[7] << 8
+    if version > VERSION:
+        raise newer(name, f"version {version}")
+    if version < VERSION or length % 8 or not least <= length <= 512 or len(data) < length:
+        raise damaged(name, 0, "version or header length")
+    return length
+
+
+def understood(name: str, data: bytes) -> None:
+    """object.md: a bit of *must understand*; asked for once the header was checked."""
+    must = int.from_bytes(data[8:12], "little")
+    if must:
+        raise newer(name, f"feature {(must & -must).bit_length() - 1}")
+
+
+def flags(name: str, value: int, known: int = 0) -> None:
+    """frame.md, machine.md, group.md: bits 0 to 3 of flags must be understood, 4 to 7 may be ignored."""
+    if value & 0x0F & ~known:
+        raise newer(name, f"flag {value:#x}")
+
+
+Sections = dict[int, list[bytes]]
+
+
+def sections(name: str, byte: int, body: bytes, known: dict[int, tuple[int, int]]) -> Sections:
+    """object.md, layout of the body: records of each known kind, given with its stride and most records."""
+    found: Sections = {}
+    at, last, seen = 0, -1, 0
+    while at < len(body):
+        if len(body) - at < 16:
+            raise damaged(name, byte, "a section ends early")
+        kind, flag, stride, count, reserved = struct.unpack_from("<HHIII", body, at)
+        at, seen = at + 16, seen + 1
+        if kind <= last or seen > 64 or flag > 1 or reserved or not stride or not count:
+            raise damaged(name, byte, "a section is not as it must be")
+        if stride * count > len(body) - at:
+            raise damaged(name, byte, "a section ends early")
+        if kind in known:
+            least, most = known[kind]
+            if not flag or stride < least or count > most:
+                raise damaged(name, byte, f"section {kind}")
+            found[kind] = [body[where : where + least] for where in range(at, at + stride * count, stride)]
+        elif flag:
+            raise newer(name, f"section {kind}")
+        at, last = at + stride * count, kind
+    return found
+
+
+def text(name: str, byte: int, records: list[bytes]) -> str:
+    """README.md: bytes of UTF-8 in a section of stride 1."""
+    try:
+        return b"".join(records).decode()
+    except UnicodeDecodeError as error:
+        raise damaged(name, byte, "a text is not UTF-8") from error
+
+
+# Keys and the vault
+
+
+class Wrapping:
+    """keys.md, key files: a recovery key or a node key, and what comes from it."""
+
+    def __init__(self, line: str) -> None:
+        found = re.fullmatch(r"FS(RK|NK)2-([0-9a-f]{64})-([0-9a-f]{8})", line.strip(), re.IGNORECASE)
+        if not found:
+            raise Refusal(INPUT, "the key file has neither a recovery key nor a node key of version 2")
+        self.kind = 1 if found[1].upper() == "RK" else 2
+        who, secret = ("recovery", "node")[self.kind - 1], bytes.fromhex(found[2])
+        if derive(f"{who} key check", secret, length=4).hex() != found[3].lower():
+            raise Refusal(INPUT, f"the {who} key in the key file is mistyped: its last 8 digits do not match the rest")
+        self.fingerprint = derive(f"{who} key fingerprint", secret, length=8)
+        self.cipher = AESGCM(derive(f"{who} key wrapping key", secret))
+
+
+class Key(NamedTuple):
+    """keys.md: an unwrapped key of a domain: a data key or a root key."""
+
+    domain: int
+    kind: int
+    secret: bytes
+
+
+def unwrap(name: str, data: bytes, vault: bytes, number: int, wrapping: Wrapping) -> Key:
+    """keys.md, layout of the object: its checksum, its place, then the tag."""
+    length = front(name, data, b"FSKY", 56)
+    if len(data) != length + 64 or not checks(data):
+        raise damaged(name, 0, "checksum")
+    understood(name, data)
+    owner, body, key, domain, kind, by, reserved, wrapper = struct.unpack_from("<16sIIIBBH8s", data, 16)
+    if (owner, key, wrapper) != (vault, number, wrapping.fingerprint):
+        raise damaged(name, 0, f"is key {key} of vault {uid(owner)}, wrapped by {wrapper.hex()}")
+    if kind not in (DATA_KEY, ROOT_KEY) or by not in (1, 2, 3):
+        raise newer(name, f"kind {kind} or {by}")
+    if body != 60 or reserved or not domain or by != wrapping.kind:
+        raise damaged(name, 0, "header")
+    sealed = data[length:-4]
+    try:
+        return Key(domain, kind, wrapping.cipher.decrypt(sealed[:12], sealed[12:], data[:length]))
+    except InvalidTag as error:
+        raise damaged(name, length, "the wrapped key does not open") from error
+
+
+PARAMETERS = struct.pack("<IIIIIBBBBHHI", 4096, 4, 8, 32, 524288, 1, 1, 1, 0, 2026, 2, 0)
+
+
+def vault_object(data: bytes) -> tuple[bytes, dict[int, tuple[int, int]]]:
+    """vault.md, layout of the object: its id, and root key and first data key of each domain."""
+    length = front("vault", data, b"FSVT", 48)
+    if len(data) > 4096 or not checks(data):
+        raise damaged("vault", 0, "checksum")
+    understood("vault", data)
+    vault, body, reserved = struct.unpack_from("<16sI12s", data, 16)
+    if length + body + 4 != len(data) or any(reserved):
+        raise damaged("vault", 0, "header")
+    found = sections("vault", 0, data[length:-4], {1: (32, 1), 2: (16, 128)})
+    if len(found) != 2:
+        raise damaged("vault", 0, "a section is missing")
+    if found[1][0] != PARAMETERS:
+        raise newer("vault", "a parameter")
+    domains: dict[int, tuple[int, int]] = {}
+    for record in found[2]:
+        domain, root, first, zero = struct.unpack("<IIII", record)
+        if domain <= max(domains, default=0) or not root or not first or root == first or zero:
+            raise damaged("vault", 0, "domains")
+        domains[domain] = (root, first)
+    if 1 not in domains:
+        raise damaged("vault", 0, "no domain 1")
+    return vault, domains
+
+
+class Keyring(NamedTuple):
+    """What opens the objects of one vault."""
+
+    vault: bytes
+    domains: dict[int, tuple[int, int]]
+    keys: dict[int, Key]
+
+    def chunk_id(self, domain: int, data: bytes) -> bytes:
+        """keys.md, cryptography: keyed BLAKE3-256 under the key that comes from the domain's root key."""
+        return blake3(data, key=derive("chunk id key", self.keys[self.domains[domain][0]].secret, self.vault)).digest()
+
+
+# Objects
+
+
+class Place(NamedTuple):
+    """object.md: what an object's name says of it."""
+
+    name: str
+    magic: bytes
+    subject: bytes
+    number: int
+
+
+def epoch_place(volume: bytes, ordinal: int) -> Place:
+    """epoch.md: name."""
+    return Place(f"volumes/{uid(volume)}/epochs/{ordinal:010}", b"FSEP", volume, ordinal)
+
+
+def slot_place(log: bytes, slot: int) -> Place:
+    """segment.md: name."""
+    return Place(f"logs/{uid(log)}/{slot:016x}", b"FSSG", log, slot)
+
+
+def machine_place(machine: bytes, revision: int) -> Place:
+    """machine.md: name."""
+    return Place(f"machines/{uid(machine)}/{revision:010}", b"FSMC", machine, revision)
+
+
+def group_place(group: bytes, revision: int) -> Place:
+    """group.md: name."""
+    return Place(f"groups/{uid(group)}/{revision:010}", b"FSGP", group, revision)
+
+
+class Header(NamedTuple):
+    """object.md, layout of the header, authenticated; `own` are the fields of the kind."""
+
+    place: Place
+    raw: bytes
+    domain: int
+    variant: int
+    compression: int
+    body_length: int
+    raw_length: int
+    salt: bytes
+    own: bytes
+    cipher: AESGCM
+
+
+def open_header(ring: Keyring, place: Place, data: bytes, own: int = 4, raw_most: int = 2**16) -> Header:
+    """object.md: checksum, place and commitment are compared before anything in the header counts."""
+    name, magic, subject, number = place
+    raw = data[: front(name, data, magic, 156 + own)]
+    if not checks(raw):
+        raise damaged(name, 0, "the checksum of the header does not match")
+    said = struct.unpack_from("<16s16sQI", raw, 16)
+    if said != (ring.vault, subject, number, 0):
+        is_, should = (f"{a.hex()} {b.hex()} {c} {d}" for a, b, c, d in (said, (ring.vault, subject, number, 0)))
+        raise damaged(name, 0, f"it is of vault, subject, number, part {is_}, should be of {should}")
+    fields = struct.unpack_from("<IIIBBHIII32s32s", raw, 60)
+    zero, domain, key, variant, compression, zero2, body_length, raw_length, zero3, salt, commitment = fields
+    if key not in ring.keys:
+        raise Refusal(DAMAGED, f"key {key} is missing; object {name} refers to it")
+    parts = (ring.keys[key].secret, salt, magic, ring.vault, subject, struct.pack("<Q", number), bytes(4))
+    mine = blake3(raw[:120] + raw[152:-4], key=derive("object commitment key", *parts)).digest()
+    if not hmac.compare_digest(mine, commitment):
+        raise damaged(name, 0, "the commitment does not match")
+    understood(name, raw)
+    if domain not in ring.domains or compression > 1:
+        raise newer(name, f"domain {domain} or compression {compression}")
+    least = TAG if compression else raw_length + TAG
+    if zero or zero2 or zero3 or raw_length > raw_most or not least <= body_length <= raw_length + TAG:
+        raise damaged(name, 0, "header")
+    if ring.keys[key][:2] != (domain, DATA_KEY):
+        raise damaged(name, 0, f"key {key} is no data key of domain {domain}")
+    cipher = AESGCM(derive("object seal key", *parts))
+    return Header(place, raw, domain, variant, compression, body_length, raw_length, salt, raw[152 : 152 + own], cipher)
+
+
+def open_body(header: Header, body: bytes) -> bytes:
+    """object.md, cryptography: the body, opened and decompressed."""
+    try:
+        return unseal(header.cipher, nonce(2, 0), body, header.raw, header.compression, header.raw_length)
+    except (InvalidTag, zstandard.ZstdError) as error:
+        raise damaged(header.place.name, len(header.raw), "the body does not open") from error
+
+
+def open_small(ring: Keyring, place: Place, data: bytes) -> bytes:
+    """object.md: the body of an object that is header and body alone, without fields of its own."""
+    header = open_header(ring, place, data)
+    at = len(header.raw)
+    if header.variant or any(header.own):
+        raise damaged(place.name, 0, "header")
+    if len(data) != at + header.body_length:
+        raise damaged(place.name, min(len(data), at + header.body_length), "it is not as long as its header says")
+    return open_body(header, data[at:])
+
+
+class Epoch(NamedTuple):
+    """epoch.md, layout: the head, and the label."""
+
+    ordinal: int
+    epoch: int
+    log: bytes
+    first_slot: int
+    first_seq: int
+    size: int
+    label: str
+
+
+def epoch_body(name: str, ordinal: int, body: bytes) -> Epoch:
+    """epoch.md, layout."""
+    found = sections(name, 160, body, {1: (56, 1), 2: (1, 128)})
+    if 1 not in found:
+        raise damaged(name, 160, "there is no head")
+    epoch, log, first_slot, first_seq, size, _ = struct.unpack("<Q16sQQQ8s", found[1][0])
+    if not epoch or first_slot > SLOT_MAX or not 1 <= first_seq <= SEQ_MAX or not 1 <= size <= SIZE_MAX:
+        raise damaged(name, 160, "head")
+    return Epoch(ordinal, epoch, log, first_slot, first_seq, size, text(name, 160, found.get(2, [])))
+
+
+# Segments
+
+
+class Target(NamedTuple):
+    """segment.md, targets: a segment, one attempt at a slot."""
+
+    log: bytes
+    slot: int
+    attempt: bytes
+
+
+class Slot(NamedTuple):
+    """segment.md, layout of the object: a segment, seal or fill."""
+
+    header: Header
+    incarnation: int
+    frames_length: int
+
+    @property
+    def target(self) -> Target:
+        """What refers to this attempt says."""
+        return Target(self.header.place.subject, self.header.place.number, self.header.salt[:8])
+
+    @property
+    def frames_at(self) -> int:
+        """Byte at which the frames begin."""
+        return len(self.header.raw) + self.header.body_length
+
+
+def open_slot(ring: Keyring, place: Place, data: bytes) -> Slot:
+    """segment.md, layout of the object: the header with the kind's own fields."""
+    header = open_header(ring, place, data, 44, 2**24)
+    incarnation, frames, _, _, checkpoint, zero = struct.unpack("<QQQQQI", header.own)
+    if header.variant not in (SEGMENT, SEAL, FILL):
+        raise newer(place.name, f"kind {header.variant}")
+    if not incarnation or zero or SLOT_MAX < checkpoint != NO_SLOT:
+        raise damaged(place.name, 0, "header")
+    if header.variant != SEGMENT and (frames or header.raw_length or header.compression):
+        raise damaged(place.name, 0, "a seal or fill with content")
+    if len(header.raw) + header.body_length + frames > 2**26:
+        raise damaged(place.name, 0, "it is longer than a segment may be")
+    return Slot(header, incarnation, frames)
+
+
+class Frame(NamedTuple):
+    """segment.md, a frame; `at` counts from the first frame."""
+
+    at: int
+    stored: int
+    length: int
+    compression: int
+
+
+class Chunk(NamedTuple):
+    """segment.md, a chunk. Target 0 is here, and `number` its frame; else `number` is its own in the target."""
+
+    id: bytes
+    target: int
+    number: int
+    offset: int
+    blocks: int
+
+
+class Mark(NamedTuple):
+    """frame.md, mark: a recovery point."""
+
+    point: bytes
+    time: int
+    kind: int
+    unknown: int
+    attempt: bytes
+    member: int
+    members: int
+
+
+class Extent(NamedTuple):
+    """segment.md, an extent."""
+
+    block: int
+    blocks: int
+    chunk: int
+    first: int
+
+
+class Span(NamedTuple):
+    """segment.md, a span with its extents and mark."""
+
+    volume: bytes
+    epoch: int
+    first: int
+    last: int
+    extents: list[Extent]
+    mark: Mark | None
+
+
+class Table(NamedTuple):
+    """segment.md, layout of the table."""
+
+    frames: list[Frame]
+    targets: list[Target]
+    chunks: list[Chunk]
+    spans: list[Span]
+
+
+Check = Callable[[bool, str], None]
+
+
+def mark_record(name: str, check: Check, record: bytes) -> Mark:
+    """frame.md, bodies: the mark."""
+    point, time, kind, flag, zero, unknown, attempt, member, members, rest = struct.unpack("<16sQBBHI16sHH12s", record)
+    flags(name, flag, known=1)
+    if kind > max(MARK_KINDS):
+        raise newer(name, f"mark of kind {kind}")
+    check(kind > 0 and not zero and not any(rest), "a mark")
+    check(member < members and (members == 1) == (not any(attempt)), "a mark's member, members or attempt")
+    return Mark(point, time, kind, unknown, attempt, member, members)
+
+
+def frame_records(name: str, check: Check, records: list[bytes], total: int) -> list[Frame]:
+    """segment.md: frames in the order of the object, which together are as long as the header says."""
+    frames, at = [], 0
+    for record in records:
+        stored, length, compression, reserved = struct.unpack("<IIB3s", record)
+        if compression > 1:
+            raise newer(name, f"compression {compression}")
+        over = FRAME_SALT + TAG
+        check(not any(reserved) and length <= 2**20 and over <= stored <= length + over, "a frame's lengths")
+        check(compression == 1 or stored == length + over, "the lengths of a frame that is not compressed")
+        frames.append(Frame(at, stored, length, compression))
+        at += stored
+    check(at == total, "frames are not as long as the header says")
+    return frames
+
+
+def chunk_records(check: Check, records: list[bytes], frames: list[Frame], targets: list[Target]) -> list[Chunk]:
+    """segment.md: chunks; targets are numbered in the order in which chunks come to them."""
+    chunks, named = [], 0
+    for record in records:
+        chunk = Chunk(*struct.unpack("<32sIIII", record))
+        check(1 <= chunk.blocks <= 32 and chunk.target <= named + 1, "a chunk's blocks or target")
+        named = max(named, chunk.target)
+        if chunk.target:
+            check(not chunk.offset, "a chunk's offset")
+        else:
+            within = chunk.number < len(frames) and chunk.offset + chunk.blocks * BLOCK <= frames[chunk.number].length
+            check(within, "a chunk beyond its frame")
+        chunks.append(chunk)
+    check(named == len(targets), "a target that no chunk is in")
+    return chunks
+
+
+def table_body(name: str, byte: int, body: bytes, frames_length: int) -> Table:
+    """segment.md, layout of the table, with the rules that it states; `byte` is where the table begins."""
+
+    def check(holds: bool, what: str) -> None:
+        if not holds:
+            raise damaged(name, byte, what)
+
+    strides = {1: (12, 4096), 2: (32, 131072), 3: (48, 131072), 4: (72, 16384), 5: (20, 262144), 6: (64, 16384)}
+    found = sections(name, byte, body, strides)
+    frames = frame_records(name, check, found.get(1, []), frames_length)
+    targets = [Target(*struct.unpack("<16sQ8s", record)) for record in found.get(2, [])]
+    check(len(set(targets)) == len(targets) and all(target.slot <= SLOT_MAX for target in targets), "targets")
+    chunks = chunk_records(check, found.get(3, []), frames, targets)
+    extents = [Extent(*struct.unpack("<QIII", record)) for record in found.get(5, [])]
+    marks = [mark_record(name, check, record) for record in found.get(6, [])]
+    spans: list[Span] = []
+    reached: dict[bytes, int] = {}
+    used = marked = 0
+    for record in found.get(4, []):
+        volume, epoch, first, last, previous, count, mark, _, _, zero = struct.unpack("<16sQQQQII8s3s5s", record)
+        check(epoch > 0 and 1 <= first <= last <= SEQ_MAX and not any(zero), "a span")
+        check(previous <= SLOT_MAX or previous == NO_SLOT, "a span's previous slot")
+        check(reached.get(volume, first - 1) == first - 1, "spans of a volume do not join")
+        reached[volume] = last
+        mine, used = extents[used : used + count], used + count
+        check(len(mine) == count and mark in (0, marked + 1) and mark <= len(marks), "a span's extents or mark")
+        marked = max(marked, mark)
+        end = 0
+        for extent in mine:
+            check(extent.blocks > 0 and end <= extent.block, "extents that overlap")
+            end = extent.block + extent.blocks
+            if extent.chunk == ZEROS:
+                check(not extent.first, "an extent of zeros")
+            else:
+                check(extent.chunk < len(chunks), "an extent's chunk")
+                check(extent.first + extent.blocks <= chunks[extent.chunk].blocks, "an extent beyond its chunk")
+        check(end <= SIZE_MAX // BLOCK, "an extent beyond the largest volume")
+        spans.append(Span(volume, epoch, first, last, mine, marks[mark - 1] if mark else None))
+    check(used == len(extents) and marked == len(marks), "extents or marks of no span")
+    return Table(frames, targets, chunks, spans)
+
+
+def open_frame(ring: Keyring, slot: Slot, frame: Frame, number: int, data: bytes) -> bytes:
+    """segment.md, cryptography: frame `number` of a segment, opened and decompressed."""
+    header, at = slot.header, slot.frames_at + frame.at
+    name, _, log, place = header.place
+    if data[:FRAME_SALT] != header.salt[:FRAME_SALT]:
+        raise damaged(name, at, f"frame {number} is of another attempt")
+    aad = ring.vault + log + struct.pack("<QIIB7x", place, number, frame.length, frame.compression)
+    try:
+        return unseal(header.cipher, nonce(1, number), data[FRAME_SALT:], aad, frame.compression, frame.length)
+    except (InvalidTag, zstandard.ZstdError) as error:
+        raise damaged(name, at, f"frame {number} does not open") from error
+
+
+# Machines and groups
+
+Since = tuple[int, int]
+
+
+class Disk(NamedTuple):
+    """machine.md, a disk; `number` is its index, and its volume is None if it never had one."""
+
+    number: int
+    volume: bytes | None
+    size: int
+    since: Since
+    role: int
+    state: int
+    name: str
+    label: str
+    serial: str
+
+
+class Machine(NamedTuple):
+    """machine.md, layout."""
+
+    name: str
+    os: str
+    memory: int
+    processors: int
+    firmware: int
+    secure_boot: bool
+    disks: list[Disk]
+
+
+def disk_records(name: str, records: list[bytes], texts: bytes) -> list[Disk]:
+    """machine.md: disks in order of their indexes, and the texts of each."""
+    disks: list[Disk] = []
+    ranks, at = [], 0
+    for record in records:
+        (volume, size, epoch, seq, index, rank, sector, role, state, flag, *lengths, reserved) = struct.unpack(
+            "<16sQQQHHBBBBHHH10s", record
+        )
+        flags(name, flag)
+        if role > 4 or state > REMOVED:
+            raise newer(name, f"role {role} or state {state}")
+        volume = volume if any(volume) else None
+        ordered = not disks or index > disks[-1].number
+        known = state > 0 and (state == EXCLUDED or (volume and size)) and size <= SIZE_MAX
+        shape = (sector == 0 or 9 <= sector <= 16) and max(lengths) <= 128
+        if not (ordered and known and shape and (not epoch) == (not seq)) or any(reserved):
+            raise damaged(name, 160, f"disk {index}")
+        parts = []
+        for length in lengths:
+            parts.append(text(name, 160, [texts[at : at + length]]))
+            at += length
+        disks.append(Disk(index, volume, size, (epoch, seq), role, state, *parts))
+        ranks += [rank] if rank else []
+    volumes = [disk.volume for disk in disks if disk.volume]
+    if at != len(texts) or len(set(volumes)) != len(volumes) or sorted(ranks) != list(range(1, len(ranks) + 1)):
+        raise damaged(name, 160, "texts, volumes or boot ranks of the disks")
+    return disks
+
+
+def machine_body(name: str, body: bytes) -> Machine:
+    """machine.md, layout."""
+    found = sections(name, 160, body, {1: (32, 1), 2: (1, 255), 3: (1, 255), 4: (64, 128), 5: (1, 32768)})
+    if not found.keys() >= {1, 2, 4}:
+        raise damaged(name, 160, "a section is missing")
+    _, memory, processors, firmware, flag, reserved = struct.unpack("<QQIBB10s", found[1][0])
+    flags(name, flag, known=1)
+    if firmware > 2:
+        raise newer(name, f"firmware {firmware}")
+    if any(reserved) or (flag & 1 and firmware != 2):
+        raise damaged(name, 160, "head")
+    disks = disk_records(name, found[4], b"".join(found.get(5, [])))
+    label, os = text(name, 160, found[2]), text(name, 160, found.get(3, []))
+    return Machine(label, os, memory, processors, firmware, bool(flag & 1), disks)
+
+
+class Member(NamedTuple):
+    """group.md, a member."""
+
+    machine: bytes
+    volume: bytes
+    since: Since
+    state: int
+
+
+class Group(NamedTuple):
+    """group.md, layout."""
+
+    name: str
+    kind: int
+    members: list[Member]
+
+
+def group_body(name: str, body: bytes) -> Group:
+    """group.md, layout."""
+    found = sections(name, 160, body, {1: (32, 1), 2: (1, 255), 3: (56, 1024)})
+    if len(found) != 3:
+        raise damaged(name, 160, "a section is missing")
+    _, kind, flag, reserved = struct.unpack("<QBB22s", found[1][0])
+    flags(name, flag)
+    members: list[Member] = []
+    for record in found[3]:
+        machine, volume, epoch, seq, state, flag, zero = struct.unpack("<16s16sQQBB6s", record)
+        flags(name, flag)
+        if state > 2:
+            raise newer(name, f"state {state}")
+        ordered = not members or (machine, volume) > members[-1][:2]
+        if not (ordered and state and any(volume) and (not epoch) == (not seq)) or any(zero):
+            raise damaged(name, 160, "a member")
+        members.append(Member(machine, volume, (epoch, seq), state))
+    if kind > 2:
+        raise newer(name, f"kind {kind}")
+    alone = kind == 2 or len({member.machine for member in members}) == 1
+    if not kind or any(reserved) or not alone or len({member.volume for member in members}) != len(members):
+        raise damaged(name, 160, "head or members")
+    return Group(text(name, 160, found[2]), kind, members)

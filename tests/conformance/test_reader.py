@@ -1,0 +1,607 @@
+"""Holds the reader to the golden files that docs/formats names, and to vaults that are made here by the same documents.
+
+    python3 -m unittest discover -s tests/conformance
+
+Needs blake3, cryptography and zstandard, and no program of Farshore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import random
+import re
+import struct
+import sys
+import tempfile
+import unittest
+from collections.abc import Iterator
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import formats  # noqa: E402
+import reader  # noqa: E402
+import zstandard  # noqa: E402
+from blake3 import blake3  # noqa: E402
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parents[2]
+DOCS = ROOT / "docs/formats"
+PROTO = ROOT / "dataplane/proto/testdata/v2"
+CODEC = ROOT / "dataplane/codec/testdata/v2"
+# keys.md, worked example: what the sealed samples are sealed with.
+RECOVERY = "FSRK2-" + "42" * 32 + "-fad428ec"
+NODE = "FSNK2-" + "42" * 32 + "-2ad84239"
+# A paragraph that begins with the name of a sample, and the dump below it.
+EXAMPLE = r"^`testdata/v2/([\w-]+\.bin)`(?=[:;, ])((?:(?!```).)*?)```text\n(.*?)```"
+RING = formats.Keyring(
+    b"\1" * 16,
+    {1: (2, 1)},
+    {1: formats.Key(1, formats.DATA_KEY, b"\x11" * 32), 2: formats.Key(1, formats.ROOT_KEY, b"\x12" * 32)},
+)
+
+
+def run(first: int, length: int = 16) -> bytes:
+    """The ids of the samples: bytes that count up."""
+    return bytes(range(first, first + length))
+
+
+@contextlib.contextmanager
+def refused(test: unittest.TestCase, code: int, what: str = "") -> Iterator[None]:
+    """Expects a refusal with an exit code."""
+    with test.assertRaisesRegex(formats.Refusal, what) as held:
+        yield
+    test.assertEqual(held.exception.code, code, str(held.exception))
+
+
+class WorkedExamples(unittest.TestCase):
+    """The bytes that the documents print are those of the files that they name."""
+
+    def compare(self, data: bytes, lines: list[tuple[int, str]], whole: bool) -> None:
+        """Each line against the file: what stands between two … may lie anywhere between its neighbours."""
+        ends = [at for at, _ in lines[1:]] + [len(data)]
+        for (at, text), end in zip(lines, ends):
+            runs = [bytes.fromhex(part) for part in re.split(r"…", text)]
+            self.assertEqual(data[at : at + len(runs[0])], runs[0], f"{at:x}: {text}")
+            where = at + len(runs[0])
+            for part in runs[1:]:
+                where = data.index(part, where, end if whole else len(data)) + len(part)
+            if whole and not text.rstrip().endswith("…"):
+                self.assertTrue(data[:end].endswith(runs[-1]), f"{at:x}: {text}")
+
+    def test_dumps(self) -> None:
+        seen = 0
+        for name in ("vault.md", "keys.md", "epoch.md", "segment.md", "checkpoint.md", "machine.md", "group.md"):
+            path = DOCS / name
+            if not path.exists():
+                continue
+            for file, intro, block in re.findall(EXAMPLE, path.read_text(), re.M | re.S):
+                found = re.findall(r"^([0-9a-f]{2,3})  ((?:[0-9a-f]{2} ?|… ?)+?)(?:  |$)", block, re.M)
+                self.assertTrue(found, file)
+                with self.subTest(file=file):
+                    lines = [(int(at, 16), text) for at, text in found]
+                    self.compare((PROTO / file).read_bytes(), lines, "what differs" not in intro)
+                    seen += 1
+        self.assertGreaterEqual(seen, 11)
+
+
+class Golden(unittest.TestCase):
+    """The files of testdata, as the documents read them."""
+
+    def test_vault(self) -> None:
+        for name in ("vault.bin", "vault-more.bin"):
+            vault, domains = formats.vault_object((PROTO / name).read_bytes())
+            self.assertEqual((vault, domains), (run(0xA0), {1: (1, 2)}))
+
+    def test_vault_damaged(self) -> None:
+        data = (PROTO / "vault.bin").read_bytes()
+        for bit in range(8 * len(data)):
+            changed = bytearray(data)
+            changed[bit // 8] ^= 1 << bit % 8
+            with self.assertRaises(formats.Refusal):
+                formats.vault_object(bytes(changed))
+        for length in range(len(data)):
+            with self.assertRaises(formats.Refusal):
+                formats.vault_object(data[:length])
+
+    def test_vault_newer(self) -> None:
+        data = (PROTO / "vault.bin").read_bytes()
+        for at, value in ((4, 3), (8, 1), (0x30, 9), (0x40, 1)):
+            changed = bytearray(data[:-4])
+            changed[at] = value
+            with self.subTest(at=at), refused(self, formats.INPUT, "newer"):
+                formats.vault_object(bytes(changed) + struct.pack("<I", formats.crc32c(bytes(changed))))
+
+    def test_keys(self) -> None:
+        for file, text, number, kind, secret in (
+            ("key.bin", RECOVERY, 2, formats.DATA_KEY, b"\x11" * 32),
+            ("key-node.bin", NODE, 1, formats.ROOT_KEY, b"\x12" * 32),
+        ):
+            data, wrapping = (CODEC / file).read_bytes(), formats.Wrapping(f" {text.lower()}\n")
+            key = formats.unwrap(file, data, RING.vault, number, wrapping)
+            self.assertEqual(key, formats.Key(1, kind, secret))
+            for at in range(len(data)):
+                changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+                with self.assertRaises(formats.Refusal):
+                    formats.unwrap(file, changed, RING.vault, number, wrapping)
+            with refused(self, formats.DAMAGED, "is key"):
+                formats.unwrap(file, data, RING.vault, number + 1, wrapping)
+
+    def test_key_files(self) -> None:
+        for text in ("", RECOVERY[:-1] + "0", NODE.replace("NK", "RK"), RECOVERY.replace("FSRK2", "FSRK3")):
+            with refused(self, formats.INPUT):
+                formats.Wrapping(text)
+
+    def test_headers_of_patterns(self) -> None:
+        """Their checksum and place are real, their commitment is a pattern."""
+        ring = RING._replace(vault=run(0xA0))
+        for file, place in (
+            ("segment-header.bin", formats.slot_place(run(0xC0), 258)),
+            ("seal-header.bin", formats.slot_place(run(0xC0), 258)),
+            ("fill-header.bin", formats.slot_place(run(0xC0), 258)),
+        ):
+            data = (PROTO / file).read_bytes()
+            with self.subTest(file=file), refused(self, formats.DAMAGED, "commitment"):
+                formats.open_slot(ring, place, data)
+            with self.subTest(file=file), refused(self, formats.DAMAGED, "should be"):
+                formats.open_slot(ring, place._replace(number=257), data)
+            with self.subTest(file=file), refused(self, formats.DAMAGED, "checksum"):
+                formats.open_slot(ring, place, data[:100] + b"\0" + data[101:])
+        with refused(self, formats.DAMAGED, "commitment"):
+            formats.open_small(ring, formats.epoch_place(run(0xB0), 2), (PROTO / "epoch-object.bin").read_bytes())
+
+    def test_epoch(self) -> None:
+        for file in ("epoch-body.bin", "epoch-body-stamped.bin"):
+            epoch = formats.epoch_body("", 2, (PROTO / file).read_bytes())
+            self.assertEqual(epoch, formats.Epoch(2, 3, run(0xC0), 258, 41, 64 << 20, "db-1 /dev/vda"))
+
+    def test_epoch_sealed(self) -> None:
+        data, place = (CODEC / "epoch.bin").read_bytes(), formats.epoch_place(b"\3" * 16, 2)
+        epoch = formats.epoch_body("", 2, formats.open_small(RING, place, data))
+        self.assertEqual(epoch, formats.Epoch(2, 4, b"\2" * 16, 5, 1000, 1 << 30, "golden"))
+        for at in range(len(data)):
+            with self.assertRaises(formats.Refusal):
+                formats.open_small(RING, place, data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :])
+        with refused(self, formats.DAMAGED, "long"):
+            formats.open_small(RING, place, data + b"\0")
+
+    def test_table(self) -> None:
+        for file in ("segment-table.bin", "segment-table-stamped.bin"):
+            data = (PROTO / file).read_bytes()
+            stored = struct.unpack_from("<I", data, 16)[0]
+            table = formats.table_body("", 200, data, stored)
+            self.assertEqual(table.frames, [formats.Frame(0, stored, 32768, 1)])
+            self.assertEqual(table.targets, [formats.Target(run(0xD0), 9, run(0x70, 8))])
+            chunks = [formats.Chunk(run(0x20, 32), 0, 0, 0, 8), formats.Chunk(run(0x60, 32), 1, 6, 0, 8)]
+            self.assertEqual(table.chunks, chunks)
+            extents = [(5, 2, 0, 1), (8, 1024, formats.ZEROS, 0), (1032, 8, 1, 0)]
+            mark = formats.Mark(run(0xE0), 1767225600000, 1, 0, bytes(16), 0, 1)
+            spans = [formats.Span(run(0xB0), 3, 41, 43, extents, mark), formats.Span(run(0xB0), 3, 44, 44, [], None)]
+            self.assertEqual(table.spans, spans)
+            with refused(self, formats.DAMAGED, "frames"):
+                formats.table_body("", 200, data, stored + 1)
+
+    def test_segment_sealed(self) -> None:
+        data, place = (CODEC / "segment.bin").read_bytes(), formats.slot_place(b"\2" * 16, 7)
+        slot = formats.open_slot(RING, place, data)
+        self.assertEqual((slot.incarnation, slot.header.variant), (5, formats.SEGMENT))
+        body = formats.open_body(slot.header, data[200 : slot.frames_at])
+        table = formats.table_body(place.name, 200, body, slot.frames_length)
+        frame = formats.open_frame(RING, slot, table.frames[0], 0, data[slot.frames_at :])
+        self.assertEqual(frame[:16], b"farshore golden ")
+        self.assertEqual(RING.chunk_id(1, frame), table.chunks[0].id)
+        self.assertEqual([(span.first, span.last) for span in table.spans], [(998, 1000)])
+        with refused(self, formats.DAMAGED, "does not open"):
+            formats.open_frame(RING, slot, table.frames[0], 1, data[slot.frames_at :])
+
+    def test_seal_and_fill(self) -> None:
+        for file, variant in (("seal.bin", formats.SEAL), ("fill.bin", formats.FILL)):
+            data = (CODEC / file).read_bytes()
+            place = formats.slot_place(data[32:48], struct.unpack_from("<Q", data, 48)[0])
+            slot = formats.open_slot(RING, place, data)
+            self.assertEqual((slot.header.variant, formats.open_body(slot.header, data[200:])), (variant, b""))
+
+    @unittest.skipUnless((PROTO / "machine-body.bin").exists(), "no sample")
+    def test_machine(self) -> None:
+        machine = formats.machine_body("", (PROTO / "machine-body.bin").read_bytes())
+        self.assertEqual(machine[:6], ("db-1", "Debian 12", 4 << 30, 2, 2, True))
+        disks = [
+            (0, run(0xB0), 64 << 20, (3, 43), 1, formats.PROTECTED, "/dev/vda", "root", "S0"),
+            (1, run(0xB1), (1 << 30) + 512, (3, 43), 3, formats.REMOVED, "/dev/vdb", "", "S1"),
+            (4, None, 0, (0, 0), 0, formats.EXCLUDED, "", "", ""),
+        ]
+        self.assertEqual(machine.disks, disks)
+
+    @unittest.skipUnless((PROTO / "group-body.bin").exists(), "no sample")
+    def test_group(self) -> None:
+        group = formats.group_body("", (PROTO / "group-body.bin").read_bytes())
+        members = [
+            (run(0x80), run(0xB0), (3, 43), 1),
+            (run(0x80), run(0xB1), (3, 43), 2),
+            (run(0x81), run(0x21), (0, 0), 1),
+        ]
+        self.assertEqual(group, formats.Group("shop", 2, members))
+
+
+class Memory:
+    """A store that is a dictionary."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+
+    def get(self, name: str, start: int, length: int) -> tuple[bytes, int] | None:
+        data = self.objects.get(name)
+        return None if data is None else (data[start : start + length], len(data))
+
+    def names(self, prefix: str) -> list[str]:
+        below = (name[len(prefix) :] for name in self.objects if name.startswith(prefix))
+        return sorted({name.partition("/")[0] for name in below})
+
+
+def section(kind: int, stride: int, records: bytes) -> bytes:
+    """object.md: a section that must be understood; none without records."""
+    return struct.pack("<HHIII", kind, 1, stride, len(records) // stride, 0) + records if records else b""
+
+
+def seal(place: formats.Place, variant: int, own: bytes, body: bytes, frames: list[bytes]) -> bytes:
+    """object.md, segment.md: an object; the lengths of its frames stand in the body already."""
+    name, magic, subject, number = place
+    salt = os.urandom(32)
+    parts = (RING.keys[1].secret, salt, magic, RING.vault, subject, struct.pack("<Q", number), bytes(4))
+    head = magic + struct.pack("<HHII", 2, 156 + len(own), 0, 0) + RING.vault + subject
+    head += struct.pack("<QII", number, 0, 0)
+    head += struct.pack("<IIBBHIII", 1, 1, variant, 0, 0, len(body) + 16, len(body), 0) + salt
+    head += blake3(head + own, key=formats.derive("object commitment key", *parts)).digest() + own
+    head += struct.pack("<I", formats.crc32c(head))
+    cipher = AESGCM(formats.derive("object seal key", *parts))
+    sealed = head + cipher.encrypt(formats.nonce(2, 0), body, head)
+    for n, data in enumerate(frames):
+        aad = RING.vault + subject + struct.pack("<QIIB7x", number, n, len(data), 1)
+        packed = zstandard.compress(data)
+        sealed += salt[: formats.FRAME_SALT] + cipher.encrypt(formats.nonce(1, n), packed, aad)
+    return sealed
+
+
+VOLUME, LOG, MACHINE = b"\x50" * 16, b"\x60" * 16, b"\x70" * 16
+
+
+class Made:
+    """A vault that is made by the documents."""
+
+    def __init__(self) -> None:
+        self.store = Memory()
+        sections_ = section(1, 32, formats.PARAMETERS) + section(2, 16, struct.pack("<IIII", 1, 2, 1, 0))
+        head = b"FSVT" + struct.pack("<HHII16sI12s", 2, 48, 0, 0, RING.vault, len(sections_), bytes(12)) + sections_
+        self.store.objects["vault"] = head + struct.pack("<I", formats.crc32c(head))
+        self.wrapping = formats.Wrapping(RECOVERY)
+        for number, key in RING.keys.items():
+            head = b"FSKY" + struct.pack("<HHII16sIIIBBH", 2, 56, 0, 0, RING.vault, 60, number, 1, key.kind, 1, 0)
+            head += self.wrapping.fingerprint
+            made = head + bytes(12) + self.wrapping.cipher.encrypt(bytes(12), key.secret, head)
+            name = f"keys/{number}/{self.wrapping.fingerprint.hex()}"
+            self.store.objects[name] = made + struct.pack("<I", formats.crc32c(made))
+
+    def put(self, place: formats.Place, body: bytes) -> None:
+        """An object of header and body alone."""
+        self.store.objects[place.name] = seal(place, 0, bytes(4), body, [])
+
+    def epoch(self, ordinal: int, epoch: int, slot: int, seq: int, log: bytes = LOG, volume: bytes = VOLUME) -> None:
+        body = section(1, 56, struct.pack("<Q16sQQQ8s", epoch, log, slot, seq, 1 << 20, bytes(8)))
+        self.put(formats.epoch_place(volume, ordinal), body)
+
+    def slot(self, number: int, variant: int, incarnation: int = 1, spans: tuple = (), log: bytes = LOG) -> None:
+        """Spans are (epoch, first, last, point or mark, block, content[, volume])."""
+        frames, lengths, chunks, extents, marks, records = [], b"", b"", b"", b"", b""
+        for epoch, first, last, mark, block, data, *volume in spans:
+            if data:
+                packed = len(zstandard.compress(data)) + formats.TAG + formats.FRAME_SALT
+                lengths += struct.pack("<IIB3x", packed, len(data), 1)
+                chunks += struct.pack("<32sIIII", RING.chunk_id(1, data), 0, len(frames), 0, len(data) // 4096)
+                extents += struct.pack("<QIII", block, len(data) // 4096, len(frames), 0)
+                frames.append(data)
+            if mark:
+                mark = mark if len(mark) == 64 else single(mark)
+                marks += mark
+            records += (volume[0] if volume else VOLUME) + struct.pack(
+                "<QQQQII16x", epoch, first, last, formats.NO_SLOT, bool(data), len(marks) // 64 if mark else 0
+            )
+        body = section(1, 12, lengths) + section(3, 48, chunks) + section(4, 72, records)
+        body += section(5, 20, extents) + section(6, 64, marks)
+        stored = sum(struct.unpack_from("<I", lengths, at)[0] for at in range(0, len(lengths), 12))
+        own = struct.pack("<QQQQQI", incarnation, stored, 0, 0, formats.NO_SLOT, 0)
+        place = formats.slot_place(log, number)
+        self.store.objects[place.name] = seal(place, variant, own, body, frames)
+
+    def open(self) -> reader.Vault:
+        return reader.Vault(self.store, self.wrapping)
+
+    def points(self, volume: bytes = VOLUME) -> list[int]:
+        """Seqs of the points up to what stands in the way."""
+        return [point.seq for point in self.open().points(volume)[0]]
+
+    def image(self, volume: bytes = VOLUME) -> bytes:
+        vault = self.open()
+        point, extents = vault.image(volume, None)
+        with tempfile.TemporaryDirectory() as folder:
+            vault.write(extents, point.epoch.size, f"{folder}/disk")
+            return pathlib.Path(f"{folder}/disk").read_bytes()
+
+
+def single(point: bytes) -> bytes:
+    """frame.md: the mark of a volume alone."""
+    return struct.pack("<16sQBBHI16sHH12s", point, 0, 1, 0, 0, 0, bytes(16), 0, 1, bytes(12))
+
+
+def joint(point: bytes, attempt: bytes, member: int, members: int) -> bytes:
+    """frame.md: the mark of one of several volumes."""
+    return struct.pack("<16sQBBHI16sHH12s", point, 0, 1, 0, 0, 0, attempt, member, members, bytes(12))
+
+
+def point(number: int) -> bytes:
+    """An id."""
+    return bytes([number]) * 16
+
+
+A, B, C = (bytes([letter]) * 4096 for letter in b"abc")
+
+
+class Walk(unittest.TestCase):
+    """segment.md, epoch.md, vault.md: what of a log and of a volume counts."""
+
+    def made(self) -> Made:
+        made = Made()
+        made.epoch(1, 1, 4, 1)
+        for number in range(4):
+            made.slot(number, formats.FILL)
+        made.slot(4, formats.SEGMENT, 1, ((1, 1, 2, point(1), 3, A + B),))
+        made.slot(5, formats.SEGMENT, 1, ((1, 3, 3, point(2), 4, C),))
+        return made
+
+    def test_image(self) -> None:
+        image = self.made().image()
+        self.assertEqual(image, bytes(3 * 4096) + A + C + bytes((1 << 20) - 5 * 4096))
+
+    def test_void_slot(self) -> None:
+        made = self.made()
+        made.slot(6, formats.FILL, 2)
+        made.slot(7, formats.SEGMENT, 1, ((1, 4, 4, point(3), 0, C),))
+        made.slot(8, formats.SEAL, 1)
+        made.slot(9, formats.SEGMENT, 2, ((1, 4, 5, point(4), 1, B),))
+        self.assertEqual(made.points(), [2, 3, 5])
+
+    def test_seal_ends(self) -> None:
+        made = self.made()
+        made.slot(6, formats.SEAL)
+        made.slot(7, formats.SEGMENT, 1, ((1, 4, 4, point(3), 0, C),))
+        self.assertEqual(made.points(), [2, 3])
+
+    def test_hole(self) -> None:
+        made = self.made()
+        made.slot(7, formats.SEGMENT, 1, ((1, 4, 4, point(3), 0, C),))
+        vault = made.open()
+        self.assertEqual(([found.seq for found in vault.points(VOLUME)[0]], len(vault.warnings)), ([2, 3], 1))
+
+    def test_lost_slot(self) -> None:
+        for number, variant in ((8, formats.SEAL), (10, formats.SEGMENT), (14, formats.FILL)):
+            made = self.made()
+            made.slot(number, variant)
+            with self.subTest(number=number), refused(self, formats.DAMAGED, "missing although"):
+                made.image()
+
+    def test_front_of_first_slot(self) -> None:
+        made = self.made()
+        made.slot(2, formats.SEAL)
+        self.assertEqual(made.points(), [])
+        made = self.made()
+        del made.store.objects[formats.slot_place(LOG, 3).name]
+        self.assertEqual(made.points(), [])
+        for number in range(6, 9):
+            made.slot(number, formats.FILL)
+        self.assertEqual(made.points(), [2, 3])
+
+    def test_repeated_span(self) -> None:
+        made = self.made()
+        made.slot(6, formats.SEGMENT, 1, ((1, 3, 3, point(2), 4, A),))
+        made.slot(7, formats.SEGMENT, 1, ((1, 4, 4, point(3), 0, A),))
+        self.assertEqual(made.image()[: 5 * 4096], A + bytes(8192) + A + C)
+
+    def test_spans_that_do_not_join(self) -> None:
+        for first, last in ((5, 5), (3, 4)):
+            made = self.made()
+            made.slot(6, formats.SEGMENT, 1, ((1, first, last, point(3), 0, C),))
+            self.assertEqual(made.points(), [2, 3])
+            with self.subTest(first=first), refused(self, formats.DAMAGED, "4 comes next"):
+                made.image()
+
+    def test_damaged_table(self) -> None:
+        made = self.made()
+        made.slot(6, formats.SEGMENT, 1, ((7, 1, 1, b"", 0, b"", b"\x51" * 16),))
+        name = formats.slot_place(LOG, 6).name
+        made.store.objects[name] = made.store.objects[name][:-1] + b"\0"
+        with refused(self, formats.DAMAGED, "does not open"):
+            made.image()
+        made.slot(7, formats.SEGMENT, 1, ((1, 4, 4, point(3), 0, C),))
+        self.assertEqual(made.points(), [2, 3, 4])
+
+    def test_next_epoch(self) -> None:
+        made = self.made()
+        made.slot(5, formats.SEGMENT, 1, ((1, 3, 3, point(2), 4, C), (1, 4, 9, point(3), 0, C)))
+        made.epoch(2, 5, 0, 4, b"\x61" * 16)
+        self.assertEqual(made.points(), [2, 3])
+        for number in range(4):
+            made.slot(number, formats.FILL, log=b"\x61" * 16)
+        made.slot(4, formats.SEGMENT, 1, ((5, 4, 4, point(4), 2, B),), b"\x61" * 16)
+        self.assertEqual(made.image()[: 5 * 4096], bytes(8192) + B + A + C)
+
+    def test_epochs_that_do_not_meet(self) -> None:
+        for seq, what in ((3, ""), (5, "begins at seq 5"), (2, "comes next")):
+            made = self.made()
+            made.epoch(2, 2, 0, seq, b"\x61" * 16)
+            with self.subTest(seq=seq):
+                if what:
+                    with refused(self, formats.DAMAGED, what):
+                        made.image()
+                else:
+                    self.assertEqual(made.points(), [2])
+
+    def test_lost_epoch(self) -> None:
+        made = self.made()
+        made.epoch(4, 4, 0, 4, b"\x61" * 16)
+        with refused(self, formats.DAMAGED, "missing although ordinal 4 exists"):
+            made.image()
+
+    def test_another_attempt(self) -> None:
+        made = self.made()
+        extents = reader.Extents()
+        target = formats.Target(LOG, 4, bytes(8))
+        extents.put(0, 1, reader.Piece(target, 0, b"", 2, 0))
+        with tempfile.TemporaryDirectory() as folder, refused(self, formats.DAMAGED, "attempt"):
+            made.open().write(extents, 4096, f"{folder}/disk")
+
+    def test_past_the_size(self) -> None:
+        made = self.made()
+        made.slot(6, formats.SEGMENT, 1, ((1, 4, 4, point(3), 255, A + B),))
+        with refused(self, formats.DAMAGED, "past its end"):
+            made.image()
+
+    def test_wrong_key(self) -> None:
+        made = self.made()
+        made.wrapping = formats.Wrapping(NODE)
+        with refused(self, formats.WRONG_KEY):
+            made.open()
+        made.wrapping = formats.Wrapping(RECOVERY)
+        del made.store.objects[f"keys/1/{made.wrapping.fingerprint.hex()}"]
+        with refused(self, formats.DAMAGED, "is missing; vault refers to it"):
+            made.open()
+
+
+class Overlaps(unittest.TestCase):
+    """The last writer of each block is what is read."""
+
+    def test_extents(self) -> None:
+        for seed in range(200):
+            chance = random.Random(seed)
+            extents, blocks = reader.Extents(), [None] * 64
+            for number in range(40):
+                start = chance.randrange(64)
+                count = chance.randint(1, 64 - start)
+                first = chance.randrange(8)
+                piece = reader.Piece(formats.Target(b"", 0, b""), number, b"", 32, first)
+                piece = piece if chance.random() < 0.8 else None
+                extents.put(start, count, piece)
+                for block in range(start, start + count):
+                    blocks[block] = piece and (number, first + block - start)
+            found = [None] * 64
+            for start, count, piece in sum(extents.by_target().values(), []):
+                for block in range(start, start + count):
+                    self.assertIsNone(found[block])
+                    found[block] = (piece.number, piece.first + block - start)
+            self.assertEqual(found, blocks, seed)
+
+
+class MachinePoints(unittest.TestCase):
+    """machine.md, which points are complete."""
+
+    FIRST, SECOND, OTHER = (bytes([n]) * 16 for n in (0x51, 0x52, 0x53))
+
+    def revision(self, made: Made, number: int, disks: list[tuple[bytes, int, int, int]]) -> None:
+        """Disks are (volume, since epoch, since seq, state)."""
+        records = b"".join(
+            struct.pack("<16sQQQHHBBBBHHH10s", volume, 1 << 20, epoch, seq, at, 0, 9, 0, state, 0, 8, 0, 0, bytes(10))
+            for at, (volume, epoch, seq, state) in enumerate(disks)
+        )
+        body = section(1, 32, bytes(32)) + section(2, 1, b"db-1") + section(4, 64, records)
+        body += section(5, 1, b"".join(b"/dev/vd%c" % (97 + at) for at in range(len(disks))))
+        made.put(formats.machine_place(MACHINE, number), body)
+
+    def made(self, marks: list[tuple[bytes, int, bytes]]) -> Made:
+        """A vault with one log; each mark is (volume, seq, mark)."""
+        made = Made()
+        for volume in (self.FIRST, self.SECOND, self.OTHER):
+            made.epoch(1, 1, 4, 1, volume=volume)
+        for number in range(4):
+            made.slot(number, formats.FILL)
+        for number, (volume, seq, mark) in enumerate(marks):
+            made.slot(4 + number, formats.SEGMENT, 1, ((1, seq, seq, mark, seq, volume * 256, volume),))
+        return made
+
+    def judged(self, made: Made) -> list[tuple[int, list[str]]]:
+        joined, problems = reader.Machines(made.open()).joined(MACHINE)
+        self.assertFalse(problems)
+        return [(one.marks[0].mark.point[0], one.lacking) for one in joined]
+
+    def test_joint_points(self) -> None:
+        pair = [joint(point(2), b"\x22" * 16, member, 2) for member in range(2)]
+        half = joint(point(3), b"\x33" * 16, 0, 2)
+        first = [(self.FIRST, 1, single(point(1))), (self.FIRST, 2, pair[0]), (self.FIRST, 3, half)]
+        made = self.made([*first, (self.SECOND, 1, pair[1])])
+        self.revision(made, 1, [(self.FIRST, 0, 0, 1)])
+        lacking = ["member 1 is there 0 times"]
+        self.assertEqual(self.judged(made), [(1, []), (2, lacking), (3, lacking)])
+        self.revision(made, 2, [(self.FIRST, 1, 2, 1), (self.SECOND, 0, 0, 1)])
+        lacking.append("disk 1 (/dev/vdb) is not in it")
+        self.assertEqual(self.judged(made), [(1, []), (2, []), (3, lacking)])
+
+    def test_removed_disk(self) -> None:
+        pair = [joint(point(1), b"\x22" * 16, member, 2) for member in range(2)]
+        made = self.made([(self.FIRST, 1, pair[0]), (self.SECOND, 1, pair[1]), (self.FIRST, 2, single(point(2)))])
+        self.revision(made, 1, [(self.FIRST, 0, 0, 1), (self.SECOND, 0, 0, 1)])
+        self.assertEqual(self.judged(made), [(1, []), (2, ["disk 1 (/dev/vdb) is not in it"])])
+        self.revision(made, 2, [(self.FIRST, 1, 2, 1), (self.SECOND, 1, 2, 3)])
+        self.assertEqual(self.judged(made), [(1, []), (2, [])])
+
+    def test_order(self) -> None:
+        both = [joint(point(5), b"\x55" * 16, member, 2) for member in range(2)]
+        second = [single(point(3)), single(point(4)), both[1], single(point(6))]
+        marks = [(self.FIRST, 1, single(point(1))), (self.FIRST, 2, both[0])]
+        made = self.made(marks + [(self.SECOND, 1 + at, mark) for at, mark in enumerate(second)])
+        self.revision(made, 1, [(self.FIRST, 0, 0, 1), (self.SECOND, 0, 0, 1)])
+        self.assertEqual([number for number, _ in self.judged(made)], [1, 3, 4, 5, 6])
+
+    def test_member_twice(self) -> None:
+        marks = [joint(point(1), b"\x22" * 16, 0, 2)] * 2
+        made = self.made([(self.FIRST, 1, marks[0]), (self.SECOND, 1, marks[1])])
+        self.revision(made, 1, [(self.FIRST, 0, 0, 1), (self.SECOND, 0, 0, 1)])
+        self.assertEqual(self.judged(made), [(1, ["member 0 is there 2 times", "member 1 is there 0 times"])])
+
+    def test_member_of_another_machine(self) -> None:
+        marks = [joint(point(1), b"\x22" * 16, member, 2) for member in range(2)]
+        made = self.made([(self.FIRST, 1, marks[0]), (self.OTHER, 1, marks[1])])
+        self.revision(made, 1, [(self.FIRST, 0, 0, 1)])
+        self.assertEqual(self.judged(made), [(1, ["member 1 is there 0 times"])])
+        members = b"".join(machine + volume + bytes(16) + b"\1" + bytes(7)
+                           for machine, volume in ((MACHINE, self.FIRST), (b"\x71" * 16, self.OTHER)))
+        body = section(1, 32, struct.pack("<QB23x", 0, 2)) + section(2, 1, b"shop") + section(3, 56, members)
+        made.put(formats.group_place(b"\x72" * 16, 1), body)
+        self.assertEqual(self.judged(made), [(1, [])])
+
+    def test_restore(self) -> None:
+        pair = [joint(point(1), b"\x22" * 16, member, 2) for member in range(2)]
+        half = joint(point(2), b"\x33" * 16, 0, 2)
+        made = self.made([(self.FIRST, 1, pair[0]), (self.SECOND, 1, pair[1]), (self.FIRST, 2, half)])
+        self.revision(made, 1, [(self.FIRST, 0, 0, 1), (self.SECOND, 0, 0, 1)])
+        with tempfile.TemporaryDirectory() as folder:
+            given = reader.parsed(["--vault", "-", "--key-file", "-", "--machine", "db-1", "--to", folder])
+            done = reader.restore_machine(made.open(), given)
+            self.assertEqual(sorted(os.listdir(folder)), ["0-dev-vda.raw", "1-dev-vdb.raw"])
+            self.assertEqual(pathlib.Path(folder, "1-dev-vdb.raw").read_bytes()[4096:8192], self.SECOND * 256)
+            self.assertEqual([one["seq"] for one in done], [1, 1])
+            given.point = formats.uid(point(2))
+            with refused(self, formats.INPUT, "is incomplete: member 1 is there 0 times"):
+                reader.restore_machine(made.open(), given)
+            given.incomplete = True
+            self.assertEqual([one["seq"] for one in reader.restore_machine(made.open(), given)], [2])
+
+    def test_lost_revision(self) -> None:
+        made = self.made([(self.FIRST, 1, single(point(1)))])
+        self.revision(made, 1, [(self.FIRST, 0, 0, 1)])
+        self.revision(made, 3, [(self.FIRST, 1, 2, 1)])
+        vault = made.open()
+        self.assertEqual(sorted(reader.Machines(vault).revisions(MACHINE)), [1, 3])
+        self.assertIn("missing although revision 3 exists", vault.warnings[0])
+        self.assertIn("revision 2 cannot be read", self.judged(made)[0][1][0])
+
+
+if __name__ == "__main__":
+    unittest.main()
