@@ -9,9 +9,7 @@ mod pages;
 mod tiers;
 mod write;
 
-#[cfg(any(test, feature = "testing"))]
-pub use write::{Shape, write_shaped};
-pub use write::{Written, write};
+pub use write::{Shape, Written, write, write_shaped};
 
 pub(crate) use layer::{Layer, PageKey, open_layers};
 
