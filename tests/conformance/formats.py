@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 VERSION = 2
 BLOCK = 4096
 TAG = 16
-# segment.md, a frame: bytes of its segment's salt in front of each sealed frame.
-FRAME_SALT = 0
+# segment.md, a frame: bytes of its segment's salt behind each sealed frame.
+FRAME_SALT = 32
 SLOT_MAX = 2**62
 SEQ_MAX = 2**64 - 2
 SIZE_MAX = 2**46
@@ -568,11 +568,12 @@ def open_frame(ring: Keyring, slot: Slot, frame: Frame, number: int, data: bytes
     """segment.md, cryptography: frame `number` of a segment, opened and decompressed."""
     header, at = slot.header, slot.frames_at + frame.at
     name, _, log, place = header.place
-    if data[:FRAME_SALT] != header.salt[:FRAME_SALT]:
+    sealed, salt = data[:-FRAME_SALT], data[-FRAME_SALT:]
+    if salt != header.salt:
         raise damaged(name, at, f"frame {number} is of another attempt")
     aad = ring.vault + log + struct.pack("<QIIB7x", place, number, frame.length, frame.compression)
     try:
-        return unseal(header.cipher, nonce(1, number), data[FRAME_SALT:], aad, frame.compression, frame.length)
+        return unseal(header.cipher, nonce(1, number), sealed, aad, frame.compression, frame.length)
     except (InvalidTag, zstandard.ZstdError) as error:
         raise damaged(name, at, f"frame {number} does not open") from error
 

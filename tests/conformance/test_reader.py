@@ -259,7 +259,7 @@ def seal(place: formats.Place, variant: int, own: bytes, body: bytes, frames: li
     for n, data in enumerate(frames):
         aad = RING.vault + subject + struct.pack("<QIIB7x", number, n, len(data), 1)
         packed = zstandard.compress(data)
-        sealed += salt[: formats.FRAME_SALT] + cipher.encrypt(formats.nonce(1, n), packed, aad)
+        sealed += cipher.encrypt(formats.nonce(1, n), packed, aad) + salt
     return sealed
 
 
