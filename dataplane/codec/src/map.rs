@@ -321,3 +321,6 @@ impl PartOpener {
         Ok(page)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
-//! zstd bombs where compressed bytes come in from outside: in the bodies of all objects and in the frames of
-//! segments (N7). They are sealed as only somebody with the vault's data key could (T7): authentic, and hostile. No frame on
+//! zstd bombs where compressed bytes come in from outside: in the bodies of all objects, in the frames of
+//! segments and in the pages of maps (N7). They are sealed as only somebody with the vault's data key could (T7): authentic, and hostile. No frame on
 //! the wire is compressed.
 //!
 //! Each would become a gibibyte. Each is refused by an error that names the part, and the process
@@ -9,17 +9,20 @@
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::epoch::open_epoch;
 use farshore_codec::index_run::open_index_run;
-use farshore_codec::map::{MapPlace, open_map};
+use farshore_codec::map::{MapPlace, PartOpener, open_manifest, peek_manifest};
 use farshore_codec::seal::{Domain, Purpose, Sealer};
+use farshore_codec::segment::open_frame_at;
 use farshore_codec::{CodecError, DataKey, KeyRing, Opener};
-use farshore_proto::map::{MapFields, MapHeader};
+use farshore_proto::map::{
+    Directory, FrameAt, MapFields, MapHeader, PageAt, PartFields, PartHeader,
+};
 use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
 use farshore_proto::segment::{
     Compression, SegmentFrame, SegmentHeader, SlotKind, SlotWriter, Table, put_own,
 };
 use farshore_proto::{
-    Domain as DedupDomain, ErrorKind, KeyNumber, LogId, PointId, RunId, Seq, Slot, VaultId,
-    VolumeId, checkpoint, epoch, index_run,
+    Domain as DedupDomain, ErrorKind, KeyNumber, LogId, MapAttempt, Place, RunId, Seq, Slot,
+    Target, VaultId, VolumeId, checkpoint, epoch, index_run,
 };
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -27,7 +30,12 @@ const LOG: LogId = LogId([2; 16]);
 const VOLUME: VolumeId = VolumeId([3; 16]);
 const SLOT: Slot = Slot(7);
 const RUN: RunId = RunId([5; 16]);
-const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(9), part: 0 };
+const MAP: MapPlace = MapPlace {
+    vault: VAULT,
+    volume: VOLUME,
+    at: Place { ordinal: 2, seq: Seq(9) },
+    attempt: MapAttempt([8; 16]),
+};
 const KEY: KeyNumber = KeyNumber(1);
 
 /// What the header of each object says that it decompresses to: the limit of the small ones, and more than a bomb has.
@@ -168,22 +176,28 @@ fn in_table(bomb: &[u8]) -> CodecError {
     opener.open_table(&object[opener.header().object.header_bytes..]).unwrap_err()
 }
 
+/// What is bound to the first frame or page of an object, 56 bytes, as docs/formats/segment.md lays them out.
+fn part_aad(place: &ObjectPlace) -> Vec<u8> {
+    let ObjectPlace { vault, subject, number, .. } = place;
+    let mut aad = [&vault.0[..], subject, &number.to_le_bytes(), &0_u32.to_le_bytes()].concat();
+    aad.extend(u32::try_from(RECORDED).unwrap().to_le_bytes());
+    aad.push(1);
+    aad.resize(56, 0);
+    aad
+}
+
 /// Opens a segment that is right but for its one frame, the bomb.
 fn in_frame(bomb: &[u8]) -> CodecError {
     let place = segment_place();
     let mut sealer = sealer(&place);
     let frame = SegmentFrame {
-        stored_bytes: u32::try_from(bomb.len() + 16).unwrap(),
+        stored_bytes: u32::try_from(bomb.len() + 16 + 32).unwrap(),
         raw_bytes: u32::try_from(RECORDED).unwrap(),
         compression: Compression::Zstd,
     };
-    // 56 bytes, as docs/formats/segment.md lays them out.
-    let mut aad = [&VAULT.0[..], &LOG.0, &SLOT.0.to_le_bytes(), &0_u32.to_le_bytes()].concat();
-    aad.extend(frame.raw_bytes.to_le_bytes());
-    aad.push(1);
-    aad.resize(56, 0);
     let mut bomb = bomb.to_vec();
-    sealer.seal(Domain::Frame, &aad, &mut bomb).unwrap();
+    sealer.seal(Domain::Frame, &part_aad(&place), &mut bomb).unwrap();
+    bomb.extend(sealer.salt());
     let table = Table { frames: vec![frame], ..Table::default() };
     let raw = table.encode();
     let own = |out: &mut Vec<u8>| put_writer(out, bomb.len() as u64);
@@ -197,6 +211,12 @@ fn in_frame(bomb: &[u8]) -> CodecError {
     assert_eq!(out, b"before", "nothing of it is returned");
     let whole = opener.open_all(&object, |_, _, _| Ok::<(), CodecError>(()));
     assert_eq!(whole.unwrap_err(), error, "the same by the way that verification reads");
+    let offset = u32::try_from(front.len()).unwrap();
+    let target = Target { log: LOG, slot: SLOT, attempt: opener.header().attempt() };
+    let at = FrameAt { target, number: 0, offset, key: KEY, frame };
+    let alone = open_frame_at(VAULT, &at, &bomb, &ring(), &mut out);
+    assert_eq!(alone.unwrap_err(), error, "the same by the way of a map");
+    assert_eq!(out, b"before", "nothing of it is returned");
     error
 }
 
@@ -206,12 +226,46 @@ fn in_epoch(bomb: &[u8]) -> CodecError {
     open_epoch(&object, VAULT, VOLUME, 2, &ring()).unwrap_err()
 }
 
-/// Opens a part of a map whose body is the bomb.
+/// Opens a manifest whose body is the bomb.
 fn in_map(bomb: &[u8]) -> CodecError {
-    let place = MapHeader::place(MAP.vault, MAP.volume, MAP.seq, MAP.part);
-    let fields = MapFields { point: PointId([4; 16]), attempt: [8; 16], parts: 1 };
+    let place = MapHeader::place(MAP.vault, MAP.volume, MAP.at.seq);
+    let fields = MapFields { point: None, attempt: MAP.attempt, ordinal: MAP.at.ordinal };
     let object = with_bomb(place, 0, |out| fields.put(out), bomb);
-    open_map(&object, MAP, &ring()).unwrap_err()
+    peek_manifest(&object, &MAP, &ring()).unwrap();
+    open_manifest(&object, &MAP, &ring()).unwrap_err()
+}
+
+fn part_fields(pages_bytes: u64) -> PartFields {
+    PartFields { attempt: MAP.attempt, ordinal: MAP.at.ordinal, pages_bytes }
+}
+
+/// Opens a part of a map whose directory is the bomb.
+fn in_directory(bomb: &[u8]) -> CodecError {
+    let place = PartHeader::place(MAP.vault, MAP.volume, MAP.at.seq, 3);
+    let object = with_bomb(place, 0, |out| part_fields(0).put(out), bomb);
+    PartOpener::open(&object, &MAP, 3, &ring()).unwrap_err()
+}
+
+/// Opens a part of a map that is right but for its one page, the bomb.
+fn in_page(bomb: &[u8]) -> CodecError {
+    let place = PartHeader::place(MAP.vault, MAP.volume, MAP.at.seq, 3);
+    let mut sealer = sealer(&place);
+    let page = PageAt {
+        first: 0,
+        end: 9,
+        runs: 2,
+        stored_bytes: u32::try_from(bomb.len() + 16).unwrap(),
+        raw_bytes: u32::try_from(RECORDED).unwrap(),
+        compression: Compression::Zstd,
+    };
+    let mut bomb = bomb.to_vec();
+    sealer.seal(Domain::Page, &part_aad(&place), &mut bomb).unwrap();
+    let raw = Directory { pages: vec![page], covers: vec![] }.encode();
+    let own = |out: &mut Vec<u8>| part_fields(bomb.len() as u64).put(out);
+    let front = object(&mut sealer, place, 0, own, (Compression::Raw, raw.len(), &raw));
+    let opener = PartOpener::open(&front, &MAP, 3, &ring()).unwrap();
+    assert_eq!(opener.pages(), [page]);
+    opener.open_page(0, &bomb).unwrap_err()
 }
 
 /// Opens an index run whose body is the bomb.
@@ -236,12 +290,14 @@ fn resident_max() -> u64 {
 
 #[test]
 fn no_bomb_goes_off_wherever_it_is_sealed() {
-    type Place = (&'static str, fn(&[u8]) -> CodecError);
-    let places: [Place; 6] = [
+    type InPlace = (&'static str, fn(&[u8]) -> CodecError);
+    let places: [InPlace; 8] = [
         ("segment", in_table),
         ("segment frame", in_frame),
         ("epoch object", in_epoch),
         ("map", in_map),
+        ("map part", in_directory),
+        ("page of a map", in_page),
         ("index run", in_index_run),
         ("checkpoint", in_checkpoint),
     ];

@@ -12,8 +12,8 @@ use farshore_codec::epoch::{open_epoch, seal_epoch};
 use farshore_codec::index_run::{open_index_run, seal_index_run};
 use farshore_codec::journal::{JournalOpener, JournalSealer};
 use farshore_codec::keys::{DataKey, KeyRing, RootKey, VaultKey};
-use farshore_codec::map::{MapPlace, open_map, seal_map};
-use farshore_codec::segment::{Opener, SegmentBuilder, chunk_of, slot_without_data};
+use farshore_codec::map::{MapPlace, PartBuilder, PartOpener, open_manifest, seal_manifest};
+use farshore_codec::segment::{Opener, SegmentBuilder, chunk_of, open_frame_at, slot_without_data};
 use farshore_codec::{ChunkHasher, CodecError, WrappingKey};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::EpochBody;
@@ -21,15 +21,17 @@ use farshore_proto::index_run::IndexRun;
 use farshore_proto::journal::GroupSize;
 use farshore_proto::keys::{KeyHeader, KeyKind, KeyObject};
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES};
-use farshore_proto::map::{MapBody, MapFields, MapHead, MapRun};
+use farshore_proto::map::{
+    FrameAt, Layer, LayerKind, Manifest, MapFields, MapMark, Page, PageChunk, PartHeader, PartShape,
+};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{
-    ChunkPlace, Extent, ExtentSource, SlotKind, SlotWriter, Span, Table,
+    ChunkPlace, Compression, Extent, ExtentSource, SegmentFrame, SlotKind, SlotWriter, Span, Table,
 };
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
-    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
-    PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MapAttempt,
+    MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use std::path::PathBuf;
 
@@ -38,7 +40,12 @@ const LOG: LogId = LogId([2; 16]);
 const VOLUME: VolumeId = VolumeId([3; 16]);
 const POINT: PointId = PointId([4; 16]);
 const RUN: RunId = RunId([5; 16]);
-const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(1000), part: 0 };
+const MAP: MapPlace = MapPlace {
+    vault: VAULT,
+    volume: VOLUME,
+    at: Place { ordinal: 2, seq: Seq(1000) },
+    attempt: MapAttempt([6; 16]),
+};
 const KEY: KeyNumber = KeyNumber(1);
 /// A segment of another log.
 const THERE: Target = Target { log: LogId([9; 16]), slot: Slot(6), attempt: Attempt([0x66; 8]) };
@@ -126,6 +133,14 @@ fn a_segment_of_version_2_opens() {
     assert_eq!(chunk_of(&table, 0, &frames[0], &hasher()).unwrap(), chunk());
     assert_eq!(table.chunks[1].place, ChunkPlace::There { target: THERE, chunk: 3 });
     assert_eq!(table.spans, [span()]);
+    // So does its frame alone.
+    let target = Target { log: LOG, slot: Slot(7), attempt: opener.header().attempt() };
+    let start = usize::try_from(opener.header().frames_offset()).unwrap();
+    let (offset, frame) = (u32::try_from(start).unwrap(), table.frames[0]);
+    let at = FrameAt { target, number: 0, offset, key: KEY, frame };
+    let mut alone = Vec::new();
+    open_frame_at(VAULT, &at, &object[start..], &ring(), &mut alone).unwrap();
+    assert_eq!(alone, frames[0]);
 }
 
 #[test]
@@ -212,25 +227,96 @@ fn stored() -> Vec<StoredChunk> {
     vec![chunk(7, own, 0), chunk(8, THERE, 3)]
 }
 
-#[test]
-fn a_map_of_version_2_opens() {
-    let run =
-        |block, count, chunk, first| MapRun { range: BlockRange { block, count }, chunk, first };
-    let head = MapHead {
-        ordinal: 2,
+fn manifest() -> Manifest {
+    let shape = |front_bytes, bytes| PartShape { front_bytes, bytes };
+    let full = Layer {
+        at: Place { ordinal: 1, seq: Seq(900) },
+        attempt: MapAttempt([7; 16]),
+        kind: LayerKind::Full,
+        runs: 12,
+        data_blocks: 40,
+        parts: vec![shape(250, 1250), shape(251, 1251)],
+    };
+    let (at, attempt, kind) = (MAP.at, MAP.attempt, LayerKind::Delta);
+    let delta = Layer { at, attempt, kind, runs: 4, data_blocks: 8, parts: vec![shape(252, 600)] };
+    Manifest {
         log: LOG,
         slot: Slot(7),
         size_bytes: 1 << 30,
-        time_unix_ms: 1_767_225_600_000,
-        kind: MarkKind::Crash,
-        unknown_blocks: 0,
+        mark: Some(MapMark {
+            at: Place { ordinal: 2, seq: Seq(998) },
+            kind: MarkKind::Crash,
+            time_unix_ms: 1_767_225_600_000,
+            unknown_blocks: 3,
+        }),
+        layers: vec![delta, full],
+    }
+}
+
+#[test]
+fn a_map_of_version_2_opens() {
+    let fields = MapFields { attempt: MAP.attempt, point: Some(POINT), ordinal: 2 };
+    let seal = || seal_manifest(&MAP, &fields, (&key(), KEY), &manifest(), 3).unwrap();
+    let (header, found) = open_manifest(&kept("map", seal), &MAP, &ring()).unwrap();
+    assert_eq!((header.fields, header.at(), found), (fields, MAP.at, manifest()));
+}
+
+/// The pages of a part of a delta: one of chunks and zeros, one of zeros only.
+fn pages() -> [Page; 2] {
+    let own = Target { log: LOG, slot: Slot(7), attempt: Attempt([0x55; 8]) };
+    let extent = |block, count, source| Extent { range: BlockRange { block, count }, source };
+    let of = |chunk, first| ExtentSource::Chunk { chunk, first };
+    let frame = |target, number, offset| FrameAt {
+        target,
+        number,
+        offset,
+        key: KEY,
+        frame: SegmentFrame {
+            stored_bytes: 5000,
+            raw_bytes: 32_768,
+            compression: Compression::Zstd,
+        },
     };
-    let runs = vec![run(0, 4, 0, 0), run(4, 2, 0, 1), run(200, 2, 1, 1)];
-    let body = MapBody { head, chunks: stored(), runs };
-    let fields = MapFields { attempt: [6; 16], point: POINT, parts: 1 };
-    let object = kept("map", || seal_map(MAP, &fields, &key(), KEY, &body, 3).unwrap());
-    let (header, found) = open_map(&object, MAP, &ring()).unwrap();
-    assert_eq!((header.fields, found), (fields, body));
+    let chunk = |frame, number, check| PageChunk {
+        frame,
+        number,
+        offset: 4096,
+        blocks: 4,
+        check: [check; 8],
+    };
+    let page = Page {
+        frames: vec![frame(own, 0, 300), frame(THERE, 2, 70_000)],
+        chunks: vec![chunk(0, 0, 7), chunk(1, 3, 8)],
+        runs: vec![
+            extent(0, 4, of(0, 0)),
+            extent(4, 2, of(0, 1)),
+            extent(10, 100, ExtentSource::Zero),
+            extent(200, 2, of(1, 1)),
+        ],
+    };
+    let zeros = vec![extent(0xfff0, 32, ExtentSource::Zero)];
+    [page, Page { runs: zeros, ..Page::default() }]
+}
+
+#[test]
+fn a_part_of_a_map_of_version_2_opens() {
+    let object = kept("map-pages", || {
+        let mut builder = PartBuilder::new(MAP, 1, (&key(), KEY), 3).unwrap();
+        pages().iter().for_each(|page| builder.push(page, true).unwrap());
+        builder.finish().unwrap().0
+    });
+    let front = PartHeader::decode(&object).unwrap().object.whole_bytes();
+    let mut opener = PartOpener::open(&object[..front], &MAP, 1, &ring()).unwrap();
+    for (number, page) in pages().into_iter().enumerate() {
+        let range = opener.page_range(number);
+        let sealed =
+            &object[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
+        assert_eq!(opener.open_page(number, sealed).unwrap(), page);
+    }
+    let range = |block, count| BlockRange { block, count };
+    let covers =
+        [range(0, 6), range(10, 100), range(200, 2), range(0xfff0, 16), range(0x1_0000, 16)];
+    assert_eq!((opener.pages().len(), &opener.take_covers()[..]), (2, &covers[..]));
 }
 
 #[test]

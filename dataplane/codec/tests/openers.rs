@@ -7,18 +7,29 @@ use farshore_codec::compress::{Compressor, decompress};
 use farshore_codec::epoch::open_epoch;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::JournalOpener;
-use farshore_codec::map::{MapPlace, open_map};
-use farshore_codec::segment::Opener;
+use farshore_codec::map::{MapPlace, PartOpener, open_manifest};
+use farshore_codec::segment::{Opener, open_frame_at};
 use farshore_codec::{CodecError, DataKey, KekError, KeyRing, WrappingKey};
 use farshore_proto::keys::{KeyObject, WrapperKind};
+use farshore_proto::map::{FrameAt, PartHeader};
 use farshore_proto::segment::Compression;
-use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VaultId, VolumeId};
+use farshore_proto::{
+    KeyNumber, LogId, MapAttempt, Place, RunId, Seq, Slot, Target, VaultId, VolumeId,
+};
 use proptest::prelude::*;
+use std::ops::Range;
 
 const VAULT: VaultId = VaultId([1; 16]);
 const LOG: LogId = LogId([2; 16]);
 const VOLUME: VolumeId = VolumeId([3; 16]);
-const MAP: MapPlace = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(1000), part: 0 };
+const MAP: MapPlace = MapPlace {
+    vault: VAULT,
+    volume: VOLUME,
+    at: Place { ordinal: 2, seq: Seq(1000) },
+    attempt: MapAttempt([6; 16]),
+};
+/// The part of it that is pinned.
+const PART: u32 = 1;
 
 /// A pinned object, and whether bytes found in its place open.
 struct Sealed {
@@ -27,7 +38,7 @@ struct Sealed {
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 10] = [
+const SEALED: [Sealed; 11] = [
     Sealed {
         name: "segment",
         object: include_bytes!("../testdata/v2/segment.bin"),
@@ -51,7 +62,12 @@ const SEALED: [Sealed; 10] = [
     Sealed {
         name: "map",
         object: include_bytes!("../testdata/v2/map.bin"),
-        opens: |object| open_map(object, MAP, &ring()).is_ok(),
+        opens: |object| open_manifest(object, &MAP, &ring()).is_ok(),
+    },
+    Sealed {
+        name: "map part",
+        object: include_bytes!("../testdata/v2/map-pages.bin"),
+        opens: opens_as_part,
     },
     Sealed {
         name: "index run",
@@ -102,6 +118,22 @@ fn unwraps(object: &[u8], key: &WrappingKey, number: u32) -> bool {
 fn opens_in_slot(object: &[u8], slot: u64) -> bool {
     Opener::open_header(object, VAULT, LOG, Slot(slot), &ring())
         .is_ok_and(|opener| opener.open_all(object, |_, _, _| Ok::<_, CodecError>(())).is_ok())
+}
+
+/// All that there is of the part: header, directory and pages.
+fn opens_as_part(object: &[u8]) -> bool {
+    // What comes first is as long as its header says; the manifest says so too.
+    let Some(Ok(header)) = object.get(..192).map(PartHeader::decode) else { return false };
+    let Some(front) = object.get(..header.object.whole_bytes()) else { return false };
+    let Ok(opener) = PartOpener::open(front, &MAP, PART, &ring()) else { return false };
+    let pages = 0..opener.pages().len();
+    let end = pages.clone().last().map_or(0, |last| opener.page_range(last).end);
+    let opens = |number: usize| {
+        let Range { start, end } = opener.page_range(number);
+        let range = usize::try_from(start).unwrap()..usize::try_from(end).unwrap();
+        object.get(range).is_some_and(|sealed| opener.open_page(number, sealed).is_ok())
+    };
+    end == object.len() as u64 && pages.clone().all(opens)
 }
 
 /// Both groups of the file; what lies behind a group's tag, up to the next block, is padding.
@@ -176,6 +208,36 @@ fn no_object_opens_in_the_place_of_another() {
             }
         }
     }
+}
+
+/// The frame of the pinned segment, as a page of a map knows it, and where it is.
+fn pinned_frame() -> (FrameAt, &'static [u8]) {
+    let object = SEALED[0].object;
+    let opener = Opener::open_header(object, VAULT, LOG, Slot(7), &ring()).unwrap();
+    let table = opener.table_range();
+    let range = usize::try_from(table.start).unwrap()..usize::try_from(table.end).unwrap();
+    let table = opener.open_table(&object[range.clone()]).unwrap();
+    let target = Target { log: LOG, slot: Slot(7), attempt: opener.header().attempt() };
+    let offset = u32::try_from(range.end).unwrap();
+    let key = KeyNumber(1);
+    (FrameAt { target, number: 0, offset, key, frame: table.frames[0] }, &object[range.end..])
+}
+
+/// D1, D2: of a frame that is read without its segment, every bit and every length.
+#[test]
+fn no_frame_opens_alone_with_a_flipped_bit_or_cut_short() {
+    let (at, sealed) = pinned_frame();
+    let opens = |bytes: &[u8]| open_frame_at(VAULT, &at, bytes, &ring(), &mut Vec::new()).is_ok();
+    assert!(opens(sealed));
+    for byte in 0..sealed.len() {
+        for bit in 0..8 {
+            let mut bad = sealed.to_vec();
+            bad[byte] ^= 1 << bit;
+            assert!(!opens(&bad), "byte {byte} bit {bit}");
+        }
+        assert!(!opens(&sealed[..byte]), "length {byte}");
+    }
+    assert!(!opens(&[sealed, &[0]].concat()));
 }
 
 #[test]

@@ -21,6 +21,8 @@ use std::fmt;
 
 /// The folder of a log's checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
+/// The folder of the index runs.
+const INDEX: &str = "index";
 
 /// Name of one object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,7 +83,7 @@ impl ObjectName {
     /// A run of the dedup index.
     #[must_use]
     pub fn index_run(run: RunId) -> Self {
-        Self(Path::from(format!("index/{run}")))
+        Self(Path::from(format!("{INDEX}/{run}")))
     }
 
     /// An object of a validation of the store.
@@ -142,7 +144,7 @@ impl Folder {
             Self::Log(log) => Path::from(format!("logs/{log}")),
             Self::Checkpoints(log) => Path::from(format!("logs/{log}/checkpoints")),
             Self::Maps(volume) => Path::from(format!("maps/{volume}")),
-            Self::Index => Path::from("index"),
+            Self::Index => Path::from(INDEX),
             Self::Probes(run) => Path::from(format!("validate/{run}")),
         })
     }
@@ -219,7 +221,9 @@ pub fn map_of(name: &str) -> Option<(Place, MapAttempt)> {
 /// The index run that an object name ends with, if it is one.
 #[must_use]
 pub fn run_of(name: &str) -> Option<RunId> {
-    let text = name.rsplit('/').next()?;
+    let mut names = name.rsplit('/');
+    let text = names.next()?;
+    names.next().filter(|folder| *folder == INDEX)?;
     text.parse().ok().filter(|run: &RunId| run.to_string() == text)
 }
 
@@ -297,5 +301,6 @@ mod tests {
         let run = RunId([3; 16]);
         assert_eq!(run_of(&ObjectName::index_run(run).to_string()), Some(run));
         assert_eq!(run_of("index/03030303030303030303030303030303"), None);
+        assert_eq!(run_of(&map), None, "the attempt at a map is an id too");
     }
 }

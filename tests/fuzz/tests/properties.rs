@@ -8,8 +8,8 @@ use farshore_api::identity::{EnrolmentToken, Role};
 use farshore_api::point::PointSelector;
 use farshore_fuzz::{TARGETS, was_taken};
 use farshore_nbd::Address;
-use farshore_proto::{LogId, RunId, Seq, Slot, VolumeId};
-use farshore_vault::layout::{ObjectName, map_part_of, ordinal_of, run_of, slot_of};
+use farshore_proto::{LogId, MapAttempt, Place, RunId, Seq, Slot, VolumeId};
+use farshore_vault::layout::{ObjectName, checkpoint_of, map_of, ordinal_of, run_of, slot_of};
 use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use uuid::Uuid;
@@ -136,16 +136,24 @@ proptest! {
 
     #[test]
     fn names_of_objects_tell_their_numbers(
-        id: [u8; 16], slot: u64, seq: u64, part in 0..10_000_u32, ordinal in 0..10_000_000_000_u64,
+        id: [u8; 16], slot: u64, seq: u64, attempt: [u8; 16], part in 0..100_000_u32,
+        ordinal in 0..10_000_000_000_u64,
     ) {
         let text = |name: ObjectName| name.to_string();
         prop_assert_eq!(slot_of(&text(ObjectName::slot(LogId(id), Slot(slot)))), Some(Slot(slot)));
         prop_assert_eq!(ordinal_of(&text(ObjectName::epoch(VolumeId(id), ordinal))), Some(ordinal));
-        let map = text(ObjectName::map(VolumeId(id), Seq(seq), part));
-        prop_assert_eq!(map_part_of(&map), Some((Seq(seq), part)));
-        prop_assert_eq!(run_of(&text(ObjectName::index_run(RunId(id)))), Some(RunId(id)));
+        let (at, attempt) = (Place { ordinal, seq: Seq(seq) }, MapAttempt(attempt));
+        let map = text(ObjectName::map(VolumeId(id), at, attempt));
+        prop_assert_eq!(map_of(&map), Some((at, attempt)));
+        let run = text(ObjectName::index_run(RunId(id)));
+        prop_assert_eq!(run_of(&run), Some(RunId(id)));
         // No name is taken for one of another kind.
-        prop_assert!(slot_of(&map).is_none() && ordinal_of(&map).is_none() && run_of(&map).is_none());
+        let pages = text(ObjectName::pages(VolumeId(id), at, attempt, part));
+        prop_assert!(map_of(&run).is_none() && map_of(&pages).is_none() && run_of(&map).is_none());
+        for name in [&map, &pages, &run] {
+            prop_assert!(slot_of(name).is_none() && ordinal_of(name).is_none());
+            prop_assert!(checkpoint_of(name).is_none());
+        }
     }
 
     #[test]
@@ -154,6 +162,7 @@ proptest! {
         if slot_of(&name).is_some() {
             prop_assert!(digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()));
         }
+        prop_assert!(map_of(&name).is_none());
         if ordinal_of(&name).is_some() {
             prop_assert!(digits.len() == 10 && digits.bytes().all(|b| b.is_ascii_digit()));
         }

@@ -2,18 +2,17 @@ use super::*;
 use crate::checkpoint::{open_checkpoint, seal_checkpoint};
 use crate::epoch::{open_epoch, seal_epoch};
 use crate::index_run::{open_index_run, seal_index_run};
-use crate::map::{MapPlace, open_map, peek_map, seal_map};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SMALL_BODY_BYTES_MAX};
-use farshore_proto::map::{MapBody, MapFields, MapHead, MapRun};
+use farshore_proto::map::{MapFields, PartFields};
 use farshore_proto::object::ObjectKind;
 use farshore_proto::segment::{SlotWriter, put_own};
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
-    Attempt, BlockRange, ChunkId, DecodeError, Epoch, ErrorKind, Imprint, LogId, MarkKind, PointId,
-    RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    Attempt, ChunkId, DecodeError, Epoch, ErrorKind, Imprint, LogId, MapAttempt, PointId, RunId,
+    Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use std::collections::BTreeSet;
 
@@ -34,19 +33,21 @@ fn ring() -> KeyRing {
 }
 
 fn place(kind: ObjectKind) -> ObjectPlace {
-    let part = u32::from(kind == ObjectKind::Map);
+    let part = u32::from(kind == ObjectKind::Pages);
     ObjectPlace { kind, vault: VAULT, subject: [2; 16], number: 9, part }
-}
-
-fn fields() -> MapFields {
-    MapFields { attempt: [8; 16], point: PointId([7; 16]), parts: 3 }
 }
 
 fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
     let writer = SlotWriter { incarnation: 4, horizon: 3, register: 2, checkpoint: Some(Slot(1)) };
     match kind {
         ObjectKind::Slot => put_own(out, 0, &writer),
-        ObjectKind::Map => fields().put(out),
+        ObjectKind::Map => {
+            let (attempt, point) = (MapAttempt([8; 16]), Some(PointId([7; 16])));
+            MapFields { attempt, point, ordinal: 3 }.put(out);
+        }
+        ObjectKind::Pages => {
+            PartFields { attempt: MapAttempt([8; 16]), ordinal: 3, pages_bytes: 5 }.put(out);
+        }
         ObjectKind::Epoch | ObjectKind::IndexRun | ObjectKind::Checkpoint => no_fields(out),
     }
 }
@@ -140,8 +141,8 @@ fn an_object_of_one_kind_is_none_of_another() {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{kind:?} as {other:?}: {error}");
         }
     }
-    // Epochs, index runs and checkpoints as each other, and segments as maps.
-    assert_eq!(mismatches, 7);
+    // Epochs, index runs and checkpoints as each other; segments and maps too, and both as parts of maps.
+    assert_eq!(mismatches, 10);
 }
 
 /// The point of a commitment to the header: nothing of it decides before it is authenticated.
@@ -166,12 +167,12 @@ fn every_bit_of_a_header_is_refused_before_the_body_is_opened() {
         }
         // May ignore; the place; domain, key, variant; lengths; salt; commitment; the kind's own.
         let own_end = match kind {
-            ObjectKind::Slot => header_bytes - CRC_BYTES - 4,
-            ObjectKind::Map => header_bytes - CRC_BYTES,
+            ObjectKind::Slot | ObjectKind::Map | ObjectKind::Pages => header_bytes - CRC_BYTES - 4,
             ObjectKind::Epoch | ObjectKind::IndexRun | ObjectKind::Checkpoint => 152,
         };
         let expected = (12..60).chain(64..73).chain([76, 80]).chain(88..own_end);
-        let variant = |at: &usize| *at != 72 || kind == ObjectKind::Slot || kind == ObjectKind::Map;
+        let has_fields = matches!(kind, ObjectKind::Slot | ObjectKind::Map | ObjectKind::Pages);
+        let variant = |at: &usize| *at != 72 || has_fields;
         let missed: Vec<_> =
             expected.filter(variant).filter(|at| !mismatches.contains(at)).collect();
         assert_eq!(missed, [0_usize; 0], "{kind:?}: bytes that were refused for another reason");
@@ -425,41 +426,4 @@ fn checkpoints_open_to_what_was_sealed() {
     let late = seal_checkpoint(VAULT, log, Slot(8), &key(), KEY, &body).unwrap();
     let error = open_checkpoint(&late, VAULT, log, Slot(8), &ring()).unwrap_err();
     assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
-}
-
-#[test]
-fn maps_open_to_what_was_sealed_and_their_heads_alone() {
-    let at = MapPlace { vault: VAULT, volume: VOLUME, seq: Seq(9), part: 1 };
-    let run = |n: u32| MapRun {
-        range: BlockRange { block: u64::from(n) * 4, count: 4 },
-        chunk: n,
-        first: 0,
-    };
-    let head = MapHead {
-        ordinal: 1,
-        log: LogId([3; 16]),
-        slot: Slot(6),
-        size_bytes: 1 << 20,
-        time_unix_ms: 77,
-        kind: MarkKind::Crash,
-        unknown_blocks: 0,
-    };
-    let body = MapBody { head, chunks: stored(), runs: (0..6).map(run).collect() };
-    let object = seal_map(at, &fields(), &key(), KEY, &body, 1).unwrap();
-    let (header, found) = open_map(&object, at, &ring()).unwrap();
-    assert_eq!((header.fields, header.seq(), header.part(), found), (fields(), Seq(9), 1, body));
-    let front = &object[..header.object.header_bytes];
-    assert_eq!(peek_map(front, at, &ring()).unwrap(), header);
-    let other = MapPlace { part: 2, ..at };
-    for error in
-        [open_map(&object, other, &ring()).map(drop), peek_map(front, other, &ring()).map(drop)]
-    {
-        assert!(matches!(error, Err(CodecError::Misplaced { .. })), "{error:?}");
-    }
-    // A head is believed only if it is the one that was sealed.
-    let mut forged = front.to_vec();
-    forged[184] = 2;
-    put_crc_right(&mut forged, front.len());
-    let error = peek_map(&forged, at, &ring()).unwrap_err();
-    assert_eq!(error, CodecError::KeyMismatch { what: "map", key: KEY });
 }

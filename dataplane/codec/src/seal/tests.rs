@@ -140,18 +140,18 @@ fn a_sealer_never_repeats_a_nonce_or_a_salt() {
     assert_ne!(one.key().commit(&[]), two.key().commit(&[]));
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..3 {
-        for domain in [Domain::Frame, Domain::Body, Domain::Group] {
+        for domain in [Domain::Frame, Domain::Body, Domain::Group, Domain::Page] {
             assert!(seen.insert(domain.nonce(one.next_counter(domain))));
             one.seal_slice(domain, &[], &mut [0; 8]).unwrap();
         }
     }
-    assert_eq!(seen.len(), 9);
+    assert_eq!(seen.len(), 12);
 }
 
 #[test]
 fn nothing_secret_is_printed() {
     let sealer = Sealer::draw(&DataKey::from_bytes([9; 32]), Purpose::Object, &[]).unwrap();
-    assert_eq!(format!("{sealer:?}"), "Sealer { next: [0, 0, 0], .. }");
+    assert_eq!(format!("{sealer:?}"), "Sealer { next: [0, 0, 0, 0], .. }");
     assert_eq!(format!("{:?}", sealer.key()), "OpenKey(..)");
 }
 

@@ -91,3 +91,6 @@ pub fn open_frame_at(
     let key = key_at(Implementation::AwsLc, &place, keys.get(at.key)?, salt);
     open_frame(&key, &place, salt, at.number, &at.frame, sealed, out)
 }
+
+#[cfg(test)]
+mod tests;

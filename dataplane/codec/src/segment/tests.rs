@@ -1,3 +1,4 @@
+use super::frame::frame_aad;
 use super::*;
 use crate::compress::Compressor;
 use crate::error::CodecError;
@@ -10,8 +11,8 @@ use farshore_proto::limits::{
 };
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{
-    ChunkPlace, Compression, Extent, ExtentSource, SegmentHeader, SlotKind, SlotWriter, Span,
-    Table, put_own,
+    ChunkPlace, Compression, Extent, ExtentSource, SegmentFrame, SegmentHeader, SlotKind,
+    SlotWriter, Span, Table, put_own,
 };
 use farshore_proto::{
     Attempt, BlockRange, ChunkId, Epoch, ErrorKind, Imprint, KeyNumber, LogId, MarkKind, PointId,
@@ -19,23 +20,23 @@ use farshore_proto::{
 };
 use proptest::prelude::*;
 
-const VAULT: VaultId = VaultId([1; 16]);
-const LOG: LogId = LogId([2; 16]);
-const SLOT: Slot = Slot(7);
-const KEY: KeyNumber = KeyNumber(1);
+pub(super) const VAULT: VaultId = VaultId([1; 16]);
+pub(super) const LOG: LogId = LogId([2; 16]);
+pub(super) const SLOT: Slot = Slot(7);
+pub(super) const KEY: KeyNumber = KeyNumber(1);
 const WRITER: SlotWriter =
     SlotWriter { incarnation: 3, horizon: 2, register: 17, checkpoint: Some(Slot(5)) };
 /// A segment of another log.
 const THERE: Target = Target { log: LogId([9; 16]), slot: Slot(3), attempt: Attempt([7; 8]) };
 
-fn ring_of(byte: u8) -> KeyRing {
+pub(super) fn ring_of(byte: u8) -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([byte; 32]));
     ring.insert_root(KeyNumber(9), RootKey::from_bytes([byte; 32]));
     ring
 }
 
-fn ring() -> KeyRing {
+pub(super) fn ring() -> KeyRing {
     ring_of(5)
 }
 
@@ -43,16 +44,16 @@ fn hasher() -> ChunkHasher {
     ChunkHasher::new(ring().vault_keys().unwrap().id_key)
 }
 
-fn builder_at(vault: VaultId, log: LogId, slot: Slot) -> SegmentBuilder {
+pub(super) fn builder_at(vault: VaultId, log: LogId, slot: Slot) -> SegmentBuilder {
     SegmentBuilder::new(vault, log, slot, WRITER, ring().get(KEY).unwrap(), KEY, 1).unwrap()
 }
 
-fn builder() -> SegmentBuilder {
+pub(super) fn builder() -> SegmentBuilder {
     builder_at(VAULT, LOG, SLOT)
 }
 
 /// A chunk of `blocks` blocks: half of each compresses.
-fn chunk(seed: u64, blocks: usize) -> Vec<u8> {
+pub(super) fn chunk(seed: u64, blocks: usize) -> Vec<u8> {
     let mut out = vec![0; blocks * BLOCK_BYTES];
     for (number, block) in (0_u64..).zip(out.chunks_mut(BLOCK_BYTES)) {
         let mut hasher = blake3::Hasher::new();
@@ -81,10 +82,10 @@ fn span(chunk: u32, blocks: u64) -> Span {
 }
 
 /// A segment as a reader finds it.
-struct Whole {
-    bytes: Vec<u8>,
-    table: Table,
-    header: SegmentHeader,
+pub(super) struct Whole {
+    pub(super) bytes: Vec<u8>,
+    pub(super) table: Table,
+    pub(super) header: SegmentHeader,
 }
 
 impl From<Built> for Whole {
@@ -93,7 +94,7 @@ impl From<Built> for Whole {
     }
 }
 
-fn build(builder: SegmentBuilder, chunks: &[Vec<u8>]) -> Whole {
+pub(super) fn build(builder: SegmentBuilder, chunks: &[Vec<u8>]) -> Whole {
     finish(builder, chunks).into()
 }
 
@@ -115,7 +116,7 @@ fn small() -> Whole {
     build(builder(), &[chunk(1, 1)])
 }
 
-fn opener(object: &[u8]) -> Result<Opener, CodecError> {
+pub(super) fn opener(object: &[u8]) -> Result<Opener, CodecError> {
     Opener::open_header(object, VAULT, LOG, SLOT, &ring())
 }
 

@@ -1,11 +1,11 @@
 //! The bodies of objects, and their sections taken apart and put together by hand.
 
-use crate::samples;
+use crate::samples::{self, delta_directory, unmarked_manifest};
 use farshore_proto::DecodeError;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::index_run::IndexRun;
-use farshore_proto::map::MapBody;
+use farshore_proto::map::{Directory, Manifest, Page};
 use farshore_proto::segment::Table;
 
 /// Bit of a section that a reader must understand.
@@ -81,6 +81,15 @@ pub(crate) fn join(sections: &[Section]) -> Vec<u8> {
     sections.iter().flat_map(Section::bytes).collect()
 }
 
+/// The body with so many records of zeros in one of its sections.
+pub(crate) fn with_records(body: &[u8], number: u16, count: usize) -> Vec<u8> {
+    let mut sections = split(body);
+    let section = sections.iter_mut().find(|section| section.number == number).expect("it has one");
+    let count = u32::try_from(count).expect("limits fit");
+    *section = Section::of_zeros(number, MUST, section.stride, count);
+    join(&sections)
+}
+
 /// A body and its decoder.
 pub(crate) struct Body {
     pub(crate) name: &'static str,
@@ -93,7 +102,9 @@ pub(crate) struct Body {
 
 const TABLE: &[(u16, u32)] = &[(1, 12), (2, 32), (3, 48), (4, 72), (5, 20), (6, 64)];
 const EPOCH: &[(u16, u32)] = &[(1, 56), (2, 1)];
-const MAP: &[(u16, u32)] = &[(1, 56), (2, 32), (3, 44), (4, 20)];
+const MANIFEST: &[(u16, u32)] = &[(1, 64), (2, 56), (3, 16)];
+const DIRECTORY: &[(u16, u32)] = &[(1, 32), (2, 8), (3, 4)];
+const PAGE: &[(u16, u32)] = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 const RUN: &[(u16, u32)] = &[(2, 32), (3, 44)];
 const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
 
@@ -101,7 +112,9 @@ pub(crate) fn bodies() -> Vec<Body> {
     type Again = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
     let table: Again = |bytes| Ok(Table::decode(bytes)?.encode());
     let epoch: Again = |bytes| Ok(EpochBody::decode(bytes)?.encode());
-    let map: Again = |bytes| Ok(MapBody::decode(bytes)?.encode());
+    let manifest: Again = |bytes| Ok(Manifest::decode(bytes)?.encode());
+    let directory: Again = |bytes| Ok(Directory::decode(bytes)?.encode());
+    let page: Again = |bytes| Ok(Page::decode(bytes)?.encode());
     let run: Again = |bytes| Ok(IndexRun::decode(bytes)?.encode());
     let checkpoint: Again =
         |bytes| Ok(CheckpointBody::decode(bytes, samples::CHECKPOINT_SLOT)?.encode());
@@ -111,7 +124,12 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("table with stamps", samples::stamped_table().encode(), table, TABLE),
         body("epoch body", samples::epoch_body().encode(), epoch, EPOCH),
         body("epoch body with a stamp", samples::stamped_epoch_body().encode(), epoch, EPOCH),
-        body("map body", samples::map_body().encode(), map, MAP),
+        body("map body", samples::manifest().encode(), manifest, MANIFEST),
+        body("map body without a mark", unmarked_manifest().encode(), manifest, MANIFEST),
+        body("map directory", samples::directory().encode(), directory, DIRECTORY),
+        body("map delta directory", delta_directory().encode(), directory, DIRECTORY),
+        body("map page", samples::page().encode(), page, PAGE),
+        body("map page of zeros", samples::zero_page().encode(), page, PAGE),
         body("index run body", samples::index_run().encode(), run, RUN),
         body("checkpoint body", samples::checkpoint().encode(), checkpoint, CHECKPOINT),
     ]

@@ -6,6 +6,7 @@
 
 use crate::bodies::{Body, bodies, is_of_later, join, split};
 use crate::checkpoints::TAIL;
+use crate::maps::{LAYER, MAP_MARK};
 use crate::samples;
 use crate::tables::{CHUNK, SPAN, TARGET};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind};
@@ -13,7 +14,7 @@ use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::limits::SLOT_MAX;
-use farshore_proto::map::MapHeader;
+use farshore_proto::map::{MapHeader, PartHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
 use farshore_proto::vault::VaultObject;
@@ -62,6 +63,11 @@ pub(crate) fn heads() -> Vec<(ObjectKind, Vec<u8>, Again)> {
         head(ObjectKind::Map, samples::map_object(), |bytes| {
             let mut header = MapHeader::decode(bytes)?;
             header.object.header_bytes = ObjectKind::Map.header_bytes();
+            Ok(header.object.encode(|own| header.fields.put(own)))
+        }),
+        head(ObjectKind::Pages, samples::map_pages_object(), |bytes| {
+            let mut header = PartHeader::decode(bytes)?;
+            header.object.header_bytes = ObjectKind::Pages.header_bytes();
             Ok(header.object.encode(|own| header.fields.put(own)))
         }),
         head(ObjectKind::IndexRun, samples::index_run_object(), |bytes| {
@@ -269,12 +275,14 @@ fn read_frame(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
 
 #[test]
 fn a_list_of_targets_has_each_once_and_in_the_order_of_its_chunks() {
-    // Where the list is: two targets of 32 bytes, then chunks of 44 behind the head of their section.
-    for (name, list) in [("map body", 88), ("index run body", 16)] {
+    // The list is two targets of 32 bytes; behind the head of their section then what is in them: how long a
+    // record is, and where its target is in it.
+    for (name, stride, at) in [("map page", 28, 0), ("index run body", 44, 32)] {
+        let list = 16;
         let layout = layout(name);
         let good = &layout.good;
-        let set_target = |bytes: &mut [u8], chunk: usize, target: u8| {
-            bytes[list + 64 + 16 + chunk * 44 + 32] = target;
+        let set_target = |bytes: &mut [u8], record: usize, target: u8| {
+            bytes[list + 64 + 16 + record * stride + at] = target;
         };
         let refused = |bytes: &[u8], what: &str| {
             let error = (layout.again)(bytes).expect_err(name);
@@ -337,10 +345,13 @@ fn decodes_with(name: &str, places: &[usize], value: u64) -> bool {
 #[test]
 fn no_layout_holds_a_seq_without_a_next() {
     // Of a span and of a volume, the last seq alone, and with those before it.
-    let places: [(&str, &[usize]); 8] = [
+    let places: [(&str, &[usize]); 11] = [
         ("frame", &[8]),
         ("hrl", &[32]),
         ("map", &[48]),
+        ("map part", &[48]),
+        ("map body", &[MAP_MARK + 8]),
+        ("map body", &[LAYER + 8]),
         ("epoch body", &[48]),
         ("table", &[SPAN + 32]),
         ("table", &[SPAN + 24, SPAN + 32]),
@@ -366,8 +377,8 @@ fn no_layout_holds_a_slot_without_others_behind_it() {
         ("epoch body", 40, false),
         ("table", TARGET + 16, false),
         ("table", SPAN + 40, true),
-        ("map body", 40, false),
-        ("map body", 88 + 16, false),
+        ("map body", 16 + 16, false),
+        ("map page", 16 + 16, false),
         ("index run body", 16 + 16, false),
     ] {
         assert_eq!(decodes_with(name, &[at], u64::MAX), has_none, "{name} at {at}");

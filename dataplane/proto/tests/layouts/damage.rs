@@ -10,7 +10,7 @@ use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries};
 use farshore_proto::keys::KeyObject;
-use farshore_proto::map::{MapBody, MapHeader};
+use farshore_proto::map::{Directory, Manifest, MapHeader, Page, PartHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
 use farshore_proto::vault::VaultObject;
@@ -33,30 +33,18 @@ fn sized<const N: usize>(what: &'static str, bytes: &[u8]) -> Result<[u8; N], De
     bytes.try_into().map_err(|_| DecodeError::Truncated { what, needed: N, have: bytes.len() })
 }
 
+fn header(name: &'static str, decode: Decode, good: Vec<u8>, reserved: Vec<usize>) -> Checked {
+    Checked { name, decode, covered: good.len(), good, reserved }
+}
+
 fn checked() -> Vec<Checked> {
-    let header = |name, decode: Decode, good: Vec<u8>, reserved: Vec<usize>| Checked {
-        name,
-        decode,
-        covered: good.len(),
-        good,
-        reserved,
-    };
-    let journal = samples::journal_file_header().encode();
-    let segment = samples::segment_header(SlotKind::Segment).encode();
-    let front = |object: Vec<u8>, kind: ObjectKind| object[..kind.header_bytes()].to_vec();
-    let epoch = front(samples::epoch_object(), ObjectKind::Epoch);
-    let map = front(samples::map_object(), ObjectKind::Map);
-    let index_run = front(samples::index_run_object(), ObjectKind::IndexRun);
-    let checkpoint = front(samples::checkpoint_object(), ObjectKind::Checkpoint);
-    // Of every object, and behind them those of the kind.
-    let reserved = |own: &[usize]| [&[60, 63, 74, 75, 84, 87][..], own].concat();
-    vec![
+    let mut layouts = vec![
         header("frame", decode_frame_header, samples::zero_frame(), Vec::new()),
         header("hrl", decode_hrl, samples::hrl_header().encode().into(), vec![6, 7]),
         header(
             "journal file",
             |bytes| JournalFileHeader::decode(bytes).map(drop),
-            journal,
+            samples::journal_file_header().encode(),
             vec![56, 67, 72, 87],
         ),
         header(
@@ -77,36 +65,44 @@ fn checked() -> Vec<Checked> {
             samples::key().encode(),
             vec![46, 47],
         ),
-        header(
-            "segment",
-            |bytes| SegmentHeader::decode(bytes).map(drop),
-            segment,
-            reserved(&[192, 195]),
-        ),
-        header(
-            "epoch",
-            |bytes| ObjectHeader::decode(ObjectKind::Epoch, bytes).map(drop),
-            epoch,
-            reserved(&[152, 155]),
-        ),
-        header("map", |bytes| MapHeader::decode(bytes).map(drop), map, reserved(&[])),
-        header(
-            "index run",
-            |bytes| ObjectHeader::decode(ObjectKind::IndexRun, bytes).map(drop),
-            index_run,
-            reserved(&[152, 155]),
-        ),
-        header(
+    ];
+    layouts.extend(checked_objects());
+    layouts
+}
+
+/// Of objects the headers.
+fn checked_objects() -> Vec<Checked> {
+    let object = |name, kind: ObjectKind, object: Vec<u8>, decode, own: [usize; 2]| {
+        // Of every object, and behind them those of the kind.
+        let reserved = [&[60, 63, 74, 75, 84, 87][..], &own].concat();
+        header(name, decode, object[..kind.header_bytes()].to_vec(), reserved)
+    };
+    let without_fields = |name, kind, bytes, decode| object(name, kind, bytes, decode, [152, 155]);
+    let segment = samples::segment_header(SlotKind::Segment).encode();
+    let segments: Decode = |bytes| SegmentHeader::decode(bytes).map(drop);
+    let maps: Decode = |bytes| MapHeader::decode(bytes).map(drop);
+    let parts: Decode = |bytes| PartHeader::decode(bytes).map(drop);
+    vec![
+        object("segment", ObjectKind::Slot, segment, segments, [192, 195]),
+        object("map", ObjectKind::Map, samples::map_object(), maps, [192, 195]),
+        object("map part", ObjectKind::Pages, samples::map_pages_object(), parts, [184, 187]),
+        without_fields("epoch", ObjectKind::Epoch, samples::epoch_object(), |bytes| {
+            ObjectHeader::decode(ObjectKind::Epoch, bytes).map(drop)
+        }),
+        without_fields("index run", ObjectKind::IndexRun, samples::index_run_object(), |bytes| {
+            ObjectHeader::decode(ObjectKind::IndexRun, bytes).map(drop)
+        }),
+        without_fields(
             "checkpoint",
+            ObjectKind::Checkpoint,
+            samples::checkpoint_object(),
             |bytes| ObjectHeader::decode(ObjectKind::Checkpoint, bytes).map(drop),
-            checkpoint,
-            reserved(&[152, 155]),
         ),
     ]
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 5] = ["segment", "epoch", "map", "index run", "checkpoint"];
+const OBJECTS: [&str; 6] = ["segment", "epoch", "map", "map part", "index run", "checkpoint"];
 
 fn decode_frame_header(bytes: &[u8]) -> Result<(), DecodeError> {
     FrameHeader::decode(&sized("frame header", bytes)?).map(drop)
@@ -225,6 +221,11 @@ fn lengths_over_their_limit_are_refused_by_the_header_alone() {
         let error = with("segment", 160, &value.to_le_bytes()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
     }
+    for value in [u64::MAX, (64 << 20) + 1] {
+        let error = with("map part", 176, &value.to_le_bytes()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
+    }
+    with("map part", 176, &(64_u64 << 20).to_le_bytes()).unwrap();
     // The bodies of epochs are small.
     let raw = |bytes: u32| with("epoch", 80, &bytes.to_le_bytes()).unwrap_err().kind();
     assert_eq!((raw((64 << 10) + 1), raw(64 << 10)), (ErrorKind::Limit, ErrorKind::Corrupt));
@@ -252,8 +253,11 @@ fn a_body_is_as_long_as_its_tag_and_no_longer_than_raw() {
 fn fields_out_of_range_are_refused() {
     let of_all = OBJECTS.into_iter().flat_map(|name| [(name, 64, 0), (name, 68, 0)]);
     let of_segments = [("segment", 72, 0), ("segment", 56, 1)];
-    let of_maps =
-        [("map", 48, 0), ("map", 56, 3), ("map", 72, 1), ("map", 184, 1), ("map", 185, 8)];
+    // No seq, one that has parts, a variant, no epoch.
+    let of_maps = [("map", 48, 0), ("map", 56, 1), ("map", 72, 1), ("map", 184, 0)];
+    let of_parts =
+        [("map part", 48, 0), ("map part", 58, 1), ("map part", 72, 1), ("map part", 168, 0)];
+    let of_maps = of_maps.into_iter().chain(of_parts);
     let others = [("hrl", 32, 0), ("epoch", 72, 1), ("index run", 72, 1), ("checkpoint", 72, 1)];
     for (name, at, value) in of_all.chain(of_segments).chain(of_maps).chain(others) {
         let error = with(name, at, &[value]).unwrap_err();
@@ -403,7 +407,9 @@ proptest! {
         let _ = entries(&bytes).count();
         let _ = Table::decode(&bytes);
         let _ = EpochBody::decode(&bytes);
-        let _ = MapBody::decode(&bytes);
+        let _ = Manifest::decode(&bytes);
+        let _ = Directory::decode(&bytes);
+        let _ = Page::decode(&bytes);
         let _ = IndexRun::decode(&bytes);
         let _ = CheckpointBody::decode(&bytes, samples::CHECKPOINT_SLOT);
     }

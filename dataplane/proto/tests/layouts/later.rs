@@ -5,9 +5,10 @@
 
 use crate::bodies::{MUST, Section, bodies, join, split};
 use crate::canonical::heads;
+use crate::maps::{FRAME, LAYER, MAP_MARK, PAGE};
 use crate::samples;
 use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SECTIONS_MAX};
-use farshore_proto::map::{MapBody, MapHeader};
+use farshore_proto::map::{Directory, Manifest, MapHeader, Page, PartHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind, commit, committed};
 use farshore_proto::sections::{SECTION_HEAD_BYTES, SectionKind, SectionWriter, Sections};
 use farshore_proto::segment::{SegmentHeader, SlotKind};
@@ -17,8 +18,6 @@ const MUST_AT: usize = 8;
 const MAY_AT: usize = 12;
 const VARIANT_AT: usize = 72;
 const COMPRESSION_AT: usize = 73;
-/// Where the kind of its mark is in the head of a map.
-const MAP_KIND_AT: usize = 48;
 
 /// A header, changed, with its length and checksum put right.
 fn changed(good: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -59,9 +58,17 @@ fn a_code_that_is_not_known_is_named_as_newer() {
         let slot = samples::segment_header(SlotKind::Seal).encode();
         let slot = SegmentHeader::decode(&changed(&slot, |head| head[VARIANT_AT] = code));
         assert_eq!(slot.err(), (code > 3).then(|| newer("segment", "kind")));
-        let mut map = samples::map_body().encode();
-        map[SECTION_HEAD_BYTES + MAP_KIND_AT] = code;
-        assert_eq!(MapBody::decode(&map).err(), (code > 5).then(|| newer("mark", "kind")));
+        let with = |mut bytes: Vec<u8>, at: usize| {
+            bytes[at] = code;
+            bytes
+        };
+        let manifest = |at| Manifest::decode(&with(samples::manifest().encode(), at)).err();
+        assert_eq!(manifest(MAP_MARK + 28), (code > 5).then(|| newer("mark", "kind")));
+        assert_eq!(manifest(LAYER + 52), (code > 2).then(|| newer("map", "layer")));
+        let directory = Directory::decode(&with(samples::directory().encode(), PAGE + 28));
+        assert_eq!(directory, Err(newer("object", "compression")));
+        let page = Page::decode(&with(samples::page().encode(), FRAME + 24));
+        assert_eq!(page, Err(newer("object", "compression")));
     }
 }
 
@@ -114,9 +121,15 @@ fn fields_of_a_longer_header_are_where_they_were() {
     assert_eq!((read.kind, read.frames_bytes, read.writer), (segment.kind, 20_016, segment.writer));
     assert_eq!(read.frames_offset(), 304 + 300);
     let map = samples::map_object();
-    let head = changed(&map[..192], |head| head.resize(500, 1));
+    let head = changed(&map[..200], |head| head.resize(500, 1));
     let read = MapHeader::decode(&head).unwrap();
-    assert_eq!((read.fields, read.part(), read.seq().0), (samples::map_fields(), 1, 43));
+    assert_eq!((read.fields, read.at()), (samples::map_fields(), samples::MAP_AT));
+    let part = samples::map_pages_object();
+    let head = changed(&part[..192], |head| head.resize(500, 1));
+    let read = PartHeader::decode(&head).unwrap();
+    assert_eq!((read.fields, read.at()), (samples::part_fields(), samples::MAP_AT));
+    let body = read.object.body_bytes as u64;
+    assert_eq!(read.object_bytes(), 504 + body + samples::part_fields().pages_bytes);
 }
 
 #[test]

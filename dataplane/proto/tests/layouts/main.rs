@@ -11,6 +11,7 @@ mod derived;
 mod golden;
 mod identity;
 mod later;
+mod maps;
 mod newer;
 mod roundtrip;
 mod samples;

@@ -7,10 +7,10 @@ use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX,
-    JOURNAL_GROUP_ENTRIES_MAX, MAP_PARTS_MAX, SEGMENT_FRAME_BYTES_MAX, SEQ_CLAIMED_MAX, SLOT_MAX,
-    VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
+    JOURNAL_GROUP_ENTRIES_MAX, MAP_PART_BYTES_MAX, MAP_PARTS_MAX, SEGMENT_FRAME_BYTES_MAX,
+    SEQ_CLAIMED_MAX, SLOT_MAX, VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
 };
-use farshore_proto::map::{MapFields, MapHeader};
+use farshore_proto::map::{MapFields, MapHeader, PartFields, PartHeader};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::{ObjectHeader, ObjectKind, ObjectPlace};
 use farshore_proto::segment::{
@@ -18,8 +18,8 @@ use farshore_proto::segment::{
     SlotKind, SlotWriter, Span, Table,
 };
 use farshore_proto::{
-    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
-    PointId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MapAttempt,
+    MarkAttempt, MarkKind, Place, PointId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -149,7 +149,7 @@ fn stream() -> impl Strategy<Value = Vec<(FrameHeader, Vec<u8>)>> {
 
 prop_compose! {
     fn frames()(
-        frames in vec((0..=1_048_592_u32, 4096..=1_048_576_u32, any::<bool>()), 1..5),
+        frames in vec((0..=1_048_624_u32, 4096..=1_048_576_u32, any::<bool>()), 1..5),
     ) -> Vec<SegmentFrame> {
         frames
             .into_iter()
@@ -367,15 +367,34 @@ proptest! {
 
     #[test]
     fn map_headers(
-        object in object(ObjectKind::Map), seq in seq(), attempt: [u8; 16], point: [u8; 16],
-        part: u32, parts in 1..=u32::try_from(MAP_PARTS_MAX).unwrap(),
+        object in object(ObjectKind::Map), seq in seq(), ordinal in 1_u64.., attempt: [u8; 16],
+        point in option::of(1_u128..),
     ) {
         let ObjectPlace { vault, subject, .. } = object.place;
-        let place = MapHeader::place(vault, VolumeId(subject), seq, part % parts);
-        let object = ObjectHeader { place, ..object };
-        let fields = MapFields { attempt, point: PointId(point), parts };
+        let object = ObjectHeader { place: MapHeader::place(vault, VolumeId(subject), seq), ..object };
+        let point = point.map(|point| PointId(point.to_le_bytes()));
+        let fields = MapFields { attempt: MapAttempt(attempt), point, ordinal };
         let bytes = object.encode(|own| fields.put(own));
-        prop_assert_eq!(MapHeader::decode(&bytes), Ok(MapHeader { object, fields }));
+        let header = MapHeader { object, fields };
+        prop_assert_eq!(MapHeader::decode(&bytes), Ok(header));
+        prop_assert_eq!(header.at(), Place { ordinal, seq });
+    }
+
+    #[test]
+    fn map_part_headers(
+        object in object(ObjectKind::Pages), seq in seq(), ordinal in 1_u64.., attempt: [u8; 16],
+        part in 0..u32::try_from(MAP_PARTS_MAX).unwrap(), pages_bytes in 0..=MAP_PART_BYTES_MAX,
+    ) {
+        let ObjectPlace { vault, subject, .. } = object.place;
+        let place = PartHeader::place(vault, VolumeId(subject), seq, part);
+        let object = ObjectHeader { place, ..object };
+        let fields = PartFields { attempt: MapAttempt(attempt), ordinal, pages_bytes };
+        let bytes = object.encode(|own| fields.put(own));
+        let header = PartHeader { object, fields };
+        prop_assert_eq!(PartHeader::decode(&bytes), Ok(header));
+        prop_assert_eq!(header.at(), Place { ordinal, seq });
+        let front = (object.header_bytes + object.body_bytes) as u64;
+        prop_assert_eq!(header.object_bytes(), front + pages_bytes);
     }
 
     #[test]

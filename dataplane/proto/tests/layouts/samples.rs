@@ -1,5 +1,9 @@
 //! One example of each layout; the golden files hold exactly these.
 
+mod maps;
+
+pub(crate) use maps::*;
+
 use farshore_proto::checkpoint::{self, CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{self, EpochBody};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
@@ -8,7 +12,6 @@ use farshore_proto::index_run::{self, IndexRun};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
 use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper, WrapperKind};
 use farshore_proto::limits::BLOCK_BYTES;
-use farshore_proto::map::{MapBody, MapFields, MapHead, MapHeader, MapRun};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::{ObjectHeader, ObjectPlace};
 use farshore_proto::segment::{
@@ -95,7 +98,11 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("epoch-body", epoch_body().encode()),
         ("epoch-body-stamped", stamped_epoch_body().encode()),
         ("map-object", map_object()),
-        ("map-body", map_body().encode()),
+        ("map-body", manifest().encode()),
+        ("map-pages-object", map_pages_object()),
+        ("map-directory", directory().encode()),
+        ("map-delta-directory", delta_directory().encode()),
+        ("map-page", page().encode()),
         ("index-run-object", index_run_object()),
         ("index-run-body", index_run().encode()),
         ("checkpoint-object", checkpoint_object()),
@@ -244,6 +251,8 @@ pub(crate) fn stamped_table() -> Table {
 /// A segment of another log, and the attempt at it.
 pub(crate) const OTHER: Target =
     Target { log: OTHER_LOG, slot: Slot(9), attempt: Attempt(id(0x70)) };
+/// The segment of the sample.
+const OWN: Target = Target { log: LOG, slot: Slot(0x0102), attempt: Attempt(id(0x10)) };
 
 pub(crate) fn table() -> Table {
     let here = ChunkPlace::Here { frame: 0, offset: 0 };
@@ -371,38 +380,10 @@ pub(crate) fn key_of_a_later_program() -> Vec<u8> {
     with_checksum(out)
 }
 
-pub(crate) fn map_fields() -> MapFields {
-    MapFields { attempt: id(0x70), point: POINT, parts: 3 }
-}
-
-pub(crate) fn map_object() -> Vec<u8> {
-    let place = MapHeader::place(VAULT, VOLUME, Seq(43), 1);
-    whole(place, |own| map_fields().put(own), &map_body().encode())
-}
-
 pub(crate) fn stored_chunks() -> Vec<StoredChunk> {
     let chunk =
         |first, target, chunk| StoredChunk { id: ChunkId(id(first)), blocks: 8, target, chunk };
-    let own = Target { log: LOG, slot: Slot(0x0102), attempt: Attempt(id(0x10)) };
-    vec![chunk(0x20, OTHER, 6), chunk(0x60, own, 0)]
-}
-
-pub(crate) fn map_body() -> MapBody {
-    let run =
-        |block, count, chunk, first| MapRun { range: BlockRange { block, count }, chunk, first };
-    MapBody {
-        head: MapHead {
-            ordinal: 2,
-            log: LOG,
-            slot: Slot(0x0102),
-            size_bytes: 64 << 20,
-            time_unix_ms: 1_767_225_600_000,
-            kind: MarkKind::Crash,
-            unknown_blocks: 0,
-        },
-        chunks: stored_chunks(),
-        runs: vec![run(5, 2, 1, 1), run(7, 1, 0, 0), run(1032, 8, 0, 0)],
-    }
+    vec![chunk(0x20, OTHER, 6), chunk(0x60, OWN, 0)]
 }
 
 pub(crate) fn index_run_object() -> Vec<u8> {

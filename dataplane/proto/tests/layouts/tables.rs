@@ -102,7 +102,7 @@ fn extents_and_marks_belong_to_spans() {
 
 #[test]
 fn a_frame_over_its_limit_is_refused() {
-    assert_eq!(with(FRAME, &(1_048_593_u32).to_le_bytes()).unwrap_err().kind(), ErrorKind::Limit);
+    assert_eq!(with(FRAME, &(1_048_625_u32).to_le_bytes()).unwrap_err().kind(), ErrorKind::Limit);
     assert_eq!(
         with(FRAME + 4, &(1_048_577_u32).to_le_bytes()).unwrap_err().kind(),
         ErrorKind::Limit

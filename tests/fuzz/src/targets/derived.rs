@@ -1,61 +1,13 @@
-//! Maps, index runs and checkpoints: heads and opened bodies.
+//! Index runs and checkpoints: heads and opened bodies.
 
 use crate::{checksum, later, taken};
+use farshore_proto::Slot;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::index_run::IndexRun;
-use farshore_proto::limits::{BLOCK_BYTES, OBJECT_BODY_BYTES_MAX};
-use farshore_proto::map::{MapBody, MapHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
-use farshore_proto::{DecodeError, Slot};
 
 /// Where the kept checkpoints stand.
 pub(super) const CHECKPOINT_SLOT: Slot = Slot(256);
-
-fn map_head_again(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
-    let MapHeader { mut object, fields } = MapHeader::decode(bytes)?;
-    object.header_bytes = ObjectKind::Map.header_bytes();
-    Ok(object.encode(|own| fields.put(own)))
-}
-
-pub(super) fn map_object(bytes: &[u8]) {
-    let kind = ObjectKind::Map;
-    checksum::both(bytes, later::head_end(bytes, kind), |bytes| {
-        let Ok(again) = map_head_again(bytes) else { return };
-        later::must_be_head(bytes, &again, kind, map_head_again);
-        if let Ok(header) = MapHeader::decode(bytes) {
-            assert!(header.part() < header.fields.parts && header.seq().0 > 0);
-            assert!(header.object.body_raw_bytes <= OBJECT_BODY_BYTES_MAX);
-        }
-        taken();
-    });
-}
-
-pub(super) fn map_object_samples() -> Vec<Vec<u8>> {
-    vec![
-        include_bytes!("../../../../dataplane/proto/testdata/v2/map-object.bin").to_vec(),
-        include_bytes!("../../../../dataplane/codec/testdata/v2/map.bin").to_vec(),
-    ]
-}
-
-pub(super) fn map_body(bytes: &[u8]) {
-    let Ok(body) = MapBody::decode(bytes) else { return };
-    let again = |bytes: &[u8]| Ok(MapBody::decode(bytes)?.encode());
-    later::must_be_body(bytes, &body.encode(), later::MAP, again);
-    let mut floor = 0;
-    for run in &body.runs {
-        let chunk = &body.chunks[run.chunk as usize];
-        assert!(u64::from(run.first) + run.range.count <= chunk.blocks.into());
-        assert!(run.range.block >= floor && run.range.count > 0);
-        floor = run.range.end();
-    }
-    let blocks = body.head.size_bytes.div_ceil(BLOCK_BYTES as u64);
-    assert!(floor <= blocks, "runs lie in the volume");
-    taken();
-}
-
-pub(super) fn map_body_samples() -> Vec<Vec<u8>> {
-    vec![include_bytes!("../../../../dataplane/proto/testdata/v2/map-body.bin").to_vec()]
-}
 
 /// The header of a kind that has no fields of its own.
 pub(super) fn plain_head(bytes: &[u8], kind: ObjectKind) {

@@ -3,11 +3,13 @@
 mod derived;
 mod frames;
 mod kept_files;
+mod maps;
 mod memory_files;
 mod nbd;
 mod nbd_model;
 mod objects;
 mod sealed;
+mod sealed_maps;
 mod segment;
 mod streams;
 mod text;
@@ -43,8 +45,11 @@ pub const TARGETS: &[Target] = &[
     target!("segment_table", segment, table, table_samples, 4 * MIB),
     target!("epoch_object", objects, epoch_object, epoch_object_samples, LITTLE),
     target!("epoch_body", objects, epoch_body, epoch_body_samples, LITTLE),
-    target!("map_object", derived, map_object, map_object_samples, LITTLE),
-    target!("map_body", derived, map_body, map_body_samples, 4 * MIB),
+    target!("map_object", maps, map_object, map_object_samples, LITTLE),
+    target!("map_body", maps, map_body, map_body_samples, 4 * MIB),
+    target!("map_pages_object", maps, pages_object, pages_object_samples, LITTLE),
+    target!("map_directory", maps, directory, directory_samples, MIB),
+    target!("map_page", maps, page, page_samples, 4 * MIB),
     target!("index_run_object", derived, index_run_object, index_run_object_samples, LITTLE),
     target!("index_run_body", derived, index_run_body, index_run_body_samples, 4 * MIB),
     target!("checkpoint_object", derived, checkpoint_object, checkpoint_object_samples, LITTLE),
@@ -56,7 +61,8 @@ pub const TARGETS: &[Target] = &[
     target!("sealed_journal", sealed, journal, journal_samples, 9 * MIB),
     target!("sealed_segment", segment, sealed, sealed_samples, 64 * MIB),
     target!("sealed_epoch", sealed, epoch, epoch_samples, LITTLE),
-    target!("sealed_map", sealed, map, map_samples, 40 * MIB),
+    target!("sealed_map", sealed_maps, manifest, manifest_samples, 40 * MIB),
+    target!("sealed_map_pages", sealed_maps, pages, pages_samples, 40 * MIB),
     target!("sealed_index_run", sealed, index_run, index_run_samples, 40 * MIB),
     target!("sealed_checkpoint", sealed, checkpoint, checkpoint_samples, 40 * MIB),
     target!("object_names", text, object_names, object_names_samples, LITTLE),

@@ -1,13 +1,16 @@
 //! Segments: header, opened table, and the whole object as somebody with the key sealed it.
 
-use super::sealed::{Body, LOG, VAULT, in_each_way, must_be, ring, seal_object, sealer};
+use super::sealed::{
+    Body, KEY, LOG, VAULT, in_each_way, must_be, part_aad, ring, seal_object, sealer,
+};
 use crate::{checksum, later, taken};
 use farshore_codec::seal::Domain;
-use farshore_codec::segment::{Opener, chunk_of};
+use farshore_codec::segment::{Opener, chunk_of, open_frame_at};
 use farshore_codec::{ChunkHasher, CodecError};
 use farshore_proto::limits::{
-    BLOCK_BYTES, OBJECT_BODY_BYTES_MAX, SEGMENT_BYTES_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
+    BLOCK_BYTES, FRAME_TRAILER_BYTES, OBJECT_BODY_BYTES_MAX, SEGMENT_BYTES_MAX, VOLUME_BLOCKS_MAX,
 };
+use farshore_proto::map::FrameAt;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::segment::{
     ChunkPlace, Compression, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader, SlotKind,
@@ -121,33 +124,52 @@ pub(super) fn sealed(bytes: &[u8]) {
     let object = seal_object(&mut sealer, place, kind.code(), own, &body);
     let Some(mut object) = object else { return };
     for (number, frame) in (0..).zip(&frames) {
-        let Some(bytes) = (frame.stored_bytes as usize).checked_sub(TAG_BYTES) else { return };
+        let stored_bytes = frame.stored_bytes as usize;
+        let Some(bytes) = stored_bytes.checked_sub(FRAME_TRAILER_BYTES) else { return };
         let mut stored: Vec<u8> = input.iter().copied().cycle().take(bytes).collect();
-        let aad = frame_aad(number, frame);
+        let aad = part_aad(&place, number, frame.raw_bytes, frame.compression);
         sealer.seal(Domain::Frame, &aad, &mut stored).expect("inputs are small");
         object.extend_from_slice(&stored);
+        object.extend_from_slice(sealer.salt());
     }
-    if let Ok(table) = open(&object) {
+    let opened = open(&object);
+    frames_alone(&object, opened.is_ok());
+    if let Ok(table) = opened {
         body.must_hold_but_for_later(&table.encode(), later::TABLE);
         assert!(kind == SlotKind::Segment || table == Table::default(), "it holds nothing");
     }
 }
 
-/// As `docs/formats/segment.md` says, apart from the code under test.
-fn frame_aad(number: u32, frame: &SegmentFrame) -> Vec<u8> {
-    let mut aad = Vec::new();
-    aad.put_bytes(&VAULT.0);
-    aad.put_bytes(&LOG.0);
-    aad.put_u64(SLOT.0);
-    aad.put_u32(number);
-    aad.put_u32(frame.raw_bytes);
-    aad.put_u8(u8::from(frame.compression == Compression::Zstd));
-    aad.put_zeros(7);
-    aad
+/// Opens each frame as who has a page of a map does, and as who has the segment: it comes to the same. All open if
+/// the segment does.
+fn frames_alone(object: &[u8], is_whole: bool) {
+    let ring = ring();
+    let Ok(opener) = Opener::open_header(object, VAULT, LOG, SLOT, &ring) else { return };
+    let narrow = |at: u64| usize::try_from(at).expect("64-bit");
+    let range = opener.table_range();
+    let Ok(table) = opener.open_table(&object[narrow(range.start)..narrow(range.end)]) else {
+        return;
+    };
+    let target = Target { log: LOG, slot: SLOT, attempt: opener.header().attempt() };
+    for ((number, range), frame) in (0..).zip(opener.frame_ranges(&table)).zip(&table.frames) {
+        let offset = u32::try_from(range.start).expect("inputs are small");
+        let at = FrameAt { target, number, offset, key: KEY, frame: *frame };
+        assert_eq!(at.range(), range);
+        let sealed = &object[narrow(range.start)..narrow(range.end)];
+        let (mut alone, mut within) = (Vec::new(), Vec::new());
+        let one = open_frame_at(VAULT, &at, sealed, &ring, &mut alone);
+        let other = opener.open_frame(&table, number, sealed, &mut within);
+        assert_eq!((one, alone), (other.clone(), within), "frame {number}");
+        assert!(other.is_ok() || !is_whole, "frame {number}");
+    }
 }
 
 fn found(object: &[u8]) {
-    must_be(open(object).is_ok(), object, SEGMENT);
+    let is_open = open(object).is_ok();
+    must_be(is_open, object, SEGMENT);
+    if is_open {
+        frames_alone(object, true);
+    }
     for (slot, sealed) in [(8, SEAL), (9, FILL)] {
         let opener = Opener::open_header(object, VAULT, LOG, Slot(slot), &ring());
         let is_open = opener
@@ -176,7 +198,7 @@ fn open(object: &[u8]) -> Result<Table, CodecError> {
 pub(super) fn sealed_samples() -> Vec<Vec<u8>> {
     // The table of one bare frame with one chunk of one block.
     let frame =
-        SegmentFrame { stored_bytes: 4096 + 16, raw_bytes: 4096, compression: Compression::Raw };
+        SegmentFrame { stored_bytes: 4096 + 48, raw_bytes: 4096, compression: Compression::Raw };
     let place = ChunkPlace::Here { frame: 0, offset: 0 };
     let chunk = SegmentChunk { id: ChunkId([0; 32]), blocks: 1, place };
     let bare = Table { frames: vec![frame], chunks: vec![chunk], spans: Vec::new() };

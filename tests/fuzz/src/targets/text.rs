@@ -6,7 +6,7 @@ use farshore_api::point::PointSelector;
 use farshore_codec::WrappingKey;
 use farshore_nbd::Address;
 use farshore_proto::keys::Fingerprint;
-use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VolumeId};
+use farshore_proto::{KeyNumber, LogId, MapAttempt, Place, RunId, Seq, Slot, VolumeId};
 use farshore_vault::layout::{self, ObjectName};
 
 // The source of a program, which no crate can name, read here as a module.
@@ -77,23 +77,26 @@ pub(super) fn object_names(bytes: &[u8]) {
     if let Some(ordinal) = layout::ordinal_of(name) {
         ends(ObjectName::epoch(VolumeId([1; 16]), ordinal), 1);
     }
-    if let Some((seq, part)) = layout::map_part_of(name) {
-        ends(ObjectName::map(VolumeId([1; 16]), seq, part), 2);
+    if let Some((at, attempt)) = layout::map_of(name) {
+        ends(ObjectName::map(VolumeId([1; 16]), at, attempt), 2);
     }
     if let Some((key, wrapper)) = layout::key_of(name) {
         ends(ObjectName::key(key, wrapper), 2);
     }
     if let Some(run) = layout::run_of(name) {
-        ends(ObjectName::index_run(run), 1);
+        ends(ObjectName::index_run(run), 2);
     }
 }
+
+/// The last place that a name has room for.
+const AT: Place = Place { ordinal: 9_999_999_999, seq: Seq(u64::MAX) };
 
 pub(super) fn object_names_samples() -> Vec<Vec<u8>> {
     [
         ObjectName::slot(LogId([0xab; 16]), Slot(0x1f)),
         ObjectName::slot(LogId([0xab; 16]), Slot(u64::MAX)),
         ObjectName::epoch(VolumeId([0x11; 16]), 9_999_999_999),
-        ObjectName::map(VolumeId([0x11; 16]), Seq(u64::MAX), 1023),
+        ObjectName::map(VolumeId([0x11; 16]), AT, MapAttempt([0x33; 16])),
         ObjectName::index_run(RunId([0x22; 16])),
         ObjectName::key(KeyNumber(u32::MAX), Fingerprint([0xab; 8])),
     ]
