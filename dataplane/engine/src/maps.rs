@@ -77,6 +77,8 @@ struct Since {
     segments: u64,
     /// Runs of the last map that this node wrote; 0 before the first.
     runs: u64,
+    /// Extents since the last map, those of attempts that gave none included.
+    unmapped: u64,
     /// Whether it stands in line, or is being mapped.
     is_taken: bool,
 }
@@ -128,6 +130,9 @@ impl Maps {
             Input::Ended { volume, runs } => {
                 assert!(self.under_way.remove(&volume), "V2: a map ends once");
                 if let Some(since) = self.since.get_mut(&volume) {
+                    if runs.is_some() {
+                        since.unmapped = since.extents;
+                    }
                     since.runs = runs.unwrap_or(since.runs);
                     since.is_taken = false;
                 }
@@ -139,12 +144,19 @@ impl Maps {
         {
             if let Some(since) = self.since.get_mut(&volume) {
                 // What comes from now on may not be in the map.
-                *since = Since { runs: since.runs, is_taken: true, ..Since::default() };
+                let (runs, unmapped) = (since.runs, since.unmapped);
+                *since = Since { runs, unmapped, is_taken: true, ..Since::default() };
             }
             self.under_way.insert(volume);
             out.push(Output::Map { volume });
         }
         self.check();
+    }
+
+    /// Extents of a volume that are in none of the maps that this node wrote.
+    #[must_use]
+    pub fn unmapped(&self, volume: VolumeId) -> u64 {
+        self.since.get(&volume).map_or(0, |since| since.unmapped)
     }
 
     fn committed(&mut self, spans: Vec<(VolumeId, u64)>) {
@@ -157,6 +169,7 @@ impl Maps {
             let new = || Since { is_taken, ..Since::default() };
             let since = self.since.entry(volume).or_insert_with(new);
             since.extents += count;
+            since.unmapped += count;
             since.segments += 1;
             self.line_up(volume);
         }
@@ -236,8 +249,15 @@ mod tests {
         assert_eq!(committed(maps, &[(VOLUME, 20_000)]), [VOLUME]);
         ended(maps, VOLUME, Some(100_000 << 10));
         assert_eq!(committed(maps, &[(VOLUME, 100_001)]), [VOLUME]);
+        committed(maps, &[(VOLUME, 7)]);
+        assert_eq!(maps.unmapped(VOLUME), 100_008);
         ended(maps, VOLUME, None);
-        assert!(committed(maps, &[(VOLUME, 100_000)]).is_empty());
+        assert_eq!(maps.unmapped(VOLUME), 100_008, "it did not end with a map");
+        assert!(committed(maps, &[(VOLUME, 99_993)]).is_empty());
+        assert_eq!(committed(maps, &[(VOLUME, 1)]), [VOLUME]);
+        committed(maps, &[(VOLUME, 5)]);
+        ended(maps, VOLUME, Some(1));
+        assert_eq!(maps.unmapped(VOLUME), 5, "what came while it was mapped");
     }
 
     #[test]

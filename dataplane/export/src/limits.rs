@@ -9,8 +9,10 @@ pub const RESTORE_JOURNAL_BYTES_MAX: u64 = 1 << 30;
 pub const SORT_PLACES_MAX: usize = 1 << 20;
 /// Bytes that are read ahead of each such file.
 pub const SORT_BUFFER_BYTES: usize = 64 << 10;
-/// Runs that are wanted of one frame and written at once.
-pub const FRAME_PLACES_MAX: usize = 1 << 16;
+/// Files that are read side by side; more are merged first.
+pub const SORT_FILES_MAX: usize = 128;
+/// Bytes that are written at once of what runs want of one frame.
+pub const FRAME_WRITE_BYTES: u64 = 16 << 20;
 /// Names beside a restored file that are tried until one is free.
 pub const RESTORE_PARTIALS_MAX: u32 = 64;
 /// Largest run of zeros written at once where no hole can be made.

@@ -230,9 +230,14 @@ fn sort_directory(
 ) -> Result<PathBuf, RestoreError> {
     let found = survey(to)?;
     found.check(size_bytes, options)?;
-    let beside = found.path.parent().filter(|_| found.kind != TargetKind::Device);
-    let directory = beside.or(options.journal_directory.as_deref());
-    Ok(directory.map_or_else(std::env::temp_dir, Path::to_owned))
+    if found.kind != TargetKind::Device {
+        return Ok(found.path.parent().unwrap_or(Path::new("/")).to_owned());
+    }
+    let Some(directory) = options.journal_directory.clone() else {
+        return Ok(std::env::temp_dir());
+    };
+    target::make_private(&directory).map_err(io_error(&directory, "make it"))?;
+    Ok(directory)
 }
 
 async fn write_all(

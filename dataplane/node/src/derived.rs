@@ -10,7 +10,7 @@ use crate::troubles::{Troubles, Work};
 use farshore_engine::maps;
 use farshore_proto::{ErrorKind, VolumeId};
 use farshore_vault::{Vault, VaultError, map, runs};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -22,6 +22,8 @@ const RUN_AGE: Duration = Duration::from_secs(40);
 const RUN_CHUNKS_MIN: usize = 1024;
 /// The last run of an orderly stop may take so long.
 const LAST_RUN_MAX: Duration = Duration::from_secs(10);
+/// So many extents that are in no map are told: eight times what makes the largest volume due.
+const UNMAPPED_TOLD: u64 = 1 << 21;
 /// Between two attempts to write a run.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -54,14 +56,19 @@ impl Maps {
         self.metrics.troubles().clear(Work::Map(volume));
     }
 
+    fn lock(&self) -> MutexGuard<'_, maps::Maps> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn step(self: &Arc<Self>, input: maps::Input) {
         let mut out = Vec::new();
-        self.due.lock().unwrap_or_else(PoisonError::into_inner).step(input, &mut out);
+        self.lock().step(input, &mut out);
         for maps::Output::Map { volume } in out {
             let this = Arc::clone(self);
             self.aside.spawn(async move {
                 let written = map::write(&this.vault, volume).await;
-                tell(this.metrics.troubles(), volume, &written);
+                let unmapped = this.lock().unmapped(volume);
+                tell(this.metrics.troubles(), volume, unmapped, &written);
                 let runs = runs_of(volume, written);
                 this.step(maps::Input::Ended { volume, runs });
             });
@@ -88,13 +95,22 @@ fn runs_of(volume: VolumeId, written: Result<Option<map::Written>, VaultError>) 
     }
 }
 
-/// Tells of a volume of which too much came behind its newest map, or whose map would be too large: it is not restored
-/// at its newest point. A map that was not written for another reason says nothing of that.
-fn tell(troubles: &Troubles, volume: VolumeId, written: &Result<Option<map::Written>, VaultError>) {
+/// Tells of a volume whose map is too large, or that could not be mapped for so long that its views take their time to
+/// open; `unmapped` extents are in no map.
+fn tell(
+    troubles: &Troubles,
+    volume: VolumeId,
+    unmapped: u64,
+    written: &Result<Option<map::Written>, VaultError>,
+) {
     match written {
         Ok(_) => troubles.clear(Work::Map(volume)),
-        Err(error) if error.kind() == ErrorKind::Limit => {
-            let what = format!("volume {volume} cannot be restored at its newest point: {error}");
+        Err(error) if error.kind() == ErrorKind::Limit || unmapped >= UNMAPPED_TOLD => {
+            let what = format!(
+                "volume {volume} has not been mapped since {unmapped} extents ago, so that its views and restores \
+                 take long, and at last have no room: {}",
+                chain(error)
+            );
             troubles.set(Work::Map(volume), what);
         }
         Err(_) => {}

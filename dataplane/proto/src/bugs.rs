@@ -96,6 +96,10 @@ pub enum Bug {
     CheckpointForgetsIdle,
     /// The end of a log is where the search found nothing: what lies in front of that is not looked at.
     EndWhereNothingIs,
+    /// A delta of a map does not say what became zero.
+    DeltaWithoutZeros,
+    /// A map where there is no mark is taken for the point that it names.
+    UnmarkedTakenForPoint,
     /// Points grow old by the clock of their agent.
     AgeByAgentsClock,
     /// A device is served whoever has it: mounted, swapped to, under a mapping, opened by others.
@@ -112,7 +116,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 50] = [
+    pub const ALL: [Self; 52] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -157,6 +161,8 @@ impl Bug {
         Self::CheckpointAhead,
         Self::CheckpointForgetsIdle,
         Self::EndWhereNothingIs,
+        Self::DeltaWithoutZeros,
+        Self::UnmarkedTakenForPoint,
         Self::AgeByAgentsClock,
         Self::MountedIsServed,
         Self::WrittenIsServed,
@@ -213,6 +219,8 @@ impl Bug {
             Self::CheckpointAhead => "checkpoint-ahead",
             Self::CheckpointForgetsIdle => "checkpoint-forgets-idle",
             Self::EndWhereNothingIs => "end-where-nothing-is",
+            Self::DeltaWithoutZeros => "delta-without-zeros",
+            Self::UnmarkedTakenForPoint => "unmarked-taken-for-point",
             Self::AgeByAgentsClock => "age-by-agents-clock",
             Self::MountedIsServed => "mounted-is-served",
             Self::WrittenIsServed => "written-is-served",

@@ -90,12 +90,16 @@ impl FenceError {
 /// the end; `Unavailable`; `Limit`.
 pub async fn end_of_stream(vault: &Vault, volume: VolumeId) -> Result<StreamEnd, VaultError> {
     let epochs = read_epochs(vault, volume).await?;
-    let base = newest_map(vault, volume, &epochs).await;
+    let base = newest_map(vault, volume, &epochs).await?;
     end_in(vault, volume, &epochs, base, None).await
 }
 
 /// The newest map.
-async fn newest_map(vault: &Vault, volume: VolumeId, epochs: &[EpochBody]) -> Option<map::Base> {
+async fn newest_map(
+    vault: &Vault,
+    volume: VolumeId,
+    epochs: &[EpochBody],
+) -> Result<Option<map::Base>, VaultError> {
     map::find(vault, volume, epochs, PointSelector::Latest, &map::Avoided::new()).await
 }
 
@@ -182,7 +186,7 @@ pub async fn fence_volume(
         if last.epoch >= epoch && !is_held {
             break;
         }
-        let base = newest_map(vault, volume, &epochs).await;
+        let base = newest_map(vault, volume, &epochs).await.map_err(failed)?;
         let from = written_before(&epochs, base.as_ref());
         let early = if is_on(Bug::EndBeforeSeal) {
             Some(end_in(vault, volume, &epochs, None, None).await.map_err(failed)?)

@@ -37,8 +37,9 @@ pub const KEY_OBJECTS_MAX: usize = 1 << 16;
 /// Times that a seal moves on to the next slot because a late segment was there first.
 pub const SEAL_STEPS_MAX: u64 = 1 << 16;
 
-/// Runs that a view holds of what came behind the newest map; one costs about 60 bytes.
-pub const TAIL_RUNS_MAX: usize = 1 << 24;
+/// Runs that a view holds of what came behind the newest map; one costs about 60 bytes. Far more than nodes leave there:
+/// a volume whose maps are all lost is read by its logs alone.
+pub const TAIL_RUNS_MAX: usize = 1 << 27;
 /// Runs behind the newest map that make whoever writes one end it there, and go on with the next.
 pub const LAYER_RUNS_MAX: usize = 1 << 20;
 /// Extents without a mark that are worth a map without one.

@@ -63,6 +63,8 @@ pub struct Report {
     pub chunks: u64,
     /// Maps that open.
     pub maps: u64,
+    /// Those of them that could not be compared with the logs.
+    pub maps_not_compared: u64,
     /// Checkpoints of logs that open.
     pub checkpoints: u64,
     /// Index runs that open.

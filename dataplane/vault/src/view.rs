@@ -11,7 +11,7 @@ use crate::layout::ObjectName;
 use crate::limits::{
     MAP_TRIES_MAX, READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX, WINDOW_BLOCKS, WINDOWS_AHEAD,
 };
-use crate::map::{self, Avoided, Base, open_layers};
+use crate::map::{self, Avoided, Base, Layer, open_layers};
 use crate::patience::Patience;
 use crate::vault::Vault;
 use bytes::Bytes;
@@ -19,7 +19,9 @@ use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::segment::Span;
-use farshore_proto::{BlockRange, Epoch, ErrorKind, MarkKind, PointId, Seq, Target, VolumeId};
+use farshore_proto::{
+    BlockRange, Epoch, ErrorKind, MapAttempt, MarkKind, PointId, Seq, Target, VolumeId,
+};
 use futures::{StreamExt, TryStreamExt};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -169,13 +171,16 @@ impl VolumeView {
                 return Err(broken);
             }
             Some(broken) => {
-                let opened = stream.read_to(selector, None).await;
+                let opened = stream.open(selector, &mut avoided).await;
                 opened.map_err(|error| match error.kind() {
                     ErrorKind::NotFound => broken,
                     _ => error,
                 })?
             }
-            None if epochs.is_empty() => stream.read_to(selector, None).await?,
+            None if epochs.is_empty() => {
+                let url = vault.url().to_owned();
+                return Err(VaultError::NoVolume { url, volume });
+            }
             None => stream.open(selector, &mut avoided).await?,
         };
         let Opened { image, point, points, hole } = opened;
@@ -266,28 +271,41 @@ impl VolumeView {
     /// What a range holds, by the map, or by another one or the logs if that cannot be read.
     async fn held(&self, range: BlockRange) -> Result<Vec<(BlockRange, Held)>, VaultError> {
         loop {
-            let LayerError { attempt, error } = match self.image().held(&self.reader, range).await {
+            let image = self.image();
+            let LayerError { attempt, error } = match image.held(&self.reader, range).await {
                 Ok(held) => return Ok(held),
                 Err(failed) => failed,
             };
             if error.is_unavailable() {
                 return Err(error);
             }
-            let mut avoided = self.avoided.lock().await;
-            if avoided.insert(attempt) {
-                let (volume, point) = (self.volume, self.point.seq);
-                tracing::warn!(%volume, %point, %error, "a map cannot be read; an older one or the logs are");
-                let image = self.open_again(&mut avoided).await?;
-                *self.image.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(image);
-            }
+            self.open_again(&image, attempt, &error).await?;
         }
     }
 
-    async fn open_again(&self, avoided: &mut Avoided) -> Result<Image, VaultError> {
-        let Self { reader, volume, epochs, bounded, .. } = self;
+    /// Makes another image than `failed`, without what `attempt` wrote, unless that was done meanwhile.
+    ///
+    /// # Cancel safety
+    /// Dropped, it leaves the image as it is: the next read begins anew.
+    async fn open_again(
+        &self,
+        failed: &Arc<Image>,
+        attempt: MapAttempt,
+        error: &VaultError,
+    ) -> Result<(), VaultError> {
+        let mut known = self.avoided.lock().await;
+        if !Arc::ptr_eq(failed, &self.image()) {
+            return Ok(());
+        }
+        let Self { reader, volume, epochs, bounded, point, .. } = self;
+        tracing::warn!(%volume, point = %point.seq, %error, "a map cannot be read; an older one or the logs are");
         let stream = Stream { reader, volume: *volume, epochs, bounded: *bounded };
-        let opened = stream.open(PointSelector::Seq(self.point.seq), avoided).await?;
-        Ok(opened.image)
+        let mut avoided = known.clone();
+        avoided.insert(attempt);
+        let opened = stream.open(PointSelector::Seq(point.seq), &mut avoided).await?;
+        *self.image.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(opened.image);
+        *known = avoided;
+        Ok(())
     }
 
     /// Cuts a range into runs that hold data (true) and runs that are zero.
@@ -370,9 +388,8 @@ impl VolumeView {
         match held {
             Held::Zero => Ok(None),
             Held::Stored(stored) => Ok(Some(*stored)),
-            Held::Listed(source) => {
-                let target = self.image().targets[source.target as usize];
-                self.reader.stored(target, source, count).await.map(Some)
+            Held::Listed(target, source) => {
+                self.reader.stored(*target, source, count).await.map(Some)
             }
         }
     }
@@ -439,9 +456,39 @@ impl Stream<'_> {
         let mut failed: Option<(Seq, VaultError)> = None;
         let mut wanted = selector;
         for _ in 0..MAP_TRIES_MAX {
-            let base = map::find(vault, volume, self.epochs, wanted, avoided).await;
+            let base = map::find(vault, volume, self.epochs, wanted, avoided).await?;
             let Some(base) = base else { break };
-            match (self.read_to(wanted, Some(&base)).await, base.point) {
+            if base.start.epoch >= self.bounded {
+                // Where its epoch ends is not known.
+                avoided.insert(base.name.1);
+                continue;
+            }
+            if let (PointSelector::Point(id), None, Some(point)) =
+                (wanted, base.own_point(), base.point)
+                && point.id == id
+            {
+                // The map is behind the point and says where it is.
+                wanted = PointSelector::Seq(point.seq);
+                continue;
+            }
+            let layers = match open_layers(
+                vault,
+                volume,
+                &base.manifest.layers,
+                &base.object(volume),
+            )
+            .await
+            {
+                Ok(layers) => layers,
+                Err(LayerError { error, .. }) if error.is_unavailable() => return Err(error),
+                Err(LayerError { attempt, error }) => {
+                    let object = base.object(volume);
+                    tracing::warn!(%object, %error, "a layer of a map cannot be used; an older map or the logs are");
+                    avoided.insert(attempt);
+                    continue;
+                }
+            };
+            match (self.read_to(wanted, Some((&base, layers))).await, base.point) {
                 (Ok(opened), _) => return still_latest(selector, opened, failed),
                 // No mark came behind it: the newest is the one that it names.
                 (Err(VaultError::NoPoint { .. }), Some(point)) => {
@@ -483,10 +530,11 @@ impl Stream<'_> {
     async fn read_to(
         &self,
         selector: PointSelector,
-        base: Option<&Base>,
+        map: Option<(&Base, Vec<Arc<Layer>>)>,
     ) -> Result<Opened, VaultError> {
         let (vault, volume) = (self.reader.vault(), self.volume);
-        let (mut build, mut chain) = map::begin(vault, volume, self.epochs, base)?;
+        let (mut build, mut chain) =
+            map::begin(vault, volume, self.epochs, map.as_ref().map(|(base, _)| *base))?;
         let mut is_found = build.point().is_some_and(|point| selector.is(point));
         while !is_found {
             let next = match chain.next().await {
@@ -504,19 +552,9 @@ impl Stream<'_> {
         let Some(point) = build.point().copied() else {
             return Err(VaultError::NoPoint { url: vault.url().to_owned(), volume });
         };
-        let layers = match base {
-            Some(base) => {
-                open_layers(vault, volume, &base.manifest.layers, &base.object(volume)).await?
-            }
-            None => Vec::new(),
-        };
+        let layers = map.map_or_else(Vec::new, |(_, layers)| layers);
         let (tail, targets, points) = build.finish();
-        Ok(Opened {
-            image: Image { tail, targets, layers, is_partial: false },
-            point,
-            points,
-            hole,
-        })
+        Ok(Opened { image: Image::whole(tail, targets, layers), point, points, hole })
     }
 }
 

@@ -112,6 +112,8 @@ finds! {
     finds_a_checkpoint_of_what_is_not_committed: CheckpointAhead within 1500,
     finds_a_checkpoint_without_idle_volumes: CheckpointForgetsIdle within 400,
     finds_an_end_where_nothing_is: EndWhereNothingIs within 1500,
+    finds_a_delta_without_zeros: DeltaWithoutZeros within 400,
+    finds_a_map_without_a_mark_taken_for_a_point: UnmarkedTakenForPoint within 400,
 }
 
 #[test]

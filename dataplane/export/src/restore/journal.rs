@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tracing::warn;
 
-const MAGIC: &str = "farshore-restore 1";
+const MAGIC: &str = "farshore-restore 2";
 
-/// A frame: log, slot, number.
-type Key = (String, u64, u32);
+/// A frame, and the first block that it was written to: log, slot, number, block. What very many runs want of one frame is
+/// written in several pieces.
+type Key = (String, u64, u32, u64);
 
 /// An open journal.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub(super) struct Journal {
 
 fn key(place: &Place) -> Key {
     let target = place.stored.frame.target;
-    (target.log.to_string(), target.slot.0, place.stored.frame.number)
+    (target.log.to_string(), target.slot.0, place.stored.frame.number, place.block)
 }
 
 /// The header of a journal, without its end of line.
@@ -96,10 +97,12 @@ impl Journal {
 
     /// Notes that what is wanted of a frame was written.
     pub(super) fn note(&self, places: &[Place], hash: &str) {
-        let (log, slot, frame) = key(&places[0]);
+        let (log, slot, frame, block) = key(&places[0]);
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(journal) = file.as_mut() else { return };
-        if let Err(error) = journal.write_all(format!("{log} {slot} {frame} {hash}\n").as_bytes()) {
+        if let Err(error) =
+            journal.write_all(format!("{log} {slot} {frame} {block} {hash}\n").as_bytes())
+        {
             warn!(%error, "an interruption of this restore would begin it anew: its journal cannot be written");
             *file = None;
             return;
@@ -110,9 +113,11 @@ impl Journal {
 
 fn parse(line: &str) -> Option<(Key, String)> {
     let mut words = line.split_ascii_whitespace();
-    let (log, slot, frame, hash) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    let (log, slot) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+    let (frame, block) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let hash = words.next()?;
     let is_whole = words.next().is_none() && hash.len() == 64;
-    is_whole.then_some(((log.to_owned(), slot.parse().ok()?, frame.parse().ok()?), hash.to_owned()))
+    is_whole.then(|| ((log, slot, frame, block), hash.to_owned()))
 }
 
 /// The hash of what is wanted of a frame, in the order in which it is written; `read` gives the bytes
@@ -136,8 +141,8 @@ mod tests {
     #[test]
     fn only_whole_lines_count() {
         let hash = "a".repeat(64);
-        assert!(parse(&format!("log 3 4 {hash}")).is_some());
-        for torn in ["", "log", "log 3 4", "log 3 4 aaaa", "log x 4 aaaa"] {
+        assert!(parse(&format!("log 3 4 5 {hash}")).is_some());
+        for torn in ["", "log", "log 3 4", "log 3 4 5 aaaa", "log x 4 5 aaaa", "log 3 4 aaaa"] {
             assert!(parse(torn).is_none(), "{torn}");
         }
     }
@@ -150,6 +155,6 @@ mod tests {
         assert_eq!(header_of(&mut file).unwrap(), None);
         let journal = Journal::begin(file.try_clone().unwrap(), &header("x")).unwrap();
         drop(journal);
-        assert_eq!(header_of(&mut file).unwrap(), Some("farshore-restore 1 x".to_owned()));
+        assert_eq!(header_of(&mut file).unwrap(), Some("farshore-restore 2 x".to_owned()));
     }
 }

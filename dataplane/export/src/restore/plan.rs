@@ -2,7 +2,7 @@
 
 use super::sorter::{Sorted, Sorter};
 use super::{RestoreError, io_error};
-use crate::limits::FRAME_PLACES_MAX;
+use crate::limits::FRAME_WRITE_BYTES;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::map::FrameAt;
 use farshore_vault::VolumeView;
@@ -19,6 +19,12 @@ pub(super) struct Place {
     /// First block of the run in the volume.
     pub(super) block: u64,
     pub(super) count: u32,
+}
+
+impl Place {
+    fn bytes(&self) -> u64 {
+        u64::from(self.count) * BLOCK_BYTES as u64
+    }
 }
 
 /// What is wanted of one frame.
@@ -72,6 +78,8 @@ impl Plan {
     /// frame comes in several pieces.
     pub(super) fn next_frames(&mut self, frames: usize) -> std::io::Result<Vec<Wanted>> {
         let mut found: Vec<Wanted> = Vec::new();
+        // Of what is wanted of the last frame.
+        let mut bytes = 0;
         loop {
             let next = match self.next.take() {
                 Some(next) => Some(next),
@@ -81,14 +89,18 @@ impl Plan {
             let frame = place.stored.frame;
             let is_full = found.len() == frames;
             match found.last_mut() {
-                Some(last) if last.frame == frame && last.places.len() < FRAME_PLACES_MAX => {
+                Some(last) if last.frame == frame && bytes < FRAME_WRITE_BYTES => {
                     last.places.push(place);
+                    bytes += place.bytes();
                 }
                 _ if is_full => {
                     self.next = Some(place);
                     return Ok(found);
                 }
-                _ => found.push(Wanted { frame, places: vec![place] }),
+                _ => {
+                    found.push(Wanted { frame, places: vec![place] });
+                    bytes = place.bytes();
+                }
             }
         }
     }

@@ -404,9 +404,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Makes a directory that nobody else looks into, if it is not there.
+pub(super) fn make_private(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
 /// The journal of a restore to a device: that of an earlier run, or a new one.
 fn device_journal(directory: &Path, path: &Path, header: &str) -> io::Result<Journal> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    make_private(directory)?;
     match new_file(path) {
         Ok(file) => Journal::begin(file, header),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

@@ -14,7 +14,6 @@ use farshore_proto::{
     Attempt, BlockRange, ChunkId, Epoch, LogId, MarkKind, PointId, Seq, Slot, Target,
 };
 use farshore_vault::epoch::claim;
-use farshore_vault::limits::TAIL_RUNS_MAX;
 use farshore_vault::log::put_segment;
 use farshore_vault::{Access, Store};
 use std::path::Path;
@@ -103,21 +102,24 @@ async fn a_volume_that_is_due_is_mapped_and_one_that_cannot_be_is_only_a_warning
     assert_eq!(metrics.troubles().told(), None);
 }
 
-/// P33: what cannot be restored is told.
+/// P33: what comes near to what can be restored is told.
 #[test]
-fn a_volume_that_cannot_be_mapped_for_its_size_is_told_until_it_is() {
+fn a_volume_that_is_not_mapped_for_long_is_told_until_it_is() {
     let troubles = Troubles::default();
-    let (url, max) = ("file:///v".to_owned(), TAIL_RUNS_MAX as u64);
-    let error = VaultError::Limit { url: url.clone(), what: "runs of a volume", max };
-    tell(&troubles, VOLUME, &Err(error));
-    let told = troubles.told().unwrap();
-    assert!(told.contains(&VOLUME.to_string()), "{told}");
-    assert!(told.contains("cannot be restored at its newest point"), "{told}");
-    // Another failure is no better word.
-    tell(&troubles, VOLUME, &Err(VaultError::NoVolume { url, volume: VOLUME }));
-    assert_eq!(troubles.told().as_ref(), Some(&told));
-    tell(&troubles, VOLUME, &Ok(None));
-    assert_eq!(troubles.told(), None);
+    let url = "file:///v".to_owned();
+    let limit = || VaultError::Limit { url: url.clone(), what: "parts of a map", max: 65_536 };
+    let other = || VaultError::NoVolume { url: url.clone(), volume: VOLUME };
+    tell(&troubles, VOLUME, UNMAPPED_TOLD - 1, &Err(other()));
+    assert_eq!(troubles.told(), None, "it may well be mapped soon");
+    for (unmapped, error) in [(1, limit()), (UNMAPPED_TOLD, other())] {
+        tell(&troubles, VOLUME, unmapped, &Err(error));
+        let told = troubles.told().unwrap();
+        assert!(told.contains(&format!("volume {VOLUME} has not been mapped")), "{told}");
+        tell(&troubles, VOLUME, 1, &Err(other()));
+        assert_eq!(troubles.told(), Some(told), "another failure is no better word");
+        tell(&troubles, VOLUME, 0, &Ok(None));
+        assert_eq!(troubles.told(), None);
+    }
 }
 
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {

@@ -5,6 +5,7 @@ use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{COVERED_RANGES_MAX, LAYERS_AT_ONCE, PARTS_AT_ONCE};
 use crate::vault::Vault;
+use crate::view::LayerError;
 use farshore_codec::CodecError;
 use farshore_codec::map::{MapPlace, PartOpener};
 use farshore_proto::map::{self, LayerKind, Page, PageAt, PartShape};
@@ -40,6 +41,10 @@ impl Covers {
             }
             self.ranges.push((narrow(range.block), narrow(range.end() - 1)));
         }
+    }
+
+    fn len(&self) -> usize {
+        self.ranges.len()
     }
 
     fn in_region(&self, index: usize) -> &[(u16, u16)] {
@@ -101,11 +106,11 @@ impl Layer {
         let at = place(vault, volume, (known.at, known.attempt));
         let shapes = (0..).zip(known.parts.iter().copied());
         let parts = shapes.map(|(part, shape)| open_part(vault, at, part, shape, user));
-        let mut parts: Vec<PartOpener> =
-            futures::stream::iter(parts).buffered(PARTS_AT_ONCE).try_collect().await?;
-        let mut covers = Covers::default();
-        for part in &mut parts {
+        let mut opening = std::pin::pin!(futures::stream::iter(parts).buffered(PARTS_AT_ONCE));
+        let (mut parts, mut covers) = (Vec::with_capacity(known.parts.len()), Covers::default());
+        while let Some(mut part) = opening.try_next().await? {
             covers.extend(&part.take_covers());
+            parts.push(part);
         }
         let (kind, data_blocks) = (known.kind, known.data_blocks);
         let layer = Self { at, kind, data_blocks, parts, covers };
@@ -238,16 +243,23 @@ pub(crate) async fn open_layers(
     volume: VolumeId,
     known: &[map::Layer],
     user: &ObjectName,
-) -> Result<Vec<Arc<Layer>>, VaultError> {
-    let deltas = known.iter().filter(|layer| layer.kind == LayerKind::Delta);
-    // A range is of a run at least.
-    let ranges: u64 = deltas.map(|layer| layer.runs).sum();
-    if ranges > 2 * COVERED_RANGES_MAX {
-        let (url, max) = (vault.url().to_owned(), 2 * COVERED_RANGES_MAX);
-        return Err(VaultError::Limit { url, what: "runs in the deltas of a map", max });
-    }
-    let layers = known.iter().cloned().map(|known| Layer::open(vault, volume, known, user));
+) -> Result<Vec<Arc<Layer>>, LayerError> {
+    let layers = known.iter().cloned().map(|known| async {
+        let attempt = known.attempt;
+        let opened = Layer::open(vault, volume, known, user).await;
+        opened.map(Arc::new).map_err(|error| LayerError { attempt, error })
+    });
     let layers: Vec<_> = layers.collect();
-    let layers = futures::stream::iter(layers).buffered(LAYERS_AT_ONCE).map_ok(Arc::new);
-    layers.try_collect().await
+    let mut layers = std::pin::pin!(futures::stream::iter(layers).buffered(LAYERS_AT_ONCE));
+    let (mut opened, mut ranges) = (Vec::with_capacity(known.len()), 0);
+    while let Some(layer) = layers.try_next().await? {
+        ranges += layer.covers.len() as u64;
+        if ranges > COVERED_RANGES_MAX {
+            let (url, max) = (vault.url().to_owned(), COVERED_RANGES_MAX);
+            let error = VaultError::Limit { url, what: "ranges in the deltas of a map", max };
+            return Err(LayerError { attempt: layer.attempt(), error });
+        }
+        opened.push(layer);
+    }
+    Ok(opened)
 }

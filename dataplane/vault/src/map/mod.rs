@@ -20,11 +20,12 @@ use crate::limits::{MAP_TRIES_MAX, MAPS_LISTED_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::vault::Vault;
 use crate::view::{Build, Point, PointSelector};
 use farshore_codec::map::{MapPlace, open_manifest, peek_manifest};
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::OBJECT_HEADER_BYTES_MAX;
 use farshore_proto::map::{Manifest, MapHeader};
 use farshore_proto::object::ObjectKind;
-use farshore_proto::{MapAttempt, Place, PointId, VolumeId};
+use farshore_proto::{ErrorKind, MapAttempt, Place, PointId, Seq, VolumeId};
 use futures::TryStreamExt;
 use std::collections::BTreeSet;
 
@@ -48,7 +49,8 @@ pub(crate) type Avoided = BTreeSet<MapAttempt>;
 impl Base {
     /// The point that the map is at, if there is a mark at its place.
     pub(crate) fn own_point(&self) -> Option<Point> {
-        self.point.filter(|point| point.seq == self.name.0.seq)
+        let is_at = |point: &Point| point.seq == self.name.0.seq;
+        self.point.filter(|point| is_at(point) || is_on(Bug::UnmarkedTakenForPoint))
     }
 
     /// The attempts that it is made of.
@@ -63,69 +65,75 @@ impl Base {
     }
 }
 
-/// The maps that a volume has; of very many the newest.
+/// The maps that a volume has; of very many, every second one, or fourth, and the newest.
 pub(crate) async fn list(vault: &Vault, volume: VolumeId) -> Result<BTreeSet<Name>, VaultError> {
+    list_to(vault, volume, Seq(u64::MAX)).await
+}
+
+/// The maps that a volume has up to a seq.
+async fn list_to(vault: &Vault, volume: VolumeId, to: Seq) -> Result<BTreeSet<Name>, VaultError> {
     let mut names = BTreeSet::new();
     let mut listing = vault.store().list(Folder::Maps(volume));
     while let Some(object) = listing.try_next().await? {
-        names.extend(map_of(&object.name));
+        names.extend(map_of(&object.name).filter(|(at, _)| at.seq <= to));
         if names.len() > MAPS_LISTED_MAX {
-            names.pop_first();
+            thin(&mut names);
         }
     }
     Ok(names)
 }
 
+/// Leaves every second one, so that none is far from what is looked for, and the newest.
+fn thin(names: &mut BTreeSet<Name>) {
+    let newest = names.last().copied();
+    let mut is_kept = false;
+    names.retain(|name| {
+        is_kept = !is_kept;
+        is_kept || Some(*name) == newest
+    });
+}
+
 /// The newest map that a view of `selector` can begin with, if there is one that can be used.
 ///
-/// A store that cannot be asked is only a warning: whether the logs can be read is another question.
+/// # Errors
+/// `Unavailable`: a store that is away for a moment is asked again, instead of the logs from their start. One that
+/// refuses to list or give maps is only a warning: whether the logs can be read is another question.
 pub(crate) async fn find(
     vault: &Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
     selector: PointSelector,
     avoided: &Avoided,
-) -> Option<Base> {
-    let names = match list(vault, volume).await {
+) -> Result<Option<Base>, VaultError> {
+    let to = match selector {
+        PointSelector::Seq(seq) => seq,
+        PointSelector::Latest | PointSelector::Point(_) => Seq(u64::MAX),
+    };
+    let mut names: Vec<Name> = match list_to(vault, volume, to).await {
         Ok(names) => names.into_iter().collect(),
+        Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
         Err(error) => {
             tracing::warn!(%volume, %error, "maps cannot be listed; the logs are read instead");
-            return None;
+            return Ok(None);
         }
     };
-    match find_in(vault, volume, epochs, selector, names, avoided).await {
-        Ok(base) => base,
-        Err(error) => {
-            tracing::warn!(%volume, %error, "maps cannot be read; the logs are instead");
-            None
-        }
-    }
-}
-
-async fn find_in(
-    vault: &Vault,
-    volume: VolumeId,
-    epochs: &[EpochBody],
-    selector: PointSelector,
-    mut names: Vec<Name>,
-    avoided: &Avoided,
-) -> Result<Option<Base>, VaultError> {
     let mut tries = MAP_TRIES_MAX;
-    match selector {
-        PointSelector::Latest => {}
-        PointSelector::Seq(seq) => names.retain(|(at, _)| at.seq <= seq),
-        PointSelector::Point(point) => until(vault, volume, point, &mut names, &mut tries).await?,
+    if let PointSelector::Point(point) = selector {
+        until(vault, volume, point, &mut names, &mut tries).await?;
     }
     while let Some(name) = names.pop() {
         if tries == 0 {
             break;
         }
-        tries -= 1;
         match load(vault, volume, epochs, name).await {
+            // Of a layer that does not open there may be hundreds.
             Ok(base) if base.is_of(avoided) => {}
             Ok(base) => return Ok(Some(base)),
-            Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => warn_of(volume, name, &error),
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+            Err(error) => {
+                warn_of(volume, name, &error);
+                tries -= 1;
+            }
         }
     }
     Ok(None)
@@ -155,7 +163,7 @@ async fn until(
         match peek(vault, volume, name).await {
             Ok(Some(found)) if found > point => high = middle,
             Ok(_) => low = middle + 1,
-            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
             Err(error) => {
                 warn_of(volume, name, &error);
                 names.remove(middle);

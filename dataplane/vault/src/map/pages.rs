@@ -10,6 +10,7 @@ use crate::store::Put;
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::map::{MapPlace, PartBuilder};
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::{
     MAP_PARTS_MAX, PAGE_RUNS_MAX, PART_PAGES_MAX, PART_RANGES_MAX, VOLUME_BLOCKS_MAX,
 };
@@ -101,7 +102,7 @@ impl<'a> LayerWriter<'a> {
         range: BlockRange,
         content: Option<Stored>,
     ) -> Result<(), VaultError> {
-        if content.is_none() && self.kind == LayerKind::Full {
+        if content.is_none() && (self.kind == LayerKind::Full || is_on(Bug::DeltaWithoutZeros)) {
             return Ok(());
         }
         let mut rest = range;

@@ -256,20 +256,58 @@ async fn a_missing_swapped_or_foreign_object_of_a_map_is_passed_over() {
     check(&world).await;
 }
 
-/// A view that is open when a page turns out to be damaged goes on by the logs.
+/// A view that is open when a page turns out to be damaged goes on by the logs, as soon as they can be read.
 #[tokio::test]
 async fn a_view_outlives_the_damage_of_a_page() {
-    let world = mapped().await;
+    let mut world = mapped().await;
     let volume = world.volumes[0].id;
-    let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
-    let second = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap();
+    world.write(0, 40, 6, 9000);
+    world.end_span(0, true);
+    world.commit(1).await;
+    let open = || VolumeView::open(&world.vault, volume, PointSelector::Latest);
+    let (view, second) = (open().await.unwrap(), open().await.unwrap());
     let expected = flatten(&second.read(WHOLE).await.unwrap());
     for file in files(&world).into_iter().filter(|file| is_part(&world, file)) {
         fs::remove_file(file).unwrap();
     }
+    let (logs, away) = (world.folder.path().join("vault/logs"), world.folder.path().join("away"));
+    fs::rename(&logs, &away).unwrap();
+    for _ in 0..3 {
+        let read = tokio::time::timeout(std::time::Duration::from_secs(60), view.read(WHOLE));
+        assert!(read.await.expect("it ends").is_err(), "neither map nor logs");
+    }
+    fs::rename(&away, &logs).unwrap();
+    let ranges = (0..BLOCKS).map(|block| view.read(BlockRange { block, count: 1 }));
+    let read = futures::future::try_join_all(ranges).await.unwrap();
+    assert!(read.iter().flat_map(|pieces| flatten(pieces)).eq(expected.iter().copied()));
     assert!(flatten(&view.read(WHOLE).await.unwrap()) == expected);
     assert_eq!(view.extents(WHOLE).await.unwrap(), second.extents(WHOLE).await.unwrap());
     assert!(flatten(&second.read(WHOLE).await.unwrap()) == expected, "from its cache");
+}
+
+/// All maps since a layer was lost are passed over at once, however many they are, and the next one is whole again.
+#[tokio::test]
+async fn a_lost_layer_of_very_many_maps_costs_one_try() {
+    let mut world = World::new(1, 1).await;
+    let volume = world.volumes[0].id;
+    let shape = Shape { smallest: 1000, ..SMALL };
+    let mut names = Vec::new();
+    for round in 0..30_u32 {
+        world.write(0, u64::from(round % 12) * 8, 2, 1000 * (round + 1));
+        world.end_span(0, true);
+        world.commit(0).await;
+        let written = write_shaped(&world.vault, volume, shape).await.unwrap().unwrap();
+        names.push(written.at);
+    }
+    let full = *list(&world.vault, volume).await.unwrap().first().unwrap();
+    fs::remove_file(world.file(&ObjectName::pages(volume, full.0, full.1, 0))).unwrap();
+    check(&world).await;
+    world.write(0, 90, 2, 77_000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let written = write_shaped(&world.vault, volume, shape).await.unwrap().unwrap();
+    assert_eq!(written.layers, 1, "it does not build on what is lost");
+    check(&world).await;
 }
 
 #[tokio::test]

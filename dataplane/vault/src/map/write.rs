@@ -1,7 +1,7 @@
 //! Writing a map: what the logs hold behind the newest one, as a layer of its own or merged with newer ones of that.
 
 use super::pages::{LEVEL, LayerWriter, bytes_of};
-use super::{Avoided, Base, begin, find, open_layers, place, tiers};
+use super::{Avoided, Base, Layer, begin, find, open_layers, place, tiers};
 use crate::blocks::BlockMap;
 use crate::chain::Start;
 use crate::chunks::ChunkReader;
@@ -14,10 +14,11 @@ use crate::vault::Vault;
 use crate::view::{Build, Held, Image, LayerError, Point, PointSelector};
 use farshore_codec::map::{MapPlace, seal_manifest};
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::limits::PAGE_RUNS_MAX;
-use farshore_proto::map::{Layer, LayerKind, Manifest, MapFields, MapMark};
+use farshore_proto::limits::{MAP_PARTS_MAX, PAGE_RUNS_MAX};
+use farshore_proto::map::{self, LayerKind, Manifest, MapFields, MapMark};
 use farshore_proto::{MapAttempt, Place, Target, VolumeId};
 use futures::TryStreamExt;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Maps that were written.
@@ -105,7 +106,7 @@ pub async fn write_shaped(
     let epochs = read_epochs(vault, volume).await?;
     let (latest, mut avoided) = (PointSelector::Latest, Avoided::new());
     for _ in 0..MAP_TRIES_MAX {
-        let base = find(vault, volume, &epochs, latest, &avoided).await;
+        let base = find(vault, volume, &epochs, latest, &avoided).await?;
         let Some(base) = base else { break };
         let (name, object) = (base.name, base.object(volume));
         let (attempt, error) = match write_from(vault, volume, &epochs, Some(base), shape).await {
@@ -134,10 +135,10 @@ async fn write_from(
 ) -> Result<Option<Written>, Failure> {
     let (mut build, mut chain) = begin(vault, volume, epochs, base.as_ref())?;
     let reader = ChunkReader::new(vault, ObjectName::volume(volume));
-    let mut writer =
-        Writer { vault, volume, epochs, reader, shape, base, end: None, written: None };
+    let (layers, end, written) = (None, None, None);
+    let mut writer = Writer { vault, volume, epochs, reader, shape, base, layers, end, written };
     while let Some(found) = chain.next().await? {
-        writer.reader.keep(std::sync::Arc::clone(&found.segment));
+        writer.reader.keep(Arc::clone(&found.segment));
         build.take(&chain, &found)?;
         let end = Start { epoch: found.epoch, slot: found.slot, last: found.span.last_seq };
         if build.runs() >= shape.layer_runs {
@@ -166,6 +167,8 @@ struct Writer<'a> {
     shape: Shape,
     /// The map that the next one goes on from.
     base: Option<Base>,
+    /// Its layers, once they are opened.
+    layers: Option<Vec<Arc<Layer>>>,
     /// Where the last span that was read ends.
     end: Option<Start>,
     written: Option<Written>,
@@ -249,31 +252,62 @@ impl Writer<'_> {
         Place { ordinal: index as u64 + 1, seq: point.seq }
     }
 
+    /// The layers of the map that the next one goes on from: all of them, also those that it will only name again. Who
+    /// builds on what is lost would tell nobody.
+    async fn opened(&mut self) -> Result<Vec<Arc<Layer>>, Failure> {
+        let Some(base) = &self.base else { return Ok(Vec::new()) };
+        if let Some(layers) = &self.layers {
+            return Ok(layers.clone());
+        }
+        let known = &base.manifest.layers;
+        let layers = open_layers(self.vault, self.volume, known, &base.object(self.volume)).await?;
+        self.layers = Some(layers.clone());
+        Ok(layers)
+    }
+
     /// The layers of the next map, and the one among them that was written for it.
     async fn layers(
         &mut self,
         (tail, targets): Tail,
         to: MapPlace,
-    ) -> Result<(Vec<Layer>, Option<Layer>), Failure> {
+    ) -> Result<(Vec<map::Layer>, Option<map::Layer>), Failure> {
+        let mut opened = self.opened().await?;
         let known = self.base.as_ref().map_or(&[][..], |base| &base.manifest.layers);
         if tail.len() == 0 && !known.is_empty() {
             return Ok((known.to_vec(), None));
         }
         let runs: Vec<u64> = known.iter().map(|layer| layer.runs).collect();
         let count = tiers::merged(&runs, tail.len() as u64, self.shape.smallest);
-        let (merged, kept) = known.split_at(count);
-        let user = ObjectName::map(self.volume, to.at, to.attempt);
-        let layers = open_layers(self.vault, self.volume, merged, &user).await?;
+        let kept = &known[count..];
+        let layers = opened[..count].to_vec();
         let kind = if kept.is_empty() { LayerKind::Full } else { LayerKind::Delta };
-        let image = Image { tail, targets, layers, is_partial: kind == LayerKind::Delta };
+        let image = match kind {
+            LayerKind::Full => Image::whole(tail, targets, layers),
+            LayerKind::Delta => Image::partial(tail, targets, layers),
+        };
         let new = self.merge(&image, to, kind).await?;
         let mut layers = vec![new.clone()];
         layers.extend_from_slice(kept);
+        let parts: usize = layers.iter().map(|layer| layer.parts.len()).sum();
+        if parts > MAP_PARTS_MAX {
+            let (url, max) = (self.vault.url().to_owned(), MAP_PARTS_MAX as u64);
+            return Err(VaultError::Limit { url, what: "parts of a map", max }.into());
+        }
+        // What was put is read back before a map names it.
+        let user = ObjectName::map(self.volume, to.at, to.attempt);
+        let put = open_layers(self.vault, self.volume, &layers[..1], &user).await?;
+        opened.splice(..count, put);
+        self.layers = Some(opened);
         Ok((layers, Some(new)))
     }
 
     /// Writes what an image says as one layer.
-    async fn merge(&self, image: &Image, to: MapPlace, kind: LayerKind) -> Result<Layer, Failure> {
+    async fn merge(
+        &self,
+        image: &Image,
+        to: MapPlace,
+        kind: LayerKind,
+    ) -> Result<map::Layer, Failure> {
         let mut writer = LayerWriter::new(self.vault, to, kind, self.shape);
         let mut windows = std::pin::pin!(image.windows(&self.reader));
         while let Some(window) = windows.try_next().await? {
@@ -281,8 +315,7 @@ impl Writer<'_> {
                 let content = match held {
                     Held::Zero => None,
                     Held::Stored(stored) => Some(stored),
-                    Held::Listed(source) => {
-                        let target = image.targets[source.target as usize];
+                    Held::Listed(target, source) => {
                         Some(self.reader.stored(target, &source, run.count).await?)
                     }
                 };

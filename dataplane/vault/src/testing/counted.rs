@@ -161,7 +161,8 @@ impl Counted {
         let is_refused = |folder: &Path| path.is_some_and(|path| path.prefix_matches(folder));
         match self.refused.get() {
             Some(folder) if is_refused(folder) => {
-                Err(object_store::Error::Generic { store: "counted", source: "refused".into() })
+                let (path, source) = (folder.to_string(), "refused".into());
+                Err(object_store::Error::PermissionDenied { path, source })
             }
             _ => Ok(()),
         }

@@ -1,15 +1,19 @@
 //! That maps open and say what the logs say.
 
 use super::Report;
+use crate::blocks::BlockMap;
 use crate::chunks::{ChunkReader, Stored};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::map::{self, Base, Name, open_layers};
+use crate::limits::WINDOW_BLOCKS;
+use crate::map::{self, Base, Layer, Name, open_layers};
 use crate::vault::Vault;
 use crate::view::{Held, Image, LayerError};
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::{BlockRange, VolumeId};
-use std::collections::BTreeSet;
+use farshore_proto::map::CHECK_BYTES;
+use farshore_proto::{BlockRange, MapAttempt, Target, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Opens the maps of a volume, listed before its epochs were read, with their directories; if `read_data`, reads all
 /// pages, and compares each map with the one before it and what the logs hold between the two.
@@ -21,79 +25,107 @@ pub(super) async fn check(
     read_data: bool,
     report: &mut Report,
 ) -> Result<(), VaultError> {
-    let mut before: Option<Base> = None;
+    let mut check = Check { vault, volume, epochs, report, opened: BTreeMap::new(), before: None };
     for name in names {
         let object = ObjectName::map(volume, name.0, name.1);
-        let opened = open(vault, volume, epochs, name).await;
-        let (base, image) = match opened {
-            Ok(opened) => opened,
-            // One that is deleted meanwhile is no problem: it is derived.
-            Err(error) if error.is_not_found() => continue,
-            Err(error) => {
-                report.add_error(object, error)?;
-                continue;
+        match check.open(name).await {
+            Ok(found) => {
+                check.report.maps += 1;
+                if read_data {
+                    check.compare(&object, &found).await?;
+                }
+                check.before = Some(found);
             }
-        };
-        report.maps += 1;
-        if read_data {
-            let comparison =
-                Comparison { vault, volume, epochs, object: &object, base: &base, report };
-            comparison.run(image, before.as_ref()).await?;
-            before = Some(base);
+            // One that is deleted meanwhile is no problem: it is derived.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => check.report.add_error(object, error)?,
         }
     }
     Ok(())
 }
 
-async fn open(
-    vault: &Vault,
-    volume: VolumeId,
-    epochs: &[EpochBody],
-    name: Name,
-) -> Result<(Base, Image), VaultError> {
-    let base = map::load(vault, volume, epochs, name).await?;
-    let layers = open_layers(vault, volume, &base.manifest.layers, &base.object(volume)).await?;
-    Ok((base, Image { layers, ..Image::default() }))
+/// A map that was opened.
+struct Found {
+    base: Base,
+    layers: Vec<Arc<Layer>>,
 }
 
-/// A map, beside the one before it and the logs.
-struct Comparison<'a> {
+/// The check of a volume's maps. Layers that maps have in common are opened, read and compared once.
+struct Check<'a> {
     vault: &'a Vault,
     volume: VolumeId,
     epochs: &'a [EpochBody],
-    object: &'a ObjectName,
-    base: &'a Base,
     report: &'a mut Report,
+    /// Of the map before and this one.
+    opened: BTreeMap<MapAttempt, Arc<Layer>>,
+    before: Option<Found>,
 }
 
-impl Comparison<'_> {
-    async fn run(mut self, image: Image, before: Option<&Base>) -> Result<(), VaultError> {
-        let expected = match self.expected(before).await {
-            Ok(Some(expected)) => expected,
+impl Check<'_> {
+    async fn open(&mut self, name: Name) -> Result<Found, VaultError> {
+        let base = map::load(self.vault, self.volume, self.epochs, name).await?;
+        let user = base.object(self.volume);
+        let mut layers = Vec::new();
+        for known in &base.manifest.layers {
+            let layer = match self.opened.get(&known.attempt) {
+                Some(layer) => Arc::clone(layer),
+                None => {
+                    let one = std::slice::from_ref(known);
+                    let opened = open_layers(self.vault, self.volume, one, &user).await;
+                    opened.map_err(|failed| failed.error)?.remove(0)
+                }
+            };
+            layers.push(layer);
+        }
+        self.opened = layers.iter().map(|layer| (layer.attempt(), Arc::clone(layer))).collect();
+        Ok(Found { base, layers })
+    }
+
+    /// Compares a map with the one before it and the logs between the two.
+    async fn compare(&mut self, object: &ObjectName, found: &Found) -> Result<(), VaultError> {
+        let tail = match self.tail(object, &found.base).await {
+            Ok(Some(tail)) => tail,
             Ok(None) => return Ok(()),
             Err(error) if error.is_unavailable() => return Err(error),
-            // What is wrong with the logs, or the map before, is named where those are read.
+            // What is wrong with the logs is named where those are read.
             Err(error) => {
-                tracing::warn!(object = %self.object, %error, "a map was opened and not compared");
+                tracing::warn!(%object, %error, "a map was opened and not compared");
+                self.report.maps_not_compared += 1;
                 return Ok(());
             }
         };
-        let reader = ChunkReader::new(self.vault, self.object.clone());
-        match difference(&reader, &image, &expected).await {
+        let (tail, targets) = tail;
+        let earlier = self.before.as_ref().map_or(&[][..], |before| &before.layers);
+        let kept = common_end(&found.layers, earlier);
+        let own = &found.layers[..found.layers.len() - kept];
+        let merged = &earlier[..earlier.len() - kept];
+        // Below what only one of the two has both are the same layers.
+        let one = Image::whole(BlockMap::default(), Vec::new(), found.layers.clone());
+        let mut over = merged.to_vec();
+        over.extend_from_slice(own);
+        let touched = Image::partial(tail.clone(), targets.clone(), over);
+        let other = Image::whole(tail, targets, earlier.to_vec());
+        let reader = ChunkReader::new(self.vault, object.clone());
+        match difference(&reader, &one, &other, &touched).await {
             Ok(None) => Ok(()),
             Ok(Some(block)) => {
                 let what = format!("differs from what the logs say, first at block {block}");
-                self.report.add(self.object.clone(), 0, what);
+                self.report.add(object.clone(), 0, what);
                 Ok(())
             }
-            Err(LayerError { error, .. }) => self.report.add_error(self.object.clone(), error),
+            Err(LayerError { error, .. }) => self.report.add_error(object.clone(), error),
         }
     }
 
-    /// What the volume holds at the map's place by the map before, or none, and the logs; nothing if the logs have no
-    /// such place: that is told.
-    async fn expected(&mut self, before: Option<&Base>) -> Result<Option<Image>, VaultError> {
-        let start = self.base.start;
+    /// What the logs hold between the map before, or the start, and this map's place; nothing if they have no such
+    /// place, or say something else of its point: that is told.
+    async fn tail(
+        &mut self,
+        object: &ObjectName,
+        base: &Base,
+    ) -> Result<Option<(BlockMap, Vec<Target>)>, VaultError> {
+        let start = base.start;
+        let before = self.before.as_ref().map(|before| &before.base);
         let (mut build, mut chain) = map::begin(self.vault, self.volume, self.epochs, before)?;
         let mut point = before.and_then(|before| before.point);
         let mut is_there = before.is_some_and(|before| before.start == start);
@@ -108,44 +140,58 @@ impl Comparison<'_> {
         }
         if !is_there {
             let what = format!("is at seq {}, at which the logs do not end a span", start.last);
-            self.report.add(self.object.clone(), 0, what);
+            self.report.add(object.clone(), 0, what);
             return Ok(None);
         }
-        if point != self.base.point {
+        if point != base.point {
             let what = "does not say of its recovery point what the logs say";
-            self.report.add(self.object.clone(), 0, what);
+            self.report.add(object.clone(), 0, what);
             return Ok(None);
         }
-        build.apply(self.base.manifest.size_bytes);
-        let layers = match before {
-            Some(before) => {
-                let user = before.object(self.volume);
-                open_layers(self.vault, self.volume, &before.manifest.layers, &user).await?
-            }
-            None => Vec::new(),
-        };
-        let (tail, targets) = build.cut();
-        Ok(Some(Image { tail, targets, layers, is_partial: false }))
+        build.apply(base.manifest.size_bytes);
+        Ok(Some(build.cut()))
     }
 }
 
-/// The first block that the two have differently.
+/// How many of the lowest layers two maps have in common.
+fn common_end(ones: &[Arc<Layer>], others: &[Arc<Layer>]) -> usize {
+    let pairs = ones.iter().rev().zip(others.iter().rev());
+    pairs.take_while(|(one, other)| one.attempt() == other.attempt()).count()
+}
+
+/// The first block that the two have differently, of those of which `touched` says something.
 async fn difference(
     reader: &ChunkReader,
     one: &Image,
     other: &Image,
+    touched: &Image,
 ) -> Result<Option<u64>, LayerError> {
     let mut block = 0;
-    while let Some(next) = one.next_at(block).into_iter().chain(other.next_at(block)).min() {
-        let range = BlockRange { block: next, count: crate::limits::WINDOW_BLOCKS };
+    while let Some(next) = touched.next_at(block) {
+        let range = BlockRange { block: next, count: WINDOW_BLOCKS };
         block = range.end();
-        let ones = data_of(reader, one, range).await?;
-        let others = data_of(reader, other, range).await?;
-        if let Some(at) = first_difference(&ones, &others) {
-            return Ok(Some(at));
+        // Only that: pages of layers below are not loaded for it.
+        for part in joined(touched.held(reader, range).await?) {
+            let ones = data_of(reader, one, part).await?;
+            let others = data_of(reader, other, part).await?;
+            if let Some(at) = first_difference(&ones, &others) {
+                return Ok(Some(at));
+            }
         }
     }
     Ok(None)
+}
+
+/// The ranges of runs, joined where they touch.
+fn joined(runs: Vec<(BlockRange, Held)>) -> Vec<BlockRange> {
+    let mut ranges: Vec<BlockRange> = Vec::new();
+    for (run, _) in runs {
+        match ranges.last_mut() {
+            Some(last) if last.end() == run.block => last.count += run.count,
+            _ => ranges.push(run),
+        }
+    }
+    ranges
 }
 
 type Data = Vec<(BlockRange, Address)>;
@@ -153,10 +199,10 @@ type Data = Vec<(BlockRange, Address)>;
 /// What names a chunk's blocks, whatever a page knows of its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Address {
-    target: farshore_proto::Target,
+    target: Target,
     chunk: u32,
     first: u32,
-    check: [u8; farshore_proto::map::CHECK_BYTES],
+    check: [u8; CHECK_BYTES],
 }
 
 async fn data_of(
@@ -170,8 +216,7 @@ async fn data_of(
         Held::Stored(Stored { frame, chunk, first, check, .. }) => {
             Some(Address { target: frame.target, chunk, first, check })
         }
-        Held::Listed(source) => {
-            let target = image.targets[source.target as usize];
+        Held::Listed(target, source) => {
             let (chunk, first, check) = (source.chunk, source.first, source.check);
             Some(Address { target, chunk, first, check })
         }

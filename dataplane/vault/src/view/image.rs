@@ -19,7 +19,7 @@ pub(crate) enum Held {
     /// Blocks of a chunk whose frame a page knows.
     Stored(Stored),
     /// Blocks of a chunk that a table names; the table of the segment that holds it knows the frame.
-    Listed(Source),
+    Listed(Target, Source),
 }
 
 impl Held {
@@ -28,7 +28,7 @@ impl Held {
         match self {
             Self::Zero => Self::Zero,
             Self::Stored(stored) => Self::Stored(stored.skip(blocks)),
-            Self::Listed(source) => Self::Listed(source.skip(blocks)),
+            Self::Listed(target, source) => Self::Listed(target, source.skip(blocks)),
         }
     }
 }
@@ -45,16 +45,26 @@ pub(crate) struct LayerError {
 /// A volume at a place, as far as it is in memory; the rest is loaded.
 #[derive(Debug, Default)]
 pub(crate) struct Image {
-    pub(crate) tail: BlockMap,
+    tail: BlockMap,
     /// Segments that the tail's chunks are in, by number.
-    pub(crate) targets: Vec<Target>,
+    targets: Vec<Target>,
     /// Newest first.
-    pub(crate) layers: Vec<Arc<Layer>>,
+    layers: Vec<Arc<Layer>>,
     /// Whether there is more below, of which it says nothing; else what it does not name is zero.
-    pub(crate) is_partial: bool,
+    is_partial: bool,
 }
 
 impl Image {
+    /// All of a volume: what was read behind a map, whose chunks are in `targets`, and the map's layers.
+    pub(crate) fn whole(tail: BlockMap, targets: Vec<Target>, layers: Vec<Arc<Layer>>) -> Self {
+        Self { tail, targets, layers, is_partial: false }
+    }
+
+    /// The same above layers that are left out.
+    pub(crate) fn partial(tail: BlockMap, targets: Vec<Target>, layers: Vec<Arc<Layer>>) -> Self {
+        Self { tail, targets, layers, is_partial: true }
+    }
+
     /// What a range holds: runs in block order, with gaps if it is partial.
     pub(crate) async fn held(
         &self,
@@ -67,7 +77,9 @@ impl Image {
         for (run, content) in self.tail.runs(range) {
             push_gap(&mut open, at, run.block);
             at = run.end();
-            found.push((run, content.map_or(Held::Zero, Held::Listed)));
+            let listed =
+                |source: Source| Held::Listed(self.targets[source.target as usize], source);
+            found.push((run, content.map_or(Held::Zero, listed)));
         }
         push_gap(&mut open, at, range.end());
         for layer in &self.layers {
