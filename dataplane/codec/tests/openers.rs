@@ -5,14 +5,16 @@
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::compress::{Compressor, decompress};
 use farshore_codec::epoch::open_epoch;
+use farshore_codec::group::open_group;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::JournalOpener;
+use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, open_map};
 use farshore_codec::segment::Opener;
 use farshore_codec::{CodecError, DataKey, KekError, KeyRing, WrappingKey};
 use farshore_proto::keys::{KeyObject, WrapperKind};
 use farshore_proto::segment::Compression;
-use farshore_proto::{KeyNumber, LogId, RunId, Seq, Slot, VaultId, VolumeId};
+use farshore_proto::{GroupId, KeyNumber, LogId, MachineId, RunId, Seq, Slot, VaultId, VolumeId};
 use proptest::prelude::*;
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -27,7 +29,7 @@ struct Sealed {
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 10] = [
+const SEALED: [Sealed; 12] = [
     Sealed {
         name: "segment",
         object: include_bytes!("../testdata/v2/segment.bin"),
@@ -62,6 +64,16 @@ const SEALED: [Sealed; 10] = [
         name: "checkpoint",
         object: include_bytes!("../testdata/v2/checkpoint.bin"),
         opens: |object| open_checkpoint(object, VAULT, LOG, Slot(256), &ring()).is_ok(),
+    },
+    Sealed {
+        name: "machine",
+        object: include_bytes!("../testdata/v2/machine.bin"),
+        opens: |object| open_machine(object, VAULT, MachineId([6; 16]), 2, &ring()).is_ok(),
+    },
+    Sealed {
+        name: "group",
+        object: include_bytes!("../testdata/v2/group.bin"),
+        opens: |object| open_group(object, VAULT, GroupId([7; 16]), 1, &ring()).is_ok(),
     },
     Sealed {
         name: "journal",

@@ -29,12 +29,23 @@ pub enum ObjectKind {
     IndexRun,
     /// A checkpoint of a log.
     Checkpoint,
+    /// A revision of a machine.
+    Machine,
+    /// A revision of a group.
+    Group,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Slot, Self::Epoch, Self::Map, Self::IndexRun, Self::Checkpoint];
+    pub const ALL: [Self; 7] = [
+        Self::Slot,
+        Self::Epoch,
+        Self::Map,
+        Self::IndexRun,
+        Self::Checkpoint,
+        Self::Machine,
+        Self::Group,
+    ];
 
     /// Its first four bytes.
     #[must_use]
@@ -45,6 +56,8 @@ impl ObjectKind {
             Self::Map => *b"FSMP",
             Self::IndexRun => *b"FSIR",
             Self::Checkpoint => *b"FSCP",
+            Self::Machine => *b"FSMC",
+            Self::Group => *b"FSGP",
         }
     }
 
@@ -57,6 +70,8 @@ impl ObjectKind {
             Self::Map => "map",
             Self::IndexRun => "index run",
             Self::Checkpoint => "checkpoint",
+            Self::Machine => "machine",
+            Self::Group => "group",
         }
     }
 
@@ -66,7 +81,7 @@ impl ObjectKind {
         match self {
             Self::Slot => crate::segment::OWN_BYTES,
             Self::Map => crate::map::OWN_BYTES,
-            Self::Epoch | Self::IndexRun | Self::Checkpoint => 4,
+            Self::Epoch | Self::IndexRun | Self::Checkpoint | Self::Machine | Self::Group => 4,
         }
     }
 
@@ -81,7 +96,7 @@ impl ObjectKind {
     pub fn body_bytes_max(self) -> usize {
         match self {
             Self::Slot | Self::Map | Self::IndexRun | Self::Checkpoint => OBJECT_BODY_BYTES_MAX,
-            Self::Epoch => SMALL_BODY_BYTES_MAX,
+            Self::Epoch | Self::Machine | Self::Group => SMALL_BODY_BYTES_MAX,
         }
     }
 }
@@ -123,7 +138,7 @@ pub struct ObjectPlace {
     pub kind: ObjectKind,
     /// The vault it belongs to.
     pub vault: VaultId,
-    /// The log, volume or run that it is of.
+    /// The log, volume, run, machine or group that it is of.
     pub subject: [u8; 16],
     /// Its number there; 0 if there is only one.
     pub number: u64,

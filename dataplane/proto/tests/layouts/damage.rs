@@ -48,6 +48,8 @@ fn checked() -> Vec<Checked> {
     let map = front(samples::map_object(), ObjectKind::Map);
     let index_run = front(samples::index_run_object(), ObjectKind::IndexRun);
     let checkpoint = front(samples::checkpoint_object(), ObjectKind::Checkpoint);
+    let machine = front(samples::machine_object(), ObjectKind::Machine);
+    let group = front(samples::group_object(), ObjectKind::Group);
     // Of every object, and behind them those of the kind.
     let reserved = |own: &[usize]| [&[60, 63, 74, 75, 84, 87][..], own].concat();
     vec![
@@ -102,11 +104,24 @@ fn checked() -> Vec<Checked> {
             checkpoint,
             reserved(&[152, 155]),
         ),
+        header(
+            "machine",
+            |bytes| ObjectHeader::decode(ObjectKind::Machine, bytes).map(drop),
+            machine,
+            reserved(&[152, 155]),
+        ),
+        header(
+            "group",
+            |bytes| ObjectHeader::decode(ObjectKind::Group, bytes).map(drop),
+            group,
+            reserved(&[152, 155]),
+        ),
     ]
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 5] = ["segment", "epoch", "map", "index run", "checkpoint"];
+const OBJECTS: [&str; 7] =
+    ["segment", "epoch", "map", "index run", "checkpoint", "machine", "group"];
 
 fn decode_frame_header(bytes: &[u8]) -> Result<(), DecodeError> {
     FrameHeader::decode(&sized("frame header", bytes)?).map(drop)
@@ -254,7 +269,14 @@ fn fields_out_of_range_are_refused() {
     let of_segments = [("segment", 72, 0), ("segment", 56, 1)];
     let of_maps =
         [("map", 48, 0), ("map", 56, 3), ("map", 72, 1), ("map", 184, 1), ("map", 185, 8)];
-    let others = [("hrl", 32, 0), ("epoch", 72, 1), ("index run", 72, 1), ("checkpoint", 72, 1)];
+    let others = [
+        ("hrl", 32, 0),
+        ("epoch", 72, 1),
+        ("index run", 72, 1),
+        ("checkpoint", 72, 1),
+        ("machine", 72, 1),
+        ("group", 72, 1),
+    ];
     for (name, at, value) in of_all.chain(of_segments).chain(of_maps).chain(others) {
         let error = with(name, at, &[value]).unwrap_err();
         assert!(matches!(error, DecodeError::Range { .. }), "{name} byte {at}: {error}");

@@ -202,7 +202,7 @@ pub(super) fn decompress_samples() -> Vec<Vec<u8>> {
 }
 
 /// Whoever has the key may seal any body: then it is the body that is refused, not the seal.
-fn must_be_of_the_body(error: &CodecError) {
+pub(super) fn must_be_of_the_body(error: &CodecError) {
     let is_of_seal = matches!(
         error,
         CodecError::Misplaced { .. }
