@@ -79,7 +79,9 @@ pub(super) fn group_body(bytes: &[u8]) {
     later::must_be_body(bytes, &body.encode(), later::GROUP, again);
     assert!((1..=GROUP_MEMBERS_MAX).contains(&body.members.len()));
     assert!((1..=NAME_BYTES_MAX).contains(&body.name.len()));
-    body.members.iter().for_each(|member| drop(member.since.1.next()));
+    for member in &body.members {
+        let _ = member.since.1.next();
+    }
     taken();
 }
 
