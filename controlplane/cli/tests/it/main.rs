@@ -8,6 +8,7 @@ mod bad_input;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod machines;
 mod run;
 #[cfg(test)]
 mod streams;
