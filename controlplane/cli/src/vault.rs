@@ -1,5 +1,6 @@
 //! `vault`: the vault itself, from its store and the recovery key alone.
 
+mod boot;
 mod key;
 mod machines;
 mod open;
@@ -72,6 +73,8 @@ pub(crate) enum Verb {
         #[command(flatten)]
         to: RestoreTo,
     },
+    /// Serve all disks of a machine over NBD, with overlays, and say how to start it
+    Boot(boot::BootArgs),
     /// List the machines of a vault: disks, firmware, newest complete point
     Machines {
         #[command(flatten)]
@@ -120,6 +123,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
                 restore_machine::restore(global, &source, &wanted, point, incomplete, to).await
             }
         },
+        Verb::Boot(args) => boot::boot(global, args).await,
         Verb::Machines { source } => machines::machines(global, &source).await,
         Verb::Key(verb) => key::run(global, verb).await,
         Verb::Volumes { source } => volumes(global, &source).await,

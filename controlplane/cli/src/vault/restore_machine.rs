@@ -159,14 +159,19 @@ fn targets<'a>(machine: &'a Machine, point: &MachinePoint, to: &Path) -> Outcome
     Ok(point.disks.iter().filter_map(of).collect())
 }
 
-/// The file of a disk: nothing of its name but letters, digits and the like, so that it stays in its directory.
-pub(super) fn file_name(disk: &Disk) -> String {
+/// The file of a disk.
+fn file_name(disk: &Disk) -> String {
+    format!("{}.raw", file_stem(disk))
+}
+
+/// The name of a disk's files: nothing of its name but letters, digits and the like, so that it stays in its directory.
+pub(super) fn file_stem(disk: &Disk) -> String {
     let last = disk.name.rsplit(['/', '\\']).next().unwrap_or_default();
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let name: String = last.chars().map(plain).take(NAME_BYTES_MAX).collect();
     match name.as_str() {
-        "" => format!("disk-{}.raw", disk.index),
-        name => format!("disk-{}-{name}.raw", disk.index),
+        "" => format!("disk-{}", disk.index),
+        name => format!("disk-{}-{name}", disk.index),
     }
 }
 
