@@ -3,9 +3,11 @@
 //!
 //! Both are found by listing. What counts is the newest revision, which is asked for behind the listing's end.
 
+mod describe;
 mod points;
 mod revisions;
 
+pub use describe::{Described, OneDisk, describe};
 pub use points::{DiskPoint, Lack, MachinePoint, MachinePoints, list_points};
 pub use revisions::{Found, Revision};
 pub(crate) use revisions::{last_number, read};

@@ -122,14 +122,11 @@ pub(super) fn sealed_group_samples() -> Vec<Vec<u8>> {
     in_each_way(GROUP_OBJECT, GROUP_BODY)
 }
 
+/// Opens an object, and lays its body out again.
+type Open<'a> = &'a dyn Fn(&[u8]) -> Result<Vec<u8>, CodecError>;
+
 /// An object as found in the place of `golden`, or as somebody with the key sealed it.
-fn sealed(
-    bytes: &[u8],
-    place: ObjectPlace,
-    golden: &[u8],
-    strides: Strides,
-    open: &dyn Fn(&[u8]) -> Result<Vec<u8>, CodecError>,
-) {
+fn sealed(bytes: &[u8], place: ObjectPlace, golden: &[u8], strides: Strides, open: Open<'_>) {
     let Some((way, input)) = bytes.split_first() else { return };
     let Some(body) = Body::of(*way, input, SMALL_BODY_BYTES_MAX) else {
         return must_be(open(input).is_ok(), input, golden);
