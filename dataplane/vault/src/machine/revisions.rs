@@ -103,6 +103,16 @@ pub(crate) async fn last_number<K: Revised>(vault: &Vault, id: K::Id) -> Result<
         last = last.max(ordinal_of(&object.name).unwrap_or(0));
     }
     drop(listing);
+    search::<K>(vault, id, last).await
+}
+
+/// The highest number that there is, by asking behind `last`, the highest that was listed.
+pub(super) async fn search<K: Revised>(
+    vault: &Vault,
+    id: K::Id,
+    last: u64,
+) -> Result<u64, VaultError> {
+    let mut last = last;
     loop {
         if last > REVISIONS_MAX {
             let (url, max) = (vault.url().to_owned(), REVISIONS_MAX);

@@ -118,6 +118,9 @@ async fn a_lost_revision_hides_no_later_one() {
         remove(&world, &ObjectName::machine(CACHE, lost));
         let found = newest(&world.vault, CACHE).await;
         assert_eq!((found.number, found.body.time_unix_ms), (5, 5), "{lost} is lost");
+        // Nor where the listing ends in front of it.
+        let searched = revisions::search::<MachineBody>(&world.vault, CACHE, lost - 1).await;
+        assert_eq!(searched.unwrap(), 5, "{lost} is lost");
     }
 }
 
