@@ -16,7 +16,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("farshore-disks", &[]),
     ("farshore-vault", &["farshore-proto", "farshore-codec", "farshore-engine"]),
     ("farshore-ingest", &["farshore-proto", "farshore-codec", "farshore-engine", "farshore-vault"]),
-    ("farshore-export", &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-disks"]),
+    (
+        "farshore-export",
+        &["farshore-proto", "farshore-codec", "farshore-vault", "farshore-disks", "farshore-nbd"],
+    ),
     (
         "farshore-node",
         &[
@@ -60,6 +63,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-codec",
             "farshore-vault",
             "farshore-export",
+            "farshore-nbd",
             "farshore-api",
             "farshore-program",
             "farshore-trust",

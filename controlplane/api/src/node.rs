@@ -63,6 +63,12 @@ pub struct NodeVolume {
     pub agent_generation_min: u64,
     /// Name of the machine.
     pub machine: String,
+    /// Its id; null from a control plane that does not say it.
+    #[serde(default)]
+    pub machine_id: Option<Uuid>,
+    /// What the machine calls the disk.
+    #[serde(default)]
+    pub disk: String,
     /// Milliseconds between two marks: the longest that a batch may stay open.
     pub mark_interval_ms: u64,
 }

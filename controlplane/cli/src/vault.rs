@@ -1,8 +1,11 @@
 //! `vault`: the vault itself, from its store and the recovery key alone.
 
+mod boot;
 mod key;
+mod machines;
 mod open;
 mod restore;
+mod restore_machine;
 mod select;
 mod validate;
 mod verify;
@@ -54,17 +57,28 @@ pub(crate) enum Verb {
         #[arg(value_name = "URL", env = "FARSHORE_VAULT")]
         url: Option<String>,
     },
-    /// Write a volume as it was at a recovery point to a file or device
+    /// Write a volume, or all disks of a machine, as at a recovery point
+    #[command(mut_arg("to", |to| to.help("File or block device to write; with --machine, the directory that \
+        gets a file for each disk").value_name("PATH")))]
     Restore {
         #[command(flatten)]
         source: Source,
-        /// Id of the volume
-        #[arg(long, value_name = "ID")]
-        volume: Uuid,
+        #[command(flatten)]
+        which: Which,
         #[arg(long, value_name = "POINT", default_value = "latest", help = POINT_HELP)]
         point: PointSelector,
+        /// Also write a point that lacks disks: those that it has
+        #[arg(long, conflicts_with = "volume")]
+        incomplete: bool,
         #[command(flatten)]
         to: RestoreTo,
+    },
+    /// Serve all disks of a machine over NBD, with overlays, and say how to start it
+    Boot(boot::BootArgs),
+    /// List the machines of a vault: disks, firmware, newest complete point
+    Machines {
+        #[command(flatten)]
+        source: Source,
     },
     /// List, add and remove the keys that open a vault
     #[command(subcommand)]
@@ -74,14 +88,25 @@ pub(crate) enum Verb {
         #[command(flatten)]
         source: Source,
     },
-    /// List the recovery points of a volume, oldest first
+    /// List the recovery points of a volume or a machine, oldest first
     Points {
         #[command(flatten)]
         source: Source,
-        /// Id of the volume
-        #[arg(long, value_name = "ID")]
-        volume: Uuid,
+        #[command(flatten)]
+        which: Which,
     },
+}
+
+/// One volume, or a machine with all of its disks.
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Which {
+    /// Id of the volume
+    #[arg(long, value_name = "ID")]
+    volume: Option<Uuid>,
+    /// Name or id of the machine
+    #[arg(long, value_name = "NAME")]
+    machine: Option<String>,
 }
 
 /// Runs a verb.
@@ -91,12 +116,23 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
         Verb::Stats { source } => verify::stats(global, &source).await,
         Verb::Verify { source, read_data } => verify::verify(global, &source, read_data).await,
         Verb::ValidateStore { url } => validate::validate(global, url).await,
-        Verb::Restore { source, volume, point, to } => {
-            restore(global, &source, volume, point, to).await
-        }
+        Verb::Restore { source, which, point, incomplete, to } => match which {
+            Which { volume: Some(volume), .. } => restore(global, &source, volume, point, to).await,
+            Which { machine, .. } => {
+                let wanted = machine.unwrap_or_default();
+                restore_machine::restore(global, &source, &wanted, point, incomplete, to).await
+            }
+        },
+        Verb::Boot(args) => boot::boot(global, args).await,
+        Verb::Machines { source } => machines::machines(global, &source).await,
         Verb::Key(verb) => key::run(global, verb).await,
         Verb::Volumes { source } => volumes(global, &source).await,
-        Verb::Points { source, volume } => points(global, &source, volume).await,
+        Verb::Points { source, which } => match which {
+            Which { volume: Some(volume), .. } => points(global, &source, volume).await,
+            Which { machine, .. } => {
+                machines::points(global, &source, &machine.unwrap_or_default()).await
+            }
+        },
     }
 }
 

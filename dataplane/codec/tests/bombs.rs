@@ -8,7 +8,9 @@
 
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::epoch::open_epoch;
+use farshore_codec::group::open_group;
 use farshore_codec::index_run::open_index_run;
+use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest, peek_manifest};
 use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_codec::segment::open_frame_at;
@@ -21,8 +23,8 @@ use farshore_proto::segment::{
     Compression, SegmentFrame, SegmentHeader, SlotKind, SlotWriter, Table, put_own,
 };
 use farshore_proto::{
-    Domain as DedupDomain, ErrorKind, KeyNumber, LogId, MapAttempt, Place, RunId, Seq, Slot,
-    Target, VaultId, VolumeId, checkpoint, epoch, index_run,
+    Domain as DedupDomain, ErrorKind, GroupId, KeyNumber, LogId, MachineId, MapAttempt, Place,
+    RunId, Seq, Slot, Target, VaultId, VolumeId, checkpoint, epoch, group, index_run, machine,
 };
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -281,6 +283,20 @@ fn in_checkpoint(bomb: &[u8]) -> CodecError {
     open_checkpoint(&object, VAULT, LOG, SLOT, &ring()).unwrap_err()
 }
 
+/// Opens a machine whose body is the bomb.
+fn in_machine(bomb: &[u8]) -> CodecError {
+    let place = machine::place(VAULT, MachineId([6; 16]), 2);
+    let object = with_bomb(place, 0, |out| out.extend([0; 4]), bomb);
+    open_machine(&object, VAULT, MachineId([6; 16]), 2, &ring()).unwrap_err()
+}
+
+/// Opens a group whose body is the bomb.
+fn in_group(bomb: &[u8]) -> CodecError {
+    let place = group::place(VAULT, GroupId([7; 16]), 1);
+    let object = with_bomb(place, 0, |out| out.extend([0; 4]), bomb);
+    open_group(&object, VAULT, GroupId([7; 16]), 1, &ring()).unwrap_err()
+}
+
 /// Most memory that this process ever had, zstd's own included.
 fn resident_max() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -291,7 +307,7 @@ fn resident_max() -> u64 {
 #[test]
 fn no_bomb_goes_off_wherever_it_is_sealed() {
     type InPlace = (&'static str, fn(&[u8]) -> CodecError);
-    let places: [InPlace; 8] = [
+    let places: [InPlace; 10] = [
         ("segment", in_table),
         ("segment frame", in_frame),
         ("epoch object", in_epoch),
@@ -300,6 +316,8 @@ fn no_bomb_goes_off_wherever_it_is_sealed() {
         ("page of a map", in_page),
         ("index run", in_index_run),
         ("checkpoint", in_checkpoint),
+        ("machine", in_machine),
+        ("group", in_group),
     ];
     let before = resident_max();
     let mut opened = 0;

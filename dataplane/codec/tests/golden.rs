@@ -9,18 +9,22 @@
 
 use farshore_codec::checkpoint::{open_checkpoint, seal_checkpoint};
 use farshore_codec::epoch::{open_epoch, seal_epoch};
+use farshore_codec::group::{open_group, seal_group};
 use farshore_codec::index_run::{open_index_run, seal_index_run};
 use farshore_codec::journal::{JournalOpener, JournalSealer};
 use farshore_codec::keys::{DataKey, KeyRing, RootKey, VaultKey};
+use farshore_codec::machine::{open_machine, seal_machine};
 use farshore_codec::map::{MapPlace, PartBuilder, PartOpener, open_manifest, seal_manifest};
 use farshore_codec::segment::{Opener, SegmentBuilder, chunk_of, open_frame_at, slot_without_data};
 use farshore_codec::{ChunkHasher, CodecError, WrappingKey};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::EpochBody;
+use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::journal::GroupSize;
 use farshore_proto::keys::{KeyHeader, KeyKind, KeyObject};
 use farshore_proto::limits::{BLOCK_BYTES, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES};
+use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::map::{
     FrameAt, Layer, LayerKind, Manifest, MapFields, MapMark, Page, PageChunk, PartHeader, PartShape,
 };
@@ -30,8 +34,9 @@ use farshore_proto::segment::{
 };
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
-    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MapAttempt,
-    MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, GroupId, Imprint, KeyNumber, LogId, MachineId,
+    MapAttempt, MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Target, VaultId,
+    VolumeId,
 };
 use std::path::PathBuf;
 
@@ -46,6 +51,8 @@ const MAP: MapPlace = MapPlace {
     at: Place { ordinal: 2, seq: Seq(1000) },
     attempt: MapAttempt([6; 16]),
 };
+const MACHINE: MachineId = MachineId([6; 16]);
+const GROUP: GroupId = GroupId([7; 16]);
 const KEY: KeyNumber = KeyNumber(1);
 /// A segment of another log.
 const THERE: Target = Target { log: LogId([9; 16]), slot: Slot(6), attempt: Attempt([0x66; 8]) };
@@ -346,4 +353,70 @@ fn a_checkpoint_of_version_2_opens() {
     let object =
         kept("checkpoint", || seal_checkpoint(VAULT, LOG, slot, &key(), KEY, &body).unwrap());
     assert_eq!(open_checkpoint(&object, VAULT, LOG, slot, &ring()).unwrap(), body);
+}
+
+#[test]
+fn a_machine_of_version_2_opens() {
+    let disk = Disk {
+        index: 0,
+        volume: Some(VOLUME),
+        size_bytes: 64 << 20,
+        since: (Epoch(0), Seq(0)),
+        boot_rank: 1,
+        sector_log2: 9,
+        role: DiskRole::Boot,
+        state: DiskState::Protected,
+        name: "/dev/vda".to_owned(),
+        label: "root".to_owned(),
+        serial: "S0".to_owned(),
+    };
+    let data = Disk {
+        index: 1,
+        volume: Some(VolumeId([8; 16])),
+        since: (Epoch(4), Seq(1000)),
+        boot_rank: 0,
+        sector_log2: 12,
+        role: DiskRole::Data,
+        name: "/dev/vdb".to_owned(),
+        label: String::new(),
+        serial: "S1".to_owned(),
+        ..disk.clone()
+    };
+    let body = MachineBody {
+        time_unix_ms: 1_767_225_600_000,
+        memory_bytes: 4 << 30,
+        processors: 2,
+        firmware: Firmware::Uefi,
+        is_secure_boot: false,
+        name: "db-1".to_owned(),
+        system: "Debian 12".to_owned(),
+        disks: vec![disk, data],
+    };
+    let object = kept("machine", || seal_machine(VAULT, MACHINE, 2, &key(), KEY, &body).unwrap());
+    assert_eq!(open_machine(&object, VAULT, MACHINE, 2, &ring()).unwrap(), body);
+}
+
+#[test]
+fn a_group_of_version_2_opens() {
+    let member = Member {
+        machine: MACHINE,
+        volume: VOLUME,
+        since: (Epoch(4), Seq(1000)),
+        state: MemberState::Member,
+    };
+    let left = Member { volume: VolumeId([8; 16]), state: MemberState::Left, ..member };
+    let other = Member {
+        machine: MachineId([9; 16]),
+        volume: VolumeId([2; 16]),
+        since: (Epoch(0), Seq(0)),
+        ..member
+    };
+    let body = GroupBody {
+        time_unix_ms: 1_767_225_600_000,
+        kind: GroupKind::Machines,
+        name: "shop".to_owned(),
+        members: vec![member, left, other],
+    };
+    let object = kept("group", || seal_group(VAULT, GROUP, 1, &key(), KEY, &body).unwrap());
+    assert_eq!(open_group(&object, VAULT, GROUP, 1, &ring()).unwrap(), body);
 }

@@ -5,8 +5,10 @@
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::compress::{Compressor, decompress};
 use farshore_codec::epoch::open_epoch;
+use farshore_codec::group::open_group;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::JournalOpener;
+use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest};
 use farshore_codec::segment::{Opener, open_frame_at};
 use farshore_codec::{CodecError, DataKey, KekError, KeyRing, WrappingKey};
@@ -14,7 +16,8 @@ use farshore_proto::keys::{KeyObject, WrapperKind};
 use farshore_proto::map::{FrameAt, PartHeader};
 use farshore_proto::segment::Compression;
 use farshore_proto::{
-    KeyNumber, LogId, MapAttempt, Place, RunId, Seq, Slot, Target, VaultId, VolumeId,
+    GroupId, KeyNumber, LogId, MachineId, MapAttempt, Place, RunId, Seq, Slot, Target, VaultId,
+    VolumeId,
 };
 use proptest::prelude::*;
 use std::ops::Range;
@@ -38,7 +41,7 @@ struct Sealed {
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 11] = [
+const SEALED: [Sealed; 13] = [
     Sealed {
         name: "segment",
         object: include_bytes!("../testdata/v2/segment.bin"),
@@ -78,6 +81,16 @@ const SEALED: [Sealed; 11] = [
         name: "checkpoint",
         object: include_bytes!("../testdata/v2/checkpoint.bin"),
         opens: |object| open_checkpoint(object, VAULT, LOG, Slot(256), &ring()).is_ok(),
+    },
+    Sealed {
+        name: "machine",
+        object: include_bytes!("../testdata/v2/machine.bin"),
+        opens: |object| open_machine(object, VAULT, MachineId([6; 16]), 2, &ring()).is_ok(),
+    },
+    Sealed {
+        name: "group",
+        object: include_bytes!("../testdata/v2/group.bin"),
+        opens: |object| open_group(object, VAULT, GroupId([7; 16]), 1, &ring()).is_ok(),
     },
     Sealed {
         name: "journal",

@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod backend;
 pub mod limits;
 pub mod overlay;
 pub mod restore;
 mod served;
 
+pub use backend::{Disk, Watch};
 pub use served::{Export, ExportError, Holds};
 
 #[cfg(test)]

@@ -372,7 +372,7 @@ async fn zero_gaps(view: &VolumeView, target: &Arc<Target>) -> Result<(), Restor
 
 /// What can go wrong in the middle of a job.
 enum Failure {
-    Frame { at: FrameAt, source: CodecError },
+    Frame { at: Box<FrameAt>, source: CodecError },
     Other(RestoreError),
 }
 
@@ -409,7 +409,7 @@ fn write_job(job: &Job, sealed: &[u8], vault: &Vault, target: &Target) -> Result
     let mut raw = Vec::new();
     let hasher = vault.hasher();
     for Wanted { frame, places } in &job.frames {
-        let failure = |source| Failure::Frame { at: *frame, source };
+        let failure = |source| Failure::Frame { at: Box::new(*frame), source };
         let range = frame.range();
         let at = |offset: u64| {
             let offset = usize::try_from(offset - job.range.start);

@@ -9,6 +9,7 @@ use farshore_engine::assignments::{Changes, Given, changes};
 use farshore_engine::standing::Allowed;
 use farshore_proto::limits::LABEL_BYTES_MAX;
 use farshore_proto::{Epoch, VolumeId};
+use farshore_vault::machine::OneDisk;
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
 use uuid::Uuid;
@@ -85,6 +86,20 @@ impl Assignments {
         label
     }
 
+    /// What is known of the machine of a volume of this size; nothing if the control plane does not say which it is.
+    pub(crate) fn machine(&self, volume: VolumeId, size_bytes: u64) -> Option<OneDisk> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        let known = volumes.get(&volume)?;
+        Some(OneDisk {
+            machine: known.machine_id?.into(),
+            name: known.machine.clone(),
+            volume,
+            size_bytes,
+            disk: known.disk.clone(),
+            time_unix_ms: crate::machines::now_unix_ms(),
+        })
+    }
+
     /// The shard that owns a volume. Ids are random, so their bytes spread evenly.
     pub(crate) fn owner(&self, volume: VolumeId) -> usize {
         let bytes = u64::from_le_bytes(std::array::from_fn(|n| volume.0[8 + n]));
@@ -108,6 +123,8 @@ mod tests {
             agent: Uuid::from_u128(agent),
             agent_generation_min: 0,
             machine: "web1".to_owned(),
+            machine_id: None,
+            disk: String::new(),
             mark_interval_ms: 1000,
         }
     }

@@ -3,6 +3,8 @@
 //!
 //! What a claim comes to is for [`farshore_engine::claims`] to say.
 
+use crate::assignments::Assignments;
+use crate::machines::{self, Machines};
 use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::services::{chain, deliver};
@@ -25,6 +27,8 @@ pub(crate) struct Claimant {
     vault: Vault,
     shards: Vec<Post<Message>>,
     metrics: Arc<Metrics>,
+    assignments: Arc<Assignments>,
+    machines: Machines,
     /// The threads that claims run on.
     aside: Handle,
 }
@@ -32,12 +36,15 @@ pub(crate) struct Claimant {
 impl Claimant {
     pub(crate) fn new(
         vault: Vault,
-        shards: Vec<Post<Message>>,
-        metrics: Arc<Metrics>,
+        (shards, metrics): (Vec<Post<Message>>, Arc<Metrics>),
+        assignments: Arc<Assignments>,
         aside: Handle,
     ) -> Arc<Self> {
+        let (machines, queue) = Machines::new();
+        aside.spawn(machines::run(vault.clone(), queue));
         let claims = Mutex::new(Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX));
-        Arc::new(Self { claims, sealed: SealedLogs::default(), vault, shards, metrics, aside })
+        let sealed = SealedLogs::default();
+        Arc::new(Self { claims, sealed, vault, shards, metrics, assignments, machines, aside })
     }
 
     /// A shard wants a volume.
@@ -86,6 +93,9 @@ impl Claimant {
             }
             if let Some(ordinal) = ordinal {
                 tracing::info!(%volume, %epoch, ordinal, "claimed");
+            }
+            if let Some(machine) = self.assignments.machine(volume, wanted.size_bytes) {
+                self.machines.tell(machine);
             }
         }
         claimed

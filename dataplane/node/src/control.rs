@@ -329,6 +329,8 @@ mod tests {
             agent,
             agent_generation_min: 0,
             machine: "web1".to_owned(),
+            machine_id: None,
+            disk: String::new(),
             mark_interval_ms: 1_000,
         };
         let owned = Told { version: 1, volumes: vec![volume], to_let_go: Vec::new() };

@@ -8,12 +8,11 @@ use self::status::Health;
 use crate::failure::Failure;
 use crate::state::write_durably;
 use anyhow::Context;
-use bytes::Bytes;
 use farshore_api::exit::Exit;
-use farshore_export::{Export, ExportError, Holds};
-use farshore_nbd::{Address, Backend, BackendError, Extent, Piece, Server};
+use farshore_export::{Disk, Export};
+use farshore_nbd::{Address, Server};
 use farshore_program::StopSignals;
-use farshore_proto::{ErrorKind, VolumeId};
+use farshore_proto::VolumeId;
 use farshore_vault::{Access, Patience, PointSelector, Store, Vault, VolumeView, key_file};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -89,8 +88,8 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
         .with_context(|| format!("open the overlay {}", overlay.display()))?;
     let size_bytes = export.size_bytes();
     let name = point.id.to_string();
-    let disk = Arc::new(Disk { export: Arc::new(export), health: Arc::default() });
-    let health = Arc::clone(&disk.health);
+    let health = Arc::new(Health::default());
+    let disk = Arc::new(Disk::new(Arc::new(export), Arc::clone(&health)));
     let server = Server::bind(listen, &name, disk).await.map_err(|error| {
         Failure::new(Exit::Unavailable, format!("cannot serve over NBD: {error}"))
     })?;
@@ -116,101 +115,4 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     };
     server.serve(stopped).await;
     Ok(())
-}
-
-/// An export as an NBD backend.
-#[derive(Debug)]
-struct Disk {
-    export: Arc<Export>,
-    health: Arc<Health>,
-}
-
-fn refuse(error: ExportError) -> BackendError {
-    if error.is_no_space() {
-        return BackendError::NoSpace;
-    }
-    match error.kind() {
-        ErrorKind::Invalid => BackendError::Unsupported,
-        _ => BackendError::Io { source: Box::new(error) },
-    }
-}
-
-impl Disk {
-    async fn settle(&self, fua: bool) -> Result<(), BackendError> {
-        if fua { self.export.flush().await.map_err(refuse) } else { Ok(()) }
-    }
-
-    /// Answers a write, and notes how it went.
-    async fn wrote(&self, result: Result<(), ExportError>, fua: bool) -> Result<(), BackendError> {
-        self.health.wrote(&result);
-        result.map_err(refuse)?;
-        self.settle(fua).await
-    }
-}
-
-impl Backend for Disk {
-    fn size_bytes(&self) -> u64 {
-        self.export.size_bytes()
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
-
-    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, BackendError> {
-        let read = self.export.read(offset, length.into()).await;
-        self.health.read(&read);
-        Ok(read.map_err(refuse)?.into_iter().map(piece_of).collect())
-    }
-
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), BackendError> {
-        self.wrote(self.export.write(offset, data).await, fua).await
-    }
-
-    async fn write_zeroes(
-        &self,
-        offset: u64,
-        length: u32,
-        _may_trim: bool,
-        fua: bool,
-    ) -> Result<(), BackendError> {
-        self.wrote(self.export.write_zeroes(offset, length.into()).await, fua).await
-    }
-
-    async fn trim(&self, offset: u64, length: u32, fua: bool) -> Result<(), BackendError> {
-        self.wrote(self.export.trim(offset, length.into()).await, fua).await
-    }
-
-    async fn flush(&self) -> Result<(), BackendError> {
-        self.export.flush().await.map_err(refuse)
-    }
-
-    async fn extents(
-        &self,
-        offset: u64,
-        length: u32,
-        count_max: usize,
-    ) -> Result<Vec<Extent>, BackendError> {
-        let extents =
-            self.export.extents(offset, length.into(), count_max).await.map_err(refuse)?;
-        Ok(extents
-            .into_iter()
-            .map(|(length, holds)| {
-                let holds = match holds {
-                    Holds::Data => farshore_nbd::Holds::Data,
-                    Holds::Hole => farshore_nbd::Holds::Hole,
-                };
-                Extent { length, holds }
-            })
-            .collect())
-    }
-}
-
-fn piece_of(piece: farshore_vault::Piece) -> Piece {
-    match piece {
-        farshore_vault::Piece::Data(data) => Piece::Data(data),
-        farshore_vault::Piece::Zeroes(bytes) => {
-            Piece::Zeroes(u32::try_from(bytes).expect("part of a request of 32 bits"))
-        }
-    }
 }

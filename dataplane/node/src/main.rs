@@ -17,6 +17,7 @@ mod failure;
 mod fatal;
 mod identity;
 mod learning;
+mod machines;
 mod metrics;
 mod points;
 mod recover;

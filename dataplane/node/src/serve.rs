@@ -206,7 +206,9 @@ impl Node {
         let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
         let (to_shards, counters) = (posts.clone(), Arc::clone(&metrics));
         let maps = Maps::new(reading.clone(), Arc::clone(&metrics), aside.clone());
-        let claimant = Claimant::new(reading.clone(), to_shards.clone(), counters, aside.clone());
+        let told = (to_shards.clone(), counters);
+        let claimant =
+            Claimant::new(reading.clone(), told, Arc::clone(&assignments), aside.clone());
         let reached = (to_shards, Arc::clone(&metrics), Arc::clone(&maps));
         tokio::spawn(services::run(vault.clone(), queue, reached, claimant));
         aside.spawn(derived::write_runs(reading.clone(), dedup.clone()));

@@ -70,6 +70,15 @@ uuid_id! {
 }
 
 uuid_id! {
+    /// One protected server.
+    MachineId
+}
+uuid_id! {
+    /// Volumes that are marked together.
+    GroupId
+}
+
+uuid_id! {
     /// One attempt to mark several volumes at one instant.
     MarkAttempt
 }

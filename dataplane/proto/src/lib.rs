@@ -13,12 +13,14 @@ pub mod epoch;
 pub mod error;
 pub mod frame;
 mod front;
+pub mod group;
 pub mod hrl;
 pub mod ids;
 pub mod index_run;
 pub mod journal;
 pub mod keys;
 pub mod limits;
+pub mod machine;
 pub mod map;
 pub mod mark;
 pub mod object;
@@ -30,7 +32,8 @@ pub mod wire;
 
 pub use error::{DecodeError, ErrorKind};
 pub use ids::{
-    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MapAttempt,
-    MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Timestamp, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, GroupId, Imprint, KeyNumber, LogId, MachineId,
+    MapAttempt, MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Timestamp, VaultId,
+    VolumeId,
 };
 pub use targets::Target;

@@ -80,7 +80,7 @@ pub const FRAME_TRAILER_BYTES: usize = TAG_BYTES + SALT_BYTES;
 pub const OBJECT_HEADER_BYTES_MAX: usize = 512;
 /// Largest body of an object before compression.
 pub const OBJECT_BODY_BYTES_MAX: usize = 16 << 20;
-/// Largest body of a small object (epoch) before compression.
+/// Largest body of a small object (epoch, machine, group) before compression.
 pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Most sections in a body.
 pub const SECTIONS_MAX: usize = 64;
@@ -140,6 +140,16 @@ pub const INDEX_RUN_CHUNKS_MAX: usize = TARGETS_MAX;
 
 /// Longest label of a volume, in bytes of UTF-8.
 pub const LABEL_BYTES_MAX: usize = 128;
+/// Longest name of a machine or a group, in bytes of UTF-8; of an operating system too.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Most disks of a machine, those that are gone included.
+pub const MACHINE_DISKS_MAX: usize = 128;
+/// Longest name, label or serial of a disk, in bytes of UTF-8.
+pub const DISK_TEXT_BYTES_MAX: usize = 128;
+/// All of them of a machine together.
+pub const MACHINE_TEXTS_BYTES_MAX: usize = 32 << 10;
+/// Most members of a group, those that left included.
+pub const GROUP_MEMBERS_MAX: usize = 1024;
 /// Most dedup domains of a vault.
 pub const DOMAINS_MAX: usize = 128;
 /// Largest small object (vault, key, epoch).
@@ -177,6 +187,12 @@ const _: () = {
     assert!(8 << 18 <= PART_RANGES_MAX);
     assert!(PAGE_BYTES_MAX <= SEGMENT_FRAME_BYTES_MAX);
     assert!(1024 + TARGETS_MAX * 32 + INDEX_RUN_CHUNKS_MAX * 44 <= OBJECT_BODY_BYTES_MAX);
+    // The largest machine and the largest group fit a small body; a mark counts its members in two bytes.
+    assert!(
+        1024 + MACHINE_DISKS_MAX * 64 + MACHINE_TEXTS_BYTES_MAX <= SMALL_BODY_BYTES_MAX
+            && 1024 + GROUP_MEMBERS_MAX * 56 <= SMALL_BODY_BYTES_MAX
+    );
+    assert!(GROUP_MEMBERS_MAX < 1 << 16 && DISK_TEXT_BYTES_MAX < 1 << 16);
     // The largest checkpoint fits a body, and a shard's volumes fit a checkpoint.
     assert!(1024 + CHECKPOINT_VOLUMES_MAX * 88 <= OBJECT_BODY_BYTES_MAX);
     assert!(SHARD_VOLUMES_MAX <= CHECKPOINT_VOLUMES_MAX);

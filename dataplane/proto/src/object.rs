@@ -31,12 +31,24 @@ pub enum ObjectKind {
     IndexRun,
     /// A checkpoint of a log.
     Checkpoint,
+    /// A revision of a machine.
+    Machine,
+    /// A revision of a group.
+    Group,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Slot, Self::Epoch, Self::Map, Self::Pages, Self::IndexRun, Self::Checkpoint];
+    pub const ALL: [Self; 8] = [
+        Self::Slot,
+        Self::Epoch,
+        Self::Map,
+        Self::Pages,
+        Self::IndexRun,
+        Self::Checkpoint,
+        Self::Machine,
+        Self::Group,
+    ];
 
     /// Its first four bytes.
     #[must_use]
@@ -48,6 +60,8 @@ impl ObjectKind {
             Self::Pages => *b"FSPG",
             Self::IndexRun => *b"FSIR",
             Self::Checkpoint => *b"FSCP",
+            Self::Machine => *b"FSMC",
+            Self::Group => *b"FSGP",
         }
     }
 
@@ -61,6 +75,8 @@ impl ObjectKind {
             Self::Pages => "map part",
             Self::IndexRun => "index run",
             Self::Checkpoint => "checkpoint",
+            Self::Machine => "machine",
+            Self::Group => "group",
         }
     }
 
@@ -71,7 +87,7 @@ impl ObjectKind {
             Self::Slot => crate::segment::OWN_BYTES,
             Self::Map => crate::map::OWN_BYTES,
             Self::Pages => crate::map::PART_OWN_BYTES,
-            Self::Epoch | Self::IndexRun | Self::Checkpoint => 4,
+            Self::Epoch | Self::IndexRun | Self::Checkpoint | Self::Machine | Self::Group => 4,
         }
     }
 
@@ -88,7 +104,7 @@ impl ObjectKind {
             Self::Slot | Self::Map | Self::Pages | Self::IndexRun | Self::Checkpoint => {
                 OBJECT_BODY_BYTES_MAX
             }
-            Self::Epoch => SMALL_BODY_BYTES_MAX,
+            Self::Epoch | Self::Machine | Self::Group => SMALL_BODY_BYTES_MAX,
         }
     }
 }
@@ -130,7 +146,7 @@ pub struct ObjectPlace {
     pub kind: ObjectKind,
     /// The vault it belongs to.
     pub vault: VaultId,
-    /// The log, volume or run that it is of.
+    /// The log, volume, run, machine or group that it is of.
     pub subject: [u8; 16],
     /// Its number there; 0 if there is only one.
     pub number: u64,

@@ -8,6 +8,7 @@ use crate::limits::POINTS_MAX;
 use crate::vault::Vault;
 use crate::view::Point;
 use farshore_proto::epoch::EpochBody;
+use farshore_proto::mark::MarkGroup;
 use farshore_proto::{ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
 
 /// A volume of the vault.
@@ -87,6 +88,24 @@ pub struct PointList {
     pub broken: Option<VaultError>,
 }
 
+/// A recovery point of a volume, and which other volumes have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marked {
+    /// The point.
+    pub point: Point,
+    /// The volumes that its mark is of.
+    pub group: MarkGroup,
+}
+
+/// The marks of a volume as far as its stream can be read.
+#[derive(Debug)]
+pub struct MarkList {
+    /// In order.
+    pub marks: Vec<Marked>,
+    /// What is damaged or missing behind them: there may have been more.
+    pub broken: Option<VaultError>,
+}
+
 /// Lists all recovery points of a volume, in order.
 ///
 /// # Errors
@@ -106,11 +125,20 @@ pub async fn list_points_to_damage(
     vault: &Vault,
     volume: VolumeId,
 ) -> Result<PointList, VaultError> {
+    let MarkList { marks, broken } = list_marks_to_damage(vault, volume).await?;
+    Ok(PointList { points: marks.into_iter().map(|marked| marked.point).collect(), broken })
+}
+
+/// Lists the marks of a volume, in order, up to the first damage: those that restore.
+///
+/// # Errors
+/// As [`list_points_to_damage`].
+pub async fn list_marks_to_damage(vault: &Vault, volume: VolumeId) -> Result<MarkList, VaultError> {
     let known = read_known(vault, volume).await?;
     let bounded = known.bounded();
-    let mut list = PointList { points: Vec::new(), broken: None };
+    let mut list = MarkList { marks: Vec::new(), broken: None };
     if bounded > 0 || known.broken.is_none() {
-        let read = read_points(vault, volume, known.epochs, bounded, &mut list.points).await;
+        let read = read_marks(vault, volume, known.epochs, bounded, &mut list.marks).await;
         match read {
             Ok(()) => {}
             Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
@@ -121,13 +149,13 @@ pub async fn list_points_to_damage(
     Ok(list)
 }
 
-/// Reads the points of the first `bounded` epochs.
-async fn read_points(
+/// Reads the marks of the first `bounded` epochs.
+async fn read_marks(
     vault: &Vault,
     volume: VolumeId,
     epochs: Vec<EpochBody>,
     bounded: usize,
-    points: &mut Vec<Point>,
+    marks: &mut Vec<Marked>,
 ) -> Result<(), VaultError> {
     let mut chain = Chain::begin(vault, volume, epochs)?;
     while let Some(found) = chain.next().await? {
@@ -135,12 +163,12 @@ async fn read_points(
             return Ok(());
         }
         let Some(mark) = found.span.mark else { continue };
-        if points.len() == POINTS_MAX {
+        if marks.len() == POINTS_MAX {
             let (url, max) = (vault.url().to_owned(), POINTS_MAX as u64);
             return Err(VaultError::Limit { url, what: "recovery points of a volume", max });
         }
         let epoch = &chain.epochs()[found.epoch];
-        points.push(Point {
+        let point = Point {
             id: mark.point,
             seq: found.span.last_seq,
             epoch: epoch.epoch,
@@ -148,7 +176,8 @@ async fn read_points(
             unknown_blocks: mark.unknown_blocks,
             time_unix_ms: mark.time_unix_ms,
             size_bytes: epoch.size_bytes,
-        });
+        };
+        marks.push(Marked { point, group: mark.group });
     }
     chain.hole().await?;
     Ok(())

@@ -4,6 +4,8 @@
 //! vault                                        identity
 //! keys/<number>/<fingerprint, 16 hex digits>   wrapped keys
 //! volumes/<volume>/epochs/<ordinal, 10 digits> who writes
+//! machines/<machine>/<revision, 10 digits>     what a machine is made of
+//! groups/<group>/<revision, 10 digits>         which volumes are marked together
 //! logs/<log>/<slot, 16 hex digits>             segment, fill or seal
 //! logs/<log>/checkpoints/<slot, 16 hex digits> derived
 //! maps/<volume>/<place>/<attempt>               derived; a place is <ordinal, 10 digits>-<seq, 20 digits>
@@ -15,7 +17,9 @@
 //! A name is always made from ids: nothing from outside is ever used as a path.
 
 use farshore_proto::keys::Fingerprint;
-use farshore_proto::{KeyNumber, LogId, MapAttempt, Place, RunId, Seq, Slot, VolumeId};
+use farshore_proto::{
+    GroupId, KeyNumber, LogId, MachineId, MapAttempt, Place, RunId, Seq, Slot, VolumeId,
+};
 use object_store::path::Path;
 use std::fmt;
 
@@ -45,6 +49,18 @@ impl ObjectName {
     #[must_use]
     pub fn epoch(volume: VolumeId, ordinal: u64) -> Self {
         Self(Path::from(format!("volumes/{volume}/epochs/{ordinal:010}")))
+    }
+
+    /// A revision of a machine; the first is 1.
+    #[must_use]
+    pub fn machine(machine: MachineId, revision: u64) -> Self {
+        Self(Path::from(format!("machines/{machine}/{revision:010}")))
+    }
+
+    /// A revision of a group; the first is 1.
+    #[must_use]
+    pub fn group(group: GroupId, revision: u64) -> Self {
+        Self(Path::from(format!("groups/{group}/{revision:010}")))
     }
 
     /// A slot of a log.
@@ -119,6 +135,14 @@ pub enum Folder {
     Volumes,
     /// The epochs of a volume.
     Epochs(VolumeId),
+    /// One child per machine.
+    Machines,
+    /// The revisions of a machine.
+    Machine(MachineId),
+    /// One child per group.
+    Groups,
+    /// The revisions of a group.
+    Group(GroupId),
     /// One child per log.
     Logs,
     /// The slots of a log, and what else there is of it.
@@ -140,6 +164,10 @@ impl Folder {
             Self::Keys => Path::from("keys"),
             Self::Volumes => Path::from("volumes"),
             Self::Epochs(volume) => Path::from(format!("volumes/{volume}/epochs")),
+            Self::Machines => Path::from("machines"),
+            Self::Machine(machine) => Path::from(format!("machines/{machine}")),
+            Self::Groups => Path::from("groups"),
+            Self::Group(group) => Path::from(format!("groups/{group}")),
             Self::Logs => Path::from("logs"),
             Self::Log(log) => Path::from(format!("logs/{log}")),
             Self::Checkpoints(log) => Path::from(format!("logs/{log}/checkpoints")),
@@ -187,7 +215,7 @@ fn slot_number(digits: &str) -> Option<Slot> {
     u64::from_str_radix(digits, 16).ok().map(Slot)
 }
 
-/// Number of the epoch that an object name ends with, if it is one.
+/// Number of the epoch, or of the revision of a machine or group, that an object name ends with, if it is one.
 #[must_use]
 pub fn ordinal_of(name: &str) -> Option<u64> {
     let digits = name.rsplit('/').next().filter(|digits| digits.len() == 10)?;
@@ -248,6 +276,14 @@ mod tests {
             "volumes/11111111-1111-1111-1111-111111111111/epochs/0000000007"
         );
         assert_eq!(
+            text(ObjectName::machine(MachineId([0x33; 16]), 12)),
+            "machines/33333333-3333-3333-3333-333333333333/0000000012"
+        );
+        assert_eq!(
+            text(ObjectName::group(GroupId([0x44; 16]), 1)),
+            "groups/44444444-4444-4444-4444-444444444444/0000000001"
+        );
+        assert_eq!(
             text(ObjectName::slot(log, Slot(0x1f))),
             "logs/abababab-abab-abab-abab-abababababab/000000000000001f"
         );
@@ -283,6 +319,8 @@ mod tests {
         assert_eq!(checkpoint_of(&ObjectName::slot(log, Slot(77)).to_string()), None);
         assert_eq!(ordinal_of("volumes/x/epochs/0000000012"), Some(12));
         assert_eq!(ordinal_of("volumes/x/epochs/+000000012"), None);
+        let revision = ObjectName::machine(MachineId([5; 16]), 9_999_999_999).to_string();
+        assert_eq!(ordinal_of(&revision), Some(9_999_999_999));
         let (key, wrapper) = (KeyNumber(12), Fingerprint([0xab; 8]));
         assert_eq!(key_of(&ObjectName::key(key, wrapper).to_string()), Some((key, wrapper)));
         for name in

@@ -3,6 +3,7 @@
 //! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them;
 //!   [`wrappers`] says and changes which keys do.
 //! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
+//! - [`machine`] says what a machine is made of, and which of its points have all of its disks.
 //! - [`view`] reads a volume at a recovery point; [`catalog`], [`verify`] and [`stats`] say what
 //!   there is and whether it is whole.
 //!
@@ -10,7 +11,7 @@
 //! - [`map`] and [`runs`] write and find what is derived, to save work; nothing needs it.
 //!
 //! Nothing here rests on listings, clocks or renames of the store, except that `verify`, `stats` and
-//! `wrappers` list.
+//! `wrappers` list, and that machines are found by a listing.
 
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ pub mod key_file;
 pub mod layout;
 pub mod limits;
 pub mod log;
+pub mod machine;
 pub mod map;
 mod patience;
 pub mod runs;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use farshore_proto::limits::{
     BLOCK_BYTES, MAP_PART_BYTES_MAX, OBJECT_BODY_BYTES_MAX, OBJECT_HEADER_BYTES_MAX,
     PAGE_BYTES_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX,
-    SEGMENT_FRAME_BYTES_MAX, SMALL_OBJECT_BYTES_MAX, TAG_BYTES, VOLUME_BLOCKS_MAX,
+    SEGMENT_FRAME_BYTES_MAX, SMALL_BODY_BYTES_MAX, SMALL_OBJECT_BYTES_MAX, TAG_BYTES,
+    VOLUME_BLOCKS_MAX,
 };
 
 /// Largest object that is header and body, nothing else.
@@ -30,6 +31,17 @@ pub const EPOCHS_MAX: u64 = 1 << 20;
 pub const EPOCHS_AT_ONCE: u64 = 6;
 /// Ordinals behind the last epoch that are looked at, to tell the end from a loss.
 pub const EPOCHS_BEHIND: u64 = 3;
+/// Revisions of one machine or group that a reader accepts.
+pub const REVISIONS_MAX: u64 = 1 << 20;
+/// Revisions behind the last that are looked at, to tell the end from a loss.
+pub const REVISIONS_BEHIND: u64 = 3;
+/// Revisions that a reader tries, each older than the one before, when the newest does not open.
+pub const REVISION_TRIES_MAX: u64 = 8;
+/// Machines and groups that are read at the same time.
+pub const MACHINES_AT_ONCE: usize = 8;
+/// Largest object with a small body: a machine or a group.
+pub const SMALL_SEALED_OBJECT_BYTES_MAX: u64 =
+    (OBJECT_HEADER_BYTES_MAX + SMALL_BODY_BYTES_MAX + TAG_BYTES) as u64;
 /// Keys of one vault that a reader accepts.
 pub const KEYS_MAX: u32 = 1 << 12;
 /// Objects below `keys/` that a listing holds: each key, once for each key that wraps it.

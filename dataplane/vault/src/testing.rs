@@ -6,6 +6,7 @@ mod counted;
 #[cfg(test)]
 mod faulty;
 pub mod history;
+pub mod machines;
 
 pub use counted::{Counted, OthersPut, counted};
 #[cfg(test)]
@@ -224,24 +225,15 @@ impl World {
 
     /// Ends a span, with a mark or without.
     pub fn end_span(&mut self, number: usize, is_mark: bool) {
+        self.end_span_with(number, is_mark.then_some(|seq| mark_at(number, seq)));
+    }
+
+    /// Ends a span with the mark that there is to be at its seq, or without.
+    pub fn end_span_with(&mut self, number: usize, mark: Option<impl FnOnce(Seq) -> Mark>) {
         let volume = &mut self.volumes[number];
-        let mark = is_mark.then(|| {
+        let mark = mark.map(|mark| {
             volume.seq = volume.seq.next();
-            let mut id = [0; 16];
-            id[0] = u8::try_from(number).unwrap();
-            id[8..].copy_from_slice(&volume.seq.0.to_be_bytes());
-            let time_unix_ms = 1_700_000_000_000 + volume.seq.0;
-            // All kinds, and some with blocks that nobody could read: each reader must say the same.
-            let kinds = [MarkKind::Crash, MarkKind::Scan, MarkKind::App];
-            let unknown_blocks = u32::try_from(volume.seq.0 % 4).unwrap();
-            Mark {
-                point: PointId(id),
-                kind: kinds[usize::from(id[15]) % 3],
-                unknown_blocks,
-                is_prompt: false,
-                time_unix_ms,
-                group: MarkGroup::ALONE,
-            }
+            mark(volume.seq)
         });
         if volume.seq < volume.first_waiting {
             return;
@@ -435,6 +427,23 @@ impl Large {
     #[must_use]
     pub fn expected(&self) -> Vec<u8> {
         (0..self.blocks).flat_map(|block| block_bytes(content(block))).collect()
+    }
+}
+
+/// Of a volume alone.
+fn mark_at(number: usize, seq: Seq) -> Mark {
+    let mut id = [0; 16];
+    id[0] = u8::try_from(number).unwrap();
+    id[8..].copy_from_slice(&seq.0.to_be_bytes());
+    // All kinds, and some with blocks that nobody could read: each reader must say the same.
+    let kinds = [MarkKind::Crash, MarkKind::Scan, MarkKind::App];
+    Mark {
+        point: PointId(id),
+        kind: kinds[usize::from(id[15]) % 3],
+        unknown_blocks: u32::try_from(seq.0 % 4).unwrap(),
+        is_prompt: false,
+        time_unix_ms: 1_700_000_000_000 + seq.0,
+        group: MarkGroup::ALONE,
     }
 }
 

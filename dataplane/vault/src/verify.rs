@@ -8,6 +8,7 @@
 mod checkpoints;
 mod data;
 mod keys;
+mod machines;
 mod maps;
 mod references;
 mod streams;
@@ -25,6 +26,8 @@ use crate::store::StoreError;
 use crate::vault::Vault;
 use checkpoints::Checkpoints;
 use farshore_proto::epoch::EpochBody;
+use farshore_proto::group::GroupBody;
+use farshore_proto::machine::MachineBody;
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{LogId, Slot, VolumeId};
 use futures::TryStreamExt;
@@ -67,6 +70,10 @@ pub struct Report {
     pub maps_not_compared: u64,
     /// Checkpoints of logs that open.
     pub checkpoints: u64,
+    /// Machines whose newest revision opens.
+    pub machines: u64,
+    /// Groups whose newest revision opens.
+    pub groups: u64,
     /// Index runs that open.
     pub index_runs: u64,
     /// Bytes of objects that were read.
@@ -167,6 +174,8 @@ pub async fn verify(
     }
     run.check_strange().await?;
     run.check_derived().await?;
+    run.report.machines = machines::check::<MachineBody>(vault, &mut run.report).await?;
+    run.report.groups = machines::check::<GroupBody>(vault, &mut run.report).await?;
     let Run { mut report, streams, .. } = run;
     streams.finish(&mut report);
     Ok(report)

@@ -15,6 +15,8 @@ pub(crate) const DIRECTORY: Strides = &[(1, 32), (2, 8), (3, 4)];
 pub(crate) const PAGE: Strides = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 pub(crate) const INDEX_RUN: Strides = &[(2, 32), (3, 44)];
 pub(crate) const CHECKPOINT: Strides = &[(1, 32), (2, 88)];
+pub(crate) const MACHINE: Strides = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
+pub(crate) const GROUP: Strides = &[(1, 32), (2, 1), (3, 56)];
 
 /// Where the header at the front of an object ends, as it says itself; the kind's own if that cannot be.
 pub(crate) fn head_end(object: &[u8], kind: ObjectKind) -> usize {
@@ -47,11 +49,16 @@ pub(crate) fn in_body(body: &[u8], strides: Strides) -> bool {
     false
 }
 
-/// Whether marks of a table or volumes of a checkpoint have flags that may be ignored.
+/// Whether marks of a table, volumes of a checkpoint, or machines, groups and what they list have flags that may be
+/// ignored.
 fn in_flags(number: u16, records: &[u8], strides: Strides) -> bool {
     let (stride, at) = match number {
         6 if strides == TABLE => (64, 25),
         2 if strides == CHECKPOINT => (88, 83),
+        1 if strides == MACHINE => (32, 21),
+        4 if strides == MACHINE => (64, 47),
+        1 if strides == GROUP => (32, 9),
+        3 if strides == GROUP => (56, 49),
         _ => return false,
     };
     records.chunks_exact(stride).any(|record| record[at] & 0xf0 != 0)

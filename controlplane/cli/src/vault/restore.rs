@@ -1,6 +1,6 @@
 //! `vault restore`, and `point export` with it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use farshore_api::Exit;
@@ -27,17 +27,17 @@ use super::select::select;
 pub(crate) struct RestoreTo {
     /// File or block device to write
     #[arg(long, value_name = "FILE")]
-    to: PathBuf,
+    pub(super) to: PathBuf,
     /// Replace a file that has content; write over a device that has some, with --yes
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
     #[command(flatten)]
-    consent: Consent,
+    pub(super) consent: Consent,
 }
 
 /// Result of a restore.
 #[derive(Debug, Serialize)]
-struct Restored {
+pub(super) struct Restored {
     volume: Uuid,
     point: Uuid,
     seq: u64,
@@ -54,7 +54,12 @@ struct Restored {
 }
 
 impl Restored {
-    fn new(view: &VolumeView, to: &RestoreTo, report: RestoreReport, started: Instant) -> Self {
+    pub(super) fn new(
+        view: &VolumeView,
+        to: &Path,
+        report: RestoreReport,
+        started: Instant,
+    ) -> Self {
         let point = view.point();
         Self {
             volume: view.volume().into(),
@@ -63,13 +68,24 @@ impl Restored {
             kind: point.kind.word(),
             unknown_blocks: point.unknown_blocks,
             time_unix_ms: point.time_unix_ms,
-            to: to.to.display().to_string(),
+            to: to.display().to_string(),
             size_bytes: report.size_bytes,
             written_bytes: report.written_bytes,
             resumed_bytes: report.resumed_bytes,
             fetched_bytes: report.fetched_bytes,
             seconds: started.elapsed().as_secs_f64(),
         }
+    }
+
+    /// In a line, for a restore of several.
+    pub(super) fn to_text(&self) -> String {
+        let promise = crate::point::promise(self.kind, self.unknown_blocks);
+        format!(
+            "{} ({}, {} written, {promise})",
+            self.to,
+            size(self.size_bytes),
+            size(self.written_bytes)
+        )
     }
 
     fn table(&self) -> String {
@@ -123,7 +139,7 @@ pub(crate) async fn restore(
     };
     let report = restore::restore(&view, &to.to, options, told).await;
     let report = report.map_err(|error| or_another_point(restore_failure(&error), volume))?;
-    job.finish(&Restored::new(&view, &to, report, started), Restored::table)
+    job.finish(&Restored::new(&view, &to.to, report, started), Restored::table)
 }
 
 /// Looks at what is there, and asks where a device would lose something. False for a dry run.
@@ -152,7 +168,7 @@ fn may_write(view: &VolumeView, to: &RestoreTo, options: &RestoreOptions) -> Out
 
 /// Where it is noted how far a restore to a device is: what belongs to the system for root, else to
 /// the user; nowhere if neither is known.
-fn journal_directory() -> Option<PathBuf> {
+pub(super) fn journal_directory() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/lib/farshore/restores"));
     }
@@ -162,7 +178,7 @@ fn journal_directory() -> Option<PathBuf> {
 }
 
 /// What is damaged stays so; other points may do without it.
-fn or_another_point(failure: Failure, volume: Uuid) -> Failure {
+pub(super) fn or_another_point(failure: Failure, volume: Uuid) -> Failure {
     failure.hint_on(Exit::Corrupt, || {
         format!(
             "put the object back from a copy of the store, or restore another point: `farshore vault \
@@ -172,7 +188,7 @@ fn or_another_point(failure: Failure, volume: Uuid) -> Failure {
     })
 }
 
-fn restore_failure(error: &RestoreError) -> Failure {
+pub(super) fn restore_failure(error: &RestoreError) -> Failure {
     let exit = match error {
         RestoreError::Vault(error) => return vault_failure(error),
         error if error.is_no_space() => Exit::NoSpace,

@@ -1,8 +1,11 @@
 //! Which point of a volume is meant, where only the vault is there to say.
 
+use std::collections::BTreeSet;
+
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
 use farshore_proto::{PointId, VolumeId};
+use farshore_vault::machine::MachinePoint;
 use farshore_vault::{Point, PointSelector as VaultSelector, Vault, catalog};
 use uuid::Uuid;
 
@@ -33,48 +36,85 @@ pub(super) async fn select(
             "warning: only the points in front of the damage are looked at: {broken}"
         );
     }
-    let chosen = choose(&list.points, volume, point, now_unix_ms())?;
+    let candidates: Vec<Candidate> = list.points.iter().map(Candidate::from).collect();
+    let (what, hint) = of_volume(volume);
+    let chosen = choose(&candidates, &what, &hint, point, now_unix_ms())?;
     if let Some(warning) = chosen.warning {
         farshore_program::tell!("warning: {warning}");
     }
     Ok(VaultSelector::Point(chosen.point))
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Chosen {
-    point: PointId,
-    warning: Option<String>,
+/// What a volume is called in a failure, and what to do about it.
+fn of_volume(volume: Uuid) -> (String, String) {
+    let hint = format!("`farshore vault points --volume {volume}` shows what there is");
+    (format!("volume {volume}"), hint)
 }
 
-/// Chooses among points in seq order.
-fn choose(
-    points: &[Point],
-    volume: Uuid,
+/// A point that may be meant.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    id: PointId,
+    time_unix_ms: u64,
+}
+
+impl From<&Point> for Candidate {
+    fn from(point: &Point) -> Self {
+        Self { id: point.id, time_unix_ms: point.time_unix_ms }
+    }
+}
+
+impl From<&MachinePoint> for Candidate {
+    fn from(point: &MachinePoint) -> Self {
+        Self { id: point.id, time_unix_ms: point.time_unix_ms() }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    point: PointId,
+    /// Which of the candidates it is.
+    pub(super) at: usize,
+    pub(super) warning: Option<String>,
+}
+
+/// Chooses among the points of `what`, in their order. `hint` says where to look for others.
+///
+/// # Errors
+/// `NotFound` if none is meant; `Usage` if several may be.
+pub(super) fn choose(
+    points: &[Candidate],
+    what: &str,
+    hint: &str,
     selector: PointSelector,
     now_unix_ms: u64,
 ) -> Outcome<Chosen> {
-    let is_meant = |point: &&Point| match (selector, selector.not_after(now_unix_ms)) {
+    let is_meant = |point: &Candidate| match (selector, selector.not_after(now_unix_ms)) {
         (PointSelector::Prefix(prefix), _) => prefix.is_of(point.id.into()),
+        (PointSelector::Id(id), _) => point.id == PointId::from(id),
         (_, Some(unix_ms)) => point.time_unix_ms <= unix_ms,
         (_, None) => true,
     };
-    let meant: Vec<&Point> = points.iter().filter(is_meant).collect();
-    let Some(newest) = meant.last() else {
+    let meant: Vec<(usize, &Candidate)> =
+        points.iter().enumerate().filter(|(_, point)| is_meant(point)).collect();
+    let Some((at, newest)) = meant.last().copied() else {
         let message = match selector {
             PointSelector::Prefix(prefix) => {
-                format!("volume {volume} has no recovery point whose id begins with {prefix}")
+                format!("{what} has no recovery point whose id begins with {prefix}")
             }
-            _ => format!("volume {volume} has no recovery point that is not after {selector}"),
+            PointSelector::Id(id) => format!("{what} has no recovery point {id}"),
+            PointSelector::Latest => format!("{what} has no recovery point that has all of it"),
+            _ => format!("{what} has no recovery point that is not after {selector}"),
         };
-        return Err(Failure::new(Exit::NotFound, message)
-            .hint(format!("`farshore vault points --volume {volume}` shows what there is")));
+        return Err(Failure::new(Exit::NotFound, message).hint(hint));
     };
-    if let (PointSelector::Prefix(prefix), 2..) = (selector, meant.len()) {
+    let ids: BTreeSet<PointId> = meant.iter().map(|(_, point)| point.id).collect();
+    if let (PointSelector::Prefix(prefix), 2..) = (selector, ids.len()) {
         let ids: Vec<String> = meant
             .iter()
             .rev()
             .take(NAMED_MAX)
-            .map(|point| Uuid::from(point.id).to_string())
+            .map(|(_, point)| Uuid::from(point.id).to_string())
             .collect();
         let more = if meant.len() > NAMED_MAX { ", and others" } else { "" };
         let message = format!(
@@ -83,13 +123,13 @@ fn choose(
         );
         return Err(Failure::new(Exit::Usage, message).hint("give more digits of the id"));
     }
-    let is_by_time = !matches!(selector, PointSelector::Prefix(_));
+    let is_by_time = selector.not_after(now_unix_ms).is_some();
     let warning = is_by_time.then(|| disorder(points)).flatten();
-    Ok(Chosen { point: newest.id, warning })
+    Ok(Chosen { point: newest.id, at, warning })
 }
 
 /// What to know if the times of the points do not grow with their order.
-fn disorder(points: &[Point]) -> Option<String> {
+fn disorder(points: &[Candidate]) -> Option<String> {
     let pair = points.windows(2).find(|pair| pair[0].time_unix_ms > pair[1].time_unix_ms)?;
     Some(format!(
         "the agent's clock was set back: point {} says {}, the later point {} says {}; the newest \
@@ -120,7 +160,9 @@ mod tests {
     }
 
     fn chosen(points: &[Point], selector: &str) -> Outcome<Chosen> {
-        choose(points, Uuid::nil(), selector.parse().unwrap(), 100_000)
+        let candidates: Vec<Candidate> = points.iter().map(Candidate::from).collect();
+        let (what, hint) = of_volume(Uuid::nil());
+        choose(&candidates, &what, &hint, selector.parse().unwrap(), 100_000)
     }
 
     #[test]
@@ -133,7 +175,8 @@ mod tests {
             ("2026-01-31 12:00", 3),
         ] {
             let found = chosen(&points, selector).unwrap();
-            assert_eq!(found, Chosen { point: points[seq - 1].id, warning: None }, "{selector}");
+            let expected = Chosen { point: points[seq - 1].id, at: seq - 1, warning: None };
+            assert_eq!(found, expected, "{selector}");
         }
         let failure = chosen(&points, "91 seconds ago").unwrap_err();
         assert_eq!(failure.code, Exit::NotFound.code());

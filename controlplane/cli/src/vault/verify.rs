@@ -31,6 +31,8 @@ struct Verified {
     scan_points: u64,
     /// Those without the blocks that the agent could not read.
     unknown_points: u64,
+    machines: u64,
+    groups: u64,
     segments: u64,
     frames: u64,
     chunks: u64,
@@ -77,6 +79,8 @@ impl Verified {
             points: report.points,
             scan_points: report.scan_points,
             unknown_points: report.unknown_points,
+            machines: report.machines,
+            groups: report.groups,
             segments: report.segments,
             frames: report.frames,
             chunks: report.chunks,
@@ -112,6 +116,7 @@ impl Verified {
                 "checked",
                 if self.read_data { "streams, references, data" } else { "streams, references" },
             )
+            .pair("machines", self.machines)
             .pair("volumes", self.volumes)
             .pair("recovery points", self.promises())
             .pair("segments", self.segments)

@@ -6,7 +6,11 @@ mod answers;
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod boot;
+#[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod machines;
 #[cfg(test)]
 mod run;
 #[cfg(test)]

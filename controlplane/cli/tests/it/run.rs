@@ -26,6 +26,11 @@ impl Ran {
         assert!(self.stderr.contains(&format!("\nhint: {hint}")), "{}", self.stderr);
         assert_eq!(self.stdout, "");
     }
+
+    /// Checks that the command line was refused.
+    pub(crate) fn usage(&self) {
+        assert_eq!((self.code, self.stdout.as_str()), (64, ""), "{}", self.stderr);
+    }
 }
 
 impl From<Output> for Ran {

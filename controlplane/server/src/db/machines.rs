@@ -394,6 +394,7 @@ impl Db {
     pub async fn node_volumes(&self, node: Uuid) -> Result<Vec<NodeVolume>, ControlError> {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT volumes.id, volumes.epoch, volumes.parent_epoch, machines.agent, machines.name,
+                machines.id AS machine_id, volumes.disk,
                 coalesce(machines.mark_interval_ms, policies.mark_interval_ms) AS interval_ms,
                 {GENERATION_MIN}
              FROM volumes JOIN machines ON machines.id = volumes.machine
@@ -415,6 +416,8 @@ impl Db {
                     agent: record.id("agent")?,
                     agent_generation_min: generation_min(&record)?,
                     machine: record.text("name")?,
+                    machine_id: Some(record.id("machine_id")?),
+                    disk: record.text("disk")?,
                     mark_interval_ms: record.number("interval_ms")?,
                 })
             })

@@ -1,18 +1,22 @@
 use super::*;
 use crate::checkpoint::{open_checkpoint, seal_checkpoint};
 use crate::epoch::{open_epoch, seal_epoch};
+use crate::group::{open_group, seal_group};
 use crate::index_run::{open_index_run, seal_index_run};
+use crate::machine::{open_machine, seal_machine};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::EpochBody;
+use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SMALL_BODY_BYTES_MAX};
+use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::map::{MapFields, PartFields};
 use farshore_proto::object::ObjectKind;
 use farshore_proto::segment::{SlotWriter, put_own};
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
-    Attempt, ChunkId, DecodeError, Epoch, ErrorKind, Imprint, LogId, MapAttempt, PointId, RunId,
-    Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    Attempt, ChunkId, DecodeError, Epoch, ErrorKind, GroupId, Imprint, LogId, MachineId,
+    MapAttempt, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use std::collections::BTreeSet;
 
@@ -48,7 +52,11 @@ fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
         ObjectKind::Pages => {
             PartFields { attempt: MapAttempt([8; 16]), ordinal: 3, pages_bytes: 5 }.put(out);
         }
-        ObjectKind::Epoch | ObjectKind::IndexRun | ObjectKind::Checkpoint => no_fields(out),
+        ObjectKind::Epoch
+        | ObjectKind::IndexRun
+        | ObjectKind::Checkpoint
+        | ObjectKind::Machine
+        | ObjectKind::Group => no_fields(out),
     }
 }
 
@@ -141,8 +149,9 @@ fn an_object_of_one_kind_is_none_of_another() {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{kind:?} as {other:?}: {error}");
         }
     }
-    // Epochs, index runs and checkpoints as each other; segments and maps too, and both as parts of maps.
-    assert_eq!(mismatches, 10);
+    // Epochs, index runs, checkpoints, machines and groups as each other; segments and maps too, and both as parts of
+    // maps.
+    assert_eq!(mismatches, 24);
 }
 
 /// The point of a commitment to the header: nothing of it decides before it is authenticated.
@@ -168,7 +177,11 @@ fn every_bit_of_a_header_is_refused_before_the_body_is_opened() {
         // May ignore; the place; domain, key, variant; lengths; salt; commitment; the kind's own.
         let own_end = match kind {
             ObjectKind::Slot | ObjectKind::Map | ObjectKind::Pages => header_bytes - CRC_BYTES - 4,
-            ObjectKind::Epoch | ObjectKind::IndexRun | ObjectKind::Checkpoint => 152,
+            ObjectKind::Epoch
+            | ObjectKind::IndexRun
+            | ObjectKind::Checkpoint
+            | ObjectKind::Machine
+            | ObjectKind::Group => 152,
         };
         let expected = (12..60).chain(64..73).chain([76, 80]).chain(88..own_end);
         let has_fields = matches!(kind, ObjectKind::Slot | ObjectKind::Map | ObjectKind::Pages);
@@ -425,5 +438,56 @@ fn checkpoints_open_to_what_was_sealed() {
     // Sealed as it should be, it is refused all the same if its volumes reach up to its own slot.
     let late = seal_checkpoint(VAULT, log, Slot(8), &key(), KEY, &body).unwrap();
     let error = open_checkpoint(&late, VAULT, log, Slot(8), &ring()).unwrap_err();
+    assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
+}
+
+#[test]
+fn machines_and_groups_open_to_what_was_sealed() {
+    let disk = Disk {
+        index: 0,
+        volume: Some(VOLUME),
+        size_bytes: 1 << 30,
+        since: (Epoch(0), Seq(0)),
+        boot_rank: 1,
+        sector_log2: 9,
+        role: DiskRole::Boot,
+        state: DiskState::Protected,
+        name: "/dev/vda".to_owned(),
+        label: String::new(),
+        serial: "S-1".to_owned(),
+    };
+    let body = MachineBody {
+        time_unix_ms: 1,
+        memory_bytes: 1 << 30,
+        processors: 2,
+        firmware: Firmware::Uefi,
+        is_secure_boot: true,
+        name: "web-1".to_owned(),
+        system: "Debian 12".to_owned(),
+        disks: vec![disk],
+    };
+    let (machine, other) = (MachineId([7; 16]), MachineId([9; 16]));
+    let object = seal_machine(VAULT, machine, 3, &key(), KEY, &body).unwrap();
+    assert_eq!(open_machine(&object, VAULT, machine, 3, &ring()).unwrap(), body);
+    for (machine_named, revision) in [(machine, 4), (other, 3)] {
+        let error = open_machine(&object, VAULT, machine_named, revision, &ring()).unwrap_err();
+        assert!(error.to_string().contains(&format!("revision 3 of machine {machine}")), "{error}");
+    }
+    let nameless = MachineBody { name: String::new(), ..body };
+    let error = seal_machine(VAULT, machine, 3, &key(), KEY, &nameless).unwrap_err();
+    assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
+
+    let member =
+        Member { machine, volume: VOLUME, since: (Epoch(2), Seq(9)), state: MemberState::Member };
+    let members = vec![member, Member { machine: other, volume: VolumeId([8; 16]), ..member }];
+    let (kind, name) = (GroupKind::Machines, "shop".to_owned());
+    let body = GroupBody { time_unix_ms: 2, kind, name, members };
+    let group = GroupId([6; 16]);
+    let object = seal_group(VAULT, group, 1, &key(), KEY, &body).unwrap();
+    assert_eq!(open_group(&object, VAULT, group, 1, &ring()).unwrap(), body);
+    let error = open_group(&object, VAULT, group, 2, &ring()).unwrap_err();
+    assert!(error.to_string().contains(&format!("revision 1 of group {group}")), "{error}");
+    let empty = GroupBody { members: Vec::new(), ..body };
+    let error = seal_group(VAULT, group, 1, &key(), KEY, &empty).unwrap_err();
     assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
 }

@@ -1,7 +1,7 @@
 //! How an export serves, for those who cannot ask it: a file, and lines in the log.
 
 use farshore_api::export::{ExportState, ExportStatus};
-use farshore_export::ExportError;
+use farshore_export::{ExportError, Watch};
 use farshore_proto::ErrorKind;
 use farshore_vault::{Patience, Supply};
 use std::path::{Path, PathBuf};
@@ -30,15 +30,13 @@ impl Default for Health {
     }
 }
 
-impl Health {
-    /// A write, or what is like one, ended so.
-    pub(super) fn wrote(&self, result: &Result<(), ExportError>) {
+impl Watch for Health {
+    fn wrote(&self, result: &Result<(), ExportError>) {
         let error = result.as_ref().err().filter(|error| error.is_no_space());
         self.note(error, |ills| &mut ills.full);
     }
 
-    /// A read ended so.
-    pub(super) fn read<T>(&self, result: &Result<T, ExportError>) {
+    fn read<T>(&self, result: &Result<T, ExportError>) {
         // What was waited for in vain has been told by who waited.
         let is_told = |error: &&ExportError| {
             matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Throttled)
@@ -47,7 +45,9 @@ impl Health {
         let error = result.as_ref().err().filter(|error| !is_told(error));
         self.note(error, |ills| &mut ills.damage);
     }
+}
 
+impl Health {
     fn note(
         &self,
         error: Option<&ExportError>,

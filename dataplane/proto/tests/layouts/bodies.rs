@@ -4,7 +4,9 @@ use crate::samples::{self, delta_directory, unmarked_manifest};
 use farshore_proto::DecodeError;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
+use farshore_proto::group::GroupBody;
 use farshore_proto::index_run::IndexRun;
+use farshore_proto::machine::MachineBody;
 use farshore_proto::map::{Directory, Manifest, Page};
 use farshore_proto::segment::Table;
 
@@ -107,6 +109,8 @@ const DIRECTORY: &[(u16, u32)] = &[(1, 32), (2, 8), (3, 4)];
 const PAGE: &[(u16, u32)] = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 const RUN: &[(u16, u32)] = &[(2, 32), (3, 44)];
 const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
+const MACHINE: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
+const GROUP: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 56)];
 
 pub(crate) fn bodies() -> Vec<Body> {
     type Again = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
@@ -118,6 +122,8 @@ pub(crate) fn bodies() -> Vec<Body> {
     let run: Again = |bytes| Ok(IndexRun::decode(bytes)?.encode());
     let checkpoint: Again =
         |bytes| Ok(CheckpointBody::decode(bytes, samples::CHECKPOINT_SLOT)?.encode());
+    let machine: Again = |bytes| Ok(MachineBody::decode(bytes)?.encode());
+    let group: Again = |bytes| Ok(GroupBody::decode(bytes)?.encode());
     let body = |name, good, again, strides| Body { name, good, again, strides };
     vec![
         body("table", samples::table().encode(), table, TABLE),
@@ -132,6 +138,8 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("map page of zeros", samples::zero_page().encode(), page, PAGE),
         body("index run body", samples::index_run().encode(), run, RUN),
         body("checkpoint body", samples::checkpoint().encode(), checkpoint, CHECKPOINT),
+        body("machine body", samples::machine_body().encode(), machine, MACHINE),
+        body("group body", samples::group_body().encode(), group, GROUP),
     ]
 }
 
@@ -144,11 +152,16 @@ pub(crate) fn is_of_later(body: &[u8], strides: &[(u16, u32)]) -> bool {
     })
 }
 
-/// Of marks in a table and of volumes in a checkpoint the upper half of the flags may be ignored.
+/// Of marks in a table, of volumes in a checkpoint, and of machines, groups and what they list the upper half of the
+/// flags may be ignored.
 fn has_later_flags(section: &Section, strides: &[(u16, u32)]) -> bool {
     let flags_at = match section.number {
         6 if strides == TABLE => 25,
         2 if strides == CHECKPOINT => 83,
+        1 if strides == MACHINE => 21,
+        4 if strides == MACHINE => 47,
+        1 if strides == GROUP => 9,
+        3 if strides == GROUP => 49,
         _ => return false,
     };
     let mut records = section.records.chunks(wide(section.stride));

@@ -6,6 +6,7 @@
 
 use crate::bodies::{Body, bodies, is_of_later, join, split};
 use crate::checkpoints::TAIL;
+use crate::machines::{DISK, MEMBER};
 use crate::maps::{LAYER, MAP_MARK};
 use crate::samples;
 use crate::tables::{CHUNK, SPAN, TARGET};
@@ -75,6 +76,12 @@ pub(crate) fn heads() -> Vec<(ObjectKind, Vec<u8>, Again)> {
         }),
         head(ObjectKind::Checkpoint, samples::checkpoint_object(), |bytes| {
             head_again(ObjectKind::Checkpoint, bytes)
+        }),
+        head(ObjectKind::Machine, samples::machine_object(), |bytes| {
+            head_again(ObjectKind::Machine, bytes)
+        }),
+        head(ObjectKind::Group, samples::group_object(), |bytes| {
+            head_again(ObjectKind::Group, bytes)
         }),
     ]
 }
@@ -345,7 +352,7 @@ fn decodes_with(name: &str, places: &[usize], value: u64) -> bool {
 #[test]
 fn no_layout_holds_a_seq_without_a_next() {
     // Of a span and of a volume, the last seq alone, and with those before it.
-    let places: [(&str, &[usize]); 11] = [
+    let places: [(&str, &[usize]); 13] = [
         ("frame", &[8]),
         ("hrl", &[32]),
         ("map", &[48]),
@@ -357,6 +364,8 @@ fn no_layout_holds_a_seq_without_a_next() {
         ("table", &[SPAN + 24, SPAN + 32]),
         ("checkpoint body", &[TAIL + 32]),
         ("checkpoint body", &[TAIL + 24, TAIL + 32, TAIL + 48]),
+        ("machine body", &[DISK + 32]),
+        ("group body", &[MEMBER + 40]),
     ];
     for (name, places) in places {
         assert!(!decodes_with(name, places, u64::MAX), "{name} at {places:?}");

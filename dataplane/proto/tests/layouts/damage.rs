@@ -92,6 +92,12 @@ fn checked_objects() -> Vec<Checked> {
         without_fields("index run", ObjectKind::IndexRun, samples::index_run_object(), |bytes| {
             ObjectHeader::decode(ObjectKind::IndexRun, bytes).map(drop)
         }),
+        without_fields("machine", ObjectKind::Machine, samples::machine_object(), |bytes| {
+            ObjectHeader::decode(ObjectKind::Machine, bytes).map(drop)
+        }),
+        without_fields("group", ObjectKind::Group, samples::group_object(), |bytes| {
+            ObjectHeader::decode(ObjectKind::Group, bytes).map(drop)
+        }),
         without_fields(
             "checkpoint",
             ObjectKind::Checkpoint,
@@ -102,7 +108,8 @@ fn checked_objects() -> Vec<Checked> {
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 6] = ["segment", "epoch", "map", "map part", "index run", "checkpoint"];
+const OBJECTS: [&str; 8] =
+    ["segment", "epoch", "map", "map part", "index run", "checkpoint", "machine", "group"];
 
 fn decode_frame_header(bytes: &[u8]) -> Result<(), DecodeError> {
     FrameHeader::decode(&sized("frame header", bytes)?).map(drop)
@@ -258,7 +265,14 @@ fn fields_out_of_range_are_refused() {
     let of_parts =
         [("map part", 48, 0), ("map part", 58, 1), ("map part", 72, 1), ("map part", 168, 0)];
     let of_maps = of_maps.into_iter().chain(of_parts);
-    let others = [("hrl", 32, 0), ("epoch", 72, 1), ("index run", 72, 1), ("checkpoint", 72, 1)];
+    let others = [
+        ("hrl", 32, 0),
+        ("epoch", 72, 1),
+        ("index run", 72, 1),
+        ("checkpoint", 72, 1),
+        ("machine", 72, 1),
+        ("group", 72, 1),
+    ];
     for (name, at, value) in of_all.chain(of_segments).chain(of_maps).chain(others) {
         let error = with(name, at, &[value]).unwrap_err();
         assert!(matches!(error, DecodeError::Range { .. }), "{name} byte {at}: {error}");

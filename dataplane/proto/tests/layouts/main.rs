@@ -11,6 +11,7 @@ mod derived;
 mod golden;
 mod identity;
 mod later;
+mod machines;
 mod maps;
 mod newer;
 mod roundtrip;

@@ -7,11 +7,13 @@ pub(crate) use maps::*;
 use farshore_proto::checkpoint::{self, CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{self, EpochBody};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
+use farshore_proto::group::{self, GroupBody, GroupKind, Member, MemberState};
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::index_run::{self, IndexRun};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
 use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper, WrapperKind};
 use farshore_proto::limits::BLOCK_BYTES;
+use farshore_proto::machine::{self, Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::{ObjectHeader, ObjectPlace};
 use farshore_proto::segment::{
@@ -21,8 +23,8 @@ use farshore_proto::segment::{
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::vault::VaultObject;
 use farshore_proto::{
-    Attempt, BlockRange, ChunkId, Domain, Epoch, Imprint, KeyNumber, LogId, MarkAttempt, MarkKind,
-    PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    Attempt, BlockRange, ChunkId, Domain, Epoch, GroupId, Imprint, KeyNumber, LogId, MachineId,
+    MarkAttempt, MarkKind, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -31,6 +33,8 @@ pub(crate) const LOG: LogId = LogId(id(0xc0));
 pub(crate) const OTHER_LOG: LogId = LogId(id(0xd0));
 /// The other volume of the checkpoint.
 pub(crate) const OTHER_VOLUME: VolumeId = VolumeId(id(0xb1));
+pub(crate) const MACHINE: MachineId = MachineId(id(0x80));
+pub(crate) const GROUP: GroupId = GroupId(id(0x90));
 /// Where the checkpoint stands.
 pub(crate) const CHECKPOINT_SLOT: Slot = Slot(0x0100);
 pub(crate) const POINT: PointId = PointId(id(0xe0));
@@ -107,6 +111,10 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("index-run-body", index_run().encode()),
         ("checkpoint-object", checkpoint_object()),
         ("checkpoint-body", checkpoint().encode()),
+        ("machine-object", machine_object()),
+        ("machine-body", machine_body().encode()),
+        ("group-object", group_object()),
+        ("group-body", group_body().encode()),
     ]);
     all
 }
@@ -429,5 +437,91 @@ pub(crate) fn checkpoint() -> CheckpointBody {
         horizon: 3,
         register: 0x0405,
         tails: [(VOLUME, known), (OTHER_VOLUME, other)].into(),
+    }
+}
+
+pub(crate) fn machine_object() -> Vec<u8> {
+    let place = machine::place(VAULT, MACHINE, 2);
+    whole(place, |own| own.extend([0; 4]), &machine_body().encode())
+}
+
+/// Of a disk of which all is known, one that is gone, and one of which as little as may be.
+pub(crate) fn machine_body() -> MachineBody {
+    let boot = Disk {
+        index: 0,
+        volume: Some(VOLUME),
+        size_bytes: 64 << 20,
+        since: (Epoch(3), Seq(43)),
+        boot_rank: 1,
+        sector_log2: 9,
+        role: DiskRole::Boot,
+        state: DiskState::Protected,
+        name: "/dev/vda".to_owned(),
+        label: "root".to_owned(),
+        serial: "S0".to_owned(),
+    };
+    let gone = Disk {
+        index: 1,
+        volume: Some(OTHER_VOLUME),
+        size_bytes: (1 << 30) + 512,
+        boot_rank: 0,
+        sector_log2: 12,
+        role: DiskRole::Data,
+        state: DiskState::Removed,
+        name: "/dev/vdb".to_owned(),
+        label: String::new(),
+        serial: "S1".to_owned(),
+        ..boot.clone()
+    };
+    let excluded = Disk {
+        index: 4,
+        volume: None,
+        size_bytes: 0,
+        since: (Epoch(0), Seq(0)),
+        boot_rank: 0,
+        sector_log2: 0,
+        role: DiskRole::Unknown,
+        state: DiskState::Excluded,
+        name: String::new(),
+        label: String::new(),
+        serial: String::new(),
+    };
+    MachineBody {
+        time_unix_ms: 1_767_225_600_000,
+        memory_bytes: 4 << 30,
+        processors: 2,
+        firmware: Firmware::Uefi,
+        is_secure_boot: true,
+        name: "db-1".to_owned(),
+        system: "Debian 12".to_owned(),
+        disks: vec![boot, gone, excluded],
+    }
+}
+
+pub(crate) fn group_object() -> Vec<u8> {
+    let place = group::place(VAULT, GROUP, 1);
+    whole(place, |own| own.extend([0; 4]), &group_body().encode())
+}
+
+/// Of two machines; a disk of the first left.
+pub(crate) fn group_body() -> GroupBody {
+    let member = Member {
+        machine: MACHINE,
+        volume: VOLUME,
+        since: (Epoch(3), Seq(43)),
+        state: MemberState::Member,
+    };
+    let left = Member { volume: OTHER_VOLUME, state: MemberState::Left, ..member };
+    let other = Member {
+        machine: MachineId(id(0x81)),
+        volume: VolumeId(id(0x21)),
+        since: (Epoch(0), Seq(0)),
+        ..member
+    };
+    GroupBody {
+        time_unix_ms: 1_767_225_600_000,
+        kind: GroupKind::Machines,
+        name: "shop".to_owned(),
+        members: vec![member, left, other],
     }
 }

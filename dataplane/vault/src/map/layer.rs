@@ -244,13 +244,14 @@ pub(crate) async fn open_layers(
     known: &[map::Layer],
     user: &ObjectName,
 ) -> Result<Vec<Arc<Layer>>, LayerError> {
-    let layers = known.iter().cloned().map(|known| async {
+    // Each owns what it opens: a closure that borrows it makes no future that can be spawned.
+    let layers: Vec<map::Layer> = known.to_vec();
+    let layers = futures::stream::iter(layers).map(|known| async {
         let attempt = known.attempt;
         let opened = Layer::open(vault, volume, known, user).await;
         opened.map(Arc::new).map_err(|error| LayerError { attempt, error })
     });
-    let layers: Vec<_> = layers.collect();
-    let mut layers = std::pin::pin!(futures::stream::iter(layers).buffered(LAYERS_AT_ONCE));
+    let mut layers = std::pin::pin!(layers.buffered(LAYERS_AT_ONCE));
     let (mut opened, mut ranges) = (Vec::with_capacity(known.len()), 0);
     while let Some(layer) = layers.try_next().await? {
         ranges += layer.covers.len() as u64;

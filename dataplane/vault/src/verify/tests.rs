@@ -310,3 +310,35 @@ async fn a_checkpoint_that_says_something_else_than_its_log_is_named() {
     let late = ["speaks of slots that are not there: the log ends at slot 3"];
     assert_eq!(said(5, body).await, late);
 }
+
+/// Machines and groups: each revision lost, damaged, or an older one under its name.
+#[tokio::test]
+async fn every_revision_of_a_machine_and_a_group_is_checked() {
+    use crate::testing::machines::{DB, Machines, SHOP};
+    let all = Machines::new().await;
+    let report = verify(&all.world.vault, true, |_| {}).await.unwrap();
+    assert!(report.is_whole(), "{report:#?}");
+    assert_eq!((report.machines, report.groups, report.points), (3, 1, 20));
+    let names =
+        [ObjectName::machine(DB, 1), ObjectName::machine(DB, 2), ObjectName::group(SHOP, 1)];
+    for name in &names {
+        let file = all.world.file(name);
+        let bytes = fs::read(&file).unwrap();
+        for at in [0, 100, bytes.len() - 1] {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            fs::write(&file, bad).unwrap();
+            let report = verify(&all.world.vault, false, |_| {}).await.unwrap();
+            assert_eq!(report.problems.len(), 1, "{name}: {report:#?}");
+            assert_eq!(&report.problems[0].object, name);
+        }
+        fs::write(&file, bytes).unwrap();
+    }
+    fs::copy(all.world.file(&names[0]), all.world.file(&names[1])).unwrap();
+    let report = verify(&all.world.vault, false, |_| {}).await.unwrap();
+    assert_eq!((report.machines, &report.problems[0].object), (2, &names[1]));
+    fs::remove_file(all.world.file(&names[0])).unwrap();
+    let report = verify(&all.world.vault, false, |_| {}).await.unwrap();
+    let missing = report.problems.iter().find(|problem| problem.object == names[0]).unwrap();
+    assert!(missing.what.contains("is missing although"), "{missing:?}");
+}

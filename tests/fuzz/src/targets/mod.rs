@@ -3,6 +3,7 @@
 mod derived;
 mod frames;
 mod kept_files;
+mod machines;
 mod maps;
 mod memory_files;
 mod nbd;
@@ -54,6 +55,10 @@ pub const TARGETS: &[Target] = &[
     target!("index_run_body", derived, index_run_body, index_run_body_samples, 4 * MIB),
     target!("checkpoint_object", derived, checkpoint_object, checkpoint_object_samples, LITTLE),
     target!("checkpoint_body", derived, checkpoint_body, checkpoint_body_samples, LITTLE),
+    target!("machine_object", machines, machine_object, machine_object_samples, LITTLE),
+    target!("machine_body", machines, machine_body, machine_body_samples, LITTLE),
+    target!("group_object", machines, group_object, group_object_samples, LITTLE),
+    target!("group_body", machines, group_body, group_body_samples, LITTLE),
     target!("vault_object", objects, vault_object, vault_object_samples, LITTLE),
     target!("key_object", objects, key_object, key_object_samples, LITTLE),
     target!("recovery_key", text, recovery_key, recovery_key_samples, LITTLE),
@@ -65,6 +70,8 @@ pub const TARGETS: &[Target] = &[
     target!("sealed_map_pages", sealed_maps, pages, pages_samples, 40 * MIB),
     target!("sealed_index_run", sealed, index_run, index_run_samples, 40 * MIB),
     target!("sealed_checkpoint", sealed, checkpoint, checkpoint_samples, 40 * MIB),
+    target!("sealed_machine", machines, sealed_machine, sealed_machine_samples, LITTLE),
+    target!("sealed_group", machines, sealed_group, sealed_group_samples, LITTLE),
     target!("object_names", text, object_names, object_names_samples, LITTLE),
     target!("chunk_index", kept_files, chunk_index, chunk_index_samples, 8 * MIB),
     target!("overlay_map", kept_files, overlay_map, overlay_map_samples, MIB),

@@ -1,0 +1,304 @@
+//! `vault boot`: all disks of a point of a machine over NBD, each with an overlay, from store and key alone.
+
+mod qemu;
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use farshore_api::Exit;
+use farshore_api::point::PointSelector;
+use farshore_export::{Disk as NbdDisk, Export, ExportError};
+use farshore_nbd::{Address, Server};
+use farshore_program::StopSignals;
+use farshore_proto::machine::Disk;
+use farshore_vault::machine::{DiskPoint, MachinePoint};
+use farshore_vault::{Patience, Vault};
+use futures::future::join_all;
+use serde::Serialize;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::args::Global;
+use crate::failure::{Failure, Outcome};
+use crate::output::{size, time};
+use crate::point::POINT_HELP;
+use crate::table::Table;
+
+use super::machines::{Machine, find_machine, find_point};
+use super::open::{Source, exit_of, told, vault_failure};
+use super::restore_machine::{file_stem, open_view};
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct BootArgs {
+    #[command(flatten)]
+    source: Source,
+    /// Name or id of the machine
+    #[arg(long, value_name = "NAME")]
+    machine: String,
+    #[arg(long, value_name = "POINT", default_value = "latest", help = POINT_HELP)]
+    point: PointSelector,
+    /// Also serve a point that lacks disks: those that it has
+    #[arg(long)]
+    incomplete: bool,
+    /// Directory that takes what is written, kept so that it can go on later
+    /// [default: a temporary one, removed at the end]
+    #[arg(long, value_name = "DIR")]
+    overlay: Option<PathBuf>,
+    /// Serve at loopback TCP ports rather than at Unix sockets
+    #[arg(long)]
+    tcp: bool,
+    /// Seconds for which a read waits while the vault's store does not answer; then it fails
+    #[arg(long, value_name = "SECONDS", env = "FARSHORE_EXPORT_PATIENCE", default_value_t = 600,
+        value_parser = clap::value_parser!(u64).range(0..=604_800))]
+    patience: u64,
+}
+
+/// What is printed when clients can connect.
+#[derive(Debug, Serialize)]
+struct Ready {
+    machine: Uuid,
+    name: String,
+    point: Uuid,
+    time_unix_ms: u64,
+    complete: bool,
+    lacking: Vec<String>,
+    firmware: &'static str,
+    secure_boot: bool,
+    overlay_directory: String,
+    /// Whether the overlays are kept.
+    kept: bool,
+    disks: Vec<ServedDisk>,
+    /// A command that starts the machine, word by word.
+    qemu: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServedDisk {
+    index: u16,
+    volume: Uuid,
+    name: String,
+    role: &'static str,
+    size_bytes: u64,
+    nbd_uri: String,
+    overlay: String,
+}
+
+/// Where the overlays and the sockets are.
+#[derive(Debug)]
+struct Place {
+    dir: PathBuf,
+    is_kept: bool,
+}
+
+impl Place {
+    /// The named directory, or a new one that goes away with this.
+    fn make(named: Option<&Path>) -> Outcome<Self> {
+        let is_kept = named.is_some();
+        let dir = named.map_or_else(
+            || std::env::temp_dir().join(format!("farshore-boot-{}", Uuid::new_v4().simple())),
+            Path::to_owned,
+        );
+        let absolute = std::path::absolute(&dir);
+        let dir = absolute.map_err(|error| Failure::io("use", &dir, &error, Exit::Usage))?;
+        let made = DirBuilder::new().mode(0o700).recursive(is_kept).create(&dir);
+        made.map_err(|error| Failure::io("make the directory", &dir, &error, Exit::CannotCreate))?;
+        Ok(Self { dir, is_kept })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => farshore_program::tell!(
+                "warning: cannot remove the directory {}: {error}",
+                self.dir.display()
+            ),
+            _ => {}
+        }
+    }
+}
+
+/// A disk that is served.
+struct Serving {
+    export: Arc<Export>,
+    server: Server<NbdDisk<()>>,
+}
+
+/// Serves a machine until it is told to stop.
+pub(super) async fn boot(global: &Global, args: BootArgs) -> Outcome {
+    let mut signals = StopSignals::listen().map_err(|error| {
+        Failure::new(Exit::Internal, format!("cannot listen for signals: {error}"))
+    })?;
+    let place = Place::make(args.overlay.as_deref())?;
+    let patience = Patience::new(Duration::from_secs(args.patience));
+    let prepared = tokio::select! {
+        prepared = prepare(global, &args, &place, &patience) => Some(prepared?),
+        _ = signals.asked() => None,
+    };
+    let Some((ready, disks)) = prepared else { return Ok(()) };
+    global.output.unwrap_or_default().print(&ready, Ready::text)?;
+    let (stop, stopped) = watch::channel(false);
+    let exports: Vec<Arc<Export>> = disks.iter().map(|disk| Arc::clone(&disk.export)).collect();
+    let servers = disks.into_iter().map(|Serving { server, .. }| {
+        let mut stopped = stopped.clone();
+        server.serve(async move {
+            // An error means that nobody can say it any more.
+            let _ = stopped.wait_for(|is_stopped| *is_stopped).await;
+        })
+    });
+    let told = async {
+        let signal = signals.asked().await;
+        farshore_program::tell!("told to stop by {signal}");
+        patience.end();
+        let _ = stop.send(true);
+    };
+    tokio::join!(join_all(servers), told);
+    if place.is_kept {
+        for export in exports {
+            export.flush().await.map_err(|error| export_failure(&error, &place.dir))?;
+        }
+    }
+    Ok(())
+}
+
+async fn prepare(
+    global: &Global,
+    args: &BootArgs,
+    place: &Place,
+    patience: &Patience,
+) -> Outcome<(Ready, Vec<Serving>)> {
+    let vault = args.source.open(global).await?;
+    let machine = find_machine(&vault, &args.machine).await?;
+    let point = find_point(&vault, &machine, args.point, args.incomplete).await?;
+    let mut disks = Vec::with_capacity(point.disks.len());
+    for at in &point.disks {
+        let found = machine.revision.body.disks.iter().find(|disk| disk.index == at.index);
+        if let Some(disk) = found {
+            disks.push(serve(&vault, args, place, patience, disk, at).await?);
+        }
+    }
+    let (told, disks): (Vec<ServedDisk>, Vec<Serving>) = disks.into_iter().unzip();
+    let ready = Ready::new(&machine, &point, place, told)?;
+    Ok((ready, disks))
+}
+
+/// Opens a disk at its point, and listens.
+async fn serve(
+    vault: &Vault,
+    args: &BootArgs,
+    place: &Place,
+    patience: &Patience,
+    disk: &Disk,
+    at: &DiskPoint,
+) -> Outcome<(ServedDisk, Serving)> {
+    let view = open_view(vault, at).await?.with_patience(patience.clone());
+    let stem = file_stem(disk);
+    let overlay = place.dir.join(format!("{stem}.overlay"));
+    let export = Export::open(view, &overlay).await;
+    let export = Arc::new(export.map_err(|error| export_failure(&error, &overlay))?);
+    let address = match args.tcp {
+        true => Address::Tcp(([127, 0, 0, 1], 0).into()),
+        false => Address::Unix(place.dir.join(format!("{stem}.sock"))),
+    };
+    let backend = Arc::new(NbdDisk::new(Arc::clone(&export), Arc::new(())));
+    let server = Server::bind(&address, &stem, backend).await.map_err(|error| {
+        Failure::new(Exit::Unavailable, told(&error))
+            .hint("say --tcp, or name a short directory with --overlay")
+    })?;
+    let served = ServedDisk {
+        index: disk.index,
+        volume: at.volume.into(),
+        name: disk.name.clone(),
+        role: disk.role.word(),
+        size_bytes: export.size_bytes(),
+        nbd_uri: server.uri(),
+        overlay: overlay.display().to_string(),
+    };
+    Ok((served, Serving { export, server }))
+}
+
+fn export_failure(error: &ExportError, path: &Path) -> Failure {
+    let exit = match error {
+        ExportError::Vault(error) => return vault_failure(error),
+        error if error.is_no_space() => Exit::NoSpace,
+        error => exit_of(error.kind()),
+    };
+    let message = format!("the overlay {} cannot be used: {}", path.display(), told(error));
+    Failure::new(exit, message).hint(
+        "name another directory with --overlay: an overlay belongs to one point of one disk, and to one boot at a time",
+    )
+}
+
+impl Ready {
+    fn new(
+        machine: &Machine,
+        point: &MachinePoint,
+        place: &Place,
+        disks: Vec<ServedDisk>,
+    ) -> Outcome<Self> {
+        let body = &machine.revision.body;
+        let uris: Vec<(u16, &str)> =
+            disks.iter().map(|disk| (disk.index, disk.nbd_uri.as_str())).collect();
+        let qemu = qemu::command(body, &uris, &place.dir)?;
+        Ok(Self {
+            machine: machine.id.into(),
+            name: machine.name().to_owned(),
+            point: point.id.into(),
+            time_unix_ms: point.time_unix_ms(),
+            complete: point.is_complete(),
+            lacking: point.lacking.iter().map(ToString::to_string).collect(),
+            firmware: body.firmware.word(),
+            secure_boot: body.is_secure_boot,
+            overlay_directory: place.dir.display().to_string(),
+            kept: place.is_kept,
+            disks,
+            qemu,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut table = Table::pairs();
+        let overlays = match self.kept {
+            true => format!("{} (kept)", self.overlay_directory),
+            false => {
+                format!("{} (removed at the end: --overlay DIR keeps it)", self.overlay_directory)
+            }
+        };
+        table
+            .pair("machine", format!("{} ({})", self.name, self.machine))
+            .pair("point", format!("{} of {}", self.point, time(self.time_unix_ms)))
+            .pair("firmware", self.firmware)
+            .pair("overlays", overlays);
+        if !self.complete {
+            table.pair("lacking", self.lacking.join("; "));
+        }
+        let mut disks = Table::new(&["DISK", "ROLE", "SIZE", "NBD"], "no disks");
+        for disk in &self.disks {
+            disks.row([
+                format!("{} {}", disk.index, disk.name),
+                disk.role.to_owned(),
+                size(disk.size_bytes),
+                disk.nbd_uri.clone(),
+            ]);
+        }
+        let mut text = format!("{}\n{}\nTo start it:\n", table.render(), disks.render());
+        text.push_str(&format!("{}\n", qemu::line(&self.qemu)));
+        if self.secure_boot {
+            text.push_str("\nSecure boot was on; this starts without it.\n");
+        }
+        if self.firmware == "unknown" {
+            text.push_str(
+                "\nIts firmware is not known: if it does not start so, add -bios /usr/share/ovmf/OVMF.fd for UEFI.\n",
+            );
+        }
+        text.push_str("\nServing until SIGTERM or Ctrl-C.\n");
+        text
+    }
+}

@@ -1,0 +1,413 @@
+//! `vault machines`, and the points of a machine: from store and key alone.
+
+use std::collections::BTreeSet;
+
+use farshore_api::Exit;
+use farshore_api::point::PointSelector;
+use farshore_proto::group::GroupBody;
+use farshore_proto::machine::{Disk, MachineBody};
+use farshore_proto::{MachineId, VolumeId};
+use farshore_vault::catalog::{self, FoundVolume};
+use farshore_vault::machine::{self, Found, MachinePoint, MachinePoints, Revision};
+use farshore_vault::{Vault, VaultError};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::args::Global;
+use crate::failure::{Failure, Outcome};
+use crate::output::{now_unix_ms, size, time};
+use crate::point::promise;
+use crate::table::Table;
+
+use super::open::{Source, told, vault_failure};
+use super::select::{Candidate, choose};
+use super::{VolumeRow, ended_by};
+
+/// What a machine's listing shows of one that cannot be read.
+const UNKNOWN: &str = "?";
+
+/// Result of `vault machines`.
+#[derive(Debug, Serialize)]
+struct MachineList {
+    machines: Vec<MachineRow>,
+    /// Volumes that no machine names.
+    volumes: Vec<VolumeRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct MachineRow {
+    machine: Uuid,
+    name: Option<String>,
+    /// The newest revision; what is said of the machine is of it, if there is no damage.
+    revision: u64,
+    firmware: Option<&'static str>,
+    secure_boot: bool,
+    operating_system: String,
+    processors: u32,
+    memory_bytes: u64,
+    groups: Vec<String>,
+    disks: Vec<DiskRow>,
+    points: u64,
+    incomplete_points: u64,
+    newest_complete: Option<PointRow>,
+    /// What of it cannot be read.
+    damage: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct DiskRow {
+    index: u16,
+    volume: Option<Uuid>,
+    name: String,
+    label: String,
+    serial: String,
+    size_bytes: u64,
+    /// 0 if that is not known.
+    sector_bytes: u32,
+    role: &'static str,
+    state: &'static str,
+    boot_rank: u16,
+}
+
+/// A recovery point of a machine.
+#[derive(Debug, Serialize)]
+pub(super) struct PointRow {
+    point: Uuid,
+    time_unix_ms: u64,
+    kind: &'static str,
+    unknown_blocks: u32,
+    complete: bool,
+    /// Indexes of the disks that have it.
+    disks: Vec<u16>,
+    /// What it lacks, in words.
+    lacking: Vec<String>,
+}
+
+impl From<&Disk> for DiskRow {
+    fn from(disk: &Disk) -> Self {
+        Self {
+            index: disk.index,
+            volume: disk.volume.map(Into::into),
+            name: disk.name.clone(),
+            label: disk.label.clone(),
+            serial: disk.serial.clone(),
+            size_bytes: disk.size_bytes,
+            sector_bytes: if disk.sector_log2 == 0 { 0 } else { 1 << disk.sector_log2 },
+            role: disk.role.word(),
+            state: disk.state.word(),
+            boot_rank: disk.boot_rank,
+        }
+    }
+}
+
+impl From<&MachinePoint> for PointRow {
+    fn from(point: &MachinePoint) -> Self {
+        Self {
+            point: point.id.into(),
+            time_unix_ms: point.time_unix_ms(),
+            kind: point.kind().word(),
+            unknown_blocks: point.unknown_blocks(),
+            complete: point.is_complete(),
+            disks: point.disks.iter().map(|disk| disk.index).collect(),
+            lacking: point.lacking.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl MachineRow {
+    fn new(
+        id: MachineId,
+        found: &Found<MachineBody>,
+        points: &Points,
+        groups: Vec<String>,
+    ) -> Self {
+        let body = found.revision.as_ref().map(|revision| &revision.body);
+        let is_whole = |point: &&MachinePoint| point.is_complete();
+        let complete = points.list.iter().filter(is_whole).count() as u64;
+        let all = points.list.len() as u64;
+        Self {
+            machine: id.into(),
+            name: body.map(|body| body.name.clone()),
+            revision: found.newest,
+            firmware: body.map(|body| body.firmware.word()),
+            secure_boot: body.is_some_and(|body| body.is_secure_boot),
+            operating_system: body.map(|body| body.system.clone()).unwrap_or_default(),
+            processors: body.map_or(0, |body| body.processors),
+            memory_bytes: body.map_or(0, |body| body.memory_bytes),
+            groups,
+            disks: body
+                .map_or_else(Vec::new, |body| body.disks.iter().map(DiskRow::from).collect()),
+            points: all,
+            incomplete_points: all - complete,
+            newest_complete: points.list.iter().rev().find(is_whole).map(PointRow::from),
+            damage: found.broken.as_ref().or(points.broken.as_ref()).map(|error| told(error)),
+        }
+    }
+
+    fn add_to(&self, table: &mut Table) {
+        let newest = match (&self.newest_complete, &self.damage) {
+            (_, Some(_)) => "damaged".to_owned(),
+            (Some(point), None) => {
+                format!(
+                    "{} {}",
+                    time(point.time_unix_ms),
+                    promise(point.kind, point.unknown_blocks)
+                )
+            }
+            (None, None) => "none".to_owned(),
+        };
+        let mut front = [
+            self.name.clone().unwrap_or_else(|| UNKNOWN.to_owned()),
+            self.machine.to_string(),
+            self.firmware.unwrap_or(UNKNOWN).to_owned(),
+        ];
+        let mut newest = Some(newest);
+        for disk in &self.disks {
+            let state = if disk.state == "protected" { "" } else { disk.state };
+            let [name, id, firmware] = std::mem::take(&mut front);
+            table.row([
+                name,
+                id,
+                firmware,
+                format!("{} {}", disk.index, disk.name),
+                if disk.size_bytes == 0 { UNKNOWN.to_owned() } else { size(disk.size_bytes) },
+                [disk.role, state].join(" ").trim_end().to_owned(),
+                newest.take().unwrap_or_default(),
+            ]);
+        }
+        if let Some(newest) = newest {
+            let [name, id, firmware] = front;
+            let none = String::new;
+            table.row([name, id, firmware, none(), none(), none(), newest]);
+        }
+    }
+}
+
+/// The points of a machine, and why there may be more.
+#[derive(Debug, Default)]
+struct Points {
+    list: Vec<MachinePoint>,
+    broken: Option<VaultError>,
+}
+
+impl From<MachinePoints> for Points {
+    fn from(points: MachinePoints) -> Self {
+        let broken = points.broken.into_iter().next().map(|(_, error)| error);
+        Self { list: points.points, broken }
+    }
+}
+
+/// Lists the machines of a vault, and the volumes that no machine names.
+pub(super) async fn machines(global: &Global, source: &Source) -> Outcome {
+    let vault = source.open(global).await?;
+    let failed = |error: VaultError| vault_failure(&error);
+    let found = machine::find_all::<MachineBody>(&vault).await.map_err(failed)?;
+    let groups = machine::find_all::<GroupBody>(&vault).await.map_err(failed)?;
+    let mut list = MachineList { machines: Vec::new(), volumes: Vec::new() };
+    let mut named: BTreeSet<VolumeId> = BTreeSet::new();
+    let mut broken = None;
+    for (id, found) in found {
+        let points = match &found.revision {
+            Some(revision) => Points::from(list_points(&vault, id, revision).await?),
+            None => Points::default(),
+        };
+        let body = found.revision.as_ref().map(|revision| &revision.body);
+        named.extend(body.into_iter().flat_map(MachineBody::volumes).map(|(_, volume)| volume));
+        let of = groups.iter().filter_map(|(_, group)| group.revision.as_ref());
+        let of = of.filter(|group| group.body.members.iter().any(|member| member.machine == id));
+        let of = of.map(|group| group.body.name.clone()).collect();
+        list.machines.push(MachineRow::new(id, &found, &points, of));
+        broken = broken.or(found.broken).or(points.broken);
+    }
+    let volumes = catalog::find_volumes(&vault).await.map_err(failed)?;
+    let is_stray = |found: &&FoundVolume| !named.contains(&found.info.volume);
+    list.volumes = volumes.iter().filter(is_stray).map(VolumeRow::from).collect();
+    global.output.unwrap_or_default().print(&list, MachineList::text)?;
+    ended_by(broken, || {
+        "the other machines are whole as far as they are listed; `farshore vault verify` says more, and each \
+         volume can be restored by itself with `farshore vault restore --volume ID`"
+            .to_owned()
+    })
+}
+
+impl MachineList {
+    fn text(&self) -> String {
+        let heading =
+            ["NAME", "MACHINE", "FIRMWARE", "DISK", "SIZE", "ROLE", "NEWEST COMPLETE POINT"];
+        let mut table = Table::new(&heading, "no machines");
+        self.machines.iter().for_each(|row| row.add_to(&mut table));
+        let mut text = table.render();
+        if !self.volumes.is_empty() {
+            let mut table = Table::new(&["VOLUME", "LABEL", "SIZE"], "");
+            for row in &self.volumes {
+                table.row([row.volume.to_string(), row.label.clone(), size(row.size_bytes)]);
+            }
+            text.push_str("\nVolumes that no machine names:\n");
+            text.push_str(&table.render());
+        }
+        text
+    }
+}
+
+/// A machine, as its newest revision says.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) id: MachineId,
+    pub(super) revision: Revision<MachineBody>,
+}
+
+impl Machine {
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.revision.body.name
+    }
+}
+
+/// Finds a machine by its name or its id.
+///
+/// # Errors
+/// `NotFound` if there is none; `Usage` if several have the name; `Corrupt` if its newest revision does not open.
+pub(super) async fn find_machine(vault: &Vault, wanted: &str) -> Outcome<Machine> {
+    let found = machine::find_all::<MachineBody>(vault).await;
+    let found = found.map_err(|error| vault_failure(&error))?;
+    let is_meant = |id: MachineId, found: &Found<MachineBody>| {
+        let name = found.revision.as_ref().map(|revision| revision.body.name.as_str());
+        name == Some(wanted) || wanted.parse() == Ok(id)
+    };
+    let mut meant: Vec<_> = found.into_iter().filter(|(id, found)| is_meant(*id, found)).collect();
+    let Some((id, found)) = meant.pop() else {
+        let message = format!("{}: there is no machine {wanted} in this vault", vault.url());
+        return Err(Failure::new(Exit::NotFound, message).hint(
+            "`farshore vault machines` shows what there is, volumes that no machine names included: those are \
+             restored with --volume",
+        ));
+    };
+    if !meant.is_empty() {
+        let ids: Vec<String> =
+            meant.iter().map(|(id, _)| *id).chain([id]).map(|id| id.to_string()).collect();
+        let message = format!("several machines have the name {wanted}: {}", ids.join(", "));
+        return Err(Failure::new(Exit::Usage, message).hint("give the id of one of them"));
+    }
+    let revision = found.into_newest().map_err(|error| {
+        vault_failure(&error).hint(
+            "put the object back from a copy of the store, or restore each disk by itself: `farshore vault machines \
+             --output json` shows its volumes as an older revision has them",
+        )
+    })?;
+    let missing = || Failure::new(Exit::NotFound, format!("machine {wanted} has no revision"));
+    Ok(Machine { id, revision: revision.ok_or_else(missing)? })
+}
+
+async fn list_points(
+    vault: &Vault,
+    id: MachineId,
+    revision: &Revision<MachineBody>,
+) -> Outcome<MachinePoints> {
+    machine::list_points(vault, id, revision).await.map_err(|error| vault_failure(&error))
+}
+
+/// Result of `vault points --machine`.
+#[derive(Debug, Serialize)]
+struct MachinePointList {
+    machine: Uuid,
+    name: String,
+    points: Vec<PointRow>,
+    /// What is damaged or missing behind these points.
+    damage: Option<String>,
+}
+
+/// Lists the points of a machine, those that lack something too.
+pub(super) async fn points(global: &Global, source: &Source, wanted: &str) -> Outcome {
+    let vault = source.open(global).await?;
+    let machine = find_machine(&vault, wanted).await?;
+    let Points { list, broken } = list_points(&vault, machine.id, &machine.revision).await?.into();
+    let list = MachinePointList {
+        machine: machine.id.into(),
+        name: machine.name().to_owned(),
+        points: list.iter().map(PointRow::from).collect(),
+        damage: broken.as_ref().map(|error| told(error)),
+    };
+    global.output.unwrap_or_default().print(&list, |list| {
+        let mut table = Table::new(&["POINT", "TIME", "KIND", "DISKS", "LACKS"], "no points yet");
+        for row in &list.points {
+            let disks: Vec<String> = row.disks.iter().map(ToString::to_string).collect();
+            table.row([
+                row.point.to_string(),
+                time(row.time_unix_ms),
+                promise(row.kind, row.unknown_blocks),
+                disks.join(","),
+                row.lacking.join("; "),
+            ]);
+        }
+        table.render()
+    })?;
+    ended_by(broken, || {
+        "the complete points above are in front of the damage: restore one by its id with `farshore vault restore \
+         --machine`"
+            .to_owned()
+    })
+}
+
+/// The point of a machine that is meant.
+///
+/// # Errors
+/// `NotFound` if there is none; `DataInvalid` if it lacks something and that was not asked for; `Corrupt` if the
+/// latest is meant and a stream ends in damage, so that it is not known.
+pub(super) async fn find_point(
+    vault: &Vault,
+    machine: &Machine,
+    selector: PointSelector,
+    may_lack: bool,
+) -> Outcome<MachinePoint> {
+    let Points { mut list, broken } =
+        list_points(vault, machine.id, &machine.revision).await?.into();
+    let name = machine.name();
+    let hint = format!("`farshore vault points --machine {name}` shows what there is");
+    match (&selector, &broken) {
+        (PointSelector::Latest, Some(error)) => {
+            let hint = format!(
+                "name a point in front of the damage by its id: `farshore vault points --machine {name}` lists them"
+            );
+            return Err(vault_failure(error).hint(hint));
+        }
+        (_, Some(error)) => farshore_program::tell!(
+            "warning: only the points in front of the damage are looked at: {}",
+            told(error)
+        ),
+        (_, None) => {}
+    }
+    // Who names a point means that one; who names a time, or the latest, means one that has all.
+    let is_named = matches!(selector, PointSelector::Id(_) | PointSelector::Prefix(_));
+    let lacking = list.iter().filter(|point| !point.is_complete()).count();
+    if !may_lack && !is_named {
+        list.retain(MachinePoint::is_complete);
+    }
+    let candidates: Vec<Candidate> = list.iter().map(Candidate::from).collect();
+    let chosen = choose(&candidates, &format!("machine {name}"), &hint, selector, now_unix_ms());
+    let chosen = chosen.map_err(|failure| match lacking {
+        0 => failure,
+        _ => failure.hint(format!(
+            "{hint}; {lacking} lack something, and are restored only with --incomplete"
+        )),
+    })?;
+    if let Some(warning) = chosen.warning {
+        farshore_program::tell!("warning: {warning}");
+    }
+    let point = list.swap_remove(chosen.at);
+    if point.is_complete() {
+        return Ok(point);
+    }
+    let lacks: Vec<String> = point.lacking.iter().map(ToString::to_string).collect();
+    let message = format!(
+        "point {} of machine {name} is not complete: {}",
+        Uuid::from(point.id),
+        lacks.join("; ")
+    );
+    if may_lack {
+        farshore_program::tell!("warning: {message}; what is there is not all of one instant");
+        return Ok(point);
+    }
+    Err(Failure::new(Exit::DataInvalid, message).hint(
+        "choose another point, or say --incomplete to have the disks that it has: they need not fit together",
+    ))
+}

@@ -1,0 +1,291 @@
+//! `vault machines` and `vault restore --machine`: from a store and its key alone.
+
+use std::fs;
+use std::path::PathBuf;
+
+use farshore_proto::MachineId;
+use farshore_proto::machine::{DiskRole, Firmware};
+use farshore_vault::key_file;
+use farshore_vault::layout::ObjectName;
+use farshore_vault::testing::image_bytes;
+use farshore_vault::testing::machines::{
+    CACHE, DB, KnownPoint, Machines, STRAY, WEB, disk, machine, put_next,
+};
+use serde_json::{Value, json};
+
+use crate::run::{Ran, command};
+
+/// A vault with machines, and where its key is.
+pub(crate) struct Bench {
+    pub(crate) all: Machines,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let bench = Self { all: now(Machines::new()) };
+        key_file::create(&bench.key(), &bench.all.world.recovery).unwrap();
+        bench
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.all.world.folder.path().join(name)
+    }
+
+    fn key(&self) -> PathBuf {
+        self.path("recovery.key")
+    }
+
+    /// `farshore vault ARGS`, not run yet.
+    pub(crate) fn command(&self, args: &[&str]) -> std::process::Command {
+        let mut command = command();
+        command.env("FARSHORE_KEY_FILE", self.key()).arg("vault").args(args);
+        command.arg("--vault").arg(format!("file://{}", self.path("vault").display()));
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        self.command(args).output().unwrap().into()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        self.run(&[args, &["--output", "json"]].concat()).json()
+    }
+
+    /// The point of a machine with an id that ends in this byte.
+    pub(crate) fn point(&self, machine: MachineId, id: u8) -> KnownPoint {
+        let points = self.all.points_of(machine);
+        points.into_iter().find(|point| point.id.0[0] == id).unwrap()
+    }
+
+    /// Restores a point to a new directory of this name, and gives what it printed.
+    fn restore(&self, machine: &str, point: &str, to: &str, more: &[&str]) -> Ran {
+        let to = self.path(to);
+        let args =
+            ["restore", "--machine", machine, "--point", point, "--to", to.to_str().unwrap()];
+        self.run(&[&args, more, &["--output", "json"]].concat())
+    }
+
+    /// Checks that a directory has the disks of a point and nothing else.
+    fn holds(&self, to: &str, point: &KnownPoint) {
+        let mut files: Vec<String> = fs::read_dir(self.path(to))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        let mut expected = Vec::new();
+        for (index, _, image) in &point.disks {
+            let letter = char::from(b'a' + u8::try_from(*index).unwrap());
+            let name = format!("disk-{index}-vd{letter}.raw");
+            let bytes = fs::read(self.path(to).join(&name)).unwrap();
+            assert!(bytes == image_bytes(image), "{to}/{name}");
+            expected.push(name);
+        }
+        assert_eq!(files, expected);
+    }
+
+    fn damage(&self, name: &ObjectName) {
+        let file = self.all.world.file(name);
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[260] ^= 1;
+        fs::write(file, bytes).unwrap();
+    }
+}
+
+pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(future)
+}
+
+#[test]
+fn the_machines_of_a_vault_are_listed_and_the_volumes_of_none() {
+    let bench = Bench::new();
+    let json = bench.json(&["machines"]);
+    let machines = json["machines"].as_array().unwrap();
+    let names: Vec<&Value> = machines.iter().map(|machine| &machine["name"]).collect();
+    assert_eq!(names, ["db-1", "web-1", "cache-1"]);
+    let [db, web, cache] = machines.as_slice() else { panic!("{json}") };
+    assert_eq!((&db["machine"], &db["revision"]), (&json!(DB.to_string()), &json!(2)));
+    assert_eq!((&db["firmware"], &web["firmware"]), (&json!("uefi"), &json!("bios")));
+    assert_eq!(cache["firmware"], "unknown");
+    assert_eq!((&db["groups"], &cache["groups"]), (&json!(["shop"]), &json!([])));
+    let disks = web["disks"].as_array().unwrap();
+    let roles: Vec<_> =
+        disks.iter().map(|disk| (&disk["index"], &disk["role"], &disk["state"])).collect();
+    let row = |index: u16, role: &str, state: &str| (json!(index), json!(role), json!(state));
+    let expected = [
+        row(0, "boot", "protected"),
+        row(1, "data", "protected"),
+        row(2, "scratch", "excluded"),
+        row(3, "data", "protected"),
+    ];
+    assert_eq!(roles, expected.iter().map(|(a, b, c)| (a, b, c)).collect::<Vec<_>>());
+    assert_eq!(
+        (&disks[0]["size_bytes"], &disks[0]["sector_bytes"]),
+        (&json!(96 * 4096), &json!(512))
+    );
+    assert_eq!(disks[0]["volume"], json!(bench.all.volume(2).to_string()));
+    assert_eq!(disks[2]["volume"], Value::Null);
+    let newest =
+        |machine: &Value| machine["newest_complete"]["point"].as_str().unwrap()[..2].to_owned();
+    assert_eq!((newest(db), newest(web), newest(cache)), ("06".into(), "06".into(), "09".into()));
+    assert_eq!((&db["points"], &db["incomplete_points"]), (&json!(6), &json!(3)));
+    let volumes = json["volumes"].as_array().unwrap();
+    assert_eq!(volumes.len(), 1);
+    assert_eq!(volumes[0]["volume"], json!(bench.all.volume(STRAY).to_string()));
+    let text = bench.run(&["machines", "--output", "table"]).stdout;
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[1].starts_with("db-1 ") && lines[1].contains("uefi"), "{text}");
+    assert!(lines[1].ends_with("2023-11-14T22:13:26Z crash"), "{text}");
+    assert!(lines[2].trim_start().starts_with("1 /dev/vdb"), "{text}");
+    assert!(text.contains("scratch excluded"), "{text}");
+    assert!(text.contains("Volumes that no machine names:"), "{text}");
+}
+
+#[test]
+fn all_disks_of_a_complete_point_are_restored_byte_for_byte() {
+    let bench = Bench::new();
+    let json = bench.restore("db-1", "latest", "latest", &[]).json();
+    let six = bench.point(DB, 6);
+    bench.holds("latest", &six);
+    assert_eq!((&json["point"], &json["complete"]), (&json!(six.id.to_string()), &json!(true)));
+    assert_eq!((&json["firmware"], json["disks"].as_array().unwrap().len()), (&json!("uefi"), 2));
+    assert_eq!(json["disks"][1]["to"], json!(bench.path("latest/disk-1-vdb.raw").to_str()));
+    // By id of the machine, digits of the point, time, and of one with one disk.
+    bench.restore(&WEB.to_string(), "0303", "three", &[]).json();
+    bench.holds("three", &bench.point(WEB, 3));
+    bench.restore("db-1", "2023-11-14T22:13:24Z", "time", &[]).json();
+    bench.holds("time", &bench.point(DB, 2));
+    bench.restore("db-1", &bench.point(DB, 1).id.to_string(), "first", &[]).json();
+    bench.holds("first", &bench.point(DB, 1));
+    bench.restore("cache-1", "latest", "cache", &[]).json();
+    bench.holds("cache", &bench.point(CACHE, 9));
+}
+
+#[test]
+fn a_point_that_lacks_disks_is_restored_only_when_that_is_asked_for() {
+    let bench = Bench::new();
+    let five = bench.point(DB, 5);
+    let ran = bench.restore("db-1", &five.id.to_string(), "five", &[]);
+    ran.fails(
+        65,
+        "member 2 of 2 is not in the vault; disk 1",
+        "choose another point, or say --incomplete",
+    );
+    assert!(!bench.path("five").exists());
+    let ran = bench.restore("db-1", &five.id.to_string(), "five", &["--incomplete"]);
+    assert!(ran.stderr.contains("is not complete"), "{}", ran.stderr);
+    let json = ran.json();
+    assert_eq!(json["complete"], false);
+    assert_eq!(json["lacking"][0], "member 2 of 2 is not in the vault");
+    bench.holds("five", &five);
+    // The latest of all, and of a group of which another machine's disk lacks.
+    bench.restore("db-1", "latest", "any", &["--incomplete"]).json();
+    bench.holds("any", &bench.point(DB, 8));
+    bench.restore("web-1", "latest", "whole", &[]).json();
+    bench.holds("whole", &bench.point(WEB, 6));
+    bench
+        .run(&[
+            "restore",
+            "--volume",
+            &bench.all.volume(0).to_string(),
+            "--incomplete",
+            "--to",
+            "x",
+        ])
+        .usage();
+}
+
+#[test]
+fn nothing_is_written_over_and_a_dry_run_writes_nothing() {
+    let bench = Bench::new();
+    let ran = bench.restore("db-1", "latest", "to", &["--dry-run"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{}", ran.stderr);
+    assert!(ran.stderr.contains("would write 2 disks of 768.00 KiB"), "{}", ran.stderr);
+    assert!(!bench.path("to").exists());
+    // One of the two is there already: the other one is not written either.
+    fs::create_dir(bench.path("to")).unwrap();
+    let second = bench.path("to/disk-1-vdb.raw");
+    fs::write(&second, "precious").unwrap();
+    bench.restore("db-1", "latest", "to", &[]).fails(79, "not empty", "say --force to replace it");
+    assert_eq!(fs::read_dir(bench.path("to")).unwrap().count(), 1);
+    assert_eq!(fs::read(&second).unwrap(), b"precious");
+    bench.restore("db-1", "latest", "to", &["--force"]).json();
+    bench.holds("to", &bench.point(DB, 6));
+    fs::write(bench.path("file"), "x").unwrap();
+    bench.restore("db-1", "latest", "file", &[]).fails(
+        65,
+        "file is not a directory",
+        "name a directory",
+    );
+}
+
+#[test]
+fn the_points_of_a_machine_say_what_they_lack() {
+    let bench = Bench::new();
+    let json = bench.json(&["points", "--machine", "db-1"]);
+    let complete: Vec<bool> =
+        json["points"].as_array().unwrap().iter().map(|point| point["complete"] == true).collect();
+    assert_eq!(complete, [true, true, false, true, false, false]);
+    assert_eq!(json["points"][4]["lacking"], json!(["member 5 of 5 is not in the vault"]));
+    let text = bench.run(&["points", "--machine", "db-1", "--output", "table"]).stdout;
+    assert!(text.contains("0,1    member 5 of 5 is not in the vault"), "{text}");
+    bench.run(&["points"]).usage();
+    bench
+        .run(&["points", "--machine", "db-1", "--volume", &bench.all.volume(0).to_string()])
+        .usage();
+}
+
+#[test]
+fn machines_that_are_not_there_or_not_alone_are_told() {
+    let bench = Bench::new();
+    bench.restore("nobody", "latest", "x", &[]).fails(
+        66,
+        "there is no machine nobody",
+        "`farshore vault machines`",
+    );
+    bench.restore("db-1", "ffff", "x", &[]).fails(
+        66,
+        "machine db-1 has no recovery point whose id begins",
+        "`farshore vault points --machine db-1`",
+    );
+    let twin = MachineId([0x31; 16]);
+    let body = machine(
+        "db-1",
+        Firmware::Bios,
+        vec![disk(0, Some(bench.all.volume(STRAY)), DiskRole::Boot)],
+    );
+    now(put_next(&bench.all.world, twin, 0, &body));
+    let ran = bench.restore("db-1", "latest", "x", &[]);
+    ran.fails(64, "several machines have the name db-1", "give the id");
+    assert!(ran.stderr.contains(&twin.to_string()) && ran.stderr.contains(&DB.to_string()));
+    bench.restore(&DB.to_string(), "latest", "x", &[]).json();
+    bench.holds("x", &bench.point(DB, 6));
+}
+
+#[test]
+fn damage_is_named_and_what_is_whole_is_shown() {
+    let bench = Bench::new();
+    bench.damage(&ObjectName::machine(DB, 2));
+    let ran = bench.run(&["machines", "--output", "json"]);
+    assert_eq!(ran.code, 82, "{}", ran.stderr);
+    assert!(ran.stderr.contains(&ObjectName::machine(DB, 2).to_string()), "{}", ran.stderr);
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert!(json["machines"][0]["damage"].as_str().unwrap().contains("damaged"));
+    assert_eq!(json["machines"][1]["damage"], Value::Null);
+    assert_eq!(json["machines"][0]["disks"].as_array().unwrap().len(), 1, "as revision 1 has them");
+    bench.restore("db-1", "latest", "x", &[]).fails(82, "is damaged", "put the object back");
+    assert!(!bench.path("x").exists());
+    // A stream that ends in damage: the latest is not known, one in front of it is.
+    let six = bench.point(WEB, 6);
+    let known = bench.all.world.points.iter().find(|point| point.id == six.id).unwrap();
+    bench.damage(&ObjectName::slot(bench.all.world.logs[0].id, known.slot));
+    bench.restore("web-1", "latest", "y", &[]).fails(
+        82,
+        "is damaged",
+        "name a point in front of the damage",
+    );
+    let ran = bench.restore("web-1", "0303", "y", &[]);
+    assert!(ran.stderr.contains("only the points in front of the damage"), "{}", ran.stderr);
+    ran.json();
+    bench.holds("y", &bench.point(WEB, 3));
+}

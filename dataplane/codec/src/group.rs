@@ -1,0 +1,43 @@
+//! Sealing and opening group objects. Layout: `farshore_proto::group`.
+
+use crate::error::CodecError;
+use crate::keys::{DataKey, KeyRing};
+use crate::object::{no_fields, open, seal};
+use farshore_proto::group::{GroupBody, place};
+use farshore_proto::{GroupId, KeyNumber, VaultId};
+
+/// Level of zstd: what is written seldom is written small.
+const LEVEL: i32 = 3;
+
+/// Builds the object `revision` of `group`.
+///
+/// # Errors
+/// `Invalid` or `Limit` if the body does not check; `Unavailable` if the operating system gives no random bytes;
+/// `Internal` if sealing fails.
+pub fn seal_group(
+    vault: VaultId,
+    group: GroupId,
+    revision: u64,
+    key: &DataKey,
+    number: KeyNumber,
+    body: &GroupBody,
+) -> Result<Vec<u8>, CodecError> {
+    body.check()?;
+    seal(place(vault, group, revision), key, number, no_fields, &body.encode(), LEVEL)
+}
+
+/// Opens the object found as `revision` of `group`.
+///
+/// # Errors
+/// `Invalid` if a newer version wrote it; `Corrupt` if it is damaged, is that of another place, or was sealed under
+/// another key; `NotFound` if `keys` lacks its data key; `Limit` if it is too large.
+pub fn open_group(
+    object: &[u8],
+    vault: VaultId,
+    group: GroupId,
+    revision: u64,
+    keys: &KeyRing,
+) -> Result<GroupBody, CodecError> {
+    let (_, body) = open(&place(vault, group, revision), object, keys)?;
+    Ok(GroupBody::decode(&body)?)
+}
