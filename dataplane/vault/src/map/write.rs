@@ -260,7 +260,7 @@ impl Writer<'_> {
             return Ok((known.to_vec(), None));
         }
         let runs: Vec<u64> = known.iter().map(|layer| layer.runs).collect();
-        let count = tiers::merged(&runs, tail.len() as u64, self.shape.smallest);
+        let count = tiers::merged_by(&runs, tail.len() as u64, self.shape.smallest);
         let (merged, kept) = known.split_at(count);
         let user = ObjectName::map(self.volume, to.at, to.attempt);
         let layers = open_layers(self.vault, self.volume, merged, &user).await?;
