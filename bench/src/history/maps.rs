@@ -5,7 +5,8 @@
 //! target, and the day with it. Segments are real, and so is what writes maps and says when; only the bytes of chunks
 //! are zeros, nearly all, and their ids drawn: nothing of a map depends on them.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use farshore_codec::SegmentBuilder;
@@ -128,7 +129,7 @@ fn figures_of(size_bytes: u64, writes: Writes, cycle: &Cycle) -> Vec<Figure> {
 }
 
 /// A volume of which there is one full layer.
-async fn full(directory: std::path::PathBuf, size_bytes: u64) -> Result<Disk> {
+async fn full(directory: PathBuf, size_bytes: u64) -> Result<Disk> {
     let mut disk = Disk::make(directory, size_bytes).await?;
     disk.segment(|_| Vec::new())?;
     let attempt = MapAttempt([0xaa; 16]);
@@ -176,18 +177,21 @@ async fn churn(mut disk: Disk, writes: Writes) -> Result<(Disk, Cycle)> {
 fn segment(disk: &mut Disk, writes: Writes, count: u64) -> Result<()> {
     let mut draw = Draw::of([10, disk.next.0, writes.blocks]);
     let places = disk.size_bytes / writes.bytes();
+    let mut blocks = BTreeSet::new();
+    while (blocks.len() as u64) < count {
+        blocks.insert(draw.below(places) * writes.blocks);
+    }
     let mut bytes = vec![0; usize::try_from(writes.bytes())?];
     let fill = |builder: &mut SegmentBuilder| {
-        let mut extent = || {
+        let extent = |block| {
             let mut id = [0; 32];
             draw.fill(&mut id);
             bytes[..32].copy_from_slice(&id);
             let chunk = builder.push_chunk(ChunkId(id), &bytes);
-            let block = draw.below(places) * writes.blocks;
             let range = BlockRange { block, count: writes.blocks };
             Extent { range, source: ExtentSource::Chunk { chunk, first: 0 } }
         };
-        (0..count).map(|_| extent()).collect()
+        blocks.into_iter().map(extent).collect()
     };
     disk.segment(fill)?;
     Ok(())

@@ -1,5 +1,6 @@
 //! A view of a volume with a long past: many maps, and as many segments behind the newest as there may be.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -69,14 +70,18 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figu
 fn segment(disk: &mut Disk) -> Result<()> {
     let mut draw = Draw::of([9, disk.next.0, 0]);
     let hasher = disk.vault.hasher().clone();
+    let mut blocks = BTreeSet::new();
+    while (blocks.len() as u64) < EXTENTS {
+        blocks.insert(draw.below(SIZE_BYTES / BLOCK_BYTES as u64));
+    }
     let fill = |builder: &mut SegmentBuilder| {
-        let mut extent = || {
+        let extent = |block| {
             let bytes = block_of(draw.next());
             let chunk = builder.push_chunk(hasher.id(&bytes), &bytes);
-            let range = BlockRange { block: draw.below(SIZE_BYTES / BLOCK_BYTES as u64), count: 1 };
+            let range = BlockRange { block, count: 1 };
             Extent { range, source: ExtentSource::Chunk { chunk, first: 0 } }
         };
-        (0..EXTENTS).map(|_| extent()).collect()
+        blocks.into_iter().map(extent).collect()
     };
     disk.segment(fill)?;
     Ok(())

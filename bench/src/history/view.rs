@@ -189,10 +189,12 @@ pub(super) async fn write(options: &Options, directory: PathBuf) -> Result<Writt
     let mut drawn = deltas(runs, blocks);
     drawn.push(full);
     let mut layers = Vec::new();
-    for layer in &drawn {
+    // From the oldest on, each at a place of its own.
+    for layer in drawn.iter().rev() {
+        disk.segment(|_| Vec::new())?;
         let attempt = MapAttempt(u128::from(layer.number + 1).to_be_bytes());
         let page = |number| layer.page(number, &real);
-        layers.push(disk.layer(layer.kind, attempt, layer.pages(), &page)?);
+        layers.insert(0, disk.layer(layer.kind, attempt, layer.pages(), &page)?);
     }
     let parts: usize = layers.iter().map(|layer| layer.parts.len()).sum();
     let bytes: u64 = layers.iter().flat_map(|layer| &layer.parts).map(|part| part.bytes).sum();
