@@ -70,6 +70,9 @@ impl Stored {
     }
 
     /// What is left behind its first blocks.
+    ///
+    /// # Panics
+    /// If it has not so many: a bug in the caller.
     #[must_use]
     pub fn skip(self, blocks: u64) -> Self {
         let blocks = u32::try_from(blocks).expect("inside the run");
