@@ -367,7 +367,7 @@ async fn zero_gaps(view: &VolumeView, target: &Arc<Target>) -> Result<(), Restor
 
 /// What can go wrong in the middle of a job.
 enum Failure {
-    Frame { at: FrameAt, source: CodecError },
+    Frame { at: FrameAt, source: Box<CodecError> },
     Other(RestoreError),
 }
 
@@ -394,7 +394,7 @@ async fn run(
     };
     match blocking(write).await {
         Ok(written) => Ok((written, fetched)),
-        Err(Failure::Frame { at, source }) => Err(vault.damaged_frame(&at, source, &user).into()),
+        Err(Failure::Frame { at, source }) => Err(vault.damaged_frame(&at, *source, &user).into()),
         Err(Failure::Other(error)) => Err(error),
     }
 }
@@ -404,7 +404,7 @@ fn write_job(job: &Job, sealed: &[u8], vault: &Vault, target: &Target) -> Result
     let mut raw = Vec::new();
     let hasher = vault.hasher();
     for Wanted { frame, places } in &job.frames {
-        let failure = |source| Failure::Frame { at: *frame, source };
+        let failure = |source| Failure::Frame { at: *frame, source: Box::new(source) };
         let range = frame.range();
         let at = |offset: u64| {
             let offset = usize::try_from(offset - job.range.start);
