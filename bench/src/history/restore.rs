@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use farshore_export::limits::SORT_PLACES_MAX;
 use farshore_export::restore::{RestoreOptions, restore};
-use farshore_proto::limits::{BLOCK_BYTES, PAGE_RUNS_MAX};
+use farshore_proto::limits::{BLOCK_BYTES, PAGE_RUNS_MAX, SEGMENT_FRAME_BYTES};
 use farshore_proto::map::{FrameAt, LayerKind, Page, PageChunk};
 use farshore_proto::segment::{Extent, ExtentSource};
 use farshore_proto::{BlockRange, MapAttempt, VolumeId};
@@ -28,6 +28,12 @@ const TARGET_MEMORY_BYTES: f64 = (512_u64 << 20) as f64;
 const TARGET_FETCHED: f64 = 1.15;
 /// Chunks of a block in a segment: 32 MiB.
 const SEGMENT_CHUNKS: u64 = 8192;
+/// Chunks of a block in a frame.
+const FRAME_CHUNKS: u64 = (SEGMENT_FRAME_BYTES / BLOCK_BYTES) as u64;
+/// Of so many frames there is one that nothing of the point lies in: more are not fetched along with their neighbours.
+const UNWANTED: u64 = 10;
+/// Bytes of a block that do not compress; the others are zero.
+const DENSE_BYTES: usize = BLOCK_BYTES / 4;
 /// So many runs are of one chunk, taken together.
 const SHARED: u64 = 6;
 /// Blocks that lie side by side, and as many that are zero behind them.
@@ -138,7 +144,11 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figu
             Unit::Ratio,
             found.fetched_bytes as f64 / frames_bytes as f64,
         )
-        .held_to(TARGET_FETCHED),
+        .held_to(TARGET_FETCHED)
+        .with_remark(format!(
+            "of each {UNWANTED} frames that are stored side by side, {:.0} KiB each, one is not of the point",
+            frames_bytes as f64 / frames as f64 / 1024.0
+        )),
         Figure::of(name("fetched a second time"), Unit::Bytes, found.again_bytes as f64)
             .held_to(0.0),
         Figure::of(name("bytes restored"), Unit::BytesPerCpuSecond, per_second).with_remark(
@@ -149,7 +159,9 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figu
 
 /// The chunk of a run.
 fn chunk_of(run: u64, chunks: u64) -> u64 {
-    Draw::of([7, run, 0]).below(chunks)
+    let chunk = Draw::of([7, run, 0]).below(chunks);
+    let is_unwanted = chunk / FRAME_CHUNKS % UNWANTED == UNWANTED - 1;
+    if is_unwanted { chunk - FRAME_CHUNKS } else { chunk }
 }
 
 fn chunks_of(runs: u64) -> u64 {
@@ -161,8 +173,10 @@ fn block_at(run: u64) -> u64 {
     run + run / PATCH_BLOCKS * PATCH_BLOCKS
 }
 
-fn seed_of(chunk: u64) -> u64 {
-    Draw::of([8, chunk, 0]).next()
+fn bytes_of(chunk: u64) -> Vec<u8> {
+    let mut bytes = block_of(Draw::of([8, chunk, 0]).next());
+    bytes[DENSE_BYTES..].fill(0);
+    bytes
 }
 
 /// Compares some blocks of what was restored with what was written.
@@ -180,7 +194,7 @@ fn check(runs: u64, to: &Path, found: &Found) -> Result<()> {
     for run in (0..runs).step_by(step) {
         file.read_exact_at(&mut block, block_at(run) * BLOCK_BYTES as u64)?;
         let chunk = chunk_of(run, chunks_of(runs));
-        ensure!(block == block_of(seed_of(chunk)), "run {run} is not what was written");
+        ensure!(block == bytes_of(chunk), "run {run} is not what was written");
     }
     Ok(())
 }
@@ -195,7 +209,7 @@ async fn write(runs: u64, directory: PathBuf) -> Result<Written> {
         let hasher = disk.vault.hasher().clone();
         let built = disk.segment(|builder| {
             for chunk in start..start + SEGMENT_CHUNKS {
-                let bytes = block_of(seed_of(chunk));
+                let bytes = bytes_of(chunk);
                 builder.push_chunk(hasher.id(&bytes), &bytes);
             }
             Vec::new()

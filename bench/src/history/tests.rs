@@ -155,7 +155,8 @@ async fn a_restore_fetches_each_frame_once() {
     let (folder, options) = (folder(), options(slots_min(11)));
     let figures = restore::measure(&options, folder.path()).await.unwrap();
     check_verdicts(&figures);
-    assert!((1.0..1.01).contains(&figures[1].measured), "{figures:?}");
+    // What lies between is fetched along.
+    assert!((1.05..1.15).contains(&figures[1].measured), "{figures:?}");
     assert!(figures[3].measured > 0.0, "{figures:?}");
 }
 
