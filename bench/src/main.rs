@@ -54,7 +54,7 @@ enum What {
         /// A disk image
         image: PathBuf,
     },
-    /// What a long history costs a start, a takeover, a view and a restore, and what maps cost, beside what it is to reach
+    /// What a long history costs: a start, a takeover, a view, a restore, and maps, beside what they are to reach
     #[command(after_help = SHORT_HELP)]
     History(history::Options),
     /// Does one job of the history in a process of its own
