@@ -54,9 +54,12 @@ enum What {
         /// A disk image
         image: PathBuf,
     },
-    /// What a long history costs a start and a takeover, beside what it is to reach
+    /// What a long history costs: a start, a takeover, a view, a restore, and maps, beside what they are to reach
     #[command(after_help = SHORT_HELP)]
     History(history::Options),
+    /// Does one job of the history in a process of its own
+    #[command(hide = true)]
+    HistoryChild,
     /// What a scan costs the agent: random data, zeros and a sparse file, beside what it is to reach
     Scan {
         /// Size of the disks with random data and with zeros in MiB
@@ -100,11 +103,14 @@ fn tell(line: &str) {
 /// Runs a benchmark; says whether all that it holds to a target reaches it.
 fn run(arguments: &Arguments) -> Result<bool> {
     let out = &arguments.out;
-    std::fs::create_dir_all(out)?;
+    if !matches!(arguments.what, What::HistoryChild) {
+        std::fs::create_dir_all(out)?;
+    }
     match &arguments.what {
         What::Images { to, mib } => images::make(to, *mib)?,
         What::Bound { image } => bound::run(image, out)?,
         What::History(options) => return history::run(options, out),
+        What::HistoryChild => history::run_child()?,
         What::Scan { mib } => scan::run(*mib, out)?,
         What::Peers { image, second } => peers::run(image, second.as_deref(), out)?,
     }

@@ -77,6 +77,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "farshore-engine",
             "farshore-vault",
             "farshore-ingest",
+            "farshore-export",
             "farshore-e2e",
         ],
     ),

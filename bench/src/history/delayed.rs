@@ -1,9 +1,10 @@
 //! A directory that answers as late as a store on the network does, and counts what it is asked.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path as FilePath;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use farshore_vault::store::Store;
@@ -16,12 +17,15 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use serde::{Deserialize, Serialize};
 
 /// The folder of what is kept of volumes.
 const VOLUMES: &str = "volumes/";
+/// The folder of segments.
+const LOGS: &str = "logs/";
 
 /// Requests of a store so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Requests {
     /// Of all kinds.
     pub(super) count: u64,
@@ -29,7 +33,12 @@ pub(super) struct Requests {
     pub(super) of_volumes: u64,
     /// That had no answer yet at the same time, at most.
     pub(super) in_flight_max: u64,
+    /// Bytes of the answers.
+    pub(super) bytes: u64,
 }
+
+/// What was read of an object of a log.
+pub(super) type Fetched = (String, Range<u64>);
 
 /// The way to the store.
 #[derive(Debug, Default)]
@@ -39,6 +48,9 @@ struct Way {
     of_volumes: AtomicU64,
     in_flight: AtomicU64,
     in_flight_max: AtomicU64,
+    bytes: AtomicU64,
+    /// What was read of logs, where that is noted.
+    fetched: Option<Mutex<Vec<Fetched>>>,
 }
 
 /// A request without an answer.
@@ -84,6 +96,32 @@ impl Delayed {
         Ok(Self { inner, way: Arc::new(Way { delay, ..Way::default() }) })
     }
 
+    /// Notes what is read of logs.
+    ///
+    /// # Errors
+    /// If there is no directory.
+    pub(super) fn noting(directory: &FilePath) -> Result<Self> {
+        let inner = Arc::new(LocalFileSystem::new_with_prefix(directory)?.with_fsync(true));
+        let fetched = Some(Mutex::default());
+        Ok(Self { inner, way: Arc::new(Way { fetched, ..Way::default() }) })
+    }
+
+    /// What was read of logs since this was called the last time; nothing where it is not noted.
+    pub(super) fn take_fetched(&self) -> Vec<Fetched> {
+        let Some(fetched) = &self.way.fetched else { return Vec::new() };
+        std::mem::take(&mut *fetched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn heard(&self, location: &Path, range: &Range<u64>) {
+        self.way.bytes.fetch_add(range.end - range.start, Ordering::Relaxed);
+        if let Some(fetched) = &self.way.fetched
+            && location.as_ref().starts_with(LOGS)
+        {
+            let mut fetched = fetched.lock().unwrap_or_else(PoisonError::into_inner);
+            fetched.push((location.to_string(), range.clone()));
+        }
+    }
+
     /// A store over it.
     pub(super) fn store(delayed: &Arc<Self>) -> Store {
         Store::over(Arc::clone(delayed) as Arc<dyn ObjectStore>, "delayed")
@@ -95,6 +133,7 @@ impl Delayed {
             count: self.way.count.swap(0, Ordering::Relaxed),
             of_volumes: self.way.of_volumes.swap(0, Ordering::Relaxed),
             in_flight_max: self.way.in_flight_max.swap(0, Ordering::Relaxed),
+            bytes: self.way.bytes.swap(0, Ordering::Relaxed),
         }
     }
 
@@ -152,7 +191,9 @@ impl ObjectStore for Delayed {
     {
         Box::pin(async move {
             let _request = self.go(Some(location)).await;
-            self.inner.get_opts(location, options).await
+            let found = self.inner.get_opts(location, options).await?;
+            self.heard(location, &found.range);
+            Ok(found)
         })
     }
 

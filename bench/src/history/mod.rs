@@ -1,12 +1,20 @@
-//! What a long history costs: how soon a node is ready, and how soon it has taken volumes over, from a directory and
-//! from a store that takes its time for each request.
+//! What a long history costs: how soon a node is ready, how soon it has taken volumes over, and how soon a view is open,
+//! from a directory and from a store that takes its time for each request; what a read, a restore and maps take.
 //!
-//! The library is measured that the node runs, in this process; what it finds is compared with what was written.
+//! The library is measured that the node runs, in this process or, for its memory, in one of its own; what it finds is
+//! compared with what was written.
 
+mod child;
 mod delayed;
+mod disk;
+mod drawn;
+mod maps;
+mod past;
 mod report;
+mod restore;
 mod start;
 mod takeover;
+mod view;
 mod write;
 
 use std::fs;
@@ -18,14 +26,33 @@ use anyhow::{Context, Result, ensure};
 use farshore_vault::Vault;
 use tempfile::TempDir;
 
+pub(crate) use child::run as run_child;
+
 use delayed::Delayed;
-use report::{Report, sync_p99};
+use report::{Figure, Report, sync_p99};
 use write::{History, slots_min};
 
 /// What the targets with a slow store are for.
 const TARGET_DELAY_MS: u64 = 25;
 /// A thread that ends takes what it waited with it.
 const THREADS_STAY: Duration = Duration::from_secs(3600);
+
+/// What is measured of a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Theme {
+    /// A node takes volumes over
+    Takeover,
+    /// A node starts
+    Start,
+    /// A view of a very large volume
+    View,
+    /// What maps cost
+    Maps,
+    /// A restore of very many runs
+    Restore,
+    /// A view of a volume with many maps
+    Past,
+}
 
 /// How long a history.
 #[derive(Debug, clap::Args)]
@@ -39,6 +66,24 @@ pub(crate) struct Options {
     /// Volumes: of the node that starts in all, and of the log that is taken over
     #[arg(long, default_value_t = 500)]
     volumes: usize,
+    /// Runs of the volume whose view is opened: some 35 bytes of disk for each
+    #[arg(long, default_value_t = 200_000_000, value_parser = clap::value_parser!(u64).range(20_000..=1_000_000_000))]
+    view_runs: u64,
+    /// Cold reads of it
+    #[arg(long, default_value_t = 200)]
+    view_reads: usize,
+    /// Size of the volume whose maps are counted, in GiB
+    #[arg(long, value_name = "GIB", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    churn_gib: u64,
+    /// Runs of the volume that is restored: some 5 KiB of disk for each
+    #[arg(long, default_value_t = 1_500_000, value_parser = clap::value_parser!(u64).range(1000..))]
+    restore_runs: u64,
+    /// Maps of the volume with a long past
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    maps: u64,
+    /// Measures only this; given several times, each of them
+    #[arg(long, value_name = "WHAT")]
+    only: Vec<Theme>,
     /// What a request to the slow store takes longer than in the directory
     #[arg(long, value_name = "MS", default_value_t = TARGET_DELAY_MS)]
     delay_ms: u64,
@@ -57,6 +102,10 @@ impl Options {
 
     fn delay_text(&self) -> String {
         format!("{} ms a request", self.delay_ms)
+    }
+
+    fn wants(&self, theme: Theme) -> bool {
+        self.only.is_empty() || self.only.contains(&theme)
     }
 
     fn check(&self) -> Result<()> {
@@ -112,16 +161,37 @@ fn measured(options: &Options, folder: &Path) -> Result<(Report, Vec<History>)> 
         .thread_keep_alive(THREADS_STAY)
         .build()?;
     let folder = folder.canonicalize()?;
-    let parts = runtime.block_on(async {
-        Ok::<_, anyhow::Error>([
-            takeover::measure(options, &folder).await?,
-            start::measure(options, &folder).await?,
-            start::compare(options, &folder).await?,
-        ])
-    })?;
-    let (figures, histories): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    let (figures, histories) = runtime.block_on(all(options, &folder))?;
     let sync_p99_seconds = sync_p99(&folder)?.as_secs_f64();
-    Ok((Report { figures: figures.concat(), sync_p99_seconds }, histories))
+    Ok((Report { figures, sync_p99_seconds }, histories))
+}
+
+async fn all(options: &Options, folder: &Path) -> Result<(Vec<Figure>, Vec<History>)> {
+    let (mut figures, mut histories) = (Vec::new(), Vec::new());
+    let mut add = |(found, history): (Vec<Figure>, History)| {
+        figures.extend(found);
+        histories.push(history);
+    };
+    if options.wants(Theme::Takeover) {
+        add(takeover::measure(options, folder).await?);
+    }
+    if options.wants(Theme::Start) {
+        add(start::measure(options, folder).await?);
+        add(start::compare(options, folder).await?);
+    }
+    if options.wants(Theme::View) {
+        figures.extend(view::measure(options, folder).await?);
+    }
+    if options.wants(Theme::Maps) {
+        figures.extend(maps::measure(options, folder).await?);
+    }
+    if options.wants(Theme::Restore) {
+        figures.extend(restore::measure(options, folder).await?);
+    }
+    if options.wants(Theme::Past) {
+        figures.extend(past::measure(options, folder).await?);
+    }
+    Ok((figures, histories))
 }
 
 /// Opens the vault of a history as it is from far away. What that asked is not counted.

@@ -57,15 +57,51 @@ fn waited() -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
+/// What a figure counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Unit {
+    /// Seconds.
+    Seconds,
+    /// Bytes.
+    Bytes,
+    /// Bytes for each second of a processor.
+    BytesPerCpuSecond,
+    /// Requests to the store.
+    Requests,
+    /// One number of times another.
+    Ratio,
+    /// Hundredths.
+    Percent,
+}
+
+impl Unit {
+    fn text(self, value: f64) -> String {
+        let mib = value / f64::from(1 << 20);
+        match self {
+            Self::Seconds => format!("{value:.2} s"),
+            Self::Bytes if value >= f64::from(1 << 20) => format!("{mib:.1} MiB"),
+            Self::Bytes if value >= f64::from(1 << 10) => format!("{:.1} KiB", value / 1024.0),
+            Self::Bytes => format!("{value:.1} B"),
+            Self::BytesPerCpuSecond => format!("{mib:.0} MiB/CPU-s"),
+            Self::Requests => format!("{value:.0}"),
+            Self::Ratio => format!("{value:.2} ×"),
+            Self::Percent => format!("{value:.2} %"),
+        }
+    }
+}
+
 /// A figure, perhaps with what it is to reach.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Figure {
     pub(super) name: String,
+    /// Of target and measured.
+    pub(super) unit: Unit,
     /// At most; none where it only explains another.
-    pub(super) target_seconds: Option<f64>,
-    pub(super) measured_seconds: f64,
-    /// How long threads of this process were ready and had no processor, all together.
-    pub(super) waited_seconds: f64,
+    pub(super) target: Option<f64>,
+    pub(super) measured: f64,
+    /// How long threads of this process were ready and had no processor, all together; none where no time was taken.
+    pub(super) waited_seconds: Option<f64>,
     /// None where nobody counted.
     pub(super) requests: Option<u64>,
     /// Those for epochs of volumes.
@@ -78,12 +114,13 @@ pub(super) struct Figure {
 
 impl Figure {
     /// A figure without target, requests or remark.
-    pub(super) fn new(name: String, took: Took) -> Self {
+    pub(super) fn of(name: impl Into<String>, unit: Unit, measured: f64) -> Self {
         Self {
-            name,
-            target_seconds: None,
-            measured_seconds: took.elapsed.as_secs_f64(),
-            waited_seconds: took.waited.as_secs_f64(),
+            name: name.into(),
+            unit,
+            target: None,
+            measured,
+            waited_seconds: None,
             requests: None,
             of_volumes: None,
             in_flight_max: None,
@@ -91,12 +128,19 @@ impl Figure {
         }
     }
 
-    pub(super) fn held_to(self, seconds: f64) -> Self {
-        Self { target_seconds: Some(seconds), ..self }
+    /// Of how long something took.
+    pub(super) fn timed(name: impl Into<String>, took: Took) -> Self {
+        let waited_seconds = Some(took.waited.as_secs_f64());
+        Self { waited_seconds, ..Self::of(name, Unit::Seconds, took.elapsed.as_secs_f64()) }
+    }
+
+    /// It is to be this at most.
+    pub(super) fn held_to(self, most: f64) -> Self {
+        Self { target: Some(most), ..self }
     }
 
     pub(super) fn with_requests(self, requests: Requests) -> Self {
-        let Requests { count, of_volumes, in_flight_max } = requests;
+        let Requests { count, of_volumes, in_flight_max, .. } = requests;
         Self {
             requests: Some(count),
             of_volumes: Some(of_volumes),
@@ -111,11 +155,11 @@ impl Figure {
 
     /// Whether it has a target and misses it.
     pub(super) fn is_short(&self) -> bool {
-        self.target_seconds.is_some_and(|target| self.measured_seconds > target)
+        self.target.is_some_and(|target| self.measured > target)
     }
 
     fn verdict(&self) -> &'static str {
-        match (self.target_seconds, self.is_short()) {
+        match (self.target, self.is_short()) {
             (None, _) => "",
             (Some(_), true) => "short",
             (Some(_), false) => "ok",
@@ -124,15 +168,16 @@ impl Figure {
 
     fn row(&self) -> Vec<String> {
         let count = |count: Option<u64>| count.map_or_else(String::new, |count| count.to_string());
+        let waited = |seconds| Unit::Seconds.text(seconds);
         vec![
             self.name.clone(),
-            self.target_seconds.map_or_else(String::new, |target| format!("≤ {target:.2} s")),
-            format!("{:.2} s", self.measured_seconds),
+            self.target.map_or_else(String::new, |target| format!("≤ {}", self.unit.text(target))),
+            self.unit.text(self.measured),
             self.verdict().to_owned(),
             count(self.requests),
             count(self.of_volumes),
             count(self.in_flight_max),
-            format!("{:.2} s", self.waited_seconds),
+            self.waited_seconds.map_or_else(String::new, waited),
         ]
     }
 }
@@ -205,7 +250,7 @@ mod tests {
 
     fn figure(target: Option<f64>) -> Figure {
         let took = Took { elapsed: Duration::from_secs(10), waited: Duration::ZERO };
-        Figure { target_seconds: target, ..Figure::new("ready".to_owned(), took) }
+        Figure { target, ..Figure::timed("ready", took) }
     }
 
     #[test]
@@ -224,5 +269,19 @@ mod tests {
         let text = report.text();
         assert!(text.contains("| ≤ 9.00 s |  10.00 s | short |"), "{text}");
         assert!(text.contains("p99 2.0 ms"), "{text}");
+    }
+
+    #[test]
+    fn each_unit_is_told_in_its_own_way() {
+        let text = |unit, value| Figure::of("x", unit, value).held_to(value).row()[1..3].join(" ");
+        assert_eq!(text(Unit::Bytes, 600.0), "≤ 600.0 B 600.0 B");
+        assert_eq!(text(Unit::Bytes, 1536.0), "≤ 1.5 KiB 1.5 KiB");
+        assert_eq!(text(Unit::Bytes, 1_572_864.0), "≤ 1.5 MiB 1.5 MiB");
+        assert_eq!(text(Unit::Requests, 2.0), "≤ 2 2");
+        assert_eq!(text(Unit::Percent, 0.5), "≤ 0.50 % 0.50 %");
+        assert_eq!(text(Unit::Ratio, 1.15), "≤ 1.15 × 1.15 ×");
+        let short = Figure::of("x", Unit::Requests, 3.0).held_to(2.0);
+        let json = serde_json::to_value(&short).unwrap();
+        assert!(short.is_short() && json["unit"] == "requests" && json["measured"] == 3.0);
     }
 }

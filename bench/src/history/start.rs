@@ -39,11 +39,11 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<(Vec<Fig
     );
     let tail = history.logs[0].tail;
     let (took, _) = start(&history, &history.vault, true).await?;
-    let local = Figure::new(name.replace("{}", "directory"), took).held_to(TARGET_SECONDS);
+    let local = Figure::timed(name.replace("{}", "directory"), took).held_to(TARGET_SECONDS);
 
     let (vault, store) = delayed_vault(&history, options.delay()).await?;
     let (took, slots_read) = start(&history, &vault, true).await?;
-    let delayed = Figure::new(name.replace("{}", &options.delay_text()), took)
+    let delayed = Figure::timed(name.replace("{}", &options.delay_text()), took)
         .held_to(TARGET_DELAYED_SECONDS)
         .with_requests(store.take_requests())
         .with_remark(format!(
@@ -75,7 +75,7 @@ pub(super) async fn compare(options: &Options, folder: &Path) -> Result<(Vec<Fig
         let (took, slots_read) = start(&history, &vault, is_checkpointed).await?;
         let name =
             format!("for comparison: a log of {slots} slots, {volumes} volumes, {what}, directory");
-        let figure = Figure::new(name, took).with_requests(store.take_requests());
+        let figure = Figure::timed(name, took).with_requests(store.take_requests());
         figures.push(figure.with_remark(format!("{slots_read} slots read")));
     }
     Ok((figures, history))

@@ -33,11 +33,11 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<(Vec<Fig
          first claim to last volume claimed"
     );
     let (took, _) = take_over(&history, &history.vault).await?;
-    let local = Figure::new(name.replace("{}", "directory"), took);
+    let local = Figure::timed(name.replace("{}", "directory"), took);
 
     let (vault, store) = delayed_vault(&history, options.delay()).await?;
     let (took, first) = take_over(&history, &vault).await?;
-    let delayed = Figure::new(name.replace("{}", &options.delay_text()), took)
+    let delayed = Figure::timed(name.replace("{}", &options.delay_text()), took)
         .held_to(TARGET_SECONDS)
         .with_requests(store.take_requests())
         .with_remark(format!(

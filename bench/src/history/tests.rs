@@ -4,6 +4,7 @@ use farshore_ingest::claim::{SealedLogs, claim_with};
 use farshore_ingest::recover::recover;
 use farshore_proto::{Seq, Slot};
 use farshore_vault::layout::ObjectName;
+use report::Unit;
 use std::collections::BTreeSet;
 
 fn options(slots: u64) -> Options {
@@ -11,6 +12,12 @@ fn options(slots: u64) -> Options {
         slots,
         takeover_slots: slots,
         volumes: 11,
+        view_runs: 20_000,
+        view_reads: 8,
+        churn_gib: 1,
+        restore_runs: 3000,
+        maps: 3,
+        only: Vec::new(),
         delay_ms: 0,
         dir: PathBuf::new(),
         keep: false,
@@ -92,4 +99,73 @@ async fn a_volume_that_is_elsewhere_is_noticed() {
 #[test]
 fn a_log_too_short_for_its_checkpoints_is_refused() {
     assert!(options(slots_min(11) - 1).check().is_err());
+}
+
+/// Held to less than it is, each figure is short; else none of these small ones is, of what does not take long.
+fn check_verdicts(figures: &[Figure]) {
+    for figure in figures {
+        let than = figure.measured - 0.01;
+        assert!(figure.clone().held_to(than).is_short(), "{figure:?}");
+        let is_slow = matches!(figure.unit, Unit::Seconds | Unit::Percent);
+        assert!(is_slow || !figure.is_short(), "{figure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cold_read_of_a_view_is_a_page_and_a_frame() {
+    let (folder, options) = (folder(), options(slots_min(11)));
+    let figures = view::measure(&options, folder.path()).await.unwrap();
+    check_verdicts(&figures);
+    let [open, memory, requests, bytes, median] = &figures[..] else { panic!("{figures:?}") };
+    assert!(open.requests.unwrap() > 8 && memory.unit == Unit::Bytes, "{figures:?}");
+    assert!((requests.measured - 2.0).abs() < 0.1, "{requests:?}");
+    // A frame of 512 KiB, and something of a page.
+    assert!(bytes.measured > f64::from(512 << 10) + 1000.0, "{bytes:?}");
+    assert!(median.target.is_none());
+    assert!(!folder.path().join("view").exists(), "it is removed");
+}
+
+#[tokio::test]
+async fn a_view_of_something_else_is_no_figure() {
+    let (folder, options) = (folder(), options(slots_min(11)));
+    let directory = folder.path().join("view");
+    let written = view::write(&options, directory.clone()).await.unwrap();
+    let mut job = written.job(0);
+    assert!(child::found(&child::Job::View(job.clone())).is_ok());
+    job.reads[5].seed += 1;
+    assert!(child::found(&child::Job::View(job)).is_err());
+}
+
+#[tokio::test]
+async fn maps_cost_what_is_written_again_and_again() {
+    let (folder, options) = (folder(), options(slots_min(11)));
+    let figures = maps::measure(&options, folder.path()).await.unwrap();
+    check_verdicts(&figures);
+    let units: Vec<Unit> = figures.iter().map(|figure| figure.unit).collect();
+    let of_one = [Unit::Percent, Unit::Percent, Unit::Bytes, Unit::Ratio];
+    assert_eq!(units, [of_one, of_one].concat());
+    let bytes = |of: usize| figures[of].measured;
+    assert!((5.0..110.0).contains(&bytes(2)) && (5.0..110.0).contains(&bytes(6)), "{figures:?}");
+    // One run costs about the same, and is of sixteen times as much.
+    assert!(bytes(4) > 8.0 * bytes(0), "{figures:?}");
+}
+
+#[tokio::test]
+async fn a_restore_fetches_each_frame_once() {
+    let (folder, options) = (folder(), options(slots_min(11)));
+    let figures = restore::measure(&options, folder.path()).await.unwrap();
+    check_verdicts(&figures);
+    // What lies between is fetched along.
+    assert!((1.05..1.15).contains(&figures[1].measured), "{figures:?}");
+    assert!(figures[3].measured > 0.0, "{figures:?}");
+}
+
+#[tokio::test]
+async fn a_long_past_is_not_read() {
+    let (folder, options) = (folder(), options(slots_min(11)));
+    let figures = past::measure(&options, folder.path()).await.unwrap();
+    check_verdicts(&figures);
+    // The segments behind the map, and little beside them.
+    let requests = figures[0].requests.unwrap();
+    assert!((250..300).contains(&requests), "{requests}");
 }

@@ -302,7 +302,9 @@ impl History {
 }
 
 /// Does each work in a thread of its own.
-fn in_threads<W: FnOnce() -> Result<()> + Send>(works: impl Iterator<Item = W>) -> Result<()> {
+pub(super) fn in_threads<W: FnOnce() -> Result<()> + Send>(
+    works: impl Iterator<Item = W>,
+) -> Result<()> {
     thread::scope(|scope| {
         let threads: Vec<_> = works.map(|work| scope.spawn(work)).collect();
         let ended = threads
@@ -333,6 +335,6 @@ fn stamp_of(number: usize, seq: Seq) -> Stamp {
     }
 }
 
-fn put(path: &Path, object: &[u8]) -> Result<()> {
+pub(super) fn put(path: &Path, object: &[u8]) -> Result<()> {
     fs::write(path, object).with_context(|| format!("write {}", path.display()))
 }

@@ -9,6 +9,8 @@ mod pages;
 mod tiers;
 mod write;
 
+pub use pages::LEVEL;
+pub use tiers::merged;
 pub use write::{Shape, Written, write, write_shaped};
 
 pub(crate) use layer::{Layer, PageKey, open_layers};

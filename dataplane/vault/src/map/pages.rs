@@ -20,7 +20,7 @@ use farshore_proto::{BlockRange, Target};
 use std::collections::HashMap;
 
 /// zstd level of maps: written seldom, read often.
-pub(super) const LEVEL: i32 = 3;
+pub const LEVEL: i32 = 3;
 /// A run of zeros is cut to what its count can say.
 const ZERO_BLOCKS_MAX: u64 = u32::MAX as u64;
 /// Ranges that one page adds: a run lies in two regions at most, but for zeros.

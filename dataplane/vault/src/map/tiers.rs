@@ -14,9 +14,16 @@ pub(super) const SMALLEST: u64 = PAGE_RUNS_MAX as u64;
 /// Deltas of so many times that need no new full layer, however small that is.
 const SMALL_DELTAS: u64 = 4;
 
+/// How many of the newest layers are merged with a new one of `new` runs, as [`write`](super::write) does it; `layers`
+/// are the runs of those that there are, newest first, the last of them full.
+#[must_use]
+pub fn merged(layers: &[u64], new: u64) -> usize {
+    merged_by(layers, new, SMALLEST)
+}
+
 /// How many of the newest layers are merged with a new one of `new` runs; `layers` are the runs of those that there are,
 /// newest first, the last of them full. Layers smaller than `smallest` are of one size.
-pub(super) fn merged(layers: &[u64], new: u64, smallest: u64) -> usize {
+pub(super) fn merged_by(layers: &[u64], new: u64, smallest: u64) -> usize {
     let Some((full, deltas)) = layers.split_last() else { return 0 };
     let all = deltas.iter().sum::<u64>() + new;
     let is_full_due = all > (SMALL_DELTAS * smallest).max(full / 3)
@@ -48,7 +55,7 @@ mod tests {
     fn apply(full: u64, news: impl IntoIterator<Item = u64>) -> (u64, usize, Vec<u64>) {
         let (mut layers, mut written, mut most) = (vec![full], 0, 1);
         for new in news {
-            let count = merged(&layers, new, SMALLEST);
+            let count = merged(&layers, new);
             let runs = new + layers.drain(..count).sum::<u64>();
             layers.insert(0, runs);
             written += runs;
@@ -78,7 +85,7 @@ mod tests {
         ) {
             let mut layers = vec![full];
             for new in news {
-                let count = merged(&layers, new, SMALLEST);
+                let count = merged(&layers, new);
                 let runs = new + layers.drain(..count).sum::<u64>();
                 layers.insert(0, runs);
                 prop_assert!(layers.len() < MAP_LAYERS_MAX);

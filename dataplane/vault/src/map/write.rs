@@ -277,7 +277,7 @@ impl Writer<'_> {
             return Ok((known.to_vec(), None));
         }
         let runs: Vec<u64> = known.iter().map(|layer| layer.runs).collect();
-        let count = tiers::merged(&runs, tail.len() as u64, self.shape.smallest);
+        let count = tiers::merged_by(&runs, tail.len() as u64, self.shape.smallest);
         let kept = &known[count..];
         let layers = opened[..count].to_vec();
         let kind = if kept.is_empty() { LayerKind::Full } else { LayerKind::Delta };
