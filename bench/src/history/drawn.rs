@@ -1,7 +1,7 @@
 //! Layers of maps whose runs are drawn: as many as years of writes leave, in minutes.
 //!
 //! Nearly all their frames are nowhere. The numbers in a page are drawn so that it compresses no better than one of a
-//! volume that has lived: runs lie in frames of four, and in one page of sixteen each in a frame of a segment of its own.
+//! volume that has lived: four runs lie in a frame, and in one page of sixteen each in a frame of a segment of its own.
 
 use anyhow::{Context, Result};
 use farshore_codec::segment::Built;

@@ -104,8 +104,8 @@ fn figures_of(size_bytes: u64, writes: Writes, cycle: &Cycle) -> Vec<Figure> {
         Figure::of(name("bytes ÷ new data"), Unit::Percent, share(times_full))
             .held_to(writes.target_percent)
             .with_remark(format!(
-                "measured with {} GiB and a day as much smaller: {:.2} %, {} writes, {} maps, at most {} layers. From that \
-                 to 1 TiB by how much more often the rules of merging write a run there",
+                "measured with {} GiB and a day as much smaller: {:.2} %, {} writes, {} maps, at most {} layers. From \
+                 that to 1 TiB by how much more often the rules of merging write a run there",
                 size_bytes >> 30,
                 share(times),
                 cycle.writes,

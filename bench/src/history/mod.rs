@@ -1,4 +1,4 @@
-//! What a long history costs: how soon a node is ready, how soon it has taken volumes over, and how soon a view is open,
+//! What a long history costs: how soon a node is ready, how soon it has taken volumes over, how soon a view is open,
 //! from a directory and from a store that takes its time for each request; what a read, a restore and maps take.
 //!
 //! The library is measured that the node runs, in this process or, for its memory, in one of its own; what it finds is
