@@ -66,6 +66,7 @@ struct Ready {
     time_unix_ms: u64,
     complete: bool,
     lacking: Vec<String>,
+    newer_incomplete: usize,
     firmware: &'static str,
     secure_boot: bool,
     overlay_directory: String,
@@ -176,7 +177,8 @@ async fn prepare(
 ) -> Outcome<(Ready, Vec<Serving>)> {
     let vault = args.source.open(global).await?;
     let machine = find_machine(&vault, &args.machine).await?;
-    let point = find_point(&vault, &machine, args.point, args.incomplete).await?;
+    let found = find_point(&vault, &machine, args.point, args.incomplete).await?;
+    let (point, newer_incomplete) = (found.point, found.newer_incomplete);
     let mut disks = Vec::with_capacity(point.disks.len());
     for at in &point.disks {
         let found = machine.revision.body.disks.iter().find(|disk| disk.index == at.index);
@@ -185,7 +187,7 @@ async fn prepare(
         }
     }
     let (told, disks): (Vec<ServedDisk>, Vec<Serving>) = disks.into_iter().unzip();
-    let ready = Ready::new(&machine, &point, place, told)?;
+    let ready = Ready::new(&machine, &point, newer_incomplete, place, told)?;
     Ok((ready, disks))
 }
 
@@ -200,12 +202,13 @@ async fn serve(
 ) -> Outcome<(ServedDisk, Serving)> {
     let view = open_view(vault, at).await?.with_patience(patience.clone());
     let stem = file_stem(disk);
-    let overlay = place.dir.join(format!("{stem}.overlay"));
+    // By its index: its name may change, and may be too long for a socket.
+    let overlay = place.dir.join(format!("disk-{}.overlay", disk.index));
     let export = Export::open(view, &overlay).await;
     let export = Arc::new(export.map_err(|error| export_failure(&error, &overlay))?);
     let address = match args.tcp {
         true => Address::Tcp(([127, 0, 0, 1], 0).into()),
-        false => Address::Unix(place.dir.join(format!("{stem}.sock"))),
+        false => Address::Unix(place.dir.join(format!("{}.sock", disk.index))),
     };
     let backend = Arc::new(NbdDisk::new(Arc::clone(&export), Arc::new(())));
     let server = Server::bind(&address, &stem, backend).await.map_err(|error| {
@@ -232,7 +235,8 @@ fn export_failure(error: &ExportError, path: &Path) -> Failure {
     };
     let message = format!("the overlay {} cannot be used: {}", path.display(), told(error));
     Failure::new(exit, message).hint(
-        "name another directory with --overlay: an overlay belongs to one point of one disk, and to one boot at a time",
+        "an overlay belongs to one point of one disk, and to one boot at a time: name that point by its id with --point, or \
+         another directory with --overlay",
     )
 }
 
@@ -240,6 +244,7 @@ impl Ready {
     fn new(
         machine: &Machine,
         point: &MachinePoint,
+        newer_incomplete: usize,
         place: &Place,
         disks: Vec<ServedDisk>,
     ) -> Outcome<Self> {
@@ -254,6 +259,7 @@ impl Ready {
             time_unix_ms: point.time_unix_ms(),
             complete: point.is_complete(),
             lacking: point.lacking.iter().map(ToString::to_string).collect(),
+            newer_incomplete,
             firmware: body.firmware.word(),
             secure_boot: body.is_secure_boot,
             overlay_directory: place.dir.display().to_string(),

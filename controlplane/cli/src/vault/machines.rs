@@ -6,7 +6,7 @@ use farshore_api::Exit;
 use farshore_api::point::PointSelector;
 use farshore_proto::group::GroupBody;
 use farshore_proto::machine::{Disk, MachineBody};
-use farshore_proto::{MachineId, VolumeId};
+use farshore_proto::{MachineId, PointId, VolumeId};
 use farshore_vault::catalog::{self, FoundVolume};
 use farshore_vault::machine::{self, Found, MachinePoint, MachinePoints, Revision};
 use farshore_vault::{Vault, VaultError};
@@ -348,6 +348,14 @@ pub(super) async fn points(global: &Global, source: &Source, wanted: &str) -> Ou
     })
 }
 
+/// A point of a machine that was chosen.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) point: MachinePoint,
+    /// Points behind it that lack something, and so were passed over.
+    pub(super) newer_incomplete: usize,
+}
+
 /// The point of a machine that is meant.
 ///
 /// # Errors
@@ -358,7 +366,7 @@ pub(super) async fn find_point(
     machine: &Machine,
     selector: PointSelector,
     may_lack: bool,
-) -> Outcome<MachinePoint> {
+) -> Outcome<Chosen> {
     let Points { mut list, broken } =
         list_points(vault, machine.id, &machine.revision).await?.into();
     let name = machine.name();
@@ -378,7 +386,10 @@ pub(super) async fn find_point(
     }
     // Who names a point means that one; who names a time, or the latest, means one that has all.
     let is_named = matches!(selector, PointSelector::Id(_) | PointSelector::Prefix(_));
-    let lacking = list.iter().filter(|point| !point.is_complete()).count();
+    let incomplete: Vec<PointId> =
+        list.iter().filter(|point| !point.is_complete()).map(|point| point.id).collect();
+    let order: Vec<PointId> = list.iter().map(|point| point.id).collect();
+    let lacking = incomplete.len();
     if !may_lack && !is_named {
         list.retain(MachinePoint::is_complete);
     }
@@ -395,7 +406,16 @@ pub(super) async fn find_point(
     }
     let point = list.swap_remove(chosen.at);
     if point.is_complete() {
-        return Ok(point);
+        let behind = order.iter().rev().take_while(|id| **id != point.id);
+        let newer_incomplete = behind.filter(|id| incomplete.contains(id)).count();
+        if newer_incomplete > 0 && !is_named {
+            farshore_program::tell!(
+                "warning: {newer_incomplete} newer points of machine {name} lack something and are passed over: the \
+                 one of {} is used; `farshore vault points --machine {name}` shows what they lack",
+                time(point.time_unix_ms())
+            );
+        }
+        return Ok(Chosen { point, newer_incomplete });
     }
     let lacks: Vec<String> = point.lacking.iter().map(ToString::to_string).collect();
     let message = format!(
@@ -405,7 +425,7 @@ pub(super) async fn find_point(
     );
     if may_lack {
         farshore_program::tell!("warning: {message}; what is there is not all of one instant");
-        return Ok(point);
+        return Ok(Chosen { point, newer_incomplete: 0 });
     }
     Err(Failure::new(Exit::DataInvalid, message).hint(
         "choose another point, or say --incomplete to have the disks that it has: they need not fit together",

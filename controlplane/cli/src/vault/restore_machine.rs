@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
-use farshore_export::restore::{self, RestoreOptions, RestoreProgress};
+use farshore_export::restore::{self, RestoreOptions, RestoreProgress, TargetKind};
 use farshore_proto::machine::Disk;
 use farshore_vault::machine::{DiskPoint, MachinePoint};
 use farshore_vault::{PointSelector as VaultSelector, Vault, VolumeView};
@@ -19,7 +19,7 @@ use crate::job::Job;
 use crate::output::{size, time};
 use crate::table::Table;
 
-use super::machines::{Machine, find_machine, find_point};
+use super::machines::{Chosen, Machine, find_machine, find_point};
 use super::open::{Source, vault_failure};
 use super::restore::{RestoreTo, Restored, journal_directory, or_another_point, restore_failure};
 
@@ -35,6 +35,7 @@ struct RestoredMachine {
     time_unix_ms: u64,
     complete: bool,
     lacking: Vec<String>,
+    newer_incomplete: usize,
     firmware: &'static str,
     to: String,
     size_bytes: u64,
@@ -70,7 +71,8 @@ pub(super) async fn restore(
     let started = Instant::now();
     let vault = source.open(global).await?;
     let machine = find_machine(&vault, wanted).await?;
-    let point = find_point(&vault, &machine, point, may_lack).await?;
+    let Chosen { point, newer_incomplete } =
+        find_point(&vault, &machine, point, may_lack).await?;
     let disks = targets(&machine, &point, &to.to)?;
     if !may_write(&machine, &point, &disks, &to)? {
         return Ok(());
@@ -108,6 +110,7 @@ pub(super) async fn restore(
         time_unix_ms: point.time_unix_ms(),
         complete: point.is_complete(),
         lacking: point.lacking.iter().map(ToString::to_string).collect(),
+        newer_incomplete,
         firmware: machine.revision.body.firmware.word(),
         to: to.to.display().to_string(),
         size_bytes: total,
@@ -175,7 +178,8 @@ pub(super) fn file_stem(disk: &Disk) -> String {
     }
 }
 
-/// Looks at what is there before anything is written, and says what would be done. False for a dry run.
+/// Looks at what is there before anything is written, says what would be done, and asks where a device would lose
+/// something. False for a dry run.
 fn may_write(
     machine: &Machine,
     point: &MachinePoint,
@@ -183,21 +187,26 @@ fn may_write(
     to: &RestoreTo,
 ) -> Outcome<bool> {
     let options = RestoreOptions { may_replace: to.force, journal_directory: None };
+    let mut over = String::new();
     // What is not there yet is made first, and nobody has anything in it.
     if to.to.exists() {
         for disk in disks {
             let found = restore::survey(&disk.to).map_err(|error| restore_failure(&error))?;
-            let found = found.check(disk.point.point.size_bytes, &options);
-            found.map_err(|error| restore_failure(&error))?;
+            let checked = found.check(disk.point.point.size_bytes, &options);
+            checked.map_err(|error| restore_failure(&error))?;
+            // A link may lead to one.
+            if let (TargetKind::Device, Some(content)) = (found.kind, &found.content) {
+                over += &format!(", over what is on {}: {content}", found.path.display());
+            }
         }
     }
-    if !to.consent.dry_run {
+    if over.is_empty() && !to.consent.dry_run {
         return Ok(true);
     }
     let total = disks.iter().map(|disk| disk.point.point.size_bytes).sum();
     let files: Vec<String> = disks.iter().map(|disk| disk.to.display().to_string()).collect();
     to.consent.ask(&format!(
-        "write {} of {} in all, machine {} as it was at {}, to {}",
+        "write {} of {} in all, machine {} as it was at {}, to {}{over}",
         if disks.len() == 1 { "a disk".to_owned() } else { format!("{} disks", disks.len()) },
         size(total),
         machine.name(),

@@ -109,7 +109,7 @@ fn all_disks_of_a_point_are_served_and_take_writes_that_the_vault_does_not_get()
         assert!(words.iter().any(|word| word.contains(boot.uri(at))), "{words:?}");
     }
     let dir = boot.dir().to_owned();
-    assert!(dir.join("disk-0-vda.sock").exists());
+    assert!(dir.join("0.sock").exists());
     boot.stop();
     assert!(!dir.exists(), "a temporary directory goes away");
     let again = Boot::start(&bench, &["--machine", "db-1"]);
