@@ -28,8 +28,7 @@ enum Registry {
 }
 
 /// What the reader of vaults in Python needs, with all that those need: no package pulls in another.
-const READER: &str =
-    "blake3==1.0.11 zstandard==0.25.0 cryptography==50.0.2 cffi==2.1.1 pycparser==3.12 typing_extensions==4.16.0";
+const READER: &str = "blake3==1.0.11 zstandard==0.25.0 cryptography==50.0.2 cffi==2.1.1 pycparser==3.12 typing_extensions==4.16.0";
 
 const SERVERS: [Server; 4] = [
     Server {

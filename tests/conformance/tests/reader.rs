@@ -1,6 +1,8 @@
 //! The reader in another language, written from the documents alone, restores what this program wrote: a machine with
 //! two disks, from a directory and from SeaweedFS.
 
+#![allow(clippy::unwrap_used, reason = "tests say what failed by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,8 +12,6 @@ use farshore_e2e::store::{Kind, Server};
 use farshore_vault::key_file;
 use farshore_vault::testing::image_bytes;
 use farshore_vault::testing::machines::{DB, KnownPoint, Machines};
-use object_store::aws::AmazonS3Builder;
-use object_store::{ObjectStoreExt, PutPayload};
 
 /// Exit codes of the reader, as of this program.
 const INCOMPLETE: i32 = 65;
@@ -38,7 +38,7 @@ impl Made {
     /// Restores a point of `db-1` to a new folder of this name.
     fn read(&self, vault: &str, point: &str, to: &str, environment: &[(String, String)]) -> Output {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("reader.py");
-        let packages = binaries().unwrap().parent().unwrap().join("servers/reader");
+        let packages = servers().join("reader");
         let mut reader = Command::new("python3");
         reader.arg(source).env("PYTHONPATH", packages).envs(environment.iter().cloned());
         reader.args(["--vault", vault, "--machine", "db-1", "--point", point]);
@@ -67,6 +67,11 @@ impl Made {
     fn points(&self) -> Vec<KnownPoint> {
         self.all.points_of(DB)
     }
+}
+
+/// Where `cargo xtask servers` left them.
+fn servers() -> PathBuf {
+    binaries().unwrap().parent().unwrap().join("servers")
 }
 
 fn check(output: &Output) {
@@ -98,7 +103,7 @@ async fn the_latest_point_of_a_machine_is_read_from_seaweedfs() {
     let made = Made::new().await;
     let server = Server::start(Kind::SeaweedFs).unwrap();
     let environment = server.environment();
-    upload(&made.vault(), &environment).await;
+    upload(&made.vault(), &environment);
     let output = made.read(&server.vault("copy"), "latest", "out", &environment);
     check(&output);
     let points = made.points();
@@ -114,40 +119,24 @@ async fn the_latest_point_of_a_machine_is_read_from_seaweedfs() {
 }
 
 /// Puts all objects of a vault below `copy/` of the bucket.
-async fn upload(vault: &Path, environment: &[(String, String)]) {
+fn upload(vault: &Path, environment: &[(String, String)]) {
     let value = |name: &str| {
         let (_, value) = environment.iter().find(|(known, _)| known == name).unwrap();
         value.clone()
     };
-    let store = AmazonS3Builder::new()
-        .with_bucket_name("vaults")
-        .with_endpoint(value("AWS_ENDPOINT_URL"))
-        .with_access_key_id(value("AWS_ACCESS_KEY_ID"))
-        .with_secret_access_key(value("AWS_SECRET_ACCESS_KEY"))
-        .with_allow_http(true)
-        .with_virtual_hosted_style_request(false)
-        .build()
-        .unwrap();
-    let mut folders = vec![vault.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let name = path.strip_prefix(vault).unwrap().to_str().unwrap();
-            let name = object_store::path::Path::from(format!("copy/{name}"));
-            store.put(&name, PutPayload::from(fs::read(&path).unwrap())).await.unwrap();
-        }
-    }
+    let mut rclone = Command::new(servers().join("rclone/bin/rclone"));
+    rclone.arg("copy").arg(vault).arg(":s3:vaults/copy").args(["--config", ""]);
+    rclone.args(["--s3-provider", "Other", "--s3-endpoint", &value("AWS_ENDPOINT_URL")]);
+    rclone.args(["--s3-access-key-id", &value("AWS_ACCESS_KEY_ID")]);
+    rclone.args(["--s3-secret-access-key", &value("AWS_SECRET_ACCESS_KEY")]);
+    check(&rclone.output().unwrap());
 }
 
 /// Its own tests: the samples that the documents show, and vaults that are made by the documents.
 #[test]
 fn the_tests_of_the_reader_pass() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let packages = binaries().unwrap().parent().unwrap().join("servers/reader");
+    let packages = servers().join("reader");
     let mut tests = Command::new("python3");
     tests.args(["-m", "unittest", "test_reader"]).current_dir(folder);
     let output = tests.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1").output();

@@ -71,8 +71,7 @@ pub(super) async fn restore(
     let started = Instant::now();
     let vault = source.open(global).await?;
     let machine = find_machine(&vault, wanted).await?;
-    let Chosen { point, newer_incomplete } =
-        find_point(&vault, &machine, point, may_lack).await?;
+    let Chosen { point, newer_incomplete } = find_point(&vault, &machine, point, may_lack).await?;
     let disks = targets(&machine, &point, &to.to)?;
     if !may_write(&machine, &point, &disks, &to)? {
         return Ok(());
