@@ -167,7 +167,10 @@ fn overlays_that_are_kept_go_on_and_belong_to_their_point() {
     let ran =
         bench.command(&[&["boot", "--output", "json"], &other[..]].concat()).output().unwrap();
     let told = String::from_utf8(ran.stderr).unwrap();
-    assert!(!ran.status.success() && told.contains("hint: name another directory"), "{told}");
+    assert!(
+        !ran.status.success() && told.contains("hint: an overlay belongs to one point"),
+        "{told}"
+    );
 }
 
 #[test]

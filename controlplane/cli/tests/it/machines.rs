@@ -144,7 +144,11 @@ fn the_machines_of_a_vault_are_listed_and_the_volumes_of_none() {
 #[test]
 fn all_disks_of_a_complete_point_are_restored_byte_for_byte() {
     let bench = Bench::new();
-    let json = bench.restore("db-1", "latest", "latest", &[]).json();
+    let ran = bench.restore("db-1", "latest", "latest", &[]);
+    // What is newer and lacks something is not passed over without a word.
+    assert!(ran.stderr.contains("2 newer points of machine db-1 lack something"), "{}", ran.stderr);
+    let json = ran.json();
+    assert_eq!(json["newer_incomplete"], 2);
     let six = bench.point(DB, 6);
     bench.holds("latest", &six);
     assert_eq!((&json["point"], &json["complete"]), (&json!(six.id.to_string()), &json!(true)));
@@ -206,13 +210,13 @@ fn nothing_is_written_over_and_a_dry_run_writes_nothing() {
     fs::create_dir(bench.path("to")).unwrap();
     let second = bench.path("to/disk-1-vdb.raw");
     fs::write(&second, "precious").unwrap();
-    bench.restore("db-1", "latest", "to", &[]).fails(79, "not empty", "say --force to replace it");
+    bench.restore("db-1", "0606", "to", &[]).fails(79, "not empty", "say --force to replace it");
     assert_eq!(fs::read_dir(bench.path("to")).unwrap().count(), 1);
     assert_eq!(fs::read(&second).unwrap(), b"precious");
     bench.restore("db-1", "latest", "to", &["--force"]).json();
     bench.holds("to", &bench.point(DB, 6));
     fs::write(bench.path("file"), "x").unwrap();
-    bench.restore("db-1", "latest", "file", &[]).fails(
+    bench.restore("db-1", "0606", "file", &[]).fails(
         65,
         "file is not a directory",
         "name a directory",
