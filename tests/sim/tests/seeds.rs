@@ -41,7 +41,7 @@ fn every_rule_holds() {
 fn a_seed_is_a_run() {
     let story = |seed| run_alone(&Setup::of(seed), &[], Trace::kept()).unwrap().story;
     for seed in [1, 2, 3] {
-        let (one, two) = (story(seed), story(seed));
+        let (one, two) = (without_attempts(story(seed)), without_attempts(story(seed)));
         let differs = one.iter().zip(&two).position(|(one, two)| one != two);
         let shown = differs.map(|line| (&one[line], &two[line]));
         assert_eq!(shown, None, "seed {seed}, line {differs:?}");
@@ -49,6 +49,15 @@ fn a_seed_is_a_run() {
         assert!(one.len() > 500);
     }
     assert_ne!(story(1), story(2));
+}
+
+/// Attempts at maps draw their names outside the simulator, and errors name them.
+fn without_attempts(story: Vec<String>) -> Vec<String> {
+    let cut = |line: String| {
+        let at = line.find(" pages/").or_else(|| line.find(" maps/"));
+        at.map_or_else(|| line.clone(), |at| line[..at].to_owned())
+    };
+    story.into_iter().map(cut).collect()
 }
 
 macro_rules! finds {
