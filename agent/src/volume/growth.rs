@@ -60,8 +60,8 @@ impl Running {
     ) -> Result<bool, CaptureError> {
         if size_bytes > GROWN_BYTES_MAX {
             self.facts.warn(Some(format!(
-                "disk {} has grown to {size_bytes} bytes, and what has more than {GROWN_BYTES_MAX} \
-                 cannot be restored yet: its first {} bytes are replicated",
+                "disk {} has grown to {size_bytes} bytes, and none is followed above \
+                 {GROWN_BYTES_MAX} yet: its first {} bytes are replicated",
                 disk.path().display(),
                 disk.size_bytes()
             )));

@@ -33,8 +33,7 @@ pub const PAGE_MAX: u32 = 10_000;
 /// Entries that a listing answers with when the caller names no limit.
 pub const PAGE_DEFAULT: u32 = 1_000;
 
-/// Largest size that a volume may grow to (6 TiB): what is larger cannot be restored yet, and no node
-/// takes anything of it.
+/// Largest size that a volume may grow to (6 TiB): no larger one that grew was ever tried.
 pub const GROWN_BYTES_MAX: u64 = 6 << 40;
 
 /// Shortest mark interval in milliseconds.

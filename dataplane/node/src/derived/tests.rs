@@ -102,7 +102,7 @@ async fn a_volume_that_is_due_is_mapped_and_one_that_cannot_be_is_only_a_warning
     assert_eq!(metrics.troubles().told(), None);
 }
 
-/// P33: what comes near to what can be restored is told.
+/// P36: what comes near to what can be restored is told.
 #[test]
 fn a_volume_that_is_not_mapped_for_long_is_told_until_it_is() {
     let troubles = Troubles::default();
