@@ -67,75 +67,47 @@ pub trait Revised: Sized + Send {
     ) -> Result<Vec<u8>, CodecError>;
 }
 
-impl Revised for MachineBody {
-    type Id = MachineId;
-    const KIND: ObjectKind = ObjectKind::Machine;
-    const ALL: Folder = Folder::Machines;
+macro_rules! revised {
+    ($body:ty, $id:ty, $kind:ident in $all:ident, $name:ident, $open:ident, $seal:ident) => {
+        impl Revised for $body {
+            type Id = $id;
+            const KIND: ObjectKind = ObjectKind::$kind;
+            const ALL: Folder = Folder::$all;
 
-    fn name(id: MachineId, revision: u64) -> ObjectName {
-        ObjectName::machine(id, revision)
-    }
+            fn name(id: $id, revision: u64) -> ObjectName {
+                ObjectName::$name(id, revision)
+            }
 
-    fn folder(id: MachineId) -> Folder {
-        Folder::Machine(id)
-    }
+            fn folder(id: $id) -> Folder {
+                Folder::$kind(id)
+            }
 
-    fn open(
-        object: &[u8],
-        vault: VaultId,
-        id: MachineId,
-        revision: u64,
-        keys: &KeyRing,
-    ) -> Result<Self, CodecError> {
-        open_machine(object, vault, id, revision, keys)
-    }
+            fn open(
+                object: &[u8],
+                vault: VaultId,
+                id: $id,
+                revision: u64,
+                keys: &KeyRing,
+            ) -> Result<Self, CodecError> {
+                $open(object, vault, id, revision, keys)
+            }
 
-    fn seal(
-        &self,
-        vault: VaultId,
-        id: MachineId,
-        revision: u64,
-        key: &DataKey,
-        number: KeyNumber,
-    ) -> Result<Vec<u8>, CodecError> {
-        seal_machine(vault, id, revision, key, number, self)
-    }
+            fn seal(
+                &self,
+                vault: VaultId,
+                id: $id,
+                revision: u64,
+                key: &DataKey,
+                number: KeyNumber,
+            ) -> Result<Vec<u8>, CodecError> {
+                $seal(vault, id, revision, key, number, self)
+            }
+        }
+    };
 }
 
-impl Revised for GroupBody {
-    type Id = GroupId;
-    const KIND: ObjectKind = ObjectKind::Group;
-    const ALL: Folder = Folder::Groups;
-
-    fn name(id: GroupId, revision: u64) -> ObjectName {
-        ObjectName::group(id, revision)
-    }
-
-    fn folder(id: GroupId) -> Folder {
-        Folder::Group(id)
-    }
-
-    fn open(
-        object: &[u8],
-        vault: VaultId,
-        id: GroupId,
-        revision: u64,
-        keys: &KeyRing,
-    ) -> Result<Self, CodecError> {
-        open_group(object, vault, id, revision, keys)
-    }
-
-    fn seal(
-        &self,
-        vault: VaultId,
-        id: GroupId,
-        revision: u64,
-        key: &DataKey,
-        number: KeyNumber,
-    ) -> Result<Vec<u8>, CodecError> {
-        seal_group(vault, id, revision, key, number, self)
-    }
-}
+revised!(MachineBody, MachineId, Machine in Machines, machine, open_machine, seal_machine);
+revised!(GroupBody, GroupId, Group in Groups, group, open_group, seal_group);
 
 /// How a put of a revision ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ mod faulty;
 pub mod history;
 pub mod machines;
 
-pub use counted::{Counted, OthersPut, counted};
+pub use counted::{Call, Counted, OthersPut, counted};
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Faulty};
 

@@ -8,7 +8,7 @@ mod part;
 
 pub use manifest::{Layer, LayerKind, Manifest, MapFields, MapHeader, MapMark, PartShape};
 pub use page::{CHECK_BYTES, FrameAt, Page, PageChunk};
-pub use part::{Directory, PageAt, PartFields, PartHeader};
+pub use part::{Directory, PageAt, PartFields, PartHeader, REGION_BLOCKS};
 
 pub(crate) use manifest::OWN_BYTES;
 pub(crate) use part::OWN_BYTES as PART_OWN_BYTES;

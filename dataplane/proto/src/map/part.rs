@@ -13,8 +13,8 @@ use crate::wire::{Put, Reader};
 
 /// Bytes of a part's own fields in the header.
 pub(crate) const OWN_BYTES: usize = 36;
-/// Blocks of a region: what two bytes tell apart.
-const REGION_BLOCKS: u64 = 1 << 16;
+/// Blocks of a region, in which a delta's ranges lie: what two bytes tell apart.
+pub const REGION_BLOCKS: u64 = 1 << 16;
 const REGIONS_MAX: usize = 1 << 18;
 const WHAT: &str = "directory of a map part";
 const PAGES: SectionKind =

@@ -8,14 +8,11 @@ use crate::vault::Vault;
 use crate::view::LayerError;
 use farshore_codec::CodecError;
 use farshore_codec::map::{MapPlace, PartOpener};
-use farshore_proto::map::{self, LayerKind, Page, PageAt, PartShape};
+use farshore_proto::map::{self, LayerKind, Page, PageAt, PartShape, REGION_BLOCKS};
 use farshore_proto::object::ObjectKind;
 use farshore_proto::{BlockRange, MapAttempt, VolumeId};
 use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
-
-/// Blocks of a region: what two bytes tell apart.
-const REGION_BLOCKS: u64 = 1 << 16;
 
 /// A page: the attempt that wrote its layer, the part and the page in it.
 pub(crate) type PageKey = (MapAttempt, u32, u32);

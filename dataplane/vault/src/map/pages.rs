@@ -14,7 +14,7 @@ use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::{
     MAP_PARTS_MAX, PAGE_RUNS_MAX, PART_PAGES_MAX, PART_RANGES_MAX, VOLUME_BLOCKS_MAX,
 };
-use farshore_proto::map::{Layer, LayerKind, Page, PageChunk, PartShape};
+use farshore_proto::map::{Layer, LayerKind, Page, PageChunk, PartShape, REGION_BLOCKS};
 use farshore_proto::segment::{Extent, ExtentSource};
 use farshore_proto::{BlockRange, Target};
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ pub const LEVEL: i32 = 3;
 /// A run of zeros is cut to what its count can say.
 const ZERO_BLOCKS_MAX: u64 = u32::MAX as u64;
 /// Ranges that one page adds: a run lies in two regions at most, but for zeros.
-const PAGE_RANGES_MAX: usize = 2 * PAGE_RUNS_MAX + (VOLUME_BLOCKS_MAX >> 16) as usize;
+const PAGE_RANGES_MAX: usize = 2 * PAGE_RUNS_MAX + (VOLUME_BLOCKS_MAX / REGION_BLOCKS) as usize;
 const _: () = assert!(2 * PAGE_RANGES_MAX < PART_RANGES_MAX);
 
 /// A page while it is filled.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::error::VaultError;
 use crate::fence::end_of_stream;
-use crate::testing::{BLOCKS, World, image_bytes, stamp_of};
+use crate::testing::{BLOCKS, Call, World, counted, image_bytes, stamp_of};
 use crate::verify::verify;
 use crate::view::{Point, VolumeView, flatten};
 use farshore_codec::map::{PartBuilder, PartOpener, seal_manifest};
@@ -329,6 +329,32 @@ async fn attempts_that_died_and_attempts_side_by_side_never_meet() {
     check_named(&world, &expected, &new, "a part of another attempt").await;
 }
 
+/// A map that names a part before that is put, or without a look at what was kept of it, is one that a crash or a store
+/// leaves broken.
+#[tokio::test]
+async fn a_map_is_put_behind_its_parts_and_once_they_were_read_back() {
+    let world = World::sample().await;
+    let volume = world.volumes[0].id;
+    let (store, calls) = counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    let shape = Shape { part_bytes: 1, ..SMALL };
+    write_shaped(&vault, volume, shape).await.unwrap().unwrap();
+    let trail = calls.trail();
+    let first = |call, file: &Path| {
+        let name = name_of(&world, file);
+        trail.iter().position(|(made, at)| *made == call && at.as_ref() == name).unwrap()
+    };
+    let (parts, maps): (Vec<_>, Vec<_>) =
+        files(&world).into_iter().partition(|file| is_part(&world, file));
+    let [map] = &maps[..] else { panic!("{maps:?}") };
+    assert!(parts.len() > 1, "{parts:?}");
+    let at = first(Call::Put, map);
+    for part in &parts {
+        let (put, read) = (first(Call::Put, part), first(Call::Get, part));
+        assert!(put < read && read < at, "{part:?}: {put}, {read}, {at}");
+    }
+}
+
 /// Much came without a mark: there are maps without one, and the newest point is found all the same.
 #[tokio::test]
 async fn a_map_without_a_mark_serves_what_comes_behind_it_and_no_older_point() {
@@ -551,7 +577,7 @@ async fn maps_that_cannot_be_read_are_done_without() {
     let newest = list(&world.vault, volume).await.unwrap().pop_last().unwrap();
     let newest = ObjectName::map(volume, newest.0, newest.1).to_string();
     for refused in ["maps", newest.rsplit_once('/').unwrap().0] {
-        let (store, counted) = crate::testing::counted(&world.vault);
+        let (store, counted) = counted(&world.vault);
         counted.refuse(refused);
         let vault = Vault::open(&store, &world.recovery).await.unwrap();
         for point in world.committed_points() {
@@ -575,7 +601,7 @@ async fn a_map_spares_reading_two_thousand_segments_and_a_read_is_a_page_and_a_f
             write_shaped(&world.vault, volume, SMALL).await.unwrap();
         }
     }
-    let (store, gets) = crate::testing::counted(&world.vault);
+    let (store, gets) = counted(&world.vault);
     let vault = Vault::open(&store, &world.recovery).await.unwrap();
     let mut counts = Vec::new();
     for is_mapped in [false, true] {

@@ -1,4 +1,4 @@
-//! A store that counts what is read from it, refuses to read what it is told to, goes away when it is
+//! A store that counts what is read from it, remembers the order of its calls, refuses to read what it is told to, goes away when it is
 //! told to, and has others put between any two of its calls.
 
 use crate::layout::ObjectName;
@@ -16,15 +16,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::watch;
 
-/// Counts the GETs of the store below it.
+/// Counts the GETs of the store below it; what is put and asked for is remembered.
 #[derive(Debug)]
 pub struct Counted {
     inner: Arc<dyn ObjectStore>,
-    gets: AtomicU64,
+    trail: Mutex<Vec<(Call, Path)>>,
     /// Objects below this folder can be neither read nor listed.
     refused: OnceLock<Path>,
     /// What a writer puts while a reader looks.
@@ -35,6 +34,15 @@ pub struct Counted {
     leaving: Mutex<Option<(PathBuf, PathBuf)>>,
     /// What others put, and how many calls of all kinds there were.
     others: Mutex<(u64, Vec<OthersPut>)>,
+}
+
+/// A call that names an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// It was asked for, or for a range of it.
+    Get,
+    /// It was put, by a put of one piece.
+    Put,
 }
 
 /// A put of somebody else, create-if-absent, just before a call.
@@ -61,9 +69,10 @@ struct Growth {
 impl Counted {
     /// Counts what goes to `inner`.
     pub fn over(inner: Arc<dyn ObjectStore>) -> Self {
-        let (gets, refused, leaving) = (AtomicU64::new(0), OnceLock::new(), Mutex::default());
+        let (refused, leaving) = (OnceLock::new(), Mutex::default());
         let (growth, lapses, others) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        Self { inner, gets, refused, growth, lapses, leaving, others }
+        let trail = Mutex::default();
+        Self { inner, trail, refused, growth, lapses, leaving, others }
     }
 
     /// Has others put.
@@ -149,7 +158,17 @@ impl Counted {
 
     /// GETs so far.
     pub fn count(&self) -> u64 {
-        self.gets.load(Ordering::Relaxed)
+        let trail = self.trail.lock().unwrap();
+        trail.iter().filter(|(call, _)| *call == Call::Get).count() as u64
+    }
+
+    /// What was put and asked for so far, in the order in which the calls were made.
+    pub fn trail(&self) -> Vec<(Call, Path)> {
+        self.trail.lock().unwrap().clone()
+    }
+
+    fn note(&self, call: Call, location: &Path) {
+        self.trail.lock().unwrap().push((call, location.clone()));
     }
 
     /// From now on nothing below the folder can be read or listed.
@@ -193,6 +212,7 @@ impl ObjectStore for Counted {
         'a: 'c,
         'b: 'c,
     {
+        self.note(Call::Put, location);
         self.let_others_put();
         if let Some((from, to)) = self.leaving.lock().unwrap().take() {
             std::fs::rename(from, to).unwrap();
@@ -221,7 +241,7 @@ impl ObjectStore for Counted {
         'a: 'c,
         'b: 'c,
     {
-        self.gets.fetch_add(1, Ordering::Relaxed);
+        self.note(Call::Get, location);
         self.let_others_put();
         if self.lapses(location) {
             let (path, source) = (location.to_string(), "it lapsed".into());
