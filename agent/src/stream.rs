@@ -18,7 +18,7 @@ use farshore_engine::lineage::Lineage;
 use farshore_engine::source::{Breach, Opened};
 use farshore_proto::limits::blocks_of;
 use farshore_proto::mark::Mark;
-use farshore_proto::{ErrorKind, Seq, VolumeId};
+use farshore_proto::{ErrorKind, Seq, Stamp, VolumeId};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -239,7 +239,9 @@ impl Stream {
         let State { is_shared, copy, .. } = stream.state.get();
         stream.log.stamps().sends(copy.generation);
         let sending = sending_number(copy.generation);
-        let opened = Opened { last, floor, lineage, life: place.life, is_shared, sending };
+        let floor_stamp = stream.held(floor).map_or_else(Stamp::default, |held| held.stamp);
+        let life = place.life;
+        let opened = Opened { last, floor, floor_stamp, lineage, life, is_shared, sending };
         Ok((stream, Found { opened, marks: recovered.marks, is_new, damage }))
     }
 

@@ -74,6 +74,22 @@ impl Lineage {
             |known: &Stamp| known.life == stamp.life && stamp.generation <= known.generation;
         stamp.life != 0 && self.stamps.iter().any(is_ancestor)
     }
+
+    /// Whether a frame with this stamp may have been made before one of `held`, which lies in the log: then it is of a
+    /// branch that this line has left, or of a server that was set back. Within a life it is not told when frames that
+    /// say nothing of intents were made.
+    #[must_use]
+    pub fn may_precede(&self, stamp: Stamp, held: Stamp) -> bool {
+        if is_on(Bug::LeftBranchTakenForTail) || !held.is_known() {
+            return false;
+        }
+        if stamp.life == held.life {
+            return stamp.generation < held.generation;
+        }
+        // A life that is not among them is older than all that are, or nobody's.
+        let place = |life| self.stamps.iter().position(|known| known.life == life);
+        place(stamp.life) < place(held.life)
+    }
 }
 
 #[cfg(test)]
@@ -119,6 +135,29 @@ mod tests {
         assert!(!at_snapshot.is_newest(Stamp::unsaid(7, 2), 2));
         assert!(!at_snapshot.is_newest(stamp(9, 5), 2));
         assert!(!Lineage::default().is_newest(Stamp::unsaid(0, 0), 0));
+    }
+
+    #[test]
+    fn what_was_made_before_the_logs_newest_frame_is_not_its_tail() {
+        let here = line(&[(7, 3), (9, 5)]);
+        assert!(!here.may_precede(stamp(9, 4), stamp(9, 4)));
+        assert!(
+            !here.may_precede(stamp(9, 5), stamp(9, 4))
+                && here.may_precede(stamp(9, 3), stamp(9, 4))
+        );
+        assert!(
+            !here.may_precede(stamp(9, 0), stamp(7, 3))
+                && here.may_precede(stamp(7, 3), stamp(9, 0))
+        );
+        // The whole disk was being sent again when the log's newest frame was made.
+        assert!(here.may_precede(stamp(9, 5), Stamp::unsaid(9, 1)));
+        // A life that was forgotten is older than those that were not.
+        assert!(
+            here.may_precede(stamp(5, 1), stamp(7, 0))
+                && !here.may_precede(stamp(7, 0), stamp(5, 1))
+        );
+        // The log holds none.
+        assert!(!here.may_precede(stamp(7, 0), Stamp::default()));
     }
 
     #[test]

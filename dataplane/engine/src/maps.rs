@@ -8,7 +8,7 @@
 //! Invariants: **V1** at most so many maps are written at the same time, and no volume waits while there is
 //! room; **V2** a volume that is taken stands in line or is being mapped, once, and no other does.
 
-use farshore_proto::VolumeId;
+use farshore_proto::{LogId, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// When a volume is due.
@@ -20,8 +20,10 @@ pub struct Settings {
     pub runs_per_extent: u64,
     /// … but never more than these: a reader keeps in memory what came behind the newest map;
     pub extents_max: u64,
-    /// or so many segments hold spans of it, which a reader has to look at.
+    /// or so many segments hold spans of it, which a reader has to look at;
     pub segments_max: u64,
+    /// or its log went on by so many slots since something came that is in no map: a reader looks for the few that are its.
+    pub slots_max: u64,
     /// Volumes that are mapped at the same time.
     pub at_once: usize,
 }
@@ -33,6 +35,7 @@ impl Default for Settings {
             runs_per_extent: 1024,
             extents_max: 262_144,
             segments_max: 256,
+            slots_max: 2048,
             at_once: 2,
         }
     }
@@ -43,6 +46,10 @@ impl Default for Settings {
 pub enum Input {
     /// A segment is in the vault: the volumes of its spans with their extents, perhaps several spans of one.
     Committed {
+        /// Its log.
+        log: LogId,
+        /// Its slot; those of a log may come in another order.
+        slot: Slot,
         /// Them.
         spans: Vec<(VolumeId, u64)>,
     },
@@ -79,6 +86,10 @@ struct Since {
     runs: u64,
     /// Extents since the last map, those of attempts that gave none included.
     unmapped: u64,
+    /// The first segment with extents since.
+    first: Option<(LogId, Slot)>,
+    /// Whether that is long ago.
+    is_old: bool,
     /// Whether it stands in line, or is being mapped.
     is_taken: bool,
 }
@@ -88,6 +99,7 @@ impl Since {
         let Settings { extents_min, runs_per_extent, extents_max, segments_max, .. } = *settings;
         self.extents > (self.runs / runs_per_extent).clamp(extents_min, extents_max)
             || self.segments >= segments_max
+            || self.is_old
     }
 }
 
@@ -96,6 +108,8 @@ impl Since {
 pub struct Maps {
     settings: Settings,
     since: BTreeMap<VolumeId, Since>,
+    /// The volumes of a log by the first segment with extents of theirs since their last maps, while that is not long ago.
+    young: BTreeMap<LogId, BTreeSet<(Slot, VolumeId)>>,
     /// Those that wait for their map, the longest first.
     line: VecDeque<VolumeId>,
     under_way: BTreeSet<VolumeId>,
@@ -112,7 +126,7 @@ impl Maps {
         assert!(settings.runs_per_extent > 0, "a share of runs");
         assert!(settings.extents_min <= settings.extents_max, "from the least to the most");
         let (since, line, under_way) = (BTreeMap::new(), VecDeque::new(), BTreeSet::new());
-        Self { settings, since, line, under_way }
+        Self { settings, since, young: BTreeMap::new(), line, under_way }
     }
 
     /// Advances by one input, appending to `out` what to do about it.
@@ -121,10 +135,11 @@ impl Maps {
     /// If a map ends that is not under way: a bug in the driver.
     pub fn step(&mut self, input: Input, out: &mut Vec<Output>) {
         match input {
-            Input::Committed { spans } => self.committed(spans),
+            Input::Committed { log, slot, spans } => self.committed(log, slot, spans),
             Input::Left { volume } => {
                 // What is under way ends without it.
-                self.since.remove(&volume);
+                let left = self.since.remove(&volume);
+                self.forget(volume, left.and_then(|since| since.first));
                 self.line.retain(|waiting| *waiting != volume);
             }
             Input::Ended { volume, runs } => {
@@ -144,8 +159,9 @@ impl Maps {
         {
             if let Some(since) = self.since.get_mut(&volume) {
                 // What comes from now on may not be in the map.
-                let (runs, unmapped) = (since.runs, since.unmapped);
+                let Since { runs, unmapped, first, .. } = *since;
                 *since = Since { runs, unmapped, is_taken: true, ..Since::default() };
+                self.forget(volume, first);
             }
             self.under_way.insert(volume);
             out.push(Output::Map { volume });
@@ -159,7 +175,36 @@ impl Maps {
         self.since.get(&volume).map_or(0, |since| since.unmapped)
     }
 
-    fn committed(&mut self, spans: Vec<(VolumeId, u64)>) {
+    /// What a volume was waiting for from this segment on counts no more.
+    fn forget(&mut self, volume: VolumeId, first: Option<(LogId, Slot)>) {
+        if let Some((log, slot)) = first
+            && let Some(young) = self.young.get_mut(&log)
+        {
+            young.remove(&(slot, volume));
+            if young.is_empty() {
+                self.young.remove(&log);
+            }
+        }
+    }
+
+    /// A log goes on to a slot: what came long before is old.
+    fn grow_old(&mut self, log: LogId, slot: Slot) {
+        let Some(young) = self.young.get_mut(&log) else { return };
+        let Some(end) = slot.0.checked_sub(self.settings.slots_max) else { return };
+        let still = young.split_off(&(Slot(end + 1), VolumeId([0; 16])));
+        let old = std::mem::replace(young, still);
+        if young.is_empty() {
+            self.young.remove(&log);
+        }
+        for (_, volume) in old {
+            if let Some(since) = self.since.get_mut(&volume) {
+                since.is_old = true;
+            }
+            self.line_up(volume);
+        }
+    }
+
+    fn committed(&mut self, log: LogId, slot: Slot, spans: Vec<(VolumeId, u64)>) {
         let mut extents: BTreeMap<VolumeId, u64> = BTreeMap::new();
         for (volume, count) in spans {
             *extents.entry(volume).or_default() += count;
@@ -171,8 +216,13 @@ impl Maps {
             since.extents += count;
             since.unmapped += count;
             since.segments += 1;
+            if since.first.is_none() && count > 0 {
+                since.first = Some((log, slot));
+                self.young.entry(log).or_default().insert((slot, volume));
+            }
             self.line_up(volume);
         }
+        self.grow_old(log, slot);
     }
 
     /// Puts a volume at the end of the line if it is due and not there, nor being mapped.
@@ -194,6 +244,13 @@ impl Maps {
             self.line.len() + self.under_way.iter().filter(is_known).count(),
             "V2"
         );
+        debug_assert!(
+            self.young.iter().all(|(log, young)| {
+                let first = |volume: &VolumeId| self.since.get(volume)?.first;
+                young.iter().all(|(slot, volume)| first(volume) == Some((*log, *slot)))
+            }),
+            "V2: what waits is known"
+        );
     }
 }
 
@@ -204,9 +261,14 @@ mod tests {
 
     const VOLUME: VolumeId = VolumeId([1; 16]);
     const OTHER: VolumeId = VolumeId([2; 16]);
+    const LOG: LogId = LogId([7; 16]);
 
     fn committed(maps: &mut Maps, spans: &[(VolumeId, u64)]) -> Vec<VolumeId> {
-        step(maps, Input::Committed { spans: spans.to_vec() })
+        committed_at(maps, 0, spans)
+    }
+
+    fn committed_at(maps: &mut Maps, slot: u64, spans: &[(VolumeId, u64)]) -> Vec<VolumeId> {
+        step(maps, Input::Committed { log: LOG, slot: Slot(slot), spans: spans.to_vec() })
     }
 
     fn ended(maps: &mut Maps, volume: VolumeId, runs: Option<u64>) -> Vec<VolumeId> {
@@ -241,6 +303,31 @@ mod tests {
             assert!(due.is_empty(), "segment {segment}");
         }
         assert_eq!(committed(maps, &[(OTHER, 0)]), [OTHER], "the first segment was the 256th");
+    }
+
+    /// I14: a quiet volume is mapped, so that a reader does not look for its few segments among those of all others.
+    #[test]
+    fn a_quiet_volume_is_due_when_its_log_went_on() {
+        let maps = &mut Maps::new(Settings { slots_max: 100, ..Settings::default() });
+        assert!(committed_at(maps, 7, &[(OTHER, 3)]).is_empty());
+        assert!(committed_at(maps, 6, &[(VOLUME, 1)]).is_empty(), "puts end in any order");
+        assert!(committed_at(maps, 50, &[(VOLUME, 1)]).is_empty());
+        assert!(committed_at(maps, 105, &[]).is_empty());
+        assert_eq!(committed_at(maps, 106, &[]), [VOLUME]);
+        assert_eq!(committed_at(maps, 110, &[]), [OTHER]);
+        assert!(ended(maps, VOLUME, Some(9)).is_empty());
+        // Marks alone are worth no map, nor does another log say anything of this one.
+        assert!(committed_at(maps, 200, &[(VOLUME, 0)]).is_empty());
+        let elsewhere =
+            Input::Committed { log: LogId([8; 16]), slot: Slot(900), spans: Vec::new() };
+        assert!(step(maps, elsewhere).is_empty());
+        assert!(committed_at(maps, 900, &[]).is_empty());
+        // What came since is counted anew, and forgotten with its volume.
+        assert!(committed_at(maps, 901, &[(VOLUME, 1), (OTHER, 1)]).is_empty());
+        step(maps, Input::Left { volume: VOLUME });
+        assert!(ended(maps, OTHER, None).is_empty());
+        assert_eq!(committed_at(maps, 1001, &[]), [OTHER]);
+        assert!(maps.young.is_empty());
     }
 
     #[test]

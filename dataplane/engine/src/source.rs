@@ -76,6 +76,8 @@ pub struct Opened {
     /// Highest seq that the node can have from this log. Below `last` if frames were appended
     /// after an unclean stop and no session has joined since.
     pub floor: Seq,
+    /// Under which intents the frame `floor` was made; unknown if the log does not hold it.
+    pub floor_stamp: Stamp,
     /// What the log descends from, as it was at the first start since a session joined.
     pub lineage: Lineage,
     /// The life of this run.
@@ -151,8 +153,8 @@ pub enum Input {
 /// Why the agent's log does not join what the node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Breach {
-    /// The node has more than the log held when it was opened, and all of it was made on this line
-    /// under intents that are still there: the end of the log was lost in a power cut. What was
+    /// The node has more than the log held when it was opened, and all of it was made on this line, behind
+    /// what the log holds, under intents that are still there: the end of the log was lost in a power cut. What was
     /// written since the log's last flush is in doubt.
     TailLost,
     /// The log begins after what the node has. The whole disk is in doubt.
@@ -302,6 +304,8 @@ pub struct Source {
     committed: Seq,
     /// Highest seq that the node can have from this log.
     known: Seq,
+    /// Of the highest frame that the node could have when the log was opened.
+    floor_stamp: Stamp,
     lineage: Lineage,
     life: u32,
     /// Which sending of the whole disk the log was of when it was opened.
@@ -353,6 +357,7 @@ impl Source {
             journaled: Seq(0),
             committed: Seq(0),
             known: opened.floor,
+            floor_stamp: opened.floor_stamp,
             lineage: opened.lineage,
             life: opened.life,
             sending: opened.sending,
@@ -463,7 +468,10 @@ impl Source {
             return Some(Breach::Gap);
         }
         if welcome.received > self.known {
-            let is_tail = !self.has_joined && self.lineage.covers(welcome.stamp);
+            // The end of this log came behind all that it still holds.
+            let is_tail = !self.has_joined
+                && self.lineage.covers(welcome.stamp)
+                && !self.lineage.may_precede(welcome.stamp, self.floor_stamp);
             return Some(if is_tail { Breach::TailLost } else { Breach::Foreign });
         }
         let is_lost = welcome.received < self.committed;

@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 use crate::services::chain;
 use crate::troubles::{Troubles, Work};
 use farshore_engine::maps;
-use farshore_proto::{ErrorKind, VolumeId};
+use farshore_proto::{ErrorKind, LogId, Slot, VolumeId};
 use farshore_vault::{Vault, VaultError, map, runs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,9 +45,9 @@ impl Maps {
     }
 
     /// A segment is in the vault; `spans` are its volumes with their extents, perhaps several of one.
-    pub(crate) fn committed(self: &Arc<Self>, spans: &[(VolumeId, usize)]) {
+    pub(crate) fn committed(self: &Arc<Self>, log: LogId, slot: Slot, spans: &[(VolumeId, usize)]) {
         let spans = spans.iter().map(|(volume, extents)| (*volume, *extents as u64)).collect();
-        self.step(maps::Input::Committed { spans });
+        self.step(maps::Input::Committed { log, slot, spans });
     }
 
     /// The volume is not this node's any more.

@@ -81,7 +81,7 @@ pub(crate) async fn run(
                     let end = put.map_or_else(PutEnd::from, |()| PutEnd::There);
                     deliver(&post, Message::PutEnded { log, slot, end }).await;
                     if end == PutEnd::There {
-                        maps.committed(&spans);
+                        maps.committed(log, slot, &spans);
                     }
                 });
             }

@@ -60,6 +60,11 @@ pub enum Bug {
     FrameChecksumIgnored,
     /// What the node has and the agent's log has not is taken for what a power cut took, whoever sent it.
     RollbackTakenForCrash,
+    /// What the node has of this line beyond the agent's log is taken for the log's lost end, also when the log holds a
+    /// newer frame.
+    LeftBranchTakenForTail,
+    /// A reader goes on behind a checkpoint as if a quiet volume had nothing in front of it.
+    QuietSpansPassedOver,
     /// A start reads the log without the volumes that only its journal knows.
     JournalUnseen,
     /// The end of a claim for a log that the shard has left counts for the log that it has now.
@@ -116,7 +121,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 54] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -143,6 +148,8 @@ impl Bug {
         Self::HrlTrustsTornTail,
         Self::FrameChecksumIgnored,
         Self::RollbackTakenForCrash,
+        Self::LeftBranchTakenForTail,
+        Self::QuietSpansPassedOver,
         Self::JournalUnseen,
         Self::LeftLogAnswers,
         Self::NewerEpochUnsaid,
@@ -201,6 +208,8 @@ impl Bug {
             Self::HrlTrustsTornTail => "hrl-trusts-torn-tail",
             Self::FrameChecksumIgnored => "frame-checksum-ignored",
             Self::RollbackTakenForCrash => "rollback-taken-for-crash",
+            Self::LeftBranchTakenForTail => "left-branch-taken-for-tail",
+            Self::QuietSpansPassedOver => "quiet-spans-passed-over",
             Self::JournalUnseen => "journal-unseen",
             Self::LeftLogAnswers => "left-log-answers",
             Self::NewerEpochUnsaid => "newer-epoch-unsaid",

@@ -6,6 +6,9 @@
 //!   - A span that is wholly at or below what was read is a repetition, and is skipped.
 //!   - Every other span begins right behind the one before; the stream begins at seq 1.
 //!   - A segment whose table does not open holds nothing of the volume if the spans around it join.
+//!   - Slots that a checkpoint says to hold nothing of the volume need not be read (`trail`).
+
+mod trail;
 
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
@@ -17,6 +20,9 @@ use farshore_proto::segment::Span;
 use farshore_proto::{LogId, Seq, Slot, Stamp, VolumeId};
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+pub(crate) use trail::Trail;
+use trail::{Quiet, Wanted};
 
 /// What a span is to a reader that holds everything up to some seq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +99,8 @@ pub(crate) struct Chain<'a> {
     resumed: Option<(Start, ObjectName)>,
     /// Why a segment was not read, until what follows shows that it holds nothing of the volume.
     unread: Option<VaultError>,
+    /// How quiet the volume is in the log that is read.
+    quiet: Quiet,
 }
 
 impl<'a> Chain<'a> {
@@ -125,6 +133,7 @@ impl<'a> Chain<'a> {
             end: None,
             resumed: None,
             unread: None,
+            quiet: Quiet::new(vault),
         };
         chain.check_epoch()?;
         Ok(chain)
@@ -153,6 +162,7 @@ impl<'a> Chain<'a> {
             end: None,
             resumed: Some((start, map)),
             unread: None,
+            quiet: Quiet::new(vault),
         }
     }
 
@@ -216,6 +226,7 @@ impl<'a> Chain<'a> {
             }
             let scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);
             self.scan = scan.filled_to(self.filled_of(epoch.log));
+            self.quiet = Quiet::new(self.vault);
         }
     }
 
@@ -255,8 +266,25 @@ impl<'a> Chain<'a> {
         })
     }
 
+    fn wanted(&self) -> Wanted<'a> {
+        let Self { vault, volume, last, .. } = *self;
+        let (EpochBody { log, epoch, .. }, is_last) =
+            (&self.epochs[self.epoch], self.epoch + 1 == self.epochs.len());
+        Wanted { vault, volume, log: *log, epoch: *epoch, is_last, last }
+    }
+
     /// Reads the next segment of the log; false at its end.
     async fn next_segment(&mut self) -> Result<bool, VaultError> {
+        if self.quiet.look()
+            && self.scan.is_sure()
+            && let Some(trail) = self.wanted().trail(self.scan.reached()).await?
+        {
+            if trail.slots.is_empty() {
+                // What was not read holds nothing of the volume.
+                self.unread = None;
+            }
+            self.scan.follow(trail);
+        }
         let next = match self.scan.next().await {
             Err(error) if self.scan.is_sure() && !error.is_unavailable() => {
                 self.resumed = None;
@@ -280,6 +308,7 @@ impl<'a> Chain<'a> {
         let wanted = (self.volume, self.epochs[self.epoch].epoch);
         let spans = std::mem::take(&mut segment.table.spans);
         self.spans.extend(spans.into_iter().filter(|span| (span.volume, span.epoch) == wanted));
+        self.quiet.read(!self.spans.is_empty());
         self.segment = Some((slot, Arc::new(segment)));
         Ok(true)
     }
@@ -326,3 +355,6 @@ impl<'a> Chain<'a> {
         Ok(Some(Found { epoch: self.epoch, slot, span, segment }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,7 +81,14 @@ pub async fn read_ledger(
 }
 
 /// What the newest checkpoint that can be read says, of those that headers name from `named` on down.
-async fn newest(vault: &Vault, log: LogId, named: Option<Slot>) -> Result<Ledger, VaultError> {
+///
+/// # Errors
+/// `Unavailable`.
+pub(crate) async fn newest(
+    vault: &Vault,
+    log: LogId,
+    named: Option<Slot>,
+) -> Result<Ledger, VaultError> {
     let mut named = named;
     for _ in 0..CHECKPOINT_TRIES_MAX {
         let Some(slot) = named else { break };

@@ -18,11 +18,14 @@ pub const TABLE_READ_BYTES: usize = 256 << 10;
 pub const SLOTS_AHEAD_MAX: usize = 8;
 /// Slots that a search for the end of a log asks for at the same time.
 pub const END_PROBES: u32 = 7;
-/// Slots behind a missing one that are looked at, to tell a crash of the writer from a loss.
-///
-/// A crashed run leaves at most `PUTS_IN_FLIGHT_MAX - 1` segments behind a missing slot, and so does
-/// every further run that crashes before that slot is filled.
-pub const HOLE_SLOTS_MAX: usize = 64;
+/// Slots next behind a missing one that are looked at, to tell a crash of the writer from a loss: a crash leaves
+/// `PUTS_IN_FLIGHT_MAX - 1` at most, and none further behind.
+pub const HOLE_SLOTS_MAX: usize = 8;
+/// Slots of a log that a reader of one volume reads before it looks whether that has something in few of them only: in
+/// fewer than one of a fourth of these. Spans are then followed one after the other, slots are read some ahead.
+pub const QUIET_SLOTS: u64 = 64;
+/// Slots of a trail that a reader holds.
+pub const TRAIL_SLOTS_MAX: u64 = 1 << 20;
 /// Checkpoints of a log that a reader tries, each older than the one before, until it reads all slots.
 pub const CHECKPOINT_TRIES_MAX: usize = 8;
 /// How far in front of the first slot of an epoch a void slot's filler is looked for.
@@ -144,7 +147,8 @@ const _: () = {
     // What a scan reads ahead is bounded: tables, before and after opening.
     assert!(SLOTS_AHEAD_MAX * OBJECT_BODY_BYTES_MAX <= 128 << 20);
     assert!(VOID_REACH_SLOTS >= 4 * PUTS_IN_FLIGHT_MAX as u64);
-    assert!(HOLE_SLOTS_MAX >= 8 * PUTS_IN_FLIGHT_MAX);
+    assert!(HOLE_SLOTS_MAX >= PUTS_IN_FLIGHT_MAX);
+    assert!(QUIET_SLOTS / 4 > SLOTS_AHEAD_MAX as u64);
     // Each shard of a cache takes any one item: a cache refuses what is larger than its shard.
     assert!(FRAME_CACHE_BYTES / CACHE_SHARDS as u64 >= 4 * SEGMENT_FRAME_BYTES_MAX as u64);
     assert!(

@@ -12,6 +12,7 @@ pub use counted::{Call, Counted, OthersPut, counted};
 #[cfg(test)]
 pub(crate) use faulty::{Fault, Faulty};
 
+use crate::checkpoint::read_ledger;
 use crate::epoch::{Claim, claim};
 use crate::log::{self, PutOutcome};
 use crate::store::{Access, Store};
@@ -88,6 +89,8 @@ pub struct ModelLog {
     pub incarnation: u64,
     /// The checkpoint that its segments name.
     pub checkpoint: Option<Slot>,
+    /// The newest slot with a span of each volume, by number.
+    newest: BTreeMap<usize, Slot>,
 }
 
 /// A span that waits for its segment: first and last seq, mark, content of the changed blocks.
@@ -152,6 +155,7 @@ impl World {
             next: Slot(0),
             incarnation: 1,
             checkpoint: None,
+            newest: BTreeMap::new(),
         });
         let logs = logs.collect();
         let mut world = Self {
@@ -262,8 +266,12 @@ impl World {
             if self.volumes[at].log != log {
                 continue;
             }
-            for (first_seq, last_seq, mark, changed) in std::mem::take(&mut self.volumes[at].ready)
-            {
+            let ready = std::mem::take(&mut self.volumes[at].ready);
+            let previous = match ready.is_empty() {
+                true => None,
+                false => self.logs[log].newest.insert(at, slot),
+            };
+            for (first_seq, last_seq, mark, changed) in ready {
                 let extents = self.extents(&mut builder, &mut here, &changed);
                 let ModelVolume { id: volume, epoch, .. } = self.volumes[at];
                 builder.push_span(Span {
@@ -272,7 +280,7 @@ impl World {
                     epoch,
                     first_seq,
                     last_seq,
-                    previous: None,
+                    previous,
                     mark,
                     imprint: Imprint::default(),
                     extents,
@@ -294,6 +302,19 @@ impl World {
         }
         self.logs[log].next = slot.next();
         Bytes::from(built.bytes())
+    }
+
+    /// Writes a checkpoint of a log at its next slot, which the segments from then on name.
+    ///
+    /// # Panics
+    /// If the log has no end that can be found.
+    pub async fn checkpoint(&mut self, log: usize) {
+        let ModelLog { id, next, .. } = self.logs[log];
+        let end = log::find_end(&self.vault, id, Slot(0)).await.unwrap();
+        let ledger = read_ledger(&self.vault, id, &end, |_| {}).await.unwrap();
+        let body = ledger.body().unwrap().clone();
+        crate::checkpoint::write(&self.vault, id, next, body).await.unwrap();
+        self.logs[log].checkpoint = Some(next);
     }
 
     fn extents(

@@ -5,7 +5,7 @@ mod init;
 use crate::blocking;
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, key_of};
-use crate::limits::{KEY_OBJECTS_MAX, KEYS_MAX};
+use crate::limits::{KEY_OBJECTS_MAX, KEYS_MAX, QUIET_SLOTS};
 use crate::store::{Put, Store, StoreError};
 use bytes::Bytes;
 use farshore_codec::{
@@ -26,6 +26,8 @@ use std::sync::Arc;
 pub struct Vault {
     store: Store,
     inner: Arc<Inner>,
+    /// Slots of a log that a reader of one volume reads before it looks for a shorter way.
+    quiet_slots: u64,
 }
 
 #[derive(Debug)]
@@ -61,13 +63,28 @@ impl Vault {
         let hasher = ChunkHasher::new(keys.id_key.clone());
         let store = store.clone();
         let inner = Inner { identity, identity_bytes, wrapper, ring, keys, hasher, wrapped };
-        Ok(Self { store, inner: Arc::new(inner) })
+        Ok(Self { store, inner: Arc::new(inner), quiet_slots: QUIET_SLOTS })
     }
 
     /// The same vault through another way to its store, such as one with connections of its own.
     #[must_use]
     pub fn through(&self, store: Store) -> Self {
-        Self { store, inner: Arc::clone(&self.inner) }
+        Self { store, inner: Arc::clone(&self.inner), ..*self }
+    }
+
+    /// The same vault, whose readers of one volume look after so many slots of a log whether it has something in few of
+    /// them only; for tests, whose logs are short.
+    ///
+    /// # Panics
+    /// If it is none.
+    #[must_use]
+    pub fn with_quiet_slots(self, quiet_slots: u64) -> Self {
+        assert!(quiet_slots > 0, "something is read first");
+        Self { quiet_slots, ..self }
+    }
+
+    pub(crate) fn quiet_slots(&self) -> u64 {
+        self.quiet_slots
     }
 
     /// Refuses a store that overwrites: to be asked before anything is written. Does no harm there.

@@ -160,7 +160,8 @@ impl SimStore {
         let reached_by = |caller| {
             let (state, objects) = (Arc::clone(&state), Arc::clone(&objects));
             let remote = Remote { caller, state, objects, alarms: alarms.clone() };
-            open(Store::over(Arc::new(remote), "sim"))
+            // Logs are short here: a volume is quiet soon.
+            open(Store::over(Arc::new(remote), "sim")).with_quiet_slots(2)
         };
         let (vault, reader) = (reached_by(Caller::Writer), reached_by(Caller::Reader));
         let direct = open(Store::over(Arc::clone(&objects) as Arc<dyn ObjectStore>, "direct"));

@@ -123,6 +123,7 @@ finds! {
     finds_an_end_where_nothing_is: EndWhereNothingIs within 1500,
     finds_a_delta_without_zeros: DeltaWithoutZeros within 400,
     finds_a_map_without_a_mark_taken_for_a_point: UnmarkedTakenForPoint within 400,
+    finds_quiet_spans_that_are_passed_over: QuietSpansPassedOver within 100,
 }
 
 #[test]

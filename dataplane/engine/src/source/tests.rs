@@ -57,7 +57,8 @@ fn opened_as(last: u64, floor: u64) -> Opened {
     let mut lineage = Lineage::default();
     lineage.begin(BEFORE.life);
     (0..BEFORE.generation).for_each(|_| assert!(lineage.raise()));
-    Opened { last: Seq(last), floor: Seq(floor), lineage, life: LIFE, is_shared: false, sending: 3 }
+    let (last, floor, floor_stamp) = (Seq(last), Seq(floor), Stamp::default());
+    Opened { last, floor, floor_stamp, lineage, life: LIFE, is_shared: false, sending: 3 }
 }
 
 fn opened(last: u64, floor: u64) -> Source {
@@ -358,6 +359,29 @@ fn only_who_was_overtaken_says_so_until_it_is_welcome() {
     step(&mut source, 0, Input::Assigned);
     let out = step(&mut source, 0, Input::Connected { first: Seq(1), last: Seq(0) });
     assert!(matches!(out[..], [Output::Hello { is_overtaken: false, .. }]), "{out:?}");
+}
+
+/// The agent was sent back to a node of before, went on there, and comes to the newest one: that has more frames, of
+/// this line too, but they are not the end of this log.
+#[test]
+fn what_is_older_than_the_logs_newest_frame_is_not_its_lost_tail() {
+    let older = Stamp { generation: BEFORE.generation - 1, ..BEFORE };
+    for (floor_stamp, breach) in [
+        (older, Breach::TailLost),
+        (BEFORE, Breach::TailLost),
+        (Stamp { generation: BEFORE.generation + 1, ..BEFORE }, Breach::Foreign),
+        (Stamp::unsaid(BEFORE.life, 3), Breach::Foreign),
+    ] {
+        let mut source =
+            Source::new(Settings::default(), Opened { floor_stamp, ..opened_as(10, 10) });
+        step(&mut source, 0, Input::Marked { seq: Seq(10), mark: mark(1), at: at(0) });
+        greet(&mut source, 0, 5, 10);
+        let out = step(&mut source, 0, welcome_of(BEFORE, 15, 15, 15));
+        assert_eq!(out, [Output::Restart { next: Seq(16), breach }], "{floor_stamp:?}");
+        let out = step(&mut source, 0, Input::Restarted);
+        let told = out.iter().any(|output| matches!(output, Output::PointCommitted { .. }));
+        assert_eq!(told, breach == Breach::TailLost, "{floor_stamp:?}: {out:?}");
+    }
 }
 
 #[test]

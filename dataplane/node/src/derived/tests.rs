@@ -95,8 +95,8 @@ async fn a_volume_that_is_due_is_mapped_and_one_that_cannot_be_is_only_a_warning
     commit_volume(&vault).await;
     let metrics = Arc::new(Metrics::default());
     let maps = Maps::new(vault.clone(), Arc::clone(&metrics), Handle::current());
-    maps.committed(&[(VolumeId([0; 16]), 20_000)]);
-    maps.committed(&[(VOLUME, 20_000)]);
+    maps.committed(LOG, Slot(0), &[(VolumeId([0; 16]), 20_000)]);
+    maps.committed(LOG, Slot(0), &[(VOLUME, 20_000)]);
     wait_for(dir.path(), "maps").await;
     assert!(map::write(&vault, VOLUME).await.unwrap().is_none(), "the newest point has its map");
     assert_eq!(metrics.troubles().told(), None);

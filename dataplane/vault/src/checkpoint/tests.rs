@@ -36,10 +36,7 @@ async fn written(slots: u64, checkpoints: &[u64]) -> World {
     let mut world = World::new(1, 2).await;
     for slot in 0..slots {
         if checkpoints.contains(&slot) {
-            let log = world.logs[0].id;
-            let body = ledger(&world.vault, log).await.body().unwrap().clone();
-            write(&world.vault, log, Slot(slot), body).await.unwrap();
-            world.logs[0].checkpoint = Some(Slot(slot));
+            world.checkpoint(0).await;
         }
         world.write(0, slot % 80, 4, 100 + u32::try_from(slot).unwrap());
         world.end_span(0, slot % 3 == 0);

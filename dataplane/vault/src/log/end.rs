@@ -112,6 +112,20 @@ pub(crate) async fn named_before(
     }
 }
 
+/// The newest checkpoint that the slots near the end of a log name, or one a few slots older, knowing that all slots before `from`
+/// are filled; none if they cannot say.
+///
+/// # Errors
+/// As [`find_end`].
+pub(crate) async fn newest_named(
+    vault: &Vault,
+    log: LogId,
+    from: Slot,
+) -> Result<Option<Slot>, VaultError> {
+    let near = search(vault, log, from).await?;
+    named_before(vault, log, near).await
+}
+
 /// A slot in front of which the log does not end, and near which it does, knowing that all slots before `from` are
 /// filled.
 async fn search(vault: &Vault, log: LogId, from: Slot) -> Result<Slot, VaultError> {
@@ -269,47 +283,25 @@ impl Behind {
 
     /// The filled slots behind `slot`, and whether no crash of a writer explains them.
     ///
-    /// A run has at most `PUTS_IN_FLIGHT_MAX` slots that are not committed, this one included. So
-    /// it leaves fewer than that behind the slot, with fewer than that missing between them.
+    /// A run has puts under way into `PUTS_IN_FLIGHT_MAX` slots at most, from the first one that it does not know to
+    /// exist; and a start fills the first missing one before it puts anything else. So what lies as far behind as that,
+    /// or ends the log, was put by somebody who knew the missing one.
     async fn gather(
         vault: &Vault,
         log: LogId,
         slot: Slot,
     ) -> Result<(BTreeMap<Slot, SegmentHeader>, bool), VaultError> {
-        let from = slot.0.saturating_add(1);
-        let to = from.saturating_add(HOLE_SLOTS_MAX as u64);
-        let slots = futures::stream::iter(from..to).map(|slot| header_at(vault, log, Slot(slot)));
-        let mut slots = std::pin::pin!(slots.buffered(PUTS_IN_FLIGHT_MAX));
+        let near = (1..=HOLE_SLOTS_MAX as u64).chain([16, 32, 64, 256, 1024]);
+        let near = near.map(|step| Slot(slot.0.saturating_add(step)));
+        let slots = futures::stream::iter(near).map(|behind| header_at(vault, log, behind));
+        let mut slots = std::pin::pin!(slots.buffered(HOLE_SLOTS_MAX));
         let mut filled = BTreeMap::new();
-        let mut is_lost = true;
-        let mut of_run: BTreeMap<u64, usize> = BTreeMap::new();
-        let mut missing = 1;
-        while let Some((slot, found)) = slots.next().await {
-            let Some(header) = found? else {
-                missing += 1;
-                if missing < PUTS_IN_FLIGHT_MAX {
-                    continue;
-                }
-                is_lost = false;
-                break;
-            };
-            missing = 0;
-            filled.insert(slot, header);
-            let count = of_run.entry(header.incarnation()).or_default();
-            *count += 1;
-            if header.kind == SlotKind::Seal || *count >= PUTS_IN_FLIGHT_MAX {
-                return Ok((filled, true));
-            }
-        }
-        // Many slots lost in a row.
-        let far = [16, 32, 64, 256, 1024].map(|step| Slot(slot.0.saturating_add(step)));
-        let far = far.map(|far| header_at(vault, log, far));
-        for (far, found) in futures::future::join_all(far).await {
-            if let Some(header) = found? {
-                filled.insert(far, header);
-                is_lost = true;
-                break;
-            }
+        let mut is_lost = false;
+        while let Some((behind, found)) = slots.next().await {
+            let Some(header) = found? else { continue };
+            let is_in_reach = behind.0 - slot.0 < PUTS_IN_FLIGHT_MAX as u64;
+            is_lost |= !is_in_reach || header.kind == SlotKind::Seal;
+            filled.insert(behind, header);
         }
         Ok((filled, is_lost))
     }

@@ -2,6 +2,7 @@
 
 use super::end::{Behind, lost};
 use super::header_at;
+use crate::chain::Trail;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{SLOTS_AHEAD_MAX, TABLE_READ_BYTES, VOID_REACH_SLOTS};
@@ -17,6 +18,7 @@ use farshore_proto::{LogId, Slot, Target};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
+use std::collections::VecDeque;
 use std::ops::Range;
 
 /// A segment or seal with its table open.
@@ -153,7 +155,13 @@ pub struct LogScan<'a> {
     from: Slot,
     /// Slots below are known to be filled.
     filled: Slot,
+    /// Slots to be read before `next`.
+    listed: VecDeque<Slot>,
     next: Slot,
+    /// From this slot on there is a higher incarnation in front.
+    floor: Option<(Slot, u64)>,
+    /// Behind the last slot that was read.
+    reached: Slot,
     ahead: FuturesOrdered<BoxFuture<'a, (Slot, Parts)>>,
     /// Highest incarnation so far; none before the slots in front of `from` were asked.
     incarnation: Option<u64>,
@@ -184,7 +192,10 @@ impl<'a> LogScan<'a> {
             log,
             from,
             filled: Slot(0),
+            listed: VecDeque::new(),
             next: from,
+            floor: None,
+            reached: from,
             ahead: FuturesOrdered::new(),
             incarnation: None,
             names_all: false,
@@ -214,6 +225,22 @@ impl<'a> LogScan<'a> {
         Self { filled, ..self }
     }
 
+    /// The next slot to be read.
+    #[must_use]
+    pub(crate) fn reached(&self) -> Slot {
+        self.reached
+    }
+
+    /// Goes on by a trail from [`LogScan::reached`] on: none of the slots that it passes over is of interest, and all in front of its checkpoint
+    /// are known to be filled.
+    pub(crate) fn follow(&mut self, trail: Trail) {
+        let Trail { slots, checkpoint, incarnation } = trail;
+        self.ahead.clear();
+        (self.listed, self.next) = (slots.into(), checkpoint);
+        self.filled = self.filled.max(checkpoint);
+        self.floor = Some((checkpoint, incarnation));
+    }
+
     /// The same, to name all that is damaged: seals and void slots are opened too.
     #[must_use]
     pub(crate) fn naming_all(self) -> Self {
@@ -241,6 +268,10 @@ impl<'a> LogScan<'a> {
         while self.end.is_none() {
             self.read_ahead();
             let (slot, found) = self.ahead.next().await.expect("something was read ahead");
+            self.reached = slot.next();
+            if let Some((_, incarnation)) = self.floor.take_if(|(from, _)| slot >= *from) {
+                highest = highest.max(incarnation);
+            }
             let found = match found {
                 Err(error) if error.is_not_found() && slot < self.filled => {
                     self.read_again(slot).await
@@ -313,8 +344,12 @@ impl<'a> LogScan<'a> {
 
     fn read_ahead(&mut self) {
         while self.ahead.len() < SLOTS_AHEAD_MAX {
-            let (vault, log, slot) = (self.vault, self.log, self.next);
-            self.next = slot.next();
+            let (vault, log) = (self.vault, self.log);
+            let slot = self.listed.pop_front().unwrap_or_else(|| {
+                let slot = self.next;
+                self.next = slot.next();
+                slot
+            });
             self.ahead
                 .push_back(Box::pin(async move { (slot, read_parts(vault, log, slot).await) }));
         }

@@ -41,6 +41,11 @@ pub enum Step {
         /// The log.
         log: usize,
     },
+    /// A log gets a checkpoint.
+    Checkpoint {
+        /// The log.
+        log: usize,
+    },
 }
 
 const VOLUMES: usize = 3;
@@ -59,6 +64,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..LOGS).prop_map(|log| Step::Commit { log }),
         1 => (0..VOLUMES, 0..LOGS).prop_map(|(volume, log)| Step::Move { volume, log }),
         1 => (0..LOGS).prop_map(|log| Step::Crash { log }),
+        1 => (0..LOGS).prop_map(|log| Step::Checkpoint { log }),
     ]
 }
 
@@ -77,6 +83,7 @@ pub async fn world_of(steps: Vec<Step>) -> World {
             Step::Commit { log } => drop(world.commit(log).await),
             Step::Move { volume, log } => world.claim(volume, log).await,
             Step::Crash { log } => world.logs[log].incarnation += 1,
+            Step::Checkpoint { log } => world.checkpoint(log).await,
         }
     }
     world

@@ -304,3 +304,41 @@ async fn another_attempt_at_a_slot_is_not_what_is_referred_to() {
     let is_it = |problem: &crate::verify::Problem| problem.object == object && problem.what == told;
     assert!(report.problems.iter().any(is_it), "{report:?}");
 }
+
+/// S22: the slots in front of an epoch's first one are lost, and the log goes on behind them.
+#[tokio::test]
+async fn slots_lost_in_front_of_an_epoch_do_not_end_it() {
+    for lost in 1..=5_u64 {
+        let mut world = World::new(2, 2).await;
+        world.write(0, 0, 8, 1000);
+        world.end_span(0, true);
+        world.commit(0).await;
+        world.claim(1, 1).await;
+        for seed in 2..9 {
+            world.write(1, 0, 8, seed * 1000);
+            world.end_span(1, true);
+            world.commit(1).await;
+        }
+        world.claim(0, 1).await;
+        let first = world.logs[1].next;
+        for seed in [20_000, 30_000, 40_000, 50_000] {
+            world.write(0, 4, 8, seed);
+            world.end_span(0, true);
+            world.commit(1).await;
+        }
+        for back in 1..=lost {
+            let slot = Slot(first.0 - back);
+            std::fs::remove_file(world.file(&ObjectName::slot(world.logs[1].id, slot))).unwrap();
+        }
+        let vault = world.reopen().await;
+        let volume = world.volumes[0].id;
+        let view = VolumeView::open(&vault, volume, PointSelector::Latest).await.unwrap();
+        assert_eq!(view.point().seq, world.volumes[0].seq, "{lost} slots lost");
+        let bytes = flatten(&view.read(whole()).await.unwrap());
+        assert!(bytes == image_bytes(&world.volumes[0].image), "{lost} slots lost");
+        let report = crate::verify::verify(&vault, true, |_| {}).await.unwrap();
+        assert!(!report.is_whole(), "{lost} slots lost");
+        let latest = VolumeView::open(&vault, world.volumes[1].id, PointSelector::Latest).await;
+        assert_eq!(latest.unwrap_err().kind(), ErrorKind::Corrupt, "{lost} slots lost");
+    }
+}

@@ -220,6 +220,7 @@ fn draw_maps(rng: &mut fastrand::Rng) -> maps::Settings {
         runs_per_extent: rng.u64(1..8),
         extents_max: 300,
         segments_max: rng.u64(2..12),
+        slots_max: rng.u64(1..20),
         at_once: rng.usize(1..3),
     }
 }
@@ -428,7 +429,7 @@ impl Turn<'_> {
             Event::Build { shard } => self.build(shard)?,
             Event::Put { shard, log, slot, end, spans } => {
                 if end == PutEnd::There {
-                    self.step_maps(maps::Input::Committed { spans });
+                    self.step_maps(maps::Input::Committed { log, slot, spans });
                 }
                 self.hold(shard, tenure::Input::PutEnded { log, slot, end })?;
             }
