@@ -1,9 +1,11 @@
 //! Which chunks the vault holds already, as far as a node knows.
 //!
 //! A hint: missing a duplicate costs space. What it says must be right, though: a chunk is found
-//! only where a committed segment, or an earlier slot of the asking shard's own log, holds it.
+//! only where a committed segment, or an earlier slot of the asking shard's own log, holds it, and only where that was
+//! seen to be there since the node started ([`crate::sight`]).
 
 use crate::index::{Index, IndexError};
+use crate::sight::{Sighting, Sights};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
 use farshore_proto::segment::{ChunkPlace, Table};
@@ -74,13 +76,15 @@ pub struct Known<I> {
     pending: HashMap<LogId, Pending>,
     /// Committed chunks that are in no index run yet.
     fresh: Vec<(ChunkId, Location)>,
+    sights: Sights,
 }
 
 impl<I: ChunkIndex> Known<I> {
     /// With the chunks of `index`, all of committed segments.
     #[must_use]
     pub fn new(index: I) -> Self {
-        Self { index, pending: HashMap::new(), fresh: Vec::new() }
+        let sights = Sights::default();
+        Self { index, pending: HashMap::new(), fresh: Vec::new(), sights }
     }
 
     /// Its index, for the next run.
@@ -89,14 +93,15 @@ impl<I: ChunkIndex> Known<I> {
         self.index
     }
 
-    /// Looks chunks up for a segment of `log`.
+    /// Looks chunks up for a segment of `log`. What lies in a segment that was not looked at yet is not found, and the
+    /// segment is to be looked at.
     pub fn lookup(&mut self, log: LogId, ids: &[ChunkId]) -> Vec<Option<Location>> {
         let mut found: Vec<Option<Location>> = match self.pending.get(&log) {
             Some(Pending { by_id, .. }) => ids.iter().map(|id| by_id.get(id).copied()).collect(),
             None => vec![None; ids.len()],
         };
         for (slot, location) in found.iter_mut().zip(self.index.lookup(ids)) {
-            *slot = slot.or(location);
+            *slot = slot.or(location.filter(|found| self.sights.is_there(found.target)));
         }
         found
     }
@@ -127,26 +132,33 @@ impl<I: ChunkIndex> Known<I> {
                 by_id.remove(id);
             }
         }
+        if let Some((_, Location { target, .. })) = chunks.first() {
+            self.sights.there(*target);
+        }
         self.insert(&chunks);
         self.add_fresh(&chunks);
     }
 
     /// Chunks of a committed segment found at the start; those known already are left as they are.
     pub fn learn(&mut self, target: Target, table: &Table) {
+        self.sights.there(target);
         let chunks: Vec<(ChunkId, Location)> = held_chunks(target, table).collect();
         let (missing, _) = self.learn_run(&chunks);
         self.add_fresh(&missing);
     }
 
-    /// Chunks of an index run; those known already are left as they are. Returns the others, and whether they are in the
-    /// index now.
+    /// Chunks of an index run; those known already are left as they are, unless they were seen to be gone. Their segments
+    /// are to be looked at. Returns the others, and whether they are in the index now.
     pub fn learn_run(
         &mut self,
         chunks: &[(ChunkId, Location)],
     ) -> (Vec<(ChunkId, Location)>, bool) {
         let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
         let found = self.index.lookup(&ids);
-        let missing = chunks.iter().zip(found).filter(|(_, found)| found.is_none());
+        chunks.iter().for_each(|(_, location)| self.sights.want(location.target));
+        let is_gone = |known: &Location| self.sights.is_gone(known.target);
+        let missing = chunks.iter().zip(found);
+        let missing = missing.filter(|(_, found)| found.as_ref().is_none_or(is_gone));
         let missing: Vec<(ChunkId, Location)> = missing.map(|(chunk, _)| *chunk).collect();
         let is_kept = self.insert(&missing);
         (missing, is_kept)
@@ -164,6 +176,22 @@ impl<I: ChunkIndex> Known<I> {
     fn add_fresh(&mut self, chunks: &[(ChunkId, Location)]) {
         let room = FRESH_MAX - self.fresh.len();
         self.fresh.extend(chunks.iter().take(room));
+    }
+
+    /// Whether there are segments to look at.
+    #[must_use]
+    pub fn is_unseen(&self) -> bool {
+        self.sights.is_waiting()
+    }
+
+    /// Segments to look at, at most so many; what was found is told by [`Known::saw`].
+    pub fn take_unseen(&mut self, max: usize) -> Vec<Target> {
+        self.sights.take(max)
+    }
+
+    /// A look at a segment ended.
+    pub fn saw(&mut self, sighting: Sighting) {
+        self.sights.saw(sighting);
     }
 
     /// Committed chunks that are in no index run.
@@ -218,14 +246,37 @@ mod tests {
         }
     }
 
+    fn location(byte: u8) -> Location {
+        let target = Target { log: LogId([byte; 16]), slot: Slot(1), attempt: Attempt([1; 8]) };
+        Location { target, chunk: 0, blocks: 4 }
+    }
+
+    /// S25: what the index knows was true once.
+    #[test]
+    fn a_segment_is_referred_to_only_once_it_was_seen() {
+        let (id, at) = (ChunkId([1; 32]), location(1));
+        let mut known = Known::new(HashMap::from([(id, at)]));
+        let ours = LogId([9; 16]);
+        assert_eq!(known.lookup(ours, &[id]), [None]);
+        assert_eq!(known.take_unseen(9), [at.target]);
+        known.saw(Sighting::There(at.target));
+        assert_eq!(known.lookup(ours, &[id]), [Some(at)]);
+
+        let mut known = Known::new(HashMap::from([(id, at)]));
+        known.saw(Sighting::Gone(at.target));
+        assert_eq!((known.lookup(ours, &[id]), known.is_unseen()), (vec![None], false));
+        // It is held elsewhere: what is gone keeps that from nobody.
+        let elsewhere = location(2);
+        known.learn_run(&[(id, elsewhere)]);
+        known.saw(Sighting::There(elsewhere.target));
+        assert_eq!(known.lookup(ours, &[id]), [Some(elsewhere)]);
+    }
+
     /// Who notes what was learnt must be told that it was not kept.
     #[test]
     fn a_run_that_the_index_does_not_take_is_not_kept() {
         let mut known = Known::new(Full { known: HashMap::new(), takes: 1 });
-        let run = |byte: u8| {
-            let target = Target { log: LogId([byte; 16]), slot: Slot(1), attempt: Attempt([1; 8]) };
-            vec![(ChunkId([byte; 32]), Location { target, chunk: 0, blocks: 4 })]
-        };
+        let run = |byte: u8| vec![(ChunkId([byte; 32]), location(byte))];
         assert_eq!(known.learn_run(&run(1)), (run(1), true));
         assert_eq!(known.learn_run(&run(2)), (run(2), false));
         assert_eq!(known.count(), 1);

@@ -2,7 +2,7 @@
 //!
 //! - [`claim`] and [`recover`] decide who owns a volume and how far it got.
 //! - [`journal`] keeps [`frames`] until they are committed; [`build`] makes a segment of them.
-//! - [`dedup`] and [`index`] know which chunks the vault holds already.
+//! - [`dedup`] and [`index`] know which chunks the vault holds already, and [`sight`] whether it still does.
 
 #![forbid(unsafe_code)]
 
@@ -14,3 +14,4 @@ pub mod index;
 pub mod journal;
 pub mod limits;
 pub mod recover;
+pub mod sight;

@@ -14,7 +14,17 @@ pub const EPOCHS_AHEAD_MAX: usize = 16;
 /// Starts of a log's writer at the same moment before one gives up: copies of a node's directory.
 pub const RUNS_AT_ONCE_MAX: usize = 8;
 
+/// Segments that a node remembers to be there, or gone; one costs about 60 bytes.
+pub const SIGHTS_MAX: usize = 1 << 18;
+
+/// Segments that wait to be looked at.
+pub const SIGHTS_QUEUED_MAX: usize = 1 << 12;
+
+/// Slots behind a segment that are looked at with it.
+pub const SIGHTS_AHEAD: u64 = 4;
+
 const _: () = {
+    assert!(SIGHTS_QUEUED_MAX <= SIGHTS_MAX / 2);
     // Spare memory holds several frames of any size.
     assert!(SPARE_BYTES_MAX >= 8 * FRAME_BODY_BYTES_MAX);
 };

@@ -4,11 +4,16 @@
 use farshore_codec::{ChunkHasher, Chunker, VaultKeys};
 use farshore_ingest::dedup::Known;
 use farshore_ingest::index::Index;
+use farshore_ingest::sight::look;
 use farshore_proto::segment::Table;
 use farshore_proto::{ChunkId, LogId, Slot, Target};
-use farshore_vault::Location;
+use farshore_vault::{Location, Vault};
+use futures::StreamExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+
+/// Segments that are looked at at the same time.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// Shared by the shards.
 #[derive(Debug, Clone)]
@@ -21,6 +26,7 @@ struct Shared {
     level: i32,
     known: Mutex<Known<Index>>,
     fresh_moved: Notify,
+    unseen_moved: Notify,
 }
 
 impl Dedup {
@@ -32,6 +38,7 @@ impl Dedup {
             level,
             known: Mutex::new(Known::new(index)),
             fresh_moved: Notify::new(),
+            unseen_moved: Notify::new(),
         }))
     }
 
@@ -54,7 +61,10 @@ impl Dedup {
 
     /// Looks chunks up for a segment of `log`.
     pub(crate) fn lookup(&self, log: LogId, ids: &[ChunkId]) -> Vec<Option<Location>> {
-        self.known().lookup(log, ids)
+        let mut known = self.known();
+        let found = known.lookup(log, ids);
+        self.tell_unseen(&known);
+        found
     }
 
     /// A segment was built; its log's later slots may refer to its chunks.
@@ -81,7 +91,50 @@ impl Dedup {
 
     /// Chunks of an index run; those known already are left as they are. False if the index did not take them.
     pub(crate) fn learn_run(&self, chunks: &[(ChunkId, Location)]) -> bool {
-        self.known().learn_run(chunks).1
+        let mut known = self.known();
+        let is_kept = known.learn_run(chunks).1;
+        self.tell_unseen(&known);
+        is_kept
+    }
+
+    fn tell_unseen(&self, known: &Known<Index>) {
+        if known.is_unseen() {
+            self.0.unseen_moved.notify_one();
+        }
+    }
+
+    /// Looks at the segments that the index knows and nobody saw since the start, as they come to be needed, for as long as
+    /// the node runs.
+    pub(crate) async fn look_at_segments(self, vault: Vault) {
+        loop {
+            let targets = self.known().take_unseen(LOOKS_AT_ONCE);
+            if targets.is_empty() {
+                self.0.unseen_moved.notified().await;
+                continue;
+            }
+            self.look_at(&vault, targets).await;
+        }
+    }
+
+    async fn look_at(&self, vault: &Vault, targets: Vec<Target>) {
+        let looks = targets.into_iter().map(|target| look(vault, target));
+        let mut looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
+        while let Some(found) = looks.next().await {
+            let mut known = self.known();
+            found.into_iter().for_each(|sighting| known.saw(sighting));
+        }
+    }
+
+    /// Looks at all that waits for it.
+    #[cfg(test)]
+    pub(crate) async fn look_at_all(&self, vault: &Vault) {
+        loop {
+            let targets = self.known().take_unseen(LOOKS_AT_ONCE);
+            if targets.is_empty() {
+                return;
+            }
+            self.look_at(vault, targets).await;
+        }
     }
 
     /// Waits until at least `count` committed chunks are in no index run.

@@ -212,6 +212,7 @@ impl Node {
         let reached = (to_shards, Arc::clone(&metrics), Arc::clone(&maps));
         tokio::spawn(services::run(vault.clone(), queue, reached, claimant));
         aside.spawn(derived::write_runs(reading.clone(), dedup.clone()));
+        aside.spawn(dedup.clone().look_at_segments(reading.clone()));
 
         let mut threads = Vec::new();
         let shards = recoveries.into_iter().zip(boxes).zip(executors);

@@ -85,10 +85,42 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     std::fs::create_dir(&journal).unwrap();
     let recovery = recovered(&vault, dir.path(), 1, &second).await;
     assert_eq!(recovery.opening.next_slot, Slot(5), "behind what an earlier run may still put");
+    assert_eq!(second.lookup(OURS, &theirs), vec![None; 10], "nobody has seen it");
+    second.look_at_all(&vault).await;
     assert!(is_in(THEIRS, &second.lookup(OURS, &theirs)));
     assert!(is_in(OURS, &second.lookup(OURS, &ours)));
     assert_eq!(second.len(), 20);
     assert_eq!(second.take_fresh().len(), 10, "its own chunks were in no run");
+}
+
+/// S25: the store lost the end of a log, or was set back; the log went on with other segments.
+#[tokio::test]
+async fn what_the_store_lost_is_not_referred_to_though_the_index_knows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    let first = dedup(&dir.path().join("a"), &vault);
+    for log in [OURS, THEIRS] {
+        let (built, _) = commit(&vault, log, if log == OURS { 1 } else { 101 }).await;
+        let attempt = built.header.attempt();
+        first.built(Target { log, slot: Slot(0), attempt }, &built.table);
+        first.committed(log, Slot(0));
+    }
+    let known = first.take_fresh();
+    let ids: Vec<ChunkId> = known.iter().map(|(id, _)| *id).collect();
+    assert!(first.lookup(OURS, &ids).iter().all(Option::is_some));
+    let file = |log: LogId| {
+        let name = farshore_vault::layout::ObjectName::slot(log, Slot(0));
+        dir.path().join("vault").join(name.to_string())
+    };
+    for log in [OURS, THEIRS] {
+        std::fs::remove_file(file(log)).unwrap();
+    }
+    // One of the logs has something else in that slot, the other nothing.
+    commit(&vault, THEIRS, 201).await;
+    let second = dedup(&dir.path().join("b"), &vault);
+    assert!(second.learn_run(&known));
+    second.look_at_all(&vault).await;
+    assert_eq!(second.lookup(OURS, &ids), vec![None; 20]);
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd};
 use farshore_ingest::claim::SealedLogs;
 use farshore_ingest::journal::{JournalWriter, Written};
+use farshore_ingest::sight::{Sighting, look};
 use farshore_proto::{ChunkId, LogId, Seq, Slot, Stamp, VolumeId};
 use farshore_vault::Location;
 use farshore_vault::map;
@@ -72,6 +73,11 @@ pub enum Event {
         journal: Box<JournalWriter<SimJournal>>,
         /// How it ended.
         written: io::Result<Written>,
+    },
+    /// Segments that the index knows were looked at.
+    Seen {
+        /// What was found.
+        sightings: Vec<Sighting>,
     },
     /// A shard's thread comes to building its next segment.
     Build {
@@ -437,6 +443,9 @@ impl Turn<'_> {
                 self.world.oracle.counts.checkpoints += u64::from(is_there);
                 self.hold(shard, tenure::Input::CheckpointEnded { log, slot, is_there })?;
             }
+            Event::Seen { sightings } => {
+                sightings.into_iter().for_each(|sighting| self.running.known.saw(sighting));
+            }
             Event::Tick { shard } => self.tick(shard)?,
             Event::Sweep => self.sweep()?,
             Event::Look => self.look()?,
@@ -489,6 +498,22 @@ impl Turn<'_> {
     }
 
     /// Steps the node's maps and carries out what they say.
+    /// Looks at the segments that the index knows and nobody saw since the start.
+    fn look_at_segments(&mut self) {
+        let targets = self.running.known.take_unseen(16);
+        if targets.is_empty() {
+            return;
+        }
+        let (node, vault) = (self.number, self.world.store.vault());
+        self.world.spawn(self.process(), async move {
+            let mut sightings = Vec::new();
+            for target in targets {
+                sightings.extend(look(&vault, target).await);
+            }
+            world::Event::Node(node, Event::Seen { sightings })
+        });
+    }
+
     fn step_maps(&mut self, input: maps::Input) {
         let mut out = Vec::new();
         self.running.maps.step(input, &mut out);

@@ -365,6 +365,7 @@ impl Turn<'_> {
         let (built, _) = build.finish().map_err(told)?;
         let attempt = built.header.attempt();
         known.built(Target { log, slot, attempt }, &built.table);
+        self.look_at_segments();
         self.world.tell(self.process(), || {
             // Not its bytes: what a table compresses to differs with the salts that it names.
             let (spans, chunks) = (built.table.spans.len(), built.table.chunks.len());
