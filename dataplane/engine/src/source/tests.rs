@@ -361,6 +361,21 @@ fn only_who_was_overtaken_says_so_until_it_is_welcome() {
     assert!(matches!(out[..], [Output::Hello { is_overtaken: false, .. }]), "{out:?}");
 }
 
+/// C15: rare in the simulator (with *OldCatalog*, once in some 1000 seeds), so it is hunted here.
+#[test]
+fn a_left_branch_that_is_taken_for_a_lost_tail_is_told_as_committed() {
+    use farshore_proto::bugs::{Bug, switch_on};
+    switch_on(&[Bug::LeftBranchTakenForTail]);
+    let floor_stamp = Stamp { generation: BEFORE.generation + 1, ..BEFORE };
+    let mut source = Source::new(Settings::default(), Opened { floor_stamp, ..opened_as(10, 10) });
+    step(&mut source, 0, Input::Marked { seq: Seq(10), mark: mark(1), at: at(0) });
+    greet(&mut source, 0, 5, 10);
+    step(&mut source, 0, welcome_of(BEFORE, 15, 15, 15));
+    let out = step(&mut source, 0, Input::Restarted);
+    switch_on(&[]);
+    assert!(out.iter().any(|output| matches!(output, Output::PointCommitted { .. })), "{out:?}");
+}
+
 /// The agent was sent back to a node of before, went on there, and comes to the newest one: that has more frames, of
 /// this line too, but they are not the end of this log.
 #[test]

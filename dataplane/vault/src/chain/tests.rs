@@ -92,6 +92,44 @@ async fn a_lost_slot_is_a_loss_where_it_held_something_only() {
     }
 }
 
+fn damage_header(world: &World, slot: u64) {
+    let file = world.file(&ObjectName::slot(world.logs[0].id, Slot(slot)));
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[90] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+}
+
+/// S26: a header says which of the slots behind it count. Where those behind it tell that themselves, one that cannot be read
+/// is the loss of what it held, and of no more.
+#[tokio::test]
+async fn a_damaged_header_is_a_loss_where_its_slot_held_something_only() {
+    for damaged in [3, 9] {
+        let mut world = World::new(2, 1).await;
+        for slot in 0..16_u64 {
+            // Run 2 begins at slot 10.
+            world.logs[0].incarnation = 1 + u64::from(slot >= 10);
+            for volume in 0..2 {
+                if volume == 1 || slot != damaged {
+                    world.write(volume, slot, 1, 100 + u32::try_from(slot).unwrap());
+                    world.end_span(volume, true);
+                }
+            }
+            world.commit(0).await;
+        }
+        let [other, own] = [world.volumes[0].id, world.volumes[1].id];
+        let whole = read(&world.vault, other).await.unwrap();
+        damage_header(&world, damaged);
+        let found = read(&world.vault, other).await;
+        if damaged == 3 {
+            assert_eq!(found.unwrap(), whole);
+        } else {
+            // A run began right behind it, or in it: what follows may be void.
+            assert_eq!(found.unwrap_err().kind(), ErrorKind::Corrupt);
+        }
+        assert_eq!(read(&world.vault, own).await.unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 

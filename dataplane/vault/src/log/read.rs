@@ -137,6 +137,32 @@ fn open_table(opener: &Opener, head: &[u8], range: &Range<u64>) -> Result<Table,
     opener.open_table(&head[at(range.start)..at(range.end)])
 }
 
+/// Whether a slot whose header cannot be read is known to be no seal, and of no greater incarnation than `highest`:
+/// whatever it held, it makes none of those behind it void. A greater one makes void the three behind it at most,
+/// and behind a seal no more than that is ever filled; so what lies further behind, of the same incarnation as before, tells.
+async fn goes_on_behind(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+    highest: u64,
+) -> Result<bool, VaultError> {
+    let near = PUTS_IN_FLIGHT_MAX as u64..2 * PUTS_IN_FLIGHT_MAX as u64;
+    let near = near.map(|step| header_at(vault, log, Slot(slot.0.saturating_add(step))));
+    for (_, found) in futures::future::join_all(near).await {
+        match found {
+            // Whoever seals is no run.
+            Ok(Some(header))
+                if header.kind != SlotKind::Seal && header.incarnation() <= highest =>
+            {
+                return Ok(true);
+            }
+            Err(error) if error.is_unavailable() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
 /// Why a scan of a log ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScanEnd {
@@ -167,7 +193,7 @@ pub struct LogScan<'a> {
     incarnation: Option<u64>,
     /// Whether damage behind the header of a seal or a void slot is an error too, though it hides nothing.
     names_all: bool,
-    /// Whether every header so far was read: without one it is not known which slots are void.
+    /// Whether it is known which of the slots so far are void: not where the header of one that may tell cannot be read.
     is_sure: bool,
     end: Option<ScanEnd>,
 }
@@ -285,7 +311,10 @@ impl<'a> LogScan<'a> {
                     break;
                 }
                 Err(error) => {
-                    self.is_sure = false;
+                    self.incarnation = Some(highest);
+                    let (vault, log) = (self.vault, self.log);
+                    self.is_sure &=
+                        !error.is_newer() && goes_on_behind(vault, log, slot, highest).await?;
                     return Err(error);
                 }
             };
@@ -330,7 +359,7 @@ impl<'a> LogScan<'a> {
     }
 
     /// Whether it is known which of the slots returned so far count: not after an error that left
-    /// the header of one unread, a seal unopened, or one that a newer version put.
+    /// the header of one unread where a run may have begun or the log ended, a seal unopened, or one that a newer version put.
     #[must_use]
     pub fn is_sure(&self) -> bool {
         self.is_sure
