@@ -120,8 +120,10 @@ async fn a_damaged_header_is_a_loss_where_its_slot_held_something_only() {
         let whole = read(&world.vault, other).await.unwrap();
         damage_header(&world, damaged);
         let found = read(&world.vault, other).await;
+        let end = crate::log::find_end(&world.vault, world.logs[0].id, Slot(0)).await;
         if damaged == 3 {
             assert_eq!(found.unwrap(), whole);
+            assert_eq!(end.unwrap().next, Slot(16));
         } else {
             // A run began right behind it, or in it: what follows may be void.
             assert_eq!(found.unwrap_err().kind(), ErrorKind::Corrupt);

@@ -180,6 +180,32 @@ async fn probe(vault: &Vault, log: LogId, slots: &[u64]) -> Result<Probed, Vault
     })
 }
 
+/// Whether a slot whose header cannot be read is known to be no seal, and of no greater incarnation than `highest`:
+/// whatever it held, it makes none of those behind it void. A greater one makes void the three behind it at most,
+/// and behind a seal no more than that is ever filled; so what lies further behind, of the same incarnation as before, tells.
+pub(super) async fn goes_on_behind(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+    highest: u64,
+) -> Result<bool, VaultError> {
+    let near = PUTS_IN_FLIGHT_MAX as u64..2 * PUTS_IN_FLIGHT_MAX as u64;
+    let near = near.map(|step| header_at(vault, log, Slot(slot.0.saturating_add(step))));
+    for (_, found) in futures::future::join_all(near).await {
+        match found {
+            // Whoever seals is no run.
+            Ok(Some(header))
+                if header.kind != SlotKind::Seal && header.incarnation() <= highest =>
+            {
+                return Ok(true);
+            }
+            Err(error) if error.is_unavailable() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
 /// What was seen on the way to the end of a log.
 #[derive(Default)]
 struct Walk {
@@ -192,6 +218,22 @@ impl Walk {
     fn saw(&mut self, header: &SegmentHeader) {
         self.incarnation = self.incarnation.max(header.incarnation());
         self.checkpoint = self.checkpoint.max(header.writer.known_checkpoint(header.slot()));
+    }
+
+    /// Passes over a slot whose header cannot be read, if those behind it tell that the log goes on.
+    async fn pass(
+        &mut self,
+        vault: &Vault,
+        log: LogId,
+        slot: Slot,
+        error: VaultError,
+    ) -> Result<(), VaultError> {
+        let is_damaged = !error.is_unavailable() && !error.is_newer();
+        if is_damaged && goes_on_behind(vault, log, slot, self.incarnation).await? {
+            self.last = Some(slot);
+            return Ok(());
+        }
+        Err(error)
     }
 
     /// Asks slots that were filled what they know; gives the first that is a seal, or is missing at `from` or behind.
@@ -215,7 +257,7 @@ impl Walk {
                 Ok(None) if slot >= from => return Ok(Some(slot)),
                 Ok(None) => {}
                 Err(error) if slot >= from || error.is_unavailable() || error.is_newer() => {
-                    return Err(error);
+                    self.pass(vault, log, slot, error).await?;
                 }
                 Err(_) => {}
             }
@@ -234,7 +276,14 @@ impl Walk {
         let slots = slots.map(|slot| header_at(vault, log, Slot(slot)));
         let mut slots = std::pin::pin!(slots.buffered(SLOTS_AHEAD_MAX));
         while let Some((slot, found)) = slots.next().await {
-            let Some(header) = found? else { return Ok((slot, false)) };
+            let header = match found {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok((slot, false)),
+                Err(error) => {
+                    self.pass(vault, log, slot, error).await?;
+                    continue;
+                }
+            };
             self.saw(&header);
             self.last = Some(slot);
             if header.kind == SlotKind::Seal {

@@ -1,6 +1,6 @@
 //! Reading slots: the table of one, and all of a log in order, read ahead.
 
-use super::end::{Behind, lost};
+use super::end::{Behind, goes_on_behind, lost};
 use super::header_at;
 use crate::chain::Trail;
 use crate::error::VaultError;
@@ -135,32 +135,6 @@ async fn read_rest(
 fn open_table(opener: &Opener, head: &[u8], range: &Range<u64>) -> Result<Table, CodecError> {
     let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(head.len());
     opener.open_table(&head[at(range.start)..at(range.end)])
-}
-
-/// Whether a slot whose header cannot be read is known to be no seal, and of no greater incarnation than `highest`:
-/// whatever it held, it makes none of those behind it void. A greater one makes void the three behind it at most,
-/// and behind a seal no more than that is ever filled; so what lies further behind, of the same incarnation as before, tells.
-async fn goes_on_behind(
-    vault: &Vault,
-    log: LogId,
-    slot: Slot,
-    highest: u64,
-) -> Result<bool, VaultError> {
-    let near = PUTS_IN_FLIGHT_MAX as u64..2 * PUTS_IN_FLIGHT_MAX as u64;
-    let near = near.map(|step| header_at(vault, log, Slot(slot.0.saturating_add(step))));
-    for (_, found) in futures::future::join_all(near).await {
-        match found {
-            // Whoever seals is no run.
-            Ok(Some(header))
-                if header.kind != SlotKind::Seal && header.incarnation() <= highest =>
-            {
-                return Ok(true);
-            }
-            Err(error) if error.is_unavailable() => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(false)
 }
 
 /// Why a scan of a log ended.
