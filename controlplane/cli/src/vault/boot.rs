@@ -227,11 +227,15 @@ fn export_failure(error: &ExportError) -> Failure {
         ExportError::Overlay(error) => error,
         error => return Failure::new(exit_of(error.kind()), told(error)),
     };
-    if let OverlayError::Io { path, verb, source } = error {
-        return Failure::io(verb, path, source, Exit::InputOutput);
-    }
-    let failure = Failure::new(exit_of(error.kind()), told(error));
+    let exit = match error {
+        OverlayError::Io { source, .. } => Exit::from_io(source, Exit::InputOutput),
+        error => exit_of(error.kind()),
+    };
+    let failure = Failure::new(exit, told(error));
     match error {
+        error if error.is_no_space() => failure.hint(
+            "free some space on its file system, or name a directory on another one with --overlay",
+        ),
         OverlayError::InUse { .. } | OverlayError::OtherPoint { .. } => failure.hint(
             "an overlay belongs to one point of one disk, and to one boot at a time: name that point by its id with \
              --point, or another directory with --overlay",
@@ -286,5 +290,31 @@ impl Ready {
         }
         text.push_str("\nServing until SIGTERM or Ctrl-C.\n");
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_an_overlay_has_its_own_advice() {
+        let path = || PathBuf::from("/over/disk-0.overlay");
+        let full = OverlayError::Io {
+            path: path(),
+            verb: "write",
+            source: io::ErrorKind::StorageFull.into(),
+        };
+        let version = OverlayError::Version { path: path() };
+        for (error, exit, hint) in [
+            (full, Exit::NoSpace, "free some space"),
+            (OverlayError::InUse { path: path() }, Exit::Conflict, "an overlay belongs to one"),
+            (version, Exit::Usage, "--overlay names the directory"),
+        ] {
+            let failure = export_failure(&error.into());
+            assert_eq!(failure.code, exit.code(), "{failure}");
+            assert!(failure.hint.as_ref().is_some_and(|told| told.starts_with(hint)), "{failure}");
+            assert!(failure.message.contains("/over/disk-0.overlay"), "{failure}");
+        }
     }
 }
