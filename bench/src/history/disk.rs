@@ -311,20 +311,6 @@ pub(super) fn frames_of(built: &Built) -> Vec<FrameAt> {
     frames.collect()
 }
 
-/// Bytes of all files below a folder.
-///
-/// # Errors
-/// If they cannot be listed.
-pub(super) fn bytes_below(folder: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let found = entry.metadata()?;
-        bytes += if found.is_dir() { bytes_below(&entry.path())? } else { found.len() };
-    }
-    Ok(bytes)
-}
-
 /// The vault below the folder of a disk.
 pub(super) fn vault_in(directory: &Path) -> PathBuf {
     directory.join("vault")

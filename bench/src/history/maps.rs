@@ -21,7 +21,7 @@ use super::Options;
 use super::disk::{Disk, Draw};
 use super::drawn::Drawn;
 use super::report::{Figure, Unit};
-use super::restore::cpu_seconds;
+use crate::cpu;
 use crate::tell;
 
 /// What the volume of the target has.
@@ -157,9 +157,9 @@ async fn churn(mut disk: Disk, writes: Writes) -> Result<(Disk, Cycle)> {
         cycle.writes += count;
         due.step(Input::Committed { spans: vec![(disk.volume, count)] }, &mut out);
         let Some(Output::Map { volume }) = out.pop() else { continue };
-        let cpu = cpu_seconds();
+        let cpu = cpu::of_this_process();
         let written = map::write(&disk.vault, volume).await?.context("there is a new point")?;
-        cycle.cpu_seconds += cpu_seconds() - cpu;
+        cycle.cpu_seconds += (cpu::of_this_process() - cpu).as_secs_f64();
         cycle.maps += 1;
         cycle.runs += written.new_runs;
         cycle.bytes += written.bytes;

@@ -19,16 +19,13 @@ mod write;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use farshore_vault::Vault;
 use tempfile::TempDir;
 
 pub(crate) use child::run as run_child;
 
-use delayed::Delayed;
 use report::{Figure, Report, sync_p99};
 use write::{History, slots_min};
 
@@ -192,14 +189,6 @@ async fn all(options: &Options, folder: &Path) -> Result<(Vec<Figure>, Vec<Histo
         figures.extend(past::measure(options, folder).await?);
     }
     Ok((figures, histories))
-}
-
-/// Opens the vault of a history as it is from far away. What that asked is not counted.
-async fn delayed_vault(history: &History, delay: Duration) -> Result<(Vault, Arc<Delayed>)> {
-    let delayed = Arc::new(Delayed::over(&history.directory, delay)?);
-    let vault = Vault::open(&Delayed::store(&delayed), &history.key).await?;
-    delayed.take_requests();
-    Ok((vault, delayed))
 }
 
 #[cfg(test)]

@@ -12,15 +12,16 @@ use farshore_proto::map::{FrameAt, LayerKind, Page, PageChunk};
 use farshore_proto::segment::{Extent, ExtentSource};
 use farshore_proto::{BlockRange, MapAttempt, VolumeId};
 use farshore_vault::{PointSelector, VolumeView};
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
 use super::child::{self, peak_bytes};
 use super::delayed::{Delayed, Fetched};
-use super::disk::{Disk, Draw, bytes_below, frames_of, vault_in};
+use super::disk::{Disk, Draw, frames_of, key_in, vault_in};
 use super::drawn::{block_of, page_chunk};
 use super::report::{Figure, Unit};
+use crate::cpu;
+use crate::folder::bytes_below;
 use crate::tell;
 
 const TARGET_MEMORY_BYTES: f64 = (512_u64 << 20) as f64;
@@ -65,26 +66,20 @@ pub(super) struct Found {
 /// If it cannot be read or written.
 pub(super) async fn done(job: &Job) -> Result<Found> {
     let delayed = Delayed::noting(&vault_in(&job.directory))?;
-    let (vault, store) = child::open_over(&job.directory, delayed).await?;
+    let (vault, store) = delayed.open(&key_in(&job.directory)?).await?;
     let volume = VolumeId(job.volume.to_be_bytes());
     let view = VolumeView::open(&vault, volume, PointSelector::Latest).await?;
     store.take_fetched();
-    let (begun, cpu) = (Instant::now(), cpu_seconds());
+    let (begun, cpu) = (Instant::now(), cpu::of_this_process());
     let report = restore(&view, &job.to, RestoreOptions::default(), |_| {}).await?;
     Ok(Found {
         written_bytes: report.written_bytes,
         fetched_bytes: report.fetched_bytes,
         again_bytes: again_bytes(store.take_fetched()),
         seconds: begun.elapsed().as_secs_f64(),
-        cpu_seconds: cpu_seconds() - cpu,
+        cpu_seconds: (cpu::of_this_process() - cpu).as_secs_f64(),
         peak_bytes: peak_bytes()?,
     })
-}
-
-/// CPU time of this process so far.
-pub(super) fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Bytes that were fetched more than once.

@@ -11,9 +11,10 @@ use farshore_proto::{Epoch, Slot};
 use farshore_vault::Vault;
 use farshore_vault::layout::ObjectName;
 
+use super::Options;
+use super::delayed::Delayed;
 use super::report::{Clock, Figure, Took};
 use super::write::{EPOCHS, History, Log};
-use super::{Options, delayed_vault};
 
 const SHARDS: usize = 2;
 /// From a directory.
@@ -41,7 +42,8 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<(Vec<Fig
     let (took, _) = start(&history, &history.vault, true).await?;
     let local = Figure::timed(name.replace("{}", "directory"), took).held_to(TARGET_SECONDS);
 
-    let (vault, store) = delayed_vault(&history, options.delay()).await?;
+    let (vault, store) =
+        Delayed::over(&history.directory, options.delay())?.open(&history.key).await?;
     let (took, slots_read) = start(&history, &vault, true).await?;
     let delayed = Figure::timed(name.replace("{}", &options.delay_text()), took)
         .held_to(TARGET_DELAYED_SECONDS)
@@ -62,7 +64,8 @@ pub(super) async fn compare(options: &Options, folder: &Path) -> Result<(Vec<Fig
     let (slots, volumes) = (SHOWN_SLOTS.min(options.slots), SHOWN_VOLUMES.min(options.volumes));
     let history = History::write(folder.join("compare"), 1, slots, volumes).await?;
     let mut figures = Vec::new();
-    let (vault, store) = delayed_vault(&history, Duration::ZERO).await?;
+    let (vault, store) =
+        Delayed::over(&history.directory, Duration::ZERO)?.open(&history.key).await?;
     for is_checkpointed in [true, false] {
         let what = if is_checkpointed { "with its checkpoints" } else { "once they are lost" };
         if !is_checkpointed {

@@ -12,9 +12,10 @@ use farshore_vault::Vault;
 use farshore_vault::layout::ObjectName;
 use futures::{StreamExt, TryStreamExt};
 
+use super::Options;
+use super::delayed::Delayed;
 use super::report::{Clock, Figure, Took};
 use super::write::{EPOCHS, History, Log, SIZE_BYTES, log_of};
-use super::{Options, delayed_vault};
 
 /// From a store that takes [`super::TARGET_DELAY_MS`] for each request.
 const TARGET_SECONDS: f64 = 10.0;
@@ -35,7 +36,8 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<(Vec<Fig
     let (took, _) = take_over(&history, &history.vault).await?;
     let local = Figure::timed(name.replace("{}", "directory"), took);
 
-    let (vault, store) = delayed_vault(&history, options.delay()).await?;
+    let (vault, store) =
+        Delayed::over(&history.directory, options.delay())?.open(&history.key).await?;
     let (took, first) = take_over(&history, &vault).await?;
     let delayed = Figure::timed(name.replace("{}", &options.delay_text()), took)
         .held_to(TARGET_SECONDS)

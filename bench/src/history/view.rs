@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::Options;
 use super::child::{self, peak_bytes};
 use super::delayed::Requests;
-use super::disk::{Disk, Draw, bytes_below};
+use super::disk::{Disk, Draw};
 use super::drawn::{Drawn, Real, block_of, real_frames};
 use super::report::{Figure, Unit};
+use crate::folder::bytes_below;
 use crate::tell;
 
 /// From a store that takes [`super::TARGET_DELAY_MS`] for each request.

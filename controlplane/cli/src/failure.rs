@@ -35,7 +35,13 @@ impl Failure {
 
     /// With the advice `hint` when the exit is `exit` and nothing better was said.
     pub(crate) fn hint_on(self, exit: Exit, hint: impl FnOnce() -> String) -> Self {
-        if self.code == exit.code() && self.hint.is_none() { self.hint(hint()) } else { self }
+        if self.code == exit.code() { self.or_hint(hint) } else { self }
+    }
+
+    /// With the advice `hint` when nothing better was said.
+    pub(crate) fn or_hint(mut self, hint: impl FnOnce() -> String) -> Self {
+        self.hint = self.hint.or_else(|| Some(hint()));
+        self
     }
 
     /// Whether the same request may well succeed in a moment.

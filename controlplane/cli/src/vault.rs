@@ -1,6 +1,7 @@
 //! `vault`: the vault itself, from its store and the recovery key alone.
 
 mod boot;
+mod find;
 mod key;
 mod machines;
 mod open;
@@ -11,6 +12,7 @@ mod validate;
 mod verify;
 
 use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
 use farshore_proto::VolumeId;
@@ -102,11 +104,17 @@ pub(crate) enum Verb {
 #[group(required = true, multiple = false)]
 pub(crate) struct Which {
     /// Id of the volume
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = volume_id)]
     volume: Option<Uuid>,
     /// Name or id of the machine
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     machine: Option<String>,
+}
+
+fn volume_id(text: &str) -> Result<Uuid, &'static str> {
+    text.parse().map_err(|_| {
+        "this is not the id of a volume: `farshore vault volumes` lists those; name a machine with --machine"
+    })
 }
 
 /// Runs a verb.

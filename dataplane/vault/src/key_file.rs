@@ -113,7 +113,12 @@ pub fn read(path: &Path) -> Result<WrappingKey, KeyFileError> {
         _ => KeyFileError::Io { path: path.to_owned(), verb: "read", source },
     };
     let file = File::open(path).map_err(error)?;
-    let mode = file.metadata().map_err(error)?.permissions().mode() & 0o777;
+    let found = file.metadata().map_err(error)?;
+    // Its mode is not what is wrong with it.
+    if found.is_dir() {
+        return Err(error(io::ErrorKind::IsADirectory.into()));
+    }
+    let mode = found.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(KeyFileError::Open { path: path.to_owned(), mode });
     }
@@ -188,6 +193,8 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let error = read(&path).unwrap_err();
         assert!(error.to_string().contains("mode 644"), "{error}");
+        let error = read(folder.path()).unwrap_err();
+        assert!(matches!(error, KeyFileError::Io { .. }), "a directory is no open key: {error}");
     }
 
     /// H1: a damaged recovery key is told from a wrong one, and is never taken for another.

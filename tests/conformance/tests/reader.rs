@@ -7,8 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use farshore_e2e::command::binaries;
-use farshore_e2e::store::{Kind, Server};
+use farshore_e2e::store::{Kind, Server, installed};
 use farshore_vault::key_file;
 use farshore_vault::testing::image_bytes;
 use farshore_vault::testing::machines::{DB, KnownPoint, Machines};
@@ -37,10 +36,8 @@ impl Made {
 
     /// Restores a point of `db-1` to a new folder of this name.
     fn read(&self, vault: &str, point: &str, to: &str, environment: &[(String, String)]) -> Output {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("reader.py");
-        let packages = servers().join("reader");
-        let mut reader = Command::new("python3");
-        reader.arg(source).env("PYTHONPATH", packages).envs(environment.iter().cloned());
+        let mut reader = python();
+        reader.arg("reader.py").envs(environment.iter().cloned());
         reader.args(["--vault", vault, "--machine", "db-1", "--point", point]);
         reader.arg("--key-file").arg(&self.key).arg("--to").arg(self.folder(to));
         reader.output().unwrap()
@@ -69,9 +66,12 @@ impl Made {
     }
 }
 
-/// Where `cargo xtask servers` left them.
-fn servers() -> PathBuf {
-    binaries().unwrap().parent().unwrap().join("servers")
+/// Python beside the reader, with what that needs; it leaves nothing in the checkout.
+fn python() -> Command {
+    let mut python = Command::new("python3");
+    python.current_dir(env!("CARGO_MANIFEST_DIR"));
+    python.env("PYTHONPATH", installed("reader").unwrap()).env("PYTHONDONTWRITEBYTECODE", "1");
+    python
 }
 
 fn check(output: &Output) {
@@ -124,7 +124,7 @@ fn upload(vault: &Path, environment: &[(String, String)]) {
         let (_, value) = environment.iter().find(|(known, _)| known == name).unwrap();
         value.clone()
     };
-    let mut rclone = Command::new(servers().join("rclone/bin/rclone"));
+    let mut rclone = Command::new(installed("rclone/bin/rclone").unwrap());
     rclone.arg("copy").arg(vault).arg(":s3:vaults/copy").args(["--config", ""]);
     rclone.args(["--s3-provider", "Other", "--s3-endpoint", &value("AWS_ENDPOINT_URL")]);
     rclone.args(["--s3-access-key-id", &value("AWS_ACCESS_KEY_ID")]);
@@ -135,12 +135,7 @@ fn upload(vault: &Path, environment: &[(String, String)]) {
 /// Its own tests: the samples that the documents show, and vaults that are made by the documents.
 #[test]
 fn the_tests_of_the_reader_pass() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let packages = servers().join("reader");
-    let mut tests = Command::new("python3");
-    tests.args(["-m", "unittest", "test_reader"]).current_dir(folder);
-    let output = tests.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1").output();
-    let output = output.unwrap();
+    let output = python().args(["-m", "unittest", "test_reader"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     assert!(said.contains("Ran ") && !said.contains("skipped"), "{said}");

@@ -53,11 +53,19 @@ fn a_seed_is_a_run() {
 
 /// Attempts at maps draw their names outside the simulator, and errors name them.
 fn without_attempts(story: Vec<String>) -> Vec<String> {
-    let cut = |line: String| {
-        let at = line.find(" pages/").or_else(|| line.find(" maps/"));
-        at.map_or_else(|| line.clone(), |at| line[..at].to_owned())
+    const ATTEMPT_BYTES: usize = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa".len();
+    let without = |line: String| {
+        let mut parts: Vec<&str> = line.split('/').collect();
+        for at in 0..parts.len() {
+            let is_of_map = ["maps", "pages"].iter().any(|folder| parts[at].ends_with(folder));
+            // Behind the folder stand volume, place and attempt.
+            if let Some(attempt) = parts.get_mut(at + 3).filter(|_| is_of_map) {
+                *attempt = &attempt[ATTEMPT_BYTES..];
+            }
+        }
+        parts.join("/")
     };
-    story.into_iter().map(cut).collect()
+    story.into_iter().map(without).collect()
 }
 
 macro_rules! finds {

@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
+use farshore_export::overlay::OverlayError;
 use farshore_export::{Disk as NbdDisk, Export, ExportError};
 use farshore_nbd::{Address, Server};
 use farshore_program::StopSignals;
-use farshore_proto::machine::Disk;
-use farshore_vault::machine::{DiskPoint, MachinePoint};
+use farshore_proto::machine::{Disk, Firmware};
+use farshore_vault::machine::DiskPoint;
 use farshore_vault::{Patience, Vault};
 use futures::future::join_all;
 use serde::Serialize;
@@ -24,11 +26,11 @@ use uuid::Uuid;
 
 use crate::args::Global;
 use crate::failure::{Failure, Outcome};
-use crate::output::{size, time};
+use crate::output::size;
 use crate::point::POINT_HELP;
 use crate::table::Table;
 
-use super::machines::{Machine, find_machine, find_point};
+use super::find::{Chosen, ChosenRow, find_point};
 use super::open::{Source, exit_of, told, vault_failure};
 use super::restore_machine::{file_stem, open_view};
 
@@ -37,7 +39,7 @@ pub(crate) struct BootArgs {
     #[command(flatten)]
     source: Source,
     /// Name or id of the machine
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     machine: String,
     #[arg(long, value_name = "POINT", default_value = "latest", help = POINT_HELP)]
     point: PointSelector,
@@ -60,14 +62,8 @@ pub(crate) struct BootArgs {
 /// What is printed when clients can connect.
 #[derive(Debug, Serialize)]
 struct Ready {
-    machine: Uuid,
-    name: String,
-    point: Uuid,
-    time_unix_ms: u64,
-    complete: bool,
-    lacking: Vec<String>,
-    newer_incomplete: usize,
-    firmware: &'static str,
+    #[serde(flatten)]
+    chosen: ChosenRow,
     secure_boot: bool,
     overlay_directory: String,
     /// Whether the overlays are kept.
@@ -106,7 +102,10 @@ impl Place {
         let absolute = std::path::absolute(&dir);
         let dir = absolute.map_err(|error| Failure::io("use", &dir, &error, Exit::Usage))?;
         let made = DirBuilder::new().mode(0o700).recursive(is_kept).create(&dir);
-        made.map_err(|error| Failure::io("make the directory", &dir, &error, Exit::CannotCreate))?;
+        made.map_err(|error| {
+            Failure::io("make the directory", &dir, &error, Exit::CannotCreate)
+                .or_hint(|| "name another directory with --overlay".to_owned())
+        })?;
         Ok(Self { dir, is_kept })
     }
 }
@@ -163,7 +162,7 @@ pub(super) async fn boot(global: &Global, args: BootArgs) -> Outcome {
     tokio::join!(join_all(servers), told);
     if place.is_kept {
         for export in exports {
-            export.flush().await.map_err(|error| export_failure(&error, &place.dir))?;
+            export.flush().await.map_err(|error| export_failure(&error))?;
         }
     }
     Ok(())
@@ -176,19 +175,14 @@ async fn prepare(
     patience: &Patience,
 ) -> Outcome<(Ready, Vec<Serving>)> {
     let vault = args.source.open(global).await?;
-    let machine = find_machine(&vault, &args.machine).await?;
-    let found = find_point(&vault, &machine, args.point, args.incomplete).await?;
-    let (point, newer_incomplete) = (found.point, found.newer_incomplete);
-    let mut disks = Vec::with_capacity(point.disks.len());
-    for at in &point.disks {
-        let found = machine.revision.body.disks.iter().find(|disk| disk.index == at.index);
-        if let Some(disk) = found {
-            disks.push(serve(&vault, args, place, patience, disk, at).await?);
-        }
+    let chosen = find_point(&vault, &args.machine, args.point, args.incomplete).await?;
+    let (mut rows, mut disks) = (Vec::new(), Vec::new());
+    for (disk, at) in chosen.disks() {
+        let (row, serving) = serve(&vault, args, place, patience, disk, at).await?;
+        rows.push(row);
+        disks.push(serving);
     }
-    let (told, disks): (Vec<ServedDisk>, Vec<Serving>) = disks.into_iter().unzip();
-    let ready = Ready::new(&machine, &point, newer_incomplete, place, told)?;
-    Ok((ready, disks))
+    Ok((Ready::new(&chosen, place, rows)?, disks))
 }
 
 /// Opens a disk at its point, and listens.
@@ -205,7 +199,7 @@ async fn serve(
     // By its index: its name may change, and may be too long for a socket.
     let overlay = place.dir.join(format!("disk-{}.overlay", disk.index));
     let export = Export::open(view, &overlay).await;
-    let export = Arc::new(export.map_err(|error| export_failure(&error, &overlay))?);
+    let export = Arc::new(export.map_err(|error| export_failure(&error))?);
     let address = match args.tcp {
         true => Address::Tcp(([127, 0, 0, 1], 0).into()),
         false => Address::Unix(place.dir.join(format!("{}.sock", disk.index))),
@@ -227,40 +221,36 @@ async fn serve(
     Ok((served, Serving { export, server }))
 }
 
-fn export_failure(error: &ExportError, path: &Path) -> Failure {
-    let exit = match error {
+fn export_failure(error: &ExportError) -> Failure {
+    let error = match error {
         ExportError::Vault(error) => return vault_failure(error),
-        error if error.is_no_space() => Exit::NoSpace,
+        ExportError::Overlay(error) => error,
+        error => return Failure::new(exit_of(error.kind()), told(error)),
+    };
+    let exit = match error {
+        OverlayError::Io { source, .. } => Exit::from_io(source, Exit::InputOutput),
         error => exit_of(error.kind()),
     };
-    let message = format!("the overlay {} cannot be used: {}", path.display(), told(error));
-    Failure::new(exit, message).hint(
-        "an overlay belongs to one point of one disk, and to one boot at a time: name that point by its id with --point, or \
-         another directory with --overlay",
-    )
+    let failure = Failure::new(exit, told(error));
+    match error {
+        error if error.is_no_space() => failure.hint(
+            "free some space on its file system, or name a directory on another one with --overlay",
+        ),
+        OverlayError::InUse { .. } | OverlayError::OtherPoint { .. } => failure.hint(
+            "an overlay belongs to one point of one disk, and to one boot at a time: name that point by its id with \
+             --point, or another directory with --overlay",
+        ),
+        _ => failure.hint("--overlay names the directory of the overlays: another one begins anew"),
+    }
 }
 
 impl Ready {
-    fn new(
-        machine: &Machine,
-        point: &MachinePoint,
-        newer_incomplete: usize,
-        place: &Place,
-        disks: Vec<ServedDisk>,
-    ) -> Outcome<Self> {
-        let body = &machine.revision.body;
-        let uris: Vec<(u16, &str)> =
-            disks.iter().map(|disk| (disk.index, disk.nbd_uri.as_str())).collect();
-        let qemu = qemu::command(body, &uris, &place.dir)?;
+    fn new(chosen: &Chosen, place: &Place, disks: Vec<ServedDisk>) -> Outcome<Self> {
+        let body = &chosen.machine.revision.body;
+        let uris = chosen.disks().zip(&disks).map(|((disk, _), row)| (disk, row.nbd_uri.as_str()));
+        let qemu = qemu::command(body, uris, &place.dir)?;
         Ok(Self {
-            machine: machine.id.into(),
-            name: machine.name().to_owned(),
-            point: point.id.into(),
-            time_unix_ms: point.time_unix_ms(),
-            complete: point.is_complete(),
-            lacking: point.lacking.iter().map(ToString::to_string).collect(),
-            newer_incomplete,
-            firmware: body.firmware.word(),
+            chosen: chosen.into(),
             secure_boot: body.is_secure_boot,
             overlay_directory: place.dir.display().to_string(),
             kept: place.is_kept,
@@ -277,14 +267,8 @@ impl Ready {
                 format!("{} (removed at the end: --overlay DIR keeps it)", self.overlay_directory)
             }
         };
-        table
-            .pair("machine", format!("{} ({})", self.name, self.machine))
-            .pair("point", format!("{} of {}", self.point, time(self.time_unix_ms)))
-            .pair("firmware", self.firmware)
-            .pair("overlays", overlays);
-        if !self.complete {
-            table.pair("lacking", self.lacking.join("; "));
-        }
+        self.chosen.add_to(&mut table, "machine");
+        table.pair("overlays", overlays);
         let mut disks = Table::new(&["DISK", "ROLE", "SIZE", "NBD"], "no disks");
         for disk in &self.disks {
             disks.row([
@@ -299,12 +283,38 @@ impl Ready {
         if self.secure_boot {
             text.push_str("\nSecure boot was on; this starts without it.\n");
         }
-        if self.firmware == "unknown" {
+        if self.chosen.firmware == Firmware::Unknown.word() {
             text.push_str(
                 "\nIts firmware is not known: if it does not start so, add -bios /usr/share/ovmf/OVMF.fd for UEFI.\n",
             );
         }
         text.push_str("\nServing until SIGTERM or Ctrl-C.\n");
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_an_overlay_has_its_own_advice() {
+        let path = || PathBuf::from("/over/disk-0.overlay");
+        let full = OverlayError::Io {
+            path: path(),
+            verb: "write",
+            source: io::ErrorKind::StorageFull.into(),
+        };
+        let version = OverlayError::Version { path: path() };
+        for (error, exit, hint) in [
+            (full, Exit::NoSpace, "free some space"),
+            (OverlayError::InUse { path: path() }, Exit::Conflict, "an overlay belongs to one"),
+            (version, Exit::Usage, "--overlay names the directory"),
+        ] {
+            let failure = export_failure(&error.into());
+            assert_eq!(failure.code, exit.code(), "{failure}");
+            assert!(failure.hint.as_ref().is_some_and(|told| told.starts_with(hint)), "{failure}");
+            assert!(failure.message.contains("/over/disk-0.overlay"), "{failure}");
+        }
     }
 }

@@ -2,25 +2,23 @@
 
 use std::collections::BTreeSet;
 
-use farshore_api::Exit;
-use farshore_api::point::PointSelector;
 use farshore_proto::group::GroupBody;
 use farshore_proto::machine::{Disk, MachineBody};
-use farshore_proto::{MachineId, PointId, VolumeId};
+use farshore_proto::{GroupId, MachineId, VolumeId};
+use farshore_vault::VaultError;
 use farshore_vault::catalog::{self, FoundVolume};
-use farshore_vault::machine::{self, Found, MachinePoint, MachinePoints, Revision};
-use farshore_vault::{Vault, VaultError};
+use farshore_vault::machine::{self, Found, MachinePoint};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::args::Global;
-use crate::failure::{Failure, Outcome};
-use crate::output::{now_unix_ms, size, time};
+use crate::failure::Outcome;
+use crate::output::{size, time};
 use crate::point::promise;
 use crate::table::Table;
 
+use super::find::{Points, find_machine, lacking, list_points};
 use super::open::{Source, told, vault_failure};
-use super::select::{Candidate, choose};
 use super::{VolumeRow, ended_by};
 
 /// What a machine's listing shows of one that cannot be read.
@@ -32,6 +30,26 @@ struct MachineList {
     machines: Vec<MachineRow>,
     /// Volumes that no machine names.
     volumes: Vec<VolumeRow>,
+    /// Groups that cannot be read as they are now: what points lack may be known to them alone.
+    damaged_groups: Vec<DamagedGroup>,
+}
+
+#[derive(Debug, Serialize)]
+struct DamagedGroup {
+    group: Uuid,
+    /// As an older revision has it.
+    name: Option<String>,
+    damage: String,
+}
+
+impl DamagedGroup {
+    fn of((id, found): &(GroupId, Found<GroupBody>)) -> Option<Self> {
+        Some(Self {
+            group: (*id).into(),
+            name: found.revision.as_ref().map(|revision| revision.body.name.clone()),
+            damage: told(found.broken.as_ref()?),
+        })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -109,7 +127,7 @@ impl From<&MachinePoint> for PointRow {
             unknown_blocks: point.unknown_blocks(),
             complete: point.is_complete(),
             disks: point.disks.iter().map(|disk| disk.index).collect(),
-            lacking: point.lacking.iter().map(ToString::to_string).collect(),
+            lacking: lacking(point),
         }
     }
 }
@@ -183,32 +201,22 @@ impl MachineRow {
     }
 }
 
-/// The points of a machine, and why there may be more.
-#[derive(Debug, Default)]
-struct Points {
-    list: Vec<MachinePoint>,
-    broken: Option<VaultError>,
-}
-
-impl From<MachinePoints> for Points {
-    fn from(points: MachinePoints) -> Self {
-        let broken = points.broken.into_iter().next().map(|(_, error)| error);
-        Self { list: points.points, broken }
-    }
-}
-
 /// Lists the machines of a vault, and the volumes that no machine names.
 pub(super) async fn machines(global: &Global, source: &Source) -> Outcome {
     let vault = source.open(global).await?;
     let failed = |error: VaultError| vault_failure(&error);
     let found = machine::find_all::<MachineBody>(&vault).await.map_err(failed)?;
     let groups = machine::find_all::<GroupBody>(&vault).await.map_err(failed)?;
-    let mut list = MachineList { machines: Vec::new(), volumes: Vec::new() };
+    let mut list = MachineList {
+        machines: Vec::new(),
+        volumes: Vec::new(),
+        damaged_groups: groups.iter().filter_map(DamagedGroup::of).collect(),
+    };
     let mut named: BTreeSet<VolumeId> = BTreeSet::new();
     let mut broken = None;
     for (id, found) in found {
         let points = match &found.revision {
-            Some(revision) => Points::from(list_points(&vault, id, revision).await?),
+            Some(revision) => list_points(&vault, id, revision).await?,
             None => Points::default(),
         };
         let body = found.revision.as_ref().map(|revision| &revision.body);
@@ -219,13 +227,14 @@ pub(super) async fn machines(global: &Global, source: &Source) -> Outcome {
         list.machines.push(MachineRow::new(id, &found, &points, of));
         broken = broken.or(found.broken).or(points.broken);
     }
+    let broken = broken.or_else(|| groups.into_iter().find_map(|(_, group)| group.broken));
     let volumes = catalog::find_volumes(&vault).await.map_err(failed)?;
     let is_stray = |found: &&FoundVolume| !named.contains(&found.info.volume);
     list.volumes = volumes.iter().filter(is_stray).map(VolumeRow::from).collect();
     global.output.unwrap_or_default().print(&list, MachineList::text)?;
     ended_by(broken, || {
-        "the other machines are whole as far as they are listed; `farshore vault verify` says more, and each \
-         volume can be restored by itself with `farshore vault restore --volume ID`"
+        "the others are whole as far as they are listed; `farshore vault verify` says more, and each volume can be \
+         restored by itself with `farshore vault restore --volume ID`"
             .to_owned()
     })
 }
@@ -245,65 +254,19 @@ impl MachineList {
             text.push_str("\nVolumes that no machine names:\n");
             text.push_str(&table.render());
         }
+        if !self.damaged_groups.is_empty() {
+            let mut table = Table::new(&["GROUP", "NAME", "DAMAGE"], "");
+            for row in &self.damaged_groups {
+                let name = row.name.clone().unwrap_or_else(|| UNKNOWN.to_owned());
+                table.row([row.group.to_string(), name, row.damage.clone()]);
+            }
+            text.push_str(
+                "\nGroups that are damaged; points of their machines may lack members for it:\n",
+            );
+            text.push_str(&table.render());
+        }
         text
     }
-}
-
-/// A machine, as its newest revision says.
-#[derive(Debug)]
-pub(super) struct Machine {
-    pub(super) id: MachineId,
-    pub(super) revision: Revision<MachineBody>,
-}
-
-impl Machine {
-    /// Its name.
-    pub(super) fn name(&self) -> &str {
-        &self.revision.body.name
-    }
-}
-
-/// Finds a machine by its name or its id.
-///
-/// # Errors
-/// `NotFound` if there is none; `Usage` if several have the name; `Corrupt` if its newest revision does not open.
-pub(super) async fn find_machine(vault: &Vault, wanted: &str) -> Outcome<Machine> {
-    let found = machine::find_all::<MachineBody>(vault).await;
-    let found = found.map_err(|error| vault_failure(&error))?;
-    let is_meant = |id: MachineId, found: &Found<MachineBody>| {
-        let name = found.revision.as_ref().map(|revision| revision.body.name.as_str());
-        name == Some(wanted) || wanted.parse() == Ok(id)
-    };
-    let mut meant: Vec<_> = found.into_iter().filter(|(id, found)| is_meant(*id, found)).collect();
-    let Some((id, found)) = meant.pop() else {
-        let message = format!("{}: there is no machine {wanted} in this vault", vault.url());
-        return Err(Failure::new(Exit::NotFound, message).hint(
-            "`farshore vault machines` shows what there is, volumes that no machine names included: those are \
-             restored with --volume",
-        ));
-    };
-    if !meant.is_empty() {
-        let ids: Vec<String> =
-            meant.iter().map(|(id, _)| *id).chain([id]).map(|id| id.to_string()).collect();
-        let message = format!("several machines have the name {wanted}: {}", ids.join(", "));
-        return Err(Failure::new(Exit::Usage, message).hint("give the id of one of them"));
-    }
-    let revision = found.into_newest().map_err(|error| {
-        vault_failure(&error).hint(
-            "put the object back from a copy of the store, or restore each disk by itself: `farshore vault machines \
-             --output json` shows its volumes as an older revision has them",
-        )
-    })?;
-    let missing = || Failure::new(Exit::NotFound, format!("machine {wanted} has no revision"));
-    Ok(Machine { id, revision: revision.ok_or_else(missing)? })
-}
-
-async fn list_points(
-    vault: &Vault,
-    id: MachineId,
-    revision: &Revision<MachineBody>,
-) -> Outcome<MachinePoints> {
-    machine::list_points(vault, id, revision).await.map_err(|error| vault_failure(&error))
 }
 
 /// Result of `vault points --machine`.
@@ -320,7 +283,10 @@ struct MachinePointList {
 pub(super) async fn points(global: &Global, source: &Source, wanted: &str) -> Outcome {
     let vault = source.open(global).await?;
     let machine = find_machine(&vault, wanted).await?;
-    let Points { list, broken } = list_points(&vault, machine.id, &machine.revision).await?.into();
+    let points = list_points(&vault, machine.id, &machine.revision).await?;
+    points.warn_of_groups();
+    let Points { list, broken, .. } = points;
+    let is_any = list.iter().any(MachinePoint::is_complete);
     let list = MachinePointList {
         machine: machine.id.into(),
         name: machine.name().to_owned(),
@@ -342,92 +308,11 @@ pub(super) async fn points(global: &Global, source: &Source, wanted: &str) -> Ou
         table.render()
     })?;
     ended_by(broken, || {
-        "the complete points above are in front of the damage: restore one by its id with `farshore vault restore \
-         --machine`"
-            .to_owned()
+        match is_any {
+        true => "the complete points above are in front of the damage: restore one by its id with `farshore vault \
+                 restore --machine`"
+            .to_owned(),
+        false => "`farshore vault verify --read-data` says what else is damaged".to_owned(),
+    }
     })
-}
-
-/// A point of a machine that was chosen.
-#[derive(Debug)]
-pub(super) struct Chosen {
-    pub(super) point: MachinePoint,
-    /// Points behind it that lack something, and so were passed over.
-    pub(super) newer_incomplete: usize,
-}
-
-/// The point of a machine that is meant.
-///
-/// # Errors
-/// `NotFound` if there is none; `DataInvalid` if it lacks something and that was not asked for; `Corrupt` if the
-/// latest is meant and a stream ends in damage, so that it is not known.
-pub(super) async fn find_point(
-    vault: &Vault,
-    machine: &Machine,
-    selector: PointSelector,
-    may_lack: bool,
-) -> Outcome<Chosen> {
-    let Points { mut list, broken } =
-        list_points(vault, machine.id, &machine.revision).await?.into();
-    let name = machine.name();
-    let hint = format!("`farshore vault points --machine {name}` shows what there is");
-    match (&selector, &broken) {
-        (PointSelector::Latest, Some(error)) => {
-            let hint = format!(
-                "name a point in front of the damage by its id: `farshore vault points --machine {name}` lists them"
-            );
-            return Err(vault_failure(error).hint(hint));
-        }
-        (_, Some(error)) => farshore_program::tell!(
-            "warning: only the points in front of the damage are looked at: {}",
-            told(error)
-        ),
-        (_, None) => {}
-    }
-    // Who names a point means that one; who names a time, or the latest, means one that has all.
-    let is_named = matches!(selector, PointSelector::Id(_) | PointSelector::Prefix(_));
-    let incomplete: Vec<PointId> =
-        list.iter().filter(|point| !point.is_complete()).map(|point| point.id).collect();
-    let order: Vec<PointId> = list.iter().map(|point| point.id).collect();
-    let lacking = incomplete.len();
-    if !may_lack && !is_named {
-        list.retain(MachinePoint::is_complete);
-    }
-    let candidates: Vec<Candidate> = list.iter().map(Candidate::from).collect();
-    let chosen = choose(&candidates, &format!("machine {name}"), &hint, selector, now_unix_ms());
-    let chosen = chosen.map_err(|failure| match lacking {
-        0 => failure,
-        _ => failure.hint(format!(
-            "{hint}; {lacking} lack something, and are restored only with --incomplete"
-        )),
-    })?;
-    if let Some(warning) = chosen.warning {
-        farshore_program::tell!("warning: {warning}");
-    }
-    let point = list.swap_remove(chosen.at);
-    if point.is_complete() {
-        let behind = order.iter().rev().take_while(|id| **id != point.id);
-        let newer_incomplete = behind.filter(|id| incomplete.contains(id)).count();
-        if newer_incomplete > 0 && !is_named {
-            farshore_program::tell!(
-                "warning: {newer_incomplete} newer points of machine {name} lack something and are passed over: the \
-                 one of {} is used; `farshore vault points --machine {name}` shows what they lack",
-                time(point.time_unix_ms())
-            );
-        }
-        return Ok(Chosen { point, newer_incomplete });
-    }
-    let lacks: Vec<String> = point.lacking.iter().map(ToString::to_string).collect();
-    let message = format!(
-        "point {} of machine {name} is not complete: {}",
-        Uuid::from(point.id),
-        lacks.join("; ")
-    );
-    if may_lack {
-        farshore_program::tell!("warning: {message}; what is there is not all of one instant");
-        return Ok(Chosen { point, newer_incomplete: 0 });
-    }
-    Err(Failure::new(Exit::DataInvalid, message).hint(
-        "choose another point, or say --incomplete to have the disks that it has: they need not fit together",
-    ))
 }

@@ -54,7 +54,13 @@ impl Source {
         let (url, key_file) = self.locate(global)?;
         let store = Store::open(&url, Access::Read).map_err(|error| store_failure(&error))?;
         let key = key_file::read(&key_file).map_err(|error| key_failure(&error))?;
-        Vault::open(&store, &key).await.map_err(|error| vault_failure(&error))
+        let vault = Vault::open(&store, &key).await;
+        vault.map_err(|error| {
+            vault_failure(&error).hint_on(Exit::Corrupt, || {
+                "nothing in the vault can be read without it: put it back from a copy of the store"
+                    .to_owned()
+            })
+        })
     }
 
     /// Opens the vault with its recovery key, to change which keys open it.
@@ -161,7 +167,11 @@ pub(super) fn vault_failure(error: &VaultError) -> Failure {
         VaultError::Version { .. } => Exit::DataInvalid,
         error => exit_of(error.kind()),
     };
-    Failure::new(exit, told(error))
+    let failure = Failure::new(exit, told(error));
+    match error {
+        VaultError::NoVolume { .. } => failure.hint("`farshore vault volumes` shows what there is"),
+        _ => failure,
+    }
 }
 
 pub(crate) fn store_failure(error: &StoreError) -> Failure {

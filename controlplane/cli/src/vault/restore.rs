@@ -206,6 +206,9 @@ pub(super) fn restore_failure(error: &RestoreError) -> Failure {
             failure.hint("what uses it would not notice that it has become another disk")
         }
         RestoreError::NoRoom { .. } => failure.hint("free some space, or choose another place"),
+        RestoreError::NotATarget { .. } => failure.hint(
+            "name a file, which need not be there yet, or a block device; the disks of a machine go to a directory",
+        ),
         RestoreError::TooSmall { .. } => failure.hint("choose a device that is large enough"),
         _ => failure,
     }

@@ -7,11 +7,10 @@ use farshore_api::Exit;
 use farshore_api::point::PointSelector;
 use farshore_export::restore::{self, RestoreOptions, RestoreProgress, TargetKind};
 use farshore_proto::machine::Disk;
-use farshore_vault::machine::{DiskPoint, MachinePoint};
+use farshore_vault::machine::DiskPoint;
 use farshore_vault::{PointSelector as VaultSelector, Vault, VolumeView};
 use serde::Serialize;
 use serde_json::json;
-use uuid::Uuid;
 
 use crate::args::Global;
 use crate::failure::{Failure, Outcome};
@@ -19,7 +18,7 @@ use crate::job::Job;
 use crate::output::{size, time};
 use crate::table::Table;
 
-use super::machines::{Chosen, Machine, find_machine, find_point};
+use super::find::{Chosen, ChosenRow, find_point};
 use super::open::{Source, vault_failure};
 use super::restore::{RestoreTo, Restored, journal_directory, or_another_point, restore_failure};
 
@@ -29,14 +28,8 @@ const NAME_BYTES_MAX: usize = 64;
 /// Result of the restore of a machine.
 #[derive(Debug, Serialize)]
 struct RestoredMachine {
-    machine: Uuid,
-    name: String,
-    point: Uuid,
-    time_unix_ms: u64,
-    complete: bool,
-    lacking: Vec<String>,
-    newer_incomplete: usize,
-    firmware: &'static str,
+    #[serde(flatten)]
+    chosen: ChosenRow,
     to: String,
     size_bytes: u64,
     disks: Vec<RestoredDisk>,
@@ -70,14 +63,15 @@ pub(super) async fn restore(
 ) -> Outcome {
     let started = Instant::now();
     let vault = source.open(global).await?;
-    let machine = find_machine(&vault, wanted).await?;
-    let Chosen { point, newer_incomplete } = find_point(&vault, &machine, point, may_lack).await?;
-    let disks = targets(&machine, &point, &to.to)?;
-    if !may_write(&machine, &point, &disks, &to)? {
+    let chosen = find_point(&vault, wanted, point, may_lack).await?;
+    let disks = targets(&chosen, &to.to)?;
+    if !may_write(&chosen, &disks, &to)? {
         return Ok(());
     }
-    std::fs::create_dir_all(&to.to)
-        .map_err(|error| Failure::io("make the directory", &to.to, &error, Exit::CannotCreate))?;
+    std::fs::create_dir_all(&to.to).map_err(|error| {
+        Failure::io("make the directory", &to.to, &error, Exit::CannotCreate)
+            .or_hint(|| "name another directory with --to".to_owned())
+    })?;
     let job = Job::of_share(global, "restoring");
     let total: u64 = disks.iter().map(|disk| disk.point.point.size_bytes).sum();
     let mut done = 0;
@@ -103,14 +97,7 @@ pub(super) async fn restore(
         done += next.point.point.size_bytes;
     }
     let result = RestoredMachine {
-        machine: machine.id.into(),
-        name: machine.name().to_owned(),
-        point: point.id.into(),
-        time_unix_ms: point.time_unix_ms(),
-        complete: point.is_complete(),
-        lacking: point.lacking.iter().map(ToString::to_string).collect(),
-        newer_incomplete,
-        firmware: machine.revision.body.firmware.word(),
+        chosen: ChosenRow::from(&chosen),
         to: to.to.display().to_string(),
         size_bytes: total,
         disks: restored,
@@ -147,18 +134,18 @@ pub(super) async fn open_view(vault: &Vault, disk: &DiskPoint) -> Outcome<Volume
 }
 
 /// The disks that have the point, and the files that get them.
-fn targets<'a>(machine: &'a Machine, point: &MachinePoint, to: &Path) -> Outcome<Vec<Target<'a>>> {
+fn targets<'a>(chosen: &'a Chosen, to: &Path) -> Outcome<Vec<Target<'a>>> {
     if to.exists() && !to.is_dir() {
         let message = format!("{} is not a directory", to.display());
         return Err(Failure::new(Exit::DataInvalid, message)
             .hint("name a directory, or one that is not there yet: it gets a file for each disk"));
     }
-    let of = |point: &DiskPoint| {
-        let disks = &machine.revision.body.disks;
-        let disk = disks.iter().find(|disk| disk.index == point.index)?;
-        Some(Target { disk, point: *point, to: to.join(file_name(disk)) })
+    let of = |(disk, point): (&'a Disk, &DiskPoint)| Target {
+        disk,
+        point: *point,
+        to: to.join(file_name(disk)),
     };
-    Ok(point.disks.iter().filter_map(of).collect())
+    Ok(chosen.disks().map(of).collect())
 }
 
 /// The file of a disk.
@@ -179,12 +166,7 @@ pub(super) fn file_stem(disk: &Disk) -> String {
 
 /// Looks at what is there before anything is written, says what would be done, and asks where a device would lose
 /// something. False for a dry run.
-fn may_write(
-    machine: &Machine,
-    point: &MachinePoint,
-    disks: &[Target<'_>],
-    to: &RestoreTo,
-) -> Outcome<bool> {
+fn may_write(chosen: &Chosen, disks: &[Target<'_>], to: &RestoreTo) -> Outcome<bool> {
     let options = RestoreOptions { may_replace: to.force, journal_directory: None };
     let mut over = String::new();
     // What is not there yet is made first, and nobody has anything in it.
@@ -208,8 +190,8 @@ fn may_write(
         "write {} of {} in all, machine {} as it was at {}, to {}{over}",
         if disks.len() == 1 { "a disk".to_owned() } else { format!("{} disks", disks.len()) },
         size(total),
-        machine.name(),
-        time(point.time_unix_ms()),
+        chosen.machine.name(),
+        time(chosen.point.time_unix_ms()),
         files.join(", ")
     ))
 }
@@ -217,15 +199,9 @@ fn may_write(
 impl RestoredMachine {
     fn table(&self) -> String {
         let mut table = Table::pairs();
-        table
-            .pair("restored", format!("{} ({})", self.name, self.machine))
-            .pair("point", format!("{} of {}", self.point, time(self.time_unix_ms)))
-            .pair("firmware", self.firmware);
+        self.chosen.add_to(&mut table, "restored");
         for disk in &self.disks {
             table.pair(&format!("disk {}", disk.index), disk.restored.to_text());
-        }
-        if !self.complete {
-            table.pair("lacking", self.lacking.join("; "));
         }
         table.pair("took", format!("{:.1} s", self.seconds));
         table.render()

@@ -1,6 +1,7 @@
 //! Which point of a volume is meant, where only the vault is there to say.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
@@ -37,18 +38,18 @@ pub(super) async fn select(
         );
     }
     let candidates: Vec<Candidate> = list.points.iter().map(Candidate::from).collect();
-    let (what, hint) = of_volume(volume);
-    let chosen = choose(&candidates, &what, &hint, point, now_unix_ms())?;
+    let (none, hint) = of_volume(volume);
+    let chosen = choose(&candidates, &none, &hint, point, now_unix_ms())?;
     if let Some(warning) = chosen.warning {
         farshore_program::tell!("warning: {warning}");
     }
     Ok(VaultSelector::Point(chosen.point))
 }
 
-/// What a volume is called in a failure, and what to do about it.
+/// How it is said of a volume that it has no such point, and what to do about it.
 fn of_volume(volume: Uuid) -> (String, String) {
     let hint = format!("`farshore vault points --volume {volume}` shows what there is");
-    (format!("volume {volume}"), hint)
+    (format!("volume {volume} has no recovery point"), hint)
 }
 
 /// A point that may be meant.
@@ -78,13 +79,14 @@ pub(super) struct Chosen {
     pub(super) warning: Option<String>,
 }
 
-/// Chooses among the points of `what`, in their order. `hint` says where to look for others.
+/// Chooses among points, in their order. If none is meant, `none` begins the sentence that says so, and `hint` says
+/// where to look for others.
 ///
 /// # Errors
 /// `NotFound` if none is meant; `Usage` if several may be.
 pub(super) fn choose(
     points: &[Candidate],
-    what: &str,
+    none: &str,
     hint: &str,
     selector: PointSelector,
     now_unix_ms: u64,
@@ -99,12 +101,14 @@ pub(super) fn choose(
         points.iter().enumerate().filter(|(_, point)| is_meant(point)).collect();
     let Some((at, newest)) = meant.last().copied() else {
         let message = match selector {
-            PointSelector::Prefix(prefix) => {
-                format!("{what} has no recovery point whose id begins with {prefix}")
+            PointSelector::Prefix(prefix) => format!("{none} whose id begins with {prefix}"),
+            PointSelector::Id(id) => format!("{none} {id}"),
+            PointSelector::Latest => none.to_owned(),
+            PointSelector::Ago(ms) => {
+                let old = humantime::format_duration(Duration::from_millis(ms));
+                format!("{none} that is at least {old} old")
             }
-            PointSelector::Id(id) => format!("{what} has no recovery point {id}"),
-            PointSelector::Latest => format!("{what} has no recovery point that has all of it"),
-            _ => format!("{what} has no recovery point that is not after {selector}"),
+            PointSelector::NotAfter(_) => format!("{none} that is not after {selector}"),
         };
         return Err(Failure::new(Exit::NotFound, message).hint(hint));
     };
@@ -161,8 +165,8 @@ mod tests {
 
     fn chosen(points: &[Point], selector: &str) -> Outcome<Chosen> {
         let candidates: Vec<Candidate> = points.iter().map(Candidate::from).collect();
-        let (what, hint) = of_volume(Uuid::nil());
-        choose(&candidates, &what, &hint, selector.parse().unwrap(), 100_000)
+        let (none, hint) = of_volume(Uuid::nil());
+        choose(&candidates, &none, &hint, selector.parse().unwrap(), 100_000)
     }
 
     #[test]

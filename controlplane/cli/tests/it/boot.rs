@@ -10,6 +10,7 @@ use farshore_vault::testing::machines::{DB, KnownPoint, WEB};
 use serde_json::{Value, json};
 
 use crate::machines::Bench;
+use crate::run::Ran;
 
 /// A machine that is served.
 struct Boot {
@@ -155,29 +156,27 @@ fn overlays_that_are_kept_go_on_and_belong_to_their_point() {
     let written = boot.read(&bench, 2);
     assert_eq!(written[4096..3 * 4096], [0x77; 8192]);
     // Another boot on the same overlays, while this one has them.
-    let second =
-        bench.command(&[&["boot", "--output", "json"], &args[..]].concat()).output().unwrap();
-    assert!(!second.status.success());
+    let overlay = dir.join("disk-0.overlay").display().to_string();
+    refused(&bench, &args, 79, &format!("overlay {overlay}: another process is using it"));
     boot.stop();
     let again = Boot::start(&bench, &args);
     assert!(again.read(&bench, 2) == written);
     again.stop();
     let mut other = args;
     other[3] = "0606";
-    let ran =
-        bench.command(&[&["boot", "--output", "json"], &other[..]].concat()).output().unwrap();
-    let told = String::from_utf8(ran.stderr).unwrap();
-    assert!(
-        !ran.status.success() && told.contains("hint: an overlay belongs to one point"),
-        "{told}"
-    );
+    refused(&bench, &other, 64, &format!("overlay {overlay}: it belongs to volume"));
+}
+
+fn refused(bench: &Bench, args: &[&str], code: i32, sentence: &str) {
+    let ran: Ran = bench.command(&[&["boot"], args].concat()).output().unwrap().into();
+    ran.fails(code, sentence, "an overlay belongs to one point of one disk, and to one boot");
 }
 
 #[test]
 fn a_point_that_lacks_disks_is_served_only_when_that_is_asked_for() {
     let bench = Bench::new();
     let args = ["boot", "--machine", "db-1", "--point", "0505"];
-    let ran: crate::run::Ran = bench.command(&args).output().unwrap().into();
+    let ran: Ran = bench.command(&args).output().unwrap().into();
     ran.fails(65, "is not complete", "choose another point, or say --incomplete");
     let boot = Boot::start(&bench, &["--machine", "db-1", "--point", "0505", "--incomplete"]);
     assert_eq!(boot.ready["complete"], false);

@@ -9,7 +9,7 @@ use farshore_vault::key_file;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::testing::image_bytes;
 use farshore_vault::testing::machines::{
-    CACHE, DB, KnownPoint, Machines, STRAY, WEB, disk, machine, put_next,
+    CACHE, DB, KnownPoint, Machines, SHOP, STRAY, WEB, disk, machine, put_next,
 };
 use serde_json::{Value, json};
 
@@ -252,6 +252,13 @@ fn machines_that_are_not_there_or_not_alone_are_told() {
         "machine db-1 has no recovery point whose id begins",
         "`farshore vault points --machine db-1`",
     );
+    // Of no other use than a variable that is not set.
+    let ran = bench.restore("", "latest", "x", &[]);
+    ran.usage();
+    assert!(ran.stderr.contains("a value is required for '--machine <NAME>'"), "{}", ran.stderr);
+    let ran = bench.run(&["points", "--volume", "db-1"]);
+    ran.usage();
+    assert!(ran.stderr.contains("name a machine with --machine"), "{}", ran.stderr);
     let twin = MachineId([0x31; 16]);
     let body = machine(
         "db-1",
@@ -292,4 +299,67 @@ fn damage_is_named_and_what_is_whole_is_shown() {
     assert!(ran.stderr.contains("only the points in front of the damage"), "{}", ran.stderr);
     ran.json();
     bench.holds("y", &bench.point(WEB, 3));
+}
+
+/// A point of a time is one that has all, and what would do besides is said only if it would.
+#[test]
+fn a_time_before_all_points_and_one_with_points_that_lack_something_are_told_apart() {
+    let bench = Bench::new();
+    let ran = bench.restore("db-1", "2001-01-01 00:00", "x", &[]);
+    let sentence =
+        "machine db-1 has no complete recovery point that is not after 2001-01-01T00:00:00";
+    ran.fails(66, sentence, "`farshore vault points --machine db-1` shows what there is");
+    let ran = bench.restore("db-1", "90 years ago", "x", &[]);
+    ran.fails(66, "that is at least 90years old", "`farshore vault points");
+    // Nothing is left of the second disk: all points but the first lack it, and that one lacks its revision.
+    fs::remove_dir_all(bench.path("vault/volumes").join(bench.all.volume(1).to_string())).unwrap();
+    fs::remove_file(bench.all.world.file(&ObjectName::machine(DB, 1))).unwrap();
+    let ran = bench.restore("db-1", "latest", "x", &[]);
+    let hint = "there are points that lack something: `farshore vault points --machine db-1` shows what, \
+                --incomplete takes the newest of them";
+    ran.fails(66, "error: machine db-1 has no complete recovery point\n", hint);
+    fs::remove_dir_all(bench.path("vault/volumes")).unwrap();
+    let ran = bench.restore("db-1", "latest", "x", &[]);
+    ran.fails(66, "error: machine db-1 has no recovery point\n", "`farshore vault verify`");
+    assert!(!bench.path("x").exists());
+}
+
+/// What points lack may be known to a group alone: its damage is shown, and told where it may matter.
+#[test]
+fn the_damage_of_a_group_is_shown() {
+    let bench = Bench::new();
+    let group = ObjectName::group(SHOP, 1);
+    bench.damage(&group);
+    let ran = bench.run(&["machines", "--output", "json"]);
+    assert_eq!(ran.code, 82, "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("object {group} is damaged")), "{}", ran.stderr);
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let [damaged] = json["damaged_groups"].as_array().unwrap().as_slice() else { panic!("{json}") };
+    assert_eq!((&damaged["group"], &damaged["name"]), (&json!(SHOP.to_string()), &Value::Null));
+    assert_eq!(json["machines"][0]["damage"], Value::Null);
+    let text = bench.run(&["machines", "--output", "table"]).stdout;
+    assert!(text.contains("Groups that are damaged") && text.contains(&SHOP.to_string()), "{text}");
+    let warning =
+        format!("members of points may be there that are called lacking: {}", damaged["damage"]);
+    let warning = warning.replace('"', "");
+    for ran in
+        [bench.run(&["points", "--machine", "db-1"]), bench.restore("db-1", "latest", "x", &[])]
+    {
+        assert!(ran.code == 0 && ran.stderr.contains(&warning), "{}", ran.stderr);
+    }
+    bench.holds("x", &bench.point(DB, 2));
+}
+
+#[test]
+fn a_key_that_is_gone_from_the_vault_and_places_that_cannot_be_made_are_told_with_what_to_do() {
+    let bench = Bench::new();
+    fs::write(bench.path("file"), "x").unwrap();
+    bench.restore("db-1", "0202", "file/x", &[]).fails(73, "cannot make", "name another directory");
+    let overlay = bench.path("file").display().to_string();
+    let ran = bench.run(&["boot", "--machine", "db-1", "--overlay", &overlay]);
+    ran.fails(79, "cannot make the directory", "name another directory with --overlay");
+    fs::remove_dir_all(bench.path("vault/keys/1")).unwrap();
+    fs::create_dir(bench.path("vault/keys/1")).unwrap();
+    let ran = bench.run(&["machines"]);
+    ran.fails(82, "object keys/1/", "nothing in the vault can be read without it");
 }

@@ -257,10 +257,10 @@ fn an_empty_vault_has_no_volumes_and_no_points() {
     bench.run(&["init"]);
     assert_eq!(bench.run(&["volumes"]).stdout, "no volumes\n");
     let ran = bench.run(&["points", "--volume", VOLUME]);
-    assert_eq!(ran.code, 66, "{}", ran.stderr);
+    ran.fails(66, VOLUME, "`farshore vault volumes`");
     let to = bench.root.path().join("disk.img");
     let ran = bench.run(&["restore", "--volume", VOLUME, "--to", to.to_str().unwrap()]);
-    ran.fails(66, VOLUME, "`farshore vault points");
+    ran.fails(66, VOLUME, "`farshore vault volumes`");
     assert!(!to.exists());
 }
 

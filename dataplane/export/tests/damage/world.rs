@@ -7,8 +7,8 @@
 //!
 //! Volume a is in log 0 under its epoch 1, then in log 1 under epochs 2 and 3; b in both under two; c in log 0
 //! only. Slots 0 and 1 are of run 1 of the writer of log 0 under key 2, slot 3 was left by run 1 behind the
-//! hole at 2, which run 2 filled. Log 1 refers to chunks of log 0. There are two maps of a in several parts, the newer one in
-//! three parts, one of b, and one index run.
+//! hole at 2, which run 2 filled. Log 1 refers to chunks of log 0. There are two maps of a, whose layers are in several
+//! parts: a full layer, and a delta over it; one map of b, a checkpoint of each log, and one index run.
 
 use crate::write::Writer;
 use bytes::Bytes;

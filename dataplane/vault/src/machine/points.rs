@@ -137,6 +137,8 @@ pub struct MachinePoints {
     pub points: Vec<MachinePoint>,
     /// Volumes whose streams end in damage, or have lost something: there may have been more points.
     pub broken: Vec<(VolumeId, VaultError)>,
+    /// Where points lack members: why a group cannot be read. What they lack may be on volumes that it names.
+    pub unread_groups: Vec<VaultError>,
 }
 
 /// Lists the recovery points of a machine, in order, complete or not. `newest` is what it is made of now.
@@ -158,8 +160,9 @@ pub async fn list_points(
         gathered.add_disk(disk.index, volume, list.marks);
         broken.extend(list.broken.map(|error| (volume, error)));
     }
+    let mut unread_groups = Vec::new();
     if gathered.lacks_members() {
-        for volume in others(vault, machine, &newest.body).await? {
+        for volume in others(vault, machine, &newest.body, &mut unread_groups).await? {
             gathered.add_other(&marks_of(vault, volume).await?.marks);
         }
     }
@@ -169,7 +172,7 @@ pub async fn list_points(
         let Some(found) = gathered.found.remove(&key) else { continue };
         points.push(found.judge(key, &mut history).await?);
     }
-    Ok(MachinePoints { points, broken })
+    Ok(MachinePoints { points, broken, unread_groups })
 }
 
 /// The marks of a volume; none of one that the vault does not know.
@@ -182,14 +185,16 @@ async fn marks_of(vault: &Vault, volume: VolumeId) -> Result<MarkList, VaultErro
     }
 }
 
-/// The volumes of other machines that are, or were, marked with those of this one.
+/// The volumes of other machines that are, or were, marked with those of this one, as far as groups can be read.
 async fn others(
     vault: &Vault,
     machine: MachineId,
     body: &MachineBody,
+    unread: &mut Vec<VaultError>,
 ) -> Result<BTreeSet<VolumeId>, VaultError> {
     let mut volumes = BTreeSet::new();
-    for (_, Found { revision, .. }) in find_all::<GroupBody>(vault).await? {
+    for (_, Found { revision, broken, .. }) in find_all::<GroupBody>(vault).await? {
+        unread.extend(broken);
         let members = revision.map(|revision| revision.body.members).unwrap_or_default();
         if members.iter().any(|member| member.machine == machine) {
             volumes.extend(members.iter().map(|member| member.volume));

@@ -232,6 +232,19 @@ async fn a_lost_group_makes_points_incomplete_and_none_complete() {
     assert_eq!(complete, [1, 2]);
 }
 
+/// A group that is there and cannot be read is told, where it may matter.
+#[tokio::test]
+async fn a_damaged_group_is_told_with_points_that_lack_members() {
+    let all = Machines::new().await;
+    let group = ObjectName::group(SHOP, 1);
+    damage(&all.world, &group);
+    let found = points(&all, WEB).await;
+    assert!(found.points.iter().any(|point| !point.is_complete()));
+    let [error] = found.unread_groups.as_slice() else { panic!("{:?}", found.unread_groups) };
+    assert!(error.to_string().contains(&group.to_string()), "{error}");
+    assert!(points(&all, CACHE).await.unread_groups.is_empty(), "nothing of it lacks anything");
+}
+
 #[tokio::test]
 async fn a_lost_revision_makes_the_points_of_its_time_incomplete() {
     let all = Machines::new().await;

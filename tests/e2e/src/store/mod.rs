@@ -6,4 +6,4 @@ mod azurite;
 pub mod proxy;
 mod server;
 
-pub use server::{Kind, Server};
+pub use server::{Kind, Server, installed};

@@ -155,12 +155,15 @@ impl Drop for Server {
     }
 }
 
-/// A program below `target/servers`.
-fn installed(path: &str) -> Result<PathBuf> {
+/// What `cargo xtask servers` left below `target/servers`: a program, or a folder of modules.
+///
+/// # Errors
+/// If it is not there.
+pub fn installed(path: &str) -> Result<PathBuf> {
     let target = binaries()?;
     let target = target.parent().context("the folder that cargo builds into")?;
     let path = target.join("servers").join(path);
-    ensure!(path.is_file(), "{} is missing: run `cargo xtask servers`", path.display());
+    ensure!(path.exists(), "{} is missing: run `cargo xtask servers`", path.display());
     Ok(path)
 }
 

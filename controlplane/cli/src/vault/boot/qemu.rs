@@ -17,21 +17,28 @@ const SERIAL_BYTES_MAX: usize = 20;
 /// Sectors that QEMU takes as they are; others are left to it.
 const SECTORS: [u8; 2] = [9, 12];
 
-/// Where distributions put UEFI: code and variables in one file, and apart.
-const COMBINED: [&str; 3] =
-    ["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd", "/usr/share/qemu/OVMF.fd"];
-const APART: [(&str, &str); 2] = [
-    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
-    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+/// Where distributions put UEFI: code with variables in it, and code whose variables lie beside it. The control plane
+/// (`providers/qemu/firmware.rs`) looks in the same places: what boots there must boot here.
+const COMBINED: [&str; 4] = [
+    "/usr/share/ovmf/OVMF.fd",
+    "/usr/share/OVMF/OVMF.fd",
+    "/usr/share/qemu/OVMF.fd",
+    "/usr/share/edk2/ovmf/OVMF.fd",
+];
+const CODE: [&str; 4] = [
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
 ];
 
-/// The words of a command that starts the machine with these disks: index and URI. What the firmware keeps is in `dir`.
+/// The words of a command that starts the machine with these disks, each at its URI. What the firmware keeps is in `dir`.
 ///
 /// # Errors
 /// If the firmware's variables cannot be copied there.
-pub(super) fn command(
+pub(super) fn command<'a>(
     body: &MachineBody,
-    disks: &[(u16, &str)],
+    disks: impl Iterator<Item = (&'a Disk, &'a str)>,
     dir: &Path,
 ) -> Outcome<Vec<String>> {
     let memory = match body.memory_bytes >> 20 {
@@ -48,11 +55,11 @@ pub(super) fn command(
         words.extend(uefi(dir)?);
     }
     let is_windows = body.system.to_lowercase().contains("windows");
-    for (index, uri) in disks {
-        let Some(disk) = body.disks.iter().find(|disk| disk.index == *index) else { continue };
+    for (disk, uri) in disks {
         let drive = format!(
-            "file={},format=raw,if=none,id=disk{index},cache=writeback,discard=unmap",
-            escaped(uri)
+            "file={},format=raw,if=none,id=disk{},cache=writeback,discard=unmap",
+            escaped(uri),
+            disk.index
         );
         words.extend(["-drive".to_owned(), drive]);
         words.extend(["-device".to_owned(), device(disk, is_windows)]);
@@ -80,13 +87,13 @@ fn device(disk: &Disk, is_windows: bool) -> String {
 }
 
 fn uefi(dir: &Path) -> Outcome<Vec<String>> {
-    if let Some(image) = COMBINED.iter().find(|path| Path::new(path).is_file()) {
+    let is_there = |path: &str| Path::new(path).is_file();
+    if let Some(image) = COMBINED.iter().find(|path| is_there(path)) {
         return Ok(vec!["-bios".to_owned(), (*image).to_owned()]);
     }
-    let is_there = |path: &str| Path::new(path).is_file();
-    let Some((code, variables)) =
-        APART.iter().find(|(code, vars)| is_there(code) && is_there(vars))
-    else {
+    let apart = CODE.iter().map(|code| (code, code.replace("CODE", "VARS")));
+    let mut apart = apart.filter(|(code, variables)| is_there(code) && is_there(variables));
+    let Some((code, variables)) = apart.next() else {
         farshore_program::tell!(
             "warning: there is no UEFI for QEMU here: install the package ovmf"
         );
@@ -163,8 +170,9 @@ mod tests {
 
     fn words(firmware: Firmware, system: &str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
-        let disks = [(0, "nbd+unix:///a?socket=/x,y"), (3, "nbd://127.0.0.1:7/b")];
-        command(&machine(firmware, system), &disks, dir.path()).unwrap()
+        let machine = machine(firmware, system);
+        let uris = ["nbd+unix:///a?socket=/x,y", "nbd://127.0.0.1:7/b"];
+        command(&machine, machine.disks.iter().zip(uris), dir.path()).unwrap()
     }
 
     #[test]
