@@ -6,7 +6,7 @@ use farshore_proto::VolumeId;
 use farshore_vault::Vault;
 use farshore_vault::machine::{Described, OneDisk, describe};
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Descriptions that wait.
@@ -17,12 +17,6 @@ const RETRY: Duration = Duration::from_secs(10);
 const TRIES_MAX: usize = 30;
 /// Volumes that are remembered as described; of more, all are asked for again.
 const KNOWN_MAX: usize = 1 << 16;
-
-/// This machine's clock, milliseconds since 1970; for people.
-pub(crate) fn now_unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Where claims tell of machines.
 #[derive(Debug, Clone)]
