@@ -3,7 +3,7 @@
 use super::place;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{COVERED_RANGES_MAX, LAYERS_AT_ONCE, PARTS_AT_ONCE};
+use crate::limits::{COVERED_RANGES_MAX, LAYERS_AT_ONCE, PARTS_AT_ONCE, page_bytes};
 use crate::vault::Vault;
 use crate::view::LayerError;
 use farshore_codec::CodecError;
@@ -206,8 +206,7 @@ impl Layer {
 
     /// Bytes that a page takes in memory, about.
     pub(crate) fn page_bytes(&self, key: PageKey) -> u64 {
-        // Decoded, its records are somewhat larger than laid out.
-        2 * u64::from(self.page(key).raw_bytes) + 256
+        page_bytes(self.page(key).raw_bytes.into())
     }
 }
 
