@@ -626,3 +626,15 @@ async fn a_map_spares_reading_two_thousand_segments_and_a_read_is_a_page_and_a_f
         assert!(gets.count() - before <= 2, "block {block}: a page and a frame");
     }
 }
+
+#[tokio::test]
+async fn a_map_is_written_though_the_answers_of_its_puts_are_lost() {
+    let world = World::sample().await;
+    let volume = world.volumes[0].id;
+    let (store, calls) = counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    calls.lose_answers();
+    assert!(write_shaped(&vault, volume, SMALL).await.unwrap().is_some());
+    check(&world).await;
+    assert!(verify(&world.vault, true, |_| {}).await.unwrap().is_whole());
+}

@@ -1,7 +1,7 @@
 //! Writing a map: what the logs hold behind the newest one, as a layer of its own or merged with newer ones of that.
 
 use super::pages::{LEVEL, LayerWriter, bytes_of};
-use super::{Avoided, Base, Layer, begin, find, open_layers, place, tiers};
+use super::{Avoided, Base, Layer, begin, find, open_layers, place, put_drawn, tiers};
 use crate::blocks::BlockMap;
 use crate::chain::Start;
 use crate::chunks::ChunkReader;
@@ -9,7 +9,6 @@ use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{LAYER_RUNS_MAX, MAP_TRIES_MAX, PART_BYTES, UNMARKED_EXTENTS_MIN};
-use crate::store::Put;
 use crate::vault::Vault;
 use crate::view::{Build, Held, Image, LayerError, Point, PointSelector};
 use farshore_codec::map::{MapPlace, seal_manifest};
@@ -135,24 +134,26 @@ async fn write_from(
 ) -> Result<Option<Written>, Failure> {
     let (mut build, mut chain) = begin(vault, volume, epochs, base.as_ref())?;
     let reader = ChunkReader::new(vault, ObjectName::volume(volume));
-    let (layers, end, written) = (None, None, None);
-    let mut writer = Writer { vault, volume, epochs, reader, shape, base, layers, end, written };
+    let (layers, written) = (None, None);
+    let mut writer = Writer { vault, volume, epochs, reader, shape, base, layers, written };
+    // Where the last span that was read ends.
+    let mut end = None;
     while let Some(found) = chain.next().await? {
         writer.reader.keep(Arc::clone(&found.segment));
         build.take(&chain, &found)?;
-        let end = Start { epoch: found.epoch, slot: found.slot, last: found.span.last_seq };
+        let at = Start { epoch: found.epoch, slot: found.slot, last: found.span.last_seq };
         if build.runs() >= shape.layer_runs {
             writer.put_point(&mut build).await?;
         }
         if build.pending() >= shape.layer_runs {
-            writer.put_unmarked(&mut build, end).await?;
+            writer.put_unmarked(&mut build, at).await?;
         }
-        writer.end = Some(end);
+        end = Some(at);
     }
     chain.hole().await?;
     writer.put_point(&mut build).await?;
     if build.pending() >= shape.unmarked
-        && let Some(end) = writer.end
+        && let Some(end) = end
     {
         writer.put_unmarked(&mut build, end).await?;
     }
@@ -169,8 +170,6 @@ struct Writer<'a> {
     base: Option<Base>,
     /// Its layers, once they are opened.
     layers: Option<Vec<Arc<Layer>>>,
-    /// Where the last span that was read ends.
-    end: Option<Start>,
     written: Option<Written>,
 }
 
@@ -228,12 +227,7 @@ impl Writer<'_> {
         };
         let sealed = sealing.await?;
         let bytes = sealed.len() as u64 + new.as_ref().map_or(0, |new| bytes_of(&new.parts));
-        if self.vault.store().create(&object, sealed).await.map_err(VaultError::from)?
-            == Put::Exists
-        {
-            // Attempts draw their names: nobody else can have been there.
-            return Err(VaultError::Map { url: self.vault.url().to_owned(), object }.into());
-        }
+        put_drawn(self.vault, object, sealed).await?;
         let before = self.written;
         self.written = Some(Written {
             at,
