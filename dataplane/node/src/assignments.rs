@@ -4,6 +4,7 @@
 //! is away (I10). Sessions look here once, at their hello; so once a volume is not in the table, and its
 //! shard holds nothing of it, nothing of it comes any more.
 
+use crate::clock::unix_ms;
 use farshore_api::node::{Assignments as Told, NodeVolume, ToLetGo};
 use farshore_engine::assignments::{Changes, Given, changes};
 use farshore_engine::standing::Allowed;
@@ -12,6 +13,7 @@ use farshore_proto::{Epoch, VolumeId};
 use farshore_vault::machine::OneDisk;
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
+use std::time::SystemTime;
 use uuid::Uuid;
 
 /// What the control plane says of one volume and the agent that may send it.
@@ -80,9 +82,7 @@ impl Assignments {
     pub(crate) fn label(&self, volume: VolumeId) -> String {
         let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
         let mut label = volumes.get(&volume).map(|known| known.machine.clone()).unwrap_or_default();
-        while label.len() > LABEL_BYTES_MAX {
-            label.pop();
-        }
+        label.truncate(label.floor_char_boundary(LABEL_BYTES_MAX));
         label
     }
 
@@ -96,7 +96,7 @@ impl Assignments {
             volume,
             size_bytes,
             disk: known.disk.clone(),
-            time_unix_ms: crate::machines::now_unix_ms(),
+            time_unix_ms: unix_ms(SystemTime::now()),
         })
     }
 

@@ -35,16 +35,24 @@ pub(crate) struct Claimant {
 
 impl Claimant {
     pub(crate) fn new(
-        vault: Vault,
-        (shards, metrics): (Vec<Post<Message>>, Arc<Metrics>),
-        assignments: Arc<Assignments>,
-        aside: Handle,
+        vault: &Vault,
+        shards: &[Post<Message>],
+        metrics: &Arc<Metrics>,
+        assignments: &Arc<Assignments>,
+        aside: &Handle,
     ) -> Arc<Self> {
         let (machines, queue) = Machines::new();
         aside.spawn(machines::run(vault.clone(), queue));
-        let claims = Mutex::new(Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX));
-        let sealed = SealedLogs::default();
-        Arc::new(Self { claims, sealed, vault, shards, metrics, assignments, machines, aside })
+        Arc::new(Self {
+            claims: Mutex::new(Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX)),
+            sealed: SealedLogs::default(),
+            vault: vault.clone(),
+            shards: shards.to_vec(),
+            metrics: Arc::clone(metrics),
+            assignments: Arc::clone(assignments),
+            machines,
+            aside: aside.clone(),
+        })
     }
 
     /// A shard wants a volume.

@@ -6,23 +6,17 @@ use farshore_proto::VolumeId;
 use farshore_vault::Vault;
 use farshore_vault::machine::{Described, OneDisk, describe};
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Descriptions that wait.
 const QUEUE_MAX: usize = 1024;
-/// Between two attempts while the store is away.
+/// Between two attempts while the store is away, or others say something else of the machine.
 const RETRY: Duration = Duration::from_secs(10);
 /// Attempts; then the next claim tries.
 const TRIES_MAX: usize = 30;
 /// Volumes that are remembered as described; of more, all are asked for again.
 const KNOWN_MAX: usize = 1 << 16;
-
-/// This machine's clock, milliseconds since 1970; for people.
-pub(crate) fn now_unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Where claims tell of machines.
 #[derive(Debug, Clone)]
@@ -78,6 +72,7 @@ async fn put(vault: &Vault, one: &OneDisk) -> bool {
                 tracing::warn!(%machine, %volume, "the vault says that the machine has other disks; left as it is");
                 return true;
             }
+            Ok(Described::Outrun) => tokio::time::sleep(RETRY).await,
             Err(error) if error.is_unavailable() => tokio::time::sleep(RETRY).await,
             Err(error) => {
                 let error = chain(&error);
@@ -86,6 +81,46 @@ async fn put(vault: &Vault, one: &OneDisk) -> bool {
             }
         }
     }
-    tracing::warn!(%machine, %volume, "the store is away: what a machine is made of is said at its next claim");
+    tracing::warn!(%machine, %volume, "what a machine is made of is said at its next claim: the store is away, or others are always first");
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farshore_proto::MachineId;
+    use farshore_proto::machine::MachineBody;
+    use farshore_vault::layout::ObjectName;
+    use farshore_vault::machine::{Revised, find};
+    use farshore_vault::testing::{World, counted};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_description_that_others_outrun_is_put_later() {
+        let world = World::new(1, 1).await;
+        let (store, others) = counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        let (machine, volume) = (MachineId([5; 16]), world.volumes[0].id);
+        let (name, disk) = ("web-1".to_owned(), "/dev/vda".to_owned());
+        let one = OneDisk { machine, name, volume, size_bytes: 1 << 20, disk, time_unix_ms: 7 };
+        assert!(put(&world.vault, &one).await);
+        let mut body = newest(&vault, machine).await;
+        body.name = "theirs".to_owned();
+        for revision in 2..12 {
+            body.memory_bytes = revision;
+            let (number, key) = vault.newest_key();
+            let sealed = body.seal(vault.id(), machine, revision, key, number).unwrap();
+            let name = ObjectName::machine(machine, revision);
+            others.outrun(&name, world.file(&name), sealed);
+        }
+        let one = OneDisk { size_bytes: 2 << 20, ..one };
+        assert!(put(&vault, &one).await);
+        let body = newest(&vault, machine).await;
+        assert_eq!((body.memory_bytes, body.name.as_str()), (11, "web-1"));
+        assert_eq!(body.disks[0].size_bytes, 2 << 20);
+    }
+
+    async fn newest(vault: &Vault, machine: MachineId) -> MachineBody {
+        let found = find::<MachineBody>(vault, machine).await.unwrap().unwrap();
+        found.into_newest().unwrap().unwrap().body
+    }
 }

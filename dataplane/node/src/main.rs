@@ -8,6 +8,7 @@
 mod acceptor;
 mod assignments;
 mod claims;
+mod clock;
 mod control;
 mod dedup;
 mod derived;

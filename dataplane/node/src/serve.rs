@@ -204,12 +204,9 @@ impl Node {
         let boxes: Vec<(Post<Message>, Mailbox<Message>)> =
             recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
         let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
-        let (to_shards, counters) = (posts.clone(), Arc::clone(&metrics));
         let maps = Maps::new(reading.clone(), Arc::clone(&metrics), aside.clone());
-        let told = (to_shards.clone(), counters);
-        let claimant =
-            Claimant::new(reading.clone(), told, Arc::clone(&assignments), aside.clone());
-        let reached = (to_shards, Arc::clone(&metrics), Arc::clone(&maps));
+        let claimant = Claimant::new(reading, &posts, &metrics, &assignments, aside);
+        let reached = (posts.clone(), Arc::clone(&metrics), Arc::clone(&maps));
         tokio::spawn(services::run(vault.clone(), queue, reached, claimant));
         aside.spawn(derived::write_runs(reading.clone(), dedup.clone()));
         aside.spawn(dedup.clone().look_at_segments(reading.clone()));

@@ -4,6 +4,7 @@
 //! the limits fit each other; change one and the build says which relation broke.
 
 use crate::ids::Slot;
+use crate::map::REGION_BLOCKS;
 
 /// Unit of all addressing: one block.
 pub const BLOCK_BYTES: usize = 4096;
@@ -184,7 +185,8 @@ const _: () = {
     // The largest manifest, directory and index run fit a body, and that an object.
     assert!(1024 + MAP_LAYERS_MAX * 56 + MAP_PARTS_MAX * 16 <= OBJECT_BODY_BYTES_MAX);
     assert!(1024 + PART_PAGES_MAX * 32 + PART_RANGES_MAX * (4 + 1) <= OBJECT_BODY_BYTES_MAX);
-    assert!(8 << 18 <= PART_RANGES_MAX);
+    // A part of a delta can cover eight ranges in each region of the largest volume.
+    assert!(8 * (VOLUME_BLOCKS_MAX / REGION_BLOCKS) as usize <= PART_RANGES_MAX);
     assert!(PAGE_BYTES_MAX <= SEGMENT_FRAME_BYTES_MAX);
     assert!(1024 + TARGETS_MAX * 32 + INDEX_RUN_CHUNKS_MAX * 44 <= OBJECT_BODY_BYTES_MAX);
     // The largest machine and the largest group fit a small body; a mark counts its members in two bytes.

@@ -7,15 +7,6 @@ use farshore_proto::map::CHECK_BYTES;
 use farshore_proto::{BlockRange, ChunkId};
 use std::collections::BTreeMap;
 
-/// The place of a chunk that is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ChunkAt {
-    /// Number of its segment in the view's list.
-    pub(crate) target: u32,
-    /// Number of the chunk in the table of the segment, which holds it.
-    pub(crate) chunk: u32,
-}
-
 /// Blocks of a chunk that a table names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Source {
@@ -37,12 +28,6 @@ pub(crate) fn check_of(id: &ChunkId) -> [u8; CHECK_BYTES] {
 }
 
 impl Source {
-    /// Blocks from `first` on of the chunk `id` that is stored at `at`.
-    pub(crate) fn new(at: ChunkAt, id: &ChunkId, first: u32) -> Self {
-        let ChunkAt { target, chunk } = at;
-        Self { target, chunk, first, check: check_of(id) }
-    }
-
     /// What is left behind its first blocks.
     pub(crate) fn skip(self, blocks: u64) -> Self {
         let blocks = u32::try_from(blocks).expect("inside the run");
@@ -66,7 +51,7 @@ impl Run {
 }
 
 /// The map: first block → run. Runs do not overlap.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct BlockMap {
     runs: BTreeMap<u64, Run>,
     keeps_zeros: bool,
@@ -147,9 +132,8 @@ mod tests {
     const BLOCKS: u64 = 64;
 
     fn source(write: usize) -> Source {
-        let write = u32::try_from(write).unwrap();
-        let at = ChunkAt { target: 0, chunk: write };
-        Source::new(at, &ChunkId([0; 32]), 100)
+        let chunk = u32::try_from(write).unwrap();
+        Source { target: 0, chunk, first: 100, check: [0; CHECK_BYTES] }
     }
 
     proptest! {

@@ -162,21 +162,12 @@ async fn read_marks(
         if found.epoch >= bounded {
             return Ok(());
         }
-        let Some(mark) = found.span.mark else { continue };
+        let point = Point::at_end(&chain.epochs()[found.epoch], &found.span);
+        let Some((point, mark)) = point.zip(found.span.mark) else { continue };
         if marks.len() == POINTS_MAX {
             let (url, max) = (vault.url().to_owned(), POINTS_MAX as u64);
             return Err(VaultError::Limit { url, what: "recovery points of a volume", max });
         }
-        let epoch = &chain.epochs()[found.epoch];
-        let point = Point {
-            id: mark.point,
-            seq: found.span.last_seq,
-            epoch: epoch.epoch,
-            kind: mark.kind,
-            unknown_blocks: mark.unknown_blocks,
-            time_unix_ms: mark.time_unix_ms,
-            size_bytes: epoch.size_bytes,
-        };
         marks.push(Marked { point, group: mark.group });
     }
     chain.hole().await?;

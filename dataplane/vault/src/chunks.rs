@@ -15,13 +15,13 @@ use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::segment::open_frame_at;
 use farshore_codec::{ChunkHasher, CodecError};
+use farshore_proto::Target;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::map::{CHECK_BYTES, FrameAt, Page};
 use farshore_proto::segment::{ChunkPlace, SegmentChunk};
-use farshore_proto::{ChunkId, Target};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
@@ -100,10 +100,12 @@ impl Stored {
     ///
     /// # Errors
     /// `Corrupt` if it is not that chunk.
-    pub fn check(&self, frame: &[u8], hasher: &ChunkHasher) -> Result<ChunkId, CodecError> {
-        let id = frame.get(self.chunk_range()).map(|bytes| hasher.id(bytes));
-        let is_it = |id: &ChunkId| check_of(id) == self.check;
-        id.filter(is_it).ok_or(CodecError::OtherChunk { number: self.chunk })
+    pub fn check(&self, frame: &[u8], hasher: &ChunkHasher) -> Result<(), CodecError> {
+        let chunk = frame.get(self.chunk_range());
+        match chunk.is_some_and(|bytes| check_of(&hasher.id(bytes)) == self.check) {
+            true => Ok(()),
+            false => Err(CodecError::OtherChunk { number: self.chunk }),
+        }
     }
 }
 
@@ -111,19 +113,18 @@ impl Stored {
 #[derive(Debug)]
 struct OpenFrame {
     bytes: Bytes,
-    /// Offset and length → the id that the bytes have.
-    checked: Mutex<HashMap<(u32, u32), ChunkId>>,
+    /// Offset, length and check of those that have it.
+    checked: Mutex<HashSet<(u32, u32, [u8; CHECK_BYTES])>>,
 }
 
 impl OpenFrame {
     fn check(&self, stored: &Stored, hasher: &ChunkHasher) -> Result<(), CodecError> {
-        let key = (stored.offset, stored.blocks);
-        let known = self.checked.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        if known.is_some_and(|id| check_of(&id) == stored.check) {
-            return Ok(());
+        let chunk = (stored.offset, stored.blocks, stored.check);
+        let checked = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if !checked().contains(&chunk) {
+            stored.check(&self.bytes, hasher)?;
+            checked().insert(chunk);
         }
-        let id = stored.check(&self.bytes, hasher)?;
-        self.checked.lock().unwrap_or_else(PoisonError::into_inner).insert(key, id);
         Ok(())
     }
 }
@@ -221,23 +222,19 @@ impl ChunkReader {
         user: &ObjectName,
     ) -> Result<Arc<OpenSegment>, VaultError> {
         let Target { log, slot, .. } = target;
-        let (object, user) = (ObjectName::slot(log, slot), user.clone());
-        let url = || self.vault.url().to_owned();
+        let object = ObjectName::slot(log, slot);
         let read = async {
             let mut segment = read_segment(&self.vault, log, slot).await?;
             if segment.target() != target {
                 // The one that was there is gone.
-                let (object, user) = (object.clone(), user.clone());
-                return Err(VaultError::Replaced { url: url(), object, user });
+                let (url, user) = (self.vault.url().to_owned(), user.clone());
+                return Err(VaultError::Replaced { url, object: object.clone(), user });
             }
             segment.table.spans = Vec::new();
             Ok(Arc::new(segment))
         };
         let segment = self.tables.get_or_insert_async(&target, read).await;
-        segment.map_err(|error: VaultError| match error.is_not_found() {
-            true => VaultError::Lost { url: url(), object, user },
-            false => error,
-        })
+        segment.map_err(|error| self.vault.lost(error, object, user))
     }
 
     /// Where `count` blocks of a chunk that a table names are stored, by the table of the segment that holds it.
@@ -275,11 +272,8 @@ impl ChunkReader {
         let at = &stored.frame;
         let key = (at.target, at.number);
         let frame = self.frames.get_or_insert_async(&key, self.read_frame(at)).await?;
-        let damaged = |cause| {
-            let name = ObjectName::slot(at.target.log, at.target.slot);
-            self.vault.damaged(name, at.offset.into(), cause)
-        };
-        frame.check(stored, self.vault.hasher()).map_err(damaged)?;
+        let checked = frame.check(stored, self.vault.hasher());
+        checked.map_err(|cause| self.vault.damaged_frame(at, cause, &self.user))?;
         let start = stored.start();
         let length = usize::try_from(count).expect("a run of a chunk is short") * BLOCK_BYTES;
         // In range: the chunk was just found in the frame, and the run lies in the chunk.
@@ -307,22 +301,5 @@ impl ChunkReader {
             Ok(raw) => Ok(Arc::new(OpenFrame { bytes: raw.into(), checked: Mutex::default() })),
             Err(cause) => Err(self.vault.damaged_frame(&at, cause, &self.user)),
         }
-    }
-}
-
-/// The place of a chunk that `user` refers to as number `number` of `target`, if it is that chunk.
-pub(crate) fn referred(
-    target: &OpenSegment,
-    number: u32,
-    user: &SegmentChunk,
-) -> Option<(u32, u32)> {
-    let chunk = target.table.chunks.get(number as usize)?;
-    match chunk.place {
-        ChunkPlace::Here { frame, offset }
-            if chunk.id == user.id && chunk.blocks == user.blocks =>
-        {
-            Some((frame, offset))
-        }
-        _ => None,
     }
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use farshore_proto::limits::{
-    BLOCK_BYTES, MAP_PART_BYTES_MAX, OBJECT_BODY_BYTES_MAX, OBJECT_HEADER_BYTES_MAX,
-    PAGE_BYTES_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_CHUNKS_MAX,
-    SEGMENT_FRAME_BYTES_MAX, SMALL_BODY_BYTES_MAX, SMALL_OBJECT_BYTES_MAX, TAG_BYTES,
-    VOLUME_BLOCKS_MAX,
+    BLOCK_BYTES, FRAME_TRAILER_BYTES, MAP_PART_BYTES_MAX, OBJECT_BODY_BYTES_MAX,
+    OBJECT_HEADER_BYTES_MAX, PAGE_BYTES_MAX, PUTS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX,
+    SEGMENT_CHUNKS_MAX, SEGMENT_FRAME_BYTES_MAX, SMALL_BODY_BYTES_MAX, SMALL_OBJECT_BYTES_MAX,
+    TAG_BYTES, VOLUME_BLOCKS_MAX,
 };
 
 /// Largest object that is header and body, nothing else.
@@ -67,6 +67,10 @@ pub const COVERED_RANGES_MAX: u64 = 1 << 24;
 pub const PART_BYTES: usize = 16 << 20;
 /// Decoded pages that a view keeps.
 pub const PAGE_CACHE_BYTES: u64 = 48 << 20;
+/// Bytes that a decoded page takes in memory, about: its records are somewhat larger than laid out.
+pub(crate) const fn page_bytes(raw_bytes: u64) -> u64 {
+    2 * raw_bytes + 256
+}
 /// Pages that one read fetches at the same time.
 pub const READ_PAGES_IN_FLIGHT_MAX: usize = 16;
 /// Parts of a map whose directories are read at the same time.
@@ -99,7 +103,7 @@ pub const PATIENCE_BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest wait between two attempts of it.
 pub const PATIENCE_BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// Maps of one volume that a reader knows of; of more, the newest.
+/// Maps of one volume that a reader knows of; of more, every second one, or fourth, and the newest.
 pub const MAPS_LISTED_MAX: usize = 1 << 16;
 /// Maps that a reader tries before it reads the logs alone.
 pub const MAP_TRIES_MAX: usize = 8;
@@ -154,13 +158,14 @@ const _: () = {
     assert!(
         TABLE_CACHE_BYTES / CACHE_SHARDS as u64 >= (SEGMENT_CHUNKS_MAX * 80 + (1 << 20)) as u64
     );
+    assert!(PAGE_CACHE_BYTES / CACHE_SHARDS as u64 >= 4 * page_bytes(PAGE_BYTES_MAX as u64));
     // A part is ended before it is too large.
     assert!((PART_BYTES + PAGE_BYTES_MAX + TAG_BYTES) as u64 <= MAP_PART_BYTES_MAX);
     // What makes a map is far below what a view holds without one.
     assert!(UNMARKED_EXTENTS_MIN < LAYER_RUNS_MAX && 8 * LAYER_RUNS_MAX <= TAIL_RUNS_MAX);
     assert!(WINDOW_BLOCKS * BLOCK_BYTES as u64 <= READ_BYTES_MAX as u64);
     // One GET holds at least two frames, and stays far below an object.
-    assert!(BULK_GET_BYTES >= 2 * (SEGMENT_FRAME_BYTES_MAX + 16) as u64);
+    assert!(BULK_GET_BYTES >= 2 * (SEGMENT_FRAME_BYTES_MAX + FRAME_TRAILER_BYTES) as u64);
     assert!(BULK_GET_BYTES * 4 <= SEGMENT_BYTES_MAX);
     assert!(READ_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
     assert!(FRAMES_OPENING_MAX * 2 * SEGMENT_FRAME_BYTES_MAX <= 128 << 20);

@@ -29,7 +29,7 @@ use std::time::Duration;
 use tokio::sync::Mutex as AsyncMutex;
 
 pub use crate::chunks::Stored;
-pub(crate) use build::Build;
+pub(crate) use build::{Build, Tail};
 pub(crate) use image::{Held, Image, LayerError};
 
 /// Which recovery point of a volume.
@@ -136,7 +136,6 @@ pub struct VolumeView {
     bounded: usize,
     label: String,
     point: Point,
-    points: Vec<Point>,
     hole: Option<Hole>,
     patience: Patience,
     image: RwLock<Arc<Image>>,
@@ -183,7 +182,7 @@ impl VolumeView {
             }
             None => stream.open(selector, &mut avoided).await?,
         };
-        let Opened { image, point, points, hole } = opened;
+        let Opened { image, point, hole } = opened;
         if let Some(Hole { log, slot, later }) = hole {
             tracing::warn!(
                 %volume, %log, %slot, %later,
@@ -193,19 +192,7 @@ impl VolumeView {
         let label = epochs.last().map(|epoch| epoch.label.clone()).unwrap_or_default();
         let (image, avoided) = (RwLock::new(Arc::new(image)), AsyncMutex::new(avoided));
         let patience = Patience::new(Duration::ZERO);
-        Ok(Self {
-            reader,
-            volume,
-            epochs,
-            bounded,
-            label,
-            point,
-            points,
-            hole,
-            patience,
-            image,
-            avoided,
-        })
+        Ok(Self { reader, volume, epochs, bounded, label, point, hole, patience, image, avoided })
     }
 
     /// The same view, whose reads outlast a store that is away.
@@ -236,13 +223,6 @@ impl VolumeView {
     #[must_use]
     pub fn point(&self) -> &Point {
         &self.point
-    }
-
-    /// Recovery points up to the view's, in order, from the map on that it was opened by; all of
-    /// them if there was none. `list_points` gives all in any case.
-    #[must_use]
-    pub fn points(&self) -> &[Point] {
-        &self.points
     }
 
     /// A missing slot behind which there may be newer points; only of a view of the latest.
@@ -432,7 +412,6 @@ impl VolumeView {
 struct Opened {
     image: Image,
     point: Point,
-    points: Vec<Point>,
     hole: Option<Hole>,
 }
 
@@ -454,7 +433,7 @@ impl Stream<'_> {
     ) -> Result<Opened, VaultError> {
         let (vault, volume) = (self.reader.vault(), self.volume);
         let mut failed: Option<(Seq, VaultError)> = None;
-        let mut wanted = selector;
+        let (mut wanted, mut layers) = (selector, Vec::new());
         for _ in 0..MAP_TRIES_MAX {
             let base = map::find(vault, volume, self.epochs, wanted, avoided).await?;
             let Some(base) = base else { break };
@@ -471,24 +450,17 @@ impl Stream<'_> {
                 wanted = PointSelector::Seq(point.seq);
                 continue;
             }
-            let layers = match open_layers(
-                vault,
-                volume,
-                &base.manifest.layers,
-                &base.object(volume),
-            )
-            .await
-            {
+            let (known, object) = (&base.manifest.layers, base.object(volume));
+            layers = match open_layers(vault, volume, known, &object, &layers).await {
                 Ok(layers) => layers,
                 Err(LayerError { error, .. }) if error.is_unavailable() => return Err(error),
                 Err(LayerError { attempt, error }) => {
-                    let object = base.object(volume);
                     tracing::warn!(%object, %error, "a layer of a map cannot be used; an older map or the logs are");
                     avoided.insert(attempt);
                     continue;
                 }
             };
-            match (self.read_to(wanted, Some((&base, layers))).await, base.point) {
+            match (self.read_to(wanted, Some((&base, layers.clone()))).await, base.point) {
                 (Ok(opened), _) => return still_latest(selector, opened, failed),
                 // No mark came behind it: the newest is the one that it names.
                 (Err(VaultError::NoPoint { .. }), Some(point)) => {
@@ -497,13 +469,18 @@ impl Stream<'_> {
                 (Err(error @ (VaultError::NoPoint { .. } | VaultError::SeqNotFound { .. })), _) => {
                     return Err(error);
                 }
-                (Err(error @ VaultError::PointNotFound { point, .. }), _) => {
-                    // A clock that went back makes ids tell nothing of the order.
+                // A clock that went back makes ids tell nothing of the order.
+                (
+                    Err(
+                        error @ (VaultError::PointNotFound { point, .. }
+                        | VaultError::PointBehindHole { point, .. }),
+                    ),
+                    _,
+                ) => {
                     wanted = PointSelector::Seq(self.seq_of(point).await?.ok_or(error)?);
                 }
                 (Err(error), _) if error.is_unavailable() => return Err(error),
                 (Err(error), _) => {
-                    let object = base.object(volume);
                     tracing::warn!(%object, %error, "cannot go on from a map; an older one or the logs are read");
                     avoided.insert(base.name.1);
                     let seq = base.point.map_or(Seq(0), |point| point.seq);
@@ -535,7 +512,7 @@ impl Stream<'_> {
         let (vault, volume) = (self.reader.vault(), self.volume);
         let (mut build, mut chain) =
             map::begin(vault, volume, self.epochs, map.as_ref().map(|(base, _)| *base))?;
-        let mut is_found = build.point().is_some_and(|point| selector.is(point));
+        let mut is_found = build.point().is_some_and(|point| selector.is(&point));
         while !is_found {
             let next = match chain.next().await {
                 Err(error) if error.is_unavailable() && is_on(Bug::AwayTakenForEnd) => None,
@@ -549,12 +526,12 @@ impl Stream<'_> {
         if !is_found && selector != PointSelector::Latest {
             return Err(not_found(vault, volume, selector, hole));
         }
-        let Some(point) = build.point().copied() else {
+        let Some(point) = build.point() else {
             return Err(VaultError::NoPoint { url: vault.url().to_owned(), volume });
         };
         let layers = map.map_or_else(Vec::new, |(_, layers)| layers);
-        let (tail, targets, points) = build.finish();
-        Ok(Opened { image: Image::whole(tail, targets, layers), point, points, hole })
+        let image = Image::whole(Arc::new(build.finish()), layers);
+        Ok(Opened { image, point, hole })
     }
 }
 

@@ -36,6 +36,9 @@ struct Verified {
     segments: u64,
     frames: u64,
     chunks: u64,
+    maps: u64,
+    /// Those that could not be compared with the logs.
+    maps_not_compared: u64,
     read_bytes: u64,
     problems: Vec<ProblemRow>,
     problems_left_out: u64,
@@ -84,6 +87,8 @@ impl Verified {
             segments: report.segments,
             frames: report.frames,
             chunks: report.chunks,
+            maps: report.maps,
+            maps_not_compared: report.maps_not_compared,
             read_bytes: report.read_bytes,
             problems: report.problems.into_iter().map(problem).collect(),
             problems_left_out: report.problems_left_out,
@@ -104,6 +109,14 @@ impl Verified {
         text
     }
 
+    /// How many maps open, and of how many it is not known whether they are right.
+    fn compared(&self) -> String {
+        match self.maps_not_compared {
+            0 => self.maps.to_string(),
+            some => format!("{}, {some} of them not compared with the logs", self.maps),
+        }
+    }
+
     fn count(&self) -> u64 {
         self.problems.len() as u64 + self.problems_left_out
     }
@@ -121,6 +134,7 @@ impl Verified {
             .pair("recovery points", self.promises())
             .pair("segments", self.segments)
             .pair("chunks", self.chunks)
+            .pair("maps", self.compared())
             .pair("read", size(self.read_bytes))
             .pair("took", format!("{:.1} s", self.seconds))
             .pair("problems", self.count());
@@ -249,6 +263,19 @@ mod tests {
             assert_eq!(json[field], value, "{field}");
         }
         assert!(counts(&stats.into()).contains("2 B (50.0 % of raw)"));
+    }
+
+    #[test]
+    fn maps_that_were_not_compared_are_told() {
+        let verified = |maps_not_compared| {
+            let report = Report { maps: 7, maps_not_compared, ..Report::default() };
+            Verified::new("file:///v", true, report, Instant::now())
+        };
+        assert!(!verified(0).table().contains("not compared"));
+        let text = verified(2).table();
+        assert!(text.contains("7, 2 of them not compared with the logs"), "{text}");
+        let json = serde_json::to_value(verified(2)).unwrap();
+        assert_eq!((&json["maps"], &json["maps_not_compared"]), (&json!(7), &json!(2)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use super::*;
-use farshore_vault::PointSelector;
 use farshore_vault::testing::{self, BLOCKS, World, history, image_bytes};
+use farshore_vault::{PointSelector, catalog};
 use proptest::prelude::*;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -264,7 +264,8 @@ async fn an_interrupted_restore_goes_on_where_it_was_and_believes_nothing_it_doe
 async fn what_was_left_of_another_point_is_not_mixed_in() {
     let (world, view, expected) = sample().await;
     let to = world.folder.path().join("disk.img");
-    let earlier = view.points()[0].id;
+    let points = catalog::list_points(&world.vault, view.volume()).await.unwrap();
+    let earlier = points[0].id;
     let selector = PointSelector::Point(earlier);
     let other = VolumeView::open(&world.vault, view.volume(), selector).await.unwrap();
     assert_ne!(other.point().id, view.point().id);

@@ -5,13 +5,21 @@
 //! error of such a file system or lets it go on.
 
 use crate::loops::Disk;
-use crate::world::{World, memory, open};
+use crate::world::{World, memory, open, recovery_key};
 use crate::write::image_bytes;
 use bytes::Bytes;
+use farshore_codec::segment::slot_without_data;
 use farshore_export::restore::{RestoreError, RestoreOptions, RestoreReport, restore};
-use farshore_proto::{LogId, PointId, Slot, VolumeId};
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::machine::{DiskRole, Firmware};
+use farshore_proto::segment::{SlotKind, SlotWriter};
+use farshore_proto::{Epoch, LogId, MachineId, PointId, Seq, Slot, Stamp, VolumeId};
+use farshore_vault::epoch::{Claim, claim_behind};
 use farshore_vault::layout::ObjectName;
-use farshore_vault::{Access, PointSelector, Store, VolumeView};
+use farshore_vault::log::{PutOutcome, put_segment, seal};
+use farshore_vault::machine::{self, Revise};
+use farshore_vault::testing::machines::{self as testing, disk};
+use farshore_vault::{Access, PointSelector, Store, Vault, VolumeView};
 use futures::future::BoxFuture;
 use libc::{c_int, c_long, seccomp_data, seccomp_notif, seccomp_notif_resp};
 use libc::{sock_filter, sock_fprog};
@@ -20,6 +28,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Calls that are handed over.
 const CALLS: [c_long; 5] =
@@ -234,6 +243,86 @@ fn an_object_and_its_name_are_synced_before_they_count() {
     let settled = syncs(|store, name| Box::pin(async move { store.settle(&name).await.unwrap() }));
     let depth = name.to_string().split('/').count();
     assert_eq!(settled, vec![Call::SyncDirectory; depth], "{name}");
+}
+
+/// What an attempt puts: the object, and the attempt.
+type Attempt = (ObjectName, Arc<dyn Fn(Vault) -> BoxFuture<'static, ()> + Send + Sync>);
+
+fn attempts(vault: &Vault) -> [Attempt; 4] {
+    let (volume, log, machine) = (VolumeId([1; 16]), LogId([7; 16]), MachineId([5; 16]));
+    let body = EpochBody {
+        epoch: Epoch(1),
+        log,
+        first_slot: Slot(0),
+        first_seq: Seq(1),
+        size_bytes: 1 << 20,
+        stamp: Stamp::default(),
+        label: String::new(),
+    };
+    let claim = move |vault: Vault| -> BoxFuture<'static, ()> {
+        let body = body.clone();
+        Box::pin(async move {
+            let claimed = claim_behind(&vault, volume, 0, &body).await.unwrap();
+            assert_eq!(claimed, Claim::Claimed { ordinal: 1 });
+        })
+    };
+    let (number, key) = vault.newest_key();
+    let (at, writer) = ((vault.id(), log, Slot(3)), SlotWriter::of_run(1));
+    let object = Bytes::from(slot_without_data(SlotKind::Fill, at, writer, key, number).unwrap());
+    let segment = move |vault: Vault| -> BoxFuture<'static, ()> {
+        let object = object.clone();
+        Box::pin(async move {
+            let put = put_segment(&vault, log, Slot(3), object).await.unwrap();
+            assert_eq!(put, PutOutcome::Committed);
+        })
+    };
+    let seal = move |vault: Vault| -> BoxFuture<'static, ()> {
+        Box::pin(async move { assert!(seal(&vault, log, Slot(0)).await.unwrap().is_sealed) })
+    };
+    let disk = disk(0, Some(volume), DiskRole::Boot);
+    let body = testing::machine("m", Firmware::Unknown, vec![disk]);
+    let revision = move |vault: Vault| -> BoxFuture<'static, ()> {
+        let body = body.clone();
+        Box::pin(async move {
+            let put = machine::put(&vault, machine, 0, &body).await.unwrap();
+            assert_eq!(put, Revise::Put { revision: 1 });
+        })
+    };
+    [
+        (ObjectName::epoch(volume, 1), Arc::new(claim)),
+        (ObjectName::slot(log, Slot(3)), Arc::new(segment)),
+        (ObjectName::slot(log, Slot(0)), Arc::new(seal)),
+        (ObjectName::machine(machine, 1), Arc::new(revision)),
+    ]
+}
+
+/// M6: who finds what another attempt put may be the first who relies on it.
+#[test]
+fn what_another_attempt_put_is_synced_before_it_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vault");
+    let store = Store::open(path.to_str().unwrap(), Access::Make).unwrap();
+    let vault = runtime().block_on(Vault::init(&store, &recovery_key())).unwrap();
+    for (name, attempt) in attempts(&vault) {
+        runtime().block_on(attempt(vault.clone()));
+        let file = path.join(name.to_string());
+        let bytes = fs::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        // What the first attempt put arrives between what the second one reads and what it puts.
+        let mut seen = Vec::new();
+        let arrive = |call| match call {
+            Call::Link => {
+                fs::write(&file, &bytes).unwrap();
+                seen.clear();
+            }
+            call => seen.push(call),
+        };
+        let vault = vault.clone();
+        let ((), _) = without(&[], arrive, move || runtime().block_on(attempt(vault)));
+        let depth = name.to_string().split('/').count();
+        assert_eq!(seen, vec![Call::SyncDirectory; depth], "{name}");
+        fs::remove_file(&file).unwrap();
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How an export serves, for those who cannot ask it: a file, and lines in the log.
 
+use crate::clock::unix_ms;
 use farshore_api::export::{ExportState, ExportStatus};
 use farshore_export::{ExportError, Watch};
 use farshore_proto::ErrorKind;
@@ -119,11 +120,6 @@ fn status(
         _ => unix_ms(since),
     };
     ExportStatus { state, reason: reason.cloned(), since_unix_ms, patience_seconds }
-}
-
-fn unix_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn log(status: &ExportStatus, before: Option<&ExportStatus>) {

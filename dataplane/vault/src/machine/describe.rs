@@ -39,6 +39,8 @@ pub enum Described {
     Known,
     /// The vault says that the machine has other disks: what to make of that is for an operator.
     Others,
+    /// Other writers were first, again and again: call again.
+    Outrun,
 }
 
 /// Has the vault say what a machine with one disk is made of, if it does not yet. What it says of the machine besides
@@ -64,7 +66,7 @@ pub async fn describe(vault: &Vault, one: &OneDisk) -> Result<Described, VaultEr
             return Ok(Described::Put { revision });
         }
     }
-    Ok(Described::Others)
+    Ok(Described::Outrun)
 }
 
 /// What a machine becomes.
@@ -126,18 +128,15 @@ impl OneDisk {
 
 /// At most so many bytes of a text, whole characters.
 fn cut(text: &str, max: usize) -> &str {
-    let mut end = text.len().min(max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+    &text[..text.floor_char_boundary(max)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::list_points;
-    use crate::testing::World;
+    use crate::layout::ObjectName;
+    use crate::machine::{Revised, list_points};
+    use crate::testing::{World, counted};
 
     fn one(world: &World) -> OneDisk {
         OneDisk {
@@ -198,6 +197,28 @@ mod tests {
         let other = OneDisk { volume: world.volumes[1].id, ..first };
         assert_eq!(describe(&world.vault, &other).await.unwrap(), Described::Others);
         assert_eq!(newest(&world).await.0, 3);
+    }
+
+    #[tokio::test]
+    async fn who_is_outrun_each_time_is_told_and_describes_it_when_called_again() {
+        let world = World::new(1, 1).await;
+        let (store, others) = counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        let ours = one(&world);
+        let theirs = OneDisk { name: "theirs".to_owned(), ..ours.clone() };
+        let mut body = theirs.new_machine();
+        for revision in 1..=TRIES_MAX as u64 {
+            body.memory_bytes = revision;
+            let (number, key) = vault.newest_key();
+            let sealed = body.seal(vault.id(), ours.machine, revision, key, number).unwrap();
+            let name = ObjectName::machine(ours.machine, revision);
+            others.outrun(&name, world.file(&name), sealed);
+        }
+        assert_eq!(describe(&vault, &ours).await.unwrap(), Described::Outrun);
+        let revision = TRIES_MAX as u64 + 1;
+        assert_eq!(describe(&vault, &ours).await.unwrap(), Described::Put { revision });
+        let (_, body) = newest(&world).await;
+        assert_eq!((body.name.as_str(), body.memory_bytes), ("web-1", TRIES_MAX as u64));
     }
 
     #[tokio::test]

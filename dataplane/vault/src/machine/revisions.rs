@@ -114,13 +114,16 @@ pub(super) async fn search<K: Revised>(
 ) -> Result<u64, VaultError> {
     let mut last = last;
     loop {
+        if last <= REVISIONS_MAX {
+            last = gallop::<K>(vault, id, last).await?;
+        }
         if last > REVISIONS_MAX {
             let (url, max) = (vault.url().to_owned(), REVISIONS_MAX);
             return Err(VaultError::Limit { url, what: "revisions of a machine or group", max });
         }
-        last = gallop::<K>(vault, id, last).await?;
-        // They are made in order, so one that is there means that those in front of it were.
-        let behind = (last + 1..=last + REVISIONS_BEHIND).map(|number| async move {
+        // They are made in order, so one that is there means that those in front of it were. The first was just asked
+        // for.
+        let behind = (last + 2..=last + REVISIONS_BEHIND).map(|number| async move {
             Ok::<_, VaultError>(is_there::<K>(vault, id, number).await?.then_some(number))
         });
         let Some(later) = try_join_all(behind).await?.into_iter().flatten().max() else {

@@ -3,7 +3,7 @@
 use super::place;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{COVERED_RANGES_MAX, LAYERS_AT_ONCE, PARTS_AT_ONCE};
+use crate::limits::{COVERED_RANGES_MAX, LAYERS_AT_ONCE, PARTS_AT_ONCE, page_bytes};
 use crate::vault::Vault;
 use crate::view::LayerError;
 use farshore_codec::CodecError;
@@ -83,8 +83,8 @@ impl Covers {
 #[derive(Debug)]
 pub(crate) struct Layer {
     at: MapPlace,
-    pub(crate) kind: LayerKind,
-    pub(crate) data_blocks: u64,
+    /// As the manifest names it.
+    known: map::Layer,
     parts: Vec<PartOpener>,
     covers: Covers,
 }
@@ -101,7 +101,7 @@ impl Layer {
         user: &ObjectName,
     ) -> Result<Self, VaultError> {
         let at = place(vault, volume, (known.at, known.attempt));
-        let shapes = (0..).zip(known.parts.iter().copied());
+        let shapes = (0..).zip(known.parts.clone());
         let parts = shapes.map(|(part, shape)| open_part(vault, at, part, shape, user));
         let mut opening = std::pin::pin!(futures::stream::iter(parts).buffered(PARTS_AT_ONCE));
         let (mut parts, mut covers) = (Vec::with_capacity(known.parts.len()), Covers::default());
@@ -109,16 +109,15 @@ impl Layer {
             covers.extend(&part.take_covers());
             parts.push(part);
         }
-        let (kind, data_blocks) = (known.kind, known.data_blocks);
-        let layer = Self { at, kind, data_blocks, parts, covers };
-        if layer.is_as(&known) {
+        let layer = Self { at, known, parts, covers };
+        if layer.is_as_known() {
             return Ok(layer);
         }
         Err(VaultError::Map { url: vault.url().to_owned(), object: user.clone() })
     }
 
     /// Whether the parts are in block order, and have what the manifest says.
-    fn is_as(&self, known: &map::Layer) -> bool {
+    fn is_as_known(&self) -> bool {
         let runs: u64 =
             self.parts.iter().flat_map(|part| part.pages()).map(|p| u64::from(p.runs)).sum();
         let mut floor = 0;
@@ -126,7 +125,16 @@ impl Layer {
             (Some(first), Some(last)) => first.first >= std::mem::replace(&mut floor, last.end),
             _ => false,
         };
-        runs == known.runs && self.parts.iter().all(&mut is_next)
+        runs == self.known.runs && self.parts.iter().all(&mut is_next)
+    }
+
+    pub(crate) fn kind(&self) -> LayerKind {
+        self.known.kind
+    }
+
+    /// Blocks that it says hold data.
+    pub(crate) fn data_blocks(&self) -> u64 {
+        self.known.data_blocks
     }
 
     /// What its errors name.
@@ -140,7 +148,7 @@ impl Layer {
 
     /// What of a range it has a say in.
     pub(crate) fn covered(&self, range: BlockRange) -> Vec<BlockRange> {
-        match self.kind {
+        match self.known.kind {
             LayerKind::Full => vec![range],
             LayerKind::Delta => self.covers.within(range),
         }
@@ -206,8 +214,7 @@ impl Layer {
 
     /// Bytes that a page takes in memory, about.
     pub(crate) fn page_bytes(&self, key: PageKey) -> u64 {
-        // Decoded, its records are somewhat larger than laid out.
-        2 * u64::from(self.page(key).raw_bytes) + 256
+        page_bytes(self.page(key).raw_bytes.into())
     }
 }
 
@@ -231,7 +238,7 @@ async fn open_part(
     vault.open_aside(name, ObjectKind::Pages, open).await
 }
 
-/// Opens the layers of a map, newest first.
+/// Opens the layers of a map, newest first, but for those that are `opened` already and of which its manifest says the same.
 ///
 /// # Errors
 /// `Corrupt` if a part is missing, damaged, or not what the manifest says; `Limit`; `Unavailable`.
@@ -240,13 +247,18 @@ pub(crate) async fn open_layers(
     volume: VolumeId,
     known: &[map::Layer],
     user: &ObjectName,
+    opened: &[Arc<Layer>],
 ) -> Result<Vec<Arc<Layer>>, LayerError> {
+    let find = |known: &map::Layer| opened.iter().find(|layer| layer.known == *known).cloned();
     // Each owns what it opens: a closure that borrows it makes no future that can be spawned.
-    let layers: Vec<map::Layer> = known.to_vec();
-    let layers = futures::stream::iter(layers).map(|known| async {
+    let layers: Vec<_> = known.iter().map(|known| (known.clone(), find(known))).collect();
+    let layers = futures::stream::iter(layers).map(|(known, opened)| async move {
         let attempt = known.attempt;
-        let opened = Layer::open(vault, volume, known, user).await;
-        opened.map(Arc::new).map_err(|error| LayerError { attempt, error })
+        let layer = match opened {
+            Some(layer) => return Ok(layer),
+            None => Layer::open(vault, volume, known, user).await,
+        };
+        layer.map(Arc::new).map_err(|error| LayerError { attempt, error })
     });
     let mut layers = std::pin::pin!(layers.buffered(LAYERS_AT_ONCE));
     let (mut opened, mut ranges) = (Vec::with_capacity(known.len()), 0);

@@ -19,8 +19,10 @@ use crate::chain::{Chain, Start};
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, map_of};
 use crate::limits::{MAP_TRIES_MAX, MAPS_LISTED_MAX, SEALED_OBJECT_BYTES_MAX};
+use crate::store::Put;
 use crate::vault::Vault;
 use crate::view::{Build, Point, PointSelector};
+use bytes::Bytes;
 use farshore_codec::map::{MapPlace, open_manifest, peek_manifest};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
@@ -184,6 +186,18 @@ async fn until(
 
 fn place(vault: &Vault, volume: VolumeId, (at, attempt): Name) -> MapPlace {
     MapPlace { vault: vault.id(), volume, at, attempt }
+}
+
+/// Puts an object of an attempt, which drew its name: one that is there is the same, put by a request whose answer was
+/// lost.
+async fn put_drawn(vault: &Vault, name: ObjectName, object: Bytes) -> Result<(), VaultError> {
+    if vault.store().create(&name, object.clone()).await? == Put::Created {
+        return Ok(());
+    }
+    if vault.store().get(&name, object.len() as u64).await? == object {
+        return Ok(vault.store().settle(&name).await?);
+    }
+    Err(VaultError::Map { url: vault.url().to_owned(), object: name })
 }
 
 /// The point that a map says it is at.

@@ -1,12 +1,12 @@
 //! Writing a layer: runs into pages, pages into parts, parts into the store.
 
+use super::put_drawn;
 use super::write::Shape;
 use crate::blocking;
 use crate::chunks::Stored;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::PART_BYTES;
-use crate::store::Put;
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::map::{MapPlace, PartBuilder};
@@ -77,7 +77,6 @@ fn goes_on(last: &Run, next: &Run) -> bool {
 pub(super) struct LayerWriter<'a> {
     vault: &'a Vault,
     at: MapPlace,
-    kind: LayerKind,
     shape: Shape,
     last: Option<Run>,
     page: PageBuilder,
@@ -93,7 +92,7 @@ impl<'a> LayerWriter<'a> {
         let (attempt, parts) = (at.attempt, Vec::new());
         let layer = Layer { at: at.at, attempt, kind, runs: 0, data_blocks: 0, parts };
         let page = PageBuilder::default();
-        Self { vault, at, kind, shape, last: None, page, part: None, layer }
+        Self { vault, at, shape, last: None, page, part: None, layer }
     }
 
     /// Adds what a run of blocks holds, behind all that there are; none: zeros, of which a full layer says nothing.
@@ -102,7 +101,9 @@ impl<'a> LayerWriter<'a> {
         range: BlockRange,
         content: Option<Stored>,
     ) -> Result<(), VaultError> {
-        if content.is_none() && (self.kind == LayerKind::Full || is_on(Bug::DeltaWithoutZeros)) {
+        if content.is_none()
+            && (self.layer.kind == LayerKind::Full || is_on(Bug::DeltaWithoutZeros))
+        {
             return Ok(());
         }
         let mut rest = range;
@@ -134,7 +135,7 @@ impl<'a> LayerWriter<'a> {
         self.layer.data_blocks += page.data_blocks();
         let number = self.number();
         let (part, at, vault) = (self.part.take(), self.at, self.vault.clone());
-        let is_delta = self.kind == LayerKind::Delta;
+        let is_delta = self.layer.kind == LayerKind::Delta;
         let pushing = blocking::run(move || {
             let mut part = match part {
                 Some(part) => part,
@@ -176,14 +177,7 @@ impl<'a> LayerWriter<'a> {
         let (object, shape, _) = finished.map_err(|cause| self.unsealed(number, cause))?;
         let name = ObjectName::pages(self.at.volume, self.at.at, self.at.attempt, number);
         self.layer.parts.push(shape);
-        match self.vault.store().create(&name, Bytes::from(object)).await? {
-            Put::Created => Ok(()),
-            // Attempts draw their names: nobody else can have been there.
-            Put::Exists => {
-                let url = self.vault.url().to_owned();
-                Err(VaultError::Map { url, object: name })
-            }
-        }
+        put_drawn(self.vault, name, Bytes::from(object)).await
     }
 
     /// Puts what is left; gives the layer as the manifest names it.

@@ -626,3 +626,84 @@ async fn a_map_spares_reading_two_thousand_segments_and_a_read_is_a_page_and_a_f
         assert!(gets.count() - before <= 2, "block {block}: a page and a frame");
     }
 }
+
+/// What it says of a layer that the one before has too is not taken for compared.
+#[tokio::test]
+async fn a_map_that_says_something_else_of_a_layer_than_the_one_before_is_named() {
+    let world = mapped().await;
+    let volume = world.volumes[0].id;
+    let name = list(&world.vault, volume).await.unwrap().pop_last().unwrap();
+    forge(&world, name, |_, manifest| manifest.layers[1].runs += 1);
+    for read_data in [false, true] {
+        let report = verify(&world.vault, read_data, |_| {}).await.unwrap();
+        let named: Vec<_> = report.problems.iter().map(|problem| &problem.object).collect();
+        assert_eq!(named, [&ObjectName::map(volume, name.0, name.1)], "{report:#?}");
+    }
+    check(&world).await;
+}
+
+/// The logs say what is wrong with them; that a map could not be compared is counted.
+#[tokio::test]
+async fn a_map_beside_damaged_logs_is_not_compared() {
+    let mut world = World::new(1, 1).await;
+    let volume = world.volumes[0].id;
+    for seed in [1000, 2000] {
+        world.write(0, 0, 8, seed);
+        world.end_span(0, true);
+        world.commit(0).await;
+        world.write(0, 8, 8, seed);
+        world.end_span(0, true);
+        world.commit(0).await;
+        write(&world.vault, volume).await.unwrap().unwrap();
+    }
+    let file = world.file(&ObjectName::slot(world.logs[0].id, world.points[2].slot));
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[210] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let report = verify(&world.vault, true, |_| {}).await.unwrap();
+    assert_eq!((report.maps, report.maps_not_compared), (2, 1), "{report:#?}");
+    assert!(!report.is_whole());
+}
+
+/// A point that no map has is looked for in the logs once, also where a slot is missing at their end.
+#[tokio::test]
+async fn a_point_that_may_be_behind_a_hole_costs_no_older_map() {
+    let mut world = World::new(1, 1).await;
+    let volume = world.volumes[0].id;
+    for round in 0..6_u32 {
+        world.write(0, u64::from(round) * 8, 8, 1000 * (round + 1));
+        world.end_span(0, true);
+        world.commit(0).await;
+        write_shaped(&world.vault, volume, SMALL).await.unwrap().unwrap();
+    }
+    let (store, gets) = counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    let strange = PointSelector::Point(PointId([0xee; 16]));
+    let mut counts = Vec::new();
+    for is_hole in [false, true] {
+        if is_hole {
+            world.logs[0].next = world.logs[0].next.next();
+            world.write(0, 0, 8, 9000);
+            world.end_span(0, true);
+            world.commit(0).await;
+        }
+        let before = gets.count();
+        let error = VolumeView::open(&vault, volume, strange).await.unwrap_err();
+        assert_eq!(matches!(error, VaultError::PointBehindHole { .. }), is_hole, "{error}");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        counts.push(gets.count() - before);
+    }
+    assert!(counts[1] <= counts[0] + 8, "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_map_is_written_though_the_answers_of_its_puts_are_lost() {
+    let world = World::sample().await;
+    let volume = world.volumes[0].id;
+    let (store, calls) = counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    calls.lose_answers();
+    assert!(write_shaped(&vault, volume, SMALL).await.unwrap().is_some());
+    check(&world).await;
+    assert!(verify(&world.vault, true, |_| {}).await.unwrap().is_whole());
+}

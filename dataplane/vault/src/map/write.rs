@@ -1,22 +1,20 @@
 //! Writing a map: what the logs hold behind the newest one, as a layer of its own or merged with newer ones of that.
 
 use super::pages::{LEVEL, LayerWriter, bytes_of};
-use super::{Avoided, Base, Layer, begin, find, open_layers, place, tiers};
-use crate::blocks::BlockMap;
+use super::{Avoided, Base, Layer, begin, find, open_layers, place, put_drawn, tiers};
 use crate::chain::Start;
 use crate::chunks::ChunkReader;
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{LAYER_RUNS_MAX, MAP_TRIES_MAX, PART_BYTES, UNMARKED_EXTENTS_MIN};
-use crate::store::Put;
 use crate::vault::Vault;
-use crate::view::{Build, Held, Image, LayerError, Point, PointSelector};
+use crate::view::{Build, Held, Image, LayerError, Point, PointSelector, Tail};
 use farshore_codec::map::{MapPlace, seal_manifest};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{MAP_PARTS_MAX, PAGE_RUNS_MAX};
 use farshore_proto::map::{self, LayerKind, Manifest, MapFields, MapMark};
-use farshore_proto::{MapAttempt, Place, Target, VolumeId};
+use farshore_proto::{MapAttempt, Place, VolumeId};
 use futures::TryStreamExt;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -135,24 +133,26 @@ async fn write_from(
 ) -> Result<Option<Written>, Failure> {
     let (mut build, mut chain) = begin(vault, volume, epochs, base.as_ref())?;
     let reader = ChunkReader::new(vault, ObjectName::volume(volume));
-    let (layers, end, written) = (None, None, None);
-    let mut writer = Writer { vault, volume, epochs, reader, shape, base, layers, end, written };
+    let (layers, written) = (None, None);
+    let mut writer = Writer { vault, volume, epochs, reader, shape, base, layers, written };
+    // Where the last span that was read ends.
+    let mut end = None;
     while let Some(found) = chain.next().await? {
         writer.reader.keep(Arc::clone(&found.segment));
         build.take(&chain, &found)?;
-        let end = Start { epoch: found.epoch, slot: found.slot, last: found.span.last_seq };
+        let at = Start { epoch: found.epoch, slot: found.slot, last: found.span.last_seq };
         if build.runs() >= shape.layer_runs {
             writer.put_point(&mut build).await?;
         }
         if build.pending() >= shape.layer_runs {
-            writer.put_unmarked(&mut build, end).await?;
+            writer.put_unmarked(&mut build, at).await?;
         }
-        writer.end = Some(end);
+        end = Some(at);
     }
     chain.hole().await?;
     writer.put_point(&mut build).await?;
     if build.pending() >= shape.unmarked
-        && let Some(end) = writer.end
+        && let Some(end) = end
     {
         writer.put_unmarked(&mut build, end).await?;
     }
@@ -169,18 +169,13 @@ struct Writer<'a> {
     base: Option<Base>,
     /// Its layers, once they are opened.
     layers: Option<Vec<Arc<Layer>>>,
-    /// Where the last span that was read ends.
-    end: Option<Start>,
     written: Option<Written>,
 }
-
-/// A layer to be made: what came since, and the segments of its chunks by number.
-type Tail = (BlockMap, Vec<Target>);
 
 impl Writer<'_> {
     /// Puts a map at the newest point, if there is none yet.
     async fn put_point(&mut self, build: &mut Build) -> Result<(), Failure> {
-        let (Some(end), Some(point)) = (build.end(), build.point().copied()) else { return Ok(()) };
+        let (Some(end), Some(point)) = (build.end(), build.point()) else { return Ok(()) };
         if self.base.as_ref().is_some_and(|base| base.start.last >= end.last) {
             return Ok(());
         }
@@ -228,12 +223,7 @@ impl Writer<'_> {
         };
         let sealed = sealing.await?;
         let bytes = sealed.len() as u64 + new.as_ref().map_or(0, |new| bytes_of(&new.parts));
-        if self.vault.store().create(&object, sealed).await.map_err(VaultError::from)?
-            == Put::Exists
-        {
-            // Attempts draw their names: nobody else can have been there.
-            return Err(VaultError::Map { url: self.vault.url().to_owned(), object }.into());
-        }
+        put_drawn(self.vault, object, sealed).await?;
         let before = self.written;
         self.written = Some(Written {
             at,
@@ -260,7 +250,8 @@ impl Writer<'_> {
             return Ok(layers.clone());
         }
         let known = &base.manifest.layers;
-        let layers = open_layers(self.vault, self.volume, known, &base.object(self.volume)).await?;
+        let layers =
+            open_layers(self.vault, self.volume, known, &base.object(self.volume), &[]).await?;
         self.layers = Some(layers.clone());
         Ok(layers)
     }
@@ -268,22 +259,22 @@ impl Writer<'_> {
     /// The layers of the next map, and the one among them that was written for it.
     async fn layers(
         &mut self,
-        (tail, targets): Tail,
+        tail: Tail,
         to: MapPlace,
     ) -> Result<(Vec<map::Layer>, Option<map::Layer>), Failure> {
         let mut opened = self.opened().await?;
         let known = self.base.as_ref().map_or(&[][..], |base| &base.manifest.layers);
-        if tail.len() == 0 && !known.is_empty() {
+        if tail.map.len() == 0 && !known.is_empty() {
             return Ok((known.to_vec(), None));
         }
         let runs: Vec<u64> = known.iter().map(|layer| layer.runs).collect();
-        let count = tiers::merged_by(&runs, tail.len() as u64, self.shape.smallest);
+        let count = tiers::merged_by(&runs, tail.map.len() as u64, self.shape.smallest);
         let kept = &known[count..];
         let layers = opened[..count].to_vec();
         let kind = if kept.is_empty() { LayerKind::Full } else { LayerKind::Delta };
         let image = match kind {
-            LayerKind::Full => Image::whole(tail, targets, layers),
-            LayerKind::Delta => Image::partial(tail, targets, layers),
+            LayerKind::Full => Image::whole(Arc::new(tail), layers),
+            LayerKind::Delta => Image::partial(Arc::new(tail), layers),
         };
         let new = self.merge(&image, to, kind).await?;
         let mut layers = vec![new.clone()];
@@ -295,7 +286,7 @@ impl Writer<'_> {
         }
         // What was put is read back before a map names it.
         let user = ObjectName::map(self.volume, to.at, to.attempt);
-        let put = open_layers(self.vault, self.volume, &layers[..1], &user).await?;
+        let put = open_layers(self.vault, self.volume, &layers[..1], &user, &[]).await?;
         opened.splice(..count, put);
         self.layers = Some(opened);
         Ok((layers, Some(new)))

@@ -1,18 +1,17 @@
 //! That maps open and say what the logs say.
 
 use super::Report;
-use crate::blocks::BlockMap;
 use crate::chunks::{ChunkReader, Stored};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::WINDOW_BLOCKS;
 use crate::map::{self, Base, Layer, Name, open_layers};
 use crate::vault::Vault;
-use crate::view::{Held, Image, LayerError};
+use crate::view::{Held, Image, LayerError, Tail};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::map::CHECK_BYTES;
-use farshore_proto::{BlockRange, MapAttempt, Target, VolumeId};
-use std::collections::{BTreeMap, BTreeSet};
+use farshore_proto::{BlockRange, Target, VolumeId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Opens the maps of a volume, listed before its epochs were read, with their directories; if `read_data`, reads all
@@ -25,7 +24,7 @@ pub(super) async fn check(
     read_data: bool,
     report: &mut Report,
 ) -> Result<(), VaultError> {
-    let mut check = Check { vault, volume, epochs, report, opened: BTreeMap::new(), before: None };
+    let mut check = Check { vault, volume, epochs, report, before: None };
     for name in names {
         let object = ObjectName::map(volume, name.0, name.1);
         match check.open(name).await {
@@ -56,29 +55,21 @@ struct Check<'a> {
     volume: VolumeId,
     epochs: &'a [EpochBody],
     report: &'a mut Report,
-    /// Of the map before and this one.
-    opened: BTreeMap<MapAttempt, Arc<Layer>>,
     before: Option<Found>,
 }
 
 impl Check<'_> {
-    async fn open(&mut self, name: Name) -> Result<Found, VaultError> {
+    async fn open(&self, name: Name) -> Result<Found, VaultError> {
         let base = map::load(self.vault, self.volume, self.epochs, name).await?;
-        let user = base.object(self.volume);
-        let mut layers = Vec::new();
-        for known in &base.manifest.layers {
-            let layer = match self.opened.get(&known.attempt) {
-                Some(layer) => Arc::clone(layer),
-                None => {
-                    let one = std::slice::from_ref(known);
-                    let opened = open_layers(self.vault, self.volume, one, &user).await;
-                    opened.map_err(|failed| failed.error)?.remove(0)
-                }
-            };
-            layers.push(layer);
-        }
-        self.opened = layers.iter().map(|layer| (layer.attempt(), Arc::clone(layer))).collect();
+        let (known, user) = (&base.manifest.layers, base.object(self.volume));
+        let layers = open_layers(self.vault, self.volume, known, &user, self.earlier()).await;
+        let layers = layers.map_err(|failed| failed.error)?;
         Ok(Found { base, layers })
+    }
+
+    /// The layers of the map before.
+    fn earlier(&self) -> &[Arc<Layer>] {
+        self.before.as_ref().map_or(&[], |before| &before.layers)
     }
 
     /// Compares a map with the one before it and the logs between the two.
@@ -94,17 +85,16 @@ impl Check<'_> {
                 return Ok(());
             }
         };
-        let (tail, targets) = tail;
-        let earlier = self.before.as_ref().map_or(&[][..], |before| &before.layers);
+        let earlier = self.earlier();
         let kept = common_end(&found.layers, earlier);
         let own = &found.layers[..found.layers.len() - kept];
         let merged = &earlier[..earlier.len() - kept];
         // Below what only one of the two has both are the same layers.
-        let one = Image::whole(BlockMap::default(), Vec::new(), found.layers.clone());
+        let one = Image::whole(Arc::default(), found.layers.clone());
         let mut over = merged.to_vec();
         over.extend_from_slice(own);
-        let touched = Image::partial(tail.clone(), targets.clone(), over);
-        let other = Image::whole(tail, targets, earlier.to_vec());
+        let touched = Image::partial(Arc::clone(&tail), over);
+        let other = Image::whole(tail, earlier.to_vec());
         let reader = ChunkReader::new(self.vault, object.clone());
         match difference(&reader, &one, &other, &touched).await {
             Ok(None) => Ok(()),
@@ -123,7 +113,7 @@ impl Check<'_> {
         &mut self,
         object: &ObjectName,
         base: &Base,
-    ) -> Result<Option<(BlockMap, Vec<Target>)>, VaultError> {
+    ) -> Result<Option<Arc<Tail>>, VaultError> {
         let start = base.start;
         let before = self.before.as_ref().map(|before| &before.base);
         let (mut build, mut chain) = map::begin(self.vault, self.volume, self.epochs, before)?;
@@ -149,14 +139,14 @@ impl Check<'_> {
             return Ok(None);
         }
         build.apply(base.manifest.size_bytes);
-        Ok(Some(build.cut()))
+        Ok(Some(Arc::new(build.cut())))
     }
 }
 
-/// How many of the lowest layers two maps have in common.
+/// How many of the lowest layers two maps have in common, and say the same of.
 fn common_end(ones: &[Arc<Layer>], others: &[Arc<Layer>]) -> usize {
     let pairs = ones.iter().rev().zip(others.iter().rev());
-    pairs.take_while(|(one, other)| one.attempt() == other.attempt()).count()
+    pairs.take_while(|(one, other)| Arc::ptr_eq(one, other)).count()
 }
 
 /// The first block that the two have differently, of those of which `touched` says something.

@@ -1,7 +1,7 @@
 //! That what a segment refers to in others is there.
 
 use super::Report;
-use crate::chunks::{ChunkReader, referred};
+use crate::chunks::ChunkReader;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::BULK_GETS_IN_FLIGHT_MAX;
@@ -45,7 +45,7 @@ pub(super) async fn check(
             };
             let wrong: Vec<u32> = chunks
                 .iter()
-                .filter(|(number, chunk)| referred(&target, *number, chunk).is_none())
+                .filter(|(number, chunk)| !is_at(&target, *number, chunk))
                 .map(|(number, _)| *number)
                 .collect();
             Ok(wrong.first().map(|first| {
@@ -63,4 +63,13 @@ pub(super) async fn check(
         }
     }
     Ok(())
+}
+
+/// Whether a segment holds a chunk, as its number `number`.
+fn is_at(segment: &OpenSegment, number: u32, chunk: &SegmentChunk) -> bool {
+    let held = segment.table.chunks.get(number as usize);
+    held.is_some_and(|held| {
+        let is_here = matches!(held.place, ChunkPlace::Here { .. });
+        is_here && (held.id, held.blocks) == (chunk.id, chunk.blocks)
+    })
 }

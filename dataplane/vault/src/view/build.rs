@@ -1,10 +1,10 @@
 //! A volume while its stream is read.
 
 use super::Point;
-use crate::blocks::{BlockMap, ChunkAt, Source};
+use crate::blocks::{BlockMap, Source, check_of};
 use crate::chain::{Chain, Found, Start};
 use crate::error::VaultError;
-use crate::limits::{POINTS_MAX, TAIL_RUNS_MAX};
+use crate::limits::TAIL_RUNS_MAX;
 use crate::log::OpenSegment;
 use crate::map::Base;
 use crate::vault::Vault;
@@ -30,12 +30,21 @@ impl TargetNumbers {
     }
 }
 
+/// What was read of a stream: from its start, or behind a map.
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    pub(crate) map: BlockMap,
+    /// Segments that its chunks are in, by number.
+    pub(crate) targets: Vec<Target>,
+}
+
 /// A volume while its stream is read: as it was at the newest point so far, and what came since. Behind a map, only
 /// what came behind it.
 #[derive(Debug)]
 pub(crate) struct Build {
     map: BlockMap,
-    points: Vec<Point>,
+    /// The newest point so far.
+    point: Option<Point>,
     targets: TargetNumbers,
     /// What was written since the last mark: it counts only if another mark follows.
     pending: Vec<(BlockRange, Option<Source>)>,
@@ -49,7 +58,7 @@ impl Build {
     pub(crate) fn new() -> Self {
         Self {
             map: BlockMap::default(),
-            points: Vec::new(),
+            point: None,
             targets: TargetNumbers::default(),
             pending: Vec::new(),
             size_bytes: 0,
@@ -61,7 +70,7 @@ impl Build {
     pub(crate) fn over(base: &Base) -> Self {
         Self {
             map: BlockMap::over_layers(),
-            points: base.own_point().into_iter().collect(),
+            point: base.own_point(),
             size_bytes: base.manifest.size_bytes,
             end: base.own_point().map(|_| base.start),
             ..Self::new()
@@ -88,12 +97,8 @@ impl Build {
         }
         let body = &chain.epochs()[*epoch];
         let Some(point) = Point::at_end(body, span) else { return Ok(None) };
-        if self.points.len() == POINTS_MAX {
-            let (url, max) = (chain.vault().url().to_owned(), POINTS_MAX as u64);
-            return Err(VaultError::Limit { url, what: "recovery points of a volume", max });
-        }
         self.apply(body.size_bytes);
-        self.points.push(point);
+        self.point = Some(point);
         self.end = Some(Start { epoch: *epoch, slot: *slot, last: span.last_seq });
         Ok(Some(point))
     }
@@ -103,12 +108,12 @@ impl Build {
     fn source(&mut self, segment: &OpenSegment, number: u32, first: u32) -> Source {
         // In range: the table's decoder compared them.
         let chunk = segment.table.chunks[number as usize];
-        let (target, number) = match chunk.place {
+        let check = check_of(&chunk.id);
+        let (target, chunk) = match chunk.place {
             ChunkPlace::Here { .. } => (segment.target(), number),
             ChunkPlace::There { target, chunk } => (target, chunk),
         };
-        let at = ChunkAt { target: self.targets.number(target), chunk: number };
-        Source::new(at, &chunk.id, first)
+        Source { target: self.targets.number(target), chunk, first, check }
     }
 
     /// What came since the last mark counts too now, in a volume of so many bytes.
@@ -125,8 +130,8 @@ impl Build {
     }
 
     /// The newest point so far.
-    pub(crate) fn point(&self) -> Option<&Point> {
-        self.points.last()
+    pub(crate) fn point(&self) -> Option<Point> {
+        self.point
     }
 
     /// Where reading goes on behind the newest point.
@@ -144,15 +149,15 @@ impl Build {
         self.pending.len()
     }
 
-    /// Takes the map, for a layer: what comes next lies over it. Also the segments by number.
-    pub(crate) fn cut(&mut self) -> (BlockMap, Vec<Target>) {
+    /// Takes what was read, for a layer: what comes next lies over it.
+    pub(crate) fn cut(&mut self) -> Tail {
         let map = std::mem::replace(&mut self.map, BlockMap::over_layers());
-        (map, self.targets.list.clone())
+        Tail { map, targets: self.targets.list.clone() }
     }
 
-    /// The parts of a view.
-    pub(super) fn finish(self) -> (BlockMap, Vec<Target>, Vec<Point>) {
-        (self.map, self.targets.list, self.points)
+    /// What was read, up to the newest point.
+    pub(super) fn finish(self) -> Tail {
+        Tail { map: self.map, targets: self.targets.list }
     }
 }
 

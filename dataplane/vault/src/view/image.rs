@@ -1,6 +1,7 @@
 //! What the blocks of a volume hold at a place of its stream: what was read behind a map, over the map's layers.
 
-use crate::blocks::{BlockMap, Source};
+use super::Tail;
+use crate::blocks::Source;
 use crate::chunks::{ChunkReader, Stored};
 use crate::error::VaultError;
 use crate::limits::{READ_PAGES_IN_FLIGHT_MAX, WINDOW_BLOCKS, WINDOWS_AHEAD};
@@ -43,11 +44,9 @@ pub(crate) struct LayerError {
 }
 
 /// A volume at a place, as far as it is in memory; the rest is loaded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Image {
-    tail: BlockMap,
-    /// Segments that the tail's chunks are in, by number.
-    targets: Vec<Target>,
+    tail: Arc<Tail>,
     /// Newest first.
     layers: Vec<Arc<Layer>>,
     /// Whether there is more below, of which it says nothing; else what it does not name is zero.
@@ -55,14 +54,14 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// All of a volume: what was read behind a map, whose chunks are in `targets`, and the map's layers.
-    pub(crate) fn whole(tail: BlockMap, targets: Vec<Target>, layers: Vec<Arc<Layer>>) -> Self {
-        Self { tail, targets, layers, is_partial: false }
+    /// All of a volume: what was read behind a map, and the map's layers.
+    pub(crate) fn whole(tail: Arc<Tail>, layers: Vec<Arc<Layer>>) -> Self {
+        Self { tail, layers, is_partial: false }
     }
 
     /// The same above layers that are left out.
-    pub(crate) fn partial(tail: BlockMap, targets: Vec<Target>, layers: Vec<Arc<Layer>>) -> Self {
-        Self { tail, targets, layers, is_partial: true }
+    pub(crate) fn partial(tail: Arc<Tail>, layers: Vec<Arc<Layer>>) -> Self {
+        Self { tail, layers, is_partial: true }
     }
 
     /// What a range holds: runs in block order, with gaps if it is partial.
@@ -74,11 +73,11 @@ impl Image {
         let mut found = Vec::new();
         let mut open = Vec::new();
         let mut at = range.block;
-        for (run, content) in self.tail.runs(range) {
+        let Tail { map, targets } = &*self.tail;
+        for (run, content) in map.runs(range) {
             push_gap(&mut open, at, run.block);
             at = run.end();
-            let listed =
-                |source: Source| Held::Listed(self.targets[source.target as usize], source);
+            let listed = |source: Source| Held::Listed(targets[source.target as usize], source);
             found.push((run, content.map_or(Held::Zero, listed)));
         }
         push_gap(&mut open, at, range.end());
@@ -112,14 +111,14 @@ impl Image {
 
     /// Blocks that hold data, at most.
     pub(crate) fn data_blocks_max(&self) -> u64 {
-        let layers = self.layers.iter().map(|layer| layer.data_blocks);
-        layers.sum::<u64>() + self.tail.data_blocks()
+        let layers = self.layers.iter().map(|layer| layer.data_blocks());
+        layers.sum::<u64>() + self.tail.map.data_blocks()
     }
 
     /// The first block at or behind `block` of which it may say something other than zero.
     pub(crate) fn next_at(&self, block: u64) -> Option<u64> {
         let layers = self.layers.iter().filter_map(|layer| layer.next_at(block));
-        layers.chain(self.tail.next_at(block)).min()
+        layers.chain(self.tail.map.next_at(block)).min()
     }
 }
 
@@ -162,7 +161,7 @@ async fn look_in(
             found.push((run, held));
         });
         push_gap(&mut rest, at, part.end());
-        if layer.kind == LayerKind::Delta && rest.len() > before {
+        if layer.kind() == LayerKind::Delta && rest.len() > before {
             // The directory says that it covers what no page names.
             let url = reader.vault().url().to_owned();
             return Err(failed(VaultError::Map { url, object: layer.object() }));
