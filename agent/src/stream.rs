@@ -236,13 +236,17 @@ impl Stream {
             dir: place.dir.clone(),
             restarting: Mutex::default(),
         };
-        let State { is_shared, copy, .. } = stream.state.get();
-        stream.log.stamps().sends(copy.generation);
-        let sending = sending_number(copy.generation);
-        let floor_stamp = stream.held(floor).map_or_else(Stamp::default, |held| held.stamp);
-        let life = place.life;
-        let opened = Opened { last, floor, floor_stamp, lineage, life, is_shared, sending };
+        stream.log.stamps().sends(stream.state.get().copy.generation);
+        let opened = stream.opened(last, floor, lineage);
         Ok((stream, Found { opened, marks: recovered.marks, is_new, damage }))
+    }
+
+    /// What its source begins with.
+    fn opened(&self, last: Seq, floor: Seq, lineage: Lineage) -> Opened {
+        let State { is_shared, copy, .. } = self.state.get();
+        let sending = sending_number(copy.generation);
+        let floor_stamp = self.held(floor).map_or_else(Stamp::default, |held| held.stamp);
+        Opened { last, floor, floor_stamp, lineage, life: self.life, is_shared, sending }
     }
 
     /// Tries again what could not be noted when the stream was opened: then the log takes what is written

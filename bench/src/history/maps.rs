@@ -18,7 +18,7 @@ use farshore_proto::{BlockRange, ChunkId, MapAttempt};
 use farshore_vault::map::{self, merged};
 
 use super::Options;
-use super::disk::{Disk, Draw};
+use super::disk::{Disk, Draw, LOG};
 use super::drawn::Drawn;
 use super::report::{Figure, Unit};
 use crate::cpu;
@@ -148,14 +148,14 @@ async fn churn(mut disk: Disk, writes: Writes) -> Result<(Disk, Cycle)> {
     let (mut cycle, mut out) = (Cycle::default(), Vec::new());
     // The node that wrote the first map knows its length.
     let runs = Some(disk.size_bytes / RUN_BYTES);
-    due.step(Input::Committed { spans: vec![(disk.volume, u64::MAX / 2)] }, &mut out);
+    due.step(committed(&disk, u64::MAX / 2), &mut out);
     ensure!(out.pop().is_some(), "so much is due");
     due.step(Input::Ended { volume: disk.volume, runs }, &mut out);
     loop {
         let count = writes.of_segment();
         segment(&mut disk, writes, count)?;
         cycle.writes += count;
-        due.step(Input::Committed { spans: vec![(disk.volume, count)] }, &mut out);
+        due.step(committed(&disk, count), &mut out);
         let Some(Output::Map { volume }) = out.pop() else { continue };
         let cpu = cpu::of_this_process();
         let written = map::write(&disk.vault, volume).await?.context("there is a new point")?;
@@ -172,6 +172,11 @@ async fn churn(mut disk: Disk, writes: Writes) -> Result<(Disk, Cycle)> {
             return Ok((disk, cycle));
         }
     }
+}
+
+/// The disk's newest segment has so many extents.
+fn committed(disk: &Disk, extents: u64) -> Input {
+    Input::Committed { log: LOG, slot: disk.next, spans: vec![(disk.volume, extents)] }
 }
 
 /// Writes a segment with so many random writes, each of a chunk of its own.
