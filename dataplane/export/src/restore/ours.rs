@@ -11,7 +11,7 @@ const ENDPOINTS_FILE: &str = "endpoints.json";
 const VAULT_OBJECT: &str = "vault";
 const LOGS_FOLDER: &str = "logs";
 
-/// What an existing file is to Farshore, in words, wherever it lies; none if it is nothing. `path` is free of
+/// What a file is to Farshore, or would be, in words, wherever it lies; none if it is nothing. `path` is free of
 /// links.
 pub(super) fn what(path: &Path) -> Option<String> {
     if key_file::read(path).is_ok() {

@@ -72,6 +72,11 @@ pub fn survey(path: &Path) -> Result<Survey, RestoreError> {
         if is_among_devices(&path) {
             return Err(RestoreError::NoDevice { path });
         }
+        let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+        let lies = parent.zip(path.file_name()).map(|(parent, name)| parent.join(name));
+        if let Some(what) = lies.and_then(|lies| ours::what(&lies)) {
+            return Err(RestoreError::Ours { path, what });
+        }
         return Ok(Survey {
             path,
             kind: TargetKind::NewFile,
