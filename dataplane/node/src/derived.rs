@@ -95,8 +95,8 @@ fn runs_of(volume: VolumeId, written: Result<Option<map::Written>, VaultError>) 
     }
 }
 
-/// Tells of a volume whose map is too large, or that could not be mapped for so long that its views take their time to
-/// open; `unmapped` extents are in no map.
+/// Tells of a volume whose stream is damaged, whose map is too large, or that could not be mapped for so long that its views take
+/// their time to open; `unmapped` extents are in no map.
 fn tell(
     troubles: &Troubles,
     volume: VolumeId,
@@ -105,6 +105,15 @@ fn tell(
 ) {
     match written {
         Ok(_) => troubles.clear(Work::Map(volume)),
+        // Maps are read like points.
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            let what = format!(
+                "volume {volume} cannot be mapped, as what the vault holds of it is damaged; points behind the damage \
+                 may not restore: {}; `farshore vault verify` names all that is damaged",
+                chain(error)
+            );
+            troubles.set(Work::Map(volume), what);
+        }
         Err(error) if error.kind() == ErrorKind::Limit || unmapped >= UNMAPPED_TOLD => {
             let what = format!(
                 "volume {volume} has not been mapped since {unmapped} extents ago, so that its views and restores \

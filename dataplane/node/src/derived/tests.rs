@@ -122,6 +122,20 @@ fn a_volume_that_is_not_mapped_for_long_is_told_until_it_is() {
     }
 }
 
+/// S26: what cannot be read to be mapped cannot be restored either: that is no matter of time.
+#[test]
+fn a_volume_whose_stream_is_damaged_is_told_at_once() {
+    let troubles = Troubles::default();
+    let url = "file:///v".to_owned();
+    let lost = VaultError::LostSlot { url, log: LOG, slot: Slot(3), later: Slot(9) };
+    tell(&troubles, VOLUME, 1, &Err(lost));
+    let told = troubles.told().unwrap();
+    assert!(told.contains(&format!("volume {VOLUME} cannot be mapped")), "{told}");
+    assert!(told.contains("is damaged") && told.contains("vault verify"), "{told}");
+    tell(&troubles, VOLUME, 0, &Ok(None));
+    assert_eq!(troubles.told(), None);
+}
+
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {
     let index = Index::open(&dir.join("index"), vault.id()).unwrap();
     Dedup::new(vault.vault_keys(), index, 1)
