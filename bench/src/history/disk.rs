@@ -31,7 +31,8 @@ use super::write::{in_threads, put};
 
 pub(super) const LOG: LogId = LogId([0x21; 16]);
 const VOLUME: VolumeId = VolumeId([0xb0; 16]);
-const INCARNATION: u64 = 1;
+/// The only run of the log's writer.
+pub(super) const INCARNATION: u64 = 1;
 /// Ordinal of its only epoch.
 const ORDINAL: u64 = 1;
 /// Threads that write parts.
@@ -85,6 +86,8 @@ pub(super) struct Disk {
     pub(super) next: Slot,
     /// Last seq of the newest segment; one for each.
     pub(super) last: Seq,
+    /// Where that is.
+    newest: Option<Slot>,
 }
 
 impl Disk {
@@ -100,7 +103,8 @@ impl Disk {
         let text = path.to_str().context("the directory's name is no text")?;
         let vault = Vault::init(&Store::open(text, Access::Make)?, &key).await?;
         let (next, last) = (Slot(0), Seq(0));
-        let disk = Self { directory, vault, volume: VOLUME, size_bytes, next, last };
+        let newest = None;
+        let disk = Self { directory, vault, volume: VOLUME, size_bytes, next, last, newest };
         let body = EpochBody {
             epoch: Epoch(1),
             log: LOG,
@@ -146,7 +150,7 @@ impl Disk {
             epoch: Epoch(1),
             first_seq: seq,
             last_seq: seq,
-            previous: (slot.0 > 0).then(|| Slot(slot.0 - 1)),
+            previous: self.newest,
             mark: Some(mark(seq)),
             stamp: Stamp { life: 1, generation: u32::try_from(seq.0)? },
             imprint: Imprint::default(),
@@ -154,7 +158,7 @@ impl Disk {
         });
         let built = builder.finish()?;
         self.put(&ObjectName::slot(LOG, slot), &built.bytes())?;
-        (self.next, self.last) = (Slot(slot.0 + 1), seq);
+        (self.next, self.last, self.newest) = (Slot(slot.0 + 1), seq, Some(slot));
         Ok(built)
     }
 

@@ -10,6 +10,7 @@ mod disk;
 mod drawn;
 mod maps;
 mod past;
+mod quiet;
 mod report;
 mod restore;
 mod start;
@@ -49,6 +50,8 @@ enum Theme {
     Restore,
     /// A view of a volume with many maps
     Past,
+    /// A view of a volume that is quiet on a busy log
+    Quiet,
 }
 
 /// How long a history.
@@ -78,6 +81,9 @@ pub(crate) struct Options {
     /// Maps of the volume with a long past
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     maps: u64,
+    /// Slots by which the log of a quiet volume grew since its map
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(16..))]
+    quiet_slots: u64,
     /// Measures only this; given several times, each of them
     #[arg(long, value_name = "WHAT")]
     only: Vec<Theme>,
@@ -187,6 +193,9 @@ async fn all(options: &Options, folder: &Path) -> Result<(Vec<Figure>, Vec<Histo
     }
     if options.wants(Theme::Past) {
         figures.extend(past::measure(options, folder).await?);
+    }
+    if options.wants(Theme::Quiet) {
+        figures.extend(quiet::measure(options, folder).await?);
     }
     Ok((figures, histories))
 }

@@ -17,6 +17,7 @@ fn options(slots: u64) -> Options {
         churn_gib: 1,
         restore_runs: 3000,
         maps: 3,
+        quiet_slots: 2000,
         only: Vec::new(),
         delay_ms: 0,
         dir: PathBuf::new(),
@@ -168,4 +169,13 @@ async fn a_long_past_is_not_read() {
     // The segments behind the map, and little beside them.
     let requests = figures[0].requests.unwrap();
     assert!((250..300).contains(&requests), "{requests}");
+}
+
+#[tokio::test]
+async fn a_quiet_volume_costs_few_requests() {
+    let (folder, options) = (folder(), options(slots_min(11)));
+    let figures = quiet::measure(&options, folder.path()).await.unwrap();
+    check_verdicts(&figures);
+    let requests = figures[0].requests.unwrap();
+    assert!((200..1000).contains(&requests), "the 2000 slots between are not read: {figures:?}");
 }
