@@ -51,7 +51,7 @@ pub enum RestoreError {
         content: String,
     },
     /// The target is something that Farshore itself lives on.
-    #[error("restore to {}: {what}: it is never written over; name another place", path.display())]
+    #[error("restore to {}: {what}: nothing is ever written there; name another place", path.display())]
     Ours {
         /// The target.
         path: PathBuf,

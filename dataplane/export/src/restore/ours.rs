@@ -11,7 +11,7 @@ const ENDPOINTS_FILE: &str = "endpoints.json";
 const VAULT_OBJECT: &str = "vault";
 const LOGS_FOLDER: &str = "logs";
 
-/// What a file is to Farshore, or would be, in words, wherever it lies; none if it is nothing. `path` is free of
+/// What an existing file is to Farshore, in words, wherever it lies; none if it is nothing. `path` is free of
 /// links.
 pub(super) fn what(path: &Path) -> Option<String> {
     if key_file::read(path).is_ok() {
@@ -22,7 +22,7 @@ pub(super) fn what(path: &Path) -> Option<String> {
     directories.find_map(|directory| {
         let has = |name: &str| directory.join(name).is_file();
         let shown = directory.display();
-        if has(VAULT_OBJECT) && directory.join(LOGS_FOLDER).is_dir() {
+        if is_vault(directory) {
             return Some(format!("it is part of the vault in {shown}"));
         }
         let is_shared = has(ENDPOINTS_FILE);
@@ -32,4 +32,15 @@ pub(super) fn what(path: &Path) -> Option<String> {
         let is_ours = has(LOCK_FILE) && (!is_shared || is_named);
         is_ours.then(|| format!("it is part of what Farshore keeps in {shown}"))
     })
+}
+
+/// What a new file would be in, in words; none where there is room for what people keep. A program's own directory is known by
+/// little, and who has to restore is not to be kept from it by a file of that name: only a vault is.
+pub(super) fn what_around(path: &Path) -> Option<String> {
+    let vault = path.ancestors().skip(1).find(|directory| is_vault(directory))?;
+    Some(format!("it would be in the vault in {}", vault.display()))
+}
+
+fn is_vault(directory: &Path) -> bool {
+    directory.join(VAULT_OBJECT).is_file() && directory.join(LOGS_FOLDER).is_dir()
 }

@@ -74,7 +74,7 @@ pub fn survey(path: &Path) -> Result<Survey, RestoreError> {
         }
         let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
         let lies = parent.zip(path.file_name()).map(|(parent, name)| parent.join(name));
-        if let Some(what) = lies.and_then(|lies| ours::what(&lies)) {
+        if let Some(what) = lies.and_then(|lies| ours::what_around(&lies)) {
             return Err(RestoreError::Ours { path, what });
         }
         return Ok(Survey {
