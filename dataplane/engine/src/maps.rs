@@ -216,9 +216,12 @@ impl Maps {
             since.extents += count;
             since.unmapped += count;
             since.segments += 1;
-            if since.first.is_none() && count > 0 {
+            // In a log that it has left no slot comes any more.
+            let left = since.first.filter(|(first, _)| *first != log);
+            if count > 0 && (since.first.is_none() || left.is_some()) {
                 since.first = Some((log, slot));
                 self.young.entry(log).or_default().insert((slot, volume));
+                self.forget(volume, left);
             }
             self.line_up(volume);
         }
@@ -326,7 +329,14 @@ mod tests {
         assert!(committed_at(maps, 901, &[(VOLUME, 1), (OTHER, 1)]).is_empty());
         step(maps, Input::Left { volume: VOLUME });
         assert!(ended(maps, OTHER, None).is_empty());
-        assert_eq!(committed_at(maps, 1001, &[]), [OTHER]);
+        // It goes on in another log, and that one counts.
+        let moved = |slot| {
+            let spans = vec![(OTHER, 1)];
+            Input::Committed { log: LogId([8; 16]), slot: Slot(slot), spans }
+        };
+        assert!(step(maps, moved(950)).is_empty());
+        assert!(committed_at(maps, 1001, &[]).is_empty());
+        assert_eq!(step(maps, moved(1050)), [OTHER]);
         assert!(maps.young.is_empty());
     }
 

@@ -111,6 +111,7 @@ impl<I: ChunkIndex> Known<I> {
         let Target { log, slot, .. } = target;
         let chunks: Vec<(ChunkId, Location)> = held_chunks(target, table).collect();
         if is_on(Bug::DedupBeforeCommit) {
+            self.sights.there(target);
             self.insert(&chunks);
         }
         let pending = self.pending.entry(log).or_default();

@@ -21,7 +21,7 @@ use farshore_engine::ledger::Ledger;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::segment::{SlotKind, SlotWriter, Table};
-use farshore_proto::{ErrorKind, LogId, Seq, Slot, Target, VolumeId};
+use farshore_proto::{LogId, Seq, Slot, Target, VolumeId};
 use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::layout::ObjectName;
@@ -223,22 +223,12 @@ async fn own_volumes(
     let known: BTreeSet<VolumeId> =
         ledger.tails().map(|(volume, _)| volume).chain(journaled.iter().copied()).collect();
     let epochs = futures::stream::iter(known).map(|volume| async move {
-        match read_epochs(vault, volume).await {
-            Ok(epochs) => Ok((volume, epochs)),
-            Err(error) => Err((volume, error)),
-        }
+        Ok::<_, VaultError>((volume, read_epochs(vault, volume).await?))
     });
     let mut epochs = std::pin::pin!(epochs.buffered(EPOCHS_AHEAD_MAX));
     let mut volumes = BTreeMap::new();
     while let Some(found) = epochs.next().await {
-        let (volume, epochs) = match found {
-            Err((volume, error)) if error.kind() == ErrorKind::Corrupt => {
-                tracing::error!(%log, %volume, %error, "the epochs of a volume are damaged; it is not gone on with");
-                continue;
-            }
-            Err((_, error)) => return Err(error),
-            Ok(found) => found,
-        };
+        let (volume, epochs) = found?;
         // A volume whose newest epoch is in another log is somebody else's.
         let Some(epoch) = epochs.last().filter(|epoch| epoch.log == log) else { continue };
         // Spans of an older epoch do not count from this epoch's first seq on.

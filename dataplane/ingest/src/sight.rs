@@ -78,7 +78,16 @@ impl Sights {
 
     /// The next ones to look at.
     pub(crate) fn take(&mut self, max: usize) -> Vec<Target> {
-        self.queue.drain(..max.min(self.queue.len())).collect()
+        let mut taken = Vec::new();
+        while taken.len() < max
+            && let Some(target) = self.queue.pop_front()
+        {
+            // Others were seen meanwhile, with those in front of them.
+            if self.known.get(&target) == Some(&Sight::Asked) {
+                taken.push(target);
+            }
+        }
+        taken
     }
 
     /// What a look found.
@@ -155,6 +164,9 @@ mod tests {
         assert!(!sights.is_there(target(1)) && sights.is_waiting(), "and again, if nobody said");
         sights.saw(Sighting::There(target(1)));
         assert!(sights.is_there(target(1)));
+        sights.want(target(5));
+        sights.saw(Sighting::There(target(5)));
+        assert_eq!(sights.take(8), [], "it was seen with another");
         sights.saw(Sighting::Gone(target(3)));
         assert!(sights.is_gone(target(3)) && !sights.is_there(target(3)));
     }

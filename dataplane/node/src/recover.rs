@@ -1,13 +1,11 @@
 //! What a start finds out before it serves: how far each log got, and what the journal still holds.
 
 use crate::dedup::Dedup;
-use crate::services::chain;
 use crate::shard::{Journaled, Recovery, journal_files, journaled_volumes, read_files};
 use crate::state::Logs;
 use anyhow::{Context, bail};
 use farshore_engine::tenure::{Input, Output, Tenure};
 use farshore_ingest::recover::recover as recover_log;
-use farshore_proto::ErrorKind;
 use farshore_vault::Vault;
 use std::path::Path;
 
@@ -20,8 +18,7 @@ pub(crate) struct Place<'a> {
     pub(crate) journal: &'a Path,
 }
 
-/// Recovers one shard for run `incarnation` of the node, in a new log if its own was sealed, or is damaged where it ends: a node
-/// that did not start would stop all its volumes.
+/// Recovers one shard for run `incarnation` of the node, in a new log if its own was sealed.
 ///
 /// # Errors
 /// If the vault or the journal cannot be read, or a new log not be stored.
@@ -44,16 +41,8 @@ pub(crate) async fn recover(
             }
             Some(Output::ReadLog { log, incarnation, journaled }) => {
                 let learn = |target, table: &_| dedup.learn(target, table);
-                let found = match recover_log(vault, log, incarnation, &journaled, learn).await {
-                    // Its end is not known, so nothing can go on behind it.
-                    Err(error) if error.kind() == ErrorKind::Corrupt => {
-                        let error = chain(&error);
-                        tracing::error!(%log, %error, "the log is damaged and is left; its volumes go on in a new one as far as they can be read");
-                        None
-                    }
-                    found => found.context("read the log")?,
-                };
-                Input::LogRead { found }
+                let found = recover_log(vault, log, incarnation, &journaled, learn).await;
+                Input::LogRead { found: found.context("read the log")? }
             }
             Some(Output::ReadJournal { log, volumes }) => {
                 read = read_files(journal, vault, log, &volumes).with_context(unread)?;
@@ -61,7 +50,7 @@ pub(crate) async fn recover(
                 Input::JournalRead { volumes, files: read.files.clone() }
             }
             Some(Output::Renew { sealed }) => {
-                tracing::warn!(log = %sealed, "this shard begins a new log");
+                tracing::warn!(log = %sealed, "the log was sealed; this shard begins a new one");
                 let files = journal_files(journal).with_context(unread)?;
                 Input::Renewed { log: logs.renew(shard)?, files }
             }

@@ -275,15 +275,15 @@ impl<'a> Chain<'a> {
 
     /// Reads the next segment of the log; false at its end.
     async fn next_segment(&mut self) -> Result<bool, VaultError> {
-        if self.quiet.look()
-            && self.scan.is_sure()
-            && let Some(trail) = self.wanted().trail(self.scan.reached()).await?
-        {
-            if trail.slots.is_empty() {
-                // What was not read holds nothing of the volume.
-                self.unread = None;
+        if self.quiet.look() && self.scan.is_sure() {
+            self.scan.rest();
+            if let Some(trail) = self.wanted().trail(self.scan.reached()).await? {
+                if trail.slots.is_empty() {
+                    // What was not read holds nothing of the volume.
+                    self.unread = None;
+                }
+                self.scan.follow(trail);
             }
-            self.scan.follow(trail);
         }
         let next = match self.scan.next().await {
             Err(error) if self.scan.is_sure() && !error.is_unavailable() => {

@@ -5,7 +5,7 @@
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{CHECKPOINT_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
-use crate::log::{LogEnd, LogScan, OpenSegment, ScanEnd, named_before};
+use crate::log::{LogEnd, LogScan, OpenSegment, ScanEnd, highest_before, named_before};
 use crate::store::Put;
 use crate::vault::Vault;
 use farshore_codec::checkpoint::{open_checkpoint, seal_checkpoint};
@@ -14,10 +14,11 @@ use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::{LogId, Slot};
 
-/// Puts a checkpoint of a log. One that is there already says the same.
+/// Puts a checkpoint of a log. One that is there already says the same, but for the horizon: unless the store lost slots that
+/// it speaks of, and others came in their place.
 ///
 /// # Errors
-/// `Unavailable` (also when full: `is_no_space`).
+/// `Unavailable` (also when full: `is_no_space`); `Corrupt` if one is there that says something else, or does not open.
 ///
 /// # Cancel safety
 /// Dropped, it leaves open whether the checkpoint is there.
@@ -28,13 +29,20 @@ pub async fn write(
     body: CheckpointBody,
 ) -> Result<(), VaultError> {
     let name = ObjectName::checkpoint(log, slot);
+    let ours = body.clone();
     let sealing = vault.seal_aside(&name, move |vault, number, key| {
         seal_checkpoint(vault.id(), log, slot, key, number, &body)
     });
     let object = sealing.await?;
-    match vault.store().create(&name, object).await? {
-        Put::Created | Put::Exists => Ok(()),
+    if vault.store().create(&name, object).await? == Put::Created {
+        return Ok(());
     }
+    let horizon = ours.horizon;
+    let found = CheckpointBody { horizon, ..read(vault, log, slot).await? };
+    if found == ours {
+        return Ok(());
+    }
+    Err(VaultError::CheckpointOfOthers { url: vault.url().to_owned(), object: name })
 }
 
 /// Reads the checkpoint of a log at a slot.
@@ -93,6 +101,11 @@ pub(crate) async fn newest(
     for _ in 0..CHECKPOINT_TRIES_MAX {
         let Some(slot) = named else { break };
         match read(vault, log, slot).await {
+            // A run of which it does not know was in front of it: it speaks of slots that were lost, and filled anew.
+            Ok(body) if highest_before(vault, log, slot).await? > body.incarnation => {
+                let object = ObjectName::checkpoint(log, slot);
+                tracing::warn!(%object, "a checkpoint is of other slots than are there; an older one, or the slots, are read");
+            }
             Ok(body) => return Ok(Ledger::of_checkpoint(slot, body)),
             Err(error) if error.is_unavailable() => return Err(error),
             Err(error) => {

@@ -290,6 +290,16 @@ pub enum VaultError {
         /// A later one that exists.
         later: Slot,
     },
+    /// A checkpoint of a log speaks of other slots than those that are there.
+    #[error(
+        "{url}: object {object} says something else than the slots in front of it: the store lost some, and others came in their place"
+    )]
+    CheckpointOfOthers {
+        /// The store.
+        url: String,
+        /// The checkpoint.
+        object: ObjectName,
+    },
     /// The last slot of a log was there, and is not any more.
     #[error(
         "{url}: object {object} is missing although it was there a moment ago: try again; if it stays so, the store has lost it"
@@ -426,6 +436,7 @@ impl VaultError {
             | Self::EpochOrder { .. }
             | Self::LostEpoch { .. }
             | Self::BeyondVolume { .. }
+            | Self::CheckpointOfOthers { .. }
             | Self::LostEnd { .. }
             | Self::LostSlot { .. } => ErrorKind::Corrupt,
             Self::NoVolume { .. }

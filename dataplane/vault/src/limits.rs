@@ -24,6 +24,8 @@ pub const HOLE_SLOTS_MAX: usize = 8;
 /// Slots of a log that a reader of one volume reads before it looks whether that has something in few of them only: in
 /// fewer than one of a fourth of these. Spans are then followed one after the other, slots are read some ahead.
 pub const QUIET_SLOTS: u64 = 64;
+/// Steps of a walk back after which it is given up where it meets the volume in too many slots.
+pub const WALK_TRIED: usize = 32;
 /// Slots of a trail that a reader holds.
 pub const TRAIL_SLOTS_MAX: u64 = 1 << 20;
 /// Checkpoints of a log that a reader tries, each older than the one before, until it reads all slots.

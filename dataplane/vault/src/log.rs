@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
-pub(crate) use end::{Behind, named_before, newest_named};
+pub(crate) use end::{Behind, highest_before, named_before, newest_named};
 pub use end::{LogEnd, find_end};
 pub use read::{LogScan, OpenSegment, ScanEnd, read_segment};
 

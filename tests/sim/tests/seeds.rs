@@ -111,6 +111,7 @@ finds! {
     finds_a_torn_log_taken_for_whole: HrlTrustsTornTail within 100,
     finds_a_frame_checksum_that_nobody_looks_at: FrameChecksumIgnored within 400,
     finds_a_rollback_taken_for_a_crash: RollbackTakenForCrash within 400,
+    finds_quiet_spans_that_are_passed_over: QuietSpansPassedOver within 100,
     finds_a_log_read_without_its_journal: JournalUnseen within 400,
     finds_an_answer_for_a_log_that_was_left: LeftLogAnswers within 1500,
     finds_a_newer_epoch_that_nobody_says: NewerEpochUnsaid within 1500,
@@ -131,7 +132,6 @@ finds! {
     finds_an_end_where_nothing_is: EndWhereNothingIs within 1500,
     finds_a_delta_without_zeros: DeltaWithoutZeros within 400,
     finds_a_map_without_a_mark_taken_for_a_point: UnmarkedTakenForPoint within 400,
-    finds_quiet_spans_that_are_passed_over: QuietSpansPassedOver within 100,
 }
 
 #[test]

@@ -201,24 +201,6 @@ async fn a_volume_whose_spans_do_not_join_is_not_recovered() {
     assert_eq!(read.unwrap_err().kind(), ErrorKind::Corrupt, "as its readers are told: {log}");
 }
 
-/// S27: what is wrong with one volume is no other's.
-#[tokio::test]
-async fn a_volume_whose_epochs_are_damaged_keeps_no_other_from_starting() {
-    let mut world = World::new(2, 1).await;
-    for volume in 0..2 {
-        world.write(volume, 0, 4, 100);
-        world.end_span(volume, true);
-    }
-    world.commit(0).await;
-    let [damaged, whole] = [world.volumes[0].id, world.volumes[1].id];
-    let file = world.file(&ObjectName::epoch(damaged, 1));
-    let mut bytes = std::fs::read(&file).unwrap();
-    bytes[100] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
-    let found = start(&world, 2).await.unwrap();
-    assert_eq!(found.volumes.keys().copied().collect::<Vec<_>>(), [whole]);
-}
-
 /// A run that has begun on its own is in nobody's way.
 #[tokio::test]
 async fn a_start_alone_keeps_its_number() {

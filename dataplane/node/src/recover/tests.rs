@@ -123,26 +123,6 @@ async fn what_the_store_lost_is_not_referred_to_though_the_index_knows_it() {
     assert_eq!(second.lookup(OURS, &ids), vec![None; 20]);
 }
 
-/// S27: one object is damaged, and the node serves all the same.
-#[tokio::test]
-async fn a_log_that_is_damaged_at_its_end_is_left() {
-    for at in [90, 300] {
-        let dir = tempfile::tempdir().unwrap();
-        let vault = vault(dir.path()).await;
-        commit(&vault, OURS, 1).await;
-        let name = farshore_vault::layout::ObjectName::slot(OURS, Slot(0));
-        let file = dir.path().join("vault").join(name.to_string());
-        let mut bytes = std::fs::read(&file).unwrap();
-        bytes[at] ^= 1;
-        std::fs::write(&file, bytes).unwrap();
-        std::fs::create_dir(dir.path().join("journal")).unwrap();
-        let dedup = dedup(dir.path(), &vault);
-        let recovery = recovered(&vault, dir.path(), 1, &dedup).await;
-        assert_ne!(recovery.opening.log, OURS, "byte {at}");
-        assert_eq!(recovery.opening.next_slot, Slot(0));
-    }
-}
-
 #[tokio::test]
 async fn a_damaged_run_costs_duplicates_only() {
     let dir = tempfile::tempdir().unwrap();

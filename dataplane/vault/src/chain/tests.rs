@@ -60,6 +60,20 @@ async fn a_quiet_volume_is_read_without_the_slots_between() {
     assert!(between < 20, "{asked:?}");
 }
 
+/// Quiet at first, and then no more: it is not walked back for long.
+#[tokio::test]
+async fn a_volume_that_is_not_quiet_any_more_is_read_slot_by_slot() {
+    let slots: Vec<u64> = (0..2).chain(100..400).collect();
+    let world = busy(420, &slots, 400).await;
+    let (vault, volume) = (&world.vault, world.volumes[0].id);
+    let all = read(&vault.clone().with_quiet_slots(u64::MAX), volume).await.unwrap();
+    let (store, counted) = counted(vault);
+    let found = read(&vault.through(store).with_quiet_slots(8), volume).await.unwrap();
+    assert_eq!(found, all);
+    // It looks four times, for some sixty requests, and goes back 32 slots then: not 196.
+    assert!(counted.count() < 420 + 4 * (60 + 32 + 20), "{}", counted.count());
+}
+
 /// One that has nothing at all between: what is behind the checkpoint is read, and no more.
 #[tokio::test]
 async fn a_volume_that_is_quiet_to_the_end_ends_there() {

@@ -10,11 +10,12 @@
 
 use crate::checkpoint;
 use crate::error::VaultError;
-use crate::limits::TRAIL_SLOTS_MAX;
+use crate::limits::{TRAIL_SLOTS_MAX, WALK_TRIED};
 use crate::log::{newest_named, read_segment};
 use crate::vault::Vault;
 use farshore_engine::ledger::Ledger;
 use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::segment::Span;
 use farshore_proto::{Epoch, LogId, Seq, Slot, VolumeId};
 
 /// The slots to read up to a checkpoint, and what is known there.
@@ -149,10 +150,16 @@ impl Wanted<'_> {
             slots.push(at);
             let table = read_segment(vault, log, at).await?.table;
             let own = || table.spans.iter().filter(|span| span.volume == self.volume);
-            let joins = |seq: Seq| seq <= self.last.next();
-            if own().any(|span| span.epoch == epoch && joins(span.first_seq)) {
+            let joins =
+                |span: &Span| span.first_seq <= self.last.next() && span.last_seq > self.last;
+            if own().any(|span| span.epoch == epoch && joins(span)) {
                 slots.reverse();
                 return Ok(Some(slots));
+            }
+            let is_dense = newest.0 - at.0 < slots.len() as u64 * sparse(vault);
+            if slots.len() >= WALK_TRIED && is_dense {
+                // It is not as quiet as it was: slots that are read some ahead are there as soon.
+                return Ok(None);
             }
             match own().filter_map(|span| span.previous).min() {
                 Some(before) if before < at => at = before,

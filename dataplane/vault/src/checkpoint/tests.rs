@@ -68,6 +68,45 @@ async fn a_log_is_read_from_its_newest_checkpoint_on() {
     assert_eq!((tail.newest, tail.mark.unwrap().0 <= tail.last_seq), (Slot(19), true));
 }
 
+/// S27: the store lost slots and kept the checkpoint that speaks of them; the log went on with others.
+#[tokio::test]
+async fn a_checkpoint_of_lost_slots_is_not_taken_for_one_of_those_that_came_instead() {
+    let mut world = World::new(2, 1).await;
+    let (log, vault) = (world.logs[0].id, world.vault.clone());
+    for slot in 0..12_u32 {
+        if slot == 10 {
+            world.checkpoint(0).await;
+        }
+        world.write(0, u64::from(slot), 4, 100 + slot);
+        world.end_span(0, true);
+        world.commit(0).await;
+    }
+    for slot in 8..12 {
+        std::fs::remove_file(world.file(&ObjectName::slot(log, Slot(slot)))).unwrap();
+    }
+    let writer = &mut world.logs[0];
+    (writer.next, writer.incarnation, writer.checkpoint) = (Slot(8), 2, None);
+    for slot in 8..10 {
+        world.write(1, slot, 4, 200);
+        world.end_span(1, true);
+        world.commit(0).await;
+    }
+    let body = ledger(&vault, log).await.body().unwrap().clone();
+    let error = write(&vault, log, Slot(10), body).await.unwrap_err();
+    assert!(matches!(error, VaultError::CheckpointOfOthers { .. }), "{error}");
+    // Nor is it believed where somebody names it all the same.
+    world.logs[0].checkpoint = Some(Slot(10));
+    for slot in 10..14 {
+        world.write(1, slot, 4, 200);
+        world.end_span(1, true);
+        world.commit(0).await;
+    }
+    assert_eq!(learnt(&vault, log).await, (0..14).collect::<Vec<_>>());
+    let found = ledger(&vault, log).await;
+    assert_eq!(found.tail(world.volumes[1].id).unwrap().newest, Slot(13));
+    assert_eq!(found.tail(world.volumes[0].id).unwrap().newest, Slot(7));
+}
+
 /// What is lost or damaged of what is derived costs time only.
 #[tokio::test]
 async fn a_checkpoint_that_does_not_open_gives_way_to_the_one_before_and_to_the_slots() {

@@ -112,6 +112,28 @@ pub(crate) async fn named_before(
     }
 }
 
+/// The highest incarnation of the four slots right in front of one, as far as they can be read.
+///
+/// # Errors
+/// `Unavailable`.
+pub(crate) async fn highest_before(
+    vault: &Vault,
+    log: LogId,
+    slot: Slot,
+) -> Result<u64, VaultError> {
+    let mut highest = 0;
+    let slots = slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64)..slot.0;
+    let slots = slots.map(|slot| header_at(vault, log, Slot(slot)));
+    for (_, found) in futures::future::join_all(slots).await {
+        match found {
+            Ok(Some(header)) => highest = highest.max(header.incarnation()),
+            Err(error) if error.is_unavailable() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(highest)
+}
+
 /// The newest checkpoint that the slots near the end of a log name, or one a few slots older, knowing that all slots before `from`
 /// are filled; none if they cannot say.
 ///
@@ -181,8 +203,9 @@ async fn probe(vault: &Vault, log: LogId, slots: &[u64]) -> Result<Probed, Vault
 }
 
 /// Whether a slot whose header cannot be read is known to be no seal, and of no greater incarnation than `highest`:
-/// whatever it held, it makes none of those behind it void. A greater one makes void the three behind it at most,
-/// and behind a seal no more than that is ever filled; so what lies further behind, of the same incarnation as before, tells.
+/// whatever it held, it makes none of those behind it void. A greater one makes void the three behind it at most, and who put a
+/// segment four or more behind knew the slot to exist, so it would not have gone on behind a seal. Fills say nothing: a start
+/// that hung puts them behind whatever came meanwhile.
 pub(super) async fn goes_on_behind(
     vault: &Vault,
     log: LogId,
@@ -193,9 +216,8 @@ pub(super) async fn goes_on_behind(
     let near = near.map(|step| header_at(vault, log, Slot(slot.0.saturating_add(step))));
     for (_, found) in futures::future::join_all(near).await {
         match found {
-            // Whoever seals is no run.
             Ok(Some(header))
-                if header.kind != SlotKind::Seal && header.incarnation() <= highest =>
+                if header.kind == SlotKind::Segment && header.incarnation() <= highest =>
             {
                 return Ok(true);
             }

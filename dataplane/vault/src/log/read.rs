@@ -163,6 +163,8 @@ pub struct LogScan<'a> {
     /// Behind the last slot that was read.
     reached: Slot,
     ahead: FuturesOrdered<BoxFuture<'a, (Slot, Parts)>>,
+    /// The slots that are read ahead, in order.
+    asked: VecDeque<Slot>,
     /// Highest incarnation so far; none before the slots in front of `from` were asked.
     incarnation: Option<u64>,
     /// Whether damage behind the header of a seal or a void slot is an error too, though it hides nothing.
@@ -197,6 +199,7 @@ impl<'a> LogScan<'a> {
             floor: None,
             reached: from,
             ahead: FuturesOrdered::new(),
+            asked: VecDeque::new(),
             incarnation: None,
             names_all: false,
             is_sure: true,
@@ -231,11 +234,19 @@ impl<'a> LogScan<'a> {
         self.reached
     }
 
+    /// Reads nothing ahead until the next slot is wanted: a request that nobody waits for runs out of time.
+    pub(crate) fn rest(&mut self) {
+        self.ahead.clear();
+        while let Some(slot) = self.asked.pop_back() {
+            self.listed.push_front(slot);
+        }
+    }
+
     /// Goes on by a trail from [`LogScan::reached`] on: none of the slots that it passes over is of interest, and all in front of its checkpoint
     /// are known to be filled.
     pub(crate) fn follow(&mut self, trail: Trail) {
         let Trail { slots, checkpoint, incarnation } = trail;
-        self.ahead.clear();
+        self.rest();
         (self.listed, self.next) = (slots.into(), checkpoint);
         self.filled = self.filled.max(checkpoint);
         self.floor = Some((checkpoint, incarnation));
@@ -268,6 +279,7 @@ impl<'a> LogScan<'a> {
         while self.end.is_none() {
             self.read_ahead();
             let (slot, found) = self.ahead.next().await.expect("something was read ahead");
+            self.asked.pop_front();
             self.reached = slot.next();
             if let Some((_, incarnation)) = self.floor.take_if(|(from, _)| slot >= *from) {
                 highest = highest.max(incarnation);
@@ -287,8 +299,8 @@ impl<'a> LogScan<'a> {
                 Err(error) => {
                     self.incarnation = Some(highest);
                     let (vault, log) = (self.vault, self.log);
-                    self.is_sure &=
-                        !error.is_newer() && goes_on_behind(vault, log, slot, highest).await?;
+                    let may_go_on = !error.is_unavailable() && !error.is_newer();
+                    self.is_sure &= may_go_on && goes_on_behind(vault, log, slot, highest).await?;
                     return Err(error);
                 }
             };
@@ -311,7 +323,7 @@ impl<'a> LogScan<'a> {
                 return segment.map(|segment| Some((slot, segment)));
             }
         }
-        self.ahead.clear();
+        self.rest();
         Ok(None)
     }
 
@@ -353,6 +365,7 @@ impl<'a> LogScan<'a> {
                 self.next = slot.next();
                 slot
             });
+            self.asked.push_back(slot);
             self.ahead
                 .push_back(Box::pin(async move { (slot, read_parts(vault, log, slot).await) }));
         }

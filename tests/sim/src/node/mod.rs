@@ -497,7 +497,6 @@ impl Turn<'_> {
         self.after(REPORT, Event::Report);
     }
 
-    /// Steps the node's maps and carries out what they say.
     /// Looks at the segments that the index knows and nobody saw since the start.
     fn look_at_segments(&mut self) {
         let targets = self.running.known.take_unseen(16);
@@ -514,6 +513,7 @@ impl Turn<'_> {
         });
     }
 
+    /// Steps the node's maps and carries out what they say.
     fn step_maps(&mut self, input: maps::Input) {
         let mut out = Vec::new();
         self.running.maps.step(input, &mut out);
