@@ -13,6 +13,7 @@ mod trail;
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
+use crate::limits::WALK_TRIED;
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd};
 use crate::vault::Vault;
 use farshore_proto::epoch::EpochBody;
@@ -270,14 +271,18 @@ impl<'a> Chain<'a> {
         let Self { vault, volume, last, .. } = *self;
         let (EpochBody { log, epoch, .. }, is_last) =
             (&self.epochs[self.epoch], self.epoch + 1 == self.epochs.len());
-        Wanted { vault, volume, log: *log, epoch: *epoch, is_last, last }
+        Wanted { vault, volume, log: *log, epoch: *epoch, is_last, last, steps: 0 }
     }
 
     /// Reads the next segment of the log; false at its end.
     async fn next_segment(&mut self) -> Result<bool, VaultError> {
         if self.quiet.look() && self.scan.is_sure() {
-            self.scan.rest();
-            if let Some(trail) = self.wanted().trail(self.scan.reached()).await? {
+            let mut wanted = self.wanted();
+            let trail = wanted.trail(self.scan.reached()).await?;
+            if wanted.steps >= WALK_TRIED {
+                self.scan.rest();
+            }
+            if let Some(trail) = trail {
                 if trail.slots.is_empty() {
                     // What was not read holds nothing of the volume.
                     self.unread = None;

@@ -78,6 +78,8 @@ pub(super) struct Wanted<'a> {
     pub(super) is_last: bool,
     /// Last seq that was read.
     pub(super) last: Seq,
+    /// Slots that were read on the way back, one after the other.
+    pub(super) steps: usize,
 }
 
 impl Wanted<'_> {
@@ -86,7 +88,7 @@ impl Wanted<'_> {
     ///
     /// # Errors
     /// `Unavailable`.
-    pub(super) async fn trail(self, from: Slot) -> Result<Option<Trail>, VaultError> {
+    pub(super) async fn trail(&mut self, from: Slot) -> Result<Option<Trail>, VaultError> {
         match self.find(from).await {
             Err(error) if error.is_unavailable() => Err(error),
             Err(_) => Ok(None),
@@ -94,7 +96,7 @@ impl Wanted<'_> {
         }
     }
 
-    async fn find(&self, from: Slot) -> Result<Option<Trail>, VaultError> {
+    async fn find(&mut self, from: Slot) -> Result<Option<Trail>, VaultError> {
         let Self { vault, log, .. } = *self;
         let named = newest_named(vault, log, from).await?;
         // Below, reading slot by slot costs no more than having asked.
@@ -136,7 +138,7 @@ impl Wanted<'_> {
     /// The slots with spans of the volume from `from` to `newest`, if there are at most `steps` of them and the first
     /// one joins what was read.
     async fn walk_back(
-        &self,
+        &mut self,
         from: Slot,
         newest: Slot,
         steps: u64,
@@ -148,6 +150,7 @@ impl Wanted<'_> {
                 return Ok(None);
             }
             slots.push(at);
+            self.steps += 1;
             let table = read_segment(vault, log, at).await?.table;
             let own = || table.spans.iter().filter(|span| span.volume == self.volume);
             let joins =

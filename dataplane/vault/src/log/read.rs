@@ -234,7 +234,7 @@ impl<'a> LogScan<'a> {
         self.reached
     }
 
-    /// Reads nothing ahead until the next slot is wanted: a request that nobody waits for runs out of time.
+    /// Forgets what is read ahead, and asks again when it is wanted: a request that nobody waited for runs out of time.
     pub(crate) fn rest(&mut self) {
         self.ahead.clear();
         while let Some(slot) = self.asked.pop_back() {
