@@ -247,6 +247,7 @@ impl Bug {
             self,
             Self::AgeByAgentsClock
                 | Self::LeftBranchTakenForTail
+                | Self::RunsUnderOneNumber
                 | Self::MountedIsServed
                 | Self::WrittenIsServed
                 | Self::NameIsIdentity
