@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use farshore_codec::SegmentBuilder;
+use farshore_proto::BlockRange;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::segment::{Extent, ExtentSource};
-use farshore_proto::{BlockRange, Seq};
 use farshore_vault::{PointSelector, VolumeView, map};
 
 use super::disk::{Disk, Draw};
@@ -43,27 +42,39 @@ pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figu
     for _ in 0..BEHIND {
         segment(&mut disk)?;
     }
+    let name = format!(
+        "view of a volume with {} maps and {BEHIND} segments behind the newest",
+        options.maps
+    );
+    let remark = format!("{EXTENTS} extents a segment; the newest map has {layers} layers");
+    Ok(vec![open_latest(options, disk, &name, remark).await?])
+}
+
+/// Opens the latest view of a disk from a slow store, and takes the disk away.
+///
+/// # Errors
+/// If it cannot be opened, or its point is not the newest that was written.
+pub(super) async fn open_latest(
+    options: &Options,
+    disk: Disk,
+    name: &str,
+    remark: String,
+) -> Result<Figure> {
     disk.sync()?;
-    let delay = Duration::from_millis(options.delay_ms);
-    let (vault, store) = child::open(&disk.directory, delay).await?;
+    let (vault, store) = child::open(&disk.directory, options.delay()).await?;
     let clock = Clock::start()?;
     let view = VolumeView::open(&vault, disk.volume, PointSelector::Latest).await?;
     let took = clock.stop()?;
-    let Seq(found) = view.point().seq;
-    ensure!(found == options.maps + BEHIND, "the newest point is {found}");
-    let name = format!(
-        "view of a volume with {} maps and {BEHIND} segments behind the newest: open, {}",
-        options.maps,
-        options.delay_text()
-    );
-    let figure = Figure::timed(name, took)
+    let found = view.point().seq;
+    ensure!(found == disk.last, "the newest point is {found}");
+    let figure = Figure::timed(format!("{name}: open, {}", options.delay_text()), took)
         .held_to(TARGET_SECONDS)
         .with_requests(store.take_requests())
-        .with_remark(format!("{EXTENTS} extents a segment; the newest map has {layers} layers"));
+        .with_remark(remark);
     if !options.keep {
         disk.clear()?;
     }
-    Ok(vec![figure])
+    Ok(figure)
 }
 
 /// Writes a segment with a few extents.

@@ -2,22 +2,20 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use farshore_codec::segment::slot_without_data;
 use farshore_engine::ledger::{Ledger, SpanEnd};
+use farshore_proto::Slot;
 use farshore_proto::segment::{SlotKind, SlotWriter};
-use farshore_proto::{Seq, Slot};
 use farshore_vault::layout::ObjectName;
-use farshore_vault::{PointSelector, VolumeView, checkpoint, map};
+use farshore_vault::{checkpoint, map};
 
+use super::Options;
 use super::disk::{Disk, INCARNATION, LOG};
-use super::report::{Clock, Figure};
-use super::{Options, child};
+use super::past::open_latest;
+use super::report::Figure;
 
-/// From a store that takes [`super::TARGET_DELAY_MS`] for each request.
-const TARGET_SECONDS: f64 = 2.0;
 /// Segments of the volume behind its map.
 const BEHIND: u64 = 16;
 /// Slots behind the newest checkpoint: at 256 there is another.
@@ -30,26 +28,12 @@ const SIZE_BYTES: u64 = 1 << 36;
 /// If the log cannot be written, or what is opened is not what was written.
 pub(super) async fn measure(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
     let disk = write(options.quiet_slots, &folder.join("quiet")).await?;
-    let (vault, store) =
-        child::open(&disk.directory, Duration::from_millis(options.delay_ms)).await?;
-    let clock = Clock::start()?;
-    let view = VolumeView::open(&vault, disk.volume, PointSelector::Latest).await?;
-    let took = clock.stop()?;
-    let Seq(found) = view.point().seq;
-    ensure!(found == disk.last.0, "the newest point is {found}");
     let name = format!(
-        "view of a volume with {BEHIND} segments in the {} slots that its log grew by since the map: open, {}",
-        options.quiet_slots,
-        options.delay_text()
+        "view of a volume with {BEHIND} segments in the {} slots that its log grew by since the map",
+        options.quiet_slots
     );
-    let figure = Figure::timed(name, took)
-        .held_to(TARGET_SECONDS)
-        .with_requests(store.take_requests())
-        .with_remark(format!("{TAIL} slots behind the newest checkpoint"));
-    if !options.keep {
-        disk.clear()?;
-    }
-    Ok(vec![figure])
+    let remark = format!("{TAIL} slots behind the newest checkpoint");
+    Ok(vec![open_latest(options, disk, &name, remark).await?])
 }
 
 /// A volume with a map, whose log then grew by so many slots.
@@ -68,7 +52,6 @@ async fn write(slots: u64, directory: &Path) -> Result<Disk> {
     let body = ledger.body().expect("it has one volume").clone();
     checkpoint::write(&disk.vault, LOG, at, body).await?;
     fills(&mut disk, at.0..at.0 + TAIL, Some(at))?;
-    disk.sync()?;
     Ok(disk)
 }
 

@@ -269,9 +269,9 @@ impl<'a> Chain<'a> {
 
     fn wanted(&self) -> Wanted<'a> {
         let Self { vault, volume, last, .. } = *self;
-        let (EpochBody { log, epoch, .. }, is_last) =
-            (&self.epochs[self.epoch], self.epoch + 1 == self.epochs.len());
-        Wanted { vault, volume, log: *log, epoch: *epoch, is_last, last, steps: 0 }
+        let EpochBody { log, epoch, .. } = self.epochs[self.epoch];
+        let is_last = self.epoch + 1 == self.epochs.len();
+        Wanted { vault, volume, log, epoch, is_last, last, steps: 0 }
     }
 
     /// Reads the next segment of the log; false at its end.

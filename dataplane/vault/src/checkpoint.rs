@@ -13,6 +13,7 @@ use farshore_engine::ledger::{Ledger, SpanEnd};
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::{LogId, Slot};
+use std::sync::Arc;
 
 /// Puts a checkpoint of a log. One that is there already says the same, but for the horizon: unless the store lost slots that
 /// it speaks of, and others came in their place.
@@ -29,7 +30,8 @@ pub async fn write(
     body: CheckpointBody,
 ) -> Result<(), VaultError> {
     let name = ObjectName::checkpoint(log, slot);
-    let ours = body.clone();
+    let ours = Arc::new(body);
+    let body = Arc::clone(&ours);
     let sealing = vault.seal_aside(&name, move |vault, number, key| {
         seal_checkpoint(vault.id(), log, slot, key, number, &body)
     });
@@ -39,7 +41,7 @@ pub async fn write(
     }
     let horizon = ours.horizon;
     let found = CheckpointBody { horizon, ..read(vault, log, slot).await? };
-    if found == ours {
+    if found == *ours {
         return Ok(());
     }
     Err(VaultError::CheckpointOfOthers { url: vault.url().to_owned(), object: name })

@@ -34,10 +34,10 @@ pub(super) fn what(path: &Path) -> Option<String> {
     })
 }
 
-/// What a new file would be in, in words; none where there is room for what people keep. A program's own directory is known by
+/// What a new file in this directory, free of links, would be in, in words; none where people may keep what they like. A program's own directory is known by
 /// little, and who has to restore is not to be kept from it by a file of that name: only a vault is.
-pub(super) fn what_around(path: &Path) -> Option<String> {
-    let vault = path.ancestors().skip(1).find(|directory| is_vault(directory))?;
+pub(super) fn what_around(directory: &Path) -> Option<String> {
+    let vault = directory.ancestors().find(|directory| is_vault(directory))?;
     Some(format!("it would be in the vault in {}", vault.display()))
 }
 

@@ -69,12 +69,11 @@ impl Survey {
 pub fn survey(path: &Path) -> Result<Survey, RestoreError> {
     let Some((path, metadata)) = find(path)? else {
         let path = resolve(path)?;
-        if is_among_devices(&path) {
+        let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
+        if directory.as_deref().is_some_and(is_of_devices) {
             return Err(RestoreError::NoDevice { path });
         }
-        let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
-        let lies = parent.zip(path.file_name()).map(|(parent, name)| parent.join(name));
-        if let Some(what) = lies.and_then(|lies| ours::what_around(&lies)) {
+        if let Some(what) = directory.as_deref().and_then(ours::what_around) {
             return Err(RestoreError::Ours { path, what });
         }
         return Ok(Survey {
@@ -121,10 +120,9 @@ fn find(path: &Path) -> Result<Option<(PathBuf, Metadata)>, RestoreError> {
     Ok(Some((path, metadata)))
 }
 
-/// What is made there lies in memory, and is gone with the next boot: a device is meant.
-fn is_among_devices(path: &Path) -> bool {
-    let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
-    directory.is_some_and(|at| at.starts_with("/dev") && !at.starts_with("/dev/shm"))
+/// What is made in such a directory lies in memory, and is gone with the next boot: a device is meant.
+fn is_of_devices(directory: &Path) -> bool {
+    directory.starts_with("/dev") && !directory.starts_with("/dev/shm")
 }
 
 /// Where a path leads that does not exist: a link that dangles names the file that is to be made.
