@@ -349,7 +349,7 @@ def open_small(ring: Keyring, place: Place, data: bytes) -> bytes:
 
 
 class Epoch(NamedTuple):
-    """epoch.md, layout: the head, and the label."""
+    """epoch.md, layout: head, label, how the epoch before ended (slot, kind), and base (volume, ordinal, seq)."""
 
     ordinal: int
     epoch: int
@@ -358,17 +358,35 @@ class Epoch(NamedTuple):
     first_seq: int
     size: int
     label: str
+    ended: tuple[int, int] | None = None
+    base: tuple[bytes, int, int] | None = None
+
+
+END_SEAL, END_RELEASE, END_WORD, END_UNWRITTEN = 1, 2, 3, 4
 
 
 def epoch_body(name: str, ordinal: int, body: bytes) -> Epoch:
     """epoch.md, layout."""
-    found = sections(name, 160, body, {1: (56, 1), 2: (1, 128)})
+    found = sections(name, 160, body, {1: (56, 1), 2: (1, 128), 3: (16, 1), 4: (32, 1)})
     if 1 not in found:
         raise damaged(name, 160, "there is no head")
     epoch, log, first_slot, first_seq, size, _ = struct.unpack("<Q16sQQQ8s", found[1][0])
     if not epoch or first_slot > SLOT_MAX or not 1 <= first_seq <= SEQ_MAX or not 1 <= size <= SIZE_MAX:
         raise damaged(name, 160, "head")
-    return Epoch(ordinal, epoch, log, first_slot, first_seq, size, text(name, 160, found.get(2, [])))
+    ended = base = None
+    for record in found.get(3, []):
+        slot, kind, zero = struct.unpack("<QB7s", record)
+        known = kind in (END_SEAL, END_RELEASE, END_WORD, END_UNWRITTEN) and not any(zero)
+        if not known or slot > SLOT_MAX or kind == (END_UNWRITTEN if slot else END_RELEASE):
+            raise damaged(name, 160, "end of the epoch before")
+        ended = slot, kind
+    if (ended is not None) != (ordinal > 1):
+        raise damaged(name, 160, "end of the epoch before")
+    for record in found.get(4, []):
+        volume, base_ordinal, seq = base = struct.unpack("<16sQQ", record)
+        if not base_ordinal or not 1 <= seq <= SEQ_MAX:
+            raise damaged(name, 160, "base")
+    return Epoch(ordinal, epoch, log, first_slot, first_seq, size, text(name, 160, found.get(2, [])), ended, base)
 
 
 # Segments

@@ -39,6 +39,7 @@ WINDOW = 4
 NEXT = 3
 PROBES = [WINDOW << power for power in range(20)]
 EPOCHS_MAX = 2**20
+BASES = 64
 KEYS_MAX = 4096
 
 
@@ -431,12 +432,13 @@ class Vault:
             held = f"log {uid(epoch.log)} holds the volume up to {seq - 1}"
             raise Refusal(DAMAGED, f"object {place.name} begins at seq {end}, but {held}")
 
-    def stream(self, volume: bytes) -> Iterator[tuple[Slot, Table, Span, Epoch]]:
-        """vault.md, reading a volume: all spans that count, in order; ends with what stands in the way."""
+    def stream(self, volume: bytes) -> Iterator[tuple[Slot, Table, Span, Epoch] | Epoch]:
+        """vault.md, reading a volume: each epoch, and all its spans that count; ends with what stands in the way."""
         epochs, problem = self.epochs(volume)
         for epoch, following in zip(epochs, [*epochs[1:], None]):
             if following is None and problem:
                 raise problem
+            yield epoch
             for slot, table, span in self.spans(volume, epoch, following.first_seq if following else None):
                 yield slot, table, span, epoch
         if problem:
@@ -446,7 +448,10 @@ class Vault:
         """The points of a volume in the order of its stream, and what stood in the way of more."""
         found: list[Point] = []
         try:
-            for _, _, span, epoch in self.stream(volume):
+            for got in self.stream(volume):
+                if isinstance(got, Epoch):
+                    continue
+                _, _, span, epoch = got
                 if span.mark:
                     found.append(Point(volume, epoch, span.last, span.mark))
         except Refusal as refusal:
@@ -455,11 +460,36 @@ class Vault:
 
     # Content
 
-    def image(self, volume: bytes, wanted: bytes | Since | None) -> tuple[Point, Extents]:
+    def based(self, volume: bytes, epoch: Epoch, depth: int) -> tuple[Point, Extents]:
+        """epoch.md, branches: what an epoch with a base begins with."""
+        of, ordinal, seq = epoch.base
+        place = formats.epoch_place(volume, epoch.ordinal)
+        broken = Refusal(DAMAGED, f"object {place.name} goes on from place {ordinal}-{seq} of volume {uid(of)}, "
+                                  "which is not there, or is no point")
+        epochs = self.epochs(of)[0]
+        if depth >= BASES or ordinal > len(epochs) or (of == volume and ordinal >= epoch.ordinal):
+            raise broken
+        try:
+            point, extents = self.image(of, (epochs[ordinal - 1].epoch, seq), depth + 1)
+        except Refusal as refusal:
+            if refusal.code not in (DAMAGED, ABSENT):
+                raise
+            raise broken from refusal
+        if point.epoch.size > epoch.size:
+            raise broken
+        return point, extents
+
+    def image(self, volume: bytes, wanted: bytes | Since | None, depth: int = 0) -> tuple[Point, Extents]:
         """vault.md, reading a volume: all spans up to and including a mark, given by point or place; else the last."""
         extents, point = Extents(), None
         pending: list[tuple[int, int, Piece | None]] = []
-        for slot, table, span, epoch in self.stream(volume):
+        for got in self.stream(volume):
+            if isinstance(got, Epoch):
+                if got.base:
+                    base, extents = self.based(volume, got, depth)
+                    pending, point = [], base if base.volume == volume and wanted is None else None
+                continue
+            slot, table, span, epoch = got
             pending += resolve(slot, table, span)
             here = Point(volume, epoch, span.last, span.mark) if span.mark else None
             if here and wanted in (None, here.mark.point, here.place):
@@ -659,6 +689,12 @@ def point_json(point: Point) -> dict[str, object]:
     }
 
 
+def epoch_json(epoch: Epoch) -> dict[str, object]:
+    """An epoch as it is printed."""
+    base = [uid(epoch.base[0]), *epoch.base[1:]] if epoch.base else None
+    return {**epoch._asdict(), "log": uid(epoch.log), "base": base}
+
+
 def listed(vault: Vault) -> tuple[dict[str, object], Refusal | None]:
     """All machines and volumes with their epochs and points, and the first thing that stood in the way."""
     machines = Machines(vault)
@@ -667,7 +703,7 @@ def listed(vault: Vault) -> tuple[dict[str, object], Refusal | None]:
     problems: list[Refusal] = []
     for volume in vault.ids("volumes/"):
         points, problem = machines.points_of(volume)
-        epochs = [{**epoch._asdict(), "log": uid(epoch.log)} for epoch in vault.epochs(volume)[0]]
+        epochs = [epoch_json(epoch) for epoch in vault.epochs(volume)[0]]
         problems += [problem] if problem else []
         volumes.append({"volume": uid(volume), "epochs": epochs, "points": [point_json(point) for point in points],
                         "problem": str(problem) if problem else None})

@@ -113,6 +113,8 @@ impl Disk {
             size_bytes,
             stamp: Stamp::default(),
             label: "one disk".to_owned(),
+            ended: None,
+            base: None,
         };
         let (number, key) = disk.vault.newest_key();
         let object = seal_epoch(disk.vault.id(), VOLUME, ORDINAL, key, number, &body)?;

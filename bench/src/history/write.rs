@@ -17,7 +17,7 @@ use farshore_codec::segment::slot_without_data;
 use farshore_codec::{SegmentBuilder, WrappingKey};
 use farshore_engine::ledger::{Ledger, SpanEnd};
 use farshore_engine::shard::CHECKPOINT_SLOTS;
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::mark::{Mark, MarkGroup};
@@ -194,6 +194,8 @@ impl History {
                 size_bytes: SIZE_BYTES,
                 stamp: stamp_of(number, Seq(first_seq.0 - 1)),
                 label: format!("machine {number}"),
+                ended: (ordinal > 1).then_some(Ended { kind: EndKind::Word, slot: Slot(0) }),
+                base: None,
             };
             let object = seal_epoch(self.vault.id(), volume, ordinal, key, key_number, &body)?;
             let path = self.directory.join(ObjectName::epoch(volume, ordinal).to_string());

@@ -4,7 +4,7 @@ use crate::error::CodecError;
 use crate::keys::{DataKey, KeyRing};
 use crate::object::{no_fields, open, seal};
 use farshore_proto::epoch::{EpochBody, place};
-use farshore_proto::{KeyNumber, VaultId, VolumeId};
+use farshore_proto::{DecodeError, KeyNumber, VaultId, VolumeId};
 
 /// Level of zstd: an epoch object is small, and often shorter raw.
 const LEVEL: i32 = 1;
@@ -15,7 +15,8 @@ const LEVEL: i32 = 1;
 /// `Unavailable` if the operating system gives no random bytes; `Internal` if sealing fails.
 ///
 /// # Panics
-/// If the label is over its limit: a bug in the caller.
+/// If the label is over its limit, or the body does not say how the epoch before ended if there was one: bugs in the
+/// caller.
 pub fn seal_epoch(
     vault: VaultId,
     volume: VolumeId,
@@ -24,6 +25,7 @@ pub fn seal_epoch(
     number: KeyNumber,
     body: &EpochBody,
 ) -> Result<Vec<u8>, CodecError> {
+    assert_eq!(body.ended.is_some(), ordinal > 1, "says how the epoch before ended");
     seal(place(vault, volume, ordinal), key, number, no_fields, &body.encode(), LEVEL)
 }
 
@@ -40,5 +42,10 @@ pub fn open_epoch(
     keys: &KeyRing,
 ) -> Result<EpochBody, CodecError> {
     let (_, body) = open(&place(vault, volume, ordinal), object, keys)?;
-    Ok(EpochBody::decode(&body)?)
+    let body = EpochBody::decode(&body)?;
+    if body.ended.is_some() != (ordinal > 1) {
+        let what = "end of the epoch before the first, or none of another";
+        return Err(DecodeError::Range { what, value: ordinal }.into());
+    }
+    Ok(body)
 }

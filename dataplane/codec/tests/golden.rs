@@ -18,7 +18,7 @@ use farshore_codec::map::{MapPlace, PartBuilder, PartOpener, open_manifest, seal
 use farshore_codec::segment::{Opener, SegmentBuilder, chunk_of, open_frame_at, slot_without_data};
 use farshore_codec::{ChunkHasher, CodecError, WrappingKey};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::journal::GroupSize;
@@ -172,6 +172,8 @@ fn an_epoch_object_of_version_2_opens() {
         size_bytes: 1 << 30,
         stamp: STAMP,
         label: "golden".to_owned(),
+        ended: Some(Ended { kind: EndKind::Seal, slot: Slot(77) }),
+        base: Some(EpochBase { volume: VOLUME, at: Place { ordinal: 1, seq: Seq(640) } }),
     };
     let object = kept("epoch", || seal_epoch(VAULT, VOLUME, 2, &key(), KEY, &body).unwrap());
     assert_eq!(open_epoch(&object, VAULT, VOLUME, 2, &ring()).unwrap(), body);

@@ -7,7 +7,7 @@ mod sealed;
 
 use farshore_engine::claims::{Cause, NotOurs};
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::frame::RefusalReason;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
@@ -175,7 +175,7 @@ pub async fn claim_with(
     let failed = |source: VaultError| ClaimError::Vault { volume, source: Box::new(source) };
     let epochs = read_epochs(vault, volume).await.map_err(failed)?;
     let Some(last) = epochs.last() else {
-        return begin(vault, wanted, 0, (Seq(0), Stamp::default()), None).await;
+        return begin(vault, wanted, 0, ((Seq(0), Stamp::default()), None)).await;
     };
     if last.epoch > wanted.epoch && !is_on(Bug::EpochCheckDropped) {
         return Err(ClaimError::Fenced { volume, newest: last.epoch });
@@ -190,59 +190,63 @@ pub async fn claim_with(
         return Err(ClaimError::Grown { volume, size_bytes, recorded_bytes });
     }
     if is_held {
-        let (committed, stamp) = end_in_own(vault, wanted, last).await.map_err(failed)?;
+        let ((committed, stamp), _) = end_in_own(vault, wanted, last).await.map_err(failed)?;
         return Ok(Claimed { committed, stamp, sealed: None, ordinal: None });
     }
     if last.epoch == wanted.epoch {
         return Err(ClaimError::NeedsEpoch { volume, log: last.log });
     }
-    let mut sealed = None;
-    let mut committed = None;
-    if last.log != wanted.log && !is_on(Bug::ClaimWithoutSeal) {
+    let (committed, ended) = if last.log == wanted.log {
+        end_in_own(vault, wanted, last).await.map_err(failed)?
+    } else if is_on(Bug::ClaimWithoutSeal) {
+        let end = end_of_volume(vault, volume).await.map_err(failed)?;
+        (end.last(), Ended { kind: EndKind::Word, slot: Slot(0) })
+    } else {
         // Whoever wrote it may still run: after the seal nothing of it counts any more.
         let log = sealed_logs.read(vault, last).await.map_err(failed)?;
-        sealed = Some((last.log, log.slot));
-        committed = log.end_of(volume, last);
-    }
-    let committed = match (committed, sealed) {
-        (Some(committed), _) => committed,
-        // The stream goes on to the seal: a store that says less was asked too early, or has lost something.
-        (None, Some((log, seal))) => {
-            end_behind(vault, volume, log, seal.next()).await.map_err(failed)?.last()
-        }
-        (None, None) if last.log == wanted.log => {
-            end_in_own(vault, wanted, last).await.map_err(failed)?
-        }
-        (None, None) => end_of_volume(vault, volume).await.map_err(failed)?.last(),
+        let committed = match log.end_of(volume, last) {
+            Some(committed) => committed,
+            // The stream goes on to the seal: a store that says less was asked too early, or has lost something.
+            None => {
+                let end = end_behind(vault, volume, last.log, log.slot.next()).await;
+                end.map_err(failed)?.last()
+            }
+        };
+        (committed, Ended { kind: EndKind::Seal, slot: log.slot })
     };
-    begin(vault, wanted, epochs.len() as u64, committed, sealed).await
+    begin(vault, wanted, epochs.len() as u64, (committed, Some((last.log, ended)))).await
 }
 
-/// How far the vault holds a volume whose newest epoch is in the log that is to have it.
+/// How far the vault holds a volume whose newest epoch is in the log that is to have it, and how that ends.
 async fn end_in_own(
     vault: &Vault,
     wanted: &Wanted,
     last: &EpochBody,
-) -> Result<(Seq, Stamp), VaultError> {
+) -> Result<((Seq, Stamp), Ended), VaultError> {
     let (volume, log) = (wanted.volume, wanted.log);
     let filled = Slot(wanted.first_slot.0.saturating_sub(UNSURE_SLOTS));
     let end = find_end(vault, log, filled).await?;
     let ledger = whole_ledger(vault, log, &end).await?;
+    let ended = Ended { kind: EndKind::Word, slot: end.next };
     if let Some(end) = ledger.and_then(|ledger| end_in(&ledger, volume, last)) {
-        return Ok(end);
+        return Ok((end, ended));
     }
-    Ok(end_behind(vault, volume, log, filled).await?.last())
+    Ok((end_behind(vault, volume, log, filled).await?.last(), ended))
 }
+
+/// How far the vault holds a volume, and the log of the epoch before and how that ended.
+type Held = ((Seq, Stamp), Option<(LogId, Ended)>);
 
 /// Begins the wanted epoch behind what the vault holds: the `held` epochs that were read.
 async fn begin(
     vault: &Vault,
     wanted: &Wanted,
     held: u64,
-    (committed, stamp): (Seq, Stamp),
-    sealed: Option<(LogId, Slot)>,
+    ((committed, stamp), ended): Held,
 ) -> Result<Claimed, ClaimError> {
     let volume = wanted.volume;
+    let is_seal = |(_, ended): &(LogId, Ended)| ended.kind == EndKind::Seal;
+    let sealed = ended.filter(is_seal).map(|(log, ended)| (log, ended.slot));
     let body = EpochBody {
         epoch: wanted.epoch,
         log: wanted.log,
@@ -251,6 +255,8 @@ async fn begin(
         size_bytes: wanted.size_bytes,
         stamp,
         label: wanted.label.clone(),
+        ended: ended.map(|(_, ended)| ended),
+        base: None,
     };
     match claim_behind(vault, volume, held, &body).await {
         Ok(Claim::Claimed { ordinal }) => {

@@ -3,20 +3,83 @@
 //! Layout and rules: `docs/formats/epoch.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{Epoch, LogId, Seq, Slot, Stamp, VaultId, VolumeId};
+use crate::ids::{Epoch, LogId, Place, Seq, Slot, Stamp, VaultId, VolumeId};
 use crate::limits::{LABEL_BYTES_MAX, VOLUME_BYTES_MAX};
 use crate::object::{ObjectKind, ObjectPlace};
 use crate::sections::{SectionKind, SectionWriter, Sections};
-use crate::wire::Put;
+use crate::wire::{Put, Reader};
 
 const HEAD: SectionKind = SectionKind { number: 1, stride: 56, max: 1, what: "epoch head" };
 const LABEL: SectionKind =
     SectionKind { number: 2, stride: 1, max: LABEL_BYTES_MAX, what: "epoch label" };
+const ENDED: SectionKind =
+    SectionKind { number: 3, stride: 16, max: 1, what: "end of the epoch before" };
+const BASE: SectionKind = SectionKind { number: 4, stride: 32, max: 1, what: "epoch base" };
 
 /// The place of an epoch of a volume.
 #[must_use]
 pub fn place(vault: VaultId, volume: VolumeId, ordinal: u64) -> ObjectPlace {
     ObjectPlace { kind: ObjectKind::Epoch, vault, subject: volume.0, number: ordinal, part: 0 }
+}
+
+/// Why nothing more of an epoch counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndKind {
+    /// Its log was sealed.
+    Seal,
+    /// A segment of its log released the volume.
+    Release,
+    /// Its writer said that it puts no more of it; or it is the one who begins the next.
+    Word,
+    /// Nobody ever writes its log.
+    Unwritten,
+}
+
+impl EndKind {
+    fn code(self) -> u8 {
+        match self {
+            Self::Seal => 1,
+            Self::Release => 2,
+            Self::Word => 3,
+            Self::Unwritten => 4,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [Self::Seal, Self::Release, Self::Word, Self::Unwritten]
+            .into_iter()
+            .find(|kind| kind.code() == code)
+    }
+}
+
+/// How the epoch before ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Why nothing more of it counts.
+    pub kind: EndKind,
+    /// All slots of its log in front of this one are filled, and hold all of it that counts. The slot of the seal, the one
+    /// behind the release, or the one behind what was found; 0 if nobody writes the log.
+    pub slot: Slot,
+}
+
+impl Ended {
+    /// The first slot of its log that may hold nothing.
+    #[must_use]
+    pub fn filled(self) -> Slot {
+        match self.kind {
+            EndKind::Seal => self.slot.next(),
+            EndKind::Release | EndKind::Word | EndKind::Unwritten => self.slot,
+        }
+    }
+}
+
+/// A recovery point that a volume goes on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochBase {
+    /// Of which volume; may be another one.
+    pub volume: VolumeId,
+    /// Where the point is in its stream.
+    pub at: Place,
 }
 
 /// Sealed body of an epoch object: who writes, from where on.
@@ -36,6 +99,10 @@ pub struct EpochBody {
     pub stamp: Stamp,
     /// For people who find the vault: machine and disk.
     pub label: String,
+    /// How the epoch before ended; nothing of the first one.
+    pub ended: Option<Ended>,
+    /// What the volume held when the epoch began, if that is not what the epoch before ended with.
+    pub base: Option<EpochBase>,
 }
 
 impl EpochBody {
@@ -55,6 +122,20 @@ impl EpochBody {
             out.put_stamp(self.stamp);
         });
         out.put(&LABEL, self.label.len(), |out| out.put_bytes(self.label.as_bytes()));
+        out.put(&ENDED, self.ended.iter().len(), |out| {
+            if let Some(ended) = self.ended {
+                out.put_u64(ended.slot.0);
+                out.put_u8(ended.kind.code());
+                out.put_zeros(7);
+            }
+        });
+        out.put(&BASE, self.base.iter().len(), |out| {
+            if let Some(base) = self.base {
+                out.put_bytes(&base.volume.0);
+                out.put_u64(base.at.ordinal);
+                out.put_u64(base.at.seq.0);
+            }
+        });
         out.finish()
     }
 
@@ -63,7 +144,7 @@ impl EpochBody {
     /// # Errors
     /// `Newer` for what must be understood and is not known here; by the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let sections = Sections::read("epoch body", bytes, &[HEAD, LABEL])?;
+        let sections = Sections::read("epoch body", bytes, &[HEAD, LABEL, ENDED, BASE])?;
         let mut reader = sections.record(&HEAD)?;
         let epoch = Epoch(reader.u64()?);
         let log = LogId(reader.array()?);
@@ -79,6 +160,35 @@ impl EpochBody {
         if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
             return Err(DecodeError::Range { what: "epoch size", value: size_bytes });
         }
-        Ok(Self { epoch, log, first_slot, first_seq, size_bytes, stamp, label })
+        let ended = sections.records(&ENDED).next().map(read_ended).transpose()?;
+        let base = sections.records(&BASE).next().map(read_base).transpose()?;
+        Ok(Self { epoch, log, first_slot, first_seq, size_bytes, stamp, label, ended, base })
     }
+}
+
+fn read_ended(mut reader: Reader<'_>) -> Result<Ended, DecodeError> {
+    let slot = reader.slot("end of the epoch before")?;
+    let code = reader.u8()?;
+    reader.reserved(7)?;
+    let out_of_range = |what| DecodeError::Range { what, value: code.into() };
+    let kind = EndKind::from_code(code).ok_or(out_of_range("kind of an epoch's end"))?;
+    let is_in_range = match kind {
+        EndKind::Release => slot > Slot(0),
+        EndKind::Unwritten => slot == Slot(0),
+        EndKind::Seal | EndKind::Word => true,
+    };
+    if !is_in_range {
+        return Err(out_of_range("slot of an epoch's end"));
+    }
+    Ok(Ended { kind, slot })
+}
+
+fn read_base(mut reader: Reader<'_>) -> Result<EpochBase, DecodeError> {
+    let volume = VolumeId(reader.array()?);
+    let ordinal = reader.u64()?;
+    let seq = reader.seq("seq of an epoch's base")?;
+    if ordinal == 0 || seq == Seq(0) {
+        return Err(DecodeError::Range { what: "epoch base", value: ordinal });
+    }
+    Ok(EpochBase { volume, at: Place { ordinal, seq } })
 }

@@ -157,7 +157,7 @@ async fn read_marks(
     bounded: usize,
     marks: &mut Vec<Marked>,
 ) -> Result<(), VaultError> {
-    let mut chain = Chain::begin(vault, volume, epochs)?;
+    let mut chain = Chain::begin(vault, volume, epochs, 0)?;
     while let Some(found) = chain.next().await? {
         if found.epoch >= bounded {
             return Ok(());

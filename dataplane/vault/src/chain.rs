@@ -6,6 +6,7 @@
 //!   - A span that is wholly at or below what was read is a repetition, and is skipped.
 //!   - Every other span begins right behind the one before; the stream begins at seq 1.
 //!   - A segment whose table does not open holds nothing of the volume if the spans around it join.
+//!   - All slots of an epoch's log in front of the end that the next epoch names are filled: one that is not is lost.
 //!   - Slots that a checkpoint says to hold nothing of the volume need not be read (`trail`).
 
 mod trail;
@@ -16,9 +17,9 @@ use crate::layout::ObjectName;
 use crate::limits::WALK_TRIED;
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd};
 use crate::vault::Vault;
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{Ended, EpochBody};
 use farshore_proto::segment::Span;
-use farshore_proto::{LogId, Seq, Slot, Stamp, VolumeId};
+use farshore_proto::{LogId, PointId, Seq, Slot, Stamp, VolumeId};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -79,6 +80,26 @@ pub(crate) struct Start {
     pub(crate) last: Seq,
 }
 
+/// A map to go on from.
+#[derive(Debug, Clone)]
+pub(crate) struct Resumed {
+    /// Where it ends.
+    pub(crate) start: Start,
+    /// The point there, if it is at one.
+    pub(crate) point: Option<PointId>,
+    /// The map.
+    pub(crate) map: ObjectName,
+}
+
+impl Resumed {
+    /// Whether a span is the one that the map ends with. Slots may have been lost since it was made, and others come in
+    /// their place.
+    fn ends_with(&self, span: &Span) -> bool {
+        let point = span.mark.map(|mark| mark.point);
+        span.last_seq == self.start.last && (self.point.is_none() || self.point == point)
+    }
+}
+
 /// Reads the stream of a volume.
 #[derive(Debug)]
 pub(crate) struct Chain<'a> {
@@ -96,8 +117,8 @@ pub(crate) struct Chain<'a> {
     /// Of the frame at `last`.
     stamp: Stamp,
     end: Option<ScanEnd>,
-    /// Where it went on from, until the segment there was read.
-    resumed: Option<(Start, ObjectName)>,
+    /// What it goes on from, until the segment there was read.
+    resumed: Option<Resumed>,
     /// Why a segment was not read, until what follows shows that it holds nothing of the volume.
     unread: Option<VaultError>,
     /// How quiet the volume is in the log that is read.
@@ -107,77 +128,89 @@ pub(crate) struct Chain<'a> {
 impl<'a> Chain<'a> {
     /// Begins at the first epoch.
     pub(crate) async fn open(vault: &'a Vault, volume: VolumeId) -> Result<Self, VaultError> {
-        Self::begin(vault, volume, read_epochs(vault, volume).await?)
+        Self::begin(vault, volume, read_epochs(vault, volume).await?, 0)
     }
 
-    /// Begins at the first of the volume's epochs.
+    /// Begins at one of the volume's epochs, of which the ones before are not read.
     pub(crate) fn begin(
         vault: &'a Vault,
         volume: VolumeId,
         epochs: Vec<EpochBody>,
+        epoch: usize,
     ) -> Result<Self, VaultError> {
-        let Some(first) = epochs.first() else {
+        let Some(first) = epochs.get(epoch) else {
             return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
         };
         let scan = LogScan::new(vault, first.log, first.first_slot);
-        let chain = Self {
+        let last = if epoch == 0 { Seq(0) } else { Seq(first.first_seq.0 - 1) };
+        let stamp = if epoch == 0 { Stamp::default() } else { first.stamp };
+        let mut chain = Self {
             vault,
             volume,
             epochs,
-            epoch: 0,
+            epoch,
             filled: None,
             scan,
             spans: VecDeque::new(),
             segment: None,
-            last: Seq(0),
-            stamp: Stamp::default(),
+            last,
+            stamp,
             end: None,
             resumed: None,
             unread: None,
             quiet: Quiet::new(vault),
         };
         chain.check_epoch()?;
+        let filled = chain.filled();
+        chain.scan = chain.scan.filled_to(filled);
         Ok(chain)
     }
 
-    /// Goes on where `map`, of the volume, ends, in one of its epochs.
+    /// Goes on where a map of the volume ends, in one of its epochs.
     pub(crate) fn resume(
         vault: &'a Vault,
         volume: VolumeId,
         epochs: Vec<EpochBody>,
-        start: Start,
-        map: ObjectName,
+        map: Resumed,
     ) -> Self {
-        let scan = LogScan::resume(vault, epochs[start.epoch].log, start.slot);
-        Self {
+        let Start { epoch, slot, last } = map.start;
+        let scan = LogScan::resume(vault, epochs[epoch].log, slot);
+        let mut chain = Self {
             vault,
             volume,
             epochs,
-            epoch: start.epoch,
+            epoch,
             filled: None,
             scan,
             spans: VecDeque::new(),
             segment: None,
-            last: start.last,
+            last,
             stamp: Stamp::default(),
             end: None,
-            resumed: Some((start, map)),
+            resumed: Some(map),
             unread: None,
             quiet: Quiet::new(vault),
-        }
+        };
+        let filled = chain.filled();
+        chain.scan = chain.scan.filled_to(filled);
+        chain
     }
 
     /// The slots of `log` below `filled` are known to be filled: the log does not end in front of that,
     /// and what is missing there is asked for again, or lost. Before the first span is read.
     pub(crate) fn filled_to(mut self, log: LogId, filled: Slot) -> Self {
         self.filled = Some((log, filled));
-        let filled = self.filled_of(self.epochs[self.epoch].log);
+        let filled = self.filled();
         self.scan = self.scan.filled_to(filled);
         self
     }
 
-    fn filled_of(&self, log: LogId) -> Slot {
-        self.filled.filter(|(known, _)| *known == log).map_or(Slot(0), |(_, filled)| filled)
+    /// Slots of the log that is read are known to be filled below this one.
+    fn filled(&self) -> Slot {
+        let log = self.epochs[self.epoch].log;
+        let told = self.filled.filter(|(known, _)| *known == log).map(|(_, filled)| filled);
+        let ended = self.epochs.get(self.epoch + 1).and_then(|next| next.ended);
+        told.max(ended.map(Ended::filled)).unwrap_or(Slot(0))
     }
 
     pub(crate) fn vault(&self) -> &Vault {
@@ -226,7 +259,7 @@ impl<'a> Chain<'a> {
                 self.stamp = epoch.stamp;
             }
             let scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);
-            self.scan = scan.filled_to(self.filled_of(epoch.log));
+            self.scan = scan.filled_to(self.filled());
             self.quiet = Quiet::new(self.vault);
         }
     }
@@ -302,17 +335,23 @@ impl<'a> Chain<'a> {
             self.end = self.scan.end();
             return match self.resumed.take() {
                 None => Ok(false),
-                Some((Start { epoch, slot, .. }, user)) => Err(VaultError::Lost {
-                    url: self.vault.url().to_owned(),
-                    object: ObjectName::slot(self.epochs[epoch].log, slot),
-                    user,
-                }),
+                Some(Resumed { start: Start { epoch, slot, .. }, map, .. }) => {
+                    Err(VaultError::Lost {
+                        url: self.vault.url().to_owned(),
+                        object: ObjectName::slot(self.epochs[epoch].log, slot),
+                        user: map,
+                    })
+                }
             };
         };
-        self.resumed = None;
         let wanted = (self.volume, self.epochs[self.epoch].epoch);
         let spans = std::mem::take(&mut segment.table.spans);
         self.spans.extend(spans.into_iter().filter(|span| (span.volume, span.epoch) == wanted));
+        if let Some(resumed) = self.resumed.take()
+            && !self.spans.iter().any(|span| resumed.ends_with(span))
+        {
+            return Err(VaultError::Map { url: self.vault.url().to_owned(), object: resumed.map });
+        }
         self.quiet.read(!self.spans.is_empty());
         self.segment = Some((slot, Arc::new(segment)));
         Ok(true)

@@ -8,7 +8,7 @@ use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::epoch::{open_epoch, seal_epoch};
 use farshore_proto::VolumeId;
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EpochBase, EpochBody};
 use farshore_proto::limits::{LABEL_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
 use farshore_proto::object::ObjectKind;
 use std::collections::VecDeque;
@@ -43,6 +43,46 @@ impl Known {
     pub(crate) fn bounded(&self) -> usize {
         self.epochs.len() - usize::from(self.broken.is_some() && !self.epochs.is_empty())
     }
+}
+
+/// Epochs of a volume that hold one stream, from its start or from a point on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Branch {
+    /// Index of its first epoch.
+    pub(crate) first: usize,
+    /// Index of the next branch's first; none: the volume's newest.
+    pub(crate) end: Option<usize>,
+    /// What it goes on from.
+    pub(crate) base: Option<EpochBase>,
+}
+
+impl Branch {
+    /// Whether an epoch is of it.
+    pub(crate) fn has(&self, epoch: usize) -> bool {
+        epoch >= self.first && self.end.is_none_or(|end| epoch < end)
+    }
+}
+
+/// The branches of a volume, oldest first; one without epochs has one branch all the same.
+pub(crate) fn branches(epochs: &[EpochBody]) -> Vec<Branch> {
+    let begins =
+        |(index, body): (usize, &EpochBody)| (index == 0 || body.base.is_some()).then_some(index);
+    let firsts: Vec<usize> = epochs.iter().enumerate().filter_map(begins).collect();
+    let ends = firsts.iter().skip(1).map(|end| Some(*end)).chain([None]);
+    let branches = firsts.iter().zip(ends);
+    let branch =
+        |(first, end): (&usize, _)| Branch { first: *first, end, base: epochs[*first].base };
+    let mut branches: Vec<Branch> = branches.map(branch).collect();
+    if branches.is_empty() {
+        branches.push(Branch { first: 0, end: None, base: None });
+    }
+    branches
+}
+
+/// The newest branch of a volume.
+pub(crate) fn newest_branch(epochs: &[EpochBody]) -> Branch {
+    let first = epochs.iter().rposition(|body| body.base.is_some()).unwrap_or(0);
+    Branch { first, end: None, base: epochs.get(first).and_then(|body| body.base) }
 }
 
 /// Reads the epochs of a volume in order; the one at index `i` has ordinal `i + 1`.

@@ -3,6 +3,7 @@
 use crate::layout::ObjectName;
 use crate::store::StoreError;
 use farshore_codec::{CodecError, KekError};
+use farshore_proto::epoch::EpochBase;
 use farshore_proto::keys::{Fingerprint, Wrapper};
 use farshore_proto::{ErrorKind, LogId, PointId, Seq, Slot, VaultId, VolumeId};
 
@@ -252,6 +253,19 @@ pub enum VaultError {
         /// A later one that exists.
         later: ObjectName,
     },
+    /// What an epoch goes on from is not there.
+    #[error("{url}: object {object} goes on from place {} of volume {}, which is not there, or is no point", base.at, base.volume)]
+    EpochBase {
+        /// The store.
+        url: String,
+        /// The epoch object.
+        object: ObjectName,
+        /// What it goes on from.
+        base: EpochBase,
+        /// Why that cannot be read.
+        #[source]
+        cause: Option<Box<VaultError>>,
+    },
     /// An epoch that is not greater than the one before.
     #[error("{url}: object {object} is not of a later epoch than the one before it")]
     EpochOrder {
@@ -433,6 +447,7 @@ impl VaultError {
             | Self::NotThatKey { .. }
             | Self::Mixed { .. }
             | Self::EpochGap { .. }
+            | Self::EpochBase { .. }
             | Self::EpochOrder { .. }
             | Self::LostEpoch { .. }
             | Self::BeyondVolume { .. }

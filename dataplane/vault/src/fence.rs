@@ -7,14 +7,14 @@
 //! sealed first. A seal ends the log for all volumes of its shard: if its node lives after all, it goes
 //! on with a new log, and its other volumes under new epochs.
 
-use crate::epoch::{Claim, claim_behind, read_epochs};
+use crate::epoch::{Claim, claim_behind, newest_branch, read_epochs};
 use crate::error::VaultError;
 use crate::log::{find_end, seal};
 use crate::map;
 use crate::vault::Vault;
-use crate::view::{Point, PointSelector};
+use crate::view::{Point, PointSelector, VolumeView};
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::{Epoch, ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
 
@@ -100,7 +100,8 @@ async fn newest_map(
     volume: VolumeId,
     epochs: &[EpochBody],
 ) -> Result<Option<map::Base>, VaultError> {
-    map::find(vault, volume, epochs, PointSelector::Latest, &map::Avoided::new()).await
+    let (branch, latest) = (newest_branch(epochs), PointSelector::Latest);
+    map::find(vault, volume, epochs, &branch, latest, &map::Avoided::new()).await
 }
 
 /// A log that is known to be filled below a slot: what a store says is missing there is not its end.
@@ -139,7 +140,8 @@ async fn read_end(
     base: Option<&map::Base>,
     filled: Filled,
 ) -> Result<(Seq, Stamp, Option<Point>), VaultError> {
-    let (_, mut chain) = map::begin(vault, volume, epochs, base)?;
+    let branch = newest_branch(epochs);
+    let mut chain = map::begin(vault, volume, epochs, &branch, base)?;
     let mut point = base.and_then(|base| base.point);
     if let Some((log, filled)) = filled {
         chain = chain.filled_to(log, filled);
@@ -148,6 +150,13 @@ async fn read_end(
         point = Point::at_end(&chain.epochs()[found.epoch], &found.span).or(point);
     }
     chain.hole().await?;
+    if point.is_none() && branch.base.is_some_and(|base| base.volume == volume) {
+        point = match VolumeView::open(vault, volume, PointSelector::Latest).await {
+            Ok(view) => Some(*view.point()),
+            Err(VaultError::NoPoint { .. }) => None,
+            Err(error) => return Err(error),
+        };
+    }
     Ok((chain.last(), chain.stamp(), point))
 }
 
@@ -193,16 +202,18 @@ pub async fn fence_volume(
         } else {
             None
         };
-        let filled = if last.log == log_of(volume, last.epoch) {
+        let ended = if last.log == log_of(volume, last.epoch) {
             // Nobody ever writes the log of a fence.
-            None
+            Ended { kind: EndKind::Unwritten, slot: Slot(0) }
         } else if Some(last.log) == let_go {
-            Some((last.log, find_end(vault, last.log, from).await.map_err(failed)?.next))
+            let end = find_end(vault, last.log, from).await.map_err(failed)?;
+            Ended { kind: EndKind::Word, slot: end.next }
         } else {
             let slot = seal(vault, last.log, from).await.map_err(failed)?.next;
             sealed = Some((last.log, slot));
-            Some((last.log, slot.next()))
+            Ended { kind: EndKind::Seal, slot }
         };
+        let filled = Some((last.log, ended.filled()));
         // Only now: what was read before the writer let go may not be the end.
         let end = match early {
             Some(early) => early,
@@ -219,6 +230,8 @@ pub async fn fence_volume(
             size_bytes: last.size_bytes,
             stamp: end.stamp,
             label: last.label.clone(),
+            ended: Some(ended),
+            base: None,
         };
         let claim = claim_behind(vault, volume, epochs.len() as u64, &body).await;
         if let Claim::Claimed { .. } = claim.map_err(failed)? {

@@ -36,6 +36,8 @@ pub const VOID_REACH_SLOTS: u64 = 16;
 pub const EPOCHS_MAX: u64 = 1 << 20;
 /// Epochs of a volume that are asked for at the same time.
 pub const EPOCHS_AT_ONCE: u64 = 6;
+/// Points that go on from one another, by the bases of epochs, that a reader follows.
+pub const BASES_MAX: usize = 64;
 /// Ordinals behind the last epoch that are looked at, to tell the end from a loss.
 pub const EPOCHS_BEHIND: u64 = 3;
 /// Revisions of one machine or group that a reader accepts.

@@ -13,19 +13,19 @@ pub use counted::{Call, Counted, OthersPut, counted};
 pub(crate) use faulty::{Fault, Faulty};
 
 use crate::checkpoint::read_ledger;
-use crate::epoch::{Claim, claim};
+use crate::epoch::{Claim, claim, read_epochs};
 use crate::log::{self, PutOutcome};
 use crate::store::{Access, Store};
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::{SegmentBuilder, WrappingKey};
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SlotWriter, Span};
 use farshore_proto::{
-    BlockRange, ChunkId, Epoch, Imprint, LogId, MarkKind, PointId, Seq, Slot, Stamp, Target,
+    BlockRange, ChunkId, Epoch, Imprint, LogId, MarkKind, Place, PointId, Seq, Slot, Stamp, Target,
     VolumeId,
 };
 use std::collections::BTreeMap;
@@ -109,6 +109,8 @@ pub struct ModelVolume {
     pub seq: Seq,
     /// What it holds now.
     pub image: Image,
+    /// First seq of its newest branch, and the point that it goes on from, if that is its own.
+    branch: (Seq, Option<PointId>),
     first_waiting: Seq,
     ready: Vec<Ready>,
     changed: BTreeMap<u64, u32>,
@@ -176,6 +178,7 @@ impl World {
                 log: 0,
                 seq: Seq(0),
                 image: vec![0; usize::try_from(BLOCKS).unwrap()],
+                branch: (Seq(1), None),
                 first_waiting: Seq(1),
                 ready: Vec::new(),
                 changed: BTreeMap::new(),
@@ -200,7 +203,38 @@ impl World {
 
     /// Gives a volume to a log under its next epoch. What waits goes there.
     pub async fn claim(&mut self, number: usize, log: usize) {
+        self.begin_epoch(number, log, None).await;
+    }
+
+    /// Gives a volume to a log under an epoch that goes on from a point. What waits is gone.
+    ///
+    /// # Panics
+    /// If the point is not committed.
+    pub async fn go_on_from(&mut self, number: usize, log: usize, point: &ModelPoint) {
+        let of = self.volumes[point.volume].id;
+        let epochs = read_epochs(&self.vault, of).await.unwrap();
+        let owner = epochs.iter().rposition(|body| body.first_seq <= point.seq).unwrap();
+        let at = Place { ordinal: owner as u64 + 1, seq: point.seq };
         let volume = &mut self.volumes[number];
+        let first = volume.first_committable();
+        volume.rewind(Seq(first.0 - 1), point.image.clone());
+        volume.branch = (first, (point.volume == number).then_some(point.id));
+        self.points.retain(|point| point.volume != number || point.seq < first);
+        self.begin_epoch(number, log, Some(EpochBase { volume: of, at })).await;
+    }
+
+    /// The newest point of a volume that is committed, on its newest branch.
+    #[must_use]
+    pub fn latest(&self, number: usize) -> Option<ModelPoint> {
+        let (first, base) = self.volumes[number].branch;
+        let points = self.committed_points().into_iter().rev();
+        let mut points = points.filter(|point| point.volume == number);
+        points.find(|point| point.seq >= first || Some(point.id) == base)
+    }
+
+    async fn begin_epoch(&mut self, number: usize, log: usize, base: Option<EpochBase>) {
+        let volume = &mut self.volumes[number];
+        let before = (volume.epoch > Epoch(0)).then_some(self.logs[volume.log].next);
         volume.epoch = volume.epoch.next();
         volume.log = log;
         let body = EpochBody {
@@ -211,6 +245,8 @@ impl World {
             first_seq: volume.first_committable(),
             size_bytes: self.size_bytes,
             label: format!("machine {number}"),
+            ended: before.map(|slot| Ended { kind: EndKind::Word, slot }),
+            base,
         };
         let claimed = claim(&self.vault, volume.id, &body).await.unwrap();
         assert_eq!(claimed, Claim::Claimed { ordinal: volume.epoch.0 });
@@ -494,6 +530,8 @@ pub async fn large(mib: u64) -> Large {
         size_bytes: blocks * BLOCK_BYTES as u64,
         stamp: Stamp::default(),
         label: String::new(),
+        ended: Some(Ended { kind: EndKind::Word, slot: Slot(0) }),
+        base: None,
     };
     assert!(matches!(claim(&vault, volume, &body).await, Ok(Claim::Claimed { .. })));
     let mut frames_bytes = 0;

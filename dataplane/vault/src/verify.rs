@@ -259,6 +259,9 @@ impl Run<'_> {
                 problems: problems.len() as u64,
             });
         }
+        if let Some(end) = scan.end() {
+            self.streams.log_ends(log, end, &mut self.report);
+        }
         if let Some(ScanEnd::Missing(slot) | ScanEnd::Sealed(slot)) = scan.end() {
             checkpoints.finish(slot, &mut self.report).await?;
         }

@@ -2,16 +2,15 @@
 
 mod build;
 mod image;
+mod stream;
 
-use crate::chain::{Chain, Hole};
+use crate::chain::Hole;
 use crate::chunks::ChunkReader;
 use crate::epoch::{Known, read_known};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{
-    MAP_TRIES_MAX, READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX, WINDOW_BLOCKS, WINDOWS_AHEAD,
-};
-use crate::map::{self, Avoided, Base, Layer, open_layers};
+use crate::limits::{READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX, WINDOW_BLOCKS, WINDOWS_AHEAD};
+use crate::map::Avoided;
 use crate::patience::Patience;
 use crate::vault::Vault;
 use bytes::Bytes;
@@ -31,6 +30,8 @@ use tokio::sync::Mutex as AsyncMutex;
 pub use crate::chunks::Stored;
 pub(crate) use build::{Build, Tail};
 pub(crate) use image::{Held, Image, LayerError};
+use stream::Opened;
+pub(crate) use stream::{Origin, Stream};
 
 /// Which recovery point of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,7 +165,7 @@ impl VolumeView {
         let Known { epochs, broken } = known;
         let reader = ChunkReader::new(vault, ObjectName::volume(volume));
         let mut avoided = Avoided::new();
-        let stream = Stream { reader: &reader, volume, epochs: &epochs, bounded };
+        let stream = Stream { reader: &reader, volume, epochs: &epochs, bounded, depth: 0 };
         let opened = match broken {
             Some(broken) if selector == PointSelector::Latest || bounded == 0 => {
                 return Err(broken);
@@ -279,7 +280,7 @@ impl VolumeView {
         }
         let Self { reader, volume, epochs, bounded, point, .. } = self;
         tracing::warn!(%volume, point = %point.seq, %error, "a map cannot be read; an older one or the logs are");
-        let stream = Stream { reader, volume: *volume, epochs, bounded: *bounded };
+        let stream = Stream { reader, volume: *volume, epochs, bounded: *bounded, depth: 0 };
         let mut avoided = known.clone();
         avoided.insert(attempt);
         let opened = stream.open(PointSelector::Seq(point.seq), &mut avoided).await?;
@@ -405,164 +406,6 @@ impl VolumeView {
             }
             read => read,
         }
-    }
-}
-
-/// What opening a view found.
-struct Opened {
-    image: Image,
-    point: Point,
-    hole: Option<Hole>,
-}
-
-/// A volume's stream, to be read to a point.
-struct Stream<'a> {
-    reader: &'a ChunkReader,
-    volume: VolumeId,
-    epochs: &'a [EpochBody],
-    /// Epochs that are known to the end.
-    bounded: usize,
-}
-
-impl Stream<'_> {
-    /// Opens by the newest map that can be used; what cannot is added to `avoided`.
-    async fn open(
-        &self,
-        selector: PointSelector,
-        avoided: &mut Avoided,
-    ) -> Result<Opened, VaultError> {
-        let (vault, volume) = (self.reader.vault(), self.volume);
-        let mut failed: Option<(Seq, VaultError)> = None;
-        let (mut wanted, mut layers) = (selector, Vec::new());
-        for _ in 0..MAP_TRIES_MAX {
-            let base = map::find(vault, volume, self.epochs, wanted, avoided).await?;
-            let Some(base) = base else { break };
-            if base.start.epoch >= self.bounded {
-                // Where its epoch ends is not known.
-                avoided.insert(base.name.1);
-                continue;
-            }
-            if let (PointSelector::Point(id), None, Some(point)) =
-                (wanted, base.own_point(), base.point)
-                && point.id == id
-            {
-                // The map is behind the point and says where it is.
-                wanted = PointSelector::Seq(point.seq);
-                continue;
-            }
-            let (known, object) = (&base.manifest.layers, base.object(volume));
-            layers = match open_layers(vault, volume, known, &object, &layers).await {
-                Ok(layers) => layers,
-                Err(LayerError { error, .. }) if error.is_unavailable() => return Err(error),
-                Err(LayerError { attempt, error }) => {
-                    tracing::warn!(%object, %error, "a layer of a map cannot be used; an older map or the logs are");
-                    avoided.insert(attempt);
-                    continue;
-                }
-            };
-            match (self.read_to(wanted, Some((&base, layers.clone()))).await, base.point) {
-                (Ok(opened), _) => return still_latest(selector, opened, failed),
-                // No mark came behind it: the newest is the one that it names.
-                (Err(VaultError::NoPoint { .. }), Some(point)) => {
-                    wanted = PointSelector::Seq(point.seq);
-                }
-                (Err(error @ (VaultError::NoPoint { .. } | VaultError::SeqNotFound { .. })), _) => {
-                    return Err(error);
-                }
-                // A clock that went back makes ids tell nothing of the order.
-                (
-                    Err(
-                        error @ (VaultError::PointNotFound { point, .. }
-                        | VaultError::PointBehindHole { point, .. }),
-                    ),
-                    _,
-                ) => {
-                    wanted = PointSelector::Seq(self.seq_of(point).await?.ok_or(error)?);
-                }
-                (Err(error), _) if error.is_unavailable() => return Err(error),
-                (Err(error), _) => {
-                    tracing::warn!(%object, %error, "cannot go on from a map; an older one or the logs are read");
-                    avoided.insert(base.name.1);
-                    let seq = base.point.map_or(Seq(0), |point| point.seq);
-                    failed = failed.filter(|(before, _)| *before >= seq).or(Some((seq, error)));
-                }
-            }
-        }
-        still_latest(selector, self.read_to(wanted, None).await?, failed)
-    }
-
-    /// Where in the stream a point is, looked for from the start.
-    async fn seq_of(&self, point: PointId) -> Result<Option<Seq>, VaultError> {
-        let vault = self.reader.vault();
-        let mut chain = Chain::begin(vault, self.volume, self.epochs.to_vec())?;
-        while let Some(found) = chain.next().await? {
-            if found.span.mark.is_some_and(|mark| mark.point == point) {
-                return Ok(Some(found.span.last_seq));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Opens by the logs, from a map on or from the start.
-    async fn read_to(
-        &self,
-        selector: PointSelector,
-        map: Option<(&Base, Vec<Arc<Layer>>)>,
-    ) -> Result<Opened, VaultError> {
-        let (vault, volume) = (self.reader.vault(), self.volume);
-        let (mut build, mut chain) =
-            map::begin(vault, volume, self.epochs, map.as_ref().map(|(base, _)| *base))?;
-        let mut is_found = build.point().is_some_and(|point| selector.is(&point));
-        while !is_found {
-            let next = match chain.next().await {
-                Err(error) if error.is_unavailable() && is_on(Bug::AwayTakenForEnd) => None,
-                next => next?,
-            };
-            let Some(found) = next.filter(|found| found.epoch < self.bounded) else { break };
-            self.reader.keep(Arc::clone(&found.segment));
-            is_found = build.take(&chain, &found)?.is_some_and(|point| selector.is(&point));
-        }
-        let hole = if is_found { None } else { chain.hole().await? };
-        if !is_found && selector != PointSelector::Latest {
-            return Err(not_found(vault, volume, selector, hole));
-        }
-        let Some(point) = build.point() else {
-            return Err(VaultError::NoPoint { url: vault.url().to_owned(), volume });
-        };
-        let layers = map.map_or_else(Vec::new, |(_, layers)| layers);
-        let image = Image::whole(Arc::new(build.finish()), layers);
-        Ok(Opened { image, point, hole })
-    }
-}
-
-/// A map that could not be gone on from shows that there was a later point: an older one is not the latest.
-fn still_latest(
-    selector: PointSelector,
-    opened: Opened,
-    failed: Option<(Seq, VaultError)>,
-) -> Result<Opened, VaultError> {
-    match failed {
-        Some((seq, error)) if selector == PointSelector::Latest && opened.point.seq < seq => {
-            Err(error)
-        }
-        _ => Ok(opened),
-    }
-}
-
-fn not_found(
-    vault: &Vault,
-    volume: VolumeId,
-    selector: PointSelector,
-    hole: Option<Hole>,
-) -> VaultError {
-    let url = vault.url().to_owned();
-    match (selector, hole) {
-        (PointSelector::Point(point), Some(Hole { log, slot, later })) => {
-            VaultError::PointBehindHole { url, volume, point, log, slot, later }
-        }
-        (PointSelector::Point(point), None) => VaultError::PointNotFound { url, volume, point },
-        (PointSelector::Seq(seq), _) => VaultError::SeqNotFound { url, volume, seq },
-        (PointSelector::Latest, _) => VaultError::NoPoint { url, volume },
     }
 }
 

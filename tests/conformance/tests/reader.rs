@@ -9,8 +9,8 @@ use std::process::{Command, Output};
 
 use farshore_e2e::store::{Kind, Server, installed};
 use farshore_vault::key_file;
-use farshore_vault::testing::image_bytes;
 use farshore_vault::testing::machines::{DB, KnownPoint, Machines};
+use farshore_vault::testing::{World, image_bytes};
 
 /// Exit codes of the reader, as of this program.
 const INCOMPLETE: i32 = 65;
@@ -116,6 +116,42 @@ async fn the_latest_point_of_a_machine_is_read_from_seaweedfs() {
     let output = made.read(made.vault().to_str().unwrap(), "latest", "lost", &[]);
     assert_eq!(output.status.code(), Some(DAMAGED), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("0000000000000000"), "{output:?}");
+}
+
+/// Branches: volumes that go on from points, of their own and of others.
+#[tokio::test]
+async fn volumes_that_go_on_from_points_are_read() {
+    let mut world = World::sample().await;
+    let points = world.committed_points();
+    let old = points.iter().find(|point| point.volume == 0).unwrap();
+    world.go_on_from(0, 0, old).await;
+    world.go_on_from(1, 1, &points[2]).await;
+    world.write(1, 20, 9, 8000);
+    world.end_span(1, true);
+    world.commit(1).await;
+    let key = world.folder.path().join("recovery.key");
+    key_file::create(&key, &world.recovery).unwrap();
+    let read = |volume: usize, point: &str, to: &Path| {
+        let mut reader = python();
+        reader.arg("reader.py").arg("--vault").arg(world.folder.path().join("vault"));
+        reader.args(["--volume", &world.volumes[volume].id.to_string(), "--point", point]);
+        check(&reader.arg("--key-file").arg(&key).arg("--to").arg(to).output().unwrap());
+        let file = fs::read_dir(to).unwrap().next().unwrap().unwrap().path();
+        fs::read(file).unwrap()
+    };
+    let all = world.committed_points();
+    assert!(all.len() > points.len());
+    for (number, point) in all.iter().enumerate() {
+        let to = world.folder.path().join(format!("out-{number}"));
+        let bytes = read(point.volume, &point.id.to_string(), &to);
+        assert!(bytes == image_bytes(&point.image), "{point:?}");
+    }
+    for volume in 0..2 {
+        let to = world.folder.path().join(format!("latest-{volume}"));
+        let latest = world.latest(volume).unwrap();
+        assert!(read(volume, "latest", &to) == image_bytes(&latest.image), "{latest:?}");
+    }
+    assert_eq!(world.latest(0).unwrap().id, old.id, "it has no point of its own there yet");
 }
 
 /// Puts all objects of a vault below `copy/` of the bucket.

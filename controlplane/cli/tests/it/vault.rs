@@ -72,6 +72,8 @@ impl Bench {
             size_bytes: DISK_BYTES as u64,
             stamp: farshore_proto::Stamp::default(),
             label: "web /dev/vda".to_owned(),
+            ended: None,
+            base: None,
         };
         epoch::claim(&vault, volume, &body).await.unwrap();
         let (number, key) = vault.newest_key();

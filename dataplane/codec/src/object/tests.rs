@@ -5,7 +5,7 @@ use crate::group::{open_group, seal_group};
 use crate::index_run::{open_index_run, seal_index_run};
 use crate::machine::{open_machine, seal_machine};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SMALL_BODY_BYTES_MAX};
@@ -390,6 +390,8 @@ fn epochs_open_to_what_was_sealed() {
         size_bytes: 1 << 30,
         stamp: Stamp::default(),
         label: "web-1 /dev/vda".to_owned(),
+        ended: Some(Ended { kind: EndKind::Seal, slot: Slot(4) }),
+        base: None,
     };
     let object = seal_epoch(VAULT, VOLUME, 3, &key(), KEY, &body).unwrap();
     let open = |volume, ordinal| open_epoch(&object, VAULT, volume, ordinal, &ring());

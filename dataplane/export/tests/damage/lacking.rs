@@ -258,6 +258,8 @@ fn attempts(vault: &Vault) -> [Attempt; 4] {
         size_bytes: 1 << 20,
         stamp: Stamp::default(),
         label: String::new(),
+        ended: None,
+        base: None,
     };
     let claim = move |vault: Vault| -> BoxFuture<'static, ()> {
         let body = body.clone();

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use farshore_codec::{Built, SegmentBuilder};
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SlotWriter, Span, Table};
@@ -149,6 +149,7 @@ impl Writer {
         let volume = &mut self.volumes[number];
         assert!(volume.ready.is_empty(), "an epoch begins where all before is committed");
         let first_seq = volume.first_waiting;
+        let before = volume.epochs.last().map(|claimed| claimed.log);
         volume.epochs.push(Claimed { log, first_slot });
         let ordinal = volume.epochs.len() as u64;
         let body = EpochBody {
@@ -159,6 +160,8 @@ impl Writer {
             size_bytes: (volume.image.len() * BLOCK_BYTES) as u64,
             stamp: farshore_proto::Stamp::default(),
             label: format!("machine {number}"),
+            ended: before.map(|log| Ended { kind: EndKind::Word, slot: self.logs[log].next }),
+            base: None,
         };
         let claimed = claim(&self.vault, volume.id, &body).await.unwrap();
         assert_eq!(claimed, Claim::Claimed { ordinal });

@@ -108,6 +108,11 @@ async fn older_epochs_other_logs_and_other_sizes_are_refused() {
     assert_eq!(claim_volume(&world.vault, &larger).await.unwrap().ordinal, Some(3));
 }
 
+/// The epoch before ended by its writer's word.
+fn by_word(world: &World) -> Option<(LogId, Ended)> {
+    Some((world.logs[0].id, Ended { kind: EndKind::Word, slot: Slot(0) }))
+}
+
 /// S8: whoever was late with an older epoch does not lock the newer one out, nor lose what it wrote.
 #[tokio::test]
 async fn a_claim_that_anybody_else_came_before_is_tried_again() {
@@ -118,21 +123,35 @@ async fn a_claim_that_anybody_else_came_before_is_tried_again() {
     world.write(0, 0, 4, 300);
     world.end_span(0, true);
     world.commit(0).await;
-    let error = begin(&world.vault, &newer, 1, (Seq(4), Stamp::default()), None).await.unwrap_err();
+    let error = begin(&world.vault, &newer, 1, ((Seq(4), Stamp::default()), by_word(&world)))
+        .await
+        .unwrap_err();
     assert!(matches!(error, ClaimError::Raced { newest: Epoch(2), .. }), "{error}");
     assert_eq!(error.reason(), RefusalReason::Unavailable);
     assert_eq!(claim_volume(&world.vault, &newer).await.unwrap().committed, Seq(6));
     // An attempt of its own that arrived late.
     let again = Wanted { label: "web2".to_owned(), ..newer };
-    let error = begin(&world.vault, &again, 2, (Seq(6), Stamp::default()), None).await.unwrap_err();
+    let error = begin(&world.vault, &again, 2, ((Seq(6), Stamp::default()), by_word(&world)))
+        .await
+        .unwrap_err();
     assert!(matches!(error, ClaimError::Raced { newest: Epoch(3), .. }), "{error}");
-    let error = begin(&world.vault, &wanted(&world, 3, 0), 2, (Seq(6), Stamp::default()), None)
-        .await
-        .unwrap_err();
+    let error = begin(
+        &world.vault,
+        &wanted(&world, 3, 0),
+        2,
+        ((Seq(6), Stamp::default()), by_word(&world)),
+    )
+    .await
+    .unwrap_err();
     assert!(matches!(error, ClaimError::NeedsEpoch { .. }), "{error}");
-    let error = begin(&world.vault, &wanted(&world, 2, 0), 2, (Seq(6), Stamp::default()), None)
-        .await
-        .unwrap_err();
+    let error = begin(
+        &world.vault,
+        &wanted(&world, 2, 0),
+        2,
+        ((Seq(6), Stamp::default()), by_word(&world)),
+    )
+    .await
+    .unwrap_err();
     assert!(matches!(error, ClaimError::Fenced { newest: Epoch(3), .. }), "{error}");
 }
 

@@ -55,6 +55,8 @@ async fn commit_volume(vault: &Vault) {
         size_bytes: 1 << 20,
         stamp: farshore_proto::Stamp::default(),
         label: String::new(),
+        ended: None,
+        base: None,
     };
     claim(vault, VOLUME, &body).await.unwrap();
     let (number, key) = vault.newest_key();

@@ -157,6 +157,8 @@ async fn a_journal_is_replayed_file_by_file() {
         size_bytes: 1 << 20,
         stamp: farshore_proto::Stamp::default(),
         label: String::new(),
+        ended: None,
+        base: None,
     };
     claim(&vault, volume, &body).await.unwrap();
     let journal = dir.path().join("journal");

@@ -167,6 +167,9 @@ impl SegmentHeader {
             return Err(DecodeError::Range { what: "segment slot", value });
         }
         let incarnation = own.u64()?;
+        if incarnation == 0 {
+            return Err(DecodeError::Range { what: "incarnation", value: 0 });
+        }
         let frames_bytes = own.u64()?;
         let horizon = own.u64()?;
         let register = own.u64()?;

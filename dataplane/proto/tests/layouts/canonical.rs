@@ -352,7 +352,7 @@ fn decodes_with(name: &str, places: &[usize], value: u64) -> bool {
 #[test]
 fn no_layout_holds_a_seq_without_a_next() {
     // Of a span and of a volume, the last seq alone, and with those before it.
-    let places: [(&str, &[usize]); 13] = [
+    let places: [(&str, &[usize]); 14] = [
         ("frame", &[8]),
         ("hrl", &[32]),
         ("map", &[48]),
@@ -360,6 +360,7 @@ fn no_layout_holds_a_seq_without_a_next() {
         ("map body", &[MAP_MARK + 8]),
         ("map body", &[LAYER + 8]),
         ("epoch body", &[48]),
+        ("epoch body", &[173]),
         ("table", &[SPAN + 32]),
         ("table", &[SPAN + 24, SPAN + 32]),
         ("checkpoint body", &[TAIL + 32]),
@@ -384,6 +385,7 @@ fn no_layout_holds_a_slot_without_others_behind_it() {
         ("segment", 48, false),
         ("segment", 184, true),
         ("epoch body", 40, false),
+        ("epoch body", 117, false),
         ("table", TARGET + 16, false),
         ("table", SPAN + 40, true),
         ("map body", 16 + 16, false),

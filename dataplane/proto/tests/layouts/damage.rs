@@ -259,7 +259,7 @@ fn a_body_is_as_long_as_its_tag_and_no_longer_than_raw() {
 #[test]
 fn fields_out_of_range_are_refused() {
     let of_all = OBJECTS.into_iter().flat_map(|name| [(name, 64, 0), (name, 68, 0)]);
-    let of_segments = [("segment", 72, 0), ("segment", 56, 1)];
+    let of_segments = [("segment", 72, 0), ("segment", 56, 1), ("segment", 152, 0)];
     // No seq, one that has parts, a variant, no epoch.
     let of_maps = [("map", 48, 0), ("map", 56, 1), ("map", 72, 1), ("map", 184, 0)];
     let of_parts =
@@ -310,6 +310,33 @@ fn an_epoch_body_out_of_range_is_refused() {
     twice[0] = Section::of_zeros(1, 1, 56, 2);
     assert_eq!(EpochBody::decode(&join(&twice)).unwrap_err().kind(), ErrorKind::Limit, "two heads");
     assert!(range(EpochBody::decode(&join(&twice[1..])).unwrap_err()), "no head");
+}
+
+#[test]
+fn how_an_epoch_begins_is_one_of_the_ways_that_are_known() {
+    let good = samples::stamped_epoch_body().encode();
+    let with = |at: usize, value: &[u8]| {
+        let mut bad = good.clone();
+        bad[at..at + value.len()].copy_from_slice(value);
+        EpochBody::decode(&bad)
+    };
+    let is_refused = |at, value: &[u8]| {
+        matches!(
+            with(at, value).unwrap_err(),
+            DecodeError::Range { .. } | DecodeError::Reserved { .. }
+        )
+    };
+    let (slot, kind, ordinal, seq) = (117, 125, 165, 173);
+    assert!(is_refused(kind, &[0]) && is_refused(kind, &[5]), "a way that nobody knows");
+    assert!(is_refused(kind + 1, &[1]), "reserved");
+    assert!(is_refused(kind, &[4]), "slots of a log that nobody writes");
+    for (kind_of, is_legal) in [(1, true), (2, false), (3, true), (4, true)] {
+        let mut of_none = good.clone();
+        of_none[slot..slot + 8].fill(0);
+        of_none[kind] = kind_of;
+        assert_eq!(EpochBody::decode(&of_none).is_ok(), is_legal, "way {kind_of} in slot 0");
+    }
+    assert!(is_refused(ordinal, &[0; 8]) && is_refused(seq, &[0; 8]), "no place");
 }
 
 /// Reads a log file to its first bad frame: how many frames are good, and what ended it.

@@ -1,7 +1,7 @@
 //! Whatever an encoder lays out, its decoder reads back.
 
 use crate::samples;
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
@@ -72,6 +72,23 @@ pub(crate) fn stamp() -> impl Strategy<Value = Stamp> {
         Just(Stamp::default()),
         (1_u32.., any::<u32>()).prop_map(|(life, generation)| Stamp { life, generation }),
     ]
+}
+
+fn ended() -> impl Strategy<Value = Ended> {
+    let kind = prop_oneof![Just(EndKind::Seal), Just(EndKind::Word)];
+    prop_oneof![
+        (kind, slot()).prop_map(|(kind, slot)| Ended { kind, slot }),
+        (1_u64..1 << 62).prop_map(|slot| Ended { kind: EndKind::Release, slot: Slot(slot) }),
+        Just(Ended { kind: EndKind::Unwritten, slot: Slot(0) }),
+    ]
+}
+
+fn base() -> impl Strategy<Value = EpochBase> {
+    let of = (any::<[u8; 16]>(), 1_u64.., seq());
+    of.prop_map(|(volume, ordinal, seq)| EpochBase {
+        volume: VolumeId(volume),
+        at: Place { ordinal, seq },
+    })
 }
 
 fn control() -> impl Strategy<Value = Control> {
@@ -335,11 +352,11 @@ proptest! {
     #[test]
     fn epoch_bodies(
         epoch in 1_u64.., log: [u8; 16], slot in slot(), first_seq in seq(), size_bytes in size_bytes(),
-        stamp in stamp(), label in "\\PC{0,30}",
+        stamp in stamp(), label in "\\PC{0,30}", ended in option::of(ended()), base in option::of(base()),
     ) {
         let body = EpochBody {
             epoch: Epoch(epoch), log: LogId(log), first_slot: slot, first_seq, size_bytes,
-            stamp, label,
+            stamp, label, ended, base,
         };
         prop_assert_eq!(EpochBody::decode(&body.encode()), Ok(body));
     }

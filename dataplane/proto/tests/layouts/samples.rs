@@ -5,7 +5,7 @@ mod maps;
 pub(crate) use maps::*;
 
 use farshore_proto::checkpoint::{self, CheckpointBody, VolumeTail};
-use farshore_proto::epoch::{self, EpochBody};
+use farshore_proto::epoch::{self, EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::group::{self, GroupBody, GroupKind, Member, MemberState};
 use farshore_proto::hrl::HrlHeader;
@@ -24,7 +24,7 @@ use farshore_proto::targets::StoredChunk;
 use farshore_proto::vault::VaultObject;
 use farshore_proto::{
     Attempt, BlockRange, ChunkId, Domain, Epoch, GroupId, Imprint, KeyNumber, LogId, MachineId,
-    MarkAttempt, MarkKind, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -358,6 +358,11 @@ pub(crate) fn epoch_body() -> EpochBody {
         size_bytes: 64 << 20,
         stamp: Stamp::default(),
         label: "db-1 /dev/vda".to_owned(),
+        ended: Some(Ended { kind: EndKind::Seal, slot: Slot(0x0302) }),
+        base: Some(EpochBase {
+            volume: VolumeId(id(0xd0)),
+            at: Place { ordinal: 1, seq: Seq(40) },
+        }),
     }
 }
 

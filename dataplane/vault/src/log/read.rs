@@ -393,7 +393,12 @@ impl<'a> LogScan<'a> {
                 }
                 Ok(None) => {}
                 Err(error) if error.is_unavailable() => return Err(error),
-                Err(error) if error.is_newer() => newer = newer.or(Some(error)),
+                // Further down nobody needs to look.
+                Err(error)
+                    if error.is_newer() && slot.0 + PUTS_IN_FLIGHT_MAX as u64 >= self.from.0 =>
+                {
+                    newer = newer.or(Some(error));
+                }
                 Err(_) => {}
             }
         }

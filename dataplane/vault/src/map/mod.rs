@@ -15,13 +15,14 @@ pub use write::{Shape, Written, write, write_shaped};
 
 pub(crate) use layer::{Layer, PageKey, open_layers};
 
-use crate::chain::{Chain, Start};
+use crate::chain::{Chain, Resumed, Start};
+use crate::epoch::Branch;
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, map_of};
 use crate::limits::{MAP_TRIES_MAX, MAPS_LISTED_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::store::Put;
 use crate::vault::Vault;
-use crate::view::{Build, Point, PointSelector};
+use crate::view::{Point, PointSelector};
 use bytes::Bytes;
 use farshore_codec::map::{MapPlace, open_manifest, peek_manifest};
 use farshore_proto::bugs::{Bug, is_on};
@@ -106,6 +107,7 @@ pub(crate) async fn find(
     vault: &Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
+    branch: &Branch,
     selector: PointSelector,
     avoided: &Avoided,
 ) -> Result<Option<Base>, VaultError> {
@@ -114,7 +116,7 @@ pub(crate) async fn find(
         PointSelector::Latest | PointSelector::Point(_) => Seq(u64::MAX),
     };
     let mut names: Vec<Name> = match list_to(vault, volume, to).await {
-        Ok(names) => names.into_iter().collect(),
+        Ok(names) => names.into_iter().filter(|(at, _)| is_on_branch(branch, *at)).collect(),
         Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
         Err(error) => {
             tracing::warn!(%volume, %error, "maps cannot be listed; the logs are read instead");
@@ -141,6 +143,11 @@ pub(crate) async fn find(
         }
     }
     Ok(None)
+}
+
+/// Ordinals of places are from 1.
+fn is_on_branch(branch: &Branch, at: Place) -> bool {
+    usize::try_from(at.ordinal - 1).is_ok_and(|epoch| branch.has(epoch))
 }
 
 fn warn_of(volume: VolumeId, (at, attempt): Name, error: &VaultError) {
@@ -253,22 +260,24 @@ async fn open(
     vault.open_aside(object, ObjectKind::Map, open).await
 }
 
-/// What reading a volume begins with: a map, or its first epoch.
+/// The stream of a branch, behind a map or from the branch's start.
 pub(crate) fn begin<'a>(
     vault: &'a Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
+    branch: &Branch,
     base: Option<&Base>,
-) -> Result<(Build, Chain<'a>), VaultError> {
+) -> Result<Chain<'a>, VaultError> {
     let epochs = epochs.to_vec();
-    Ok(match base {
+    match base {
         Some(base) => {
-            let object = base.object(volume);
-            let chain = Chain::resume(vault, volume, epochs, base.start, object);
-            (Build::over(base), chain)
+            let at_end = base.point.filter(|point| point.seq == base.start.last);
+            let point = at_end.map(|point| point.id);
+            let map = Resumed { start: base.start, point, map: base.object(volume) };
+            Ok(Chain::resume(vault, volume, epochs, map))
         }
-        None => (Build::new(), Chain::begin(vault, volume, epochs)?),
-    })
+        None => Chain::begin(vault, volume, epochs, branch.first),
+    }
 }
 
 /// Where reading goes on behind a map, if the epochs of the volume allow it.

@@ -5,8 +5,10 @@ use crate::testing::{BLOCKS, Call, World, counted, image_bytes, stamp_of};
 use crate::verify::verify;
 use crate::view::{Point, VolumeView, flatten};
 use farshore_codec::map::{PartBuilder, PartOpener, seal_manifest};
+use farshore_proto::epoch::{EndKind, Ended};
 use farshore_proto::map::{MapFields, Page};
-use farshore_proto::{BlockRange, ErrorKind, Seq};
+use farshore_proto::mark::{Mark, MarkGroup};
+use farshore_proto::{BlockRange, ErrorKind, MarkKind, Seq, Slot};
 use proptest::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +36,10 @@ async fn see_all(world: &World) -> Vec<Seen> {
         if let Ok(end) = end_of_stream(&vault, volume.id).await {
             assert_eq!(end.stamp, stamp_of(number, end.last_seq), "whose the newest frame is");
         }
-        seen.push(see(&vault, volume.id, PointSelector::Latest).await);
+        let latest = see(&vault, volume.id, PointSelector::Latest).await;
+        let newest = latest.as_ref().ok().map(|seen| seen.0.id);
+        assert_eq!(newest, world.latest(number).map(|point| point.id), "the latest of {number}");
+        seen.push(latest);
         seen.push(see(&vault, volume.id, PointSelector::Seq(Seq(2))).await);
         seen.push(see(&vault, volume.id, PointSelector::Point(PointId([0xee; 16]))).await);
     }
@@ -74,6 +79,7 @@ enum Step {
     End { volume: usize, is_mark: bool },
     Commit { log: usize },
     Move { volume: usize, log: usize },
+    GoOn { volume: usize, log: usize, point: prop::sample::Index },
     Restart { log: usize },
     Map { volume: usize, shape: Shape },
 }
@@ -103,6 +109,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(volume, is_mark)| Step::End { volume, is_mark }),
         4 => (0..2_usize).prop_map(|log| Step::Commit { log }),
         1 => (volume.clone(), 0..2_usize).prop_map(|(volume, log)| Step::Move { volume, log }),
+        1 => (volume.clone(), 0..2_usize, any::<prop::sample::Index>())
+            .prop_map(|(volume, log, point)| Step::GoOn { volume, log, point }),
         1 => (0..2_usize).prop_map(|log| Step::Restart { log }),
         4 => (volume, shape()).prop_map(|(volume, shape)| Step::Map { volume, shape }),
     ]
@@ -117,6 +125,12 @@ async fn run(steps: Vec<Step>) -> Vec<Written> {
             Step::End { volume, is_mark } => world.end_span(volume, is_mark),
             Step::Commit { log } => drop(world.commit(log).await),
             Step::Move { volume, log } => world.claim(volume, log).await,
+            Step::GoOn { volume, log, point } => {
+                let points = world.committed_points();
+                if !points.is_empty() {
+                    world.go_on_from(volume, log, point.get(&points)).await;
+                }
+            }
             Step::Restart { log } => world.logs[log].incarnation += 1,
             Step::Map { volume, shape } => {
                 let id = world.volumes[volume].id;
@@ -515,10 +529,12 @@ async fn a_map_of_what_a_fenced_writer_wrote_does_not_count() {
         stamp: stamp_of(0, seq),
         epoch: farshore_proto::Epoch(2),
         log: world.logs[1].id,
-        first_slot: farshore_proto::Slot(0),
+        first_slot: Slot(0),
         first_seq: seq.next(),
         size_bytes: BLOCKS * farshore_proto::limits::BLOCK_BYTES as u64,
         label: String::new(),
+        ended: Some(Ended { kind: EndKind::Word, slot: Slot(1) }),
+        base: None,
     };
     crate::epoch::claim(&world.vault, volume, &body).await.unwrap();
     check(&world).await;
@@ -545,6 +561,68 @@ async fn a_map_whose_last_segment_is_lost_does_not_hide_the_loss() {
     for selector in [PointSelector::Seq(seq), PointSelector::Point(id)] {
         assert_eq!(see(&world.vault, volume, selector).await.unwrap().0.seq, seq);
     }
+}
+
+/// S29: a map of slots that a store lost, and in whose place others came, is not gone on from; that there was a later point
+/// is not hidden.
+#[tokio::test]
+async fn a_map_of_slots_that_others_took_is_not_used() {
+    for more in [0, 1] {
+        let mut world = World::new(1, 1).await;
+        world.write(0, 0, 8, 1000);
+        world.end_span(0, true);
+        world.commit(0).await;
+        let (kept, image) = (world.volumes[0].seq, world.volumes[0].image.clone());
+        world.write(0, 0, 8, 2000);
+        world.end_span(0, true);
+        world.commit(0).await;
+        let volume = world.volumes[0].id;
+        write(&world.vault, volume).await.unwrap().unwrap();
+        let lost = world.points.pop().unwrap();
+        fs::remove_file(world.file(&ObjectName::slot(world.logs[0].id, lost.slot))).unwrap();
+        // The log goes on from what is left; with the same seqs, or with others.
+        world.volumes[0].rewind(kept, image);
+        (world.logs[0].next, world.logs[0].incarnation) = (lost.slot, 2);
+        for block in 0..=more {
+            world.write(0, 16 + block, 1, 3000);
+        }
+        let mark = Mark {
+            point: PointId([0xfe; 16]),
+            kind: MarkKind::Crash,
+            unknown_blocks: 0,
+            is_prompt: false,
+            time_unix_ms: 1,
+            group: MarkGroup::ALONE,
+        };
+        world.end_span_with(0, Some(|_| mark));
+        let seq = world.volumes[0].seq;
+        assert_eq!(seq == lost.seq, more == 0);
+        world.commit(0).await;
+        let expected = image_bytes(&world.volumes[0].image);
+        for selector in [PointSelector::Latest, PointSelector::Point(mark.point)] {
+            let (point, _, bytes, _) = see(&world.vault, volume, selector).await.unwrap();
+            assert_eq!((point.seq, point.id), (seq, mark.point));
+            assert!(bytes == expected, "{more}");
+        }
+    }
+    // Nothing came in their place that is as new as the map: the latest is not known.
+    let mut world = World::new(1, 1).await;
+    for seed in [1000, 2000] {
+        world.write(0, 0, 8, seed);
+        world.end_span(0, true);
+        world.commit(0).await;
+    }
+    let volume = world.volumes[0].id;
+    write(&world.vault, volume).await.unwrap().unwrap();
+    let lost = world.points.pop().unwrap();
+    fs::remove_file(world.file(&ObjectName::slot(world.logs[0].id, lost.slot))).unwrap();
+    let (kept, image) = (world.points[0].seq, world.points[0].image.clone());
+    world.volumes[0].rewind(kept, image);
+    (world.logs[0].next, world.logs[0].incarnation) = (lost.slot, 2);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let found = see(&world.vault, volume, PointSelector::Latest).await;
+    assert_eq!(found.unwrap_err(), ErrorKind::Corrupt);
 }
 
 #[tokio::test]

@@ -4,12 +4,12 @@ use super::pages::{LEVEL, LayerWriter, bytes_of};
 use super::{Avoided, Base, Layer, begin, find, open_layers, place, put_drawn, tiers};
 use crate::chain::Start;
 use crate::chunks::ChunkReader;
-use crate::epoch::read_epochs;
+use crate::epoch::{Branch, newest_branch, read_epochs};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{LAYER_RUNS_MAX, MAP_TRIES_MAX, PART_BYTES, UNMARKED_EXTENTS_MIN};
 use crate::vault::Vault;
-use crate::view::{Build, Held, Image, LayerError, Point, PointSelector, Tail};
+use crate::view::{Build, Held, Image, LayerError, Origin, Point, PointSelector, Stream, Tail};
 use farshore_codec::map::{MapPlace, seal_manifest};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::{MAP_PARTS_MAX, PAGE_RUNS_MAX};
@@ -103,14 +103,26 @@ pub async fn write_shaped(
 ) -> Result<Option<Written>, VaultError> {
     let epochs = read_epochs(vault, volume).await?;
     let (latest, mut avoided) = (PointSelector::Latest, Avoided::new());
+    let branch = newest_branch(&epochs);
     for _ in 0..MAP_TRIES_MAX {
-        let base = find(vault, volume, &epochs, latest, &avoided).await?;
-        let Some(base) = base else { break };
-        let (name, object) = (base.name, base.object(volume));
-        let (attempt, error) = match write_from(vault, volume, &epochs, Some(base), shape).await {
+        let base = find(vault, volume, &epochs, &branch, latest, &avoided).await?;
+        if base.is_none() && branch.base.is_none() {
+            break;
+        }
+        let object = base.as_ref().map_or_else(
+            || ObjectName::epoch(volume, branch.first as u64 + 1),
+            |base| base.object(volume),
+        );
+        let name = base.as_ref().map(|base| base.name);
+        let of = Writer::new(vault, volume, &epochs, shape);
+        let failure = match write_from(of, &branch, base, &mut avoided).await {
             Ok(written) => return Ok(written),
-            Err(Failure::Layer(LayerError { attempt, error })) => (attempt, error),
-            Err(Failure::Vault(error)) => (name.1, error),
+            Err(failure) => failure,
+        };
+        let (attempt, error) = match (failure, name) {
+            (Failure::Layer(LayerError { attempt, error }), _) => (attempt, error),
+            (Failure::Vault(error), Some((_, attempt))) => (attempt, error),
+            (Failure::Vault(error), None) => return Err(error),
         };
         if error.is_unavailable() {
             return Err(error);
@@ -118,23 +130,28 @@ pub async fn write_shaped(
         tracing::warn!(%object, %error, "cannot go on from a map; an older one or the logs are read");
         avoided.insert(attempt);
     }
-    match write_from(vault, volume, &epochs, None, shape).await {
+    let of = Writer::new(vault, volume, &epochs, shape);
+    match write_from(of, &branch, None, &mut avoided).await {
         Ok(written) => Ok(written),
         Err(Failure::Layer(LayerError { error, .. }) | Failure::Vault(error)) => Err(error),
     }
 }
 
 async fn write_from(
-    vault: &Vault,
-    volume: VolumeId,
-    epochs: &[EpochBody],
+    mut writer: Writer<'_>,
+    branch: &Branch,
     base: Option<Base>,
-    shape: Shape,
+    avoided: &mut Avoided,
 ) -> Result<Option<Written>, Failure> {
-    let (mut build, mut chain) = begin(vault, volume, epochs, base.as_ref())?;
-    let reader = ChunkReader::new(vault, ObjectName::volume(volume));
-    let (layers, written) = (None, None);
-    let mut writer = Writer { vault, volume, epochs, reader, shape, base, layers, written };
+    let Writer { vault, volume, epochs, shape, .. } = writer;
+    if base.is_none() {
+        let (reader, bounded) = (&writer.reader, epochs.len());
+        let stream = Stream { reader, volume, epochs, bounded, depth: 0 };
+        writer.origin = stream.origin(branch, avoided).await?;
+    }
+    let mut build = Build::behind(base.as_ref(), &writer.origin);
+    let mut chain = begin(vault, volume, epochs, branch, base.as_ref())?;
+    writer.base = base;
     // Where the last span that was read ends.
     let mut end = None;
     while let Some(found) = chain.next().await? {
@@ -165,6 +182,8 @@ struct Writer<'a> {
     epochs: &'a [EpochBody],
     reader: ChunkReader,
     shape: Shape,
+    /// What the branch begins with, where no map was found.
+    origin: Origin,
     /// The map that the next one goes on from.
     base: Option<Base>,
     /// Its layers, once they are opened.
@@ -172,7 +191,13 @@ struct Writer<'a> {
     written: Option<Written>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(vault: &'a Vault, volume: VolumeId, epochs: &'a [EpochBody], shape: Shape) -> Self {
+        let reader = ChunkReader::new(vault, ObjectName::volume(volume));
+        let (origin, base, layers, written) = (Origin::default(), None, None, None);
+        Self { vault, volume, epochs, reader, shape, origin, base, layers, written }
+    }
+
     /// Puts a map at the newest point, if there is none yet.
     async fn put_point(&mut self, build: &mut Build) -> Result<(), Failure> {
         let (Some(end), Some(point)) = (build.end(), build.point()) else { return Ok(()) };
@@ -272,9 +297,12 @@ impl Writer<'_> {
         let kept = &known[count..];
         let layers = opened[..count].to_vec();
         let kind = if kept.is_empty() { LayerKind::Full } else { LayerKind::Delta };
-        let image = match kind {
-            LayerKind::Full => Image::whole(Arc::new(tail), layers),
-            LayerKind::Delta => Image::partial(Arc::new(tail), layers),
+        let image = match (kind, &self.origin.image) {
+            (LayerKind::Full, Some(under)) if layers.is_empty() => {
+                Image::over(Arc::new(tail), under)
+            }
+            (LayerKind::Full, _) => Image::whole(Arc::new(tail), layers),
+            (LayerKind::Delta, _) => Image::partial(Arc::new(tail), layers),
         };
         let new = self.merge(&image, to, kind).await?;
         let mut layers = vec![new.clone()];

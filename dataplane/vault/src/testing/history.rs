@@ -2,6 +2,7 @@
 
 use super::{BLOCKS, World};
 use proptest::prelude::*;
+use proptest::sample::Index;
 
 /// One thing that happens to a world of three volumes and two logs.
 #[derive(Debug, Clone)]
@@ -36,6 +37,15 @@ pub enum Step {
         /// The log.
         log: usize,
     },
+    /// A volume goes on from a point, its own or another's, if there is one.
+    GoOn {
+        /// The volume.
+        volume: usize,
+        /// The log that it goes to.
+        log: usize,
+        /// Which of all points.
+        point: Index,
+    },
     /// The writer of a log begins a new run.
     Crash {
         /// The log.
@@ -63,6 +73,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..VOLUMES, any::<bool>()).prop_map(|(volume, is_mark)| Step::End { volume, is_mark }),
         3 => (0..LOGS).prop_map(|log| Step::Commit { log }),
         1 => (0..VOLUMES, 0..LOGS).prop_map(|(volume, log)| Step::Move { volume, log }),
+        1 => (0..VOLUMES, 0..LOGS, any::<Index>())
+            .prop_map(|(volume, log, point)| Step::GoOn { volume, log, point }),
         1 => (0..LOGS).prop_map(|log| Step::Crash { log }),
         1 => (0..LOGS).prop_map(|log| Step::Checkpoint { log }),
     ]
@@ -82,6 +94,12 @@ pub async fn world_of(steps: Vec<Step>) -> World {
             Step::End { volume, is_mark } => world.end_span(volume, is_mark),
             Step::Commit { log } => drop(world.commit(log).await),
             Step::Move { volume, log } => world.claim(volume, log).await,
+            Step::GoOn { volume, log, point } => {
+                let points = world.committed_points();
+                if !points.is_empty() {
+                    world.go_on_from(volume, log, point.get(&points)).await;
+                }
+            }
             Step::Crash { log } => world.logs[log].incarnation += 1,
             Step::Checkpoint { log } => world.checkpoint(log).await,
         }

@@ -2,12 +2,13 @@
 
 use super::Report;
 use crate::chunks::{ChunkReader, Stored};
+use crate::epoch::{Branch, branches};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::WINDOW_BLOCKS;
-use crate::map::{self, Base, Layer, Name, open_layers};
+use crate::map::{self, Avoided, Base, Layer, Name, open_layers};
 use crate::vault::Vault;
-use crate::view::{Held, Image, LayerError, Tail};
+use crate::view::{Build, Held, Image, LayerError, Origin, Stream, Tail};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::map::CHECK_BYTES;
 use farshore_proto::{BlockRange, Target, VolumeId};
@@ -24,13 +25,16 @@ pub(super) async fn check(
     read_data: bool,
     report: &mut Report,
 ) -> Result<(), VaultError> {
-    let mut check = Check { vault, volume, epochs, report, before: None };
+    let branch = Branch { first: 0, end: Some(0), base: None };
+    let origin = Ok(Origin::default());
+    let mut check = Check { vault, volume, epochs, branch, origin, report, before: None };
     for name in names {
         let object = ObjectName::map(volume, name.0, name.1);
         match check.open(name).await {
             Ok(found) => {
                 check.report.maps += 1;
                 if read_data {
+                    check.enter_branch(&object, &found).await?;
                     check.compare(&object, &found).await?;
                 }
                 check.before = Some(found);
@@ -54,7 +58,12 @@ struct Check<'a> {
     vault: &'a Vault,
     volume: VolumeId,
     epochs: &'a [EpochBody],
+    /// The branch of the map before, or one that has none.
+    branch: Branch,
+    /// What it begins with; the error was told.
+    origin: Result<Origin, ()>,
     report: &'a mut Report,
+    /// The map before, if it is of the same branch.
     before: Option<Found>,
 }
 
@@ -72,9 +81,36 @@ impl Check<'_> {
         self.before.as_ref().map_or(&[], |before| &before.layers)
     }
 
+    /// Forgets the map before if this one is of another branch, and looks what that begins with.
+    async fn enter_branch(&mut self, object: &ObjectName, found: &Found) -> Result<(), VaultError> {
+        let epoch = found.base.start.epoch;
+        if self.branch.has(epoch) {
+            return Ok(());
+        }
+        self.before = None;
+        let branches = branches(self.epochs);
+        self.branch = branches.into_iter().find(|branch| branch.has(epoch)).unwrap_or(self.branch);
+        let reader = &ChunkReader::new(self.vault, object.clone());
+        let (volume, epochs, bounded) = (self.volume, self.epochs, self.epochs.len());
+        let stream = Stream { reader, volume, epochs, bounded, depth: 0 };
+        self.origin = match stream.origin(&self.branch, &mut Avoided::new()).await {
+            Ok(origin) => Ok(origin),
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                tracing::warn!(%object, %error, "maps behind it were opened and not compared");
+                Err(())
+            }
+        };
+        Ok(())
+    }
+
     /// Compares a map with the one before it and the logs between the two.
     async fn compare(&mut self, object: &ObjectName, found: &Found) -> Result<(), VaultError> {
-        let tail = match self.tail(object, &found.base).await {
+        let Ok(origin) = self.origin.clone() else {
+            self.report.maps_not_compared += 1;
+            return Ok(());
+        };
+        let tail = match self.tail(object, &found.base, &origin).await {
             Ok(Some(tail)) => tail,
             Ok(None) => return Ok(()),
             Err(error) if error.is_unavailable() => return Err(error),
@@ -93,8 +129,13 @@ impl Check<'_> {
         let one = Image::whole(Arc::default(), found.layers.clone());
         let mut over = merged.to_vec();
         over.extend_from_slice(own);
-        let touched = Image::partial(Arc::clone(&tail), over);
-        let other = Image::whole(tail, earlier.to_vec());
+        let (touched, other) = match (&self.before, &origin.image) {
+            (None, Some(under)) => {
+                let other = Image::over(tail, under);
+                (Image::mentioned(&[&one, &other]), other)
+            }
+            _ => (Image::partial(Arc::clone(&tail), over), Image::whole(tail, earlier.to_vec())),
+        };
         let reader = ChunkReader::new(self.vault, object.clone());
         match difference(&reader, &one, &other, &touched).await {
             Ok(None) => Ok(()),
@@ -113,10 +154,12 @@ impl Check<'_> {
         &mut self,
         object: &ObjectName,
         base: &Base,
+        origin: &Origin,
     ) -> Result<Option<Arc<Tail>>, VaultError> {
         let start = base.start;
         let before = self.before.as_ref().map(|before| &before.base);
-        let (mut build, mut chain) = map::begin(self.vault, self.volume, self.epochs, before)?;
+        let mut build = Build::behind(before, origin);
+        let mut chain = map::begin(self.vault, self.volume, self.epochs, &self.branch, before)?;
         let mut point = before.and_then(|before| before.point);
         let mut is_there = before.is_some_and(|before| before.start == start);
         while !is_there {

@@ -6,10 +6,11 @@
 use super::Report;
 use crate::chain::{Join, join};
 use crate::layout::ObjectName;
-use farshore_proto::epoch::EpochBody;
+use crate::log::ScanEnd;
+use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::limits::blocks_of;
 use farshore_proto::segment::Span;
-use farshore_proto::{Epoch, LogId, MarkKind, Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, LogId, MarkKind, Place, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Points that were found.
@@ -49,10 +50,24 @@ pub(super) struct Streams {
     unreadable: BTreeSet<VolumeId>,
     /// Spans that no epoch object explains, by volume and epoch: the first of each.
     strange: BTreeMap<(VolumeId, Epoch), Strange>,
+    /// Points that epochs go on from and that were not found, or do not fit, with those epochs and their sizes.
+    bases: BTreeMap<(VolumeId, Place), Vec<(ObjectName, u64)>>,
+    /// The end of the epoch before that an epoch names, by the log of that.
+    ends: BTreeMap<LogId, Vec<(Ended, ObjectName)>>,
 }
 
 impl Streams {
     pub(super) fn add(&mut self, volume: VolumeId, epochs: Vec<EpochBody>) {
+        for (index, body) in epochs.iter().enumerate() {
+            let object = ObjectName::epoch(volume, index as u64 + 1);
+            if let Some(base) = body.base {
+                let users = self.bases.entry((base.volume, base.at)).or_default();
+                users.push((object.clone(), body.size_bytes));
+            }
+            if let Some((ended, before)) = body.ended.zip(epochs[..index].last()) {
+                self.ends.entry(before.log).or_default().push((ended, object));
+            }
+        }
         let limits: Vec<Option<Seq>> =
             epochs.iter().skip(1).map(|next| Some(next.first_seq)).chain([None]).collect();
         for ((body, limit), ordinal) in epochs.into_iter().zip(limits).zip(1..) {
@@ -109,9 +124,40 @@ impl Streams {
         if let Some(mark) = span.mark
             && stream.is_whole
         {
+            let at = Place { ordinal: stream.ordinal, seq: span.last_seq };
+            if let Some(users) = self.bases.get_mut(&(span.volume, at)) {
+                users.retain(|(_, size_bytes)| *size_bytes < stream.body.size_bytes);
+            }
             stream.points.all += 1;
             stream.points.scan += u64::from(mark.kind == MarkKind::Scan);
             stream.points.unknown += u64::from(mark.unknown_blocks > 0);
+        }
+    }
+
+    /// Compares where a log ends with what epochs say of that.
+    pub(super) fn log_ends(&mut self, log: LogId, end: ScanEnd, report: &mut Report) {
+        for (ended, object) in self.ends.remove(&log).unwrap_or_default() {
+            let what = match (ended.kind, end) {
+                (EndKind::Seal, ScanEnd::Sealed(slot)) if slot == ended.slot => continue,
+                (EndKind::Seal, _) => {
+                    format!(
+                        "is missing, the seal that {object} names: who was shut out by it may write again"
+                    )
+                }
+                (_, ScanEnd::Sealed(slot) | ScanEnd::Missing(slot)) if slot >= ended.slot => {
+                    continue;
+                }
+                (_, ScanEnd::Sealed(slot) | ScanEnd::Missing(slot)) => {
+                    format!(
+                        "comes behind slot {slot}, where the log ends, but {object} says that it was filled"
+                    )
+                }
+            };
+            let slot = match ended.kind {
+                EndKind::Seal => ended.slot,
+                _ => Slot(ended.slot.0.saturating_sub(1)),
+            };
+            report.add(ObjectName::slot(log, slot), 0, what);
         }
     }
 
@@ -122,6 +168,14 @@ impl Streams {
 
     /// Checks that the epochs of each volume join, and counts the points.
     pub(super) fn finish(self, report: &mut Report) {
+        for ((volume, at), objects) in &self.bases {
+            for (object, _) in objects {
+                let what = format!(
+                    "goes on from place {at} of volume {volume}, where no point restores that fits: nothing from here on does"
+                );
+                report.add(object.clone(), 0, what);
+            }
+        }
         let mut before: Option<(VolumeId, Seq, bool)> = None;
         // Of one volume the epochs come in order: their numbers grow.
         for ((volume, _), stream) in self.streams {

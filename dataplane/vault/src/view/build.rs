@@ -1,6 +1,6 @@
 //! A volume while its stream is read.
 
-use super::Point;
+use super::{Origin, Point};
 use crate::blocks::{BlockMap, Source, check_of};
 use crate::chain::{Chain, Found, Start};
 use crate::error::VaultError;
@@ -54,8 +54,20 @@ pub(crate) struct Build {
 }
 
 impl Build {
+    /// Behind a map, or before the first span of a branch that begins with `origin`.
+    pub(crate) fn behind(map: Option<&Base>, origin: &Origin) -> Self {
+        match (map, &origin.image) {
+            (Some(map), _) => Self::over(map),
+            (None, None) => Self::new(),
+            (None, Some(_)) => {
+                let (map, size_bytes) = (BlockMap::over_layers(), origin.size_bytes);
+                Self { map, size_bytes, ..Self::new() }
+            }
+        }
+    }
+
     /// Before the first span.
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self {
             map: BlockMap::default(),
             point: None,
@@ -67,7 +79,7 @@ impl Build {
     }
 
     /// Behind a map.
-    pub(crate) fn over(base: &Base) -> Self {
+    fn over(base: &Base) -> Self {
         Self {
             map: BlockMap::over_layers(),
             point: base.own_point(),

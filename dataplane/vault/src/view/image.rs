@@ -46,7 +46,8 @@ pub(crate) struct LayerError {
 /// A volume at a place, as far as it is in memory; the rest is loaded.
 #[derive(Debug)]
 pub(crate) struct Image {
-    tail: Arc<Tail>,
+    /// What was read of streams, newest first: over the layers.
+    tails: Vec<Arc<Tail>>,
     /// Newest first.
     layers: Vec<Arc<Layer>>,
     /// Whether there is more below, of which it says nothing; else what it does not name is zero.
@@ -56,12 +57,25 @@ pub(crate) struct Image {
 impl Image {
     /// All of a volume: what was read behind a map, and the map's layers.
     pub(crate) fn whole(tail: Arc<Tail>, layers: Vec<Arc<Layer>>) -> Self {
-        Self { tail, layers, is_partial: false }
+        Self { tails: vec![tail], layers, is_partial: false }
+    }
+
+    /// All of a volume that goes on from what another image holds.
+    pub(crate) fn over(tail: Arc<Tail>, under: &Self) -> Self {
+        let tails = [&[tail][..], &under.tails].concat();
+        Self { tails, layers: under.layers.clone(), is_partial: under.is_partial }
+    }
+
+    /// Of what any of these has a say; only where, not what.
+    pub(crate) fn mentioned(images: &[&Self]) -> Self {
+        let tails = images.iter().flat_map(|image| image.tails.iter().cloned()).collect();
+        let layers = images.iter().flat_map(|image| image.layers.iter().cloned()).collect();
+        Self { tails, layers, is_partial: true }
     }
 
     /// The same above layers that are left out.
     pub(crate) fn partial(tail: Arc<Tail>, layers: Vec<Arc<Layer>>) -> Self {
-        Self { tail, layers, is_partial: true }
+        Self { tails: vec![tail], layers, is_partial: true }
     }
 
     /// What a range holds: runs in block order, with gaps if it is partial.
@@ -71,16 +85,10 @@ impl Image {
         range: BlockRange,
     ) -> Result<Vec<(BlockRange, Held)>, LayerError> {
         let mut found = Vec::new();
-        let mut open = Vec::new();
-        let mut at = range.block;
-        let Tail { map, targets } = &*self.tail;
-        for (run, content) in map.runs(range) {
-            push_gap(&mut open, at, run.block);
-            at = run.end();
-            let listed = |source: Source| Held::Listed(targets[source.target as usize], source);
-            found.push((run, content.map_or(Held::Zero, listed)));
+        let mut open = vec![range];
+        for tail in &self.tails {
+            open = look_behind(tail, &open, &mut found);
         }
-        push_gap(&mut open, at, range.end());
         for layer in &self.layers {
             if open.is_empty() {
                 break;
@@ -112,13 +120,15 @@ impl Image {
     /// Blocks that hold data, at most.
     pub(crate) fn data_blocks_max(&self) -> u64 {
         let layers = self.layers.iter().map(|layer| layer.data_blocks());
-        layers.sum::<u64>() + self.tail.map.data_blocks()
+        let tails = self.tails.iter().map(|tail| tail.map.data_blocks());
+        layers.chain(tails).sum()
     }
 
     /// The first block at or behind `block` of which it may say something other than zero.
     pub(crate) fn next_at(&self, block: u64) -> Option<u64> {
         let layers = self.layers.iter().filter_map(|layer| layer.next_at(block));
-        layers.chain(self.tail.map.next_at(block)).min()
+        let tails = self.tails.iter().filter_map(|tail| tail.map.next_at(block));
+        layers.chain(tails).min()
     }
 }
 
@@ -126,6 +136,27 @@ fn push_gap(open: &mut Vec<BlockRange>, from: u64, to: u64) {
     if from < to {
         open.push(BlockRange { block: from, count: to - from });
     }
+}
+
+/// Adds what was read of a stream of the open ranges; returns those of which it says nothing.
+fn look_behind(
+    tail: &Tail,
+    open: &[BlockRange],
+    found: &mut Vec<(BlockRange, Held)>,
+) -> Vec<BlockRange> {
+    let Tail { map, targets } = tail;
+    let listed = |source: Source| Held::Listed(targets[source.target as usize], source);
+    let mut rest = Vec::new();
+    for range in open {
+        let mut at = range.block;
+        for (run, content) in map.runs(*range) {
+            push_gap(&mut rest, at, run.block);
+            at = run.end();
+            found.push((run, content.map_or(Held::Zero, listed)));
+        }
+        push_gap(&mut rest, at, range.end());
+    }
+    rest
 }
 
 /// Adds what a layer says of the open ranges; returns those of which it says nothing.

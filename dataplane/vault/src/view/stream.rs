@@ -1,0 +1,310 @@
+//! Opening a volume at a point: which of its branches the point is on, the newest map there that can be used, and the
+//! stream behind that.
+
+use super::{Build, Image, LayerError, Point, PointSelector};
+use crate::chain::{Chain, Hole};
+use crate::chunks::ChunkReader;
+use crate::epoch::{Branch, Known, branches, read_known};
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::{BASES_MAX, MAP_TRIES_MAX};
+use crate::map::{self, Avoided, Base, Layer, open_layers};
+use crate::vault::Vault;
+use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::epoch::{EpochBase, EpochBody};
+use farshore_proto::{PointId, Seq, VolumeId};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::sync::Arc;
+
+/// What a branch of a volume begins with: nothing, or the image of a point.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Origin {
+    /// What it holds.
+    pub(crate) image: Option<Arc<Image>>,
+    /// The size of that.
+    pub(crate) size_bytes: u64,
+}
+
+/// What opening a view found.
+pub(super) struct Opened {
+    pub(super) image: Image,
+    pub(super) point: Point,
+    pub(super) hole: Option<Hole>,
+}
+
+/// A volume's stream, to be read to a point.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stream<'a> {
+    pub(crate) reader: &'a ChunkReader,
+    pub(crate) volume: VolumeId,
+    pub(crate) epochs: &'a [EpochBody],
+    /// Epochs that are known to the end.
+    pub(crate) bounded: usize,
+    /// Bases that led here.
+    pub(crate) depth: usize,
+}
+
+impl Stream<'_> {
+    /// Opens by the newest map that can be used; what cannot is added to `avoided`.
+    pub(super) async fn open(
+        &self,
+        selector: PointSelector,
+        avoided: &mut Avoided,
+    ) -> Result<Opened, VaultError> {
+        let branches = branches(self.epochs);
+        let on = match selector {
+            PointSelector::Seq(seq) => {
+                let owner = self.epochs.iter().rposition(|body| body.first_seq <= seq);
+                let owner = owner.unwrap_or(0);
+                branches.iter().rposition(|branch| branch.first <= owner)
+            }
+            PointSelector::Latest | PointSelector::Point(_) => branches.len().checked_sub(1),
+        };
+        let mut on = on.unwrap_or(0);
+        loop {
+            let opened = self.open_on(&branches[on], selector, avoided).await;
+            let error = match opened {
+                Err(error) if on > 0 => error,
+                opened => return opened,
+            };
+            on = match (&error, selector) {
+                // Ids do not say on which branch a point is.
+                (VaultError::PointNotFound { .. }, PointSelector::Point(_)) => on - 1,
+                (VaultError::NoPoint { .. }, PointSelector::Latest) => {
+                    return self.open_base(&branches[on], avoided, error).await;
+                }
+                _ => return Err(error),
+            };
+        }
+    }
+
+    /// The newest point of a branch that has none: the one that it goes on from, if that is of this volume.
+    async fn open_base(
+        &self,
+        branch: &Branch,
+        avoided: &mut Avoided,
+        error: VaultError,
+    ) -> Result<Opened, VaultError> {
+        match branch.base.filter(|base| base.volume == self.volume) {
+            Some(base) => self.at_base(branch, base, avoided).await,
+            None => Err(error),
+        }
+    }
+
+    /// Opens the point that a branch goes on from.
+    fn at_base<'a>(
+        &'a self,
+        branch: &'a Branch,
+        base: EpochBase,
+        avoided: &'a mut Avoided,
+    ) -> BoxFuture<'a, Result<Opened, VaultError>> {
+        async move {
+            let vault = self.reader.vault();
+            let broken = |cause: Option<VaultError>| VaultError::EpochBase {
+                url: vault.url().to_owned(),
+                object: ObjectName::epoch(self.volume, branch.first as u64 + 1),
+                base,
+                cause: cause.map(Box::new),
+            };
+            let is_own = base.volume == self.volume;
+            if self.depth >= BASES_MAX || is_own && base.at.ordinal > branch.first as u64 {
+                return Err(broken(None));
+            }
+            let other = match is_own {
+                true => None,
+                false => Some(read_known(vault, base.volume).await?),
+            };
+            let (epochs, bounded) = match &other {
+                None => (self.epochs, self.bounded),
+                Some(known) => (&known.epochs[..], known.bounded()),
+            };
+            let depth = self.depth + 1;
+            let stream = Stream { volume: base.volume, epochs, bounded, depth, ..*self };
+            if epochs.is_empty() {
+                return Err(broken(other.and_then(|Known { broken, .. }| broken)));
+            }
+            match stream.open(PointSelector::Seq(base.at.seq), avoided).await {
+                Ok(opened) => {
+                    let ordinal = epochs.partition_point(|body| body.epoch < opened.point.epoch);
+                    let fits = opened.point.size_bytes <= self.epochs[branch.first].size_bytes;
+                    let is_there = ordinal as u64 + 1 == base.at.ordinal;
+                    if is_there && fits { Ok(opened) } else { Err(broken(None)) }
+                }
+                Err(error) if error.is_unavailable() => Err(error),
+                Err(error) => Err(broken(Some(error))),
+            }
+        }
+        .boxed()
+    }
+
+    /// What a branch begins with.
+    pub(crate) async fn origin(
+        &self,
+        branch: &Branch,
+        avoided: &mut Avoided,
+    ) -> Result<Origin, VaultError> {
+        let Some(base) = branch.base else { return Ok(Origin::default()) };
+        let Opened { image, point, .. } = self.at_base(branch, base, avoided).await?;
+        Ok(Origin { image: Some(Arc::new(image)), size_bytes: point.size_bytes })
+    }
+
+    /// Opens a point of a branch.
+    async fn open_on(
+        &self,
+        branch: &Branch,
+        selector: PointSelector,
+        avoided: &mut Avoided,
+    ) -> Result<Opened, VaultError> {
+        let (vault, volume) = (self.reader.vault(), self.volume);
+        let bounded = branch.end.map_or(self.bounded, |end| end.min(self.bounded));
+        let mut failed: Option<(Seq, VaultError)> = None;
+        let (mut wanted, mut layers) = (selector, Vec::new());
+        for _ in 0..MAP_TRIES_MAX {
+            let base = map::find(vault, volume, self.epochs, branch, wanted, avoided).await?;
+            let Some(base) = base else { break };
+            if base.start.epoch >= bounded {
+                // Where its epoch ends is not known.
+                avoided.insert(base.name.1);
+                continue;
+            }
+            if let (PointSelector::Point(id), None, Some(point)) =
+                (wanted, base.own_point(), base.point)
+                && point.id == id
+            {
+                // The map is behind the point and says where it is.
+                wanted = PointSelector::Seq(point.seq);
+                continue;
+            }
+            let (known, object) = (&base.manifest.layers, base.object(volume));
+            layers = match open_layers(vault, volume, known, &object, &layers).await {
+                Ok(layers) => layers,
+                Err(LayerError { error, .. }) if error.is_unavailable() => return Err(error),
+                Err(LayerError { attempt, error }) => {
+                    tracing::warn!(%object, %error, "a layer of a map cannot be used; an older map or the logs are");
+                    avoided.insert(attempt);
+                    continue;
+                }
+            };
+            let read = self.read_to(branch, wanted, Some((&base, layers.clone())), avoided).await;
+            match (read, base.point) {
+                (Ok(opened), _) => return still_latest(selector, opened, failed),
+                // No mark came behind it: the newest is the one that it names.
+                (Err(VaultError::NoPoint { .. }), Some(point)) => {
+                    wanted = PointSelector::Seq(point.seq);
+                }
+                (Err(error @ (VaultError::NoPoint { .. } | VaultError::SeqNotFound { .. })), _) => {
+                    return Err(error);
+                }
+                // A clock that went back makes ids tell nothing of the order.
+                (
+                    Err(
+                        error @ (VaultError::PointNotFound { point, .. }
+                        | VaultError::PointBehindHole { point, .. }),
+                    ),
+                    _,
+                ) => {
+                    let seq = self.seq_of(branch, point).await?;
+                    wanted = PointSelector::Seq(seq.ok_or(error)?);
+                }
+                (Err(error), _) if error.is_unavailable() => return Err(error),
+                (Err(error), _) => {
+                    tracing::warn!(%object, %error, "cannot go on from a map; an older one or the logs are read");
+                    avoided.insert(base.name.1);
+                    let seq = base.point.map_or(Seq(0), |point| point.seq);
+                    failed = failed.filter(|(before, _)| *before >= seq).or(Some((seq, error)));
+                }
+            }
+        }
+        still_latest(selector, self.read_to(branch, wanted, None, avoided).await?, failed)
+    }
+
+    /// Where in a branch a point is, looked for from the start.
+    async fn seq_of(&self, branch: &Branch, point: PointId) -> Result<Option<Seq>, VaultError> {
+        let vault = self.reader.vault();
+        let mut chain = Chain::begin(vault, self.volume, self.epochs.to_vec(), branch.first)?;
+        while let Some(found) = chain.next().await? {
+            if branch.end.is_some_and(|end| found.epoch >= end) {
+                break;
+            }
+            if found.span.mark.is_some_and(|mark| mark.point == point) {
+                return Ok(Some(found.span.last_seq));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens by the logs, from a map on or from the start.
+    async fn read_to(
+        &self,
+        branch: &Branch,
+        selector: PointSelector,
+        map: Option<(&Base, Vec<Arc<Layer>>)>,
+        avoided: &mut Avoided,
+    ) -> Result<Opened, VaultError> {
+        let (vault, volume) = (self.reader.vault(), self.volume);
+        let bounded = branch.end.map_or(self.bounded, |end| end.min(self.bounded));
+        let base = map.as_ref().map(|(base, _)| *base);
+        let origin = match base {
+            None => self.origin(branch, avoided).await?,
+            Some(_) => Origin::default(),
+        };
+        let mut build = Build::behind(base, &origin);
+        let mut chain = map::begin(vault, volume, self.epochs, branch, base)?;
+        let mut is_found = build.point().is_some_and(|point| selector.is(&point));
+        while !is_found {
+            let next = match chain.next().await {
+                Err(error) if error.is_unavailable() && is_on(Bug::AwayTakenForEnd) => None,
+                next => next?,
+            };
+            let Some(found) = next.filter(|found| found.epoch < bounded) else { break };
+            self.reader.keep(Arc::clone(&found.segment));
+            is_found = build.take(&chain, &found)?.is_some_and(|point| selector.is(&point));
+        }
+        let hole = if is_found { None } else { chain.hole().await? };
+        if !is_found && selector != PointSelector::Latest {
+            return Err(not_found(vault, volume, selector, hole));
+        }
+        let Some(point) = build.point() else {
+            return Err(VaultError::NoPoint { url: vault.url().to_owned(), volume });
+        };
+        let tail = Arc::new(build.finish());
+        let image = match (map, &origin.image) {
+            (Some((_, layers)), _) => Image::whole(tail, layers),
+            (None, Some(under)) => Image::over(tail, under),
+            (None, None) => Image::whole(tail, Vec::new()),
+        };
+        Ok(Opened { image, point, hole })
+    }
+}
+
+/// A map that could not be gone on from shows that there was a later point: an older one is not the latest.
+fn still_latest(
+    selector: PointSelector,
+    opened: Opened,
+    failed: Option<(Seq, VaultError)>,
+) -> Result<Opened, VaultError> {
+    match failed {
+        Some((seq, error)) if selector == PointSelector::Latest && opened.point.seq < seq => {
+            Err(error)
+        }
+        _ => Ok(opened),
+    }
+}
+
+fn not_found(
+    vault: &Vault,
+    volume: VolumeId,
+    selector: PointSelector,
+    hole: Option<Hole>,
+) -> VaultError {
+    let url = vault.url().to_owned();
+    match (selector, hole) {
+        (PointSelector::Point(point), Some(Hole { log, slot, later })) => {
+            VaultError::PointBehindHole { url, volume, point, log, slot, later }
+        }
+        (PointSelector::Point(point), None) => VaultError::PointNotFound { url, volume, point },
+        (PointSelector::Seq(seq), _) => VaultError::SeqNotFound { url, volume, seq },
+        (PointSelector::Latest, _) => VaultError::NoPoint { url, volume },
+    }
+}
