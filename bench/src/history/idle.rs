@@ -31,7 +31,7 @@ pub(super) fn measure(options: &Options, folder: &Path) -> Result<Vec<Figure>> {
         Ok::<_, anyhow::Error>((found, added))
     };
     let alone = run(1, (1, 0))?;
-    let idle = run(2, (0, options.idle_volumes + 1))?;
+    let idle = run(2, (0, options.idle_volumes))?;
     let among = run(3, (1, options.idle_volumes))?;
     site.stop()?;
     ensure!(alone.1.slots() > 0 && alone.0.writes() > 0, "the busy volume wrote nothing");
