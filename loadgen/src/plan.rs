@@ -32,6 +32,9 @@ pub struct Plan {
     /// Number of sources: each is an agent of its own with one volume
     #[arg(long, value_name = "N")]
     pub sources: u32,
+    /// Further sources that write once, at the start, and then nothing
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub idle: u32,
     /// Bytes each second of all sources together, such as 54MB or 2MiB
     #[arg(long, value_name = "BYTES")]
     pub rate: BytesPerSecond,
@@ -76,10 +79,14 @@ pub struct Plan {
 #[non_exhaustive]
 pub enum PlanError {
     /// No sources, or too many.
-    #[error("--sources {sources} is not possible: say 1 to {SOURCES_MAX}")]
+    #[error(
+        "--sources {sources} with --idle {idle} is not possible: say 1 to {SOURCES_MAX} together"
+    )]
     Sources {
         /// What was asked for.
         sources: u32,
+        /// And idle ones.
+        idle: u32,
     },
     /// A share above 100.
     #[error("--{option} {percent} is no share: say 0 to 100")]
@@ -165,6 +172,12 @@ impl Plan {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
+    /// Sources of both kinds.
+    #[must_use]
+    pub fn members(&self) -> u32 {
+        self.sources.saturating_add(self.idle)
+    }
+
     /// Time from the first due write to the last.
     #[must_use]
     pub fn run_time(&self) -> Duration {
@@ -182,9 +195,9 @@ impl Plan {
     /// # Errors
     /// [`PlanError`] by the first thing that is not possible.
     pub fn check(&self) -> Result<(), PlanError> {
-        let Self { sources, zeros, duplicates, threads, .. } = *self;
-        if !(1..=SOURCES_MAX).contains(&sources) {
-            return Err(PlanError::Sources { sources });
+        let Self { sources, idle, zeros, duplicates, threads, .. } = *self;
+        if !(1..=SOURCES_MAX).contains(&self.members()) {
+            return Err(PlanError::Sources { sources, idle });
         }
         for (option, percent) in
             [("compressible", self.compressible), ("duplicates", duplicates), ("zeros", zeros)]
@@ -218,6 +231,9 @@ impl Plan {
 
     fn check_rate(&self) -> Result<(), PlanError> {
         let (rate, sources, interval) = (self.rate.0, self.sources, self.interval());
+        if sources == 0 {
+            return Ok(());
+        }
         if interval > self.duration {
             #[expect(
                 clippy::cast_possible_truncation,
@@ -258,6 +274,7 @@ impl Plan {
     pub fn asked(&self) -> Asked {
         Asked {
             sources: self.sources,
+            idle: self.idle,
             rate_bytes_per_second: self.rate.0,
             block_size: self.block_size.to_string(),
             compressible: self.compressible,
@@ -305,6 +322,7 @@ mod tests {
     fn what_is_not_possible_is_refused_with_its_name() {
         for (words, name) in [
             ("--sources 0", "--sources 0"),
+            ("--idle 99999", "--idle 99999"),
             ("--sources 100000", "--sources 100000"),
             ("--compressible 101", "--compressible 101"),
             ("--zeros 60 --duplicates 41", "more than 100"),
@@ -320,6 +338,11 @@ mod tests {
             let told = wrong(words).map(|error| error.to_string()).unwrap_or_default();
             assert!(told.contains(name), "{words}: {told}");
         }
+    }
+
+    #[test]
+    fn a_plan_of_idle_sources_alone_needs_no_rate() {
+        assert_eq!(wrong("--sources 0 --idle 5 --rate 1"), None);
     }
 
     #[test]

@@ -64,6 +64,8 @@ impl Snapshot {
 pub struct Asked {
     /// Sources.
     pub sources: u32,
+    /// Further ones that write once.
+    pub idle: u32,
     /// Bytes each second of all sources.
     pub rate_bytes_per_second: u64,
     /// Sizes of writes.
@@ -93,6 +95,10 @@ pub struct Report {
     pub asked: Asked,
     /// Whether somebody ended the run before its time.
     pub is_interrupted: bool,
+    /// When the time that counts began, by the wall clock.
+    pub counted_from_unix_ms: u64,
+    /// And when it ended.
+    pub counted_to_unix_ms: u64,
     /// Sources welcomed by a node.
     pub connected: u64,
     /// Sources that went on behind data of an earlier run.
@@ -160,6 +166,8 @@ pub struct Findings {
     pub window: (Snapshot, Snapshot),
     /// Most writes waiting in all.
     pub backlog_of_all_max: u64,
+    /// When the run began, by the wall clock.
+    pub began_unix: Duration,
     /// Time to connect all.
     pub connect: Duration,
     /// Time to enrol all.
@@ -212,9 +220,12 @@ impl Report {
         let cpu = end.cpu.saturating_sub(begin.cpu);
         let between = |a: (u64, u64), b: (u64, u64)| per_second(b.0 - a.0, b.1 - a.1, length);
         let offered_bytes = tally.sums.offered_bytes.load(Relaxed);
+        let unix_ms = |at: Duration| u64::try_from((found.began_unix + at).as_millis());
         Self {
             asked: found.asked.clone(),
             is_interrupted: found.is_interrupted,
+            counted_from_unix_ms: unix_ms(tally.window.begin).unwrap_or(u64::MAX),
+            counted_to_unix_ms: unix_ms(tally.window.end).unwrap_or(u64::MAX),
             connected: tally.sums.welcomed.load(Relaxed),
             continued: tally.sums.continued.load(Relaxed),
             failed: failures.len() as u64 + found.unfinished,
@@ -251,7 +262,7 @@ impl Report {
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();
-        let Asked { sources, block_size, volume_bytes, .. } = &self.asked;
+        let Asked { sources, idle, block_size, volume_bytes, .. } = &self.asked;
         let mut line = |name: &str, value: String| {
             // Into a string: it cannot fail.
             let _ = writeln!(out, "{name:<18} {value}");
@@ -259,7 +270,12 @@ impl Report {
         let ended = if self.is_interrupted { ", interrupted" } else { "" };
         line(
             "sources",
-            format!("{} of {sources} connected, {} failed{ended}", self.connected, self.failed),
+            format!(
+                "{} of {} connected, {} failed{ended}",
+                self.connected,
+                u64::from(*sources) + u64::from(*idle),
+                self.failed
+            ),
         );
         line("writes", format!("{block_size} on volumes of {}", Bytes(*volume_bytes)));
         let rate = |rate: &Rate| {

@@ -17,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -87,7 +87,7 @@ pub fn run(
     identities: Option<PathBuf>,
 ) -> Result<(Report, Times), RunError> {
     plan.check()?;
-    raise_descriptors(plan.sources)?;
+    raise_descriptors(plan.members())?;
     let began = Instant::now();
     let temporary = match identities {
         Some(_) => None,
@@ -147,12 +147,12 @@ fn enrol(
     let runtime = threads(ENROL_THREADS)?;
     let (enrolled, made) = runtime.block_on(async {
         let enrolment = Enrolment::new(operator.clone(), folder, plan.mark_interval).await?;
-        let made: Vec<_> = (0..plan.sources)
+        let made: Vec<_> = (0..plan.members())
             .map(machine_name)
             .filter(|machine| !enrolment.exists(machine))
             .collect();
-        let steps = Steps::of("enrol", plan.sources.into());
-        let members = enrolment.all(plan.sources, || steps.step()).await;
+        let steps = Steps::of("enrol", plan.members().into());
+        let members = enrolment.all(plan.members(), || steps.step()).await;
         steps.finish();
         Ok::<_, RunError>((members, made))
     })?;
@@ -245,7 +245,7 @@ async fn carry(
         tasks.spawn(source.run());
     }
     drop((ready, start));
-    let tables: Vec<_> = (0..plan.sources).map(|source| load.timetable(source)).collect();
+    let tables: Vec<_> = (0..plan.members()).map(|source| load.timetable(source)).collect();
     let connecting = Instant::now();
     let mut fleet = Fleet {
         load: Arc::clone(&load),
@@ -256,9 +256,11 @@ async fn carry(
         last: (0, 0, 0),
         backlog_max: 0,
     };
-    let is_interrupted = gather(&mut welcomed, plan.sources).await;
+    let is_interrupted = gather(&mut welcomed, plan.members()).await;
     let connect = connecting.elapsed();
     let begin = Instant::now() + START_MARGIN;
+    let began_unix =
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + START_MARGIN;
     starter.send_replace(Some(begin));
     let (window, is_interrupted) =
         if is_interrupted { (None, true) } else { fleet.until_the_end(begin).await };
@@ -273,13 +275,14 @@ async fn carry(
     };
     let found = Findings {
         asked: plan.asked(),
-        unfinished: u64::from(plan.sources) - fleet.outcomes.len() as u64,
+        unfinished: u64::from(plan.members()) - fleet.outcomes.len() as u64,
         is_interrupted,
         offered_writes: fleet.tables.iter().map(in_window).sum(),
         writes_due: fleet.tables.iter().map(Timetable::writes).sum(),
         window: window.unwrap_or((now, now)),
         backlog_of_all_max: fleet.backlog_max,
         outcomes: fleet.outcomes,
+        began_unix,
         connect,
         enrol: Duration::ZERO,
         wall: Duration::ZERO,

@@ -5,10 +5,11 @@ mod session;
 use crate::content::Content;
 use crate::dial::{Dial, Route};
 use crate::limits::{BACKOFF_MAX, BACKOFF_MIN, DRAIN_TIME_MAX, FAILURE_BYTES_MAX};
+use crate::marks::Marks;
 use crate::random::draw;
 use crate::stream::Stream;
 use crate::tally::Tally;
-use crate::timetable::Timetable;
+use crate::timetable::{Timetable, first_mark};
 use futures::future::BoxFuture;
 use session::{End, Session};
 use std::sync::Arc;
@@ -40,10 +41,20 @@ impl Load {
         self.end + self.mark_interval + DRAIN_TIME_MAX
     }
 
-    /// The timetable of a source.
+    /// The timetable of a source; those behind the ones that the recipe counts are idle.
     #[must_use]
     pub fn timetable(&self, source: u32) -> Timetable {
-        Timetable::new(self.content.recipe().seed, source, self.interval, self.end)
+        let recipe = self.content.recipe();
+        if source < recipe.sources {
+            Timetable::new(recipe.seed, source, self.interval, self.end)
+        } else {
+            Timetable::once(recipe.seed, source, self.mark_interval, self.end)
+        }
+    }
+
+    fn marks(&self, source: u32) -> Marks {
+        let first = first_mark(self.content.recipe().seed, source, self.mark_interval);
+        Marks::new(first, self.mark_interval, self.end)
     }
 }
 
@@ -129,8 +140,8 @@ impl Source {
         let mut route = self.route.clone();
         let mut backoff = Backoff::default();
         let mut sessions = 0_u64;
-        // Survives connections: which marks of the timetable are in the stream.
-        let mut marks = 0;
+        // Survives connections, as the stream does.
+        let mut marks = load.marks(self.number);
         loop {
             let deadline = self.start.borrow().map(|start| start + load.give_up());
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {

@@ -287,6 +287,12 @@ impl Stream {
         self.committed.seq < self.sent.seq
     }
 
+    /// Whether all that was sent is journaled.
+    #[must_use]
+    pub fn is_journaled(&self) -> bool {
+        self.landed.seq >= self.sent.seq
+    }
+
     /// Whether a node ever said where the stream goes on.
     #[must_use]
     pub fn has_joined(&self) -> bool {

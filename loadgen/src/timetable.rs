@@ -32,6 +32,17 @@ impl Timetable {
         Self { phase_ns, interval_ns, writes }
     }
 
+    /// The timetable of an idle source: one write within `within`, and nothing more.
+    #[must_use]
+    pub fn once(seed: u64, source: u32, within: Duration, end: Duration) -> Self {
+        let interval_ns = nanos(within.min(end)).max(1);
+        Self {
+            phase_ns: draw(seed, "phase", source.into(), 0) % interval_ns,
+            interval_ns,
+            writes: 1,
+        }
+    }
+
     /// Writes of the whole run.
     #[must_use]
     pub fn writes(&self) -> u64 {
@@ -52,13 +63,11 @@ impl Timetable {
     }
 }
 
-/// When each mark of a source is due: at its own phase, then at a fixed interval, and once more when
-/// the last write was sent.
+/// When the first mark of a source is due: somewhere in its first interval.
 #[must_use]
-pub fn mark_due(seed: u64, source: u32, interval: Duration, mark: u64) -> Duration {
+pub fn first_mark(seed: u64, source: u32, interval: Duration) -> Duration {
     let interval_ns = nanos(interval).max(1);
-    let phase_ns = draw(seed, "mark", source.into(), 0) % interval_ns;
-    Duration::from_nanos(phase_ns.saturating_add(mark.saturating_mul(interval_ns)))
+    Duration::from_nanos(draw(seed, "mark", source.into(), 0) % interval_ns)
 }
 
 #[cfg(test)]
@@ -103,10 +112,19 @@ mod tests {
     }
 
     #[test]
-    fn marks_have_a_phase_and_an_interval() {
-        let first = mark_due(1, 9, 1000 * MS, 0);
+    fn first_marks_have_a_phase_within_the_interval() {
+        let first = first_mark(1, 9, 1000 * MS);
         assert!(first < 1000 * MS);
-        assert_eq!(mark_due(1, 9, 1000 * MS, 3), first + 3000 * MS);
-        assert_ne!(first, mark_due(1, 10, 1000 * MS, 0));
+        assert_ne!(first, first_mark(1, 10, 1000 * MS));
+    }
+
+    #[test]
+    fn an_idle_source_writes_once_and_early() {
+        for source in 0..50 {
+            let table = Timetable::once(1, source, 100 * MS, 1000 * MS);
+            assert!(table.writes() == 1 && table.due(0) < 100 * MS);
+            assert_eq!(table.due_by(1000 * MS), 1);
+            assert!(Timetable::once(1, source, 100 * MS, 10 * MS).due(0) < 10 * MS);
+        }
     }
 }

@@ -83,7 +83,13 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     (
         "farshore-loadgen",
-        &["farshore-proto", "farshore-api", "farshore-client", "farshore-program"],
+        &[
+            "farshore-proto",
+            "farshore-engine",
+            "farshore-api",
+            "farshore-client",
+            "farshore-program",
+        ],
     ),
     ("farshore-e2e", &[]),
     (

@@ -5,7 +5,7 @@ use super::wire::{Said, WireError, read_said};
 use crate::clock::Clock;
 use crate::hrl::{Cursor, LogError, Run};
 use crate::stream::{RestartError, Stream};
-use farshore_engine::source::{ALIVE_MS_MAX, Input, Opened, Output, Phase, Settings, Source};
+use farshore_engine::source::{Input, Opened, Output, Phase, Settings, Source, alive_ms};
 use farshore_proto::frame::{Control, Hello, RefusalReason};
 use farshore_proto::mark::Mark;
 use farshore_proto::{Epoch, Seq};
@@ -21,9 +21,6 @@ use tokio::time::Instant;
 
 /// Frames from the node that wait for the driver.
 const SAID_MAX: usize = 16;
-
-/// An idle session says that it is there no more often than this.
-const ALIVE_MS_MIN: u64 = 1000;
 
 /// Between two attempts to note that the stream joins.
 const JOIN_PAUSE: Duration = Duration::from_secs(1);
@@ -156,7 +153,7 @@ impl Driver {
     fn new(session: Session) -> Self {
         let jitter = u64::from(session.stream.volume.0[15]);
         let interval_ms = u64::from(session.route.borrow().mark_interval_ms);
-        let alive_ms = (2 * interval_ms).clamp(ALIVE_MS_MIN, ALIVE_MS_MAX);
+        let alive_ms = alive_ms(interval_ms);
         let settings = Settings { jitter, alive_ms, ..Settings::default() };
         let mut driver = Self {
             source: Source::new(settings, session.opened),

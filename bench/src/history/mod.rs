@@ -2,17 +2,20 @@
 //! from a directory and from a store that takes its time for each request; what a read, a restore and maps take.
 //!
 //! The library is measured that the node runs, in this process or, for its memory, in one of its own; what it finds is
-//! compared with what was written.
+//! compared with what was written. What idle volumes and many marks cost is measured with real processes.
 
 mod child;
 mod delayed;
 mod disk;
 mod drawn;
+mod idle;
+mod load;
 mod maps;
 mod past;
 mod quiet;
 mod report;
 mod restore;
+mod slots;
 mod start;
 mod takeover;
 mod view;
@@ -52,6 +55,10 @@ enum Theme {
     Past,
     /// A view of a volume that is quiet on a busy log
     Quiet,
+    /// Objects of idle volumes, alone and beside a busy one
+    Idle,
+    /// Slots that the marks of many volumes make
+    Slots,
 }
 
 /// How long a history.
@@ -84,6 +91,15 @@ pub(crate) struct Options {
     /// Slots by which the log of a quiet volume grew since its map
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(16..))]
     quiet_slots: u64,
+    /// Volumes that write once and then nothing
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=9000))]
+    idle_volumes: u32,
+    /// Volumes whose marks share slots
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=9000))]
+    busy_volumes: u32,
+    /// For how long objects and slots are counted
+    #[arg(long, value_name = "MINUTES", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    load_minutes: u64,
     /// Measures only this; given several times, each of them
     #[arg(long, value_name = "WHAT")]
     only: Vec<Theme>,
@@ -196,6 +212,12 @@ async fn all(options: &Options, folder: &Path) -> Result<(Vec<Figure>, Vec<Histo
     }
     if options.wants(Theme::Quiet) {
         figures.extend(quiet::measure(options, folder).await?);
+    }
+    if options.wants(Theme::Idle) {
+        figures.extend(idle::measure(options, folder)?);
+    }
+    if options.wants(Theme::Slots) {
+        figures.extend(slots::measure(options, folder)?);
     }
     Ok((figures, histories))
 }

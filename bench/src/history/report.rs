@@ -69,6 +69,8 @@ pub(super) enum Unit {
     BytesPerCpuSecond,
     /// Requests to the store.
     Requests,
+    /// Objects in the store.
+    Objects,
     /// One number of times another.
     Ratio,
     /// Hundredths.
@@ -84,7 +86,7 @@ impl Unit {
             Self::Bytes if value >= f64::from(1 << 10) => format!("{:.1} KiB", value / 1024.0),
             Self::Bytes => format!("{value:.1} B"),
             Self::BytesPerCpuSecond => format!("{mib:.0} MiB/CPU-s"),
-            Self::Requests => format!("{value:.0}"),
+            Self::Requests | Self::Objects => format!("{value:.0}"),
             Self::Ratio => format!("{value:.2} ×"),
             Self::Percent => format!("{value:.2} %"),
         }

@@ -11,12 +11,13 @@
 //!   - H5: no volume holds back another: when the cache runs full, one that has more than an equal share
 //!     of it is not read from while the others are.
 //!   - H6: segments that are not full are half a mark interval apart, whoever sets marks when; one that
-//!     somebody waits for comes between two of them.
+//!     somebody waits for comes between two of them. A mark that an agent kept makes none with what comes behind it.
 //!   - H4: frames are taken only from the session that holds the volume, under its epoch.
 
 mod admit;
 mod checkpoint;
 mod contest;
+mod due;
 mod settings;
 mod share;
 
@@ -275,6 +276,8 @@ struct Volume {
     interval_ms: u64,
     /// When the last one came: while none do, nothing waits for one.
     marked_at: Option<Timestamp>,
+    /// Whether its newest journaled frame is a mark, as far as is known.
+    is_still: bool,
     linger_ms: u64,
     spacing_ms: u64,
     /// Wire bytes of its frames that wait for the journal.
@@ -299,6 +302,7 @@ impl Volume {
             contest: None,
             interval_ms: 0,
             marked_at: None,
+            is_still: false,
             linger_ms: 0,
             spacing_ms: 0,
             unjournaled_bytes: 0,
@@ -342,6 +346,8 @@ pub struct Shard {
     groups: u64,
     batch: Batch,
     deadline: Option<Timestamp>,
+    /// When marks behind marks want to be on their way, that nothing of their volumes came behind.
+    kept: BTreeMap<VolumeId, Timestamp>,
     /// Whether somebody waits for a mark in the batch.
     is_awaited: bool,
     /// Whether the shard stops: everything goes at once.
@@ -381,6 +387,7 @@ impl Shard {
             groups: 0,
             batch: Batch::new(settings.batch),
             deadline: None,
+            kept: BTreeMap::new(),
             is_awaited: false,
             is_shipping: false,
             closed_at: None,
@@ -400,7 +407,7 @@ impl Shard {
     /// When the next [`Input::Tick`] is needed, if at all.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.deadline
+        self.batch_due()
     }
 
     /// Bytes of memory that frames hold (H3).
@@ -613,62 +620,9 @@ impl Shard {
         self.drop_files(out);
     }
 
-    /// Puts a journaled frame into the batch and moves the batch's deadline.
-    fn take_journaled(&mut self, now: Timestamp, entry: &Entry, file: u64) {
-        *self.files.entry(file).or_default() += 1;
-        self.batch.add(entry, file);
-        let due = self.due(now, entry);
-        self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
-        if self.batch.is_full() {
-            self.close_batch(now);
-        }
-    }
-
-    /// When a frame wants to be on its way, H6.
-    fn due(&mut self, now: Timestamp, entry: &Entry) -> Timestamp {
-        let volume = self.volumes.get_mut(&entry.volume).map(|volume| {
-            if matches!(entry.change, Change::Mark(_)) {
-                volume.marked_at = Some(now);
-            }
-            &*volume
-        });
-        if self.is_shipping || volume.is_some_and(|volume| volume.is_revoked) {
-            // Somebody waits until the last is in the vault: of a volume that was taken away, or at the end.
-            return now;
-        }
-        let (linger_ms, spacing_ms) =
-            volume.map_or((0, 0), |volume| (volume.linger_ms, volume.spacing_ms));
-        let marked_ms = volume.map_or(0, |volume| volume.until_marked_ms(now));
-        let (wait_ms, before) = match entry.change {
-            // Somebody waits for it, but not as often as they please.
-            Change::Mark(mark) if mark.is_prompt => {
-                self.is_awaited = true;
-                (0, self.awaited_at)
-            }
-            Change::Mark(_) => (linger_ms, self.closed_at),
-            // While marks come, the next one ships it.
-            Change::Write(_) | Change::Zero(_) => {
-                let wait_ms = marked_ms.min(self.settings.spacing_ms);
-                (self.settings.batch_age_ms.max(wait_ms), self.closed_at)
-            }
-        };
-        let due = now.plus_ms(wait_ms);
-        before.map_or(due, |before| due.max(before.plus_ms(spacing_ms)))
-    }
-
-    fn close_batch(&mut self, now: Timestamp) {
-        let next = Batch::new(self.settings.batch);
-        self.closed.push_back(std::mem::replace(&mut self.batch, next));
-        self.deadline = None;
-        self.closed_at = Some(now);
-        if std::mem::take(&mut self.is_awaited) {
-            self.awaited_at = Some(now);
-        }
-    }
-
     fn close_batches(&mut self, now: Timestamp, out: &mut Vec<Output>) {
         // While the store is slow the batch goes on filling: fewer, larger segments.
-        let is_due = self.deadline.is_some_and(|deadline| deadline <= now);
+        let is_due = self.batch_due().is_some_and(|due| due <= now);
         if is_due && self.closed.is_empty() && self.log.has_room() && !self.batch.is_empty() {
             self.close_batch(now);
         }

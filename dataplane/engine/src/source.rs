@@ -34,6 +34,14 @@ pub const MARKS_MAX: usize = 1 << 16;
 
 /// A source that has nothing to send says so at least as often: a node ends sessions that are silent for 120 s.
 pub const ALIVE_MS_MAX: u64 = 30_000;
+/// And no more often than this.
+const ALIVE_MS_MIN: u64 = 1000;
+
+/// How long a source whose marks are so far apart may have nothing to say.
+#[must_use]
+pub fn alive_ms(mark_interval_ms: u64) -> u64 {
+    mark_interval_ms.saturating_mul(2).clamp(ALIVE_MS_MIN, ALIVE_MS_MAX)
+}
 
 /// How patient a source is.
 #[derive(Debug, Clone, Copy)]

@@ -9,6 +9,7 @@ fn outcome(source: u32, committed: u64, failure: Option<&str>) -> Outcome {
 fn findings(outcomes: Vec<Outcome>) -> Findings {
     let asked = Asked {
         sources: 2,
+        idle: 0,
         rate_bytes_per_second: 81_920,
         block_size: "4KiB".to_owned(),
         compressible: 50,
@@ -35,6 +36,7 @@ fn findings(outcomes: Vec<Outcome>) -> Findings {
         writes_due: 20,
         window: (Snapshot::default(), end),
         backlog_of_all_max: 7,
+        began_unix: Duration::from_secs(1_800_000_000),
         connect: Duration::from_secs(1),
         enrol: Duration::from_secs(2),
         wall: Duration::from_secs(30),
@@ -58,6 +60,8 @@ fn numbers_stand_where_they_belong() {
     assert!((report.committed.writes_per_second - 2.5).abs() < 1e-6);
     assert!((report.offered.writes_per_second - 10.0).abs() < 1e-6);
     assert_eq!(report.cpu_seconds_per_gib, Some(2.0));
+    assert_eq!(report.counted_from_unix_ms, 1_800_000_000_000);
+    assert_eq!(report.counted_to_unix_ms, 1_800_000_002_000);
     let at = &report.journaled_latency;
     for (found, expected) in
         [(at.p50_ms, 500.0), (at.p90_ms, 900.0), (at.p99_ms, 990.0), (at.max_ms, 1000.0)]

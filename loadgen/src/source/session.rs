@@ -3,10 +3,12 @@
 use super::Source;
 use crate::dial::{Route, Transport};
 use crate::limits::{IN_BYTES, OUT_BYTES, STALL_TIME_MAX};
+use crate::marks::Marks;
 use crate::stream::{Item, MARK_FRAME_BYTES, Misfit, Moved, Stream};
 use crate::tally::Stage;
-use crate::timetable::{Timetable, mark_due};
+use crate::timetable::Timetable;
 use crate::wire::{FormatError, Outbox, Said, take_said};
+use farshore_engine::source::alive_ms;
 use farshore_proto::frame::{Control, Refusal, RefusalReason};
 use farshore_proto::limits::{BLOCK_BYTES, FRAME_HEADER_BYTES};
 use farshore_proto::mark::{Mark, MarkGroup};
@@ -17,9 +19,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, ReadHalf, WriteHalf, split};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
-
-/// The mark that closes the timetable: a number that no mark of the interval has.
-const LAST_MARK: u64 = u64::MAX;
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -49,13 +48,15 @@ pub(super) struct Session {
     outbox: Outbox,
     acks: u64,
     heard: Instant,
+    /// When it said that it is there, until the node answers.
+    asked: Option<Instant>,
 }
 
 impl Session {
     pub(super) fn over(transport: Box<dyn Transport>) -> Self {
         let (reader, writer) = split(transport);
         let (incoming, outbox) = (Vec::new(), Outbox::default());
-        Self { reader, writer, incoming, outbox, acks: 0, heard: Instant::now() }
+        Self { reader, writer, incoming, outbox, acks: 0, heard: Instant::now(), asked: None }
     }
 
     /// Whether the node acked anything on this connection.
@@ -72,8 +73,7 @@ impl Session {
     ) -> Result<(), End> {
         let load = &source.load;
         let size = load.content.recipe().volume_blocks * BLOCK_BYTES as u64;
-        let mark_ms = u32::try_from(load.mark_interval.as_millis()).unwrap_or(u32::MAX);
-        let hello = stream.hello(route.volume, route.epoch, size, mark_ms);
+        let hello = stream.hello(route.volume, route.epoch, size, mark_ms(load.mark_interval));
         self.outbox.push_control(&Control::Hello(hello));
         self.outbox.write_to(&mut self.writer).await.map_err(|error| lost("hello", &error))?;
         loop {
@@ -110,7 +110,7 @@ impl Session {
         source: &Source,
         table: &Timetable,
         stream: &mut Stream,
-        marks: &mut u64,
+        marks: &mut Marks,
         start: Instant,
     ) -> End {
         self.heard = Instant::now();
@@ -126,14 +126,15 @@ impl Session {
                 return End::Done;
             }
             let now = Instant::now();
-            let stall = lane.stream.is_owed().then(|| self.heard + STALL_TIME_MAX);
             if now >= give_up {
                 return End::Late;
             }
+            let stall = self.stall(lane.stream);
             if stall.is_some_and(|stall| now >= stall) {
                 return End::Lost("no ack in time".to_owned());
             }
-            let wake = [Some(give_up), stall, due].into_iter().flatten().min();
+            let alive = self.say_alive(now, &lane);
+            let wake = [Some(give_up), stall, due, alive].into_iter().flatten().min();
             timer.as_mut().reset(wake.unwrap_or(give_up));
             tokio::select! {
                 read = read_some(&mut self.reader, &mut self.incoming) => {
@@ -151,13 +152,35 @@ impl Session {
         }
     }
 
+    /// When a node that owes an answer counts as lost.
+    fn stall(&self, stream: &Stream) -> Option<Instant> {
+        let since = stream.is_owed().then_some(self.heard).or(self.asked);
+        since.map(|since| since + STALL_TIME_MAX)
+    }
+
+    /// Says that it is there, as an agent does that has had nothing to say for a while; or when it will.
+    fn say_alive(&mut self, now: Instant, lane: &Lane<'_>) -> Option<Instant> {
+        if self.asked.is_some() || !lane.stream.is_journaled() {
+            return None;
+        }
+        let interval_ms = mark_ms(lane.source.load.mark_interval);
+        let due = self.heard + Duration::from_millis(alive_ms(interval_ms.into()));
+        if now < due {
+            return Some(due);
+        }
+        self.outbox.push_control(&Control::Alive);
+        self.asked = Some(now);
+        None
+    }
+
     /// Takes every whole frame that has come.
     fn hear(&mut self, lane: &mut Lane<'_>) -> Result<(), End> {
         loop {
             match take_said(&mut self.incoming).map_err(|error| broken(&error))? {
                 Some(Said::Ack(ack)) => {
                     self.acks += 1;
-                    self.heard = Instant::now();
+                    (self.heard, self.asked) = (Instant::now(), None);
+                    lane.marks.told(lane.start.elapsed(), ack.gathers_in_ms);
                     let moved = lane.stream.acked(&ack, |write| lane.source.bytes(write));
                     let elapsed = lane.start.elapsed();
                     note(lane.source, &moved.map_err(misfit)?, elapsed);
@@ -188,46 +211,34 @@ impl Session {
     }
 }
 
+/// What is next in a source's stream.
+enum Next {
+    Write(u64),
+    Mark,
+}
+
 /// What a source puts into its stream, and when.
 struct Lane<'a> {
     source: &'a Source,
     table: &'a Timetable,
     stream: &'a mut Stream,
-    marks: &'a mut u64,
+    marks: &'a mut Marks,
     start: Instant,
 }
 
 impl Lane<'_> {
-    /// Whether the timetable is over and its last mark is in the stream.
+    /// Whether the timetable is over and nothing of it is left to be said.
     fn is_over(&self) -> bool {
-        *self.marks == LAST_MARK
+        self.marks.due().is_none()
     }
 
     /// What is next in the order of due times, and when it is due; none after the last mark.
-    fn next(&self) -> Option<(Item, Duration)> {
-        if self.is_over() {
-            return None;
-        }
-        let (load, source) = (&self.source.load, self.source.number);
-        let seed = load.content.recipe().seed;
-        let mark = mark_due(seed, source, load.mark_interval, *self.marks).min(load.end);
+    fn next(&self) -> Option<(Next, Duration)> {
+        let mark = self.marks.due()?;
         let write = self.stream.next_write();
-        let write_due = self.table.due(write);
-        if write < self.table.writes() && write_due <= mark {
-            return Some((Item::Write(write), write_due));
-        }
-        let point = Uuid::now_v7().into();
-        let time_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let time_unix_ms = u64::try_from(time_unix_ms.as_millis()).unwrap_or(u64::MAX);
-        let mark_is = Mark {
-            point,
-            kind: MarkKind::Crash,
-            unknown_blocks: 0,
-            is_prompt: false,
-            time_unix_ms,
-            group: MarkGroup::ALONE,
-        };
-        Some((Item::Mark(mark_is), mark))
+        let due = self.table.due(write);
+        let is_write = write < self.table.writes() && due <= mark;
+        Some(if is_write { (Next::Write(write), due) } else { (Next::Mark, mark) })
     }
 
     /// Fills the outbox with what has to be sent again and what is due. Returns when the next is due,
@@ -243,26 +254,57 @@ impl Lane<'_> {
                 self.source.load.tally.sums.resent_frames.fetch_add(1, Relaxed);
                 continue;
             }
-            let Some((item, due)) = self.next() else { break };
+            let Some((next, due)) = self.next() else { break };
             if due > elapsed {
                 wait = Some(self.start + due);
                 break;
             }
-            if !self.stream.may_append() || !self.send(item, outbox) {
+            let is_taken = match next {
+                Next::Write(write) => self.write(write, due, elapsed, outbox),
+                Next::Mark => self.mark(elapsed, outbox),
+            };
+            if !is_taken {
                 break;
-            }
-            match item {
-                Item::Write(write) => {
-                    let of_write = std::iter::once((due, self.source.bytes(write)));
-                    self.source.load.tally.note(Stage::Sent, elapsed, of_write);
-                }
-                Item::Mark(_) if due >= self.source.load.end => *self.marks = LAST_MARK,
-                Item::Mark(_) => *self.marks += 1,
             }
         }
         let waiting = self.table.due_by(elapsed).saturating_sub(self.stream.next_write());
         self.source.load.tally.note_backlog(waiting);
         wait
+    }
+
+    /// Takes the next write into the stream, if it has room, behind the mark that was kept.
+    fn write(&mut self, write: u64, due: Duration, elapsed: Duration, outbox: &mut Outbox) -> bool {
+        if let Some(mark) = self.marks.kept() {
+            if !self.append(Item::Mark(mark), outbox) {
+                return false;
+            }
+            self.marks.kept_is_sent();
+        }
+        if !self.append(Item::Write(write), outbox) {
+            return false;
+        }
+        self.marks.wrote();
+        let of_write = std::iter::once((due, self.source.bytes(write)));
+        self.source.load.tally.note(Stage::Sent, elapsed, of_write);
+        true
+    }
+
+    /// Takes the mark that is due into the stream, if it has room, or keeps it.
+    fn mark(&mut self, elapsed: Duration, outbox: &mut Outbox) -> bool {
+        let mark = fresh_mark();
+        if self.marks.is_still() {
+            self.marks.keep(mark, elapsed);
+            return true;
+        }
+        let is_set = self.append(Item::Mark(mark), outbox);
+        if is_set {
+            self.marks.set(elapsed);
+        }
+        is_set
+    }
+
+    fn append(&mut self, item: Item, outbox: &mut Outbox) -> bool {
+        self.stream.may_append() && self.send(item, outbox)
     }
 
     /// Appends an item to the outbox, if the window has room for it.
@@ -288,6 +330,22 @@ impl Lane<'_> {
         }
         true
     }
+}
+
+fn fresh_mark() -> Mark {
+    let time_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Mark {
+        point: Uuid::now_v7().into(),
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+        is_prompt: false,
+        time_unix_ms: u64::try_from(time_unix_ms.as_millis()).unwrap_or(u64::MAX),
+        group: MarkGroup::ALONE,
+    }
+}
+
+fn mark_ms(interval: Duration) -> u32 {
+    u32::try_from(interval.as_millis()).unwrap_or(u32::MAX)
 }
 
 impl Source {

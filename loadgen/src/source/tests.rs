@@ -28,6 +28,43 @@ struct Fake {
     hellos: Vec<(u64, u64)>,
     /// Body of every write, by seq.
     writes: Vec<(u64, Vec<u8>)>,
+    /// It gathers marks at each of these intervals of its clock.
+    gathers: Option<Duration>,
+    began: Option<Instant>,
+    /// Seq of every mark, and when it came.
+    marks: Vec<(u64, Duration)>,
+    /// How often the source said that it is there.
+    alive: u64,
+}
+
+impl Fake {
+    fn ack(&self) -> Ack {
+        let wait = self.gathers.map(|every| {
+            let since = self.began.map_or(0, |began| began.elapsed().as_millis());
+            every.as_millis() - since % every.as_millis()
+        });
+        Ack {
+            journaled: Seq(self.received),
+            committed: Seq(self.committed),
+            gathers_in_ms: wait.map(|ms| u32::try_from(ms).unwrap()),
+        }
+    }
+
+    fn take(&mut self, header: &FrameHeader, body: Vec<u8>) {
+        if header.kind == FrameKind::Alive {
+            self.alive += 1;
+            return;
+        }
+        assert_eq!(header.seq.0, self.received + 1, "the stream has no gap");
+        self.received = header.seq.0;
+        if header.kind == FrameKind::Mark {
+            self.committed = self.received;
+            let since = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+            self.marks.push((self.received, since));
+        } else {
+            self.writes.push((self.received, body));
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -58,6 +95,7 @@ async fn serve(fake: Arc<Mutex<Fake>>, mut stream: DuplexStream) -> Option<()> {
     let answer = {
         let mut fake = fake.lock().unwrap();
         fake.hellos.push((hello.first_seq.0, hello.last_seq.0));
+        fake.began.get_or_insert_with(Instant::now);
         let (received, committed) = (Seq(fake.received), Seq(fake.committed));
         match fake.refusals.pop() {
             Some(reason) => Control::Refusal(Refusal { reason, text: "not now".to_owned() }),
@@ -81,18 +119,8 @@ async fn serve(fake: Arc<Mutex<Fake>>, mut stream: DuplexStream) -> Option<()> {
         frames += 1;
         let (ack, pause, hang_up) = {
             let mut fake = fake.lock().unwrap();
-            assert_eq!(header.seq.0, fake.received + 1, "the stream has no gap");
-            fake.received = header.seq.0;
-            if header.kind == FrameKind::Mark {
-                fake.committed = fake.received;
-            } else {
-                fake.writes.push((header.seq.0, body));
-            }
-            let ack = Ack {
-                journaled: Seq(fake.received),
-                committed: Seq(fake.committed),
-                gathers_in_ms: None,
-            };
+            fake.take(&header, body);
+            let ack = fake.ack();
             let pause = fake.stall.take_if(|(after, _)| *after == frames);
             (ack, pause, fake.hang_up.take_if(|after| *after == frames).is_some())
         };
@@ -121,19 +149,28 @@ fn route() -> Route {
 
 /// 100 writes of a block each second for four seconds, marks each second.
 async fn ran(fake: &Arc<Mutex<Fake>>) -> (Outcome, Arc<Load>) {
+    let fake = Arc::clone(fake);
+    ran_for(&fake, (1, 10 * MS), 4000 * MS).await
+}
+
+/// The first source of so many busy ones; none is an idle one.
+async fn ran_for(
+    fake: &Arc<Mutex<Fake>>,
+    (sources, interval): (u32, Duration),
+    end: Duration,
+) -> (Outcome, Arc<Load>) {
     let recipe = Recipe {
         seed: 1,
-        sources: 1,
+        sources,
         mix: "4KiB".parse().unwrap(),
         zeros: 0,
         duplicates: 0,
         compressible: 50,
         volume_blocks: 1 << 10,
     };
-    let end = 4000 * MS;
     let load = Arc::new(Load {
         content: Content::new(recipe),
-        interval: 10 * MS,
+        interval,
         end,
         mark_interval: 1000 * MS,
         tally: Tally::new(Window { begin: Duration::ZERO, end }),
@@ -255,6 +292,49 @@ async fn refusals_are_counted_and_tried_again_or_are_the_end() {
     let node = fake(Fake { window: WIDE, refusals, ..Fake::default() });
     let (outcome, _) = ran(&node).await;
     assert!(outcome.failure.unwrap().contains("--volume-size"));
+}
+
+/// As an agent over a disk that nobody writes to.
+#[tokio::test(start_paused = true)]
+async fn an_idle_source_writes_once_sets_one_mark_and_says_that_it_is_there() {
+    let node = fake(Fake { window: WIDE, gathers: Some(1000 * MS), ..Fake::default() });
+    let (outcome, _) = ran_for(&node, (0, Duration::ZERO), 60_000 * MS).await;
+    assert_eq!((outcome.due, outcome.committed, outcome.failure), (1, 1, None));
+    let node = node.lock().unwrap();
+    assert_eq!((node.writes.len(), node.marks.len(), node.received), (1, 1, 2));
+    assert!((20..=31).contains(&node.alive), "every two marks: {} times", node.alive);
+    assert_eq!(node.hellos.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn marks_come_when_the_node_gathers_them() {
+    let node = fake(Fake { window: WIDE, gathers: Some(1000 * MS), ..Fake::default() });
+    let (outcome, _) = ran_for(&node, (1, 10 * MS), 8500 * MS).await;
+    assert_eq!((outcome.committed, outcome.failure), (850, None));
+    let node = node.lock().unwrap();
+    // The first comes before the node has said anything, the last at the end.
+    let between = &node.marks[1..node.marks.len() - 1];
+    assert!(between.len() >= 7, "{:?}", node.marks);
+    for (_, at) in between {
+        let off = at.as_millis() % 1000;
+        assert!(off <= 10 || off >= 990, "{off} ms off: {:?}", node.marks);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_over_a_still_stream_comes_in_front_of_the_next_write() {
+    let node = fake(Fake { window: WIDE, ..Fake::default() });
+    let (outcome, _) = ran_for(&node, (1, 3700 * MS), 15_000 * MS).await;
+    assert_eq!((outcome.due, outcome.committed, outcome.failure), (4, 4, None));
+    let node = node.lock().unwrap();
+    let marks: Vec<u64> = node.marks.iter().map(|(seq, _)| *seq).collect();
+    let writes: Vec<u64> = node.writes.iter().map(|(seq, _)| *seq).collect();
+    assert_eq!(writes.len(), 4);
+    for pair in writes.windows(2) {
+        let between: Vec<_> =
+            marks.iter().filter(|seq| (pair[0]..pair[1]).contains(*seq)).collect();
+        assert_eq!(between, [&(pair[0] + 1), &(pair[0] + 2)], "one behind it, one in front");
+    }
 }
 
 #[test]

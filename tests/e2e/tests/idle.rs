@@ -52,11 +52,17 @@ fn an_idle_machine_adds_no_object_and_a_busy_one_beside_it_only_its_own() {
         let vault = system.path("data").join("vault");
         let idle = Machine::protect(system, "idle1", "nbd", DISK)?;
         idle.wait_until_protected()?;
-        let point = idle.mark()?;
+        idle.mark()?;
         let before = objects(&vault)?;
         wait_until_idle(&idle)?;
         let after = objects(&vault)?;
         ensure!(after == before, "{} objects were added to {before} by nobody", after - before);
+        // A time at which nothing was set is had all the same: the disk was what it had been.
+        idle.export("6s-ago", &system.path("between.raw"))?;
+        image::compare(&idle.base, &system.path("between.raw"))?;
+        // Who asks for a mark gets one, though it says nothing new.
+        let point = idle.mark()?;
+        ensure!(objects(&vault)? > after, "the mark that was asked for is in no object");
 
         // Beside a busy one it stays idle: what is added is the other's.
         let busy = Machine::protect(system, "busy1", "nbd", DISK)?;

@@ -142,38 +142,62 @@ struct Obedient {
     seq: u64,
     due: Timestamp,
     gathers_at: Option<Timestamp>,
+    /// Whether its newest frame is a mark, and whether another is kept over it.
+    is_still: bool,
+    is_kept: bool,
     /// What it wrote that is not in the vault yet, and when.
     at_risk: Vec<(u64, u64)>,
 }
 
-/// What agents that keep to the word of the node get: one segment an interval for all of them, from the second minute
-/// on, whenever they began. Every volume writes now and then.
-#[test]
-fn marks_that_come_when_they_are_gathered_share_one_segment_an_interval() {
+impl Obedient {
+    /// Begins somewhere in its first interval.
+    fn nth(number: u64) -> Self {
+        let due = Timestamp(1000 + number * 7919 % u64::from(INTERVAL_MS) / 10 * 10);
+        let (is_still, is_kept) = (false, false);
+        Self { seq: 0, due, gathers_at: None, is_still, is_kept, at_risk: Vec::new() }
+    }
+
+    fn write(&mut self, bench: &mut Bench, number: u64, ms: u64) -> Vec<Output> {
+        let mut out = Vec::new();
+        if std::mem::take(&mut self.is_kept) {
+            self.seq += 1;
+            out.extend(bench.mark_nth(number, self.seq, false));
+        }
+        self.is_still = false;
+        self.seq += 1;
+        self.at_risk.push((self.seq, ms));
+        out.extend(bench.write_nth(number, self.seq));
+        out
+    }
+
+    fn mark(&mut self, bench: &mut Bench, number: u64) -> Vec<Output> {
+        self.due = next_mark(bench.now, self.due, INTERVAL_MS.into(), self.gathers_at);
+        if std::mem::replace(&mut self.is_still, true) {
+            self.is_kept = true;
+            return Vec::new();
+        }
+        self.seq += 1;
+        bench.mark_nth(number, self.seq, false)
+    }
+}
+
+/// Segments of each of two minutes, and how long each write waited, when a hundred volumes write so often.
+fn of_obedient_sources(write_every_ms: u64) -> ([usize; 2], Vec<u64>) {
     const VOLUMES: u64 = 100;
     const MINUTE_MS: u64 = 60_000;
-    let interval_ms = u64::from(INTERVAL_MS);
     let mut bench = Bench::with(Settings::default());
     (0..VOLUMES).for_each(|number| bench.open_nth(number));
     let (mut groups, mut segments, mut waits) = (0, Vec::new(), Vec::new());
-    let source = |number: u64| {
-        let due = Timestamp(1000 + number * 7919 % interval_ms / 10 * 10);
-        Obedient { seq: 0, due, gathers_at: None, at_risk: Vec::new() }
-    };
-    let mut sources: Vec<Obedient> = (0..VOLUMES).map(source).collect();
+    let mut sources: Vec<Obedient> = (0..VOLUMES).map(Obedient::nth).collect();
     for ms in (0..2 * MINUTE_MS).step_by(10) {
         bench.now = Timestamp(1000 + ms);
         let mut out = bench.step(Input::Tick);
         for (number, source) in (0..).zip(&mut sources) {
-            if (ms / 10 + number * 31).is_multiple_of(170) {
-                source.seq += 1;
-                source.at_risk.push((source.seq, ms));
-                out.extend(bench.write_nth(number, source.seq));
+            if (ms + number * 310).is_multiple_of(write_every_ms) {
+                out.extend(source.write(&mut bench, number, ms));
             }
             if source.due <= bench.now {
-                source.seq += 1;
-                source.due = next_mark(bench.now, source.due, interval_ms, source.gathers_at);
-                out.extend(bench.mark_nth(number, source.seq, false));
+                out.extend(source.mark(&mut bench, number));
             }
         }
         for (session, ack) in bench.complete(out, &mut groups, &mut segments, ms) {
@@ -183,12 +207,55 @@ fn marks_that_come_when_they_are_gathered_share_one_segment_an_interval() {
             waits.extend(safe.map(|(_, written)| ms - written));
         }
     }
-    let in_minute = |minute: u64| segments.iter().filter(|at| **at / MINUTE_MS == minute).count();
-    assert!((11..=13).contains(&in_minute(1)), "{} segments in a minute", in_minute(1));
-    assert!(in_minute(0) <= 15, "{} segments in the first minute", in_minute(0));
+    let minutes =
+        [0, 1].map(|minute| segments.iter().filter(|at| **at / MINUTE_MS == minute).count());
     waits.sort_unstable();
+    (minutes, waits)
+}
+
+/// What agents that keep to the word of the node get: one segment an interval for all of them, from the second minute
+/// on, whenever they began. Every volume writes now and then.
+#[test]
+fn marks_that_come_when_they_are_gathered_share_one_segment_an_interval() {
+    let ([first, second], waits) = of_obedient_sources(1700);
+    assert!((11..=13).contains(&second), "{second} segments in a minute");
+    assert!(first <= 15, "{first} segments in the first minute");
     let p99 = waits[waits.len() * 99 / 100];
     assert!(p99 <= 7000 && waits.len() > 5000, "p99 of {} writes: {p99} ms", waits.len());
+}
+
+/// The same of volumes that rest for several intervals between two writes: the mark that an agent kept meanwhile, and
+/// puts in front of the write, comes at any time and does not ship what waits.
+#[test]
+fn marks_that_were_kept_do_not_make_segments_of_their_own() {
+    let ([first, second], waits) = of_obedient_sources(20_000);
+    assert!((11..=13).contains(&second), "{second} segments in a minute");
+    assert!(first <= 20, "{first} segments in the first minute");
+    let p99 = waits[waits.len() * 99 / 100];
+    assert!(p99 <= 7000 && waits.len() > 500, "p99 of {} writes: {p99} ms", waits.len());
+}
+
+#[test]
+fn a_mark_behind_a_mark_ships_what_waits_until_something_follows_it() {
+    let mut bench = Bench::with(Settings::default());
+    bench.open_nth(0);
+    let mut groups = 0;
+    let out = bench.mark_nth(0, 1, false);
+    bench.carry_out(out, &mut groups);
+    bench.now = bench.now.plus_ms(2000);
+    let out = bench.step(Input::Tick);
+    assert_eq!(bench.carry_out(out, &mut groups), 1);
+    bench.now = bench.now.plus_ms(20_000);
+    let due_in = |bench: &Bench| bench.shard.next_deadline().unwrap().since_ms(bench.now);
+    let out = bench.mark_nth(0, 2, false);
+    bench.carry_out(out, &mut groups);
+    assert_eq!(due_in(&bench), 1000, "as any other: an agent's last one is such");
+    let out = bench.write_nth(0, 3);
+    bench.carry_out(out, &mut groups);
+    assert_eq!(due_in(&bench), u64::from(INTERVAL_MS) + 1000, "with the next mark");
+    let out = bench.mark_nth(0, 4, false);
+    bench.carry_out(out, &mut groups);
+    assert_eq!(due_in(&bench), 1000, "which is behind a write");
 }
 
 /// H6: somebody who waits gets a segment at once, but not one for each word.

@@ -1,0 +1,87 @@
+//! When what waits in the batch is on its way, H6.
+//!
+//! A mark ships what waits, and agents set theirs together ([`crate::gathering`]). Over a stream that does not change an
+//! agent keeps its mark, and puts it in front of the next write: a mark behind a mark, at any time. It is of before that
+//! write, and the mark that is gathered behind the write ships both.
+
+use super::Shard;
+use crate::batch::{Batch, Change, Entry};
+use farshore_proto::Timestamp;
+
+impl Shard {
+    /// Puts a journaled frame into the batch and moves the batch's deadline.
+    pub(super) fn take_journaled(&mut self, now: Timestamp, entry: &Entry, file: u64) {
+        *self.files.entry(file).or_default() += 1;
+        self.batch.add(entry, file);
+        let is_kept = self.is_kept(entry);
+        let due = self.due(now, entry);
+        // Whatever comes behind a mark has a time of its own.
+        self.kept.remove(&entry.volume);
+        if is_kept {
+            self.kept.insert(entry.volume, due);
+        } else {
+            self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
+        }
+        if self.batch.is_full() {
+            self.close_batch(now);
+        }
+    }
+
+    /// Whether it is a mark that nobody waits for, and the frame before it was one too.
+    fn is_kept(&self, entry: &Entry) -> bool {
+        let is_patient = matches!(entry.change, Change::Mark(mark) if !mark.is_prompt);
+        let volume = self.volumes.get(&entry.volume);
+        is_patient
+            && !self.is_shipping
+            && volume.is_some_and(|known| known.is_still && !known.is_revoked)
+    }
+
+    /// When a frame wants to be on its way.
+    fn due(&mut self, now: Timestamp, entry: &Entry) -> Timestamp {
+        let volume = self.volumes.get_mut(&entry.volume).map(|volume| {
+            volume.is_still = matches!(entry.change, Change::Mark(_));
+            if volume.is_still {
+                volume.marked_at = Some(now);
+            }
+            &*volume
+        });
+        if self.is_shipping || volume.is_some_and(|volume| volume.is_revoked) {
+            // Somebody waits until the last is in the vault: of a volume that was taken away, or at the end.
+            return now;
+        }
+        let (linger_ms, spacing_ms) =
+            volume.map_or((0, 0), |volume| (volume.linger_ms, volume.spacing_ms));
+        let marked_ms = volume.map_or(0, |volume| volume.until_marked_ms(now));
+        let (wait_ms, before) = match entry.change {
+            // Somebody waits for it, but not as often as they please.
+            Change::Mark(mark) if mark.is_prompt => {
+                self.is_awaited = true;
+                (0, self.awaited_at)
+            }
+            Change::Mark(_) => (linger_ms, self.closed_at),
+            // While marks come, the next one ships it.
+            Change::Write(_) | Change::Zero(_) => {
+                let wait_ms = marked_ms.min(self.settings.spacing_ms);
+                (self.settings.batch_age_ms.max(wait_ms), self.closed_at)
+            }
+        };
+        let due = now.plus_ms(wait_ms);
+        before.map_or(due, |before| due.max(before.plus_ms(spacing_ms)))
+    }
+
+    /// When the batch is closed if nothing more comes; none if nothing waits in it.
+    pub(super) fn batch_due(&self) -> Option<Timestamp> {
+        self.deadline.into_iter().chain(self.kept.values().copied()).min()
+    }
+
+    pub(super) fn close_batch(&mut self, now: Timestamp) {
+        let next = Batch::new(self.settings.batch);
+        self.closed.push_back(std::mem::replace(&mut self.batch, next));
+        self.deadline = None;
+        self.kept.clear();
+        self.closed_at = Some(now);
+        if std::mem::take(&mut self.is_awaited) {
+            self.awaited_at = Some(now);
+        }
+    }
+}
