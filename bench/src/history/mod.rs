@@ -8,6 +8,7 @@ mod child;
 mod delayed;
 mod disk;
 mod drawn;
+mod index;
 mod maps;
 mod past;
 mod quiet;
@@ -52,6 +53,8 @@ enum Theme {
     Past,
     /// A view of a volume that is quiet on a busy log
     Quiet,
+    /// The dedup index of many chunks
+    Index,
 }
 
 /// How long a history.
@@ -84,6 +87,9 @@ pub(crate) struct Options {
     /// Slots by which the log of a quiet volume grew since its map
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(16..))]
     quiet_slots: u64,
+    /// Chunks in the dedup index: some 64 bytes of disk for each
+    #[arg(long, default_value_t = 100_000_000, value_parser = clap::value_parser!(u64).range(10_000..=100_000_000))]
+    index_chunks: u64,
     /// Measures only this; given several times, each of them
     #[arg(long, value_name = "WHAT")]
     only: Vec<Theme>,
@@ -196,6 +202,9 @@ async fn all(options: &Options, folder: &Path) -> Result<(Vec<Figure>, Vec<Histo
     }
     if options.wants(Theme::Quiet) {
         figures.extend(quiet::measure(options, folder).await?);
+    }
+    if options.wants(Theme::Index) {
+        figures.extend(tokio::task::block_in_place(|| index::measure(options, folder))?);
     }
     Ok((figures, histories))
 }

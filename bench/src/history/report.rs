@@ -73,6 +73,8 @@ pub(super) enum Unit {
     Ratio,
     /// Hundredths.
     Percent,
+    /// Times a second.
+    PerSecond,
 }
 
 impl Unit {
@@ -87,6 +89,7 @@ impl Unit {
             Self::Requests => format!("{value:.0}"),
             Self::Ratio => format!("{value:.2} ×"),
             Self::Percent => format!("{value:.2} %"),
+            Self::PerSecond => format!("{:.0} k/s", value / 1e3),
         }
     }
 }
