@@ -337,7 +337,9 @@ impl Entries {
             let count = SCAN_ENTRIES.min(range.end - first);
             range.start += count;
             let (place, position) = self.split(first);
-            let Some(file) = self.generations[place].as_ref().filter(|_| count > 0) else {
+            // A file that went meanwhile has nothing more to say.
+            let file = self.generations.get(place).and_then(Option::as_ref);
+            let Some(file) = file.filter(|_| count > 0) else {
                 ranges.pop();
                 continue;
             };

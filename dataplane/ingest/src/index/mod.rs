@@ -48,7 +48,7 @@ pub struct Counters {
     pub pages_read: u64,
     /// Reads that failed and were taken as misses.
     pub read_errors: u64,
-    /// Chunks that could not be written again before their file goes.
+    /// Times that chunks could not be written again before their file goes.
     pub write_errors: u64,
 }
 
@@ -250,11 +250,17 @@ impl Index {
     /// Looks each id up, in order. A chunk that is known may be missed if its entry cannot be read.
     pub fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
         let found: Vec<_> = ids.iter().map(|id| self.find(id)).collect();
+        let mut old = [Vec::new(), Vec::new()];
         for (id, found) in ids.iter().zip(&found) {
             if let Some((entry, location)) = found
                 && self.entries.is_old(*entry)
-                && self.write(Ring::of(location), &[(*id, *location, Some(*entry))]).is_err()
             {
+                old[Ring::of(location) as usize].push((*id, *location, Some(*entry)));
+            }
+        }
+        for ring in Ring::BOTH {
+            // The file that they are in may go now.
+            if self.write(ring, &old[ring as usize]).is_err() {
                 self.counters.write_errors += 1;
             }
         }
