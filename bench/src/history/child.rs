@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::delayed::Delayed;
 use super::disk::{key_in, vault_in};
-use super::{restore, view};
+use super::{index, restore, view};
 
 /// What the process is to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Job {
     View(view::Job),
     Restore(restore::Job),
+    Index(index::Job),
 }
 
 /// What it found.
@@ -25,6 +26,7 @@ pub(super) enum Job {
 pub(super) enum Found {
     View(view::Found),
     Restore(restore::Found),
+    Index(index::Found),
 }
 
 /// Does the job on standard input and prints what was found, both as JSON.
@@ -45,6 +47,7 @@ fn done(job: &Job) -> Result<Found> {
         Ok(match job {
             Job::View(job) => Found::View(view::done(job).await?),
             Job::Restore(job) => Found::Restore(restore::done(job).await?),
+            Job::Index(job) => Found::Index(index::done(job)?),
         })
     })
 }

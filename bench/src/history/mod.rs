@@ -10,6 +10,7 @@ mod disk;
 mod drawn;
 mod idle;
 mod load;
+mod index;
 mod maps;
 mod past;
 mod quiet;
@@ -59,6 +60,8 @@ enum Theme {
     Idle,
     /// Slots that the marks of many volumes make
     Slots,
+    /// The dedup index of many chunks
+    Index,
 }
 
 /// How long a history.
@@ -100,6 +103,9 @@ pub(crate) struct Options {
     /// For how long objects and slots are counted
     #[arg(long, value_name = "MINUTES", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     load_minutes: u64,
+    /// Chunks in the dedup index: some 64 bytes of disk for each
+    #[arg(long, default_value_t = 100_000_000, value_parser = clap::value_parser!(u64).range(10_000..=100_000_000))]
+    index_chunks: u64,
     /// Measures only this; given several times, each of them
     #[arg(long, value_name = "WHAT")]
     only: Vec<Theme>,
@@ -218,6 +224,9 @@ async fn all(options: &Options, folder: &Path) -> Result<(Vec<Figure>, Vec<Histo
     }
     if options.wants(Theme::Slots) {
         figures.extend(slots::measure(options, folder)?);
+    }
+    if options.wants(Theme::Index) {
+        figures.extend(tokio::task::block_in_place(|| index::measure(options, folder))?);
     }
     Ok((figures, histories))
 }

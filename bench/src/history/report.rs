@@ -75,6 +75,8 @@ pub(super) enum Unit {
     Ratio,
     /// Hundredths.
     Percent,
+    /// Times a second.
+    PerSecond,
 }
 
 impl Unit {
@@ -89,6 +91,7 @@ impl Unit {
             Self::Requests | Self::Objects => format!("{value:.0}"),
             Self::Ratio => format!("{value:.2} ×"),
             Self::Percent => format!("{value:.2} %"),
+            Self::PerSecond => format!("{:.0} k/s", value / 1e3),
         }
     }
 }

@@ -21,6 +21,7 @@ fn options(slots: u64) -> Options {
         idle_volumes: 3,
         busy_volumes: 3,
         load_minutes: 1,
+        index_chunks: 20_000,
         only: Vec::new(),
         delay_ms: 0,
         dir: PathBuf::new(),
@@ -181,4 +182,14 @@ async fn a_quiet_volume_costs_few_requests() {
     check_verdicts(&figures);
     let requests = figures[0].requests.unwrap();
     assert!((200..1000).contains(&requests), "the 2000 slots between are not read: {figures:?}");
+}
+
+/// An index that forgets, or says something wrong, is no figure.
+#[test]
+fn an_index_knows_all_that_it_was_told() {
+    let folder = folder();
+    let figures = index::measure(&options(1), folder.path()).unwrap();
+    let missed = figures.iter().filter(|figure| figure.name.contains("missed"));
+    assert!(missed.clone().all(|figure| figure.measured == 0.0), "{figures:?}");
+    assert_eq!(missed.count(), 2);
 }

@@ -17,9 +17,12 @@ use std::rc::Rc;
 
 /// A run of neighbouring blocks is cut in one go up to this size.
 const RUN_BYTES_MAX: usize = 4 << 20;
-/// Chunks of one step: one look into the index for all of them.
-const STEP_CHUNKS: usize = (256 << 10) / CHUNK_BYTES_MAX;
-const _: () = assert!(STEP_CHUNKS > 0);
+/// Runs are gathered until there are so many bytes of them: one question to the index for all their chunks, however small.
+const BATCH_BYTES: usize = 1 << 20;
+/// What is hashed in one step, about, and the chunks that are added.
+const STEP_BYTES: usize = 256 << 10;
+const STEP_CHUNKS: usize = STEP_BYTES / CHUNK_BYTES_MAX;
+const _: () = assert!(STEP_CHUNKS > 0 && BATCH_BYTES <= RUN_BYTES_MAX);
 
 /// What became of one span's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,24 +42,47 @@ pub struct SpanStats {
 /// Whose span, under which epoch, and what became of its bytes.
 pub type Spanned = (VolumeId, Epoch, SpanStats);
 
-/// A piece of a run of neighbouring blocks.
+/// What comes next in a span.
 #[derive(Debug)]
-struct Cut {
-    is_zero: bool,
-    range: Range<usize>,
+enum Cut {
+    Zeros(BlockRange),
+    /// A chunk, and where its bytes lie in the batch.
+    Chunk(BlockRange, Range<usize>),
+}
+
+/// What a step came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// There was nothing left to do.
+    Done,
+    /// There is more to do.
+    More,
+    /// Before there is more, [`Build::answer`] is to say which of these chunks need not be stored again.
+    Asks(Vec<ChunkId>),
+}
+
+/// What is done with a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Gather,
+    Hash,
+    Add,
 }
 
 /// The span being built.
 #[derive(Debug)]
 struct Open {
     plan: SpanPlan,
+    phase: Phase,
     /// Pieces of the plan that were gathered.
     gathered: usize,
-    /// Neighbouring blocks, and how they are cut.
-    run: Vec<u8>,
+    /// A batch: the bytes of some runs of blocks, and how they are cut.
+    bytes: Vec<u8>,
     cuts: VecDeque<Cut>,
-    /// First block of the next cut.
-    block: u64,
+    /// The ids of its first chunks.
+    ids: Vec<ChunkId>,
+    /// What is known of its next chunks.
+    answers: VecDeque<(ChunkId, Option<Location>)>,
     extents: Vec<Extent>,
     stats: SpanStats,
     stored_before: usize,
@@ -97,59 +123,89 @@ impl<'a> Build<'a> {
 
     /// Does a little; false when there was nothing left to do.
     ///
-    /// `frame` gives the frames of the plans, `lookup` says which chunks need not be stored again
-    /// ([`crate::dedup`]).
+    /// As [`Self::advance`], for those who know at once which chunks need not be stored again.
     pub fn step(
         &mut self,
         frame: impl Fn(Handle) -> Rc<Frame>,
         lookup: impl FnOnce(&[ChunkId]) -> Vec<Option<Location>>,
     ) -> bool {
+        match self.advance(frame) {
+            Progress::Done => return false,
+            Progress::More => {}
+            Progress::Asks(ids) => self.answer(&lookup(&ids)),
+        }
+        true
+    }
+
+    /// Does a little. `frame` gives the frames of the plans.
+    ///
+    /// # Panics
+    /// If it asked and got no answer: a bug in the caller.
+    pub fn advance(&mut self, frame: impl Fn(Handle) -> Rc<Frame>) -> Progress {
         if self.builder.is_closing() {
             self.builder.close_some();
-            return true;
+            return Progress::More;
         }
         let stored = self.builder.stored_bytes();
         let next = || Some(Open::new(self.waiting.pop_front()?, stored));
         let Some(mut open) = self.open.take().or_else(next) else {
-            return self.builder.begin_last();
+            let is_more = self.builder.begin_last();
+            return if is_more { Progress::More } else { Progress::Done };
         };
-        if !open.cuts.is_empty() {
-            self.add_chunks(&mut open, lookup);
-        } else if open.gather(frame) {
-            open.cut(self.chunker);
-        } else {
-            self.close(open);
-            return true;
+        let mut progress = Progress::More;
+        match open.phase {
+            Phase::Gather => {
+                if !open.gather(frame, self.chunker) {
+                    if open.cuts.is_empty() {
+                        self.close(open);
+                        return Progress::More;
+                    }
+                    open.phase = Phase::Hash;
+                }
+            }
+            Phase::Hash => {
+                if !open.hash(self.hasher) {
+                    open.phase = Phase::Add;
+                    if !open.ids.is_empty() {
+                        progress = Progress::Asks(open.ids.clone());
+                    }
+                }
+            }
+            Phase::Add => self.add_chunks(&mut open),
         }
         self.open = Some(open);
-        true
+        progress
     }
 
-    /// Adds the next neighbouring chunks of the run, or zeros.
-    fn add_chunks(
-        &mut self,
-        open: &mut Open,
-        lookup: impl FnOnce(&[ChunkId]) -> Vec<Option<Location>>,
-    ) {
-        while let Some(cut) = open.cuts.pop_front_if(|cut| cut.is_zero) {
-            open.push_zeros((cut.range.len() / BLOCK_BYTES) as u64);
+    /// Where the chunks are that were asked for ([`crate::dedup`]), in their order; none is where nobody knows.
+    pub fn answer(&mut self, found: &[Option<Location>]) {
+        if let Some(open) = &mut self.open {
+            let found = found.iter().copied().chain(std::iter::repeat(None));
+            open.answers.extend(open.ids.drain(..).zip(found));
         }
-        let count = open.cuts.iter().take(STEP_CHUNKS).take_while(|cut| !cut.is_zero).count();
-        let cuts: Vec<Range<usize>> = open.cuts.drain(..count).map(|cut| cut.range).collect();
-        let ids: Vec<ChunkId> =
-            cuts.iter().map(|range| self.hasher.id(&open.run[range.clone()])).collect();
-        for ((range, id), found) in cuts.into_iter().zip(&ids).zip(lookup(&ids)) {
-            let count = (range.len() / BLOCK_BYTES) as u64;
-            let (number, is_new) = self.add_chunk(*id, &open.run[range.clone()], found);
-            if is_new {
-                open.stats.unique_bytes += range.len() as u64;
-            } else {
-                open.stats.duplicate_bytes += range.len() as u64;
+    }
+
+    /// Adds the next chunks of the batch.
+    fn add_chunks(&mut self, open: &mut Open) {
+        for _ in 0..STEP_CHUNKS {
+            while let Some(Cut::Zeros(range)) =
+                open.cuts.pop_front_if(|cut| matches!(cut, Cut::Zeros(_)))
+            {
+                open.push_zeros(range);
             }
-            let range = BlockRange { block: open.block, count };
+            let Some(Cut::Chunk(range, bytes)) = open.cuts.pop_front() else {
+                return open.next_batch();
+            };
+            let (id, found) = open.answers.pop_front().expect("what was asked was answered");
+            let bytes = &open.bytes[bytes];
+            let (number, is_new) = self.add_chunk(id, bytes, found);
+            if is_new {
+                open.stats.unique_bytes += bytes.len() as u64;
+            } else {
+                open.stats.duplicate_bytes += bytes.len() as u64;
+            }
             let source = ExtentSource::Chunk { chunk: number, first: 0 };
             open.extents.push(Extent { range, source });
-            open.block += count;
         }
     }
 
@@ -205,39 +261,51 @@ impl Open {
         Self {
             extents: Vec::with_capacity(plan.pieces.len()),
             plan,
+            phase: Phase::Gather,
             gathered: 0,
-            run: Vec::new(),
+            bytes: Vec::new(),
             cuts: VecDeque::new(),
-            block: 0,
+            ids: Vec::new(),
+            answers: VecDeque::new(),
             stats: SpanStats::default(),
             stored_before,
         }
     }
 
-    /// Gathers the next neighbouring blocks with bytes; false if there are none. Zeros on the way
-    /// become extents at once.
-    fn gather(&mut self, frame: impl Fn(Handle) -> Rc<Frame>) -> bool {
-        self.run.clear();
+    fn next_batch(&mut self) {
+        self.phase = Phase::Gather;
+        self.bytes.clear();
+    }
+
+    /// Adds the next run of neighbouring blocks to the batch; false if that has enough, or there is none.
+    fn gather(&mut self, frame: impl Fn(Handle) -> Rc<Frame>, chunker: &Chunker) -> bool {
+        let start = self.bytes.len();
+        if start >= BATCH_BYTES || self.gathered == self.plan.pieces.len() {
+            return false;
+        }
+        let (mut first, mut next) = (0, 0);
         while let Some(piece) = self.plan.pieces.get(self.gathered).copied() {
-            let next = self.block + (self.run.len() / BLOCK_BYTES) as u64;
-            let joins = next == piece.range.block && self.run.len() < RUN_BYTES_MAX;
+            let is_begun = self.bytes.len() > start;
+            let joins = next == piece.range.block && self.bytes.len() - start < RUN_BYTES_MAX;
             let is_zero = piece.content == Content::Zero;
-            if !self.run.is_empty() && (is_zero || !joins) {
+            if is_begun && (is_zero || !joins) {
                 break;
             }
             self.gathered += 1;
-            if self.run.is_empty() {
-                self.block = piece.range.block;
-            }
             if is_zero && !is_on(Bug::ZeroExtentLost) {
                 self.stats.bytes_in += piece.range.bytes();
-                self.push_zeros(piece.range.count);
-            } else {
-                self.take(piece, &frame);
+                self.cuts.push_back(Cut::Zeros(piece.range));
+                continue;
             }
+            if !is_begun {
+                first = piece.range.block;
+            }
+            self.take(piece, &frame);
+            next = first + ((self.bytes.len() - start) / BLOCK_BYTES) as u64;
         }
-        self.stats.bytes_in += self.run.len() as u64;
-        !self.run.is_empty()
+        self.stats.bytes_in += (self.bytes.len() - start) as u64;
+        self.cut(first, start, chunker);
+        true
     }
 
     fn take(&mut self, piece: Piece, frame: impl Fn(Handle) -> Rc<Frame>) {
@@ -245,27 +313,50 @@ impl Open {
         let narrow = |blocks: u64| usize::try_from(blocks).expect("inside one frame");
         let start = narrow(first) * BLOCK_BYTES;
         let bytes = narrow(piece.range.count) * BLOCK_BYTES;
-        self.run.extend_from_slice(&frame(handle).body[start..start + bytes]);
+        self.bytes.extend_from_slice(&frame(handle).body[start..start + bytes]);
     }
 
-    fn cut(&mut self, chunker: &Chunker) {
-        for piece in zero::pieces(&self.run) {
+    /// Cuts the run that begins with block `first`, at `start` in the batch.
+    fn cut(&mut self, first: u64, start: usize, chunker: &Chunker) {
+        let run = &self.bytes[start..];
+        let blocks = |bytes: &Range<usize>| BlockRange {
+            block: first + (bytes.start / BLOCK_BYTES) as u64,
+            count: (bytes.len() / BLOCK_BYTES) as u64,
+        };
+        for piece in zero::pieces(run) {
             if piece.is_zero {
-                self.cuts.push_back(Cut { is_zero: true, range: piece.range });
+                self.cuts.push_back(Cut::Zeros(blocks(&piece.range)));
                 continue;
             }
-            let start = piece.range.start;
-            let chunks = chunker
-                .cut(&self.run[piece.range])
-                .map(|chunk| Cut { is_zero: false, range: start + chunk.start..start + chunk.end });
-            self.cuts.extend(chunks);
+            let from = piece.range.start;
+            for chunk in chunker.cut(&run[piece.range]) {
+                let chunk = from + chunk.start..from + chunk.end;
+                let bytes = start + chunk.start..start + chunk.end;
+                self.cuts.push_back(Cut::Chunk(blocks(&chunk), bytes));
+            }
         }
     }
 
-    /// Adds zeros at the next block; neighbouring ones become one extent.
-    fn push_zeros(&mut self, count: u64) {
-        let range = BlockRange { block: self.block, count };
-        self.block += count;
+    /// Gives the next chunks their ids; false if all have them.
+    fn hash(&mut self, hasher: &ChunkHasher) -> bool {
+        let chunks = self.cuts.iter().filter_map(|cut| match cut {
+            Cut::Chunk(_, bytes) => Some(&self.bytes[bytes.clone()]),
+            Cut::Zeros(_) => None,
+        });
+        let before = self.ids.len();
+        let mut hashed = 0;
+        let chunks = chunks.skip(before).take_while(|bytes| {
+            let is_more = hashed < STEP_BYTES;
+            hashed += bytes.len();
+            is_more
+        });
+        let ids: Vec<ChunkId> = chunks.map(|bytes| hasher.id(bytes)).collect();
+        self.ids.extend(ids);
+        self.ids.len() > before
+    }
+
+    /// Adds zeros; neighbouring ones become one extent.
+    fn push_zeros(&mut self, range: BlockRange) {
         self.stats.zero_bytes += range.bytes();
         if let Some(last) = self.extents.last_mut()
             && last.source == ExtentSource::Zero

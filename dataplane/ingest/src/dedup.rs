@@ -15,6 +15,10 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Chunks that wait for an index run; more are left out of the runs, not of the index.
 const FRESH_MAX: usize = INDEX_RUN_CHUNKS_MAX;
+/// Chunks found at the start that wait until the index is loaded; more are left out.
+const FOUND_MAX: usize = 1 << 20;
+/// Of them, those that are looked up at a time.
+const FOUND_SLICE: usize = 4096;
 
 /// What the rule needs of an index: the one on disk, or one in memory.
 pub trait ChunkIndex {
@@ -29,6 +33,24 @@ pub trait ChunkIndex {
 
     /// How many chunks are known.
     fn count(&self) -> u64;
+
+    /// How many were ever added: after a restart it is less only if some were lost.
+    fn written(&self) -> u64 {
+        self.count()
+    }
+
+    /// Whether all that was kept is known; until then chunks are missed.
+    fn is_loaded(&self) -> bool {
+        true
+    }
+
+    /// Loads a little; false when all is loaded.
+    ///
+    /// # Errors
+    /// If something cannot be read; it stays unknown.
+    fn load_some(&mut self) -> Result<bool, IndexError> {
+        Ok(false)
+    }
 }
 
 impl ChunkIndex for Index {
@@ -42,6 +64,18 @@ impl ChunkIndex for Index {
 
     fn count(&self) -> u64 {
         self.len() as u64
+    }
+
+    fn written(&self) -> u64 {
+        Self::written(self)
+    }
+
+    fn is_loaded(&self) -> bool {
+        Self::is_loaded(self)
+    }
+
+    fn load_some(&mut self) -> Result<bool, IndexError> {
+        Self::load_some(self)
     }
 }
 
@@ -76,6 +110,8 @@ pub struct Known<I> {
     pending: HashMap<LogId, Pending>,
     /// Committed chunks that are in no index run yet.
     fresh: Vec<(ChunkId, Location)>,
+    /// Chunks found at the start, which the index may know once it is loaded.
+    found: Vec<(ChunkId, Location)>,
     sights: Sights,
 }
 
@@ -84,7 +120,8 @@ impl<I: ChunkIndex> Known<I> {
     #[must_use]
     pub fn new(index: I) -> Self {
         let sights = Sights::default();
-        Self { index, pending: HashMap::new(), fresh: Vec::new(), sights }
+        let (fresh, found) = (Vec::new(), Vec::new());
+        Self { index, pending: HashMap::new(), fresh, found, sights }
     }
 
     /// Its index, for the next run.
@@ -108,8 +145,12 @@ impl<I: ChunkIndex> Known<I> {
 
     /// A segment was built; its log's later slots may refer to its chunks.
     pub fn built(&mut self, target: Target, table: &Table) {
+        self.built_of(target, held_chunks(target, table));
+    }
+
+    /// As [`Self::built`], of a segment with these chunks.
+    pub fn built_of(&mut self, target: Target, chunks: Vec<(ChunkId, Location)>) {
         let Target { log, slot, .. } = target;
-        let chunks: Vec<(ChunkId, Location)> = held_chunks(target, table).collect();
         if is_on(Bug::DedupBeforeCommit) {
             self.sights.there(target);
             self.insert(&chunks);
@@ -142,10 +183,38 @@ impl<I: ChunkIndex> Known<I> {
 
     /// Chunks of a committed segment found at the start; those known already are left as they are.
     pub fn learn(&mut self, target: Target, table: &Table) {
+        self.learn_of(target, &held_chunks(target, table));
+    }
+
+    /// As [`Self::learn`], of a segment with these chunks.
+    pub fn learn_of(&mut self, target: Target, chunks: &[(ChunkId, Location)]) {
         self.sights.there(target);
-        let chunks: Vec<(ChunkId, Location)> = held_chunks(target, table).collect();
-        let (missing, _) = self.learn_run(&chunks);
+        if self.index.is_loaded() && self.found.is_empty() {
+            self.learn_found(chunks);
+        } else {
+            let room = FOUND_MAX.saturating_sub(self.found.len());
+            self.found.extend(chunks.iter().take(room));
+        }
+    }
+
+    fn learn_found(&mut self, chunks: &[(ChunkId, Location)]) {
+        let (missing, _) = self.learn_run(chunks);
         self.add_fresh(&missing);
+    }
+
+    /// Loads a little of the index; false when all is loaded.
+    pub fn load_some(&mut self) -> bool {
+        match self.index.load_some() {
+            Ok(true) => return true,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot load all of the index; some chunks will be stored again");
+            }
+        }
+        let rest = self.found.split_off(self.found.len().min(FOUND_SLICE));
+        let now = std::mem::replace(&mut self.found, rest);
+        self.learn_found(&now);
+        !self.found.is_empty()
     }
 
     /// Chunks of an index run; those known already are left as they are, unless they were seen to be gone. Their segments
@@ -211,18 +280,28 @@ impl<I: ChunkIndex> Known<I> {
     pub fn count(&self) -> u64 {
         self.index.count()
     }
+
+    /// How many were ever added to the index: after a restart it is less only if some were lost.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.index.written()
+    }
 }
 
-fn held_chunks(target: Target, table: &Table) -> impl Iterator<Item = (ChunkId, Location)> + '_ {
-    (0..).zip(&table.chunks).filter_map(move |(chunk, held)| match held.place {
+/// The chunks that a segment holds itself.
+#[must_use]
+pub fn held_chunks(target: Target, table: &Table) -> Vec<(ChunkId, Location)> {
+    let chunks = (0..).zip(&table.chunks).filter_map(|(chunk, held)| match held.place {
         ChunkPlace::Here { .. } => Some((held.id, Location { target, chunk, blocks: held.blocks })),
         ChunkPlace::There { .. } => None,
-    })
+    });
+    chunks.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::Room;
     use farshore_proto::Attempt;
 
     /// Takes so many calls, and is full then.
@@ -271,6 +350,38 @@ mod tests {
         known.learn_run(&[(id, elsewhere)]);
         known.saw(Sighting::There(elsewhere.target));
         assert_eq!(known.lookup(ours, &[id]), [Some(elsewhere)]);
+    }
+
+    /// What a start finds in its logs' ends is in the index already, as soon as that is loaded.
+    #[test]
+    fn what_a_start_finds_waits_until_the_index_is_loaded() {
+        use farshore_proto::VaultId;
+        use farshore_proto::segment::SegmentChunk;
+        let dir = tempfile::tempdir().unwrap();
+        let vault = VaultId([1; 16]);
+        let target = location(1).target;
+        let chunk = |id: u8| {
+            let place = ChunkPlace::Here { frame: 0, offset: 0 };
+            SegmentChunk { id: ChunkId([id; 32]), blocks: 4, place }
+        };
+        let table = |chunks: &[u8]| Table {
+            chunks: chunks.iter().copied().map(chunk).collect(),
+            ..Table::default()
+        };
+        Index::open(dir.path(), vault)
+            .unwrap()
+            .insert(&held_chunks(target, &table(&[1, 2])))
+            .unwrap();
+
+        let mut known = Known::new(Index::begin(dir.path(), vault, Room::default()).unwrap());
+        known.learn(target, &table(&[1, 2, 3]));
+        assert_eq!((known.written(), known.fresh()), (2, 0));
+        while known.load_some() {}
+        assert_eq!((known.written(), known.fresh()), (3, 1), "the third one is new");
+        let ids = [1, 2, 3].map(|id| ChunkId([id; 32]));
+        assert!(known.lookup(LogId([9; 16]), &ids).iter().all(Option::is_some));
+        known.learn(target, &table(&[1, 2, 3]));
+        assert_eq!((known.written(), known.fresh()), (3, 1));
     }
 
     /// Who notes what was learnt must be told that it was not kept.

@@ -1,19 +1,31 @@
-//! What the shards know of the vault's chunks, together: one lock for a group of chunks, none per
-//! frame. The rule is [`farshore_ingest::dedup`]'s.
+//! What the shards know of the vault's chunks, together. It is kept by a thread of its own: shards send it what they have to
+//! say, and wait for what they ask beside their other work, so that none of them holds a lock or reads a file. The rule is
+//! [`farshore_ingest::dedup`]'s.
 
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use farshore_codec::{ChunkHasher, Chunker, VaultKeys};
-use farshore_ingest::dedup::Known;
+use farshore_ingest::dedup::{Known, held_chunks};
 use farshore_ingest::index::Index;
 use farshore_ingest::sight::look;
 use farshore_proto::segment::Table;
 use farshore_proto::{ChunkId, LogId, Slot, Target};
 use farshore_vault::{Location, Vault};
 use futures::StreamExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{Notify, oneshot, watch};
 
 /// Segments that are looked at at the same time.
 const LOOKS_AT_ONCE: usize = 16;
+/// What may wait for the thread: a shard asks for one batch at a time, and says two things of each segment.
+const WAITING_MAX: usize = 1 << 14;
+
+/// While the index is loaded: questions that are answered between two parts of it.
+const LOADED_EVERY: usize = 16;
+
+/// Something to be done with what is known.
+type Work = Box<dyn FnOnce(&mut Known<Index>) + Send>;
 
 /// Shared by the shards.
 #[derive(Debug, Clone)]
@@ -24,22 +36,46 @@ struct Shared {
     chunker: Chunker,
     hasher: ChunkHasher,
     level: i32,
-    known: Mutex<Known<Index>>,
-    fresh_moved: Notify,
-    unseen_moved: Notify,
+    works: Sender<Work>,
+    moved: Arc<Moved>,
+    /// The greatest number of a run that was seen in the vault, and one; 0 before anybody looked.
+    next_run: AtomicU64,
+}
+
+/// Who waits for a change is told here.
+#[derive(Debug)]
+struct Moved {
+    fresh: Notify,
+    unseen: Notify,
+    is_loaded: watch::Sender<bool>,
 }
 
 impl Dedup {
-    /// With the vault's keys, the chunks known so far, and the zstd level for new ones.
-    pub(crate) fn new(keys: &VaultKeys, index: Index, level: i32) -> Self {
-        Self(Arc::new(Shared {
+    /// With the vault's keys, the chunks known so far, and the zstd level for new ones. What is not loaded of the index
+    /// is, beside the work.
+    ///
+    /// # Errors
+    /// If there can be no thread.
+    pub(crate) fn new(keys: &VaultKeys, index: Index, level: i32) -> io::Result<Self> {
+        let moved = Arc::new(Moved {
+            fresh: Notify::new(),
+            unseen: Notify::new(),
+            is_loaded: watch::Sender::new(false),
+        });
+        let (works, waiting) = bounded(WAITING_MAX);
+        let thread = std::thread::Builder::new().name("dedup".to_owned());
+        let known = Known::new(index);
+        let telling = Arc::clone(&moved);
+        // It ends with the last of those who may ask.
+        drop(thread.spawn(move || work(known, &waiting, &telling))?);
+        Ok(Self(Arc::new(Shared {
             chunker: Chunker::new(&keys.chunk_key),
             hasher: ChunkHasher::new(keys.id_key.clone()),
             level,
-            known: Mutex::new(Known::new(index)),
-            fresh_moved: Notify::new(),
-            unseen_moved: Notify::new(),
-        }))
+            works,
+            moved,
+            next_run: AtomicU64::new(0),
+        })))
     }
 
     pub(crate) fn chunker(&self) -> &Chunker {
@@ -54,74 +90,90 @@ impl Dedup {
         self.0.level
     }
 
-    fn known(&self) -> MutexGuard<'_, Known<Index>> {
-        // The index checks every hit against its entry, whatever state a panic left it in.
-        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is said while the thread is far behind is lost: that costs space only.
+    fn tell(&self, work: impl FnOnce(&mut Known<Index>) + Send + 'static) {
+        if self.0.works.try_send(Box::new(work)).is_err() {
+            tracing::warn!("the chunk index is far behind; some chunks will be stored again");
+        }
     }
 
-    /// Looks chunks up for a segment of `log`.
-    pub(crate) fn lookup(&self, log: LogId, ids: &[ChunkId]) -> Vec<Option<Location>> {
-        let mut known = self.known();
-        let found = known.lookup(log, ids);
-        self.tell_unseen(&known);
-        found
+    /// None if the thread is far behind.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Known<Index>) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (sender, receiver) = oneshot::channel();
+        self.tell(move |known| _ = sender.send(question(known)));
+        answer(receiver).await
+    }
+
+    /// Looks chunks up for a segment of `log`; answers none if nothing can be said.
+    pub(crate) async fn lookup(&self, log: LogId, ids: Vec<ChunkId>) -> Vec<Option<Location>> {
+        self.ask(move |known| known.lookup(log, &ids)).await.unwrap_or_default()
     }
 
     /// A segment was built; its log's later slots may refer to its chunks.
     pub(crate) fn built(&self, target: Target, table: &Table) {
-        self.known().built(target, table);
+        let chunks = held_chunks(target, table);
+        self.tell(move |known| known.built_of(target, chunks));
     }
 
     /// A log was sealed: what of it was not committed is nowhere.
     pub(crate) fn forget(&self, log: LogId) {
-        self.known().forget(log);
+        self.tell(move |known| known.forget(log));
     }
 
     /// A segment is committed; everybody may refer to its chunks.
     pub(crate) fn committed(&self, log: LogId, slot: Slot) {
-        self.known().committed(log, slot);
-        self.0.fresh_moved.notify_one();
+        self.tell(move |known| known.committed(log, slot));
     }
 
     /// Chunks of a committed segment found at the start; those known already are left as they are.
     pub(crate) fn learn(&self, target: Target, table: &Table) {
-        self.known().learn(target, table);
-        self.0.fresh_moved.notify_one();
+        let chunks = held_chunks(target, table);
+        self.tell(move |known| known.learn_of(target, &chunks));
     }
 
-    /// Chunks of an index run; those known already are left as they are. False if the index did not take them.
-    pub(crate) fn learn_run(&self, chunks: &[(ChunkId, Location)]) -> bool {
-        let mut known = self.known();
-        let is_kept = known.learn_run(chunks).1;
-        self.tell_unseen(&known);
-        is_kept
+    /// Chunks of an index run; those known already are left as they are. False if the index did not take them, else how many
+    /// it ever took.
+    pub(crate) async fn learn_run(&self, chunks: Vec<(ChunkId, Location)>) -> Option<u64> {
+        let learn = move |known: &mut Known<Index>| {
+            let is_kept = known.learn_run(&chunks).1;
+            is_kept.then(|| known.written())
+        };
+        self.ask(learn).await.flatten()
     }
 
-    fn tell_unseen(&self, known: &Known<Index>) {
-        if known.is_unseen() {
-            self.0.unseen_moved.notify_one();
-        }
+    /// Waits until the index is loaded; then, how many entries it ever took.
+    pub(crate) async fn loaded(&self) -> u64 {
+        let mut is_loaded = self.0.moved.is_loaded.subscribe();
+        // It cannot fail: the sender is ours.
+        let _ = is_loaded.wait_for(|is_loaded| *is_loaded).await;
+        self.ask(|known| known.written()).await.unwrap_or_default()
     }
 
     /// Looks at the segments that the index knows and nobody saw since the start, as they come to be needed, for as long as
     /// the node runs.
     pub(crate) async fn look_at_segments(self, vault: Vault) {
         loop {
-            let targets = self.known().take_unseen(LOOKS_AT_ONCE);
+            let targets = self.take_unseen().await;
             if targets.is_empty() {
-                self.0.unseen_moved.notified().await;
+                self.0.moved.unseen.notified().await;
                 continue;
             }
             self.look_at(&vault, targets).await;
         }
     }
 
+    async fn take_unseen(&self) -> Vec<Target> {
+        self.ask(|known| known.take_unseen(LOOKS_AT_ONCE)).await.unwrap_or_default()
+    }
+
     async fn look_at(&self, vault: &Vault, targets: Vec<Target>) {
         let looks = targets.into_iter().map(|target| look(vault, target));
         let mut looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
         while let Some(found) = looks.next().await {
-            let mut known = self.known();
-            found.into_iter().for_each(|sighting| known.saw(sighting));
+            self.tell(move |known| found.into_iter().for_each(|sighting| known.saw(sighting)));
         }
     }
 
@@ -129,7 +181,7 @@ impl Dedup {
     #[cfg(test)]
     pub(crate) async fn look_at_all(&self, vault: &Vault) {
         loop {
-            let targets = self.known().take_unseen(LOOKS_AT_ONCE);
+            let targets = self.take_unseen().await;
             if targets.is_empty() {
                 return;
             }
@@ -139,23 +191,88 @@ impl Dedup {
 
     /// Waits until at least `count` committed chunks are in no index run.
     pub(crate) async fn wait_fresh(&self, count: usize) {
-        while self.known().fresh() < count {
-            self.0.fresh_moved.notified().await;
+        while self.fresh().await < count {
+            self.0.moved.fresh.notified().await;
         }
     }
 
     /// How many committed chunks are in no index run.
-    pub(crate) fn fresh(&self) -> usize {
-        self.known().fresh()
+    pub(crate) async fn fresh(&self) -> usize {
+        self.ask(|known| known.fresh()).await.unwrap_or_default()
     }
 
     /// The committed chunks that are in no index run; the caller writes one.
-    pub(crate) fn take_fresh(&self) -> Vec<(ChunkId, Location)> {
-        self.known().take_fresh()
+    pub(crate) async fn take_fresh(&self) -> Vec<(ChunkId, Location)> {
+        self.ask(Known::take_fresh).await.unwrap_or_default()
     }
 
     /// How many chunks are known.
-    pub(crate) fn len(&self) -> u64 {
-        self.known().count()
+    #[cfg(test)]
+    pub(crate) async fn len(&self) -> u64 {
+        self.ask(|known| known.count()).await.unwrap_or_default()
+    }
+
+    /// Runs of the vault have numbers up to this one.
+    pub(crate) fn saw_run(&self, number: u64) {
+        self.0.next_run.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// The number of the next run to be written: above all that were seen.
+    pub(crate) fn next_run(&self) -> u64 {
+        self.0.next_run.load(Ordering::Relaxed).max(1)
+    }
+}
+
+/// What the thread says; nothing if it let go of the question.
+#[cfg(not(test))]
+async fn answer<T>(receiver: oneshot::Receiver<T>) -> Option<T> {
+    receiver.await.ok()
+}
+
+/// The clock of a test that goes on while all tasks wait is not to go on while the thread works.
+#[cfg(test)]
+async fn answer<T>(mut receiver: oneshot::Receiver<T>) -> Option<T> {
+    loop {
+        match receiver.try_recv() {
+            Ok(said) => return Some(said),
+            Err(oneshot::error::TryRecvError::Empty) => std::thread::yield_now(),
+            Err(oneshot::error::TryRecvError::Closed) => return None,
+        }
+    }
+}
+
+/// Does what is asked, and loads the index in between.
+fn work(mut known: Known<Index>, waiting: &Receiver<Work>, moved: &Moved) {
+    let (mut is_loaded, mut done) = (false, 0_usize);
+    loop {
+        let next = if is_loaded {
+            waiting.recv().map_err(|_| TryRecvError::Disconnected)
+        } else {
+            waiting.try_recv()
+        };
+        match next {
+            Ok(work) => {
+                let fresh = known.fresh();
+                work(&mut known);
+                done += 1;
+                if known.fresh() > fresh {
+                    moved.fresh.notify_one();
+                }
+            }
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => return,
+        }
+        // However much is asked, the load goes on.
+        if !is_loaded && (waiting.is_empty() || done.is_multiple_of(LOADED_EVERY)) {
+            is_loaded = !known.load_some();
+            if is_loaded {
+                tracing::info!(chunks = known.count(), "the chunk index is loaded");
+                moved.is_loaded.send_replace(true);
+                moved.fresh.notify_one();
+            }
+        }
+        if known.is_unseen() {
+            moved.unseen.notify_one();
+        }
     }
 }

@@ -129,13 +129,13 @@ fn tell(
 /// Writes an index run whenever enough chunks are new, or some have been for long, for as long as the node runs.
 pub(crate) async fn write_runs(vault: Vault, dedup: Dedup) {
     loop {
+        // The age is that of the first of them, however few there are.
+        dedup.wait_fresh(1).await;
         let _is_full = tokio::time::timeout(RUN_AGE, dedup.wait_fresh(RUN_CHUNKS)).await;
-        if dedup.fresh() < RUN_CHUNKS_MIN {
-            continue;
-        }
-        let chunks = dedup.take_fresh();
+        dedup.wait_fresh(RUN_CHUNKS_MIN).await;
+        let chunks = dedup.take_fresh().await;
         let mut is_told = false;
-        while let Err(error) = runs::write(&vault, &chunks).await {
+        while let Err(error) = runs::write(&vault, dedup.next_run(), &chunks).await {
             if !is_told {
                 tracing::warn!(error = %chain(&error), "cannot write an index run; trying again");
                 is_told = true;
@@ -148,11 +148,11 @@ pub(crate) async fn write_runs(vault: Vault, dedup: Dedup) {
 
 /// Writes what is new when the node stops in order.
 pub(crate) async fn write_last_run(vault: &Vault, dedup: &Dedup) {
-    let chunks = dedup.take_fresh();
+    let chunks = dedup.take_fresh().await;
     if chunks.len() < RUN_CHUNKS_MIN {
         return;
     }
-    match tokio::time::timeout(LAST_RUN_MAX, runs::write(vault, &chunks)).await {
+    match tokio::time::timeout(LAST_RUN_MAX, runs::write(vault, dedup.next_run(), &chunks)).await {
         Ok(Ok(_)) => tracing::info!(chunks = chunks.len(), "wrote the last index run"),
         Ok(Err(error)) => {
             tracing::warn!(error = %chain(&error), "cannot write the last index run");

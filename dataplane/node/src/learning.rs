@@ -5,9 +5,10 @@
 
 use crate::dedup::Dedup;
 use crate::services::chain;
-use farshore_proto::{ChunkId, RunId};
-use farshore_vault::{Location, Vault, runs};
-use std::collections::BTreeSet;
+use farshore_proto::RunId;
+use farshore_vault::{Vault, VaultError, runs};
+use futures::TryStreamExt;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,9 +16,14 @@ use std::time::Duration;
 
 /// Between two looks for new runs.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// Looks that a run may be under way: a writer gives it a number above those it saw, and others look behind the number
+/// that they saw so many looks ago.
+const LOOKS_KEPT: usize = 8;
+/// Looks until all runs are listed again, for one that took longer.
+const ALL_EVERY: u32 = 240;
 /// Chunks that are learnt in one go: shards look chunks up in between.
 const SLICE: usize = 256;
-/// In the folder of the index: the runs that are in it, each with how many chunks the index knew then, in a line.
+/// In the folder of the index: the runs that are in it, each with how many entries the index took until then, in a line.
 const LEARNT_FILE: &str = "learnt-runs";
 /// Largest such file that is read: all runs that a vault may list.
 const LEARNT_BYTES_MAX: u64 = 4 << 20;
@@ -29,35 +35,47 @@ pub(crate) struct Learnt {
     runs: BTreeSet<RunId>,
     /// Those that could not be used: they are not fetched again by this run of the node.
     refused: BTreeSet<RunId>,
+    /// The greatest numbers of runs that were seen at the last looks, the oldest first.
+    looks: VecDeque<u64>,
+    /// Looks until all runs are listed again.
+    until_all: u32,
 }
 
 impl Learnt {
-    /// Of the index in `dir`, which knows so many chunks: fewer than it knew once, and what was learnt is in doubt.
-    pub(crate) fn open(dir: &Path, chunks: usize) -> Self {
+    /// Of the index in `dir`, which took so many entries: what was learnt when there were more is in doubt.
+    pub(crate) fn open(dir: &Path, written: u64) -> Self {
         let path = dir.join(LEARNT_FILE);
-        let noted = read(&path).unwrap_or_else(|error| {
+        let runs = known(&path, written).unwrap_or_else(|error| {
             if error.kind() != ErrorKind::NotFound {
                 tracing::warn!(%error, path = %path.display(), "runs will be learnt again");
             }
-            Noted::default()
+            BTreeSet::new()
         });
-        let is_whole = noted.chunks <= chunks as u64;
-        let runs = if is_whole { noted.runs } else { BTreeSet::new() };
-        if runs.is_empty()
-            && let Err(error) = std::fs::remove_file(&path)
-            && error.kind() != ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %path.display(), "cannot forget which runs were learnt");
+        Self { path, runs, refused: BTreeSet::new(), looks: VecDeque::new(), until_all: 0 }
+    }
+
+    /// The number from which on runs are to be listed; none if all are.
+    fn from(&mut self) -> Option<u64> {
+        if self.until_all == 0 || self.looks.len() < LOOKS_KEPT {
+            return None;
         }
-        Self { path, runs, refused: BTreeSet::new() }
+        self.until_all -= 1;
+        self.looks.front().copied()
     }
 
-    /// Those that need not be read.
-    fn known(&self) -> BTreeSet<RunId> {
-        self.runs.union(&self.refused).copied().collect()
+    /// Runs up to this number were seen by a look for them.
+    fn looked(&mut self, greatest: u64, is_all: bool) {
+        if is_all {
+            self.until_all = ALL_EVERY;
+        }
+        let before = self.looks.back().copied().unwrap_or(0);
+        self.looks.push_back(greatest.max(before));
+        if self.looks.len() > LOOKS_KEPT {
+            self.looks.pop_front();
+        }
     }
 
-    /// A run is in the index, which knows so many chunks now. What is not noted is learnt again by the next start.
+    /// A run is in the index, which took so many entries until now. What is not noted is learnt again by the next start.
     fn note(&mut self, run: RunId, chunks: u64) -> io::Result<()> {
         self.runs.insert(run);
         let mut file = OpenOptions::new().append(true).create(true).open(&self.path)?;
@@ -65,32 +83,33 @@ impl Learnt {
     }
 }
 
-/// What the file says.
-#[derive(Debug, Default)]
-struct Noted {
-    runs: BTreeSet<RunId>,
-    /// The most chunks that the index knew.
-    chunks: u64,
-}
-
-fn read(path: &Path) -> io::Result<Noted> {
+/// The runs that are in an index with so many entries; the file names no others any more.
+fn known(path: &Path, written: u64) -> io::Result<BTreeSet<RunId>> {
     let mut text = String::new();
     File::open(path)?.take(LEARNT_BYTES_MAX).read_to_string(&mut text)?;
-    let mut noted = Noted::default();
+    let mut kept = String::new();
+    let mut runs = BTreeSet::new();
     // A line that was cut short says nothing.
-    for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
-        if let Some((run, chunks)) = line.split_once(' ')
-            && let (Ok(run), Ok(chunks)) = (run.parse(), chunks.parse())
+    for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+        if let Some((run, entries)) = line.trim_end().split_once(' ')
+            && let (Ok(run), Ok(entries)) = (run.parse(), entries.parse::<u64>())
+            && entries <= written
         {
-            noted.runs.insert(run);
-            noted.chunks = noted.chunks.max(chunks);
+            runs.insert(run);
+            kept.push_str(line);
         }
     }
-    Ok(noted)
+    if kept != text {
+        // Else what is in doubt now would not be once there are as many entries again.
+        std::fs::write(path, kept)?;
+    }
+    Ok(runs)
 }
 
-/// Learns the runs that there are and that come.
-pub(crate) async fn run(vault: Vault, dedup: Dedup, mut learnt: Learnt) {
+/// Learns the runs that there are and that come, as soon as the index in `dir` is loaded.
+pub(crate) async fn run(vault: Vault, dedup: Dedup, dir: PathBuf) {
+    let written = dedup.loaded().await;
+    let mut learnt = Learnt::open(&dir, written);
     loop {
         learn(&vault, &dedup, &mut learnt).await;
         tokio::time::sleep(LOOK_EVERY).await;
@@ -99,33 +118,49 @@ pub(crate) async fn run(vault: Vault, dedup: Dedup, mut learnt: Learnt) {
 
 /// Learns the runs that are new, as far as they can be read.
 pub(crate) async fn learn(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) {
-    let known = learnt.known();
-    let mut unnoted = None;
-    let each = |run, chunks: &[(ChunkId, Location)]| {
-        // All of them, whether the index takes them or not: what it took is of use.
-        let lost = chunks.chunks(SLICE).filter(|slice| !dedup.learn_run(slice)).count();
-        if lost == 0 {
-            unnoted = learnt.note(run, dedup.len()).err().or(unnoted.take());
-        } else {
+    if let Err(error) = learn_new(vault, dedup, learnt).await {
+        let error = chain(&error);
+        tracing::warn!(%error, "cannot read the index runs; some chunks will be stored again");
+    }
+}
+
+async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<(), VaultError> {
+    let from = learnt.from();
+    let runs = runs::list(vault, from).await?;
+    let greatest = runs.iter().filter_map(|run| runs::number_of(*run)).max().unwrap_or(0);
+    dedup.saw_run(greatest);
+    learnt.looked(greatest, from.is_none());
+    let is_new = |run: &RunId| !learnt.runs.contains(run) && !learnt.refused.contains(run);
+    let new: Vec<RunId> = runs.into_iter().filter(is_new).collect();
+    let mut reads = std::pin::pin!(runs::read(vault, new));
+    let (mut count, mut chunks, mut skipped) = (0_u64, 0_u64, 0_u64);
+    while let Some(runs::Read { run, chunks: found }) = reads.try_next().await? {
+        let Some(found) = found else {
+            skipped += 1;
             learnt.refused.insert(run);
-        }
-    };
-    match runs::load(vault, &known, each).await {
-        Ok(runs::Loaded { runs, chunks, skipped }) => {
-            if runs > 0 || !skipped.is_empty() {
-                let skipped = skipped.len();
-                tracing::info!(runs, chunks, skipped, "learnt from the index runs of the vault");
+            continue;
+        };
+        count += 1;
+        chunks += found.len() as u64;
+        // All of them, whether the index takes them or not: what it took is of use.
+        let (mut written, mut is_kept) = (0, true);
+        for slice in found.chunks(SLICE) {
+            match dedup.learn_run(slice.to_vec()).await {
+                Some(now) => written = now,
+                None => is_kept = false,
             }
-            learnt.refused.extend(skipped);
         }
-        Err(error) => {
-            let error = chain(&error);
-            tracing::warn!(%error, "cannot read the index runs; some chunks will be stored again");
+        if !is_kept {
+            learnt.refused.insert(run);
+        } else if let Err(error) = learnt.note(run, written) {
+            let path = learnt.path.display();
+            tracing::warn!(%error, %path, "cannot note which runs were learnt");
         }
     }
-    if let Some(error) = unnoted {
-        tracing::warn!(%error, path = %learnt.path.display(), "cannot note which runs were learnt");
+    if count > 0 || skipped > 0 {
+        tracing::info!(runs = count, chunks, skipped, "learnt from the index runs of the vault");
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -146,13 +181,38 @@ mod tests {
         let both = BTreeSet::from([run(1), run(2)]);
         assert_eq!(Learnt::open(dir.path(), 250).runs, both);
         assert_eq!(Learnt::open(dir.path(), 900).runs, both);
+        // A power cut took entries of the index, or it was made anew.
+        assert_eq!(Learnt::open(dir.path(), 249).runs, BTreeSet::from([run(1)]));
+        assert_eq!(Learnt::open(dir.path(), 900).runs, BTreeSet::from([run(1)]), "for good");
         // A crash in the middle of a line, and then another run.
         let path = dir.path().join(LEARNT_FILE);
+        learnt.note(run(2), 260).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 2]).unwrap();
-        assert_eq!(Learnt::open(dir.path(), 250).runs, BTreeSet::from([run(1)]));
-        // A power cut took entries of the index, or it was made anew.
-        let lost = Learnt::open(dir.path(), 99);
-        assert!(lost.runs.is_empty() && !path.exists());
+        let mut learnt = Learnt::open(dir.path(), 900);
+        assert_eq!(learnt.runs, BTreeSet::from([run(1)]));
+        learnt.note(run(3), 270).unwrap();
+        assert_eq!(Learnt::open(dir.path(), 900).runs, BTreeSet::from([run(1), run(3)]));
+        assert!(Learnt::open(dir.path(), 0).runs.is_empty());
+    }
+
+    #[test]
+    fn all_runs_are_listed_at_first_and_now_and_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut learnt = Learnt::open(dir.path(), 0);
+        let mut all = Vec::new();
+        for look in 0..2 * ALL_EVERY {
+            let from = learnt.from();
+            if from.is_none() {
+                all.push(look);
+            } else {
+                // A run that was begun two minutes ago is above what was there then.
+                assert_eq!(from, Some(1000 + u64::from(look) - LOOKS_KEPT as u64));
+            }
+            learnt.looked(1000 + u64::from(look), from.is_none());
+        }
+        let first = u32::try_from(LOOKS_KEPT).unwrap();
+        let again = first + ALL_EVERY;
+        assert_eq!(all, (0..first).chain([again]).collect::<Vec<_>>());
     }
 }

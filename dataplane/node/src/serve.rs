@@ -9,7 +9,7 @@ use crate::derived::{self, Maps};
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
 use crate::fatal::{Cause, Fatal};
-use crate::learning::{self, Learnt};
+use crate::learning;
 use crate::metrics::Metrics;
 use crate::recover::{Place, recover};
 use crate::rt::{Mailbox, Post, Prepared, Ring, RtKind, Threads, mailbox, prepare};
@@ -24,7 +24,7 @@ use farshore_client::{
 };
 use farshore_engine::shard::Settings;
 use farshore_engine::tenure::Opening;
-use farshore_ingest::index::Index;
+use farshore_ingest::index::{Index, Room};
 use farshore_ingest::journal::Owner;
 use farshore_program::{StopSignals, private_dir};
 use farshore_vault::{Access, Store, Vault, key_file};
@@ -188,13 +188,13 @@ impl Node {
                 format!("{error}; raise the limit, or start the node with --runtime threads");
             Failure::new(Exit::SystemMissing, text)
         })?;
-        let (dedup, learnt) = open_dedup(args, vault)?;
+        let (dedup, index) = open_dedup(args, vault)?;
         let Aside { vault: reading, threads: aside } = aside;
-        aside.spawn(learning::run(reading.clone(), dedup.clone(), learnt));
+        aside.spawn(learning::run(reading.clone(), dedup.clone(), index));
         let shards = state.logs.len();
         let logs = Logs::new(state, &args.data);
         let recoveries = recover_all(args, vault, (&logs, shards, incarnation), &dedup).await?;
-        tracing::info!(shards = recoveries.len(), chunks = dedup.len(), "recovered");
+        tracing::info!(shards = recoveries.len(), "recovered");
 
         let assignments = Arc::new(Assignments::new(recoveries.len()));
         let metrics = Arc::new(Metrics::default());
@@ -274,18 +274,18 @@ impl Node {
     }
 }
 
-/// What is known of chunks, and which runs of the vault are in it.
-fn open_dedup(args: &ServeArgs, vault: &Vault) -> anyhow::Result<(Dedup, Learnt)> {
+/// What is known of chunks, and the folder that it is kept in.
+fn open_dedup(args: &ServeArgs, vault: &Vault) -> anyhow::Result<(Dedup, PathBuf)> {
     let dir = args.data.join("index");
     make_dir(&dir)?;
     let index = open_index(&dir, vault.id())?;
-    let learnt = Learnt::open(&dir, index.len());
-    Ok((Dedup::new(vault.vault_keys(), index, args.zstd_level), learnt))
+    let dedup = Dedup::new(vault.vault_keys(), index, args.zstd_level);
+    Ok((dedup.context("start the thread of the chunk index")?, dir))
 }
 
 /// The chunk index is only a hint, and its segments are in the vault: a damaged one is made anew.
 fn open_index(dir: &Path, vault: farshore_proto::VaultId) -> anyhow::Result<Index> {
-    Index::open(dir, vault).or_else(|error| {
+    Index::begin(dir, vault, Room::default()).or_else(|error| {
         tracing::warn!(%error, "the chunk index cannot be used; it is made anew from the vault");
         Index::reset(dir, vault).context("make the chunk index anew")
     })

@@ -56,7 +56,6 @@ pub use view::{Piece, Point, PointSelector, VolumeView};
 mod tests {
     use super::*;
     use farshore_proto::VolumeId;
-    use std::collections::BTreeSet;
 
     fn spawnable<T: Send>(_: impl FnOnce() -> T) {}
 
@@ -71,7 +70,7 @@ mod tests {
             spawnable(|| stats::stats(vault));
             spawnable(|| log::seal(vault, farshore_proto::LogId([0; 16]), farshore_proto::Slot(0)));
             spawnable(|| map::write(vault, volume));
-            spawnable(|| async { runs::load(vault, &BTreeSet::new(), |_, _| {}).await });
+            spawnable(|| async { runs::list(vault, None).await });
         }
         let _: fn(&'static Vault) = check;
     }

@@ -20,8 +20,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::{
-    Attribute, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-    PutPayload,
+    Attribute, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload,
 };
 use std::io;
 use std::ops::Range;
@@ -308,8 +308,24 @@ impl Store {
 
     /// All objects of a folder, in no order. What was written meanwhile may be missing.
     pub fn list(&self, folder: Folder) -> BoxStream<'_, Result<Listed, StoreError>> {
-        let path = folder.path();
-        let listing = self.inner.list(path.as_ref()).map(move |item| match self.hear(item) {
+        self.listed(folder, self.inner.list(folder.path().as_ref()))
+    }
+
+    /// As [`Self::list`], but only those whose names are behind that one.
+    pub fn list_behind(
+        &self,
+        folder: Folder,
+        name: &ObjectName,
+    ) -> BoxStream<'_, Result<Listed, StoreError>> {
+        self.listed(folder, self.inner.list_with_offset(folder.path().as_ref(), name.path()))
+    }
+
+    fn listed<'a>(
+        &'a self,
+        folder: Folder,
+        listing: BoxStream<'static, object_store::Result<ObjectMeta>>,
+    ) -> BoxStream<'a, Result<Listed, StoreError>> {
+        let listing = listing.map(move |item| match self.hear(item) {
             Ok(meta) => Ok(Listed { name: meta.location.to_string(), bytes: meta.size }),
             Err(error) => Err(self.listing_error(folder, error)),
         });

@@ -336,7 +336,7 @@ impl Run<'_> {
             maps::check(self.vault, volume, seqs, &epochs, self.read_data, &mut self.report)
                 .await?;
         }
-        for run in runs::list(self.vault).await? {
+        for run in runs::list(self.vault, None).await? {
             match runs::open(self.vault, run).await {
                 Ok(_) => self.report.index_runs += 1,
                 Err(error) if error.is_not_found() => {}

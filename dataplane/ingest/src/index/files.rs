@@ -1,7 +1,7 @@
-//! The two files of the index.
+//! The layout of the index's files.
 //!
-//! Both begin with a header: magic 4, version 2, zeros 2, vault 16, zeros, CRC32C of all before in
-//! the last 4. In `entries` it fills the first 4096 bytes, in `logs` 64.
+//! Each begins with a header: magic 4, version 2, zeros 2, vault 16, zeros, CRC32C of all before in
+//! the last 4. In a file of entries it fills the first 4096 bytes, in `logs` 64.
 //!
 //! An entry, 64 bytes, so that none lies across two sectors: id 32, number of the log 4, chunk 4,
 //! slot 8, blocks 4, attempt 8, CRC32C 4 of all before and of the log's id. The checksum covers the
@@ -9,7 +9,7 @@
 //!
 //! A log, 32 bytes: id 16, zeros 12, CRC32C 4 of all before. Its number is its place, from 0.
 
-use super::{Counters, IndexError, Location};
+use super::{IndexError, Location};
 use farshore_proto::limits::CHUNK_BLOCKS_MAX;
 use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
 use farshore_proto::{Attempt, ChunkId, DecodeError, LogId, Slot, Target, VaultId};
@@ -22,32 +22,28 @@ use std::path::{Path, PathBuf};
 const ENTRIES_MAGIC: [u8; 4] = *b"FSIE";
 const LOGS_MAGIC: [u8; 4] = *b"FSIL";
 const VERSION: u16 = 2;
-const ENTRIES_HEADER_BYTES: usize = 4096;
+pub(super) const ENTRIES_HEADER_BYTES: usize = 4096;
 const LOGS_HEADER_BYTES: usize = 64;
-const ENTRY_BYTES: usize = 64;
+pub(super) const ENTRY_BYTES: usize = 64;
 const LOG_BYTES: usize = 32;
 /// Logs that entries may refer to: one for each shard of each node there ever was.
 const LOGS_MAX: usize = 1 << 16;
-
-const PAGE_BYTES: usize = 4096;
-const PAGE_ENTRIES: usize = PAGE_BYTES / ENTRY_BYTES;
-/// Pages kept. A page is 64 chunks that came together, about 3 MiB of a disk; a backup of a similar
-/// disk finds its next chunk on the page of the one before.
-const CACHE_PAGES: usize = 256;
-pub(super) const CACHE_BYTES: usize = CACHE_PAGES * PAGE_BYTES;
-/// Bytes read at a time when all entries are read.
-const SCAN_BYTES: usize = 1 << 20;
 
 pub(super) type EntryBytes = [u8; ENTRY_BYTES];
 
 /// A file with the path for its errors.
 #[derive(Debug)]
-struct Named {
+pub(super) struct Named {
     path: PathBuf,
     file: File,
 }
 
 impl Named {
+    /// A file of entries.
+    pub(super) fn entries(path: &Path, vault: VaultId) -> Result<Self, IndexError> {
+        Self::open(path, ENTRIES_MAGIC, vault, ENTRIES_HEADER_BYTES)
+    }
+
     /// Opens or makes the file and checks or writes its header.
     fn open(
         path: &Path,
@@ -81,25 +77,32 @@ impl Named {
         Ok(named)
     }
 
-    fn error(&self, what: &'static str, source: io::Error) -> IndexError {
+    pub(super) fn error(&self, what: &'static str, source: io::Error) -> IndexError {
         io_error(what, &self.path, source)
     }
 
-    fn len(&self) -> Result<u64, IndexError> {
+    pub(super) fn len(&self) -> Result<u64, IndexError> {
         let metadata = self.file.metadata().map_err(|source| self.error("examine", source))?;
         Ok(metadata.len())
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), IndexError> {
+    pub(super) fn write(&self, at: u64, bytes: &[u8]) -> Result<(), IndexError> {
         self.file.write_all_at(bytes, at).map_err(|source| self.error("write", source))
     }
 
-    fn cut(&self, len: u64) -> Result<(), IndexError> {
+    /// Reads until `buffer` is full or the file ends, and leaves zeros behind that.
+    pub(super) fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let read = read_up_to(&self.file, at, buffer)?;
+        buffer[read..].fill(0);
+        Ok(())
+    }
+
+    pub(super) fn cut(&self, len: u64) -> Result<(), IndexError> {
         self.file.set_len(len).map_err(|source| self.error("cut", source))
     }
 }
 
-fn io_error(what: &'static str, path: &Path, source: io::Error) -> IndexError {
+pub(super) fn io_error(what: &'static str, path: &Path, source: io::Error) -> IndexError {
     IndexError::Io { what, path: path.to_owned(), source }
 }
 
@@ -148,7 +151,7 @@ fn decode_header(
     Ok(vault)
 }
 
-fn encode(id: &ChunkId, location: &Location, log: u32) -> EntryBytes {
+pub(super) fn encode(id: &ChunkId, location: &Location, log: u32) -> EntryBytes {
     let mut out = Vec::with_capacity(ENTRY_BYTES);
     out.put_bytes(&id.0);
     out.put_u32(log);
@@ -177,144 +180,6 @@ pub(super) fn decode(bytes: &EntryBytes, logs: &Logs) -> Option<(ChunkId, Locati
     let is_legal = (1..=CHUNK_BLOCKS_MAX).contains(&(blocks as usize));
     (is_whole && is_legal)
         .then_some((id, Location { target: Target { log, slot, attempt }, chunk, blocks }))
-}
-
-/// The file of entries and the pages of it that were read last.
-#[derive(Debug)]
-pub(super) struct Entries {
-    file: Named,
-    count: u32,
-    /// Page `n` is kept at `n % CACHE_PAGES` or nowhere.
-    pages: Vec<Option<Page>>,
-}
-
-#[derive(Debug)]
-struct Page {
-    number: u32,
-    bytes: Box<[u8]>,
-}
-
-fn offset(entry: u32) -> u64 {
-    ENTRIES_HEADER_BYTES as u64 + u64::from(entry) * ENTRY_BYTES as u64
-}
-
-impl Entries {
-    pub(super) fn open(path: &Path, vault: VaultId) -> Result<Self, IndexError> {
-        let file = Named::open(path, ENTRIES_MAGIC, vault, ENTRIES_HEADER_BYTES)?;
-        let bytes = file.len()?.saturating_sub(ENTRIES_HEADER_BYTES as u64);
-        let count = u32::try_from(bytes / ENTRY_BYTES as u64)
-            .ok()
-            .filter(|count| (*count as usize) <= super::ENTRIES_MAX)
-            .ok_or(IndexError::Full { what: "entries", max: super::ENTRIES_MAX })?;
-        let pages = std::iter::repeat_with(|| None).take(CACHE_PAGES).collect();
-        Ok(Self { file, count, pages })
-    }
-
-    /// Number of entries in the file, bad and superseded ones included.
-    pub(super) fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// Writes entries behind the last and returns the number of the first of them. Each comes with
-    /// the number of its log.
-    pub(super) fn append(
-        &mut self,
-        fresh: &[(ChunkId, Location, u32, Option<u32>)],
-    ) -> Result<u32, IndexError> {
-        let first = self.count;
-        let bytes: Vec<u8> =
-            fresh.iter().flat_map(|(id, location, log, _)| encode(id, location, *log)).collect();
-        // At a failure `count` stays: the next call writes over what this one left.
-        self.file.write(offset(first), &bytes)?;
-        self.count += u32::try_from(fresh.len()).expect("the caller counted them");
-        self.forget_page(page_of(first));
-        Ok(first)
-    }
-
-    /// Cuts the file off behind `count` entries.
-    pub(super) fn cut(&mut self, count: u32) -> Result<(), IndexError> {
-        self.count = count;
-        self.pages.fill_with(|| None);
-        self.file.cut(offset(count))
-    }
-
-    /// Reads an entry, through the cache.
-    pub(super) fn read(&mut self, entry: u32, counters: &mut Counters) -> io::Result<EntryBytes> {
-        let number = page_of(entry);
-        let place = &mut self.pages[number as usize % CACHE_PAGES];
-        if place.as_ref().is_none_or(|page| page.number != number) {
-            // Taken out first: a page half read is not kept.
-            let kept = place.take().map(|page| page.bytes);
-            let mut bytes = kept.unwrap_or_else(|| vec![0; PAGE_BYTES].into());
-            bytes.fill(0);
-            let first = number * PAGE_ENTRIES_U32;
-            read_up_to(&self.file.file, offset(first), &mut bytes)?;
-            counters.pages_read += 1;
-            *place = Some(Page { number, bytes });
-        }
-        let page = place.as_ref().expect("put there just before");
-        let at = (entry % PAGE_ENTRIES_U32) as usize * ENTRY_BYTES;
-        let mut out = [0; ENTRY_BYTES];
-        out.copy_from_slice(&page.bytes[at..at + ENTRY_BYTES]);
-        Ok(out)
-    }
-
-    /// All entries in order, past the cache.
-    pub(super) fn scan(&self) -> Result<Scan, IndexError> {
-        let file = self.file.file.try_clone();
-        let file = file.map_err(|source| self.file.error("open", source))?;
-        let file = Named { path: self.file.path.clone(), file };
-        Ok(Scan { file, next: 0, count: self.count, buffer: Vec::new(), at: 0 })
-    }
-
-    /// Drops page `number`, which has been written to.
-    fn forget_page(&mut self, number: u32) {
-        let place = &mut self.pages[number as usize % CACHE_PAGES];
-        if place.as_ref().is_some_and(|page| page.number == number) {
-            *place = None;
-        }
-    }
-}
-
-const PAGE_ENTRIES_U32: u32 = 64;
-const _: () = assert!(PAGE_ENTRIES_U32 as usize == PAGE_ENTRIES);
-const _: () = assert!(ENTRIES_HEADER_BYTES.is_multiple_of(PAGE_BYTES));
-
-fn page_of(entry: u32) -> u32 {
-    entry / PAGE_ENTRIES_U32
-}
-
-/// Reads all entries once.
-#[derive(Debug)]
-pub(super) struct Scan {
-    file: Named,
-    next: u32,
-    count: u32,
-    buffer: Vec<u8>,
-    at: usize,
-}
-
-impl Scan {
-    /// The next entry and its number.
-    pub(super) fn next_entry(&mut self) -> Result<Option<(u32, EntryBytes)>, IndexError> {
-        if self.next == self.count {
-            return Ok(None);
-        }
-        if self.at == self.buffer.len() {
-            let left = (self.count - self.next) as usize * ENTRY_BYTES;
-            self.buffer.resize(left.min(SCAN_BYTES), 0);
-            // A file cut short meanwhile reads as zeros, which are no entry.
-            self.buffer.fill(0);
-            read_up_to(&self.file.file, offset(self.next), &mut self.buffer)
-                .map_err(|source| self.file.error("read", source))?;
-            self.at = 0;
-        }
-        let mut out = [0; ENTRY_BYTES];
-        out.copy_from_slice(&self.buffer[self.at..self.at + ENTRY_BYTES]);
-        self.at += ENTRY_BYTES;
-        self.next += 1;
-        Ok(Some((self.next - 1, out)))
-    }
 }
 
 /// The ids of the logs that entries refer to, by number.

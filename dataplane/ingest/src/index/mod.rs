@@ -7,22 +7,33 @@
 //! **The caller inserts a chunk only once its segment is committed.** A slot that was not may come
 //! to hold another segment after a crash, and the index would point into that.
 //!
-//! On disk, in a folder of its own: `entries`, appended to, and `logs`, the ids of the logs that
-//! entries refer to by number. Nothing is flushed: after a power cut what is missing is missing. In
+//! On disk, in a folder of its own: entries (`entries`), appended to files of which the oldest give way, and `logs`, the
+//! ids of the logs that entries refer to by number. Nothing is flushed: after a power cut what is missing is missing. In
 //! memory: 6 bytes a chunk in open-addressing tables (`table`), under 8 with their free slots, and
 //! a page cache of fixed size.
+//!
+//! What is useful stays: a chunk that is found shortly before its file goes is written again, and small ones have files of
+//! their own.
 
+mod entries;
 mod files;
 mod table;
 
+use entries::{Entries, Fresh, Ring, Scan};
 use farshore_proto::{ChunkId, DecodeError, ErrorKind, VaultId};
 use farshore_vault::Location;
-use files::{Entries, Logs};
+use files::Logs;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use table::{ENTRIES_MAX, Table};
+use table::Table;
+
+pub use entries::Room;
+
+/// Entries that are inserted for each part of the table that is swept.
+const SWEPT_EVERY: usize = 16;
 
 /// What the index met since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,6 +48,8 @@ pub struct Counters {
     pub pages_read: u64,
     /// Reads that failed and were taken as misses.
     pub read_errors: u64,
+    /// Times that chunks could not be written again before their file goes.
+    pub write_errors: u64,
 }
 
 /// An index that cannot be opened or written.
@@ -116,10 +129,15 @@ pub struct Index {
     entries: Entries,
     logs: Logs,
     counters: Counters,
+    /// What of the files the table does not know yet.
+    loading: Option<Scan>,
+    buffer: Vec<u8>,
+    /// Entries that went, and the first part of the table that may still speak of them.
+    sweeps: Vec<(Range<u32>, usize)>,
 }
 
 impl Index {
-    /// Opens the index in the folder `dir`, or begins one there. `vault` is whose chunks it knows.
+    /// Opens the index in the folder `dir`, or begins one there, and loads it. `vault` is whose chunks it knows.
     ///
     /// Reads all entries once, about 64 bytes each. A torn end is cut off, a damaged entry before
     /// it is skipped; `counters` tells.
@@ -129,18 +147,59 @@ impl Index {
     /// it open, `Invalid` if it is of another vault, `Corrupt` if its first bytes are damaged:
     /// then `reset` begins anew.
     pub fn open(dir: &Path, vault: VaultId) -> Result<Self, IndexError> {
-        fs::create_dir_all(dir).map_err(|source| IndexError::Io {
-            what: "create the folder",
-            path: dir.to_owned(),
-            source,
-        })?;
-        // Entries first: their lock keeps others from both files.
-        let entries = Entries::open(&dir.join("entries"), vault)?;
-        let logs = Logs::open(&dir.join("logs"), vault)?;
-        let table = Table::for_count(entries.count() as usize);
-        let mut index = Self { table, entries, logs, counters: Counters::default() };
-        index.load()?;
+        let mut index = Self::begin(dir, vault, Room::default())?;
+        while index.load_some()? {}
         Ok(index)
+    }
+
+    /// As [`Self::open`], with room for so much, and knows nothing before it is loaded: [`Self::load_some`]. It may be used
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn begin(dir: &Path, vault: VaultId, room: Room) -> Result<Self, IndexError> {
+        let made = fs::create_dir_all(dir);
+        made.map_err(|source| files::io_error("create the folder", dir, source))?;
+        // Logs first: its lock keeps others from all files.
+        let logs = Logs::open(&dir.join("logs"), vault)?;
+        entries::remove(&dir.join("entries"))?;
+        let mut counters = Counters::default();
+        let entries = Entries::open((dir, vault), room, &logs, &mut counters)?;
+        let table = Table::for_count(entries.count());
+        let loading = Some(entries.scan());
+        let (buffer, sweeps) = (Vec::new(), Vec::new());
+        Ok(Self { table, entries, logs, counters, loading, buffer, sweeps })
+    }
+
+    /// Loads a little; false when all is loaded.
+    ///
+    /// # Errors
+    /// `Unavailable` if a file cannot be read: what is not loaded stays unknown.
+    pub fn load_some(&mut self) -> Result<bool, IndexError> {
+        let Some(scan) = &mut self.loading else { return Ok(false) };
+        match self.entries.scan_some(scan, &mut self.buffer) {
+            Ok(Some(first)) => {
+                let (found, _) = self.buffer.as_chunks();
+                for (entry, bytes) in (first..).zip(found) {
+                    match files::decode(bytes, &self.logs) {
+                        // Known in a newer file perhaps: that is looked at when somebody asks for it.
+                        Some((id, _)) => self.table.insert(&id, entry),
+                        None => self.counters.entries_bad += 1,
+                    }
+                }
+                Ok(true)
+            }
+            end => {
+                (self.loading, self.buffer) = (None, Vec::new());
+                end.map(|_| false)
+            }
+        }
+    }
+
+    /// Whether all that the files hold is known.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        self.loading.is_none()
     }
 
     /// Throws away the index in `dir`, if there is one, and begins a new one.
@@ -149,19 +208,12 @@ impl Index {
     /// As `open`, but for `Invalid` and `Corrupt`. `Conflict` is noticed only after the files are
     /// gone from the folder; the other process goes on with them unseen.
     pub fn reset(dir: &Path, vault: VaultId) -> Result<Self, IndexError> {
-        for name in ["entries", "logs"] {
-            let path = dir.join(name);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(IndexError::Io { what: "remove", path, source });
-                }
-                _ => {}
-            }
-        }
+        entries::remove(&dir.join("logs"))?;
+        entries::clear(dir)?;
         Self::open(dir, vault)
     }
 
-    /// Number of chunks known.
+    /// Number of chunks known; those that are in two files count twice until the older one goes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.table.len()
@@ -173,6 +225,12 @@ impl Index {
         self.len() == 0
     }
 
+    /// How many entries were ever written. It never becomes less, but where some were lost.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.entries.written()
+    }
+
     /// Bytes of memory that grow with the number of chunks: the tables and the ids of logs. The
     /// page cache, `CACHE_BYTES`, comes on top.
     #[must_use]
@@ -181,7 +239,7 @@ impl Index {
     }
 
     /// Bytes of the page cache when it is full.
-    pub const CACHE_BYTES: usize = files::CACHE_BYTES;
+    pub const CACHE_BYTES: usize = entries::CACHE_BYTES;
 
     /// What was met since the opening.
     #[must_use]
@@ -191,86 +249,110 @@ impl Index {
 
     /// Looks each id up, in order. A chunk that is known may be missed if its entry cannot be read.
     pub fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
-        ids.iter().map(|id| self.find(id).map(|(_, location)| location)).collect()
+        let found: Vec<_> = ids.iter().map(|id| self.find(id)).collect();
+        let mut old = [Vec::new(), Vec::new()];
+        for (id, found) in ids.iter().zip(&found) {
+            if let Some((entry, location)) = found
+                && self.entries.is_old(*entry)
+            {
+                old[Ring::of(location) as usize].push((*id, *location, Some(*entry)));
+            }
+        }
+        for ring in Ring::BOTH {
+            // The file that they are in may go now.
+            if self.write(ring, &old[ring as usize]).is_err() {
+                self.counters.write_errors += 1;
+            }
+        }
+        found.into_iter().map(|found| found.map(|(_, location)| location)).collect()
     }
 
     /// Adds chunks whose segments are committed, in the order in which they are likely to be looked
     /// up together. A chunk known elsewhere is from now on known here; of two equal ids in one call
-    /// the first counts.
+    /// the first counts. The oldest that nobody asked for give way.
     ///
     /// # Errors
-    /// `Unavailable` or `Limit` if the entries cannot be written, `Limit` if the index is full.
-    /// None of `chunks` is known then that was not before; the index stays usable.
+    /// `Unavailable` or `Limit` if the entries cannot be written, `Limit` if there are too many logs.
+    /// Some of `chunks` are not known then; the index stays usable.
     pub fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError> {
         let mut seen = BTreeSet::new();
-        let mut fresh = Vec::with_capacity(chunks.len());
+        let mut fresh = [Vec::new(), Vec::new()];
         for (id, location) in chunks {
             if !seen.insert(*id) {
                 continue;
             }
             let known = self.find(id);
             if known.is_none_or(|(_, known)| known != *location) {
-                let log = self.logs.intern(location.target.log)?;
-                fresh.push((*id, *location, log, known.map(|(entry, _)| entry)));
+                let old = known.map(|(entry, _)| entry);
+                fresh[Ring::of(location) as usize].push((*id, *location, old));
             }
         }
-        if self.entries.count() as usize + fresh.len() > ENTRIES_MAX {
-            return Err(IndexError::Full { what: "entries", max: ENTRIES_MAX });
-        }
-        let first = self.entries.append(&fresh)?;
-        for (entry, (id, _, _, old)) in (first..).zip(&fresh) {
-            self.put(id, entry, *old);
+        Ring::BOTH.into_iter().try_for_each(|ring| self.write(ring, &fresh[ring as usize]))
+    }
+
+    /// Writes entries, each perhaps in the place of an old one.
+    fn write(
+        &mut self,
+        ring: Ring,
+        mut chunks: &[(ChunkId, Location, Option<u32>)],
+    ) -> Result<(), IndexError> {
+        while !chunks.is_empty() {
+            if self.entries.room_left(ring) == 0 {
+                // The place of the new file is one that was swept; it may be that one.
+                self.sweep(usize::MAX);
+                let gone = self.entries.begin_file(ring)?;
+                self.sweeps.push((gone, 0));
+            }
+            let (now, later) = chunks.split_at(chunks.len().min(self.entries.room_left(ring)));
+            let numbered = now.iter().map(|(id, location, _)| {
+                Ok((*id, *location, self.logs.intern(location.target.log)?))
+            });
+            let fresh: Vec<Fresh> = numbered.collect::<Result<_, IndexError>>()?;
+            let first = self.entries.append(ring, &fresh)?;
+            for (entry, (id, _, old)) in (first..).zip(now) {
+                match old {
+                    Some(old) if self.table.replace(id, *old, entry) => {}
+                    _ => self.table.insert(id, entry),
+                }
+            }
+            self.sweep(1 + now.len() / SWEPT_EVERY);
+            chunks = later;
         }
         Ok(())
     }
 
-    fn put(&mut self, id: &ChunkId, entry: u32, old: Option<u32>) {
-        match old {
-            Some(old) => self.table.replace(id, old, entry),
-            None => self.table.insert(id, entry),
+    /// Lets go of entries whose files went, in so many parts of the table.
+    fn sweep(&mut self, parts: usize) {
+        for _ in 0..parts {
+            let Some((gone, next)) = self.sweeps.last_mut() else { return };
+            if self.table.sweep(*next, gone) {
+                *next += 1;
+            } else {
+                self.sweeps.pop();
+            }
         }
     }
 
-    /// The number and location of the entry of `id`.
+    /// The number and location of the newest entry of `id`.
     fn find(&mut self, id: &ChunkId) -> Option<(u32, Location)> {
+        let mut newest: Option<(u32, Location)> = None;
         for entry in self.table.candidates(id) {
             match self.entries.read(entry, &mut self.counters) {
                 Err(_) => self.counters.read_errors += 1,
-                Ok(bytes) => match files::decode(&bytes, &self.logs) {
+                Ok(None) => {}
+                Ok(Some(bytes)) => match files::decode(&bytes, &self.logs) {
                     None => self.counters.entries_bad += 1,
-                    Some((found, location)) if found == *id => return Some((entry, location)),
+                    Some((found, location)) if found == *id => {
+                        let age = |(entry, _): (u32, Location)| self.entries.age(entry);
+                        if newest.map(age) < Some(self.entries.age(entry)) {
+                            newest = Some((entry, location));
+                        }
+                    }
                     Some(_) => self.counters.tag_collisions += 1,
                 },
             }
         }
-        None
-    }
-
-    /// Fills the table from the entries.
-    fn load(&mut self) -> Result<(), IndexError> {
-        let mut good = 0;
-        let mut bad = 0;
-        let mut scan = self.entries.scan()?;
-        while let Some((entry, bytes)) = scan.next_entry()? {
-            let Some((id, _)) = files::decode(&bytes, &self.logs) else {
-                bad += 1;
-                continue;
-            };
-            self.counters.entries_bad += bad;
-            bad = 0;
-            good = entry + 1;
-            let old = self.find(&id).map(|(old, _)| old);
-            self.put(&id, entry, old);
-        }
-        // Bad entries with no good one behind them are the torn end of the last run.
-        self.counters.entries_cut += bad;
-        self.entries.cut(good)?;
-        self.counters = Counters {
-            entries_bad: self.counters.entries_bad,
-            entries_cut: self.counters.entries_cut,
-            ..Counters::default()
-        };
-        Ok(())
+        newest
     }
 }
 

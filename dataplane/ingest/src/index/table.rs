@@ -11,6 +11,7 @@
 //! by a fifth: 6 bytes / 0.95 × 1.2 is at most 7.6 bytes a chunk.
 
 use farshore_proto::ChunkId;
+use std::ops::Range;
 
 const PART_BITS: u32 = 10;
 const TAG_BITS: u32 = 20;
@@ -106,6 +107,21 @@ impl Part {
         self.slots[at] = new.pack();
     }
 
+    /// Lets go of all entries in `range`; returns how many those were.
+    fn sweep(&mut self, range: &Range<u32>) -> usize {
+        let is_gone = |taken: &Taken| range.contains(&taken.entry);
+        let taken = self.slots.iter().filter_map(|slot| Taken::unpack(*slot));
+        let gone = taken.filter(is_gone).count();
+        if gone > 0 {
+            let free = vec![[0; SLOT_BYTES]; self.slots.len()].into();
+            let old = std::mem::replace(&mut self.slots, free);
+            let taken = old.iter().filter_map(|slot| Taken::unpack(*slot));
+            taken.filter(|taken| !is_gone(taken)).for_each(|taken| self.place(taken));
+            self.taken -= gone;
+        }
+        gone
+    }
+
     fn grow(&mut self) {
         let slots = (self.slots.len() * 6 / 5 + 1).max(FIRST_SLOTS);
         let old = std::mem::replace(&mut self.slots, vec![[0; SLOT_BYTES]; slots].into());
@@ -175,13 +191,23 @@ impl Table {
         self.len += 1;
     }
 
-    /// Puts entry `new` in the place of `old`, which is one of `id`.
-    pub(super) fn replace(&mut self, id: &ChunkId, old: u32, new: u32) {
+    /// Lets go of the entries in `range` of one part; false if there is no such part.
+    pub(super) fn sweep(&mut self, part: usize, range: &Range<u32>) -> bool {
+        let Some(part) = self.parts.get_mut(part) else { return false };
+        self.len -= part.sweep(range);
+        true
+    }
+
+    /// Puts entry `new` in the place of `old`; false if `id` has no such entry.
+    pub(super) fn replace(&mut self, id: &ChunkId, old: u32, new: u32) -> bool {
+        assert!((new as usize) < ENTRIES_MAX, "entries are counted before");
         let (part, tag) = place(id);
         let part = &mut self.parts[part];
-        let found = part.search(tag).find(|(_, taken)| taken.entry == old);
-        let (at, taken) = found.expect("the entry was found just before");
+        let Some((at, taken)) = part.search(tag).find(|(_, taken)| taken.entry == old) else {
+            return false;
+        };
         part.slots[at] = Taken { entry: new, ..taken }.pack();
+        true
     }
 }
 
@@ -248,6 +274,23 @@ mod tests {
         let expected: Vec<u32> = (0..200).filter(|entry| *entry != 7).chain([1000]).collect();
         assert_eq!(found, expected);
         assert_eq!(table.len(), 200);
+    }
+
+    #[test]
+    fn what_is_swept_is_gone_and_nothing_else() {
+        let mut table = Table::for_count(0);
+        let count = 300_000;
+        (0..count).for_each(|entry| table.insert(&id(entry.into()), entry));
+        let gone = 100_000..200_000;
+        let mut part = 0;
+        while table.sweep(part, &gone) {
+            part += 1;
+        }
+        assert_eq!(table.len(), 200_000);
+        for entry in 0..count {
+            let is_there = table.candidates(&id(entry.into())).contains(&entry);
+            assert_eq!(is_there, !gone.contains(&entry), "entry {entry}");
+        }
     }
 
     #[test]

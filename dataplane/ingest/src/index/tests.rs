@@ -7,6 +7,8 @@ use tempfile::TempDir;
 const VAULT: VaultId = VaultId([1; 16]);
 const HEADER_BYTES: u64 = 4096;
 const ENTRY_BYTES: u64 = 64;
+/// The first file of ordinary chunks.
+const ENTRIES: &str = "chunks-0000000000";
 
 /// An id as a hash gives it, the same for the same number.
 fn id(number: u64) -> ChunkId {
@@ -31,11 +33,12 @@ fn location(number: u64) -> Location {
             attempt: Attempt([byte; 8]),
         },
         chunk: u32::try_from(number % 100).unwrap(),
-        blocks: u32::try_from(number % 32).unwrap() + 1,
+        // None is small.
+        blocks: u32::try_from(number % 28).unwrap() + 4,
     }
 }
 
-fn chunks(numbers: std::ops::Range<u64>) -> Vec<(ChunkId, Location)> {
+fn chunks(numbers: Range<u64>) -> Vec<(ChunkId, Location)> {
     numbers.map(|number| (id(number), location(number))).collect()
 }
 
@@ -45,7 +48,7 @@ fn filled(dir: &TempDir, count: u64) -> Index {
     index
 }
 
-fn knows(index: &mut Index, numbers: std::ops::Range<u64>) -> usize {
+fn knows(index: &mut Index, numbers: Range<u64>) -> usize {
     let ids: Vec<_> = numbers.clone().map(id).collect();
     let found = index.lookup(&ids);
     assert_eq!(found.len(), ids.len());
@@ -103,12 +106,12 @@ fn neighbours_share_a_page() {
 #[test]
 fn pages_are_given_up_when_there_are_too_many() {
     let dir = TempDir::new().unwrap();
-    let mut index = filled(&dir, 64 * 300);
+    let mut index = filled(&dir, 64 * 4400);
     for round in 0..2 {
-        let ids: Vec<_> = (0..300).rev().map(|page| id(page * 64)).collect();
-        assert_eq!(index.lookup(&ids).iter().flatten().count(), 300, "round {round}");
+        let ids: Vec<_> = (0..4400).rev().map(|page| id(page * 64)).collect();
+        assert_eq!(index.lookup(&ids).iter().flatten().count(), 4400, "round {round}");
     }
-    assert!(index.counters().pages_read > 300);
+    assert!(index.counters().pages_read > 4400);
 }
 
 #[test]
@@ -152,16 +155,16 @@ fn a_chunk_inserted_again_elsewhere_moves_and_takes_no_more_memory() {
     drop(index);
     let mut index = Index::open(dir.path(), VAULT).unwrap();
     assert_eq!(index.lookup(&[id(42)]), [Some(moved)]);
-    assert_eq!(index.len(), 100);
+    assert_eq!(index.len(), entries + 1, "both are in the file");
 }
 
 #[test]
 fn a_torn_end_is_cut_at_every_length() {
     let dir = TempDir::new().unwrap();
     drop(filled(&dir, 10));
-    let whole = fs::read(dir.path().join("entries")).unwrap();
+    let whole = fs::read(dir.path().join(ENTRIES)).unwrap();
     for len in (HEADER_BYTES..=HEADER_BYTES + 10 * ENTRY_BYTES).rev() {
-        fs::write(dir.path().join("entries"), &whole[..usize::try_from(len).unwrap()]).unwrap();
+        fs::write(dir.path().join(ENTRIES), &whole[..usize::try_from(len).unwrap()]).unwrap();
         let left = (len - HEADER_BYTES) / ENTRY_BYTES;
         let mut index = Index::open(dir.path(), VAULT).unwrap();
         assert_eq!(knows(&mut index, 0..10) as u64, left, "length {len}");
@@ -177,7 +180,7 @@ fn a_torn_end_is_cut_at_every_length() {
 fn an_end_of_zeros_is_cut() {
     let dir = TempDir::new().unwrap();
     drop(filled(&dir, 10));
-    cut(&dir, "entries", HEADER_BYTES + 70 * ENTRY_BYTES + 5);
+    cut(&dir, ENTRIES, HEADER_BYTES + 70 * ENTRY_BYTES + 5);
     let mut index = Index::open(dir.path(), VAULT).unwrap();
     assert_eq!(index.counters().entries_cut, 60);
     assert_eq!(knows(&mut index, 0..10), 10);
@@ -190,8 +193,8 @@ fn a_damaged_entry_is_a_miss_and_counted() {
         let dir = TempDir::new().unwrap();
         drop(filled(&dir, 10));
         let at = HEADER_BYTES + 4 * ENTRY_BYTES + bit / 8;
-        let byte = fs::read(dir.path().join("entries")).unwrap()[usize::try_from(at).unwrap()];
-        damage(&dir, "entries", at, &[byte ^ 1 << (bit % 8)]);
+        let byte = fs::read(dir.path().join(ENTRIES)).unwrap()[usize::try_from(at).unwrap()];
+        damage(&dir, ENTRIES, at, &[byte ^ 1 << (bit % 8)]);
         let mut index = Index::open(dir.path(), VAULT).unwrap();
         assert_eq!(index.counters().entries_bad, 1, "bit {bit}");
         assert_eq!(knows(&mut index, 0..10), 9, "bit {bit}");
@@ -202,7 +205,7 @@ fn a_damaged_entry_is_a_miss_and_counted() {
 fn damage_after_the_opening_is_a_miss_too() {
     let dir = TempDir::new().unwrap();
     let mut index = filled(&dir, 10);
-    damage(&dir, "entries", HEADER_BYTES + 4 * ENTRY_BYTES, &[0; 8]);
+    damage(&dir, ENTRIES, HEADER_BYTES + 4 * ENTRY_BYTES, &[0; 8]);
     assert_eq!(knows(&mut index, 0..10), 9);
     assert_eq!(index.counters().entries_bad, 1);
     let again = (id(4), location(4));
@@ -238,13 +241,14 @@ fn an_index_of_another_vault_is_refused_until_it_is_reset() {
     let error = Index::open(dir.path(), other).unwrap_err();
     assert!(matches!(error, IndexError::OtherVault { found: VAULT, .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Invalid);
+    fs::write(dir.path().join("chunks-0000000007"), "").unwrap();
     let mut index = Index::reset(dir.path(), other).unwrap();
     assert_eq!(knows(&mut index, 0..10), 0);
 }
 
 #[test]
 fn a_damaged_header_is_named() {
-    for (name, bytes) in [("entries", HEADER_BYTES), ("logs", 64)] {
+    for (name, bytes) in [(ENTRIES, HEADER_BYTES), ("logs", 64)] {
         let dir = TempDir::new().unwrap();
         drop(filled(&dir, 10));
         let path = dir.path().join(name);
@@ -295,4 +299,105 @@ fn a_million_chunks_take_under_8_bytes_each() {
     assert!(index.memory_bytes() as u64 <= COUNT * 8);
     assert_eq!(knows(&mut index, 0..COUNT) as u64, COUNT);
     assert_eq!(knows(&mut index, COUNT..COUNT + 100_000), 0);
+}
+
+/// Four files of 128 ordinary chunks and two of small ones.
+const LITTLE: Room = Room { file_entries: 128, files: 4, small_files: 2 };
+
+fn little(dir: &TempDir) -> Index {
+    let mut index = Index::begin(dir.path(), VAULT, LITTLE).unwrap();
+    while index.load_some().unwrap() {}
+    index
+}
+
+fn small(numbers: Range<u64>) -> Vec<(ChunkId, Location)> {
+    let small = |(id, location)| (id, Location { blocks: 1, ..location });
+    chunks(numbers).into_iter().map(small).collect()
+}
+
+fn files(dir: &TempDir) -> Vec<String> {
+    let names = fs::read_dir(dir.path()).unwrap().map(|found| found.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn the_oldest_give_way_and_what_is_asked_for_stays() {
+    let dir = TempDir::new().unwrap();
+    let mut index = little(&dir);
+    index.insert(&chunks(0..512)).unwrap();
+    assert_eq!(knows(&mut index, 0..512), 512, "all four files are full");
+    // The first file is the next to go. Some of it is found by somebody.
+    let kept: Vec<ChunkId> = (0..10).map(id).collect();
+    for round in 0..20 {
+        assert!(index.lookup(&kept).iter().all(Option::is_some), "round {round}");
+        let first = 512 + round * 100;
+        index.insert(&chunks(first..first + 100)).unwrap();
+    }
+    assert_eq!(knows(&mut index, 0..10), 10);
+    assert_eq!(knows(&mut index, 10..1900), 0, "nobody asked for them");
+    assert_eq!(knows(&mut index, 2400..2512), 112);
+    assert!(index.len() <= 5 * 128, "{} are known", index.len());
+    let written = index.written();
+    drop(index);
+    assert_eq!(files(&dir).len(), 1 + 4, "{:?}", files(&dir));
+    let mut index = little(&dir);
+    assert_eq!((knows(&mut index, 0..10), knows(&mut index, 2400..2512)), (10, 112));
+    assert_eq!(index.written(), written);
+}
+
+#[test]
+fn any_number_of_small_chunks_pushes_out_no_others() {
+    let dir = TempDir::new().unwrap();
+    let mut index = little(&dir);
+    index.insert(&chunks(0..500)).unwrap();
+    for first in (10_000..20_000).step_by(100) {
+        index.insert(&small(first..first + 100)).unwrap();
+    }
+    assert_eq!(knows(&mut index, 0..500), 500);
+    let newest: Vec<ChunkId> = (19_900..20_000).map(id).collect();
+    assert!(index.lookup(&newest).iter().all(Option::is_some));
+    assert!(index.len() <= 500 + 3 * 128, "{} are known", index.len());
+    drop(index);
+    let mut index = little(&dir);
+    assert_eq!(knows(&mut index, 0..500), 500);
+    assert!(index.lookup(&newest).iter().all(Option::is_some));
+}
+
+#[test]
+fn it_is_used_while_it_is_loaded() {
+    const COUNT: u64 = 100_000;
+    let dir = TempDir::new().unwrap();
+    drop(filled(&dir, COUNT));
+    let mut index = Index::begin(dir.path(), VAULT, Room::default()).unwrap();
+    assert_eq!((knows(&mut index, 0..100), index.is_loaded()), (0, false));
+    // One of them moves before it is loaded; another is new.
+    let there = location(42).target;
+    let moved = Location { target: Target { slot: Slot(9999), ..there }, ..location(42) };
+    index.insert(&[(id(42), moved), (id(COUNT), location(COUNT))]).unwrap();
+    let mut steps = 0;
+    while index.load_some().unwrap() {
+        steps += 1;
+        assert_eq!(index.lookup(&[id(42), id(COUNT)]), [Some(moved), Some(location(COUNT))]);
+    }
+    assert!(index.is_loaded() && steps > 3, "{steps} steps");
+    assert_eq!(knows(&mut index, 43..COUNT + 1) as u64, COUNT + 1 - 43);
+    assert_eq!(index.lookup(&[id(42)]), [Some(moved)], "the newer one counts");
+    drop(index);
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    assert_eq!(index.lookup(&[id(42)]), [Some(moved)]);
+    assert_eq!(knows(&mut index, 43..COUNT + 1) as u64, COUNT + 1 - 43);
+}
+
+#[test]
+fn what_was_written_is_less_only_where_some_was_lost() {
+    let dir = TempDir::new().unwrap();
+    let mut index = filled(&dir, 100);
+    index.insert(&small(200..210)).unwrap();
+    assert_eq!(index.written(), 110);
+    drop(index);
+    assert_eq!(Index::open(dir.path(), VAULT).unwrap().written(), 110);
+    cut(&dir, ENTRIES, HEADER_BYTES + 40 * ENTRY_BYTES + 3);
+    assert_eq!(Index::open(dir.path(), VAULT).unwrap().written(), 50);
 }

@@ -40,7 +40,8 @@ fn a_damaged_chunk_index_finds_less_never_elsewhere() {
     let whole: Vec<(ChunkId, Location)> = (0..12).map(chunk).collect();
     Index::open(dir.path(), VAULT).unwrap().insert(&whole).unwrap();
     assert_eq!(check_index(dir.path(), "whole"), Some(12));
-    let files = ["entries", "logs"].map(|name| (name, fs::read(dir.path().join(name)).unwrap()));
+    let files =
+        ["chunks-0000000000", "logs"].map(|name| (name, fs::read(dir.path().join(name)).unwrap()));
     let restore = || {
         for (name, bytes) in &files {
             fs::write(dir.path().join(name), bytes).unwrap();

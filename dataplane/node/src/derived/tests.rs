@@ -45,6 +45,20 @@ async fn wait_for(dir: &Path, folder: &str) {
     }
 }
 
+/// A segment with so many new chunks of one block, the first made of `first`; it is put.
+async fn commit_chunks(vault: &Vault, slot: Slot, first: u64, count: u64) -> (Target, Table) {
+    let (number, key) = vault.newest_key();
+    let writer = SlotWriter::of_run(1);
+    let mut builder = SegmentBuilder::new(vault.id(), LOG, slot, writer, key, number, 1).unwrap();
+    for chunk in first..first + count {
+        let bytes = chunk.to_le_bytes().repeat(BLOCK_BYTES / 8);
+        builder.push_chunk(vault.hasher().id(&bytes), &bytes);
+    }
+    let built = builder.finish().unwrap();
+    put_segment(vault, LOG, slot, Bytes::from(built.bytes())).await.unwrap();
+    (Target { log: LOG, slot, attempt: built.header.attempt() }, built.table)
+}
+
 /// A volume with one point, in one segment.
 async fn commit_volume(vault: &Vault) {
     let body = EpochBody {
@@ -140,7 +154,7 @@ fn a_volume_whose_stream_is_damaged_is_told_at_once() {
 
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {
     let index = Index::open(&dir.join("index"), vault.id()).unwrap();
-    Dedup::new(vault.vault_keys(), index, 1)
+    Dedup::new(vault.vault_keys(), index, 1).unwrap()
 }
 
 fn at(slot: Slot) -> Target {
@@ -173,7 +187,7 @@ async fn new_chunks_become_runs_when_there_are_enough_and_at_the_end() {
         let dir = dir.path().join(uuid::Uuid::new_v4().to_string());
         let fresh = dedup(&dir, &vault);
         learn(&vault, &fresh, &mut Learnt::open(&dir.join("index"), 0)).await;
-        fresh.len()
+        fresh.len().await
     };
     assert_eq!(fresh().await, 66_000);
     for (slot, count, expected) in [(Slot(2), 1023, 66_000), (Slot(3), 1024, 67_024)] {
@@ -195,10 +209,10 @@ async fn some_new_chunks_become_a_run_after_a_while_and_are_learnt_once() {
     known.committed(LOG, Slot(0));
     let other_dir = dir.path().join("b");
     let other = dedup(&other_dir, &vault);
-    let learnt = Learnt::open(&other_dir.join("index"), 0);
     let begun = tokio::time::Instant::now();
-    let learning = tokio::spawn(crate::learning::run(vault.clone(), other.clone(), learnt));
-    while other.len() < 1024 {
+    let learning =
+        tokio::spawn(crate::learning::run(vault.clone(), other.clone(), other_dir.join("index")));
+    while other.len().await < 1024 {
         assert!(begun.elapsed() < Duration::from_secs(60), "not within a minute");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -206,7 +220,46 @@ async fn some_new_chunks_become_a_run_after_a_while_and_are_learnt_once() {
     tokio::time::sleep(Duration::from_secs(40)).await;
     learning.abort();
     task.abort();
-    assert_eq!(known.fresh(), 0);
+    assert_eq!(known.fresh().await, 0);
     let noted = std::fs::read_to_string(other_dir.join("index/learnt-runs")).unwrap();
     assert_eq!(noted.lines().count(), 1, "{noted}");
+}
+
+/// Two nodes take the same image at the same pace, the second a minute behind the first: nearly all of it is there already.
+#[tokio::test(start_paused = true)]
+async fn a_second_node_that_begins_a_minute_later_adds_little() {
+    const SLOTS: u64 = 40;
+    const EVERY: Duration = Duration::from_secs(5);
+    const BEHIND: u64 = 12;
+    const CHUNKS: u64 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    let first = dedup(&dir.path().join("a"), &vault);
+    let other_dir = dir.path().join("b");
+    let second = dedup(&other_dir, &vault);
+    let tasks = [
+        tokio::spawn(write_runs(vault.clone(), first.clone())),
+        tokio::spawn(crate::learning::run(vault.clone(), second.clone(), other_dir.join("index"))),
+        tokio::spawn(second.clone().look_at_segments(vault.clone())),
+    ];
+    let mut image: Vec<Vec<ChunkId>> = Vec::new();
+    let mut added = 0;
+    for turn in 0..SLOTS + BEHIND {
+        if turn < SLOTS {
+            let (target, table) = commit_chunks(&vault, Slot(turn), turn * CHUNKS, CHUNKS).await;
+            first.built(target, &table);
+            first.committed(LOG, Slot(turn));
+            image.push(table.chunks.iter().map(|chunk| chunk.id).collect());
+        }
+        if let Some(behind) = turn.checked_sub(BEHIND) {
+            let ids = image[usize::try_from(behind).unwrap()].clone();
+            let found = second.lookup(LogId([9; 16]), ids).await;
+            added += found.iter().filter(|found| found.is_none()).count() as u64;
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    let percent = 100.0 * added as f64 / (SLOTS * CHUNKS) as f64;
+    assert!(percent <= 10.0, "the second node adds {percent} % of the image");
+    println!("the second node adds {percent:.1} % of the image");
 }

@@ -27,7 +27,7 @@ async fn vault(dir: &Path) -> Vault {
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {
     let index = Index::open(&dir.join("index"), vault.id()).unwrap();
     assert!(index.is_empty());
-    Dedup::new(vault.vault_keys(), index, 1)
+    Dedup::new(vault.vault_keys(), index, 1).unwrap()
 }
 
 /// A committed segment of some chunks.
@@ -72,25 +72,25 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     let (built, theirs) = commit(&vault, THEIRS, 1).await;
     let attempt = built.header.attempt();
     first.built(Target { log: THEIRS, slot: Slot(0), attempt }, &built.table);
-    assert!(first.take_fresh().is_empty(), "not committed yet");
+    assert!(first.take_fresh().await.is_empty(), "not committed yet");
     first.committed(THEIRS, Slot(0));
     first.wait_fresh(10).await;
-    assert_eq!(runs::write(&vault, &first.take_fresh()).await.unwrap(), 1);
+    assert_eq!(runs::write(&vault, 1, &first.take_fresh().await).await.unwrap(), 1);
     // This one begins with an empty index, and its own log beside.
     let (_, ours) = commit(&vault, OURS, 100).await;
     let second = dedup(&dir.path().join("b"), &vault);
     learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), 0)).await;
-    assert!(second.take_fresh().is_empty(), "what is in a run needs no other");
+    assert!(second.take_fresh().await.is_empty(), "what is in a run needs no other");
     let journal = dir.path().join("journal");
     std::fs::create_dir(&journal).unwrap();
     let recovery = recovered(&vault, dir.path(), 1, &second).await;
     assert_eq!(recovery.opening.next_slot, Slot(5), "behind what an earlier run may still put");
-    assert_eq!(second.lookup(OURS, &theirs), vec![None; 10], "nobody has seen it");
+    assert_eq!(second.lookup(OURS, theirs.clone()).await, vec![None; 10], "nobody has seen it");
     second.look_at_all(&vault).await;
-    assert!(is_in(THEIRS, &second.lookup(OURS, &theirs)));
-    assert!(is_in(OURS, &second.lookup(OURS, &ours)));
-    assert_eq!(second.len(), 20);
-    assert_eq!(second.take_fresh().len(), 10, "its own chunks were in no run");
+    assert!(is_in(THEIRS, &second.lookup(OURS, theirs.clone()).await));
+    assert!(is_in(OURS, &second.lookup(OURS, ours.clone()).await));
+    assert_eq!(second.len().await, 20);
+    assert_eq!(second.take_fresh().await.len(), 10, "its own chunks were in no run");
 }
 
 /// S25: the store lost the end of a log, or was set back; the log went on with other segments.
@@ -105,9 +105,9 @@ async fn what_the_store_lost_is_not_referred_to_though_the_index_knows_it() {
         first.built(Target { log, slot: Slot(0), attempt }, &built.table);
         first.committed(log, Slot(0));
     }
-    let known = first.take_fresh();
+    let known = first.take_fresh().await;
     let ids: Vec<ChunkId> = known.iter().map(|(id, _)| *id).collect();
-    assert!(first.lookup(OURS, &ids).iter().all(Option::is_some));
+    assert!(first.lookup(OURS, ids.clone()).await.iter().all(Option::is_some));
     let file = |log: LogId| {
         let name = farshore_vault::layout::ObjectName::slot(log, Slot(0));
         dir.path().join("vault").join(name.to_string())
@@ -118,9 +118,9 @@ async fn what_the_store_lost_is_not_referred_to_though_the_index_knows_it() {
     // One of the logs has something else in that slot, the other nothing.
     commit(&vault, THEIRS, 201).await;
     let second = dedup(&dir.path().join("b"), &vault);
-    assert!(second.learn_run(&known));
+    assert!(second.learn_run(known).await.is_some());
     second.look_at_all(&vault).await;
-    assert_eq!(second.lookup(OURS, &ids), vec![None; 20]);
+    assert_eq!(second.lookup(OURS, ids.clone()).await, vec![None; 20]);
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn a_damaged_run_costs_duplicates_only() {
     let attempt = built.header.attempt();
     first.built(Target { log: THEIRS, slot: Slot(0), attempt }, &built.table);
     first.committed(THEIRS, Slot(0));
-    runs::write(&vault, &first.take_fresh()).await.unwrap();
+    runs::write(&vault, 1, &first.take_fresh().await).await.unwrap();
     let folder = dir.path().join("vault/index");
     let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&file).unwrap();
@@ -140,7 +140,7 @@ async fn a_damaged_run_costs_duplicates_only() {
     std::fs::write(&file, bytes).unwrap();
     let second = dedup(&dir.path().join("b"), &vault);
     learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), 0)).await;
-    assert_eq!(second.lookup(OURS, &theirs), vec![None; 10]);
+    assert_eq!(second.lookup(OURS, theirs.clone()).await, vec![None; 10]);
 }
 
 /// P2: what was journaled is replayed, also of a volume whose first segment was never put.

@@ -3,13 +3,17 @@
 
 use super::core::{Core, Plan};
 use crate::fatal::Cause;
-use crate::rt::Rt;
+use crate::rt::{Rt, within};
 use crate::services::Request;
 use farshore_api::machine::VolumeStats;
 use farshore_codec::{CodecError, SegmentBuilder};
-use farshore_ingest::build::{Build, SpanStats};
+use farshore_ingest::build::{Build, Progress, SpanStats};
 use farshore_proto::Target;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// A segment does not wait longer for what is known of its chunks: they are stored again.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
 
 /// Builds segments as the engine asks, for as long as the shard has its log.
 pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>) {
@@ -40,8 +44,15 @@ async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Option<Request>, Cod
         dedup.level(),
     )?;
     let mut build = Build::new(dedup.chunker(), dedup.hasher(), builder, plan.spans);
-    while build.step(|handle| core.frame(handle), |ids| dedup.lookup(log, ids)) {
-        R::yield_now().await;
+    loop {
+        match build.advance(|handle| core.frame(handle)) {
+            Progress::Done => break,
+            Progress::More => R::yield_now().await,
+            Progress::Asks(ids) => {
+                let answer = within::<R, _>(ANSWER_MAX, dedup.lookup(log, ids)).await;
+                build.answer(&answer.unwrap_or_default());
+            }
+        }
         if core.is_retired() {
             return Ok(None);
         }

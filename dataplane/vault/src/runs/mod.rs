@@ -2,6 +2,9 @@
 //!
 //! Derived, and a hint: a run that is missing or damaged costs space. Runs hold chunks of committed
 //! segments only. Layout: `docs/formats/index-run.md`.
+//!
+//! The name of a run begins with a number above those of all runs that its writer saw: who lists runs again asks for those
+//! behind a number only. No clock has a part in it.
 
 use crate::chunks::Location;
 use crate::error::VaultError;
@@ -15,32 +18,37 @@ use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{ChunkId, RunId};
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use std::collections::BTreeSet;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 /// zstd level of runs: ids do not compress, the rest compresses at once.
 const LEVEL: i32 = 1;
 
-/// What was loaded.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Loaded {
-    /// Runs that opened.
-    pub runs: u64,
-    /// Chunks in them.
-    pub chunks: u64,
-    /// Runs that were passed over.
-    pub skipped: Vec<RunId>,
+/// The largest number of a run.
+const NUMBER_MAX: u64 = (1 << 48) - 1;
+
+/// A run that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// Which.
+    pub run: RunId,
+    /// Its chunks; none if it does not open.
+    pub chunks: Option<Vec<(ChunkId, Location)>>,
 }
 
-/// Writes chunks of committed segments as one or more runs; returns how many.
+/// Writes chunks of committed segments as one or more runs with number `number`; returns how many.
 ///
 /// Of two equal ids the first counts.
 ///
 /// # Errors
 /// `Unavailable` (also when full: `is_no_space`). Runs written before stay: writing the chunks
 /// again does no harm.
-pub async fn write(vault: &Vault, chunks: &[(ChunkId, Location)]) -> Result<usize, VaultError> {
+pub async fn write(
+    vault: &Vault,
+    number: u64,
+    chunks: &[(ChunkId, Location)],
+) -> Result<usize, VaultError> {
     let mut all: Vec<StoredChunk> = chunks
         .iter()
         .map(|(id, Location { target, chunk, blocks })| StoredChunk {
@@ -55,13 +63,13 @@ pub async fn write(vault: &Vault, chunks: &[(ChunkId, Location)]) -> Result<usiz
     let parts = all.chunks(INDEX_RUN_CHUNKS_MAX);
     let runs = parts.len();
     for part in parts {
-        put(vault, IndexRun { chunks: part.to_vec() }).await?;
+        put(vault, number, IndexRun { chunks: part.to_vec() }).await?;
     }
     Ok(runs)
 }
 
-async fn put(vault: &Vault, body: IndexRun) -> Result<(), VaultError> {
-    let run = RunId::from(Uuid::new_v4());
+async fn put(vault: &Vault, number: u64, body: IndexRun) -> Result<(), VaultError> {
+    let run = numbered(number, Uuid::new_v4().into_bytes());
     let name = ObjectName::index_run(run);
     let sealing = vault.seal_aside(&name, move |vault, number, key| {
         seal_index_run(vault.id(), run, key, number, &body, LEVEL)
@@ -72,61 +80,66 @@ async fn put(vault: &Vault, body: IndexRun) -> Result<(), VaultError> {
     }
 }
 
-/// Reads the runs of a vault that are not `known`, a few at a time; `each` gets them and their chunks, one after the
-/// other.
-///
-/// Runs that do not open are passed over with a warning.
+/// A name with a number, at most the largest that there is.
+fn numbered(number: u64, mut bytes: [u8; 16]) -> RunId {
+    bytes[..6].copy_from_slice(&number.min(NUMBER_MAX).to_be_bytes()[2..]);
+    RunId::from(Builder::from_custom_bytes(bytes).into_uuid())
+}
+
+/// The number of a run; none if its name has none.
+#[must_use]
+pub fn number_of(run: RunId) -> Option<u64> {
+    let is_numbered = Uuid::from_bytes(run.0).get_version_num() == 8;
+    let [a, b, c, d, e, f, ..] = run.0;
+    is_numbered.then_some(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+}
+
+/// The runs with numbers from `from` on, and all others too if there is none: at most [`RUNS_LISTED_MAX`], the greatest.
 ///
 /// # Errors
-/// `Unavailable` if the store cannot be listed or read.
-pub async fn load(
-    vault: &Vault,
-    known: &BTreeSet<RunId>,
-    mut each: impl FnMut(RunId, &[(ChunkId, Location)]) + Send,
-) -> Result<Loaded, VaultError> {
-    let mut runs = list(vault).await?;
-    runs.retain(|run| !known.contains(run));
-    let opened =
-        futures::stream::iter(runs).map(|run| async move { (run, open(vault, run).await) });
-    let mut opened = std::pin::pin!(opened.buffered(RUNS_AHEAD_MAX));
-    let mut loaded = Loaded::default();
-    while let Some((run, found)) = opened.next().await {
-        match found {
-            Ok(body) => {
-                loaded.runs += 1;
-                loaded.chunks += body.chunks.len() as u64;
-                let chunks: Vec<(ChunkId, Location)> = body.chunks.iter().map(located).collect();
-                each(run, &chunks);
-            }
-            Err(error) if error.is_unavailable() => return Err(error),
-            Err(error) => {
-                loaded.skipped.push(run);
-                let object = ObjectName::index_run(run);
-                tracing::warn!(%object, %error, "an index run cannot be used; its chunks may be stored again");
-            }
+/// `Unavailable` if the store cannot be listed.
+pub async fn list(vault: &Vault, from: Option<u64>) -> Result<BTreeSet<RunId>, VaultError> {
+    let mut runs = BTreeSet::new();
+    let from = from.map(|from| numbered(from, [0; 16]));
+    let mut listing = match from {
+        Some(from) => vault.store().list_behind(Folder::Index, &ObjectName::index_run(from)),
+        None => vault.store().list(Folder::Index),
+    };
+    while let Some(object) = listing.try_next().await? {
+        let Some(run) = run_of(&object.name) else { continue };
+        if from.is_none() || number_of(run).is_some() {
+            runs.insert((number_of(run), run));
+        }
+        if runs.len() > RUNS_LISTED_MAX {
+            // What is older is of the least use.
+            runs.pop_first();
         }
     }
-    Ok(loaded)
+    Ok(runs.into_iter().map(|(_, run)| run).collect())
+}
+
+/// Reads runs, a few at a time and in order; those that do not open are passed over with a warning.
+pub fn read(
+    vault: &Vault,
+    runs: impl IntoIterator<Item = RunId>,
+) -> impl Stream<Item = Result<Read, VaultError>> {
+    let reads = runs.into_iter().map(move |run| async move {
+        match open(vault, run).await {
+            Ok(body) => Ok(Read { run, chunks: Some(body.chunks.iter().map(located).collect()) }),
+            Err(error) if error.is_unavailable() => Err(error),
+            Err(error) => {
+                let object = ObjectName::index_run(run);
+                tracing::warn!(%object, %error, "an index run cannot be used; its chunks may be stored again");
+                Ok(Read { run, chunks: None })
+            }
+        }
+    });
+    futures::stream::iter(reads).buffered(RUNS_AHEAD_MAX)
 }
 
 fn located(chunk: &StoredChunk) -> (ChunkId, Location) {
     let StoredChunk { id, blocks, target, chunk } = *chunk;
     (id, Location { target, chunk, blocks })
-}
-
-/// The runs of a vault, at most `RUNS_LISTED_MAX`. Names that are not ids are passed over.
-pub(crate) async fn list(vault: &Vault) -> Result<Vec<RunId>, VaultError> {
-    let mut runs = Vec::new();
-    let mut listing = vault.store().list(Folder::Index);
-    while let Some(object) = listing.try_next().await? {
-        let Some(run) = run_of(&object.name) else { continue };
-        if runs.len() == RUNS_LISTED_MAX {
-            tracing::warn!(max = RUNS_LISTED_MAX, "there are more index runs than are read");
-            break;
-        }
-        runs.push(run);
-    }
-    Ok(runs)
 }
 
 /// Opens a run.

@@ -16,48 +16,50 @@ fn chunks(count: u32) -> Vec<(ChunkId, Location)> {
     (0..count).map(chunk).collect()
 }
 
-async fn all(vault: &Vault) -> (Loaded, Vec<(ChunkId, Location)>) {
-    let mut found = Vec::new();
-    let each = |_, chunks: &[(ChunkId, Location)]| found.extend_from_slice(chunks);
-    let loaded = load(vault, &BTreeSet::new(), each).await.unwrap();
+/// How many runs opened, how many did not, and the chunks, in order.
+async fn all(vault: &Vault) -> (usize, usize, Vec<(ChunkId, Location)>) {
+    let runs = list(vault, None).await.unwrap();
+    let read: Vec<Read> = read(vault, runs).try_collect().await.unwrap();
+    let (opened, skipped): (Vec<Read>, Vec<Read>) =
+        read.into_iter().partition(|read| read.chunks.is_some());
+    let mut found: Vec<_> = opened.iter().flat_map(|read| read.chunks.clone().unwrap()).collect();
     found.sort_by_key(|(id, _)| *id);
-    (loaded, found)
+    (opened.len(), skipped.len(), found)
 }
 
 #[tokio::test]
 async fn what_is_written_is_loaded() {
     let world = World::new(1, 1).await;
-    assert_eq!(all(&world.vault).await, (Loaded::default(), Vec::new()));
-    assert_eq!(write(&world.vault, &[]).await.unwrap(), 0);
+    assert_eq!(all(&world.vault).await, (0, 0, Vec::new()));
+    assert_eq!(write(&world.vault, 1, &[]).await.unwrap(), 0);
     let mut written = chunks(3000);
-    assert_eq!(write(&world.vault, &written[..1000]).await.unwrap(), 1);
+    assert_eq!(write(&world.vault, 1, &written[..1000]).await.unwrap(), 1);
     // The first of two equal ids counts.
     let mut twice = written[1000..].to_vec();
     twice.push((written[1500].0, Location { chunk: 9_999, ..written[1500].1 }));
-    assert_eq!(write(&world.vault, &twice).await.unwrap(), 1);
+    assert_eq!(write(&world.vault, 1, &twice).await.unwrap(), 1);
     written.sort_by_key(|(id, _)| *id);
-    let (loaded, found) = all(&world.vault).await;
+    let (opened, skipped, found) = all(&world.vault).await;
     assert!(found == written);
-    assert_eq!(loaded, Loaded { runs: 2, chunks: 3000, skipped: Vec::new() });
+    assert_eq!((opened, skipped), (2, 0));
 }
 
 #[tokio::test]
 async fn more_than_one_run_holds_is_written_as_several() {
     let world = World::new(1, 1).await;
     let count = u32::try_from(INDEX_RUN_CHUNKS_MAX).unwrap() + 10;
-    assert_eq!(write(&world.vault, &chunks(count)).await.unwrap(), 2);
-    let (loaded, found) = all(&world.vault).await;
-    assert_eq!((loaded.runs, loaded.chunks), (2, u64::from(count)));
-    assert_eq!(found.len(), count as usize);
+    assert_eq!(write(&world.vault, 1, &chunks(count)).await.unwrap(), 2);
+    let (opened, _, found) = all(&world.vault).await;
+    assert_eq!((opened, found.len()), (2, count as usize));
 }
 
 #[tokio::test]
 async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
     let (world, other) = (World::new(1, 1).await, World::new(1, 1).await);
-    write(&world.vault, &chunks(500)).await.unwrap();
-    write(&other.vault, &chunks(500)).await.unwrap();
-    let run = list(&world.vault).await.unwrap()[0];
-    let theirs = list(&other.vault).await.unwrap()[0];
+    write(&world.vault, 1, &chunks(500)).await.unwrap();
+    write(&other.vault, 1, &chunks(500)).await.unwrap();
+    let run = *list(&world.vault, None).await.unwrap().first().unwrap();
+    let theirs = *list(&other.vault, None).await.unwrap().first().unwrap();
     let file = world.file(&ObjectName::index_run(run));
     let whole = fs::read(&file).unwrap();
     let mut bad = vec![whole[..whole.len() - 1].to_vec(), Vec::new()];
@@ -69,8 +71,7 @@ async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
     bad.push(fs::read(other.file(&ObjectName::index_run(theirs))).unwrap());
     for bytes in bad {
         fs::write(&file, bytes).unwrap();
-        let (loaded, found) = all(&world.vault).await;
-        assert_eq!((loaded.runs, loaded.skipped.len(), found), (0, 1, vec![]));
+        assert_eq!(all(&world.vault).await, (0, 1, vec![]));
         let report = verify(&world.vault, false, |_| {}).await.unwrap();
         assert_eq!(report.problems.len(), 1, "{report:?}");
         assert_eq!(report.problems[0].object, ObjectName::index_run(run));
@@ -80,8 +81,32 @@ async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
     let moved = world.file(&ObjectName::index_run(RunId([7; 16])));
     fs::write(moved, &whole).unwrap();
     fs::write(file.with_file_name("README"), "x").unwrap();
-    let (loaded, found) = all(&world.vault).await;
-    assert_eq!((loaded.runs, loaded.skipped.len(), found.len()), (1, 1, 500));
+    let (opened, skipped, found) = all(&world.vault).await;
+    assert_eq!((opened, skipped, found.len()), (1, 1, 500));
     let report = verify(&world.vault, false, |_| {}).await.unwrap();
     assert_eq!((report.index_runs, report.problems.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn only_runs_from_a_number_on_are_listed() {
+    let world = World::new(1, 1).await;
+    for number in [7, 300, 301, 301, 70_000] {
+        write(&world.vault, number, &chunks(5)).await.unwrap();
+    }
+    // Of a writer that knew no numbers, with a name behind all others.
+    let unnumbered = RunId([0xff; 16]);
+    let all = list(&world.vault, None).await.unwrap();
+    fs::write(world.file(&ObjectName::index_run(unnumbered)), "").unwrap();
+    let numbers = async |from| -> Vec<Option<u64>> {
+        let runs = list(&world.vault, from).await.unwrap();
+        runs.into_iter().map(number_of).collect()
+    };
+    assert_eq!(numbers(Some(301)).await, [Some(301), Some(301), Some(70_000)]);
+    assert_eq!(numbers(Some(302)).await, [Some(70_000)]);
+    assert_eq!(numbers(Some(u64::MAX)).await, []);
+    assert_eq!(all.len(), 5);
+    let with_unnumbered = list(&world.vault, None).await.unwrap();
+    assert_eq!(with_unnumbered.len(), 6);
+    assert_eq!(with_unnumbered.last().copied().and_then(number_of), None);
+    assert_eq!(number_of(numbered(u64::MAX, [0; 16])), Some(NUMBER_MAX));
 }

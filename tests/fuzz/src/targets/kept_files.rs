@@ -55,6 +55,9 @@ fn known() -> [(ChunkId, Location); 3] {
     ]
 }
 
+/// The first file of ordinary chunks.
+const CHUNKS: &str = "chunks-0000000000";
+
 pub(super) fn chunk_index(bytes: &[u8]) {
     let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return };
     let (logs, entries) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
@@ -70,7 +73,7 @@ pub(super) fn chunk_index(bytes: &[u8]) {
 fn index_of(logs: &[u8], entries: &[u8]) {
     let folder = folder();
     fs::write(folder.path().join("logs"), logs).expect("written");
-    fs::write(folder.path().join("entries"), entries).expect("written");
+    fs::write(folder.path().join(CHUNKS), entries).expect("written");
     let Ok(mut index) = Index::open(folder.path(), VAULT) else { return };
     let is_head = |bytes: &[u8], length: usize| {
         bytes.is_empty()
@@ -98,7 +101,7 @@ pub(super) fn chunk_index_samples() -> Vec<Vec<u8>> {
     let read = |name: &str| fs::read(folder.path().join(name)).expect("it was made");
     let logs = read("logs");
     let length = u16::try_from(logs.len()).expect("it is short").to_le_bytes();
-    vec![[&length[..], &logs, &read("entries")].concat()]
+    vec![[&length[..], &logs, &read(CHUNKS)].concat()]
 }
 
 // The map of an overlay, over a point of 1 MiB.
