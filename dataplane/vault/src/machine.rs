@@ -4,11 +4,17 @@
 //! Both are found by listing. What counts is the newest revision, which is asked for behind the listing's end.
 
 mod describe;
+mod gather;
+mod history;
+mod newest;
+mod point;
 mod points;
 mod revisions;
 
 pub use describe::{Described, OneDisk, describe};
-pub use points::{DiskPoint, Lack, MachinePoint, MachinePoints, list_points};
+pub use newest::{Newest, find_complete, find_newest};
+pub use point::{DiskPoint, Lack, MachinePoint};
+pub use points::{MachinePoints, list_points};
 pub use revisions::{Found, Revision};
 pub(crate) use revisions::{last_number, read};
 

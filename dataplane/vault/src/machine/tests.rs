@@ -240,9 +240,9 @@ async fn a_damaged_group_is_told_with_points_that_lack_members() {
     damage(&all.world, &group);
     let found = points(&all, WEB).await;
     assert!(found.points.iter().any(|point| !point.is_complete()));
-    let [error] = found.unread_groups.as_slice() else { panic!("{:?}", found.unread_groups) };
+    let [error] = found.unread.as_slice() else { panic!("{:?}", found.unread) };
     assert!(error.to_string().contains(&group.to_string()), "{error}");
-    assert!(points(&all, CACHE).await.unread_groups.is_empty(), "nothing of it lacks anything");
+    assert!(points(&all, CACHE).await.unread.is_empty(), "nothing of it lacks anything");
 }
 
 #[tokio::test]

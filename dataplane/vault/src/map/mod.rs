@@ -143,7 +143,7 @@ pub(crate) async fn find(
     Ok(None)
 }
 
-fn warn_of(volume: VolumeId, (at, attempt): Name, error: &VaultError) {
+pub(crate) fn warn_of(volume: VolumeId, (at, attempt): Name, error: &VaultError) {
     let object = ObjectName::map(volume, at, attempt);
     tracing::warn!(%object, %error, "a map cannot be used; an older one or the logs are");
 }
