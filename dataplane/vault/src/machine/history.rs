@@ -41,13 +41,17 @@ impl<'a> History<'a> {
     pub(super) async fn lacking(&mut self, disks: &[DiskPoint]) -> Result<Vec<Lack>, VaultError> {
         for at in 0.. {
             let Some(body) = self.at(at).await? else { break };
+            let is_protecting = protected(body).next().is_some();
             let is_in_force = is_in_force(body, disks);
-            if is_in_force || self.is_whole() && at + 1 == self.read.len() {
+            let is_first = self.is_whole() && at + 1 == self.read.len();
+            if is_protecting && (is_in_force || is_first) {
                 return Ok(lacking_of(&self.read[at].1, disks));
             }
         }
-        let object = self.unreadable.clone();
-        Ok(object.map(|object| Lack::Revision { object }).into_iter().collect())
+        Ok(match &self.unreadable {
+            Some(object) => vec![Lack::Revision { object: object.clone() }],
+            None => vec![Lack::NoneProtected],
+        })
     }
 
     /// Whether the first revision was read.

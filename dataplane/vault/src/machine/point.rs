@@ -59,6 +59,8 @@ pub enum Lack {
         /// What is damaged.
         damage: String,
     },
+    /// No revision of the machine calls a disk protected.
+    NoneProtected,
     /// Which disks were protected then is not known: a revision of the machine is missing or does not open.
     Revision {
         /// The revision.
@@ -90,6 +92,9 @@ impl fmt::Display for Lack {
             Self::Disk { index, volume } => write!(f, "disk {index} (volume {volume}) lacks it"),
             Self::HiddenDisk { index, volume, damage } => {
                 write!(f, "disk {index} (volume {volume}) may have it: {damage}")
+            }
+            Self::NoneProtected => {
+                f.write_str("no disk was protected then, so it is not known which belong to it")
             }
             Self::Revision { object } => {
                 write!(
