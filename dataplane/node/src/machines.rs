@@ -160,6 +160,10 @@ async fn say(vault: &Vault, one: &OneDisk) -> End {
             tracing::warn!(%machine, %volume, "the vault says that the machine has other disks; left as it is");
             End::Refused
         }
+        Ok(Described::Newer) => {
+            tracing::warn!(%machine, %volume, "a newer version of Farshore says more of the machine than this one knows; left as it is");
+            End::Refused
+        }
         Ok(Described::Outrun) => {
             tracing::debug!(%machine, %volume, "others describe the machine; it is tried again");
             End::Later

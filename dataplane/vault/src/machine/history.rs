@@ -63,7 +63,7 @@ impl<'a> History<'a> {
     async fn read_before(&mut self) -> Result<(), VaultError> {
         let number = self.read.last().map_or(0, |(number, _)| number.saturating_sub(1));
         match revisions::read::<MachineBody>(self.vault, self.machine, number).await {
-            Ok(Some(body)) => self.read.push((number, body)),
+            Ok(Some(revision)) => self.read.push((number, revision.body)),
             Err(error) if error.is_unavailable() => return Err(error),
             Ok(None) | Err(_) => {
                 self.unreadable = Some(ObjectName::machine(self.machine, number));
