@@ -385,6 +385,43 @@ fn a_hole_at_the_end_is_told() {
     }
 }
 
+#[test]
+fn a_restore_that_fails_says_which_disks_are_finished() {
+    let mut bench = Bench::new();
+    now(bench.all.alone(DB, 1, false));
+    now(bench.all.together(&[(DB, 0, 0), (DB, 1, 1)], 2));
+    // Only the second disk has data there.
+    bench.damage_at(&bench.slot(10), |bytes| bytes - 1);
+    let ran = bench.restore("db-1", "latest", "x", &[]);
+    assert_eq!(ran.code, 82, "{}", ran.stderr);
+    let first = bench.path("x/disk-0-vda.raw").display().to_string();
+    assert!(ran.stderr.contains(&format!("finished: disk 0 ({first})\n")), "{}", ran.stderr);
+    let id = bench.point(DB, 11).id;
+    let hint = format!("finished at point {id}: disk 0 ({first}); a restore");
+    assert!(ran.stderr.contains(&hint), "{}", ran.stderr);
+    assert!(fs::read(first).unwrap() == image_bytes(&bench.point(DB, 11).disks[0].2));
+}
+
+#[test]
+fn a_boot_that_fails_leaves_no_directory() {
+    let bench = Bench::new();
+    let over = bench.path("over").display().to_string();
+    let ran = bench.run(&["boot", "--machine", "nobody", "--overlay", &over]);
+    ran.fails(66, "there is no machine nobody", "`farshore vault machines`");
+    assert!(!bench.path("over").exists());
+    // Nor one that fails later, if nothing is in it; one that was there stays.
+    let epoch = ObjectName::epoch(bench.all.volume(5), 1);
+    bench.damage_at(&epoch, |_| 170);
+    for is_there in [false, true] {
+        if is_there {
+            fs::create_dir(bench.path("over")).unwrap();
+        }
+        let ran = bench.run(&["boot", "--machine", "cache-1", "--overlay", &over]);
+        assert_eq!(ran.code, 82, "{}", ran.stderr);
+        assert_eq!(bench.path("over").exists(), is_there);
+    }
+}
+
 /// A point of a time is one that has all, and what would do besides is said only if it would.
 #[test]
 fn a_time_before_all_points_and_one_with_points_that_lack_something_are_told_apart() {
@@ -440,7 +477,7 @@ fn a_key_that_is_gone_from_the_vault_and_places_that_cannot_be_made_are_told_wit
     fs::write(bench.path("file"), "x").unwrap();
     bench.restore("db-1", "0202", "file/x", &[]).fails(73, "cannot make", "name another directory");
     let overlay = bench.path("file").display().to_string();
-    let ran = bench.run(&["boot", "--machine", "db-1", "--overlay", &overlay]);
+    let ran = bench.run(&["boot", "--machine", "cache-1", "--overlay", &overlay]);
     ran.fails(79, "cannot make the directory", "name another directory with --overlay");
     fs::remove_dir_all(bench.path("vault/keys/1")).unwrap();
     fs::create_dir(bench.path("vault/keys/1")).unwrap();
