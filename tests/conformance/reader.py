@@ -552,6 +552,7 @@ class Joined(NamedTuple):
 
     marks: list[Point]
     lacking: list[str]
+    revision: int
 
 
 class Machines:
@@ -623,16 +624,16 @@ class Machines:
         points = [point for volume in sorted(volumes) for point in self.points_of(volume)[0]]
         return [point for point in points if point.mark.attempt == attempt]
 
-    def joined(self, machine: bytes) -> tuple[list[Joined], list[Refusal]]:
-        """machine.md, which points are complete: the points of a machine in order, and what hides others."""
+    def joined(self, machine: bytes) -> tuple[list[Joined], list[Refusal], list[Refusal]]:
+        """machine.md, which points are complete: the points in order, what hides others, what of that the latest."""
         revisions = self.revisions(machine)
-        volumes = [disk.volume for disk in revisions[max(revisions)].disks if disk.volume]
+        disks = [disk for disk in revisions[max(revisions)].disks if disk.volume]
         groups: dict[bytes | Point, list[Point]] = defaultdict(list)
         order: list[bytes | Point] = []
-        problems: list[Refusal] = []
-        for volume in volumes:
-            points, problem = self.points_of(volume)
-            problems += [problem] if problem else []
+        problems: list[tuple[int, Refusal]] = []
+        for disk in disks:
+            points, problem = self.points_of(disk.volume)
+            problems += [(disk.state, problem)] if problem else []
             front: dict[bytes | Point, list[bytes | Point]] = {}
             fresh: list[bytes | Point] = []
             for point in points:
@@ -643,7 +644,8 @@ class Machines:
                     front[key], fresh = fresh, []
                 groups[key].append(point)
             order = [key for placed in order for key in (*front.get(placed, []), placed)] + fresh
-        return [self.judged(machine, revisions, groups[key]) for key in order], problems
+        joined = [self.judged(machine, revisions, groups[key]) for key in order]
+        return joined, [hid for _, hid in problems], [hid for state, hid in problems if state == formats.PROTECTED]
 
     def judged(self, machine: bytes, revisions: dict[int, Machine], marks: list[Point]) -> Joined:
         """machine.md, steps 3 to 5: what a point lacks."""
@@ -665,15 +667,14 @@ class Machines:
                 lacking.append(f"revision {number} cannot be read: which disks were protected is not known")
                 break
             disks = revisions[number].disks
+            protected = [disk for disk in disks if disk.state == formats.PROTECTED and disk.volume]
             later = any(disk.since > have[disk.volume].place for disk in disks if disk.volume in have)
-            if number == 1 or not later:
-                lacking += [
-                    f"disk {disk.number} ({disk.name or uid(disk.volume)}) is not in it"
-                    for disk in disks
-                    if disk.state == formats.PROTECTED and disk.volume and disk.volume not in have
-                ]
+            if protected and (number == 1 or not later):
+                absent = [disk for disk in protected if disk.volume not in have]
+                lacking += [f"disk {disk.number} ({disk.name or uid(disk.volume)}) is not in it" for disk in absent]
                 break
-        return Joined(marks, lacking)
+            lacking += ["no revision calls a disk protected"] if number == 1 else []
+        return Joined(marks, lacking, number)
 
 
 # Command line
@@ -714,7 +715,7 @@ def listed(vault: Vault) -> tuple[dict[str, object], Refusal | None]:
         joined = [
             {"point": uid(marks[0].mark.point), "disks": [uid(point.volume) for point in marks],
              "complete": not lacking, "lacking": lacking}
-            for marks, lacking in machines.joined(machine)[0]
+            for marks, lacking, _ in machines.joined(machine)[0]
         ]
         named.append({"machine": uid(machine), "revision": max(revisions), **newest._asdict(),
                       "disks": disks, "points": joined})
@@ -743,17 +744,18 @@ def restore_machine(vault: Vault, arguments: argparse.Namespace) -> list[dict[st
     """All disks of one point of a machine, to files that are called by index and name."""
     machines = Machines(vault)
     machine = machines.find(arguments.machine)
-    joined, problems = machines.joined(machine)
+    joined, problems, serious = machines.joined(machine)
     if arguments.point == "latest":
-        if problems:
-            raise problems[0]
-        fit = [one for one in joined if arguments.incomplete or not one.lacking]
+        for problem in serious:
+            raise problem
+        fit = sorted((one for one in joined if not one.lacking), key=lambda one: one.revision)
+        fit = joined if arguments.incomplete else fit
     else:
         id_ = parse_id(arguments.point, "--point")
         fit = [one for one in joined if any(point.mark.point == id_ for point in one.marks)]
     if not fit:
         raise next(iter(problems), Refusal(ABSENT, f"machine {arguments.machine} has no such point"))
-    marks, lacking = fit[-1]
+    marks, lacking, _ = fit[-1]
     if lacking and not arguments.incomplete:
         raise Refusal(INPUT, f"point {uid(marks[0].mark.point)} is incomplete: {'; '.join(lacking)}")
     revisions = machines.revisions(machine)

@@ -564,7 +564,7 @@ class MachinePoints(unittest.TestCase):
         return made
 
     def judged(self, made: Made) -> list[tuple[int, list[str]]]:
-        joined, problems = reader.Machines(made.open()).joined(MACHINE)
+        joined, problems, _ = reader.Machines(made.open()).joined(MACHINE)
         self.assertFalse(problems)
         return [(one.marks[0].mark.point[0], one.lacking) for one in joined]
 
@@ -587,6 +587,18 @@ class MachinePoints(unittest.TestCase):
         self.assertEqual(self.judged(made), [(1, []), (2, ["disk 1 (/dev/vdb) is not in it"])])
         self.revision(made, 2, [(self.FIRST, 1, 2, 1), (self.SECOND, 1, 2, 3)])
         self.assertEqual(self.judged(made), [(1, []), (2, [])])
+
+    def test_nothing_protected(self) -> None:
+        marks = [(self.FIRST, 1, single(point(1))), (self.SECOND, 1, single(point(2)))]
+        made = self.made(marks)
+        self.revision(made, 1, [(self.FIRST, 0, 0, 3)])
+        self.assertEqual(self.judged(made), [(1, ["no revision calls a disk protected"])])
+        made = self.made(marks)
+        self.revision(made, 1, [(self.FIRST, 0, 0, 1), (self.SECOND, 0, 0, 1)])
+        # Removed, both: what comes behind is all the same of a machine with two disks.
+        self.revision(made, 2, [(self.FIRST, 1, 1, 3), (self.SECOND, 1, 1, 3)])
+        lacking = [[f"disk {disk} (/dev/vd{name}) is not in it"] for disk, name in ((1, "b"), (0, "a"))]
+        self.assertEqual(self.judged(made), [(1, lacking[0]), (2, lacking[1])])
 
     def test_order(self) -> None:
         both = [joint(point(5), b"\x55" * 16, member, 2) for member in range(2)]

@@ -27,7 +27,7 @@ use farshore_api::agent::{AgentVolume, PointReport};
 use farshore_api::machine::Capture;
 use farshore_api::point::PointKind;
 use farshore_proto::mark::Mark;
-use farshore_proto::{Epoch, MarkKind, Seq};
+use farshore_proto::{Epoch, Seq};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -245,13 +245,7 @@ fn route_of(volume: &AgentVolume, size_bytes: u64) -> Option<Route> {
 fn on_point(points: &Arc<Points>, volume: uuid::Uuid) -> crate::session::OnPoint {
     let points = Arc::clone(points);
     Box::new(move |epoch: Epoch, seq: Seq, mark: Mark| {
-        let kind = match mark.kind {
-            MarkKind::Crash => PointKind::Crash,
-            MarkKind::App => PointKind::App,
-            MarkKind::Scan => PointKind::Scan,
-            MarkKind::FileSystem => PointKind::FileSystem,
-            MarkKind::Final => PointKind::Final,
-        };
+        let kind = PointKind::of_word(mark.kind.word());
         let (point, time_unix_ms) = (mark.point.into(), mark.time_unix_ms);
         let unknown_blocks = mark.unknown_blocks;
         let (epoch, seq) = (epoch.0, seq.0);

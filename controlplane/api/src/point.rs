@@ -45,6 +45,20 @@ impl PointKind {
         }
     }
 
+    /// The kind that a word names, as [`Self::as_str`] gives it: the vault's kinds of marks have the same. `Unknown` if none
+    /// does.
+    #[must_use]
+    pub fn of_word(word: &str) -> Self {
+        const ALL: [PointKind; 5] = [
+            PointKind::Crash,
+            PointKind::App,
+            PointKind::Scan,
+            PointKind::FileSystem,
+            PointKind::Final,
+        ];
+        ALL.into_iter().find(|kind| kind.as_str() == word).unwrap_or(Self::Unknown)
+    }
+
     /// Why a point that promises this cannot be asked for, if so.
     #[must_use]
     pub const fn refusal(self) -> Option<&'static str> {

@@ -77,10 +77,13 @@ pub(crate) enum Verb {
     },
     /// Serve all disks of a machine over NBD, with overlays, and say how to start it
     Boot(boot::BootArgs),
-    /// List the machines of a vault: disks, firmware, newest complete point
+    /// List the machines of a vault: disks, firmware
     Machines {
         #[command(flatten)]
         source: Source,
+        /// Also count their points, and show the newest complete one: reads all of their streams
+        #[arg(long)]
+        points: bool,
     },
     /// List, add and remove the keys that open a vault
     #[command(subcommand)]
@@ -132,7 +135,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Outcome {
             }
         },
         Verb::Boot(args) => boot::boot(global, args).await,
-        Verb::Machines { source } => machines::machines(global, &source).await,
+        Verb::Machines { source, points } => machines::machines(global, &source, points).await,
         Verb::Key(verb) => key::run(global, verb).await,
         Verb::Volumes { source } => volumes(global, &source).await,
         Verb::Points { source, which } => match which {

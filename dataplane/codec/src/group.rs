@@ -38,6 +38,22 @@ pub fn open_group(
     revision: u64,
     keys: &KeyRing,
 ) -> Result<GroupBody, CodecError> {
-    let (_, body) = open(&place(vault, group, revision), object, keys)?;
-    Ok(GroupBody::decode(&body)?)
+    Ok(open_group_wholly(object, vault, group, revision, keys)?.0)
+}
+
+/// The same; also whether that is all that the object says: not where a later program wrote what may be ignored.
+///
+/// # Errors
+/// As [`open_group`].
+pub fn open_group_wholly(
+    object: &[u8],
+    vault: VaultId,
+    group: GroupId,
+    revision: u64,
+    keys: &KeyRing,
+) -> Result<(GroupBody, bool), CodecError> {
+    let (header, bytes) = open(&place(vault, group, revision), object, keys)?;
+    let body = GroupBody::decode(&bytes)?;
+    let is_all = header.is_all_known(object) && body.encode() == bytes;
+    Ok((body, is_all))
 }

@@ -23,7 +23,22 @@ pub fn seal_machine(
     body: &MachineBody,
 ) -> Result<Vec<u8>, CodecError> {
     body.check()?;
-    seal(place(vault, machine, revision), key, number, no_fields, &body.encode(), LEVEL)
+    seal_machine_bytes(vault, machine, revision, key, number, &body.encode())
+}
+
+/// The same of a body that is laid out: also one that a later program laid out.
+///
+/// # Errors
+/// As [`seal_machine`].
+pub fn seal_machine_bytes(
+    vault: VaultId,
+    machine: MachineId,
+    revision: u64,
+    key: &DataKey,
+    number: KeyNumber,
+    body: &[u8],
+) -> Result<Vec<u8>, CodecError> {
+    seal(place(vault, machine, revision), key, number, no_fields, body, LEVEL)
 }
 
 /// Opens the object found as `revision` of `machine`.
@@ -38,6 +53,22 @@ pub fn open_machine(
     revision: u64,
     keys: &KeyRing,
 ) -> Result<MachineBody, CodecError> {
-    let (_, body) = open(&place(vault, machine, revision), object, keys)?;
-    Ok(MachineBody::decode(&body)?)
+    Ok(open_machine_wholly(object, vault, machine, revision, keys)?.0)
+}
+
+/// The same; also whether that is all that the object says: not where a later program wrote what may be ignored.
+///
+/// # Errors
+/// As [`open_machine`].
+pub fn open_machine_wholly(
+    object: &[u8],
+    vault: VaultId,
+    machine: MachineId,
+    revision: u64,
+    keys: &KeyRing,
+) -> Result<(MachineBody, bool), CodecError> {
+    let (header, bytes) = open(&place(vault, machine, revision), object, keys)?;
+    let body = MachineBody::decode(&bytes)?;
+    let is_all = header.is_all_known(object) && body.encode() == bytes;
+    Ok((body, is_all))
 }

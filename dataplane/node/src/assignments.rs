@@ -14,6 +14,7 @@ use farshore_vault::machine::OneDisk;
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
 use std::time::SystemTime;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 /// What the control plane says of one volume and the agent that may send it.
@@ -31,12 +32,19 @@ pub(crate) struct Assignments {
     shards: usize,
     volumes: RwLock<BTreeMap<VolumeId, NodeVolume>>,
     to_let_go: RwLock<Vec<ToLetGo>>,
+    changed: Notify,
 }
 
 impl Assignments {
     /// An empty table of a node with so many shards.
     pub(crate) fn new(shards: usize) -> Self {
-        Self { shards, volumes: RwLock::default(), to_let_go: RwLock::default() }
+        let changed = Notify::new();
+        Self { shards, volumes: RwLock::default(), to_let_go: RwLock::default(), changed }
+    }
+
+    /// Waits until the control plane has said something since this was waited for last; for one who waits.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Takes what the control plane says; returns what that changes.
@@ -48,6 +56,7 @@ impl Assignments {
         let now = volumes.iter().map(|(id, volume)| (*id, given(volume))).collect();
         drop(volumes);
         *self.to_let_go.write().unwrap_or_else(PoisonError::into_inner) = told.to_let_go.clone();
+        self.changed.notify_one();
         changes(before.iter().map(|(id, volume)| (*id, given(volume))), &now)
     }
 

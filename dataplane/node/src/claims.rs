@@ -27,8 +27,7 @@ pub(crate) struct Claimant {
     vault: Vault,
     shards: Vec<Post<Message>>,
     metrics: Arc<Metrics>,
-    assignments: Arc<Assignments>,
-    machines: Machines,
+    machines: Arc<Machines>,
     /// The threads that claims run on.
     aside: Handle,
 }
@@ -41,15 +40,15 @@ impl Claimant {
         assignments: &Arc<Assignments>,
         aside: &Handle,
     ) -> Arc<Self> {
-        let (machines, queue) = Machines::new();
-        aside.spawn(machines::run(vault.clone(), queue));
+        let machines = Arc::<Machines>::default();
+        let (told, table) = (Arc::clone(&machines), Arc::clone(assignments));
+        aside.spawn(machines::run(vault.clone(), told, table));
         Arc::new(Self {
             claims: Mutex::new(Claims::new(CLAIMS_AT_ONCE, CLAIMS_WAITING_MAX)),
             sealed: SealedLogs::default(),
             vault: vault.clone(),
             shards: shards.to_vec(),
             metrics: Arc::clone(metrics),
-            assignments: Arc::clone(assignments),
             machines,
             aside: aside.clone(),
         })
@@ -102,9 +101,7 @@ impl Claimant {
             if let Some(ordinal) = ordinal {
                 tracing::info!(%volume, %epoch, ordinal, "claimed");
             }
-            if let Some(machine) = self.assignments.machine(volume, wanted.size_bytes) {
-                self.machines.tell(machine);
-            }
+            self.machines.claimed(volume, wanted.size_bytes);
         }
         claimed
             .map(|claimed| (claimed.committed, claimed.stamp))

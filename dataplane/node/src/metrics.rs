@@ -10,7 +10,7 @@ use farshore_api::point::PointKind;
 use farshore_engine::batch::Entry;
 use farshore_engine::claims::{Cause, Wishes};
 use farshore_engine::log::CommittedPoint;
-use farshore_proto::{Epoch, MarkKind, Seq, VolumeId};
+use farshore_proto::{Epoch, Seq, VolumeId};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,13 +120,7 @@ impl Metrics {
                 volume: (*volume).into(),
                 epoch: epoch.0,
                 seq: seq.0,
-                kind: match mark.kind {
-                    MarkKind::Crash => PointKind::Crash,
-                    MarkKind::App => PointKind::App,
-                    MarkKind::Scan => PointKind::Scan,
-                    MarkKind::FileSystem => PointKind::FileSystem,
-                    MarkKind::Final => PointKind::Final,
-                },
+                kind: PointKind::of_word(mark.kind.word()),
                 unknown_blocks: mark.unknown_blocks,
                 time_unix_ms: mark.time_unix_ms,
             });
@@ -266,8 +260,18 @@ impl Metrics {
 mod tests {
     use super::*;
     use farshore_engine::batch::{Change, Handle};
-    use farshore_proto::BlockRange;
+    use farshore_proto::{BlockRange, MarkKind};
     use std::collections::BTreeSet;
+
+    /// The API takes the vault's words: one that it lacks would make points of that kind unknown.
+    #[test]
+    fn every_kind_of_mark_is_a_kind_of_point() {
+        for kind in MarkKind::ALL {
+            let point = PointKind::of_word(kind.word());
+            assert_eq!((point.as_str(), point == PointKind::Unknown), (kind.word(), false));
+        }
+        assert_eq!(PointKind::of_word("later"), PointKind::Unknown);
+    }
 
     fn metrics(volumes: usize) -> Metrics {
         let metrics = Metrics::default();

@@ -10,6 +10,8 @@ use crate::limits::{
 use crate::wire::{Put, Reader, check_crc, put_crc};
 
 const VERSION: u16 = 2;
+/// Where the bits of what later programs add are in a header.
+const FEATURES: std::ops::Range<usize> = 8..16;
 /// Where the commitment is in a header.
 const COMMITMENT: std::ops::Range<usize> = 120..152;
 /// Bytes of a header in front of its own fields.
@@ -255,6 +257,14 @@ impl ObjectHeader {
             header.check_without_fields(header.own_fields(head))?;
         }
         Ok((header, own))
+    }
+
+    /// Whether the header, at the front of `object`, has nothing that this program ignores.
+    #[must_use]
+    pub fn is_all_known(&self, object: &[u8]) -> bool {
+        let is_known = |bits: &[u8]| bits.iter().all(|bits| *bits == 0);
+        self.header_bytes == self.place.kind.header_bytes()
+            && object.get(FEATURES).is_some_and(is_known)
     }
 
     /// A reader of the kind's own fields in the header's bytes.

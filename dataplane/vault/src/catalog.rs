@@ -1,6 +1,8 @@
 //! What a vault holds: volumes and their points, read from the store alone.
 
-use crate::chain::{Chain, Hole};
+mod tail;
+
+use crate::chain::{Chain, Found, Hole};
 use crate::epoch::{Known, read_known};
 use crate::error::VaultError;
 use crate::layout::Folder;
@@ -10,6 +12,8 @@ use crate::view::Point;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::mark::MarkGroup;
 use farshore_proto::{ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
+
+pub(crate) use tail::{MarkTail, find_mark};
 
 /// A volume of the vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,13 +101,23 @@ pub struct Marked {
     pub group: MarkGroup,
 }
 
+impl Marked {
+    /// What a span of a chain ends with, if it has a mark.
+    fn of(chain: &Chain<'_>, found: &Found) -> Option<Self> {
+        let point = Point::at_end(&chain.epochs()[found.epoch], &found.span)?;
+        Some(Self { point, group: found.span.mark?.group })
+    }
+}
+
 /// The marks of a volume as far as its stream can be read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct MarkList {
     /// In order.
     pub marks: Vec<Marked>,
     /// What is damaged or missing behind them: there may have been more.
     pub broken: Option<VaultError>,
+    /// A missing slot behind them, if later ones exist: there may have been more.
+    pub hole: Option<Hole>,
 }
 
 /// Lists all recovery points of a volume, in order.
@@ -125,7 +139,7 @@ pub async fn list_points_to_damage(
     vault: &Vault,
     volume: VolumeId,
 ) -> Result<PointList, VaultError> {
-    let MarkList { marks, broken } = list_marks_to_damage(vault, volume).await?;
+    let MarkList { marks, broken, .. } = list_marks_to_damage(vault, volume).await?;
     Ok(PointList { points: marks.into_iter().map(|marked| marked.point).collect(), broken })
 }
 
@@ -136,11 +150,11 @@ pub async fn list_points_to_damage(
 pub async fn list_marks_to_damage(vault: &Vault, volume: VolumeId) -> Result<MarkList, VaultError> {
     let known = read_known(vault, volume).await?;
     let bounded = known.bounded();
-    let mut list = MarkList { marks: Vec::new(), broken: None };
+    let mut list = MarkList::default();
     if bounded > 0 || known.broken.is_none() {
-        let read = read_marks(vault, volume, known.epochs, bounded, &mut list.marks).await;
-        match read {
-            Ok(()) => {}
+        let mut chain = Chain::begin(vault, volume, known.epochs, 0)?;
+        match read_marks(&mut chain, bounded, Seq(u64::MAX), &mut list.marks).await {
+            Ok(hole) => list.hole = hole,
             Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
             Err(error) => list.broken = Some(error),
         }
@@ -149,29 +163,27 @@ pub async fn list_marks_to_damage(vault: &Vault, volume: VolumeId) -> Result<Mar
     Ok(list)
 }
 
-/// Reads the marks of the first `bounded` epochs.
+/// Reads the marks up to a seq, of the first `bounded` epochs; gives the hole at the end, if it is reached and there is
+/// one.
 async fn read_marks(
-    vault: &Vault,
-    volume: VolumeId,
-    epochs: Vec<EpochBody>,
+    chain: &mut Chain<'_>,
     bounded: usize,
+    to: Seq,
     marks: &mut Vec<Marked>,
-) -> Result<(), VaultError> {
-    let mut chain = Chain::begin(vault, volume, epochs, 0)?;
-    while let Some(found) = chain.next().await? {
-        if found.epoch >= bounded {
-            return Ok(());
+) -> Result<Option<Hole>, VaultError> {
+    while chain.last() < to {
+        let Some(found) = chain.next().await? else { return chain.hole().await };
+        if found.epoch >= bounded || found.span.last_seq > to {
+            break;
         }
-        let point = Point::at_end(&chain.epochs()[found.epoch], &found.span);
-        let Some((point, mark)) = point.zip(found.span.mark) else { continue };
+        let Some(marked) = Marked::of(chain, &found) else { continue };
         if marks.len() == POINTS_MAX {
-            let (url, max) = (vault.url().to_owned(), POINTS_MAX as u64);
+            let (url, max) = (chain.vault().url().to_owned(), POINTS_MAX as u64);
             return Err(VaultError::Limit { url, what: "recovery points of a volume", max });
         }
-        marks.push(Marked { point, group: mark.group });
+        marks.push(marked);
     }
-    chain.hole().await?;
-    Ok(())
+    Ok(None)
 }
 
 /// Lists the volumes of a vault. Names that are not ids are passed over.

@@ -57,6 +57,9 @@ pub(crate) struct Branch {
 }
 
 impl Branch {
+    /// All epochs of a volume, for who looks for frames and marks, whatever they lie over.
+    pub(crate) const ALL: Self = Self { first: 0, end: None, base: None };
+
     /// Whether an epoch is of it.
     pub(crate) fn has(&self, epoch: usize) -> bool {
         epoch >= self.first && self.end.is_none_or(|end| epoch < end)
@@ -74,7 +77,7 @@ pub(crate) fn branches(epochs: &[EpochBody]) -> Vec<Branch> {
         |(first, end): (&usize, _)| Branch { first: *first, end, base: epochs[*first].base };
     let mut branches: Vec<Branch> = branches.map(branch).collect();
     if branches.is_empty() {
-        branches.push(Branch { first: 0, end: None, base: None });
+        branches.push(Branch::ALL);
     }
     branches
 }

@@ -48,6 +48,8 @@ pub const REVISIONS_BEHIND: u64 = 3;
 pub const REVISION_TRIES_MAX: u64 = 8;
 /// Machines and groups that are read at the same time.
 pub const MACHINES_AT_ONCE: usize = 8;
+/// Volumes whose streams are read at the same time, each some slots ahead.
+pub const VOLUMES_AT_ONCE: usize = 4;
 /// Largest object with a small body: a machine or a group.
 pub const SMALL_SEALED_OBJECT_BYTES_MAX: u64 =
     (OBJECT_HEADER_BYTES_MAX + SMALL_BODY_BYTES_MAX + TAG_BYTES) as u64;
@@ -154,6 +156,7 @@ const _: () = {
     assert!(TABLE_READ_BYTES > OBJECT_HEADER_BYTES_MAX);
     // What a scan reads ahead is bounded: tables, before and after opening.
     assert!(SLOTS_AHEAD_MAX * OBJECT_BODY_BYTES_MAX <= 128 << 20);
+    assert!(VOLUMES_AT_ONCE * SLOTS_AHEAD_MAX * OBJECT_BODY_BYTES_MAX <= 512 << 20);
     assert!(VOID_REACH_SLOTS >= 4 * PUTS_IN_FLIGHT_MAX as u64);
     assert!(HOLE_SLOTS_MAX >= PUTS_IN_FLIGHT_MAX);
     assert!(QUIET_SLOTS / 4 > SLOTS_AHEAD_MAX as u64);

@@ -4,11 +4,17 @@
 //! Both are found by listing. What counts is the newest revision, which is asked for behind the listing's end.
 
 mod describe;
+mod gather;
+mod history;
+mod newest;
+mod point;
 mod points;
 mod revisions;
 
 pub use describe::{Described, OneDisk, describe};
-pub use points::{DiskPoint, Lack, MachinePoint, MachinePoints, list_points};
+pub use newest::{Newest, find_complete, find_newest};
+pub use point::{DiskPoint, Lack, MachinePoint};
+pub use points::{MachinePoints, list_points};
 pub use revisions::{Found, Revision};
 pub(crate) use revisions::{last_number, read};
 
@@ -18,8 +24,8 @@ use crate::limits::{LISTED_MAX, MACHINES_AT_ONCE};
 use crate::store::Put;
 use crate::vault::Vault;
 use bytes::Bytes;
-use farshore_codec::group::{open_group, seal_group};
-use farshore_codec::machine::{open_machine, seal_machine};
+use farshore_codec::group::{open_group_wholly, seal_group};
+use farshore_codec::machine::{open_machine_wholly, seal_machine};
 use farshore_codec::{CodecError, DataKey, KeyRing};
 use farshore_proto::group::GroupBody;
 use farshore_proto::machine::MachineBody;
@@ -42,17 +48,17 @@ pub trait Revised: Sized + Send {
     fn name(id: Self::Id, revision: u64) -> ObjectName;
     /// The folder of all revisions.
     fn folder(id: Self::Id) -> Folder;
-    /// Opens a revision.
+    /// Opens a revision; also whether that is all that it says.
     ///
     /// # Errors
-    /// As [`open_machine`].
+    /// As [`open_machine_wholly`].
     fn open(
         object: &[u8],
         vault: VaultId,
         id: Self::Id,
         revision: u64,
         keys: &KeyRing,
-    ) -> Result<Self, CodecError>;
+    ) -> Result<(Self, bool), CodecError>;
     /// Seals a revision.
     ///
     /// # Errors
@@ -88,7 +94,7 @@ macro_rules! revised {
                 id: $id,
                 revision: u64,
                 keys: &KeyRing,
-            ) -> Result<Self, CodecError> {
+            ) -> Result<(Self, bool), CodecError> {
                 $open(object, vault, id, revision, keys)
             }
 
@@ -106,8 +112,8 @@ macro_rules! revised {
     };
 }
 
-revised!(MachineBody, MachineId, Machine in Machines, machine, open_machine, seal_machine);
-revised!(GroupBody, GroupId, Group in Groups, group, open_group, seal_group);
+revised!(MachineBody, MachineId, Machine in Machines, machine, open_machine_wholly, seal_machine);
+revised!(GroupBody, GroupId, Group in Groups, group, open_group_wholly, seal_group);
 
 /// How a put of a revision ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +150,7 @@ pub async fn put<K: Revised + PartialEq>(
         return Ok(Revise::Put { revision });
     }
     match read::<K>(vault, id, revision).await? {
-        Some(found) if found == *body => {
+        Some(found) if found.body == *body => {
             vault.store().settle(&name).await?;
             Ok(Revise::Put { revision })
         }

@@ -89,6 +89,8 @@ struct ServedDisk {
 struct Place {
     dir: PathBuf,
     is_kept: bool,
+    /// Whether it was not there before.
+    is_new: bool,
 }
 
 impl Place {
@@ -101,18 +103,23 @@ impl Place {
         );
         let absolute = std::path::absolute(&dir);
         let dir = absolute.map_err(|error| Failure::io("use", &dir, &error, Exit::Usage))?;
+        let is_new = !dir.exists();
         let made = DirBuilder::new().mode(0o700).recursive(is_kept).create(&dir);
         made.map_err(|error| {
             Failure::io("make the directory", &dir, &error, Exit::CannotCreate)
                 .or_hint(|| "name another directory with --overlay".to_owned())
         })?;
-        Ok(Self { dir, is_kept })
+        Ok(Self { dir, is_kept, is_new })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if self.is_kept {
+            if self.is_new {
+                // Goes only if nothing was put there.
+                let _ = std::fs::remove_dir(&self.dir);
+            }
             return;
         }
         match std::fs::remove_dir_all(&self.dir) {
@@ -136,13 +143,12 @@ pub(super) async fn boot(global: &Global, args: BootArgs) -> Outcome {
     let mut signals = StopSignals::listen().map_err(|error| {
         Failure::new(Exit::Internal, format!("cannot listen for signals: {error}"))
     })?;
-    let place = Place::make(args.overlay.as_deref())?;
     let patience = Patience::new(Duration::from_secs(args.patience));
     let prepared = tokio::select! {
-        prepared = prepare(global, &args, &place, &patience) => Some(prepared?),
+        prepared = prepare(global, &args, &patience) => Some(prepared?),
         _ = signals.asked() => None,
     };
-    let Some((ready, disks)) = prepared else { return Ok(()) };
+    let Some((place, ready, disks)) = prepared else { return Ok(()) };
     global.output.unwrap_or_default().print(&ready, Ready::text)?;
     let (stop, stopped) = watch::channel(false);
     let exports: Vec<Arc<Export>> = disks.iter().map(|disk| Arc::clone(&disk.export)).collect();
@@ -160,29 +166,44 @@ pub(super) async fn boot(global: &Global, args: BootArgs) -> Outcome {
         let _ = stop.send(true);
     };
     tokio::join!(join_all(servers), told);
-    if place.is_kept {
-        for export in exports {
-            export.flush().await.map_err(|error| export_failure(&error))?;
+    match place.is_kept {
+        true => all_of(exports.iter().map(|export| export.flush())).await,
+        false => Ok(()),
+    }
+}
+
+/// Waits for each flush, whatever becomes of the others; fails as the first that failed, and tells of the rest.
+async fn all_of(
+    flushes: impl IntoIterator<Item = impl Future<Output = Result<(), ExportError>>>,
+) -> Outcome {
+    let mut ended = Ok(());
+    for flush in flushes {
+        let Err(error) = flush.await else { continue };
+        let failure = export_failure(&error);
+        match &ended {
+            Ok(()) => ended = Err(failure),
+            Err(_) => farshore_program::tell!("{failure}"),
         }
     }
-    Ok(())
+    ended
 }
 
 async fn prepare(
     global: &Global,
     args: &BootArgs,
-    place: &Place,
     patience: &Patience,
-) -> Outcome<(Ready, Vec<Serving>)> {
+) -> Outcome<(Place, Ready, Vec<Serving>)> {
     let vault = args.source.open(global).await?;
     let chosen = find_point(&vault, &args.machine, args.point, args.incomplete).await?;
+    let place = Place::make(args.overlay.as_deref())?;
     let (mut rows, mut disks) = (Vec::new(), Vec::new());
     for (disk, at) in chosen.disks() {
-        let (row, serving) = serve(&vault, args, place, patience, disk, at).await?;
+        let (row, serving) = serve(&vault, args, &place, patience, disk, at).await?;
         rows.push(row);
         disks.push(serving);
     }
-    Ok((Ready::new(&chosen, place, rows)?, disks))
+    let ready = Ready::new(&chosen, &place, rows)?;
+    Ok((place, ready, disks))
 }
 
 /// Opens a disk at its point, and listens.
@@ -296,6 +317,24 @@ impl Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flush_that_fails_keeps_no_other_from_its_end() {
+        let full = |disk: u8| OverlayError::Io {
+            path: PathBuf::from(format!("/over/disk-{disk}.overlay")),
+            verb: "write",
+            source: io::ErrorKind::StorageFull.into(),
+        };
+        let mut flushed = Vec::new();
+        let flushes = (0..3_u8).map(|disk| {
+            flushed.push(disk);
+            std::future::ready(if disk < 2 { Err(full(disk).into()) } else { Ok(()) })
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let failure = runtime.block_on(all_of(flushes)).unwrap_err();
+        assert!(failure.message.contains("/over/disk-0.overlay"), "{failure}");
+        assert_eq!(flushed, [0, 1, 2]);
+    }
 
     #[test]
     fn what_is_wrong_with_an_overlay_has_its_own_advice() {

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use farshore_api::Exit;
 use farshore_api::point::PointSelector;
-use farshore_proto::MachineId;
-use farshore_proto::machine::{Disk, MachineBody};
-use farshore_vault::machine::{self, DiskPoint, Found, MachinePoint, Revision};
-use farshore_vault::{Vault, VaultError};
+use farshore_proto::machine::{Disk, DiskState, MachineBody};
+use farshore_proto::{MachineId, PointId, VolumeId};
+use farshore_vault::layout::ObjectName;
+use farshore_vault::machine::{self, DiskPoint, Found, Lack, MachinePoint, Newest, Revision};
+use farshore_vault::{Hole, Vault, VaultError};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -35,6 +36,12 @@ impl Machine {
     fn disk(&self, index: u16) -> Option<&Disk> {
         self.revision.body.disks.iter().find(|disk| disk.index == index)
     }
+
+    /// Whether a volume is of a disk that is protected now.
+    fn protects(&self, wanted: VolumeId) -> bool {
+        let mut volumes = self.revision.body.volumes();
+        volumes.any(|(disk, volume)| volume == wanted && disk.state == DiskState::Protected)
+    }
 }
 
 /// Finds a machine by its name or its id.
@@ -42,8 +49,17 @@ impl Machine {
 /// # Errors
 /// `NotFound` if there is none; `Usage` if several have the name; `Corrupt` if its newest revision does not open.
 pub(super) async fn find_machine(vault: &Vault, wanted: &str) -> Outcome<Machine> {
-    let found = machine::find_all::<MachineBody>(vault).await;
-    let found = found.map_err(|error| vault_failure(&error))?;
+    let failed = |error: VaultError| vault_failure(&error);
+    let by_id = match wanted.parse() {
+        Ok(id) => {
+            machine::find::<MachineBody>(vault, id).await.map_err(failed)?.map(|found| (id, found))
+        }
+        Err(_) => None,
+    };
+    let found = match by_id {
+        Some(found) => vec![found],
+        None => machine::find_all::<MachineBody>(vault).await.map_err(failed)?,
+    };
     let is_meant = |id: MachineId, found: &Found<MachineBody>| {
         let name = found.revision.as_ref().map(|revision| revision.body.name.as_str());
         name == Some(wanted) || wanted.parse() == Ok(id)
@@ -76,20 +92,37 @@ pub(super) async fn find_machine(vault: &Vault, wanted: &str) -> Outcome<Machine
 #[derive(Debug, Default)]
 pub(super) struct Points {
     pub(super) list: Vec<MachinePoint>,
-    pub(super) broken: Option<VaultError>,
+    pub(super) broken: Vec<(VolumeId, VaultError)>,
+    holes: Vec<(VolumeId, Hole)>,
     /// Why they may lack less than they are said to.
-    unread_groups: Vec<VaultError>,
+    unread: Vec<VaultError>,
 }
 
 impl Points {
-    /// Warns of groups that cannot be read.
-    pub(super) fn warn_of_groups(&self) {
-        for error in &self.unread_groups {
-            farshore_program::tell!(
-                "warning: members of points may be there that are called lacking: {}",
-                told(error)
-            );
-        }
+    /// Warns of groups and of other machines' volumes that cannot be read, and of slots that are missing.
+    pub(super) fn warn(&self) {
+        warn_of(&self.unread, &self.holes);
+    }
+
+    /// What is damaged: first of the disks that are protected now.
+    pub(super) fn into_damage(self) -> Option<VaultError> {
+        self.broken.into_iter().next().map(|(_, error)| error)
+    }
+}
+
+fn warn_of(unread: &[VaultError], holes: &[(VolumeId, Hole)]) {
+    for error in unread {
+        farshore_program::tell!(
+            "warning: members of points may be there that are called lacking: {}",
+            told(error)
+        );
+    }
+    for (volume, Hole { log, slot, later }) in holes {
+        farshore_program::tell!(
+            "warning: object {} is missing although slot {later} exists: there may have been newer points of volume \
+             {volume}",
+            ObjectName::slot(*log, *slot)
+        );
     }
 }
 
@@ -100,9 +133,14 @@ pub(super) async fn list_points(
     revision: &Revision<MachineBody>,
 ) -> Outcome<Points> {
     let points = machine::list_points(vault, id, revision).await;
-    let points = points.map_err(|error| vault_failure(&error))?;
-    let broken = points.broken.into_iter().next().map(|(_, error)| error);
-    Ok(Points { list: points.points, broken, unread_groups: points.unread_groups })
+    let mut points = points.map_err(|error| vault_failure(&error))?;
+    let body = &revision.body;
+    points.broken.sort_by_key(|(broken, _)| {
+        let mut volumes = body.volumes();
+        !volumes.any(|(disk, volume)| volume == *broken && disk.state == DiskState::Protected)
+    });
+    let machine::MachinePoints { points: list, broken, unread, holes } = points;
+    Ok(Points { list, broken, holes, unread })
 }
 
 /// What a point lacks, in words.
@@ -172,7 +210,8 @@ impl ChosenRow {
 ///
 /// # Errors
 /// As [`find_machine`]. `NotFound` if there is no such point; `DataInvalid` if it lacks something and that was not
-/// asked for; `Corrupt` if the latest is meant and a stream ends in damage, so that it is not known.
+/// asked for; `Corrupt` if the stream of a disk that is protected ends in damage and the latest is meant, so that it is
+/// not known, or if what is meant, or what it lacks, may be behind damage.
 pub(super) async fn find_point(
     vault: &Vault,
     wanted: &str,
@@ -180,37 +219,93 @@ pub(super) async fn find_point(
     may_lack: bool,
 ) -> Outcome<Chosen> {
     let machine = find_machine(vault, wanted).await?;
+    let failed = |error: VaultError| vault_failure(&error);
+    let Machine { id, revision } = &machine;
+    let found = match selector {
+        PointSelector::Latest if !may_lack => {
+            let newest = machine::find_newest(vault, *id, revision).await.map_err(failed)?;
+            latest(&machine, newest)?
+        }
+        PointSelector::Id(point) => {
+            let point = PointId::from(point);
+            let found = machine::find_complete(vault, *id, revision, point).await;
+            found.map_err(failed)?.map(|point| (point, 0))
+        }
+        _ => None,
+    };
+    match found {
+        Some((point, newer_incomplete)) => Ok(Chosen { machine, point, newer_incomplete }),
+        None => find_in_list(vault, machine, selector, may_lack).await,
+    }
+}
+
+/// The newest complete point, if there is one, and how many behind it lack something.
+fn latest(machine: &Machine, newest: Newest) -> Outcome<Option<(MachinePoint, usize)>> {
+    let Newest { point, passed_over, broken, unread, holes } = newest;
+    let Some(point) = point else { return Ok(None) };
+    warn_of(&unread, &holes);
+    let listing = listing(machine.name());
+    check_damage(machine, &broken, PointSelector::Latest, &listing)?;
+    if passed_over > 0 {
+        warn_of_newer(passed_over, machine.name(), &point, &listing);
+    }
+    Ok(Some((point, passed_over)))
+}
+
+fn warn_of_newer(count: usize, name: &str, point: &MachinePoint, listing: &str) {
+    farshore_program::tell!(
+        "warning: {count} newer points of machine {name} lack something and are passed over: the one of {} is used; \
+         {listing} shows what they lack",
+        time(point.time_unix_ms())
+    );
+}
+
+/// The point that is meant, by all that there are.
+async fn find_in_list(
+    vault: &Vault,
+    machine: Machine,
+    selector: PointSelector,
+    may_lack: bool,
+) -> Outcome<Chosen> {
     let points = list_points(vault, machine.id, &machine.revision).await?;
-    points.warn_of_groups();
-    let Points { mut list, broken, .. } = points;
+    points.warn();
     let name = machine.name();
     let listing = listing(name);
-    if let Some(error) = broken {
-        check_damage(&error, selector, &listing)?;
-    }
+    check_damage(&machine, &points.broken, selector, &listing)?;
     // Who names a point means that one; who names a time, or the latest, means one that has all.
     let is_named = matches!(selector, PointSelector::Id(_) | PointSelector::Prefix(_));
     let is_meant = |point: &MachinePoint| is_named || may_lack || point.is_complete();
+    let list = &points.list;
     let places: Vec<usize> = (0..list.len()).filter(|at| is_meant(&list[*at])).collect();
-    let chosen = choose_of(name, &list, &places, selector)?;
+    let chosen = choose_of(name, list, &places, selector)
+        .map_err(|failure| behind_damage(failure, &points.broken, &listing))?;
     if let Some(warning) = chosen.warning {
         farshore_program::tell!("warning: {warning}");
     }
     let at = places[chosen.at];
     let behind = list[at + 1..].iter().filter(|point| !point.is_complete()).count();
-    let point = list.swap_remove(at);
+    let point = list[at].clone();
     if !point.is_complete() {
         check_incomplete(name, &point, may_lack)?;
         return Ok(Chosen { machine, point, newer_incomplete: 0 });
     }
     if behind > 0 && !is_named {
-        farshore_program::tell!(
-            "warning: {behind} newer points of machine {name} lack something and are passed over: the one of {} is \
-             used; {listing} shows what they lack",
-            time(point.time_unix_ms())
-        );
+        warn_of_newer(behind, name, &point, &listing);
     }
-    Ok(Chosen { machine, point, newer_incomplete: behind })
+    Ok(Chosen { machine, point, newer_incomplete: if is_named { 0 } else { behind } })
+}
+
+/// A point that was not found may be where nothing can be read.
+fn behind_damage(failure: Failure, broken: &[(VolumeId, VaultError)], listing: &str) -> Failure {
+    match broken.first() {
+        Some((_, error)) if failure.code == Exit::NotFound.code() => Failure {
+            message: format!("{} in front of the damage: {}", failure.message, told(error)),
+            ..vault_failure(error).hint(format!(
+                "put the object back from a copy of the store, or choose one of the points that {listing} shows"
+            ))
+        },
+        _ => failure,
+    }
 }
 
 /// Chooses among the points at `places`. If none of them is meant, it is said whether one that lacks something would be.
@@ -252,16 +347,25 @@ fn listing(name: &str) -> String {
     format!("`farshore vault points --machine {}`", shell_word(Path::new(name)))
 }
 
-/// What lies behind damage is not known: the latest point is refused, of others that is said.
-fn check_damage(error: &VaultError, selector: PointSelector, listing: &str) -> Outcome {
-    if selector == PointSelector::Latest {
+/// What lies behind damage is not known: the latest point is refused if a disk that is protected has some, of others
+/// that is said.
+fn check_damage(
+    machine: &Machine,
+    broken: &[(VolumeId, VaultError)],
+    selector: PointSelector,
+    listing: &str,
+) -> Outcome {
+    let of_protected = broken.iter().find(|(volume, _)| machine.protects(*volume));
+    if let (Some((_, error)), PointSelector::Latest) = (of_protected, selector) {
         return Err(vault_failure(error)
             .hint(format!("name a point in front of the damage by its id: {listing} lists them")));
     }
-    farshore_program::tell!(
-        "warning: only the points in front of the damage are looked at: {}",
-        told(error)
-    );
+    for (_, error) in broken {
+        farshore_program::tell!(
+            "warning: only the points in front of the damage are looked at: {}",
+            told(error)
+        );
+    }
     Ok(())
 }
 
@@ -273,6 +377,12 @@ fn check_incomplete(name: &str, point: &MachinePoint, may_lack: bool) -> Outcome
     if may_lack {
         farshore_program::tell!("warning: {message}; what is there is not all of one instant");
         return Ok(());
+    }
+    if point.lacking.iter().any(Lack::is_hidden) {
+        return Err(Failure::new(Exit::Corrupt, message).hint(
+            "put the object back from a copy of the store, choose another point, or say --incomplete to have the disks \
+             that it has: they need not fit together",
+        ));
     }
     Err(Failure::new(Exit::DataInvalid, message).hint(
         "choose another point, or say --incomplete to have the disks that it has: they need not fit together",

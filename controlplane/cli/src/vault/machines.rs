@@ -65,11 +65,31 @@ struct MachineRow {
     memory_bytes: u64,
     groups: Vec<String>,
     disks: Vec<DiskRow>,
+    /// Nothing where points were not asked for.
+    #[serde(flatten)]
+    points: Option<PointCounts>,
+    /// What of it cannot be read.
+    damage: Option<String>,
+}
+
+/// What is said of a machine's points.
+#[derive(Debug, Serialize)]
+struct PointCounts {
     points: u64,
     incomplete_points: u64,
     newest_complete: Option<PointRow>,
-    /// What of it cannot be read.
-    damage: Option<String>,
+}
+
+impl PointCounts {
+    fn new(points: &Points) -> Self {
+        let is_whole = |point: &&MachinePoint| point.is_complete();
+        let (all, complete) = (points.list.len(), points.list.iter().filter(is_whole).count());
+        Self {
+            points: all as u64,
+            incomplete_points: (all - complete) as u64,
+            newest_complete: points.list.iter().rev().find(is_whole).map(PointRow::from),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -136,13 +156,11 @@ impl MachineRow {
     fn new(
         id: MachineId,
         found: &Found<MachineBody>,
-        points: &Points,
+        points: Option<&Points>,
         groups: Vec<String>,
     ) -> Self {
         let body = found.revision.as_ref().map(|revision| &revision.body);
-        let is_whole = |point: &&MachinePoint| point.is_complete();
-        let complete = points.list.iter().filter(is_whole).count() as u64;
-        let all = points.list.len() as u64;
+        let broken = points.and_then(|points| points.broken.first()).map(|(_, error)| error);
         Self {
             machine: id.into(),
             name: body.map(|body| body.name.clone()),
@@ -155,24 +173,23 @@ impl MachineRow {
             groups,
             disks: body
                 .map_or_else(Vec::new, |body| body.disks.iter().map(DiskRow::from).collect()),
-            points: all,
-            incomplete_points: all - complete,
-            newest_complete: points.list.iter().rev().find(is_whole).map(PointRow::from),
-            damage: found.broken.as_ref().or(points.broken.as_ref()).map(|error| told(error)),
+            points: points.map(PointCounts::new),
+            damage: found.broken.as_ref().or(broken).map(|error| told(error)),
         }
     }
 
     fn add_to(&self, table: &mut Table) {
-        let newest = match (&self.newest_complete, &self.damage) {
+        let newest = match (&self.points, &self.damage) {
             (_, Some(_)) => "damaged".to_owned(),
-            (Some(point), None) => {
+            (None, None) => String::new(),
+            (Some(PointCounts { newest_complete: Some(point), .. }), None) => {
                 format!(
                     "{} {}",
                     time(point.time_unix_ms),
                     promise(point.kind, point.unknown_blocks)
                 )
             }
-            (None, None) => "none".to_owned(),
+            (Some(_), None) => "none".to_owned(),
         };
         let mut front = [
             self.name.clone().unwrap_or_else(|| UNKNOWN.to_owned()),
@@ -201,8 +218,8 @@ impl MachineRow {
     }
 }
 
-/// Lists the machines of a vault, and the volumes that no machine names.
-pub(super) async fn machines(global: &Global, source: &Source) -> Outcome {
+/// Lists the machines of a vault, and the volumes that no machine names. Points cost their whole streams.
+pub(super) async fn machines(global: &Global, source: &Source, with_points: bool) -> Outcome {
     let vault = source.open(global).await?;
     let failed = |error: VaultError| vault_failure(&error);
     let found = machine::find_all::<MachineBody>(&vault).await.map_err(failed)?;
@@ -216,16 +233,16 @@ pub(super) async fn machines(global: &Global, source: &Source) -> Outcome {
     let mut broken = None;
     for (id, found) in found {
         let points = match &found.revision {
-            Some(revision) => list_points(&vault, id, revision).await?,
-            None => Points::default(),
+            Some(revision) if with_points => Some(list_points(&vault, id, revision).await?),
+            _ => None,
         };
         let body = found.revision.as_ref().map(|revision| &revision.body);
         named.extend(body.into_iter().flat_map(MachineBody::volumes).map(|(_, volume)| volume));
         let of = groups.iter().filter_map(|(_, group)| group.revision.as_ref());
         let of = of.filter(|group| group.body.members.iter().any(|member| member.machine == id));
         let of = of.map(|group| group.body.name.clone()).collect();
-        list.machines.push(MachineRow::new(id, &found, &points, of));
-        broken = broken.or(found.broken).or(points.broken);
+        list.machines.push(MachineRow::new(id, &found, points.as_ref(), of));
+        broken = broken.or(found.broken).or(points.and_then(Points::into_damage));
     }
     let broken = broken.or_else(|| groups.into_iter().find_map(|(_, group)| group.broken));
     let volumes = catalog::find_volumes(&vault).await.map_err(failed)?;
@@ -241,8 +258,9 @@ pub(super) async fn machines(global: &Global, source: &Source) -> Outcome {
 
 impl MachineList {
     fn text(&self) -> String {
-        let heading =
-            ["NAME", "MACHINE", "FIRMWARE", "DISK", "SIZE", "ROLE", "NEWEST COMPLETE POINT"];
+        let has_points = self.machines.iter().any(|row| row.points.is_some());
+        let last = if has_points { "NEWEST COMPLETE POINT" } else { "" };
+        let heading = ["NAME", "MACHINE", "FIRMWARE", "DISK", "SIZE", "ROLE", last];
         let mut table = Table::new(&heading, "no machines");
         self.machines.iter().for_each(|row| row.add_to(&mut table));
         let mut text = table.render();
@@ -284,8 +302,9 @@ pub(super) async fn points(global: &Global, source: &Source, wanted: &str) -> Ou
     let vault = source.open(global).await?;
     let machine = find_machine(&vault, wanted).await?;
     let points = list_points(&vault, machine.id, &machine.revision).await?;
-    points.warn_of_groups();
-    let Points { list, broken, .. } = points;
+    points.warn();
+    let list = points.list.clone();
+    let broken = points.into_damage();
     let is_any = list.iter().any(MachinePoint::is_complete);
     let list = MachinePointList {
         machine: machine.id.into(),

@@ -44,7 +44,7 @@ pub(super) struct Restored {
     kind: &'static str,
     unknown_blocks: u32,
     time_unix_ms: u64,
-    to: String,
+    pub(super) to: String,
     size_bytes: u64,
     written_bytes: u64,
     /// Bytes that an earlier, interrupted run had written.

@@ -11,6 +11,7 @@ use farshore_vault::machine::DiskPoint;
 use farshore_vault::{PointSelector as VaultSelector, Vault, VolumeView};
 use serde::Serialize;
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::args::Global;
 use crate::failure::{Failure, Outcome};
@@ -93,7 +94,16 @@ pub(super) async fn restore(
                 })
             });
         };
-        restored.push(restore_disk(&vault, next, to.force, told).await?);
+        match restore_disk(&vault, next, to.force, told).await {
+            Ok(disk) => {
+                if disks.len() > 1 {
+                    // Who ends this run knows what need not be done again.
+                    farshore_program::tell!("finished: {}", disk.place());
+                }
+                restored.push(disk);
+            }
+            Err(failure) => return Err(with_finished(failure, &chosen, &restored)),
+        }
         done += next.point.point.size_bytes;
     }
     let result = RestoredMachine {
@@ -104,6 +114,22 @@ pub(super) async fn restore(
         seconds: started.elapsed().as_secs_f64(),
     };
     job.finish(&result, RestoredMachine::table)
+}
+
+/// What is finished need not be done again.
+fn with_finished(failure: Failure, chosen: &Chosen, finished: &[RestoredDisk]) -> Failure {
+    if finished.is_empty() {
+        return failure;
+    }
+    let files: Vec<String> = finished.iter().map(RestoredDisk::place).collect();
+    let hint = failure.hint.as_deref().map_or(String::new(), |hint| format!("{hint}; "));
+    let hint = format!(
+        "{hint}finished at point {}: {}; a restore of the machine with --force does them again, \
+         `farshore vault restore --volume ID` does each other disk by itself",
+        Uuid::from(chosen.point.id),
+        files.join(", ")
+    );
+    failure.hint(hint)
 }
 
 async fn restore_disk(
@@ -194,6 +220,13 @@ fn may_write(chosen: &Chosen, disks: &[Target<'_>], to: &RestoreTo) -> Outcome<b
         time(chosen.point.time_unix_ms()),
         files.join(", ")
     ))
+}
+
+impl RestoredDisk {
+    /// Which it is, and where it was written to.
+    fn place(&self) -> String {
+        format!("disk {} ({})", self.index, self.restored.to)
+    }
 }
 
 impl RestoredMachine {

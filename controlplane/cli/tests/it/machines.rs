@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use farshore_proto::MachineId;
-use farshore_proto::machine::{DiskRole, Firmware};
+use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware};
 use farshore_vault::key_file;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::testing::image_bytes;
@@ -84,10 +84,23 @@ impl Bench {
     }
 
     fn damage(&self, name: &ObjectName) {
+        self.damage_at(name, |_| 260);
+    }
+
+    /// Changes the byte of an object of so many bytes.
+    fn damage_at(&self, name: &ObjectName, at: impl FnOnce(usize) -> usize) {
         let file = self.all.world.file(name);
         let mut bytes = fs::read(&file).unwrap();
-        bytes[260] ^= 1;
+        let at = at(bytes.len());
+        bytes[at] ^= 1;
         fs::write(file, bytes).unwrap();
+    }
+
+    /// The slot that holds the mark with an id that ends in this byte.
+    fn slot(&self, id: u8) -> ObjectName {
+        let points = &self.all.world.points;
+        let known = points.iter().find(|point| point.id.0[0] == id).unwrap();
+        ObjectName::slot(self.all.world.logs[0].id, known.slot)
     }
 }
 
@@ -99,7 +112,7 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
 #[test]
 fn the_machines_of_a_vault_are_listed_and_the_volumes_of_none() {
     let bench = Bench::new();
-    let json = bench.json(&["machines"]);
+    let json = bench.json(&["machines", "--points"]);
     let machines = json["machines"].as_array().unwrap();
     let names: Vec<&Value> = machines.iter().map(|machine| &machine["name"]).collect();
     assert_eq!(names, ["db-1", "web-1", "cache-1"]);
@@ -132,13 +145,19 @@ fn the_machines_of_a_vault_are_listed_and_the_volumes_of_none() {
     let volumes = json["volumes"].as_array().unwrap();
     assert_eq!(volumes.len(), 1);
     assert_eq!(volumes[0]["volume"], json!(bench.all.volume(STRAY).to_string()));
-    let text = bench.run(&["machines", "--output", "table"]).stdout;
+    let text = bench.run(&["machines", "--points", "--output", "table"]).stdout;
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[1].starts_with("db-1 ") && lines[1].contains("uefi"), "{text}");
     assert!(lines[1].ends_with("2023-11-14T22:13:26Z crash"), "{text}");
     assert!(lines[2].trim_start().starts_with("1 /dev/vdb"), "{text}");
     assert!(text.contains("scratch excluded"), "{text}");
     assert!(text.contains("Volumes that no machine names:"), "{text}");
+    // Points are looked for only where they are asked for.
+    let json = bench.json(&["machines"]);
+    assert_eq!(json["machines"][0]["name"], "db-1");
+    assert!(json["machines"][0].get("points").is_none(), "{json}");
+    let text = bench.run(&["machines", "--output", "table"]).stdout;
+    assert!(text.contains("/dev/vdb") && !text.contains("crash"), "{text}");
 }
 
 #[test]
@@ -301,6 +320,108 @@ fn damage_is_named_and_what_is_whole_is_shown() {
     bench.holds("y", &bench.point(WEB, 3));
 }
 
+/// A point that may be there is never called one that is not in the vault.
+#[test]
+fn what_may_be_behind_damage_is_told_with_the_damage() {
+    let bench = Bench::new();
+    let (slot, six) = (bench.slot(6), bench.point(WEB, 6));
+    bench.damage(&slot);
+    for point in ["0606", &six.id.to_string()] {
+        let ran = bench.restore("web-1", point, "x", &[]);
+        assert_eq!(ran.code, 82, "{}", ran.stderr);
+        assert!(ran.stderr.contains("has no recovery point"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("in front of the damage: "), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("object {slot} is damaged")), "{}", ran.stderr);
+    }
+    // A member on another machine's volume.
+    let bench = Bench::new();
+    let epoch = ObjectName::epoch(bench.all.volume(4), 1);
+    bench.damage_at(&epoch, |_| 170);
+    let ran = bench.restore("db-1", "0606", "x", &[]);
+    assert_eq!(ran.code, 82, "{}", ran.stderr);
+    let sentence = "is not complete: member 5 of 5 was not found: ";
+    assert!(ran.stderr.contains(sentence), "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("object {epoch} is damaged")), "{}", ran.stderr);
+    let ran = bench.restore("db-1", "latest", "two", &[]);
+    assert!(ran.stderr.contains(&format!("object {epoch} is damaged")), "{}", ran.stderr);
+    ran.json();
+    bench.holds("two", &bench.point(DB, 2));
+}
+
+#[test]
+fn damage_to_a_disk_that_was_removed_does_not_refuse_the_latest() {
+    let mut bench = Bench::new();
+    let place = |number: usize| {
+        let volume = &bench.all.world.volumes[number];
+        (volume.epoch, volume.seq.next())
+    };
+    let of = |index: u16| Some(bench.all.volume(usize::from(index)));
+    let disks = (0..2_u16).map(|index| Disk {
+        since: place(usize::from(index)),
+        state: if index == 0 { DiskState::Protected } else { DiskState::Removed },
+        ..disk(index, of(index), if index == 0 { DiskRole::Boot } else { DiskRole::Data })
+    });
+    let body = machine("db-1", Firmware::Uefi, disks.collect());
+    now(put_next(&bench.all.world, DB, 2, &body));
+    now(bench.all.alone(DB, 0, true));
+    bench.damage_at(&ObjectName::epoch(bench.all.volume(1), 1), |_| 170);
+    bench.restore("db-1", "latest", "x", &[]).json();
+    bench.holds("x", &bench.point(DB, 10));
+}
+
+/// The newest slot but one is missing: whether it ever was there, nobody knows.
+#[test]
+fn a_hole_at_the_end_is_told() {
+    let bench = Bench::new();
+    let slot = bench.slot(9);
+    fs::remove_file(bench.all.world.file(&slot)).unwrap();
+    for to in ["x", "y"] {
+        let point = if to == "x" { "latest" } else { "2023-11-14 22:13:59Z" };
+        let ran = bench.restore("cache-1", point, to, &[]);
+        let warning = format!("warning: object {slot} is missing although slot");
+        assert!(ran.stderr.contains(&warning), "{}", ran.stderr);
+        ran.json();
+        bench.holds(to, &bench.point(CACHE, 4));
+    }
+}
+
+#[test]
+fn a_restore_that_fails_says_which_disks_are_finished() {
+    let mut bench = Bench::new();
+    now(bench.all.alone(DB, 1, false));
+    now(bench.all.together(&[(DB, 0, 0), (DB, 1, 1)], 2));
+    // Only the second disk has data there.
+    bench.damage_at(&bench.slot(10), |bytes| bytes - 1);
+    let ran = bench.restore("db-1", "latest", "x", &[]);
+    assert_eq!(ran.code, 82, "{}", ran.stderr);
+    let first = bench.path("x/disk-0-vda.raw").display().to_string();
+    assert!(ran.stderr.contains(&format!("finished: disk 0 ({first})\n")), "{}", ran.stderr);
+    let id = bench.point(DB, 11).id;
+    let hint = format!("finished at point {id}: disk 0 ({first}); a restore");
+    assert!(ran.stderr.contains(&hint), "{}", ran.stderr);
+    assert!(fs::read(first).unwrap() == image_bytes(&bench.point(DB, 11).disks[0].2));
+}
+
+#[test]
+fn a_boot_that_fails_leaves_no_directory() {
+    let bench = Bench::new();
+    let over = bench.path("over").display().to_string();
+    let ran = bench.run(&["boot", "--machine", "nobody", "--overlay", &over]);
+    ran.fails(66, "there is no machine nobody", "`farshore vault machines`");
+    assert!(!bench.path("over").exists());
+    // Nor one that fails later, if nothing is in it; one that was there stays.
+    let epoch = ObjectName::epoch(bench.all.volume(5), 1);
+    bench.damage_at(&epoch, |_| 170);
+    for is_there in [false, true] {
+        if is_there {
+            fs::create_dir(bench.path("over")).unwrap();
+        }
+        let ran = bench.run(&["boot", "--machine", "cache-1", "--overlay", &over]);
+        assert_eq!(ran.code, 82, "{}", ran.stderr);
+        assert_eq!(bench.path("over").exists(), is_there);
+    }
+}
+
 /// A point of a time is one that has all, and what would do besides is said only if it would.
 #[test]
 fn a_time_before_all_points_and_one_with_points_that_lack_something_are_told_apart() {
@@ -356,7 +477,7 @@ fn a_key_that_is_gone_from_the_vault_and_places_that_cannot_be_made_are_told_wit
     fs::write(bench.path("file"), "x").unwrap();
     bench.restore("db-1", "0202", "file/x", &[]).fails(73, "cannot make", "name another directory");
     let overlay = bench.path("file").display().to_string();
-    let ran = bench.run(&["boot", "--machine", "db-1", "--overlay", &overlay]);
+    let ran = bench.run(&["boot", "--machine", "cache-1", "--overlay", &overlay]);
     ran.fails(79, "cannot make the directory", "name another directory with --overlay");
     fs::remove_dir_all(bench.path("vault/keys/1")).unwrap();
     fs::create_dir(bench.path("vault/keys/1")).unwrap();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use farshore_api::agent::PointReport;
 use farshore_api::limits::LET_GO_MS_MAX;
 use farshore_api::point::PointKind;
-use farshore_proto::{Epoch, ErrorKind, LogId, MarkKind, VolumeId};
+use farshore_proto::{Epoch, ErrorKind, LogId, VolumeId};
 use farshore_vault::fence::{FenceError, Fenced, StreamEnd, end_of_stream, fence_volume};
 use farshore_vault::{Access, Store, Vault, key_file};
 use tokio::time::Instant;
@@ -325,13 +325,7 @@ fn report_of(volume: Uuid, end: &StreamEnd) -> Option<PointReport> {
         volume,
         epoch,
         seq: point.seq.0,
-        kind: match point.kind {
-            MarkKind::Crash => PointKind::Crash,
-            MarkKind::App => PointKind::App,
-            MarkKind::Scan => PointKind::Scan,
-            MarkKind::FileSystem => PointKind::FileSystem,
-            MarkKind::Final => PointKind::Final,
-        },
+        kind: PointKind::of_word(point.kind.word()),
         unknown_blocks: point.unknown_blocks,
         time_unix_ms: point.time_unix_ms,
     })

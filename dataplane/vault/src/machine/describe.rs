@@ -39,6 +39,8 @@ pub enum Described {
     Known,
     /// The vault says that the machine has other disks: what to make of that is for an operator.
     Others,
+    /// A later program says more of the machine than this one knows, and whatever this one put would lose that.
+    Newer,
     /// Other writers were first, again and again: call again.
     Outrun,
 }
@@ -59,6 +61,7 @@ pub async fn describe(vault: &Vault, one: &OneDisk) -> Result<Described, VaultEr
             Some(revision) => match one.changed(&revision.body) {
                 Change::None => return Ok(Described::Known),
                 Change::Others => return Ok(Described::Others),
+                Change::To(_) if !revision.is_all => return Ok(Described::Newer),
                 Change::To(body) => (revision.number, *body),
             },
         };
@@ -137,6 +140,7 @@ mod tests {
     use crate::layout::ObjectName;
     use crate::machine::{Revised, list_points};
     use crate::testing::{World, counted};
+    use farshore_codec::machine::seal_machine_bytes;
 
     fn one(world: &World) -> OneDisk {
         OneDisk {
@@ -197,6 +201,28 @@ mod tests {
         let other = OneDisk { volume: world.volumes[1].id, ..first };
         assert_eq!(describe(&world.vault, &other).await.unwrap(), Described::Others);
         assert_eq!(newest(&world).await.0, 3);
+    }
+
+    /// What a later program wrote and this one may ignore would not be in what this one puts.
+    #[tokio::test]
+    async fn a_machine_of_which_a_later_program_says_more_is_left_alone() {
+        let world = World::new(1, 1).await;
+        let first = one(&world);
+        describe(&world.vault, &first).await.unwrap();
+        let (_, body) = newest(&world).await;
+        let mut later = body.encode();
+        // A section that may be ignored: number 77, one record of 4 bytes.
+        later.extend([77, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+        let vault = &world.vault;
+        let (number, key) = vault.newest_key();
+        let sealed = seal_machine_bytes(vault.id(), first.machine, 2, key, number, &later).unwrap();
+        let file = world.file(&ObjectName::machine(first.machine, 2));
+        std::fs::write(file, sealed).unwrap();
+        assert_eq!(newest(&world).await, (2, body));
+        assert_eq!(describe(vault, &first).await.unwrap(), Described::Known);
+        let grown = OneDisk { size_bytes: 2 << 20, ..first };
+        assert_eq!(describe(vault, &grown).await.unwrap(), Described::Newer);
+        assert_eq!(newest(&world).await.0, 2);
     }
 
     #[tokio::test]

@@ -18,6 +18,8 @@ pub struct Revision<K> {
     pub number: u64,
     /// What it says.
     pub body: K,
+    /// Whether that is all: not where a later program wrote what this one may ignore, and would lose.
+    pub is_all: bool,
 }
 
 /// What is known of a machine or group.
@@ -49,7 +51,7 @@ pub(crate) async fn read<K: Revised>(
     vault: &Vault,
     id: K::Id,
     revision: u64,
-) -> Result<Option<K>, VaultError> {
+) -> Result<Option<Revision<K>>, VaultError> {
     let name = K::name(id, revision);
     let bytes = match vault.store().get(&name, SMALL_SEALED_OBJECT_BYTES_MAX).await {
         Ok(bytes) => bytes,
@@ -57,7 +59,7 @@ pub(crate) async fn read<K: Revised>(
         Err(error) => return Err(error.into()),
     };
     match K::open(&bytes, vault.id(), id, revision, vault.ring()) {
-        Ok(body) => Ok(Some(body)),
+        Ok((body, is_all)) => Ok(Some(Revision { number: revision, body, is_all })),
         Err(source) => Err(vault.damaged_in(name, K::KIND.header_bytes(), source)),
     }
 }
@@ -79,8 +81,8 @@ pub(super) async fn newest<K: Revised>(
     let oldest = newest.saturating_sub(REVISION_TRIES_MAX) + 1;
     for number in (oldest..=newest).rev() {
         match read::<K>(vault, id, number).await {
-            Ok(Some(body)) => {
-                found.revision = Some(Revision { number, body });
+            Ok(Some(revision)) => {
+                found.revision = Some(revision);
                 break;
             }
             Ok(None) if number == newest => {

@@ -240,9 +240,9 @@ async fn a_damaged_group_is_told_with_points_that_lack_members() {
     damage(&all.world, &group);
     let found = points(&all, WEB).await;
     assert!(found.points.iter().any(|point| !point.is_complete()));
-    let [error] = found.unread_groups.as_slice() else { panic!("{:?}", found.unread_groups) };
+    let [error] = found.unread.as_slice() else { panic!("{:?}", found.unread) };
     assert!(error.to_string().contains(&group.to_string()), "{error}");
-    assert!(points(&all, CACHE).await.unread_groups.is_empty(), "nothing of it lacks anything");
+    assert!(points(&all, CACHE).await.unread.is_empty(), "nothing of it lacks anything");
 }
 
 #[tokio::test]
@@ -298,6 +298,60 @@ async fn a_disk_that_was_removed_is_not_missed_behind_its_place() {
     assert_eq!(found[1], (2, vec![0, 1], vec![]), "of the time when there were two");
     let second = Lack::Disk { index: 1, volume: all.volume(1) };
     assert_eq!(found[5], (8, vec![0], vec![second]), "it was protected then");
+}
+
+/// A mark that comes behind the end of the protection is not all of the machine because nothing is protected then.
+#[tokio::test]
+async fn a_revision_without_a_protected_disk_is_never_in_force() {
+    let mut all = Machines::new().await;
+    let mut body = newest(&all.world.vault, DB).await.body;
+    for number in 0..2 {
+        let volume = &all.world.volumes[number];
+        body.disks[number].state = DiskState::Removed;
+        body.disks[number].since = (volume.epoch, volume.seq.next());
+    }
+    put_next(&all.world, DB, 2, &body).await;
+    all.alone(DB, 0, false).await;
+    let second = Lack::Disk { index: 1, volume: all.volume(1) };
+    assert_eq!(told(&points(&all, DB).await).last().unwrap(), &(10, vec![0], vec![second]));
+    all.together(&[(DB, 0, 0), (DB, 1, 1)], 2).await;
+    let revision = newest(&all.world.vault, DB).await;
+    let found = find_newest(&all.world.vault, DB, &revision).await.unwrap();
+    assert_eq!(found.point.unwrap().id.0[0], 11);
+    // There never was one that protected a disk.
+    let id = MachineId([0x44; 16]);
+    let mut body = newest(&all.world.vault, CACHE).await.body;
+    body.disks[0].state = DiskState::Removed;
+    put_next(&all.world, id, 0, &body).await;
+    let found = points(&all, id).await;
+    assert!(found.points.iter().all(|point| point.lacking == [Lack::NoneProtected]), "{found:?}");
+    let revision = newest(&all.world.vault, id).await;
+    assert!(find_newest(&all.world.vault, id, &revision).await.unwrap().point.is_none());
+}
+
+/// Why a change of states moves *since* on every disk: said of the removed one alone, what lacked it before looks whole.
+#[tokio::test]
+async fn a_set_of_disks_that_does_not_say_since_when_on_each_reaches_back() {
+    for is_moved in [true, false] {
+        let mut all = Machines::new().await;
+        let mut body = newest(&all.world.vault, DB).await.body;
+        let place = |number: usize| {
+            let volume = &all.world.volumes[number];
+            (volume.epoch, volume.seq.next())
+        };
+        body.disks[1].state = DiskState::Removed;
+        body.disks[1].since = place(1);
+        if is_moved {
+            body.disks[0].since = place(0);
+        }
+        put_next(&all.world, DB, 2, &body).await;
+        all.alone(DB, 0, true).await;
+        let found = told(&points(&all, DB).await);
+        let (id, disks, lacking) = &found[5];
+        assert_eq!((*id, disks.as_slice()), (8, [0].as_slice()), "disk 1 was protected then");
+        assert_eq!(lacking.is_empty(), !is_moved, "{lacking:?}");
+        assert!(found.last().unwrap().2.is_empty());
+    }
 }
 
 /// Two volumes that say the same member, other numbers of members, or other points.

@@ -150,7 +150,7 @@ fn is_on_branch(branch: &Branch, at: Place) -> bool {
     usize::try_from(at.ordinal - 1).is_ok_and(|epoch| branch.has(epoch))
 }
 
-fn warn_of(volume: VolumeId, (at, attempt): Name, error: &VaultError) {
+pub(crate) fn warn_of(volume: VolumeId, (at, attempt): Name, error: &VaultError) {
     let object = ObjectName::map(volume, at, attempt);
     tracing::warn!(%object, %error, "a map cannot be used; an older one or the logs are");
 }

@@ -1,0 +1,204 @@
+//! The marks of a volume from the end of its stream backwards, by its maps: what it costs is what is asked for, not the
+//! volume's history. A map names the newest mark at or before its place, so that it is known what was not read.
+
+use super::{Marked, read_marks};
+use crate::chain::{Chain, Hole};
+use crate::epoch::{Branch, Known, read_known};
+use crate::error::VaultError;
+use crate::limits::MAP_TRIES_MAX;
+use crate::map::{self, Avoided, Base};
+use crate::vault::Vault;
+use crate::view::PointSelector;
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::{Epoch, ErrorKind, PointId, Seq, VolumeId};
+
+/// The newest marks of a volume, as far back as they were read.
+#[derive(Debug)]
+pub(crate) struct MarkTail {
+    volume: VolumeId,
+    epochs: Vec<EpochBody>,
+    /// Epochs that are known to the end.
+    bounded: usize,
+    /// Maps in front of what was read, in order.
+    maps: Vec<map::Name>,
+    /// The map that reading began behind; none if nothing lies in front of what was read, or that cannot be read.
+    base: Option<Base>,
+    marks: Vec<Marked>,
+    broken: Option<VaultError>,
+    hole: Option<Hole>,
+}
+
+impl MarkTail {
+    /// Reads what lies behind the newest map; nothing of a volume that the vault does not know.
+    ///
+    /// # Errors
+    /// `Unavailable`; `Limit`.
+    pub(crate) async fn open(vault: &Vault, volume: VolumeId) -> Result<Self, VaultError> {
+        let known = read_known(vault, volume).await?;
+        let bounded = known.bounded();
+        let Known { epochs, broken } = known;
+        let (maps, base, marks, hole) = (Vec::new(), None, Vec::new(), None);
+        let mut tail = Self { volume, epochs, bounded, maps, base, marks, broken, hole };
+        if tail.bounded == 0 {
+            return Ok(tail);
+        }
+        tail.maps = match map::list(vault, volume).await {
+            Ok(names) => names.into_iter().collect(),
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+            Err(error) => {
+                tracing::warn!(%volume, %error, "maps cannot be listed; the logs are read instead");
+                Vec::new()
+            }
+        };
+        tail.base = tail.map_below(vault, Seq(u64::MAX)).await?;
+        let end =
+            read_marks(&mut tail.chain(vault)?, bounded, Seq(u64::MAX), &mut tail.marks).await;
+        match end {
+            Ok(hole) => tail.hole = hole,
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                tail.broken.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(tail)
+    }
+
+    /// The marks that were read, in order.
+    pub(crate) fn marks(&self) -> &[Marked] {
+        &self.marks
+    }
+
+    /// The place of the newest mark in front of them; none if there is none, or what lies there cannot be read.
+    pub(crate) fn before(&self) -> Option<(Epoch, Seq)> {
+        let point = self.base.as_ref()?.point?;
+        Some((point.epoch, point.seq))
+    }
+
+    /// Why there may be more marks than were read, behind them or in front.
+    pub(crate) fn into_broken(self) -> Option<VaultError> {
+        self.broken
+    }
+
+    /// A missing slot at the end of the stream, if later ones exist.
+    pub(crate) fn hole(&self) -> Option<Hole> {
+        self.hole
+    }
+
+    /// Reads further back: the mark right in front of those that were read is among them then, if there is one.
+    ///
+    /// # Errors
+    /// `Unavailable`; `Limit`.
+    pub(crate) async fn extend(&mut self, vault: &Vault) -> Result<(), VaultError> {
+        let Some((_, to)) = self.before() else { return Ok(()) };
+        let newer = self.base.take().map(|base| base.object(self.volume));
+        self.base = self.map_below(vault, to).await?;
+        let mut marks = Vec::new();
+        let mut chain = self.chain(vault)?;
+        let end = read_marks(&mut chain, self.bounded, to, &mut marks).await;
+        let end = end.and_then(|_| match (newer, marks.last()) {
+            (Some(object), last) if last.is_none_or(|last| last.point.seq < to) => {
+                Err(VaultError::Map { url: vault.url().to_owned(), object })
+            }
+            _ => Ok(()),
+        });
+        match end {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                // What lies further back does not join what was read.
+                self.base = None;
+                self.broken.get_or_insert(error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        marks.append(&mut self.marks);
+        self.marks = marks;
+        Ok(())
+    }
+
+    /// Reads on from the map that reading begins behind, or from the first epoch.
+    fn chain<'a>(&self, vault: &'a Vault) -> Result<Chain<'a>, VaultError> {
+        chain_from(vault, self.volume, &self.epochs, self.base.as_ref())
+    }
+
+    /// The newest map below a seq that can be used.
+    async fn map_below(&mut self, vault: &Vault, below: Seq) -> Result<Option<Base>, VaultError> {
+        let mut tries = MAP_TRIES_MAX;
+        while let Some(name) = self.maps.pop() {
+            if name.0.seq >= below {
+                continue;
+            }
+            match map::load(vault, self.volume, &self.epochs, name).await {
+                // Where its epoch ends is not known.
+                Ok(base) if base.start.epoch >= self.bounded => {}
+                Ok(base) => return Ok(Some(base)),
+                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                Err(error) => {
+                    map::warn_of(self.volume, name, &error);
+                    tries -= 1;
+                    if tries == 0 {
+                        self.maps.clear();
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn chain_from<'a>(
+    vault: &'a Vault,
+    volume: VolumeId,
+    epochs: &[EpochBody],
+    base: Option<&Base>,
+) -> Result<Chain<'a>, VaultError> {
+    map::begin(vault, volume, epochs, &Branch::ALL, base)
+}
+
+/// The mark with an id, where the maps say that it must be: ids are ordered by time. None if it is not there, or
+/// something on the way is damaged: only who reads the whole stream knows more.
+///
+/// # Errors
+/// `Unavailable`; `Limit`.
+pub(crate) async fn find_mark(
+    vault: &Vault,
+    volume: VolumeId,
+    id: PointId,
+) -> Result<Option<Marked>, VaultError> {
+    match look_for(vault, volume, id).await {
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+        found => found,
+    }
+}
+
+async fn look_for(
+    vault: &Vault,
+    volume: VolumeId,
+    id: PointId,
+) -> Result<Option<Marked>, VaultError> {
+    let known = read_known(vault, volume).await?;
+    let bounded = known.bounded();
+    let Known { epochs, .. } = known;
+    if bounded == 0 {
+        return Ok(None);
+    }
+    let avoided = Avoided::new();
+    let selector = PointSelector::Point(id);
+    let mut base = map::find(vault, volume, &epochs, &Branch::ALL, selector, &avoided).await?;
+    if let Some(point) = base.as_ref().and_then(|base| base.point).filter(|point| point.id == id) {
+        // The map is at it, or behind it.
+        let below = PointSelector::Seq(Seq(point.seq.0.saturating_sub(1)));
+        base = map::find(vault, volume, &epochs, &Branch::ALL, below, &avoided).await?;
+    }
+    if base.as_ref().is_some_and(|base| base.start.epoch >= bounded) {
+        return Ok(None);
+    }
+    let mut chain = chain_from(vault, volume, &epochs, base.as_ref())?;
+    while let Some(found) = chain.next().await?.filter(|found| found.epoch < bounded) {
+        let Some(marked) = Marked::of(&chain, &found) else { continue };
+        if marked.point.id >= id {
+            return Ok(Some(marked).filter(|marked| marked.point.id == id));
+        }
+    }
+    Ok(None)
+}
