@@ -181,7 +181,7 @@ async fn bases_that_lead_in_a_circle_are_refused() {
     assert!(matches!(error, VaultError::EpochBase { .. }), "{error}");
 }
 
-/// S28: a seal that an epoch names shuts out whoever wrote before; without it he may go on.
+/// S31: a seal that an epoch names shuts out whoever wrote before; without it he may go on.
 #[tokio::test]
 async fn a_lost_seal_is_named() {
     let world = World::sample().await;

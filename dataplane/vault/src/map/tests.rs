@@ -563,7 +563,7 @@ async fn a_map_whose_last_segment_is_lost_does_not_hide_the_loss() {
     }
 }
 
-/// S29: a map of slots that a store lost, and in whose place others came, is not gone on from; that there was a later point
+/// S32: a map of slots that a store lost, and in whose place others came, is not gone on from; that there was a later point
 /// is not hidden.
 #[tokio::test]
 async fn a_map_of_slots_that_others_took_is_not_used() {
