@@ -376,8 +376,9 @@ def epoch_body(name: str, ordinal: int, body: bytes) -> Epoch:
     ended = base = None
     for record in found.get(3, []):
         slot, kind, zero = struct.unpack("<QB7s", record)
-        known = kind in (END_SEAL, END_RELEASE, END_WORD, END_UNWRITTEN) and not any(zero)
-        if not known or slot > SLOT_MAX or kind == (END_UNWRITTEN if slot else END_RELEASE):
+        if kind not in (END_SEAL, END_RELEASE, END_WORD, END_UNWRITTEN):
+            raise newer(name, f"end {kind}")
+        if any(zero) or slot > SLOT_MAX or kind == (END_UNWRITTEN if slot else END_RELEASE):
             raise damaged(name, 160, "end of the epoch before")
         ended = slot, kind
     if (ended is not None) != (ordinal > 1):

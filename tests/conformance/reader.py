@@ -388,10 +388,10 @@ class Vault:
                 number += 1
                 continue
             slot = got[0]
+            if slot.header.variant == formats.SEAL:
+                return
             if slot.incarnation >= incarnation:
                 incarnation = slot.incarnation
-                if slot.header.variant == formats.SEAL:
-                    return
                 if slot.header.variant == formats.SEGMENT and number >= first:
                     yield got
             number += 1

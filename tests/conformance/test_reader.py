@@ -371,9 +371,11 @@ class Walk(unittest.TestCase):
         made = self.made()
         made.slot(6, formats.FILL, 2)
         made.slot(7, formats.SEGMENT, 1, ((1, 4, 4, point(3), 0, C),))
-        made.slot(8, formats.SEAL, 1)
+        made.slot(8, formats.FILL, 1)
         made.slot(9, formats.SEGMENT, 2, ((1, 4, 5, point(4), 1, B),))
         self.assertEqual(made.points(), [2, 3, 5])
+        made.slot(8, formats.SEAL, 1)
+        self.assertEqual(made.points(), [2, 3], "no seal is void")
 
     def test_seal_ends(self) -> None:
         made = self.made()

@@ -231,7 +231,8 @@ async fn end_in_own(
     if let Some(end) = ledger.and_then(|ledger| end_in(&ledger, volume, last)) {
         return Ok((end, ended));
     }
-    Ok((end_behind(vault, volume, log, filled).await?.last(), ended))
+    // All of it up to the end that was found: a store that says less was asked too early.
+    Ok((end_behind(vault, volume, log, end.next).await?.last(), ended))
 }
 
 /// How far the vault holds a volume, and the log of the epoch before and how that ended.

@@ -170,15 +170,18 @@ fn read_ended(mut reader: Reader<'_>) -> Result<Ended, DecodeError> {
     let slot = reader.slot("end of the epoch before")?;
     let code = reader.u8()?;
     reader.reserved(7)?;
-    let out_of_range = |what| DecodeError::Range { what, value: code.into() };
-    let kind = EndKind::from_code(code).ok_or(out_of_range("kind of an epoch's end"))?;
+    let kind = EndKind::from_code(code).ok_or(DecodeError::Newer {
+        what: "epoch",
+        feature: "end",
+        bit: code.into(),
+    })?;
     let is_in_range = match kind {
         EndKind::Release => slot > Slot(0),
         EndKind::Unwritten => slot == Slot(0),
         EndKind::Seal | EndKind::Word => true,
     };
     if !is_in_range {
-        return Err(out_of_range("slot of an epoch's end"));
+        return Err(DecodeError::Range { what: "slot of an epoch's end", value: slot.0 });
     }
     Ok(Ended { kind, slot })
 }

@@ -254,8 +254,8 @@ impl<'a> Chain<'a> {
             self.end = None;
             self.resumed = None;
             let epoch = &self.epochs[self.epoch];
-            if self.stamp == Stamp::default() {
-                // Of an epoch that ends with a map nothing was read.
+            // Of an epoch that ends with a map nothing was read; and on a base lies another content.
+            if self.stamp == Stamp::default() || epoch.base.is_some() {
                 self.stamp = epoch.stamp;
             }
             let scan = LogScan::new(self.vault, epoch.log, epoch.first_slot);

@@ -82,6 +82,12 @@ pub(crate) fn branches(epochs: &[EpochBody]) -> Vec<Branch> {
     branches
 }
 
+/// The branch that a volume begins with.
+pub(crate) fn first_branch(epochs: &[EpochBody]) -> Branch {
+    let end = epochs.iter().skip(1).position(|body| body.base.is_some()).map(|at| at + 1);
+    Branch { first: 0, end, base: epochs.first().and_then(|body| body.base) }
+}
+
 /// The newest branch of a volume.
 pub(crate) fn newest_branch(epochs: &[EpochBody]) -> Branch {
     let first = epochs.iter().rposition(|body| body.base.is_some()).unwrap_or(0);

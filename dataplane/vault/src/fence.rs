@@ -154,7 +154,12 @@ async fn read_end(
         point = match VolumeView::open(vault, volume, PointSelector::Latest).await {
             Ok(view) => Some(*view.point()),
             Err(VaultError::NoPoint { .. }) => None,
-            Err(error) => return Err(error),
+            Err(error) if error.is_unavailable() => return Err(error),
+            // Where the stream ends is known all the same.
+            Err(error) => {
+                tracing::warn!(%volume, %error, "the point that a volume goes on from cannot be read");
+                None
+            }
         };
     }
     Ok((chain.last(), chain.stamp(), point))

@@ -243,7 +243,7 @@ pub fn map_of(name: &str) -> Option<(Place, MapAttempt)> {
     let (ordinal, seq) = names.next()?.split_once('-')?;
     let is_ours = ordinal.len() == 10 && seq.len() == 20 && is_decimal(ordinal) && is_decimal(seq);
     let place = Place { ordinal: ordinal.parse().ok()?, seq: Seq(seq.parse().ok()?) };
-    is_ours.then_some((place, attempt))
+    (is_ours && place.ordinal > 0).then_some((place, attempt))
 }
 
 /// The index run that an object name ends with, if it is one.
@@ -336,6 +336,7 @@ mod tests {
             assert_eq!(map_of(&format!("maps/x/{wrong}")), None, "{wrong}");
         }
         assert_eq!(map_of(&map.replace("3-0", "3-x")), None);
+        assert_eq!(map_of(&map.replace("3-0", "0-0")), None, "places have ordinals from 1");
         let run = RunId([3; 16]);
         assert_eq!(run_of(&ObjectName::index_run(run).to_string()), Some(run));
         assert_eq!(run_of("index/03030303030303030303030303030303"), None);

@@ -327,7 +327,10 @@ fn how_an_epoch_begins_is_one_of_the_ways_that_are_known() {
         )
     };
     let (slot, kind, ordinal, seq) = (117, 125, 165, 173);
-    assert!(is_refused(kind, &[0]) && is_refused(kind, &[5]), "a way that nobody knows");
+    for code in [0, 5, 255] {
+        let error = with(kind, &[code]).unwrap_err();
+        assert!(matches!(error, DecodeError::Newer { feature: "end", .. }), "way {code}: {error}");
+    }
     assert!(is_refused(kind + 1, &[1]), "reserved");
     assert!(is_refused(kind, &[4]), "slots of a log that nobody writes");
     for (kind_of, is_legal) in [(1, true), (2, false), (3, true), (4, true)] {

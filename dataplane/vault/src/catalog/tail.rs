@@ -3,7 +3,7 @@
 
 use super::{Marked, read_marks};
 use crate::chain::{Chain, Hole};
-use crate::epoch::{Branch, Known, read_known};
+use crate::epoch::{Branch, Known, first_branch, read_known};
 use crate::error::VaultError;
 use crate::limits::MAP_TRIES_MAX;
 use crate::map::{self, Avoided, Base};
@@ -123,7 +123,7 @@ impl MarkTail {
 
     /// The newest map below a seq that can be used.
     async fn map_below(&mut self, vault: &Vault, below: Seq) -> Result<Option<Base>, VaultError> {
-        let mut tries = MAP_TRIES_MAX;
+        let (mut tries, first) = (MAP_TRIES_MAX, first_branch(&self.epochs));
         while let Some(name) = self.maps.pop() {
             if name.0.seq >= below {
                 continue;
@@ -131,6 +131,8 @@ impl MarkTail {
             match map::load(vault, self.volume, &self.epochs, name).await {
                 // Where its epoch ends is not known.
                 Ok(base) if base.start.epoch >= self.bounded => {}
+                // It is of no mark of its branch; older ones may have some.
+                Ok(base) if base.point.is_none() && !first.has(base.start.epoch) => {}
                 Ok(base) => return Ok(Some(base)),
                 Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
                 Err(error) => {

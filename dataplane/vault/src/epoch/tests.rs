@@ -141,8 +141,11 @@ async fn an_epoch_goes_on_from_a_point_that_is_there() {
             }
         }
         assert_eq!(report.is_whole(), is_there, "{said}");
-        let old = VolumeView::open(&world.vault, volume, PointSelector::Seq(Seq(5))).await.unwrap();
-        assert_eq!(old.point().seq, Seq(5));
+        let id = world.points[1].id;
+        for of_old in [PointSelector::Seq(Seq(5)), PointSelector::Point(id)] {
+            let old = VolumeView::open(&world.vault, volume, of_old).await.unwrap();
+            assert_eq!((old.point().seq, old.point().id), (Seq(5), id));
+        }
     }
 }
 

@@ -145,9 +145,13 @@ pub(crate) async fn find(
     Ok(None)
 }
 
-/// Ordinals of places are from 1.
+/// Index of the epoch of a place.
+fn index_of(at: Place) -> Option<usize> {
+    usize::try_from(at.ordinal.checked_sub(1)?).ok()
+}
+
 fn is_on_branch(branch: &Branch, at: Place) -> bool {
-    usize::try_from(at.ordinal - 1).is_ok_and(|epoch| branch.has(epoch))
+    index_of(at).is_some_and(|epoch| branch.has(epoch))
 }
 
 pub(crate) fn warn_of(volume: VolumeId, (at, attempt): Name, error: &VaultError) {
@@ -282,7 +286,7 @@ pub(crate) fn begin<'a>(
 
 /// Where reading goes on behind a map, if the epochs of the volume allow it.
 fn start(epochs: &[EpochBody], manifest: &Manifest, at: Place) -> Option<Start> {
-    let epoch = usize::try_from(at.ordinal - 1).ok()?;
+    let epoch = index_of(at)?;
     let body = epochs.get(epoch)?;
     let is_of_epoch = (body.log, body.size_bytes) == (manifest.log, manifest.size_bytes)
         && body.first_slot <= manifest.slot

@@ -1,4 +1,5 @@
 use super::*;
+use crate::catalog::MarkTail;
 use crate::error::VaultError;
 use crate::fence::end_of_stream;
 use crate::testing::{BLOCKS, Call, World, counted, image_bytes, stamp_of};
@@ -621,6 +622,38 @@ async fn a_map_of_slots_that_others_took_is_not_used() {
     (world.logs[0].next, world.logs[0].incarnation) = (lost.slot, 2);
     world.end_span(0, true);
     world.commit(0).await;
+    let found = see(&world.vault, volume, PointSelector::Latest).await;
+    assert_eq!(found.unwrap_err(), ErrorKind::Corrupt);
+}
+
+/// S31: a branch whose only point is lost is not given as what it goes on from, and a map without a mark there does not
+/// hide the points of older branches.
+#[tokio::test]
+async fn a_branch_that_lost_its_point_is_not_its_base() {
+    let mut world = World::new(1, 2).await;
+    world.write(0, 0, 8, 1000);
+    world.end_span(0, true);
+    world.commit(0).await;
+    let volume = world.volumes[0].id;
+    let old = world.points[0].clone();
+    world.go_on_from(0, 1, &old).await;
+    world.write(0, 0, 8, 2000);
+    world.end_span(0, false);
+    world.commit(1).await;
+    let unmarked = write_shaped(&world.vault, volume, Shape { unmarked: 1, ..SMALL }).await;
+    assert!(unmarked.unwrap().is_some());
+    assert_eq!(see(&world.vault, volume, PointSelector::Latest).await.unwrap().0.id, old.id);
+    let mut tail = MarkTail::open(&world.vault, volume).await.unwrap();
+    while tail.before().is_some() {
+        tail.extend(&world.vault).await.unwrap();
+    }
+    assert_eq!(tail.marks().iter().map(|mark| mark.point.id).collect::<Vec<_>>(), [old.id]);
+    world.write(0, 20, 8, 3000);
+    world.end_span(0, true);
+    world.commit(1).await;
+    write(&world.vault, volume).await.unwrap().unwrap();
+    let lost = world.points.pop().unwrap();
+    fs::remove_file(world.file(&ObjectName::slot(world.logs[1].id, lost.slot))).unwrap();
     let found = see(&world.vault, volume, PointSelector::Latest).await;
     assert_eq!(found.unwrap_err(), ErrorKind::Corrupt);
 }

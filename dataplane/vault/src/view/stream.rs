@@ -62,20 +62,29 @@ impl Stream<'_> {
             PointSelector::Latest | PointSelector::Point(_) => branches.len().checked_sub(1),
         };
         let mut on = on.unwrap_or(0);
+        let mut newer = None;
         loop {
-            let opened = self.open_on(&branches[on], selector, avoided).await;
-            let error = match opened {
-                Err(error) if on > 0 => error,
-                opened => return opened,
+            let error = match self.open_on(&branches[on], selector, avoided).await {
+                Ok(opened) => return Ok(opened),
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) => error,
             };
-            on = match (&error, selector) {
-                // Ids do not say on which branch a point is.
-                (VaultError::PointNotFound { .. }, PointSelector::Point(_)) => on - 1,
-                (VaultError::NoPoint { .. }, PointSelector::Latest) => {
+            match (error, selector) {
+                // Ids do not say on which branch a point is; what is wrong with one is nothing to the older ones.
+                (error, PointSelector::Point(_)) => {
+                    let is_absent = matches!(error, VaultError::PointNotFound { .. });
+                    newer = newer.or((!is_absent).then_some(error));
+                    if on == 0 {
+                        let absent = || not_found(self.reader.vault(), self.volume, selector, None);
+                        return Err(newer.unwrap_or_else(absent));
+                    }
+                    on -= 1;
+                }
+                (error @ VaultError::NoPoint { .. }, PointSelector::Latest) => {
                     return self.open_base(&branches[on], avoided, error).await;
                 }
-                _ => return Err(error),
-            };
+                (error, _) => return Err(error),
+            }
         }
     }
 
@@ -194,7 +203,7 @@ impl Stream<'_> {
                     wanted = PointSelector::Seq(point.seq);
                 }
                 (Err(error @ (VaultError::NoPoint { .. } | VaultError::SeqNotFound { .. })), _) => {
-                    return Err(error);
+                    return Err(or_failed(error, failed));
                 }
                 // A clock that went back makes ids tell nothing of the order.
                 (
@@ -216,7 +225,10 @@ impl Stream<'_> {
                 }
             }
         }
-        still_latest(selector, self.read_to(branch, wanted, None, avoided).await?, failed)
+        match self.read_to(branch, wanted, None, avoided).await {
+            Ok(opened) => still_latest(selector, opened, failed),
+            Err(error) => Err(or_failed(error, failed)),
+        }
     }
 
     /// Where in a branch a point is, looked for from the start.
@@ -289,6 +301,14 @@ fn still_latest(
             Err(error)
         }
         _ => Ok(opened),
+    }
+}
+
+/// That there is no point is not so where a map was at one that could not be gone on from.
+fn or_failed(error: VaultError, failed: Option<(Seq, VaultError)>) -> VaultError {
+    match (error, failed) {
+        (VaultError::NoPoint { .. }, Some((seq, failed))) if seq > Seq(0) => failed,
+        (error, _) => error,
     }
 }
 
