@@ -15,7 +15,7 @@ use crate::epoch::read_epochs;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::WALK_TRIED;
-use crate::log::{Behind, LogScan, OpenSegment, ScanEnd};
+use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, read_segment};
 use crate::vault::Vault;
 use farshore_proto::epoch::{Ended, EpochBody};
 use farshore_proto::segment::Span;
@@ -240,6 +240,9 @@ impl<'a> Chain<'a> {
                 }
             }
             let is_complete = self.limit().is_some_and(|limit| self.last.next() == limit);
+            if is_complete {
+                self.check_resumed().await?;
+            }
             if !is_complete && self.next_segment().await? {
                 continue;
             }
@@ -262,6 +265,28 @@ impl<'a> Chain<'a> {
             self.scan = scan.filled_to(self.filled());
             self.quiet = Quiet::new(self.vault);
         }
+    }
+
+    /// Compares the map that it goes on from with the segment where that ends, unless it was read. One that is not there, or
+    /// does not open, says nothing of the map.
+    ///
+    /// # Errors
+    /// `Corrupt` if the segment is another than the map was made of; `Unavailable`.
+    pub(crate) async fn check_resumed(&mut self) -> Result<(), VaultError> {
+        let Some(resumed) = self.resumed.take() else { return Ok(()) };
+        let EpochBody { log, epoch, .. } = self.epochs[self.epoch];
+        let segment = match read_segment(self.vault, log, resumed.start.slot).await {
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(_) => return Ok(()),
+            Ok(segment) => segment,
+        };
+        let mut spans = segment.table.spans.iter();
+        if spans.any(|span| {
+            (span.volume, span.epoch) == (self.volume, epoch) && resumed.ends_with(span)
+        }) {
+            return Ok(());
+        }
+        Err(VaultError::Map { url: self.vault.url().to_owned(), object: resumed.map })
     }
 
     /// The hole at the end of the newest log, if there is one. After the end.

@@ -600,10 +600,17 @@ async fn a_map_of_slots_that_others_took_is_not_used() {
         assert_eq!(seq == lost.seq, more == 0);
         world.commit(0).await;
         let expected = image_bytes(&world.volumes[0].image);
-        for selector in [PointSelector::Latest, PointSelector::Point(mark.point)] {
-            let (point, _, bytes, _) = see(&world.vault, volume, selector).await.unwrap();
-            assert_eq!((point.seq, point.id), (seq, mark.point));
-            assert!(bytes == expected, "{more}");
+        let by_id = PointSelector::Point(mark.point);
+        for is_ended in [false, true] {
+            if is_ended {
+                // The map is at the end of an epoch, or in it.
+                world.claim(0, 0).await;
+            }
+            for selector in [PointSelector::Latest, by_id, PointSelector::Seq(seq)] {
+                let (point, _, bytes, _) = see(&world.vault, volume, selector).await.unwrap();
+                assert_eq!((point.seq, point.id), (seq, mark.point));
+                assert!(bytes == expected, "{more} {is_ended} {selector:?}");
+            }
         }
     }
     // Nothing came in their place that is as new as the map: the latest is not known.

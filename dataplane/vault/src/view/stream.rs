@@ -264,6 +264,9 @@ impl Stream<'_> {
         let mut build = Build::behind(base, &origin);
         let mut chain = map::begin(vault, volume, self.epochs, branch, base)?;
         let mut is_found = build.point().is_some_and(|point| selector.is(&point));
+        if is_found {
+            chain.check_resumed().await?;
+        }
         while !is_found {
             let next = match chain.next().await {
                 Err(error) if error.is_unavailable() && is_on(Bug::AwayTakenForEnd) => None,

