@@ -92,11 +92,21 @@ pub(crate) struct Resumed {
 }
 
 impl Resumed {
-    /// Whether a span is the one that the map ends with. Slots may have been lost since it was made, and others come in
-    /// their place.
-    fn ends_with(&self, span: &Span) -> bool {
-        let point = span.mark.map(|mark| mark.point);
-        span.last_seq == self.start.last && (self.point.is_none() || self.point == point)
+    /// That one of the volume's spans in the segment there is the one that the map ends with. Slots may have been lost since
+    /// it was made, and others come in their place.
+    fn check<'s>(
+        self,
+        vault: &Vault,
+        mut spans: impl Iterator<Item = &'s Span>,
+    ) -> Result<(), VaultError> {
+        let ends_with = |span: &Span| {
+            let point = span.mark.map(|mark| mark.point);
+            span.last_seq == self.start.last && (self.point.is_none() || self.point == point)
+        };
+        if spans.any(ends_with) {
+            return Ok(());
+        }
+        Err(VaultError::Map { url: vault.url().to_owned(), object: self.map })
     }
 }
 
@@ -142,27 +152,12 @@ impl<'a> Chain<'a> {
             return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
         };
         let scan = LogScan::new(vault, first.log, first.first_slot);
-        let last = if epoch == 0 { Seq(0) } else { Seq(first.first_seq.0 - 1) };
-        let stamp = if epoch == 0 { Stamp::default() } else { first.stamp };
-        let mut chain = Self {
-            vault,
-            volume,
-            epochs,
-            epoch,
-            filled: None,
-            scan,
-            spans: VecDeque::new(),
-            segment: None,
-            last,
-            stamp,
-            end: None,
-            resumed: None,
-            unread: None,
-            quiet: Quiet::new(vault),
+        let (last, stamp) = match epoch {
+            0 => (Seq(0), Stamp::default()),
+            _ => (Seq(first.first_seq.0 - 1), first.stamp),
         };
+        let chain = Self { stamp, ..Self::at(vault, volume, epochs, epoch, scan, last) };
         chain.check_epoch()?;
-        let filled = chain.filled();
-        chain.scan = chain.scan.filled_to(filled);
         Ok(chain)
     }
 
@@ -175,7 +170,19 @@ impl<'a> Chain<'a> {
     ) -> Self {
         let Start { epoch, slot, last } = map.start;
         let scan = LogScan::resume(vault, epochs[epoch].log, slot);
-        let mut chain = Self {
+        Self { resumed: Some(map), ..Self::at(vault, volume, epochs, epoch, scan, last) }
+    }
+
+    /// In an epoch, with everything up to `last` read.
+    fn at(
+        vault: &'a Vault,
+        volume: VolumeId,
+        epochs: Vec<EpochBody>,
+        epoch: usize,
+        scan: LogScan<'a>,
+        last: Seq,
+    ) -> Self {
+        let chain = Self {
             vault,
             volume,
             epochs,
@@ -187,13 +194,12 @@ impl<'a> Chain<'a> {
             last,
             stamp: Stamp::default(),
             end: None,
-            resumed: Some(map),
+            resumed: None,
             unread: None,
             quiet: Quiet::new(vault),
         };
         let filled = chain.filled();
-        chain.scan = chain.scan.filled_to(filled);
-        chain
+        Self { scan: chain.scan.filled_to(filled), ..chain }
     }
 
     /// The slots of `log` below `filled` are known to be filled: the log does not end in front of that,
@@ -280,13 +286,9 @@ impl<'a> Chain<'a> {
             Err(_) => return Ok(()),
             Ok(segment) => segment,
         };
-        let mut spans = segment.table.spans.iter();
-        if spans.any(|span| {
-            (span.volume, span.epoch) == (self.volume, epoch) && resumed.ends_with(span)
-        }) {
-            return Ok(());
-        }
-        Err(VaultError::Map { url: self.vault.url().to_owned(), object: resumed.map })
+        let spans = segment.table.spans.iter();
+        let own = spans.filter(|span| (span.volume, span.epoch) == (self.volume, epoch));
+        resumed.check(self.vault, own)
     }
 
     /// The hole at the end of the newest log, if there is one. After the end.
@@ -372,10 +374,8 @@ impl<'a> Chain<'a> {
         let wanted = (self.volume, self.epochs[self.epoch].epoch);
         let spans = std::mem::take(&mut segment.table.spans);
         self.spans.extend(spans.into_iter().filter(|span| (span.volume, span.epoch) == wanted));
-        if let Some(resumed) = self.resumed.take()
-            && !self.spans.iter().any(|span| resumed.ends_with(span))
-        {
-            return Err(VaultError::Map { url: self.vault.url().to_owned(), object: resumed.map });
+        if let Some(resumed) = self.resumed.take() {
+            resumed.check(self.vault, self.spans.iter())?;
         }
         self.quiet.read(!self.spans.is_empty());
         self.segment = Some((slot, Arc::new(segment)));

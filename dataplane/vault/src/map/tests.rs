@@ -2,7 +2,7 @@ use super::*;
 use crate::catalog::MarkTail;
 use crate::error::VaultError;
 use crate::fence::end_of_stream;
-use crate::testing::{BLOCKS, Call, World, counted, image_bytes, stamp_of};
+use crate::testing::{BLOCKS, Call, ModelPoint, World, counted, image_bytes, stamp_of};
 use crate::verify::verify;
 use crate::view::{Point, VolumeView, flatten};
 use farshore_codec::map::{PartBuilder, PartOpener, seal_manifest};
@@ -543,18 +543,24 @@ async fn a_map_of_what_a_fenced_writer_wrote_does_not_count() {
     assert_eq!(view.point().seq, seq);
 }
 
-#[tokio::test]
-async fn a_map_whose_last_segment_is_lost_does_not_hide_the_loss() {
+/// Two points, a map at the second one, whose segment is lost.
+async fn lost_under_a_map() -> (World, ModelPoint) {
     let mut world = World::new(1, 1).await;
     for seed in [1000, 2000] {
         world.write(0, 0, 8, seed);
         world.end_span(0, true);
         world.commit(0).await;
     }
+    write(&world.vault, world.volumes[0].id).await.unwrap().unwrap();
+    let lost = world.points.pop().unwrap();
+    fs::remove_file(world.file(&ObjectName::slot(world.logs[0].id, lost.slot))).unwrap();
+    (world, lost)
+}
+
+#[tokio::test]
+async fn a_map_whose_last_segment_is_lost_does_not_hide_the_loss() {
+    let (world, _) = lost_under_a_map().await;
     let volume = world.volumes[0].id;
-    write(&world.vault, volume).await.unwrap().unwrap();
-    let point = world.points.pop().unwrap();
-    fs::remove_file(world.file(&ObjectName::slot(world.logs[0].id, point.slot))).unwrap();
     let error = VolumeView::open(&world.vault, volume, PointSelector::Latest).await.unwrap_err();
     assert!(matches!(error, VaultError::Lost { .. }), "{error}");
     // The points before it are found by their seqs and ids.
@@ -614,16 +620,8 @@ async fn a_map_of_slots_that_others_took_is_not_used() {
         }
     }
     // Nothing came in their place that is as new as the map: the latest is not known.
-    let mut world = World::new(1, 1).await;
-    for seed in [1000, 2000] {
-        world.write(0, 0, 8, seed);
-        world.end_span(0, true);
-        world.commit(0).await;
-    }
+    let (mut world, lost) = lost_under_a_map().await;
     let volume = world.volumes[0].id;
-    write(&world.vault, volume).await.unwrap().unwrap();
-    let lost = world.points.pop().unwrap();
-    fs::remove_file(world.file(&ObjectName::slot(world.logs[0].id, lost.slot))).unwrap();
     let (kept, image) = (world.points[0].seq, world.points[0].image.clone());
     world.volumes[0].rewind(kept, image);
     (world.logs[0].next, world.logs[0].incarnation) = (lost.slot, 2);

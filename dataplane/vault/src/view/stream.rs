@@ -158,6 +158,11 @@ impl Stream<'_> {
         Ok(Origin { image: Some(Arc::new(image)), size_bytes: point.size_bytes })
     }
 
+    /// Epochs up to the end of a branch that are known to the end.
+    fn bounded_in(&self, branch: &Branch) -> usize {
+        branch.end.map_or(self.bounded, |end| end.min(self.bounded))
+    }
+
     /// Opens a point of a branch.
     async fn open_on(
         &self,
@@ -166,7 +171,7 @@ impl Stream<'_> {
         avoided: &mut Avoided,
     ) -> Result<Opened, VaultError> {
         let (vault, volume) = (self.reader.vault(), self.volume);
-        let bounded = branch.end.map_or(self.bounded, |end| end.min(self.bounded));
+        let bounded = self.bounded_in(branch);
         let mut failed: Option<(Seq, VaultError)> = None;
         let (mut wanted, mut layers) = (selector, Vec::new());
         for _ in 0..MAP_TRIES_MAX {
@@ -255,7 +260,7 @@ impl Stream<'_> {
         avoided: &mut Avoided,
     ) -> Result<Opened, VaultError> {
         let (vault, volume) = (self.reader.vault(), self.volume);
-        let bounded = branch.end.map_or(self.bounded, |end| end.min(self.bounded));
+        let bounded = self.bounded_in(branch);
         let base = map.as_ref().map(|(base, _)| *base);
         let origin = match base {
             None => self.origin(branch, avoided).await?,
