@@ -281,17 +281,23 @@ async fn a_disk_whose_volume_is_not_there_has_no_points() {
     assert_eq!(told(&found), [(4, vec![0], lack.clone()), (9, vec![0], lack)]);
 }
 
+/// The next revision of `db-1`: disks are removed, and that is said of some from here on.
+pub(super) async fn revise_db(all: &Machines, removed: &[usize], said_of: &[usize]) {
+    let mut body = newest(&all.world.vault, DB).await.body;
+    for number in removed {
+        body.disks[*number].state = DiskState::Removed;
+    }
+    for number in said_of {
+        let volume = &all.world.volumes[*number];
+        body.disks[*number].since = (volume.epoch, volume.seq.next());
+    }
+    put_next(&all.world, DB, 2, &body).await;
+}
+
 #[tokio::test]
 async fn a_disk_that_was_removed_is_not_missed_behind_its_place() {
     let mut all = Machines::new().await;
-    let mut body = newest(&all.world.vault, DB).await.body;
-    let place = |number: usize| {
-        let volume = &all.world.volumes[number];
-        (volume.epoch, volume.seq.next())
-    };
-    body.disks[1].state = DiskState::Removed;
-    (body.disks[0].since, body.disks[1].since) = (place(0), place(1));
-    put_next(&all.world, DB, 2, &body).await;
+    revise_db(&all, &[1], &[0, 1]).await;
     all.alone(DB, 0, true).await;
     let found = told(&points(&all, DB).await);
     assert_eq!(found.last().unwrap(), &(10, vec![0], vec![]), "one disk is all there is");
@@ -304,13 +310,7 @@ async fn a_disk_that_was_removed_is_not_missed_behind_its_place() {
 #[tokio::test]
 async fn a_revision_without_a_protected_disk_is_never_in_force() {
     let mut all = Machines::new().await;
-    let mut body = newest(&all.world.vault, DB).await.body;
-    for number in 0..2 {
-        let volume = &all.world.volumes[number];
-        body.disks[number].state = DiskState::Removed;
-        body.disks[number].since = (volume.epoch, volume.seq.next());
-    }
-    put_next(&all.world, DB, 2, &body).await;
+    revise_db(&all, &[0, 1], &[0, 1]).await;
     all.alone(DB, 0, false).await;
     let second = Lack::Disk { index: 1, volume: all.volume(1) };
     assert_eq!(told(&points(&all, DB).await).last().unwrap(), &(10, vec![0], vec![second]));
@@ -334,17 +334,7 @@ async fn a_revision_without_a_protected_disk_is_never_in_force() {
 async fn a_set_of_disks_that_does_not_say_since_when_on_each_reaches_back() {
     for is_moved in [true, false] {
         let mut all = Machines::new().await;
-        let mut body = newest(&all.world.vault, DB).await.body;
-        let place = |number: usize| {
-            let volume = &all.world.volumes[number];
-            (volume.epoch, volume.seq.next())
-        };
-        body.disks[1].state = DiskState::Removed;
-        body.disks[1].since = place(1);
-        if is_moved {
-            body.disks[0].since = place(0);
-        }
-        put_next(&all.world, DB, 2, &body).await;
+        revise_db(&all, &[1], if is_moved { &[0, 1] } else { &[1] }).await;
         all.alone(DB, 0, true).await;
         let found = told(&points(&all, DB).await);
         let (id, disks, lacking) = &found[5];

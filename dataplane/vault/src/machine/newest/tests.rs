@@ -1,10 +1,11 @@
 use super::*;
 use crate::layout::{Folder, ObjectName};
+use crate::machine::tests::revise_db;
 use crate::machine::{Lack, find, list_points};
 use crate::map;
 use crate::testing::counted;
 use crate::testing::machines::{CACHE, DB, Machines, WEB, disk, put_next};
-use farshore_proto::machine::{DiskRole, DiskState};
+use farshore_proto::machine::DiskRole;
 use futures::TryStreamExt;
 
 const SHOP: [(MachineId, u16, usize); 5] =
@@ -139,14 +140,7 @@ async fn damage_in_front_of_what_is_asked_for_is_not_met() {
 #[tokio::test]
 async fn damage_to_a_disk_that_was_removed_is_not_met() {
     let mut all = Machines::new().await;
-    let mut body = newest_of(&all.world.vault, DB).await.body;
-    let place = |number: usize| {
-        let volume = &all.world.volumes[number];
-        (volume.epoch, volume.seq.next())
-    };
-    body.disks[1].state = DiskState::Removed;
-    (body.disks[0].since, body.disks[1].since) = (place(0), place(1));
-    put_next(&all.world, DB, 2, &body).await;
+    revise_db(&all, &[1], &[0, 1]).await;
     all.alone(DB, 0, true).await;
     let removed = Folder::Epochs(all.volume(1));
     let store = all.world.vault.store();
