@@ -34,6 +34,7 @@ impl fmt::Display for Place {
                     ObjectKind::Checkpoint => {
                         write!(f, "checkpoint at slot {number} of log {subject}")?;
                     }
+                    ObjectKind::Horizon => write!(f, "horizon {number} of log {subject}")?,
                     ObjectKind::Machine => write!(f, "revision {number} of machine {subject}")?,
                     ObjectKind::Group => write!(f, "revision {number} of group {subject}")?,
                 }

@@ -18,9 +18,11 @@
 pub mod checkpoint;
 pub mod chunk;
 pub mod compress;
+pub mod digest;
 pub mod epoch;
 mod error;
 pub mod group;
+pub mod horizon;
 pub mod id;
 pub mod index_run;
 pub mod journal;

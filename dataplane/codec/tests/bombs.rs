@@ -9,6 +9,7 @@
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::epoch::open_epoch;
 use farshore_codec::group::open_group;
+use farshore_codec::horizon::open_horizon;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest, peek_manifest};
@@ -24,7 +25,8 @@ use farshore_proto::segment::{
 };
 use farshore_proto::{
     Domain as DedupDomain, ErrorKind, GroupId, KeyNumber, LogId, MachineId, MapAttempt, Place,
-    RunId, Seq, Slot, Target, VaultId, VolumeId, checkpoint, epoch, group, index_run, machine,
+    RunId, Seq, Slot, Target, VaultId, VolumeId, checkpoint, epoch, group, horizon, index_run,
+    machine,
 };
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -276,6 +278,13 @@ fn in_index_run(bomb: &[u8]) -> CodecError {
     open_index_run(&object, VAULT, RUN, &ring()).unwrap_err()
 }
 
+/// Opens a horizon whose body is the bomb.
+fn in_horizon(bomb: &[u8]) -> CodecError {
+    let place = horizon::place(VAULT, LOG, 2);
+    let object = with_bomb(place, 0, |out| out.extend([0; 4]), bomb);
+    open_horizon(&object, VAULT, LOG, 2, &ring()).unwrap_err()
+}
+
 /// Opens a checkpoint whose body is the bomb.
 fn in_checkpoint(bomb: &[u8]) -> CodecError {
     let place = checkpoint::place(VAULT, LOG, SLOT);
@@ -316,6 +325,7 @@ fn no_bomb_goes_off_wherever_it_is_sealed() {
         ("page of a map", in_page),
         ("index run", in_index_run),
         ("checkpoint", in_checkpoint),
+        ("horizon", in_horizon),
         ("machine", in_machine),
         ("group", in_group),
     ];

@@ -10,6 +10,7 @@
 use farshore_codec::checkpoint::{open_checkpoint, seal_checkpoint};
 use farshore_codec::epoch::{open_epoch, seal_epoch};
 use farshore_codec::group::{open_group, seal_group};
+use farshore_codec::horizon::{open_horizon, seal_horizon};
 use farshore_codec::index_run::{open_index_run, seal_index_run};
 use farshore_codec::journal::{JournalOpener, JournalSealer};
 use farshore_codec::keys::{DataKey, KeyRing, RootKey, VaultKey};
@@ -20,6 +21,7 @@ use farshore_codec::{ChunkHasher, CodecError, WrappingKey};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
+use farshore_proto::horizon::HorizonBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::journal::GroupSize;
 use farshore_proto::keys::{KeyHeader, KeyKind, KeyObject};
@@ -337,6 +339,20 @@ fn an_index_run_of_version_2_opens() {
 
 #[test]
 fn a_checkpoint_of_version_2_opens() {
+    let (slot, body) = (Slot(256), checkpoint());
+    let object =
+        kept("checkpoint", || seal_checkpoint(VAULT, LOG, slot, &key(), KEY, &body).unwrap());
+    assert_eq!(open_checkpoint(&object, VAULT, LOG, slot, &ring()).unwrap(), body);
+}
+
+#[test]
+fn a_horizon_of_version_2_opens() {
+    let body = HorizonBody { slot: Slot(256), before: [0x5a; 32], below: checkpoint() };
+    let object = kept("horizon", || seal_horizon(VAULT, LOG, 3, &key(), KEY, &body).unwrap());
+    assert_eq!(open_horizon(&object, VAULT, LOG, 3, &ring()).unwrap(), body);
+}
+
+fn checkpoint() -> CheckpointBody {
     let tail = VolumeTail {
         epoch: Epoch(4),
         first_seq: Seq(998),
@@ -350,11 +366,7 @@ fn a_checkpoint_of_version_2_opens() {
     };
     let other = VolumeTail { mark: None, is_released: true, is_broken: true, ..tail };
     let tails = [(VOLUME, tail), (VolumeId([6; 16]), other)].into();
-    let body = CheckpointBody { incarnation: 5, horizon: 2, register: 40, tails };
-    let slot = Slot(256);
-    let object =
-        kept("checkpoint", || seal_checkpoint(VAULT, LOG, slot, &key(), KEY, &body).unwrap());
-    assert_eq!(open_checkpoint(&object, VAULT, LOG, slot, &ring()).unwrap(), body);
+    CheckpointBody { incarnation: 5, horizon: 2, register: 40, tails }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::compress::{Compressor, decompress};
 use farshore_codec::epoch::open_epoch;
 use farshore_codec::group::open_group;
+use farshore_codec::horizon::open_horizon;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::JournalOpener;
 use farshore_codec::machine::open_machine;
@@ -81,6 +82,11 @@ const SEALED: [Sealed; 13] = [
         name: "checkpoint",
         object: include_bytes!("../testdata/v2/checkpoint.bin"),
         opens: |object| open_checkpoint(object, VAULT, LOG, Slot(256), &ring()).is_ok(),
+    },
+    Sealed {
+        name: "horizon",
+        object: include_bytes!("../testdata/v2/horizon.bin"),
+        opens: |object| open_horizon(object, VAULT, LOG, 3, &ring()).is_ok(),
     },
     Sealed {
         name: "machine",

@@ -46,6 +46,8 @@ pub struct Ledger {
     next: Slot,
     /// The newest checkpoint that is known to be there.
     checkpoint: Option<Slot>,
+    /// Nobody reads slots below.
+    horizon: Slot,
     body: CheckpointBody,
 }
 
@@ -53,7 +55,20 @@ impl Ledger {
     /// What the checkpoint at `slot` says.
     #[must_use]
     pub fn of_checkpoint(slot: Slot, body: CheckpointBody) -> Self {
-        Self { next: slot, checkpoint: Some(slot), body }
+        Self { next: slot, checkpoint: Some(slot), body, horizon: Slot(0) }
+    }
+
+    /// What horizon `number` of the log, at `slot`, says of what is below.
+    #[must_use]
+    pub fn of_horizon(number: u64, slot: Slot, below: CheckpointBody) -> Self {
+        let body = CheckpointBody { horizon: number, ..below };
+        Self { next: slot, checkpoint: None, horizon: slot, body }
+    }
+
+    /// Number of the newest horizon of the log that is known; 0: none.
+    #[must_use]
+    pub fn horizon(&self) -> u64 {
+        self.body.horizon
     }
 
     /// All slots below this one are in it.
@@ -79,10 +94,11 @@ impl Ledger {
         self.checkpoint = self.checkpoint.max(Some(slot));
     }
 
-    /// Slots that whoever reads the log reads behind the newest checkpoint.
+    /// Slots that whoever reads the log reads behind the newest checkpoint or horizon.
     #[must_use]
     pub fn slots_behind(&self) -> u64 {
-        self.next.0 - self.checkpoint.map_or(0, |slot| slot.0.min(self.next.0))
+        let newest = self.checkpoint.max(Some(self.horizon)).unwrap_or(self.horizon);
+        self.next.0 - newest.0.min(self.next.0)
     }
 
     /// The checkpoint at [`Ledger::next`]; none if there are more volumes than it can hold.

@@ -91,7 +91,8 @@ impl LogEnd {
     /// What the next segment says of its writer.
     #[must_use]
     pub fn writer(&self) -> SlotWriter {
-        SlotWriter { checkpoint: self.ledger.checkpoint(), ..self.writer }
+        let (checkpoint, horizon) = (self.ledger.checkpoint(), self.ledger.horizon());
+        SlotWriter { checkpoint, horizon, ..self.writer }
     }
 
     /// The slot that the next segment gets.

@@ -113,6 +113,8 @@ async fn behind_fill(
     Ok(match end.is_sealed {
         true => Begun::Sealed,
         false if end.incarnation > incarnation => Begun::Overtaken,
+        // Slots that were filled, and deleted, are no fence to what was under way.
+        false if end.horizon.slot() > filled && !is_on(Bug::FillBelowHorizon) => Begun::Overtaken,
         false => Begun::At(end),
     })
 }
@@ -151,7 +153,8 @@ async fn fill_reach(
     incarnation: u64,
 ) -> Result<Reach, VaultError> {
     // Whoever comes next finds the checkpoint by them.
-    let writer = SlotWriter { checkpoint: end.checkpoint, ..SlotWriter::of_run(incarnation) };
+    let (checkpoint, horizon) = (end.checkpoint, end.horizon.number);
+    let writer = SlotWriter { checkpoint, horizon, ..SlotWriter::of_run(incarnation) };
     let (mut first, mut is_overtaken, mut is_sealed) = (None, false, false);
     let mut next = end.next.0;
     let mut reach = next.saturating_add(PUTS_IN_FLIGHT_MAX as u64);

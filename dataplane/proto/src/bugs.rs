@@ -11,6 +11,14 @@ pub enum Bug {
     AckBeforeFlush,
     /// The agent trims its log at the journaled watermark.
     TrimAtJournaled,
+    /// What was found of a log counts though its horizon moved meanwhile.
+    HorizonNotReadAgain,
+    /// A seal below the horizon counts.
+    SealBelowHorizon,
+    /// Fills below the horizon count.
+    FillBelowHorizon,
+    /// Who reads a volume goes on at the horizon whatever was in front of it.
+    HorizonPassedOver,
     /// An older epoch is taken for the current one, by the shard and when a volume is claimed.
     EpochCheckDropped,
     /// Of two writes to a block in one batch the first counts.
@@ -121,9 +129,13 @@ pub enum Bug {
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 58] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
+        Self::HorizonNotReadAgain,
+        Self::SealBelowHorizon,
+        Self::FillBelowHorizon,
+        Self::HorizonPassedOver,
         Self::EpochCheckDropped,
         Self::FirstWriterWins,
         Self::MarkCoalescedAway,
@@ -184,6 +196,10 @@ impl Bug {
         match self {
             Self::AckBeforeFlush => "ack-before-flush",
             Self::TrimAtJournaled => "trim-at-journaled",
+            Self::HorizonNotReadAgain => "horizon-not-read-again",
+            Self::SealBelowHorizon => "seal-below-horizon",
+            Self::FillBelowHorizon => "fill-below-horizon",
+            Self::HorizonPassedOver => "horizon-passed-over",
             Self::EpochCheckDropped => "epoch-check-dropped",
             Self::FirstWriterWins => "first-writer-wins",
             Self::MarkCoalescedAway => "mark-coalesced-away",

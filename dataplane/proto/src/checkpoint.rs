@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 const HEAD: SectionKind = SectionKind { number: 1, stride: 32, max: 1, what: "checkpoint head" };
 const TAILS: SectionKind =
     SectionKind { number: 2, stride: 88, max: CHECKPOINT_VOLUMES_MAX, what: "checkpoint volumes" };
+/// The sections of a checkpoint.
+pub(crate) const SECTIONS: [SectionKind; 2] = [HEAD, TAILS];
 
 /// The volume released that epoch in this log: nothing follows under it.
 const RELEASED: u8 = 1;
@@ -70,6 +72,15 @@ impl CheckpointBody {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = SectionWriter::with_capacity(128 + self.tails.len() * TAILS.stride);
+        self.put(&mut out);
+        out.finish()
+    }
+
+    /// Appends the sections.
+    ///
+    /// # Panics
+    /// As `encode`.
+    pub(crate) fn put(&self, out: &mut SectionWriter) {
         out.put(&HEAD, 1, |out| {
             out.put_u64(self.incarnation);
             out.put_u64(self.horizon);
@@ -79,7 +90,6 @@ impl CheckpointBody {
         out.put(&TAILS, self.tails.len(), |out| {
             self.tails.iter().for_each(|(volume, tail)| put_tail(out, *volume, tail));
         });
-        out.finish()
     }
 
     /// Reads the body of the checkpoint at `slot`.
@@ -88,10 +98,17 @@ impl CheckpointBody {
     /// `Newer` for what must be understood and is not known here; `Range` for a slot that no log reaches; by the
     /// field that is wrong.
     pub fn decode(bytes: &[u8], slot: Slot) -> Result<Self, DecodeError> {
+        Self::take(&Sections::read("checkpoint body", bytes, &SECTIONS)?, slot)
+    }
+
+    /// Reads the sections of the checkpoint at `slot`.
+    ///
+    /// # Errors
+    /// As `decode`.
+    pub(crate) fn take(sections: &Sections<'_>, slot: Slot) -> Result<Self, DecodeError> {
         if slot > SLOT_MAX {
             return Err(DecodeError::Range { what: "checkpoint slot", value: slot.0 });
         }
-        let sections = Sections::read("checkpoint body", bytes, &[HEAD, TAILS])?;
         let mut head = sections.record(&HEAD)?;
         let (incarnation, horizon, register) = (head.u64()?, head.u64()?, head.u64()?);
         head.reserved(8)?;

@@ -14,6 +14,7 @@ pub mod error;
 pub mod frame;
 mod front;
 pub mod group;
+pub mod horizon;
 pub mod hrl;
 pub mod ids;
 pub mod index_run;

@@ -133,6 +133,8 @@ pub const MAP_PARTS_MAX: usize = 1 << 16;
 /// Most layers of a map.
 pub const MAP_LAYERS_MAX: usize = 64;
 
+/// Most horizons of a log: one for each pass that lets history go.
+pub const HORIZON_MAX: u64 = 1 << 32;
 /// Most volumes in a checkpoint of a log; a log that had more is read without.
 pub const CHECKPOINT_VOLUMES_MAX: usize = 1 << 17;
 

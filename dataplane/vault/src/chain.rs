@@ -13,10 +13,12 @@ mod trail;
 
 use crate::epoch::read_epochs;
 use crate::error::VaultError;
+use crate::horizon::{self, Horizon};
 use crate::layout::ObjectName;
 use crate::limits::WALK_TRIED;
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, read_segment};
 use crate::vault::Vault;
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::{Ended, EpochBody};
 use farshore_proto::segment::Span;
 use farshore_proto::{LogId, PointId, Seq, Slot, Stamp, VolumeId};
@@ -298,8 +300,14 @@ impl<'a> Chain<'a> {
     pub(crate) async fn hole(&mut self) -> Result<Option<Hole>, VaultError> {
         let Some(ScanEnd::Missing(slot)) = self.end else { return Ok(None) };
         let log = self.epochs[self.epoch].log;
-        let behind = Behind::look(self.vault, log, slot).await?;
-        let later = behind.later(self.vault, log, slot)?;
+        let behind = Behind::look(self.vault, log, slot).await;
+        let later = behind.and_then(|behind| behind.later(self.vault, log, slot));
+        let is_unsaid = later.as_ref().is_err_and(VaultError::is_unavailable);
+        if !is_unsaid && !matches!(later, Ok(None)) {
+            let number = self.scan.horizon().map_or(0, |horizon| horizon.number);
+            horizon::still(self.vault, log, number).await?;
+        }
+        let later = later?;
         Ok(later.map(|later| Hole { log, slot, later }))
     }
 
@@ -338,7 +346,8 @@ impl<'a> Chain<'a> {
     async fn next_segment(&mut self) -> Result<bool, VaultError> {
         if self.quiet.look() && self.scan.is_sure() {
             let mut wanted = self.wanted();
-            let trail = wanted.trail(self.scan.reached()).await?;
+            let horizon = self.scan.horizon().cloned().unwrap_or_default();
+            let trail = wanted.trail(self.scan.reached(), &horizon).await?;
             if wanted.steps >= WALK_TRIED {
                 self.scan.rest();
             }
@@ -350,7 +359,12 @@ impl<'a> Chain<'a> {
                 self.scan.follow(trail);
             }
         }
-        let next = match self.scan.next().await {
+        let next = self.scan.next().await;
+        if let Some(horizon) = self.scan.take_jump() {
+            self.jumped(&horizon)?;
+        }
+        let next = match next {
+            Err(error @ VaultError::Passed { .. }) => return Err(error),
             Err(error) if self.scan.is_sure() && !error.is_unavailable() => {
                 self.resumed = None;
                 self.unread = self.unread.take().or(Some(error));
@@ -380,6 +394,21 @@ impl<'a> Chain<'a> {
         self.quiet.read(!self.spans.is_empty());
         self.segment = Some((slot, Arc::new(segment)));
         Ok(true)
+    }
+
+    /// The slots where it was to begin may be gone: all that they held of the volume has to be known.
+    fn jumped(&mut self, horizon: &Horizon) -> Result<(), VaultError> {
+        self.resumed = None;
+        let EpochBody { log, epoch, .. } = self.epochs[self.epoch];
+        let is_known = match horizon.tail(self.volume) {
+            None => true,
+            Some(tail) if tail.epoch == epoch => !tail.is_broken && tail.last_seq <= self.last,
+            // How far the epoch came is not said.
+            Some(tail) => tail.epoch < epoch,
+        };
+        let url = self.vault.url().to_owned();
+        let passed = || VaultError::Passed { url, log, number: horizon.number };
+        (is_known || is_on(Bug::HorizonPassedOver)).then_some(()).ok_or_else(passed)
     }
 
     fn take(&mut self, span: Span) -> Result<Option<Found>, VaultError> {

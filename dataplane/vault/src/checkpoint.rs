@@ -3,8 +3,9 @@
 //! A checkpoint is derived: what cannot be read of one is passed over, down to reading all slots.
 
 use crate::error::VaultError;
+use crate::horizon::{self, Horizon};
 use crate::layout::ObjectName;
-use crate::limits::{CHECKPOINT_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
+use crate::limits::{CHECKPOINT_TRIES_MAX, HORIZON_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::log::{LogEnd, LogScan, OpenSegment, ScanEnd, highest_before, named_before};
 use crate::store::Put;
 use crate::vault::Vault;
@@ -69,8 +70,29 @@ pub async fn read_ledger(
     end: &LogEnd,
     mut learn: impl FnMut(&OpenSegment) + Send,
 ) -> Result<Ledger, VaultError> {
-    let mut ledger = newest(vault, log, end.checkpoint).await?;
-    let mut scan = LogScan::behind(vault, log, &ledger).filled_to(end.next);
+    let mut horizon = end.horizon.clone();
+    for _ in 0..HORIZON_TRIES_MAX {
+        match read_above(vault, log, end, &horizon, &mut learn).await {
+            Err(VaultError::Passed { .. }) => {}
+            read => return read,
+        }
+        horizon = horizon::newest(vault, log, horizon.number).await?;
+    }
+    Err(VaultError::Passed { url: vault.url().to_owned(), log, number: horizon.number })
+}
+
+/// The same from a horizon on, unless that was passed meanwhile.
+async fn read_above(
+    vault: &Vault,
+    log: LogId,
+    end: &LogEnd,
+    horizon: &Horizon,
+    learn: &mut (impl FnMut(&OpenSegment) + Send),
+) -> Result<Ledger, VaultError> {
+    let named = end.checkpoint.filter(|named| horizon.is_before(*named));
+    let mut ledger = newest(vault, log, named, horizon).await?;
+    let scan = LogScan::behind(vault, log, &ledger).above(horizon.clone());
+    let mut scan = scan.filled_to(end.next);
     while let Some((slot, segment)) = scan.next().await? {
         // What came since belongs to whoever looks again.
         if slot >= end.next {
@@ -87,10 +109,11 @@ pub async fn read_ledger(
         return Err(VaultError::LostSlot { url, log, slot, later: end.next });
     }
     ledger.reached(end.next);
+    horizon::still(vault, log, horizon.number).await?;
     Ok(ledger)
 }
 
-/// What the newest checkpoint that can be read says, of those that headers name from `named` on down.
+/// What the newest checkpoint that can be read says, of those that headers name from `named` on down, or the horizon.
 ///
 /// # Errors
 /// `Unavailable`.
@@ -98,13 +121,14 @@ pub(crate) async fn newest(
     vault: &Vault,
     log: LogId,
     named: Option<Slot>,
+    horizon: &Horizon,
 ) -> Result<Ledger, VaultError> {
     let mut named = named;
     for _ in 0..CHECKPOINT_TRIES_MAX {
-        let Some(slot) = named else { break };
+        let Some(slot) = named.filter(|slot| horizon.is_before(*slot)) else { break };
         match read(vault, log, slot).await {
             // A run of which it does not know was in front of it: it speaks of slots that were lost, and filled anew.
-            Ok(body) if highest_before(vault, log, slot).await? > body.incarnation => {
+            Ok(body) if highest_before(vault, log, slot, horizon).await? > body.incarnation => {
                 let object = ObjectName::checkpoint(log, slot);
                 tracing::warn!(%object, "a checkpoint is of other slots than are there; an older one, or the slots, are read");
             }
@@ -116,9 +140,9 @@ pub(crate) async fn newest(
             }
         }
         // Who built the slots in front of it knew the one before.
-        named = named_before(vault, log, slot).await?.filter(|older| *older < slot);
+        named = named_before(vault, log, slot, horizon).await?.filter(|older| *older < slot);
     }
-    Ok(Ledger::default())
+    Ok(horizon.ledger())
 }
 
 #[cfg(test)]

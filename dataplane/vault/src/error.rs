@@ -324,6 +324,28 @@ pub enum VaultError {
         /// The missing object.
         object: ObjectName,
     },
+    /// One of a list without gaps is not there, although a later one is.
+    #[error("{url}: object {object} is missing although {later} exists: the store has lost it")]
+    LostNumber {
+        /// The store.
+        url: String,
+        /// The missing object.
+        object: ObjectName,
+        /// A later one.
+        later: ObjectName,
+    },
+    /// The horizon of a log moved while it was read, or is behind what its reader knows.
+    #[error(
+        "{url}: history of log {log} was let go while it was read (its horizon {number} is newer): try again"
+    )]
+    Passed {
+        /// The store.
+        url: String,
+        /// The log.
+        log: LogId,
+        /// Number of the horizon.
+        number: u64,
+    },
     /// No such volume.
     #[error("{url}: there is no volume {volume} in this vault")]
     NoVolume {
@@ -435,6 +457,7 @@ impl VaultError {
             Self::AlreadyAVault { .. }
             | Self::NotEmpty { .. }
             | Self::LastRecoveryKey { .. }
+            | Self::Passed { .. }
             | Self::TwoWriters { .. } => ErrorKind::Conflict,
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
@@ -453,6 +476,7 @@ impl VaultError {
             | Self::BeyondVolume { .. }
             | Self::CheckpointOfOthers { .. }
             | Self::LostEnd { .. }
+            | Self::LostNumber { .. }
             | Self::LostSlot { .. } => ErrorKind::Corrupt,
             Self::NoVolume { .. }
             | Self::NoWrapper { .. }

@@ -8,6 +8,7 @@
 //! groups/<group>/<revision, 10 digits>         which volumes are marked together
 //! logs/<log>/<slot, 16 hex digits>             segment, fill or seal
 //! logs/<log>/checkpoints/<slot, 16 hex digits> derived
+//! logs/<log>/horizon/<number, 10 digits>       what may be gone
 //! maps/<volume>/<place>/<attempt>               derived; a place is <ordinal, 10 digits>-<seq, 20 digits>
 //! pages/<volume>/<place>/<attempt>/<part, 5>    derived
 //! index/<run>                                  derived
@@ -25,6 +26,8 @@ use std::fmt;
 
 /// The folder of a log's checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
+/// The folder of a log's horizons.
+const HORIZON: &str = "horizon";
 /// The folder of the index runs.
 const INDEX: &str = "index";
 
@@ -73,6 +76,12 @@ impl ObjectName {
     #[must_use]
     pub fn checkpoint(log: LogId, slot: Slot) -> Self {
         Self(Path::from(format!("logs/{log}/checkpoints/{:016x}", slot.0)))
+    }
+
+    /// A horizon of a log; the first is 1.
+    #[must_use]
+    pub fn horizon(log: LogId, number: u64) -> Self {
+        Self(Path::from(format!("logs/{log}/{HORIZON}/{number:010}")))
     }
 
     /// What is kept of a volume; no object has this name alone.

@@ -2,6 +2,7 @@
 //!
 //! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them;
 //!   [`wrappers`] says and changes which keys do.
+//! - [`horizon`] says which slots may be gone.
 //! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
 //! - [`machine`] says what a machine is made of, and which of its points have all of its disks.
 //! - [`view`] reads a volume at a recovery point; [`catalog`], [`verify`] and [`stats`] say what
@@ -26,6 +27,8 @@ pub mod epoch;
 mod error;
 pub mod fence;
 pub mod fetch;
+mod gapless;
+pub mod horizon;
 pub mod key_file;
 pub mod layout;
 pub mod limits;

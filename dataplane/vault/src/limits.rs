@@ -18,6 +18,12 @@ pub const TABLE_READ_BYTES: usize = 256 << 10;
 pub const SLOTS_AHEAD_MAX: usize = 8;
 /// Slots that a search for the end of a log asks for at the same time.
 pub const END_PROBES: u32 = 7;
+/// Each probe of the first part of a search is so many times further than the one before.
+pub const END_GROWTH: u64 = 8;
+/// Numbers of a list behind the first missing one that are looked at, to tell its end from a loss.
+pub const NUMBERS_BEHIND: u64 = 3;
+/// Times that a log is read anew because its horizon moved meanwhile: that happens once in hours.
+pub const HORIZON_TRIES_MAX: usize = 8;
 /// Slots next behind a missing one that are looked at, to tell a crash of the writer from a loss: a crash leaves
 /// `PUTS_IN_FLIGHT_MAX - 1` at most, and none further behind.
 pub const HOLE_SLOTS_MAX: usize = 8;

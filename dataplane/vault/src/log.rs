@@ -8,8 +8,9 @@ mod end;
 mod read;
 
 use crate::error::VaultError;
+use crate::horizon;
 use crate::layout::ObjectName;
-use crate::limits::SEAL_STEPS_MAX;
+use crate::limits::{HORIZON_TRIES_MAX, SEAL_STEPS_MAX};
 use crate::store::{Object, Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
@@ -144,16 +145,37 @@ pub async fn put_until_there<W: Future<Output = ()>>(
 /// `Unavailable`; `Corrupt` if a slot holds something that is not of this log; `Limit` if the
 /// writer keeps winning.
 pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
-    let end = find_end(vault, log, from).await?;
-    if end.is_sealed {
-        return Ok(end);
+    for _ in 0..HORIZON_TRIES_MAX {
+        let end = find_end(vault, log, from).await?;
+        if end.is_sealed {
+            return Ok(end);
+        }
+        let sealed = seal_behind(vault, log, end).await?;
+        // Any time may have passed since the end was found. Where the log went on, and its history was let go, the
+        // slot had been filled, and deleted.
+        let newest = horizon::newest(vault, log, sealed.horizon.number).await?;
+        if newest.slot() <= sealed.next || is_on(Bug::SealBelowHorizon) {
+            return Ok(sealed);
+        }
     }
+    let url = vault.url().to_owned();
+    Err(VaultError::Limit {
+        url,
+        what: "horizons that passed a seal",
+        max: HORIZON_TRIES_MAX as u64,
+    })
+}
+
+/// Puts a seal at the end of a log that was found, or behind what was put there since.
+async fn seal_behind(vault: &Vault, log: LogId, end: LogEnd) -> Result<LogEnd, VaultError> {
     let (number, key) = vault.newest_key();
-    let LogEnd { next: mut slot, incarnation, mut checkpoint, .. } = end;
+    let LogEnd { next: mut slot, incarnation, mut checkpoint, horizon, .. } = end;
     let mut incarnation = incarnation.max(1);
     for _ in 0..SEAL_STEPS_MAX {
         let name = ObjectName::slot(log, slot);
-        let writer = SlotWriter { checkpoint, ..SlotWriter::of_run(incarnation) };
+        let horizon_number = horizon.number;
+        let writer =
+            SlotWriter { checkpoint, horizon: horizon_number, ..SlotWriter::of_run(incarnation) };
         let at = (vault.id(), log, slot);
         let object = slot_without_data(SlotKind::Seal, at, writer, key, number)
             .map_err(|source| VaultError::Seal { object: name.clone(), cause: Box::new(source) })?;
@@ -169,7 +191,7 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, Vault
             vault.store().settle(&name).await?;
         }
         let void = BTreeSet::new();
-        return Ok(LogEnd { next: slot, is_sealed: true, void, incarnation, checkpoint });
+        return Ok(LogEnd { next: slot, is_sealed: true, void, incarnation, checkpoint, horizon });
     }
     let url = vault.url().to_owned();
     Err(VaultError::Limit { url, what: "slots won against a seal", max: SEAL_STEPS_MAX })

@@ -15,6 +15,7 @@ pub(crate) const DIRECTORY: Strides = &[(1, 32), (2, 8), (3, 4)];
 pub(crate) const PAGE: Strides = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 pub(crate) const INDEX_RUN: Strides = &[(2, 32), (3, 44)];
 pub(crate) const CHECKPOINT: Strides = &[(1, 32), (2, 88)];
+pub(crate) const HORIZON: Strides = &[(1, 32), (2, 88), (3, 48)];
 pub(crate) const MACHINE: Strides = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
 pub(crate) const GROUP: Strides = &[(1, 32), (2, 1), (3, 56)];
 
@@ -54,7 +55,7 @@ pub(crate) fn in_body(body: &[u8], strides: Strides) -> bool {
 fn in_flags(number: u16, records: &[u8], strides: Strides) -> bool {
     let (stride, at) = match number {
         6 if strides == TABLE => (64, 25),
-        2 if strides == CHECKPOINT => (88, 83),
+        2 if strides == CHECKPOINT || strides == HORIZON => (88, 83),
         1 if strides == MACHINE => (32, 21),
         4 if strides == MACHINE => (64, 47),
         1 if strides == GROUP => (32, 9),

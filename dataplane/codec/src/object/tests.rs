@@ -55,6 +55,7 @@ fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
         ObjectKind::Epoch
         | ObjectKind::IndexRun
         | ObjectKind::Checkpoint
+        | ObjectKind::Horizon
         | ObjectKind::Machine
         | ObjectKind::Group => no_fields(out),
     }
@@ -180,6 +181,7 @@ fn every_bit_of_a_header_is_refused_before_the_body_is_opened() {
             ObjectKind::Epoch
             | ObjectKind::IndexRun
             | ObjectKind::Checkpoint
+            | ObjectKind::Horizon
             | ObjectKind::Machine
             | ObjectKind::Group => 152,
         };

@@ -5,6 +5,7 @@ use farshore_proto::DecodeError;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::group::GroupBody;
+use farshore_proto::horizon::HorizonBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::machine::MachineBody;
 use farshore_proto::map::{Directory, Manifest, Page};
@@ -109,6 +110,7 @@ const DIRECTORY: &[(u16, u32)] = &[(1, 32), (2, 8), (3, 4)];
 const PAGE: &[(u16, u32)] = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 const RUN: &[(u16, u32)] = &[(2, 32), (3, 44)];
 const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
+const HORIZON: &[(u16, u32)] = &[(1, 32), (2, 88), (3, 48)];
 const MACHINE: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
 const GROUP: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 56)];
 
@@ -122,6 +124,7 @@ pub(crate) fn bodies() -> Vec<Body> {
     let run: Again = |bytes| Ok(IndexRun::decode(bytes)?.encode());
     let checkpoint: Again =
         |bytes| Ok(CheckpointBody::decode(bytes, samples::CHECKPOINT_SLOT)?.encode());
+    let horizon: Again = |bytes| Ok(HorizonBody::decode(bytes, samples::HORIZON)?.encode());
     let machine: Again = |bytes| Ok(MachineBody::decode(bytes)?.encode());
     let group: Again = |bytes| Ok(GroupBody::decode(bytes)?.encode());
     let body = |name, good, again, strides| Body { name, good, again, strides };
@@ -138,6 +141,7 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("map page of zeros", samples::zero_page().encode(), page, PAGE),
         body("index run body", samples::index_run().encode(), run, RUN),
         body("checkpoint body", samples::checkpoint().encode(), checkpoint, CHECKPOINT),
+        body("horizon body", samples::horizon().encode(), horizon, HORIZON),
         body("machine body", samples::machine_body().encode(), machine, MACHINE),
         body("group body", samples::group_body().encode(), group, GROUP),
     ]
@@ -157,7 +161,7 @@ pub(crate) fn is_of_later(body: &[u8], strides: &[(u16, u32)]) -> bool {
 fn has_later_flags(section: &Section, strides: &[(u16, u32)]) -> bool {
     let flags_at = match section.number {
         6 if strides == TABLE => 25,
-        2 if strides == CHECKPOINT => 83,
+        2 if strides == CHECKPOINT || strides == HORIZON => 83,
         1 if strides == MACHINE => 21,
         4 if strides == MACHINE => 47,
         1 if strides == GROUP => 9,

@@ -77,6 +77,9 @@ pub(crate) fn heads() -> Vec<(ObjectKind, Vec<u8>, Again)> {
         head(ObjectKind::Checkpoint, samples::checkpoint_object(), |bytes| {
             head_again(ObjectKind::Checkpoint, bytes)
         }),
+        head(ObjectKind::Horizon, samples::horizon_object(), |bytes| {
+            head_again(ObjectKind::Horizon, bytes)
+        }),
         head(ObjectKind::Machine, samples::machine_object(), |bytes| {
             head_again(ObjectKind::Machine, bytes)
         }),
@@ -352,7 +355,7 @@ fn decodes_with(name: &str, places: &[usize], value: u64) -> bool {
 #[test]
 fn no_layout_holds_a_seq_without_a_next() {
     // Of a span and of a volume, the last seq alone, and with those before it.
-    let places: [(&str, &[usize]); 14] = [
+    let places: [(&str, &[usize]); 15] = [
         ("frame", &[8]),
         ("hrl", &[32]),
         ("map", &[48]),
@@ -365,6 +368,7 @@ fn no_layout_holds_a_seq_without_a_next() {
         ("table", &[SPAN + 24, SPAN + 32]),
         ("checkpoint body", &[TAIL + 32]),
         ("checkpoint body", &[TAIL + 24, TAIL + 32, TAIL + 48]),
+        ("horizon body", &[TAIL + 24, TAIL + 32, TAIL + 48]),
         ("machine body", &[DISK + 32]),
         ("group body", &[MEMBER + 40]),
     ];

@@ -6,6 +6,7 @@ use crate::samples;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::{Control, FrameHeader};
+use farshore_proto::horizon::HorizonBody;
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries};
@@ -98,6 +99,9 @@ fn checked_objects() -> Vec<Checked> {
         without_fields("group", ObjectKind::Group, samples::group_object(), |bytes| {
             ObjectHeader::decode(ObjectKind::Group, bytes).map(drop)
         }),
+        without_fields("horizon", ObjectKind::Horizon, samples::horizon_object(), |bytes| {
+            ObjectHeader::decode(ObjectKind::Horizon, bytes).map(drop)
+        }),
         without_fields(
             "checkpoint",
             ObjectKind::Checkpoint,
@@ -108,8 +112,17 @@ fn checked_objects() -> Vec<Checked> {
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 8] =
-    ["segment", "epoch", "map", "map part", "index run", "checkpoint", "machine", "group"];
+const OBJECTS: [&str; 9] = [
+    "segment",
+    "epoch",
+    "map",
+    "map part",
+    "index run",
+    "checkpoint",
+    "horizon",
+    "machine",
+    "group",
+];
 
 fn decode_frame_header(bytes: &[u8]) -> Result<(), DecodeError> {
     FrameHeader::decode(&sized("frame header", bytes)?).map(drop)
@@ -270,6 +283,7 @@ fn fields_out_of_range_are_refused() {
         ("epoch", 72, 1),
         ("index run", 72, 1),
         ("checkpoint", 72, 1),
+        ("horizon", 72, 1),
         ("machine", 72, 1),
         ("group", 72, 1),
     ];
@@ -456,6 +470,7 @@ proptest! {
         let _ = Page::decode(&bytes);
         let _ = IndexRun::decode(&bytes);
         let _ = CheckpointBody::decode(&bytes, samples::CHECKPOINT_SLOT);
+        let _ = HorizonBody::decode(&bytes, samples::HORIZON);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use farshore_proto::checkpoint::{self, CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{self, EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::group::{self, GroupBody, GroupKind, Member, MemberState};
+use farshore_proto::horizon::{self, HorizonBody};
 use farshore_proto::hrl::HrlHeader;
 use farshore_proto::index_run::{self, IndexRun};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, put_entry};
@@ -37,6 +38,8 @@ pub(crate) const MACHINE: MachineId = MachineId(id(0x80));
 pub(crate) const GROUP: GroupId = GroupId(id(0x90));
 /// Where the checkpoint stands.
 pub(crate) const CHECKPOINT_SLOT: Slot = Slot(0x0100);
+/// Number of the horizon.
+pub(crate) const HORIZON: u64 = 4;
 pub(crate) const POINT: PointId = PointId(id(0xe0));
 
 /// Bytes that count up from `first`, so that a misplaced field shows.
@@ -111,6 +114,8 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("index-run-body", index_run().encode()),
         ("checkpoint-object", checkpoint_object()),
         ("checkpoint-body", checkpoint().encode()),
+        ("horizon-object", horizon_object()),
+        ("horizon-body", horizon().encode()),
         ("machine-object", machine_object()),
         ("machine-body", machine_body().encode()),
         ("group-object", group_object()),
@@ -443,6 +448,17 @@ pub(crate) fn checkpoint() -> CheckpointBody {
         register: 0x0405,
         tails: [(VOLUME, known), (OTHER_VOLUME, other)].into(),
     }
+}
+
+pub(crate) fn horizon_object() -> Vec<u8> {
+    let place = horizon::place(VAULT, LOG, HORIZON);
+    whole(place, |own| own.extend([0; 4]), &horizon().encode())
+}
+
+/// Of the checkpoint, which was made when the horizon before was the newest.
+pub(crate) fn horizon() -> HorizonBody {
+    let before = std::array::from_fn(|at| 0xa0 + at as u8);
+    HorizonBody { slot: CHECKPOINT_SLOT, before, below: checkpoint() }
 }
 
 pub(crate) fn machine_object() -> Vec<u8> {

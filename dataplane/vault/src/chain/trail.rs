@@ -10,6 +10,7 @@
 
 use crate::checkpoint;
 use crate::error::VaultError;
+use crate::horizon::Horizon;
 use crate::limits::{TRAIL_SLOTS_MAX, WALK_TRIED};
 use crate::log::{newest_named, read_segment};
 use crate::vault::Vault;
@@ -88,22 +89,26 @@ impl Wanted<'_> {
     ///
     /// # Errors
     /// `Unavailable`.
-    pub(super) async fn trail(&mut self, from: Slot) -> Result<Option<Trail>, VaultError> {
-        match self.find(from).await {
+    pub(super) async fn trail(
+        &mut self,
+        from: Slot,
+        horizon: &Horizon,
+    ) -> Result<Option<Trail>, VaultError> {
+        match self.find(from, horizon).await {
             Err(error) if error.is_unavailable() => Err(error),
             Err(_) => Ok(None),
             found => found,
         }
     }
 
-    async fn find(&mut self, from: Slot) -> Result<Option<Trail>, VaultError> {
+    async fn find(&mut self, from: Slot, horizon: &Horizon) -> Result<Option<Trail>, VaultError> {
         let Self { vault, log, .. } = *self;
-        let named = newest_named(vault, log, from).await?;
+        let named = newest_named(vault, log, from, horizon).await?;
         // Below, reading slot by slot costs no more than having asked.
         if named.is_none_or(|slot| slot.0 < from.0.saturating_add(vault.quiet_slots())) {
             return Ok(None);
         }
-        let ledger = checkpoint::newest(vault, log, named).await?;
+        let ledger = checkpoint::newest(vault, log, named, horizon).await?;
         let checkpoint = ledger.next();
         if checkpoint <= from {
             return Ok(None);

@@ -6,11 +6,16 @@
 //! and what lies behind the first missing one says whether it is the end, or lost.
 //!
 //! A slot that was lost far in front of the end is met only by chance: whoever reads the stream misses it.
+//!
+//! Slots in front of the log's horizon are not looked at: they may be gone, or what a put that hung left there since.
 
 use super::{header_at, is_filled};
 use crate::error::VaultError;
+use crate::horizon::{self, Horizon};
 use crate::layout::ObjectName;
-use crate::limits::{END_PROBES, HOLE_SLOTS_MAX, SEAL_STEPS_MAX, SLOTS_AHEAD_MAX};
+use crate::limits::{
+    END_GROWTH, END_PROBES, HOLE_SLOTS_MAX, HORIZON_TRIES_MAX, SEAL_STEPS_MAX, SLOTS_AHEAD_MAX,
+};
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::{PUTS_IN_FLIGHT_MAX, SLOT_MAX};
@@ -27,8 +32,6 @@ const LEFT_BEHIND: u64 = PUTS_IN_FLIGHT_MAX as u64 - 1;
 const ASKED_BEFORE: u64 = 2 * PUTS_IN_FLIGHT_MAX as u64;
 /// What is left of a search when it is walked.
 const WALKED: u64 = 2 * SLOTS_AHEAD_MAX as u64;
-/// Each probe of the first part of a search is so many times further than the one before.
-const END_GROWTH: u64 = 8;
 
 /// The end of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +45,10 @@ pub struct LogEnd {
     pub void: BTreeSet<Slot>,
     /// The highest incarnation of the slots that count; 0 if there are none. Those behind the end count for this.
     pub incarnation: u64,
-    /// Slot of the newest checkpoint that the last slots name.
+    /// Slot of the newest checkpoint that the last slots name, behind the horizon.
     pub checkpoint: Option<Slot>,
+    /// The newest horizon: nobody looks at slots in front of it.
+    pub horizon: Horizon,
 }
 
 /// Finds the end of a log, knowing that all slots before `from` are filled. The log may be written
@@ -56,9 +61,33 @@ pub struct LogEnd {
 /// going on would make void what was committed behind the gap; `Limit` if the writer is faster than
 /// this, slot after slot.
 pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
+    let mut known = 0;
+    for _ in 0..HORIZON_TRIES_MAX {
+        let horizon = horizon::newest(vault, log, known).await?;
+        known = horizon.number;
+        let found = end_above(vault, log, from, horizon).await;
+        if found.as_ref().is_err_and(VaultError::is_unavailable) {
+            return found;
+        }
+        // Of what was found some may have been deleted since, and filled by a put that hung.
+        if is_on(Bug::HorizonNotReadAgain) || !horizon::has_passed(vault, log, known).await? {
+            return found;
+        }
+    }
+    Err(VaultError::Passed { url: vault.url().to_owned(), log, number: known + 1 })
+}
+
+/// Finds the end of a log behind a horizon, which may have been passed since.
+async fn end_above(
+    vault: &Vault,
+    log: LogId,
+    from: Slot,
+    horizon: Horizon,
+) -> Result<LogEnd, VaultError> {
+    let from = from.max(horizon.slot());
     let mut at = search(vault, log, from).await?;
-    let mut walk = Walk::default();
-    let before = at.0.saturating_sub(ASKED_BEFORE)..at.0;
+    let mut walk = Walk { incarnation: horizon.incarnation(), ..Walk::default() };
+    let before = asked_before(at, &horizon);
     // The log does not end in front of what was found; but then something of it is lost, and is named.
     if let Some(earlier) = walk.ask(vault, log, before, from).await?
         && !is_on(Bug::EndWhereNothingIs)
@@ -85,15 +114,21 @@ pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, V
             vault.store().settle(&ObjectName::slot(log, last)).await?;
         }
         let Walk { incarnation, checkpoint, .. } = walk;
+        let checkpoint = checkpoint.filter(|known| horizon.is_before(*known));
         if let Some(known) = checkpoint.filter(|known| *known > next) {
             // What a checkpoint speaks of was committed.
             return Err(lost(vault, log, next, Slot(known.0 - 1)));
         }
-        return Ok(LogEnd { next, is_sealed, void, incarnation, checkpoint });
+        return Ok(LogEnd { next, is_sealed, void, incarnation, checkpoint, horizon });
     }
     let url = vault.url().to_owned();
     let what = "slots filled while the end of their log was looked for";
     Err(VaultError::Limit { url, what, max: SEAL_STEPS_MAX })
+}
+
+/// The slots right in front of one that are asked what they know.
+fn asked_before(slot: Slot, horizon: &Horizon) -> Range<u64> {
+    slot.0.saturating_sub(ASKED_BEFORE).max(horizon.slot().0)..slot.0
 }
 
 /// The newest checkpoint that was known when the slots right in front of one were built; none if they cannot say.
@@ -104,15 +139,17 @@ pub(crate) async fn named_before(
     vault: &Vault,
     log: LogId,
     slot: Slot,
+    horizon: &Horizon,
 ) -> Result<Option<Slot>, VaultError> {
     let mut walk = Walk::default();
-    match walk.ask(vault, log, slot.0.saturating_sub(ASKED_BEFORE)..slot.0, slot).await {
+    match walk.ask(vault, log, asked_before(slot, horizon), slot).await {
         Err(error) if error.is_unavailable() => Err(error),
         _ => Ok(walk.checkpoint),
     }
 }
 
-/// The highest incarnation of the four slots right in front of one, as far as they can be read.
+/// The highest incarnation of the four slots right in front of one, as far as they can be read, and of what is below
+/// the horizon.
 ///
 /// # Errors
 /// `Unavailable`.
@@ -120,10 +157,11 @@ pub(crate) async fn highest_before(
     vault: &Vault,
     log: LogId,
     slot: Slot,
+    horizon: &Horizon,
 ) -> Result<u64, VaultError> {
-    let mut highest = 0;
-    let slots = slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64)..slot.0;
-    let slots = slots.map(|slot| header_at(vault, log, Slot(slot)));
+    let mut highest = horizon.incarnation();
+    let first = slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64).max(horizon.slot().0);
+    let slots = (first..slot.0).map(|slot| header_at(vault, log, Slot(slot)));
     for (_, found) in futures::future::join_all(slots).await {
         match found {
             Ok(Some(header)) => highest = highest.max(header.incarnation()),
@@ -143,9 +181,10 @@ pub(crate) async fn newest_named(
     vault: &Vault,
     log: LogId,
     from: Slot,
+    horizon: &Horizon,
 ) -> Result<Option<Slot>, VaultError> {
     let near = search(vault, log, from).await?;
-    named_before(vault, log, near).await
+    named_before(vault, log, near, horizon).await
 }
 
 /// A slot in front of which the log does not end, and near which it does, knowing that all slots before `from` are

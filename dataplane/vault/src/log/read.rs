@@ -4,6 +4,7 @@ use super::end::{Behind, goes_on_behind, lost};
 use super::header_at;
 use crate::chain::Trail;
 use crate::error::VaultError;
+use crate::horizon::{self, Horizon};
 use crate::layout::ObjectName;
 use crate::limits::{SLOTS_AHEAD_MAX, TABLE_READ_BYTES, VOID_REACH_SLOTS};
 use crate::store::Part;
@@ -172,6 +173,10 @@ pub struct LogScan<'a> {
     /// Whether it is known which of the slots so far are void: not where the header of one that may tell cannot be read.
     is_sure: bool,
     end: Option<ScanEnd>,
+    /// The horizon of the log; none before it was asked for.
+    horizon: Option<Horizon>,
+    /// Whether the scan begins at the horizon instead of where it was to begin.
+    has_jumped: bool,
 }
 
 impl std::fmt::Debug for LogScan<'_> {
@@ -204,6 +209,8 @@ impl<'a> LogScan<'a> {
             names_all: false,
             is_sure: true,
             end: None,
+            horizon: None,
+            has_jumped: false,
         }
     }
 
@@ -226,6 +233,23 @@ impl<'a> LogScan<'a> {
     #[must_use]
     pub fn filled_to(self, filled: Slot) -> Self {
         Self { filled, ..self }
+    }
+
+    /// The same where the newest horizon of the log is known.
+    #[must_use]
+    pub(crate) fn above(self, horizon: Horizon) -> Self {
+        Self { horizon: Some(horizon), ..self }
+    }
+
+    /// The log's horizon, once that the first slot was asked for.
+    #[must_use]
+    pub(crate) fn horizon(&self) -> Option<&Horizon> {
+        self.horizon.as_ref()
+    }
+
+    /// The horizon that it began at, because the slots where it was to begin may be gone; says so once.
+    pub(crate) fn take_jump(&mut self) -> Option<Horizon> {
+        std::mem::take(&mut self.has_jumped).then(|| self.horizon.clone()).flatten()
     }
 
     /// The next slot to be read.
@@ -264,7 +288,8 @@ impl<'a> LogScan<'a> {
     /// seal, the log has ended.
     ///
     /// # Errors
-    /// As `read_segment`, except that an empty slot is the end.
+    /// As `read_segment`, except that an empty slot is the end; `Passed` if the log's horizon moved meanwhile: what was read
+    /// to the end does not count then.
     ///
     /// # Panics
     /// Never: slots do not run out.
@@ -272,6 +297,25 @@ impl<'a> LogScan<'a> {
     /// # Cancel safety
     /// Dropped, it loses the slot that it was about to return: start a new scan.
     pub async fn next(&mut self) -> Result<Option<(Slot, OpenSegment)>, VaultError> {
+        match self.read_on().await {
+            Ok(Some(found)) => Ok(Some(found)),
+            Err(error) if error.is_unavailable() => Err(error),
+            // What ends it, or what is wrong, may be what was left of a slot that was deleted.
+            found => {
+                let number = self.horizon.as_ref().map_or(0, |horizon| horizon.number);
+                if !is_on(Bug::HorizonNotReadAgain) {
+                    horizon::still(self.vault, self.log, number).await?;
+                }
+                found
+            }
+        }
+    }
+
+    async fn read_on(&mut self) -> Result<Option<(Slot, OpenSegment)>, VaultError> {
+        if self.end.is_some() {
+            return Ok(None);
+        }
+        self.begin().await?;
         let mut highest = match self.incarnation {
             Some(highest) => highest,
             None => self.look_before().await?,
@@ -371,6 +415,21 @@ impl<'a> LogScan<'a> {
         }
     }
 
+    /// Asks for the log's horizon, and begins there if that is behind the scan's first slot.
+    async fn begin(&mut self) -> Result<(), VaultError> {
+        if self.horizon.is_none() {
+            self.horizon = Some(horizon::newest(self.vault, self.log, 0).await?);
+        }
+        let Some(horizon) = &self.horizon else { return Ok(()) };
+        if self.from < horizon.slot() && self.reached == self.from && !self.has_jumped {
+            self.from = horizon.slot();
+            (self.next, self.reached) = (self.from, self.from);
+            self.incarnation = Some(horizon.incarnation());
+            self.has_jumped = true;
+        }
+        Ok(())
+    }
+
     /// Looks at the slots in front of the scan: the highest incarnation, as far back as a void slot's
     /// filler can be, and whether the log ends there already. A volume may have begun while puts into
     /// slots in front of its first were under way: if one of them never came, or a seal did, nothing
@@ -378,10 +437,12 @@ impl<'a> LogScan<'a> {
     /// that were there once and are lost.
     async fn look_before(&mut self) -> Result<u64, VaultError> {
         let (vault, log) = (self.vault, self.log);
-        let slots = self.from.0.saturating_sub(VOID_REACH_SLOTS)..self.from.0;
+        let (floor, below) =
+            self.horizon.as_ref().map_or((Slot(0), 0), |known| (known.slot(), known.incarnation()));
+        let slots = self.from.0.saturating_sub(VOID_REACH_SLOTS).max(floor.0)..self.from.0;
         let slots = futures::stream::iter(slots).map(|slot| header_at(vault, log, Slot(slot)));
         let mut slots = slots.buffered(SLOTS_AHEAD_MAX);
-        let (mut highest, mut missing, mut seal, mut newer) = (0, None, None, None);
+        let (mut highest, mut missing, mut seal, mut newer) = (below, None, None, None);
         while let Some((slot, found)) = slots.next().await {
             match found {
                 Ok(Some(header)) if header.kind == SlotKind::Seal => seal = seal.or(Some(slot)),

@@ -1,13 +1,17 @@
-//! Index runs and checkpoints: heads and opened bodies.
+//! Index runs, checkpoints and horizons: heads and opened bodies.
 
 use crate::{checksum, later, taken};
 use farshore_proto::Slot;
 use farshore_proto::checkpoint::CheckpointBody;
+use farshore_proto::horizon::HorizonBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::object::{ObjectHeader, ObjectKind};
 
 /// Where the kept checkpoints stand.
 pub(super) const CHECKPOINT_SLOT: Slot = Slot(256);
+
+/// Number of the kept horizon.
+const HORIZON: u64 = 4;
 
 /// The header of a kind that has no fields of its own.
 pub(super) fn plain_head(bytes: &[u8], kind: ObjectKind) {
@@ -80,4 +84,29 @@ pub(super) fn checkpoint_body_samples() -> Vec<Vec<u8>> {
     let mut of_later = body.to_vec();
     of_later[16 + 32 + 16 + 83] |= 0xf0;
     vec![body.to_vec(), of_later]
+}
+
+pub(super) fn horizon_object(bytes: &[u8]) {
+    plain_head(bytes, ObjectKind::Horizon);
+}
+
+pub(super) fn horizon_object_samples() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("../../../../dataplane/proto/testdata/v2/horizon-object.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v2/horizon.bin").to_vec(),
+    ]
+}
+
+pub(super) fn horizon_body(bytes: &[u8]) {
+    let decode = |bytes: &[u8]| HorizonBody::decode(bytes, HORIZON);
+    let Ok(body) = decode(bytes) else { return };
+    let again = |bytes: &[u8]| Ok(decode(bytes)?.encode());
+    later::must_be_body(bytes, &body.encode(), later::HORIZON, again);
+    assert!(body.slot.0 > 0 && body.below.incarnation > 0 && body.below.horizon < HORIZON);
+    assert!(body.below.tails.values().all(|tail| tail.newest < body.slot));
+    taken();
+}
+
+pub(super) fn horizon_body_samples() -> Vec<Vec<u8>> {
+    vec![include_bytes!("../../../../dataplane/proto/testdata/v2/horizon-body.bin").to_vec()]
 }

@@ -8,6 +8,7 @@ use crate::{later, taken};
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::compress::{Compressor, decompress as expand};
 use farshore_codec::epoch::open_epoch;
+use farshore_codec::horizon::open_horizon;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::{JournalOpener, JournalSealer};
 use farshore_codec::seal::{Domain, Purpose, Sealer};
@@ -22,7 +23,7 @@ use farshore_proto::segment::Compression;
 use farshore_proto::wire::Put;
 use farshore_proto::{
     Domain as DedupDomain, KeyNumber, LogId, RunId, VaultId, VolumeId, checkpoint as checkpoints,
-    epoch as epochs, index_run as runs,
+    epoch as epochs, horizon as horizons, index_run as runs,
 };
 
 pub(super) const VAULT: VaultId = VaultId([1; 16]);
@@ -299,6 +300,31 @@ const CHECKPOINT: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v
 pub(super) fn checkpoint_samples() -> Vec<Vec<u8>> {
     let body = include_bytes!("../../../../dataplane/proto/testdata/v2/checkpoint-body.bin");
     in_each_way(CHECKPOINT, body)
+}
+
+pub(super) fn horizon(bytes: &[u8]) {
+    let Some((way, input)) = bytes.split_first() else { return };
+    let ring = ring();
+    let open = |object: &[u8]| open_horizon(object, VAULT, LOG, HORIZON_NUMBER, &ring);
+    let Some(body) = Body::of(*way, input, OBJECT_BODY_BYTES_MAX) else {
+        return must_be(open(input).is_ok(), input, HORIZON);
+    };
+    let place = horizons::place(VAULT, LOG, HORIZON_NUMBER);
+    let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
+    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let Some(object) = object else { return };
+    match open(&object) {
+        Ok(opened) => body.must_hold_but_for_later(&opened.encode(), later::HORIZON),
+        Err(error) => must_be_of_the_body(&error),
+    }
+}
+
+const HORIZON: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/horizon.bin");
+const HORIZON_NUMBER: u64 = 3;
+
+pub(super) fn horizon_samples() -> Vec<Vec<u8>> {
+    let body = include_bytes!("../../../../dataplane/proto/testdata/v2/horizon-body.bin");
+    in_each_way(HORIZON, body)
 }
 
 /// A journal file: as found on the disk, or with the input as the entries of its second group.

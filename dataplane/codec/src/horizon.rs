@@ -1,0 +1,44 @@
+//! Sealing and opening horizons of logs. Layout: `farshore_proto::horizon`.
+
+use crate::error::CodecError;
+use crate::keys::{DataKey, KeyRing};
+use crate::object::{no_fields, open, seal};
+use farshore_proto::horizon::{HorizonBody, place};
+use farshore_proto::{KeyNumber, LogId, VaultId};
+
+/// Level of zstd: what is written seldom is written small.
+const LEVEL: i32 = 3;
+
+/// Builds horizon `number` of `log`.
+///
+/// # Errors
+/// `Unavailable` if the operating system gives no random bytes; `Internal` if sealing fails.
+///
+/// # Panics
+/// If there are more volumes than the limit: a bug in the caller.
+pub fn seal_horizon(
+    vault: VaultId,
+    log: LogId,
+    number: u64,
+    key: &DataKey,
+    key_number: KeyNumber,
+    body: &HorizonBody,
+) -> Result<Vec<u8>, CodecError> {
+    seal(place(vault, log, number), key, key_number, no_fields, &body.encode(), LEVEL)
+}
+
+/// Opens the object found as horizon `number` of `log`.
+///
+/// # Errors
+/// `Invalid` if a newer version wrote it; `Corrupt` if it is damaged, is that of another place, or was sealed under
+/// another key; `NotFound` if `keys` lacks its data key; `Limit` if it is too large.
+pub fn open_horizon(
+    object: &[u8],
+    vault: VaultId,
+    log: LogId,
+    number: u64,
+    keys: &KeyRing,
+) -> Result<HorizonBody, CodecError> {
+    let (_, body) = open(&place(vault, log, number), object, keys)?;
+    Ok(HorizonBody::decode(&body, number)?)
+}
