@@ -63,7 +63,8 @@ pub async fn read(vault: &Vault, log: LogId, slot: Slot) -> Result<CheckpointBod
 /// segment behind that.
 ///
 /// # Errors
-/// `Unavailable`; `Corrupt` if a slot behind the checkpoint cannot be read, or is lost.
+/// `Unavailable`; `Corrupt` if a slot behind the checkpoint cannot be read, or is lost; `Conflict` if the log went on and
+/// its history was let go since: look for its end again.
 pub async fn read_ledger(
     vault: &Vault,
     log: LogId,
@@ -77,6 +78,10 @@ pub async fn read_ledger(
             read => return read,
         }
         horizon = horizon::newest(vault, log, horizon.number).await?;
+        if horizon.slot() > end.next {
+            // What it says is not of that end: the log went on since.
+            break;
+        }
     }
     Err(VaultError::Passed { url: vault.url().to_owned(), log, number: horizon.number })
 }

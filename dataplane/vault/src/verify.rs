@@ -7,6 +7,7 @@
 
 mod checkpoints;
 mod data;
+mod horizons;
 mod keys;
 mod machines;
 mod maps;
@@ -17,6 +18,7 @@ use crate::catalog::{log_ids, volume_ids};
 use crate::chunks::ChunkReader;
 use crate::epoch::{Known, read_epochs, read_known};
 use crate::error::VaultError;
+use crate::horizon;
 use crate::layout::{Folder, ObjectName, ordinal_of, slot_of};
 use crate::limits::PROBLEMS_MAX;
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, is_filled};
@@ -70,6 +72,8 @@ pub struct Report {
     pub maps_not_compared: u64,
     /// Checkpoints of logs that open.
     pub checkpoints: u64,
+    /// Horizons of logs that open.
+    pub horizons: u64,
     /// Machines whose newest revision opens.
     pub machines: u64,
     /// Groups whose newest revision opens.
@@ -232,12 +236,20 @@ impl Run<'_> {
         progress: &mut (impl FnMut(VerifyProgress) + Send),
     ) -> Result<(), VaultError> {
         let vault = self.vault;
-        let mut checkpoints = Checkpoints::list(vault, log).await?;
-        let mut scan = LogScan::new(vault, log, Slot(0)).naming_all();
+        let horizon = match horizon::newest(vault, log, 0).await {
+            Ok(horizon) => horizon,
+            // Where to begin is not known then.
+            Err(error) => return self.report.add_error(ObjectName::horizon(log, 1), error),
+        };
+        horizons::check(vault, log, horizon.number, &mut self.report).await?;
+        let mut checkpoints = Checkpoints::list(vault, log, &horizon).await?;
+        let mut scan = LogScan::new(vault, log, Slot(0)).above(horizon).naming_all();
         loop {
             let (slot, mut segment) = match scan.next().await {
                 Ok(Some(found)) => found,
                 Ok(None) => break,
+                // What was said of the log may not be so.
+                Err(error @ VaultError::Passed { .. }) => return Err(error),
                 // The error names the slot.
                 Err(error) => {
                     checkpoints.miss();

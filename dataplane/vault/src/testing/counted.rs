@@ -39,6 +39,17 @@ pub struct Counted {
     leaving: Mutex<Option<(PathBuf, PathBuf)>>,
     /// What others put, and how many calls of all kinds there were.
     others: Mutex<(u64, Vec<OthersPut>)>,
+    /// What happens just before a call of those that `others` counts.
+    act: Mutex<Option<(u64, Act)>>,
+}
+
+/// What somebody does beside whoever is under test.
+struct Act(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Act")
+    }
 }
 
 /// A call that names an object.
@@ -77,7 +88,14 @@ impl Counted {
         let (refused, leaving) = (OnceLock::new(), Mutex::default());
         let (growth, lapses, others) = (OnceLock::new(), Mutex::default(), Mutex::default());
         let (trail, rivals, loses_answers) = (Mutex::default(), Mutex::default(), false.into());
-        Self { inner, trail, refused, growth, lapses, rivals, loses_answers, leaving, others }
+        let act = Mutex::default();
+        Self { inner, trail, refused, growth, lapses, rivals, loses_answers, leaving, others, act }
+    }
+
+    /// Has something done just before call number `call`, from 0, of those that come from now on.
+    pub fn before_call(&self, call: u64, act: impl FnOnce() + Send + 'static) {
+        self.others_put(Vec::new());
+        *self.act.lock().unwrap() = Some((call, Act(Box::new(act))));
     }
 
     /// Has others put.
@@ -94,6 +112,10 @@ impl Counted {
     fn let_others_put(&self) {
         let mut others = self.others.lock().unwrap();
         let (call, puts) = &mut *others;
+        let act = self.act.lock().unwrap().take_if(|(at, _)| *at == *call);
+        if let Some((_, Act(act))) = act {
+            act();
+        }
         for put in puts.iter_mut().filter(|put| put.call == *call) {
             // All of it or nothing, as every store does.
             let whole = put.file.with_extension("others");

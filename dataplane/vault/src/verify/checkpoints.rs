@@ -3,6 +3,7 @@
 use super::Report;
 use crate::checkpoint::read;
 use crate::error::VaultError;
+use crate::horizon::Horizon;
 use crate::layout::{Folder, ObjectName, checkpoint_of};
 use crate::limits::LISTED_MAX;
 use crate::log::OpenSegment;
@@ -25,19 +26,24 @@ pub(super) struct Checkpoints<'a> {
 }
 
 impl<'a> Checkpoints<'a> {
-    /// Those that there are now.
-    pub(super) async fn list(vault: &'a Vault, log: LogId) -> Result<Self, VaultError> {
+    /// Those that there are now. What those in front of the horizon speak of is gone.
+    pub(super) async fn list(
+        vault: &'a Vault,
+        log: LogId,
+        horizon: &Horizon,
+    ) -> Result<Self, VaultError> {
         let mut listed = BTreeSet::new();
         let mut listing = vault.store().list(Folder::Checkpoints(log));
         while let Some(object) = listing.try_next().await? {
-            listed.extend(checkpoint_of(&object.name));
+            let slot = checkpoint_of(&object.name);
+            listed.extend(slot.filter(|slot| horizon.number == 0 || *slot >= horizon.slot()));
             if listed.len() > LISTED_MAX {
                 let (url, max) = (vault.url().to_owned(), LISTED_MAX as u64);
                 return Err(VaultError::Limit { url, what: "checkpoints of a log", max });
             }
         }
         drop(listing);
-        Ok(Self { vault, log, listed, ledger: Ledger::default(), is_sure: true })
+        Ok(Self { vault, log, listed, ledger: horizon.ledger(), is_sure: true })
     }
 
     /// A slot could not be read: what later checkpoints say cannot be compared.

@@ -1,0 +1,59 @@
+//! That each horizon of a log goes on from the one before, and takes back nothing.
+
+use super::Report;
+use crate::error::VaultError;
+use crate::horizon::read;
+use crate::layout::ObjectName;
+use crate::vault::Vault;
+use farshore_codec::digest::digest;
+use farshore_proto::LogId;
+use farshore_proto::horizon::HorizonBody;
+
+/// Compares the horizons of a log up to `newest`, one after the other.
+pub(super) async fn check(
+    vault: &Vault,
+    log: LogId,
+    newest: u64,
+    report: &mut Report,
+) -> Result<(), VaultError> {
+    let mut before: Option<(HorizonBody, [u8; 32])> = None;
+    for number in 1..=newest {
+        let name = ObjectName::horizon(log, number);
+        let (body, object) = match read(vault, log, number).await {
+            Ok(found) => found,
+            Err(error) if error.is_not_found() => {
+                let later = ObjectName::horizon(log, newest);
+                report.add(name, 0, format!("is missing although {later} exists"));
+                before = None;
+                continue;
+            }
+            Err(error) => {
+                report.add_error(name, error)?;
+                before = None;
+                continue;
+            }
+        };
+        report.horizons += 1;
+        if let Some(what) = before.as_ref().and_then(|(before, of)| wrong(before, *of, &body)) {
+            report.add(name, 0, what);
+        }
+        before = Some((body, digest(&object)));
+    }
+    Ok(())
+}
+
+/// What is wrong with a horizon, given the one before.
+fn wrong(before: &HorizonBody, of: [u8; 32], body: &HorizonBody) -> Option<&'static str> {
+    if body.before != of {
+        return Some("goes on from another horizon than the one before it");
+    }
+    if body.slot < before.slot || body.below.incarnation < before.below.incarnation {
+        return Some("stands in front of the one before it");
+    }
+    let is_kept = before.below.tails.iter().all(|(volume, tail)| {
+        body.below.tails.get(volume).is_some_and(|now| {
+            (now.epoch, now.last_seq, now.newest) >= (tail.epoch, tail.last_seq, tail.newest)
+        })
+    });
+    (!is_kept).then_some("says less of a volume than the one before it")
+}
