@@ -37,11 +37,13 @@ pub enum ObjectKind {
     Machine,
     /// A revision of a group.
     Group,
+    /// A base of a volume.
+    Base,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Slot,
         Self::Epoch,
         Self::Map,
@@ -50,6 +52,7 @@ impl ObjectKind {
         Self::Checkpoint,
         Self::Machine,
         Self::Group,
+        Self::Base,
     ];
 
     /// Its first four bytes.
@@ -64,6 +67,7 @@ impl ObjectKind {
             Self::Checkpoint => *b"FSCP",
             Self::Machine => *b"FSMC",
             Self::Group => *b"FSGP",
+            Self::Base => *b"FSBS",
         }
     }
 
@@ -79,6 +83,7 @@ impl ObjectKind {
             Self::Checkpoint => "checkpoint",
             Self::Machine => "machine",
             Self::Group => "group",
+            Self::Base => "base",
         }
     }
 
@@ -89,7 +94,12 @@ impl ObjectKind {
             Self::Slot => crate::segment::OWN_BYTES,
             Self::Map => crate::map::OWN_BYTES,
             Self::Pages => crate::map::PART_OWN_BYTES,
-            Self::Epoch | Self::IndexRun | Self::Checkpoint | Self::Machine | Self::Group => 4,
+            Self::Epoch
+            | Self::IndexRun
+            | Self::Checkpoint
+            | Self::Machine
+            | Self::Group
+            | Self::Base => 4,
         }
     }
 
@@ -103,9 +113,12 @@ impl ObjectKind {
     #[must_use]
     pub fn body_bytes_max(self) -> usize {
         match self {
-            Self::Slot | Self::Map | Self::Pages | Self::IndexRun | Self::Checkpoint => {
-                OBJECT_BODY_BYTES_MAX
-            }
+            Self::Slot
+            | Self::Map
+            | Self::Pages
+            | Self::IndexRun
+            | Self::Checkpoint
+            | Self::Base => OBJECT_BODY_BYTES_MAX,
             Self::Epoch | Self::Machine | Self::Group => SMALL_BODY_BYTES_MAX,
         }
     }

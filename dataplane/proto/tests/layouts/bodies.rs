@@ -2,6 +2,7 @@
 
 use crate::samples::{self, delta_directory, unmarked_manifest};
 use farshore_proto::DecodeError;
+use farshore_proto::base::BaseBody;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::group::GroupBody;
@@ -111,6 +112,7 @@ const RUN: &[(u16, u32)] = &[(2, 32), (3, 44)];
 const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
 const MACHINE: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
 const GROUP: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 56)];
+const BASE: &[(u16, u32)] = &[(1, 128), (2, 112)];
 
 pub(crate) fn bodies() -> Vec<Body> {
     type Again = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
@@ -124,6 +126,7 @@ pub(crate) fn bodies() -> Vec<Body> {
         |bytes| Ok(CheckpointBody::decode(bytes, samples::CHECKPOINT_SLOT)?.encode());
     let machine: Again = |bytes| Ok(MachineBody::decode(bytes)?.encode());
     let group: Again = |bytes| Ok(GroupBody::decode(bytes)?.encode());
+    let base: Again = |bytes| Ok(BaseBody::decode(bytes, samples::BASE_NUMBER)?.encode());
     let body = |name, good, again, strides| Body { name, good, again, strides };
     vec![
         body("table", samples::table().encode(), table, TABLE),
@@ -140,6 +143,7 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("checkpoint body", samples::checkpoint().encode(), checkpoint, CHECKPOINT),
         body("machine body", samples::machine_body().encode(), machine, MACHINE),
         body("group body", samples::group_body().encode(), group, GROUP),
+        body("base body", samples::base().encode(), base, BASE),
     ]
 }
 
@@ -152,7 +156,7 @@ pub(crate) fn is_of_later(body: &[u8], strides: &[(u16, u32)]) -> bool {
     })
 }
 
-/// Of marks in a table, of volumes in a checkpoint, and of machines, groups and what they list the upper half of the
+/// Of marks in a table and a base, of volumes in a checkpoint, and of machines, groups and what they list the upper half of the
 /// flags may be ignored.
 fn has_later_flags(section: &Section, strides: &[(u16, u32)]) -> bool {
     let flags_at = match section.number {
@@ -162,6 +166,7 @@ fn has_later_flags(section: &Section, strides: &[(u16, u32)]) -> bool {
         4 if strides == MACHINE => 47,
         1 if strides == GROUP => 9,
         3 if strides == GROUP => 49,
+        2 if strides == BASE => 73,
         _ => return false,
     };
     let mut records = section.records.chunks(wide(section.stride));

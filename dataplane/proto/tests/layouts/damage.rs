@@ -3,6 +3,7 @@
 
 use crate::bodies::{Section, bodies, is_of_later, join, split};
 use crate::samples;
+use farshore_proto::base::BaseBody;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::{Control, FrameHeader};
@@ -98,6 +99,9 @@ fn checked_objects() -> Vec<Checked> {
         without_fields("group", ObjectKind::Group, samples::group_object(), |bytes| {
             ObjectHeader::decode(ObjectKind::Group, bytes).map(drop)
         }),
+        without_fields("base", ObjectKind::Base, samples::base_object(), |bytes| {
+            ObjectHeader::decode(ObjectKind::Base, bytes).map(drop)
+        }),
         without_fields(
             "checkpoint",
             ObjectKind::Checkpoint,
@@ -108,8 +112,8 @@ fn checked_objects() -> Vec<Checked> {
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 8] =
-    ["segment", "epoch", "map", "map part", "index run", "checkpoint", "machine", "group"];
+const OBJECTS: [&str; 9] =
+    ["segment", "epoch", "map", "map part", "index run", "checkpoint", "machine", "group", "base"];
 
 fn decode_frame_header(bytes: &[u8]) -> Result<(), DecodeError> {
     FrameHeader::decode(&sized("frame header", bytes)?).map(drop)
@@ -272,6 +276,7 @@ fn fields_out_of_range_are_refused() {
         ("checkpoint", 72, 1),
         ("machine", 72, 1),
         ("group", 72, 1),
+        ("base", 72, 1),
     ];
     for (name, at, value) in of_all.chain(of_segments).chain(of_maps).chain(others) {
         let error = with(name, at, &[value]).unwrap_err();
@@ -456,6 +461,7 @@ proptest! {
         let _ = Page::decode(&bytes);
         let _ = IndexRun::decode(&bytes);
         let _ = CheckpointBody::decode(&bytes, samples::CHECKPOINT_SLOT);
+        let _ = BaseBody::decode(&bytes, samples::BASE_NUMBER);
     }
 
     #[test]
