@@ -7,11 +7,12 @@
 //!   - Every other span begins right behind the one before; the stream begins at seq 1.
 //!   - A segment whose table does not open holds nothing of the volume if the spans around it join.
 //!   - All slots of an epoch's log in front of the end that the next epoch names are filled: one that is not is lost.
+//!   - Behind a volume's base the stream goes on from where its map ends; what lies in front may be gone.
 //!   - Slots that a checkpoint says to hold nothing of the volume need not be read (`trail`).
 
 mod trail;
 
-use crate::epoch::read_epochs;
+use crate::base::{VolumeBase, first_slot_behind, read_whole};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::WALK_TRIED;
@@ -120,6 +121,8 @@ pub(crate) struct Chain<'a> {
     epoch: usize,
     /// A log that is known to be filled below a slot.
     filled: Option<(LogId, Slot)>,
+    /// A log that is not read below a slot: what was there may be gone.
+    gone: Option<(LogId, Slot)>,
     scan: LogScan<'a>,
     spans: VecDeque<Span>,
     segment: Option<(Slot, Arc<OpenSegment>)>,
@@ -136,9 +139,43 @@ pub(crate) struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// Begins at the first epoch.
+    /// Begins at the volume's base, or at the first epoch.
     pub(crate) async fn open(vault: &'a Vault, volume: VolumeId) -> Result<Self, VaultError> {
-        Self::begin(vault, volume, read_epochs(vault, volume).await?, 0)
+        let (epochs, base) = read_whole(vault, volume).await?;
+        Self::whole(vault, volume, epochs, base.as_ref()).await
+    }
+
+    /// The same, where both are known.
+    pub(crate) async fn whole(
+        vault: &'a Vault,
+        volume: VolumeId,
+        epochs: Vec<EpochBody>,
+        base: Option<&VolumeBase>,
+    ) -> Result<Self, VaultError> {
+        match base {
+            Some(base) => Self::behind(vault, epochs, base).await,
+            None => Self::begin(vault, volume, epochs, 0),
+        }
+    }
+
+    /// Goes on where the map of a base ends. That it is the right map is said by the base; nothing is compared with the segment
+    /// there, which may be gone.
+    pub(crate) async fn behind(
+        vault: &'a Vault,
+        epochs: Vec<EpochBody>,
+        base: &VolumeBase,
+    ) -> Result<Self, VaultError> {
+        let start = base.start(vault, &epochs)?;
+        let log = epochs[start.epoch].log;
+        let from = first_slot_behind(vault, log, start).await?;
+        let scan = match from == start.slot {
+            true => LogScan::resume(vault, log, from),
+            false => LogScan::new(vault, log, from),
+        };
+        let chain = Self::at(vault, base.volume, epochs, start.epoch, scan, start.last);
+        let chain = Self { gone: Some((log, from)), ..chain };
+        let filled = chain.filled();
+        Ok(Self { scan: chain.scan.filled_to(filled), ..chain })
     }
 
     /// Begins at one of the volume's epochs, of which the ones before are not read.
@@ -188,6 +225,7 @@ impl<'a> Chain<'a> {
             epochs,
             epoch,
             filled: None,
+            gone: None,
             scan,
             spans: VecDeque::new(),
             segment: None,
@@ -216,7 +254,8 @@ impl<'a> Chain<'a> {
         let log = self.epochs[self.epoch].log;
         let told = self.filled.filter(|(known, _)| *known == log).map(|(_, filled)| filled);
         let ended = self.epochs.get(self.epoch + 1).and_then(|next| next.ended);
-        told.max(ended.map(Ended::filled)).unwrap_or(Slot(0))
+        let gone = self.gone.filter(|(known, _)| *known == log).map(|(_, gone)| gone);
+        told.max(ended.map(Ended::filled)).max(gone).unwrap_or(Slot(0))
     }
 
     pub(crate) fn vault(&self) -> &Vault {
