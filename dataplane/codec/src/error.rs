@@ -37,6 +37,7 @@ impl fmt::Display for Place {
                     ObjectKind::Horizon => write!(f, "horizon {number} of log {subject}")?,
                     ObjectKind::Machine => write!(f, "revision {number} of machine {subject}")?,
                     ObjectKind::Group => write!(f, "revision {number} of group {subject}")?,
+                    ObjectKind::Base => write!(f, "base {number} of volume {subject}")?,
                 }
                 write!(f, " in vault {vault}")
             }

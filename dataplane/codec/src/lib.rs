@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod base;
 pub mod checkpoint;
 pub mod chunk;
 pub mod compress;

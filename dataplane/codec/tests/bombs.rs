@@ -6,6 +6,7 @@
 //! never holds much more than the sealed bytes.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+use farshore_codec::base::open_base;
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::epoch::open_epoch;
 use farshore_codec::group::open_group;
@@ -25,8 +26,8 @@ use farshore_proto::segment::{
 };
 use farshore_proto::{
     Domain as DedupDomain, ErrorKind, GroupId, KeyNumber, LogId, MachineId, MapAttempt, Place,
-    RunId, Seq, Slot, Target, VaultId, VolumeId, checkpoint, epoch, group, horizon, index_run,
-    machine,
+    RunId, Seq, Slot, Target, VaultId, VolumeId, base, checkpoint, epoch, group, horizon,
+    index_run, machine,
 };
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -292,6 +293,13 @@ fn in_checkpoint(bomb: &[u8]) -> CodecError {
     open_checkpoint(&object, VAULT, LOG, SLOT, &ring()).unwrap_err()
 }
 
+/// Opens a base whose body is the bomb.
+fn in_base(bomb: &[u8]) -> CodecError {
+    let place = base::place(VAULT, VOLUME, 2);
+    let object = with_bomb(place, 0, |out| out.extend([0; 4]), bomb);
+    open_base(&object, VAULT, VOLUME, 2, &ring()).unwrap_err()
+}
+
 /// Opens a machine whose body is the bomb.
 fn in_machine(bomb: &[u8]) -> CodecError {
     let place = machine::place(VAULT, MachineId([6; 16]), 2);
@@ -316,7 +324,7 @@ fn resident_max() -> u64 {
 #[test]
 fn no_bomb_goes_off_wherever_it_is_sealed() {
     type InPlace = (&'static str, fn(&[u8]) -> CodecError);
-    let places: [InPlace; 10] = [
+    let places: [InPlace; 11] = [
         ("segment", in_table),
         ("segment frame", in_frame),
         ("epoch object", in_epoch),
@@ -326,6 +334,7 @@ fn no_bomb_goes_off_wherever_it_is_sealed() {
         ("index run", in_index_run),
         ("checkpoint", in_checkpoint),
         ("horizon", in_horizon),
+        ("base", in_base),
         ("machine", in_machine),
         ("group", in_group),
     ];

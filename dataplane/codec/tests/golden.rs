@@ -7,6 +7,7 @@
 //! and writes it. A file that is there is never written again: its salt is drawn, so no second one is the same.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+use farshore_codec::base::{open_base, seal_base};
 use farshore_codec::checkpoint::{open_checkpoint, seal_checkpoint};
 use farshore_codec::epoch::{open_epoch, seal_epoch};
 use farshore_codec::group::{open_group, seal_group};
@@ -18,6 +19,7 @@ use farshore_codec::machine::{open_machine, seal_machine};
 use farshore_codec::map::{MapPlace, PartBuilder, PartOpener, open_manifest, seal_manifest};
 use farshore_codec::segment::{Opener, SegmentBuilder, chunk_of, open_frame_at, slot_without_data};
 use farshore_codec::{ChunkHasher, CodecError, WrappingKey};
+use farshore_proto::base::{BaseBody, KeptPoint};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
@@ -367,6 +369,37 @@ fn checkpoint() -> CheckpointBody {
     let other = VolumeTail { mark: None, is_released: true, is_broken: true, ..tail };
     let tails = [(VOLUME, tail), (VolumeId([6; 16]), other)].into();
     CheckpointBody { incarnation: 5, horizon: 2, register: 40, tails }
+}
+
+#[test]
+fn a_base_of_version_2_opens() {
+    let mark = Mark {
+        point: POINT,
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+        is_prompt: false,
+        time_unix_ms: 1_767_225_600_000,
+        group: MarkGroup::ALONE,
+    };
+    let newest =
+        KeptPoint { at: MAP.at, map: MAP.attempt, epoch: Epoch(4), size_bytes: 1 << 20, mark };
+    let older = KeptPoint {
+        at: Place { ordinal: 1, seq: Seq(400) },
+        map: MapAttempt([8; 16]),
+        epoch: Epoch(2),
+        ..newest
+    };
+    let body = BaseBody {
+        before: [9; 32],
+        at: MAP.at,
+        map: MAP.attempt,
+        manifest: [8; 32],
+        log: LOG,
+        slot: Slot(7),
+        points: vec![older, newest],
+    };
+    let object = kept("base", || seal_base(VAULT, VOLUME, 2, &key(), KEY, &body).unwrap());
+    assert_eq!(open_base(&object, VAULT, VOLUME, 2, &ring()).unwrap(), body);
 }
 
 #[test]

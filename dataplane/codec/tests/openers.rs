@@ -2,6 +2,7 @@
 //! made up. D1, D2 and D3 of `docs/fault-model.md`.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+use farshore_codec::base::open_base;
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::compress::{Compressor, decompress};
 use farshore_codec::epoch::open_epoch;
@@ -42,7 +43,7 @@ struct Sealed {
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 13] = [
+const SEALED: [Sealed; 14] = [
     Sealed {
         name: "segment",
         object: include_bytes!("../testdata/v2/segment.bin"),
@@ -97,6 +98,11 @@ const SEALED: [Sealed; 13] = [
         name: "group",
         object: include_bytes!("../testdata/v2/group.bin"),
         opens: |object| open_group(object, VAULT, GroupId([7; 16]), 1, &ring()).is_ok(),
+    },
+    Sealed {
+        name: "base",
+        object: include_bytes!("../testdata/v2/base.bin"),
+        opens: |object| open_base(object, VAULT, VOLUME, 2, &ring()).is_ok(),
     },
     Sealed {
         name: "journal",

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod base;
 pub mod bugs;
 pub mod checkpoint;
 pub mod epoch;

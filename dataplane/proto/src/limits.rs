@@ -138,6 +138,9 @@ pub const HORIZON_MAX: u64 = 1 << 32;
 /// Most volumes in a checkpoint of a log; a log that had more is read without.
 pub const CHECKPOINT_VOLUMES_MAX: usize = 1 << 17;
 
+/// Most recovery points that a base of a volume keeps.
+pub const BASE_POINTS_MAX: usize = 1 << 16;
+
 /// Most chunks in an index run.
 pub const INDEX_RUN_CHUNKS_MAX: usize = TARGETS_MAX;
 
@@ -200,6 +203,7 @@ const _: () = {
     // The largest checkpoint fits a body, and a shard's volumes fit a checkpoint.
     assert!(1024 + CHECKPOINT_VOLUMES_MAX * 88 <= OBJECT_BODY_BYTES_MAX);
     assert!(SHARD_VOLUMES_MAX <= CHECKPOINT_VOLUMES_MAX);
+    assert!(1024 + BASE_POINTS_MAX * 112 <= OBJECT_BODY_BYTES_MAX);
     assert!(SEGMENT_TARGETS_MAX <= TARGETS_MAX && PAGE_RUNS_MAX <= TARGETS_MAX);
     assert!(OBJECT_HEADER_BYTES_MAX < BLOCK_BYTES && OBJECT_HEADER_BYTES_MAX <= u16::MAX as usize);
     // The cache holds the batches in flight, the one being filled and the window of a source.

@@ -39,11 +39,13 @@ pub enum ObjectKind {
     Machine,
     /// A revision of a group.
     Group,
+    /// A base of a volume.
+    Base,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Slot,
         Self::Epoch,
         Self::Map,
@@ -53,6 +55,7 @@ impl ObjectKind {
         Self::Horizon,
         Self::Machine,
         Self::Group,
+        Self::Base,
     ];
 
     /// Its first four bytes.
@@ -68,6 +71,7 @@ impl ObjectKind {
             Self::Horizon => *b"FSHZ",
             Self::Machine => *b"FSMC",
             Self::Group => *b"FSGP",
+            Self::Base => *b"FSBS",
         }
     }
 
@@ -84,6 +88,7 @@ impl ObjectKind {
             Self::Horizon => "horizon",
             Self::Machine => "machine",
             Self::Group => "group",
+            Self::Base => "base",
         }
     }
 
@@ -99,7 +104,8 @@ impl ObjectKind {
             | Self::Checkpoint
             | Self::Horizon
             | Self::Machine
-            | Self::Group => 4,
+            | Self::Group
+            | Self::Base => 4,
         }
     }
 
@@ -118,7 +124,8 @@ impl ObjectKind {
             | Self::Pages
             | Self::IndexRun
             | Self::Checkpoint
-            | Self::Horizon => OBJECT_BODY_BYTES_MAX,
+            | Self::Horizon
+            | Self::Base => OBJECT_BODY_BYTES_MAX,
             Self::Epoch | Self::Machine | Self::Group => SMALL_BODY_BYTES_MAX,
         }
     }

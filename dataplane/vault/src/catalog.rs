@@ -2,6 +2,7 @@
 
 mod tail;
 
+use crate::base::{Ground, VolumeBase, read_ground};
 use crate::chain::{Chain, Found, Hole};
 use crate::epoch::{Known, read_known};
 use crate::error::VaultError;
@@ -9,6 +10,7 @@ use crate::layout::Folder;
 use crate::limits::POINTS_MAX;
 use crate::vault::Vault;
 use crate::view::Point;
+use farshore_proto::base::KeptPoint;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::mark::MarkGroup;
 use farshore_proto::{ErrorKind, LogId, Seq, Slot, Stamp, VolumeId};
@@ -109,6 +111,12 @@ impl Marked {
     }
 }
 
+impl From<&KeptPoint> for Marked {
+    fn from(kept: &KeptPoint) -> Self {
+        Self { point: Point::from(kept), group: kept.mark.group }
+    }
+}
+
 /// The marks of a volume as far as its stream can be read.
 #[derive(Debug, Default)]
 pub struct MarkList {
@@ -148,12 +156,18 @@ pub async fn list_points_to_damage(
 /// # Errors
 /// As [`list_points_to_damage`].
 pub async fn list_marks_to_damage(vault: &Vault, volume: VolumeId) -> Result<MarkList, VaultError> {
-    let known = read_known(vault, volume).await?;
+    let Ground { known, base } = read_ground(vault, volume).await?;
     let bounded = known.bounded();
     let mut list = MarkList::default();
     if bounded > 0 || known.broken.is_none() {
-        let mut chain = Chain::begin(vault, volume, known.epochs, 0)?;
-        match read_marks(&mut chain, bounded, Seq(u64::MAX), &mut list.marks).await {
+        if let Some(base) = &base {
+            list.marks = kept_marks(base, bounded);
+        }
+        let read = async {
+            let mut chain = Chain::whole(vault, volume, known.epochs, base.as_ref()).await?;
+            read_marks(&mut chain, bounded, Seq(u64::MAX), &mut list.marks).await
+        };
+        match read.await {
             Ok(hole) => list.hole = hole,
             Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
             Err(error) => list.broken = Some(error),
@@ -161,6 +175,12 @@ pub async fn list_marks_to_damage(vault: &Vault, volume: VolumeId) -> Result<Mar
     }
     list.broken = list.broken.or(known.broken);
     Ok(list)
+}
+
+/// The points that a base lists, of the first `bounded` epochs.
+fn kept_marks(base: &VolumeBase, bounded: usize) -> Vec<Marked> {
+    let kept = base.body.points.iter().filter(|kept| kept.at.ordinal <= bounded as u64);
+    kept.map(Marked::from).collect()
 }
 
 /// Reads the marks up to a seq, of the first `bounded` epochs; gives the hole at the end, if it is reached and there is

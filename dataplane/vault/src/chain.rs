@@ -7,11 +7,12 @@
 //!   - Every other span begins right behind the one before; the stream begins at seq 1.
 //!   - A segment whose table does not open holds nothing of the volume if the spans around it join.
 //!   - All slots of an epoch's log in front of the end that the next epoch names are filled: one that is not is lost.
+//!   - Behind a volume's base the stream goes on from where its map ends; what lies in front may be gone.
 //!   - Slots that a checkpoint says to hold nothing of the volume need not be read (`trail`).
 
 mod trail;
 
-use crate::epoch::read_epochs;
+use crate::base::{VolumeBase, read_whole};
 use crate::error::VaultError;
 use crate::horizon::{self, Horizon};
 use crate::layout::ObjectName;
@@ -138,9 +139,37 @@ pub(crate) struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// Begins at the first epoch.
+    /// Begins at the volume's base, or at the first epoch.
     pub(crate) async fn open(vault: &'a Vault, volume: VolumeId) -> Result<Self, VaultError> {
-        Self::begin(vault, volume, read_epochs(vault, volume).await?, 0)
+        let (epochs, base) = read_whole(vault, volume).await?;
+        Self::whole(vault, volume, epochs, base.as_ref()).await
+    }
+
+    /// The same, where both are known.
+    pub(crate) async fn whole(
+        vault: &'a Vault,
+        volume: VolumeId,
+        epochs: Vec<EpochBody>,
+        base: Option<&VolumeBase>,
+    ) -> Result<Self, VaultError> {
+        match base {
+            Some(base) => Self::behind(vault, epochs, base).await,
+            None => Self::begin(vault, volume, epochs, 0),
+        }
+    }
+
+    /// Goes on where the map of a base ends. That it is the right map is said by the base; nothing is compared with the segment
+    /// there, which may be gone.
+    pub(crate) async fn behind(
+        vault: &'a Vault,
+        epochs: Vec<EpochBody>,
+        base: &VolumeBase,
+    ) -> Result<Self, VaultError> {
+        let start = base.start(vault, &epochs)?;
+        let log = epochs[start.epoch].log;
+        // If that slot is in front of the log's horizon it begins there.
+        let scan = LogScan::resume(vault, log, start.slot);
+        Ok(Self::at(vault, base.volume, epochs, start.epoch, scan, start.last))
     }
 
     /// Begins at one of the volume's epochs, of which the ones before are not read.

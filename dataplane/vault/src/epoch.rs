@@ -7,10 +7,10 @@ use crate::store::{Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::epoch::{open_epoch, seal_epoch};
-use farshore_proto::VolumeId;
 use farshore_proto::epoch::{EpochBase, EpochBody};
 use farshore_proto::limits::{LABEL_BYTES_MAX, SMALL_OBJECT_BYTES_MAX};
 use farshore_proto::object::ObjectKind;
+use farshore_proto::{Place, Seq, VolumeId};
 use std::collections::VecDeque;
 
 /// How a claim ended.
@@ -92,6 +92,12 @@ pub(crate) fn first_branch(epochs: &[EpochBody]) -> Branch {
 pub(crate) fn newest_branch(epochs: &[EpochBody]) -> Branch {
     let first = epochs.iter().rposition(|body| body.base.is_some()).unwrap_or(0);
     Branch { first, end: None, base: epochs.get(first).and_then(|body| body.base) }
+}
+
+/// The place of a seq: it tells the epoch, since seqs go on from one to the next.
+pub(crate) fn place_of(epochs: &[EpochBody], seq: Seq) -> Place {
+    let owner = epochs.iter().rposition(|body| body.first_seq <= seq).unwrap_or(0);
+    Place { ordinal: owner as u64 + 1, seq }
 }
 
 /// Reads the epochs of a volume in order; the one at index `i` has ordinal `i + 1`.

@@ -2,6 +2,7 @@
 
 use crate::layout::ObjectName;
 use crate::store::StoreError;
+use crate::view::PointSelector;
 use farshore_codec::{CodecError, KekError};
 use farshore_proto::epoch::EpochBase;
 use farshore_proto::keys::{Fingerprint, Wrapper};
@@ -243,7 +244,7 @@ pub enum VaultError {
         /// The missing slot that the log of the epoch before ends at, if it does.
         end: Option<ObjectName>,
     },
-    /// An epoch is missing although a later one exists.
+    /// An epoch or a base is missing although a later one exists.
     #[error("{url}: object {object} is missing although {later} exists")]
     LostEpoch {
         /// The store.
@@ -252,6 +253,39 @@ pub enum VaultError {
         object: ObjectName,
         /// A later one that exists.
         later: ObjectName,
+    },
+    /// A base of a volume that the epochs rule out.
+    #[error("{url}: object {object} contradicts the epochs of its volume")]
+    Base {
+        /// The store.
+        url: String,
+        /// The base.
+        object: ObjectName,
+    },
+    /// A map that a base names cannot be read: nothing else says what it says.
+    #[error(
+        "{url}: object {map} cannot be read, or is another map than {object} names: nothing else holds what it holds"
+    )]
+    BaseMap {
+        /// The store.
+        url: String,
+        /// The base.
+        object: ObjectName,
+        /// The map.
+        map: ObjectName,
+        /// Why it cannot be read.
+        #[source]
+        cause: Option<Box<VaultError>>,
+    },
+    /// A base is not made.
+    #[error("{url}: object {object} is not made: {why}")]
+    BaseRefused {
+        /// The store.
+        url: String,
+        /// The base.
+        object: ObjectName,
+        /// Why not.
+        why: &'static str,
     },
     /// What an epoch goes on from is not there.
     #[error("{url}: object {object} goes on from place {} of volume {}, which is not there, or is no point", base.at, base.volume)]
@@ -372,6 +406,18 @@ pub enum VaultError {
         /// The point.
         point: PointId,
     },
+    /// The newest base of the volume does not keep the recovery point.
+    #[error("{url}: volume {volume} has no recovery point {} any more: {object} does not list it; retention has removed it, if there ever was one", gone_text(*point))]
+    PointGone {
+        /// The store.
+        url: String,
+        /// The volume.
+        volume: VolumeId,
+        /// The point.
+        point: PointSelector,
+        /// The base.
+        object: ObjectName,
+    },
     /// The volume has no such recovery point before a missing slot.
     #[error(
         "{url}: volume {volume} has no recovery point {point} before object {}, which is missing although slot {later} exists: unless its put is still under way, that segment is lost",
@@ -458,6 +504,7 @@ impl VaultError {
             | Self::NotEmpty { .. }
             | Self::LastRecoveryKey { .. }
             | Self::Passed { .. }
+            | Self::BaseRefused { .. }
             | Self::TwoWriters { .. } => ErrorKind::Conflict,
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
@@ -471,6 +518,8 @@ impl VaultError {
             | Self::Mixed { .. }
             | Self::EpochGap { .. }
             | Self::EpochBase { .. }
+            | Self::Base { .. }
+            | Self::BaseMap { .. }
             | Self::EpochOrder { .. }
             | Self::LostEpoch { .. }
             | Self::BeyondVolume { .. }
@@ -482,6 +531,7 @@ impl VaultError {
             | Self::NoWrapper { .. }
             | Self::NoPoint { .. }
             | Self::PointNotFound { .. }
+            | Self::PointGone { .. }
             | Self::PointBehindHole { .. }
             | Self::SeqNotFound { .. } => ErrorKind::NotFound,
             Self::Limit { .. } => ErrorKind::Limit,
@@ -509,6 +559,17 @@ impl VaultError {
             || matches!(self, Self::Task { .. })
     }
 
+    /// The same, with what made it so, where a map was not looked at again because it could not be read before.
+    #[must_use]
+    pub(crate) fn caused_by(self, error: Self) -> Self {
+        match self {
+            Self::BaseMap { url, object, map, cause: None } => {
+                Self::BaseMap { url, object, map, cause: Some(Box::new(error)) }
+            }
+            known => known,
+        }
+    }
+
     /// Whether a newer version wrote something that must be understood.
     pub(crate) fn is_newer(&self) -> bool {
         matches!(self, Self::Version { .. })
@@ -528,6 +589,14 @@ fn there_text(there: &[Fingerprint]) -> String {
     let shown: Vec<_> = there.iter().take(SHOWN_MAX).map(ToString::to_string).collect();
     let more = if there.len() > SHOWN_MAX { ", …" } else { "" };
     format!(", whose keys have the fingerprints {}{more}", shown.join(", "))
+}
+
+fn gone_text(point: PointSelector) -> String {
+    match point {
+        PointSelector::Latest => "at its end".to_owned(),
+        PointSelector::Point(id) => id.to_string(),
+        PointSelector::Seq(seq) => format!("at seq {seq}"),
+    }
 }
 
 fn end_text(end: Option<&ObjectName>) -> String {

@@ -7,7 +7,8 @@
 //! sealed first. A seal ends the log for all volumes of its shard: if its node lives after all, it goes
 //! on with a new log, and its other volumes under new epochs.
 
-use crate::epoch::{Claim, claim_behind, newest_branch, read_epochs};
+use crate::base::{VolumeBase, read_whole};
+use crate::epoch::{Claim, claim_behind, newest_branch, place_of};
 use crate::error::VaultError;
 use crate::log::{find_end, seal};
 use crate::map;
@@ -89,80 +90,105 @@ impl FenceError {
 /// `NotFound` for a volume that the vault does not know; `Corrupt` if its stream cannot be read to
 /// the end; `Unavailable`; `Limit`.
 pub async fn end_of_stream(vault: &Vault, volume: VolumeId) -> Result<StreamEnd, VaultError> {
-    let epochs = read_epochs(vault, volume).await?;
-    let base = newest_map(vault, volume, &epochs).await?;
-    end_in(vault, volume, &epochs, base, None).await
-}
-
-/// The newest map.
-async fn newest_map(
-    vault: &Vault,
-    volume: VolumeId,
-    epochs: &[EpochBody],
-) -> Result<Option<map::Base>, VaultError> {
-    let (branch, latest) = (newest_branch(epochs), PointSelector::Latest);
-    map::find(vault, volume, epochs, &branch, latest, &map::Avoided::new()).await
+    let (epochs, under) = read_whole(vault, volume).await?;
+    let of = Held { vault, volume, epochs: &epochs, under: under.as_ref() };
+    let base = of.newest_map().await?;
+    of.end(base, None).await
 }
 
 /// A log that is known to be filled below a slot: what a store says is missing there is not its end.
 type Filled = Option<(LogId, Slot)>;
 
-async fn end_in(
-    vault: &Vault,
+/// A volume as it was read.
+struct Held<'a> {
+    vault: &'a Vault,
     volume: VolumeId,
-    epochs: &[EpochBody],
-    base: Option<map::Base>,
-    filled: Filled,
-) -> Result<StreamEnd, VaultError> {
-    let Some(newest) = epochs.last() else {
-        return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
-    };
-    let (last_seq, stamp, point) = match base {
-        None => read_end(vault, volume, epochs, None, filled).await?,
-        Some(base) => match read_end(vault, volume, epochs, Some(&base), filled).await {
-            Err(error) if !error.is_unavailable() => {
-                tracing::warn!(
-                    %volume, %error,
-                    "cannot go on from a map; reading the logs from the start"
-                );
-                read_end(vault, volume, epochs, None, filled).await?
-            }
-            read => read?,
-        },
-    };
-    Ok(StreamEnd { epoch: newest.epoch, last_seq, stamp, point })
+    epochs: &'a [EpochBody],
+    /// Its newest base.
+    under: Option<&'a VolumeBase>,
 }
 
-async fn read_end(
-    vault: &Vault,
-    volume: VolumeId,
-    epochs: &[EpochBody],
-    base: Option<&map::Base>,
-    filled: Filled,
-) -> Result<(Seq, Stamp, Option<Point>), VaultError> {
-    let branch = newest_branch(epochs);
-    let mut chain = map::begin(vault, volume, epochs, &branch, base)?;
-    let mut point = base.and_then(|base| base.point);
-    if let Some((log, filled)) = filled {
-        chain = chain.filled_to(log, filled);
+impl Held<'_> {
+    /// The newest map behind the base.
+    async fn newest_map(&self) -> Result<Option<map::Base>, VaultError> {
+        let Self { vault, volume, epochs, under } = *self;
+        let (branch, latest) = (newest_branch(epochs), PointSelector::Latest);
+        map::find(vault, volume, epochs, &branch, latest, &map::Avoided::new(), under).await
     }
-    while let Some(found) = chain.next().await? {
-        point = Point::at_end(&chain.epochs()[found.epoch], &found.span).or(point);
+
+    async fn end(&self, base: Option<map::Base>, filled: Filled) -> Result<StreamEnd, VaultError> {
+        let Self { vault, volume, epochs, .. } = *self;
+        let Some(newest) = epochs.last() else {
+            return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });
+        };
+        let (last_seq, stamp, point) = match base {
+            None => self.read_end(None, filled).await?,
+            Some(base) => match self.read_end(Some(&base), filled).await {
+                Err(error) if !error.is_unavailable() => {
+                    tracing::warn!(
+                        %volume, %error,
+                        "cannot go on from a map; reading the logs from the start"
+                    );
+                    self.read_end(None, filled).await?
+                }
+                read => read?,
+            },
+        };
+        Ok(StreamEnd { epoch: newest.epoch, last_seq, stamp, point })
     }
-    chain.hole().await?;
-    if point.is_none() && branch.base.is_some_and(|base| base.volume == volume) {
-        point = match VolumeView::open(vault, volume, PointSelector::Latest).await {
-            Ok(view) => Some(*view.point()),
-            Err(VaultError::NoPoint { .. }) => None,
-            Err(error) if error.is_unavailable() => return Err(error),
+
+    async fn read_end(
+        &self,
+        base: Option<&map::Base>,
+        filled: Filled,
+    ) -> Result<(Seq, Stamp, Option<Point>), VaultError> {
+        let Self { vault, volume, epochs, under } = *self;
+        let branch = newest_branch(epochs);
+        let mut chain = map::begin(vault, volume, epochs, &branch, base, under).await?;
+        // Of the points that the base covers those are there that it lists.
+        let is_above =
+            |point: &Point| under.is_none_or(|under| !under.covers(place_of(epochs, point.seq)));
+        let kept = under.and_then(|under| under.newest_on(&branch)).map(Point::from);
+        let mut point = base.and_then(|base| base.point).filter(is_above).or(kept);
+        if let Some((log, filled)) = filled {
+            chain = chain.filled_to(log, filled);
+        }
+        while let Some(found) = chain.next().await? {
+            point = Point::at_end(&chain.epochs()[found.epoch], &found.span).or(point);
+        }
+        chain.hole().await?;
+        if point.is_none() && branch.base.is_some_and(|base| base.volume == volume) {
+            point = self.point_of_branch().await?;
+        }
+        Ok((chain.last(), chain.stamp(), point))
+    }
+
+    /// The point that the newest branch goes on from, if it can be read.
+    async fn point_of_branch(&self) -> Result<Option<Point>, VaultError> {
+        let Self { vault, volume, .. } = *self;
+        match VolumeView::open(vault, volume, PointSelector::Latest).await {
+            Ok(view) => Ok(Some(*view.point())),
+            Err(VaultError::NoPoint { .. }) => Ok(None),
+            Err(error) if error.is_unavailable() => Err(error),
             // Where the stream ends is known all the same.
             Err(error) => {
                 tracing::warn!(%volume, %error, "the point that a volume goes on from cannot be read");
-                None
+                Ok(None)
             }
-        };
+        }
     }
-    Ok((chain.last(), chain.stamp(), point))
+
+    /// A slot of the newest epoch's log before which all are filled: where its seal is looked for from.
+    fn written_before(&self, base: Option<&map::Base>) -> Slot {
+        let (index, last) = (self.epochs.len() - 1, &self.epochs[self.epochs.len() - 1]);
+        let under = self.under.filter(|under| under.epoch() == index);
+        match (base, under) {
+            (Some(base), _) if base.start.epoch == index => base.start.slot,
+            (_, Some(under)) => under.body.slot,
+            // Slots in front of the epoch's first may have been on their way when it began.
+            _ => Slot(last.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64)),
+        }
+    }
 }
 
 /// Takes the volume from every writer, under an epoch greater than all that the vault has. Whatever a
@@ -191,7 +217,8 @@ pub async fn fence_volume(
     let mut newest = Epoch(0);
     let mut sealed = None;
     for _ in 0..TRIES_MAX {
-        let epochs = read_epochs(vault, volume).await.map_err(failed)?;
+        let (epochs, under) = read_whole(vault, volume).await.map_err(failed)?;
+        let of = Held { vault, volume, epochs: &epochs, under: under.as_ref() };
         let Some(last) = epochs.last() else {
             return Err(failed(VaultError::NoVolume { url: vault.url().to_owned(), volume }));
         };
@@ -200,10 +227,10 @@ pub async fn fence_volume(
         if last.epoch >= epoch && !is_held {
             break;
         }
-        let base = newest_map(vault, volume, &epochs).await.map_err(failed)?;
-        let from = written_before(&epochs, base.as_ref());
+        let base = of.newest_map().await.map_err(failed)?;
+        let from = of.written_before(base.as_ref());
         let early = if is_on(Bug::EndBeforeSeal) {
-            Some(end_in(vault, volume, &epochs, None, None).await.map_err(failed)?)
+            Some(of.end(None, None).await.map_err(failed)?)
         } else {
             None
         };
@@ -222,7 +249,7 @@ pub async fn fence_volume(
         // Only now: what was read before the writer let go may not be the end.
         let end = match early {
             Some(early) => early,
-            None => end_in(vault, volume, &epochs, base, filled).await.map_err(failed)?,
+            None => of.end(base, filled).await.map_err(failed)?,
         };
         if is_held {
             return Ok(Fenced { end, sealed });
@@ -244,16 +271,6 @@ pub async fn fence_volume(
         }
     }
     Err(FenceError::Epoch { volume, newest })
-}
-
-/// A slot of the newest epoch's log before which all are filled: where its seal is looked for from.
-fn written_before(epochs: &[EpochBody], base: Option<&map::Base>) -> Slot {
-    let (index, last) = (epochs.len() - 1, &epochs[epochs.len() - 1]);
-    match base {
-        Some(base) if base.start.epoch == index => base.start.slot,
-        // Slots in front of the epoch's first may have been on their way when it began.
-        _ => Slot(last.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64)),
-    }
 }
 
 /// The log of a fence: the same for the same fence, and no other's, since logs of nodes have random

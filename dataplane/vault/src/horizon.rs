@@ -4,6 +4,7 @@
 //! from a horizon on, and finds at the end that there is no newer one, has seen what was first put there: neither a slot that was
 //! deleted nor one that a put of a run that hung came to fill afterwards. Whoever finds a newer one begins again.
 
+use crate::base::{VolumeBase, read_whole};
 use crate::checkpoint;
 use crate::error::VaultError;
 use crate::gapless;
@@ -17,10 +18,12 @@ use farshore_codec::digest::digest;
 use farshore_codec::horizon::{open_horizon, seal_horizon};
 use farshore_engine::ledger::{Ledger, SpanEnd};
 use farshore_proto::checkpoint::VolumeTail;
+use farshore_proto::epoch::EpochBody;
 use farshore_proto::horizon::HorizonBody;
 use farshore_proto::limits::HORIZON_MAX;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::{LogId, Slot, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The newest horizon of a log, as far as its reader knows.
@@ -165,6 +168,74 @@ pub async fn advance(
     }
     let (url, what) = (vault.url().to_owned(), "horizons made while one was");
     Err(VaultError::Limit { url, what, max: HORIZON_TRIES_MAX as u64 })
+}
+
+/// Moves the horizon of a log as far as the bases of its volumes cover what is below, and not behind `to`.
+///
+/// # Errors
+/// As [`advance`].
+///
+/// # Cancel safety
+/// As [`advance`].
+pub async fn let_go(vault: &Vault, log: LogId, to: Slot) -> Result<Moved, VaultError> {
+    let end = find_end(vault, log, Slot(0)).await?;
+    let to = to.min(end.next);
+    let mut bases = Bases { vault, known: BTreeMap::new() };
+    let mut ledger = end.horizon.ledger();
+    let (mut scan, mut reach) = (LogScan::behind(vault, log, &ledger), to);
+    scan = scan.above(end.horizon.clone()).filled_to(end.next);
+    while ledger.next() < to {
+        let Some((slot, segment)) = scan.next().await? else { break };
+        if slot >= to {
+            break;
+        }
+        let spans = segment.table.spans.iter().map(SpanEnd::from);
+        ledger.take(slot, &segment.header().writer, spans);
+        let volumes: BTreeSet<_> = segment.table.spans.iter().map(|span| span.volume).collect();
+        let mut is_covered = true;
+        for volume in volumes {
+            let tail = ledger.tail(volume).copied();
+            is_covered &= bases.cover(volume, tail.as_ref()).await?;
+        }
+        if !is_covered {
+            reach = slot;
+            break;
+        }
+    }
+    if reach <= end.horizon.slot() {
+        return Ok(Moved::Already(end.horizon));
+    }
+    let known = bases.known;
+    advance(vault, log, reach, |volume, tail| is_covered(&known, volume, tail)).await
+}
+
+/// A volume's epochs and its newest base.
+type Known = BTreeMap<VolumeId, (Vec<EpochBody>, Option<VolumeBase>)>;
+
+fn is_covered(known: &Known, volume: VolumeId, tail: &VolumeTail) -> bool {
+    known.get(&volume).is_some_and(|(epochs, base)| {
+        base.as_ref().is_some_and(|base| base.covers_tail(epochs, tail))
+    })
+}
+
+/// Bases of volumes, each read once.
+struct Bases<'a> {
+    vault: &'a Vault,
+    known: Known,
+}
+
+impl Bases<'_> {
+    async fn cover(
+        &mut self,
+        volume: VolumeId,
+        tail: Option<&VolumeTail>,
+    ) -> Result<bool, VaultError> {
+        if !self.known.contains_key(&volume) {
+            let found = read_whole(self.vault, volume).await?;
+            self.known.insert(volume, found);
+        }
+        Ok(tail.is_some_and(|tail| is_covered(&self.known, volume, tail)))
+    }
 }
 
 /// Makes the next horizon; none if another one was first.

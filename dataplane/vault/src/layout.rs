@@ -4,6 +4,7 @@
 //! vault                                        identity
 //! keys/<number>/<fingerprint, 16 hex digits>   wrapped keys
 //! volumes/<volume>/epochs/<ordinal, 10 digits> who writes
+//! volumes/<volume>/bases/<number, 10 digits>   the stream up to here is a map
 //! machines/<machine>/<revision, 10 digits>     what a machine is made of
 //! groups/<group>/<revision, 10 digits>         which volumes are marked together
 //! logs/<log>/<slot, 16 hex digits>             segment, fill or seal
@@ -52,6 +53,12 @@ impl ObjectName {
     #[must_use]
     pub fn epoch(volume: VolumeId, ordinal: u64) -> Self {
         Self(Path::from(format!("volumes/{volume}/epochs/{ordinal:010}")))
+    }
+
+    /// A base of a volume; the first is 1.
+    #[must_use]
+    pub fn base(volume: VolumeId, number: u64) -> Self {
+        Self(Path::from(format!("volumes/{volume}/bases/{number:010}")))
     }
 
     /// A revision of a machine; the first is 1.
@@ -144,6 +151,8 @@ pub enum Folder {
     Volumes,
     /// The epochs of a volume.
     Epochs(VolumeId),
+    /// The bases of a volume.
+    Bases(VolumeId),
     /// One child per machine.
     Machines,
     /// The revisions of a machine.
@@ -173,6 +182,7 @@ impl Folder {
             Self::Keys => Path::from("keys"),
             Self::Volumes => Path::from("volumes"),
             Self::Epochs(volume) => Path::from(format!("volumes/{volume}/epochs")),
+            Self::Bases(volume) => Path::from(format!("volumes/{volume}/bases")),
             Self::Machines => Path::from("machines"),
             Self::Machine(machine) => Path::from(format!("machines/{machine}")),
             Self::Groups => Path::from("groups"),
@@ -224,7 +234,7 @@ fn slot_number(digits: &str) -> Option<Slot> {
     u64::from_str_radix(digits, 16).ok().map(Slot)
 }
 
-/// Number of the epoch, or of the revision of a machine or group, that an object name ends with, if it is one.
+/// Number of the epoch or base, or of the revision of a machine or group, that an object name ends with, if it is one.
 #[must_use]
 pub fn ordinal_of(name: &str) -> Option<u64> {
     let digits = name.rsplit('/').next().filter(|digits| digits.len() == 10)?;
@@ -283,6 +293,10 @@ mod tests {
         assert_eq!(
             text(ObjectName::epoch(volume, 7)),
             "volumes/11111111-1111-1111-1111-111111111111/epochs/0000000007"
+        );
+        assert_eq!(
+            text(ObjectName::base(volume, 7)),
+            "volumes/11111111-1111-1111-1111-111111111111/bases/0000000007"
         );
         assert_eq!(
             text(ObjectName::machine(MachineId([0x33; 16]), 12)),

@@ -8,6 +8,7 @@
 //! - [`view`] reads a volume at a recovery point; [`catalog`], [`verify`] and [`stats`] say what
 //!   there is and whether it is whole.
 //!
+//! - [`base`] says where a volume begins once history may go, and which of its points are kept.
 //! - [`validate`] tries whether a store will do.
 //! - [`map`] and [`runs`] write and find what is derived, to save work; nothing needs it.
 //!
@@ -16,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod base;
 pub mod blocking;
 mod blocks;
 pub mod catalog;
@@ -47,6 +49,7 @@ pub mod verify;
 pub mod view;
 pub mod wrappers;
 
+pub use base::VolumeBase;
 pub use chain::Hole;
 pub use chunks::Location;
 pub use error::VaultError;

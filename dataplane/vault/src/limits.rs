@@ -46,6 +46,10 @@ pub const EPOCHS_AT_ONCE: u64 = 6;
 pub const BASES_MAX: usize = 64;
 /// Ordinals behind the last epoch that are looked at, to tell the end from a loss.
 pub const EPOCHS_BEHIND: u64 = 3;
+/// Bases of a volume that a reader accepts.
+pub const VOLUME_BASES_MAX: u64 = 1 << 20;
+/// Numbers behind the last base that are looked at, to tell the end from a loss.
+pub const VOLUME_BASES_BEHIND: u64 = 3;
 /// Revisions of one machine or group that a reader accepts.
 pub const REVISIONS_MAX: u64 = 1 << 20;
 /// Revisions behind the last that are looked at, to tell the end from a loss.

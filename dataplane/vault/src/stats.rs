@@ -1,5 +1,6 @@
 //! How much a vault holds.
 
+use crate::base;
 use crate::catalog::{list_volumes, log_ids};
 use crate::error::VaultError;
 use crate::layout::Folder;
@@ -60,9 +61,17 @@ pub async fn stats(vault: &Vault) -> Result<Stats, VaultError> {
     let mut limits = BTreeMap::new();
     for volume in list_volumes(vault).await? {
         stats.volumes += 1;
+        let base = base::newest(vault, volume.volume).await?;
+        // Of the points that a base covers those are there that it lists.
+        stats.points += base.as_ref().map_or(0, |base| base.body.points.len() as u64);
+        let covered = |ordinal: u64| {
+            let base = base.as_ref().filter(|base| ordinal <= base.body.at.ordinal)?;
+            Some(if ordinal < base.body.at.ordinal { Seq(u64::MAX) } else { base.body.at.seq })
+        };
         let next = volume.epochs.iter().skip(1).map(|next| next.first_seq).chain([Seq(u64::MAX)]);
-        for (epoch, limit) in volume.epochs.iter().zip(next) {
-            limits.insert((volume.volume, epoch.epoch), (epoch.log, limit));
+        for ((epoch, limit), ordinal) in volume.epochs.iter().zip(next).zip(1..) {
+            let home = (epoch.log, covered(ordinal), limit);
+            limits.insert((volume.volume, epoch.epoch), home);
         }
     }
     for log in log_ids(vault).await? {
@@ -72,7 +81,9 @@ pub async fn stats(vault: &Vault) -> Result<Stats, VaultError> {
             let marks = segment.table.spans.iter().filter(|span| span.mark.is_some());
             let points = marks.filter(|span| {
                 let limit = limits.get(&(span.volume, span.epoch));
-                limit.is_some_and(|(home, limit)| *home == log && span.last_seq < *limit)
+                limit.is_some_and(|(home, covered, limit)| {
+                    *home == log && Some(span.last_seq) > *covered && span.last_seq < *limit
+                })
             });
             stats.points += points.count() as u64;
         }

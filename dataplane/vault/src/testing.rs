@@ -385,6 +385,13 @@ impl World {
         extents
     }
 
+    /// Takes a slot out of the vault. No later segment refers to what it held.
+    pub fn remove(&mut self, log: usize, slot: Slot) {
+        let id = self.logs[log].id;
+        std::fs::remove_file(self.file(&crate::layout::ObjectName::slot(id, slot))).unwrap();
+        self.known.retain(|_, (target, _)| (target.log, target.slot) != (id, slot));
+    }
+
     /// Puts everything that is ready for a log.
     pub async fn commit(&mut self, log: usize) -> Slot {
         let slot = self.logs[log].next;

@@ -5,6 +5,7 @@
 //! order; memory grows with volumes and epochs, not with segments. Maps are compared, if asked to read
 //! the data, by reading the logs of their volume once more; that takes memory for its block map.
 
+mod bases;
 mod checkpoints;
 mod data;
 mod horizons;
@@ -14,9 +15,10 @@ mod maps;
 mod references;
 mod streams;
 
+use crate::base::{Ground, read_ground, read_whole};
 use crate::catalog::{log_ids, volume_ids};
 use crate::chunks::ChunkReader;
-use crate::epoch::{Known, read_epochs, read_known};
+use crate::epoch::{Known, read_epochs};
 use crate::error::VaultError;
 use crate::horizon;
 use crate::layout::{Folder, ObjectName, ordinal_of, slot_of};
@@ -70,6 +72,8 @@ pub struct Report {
     pub maps: u64,
     /// Those of them that could not be compared with the logs.
     pub maps_not_compared: u64,
+    /// Bases of volumes that open.
+    pub bases: u64,
     /// Checkpoints of logs that open.
     pub checkpoints: u64,
     /// Horizons of logs that open.
@@ -197,7 +201,8 @@ impl Run<'_> {
     async fn read_volumes(&mut self) -> Result<(), VaultError> {
         for volume in volume_ids(self.vault).await? {
             let last = self.last_listed_epoch(volume).await?;
-            let Known { epochs, broken } = read_known(self.vault, volume).await?;
+            let Ground { known, base } = read_ground(self.vault, volume).await?;
+            let Known { epochs, broken } = known;
             if let Some(error) = broken {
                 self.streams.add_unreadable(volume);
                 self.report.add_error(ObjectName::epoch(volume, 1), error)?;
@@ -209,16 +214,13 @@ impl Run<'_> {
                 let what = format!("is missing although epoch object {last} exists");
                 self.report.add(missing, 0, what);
             }
-            self.add_volume(volume, epochs);
+            bases::check(self.vault, volume, base.as_ref(), &epochs, &mut self.report).await?;
+            if !epochs.is_empty() {
+                self.report.volumes += 1;
+                self.streams.add(volume, epochs, base.as_ref());
+            }
         }
         Ok(())
-    }
-
-    fn add_volume(&mut self, volume: VolumeId, epochs: Vec<EpochBody>) {
-        if !epochs.is_empty() {
-            self.report.volumes += 1;
-            self.streams.add(volume, epochs);
-        }
     }
 
     async fn last_listed_epoch(&self, volume: VolumeId) -> Result<Option<u64>, VaultError> {
@@ -341,12 +343,12 @@ impl Run<'_> {
             // Maps first: one of an epoch that begins meanwhile would seem to contradict the epochs.
             let seqs = map::list(self.vault, volume).await?;
             // Epochs that do not open were named before.
-            let epochs = match read_epochs(self.vault, volume).await {
+            let (epochs, base) = match read_whole(self.vault, volume).await {
                 Err(error) if error.is_unavailable() => return Err(error),
-                epochs => epochs.unwrap_or_default(),
+                read => read.unwrap_or_default(),
             };
-            maps::check(self.vault, volume, seqs, &epochs, self.read_data, &mut self.report)
-                .await?;
+            let of = (volume, &epochs[..], base.as_ref());
+            maps::check(self.vault, of, seqs, self.read_data, &mut self.report).await?;
         }
         for run in runs::list(self.vault, None).await? {
             match runs::open(self.vault, run).await {

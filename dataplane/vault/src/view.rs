@@ -4,9 +4,10 @@ mod build;
 mod image;
 mod stream;
 
+use crate::base::{Ground, VolumeBase, read_ground};
 use crate::chain::Hole;
 use crate::chunks::ChunkReader;
-use crate::epoch::{Known, read_known};
+use crate::epoch::Known;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX, WINDOW_BLOCKS, WINDOWS_AHEAD};
@@ -135,6 +136,8 @@ pub struct VolumeView {
     volume: VolumeId,
     epochs: Vec<EpochBody>,
     bounded: usize,
+    /// The volume's newest base when it was opened.
+    base: Option<VolumeBase>,
     label: String,
     point: Point,
     hole: Option<Hole>,
@@ -160,20 +163,23 @@ impl VolumeView {
         volume: VolumeId,
         selector: PointSelector,
     ) -> Result<Self, VaultError> {
-        let known = read_known(vault, volume).await?;
+        let Ground { known, base } = read_ground(vault, volume).await?;
         let bounded = known.bounded();
         let Known { epochs, broken } = known;
         let reader = ChunkReader::new(vault, ObjectName::volume(volume));
         let mut avoided = Avoided::new();
-        let stream = Stream { reader: &reader, volume, epochs: &epochs, bounded, depth: 0 };
+        let under = base.as_ref();
+        let stream =
+            Stream { reader: &reader, volume, epochs: &epochs, bounded, base: under, depth: 0 };
         let opened = match broken {
             Some(broken) if selector == PointSelector::Latest || bounded == 0 => {
                 return Err(broken);
             }
             Some(broken) => {
                 let opened = stream.open(selector, &mut avoided).await;
-                opened.map_err(|error| match error.kind() {
-                    ErrorKind::NotFound => broken,
+                opened.map_err(|error| match (error.kind(), &error) {
+                    (_, VaultError::PointGone { .. }) => error,
+                    (ErrorKind::NotFound, _) => broken,
                     _ => error,
                 })?
             }
@@ -193,7 +199,19 @@ impl VolumeView {
         let label = epochs.last().map(|epoch| epoch.label.clone()).unwrap_or_default();
         let (image, avoided) = (RwLock::new(Arc::new(image)), AsyncMutex::new(avoided));
         let patience = Patience::new(Duration::ZERO);
-        Ok(Self { reader, volume, epochs, bounded, label, point, hole, patience, image, avoided })
+        Ok(Self {
+            reader,
+            volume,
+            epochs,
+            bounded,
+            base,
+            label,
+            point,
+            hole,
+            patience,
+            image,
+            avoided,
+        })
     }
 
     /// The same view, whose reads outlast a store that is away.
@@ -260,7 +278,7 @@ impl VolumeView {
             if error.is_unavailable() {
                 return Err(error);
             }
-            self.open_again(&image, attempt, &error).await?;
+            self.open_again(&image, attempt, error).await?;
         }
     }
 
@@ -272,18 +290,20 @@ impl VolumeView {
         &self,
         failed: &Arc<Image>,
         attempt: MapAttempt,
-        error: &VaultError,
+        error: VaultError,
     ) -> Result<(), VaultError> {
         let mut known = self.avoided.lock().await;
         if !Arc::ptr_eq(failed, &self.image()) {
             return Ok(());
         }
-        let Self { reader, volume, epochs, bounded, point, .. } = self;
+        let Self { reader, volume, epochs, bounded, base, point, .. } = self;
         tracing::warn!(%volume, point = %point.seq, %error, "a map cannot be read; an older one or the logs are");
-        let stream = Stream { reader, volume: *volume, epochs, bounded: *bounded, depth: 0 };
+        let (base, bounded) = (base.as_ref(), *bounded);
+        let stream = Stream { reader, volume: *volume, epochs, bounded, base, depth: 0 };
         let mut avoided = known.clone();
         avoided.insert(attempt);
-        let opened = stream.open(PointSelector::Seq(point.seq), &mut avoided).await?;
+        let opened = stream.open(PointSelector::Seq(point.seq), &mut avoided).await;
+        let opened = opened.map_err(|failed| failed.caused_by(error))?;
         *self.image.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(opened.image);
         *known = avoided;
         Ok(())

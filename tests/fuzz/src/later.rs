@@ -18,6 +18,7 @@ pub(crate) const CHECKPOINT: Strides = &[(1, 32), (2, 88)];
 pub(crate) const HORIZON: Strides = &[(1, 32), (2, 88), (3, 48)];
 pub(crate) const MACHINE: Strides = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
 pub(crate) const GROUP: Strides = &[(1, 32), (2, 1), (3, 56)];
+pub(crate) const BASE: Strides = &[(1, 128), (2, 112)];
 
 /// Where the header at the front of an object ends, as it says itself; the kind's own if that cannot be.
 pub(crate) fn head_end(object: &[u8], kind: ObjectKind) -> usize {
@@ -50,7 +51,7 @@ pub(crate) fn in_body(body: &[u8], strides: Strides) -> bool {
     false
 }
 
-/// Whether marks of a table, volumes of a checkpoint, or machines, groups and what they list have flags that may be
+/// Whether marks of a table or a base, volumes of a checkpoint, or machines, groups and what they list have flags that may be
 /// ignored.
 fn in_flags(number: u16, records: &[u8], strides: Strides) -> bool {
     let (stride, at) = match number {
@@ -60,6 +61,7 @@ fn in_flags(number: u16, records: &[u8], strides: Strides) -> bool {
         4 if strides == MACHINE => (64, 47),
         1 if strides == GROUP => (32, 9),
         3 if strides == GROUP => (56, 49),
+        2 if strides == BASE => (112, 73),
         _ => return false,
     };
     records.chunks_exact(stride).any(|record| record[at] & 0xf0 != 0)

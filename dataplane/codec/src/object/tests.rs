@@ -1,9 +1,11 @@
 use super::*;
+use crate::base::{open_base, seal_base};
 use crate::checkpoint::{open_checkpoint, seal_checkpoint};
 use crate::epoch::{open_epoch, seal_epoch};
 use crate::group::{open_group, seal_group};
 use crate::index_run::{open_index_run, seal_index_run};
 use crate::machine::{open_machine, seal_machine};
+use farshore_proto::base::{BaseBody, KeptPoint};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
@@ -11,12 +13,13 @@ use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SMALL_BODY_BYTES_MAX};
 use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::map::{MapFields, PartFields};
+use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::ObjectKind;
 use farshore_proto::segment::{SlotWriter, put_own};
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
     Attempt, ChunkId, DecodeError, Epoch, ErrorKind, GroupId, Imprint, LogId, MachineId,
-    MapAttempt, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    MapAttempt, MarkKind, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
 };
 use std::collections::BTreeSet;
 
@@ -57,7 +60,8 @@ fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
         | ObjectKind::Checkpoint
         | ObjectKind::Horizon
         | ObjectKind::Machine
-        | ObjectKind::Group => no_fields(out),
+        | ObjectKind::Group
+        | ObjectKind::Base => no_fields(out),
     }
 }
 
@@ -150,9 +154,9 @@ fn an_object_of_one_kind_is_none_of_another() {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{kind:?} as {other:?}: {error}");
         }
     }
-    // Epochs, index runs, checkpoints, machines and groups as each other; segments and maps too, and both as parts of
+    // Epochs, index runs, checkpoints, machines, groups and bases as each other; segments and maps too, and both as parts of
     // maps.
-    assert_eq!(mismatches, 24);
+    assert_eq!(mismatches, 34);
 }
 
 /// The point of a commitment to the header: nothing of it decides before it is authenticated.
@@ -183,7 +187,8 @@ fn every_bit_of_a_header_is_refused_before_the_body_is_opened() {
             | ObjectKind::Checkpoint
             | ObjectKind::Horizon
             | ObjectKind::Machine
-            | ObjectKind::Group => 152,
+            | ObjectKind::Group
+            | ObjectKind::Base => 152,
         };
         let expected = (12..60).chain(64..73).chain([76, 80]).chain(88..own_end);
         let has_fields = matches!(kind, ObjectKind::Slot | ObjectKind::Map | ObjectKind::Pages);
@@ -442,6 +447,47 @@ fn checkpoints_open_to_what_was_sealed() {
     // Sealed as it should be, it is refused all the same if its volumes reach up to its own slot.
     let late = seal_checkpoint(VAULT, log, Slot(8), &key(), KEY, &body).unwrap();
     let error = open_checkpoint(&late, VAULT, log, Slot(8), &ring()).unwrap_err();
+    assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
+}
+
+#[test]
+fn bases_open_to_what_was_sealed() {
+    let mark = Mark {
+        point: PointId([7; 16]),
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+        is_prompt: false,
+        time_unix_ms: 5,
+        group: MarkGroup::ALONE,
+    };
+    let points = (1..200).map(|seq| KeptPoint {
+        at: farshore_proto::Place { ordinal: 1, seq: Seq(seq) },
+        map: MapAttempt([8; 16]),
+        epoch: Epoch(7),
+        size_bytes: 4096,
+        mark,
+    });
+    let body = BaseBody {
+        before: [4; 32],
+        at: farshore_proto::Place { ordinal: 1, seq: Seq(200) },
+        map: MapAttempt([8; 16]),
+        manifest: [5; 32],
+        log: LogId([3; 16]),
+        slot: Slot(9),
+        points: points.collect(),
+    };
+    let object = seal_base(VAULT, VOLUME, 3, &key(), KEY, &body).unwrap();
+    assert!(object.len() < body.encode().len(), "it compresses");
+    let open = |volume, number| open_base(&object, VAULT, volume, number, &ring());
+    assert_eq!(open(VOLUME, 3).unwrap(), body);
+    for (volume, number) in [(VolumeId([9; 16]), 3), (VOLUME, 2)] {
+        let error = open(volume, number).unwrap_err();
+        assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("base {number} of volume {volume}")));
+    }
+    // Sealed as it should be, it is refused all the same if it is the first and names one before.
+    let first = seal_base(VAULT, VOLUME, 1, &key(), KEY, &body).unwrap();
+    let error = open_base(&first, VAULT, VOLUME, 1, &ring()).unwrap_err();
     assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
 }
 

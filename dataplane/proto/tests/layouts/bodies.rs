@@ -2,6 +2,7 @@
 
 use crate::samples::{self, delta_directory, unmarked_manifest};
 use farshore_proto::DecodeError;
+use farshore_proto::base::BaseBody;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::group::GroupBody;
@@ -113,6 +114,7 @@ const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
 const HORIZON: &[(u16, u32)] = &[(1, 32), (2, 88), (3, 48)];
 const MACHINE: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
 const GROUP: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 56)];
+const BASE: &[(u16, u32)] = &[(1, 128), (2, 112)];
 
 pub(crate) fn bodies() -> Vec<Body> {
     type Again = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
@@ -127,6 +129,7 @@ pub(crate) fn bodies() -> Vec<Body> {
     let horizon: Again = |bytes| Ok(HorizonBody::decode(bytes, samples::HORIZON)?.encode());
     let machine: Again = |bytes| Ok(MachineBody::decode(bytes)?.encode());
     let group: Again = |bytes| Ok(GroupBody::decode(bytes)?.encode());
+    let base: Again = |bytes| Ok(BaseBody::decode(bytes, samples::BASE_NUMBER)?.encode());
     let body = |name, good, again, strides| Body { name, good, again, strides };
     vec![
         body("table", samples::table().encode(), table, TABLE),
@@ -144,6 +147,7 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("horizon body", samples::horizon().encode(), horizon, HORIZON),
         body("machine body", samples::machine_body().encode(), machine, MACHINE),
         body("group body", samples::group_body().encode(), group, GROUP),
+        body("base body", samples::base().encode(), base, BASE),
     ]
 }
 
@@ -156,7 +160,7 @@ pub(crate) fn is_of_later(body: &[u8], strides: &[(u16, u32)]) -> bool {
     })
 }
 
-/// Of marks in a table, of volumes in a checkpoint, and of machines, groups and what they list the upper half of the
+/// Of marks in a table and a base, of volumes in a checkpoint, and of machines, groups and what they list the upper half of the
 /// flags may be ignored.
 fn has_later_flags(section: &Section, strides: &[(u16, u32)]) -> bool {
     let flags_at = match section.number {
@@ -166,6 +170,7 @@ fn has_later_flags(section: &Section, strides: &[(u16, u32)]) -> bool {
         4 if strides == MACHINE => 47,
         1 if strides == GROUP => 9,
         3 if strides == GROUP => 49,
+        2 if strides == BASE => 73,
         _ => return false,
     };
     let mut records = section.records.chunks(wide(section.stride));

@@ -4,6 +4,7 @@
 //! The exception is what later programs may add to an object (`later.rs`): that is passed over, and of the
 //! rest there is one encoding all the same.
 
+use crate::bases;
 use crate::bodies::{Body, bodies, is_of_later, join, split};
 use crate::checkpoints::TAIL;
 use crate::machines::{DISK, MEMBER};
@@ -86,6 +87,7 @@ pub(crate) fn heads() -> Vec<(ObjectKind, Vec<u8>, Again)> {
         head(ObjectKind::Group, samples::group_object(), |bytes| {
             head_again(ObjectKind::Group, bytes)
         }),
+        head(ObjectKind::Base, samples::base_object(), |bytes| head_again(ObjectKind::Base, bytes)),
     ]
 }
 
@@ -355,7 +357,7 @@ fn decodes_with(name: &str, places: &[usize], value: u64) -> bool {
 #[test]
 fn no_layout_holds_a_seq_without_a_next() {
     // Of a span and of a volume, the last seq alone, and with those before it.
-    let places: [(&str, &[usize]); 15] = [
+    let places: [(&str, &[usize]); 16] = [
         ("frame", &[8]),
         ("hrl", &[32]),
         ("map", &[48]),
@@ -369,6 +371,7 @@ fn no_layout_holds_a_seq_without_a_next() {
         ("checkpoint body", &[TAIL + 32]),
         ("checkpoint body", &[TAIL + 24, TAIL + 32, TAIL + 48]),
         ("horizon body", &[TAIL + 24, TAIL + 32, TAIL + 48]),
+        ("base body", &[bases::HEAD + 40, bases::NEWEST + 8]),
         ("machine body", &[DISK + 32]),
         ("group body", &[MEMBER + 40]),
     ];
@@ -395,6 +398,7 @@ fn no_layout_holds_a_slot_without_others_behind_it() {
         ("map body", 16 + 16, false),
         ("map page", 16 + 16, false),
         ("index run body", 16 + 16, false),
+        ("base body", bases::HEAD + 112, false),
     ] {
         assert_eq!(decodes_with(name, &[at], u64::MAX), has_none, "{name} at {at}");
         for slot in [u64::MAX - 1, SLOT_MAX.0 + 1] {

@@ -3,6 +3,7 @@
 
 use crate::bodies::{Section, bodies, is_of_later, join, split};
 use crate::samples;
+use farshore_proto::base::BaseBody;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::frame::{Control, FrameHeader};
@@ -102,6 +103,9 @@ fn checked_objects() -> Vec<Checked> {
         without_fields("horizon", ObjectKind::Horizon, samples::horizon_object(), |bytes| {
             ObjectHeader::decode(ObjectKind::Horizon, bytes).map(drop)
         }),
+        without_fields("base", ObjectKind::Base, samples::base_object(), |bytes| {
+            ObjectHeader::decode(ObjectKind::Base, bytes).map(drop)
+        }),
         without_fields(
             "checkpoint",
             ObjectKind::Checkpoint,
@@ -112,7 +116,7 @@ fn checked_objects() -> Vec<Checked> {
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 9] = [
+const OBJECTS: [&str; 10] = [
     "segment",
     "epoch",
     "map",
@@ -122,6 +126,7 @@ const OBJECTS: [&str; 9] = [
     "horizon",
     "machine",
     "group",
+    "base",
 ];
 
 fn decode_frame_header(bytes: &[u8]) -> Result<(), DecodeError> {
@@ -286,6 +291,7 @@ fn fields_out_of_range_are_refused() {
         ("horizon", 72, 1),
         ("machine", 72, 1),
         ("group", 72, 1),
+        ("base", 72, 1),
     ];
     for (name, at, value) in of_all.chain(of_segments).chain(of_maps).chain(others) {
         let error = with(name, at, &[value]).unwrap_err();
@@ -471,6 +477,7 @@ proptest! {
         let _ = IndexRun::decode(&bytes);
         let _ = CheckpointBody::decode(&bytes, samples::CHECKPOINT_SLOT);
         let _ = HorizonBody::decode(&bytes, samples::HORIZON);
+        let _ = BaseBody::decode(&bytes, samples::BASE_NUMBER);
     }
 
     #[test]

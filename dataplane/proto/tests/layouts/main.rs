@@ -3,6 +3,7 @@
 //! Covers D1, D2 and N3 of `docs/fault-model.md` and T3, T5 of `docs/threat-model.md`, as far as a
 //! decoder can.
 
+mod bases;
 mod bodies;
 mod canonical;
 mod checkpoints;

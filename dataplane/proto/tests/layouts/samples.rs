@@ -4,6 +4,7 @@ mod maps;
 
 pub(crate) use maps::*;
 
+use farshore_proto::base::{self, BaseBody, KeptPoint};
 use farshore_proto::checkpoint::{self, CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{self, EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
@@ -25,7 +26,8 @@ use farshore_proto::targets::StoredChunk;
 use farshore_proto::vault::VaultObject;
 use farshore_proto::{
     Attempt, BlockRange, ChunkId, Domain, Epoch, GroupId, Imprint, KeyNumber, LogId, MachineId,
-    MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Target, VaultId, VolumeId,
+    MapAttempt, MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Target, VaultId,
+    VolumeId,
 };
 
 pub(crate) const VAULT: VaultId = VaultId(id(0xa0));
@@ -38,6 +40,8 @@ pub(crate) const MACHINE: MachineId = MachineId(id(0x80));
 pub(crate) const GROUP: GroupId = GroupId(id(0x90));
 /// Where the checkpoint stands.
 pub(crate) const CHECKPOINT_SLOT: Slot = Slot(0x0100);
+/// Number of the base.
+pub(crate) const BASE_NUMBER: u64 = 2;
 /// Number of the horizon.
 pub(crate) const HORIZON: u64 = 4;
 pub(crate) const POINT: PointId = PointId(id(0xe0));
@@ -114,6 +118,8 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("index-run-body", index_run().encode()),
         ("checkpoint-object", checkpoint_object()),
         ("checkpoint-body", checkpoint().encode()),
+        ("base-object", base_object()),
+        ("base-body", base().encode()),
         ("horizon-object", horizon_object()),
         ("horizon-body", horizon().encode()),
         ("machine-object", machine_object()),
@@ -459,6 +465,39 @@ pub(crate) fn horizon_object() -> Vec<u8> {
 pub(crate) fn horizon() -> HorizonBody {
     let before = std::array::from_fn(|at| 0xa0 + at as u8);
     HorizonBody { slot: CHECKPOINT_SLOT, before, below: checkpoint() }
+}
+
+pub(crate) fn base_object() -> Vec<u8> {
+    let place = base::place(VAULT, VOLUME, BASE_NUMBER);
+    whole(place, |own| own.extend([0; 4]), &base().encode())
+}
+
+/// At a place where a point is kept, and with one of the epoch before.
+pub(crate) fn base() -> BaseBody {
+    let at = Place { ordinal: 2, seq: Seq(44) };
+    let older = KeptPoint {
+        at: Place { ordinal: 1, seq: Seq(40) },
+        map: MapAttempt(id(0x72)),
+        epoch: Epoch(1),
+        size_bytes: 32 << 20,
+        mark: scan_mark(),
+    };
+    let newest = KeptPoint {
+        at,
+        map: MapAttempt(id(0x70)),
+        epoch: Epoch(3),
+        size_bytes: 64 << 20,
+        mark: group_mark(),
+    };
+    BaseBody {
+        before: id(0x20),
+        at,
+        map: newest.map,
+        manifest: id(0x40),
+        log: LOG,
+        slot: Slot(0x0102),
+        points: vec![older, newest],
+    }
 }
 
 pub(crate) fn machine_object() -> Vec<u8> {

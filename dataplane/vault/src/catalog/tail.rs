@@ -1,9 +1,10 @@
 //! The marks of a volume from the end of its stream backwards, by its maps: what it costs is what is asked for, not the
 //! volume's history. A map names the newest mark at or before its place, so that it is known what was not read.
 
-use super::{Marked, read_marks};
+use super::{Marked, kept_marks, read_marks};
+use crate::base::{Ground, VolumeBase, read_ground};
 use crate::chain::{Chain, Hole};
-use crate::epoch::{Branch, Known, first_branch, read_known};
+use crate::epoch::{Branch, Known, first_branch, place_of};
 use crate::error::VaultError;
 use crate::limits::MAP_TRIES_MAX;
 use crate::map::{self, Avoided, Base};
@@ -19,6 +20,8 @@ pub(crate) struct MarkTail {
     epochs: Vec<EpochBody>,
     /// Epochs that are known to the end.
     bounded: usize,
+    /// The volume's newest base, while what it lists is not among the marks.
+    under: Option<VolumeBase>,
     /// Maps in front of what was read, in order.
     maps: Vec<map::Name>,
     /// The map that reading began behind; none if nothing lies in front of what was read, or that cannot be read.
@@ -34,16 +37,19 @@ impl MarkTail {
     /// # Errors
     /// `Unavailable`; `Limit`.
     pub(crate) async fn open(vault: &Vault, volume: VolumeId) -> Result<Self, VaultError> {
-        let known = read_known(vault, volume).await?;
+        let Ground { known, base: under } = read_ground(vault, volume).await?;
         let bounded = known.bounded();
         let Known { epochs, broken } = known;
         let (maps, base, marks, hole) = (Vec::new(), None, Vec::new(), None);
-        let mut tail = Self { volume, epochs, bounded, maps, base, marks, broken, hole };
+        let mut tail = Self { volume, epochs, bounded, under, maps, base, marks, broken, hole };
         if tail.bounded == 0 {
             return Ok(tail);
         }
         tail.maps = match map::list(vault, volume).await {
-            Ok(names) => names.into_iter().collect(),
+            Ok(names) => {
+                let is_above = |name: &map::Name| map::is_above(tail.under.as_ref(), *name);
+                names.into_iter().filter(is_above).collect()
+            }
             Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
             Err(error) => {
                 tracing::warn!(%volume, %error, "maps cannot be listed; the logs are read instead");
@@ -51,8 +57,11 @@ impl MarkTail {
             }
         };
         tail.base = tail.map_below(vault, Seq(u64::MAX)).await?;
-        let end =
-            read_marks(&mut tail.chain(vault)?, bounded, Seq(u64::MAX), &mut tail.marks).await;
+        let end = match tail.chain(vault).await {
+            Ok(mut chain) => read_marks(&mut chain, bounded, Seq(u64::MAX), &mut tail.marks).await,
+            Err(error) => Err(error),
+        };
+        tail.reach_base();
         match end {
             Ok(hole) => tail.hole = hole,
             Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -93,8 +102,10 @@ impl MarkTail {
         let newer = self.base.take().map(|base| base.object(self.volume));
         self.base = self.map_below(vault, to).await?;
         let mut marks = Vec::new();
-        let mut chain = self.chain(vault)?;
-        let end = read_marks(&mut chain, self.bounded, to, &mut marks).await;
+        let end = match self.chain(vault).await {
+            Ok(mut chain) => read_marks(&mut chain, self.bounded, to, &mut marks).await,
+            Err(error) => Err(error),
+        };
         let end = end.and_then(|_| match (newer, marks.last()) {
             (Some(object), last) if last.is_none_or(|last| last.point.seq < to) => {
                 Err(VaultError::Map { url: vault.url().to_owned(), object })
@@ -107,18 +118,32 @@ impl MarkTail {
                 // What lies further back does not join what was read.
                 self.base = None;
                 self.broken.get_or_insert(error);
+                self.reach_base();
                 return Ok(());
             }
             Err(error) => return Err(error),
         }
         marks.append(&mut self.marks);
         self.marks = marks;
+        self.reach_base();
         Ok(())
     }
 
+    /// Takes the points that the volume's base lists, once no mark lies between it and what was read.
+    fn reach_base(&mut self) {
+        if self.before().is_none()
+            && let Some(under) = self.under.take()
+        {
+            let mut marks = kept_marks(&under, self.bounded);
+            marks.append(&mut self.marks);
+            self.marks = marks;
+        }
+    }
+
     /// Reads on from the map that reading begins behind, or from the first epoch.
-    fn chain<'a>(&self, vault: &'a Vault) -> Result<Chain<'a>, VaultError> {
-        chain_from(vault, self.volume, &self.epochs, self.base.as_ref())
+    async fn chain<'a>(&self, vault: &'a Vault) -> Result<Chain<'a>, VaultError> {
+        let (base, under) = (self.base.as_ref(), self.under.as_ref());
+        chain_from(vault, self.volume, &self.epochs, base, under).await
     }
 
     /// The newest map below a seq that can be used.
@@ -128,7 +153,8 @@ impl MarkTail {
             if name.0.seq >= below {
                 continue;
             }
-            match map::load(vault, self.volume, &self.epochs, name).await {
+            let found = map::load(vault, self.volume, &self.epochs, name).await;
+            match found.map(|base| above(base, &self.epochs, self.under.as_ref())) {
                 // Where its epoch ends is not known.
                 Ok(base) if base.start.epoch >= self.bounded => {}
                 // It is of no mark of its branch; older ones may have some.
@@ -148,13 +174,20 @@ impl MarkTail {
     }
 }
 
-fn chain_from<'a>(
+/// A map, without the point that it names if that is not above the volume's base: whether it is there the base says.
+fn above(map: Base, epochs: &[EpochBody], under: Option<&VolumeBase>) -> Base {
+    let is_covered = |seq: Seq| under.is_some_and(|under| under.covers(place_of(epochs, seq)));
+    Base { point: map.point.filter(|point| !is_covered(point.seq)), ..map }
+}
+
+async fn chain_from<'a>(
     vault: &'a Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
     base: Option<&Base>,
+    under: Option<&VolumeBase>,
 ) -> Result<Chain<'a>, VaultError> {
-    map::begin(vault, volume, epochs, &Branch::ALL, base)
+    map::begin(vault, volume, epochs, &Branch::ALL, base, under).await
 }
 
 /// The mark with an id, where the maps say that it must be: ids are ordered by time. None if it is not there, or
@@ -178,24 +211,29 @@ async fn look_for(
     volume: VolumeId,
     id: PointId,
 ) -> Result<Option<Marked>, VaultError> {
-    let known = read_known(vault, volume).await?;
-    let bounded = known.bounded();
+    let Ground { known, base: under } = read_ground(vault, volume).await?;
+    let (under, bounded) = (under.as_ref(), known.bounded());
     let Known { epochs, .. } = known;
     if bounded == 0 {
         return Ok(None);
     }
+    if let Some(kept) = under.and_then(|under| under.kept(id)) {
+        return Ok(Some(Marked::from(kept)));
+    }
     let avoided = Avoided::new();
     let selector = PointSelector::Point(id);
-    let mut base = map::find(vault, volume, &epochs, &Branch::ALL, selector, &avoided).await?;
+    let all = &Branch::ALL;
+    let base = map::find(vault, volume, &epochs, all, selector, &avoided, under).await?;
+    let mut base = base.map(|base| above(base, &epochs, under));
     if let Some(point) = base.as_ref().and_then(|base| base.point).filter(|point| point.id == id) {
         // The map is at it, or behind it.
         let below = PointSelector::Seq(Seq(point.seq.0.saturating_sub(1)));
-        base = map::find(vault, volume, &epochs, &Branch::ALL, below, &avoided).await?;
+        base = map::find(vault, volume, &epochs, all, below, &avoided, under).await?;
     }
     if base.as_ref().is_some_and(|base| base.start.epoch >= bounded) {
         return Ok(None);
     }
-    let mut chain = chain_from(vault, volume, &epochs, base.as_ref())?;
+    let mut chain = chain_from(vault, volume, &epochs, base.as_ref(), under).await?;
     while let Some(found) = chain.next().await?.filter(|found| found.epoch < bounded) {
         let Some(marked) = Marked::of(&chain, &found) else { continue };
         if marked.point.id >= id {

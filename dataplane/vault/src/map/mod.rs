@@ -1,6 +1,6 @@
 //! Maps: what volumes hold at places of their streams, so that a view need not read a volume's whole past.
 //!
-//! Derived: they are written after the fact, found by listing, and never needed. One that is
+//! Derived: they are written after the fact, found by listing, and never needed, but for those that a base names. One that is
 //! missing, damaged or contradicts the epochs is passed over, with a warning, for an older one or for
 //! the logs alone. Layout: `docs/formats/map.md` and `docs/formats/pages.md`.
 
@@ -15,6 +15,7 @@ pub use write::{Shape, Written, write, write_shaped};
 
 pub(crate) use layer::{Layer, PageKey, open_layers};
 
+use crate::base::VolumeBase;
 use crate::chain::{Chain, Resumed, Start};
 use crate::epoch::Branch;
 use crate::error::VaultError;
@@ -24,7 +25,9 @@ use crate::store::Put;
 use crate::vault::Vault;
 use crate::view::{Point, PointSelector};
 use bytes::Bytes;
+use farshore_codec::base::digest;
 use farshore_codec::map::{MapPlace, open_manifest, peek_manifest};
+use farshore_proto::base::Digest;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::OBJECT_HEADER_BYTES_MAX;
@@ -59,7 +62,7 @@ impl Base {
     }
 
     /// The attempts that it is made of.
-    fn is_of(&self, avoided: &Avoided) -> bool {
+    pub(crate) fn is_of(&self, avoided: &Avoided) -> bool {
         let layers = self.manifest.layers.iter().map(|layer| layer.attempt);
         layers.chain([self.name.1]).any(|attempt| avoided.contains(&attempt))
     }
@@ -98,7 +101,8 @@ fn thin(names: &mut BTreeSet<Name>) {
     });
 }
 
-/// The newest map that a view of `selector` can begin with, if there is one that can be used.
+/// The newest map that a view of `selector` can begin with, if there is one that can be used: none below the volume's base, nor that
+/// one's own ([`of_base`]).
 ///
 /// # Errors
 /// `Unavailable`: a store that is away for a moment is asked again, instead of the logs from their start. One that
@@ -110,13 +114,17 @@ pub(crate) async fn find(
     branch: &Branch,
     selector: PointSelector,
     avoided: &Avoided,
+    volume_base: Option<&VolumeBase>,
 ) -> Result<Option<Base>, VaultError> {
     let to = match selector {
         PointSelector::Seq(seq) => seq,
         PointSelector::Latest | PointSelector::Point(_) => Seq(u64::MAX),
     };
     let mut names: Vec<Name> = match list_to(vault, volume, to).await {
-        Ok(names) => names.into_iter().filter(|(at, _)| is_on_branch(branch, *at)).collect(),
+        Ok(names) => names
+            .into_iter()
+            .filter(|name| is_on_branch(branch, name.0) && is_above(volume_base, *name))
+            .collect(),
         Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
         Err(error) => {
             tracing::warn!(%volume, %error, "maps cannot be listed; the logs are read instead");
@@ -152,6 +160,12 @@ fn index_of(at: Place) -> Option<usize> {
 
 fn is_on_branch(branch: &Branch, at: Place) -> bool {
     index_of(at).is_some_and(|epoch| branch.has(epoch))
+}
+
+/// Whether the stream can be gone on from a map: not from one that lies below the volume's base, whose slots may be gone. The base's own
+/// is not looked for by listing.
+pub(crate) fn is_above(base: Option<&VolumeBase>, name: Name) -> bool {
+    base.is_none_or(|base| name.0 >= base.body.at && name != base.map())
 }
 
 pub(crate) fn warn_of(volume: VolumeId, (at, attempt): Name, error: &VaultError) {
@@ -231,7 +245,17 @@ pub(crate) async fn load(
     epochs: &[EpochBody],
     name: Name,
 ) -> Result<Base, VaultError> {
-    let (header, manifest) = open(vault, volume, name).await?;
+    Ok(load_with_digest(vault, volume, epochs, name).await?.0)
+}
+
+/// The same, with the digest of the manifest as it is stored.
+pub(crate) async fn load_with_digest(
+    vault: &Vault,
+    volume: VolumeId,
+    epochs: &[EpochBody],
+    name: Name,
+) -> Result<(Base, Digest), VaultError> {
+    let (header, manifest, digest) = open(vault, volume, name).await?;
     let Some(start) = start(epochs, &manifest, name.0) else {
         let (url, object) = (vault.url().to_owned(), ObjectName::map(volume, name.0, name.1));
         return Err(VaultError::Map { url, object });
@@ -249,30 +273,85 @@ pub(crate) async fn load(
             size_bytes: body.size_bytes,
         }
     });
-    Ok(Base { name, manifest, point, start })
+    Ok((Base { name, manifest, point, start }, digest))
+}
+
+/// The map of a volume's base, as that names it.
+///
+/// # Errors
+/// `Corrupt` if it cannot be read, or is another, or contradicts the epochs; `Unavailable`.
+pub(crate) async fn of_base(
+    vault: &Vault,
+    epochs: &[EpochBody],
+    base: &VolumeBase,
+) -> Result<Base, VaultError> {
+    base.start(vault, epochs)?;
+    let body = &base.body;
+    match load_with_digest(vault, base.volume, epochs, base.map()).await {
+        Ok((map, digest))
+            if digest == body.manifest
+                && (map.manifest.log, map.manifest.slot) == (body.log, body.slot) =>
+        {
+            Ok(map)
+        }
+        Ok(_) => Err(unreadable(vault, base, base.map(), None)),
+        Err(error) => Err(unreadable(vault, base, base.map(), Some(error))),
+    }
+}
+
+/// The error of a map that a base names and that cannot be read.
+pub(crate) fn unreadable(
+    vault: &Vault,
+    base: &VolumeBase,
+    (at, attempt): Name,
+    cause: Option<VaultError>,
+) -> VaultError {
+    match cause {
+        Some(error) if error.is_unavailable() => error,
+        cause => VaultError::BaseMap {
+            url: vault.url().to_owned(),
+            object: base.object(),
+            map: ObjectName::map(base.volume, at, attempt),
+            cause: cause.map(Box::new),
+        },
+    }
 }
 
 async fn open(
     vault: &Vault,
     volume: VolumeId,
     name: Name,
-) -> Result<(MapHeader, Manifest), VaultError> {
+) -> Result<(MapHeader, Manifest, Digest), VaultError> {
     let object = ObjectName::map(volume, name.0, name.1);
     let bytes = vault.store().get(&object, SEALED_OBJECT_BYTES_MAX).await?;
     let at = place(vault, volume, name);
-    let open = move |vault: &Vault| open_manifest(&bytes, &at, vault.ring());
+    let open = move |vault: &Vault| {
+        let (header, manifest) = open_manifest(&bytes, &at, vault.ring())?;
+        Ok((header, manifest, digest(&bytes)))
+    };
     vault.open_aside(object, ObjectKind::Map, open).await
 }
 
-/// The stream of a branch, behind a map or from the branch's start.
-pub(crate) fn begin<'a>(
+/// The stream of a branch, behind a map, or from the volume's base or the branch's start.
+///
+/// # Errors
+/// `Corrupt` if the epochs do not join there, or contradict the base; `Unavailable`.
+pub(crate) async fn begin<'a>(
     vault: &'a Vault,
     volume: VolumeId,
     epochs: &[EpochBody],
     branch: &Branch,
     base: Option<&Base>,
+    volume_base: Option<&VolumeBase>,
 ) -> Result<Chain<'a>, VaultError> {
     let epochs = epochs.to_vec();
+    let from_base = volume_base.filter(|under| match base {
+        Some(base) => base.name == under.map(),
+        None => under.is_on(branch),
+    });
+    if let Some(under) = from_base {
+        return Chain::behind(vault, epochs, under).await;
+    }
     match base {
         Some(base) => {
             let at_end = base.point.filter(|point| point.seq == base.start.last);

@@ -2,9 +2,10 @@
 
 use super::pages::{LEVEL, LayerWriter, bytes_of};
 use super::{Avoided, Base, Layer, begin, find, open_layers, place, put_drawn, tiers};
+use crate::base::{VolumeBase, read_whole};
 use crate::chain::Start;
 use crate::chunks::ChunkReader;
-use crate::epoch::{Branch, newest_branch, read_epochs};
+use crate::epoch::{Branch, newest_branch};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{LAYER_RUNS_MAX, MAP_TRIES_MAX, PART_BYTES, UNMARKED_EXTENTS_MIN};
@@ -101,12 +102,14 @@ pub async fn write_shaped(
     volume: VolumeId,
     shape: Shape,
 ) -> Result<Option<Written>, VaultError> {
-    let epochs = read_epochs(vault, volume).await?;
+    let (epochs, under) = read_whole(vault, volume).await?;
+    let under = under.as_ref();
     let (latest, mut avoided) = (PointSelector::Latest, Avoided::new());
     let branch = newest_branch(&epochs);
     for _ in 0..MAP_TRIES_MAX {
-        let base = find(vault, volume, &epochs, &branch, latest, &avoided).await?;
-        if base.is_none() && branch.base.is_none() {
+        let base = find(vault, volume, &epochs, &branch, latest, &avoided, under).await?;
+        let is_grounded = under.is_some_and(|under| under.is_on(&branch));
+        if base.is_none() && (branch.base.is_none() || is_grounded) {
             break;
         }
         let object = base.as_ref().map_or_else(
@@ -114,7 +117,7 @@ pub async fn write_shaped(
             |base| base.object(volume),
         );
         let name = base.as_ref().map(|base| base.name);
-        let of = Writer::new(vault, volume, &epochs, shape);
+        let of = Writer::new(vault, volume, &epochs, shape, under);
         let failure = match write_from(of, &branch, base, &mut avoided).await {
             Ok(written) => return Ok(written),
             Err(failure) => failure,
@@ -130,7 +133,7 @@ pub async fn write_shaped(
         tracing::warn!(%object, %error, "cannot go on from a map; an older one or the logs are read");
         avoided.insert(attempt);
     }
-    let of = Writer::new(vault, volume, &epochs, shape);
+    let of = Writer::new(vault, volume, &epochs, shape, under);
     match write_from(of, &branch, None, &mut avoided).await {
         Ok(written) => Ok(written),
         Err(Failure::Layer(LayerError { error, .. }) | Failure::Vault(error)) => Err(error),
@@ -143,14 +146,21 @@ async fn write_from(
     base: Option<Base>,
     avoided: &mut Avoided,
 ) -> Result<Option<Written>, Failure> {
-    let Writer { vault, volume, epochs, shape, .. } = writer;
+    let Writer { vault, volume, epochs, shape, under, .. } = writer;
+    let mut base = base;
     if base.is_none() {
         let (reader, bounded) = (&writer.reader, epochs.len());
-        let stream = Stream { reader, volume, epochs, bounded, depth: 0 };
-        writer.origin = stream.origin(branch, avoided).await?;
+        let stream = Stream { reader, volume, epochs, bounded, base: under, depth: 0 };
+        match stream.ground(branch, avoided).await? {
+            Some((under, map)) => {
+                writer.layers = Some(stream.layers_of(under, &map, &[]).await?);
+                base = Some(map);
+            }
+            None => writer.origin = stream.origin(branch, avoided).await?,
+        }
     }
     let mut build = Build::behind(base.as_ref(), &writer.origin);
-    let mut chain = begin(vault, volume, epochs, branch, base.as_ref())?;
+    let mut chain = begin(vault, volume, epochs, branch, base.as_ref(), under).await?;
     writer.base = base;
     // Where the last span that was read ends.
     let mut end = None;
@@ -182,6 +192,8 @@ struct Writer<'a> {
     epochs: &'a [EpochBody],
     reader: ChunkReader,
     shape: Shape,
+    /// The volume's base.
+    under: Option<&'a VolumeBase>,
     /// What the branch begins with, where no map was found.
     origin: Origin,
     /// The map that the next one goes on from.
@@ -192,10 +204,16 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(vault: &'a Vault, volume: VolumeId, epochs: &'a [EpochBody], shape: Shape) -> Self {
+    fn new(
+        vault: &'a Vault,
+        volume: VolumeId,
+        epochs: &'a [EpochBody],
+        shape: Shape,
+        under: Option<&'a VolumeBase>,
+    ) -> Self {
         let reader = ChunkReader::new(vault, ObjectName::volume(volume));
         let (origin, base, layers, written) = (Origin::default(), None, None, None);
-        Self { vault, volume, epochs, reader, shape, origin, base, layers, written }
+        Self { vault, volume, epochs, reader, shape, under, origin, base, layers, written }
     }
 
     /// Puts a map at the newest point, if there is none yet.

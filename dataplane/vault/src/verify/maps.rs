@@ -1,6 +1,7 @@
 //! That maps open and say what the logs say.
 
 use super::Report;
+use crate::base::VolumeBase;
 use crate::chunks::{ChunkReader, Stored};
 use crate::epoch::{Branch, branches};
 use crate::error::VaultError;
@@ -16,28 +17,32 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Opens the maps of a volume, listed before its epochs were read, with their directories; if `read_data`, reads all
-/// pages, and compares each map with the one before it and what the logs hold between the two.
+/// pages, and compares each map with the one before it and what the logs hold between the two. Maps below the volume's base serve the
+/// points that they are of: the slots that they could be compared with may be gone.
 pub(super) async fn check(
     vault: &Vault,
-    volume: VolumeId,
+    (volume, epochs, under): (VolumeId, &[EpochBody], Option<&VolumeBase>),
     names: BTreeSet<Name>,
-    epochs: &[EpochBody],
     read_data: bool,
     report: &mut Report,
 ) -> Result<(), VaultError> {
     let branch = Branch { first: 0, end: Some(0), base: None };
     let origin = Ok(Origin::default());
-    let mut check = Check { vault, volume, epochs, branch, origin, report, before: None };
+    let mut check = Check { vault, volume, epochs, under, branch, origin, report, before: None };
     for name in names {
         let object = ObjectName::map(volume, name.0, name.1);
         match check.open(name).await {
             Ok(found) => {
                 check.report.maps += 1;
-                if read_data {
+                if under.is_some_and(|under| under.covers(name.0)) {
+                    check.stand_on(name);
+                } else if read_data {
                     check.enter_branch(&object, &found).await?;
                     check.compare(&object, &found).await?;
                 }
-                check.before = Some(found);
+                if check.is_ground(&found.base) {
+                    check.before = Some(found);
+                }
             }
             // One that is deleted meanwhile is no problem: it is derived.
             Err(error) if error.is_not_found() => {}
@@ -58,6 +63,8 @@ struct Check<'a> {
     vault: &'a Vault,
     volume: VolumeId,
     epochs: &'a [EpochBody],
+    /// The volume's newest base.
+    under: Option<&'a VolumeBase>,
     /// The branch of the map before, or one that has none.
     branch: Branch,
     /// What it begins with; the error was told.
@@ -92,7 +99,7 @@ impl Check<'_> {
         self.branch = branches.into_iter().find(|branch| branch.has(epoch)).unwrap_or(self.branch);
         let reader = &ChunkReader::new(self.vault, object.clone());
         let (volume, epochs, bounded) = (self.volume, self.epochs, self.epochs.len());
-        let stream = Stream { reader, volume, epochs, bounded, depth: 0 };
+        let stream = Stream { reader, volume, epochs, bounded, base: self.under, depth: 0 };
         self.origin = match stream.origin(&self.branch, &mut Avoided::new()).await {
             Ok(origin) => Ok(origin),
             Err(error) if error.is_unavailable() => return Err(error),
@@ -104,8 +111,31 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Whether a map can be compared with what comes behind it: the base's, or one above.
+    fn is_ground(&self, base: &Base) -> bool {
+        let name = base.name;
+        self.under.is_none_or(|under| !under.covers(name.0) || name == under.map())
+    }
+
+    /// Whether there is nothing that a map could be compared with: the base of its branch has a map that does not open.
+    fn is_groundless(&self) -> bool {
+        self.before.is_none() && self.under.is_some_and(|under| under.is_on(&self.branch))
+    }
+
+    /// Goes on behind a map that the volume's base covers.
+    fn stand_on(&mut self, (at, _): Name) {
+        let epoch = usize::try_from(at.ordinal - 1).unwrap_or(usize::MAX);
+        let branches = branches(self.epochs);
+        self.branch = branches.into_iter().find(|branch| branch.has(epoch)).unwrap_or(self.branch);
+        self.origin = Ok(Origin::default());
+    }
+
     /// Compares a map with the one before it and the logs between the two.
     async fn compare(&mut self, object: &ObjectName, found: &Found) -> Result<(), VaultError> {
+        if self.is_groundless() {
+            self.report.maps_not_compared += 1;
+            return Ok(());
+        }
         let Ok(origin) = self.origin.clone() else {
             self.report.maps_not_compared += 1;
             return Ok(());
@@ -159,7 +189,8 @@ impl Check<'_> {
         let start = base.start;
         let before = self.before.as_ref().map(|before| &before.base);
         let mut build = Build::behind(before, origin);
-        let mut chain = map::begin(self.vault, self.volume, self.epochs, &self.branch, before)?;
+        let (vault, volume, under) = (self.vault, self.volume, self.under);
+        let mut chain = map::begin(vault, volume, self.epochs, &self.branch, before, under).await?;
         let mut point = before.and_then(|before| before.point);
         let mut is_there = before.is_some_and(|before| before.start == start);
         while !is_there {

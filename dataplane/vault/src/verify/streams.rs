@@ -4,11 +4,14 @@
 //! by; whether the epochs join is checked at the end.
 
 use super::Report;
+use crate::base::VolumeBase;
 use crate::chain::{Join, join};
 use crate::layout::ObjectName;
 use crate::log::ScanEnd;
+use farshore_proto::base::KeptPoint;
 use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::limits::blocks_of;
+use farshore_proto::mark::Mark;
 use farshore_proto::segment::Span;
 use farshore_proto::{Epoch, LogId, MarkKind, Place, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +22,19 @@ struct Points {
     all: u64,
     scan: u64,
     unknown: u64,
+}
+
+impl Points {
+    fn add(&mut self, mark: &Mark) {
+        self.all += 1;
+        self.scan += u64::from(mark.kind == MarkKind::Scan);
+        self.unknown += u64::from(mark.unknown_blocks > 0);
+    }
+}
+
+/// The points of an epoch that a base lists.
+fn kept_of(base: &VolumeBase, ordinal: u64) -> impl Iterator<Item = &KeptPoint> {
+    base.body.points.iter().filter(move |kept| kept.at.ordinal == ordinal)
 }
 
 /// One epoch of a volume, and how far its spans join.
@@ -52,12 +68,19 @@ pub(super) struct Streams {
     strange: BTreeMap<(VolumeId, Epoch), Strange>,
     /// Points that epochs go on from and that were not found, or do not fit, with those epochs and their sizes.
     bases: BTreeMap<(VolumeId, Place), Vec<(ObjectName, u64)>>,
+    /// Points that bases of volumes list, and the size of their epochs.
+    kept: Vec<(VolumeId, Place, u64)>,
     /// The end of the epoch before that an epoch names, by the log of that.
     ends: BTreeMap<LogId, Vec<(Ended, ObjectName)>>,
 }
 
 impl Streams {
-    pub(super) fn add(&mut self, volume: VolumeId, epochs: Vec<EpochBody>) {
+    pub(super) fn add(
+        &mut self,
+        volume: VolumeId,
+        epochs: Vec<EpochBody>,
+        base: Option<&VolumeBase>,
+    ) {
         for (index, body) in epochs.iter().enumerate() {
             let object = ObjectName::epoch(volume, index as u64 + 1);
             if let Some(base) = body.base {
@@ -71,10 +94,20 @@ impl Streams {
         let limits: Vec<Option<Seq>> =
             epochs.iter().skip(1).map(|next| Some(next.first_seq)).chain([None]).collect();
         for ((body, limit), ordinal) in epochs.into_iter().zip(limits).zip(1..) {
-            let last = Seq(body.first_seq.0 - 1);
+            let mut last = Seq(body.first_seq.0 - 1);
+            let mut points = Points::default();
+            if let Some(base) = base.filter(|base| ordinal <= base.body.at.ordinal) {
+                // What the base covers is there, whatever slots are; of its points those that it lists.
+                let is_whole = ordinal < base.body.at.ordinal;
+                let end = limit.filter(|_| is_whole).map(|limit| Seq(limit.0 - 1));
+                last = end.unwrap_or(base.body.at.seq);
+                for kept in kept_of(base, ordinal) {
+                    points.add(&kept.mark);
+                    self.kept.push((volume, kept.at, body.size_bytes));
+                }
+            }
             let key = (volume, body.epoch);
-            let stream =
-                Stream { body, ordinal, limit, last, points: Points::default(), is_whole: true };
+            let stream = Stream { body, ordinal, limit, last, points, is_whole: true };
             self.streams.insert(key, stream);
         }
     }
@@ -128,9 +161,7 @@ impl Streams {
             if let Some(users) = self.bases.get_mut(&(span.volume, at)) {
                 users.retain(|(_, size_bytes)| *size_bytes < stream.body.size_bytes);
             }
-            stream.points.all += 1;
-            stream.points.scan += u64::from(mark.kind == MarkKind::Scan);
-            stream.points.unknown += u64::from(mark.unknown_blocks > 0);
+            stream.points.add(&mark);
         }
     }
 
@@ -167,7 +198,12 @@ impl Streams {
     }
 
     /// Checks that the epochs of each volume join, and counts the points.
-    pub(super) fn finish(self, report: &mut Report) {
+    pub(super) fn finish(mut self, report: &mut Report) {
+        for (volume, at, size) in std::mem::take(&mut self.kept) {
+            if let Some(users) = self.bases.get_mut(&(volume, at)) {
+                users.retain(|(_, size_bytes)| *size_bytes < size);
+            }
+        }
         for ((volume, at), objects) in &self.bases {
             for (object, _) in objects {
                 let what = format!(

@@ -2,14 +2,16 @@
 //! stream behind that.
 
 use super::{Build, Image, LayerError, Point, PointSelector};
-use crate::chain::{Chain, Hole};
+use crate::base::{Ground, VolumeBase, read_ground};
+use crate::chain::Hole;
 use crate::chunks::ChunkReader;
-use crate::epoch::{Branch, Known, branches, read_known};
+use crate::epoch::{Branch, branches, place_of};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{BASES_MAX, MAP_TRIES_MAX};
 use crate::map::{self, Avoided, Base, Layer, open_layers};
 use crate::vault::Vault;
+use farshore_proto::base::KeptPoint;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::{EpochBase, EpochBody};
 use farshore_proto::{PointId, Seq, VolumeId};
@@ -41,7 +43,9 @@ pub(crate) struct Stream<'a> {
     pub(crate) epochs: &'a [EpochBody],
     /// Epochs that are known to the end.
     pub(crate) bounded: usize,
-    /// Bases that led here.
+    /// The volume's newest base.
+    pub(crate) base: Option<&'a VolumeBase>,
+    /// Bases of epochs that led here.
     pub(crate) depth: usize,
 }
 
@@ -52,12 +56,14 @@ impl Stream<'_> {
         selector: PointSelector,
         avoided: &mut Avoided,
     ) -> Result<Opened, VaultError> {
+        if let Some(found) = self.open_covered(selector, avoided).await {
+            return found;
+        }
         let branches = branches(self.epochs);
         let on = match selector {
             PointSelector::Seq(seq) => {
-                let owner = self.epochs.iter().rposition(|body| body.first_seq <= seq);
-                let owner = owner.unwrap_or(0);
-                branches.iter().rposition(|branch| branch.first <= owner)
+                let at = place_of(self.epochs, seq);
+                branches.iter().rposition(|branch| (branch.first as u64) < at.ordinal)
             }
             PointSelector::Latest | PointSelector::Point(_) => branches.len().checked_sub(1),
         };
@@ -74,14 +80,19 @@ impl Stream<'_> {
                 (error, PointSelector::Point(_)) => {
                     let is_absent = matches!(error, VaultError::PointNotFound { .. });
                     newer = newer.or((!is_absent).then_some(error));
-                    if on == 0 {
-                        let absent = || not_found(self.reader.vault(), self.volume, selector, None);
-                        return Err(newer.unwrap_or_else(absent));
+                    // Of branches in front of the base's only points are there that it lists.
+                    if on == 0 || self.base.is_some_and(|base| base.is_on(&branches[on])) {
+                        return Err(newer.unwrap_or_else(|| self.absent(selector)));
                     }
                     on -= 1;
                 }
                 (error @ VaultError::NoPoint { .. }, PointSelector::Latest) => {
-                    return self.open_base(&branches[on], avoided, error).await;
+                    let base = self.base.filter(|base| base.is_on(&branches[on]));
+                    let kept = base.and_then(|base| Some((base, base.newest_on(&branches[on])?)));
+                    return match kept {
+                        Some((base, kept)) => self.open_kept(base, kept, avoided).await,
+                        None => self.open_base(&branches[on], avoided, error).await,
+                    };
                 }
                 (error, _) => return Err(error),
             }
@@ -122,16 +133,17 @@ impl Stream<'_> {
             }
             let other = match is_own {
                 true => None,
-                false => Some(read_known(vault, base.volume).await?),
+                false => Some(read_ground(vault, base.volume).await?),
             };
-            let (epochs, bounded) = match &other {
-                None => (self.epochs, self.bounded),
-                Some(known) => (&known.epochs[..], known.bounded()),
+            let (epochs, bounded, under) = match &other {
+                None => (self.epochs, self.bounded, self.base),
+                Some(Ground { known, base }) => (&known.epochs[..], known.bounded(), base.as_ref()),
             };
-            let depth = self.depth + 1;
-            let stream = Stream { volume: base.volume, epochs, bounded, depth, ..*self };
+            let (volume, depth) = (base.volume, self.depth + 1);
+            let stream =
+                Stream { reader: self.reader, volume, epochs, bounded, base: under, depth };
             if epochs.is_empty() {
-                return Err(broken(other.and_then(|Known { broken, .. }| broken)));
+                return Err(broken(other.and_then(|ground| ground.known.broken)));
             }
             match stream.open(PointSelector::Seq(base.at.seq), avoided).await {
                 Ok(opened) => {
@@ -158,6 +170,108 @@ impl Stream<'_> {
         Ok(Origin { image: Some(Arc::new(image)), size_bytes: point.size_bytes })
     }
 
+    /// Opens a point at or below the volume's base, which is kept or is not there any more; nothing where the base does not say.
+    async fn open_covered(
+        &self,
+        selector: PointSelector,
+        avoided: &Avoided,
+    ) -> Option<Result<Opened, VaultError>> {
+        let base = self.base?;
+        let kept = match selector {
+            PointSelector::Latest => None,
+            PointSelector::Point(id) => base.kept(id),
+            PointSelector::Seq(seq) => {
+                let at = place_of(self.epochs, seq);
+                if base.covers(at) && base.body.kept_at(at).is_none() {
+                    return Some(Err(self.absent(selector)));
+                }
+                base.body.kept_at(at)
+            }
+        };
+        Some(self.open_kept(base, kept?, avoided).await)
+    }
+
+    /// Opens a point that a base lists, by its own map alone.
+    async fn open_kept(
+        &self,
+        base: &VolumeBase,
+        kept: &KeptPoint,
+        avoided: &Avoided,
+    ) -> Result<Opened, VaultError> {
+        let (vault, name, point) = (self.reader.vault(), (kept.at, kept.map), Point::from(kept));
+        let unreadable = |cause| map::unreadable(vault, base, name, cause);
+        let map = if name == base.map() {
+            map::of_base(vault, self.epochs, base).await?
+        } else {
+            let map = map::load(vault, self.volume, self.epochs, name).await;
+            map.map_err(|error| unreadable(Some(error)))?
+        };
+        if map.own_point() != Some(point) || map.is_of(avoided) {
+            return Err(unreadable(None));
+        }
+        let layers = self.layers_of(base, &map, &[]).await?;
+        Ok(Opened { image: Image::whole(Arc::default(), layers), point, hole: None })
+    }
+
+    /// The layers of a map that a base names.
+    pub(crate) async fn layers_of(
+        &self,
+        base: &VolumeBase,
+        map: &Base,
+        opened: &[Arc<Layer>],
+    ) -> Result<Vec<Arc<Layer>>, VaultError> {
+        let (vault, known, user) =
+            (self.reader.vault(), &map.manifest.layers, map.object(self.volume));
+        let layers = open_layers(vault, self.volume, known, &user, opened).await;
+        layers.map_err(|failed| map::unreadable(vault, base, map.name, Some(failed.error)))
+    }
+
+    /// The map of the volume's base, where that is on a branch: what reading a branch begins with if no newer one can be used.
+    pub(crate) async fn ground(
+        &self,
+        branch: &Branch,
+        avoided: &Avoided,
+    ) -> Result<Option<(&VolumeBase, Base)>, VaultError> {
+        let Some(base) = self.base.filter(|base| base.is_on(branch)) else { return Ok(None) };
+        let vault = self.reader.vault();
+        let map = map::of_base(vault, self.epochs, base).await?;
+        if map.is_of(avoided) {
+            return Err(map::unreadable(vault, base, base.map(), None));
+        }
+        Ok(Some((base, map)))
+    }
+
+    /// The same, with its layers, and without a point that the base covers.
+    async fn opened_ground(
+        &self,
+        branch: &Branch,
+        opened: &[Arc<Layer>],
+        avoided: &Avoided,
+    ) -> Result<Option<(Base, Vec<Arc<Layer>>)>, VaultError> {
+        let Some((base, map)) = self.ground(branch, avoided).await? else { return Ok(None) };
+        let layers = self.layers_of(base, &map, opened).await?;
+        Ok(Some((self.above(map), layers)))
+    }
+
+    /// That a point is not there: never was, or, where there is a base, perhaps is not any more.
+    fn absent(&self, selector: PointSelector) -> VaultError {
+        let (vault, volume) = (self.reader.vault(), self.volume);
+        let may_be_gone = |base: &&VolumeBase| match selector {
+            PointSelector::Latest => false,
+            PointSelector::Point(_) => true,
+            PointSelector::Seq(seq) => base.covers(place_of(self.epochs, seq)),
+        };
+        match self.base.filter(may_be_gone) {
+            Some(base) => VaultError::PointGone {
+                url: vault.url().to_owned(),
+                volume,
+                point: selector,
+                object: base.object(),
+            },
+            None => not_found(vault, volume, selector, None),
+        }
+    }
+
     /// Epochs up to the end of a branch that are known to the end.
     fn bounded_in(&self, branch: &Branch) -> usize {
         branch.end.map_or(self.bounded, |end| end.min(self.bounded))
@@ -175,8 +289,9 @@ impl Stream<'_> {
         let mut failed: Option<(Seq, VaultError)> = None;
         let (mut wanted, mut layers) = (selector, Vec::new());
         for _ in 0..MAP_TRIES_MAX {
-            let base = map::find(vault, volume, self.epochs, branch, wanted, avoided).await?;
-            let Some(base) = base else { break };
+            let (under, epochs) = (self.base, self.epochs);
+            let base = map::find(vault, volume, epochs, branch, wanted, avoided, under).await?;
+            let Some(base) = base.map(|base| self.above(base)) else { break };
             if base.start.epoch >= bounded {
                 // Where its epoch ends is not known.
                 avoided.insert(base.name.1);
@@ -230,16 +345,27 @@ impl Stream<'_> {
                 }
             }
         }
-        match self.read_to(branch, wanted, None, avoided).await {
+        let ground = self.opened_ground(branch, &layers, avoided).await?;
+        let ground = ground.as_ref().map(|(map, layers)| (map, layers.clone()));
+        match self.read_to(branch, wanted, ground, avoided).await {
             Ok(opened) => still_latest(selector, opened, failed),
             Err(error) => Err(or_failed(error, failed)),
         }
     }
 
-    /// Where in a branch a point is, looked for from the start.
+    /// A map, without the point that it names if that is not above the volume's base: whether it is there the base says.
+    fn above(&self, map: Base) -> Base {
+        let is_covered = |point: &Point| {
+            self.base.is_some_and(|base| base.covers(place_of(self.epochs, point.seq)))
+        };
+        Base { point: map.point.filter(|point| !is_covered(point)), ..map }
+    }
+
+    /// Where in a branch a point is, looked for from the start, or from the volume's base.
     async fn seq_of(&self, branch: &Branch, point: PointId) -> Result<Option<Seq>, VaultError> {
         let vault = self.reader.vault();
-        let mut chain = Chain::begin(vault, self.volume, self.epochs.to_vec(), branch.first)?;
+        let mut chain =
+            map::begin(vault, self.volume, self.epochs, branch, None, self.base).await?;
         while let Some(found) = chain.next().await? {
             if branch.end.is_some_and(|end| found.epoch >= end) {
                 break;
@@ -267,7 +393,7 @@ impl Stream<'_> {
             Some(_) => Origin::default(),
         };
         let mut build = Build::behind(base, &origin);
-        let mut chain = map::begin(vault, volume, self.epochs, branch, base)?;
+        let mut chain = map::begin(vault, volume, self.epochs, branch, base, self.base).await?;
         let mut is_found = build.point().is_some_and(|point| selector.is(&point));
         if is_found {
             chain.check_resumed().await?;

@@ -1,7 +1,8 @@
-//! Index runs, checkpoints and horizons: heads and opened bodies.
+//! Index runs, checkpoints, horizons and bases: heads and opened bodies.
 
 use crate::{checksum, later, taken};
 use farshore_proto::Slot;
+use farshore_proto::base::BaseBody;
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::horizon::HorizonBody;
 use farshore_proto::index_run::IndexRun;
@@ -10,6 +11,8 @@ use farshore_proto::object::{ObjectHeader, ObjectKind};
 /// Where the kept checkpoints stand.
 pub(super) const CHECKPOINT_SLOT: Slot = Slot(256);
 
+/// Number of the kept bases.
+pub(super) const BASE_NUMBER: u64 = 2;
 /// Number of the kept horizon.
 const HORIZON: u64 = 4;
 
@@ -109,4 +112,37 @@ pub(super) fn horizon_body(bytes: &[u8]) {
 
 pub(super) fn horizon_body_samples() -> Vec<Vec<u8>> {
     vec![include_bytes!("../../../../dataplane/proto/testdata/v2/horizon-body.bin").to_vec()]
+}
+
+pub(super) fn base_object(bytes: &[u8]) {
+    plain_head(bytes, ObjectKind::Base);
+}
+
+pub(super) fn base_object_samples() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("../../../../dataplane/proto/testdata/v2/base-object.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v2/base.bin").to_vec(),
+    ]
+}
+
+pub(super) fn base_body(bytes: &[u8]) {
+    let decode = |bytes: &[u8]| BaseBody::decode(bytes, BASE_NUMBER);
+    let Ok(body) = decode(bytes) else { return };
+    let again = |bytes: &[u8]| Ok(decode(bytes)?.encode());
+    later::must_be_body(bytes, &body.encode(), later::BASE, again);
+    assert!(body.points.windows(2).all(|pair| pair[0].at < pair[1].at));
+    assert!(body.points.iter().all(|point| point.at <= body.at && point.at.ordinal > 0));
+    for point in &body.points {
+        assert_eq!(body.kept_at(point.at), Some(point));
+        let _ = point.at.seq.next();
+    }
+    taken();
+}
+
+pub(super) fn base_body_samples() -> Vec<Vec<u8>> {
+    let body = include_bytes!("../../../../dataplane/proto/testdata/v2/base-body.bin");
+    // Flags of a later program, in the mark of its first point, which may be ignored.
+    let mut of_later = body.to_vec();
+    of_later[16 + 128 + 16 + 73] |= 0xf0;
+    vec![body.to_vec(), of_later]
 }

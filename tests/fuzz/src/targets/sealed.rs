@@ -3,8 +3,9 @@
 //! unless it is one of ours, or as what somebody with the data key has sealed, which must be
 //! refused or be exactly what it says.
 
-use super::derived::CHECKPOINT_SLOT;
+use super::derived::{BASE_NUMBER, CHECKPOINT_SLOT};
 use crate::{later, taken};
+use farshore_codec::base::open_base;
 use farshore_codec::checkpoint::open_checkpoint;
 use farshore_codec::compress::{Compressor, decompress as expand};
 use farshore_codec::epoch::open_epoch;
@@ -22,8 +23,8 @@ use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
 use farshore_proto::segment::Compression;
 use farshore_proto::wire::Put;
 use farshore_proto::{
-    Domain as DedupDomain, KeyNumber, LogId, RunId, VaultId, VolumeId, checkpoint as checkpoints,
-    epoch as epochs, horizon as horizons, index_run as runs,
+    Domain as DedupDomain, KeyNumber, LogId, RunId, VaultId, VolumeId, base as bases,
+    checkpoint as checkpoints, epoch as epochs, horizon as horizons, index_run as runs,
 };
 
 pub(super) const VAULT: VaultId = VaultId([1; 16]);
@@ -325,6 +326,30 @@ const HORIZON_NUMBER: u64 = 3;
 pub(super) fn horizon_samples() -> Vec<Vec<u8>> {
     let body = include_bytes!("../../../../dataplane/proto/testdata/v2/horizon-body.bin");
     in_each_way(HORIZON, body)
+}
+
+pub(super) fn base(bytes: &[u8]) {
+    let Some((way, input)) = bytes.split_first() else { return };
+    let ring = ring();
+    let open = |object: &[u8]| open_base(object, VAULT, VOLUME, BASE_NUMBER, &ring);
+    let Some(body) = Body::of(*way, input, OBJECT_BODY_BYTES_MAX) else {
+        return must_be(open(input).is_ok(), input, BASE);
+    };
+    let place = bases::place(VAULT, VOLUME, BASE_NUMBER);
+    let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
+    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let Some(object) = object else { return };
+    match open(&object) {
+        Ok(opened) => body.must_hold_but_for_later(&opened.encode(), later::BASE),
+        Err(error) => must_be_of_the_body(&error),
+    }
+}
+
+const BASE: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/base.bin");
+
+pub(super) fn base_samples() -> Vec<Vec<u8>> {
+    let body = include_bytes!("../../../../dataplane/proto/testdata/v2/base-body.bin");
+    in_each_way(BASE, body)
 }
 
 /// A journal file: as found on the disk, or with the input as the entries of its second group.

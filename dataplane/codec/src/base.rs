@@ -1,0 +1,50 @@
+//! Sealing and opening bases of volumes. Layout: `farshore_proto::base`.
+
+use crate::error::CodecError;
+use crate::keys::{DataKey, KeyRing};
+use crate::object::{no_fields, open, seal};
+use farshore_proto::base::{BaseBody, Digest, place};
+use farshore_proto::{KeyNumber, VaultId, VolumeId};
+
+/// Level of zstd: what is written seldom is written small.
+const LEVEL: i32 = 3;
+
+/// Builds the base of `volume` with a number.
+///
+/// # Errors
+/// `Unavailable` if the operating system gives no random bytes; `Internal` if sealing fails.
+///
+/// # Panics
+/// If there are more points than the limit: a bug in the caller.
+pub fn seal_base(
+    vault: VaultId,
+    volume: VolumeId,
+    base: u64,
+    key: &DataKey,
+    number: KeyNumber,
+    body: &BaseBody,
+) -> Result<Vec<u8>, CodecError> {
+    seal(place(vault, volume, base), key, number, no_fields, &body.encode(), LEVEL)
+}
+
+/// Opens the object found as the base of `volume` with a number.
+///
+/// # Errors
+/// `Invalid` if a newer version wrote it; `Corrupt` if it is damaged, is that of another place, or was sealed under
+/// another key; `NotFound` if `keys` lacks its data key; `Limit` if it is too large.
+pub fn open_base(
+    object: &[u8],
+    vault: VaultId,
+    volume: VolumeId,
+    base: u64,
+    keys: &KeyRing,
+) -> Result<BaseBody, CodecError> {
+    let (_, body) = open(&place(vault, volume, base), object, keys)?;
+    Ok(BaseBody::decode(&body, base)?)
+}
+
+/// The digest by which a base names another object: of its bytes as they are stored.
+#[must_use]
+pub fn digest(object: &[u8]) -> Digest {
+    *blake3::hash(object).as_bytes()
+}
