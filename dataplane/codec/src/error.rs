@@ -34,6 +34,7 @@ impl fmt::Display for Place {
                     ObjectKind::Checkpoint => {
                         write!(f, "checkpoint at slot {number} of log {subject}")?;
                     }
+                    ObjectKind::Register => write!(f, "register entry {number}")?,
                     ObjectKind::Machine => write!(f, "revision {number} of machine {subject}")?,
                     ObjectKind::Group => write!(f, "revision {number} of group {subject}")?,
                 }

@@ -12,6 +12,7 @@ use farshore_codec::group::open_group;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest, peek_manifest};
+use farshore_codec::register::open_register;
 use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_codec::segment::open_frame_at;
 use farshore_codec::{CodecError, DataKey, KeyRing, Opener};
@@ -25,6 +26,7 @@ use farshore_proto::segment::{
 use farshore_proto::{
     Domain as DedupDomain, ErrorKind, GroupId, KeyNumber, LogId, MachineId, MapAttempt, Place,
     RunId, Seq, Slot, Target, VaultId, VolumeId, checkpoint, epoch, group, index_run, machine,
+    register,
 };
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -283,6 +285,12 @@ fn in_checkpoint(bomb: &[u8]) -> CodecError {
     open_checkpoint(&object, VAULT, LOG, SLOT, &ring()).unwrap_err()
 }
 
+/// Opens an entry of the register whose body is the bomb.
+fn in_register(bomb: &[u8]) -> CodecError {
+    let object = with_bomb(register::place(VAULT, 3), 0, |out| out.extend([0; 4]), bomb);
+    open_register(&object, VAULT, 3, &ring()).unwrap_err()
+}
+
 /// Opens a machine whose body is the bomb.
 fn in_machine(bomb: &[u8]) -> CodecError {
     let place = machine::place(VAULT, MachineId([6; 16]), 2);
@@ -307,7 +315,7 @@ fn resident_max() -> u64 {
 #[test]
 fn no_bomb_goes_off_wherever_it_is_sealed() {
     type InPlace = (&'static str, fn(&[u8]) -> CodecError);
-    let places: [InPlace; 10] = [
+    let places: [InPlace; 11] = [
         ("segment", in_table),
         ("segment frame", in_frame),
         ("epoch object", in_epoch),
@@ -316,6 +324,7 @@ fn no_bomb_goes_off_wherever_it_is_sealed() {
         ("page of a map", in_page),
         ("index run", in_index_run),
         ("checkpoint", in_checkpoint),
+        ("register entry", in_register),
         ("machine", in_machine),
         ("group", in_group),
     ];

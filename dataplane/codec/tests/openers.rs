@@ -10,6 +10,7 @@ use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::JournalOpener;
 use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest};
+use farshore_codec::register::open_register;
 use farshore_codec::segment::{Opener, open_frame_at};
 use farshore_codec::{CodecError, DataKey, KekError, KeyRing, WrappingKey};
 use farshore_proto::keys::{KeyObject, WrapperKind};
@@ -41,7 +42,7 @@ struct Sealed {
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 13] = [
+const SEALED: [Sealed; 14] = [
     Sealed {
         name: "segment",
         object: include_bytes!("../testdata/v2/segment.bin"),
@@ -81,6 +82,11 @@ const SEALED: [Sealed; 13] = [
         name: "checkpoint",
         object: include_bytes!("../testdata/v2/checkpoint.bin"),
         opens: |object| open_checkpoint(object, VAULT, LOG, Slot(256), &ring()).is_ok(),
+    },
+    Sealed {
+        name: "register entry",
+        object: include_bytes!("../testdata/v2/register.bin"),
+        opens: |object| open_register(object, VAULT, 6, &ring()).is_ok(),
     },
     Sealed {
         name: "machine",

@@ -33,6 +33,8 @@ pub enum ObjectKind {
     IndexRun,
     /// A checkpoint of a log.
     Checkpoint,
+    /// An entry of the register.
+    Register,
     /// A revision of a machine.
     Machine,
     /// A revision of a group.
@@ -41,13 +43,14 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Slot,
         Self::Epoch,
         Self::Map,
         Self::Pages,
         Self::IndexRun,
         Self::Checkpoint,
+        Self::Register,
         Self::Machine,
         Self::Group,
     ];
@@ -62,6 +65,7 @@ impl ObjectKind {
             Self::Pages => *b"FSPG",
             Self::IndexRun => *b"FSIR",
             Self::Checkpoint => *b"FSCP",
+            Self::Register => *b"FSRG",
             Self::Machine => *b"FSMC",
             Self::Group => *b"FSGP",
         }
@@ -77,6 +81,7 @@ impl ObjectKind {
             Self::Pages => "map part",
             Self::IndexRun => "index run",
             Self::Checkpoint => "checkpoint",
+            Self::Register => "register entry",
             Self::Machine => "machine",
             Self::Group => "group",
         }
@@ -89,7 +94,12 @@ impl ObjectKind {
             Self::Slot => crate::segment::OWN_BYTES,
             Self::Map => crate::map::OWN_BYTES,
             Self::Pages => crate::map::PART_OWN_BYTES,
-            Self::Epoch | Self::IndexRun | Self::Checkpoint | Self::Machine | Self::Group => 4,
+            Self::Epoch
+            | Self::IndexRun
+            | Self::Checkpoint
+            | Self::Register
+            | Self::Machine
+            | Self::Group => 4,
         }
     }
 
@@ -103,9 +113,12 @@ impl ObjectKind {
     #[must_use]
     pub fn body_bytes_max(self) -> usize {
         match self {
-            Self::Slot | Self::Map | Self::Pages | Self::IndexRun | Self::Checkpoint => {
-                OBJECT_BODY_BYTES_MAX
-            }
+            Self::Slot
+            | Self::Map
+            | Self::Pages
+            | Self::IndexRun
+            | Self::Checkpoint
+            | Self::Register => OBJECT_BODY_BYTES_MAX,
             Self::Epoch | Self::Machine | Self::Group => SMALL_BODY_BYTES_MAX,
         }
     }
@@ -148,7 +161,7 @@ pub struct ObjectPlace {
     pub kind: ObjectKind,
     /// The vault it belongs to.
     pub vault: VaultId,
-    /// The log, volume, run, machine or group that it is of.
+    /// The log, volume, run, machine or group that it is of; the vault, if of none.
     pub subject: [u8; 16],
     /// Its number there; 0 if there is only one.
     pub number: u64,

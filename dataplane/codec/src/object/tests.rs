@@ -4,6 +4,7 @@ use crate::epoch::{open_epoch, seal_epoch};
 use crate::group::{open_group, seal_group};
 use crate::index_run::{open_index_run, seal_index_run};
 use crate::machine::{open_machine, seal_machine};
+use crate::register::{digest, open_register, seal_register};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
@@ -12,6 +13,7 @@ use farshore_proto::limits::{OBJECT_HEADER_BYTES_MAX, SMALL_BODY_BYTES_MAX};
 use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::map::{MapFields, PartFields};
 use farshore_proto::object::ObjectKind;
+use farshore_proto::register::{RegisterBody, State, Statement};
 use farshore_proto::segment::{SlotWriter, put_own};
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
@@ -55,6 +57,7 @@ fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
         ObjectKind::Epoch
         | ObjectKind::IndexRun
         | ObjectKind::Checkpoint
+        | ObjectKind::Register
         | ObjectKind::Machine
         | ObjectKind::Group => no_fields(out),
     }
@@ -149,9 +152,9 @@ fn an_object_of_one_kind_is_none_of_another() {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{kind:?} as {other:?}: {error}");
         }
     }
-    // Epochs, index runs, checkpoints, machines and groups as each other; segments and maps too, and both as parts of
+    // Epochs, index runs, checkpoints, entries of registers, machines and groups as each other; segments and maps too, and both as parts of
     // maps.
-    assert_eq!(mismatches, 24);
+    assert_eq!(mismatches, 34);
 }
 
 /// The point of a commitment to the header: nothing of it decides before it is authenticated.
@@ -180,6 +183,7 @@ fn every_bit_of_a_header_is_refused_before_the_body_is_opened() {
             ObjectKind::Epoch
             | ObjectKind::IndexRun
             | ObjectKind::Checkpoint
+            | ObjectKind::Register
             | ObjectKind::Machine
             | ObjectKind::Group => 152,
         };
@@ -441,6 +445,25 @@ fn checkpoints_open_to_what_was_sealed() {
     let late = seal_checkpoint(VAULT, log, Slot(8), &key(), KEY, &body).unwrap();
     let error = open_checkpoint(&late, VAULT, log, Slot(8), &ring()).unwrap_err();
     assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
+}
+
+#[test]
+fn entries_of_the_register_open_to_what_was_sealed() {
+    let log = LogId([3; 16]);
+    let state = State { logs: [(log, 2)].into(), ..State::default() };
+    let body = RegisterBody { before: [7; 32], statement: Statement::Birth(log), state };
+    let object = seal_register(VAULT, 2, &key(), KEY, &body).unwrap();
+    assert_eq!(open_register(&object, VAULT, 2, &ring()).unwrap(), body);
+    for (vault, number) in [(VAULT, 3), (VaultId([9; 16]), 2)] {
+        let error = open_register(&object, vault, number, &ring()).unwrap_err();
+        assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("register entry {number} in vault {vault}")));
+    }
+    // Sealed as it should be, it is refused all the same if it is what another number says.
+    let late = seal_register(VAULT, 3, &key(), KEY, &body).unwrap();
+    let error = open_register(&late, VAULT, 3, &ring()).unwrap_err();
+    assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
+    assert_ne!(digest(&object), digest(&late));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use farshore_proto::group::GroupBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::machine::MachineBody;
 use farshore_proto::map::{Directory, Manifest, Page};
+use farshore_proto::register::RegisterBody;
 use farshore_proto::segment::Table;
 
 /// Bit of a section that a reader must understand.
@@ -109,6 +110,7 @@ const DIRECTORY: &[(u16, u32)] = &[(1, 32), (2, 8), (3, 4)];
 const PAGE: &[(u16, u32)] = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 const RUN: &[(u16, u32)] = &[(2, 32), (3, 44)];
 const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
+const REGISTER: &[(u16, u32)] = &[(1, 64), (2, 32), (3, 24), (4, 32)];
 const MACHINE: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
 const GROUP: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 56)];
 
@@ -122,6 +124,7 @@ pub(crate) fn bodies() -> Vec<Body> {
     let run: Again = |bytes| Ok(IndexRun::decode(bytes)?.encode());
     let checkpoint: Again =
         |bytes| Ok(CheckpointBody::decode(bytes, samples::CHECKPOINT_SLOT)?.encode());
+    let register: Again = |bytes| Ok(RegisterBody::decode(bytes, samples::ENTRY)?.encode());
     let machine: Again = |bytes| Ok(MachineBody::decode(bytes)?.encode());
     let group: Again = |bytes| Ok(GroupBody::decode(bytes)?.encode());
     let body = |name, good, again, strides| Body { name, good, again, strides };
@@ -138,6 +141,7 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("map page of zeros", samples::zero_page().encode(), page, PAGE),
         body("index run body", samples::index_run().encode(), run, RUN),
         body("checkpoint body", samples::checkpoint().encode(), checkpoint, CHECKPOINT),
+        body("register body", samples::register().encode(), register, REGISTER),
         body("machine body", samples::machine_body().encode(), machine, MACHINE),
         body("group body", samples::group_body().encode(), group, GROUP),
     ]

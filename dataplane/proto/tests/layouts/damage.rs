@@ -12,6 +12,7 @@ use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::map::{Directory, Manifest, MapHeader, Page, PartHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
+use farshore_proto::register::RegisterBody;
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
 use farshore_proto::vault::VaultObject;
 use farshore_proto::{DecodeError, ErrorKind};
@@ -104,12 +105,27 @@ fn checked_objects() -> Vec<Checked> {
             samples::checkpoint_object(),
             |bytes| ObjectHeader::decode(ObjectKind::Checkpoint, bytes).map(drop),
         ),
+        without_fields(
+            "register entry",
+            ObjectKind::Register,
+            samples::register_object(),
+            |bytes| ObjectHeader::decode(ObjectKind::Register, bytes).map(drop),
+        ),
     ]
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 8] =
-    ["segment", "epoch", "map", "map part", "index run", "checkpoint", "machine", "group"];
+const OBJECTS: [&str; 9] = [
+    "segment",
+    "epoch",
+    "map",
+    "map part",
+    "index run",
+    "checkpoint",
+    "register entry",
+    "machine",
+    "group",
+];
 
 fn decode_frame_header(bytes: &[u8]) -> Result<(), DecodeError> {
     FrameHeader::decode(&sized("frame header", bytes)?).map(drop)
@@ -270,6 +286,7 @@ fn fields_out_of_range_are_refused() {
         ("epoch", 72, 1),
         ("index run", 72, 1),
         ("checkpoint", 72, 1),
+        ("register entry", 72, 1),
         ("machine", 72, 1),
         ("group", 72, 1),
     ];
@@ -456,6 +473,7 @@ proptest! {
         let _ = Page::decode(&bytes);
         let _ = IndexRun::decode(&bytes);
         let _ = CheckpointBody::decode(&bytes, samples::CHECKPOINT_SLOT);
+        let _ = RegisterBody::decode(&bytes, samples::ENTRY);
     }
 
     #[test]

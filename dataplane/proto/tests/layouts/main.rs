@@ -14,6 +14,7 @@ mod later;
 mod machines;
 mod maps;
 mod newer;
+mod registers;
 mod roundtrip;
 mod samples;
 mod tables;

@@ -417,10 +417,11 @@ proptest! {
     #[test]
     fn headers_without_fields(
         epoch in object(ObjectKind::Epoch), run in object(ObjectKind::IndexRun),
-        checkpoint in object(ObjectKind::Checkpoint), machine in object(ObjectKind::Machine),
+        checkpoint in object(ObjectKind::Checkpoint), entry in object(ObjectKind::Register),
+        machine in object(ObjectKind::Machine),
         group in object(ObjectKind::Group),
     ) {
-        for header in [epoch, run, checkpoint, machine, group] {
+        for header in [epoch, run, checkpoint, entry, machine, group] {
             let bytes = header.encode(|own| own.extend([0; 4]));
             let (read, own) = ObjectHeader::decode(header.place.kind, &bytes).unwrap();
             prop_assert_eq!((read, own.left()), (header, 4));

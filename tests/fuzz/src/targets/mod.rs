@@ -9,6 +9,7 @@ mod memory_files;
 mod nbd;
 mod nbd_model;
 mod objects;
+mod register;
 mod sealed;
 mod sealed_maps;
 mod segment;
@@ -55,6 +56,8 @@ pub const TARGETS: &[Target] = &[
     target!("index_run_body", derived, index_run_body, index_run_body_samples, 4 * MIB),
     target!("checkpoint_object", derived, checkpoint_object, checkpoint_object_samples, LITTLE),
     target!("checkpoint_body", derived, checkpoint_body, checkpoint_body_samples, LITTLE),
+    target!("register_object", register, object, object_samples, LITTLE),
+    target!("register_body", register, body, body_samples, 4 * MIB),
     target!("machine_object", machines, machine_object, machine_object_samples, LITTLE),
     target!("machine_body", machines, machine_body, machine_body_samples, LITTLE),
     target!("group_object", machines, group_object, group_object_samples, LITTLE),
@@ -70,6 +73,7 @@ pub const TARGETS: &[Target] = &[
     target!("sealed_map_pages", sealed_maps, pages, pages_samples, 40 * MIB),
     target!("sealed_index_run", sealed, index_run, index_run_samples, 40 * MIB),
     target!("sealed_checkpoint", sealed, checkpoint, checkpoint_samples, 40 * MIB),
+    target!("sealed_register", register, sealed, sealed_samples, 40 * MIB),
     target!("sealed_machine", machines, sealed_machine, sealed_machine_samples, LITTLE),
     target!("sealed_group", machines, sealed_group, sealed_group_samples, LITTLE),
     target!("object_names", text, object_names, object_names_samples, LITTLE),
