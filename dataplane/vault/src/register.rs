@@ -267,16 +267,17 @@ impl Reader {
 
     /// What is named by the entries that a state says, those of them read that are not known.
     async fn named(&mut self, vault: &Vault, state: &State) -> Result<Named, VaultError> {
-        let entries = state.open.iter().map(|(of, verdict)| (*of, verdict.unwrap_or(*of)));
-        let reads = entries.map(|(of, number)| {
-            let known = self.named.get(&number).cloned();
-            async move {
-                let targets = match known {
-                    Some(targets) => targets,
-                    None => named(vault, number, of).await?,
-                };
-                Ok((number, targets))
-            }
+        let mut entries = Vec::with_capacity(state.open.len());
+        for (of, verdict) in &state.open {
+            let number = verdict.unwrap_or(*of);
+            entries.push((number, *of, self.named.get(&number).cloned()));
+        }
+        let reads = entries.into_iter().map(|(number, of, known)| async move {
+            let targets = match known {
+                Some(targets) => targets,
+                None => named(vault, number, of).await?,
+            };
+            Ok((number, targets))
         });
         stream::iter(reads).buffered(REGISTER_AT_ONCE).try_collect().await
     }
