@@ -147,6 +147,14 @@ pub fn after(
     Ok(state)
 }
 
+/// The newest condemnation that waits for a log: one without a verdict that was made behind the log's birth.
+#[must_use]
+pub fn asked_of(state: &State, log: LogId) -> u64 {
+    let Some(born) = state.logs.get(&log) else { return 0 };
+    let waiting = state.open.iter().filter(|(number, verdict)| verdict.is_none() && *number > born);
+    waiting.map(|(number, _)| *number).max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,6 +231,17 @@ mod tests {
         }
         let early = refused(&before[..2], &Statement::Swept { of: 2 });
         assert_eq!(early, Refused::NotJudged { of: 2 });
+    }
+
+    #[test]
+    fn a_log_is_asked_by_what_was_condemned_since_its_birth() {
+        let state = State {
+            logs: [(log(1), 3)].into(),
+            open: [(2, None), (4, None), (5, Some(7)), (6, None), (8, Some(9))].into(),
+        };
+        assert_eq!((asked_of(&state, log(1)), asked_of(&state, log(2))), (6, 0));
+        let state = State { logs: [(log(1), 7)].into(), ..state };
+        assert_eq!(asked_of(&state, log(1)), 0);
     }
 
     #[test]

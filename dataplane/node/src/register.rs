@@ -7,9 +7,9 @@ use crate::rt::Post;
 use crate::shard::Message;
 use crate::state::Logs;
 use anyhow::{Context, bail};
+use farshore_engine::register::asked_of;
 use farshore_ingest::limits::REGISTER_READ_EVERY;
 use farshore_proto::LogId;
-use farshore_proto::register::State;
 use farshore_vault::Vault;
 use farshore_vault::register::Reader;
 use std::sync::Arc;
@@ -145,13 +145,6 @@ impl Shared {
     }
 }
 
-/// The newest condemnation that waits for a log: one without a verdict that was made behind the log's birth.
-fn asked_of(state: &State, log: LogId) -> u64 {
-    let Some(born) = state.logs.get(&log) else { return 0 };
-    let waiting = state.open.iter().filter(|(number, verdict)| verdict.is_none() && *number > born);
-    waiting.map(|(number, _)| *number).max().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,18 +159,6 @@ mod tests {
 
     fn target(slot: u64) -> Target {
         Target { log: LogId([1; 16]), slot: Slot(slot), attempt: Attempt([2; 8]) }
-    }
-
-    #[test]
-    fn a_log_is_asked_by_what_was_condemned_since_its_birth() {
-        let state = State {
-            logs: [(LOG, 3)].into(),
-            open: [(2, None), (4, None), (5, Some(7)), (6, None), (8, Some(9))].into(),
-        };
-        assert_eq!(asked_of(&state, LOG), 6);
-        assert_eq!(asked_of(&state, LogId([8; 16])), 0);
-        let state = State { logs: [(LOG, 7)].into(), ..state };
-        assert_eq!(asked_of(&state, LOG), 0);
     }
 
     async fn register(world: &World) -> (Register, Dedup) {
