@@ -35,6 +35,7 @@ impl fmt::Display for Place {
                         write!(f, "checkpoint at slot {number} of log {subject}")?;
                     }
                     ObjectKind::Horizon => write!(f, "horizon {number} of log {subject}")?,
+                    ObjectKind::Register => write!(f, "register entry {number}")?,
                     ObjectKind::Machine => write!(f, "revision {number} of machine {subject}")?,
                     ObjectKind::Group => write!(f, "revision {number} of group {subject}")?,
                     ObjectKind::Base => write!(f, "base {number} of volume {subject}")?,

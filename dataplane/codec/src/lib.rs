@@ -32,6 +32,7 @@ pub mod keys;
 pub mod machine;
 pub mod map;
 mod object;
+pub mod register;
 pub mod seal;
 pub mod segment;
 pub mod zero;

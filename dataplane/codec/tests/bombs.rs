@@ -14,6 +14,7 @@ use farshore_codec::horizon::open_horizon;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest, peek_manifest};
+use farshore_codec::register::open_register;
 use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_codec::segment::open_frame_at;
 use farshore_codec::{CodecError, DataKey, KeyRing, Opener};
@@ -27,7 +28,7 @@ use farshore_proto::segment::{
 use farshore_proto::{
     Domain as DedupDomain, ErrorKind, GroupId, KeyNumber, LogId, MachineId, MapAttempt, Place,
     RunId, Seq, Slot, Target, VaultId, VolumeId, base, checkpoint, epoch, group, horizon,
-    index_run, machine,
+    index_run, machine, register,
 };
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -300,6 +301,12 @@ fn in_base(bomb: &[u8]) -> CodecError {
     open_base(&object, VAULT, VOLUME, 2, &ring()).unwrap_err()
 }
 
+/// Opens an entry of the register whose body is the bomb.
+fn in_register(bomb: &[u8]) -> CodecError {
+    let object = with_bomb(register::place(VAULT, 3), 0, |out| out.extend([0; 4]), bomb);
+    open_register(&object, VAULT, 3, &ring()).unwrap_err()
+}
+
 /// Opens a machine whose body is the bomb.
 fn in_machine(bomb: &[u8]) -> CodecError {
     let place = machine::place(VAULT, MachineId([6; 16]), 2);
@@ -335,6 +342,7 @@ fn no_bomb_goes_off_wherever_it_is_sealed() {
         ("checkpoint", in_checkpoint),
         ("horizon", in_horizon),
         ("base", in_base),
+        ("register entry", in_register),
         ("machine", in_machine),
         ("group", in_group),
     ];

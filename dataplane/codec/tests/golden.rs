@@ -17,6 +17,7 @@ use farshore_codec::journal::{JournalOpener, JournalSealer};
 use farshore_codec::keys::{DataKey, KeyRing, RootKey, VaultKey};
 use farshore_codec::machine::{open_machine, seal_machine};
 use farshore_codec::map::{MapPlace, PartBuilder, PartOpener, open_manifest, seal_manifest};
+use farshore_codec::register::{open_register, seal_register};
 use farshore_codec::segment::{Opener, SegmentBuilder, chunk_of, open_frame_at, slot_without_data};
 use farshore_codec::{ChunkHasher, CodecError, WrappingKey};
 use farshore_proto::base::{BaseBody, KeptPoint};
@@ -33,6 +34,7 @@ use farshore_proto::map::{
     FrameAt, Layer, LayerKind, Manifest, MapFields, MapMark, Page, PageChunk, PartHeader, PartShape,
 };
 use farshore_proto::mark::{Mark, MarkGroup};
+use farshore_proto::register::{RegisterBody, State, Statement};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentFrame, SlotKind, SlotWriter, Span, Table,
 };
@@ -400,6 +402,21 @@ fn a_base_of_version_2_opens() {
     };
     let object = kept("base", || seal_base(VAULT, VOLUME, 2, &key(), KEY, &body).unwrap());
     assert_eq!(open_base(&object, VAULT, VOLUME, 2, &ring()).unwrap(), body);
+}
+
+#[test]
+fn an_entry_of_the_register_of_version_2_opens() {
+    let own = Target { log: LOG, slot: Slot(7), attempt: Attempt([0x55; 8]) };
+    let body = RegisterBody {
+        before: [0xbb; 32],
+        statement: Statement::Condemnation([own, THERE].into()),
+        state: State {
+            logs: [(LOG, 1), (THERE.log, 2)].into(),
+            open: [(3, Some(5)), (6, None)].into(),
+        },
+    };
+    let object = kept("register", || seal_register(VAULT, 6, &key(), KEY, &body).unwrap());
+    assert_eq!(open_register(&object, VAULT, 6, &ring()).unwrap(), body);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::JournalOpener;
 use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest};
+use farshore_codec::register::open_register;
 use farshore_codec::segment::{Opener, open_frame_at};
 use farshore_codec::{CodecError, DataKey, KekError, KeyRing, WrappingKey};
 use farshore_proto::keys::{KeyObject, WrapperKind};
@@ -88,6 +89,11 @@ const SEALED: [Sealed; 14] = [
         name: "horizon",
         object: include_bytes!("../testdata/v2/horizon.bin"),
         opens: |object| open_horizon(object, VAULT, LOG, 3, &ring()).is_ok(),
+    },
+    Sealed {
+        name: "register entry",
+        object: include_bytes!("../testdata/v2/register.bin"),
+        opens: |object| open_register(object, VAULT, 6, &ring()).is_ok(),
     },
     Sealed {
         name: "machine",

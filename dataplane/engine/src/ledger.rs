@@ -83,6 +83,12 @@ impl Ledger {
         self.body.incarnation
     }
 
+    /// How far they say that the vault's register was applied.
+    #[must_use]
+    pub fn register(&self) -> u64 {
+        self.body.register
+    }
+
     /// The newest checkpoint that is known to be there.
     #[must_use]
     pub fn checkpoint(&self) -> Option<Slot> {

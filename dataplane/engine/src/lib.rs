@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod lineage;
 pub mod log;
 pub mod maps;
+pub mod register;
 pub mod sampler;
 pub mod shard;
 pub mod silence;

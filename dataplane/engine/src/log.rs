@@ -8,6 +8,7 @@
 //!   - L3: those that are neither committed nor failed lie within `PUTS_IN_FLIGHT_MAX` slots, void ones that were
 //!     skipped included: a later start fills so many from the first missing one on, and no put reaches beyond.
 //!   - L4: the ledger has what is committed, and nothing else.
+//!   - L5: how far segments say that the register is applied never falls in a log.
 
 use crate::batch::{Held, SpanPlan};
 use crate::ledger::{Ledger, SpanEnd};
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 #[derive(Debug)]
 struct InFlight {
     slot: Slot,
+    writer: SlotWriter,
     is_put: bool,
     lasts: BTreeMap<VolumeId, Seq>,
     points: Vec<CommittedPoint>,
@@ -71,7 +73,8 @@ impl LogEnd {
     #[must_use]
     pub fn new(next: Slot, incarnation: u64, void: BTreeSet<Slot>, mut ledger: Ledger) -> Self {
         ledger.reached(next);
-        let writer = SlotWriter::of_run(incarnation);
+        // What earlier runs had applied this one has too, before it looks anything up.
+        let writer = SlotWriter { register: ledger.register(), ..SlotWriter::of_run(incarnation) };
         let mut end = Self { next, void, in_flight: VecDeque::new(), writer, ledger };
         end.skip_void();
         end
@@ -86,6 +89,18 @@ impl LogEnd {
     /// A checkpoint of the log is there.
     pub fn checkpointed(&mut self, slot: Slot) {
         self.ledger.checkpointed(slot);
+    }
+
+    /// The vault's register is applied up to this entry: segments that are begun from now on say so (L5).
+    pub fn applied(&mut self, number: u64) {
+        self.writer.register = self.writer.register.max(number);
+    }
+
+    /// How far the newest segment says that the register is applied, put or not.
+    #[must_use]
+    pub fn stated(&self) -> u64 {
+        let on_way = self.in_flight.back().map(|segment| segment.writer.register);
+        on_way.unwrap_or_else(|| self.ledger.register())
     }
 
     /// What the next segment says of its writer.
@@ -114,6 +129,12 @@ impl LogEnd {
         self.in_flight.is_empty()
     }
 
+    /// Whether what is on its way has no frames.
+    #[must_use]
+    pub fn holds_nothing(&self) -> bool {
+        self.in_flight.iter().all(|segment| segment.held.is_empty())
+    }
+
     /// Whether frames of the volume are on their way.
     #[must_use]
     pub fn holds(&self, volume: VolumeId) -> bool {
@@ -126,7 +147,7 @@ impl LogEnd {
     /// If there is no room (L3): the shard asks first.
     pub fn begin(&mut self, spans: &mut [SpanPlan], held: Vec<Held>) -> Slot {
         assert!(self.has_room(), "L3: too many puts in flight");
-        let slot = self.next;
+        let (slot, writer) = (self.next, self.writer());
         self.next = slot.next();
         self.skip_void();
         let mut lasts = BTreeMap::new();
@@ -140,9 +161,17 @@ impl LogEnd {
             ends.push(end_of(span));
         }
         if is_on(Bug::CheckpointAhead) {
-            self.ledger.take(slot, &self.writer, ends.iter().copied());
+            self.ledger.take(slot, &writer, ends.iter().copied());
         }
-        self.in_flight.push_back(InFlight { slot, is_put: false, lasts, points, ends, held });
+        self.in_flight.push_back(InFlight {
+            slot,
+            writer,
+            is_put: false,
+            lasts,
+            points,
+            ends,
+            held,
+        });
         self.check();
         slot
     }
@@ -179,11 +208,11 @@ impl LogEnd {
         }
         let mut committed = Vec::new();
         while self.in_flight.front().is_some_and(|segment| segment.is_put) {
-            if let Some(InFlight { slot, lasts, points, ends, held, .. }) =
+            if let Some(InFlight { slot, writer, lasts, points, ends, held, .. }) =
                 self.in_flight.pop_front()
             {
                 if !is_on(Bug::CheckpointAhead) && !is_on(Bug::WatermarkPastHole) {
-                    self.ledger.take(slot, &self.writer, ends);
+                    self.ledger.take(slot, &writer, ends);
                 }
                 committed.push(CommittedSegment { slot, lasts, points, held });
             }
@@ -200,6 +229,10 @@ impl LogEnd {
         let first = slots.first().copied().unwrap_or(self.next);
         assert!(last.is_none_or(|last| last.0 - first.0 < PUTS_IN_FLIGHT_MAX as u64), "L3");
         assert!(self.ledger.next() <= first || is_on(Bug::CheckpointAhead), "L4");
+        let stated = self.in_flight.iter().map(|segment| segment.writer.register);
+        let stated = std::iter::once(self.ledger.register()).chain(stated);
+        let is_in_order = stated.chain([self.writer.register]).is_sorted();
+        assert!(is_in_order || is_on(Bug::WatermarkPastHole), "L5");
     }
 }
 
@@ -270,5 +303,24 @@ mod tests {
         assert_eq!(log.writer(), SlotWriter::of_run(3));
         log.checkpointed(Slot(9));
         assert_eq!(log.writer(), SlotWriter { checkpoint: Some(Slot(9)), ..SlotWriter::of_run(3) });
+    }
+
+    #[test]
+    fn segments_say_how_far_the_register_was_applied_when_they_were_begun() {
+        let mut before = Ledger::default();
+        before.take(Slot(6), &SlotWriter { register: 5, ..SlotWriter::of_run(2) }, []);
+        let mut log = LogEnd::new(Slot(7), 3, BTreeSet::new(), before);
+        assert_eq!((log.writer().register, log.stated()), (5, 5), "as the run before");
+        log.begin(&mut [], Vec::new());
+        log.applied(9);
+        assert_eq!((log.writer().register, log.stated()), (9, 5));
+        log.begin(&mut [], Vec::new());
+        log.applied(8);
+        assert_eq!((log.writer().register, log.stated()), (9, 9), "it never falls");
+        // The ledger says what the slots say, not what the next one will.
+        log.put_done(Slot(7));
+        assert_eq!(log.ledger().register(), 5);
+        log.put_done(Slot(8));
+        assert_eq!(log.ledger().register(), 9);
     }
 }

@@ -15,6 +15,7 @@
 //!   - H4: frames are taken only from the session that holds the volume, under its epoch.
 
 mod admit;
+mod answer;
 mod checkpoint;
 mod contest;
 mod due;
@@ -142,6 +143,13 @@ pub enum Input {
         slot: Slot,
         /// Whether it is in the vault.
         is_there: bool,
+    },
+    /// The vault's register is applied: nothing that is looked up from now on is condemned by it.
+    Applied {
+        /// The newest entry that is.
+        number: u64,
+        /// The newest condemnation that waits for the log to say that it applied it; 0 if none does.
+        asked: u64,
     },
     /// Ship what is there without waiting for more: the node is stopping.
     Ship,
@@ -492,6 +500,7 @@ impl Shard {
             Input::GroupDone { group, file } => self.group_done(now, group, file, out),
             Input::PutDone { slot } => self.put_done(slot, out),
             Input::Checkpointed { slot, is_there } => self.checkpointed(slot, is_there),
+            Input::Applied { number, asked } => self.applied(number, asked, out),
             Input::Ship => {
                 self.is_shipping = true;
                 self.deadline = Some(now);
@@ -720,7 +729,10 @@ impl Shard {
             }
         }
         if self.held_bytes == 0 {
-            assert!(self.batch.is_empty() && self.closed.is_empty() && self.log.is_idle(), "H3");
+            assert!(
+                self.batch.is_empty() && self.closed.is_empty() && self.log.holds_nothing(),
+                "H3"
+            );
         }
     }
 }

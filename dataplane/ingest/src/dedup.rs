@@ -2,7 +2,8 @@
 //!
 //! A hint: missing a duplicate costs space. What it says must be right, though: a chunk is found
 //! only where a committed segment, or an earlier slot of the asking shard's own log, holds it, and only where that was
-//! seen to be there since the node started ([`crate::sight`]).
+//! seen to be there since the node started ([`crate::sight`]). Nothing is found before the vault's register was read,
+//! and nothing that it condemns.
 
 use crate::index::{Index, IndexError};
 use crate::sight::{Sighting, Sights};
@@ -11,7 +12,7 @@ use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
 use farshore_proto::segment::{ChunkPlace, Table};
 use farshore_proto::{ChunkId, LogId, Slot, Target};
 use farshore_vault::Location;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Chunks that wait for an index run; more are left out of the runs, not of the index.
 const FRESH_MAX: usize = INDEX_RUN_CHUNKS_MAX;
@@ -102,6 +103,20 @@ struct Pending {
     by_id: HashMap<ChunkId, Location>,
 }
 
+impl Pending {
+    /// The chunks of a slot, which is not pending any more.
+    fn take(&mut self, slot: Slot) -> Option<Vec<(ChunkId, Location)>> {
+        let Self { by_slot, by_id } = self;
+        let chunks = by_slot.remove(&slot)?;
+        for (id, _) in &chunks {
+            if by_id.get(id).is_some_and(|location| location.target.slot == slot) {
+                by_id.remove(id);
+            }
+        }
+        Some(chunks)
+    }
+}
+
 /// What a node knows; its shards share it.
 #[derive(Debug)]
 pub struct Known<I> {
@@ -113,6 +128,8 @@ pub struct Known<I> {
     /// Chunks found at the start, which the index may know once it is loaded.
     found: Vec<(ChunkId, Location)>,
     sights: Sights,
+    /// Up to which entry the register is applied; none before it was read.
+    applied: Option<u64>,
 }
 
 impl<I: ChunkIndex> Known<I> {
@@ -121,7 +138,7 @@ impl<I: ChunkIndex> Known<I> {
     pub fn new(index: I) -> Self {
         let sights = Sights::default();
         let (fresh, found) = (Vec::new(), Vec::new());
-        Self { index, pending: HashMap::new(), fresh, found, sights }
+        Self { index, pending: HashMap::new(), fresh, found, sights, applied: None }
     }
 
     /// Its index, for the next run.
@@ -131,8 +148,11 @@ impl<I: ChunkIndex> Known<I> {
     }
 
     /// Looks chunks up for a segment of `log`. What lies in a segment that was not looked at yet is not found, and the
-    /// segment is to be looked at.
+    /// segment is to be looked at. Nothing is found before the register was applied.
     pub fn lookup(&mut self, log: LogId, ids: &[ChunkId]) -> Vec<Option<Location>> {
+        if self.applied.is_none() {
+            return vec![None; ids.len()];
+        }
         let mut found: Vec<Option<Location>> = match self.pending.get(&log) {
             Some(Pending { by_id, .. }) => ids.iter().map(|id| by_id.get(id).copied()).collect(),
             None => vec![None; ids.len()],
@@ -141,6 +161,33 @@ impl<I: ChunkIndex> Known<I> {
             *slot = slot.or(location.filter(|found| self.sights.is_there(found.target)));
         }
         found
+    }
+
+    /// Applies the register up to an entry: `condemned` is what nobody may refer to, and nothing else is. What is looked up
+    /// from now on is none of it.
+    pub fn apply(&mut self, number: u64, condemned: HashSet<Target>) {
+        if self.applied > Some(number) {
+            return;
+        }
+        self.sights.refuse(condemned);
+        // What is committed may be condemned before we hear that it is. That nobody knows of it any more costs space.
+        let condemned = self.sights.refused().filter_map(|target| {
+            let pending = self.pending.get(&target.log)?;
+            let (_, held) = pending.by_slot.get(&target.slot)?.first()?;
+            (held.target == *target).then_some(*target)
+        });
+        for Target { log, slot, .. } in condemned.collect::<Vec<_>>() {
+            if let Some(pending) = self.pending.get_mut(&log) {
+                pending.take(slot);
+            }
+        }
+        self.applied = Some(number);
+    }
+
+    /// Up to which entry the register is applied; none before it was read.
+    #[must_use]
+    pub fn applied(&self) -> Option<u64> {
+        self.applied
     }
 
     /// A segment was built; its log's later slots may refer to its chunks.
@@ -167,13 +214,8 @@ impl<I: ChunkIndex> Known<I> {
 
     /// A segment is committed; everybody may refer to its chunks.
     pub fn committed(&mut self, log: LogId, slot: Slot) {
-        let Some(Pending { by_slot, by_id }) = self.pending.get_mut(&log) else { return };
-        let Some(chunks) = by_slot.remove(&slot) else { return };
-        for (id, _) in &chunks {
-            if by_id.get(id).is_some_and(|location| location.target.slot == slot) {
-                by_id.remove(id);
-            }
-        }
+        let Some(pending) = self.pending.get_mut(&log) else { return };
+        let Some(chunks) = pending.take(slot) else { return };
         if let Some((_, Location { target, .. })) = chunks.first() {
             self.sights.there(*target);
         }
@@ -254,14 +296,14 @@ impl<I: ChunkIndex> Known<I> {
         self.sights.is_waiting()
     }
 
-    /// Segments to look at, at most so many; what was found is told by [`Known::saw`].
-    pub fn take_unseen(&mut self, max: usize) -> Vec<Target> {
-        self.sights.take(max)
+    /// Segments to look at, at most so many, and which round of looks that is; what was found is told by [`Known::saw`].
+    pub fn take_unseen(&mut self, max: usize) -> (u64, Vec<Target>) {
+        (self.sights.round(), self.sights.take(max))
     }
 
-    /// A look at a segment ended.
-    pub fn saw(&mut self, sighting: Sighting) {
-        self.sights.saw(sighting);
+    /// A look of a round at a segment ended.
+    pub fn saw(&mut self, round: u64, sighting: Sighting) {
+        self.sights.saw(round, sighting);
     }
 
     /// Committed chunks that are in no index run.
@@ -331,24 +373,82 @@ mod tests {
         Location { target, chunk: 0, blocks: 4 }
     }
 
+    /// What is known when the register was read, and condemns nothing.
+    fn applied<I: ChunkIndex>(index: I) -> Known<I> {
+        let mut known = Known::new(index);
+        known.apply(0, HashSet::new());
+        known
+    }
+
+    /// Who has not read the register does not know what is condemned.
+    #[test]
+    fn nothing_is_found_before_the_register_was_read() {
+        let (id, at) = (ChunkId([1; 32]), location(1));
+        let mut known = Known::new(HashMap::from([(id, at)]));
+        known.saw(0, Sighting::There(at.target));
+        let ours = LogId([9; 16]);
+        let pending = Target { log: ours, ..location(9).target };
+        known.built_of(pending, vec![(ChunkId([9; 32]), Location { target: pending, ..at })]);
+        assert_eq!(known.lookup(ours, &[id, ChunkId([9; 32])]), [None, None]);
+        known.apply(3, HashSet::new());
+        assert!(known.lookup(ours, &[id, ChunkId([9; 32])]).iter().all(Option::is_some));
+        assert_eq!(known.applied(), Some(3));
+    }
+
+    #[test]
+    fn what_is_condemned_is_found_by_nobody_whoever_holds_it() {
+        let ours = LogId([9; 16]);
+        let [theirs, own] = [location(1), location(9)];
+        let ids = [ChunkId([1; 32]), ChunkId([9; 32])];
+        let mut known = applied(HashMap::from([(ids[0], theirs)]));
+        known.saw(0, Sighting::There(theirs.target));
+        known.built_of(own.target, vec![(ids[1], own)]);
+        assert_eq!(known.lookup(ours, &ids), [Some(theirs), Some(own)]);
+        known.apply(5, [theirs.target, own.target].into());
+        assert_eq!(known.lookup(ours, &ids), [None, None]);
+        // We hear late that ours is committed: it was condemned since.
+        known.committed(ours, own.target.slot);
+        assert_eq!(known.lookup(ours, &ids), [None, None]);
+        // What was applied is not taken back by an older word.
+        known.apply(4, HashSet::new());
+        assert_eq!((known.lookup(ours, &ids), known.applied()), (vec![None, None], Some(5)));
+        // Spared or swept: that is for a look to say.
+        known.apply(7, HashSet::new());
+        assert_eq!(known.lookup(ours, &ids[..1]), [None]);
+        assert_eq!(known.take_unseen(9), (1, vec![theirs.target]));
+        known.saw(1, Sighting::There(theirs.target));
+        assert_eq!(known.lookup(ours, &ids[..1]), [Some(theirs)]);
+    }
+
+    /// It is held elsewhere too: what is condemned keeps that from nobody.
+    #[test]
+    fn a_chunk_that_is_condemned_is_learnt_where_else_it_is() {
+        let (id, condemned, elsewhere) = (ChunkId([1; 32]), location(1), location(2));
+        let mut known = applied(HashMap::from([(id, condemned)]));
+        known.apply(1, [condemned.target].into());
+        known.learn_run(&[(id, elsewhere)]);
+        known.saw(0, Sighting::There(elsewhere.target));
+        assert_eq!(known.lookup(LogId([9; 16]), &[id]), [Some(elsewhere)]);
+    }
+
     /// S25: what the index knows was true once.
     #[test]
     fn a_segment_is_referred_to_only_once_it_was_seen() {
         let (id, at) = (ChunkId([1; 32]), location(1));
-        let mut known = Known::new(HashMap::from([(id, at)]));
+        let mut known = applied(HashMap::from([(id, at)]));
         let ours = LogId([9; 16]);
         assert_eq!(known.lookup(ours, &[id]), [None]);
-        assert_eq!(known.take_unseen(9), [at.target]);
-        known.saw(Sighting::There(at.target));
+        assert_eq!(known.take_unseen(9), (0, vec![at.target]));
+        known.saw(0, Sighting::There(at.target));
         assert_eq!(known.lookup(ours, &[id]), [Some(at)]);
 
-        let mut known = Known::new(HashMap::from([(id, at)]));
-        known.saw(Sighting::Gone(at.target));
+        let mut known = applied(HashMap::from([(id, at)]));
+        known.saw(0, Sighting::Gone(at.target));
         assert_eq!((known.lookup(ours, &[id]), known.is_unseen()), (vec![None], false));
         // It is held elsewhere: what is gone keeps that from nobody.
         let elsewhere = location(2);
         known.learn_run(&[(id, elsewhere)]);
-        known.saw(Sighting::There(elsewhere.target));
+        known.saw(0, Sighting::There(elsewhere.target));
         assert_eq!(known.lookup(ours, &[id]), [Some(elsewhere)]);
     }
 
@@ -373,7 +473,7 @@ mod tests {
             .insert(&held_chunks(target, &table(&[1, 2])))
             .unwrap();
 
-        let mut known = Known::new(Index::begin(dir.path(), vault, Room::default()).unwrap());
+        let mut known = applied(Index::begin(dir.path(), vault, Room::default()).unwrap());
         known.learn(target, &table(&[1, 2, 3]));
         assert_eq!((known.written(), known.fresh()), (2, 0));
         while known.load_some() {}

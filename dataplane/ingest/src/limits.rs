@@ -1,6 +1,7 @@
 //! Every limit of a shard's way from frames to segments, and how they relate.
 
 use farshore_proto::limits::FRAME_BODY_BYTES_MAX;
+use std::time::Duration;
 
 /// Memory of frames that were let go which a shard keeps for the next ones.
 pub const SPARE_BYTES_MAX: usize = 16 << 20;
@@ -22,6 +23,9 @@ pub const SIGHTS_QUEUED_MAX: usize = 1 << 12;
 
 /// Slots behind a segment that are looked at with it.
 pub const SIGHTS_AHEAD: u64 = 4;
+
+/// Between two looks at the vault's register.
+pub const REGISTER_READ_EVERY: Duration = Duration::from_secs(60);
 
 const _: () = {
     assert!(SIGHTS_QUEUED_MAX <= SIGHTS_MAX / 2);

@@ -5,6 +5,9 @@
 //! referred to only if this run of the node put it, read it, or has looked at its header since it started. One look is
 //! enough, for all chunks of it: what is lost later is found by who reads, not by who writes.
 //!
+//! What the vault's register condemns is refused: whoever has said that he applied a condemnation refers to nothing of it. What was
+//! spared, or swept, is looked at anew.
+//!
 //! Until a segment was looked at its chunks are stored again: that costs space, nothing else. The slots behind it are
 //! looked at with it, as a duplicate stream goes on in them.
 
@@ -14,7 +17,7 @@ use farshore_proto::{LogId, Slot, Target};
 use farshore_vault::log::read_header;
 use farshore_vault::{Vault, VaultError};
 use futures::{StreamExt, stream};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
@@ -39,6 +42,10 @@ pub enum Sighting {
 pub(crate) struct Sights {
     known: HashMap<Target, Sight>,
     queue: VecDeque<Target>,
+    /// What is condemned.
+    refused: HashSet<Target>,
+    /// Counts how often something ceased to be: a look that began before does not say what is there since.
+    round: u64,
 }
 
 impl Sights {
@@ -49,6 +56,9 @@ impl Sights {
 
     /// Whether a segment may be referred to; if that is not known it is to be looked at.
     pub(crate) fn is_there(&mut self, target: Target) -> bool {
+        if self.refused.contains(&target) {
+            return false;
+        }
         match self.known.get(&target) {
             Some(sight) => *sight == Sight::There,
             None => {
@@ -58,14 +68,38 @@ impl Sights {
         }
     }
 
-    /// Whether a look found that it is not there.
+    /// Whether it is not there, or may not be referred to.
     pub(crate) fn is_gone(&self, target: Target) -> bool {
-        self.known.get(&target) == Some(&Sight::Gone)
+        self.known.get(&target) == Some(&Sight::Gone) || self.refused.contains(&target)
+    }
+
+    /// These are condemned now, and no others.
+    pub(crate) fn refuse(&mut self, refused: HashSet<Target>) {
+        let before = std::mem::replace(&mut self.refused, refused);
+        let mut ceased = before.iter().filter(|target| !self.refused.contains(target)).peekable();
+        if ceased.peek().is_some() {
+            self.round += 1;
+            // It may have been deleted; and whoever asked for it has no answer that counts.
+            ceased.for_each(|target| _ = self.known.remove(target));
+            self.known.retain(|_, sight| *sight != Sight::Asked);
+            self.queue.clear();
+        }
+    }
+
+    /// What is condemned.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = &Target> {
+        self.refused.iter()
+    }
+
+    /// How often something ceased to be condemned.
+    pub(crate) fn round(&self) -> u64 {
+        self.round
     }
 
     /// To be looked at, unless that is known or there is no room: whoever needs it asks again.
     pub(crate) fn want(&mut self, target: Target) {
-        if self.queue.len() < SIGHTS_QUEUED_MAX && !self.known.contains_key(&target) {
+        let is_news = !self.known.contains_key(&target) && !self.refused.contains(&target);
+        if self.queue.len() < SIGHTS_QUEUED_MAX && is_news {
             self.set(target, Sight::Asked);
             self.queue.push_back(target);
         }
@@ -90,8 +124,11 @@ impl Sights {
         taken
     }
 
-    /// What a look found.
-    pub(crate) fn saw(&mut self, sighting: Sighting) {
+    /// What a look found that began in a round.
+    pub(crate) fn saw(&mut self, round: u64, sighting: Sighting) {
+        if round != self.round {
+            return;
+        }
         match sighting {
             Sighting::There(target) => self.set(target, Sight::There),
             Sighting::Gone(target) => self.set(target, Sight::Gone),
@@ -160,15 +197,44 @@ mod tests {
         assert!(sights.is_there(target(2)));
         assert_eq!(sights.take(8), [target(1)]);
         assert!(!sights.is_waiting() && !sights.is_there(target(1)), "it was asked for");
-        sights.saw(Sighting::Unsaid(target(1)));
+        sights.saw(0, Sighting::Unsaid(target(1)));
         assert!(!sights.is_there(target(1)) && sights.is_waiting(), "and again, if nobody said");
-        sights.saw(Sighting::There(target(1)));
+        sights.saw(0, Sighting::There(target(1)));
         assert!(sights.is_there(target(1)));
         sights.want(target(5));
-        sights.saw(Sighting::There(target(5)));
+        sights.saw(0, Sighting::There(target(5)));
         assert_eq!(sights.take(8), [], "it was seen with another");
-        sights.saw(Sighting::Gone(target(3)));
+        sights.saw(0, Sighting::Gone(target(3)));
         assert!(sights.is_gone(target(3)) && !sights.is_there(target(3)));
+    }
+
+    #[test]
+    fn what_is_condemned_is_refused_and_then_looked_at_anew() {
+        let mut sights = Sights::default();
+        sights.there(target(1));
+        sights.there(target(2));
+        assert!(!sights.is_there(target(3)));
+        assert_eq!(sights.take(8), [target(3)]);
+        sights.refuse([target(1), target(3), target(4)].into());
+        assert!(!sights.is_there(target(1)) && sights.is_gone(target(1)));
+        assert!(sights.is_there(target(2)));
+        // It is not looked at, and a look that was under way does not let it in.
+        assert!(!sights.is_there(target(4)) && !sights.is_waiting());
+        sights.saw(0, Sighting::There(target(3)));
+        assert!(!sights.is_there(target(3)));
+        // One was spared, the others are deleted.
+        sights.refuse([target(4)].into());
+        for slot in [1, 3] {
+            assert!(!sights.is_there(target(slot)), "{slot}: nobody looked since");
+        }
+        assert!(sights.is_there(target(2)), "it was not condemned");
+        // A look that began while it was condemned says nothing of what came since.
+        sights.saw(0, Sighting::There(target(1)));
+        assert!(!sights.is_there(target(1)));
+        assert_eq!(sights.take(8), [target(1), target(3)]);
+        sights.saw(1, Sighting::There(target(1)));
+        sights.saw(1, Sighting::Gone(target(3)));
+        assert!(sights.is_there(target(1)) && !sights.is_there(target(3)));
     }
 
     #[test]

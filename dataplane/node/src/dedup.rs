@@ -11,6 +11,7 @@ use farshore_proto::segment::Table;
 use farshore_proto::{ChunkId, LogId, Slot, Target};
 use farshore_vault::{Location, Vault};
 use futures::StreamExt;
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +41,8 @@ struct Shared {
     moved: Arc<Moved>,
     /// The greatest number of a run that was seen in the vault, and one; 0 before anybody looked.
     next_run: AtomicU64,
+    /// Up to which entry the vault's register is applied.
+    applied: AtomicU64,
 }
 
 /// Who waits for a change is told here.
@@ -75,6 +78,7 @@ impl Dedup {
             works,
             moved,
             next_run: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
         })))
     }
 
@@ -110,6 +114,33 @@ impl Dedup {
     /// Looks chunks up for a segment of `log`; answers none if nothing can be said.
     pub(crate) async fn lookup(&self, log: LogId, ids: Vec<ChunkId>) -> Vec<Option<Location>> {
         self.ask(move |known| known.lookup(log, &ids)).await.unwrap_or_default()
+    }
+
+    /// Applies the vault's register up to an entry: what is looked up from now on is none of what is condemned. False if the
+    /// thread is far behind.
+    pub(crate) async fn apply(&self, number: u64, condemned: HashSet<Target>) -> bool {
+        let applied = self.ask(move |known| known.apply(number, condemned)).await.is_some();
+        if applied {
+            self.0.applied.fetch_max(number, Ordering::Release);
+        }
+        applied
+    }
+
+    /// Up to which entry it is applied; 0 before it was read.
+    pub(crate) fn applied(&self) -> u64 {
+        self.0.applied.load(Ordering::Acquire)
+    }
+
+    /// The register is read, and condemns nothing.
+    #[cfg(test)]
+    pub(crate) fn condemns_nothing(&self) {
+        self.tell(|known| known.apply(0, HashSet::new()));
+    }
+
+    /// Chunks of a committed segment.
+    #[cfg(test)]
+    pub(crate) fn learn_at(&self, target: Target, chunks: Vec<(ChunkId, Location)>) {
+        self.tell(move |known| known.learn_of(target, &chunks));
     }
 
     /// A segment was built; its log's later slots may refer to its chunks.
@@ -156,24 +187,26 @@ impl Dedup {
     /// the node runs.
     pub(crate) async fn look_at_segments(self, vault: Vault) {
         loop {
-            let targets = self.take_unseen().await;
+            let (round, targets) = self.take_unseen().await;
             if targets.is_empty() {
                 self.0.moved.unseen.notified().await;
                 continue;
             }
-            self.look_at(&vault, targets).await;
+            self.look_at(&vault, round, targets).await;
         }
     }
 
-    async fn take_unseen(&self) -> Vec<Target> {
+    async fn take_unseen(&self) -> (u64, Vec<Target>) {
         self.ask(|known| known.take_unseen(LOOKS_AT_ONCE)).await.unwrap_or_default()
     }
 
-    async fn look_at(&self, vault: &Vault, targets: Vec<Target>) {
+    async fn look_at(&self, vault: &Vault, round: u64, targets: Vec<Target>) {
         let looks = targets.into_iter().map(|target| look(vault, target));
         let mut looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
         while let Some(found) = looks.next().await {
-            self.tell(move |known| found.into_iter().for_each(|sighting| known.saw(sighting)));
+            self.tell(move |known| {
+                found.into_iter().for_each(|sighting| known.saw(round, sighting));
+            });
         }
     }
 
@@ -181,11 +214,11 @@ impl Dedup {
     #[cfg(test)]
     pub(crate) async fn look_at_all(&self, vault: &Vault) {
         loop {
-            let targets = self.take_unseen().await;
+            let (round, targets) = self.take_unseen().await;
             if targets.is_empty() {
                 return;
             }
-            self.look_at(vault, targets).await;
+            self.look_at(vault, round, targets).await;
         }
     }
 

@@ -22,6 +22,7 @@ mod machines;
 mod metrics;
 mod points;
 mod recover;
+mod register;
 #[expect(unsafe_code, reason = "glommio takes a socket over by its descriptor only")]
 mod rt;
 mod serve;

@@ -12,6 +12,7 @@ use crate::fatal::{Cause, Fatal};
 use crate::learning;
 use crate::metrics::Metrics;
 use crate::recover::{Place, recover};
+use crate::register::Register;
 use crate::rt::{Mailbox, Post, Prepared, Ring, RtKind, Threads, mailbox, prepare};
 use crate::services::{self, Services};
 use crate::shard::{self, JournalDir, Message, Recovery, ShardParts, patience};
@@ -193,8 +194,8 @@ impl Node {
         aside.spawn(learning::run(reading.clone(), dedup.clone(), index));
         let shards = state.logs.len();
         let logs = Logs::new(state, &args.data);
-        let recoveries = recover_all(args, vault, (&logs, shards, incarnation), &dedup).await?;
-        tracing::info!(shards = recoveries.len(), "recovered");
+        let register = Register::new(reading.clone(), aside.clone(), dedup.clone());
+        let recoveries = recover_all(args, vault, (&logs, shards, incarnation), &register).await?;
 
         let assignments = Arc::new(Assignments::new(recoveries.len()));
         let metrics = Arc::new(Metrics::default());
@@ -210,6 +211,7 @@ impl Node {
         tokio::spawn(services::run(vault.clone(), queue, reached, claimant));
         aside.spawn(derived::write_runs(reading.clone(), dedup.clone()));
         aside.spawn(dedup.clone().look_at_segments(reading.clone()));
+        aside.spawn(register.clone().follow(logs.clone(), posts.clone()));
 
         let mut threads = Vec::new();
         let shards = recoveries.into_iter().zip(boxes).zip(executors);
@@ -227,6 +229,7 @@ impl Node {
                 tls: Arc::clone(&tls),
                 identity: Arc::clone(identity),
                 dedup: dedup.clone(),
+                register: register.clone(),
                 metrics: Arc::clone(&metrics),
                 fatal: fatal.clone(),
                 descriptors,
@@ -299,16 +302,20 @@ async fn recover_all(
     args: &ServeArgs,
     vault: &Vault,
     (logs, shards, incarnation): (&Logs, usize, u64),
-    dedup: &Dedup,
+    register: &Register,
 ) -> anyhow::Result<Vec<Recovery>> {
     // All at the same time: most of it is waiting for the store.
     let recoveries = (0..shards).map(|shard| async move {
         let journal = journal_path(args, shard);
         make_dir(&journal)?;
-        let place = Place { vault, logs, shard, journal: &journal };
-        recover(&place, incarnation, dedup).await
+        let place = Place { vault, logs, register, shard, journal: &journal };
+        recover(&place, incarnation).await
     });
-    futures::future::try_join_all(recoveries).await
+    let recoveries = futures::future::try_join_all(recoveries).await?;
+    let stated = recoveries.iter().map(|recovery| recovery.opening.ledger.register());
+    register.begin(stated.max().unwrap_or(0)).await?;
+    tracing::info!(shards, "recovered");
+    Ok(recoveries)
 }
 
 fn journal_path(args: &ServeArgs, id: usize) -> PathBuf {

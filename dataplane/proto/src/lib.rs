@@ -26,6 +26,7 @@ pub mod machine;
 pub mod map;
 pub mod mark;
 pub mod object;
+pub mod register;
 pub mod sections;
 pub mod segment;
 pub mod targets;

@@ -86,7 +86,7 @@ pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Most sections in a body.
 pub const SECTIONS_MAX: usize = 64;
 
-/// Most segments that a table, a part of a map or an index run refers to. A segment refers to fewer
+/// Most segments that a table, a part of a map or an index run refers to, or an entry of the register names. A segment refers to fewer
 /// ([`SEGMENT_TARGETS_MAX`]): a chunk that would need one more is stored again.
 pub const TARGETS_MAX: usize = 1 << 17;
 
@@ -140,6 +140,12 @@ pub const CHECKPOINT_VOLUMES_MAX: usize = 1 << 17;
 
 /// Most recovery points that a base of a volume keeps.
 pub const BASE_POINTS_MAX: usize = 1 << 16;
+/// Highest number of an entry of a vault's register: its name has ten digits.
+pub const REGISTER_MAX: u64 = 9_999_999_999;
+/// Most logs that an entry of the register lists: those of a vault that are not sealed.
+pub const REGISTER_LOGS_MAX: usize = 1 << 14;
+/// Most condemnations that are not swept.
+pub const REGISTER_OPEN_MAX: usize = 64;
 
 /// Most chunks in an index run.
 pub const INDEX_RUN_CHUNKS_MAX: usize = TARGETS_MAX;
@@ -204,6 +210,11 @@ const _: () = {
     assert!(1024 + CHECKPOINT_VOLUMES_MAX * 88 <= OBJECT_BODY_BYTES_MAX);
     assert!(SHARD_VOLUMES_MAX <= CHECKPOINT_VOLUMES_MAX);
     assert!(1024 + BASE_POINTS_MAX * 112 <= OBJECT_BODY_BYTES_MAX);
+    // The largest entry of the register fits a body.
+    assert!(
+        1024 + REGISTER_LOGS_MAX * 32 + REGISTER_OPEN_MAX * 24 + TARGETS_MAX * 32
+            <= OBJECT_BODY_BYTES_MAX
+    );
     assert!(SEGMENT_TARGETS_MAX <= TARGETS_MAX && PAGE_RUNS_MAX <= TARGETS_MAX);
     assert!(OBJECT_HEADER_BYTES_MAX < BLOCK_BYTES && OBJECT_HEADER_BYTES_MAX <= u16::MAX as usize);
     // The cache holds the batches in flight, the one being filled and the window of a source.

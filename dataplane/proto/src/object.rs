@@ -35,6 +35,8 @@ pub enum ObjectKind {
     Checkpoint,
     /// A horizon of a log.
     Horizon,
+    /// An entry of the register.
+    Register,
     /// A revision of a machine.
     Machine,
     /// A revision of a group.
@@ -45,7 +47,7 @@ pub enum ObjectKind {
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Slot,
         Self::Epoch,
         Self::Map,
@@ -53,6 +55,7 @@ impl ObjectKind {
         Self::IndexRun,
         Self::Checkpoint,
         Self::Horizon,
+        Self::Register,
         Self::Machine,
         Self::Group,
         Self::Base,
@@ -69,6 +72,7 @@ impl ObjectKind {
             Self::IndexRun => *b"FSIR",
             Self::Checkpoint => *b"FSCP",
             Self::Horizon => *b"FSHZ",
+            Self::Register => *b"FSRG",
             Self::Machine => *b"FSMC",
             Self::Group => *b"FSGP",
             Self::Base => *b"FSBS",
@@ -86,6 +90,7 @@ impl ObjectKind {
             Self::IndexRun => "index run",
             Self::Checkpoint => "checkpoint",
             Self::Horizon => "horizon",
+            Self::Register => "register entry",
             Self::Machine => "machine",
             Self::Group => "group",
             Self::Base => "base",
@@ -103,6 +108,7 @@ impl ObjectKind {
             | Self::IndexRun
             | Self::Checkpoint
             | Self::Horizon
+            | Self::Register
             | Self::Machine
             | Self::Group
             | Self::Base => 4,
@@ -125,6 +131,7 @@ impl ObjectKind {
             | Self::IndexRun
             | Self::Checkpoint
             | Self::Horizon
+            | Self::Register
             | Self::Base => OBJECT_BODY_BYTES_MAX,
             Self::Epoch | Self::Machine | Self::Group => SMALL_BODY_BYTES_MAX,
         }
@@ -168,7 +175,7 @@ pub struct ObjectPlace {
     pub kind: ObjectKind,
     /// The vault it belongs to.
     pub vault: VaultId,
-    /// The log, volume, run, machine or group that it is of.
+    /// The log, volume, run, machine or group that it is of; the vault, if of none.
     pub subject: [u8; 16],
     /// Its number there; 0 if there is only one.
     pub number: u64,

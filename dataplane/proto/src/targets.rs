@@ -6,7 +6,7 @@ use crate::error::DecodeError;
 use crate::ids::{Attempt, ChunkId, LogId, Slot};
 use crate::limits::{CHUNK_BLOCKS_MAX, INDEX_RUN_CHUNKS_MAX, TARGETS_MAX};
 use crate::sections::{SectionKind, SectionWriter, Sections};
-use crate::wire::Put;
+use crate::wire::{Put, Reader};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One attempt at a slot of a log: whoever refers to a segment names it so. Another attempt at the same slot
@@ -24,6 +24,21 @@ pub struct Target {
 /// The section of targets, in a body of any kind.
 pub(crate) const TARGETS: SectionKind =
     SectionKind { number: 2, stride: 32, max: TARGETS_MAX, what: "targets" };
+
+/// Lays a target out.
+pub(crate) fn put_target(out: &mut Vec<u8>, target: &Target) {
+    let Target { log, slot, attempt } = target;
+    out.put_bytes(&log.0);
+    out.put_u64(slot.0);
+    out.put_bytes(&attempt.0);
+}
+
+/// Reads a target.
+pub(crate) fn take_target(record: &mut Reader<'_>) -> Result<Target, DecodeError> {
+    let log = LogId(record.array()?);
+    let slot = record.slot("target slot")?;
+    Ok(Target { log, slot, attempt: Attempt(record.array()?) })
+}
 
 /// Targets as they are written: numbered in the order in which they come up.
 #[derive(Debug, Default)]
@@ -52,11 +67,7 @@ impl Numbered {
 
     pub(crate) fn put(&self, out: &mut SectionWriter) {
         out.put(&TARGETS, self.list.len(), |out| {
-            for Target { log, slot, attempt } in &self.list {
-                out.put_bytes(&log.0);
-                out.put_u64(slot.0);
-                out.put_bytes(&attempt.0);
-            }
+            self.list.iter().for_each(|target| put_target(out, target));
         });
     }
 }
@@ -76,11 +87,10 @@ impl Listed {
         let mut list = Vec::with_capacity(records.len());
         let mut known = BTreeSet::new();
         for mut record in records {
-            let log = LogId(record.array()?);
-            let slot = record.slot("target slot")?;
-            let target = Target { log, slot, attempt: Attempt(record.array()?) };
+            let target = take_target(&mut record)?;
             if !known.insert(target) {
-                return Err(DecodeError::Range { what: "targets listed twice", value: slot.0 });
+                let value = target.slot.0;
+                return Err(DecodeError::Range { what: "targets listed twice", value });
             }
             list.push(target);
         }

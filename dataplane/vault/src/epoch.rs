@@ -190,7 +190,7 @@ async fn missing_or_lost(
         return Ok(Some(body));
     }
     let (url, object) = (vault.url().to_owned(), ObjectName::epoch(volume, ordinal));
-    Err(VaultError::LostEpoch { url, object, later: ObjectName::epoch(volume, later) })
+    Err(VaultError::LostNumber { url, object, later: ObjectName::epoch(volume, later) })
 }
 
 async fn read_epoch(

@@ -4,6 +4,7 @@ use crate::layout::ObjectName;
 use crate::store::StoreError;
 use crate::view::PointSelector;
 use farshore_codec::{CodecError, KekError};
+use farshore_engine::register::Refused;
 use farshore_proto::epoch::EpochBase;
 use farshore_proto::keys::{Fingerprint, Wrapper};
 use farshore_proto::{ErrorKind, LogId, PointId, Seq, Slot, VaultId, VolumeId};
@@ -244,9 +245,9 @@ pub enum VaultError {
         /// The missing slot that the log of the epoch before ends at, if it does.
         end: Option<ObjectName>,
     },
-    /// An epoch or a base is missing although a later one exists.
+    /// An epoch, a base or an entry of the register is missing although a later one exists.
     #[error("{url}: object {object} is missing although {later} exists")]
-    LostEpoch {
+    LostNumber {
         /// The store.
         url: String,
         /// The missing object.
@@ -286,6 +287,30 @@ pub enum VaultError {
         object: ObjectName,
         /// Why not.
         why: &'static str,
+    },
+    /// Entries of the register that do not go together.
+    #[error("{url}: object {object} contradicts the rest of the register: {what}")]
+    Register {
+        /// The store.
+        url: String,
+        /// The entry.
+        object: ObjectName,
+        /// What does not go together.
+        what: &'static str,
+    },
+    /// A statement that makes no entry of the register.
+    #[error("{url}: {cause}")]
+    Refused {
+        /// The store.
+        url: String,
+        /// Why not.
+        cause: Refused,
+    },
+    /// Others made the next entry of the register again and again.
+    #[error("{url}: others make entries of the register all the time: try again")]
+    Crowded {
+        /// The store.
+        url: String,
     },
     /// What an epoch goes on from is not there.
     #[error("{url}: object {object} goes on from place {} of volume {}, which is not there, or is no point", base.at, base.volume)]
@@ -506,6 +531,8 @@ impl VaultError {
             | Self::Passed { .. }
             | Self::BaseRefused { .. }
             | Self::TwoWriters { .. } => ErrorKind::Conflict,
+            Self::Crowded { .. } => ErrorKind::Conflict,
+            Self::Refused { cause, .. } => cause.kind(),
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
             | Self::Lost { .. }
@@ -521,7 +548,8 @@ impl VaultError {
             | Self::Base { .. }
             | Self::BaseMap { .. }
             | Self::EpochOrder { .. }
-            | Self::LostEpoch { .. }
+            | Self::Register { .. }
+            | Self::LostNumber { .. }
             | Self::BeyondVolume { .. }
             | Self::CheckpointOfOthers { .. }
             | Self::LostEnd { .. }

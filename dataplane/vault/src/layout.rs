@@ -7,6 +7,7 @@
 //! volumes/<volume>/bases/<number, 10 digits>   the stream up to here is a map
 //! machines/<machine>/<revision, 10 digits>     what a machine is made of
 //! groups/<group>/<revision, 10 digits>         which volumes are marked together
+//! gc/<number, 10 digits>                       the register
 //! logs/<log>/<slot, 16 hex digits>             segment, fill or seal
 //! logs/<log>/checkpoints/<slot, 16 hex digits> derived
 //! logs/<log>/horizon/<number, 10 digits>       what may be gone
@@ -29,6 +30,8 @@ use std::fmt;
 const CHECKPOINTS: &str = "checkpoints";
 /// The folder of a log's horizons.
 const HORIZON: &str = "horizon";
+/// The folder of the register.
+const REGISTER: &str = "gc";
 /// The folder of the index runs.
 const INDEX: &str = "index";
 
@@ -71,6 +74,12 @@ impl ObjectName {
     #[must_use]
     pub fn group(group: GroupId, revision: u64) -> Self {
         Self(Path::from(format!("groups/{group}/{revision:010}")))
+    }
+
+    /// An entry of the register; the first is 1.
+    #[must_use]
+    pub fn register(number: u64) -> Self {
+        Self(Path::from(format!("{REGISTER}/{number:010}")))
     }
 
     /// A slot of a log.
@@ -161,6 +170,8 @@ pub enum Folder {
     Groups,
     /// The revisions of a group.
     Group(GroupId),
+    /// The entries of the register.
+    Register,
     /// One child per log.
     Logs,
     /// The slots of a log, and what else there is of it.
@@ -187,6 +198,7 @@ impl Folder {
             Self::Machine(machine) => Path::from(format!("machines/{machine}")),
             Self::Groups => Path::from("groups"),
             Self::Group(group) => Path::from(format!("groups/{group}")),
+            Self::Register => Path::from(REGISTER),
             Self::Logs => Path::from("logs"),
             Self::Log(log) => Path::from(format!("logs/{log}")),
             Self::Checkpoints(log) => Path::from(format!("logs/{log}/checkpoints")),
@@ -234,7 +246,8 @@ fn slot_number(digits: &str) -> Option<Slot> {
     u64::from_str_radix(digits, 16).ok().map(Slot)
 }
 
-/// Number of the epoch or base, or of the revision of a machine or group, that an object name ends with, if it is one.
+/// Number of the epoch or base, of the revision of a machine or group, or of the entry of the register that an object name
+/// ends with, if it is one.
 #[must_use]
 pub fn ordinal_of(name: &str) -> Option<u64> {
     let digits = name.rsplit('/').next().filter(|digits| digits.len() == 10)?;
@@ -306,6 +319,7 @@ mod tests {
             text(ObjectName::group(GroupId([0x44; 16]), 1)),
             "groups/44444444-4444-4444-4444-444444444444/0000000001"
         );
+        assert_eq!(text(ObjectName::register(42)), "gc/0000000042");
         assert_eq!(
             text(ObjectName::slot(log, Slot(0x1f))),
             "logs/abababab-abab-abab-abab-abababababab/000000000000001f"

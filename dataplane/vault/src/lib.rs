@@ -4,6 +4,7 @@
 //!   [`wrappers`] says and changes which keys do.
 //! - [`horizon`] says which slots may be gone.
 //! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
+//! - [`register`] is the one order of all that bears on deletion.
 //! - [`machine`] says what a machine is made of, and which of its points have all of its disks.
 //! - [`view`] reads a volume at a recovery point; [`catalog`], [`verify`] and [`stats`] say what
 //!   there is and whether it is whole.
@@ -38,6 +39,7 @@ pub mod log;
 pub mod machine;
 pub mod map;
 mod patience;
+pub mod register;
 pub mod runs;
 pub mod stats;
 pub mod store;
@@ -76,6 +78,7 @@ mod tests {
             spawnable(|| stats::stats(vault));
             spawnable(|| log::seal(vault, farshore_proto::LogId([0; 16]), farshore_proto::Slot(0)));
             spawnable(|| map::write(vault, volume));
+            spawnable(|| register::bear(vault, 0, farshore_proto::LogId([0; 16])));
             spawnable(|| async { runs::list(vault, None).await });
         }
         let _: fn(&'static Vault) = check;

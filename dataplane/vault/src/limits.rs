@@ -42,6 +42,14 @@ pub const VOID_REACH_SLOTS: u64 = 16;
 pub const EPOCHS_MAX: u64 = 1 << 20;
 /// Epochs of a volume that are asked for at the same time.
 pub const EPOCHS_AT_ONCE: u64 = 6;
+/// Entries of the register that a search for the newest asks for at the same time.
+pub const REGISTER_PROBES: u64 = 8;
+/// Numbers behind the newest entry of the register that are looked at, to tell the end from a loss.
+pub const REGISTER_BEHIND: u64 = 3;
+/// Entries of the register that are read at the same time; one names some MiB of targets at most.
+pub const REGISTER_AT_ONCE: usize = 4;
+/// Times that who makes an entry of the register decides anew because others made it first.
+pub const REGISTER_TRIES_MAX: u64 = 1 << 10;
 /// Points that go on from one another, by the bases of epochs, that a reader follows.
 pub const BASES_MAX: usize = 64;
 /// Ordinals behind the last epoch that are looked at, to tell the end from a loss.

@@ -13,6 +13,7 @@ mod keys;
 mod machines;
 mod maps;
 mod references;
+mod register;
 mod streams;
 
 use crate::base::{Ground, read_ground, read_whole};
@@ -35,6 +36,7 @@ use farshore_proto::machine::MachineBody;
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{LogId, Slot, VolumeId};
 use futures::TryStreamExt;
+use register::Applied;
 use std::sync::Arc;
 use streams::{Strange, Streams};
 
@@ -78,6 +80,8 @@ pub struct Report {
     pub checkpoints: u64,
     /// Horizons of logs that open.
     pub horizons: u64,
+    /// Entries of the register that open.
+    pub register_entries: u64,
     /// Machines whose newest revision opens.
     pub machines: u64,
     /// Groups whose newest revision opens.
@@ -122,7 +126,7 @@ impl Report {
                 let what = format!("has {bytes} bytes, at most {max} are legal");
                 self.add(ObjectName::given(&object), 0, what);
             }
-            VaultError::LostEpoch { object, later, .. } => {
+            VaultError::LostNumber { object, later, .. } => {
                 self.add(object, 0, format!("is missing although {later} exists"));
             }
             VaultError::Version { object, cause, .. } => self.add(object, 0, cause.to_string()),
@@ -169,6 +173,7 @@ pub async fn verify(
         reader: ChunkReader::new(vault, ObjectName::vault()),
         report: Report::default(),
         streams: Streams::default(),
+        applied: Applied::default(),
     };
     keys::check(vault, &mut run.report).await?;
     run.read_volumes().await?;
@@ -182,6 +187,8 @@ pub async fn verify(
     }
     run.check_strange().await?;
     run.check_derived().await?;
+    run.report.register_entries =
+        register::check(vault, std::mem::take(&mut run.applied), &mut run.report).await?;
     run.report.machines = machines::check::<MachineBody>(vault, &mut run.report).await?;
     run.report.groups = machines::check::<GroupBody>(vault, &mut run.report).await?;
     let Run { mut report, streams, .. } = run;
@@ -195,6 +202,7 @@ struct Run<'a> {
     reader: ChunkReader,
     report: Report,
     streams: Streams,
+    applied: Applied,
 }
 
 impl Run<'_> {
@@ -260,6 +268,7 @@ impl Run<'_> {
                 }
             };
             checkpoints.take(slot, &segment, &mut self.report).await?;
+            self.applied.take(segment.header().writer.register, &ObjectName::slot(log, slot));
             for span in std::mem::take(&mut segment.table.spans) {
                 self.streams.take(log, slot, &span, &mut self.report);
             }

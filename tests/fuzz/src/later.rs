@@ -16,6 +16,7 @@ pub(crate) const PAGE: Strides = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 pub(crate) const INDEX_RUN: Strides = &[(2, 32), (3, 44)];
 pub(crate) const CHECKPOINT: Strides = &[(1, 32), (2, 88)];
 pub(crate) const HORIZON: Strides = &[(1, 32), (2, 88), (3, 48)];
+pub(crate) const REGISTER: Strides = &[(1, 64), (2, 32), (3, 24), (4, 32)];
 pub(crate) const MACHINE: Strides = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
 pub(crate) const GROUP: Strides = &[(1, 32), (2, 1), (3, 56)];
 pub(crate) const BASE: Strides = &[(1, 128), (2, 112)];

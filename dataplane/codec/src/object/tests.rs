@@ -6,6 +6,7 @@ use crate::group::{open_group, seal_group};
 use crate::index_run::{open_index_run, seal_index_run};
 use crate::machine::{open_machine, seal_machine};
 use farshore_proto::base::{BaseBody, KeptPoint};
+use crate::register::{digest, open_register, seal_register};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::group::{GroupBody, GroupKind, Member, MemberState};
@@ -15,6 +16,7 @@ use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::map::{MapFields, PartFields};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::ObjectKind;
+use farshore_proto::register::{RegisterBody, State, Statement};
 use farshore_proto::segment::{SlotWriter, put_own};
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{
@@ -59,6 +61,7 @@ fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
         | ObjectKind::IndexRun
         | ObjectKind::Checkpoint
         | ObjectKind::Horizon
+        | ObjectKind::Register
         | ObjectKind::Machine
         | ObjectKind::Group
         | ObjectKind::Base => no_fields(out),
@@ -154,7 +157,7 @@ fn an_object_of_one_kind_is_none_of_another() {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{kind:?} as {other:?}: {error}");
         }
     }
-    // Epochs, index runs, checkpoints, machines, groups and bases as each other; segments and maps too, and both as parts of
+    // Epochs, index runs, checkpoints, entries of the register, machines, groups and bases as each other; segments and maps too, and both as parts of
     // maps.
     assert_eq!(mismatches, 34);
 }
@@ -186,6 +189,7 @@ fn every_bit_of_a_header_is_refused_before_the_body_is_opened() {
             | ObjectKind::IndexRun
             | ObjectKind::Checkpoint
             | ObjectKind::Horizon
+            | ObjectKind::Register
             | ObjectKind::Machine
             | ObjectKind::Group
             | ObjectKind::Base => 152,
@@ -489,6 +493,25 @@ fn bases_open_to_what_was_sealed() {
     let first = seal_base(VAULT, VOLUME, 1, &key(), KEY, &body).unwrap();
     let error = open_base(&first, VAULT, VOLUME, 1, &ring()).unwrap_err();
     assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
+}
+
+#[test]
+fn entries_of_the_register_open_to_what_was_sealed() {
+    let log = LogId([3; 16]);
+    let state = State { logs: [(log, 2)].into(), ..State::default() };
+    let body = RegisterBody { before: [7; 32], statement: Statement::Birth(log), state };
+    let object = seal_register(VAULT, 2, &key(), KEY, &body).unwrap();
+    assert_eq!(open_register(&object, VAULT, 2, &ring()).unwrap(), body);
+    for (vault, number) in [(VAULT, 3), (VaultId([9; 16]), 2)] {
+        let error = open_register(&object, vault, number, &ring()).unwrap_err();
+        assert!(matches!(error, CodecError::Misplaced { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("register entry {number} in vault {vault}")));
+    }
+    // Sealed as it should be, it is refused all the same if it is what another number says.
+    let late = seal_register(VAULT, 3, &key(), KEY, &body).unwrap();
+    let error = open_register(&late, VAULT, 3, &ring()).unwrap_err();
+    assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
+    assert_ne!(digest(&object), digest(&late));
 }
 
 #[test]

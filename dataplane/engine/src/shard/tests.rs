@@ -4,6 +4,7 @@ use crate::ledger::Ledger;
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{BlockRange, MarkKind, PointId};
 
+mod answer;
 mod checkpoint;
 mod contest;
 mod hostile;

@@ -154,7 +154,9 @@ fn a_volume_whose_stream_is_damaged_is_told_at_once() {
 
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {
     let index = Index::open(&dir.join("index"), vault.id()).unwrap();
-    Dedup::new(vault.vault_keys(), index, 1).unwrap()
+    let dedup = Dedup::new(vault.vault_keys(), index, 1).unwrap();
+    dedup.condemns_nothing();
+    dedup
 }
 
 fn at(slot: Slot) -> Target {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::dedup::Dedup;
 use crate::learning::{Learnt, learn};
 use crate::state::State;
 use bytes::Bytes;
@@ -27,7 +28,9 @@ async fn vault(dir: &Path) -> Vault {
 fn dedup(dir: &Path, vault: &Vault) -> Dedup {
     let index = Index::open(&dir.join("index"), vault.id()).unwrap();
     assert!(index.is_empty());
-    Dedup::new(vault.vault_keys(), index, 1).unwrap()
+    let dedup = Dedup::new(vault.vault_keys(), index, 1).unwrap();
+    dedup.condemns_nothing();
+    dedup
 }
 
 /// A committed segment of some chunks.
@@ -53,8 +56,10 @@ async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
 async fn recovered(vault: &Vault, dir: &Path, incarnation: u64, dedup: &Dedup) -> Recovery {
     let state = State { vault: vault.id().into(), incarnation, logs: vec![OURS.into()] };
     let logs = Logs::new(state, dir);
-    let place = Place { vault, logs: &logs, shard: 0, journal: &dir.join("journal") };
-    recover(&place, incarnation, dedup).await.unwrap()
+    let threads = tokio::runtime::Handle::current();
+    let register = &Register::new(vault.clone(), threads, dedup.clone());
+    let place = Place { vault, logs: &logs, register, shard: 0, journal: &dir.join("journal") };
+    recover(&place, incarnation).await.unwrap()
 }
 
 fn is_in(log: LogId, found: &[Option<Location>]) -> bool {

@@ -10,6 +10,7 @@ use crate::dedup::Dedup;
 use crate::descriptors::Descriptors;
 use crate::fatal::Fatal;
 use crate::metrics::Metrics;
+use crate::register::Register;
 use crate::rt::{Post, Rt, Signal, Turnstile};
 use crate::services::{Request, Services};
 use crate::state::Logs;
@@ -46,6 +47,7 @@ pub(crate) struct ShardParts {
     pub(crate) identity: Arc<Identity>,
     pub(crate) tls: Arc<crate::acceptor::TlsSettings>,
     pub(crate) dedup: Dedup,
+    pub(crate) register: Register,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fatal: Fatal,
     pub(crate) descriptors: Descriptors,

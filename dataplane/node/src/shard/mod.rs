@@ -66,6 +66,8 @@ pub(crate) enum Message {
     Claimed { log: LogId, volume: VolumeId, outcome: Result<(Seq, Stamp), (RefusalReason, String)> },
     /// A put of a checkpoint of a log ended.
     Checkpointed { log: LogId, slot: Slot, is_there: bool },
+    /// The vault's register is applied, which asks a log to say so up to an entry.
+    Applied { log: LogId, number: u64, asked: u64 },
     /// The control plane took a volume away.
     Revoked { volume: VolumeId },
     /// Is a volume that is not in the table of assignments let go? Answered with the shard's log if nothing
@@ -103,6 +105,7 @@ pub(crate) async fn run<R: Rt>(
     loop {
         parts.open(&opening);
         let core = Rc::new(Core::<R>::new(parts.clone(), &opening));
+        core.input(Input::Applied { number: parts.register.applied(), asked: 0 });
         replay::apply(&core, opening, std::mem::take(&mut replayed));
         if run_log(&core, &mut tenure, &inbox, drain).await == End::Finished {
             return;
@@ -156,6 +159,12 @@ async fn run_log<R: Rt>(
             }
             Message::Checkpointed { log, slot, is_there } => {
                 hold(core, tenure, tenure::Input::CheckpointEnded { log, slot, is_there })
+            }
+            Message::Applied { log, number, asked } => {
+                // One that was left is asked nothing any more.
+                let asked = if log == core.parts.log { asked } else { 0 };
+                core.input(Input::Applied { number, asked });
+                Step::GoOn
             }
             Message::Revoked { volume } => {
                 core.input(Input::Revoked { volume });

@@ -1,15 +1,19 @@
 //! A new log for a shard whose log was sealed.
 //!
-//! Which log it is must be durable before anything is written to it. On a full disk that cannot be: then this
+//! Which log it is must be durable before anything is written to it, and it must be in the vault's register. On a full disk that cannot be: then this
 //! shard waits, and the others, whose journals have their room, go on.
 
 use super::{Message, ShardParts};
 use crate::rt::{Mail, Mailbox, Rt, within};
 use crate::troubles::Work;
 use farshore_engine::tenure::{self, Opening, Tenure};
+use farshore_proto::LogId;
+use futures::future::{Either, select};
 use std::io;
 use std::time::Duration;
 
+/// Between two tries to enter a log into the vault's register.
+const BIRTH_RETRY: Duration = Duration::from_secs(2);
 /// Between two looks whether there is room.
 const ROOM_RETRY: Duration = Duration::from_secs(1);
 
@@ -34,8 +38,11 @@ pub(super) async fn renew<R: Rt>(
         match todo.pop() {
             Some(tenure::Output::Renew { sealed }) => {
                 let attempt = || parts.new_log(sealed);
-                let made = when_there_is_room::<R, _>(inbox, tell, refused, attempt).await?;
+                let made = when_there_is_room::<R, _>(inbox, &tell, &refused, attempt).await?;
                 let Some((log, files)) = made else { return Ok(None) };
+                if !born::<R>(parts, inbox, &tell, &refused, log).await {
+                    return Ok(None);
+                }
                 tenure.step(tenure::Input::Renewed { log, files }, &mut todo);
             }
             Some(tenure::Output::Open(opening)) => return Ok(Some(opening)),
@@ -68,18 +75,48 @@ async fn when_there_is_room<R: Rt, T>(
         tell(Some(format!(
             "the node's disk is full, a new log cannot begin: {error}: make room there"
         )));
-        let told_to_stop = async {
-            loop {
-                match inbox.next().await {
-                    Mail::Message(Message::Accepted { .. } | Message::Greeted(_)) => refused(),
-                    // Of the log that was sealed, or of volumes that the next one asks for again.
-                    Mail::Message(_) => {}
-                    Mail::Finish | Mail::End => return,
-                }
-            }
-        };
-        if within::<R, _>(ROOM_RETRY, told_to_stop).await.is_some() {
+        if within::<R, _>(ROOM_RETRY, told_to_stop(inbox, &refused)).await.is_some() {
             return Ok(None);
+        }
+    }
+}
+
+/// Has a log entered into the vault's register, however long the store is away; false if the node stops before. Who comes
+/// meanwhile is sent away.
+async fn born<R: Rt>(
+    parts: &ShardParts,
+    inbox: &Mailbox<Message>,
+    tell: impl Fn(Option<String>),
+    refused: impl Fn(),
+    log: LogId,
+) -> bool {
+    loop {
+        let birth = std::pin::pin!(parts.register.bear(log));
+        let stop = std::pin::pin!(told_to_stop(inbox, &refused));
+        let error = match select(birth, stop).await {
+            Either::Left((Ok(()), _)) => {
+                tell(None);
+                return true;
+            }
+            Either::Left((Err(error), _)) => format!("{error:#}"),
+            Either::Right(((), _)) => return false,
+        };
+        tracing::warn!(shard = parts.id, %log, error, "a new log cannot begin yet");
+        tell(Some(format!("a new log cannot begin: {error}")));
+        if within::<R, _>(BIRTH_RETRY, told_to_stop(inbox, &refused)).await.is_some() {
+            return false;
+        }
+    }
+}
+
+/// Ends when the node stops; who comes before is sent away.
+async fn told_to_stop(inbox: &Mailbox<Message>, refused: &impl Fn()) {
+    loop {
+        match inbox.next().await {
+            Mail::Message(Message::Accepted { .. } | Message::Greeted(_)) => refused(),
+            // Of the log that was sealed, or of volumes that the next one asks for again.
+            Mail::Message(_) => {}
+            Mail::Finish | Mail::End => return,
         }
     }
 }

@@ -10,6 +10,7 @@ use farshore_proto::horizon::HorizonBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::machine::MachineBody;
 use farshore_proto::map::{Directory, Manifest, Page};
+use farshore_proto::register::RegisterBody;
 use farshore_proto::segment::Table;
 
 /// Bit of a section that a reader must understand.
@@ -112,6 +113,7 @@ const PAGE: &[(u16, u32)] = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 const RUN: &[(u16, u32)] = &[(2, 32), (3, 44)];
 const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
 const HORIZON: &[(u16, u32)] = &[(1, 32), (2, 88), (3, 48)];
+const REGISTER: &[(u16, u32)] = &[(1, 64), (2, 32), (3, 24), (4, 32)];
 const MACHINE: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
 const GROUP: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 56)];
 const BASE: &[(u16, u32)] = &[(1, 128), (2, 112)];
@@ -127,6 +129,7 @@ pub(crate) fn bodies() -> Vec<Body> {
     let checkpoint: Again =
         |bytes| Ok(CheckpointBody::decode(bytes, samples::CHECKPOINT_SLOT)?.encode());
     let horizon: Again = |bytes| Ok(HorizonBody::decode(bytes, samples::HORIZON)?.encode());
+    let register: Again = |bytes| Ok(RegisterBody::decode(bytes, samples::ENTRY)?.encode());
     let machine: Again = |bytes| Ok(MachineBody::decode(bytes)?.encode());
     let group: Again = |bytes| Ok(GroupBody::decode(bytes)?.encode());
     let base: Again = |bytes| Ok(BaseBody::decode(bytes, samples::BASE_NUMBER)?.encode());
@@ -145,6 +148,7 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("index run body", samples::index_run().encode(), run, RUN),
         body("checkpoint body", samples::checkpoint().encode(), checkpoint, CHECKPOINT),
         body("horizon body", samples::horizon().encode(), horizon, HORIZON),
+        body("register body", samples::register().encode(), register, REGISTER),
         body("machine body", samples::machine_body().encode(), machine, MACHINE),
         body("group body", samples::group_body().encode(), group, GROUP),
         body("base body", samples::base().encode(), base, BASE),

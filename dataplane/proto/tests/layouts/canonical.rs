@@ -9,6 +9,7 @@ use crate::bodies::{Body, bodies, is_of_later, join, split};
 use crate::checkpoints::TAIL;
 use crate::machines::{DISK, MEMBER};
 use crate::maps::{LAYER, MAP_MARK};
+use crate::registers::TARGETS as REGISTER_TARGETS;
 use crate::samples;
 use crate::tables::{CHUNK, SPAN, TARGET};
 use farshore_proto::frame::{Control, FrameHeader, FrameKind};
@@ -80,6 +81,9 @@ pub(crate) fn heads() -> Vec<(ObjectKind, Vec<u8>, Again)> {
         }),
         head(ObjectKind::Horizon, samples::horizon_object(), |bytes| {
             head_again(ObjectKind::Horizon, bytes)
+        }),
+        head(ObjectKind::Register, samples::register_object(), |bytes| {
+            head_again(ObjectKind::Register, bytes)
         }),
         head(ObjectKind::Machine, samples::machine_object(), |bytes| {
             head_again(ObjectKind::Machine, bytes)
@@ -399,6 +403,7 @@ fn no_layout_holds_a_slot_without_others_behind_it() {
         ("map page", 16 + 16, false),
         ("index run body", 16 + 16, false),
         ("base body", bases::HEAD + 112, false),
+        ("register body", REGISTER_TARGETS + 32 + 16, false),
     ] {
         assert_eq!(decodes_with(name, &[at], u64::MAX), has_none, "{name} at {at}");
         for slot in [u64::MAX - 1, SLOT_MAX.0 + 1] {

@@ -14,6 +14,7 @@ use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries};
 use farshore_proto::keys::KeyObject;
 use farshore_proto::map::{Directory, Manifest, MapHeader, Page, PartHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
+use farshore_proto::register::RegisterBody;
 use farshore_proto::segment::{SegmentHeader, SlotKind, Table};
 use farshore_proto::vault::VaultObject;
 use farshore_proto::{DecodeError, ErrorKind};
@@ -112,11 +113,17 @@ fn checked_objects() -> Vec<Checked> {
             samples::checkpoint_object(),
             |bytes| ObjectHeader::decode(ObjectKind::Checkpoint, bytes).map(drop),
         ),
+        without_fields(
+            "register entry",
+            ObjectKind::Register,
+            samples::register_object(),
+            |bytes| ObjectHeader::decode(ObjectKind::Register, bytes).map(drop),
+        ),
     ]
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 10] = [
+const OBJECTS: [&str; 11] = [
     "segment",
     "epoch",
     "map",
@@ -124,6 +131,7 @@ const OBJECTS: [&str; 10] = [
     "index run",
     "checkpoint",
     "horizon",
+    "register entry",
     "machine",
     "group",
     "base",
@@ -289,6 +297,7 @@ fn fields_out_of_range_are_refused() {
         ("index run", 72, 1),
         ("checkpoint", 72, 1),
         ("horizon", 72, 1),
+        ("register entry", 72, 1),
         ("machine", 72, 1),
         ("group", 72, 1),
         ("base", 72, 1),
@@ -478,6 +487,7 @@ proptest! {
         let _ = CheckpointBody::decode(&bytes, samples::CHECKPOINT_SLOT);
         let _ = HorizonBody::decode(&bytes, samples::HORIZON);
         let _ = BaseBody::decode(&bytes, samples::BASE_NUMBER);
+        let _ = RegisterBody::decode(&bytes, samples::ENTRY);
     }
 
     #[test]

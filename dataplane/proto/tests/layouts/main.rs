@@ -15,6 +15,7 @@ mod later;
 mod machines;
 mod maps;
 mod newer;
+mod registers;
 mod roundtrip;
 mod samples;
 mod tables;

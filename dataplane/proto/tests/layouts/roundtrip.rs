@@ -417,10 +417,10 @@ proptest! {
     #[test]
     fn headers_without_fields(
         epoch in object(ObjectKind::Epoch), run in object(ObjectKind::IndexRun),
-        checkpoint in object(ObjectKind::Checkpoint), horizon in object(ObjectKind::Horizon), machine in object(ObjectKind::Machine),
+        checkpoint in object(ObjectKind::Checkpoint), horizon in object(ObjectKind::Horizon), entry in object(ObjectKind::Register), machine in object(ObjectKind::Machine),
         group in object(ObjectKind::Group), base in object(ObjectKind::Base),
     ) {
-        for header in [epoch, run, checkpoint, horizon, machine, group, base] {
+        for header in [epoch, run, checkpoint, horizon, entry, machine, group, base] {
             let bytes = header.encode(|own| own.extend([0; 4]));
             let (read, own) = ObjectHeader::decode(header.place.kind, &bytes).unwrap();
             prop_assert_eq!((read, own.left()), (header, 4));

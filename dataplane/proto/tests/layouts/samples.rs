@@ -18,6 +18,7 @@ use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::machine::{self, Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::{ObjectHeader, ObjectPlace};
+use farshore_proto::register::{self, RegisterBody, State, Statement};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
     SlotKind, SlotWriter, Span, Table,
@@ -44,6 +45,8 @@ pub(crate) const CHECKPOINT_SLOT: Slot = Slot(0x0100);
 pub(crate) const BASE_NUMBER: u64 = 2;
 /// Number of the horizon.
 pub(crate) const HORIZON: u64 = 4;
+/// Which entry of the register.
+pub(crate) const ENTRY: u64 = 10;
 pub(crate) const POINT: PointId = PointId(id(0xe0));
 
 /// Bytes that count up from `first`, so that a misplaced field shows.
@@ -122,6 +125,8 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("base-body", base().encode()),
         ("horizon-object", horizon_object()),
         ("horizon-body", horizon().encode()),
+        ("register-object", register_object()),
+        ("register-body", register().encode()),
         ("machine-object", machine_object()),
         ("machine-body", machine_body().encode()),
         ("group-object", group_object()),
@@ -271,7 +276,7 @@ pub(crate) fn stamped_table() -> Table {
 pub(crate) const OTHER: Target =
     Target { log: OTHER_LOG, slot: Slot(9), attempt: Attempt(id(0x70)) };
 /// The segment of the sample.
-const OWN: Target = Target { log: LOG, slot: Slot(0x0102), attempt: Attempt(id(0x10)) };
+pub(crate) const OWN: Target = Target { log: LOG, slot: Slot(0x0102), attempt: Attempt(id(0x10)) };
 
 pub(crate) fn table() -> Table {
     let here = ChunkPlace::Here { frame: 0, offset: 0 };
@@ -583,5 +588,22 @@ pub(crate) fn group_body() -> GroupBody {
         kind: GroupKind::Machines,
         name: "shop".to_owned(),
         members: vec![member, left, other],
+    }
+}
+
+pub(crate) fn register_object() -> Vec<u8> {
+    let place = register::place(VAULT, ENTRY);
+    whole(place, |own| own.extend([0; 4]), &register().encode())
+}
+
+/// A verdict, while another condemnation has none.
+pub(crate) fn register() -> RegisterBody {
+    RegisterBody {
+        before: id(0x20),
+        statement: Statement::Verdict { of: 7, targets: [OWN, OTHER].into() },
+        state: State {
+            logs: [(LOG, 1), (OTHER_LOG, 4)].into(),
+            open: [(5, None), (7, Some(ENTRY))].into(),
+        },
     }
 }

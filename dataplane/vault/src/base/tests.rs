@@ -11,7 +11,7 @@ use crate::testing::{BLOCKS, ModelLog, ModelPoint, World, image_bytes};
 use crate::view::{PointSelector, VolumeView, flatten};
 use farshore_proto::limits::VOLUME_BLOCKS_MAX;
 use farshore_proto::segment::ChunkPlace;
-use farshore_proto::{BlockRange, ErrorKind, MapAttempt, Seq};
+use farshore_proto::{BlockRange, ErrorKind, LogId, MapAttempt, Seq, Slot};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestRunner;

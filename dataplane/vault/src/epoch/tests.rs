@@ -225,5 +225,5 @@ async fn an_epoch_that_could_not_be_asked_for_makes_none_a_lost_one() {
     let later = world.file(&ObjectName::epoch(volume, 3));
     std::fs::copy(world.file(&ObjectName::epoch(volume, 1)), later).unwrap();
     let error = read_epochs(&world.vault, volume).await.unwrap_err();
-    assert!(matches!(error, VaultError::LostEpoch { .. }), "{error}");
+    assert!(matches!(error, VaultError::LostNumber { .. }), "{error}");
 }

@@ -9,6 +9,7 @@ mod memory_files;
 mod nbd;
 mod nbd_model;
 mod objects;
+mod register;
 mod sealed;
 mod sealed_maps;
 mod segment;
@@ -57,6 +58,8 @@ pub const TARGETS: &[Target] = &[
     target!("checkpoint_body", derived, checkpoint_body, checkpoint_body_samples, LITTLE),
     target!("horizon_object", derived, horizon_object, horizon_object_samples, LITTLE),
     target!("horizon_body", derived, horizon_body, horizon_body_samples, LITTLE),
+    target!("register_object", register, object, object_samples, LITTLE),
+    target!("register_body", register, body, body_samples, 4 * MIB),
     target!("machine_object", machines, machine_object, machine_object_samples, LITTLE),
     target!("machine_body", machines, machine_body, machine_body_samples, LITTLE),
     target!("group_object", machines, group_object, group_object_samples, LITTLE),
@@ -75,6 +78,7 @@ pub const TARGETS: &[Target] = &[
     target!("sealed_index_run", sealed, index_run, index_run_samples, 40 * MIB),
     target!("sealed_checkpoint", sealed, checkpoint, checkpoint_samples, 40 * MIB),
     target!("sealed_horizon", sealed, horizon, horizon_samples, 40 * MIB),
+    target!("sealed_register", register, sealed, sealed_samples, 40 * MIB),
     target!("sealed_machine", machines, sealed_machine, sealed_machine_samples, LITTLE),
     target!("sealed_group", machines, sealed_group, sealed_group_samples, LITTLE),
     target!("sealed_base", sealed, base, base_samples, 40 * MIB),

@@ -6,9 +6,11 @@
 //! - [`start`] counts the start, reads the journal and recovers each shard's log.
 //! - [`shard`] carries out what one shard's engine says.
 //! - [`session`] takes frames from connections and gives the engine what they hold.
+//! - [`register`] reads the vault's register and has logs born.
 //! - [`journal`] is the disk under [`farshore_ingest::journal`].
 
 mod journal;
+mod register;
 mod session;
 mod shard;
 mod start;
@@ -31,7 +33,9 @@ use farshore_ingest::sight::{Sighting, look};
 use farshore_proto::{ChunkId, LogId, Seq, Slot, Stamp, VolumeId};
 use farshore_vault::Location;
 use farshore_vault::map;
+use farshore_vault::register::Reader;
 use journal::SimJournal;
+use register::Born;
 use session::Sessions;
 use shard::Shard;
 use start::Starting;
@@ -56,6 +60,10 @@ pub enum Event {
     Net(Arrival),
     /// A log was read at the start.
     LogRead(start::LogRead),
+    /// A new log was born, or not.
+    Born(Born),
+    /// The vault's register was read; nothing: it is to be.
+    Register(Option<Box<Reader>>),
     /// A claim ended.
     Claimed {
         /// Its number.
@@ -76,6 +84,8 @@ pub enum Event {
     },
     /// Segments that the index knows were looked at.
     Seen {
+        /// Which round of looks it was.
+        round: u64,
         /// What was found.
         sightings: Vec<Sighting>,
     },
@@ -180,6 +190,9 @@ struct Running {
     /// Since which look which generations of an agent's certificates are over: for the oracle.
     over: BTreeMap<usize, (u64, u64)>,
     doom: Option<Doom>,
+    register: Box<Reader>,
+    /// The highest number of the register that its logs state.
+    least: u64,
 }
 
 /// The tools of every build.
@@ -376,6 +389,10 @@ impl Node {
 
     /// Something happens to it.
     pub fn handle(&mut self, world: &mut World, event: Event) {
+        let event = match event {
+            Event::Born(born) if self.is_starting() => return self.log_born(world, born),
+            event => event,
+        };
         if let Event::LogRead(read) = event {
             return self.log_read(world, read);
         }
@@ -426,6 +443,9 @@ impl Turn<'_> {
             Event::Assignments(told) => self.assigned(told)?,
             Event::Net(arrival) => self.arrived(arrival)?,
             Event::LogRead(_) => {}
+            Event::Born(born) => self.born(born)?,
+            Event::Register(Some(reader)) => self.register_read(reader)?,
+            Event::Register(None) => self.read_register(),
             Event::Claimed { number, end } => {
                 self.step_claims(claims::Input::Ended { number, end })?;
             }
@@ -443,8 +463,8 @@ impl Turn<'_> {
                 self.world.oracle.counts.checkpoints += u64::from(is_there);
                 self.hold(shard, tenure::Input::CheckpointEnded { log, slot, is_there })?;
             }
-            Event::Seen { sightings } => {
-                sightings.into_iter().for_each(|sighting| self.running.known.saw(sighting));
+            Event::Seen { round, sightings } => {
+                sightings.into_iter().for_each(|sighting| self.running.known.saw(round, sighting));
             }
             Event::Tick { shard } => self.tick(shard)?,
             Event::Sweep => self.sweep()?,
@@ -499,7 +519,7 @@ impl Turn<'_> {
 
     /// Looks at the segments that the index knows and nobody saw since the start.
     fn look_at_segments(&mut self) {
-        let targets = self.running.known.take_unseen(16);
+        let (round, targets) = self.running.known.take_unseen(16);
         if targets.is_empty() {
             return;
         }
@@ -509,7 +529,7 @@ impl Turn<'_> {
             for target in targets {
                 sightings.extend(look(&vault, target).await);
             }
-            world::Event::Node(node, Event::Seen { sightings })
+            world::Event::Node(node, Event::Seen { round, sightings })
         });
     }
 

@@ -1,6 +1,7 @@
 //! A start: what [`farshore_engine::tenure`] asks for, one shard after the other.
 
 use super::journal::{self, SimJournal};
+use super::register::bear;
 use super::session::Sessions;
 use super::shard::Shard;
 use super::{
@@ -26,10 +27,11 @@ use farshore_ingest::journal::{
 use farshore_ingest::recover::recover;
 use farshore_proto::frame::imprint;
 use farshore_proto::segment::Table;
-use farshore_proto::{LogId, Seq, Target, VolumeId};
+use farshore_proto::{LogId, Seq, Slot, Target, VolumeId};
 use farshore_vault::Vault;
 use farshore_vault::catalog::end_of_volume;
 use farshore_vault::epoch::read_epochs;
+use farshore_vault::log::find_end;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;
@@ -118,7 +120,14 @@ impl Node {
         }
     }
 
-    fn give_up(&mut self, world: &mut World, why: &str) {
+    /// The log that the shard whose turn it is goes on with was born.
+    pub(super) fn renewed(&mut self, world: &mut World, shard: usize) {
+        let files = journal_files(&self.files, shard).into_keys().collect();
+        let log = self.kept.logs[shard];
+        self.prepare(world, Input::Renewed { log, files });
+    }
+
+    pub(super) fn give_up(&mut self, world: &mut World, why: &str) {
         self.end();
         self.state = State::Exiting;
         world.exit(self.process(), &format!("cannot start: {why}"));
@@ -151,8 +160,7 @@ impl Node {
                 }
                 Some(Output::Renew { .. }) => {
                     self.kept.logs[shard] = draw_log(world);
-                    let files = journal_files(&self.files, shard).into_keys().collect();
-                    input = Some(Input::Renewed { log: self.kept.logs[shard], files });
+                    self.bear(world, shard, self.kept.logs[shard]);
                     Ok(())
                 }
                 Some(Output::Open(opening)) => {
@@ -237,6 +245,8 @@ impl Node {
             looks: 0,
             over: BTreeMap::new(),
             doom: None,
+            register: Box::default(),
+            least: openings.iter().map(|(it, _)| it.ledger.register()).max().unwrap_or(0),
         });
         let (number, files, logs) = (self.number, &self.files, &mut self.kept.logs);
         let mut turn = Turn { number, files, logs, running: &mut running, world };
@@ -244,6 +254,7 @@ impl Node {
             .into_iter()
             .enumerate()
             .try_for_each(|(shard, (opening, replayed))| turn.begin(shard, opening, replayed));
+        turn.read_register();
         self.state = State::Running(running);
         if let Err(why) = told {
             return self.give_up(world, &why);
@@ -295,6 +306,9 @@ impl Turn<'_> {
             let entry = Entry { volume, epoch, seq, stamp, imprint, change, handle, bytes };
             frames.push(JournaledEntry { entry, file });
         }
+        // What the chunks are looked up by from the first segment on.
+        let number = self.running.known.applied().unwrap_or(0);
+        self.input(shard, farshore_engine::shard::Input::Applied { number, asked: 0 })?;
         opening.inputs(frames).try_for_each(|input| self.input(shard, input))?;
         for (volume, stream) in self.running.shards[shard].streams() {
             let _fits = write!(
@@ -315,27 +329,30 @@ impl Turn<'_> {
     pub(super) fn renew(&mut self, shard: usize) -> Result<(), String> {
         let mut todo = Vec::new();
         self.running.shards[shard].tenure.step(Input::AtRest, &mut todo);
-        loop {
-            match todo.pop() {
-                Some(Output::Renew { sealed }) => {
-                    let log = draw_log(self.world);
-                    self.logs[shard] = log;
-                    self.world.oracle.contests_forgotten(self.number);
-                    self.running.known.forget(sealed);
-                    let files = journal_files(self.files, shard).into_keys().collect();
-                    let renewed = Input::Renewed { log, files };
-                    self.running.shards[shard].tenure.step(renewed, &mut todo);
-                }
-                Some(Output::Open(opening)) => {
-                    let journal = journal_writer(self.files, self.world, shard, &opening);
-                    let it = &mut self.running.shards[shard];
-                    let tenure = std::mem::take(&mut it.tenure);
-                    *it = Shard::new(tenure, it.settings(), &opening, journal);
-                    return self.begin(shard, opening, Vec::new());
-                }
-                other => panic!("a sealed log is left by a new one, not by {other:?}"),
-            }
-        }
+        let Some(Output::Renew { sealed }) = todo.pop() else {
+            panic!("a sealed log is left by a new one");
+        };
+        let log = draw_log(self.world);
+        self.logs[shard] = log;
+        self.world.oracle.contests_forgotten(self.number);
+        self.running.known.forget(sealed);
+        self.bear(shard, log);
+        Ok(())
+    }
+
+    /// The new log of a shard was born.
+    pub(super) fn renewed(&mut self, shard: usize, log: LogId) -> Result<(), String> {
+        let mut todo = Vec::new();
+        let files = journal_files(self.files, shard).into_keys().collect();
+        self.running.shards[shard].tenure.step(Input::Renewed { log, files }, &mut todo);
+        let Some(Output::Open(opening)) = todo.pop() else {
+            panic!("a new log is opened");
+        };
+        let journal = journal_writer(self.files, self.world, shard, &opening);
+        let it = &mut self.running.shards[shard];
+        let tenure = std::mem::take(&mut it.tenure);
+        *it = Shard::new(tenure, it.settings(), &opening, journal);
+        self.begin(shard, opening, Vec::new())
     }
 
     /// What was acked journaled is there, of every volume whose newest epoch is in the log.
@@ -372,6 +389,11 @@ async fn read_log(
     journaled: &BTreeSet<VolumeId>,
 ) -> LogRead {
     let mut tables = Vec::new();
+    // Before anything is put; one that is sealed is written no more.
+    let end = find_end(vault, log, Slot(0)).await.map_err(|error| error.to_string())?;
+    if !end.is_sealed {
+        bear(vault, log).await?;
+    }
     let learn = |target: Target, table: &Table| tables.push((target, table.clone()));
     let found = recover(vault, log, incarnation, journaled, learn).await;
     let found = found.map_err(|error| error.to_string())?;

@@ -1,0 +1,48 @@
+//! Sealing and opening entries of a vault's register. Layout: `farshore_proto::register`.
+
+use crate::error::CodecError;
+use crate::keys::{DataKey, KeyRing};
+use crate::object::{no_fields, open, seal};
+use farshore_proto::register::{RegisterBody, place};
+use farshore_proto::{KeyNumber, VaultId};
+
+/// Level of zstd: what is written seldom is written small.
+const LEVEL: i32 = 3;
+
+/// Builds entry `number` of the register.
+///
+/// # Errors
+/// `Unavailable` if the operating system gives no random bytes; `Internal` if sealing fails.
+///
+/// # Panics
+/// If there is more of something than its limit: a bug in the caller.
+pub fn seal_register(
+    vault: VaultId,
+    number: u64,
+    key: &DataKey,
+    key_number: KeyNumber,
+    body: &RegisterBody,
+) -> Result<Vec<u8>, CodecError> {
+    seal(place(vault, number), key, key_number, no_fields, &body.encode(), LEVEL)
+}
+
+/// Opens the object found as entry `number` of the register.
+///
+/// # Errors
+/// `Invalid` if a newer version wrote it; `Corrupt` if it is damaged, is that of another place, or was sealed under
+/// another key; `NotFound` if `keys` lacks its data key; `Limit` if it is too large.
+pub fn open_register(
+    object: &[u8],
+    vault: VaultId,
+    number: u64,
+    keys: &KeyRing,
+) -> Result<RegisterBody, CodecError> {
+    let (_, body) = open(&place(vault, number), object, keys)?;
+    Ok(RegisterBody::decode(&body, number)?)
+}
+
+/// What the entry behind this one says of it: the digest of the object as it is stored.
+#[must_use]
+pub fn digest(object: &[u8]) -> [u8; 32] {
+    *blake3::hash(object).as_bytes()
+}

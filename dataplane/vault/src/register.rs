@@ -1,0 +1,318 @@
+//! The register: one order of all that bears on deletion. Layout and rules: `docs/formats/register.md`.
+//!
+//! Each entry has the state that all up to it come to, so the newest is enough, and those that it names.
+
+mod search;
+
+use crate::error::VaultError;
+use crate::layout::ObjectName;
+use crate::limits::{REGISTER_AT_ONCE, REGISTER_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
+use crate::store::{Put, StoreError};
+use crate::vault::Vault;
+use bytes::Bytes;
+use farshore_codec::register::{digest, open_register, seal_register};
+use farshore_engine::register::{Refused, after};
+use farshore_proto::object::ObjectKind;
+use farshore_proto::register::{RegisterBody, State, Statement};
+use farshore_proto::{LogId, Target};
+use futures::{StreamExt, TryStreamExt, stream};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// An entry of the register, and what all up to it come to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Entry {
+    /// Its number; 0 in front of the first.
+    pub number: u64,
+    /// What it results in.
+    pub state: State,
+    /// What it adds; none in front of the first.
+    pub statement: Option<Statement>,
+    /// What the next one says of it.
+    pub(crate) digest: [u8; 32],
+    /// What it says of the one before.
+    pub(crate) before: [u8; 32],
+}
+
+impl Entry {
+    fn new(number: u64, digest: [u8; 32], body: RegisterBody) -> Self {
+        let RegisterBody { before, statement, state } = body;
+        Self { number, state, statement: Some(statement), digest, before }
+    }
+}
+
+/// The newest entry. `known` is one that is known to be there; 0 if none is.
+///
+/// # Errors
+/// `Corrupt` if an entry is lost, which is named, or the newest does not open; `Invalid` if a newer version made it;
+/// `Unavailable`.
+pub async fn newest(vault: &Vault, known: u64) -> Result<Entry, VaultError> {
+    let last = search::last_number(vault, known).await?;
+    if last == 0 {
+        return Ok(Entry::default());
+    }
+    let entry = match read(vault, last).await {
+        Err(error) if error.is_not_found() => {
+            let (url, object) = (vault.url().to_owned(), ObjectName::register(last));
+            return Err(VaultError::LostEnd { url, object });
+        }
+        entry => entry?,
+    };
+    // What is built on it, and what says that it was applied, must not outlive it.
+    vault.store().settle(&ObjectName::register(last)).await?;
+    Ok(entry)
+}
+
+/// Reads an entry.
+///
+/// # Errors
+/// `NotFound` if there is none; `Corrupt` if it does not open; `Invalid` if a newer version made it; `Unavailable`.
+pub async fn read(vault: &Vault, number: u64) -> Result<Entry, VaultError> {
+    let name = ObjectName::register(number);
+    let object = vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await?;
+    open(vault, number, object).await
+}
+
+async fn open(vault: &Vault, number: u64, object: Bytes) -> Result<Entry, VaultError> {
+    let name = ObjectName::register(number);
+    let open = move |vault: &Vault| {
+        let body = open_register(&object, vault.id(), number, vault.ring())?;
+        Ok(Entry::new(number, digest(&object), body))
+    };
+    vault.open_aside(name, ObjectKind::Register, open).await
+}
+
+/// Makes an entry with this statement, behind all that there are. `known` is one that is known to be there; 0 if none is.
+///
+/// # Errors
+/// `Refused` if the statement makes no entry; `Conflict` if others were faster all the time; else as [`newest`]. After
+/// `Unavailable` the entry may be there.
+///
+/// # Cancel safety
+/// Dropped, it leaves open whether the entry is there.
+pub async fn append(vault: &Vault, known: u64, statement: Statement) -> Result<Entry, VaultError> {
+    let mut last = newest(vault, known).await?;
+    for _ in 0..REGISTER_TRIES_MAX {
+        let body = next(vault, &last, &statement).await?;
+        match put(vault, last.number + 1, body).await? {
+            Made::Ours(entry) => return Ok(entry),
+            Made::Others(entry) => last = entry,
+        }
+    }
+    Err(VaultError::Crowded { url: vault.url().to_owned() })
+}
+
+/// Makes sure that a log is in the register; gives the newest entry that was seen, and the number of the log's birth.
+///
+/// # Errors
+/// As [`append`]; a log that is there already is no error.
+pub async fn bear(vault: &Vault, known: u64, log: LogId) -> Result<(Entry, u64), VaultError> {
+    // What is there already costs no entry: most starts are of logs that were born.
+    let last = newest(vault, known).await?;
+    if let Some(born) = last.state.logs.get(&log).copied() {
+        return Ok((last, born));
+    }
+    match append(vault, last.number, Statement::Birth(log)).await {
+        Ok(entry) => {
+            let born = entry.number;
+            Ok((entry, born))
+        }
+        Err(VaultError::Refused { cause: Refused::Born { born, .. }, .. }) => {
+            Ok((newest(vault, born).await?, born))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What the entry behind `last` is with this statement.
+async fn next(
+    vault: &Vault,
+    last: &Entry,
+    statement: &Statement,
+) -> Result<RegisterBody, VaultError> {
+    let condemned = condemned_by(vault, last, statement).await?;
+    let state = after(&last.state, last.number + 1, statement, &condemned)
+        .map_err(|cause| VaultError::Refused { url: vault.url().to_owned(), cause })?;
+    Ok(RegisterBody { before: last.digest, statement: statement.clone(), state })
+}
+
+/// What the condemnation names that a verdict speaks of, if it is open behind `last`.
+async fn condemned_by(
+    vault: &Vault,
+    last: &Entry,
+    statement: &Statement,
+) -> Result<Arc<BTreeSet<Target>>, VaultError> {
+    match statement {
+        Statement::Verdict { of, .. } if last.state.open.contains_key(of) => {
+            named(vault, *of, *of).await
+        }
+        _ => Ok(Arc::default()),
+    }
+}
+
+/// Who made the entry that was to be put.
+enum Made {
+    Ours(Entry),
+    Others(Entry),
+}
+
+async fn put(vault: &Vault, number: u64, body: RegisterBody) -> Result<Made, VaultError> {
+    let name = ObjectName::register(number);
+    let ours = Arc::new(body);
+    let body = Arc::clone(&ours);
+    let sealing = vault.seal_aside(&name, move |vault, key_number, key| {
+        seal_register(vault.id(), number, key, key_number, &body)
+    });
+    let object = sealing.await?;
+    let unsaid = match vault.store().create(&name, object.clone()).await {
+        Ok(Put::Created) => {
+            let body = Arc::unwrap_or_clone(ours);
+            return Ok(Made::Ours(Entry::new(number, digest(&object), body)));
+        }
+        Ok(Put::Exists) => None,
+        // The answer may have been lost: then it is there.
+        Err(error) => Some(error),
+    };
+    let found = match vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await {
+        Ok(found) => found,
+        Err(error) => return Err(unsaid.unwrap_or(error).into()),
+    };
+    // Its salt was drawn: no other has the same bytes.
+    let is_ours = found == object;
+    vault.store().settle(&name).await?;
+    let entry = open(vault, number, found).await?;
+    Ok(if is_ours { Made::Ours(entry) } else { Made::Others(entry) })
+}
+
+/// What nobody may refer to, as a state says: of each open condemnation the targets of its verdict, without one its own.
+///
+/// # Errors
+/// `Corrupt` if an entry that the state names is missing, does not open or is none of that kind; `Unavailable`.
+pub async fn condemned(vault: &Vault, state: &State) -> Result<BTreeSet<Target>, VaultError> {
+    let mut reader = Reader::default();
+    let named = reader.named(vault, state).await?;
+    Ok(named.values().flat_map(|targets| targets.iter().copied()).collect())
+}
+
+/// The targets of entry `number`: of condemnation `of`, or of a verdict on it.
+async fn named(vault: &Vault, number: u64, of: u64) -> Result<Arc<BTreeSet<Target>>, VaultError> {
+    let wrong = |what| {
+        let (url, object) = (vault.url().to_owned(), ObjectName::register(number));
+        VaultError::Register { url, object, what }
+    };
+    let entry = match read(vault, number).await {
+        Err(error) if error.is_not_found() => {
+            return Err(wrong("it is missing, and what it condemned is open"));
+        }
+        entry => entry?,
+    };
+    match entry.statement {
+        Some(Statement::Condemnation(targets)) if number == of => Ok(Arc::new(targets)),
+        Some(Statement::Verdict { of: judged, targets }) if judged == of && number != of => {
+            Ok(Arc::new(targets))
+        }
+        _ => Err(wrong("it is not the condemnation or the verdict that later entries say")),
+    }
+}
+
+/// By the entry that names them.
+type Named = BTreeMap<u64, Arc<BTreeSet<Target>>>;
+
+/// Reads the register again and again, and what it condemns only once.
+#[derive(Debug, Default)]
+pub struct Reader {
+    newest: Entry,
+    named: Named,
+}
+
+impl Reader {
+    /// The newest entry that was read, and all whose targets nobody may refer to, as it says.
+    #[must_use]
+    pub fn newest(&self) -> &Entry {
+        &self.newest
+    }
+
+    /// What nobody may refer to, as the newest entry says.
+    pub fn condemned(&self) -> impl Iterator<Item = Target> + '_ {
+        self.named.values().flat_map(|targets| targets.iter().copied())
+    }
+
+    /// Reads what is new; false if that is nothing. After an error what was read before stands.
+    ///
+    /// # Errors
+    /// As [`newest`] and [`condemned`].
+    pub async fn refresh(&mut self, vault: &Vault) -> Result<bool, VaultError> {
+        let newest = newest(vault, self.newest.number).await?;
+        self.take(vault, newest).await
+    }
+
+    /// Makes sure that a log is in the register, and reads what is new.
+    ///
+    /// # Errors
+    /// As [`bear`] and [`condemned`].
+    pub async fn bear(&mut self, vault: &Vault, log: LogId) -> Result<u64, VaultError> {
+        let (entry, born) = bear(vault, self.newest.number, log).await?;
+        self.take(vault, entry).await?;
+        Ok(born)
+    }
+
+    async fn take(&mut self, vault: &Vault, newest: Entry) -> Result<bool, VaultError> {
+        if newest.number <= self.newest.number {
+            return Ok(false);
+        }
+        self.named = self.named(vault, &newest.state).await?;
+        self.newest = newest;
+        Ok(true)
+    }
+
+    /// What is named by the entries that a state says, those of them read that are not known.
+    async fn named(&mut self, vault: &Vault, state: &State) -> Result<Named, VaultError> {
+        let mut entries = Vec::with_capacity(state.open.len());
+        for (of, verdict) in &state.open {
+            let number = verdict.unwrap_or(*of);
+            entries.push((number, *of, self.named.get(&number).cloned()));
+        }
+        let reads = entries.into_iter().map(|(number, of, known)| async move {
+            let targets = match known {
+                Some(targets) => targets,
+                None => named(vault, number, of).await?,
+            };
+            Ok((number, targets))
+        });
+        stream::iter(reads).buffered(REGISTER_AT_ONCE).try_collect().await
+    }
+}
+
+/// Whether an entry is what its statement makes of the one before; else, why not.
+///
+/// # Errors
+/// As [`condemned`].
+pub(crate) async fn check(
+    vault: &Vault,
+    before: &Entry,
+    entry: &Entry,
+) -> Result<Result<(), String>, VaultError> {
+    if entry.before != before.digest {
+        let before = ObjectName::register(before.number);
+        return Ok(Err(format!("is not made behind the {before} that is there")));
+    }
+    let Some(statement) = &entry.statement else { return Ok(Ok(())) };
+    let condemned = condemned_by(vault, before, statement).await?;
+    Ok(match after(&before.state, entry.number, statement, &condemned) {
+        Ok(state) if state == entry.state => Ok(()),
+        Ok(_) => Err("has another state than its statement makes of the one before".to_owned()),
+        Err(refused) => Err(format!("states what it may not: {refused}")),
+    })
+}
+
+/// Of an error of the store that an object is not there.
+pub(crate) fn found<T>(read: Result<T, VaultError>) -> Result<Option<T>, VaultError> {
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(VaultError::Store(StoreError::NotFound { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

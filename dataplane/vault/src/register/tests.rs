@@ -1,0 +1,306 @@
+use super::*;
+use crate::testing::{Call, Counted, World, counted};
+use farshore_proto::{Attempt, ErrorKind, Slot};
+
+fn log(n: u64) -> LogId {
+    LogId((u128::from(n) + 1).to_be_bytes())
+}
+
+fn targets(slots: impl IntoIterator<Item = u64>) -> BTreeSet<Target> {
+    let target = |slot| Target { log: log(0), slot: Slot(slot), attempt: Attempt([7; 8]) };
+    slots.into_iter().map(target).collect()
+}
+
+fn condemnation(slots: impl IntoIterator<Item = u64>) -> Statement {
+    Statement::Condemnation(targets(slots))
+}
+
+fn verdict(of: u64, slots: impl IntoIterator<Item = u64>) -> Statement {
+    Statement::Verdict { of, targets: targets(slots) }
+}
+
+/// A vault with these entries in its register.
+async fn world(statements: impl IntoIterator<Item = Statement>) -> World {
+    let world = World::new(1, 1).await;
+    for statement in statements {
+        append(&world.vault, 0, statement).await.unwrap();
+    }
+    world
+}
+
+fn births(n: u64) -> impl Iterator<Item = Statement> {
+    (1..=n).map(|n| Statement::Birth(log(n)))
+}
+
+/// The vault of a world, through a store that counts.
+fn through(world: &World) -> (Vault, Arc<Counted>) {
+    let (store, counted) = counted(&world.vault);
+    (world.vault.through(store), counted)
+}
+
+fn file(world: &World, number: u64) -> std::path::PathBuf {
+    world.file(&ObjectName::register(number))
+}
+
+#[tokio::test]
+async fn each_entry_is_made_behind_the_one_before_and_the_newest_says_all() {
+    let world = world([]).await;
+    let vault = &world.vault;
+    assert_eq!(newest(vault, 0).await.unwrap(), Entry::default());
+    let statements = [
+        Statement::Birth(log(1)),
+        condemnation(1..4),
+        Statement::Birth(log(2)),
+        verdict(2, [2]),
+        Statement::Ended(log(1)),
+        condemnation([9]),
+    ];
+    let mut before = Entry::default();
+    for (number, statement) in (1..).zip(statements) {
+        let entry = append(vault, 0, statement.clone()).await.unwrap();
+        assert_eq!((entry.number, entry.statement.as_ref()), (number, Some(&statement)));
+        assert_eq!(entry.before, before.digest);
+        assert_eq!(read(vault, number).await.unwrap(), entry);
+        for known in 0..=number {
+            assert_eq!(newest(vault, known).await.unwrap(), entry);
+        }
+        before = entry;
+    }
+    assert_eq!(before.state.logs, [(log(2), 3)].into());
+    assert_eq!(before.state.open, [(2, Some(4)), (6, None)].into());
+    assert_eq!(condemned(vault, &before.state).await.unwrap(), targets([2, 9]));
+    let swept = append(vault, 0, Statement::Swept { of: 2 }).await.unwrap();
+    assert_eq!(condemned(vault, &swept.state).await.unwrap(), targets([9]));
+}
+
+#[tokio::test]
+async fn what_the_register_rules_out_makes_no_entry() {
+    let world = world([Statement::Birth(log(1)), condemnation(1..4)]).await;
+    let vault = &world.vault;
+    for statement in [Statement::Birth(log(1)), verdict(2, [4]), Statement::Swept { of: 2 }] {
+        let error = append(vault, 0, statement).await.unwrap_err();
+        assert!(matches!(error, VaultError::Refused { .. }), "{error}");
+    }
+    assert_eq!(newest(vault, 0).await.unwrap().number, 2);
+}
+
+#[tokio::test]
+async fn a_log_is_born_once() {
+    let world = world(births(3)).await;
+    let vault = &world.vault;
+    let bear = async |n| bear(vault, 0, log(n)).await.unwrap().1;
+    assert_eq!((bear(2).await, bear(4).await, bear(4).await), (2, 4, 4));
+    assert_eq!(newest(vault, 0).await.unwrap().number, 4);
+}
+
+/// Nothing is linear in history.
+#[tokio::test]
+async fn the_newest_of_many_is_found_in_few_rounds_from_wherever_one_looks() {
+    let world = world(births(300)).await;
+    let (vault, counted) = through(&world);
+    for known in [0, 1, 2, 7, 8, 100, 150, 295, 296, 299, 300] {
+        let before = counted.trail().len();
+        assert_eq!(newest(&vault, known).await.unwrap().number, 300, "from {known}");
+        let asked = counted.trail().len() - before;
+        assert!(asked <= 48, "from {known}: {asked}");
+    }
+    let before = counted.trail().len();
+    newest(&vault, 300).await.unwrap();
+    assert_eq!(counted.trail().len() - before, 5, "four behind it, and itself");
+}
+
+#[tokio::test]
+async fn a_lost_entry_in_front_of_the_end_is_named() {
+    for lost in 2..=4 {
+        let world = world(births(5)).await;
+        std::fs::remove_file(file(&world, lost)).unwrap();
+        let error = newest(&world.vault, 1).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        let name = ObjectName::register(lost).to_string();
+        assert!(error.to_string().contains(&name), "{lost}: {error}");
+        let error = append(&world.vault, 1, Statement::Birth(log(9))).await.unwrap_err();
+        assert!(error.to_string().contains(&name), "{lost}: {error}");
+    }
+    // The last one leaves no trace, but for who knew of it.
+    let world = world(births(5)).await;
+    std::fs::remove_file(file(&world, 5)).unwrap();
+    assert_eq!(newest(&world.vault, 0).await.unwrap().number, 4);
+    let error = newest(&world.vault, 5).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("gc/0000000005"), "{error}");
+}
+
+#[tokio::test]
+async fn an_entry_opens_only_in_its_place() {
+    let world = world(births(4)).await;
+    std::fs::copy(file(&world, 2), file(&world, 4)).unwrap();
+    let error = newest(&world.vault, 0).await.unwrap_err();
+    assert!(error.to_string().contains("register entry 2"), "{error}");
+    let error = append(&world.vault, 0, Statement::Birth(log(9))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}
+
+/// Makes the birth of a log the next entry, and takes it away again.
+async fn taken_away(world: &World, n: u64) -> Vec<u8> {
+    let entry = append(&world.vault, 0, Statement::Birth(log(n))).await.unwrap();
+    let bytes = std::fs::read(file(world, entry.number)).unwrap();
+    std::fs::remove_file(file(world, entry.number)).unwrap();
+    bytes
+}
+
+/// Who makes n has read n − 1: another's entry there is read, and the statement decided anew.
+#[tokio::test]
+async fn who_was_not_first_decides_anew() {
+    let world = world(births(1)).await;
+    // Another log is born first: ours comes behind it.
+    let (vault, counted) = through(&world);
+    let others = taken_away(&world, 7).await;
+    counted.outrun(&ObjectName::register(2), file(&world, 2), others);
+    let entry = append(&vault, 0, Statement::Birth(log(8))).await.unwrap();
+    assert_eq!(entry.number, 3);
+    assert_eq!(entry.state.logs, [(log(1), 1), (log(7), 2), (log(8), 3)].into());
+    // The same log is born first, by another process: it is not born twice.
+    let others = taken_away(&world, 9).await;
+    counted.outrun(&ObjectName::register(4), file(&world, 4), others);
+    assert_eq!(bear(&vault, 0, log(9)).await.unwrap().1, 4);
+    assert_eq!(newest(&vault, 0).await.unwrap().number, 4);
+}
+
+#[tokio::test]
+async fn an_entry_whose_answer_was_lost_is_not_made_twice() {
+    let world = world(births(2)).await;
+    let (vault, counted) = through(&world);
+    counted.lose_answers();
+    let entry = append(&vault, 0, condemnation(1..4)).await.unwrap();
+    assert_eq!((entry.number, newest(&world.vault, 0).await.unwrap()), (3, entry));
+}
+
+#[tokio::test]
+async fn many_make_entries_at_once_and_none_is_lost() {
+    let world = world([]).await;
+    let born = (0..12).map(|n| bear(&world.vault, 0, log(n)));
+    let mut born: Vec<u64> =
+        futures::future::try_join_all(born).await.unwrap().into_iter().map(|(_, n)| n).collect();
+    born.sort_unstable();
+    assert_eq!(born, (1..=12).collect::<Vec<_>>());
+    assert_eq!(newest(&world.vault, 0).await.unwrap().state.logs.len(), 12);
+}
+
+#[tokio::test]
+async fn a_reader_reads_what_is_condemned_only_once() {
+    let world = world([Statement::Birth(log(1)), condemnation(1..4), condemnation([9])]).await;
+    let (vault, counted) = through(&world);
+    let mut reader = Reader::default();
+    assert!(reader.refresh(&vault).await.unwrap());
+    let read = |number: u64| {
+        let name = ObjectName::register(number).to_string();
+        let is_it = |(call, path): &(Call, object_store::path::Path)| {
+            *call == Call::Get && path.as_ref() == name
+        };
+        counted.trail().iter().filter(|entry| is_it(entry)).count()
+    };
+    let condemned = |reader: &Reader| reader.condemned().collect::<BTreeSet<_>>();
+    assert_eq!((reader.newest().number, condemned(&reader)), (3, targets([1, 2, 3, 9])));
+    let before = read(2);
+    append(&world.vault, 0, verdict(3, [])).await.unwrap();
+    assert!(reader.refresh(&vault).await.unwrap());
+    assert_eq!((reader.newest().number, condemned(&reader)), (4, targets(1..4)));
+    assert_eq!(read(2), before, "it was read");
+    assert!(!reader.refresh(&vault).await.unwrap(), "there is nothing new");
+    // What cannot be read changes nothing.
+    append(&world.vault, 0, verdict(2, [1])).await.unwrap();
+    let (kept, bytes) = (file(&world, 5), std::fs::read(file(&world, 5)).unwrap());
+    std::fs::write(&kept, &bytes[1..]).unwrap();
+    reader.refresh(&vault).await.unwrap_err();
+    assert_eq!((reader.newest().number, condemned(&reader)), (4, targets(1..4)));
+    std::fs::write(&kept, bytes).unwrap();
+    assert_eq!(reader.bear(&vault, log(4)).await.unwrap(), 6);
+    assert_eq!((reader.newest().number, condemned(&reader)), (6, targets([1])));
+    assert_eq!(reader.bear(&vault, log(4)).await.unwrap(), 6);
+}
+
+/// The problems of a vault, each with its object.
+async fn problems(world: &World) -> Vec<(String, String)> {
+    let report = crate::verify::verify(&world.vault, false, |_| {}).await.unwrap();
+    report.problems.into_iter().map(|p| (p.object.to_string(), p.what)).collect()
+}
+
+fn statements() -> [Statement; 7] {
+    [
+        Statement::Birth(log(1)),
+        condemnation(1..4),
+        Statement::Birth(log(2)),
+        verdict(2, [1, 3]),
+        Statement::Birth(log(3)),
+        Statement::Swept { of: 2 },
+        Statement::Ended(log(1)),
+    ]
+}
+
+#[tokio::test]
+async fn verify_reads_all_entries() {
+    let world = world(statements()).await;
+    let report = crate::verify::verify(&world.vault, false, |_| {}).await.unwrap();
+    assert_eq!((report.register_entries, report.is_whole()), (7, true), "{report:?}");
+}
+
+#[tokio::test]
+async fn verify_names_an_entry_that_is_missing_or_damaged() {
+    let world = world(statements()).await;
+    std::fs::remove_file(file(&world, 3)).unwrap();
+    let bytes = std::fs::read(file(&world, 6)).unwrap();
+    std::fs::write(file(&world, 6), &bytes[..bytes.len() - 1]).unwrap();
+    let found = problems(&world).await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found[0].0, "gc/0000000003");
+    assert_eq!(found[0].1, "is missing although gc/0000000004 exists");
+    assert_eq!(found[1].0, "gc/0000000006");
+    // However many are missing, and with few behind them.
+    for number in 1..=6 {
+        let _gone = std::fs::remove_file(file(&world, number));
+    }
+    let found = problems(&world).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0].1, "is missing although gc/0000000007 exists");
+}
+
+/// An entry of who had not read the one before, or did not keep to the rules.
+#[tokio::test]
+async fn verify_compares_each_entry_with_the_one_before() {
+    let sealed = |world: &World, number, body: &RegisterBody| {
+        let (key_number, key) = world.vault.newest_key();
+        let object = seal_register(world.vault.id(), number, key, key_number, body).unwrap();
+        std::fs::write(file(world, number), object).unwrap();
+    };
+    let world = world(statements()).await;
+    let last = newest(&world.vault, 0).await.unwrap();
+    let body = |state: State| RegisterBody {
+        before: last.digest,
+        statement: Statement::Birth(log(5)),
+        state,
+    };
+    let good = after(&last.state, 8, &Statement::Birth(log(5)), &BTreeSet::new()).unwrap();
+    sealed(&world, 8, &body(good.clone()));
+    assert_eq!(problems(&world).await, []);
+    sealed(&world, 8, &RegisterBody { before: [9; 32], ..body(good.clone()) });
+    let found = problems(&world).await;
+    assert_eq!(found[0].1, "is not made behind the gc/0000000007 that is there");
+    let mut forgetful = good;
+    forgetful.logs.remove(&log(2));
+    sealed(&world, 8, &body(forgetful));
+    let found = problems(&world).await;
+    assert_eq!(found[0].1, "has another state than its statement makes of the one before");
+    // A verdict on what was not condemned.
+    let condemned = append_behind(&world, &last, condemnation(1..4)).await;
+    let statement = verdict(8, [1, 9]);
+    let state = after(&condemned.state, 9, &statement, &targets([1, 9])).unwrap();
+    sealed(&world, 9, &RegisterBody { before: condemned.digest, statement, state });
+    let found = problems(&world).await;
+    assert!(found[0].1.starts_with("states what it may not: condemnation 8"), "{found:?}");
+}
+
+/// Makes the entry behind one anew.
+async fn append_behind(world: &World, last: &Entry, statement: Statement) -> Entry {
+    std::fs::remove_file(file(world, last.number + 1)).unwrap();
+    append(&world.vault, last.number, statement).await.unwrap()
+}
