@@ -13,6 +13,14 @@ pub enum Bug {
     TrimAtJournaled,
     /// What was found of a log counts though its horizon moved meanwhile.
     HorizonNotReadAgain,
+    /// A verdict is made before all logs have answered.
+    VerdictWithoutAnswers,
+    /// A verdict deletes all that was condemned.
+    VerdictSparesNothing,
+    /// What bases need is read before what slots refer to.
+    BasesReadBeforeSlots,
+    /// What the maps of kept points refer to is not needed.
+    KeptPointsForgotten,
     /// A seal below the horizon counts.
     SealBelowHorizon,
     /// Fills below the horizon count.
@@ -129,10 +137,14 @@ pub enum Bug {
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 58] = [
+    pub const ALL: [Self; 62] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::HorizonNotReadAgain,
+        Self::VerdictWithoutAnswers,
+        Self::VerdictSparesNothing,
+        Self::BasesReadBeforeSlots,
+        Self::KeptPointsForgotten,
         Self::SealBelowHorizon,
         Self::FillBelowHorizon,
         Self::HorizonPassedOver,
@@ -197,6 +209,10 @@ impl Bug {
             Self::AckBeforeFlush => "ack-before-flush",
             Self::TrimAtJournaled => "trim-at-journaled",
             Self::HorizonNotReadAgain => "horizon-not-read-again",
+            Self::VerdictWithoutAnswers => "verdict-without-answers",
+            Self::VerdictSparesNothing => "verdict-spares-nothing",
+            Self::BasesReadBeforeSlots => "bases-read-before-slots",
+            Self::KeptPointsForgotten => "kept-points-forgotten",
             Self::SealBelowHorizon => "seal-below-horizon",
             Self::FillBelowHorizon => "fill-below-horizon",
             Self::HorizonPassedOver => "horizon-passed-over",

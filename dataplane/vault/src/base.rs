@@ -202,4 +202,4 @@ impl From<&KeptPoint> for Point {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

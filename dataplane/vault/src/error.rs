@@ -383,16 +383,6 @@ pub enum VaultError {
         /// The missing object.
         object: ObjectName,
     },
-    /// One of a list without gaps is not there, although a later one is.
-    #[error("{url}: object {object} is missing although {later} exists: the store has lost it")]
-    LostNumber {
-        /// The store.
-        url: String,
-        /// The missing object.
-        object: ObjectName,
-        /// A later one.
-        later: ObjectName,
-    },
     /// The horizon of a log moved while it was read, or is behind what its reader knows.
     #[error(
         "{url}: history of log {log} was let go while it was read (its horizon {number} is newer): try again"
@@ -404,6 +394,16 @@ pub enum VaultError {
         log: LogId,
         /// Number of the horizon.
         number: u64,
+    },
+    /// A log that is in no register: what it refers to is not known to be looked at before something is deleted.
+    #[error(
+        "{url}: log {log} is not in the vault's register: nothing is deleted until its node was started with a version that writes it there, or it is sealed"
+    )]
+    Unborn {
+        /// The store.
+        url: String,
+        /// The log.
+        log: LogId,
     },
     /// No such volume.
     #[error("{url}: there is no volume {volume} in this vault")]
@@ -550,10 +550,10 @@ impl VaultError {
             | Self::EpochOrder { .. }
             | Self::Register { .. }
             | Self::LostNumber { .. }
+            | Self::Unborn { .. }
             | Self::BeyondVolume { .. }
             | Self::CheckpointOfOthers { .. }
             | Self::LostEnd { .. }
-            | Self::LostNumber { .. }
             | Self::LostSlot { .. } => ErrorKind::Corrupt,
             Self::NoVolume { .. }
             | Self::NoWrapper { .. }

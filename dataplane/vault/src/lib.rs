@@ -2,7 +2,7 @@
 //!
 //! - [`layout`] names objects; [`store`] puts and gets them; [`vault`] and [`key_file`] open them;
 //!   [`wrappers`] says and changes which keys do.
-//! - [`horizon`] says which slots may be gone.
+//! - [`horizon`] says which slots may be gone, [`base`] what their volumes begin with then; [`register`] and [`gc`] delete them.
 //! - [`log`] and [`epoch`] are the writing side: one put commits, create-if-absent fences.
 //! - [`register`] is the one order of all that bears on deletion.
 //! - [`machine`] says what a machine is made of, and which of its points have all of its disks.
@@ -31,6 +31,7 @@ mod error;
 pub mod fence;
 pub mod fetch;
 mod gapless;
+pub mod gc;
 pub mod horizon;
 pub mod key_file;
 pub mod layout;

@@ -20,6 +20,10 @@ pub const SLOTS_AHEAD_MAX: usize = 8;
 pub const END_PROBES: u32 = 7;
 /// Each probe of the first part of a search is so many times further than the one before.
 pub const END_GROWTH: u64 = 8;
+/// Requests of a deletion that are under way at the same time.
+pub const GC_AT_ONCE: usize = 8;
+/// Most segments that a deletion finds to be needed: 32 bytes of memory each.
+pub const GC_NEEDED_MAX: usize = 1 << 23;
 /// Numbers of a list behind the first missing one that are looked at, to tell its end from a loss.
 pub const NUMBERS_BEHIND: u64 = 3;
 /// Times that a log is read anew because its horizon moved meanwhile: that happens once in hours.

@@ -28,7 +28,7 @@ use farshore_proto::{
     BlockRange, ChunkId, Epoch, Imprint, LogId, MarkKind, Place, PointId, Seq, Slot, Stamp, Target,
     VolumeId,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -89,6 +89,10 @@ pub struct ModelLog {
     pub incarnation: u64,
     /// The checkpoint that its segments name.
     pub checkpoint: Option<Slot>,
+    /// How far its writer has applied the register.
+    pub register: u64,
+    /// What it does not refer to any more.
+    pub refused: BTreeSet<Target>,
     /// The newest slot with a span of each volume, by number.
     newest: BTreeMap<usize, Slot>,
 }
@@ -157,6 +161,8 @@ impl World {
             next: Slot(0),
             incarnation: 1,
             checkpoint: None,
+            register: 0,
+            refused: BTreeSet::new(),
             newest: BTreeMap::new(),
         });
         let logs = logs.collect();
@@ -292,8 +298,8 @@ impl World {
     pub fn build(&mut self, log: usize) -> Bytes {
         let (id, slot) = (self.logs[log].id, self.logs[log].next);
         let (number, key) = self.vault.newest_key();
-        let ModelLog { incarnation, checkpoint, .. } = self.logs[log];
-        let writer = SlotWriter { checkpoint, ..SlotWriter::of_run(incarnation) };
+        let ModelLog { incarnation, checkpoint, register, .. } = self.logs[log];
+        let writer = SlotWriter { checkpoint, register, ..SlotWriter::of_run(incarnation) };
         let mut builder =
             SegmentBuilder::new(self.vault.id(), id, slot, writer, key, number, 1).unwrap();
         builder.check_each_frame();
@@ -308,7 +314,7 @@ impl World {
                 false => self.logs[log].newest.insert(at, slot),
             };
             for (first_seq, last_seq, mark, changed) in ready {
-                let extents = self.extents(&mut builder, &mut here, &changed);
+                let extents = self.extents(&mut builder, log, &mut here, &changed);
                 let ModelVolume { id: volume, epoch, .. } = self.volumes[at];
                 builder.push_span(Span {
                     stamp: stamp_of(at, last_seq),
@@ -356,6 +362,7 @@ impl World {
     fn extents(
         &mut self,
         builder: &mut SegmentBuilder,
+        log: usize,
         here: &mut BTreeMap<ChunkId, u32>,
         changed: &BTreeMap<u64, u32>,
     ) -> Vec<Extent> {
@@ -370,7 +377,12 @@ impl World {
             }
             let bytes: Vec<u8> = piece.iter().flat_map(|(_, seed)| block_bytes(*seed)).collect();
             let id = self.vault.hasher().id(&bytes);
-            let chunk = match (here.get(&id), self.known.get(&id)) {
+            let refused = &self.logs[log].refused;
+            if self.known.get(&id).is_some_and(|(target, _)| refused.contains(target)) {
+                self.known.remove(&id);
+            }
+            let known = self.known.get(&id);
+            let chunk = match (here.get(&id), known) {
                 (Some(chunk), _) => *chunk,
                 (None, Some((target, chunk))) => {
                     self.references += 1;

@@ -33,7 +33,7 @@ pub(crate) async fn last_number(vault: &Vault, volume: VolumeId) -> Result<u64, 
         asked.ask(&[last + 1]).await?;
         if !asked.is_there(last + 1) {
             let (url, object) = (vault.url().to_owned(), ObjectName::base(volume, last + 1));
-            return Err(VaultError::LostEpoch {
+            return Err(VaultError::LostNumber {
                 url,
                 object,
                 later: ObjectName::base(volume, later),

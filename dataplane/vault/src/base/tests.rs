@@ -46,7 +46,7 @@ async fn map_at(world: &World, number: usize, at: Place) -> Option<MapAttempt> {
 }
 
 /// Whether a point is there: not covered by its volume's base, or listed.
-async fn is_there(world: &World, point: &ModelPoint) -> bool {
+pub(crate) async fn is_there(world: &World, point: &ModelPoint) -> bool {
     let volume = world.volumes[point.volume].id;
     let (epochs, base) = read_whole(&world.vault, volume).await.unwrap();
     let at = place_of(&epochs, point.seq);
@@ -119,7 +119,7 @@ async fn pinned(world: &World) -> BTreeSet<(VolumeId, Place)> {
 }
 
 /// Makes a base at one of the volume's maps, which keeps some of the points that have maps. False where that cannot be.
-async fn make_base(world: &World, number: usize, which: &Index, bits: u32) -> bool {
+pub(crate) async fn make_base(world: &World, number: usize, which: &Index, bits: u32) -> bool {
     let volume = world.volumes[number].id;
     let (epochs, before) = read_whole(&world.vault, volume).await.unwrap();
     let branch = newest_branch(&epochs);
@@ -265,7 +265,7 @@ async fn check_point(world: &World, vault: &Vault, point: &ModelPoint) {
 }
 
 /// Every point that is there restores, and is listed; those that are not say that they are gone.
-async fn check(world: &World) {
+pub(crate) async fn check(world: &World) {
     let vault = world.reopen().await;
     for (number, volume) in world.volumes.iter().enumerate() {
         let (epochs, base) = read_whole(&vault, volume.id).await.unwrap();

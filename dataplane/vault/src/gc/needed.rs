@@ -1,0 +1,153 @@
+//! What must not be deleted: the segments that the maps of bases name, and all that slots behind horizons refer to.
+//!
+//! Everything that a reader begins with is one of these. A point above its volume's base is read by way of the base's map, or of one that
+//! holds nothing that neither that map nor a slot behind a horizon refers to; a kept point by its own map, which the base names.
+//!
+//! The slots are read first, the bases afterwards: a horizon passes only what a base covers already, so the bases that are read later cover all
+//! that is in front of the horizons that the slots were read from.
+
+use crate::base::{VolumeBase, read_whole};
+use crate::checkpoint::read_ledger;
+use crate::error::VaultError;
+use crate::horizon;
+use crate::limits::GC_NEEDED_MAX;
+use crate::log::{LogScan, find_end};
+use crate::map::{self, Layer, open_layers};
+use crate::vault::Vault;
+use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::epoch::EpochBody;
+use farshore_proto::limits::VOLUME_BLOCKS_MAX;
+use farshore_proto::register::State;
+use farshore_proto::segment::ChunkPlace;
+use farshore_proto::{BlockRange, LogId, MapAttempt, Slot, Target, VolumeId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// What must not be deleted.
+#[derive(Debug, Default)]
+pub struct Needed {
+    /// Segments that something refers to.
+    pub targets: BTreeSet<Target>,
+    /// The volumes that logs have spans of.
+    pub volumes: BTreeSet<VolumeId>,
+}
+
+/// Reads what is needed of what lies in front of the horizons of logs.
+///
+/// # Errors
+/// `Conflict` if history was let go meanwhile: begin again; `Corrupt` if something that says what is needed cannot be read; `Unavailable`;
+/// `Limit`.
+pub async fn needed(vault: &Vault, state: &State) -> Result<Needed, VaultError> {
+    let mut needed = Needed::default();
+    if is_on(Bug::BasesReadBeforeSlots) {
+        needed.volumes.extend(crate::catalog::volume_ids(vault).await?);
+        needed.bases(vault).await?;
+    }
+    for log in state.logs.keys() {
+        needed.log(vault, *log).await?;
+    }
+    if !is_on(Bug::BasesReadBeforeSlots) {
+        needed.bases(vault).await?;
+    }
+    Ok(needed)
+}
+
+/// The logs that have not said in a committed slot that they refer to nothing of condemnation `of`.
+///
+/// # Errors
+/// As [`needed`].
+pub(super) async fn silent(
+    vault: &Vault,
+    state: &State,
+    of: u64,
+) -> Result<Vec<LogId>, VaultError> {
+    let mut silent = Vec::new();
+    // Who was born behind it applied it before its first slot.
+    for (log, _) in state.logs.iter().filter(|(_, born)| **born < of) {
+        let end = find_end(vault, *log, Slot(0)).await?;
+        if end.is_sealed {
+            continue;
+        }
+        let ledger = read_ledger(vault, *log, &end, |_| {}).await?;
+        if ledger.register() < of {
+            silent.push(*log);
+        }
+    }
+    Ok(silent)
+}
+
+impl Needed {
+    fn check(&self, vault: &Vault) -> Result<(), VaultError> {
+        if self.targets.len() <= GC_NEEDED_MAX {
+            return Ok(());
+        }
+        let (url, max) = (vault.url().to_owned(), GC_NEEDED_MAX as u64);
+        Err(VaultError::Limit { url, what: "segments that something refers to", max })
+    }
+
+    /// Adds what the slots of a log behind its horizon refer to.
+    async fn log(&mut self, vault: &Vault, log: LogId) -> Result<(), VaultError> {
+        let horizon = horizon::newest(vault, log, 0).await?;
+        self.volumes.extend(horizon.ledger().tails().map(|(volume, _)| volume));
+        let mut scan = LogScan::new(vault, log, Slot(0)).above(horizon);
+        while let Some((_, segment)) = scan.next().await? {
+            self.volumes.extend(segment.table.spans.iter().map(|span| span.volume));
+            let there = segment.table.chunks.iter().filter_map(|chunk| match chunk.place {
+                ChunkPlace::There { target, .. } => Some(target),
+                ChunkPlace::Here { .. } => None,
+            });
+            self.targets.extend(there);
+            self.check(vault)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what the maps refer to that the volumes' bases name.
+    async fn bases(&mut self, vault: &Vault) -> Result<(), VaultError> {
+        for volume in self.volumes.clone() {
+            let (epochs, base) = read_whole(vault, volume).await?;
+            let Some(base) = base else { continue };
+            let mut maps = Maps { vault, epochs: &epochs, base: &base, opened: Vec::new() };
+            let mut read = BTreeSet::new();
+            let kept = base.body.points.iter().map(|point| (point.at, point.map));
+            let kept = kept.filter(|_| !is_on(Bug::KeptPointsForgotten));
+            for name in kept.chain([base.map()]) {
+                maps.read(name, &mut read, &mut self.targets).await?;
+                self.check(vault)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The maps that a base names. Layers that they have in common are read once.
+struct Maps<'a> {
+    vault: &'a Vault,
+    epochs: &'a [EpochBody],
+    base: &'a VolumeBase,
+    opened: Vec<Arc<Layer>>,
+}
+
+impl Maps<'_> {
+    async fn read(
+        &mut self,
+        name: map::Name,
+        read: &mut BTreeSet<MapAttempt>,
+        targets: &mut BTreeSet<Target>,
+    ) -> Result<(), VaultError> {
+        let Self { vault, epochs, base, .. } = *self;
+        let unreadable = |error| map::unreadable(vault, base, name, Some(error));
+        let found = map::load(vault, base.volume, epochs, name).await.map_err(unreadable)?;
+        let (known, user) = (&found.manifest.layers, found.object(base.volume));
+        let layers = open_layers(vault, base.volume, known, &user, &self.opened).await;
+        self.opened = layers.map_err(|failed| unreadable(failed.error))?;
+        let all = BlockRange { block: 0, count: VOLUME_BLOCKS_MAX };
+        for layer in self.opened.iter().filter(|layer| read.insert(layer.attempt())) {
+            for key in layer.pages_in(all) {
+                let page = layer.read(vault, key, &user).await.map_err(unreadable)?;
+                targets.extend(page.frames.iter().map(|frame| frame.target));
+            }
+        }
+        Ok(())
+    }
+}
