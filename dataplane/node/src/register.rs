@@ -13,7 +13,7 @@ use farshore_proto::LogId;
 use farshore_vault::Vault;
 use farshore_vault::register::Reader;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, oneshot};
@@ -36,13 +36,16 @@ struct Shared {
     /// The highest number that the node's logs state. With less nothing is looked up: the store lost what was applied, or
     /// shows it late.
     least: AtomicU64,
+    /// A log that is written may not be in it: nothing is looked up until the next start.
+    is_left_out: AtomicBool,
 }
 
 impl Register {
     /// Nothing is read yet, and nothing applied before [`Self::begin`].
     pub(crate) fn new(vault: Vault, threads: Handle, dedup: Dedup) -> Self {
         let (reader, least) = (Mutex::default(), AtomicU64::new(u64::MAX));
-        Self(Arc::new(Shared { vault, threads, dedup, reader, least }))
+        let is_left_out = AtomicBool::new(false);
+        Self(Arc::new(Shared { vault, threads, dedup, reader, least, is_left_out }))
     }
 
     /// Makes sure that a log is in the register; all below its birth is applied when this returns, if anything is. May be
@@ -57,11 +60,23 @@ impl Register {
         answer.await.context("the threads of the register are gone")?
     }
 
+    /// Goes on without it, as something is wrong with it: nothing is looked up, so nothing that is condemned is referred to.
+    pub(crate) fn leave_out(&self, error: &anyhow::Error) {
+        self.0.is_left_out.store(true, Ordering::Relaxed);
+        tracing::error!(
+            error = %format!("{error:#}"),
+            "the vault's register is damaged: replication goes on, but until the next start all is stored anew; `farshore vault verify` says more"
+        );
+    }
+
     /// Reads and applies it, now that all logs of the node are read: they state that it was applied up to `least`.
     ///
     /// # Errors
     /// What keeps it from being read.
     pub(crate) async fn begin(&self, least: u64) -> anyhow::Result<()> {
+        if self.0.is_left_out.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.0.least.store(least, Ordering::Relaxed);
         let shared = Arc::clone(&self.0);
         self.0.threads.spawn(async move { shared.refresh().await }).await?

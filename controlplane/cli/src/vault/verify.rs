@@ -39,6 +39,7 @@ struct Verified {
     maps: u64,
     /// Those that could not be compared with the logs.
     maps_not_compared: u64,
+    register_entries: u64,
     read_bytes: u64,
     problems: Vec<ProblemRow>,
     problems_left_out: u64,
@@ -87,6 +88,7 @@ impl Verified {
             segments: report.segments,
             frames: report.frames,
             chunks: report.chunks,
+            register_entries: report.register_entries,
             maps: report.maps,
             maps_not_compared: report.maps_not_compared,
             read_bytes: report.read_bytes,

@@ -148,6 +148,45 @@ async fn a_damaged_run_costs_duplicates_only() {
     assert_eq!(second.lookup(OURS, theirs.clone()).await, vec![None; 10]);
 }
 
+/// What is wrong with the register holds up no backup: a log that was written is gone on with, and nothing is looked up.
+#[tokio::test]
+async fn a_log_is_gone_on_with_though_the_register_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    let journal = dir.path().join("journal");
+    std::fs::create_dir(&journal).unwrap();
+    let state =
+        |incarnation| State { vault: vault.id().into(), incarnation, logs: vec![OURS.into()] };
+    let index = |name: &str| {
+        let index = Index::open(&dir.path().join(name), vault.id()).unwrap();
+        Dedup::new(vault.vault_keys(), index, 1).unwrap()
+    };
+    let start = async |incarnation, dedup: &Dedup| {
+        let logs = Logs::new(state(incarnation), dir.path());
+        let threads = tokio::runtime::Handle::current();
+        let register = &Register::new(vault.clone(), threads, dedup.clone());
+        let place = Place { vault: &vault, logs: &logs, register, shard: 0, journal: &journal };
+        let recovery = recover(&place, incarnation).await?;
+        register.begin(recovery.opening.ledger.register()).await?;
+        anyhow::Ok(recovery)
+    };
+    let first = dir.path().join("vault/gc/0000000001");
+    // A log of which there is nothing yet is not begun.
+    std::fs::create_dir(dir.path().join("vault/gc")).unwrap();
+    std::fs::write(&first, "no entry").unwrap();
+    start(1, &index("a")).await.unwrap_err();
+    std::fs::remove_file(&first).unwrap();
+    let (_, ids) = commit(&vault, OURS, 1).await;
+    let whole = index("b");
+    start(2, &whole).await.unwrap();
+    assert!(is_in(OURS, &whole.lookup(OURS, ids.clone()).await));
+    std::fs::write(&first, "damaged").unwrap();
+    let damaged = index("c");
+    let recovery = start(3, &damaged).await.unwrap();
+    assert!(recovery.opening.next_slot > Slot(0));
+    assert_eq!(damaged.lookup(OURS, ids).await, vec![None; 10]);
+}
+
 /// P2: what was journaled is replayed, also of a volume whose first segment was never put.
 #[tokio::test]
 async fn a_journal_is_replayed_file_by_file() {
