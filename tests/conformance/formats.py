@@ -262,6 +262,7 @@ class Place(NamedTuple):
     magic: bytes
     subject: bytes
     number: int
+    part: int = 0
 
 
 def epoch_place(volume: bytes, ordinal: int) -> Place:
@@ -301,19 +302,20 @@ class Header(NamedTuple):
 
 def open_header(ring: Keyring, place: Place, data: bytes, own: int = 4, raw_most: int = 2**16) -> Header:
     """object.md: checksum, place and commitment are compared before anything in the header counts."""
-    name, magic, subject, number = place
+    name, magic, subject, number, part = place
     raw = data[: front(name, data, magic, 156 + own)]
     if not checks(raw):
         raise damaged(name, 0, "the checksum of the header does not match")
     said = struct.unpack_from("<16s16sQI", raw, 16)
-    if said != (ring.vault, subject, number, 0):
-        is_, should = (f"{a.hex()} {b.hex()} {c} {d}" for a, b, c, d in (said, (ring.vault, subject, number, 0)))
+    wanted = (ring.vault, subject, number, part)
+    if said != wanted:
+        is_, should = (f"{a.hex()} {b.hex()} {c} {d}" for a, b, c, d in (said, wanted))
         raise damaged(name, 0, f"it is of vault, subject, number, part {is_}, should be of {should}")
     fields = struct.unpack_from("<IIIBBHIII32s32s", raw, 60)
     zero, domain, key, variant, compression, zero2, body_length, raw_length, zero3, salt, commitment = fields
     if key not in ring.keys:
         raise Refusal(DAMAGED, f"key {key} is missing; object {name} refers to it")
-    parts = (ring.keys[key].secret, salt, magic, ring.vault, subject, struct.pack("<Q", number), bytes(4))
+    parts = (ring.keys[key].secret, salt, magic, ring.vault, subject, struct.pack("<Q", number), struct.pack("<I", part))
     mine = blake3(raw[:120] + raw[152:-4], key=derive("object commitment key", *parts)).digest()
     if not hmac.compare_digest(mine, commitment):
         raise damaged(name, 0, "the commitment does not match")
@@ -337,9 +339,9 @@ def open_body(header: Header, body: bytes) -> bytes:
         raise damaged(header.place.name, len(header.raw), "the body does not open") from error
 
 
-def open_small(ring: Keyring, place: Place, data: bytes) -> bytes:
+def open_small(ring: Keyring, place: Place, data: bytes, raw_most: int = 2**16) -> bytes:
     """object.md: the body of an object that is header and body alone, without fields of its own."""
-    header = open_header(ring, place, data)
+    header = open_header(ring, place, data, raw_most=raw_most)
     at = len(header.raw)
     if header.variant or any(header.own):
         raise damaged(place.name, 0, "header")
@@ -586,7 +588,7 @@ def table_body(name: str, byte: int, body: bytes, frames_length: int) -> Table:
 def open_frame(ring: Keyring, slot: Slot, frame: Frame, number: int, data: bytes) -> bytes:
     """segment.md, cryptography: frame `number` of a segment, opened and decompressed."""
     header, at = slot.header, slot.frames_at + frame.at
-    name, _, log, place = header.place
+    name, _, log, place, _ = header.place
     sealed, salt = data[:-FRAME_SALT], data[-FRAME_SALT:]
     if salt != header.salt:
         raise damaged(name, at, f"frame {number} is of another attempt")

@@ -29,17 +29,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
+import bases
 import formats
+from bases import Base, Kept
 from formats import ABSENT, BLOCK, DAMAGED, INPUT, OUTPUT, STORE, USAGE, WRONG_KEY
 from formats import Chunk, Epoch, Machine, Mark, Place, Refusal, Since, Slot, Span, Table, Target, damaged, uid
 
 FIRST_READ = 64 * 1024
 SMALL_READ = 128 * 1024
+WHOLE_READ = 128 << 20
 WINDOW = 4
 NEXT = 3
 PROBES = [WINDOW << power for power in range(20)]
 EPOCHS_MAX = 2**20
 BASES = 64
+BASES_MAX = 2**20
 KEYS_MAX = 4096
 
 
@@ -176,7 +180,7 @@ def store_at(url: str) -> Store:
 
 
 class Piece(NamedTuple):
-    """Part of a chunk: where it lies, what it must be, and the first block of it."""
+    """Part of a chunk: where it lies, what it must be (its id; in a map the first bytes of it), and its first block."""
 
     target: Target
     number: int
@@ -324,6 +328,47 @@ class Vault:
             return found, Refusal(ABSENT, f"there is no volume {uid(volume)} in this vault")
         return found, None
 
+    # Bases
+
+    def base(self, volume: bytes) -> Base | None:
+        """base.md, order of operations: the newest of 1, 2, …; one that is lost, or does not open, refuses the volume."""
+        number = 0
+        while number < BASES_MAX and self.exists(bases.base_place(volume, number + 1)):
+            number += 1
+        missing = bases.base_place(volume, number + 1)
+        next_ = range(number + 2, number + NEXT + 2)
+        behind = [n for n in next_ if self.exists(bases.base_place(volume, n))]
+        if behind and not self.exists(missing):
+            raise Refusal(DAMAGED, f"object {missing.name} is missing although base {behind[0]} exists")
+        if not number:
+            return None
+        place = bases.base_place(volume, number)
+        body = formats.open_small(self.ring, place, self.whole(place, place.name), bases.BODY_MAX)
+        return bases.base_body(place.name, number, body)
+
+    def whole(self, place: Place, user: str) -> bytes:
+        """All bytes of an object that `user` names."""
+        got = self.store.get(place.name, 0, WHOLE_READ)
+        if got is None:
+            raise Refusal(DAMAGED, f"object {place.name} is missing; {user} refers to it")
+        return got[0]
+
+    def mapped(self, volume: bytes, base: Base, at: Since, attempt: bytes, kept: Kept | None) -> Extents:
+        """base.md: what a map holds that the base names, as its own or as that of a point."""
+        user, place = bases.base_place(volume, base.number).name, bases.map_place(volume, at, attempt)
+        data = self.whole(place, user)
+        manifest = bases.open_manifest(self.ring, volume, at, attempt, data)
+        says = (bases.digest(data), manifest.log, manifest.slot)
+        if at == base.at and says != (base.manifest, base.log, base.slot):
+            raise damaged(place.name, 0, f"it is not the map that {user} names")
+        if kept and (manifest.mark, manifest.point, manifest.size) != (at, kept.mark.point, kept.size):
+            raise damaged(place.name, 0, f"it is not of the point that {user} names")
+        extents = Extents()
+        for run in bases.map_runs(self.ring, volume, manifest, lambda part: self.whole(part, place.name)):
+            piece = Piece(run.target, run.number, run.check, run.blocks, run.first) if run.target else None
+            extents.put(run.block, run.count, piece)
+        return extents
+
     # Logs
 
     def slot(self, log: bytes, number: int) -> tuple[Slot, bytes, int] | None:
@@ -368,15 +413,19 @@ class Vault:
                                  "there may have been newer points")
         return True
 
-    def walk(self, log: bytes, first: int) -> Iterator[tuple[Slot, bytes, int] | Refusal]:
+    def walk(self, log: bytes, first: int, gone: int = 0) -> Iterator[tuple[Slot, bytes, int] | Refusal]:
         """segment.md, order of operations: the slots that count from `first` on, void ones read over.
 
         Also looks at the 4 slots in front. What is wrong there is handed on: whether spans join tells if it matters.
+        Slots below `gone` may be missing, because the volume has a base.
         """
         incarnation, number = 0, max(0, first - WINDOW)
         while True:
             try:
                 got = self.slot(log, number)
+                if got is None and number < gone:
+                    number += 1
+                    continue
                 if got is None:
                     if self.ends(log, number):
                         return
@@ -396,10 +445,20 @@ class Vault:
                     yield got
             number += 1
 
-    def spans(self, volume: bytes, epoch: Epoch, end: int | None) -> Iterator[tuple[Slot, Table, Span]]:
-        """vault.md, reading a volume: the spans of one epoch, joined, below `end` where the next epoch begins."""
-        seq, broken = epoch.first_seq, None
-        walk = self.walk(epoch.log, epoch.first_slot)
+    def spans(
+        self, volume: bytes, epoch: Epoch, end: int | None, base: Base | None
+    ) -> Iterator[tuple[Slot, Table, Span]]:
+        """vault.md, reading a volume: the spans of one epoch, joined, below `end` where the next epoch begins.
+
+        base.md: those above the place of the base, whose slot may be gone.
+        """
+        seq, first, broken = epoch.first_seq, epoch.first_slot, None
+        if base and base.at[0] == epoch.ordinal:
+            seq, first = base.at[1] + 1, base.slot
+            if base.log != epoch.log or base.slot < epoch.first_slot or not epoch.first_seq < seq <= (end or seq):
+                place = bases.base_place(volume, base.number)
+                raise Refusal(DAMAGED, f"object {place.name} contradicts the epochs of its volume")
+        walk = self.walk(epoch.log, first, base.slot + 1 if base and base.log == epoch.log else 0)
         while seq != end:
             got = next(walk, None)
             if got is None:
@@ -432,14 +491,21 @@ class Vault:
             held = f"log {uid(epoch.log)} holds the volume up to {seq - 1}"
             raise Refusal(DAMAGED, f"object {place.name} begins at seq {end}, but {held}")
 
-    def stream(self, volume: bytes) -> Iterator[tuple[Slot, Table, Span, Epoch] | Epoch]:
-        """vault.md, reading a volume: each epoch, and all its spans that count; ends with what stands in the way."""
+    def stream(self, volume: bytes, base: Base | None) -> Iterator[tuple[Slot, Table, Span, Epoch] | Epoch | Base]:
+        """vault.md, reading a volume: each epoch, and all its spans that count; ends with what stands in the way.
+
+        base.md: in the place of what lies at and below it, the base.
+        """
         epochs, problem = self.epochs(volume)
+        if base and base.at[0] > len(epochs) - bool(problem):
+            raise problem or Refusal(DAMAGED, f"object {bases.base_place(volume, base.number).name} is of no epoch")
         for epoch, following in zip(epochs, [*epochs[1:], None]):
             if following is None and problem:
                 raise problem
-            yield epoch
-            for slot, table, span in self.spans(volume, epoch, following.first_seq if following else None):
+            if base and epoch.ordinal < base.at[0]:
+                continue
+            yield base if base and epoch.ordinal == base.at[0] else epoch
+            for slot, table, span in self.spans(volume, epoch, following.first_seq if following else None, base):
                 yield slot, table, span, epoch
         if problem:
             raise problem
@@ -448,8 +514,10 @@ class Vault:
         """The points of a volume in the order of its stream, and what stood in the way of more."""
         found: list[Point] = []
         try:
-            for got in self.stream(volume):
-                if isinstance(got, Epoch):
+            base = self.base(volume)
+            found += self.kept(volume, base)
+            for got in self.stream(volume, base):
+                if isinstance(got, (Epoch, Base)):
                     continue
                 _, _, span, epoch = got
                 if span.mark:
@@ -457,6 +525,14 @@ class Vault:
         except Refusal as refusal:
             return found, refusal
         return found, None
+
+    def kept(self, volume: bytes, base: Base | None) -> list[Point]:
+        """base.md: the points that are kept, of epochs that can be read."""
+        if base is None:
+            return []
+        epochs, problem = self.epochs(volume)
+        points = [kept for kept in base.points if kept.at[0] <= len(epochs) - bool(problem)]
+        return [Point(volume, epochs[kept.at[0] - 1], kept.at[1], kept.mark) for kept in points]
 
     # Content
 
@@ -481,13 +557,27 @@ class Vault:
 
     def image(self, volume: bytes, wanted: bytes | Since | None, depth: int = 0) -> tuple[Point, Extents]:
         """vault.md, reading a volume: all spans up to and including a mark, given by point or place; else the last."""
+        base = self.base(volume)
+        kept = list(zip(self.kept(volume, base), base.points)) if base else []
+        for own, says in reversed(kept):
+            if wanted in (own.mark.point, own.place):
+                return own, self.mapped(volume, base, says.at, says.map, says)
         extents, point = Extents(), None
         pending: list[tuple[int, int, Piece | None]] = []
-        for got in self.stream(volume):
+        latest: Callable[[], tuple[Point, Extents]] | None = None
+        for got in self.stream(volume, base):
+            if isinstance(got, Base):
+                epochs = self.epochs(volume)[0][: got.at[0]]
+                if isinstance(wanted, tuple) and wanted <= (epochs[-1].epoch, got.at[1]):
+                    break
+                extents = self.mapped(volume, got, got.at, got.map, None)
+                latest = self.latest(volume, got, epochs, kept, depth)
+                continue
             if isinstance(got, Epoch):
                 if got.base:
-                    base, extents = self.based(volume, got, depth)
-                    pending, point = [], base if base.volume == volume and wanted is None else None
+                    latest = None
+                    start, extents = self.based(volume, got, depth)
+                    pending, point = [], start if start.volume == volume and wanted is None else None
                 continue
             slot, table, span, epoch = got
             pending += resolve(slot, table, span)
@@ -498,9 +588,25 @@ class Vault:
                 pending, point = [], here
                 if wanted is not None:
                     break
+        if point is None and latest and wanted is None:
+            return latest()
         if point is None:
-            raise Refusal(ABSENT, f"volume {uid(volume)} has no such point")
+            gone = f", or {bases.base_place(volume, base.number).name} does not keep it" if base else ""
+            raise Refusal(ABSENT, f"volume {uid(volume)} has no such point{gone}")
         return point, extents
+
+    def latest(
+        self, volume: bytes, base: Base, epochs: list[Epoch], kept: list[tuple[Point, Kept]], depth: int
+    ) -> Callable[[], tuple[Point, Extents]] | None:
+        """base.md: the latest point where none is above the place: the newest on its branch that is listed."""
+        branch = next((epoch for epoch in reversed(epochs) if epoch.base), None)
+        own = [one for one in kept if branch is None or one[0].epoch.ordinal >= branch.ordinal]
+        if own:
+            point, says = own[-1]
+            return lambda: (point, self.mapped(volume, base, says.at, says.map, says))
+        if branch and branch.base and branch.base[0] == volume:
+            return lambda: self.based(volume, branch, depth)
+        return None
 
     def write(self, extents: Extents, size: int, path: str) -> None:
         """Writes an image to a sparse file, one frame after the other; epoch.md: cut at the size."""
@@ -529,7 +635,8 @@ class Vault:
         frames: dict[int, dict[Chunk, list[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(list))
         for block, count, piece in wanted:
             chunk = table.chunks[piece.number] if piece.number < len(table.chunks) else None
-            if chunk is None or chunk.target or (chunk.id, chunk.blocks) != (piece.id, piece.blocks):
+            is_it = chunk and not chunk.target and chunk.id.startswith(piece.id) and chunk.blocks == piece.blocks
+            if not chunk or not is_it:
                 raise damaged(place.name, len(slot.header.raw), f"chunk {piece.number} is not what refers to it says")
             frames[chunk.number][chunk].append((block, count, piece.first))
         for number in sorted(frames):

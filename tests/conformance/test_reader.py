@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import bases  # noqa: E402
 import formats  # noqa: E402
 import reader  # noqa: E402
 import zstandard  # noqa: E402
@@ -81,7 +82,7 @@ class WorkedExamples(unittest.TestCase):
                     lines = [(int(at, 16), text) for at, text in found]
                     self.compare((PROTO / file).read_bytes(), lines, "what differs" not in intro)
         # One that is not found here is not compared either.
-        self.assertEqual(len(seen), 27, seen)
+        self.assertEqual(len(seen), 29, seen)
 
 
 class Golden(unittest.TestCase):
@@ -222,6 +223,47 @@ class Golden(unittest.TestCase):
         self.assertEqual(group, formats.Group("shop", 2, members))
 
 
+    def test_base(self) -> None:
+        base = bases.base_body("", 2, (PROTO / "base-body.bin").read_bytes())
+        scan = formats.Mark(run(0xE0), 1767225600000, 3, 66_051, bytes(16), 0, 1)
+        group = formats.Mark(run(0xE0), 1767225600000, 4, 0, run(0xF0), 1, 3)
+        older = bases.Kept((1, 40), run(0x72), 1, 32 << 20, scan)
+        newest = bases.Kept((2, 44), run(0x70), 3, 64 << 20, group)
+        head = (2, (2, 44), run(0x70), run(0x40, 32), run(0xC0), 258)
+        self.assertEqual(base, bases.Base(*head, [older, newest]))
+        with refused(self, formats.DAMAGED, "digest"):
+            bases.base_body("", 1, (PROTO / "base-body.bin").read_bytes())
+
+    def test_base_sealed(self) -> None:
+        data, place = (CODEC / "base.bin").read_bytes(), bases.base_place(b"\3" * 16, 2)
+        base = bases.base_body("", 2, formats.open_small(RING, place, data, bases.BODY_MAX))
+        self.assertEqual((base.at, base.slot, [kept.at for kept in base.points]), ((2, 1000), 7, [(1, 400), (2, 1000)]))
+        for at in range(len(data)):
+            with self.assertRaises(formats.Refusal):
+                formats.open_small(RING, place, data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :], bases.BODY_MAX)
+
+    def test_map_sealed(self) -> None:
+        data, where = (CODEC / "map.bin").read_bytes(), (b"\3" * 16, (2, 1000), b"\6" * 16)
+        manifest = bases.open_manifest(RING, *where, data)
+        self.assertEqual((manifest.log, manifest.point), (b"\2" * 16, b"\4" * 16))
+        for at in range(len(data)):
+            with self.assertRaises(formats.Refusal):
+                bases.open_manifest(RING, *where, data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :])
+
+    def test_map_part_sealed(self) -> None:
+        data, place = (CODEC / "map-pages.bin").read_bytes(), bases.part_place(b"\3" * 16, (2, 1000), b"\6" * 16, 1)
+        runs = list(bases.part_runs(RING, place, 2, b"\6" * 16, data))
+        own, there = (formats.Target(log, slot, attempt * 8) for log, slot, attempt in
+                      ((b"\2" * 16, 7, b"\x55"), (b"\x09" * 16, 6, b"\x66")))
+        self.assertEqual(runs, [
+            (0, 4, own, 0, b"\7" * 8, 4, 0), (4, 2, own, 0, b"\7" * 8, 4, 1), (10, 100, None, 0, b"", 0, 0),
+            (200, 2, there, 3, b"\x08" * 8, 4, 1), (0xFFF0, 32, None, 0, b"", 0, 0),
+        ])
+        for at in range(len(data)):
+            with self.assertRaises(formats.Refusal):
+                list(bases.part_runs(RING, place, 2, b"\6" * 16, data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :]))
+
+
 class Memory:
     """A store that is a dictionary."""
 
@@ -244,7 +286,7 @@ def section(kind: int, stride: int, records: bytes) -> bytes:
 
 def seal(place: formats.Place, variant: int, own: bytes, body: bytes, frames: list[bytes]) -> bytes:
     """object.md, segment.md: an object; the lengths of its frames stand in the body already."""
-    name, magic, subject, number = place
+    name, magic, subject, number, _ = place
     salt = os.urandom(32)
     parts = (RING.keys[1].secret, salt, magic, RING.vault, subject, struct.pack("<Q", number), bytes(4))
     head = magic + struct.pack("<HHII", 2, 156 + len(own), 0, 0) + RING.vault + subject

@@ -4,7 +4,7 @@ mod build;
 mod image;
 mod stream;
 
-use crate::base::{Ground, VolumeBase, read_ground};
+use crate::base::{Ground, VolumeBase, last_number, read_ground};
 use crate::chain::Hole;
 use crate::chunks::ChunkReader;
 use crate::epoch::Known;
@@ -163,7 +163,30 @@ impl VolumeView {
         volume: VolumeId,
         selector: PointSelector,
     ) -> Result<Self, VaultError> {
-        let Ground { known, base } = read_ground(vault, volume).await?;
+        let ground = read_ground(vault, volume).await?;
+        let is_known = !ground.known.epochs.is_empty();
+        let number = ground.base.as_ref().map_or(0, |base| base.number);
+        match Self::open_on(vault, volume, selector, ground).await {
+            Err(error) if is_known && error.kind() == ErrorKind::Corrupt => {
+                // What is gone by a base that was made meanwhile is not lost.
+                match last_number(vault, volume).await {
+                    Ok(newest) if newest > number => {
+                        let ground = read_ground(vault, volume).await?;
+                        Self::open_on(vault, volume, selector, ground).await
+                    }
+                    _ => Err(error),
+                }
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_on(
+        vault: &Vault,
+        volume: VolumeId,
+        selector: PointSelector,
+        Ground { known, base }: Ground,
+    ) -> Result<Self, VaultError> {
         let bounded = known.bounded();
         let Known { epochs, broken } = known;
         let reader = ChunkReader::new(vault, ObjectName::volume(volume));

@@ -348,6 +348,7 @@ async fn run(steps: Vec<Step>) -> (usize, usize) {
     if gone == 0 {
         let report = crate::verify::verify(&world.vault, true, |_| {}).await.unwrap();
         assert!(report.is_whole() && report.bases == bases as u64, "{report:#?}");
+        assert_eq!(report.maps_not_compared, 0);
         let stats = crate::stats::stats(&world.vault).await.unwrap();
         assert_eq!(stats.points, report.points);
         let mut there = 0;
@@ -438,4 +439,33 @@ async fn slots_below_a_base_may_go() {
     let list = catalog::list_points(&world.vault, volume).await.unwrap();
     let expected = [points[3].id, points[7].id];
     assert_eq!(list.iter().map(|point| point.id).collect::<Vec<_>>(), expected);
+}
+
+/// The span there wrote nothing, so no map refers to its slot; few slots follow, or none.
+#[tokio::test]
+async fn the_slot_where_a_base_ends_may_be_gone() {
+    for following in 0..6_u32 {
+        let mut world = World::new(1, 1).await;
+        let volume = world.volumes[0].id;
+        world.write(0, 0, 40, 1000);
+        world.end_span(0, true);
+        world.commit(0).await;
+        world.end_span(0, true);
+        world.commit(0).await;
+        write_shaped(&world.vault, volume, small()).await.unwrap().unwrap();
+        for seed in 0..following {
+            world.write(0, 5 * u64::from(seed), 9, 2000 + seed);
+            world.end_span(0, seed % 2 == 0);
+            world.commit(0).await;
+        }
+        let before = ends(&world).await;
+        assert_eq!(base_at(&world, 1, &[1]).await.unwrap(), 1);
+        assert_eq!(sweep(&mut world, 0).await, 1, "the slot of the second mark");
+        check(&world).await;
+        assert_eq!(ends(&world).await, before);
+        let end = end_of_stream(&world.vault, volume).await.unwrap();
+        assert_eq!(end.last_seq, before[0]);
+        write_shaped(&world.vault, volume, small()).await.unwrap();
+        check(&world).await;
+    }
 }

@@ -1,7 +1,9 @@
 //! Bases that are damaged, lost or refused, and maps of theirs that are.
 
 use super::*;
-use crate::testing::{Call, counted};
+use crate::testing::{Call, OthersPut, counted};
+use farshore_codec::map::{MapPlace, seal_manifest};
+use farshore_proto::map::MapFields;
 use std::fs;
 use std::path::PathBuf;
 
@@ -205,6 +207,35 @@ async fn a_map_of_a_base_that_is_lost_is_said_by_name() {
     check(&world).await;
 }
 
+/// The base's map is the one that it was made of, not another that opens in its place.
+#[tokio::test]
+async fn another_map_in_the_place_of_a_bases_is_not_read() {
+    let world = based().await;
+    let (vault, volume) = (&world.vault, world.volumes[0].id);
+    let epochs = read_epochs(vault, volume).await.unwrap();
+    let body = newest(vault, volume).await.unwrap().unwrap().body;
+    let kept = body.points[0];
+    // The same again under another salt; and, of a kept point, one that says that it is of another.
+    for (at, attempt, id) in [(body.at, body.map, None), (kept.at, kept.map, Some([9; 16]))] {
+        let map = map::load(vault, volume, &epochs, (at, attempt)).await.unwrap();
+        let place = MapPlace { vault: vault.id(), volume, at, attempt };
+        let point = id.map(PointId).or(map.point.map(|point| point.id));
+        let fields = MapFields { attempt, point, ordinal: at.ordinal };
+        let (number, key) = vault.newest_key();
+        let again = seal_manifest(&place, &fields, (key, number), &map.manifest, 1).unwrap();
+        let file = world.file(&ObjectName::map(volume, at, attempt));
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, again).unwrap();
+        let selector = id.map_or(PointSelector::Latest, |_| PointSelector::Seq(at.seq));
+        let error = VolumeView::open(&world.reopen().await, volume, selector).await.unwrap_err();
+        assert!(matches!(error, VaultError::BaseMap { cause: None, .. }), "{error}");
+        let report = crate::verify::verify(vault, false, |_| {}).await.unwrap();
+        assert_eq!(report.problems.len(), 1, "{report:?}");
+        assert_eq!(report.problems[0].object, ObjectName::base(volume, 2));
+        fs::write(file, whole).unwrap();
+    }
+}
+
 /// A page that is lost after the view was opened: there is no other map to read the point by.
 #[tokio::test]
 async fn a_page_that_is_lost_later_is_said_by_name() {
@@ -355,4 +386,38 @@ async fn few_bases_are_asked_for() {
         assert_eq!(found, number);
         assert!(asked <= 24, "{asked} for base {number}");
     }
+}
+
+/// Rule 16 of ADR 0014: what is missing is lost only if the base is the same as before the miss.
+#[tokio::test]
+async fn what_is_gone_by_a_base_that_was_made_meanwhile_is_not_lost() {
+    let world = based().await;
+    let (volume, file) = (world.volumes[0].id, base_file(&world, 2));
+    let points = world.committed_points();
+    let kept = read(&world.vault, volume, 1).await.unwrap().body.points[0];
+    assert_eq!(kept.mark.point, points[1].id, "base 2 leaves it out");
+    fs::remove_file(world.file(&ObjectName::map(volume, kept.at, kept.map))).unwrap();
+    let bytes = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    let (mut call, mut calls, mut gone, mut lost) = (0, 1, 0, 0);
+    while call < calls {
+        let (store, hooks) = counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        let put = OthersPut { call, file: file.clone(), bytes: bytes.clone(), won: None };
+        hooks.others_put(vec![put]);
+        let error = VolumeView::open(&vault, volume, PointSelector::Seq(points[1].seq)).await;
+        match error.unwrap_err() {
+            VaultError::PointGone { .. } => gone += 1,
+            VaultError::BaseMap { .. } => {
+                let won = hooks.what_others_put().1[0].won;
+                lost += usize::from(won.is_some());
+            }
+            error => panic!("call {call}: {error}"),
+        }
+        calls = calls.max(hooks.what_others_put().0);
+        let _ = fs::remove_file(&file);
+        call += 1;
+    }
+    // Behind the last look nobody knows.
+    assert!(gone > 12 && lost < 8, "{gone} times gone, {lost} times lost");
 }
