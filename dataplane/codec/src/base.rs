@@ -3,7 +3,7 @@
 use crate::error::CodecError;
 use crate::keys::{DataKey, KeyRing};
 use crate::object::{no_fields, open, seal};
-use farshore_proto::base::{BaseBody, Digest, place};
+use farshore_proto::base::{BaseBody, place};
 use farshore_proto::{KeyNumber, VaultId, VolumeId};
 
 /// Level of zstd: what is written seldom is written small.
@@ -41,10 +41,4 @@ pub fn open_base(
 ) -> Result<BaseBody, CodecError> {
     let (_, body) = open(&place(vault, volume, base), object, keys)?;
     Ok(BaseBody::decode(&body, base)?)
-}
-
-/// The digest by which a base names another object: of its bytes as they are stored.
-#[must_use]
-pub fn digest(object: &[u8]) -> Digest {
-    *blake3::hash(object).as_bytes()
 }

@@ -40,9 +40,3 @@ pub fn open_register(
     let (_, body) = open(&place(vault, number), object, keys)?;
     Ok(RegisterBody::decode(&body, number)?)
 }
-
-/// What the entry behind this one says of it: the digest of the object as it is stored.
-#[must_use]
-pub fn digest(object: &[u8]) -> [u8; 32] {
-    *blake3::hash(object).as_bytes()
-}

@@ -3,23 +3,23 @@
 //!
 //! Layout and rules: `docs/formats/base.md`.
 
-mod search;
 mod write;
 
 pub use write::write;
 
-pub(crate) use search::last_number;
 pub(crate) use write::follows;
 
 use crate::chain::Start;
 use crate::epoch::{Branch, Known, read_known};
 use crate::error::VaultError;
+use crate::gapless;
 use crate::layout::ObjectName;
-use crate::limits::SEALED_OBJECT_BYTES_MAX;
+use crate::limits::{SEALED_OBJECT_BYTES_MAX, VOLUME_BASES_MAX};
 use crate::map;
 use crate::vault::Vault;
 use crate::view::Point;
-use farshore_codec::base::{digest, open_base};
+use farshore_codec::base::open_base;
+use farshore_codec::digest::digest;
 use farshore_proto::base::{BaseBody, Digest, KeptPoint};
 use farshore_proto::checkpoint::VolumeTail;
 use farshore_proto::epoch::EpochBody;
@@ -106,6 +106,14 @@ impl VolumeBase {
         }
         Err(VaultError::Base { url: vault.url().to_owned(), object: self.object() })
     }
+}
+
+/// Number of the newest base of a volume; 0 if it has none.
+///
+/// # Errors
+/// `Corrupt` if one is missing in front of a later one; `Unavailable`; `Limit`.
+pub(crate) async fn last_number(vault: &Vault, volume: VolumeId) -> Result<u64, VaultError> {
+    gapless::newest(vault, 0, VOLUME_BASES_MAX, |number| ObjectName::base(volume, number)).await
 }
 
 /// The newest base of a volume, if it has one.

@@ -29,6 +29,10 @@ pub(crate) async fn newest(
         }
         let Some(later) = found.iter().rposition(|is_there| *is_there).filter(|at| *at > joined)
         else {
+            if joined > 0 {
+                // So many behind the first missing one are still to be looked at.
+                continue;
+            }
             return Ok(last);
         };
         // It may have come since it was asked for.

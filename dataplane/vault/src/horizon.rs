@@ -205,6 +205,10 @@ pub async fn let_go(vault: &Vault, log: LogId, to: Slot) -> Result<Moved, VaultE
     if reach <= end.horizon.slot() {
         return Ok(Moved::Already(end.horizon));
     }
+    // Those too that only the horizon before speaks of.
+    for (volume, tail) in ledger.tails() {
+        bases.cover(volume, Some(tail)).await?;
+    }
     let known = bases.known;
     advance(vault, log, reach, |volume, tail| is_covered(&known, volume, tail)).await
 }

@@ -46,10 +46,6 @@ pub const VOID_REACH_SLOTS: u64 = 16;
 pub const EPOCHS_MAX: u64 = 1 << 20;
 /// Epochs of a volume that are asked for at the same time.
 pub const EPOCHS_AT_ONCE: u64 = 6;
-/// Entries of the register that a search for the newest asks for at the same time.
-pub const REGISTER_PROBES: u64 = 8;
-/// Numbers behind the newest entry of the register that are looked at, to tell the end from a loss.
-pub const REGISTER_BEHIND: u64 = 3;
 /// Entries of the register that are read at the same time; one names some MiB of targets at most.
 pub const REGISTER_AT_ONCE: usize = 4;
 /// Times that who makes an entry of the register decides anew because others made it first.
@@ -60,8 +56,6 @@ pub const BASES_MAX: usize = 64;
 pub const EPOCHS_BEHIND: u64 = 3;
 /// Bases of a volume that a reader accepts.
 pub const VOLUME_BASES_MAX: u64 = 1 << 20;
-/// Numbers behind the last base that are looked at, to tell the end from a loss.
-pub const VOLUME_BASES_BEHIND: u64 = 3;
 /// Revisions of one machine or group that a reader accepts.
 pub const REVISIONS_MAX: u64 = 1 << 20;
 /// Revisions behind the last that are looked at, to tell the end from a loss.

@@ -2,16 +2,17 @@
 //!
 //! Each entry has the state that all up to it come to, so the newest is enough, and those that it names.
 
-mod search;
-
 use crate::error::VaultError;
+use crate::gapless;
 use crate::layout::ObjectName;
 use crate::limits::{REGISTER_AT_ONCE, REGISTER_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::store::{Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
-use farshore_codec::register::{digest, open_register, seal_register};
+use farshore_codec::digest::digest;
+use farshore_codec::register::{open_register, seal_register};
 use farshore_engine::register::{Refused, after};
+use farshore_proto::limits::REGISTER_MAX;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::register::{RegisterBody, State, Statement};
 use farshore_proto::{LogId, Target};
@@ -47,7 +48,7 @@ impl Entry {
 /// `Corrupt` if an entry is lost, which is named, or the newest does not open; `Invalid` if a newer version made it;
 /// `Unavailable`.
 pub async fn newest(vault: &Vault, known: u64) -> Result<Entry, VaultError> {
-    let last = search::last_number(vault, known).await?;
+    let last = gapless::newest(vault, known, REGISTER_MAX, ObjectName::register).await?;
     if last == 0 {
         return Ok(Entry::default());
     }

@@ -1,11 +1,12 @@
 use super::*;
 use crate::base::{open_base, seal_base};
 use crate::checkpoint::{open_checkpoint, seal_checkpoint};
+use crate::digest::digest;
 use crate::epoch::{open_epoch, seal_epoch};
 use crate::group::{open_group, seal_group};
 use crate::index_run::{open_index_run, seal_index_run};
 use crate::machine::{open_machine, seal_machine};
-use crate::register::{digest, open_register, seal_register};
+use crate::register::{open_register, seal_register};
 use farshore_proto::base::{BaseBody, KeptPoint};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::epoch::{EndKind, Ended, EpochBody};

@@ -25,7 +25,7 @@ use crate::store::Put;
 use crate::vault::Vault;
 use crate::view::{Point, PointSelector};
 use bytes::Bytes;
-use farshore_codec::base::digest;
+use farshore_codec::digest::digest;
 use farshore_codec::map::{MapPlace, open_manifest, peek_manifest};
 use farshore_proto::base::Digest;
 use farshore_proto::bugs::{Bug, is_on};

@@ -3,7 +3,7 @@
 use super::Report;
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, ordinal_of};
-use crate::limits::REGISTER_BEHIND;
+use crate::limits::NUMBERS_BEHIND;
 use crate::register::{self, Entry};
 use crate::vault::Vault;
 use farshore_proto::limits::REGISTER_MAX;
@@ -85,7 +85,7 @@ async fn compare(
 
 /// The first one behind a number that is missing.
 async fn next(vault: &Vault, missing: u64) -> Result<Option<u64>, VaultError> {
-    for number in missing + 1..=missing + REGISTER_BEHIND {
+    for number in missing + 1..=missing + NUMBERS_BEHIND {
         if vault.store().exists(&ObjectName::register(number)).await? {
             return Ok(Some(number));
         }
