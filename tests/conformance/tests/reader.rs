@@ -8,12 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use farshore_e2e::store::{Kind, Server, installed};
+use farshore_proto::base::KeptPoint;
+use farshore_proto::mark::Mark;
+use farshore_proto::{MapAttempt, Place, Seq, Slot, VolumeId};
+use farshore_vault::base;
+use farshore_vault::catalog::{Marked, list_marks_to_damage};
 use farshore_vault::key_file;
+use farshore_vault::layout::map_of;
+use farshore_vault::map::{Shape, write_shaped};
 use farshore_vault::testing::machines::{DB, KnownPoint, Machines};
 use farshore_vault::testing::{World, image_bytes};
 
 /// Exit codes of the reader, as of this program.
 const INCOMPLETE: i32 = 65;
+const ABSENT: i32 = 66;
 const DAMAGED: i32 = 82;
 
 /// A vault with machines, its key beside it.
@@ -152,6 +160,87 @@ async fn volumes_that_go_on_from_points_are_read() {
         assert!(read(volume, "latest", &to) == image_bytes(&latest.image), "{latest:?}");
     }
     assert_eq!(world.latest(0).unwrap().id, old.id, "it has no point of its own there yet");
+}
+
+/// A map that the vault has of a volume at a seq.
+fn map_at(vault: &Path, volume: VolumeId, seq: Seq) -> (Place, MapAttempt) {
+    let folder = vault.join("maps").join(volume.to_string());
+    let places = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let maps = places.flat_map(|place| fs::read_dir(place).unwrap());
+    let mut names = maps.filter_map(|entry| map_of(entry.unwrap().path().to_str().unwrap()));
+    names.find(|(at, _)| at.seq == seq).unwrap()
+}
+
+/// Bases: points that are kept are read by their maps, later ones from the base's, and the slots below are gone.
+#[tokio::test]
+async fn volumes_with_bases_are_read() {
+    let mut world = World::new(1, 1).await;
+    let (volume, folder) = (world.volumes[0].id, world.folder.path().join("vault"));
+    for seed in 1..=5_u32 {
+        world.write(0, 0, 96, seed * 1000);
+        world.write(0, u64::from(seed), 3, 0);
+        world.end_span(0, true);
+        if seed == 4 {
+            // A place between two marks, in a slot of its own.
+            world.commit(0).await;
+            world.write(0, 50, 6, 9000);
+            world.end_span(0, false);
+        }
+        world.commit(0).await;
+        let shape = Shape { page_runs: 3, part_bytes: 500, unmarked: 1, ..Shape::default() };
+        if seed < 5 {
+            write_shaped(&world.vault, volume, shape).await.unwrap().unwrap();
+        }
+    }
+    let marks = list_marks_to_damage(&world.vault, volume).await.unwrap().marks;
+    let kept = [1, 3].map(|number: usize| {
+        let Marked { point, group } = marks[number];
+        let (at, map) = map_at(&folder, volume, point.seq);
+        let (epoch, size_bytes) = (point.epoch, point.size_bytes);
+        let mark = Mark {
+            point: point.id,
+            kind: point.kind,
+            unknown_blocks: point.unknown_blocks,
+            is_prompt: false,
+            time_unix_ms: point.time_unix_ms,
+            group,
+        };
+        KeptPoint { at, map, epoch, size_bytes, mark }
+    });
+    let (at, map) = map_at(&folder, volume, Seq(marks[3].point.seq.0 + 1));
+    base::write(&world.vault, volume, at, map, kept.to_vec()).await.unwrap();
+    for slot in [0, 2] {
+        world.remove(0, Slot(slot));
+    }
+    let key = world.folder.path().join("recovery.key");
+    key_file::create(&key, &world.recovery).unwrap();
+    let read = |point: &str, to: &Path| {
+        let mut reader = python();
+        reader.arg("reader.py").arg("--vault").arg(&folder).arg("--key-file").arg(&key);
+        reader.args(["--volume", &volume.to_string(), "--point", point]).arg("--to").arg(to);
+        reader.output().unwrap()
+    };
+    let points = world.committed_points();
+    for (number, point) in points.iter().enumerate() {
+        let to = world.folder.path().join(format!("out-{number}"));
+        let output = read(&point.id.to_string(), &to);
+        if [0, 2].contains(&number) {
+            assert_eq!(output.status.code(), Some(ABSENT), "{output:?}");
+            continue;
+        }
+        check(&output);
+        let file = fs::read_dir(to).unwrap().next().unwrap().unwrap().path();
+        assert!(fs::read(file).unwrap() == image_bytes(&point.image), "{point:?}");
+    }
+    let to = world.folder.path().join("latest");
+    check(&read("latest", &to));
+    let file = fs::read_dir(to).unwrap().next().unwrap().unwrap().path();
+    assert!(fs::read(file).unwrap() == image_bytes(&points[4].image));
+    // What the base says is lost with its map.
+    fs::remove_dir_all(folder.join("maps")).unwrap();
+    let output = read("latest", &world.folder.path().join("lost"));
+    assert_eq!(output.status.code(), Some(DAMAGED), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("bases/0000000001"), "{output:?}");
 }
 
 /// Puts all objects of a vault below `copy/` of the bucket.
