@@ -598,6 +598,12 @@ impl VaultError {
         }
     }
 
+    /// Whether another try may end otherwise: the store could not be asked, or history was let go meanwhile.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        self.is_unavailable() || matches!(self, Self::Passed { .. })
+    }
+
     /// Whether a newer version wrote something that must be understood.
     pub(crate) fn is_newer(&self) -> bool {
         matches!(self, Self::Version { .. })

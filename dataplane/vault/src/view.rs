@@ -10,7 +10,9 @@ use crate::chunks::ChunkReader;
 use crate::epoch::Known;
 use crate::error::VaultError;
 use crate::layout::ObjectName;
-use crate::limits::{READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX, WINDOW_BLOCKS, WINDOWS_AHEAD};
+use crate::limits::{
+    HORIZON_TRIES_MAX, READ_BYTES_MAX, READ_FRAMES_IN_FLIGHT_MAX, WINDOW_BLOCKS, WINDOWS_AHEAD,
+};
 use crate::map::Avoided;
 use crate::patience::Patience;
 use crate::vault::Vault;
@@ -163,21 +165,25 @@ impl VolumeView {
         volume: VolumeId,
         selector: PointSelector,
     ) -> Result<Self, VaultError> {
-        let ground = read_ground(vault, volume).await?;
-        let is_known = !ground.known.epochs.is_empty();
-        let number = ground.base.as_ref().map_or(0, |base| base.number);
-        match Self::open_on(vault, volume, selector, ground).await {
-            Err(error) if is_known && error.kind() == ErrorKind::Corrupt => {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let ground = read_ground(vault, volume).await?;
+            let is_known = !ground.known.epochs.is_empty();
+            let number = ground.base.as_ref().map_or(0, |base| base.number);
+            match Self::open_on(vault, volume, selector, ground).await {
+                Err(error) if tries == HORIZON_TRIES_MAX => return Err(error),
+                Err(error) if matches!(error, VaultError::Passed { .. }) => {}
                 // What is gone by a base that was made meanwhile is not lost.
-                match last_number(vault, volume).await {
-                    Ok(newest) if newest > number => {
-                        let ground = read_ground(vault, volume).await?;
-                        Self::open_on(vault, volume, selector, ground).await
+                Err(error) if is_known && error.kind() == ErrorKind::Corrupt => {
+                    let newest = last_number(vault, volume).await;
+                    if newest.is_ok_and(|newest| newest > number) {
+                        continue;
                     }
-                    _ => Err(error),
+                    return Err(error);
                 }
+                opened => return opened,
             }
-            opened => opened,
         }
     }
 

@@ -395,7 +395,7 @@ async fn marked() -> World {
 }
 
 /// Makes a base at a point's map, by its number from 0, that keeps points by their numbers.
-async fn base_at(world: &World, at: usize, kept: &[usize]) -> Result<u64, VaultError> {
+pub(crate) async fn base_at(world: &World, at: usize, kept: &[usize]) -> Result<u64, VaultError> {
     let volume = world.volumes[0].id;
     let points = world.committed_points();
     let epochs = read_epochs(&world.vault, volume).await.unwrap();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::base::tests::{check, is_there, make_base};
+use crate::base::tests::{base_at, check, is_there, make_base};
 use crate::horizon;
 use crate::map::{Shape, write_shaped};
 use crate::testing::{BLOCKS, World};
@@ -54,10 +54,11 @@ enum Do {
 }
 
 fn act() -> impl Strategy<Value = Do> {
-    let seed = prop_oneof![1 => Just(0_u32), 3 => (1..6_u32).prop_map(|seed| seed * 1000)];
+    // Few contents, so that what was condemned is written again.
+    let seed = prop_oneof![1 => Just(0_u32), 6 => (1..4_u32).prop_map(|seed| seed * 1000)];
     let write =
-        (0..2_usize, 0..BLOCKS / 4, 1..24_u64, seed).prop_map(|(volume, block, count, seed)| {
-            Do::Write { volume, block: block * 4, count, seed }
+        (0..2_usize, 0..BLOCKS / 8, 1..4_u64, seed).prop_map(|(volume, block, count, seed)| {
+            Do::Write { volume, block: block * 8, count: count * 8, seed }
         });
     let (volume, log) = (0..2_usize, 0..2_usize);
     prop_oneof![
@@ -172,7 +173,7 @@ fn nothing_that_is_needed_is_deleted() {
     });
     ran.unwrap_or_else(|failed| panic!("{failed}"));
     let Totals { deleted, spared, waited } = sum.get();
-    assert!(deleted > 20 && spared > 0 && waited > 20, "{:?}", sum.get());
+    assert!(deleted > 20 && waited > 20, "{:?}, {spared} spared", sum.get());
 }
 
 #[tokio::test]
@@ -186,4 +187,120 @@ async fn a_log_in_no_register_holds_everything_up_until_it_is_sealed() {
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     world.seal(0).await;
     assert_eq!(step(&world.vault).await.unwrap(), Step::Nothing);
+}
+
+/// Writes the same bytes, wherever; commits them with a mark.
+async fn put(world: &mut World, block: u64, seed: u32) {
+    world.write(0, block, 8, seed);
+    world.end_span(0, true);
+    world.commit(0).await;
+}
+
+/// Slot 0 holds what nothing refers to any more, slot 1 what the base's map does; both are in front of the horizon, and the first is condemned.
+async fn condemned() -> World {
+    let mut world = born().await;
+    put(&mut world, 0, 1000).await;
+    put(&mut world, 0, 2000).await;
+    write_shaped(&world.vault, world.volumes[0].id, shape()).await.unwrap();
+    base_at(&world, 1, &[1]).await.unwrap();
+    let moved = horizon::let_go(&world.vault, world.logs[0].id, Slot(u64::MAX)).await.unwrap();
+    assert!(matches!(moved, horizon::Moved::To(_)), "{moved:?}");
+    assert_eq!(step(&world.vault).await.unwrap(), Step::Condemned { number: 3, segments: 1 });
+    world
+}
+
+async fn answer(world: &mut World) {
+    for log in 0..2 {
+        apply(world, log).await;
+        world.commit(log).await;
+    }
+}
+
+fn has_slot(world: &World, slot: u64) -> bool {
+    world.file(&ObjectName::slot(world.logs[0].id, Slot(slot))).exists()
+}
+
+#[tokio::test]
+async fn what_nothing_refers_to_goes_once_all_logs_have_answered() {
+    let mut world = condemned().await;
+    let waiting = |world: &World, logs: &[usize]| Step::Waiting {
+        number: 3,
+        logs: logs.iter().map(|log| world.logs[*log].id).collect(),
+    };
+    assert_eq!(step(&world.vault).await.unwrap(), waiting(&world, &[0, 1]));
+    // An answer is a committed slot.
+    apply(&mut world, 0).await;
+    assert_eq!(step(&world.vault).await.unwrap(), waiting(&world, &[0, 1]));
+    world.commit(0).await;
+    assert_eq!(step(&world.vault).await.unwrap(), waiting(&world, &[1]));
+    // Or a seal.
+    world.seal(1).await;
+    let judged = Step::Judged { of: 3, deleted: 1, spared: 0 };
+    assert_eq!(step(&world.vault).await.unwrap(), judged);
+    assert!(has_slot(&world, 0), "a verdict permits the delete, and does not carry it out");
+    assert_eq!(step(&world.vault).await.unwrap(), Step::Swept { of: 3, segments: 1 });
+    assert!(!has_slot(&world, 0) && has_slot(&world, 1));
+    assert_eq!(step(&world.vault).await.unwrap(), Step::Nothing);
+    // It is stored again, not referred to.
+    put(&mut world, 16, 1000).await;
+    check(&world).await;
+}
+
+#[tokio::test]
+async fn what_was_referred_to_before_the_answer_is_spared() {
+    let mut world = condemned().await;
+    let before = world.references;
+    put(&mut world, 16, 1000).await;
+    assert!(world.references > before, "its writer has not heard of the condemnation");
+    answer(&mut world).await;
+    let judged = Step::Judged { of: 3, deleted: 0, spared: 1 };
+    assert_eq!(step(&world.vault).await.unwrap(), judged);
+    assert_eq!(step(&world.vault).await.unwrap(), Step::Swept { of: 3, segments: 0 });
+    assert!(has_slot(&world, 0));
+    check(&world).await;
+}
+
+/// A sweeper that hung comes to its deletes when others have done them, and the slot holds something else.
+#[tokio::test]
+async fn a_verdict_deletes_the_attempt_that_it_names_and_no_other() {
+    let mut world = condemned().await;
+    answer(&mut world).await;
+    step(&world.vault).await.unwrap();
+    let file = world.file(&ObjectName::slot(world.logs[0].id, Slot(0)));
+    let (number, key) = world.vault.newest_key();
+    let at = (world.vault.id(), world.logs[0].id, Slot(0));
+    let writer = farshore_proto::segment::SlotWriter::of_run(1);
+    let fill = farshore_codec::segment::slot_without_data(SlotKind::Fill, at, writer, key, number);
+    std::fs::write(&file, fill.unwrap()).unwrap();
+    assert_eq!(step(&world.vault).await.unwrap(), Step::Swept { of: 3, segments: 1 });
+    assert!(has_slot(&world, 0), "what fences stays");
+}
+
+/// What says what is needed cannot be read: nothing is deleted.
+#[tokio::test]
+async fn nothing_is_deleted_where_what_is_needed_is_not_known() {
+    let mut world = condemned().await;
+    answer(&mut world).await;
+    let base = crate::base::newest(&world.vault, world.volumes[0].id).await.unwrap().unwrap();
+    let (at, attempt) = (base.body.at, base.body.map);
+    let map = world.file(&ObjectName::map(base.volume, at, attempt));
+    let files = [
+        world.file(&base.object()),
+        map,
+        world.file(&ObjectName::pages(base.volume, at, attempt, 0)),
+        world.file(&ObjectName::horizon(world.logs[0].id, 1)),
+        world.file(&ObjectName::register(3)),
+        world.file(&ObjectName::epoch(base.volume, 1)),
+    ];
+    for file in files {
+        let kept = std::fs::read(&file).unwrap();
+        let mut bytes = kept.clone();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        let error = step(&world.vault).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        std::fs::write(&file, kept).unwrap();
+    }
+    let judged = Step::Judged { of: 3, deleted: 1, spared: 0 };
+    assert_eq!(step(&world.vault).await.unwrap(), judged);
 }

@@ -72,7 +72,7 @@ impl Stream<'_> {
         loop {
             let error = match self.open_on(&branches[on], selector, avoided).await {
                 Ok(opened) => return Ok(opened),
-                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) if error.is_passing() => return Err(error),
                 Err(error) => error,
             };
             match (error, selector) {
@@ -152,7 +152,7 @@ impl Stream<'_> {
                     let is_there = ordinal as u64 + 1 == base.at.ordinal;
                     if is_there && fits { Ok(opened) } else { Err(broken(None)) }
                 }
-                Err(error) if error.is_unavailable() => Err(error),
+                Err(error) if error.is_passing() => Err(error),
                 Err(error) => Err(broken(Some(error))),
             }
         }
@@ -308,7 +308,7 @@ impl Stream<'_> {
             let (known, object) = (&base.manifest.layers, base.object(volume));
             layers = match open_layers(vault, volume, known, &object, &layers).await {
                 Ok(layers) => layers,
-                Err(LayerError { error, .. }) if error.is_unavailable() => return Err(error),
+                Err(LayerError { error, .. }) if error.is_passing() => return Err(error),
                 Err(LayerError { attempt, error }) => {
                     tracing::warn!(%object, %error, "a layer of a map cannot be used; an older map or the logs are");
                     avoided.insert(attempt);
@@ -336,7 +336,7 @@ impl Stream<'_> {
                     let seq = self.seq_of(branch, point).await?;
                     wanted = PointSelector::Seq(seq.ok_or(error)?);
                 }
-                (Err(error), _) if error.is_unavailable() => return Err(error),
+                (Err(error), _) if error.is_passing() => return Err(error),
                 (Err(error), _) => {
                     tracing::warn!(%object, %error, "cannot go on from a map; an older one or the logs are read");
                     avoided.insert(base.name.1);
@@ -400,7 +400,7 @@ impl Stream<'_> {
         }
         while !is_found {
             let next = match chain.next().await {
-                Err(error) if error.is_unavailable() && is_on(Bug::AwayTakenForEnd) => None,
+                Err(error) if error.is_passing() && is_on(Bug::AwayTakenForEnd) => None,
                 next => next?,
             };
             let Some(found) = next.filter(|found| found.epoch < bounded) else { break };
