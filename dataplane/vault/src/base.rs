@@ -3,8 +3,10 @@
 //!
 //! Layout and rules: `docs/formats/base.md`.
 
+mod renew;
 mod write;
 
+pub use renew::renew;
 pub use write::write;
 
 pub(crate) use write::follows;

@@ -55,6 +55,8 @@ pub struct Summary {
     pub maps: u64,
     /// Checkpoints written.
     pub checkpoints: u64,
+    /// Bases of volumes, horizons of logs made, segments deleted and spared.
+    pub gone: [u64; 4],
     /// Acks judged.
     pub acks: u64,
     /// Virtual time.
@@ -78,6 +80,9 @@ impl Summary {
                 self.reads += outcome.counts.reads;
                 self.maps += outcome.counts.maps;
                 self.checkpoints += outcome.counts.checkpoints;
+                let counts = outcome.counts;
+                let gone = [counts.bases, counts.horizons, counts.deleted, counts.spared];
+                self.gone.iter_mut().zip(gone).for_each(|(sum, now)| *sum += now);
                 self.reads_away += outcome.counts.reads_away;
                 self.points_told += outcome.counts.points_told;
                 self.points_dropped += outcome.counts.points_dropped;

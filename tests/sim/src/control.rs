@@ -245,7 +245,7 @@ impl Control {
     fn worded(&self, process: Process, machine: usize, owner: Assignment) -> Assignment {
         let generation_min = match process {
             Process::Node(_) => self.certificates[&machine].generation_min,
-            Process::Agent(_) | Process::Reader | Process::Failover => 0,
+            Process::Agent(_) | Process::Reader | Process::Failover | Process::Sweeper => 0,
         };
         Assignment { generation_min, ..owner }
     }
@@ -547,7 +547,7 @@ impl World {
                 owner.node == self.control.identity(number)
                     && self.control.fence(*machine).is_none()
             }
-            Process::Reader | Process::Failover => false,
+            Process::Reader | Process::Failover | Process::Sweeper => false,
         };
         let all = self.control.owners.iter().filter(|(machine, owner)| wanted((machine, owner)));
         let owners: BTreeMap<usize, Assignment> = all
@@ -569,7 +569,7 @@ impl World {
                 let event = node::Event::Assignments(owners);
                 self.after(Duration::ZERO, world::Event::Node(number, event));
             }
-            Process::Reader | Process::Failover => {}
+            Process::Reader | Process::Failover | Process::Sweeper => {}
         }
     }
 }

@@ -35,6 +35,7 @@ pub mod oracle;
 pub mod reader;
 pub mod run;
 pub mod store;
+pub mod sweeper;
 mod tasks;
 pub mod trace;
 pub mod world;

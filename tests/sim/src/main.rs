@@ -154,7 +154,7 @@ fn print_summary(summary: &Summary, time: Duration) {
     );
     println!(
         "judged: {} marks against their disk, {} acks, {} points read back, {} reads beside writers and {} \
-         that the store was away for, with {} maps, {} checkpoints of logs, {} fences, {} points that the control plane heard of \
+         that the store was away for, with {} maps, {} checkpoints of logs, {} bases, {} horizons, {} segments deleted and {} spared, {} fences, {} points that the control plane heard of \
          and {} that grew too old",
         summary.marks,
         summary.acks,
@@ -163,6 +163,10 @@ fn print_summary(summary: &Summary, time: Duration) {
         summary.reads_away,
         summary.maps,
         summary.checkpoints,
+        summary.gone[0],
+        summary.gone[1],
+        summary.gone[2],
+        summary.gone[3],
         summary.fences,
         summary.points_told,
         summary.points_dropped

@@ -199,7 +199,7 @@ impl World {
         let is_of = |link: &Link| match process {
             Process::Agent(number) => link.agent == number,
             Process::Node(number) => link.node == number,
-            Process::Reader | Process::Failover => false,
+            Process::Reader | Process::Failover | Process::Sweeper => false,
         };
         let gone: Vec<Conn> =
             self.net.links.iter().filter(|(_, link)| is_of(link)).map(|(conn, _)| *conn).collect();

@@ -10,6 +10,7 @@ use crate::guest::{self, Guest};
 use crate::node::Node;
 use crate::oracle::{Counts, Violation};
 use crate::reader::{self, Reader};
+use crate::sweeper::{self, Sweeper};
 use crate::trace::Trace;
 use crate::world::{Event, Process, Size, World};
 use farshore_proto::Timestamp;
@@ -74,6 +75,7 @@ struct Sim {
     nodes: Vec<Node>,
     guests: Vec<Guest>,
     reader: Reader,
+    sweeper: Sweeper,
     plan: Plan,
     strikes: BTreeMap<faults::Fault, u64>,
     is_calm: bool,
@@ -92,6 +94,7 @@ pub fn run(setup: &Setup, trace: Trace) -> Outcome {
     sim.go_on(CALM);
     sim.guests.iter_mut().for_each(Guest::stop);
     sim.reader.stop();
+    sim.sweeper.stop();
     if sim.converge() {
         sim.judge();
     }
@@ -143,6 +146,7 @@ impl Sim {
             nodes,
             guests,
             reader: Reader::new(!setup.seed),
+            sweeper: Sweeper::new(setup.seed ^ 0x5eed),
             plan,
             strikes: BTreeMap::new(),
             is_calm: false,
@@ -162,6 +166,7 @@ impl Sim {
         }
         self.world.after(Duration::ZERO, Event::Control(control::Event::Look));
         self.world.after(Duration::ZERO, Event::Reader(reader::Event::Go));
+        self.world.after(Duration::ZERO, Event::Sweeper(sweeper::Event::Go));
         self.world.begin_catalog();
         let wait = self.world.us(1_000_000..4_000_000);
         self.world.after(wait, Event::Fault(faults::Event::Strike));
@@ -182,7 +187,7 @@ impl Sim {
                 }
             }
             // It begins by itself.
-            Process::Reader | Process::Failover => return,
+            Process::Reader | Process::Failover | Process::Sweeper => return,
         }
         self.world.tell_soon(process);
     }
@@ -203,7 +208,7 @@ impl Sim {
                     self.world.store.writer_died(log, &mut rng);
                 }
             }
-            Process::Reader | Process::Failover => {}
+            Process::Reader | Process::Failover | Process::Sweeper => {}
         }
     }
 
@@ -236,6 +241,7 @@ impl Sim {
                 self.guests[number].handle(world, event, is_served);
             }
             Event::Reader(event) => self.reader.handle(world, event),
+            Event::Sweeper(event) => self.sweeper.handle(world, event),
             Event::Control(event) => world.handle_control(event),
             Event::Catalog(event) => world.handle_catalog(event),
             Event::Failover(event) => world.handle_failover(event),
@@ -306,6 +312,8 @@ impl Sim {
             }
         }
         world.judge_epochs();
+        world.judge_points(POINTS_READ / 2, false);
+        world.sweep();
         world.judge_points(POINTS_READ, false);
         world.judge_known();
         world.judge_verify();

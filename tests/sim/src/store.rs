@@ -59,6 +59,7 @@ const TIMEOUT: Duration = Duration::from_secs(4);
 enum Op {
     Put(Path, PutPayload, PutOptions),
     Get(Path, GetOptions),
+    Delete(Path),
 }
 
 /// A request on its way.
@@ -73,6 +74,7 @@ struct Request {
 enum Reply {
     Put(Result<PutResult>),
     Get(Box<Result<GetResult>>),
+    Delete(Result<()>),
 }
 
 /// Whose requests they are.
@@ -82,6 +84,8 @@ enum Caller {
     Writer,
     /// Who reads beside them.
     Reader,
+    /// Who lets history go.
+    Sweeper,
 }
 
 /// How the store is to its reader. Chance is its own: what nodes meet is the same whether somebody reads
@@ -99,6 +103,7 @@ struct ReaderWay {
 struct State {
     rng: fastrand::Rng,
     reader: ReaderWay,
+    sweeper: fastrand::Rng,
     faults: StoreFaults,
     /// Requests are carried out on the spot: before a run begins.
     is_instant: bool,
@@ -122,6 +127,7 @@ pub struct SimStore {
     alarms: Alarms,
     vault: Vault,
     reader: Vault,
+    sweeper: Vault,
     direct: Vault,
 }
 
@@ -139,6 +145,7 @@ impl SimStore {
         let reader = fastrand::Rng::with_seed(rng.clone().u64(..));
         let state = State {
             rng,
+            sweeper: fastrand::Rng::with_seed(reader.clone().u64(..)),
             reader: ReaderWay { rng: reader, is_cut_off: false, failed: 0 },
             faults: StoreFaults::default(),
             is_instant: true,
@@ -164,8 +171,9 @@ impl SimStore {
             open(Store::over(Arc::new(remote), "sim")).with_quiet_slots(2)
         };
         let (vault, reader) = (reached_by(Caller::Writer), reached_by(Caller::Reader));
+        let sweeper = reached_by(Caller::Sweeper);
         let direct = open(Store::over(Arc::clone(&objects) as Arc<dyn ObjectStore>, "direct"));
-        let store = Self { state, objects, alarms, vault, reader, direct };
+        let store = Self { state, objects, alarms, vault, reader, sweeper, direct };
         store.lock().is_instant = false;
         store
     }
@@ -184,6 +192,12 @@ impl SimStore {
     #[must_use]
     pub fn readers_vault(&self) -> Vault {
         self.reader.clone()
+    }
+
+    /// The vault as the sweeper reaches it.
+    #[must_use]
+    pub fn sweepers_vault(&self) -> Vault {
+        self.sweeper.clone()
     }
 
     /// The reader reaches the store no more, or again.
@@ -286,6 +300,7 @@ impl SimStore {
             Op::Get(path, options) => {
                 Reply::Get(Box::new(at_once(self.objects.get_opts(&path, options))))
             }
+            Op::Delete(path) => Reply::Delete(at_once(self.objects.delete(&path))),
         };
         let waker = {
             let mut state = self.lock();
@@ -380,7 +395,7 @@ impl State {
         let folder = Folder::Log(log).to_string();
         let is_of_log = |request: &Request| match &request.op {
             Op::Put(path, ..) => path.as_ref().starts_with(&folder),
-            Op::Get(..) => false,
+            Op::Get(..) | Op::Delete(_) => false,
         };
         let puts = self.requests.iter().filter(|(_, request)| is_of_log(request));
         puts.map(|(request, _)| *request).collect()
@@ -391,6 +406,7 @@ impl State {
         let is_down = self.faults.is_down;
         match caller {
             Caller::Writer => (&mut self.rng, is_down),
+            Caller::Sweeper => (&mut self.sweeper, is_down),
             Caller::Reader => (&mut self.reader.rng, is_down || self.reader.is_cut_off),
         }
     }
@@ -457,6 +473,7 @@ impl Remote {
                     state.attempts.push(Bytes::from(payload.clone()));
                 }
                 Op::Get(..) => state.gets += 1,
+                Op::Delete(_) => {}
             }
             let fate = state.fate(self.caller);
             if fate.there.is_some() {
@@ -505,7 +522,7 @@ impl ObjectStore for Remote {
     ) -> Result<PutResult> {
         match self.request(Op::Put(path.clone(), payload, options)).await? {
             Reply::Put(done) => done,
-            Reply::Get(_) => Err(trouble()),
+            Reply::Get(_) | Reply::Delete(_) => Err(trouble()),
         }
     }
 
@@ -526,7 +543,7 @@ impl ObjectStore for Remote {
         }
         match self.request(Op::Get(path.clone(), options)).await? {
             Reply::Get(done) => *done,
-            Reply::Put(_) => Err(trouble()),
+            Reply::Put(_) | Reply::Delete(_) => Err(trouble()),
         }
     }
 
@@ -534,7 +551,18 @@ impl ObjectStore for Remote {
         &self,
         paths: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        self.objects.delete_stream(paths)
+        let remote = self.clone();
+        let deleted = paths.then(move |path| {
+            let remote = remote.clone();
+            async move {
+                let path = path?;
+                match remote.request(Op::Delete(path.clone())).await? {
+                    Reply::Delete(done) => done.map(|()| path),
+                    Reply::Put(_) | Reply::Get(_) => Err(trouble()),
+                }
+            }
+        });
+        deleted.boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -7,7 +7,7 @@ use crate::oracle::Oracle;
 use crate::store::SimStore;
 use crate::tasks::{Alarm, Alarms, Sleep, Tasks, VirtualTimer};
 use crate::trace::Trace;
-use crate::{agent, catalog, control, failover, faults, guest, node, reader};
+use crate::{agent, catalog, control, failover, faults, guest, node, reader, sweeper};
 use farshore_proto::Timestamp;
 use farshore_vault::{Patience, Timer};
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ pub enum Process {
     Reader,
     /// What takes volumes from their writers.
     Failover,
+    /// Who lets history go.
+    Sweeper,
 }
 
 impl fmt::Display for Process {
@@ -36,6 +38,7 @@ impl fmt::Display for Process {
             Self::Node(number) => write!(formatter, "node {number}"),
             Self::Reader => formatter.write_str("reader"),
             Self::Failover => formatter.write_str("failover"),
+            Self::Sweeper => formatter.write_str("sweeper"),
         }
     }
 }
@@ -55,6 +58,8 @@ pub enum Event {
     Control(control::Event),
     /// To what the control plane knows of points.
     Catalog(catalog::Event),
+    /// To the sweeper.
+    Sweeper(sweeper::Event),
     /// To the failover of a volume.
     Failover(failover::Event),
     /// Something breaks, or stops being broken.
@@ -189,6 +194,7 @@ impl World {
             | Event::Control(_)
             | Event::Catalog(_)
             | Event::Failover(_)
+            | Event::Sweeper(_)
             | Event::Fault(_) => None,
         };
         let owner = owner.map(|process| (process, self.life(process)));

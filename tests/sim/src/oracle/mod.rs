@@ -24,10 +24,12 @@ mod vault;
 pub use stream::Stream;
 
 use crate::disk::Tag;
+use crate::sweeper::Did;
 use crate::world::{Size, World};
 use bytes::Bytes;
 use farshore_proto::frame::Ack;
 use farshore_proto::{Epoch, LogId, PointId, Seq, Timestamp};
+use farshore_vault::gc::Step;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A rule that was broken.
@@ -50,6 +52,14 @@ pub struct Counts {
     pub maps: u64,
     /// Checkpoints of logs that nodes wrote.
     pub checkpoints: u64,
+    /// Bases of volumes made.
+    pub bases: u64,
+    /// Horizons of logs made.
+    pub horizons: u64,
+    /// Segments that verdicts named, and were deleted.
+    pub deleted: u64,
+    /// Those that were condemned, and spared.
+    pub spared: u64,
     /// Acks judged.
     pub acks: u64,
     /// Objects whose salts were compared.
@@ -92,6 +102,17 @@ pub struct Oracle {
 }
 
 impl Oracle {
+    /// The sweeper did something.
+    pub fn swept(&mut self, did: &Did) {
+        match did {
+            Did::Base(made) => self.counts.bases += u64::from(made.is_some()),
+            Did::Horizons(moved) => self.counts.horizons += moved,
+            Did::Step(Step::Swept { segments, .. }) => self.counts.deleted += *segments as u64,
+            Did::Step(Step::Judged { spared, .. }) => self.counts.spared += *spared as u64,
+            Did::Step(_) => {}
+        }
+    }
+
     pub(crate) fn new(size: &Size) -> Self {
         Self {
             streams: (0..size.machines).map(|machine| Stream::new(machine, size.blocks)).collect(),

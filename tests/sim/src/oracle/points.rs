@@ -6,6 +6,7 @@
 use super::Oracle;
 use crate::control::volume_of;
 use crate::store::at_once;
+use crate::sweeper::is_kept;
 use crate::world::World;
 use farshore_proto::{ErrorKind, PointId, Seq};
 use farshore_vault::catalog::list_points;
@@ -121,7 +122,8 @@ impl World {
             };
             let held: BTreeMap<PointId, Seq> =
                 held.iter().map(|point| (point.id, point.seq)).collect();
-            let is_held = |(id, it): &(&PointId, &Known)| held.get(id) == Some(&it.seq);
+            let is_held =
+                |(id, it): &(&PointId, &Known)| held.get(id) == Some(&it.seq) || !is_kept(**id);
             if let Some((_, missing)) = known.iter().find(|it| !is_held(it)) {
                 let seq = missing.seq;
                 let what =

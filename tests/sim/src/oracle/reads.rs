@@ -5,6 +5,7 @@ use super::vault::difference;
 use crate::control::volume_of;
 use crate::reader::{Done, Read, Want, What};
 use crate::store::at_once;
+use crate::sweeper::is_kept;
 use crate::world::World;
 use farshore_proto::ErrorKind;
 use farshore_vault::VaultError;
@@ -37,6 +38,9 @@ impl Oracle {
         match done {
             Err(error) if is_away(error) => self.counts.reads_away += 1,
             Err(error) if error.kind() == ErrorKind::NotFound && want.held.is_empty() => {}
+            // History was let go all the time while it was read, or the point was not kept.
+            Err(VaultError::Passed { .. }) => self.counts.reads_away += 1,
+            Err(_) if matches!(want.what, What::Known(point) if !is_kept(point.id)) => {}
             Err(error) => self.violate("I2", format!("{at}: {error}")),
             Ok(Read::Points(points)) => self.judge_list(want, points),
             Ok(Read::Volume(point, read)) => {
@@ -46,6 +50,8 @@ impl Oracle {
                     Err((error, waited)) if is_away(error) && *waited >= want.patience => {
                         self.counts.reads_away += 1;
                     }
+                    // What was not kept may go while it is read.
+                    Err(_) if !is_kept(point.id) => self.counts.reads_away += 1,
                     Err((error, waited)) => {
                         self.violate("I2", format!("{at}: after {waited:?}: {error}"));
                     }
@@ -55,7 +61,8 @@ impl Oracle {
     }
 
     fn judge_list(&mut self, want: &Want, points: &[Point]) {
-        if let Some(lost) = want.held.iter().find(|held| !points.contains(held)) {
+        if let Some(lost) = want.held.iter().find(|held| !points.contains(held) && is_kept(held.id))
+        {
             let what = format!("volume {}: the list has no {lost:?}", want.machine);
             return self.violate("I2", what);
         }

@@ -14,7 +14,7 @@ use farshore_vault::epoch::read_epochs;
 use farshore_vault::log::LogScan;
 use farshore_vault::verify::verify;
 use farshore_vault::view::{Point, PointSelector, VolumeView, flatten};
-use farshore_vault::{Vault, VaultError};
+use farshore_vault::{Vault, VaultError, horizon};
 
 /// Purpose and salt of an object, if it is of a kind that carries one in its head.
 pub(super) fn salt_of(bytes: &Bytes) -> Option<(&'static str, [u8; 32])> {
@@ -181,6 +181,13 @@ async fn judge_volume(vault: &Vault, machine: usize) -> Result<(), String> {
     for (number, epoch) in epochs.iter().enumerate() {
         let next = epochs.get(number + 1);
         let mut expected = epoch.first_seq;
+        let gone = horizon::newest(vault, epoch.log, 0).await.map_err(told)?;
+        match gone.tail(volume) {
+            Some(tail) if tail.epoch == epoch.epoch => expected = tail.last_seq.next(),
+            // How far it came was said by slots that are gone.
+            Some(tail) if tail.epoch > epoch.epoch => continue,
+            _ => {}
+        }
         let mut scan = LogScan::new(vault, epoch.log, Slot(0));
         while let Some((slot, segment)) = scan.next().await.map_err(told)? {
             let spans = segment.table.spans.iter();
