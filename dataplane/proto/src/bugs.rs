@@ -140,14 +140,6 @@ impl Bug {
     pub const ALL: [Self; 62] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
-        Self::HorizonNotReadAgain,
-        Self::VerdictWithoutAnswers,
-        Self::VerdictSparesNothing,
-        Self::BasesReadBeforeSlots,
-        Self::KeptPointsForgotten,
-        Self::SealBelowHorizon,
-        Self::FillBelowHorizon,
-        Self::HorizonPassedOver,
         Self::EpochCheckDropped,
         Self::FirstWriterWins,
         Self::MarkCoalescedAway,
@@ -200,6 +192,14 @@ impl Bug {
         Self::NameIsIdentity,
         Self::SecondNameIsServed,
         Self::OthersWritesUnseen,
+        Self::HorizonNotReadAgain,
+        Self::KeptPointsForgotten,
+        Self::BasesReadBeforeSlots,
+        Self::VerdictSparesNothing,
+        Self::VerdictWithoutAnswers,
+        Self::SealBelowHorizon,
+        Self::FillBelowHorizon,
+        Self::HorizonPassedOver,
     ];
 
     /// Its name on a command line.
@@ -280,6 +280,11 @@ impl Bug {
             Self::AgeByAgentsClock
                 | Self::LeftBranchTakenForTail
                 | Self::RunsUnderOneNumber
+                | Self::HorizonNotReadAgain
+                | Self::BasesReadBeforeSlots
+                | Self::SealBelowHorizon
+                | Self::FillBelowHorizon
+                | Self::HorizonPassedOver
                 | Self::MountedIsServed
                 | Self::WrittenIsServed
                 | Self::NameIsIdentity

@@ -308,4 +308,4 @@ async fn ledger_at(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,7 +4,7 @@
 use crate::agent;
 use crate::disk::Tag;
 use crate::world::{self, World};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// A request of the guest to its disk.
@@ -55,6 +55,8 @@ pub struct Guest {
     machine: usize,
     next_id: u64,
     next_tag: Tag,
+    /// What was written lately, to be written again: as who restores a file does.
+    lately: VecDeque<Vec<Tag>>,
     is_stopped: bool,
     /// Requests sent and not answered.
     pending: BTreeMap<u64, Request>,
@@ -71,6 +73,8 @@ pub struct Guest {
 }
 
 const PENDING_MAX: usize = 4;
+/// Writes that a guest remembers.
+const LATELY_MAX: usize = 64;
 /// Tags below this are the same on every disk.
 const SHARED_TAGS: Tag = 40;
 
@@ -82,6 +86,7 @@ impl Guest {
             machine,
             next_id: 1,
             next_tag: SHARED_TAGS + ((machine as u64) << 40),
+            lately: VecDeque::new(),
             is_stopped: false,
             pending: BTreeMap::new(),
             flushed: BTreeMap::new(),
@@ -203,8 +208,18 @@ impl Guest {
                 Request::Zero { block, count, fua }
             }
             _ => {
-                let is_shared = world.rng.u32(0..4) == 0;
-                let tags = (0..count).map(|_| self.tag(world, is_shared)).collect();
+                let again = world.rng.usize(0..LATELY_MAX * 4);
+                let tags: Vec<Tag> = if let Some(tags) = self.lately.get(again) {
+                    let fits = usize::try_from(blocks - block).expect("disks are small");
+                    tags[..tags.len().min(fits)].to_vec()
+                } else {
+                    let is_shared = world.rng.u32(0..4) == 0;
+                    (0..count).map(|_| self.tag(world, is_shared)).collect()
+                };
+                self.lately.push_back(tags.clone());
+                if self.lately.len() > LATELY_MAX {
+                    self.lately.pop_front();
+                }
                 Request::Write { block, tags, fua }
             }
         }

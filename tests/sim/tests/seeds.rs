@@ -34,6 +34,8 @@ fn every_rule_holds() {
     assert!(summary.reads > 5 * SEEDS && summary.reads_away > SEEDS / 2, "{summary:?}");
     assert!(summary.maps > 5 * SEEDS && summary.checkpoints > 5 * SEEDS, "{summary:?}");
     assert!(summary.fences > SEEDS / 10, "{summary:?}");
+    let [bases, horizons, deleted, _] = summary.gone;
+    assert!(bases > SEEDS && horizons > 2 * SEEDS && deleted > 2 * SEEDS, "{summary:?}");
     assert!(summary.points_told > 20 * SEEDS && summary.points_dropped > SEEDS, "{summary:?}");
 }
 
@@ -131,6 +133,9 @@ finds! {
     finds_an_end_where_nothing_is: EndWhereNothingIs within 1500,
     finds_a_delta_without_zeros: DeltaWithoutZeros within 400,
     finds_a_map_without_a_mark_taken_for_a_point: UnmarkedTakenForPoint within 400,
+    finds_kept_points_that_are_forgotten: KeptPointsForgotten within 100,
+    finds_a_verdict_that_spares_nothing: VerdictSparesNothing within 400,
+    finds_a_verdict_without_answers: VerdictWithoutAnswers within 400,
 }
 
 #[test]

@@ -329,3 +329,66 @@ async fn a_forged_head_ends_no_log_and_makes_no_slot_void() {
     assert_eq!(objects().unwrap().count(), count, "nothing was put on the word of a forged head");
     world.seal(0).await;
 }
+
+/// A start hangs before its fills; meanwhile the writer went on, its history was let go, and the slots are free again. Fills there are no fence:
+/// the start fills again at the end that is.
+#[tokio::test]
+async fn fills_that_history_passed_fence_nothing() {
+    let mut world = filled(6).await;
+    let log = world.logs[0].id;
+    let file = |slot| world.file(&ObjectName::slot(log, Slot(slot)));
+    let (folder, first) = (file(0).parent().unwrap().to_owned(), file(6));
+    let files = |folder: &std::path::Path| {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let files = entries.filter(|path| path.is_file());
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect::<Vec<_>>()
+    };
+    let before = files(&folder);
+    for seed in 0..14 {
+        world.write(0, 0, 4, 300 + seed);
+        world.end_span(0, true);
+        world.commit(0).await;
+    }
+    farshore_vault::horizon::advance(&world.vault, log, Slot(16), |_, _| true).await.unwrap();
+    let horizon = folder.join("horizon").join("0000000001");
+    let horizon = (horizon.clone(), std::fs::read(horizon).unwrap());
+    let gone = |path: &std::path::PathBuf| {
+        (0..16).any(|slot| *path == world.file(&ObjectName::slot(log, Slot(slot))))
+    };
+    let mut after = files(&folder);
+    after.retain(|(path, _)| !gone(path));
+    after.push(horizon.clone());
+    let set = |folder: &std::path::Path, to: &[(std::path::PathBuf, Vec<u8>)]| {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_file()).for_each(|path| std::fs::remove_file(path).unwrap());
+        let _gone_already = std::fs::remove_file(folder.join("horizon").join("0000000001"));
+        to.iter().for_each(|(path, bytes)| std::fs::write(path, bytes).unwrap());
+    };
+    for bug in [None, Some(Bug::FillBelowHorizon)] {
+        let (mut call, mut calls, mut unfenced) = (0, 1, 0);
+        while call < calls {
+            set(&folder, &before);
+            let (store, hooks) = counted(&world.vault);
+            let vault = Vault::open(&store, &world.recovery).await.unwrap();
+            let (folder, first, then) = (folder.clone(), first.clone(), after.clone());
+            hooks.before_call(call, move || {
+                // Who is fenced does not go on.
+                if !first.exists() {
+                    set(&folder, &then);
+                }
+            });
+            farshore_proto::bugs::switch_on(bug.as_slice());
+            let found = recover(&vault, log, 2, &BTreeSet::new(), |_, _| {}).await;
+            farshore_proto::bugs::switch_on(&[]);
+            calls = calls.max(hooks.what_others_put().0);
+            call += 1;
+            let Ok(found) = found else { continue };
+            let next = found.unwrap().next_slot;
+            for slot in next.0 - PUTS_IN_FLIGHT_MAX as u64..next.0 {
+                let header = read_header(&world.vault, log, Slot(slot)).await.unwrap();
+                unfenced += u64::from(header.kind != SlotKind::Fill || header.incarnation() != 2);
+            }
+        }
+        assert!(calls > 10 && (unfenced > 0) == bug.is_some(), "{bug:?}: {unfenced} of {calls}");
+    }
+}

@@ -1,9 +1,11 @@
 use super::*;
 use crate::base::tests::{base_at, check, is_there, make_base};
 use crate::horizon;
+use crate::horizon::tests::{files, set};
 use crate::map::{Shape, write_shaped};
-use crate::testing::{BLOCKS, World};
+use crate::testing::{BLOCKS, World, counted};
 use farshore_proto::ErrorKind;
+use farshore_proto::bugs::switch_on;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestRunner;
@@ -303,4 +305,44 @@ async fn nothing_is_deleted_where_what_is_needed_is_not_known() {
     }
     let judged = Step::Judged { of: 3, deleted: 1, spared: 0 };
     assert_eq!(step(&world.vault).await.unwrap(), judged);
+}
+
+/// A base is made and a horizon moved while what is needed is read: what both passed over is found one way or the other.
+#[tokio::test]
+async fn what_is_needed_is_found_while_a_base_and_a_horizon_move() {
+    let mut world = condemned().await;
+    let target = register::condemned(&world.vault, &state(&world).await).await.unwrap();
+    put(&mut world, 16, 1000).await;
+    let state = state(&world).await;
+    let folder = world.folder.path().to_owned();
+    let before = files(&folder);
+    write_shaped(&world.vault, world.volumes[0].id, shape()).await.unwrap();
+    base_at(&world, 2, &[2]).await.unwrap();
+    let moved = horizon::let_go(&world.vault, world.logs[0].id, Slot(u64::MAX)).await.unwrap();
+    assert!(matches!(moved, horizon::Moved::To(_)), "{moved:?}");
+    let after = files(&folder);
+    for bug in [None, Some(Bug::BasesReadBeforeSlots)] {
+        let (mut call, mut calls, mut missed) = (0, 1, 0);
+        while call < calls {
+            set(&folder, &before);
+            let (store, hooks) = counted(&world.vault);
+            let vault = Vault::open(&store, &world.recovery).await.unwrap();
+            let (folder, then) = (folder.clone(), after.clone());
+            hooks.before_call(call, move || set(&folder, &then));
+            switch_on(bug.as_slice());
+            let found = needed(&vault, &state).await;
+            switch_on(&[]);
+            match found {
+                Ok(found) => missed += u64::from(!target.is_subset(&found.targets)),
+                Err(error) => assert!(matches!(error, VaultError::Passed { .. }), "{error}"),
+            }
+            calls = calls.max(hooks.what_others_put().0);
+            call += 1;
+        }
+        assert!(calls > 10 && (missed > 0) == bug.is_some(), "{bug:?}: {missed} of {calls}");
+    }
+}
+
+async fn state(world: &World) -> farshore_proto::register::State {
+    register::newest(&world.vault, 0).await.unwrap().state
 }

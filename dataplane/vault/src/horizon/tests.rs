@@ -3,17 +3,19 @@ use crate::checkpoint::read_ledger;
 use crate::log::{LogEnd, seal};
 use crate::testing::{World, counted};
 use crate::verify::{Report, verify};
+use crate::view::{PointSelector, VolumeView};
 use bytes::Bytes;
 use farshore_codec::segment::slot_without_data;
 use farshore_proto::ErrorKind;
+use farshore_proto::bugs::{Bug, switch_on};
 use farshore_proto::segment::{SlotKind, SlotWriter};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a directory holds.
-type Files = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-fn files(folder: &Path) -> Files {
+pub(crate) fn files(folder: &Path) -> Files {
     let mut found = Files::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -26,7 +28,7 @@ fn files(folder: &Path) -> Files {
 }
 
 /// Makes a directory hold that, and nothing else.
-fn set(folder: &Path, to: &Files) {
+pub(crate) fn set(folder: &Path, to: &Files) {
     for path in files(folder).into_keys().filter(|path| !to.contains_key(path)) {
         std::fs::remove_file(path).unwrap();
     }
@@ -316,4 +318,53 @@ async fn verify_compares_horizons_and_reads_behind_the_newest() {
     std::fs::remove_file(world.file(&ObjectName::horizon(log, 1))).unwrap();
     let report = verify(&world.vault, true, |_| {}).await.unwrap();
     assert!(named(&report, 1), "{report:?}");
+}
+
+/// Whoever reads a volume goes on at the horizon only if it has all that the slots in front of it said of the volume.
+#[tokio::test]
+async fn an_older_point_is_not_the_latest_because_history_went() {
+    let mut world = written(4).await;
+    let volume = world.volumes[0].id;
+    crate::map::write(&world.vault, volume).await.unwrap().unwrap();
+    let older = world.committed_points().last().unwrap().seq;
+    write_on(&mut world, 6).await;
+    moved(&world, 10).await;
+    delete(&world, 0..10);
+    let open = || VolumeView::open(&world.vault, volume, PointSelector::Latest);
+    let error = open().await.unwrap_err();
+    assert!(matches!(error, VaultError::Passed { .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    switch_on(&[Bug::HorizonPassedOver]);
+    let taken = open().await.map(|view| view.point().seq);
+    switch_on(&[]);
+    assert_eq!(taken.unwrap(), older, "the bug shows");
+}
+
+/// Each check that a seeded bug leaves out is one that the interleavings need.
+#[tokio::test]
+async fn without_the_checks_ends_and_seals_are_wrong() {
+    let race = race(12, 18, 25).await;
+    for bug in [Bug::SealBelowHorizon, Bug::HorizonNotReadAgain] {
+        let mut wrong = 0;
+        for call in 0..60 {
+            switch_on(&[bug]);
+            let (world, before, after) = &race;
+            let folder = world.folder.path().to_owned();
+            set(&folder, before);
+            let (store, hooks) = counted(&world.vault);
+            let vault = Vault::open(&store, &world.recovery).await.unwrap();
+            let log = world.logs[0].id;
+            let (taken, then) = (world.file(&ObjectName::slot(log, Slot(12))), after.clone());
+            hooks.before_call(call, move || {
+                if !taken.exists() {
+                    set(&folder, &then);
+                }
+            });
+            let sealed = seal(&vault, log, Slot(0)).await;
+            switch_on(&[]);
+            let found = find_end(&world.vault, log, Slot(0)).await.unwrap();
+            wrong += u64::from(sealed.is_err_and(|_| true) || !found.is_sealed);
+        }
+        assert!(wrong > 0, "{bug:?}");
+    }
 }

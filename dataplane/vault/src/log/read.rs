@@ -297,6 +297,11 @@ impl<'a> LogScan<'a> {
     /// # Cancel safety
     /// Dropped, it loses the slot that it was about to return: start a new scan.
     pub async fn next(&mut self) -> Result<Option<(Slot, OpenSegment)>, VaultError> {
+        // What is known of no slot cannot be gone on from.
+        if let Err(error) = self.begin().await {
+            self.is_sure &= error.is_unavailable();
+            return Err(error);
+        }
         match self.read_on().await {
             Ok(Some(found)) => Ok(Some(found)),
             Err(error) if error.is_unavailable() => Err(error),
@@ -315,7 +320,6 @@ impl<'a> LogScan<'a> {
         if self.end.is_some() {
             return Ok(None);
         }
-        self.begin().await?;
         let mut highest = match self.incarnation {
             Some(highest) => highest,
             None => self.look_before().await?,
