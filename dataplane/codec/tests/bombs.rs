@@ -331,7 +331,7 @@ fn resident_max() -> u64 {
 #[test]
 fn no_bomb_goes_off_wherever_it_is_sealed() {
     type InPlace = (&'static str, fn(&[u8]) -> CodecError);
-    let places: [InPlace; 11] = [
+    let places: [InPlace; 13] = [
         ("segment", in_table),
         ("segment frame", in_frame),
         ("epoch object", in_epoch),

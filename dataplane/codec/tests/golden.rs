@@ -352,8 +352,8 @@ fn a_checkpoint_of_version_2_opens() {
 #[test]
 fn a_horizon_of_version_2_opens() {
     let body = HorizonBody { slot: Slot(256), before: [0x5a; 32], below: checkpoint() };
-    let object = kept("horizon", || seal_horizon(VAULT, LOG, 3, &key(), KEY, &body).unwrap());
-    assert_eq!(open_horizon(&object, VAULT, LOG, 3, &ring()).unwrap(), body);
+    let object = kept("horizon", || seal_horizon(VAULT, LOG, 4, &key(), KEY, &body).unwrap());
+    assert_eq!(open_horizon(&object, VAULT, LOG, 4, &ring()).unwrap(), body);
 }
 
 fn checkpoint() -> CheckpointBody {

@@ -44,7 +44,7 @@ struct Sealed {
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 14] = [
+const SEALED: [Sealed; 16] = [
     Sealed {
         name: "segment",
         object: include_bytes!("../testdata/v2/segment.bin"),
@@ -88,7 +88,7 @@ const SEALED: [Sealed; 14] = [
     Sealed {
         name: "horizon",
         object: include_bytes!("../testdata/v2/horizon.bin"),
-        opens: |object| open_horizon(object, VAULT, LOG, 3, &ring()).is_ok(),
+        opens: |object| open_horizon(object, VAULT, LOG, 4, &ring()).is_ok(),
     },
     Sealed {
         name: "register entry",

@@ -173,7 +173,7 @@ impl VolumeView {
             let number = ground.base.as_ref().map_or(0, |base| base.number);
             match Self::open_on(vault, volume, selector, ground).await {
                 Err(error) if tries == HORIZON_TRIES_MAX => return Err(error),
-                Err(error) if matches!(error, VaultError::Passed { .. }) => {}
+                Err(VaultError::Passed { .. }) => {}
                 // What is gone by a base that was made meanwhile is not lost.
                 Err(error) if is_known && error.kind() == ErrorKind::Corrupt => {
                     let newest = last_number(vault, volume).await;

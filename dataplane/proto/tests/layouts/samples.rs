@@ -468,7 +468,7 @@ pub(crate) fn horizon_object() -> Vec<u8> {
 
 /// Of the checkpoint, which was made when the horizon before was the newest.
 pub(crate) fn horizon() -> HorizonBody {
-    let before = std::array::from_fn(|at| 0xa0 + at as u8);
+    let before = id(0xa0);
     HorizonBody { slot: CHECKPOINT_SLOT, before, below: checkpoint() }
 }
 

@@ -321,7 +321,7 @@ pub(super) fn horizon(bytes: &[u8]) {
 }
 
 const HORIZON: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/horizon.bin");
-const HORIZON_NUMBER: u64 = 3;
+const HORIZON_NUMBER: u64 = 4;
 
 pub(super) fn horizon_samples() -> Vec<Vec<u8>> {
     let body = include_bytes!("../../../../dataplane/proto/testdata/v2/horizon-body.bin");
