@@ -5,7 +5,9 @@
 use crate::error::VaultError;
 use crate::gapless;
 use crate::layout::ObjectName;
-use crate::limits::{REGISTER_AT_ONCE, REGISTER_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
+use crate::limits::{
+    REGISTER_AT_ONCE, REGISTER_SWEPT_MAX, REGISTER_TRIES_MAX, SEALED_OBJECT_BYTES_MAX,
+};
 use crate::store::{Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
@@ -224,6 +226,8 @@ type Named = BTreeMap<u64, Arc<BTreeSet<Target>>>;
 pub struct Reader {
     newest: Entry,
     named: Named,
+    /// What was swept since the first entry that was read. A put that was sent twice may bring it back, and a delete that was, take it again.
+    swept: BTreeSet<Target>,
 }
 
 impl Reader {
@@ -233,15 +237,16 @@ impl Reader {
         &self.newest
     }
 
-    /// What nobody may refer to, as the newest entry says.
+    /// What nobody may refer to, as the entries say that were read: what was swept stays in it.
     pub fn condemned(&self) -> impl Iterator<Item = Target> + '_ {
-        self.named.values().flat_map(|targets| targets.iter().copied())
+        let named = self.named.values().flat_map(|targets| targets.iter().copied());
+        named.chain(self.swept.iter().copied())
     }
 
     /// Reads what is new; false if that is nothing. After an error what was read before stands.
     ///
     /// # Errors
-    /// As [`newest`] and [`condemned`].
+    /// As [`newest`] and [`condemned`]; `Limit` if more was swept than can be kept in mind: a later start begins anew.
     pub async fn refresh(&mut self, vault: &Vault) -> Result<bool, VaultError> {
         let newest = newest(vault, self.newest.number).await?;
         self.take(vault, newest).await
@@ -261,9 +266,22 @@ impl Reader {
         if newest.number <= self.newest.number {
             return Ok(false);
         }
-        self.named = self.named(vault, &newest.state).await?;
-        self.newest = newest;
+        let named = self.named(vault, &newest.state).await?;
+        let swept: BTreeSet<Target> = self.ended(&newest.state).collect();
+        if self.swept.len() + swept.len() > REGISTER_SWEPT_MAX {
+            let (url, max) = (vault.url().to_owned(), REGISTER_SWEPT_MAX as u64);
+            return Err(VaultError::Limit { url, what: "swept segments to be kept in mind", max });
+        }
+        self.swept.extend(swept);
+        (self.named, self.newest) = (named, newest);
         Ok(true)
+    }
+
+    /// What was named by condemnations that are not open any more. Of one whose verdict was not read that is all of it.
+    fn ended<'s>(&'s self, state: &'s State) -> impl Iterator<Item = Target> + 's {
+        let ended = self.newest.state.open.iter().filter(|(of, _)| !state.open.contains_key(of));
+        let named = ended.filter_map(|(of, verdict)| self.named.get(&verdict.unwrap_or(*of)));
+        named.flat_map(|targets| targets.iter().copied())
     }
 
     /// What is named by the entries that a state says, those of them read that are not known.

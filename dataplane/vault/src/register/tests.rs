@@ -217,6 +217,18 @@ async fn a_reader_reads_what_is_condemned_only_once() {
     assert_eq!(reader.bear(&vault, log(4)).await.unwrap(), 6);
     assert_eq!((reader.newest().number, condemned(&reader)), (6, targets([1])));
     assert_eq!(reader.bear(&vault, log(4)).await.unwrap(), 6);
+    // What was swept may come back: it is refused for as long as the reader lives.
+    append(&world.vault, 0, Statement::Swept { of: 2 }).await.unwrap();
+    append(&world.vault, 0, Statement::Swept { of: 3 }).await.unwrap();
+    assert!(reader.refresh(&vault).await.unwrap());
+    assert_eq!((reader.newest().number, condemned(&reader)), (8, targets([1])));
+    // One that it never saw the verdict on is refused as a whole.
+    append(&world.vault, 0, condemnation([20, 21])).await.unwrap();
+    reader.refresh(&vault).await.unwrap();
+    append(&world.vault, 0, verdict(9, [21])).await.unwrap();
+    append(&world.vault, 0, Statement::Swept { of: 9 }).await.unwrap();
+    reader.refresh(&vault).await.unwrap();
+    assert_eq!(condemned(&reader), targets([1, 20, 21]));
 }
 
 /// The problems of a vault, each with its object.
