@@ -57,7 +57,10 @@ impl VolumeBase {
     pub(crate) fn covers_tail(&self, epochs: &[EpochBody], tail: &VolumeTail) -> bool {
         let ordinal = epochs.iter().position(|body| body.epoch == tail.epoch);
         ordinal.is_some_and(|index| {
-            !tail.is_broken && self.covers(Place { ordinal: index as u64 + 1, seq: tail.last_seq })
+            let ordinal = index as u64 + 1;
+            // Of an older epoch all is covered that counts.
+            ordinal < self.body.at.ordinal
+                || !tail.is_broken && self.covers(Place { ordinal, seq: tail.last_seq })
         })
     }
 

@@ -18,7 +18,7 @@ use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::TARGETS_MAX;
 use farshore_proto::register::Statement;
 use farshore_proto::segment::SlotKind;
-use farshore_proto::{LogId, Slot, Target};
+use farshore_proto::{Attempt, LogId, Slot, Target};
 use futures::{StreamExt, TryStreamExt, stream};
 use needed::Needed;
 use std::collections::BTreeSet;
@@ -96,17 +96,12 @@ async fn is_sealed(vault: &Vault, log: LogId) -> Result<bool, VaultError> {
 
 /// Condemns the segments in front of horizons that nothing needs.
 async fn condemn(vault: &Vault, entry: &Entry) -> Result<Step, VaultError> {
-    let mut candidates = BTreeSet::new();
+    let Needed { targets: needed, .. } = needed(vault, entry).await?;
+    let mut condemned = BTreeSet::new();
     for log in entry.state.logs.keys() {
-        let left = TARGETS_MAX - candidates.len();
-        candidates.extend(below_horizon(vault, *log, left).await?);
+        let left = TARGETS_MAX - condemned.len();
+        condemned.extend(below_horizon(vault, *log, &needed, left).await?);
     }
-    if candidates.is_empty() {
-        return Ok(Step::Nothing);
-    }
-    let Needed { targets, .. } = needed(vault, &entry.state).await?;
-    let condemned: BTreeSet<Target> =
-        candidates.into_iter().filter(|target| !targets.contains(target)).collect();
     if condemned.is_empty() {
         return Ok(Step::Nothing);
     }
@@ -115,13 +110,23 @@ async fn condemn(vault: &Vault, entry: &Entry) -> Result<Step, VaultError> {
     Ok(Step::Condemned { number: entry.number, segments })
 }
 
-/// The segments of a log in front of its horizon that are still there, by a listing: what that leaves out stays.
-async fn below_horizon(vault: &Vault, log: LogId, max: usize) -> Result<Vec<Target>, VaultError> {
+/// The segments of a log in front of its horizon that nothing needs and that are still there, by a listing: what that leaves out stays.
+async fn below_horizon(
+    vault: &Vault,
+    log: LogId,
+    needed: &BTreeSet<Target>,
+    max: usize,
+) -> Result<Vec<Target>, VaultError> {
+    let is_needed = |slot| {
+        let at = |byte| Target { log, slot, attempt: Attempt([byte; 8]) };
+        needed.range(at(0)..=at(0xff)).next().is_some()
+    };
     let horizon = horizon::newest(vault, log, 0).await?;
     let mut slots = Vec::new();
     let mut listing = vault.store().list(Folder::Log(log));
     while let Some(object) = listing.try_next().await? {
-        slots.extend(slot_of(&object.name).filter(|slot| *slot < horizon.slot()));
+        let slot = slot_of(&object.name);
+        slots.extend(slot.filter(|slot| *slot < horizon.slot() && !is_needed(*slot)));
         if slots.len() >= max {
             break;
         }
@@ -158,7 +163,7 @@ async fn judge(vault: &Vault, entry: &Entry, of: u64) -> Result<Step, VaultError
         return Err(VaultError::Register { url: vault.url().to_owned(), object, what });
     };
     // Only now: what was referred to before the answers is read.
-    let Needed { targets: needed, .. } = needed(vault, &entry.state).await?;
+    let Needed { targets: needed, .. } = needed(vault, entry).await?;
     let all = condemned.len();
     let targets: BTreeSet<Target> = match is_on(Bug::VerdictSparesNothing) {
         true => condemned,

@@ -48,6 +48,8 @@ pub const EPOCHS_MAX: u64 = 1 << 20;
 pub const EPOCHS_AT_ONCE: u64 = 6;
 /// Entries of the register that are read at the same time; one names some MiB of targets at most.
 pub const REGISTER_AT_ONCE: usize = 4;
+/// Entries of the register that came between two looks of one reader.
+pub const REGISTER_MISSED_MAX: u64 = 1 << 14;
 /// Swept segments that a reader of the register keeps in mind: 32 bytes of memory each.
 pub const REGISTER_SWEPT_MAX: usize = 1 << 22;
 /// Times that who makes an entry of the register decides anew because others made it first.

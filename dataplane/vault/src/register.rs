@@ -6,7 +6,8 @@ use crate::error::VaultError;
 use crate::gapless;
 use crate::layout::ObjectName;
 use crate::limits::{
-    REGISTER_AT_ONCE, REGISTER_SWEPT_MAX, REGISTER_TRIES_MAX, SEALED_OBJECT_BYTES_MAX,
+    REGISTER_AT_ONCE, REGISTER_MISSED_MAX, REGISTER_SWEPT_MAX, REGISTER_TRIES_MAX,
+    SEALED_OBJECT_BYTES_MAX,
 };
 use crate::store::{Put, StoreError};
 use crate::vault::Vault;
@@ -264,10 +265,16 @@ impl Reader {
 
     async fn take(&mut self, vault: &Vault, newest: Entry) -> Result<bool, VaultError> {
         if newest.number <= self.newest.number {
+            if newest.number == self.newest.number && newest.digest != self.newest.digest {
+                return Err(another(vault, newest.number));
+            }
             return Ok(false);
         }
+        let mut swept: BTreeSet<Target> = self.ended(&newest.state).collect();
+        if self.newest.number > 0 {
+            swept.extend(self.swept_between(vault, &newest).await?);
+        }
         let named = self.named(vault, &newest.state).await?;
-        let swept: BTreeSet<Target> = self.ended(&newest.state).collect();
         if self.swept.len() + swept.len() > REGISTER_SWEPT_MAX {
             let (url, max) = (vault.url().to_owned(), REGISTER_SWEPT_MAX as u64);
             return Err(VaultError::Limit { url, what: "swept segments to be kept in mind", max });
@@ -275,6 +282,37 @@ impl Reader {
         self.swept.extend(swept);
         (self.named, self.newest) = (named, newest);
         Ok(true)
+    }
+
+    /// What was condemned and swept behind the newest entry that was read, in front of `newest`: a reader that was stopped for long saw nothing of it.
+    async fn swept_between(
+        &self,
+        vault: &Vault,
+        newest: &Entry,
+    ) -> Result<BTreeSet<Target>, VaultError> {
+        let between = self.newest.number + 1..newest.number;
+        if between.end - between.start > REGISTER_MISSED_MAX {
+            let (url, max) = (vault.url().to_owned(), REGISTER_MISSED_MAX);
+            return Err(VaultError::Limit { url, what: "entries of the register missed", max });
+        }
+        let reads = between.map(|number| read(vault, number));
+        let mut entries = stream::iter(reads).buffered(REGISTER_AT_ONCE);
+        let (mut swept, mut before) = (BTreeSet::new(), (self.newest.number, self.newest.digest));
+        while let Some(entry) = entries.try_next().await? {
+            if entry.before != before.1 {
+                return Err(another(vault, before.0));
+            }
+            before = (entry.number, entry.digest);
+            if let Some(Statement::Verdict { of, targets }) = entry.statement
+                && !newest.state.open.contains_key(&of)
+            {
+                swept.extend(targets);
+            }
+        }
+        if newest.before != before.1 {
+            return Err(another(vault, before.0));
+        }
+        Ok(swept)
     }
 
     /// What was named by condemnations that are not open any more. Of one whose verdict was not read that is all of it.
@@ -300,6 +338,12 @@ impl Reader {
         });
         stream::iter(reads).buffered(REGISTER_AT_ONCE).try_collect().await
     }
+}
+
+/// The error of an entry that is not the one that was there before.
+fn another(vault: &Vault, number: u64) -> VaultError {
+    let (url, object) = (vault.url().to_owned(), ObjectName::register(number));
+    VaultError::Register { url, object, what: "it is another one than was read before" }
 }
 
 /// Whether an entry is what its statement makes of the one before; else, why not.

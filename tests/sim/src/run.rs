@@ -314,7 +314,12 @@ impl Sim {
         world.judge_epochs();
         world.judge_points(POINTS_READ / 2, false);
         world.sweep();
-        world.judge_points(POINTS_READ, false);
+        for (number, agent) in self.agents.iter().enumerate() {
+            if !self.gone.contains(&number) {
+                world.judge_newest(agent.machine(), &agent.disk().seen);
+            }
+        }
+        world.judge_points(usize::MAX, false);
         world.judge_known();
         world.judge_verify();
         for _ in 0..DAMAGES {

@@ -1,7 +1,7 @@
 //! The next base of a volume, for what is to be kept of it.
 
 use super::{VolumeBase, read_whole, write};
-use crate::catalog::{Marked, list_marks_to_damage};
+use crate::catalog::{Marked, end_of_volume, list_marks_to_damage};
 use crate::epoch::{newest_branch, place_of};
 use crate::error::VaultError;
 use crate::map;
@@ -30,11 +30,19 @@ pub async fn renew(
     if epochs.is_empty() {
         return Ok(None);
     }
+    // Maps first: of one that is written meanwhile the list would lack the points.
+    let mut maps = maps_of(vault, volume, &epochs, before.as_ref()).await?;
     let list = list_marks_to_damage(vault, volume).await?;
     if let Some(error) = list.broken {
         return Err(error);
     }
-    let maps = maps_of(vault, volume, &epochs, before.as_ref()).await?;
+    if list.hole.is_some() {
+        // What lies behind it may hold points that are not listed.
+        return Ok(None);
+    }
+    // A map that was made of slots that were lost since reaches further than the list.
+    let end = end_of_volume(vault, volume).await?.last_seq;
+    maps.retain(|at, _| at.seq <= end);
     for (at, attempt) in maps.iter().rev() {
         let covered: Vec<&Marked> =
             list.marks.iter().filter(|marked| place(&epochs, marked) <= *at).collect();

@@ -9,12 +9,14 @@
 use crate::base::{VolumeBase, read_whole};
 use crate::checkpoint::read_ledger;
 use crate::error::VaultError;
-use crate::horizon;
+use crate::layout::ObjectName;
 use crate::limits::GC_NEEDED_MAX;
 use crate::log::{LogScan, find_end};
 use crate::map::{self, Layer, open_layers};
+use crate::register::Entry;
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
+use farshore_proto::checkpoint::VolumeTail;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::limits::VOLUME_BLOCKS_MAX;
 use farshore_proto::register::State;
@@ -30,6 +32,10 @@ pub struct Needed {
     pub targets: BTreeSet<Target>,
     /// The volumes that logs have spans of.
     pub volumes: BTreeSet<VolumeId>,
+    /// Where volumes stood at horizons: a base has to cover it.
+    tails: Vec<(VolumeId, VolumeTail)>,
+    /// The newest entry of the register.
+    register: u64,
 }
 
 /// Reads what is needed of what lies in front of the horizons of logs.
@@ -37,14 +43,17 @@ pub struct Needed {
 /// # Errors
 /// `Conflict` if history was let go meanwhile: begin again; `Corrupt` if something that says what is needed cannot be read; `Unavailable`;
 /// `Limit`.
-pub async fn needed(vault: &Vault, state: &State) -> Result<Needed, VaultError> {
-    let mut needed = Needed::default();
+pub async fn needed(vault: &Vault, entry: &Entry) -> Result<Needed, VaultError> {
+    let mut needed = Needed { register: entry.number, ..Needed::default() };
     if is_on(Bug::BasesReadBeforeSlots) {
         needed.volumes.extend(crate::catalog::volume_ids(vault).await?);
         needed.bases(vault).await?;
     }
-    for log in state.logs.keys() {
-        needed.log(vault, *log).await?;
+    // Those that are in no register too: they are sealed, and refer to what they refer to.
+    let mut logs: BTreeSet<LogId> = crate::catalog::log_ids(vault).await?.into_iter().collect();
+    logs.extend(entry.state.logs.keys());
+    for log in logs {
+        needed.log(vault, log).await?;
     }
     if !is_on(Bug::BasesReadBeforeSlots) {
         needed.bases(vault).await?;
@@ -87,10 +96,18 @@ impl Needed {
 
     /// Adds what the slots of a log behind its horizon refer to.
     async fn log(&mut self, vault: &Vault, log: LogId) -> Result<(), VaultError> {
-        let horizon = horizon::newest(vault, log, 0).await?;
-        self.volumes.extend(horizon.ledger().tails().map(|(volume, _)| volume));
-        let mut scan = LogScan::new(vault, log, Slot(0)).above(horizon);
+        let end = find_end(vault, log, Slot(0)).await?;
+        self.tails.extend(end.horizon.ledger().tails().map(|(volume, tail)| (volume, *tail)));
+        self.volumes.extend(end.horizon.ledger().tails().map(|(volume, _)| volume));
+        // A slot that is missing in front of the end is lost, and with it what it refers to.
+        let scan = LogScan::new(vault, log, Slot(0)).above(end.horizon);
+        let mut scan = scan.filled_to(end.next);
         while let Some((_, segment)) = scan.next().await? {
+            if segment.header().writer.register > self.register {
+                let object = ObjectName::register(self.register + 1);
+                let what = "it is missing although a slot states that it was applied";
+                return Err(VaultError::Register { url: vault.url().to_owned(), object, what });
+            }
             self.volumes.extend(segment.table.spans.iter().map(|span| span.volume));
             let there = segment.table.chunks.iter().filter_map(|chunk| match chunk.place {
                 ChunkPlace::There { target, .. } => Some(target),
@@ -102,10 +119,29 @@ impl Needed {
         Ok(())
     }
 
+    /// A horizon was moved over what a base covers: if none does, a newer one was there.
+    fn check_base(
+        &self,
+        vault: &Vault,
+        volume: VolumeId,
+        epochs: &[EpochBody],
+        base: Option<&VolumeBase>,
+    ) -> Result<(), VaultError> {
+        let own = self.tails.iter().filter(|(of, _)| *of == volume);
+        let covers = |tail| base.is_some_and(|base| base.covers_tail(epochs, tail));
+        if own.map(|(_, tail)| tail).all(covers) {
+            return Ok(());
+        }
+        let number = base.map_or(1, |base| base.number + 1);
+        let (url, object) = (vault.url().to_owned(), ObjectName::base(volume, number));
+        Err(VaultError::LostEnd { url, object })
+    }
+
     /// Adds what the maps refer to that the volumes' bases name.
     async fn bases(&mut self, vault: &Vault) -> Result<(), VaultError> {
         for volume in self.volumes.clone() {
             let (epochs, base) = read_whole(vault, volume).await?;
+            self.check_base(vault, volume, &epochs, base.as_ref())?;
             let Some(base) = base else { continue };
             let mut maps = Maps { vault, epochs: &epochs, base: &base, opened: Vec::new() };
             let mut read = BTreeSet::new();

@@ -311,9 +311,9 @@ async fn nothing_is_deleted_where_what_is_needed_is_not_known() {
 #[tokio::test]
 async fn what_is_needed_is_found_while_a_base_and_a_horizon_move() {
     let mut world = condemned().await;
-    let target = register::condemned(&world.vault, &state(&world).await).await.unwrap();
+    let entry = register::newest(&world.vault, 0).await.unwrap();
+    let target = register::condemned(&world.vault, &entry.state).await.unwrap();
     put(&mut world, 16, 1000).await;
-    let state = state(&world).await;
     let folder = world.folder.path().to_owned();
     let before = files(&folder);
     write_shaped(&world.vault, world.volumes[0].id, shape()).await.unwrap();
@@ -330,7 +330,7 @@ async fn what_is_needed_is_found_while_a_base_and_a_horizon_move() {
             let (folder, then) = (folder.clone(), after.clone());
             hooks.before_call(call, move || set(&folder, &then));
             switch_on(bug.as_slice());
-            let found = needed(&vault, &state).await;
+            let found = needed(&vault, &entry).await;
             switch_on(&[]);
             match found {
                 Ok(found) => missed += u64::from(!target.is_subset(&found.targets)),
@@ -343,6 +343,56 @@ async fn what_is_needed_is_found_while_a_base_and_a_horizon_move() {
     }
 }
 
-async fn state(world: &World) -> farshore_proto::register::State {
-    register::newest(&world.vault, 0).await.unwrap().state
+/// What was lost is not taken for what nothing needs.
+#[tokio::test]
+async fn nothing_is_deleted_where_something_was_lost() {
+    let mut world = condemned().await;
+    put(&mut world, 16, 1000).await;
+    // Of fewer slots behind a missing one nobody can tell a loss from a crash.
+    for block in [24, 32, 40, 48] {
+        put(&mut world, block, 1000).await;
+    }
+    answer(&mut world).await;
+    let log = world.logs[0].id;
+    let volume = world.volumes[0].id;
+    let lost = [
+        // A slot in front of the end, behind which something refers to what is condemned.
+        world.file(&ObjectName::slot(log, Slot(2))),
+        // The base that the horizon goes by.
+        world.file(&ObjectName::base(volume, 1)),
+        // An entry that slots state.
+        world.file(&ObjectName::register(3)),
+    ];
+    for file in lost {
+        let kept = std::fs::read(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let error = step(&world.vault).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        std::fs::write(&file, kept).unwrap();
+    }
+    let judged = Step::Judged { of: 3, deleted: 0, spared: 1 };
+    assert_eq!(step(&world.vault).await.unwrap(), judged);
+}
+
+/// A log that is in no register is sealed: what it refers to stays.
+#[tokio::test]
+async fn what_a_sealed_log_in_no_register_refers_to_is_needed() {
+    let mut world = condemned().await;
+    world.claim(1, 1).await;
+    world.write(1, 40, 8, 1000);
+    world.end_span(1, true);
+    world.commit(1).await;
+    world.seal(1).await;
+    answer_of(&mut world, 0).await;
+    // As if its birth had never been.
+    let entry = register::newest(&world.vault, 0).await.unwrap();
+    let mut unborn = entry.clone();
+    unborn.state.logs.remove(&world.logs[1].id);
+    let target = register::condemned(&world.vault, &entry.state).await.unwrap();
+    assert!(target.is_subset(&needed(&world.vault, &unborn).await.unwrap().targets));
+}
+
+async fn answer_of(world: &mut World, log: usize) {
+    apply(world, log).await;
+    world.commit(log).await;
 }

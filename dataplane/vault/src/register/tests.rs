@@ -229,6 +229,17 @@ async fn a_reader_reads_what_is_condemned_only_once() {
     append(&world.vault, 0, Statement::Swept { of: 9 }).await.unwrap();
     reader.refresh(&vault).await.unwrap();
     assert_eq!(condemned(&reader), targets([1, 20, 21]));
+    // Condemned, judged and swept between two looks: a stopped reader's log was sealed, nobody waited for it.
+    append(&world.vault, 0, condemnation([30, 31])).await.unwrap();
+    append(&world.vault, 0, verdict(12, [30])).await.unwrap();
+    append(&world.vault, 0, Statement::Swept { of: 12 }).await.unwrap();
+    assert!(reader.refresh(&vault).await.unwrap());
+    assert_eq!(condemned(&reader), targets([1, 20, 21, 30]));
+    // Another entry under a number that was read.
+    std::fs::remove_file(file(&world, 14)).unwrap();
+    append(&world.vault, 0, Statement::Birth(log(9))).await.unwrap();
+    let error = reader.refresh(&vault).await.unwrap_err();
+    assert!(matches!(error, VaultError::Register { .. }), "{error}");
 }
 
 /// The problems of a vault, each with its object.

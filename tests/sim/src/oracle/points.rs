@@ -9,6 +9,7 @@ use crate::store::at_once;
 use crate::sweeper::is_kept;
 use crate::world::World;
 use farshore_proto::{ErrorKind, PointId, Seq};
+use farshore_vault::base;
 use farshore_vault::catalog::list_points;
 use std::collections::BTreeMap;
 
@@ -122,8 +123,12 @@ impl World {
             };
             let held: BTreeMap<PointId, Seq> =
                 held.iter().map(|point| (point.id, point.seq)).collect();
-            let is_held =
-                |(id, it): &(&PointId, &Known)| held.get(id) == Some(&it.seq) || !is_kept(**id);
+            let base = at_once(base::newest(&vault, volume_of(machine)));
+            // Above the newest base all is kept.
+            let covered = base.ok().flatten().map(|base| base.body.at.seq);
+            let is_held = |(id, it): &(&PointId, &Known)| {
+                held.get(id) == Some(&it.seq) || !is_kept(**id) && Some(it.seq) <= covered
+            };
             if let Some((_, missing)) = known.iter().find(|it| !is_held(it)) {
                 let seq = missing.seq;
                 let what =
