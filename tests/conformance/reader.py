@@ -31,9 +31,11 @@ from typing import NamedTuple, NoReturn
 
 import bases
 import formats
+import horizons
 from bases import Base, Kept
 from formats import ABSENT, BLOCK, DAMAGED, INPUT, OUTPUT, STORE, USAGE, WRONG_KEY
 from formats import Chunk, Epoch, Machine, Mark, Place, Refusal, Since, Slot, Span, Table, Target, damaged, uid
+from horizons import Horizon
 
 FIRST_READ = 64 * 1024
 SMALL_READ = 128 * 1024
@@ -346,6 +348,28 @@ class Vault:
         body = formats.open_small(self.ring, place, self.whole(place, place.name), bases.BODY_MAX)
         return bases.base_body(place.name, number, body)
 
+    def horizon(self, log: bytes) -> Horizon:
+        """horizon.md, order of operations: the newest of 1, 2, …; one that is lost, or does not open, refuses the log."""
+        number = 0
+        while number < horizons.HORIZON_MAX and self.exists(horizons.horizon_place(log, number + 1)):
+            number += 1
+        missing = horizons.horizon_place(log, number + 1)
+        next_ = range(number + 2, number + NEXT + 2)
+        behind = [n for n in next_ if self.exists(horizons.horizon_place(log, n))]
+        if behind and not self.exists(missing):
+            raise Refusal(DAMAGED, f"object {missing.name} is missing although horizon {behind[0]} exists")
+        if not number:
+            return horizons.NONE
+        place = horizons.horizon_place(log, number)
+        body = formats.open_small(self.ring, place, self.whole(place, place.name), horizons.BODY_MAX)
+        return horizons.horizon_body(place.name, number, body)
+
+    def still(self, log: bytes, horizon: Horizon) -> None:
+        """horizon.md: what was found at the end of a log counts only while there is no newer horizon."""
+        place = horizons.horizon_place(log, horizon.number + 1)
+        if self.exists(place):
+            raise Refusal(STORE, f"history was let go while it was read (object {place.name} is new): try again")
+
     def whole(self, place: Place, user: str) -> bytes:
         """All bytes of an object that `user` names."""
         got = self.store.get(place.name, 0, WHOLE_READ)
@@ -413,21 +437,21 @@ class Vault:
                                  "there may have been newer points")
         return True
 
-    def walk(self, log: bytes, first: int, gone: int = 0) -> Iterator[tuple[Slot, bytes, int] | Refusal]:
+    def walk(
+        self, log: bytes, first: int, horizon: Horizon = horizons.NONE
+    ) -> Iterator[tuple[Slot, bytes, int] | Refusal]:
         """segment.md, order of operations: the slots that count from `first` on, void ones read over.
 
         Also looks at the 4 slots in front. What is wrong there is handed on: whether spans join tells if it matters.
-        Slots below `gone` may be missing, because the volume has a base.
+        horizon.md: never at one below the horizon, whatever is there.
         """
-        incarnation, number = 0, max(0, first - WINDOW)
+        incarnation, number = horizon.incarnation, max(horizon.slot, first - WINDOW)
         while True:
             try:
                 got = self.slot(log, number)
-                if got is None and number < gone:
-                    number += 1
-                    continue
                 if got is None:
                     if self.ends(log, number):
+                        self.still(log, horizon)
                         return
                     continue
             except Refusal as refusal:
@@ -438,6 +462,7 @@ class Vault:
                 continue
             slot = got[0]
             if slot.header.variant == formats.SEAL:
+                self.still(log, horizon)
                 return
             if slot.incarnation >= incarnation:
                 incarnation = slot.incarnation
@@ -458,7 +483,15 @@ class Vault:
             if base.log != epoch.log or base.slot < epoch.first_slot or not epoch.first_seq < seq <= (end or seq):
                 place = bases.base_place(volume, base.number)
                 raise Refusal(DAMAGED, f"object {place.name} contradicts the epochs of its volume")
-        walk = self.walk(epoch.log, first, base.slot + 1 if base and base.log == epoch.log else 0)
+        horizon = self.horizon(epoch.log)
+        tail = horizon.tails.get(volume)
+        if first < horizon.slot and tail and seq != end:
+            # horizon.md: what lay below has to be known.
+            known = tail.epoch < epoch.epoch or tail.epoch == epoch.epoch and tail.joins and tail.last < seq
+            if not known:
+                place = horizons.horizon_place(epoch.log, horizon.number)
+                raise Refusal(DAMAGED, f"object {place.name} says more of volume {uid(volume)} than what is left of it")
+        walk = self.walk(epoch.log, first, horizon)
         while seq != end:
             got = next(walk, None)
             if got is None:

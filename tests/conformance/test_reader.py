@@ -22,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import bases  # noqa: E402
 import formats  # noqa: E402
+import horizons  # noqa: E402
 import reader  # noqa: E402
 import zstandard  # noqa: E402
 from blake3 import blake3  # noqa: E402
@@ -241,6 +242,24 @@ class Golden(unittest.TestCase):
         for at in range(len(data)):
             with self.assertRaises(formats.Refusal):
                 formats.open_small(RING, place, data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :], bases.BODY_MAX)
+
+    def test_horizon_body(self) -> None:
+        body = (PROTO / "horizon-body.bin").read_bytes()
+        horizon = horizons.horizon_body("", 4, body)
+        self.assertEqual((horizon.number, horizon.slot, horizon.incarnation), (4, 256, 4))
+        tails = {run(0xB0): horizons.Tail(3, 44, True), run(0xB1): horizons.Tail(7, 1, False)}
+        self.assertEqual(horizon.tails, tails)
+        for number in (1, 3):
+            with refused(self, formats.DAMAGED):
+                horizons.horizon_body("", number, body)
+
+    def test_horizon_sealed(self) -> None:
+        data, place = (CODEC / "horizon.bin").read_bytes(), horizons.horizon_place(b"\2" * 16, 4)
+        body = formats.open_small(RING, place, data, horizons.BODY_MAX)
+        self.assertEqual(horizons.horizon_body("", 4, body).slot, 256)
+        for at in range(len(data)):
+            with self.assertRaises(formats.Refusal):
+                formats.open_small(RING, place, data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :], horizons.BODY_MAX)
 
     def test_map_sealed(self) -> None:
         data, where = (CODEC / "map.bin").read_bytes(), (b"\3" * 16, (2, 1000), b"\6" * 16)

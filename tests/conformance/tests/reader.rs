@@ -11,13 +11,12 @@ use farshore_e2e::store::{Kind, Server, installed};
 use farshore_proto::base::KeptPoint;
 use farshore_proto::mark::Mark;
 use farshore_proto::{MapAttempt, Place, Seq, Slot, VolumeId};
-use farshore_vault::base;
 use farshore_vault::catalog::{Marked, list_marks_to_damage};
-use farshore_vault::key_file;
-use farshore_vault::layout::map_of;
+use farshore_vault::layout::{ObjectName, map_of};
 use farshore_vault::map::{Shape, write_shaped};
 use farshore_vault::testing::machines::{DB, KnownPoint, Machines};
 use farshore_vault::testing::{World, image_bytes};
+use farshore_vault::{base, horizon, key_file};
 
 /// Exit codes of the reader, as of this program.
 const INCOMPLETE: i32 = 65;
@@ -209,9 +208,13 @@ async fn volumes_with_bases_are_read() {
     });
     let (at, map) = map_at(&folder, volume, Seq(marks[3].point.seq.0 + 1));
     base::write(&world.vault, volume, at, map, kept.to_vec()).await.unwrap();
+    let moved = horizon::let_go(&world.vault, world.logs[0].id, Slot(u64::MAX)).await.unwrap();
+    assert!(matches!(&moved, horizon::Moved::To(to) if to.slot() == Slot(5)), "{moved:?}");
     for slot in [0, 2] {
         world.remove(0, Slot(slot));
     }
+    // What is there since is nothing to anybody.
+    fs::write(world.file(&ObjectName::slot(world.logs[0].id, Slot(2))), b"late").unwrap();
     let key = world.folder.path().join("recovery.key");
     key_file::create(&key, &world.recovery).unwrap();
     let read = |point: &str, to: &Path| {
