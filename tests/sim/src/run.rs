@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// Time that guests go on after the last fault.
 const CALM: Duration = Duration::from_secs(4);
+/// How long history goes on to go when all has converged.
+const SWEEPING: Duration = Duration::from_secs(12);
 /// Everything must have converged this long after the last fault.
 const PATIENCE_MS: u64 = 240_000;
 /// Between two looks whether it has.
@@ -94,8 +96,10 @@ pub fn run(setup: &Setup, trace: Trace) -> Outcome {
     sim.go_on(CALM);
     sim.guests.iter_mut().for_each(Guest::stop);
     sim.reader.stop();
-    sim.sweeper.stop();
     if sim.converge() {
+        // Nodes answer to what is condemned now.
+        sim.go_on(SWEEPING);
+        sim.sweeper.stop();
         sim.judge();
     }
     sim.outcome()

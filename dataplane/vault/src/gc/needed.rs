@@ -13,7 +13,7 @@ use crate::layout::ObjectName;
 use crate::limits::GC_NEEDED_MAX;
 use crate::log::{LogScan, find_end};
 use crate::map::{self, Layer, open_layers};
-use crate::register::Entry;
+use crate::register::{self, Entry};
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::checkpoint::VolumeTail;
@@ -103,11 +103,7 @@ impl Needed {
         let scan = LogScan::new(vault, log, Slot(0)).above(end.horizon);
         let mut scan = scan.filled_to(end.next);
         while let Some((_, segment)) = scan.next().await? {
-            if segment.header().writer.register > self.register {
-                let object = ObjectName::register(self.register + 1);
-                let what = "it is missing although a slot states that it was applied";
-                return Err(VaultError::Register { url: vault.url().to_owned(), object, what });
-            }
+            self.check_register(vault, segment.header().writer.register).await?;
             self.volumes.extend(segment.table.spans.iter().map(|span| span.volume));
             let there = segment.table.chunks.iter().filter_map(|chunk| match chunk.place {
                 ChunkPlace::There { target, .. } => Some(target),
@@ -117,6 +113,20 @@ impl Needed {
             self.check(vault)?;
         }
         Ok(())
+    }
+
+    /// What a slot states that its writer applied is there, or was.
+    async fn check_register(&mut self, vault: &Vault, stated: u64) -> Result<(), VaultError> {
+        if stated > self.register {
+            // It may have come since this began.
+            self.register = register::newest(vault, self.register).await?.number;
+        }
+        if stated <= self.register {
+            return Ok(());
+        }
+        let object = ObjectName::register(self.register + 1);
+        let what = "it is missing although a slot states that it was applied";
+        Err(VaultError::Register { url: vault.url().to_owned(), object, what })
     }
 
     /// A horizon was moved over what a base covers: if none does, a newer one was there.
