@@ -175,6 +175,7 @@ fn every_bug_of_a_disk_has_a_rule() {
         Bug::RunsUnderOneNumber,
         Bug::HorizonNotReadAgain,
         Bug::BasesReadBeforeSlots,
+        Bug::VerdictWithoutAnswers,
         Bug::SealBelowHorizon,
         Bug::FillBelowHorizon,
         Bug::HorizonPassedOver,

@@ -282,6 +282,7 @@ impl Bug {
                 | Self::RunsUnderOneNumber
                 | Self::HorizonNotReadAgain
                 | Self::BasesReadBeforeSlots
+                | Self::VerdictWithoutAnswers
                 | Self::SealBelowHorizon
                 | Self::FillBelowHorizon
                 | Self::HorizonPassedOver

@@ -4,8 +4,9 @@ use crate::horizon;
 use crate::horizon::tests::{files, set};
 use crate::map::{Shape, write_shaped};
 use crate::testing::{BLOCKS, World, counted};
-use farshore_proto::ErrorKind;
+use crate::view::{PointSelector, VolumeView};
 use farshore_proto::bugs::switch_on;
+use farshore_proto::{BlockRange, ErrorKind};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestRunner;
@@ -246,6 +247,24 @@ async fn what_nothing_refers_to_goes_once_all_logs_have_answered() {
     // It is stored again, not referred to.
     put(&mut world, 16, 1000).await;
     check(&world).await;
+}
+
+/// Without the answers a writer that has not heard goes on to refer to what is deleted.
+#[tokio::test]
+async fn a_verdict_without_answers_loses_what_is_written_next() {
+    for bug in [None, Some(Bug::VerdictWithoutAnswers)] {
+        let mut world = condemned().await;
+        switch_on(bug.as_slice());
+        for _ in 0..2 {
+            step(&world.vault).await.unwrap();
+        }
+        switch_on(&[]);
+        put(&mut world, 16, 1000).await;
+        let view = VolumeView::open(&world.vault, world.volumes[0].id, PointSelector::Latest);
+        let view = view.await.unwrap();
+        let read = view.read(BlockRange { block: 16, count: 8 }).await;
+        assert_eq!(read.is_err(), bug.is_some(), "{bug:?}");
+    }
 }
 
 #[tokio::test]
