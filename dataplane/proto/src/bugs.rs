@@ -11,22 +11,6 @@ pub enum Bug {
     AckBeforeFlush,
     /// The agent trims its log at the journaled watermark.
     TrimAtJournaled,
-    /// What was found of a log counts though its horizon moved meanwhile.
-    HorizonNotReadAgain,
-    /// A verdict is made before all logs have answered.
-    VerdictWithoutAnswers,
-    /// A verdict deletes all that was condemned.
-    VerdictSparesNothing,
-    /// What bases need is read before what slots refer to.
-    BasesReadBeforeSlots,
-    /// What the maps of kept points refer to is not needed.
-    KeptPointsForgotten,
-    /// A seal below the horizon counts.
-    SealBelowHorizon,
-    /// Fills below the horizon count.
-    FillBelowHorizon,
-    /// Who reads a volume goes on at the horizon whatever was in front of it.
-    HorizonPassedOver,
     /// An older epoch is taken for the current one, by the shard and when a volume is claimed.
     EpochCheckDropped,
     /// Of two writes to a block in one batch the first counts.
@@ -133,6 +117,22 @@ pub enum Bug {
     SecondNameIsServed,
     /// Nobody looks whether others write a disk that is served.
     OthersWritesUnseen,
+    /// What was found of a log counts though its horizon moved meanwhile.
+    HorizonNotReadAgain,
+    /// What the maps of kept points refer to is not needed.
+    KeptPointsForgotten,
+    /// What bases need is read before what slots refer to.
+    BasesReadBeforeSlots,
+    /// A verdict deletes all that was condemned.
+    VerdictSparesNothing,
+    /// A verdict is made before all logs have answered.
+    VerdictWithoutAnswers,
+    /// A seal below the horizon counts.
+    SealBelowHorizon,
+    /// Fills below the horizon count.
+    FillBelowHorizon,
+    /// Who reads a volume goes on at the horizon whatever was in front of it.
+    HorizonPassedOver,
 }
 
 impl Bug {
