@@ -103,7 +103,7 @@ impl Ledger {
     /// Slots that whoever reads the log reads behind the newest checkpoint or horizon.
     #[must_use]
     pub fn slots_behind(&self) -> u64 {
-        let newest = self.checkpoint.max(Some(self.horizon)).unwrap_or(self.horizon);
+        let newest = self.checkpoint.map_or(self.horizon, |slot| slot.max(self.horizon));
         self.next.0 - newest.0.min(self.next.0)
     }
 

@@ -8,7 +8,6 @@
 mod needed;
 
 use crate::error::VaultError;
-use crate::horizon;
 use crate::layout::{Folder, ObjectName, slot_of};
 use crate::limits::GC_AT_ONCE;
 use crate::log::{find_end, read_header};
@@ -72,35 +71,35 @@ pub enum Step {
 /// Dropped, it leaves what it did to whoever calls next.
 pub async fn step(vault: &Vault) -> Result<Step, VaultError> {
     let entry = register::newest(vault, 0).await?;
-    check_births(vault, &entry).await?;
+    let listed = crate::catalog::log_ids(vault).await?;
+    check_births(vault, &entry, &listed).await?;
     match entry.state.open.iter().next() {
-        None => condemn(vault, &entry).await,
-        Some((of, None)) => judge(vault, &entry, *of).await,
+        None => condemn(vault, &entry, &listed).await,
+        Some((of, None)) => judge(vault, &entry, &listed, *of).await,
         Some((of, Some(verdict))) => sweep(vault, *of, *verdict).await,
     }
 }
 
 /// What no register knows of may refer to anything.
-async fn check_births(vault: &Vault, entry: &Entry) -> Result<(), VaultError> {
-    for log in crate::catalog::log_ids(vault).await? {
-        if !entry.state.logs.contains_key(&log) && !is_sealed(vault, log).await? {
-            return Err(VaultError::Unborn { url: vault.url().to_owned(), log });
+async fn check_births(vault: &Vault, entry: &Entry, listed: &[LogId]) -> Result<(), VaultError> {
+    for log in listed.iter().filter(|log| !entry.state.logs.contains_key(log)) {
+        if !find_end(vault, *log, Slot(0)).await?.is_sealed {
+            return Err(VaultError::Unborn { url: vault.url().to_owned(), log: *log });
         }
     }
     Ok(())
 }
 
-async fn is_sealed(vault: &Vault, log: LogId) -> Result<bool, VaultError> {
-    Ok(find_end(vault, log, Slot(0)).await?.is_sealed)
-}
-
 /// Condemns the segments in front of horizons that nothing needs.
-async fn condemn(vault: &Vault, entry: &Entry) -> Result<Step, VaultError> {
-    let Needed { targets: needed, .. } = needed(vault, entry).await?;
+async fn condemn(vault: &Vault, entry: &Entry, listed: &[LogId]) -> Result<Step, VaultError> {
+    let Needed { targets: needed, horizons, .. } = needed(vault, entry, listed).await?;
     let mut condemned = BTreeSet::new();
     for log in entry.state.logs.keys() {
+        let Some(horizon) = horizons.get(log).filter(|horizon| **horizon > Slot(0)) else {
+            continue;
+        };
         let left = TARGETS_MAX - condemned.len();
-        condemned.extend(below_horizon(vault, *log, &needed, left).await?);
+        condemned.extend(below(vault, *log, *horizon, &needed, left).await?);
     }
     if condemned.is_empty() {
         return Ok(Step::Nothing);
@@ -111,9 +110,10 @@ async fn condemn(vault: &Vault, entry: &Entry) -> Result<Step, VaultError> {
 }
 
 /// The segments of a log in front of its horizon that nothing needs and that are still there, by a listing: what that leaves out stays.
-async fn below_horizon(
+async fn below(
     vault: &Vault,
     log: LogId,
+    horizon: Slot,
     needed: &BTreeSet<Target>,
     max: usize,
 ) -> Result<Vec<Target>, VaultError> {
@@ -121,12 +121,11 @@ async fn below_horizon(
         let at = |byte| Target { log, slot, attempt: Attempt([byte; 8]) };
         needed.range(at(0)..=at(0xff)).next().is_some()
     };
-    let horizon = horizon::newest(vault, log, 0).await?;
     let mut slots = Vec::new();
     let mut listing = vault.store().list(Folder::Log(log));
     while let Some(object) = listing.try_next().await? {
         let slot = slot_of(&object.name);
-        slots.extend(slot.filter(|slot| *slot < horizon.slot() && !is_needed(*slot)));
+        slots.extend(slot.filter(|slot| *slot < horizon && !is_needed(*slot)));
         if slots.len() >= max {
             break;
         }
@@ -151,7 +150,12 @@ async fn target_at(vault: &Vault, log: LogId, slot: Slot) -> Result<Option<Targe
 }
 
 /// Makes the verdict on a condemnation, if all logs have answered.
-async fn judge(vault: &Vault, entry: &Entry, of: u64) -> Result<Step, VaultError> {
+async fn judge(
+    vault: &Vault,
+    entry: &Entry,
+    listed: &[LogId],
+    of: u64,
+) -> Result<Step, VaultError> {
     let silent = needed::silent(vault, &entry.state, of).await?;
     if !silent.is_empty() && !is_on(Bug::VerdictWithoutAnswers) {
         return Ok(Step::Waiting { number: of, logs: silent });
@@ -163,7 +167,7 @@ async fn judge(vault: &Vault, entry: &Entry, of: u64) -> Result<Step, VaultError
         return Err(VaultError::Register { url: vault.url().to_owned(), object, what });
     };
     // Only now: what was referred to before the answers is read.
-    let Needed { targets: needed, .. } = needed(vault, entry).await?;
+    let Needed { targets: needed, .. } = needed(vault, entry, listed).await?;
     let all = condemned.len();
     let targets: BTreeSet<Target> = match is_on(Bug::VerdictSparesNothing) {
         true => condemned,

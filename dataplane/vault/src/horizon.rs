@@ -20,7 +20,7 @@ use farshore_engine::ledger::{Ledger, SpanEnd};
 use farshore_proto::checkpoint::VolumeTail;
 use farshore_proto::epoch::EpochBody;
 use farshore_proto::horizon::HorizonBody;
-use farshore_proto::limits::HORIZON_MAX;
+use farshore_proto::limits::{CHECKPOINT_VOLUMES_MAX, HORIZON_MAX};
 use farshore_proto::object::ObjectKind;
 use farshore_proto::{LogId, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +57,12 @@ impl Horizon {
     #[must_use]
     pub fn tail(&self, volume: VolumeId) -> Option<&VolumeTail> {
         self.body.as_ref()?.below.tails.get(&volume)
+    }
+
+    /// Where all volumes stood there.
+    pub(crate) fn tails(&self) -> impl Iterator<Item = (VolumeId, &VolumeTail)> {
+        let body = self.body.iter();
+        body.flat_map(|body| body.below.tails.iter().map(|(volume, tail)| (*volume, tail)))
     }
 
     /// What the slots below say.
@@ -135,7 +141,8 @@ pub enum Moved {
 /// `covers` says whether a base of a volume has all that a tail speaks of.
 ///
 /// # Errors
-/// `Corrupt` if a slot below cannot be read; `Invalid` if the log does not reach so far; `Unavailable`.
+/// `Corrupt` if a slot below cannot be read; `Limit` if the log does not reach so far, or has more volumes than a
+/// checkpoint holds; `Unavailable`.
 ///
 /// # Cancel safety
 /// Dropped, it leaves open whether the horizon was moved: call again.
@@ -194,8 +201,8 @@ pub async fn let_go(vault: &Vault, log: LogId, to: Slot) -> Result<Moved, VaultE
         let volumes: BTreeSet<_> = segment.table.spans.iter().map(|span| span.volume).collect();
         let mut is_covered = true;
         for volume in volumes {
-            let tail = ledger.tail(volume).copied();
-            is_covered &= bases.cover(volume, tail.as_ref()).await?;
+            let Some(tail) = ledger.tail(volume) else { continue };
+            is_covered &= bases.cover(volume, tail).await?;
         }
         if !is_covered {
             reach = slot;
@@ -207,7 +214,7 @@ pub async fn let_go(vault: &Vault, log: LogId, to: Slot) -> Result<Moved, VaultE
     }
     // Those too that only the horizon before speaks of.
     for (volume, tail) in ledger.tails() {
-        bases.cover(volume, Some(tail)).await?;
+        bases.cover(volume, tail).await?;
     }
     let known = bases.known;
     advance(vault, log, reach, |volume, tail| is_covered(&known, volume, tail)).await
@@ -229,16 +236,12 @@ struct Bases<'a> {
 }
 
 impl Bases<'_> {
-    async fn cover(
-        &mut self,
-        volume: VolumeId,
-        tail: Option<&VolumeTail>,
-    ) -> Result<bool, VaultError> {
+    async fn cover(&mut self, volume: VolumeId, tail: &VolumeTail) -> Result<bool, VaultError> {
         if !self.known.contains_key(&volume) {
             let found = read_whole(self.vault, volume).await?;
             self.known.insert(volume, found);
         }
-        Ok(tail.is_some_and(|tail| is_covered(&self.known, volume, tail)))
+        Ok(is_covered(&self.known, volume, tail))
     }
 }
 
@@ -257,8 +260,7 @@ async fn create(
     let number = known.number + 1;
     let Some(below) = below.body().cloned() else {
         let (url, what) = (vault.url().to_owned(), "volumes of a log that has a horizon");
-        let max = farshore_proto::limits::CHECKPOINT_VOLUMES_MAX as u64;
-        return Err(VaultError::Limit { url, what, max });
+        return Err(VaultError::Limit { url, what, max: CHECKPOINT_VOLUMES_MAX as u64 });
     };
     let body = Arc::new(HorizonBody { slot, before, below });
     let (name, sealed) = (ObjectName::horizon(log, number), Arc::clone(&body));
@@ -267,10 +269,8 @@ async fn create(
     });
     let object = object.await?;
     if vault.store().create(&name, object.clone()).await? == Put::Exists {
-        let (found, bytes) = read(vault, log, number).await?;
-        if bytes != object {
+        if read(vault, log, number).await?.1 != object {
             // Of another maker; it counts, and says where to go on.
-            drop(found);
             return Ok(None);
         }
         vault.store().settle(&name).await?;
@@ -296,8 +296,8 @@ async fn ledger_at(
         let spans = segment.table.spans.iter().map(SpanEnd::from);
         ledger.take(at, &segment.header().writer, spans);
     }
-    if let Some(ScanEnd::Sealed(sealed)) =
-        scan.end().filter(|end| matches!(end, ScanEnd::Sealed(sealed) if *sealed < slot))
+    if let Some(ScanEnd::Sealed(sealed)) = scan.end()
+        && sealed < slot
     {
         let url = vault.url().to_owned();
         return Err(VaultError::LostSlot { url, log, slot: sealed, later: slot });

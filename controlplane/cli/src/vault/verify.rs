@@ -40,6 +40,8 @@ struct Verified {
     /// Those that could not be compared with the logs.
     maps_not_compared: u64,
     register_entries: u64,
+    bases: u64,
+    horizons: u64,
     read_bytes: u64,
     problems: Vec<ProblemRow>,
     problems_left_out: u64,
@@ -89,6 +91,8 @@ impl Verified {
             frames: report.frames,
             chunks: report.chunks,
             register_entries: report.register_entries,
+            bases: report.bases,
+            horizons: report.horizons,
             maps: report.maps,
             maps_not_compared: report.maps_not_compared,
             read_bytes: report.read_bytes,

@@ -22,7 +22,7 @@ use farshore_proto::limits::VOLUME_BLOCKS_MAX;
 use farshore_proto::register::State;
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{BlockRange, LogId, MapAttempt, Slot, Target, VolumeId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What must not be deleted.
@@ -32,26 +32,27 @@ pub struct Needed {
     pub targets: BTreeSet<Target>,
     /// The volumes that logs have spans of.
     pub volumes: BTreeSet<VolumeId>,
+    /// The horizons behind which logs were read.
+    pub(super) horizons: BTreeMap<LogId, Slot>,
     /// Where volumes stood at horizons: a base has to cover it.
     tails: Vec<(VolumeId, VolumeTail)>,
     /// The newest entry of the register.
     register: u64,
 }
 
-/// Reads what is needed of what lies in front of the horizons of logs.
+/// Reads what is needed of what lies in front of the horizons of logs: of those in the register, and of those that are listed. One that is
+/// in no register is sealed, and refers to what it refers to.
 ///
 /// # Errors
 /// `Conflict` if history was let go meanwhile: begin again; `Corrupt` if something that says what is needed cannot be read; `Unavailable`;
 /// `Limit`.
-pub async fn needed(vault: &Vault, entry: &Entry) -> Result<Needed, VaultError> {
+pub async fn needed(vault: &Vault, entry: &Entry, listed: &[LogId]) -> Result<Needed, VaultError> {
     let mut needed = Needed { register: entry.number, ..Needed::default() };
     if is_on(Bug::BasesReadBeforeSlots) {
         needed.volumes.extend(crate::catalog::volume_ids(vault).await?);
         needed.bases(vault).await?;
     }
-    // Those that are in no register too: they are sealed, and refer to what they refer to.
-    let mut logs: BTreeSet<LogId> = crate::catalog::log_ids(vault).await?.into_iter().collect();
-    logs.extend(entry.state.logs.keys());
+    let logs: BTreeSet<LogId> = entry.state.logs.keys().chain(listed).copied().collect();
     for log in logs {
         needed.log(vault, log).await?;
     }
@@ -97,8 +98,9 @@ impl Needed {
     /// Adds what the slots of a log behind its horizon refer to.
     async fn log(&mut self, vault: &Vault, log: LogId) -> Result<(), VaultError> {
         let end = find_end(vault, log, Slot(0)).await?;
-        self.tails.extend(end.horizon.ledger().tails().map(|(volume, tail)| (volume, *tail)));
-        self.volumes.extend(end.horizon.ledger().tails().map(|(volume, _)| volume));
+        self.horizons.insert(log, end.horizon.slot());
+        self.tails.extend(end.horizon.tails().map(|(volume, tail)| (volume, *tail)));
+        self.volumes.extend(end.horizon.tails().map(|(volume, _)| volume));
         // A slot that is missing in front of the end is lost, and with it what it refers to.
         let scan = LogScan::new(vault, log, Slot(0)).above(end.horizon);
         let mut scan = scan.filled_to(end.next);

@@ -349,7 +349,7 @@ async fn what_is_needed_is_found_while_a_base_and_a_horizon_move() {
             let (folder, then) = (folder.clone(), after.clone());
             hooks.before_call(call, move || set(&folder, &then));
             switch_on(bug.as_slice());
-            let found = needed(&vault, &entry).await;
+            let found = needed(&vault, &entry, &[]).await;
             switch_on(&[]);
             match found {
                 Ok(found) => missed += u64::from(!target.is_subset(&found.targets)),
@@ -408,10 +408,57 @@ async fn what_a_sealed_log_in_no_register_refers_to_is_needed() {
     let mut unborn = entry.clone();
     unborn.state.logs.remove(&world.logs[1].id);
     let target = register::condemned(&world.vault, &entry.state).await.unwrap();
-    assert!(target.is_subset(&needed(&world.vault, &unborn).await.unwrap().targets));
+    assert!(
+        target
+            .is_subset(&needed(&world.vault, &unborn, &[world.logs[1].id]).await.unwrap().targets)
+    );
 }
 
 async fn answer_of(world: &mut World, log: usize) {
     apply(world, log).await;
     world.commit(log).await;
+}
+
+/// A writer that has not heard refers to what is condemned, and answers, while the verdict is made: what is needed is read behind the answers.
+#[tokio::test]
+async fn an_answer_that_comes_while_a_verdict_is_made_spares_what_was_referred_to_before() {
+    let mut world = condemned().await;
+    answer_of(&mut world, 1).await;
+    let folder = world.folder.path().to_owned();
+    let before = files(&folder);
+    put(&mut world, 16, 1000).await;
+    answer_of(&mut world, 0).await;
+    let after = files(&folder);
+    let (mut call, mut calls, mut judged) = (0, 1, 0);
+    while call < calls {
+        set(&folder, &before);
+        let (store, hooks) = counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        let (folder, then) = (folder.clone(), after.clone());
+        hooks.before_call(call, move || set(&folder, &then));
+        match step(&vault).await.unwrap() {
+            Step::Waiting { .. } => {}
+            Step::Judged { deleted: 0, spared: 1, .. } => judged += 1,
+            other => panic!("call {call}: {other:?}"),
+        }
+        calls = calls.max(hooks.what_others_put().0);
+        call += 1;
+    }
+    assert!(judged > 0 && calls > 10, "{judged} of {calls}");
+}
+
+/// That all is deleted is said behind the deletes: whoever goes on with what was cut short does them again.
+#[tokio::test]
+async fn a_sweep_that_is_cut_short_is_gone_on_with() {
+    let mut world = condemned().await;
+    answer(&mut world).await;
+    let judged = Step::Judged { of: 3, deleted: 1, spared: 0 };
+    assert_eq!(step(&world.vault).await.unwrap(), judged);
+    let (store, hooks) = counted(&world.vault);
+    let vault = Vault::open(&store, &world.recovery).await.unwrap();
+    hooks.refuse(&ObjectName::slot(world.logs[0].id, Slot(0)).to_string());
+    step(&vault).await.unwrap_err();
+    assert!(has_slot(&world, 0));
+    assert_eq!(step(&world.vault).await.unwrap(), Step::Swept { of: 3, segments: 1 });
+    assert!(!has_slot(&world, 0));
 }

@@ -165,9 +165,14 @@ async fn race(slots: u64, further: u64, to: u64) -> (World, Files, Files) {
     (world, before, after)
 }
 
-/// Seals the log while that happens before call number `call`; says how many calls there were.
-async fn seal_while(call: u64, from: Slot, race: &(World, Files, Files)) -> u64 {
-    let (world, before, after) = race;
+/// Seals the log while that happens before call number `call`, with a bug or without; gives what came of it, the end of the log, and
+/// how many calls there were.
+async fn seal_while(
+    call: u64,
+    from: Slot,
+    (world, before, after): &(World, Files, Files),
+    bug: Option<Bug>,
+) -> (Result<LogEnd, VaultError>, LogEnd, u64) {
     let folder = world.folder.path().to_owned();
     set(&folder, before);
     let (store, hooks) = counted(&world.vault);
@@ -180,12 +185,11 @@ async fn seal_while(call: u64, from: Slot, race: &(World, Files, Files)) -> u64 
             set(&folder, &then);
         }
     });
-    let sealed = seal(&vault, log, from).await.unwrap();
-    let (calls, _) = hooks.what_others_put();
+    switch_on(bug.as_slice());
+    let sealed = seal(&vault, log, from).await;
+    switch_on(&[]);
     let found = find_end(&world.vault, log, Slot(0)).await.unwrap();
-    assert!(found.is_sealed && found.next == sealed.next, "call {call}: {sealed:?}, {found:?}");
-    assert!([Slot(12), Slot(30)].contains(&sealed.next), "call {call}: {sealed:?}");
-    calls
+    (sealed, found, hooks.what_others_put().0)
 }
 
 #[tokio::test]
@@ -194,7 +198,11 @@ async fn a_seal_ends_its_log_however_long_it_took() {
     for from in [0, 8] {
         let (mut call, mut calls) = (0, 1);
         while call < calls {
-            calls = calls.max(seal_while(call, Slot(from), &race).await);
+            let (sealed, found, made) = seal_while(call, Slot(from), &race, None).await;
+            let sealed = sealed.unwrap().next;
+            assert!(found.is_sealed && found.next == sealed, "call {call}: {sealed}, {found:?}");
+            assert!([Slot(12), Slot(30)].contains(&sealed), "call {call}: {sealed}");
+            calls = calls.max(made);
             call += 1;
         }
         assert!(calls > 8, "{calls}");
@@ -347,23 +355,8 @@ async fn without_the_checks_ends_and_seals_are_wrong() {
     for bug in [Bug::SealBelowHorizon, Bug::HorizonNotReadAgain] {
         let mut wrong = 0;
         for call in 0..60 {
-            switch_on(&[bug]);
-            let (world, before, after) = &race;
-            let folder = world.folder.path().to_owned();
-            set(&folder, before);
-            let (store, hooks) = counted(&world.vault);
-            let vault = Vault::open(&store, &world.recovery).await.unwrap();
-            let log = world.logs[0].id;
-            let (taken, then) = (world.file(&ObjectName::slot(log, Slot(12))), after.clone());
-            hooks.before_call(call, move || {
-                if !taken.exists() {
-                    set(&folder, &then);
-                }
-            });
-            let sealed = seal(&vault, log, Slot(0)).await;
-            switch_on(&[]);
-            let found = find_end(&world.vault, log, Slot(0)).await.unwrap();
-            wrong += u64::from(sealed.is_err_and(|_| true) || !found.is_sealed);
+            let (sealed, found, _) = seal_while(call, Slot(0), &race, Some(bug)).await;
+            wrong += u64::from(sealed.is_err() || !found.is_sealed);
         }
         assert!(wrong > 0, "{bug:?}");
     }
