@@ -159,7 +159,7 @@ pub fn run_many(
                     if seed >= seeds.end {
                         return;
                     }
-                    let ended = run_one(&Setup::of(seed), bugs, Trace::off());
+                    let ended = run_one(&Setup::hunting(bugs, seed), bugs, Trace::off());
                     let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
                     summary.add(seed, ended);
                     if is_first_enough && !summary.failures.is_empty() {
@@ -214,7 +214,7 @@ pub fn hunt(bug: Bug, first: u64, seeds_max: u64, threads: usize) -> Hunt {
         }
         let failure = failures.swap_remove(0);
         next = failure.seed + 1;
-        let without = run_alone(&Setup::of(failure.seed), &[], Trace::off());
+        let without = run_alone(&Setup::hunting(&[bug], failure.seed), &[], Trace::off());
         if without.is_ok_and(|outcome| outcome.violation.is_none()) {
             return Hunt { bug, runs: next - first, found: Some(failure) };
         }

@@ -4,6 +4,8 @@
 use crate::net::NetFaults;
 use crate::store::StoreFaults;
 use crate::world::Process;
+use farshore_proto::bugs::Bug;
+use std::ops::Range;
 use std::time::Duration;
 
 /// A kind of fault.
@@ -154,15 +156,38 @@ pub struct Plan {
 impl Plan {
     /// Draws the plan of a run.
     pub fn draw(rng: &mut fastrand::Rng) -> Self {
+        Self::with(&[], 2..9, rng)
+    }
+
+    /// Draws the plan of a run that looks for a bug that shows under certain faults only: those, and few others.
+    pub fn hunting(bug: Bug, rng: &mut fastrand::Rng) -> Option<Self> {
+        let needed = shows_under(bug);
+        (!needed.is_empty()).then(|| Self::with(needed, 0..4, rng))
+    }
+
+    /// These kinds, and some others.
+    fn with(needed: &[Fault], others: Range<usize>, rng: &mut fastrand::Rng) -> Self {
         let mut kinds = Fault::ALL.to_vec();
+        kinds.retain(|kind| !needed.contains(kind));
         rng.shuffle(&mut kinds);
-        kinds.truncate(rng.usize(2..9));
+        kinds.truncate(rng.usize(others));
+        kinds.extend_from_slice(needed);
         kinds.sort();
         Self {
             kinds,
             wait_max: Duration::from_millis(rng.u64(800..6_000)),
             time: Duration::from_secs(rng.u64(15..45)),
         }
+    }
+}
+
+/// Without which faults a seeded bug hardly ever shows.
+fn shows_under(bug: Bug) -> &'static [Fault] {
+    match bug {
+        Bug::LatePutsNotFenced => &[Fault::KillNode, Fault::StoreErrors],
+        Bug::EndBeforeSeal => &[Fault::Failover],
+        Bug::VerdictSparesNothing => &[Fault::ControlAway],
+        _ => &[],
     }
 }
 

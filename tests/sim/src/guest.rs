@@ -74,7 +74,7 @@ pub struct Guest {
 
 const PENDING_MAX: usize = 4;
 /// Writes that a guest remembers.
-const LATELY_MAX: usize = 64;
+const LATELY_MAX: usize = 600;
 /// Tags below this are the same on every disk.
 const SHARED_TAGS: Tag = 40;
 

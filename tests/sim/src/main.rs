@@ -108,7 +108,7 @@ fn work(args: &Args) -> Result<bool> {
 
 fn tell_one(seed: u64, bugs: &[Bug], is_told: bool) -> bool {
     let trace = if is_told { Trace::printed() } else { Trace::off() };
-    let violation = match run_alone(&Setup::of(seed), bugs, trace) {
+    let violation = match run_alone(&Setup::hunting(bugs, seed), bugs, trace) {
         Ok(outcome) => {
             say(&format!(
                 "seed {seed}: {:.1} virtual seconds, {} requests, {} frames, {} points compared",

@@ -14,6 +14,7 @@ use crate::sweeper::{self, Sweeper};
 use crate::trace::Trace;
 use crate::world::{Event, Process, Size, World};
 use farshore_proto::Timestamp;
+use farshore_proto::bugs::Bug;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -46,6 +47,13 @@ impl Setup {
     #[must_use]
     pub fn of(seed: u64) -> Self {
         Self { seed, size: None, plan: None }
+    }
+
+    /// A run with these bugs, under faults that show them.
+    #[must_use]
+    pub fn hunting(bugs: &[Bug], seed: u64) -> Self {
+        let plan = |bug: &Bug| Plan::hunting(*bug, &mut fastrand::Rng::with_seed(!seed));
+        Self { plan: bugs.first().and_then(plan), ..Self::of(seed) }
     }
 }
 

@@ -3,9 +3,9 @@
 //! begins anew. Chance is its own.
 
 use crate::control::volume_of;
-use crate::store::at_once;
 use crate::world::{self, Process, World};
 use farshore_proto::{PointId, Slot};
+use farshore_vault::testing::at_once;
 use farshore_vault::view::Point;
 use farshore_vault::{Vault, VaultError, base, gc, horizon, register};
 use std::ops::Range;
@@ -117,7 +117,8 @@ impl Sweeper {
             };
             world::Event::Sweeper(Event::Done(done))
         });
-        if self.rng.u32(0..10) == 0 {
+        // What it has read grows old while it is stopped.
+        if self.rng.u32(0..8) == 0 {
             let (wait, time) = (self.us(0..400_000), self.us(STOPPED_US));
             world.after(wait, world::Event::Sweeper(Event::Stopped(time)));
         }

@@ -3,7 +3,7 @@ use farshore_proto::ErrorKind;
 use farshore_proto::segment::{SegmentHeader, SlotKind};
 use farshore_proto::{Epoch, Stamp};
 use farshore_vault::log::{LogScan, seal};
-use farshore_vault::testing::{BLOCKS, OthersPut, World, counted, stamp_of};
+use farshore_vault::testing::{BLOCKS, OthersPut, World, at_once, counted, stamp_of};
 
 async fn filled(slots: u32) -> World {
     let mut world = World::new(1, 1).await;
@@ -332,8 +332,12 @@ async fn a_forged_head_ends_no_log_and_makes_no_slot_void() {
 
 /// A start hangs before its fills; meanwhile the writer went on, its history was let go, and the slots are free again. Fills there are no fence:
 /// the start fills again at the end that is.
-#[tokio::test]
-async fn fills_that_history_passed_fence_nothing() {
+#[test]
+fn fills_that_history_passed_fence_nothing() {
+    at_once(while_its_log_goes_on());
+}
+
+async fn while_its_log_goes_on() {
     let mut world = filled(6).await;
     let log = world.logs[0].id;
     let file = |slot| world.file(&ObjectName::slot(log, Slot(slot)));

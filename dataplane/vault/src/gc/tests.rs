@@ -3,7 +3,7 @@ use crate::base::tests::{base_at, check, is_there, make_base};
 use crate::horizon;
 use crate::horizon::tests::{files, set};
 use crate::map::{Shape, write_shaped};
-use crate::testing::{BLOCKS, World, counted};
+use crate::testing::{BLOCKS, World, at_once, counted};
 use crate::view::{PointSelector, VolumeView};
 use farshore_proto::bugs::switch_on;
 use farshore_proto::{BlockRange, ErrorKind};
@@ -327,8 +327,12 @@ async fn nothing_is_deleted_where_what_is_needed_is_not_known() {
 }
 
 /// A base is made and a horizon moved while what is needed is read: what both passed over is found one way or the other.
-#[tokio::test]
-async fn what_is_needed_is_found_while_a_base_and_a_horizon_move() {
+#[test]
+fn what_is_needed_is_found_while_a_base_and_a_horizon_move() {
+    at_once(while_a_base_and_a_horizon_move());
+}
+
+async fn while_a_base_and_a_horizon_move() {
     let mut world = condemned().await;
     let entry = register::newest(&world.vault, 0).await.unwrap();
     let target = register::condemned(&world.vault, &entry.state).await.unwrap();
@@ -420,8 +424,12 @@ async fn answer_of(world: &mut World, log: usize) {
 }
 
 /// A writer that has not heard refers to what is condemned, and answers, while the verdict is made: what is needed is read behind the answers.
-#[tokio::test]
-async fn an_answer_that_comes_while_a_verdict_is_made_spares_what_was_referred_to_before() {
+#[test]
+fn an_answer_that_comes_while_a_verdict_is_made_spares_what_was_referred_to_before() {
+    at_once(an_answer_while_a_verdict_is_made());
+}
+
+async fn an_answer_while_a_verdict_is_made() {
     let mut world = condemned().await;
     answer_of(&mut world, 1).await;
     let folder = world.folder.path().to_owned();
