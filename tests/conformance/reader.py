@@ -332,16 +332,19 @@ class Vault:
 
     # Bases
 
-    def base(self, volume: bytes) -> Base | None:
-        """base.md, order of operations: the newest of 1, 2, …; one that is lost, or does not open, refuses the volume."""
+    def newest(self, place: Callable[[int], Place], max_: int) -> int:
+        """The highest number of a list from 1 on, of which the newest says all that counts: one that is lost is passed over."""
         number = 0
-        while number < BASES_MAX and self.exists(bases.base_place(volume, number + 1)):
-            number += 1
-        missing = bases.base_place(volume, number + 1)
-        next_ = range(number + 2, number + NEXT + 2)
-        behind = [n for n in next_ if self.exists(bases.base_place(volume, n))]
-        if behind and not self.exists(missing):
-            raise Refusal(DAMAGED, f"object {missing.name} is missing although base {behind[0]} exists")
+        while number < max_:
+            near = [n for n in range(number + 1, number + NEXT + 2) if self.exists(place(n))]
+            if not near:
+                break
+            number = near[-1]
+        return number
+
+    def base(self, volume: bytes) -> Base | None:
+        """base.md, order of operations: the newest of 1, 2, …; one that does not open refuses the volume."""
+        number = self.newest(lambda n: bases.base_place(volume, n), BASES_MAX)
         if not number:
             return None
         place = bases.base_place(volume, number)
@@ -349,15 +352,8 @@ class Vault:
         return bases.base_body(place.name, number, body)
 
     def horizon(self, log: bytes) -> Horizon:
-        """horizon.md, order of operations: the newest of 1, 2, …; one that is lost, or does not open, refuses the log."""
-        number = 0
-        while number < horizons.HORIZON_MAX and self.exists(horizons.horizon_place(log, number + 1)):
-            number += 1
-        missing = horizons.horizon_place(log, number + 1)
-        next_ = range(number + 2, number + NEXT + 2)
-        behind = [n for n in next_ if self.exists(horizons.horizon_place(log, n))]
-        if behind and not self.exists(missing):
-            raise Refusal(DAMAGED, f"object {missing.name} is missing although horizon {behind[0]} exists")
+        """horizon.md, order of operations: the newest of 1, 2, …; one that does not open refuses the log."""
+        number = self.newest(lambda n: horizons.horizon_place(log, n), horizons.HORIZON_MAX)
         if not number:
             return horizons.NONE
         place = horizons.horizon_place(log, number)

@@ -412,6 +412,7 @@ fn an_entry_of_the_register_of_version_2_opens() {
         statement: Statement::Condemnation([own, THERE].into()),
         state: State {
             logs: [(LOG, 1), (THERE.log, 2)].into(),
+            floors: [(THERE.log, Slot(9))].into(),
             open: [(3, Some(5)), (6, None)].into(),
         },
     };

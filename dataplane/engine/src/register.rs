@@ -6,6 +6,7 @@
 //!   - R1: a verdict names nothing that its condemnation did not name, and a condemnation has one verdict.
 //!   - R2: a condemnation stays open until all that its verdict names is deleted.
 //!   - R3: births, condemnations and verdicts have the numbers of their entries.
+//!   - R4: whatever verdicts name of a log lies below its floor, which never falls.
 
 use farshore_proto::limits::{REGISTER_LOGS_MAX, REGISTER_MAX, REGISTER_OPEN_MAX, TARGETS_MAX};
 use farshore_proto::register::{State, Statement};
@@ -116,6 +117,7 @@ pub fn after(
         }
         Statement::Ended(log) => {
             state.logs.remove(log).ok_or(Refused::NoLog { log: *log })?;
+            state.floors.remove(log);
         }
         Statement::Condemnation(targets) => {
             if targets.is_empty() {
@@ -136,6 +138,10 @@ pub fn after(
             }
             if let Some(target) = targets.difference(condemned).next().copied() {
                 return Err(Refused::NotCondemned { of, target });
+            }
+            for target in targets.iter().filter(|target| before.logs.contains_key(&target.log)) {
+                let floor = state.floors.entry(target.log).or_default();
+                *floor = target.slot.next().max(*floor);
             }
         }
         Statement::Swept { of } => match state.open.remove(of) {
@@ -161,6 +167,7 @@ mod tests {
     use farshore_proto::register::RegisterBody;
     use farshore_proto::{Attempt, Slot};
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     fn log(n: usize) -> LogId {
         LogId((n as u128 + 1).to_be_bytes())
@@ -233,10 +240,24 @@ mod tests {
         assert_eq!(early, Refused::NotJudged { of: 2 });
     }
 
+    /// R4.
+    #[test]
+    fn a_log_is_known_to_be_whole_above_what_verdicts_name() {
+        let floors = |statements: &[Statement]| of(statements).floors;
+        let judged = [birth(0), condemnation(), condemnation(), verdict(2, [2]), verdict(3, [1])];
+        assert_eq!(floors(&judged[..3]), BTreeMap::new());
+        assert_eq!(floors(&judged[..4]), [(log(0), Slot(3))].into());
+        assert_eq!(floors(&judged), [(log(0), Slot(3))].into());
+        assert_eq!(floors(&[&judged[..], &[Statement::Ended(log(0))]].concat()), BTreeMap::new());
+        // What lies in a log that ended is nobody's.
+        assert_eq!(floors(&[condemnation(), verdict(1, [2])]), BTreeMap::new());
+    }
+
     #[test]
     fn a_log_is_asked_by_what_was_condemned_since_its_birth() {
         let state = State {
             logs: [(log(1), 3)].into(),
+            floors: BTreeMap::new(),
             open: [(2, None), (4, None), (5, Some(7)), (6, None), (8, Some(9))].into(),
         };
         assert_eq!((asked_of(&state, log(1)), asked_of(&state, log(2))), (6, 0));

@@ -26,7 +26,7 @@ use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::{
-    Foreign, LogEnd, OpenSegment, PutOutcome, find_end, put_segment, read_header,
+    Foreign, LogEnd, OpenSegment, PutOutcome, find_end, find_whole_end, put_segment, read_header,
 };
 use farshore_vault::{Vault, VaultError};
 use futures::StreamExt;
@@ -67,7 +67,7 @@ async fn begin(
     counted: u64,
 ) -> Result<Option<(LogEnd, u64)>, VaultError> {
     for _ in 0..RUNS_AT_ONCE_MAX {
-        let end = find_end(vault, log, Slot(0)).await?;
+        let end = find_whole_end(vault, log, Slot(0)).await?;
         if end.is_sealed {
             return Ok(None);
         }

@@ -3,8 +3,8 @@
 //! Layout and rules: `docs/formats/register.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{LogId, VaultId};
-use crate::limits::{REGISTER_LOGS_MAX, REGISTER_MAX, REGISTER_OPEN_MAX, TARGETS_MAX};
+use crate::ids::{LogId, Slot, VaultId};
+use crate::limits::{REGISTER_LOGS_MAX, REGISTER_MAX, REGISTER_OPEN_MAX, SLOT_MAX, TARGETS_MAX};
 use crate::object::{ObjectKind, ObjectPlace};
 use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::targets::{Target, put_target, take_target};
@@ -90,6 +90,8 @@ impl Statement {
 pub struct State {
     /// Every log that was born and did not end, and the number of its birth.
     pub logs: BTreeMap<LogId, u64>,
+    /// Of those of which verdicts name segments: nothing at or above this slot is named. The horizon that permitted it is not below.
+    pub floors: BTreeMap<LogId, Slot>,
     /// Every condemnation that is not swept, by its number, and the number of its verdict.
     pub open: BTreeMap<u64, Option<u64>>,
 }
@@ -128,7 +130,7 @@ impl RegisterBody {
             for (log, born) in &state.logs {
                 out.put_bytes(&log.0);
                 out.put_u64(*born);
-                out.put_zeros(8);
+                out.put_u64(state.floors.get(log).map_or(0, |floor| floor.0));
             }
         });
         out.put(&OPEN, state.open.len(), |out| {
@@ -157,7 +159,8 @@ impl RegisterBody {
             return Err(DecodeError::Range { what: "register digest", value: number });
         }
         let statement = take_statement(head, &sections)?;
-        let state = State { logs: take_logs(&sections)?, open: take_open(&sections)? };
+        let (logs, floors) = take_logs(&sections)?;
+        let state = State { logs, floors, open: take_open(&sections)? };
         check(number, &statement, &state)?;
         Ok(Self { before, statement, state })
     }
@@ -207,19 +210,27 @@ fn take_targets(sections: &Sections<'_>) -> Result<BTreeSet<Target>, DecodeError
     Ok(targets)
 }
 
-fn take_logs(sections: &Sections<'_>) -> Result<BTreeMap<LogId, u64>, DecodeError> {
-    let mut logs = BTreeMap::new();
+/// Logs with the numbers of their births, and those of them that have a floor.
+type Logs = (BTreeMap<LogId, u64>, BTreeMap<LogId, Slot>);
+
+fn take_logs(sections: &Sections<'_>) -> Result<Logs, DecodeError> {
+    let (mut logs, mut floors) = (BTreeMap::new(), BTreeMap::new());
     for mut record in sections.records(&LOGS) {
         let log = LogId(record.array()?);
-        let born = record.u64()?;
-        record.reserved(8)?;
+        let (born, floor) = (record.u64()?, Slot(record.u64()?));
+        if floor > SLOT_MAX.next() {
+            return Err(DecodeError::Range { what: "register floor", value: floor.0 });
+        }
         let is_next = logs.last_key_value().is_none_or(|(last, _)| *last < log);
         if !is_next || log == LogId([0; 16]) {
             return Err(DecodeError::Range { what: "register logs", value: born });
         }
         logs.insert(log, born);
+        if floor > Slot(0) {
+            floors.insert(log, floor);
+        }
     }
-    Ok(logs)
+    Ok((logs, floors))
 }
 
 fn take_open(sections: &Sections<'_>) -> Result<BTreeMap<u64, Option<u64>>, DecodeError> {

@@ -121,7 +121,7 @@ pub(crate) struct Chain<'a> {
     epochs: Vec<EpochBody>,
     /// Index of the epoch being read.
     epoch: usize,
-    /// A log that is known to be filled below a slot.
+    /// A log that is known to be filled below a slot, or behind its horizon.
     filled: Option<(LogId, Slot)>,
     scan: LogScan<'a>,
     spans: VecDeque<Span>,
@@ -169,7 +169,9 @@ impl<'a> Chain<'a> {
         let log = epochs[start.epoch].log;
         // If that slot is in front of the log's horizon it begins there.
         let scan = LogScan::resume(vault, log, start.slot);
-        Ok(Self::at(vault, base.volume, epochs, start.epoch, scan, start.last))
+        let chain = Self::at(vault, base.volume, epochs, start.epoch, scan, start.last);
+        // Or else it is there: where it is not, horizons are lost, or what comes behind.
+        Ok(chain.filled_to(log, start.slot.next()))
     }
 
     /// Begins at one of the volume's epochs, of which the ones before are not read.
@@ -236,7 +238,8 @@ impl<'a> Chain<'a> {
     /// The slots of `log` below `filled` are known to be filled: the log does not end in front of that,
     /// and what is missing there is asked for again, or lost. Before the first span is read.
     pub(crate) fn filled_to(mut self, log: LogId, filled: Slot) -> Self {
-        self.filled = Some((log, filled));
+        let known = self.filled.filter(|(known, _)| *known == log).map(|(_, filled)| filled);
+        self.filled = Some((log, known.max(Some(filled)).unwrap_or(filled)));
         let filled = self.filled();
         self.scan = self.scan.filled_to(filled);
         self
@@ -390,7 +393,7 @@ impl<'a> Chain<'a> {
         }
         let next = self.scan.next().await;
         if let Some(horizon) = self.scan.take_jump() {
-            self.jumped(&horizon)?;
+            self.jumped(&horizon).await?;
         }
         let next = match next {
             Err(error @ VaultError::Passed { .. }) => return Err(error),
@@ -426,18 +429,33 @@ impl<'a> Chain<'a> {
     }
 
     /// The slots where it was to begin may be gone: all that they held of the volume has to be known.
-    fn jumped(&mut self, horizon: &Horizon) -> Result<(), VaultError> {
+    ///
+    /// # Errors
+    /// `Passed` if a base that is newer than what was begun with says it; `Corrupt` if none does; `Unavailable`.
+    async fn jumped(&mut self, horizon: &Horizon) -> Result<(), VaultError> {
         self.resumed = None;
         let EpochBody { log, epoch, .. } = self.epochs[self.epoch];
-        let is_known = match horizon.tail(self.volume) {
-            None => true,
-            Some(tail) if tail.epoch == epoch => !tail.is_broken && tail.last_seq <= self.last,
+        let Some(tail) = horizon.tail(self.volume) else { return Ok(()) };
+        let is_known = match tail.epoch == epoch {
+            true => !tail.is_broken && tail.last_seq <= self.last,
             // How far the epoch came is not said.
-            Some(tail) => tail.epoch < epoch,
+            false => tail.epoch < epoch,
         };
+        if is_known || is_on(Bug::HorizonPassedOver) {
+            return Ok(());
+        }
+        // Whoever moved a horizon had a base of all in front of it.
+        let (epochs, base) = read_whole(self.vault, self.volume).await?;
         let url = self.vault.url().to_owned();
-        let passed = || VaultError::Passed { url, log, number: horizon.number };
-        (is_known || is_on(Bug::HorizonPassedOver)).then_some(()).ok_or_else(passed)
+        if base.as_ref().is_some_and(|base| base.covers_tail(&epochs, tail)) {
+            return Err(VaultError::Passed { url, log, number: horizon.number });
+        }
+        let number = base.map_or(0, |base| base.number) + 1;
+        Err(VaultError::Lost {
+            url,
+            object: ObjectName::base(self.volume, number),
+            user: ObjectName::horizon(log, horizon.number),
+        })
     }
 
     fn take(&mut self, span: Span) -> Result<Option<Found>, VaultError> {

@@ -383,6 +383,20 @@ pub enum VaultError {
         /// The missing object.
         object: ObjectName,
     },
+    /// The newest horizon of a log is in front of what was deleted.
+    #[error(
+        "{url}: object {object} is missing, and slots of log {log} in front of {floor} were deleted: the store lost the log's newest horizons, so nobody can tell where it ends"
+    )]
+    LostHorizon {
+        /// The store.
+        url: String,
+        /// The log.
+        log: LogId,
+        /// The first horizon that is missing.
+        object: ObjectName,
+        /// What the register says.
+        floor: Slot,
+    },
     /// The horizon of a log moved while it was read, or is behind what its reader knows.
     #[error(
         "{url}: history of log {log} was let go while it was read (its horizon {number} is newer): try again"
@@ -554,6 +568,7 @@ impl VaultError {
             | Self::BeyondVolume { .. }
             | Self::CheckpointOfOthers { .. }
             | Self::LostEnd { .. }
+            | Self::LostHorizon { .. }
             | Self::LostSlot { .. } => ErrorKind::Corrupt,
             Self::NoVolume { .. }
             | Self::NoWrapper { .. }
@@ -577,7 +592,7 @@ impl VaultError {
     /// Whether a store that answered well does not show what it must have: what it has is shown late, or lost.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::LostSlot { .. } | Self::LostEnd { .. })
+        matches!(self, Self::LostSlot { .. } | Self::LostEnd { .. } | Self::LostHorizon { .. })
     }
 
     /// Whether the store could not be asked: trying again may help.

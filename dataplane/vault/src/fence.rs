@@ -10,7 +10,7 @@
 use crate::base::{VolumeBase, read_whole};
 use crate::epoch::{Claim, claim_behind, newest_branch, place_of};
 use crate::error::VaultError;
-use crate::log::{find_end, seal};
+use crate::log::{find_whole_end, seal};
 use crate::map;
 use crate::vault::Vault;
 use crate::view::{Point, PointSelector, VolumeView};
@@ -183,8 +183,8 @@ impl Held<'_> {
         let (index, last) = (self.epochs.len() - 1, &self.epochs[self.epochs.len() - 1]);
         let under = self.under.filter(|under| under.epoch() == index);
         match (base, under) {
-            (Some(base), _) if base.start.epoch == index => base.start.slot,
-            (_, Some(under)) => under.body.slot,
+            (Some(base), _) if base.start.epoch == index => base.start.slot.next(),
+            (_, Some(under)) => under.body.slot.next(),
             // Slots in front of the epoch's first may have been on their way when it began.
             _ => Slot(last.first_slot.0.saturating_sub(PUTS_IN_FLIGHT_MAX as u64)),
         }
@@ -238,7 +238,7 @@ pub async fn fence_volume(
             // Nobody ever writes the log of a fence.
             Ended { kind: EndKind::Unwritten, slot: Slot(0) }
         } else if Some(last.log) == let_go {
-            let end = find_end(vault, last.log, from).await.map_err(failed)?;
+            let end = find_whole_end(vault, last.log, from).await.map_err(failed)?;
             Ended { kind: EndKind::Word, slot: end.next }
         } else {
             let slot = seal(vault, last.log, from).await.map_err(failed)?.next;

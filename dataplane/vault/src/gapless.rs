@@ -1,4 +1,5 @@
-//! Lists of objects with numbers from 1 on, made in order and never deleted.
+//! Lists of objects with numbers from 1 on, made in order and never deleted, of which the newest says all that counts. One that is lost in front
+//! of it is passed over: `vault verify` names it.
 
 use crate::error::VaultError;
 use crate::layout::ObjectName;
@@ -9,7 +10,7 @@ use futures::future::try_join_all;
 /// The highest number that there is, knowing that `known` is there, or is 0; 0 if there is none.
 ///
 /// # Errors
-/// `Corrupt` if one is missing although one of the next few is there; `Unavailable`; `Limit` above `max`.
+/// `Unavailable`; `Limit` above `max`.
 pub(crate) async fn newest(
     vault: &Vault,
     known: u64,
@@ -27,18 +28,13 @@ pub(crate) async fn newest(
             last = gallop(vault, last, max, &name).await?;
             continue;
         }
-        let Some(later) = found.iter().rposition(|is_there| *is_there).filter(|at| *at > joined)
-        else {
-            if joined > 0 {
-                // So many behind the first missing one are still to be looked at.
-                continue;
-            }
-            return Ok(last);
-        };
-        // It may have come since it was asked for.
-        if !vault.store().exists(&name(last + 1)).await? {
-            let (url, object, later) = (vault.url().to_owned(), name(last + 1), name(next[later]));
-            return Err(VaultError::LostNumber { url, object, later });
+        let later = found.iter().rposition(|is_there| *is_there).filter(|at| *at > joined);
+        match later {
+            // The one in front of it is lost, or has come since it was asked for.
+            Some(later) => last = next[later],
+            // So many behind the first missing one are still to be looked at.
+            None if joined > 0 => {}
+            None => return Ok(last),
         }
     }
     Err(VaultError::Limit { url: vault.url().to_owned(), what: "numbers of a list", max })

@@ -109,6 +109,23 @@ pub(crate) async fn still(vault: &Vault, log: LogId, number: u64) -> Result<(), 
     }
 }
 
+/// That the newest horizon that was found of a log is not in front of what was deleted. The floor of the log is read before the horizon.
+///
+/// # Errors
+/// `Corrupt` if newer ones are lost: the log does not end where a search from this one says.
+pub(crate) fn reaches(
+    vault: &Vault,
+    log: LogId,
+    horizon: &Horizon,
+    floor: Slot,
+) -> Result<(), VaultError> {
+    if horizon.slot() >= floor {
+        return Ok(());
+    }
+    let (url, object) = (vault.url().to_owned(), ObjectName::horizon(log, horizon.number + 1));
+    Err(VaultError::LostHorizon { url, log, object, floor })
+}
+
 /// Reads a horizon of a log; gives its object too.
 ///
 /// # Errors

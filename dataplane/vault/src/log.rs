@@ -25,7 +25,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub(crate) use end::{Behind, highest_before, named_before, newest_named};
-pub use end::{LogEnd, find_end};
+pub use end::{LogEnd, find_end, find_whole_end};
 pub use read::{LogScan, OpenSegment, ScanEnd, read_segment};
 
 /// First wait after a put that failed.
@@ -146,7 +146,7 @@ pub async fn put_until_there<W: Future<Output = ()>>(
 /// writer keeps winning.
 pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
     for _ in 0..HORIZON_TRIES_MAX {
-        let end = find_end(vault, log, from).await?;
+        let end = find_whole_end(vault, log, from).await?;
         if end.is_sealed {
             return Ok(end);
         }

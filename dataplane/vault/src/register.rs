@@ -18,7 +18,7 @@ use farshore_engine::register::{Refused, after};
 use farshore_proto::limits::REGISTER_MAX;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::register::{RegisterBody, State, Statement};
-use farshore_proto::{LogId, Target};
+use farshore_proto::{LogId, Slot, Target};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -65,6 +65,22 @@ pub async fn newest(vault: &Vault, known: u64) -> Result<Entry, VaultError> {
     // What is built on it, and what says that it was applied, must not outlive it.
     vault.store().settle(&ObjectName::register(last)).await?;
     Ok(entry)
+}
+
+/// The slot below which verdicts name segments of a log, as the newest entry says. If that cannot be read it is not known, and 0: the register
+/// keeps no log from being gone on with.
+///
+/// # Errors
+/// `Unavailable`.
+pub(crate) async fn floor(vault: &Vault, log: LogId) -> Result<Slot, VaultError> {
+    match newest(vault, 0).await {
+        Ok(entry) => Ok(entry.state.floors.get(&log).copied().unwrap_or_default()),
+        Err(error) if error.is_unavailable() => Err(error),
+        Err(error) => {
+            tracing::warn!(%log, %error, "the register cannot be read: nobody can tell whether the log's newest horizon is lost");
+            Ok(Slot(0))
+        }
+    }
 }
 
 /// Reads an entry.

@@ -246,12 +246,13 @@ impl Run<'_> {
         progress: &mut (impl FnMut(VerifyProgress) + Send),
     ) -> Result<(), VaultError> {
         let vault = self.vault;
+        let floor = crate::register::floor(vault, log).await?;
         let horizon = match horizon::newest(vault, log, 0).await {
             Ok(horizon) => horizon,
             // Where to begin is not known then.
             Err(error) => return self.report.add_error(ObjectName::horizon(log, 1), error),
         };
-        horizons::check(vault, log, horizon.number, &mut self.report).await?;
+        horizons::check(vault, log, (&horizon, floor), &mut self.report).await?;
         let mut checkpoints = Checkpoints::list(vault, log, &horizon).await?;
         let mut scan = LogScan::new(vault, log, Slot(0)).above(horizon).naming_all();
         loop {

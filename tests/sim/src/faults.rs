@@ -184,7 +184,9 @@ impl Plan {
 /// Without which faults a seeded bug hardly ever shows.
 fn shows_under(bug: Bug) -> &'static [Fault] {
     match bug {
-        Bug::LatePutsNotFenced => &[Fault::KillNode, Fault::StoreErrors],
+        Bug::LatePutsNotFenced | Bug::VoidSlotCounted => &[Fault::KillNode, Fault::StoreErrors],
+        Bug::LeftLogAnswers | Bug::ClaimWithoutSeal => &[Fault::PauseNode, Fault::Move],
+        Bug::RollbackTakenForCrash => &[Fault::SnapshotRevert, Fault::KillNode],
         Bug::EndBeforeSeal => &[Fault::Failover],
         Bug::VerdictSparesNothing => &[Fault::ControlAway],
         _ => &[],

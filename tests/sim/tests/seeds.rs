@@ -115,7 +115,7 @@ finds! {
     finds_a_rollback_taken_for_a_crash: RollbackTakenForCrash within 400,
     finds_quiet_spans_that_are_passed_over: QuietSpansPassedOver within 100,
     finds_a_log_read_without_its_journal: JournalUnseen within 400,
-    finds_an_answer_for_a_log_that_was_left: LeftLogAnswers within 1500,
+    finds_an_answer_for_a_log_that_was_left: LeftLogAnswers within 400,
     finds_a_newer_epoch_that_nobody_says: NewerEpochUnsaid within 1500,
     finds_a_silence_that_is_excused_for_ever: SilenceExcused within 400,
     finds_a_revoked_agent_that_goes_on: RevokedGoesOn within 100,

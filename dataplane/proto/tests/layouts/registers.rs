@@ -3,14 +3,15 @@
 use crate::bodies::{MUST, Section, join, split};
 use crate::samples::{self, ENTRY, LOG, OTHER, OTHER_LOG, OWN};
 use farshore_proto::limits::{
-    OBJECT_BODY_BYTES_MAX, REGISTER_LOGS_MAX, REGISTER_MAX, REGISTER_OPEN_MAX, TARGETS_MAX,
+    OBJECT_BODY_BYTES_MAX, REGISTER_LOGS_MAX, REGISTER_MAX, REGISTER_OPEN_MAX, SLOT_MAX,
+    TARGETS_MAX,
 };
 use farshore_proto::object::{ObjectHeader, ObjectKind};
 use farshore_proto::register::{RegisterBody, State, Statement};
 use farshore_proto::{Attempt, DecodeError, ErrorKind, LogId, Slot, Target};
 use proptest::collection::btree_set;
 use proptest::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Offsets in the sample, each behind the head of its section: one head, two logs, two condemnations, two targets.
 const HEAD: usize = 16;
@@ -46,6 +47,7 @@ fn out_of_range(read: Read, what: &'static str, value: u64) {
 fn entry(number: u64, statement: Statement, logs: &[(LogId, u64)], open: &[(u64, u64)]) -> Read {
     let verdict = |verdict: u64| (verdict > 0).then_some(verdict);
     let state = State {
+        floors: BTreeMap::new(),
         logs: logs.iter().copied().collect(),
         open: open.iter().map(|(number, of)| (*number, verdict(*of))).collect(),
     };
@@ -97,7 +99,7 @@ fn one_with_as_much_as_there_may_be_reads_back() {
             of: number - 1,
             targets: (0..TARGETS_MAX).map(target).collect(),
         },
-        state: State { logs, open: open.collect() },
+        state: State { logs, floors: BTreeMap::new(), open: open.collect() },
     };
     let bytes = body.encode();
     assert!(bytes.len() <= OBJECT_BODY_BYTES_MAX);
@@ -216,10 +218,12 @@ fn what_is_listed_comes_once_and_in_order() {
         body.statement = Statement::Verdict { of: 7, targets: [OWN, OTHER, attempt].into() };
     })
     .unwrap();
-    for at in [LOGS + 24, LOGS + 63, OPEN + 16, OPEN + 47] {
+    for at in [OPEN + 16, OPEN + 47] {
         let error = with(at, &[1]).unwrap_err();
         assert!(matches!(error, DecodeError::Reserved { .. }), "{at}: {error}");
     }
+    let far = 1_u64 << 63;
+    out_of_range(with(LOGS + 24, &far.to_le_bytes()), "register floor", far);
     let sections = split(&samples::register().encode());
     out_of_range(decode(&join(&sections[1..])), "register body", 1);
 }
@@ -240,9 +244,11 @@ proptest! {
         // Births in the odd ones of the first, condemnations in tens behind, some with a verdict.
         let mut state = State {
             logs: (0..).zip(&logs).map(|(n, log)| (LogId(*log), 2 * n + 1)).collect(),
+            floors: logs.iter().skip(3).map(|log| (LogId(*log), Slot(SLOT_MAX.0 / (1 + open)))).collect(),
             open: (0..open).map(|n| (50 + 2 * n, (n < judged).then_some(51 + 2 * n))).collect(),
         };
         state.logs.remove(&LogId([0; 16]));
+        state.floors.remove(&LogId([0; 16]));
         let log = LogId([0xab; 16]);
         let statement = match which {
             1 => { state.logs.insert(log, number); Statement::Birth(log) }

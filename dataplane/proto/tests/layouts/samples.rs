@@ -603,6 +603,7 @@ pub(crate) fn register() -> RegisterBody {
         statement: Statement::Verdict { of: 7, targets: [OWN, OTHER].into() },
         state: State {
             logs: [(LOG, 1), (OTHER_LOG, 4)].into(),
+            floors: [(LOG, Slot(259))].into(),
             open: [(5, None), (7, Some(ENTRY))].into(),
         },
     }

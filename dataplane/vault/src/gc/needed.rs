@@ -9,6 +9,7 @@
 use crate::base::{VolumeBase, read_whole};
 use crate::checkpoint::read_ledger;
 use crate::error::VaultError;
+use crate::horizon;
 use crate::layout::ObjectName;
 use crate::limits::GC_NEEDED_MAX;
 use crate::log::{LogScan, find_end};
@@ -54,7 +55,8 @@ pub async fn needed(vault: &Vault, entry: &Entry, listed: &[LogId]) -> Result<Ne
     }
     let logs: BTreeSet<LogId> = entry.state.logs.keys().chain(listed).copied().collect();
     for log in logs {
-        needed.log(vault, log).await?;
+        let floor = entry.state.floors.get(&log).copied().unwrap_or_default();
+        needed.log(vault, log, floor).await?;
     }
     if !is_on(Bug::BasesReadBeforeSlots) {
         needed.bases(vault).await?;
@@ -96,8 +98,9 @@ impl Needed {
     }
 
     /// Adds what the slots of a log behind its horizon refer to.
-    async fn log(&mut self, vault: &Vault, log: LogId) -> Result<(), VaultError> {
+    async fn log(&mut self, vault: &Vault, log: LogId, floor: Slot) -> Result<(), VaultError> {
         let end = find_end(vault, log, Slot(0)).await?;
+        horizon::reaches(vault, log, &end.horizon, floor)?;
         self.horizons.insert(log, end.horizon.slot());
         self.tails.extend(end.horizon.tails().map(|(volume, tail)| (volume, *tail)));
         self.volumes.extend(end.horizon.tails().map(|(volume, _)| volume));

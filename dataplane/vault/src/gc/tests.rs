@@ -2,11 +2,12 @@ use super::*;
 use crate::base::tests::{base_at, check, is_there, make_base};
 use crate::horizon;
 use crate::horizon::tests::{files, set};
+use crate::log::find_whole_end;
 use crate::map::{Shape, write_shaped};
 use crate::testing::{BLOCKS, World, at_once, counted};
 use crate::view::{PointSelector, VolumeView};
 use farshore_proto::bugs::switch_on;
-use farshore_proto::{BlockRange, ErrorKind};
+use farshore_proto::{BlockRange, Epoch, ErrorKind};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestRunner;
@@ -395,6 +396,101 @@ async fn nothing_is_deleted_where_something_was_lost() {
     }
     let judged = Step::Judged { of: 3, deleted: 0, spared: 1 };
     assert_eq!(step(&world.vault).await.unwrap(), judged);
+}
+
+/// A log of which much is deleted: its horizon is at slot 40, the one before at 2; three slots are behind.
+async fn swept() -> World {
+    let mut world = condemned().await;
+    for seed in 0..40 {
+        put(&mut world, 8, 3000 + seed).await;
+    }
+    let volume = world.volumes[0].id;
+    write_shaped(&world.vault, volume, shape()).await.unwrap();
+    let points = world.committed_points().len();
+    base_at(&world, points - 1, &[points - 1]).await.unwrap();
+    let log = world.logs[0].id;
+    let moved = horizon::let_go(&world.vault, log, Slot(40)).await.unwrap();
+    assert!(matches!(&moved, horizon::Moved::To(to) if to.slot() == Slot(40)), "{moved:?}");
+    while step(&world.vault).await.unwrap() != Step::Nothing {
+        answer(&mut world).await;
+    }
+    assert!(!has_slot(&world, 38), "nothing needs it");
+    world
+}
+
+/// The newest horizon is lost, and nothing is left of the slots behind the one before: nobody writes there.
+#[tokio::test]
+async fn a_log_whose_newest_horizon_is_lost_does_not_end_at_the_one_before() {
+    let world = swept().await;
+    let (log, volume) = (world.logs[0].id, world.volumes[0].id);
+    let whole = find_end(&world.vault, log, Slot(0)).await.unwrap();
+    assert_eq!(find_whole_end(&world.vault, log, Slot(0)).await.unwrap(), whole);
+    let lost = ObjectName::horizon(log, 2);
+    std::fs::remove_file(world.file(&lost)).unwrap();
+    // What was deleted looks like the end.
+    let found = find_end(&world.vault, log, Slot(0)).await.unwrap();
+    assert!(found.next < Slot(8) && whole.next > Slot(41), "{found:?}");
+    let count = files(world.folder.path()).len();
+    let is_it = |error: &VaultError| matches!(error, VaultError::LostHorizon { object, .. } if *object == lost);
+    for found in [
+        find_whole_end(&world.vault, log, Slot(0)).await,
+        crate::log::seal(&world.vault, log, Slot(0)).await,
+    ] {
+        let error = found.unwrap_err();
+        assert!(is_it(&error) && error.is_lost() && error.kind() == ErrorKind::Corrupt, "{error}");
+    }
+    let error = step(&world.vault).await.unwrap_err();
+    assert!(is_it(&error), "{error}");
+    let fence = crate::fence::fence_volume(&world.vault, volume, Epoch(99), None).await;
+    assert!(fence.unwrap_err().is_lost());
+    // Who reads the volume begins at its base, behind what was deleted.
+    check(&world).await;
+    assert_eq!(files(world.folder.path()).len(), count, "nothing was put");
+    let report = crate::verify::verify(&world.vault, false, |_| {}).await.unwrap();
+    assert!(report.problems.iter().any(|problem| problem.object == lost), "{report:?}");
+    let entry = register::newest(&world.vault, 0).await.unwrap();
+    assert_eq!(entry.state.floors[&log], Slot(40), "{entry:?}");
+}
+
+/// A base is lost, and slots that it covered are deleted: that is said, not that history was let go meanwhile.
+#[tokio::test]
+async fn a_lost_base_that_a_horizon_went_by_is_named() {
+    let world = swept().await;
+    let volume = world.volumes[0].id;
+    std::fs::remove_file(world.file(&ObjectName::base(volume, 2))).unwrap();
+    // Behind the newest map nothing is lost.
+    let open = |point| VolumeView::open(&world.vault, volume, point);
+    let points = world.committed_points();
+    assert_eq!(open(PointSelector::Latest).await.unwrap().point().id, points.last().unwrap().id);
+    let Err(error) = open(PointSelector::Seq(points[20].seq)).await else { panic!("it is gone") };
+    let name = ObjectName::base(volume, 2).to_string();
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains(&name), "{error}");
+}
+
+/// The slot where a base ends is there, or in front of the horizon: where it is not, all behind it is lost, and nobody seals in front of it.
+#[tokio::test]
+async fn a_lost_end_behind_a_base_or_a_map_is_no_end() {
+    for has_base in [true, false] {
+        let mut world = born().await;
+        for seed in 0..30 {
+            put(&mut world, 8, 3000 + seed).await;
+        }
+        let (log, volume) = (world.logs[0].id, world.volumes[0].id);
+        write_shaped(&world.vault, volume, shape()).await.unwrap();
+        if has_base {
+            base_at(&world, 29, &[29]).await.unwrap();
+        }
+        for slot in 20..30 {
+            std::fs::remove_file(world.file(&ObjectName::slot(log, Slot(slot)))).unwrap();
+        }
+        let error = VolumeView::open(&world.vault, volume, PointSelector::Latest).await;
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Corrupt, "{has_base}");
+        let fence = crate::fence::fence_volume(&world.vault, volume, Epoch(99), None).await;
+        let error = fence.unwrap_err();
+        assert!(error.is_lost(), "{has_base}: {error}");
+        let end = find_end(&world.vault, log, Slot(0)).await.unwrap();
+        assert!(!end.is_sealed && end.next == Slot(20), "{has_base}: {end:?}");
+    }
 }
 
 /// A log that is in no register is sealed: what it refers to stays.

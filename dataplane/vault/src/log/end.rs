@@ -16,6 +16,7 @@ use crate::layout::ObjectName;
 use crate::limits::{
     END_GROWTH, END_PROBES, HOLE_SLOTS_MAX, HORIZON_TRIES_MAX, SEAL_STEPS_MAX, SLOTS_AHEAD_MAX,
 };
+use crate::register;
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::{PUTS_IN_FLIGHT_MAX, SLOT_MAX};
@@ -77,6 +78,19 @@ pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, V
     Err(VaultError::Passed { url: vault.url().to_owned(), log, number: known + 1 })
 }
 
+/// Finds the end of a log behind which something is to be put: as [`find_end`], and its newest horizon is not in front of what was
+/// deleted. Where it is, what was deleted looks like the end.
+///
+/// # Errors
+/// As [`find_end`]; `Corrupt` if horizons of the log are lost.
+pub async fn find_whole_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
+    // First: of what was deleted by then the horizon is there.
+    let floor = register::floor(vault, log).await?;
+    let end = find_end(vault, log, from).await?;
+    horizon::reaches(vault, log, &end.horizon, floor)?;
+    Ok(end)
+}
+
 /// Finds the end of a log behind a horizon, which may have been passed since.
 async fn end_above(
     vault: &Vault,
@@ -84,6 +98,8 @@ async fn end_above(
     from: Slot,
     horizon: Horizon,
 ) -> Result<LogEnd, VaultError> {
+    // Of a slot in front of the horizon nothing is known.
+    let known = Some(from).filter(|from| *from > horizon.slot());
     let from = from.max(horizon.slot());
     let mut at = search(vault, log, from).await?;
     let mut walk = Walk { incarnation: horizon.incarnation(), ..Walk::default() };
@@ -108,6 +124,12 @@ async fn end_above(
                     filled.values().for_each(|header| walk.saw(header));
                     void = filled.into_keys().collect();
                 }
+            }
+        }
+        if known == Some(next) && walk.last.is_none_or(|last| last.next() < next) {
+            let object = ObjectName::slot(log, Slot(next.0 - 1));
+            if !vault.store().exists(&object).await? {
+                return Err(VaultError::LostEnd { url: vault.url().to_owned(), object });
             }
         }
         if let Some(last) = walk.last {

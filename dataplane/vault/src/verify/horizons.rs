@@ -2,20 +2,24 @@
 
 use super::Report;
 use crate::error::VaultError;
-use crate::horizon::read;
+use crate::horizon::{Horizon, reaches, read};
 use crate::layout::ObjectName;
 use crate::vault::Vault;
 use farshore_codec::digest::digest;
-use farshore_proto::LogId;
 use farshore_proto::horizon::HorizonBody;
+use farshore_proto::{LogId, Slot};
 
-/// Compares the horizons of a log up to `newest`, one after the other.
+/// Compares the horizons of a log up to the newest, one after the other, and that one with the log's floor, which was read before.
 pub(super) async fn check(
     vault: &Vault,
     log: LogId,
-    newest: u64,
+    (horizon, floor): (&Horizon, Slot),
     report: &mut Report,
 ) -> Result<(), VaultError> {
+    let newest = horizon.number;
+    if let Err(error) = reaches(vault, log, horizon, floor) {
+        report.add_error(ObjectName::horizon(log, newest + 1), error)?;
+    }
     let mut before: Option<(HorizonBody, [u8; 32])> = None;
     for number in 1..=newest {
         let name = ObjectName::horizon(log, number);
