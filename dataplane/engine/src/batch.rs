@@ -1,4 +1,4 @@
-//! Gathers journaled frames of all the shard's volumes until they become a segment.
+//! Journaled frames of the shard's volumes that become a segment.
 //!
 //! Within one volume and between two marks only the last writer of each block is kept; a mark ends a
 //! span, and nothing is coalesced across it, so that every mark restores to the exact prefix.
@@ -219,10 +219,10 @@ impl Batch {
             || self.closed.len() + self.open.len() + 2 >= self.limits.spans
     }
 
-    /// Whether frames of the volume are in it.
+    /// Whether somebody waits for a mark in it.
     #[must_use]
-    pub fn holds(&self, volume: VolumeId) -> bool {
-        self.open.contains_key(&volume) || self.closed.iter().any(|span| span.volume == volume)
+    pub fn is_awaited(&self) -> bool {
+        self.closed.iter().any(|span| span.mark.is_some_and(|mark| mark.is_prompt))
     }
 
     /// Adds the next journaled frame of its volume; `file` is the journal file it is in.

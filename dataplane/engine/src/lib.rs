@@ -23,3 +23,4 @@ pub mod source;
 pub mod standing;
 pub mod stream;
 pub mod tenure;
+pub mod waiting;

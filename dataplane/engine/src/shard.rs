@@ -9,7 +9,7 @@
 //!   - H2: a journal file is dropped only when every frame in it is committed.
 //!   - H3: held memory is the sum of all frames not yet committed; at the limit reading stops.
 //!   - H5: no volume holds back another: when the cache runs full, one that has more than an equal share
-//!     of it is not read from while the others are.
+//!     of it is not read from while the others are. When more waits than a segment holds, each has its share of it.
 //!   - H6: segments that are not full are half a mark interval apart, whoever sets marks when; one that
 //!     somebody waits for comes between two of them. A mark that an agent kept makes none with what comes behind it.
 //!   - H4: frames are taken only from the session that holds the volume, under its epoch.
@@ -25,10 +25,11 @@ mod share;
 pub use contest::CONTEST_MS;
 pub use settings::{BATCH_AGE_MS_MAX, CHECKPOINT_SLOTS, LINGER_MS_MAX, SPACING_MS_MAX, Settings};
 
-use crate::batch::{Batch, Change, Entry, Handle, Held, SpanPlan};
+use crate::batch::{Change, Entry, Handle, Held, SpanPlan};
 use crate::gathering::gathers_in_ms;
 use crate::log::{CommittedPoint, CommittedSegment, LogEnd};
 use crate::stream::Stream;
+use crate::waiting::Waiting;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::frame::Link;
@@ -352,18 +353,15 @@ pub struct Shard {
     pending: VecDeque<Entry>,
     group: Option<(u64, Vec<Entry>)>,
     groups: u64,
-    batch: Batch,
+    waiting: Waiting,
     deadline: Option<Timestamp>,
     /// When marks behind marks want to be on their way, that nothing of their volumes came behind.
     kept: BTreeMap<VolumeId, Timestamp>,
-    /// Whether somebody waits for a mark in the batch.
-    is_awaited: bool,
     /// Whether the shard stops: everything goes at once.
     is_shipping: bool,
     /// When the last batch was closed, and the last one with a mark that somebody waited for.
     closed_at: Option<Timestamp>,
     awaited_at: Option<Timestamp>,
-    closed: VecDeque<Batch>,
     log: LogEnd,
     /// No checkpoint is written before the log is here: one is on its way, or could not be written.
     checkpoint_from: Slot,
@@ -393,14 +391,12 @@ impl Shard {
             pending: VecDeque::new(),
             group: None,
             groups: 0,
-            batch: Batch::new(settings.batch),
+            waiting: Waiting::new(settings.batch),
             deadline: None,
             kept: BTreeMap::new(),
-            is_awaited: false,
             is_shipping: false,
             closed_at: None,
             awaited_at: None,
-            closed: VecDeque::new(),
             log,
             checkpoint_from: Slot(0),
             files: BTreeMap::new(),
@@ -541,7 +537,7 @@ impl Shard {
         volume.stream.journal(entry.seq);
         (volume.stamp, volume.imprint) = (entry.stamp, entry.imprint);
         self.hold(&entry);
-        self.take_journaled(now, &entry, file);
+        self.take_journaled(now, &entry, file, out);
     }
 
     fn replayed(&mut self, files: &[u64], out: &mut Vec<Output>) {
@@ -621,7 +617,7 @@ impl Shard {
             if let Some(volume) = self.volumes.get_mut(&entry.volume) {
                 volume.unjournaled_bytes -= FRAME_HEADER_BYTES + entry.bytes;
             }
-            self.take_journaled(now, entry, file);
+            self.take_journaled(now, entry, file, out);
         }
         if !is_on(Bug::AckBeforeFlush) {
             self.journaled(&entries, out);
@@ -630,15 +626,10 @@ impl Shard {
     }
 
     fn close_batches(&mut self, now: Timestamp, out: &mut Vec<Output>) {
-        // While the store is slow the batch goes on filling: fewer, larger segments.
-        let is_due = self.batch_due().is_some_and(|due| due <= now);
-        if is_due && self.closed.is_empty() && self.log.has_room() && !self.batch.is_empty() {
-            self.close_batch(now);
-        }
-        while self.log.has_room()
-            && let Some(batch) = self.closed.pop_front()
-        {
-            let (mut spans, held) = batch.close();
+        // Nothing is chosen before it can be put. While the store is slow segments are fewer and larger, and what
+        // came last is in the next one.
+        while self.log.has_room() && self.is_batch_due(now) {
+            let (mut spans, held) = self.close_batch(now).close();
             if is_on(Bug::JournalDroppedEarly) {
                 self.release_files(&held);
                 self.drop_files(out);
@@ -714,7 +705,7 @@ impl Shard {
         }
         // What is full can only shrink by being shipped, whatever its deadline says.
         let is_waiting = self.is_paused || !self.held.is_empty();
-        if is_waiting && !self.batch.is_empty() {
+        if is_waiting && !self.waiting.is_empty() {
             self.deadline = Some(Timestamp(0));
         }
     }
@@ -729,11 +720,9 @@ impl Shard {
             }
         }
         if self.held_bytes == 0 {
-            assert!(
-                self.batch.is_empty() && self.closed.is_empty() && self.log.holds_nothing(),
-                "H3"
-            );
+            assert!(self.waiting.is_empty() && self.log.holds_nothing(), "H3");
         }
+        assert!(self.waiting.is_empty() || self.batch_due().is_some(), "what waits has its time");
     }
 }
 

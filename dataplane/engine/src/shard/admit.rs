@@ -78,7 +78,7 @@ impl Shard {
             }
             return self.claim(session, (hello, from), out);
         }
-        if self.batch.holds(hello.volume) {
+        if self.waiting.holds(hello.volume) {
             self.deadline = Some(now);
         }
         let text = format!("finishing epoch {} of volume {}", stream.epoch(), hello.volume);
@@ -265,7 +265,7 @@ impl Shard {
         if let Some(claim) = self.claims.get_mut(&volume) {
             claim.is_revoked = true;
         }
-        if self.batch.holds(volume) {
+        if self.waiting.holds(volume) {
             self.deadline = Some(now);
         }
         self.forget_if_revoked(volume);

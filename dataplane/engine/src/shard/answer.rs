@@ -7,7 +7,7 @@ impl Shard {
     /// waits for every log.
     pub(super) fn applied(&mut self, number: u64, asked: u64, out: &mut Vec<Output>) {
         self.log.applied(number);
-        let is_silent = self.batch.is_empty() && self.closed.is_empty() && self.log.is_idle();
+        let is_silent = self.waiting.is_empty() && self.log.is_idle();
         let is_answer = number >= asked && self.log.stated() < asked;
         if is_silent && is_answer && !self.is_shipping {
             let writer = self.log.writer();

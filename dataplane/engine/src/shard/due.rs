@@ -1,18 +1,24 @@
-//! When what waits in the batch is on its way, H6.
+//! When what waits for a segment is on its way, H6.
 //!
 //! A mark ships what waits, and agents set theirs together ([`crate::gathering`]). Over a stream that does not change an
 //! agent keeps its mark, and puts it in front of the next write: a mark behind a mark, at any time. It is of before that
 //! write, and the mark that is gathered behind the write ships both.
 
-use super::Shard;
+use super::{Output, Shard};
 use crate::batch::{Batch, Change, Entry};
-use farshore_proto::Timestamp;
+use farshore_proto::{Timestamp, VolumeId};
 
 impl Shard {
-    /// Puts a journaled frame into the batch and moves the batch's deadline.
-    pub(super) fn take_journaled(&mut self, now: Timestamp, entry: &Entry, file: u64) {
+    /// Has a journaled frame wait for the next batch, and moves that one's deadline.
+    pub(super) fn take_journaled(
+        &mut self,
+        now: Timestamp,
+        entry: &Entry,
+        file: u64,
+        out: &mut Vec<Output>,
+    ) {
         *self.files.entry(file).or_default() += 1;
-        self.batch.add(entry, file);
+        self.waiting.add(entry, file);
         let is_kept = self.is_kept(entry);
         let due = self.due(now, entry);
         // Whatever comes behind a mark has a time of its own.
@@ -22,8 +28,9 @@ impl Shard {
         } else {
             self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
         }
-        if self.batch.is_full() {
-            self.close_batch(now);
+        if self.waiting.is_full() {
+            // At once: nothing of a group is left over for a segment that is not full.
+            self.close_batches(now, out);
         }
     }
 
@@ -54,10 +61,7 @@ impl Shard {
         let marked_ms = volume.map_or(0, |volume| volume.until_marked_ms(now));
         let (wait_ms, before) = match entry.change {
             // Somebody waits for it, but not as often as they please.
-            Change::Mark(mark) if mark.is_prompt => {
-                self.is_awaited = true;
-                (0, self.awaited_at)
-            }
+            Change::Mark(mark) if mark.is_prompt => (0, self.awaited_at),
             Change::Mark(_) => (linger_ms, self.closed_at),
             // While marks come, the next one ships it.
             Change::Write(_) | Change::Zero(_) => {
@@ -74,14 +78,31 @@ impl Shard {
         self.deadline.into_iter().chain(self.kept.values().copied()).min()
     }
 
-    pub(super) fn close_batch(&mut self, now: Timestamp) {
-        let next = Batch::new(self.settings.batch);
-        self.closed.push_back(std::mem::replace(&mut self.batch, next));
-        self.deadline = None;
-        self.kept.clear();
+    /// Whether a batch is closed now if it can be put.
+    pub(super) fn is_batch_due(&self, now: Timestamp) -> bool {
+        let is_due = || self.batch_due().is_some_and(|due| due <= now);
+        !self.waiting.is_empty() && (self.waiting.is_full() || is_due())
+    }
+
+    pub(super) fn close_batch(&mut self, now: Timestamp) -> Batch {
+        let batch = self.waiting.take();
         self.closed_at = Some(now);
-        if std::mem::take(&mut self.is_awaited) {
+        if batch.is_awaited() {
             self.awaited_at = Some(now);
+        }
+        self.kept.retain(|volume, _| self.waiting.holds(*volume));
+        let rest = self.waiting.volumes();
+        self.deadline = rest.map(|(volume, is_awaited)| self.rest_due(volume, is_awaited)).min();
+        batch
+    }
+
+    /// When the rest of a volume goes that the batch had no room for, unless a whole one waits.
+    fn rest_due(&self, volume: VolumeId, is_awaited: bool) -> Timestamp {
+        let before = if is_awaited { self.awaited_at } else { self.closed_at };
+        let known = self.volumes.get(&volume).filter(|known| !known.is_revoked);
+        match (before, known) {
+            (Some(before), Some(known)) if !self.is_shipping => before.plus_ms(known.spacing_ms),
+            _ => Timestamp(0),
         }
     }
 }

@@ -7,6 +7,7 @@ use farshore_proto::{BlockRange, MarkKind, PointId};
 mod answer;
 mod checkpoint;
 mod contest;
+mod fair;
 mod hostile;
 mod share;
 mod spacing;
