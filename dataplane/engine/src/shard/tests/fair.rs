@@ -127,7 +127,7 @@ impl Slow {
     }
 }
 
-/// H5, P32: a first copy fills segment after segment, and refills as fast as the cache lets it.
+/// H5, P45: a first copy fills segment after segment, and refills as fast as the cache lets it.
 #[test]
 fn what_a_small_volume_says_is_in_the_next_segment_that_is_built() {
     let mut slow = Slow::new(2);
