@@ -121,6 +121,11 @@ impl Alarms {
         std::mem::take(&mut *lock(&self.set))
     }
 
+    /// The moment.
+    pub(crate) fn now(&self) -> Duration {
+        Duration::from_micros(self.now_us.load(Ordering::Relaxed))
+    }
+
     /// It is so late now.
     pub(crate) fn tell_time(&self, now_us: u64) {
         self.now_us.store(now_us, Ordering::Relaxed);
@@ -133,7 +138,7 @@ pub(crate) struct VirtualTimer(pub(crate) Alarms);
 
 impl Timer for VirtualTimer {
     fn now(&self) -> Duration {
-        Duration::from_micros(self.0.now_us.load(Ordering::Relaxed))
+        self.0.now()
     }
 
     fn sleep(&self, wait: Duration) -> BoxFuture<'static, ()> {
@@ -141,16 +146,18 @@ impl Timer for VirtualTimer {
     }
 }
 
-/// Ready after some virtual time.
+/// Ready after some virtual time, and not before, however often it is polled: a task that gave up on other calls is still woken by them.
 #[derive(Debug)]
 pub struct Sleep {
     alarms: Alarms,
-    after: Option<Duration>,
+    wait: Duration,
+    /// When it is over; none before it was polled.
+    until: Option<Duration>,
 }
 
 impl Sleep {
-    pub(crate) fn new(alarms: Alarms, after: Duration) -> Self {
-        Self { alarms, after: Some(after) }
+    pub(crate) fn new(alarms: Alarms, wait: Duration) -> Self {
+        Self { alarms, wait, until: None }
     }
 }
 
@@ -158,13 +165,16 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        match self.after.take() {
-            Some(after) => {
-                self.alarms.set(after, Alarm::Wake(context.waker().clone()));
+        let now = self.alarms.now();
+        match self.until {
+            Some(until) if now >= until => Poll::Ready(()),
+            Some(_) => Poll::Pending,
+            None => {
+                let us = u64::try_from(self.wait.as_micros()).expect("waits are short");
+                self.until = Some(now + Duration::from_micros(us));
+                self.alarms.set(self.wait, Alarm::Wake(context.waker().clone()));
                 Poll::Pending
             }
-            // Whoever joins several futures may poll this one early; that only shortens the wait.
-            None => Poll::Ready(()),
         }
     }
 }

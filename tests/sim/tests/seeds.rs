@@ -105,7 +105,7 @@ finds! {
     finds_a_journal_without_a_durable_name: JournalNameNotSynced within 400,
     finds_an_unclear_put_taken_for_done: AmbiguousPutAsSuccess within 100,
     finds_dedup_before_the_commit: DedupBeforeCommit within 400,
-    finds_late_puts_that_are_not_fenced: LatePutsNotFenced within 100,
+    finds_late_puts_that_are_not_fenced: LatePutsNotFenced within 400,
     finds_a_write_before_its_intent: WriteBeforeIntent within 400,
     finds_an_intent_cleared_under_a_write: IntentClearedUnderWrite within 1500,
     finds_doubt_forgotten_on_overflow: DoubtForgottenOnOverflow within 100,
