@@ -10,9 +10,8 @@ use farshore_proto::{LogId, VaultId};
 use farshore_vault::Vault;
 use farshore_vault::layout::{Folder, ObjectName};
 use farshore_vault::store::Store;
-use farshore_vault::testing::at_once;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -350,6 +349,17 @@ impl SimStore {
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends a call that waits for nothing.
+///
+/// # Panics
+/// If it waits.
+pub fn at_once<T>(work: impl Future<Output = T>) -> T {
+    // Joined futures yield now and then although they wait for nothing.
+    const POLLS_MAX: usize = 100_000;
+    let mut work = std::pin::pin!(work);
+    (0..POLLS_MAX).find_map(|_| work.as_mut().now_or_never()).expect("nothing here takes time")
 }
 
 fn make_vault(objects: &Arc<InMemory>, recovery: &WrappingKey) {

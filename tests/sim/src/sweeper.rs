@@ -3,9 +3,9 @@
 //! begins anew. Chance is its own.
 
 use crate::control::volume_of;
+use crate::store::at_once;
 use crate::world::{self, Process, World};
 use farshore_proto::{PointId, Slot};
-use farshore_vault::testing::at_once;
 use farshore_vault::view::Point;
 use farshore_vault::{Vault, VaultError, base, gc, horizon, register};
 use std::ops::Range;

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::control::{Assignment, machine_of, volume_of};
 use crate::disk::Disk;
+use crate::store::at_once;
 use crate::world::{self, World};
 use farshore_codec::{ChunkHasher, Chunker};
 use farshore_engine::batch::Entry;
@@ -31,7 +32,6 @@ use farshore_vault::Vault;
 use farshore_vault::catalog::end_of_volume;
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::log::find_end;
-use farshore_vault::testing::at_once;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;

@@ -5,12 +5,12 @@
 
 use super::Oracle;
 use crate::control::volume_of;
+use crate::store::at_once;
 use crate::sweeper::is_kept;
 use crate::world::World;
 use farshore_proto::{ErrorKind, PointId, Seq};
 use farshore_vault::base;
 use farshore_vault::catalog::list_points;
-use farshore_vault::testing::at_once;
 use std::collections::BTreeMap;
 
 /// What the control plane's clock may gain without a doubt while a point grows old: a minute at once, and a

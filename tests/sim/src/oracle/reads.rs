@@ -4,12 +4,12 @@ use super::Oracle;
 use super::vault::difference;
 use crate::control::volume_of;
 use crate::reader::{Done, Read, Want, What};
+use crate::store::at_once;
 use crate::sweeper::is_kept;
 use crate::world::World;
 use farshore_proto::ErrorKind;
 use farshore_vault::VaultError;
 use farshore_vault::catalog::list_points;
-use farshore_vault::testing::at_once;
 use farshore_vault::view::Point;
 
 impl World {

@@ -3,6 +3,7 @@
 use super::Oracle;
 use crate::control::volume_of;
 use crate::disk::{Tag, tag_of};
+use crate::store::at_once;
 use crate::world::World;
 use bytes::Bytes;
 use farshore_proto::limits::BLOCK_BYTES;
@@ -11,7 +12,6 @@ use farshore_proto::{BlockRange, Epoch, ErrorKind, Seq, Slot, VolumeId};
 use farshore_vault::catalog::{end_of_volume, list_points};
 use farshore_vault::epoch::read_epochs;
 use farshore_vault::log::LogScan;
-use farshore_vault::testing::at_once;
 use farshore_vault::verify::verify;
 use farshore_vault::view::{Point, PointSelector, VolumeView, flatten};
 use farshore_vault::{Vault, VaultError, horizon};
