@@ -179,6 +179,11 @@ fn every_bug_of_a_disk_has_a_rule() {
         Bug::SealBelowHorizon,
         Bug::FillBelowHorizon,
         Bug::HorizonPassedOver,
+        Bug::LossTakenForEnd,
+        Bug::AttemptNotCompared,
+        Bug::FencesSwept,
+        Bug::UnbornOverlooked,
+        Bug::MembersCounted,
     ];
     let of_disks = others.filter(|bug| !elsewhere.contains(bug));
     assert!(of_disks.into_iter().all(|bug| RULES.iter().any(|(of, _)| *of == bug)));

@@ -133,11 +133,23 @@ pub enum Bug {
     FillBelowHorizon,
     /// Who reads a volume goes on at the horizon whatever was in front of it.
     HorizonPassedOver,
+    /// A horizon moves over what no base covers.
+    HorizonOverUncovered,
+    /// A slot that is lost ends its log.
+    LossTakenForEnd,
+    /// Whoever refers to a segment takes any that is at its slot.
+    AttemptNotCompared,
+    /// What fences is swept like what holds data.
+    FencesSwept,
+    /// What logs refer to that no register knows does not hold a deletion up.
+    UnbornOverlooked,
+    /// A point of several disks is complete if it has as many marks as members.
+    MembersCounted,
 }
 
 impl Bug {
     /// All of them, in the order of the list above.
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 68] = [
         Self::AckBeforeFlush,
         Self::TrimAtJournaled,
         Self::EpochCheckDropped,
@@ -200,6 +212,12 @@ impl Bug {
         Self::SealBelowHorizon,
         Self::FillBelowHorizon,
         Self::HorizonPassedOver,
+        Self::HorizonOverUncovered,
+        Self::LossTakenForEnd,
+        Self::AttemptNotCompared,
+        Self::FencesSwept,
+        Self::UnbornOverlooked,
+        Self::MembersCounted,
     ];
 
     /// Its name on a command line.
@@ -216,6 +234,12 @@ impl Bug {
             Self::SealBelowHorizon => "seal-below-horizon",
             Self::FillBelowHorizon => "fill-below-horizon",
             Self::HorizonPassedOver => "horizon-passed-over",
+            Self::HorizonOverUncovered => "horizon-over-uncovered",
+            Self::LossTakenForEnd => "loss-taken-for-end",
+            Self::AttemptNotCompared => "attempt-not-compared",
+            Self::FencesSwept => "fences-swept",
+            Self::UnbornOverlooked => "unborn-overlooked",
+            Self::MembersCounted => "members-counted",
             Self::EpochCheckDropped => "epoch-check-dropped",
             Self::FirstWriterWins => "first-writer-wins",
             Self::MarkCoalescedAway => "mark-coalesced-away",
@@ -286,6 +310,11 @@ impl Bug {
                 | Self::SealBelowHorizon
                 | Self::FillBelowHorizon
                 | Self::HorizonPassedOver
+                | Self::LossTakenForEnd
+                | Self::AttemptNotCompared
+                | Self::FencesSwept
+                | Self::UnbornOverlooked
+                | Self::MembersCounted
                 | Self::MountedIsServed
                 | Self::WrittenIsServed
                 | Self::NameIsIdentity
@@ -307,11 +336,13 @@ mod switch {
     use std::cell::Cell;
 
     thread_local! {
-        static ON: Cell<u64> = const { Cell::new(0) };
+        static ON: Cell<u128> = const { Cell::new(0) };
     }
 
-    fn bit(bug: Bug) -> u64 {
-        1 << bug as u64
+    const _: () = assert!(Bug::ALL.len() <= 128, "a bit each");
+
+    fn bit(bug: Bug) -> u128 {
+        1 << bug as u128
     }
 
     /// Switches exactly these bugs on, for this thread.

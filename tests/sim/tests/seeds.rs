@@ -135,6 +135,7 @@ finds! {
     finds_a_map_without_a_mark_taken_for_a_point: UnmarkedTakenForPoint within 400,
     finds_kept_points_that_are_forgotten: KeptPointsForgotten within 100,
     finds_a_verdict_that_spares_nothing: VerdictSparesNothing within 400,
+    finds_a_horizon_over_what_no_base_covers: HorizonOverUncovered within 100,
 }
 
 #[test]

@@ -2,11 +2,15 @@ use super::*;
 use crate::base::tests::{base_at, check, is_there, make_base};
 use crate::horizon;
 use crate::horizon::tests::{files, set};
-use crate::log::find_whole_end;
+use crate::log::{PutOutcome, find_whole_end, put_segment};
 use crate::map::{Shape, write_shaped};
 use crate::testing::{BLOCKS, World, at_once, counted};
 use crate::view::{PointSelector, VolumeView};
+use bytes::Bytes;
+use farshore_codec::SegmentBuilder;
+use farshore_codec::segment::slot_without_data;
 use farshore_proto::bugs::switch_on;
+use farshore_proto::segment::SlotWriter;
 use farshore_proto::{BlockRange, Epoch, ErrorKind};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -291,8 +295,8 @@ async fn a_verdict_deletes_the_attempt_that_it_names_and_no_other() {
     let file = world.file(&ObjectName::slot(world.logs[0].id, Slot(0)));
     let (number, key) = world.vault.newest_key();
     let at = (world.vault.id(), world.logs[0].id, Slot(0));
-    let writer = farshore_proto::segment::SlotWriter::of_run(1);
-    let fill = farshore_codec::segment::slot_without_data(SlotKind::Fill, at, writer, key, number);
+    let writer = SlotWriter::of_run(1);
+    let fill = slot_without_data(SlotKind::Fill, at, writer, key, number);
     std::fs::write(&file, fill.unwrap()).unwrap();
     assert_eq!(step(&world.vault).await.unwrap(), Step::Swept { of: 3, segments: 1 });
     assert!(has_slot(&world, 0), "what fences stays");
@@ -396,6 +400,74 @@ async fn nothing_is_deleted_where_something_was_lost() {
     }
     let judged = Step::Judged { of: 3, deleted: 0, spared: 1 };
     assert_eq!(step(&world.vault).await.unwrap(), judged);
+}
+
+/// A run hung before its put, and the next one filled the slot: were the fill swept with what lies beside it, the put would be told that it counts.
+#[tokio::test]
+async fn what_fences_is_never_swept() {
+    for bug in [None, Some(Bug::FencesSwept)] {
+        let mut world = born().await;
+        put(&mut world, 0, 1000).await;
+        let (log, vault) = (world.logs[0].id, world.vault.id());
+        let (number, key) = world.vault.newest_key();
+        let hung = SlotWriter::of_run(1);
+        let late = SegmentBuilder::new(vault, log, Slot(1), hung, key, number, 1).unwrap();
+        let late = Bytes::from(late.finish().unwrap().bytes().to_vec());
+        for slot in (1..5).map(Slot) {
+            let at = (vault, log, slot);
+            let fill = slot_without_data(SlotKind::Fill, at, SlotWriter::of_run(2), key, number);
+            std::fs::write(world.file(&ObjectName::slot(log, slot)), fill.unwrap()).unwrap();
+        }
+        (world.logs[0].next, world.logs[0].incarnation) = (Slot(5), 2);
+        put(&mut world, 0, 2000).await;
+        write_shaped(&world.vault, world.volumes[0].id, shape()).await.unwrap();
+        base_at(&world, 1, &[1]).await.unwrap();
+        let moved = horizon::let_go(&world.vault, log, Slot(u64::MAX)).await.unwrap();
+        assert!(matches!(&moved, horizon::Moved::To(to) if to.slot() > Slot(4)), "{moved:?}");
+        switch_on(bug.as_slice());
+        while step(&world.vault).await.unwrap() != Step::Nothing {
+            answer(&mut world).await;
+        }
+        switch_on(&[]);
+        assert!(!has_slot(&world, 0));
+        let put = put_segment(&world.vault, log, Slot(1), late).await.unwrap();
+        assert_eq!(put == PutOutcome::Committed, bug.is_some(), "{bug:?}: {put:?}");
+    }
+}
+
+/// What refers to anything and is in no register would not be looked at.
+#[tokio::test]
+async fn a_log_that_was_not_born_holds_up_what_it_may_refer_to() {
+    for bug in [None, Some(Bug::UnbornOverlooked)] {
+        let mut world = World::new(2, 2).await;
+        register::bear(&world.vault, 0, world.logs[0].id).await.unwrap();
+        apply(&mut world, 0).await;
+        put(&mut world, 0, 1000).await;
+        put(&mut world, 0, 2000).await;
+        write_shaped(&world.vault, world.volumes[0].id, shape()).await.unwrap();
+        base_at(&world, 1, &[1]).await.unwrap();
+        let moved = horizon::let_go(&world.vault, world.logs[0].id, Slot(u64::MAX)).await.unwrap();
+        assert!(matches!(moved, horizon::Moved::To(_)), "{moved:?}");
+        world.claim(1, 1).await;
+        let before = world.references;
+        world.write(1, 40, 8, 1000);
+        world.end_span(1, true);
+        world.commit(1).await;
+        assert!(world.references > before, "it refers to slot 0");
+        switch_on(bug.as_slice());
+        let mut last = step(&world.vault).await;
+        for _ in 0..8 {
+            apply(&mut world, 0).await;
+            world.commit(0).await;
+            last = step(&world.vault).await;
+        }
+        switch_on(&[]);
+        match bug {
+            None => assert!(matches!(last, Err(VaultError::Unborn { .. })), "{last:?}"),
+            Some(_) => assert_eq!(last.unwrap(), Step::Nothing),
+        }
+        assert_eq!(has_slot(&world, 0), bug.is_none(), "{bug:?}");
+    }
 }
 
 /// A log of which much is deleted: its horizon is at slot 40, the one before at 2; three slots are behind.

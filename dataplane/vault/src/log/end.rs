@@ -433,6 +433,7 @@ impl Behind {
             let Some(header) = found? else { continue };
             let is_in_reach = behind.0 - slot.0 < PUTS_IN_FLIGHT_MAX as u64;
             is_lost |= !is_in_reach || header.kind == SlotKind::Seal;
+            is_lost &= !is_on(Bug::LossTakenForEnd);
             filled.insert(behind, header);
         }
         Ok((filled, is_lost))

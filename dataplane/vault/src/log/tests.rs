@@ -2,6 +2,8 @@ use super::*;
 use crate::testing::World;
 use farshore_codec::seal::{Domain, Purpose, Sealer};
 use farshore_proto::Domain as DedupDomain;
+use farshore_proto::ErrorKind;
+use farshore_proto::bugs::switch_on;
 use farshore_proto::object::{Compression, ObjectHeader, ObjectPlace, commit, committed};
 use farshore_proto::segment::put_own;
 use std::collections::BTreeSet;
@@ -404,5 +406,22 @@ async fn a_log_that_lost_what_a_checkpoint_speaks_of_has_no_end() {
         let is_it = matches!(error, VaultError::LostSlot { slot: Slot(10), later: Slot(11), .. });
         assert!(is_it, "{error}");
         seal(&world.vault, log, Slot(from)).await.unwrap_err();
+    }
+}
+
+/// Rule 1 of version 2: what is missing, and nothing says that it may be, is lost. Where that is taken for an end, all behind it is gone.
+#[tokio::test]
+async fn a_lost_slot_near_the_end_is_no_end() {
+    for bug in [None, Some(Bug::LossTakenForEnd)] {
+        let world = filled(12).await;
+        let log = world.logs[0].id;
+        std::fs::remove_file(world.file(&ObjectName::slot(log, Slot(6)))).unwrap();
+        switch_on(bug.as_slice());
+        let sealed = seal(&world.vault, log, Slot(0)).await.map(|end| end.next);
+        switch_on(&[]);
+        match bug {
+            None => assert_eq!(sealed.unwrap_err().kind(), ErrorKind::Corrupt),
+            Some(_) => assert_eq!(sealed.unwrap(), Slot(6), "the bug shows"),
+        }
     }
 }

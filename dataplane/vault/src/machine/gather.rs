@@ -4,6 +4,7 @@ use super::history::History;
 use super::point::{DiskPoint, Lack, MachinePoint};
 use crate::catalog::Marked;
 use crate::error::VaultError;
+use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::mark::MarkGroup;
 use farshore_proto::{MarkAttempt, Seq, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -126,7 +127,10 @@ impl Marks {
 
     /// The first of the members that are not there, by the largest number that a mark says.
     fn missing(&self) -> impl Iterator<Item = (u16, u16)> {
-        let members = self.sizes.last().copied().unwrap_or(0);
+        let mut members = self.sizes.last().copied().unwrap_or(0);
+        if is_on(Bug::MembersCounted) && self.members.values().sum::<u32>() >= members.into() {
+            members = 0;
+        }
         let is_missing = |member: &u16| !self.members.contains_key(member);
         let missing = (0..members).filter(is_missing).take(MISSING_NAMED_MAX);
         missing.map(move |member| (member, members))
@@ -142,7 +146,8 @@ impl Marks {
         let id = self.disks[0].point.id;
         let mut lacking: Vec<Lack> =
             self.missing().map(|(member, members)| Lack::Member { member, members }).collect();
-        let twice = self.members.iter().filter(|(_, count)| **count > 1);
+        let is_counted = is_on(Bug::MembersCounted);
+        let twice = self.members.iter().filter(|(_, count)| **count > 1 && !is_counted);
         lacking.extend(twice.map(|(member, _)| Lack::Twice { member: *member }));
         if self.sizes.len() > 1 || self.disks.iter().any(|disk| disk.point.id != id) {
             lacking.push(Lack::Contradiction);

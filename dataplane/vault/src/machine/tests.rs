@@ -4,6 +4,7 @@ use crate::testing::machines::{
     CACHE, DB, KnownPoint, Machines, SHOP, WEB, disk, machine, put_next,
 };
 use crate::view::{PointSelector, VolumeView, flatten};
+use farshore_proto::bugs::{Bug, switch_on};
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::machine::{DiskRole, DiskState, Firmware};
 use farshore_proto::mark::{Mark, MarkGroup};
@@ -380,6 +381,11 @@ async fn members_that_contradict_each_other_make_no_complete_point() {
         let found = points(&all, DB).await;
         let last = found.points.last().unwrap();
         assert_eq!((&last.lacking, last.attempt), (&expected, Some(attempt)));
+        switch_on(&[Bug::MembersCounted]);
+        let counted = points(&all, DB).await;
+        switch_on(&[]);
+        let is_twice = expected.iter().any(|lack| matches!(lack, Lack::Twice { .. }));
+        assert!(!is_twice || counted.points.last().unwrap().is_complete(), "the bug shows");
         assert_eq!(
             (last.kind(), last.unknown_blocks(), last.time_unix_ms()),
             (MarkKind::App, 2, 5)

@@ -4,6 +4,7 @@ use crate::chain::Chain;
 use crate::testing::{BLOCKS, ModelPoint, World, history, image_bytes};
 use farshore_codec::segment::chunk_of;
 use farshore_codec::{CodecError, Opener, SegmentBuilder};
+use farshore_proto::bugs::{Bug, switch_on};
 use farshore_proto::epoch::{EndKind, Ended};
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{ErrorKind, Slot};
@@ -304,6 +305,10 @@ async fn another_attempt_at_a_slot_is_not_what_is_referred_to() {
     let error = view.read(whole()).await.unwrap_err();
     assert!(matches!(error, VaultError::Replaced { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
+    switch_on(&[Bug::AttemptNotCompared]);
+    let taken = view.read(whole()).await;
+    switch_on(&[]);
+    assert!(taken.is_ok(), "the bug shows");
     let (object, user) = (ObjectName::slot(log, slot), ObjectName::slot(world.logs[1].id, user));
     let text = format!("{object} is not the one that volumes/{volume} refers to: that one is lost");
     assert!(error.to_string().contains(&text), "{error}");
