@@ -3,12 +3,14 @@
 //!
 //! Layout and rules: `docs/formats/base.md`.
 
+mod maps;
 mod renew;
 mod write;
 
 pub use renew::renew;
 pub use write::write;
 
+pub(crate) use maps::BaseMaps;
 pub(crate) use write::follows;
 
 use crate::chain::Start;

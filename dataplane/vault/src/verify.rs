@@ -9,6 +9,7 @@ mod bases;
 mod checkpoints;
 mod data;
 mod horizons;
+mod kept;
 mod keys;
 mod machines;
 mod maps;
@@ -36,6 +37,7 @@ use farshore_proto::machine::MachineBody;
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{LogId, Slot, VolumeId};
 use futures::TryStreamExt;
+use kept::Kept;
 use register::Applied;
 use std::sync::Arc;
 use streams::{Strange, Streams};
@@ -174,6 +176,7 @@ pub async fn verify(
         report: Report::default(),
         streams: Streams::default(),
         applied: Applied::default(),
+        kept: Kept::default(),
     };
     keys::check(vault, &mut run.report).await?;
     run.read_volumes().await?;
@@ -203,6 +206,7 @@ struct Run<'a> {
     report: Report,
     streams: Streams,
     applied: Applied,
+    kept: Kept,
 }
 
 impl Run<'_> {
@@ -253,6 +257,7 @@ impl Run<'_> {
             Err(error) => return self.report.add_error(ObjectName::horizon(log, 1), error),
         };
         horizons::check(vault, log, (&horizon, floor), &mut self.report).await?;
+        self.kept.horizons.insert(log, horizon.slot());
         let mut checkpoints = Checkpoints::list(vault, log, &horizon).await?;
         let mut scan = LogScan::new(vault, log, Slot(0)).above(horizon).naming_all();
         loop {
@@ -359,6 +364,10 @@ impl Run<'_> {
             };
             let of = (volume, &epochs[..], base.as_ref());
             maps::check(self.vault, of, seqs, self.read_data, &mut self.report).await?;
+            if let Some(base) = base.filter(|_| self.read_data) {
+                let of = (self.vault, &epochs[..], &base);
+                self.kept.check(&self.reader, of, &mut self.report).await?;
+            }
         }
         for run in runs::list(self.vault, None).await? {
             match runs::open(self.vault, run).await {

@@ -6,25 +6,22 @@
 //! The slots are read first, the bases afterwards: a horizon passes only what a base covers already, so the bases that are read later cover all
 //! that is in front of the horizons that the slots were read from.
 
-use crate::base::{VolumeBase, read_whole};
+use crate::base::{BaseMaps, VolumeBase, read_whole};
 use crate::checkpoint::read_ledger;
 use crate::error::VaultError;
 use crate::horizon;
 use crate::layout::ObjectName;
 use crate::limits::GC_NEEDED_MAX;
 use crate::log::{LogScan, find_end};
-use crate::map::{self, Layer, open_layers};
 use crate::register::{self, Entry};
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::checkpoint::VolumeTail;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::limits::VOLUME_BLOCKS_MAX;
 use farshore_proto::register::State;
 use farshore_proto::segment::ChunkPlace;
-use farshore_proto::{BlockRange, LogId, MapAttempt, Slot, Target, VolumeId};
+use farshore_proto::{LogId, Slot, Target, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// What must not be deleted.
 #[derive(Debug, Default)]
@@ -159,45 +156,12 @@ impl Needed {
             let (epochs, base) = read_whole(vault, volume).await?;
             self.check_base(vault, volume, &epochs, base.as_ref())?;
             let Some(base) = base else { continue };
-            let mut maps = Maps { vault, epochs: &epochs, base: &base, opened: Vec::new() };
-            let mut read = BTreeSet::new();
+            let mut maps = BaseMaps::new(vault, &epochs, &base);
             let kept = base.body.points.iter().map(|point| (point.at, point.map));
             let kept = kept.filter(|_| !is_on(Bug::KeptPointsForgotten));
             for name in kept.chain([base.map()]) {
-                maps.read(name, &mut read, &mut self.targets).await?;
+                maps.read(name, &mut self.targets).await?;
                 self.check(vault)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The maps that a base names. Layers that they have in common are read once.
-struct Maps<'a> {
-    vault: &'a Vault,
-    epochs: &'a [EpochBody],
-    base: &'a VolumeBase,
-    opened: Vec<Arc<Layer>>,
-}
-
-impl Maps<'_> {
-    async fn read(
-        &mut self,
-        name: map::Name,
-        read: &mut BTreeSet<MapAttempt>,
-        targets: &mut BTreeSet<Target>,
-    ) -> Result<(), VaultError> {
-        let Self { vault, epochs, base, .. } = *self;
-        let unreadable = |error| map::unreadable(vault, base, name, Some(error));
-        let found = map::load(vault, base.volume, epochs, name).await.map_err(unreadable)?;
-        let (known, user) = (&found.manifest.layers, found.object(base.volume));
-        let layers = open_layers(vault, base.volume, known, &user, &self.opened).await;
-        self.opened = layers.map_err(|failed| unreadable(failed.error))?;
-        let all = BlockRange { block: 0, count: VOLUME_BLOCKS_MAX };
-        for layer in self.opened.iter().filter(|layer| read.insert(layer.attempt())) {
-            for key in layer.pages_in(all) {
-                let page = layer.read(vault, key, &user).await.map_err(unreadable)?;
-                targets.extend(page.frames.iter().map(|frame| frame.target));
             }
         }
         Ok(())
