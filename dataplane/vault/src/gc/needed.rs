@@ -156,6 +156,8 @@ impl Needed {
             let (epochs, base) = read_whole(vault, volume).await?;
             self.check_base(vault, volume, &epochs, base.as_ref())?;
             let Some(base) = base else { continue };
+            // What it leaves out may go, so it must not be gone later.
+            vault.store().settle(&base.object()).await?;
             let mut maps = BaseMaps::new(vault, &epochs, &base);
             let kept = base.body.points.iter().map(|point| (point.at, point.map));
             let kept = kept.filter(|_| !is_on(Bug::KeptPointsForgotten));

@@ -132,6 +132,9 @@ async fn end_above(
                 return Err(VaultError::LostEnd { url: vault.url().to_owned(), object });
             }
         }
+        if horizon.number > 0 {
+            vault.store().settle(&ObjectName::horizon(log, horizon.number)).await?;
+        }
         if let Some(last) = walk.last {
             vault.store().settle(&ObjectName::slot(log, last)).await?;
         }
