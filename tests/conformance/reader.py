@@ -515,6 +515,11 @@ class Vault:
                 seq = span.last + 1
         if broken and seq != end:
             raise broken
+        if base and base.at[0] == epoch.ordinal and base.at[1] + 1 == seq != end and base.slot >= horizon.slot:
+            place = formats.slot_place(epoch.log, base.slot)
+            if not self.exists(place):
+                user = bases.base_place(volume, base.number)
+                raise Refusal(DAMAGED, f"object {place.name} is missing; {user.name} refers to it")
         if end is not None and seq != end:
             place = formats.epoch_place(volume, epoch.ordinal + 1)
             held = f"log {uid(epoch.log)} holds the volume up to {seq - 1}"

@@ -239,6 +239,22 @@ async fn volumes_with_bases_are_read() {
     check(&read("latest", &to));
     let file = fs::read_dir(to).unwrap().next().unwrap().unwrap().path();
     assert!(fs::read(file).unwrap() == image_bytes(&points[4].image));
+    // The slot where the base ends is lost with what came behind, and nothing says that it may be.
+    let log = world.logs[0].id;
+    let ended = ObjectName::slot(log, Slot(4));
+    fs::remove_file(world.file(&ObjectName::slot(log, Slot(2)))).unwrap();
+    let lost = [ObjectName::horizon(log, 1), ended.clone(), ObjectName::slot(log, Slot(5))];
+    let kept = lost.map(|name| {
+        let file = world.file(&name);
+        let bytes = fs::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        (file, bytes)
+    });
+    let output = read("latest", &world.folder.path().join("ended"));
+    assert_eq!(output.status.code(), Some(DAMAGED), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&ended.to_string()) && said.contains("bases/0000000001"), "{said}");
+    kept.into_iter().for_each(|(file, bytes)| fs::write(file, bytes).unwrap());
     // What the base says is lost with its map.
     fs::remove_dir_all(folder.join("maps")).unwrap();
     let output = read("latest", &world.folder.path().join("lost"));
