@@ -170,9 +170,8 @@ fn map_at(vault: &Path, volume: VolumeId, seq: Seq) -> (Place, MapAttempt) {
     names.find(|(at, _)| at.seq == seq).unwrap()
 }
 
-/// Bases: points that are kept are read by their maps, later ones from the base's, and the slots below are gone.
-#[tokio::test]
-async fn volumes_with_bases_are_read() {
+/// A volume with a base between two marks that keeps two of its points, in a log whose horizon is right behind the slot where it ends.
+async fn based() -> World {
     let mut world = World::new(1, 1).await;
     let (volume, folder) = (world.volumes[0].id, world.folder.path().join("vault"));
     for seed in 1..=5_u32 {
@@ -213,6 +212,14 @@ async fn volumes_with_bases_are_read() {
     for slot in [0, 2] {
         world.remove(0, Slot(slot));
     }
+    world
+}
+
+/// Bases: points that are kept are read by their maps, later ones from the base's, and the slots below are gone.
+#[tokio::test]
+async fn volumes_with_bases_are_read() {
+    let world = based().await;
+    let (volume, folder) = (world.volumes[0].id, world.folder.path().join("vault"));
     // What is there since is nothing to anybody.
     fs::write(world.file(&ObjectName::slot(world.logs[0].id, Slot(2))), b"late").unwrap();
     let key = world.folder.path().join("recovery.key");
