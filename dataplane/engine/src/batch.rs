@@ -353,4 +353,4 @@ fn advance(content: Content, blocks: u64) -> Content {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

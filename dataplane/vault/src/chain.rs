@@ -239,7 +239,7 @@ impl<'a> Chain<'a> {
     /// and what is missing there is asked for again, or lost. Before the first span is read.
     pub(crate) fn filled_to(mut self, log: LogId, filled: Slot) -> Self {
         let known = self.filled.filter(|(known, _)| *known == log).map(|(_, filled)| filled);
-        self.filled = Some((log, known.max(Some(filled)).unwrap_or(filled)));
+        self.filled = Some((log, known.map_or(filled, |known| known.max(filled))));
         let filled = self.filled();
         self.scan = self.scan.filled_to(filled);
         self

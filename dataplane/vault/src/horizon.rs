@@ -110,7 +110,7 @@ pub(crate) async fn still(vault: &Vault, log: LogId, number: u64) -> Result<(), 
     }
 }
 
-/// That the newest horizon that was found of a log is not in front of what was deleted. The floor of the log is read before the horizon.
+/// That the newest horizon that was found of a log is not in front of what was deleted. The floors of logs are read before the horizon.
 ///
 /// # Errors
 /// `Corrupt` if newer ones are lost: the log does not end where a search from this one says.
@@ -118,8 +118,9 @@ pub(crate) fn reaches(
     vault: &Vault,
     log: LogId,
     horizon: &Horizon,
-    floor: Slot,
+    floors: &BTreeMap<LogId, Slot>,
 ) -> Result<(), VaultError> {
+    let floor = floors.get(&log).copied().unwrap_or_default();
     if horizon.slot() >= floor {
         return Ok(());
     }

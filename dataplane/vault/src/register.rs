@@ -67,18 +67,18 @@ pub async fn newest(vault: &Vault, known: u64) -> Result<Entry, VaultError> {
     Ok(entry)
 }
 
-/// The slot below which verdicts name segments of a log, as the newest entry says. If that cannot be read it is not known, and 0: the register
+/// The slots below which verdicts name segments of logs, as the newest entry says. If that cannot be read they are not known: the register
 /// keeps no log from being gone on with.
 ///
 /// # Errors
 /// `Unavailable`.
-pub(crate) async fn floor(vault: &Vault, log: LogId) -> Result<Slot, VaultError> {
+pub(crate) async fn floors(vault: &Vault) -> Result<BTreeMap<LogId, Slot>, VaultError> {
     match newest(vault, 0).await {
-        Ok(entry) => Ok(entry.state.floors.get(&log).copied().unwrap_or_default()),
+        Ok(entry) => Ok(entry.state.floors),
         Err(error) if error.is_unavailable() => Err(error),
         Err(error) => {
-            tracing::warn!(%log, %error, "the register cannot be read: nobody can tell whether the log's newest horizon is lost");
-            Ok(Slot(0))
+            tracing::warn!(%error, "the register cannot be read: nobody can tell whether a log's newest horizon is lost");
+            Ok(BTreeMap::new())
         }
     }
 }

@@ -39,6 +39,7 @@ use farshore_proto::{LogId, Slot, VolumeId};
 use futures::TryStreamExt;
 use kept::Kept;
 use register::Applied;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use streams::{Strange, Streams};
 
@@ -177,6 +178,7 @@ pub async fn verify(
         streams: Streams::default(),
         applied: Applied::default(),
         kept: Kept::default(),
+        floors: crate::register::floors(vault).await?,
     };
     keys::check(vault, &mut run.report).await?;
     run.read_volumes().await?;
@@ -207,6 +209,8 @@ struct Run<'a> {
     streams: Streams,
     applied: Applied,
     kept: Kept,
+    /// Of logs, read before their horizons.
+    floors: BTreeMap<LogId, Slot>,
 }
 
 impl Run<'_> {
@@ -250,13 +254,12 @@ impl Run<'_> {
         progress: &mut (impl FnMut(VerifyProgress) + Send),
     ) -> Result<(), VaultError> {
         let vault = self.vault;
-        let floor = crate::register::floor(vault, log).await?;
         let horizon = match horizon::newest(vault, log, 0).await {
             Ok(horizon) => horizon,
             // Where to begin is not known then.
             Err(error) => return self.report.add_error(ObjectName::horizon(log, 1), error),
         };
-        horizons::check(vault, log, (&horizon, floor), &mut self.report).await?;
+        horizons::check(vault, log, (&horizon, &self.floors), &mut self.report).await?;
         self.kept.horizons.insert(log, horizon.slot());
         let mut checkpoints = Checkpoints::list(vault, log, &horizon).await?;
         let mut scan = LogScan::new(vault, log, Slot(0)).above(horizon).naming_all();

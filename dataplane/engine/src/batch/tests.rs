@@ -49,26 +49,23 @@ fn apply_span(image: &mut [Block], span: &SpanPlan) {
     }
 }
 
-fn entry(seq: u64, op: &Op) -> Entry {
-    let range = |at: usize, count: usize| BlockRange { block: at as u64, count: count as u64 };
-    let (change, bytes) = match *op {
-        Op::Write(at, count) => (Change::Write(range(at, count)), count * BLOCK_BYTES),
-        Op::Zero(at, count) => (Change::Zero(range(at, count)), 0),
-        Op::Mark => {
-            let mark = Mark {
-                point: PointId([0; 16]),
-                kind: MarkKind::Crash,
-                unknown_blocks: 0,
-                is_prompt: false,
-                time_unix_ms: 0,
-                group: MarkGroup::ALONE,
-            };
-            (Change::Mark(mark), 32)
-        }
-    };
+/// A mark of a volume alone.
+pub(crate) fn mark(point: u128, is_prompt: bool) -> Change {
+    Change::Mark(Mark {
+        point: PointId(point.to_be_bytes()),
+        kind: MarkKind::Crash,
+        unknown_blocks: 0,
+        is_prompt,
+        time_unix_ms: 7,
+        group: MarkGroup::ALONE,
+    })
+}
+
+/// A frame of a volume under epoch 1.
+pub(crate) fn entry_of(volume: VolumeId, seq: u64, (change, bytes): (Change, usize)) -> Entry {
     Entry {
         imprint: Imprint::default(),
-        volume: VOLUME,
+        volume,
         epoch: Epoch(1),
         seq: Seq(seq),
         stamp: Stamp::default(),
@@ -76,6 +73,16 @@ fn entry(seq: u64, op: &Op) -> Entry {
         handle: Handle(seq),
         bytes,
     }
+}
+
+fn entry(seq: u64, op: &Op) -> Entry {
+    let range = |at: usize, count: usize| BlockRange { block: at as u64, count: count as u64 };
+    let change = match *op {
+        Op::Write(at, count) => (Change::Write(range(at, count)), count * BLOCK_BYTES),
+        Op::Zero(at, count) => (Change::Zero(range(at, count)), 0),
+        Op::Mark => (mark(0, false), 32),
+    };
+    entry_of(VOLUME, seq, change)
 }
 
 proptest! {

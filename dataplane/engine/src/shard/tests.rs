@@ -1,7 +1,7 @@
 use super::*;
 use crate::batch::Limits;
+use crate::batch::tests::mark;
 use crate::ledger::Ledger;
-use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::{BlockRange, MarkKind, PointId};
 
 mod answer;
@@ -108,16 +108,8 @@ impl Bench {
     }
 
     fn mark(&mut self, is_prompt: bool) -> Vec<Output> {
-        let point = PointId([u8::try_from(self.seq.0 + 1).unwrap(); 16]);
-        let mark = Mark {
-            point,
-            kind: MarkKind::Crash,
-            unknown_blocks: 0,
-            is_prompt,
-            time_unix_ms: 7,
-            group: MarkGroup::ALONE,
-        };
-        self.frame(Change::Mark(mark), 32)
+        let point = u128::from_be_bytes([u8::try_from(self.seq.0 + 1).unwrap(); 16]);
+        self.frame(mark(point, is_prompt), 32)
     }
 
     fn later(&mut self, ms: u64) -> Vec<Output> {

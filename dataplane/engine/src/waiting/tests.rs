@@ -1,8 +1,7 @@
 use super::*;
-use crate::batch::Handle;
+use crate::batch::tests::{entry_of, mark};
+use farshore_proto::BlockRange;
 use farshore_proto::limits::BLOCK_BYTES;
-use farshore_proto::mark::{Mark, MarkGroup};
-use farshore_proto::{BlockRange, Epoch, Imprint, MarkKind, PointId, Seq, Stamp};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone, Copy)]
@@ -21,33 +20,14 @@ fn op() -> impl Strategy<Value = (u8, Op)> {
 
 fn entry(number: u8, seq: u64, op: Op) -> Entry {
     let range = |count| BlockRange { block: seq * 7 % 512, count };
-    let (change, bytes) = match op {
+    let change = match op {
         Op::Write(count) => {
             (Change::Write(range(count)), usize::try_from(count).unwrap() * BLOCK_BYTES)
         }
         Op::Zero => (Change::Zero(range(3)), 0),
-        Op::Mark => {
-            let mark = Mark {
-                point: PointId([0; 16]),
-                kind: MarkKind::Crash,
-                unknown_blocks: 0,
-                is_prompt: false,
-                time_unix_ms: 0,
-                group: MarkGroup::ALONE,
-            };
-            (Change::Mark(mark), 32)
-        }
+        Op::Mark => (mark(0, false), 32),
     };
-    Entry {
-        imprint: Imprint::default(),
-        volume: VolumeId([number; 16]),
-        epoch: Epoch(1),
-        seq: Seq(seq),
-        stamp: Stamp::default(),
-        change,
-        handle: Handle(seq),
-        bytes,
-    }
+    entry_of(VolumeId([number; 16]), seq, change)
 }
 
 fn limits() -> impl Strategy<Value = Limits> {

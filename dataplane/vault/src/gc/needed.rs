@@ -53,8 +53,7 @@ pub async fn needed(vault: &Vault, entry: &Entry, listed: &[LogId]) -> Result<Ne
     let listed = if is_on(Bug::UnbornOverlooked) { &[] } else { listed };
     let logs: BTreeSet<LogId> = entry.state.logs.keys().chain(listed).copied().collect();
     for log in logs {
-        let floor = entry.state.floors.get(&log).copied().unwrap_or_default();
-        needed.log(vault, log, floor).await?;
+        needed.log(vault, log, &entry.state.floors).await?;
     }
     if !is_on(Bug::BasesReadBeforeSlots) {
         needed.bases(vault).await?;
@@ -96,9 +95,14 @@ impl Needed {
     }
 
     /// Adds what the slots of a log behind its horizon refer to.
-    async fn log(&mut self, vault: &Vault, log: LogId, floor: Slot) -> Result<(), VaultError> {
+    async fn log(
+        &mut self,
+        vault: &Vault,
+        log: LogId,
+        floors: &BTreeMap<LogId, Slot>,
+    ) -> Result<(), VaultError> {
         let end = find_end(vault, log, Slot(0)).await?;
-        horizon::reaches(vault, log, &end.horizon, floor)?;
+        horizon::reaches(vault, log, &end.horizon, floors)?;
         self.horizons.insert(log, end.horizon.slot());
         self.tails.extend(end.horizon.tails().map(|(volume, tail)| (volume, *tail)));
         self.volumes.extend(end.horizon.tails().map(|(volume, _)| volume));

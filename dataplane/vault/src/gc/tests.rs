@@ -1,7 +1,7 @@
 use super::*;
 use crate::base::tests::{base_at, check, is_there, make_base};
 use crate::horizon;
-use crate::horizon::tests::{files, set};
+use crate::horizon::tests::{Files, at_every_call, files};
 use crate::log::{PutOutcome, find_whole_end, put_segment};
 use crate::map::{Shape, write_shaped};
 use crate::testing::{BLOCKS, World, at_once, counted};
@@ -351,13 +351,8 @@ async fn while_a_base_and_a_horizon_move() {
     assert!(matches!(moved, horizon::Moved::To(_)), "{moved:?}");
     let after = files(&folder);
     for bug in [None, Some(Bug::BasesReadBeforeSlots)] {
-        let (mut call, mut calls, mut missed) = (0, 1, 0);
-        while call < calls {
-            set(&folder, &before);
-            let (store, hooks) = counted(&world.vault);
-            let vault = Vault::open(&store, &world.recovery).await.unwrap();
-            let (folder, then) = (folder.clone(), after.clone());
-            hooks.before_call(call, move || set(&folder, &then));
+        let mut missed = 0;
+        let look = async |_, vault: Vault| {
             switch_on(bug.as_slice());
             let found = needed(&vault, &entry, &[]).await;
             switch_on(&[]);
@@ -365,9 +360,8 @@ async fn while_a_base_and_a_horizon_move() {
                 Ok(found) => missed += u64::from(!target.is_subset(&found.targets)),
                 Err(error) => assert!(matches!(error, VaultError::Passed { .. }), "{error}"),
             }
-            calls = calls.max(hooks.what_others_put().0);
-            call += 1;
-        }
+        };
+        let calls = at_every_call(&world, [&before, &after], look).await;
         assert!(calls > 10 && (missed > 0) == bug.is_some(), "{bug:?}: {missed} of {calls}");
     }
 }
@@ -495,10 +489,16 @@ async fn a_log_that_was_not_born_holds_up_what_it_may_refer_to() {
 
 /// A log of which much is deleted: its horizon is at slot 40, the one before at 2; three slots are behind.
 async fn swept() -> World {
+    swept_since().await.0
+}
+
+/// The same, and what there was in front of that horizon.
+async fn swept_since() -> (World, Files) {
     let mut world = condemned().await;
     for seed in 0..40 {
         put(&mut world, 8, 3000 + seed).await;
     }
+    let before = files(world.folder.path());
     let volume = world.volumes[0].id;
     write_shaped(&world.vault, volume, shape()).await.unwrap();
     let points = world.committed_points().len();
@@ -510,7 +510,24 @@ async fn swept() -> World {
         answer(&mut world).await;
     }
     assert!(!has_slot(&world, 38), "nothing needs it");
-    world
+    (world, before)
+}
+
+/// A horizon that comes, and deletes that it permits, while an end is looked for, are no loss: floors are read before horizons.
+#[test]
+fn a_horizon_that_moves_while_an_end_is_looked_for_is_not_lost() {
+    at_once(async {
+        let (world, before) = swept_since().await;
+        let (log, after) = (world.logs[0].id, files(world.folder.path()));
+        let look = async |call, vault: Vault| match find_whole_end(&vault, log, Slot(0)).await {
+            Ok(end) => assert!(end.next > Slot(41), "call {call}: {end:?}"),
+            Err(error) => {
+                assert!(matches!(error, VaultError::Passed { .. }), "call {call}: {error}")
+            }
+        };
+        let calls = at_every_call(&world, [&before, &after], look).await;
+        assert!(calls > 10, "{calls}");
+    });
 }
 
 /// The newest horizon is lost, and nothing is left of the slots behind the one before: nobody writes there.
@@ -628,21 +645,13 @@ async fn an_answer_while_a_verdict_is_made() {
     put(&mut world, 16, 1000).await;
     answer_of(&mut world, 0).await;
     let after = files(&folder);
-    let (mut call, mut calls, mut judged) = (0, 1, 0);
-    while call < calls {
-        set(&folder, &before);
-        let (store, hooks) = counted(&world.vault);
-        let vault = Vault::open(&store, &world.recovery).await.unwrap();
-        let (folder, then) = (folder.clone(), after.clone());
-        hooks.before_call(call, move || set(&folder, &then));
-        match step(&vault).await.unwrap() {
-            Step::Waiting { .. } => {}
-            Step::Judged { deleted: 0, spared: 1, .. } => judged += 1,
-            other => panic!("call {call}: {other:?}"),
-        }
-        calls = calls.max(hooks.what_others_put().0);
-        call += 1;
-    }
+    let mut judged = 0;
+    let look = async |call, vault: Vault| match step(&vault).await.unwrap() {
+        Step::Waiting { .. } => {}
+        Step::Judged { deleted: 0, spared: 1, .. } => judged += 1,
+        other => panic!("call {call}: {other:?}"),
+    };
+    let calls = at_every_call(&world, [&before, &after], look).await;
     assert!(judged > 0 && calls > 10, "{judged} of {calls}");
 }
 

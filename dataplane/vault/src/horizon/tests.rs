@@ -38,6 +38,28 @@ pub(crate) fn set(folder: &Path, to: &Files) {
     }
 }
 
+/// Has `look` look at a store again and again: just before each of its calls in turn everything goes on from one state to the other. Gives how many
+/// calls there are.
+pub(crate) async fn at_every_call(
+    world: &World,
+    [before, after]: [&Files; 2],
+    mut look: impl AsyncFnMut(u64, Vault),
+) -> u64 {
+    let (mut call, mut calls) = (0, 1);
+    while call < calls {
+        let folder = world.folder.path().to_owned();
+        set(&folder, before);
+        let (store, hooks) = counted(&world.vault);
+        let vault = Vault::open(&store, &world.recovery).await.unwrap();
+        let then = after.clone();
+        hooks.before_call(call, move || set(&folder, &then));
+        look(call, vault).await;
+        calls = calls.max(hooks.what_others_put().0);
+        call += 1;
+    }
+    calls
+}
+
 /// A log with so many slots, all of one volume; every third has a mark.
 async fn written(slots: u64) -> World {
     let mut world = World::new(1, 1).await;
@@ -220,25 +242,17 @@ async fn the_end_that_was_found_is_one_that_the_log_had() {
         known.push((end.next, end.is_sealed, says(&ledger)));
     }
     assert_eq!(known[1].0, Slot(30));
-    let (mut call, mut calls, mut passed) = (0, 1, 0);
-    while call < calls {
-        set(&folder, &before);
-        let (store, hooks) = counted(&world.vault);
-        let vault = Vault::open(&store, &world.recovery).await.unwrap();
-        let (folder, then) = (folder.clone(), after.clone());
-        hooks.before_call(call, move || set(&folder, &then));
-        match end(&vault, &world).await {
-            Ok((end, ledger)) => {
-                let found = (end.next, end.is_sealed, says(&ledger));
-                assert!(known.contains(&found), "call {call}: {found:?}");
-            }
-            // The end was found, and what is in front of it was gone when that was read.
-            Err(VaultError::Passed { .. }) => passed += 1,
-            Err(error) => panic!("call {call}: {error}"),
+    let mut passed = 0;
+    let look = async |call, vault: Vault| match end(&vault, &world).await {
+        Ok((end, ledger)) => {
+            let found = (end.next, end.is_sealed, says(&ledger));
+            assert!(known.contains(&found), "call {call}: {found:?}");
         }
-        calls = calls.max(hooks.what_others_put().0);
-        call += 1;
-    }
+        // The end was found, and what is in front of it was gone when that was read.
+        Err(VaultError::Passed { .. }) => passed += 1,
+        Err(error) => panic!("call {call}: {error}"),
+    };
+    let calls = at_every_call(&world, [&before, &after], look).await;
     assert!(calls > 8 && passed > 0 && passed < calls / 2, "{calls} {passed}");
 }
 

@@ -85,9 +85,9 @@ pub async fn find_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, V
 /// As [`find_end`]; `Corrupt` if horizons of the log are lost.
 pub async fn find_whole_end(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, VaultError> {
     // First: of what was deleted by then the horizon is there.
-    let floor = register::floor(vault, log).await?;
+    let floors = register::floors(vault).await?;
     let end = find_end(vault, log, from).await?;
-    horizon::reaches(vault, log, &end.horizon, floor)?;
+    horizon::reaches(vault, log, &end.horizon, &floors)?;
     Ok(end)
 }
 

@@ -8,16 +8,17 @@ use crate::vault::Vault;
 use farshore_codec::digest::digest;
 use farshore_proto::horizon::HorizonBody;
 use farshore_proto::{LogId, Slot};
+use std::collections::BTreeMap;
 
-/// Compares the horizons of a log up to the newest, one after the other, and that one with the log's floor, which was read before.
+/// Compares the horizons of a log up to the newest, one after the other, and that one with the log's floor; those were read before.
 pub(super) async fn check(
     vault: &Vault,
     log: LogId,
-    (horizon, floor): (&Horizon, Slot),
+    (horizon, floors): (&Horizon, &BTreeMap<LogId, Slot>),
     report: &mut Report,
 ) -> Result<(), VaultError> {
     let newest = horizon.number;
-    if let Err(error) = reaches(vault, log, horizon, floor) {
+    if let Err(error) = reaches(vault, log, horizon, floors) {
         report.add_error(ObjectName::horizon(log, newest + 1), error)?;
     }
     let mut before: Option<(HorizonBody, [u8; 32])> = None;

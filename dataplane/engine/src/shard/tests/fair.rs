@@ -3,7 +3,6 @@
 use super::share::journal;
 use super::*;
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
-use farshore_proto::mark::{Mark, MarkGroup};
 
 const INTERVAL_MS: u32 = 5000;
 /// Blocks of a batch, and of the cache: as many batches as a large cache has.
@@ -92,16 +91,8 @@ impl Slow {
     }
 
     fn mark(&mut self, number: u64, is_prompt: bool) -> Seq {
-        let point = PointId((u128::from(self.bench.handles) + 1).to_be_bytes());
-        let mark = Mark {
-            point,
-            kind: MarkKind::Crash,
-            unknown_blocks: 0,
-            is_prompt,
-            time_unix_ms: 7,
-            group: MarkGroup::ALONE,
-        };
-        self.send(number, Change::Mark(mark), 32)
+        let point = u128::from(self.bench.handles) + 1;
+        self.send(number, mark(point, is_prompt), 32)
     }
 
     /// A backlog of so much as the cache lets these have.
