@@ -184,6 +184,7 @@ fn every_bug_of_a_disk_has_a_rule() {
         Bug::FencesSwept,
         Bug::UnbornOverlooked,
         Bug::MembersCounted,
+        Bug::SweptFoundAgain,
     ];
     let of_disks = others.filter(|bug| !elsewhere.contains(bug));
     assert!(of_disks.into_iter().all(|bug| RULES.iter().any(|(of, _)| *of == bug)));

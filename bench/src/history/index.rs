@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use farshore_ingest::index::{Index, Room};
 use farshore_proto::{Attempt, ChunkId, LogId, Slot, Target, VaultId};
 use farshore_vault::Location;
+use farshore_vault::register::Condemned;
 use serde::{Deserialize, Serialize};
 
 use super::report::{Figure, Unit};
@@ -105,6 +106,7 @@ pub(super) fn done(job: &Job) -> Result<Found> {
 
 fn fill(job: &Job) -> Result<Found> {
     let mut index = Index::open(&job.directory, VAULT)?;
+    index.clear(Condemned::default())?;
     let begun = Instant::now();
     insert(&mut index, 0, job.chunks, 16)?;
     Ok(Found { seconds: begun.elapsed().as_secs_f64(), ..Found::default() })
@@ -113,7 +115,7 @@ fn fill(job: &Job) -> Result<Found> {
 fn asked(job: &Job) -> Result<Found> {
     let begun = Instant::now();
     let mut index = Index::begin(&job.directory, VAULT, Room::default())?;
-    let _ = index.lookup(&[id(0)]);
+    let _ = index.lookup(&[id(0)], &Condemned::default());
     let start_seconds = begun.elapsed().as_secs_f64();
     while index.load_some()? {}
     let seconds = begun.elapsed().as_secs_f64();
@@ -163,7 +165,7 @@ fn ask(index: &mut Index, numbers: &[u64]) -> Result<(f64, usize)> {
     let begun = Instant::now();
     for numbers in numbers.chunks(ASKED) {
         let ids: Vec<ChunkId> = numbers.iter().map(|n| id(*n)).collect();
-        for (n, found) in numbers.iter().zip(index.lookup(&ids)) {
+        for (n, found) in numbers.iter().zip(index.lookup(&ids, &Condemned::default())) {
             let Some(found) = found else {
                 missed += 1;
                 continue;

@@ -336,7 +336,7 @@ fn a_part_of_a_map_of_version_2_opens() {
 
 #[test]
 fn an_index_run_of_version_2_opens() {
-    let body = IndexRun { chunks: stored() };
+    let body = IndexRun { applied: 7, chunks: stored() };
     let object = kept("index-run", || seal_index_run(VAULT, RUN, &key(), KEY, &body, 3).unwrap());
     assert_eq!(open_index_run(&object, VAULT, RUN, &ring()).unwrap(), body);
 }

@@ -3,16 +3,26 @@
 //! A hint: missing a duplicate costs space. What it says must be right, though: a chunk is found
 //! only where a committed segment, or an earlier slot of the asking shard's own log, holds it, and only where that was
 //! seen to be there since the node started ([`crate::sight`]). Nothing is found before the vault's register was read,
-//! and nothing that it condemns.
+//! and nothing that it condemns, or ever deleted: what was swept may come back for a moment. So what is known must not outlive what
+//! is known of verdicts. The index is *cleared* now and then, and knows up to which entry of the register that was done; behind
+//! that the node keeps in mind what verdicts name, and a run is learnt only if its writer had applied as much.
 
-use crate::index::{Index, IndexError};
+use crate::index::{Index, IndexError, Synced};
+use crate::limits::{CLEARED_BEHIND_MAX, CLEARED_TARGETS_MAX};
 use crate::sight::{Sighting, Sights};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
 use farshore_proto::segment::{ChunkPlace, Table};
 use farshore_proto::{ChunkId, LogId, Slot, Target};
 use farshore_vault::Location;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use farshore_vault::register::{At, Condemned};
+use farshore_vault::runs::Run;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+mod memory;
+
+pub use memory::MemoryIndex;
 
 /// Chunks that wait for an index run; more are left out of the runs, not of the index.
 const FRESH_MAX: usize = INDEX_RUN_CHUNKS_MAX;
@@ -23,8 +33,8 @@ const FOUND_SLICE: usize = 4096;
 
 /// What the rule needs of an index: the one on disk, or one in memory.
 pub trait ChunkIndex {
-    /// Looks each id up, in order. A chunk that is known may be missed.
-    fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>>;
+    /// Looks each id up, in order, past what is refused. A chunk that is known may be missed.
+    fn lookup(&mut self, ids: &[ChunkId], refused: &Condemned) -> Vec<Option<Location>>;
 
     /// Adds chunks whose segments are committed.
     ///
@@ -52,11 +62,27 @@ pub trait ChunkIndex {
     fn load_some(&mut self) -> Result<bool, IndexError> {
         Ok(false)
     }
+
+    /// Up to which entry of the register it was cleared, durably: no verdict up to there names what it knows. None if nothing is kept.
+    fn cleared(&self) -> Option<At>;
+
+    /// Begins to let go of what verdicts name; once that is over, and durable, it is cleared up to that entry.
+    fn begin_clearing(&mut self, condemned: Arc<Condemned>);
+
+    /// Lets go of a little; none if there is more. At the end, what makes it durable, on any thread; the answer goes to
+    /// [`Self::synced`].
+    ///
+    /// # Errors
+    /// If something cannot be read or written: it is not cleared.
+    fn clear_some(&mut self) -> Result<Option<Synced>, IndexError>;
+
+    /// It is durable that it is cleared up to an entry.
+    fn synced(&mut self, cleared: At);
 }
 
 impl ChunkIndex for Index {
-    fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
-        Self::lookup(self, ids)
+    fn lookup(&mut self, ids: &[ChunkId], refused: &Condemned) -> Vec<Option<Location>> {
+        Self::lookup(self, ids, refused)
     }
 
     fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError> {
@@ -78,21 +104,21 @@ impl ChunkIndex for Index {
     fn load_some(&mut self) -> Result<bool, IndexError> {
         Self::load_some(self)
     }
-}
 
-/// An index in memory, for small vaults and tests.
-impl ChunkIndex for HashMap<ChunkId, Location> {
-    fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
-        ids.iter().map(|id| self.get(id).copied()).collect()
+    fn cleared(&self) -> Option<At> {
+        Self::cleared(self)
     }
 
-    fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError> {
-        self.extend(chunks.iter().copied());
-        Ok(())
+    fn begin_clearing(&mut self, condemned: Arc<Condemned>) {
+        Self::begin_clearing(self, condemned);
     }
 
-    fn count(&self) -> u64 {
-        self.len() as u64
+    fn clear_some(&mut self) -> Result<Option<Synced>, IndexError> {
+        Self::clear_some(self)
+    }
+
+    fn synced(&mut self, cleared: At) {
+        Self::synced(self, cleared);
     }
 }
 
@@ -117,6 +143,18 @@ impl Pending {
     }
 }
 
+/// How far the clearing of an index is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clearing {
+    Idle,
+    /// All that is known is looked through.
+    Scan,
+    /// It is made durable.
+    Sync,
+    /// It could not be done: not again before the next start.
+    Failed,
+}
+
 /// What a node knows; its shards share it.
 #[derive(Debug)]
 pub struct Known<I> {
@@ -130,21 +168,47 @@ pub struct Known<I> {
     sights: Sights,
     /// Up to which entry the register is applied; none before it was read.
     applied: Option<u64>,
+    /// Behind which entry it is known what verdicts name; none before the register was read.
+    known_behind: Option<u64>,
+    clearing: Clearing,
+    /// It is cleared when verdicts name so many segments.
+    cleared_at: usize,
 }
 
 impl<I: ChunkIndex> Known<I> {
     /// With the chunks of `index`, all of committed segments.
     #[must_use]
     pub fn new(index: I) -> Self {
-        let sights = Sights::default();
-        let (fresh, found) = (Vec::new(), Vec::new());
-        Self { index, pending: HashMap::new(), fresh, found, sights, applied: None }
+        Self {
+            index,
+            pending: HashMap::new(),
+            fresh: Vec::new(),
+            found: Vec::new(),
+            sights: Sights::default(),
+            applied: None,
+            known_behind: None,
+            clearing: Clearing::Idle,
+            cleared_at: CLEARED_TARGETS_MAX,
+        }
+    }
+
+    /// Its index is cleared as soon as verdicts name so many segments.
+    #[must_use]
+    pub fn clearing_at(mut self, targets: usize) -> Self {
+        self.cleared_at = targets;
+        self
     }
 
     /// Its index, for the next run.
     #[must_use]
     pub fn into_index(self) -> I {
         self.index
+    }
+
+    /// Up to which entry of the register its index was cleared; none if nothing is kept.
+    #[must_use]
+    pub fn cleared(&self) -> Option<At> {
+        self.index.cleared()
     }
 
     /// Looks chunks up for a segment of `log`. What lies in a segment that was not looked at yet is not found, and the
@@ -157,31 +221,91 @@ impl<I: ChunkIndex> Known<I> {
             Some(Pending { by_id, .. }) => ids.iter().map(|id| by_id.get(id).copied()).collect(),
             None => vec![None; ids.len()],
         };
-        for (slot, location) in found.iter_mut().zip(self.index.lookup(ids)) {
+        let refused = Arc::clone(self.sights.refused());
+        for (slot, location) in found.iter_mut().zip(self.index.lookup(ids, &refused)) {
             *slot = slot.or(location.filter(|found| self.sights.is_there(found.target)));
         }
         found
     }
 
-    /// Applies the register up to an entry: `condemned` is what nobody may refer to, and nothing else is. What is looked up
-    /// from now on is none of it.
-    pub fn apply(&mut self, number: u64, condemned: HashSet<Target>) {
-        if self.applied > Some(number) {
+    /// Applies the register up to an entry. What is looked up from now on is nothing that is condemned there; what verdicts name has to be in it
+    /// as long as the index is not cleared of it.
+    pub fn apply(&mut self, condemned: Arc<Condemned>) {
+        let at = condemned.at;
+        if self.applied > Some(at.number) {
             return;
         }
-        self.sights.refuse(condemned);
         // What is committed may be condemned before we hear that it is. That nobody knows of it any more costs space.
-        let condemned = self.sights.refused().filter_map(|target| {
-            let pending = self.pending.get(&target.log)?;
-            let (_, held) = pending.by_slot.get(&target.slot)?.first()?;
-            (held.target == *target).then_some(*target)
-        });
-        for Target { log, slot, .. } in condemned.collect::<Vec<_>>() {
-            if let Some(pending) = self.pending.get_mut(&log) {
-                pending.take(slot);
+        for target in condemned.targets() {
+            if let Some(pending) = self.pending.get_mut(&target.log)
+                && let Some((_, held)) = pending.by_slot.get(&target.slot).and_then(|it| it.first())
+                && held.target == *target
+            {
+                pending.take(target.slot);
             }
         }
-        self.applied = Some(number);
+        self.fresh.retain(|(_, location)| !condemned.contains(&location.target));
+        let behind = *self.known_behind.get_or_insert_with(|| {
+            // What is learnt of an index that keeps nothing is learnt from now on.
+            self.index.cleared().map_or(at.number, |cleared| cleared.number)
+        });
+        let is_due = self.index.cleared().is_none()
+            || condemned.judged.len() >= self.cleared_at
+            || at.number.saturating_sub(behind) >= CLEARED_BEHIND_MAX;
+        if is_due
+            && self.clearing == Clearing::Idle
+            && self.index.is_loaded()
+            && self.found.is_empty()
+        {
+            self.clearing = Clearing::Scan;
+            self.index.begin_clearing(Arc::clone(&condemned));
+        }
+        self.sights.refuse(condemned);
+        self.applied = Some(at.number);
+    }
+
+    /// Whether the index is being cleared, and [`Self::clear_some`] has to be called.
+    #[must_use]
+    pub fn is_clearing(&self) -> bool {
+        self.clearing == Clearing::Scan
+    }
+
+    /// Clears a little of the index. At the end, what makes that durable, on any thread: what it says goes to [`Self::synced`].
+    pub fn clear_some(&mut self) -> Option<Synced> {
+        match self.index.clear_some() {
+            Ok(Some(synced)) => {
+                self.clearing = Clearing::Sync;
+                Some(synced)
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.synced(Err(error));
+                None
+            }
+        }
+    }
+
+    /// It is durable that the index is cleared, or cannot be made so.
+    pub fn synced(&mut self, cleared: Result<At, IndexError>) {
+        match cleared {
+            Ok(at) => {
+                self.clearing = Clearing::Idle;
+                self.index.synced(at);
+                self.known_behind = Some(at.number);
+            }
+            Err(error) => {
+                // What could not be made durable once may seem so the next time.
+                self.clearing = Clearing::Failed;
+                tracing::warn!(%error, "cannot clear the chunk index of what was deleted in the vault; the next start makes it anew");
+            }
+        }
+    }
+
+    /// Behind which entry it is known what verdicts name: what is learnt must have been cleared up to there. None before the register was
+    /// read.
+    #[must_use]
+    pub fn known_behind(&self) -> Option<u64> {
+        self.known_behind
     }
 
     /// Up to which entry the register is applied; none before it was read.
@@ -240,7 +364,7 @@ impl<I: ChunkIndex> Known<I> {
     }
 
     fn learn_found(&mut self, chunks: &[(ChunkId, Location)]) {
-        let (missing, _) = self.learn_run(chunks);
+        let (missing, _) = self.learn_missing(chunks);
         self.add_fresh(&missing);
     }
 
@@ -259,19 +383,30 @@ impl<I: ChunkIndex> Known<I> {
         !self.found.is_empty()
     }
 
-    /// Chunks of an index run; those known already are left as they are, unless they were seen to be gone. Their segments
-    /// are to be looked at. Returns the others, and whether they are in the index now.
-    pub fn learn_run(
+    /// Chunks of an index run of which no verdict up to entry `applied` names one; those known already are left as they are, unless they were
+    /// seen to be gone. Their segments are to be looked at. Returns whether all are in the index now: not if it is not known any more what
+    /// verdicts behind that entry name.
+    pub fn learn_run(&mut self, run: &Run) -> bool {
+        if self.known_behind.is_none_or(|behind| behind > run.applied) {
+            return false;
+        }
+        self.learn_missing(&run.chunks).1
+    }
+
+    /// Learns those chunks that are not known; returns them, and whether they are in the index now.
+    fn learn_missing(
         &mut self,
         chunks: &[(ChunkId, Location)],
     ) -> (Vec<(ChunkId, Location)>, bool) {
-        let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
-        let found = self.index.lookup(&ids);
+        let refused = Arc::clone(self.sights.refused());
+        let chunks = chunks.iter().filter(|(_, location)| !refused.contains(&location.target));
+        let (ids, chunks): (Vec<ChunkId>, Vec<_>) = chunks.map(|chunk| (chunk.0, *chunk)).unzip();
+        let found = self.index.lookup(&ids, &refused);
         chunks.iter().for_each(|(_, location)| self.sights.want(location.target));
         let is_gone = |known: &Location| self.sights.is_gone(known.target);
-        let missing = chunks.iter().zip(found);
+        let missing = chunks.into_iter().zip(found);
         let missing = missing.filter(|(_, found)| found.as_ref().is_none_or(is_gone));
-        let missing: Vec<(ChunkId, Location)> = missing.map(|(chunk, _)| *chunk).collect();
+        let missing: Vec<(ChunkId, Location)> = missing.map(|(chunk, _)| chunk).collect();
         let is_kept = self.insert(&missing);
         (missing, is_kept)
     }
@@ -313,8 +448,9 @@ impl<I: ChunkIndex> Known<I> {
     }
 
     /// Takes them; the caller writes a run.
-    pub fn take_fresh(&mut self) -> Vec<(ChunkId, Location)> {
-        std::mem::take(&mut self.fresh)
+    pub fn take_fresh(&mut self) -> Run {
+        let chunks = std::mem::take(&mut self.fresh);
+        Run { applied: self.applied.unwrap_or(0), chunks }
     }
 
     /// How many chunks are known.
@@ -341,156 +477,4 @@ pub fn held_chunks(target: Target, table: &Table) -> Vec<(ChunkId, Location)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::index::Room;
-    use farshore_proto::Attempt;
-
-    /// Takes so many calls, and is full then.
-    struct Full {
-        known: HashMap<ChunkId, Location>,
-        takes: usize,
-    }
-
-    impl ChunkIndex for Full {
-        fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
-            self.known.lookup(ids)
-        }
-
-        fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError> {
-            self.takes =
-                self.takes.checked_sub(1).ok_or(IndexError::Full { what: "entries", max: 1 })?;
-            ChunkIndex::insert(&mut self.known, chunks)
-        }
-
-        fn count(&self) -> u64 {
-            self.known.count()
-        }
-    }
-
-    fn location(byte: u8) -> Location {
-        let target = Target { log: LogId([byte; 16]), slot: Slot(1), attempt: Attempt([1; 8]) };
-        Location { target, chunk: 0, blocks: 4 }
-    }
-
-    /// What is known when the register was read, and condemns nothing.
-    fn applied<I: ChunkIndex>(index: I) -> Known<I> {
-        let mut known = Known::new(index);
-        known.apply(0, HashSet::new());
-        known
-    }
-
-    /// Who has not read the register does not know what is condemned.
-    #[test]
-    fn nothing_is_found_before_the_register_was_read() {
-        let (id, at) = (ChunkId([1; 32]), location(1));
-        let mut known = Known::new(HashMap::from([(id, at)]));
-        known.saw(0, Sighting::There(at.target));
-        let ours = LogId([9; 16]);
-        let pending = Target { log: ours, ..location(9).target };
-        known.built_of(pending, vec![(ChunkId([9; 32]), Location { target: pending, ..at })]);
-        assert_eq!(known.lookup(ours, &[id, ChunkId([9; 32])]), [None, None]);
-        known.apply(3, HashSet::new());
-        assert!(known.lookup(ours, &[id, ChunkId([9; 32])]).iter().all(Option::is_some));
-        assert_eq!(known.applied(), Some(3));
-    }
-
-    #[test]
-    fn what_is_condemned_is_found_by_nobody_whoever_holds_it() {
-        let ours = LogId([9; 16]);
-        let [theirs, own] = [location(1), location(9)];
-        let ids = [ChunkId([1; 32]), ChunkId([9; 32])];
-        let mut known = applied(HashMap::from([(ids[0], theirs)]));
-        known.saw(0, Sighting::There(theirs.target));
-        known.built_of(own.target, vec![(ids[1], own)]);
-        assert_eq!(known.lookup(ours, &ids), [Some(theirs), Some(own)]);
-        known.apply(5, [theirs.target, own.target].into());
-        assert_eq!(known.lookup(ours, &ids), [None, None]);
-        // We hear late that ours is committed: it was condemned since.
-        known.committed(ours, own.target.slot);
-        assert_eq!(known.lookup(ours, &ids), [None, None]);
-        // What was applied is not taken back by an older word.
-        known.apply(4, HashSet::new());
-        assert_eq!((known.lookup(ours, &ids), known.applied()), (vec![None, None], Some(5)));
-        // Spared or swept: that is for a look to say.
-        known.apply(7, HashSet::new());
-        assert_eq!(known.lookup(ours, &ids[..1]), [None]);
-        assert_eq!(known.take_unseen(9), (1, vec![theirs.target]));
-        known.saw(1, Sighting::There(theirs.target));
-        assert_eq!(known.lookup(ours, &ids[..1]), [Some(theirs)]);
-    }
-
-    /// It is held elsewhere too: what is condemned keeps that from nobody.
-    #[test]
-    fn a_chunk_that_is_condemned_is_learnt_where_else_it_is() {
-        let (id, condemned, elsewhere) = (ChunkId([1; 32]), location(1), location(2));
-        let mut known = applied(HashMap::from([(id, condemned)]));
-        known.apply(1, [condemned.target].into());
-        known.learn_run(&[(id, elsewhere)]);
-        known.saw(0, Sighting::There(elsewhere.target));
-        assert_eq!(known.lookup(LogId([9; 16]), &[id]), [Some(elsewhere)]);
-    }
-
-    /// S25: what the index knows was true once.
-    #[test]
-    fn a_segment_is_referred_to_only_once_it_was_seen() {
-        let (id, at) = (ChunkId([1; 32]), location(1));
-        let mut known = applied(HashMap::from([(id, at)]));
-        let ours = LogId([9; 16]);
-        assert_eq!(known.lookup(ours, &[id]), [None]);
-        assert_eq!(known.take_unseen(9), (0, vec![at.target]));
-        known.saw(0, Sighting::There(at.target));
-        assert_eq!(known.lookup(ours, &[id]), [Some(at)]);
-
-        let mut known = applied(HashMap::from([(id, at)]));
-        known.saw(0, Sighting::Gone(at.target));
-        assert_eq!((known.lookup(ours, &[id]), known.is_unseen()), (vec![None], false));
-        // It is held elsewhere: what is gone keeps that from nobody.
-        let elsewhere = location(2);
-        known.learn_run(&[(id, elsewhere)]);
-        known.saw(0, Sighting::There(elsewhere.target));
-        assert_eq!(known.lookup(ours, &[id]), [Some(elsewhere)]);
-    }
-
-    /// What a start finds in its logs' ends is in the index already, as soon as that is loaded.
-    #[test]
-    fn what_a_start_finds_waits_until_the_index_is_loaded() {
-        use farshore_proto::VaultId;
-        use farshore_proto::segment::SegmentChunk;
-        let dir = tempfile::tempdir().unwrap();
-        let vault = VaultId([1; 16]);
-        let target = location(1).target;
-        let chunk = |id: u8| {
-            let place = ChunkPlace::Here { frame: 0, offset: 0 };
-            SegmentChunk { id: ChunkId([id; 32]), blocks: 4, place }
-        };
-        let table = |chunks: &[u8]| Table {
-            chunks: chunks.iter().copied().map(chunk).collect(),
-            ..Table::default()
-        };
-        Index::open(dir.path(), vault)
-            .unwrap()
-            .insert(&held_chunks(target, &table(&[1, 2])))
-            .unwrap();
-
-        let mut known = applied(Index::begin(dir.path(), vault, Room::default()).unwrap());
-        known.learn(target, &table(&[1, 2, 3]));
-        assert_eq!((known.written(), known.fresh()), (2, 0));
-        while known.load_some() {}
-        assert_eq!((known.written(), known.fresh()), (3, 1), "the third one is new");
-        let ids = [1, 2, 3].map(|id| ChunkId([id; 32]));
-        assert!(known.lookup(LogId([9; 16]), &ids).iter().all(Option::is_some));
-        known.learn(target, &table(&[1, 2, 3]));
-        assert_eq!((known.written(), known.fresh()), (3, 1));
-    }
-
-    /// Who notes what was learnt must be told that it was not kept.
-    #[test]
-    fn a_run_that_the_index_does_not_take_is_not_kept() {
-        let mut known = Known::new(Full { known: HashMap::new(), takes: 1 });
-        let run = |byte: u8| vec![(ChunkId([byte; 32]), location(byte))];
-        assert_eq!(known.learn_run(&run(1)), (run(1), true));
-        assert_eq!(known.learn_run(&run(2)), (run(2), false));
-        assert_eq!(known.count(), 1);
-    }
-}
+mod tests;

@@ -15,9 +15,11 @@ use crate::limits::{SIGHTS_AHEAD, SIGHTS_MAX, SIGHTS_QUEUED_MAX};
 use farshore_proto::segment::SlotKind;
 use farshore_proto::{LogId, Slot, Target};
 use farshore_vault::log::read_header;
+use farshore_vault::register::Condemned;
 use farshore_vault::{Vault, VaultError};
 use futures::{StreamExt, stream};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
@@ -43,7 +45,7 @@ pub(crate) struct Sights {
     known: HashMap<Target, Sight>,
     queue: VecDeque<Target>,
     /// What is condemned.
-    refused: HashSet<Target>,
+    refused: Arc<Condemned>,
     /// Counts how often something ceased to be: a look that began before does not say what is there since.
     round: u64,
 }
@@ -74,9 +76,10 @@ impl Sights {
     }
 
     /// These are condemned now, and no others.
-    pub(crate) fn refuse(&mut self, refused: HashSet<Target>) {
+    pub(crate) fn refuse(&mut self, refused: Arc<Condemned>) {
         let before = std::mem::replace(&mut self.refused, refused);
-        let mut ceased = before.iter().filter(|target| !self.refused.contains(target)).peekable();
+        let mut ceased =
+            before.targets().filter(|target| !self.refused.contains(target)).peekable();
         if ceased.peek().is_some() {
             self.round += 1;
             // It may have been deleted; and whoever asked for it has no answer that counts.
@@ -87,8 +90,8 @@ impl Sights {
     }
 
     /// What is condemned.
-    pub(crate) fn refused(&self) -> impl Iterator<Item = &Target> {
-        self.refused.iter()
+    pub(crate) fn refused(&self) -> &Arc<Condemned> {
+        &self.refused
     }
 
     /// How often something ceased to be condemned.
@@ -189,6 +192,10 @@ mod tests {
         Target { log: LogId([1; 16]), slot: Slot(slot), attempt: Attempt([7; 8]) }
     }
 
+    fn open<const N: usize>(targets: [Target; N]) -> Arc<Condemned> {
+        Arc::new(Condemned { open: targets.into(), ..Condemned::default() })
+    }
+
     #[test]
     fn what_was_not_looked_at_is_asked_for_once() {
         let mut sights = Sights::default();
@@ -215,7 +222,7 @@ mod tests {
         sights.there(target(2));
         assert!(!sights.is_there(target(3)));
         assert_eq!(sights.take(8), [target(3)]);
-        sights.refuse([target(1), target(3), target(4)].into());
+        sights.refuse(open([target(1), target(3), target(4)]));
         assert!(!sights.is_there(target(1)) && sights.is_gone(target(1)));
         assert!(sights.is_there(target(2)));
         // It is not looked at, and a look that was under way does not let it in.
@@ -223,7 +230,7 @@ mod tests {
         sights.saw(0, Sighting::There(target(3)));
         assert!(!sights.is_there(target(3)));
         // One was spared, the others are deleted.
-        sights.refuse([target(4)].into());
+        sights.refuse(open([target(4)]));
         for slot in [1, 3] {
             assert!(!sights.is_there(target(slot)), "{slot}: nobody looked since");
         }

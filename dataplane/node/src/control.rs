@@ -9,7 +9,6 @@ use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::services::deliver;
 use crate::shard::Message;
-use crate::state::write_durably;
 use farshore_api::agent::ReportOrder;
 use farshore_api::limits::{LET_GO_MS_MAX, REPORT_VOLUMES_MAX};
 use farshore_api::limits::{NODE_LOST_AFTER_SECONDS_DEFAULT, NODE_WORD_MS_MAX, REPORT_POINTS_MAX};
@@ -21,6 +20,7 @@ use farshore_client::{Backoff, ClientError, ControlClient};
 use farshore_engine::assignments::Changes;
 use farshore_engine::claims::Cause;
 use farshore_proto::VolumeId;
+use farshore_vault::durable;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -123,7 +123,7 @@ impl Control {
     }
 
     fn take(&self, told: &Told) {
-        let changes = keep_and_replace(&self.dir, &self.cache(), &self.assignments, told);
+        let changes = keep_and_replace(&self.cache(), &self.assignments, told);
         for (volume, newest) in changes.lowered {
             tracing::warn!(%volume, epoch = %newest, "the control plane gives an epoch that is older than the one before; it is told");
             self.metrics.wish(volume, Cause::Fenced(newest));
@@ -242,10 +242,10 @@ impl Control {
 /// Keeps what the control plane says for the next start, then goes by it.
 ///
 /// That a volume was let go is said only if the next start knows it too: without that word its log is sealed.
-fn keep_and_replace(dir: &Path, cache: &Path, assignments: &Assignments, told: &Told) -> Changes {
+fn keep_and_replace(cache: &Path, assignments: &Assignments, told: &Told) -> Changes {
     let kept = serde_json::to_vec(told)
         .map_err(io::Error::other)
-        .and_then(|bytes| write_durably(dir, cache, &bytes));
+        .and_then(|bytes| durable::replace(cache, &bytes));
     let mut known = told.clone();
     if let Err(error) = kept {
         tracing::warn!(%error, "cannot keep the assignments for the next start");
@@ -334,17 +334,17 @@ mod tests {
             mark_interval_ms: 1_000,
         };
         let owned = Told { version: 1, volumes: vec![volume], to_let_go: Vec::new() };
-        keep_and_replace(dir.path(), &cache, &assignments, &owned);
+        keep_and_replace(&cache, &assignments, &owned);
         let asked = ToLetGo { volume: id.into(), epoch: 5 };
         let ended = Told { version: 2, volumes: Vec::new(), to_let_go: vec![asked] };
         // In the way of the file that becomes the kept one.
         let in_the_way = cache.with_extension("new");
         std::fs::create_dir(&in_the_way).unwrap();
-        let changes = keep_and_replace(dir.path(), &cache, &assignments, &ended);
+        let changes = keep_and_replace(&cache, &assignments, &ended);
         assert_eq!((changes.revoked, assignments.of(id, agent)), (vec![id], None));
         assert!(assignments.to_let_go().is_empty(), "a start would take the volume up again");
         std::fs::remove_dir(&in_the_way).unwrap();
-        keep_and_replace(dir.path(), &cache, &assignments, &ended);
+        keep_and_replace(&cache, &assignments, &ended);
         assert_eq!(assignments.to_let_go(), [asked]);
         let kept: Told = serde_json::from_slice(&std::fs::read(&cache).unwrap()).unwrap();
         assert!(kept.volumes.is_empty() && kept.to_let_go == [asked]);

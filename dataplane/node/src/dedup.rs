@@ -5,16 +5,18 @@
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use farshore_codec::{ChunkHasher, Chunker, VaultKeys};
 use farshore_ingest::dedup::{Known, held_chunks};
-use farshore_ingest::index::Index;
+use farshore_ingest::index::{Index, IndexError};
 use farshore_ingest::sight::look;
 use farshore_proto::segment::Table;
 use farshore_proto::{ChunkId, LogId, Slot, Target};
+use farshore_vault::register::{At, Condemned};
+use farshore_vault::runs::Run;
 use farshore_vault::{Location, Vault};
 use futures::StreamExt;
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use tokio::sync::{Notify, oneshot, watch};
 
 /// Segments that are looked at at the same time.
@@ -51,6 +53,8 @@ struct Moved {
     fresh: Notify,
     unseen: Notify,
     is_loaded: watch::Sender<bool>,
+    /// Whether the vault's register was applied.
+    is_applied: watch::Sender<bool>,
 }
 
 impl Dedup {
@@ -64,6 +68,7 @@ impl Dedup {
             fresh: Notify::new(),
             unseen: Notify::new(),
             is_loaded: watch::Sender::new(false),
+            is_applied: watch::Sender::new(false),
         });
         let (works, waiting) = bounded(WAITING_MAX);
         let thread = std::thread::Builder::new().name("dedup".to_owned());
@@ -116,14 +121,23 @@ impl Dedup {
         self.ask(move |known| known.lookup(log, &ids)).await.unwrap_or_default()
     }
 
-    /// Applies the vault's register up to an entry: what is looked up from now on is none of what is condemned. False if the
-    /// thread is far behind.
-    pub(crate) async fn apply(&self, number: u64, condemned: HashSet<Target>) -> bool {
-        let applied = self.ask(move |known| known.apply(number, condemned)).await.is_some();
-        if applied {
-            self.0.applied.fetch_max(number, Ordering::Release);
-        }
-        applied
+    /// Applies the vault's register up to an entry: what is looked up from now on is none of what is condemned. Gives the entry behind
+    /// which it has to be kept in mind what verdicts name; none if the thread is far behind.
+    pub(crate) async fn apply(&self, condemned: Condemned) -> Option<u64> {
+        let number = condemned.at.number;
+        let apply = move |known: &mut Known<Index>| {
+            known.apply(Arc::new(condemned));
+            known.known_behind().unwrap_or(0)
+        };
+        let behind = self.ask(apply).await?;
+        self.0.applied.fetch_max(number, Ordering::Release);
+        self.0.moved.is_applied.send_replace(true);
+        Some(behind)
+    }
+
+    /// Behind which entry of the register it is known what verdicts name; none before it was read.
+    pub(crate) async fn known_behind(&self) -> Option<u64> {
+        self.ask(|known| known.known_behind()).await.flatten()
     }
 
     /// Up to which entry it is applied; 0 before it was read.
@@ -134,7 +148,8 @@ impl Dedup {
     /// The register is read, and condemns nothing.
     #[cfg(test)]
     pub(crate) fn condemns_nothing(&self) {
-        self.tell(|known| known.apply(0, HashSet::new()));
+        self.tell(|known| known.apply(Arc::default()));
+        self.0.moved.is_applied.send_replace(true);
     }
 
     /// Chunks of a committed segment.
@@ -165,21 +180,23 @@ impl Dedup {
         self.tell(move |known| known.learn_of(target, &chunks));
     }
 
-    /// Chunks of an index run; those known already are left as they are. False if the index did not take them, else how many
-    /// it ever took.
-    pub(crate) async fn learn_run(&self, chunks: Vec<(ChunkId, Location)>) -> Option<u64> {
-        let learn = move |known: &mut Known<Index>| {
-            let is_kept = known.learn_run(&chunks).1;
-            is_kept.then(|| known.written())
-        };
+    /// What an index run says; chunks known already are left as they are. None if the index did not take them, else how many it ever
+    /// took.
+    pub(crate) async fn learn_run(&self, run: Run) -> Option<u64> {
+        let learn = move |known: &mut Known<Index>| known.learn_run(&run).then(|| known.written());
         self.ask(learn).await.flatten()
+    }
+
+    /// Waits until the register was applied: before, nothing can be learnt of others.
+    pub(crate) async fn until_applied(&self) {
+        // It cannot fail: the sender is ours.
+        let _ = self.0.moved.is_applied.subscribe().wait_for(|is_applied| *is_applied).await;
     }
 
     /// Waits until the index is loaded; then, how many entries it ever took.
     pub(crate) async fn loaded(&self) -> u64 {
-        let mut is_loaded = self.0.moved.is_loaded.subscribe();
         // It cannot fail: the sender is ours.
-        let _ = is_loaded.wait_for(|is_loaded| *is_loaded).await;
+        let _ = self.0.moved.is_loaded.subscribe().wait_for(|is_loaded| *is_loaded).await;
         self.ask(|known| known.written()).await.unwrap_or_default()
     }
 
@@ -235,7 +252,7 @@ impl Dedup {
     }
 
     /// The committed chunks that are in no index run; the caller writes one.
-    pub(crate) async fn take_fresh(&self) -> Vec<(ChunkId, Location)> {
+    pub(crate) async fn take_fresh(&self) -> Run {
         self.ask(Known::take_fresh).await.unwrap_or_default()
     }
 
@@ -274,11 +291,14 @@ async fn answer<T>(mut receiver: oneshot::Receiver<T>) -> Option<T> {
     }
 }
 
-/// Does what is asked, and loads the index in between.
+/// Does what is asked, and loads and clears the index in between.
 fn work(mut known: Known<Index>, waiting: &Receiver<Work>, moved: &Moved) {
     let (mut is_loaded, mut done) = (false, 0_usize);
+    // Making durable what was cleared takes as long as the disk does: on a thread of its own.
+    let mut syncing: Option<JoinHandle<Result<At, IndexError>>> = None;
     loop {
-        let next = if is_loaded {
+        let is_idle = is_loaded && !known.is_clearing();
+        let next = if is_idle {
             waiting.recv().map_err(|_| TryRecvError::Disconnected)
         } else {
             waiting.try_recv()
@@ -295,14 +315,26 @@ fn work(mut known: Known<Index>, waiting: &Receiver<Work>, moved: &Moved) {
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return,
         }
-        // However much is asked, the load goes on.
-        if !is_loaded && (waiting.is_empty() || done.is_multiple_of(LOADED_EVERY)) {
+        if let Some(synced) = syncing.take_if(|thread| thread.is_finished()) {
+            match synced.join() {
+                Ok(cleared) => known.synced(cleared),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        // However much is asked, the rest goes on.
+        let is_turn = waiting.is_empty() || done.is_multiple_of(LOADED_EVERY);
+        if !is_loaded && is_turn {
             is_loaded = !known.load_some();
             if is_loaded {
                 tracing::info!(chunks = known.count(), "the chunk index is loaded");
                 moved.is_loaded.send_replace(true);
                 moved.fresh.notify_one();
             }
+        } else if known.is_clearing()
+            && is_turn
+            && let Some(synced) = known.clear_some()
+        {
+            syncing = Some(std::thread::spawn(synced));
         }
         if known.is_unseen() {
             moved.unseen.notify_one();

@@ -133,27 +133,27 @@ pub(crate) async fn write_runs(vault: Vault, dedup: Dedup) {
         dedup.wait_fresh(1).await;
         let _is_full = tokio::time::timeout(RUN_AGE, dedup.wait_fresh(RUN_CHUNKS)).await;
         dedup.wait_fresh(RUN_CHUNKS_MIN).await;
-        let chunks = dedup.take_fresh().await;
+        let known = dedup.take_fresh().await;
         let mut is_told = false;
-        while let Err(error) = runs::write(&vault, dedup.next_run(), &chunks).await {
+        while let Err(error) = runs::write(&vault, dedup.next_run(), &known).await {
             if !is_told {
                 tracing::warn!(error = %chain(&error), "cannot write an index run; trying again");
                 is_told = true;
             }
             tokio::time::sleep(RETRY).await;
         }
-        tracing::info!(chunks = chunks.len(), "wrote an index run");
+        tracing::info!(chunks = known.chunks.len(), "wrote an index run");
     }
 }
 
 /// Writes what is new when the node stops in order.
 pub(crate) async fn write_last_run(vault: &Vault, dedup: &Dedup) {
-    let chunks = dedup.take_fresh().await;
-    if chunks.len() < RUN_CHUNKS_MIN {
+    let known = dedup.take_fresh().await;
+    if known.chunks.len() < RUN_CHUNKS_MIN {
         return;
     }
-    match tokio::time::timeout(LAST_RUN_MAX, runs::write(vault, dedup.next_run(), &chunks)).await {
-        Ok(Ok(_)) => tracing::info!(chunks = chunks.len(), "wrote the last index run"),
+    match tokio::time::timeout(LAST_RUN_MAX, runs::write(vault, dedup.next_run(), &known)).await {
+        Ok(Ok(_)) => tracing::info!(chunks = known.chunks.len(), "wrote the last index run"),
         Ok(Err(error)) => {
             tracing::warn!(error = %chain(&error), "cannot write the last index run");
         }

@@ -6,15 +6,16 @@ mod status;
 
 use self::status::Health;
 use crate::failure::Failure;
-use crate::state::write_durably;
 use anyhow::Context;
 use farshore_api::exit::Exit;
 use farshore_export::{Disk, Export};
 use farshore_nbd::{Address, Server};
 use farshore_program::StopSignals;
 use farshore_proto::VolumeId;
-use farshore_vault::{Access, Patience, PointSelector, Store, Vault, VolumeView, key_file};
-use std::path::{Path, PathBuf};
+use farshore_vault::{
+    Access, Patience, PointSelector, Store, Vault, VolumeView, durable, key_file,
+};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,8 +104,7 @@ pub(crate) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     // Before it is ready: who finds one file finds the other.
     tokio::spawn(status::tell(args.status_file, patience.clone(), health));
     if let Some(path) = &args.ready_file {
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        write_durably(dir.unwrap_or(Path::new(".")), path, ready.to_string().as_bytes())
+        durable::replace(path, ready.to_string().as_bytes())
             .with_context(|| format!("write {}", path.display()))?;
     }
     farshore_program::announce(format_args!("ready {uri}"));

@@ -6,6 +6,9 @@
 use crate::dedup::Dedup;
 use crate::services::chain;
 use farshore_proto::RunId;
+use farshore_proto::bugs::{Bug, is_on};
+use farshore_vault::register::Judged;
+use farshore_vault::runs::Run;
 use farshore_vault::{Vault, VaultError, runs};
 use futures::TryStreamExt;
 use std::collections::{BTreeSet, VecDeque};
@@ -109,6 +112,7 @@ fn known(path: &Path, written: u64) -> io::Result<BTreeSet<RunId>> {
 /// Learns the runs that there are and that come, as soon as the index in `dir` is loaded.
 pub(crate) async fn run(vault: Vault, dedup: Dedup, dir: PathBuf) {
     let written = dedup.loaded().await;
+    dedup.until_applied().await;
     let mut learnt = Learnt::open(&dir, written);
     loop {
         learn(&vault, &dedup, &mut learnt).await;
@@ -134,18 +138,24 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
     let new: Vec<RunId> = runs.into_iter().filter(is_new).collect();
     let mut reads = std::pin::pin!(runs::read(vault, new));
     let (mut count, mut chunks, mut skipped) = (0_u64, 0_u64, 0_u64);
-    while let Some(runs::Read { run, chunks: found }) = reads.try_next().await? {
-        let Some(found) = found else {
+    let mut judged = Judged::default();
+    while let Some(runs::Read { run, said }) = reads.try_next().await? {
+        let said = match said {
+            Some(said) => without_swept(vault, dedup, &mut judged, said).await?,
+            None => None,
+        };
+        let Some(said) = said else {
             skipped += 1;
             learnt.refused.insert(run);
             continue;
         };
         count += 1;
-        chunks += found.len() as u64;
+        chunks += said.chunks.len() as u64;
         // All of them, whether the index takes them or not: what it took is of use.
         let (mut written, mut is_kept) = (0, true);
-        for slice in found.chunks(SLICE) {
-            match dedup.learn_run(slice.to_vec()).await {
+        for slice in said.chunks.chunks(SLICE) {
+            let slice = Run { applied: said.applied, chunks: slice.to_vec() };
+            match dedup.learn_run(slice).await {
                 Some(now) => written = now,
                 None => is_kept = false,
             }
@@ -161,6 +171,32 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
         tracing::info!(runs = count, chunks, skipped, "learnt from the index runs of the vault");
     }
     Ok(())
+}
+
+/// What a run says, without what was swept since it was written, as far as the index does not know that; none if that cannot be told.
+async fn without_swept(
+    vault: &Vault,
+    dedup: &Dedup,
+    judged: &mut Judged,
+    mut said: Run,
+) -> Result<Option<Run>, VaultError> {
+    let Some(behind) = dedup.known_behind().await else { return Ok(None) };
+    if said.applied >= behind || is_on(Bug::SweptFoundAgain) {
+        said.applied = said.applied.max(behind);
+        return Ok(Some(said));
+    }
+    match judged.reach(vault, said.applied, behind).await {
+        Ok(()) => {}
+        Err(error) if error.is_unavailable() => return Err(error),
+        Err(error) => {
+            let error = chain(&error);
+            tracing::debug!(%error, "an index run is too old to tell what was deleted since");
+            return Ok(None);
+        }
+    }
+    said.chunks.retain(|(_, location)| !judged.contains(&location.target));
+    said.applied = behind;
+    Ok(Some(said))
 }
 
 #[cfg(test)]

@@ -4,14 +4,17 @@
 
 use crate::dedup::Dedup;
 use crate::rt::Post;
+use crate::services::chain;
 use crate::shard::Message;
 use crate::state::Logs;
 use anyhow::{Context, bail};
 use farshore_engine::register::asked_of;
+use farshore_ingest::index::{Index, Room};
 use farshore_ingest::limits::REGISTER_READ_EVERY;
-use farshore_proto::LogId;
+use farshore_proto::{ErrorKind, LogId};
 use farshore_vault::Vault;
 use farshore_vault::register::Reader;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -41,11 +44,26 @@ struct Shared {
 }
 
 impl Register {
-    /// Nothing is read yet, and nothing applied before [`Self::begin`].
-    pub(crate) fn new(vault: Vault, threads: Handle, dedup: Dedup) -> Self {
-        let (reader, least) = (Mutex::default(), AtomicU64::new(u64::MAX));
-        let is_left_out = AtomicBool::new(false);
-        Self(Arc::new(Shared { vault, threads, dedup, reader, least, is_left_out }))
+    /// With what was read when the index was opened, if it could be; nothing is applied before [`Self::begin`].
+    pub(crate) fn new(
+        vault: Vault,
+        threads: Handle,
+        dedup: Dedup,
+        read: anyhow::Result<Reader>,
+    ) -> Self {
+        let least = AtomicU64::new(u64::MAX);
+        let shared = |reader| {
+            let (reader, is_left_out) = (Mutex::new(reader), AtomicBool::new(false));
+            Self(Arc::new(Shared { vault, threads, dedup, reader, least, is_left_out }))
+        };
+        match read {
+            Ok(reader) => shared(reader),
+            Err(error) => {
+                let register = shared(Reader::default());
+                register.leave_out(&error);
+                register
+            }
+        }
     }
 
     /// Makes sure that a log is in the register; all below its birth is applied when this returns, if anything is. May be
@@ -128,16 +146,19 @@ impl Shared {
                 born.with_context(|| format!("enter log {log} into the vault's register"))?;
             tracing::info!(%log, born, "the log is in the vault's register");
         }
-        self.apply(&reader).await
+        self.apply(&mut reader).await
     }
 
     async fn refresh(&self) -> anyhow::Result<()> {
         let mut reader = self.reader.lock().await;
         reader.refresh(&self.vault).await.context("read the vault's register")?;
-        self.apply(&reader).await
+        self.apply(&mut reader).await
     }
 
-    async fn apply(&self, reader: &Reader) -> anyhow::Result<()> {
+    async fn apply(&self, reader: &mut Reader) -> anyhow::Result<()> {
+        if self.is_left_out.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let (number, least) = (reader.newest().number, self.least.load(Ordering::Relaxed));
         if number < least {
             // Before the logs are read nobody knows.
@@ -151,7 +172,8 @@ impl Shared {
             return Ok(());
         }
         for _ in 0..APPLY_TRIES {
-            if self.dedup.apply(number, reader.condemned().collect()).await {
+            if let Some(behind) = self.dedup.apply(reader.condemned()).await {
+                reader.cleared(behind);
                 return Ok(());
             }
             tokio::time::sleep(APPLY_RETRY).await;
@@ -160,72 +182,42 @@ impl Shared {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use farshore_ingest::index::Index;
-    use farshore_proto::register::Statement;
-    use farshore_proto::{Attempt, ChunkId, Slot, Target};
-    use farshore_vault::Location;
-    use farshore_vault::register::{append, newest};
-    use farshore_vault::testing::World;
-
-    const LOG: LogId = LogId([7; 16]);
-
-    fn target(slot: u64) -> Target {
-        Target { log: LogId([1; 16]), slot: Slot(slot), attempt: Attempt([2; 8]) }
-    }
-
-    async fn register(world: &World) -> (Register, Dedup) {
-        let index = Index::open(&world.folder.path().join("index"), world.vault.id()).unwrap();
-        let dedup = Dedup::new(world.vault.vault_keys(), index, 1).unwrap();
-        (Register::new(world.vault.clone(), Handle::current(), dedup.clone()), dedup)
-    }
-
-    async fn finds(dedup: &Dedup, ids: &[ChunkId]) -> Vec<bool> {
-        let found = dedup.lookup(LOG, ids.to_vec()).await;
-        found.iter().map(Option::is_some).collect()
-    }
-
-    #[tokio::test]
-    async fn nothing_is_looked_up_before_the_register_is_applied_and_then_nothing_condemned() {
-        let world = World::new(1, 1).await;
-        let (register, dedup) = register(&world).await;
-        let (ids, at) = ([ChunkId([1; 32]), ChunkId([2; 32])], |slot| target(slot));
-        for (id, slot) in ids.into_iter().zip(1..) {
-            dedup
-                .learn_at(at(slot), vec![(id, Location { target: at(slot), chunk: 0, blocks: 4 })]);
-        }
-        dedup.loaded().await;
-        assert_eq!(finds(&dedup, &ids).await, [false; 2]);
-        register.bear(LOG).await.unwrap();
-        register.bear(LOG).await.unwrap();
-        assert_eq!(newest(&world.vault, 0).await.unwrap().number, 1, "it is born once");
-        assert_eq!(finds(&dedup, &ids).await, [false; 2], "the logs were not read yet");
-        register.begin(1).await.unwrap();
-        assert_eq!((finds(&dedup, &ids).await, register.applied()), (vec![true; 2], 1));
-        append(&world.vault, 0, Statement::Condemnation([target(2)].into())).await.unwrap();
-        register.0.refresh().await.unwrap();
-        assert_eq!((finds(&dedup, &ids).await, register.applied()), (vec![true, false], 2));
-        // A new log has applied what was condemned before its birth.
-        append(&world.vault, 0, Statement::Condemnation([target(1)].into())).await.unwrap();
-        register.bear(LogId([9; 16])).await.unwrap();
-        assert_eq!((finds(&dedup, &ids).await, register.applied()), (vec![false; 2], 4));
-    }
-
-    /// The store lost what the logs say was applied: what was condemned there is not known.
-    #[tokio::test]
-    async fn with_less_of_the_register_than_the_logs_state_nothing_is_looked_up() {
-        let world = World::new(1, 1).await;
-        let (register, dedup) = register(&world).await;
-        let id = ChunkId([1; 32]);
-        dedup.learn_at(target(1), vec![(id, Location { target: target(1), chunk: 0, blocks: 4 })]);
-        dedup.loaded().await;
-        register.bear(LOG).await.unwrap();
-        register.begin(2).await.unwrap();
-        assert_eq!((finds(&dedup, &[id]).await, register.applied()), (vec![false], 0));
-        append(&world.vault, 0, Statement::Birth(LogId([9; 16]))).await.unwrap();
-        register.0.refresh().await.unwrap();
-        assert_eq!((finds(&dedup, &[id]).await, register.applied()), (vec![true], 2));
+/// The chunk index is only a hint, and its segments are in the vault: one that is damaged, or of which nobody can tell what was deleted
+/// since, is made anew. Gives what was deleted since it was last cleared, too, or why that cannot be read.
+///
+/// # Errors
+/// If the store cannot be asked, or there can be no index.
+pub(crate) async fn open_index(
+    folder: &Path,
+    vault: &Vault,
+) -> anyhow::Result<(Index, anyhow::Result<Reader>)> {
+    let anew = |error: &dyn std::error::Error| {
+        let error = chain(error);
+        tracing::warn!(%error, "the chunk index cannot be used; it is made anew from the vault");
+        Index::reset(folder, vault.id()).context("make the chunk index anew")
+    };
+    let index = match Index::begin(folder, vault.id(), Room::default()) {
+        Ok(index) => index,
+        Err(error) if error.kind() == ErrorKind::Conflict => return Err(error.into()),
+        Err(error) => anew(&error)?,
+    };
+    let mut reader = Reader::default();
+    let Some(cleared) = index.cleared() else {
+        return Ok((index, Ok(reader)));
+    };
+    match Reader::behind(vault, cleared).await {
+        Ok(reader) => Ok((index, Ok(reader))),
+        Err(error) if error.is_unavailable() => Err(error).context("read the vault's register"),
+        // If nothing of the register can be read, nothing of the index is used, nor thrown away.
+        Err(error) => match reader.refresh(vault).await {
+            Ok(_) => {
+                drop(index);
+                Ok((anew(&error)?, Ok(reader)))
+            }
+            Err(error) => Ok((index, Err(error).context("read the vault's register"))),
+        },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use crate::fatal::{Cause, Fatal};
 use crate::learning;
 use crate::metrics::Metrics;
 use crate::recover::{Place, recover};
-use crate::register::Register;
+use crate::register::{Register, open_index};
 use crate::rt::{Mailbox, Post, Prepared, Ring, RtKind, Threads, mailbox, prepare};
 use crate::services::{self, Services};
 use crate::shard::{self, JournalDir, Message, Recovery, ShardParts, patience};
@@ -25,9 +25,9 @@ use farshore_client::{
 };
 use farshore_engine::shard::Settings;
 use farshore_engine::tenure::Opening;
-use farshore_ingest::index::{Index, Room};
 use farshore_ingest::journal::Owner;
 use farshore_program::{StopSignals, private_dir};
+use farshore_vault::register::Reader;
 use farshore_vault::{Access, Store, Vault, key_file};
 use std::fs::{DirBuilder, File, TryLockError};
 use std::net::SocketAddr;
@@ -189,12 +189,13 @@ impl Node {
                 format!("{error}; raise the limit, or start the node with --runtime threads");
             Failure::new(Exit::SystemMissing, text)
         })?;
-        let (dedup, index) = open_dedup(args, vault)?;
         let Aside { vault: reading, threads: aside } = aside;
+        let known = open_dedup(args, reading).await?;
+        let (dedup, index) = (known.dedup, known.folder);
         aside.spawn(learning::run(reading.clone(), dedup.clone(), index));
         let shards = state.logs.len();
         let logs = Logs::new(state, &args.data);
-        let register = Register::new(reading.clone(), aside.clone(), dedup.clone());
+        let register = Register::new(reading.clone(), aside.clone(), dedup.clone(), known.reader);
         let recoveries = recover_all(args, vault, (&logs, shards, incarnation), &register).await?;
 
         let assignments = Arc::new(Assignments::new(recoveries.len()));
@@ -277,21 +278,22 @@ impl Node {
     }
 }
 
-/// What is known of chunks, and the folder that it is kept in.
-fn open_dedup(args: &ServeArgs, vault: &Vault) -> anyhow::Result<(Dedup, PathBuf)> {
-    let dir = args.data.join("index");
-    make_dir(&dir)?;
-    let index = open_index(&dir, vault.id())?;
-    let dedup = Dedup::new(vault.vault_keys(), index, args.zstd_level);
-    Ok((dedup.context("start the thread of the chunk index")?, dir))
+/// What is known of chunks.
+struct KnownChunks {
+    dedup: Dedup,
+    /// The folder that it is kept in.
+    folder: PathBuf,
+    /// What was deleted in the vault since it was learnt; or why nobody can tell.
+    reader: anyhow::Result<Reader>,
 }
 
-/// The chunk index is only a hint, and its segments are in the vault: a damaged one is made anew.
-fn open_index(dir: &Path, vault: farshore_proto::VaultId) -> anyhow::Result<Index> {
-    Index::begin(dir, vault, Room::default()).or_else(|error| {
-        tracing::warn!(%error, "the chunk index cannot be used; it is made anew from the vault");
-        Index::reset(dir, vault).context("make the chunk index anew")
-    })
+async fn open_dedup(args: &ServeArgs, vault: &Vault) -> anyhow::Result<KnownChunks> {
+    let folder = args.data.join("index");
+    make_dir(&folder)?;
+    let (index, reader) = open_index(&folder, vault).await?;
+    let dedup = Dedup::new(vault.vault_keys(), index, args.zstd_level);
+    let dedup = dedup.context("start the thread of the chunk index")?;
+    Ok(KnownChunks { dedup, folder, reader })
 }
 
 fn fail(cause: &Cause) -> anyhow::Error {

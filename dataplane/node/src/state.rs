@@ -2,10 +2,8 @@
 
 use anyhow::{Context, bail};
 use farshore_proto::LogId;
+use farshore_vault::durable;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
@@ -60,7 +58,7 @@ impl State {
     /// What the file system says.
     pub(crate) fn store(&self, dir: &Path) -> anyhow::Result<()> {
         let path = dir.join("state.json");
-        write_durably(dir, &path, &serde_json::to_vec_pretty(self)?)
+        durable::replace(&path, &serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("write {}", path.display()))
     }
 }
@@ -94,21 +92,6 @@ impl Logs {
         *state = next;
         Ok(state.logs[shard].into())
     }
-}
-
-/// Replaces a file, readable by its owner only, so that a crash leaves the old or the new one, whole.
-pub(crate) fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let temporary = path.with_extension("new");
-    // What a crash left behind may have any mode: it is not written into.
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

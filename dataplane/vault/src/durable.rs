@@ -1,7 +1,8 @@
-//! Names that replace nothing, and that last.
+//! Names that replace nothing, and files and names that last.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Gives a file a name that nobody has: as a rename where there is such a one, else as a link.
@@ -22,6 +23,24 @@ pub fn rename_anew(from: &Path, to: &Path) -> io::Result<()> {
         Err(_) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
         Err(_) => fs::rename(from, to),
     }
+}
+
+/// Replaces a file, readable by its owner only, so that a crash leaves the old or the new one, whole. Durable when it returns.
+///
+/// # Errors
+/// What the operating system says; then the old one may be there, or the new one.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    // What a crash left behind may have any mode: it is not written into.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_name_of(path)
 }
 
 /// Makes the name of a file durable.

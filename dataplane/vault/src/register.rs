@@ -5,10 +5,7 @@
 use crate::error::VaultError;
 use crate::gapless;
 use crate::layout::ObjectName;
-use crate::limits::{
-    REGISTER_AT_ONCE, REGISTER_MISSED_MAX, REGISTER_SWEPT_MAX, REGISTER_TRIES_MAX,
-    SEALED_OBJECT_BYTES_MAX,
-};
+use crate::limits::{REGISTER_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
 use crate::store::{Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
@@ -19,9 +16,12 @@ use farshore_proto::limits::REGISTER_MAX;
 use farshore_proto::object::ObjectKind;
 use farshore_proto::register::{RegisterBody, State, Statement};
 use farshore_proto::{LogId, Slot, Target};
-use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+mod reader;
+
+pub use reader::{Condemned, Judged, Reader};
 
 /// An entry of the register, and what all up to it come to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,7 +38,22 @@ pub struct Entry {
     pub(crate) before: [u8; 32],
 }
 
+/// An entry that was read: whoever goes on from it notices if it is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct At {
+    /// Its number; 0 in front of the first.
+    pub number: u64,
+    /// What the next one says of it.
+    pub digest: [u8; 32],
+}
+
 impl Entry {
+    /// Which one it is.
+    #[must_use]
+    pub fn at(&self) -> At {
+        At { number: self.number, digest: self.digest }
+    }
+
     fn new(number: u64, digest: [u8; 32], body: RegisterBody) -> Self {
         let RegisterBody { before, statement, state } = body;
         Self { number, state, statement: Some(statement), digest, before }
@@ -204,16 +219,6 @@ async fn put(vault: &Vault, number: u64, body: RegisterBody) -> Result<Made, Vau
     Ok(if is_ours { Made::Ours(entry) } else { Made::Others(entry) })
 }
 
-/// What nobody may refer to, as a state says: of each open condemnation the targets of its verdict, without one its own.
-///
-/// # Errors
-/// `Corrupt` if an entry that the state names is missing, does not open or is none of that kind; `Unavailable`.
-pub async fn condemned(vault: &Vault, state: &State) -> Result<BTreeSet<Target>, VaultError> {
-    let mut reader = Reader::default();
-    let named = reader.named(vault, state).await?;
-    Ok(named.values().flat_map(|targets| targets.iter().copied()).collect())
-}
-
 /// The targets of entry `number`: of condemnation `of`, or of a verdict on it.
 async fn named(vault: &Vault, number: u64, of: u64) -> Result<Arc<BTreeSet<Target>>, VaultError> {
     let wrong = |what| {
@@ -235,127 +240,6 @@ async fn named(vault: &Vault, number: u64, of: u64) -> Result<Arc<BTreeSet<Targe
     }
 }
 
-/// By the entry that names them.
-type Named = BTreeMap<u64, Arc<BTreeSet<Target>>>;
-
-/// Reads the register again and again, and what it condemns only once.
-#[derive(Debug, Default)]
-pub struct Reader {
-    newest: Entry,
-    named: Named,
-    /// What was swept since the first entry that was read. A put that was sent twice may bring it back, and a delete that was, take it again.
-    swept: BTreeSet<Target>,
-}
-
-impl Reader {
-    /// The newest entry that was read, and all whose targets nobody may refer to, as it says.
-    #[must_use]
-    pub fn newest(&self) -> &Entry {
-        &self.newest
-    }
-
-    /// What nobody may refer to, as the entries say that were read: what was swept stays in it.
-    pub fn condemned(&self) -> impl Iterator<Item = Target> + '_ {
-        let named = self.named.values().flat_map(|targets| targets.iter().copied());
-        named.chain(self.swept.iter().copied())
-    }
-
-    /// Reads what is new; false if that is nothing. After an error what was read before stands.
-    ///
-    /// # Errors
-    /// As [`newest`] and [`condemned`]; `Limit` if more was swept than can be kept in mind: a later start begins anew.
-    pub async fn refresh(&mut self, vault: &Vault) -> Result<bool, VaultError> {
-        let newest = newest(vault, self.newest.number).await?;
-        self.take(vault, newest).await
-    }
-
-    /// Makes sure that a log is in the register, and reads what is new.
-    ///
-    /// # Errors
-    /// As [`bear`] and [`condemned`].
-    pub async fn bear(&mut self, vault: &Vault, log: LogId) -> Result<u64, VaultError> {
-        let (entry, born) = bear(vault, self.newest.number, log).await?;
-        self.take(vault, entry).await?;
-        Ok(born)
-    }
-
-    async fn take(&mut self, vault: &Vault, newest: Entry) -> Result<bool, VaultError> {
-        if newest.number <= self.newest.number {
-            if newest.number == self.newest.number && newest.digest != self.newest.digest {
-                return Err(another(vault, newest.number));
-            }
-            return Ok(false);
-        }
-        let mut swept: BTreeSet<Target> = self.ended(&newest.state).collect();
-        if self.newest.number > 0 {
-            swept.extend(self.swept_between(vault, &newest).await?);
-        }
-        let named = self.named(vault, &newest.state).await?;
-        if self.swept.len() + swept.len() > REGISTER_SWEPT_MAX {
-            let (url, max) = (vault.url().to_owned(), REGISTER_SWEPT_MAX as u64);
-            return Err(VaultError::Limit { url, what: "swept segments to be kept in mind", max });
-        }
-        self.swept.extend(swept);
-        (self.named, self.newest) = (named, newest);
-        Ok(true)
-    }
-
-    /// What was condemned and swept behind the newest entry that was read, in front of `newest`: a reader that was stopped for long saw nothing of it.
-    async fn swept_between(
-        &self,
-        vault: &Vault,
-        newest: &Entry,
-    ) -> Result<BTreeSet<Target>, VaultError> {
-        let between = self.newest.number + 1..newest.number;
-        if between.end - between.start > REGISTER_MISSED_MAX {
-            let (url, max) = (vault.url().to_owned(), REGISTER_MISSED_MAX);
-            return Err(VaultError::Limit { url, what: "entries of the register missed", max });
-        }
-        let reads = between.map(|number| read(vault, number));
-        let mut entries = stream::iter(reads).buffered(REGISTER_AT_ONCE);
-        let (mut swept, mut before) = (BTreeSet::new(), (self.newest.number, self.newest.digest));
-        while let Some(entry) = entries.try_next().await? {
-            if entry.before != before.1 {
-                return Err(another(vault, before.0));
-            }
-            before = (entry.number, entry.digest);
-            if let Some(Statement::Verdict { of, targets }) = entry.statement
-                && !newest.state.open.contains_key(&of)
-            {
-                swept.extend(targets);
-            }
-        }
-        if newest.before != before.1 {
-            return Err(another(vault, before.0));
-        }
-        Ok(swept)
-    }
-
-    /// What was named by condemnations that are not open any more. Of one whose verdict was not read that is all of it.
-    fn ended<'s>(&'s self, state: &'s State) -> impl Iterator<Item = Target> + 's {
-        let ended = self.newest.state.open.iter().filter(|(of, _)| !state.open.contains_key(of));
-        let named = ended.filter_map(|(of, verdict)| self.named.get(&verdict.unwrap_or(*of)));
-        named.flat_map(|targets| targets.iter().copied())
-    }
-
-    /// What is named by the entries that a state says, those of them read that are not known.
-    async fn named(&mut self, vault: &Vault, state: &State) -> Result<Named, VaultError> {
-        let mut entries = Vec::with_capacity(state.open.len());
-        for (of, verdict) in &state.open {
-            let number = verdict.unwrap_or(*of);
-            entries.push((number, *of, self.named.get(&number).cloned()));
-        }
-        let reads = entries.into_iter().map(|(number, of, known)| async move {
-            let targets = match known {
-                Some(targets) => targets,
-                None => named(vault, number, of).await?,
-            };
-            Ok((number, targets))
-        });
-        stream::iter(reads).buffered(REGISTER_AT_ONCE).try_collect().await
-    }
-}
-
 /// The error of an entry that is not the one that was there before.
 fn another(vault: &Vault, number: u64) -> VaultError {
     let (url, object) = (vault.url().to_owned(), ObjectName::register(number));
@@ -365,7 +249,7 @@ fn another(vault: &Vault, number: u64) -> VaultError {
 /// Whether an entry is what its statement makes of the one before; else, why not.
 ///
 /// # Errors
-/// As [`condemned`].
+/// `Corrupt` if the condemnation that a verdict speaks of is missing, does not open or is none; `Unavailable`.
 pub(crate) async fn check(
     vault: &Vault,
     before: &Entry,

@@ -16,7 +16,8 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result,
 };
 use std::collections::BTreeMap;
 use std::fmt;
@@ -52,6 +53,10 @@ pub struct StoreFaults {
 const HELD_UP_US_MAX: u64 = 8_000_000;
 /// Longest that one which waited for the next run still takes, in microseconds.
 const RUSH_US_MAX: u64 = 30_000;
+/// One object in so many comes again after it was deleted …
+const AGAIN_ONE_IN: u32 = 3;
+/// … and is deleted again, each after so long at most, in microseconds.
+const AGAIN_US_MAX: u64 = 12_000_000;
 /// Requests end in an error after this.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -66,6 +71,8 @@ enum Op {
 #[derive(Debug)]
 struct Request {
     op: Op,
+    /// The object that it makes is deleted so long afterwards: what comes again goes again.
+    goes_again: Option<Duration>,
     /// Gone when nobody waits for it any more.
     caller: Weak<()>,
 }
@@ -104,6 +111,8 @@ struct State {
     rng: fastrand::Rng,
     reader: ReaderWay,
     sweeper: fastrand::Rng,
+    /// Decides what comes again.
+    again: fastrand::Rng,
     faults: StoreFaults,
     /// Requests are carried out on the spot: before a run begins.
     is_instant: bool,
@@ -146,6 +155,7 @@ impl SimStore {
         let state = State {
             rng,
             sweeper: fastrand::Rng::with_seed(reader.clone().u64(..)),
+            again: fastrand::Rng::with_seed(!reader.clone().u64(..)),
             reader: ReaderWay { rng: reader, is_cut_off: false, failed: 0 },
             faults: StoreFaults::default(),
             is_instant: true,
@@ -292,16 +302,27 @@ impl SimStore {
             Some(None) => return,
             None => {}
         }
-        let Some(Request { op, .. }) = self.lock().requests.remove(&request) else { return };
+        let Some(Request { op, goes_again, caller }) = self.lock().requests.remove(&request) else {
+            return;
+        };
         let reply = match op {
             Op::Put(path, payload, options) => {
+                if let Some(wait) = goes_again {
+                    self.send(Op::Delete(path.clone()), None, wait);
+                }
                 Reply::Put(at_once(self.objects.put_opts(&path, payload, options)))
             }
             Op::Get(path, options) => {
                 Reply::Get(Box::new(at_once(self.objects.get_opts(&path, options))))
             }
-            Op::Delete(path) => Reply::Delete(at_once(self.objects.delete(&path))),
+            Op::Delete(path) => {
+                self.comes_again(&path);
+                Reply::Delete(at_once(self.objects.delete(&path)))
+            }
         };
+        if caller.strong_count() == 0 {
+            return;
+        }
         let waker = {
             let mut state = self.lock();
             state.replies.insert(request, reply);
@@ -310,6 +331,37 @@ impl SimStore {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// What is deleted was put twice, now and then, and deleted twice. The second put comes at any time, or in the worst of moments: when
+    /// the next run of its writer has read its log. The second delete comes behind it.
+    fn comes_again(&self, path: &Path) {
+        let Some(bytes) = self.object(path.as_ref()) else { return };
+        let put = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let put = Op::Put(path.clone(), bytes.into(), put);
+        let (is_again, is_held_up, wait, goes) = {
+            let again = &mut self.lock().again;
+            let mut wait = || Duration::from_micros(again.u64(0..AGAIN_US_MAX));
+            let (wait, goes) = (wait(), wait());
+            (again.u32(0..AGAIN_ONE_IN) == 0, again.u32(0..3) > 0, wait, goes)
+        };
+        if is_again {
+            let request = self.send(put, Some(goes), wait);
+            if is_held_up {
+                self.lock().held_up.insert(request, None);
+            }
+        }
+    }
+
+    /// Sends a request for whose answer nobody waits, so that it arrives after so long.
+    fn send(&self, op: Op, goes_again: Option<Duration>, wait: Duration) -> u64 {
+        let mut state = self.lock();
+        let request = state.next;
+        state.next += 1;
+        state.requests.insert(request, Request { op, goes_again, caller: Weak::new() });
+        drop(state);
+        self.alarms.set(wait, Alarm::Store(request));
+        request
     }
 
     /// Names of all objects, in order.
@@ -477,7 +529,8 @@ impl Remote {
             }
             let fate = state.fate(self.caller);
             if fate.there.is_some() {
-                state.requests.insert(request, Request { op, caller: Arc::downgrade(&caller) });
+                let caller = Arc::downgrade(&caller);
+                state.requests.insert(request, Request { op, goes_again: None, caller });
             }
             (request, fate)
         };

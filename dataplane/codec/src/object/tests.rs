@@ -417,7 +417,7 @@ fn epochs_open_to_what_was_sealed() {
 
 #[test]
 fn index_runs_open_to_what_was_sealed() {
-    let (body, run) = (IndexRun { chunks: stored() }, RunId([4; 16]));
+    let (body, run) = (IndexRun { applied: 7, chunks: stored() }, RunId([4; 16]));
     let object = seal_index_run(VAULT, run, &key(), KEY, &body, 1).unwrap();
     assert_eq!(open_index_run(&object, VAULT, run, &ring()).unwrap(), body);
     let error = open_index_run(&object, VAULT, RunId([9; 16]), &ring()).unwrap_err();

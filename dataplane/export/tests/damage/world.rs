@@ -187,7 +187,7 @@ async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: Va
     assert_eq!(delta.layers, 2, "{delta:?}");
     write_checkpoint(writer, 0, REFILLED.next()).await;
     write_checkpoint(writer, 1, Slot(2)).await;
-    assert_eq!(runs::write(&writer.vault, 1, &writer.chunks()).await.unwrap(), 1);
+    assert_eq!(runs::write(&writer.vault, 1, &writer.known()).await.unwrap(), 1);
     assert!(writer.references > 1, "{}", writer.references);
     stale
 }

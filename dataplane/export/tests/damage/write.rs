@@ -13,6 +13,7 @@ use farshore_vault::Location;
 use farshore_vault::Vault;
 use farshore_vault::epoch::{Claim, claim};
 use farshore_vault::log::{PutOutcome, put_segment};
+use farshore_vault::runs::Run;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Blocks of one chunk; those of volume 2 have the most.
@@ -347,8 +348,9 @@ impl Writer {
     }
 
     /// Every chunk that was put, for index runs.
-    pub(crate) fn chunks(&self) -> Vec<(ChunkId, Location)> {
-        self.known.iter().map(|(id, (_, at))| (*id, *at)).collect()
+    pub(crate) fn known(&self) -> Run {
+        let chunks = self.known.iter().map(|(id, (_, at))| (*id, *at)).collect();
+        Run { applied: 0, chunks }
     }
 }
 

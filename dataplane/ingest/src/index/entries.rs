@@ -12,7 +12,7 @@ use super::{Counters, IndexError};
 use farshore_proto::limits::CHUNK_BLOCKS_MIN;
 use farshore_proto::{ChunkId, VaultId};
 use farshore_vault::Location;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -103,6 +103,8 @@ struct Generation {
     file: Named,
     /// Bad and superseded ones included.
     entries: u32,
+    /// Whether some were cleared, and that may not be durable.
+    is_cleared: bool,
 }
 
 #[derive(Debug)]
@@ -167,6 +169,11 @@ impl Entries {
         Ok(entries)
     }
 
+    /// Where the files are, and whose chunks they are about.
+    pub(super) fn home(&self) -> (PathBuf, VaultId) {
+        (self.dir.clone(), self.vault)
+    }
+
     fn path(&self, ring: Ring, number: u64) -> PathBuf {
         self.dir.join(format!("{}{number:010}", ring.prefix()))
     }
@@ -178,7 +185,8 @@ impl Entries {
         let entries = (bytes / ENTRY_BYTES as u64).min(self.room.file_entries.into());
         let entries = u32::try_from(entries).expect("below a file's length");
         let place = ring.place(self.room, number);
-        self.generations[place] = Some(Generation { ring, number, path, file, entries });
+        self.generations[place] =
+            Some(Generation { ring, number, path, file, entries, is_cleared: false });
         Ok(())
     }
 
@@ -304,6 +312,30 @@ impl Entries {
         let mut out = [0; ENTRY_BYTES];
         out.copy_from_slice(&page.bytes[at..at + ENTRY_BYTES]);
         Ok(Some(out))
+    }
+
+    /// Fills entries of one file, which are there, with zeros.
+    pub(super) fn clear(&mut self, entries: &Range<u32>) -> Result<(), IndexError> {
+        let (place, position) = self.split(entries.start);
+        if let Some(file) = &mut self.generations[place] {
+            file.is_cleared = true;
+            file.file.write(offset(position), &vec![0; entries.len() * ENTRY_BYTES])?;
+        }
+        for page in entries.start / PAGE_ENTRIES..=(entries.end - 1) / PAGE_ENTRIES {
+            self.forget_page(page);
+        }
+        Ok(())
+    }
+
+    /// The files in which entries were cleared, to be made durable.
+    pub(super) fn cleared(&self) -> Result<Vec<File>, IndexError> {
+        let cleared = self.generations.iter().flatten().filter(|file| file.is_cleared);
+        cleared.map(|file| file.file.share()).collect()
+    }
+
+    /// They are durable.
+    pub(super) fn synced(&mut self) {
+        self.generations.iter_mut().flatten().for_each(|file| file.is_cleared = false);
     }
 
     /// Drops page `number`, which has been written to.

@@ -7,12 +7,16 @@
 //! slot 8, blocks 4, attempt 8, CRC32C 4 of all before and of the log's id. The checksum covers the
 //! id because the number alone may come to mean another log after a power cut.
 //!
+//! An entry that was cleared is zeros. Up to where entries were cleared stands in `cleared`, 68 bytes: magic 4, version 2, zeros 2,
+//! vault 16, number 8, digest 32, CRC32C 4 of all before.
+//!
 //! A log, 32 bytes: id 16, zeros 12, CRC32C 4 of all before. Its number is its place, from 0.
 
 use super::{IndexError, Location};
-use farshore_proto::limits::CHUNK_BLOCKS_MAX;
+use farshore_proto::limits::{CHUNK_BLOCKS_MAX, REGISTER_MAX};
 use farshore_proto::wire::{Put, Reader, check_crc, put_crc};
 use farshore_proto::{Attempt, ChunkId, DecodeError, LogId, Slot, Target, VaultId};
+use farshore_vault::register::At;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -21,6 +25,8 @@ use std::path::{Path, PathBuf};
 
 const ENTRIES_MAGIC: [u8; 4] = *b"FSIE";
 const LOGS_MAGIC: [u8; 4] = *b"FSIL";
+const CLEARED_MAGIC: [u8; 4] = *b"FSIC";
+const CLEARED_BYTES: usize = 68;
 const VERSION: u16 = 2;
 pub(super) const ENTRIES_HEADER_BYTES: usize = 4096;
 const LOGS_HEADER_BYTES: usize = 64;
@@ -97,6 +103,11 @@ impl Named {
         Ok(())
     }
 
+    /// The file, to be made durable on another thread.
+    pub(super) fn share(&self) -> Result<File, IndexError> {
+        self.file.try_clone().map_err(|source| self.error("open again", source))
+    }
+
     pub(super) fn cut(&self, len: u64) -> Result<(), IndexError> {
         self.file.set_len(len).map_err(|source| self.error("cut", source))
     }
@@ -165,6 +176,39 @@ pub(super) fn encode(id: &ChunkId, location: &Location, log: u32) -> EntryBytes 
 
 fn checksum(fields: &[u8], log: LogId) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(fields), &log.0)
+}
+
+/// Whether an entry was cleared.
+pub(super) fn is_cleared(bytes: &EntryBytes) -> bool {
+    *bytes == [0; ENTRY_BYTES]
+}
+
+/// Up to where the entries were cleared, as the file says.
+pub(super) fn encode_cleared(vault: VaultId, cleared: At) -> Vec<u8> {
+    let mut out = Vec::with_capacity(CLEARED_BYTES);
+    out.put_bytes(&CLEARED_MAGIC);
+    out.put_u16(VERSION);
+    out.put_zeros(2);
+    out.put_bytes(&vault.0);
+    out.put_u64(cleared.number);
+    out.put_bytes(&cleared.digest);
+    put_crc(&mut out, 0);
+    out
+}
+
+/// Reads what [`encode_cleared`] wrote; none if it is damaged, or of another vault.
+pub(super) fn decode_cleared(bytes: &[u8], vault: VaultId) -> Option<At> {
+    const WHAT: &str = "where the chunk index was cleared";
+    if bytes.len() != CLEARED_BYTES {
+        return None;
+    }
+    let mut reader = Reader::new(WHAT, bytes);
+    reader.magic(CLEARED_MAGIC).and_then(|()| reader.version(VERSION)).ok()?;
+    check_crc(WHAT, bytes).ok()?;
+    reader.reserved(2).ok()?;
+    let is_ours = reader.array().ok().map(VaultId) == Some(vault);
+    let at = At { number: reader.u64().ok()?, digest: reader.array().ok()? };
+    (is_ours && at.number <= REGISTER_MAX).then_some(at)
 }
 
 /// The id and location that an entry holds, if it is whole and its log is known.

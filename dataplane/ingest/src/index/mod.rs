@@ -12,16 +12,21 @@
 //! memory: 6 bytes a chunk in open-addressing tables (`table`), under 8 with their free slots, and
 //! a page cache of fixed size.
 //!
+//! What was deleted in the vault is let go of now and then (`clearing`).
+//!
 //! What is useful stays: a chunk that is found shortly before its file goes is written again, and small ones have files of
 //! their own.
 
+mod clearing;
 mod entries;
 mod files;
 mod table;
 
+use clearing::Clearing;
 use entries::{Entries, Fresh, Ring, Scan};
 use farshore_proto::{ChunkId, DecodeError, ErrorKind, VaultId};
 use farshore_vault::Location;
+use farshore_vault::register::{At, Condemned};
 use files::Logs;
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,6 +35,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use table::Table;
 
+pub use clearing::Synced;
 pub use entries::Room;
 
 /// Entries that are inserted for each part of the table that is swept.
@@ -134,6 +140,9 @@ pub struct Index {
     buffer: Vec<u8>,
     /// Entries that went, and the first part of the table that may still speak of them.
     sweeps: Vec<(Range<u32>, usize)>,
+    /// Up to which entry of the vault's register it was cleared.
+    cleared: Option<At>,
+    clearing: Option<Clearing>,
 }
 
 impl Index {
@@ -163,12 +172,18 @@ impl Index {
         // Logs first: its lock keeps others from all files.
         let logs = Logs::open(&dir.join("logs"), vault)?;
         entries::remove(&dir.join("entries"))?;
+        let cleared = clearing::read(dir, vault)?;
+        if cleared.is_none() {
+            // Nobody can tell what of it was deleted since.
+            entries::clear(dir)?;
+        }
         let mut counters = Counters::default();
         let entries = Entries::open((dir, vault), room, &logs, &mut counters)?;
         let table = Table::for_count(entries.count());
         let loading = Some(entries.scan());
-        let (buffer, sweeps) = (Vec::new(), Vec::new());
-        Ok(Self { table, entries, logs, counters, loading, buffer, sweeps })
+        let buffer = Vec::new();
+        let (sweeps, clearing) = (Vec::new(), None);
+        Ok(Self { table, entries, logs, counters, loading, buffer, sweeps, cleared, clearing })
     }
 
     /// Loads a little; false when all is loaded.
@@ -184,6 +199,7 @@ impl Index {
                     match files::decode(bytes, &self.logs) {
                         // Known in a newer file perhaps: that is looked at when somebody asks for it.
                         Some((id, _)) => self.table.insert(&id, entry),
+                        None if files::is_cleared(bytes) => {}
                         None => self.counters.entries_bad += 1,
                     }
                 }
@@ -210,6 +226,7 @@ impl Index {
     pub fn reset(dir: &Path, vault: VaultId) -> Result<Self, IndexError> {
         entries::remove(&dir.join("logs"))?;
         entries::clear(dir)?;
+        clearing::remove(dir)?;
         Self::open(dir, vault)
     }
 
@@ -247,9 +264,9 @@ impl Index {
         self.counters
     }
 
-    /// Looks each id up, in order. A chunk that is known may be missed if its entry cannot be read.
-    pub fn lookup(&mut self, ids: &[ChunkId]) -> Vec<Option<Location>> {
-        let found: Vec<_> = ids.iter().map(|id| self.find(id)).collect();
+    /// Looks each id up, in order, past entries that are refused. A chunk that is known may be missed if its entry cannot be read.
+    pub fn lookup(&mut self, ids: &[ChunkId], refused: &Condemned) -> Vec<Option<Location>> {
+        let found: Vec<_> = ids.iter().map(|id| self.find(id, refused)).collect();
         let mut old = [Vec::new(), Vec::new()];
         for (id, found) in ids.iter().zip(&found) {
             if let Some((entry, location)) = found
@@ -275,13 +292,13 @@ impl Index {
     /// `Unavailable` or `Limit` if the entries cannot be written, `Limit` if there are too many logs.
     /// Some of `chunks` are not known then; the index stays usable.
     pub fn insert(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), IndexError> {
-        let mut seen = BTreeSet::new();
+        let (mut seen, nothing) = (BTreeSet::new(), Condemned::default());
         let mut fresh = [Vec::new(), Vec::new()];
         for (id, location) in chunks {
             if !seen.insert(*id) {
                 continue;
             }
-            let known = self.find(id);
+            let known = self.find(id, &nothing);
             if known.is_none_or(|(_, known)| known != *location) {
                 let old = known.map(|(entry, _)| entry);
                 fresh[Ring::of(location) as usize].push((*id, *location, old));
@@ -301,6 +318,7 @@ impl Index {
                 // The place of the new file is one that was swept; it may be that one.
                 self.sweep(usize::MAX);
                 let gone = self.entries.begin_file(ring)?;
+                self.clearing.iter_mut().for_each(|clearing| clearing.forget(&gone));
                 self.sweeps.push((gone, 0));
             }
             let (now, later) = chunks.split_at(chunks.len().min(self.entries.room_left(ring)));
@@ -325,7 +343,7 @@ impl Index {
     fn sweep(&mut self, parts: usize) {
         for _ in 0..parts {
             let Some((gone, next)) = self.sweeps.last_mut() else { return };
-            if self.table.sweep(*next, gone) {
+            if self.table.sweep(*next, |entry| gone.contains(&entry)) {
                 *next += 1;
             } else {
                 self.sweeps.pop();
@@ -333,15 +351,17 @@ impl Index {
         }
     }
 
-    /// The number and location of the newest entry of `id`.
-    fn find(&mut self, id: &ChunkId) -> Option<(u32, Location)> {
+    /// The number and location of the newest entry of `id` that is not refused.
+    fn find(&mut self, id: &ChunkId, refused: &Condemned) -> Option<(u32, Location)> {
         let mut newest: Option<(u32, Location)> = None;
         for entry in self.table.candidates(id) {
             match self.entries.read(entry, &mut self.counters) {
                 Err(_) => self.counters.read_errors += 1,
                 Ok(None) => {}
                 Ok(Some(bytes)) => match files::decode(&bytes, &self.logs) {
+                    None if files::is_cleared(&bytes) => {}
                     None => self.counters.entries_bad += 1,
+                    Some((_, Location { target, .. })) if refused.contains(&target) => {}
                     Some((found, location)) if found == *id => {
                         let age = |(entry, _): (u32, Location)| self.entries.age(entry);
                         if newest.map(age) < Some(self.entries.age(entry)) {

@@ -11,7 +11,6 @@
 //! by a fifth: 6 bytes / 0.95 × 1.2 is at most 7.6 bytes a chunk.
 
 use farshore_proto::ChunkId;
-use std::ops::Range;
 
 const PART_BITS: u32 = 10;
 const TAG_BITS: u32 = 20;
@@ -107,9 +106,9 @@ impl Part {
         self.slots[at] = new.pack();
     }
 
-    /// Lets go of all entries in `range`; returns how many those were.
-    fn sweep(&mut self, range: &Range<u32>) -> usize {
-        let is_gone = |taken: &Taken| range.contains(&taken.entry);
+    /// Lets go of all entries that are gone; returns how many those were.
+    fn sweep(&mut self, is_gone: &impl Fn(u32) -> bool) -> usize {
+        let is_gone = |taken: &Taken| is_gone(taken.entry);
         let taken = self.slots.iter().filter_map(|slot| Taken::unpack(*slot));
         let gone = taken.filter(is_gone).count();
         if gone > 0 {
@@ -191,10 +190,10 @@ impl Table {
         self.len += 1;
     }
 
-    /// Lets go of the entries in `range` of one part; false if there is no such part.
-    pub(super) fn sweep(&mut self, part: usize, range: &Range<u32>) -> bool {
+    /// Lets go of the entries of one part that are gone; false if there is no such part.
+    pub(super) fn sweep(&mut self, part: usize, is_gone: impl Fn(u32) -> bool) -> bool {
         let Some(part) = self.parts.get_mut(part) else { return false };
-        self.len -= part.sweep(range);
+        self.len -= part.sweep(&is_gone);
         true
     }
 
@@ -283,7 +282,7 @@ mod tests {
         (0..count).for_each(|entry| table.insert(&id(entry.into()), entry));
         let gone = 100_000..200_000;
         let mut part = 0;
-        while table.sweep(part, &gone) {
+        while table.sweep(part, |entry| gone.contains(&entry)) {
             part += 1;
         }
         assert_eq!(table.len(), 200_000);

@@ -3,6 +3,7 @@
 use farshore_ingest::index::{Index, IndexError};
 use farshore_proto::{Attempt, ChunkId, LogId, Slot, Target, VaultId};
 use farshore_vault::Location;
+use farshore_vault::register::Condemned;
 use std::fs;
 use std::path::Path;
 
@@ -26,7 +27,7 @@ fn check_index(dir: &Path, what: &str) -> Option<usize> {
         Err(error) => panic!("{what}: {error}"),
     };
     let ids: Vec<ChunkId> = (0..12).map(|number| chunk(number).0).collect();
-    let found = index.lookup(&ids);
+    let found = index.lookup(&ids, &Condemned::default());
     for (number, found) in (0..).zip(&found) {
         assert!(found.is_none_or(|found| found == chunk(number).1), "{what}: chunk {number}");
     }
@@ -38,10 +39,13 @@ fn check_index(dir: &Path, what: &str) -> Option<usize> {
 fn a_damaged_chunk_index_finds_less_never_elsewhere() {
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let whole: Vec<(ChunkId, Location)> = (0..12).map(chunk).collect();
-    Index::open(dir.path(), VAULT).unwrap().insert(&whole).unwrap();
+    let mut index = Index::open(dir.path(), VAULT).unwrap();
+    index.clear(Condemned::default()).unwrap();
+    index.insert(&whole).unwrap();
+    drop(index);
     assert_eq!(check_index(dir.path(), "whole"), Some(12));
-    let files =
-        ["chunks-0000000000", "logs"].map(|name| (name, fs::read(dir.path().join(name)).unwrap()));
+    let files = ["chunks-0000000000", "logs", "cleared"]
+        .map(|name| (name, fs::read(dir.path().join(name)).unwrap()));
     let restore = || {
         for (name, bytes) in &files {
             fs::write(dir.path().join(name), bytes).unwrap();

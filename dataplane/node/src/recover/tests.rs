@@ -15,6 +15,7 @@ use farshore_proto::segment::SlotWriter;
 use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, Target, VolumeId};
 use farshore_vault::epoch::claim;
 use farshore_vault::log::{PutOutcome, put_segment};
+use farshore_vault::register::Reader;
 use farshore_vault::{Access, Location, Store, runs};
 
 const THEIRS: LogId = LogId([1; 16]);
@@ -57,7 +58,7 @@ async fn recovered(vault: &Vault, dir: &Path, incarnation: u64, dedup: &Dedup) -
     let state = State { vault: vault.id().into(), incarnation, logs: vec![OURS.into()] };
     let logs = Logs::new(state, dir);
     let threads = tokio::runtime::Handle::current();
-    let register = &Register::new(vault.clone(), threads, dedup.clone());
+    let register = &Register::new(vault.clone(), threads, dedup.clone(), Ok(Reader::default()));
     let place = Place { vault, logs: &logs, register, shard: 0, journal: &dir.join("journal") };
     recover(&place, incarnation).await.unwrap()
 }
@@ -77,7 +78,7 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     let (built, theirs) = commit(&vault, THEIRS, 1).await;
     let attempt = built.header.attempt();
     first.built(Target { log: THEIRS, slot: Slot(0), attempt }, &built.table);
-    assert!(first.take_fresh().await.is_empty(), "not committed yet");
+    assert!(first.take_fresh().await.chunks.is_empty(), "not committed yet");
     first.committed(THEIRS, Slot(0));
     first.wait_fresh(10).await;
     assert_eq!(runs::write(&vault, 1, &first.take_fresh().await).await.unwrap(), 1);
@@ -85,7 +86,7 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     let (_, ours) = commit(&vault, OURS, 100).await;
     let second = dedup(&dir.path().join("b"), &vault);
     learn(&vault, &second, &mut Learnt::open(&dir.path().join("b/index"), 0)).await;
-    assert!(second.take_fresh().await.is_empty(), "what is in a run needs no other");
+    assert!(second.take_fresh().await.chunks.is_empty(), "what is in a run needs no other");
     let journal = dir.path().join("journal");
     std::fs::create_dir(&journal).unwrap();
     let recovery = recovered(&vault, dir.path(), 1, &second).await;
@@ -95,7 +96,7 @@ async fn an_emptied_index_finds_duplicates_of_all_nodes_through_runs() {
     assert!(is_in(THEIRS, &second.lookup(OURS, theirs.clone()).await));
     assert!(is_in(OURS, &second.lookup(OURS, ours.clone()).await));
     assert_eq!(second.len().await, 20);
-    assert_eq!(second.take_fresh().await.len(), 10, "its own chunks were in no run");
+    assert_eq!(second.take_fresh().await.chunks.len(), 10, "its own chunks were in no run");
 }
 
 /// S25: the store lost the end of a log, or was set back; the log went on with other segments.
@@ -111,7 +112,7 @@ async fn what_the_store_lost_is_not_referred_to_though_the_index_knows_it() {
         first.committed(log, Slot(0));
     }
     let known = first.take_fresh().await;
-    let ids: Vec<ChunkId> = known.iter().map(|(id, _)| *id).collect();
+    let ids: Vec<ChunkId> = known.chunks.iter().map(|(id, _)| *id).collect();
     assert!(first.lookup(OURS, ids.clone()).await.iter().all(Option::is_some));
     let file = |log: LogId| {
         let name = farshore_vault::layout::ObjectName::slot(log, Slot(0));
@@ -164,7 +165,7 @@ async fn a_log_is_gone_on_with_though_the_register_is_damaged() {
     let start = async |incarnation, dedup: &Dedup| {
         let logs = Logs::new(state(incarnation), dir.path());
         let threads = tokio::runtime::Handle::current();
-        let register = &Register::new(vault.clone(), threads, dedup.clone());
+        let register = &Register::new(vault.clone(), threads, dedup.clone(), Ok(Reader::default()));
         let place = Place { vault: &vault, logs: &logs, register, shard: 0, journal: &journal };
         let recovery = recover(&place, incarnation).await?;
         register.begin(recovery.opening.ledger.register()).await?;

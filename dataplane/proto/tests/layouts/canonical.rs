@@ -291,10 +291,9 @@ fn read_frame(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
 
 #[test]
 fn a_list_of_targets_has_each_once_and_in_the_order_of_its_chunks() {
-    // The list is two targets of 32 bytes; behind the head of their section then what is in them: how long a
-    // record is, and where its target is in it.
-    for (name, stride, at) in [("map page", 28, 0), ("index run body", 44, 32)] {
-        let list = 16;
+    // The list is two targets of 32 bytes; behind the head of their section then what is in them: where the list is, how
+    // long a record is, and where its target is in it.
+    for (name, list, stride, at) in [("map page", 16, 28, 0), ("index run body", 40, 44, 32)] {
         let layout = layout(name);
         let good = &layout.good;
         let set_target = |bytes: &mut [u8], record: usize, target: u8| {
@@ -401,7 +400,7 @@ fn no_layout_holds_a_slot_without_others_behind_it() {
         ("table", SPAN + 40, true),
         ("map body", 16 + 16, false),
         ("map page", 16 + 16, false),
-        ("index run body", 16 + 16, false),
+        ("index run body", 16 + 8 + 16 + 16, false),
         ("base body", bases::HEAD + 112, false),
         ("register body", REGISTER_TARGETS + 32 + 16, false),
     ] {

@@ -421,7 +421,7 @@ pub(crate) fn index_run_object() -> Vec<u8> {
 }
 
 pub(crate) fn index_run() -> IndexRun {
-    IndexRun { chunks: stored_chunks() }
+    IndexRun { applied: 7, chunks: stored_chunks() }
 }
 
 pub(crate) fn checkpoint_object() -> Vec<u8> {

@@ -92,10 +92,17 @@ fn shape() -> Shape {
     Shape { page_runs: 3, part_bytes: 500, layer_runs: 20, unmarked: 1, smallest: 2 }
 }
 
+/// What who begins now refers to no more.
+async fn refused(vault: &Vault) -> BTreeSet<Target> {
+    let mut reader = register::Reader::default();
+    reader.refresh(vault).await.unwrap();
+    reader.condemned().targets().copied().collect()
+}
+
 /// Applies the register, as a node does: nothing that is condemned is referred to from the next segment on.
 async fn apply(world: &mut World, log: usize) {
     let entry = register::newest(&world.vault, 0).await.unwrap();
-    let condemned = register::condemned(&world.vault, &entry.state).await.unwrap();
+    let condemned = refused(&world.vault).await;
     world.logs[log].refused.extend(condemned);
     world.logs[log].register = entry.number;
 }
@@ -341,7 +348,7 @@ fn what_is_needed_is_found_while_a_base_and_a_horizon_move() {
 async fn while_a_base_and_a_horizon_move() {
     let mut world = condemned().await;
     let entry = register::newest(&world.vault, 0).await.unwrap();
-    let target = register::condemned(&world.vault, &entry.state).await.unwrap();
+    let target = refused(&world.vault).await;
     put(&mut world, 16, 1000).await;
     let folder = world.folder.path().to_owned();
     let before = files(&folder);
@@ -619,7 +626,7 @@ async fn what_a_sealed_log_in_no_register_refers_to_is_needed() {
     let entry = register::newest(&world.vault, 0).await.unwrap();
     let mut unborn = entry.clone();
     unborn.state.logs.remove(&world.logs[1].id);
-    let target = register::condemned(&world.vault, &entry.state).await.unwrap();
+    let target = refused(&world.vault).await;
     assert!(
         target
             .is_subset(&needed(&world.vault, &unborn, &[world.logs[1].id]).await.unwrap().targets)

@@ -19,6 +19,18 @@ fn verdict(of: u64, slots: impl IntoIterator<Item = u64>) -> Statement {
     Statement::Verdict { of, targets: targets(slots) }
 }
 
+/// All that a reader refuses.
+fn refused(reader: &Reader) -> BTreeSet<Target> {
+    reader.condemned().targets().copied().collect()
+}
+
+/// All that is condemned for who has nothing that was learnt before.
+async fn condemned(vault: &Vault) -> BTreeSet<Target> {
+    let mut reader = Reader::default();
+    reader.refresh(vault).await.unwrap();
+    refused(&reader)
+}
+
 /// A vault with these entries in its register.
 async fn world(statements: impl IntoIterator<Item = Statement>) -> World {
     let world = World::new(1, 1).await;
@@ -68,9 +80,10 @@ async fn each_entry_is_made_behind_the_one_before_and_the_newest_says_all() {
     }
     assert_eq!(before.state.logs, [(log(2), 3)].into());
     assert_eq!(before.state.open, [(2, Some(4)), (6, None)].into());
-    assert_eq!(condemned(vault, &before.state).await.unwrap(), targets([2, 9]));
+    assert_eq!(condemned(vault).await, targets([2, 9]));
     let swept = append(vault, 0, Statement::Swept { of: 2 }).await.unwrap();
-    assert_eq!(condemned(vault, &swept.state).await.unwrap(), targets([9]));
+    assert_eq!(swept.state.open, [(6, None)].into());
+    assert_eq!(condemned(vault).await, targets([9]));
 }
 
 #[tokio::test]
@@ -199,12 +212,11 @@ async fn a_reader_reads_what_is_condemned_only_once() {
         };
         counted.trail().iter().filter(|entry| is_it(entry)).count()
     };
-    let condemned = |reader: &Reader| reader.condemned().collect::<BTreeSet<_>>();
-    assert_eq!((reader.newest().number, condemned(&reader)), (3, targets([1, 2, 3, 9])));
+    assert_eq!((reader.newest().number, refused(&reader)), (3, targets([1, 2, 3, 9])));
     let before = read(2);
     append(&world.vault, 0, verdict(3, [])).await.unwrap();
     assert!(reader.refresh(&vault).await.unwrap());
-    assert_eq!((reader.newest().number, condemned(&reader)), (4, targets(1..4)));
+    assert_eq!((reader.newest().number, refused(&reader)), (4, targets(1..4)));
     assert_eq!(read(2), before, "it was read");
     assert!(!reader.refresh(&vault).await.unwrap(), "there is nothing new");
     // What cannot be read changes nothing.
@@ -212,34 +224,138 @@ async fn a_reader_reads_what_is_condemned_only_once() {
     let (kept, bytes) = (file(&world, 5), std::fs::read(file(&world, 5)).unwrap());
     std::fs::write(&kept, &bytes[1..]).unwrap();
     reader.refresh(&vault).await.unwrap_err();
-    assert_eq!((reader.newest().number, condemned(&reader)), (4, targets(1..4)));
+    assert_eq!((reader.newest().number, refused(&reader)), (4, targets(1..4)));
     std::fs::write(&kept, bytes).unwrap();
     assert_eq!(reader.bear(&vault, log(4)).await.unwrap(), 6);
-    assert_eq!((reader.newest().number, condemned(&reader)), (6, targets([1])));
+    assert_eq!((reader.newest().number, refused(&reader)), (6, targets([1])));
     assert_eq!(reader.bear(&vault, log(4)).await.unwrap(), 6);
     // What was swept may come back: it is refused for as long as the reader lives.
     append(&world.vault, 0, Statement::Swept { of: 2 }).await.unwrap();
     append(&world.vault, 0, Statement::Swept { of: 3 }).await.unwrap();
     assert!(reader.refresh(&vault).await.unwrap());
-    assert_eq!((reader.newest().number, condemned(&reader)), (8, targets([1])));
-    // One that it never saw the verdict on is refused as a whole.
+    assert_eq!((reader.newest().number, refused(&reader)), (8, targets([1])));
+    // Of one that it never saw the verdict on it refuses what that names.
     append(&world.vault, 0, condemnation([20, 21])).await.unwrap();
     reader.refresh(&vault).await.unwrap();
     append(&world.vault, 0, verdict(9, [21])).await.unwrap();
     append(&world.vault, 0, Statement::Swept { of: 9 }).await.unwrap();
     reader.refresh(&vault).await.unwrap();
-    assert_eq!(condemned(&reader), targets([1, 20, 21]));
+    assert_eq!(refused(&reader), targets([1, 21]));
     // Condemned, judged and swept between two looks: a stopped reader's log was sealed, nobody waited for it.
     append(&world.vault, 0, condemnation([30, 31])).await.unwrap();
     append(&world.vault, 0, verdict(12, [30])).await.unwrap();
     append(&world.vault, 0, Statement::Swept { of: 12 }).await.unwrap();
     assert!(reader.refresh(&vault).await.unwrap());
-    assert_eq!(condemned(&reader), targets([1, 20, 21, 30]));
+    assert_eq!(refused(&reader), targets([1, 21, 30]));
     // Another entry under a number that was read.
     std::fs::remove_file(file(&world, 14)).unwrap();
     append(&world.vault, 0, Statement::Birth(log(9))).await.unwrap();
     let error = reader.refresh(&vault).await.unwrap_err();
     assert!(matches!(error, VaultError::Register { .. }), "{error}");
+}
+
+/// A register in which 1, 3, 5 and 7 were swept: by entries 3, 6, 9 and 12.
+fn swept() -> Vec<Statement> {
+    let pass = |n: u64| {
+        let of = 3 * n + 2;
+        [condemnation([2 * n + 1, 99]), verdict(of, [2 * n + 1]), Statement::Swept { of }]
+    };
+    let passes = (0..4).flat_map(pass);
+    [Statement::Birth(log(1))].into_iter().chain(passes).collect()
+}
+
+/// Who has what was learnt before knows all that verdicts named since, and nothing before that needs to be.
+#[tokio::test]
+async fn a_reader_behind_an_entry_refuses_what_verdicts_behind_it_name() {
+    let world = world(swept()).await;
+    for (cleared, known) in [
+        (0, vec![1, 3, 5, 7]),
+        (1, vec![1, 3, 5, 7]),
+        (2, vec![1, 3, 5, 7]),
+        (3, vec![3, 5, 7]),
+        (5, vec![3, 5, 7]),
+        (6, vec![5, 7]),
+        (12, vec![]),
+        (13, vec![]),
+    ] {
+        let at = match cleared {
+            0 => At::default(),
+            number => read(&world.vault, number).await.unwrap().at(),
+        };
+        let reader = Reader::behind(&world.vault, at).await.unwrap();
+        assert_eq!(refused(&reader), targets(known), "behind {cleared}");
+        assert_eq!(reader.newest().number, 13);
+    }
+    // What is open is refused, behind whichever entry.
+    append(&world.vault, 0, condemnation([50, 51])).await.unwrap();
+    let at = append(&world.vault, 0, verdict(14, [51])).await.unwrap().at();
+    let mut reader = Reader::behind(&world.vault, at).await.unwrap();
+    assert_eq!(reader.condemned().judged, targets([51]).into_iter().collect());
+    // Once it is swept, who was cleared of it has nothing of it.
+    append(&world.vault, 0, Statement::Swept { of: 14 }).await.unwrap();
+    assert!(reader.refresh(&world.vault).await.unwrap());
+    assert_eq!(refused(&reader), targets([]));
+}
+
+#[tokio::test]
+async fn what_was_swept_is_let_go_of_once_nothing_that_was_learnt_names_it() {
+    let world = world(swept()).await;
+    let mut reader = Reader::behind(&world.vault, At::default()).await.unwrap();
+    for (cleared, known) in [(2, vec![1, 3, 5, 7]), (6, vec![5, 7]), (4, vec![5, 7]), (13, vec![])]
+    {
+        reader.cleared(cleared);
+        assert_eq!(refused(&reader), targets(known), "{cleared}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_behind_an_entry_notices_another_one_and_one_that_is_missing() {
+    let world = world(swept()).await;
+    let at = read(&world.vault, 3).await.unwrap().at();
+    let other = At { digest: [7; 32], ..at };
+    for at in [other, At { number: 13, ..other }, At { number: 14, ..at }, At { number: 40, ..at }]
+    {
+        let error = Reader::behind(&world.vault, at).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{at:?}: {error}");
+    }
+    std::fs::remove_file(file(&world, 9)).unwrap();
+    let error = Reader::behind(&world.vault, at).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains("gc/0000000009"), "{error}");
+    let behind = read(&world.vault, 10).await.unwrap().at();
+    let reader = Reader::behind(&world.vault, behind).await.unwrap();
+    assert_eq!(refused(&reader), targets([7]));
+}
+
+#[tokio::test]
+async fn what_verdicts_name_is_read_for_any_stretch_once() {
+    let world = world(swept()).await;
+    let (vault, counted) = through(&world);
+    let mut judged = Judged::default();
+    let mut steps = 0;
+    for (behind, to, known) in [
+        (8, 8, vec![]),
+        (6, 9, vec![5]),
+        (7, 8, vec![5]),
+        (3, 9, vec![3, 5]),
+        (10, 12, vec![3, 5, 7]),
+        (0, 13, vec![1, 3, 5, 7]),
+    ] {
+        judged.reach(&vault, behind, to).await.unwrap();
+        let found = (0..100).filter(|slot| judged.contains(targets([*slot]).first().unwrap()));
+        assert_eq!(found.collect::<Vec<_>>(), known, "behind {behind} to {to}");
+        steps += 1;
+    }
+    assert_eq!((steps, counted.trail().len()), (6, 13), "each entry is read once");
+    // Apart from what was read: what lies between is read, too.
+    let mut judged = Judged::default();
+    judged.reach(&vault, 0, 3).await.unwrap();
+    judged.reach(&vault, 8, 9).await.unwrap();
+    assert!(judged.contains(targets([3]).first().unwrap()));
+    let error = judged.reach(&vault, 0, 14).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    let error = judged.reach(&vault, 0, 1 << 20).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
 }
 
 /// The problems of a vault, each with its object.

@@ -28,27 +28,33 @@ const LEVEL: i32 = 1;
 /// The largest number of a run.
 const NUMBER_MAX: u64 = (1 << 48) - 1;
 
+/// What a run says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Run {
+    /// No verdict of the vault's register up to this entry names a segment of it: its writer had applied that.
+    pub applied: u64,
+    /// Chunks of committed segments.
+    pub chunks: Vec<(ChunkId, Location)>,
+}
+
 /// A run that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Read {
     /// Which.
     pub run: RunId,
-    /// Its chunks; none if it does not open.
-    pub chunks: Option<Vec<(ChunkId, Location)>>,
+    /// What it says; nothing if it does not open.
+    pub said: Option<Run>,
 }
 
-/// Writes chunks of committed segments as one or more runs with number `number`; returns how many.
+/// Writes what is known of chunks as one or more runs with number `number`; returns how many.
 ///
 /// Of two equal ids the first counts.
 ///
 /// # Errors
 /// `Unavailable` (also when full: `is_no_space`). Runs written before stay: writing the chunks
 /// again does no harm.
-pub async fn write(
-    vault: &Vault,
-    number: u64,
-    chunks: &[(ChunkId, Location)],
-) -> Result<usize, VaultError> {
+pub async fn write(vault: &Vault, number: u64, known: &Run) -> Result<usize, VaultError> {
+    let Run { applied, chunks } = known;
     let mut all: Vec<StoredChunk> = chunks
         .iter()
         .map(|(id, Location { target, chunk, blocks })| StoredChunk {
@@ -63,7 +69,7 @@ pub async fn write(
     let parts = all.chunks(INDEX_RUN_CHUNKS_MAX);
     let runs = parts.len();
     for part in parts {
-        put(vault, number, IndexRun { chunks: part.to_vec() }).await?;
+        put(vault, number, IndexRun { applied: *applied, chunks: part.to_vec() }).await?;
     }
     Ok(runs)
 }
@@ -125,12 +131,15 @@ pub fn read(
 ) -> impl Stream<Item = Result<Read, VaultError>> {
     let reads = runs.into_iter().map(move |run| async move {
         match open(vault, run).await {
-            Ok(body) => Ok(Read { run, chunks: Some(body.chunks.iter().map(located).collect()) }),
+            Ok(IndexRun { applied, chunks }) => {
+                let chunks = chunks.iter().map(located).collect();
+                Ok(Read { run, said: Some(Run { applied, chunks }) })
+            }
             Err(error) if error.is_unavailable() => Err(error),
             Err(error) => {
                 let object = ObjectName::index_run(run);
                 tracing::warn!(%object, %error, "an index run cannot be used; its chunks may be stored again");
-                Ok(Read { run, chunks: None })
+                Ok(Read { run, said: None })
             }
         }
     });

@@ -4,6 +4,11 @@ use crate::verify::verify;
 use farshore_proto::{Attempt, LogId, Slot, Target};
 use std::fs;
 
+/// What a writer says that has applied four entries of the register.
+fn said(chunks: &[(ChunkId, Location)]) -> Run {
+    Run { applied: 4, chunks: chunks.to_vec() }
+}
+
 fn chunks(count: u32) -> Vec<(ChunkId, Location)> {
     let chunk = |n: u32| {
         let mut id = [0; 32];
@@ -21,23 +26,26 @@ async fn all(vault: &Vault) -> (usize, usize, Vec<(ChunkId, Location)>) {
     let runs = list(vault, None).await.unwrap();
     let read: Vec<Read> = read(vault, runs).try_collect().await.unwrap();
     let (opened, skipped): (Vec<Read>, Vec<Read>) =
-        read.into_iter().partition(|read| read.chunks.is_some());
-    let mut found: Vec<_> = opened.iter().flat_map(|read| read.chunks.clone().unwrap()).collect();
+        read.into_iter().partition(|read| read.said.is_some());
+    let said: Vec<Run> = opened.into_iter().filter_map(|read| read.said).collect();
+    let opened = said.len();
+    assert!(said.iter().all(|run| run.applied == 4), "what its writer had applied");
+    let mut found: Vec<_> = said.into_iter().flat_map(|run| run.chunks).collect();
     found.sort_by_key(|(id, _)| *id);
-    (opened.len(), skipped.len(), found)
+    (opened, skipped.len(), found)
 }
 
 #[tokio::test]
 async fn what_is_written_is_loaded() {
     let world = World::new(1, 1).await;
     assert_eq!(all(&world.vault).await, (0, 0, Vec::new()));
-    assert_eq!(write(&world.vault, 1, &[]).await.unwrap(), 0);
+    assert_eq!(write(&world.vault, 1, &said(&[])).await.unwrap(), 0);
     let mut written = chunks(3000);
-    assert_eq!(write(&world.vault, 1, &written[..1000]).await.unwrap(), 1);
+    assert_eq!(write(&world.vault, 1, &said(&written[..1000])).await.unwrap(), 1);
     // The first of two equal ids counts.
     let mut twice = written[1000..].to_vec();
     twice.push((written[1500].0, Location { chunk: 9_999, ..written[1500].1 }));
-    assert_eq!(write(&world.vault, 1, &twice).await.unwrap(), 1);
+    assert_eq!(write(&world.vault, 1, &said(&twice)).await.unwrap(), 1);
     written.sort_by_key(|(id, _)| *id);
     let (opened, skipped, found) = all(&world.vault).await;
     assert!(found == written);
@@ -48,7 +56,7 @@ async fn what_is_written_is_loaded() {
 async fn more_than_one_run_holds_is_written_as_several() {
     let world = World::new(1, 1).await;
     let count = u32::try_from(INDEX_RUN_CHUNKS_MAX).unwrap() + 10;
-    assert_eq!(write(&world.vault, 1, &chunks(count)).await.unwrap(), 2);
+    assert_eq!(write(&world.vault, 1, &said(&chunks(count))).await.unwrap(), 2);
     let (opened, _, found) = all(&world.vault).await;
     assert_eq!((opened, found.len()), (2, count as usize));
 }
@@ -56,8 +64,8 @@ async fn more_than_one_run_holds_is_written_as_several() {
 #[tokio::test]
 async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
     let (world, other) = (World::new(1, 1).await, World::new(1, 1).await);
-    write(&world.vault, 1, &chunks(500)).await.unwrap();
-    write(&other.vault, 1, &chunks(500)).await.unwrap();
+    write(&world.vault, 1, &said(&chunks(500))).await.unwrap();
+    write(&other.vault, 1, &said(&chunks(500))).await.unwrap();
     let run = *list(&world.vault, None).await.unwrap().first().unwrap();
     let theirs = *list(&other.vault, None).await.unwrap().first().unwrap();
     let file = world.file(&ObjectName::index_run(run));
@@ -91,7 +99,7 @@ async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
 async fn only_runs_from_a_number_on_are_listed() {
     let world = World::new(1, 1).await;
     for number in [7, 300, 301, 301, 70_000] {
-        write(&world.vault, number, &chunks(5)).await.unwrap();
+        write(&world.vault, number, &said(&chunks(5))).await.unwrap();
     }
     // Of a writer that knew no numbers, with a name behind all others.
     let unnumbered = RunId([0xff; 16]);

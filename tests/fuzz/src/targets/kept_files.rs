@@ -22,10 +22,11 @@ use farshore_proto::{
     Attempt, BlockRange, ChunkId, LogId, MarkKind, PointId, Seq, Slot, Target, VaultId, VolumeId,
 };
 use farshore_vault::Location;
+use farshore_vault::register::Condemned;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tempfile::TempDir;
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -55,6 +56,19 @@ fn known() -> [(ChunkId, Location); 3] {
     ]
 }
 
+/// The file that says that the others are of use.
+const CLEARED: &str = "cleared";
+
+fn cleared() -> &'static [u8] {
+    static CLEARED_BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    CLEARED_BYTES.get_or_init(|| {
+        let folder = folder();
+        let mut index = Index::open(folder.path(), VAULT).expect("a new index");
+        index.clear(Condemned::default()).expect("there is nothing to clear");
+        fs::read(folder.path().join(CLEARED)).expect("it was made")
+    })
+}
+
 /// The first file of ordinary chunks.
 const CHUNKS: &str = "chunks-0000000000";
 
@@ -74,14 +88,16 @@ fn index_of(logs: &[u8], entries: &[u8]) {
     let folder = folder();
     fs::write(folder.path().join("logs"), logs).expect("written");
     fs::write(folder.path().join(CHUNKS), entries).expect("written");
+    fs::write(folder.path().join(CLEARED), cleared()).expect("written");
     let Ok(mut index) = Index::open(folder.path(), VAULT) else { return };
     let is_head = |bytes: &[u8], length: usize| {
         bytes.is_empty()
             || bytes.get(24..length - 4).is_some_and(|zeros| zeros.iter().all(|b| *b == 0))
     };
     assert!(is_head(logs, LOGS_HEADER_BYTES) && is_head(entries, ENTRIES_HEADER_BYTES));
+    let refused = Condemned::default();
     for (id, location) in known() {
-        for found in index.lookup(&[id]).into_iter().flatten() {
+        for found in index.lookup(&[id], &refused).into_iter().flatten() {
             assert_eq!(found, location, "a place that nobody noted");
             taken();
         }
@@ -89,7 +105,13 @@ fn index_of(logs: &[u8], entries: &[u8]) {
     // Whatever it made of the files, it goes on from there.
     let more = (ChunkId([0x84; 32]), known()[0].1);
     if index.insert(&[more]).is_ok() {
-        assert_eq!(index.lookup(&[more.0]), [Some(more.1)]);
+        assert_eq!(index.lookup(&[more.0], &refused), [Some(more.1)]);
+    }
+    // Nor does it matter what of it is let go of.
+    let judged = [known()[0].1.target].into();
+    let condemned = Condemned { judged, ..Condemned::default() };
+    if index.clear(condemned).is_ok() {
+        assert_eq!(index.lookup(&[known()[0].0, more.0], &refused), [None; 2]);
     }
 }
 

@@ -28,18 +28,17 @@ use farshore_engine::shard::{Input, Settings};
 use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd};
 use farshore_ingest::claim::SealedLogs;
+use farshore_ingest::dedup::MemoryIndex;
 use farshore_ingest::journal::{JournalWriter, Written};
 use farshore_ingest::sight::{Sighting, look};
-use farshore_proto::{ChunkId, LogId, Seq, Slot, Stamp, VolumeId};
-use farshore_vault::Location;
+use farshore_proto::{LogId, Seq, Slot, Stamp, VolumeId};
 use farshore_vault::map;
-use farshore_vault::register::Reader;
 use journal::SimJournal;
-use register::Born;
+use register::{Born, Register};
 use session::Sessions;
 use shard::Shard;
 use start::Starting;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +48,7 @@ const REPORT: Duration = Duration::from_secs(1);
 const REPORT_VOLUMES_MAX: usize = 2;
 
 /// What the shards know of the vault's chunks.
-type Known = farshore_ingest::dedup::Known<HashMap<ChunkId, Location>>;
+type Known = farshore_ingest::dedup::Known<MemoryIndex>;
 
 /// What happens to a node.
 #[derive(Debug)]
@@ -62,8 +61,10 @@ pub enum Event {
     LogRead(start::LogRead),
     /// A new log was born, or not.
     Born(Born),
+    /// A start has read the vault's register, or not.
+    Opened(register::Opened),
     /// The vault's register was read; nothing: it is to be.
-    Register(Option<Box<Reader>>),
+    Register(Option<register::Read>),
     /// A claim ended.
     Claimed {
         /// Its number.
@@ -146,7 +147,7 @@ struct Kept {
     incarnation: u64,
     logs: Vec<LogId>,
     /// The chunk index: never synced, so a power cut may take it.
-    index: HashMap<ChunkId, Location>,
+    index: MemoryIndex,
 }
 
 /// The worst of moments to die.
@@ -190,7 +191,7 @@ struct Running {
     /// Since which look which generations of an agent's certificates are over: for the oracle.
     over: BTreeMap<usize, (u64, u64)>,
     doom: Option<Doom>,
-    register: Box<Reader>,
+    register: Register,
     /// The highest number of the register that its logs state.
     least: u64,
 }
@@ -350,7 +351,7 @@ impl Node {
     pub fn cut_power(&mut self, rng: &mut fastrand::Rng) {
         self.files.cut_power(rng);
         if rng.bool() {
-            self.kept.index.clear();
+            self.kept.index = MemoryIndex::default();
         }
     }
 
@@ -391,6 +392,7 @@ impl Node {
     pub fn handle(&mut self, world: &mut World, event: Event) {
         let event = match event {
             Event::Born(born) if self.is_starting() => return self.log_born(world, born),
+            Event::Opened(opened) => return self.register_opened(world, opened),
             event => event,
         };
         if let Event::LogRead(read) = event {
@@ -443,8 +445,9 @@ impl Turn<'_> {
             Event::Assignments(told) => self.assigned(told)?,
             Event::Net(arrival) => self.arrived(arrival)?,
             Event::LogRead(_) => {}
-            Event::Born(born) => self.born(born)?,
-            Event::Register(Some(reader)) => self.register_read(reader)?,
+            Event::Born(born) => self.born(&born)?,
+            Event::Opened(_) => {}
+            Event::Register(Some(read)) => self.register_read(&read)?,
             Event::Register(None) => self.read_register(),
             Event::Claimed { number, end } => {
                 self.step_claims(claims::Input::Ended { number, end })?;

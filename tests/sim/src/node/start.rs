@@ -1,7 +1,7 @@
 //! A start: what [`farshore_engine::tenure`] asks for, one shard after the other.
 
 use super::journal::{self, SimJournal};
-use super::register::bear;
+use super::register::{Register, bear};
 use super::session::Sessions;
 use super::shard::Shard;
 use super::{
@@ -45,12 +45,15 @@ const REPORT: Duration = Duration::from_secs(1);
 /// Claims that are under way at the same time: few, so that some wait.
 const CLAIMS_AT_ONCE: usize = 2;
 const CLAIMS_WAITING_MAX: usize = 8;
+/// Segments named by verdicts that make an index be cleared: few.
+const CLEARED_AT: usize = 6;
 
 /// A node that reads its logs.
 #[derive(Debug)]
 pub(super) struct Starting {
     pub(super) assignments: BTreeMap<usize, Assignment>,
     pub(super) known: Known,
+    pub(super) register: Register,
     /// Of the shard whose turn it is.
     tenure: Tenure,
     replayed: Vec<Replayed>,
@@ -79,16 +82,17 @@ impl Node {
         self.kept.incarnation += 1;
         self.state = State::Starting(Box::new(Starting {
             assignments: world.control.told(self.process()),
-            known: Known::new(std::mem::take(&mut self.kept.index)),
+            known: Known::new(std::mem::take(&mut self.kept.index)).clearing_at(CLEARED_AT),
+            register: Register::default(),
             tenure: Tenure::default(),
             replayed: Vec::new(),
             begun: Vec::new(),
         }));
-        self.begin_next(world);
+        self.open_register(world);
     }
 
     /// Goes on with the next shard, or serves if there is none.
-    fn begin_next(&mut self, world: &mut World) {
+    pub(super) fn begin_next(&mut self, world: &mut World) {
         let State::Starting(starting) = &mut self.state else { return };
         let shard = starting.begun.len();
         match self.kept.logs.get(shard) {
@@ -148,8 +152,10 @@ impl Node {
                 }
                 Some(Output::ReadLog { log, incarnation, journaled }) => {
                     let (vault, number) = (world.store.vault(), self.number);
+                    let register = Register::clone(&starting.register);
                     world.spawn(self.process(), async move {
-                        let read = read_log(&vault, log, incarnation, &journaled).await;
+                        let place = (&vault, &register, log);
+                        let read = read_log(place, incarnation, &journaled).await;
                         world::Event::Node(number, Event::LogRead(read))
                     });
                     Ok(())
@@ -215,7 +221,7 @@ impl Node {
     /// All logs are ready.
     fn serve(&mut self, world: &mut World) {
         let State::Starting(starting) = std::mem::take(&mut self.state) else { return };
-        let Starting { assignments, known, begun, .. } = *starting;
+        let Starting { assignments, known, register, begun, .. } = *starting;
         let settings = draw_settings(&mut world.rng);
         let patience = draw_patience(&mut world.rng);
         let vault = world.store.vault();
@@ -245,7 +251,7 @@ impl Node {
             looks: 0,
             over: BTreeMap::new(),
             doom: None,
-            register: Box::default(),
+            register,
             least: openings.iter().map(|(it, _)| it.ledger.register()).max().unwrap_or(0),
         });
         let (number, files, logs) = (self.number, &self.files, &mut self.kept.logs);
@@ -383,8 +389,7 @@ fn draw_log(world: &mut World) -> LogId {
 }
 
 async fn read_log(
-    vault: &Vault,
-    log: LogId,
+    (vault, register, log): (&Vault, &Register, LogId),
     incarnation: u64,
     journaled: &BTreeSet<VolumeId>,
 ) -> LogRead {
@@ -392,7 +397,7 @@ async fn read_log(
     // Before anything is put; one that is sealed is written no more.
     let end = find_end(vault, log, Slot(0)).await.map_err(|error| error.to_string())?;
     if !end.is_sealed {
-        bear(vault, log).await?;
+        bear(vault, register, log).await?;
     }
     let learn = |target: Target, table: &Table| tables.push((target, table.clone()));
     let found = recover(vault, log, incarnation, journaled, learn).await;
