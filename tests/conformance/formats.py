@@ -351,7 +351,7 @@ def open_small(ring: Keyring, place: Place, data: bytes, raw_most: int = 2**16) 
 
 
 class Epoch(NamedTuple):
-    """epoch.md, layout: head, label, how the epoch before ended (slot, kind), and base (volume, ordinal, seq)."""
+    """epoch.md, layout: head, label, how the epoch before ended (slot, kind), and base (volume, ordinal, seq, point)."""
 
     ordinal: int
     epoch: int
@@ -369,7 +369,7 @@ END_SEAL, END_RELEASE, END_WORD, END_UNWRITTEN = 1, 2, 3, 4
 
 def epoch_body(name: str, ordinal: int, body: bytes) -> Epoch:
     """epoch.md, layout."""
-    found = sections(name, 160, body, {1: (56, 1), 2: (1, 128), 3: (16, 1), 4: (32, 1)})
+    found = sections(name, 160, body, {1: (56, 1), 2: (1, 128), 3: (16, 1), 4: (48, 1)})
     if 1 not in found:
         raise damaged(name, 160, "there is no head")
     epoch, log, first_slot, first_seq, size, _ = struct.unpack("<Q16sQQQ8s", found[1][0])
@@ -386,7 +386,7 @@ def epoch_body(name: str, ordinal: int, body: bytes) -> Epoch:
     if (ended is not None) != (ordinal > 1):
         raise damaged(name, 160, "end of the epoch before")
     for record in found.get(4, []):
-        volume, base_ordinal, seq = base = struct.unpack("<16sQQ", record)
+        volume, base_ordinal, seq, point = base = struct.unpack("<16sQQ16s", record)
         if not base_ordinal or not 1 <= seq <= SEQ_MAX:
             raise damaged(name, 160, "base")
     return Epoch(ordinal, epoch, log, first_slot, first_seq, size, text(name, 160, found.get(2, [])), ended, base)

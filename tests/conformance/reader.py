@@ -572,10 +572,10 @@ class Vault:
 
     def based(self, volume: bytes, epoch: Epoch, depth: int) -> tuple[Point, Extents]:
         """epoch.md, branches: what an epoch with a base begins with."""
-        of, ordinal, seq = epoch.base
+        of, ordinal, seq, wanted = epoch.base
         place = formats.epoch_place(volume, epoch.ordinal)
-        broken = Refusal(DAMAGED, f"object {place.name} goes on from place {ordinal}-{seq} of volume {uid(of)}, "
-                                  "which is not there, or is no point")
+        broken = Refusal(DAMAGED, f"object {place.name} goes on from point {uid(wanted)} at place {ordinal}-{seq} of "
+                                  f"volume {uid(of)}, which is not there")
         epochs = self.epochs(of)[0]
         if depth >= BASES or ordinal > len(epochs) or (of == volume and ordinal >= epoch.ordinal):
             raise broken
@@ -585,7 +585,7 @@ class Vault:
             if refusal.code not in (DAMAGED, ABSENT):
                 raise
             raise broken from refusal
-        if point.epoch.size > epoch.size:
+        if point.mark.point != wanted or point.epoch.size > epoch.size:
             raise broken
         return point, extents
 
@@ -833,7 +833,7 @@ def point_json(point: Point) -> dict[str, object]:
 
 def epoch_json(epoch: Epoch) -> dict[str, object]:
     """An epoch as it is printed."""
-    base = [uid(epoch.base[0]), *epoch.base[1:]] if epoch.base else None
+    base = [uid(epoch.base[0]), *epoch.base[1:3], uid(epoch.base[3])] if epoch.base else None
     return {**epoch._asdict(), "log": uid(epoch.log), "base": base}
 
 

@@ -154,13 +154,13 @@ class Golden(unittest.TestCase):
     def test_epoch(self) -> None:
         for file in ("epoch-body.bin", "epoch-body-stamped.bin"):
             epoch = formats.epoch_body("", 2, (PROTO / file).read_bytes())
-            ended, base = (770, formats.END_SEAL), (run(0xD0), 1, 40)
+            ended, base = (770, formats.END_SEAL), (run(0xD0), 1, 40, run(0xE0))
             self.assertEqual(epoch, formats.Epoch(2, 3, run(0xC0), 258, 41, 64 << 20, "db-1 /dev/vda", ended, base))
 
     def test_epoch_sealed(self) -> None:
         data, place = (CODEC / "epoch.bin").read_bytes(), formats.epoch_place(b"\3" * 16, 2)
         epoch = formats.epoch_body("", 2, formats.open_small(RING, place, data))
-        ended, base = (77, formats.END_SEAL), (b"\3" * 16, 1, 640)
+        ended, base = (77, formats.END_SEAL), (b"\3" * 16, 1, 640, b"\x08" * 16)
         self.assertEqual(epoch, formats.Epoch(2, 4, b"\2" * 16, 5, 1000, 1 << 30, "golden", ended, base))
         for at in range(len(data)):
             with self.assertRaises(formats.Refusal):
@@ -347,13 +347,13 @@ class Made:
 
     def epoch(
         self, ordinal: int, epoch: int, slot: int, seq: int, log: bytes = LOG, volume: bytes = VOLUME,
-        base: tuple[bytes, int, int] | None = None, size: int = 1 << 20,
+        base: tuple[bytes, int, int, bytes] | None = None, size: int = 1 << 20,
     ) -> None:
         body = section(1, 56, struct.pack("<Q16sQQQ8s", epoch, log, slot, seq, size, bytes(8)))
         if ordinal > 1:
             body += section(3, 16, struct.pack("<QB7x", 0, formats.END_WORD))
         if base:
-            body += section(4, 32, struct.pack("<16sQQ", *base))
+            body += section(4, 48, struct.pack("<16sQQ16s", *base))
         self.put(formats.epoch_place(volume, ordinal), body)
 
     def slot(self, number: int, variant: int, incarnation: int = 1, spans: tuple = (), log: bytes = LOG) -> None:
@@ -513,14 +513,14 @@ class Walk(unittest.TestCase):
                 else:
                     self.assertEqual(made.points(), [2])
 
-    def branched(self, base: tuple[bytes, int, int], size: int = 1 << 20) -> Made:
+    def branched(self, base: tuple[bytes, int, int, bytes], size: int = 1 << 20) -> Made:
         """Two epochs: the second goes on from a point."""
         made = self.made()
         made.epoch(2, 5, 0, 4, b"\x61" * 16, base=base, size=size)
         return made
 
     def test_branch(self) -> None:
-        made = self.branched((VOLUME, 1, 2))
+        made = self.branched((VOLUME, 1, 2, point(1)))
         self.assertEqual(made.points(), [2, 3])
         self.assertEqual(made.image()[: 5 * 4096], bytes(3 * 4096) + A + B, "while it has no point it is its base")
         made.slot(0, formats.SEGMENT, 1, ((5, 4, 4, point(4), 0, B),), b"\x61" * 16)
@@ -532,13 +532,15 @@ class Walk(unittest.TestCase):
     def test_branch_without_base(self) -> None:
         for base, size in (((VOLUME, 1, 1), 1 << 20), ((VOLUME, 2, 2), 1 << 20), ((VOLUME, 3, 2), 1 << 20),
                            ((b"\x51" * 16, 1, 2), 1 << 20), ((VOLUME, 1, 2), 1 << 19)):
-            with self.subTest(base=base), refused(self, formats.DAMAGED, "goes on from place"):
-                self.branched(base, size).image()
+            with self.subTest(base=base), refused(self, formats.DAMAGED, "goes on from point"):
+                self.branched((*base, point(1)), size).image()
+        with refused(self, formats.DAMAGED, "goes on from point"):
+            self.branched((VOLUME, 1, 2, point(2))).image()
 
     def test_clone(self) -> None:
         made = self.made()
         clone, log = b"\x51" * 16, b"\x61" * 16
-        made.epoch(1, 5, 0, 1, log, clone, (VOLUME, 1, 3))
+        made.epoch(1, 5, 0, 1, log, clone, (VOLUME, 1, 3, point(2)))
         self.assertEqual(made.points(clone), [])
         with refused(self, formats.ABSENT, "no such point"):
             made.image(clone)

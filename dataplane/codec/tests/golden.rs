@@ -179,7 +179,11 @@ fn an_epoch_object_of_version_2_opens() {
         stamp: STAMP,
         label: "golden".to_owned(),
         ended: Some(Ended { kind: EndKind::Seal, slot: Slot(77) }),
-        base: Some(EpochBase { volume: VOLUME, at: Place { ordinal: 1, seq: Seq(640) } }),
+        base: Some(EpochBase {
+            volume: VOLUME,
+            at: Place { ordinal: 1, seq: Seq(640) },
+            point: PointId([8; 16]),
+        }),
     };
     let object = kept("epoch", || seal_epoch(VAULT, VOLUME, 2, &key(), KEY, &body).unwrap());
     assert_eq!(open_epoch(&object, VAULT, VOLUME, 2, &ring()).unwrap(), body);

@@ -3,7 +3,7 @@
 //! Layout and rules: `docs/formats/epoch.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{Epoch, LogId, Place, Seq, Slot, Stamp, VaultId, VolumeId};
+use crate::ids::{Epoch, LogId, Place, PointId, Seq, Slot, Stamp, VaultId, VolumeId};
 use crate::limits::{LABEL_BYTES_MAX, VOLUME_BYTES_MAX};
 use crate::object::{ObjectKind, ObjectPlace};
 use crate::sections::{SectionKind, SectionWriter, Sections};
@@ -14,7 +14,7 @@ const LABEL: SectionKind =
     SectionKind { number: 2, stride: 1, max: LABEL_BYTES_MAX, what: "epoch label" };
 const ENDED: SectionKind =
     SectionKind { number: 3, stride: 16, max: 1, what: "end of the epoch before" };
-const BASE: SectionKind = SectionKind { number: 4, stride: 32, max: 1, what: "epoch base" };
+const BASE: SectionKind = SectionKind { number: 4, stride: 48, max: 1, what: "epoch base" };
 
 /// The place of an epoch of a volume.
 #[must_use]
@@ -80,6 +80,8 @@ pub struct EpochBase {
     pub volume: VolumeId,
     /// Where the point is in its stream.
     pub at: Place,
+    /// The point: another one may have come to its place after a loss.
+    pub point: PointId,
 }
 
 /// Sealed body of an epoch object: who writes, from where on.
@@ -134,6 +136,7 @@ impl EpochBody {
                 out.put_bytes(&base.volume.0);
                 out.put_u64(base.at.ordinal);
                 out.put_u64(base.at.seq.0);
+                out.put_bytes(&base.point.0);
             }
         });
         out.finish()
@@ -193,5 +196,6 @@ fn read_base(mut reader: Reader<'_>) -> Result<EpochBase, DecodeError> {
     if ordinal == 0 || seq == Seq(0) {
         return Err(DecodeError::Range { what: "epoch base", value: ordinal });
     }
-    Ok(EpochBase { volume, at: Place { ordinal, seq } })
+    let point = PointId(reader.array()?);
+    Ok(EpochBase { volume, at: Place { ordinal, seq }, point })
 }

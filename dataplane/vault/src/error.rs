@@ -313,7 +313,7 @@ pub enum VaultError {
         url: String,
     },
     /// What an epoch goes on from is not there.
-    #[error("{url}: object {object} goes on from place {} of volume {}, which is not there, or is no point", base.at, base.volume)]
+    #[error("{url}: object {object} goes on from point {} at place {} of volume {}, which is not there", base.point, base.at, base.volume)]
     EpochBase {
         /// The store.
         url: String,

@@ -238,7 +238,7 @@ impl World {
         volume.rewind(Seq(first.0 - 1), point.image.clone());
         volume.branch = (first, (point.volume == number).then_some(point.id));
         self.points.retain(|point| point.volume != number || point.seq < first);
-        self.begin_epoch(number, log, Some(EpochBase { volume: of, at })).await;
+        self.begin_epoch(number, log, Some(EpochBase { volume: of, at, point: point.id })).await;
     }
 
     /// The newest point of a volume that is committed, on its newest branch.

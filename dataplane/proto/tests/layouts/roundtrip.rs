@@ -84,10 +84,11 @@ fn ended() -> impl Strategy<Value = Ended> {
 }
 
 fn base() -> impl Strategy<Value = EpochBase> {
-    let of = (any::<[u8; 16]>(), 1_u64.., seq());
-    of.prop_map(|(volume, ordinal, seq)| EpochBase {
+    let of = (any::<[u8; 16]>(), 1_u64.., seq(), any::<[u8; 16]>());
+    of.prop_map(|(volume, ordinal, seq, point)| EpochBase {
         volume: VolumeId(volume),
         at: Place { ordinal, seq },
+        point: PointId(point),
     })
 }
 

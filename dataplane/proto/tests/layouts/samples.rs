@@ -378,6 +378,7 @@ pub(crate) fn epoch_body() -> EpochBody {
         base: Some(EpochBase {
             volume: VolumeId(id(0xd0)),
             at: Place { ordinal: 1, seq: Seq(40) },
+            point: PointId(id(0xe0)),
         }),
     }
 }

@@ -104,13 +104,14 @@ async fn an_epoch_goes_on_from_a_point_that_is_there() {
     let nowhere = VolumeId([9; 16]);
     let half = BLOCKS * BLOCK_BYTES as u64 / 2;
     let whole = 2 * half;
-    for (of, at, size_bytes, is_there) in [
-        (None, place(1, 3), whole, true),
-        (None, place(1, 2), whole, false),
-        (None, place(2, 3), whole, false),
-        (None, place(7, 3), whole, false),
-        (None, place(1, 3), half, false),
-        (Some(nowhere), place(1, 3), whole, false),
+    for (of, at, point, size_bytes, is_there) in [
+        (None, place(1, 3), 0, whole, true),
+        (None, place(1, 2), 0, whole, false),
+        (None, place(2, 3), 0, whole, false),
+        (None, place(7, 3), 0, whole, false),
+        (None, place(1, 3), 0, half, false),
+        (None, place(1, 3), 1, whole, false),
+        (Some(nowhere), place(1, 3), 0, whole, false),
     ] {
         let mut world = World::new(1, 2).await;
         world.write(0, 0, 2, 1000);
@@ -120,7 +121,8 @@ async fn an_epoch_goes_on_from_a_point_that_is_there() {
         world.end_span(0, true);
         world.commit(0).await;
         let volume = world.volumes[0].id;
-        let base = Some(EpochBase { volume: of.unwrap_or(volume), at });
+        let point = world.points[point].id;
+        let base = Some(EpochBase { volume: of.unwrap_or(volume), at, point });
         let ended = Some(Ended { kind: EndKind::Word, slot: Slot(1) });
         let begun = EpochBody { size_bytes, ended, base, ..body(2, 0x11, 6) };
         assert_eq!(
@@ -129,7 +131,7 @@ async fn an_epoch_goes_on_from_a_point_that_is_there() {
         );
         let view = VolumeView::open(&world.vault, volume, PointSelector::Latest).await;
         let report = verify(&world.vault, true, |_| {}).await.unwrap();
-        let said = format!("{of:?} {at} {size_bytes}: {report:?}");
+        let said = format!("{of:?} {at} {point} {size_bytes}: {report:?}");
         match view {
             Ok(view) => assert!(is_there && view.point().seq == at.seq, "{said}"),
             Err(error) => {
@@ -159,9 +161,10 @@ async fn bases_that_lead_in_a_circle_are_refused() {
     }
     world.commit(0).await;
     let volumes = [world.volumes[0].id, world.volumes[1].id];
+    let mark = marked().mark.unwrap();
     for (volume, other) in [(0, 1), (1, 0)] {
         let at = Place { ordinal: 2, seq: Seq(4) };
-        let base = Some(EpochBase { volume: volumes[other], at });
+        let base = Some(EpochBase { volume: volumes[other], at, point: mark.point });
         let ended = Some(Ended { kind: EndKind::Word, slot: Slot(1) });
         let size_bytes = BLOCKS * BLOCK_BYTES as u64;
         let begun = EpochBody { size_bytes, ended, base, ..body(2, 0x11, 3) };

@@ -13,7 +13,7 @@ use farshore_proto::epoch::{EndKind, Ended, EpochBody};
 use farshore_proto::limits::blocks_of;
 use farshore_proto::mark::Mark;
 use farshore_proto::segment::Span;
-use farshore_proto::{Epoch, LogId, MarkKind, Place, Seq, Slot, VolumeId};
+use farshore_proto::{Epoch, LogId, MarkKind, Place, PointId, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Points that were found.
@@ -67,9 +67,9 @@ pub(super) struct Streams {
     /// Spans that no epoch object explains, by volume and epoch: the first of each.
     strange: BTreeMap<(VolumeId, Epoch), Strange>,
     /// Points that epochs go on from and that were not found, or do not fit, with those epochs and their sizes.
-    bases: BTreeMap<(VolumeId, Place), Vec<(ObjectName, u64)>>,
+    bases: BTreeMap<(VolumeId, Place, PointId), Vec<(ObjectName, u64)>>,
     /// Points that bases of volumes list, and the size of their epochs.
-    kept: Vec<(VolumeId, Place, u64)>,
+    kept: Vec<(VolumeId, Place, PointId, u64)>,
     /// The end of the epoch before that an epoch names, by the log of that.
     ends: BTreeMap<LogId, Vec<(Ended, ObjectName)>>,
 }
@@ -84,7 +84,7 @@ impl Streams {
         for (index, body) in epochs.iter().enumerate() {
             let object = ObjectName::epoch(volume, index as u64 + 1);
             if let Some(base) = body.base {
-                let users = self.bases.entry((base.volume, base.at)).or_default();
+                let users = self.bases.entry((base.volume, base.at, base.point)).or_default();
                 users.push((object.clone(), body.size_bytes));
             }
             if let Some((ended, before)) = body.ended.zip(epochs[..index].last()) {
@@ -103,7 +103,7 @@ impl Streams {
                 last = end.unwrap_or(base.body.at.seq);
                 for kept in kept_of(base, ordinal) {
                     points.add(&kept.mark);
-                    self.kept.push((volume, kept.at, body.size_bytes));
+                    self.kept.push((volume, kept.at, kept.mark.point, body.size_bytes));
                 }
             }
             let key = (volume, body.epoch);
@@ -158,7 +158,7 @@ impl Streams {
             && stream.is_whole
         {
             let at = Place { ordinal: stream.ordinal, seq: span.last_seq };
-            if let Some(users) = self.bases.get_mut(&(span.volume, at)) {
+            if let Some(users) = self.bases.get_mut(&(span.volume, at, mark.point)) {
                 users.retain(|(_, size_bytes)| *size_bytes < stream.body.size_bytes);
             }
             stream.points.add(&mark);
@@ -199,15 +199,15 @@ impl Streams {
 
     /// Checks that the epochs of each volume join, and counts the points.
     pub(super) fn finish(mut self, report: &mut Report) {
-        for (volume, at, size) in std::mem::take(&mut self.kept) {
-            if let Some(users) = self.bases.get_mut(&(volume, at)) {
+        for (volume, at, point, size) in std::mem::take(&mut self.kept) {
+            if let Some(users) = self.bases.get_mut(&(volume, at, point)) {
                 users.retain(|(_, size_bytes)| *size_bytes < size);
             }
         }
-        for ((volume, at), objects) in &self.bases {
+        for ((volume, at, point), objects) in &self.bases {
             for (object, _) in objects {
                 let what = format!(
-                    "goes on from place {at} of volume {volume}, where no point restores that fits: nothing from here on does"
+                    "goes on from point {point} at place {at} of volume {volume}, which does not restore there or does not fit: nothing from here on does"
                 );
                 report.add(object.clone(), 0, what);
             }

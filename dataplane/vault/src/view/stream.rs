@@ -149,7 +149,9 @@ impl Stream<'_> {
                 Ok(opened) => {
                     let ordinal = epochs.partition_point(|body| body.epoch < opened.point.epoch);
                     let fits = opened.point.size_bytes <= self.epochs[branch.first].size_bytes;
-                    let is_there = ordinal as u64 + 1 == base.at.ordinal;
+                    // Others may have taken its place in the stream after a loss.
+                    let is_that = opened.point.id == base.point;
+                    let is_there = is_that && ordinal as u64 + 1 == base.at.ordinal;
                     if is_there && fits { Ok(opened) } else { Err(broken(None)) }
                 }
                 Err(error) if error.is_passing() => Err(error),
