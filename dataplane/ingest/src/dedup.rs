@@ -264,6 +264,11 @@ impl<I: ChunkIndex> Known<I> {
         self.applied = Some(at.number);
     }
 
+    /// The register cannot be used any more: nothing is found from now on, as before it was read.
+    pub fn leave_out(&mut self) {
+        self.applied = None;
+    }
+
     /// Whether the index is being cleared, and [`Self::clear_some`] has to be called.
     #[must_use]
     pub fn is_clearing(&self) -> bool {

@@ -135,6 +135,11 @@ impl Dedup {
         Some(behind)
     }
 
+    /// Nothing is looked up any more. False if the thread is far behind.
+    pub(crate) async fn leave_out(&self) -> bool {
+        self.ask(Known::leave_out).await.is_some()
+    }
+
     /// Behind which entry of the register it is known what verdicts name; none before it was read.
     pub(crate) async fn known_behind(&self) -> Option<u64> {
         self.ask(|known| known.known_behind()).await.flatten()

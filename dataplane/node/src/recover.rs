@@ -7,8 +7,8 @@ use anyhow::{Context, bail};
 use farshore_engine::tenure::{Input, Output, Tenure};
 use farshore_ingest::recover::recover as recover_log;
 use farshore_proto::Slot;
+use farshore_vault::Vault;
 use farshore_vault::log::find_end;
-use farshore_vault::{Vault, VaultError};
 use std::path::Path;
 
 /// Where one shard of a starting node has what it goes on with.
@@ -43,13 +43,7 @@ pub(crate) async fn recover(place: &Place<'_>, incarnation: u64) -> anyhow::Resu
                 // One that is sealed is written no more.
                 let end = find_end(vault, log, Slot(0)).await.context("read the log")?;
                 if !end.is_sealed {
-                    match register.bear(log).await {
-                        // Nothing that is wrong with the register keeps a log from being gone on with.
-                        Err(error) if end.next > Slot(0) && !is_unavailable(&error) => {
-                            register.leave_out(&error);
-                        }
-                        born => born?,
-                    }
+                    register.bear(log).await?;
                 }
                 let learn = |target, table: &_| register.dedup().learn(target, table);
                 let found = recover_log(vault, log, incarnation, &journaled, learn).await;
@@ -75,11 +69,6 @@ pub(crate) async fn recover(place: &Place<'_>, incarnation: u64) -> anyhow::Resu
         };
         tenure.step(input, &mut todo);
     }
-}
-
-/// Whether the store could not be asked: a later start finds it.
-fn is_unavailable(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<VaultError>().is_some_and(VaultError::is_unavailable)
 }
 
 #[cfg(test)]

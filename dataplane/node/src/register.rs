@@ -3,20 +3,22 @@
 //! Read on threads of its own; what it says goes to the chunk index first, then to the shards, whose segments state it.
 
 use crate::dedup::Dedup;
+use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::services::chain;
 use crate::shard::Message;
 use crate::state::Logs;
+use crate::troubles::Work;
 use anyhow::{Context, bail};
 use farshore_engine::register::asked_of;
 use farshore_ingest::index::{Index, Room};
 use farshore_ingest::limits::REGISTER_READ_EVERY;
 use farshore_proto::{ErrorKind, LogId};
-use farshore_vault::Vault;
 use farshore_vault::register::Reader;
+use farshore_vault::{Vault, VaultError};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, oneshot};
@@ -25,6 +27,11 @@ use tokio::sync::{Mutex, oneshot};
 const APPLY_TRIES: u32 = 20;
 /// … and the time between two.
 const APPLY_RETRY: Duration = Duration::from_millis(250);
+
+/// Times that something is wrong with it before it is left out …
+const WRONG_TIMES: u32 = 3;
+/// … and the time between two.
+const WRONG_RETRY: Duration = Duration::from_millis(400);
 
 /// Shared by the shards.
 #[derive(Debug, Clone)]
@@ -39,8 +46,8 @@ struct Shared {
     /// The highest number that the node's logs state. With less nothing is looked up: the store lost what was applied, or
     /// shows it late.
     least: AtomicU64,
-    /// A log that is written may not be in it: nothing is looked up until the next start.
-    is_left_out: AtomicBool,
+    /// Why it cannot be used: logs may be written that are not in it, so nothing is looked up until the next start.
+    left_out: OnceLock<String>,
 }
 
 impl Register {
@@ -53,51 +60,39 @@ impl Register {
     ) -> Self {
         let least = AtomicU64::new(u64::MAX);
         let shared = |reader| {
-            let (reader, is_left_out) = (Mutex::new(reader), AtomicBool::new(false));
-            Self(Arc::new(Shared { vault, threads, dedup, reader, least, is_left_out }))
+            let (reader, left_out) = (Mutex::new(reader), OnceLock::new());
+            Self(Arc::new(Shared { vault, threads, dedup, reader, least, left_out }))
         };
         match read {
             Ok(reader) => shared(reader),
             Err(error) => {
                 let register = shared(Reader::default());
-                register.leave_out(&error);
+                register.0.note(&error);
                 register
             }
         }
     }
 
-    /// Makes sure that a log is in the register; all below its birth is applied when this returns, if anything is. May be
-    /// asked for on any thread.
+    /// Makes sure that a log is in the register; all below its birth is applied when this returns, if anything is. Where something is wrong with the
+    /// register it is left out: the log is written all the same, and nothing is looked up, so that no log refers to anything. May be asked for on any thread.
     ///
     /// # Errors
-    /// What keeps the register from being read or written; the log may be in there all the same.
+    /// If the store cannot be asked, or others make entries all the time; the log may be in there all the same.
     pub(crate) async fn bear(&self, log: LogId) -> anyhow::Result<()> {
         let (said, answer) = oneshot::channel();
         let shared = Arc::clone(&self.0);
-        self.0.threads.spawn(async move { said.send(shared.bear(log).await) });
+        self.0.threads.spawn(async move { said.send(shared.or_left_out(Some(log)).await) });
         answer.await.context("the threads of the register are gone")?
-    }
-
-    /// Goes on without it, as something is wrong with it: nothing is looked up, so nothing that is condemned is referred to.
-    pub(crate) fn leave_out(&self, error: &anyhow::Error) {
-        self.0.is_left_out.store(true, Ordering::Relaxed);
-        tracing::error!(
-            error = %format!("{error:#}"),
-            "the vault's register is damaged: replication goes on, but until the next start all is stored anew; `farshore vault verify` says more"
-        );
     }
 
     /// Reads and applies it, now that all logs of the node are read: they state that it was applied up to `least`.
     ///
     /// # Errors
-    /// What keeps it from being read.
+    /// If the store cannot be asked.
     pub(crate) async fn begin(&self, least: u64) -> anyhow::Result<()> {
-        if self.0.is_left_out.load(Ordering::Relaxed) {
-            return Ok(());
-        }
         self.0.least.store(least, Ordering::Relaxed);
         let shared = Arc::clone(&self.0);
-        self.0.threads.spawn(async move { shared.refresh().await }).await?
+        self.0.threads.spawn(async move { shared.or_left_out(None).await }).await?
     }
 
     /// What is known of chunks, which it is applied to.
@@ -111,9 +106,21 @@ impl Register {
     }
 
     /// Reads and applies it, and tells the shards, now and then for as long as the node runs.
-    pub(crate) async fn follow(self, logs: Logs, shards: Vec<Post<Message>>) {
+    pub(crate) async fn follow(
+        self,
+        logs: Logs,
+        shards: Vec<Post<Message>>,
+        metrics: Arc<Metrics>,
+    ) {
         loop {
             self.tell(&logs, &shards).await;
+            if let Some(error) = self.0.left_out.get() {
+                let text = format!(
+                    "the vault's register cannot be used: all is stored anew, and nothing is deleted in the vault, until it is mended and \
+                     the node is started again: {error}; `farshore vault verify` says more"
+                );
+                metrics.troubles().set(Work::Register, text);
+            }
             tokio::time::sleep(REGISTER_READ_EVERY).await;
             if let Err(error) = self.0.refresh().await {
                 tracing::warn!(
@@ -136,8 +143,57 @@ impl Register {
     }
 }
 
+/// Whether it may be over by itself; else something is wrong with the register.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<VaultError>().map(VaultError::kind);
+    !matches!(kind, Some(ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Limit))
+}
+
 impl Shared {
-    async fn bear(&self, log: LogId) -> anyhow::Result<()> {
+    /// Goes on without it: nothing is looked up any more, so nothing that is condemned is referred to.
+    async fn leave_out(&self, error: &anyhow::Error) -> anyhow::Result<()> {
+        for _ in 0..APPLY_TRIES {
+            if self.dedup.leave_out().await {
+                self.note(error);
+                return Ok(());
+            }
+            tokio::time::sleep(APPLY_RETRY).await;
+        }
+        bail!("the chunk index is too far behind to be told that the register is left out")
+    }
+
+    /// It is left out.
+    fn note(&self, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        tracing::error!(
+            error,
+            "the vault's register cannot be used: replication goes on, but until the next start all is stored anew; `farshore vault verify` says more"
+        );
+        // The first reason stands.
+        let _ = self.left_out.set(error);
+    }
+
+    /// Has a log born, or reads what is new; leaves the register out where something is wrong with it, again and again: one garbled answer is no
+    /// proof.
+    async fn or_left_out(&self, log: Option<LogId>) -> anyhow::Result<()> {
+        let mut times = 1;
+        loop {
+            let done = match log {
+                Some(log) => self.born(log).await,
+                None => self.refresh().await,
+            };
+            match done {
+                Err(error) if !is_passing(&error) && times == WRONG_TIMES => {
+                    return self.leave_out(&error).await;
+                }
+                Err(error) if !is_passing(&error) => times += 1,
+                done => return done,
+            }
+            tokio::time::sleep(WRONG_RETRY).await;
+        }
+    }
+
+    async fn born(&self, log: LogId) -> anyhow::Result<()> {
         // One after the other: shards that begin together would outrun each other.
         let mut reader = self.reader.lock().await;
         if !reader.newest().state.logs.contains_key(&log) {
@@ -150,13 +206,16 @@ impl Shared {
     }
 
     async fn refresh(&self) -> anyhow::Result<()> {
+        if self.left_out.get().is_some() {
+            return Ok(());
+        }
         let mut reader = self.reader.lock().await;
         reader.refresh(&self.vault).await.context("read the vault's register")?;
         self.apply(&mut reader).await
     }
 
     async fn apply(&self, reader: &mut Reader) -> anyhow::Result<()> {
-        if self.is_left_out.load(Ordering::Relaxed) {
+        if self.left_out.get().is_some() {
             return Ok(());
         }
         let (number, least) = (reader.newest().number, self.least.load(Ordering::Relaxed));

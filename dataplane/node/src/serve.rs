@@ -212,7 +212,7 @@ impl Node {
         tokio::spawn(services::run(vault.clone(), queue, reached, claimant));
         aside.spawn(derived::write_runs(reading.clone(), dedup.clone()));
         aside.spawn(dedup.clone().look_at_segments(reading.clone()));
-        aside.spawn(register.clone().follow(logs.clone(), posts.clone()));
+        aside.spawn(register.clone().follow(logs.clone(), posts.clone(), Arc::clone(&metrics)));
 
         let mut threads = Vec::new();
         let shards = recoveries.into_iter().zip(boxes).zip(executors);

@@ -14,6 +14,8 @@ pub(crate) enum Work {
     Journal(usize),
     /// Beginning a new log for a shard.
     Log(usize),
+    /// Knowing what was deleted in the vault.
+    Register,
     /// A put.
     Put(LogId, Slot),
     /// Keeping what is restored of a volume in bounds.
@@ -26,7 +28,7 @@ impl Work {
     /// Of fewer works first: of many, some stand for all.
     fn rank(self) -> u8 {
         match self {
-            Self::Journal(_) | Self::Log(_) => 0,
+            Self::Journal(_) | Self::Log(_) | Self::Register => 0,
             Self::Put(..) => 1,
             Self::Map(_) => 2,
             Self::Claim(_) => 3,

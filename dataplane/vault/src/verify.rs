@@ -374,7 +374,10 @@ impl Run<'_> {
         }
         for run in runs::list(self.vault, None).await? {
             match runs::open(self.vault, run).await {
-                Ok(_) => self.report.index_runs += 1,
+                Ok(said) => {
+                    self.report.index_runs += 1;
+                    self.applied.take(said.applied, &ObjectName::index_run(run));
+                }
                 Err(error) if error.is_not_found() => {}
                 Err(error) => self.report.add_error(ObjectName::index_run(run), error)?,
             }

@@ -15,7 +15,7 @@ use farshore_proto::segment::SlotWriter;
 use farshore_proto::{ChunkId, Epoch, LogId, Seq, Slot, Target, VolumeId};
 use farshore_vault::epoch::claim;
 use farshore_vault::log::{PutOutcome, put_segment};
-use farshore_vault::register::Reader;
+use farshore_vault::register::{Reader, newest};
 use farshore_vault::{Access, Location, Store, runs};
 
 const THEIRS: LogId = LogId([1; 16]);
@@ -36,10 +36,13 @@ fn dedup(dir: &Path, vault: &Vault) -> Dedup {
 
 /// A committed segment of some chunks.
 async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
+    commit_at(vault, (log, Slot(0)), first).await
+}
+
+async fn commit_at(vault: &Vault, (log, slot): (LogId, Slot), first: u8) -> (Built, Vec<ChunkId>) {
     let (number, key) = vault.newest_key();
     let writer = SlotWriter::of_run(1);
-    let mut builder =
-        SegmentBuilder::new(vault.id(), log, Slot(0), writer, key, number, 1).unwrap();
+    let mut builder = SegmentBuilder::new(vault.id(), log, slot, writer, key, number, 1).unwrap();
     let chunk = |byte: u8| {
         let bytes = vec![byte; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
         let id = vault.hasher().id(&bytes);
@@ -48,7 +51,7 @@ async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
     };
     let ids = (first..first + 10).map(chunk).collect();
     let built = builder.finish().unwrap();
-    let put = put_segment(vault, log, Slot(0), Bytes::from(built.bytes())).await.unwrap();
+    let put = put_segment(vault, log, slot, Bytes::from(built.bytes())).await.unwrap();
     assert_eq!(put, PutOutcome::Committed);
     (built, ids)
 }
@@ -172,19 +175,27 @@ async fn a_log_is_gone_on_with_though_the_register_is_damaged() {
         anyhow::Ok(recovery)
     };
     let first = dir.path().join("vault/gc/0000000001");
-    // A log of which there is nothing yet is not begun.
+    // A log of which there is nothing yet is begun, and refers to nothing.
     std::fs::create_dir(dir.path().join("vault/gc")).unwrap();
     std::fs::write(&first, "no entry").unwrap();
-    start(1, &index("a")).await.unwrap_err();
+    let (_, theirs) = commit(&vault, THEIRS, 51).await;
+    let begun = index("a");
+    let recovery = start(1, &begun).await.unwrap();
+    assert_eq!(recovery.opening.next_slot, Slot(4));
+    begun.look_at_all(&vault).await;
+    assert_eq!(begun.lookup(OURS, theirs).await, vec![None; 10]);
+    // The next start has it born.
     std::fs::remove_file(&first).unwrap();
-    let (_, ids) = commit(&vault, OURS, 1).await;
+    let at = Slot(4);
+    let (_, ids) = commit_at(&vault, (OURS, at), 1).await;
     let whole = index("b");
     start(2, &whole).await.unwrap();
-    assert!(is_in(OURS, &whole.lookup(OURS, ids.clone()).await));
+    assert!(newest(&vault, 0).await.unwrap().state.logs.contains_key(&OURS));
+    assert!(whole.lookup(OURS, ids.clone()).await.iter().all(Option::is_some));
     std::fs::write(&first, "damaged").unwrap();
     let damaged = index("c");
     let recovery = start(3, &damaged).await.unwrap();
-    assert!(recovery.opening.next_slot > Slot(0));
+    assert!(recovery.opening.next_slot > Slot(4));
     assert_eq!(damaged.lookup(OURS, ids).await, vec![None; 10]);
 }
 

@@ -224,3 +224,30 @@ async fn a_run_is_learnt_without_what_was_swept_since_it_was_written() {
 async fn attempt_at(world: &World, slot: u64) -> Attempt {
     read_header(&world.vault, LogId([1; 16]), Slot(slot)).await.unwrap().attempt()
 }
+
+/// A log that is sealed while the register is damaged is left by a new one, and from then on nothing refers to anything.
+#[tokio::test]
+async fn a_log_goes_on_without_a_register_that_is_damaged_and_nothing_is_looked_up() {
+    let world = World::new(1, 1).await;
+    let folder = world.folder.path().join("node/index");
+    let (target, table, _) = commit(&world, 1).await;
+    let (register, dedup) = started(&world, &folder).await;
+    dedup.learn(target, &table);
+    assert_eq!(found(&world, &dedup, &[&table]).await, [true]);
+    let newest = world.file(&ObjectName::register(1));
+    let bytes = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &bytes[1..]).unwrap();
+    register.bear(LogId([8; 16])).await.unwrap();
+    assert_eq!(found(&world, &dedup, &[&table]).await, [false]);
+    let told = register.0.left_out.get().unwrap();
+    assert!(told.contains("gc/0000000001"), "{told}");
+    // Nor when it can be read again: what was written meanwhile is in no register.
+    std::fs::write(&newest, bytes).unwrap();
+    register.0.refresh().await.unwrap();
+    register.bear(LogId([6; 16])).await.unwrap();
+    assert_eq!(found(&world, &dedup, &[&table]).await, [false]);
+    drop((register, dedup));
+    let (_register, dedup) = started(&world, &folder).await;
+    dedup.learn(target, &table);
+    assert_eq!(found(&world, &dedup, &[&table]).await, [true], "the next start knows it again");
+}

@@ -4,9 +4,16 @@ use crate::verify::verify;
 use farshore_proto::{Attempt, LogId, Slot, Target};
 use std::fs;
 
-/// What a writer says that has applied four entries of the register.
+/// A vault with an entry in its register.
+async fn world() -> World {
+    let world = World::new(1, 1).await;
+    crate::register::bear(&world.vault, 0, LogId([9; 16])).await.unwrap();
+    world
+}
+
+/// What a writer says that has applied it.
 fn said(chunks: &[(ChunkId, Location)]) -> Run {
-    Run { applied: 4, chunks: chunks.to_vec() }
+    Run { applied: 1, chunks: chunks.to_vec() }
 }
 
 fn chunks(count: u32) -> Vec<(ChunkId, Location)> {
@@ -29,7 +36,7 @@ async fn all(vault: &Vault) -> (usize, usize, Vec<(ChunkId, Location)>) {
         read.into_iter().partition(|read| read.said.is_some());
     let said: Vec<Run> = opened.into_iter().filter_map(|read| read.said).collect();
     let opened = said.len();
-    assert!(said.iter().all(|run| run.applied == 4), "what its writer had applied");
+    assert!(said.iter().all(|run| run.applied == 1), "what its writer had applied");
     let mut found: Vec<_> = said.into_iter().flat_map(|run| run.chunks).collect();
     found.sort_by_key(|(id, _)| *id);
     (opened, skipped.len(), found)
@@ -37,7 +44,7 @@ async fn all(vault: &Vault) -> (usize, usize, Vec<(ChunkId, Location)>) {
 
 #[tokio::test]
 async fn what_is_written_is_loaded() {
-    let world = World::new(1, 1).await;
+    let world = world().await;
     assert_eq!(all(&world.vault).await, (0, 0, Vec::new()));
     assert_eq!(write(&world.vault, 1, &said(&[])).await.unwrap(), 0);
     let mut written = chunks(3000);
@@ -54,7 +61,7 @@ async fn what_is_written_is_loaded() {
 
 #[tokio::test]
 async fn more_than_one_run_holds_is_written_as_several() {
-    let world = World::new(1, 1).await;
+    let world = world().await;
     let count = u32::try_from(INDEX_RUN_CHUNKS_MAX).unwrap() + 10;
     assert_eq!(write(&world.vault, 1, &said(&chunks(count))).await.unwrap(), 2);
     let (opened, _, found) = all(&world.vault).await;
@@ -63,7 +70,7 @@ async fn more_than_one_run_holds_is_written_as_several() {
 
 #[tokio::test]
 async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
-    let (world, other) = (World::new(1, 1).await, World::new(1, 1).await);
+    let (world, other) = (world().await, world().await);
     write(&world.vault, 1, &said(&chunks(500))).await.unwrap();
     write(&other.vault, 1, &said(&chunks(500))).await.unwrap();
     let run = *list(&world.vault, None).await.unwrap().first().unwrap();
@@ -97,7 +104,7 @@ async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
 
 #[tokio::test]
 async fn only_runs_from_a_number_on_are_listed() {
-    let world = World::new(1, 1).await;
+    let world = world().await;
     for number in [7, 300, 301, 301, 70_000] {
         write(&world.vault, number, &said(&chunks(5))).await.unwrap();
     }
@@ -117,4 +124,15 @@ async fn only_runs_from_a_number_on_are_listed() {
     assert_eq!(with_unnumbered.len(), 6);
     assert_eq!(with_unnumbered.last().copied().and_then(number_of), None);
     assert_eq!(number_of(numbered(u64::MAX, [0; 16])), Some(NUMBER_MAX));
+}
+
+/// Entries of the register that are lost at its end leave no other trace.
+#[tokio::test]
+async fn a_run_of_who_applied_more_of_the_register_than_there_is_is_named() {
+    let world = world().await;
+    write(&world.vault, 1, &Run { applied: 2, ..said(&chunks(5)) }).await.unwrap();
+    let report = verify(&world.vault, false, |_| {}).await.unwrap();
+    let [problem] = &report.problems[..] else { panic!("{report:?}") };
+    assert_eq!(problem.object, ObjectName::register(2));
+    assert!(problem.what.contains("index/"), "{problem:?}");
 }

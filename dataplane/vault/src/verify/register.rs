@@ -9,15 +9,15 @@ use crate::vault::Vault;
 use farshore_proto::limits::REGISTER_MAX;
 use futures::TryStreamExt;
 
-/// The highest number that a slot says was applied.
+/// The highest number that a slot or an index run says was applied.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Applied(Option<(u64, ObjectName)>);
 
 impl Applied {
-    /// What the header of a slot says.
-    pub(super) fn take(&mut self, number: u64, slot: &ObjectName) {
+    /// What an object says.
+    pub(super) fn take(&mut self, number: u64, object: &ObjectName) {
         if number > self.0.as_ref().map_or(0, |(number, _)| *number) {
-            self.0 = Some((number, slot.clone()));
+            self.0 = Some((number, object.clone()));
         }
     }
 }
@@ -61,8 +61,8 @@ pub(super) async fn check(
         number += 1;
     }
     // Entries that are lost at the end leave no trace but this.
-    if let Some((stated, slot)) = applied.0.filter(|(stated, _)| *stated >= number) {
-        let what = format!("is missing: {slot} was written by who had applied it");
+    if let Some((stated, object)) = applied.0.filter(|(stated, _)| *stated >= number) {
+        let what = format!("is missing: {object} was written by who had applied it");
         report.add(ObjectName::register(stated), 0, what);
     }
     Ok(whole)
