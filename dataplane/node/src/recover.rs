@@ -40,9 +40,10 @@ pub(crate) async fn recover(place: &Place<'_>, incarnation: u64) -> anyhow::Resu
                 Input::JournalSeen { volumes }
             }
             Some(Output::ReadLog { log, incarnation, journaled }) => {
-                // One that is sealed is written no more.
-                let end = find_end(vault, log, Slot(0)).await.context("read the log")?;
-                if !end.is_sealed {
+                // One that is sealed is written no more. Most logs were born long ago.
+                if !register.has(log).await
+                    && !find_end(vault, log, Slot(0)).await.context("read the log")?.is_sealed
+                {
                     register.bear(log).await?;
                 }
                 let learn = |target, table: &_| register.dedup().learn(target, table);

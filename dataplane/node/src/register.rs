@@ -85,6 +85,11 @@ impl Register {
         answer.await.context("the threads of the register are gone")?
     }
 
+    /// Whether a log was in it when it was read last.
+    pub(crate) async fn has(&self, log: LogId) -> bool {
+        self.0.reader.lock().await.newest().state.logs.contains_key(&log)
+    }
+
     /// Reads and applies it, now that all logs of the node are read: they state that it was applied up to `least`.
     ///
     /// # Errors

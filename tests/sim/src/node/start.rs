@@ -395,9 +395,12 @@ async fn read_log(
 ) -> LogRead {
     let mut tables = Vec::new();
     // Before anything is put; one that is sealed is written no more.
-    let end = find_end(vault, log, Slot(0)).await.map_err(|error| error.to_string())?;
-    if !end.is_sealed {
-        bear(vault, register, log).await?;
+    let is_born = register.lock().await.newest().state.logs.contains_key(&log);
+    if !is_born {
+        let end = find_end(vault, log, Slot(0)).await.map_err(|error| error.to_string())?;
+        if !end.is_sealed {
+            bear(vault, register, log).await?;
+        }
     }
     let learn = |target: Target, table: &Table| tables.push((target, table.clone()));
     let found = recover(vault, log, incarnation, journaled, learn).await;
