@@ -168,6 +168,8 @@ pub struct Known<I> {
     sights: Sights,
     /// Up to which entry the register is applied; none before it was read.
     applied: Option<u64>,
+    /// Whether the register is left out until the next start.
+    is_left_out: bool,
     /// Behind which entry it is known what verdicts name; none before the register was read.
     known_behind: Option<u64>,
     clearing: Clearing,
@@ -186,6 +188,7 @@ impl<I: ChunkIndex> Known<I> {
             found: Vec::new(),
             sights: Sights::default(),
             applied: None,
+            is_left_out: false,
             known_behind: None,
             clearing: Clearing::Idle,
             cleared_at: CLEARED_TARGETS_MAX,
@@ -232,7 +235,7 @@ impl<I: ChunkIndex> Known<I> {
     /// as long as the index is not cleared of it.
     pub fn apply(&mut self, condemned: Arc<Condemned>) {
         let at = condemned.at;
-        if self.applied > Some(at.number) {
+        if self.is_left_out || self.applied > Some(at.number) {
             return;
         }
         // What is committed may be condemned before we hear that it is. That nobody knows of it any more costs space.
@@ -245,10 +248,8 @@ impl<I: ChunkIndex> Known<I> {
             }
         }
         self.fresh.retain(|(_, location)| !condemned.contains(&location.target));
-        let behind = *self.known_behind.get_or_insert_with(|| {
-            // What is learnt of an index that keeps nothing is learnt from now on.
-            self.index.cleared().map_or(at.number, |cleared| cleared.number)
-        });
+        // What was learnt before now is of this run, or of an index that was cleared up to there.
+        let behind = *self.known_behind.get_or_insert(condemned.behind);
         let is_due = self.index.cleared().is_none()
             || condemned.judged.len() >= self.cleared_at
             || at.number.saturating_sub(behind) >= CLEARED_BEHIND_MAX;
@@ -266,7 +267,8 @@ impl<I: ChunkIndex> Known<I> {
 
     /// The register cannot be used any more: nothing is found from now on, as before it was read.
     pub fn leave_out(&mut self) {
-        self.applied = None;
+        // A word that is under way does not take it back.
+        (self.applied, self.is_left_out) = (None, true);
     }
 
     /// Whether the index is being cleared, and [`Self::clear_some`] has to be called.

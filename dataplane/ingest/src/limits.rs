@@ -29,7 +29,7 @@ pub const SIGHTS_AHEAD: u64 = 4;
 pub const CLEARED_TARGETS_MAX: usize = 1 << 16;
 
 /// … and entries of the register.
-pub const CLEARED_BEHIND_MAX: u64 = REGISTER_MISSED_MAX / 2;
+pub const CLEARED_BEHIND_MAX: u64 = 512;
 
 /// Between two looks at the vault's register.
 pub const REGISTER_READ_EVERY: Duration = Duration::from_secs(60);

@@ -86,6 +86,17 @@ impl Learnt {
     }
 }
 
+/// Forgets which runs were learnt: the index in a folder was begun anew.
+pub(crate) fn forget(dir: &Path) {
+    let path = dir.join(LEARNT_FILE);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %path.display(), "cannot forget which runs were learnt; some chunks will be stored again");
+        }
+        _ => {}
+    }
+}
+
 /// The runs that are in an index with so many entries; the file names no others any more.
 fn known(path: &Path, written: u64) -> io::Result<BTreeSet<RunId>> {
     let mut text = String::new();
@@ -140,8 +151,10 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
     let (mut count, mut chunks, mut skipped) = (0_u64, 0_u64, 0_u64);
     let mut judged = Judged::default();
     while let Some(runs::Read { run, said }) = reads.try_next().await? {
+        // Too far behind to say: these runs are listed again.
+        let Some(behind) = dedup.known_behind().await else { return Ok(()) };
         let said = match said {
-            Some(said) => without_swept(vault, dedup, &mut judged, said).await?,
+            Some(said) => without_swept(vault, behind, &mut judged, said).await?,
             None => None,
         };
         let Some(said) = said else {
@@ -161,7 +174,10 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
             }
         }
         if !is_kept {
-            learnt.refused.insert(run);
+            // If the index was cleared meanwhile, what verdicts name is to be read again.
+            if dedup.known_behind().await == Some(behind) {
+                learnt.refused.insert(run);
+            }
         } else if let Err(error) = learnt.note(run, written) {
             let path = learnt.path.display();
             tracing::warn!(%error, %path, "cannot note which runs were learnt");
@@ -176,11 +192,10 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
 /// What a run says, without what was swept since it was written, as far as the index does not know that; none if that cannot be told.
 async fn without_swept(
     vault: &Vault,
-    dedup: &Dedup,
+    behind: u64,
     judged: &mut Judged,
     mut said: Run,
 ) -> Result<Option<Run>, VaultError> {
-    let Some(behind) = dedup.known_behind().await else { return Ok(None) };
     if said.applied >= behind || is_on(Bug::SweptFoundAgain) {
         said.applied = said.applied.max(behind);
         return Ok(Some(said));

@@ -3,6 +3,7 @@
 //! Read on threads of its own; what it says goes to the chunk index first, then to the shards, whose segments state it.
 
 use crate::dedup::Dedup;
+use crate::learning;
 use crate::metrics::Metrics;
 use crate::rt::Post;
 use crate::services::chain;
@@ -128,6 +129,13 @@ impl Register {
             }
             tokio::time::sleep(REGISTER_READ_EVERY).await;
             if let Err(error) = self.0.refresh().await {
+                if !is_passing(&error) {
+                    let text = format!(
+                        "the vault's register cannot be read on from where this node is: nothing is deleted in the vault meanwhile: \
+                         {error:#}; `farshore vault verify` says more; if it is whole, start the node again"
+                    );
+                    metrics.troubles().set(Work::Register, text);
+                }
                 tracing::warn!(
                     error = %format!("{error:#}"),
                     "cannot read the vault's register: replication goes on, and nothing is deleted in the vault meanwhile"
@@ -157,6 +165,8 @@ fn is_passing(error: &anyhow::Error) -> bool {
 impl Shared {
     /// Goes on without it: nothing is looked up any more, so nothing that is condemned is referred to.
     async fn leave_out(&self, error: &anyhow::Error) -> anyhow::Result<()> {
+        // Nobody applies it in between.
+        let _reader = self.reader.lock().await;
         for _ in 0..APPLY_TRIES {
             if self.dedup.leave_out().await {
                 self.note(error);
@@ -199,6 +209,9 @@ impl Shared {
     }
 
     async fn born(&self, log: LogId) -> anyhow::Result<()> {
+        if self.left_out.get().is_some() {
+            return Ok(());
+        }
         // One after the other: shards that begin together would outrun each other.
         let mut reader = self.reader.lock().await;
         if !reader.newest().state.logs.contains_key(&log) {
@@ -258,6 +271,7 @@ pub(crate) async fn open_index(
     let anew = |error: &dyn std::error::Error| {
         let error = chain(error);
         tracing::warn!(%error, "the chunk index cannot be used; it is made anew from the vault");
+        learning::forget(folder);
         Index::reset(folder, vault.id()).context("make the chunk index anew")
     };
     let index = match Index::begin(folder, vault.id(), Room::default()) {
@@ -267,6 +281,7 @@ pub(crate) async fn open_index(
     };
     let mut reader = Reader::default();
     let Some(cleared) = index.cleared() else {
+        learning::forget(folder);
         return Ok((index, Ok(reader)));
     };
     match Reader::behind(vault, cleared).await {

@@ -223,8 +223,39 @@ fn what_was_swept_is_refused_until_nothing_that_is_known_names_it() {
 fn no_run_is_learnt_before_the_register_was_read() {
     let mut known = Known::new(MemoryIndex::default());
     assert!(!known.learn_run(&run(9, &[])));
-    known.apply(open(5, []));
-    assert!(!known.learn_run(&run(4, &[])) && known.learn_run(&run(5, &[])));
+    known.apply(Arc::new(Condemned { behind: 4, ..Condemned::clone(&open(5, [])) }));
+    assert!(!known.learn_run(&run(3, &[])) && known.learn_run(&run(4, &[])));
+}
+
+/// What a start finds in its log's end may be judged and swept before it is told: who reads the register since before that keeps it in mind.
+#[test]
+fn what_was_learnt_before_the_register_was_applied_is_refused_until_the_index_is_cleared() {
+    let (id, at, ours) = (ChunkId([1; 32]), location(1), LogId([9; 16]));
+    let mut known = Known::new(MemoryIndex::default());
+    known.learn_of(at.target, &[(id, at)]);
+    known.apply(Arc::new(Condemned { behind: 3, ..Condemned::clone(&judged(5, [at.target])) }));
+    assert_eq!(known.known_behind(), Some(3), "the reader is not to forget what it names yet");
+    assert!(known.is_clearing(), "it says nothing yet");
+    known.saw(0, Sighting::There(at.target));
+    assert_eq!(known.lookup(ours, &[id]), [None]);
+    clear(&mut known);
+    assert_eq!((known.known_behind(), known.count()), (Some(5), 0));
+}
+
+/// Who left the register out has logs that it does not know.
+#[test]
+fn a_register_that_is_left_out_is_not_applied_again() {
+    let (id, at, ours) = (ChunkId([1; 32]), location(1), LogId([9; 16]));
+    let mut known = applied(MemoryIndex::from([(id, at)]));
+    known.saw(0, Sighting::There(at.target));
+    assert_eq!(known.lookup(ours, &[id]), [Some(at)]);
+    known.leave_out();
+    for number in [0, 7] {
+        // It was under way.
+        known.apply(open(number, []));
+        assert_eq!((known.lookup(ours, &[id]), known.applied()), (vec![None], None));
+    }
+    assert_eq!(known.take_fresh().applied, 0);
 }
 
 /// What another node is told is nothing that was condemned up to the entry that is stated with it.

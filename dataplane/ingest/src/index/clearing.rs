@@ -5,7 +5,7 @@
 //! done: what verdicts behind that name is for the next start to read. Without that file nothing in the index is of use.
 
 use super::entries::Scan;
-use super::files::{decode, decode_cleared, encode_cleared, io_error, is_cleared};
+use super::files::{ENTRY_BYTES, decode, decode_cleared, encode_cleared, io_error, is_cleared};
 use super::{Index, IndexError, entries};
 use farshore_proto::VaultId;
 use farshore_vault::durable;
@@ -28,22 +28,39 @@ pub(super) struct Clearing {
     condemned: Arc<Condemned>,
     /// What is still to be read; none once all was.
     scan: Option<Scan>,
-    /// What was cleared, in order once all was read …
-    cleared: Vec<Range<u32>>,
+    /// What was cleared …
+    cleared: Cleared,
     /// … and the first part of the table that may still speak of it.
     part: usize,
+}
+
+/// Which entries were cleared: a bit for each, for those files that have any.
+#[derive(Debug)]
+struct Cleared {
+    places: Vec<Option<Box<[u64]>>>,
+    file_entries: u32,
+}
+
+impl Cleared {
+    fn set(&mut self, (place, position): (usize, u32)) {
+        let words = self.file_entries.div_ceil(u64::BITS) as usize;
+        let bits = self.places[place].get_or_insert_with(|| vec![0; words].into());
+        bits[(position / u64::BITS) as usize] |= 1 << (position % u64::BITS);
+    }
+
+    fn has(&self, entry: u32) -> bool {
+        let (place, position) = (entry / self.file_entries, entry % self.file_entries);
+        let bits = self.places[place as usize].as_ref();
+        bits.is_some_and(|bits| {
+            bits[(position / u64::BITS) as usize] & 1 << (position % u64::BITS) != 0
+        })
+    }
 }
 
 impl Clearing {
     /// These entries went; others may come in their places.
     pub(super) fn forget(&mut self, gone: &Range<u32>) {
-        self.cleared.retain(|range| !gone.contains(&range.start));
-    }
-
-    /// Whether an entry was cleared.
-    fn has(&self, entry: u32) -> bool {
-        let behind = self.cleared.partition_point(|range| range.start <= entry);
-        behind.checked_sub(1).is_some_and(|at| self.cleared[at].contains(&entry))
+        self.cleared.places[(gone.start / self.cleared.file_entries) as usize] = None;
     }
 }
 
@@ -59,7 +76,9 @@ impl Index {
     /// but nothing of that be inserted.
     pub fn begin_clearing(&mut self, condemned: Arc<Condemned>) {
         let scan = Some(self.entries.scan());
-        self.clearing = Some(Clearing { condemned, scan, cleared: Vec::new(), part: 0 });
+        let (places, file_entries) = self.entries.places();
+        let cleared = Cleared { places: vec![None; places], file_entries };
+        self.clearing = Some(Clearing { condemned, scan, cleared, part: 0 });
     }
 
     /// Lets go of all that verdicts name, durably.
@@ -86,12 +105,9 @@ impl Index {
         if let Some(scan) = &mut clearing.scan {
             match self.entries.scan_some(scan, &mut self.buffer)? {
                 Some(first) => self.clear_found(first, &mut clearing)?,
-                None => {
-                    (clearing.scan, self.buffer) = (None, Vec::new());
-                    clearing.cleared.sort_unstable_by_key(|range| range.start);
-                }
+                None => (clearing.scan, self.buffer) = (None, Vec::new()),
             }
-        } else if !self.table.sweep(clearing.part, |entry| clearing.has(entry)) {
+        } else if !self.table.sweep(clearing.part, |entry| clearing.cleared.has(entry)) {
             return self.to_sync(clearing.condemned.at).map(Some);
         } else {
             clearing.part += 1;
@@ -102,28 +118,28 @@ impl Index {
 
     /// Clears what is to be cleared of the entries in the buffer.
     fn clear_found(&mut self, first: u32, clearing: &mut Clearing) -> Result<(), IndexError> {
-        let (found, _) = self.buffer.as_chunks();
-        let mut cleared: Vec<Range<u32>> = Vec::new();
-        for (entry, bytes) in (first..).zip(found) {
+        let (found, _) = self.buffer.as_chunks_mut();
+        let mut changed: Option<Range<usize>> = None;
+        for (at, bytes) in found.iter_mut().enumerate() {
             let is_kept = match decode(bytes, &self.logs) {
                 Some((_, location)) => !clearing.condemned.judged.contains(&location.target),
                 None => is_cleared(bytes),
             };
-            match cleared.last_mut() {
-                _ if is_kept => {}
-                Some(last) if last.end == entry => last.end += 1,
-                _ => cleared.push(entry..entry + 1),
+            if !is_kept {
+                bytes.fill(0);
+                let entry = first + u32::try_from(at).expect("a part of a file");
+                clearing.cleared.set(self.entries.place_of(entry));
+                changed = Some(changed.map_or(at, |changed| changed.start)..at + 1);
             }
         }
-        for range in cleared {
-            self.entries.clear(&range)?;
-            clearing.cleared.push(range);
-        }
-        Ok(())
+        let Some(Range { start, end }) = changed else { return Ok(()) };
+        // In one go, those between them too: they may lie in any order.
+        let bytes = &self.buffer[start * ENTRY_BYTES..end * ENTRY_BYTES];
+        self.entries.rewrite(first + u32::try_from(start).expect("a part of a file"), bytes)
     }
 
     fn to_sync(&self, at: At) -> Result<Synced, IndexError> {
-        let (files, (dir, vault)) = (self.entries.cleared()?, self.entries.home());
+        let (files, (dir, vault)) = (self.entries.to_sync()?, self.entries.home());
         Ok(Box::new(move || {
             let path = dir.join(FILE);
             let sync = |source| io_error("make durable", &dir, source);
@@ -140,7 +156,6 @@ impl Index {
 
     /// It is durable that it is cleared up to an entry.
     pub fn synced(&mut self, cleared: At) {
-        self.entries.synced();
         self.cleared = Some(cleared);
     }
 }

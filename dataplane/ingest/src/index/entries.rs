@@ -103,8 +103,6 @@ struct Generation {
     file: Named,
     /// Bad and superseded ones included.
     entries: u32,
-    /// Whether some were cleared, and that may not be durable.
-    is_cleared: bool,
 }
 
 #[derive(Debug)]
@@ -185,8 +183,7 @@ impl Entries {
         let entries = (bytes / ENTRY_BYTES as u64).min(self.room.file_entries.into());
         let entries = u32::try_from(entries).expect("below a file's length");
         let place = ring.place(self.room, number);
-        self.generations[place] =
-            Some(Generation { ring, number, path, file, entries, is_cleared: false });
+        self.generations[place] = Some(Generation { ring, number, path, file, entries });
         Ok(())
     }
 
@@ -314,28 +311,36 @@ impl Entries {
         Ok(Some(out))
     }
 
-    /// Fills entries of one file, which are there, with zeros.
-    pub(super) fn clear(&mut self, entries: &Range<u32>) -> Result<(), IndexError> {
-        let (place, position) = self.split(entries.start);
-        if let Some(file) = &mut self.generations[place] {
-            file.is_cleared = true;
-            file.file.write(offset(position), &vec![0; entries.len() * ENTRY_BYTES])?;
+    /// Writes entries of one file anew, of which some were cleared.
+    pub(super) fn rewrite(&mut self, first: u32, bytes: &[u8]) -> Result<(), IndexError> {
+        let (place, position) = self.split(first);
+        if let Some(file) = &self.generations[place] {
+            file.file.write(offset(position), bytes)?;
         }
-        for page in entries.start / PAGE_ENTRIES..=(entries.end - 1) / PAGE_ENTRIES {
+        let count = u32::try_from(bytes.len() / ENTRY_BYTES).expect("below a file's length");
+        for page in first / PAGE_ENTRIES..=(first + count.saturating_sub(1)) / PAGE_ENTRIES {
             self.forget_page(page);
         }
         Ok(())
     }
 
-    /// The files in which entries were cleared, to be made durable.
-    pub(super) fn cleared(&self) -> Result<Vec<File>, IndexError> {
-        let cleared = self.generations.iter().flatten().filter(|file| file.is_cleared);
-        cleared.map(|file| file.file.share()).collect()
+    /// All files, to be made durable: what an earlier run cleared may not be. What a write that failed left behind the last entries is cut off.
+    pub(super) fn to_sync(&self) -> Result<Vec<File>, IndexError> {
+        let files = self.generations.iter().flatten().map(|file| {
+            file.file.cut(offset(file.entries))?;
+            file.file.share()
+        });
+        files.collect()
     }
 
-    /// They are durable.
-    pub(super) fn synced(&mut self) {
-        self.generations.iter_mut().flatten().for_each(|file| file.is_cleared = false);
+    /// The place of an entry's file, and which one there it is.
+    pub(super) fn place_of(&self, entry: u32) -> (usize, u32) {
+        self.split(entry)
+    }
+
+    /// How many places there are, and the entries of each.
+    pub(super) fn places(&self) -> (usize, u32) {
+        (self.generations.len(), self.room.file_entries)
     }
 
     /// Drops page `number`, which has been written to.

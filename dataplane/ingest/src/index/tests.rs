@@ -501,6 +501,33 @@ fn it_is_used_while_it_is_cleared() {
     }
 }
 
+/// A write that failed may leave whole entries behind the last one: the next start would find them.
+#[test]
+fn what_a_failed_write_left_is_cut_off_when_it_is_cleared() {
+    let dir = TempDir::new().unwrap();
+    let mut index = filled(&dir, 10);
+    let bytes = fs::read(dir.path().join(ENTRIES)).unwrap();
+    let (first, count) = (usize::try_from(HEADER_BYTES).unwrap(), 5 * ENTRY_BYTES);
+    let left = &bytes[first..first + usize::try_from(count).unwrap()];
+    damage(&dir, ENTRIES, HEADER_BYTES + 10 * ENTRY_BYTES, left);
+    index.clear(judged(3, [0])).unwrap();
+    assert_eq!(knows(&mut index, 0..10), 0);
+    drop(index);
+    assert_eq!(knows(&mut open(&dir), 0..10), 0);
+}
+
+/// An earlier run may have cleared without coming to make it durable.
+#[test]
+fn all_files_are_made_durable_whatever_was_cleared_in_them() {
+    let dir = TempDir::new().unwrap();
+    let mut index = little(&dir);
+    index.insert(&chunks(0..400)).unwrap();
+    index.insert(&small(600..610)).unwrap();
+    drop(index);
+    let index = little(&dir);
+    assert_eq!(index.entries.to_sync().unwrap().len(), 5);
+}
+
 /// Without a word up to where it was cleared nobody can tell what of it was deleted since.
 #[test]
 fn an_index_that_does_not_say_where_it_was_cleared_is_begun_anew() {

@@ -10,7 +10,7 @@ use crate::limits::{REGISTER_AT_ONCE, REGISTER_MISSED_MAX, REGISTER_SWEPT_MAX};
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::register::{State, Statement};
-use farshore_proto::{LogId, Target};
+use farshore_proto::{ErrorKind, LogId, Target};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::RangeInclusive;
@@ -24,7 +24,9 @@ type Named = BTreeMap<u64, Arc<BTreeSet<Target>>>;
 pub struct Condemned {
     /// The entry.
     pub at: At,
-    /// What verdicts name: it is deleted, now or later.
+    /// Verdicts behind this entry are known, and those of open condemnations: what was learnt must name nothing of those up to it.
+    pub behind: u64,
+    /// What these verdicts name: it is deleted, now or later.
     pub judged: HashSet<Target>,
     /// What condemnations without a verdict name.
     pub open: HashSet<Target>,
@@ -51,7 +53,7 @@ pub struct Reader {
     named: Named,
     /// What was swept, by verdict.
     swept: Named,
-    /// Verdicts up to this entry need not be kept in mind, but while what they name is not swept.
+    /// Verdicts up to this entry need not be kept in mind, but while what they name is not swept. Of a reader of who has nothing, the first that was read.
     cleared: u64,
 }
 
@@ -86,7 +88,8 @@ impl Reader {
     /// What nobody may refer to, as the entries say that were read: what was swept stays in it.
     #[must_use]
     pub fn condemned(&self) -> Condemned {
-        let mut condemned = Condemned { at: self.newest.at(), ..Condemned::default() };
+        let (at, behind) = (self.newest.at(), self.cleared);
+        let mut condemned = Condemned { at, behind, ..Condemned::default() };
         condemned.judged.extend(self.swept.values().flat_map(|targets| targets.iter().copied()));
         for (of, verdict) in &self.newest.state.open {
             let (number, into) = match verdict {
@@ -142,6 +145,9 @@ impl Reader {
             swept.extend(self.judged_between(vault, &newest).await?);
         }
         let named = self.named(vault, &newest.state).await?;
+        if !self.is_begun {
+            self.cleared = self.cleared.max(newest.number);
+        }
         let count = |named: &Named| named.values().map(|targets| targets.len()).sum::<usize>();
         if count(&self.swept) + count(&swept) > REGISTER_SWEPT_MAX {
             return Err(too_much(vault));
@@ -155,7 +161,7 @@ impl Reader {
     async fn judged_between(&self, vault: &Vault, newest: &Entry) -> Result<Named, VaultError> {
         let between = self.newest.number + 1..=newest.number - 1;
         let mut entries = std::pin::pin!(entries(vault, between)?);
-        let (mut judged, mut before) = (Named::new(), self.newest.at());
+        let (mut judged, mut count, mut before) = (Named::new(), 0, self.newest.at());
         while let Some(entry) = entries.try_next().await? {
             if entry.before != before.digest {
                 return Err(another(vault, before.number));
@@ -164,7 +170,11 @@ impl Reader {
             if let Some(Statement::Verdict { of, targets }) = entry.statement
                 && !newest.state.open.contains_key(&of)
             {
+                count += targets.len();
                 judged.insert(entry.number, Arc::new(targets));
+            }
+            if count > REGISTER_SWEPT_MAX {
+                return Err(too_much(vault));
             }
         }
         if newest.before != before.digest {
@@ -209,6 +219,8 @@ pub struct Judged {
     /// The entries that were read; none if there is none.
     read: Option<RangeInclusive<u64>>,
     targets: BTreeSet<Target>,
+    /// What is behind this entry, or one in front of it, is too much.
+    too_far: Option<u64>,
 }
 
 impl Judged {
@@ -220,12 +232,25 @@ impl Judged {
         if behind >= to {
             return Ok(());
         }
+        if self.too_far.is_some_and(|too_far| behind <= too_far) {
+            return Err(too_much(vault));
+        }
+        let read = self.extend(vault, behind, to).await;
+        if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::Limit) {
+            self.too_far = Some(behind);
+        }
+        read
+    }
+
+    async fn extend(&mut self, vault: &Vault, behind: u64, to: u64) -> Result<(), VaultError> {
         let (first, last) = self.read.clone().unwrap_or(to + 1..=to).into_inner();
+        let whole = first.min(behind + 1)..=last.max(to);
+        check_length(vault, &whole)?;
         // Without a gap to what was read.
         for stretch in [behind + 1..=first - 1, last + 1..=to] {
             self.read(vault, stretch).await?;
         }
-        self.read = Some(first.min(behind + 1)..=last.max(to));
+        self.read = Some(whole);
         Ok(())
     }
 
@@ -258,10 +283,7 @@ fn entries(
     vault: &Vault,
     stretch: RangeInclusive<u64>,
 ) -> Result<impl Stream<Item = Result<Entry, VaultError>>, VaultError> {
-    if stretch.end().saturating_sub(*stretch.start()) > REGISTER_MISSED_MAX {
-        let (url, max) = (vault.url().to_owned(), REGISTER_MISSED_MAX);
-        return Err(VaultError::Limit { url, what: "entries of the register missed", max });
-    }
+    check_length(vault, &stretch)?;
     let reads = stretch.map(move |number| async move {
         match read(vault, number).await {
             Err(error) if error.is_not_found() => {
@@ -276,6 +298,14 @@ fn entries(
         }
     });
     Ok(stream::iter(reads).buffered(REGISTER_AT_ONCE))
+}
+
+fn check_length(vault: &Vault, stretch: &RangeInclusive<u64>) -> Result<(), VaultError> {
+    if stretch.end().saturating_sub(*stretch.start()) > REGISTER_MISSED_MAX {
+        let (url, max) = (vault.url().to_owned(), REGISTER_MISSED_MAX);
+        return Err(VaultError::Limit { url, what: "entries of the register missed", max });
+    }
+    Ok(())
 }
 
 fn too_much(vault: &Vault) -> VaultError {

@@ -283,6 +283,7 @@ async fn a_reader_behind_an_entry_refuses_what_verdicts_behind_it_name() {
             number => read(&world.vault, number).await.unwrap().at(),
         };
         let reader = Reader::behind(&world.vault, at).await.unwrap();
+        assert_eq!(reader.condemned().behind, cleared);
         assert_eq!(refused(&reader), targets(known), "behind {cleared}");
         assert_eq!(reader.newest().number, 13);
     }
@@ -295,6 +296,20 @@ async fn a_reader_behind_an_entry_refuses_what_verdicts_behind_it_name() {
     append(&world.vault, 0, Statement::Swept { of: 14 }).await.unwrap();
     assert!(reader.refresh(&world.vault).await.unwrap());
     assert_eq!(refused(&reader), targets([]));
+}
+
+/// Who has nothing begins with the newest; what comes behind that it keeps in mind, whenever somebody asks.
+#[tokio::test]
+async fn a_reader_of_who_has_nothing_keeps_in_mind_what_comes_from_then_on() {
+    let world = world(swept()).await;
+    let mut reader = Reader::default();
+    reader.refresh(&world.vault).await.unwrap();
+    assert_eq!((reader.condemned().behind, refused(&reader)), (13, targets([])));
+    for statement in [condemnation([5]), verdict(14, [5]), Statement::Swept { of: 14 }] {
+        append(&world.vault, 0, statement).await.unwrap();
+    }
+    reader.refresh(&world.vault).await.unwrap();
+    assert_eq!((reader.condemned().behind, refused(&reader)), (13, targets([5])));
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! The vault's register: logs are born before anything is put or looked up for them, and what is condemned is referred to
 //! no more.
 
-use super::{Event, Fatal, Known, Node, State, Turn};
+use super::start::new_known;
+use super::{Event, Fatal, Node, State, Turn};
 use crate::world::{self, World};
 use farshore_engine::register::asked_of;
 use farshore_engine::shard::Input;
@@ -80,7 +81,7 @@ impl Node {
         let State::Starting(starting) = &mut self.state else { return };
         match opened {
             Ok(Some(reader)) => starting.register = Arc::new(Mutex::new(*reader)),
-            Ok(None) => starting.known = Known::new(MemoryIndex::default()),
+            Ok(None) => starting.known = new_known(MemoryIndex::default()),
             Err(why) => return self.give_up(world, &why),
         }
         self.begin_next(world);
@@ -165,12 +166,13 @@ impl Turn<'_> {
             return Ok(());
         }
         let known = &mut self.running.known;
-        known.apply(Arc::clone(condemned));
-        while known.is_clearing() {
-            if let Some(synced) = known.clear_some() {
-                known.synced(synced());
-            }
+        // It takes until the next look to clear the index.
+        if known.is_clearing()
+            && let Some(synced) = known.clear_some()
+        {
+            known.synced(synced());
         }
+        known.apply(Arc::clone(condemned));
         let number = known.applied().unwrap_or(0);
         for shard in 0..self.running.shards.len() {
             if self.running.shards[shard].tenure.is_open() {

@@ -21,6 +21,7 @@ use farshore_engine::tenure::{
     Input, JournaledEntry, Opening, Output, RecoveredLog, RecoveredVolume, Tenure,
 };
 use farshore_ingest::claim::SealedLogs;
+use farshore_ingest::dedup::MemoryIndex;
 use farshore_ingest::journal::{
     JournalWriter, Owner, Replayed, join_streams, replay_file, volumes_in,
 };
@@ -82,7 +83,7 @@ impl Node {
         self.kept.incarnation += 1;
         self.state = State::Starting(Box::new(Starting {
             assignments: world.control.told(self.process()),
-            known: Known::new(std::mem::take(&mut self.kept.index)).clearing_at(CLEARED_AT),
+            known: new_known(std::mem::take(&mut self.kept.index)),
             register: Register::default(),
             tenure: Tenure::default(),
             replayed: Vec::new(),
@@ -382,6 +383,11 @@ impl Turn<'_> {
             self.world.oracle.recovered(log, machine, epoch.epoch, journaled);
         }
     }
+}
+
+/// What is known with an index.
+pub(super) fn new_known(index: MemoryIndex) -> Known {
+    Known::new(index).clearing_at(CLEARED_AT)
 }
 
 fn draw_log(world: &mut World) -> LogId {
