@@ -2,7 +2,7 @@
 
 use crate::error::CodecError;
 use crate::keys::{DataKey, KeyRing};
-use crate::object::{no_fields, open, seal};
+use crate::object::{no_fields, open_wholly, seal};
 use farshore_proto::base::{BaseBody, place};
 use farshore_proto::{KeyNumber, VaultId, VolumeId};
 
@@ -39,6 +39,20 @@ pub fn open_base(
     base: u64,
     keys: &KeyRing,
 ) -> Result<BaseBody, CodecError> {
-    let (_, body) = open(&place(vault, volume, base), object, keys)?;
-    Ok(BaseBody::decode(&body, base)?)
+    Ok(open_base_wholly(object, vault, volume, base, keys)?.0)
+}
+
+/// The same; also whether that is all that the object says: not where a later program wrote what may be ignored.
+///
+/// # Errors
+/// As [`open_base`].
+pub fn open_base_wholly(
+    object: &[u8],
+    vault: VaultId,
+    volume: VolumeId,
+    base: u64,
+    keys: &KeyRing,
+) -> Result<(BaseBody, bool), CodecError> {
+    let layout = (|bytes: &[u8]| BaseBody::decode(bytes, base), BaseBody::encode);
+    open_wholly(&place(vault, volume, base), object, keys, layout)
 }

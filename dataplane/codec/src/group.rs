@@ -2,7 +2,7 @@
 
 use crate::error::CodecError;
 use crate::keys::{DataKey, KeyRing};
-use crate::object::{no_fields, open, seal};
+use crate::object::{no_fields, open_wholly, seal};
 use farshore_proto::group::{GroupBody, place};
 use farshore_proto::{GroupId, KeyNumber, VaultId};
 
@@ -52,8 +52,10 @@ pub fn open_group_wholly(
     revision: u64,
     keys: &KeyRing,
 ) -> Result<(GroupBody, bool), CodecError> {
-    let (header, bytes) = open(&place(vault, group, revision), object, keys)?;
-    let body = GroupBody::decode(&bytes)?;
-    let is_all = header.is_all_known(object) && body.encode() == bytes;
-    Ok((body, is_all))
+    open_wholly(
+        &place(vault, group, revision),
+        object,
+        keys,
+        (GroupBody::decode, GroupBody::encode),
+    )
 }

@@ -2,7 +2,7 @@
 
 use crate::error::CodecError;
 use crate::keys::{DataKey, KeyRing};
-use crate::object::{no_fields, open, seal};
+use crate::object::{no_fields, open_wholly, seal};
 use farshore_proto::horizon::{HorizonBody, place};
 use farshore_proto::{KeyNumber, LogId, VaultId};
 
@@ -39,6 +39,20 @@ pub fn open_horizon(
     number: u64,
     keys: &KeyRing,
 ) -> Result<HorizonBody, CodecError> {
-    let (_, body) = open(&place(vault, log, number), object, keys)?;
-    Ok(HorizonBody::decode(&body, number)?)
+    Ok(open_horizon_wholly(object, vault, log, number, keys)?.0)
+}
+
+/// The same; also whether that is all that the object says: not where a later program wrote what may be ignored.
+///
+/// # Errors
+/// As [`open_horizon`].
+pub fn open_horizon_wholly(
+    object: &[u8],
+    vault: VaultId,
+    log: LogId,
+    number: u64,
+    keys: &KeyRing,
+) -> Result<(HorizonBody, bool), CodecError> {
+    let layout = (|bytes: &[u8]| HorizonBody::decode(bytes, number), HorizonBody::encode);
+    open_wholly(&place(vault, log, number), object, keys, layout)
 }

@@ -43,4 +43,5 @@ pub use error::{CodecError, Place};
 pub use id::ChunkHasher;
 pub use kek::{KekError, WrappingKey};
 pub use keys::{ChunkKey, DataKey, IdKey, KeyRing, RootKey, VaultKey, VaultKeys};
+pub use object::seal_bytes;
 pub use segment::{Built, Opener, SegmentBuilder};

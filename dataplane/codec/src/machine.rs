@@ -2,7 +2,7 @@
 
 use crate::error::CodecError;
 use crate::keys::{DataKey, KeyRing};
-use crate::object::{no_fields, open, seal};
+use crate::object::{no_fields, open_wholly, seal};
 use farshore_proto::machine::{MachineBody, place};
 use farshore_proto::{KeyNumber, MachineId, VaultId};
 
@@ -23,22 +23,7 @@ pub fn seal_machine(
     body: &MachineBody,
 ) -> Result<Vec<u8>, CodecError> {
     body.check()?;
-    seal_machine_bytes(vault, machine, revision, key, number, &body.encode())
-}
-
-/// The same of a body that is laid out: also one that a later program laid out.
-///
-/// # Errors
-/// As [`seal_machine`].
-pub fn seal_machine_bytes(
-    vault: VaultId,
-    machine: MachineId,
-    revision: u64,
-    key: &DataKey,
-    number: KeyNumber,
-    body: &[u8],
-) -> Result<Vec<u8>, CodecError> {
-    seal(place(vault, machine, revision), key, number, no_fields, body, LEVEL)
+    seal(place(vault, machine, revision), key, number, no_fields, &body.encode(), LEVEL)
 }
 
 /// Opens the object found as `revision` of `machine`.
@@ -67,8 +52,10 @@ pub fn open_machine_wholly(
     revision: u64,
     keys: &KeyRing,
 ) -> Result<(MachineBody, bool), CodecError> {
-    let (header, bytes) = open(&place(vault, machine, revision), object, keys)?;
-    let body = MachineBody::decode(&bytes)?;
-    let is_all = header.is_all_known(object) && body.encode() == bytes;
-    Ok((body, is_all))
+    open_wholly(
+        &place(vault, machine, revision),
+        object,
+        keys,
+        (MachineBody::decode, MachineBody::encode),
+    )
 }

@@ -141,6 +141,19 @@ pub(crate) fn seal(
     Ok(object)
 }
 
+/// Builds a whole object of a body that is laid out: also one that a later program laid out.
+///
+/// # Errors
+/// As sealing an object of the kind.
+pub fn seal_bytes(
+    place: ObjectPlace,
+    key: &DataKey,
+    number: KeyNumber,
+    body: &[u8],
+) -> Result<Vec<u8>, CodecError> {
+    seal(place, key, number, no_fields, body, 1)
+}
+
 /// Fields of a kind that has none of its own: what is left of its header.
 pub(crate) fn no_fields(out: &mut Vec<u8>) {
     out.extend_from_slice(&[0; 4]);
@@ -214,6 +227,23 @@ pub(crate) fn open(
     let opened = OpenObject::read(Implementation::AwsLc, place, object, keys)?;
     let body = opened.open_body(&object[opened.header.header_bytes..])?;
     Ok((opened.header, body))
+}
+
+/// Opens an object that is header and body, nothing else, whose body is decoded and encoded so; also tells whether that is all that it says:
+/// not where a later program wrote what may be ignored.
+///
+/// # Errors
+/// As [`open`], and as decoding.
+pub(crate) fn open_wholly<B>(
+    place: &ObjectPlace,
+    object: &[u8],
+    keys: &KeyRing,
+    (decode, encode): (impl FnOnce(&[u8]) -> Result<B, DecodeError>, impl FnOnce(&B) -> Vec<u8>),
+) -> Result<(B, bool), CodecError> {
+    let (header, bytes) = open(place, object, keys)?;
+    let body = decode(&bytes)?;
+    let is_all = header.is_all_known(object) && encode(&body) == bytes;
+    Ok((body, is_all))
 }
 
 #[cfg(test)]

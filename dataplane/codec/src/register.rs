@@ -2,8 +2,8 @@
 
 use crate::error::CodecError;
 use crate::keys::{DataKey, KeyRing};
-use crate::object::{no_fields, open, seal};
-use farshore_proto::register::{RegisterBody, place};
+use crate::object::{no_fields, open, open_wholly, seal};
+use farshore_proto::register::{RegisterBody, State, place};
 use farshore_proto::{KeyNumber, VaultId};
 
 /// Level of zstd: what is written seldom is written small.
@@ -37,6 +37,33 @@ pub fn open_register(
     number: u64,
     keys: &KeyRing,
 ) -> Result<RegisterBody, CodecError> {
+    Ok(open_register_wholly(object, vault, number, keys)?.0)
+}
+
+/// The same; also whether that is all that the object says: not where a later program wrote what may be ignored.
+///
+/// # Errors
+/// As [`open_register`].
+pub fn open_register_wholly(
+    object: &[u8],
+    vault: VaultId,
+    number: u64,
+    keys: &KeyRing,
+) -> Result<(RegisterBody, bool), CodecError> {
+    let layout = (|bytes: &[u8]| RegisterBody::decode(bytes, number), RegisterBody::encode);
+    open_wholly(&place(vault, number), object, keys, layout)
+}
+
+/// The state that the entry says, whatever it states: a later program's, too.
+///
+/// # Errors
+/// As [`open_register`], but for the statement.
+pub fn open_register_state(
+    object: &[u8],
+    vault: VaultId,
+    number: u64,
+    keys: &KeyRing,
+) -> Result<State, CodecError> {
     let (_, body) = open(&place(vault, number), object, keys)?;
-    Ok(RegisterBody::decode(&body, number)?)
+    Ok(State::decode(&body)?)
 }

@@ -142,17 +142,23 @@ pub(crate) async fn learn(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) {
 async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<(), VaultError> {
     let from = learnt.from();
     let runs = runs::list(vault, from).await?;
-    let greatest = runs.iter().filter_map(|run| runs::number_of(*run)).max().unwrap_or(0);
+    // Only of runs that opened: anybody can make a name.
+    let known = runs.intersection(&learnt.runs).filter_map(|run| runs::number_of(*run)).max();
+    let mut greatest = known.unwrap_or(0);
     dedup.saw_run(greatest);
-    learnt.looked(greatest, from.is_none());
     let is_new = |run: &RunId| !learnt.runs.contains(run) && !learnt.refused.contains(run);
-    let new: Vec<RunId> = runs.into_iter().filter(is_new).collect();
+    // The newest first: they are of the most use, and say what numbers there are.
+    let new: Vec<RunId> = runs.into_iter().rev().filter(is_new).collect();
     let mut reads = std::pin::pin!(runs::read(vault, new));
     let (mut count, mut chunks, mut skipped) = (0_u64, 0_u64, 0_u64);
     let mut judged = Judged::default();
     while let Some(runs::Read { run, said }) = reads.try_next().await? {
         // Too far behind to say: these runs are listed again.
         let Some(behind) = dedup.known_behind().await else { return Ok(()) };
+        if let Some(number) = runs::number_of(run).filter(|_| said.is_some()) {
+            greatest = greatest.max(number);
+            dedup.saw_run(greatest);
+        }
         let said = match said {
             Some(said) => without_swept(vault, behind, &mut judged, said).await?,
             None => None,
@@ -183,6 +189,7 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
             tracing::warn!(%error, %path, "cannot note which runs were learnt");
         }
     }
+    learnt.looked(greatest, from.is_none());
     if count > 0 || skipped > 0 {
         tracing::info!(runs = count, chunks, skipped, "learnt from the index runs of the vault");
     }

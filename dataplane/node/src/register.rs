@@ -128,7 +128,12 @@ impl Register {
                 metrics.troubles().set(Work::Register, text);
             }
             tokio::time::sleep(REGISTER_READ_EVERY).await;
-            if let Err(error) = self.0.refresh().await {
+            let mut read = self.0.refresh().await;
+            if read.as_ref().is_err_and(is_damage) {
+                // What was applied may not be what others find there: what they condemn under its number was not.
+                read = self.0.or_left_out(None).await;
+            }
+            if let Err(error) = read {
                 if !is_passing(&error) {
                     let text = format!(
                         "the vault's register cannot be read on from where this node is: nothing is deleted in the vault meanwhile: \
@@ -154,6 +159,11 @@ impl Register {
             let _unheard = post.offer(Message::Applied { log, number, asked });
         }
     }
+}
+
+/// Whether the register is damaged, or another one than was read before.
+fn is_damage(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<VaultError>().is_some_and(|error| error.kind() == ErrorKind::Corrupt)
 }
 
 /// Whether it may be over by itself; else something is wrong with the register.

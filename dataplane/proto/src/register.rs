@@ -159,10 +159,24 @@ impl RegisterBody {
             return Err(DecodeError::Range { what: "register digest", value: number });
         }
         let statement = take_statement(head, &sections)?;
-        let (logs, floors) = take_logs(&sections)?;
-        let state = State { logs, floors, open: take_open(&sections)? };
+        let state = State::take(&sections)?;
         check(number, &statement, &state)?;
         Ok(Self { before, statement, state })
+    }
+}
+
+impl State {
+    /// Reads the state out of the body of an entry, whatever that states: a later program's, too.
+    ///
+    /// # Errors
+    /// As [`RegisterBody::decode`], but for the statement.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::take(&Sections::read("register body", bytes, &[HEAD, LOGS, OPEN, TARGETS])?)
+    }
+
+    fn take(sections: &Sections<'_>) -> Result<Self, DecodeError> {
+        let (logs, floors) = take_logs(sections)?;
+        Ok(Self { logs, floors, open: take_open(sections)? })
     }
 }
 

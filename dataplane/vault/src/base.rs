@@ -22,7 +22,7 @@ use crate::limits::{SEALED_OBJECT_BYTES_MAX, VOLUME_BASES_MAX};
 use crate::map;
 use crate::vault::Vault;
 use crate::view::Point;
-use farshore_codec::base::open_base;
+use farshore_codec::base::open_base_wholly;
 use farshore_codec::digest::digest;
 use farshore_proto::base::{BaseBody, Digest, KeptPoint};
 use farshore_proto::checkpoint::VolumeTail;
@@ -41,6 +41,8 @@ pub struct VolumeBase {
     pub digest: Digest,
     /// What it says.
     pub body: BaseBody,
+    /// Whether it has more than this program knows: that would be lost in the next.
+    pub(crate) is_outgrown: bool,
 }
 
 impl VolumeBase {
@@ -149,11 +151,11 @@ pub async fn read(vault: &Vault, volume: VolumeId, number: u64) -> Result<Volume
     let name = ObjectName::base(volume, number);
     let object = vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await?;
     let open = move |vault: &Vault| {
-        let body = open_base(&object, vault.id(), volume, number, vault.ring())?;
-        Ok((digest(&object), body))
+        let (body, is_all) = open_base_wholly(&object, vault.id(), volume, number, vault.ring())?;
+        Ok((digest(&object), body, !is_all))
     };
-    let (digest, body) = vault.open_aside(name, ObjectKind::Base, open).await?;
-    Ok(VolumeBase { volume, number, digest, body })
+    let (digest, body, is_outgrown) = vault.open_aside(name, ObjectKind::Base, open).await?;
+    Ok(VolumeBase { volume, number, digest, body, is_outgrown })
 }
 
 /// What readers of a volume begin with.

@@ -6,7 +6,7 @@ use crate::error::VaultError;
 use crate::horizon::{self, Horizon};
 use crate::layout::ObjectName;
 use crate::limits::{CHECKPOINT_TRIES_MAX, HORIZON_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
-use crate::log::{LogEnd, LogScan, OpenSegment, ScanEnd, highest_before, named_before};
+use crate::log::{LogEnd, LogScan, OpenSegment, highest_before, named_before};
 use crate::store::Put;
 use crate::vault::Vault;
 use farshore_codec::checkpoint::{open_checkpoint, seal_checkpoint};
@@ -107,12 +107,7 @@ async fn read_above(
         let spans = segment.table.spans.iter().map(SpanEnd::from);
         ledger.take(slot, &segment.header().writer, spans);
     }
-    if let Some(ScanEnd::Sealed(slot)) = scan.end()
-        && slot < end.next
-    {
-        let url = vault.url().to_owned();
-        return Err(VaultError::LostSlot { url, log, slot, later: end.next });
-    }
+    scan.check_end(end.next)?;
     ledger.reached(end.next);
     horizon::still(vault, log, horizon.number).await?;
     Ok(ledger)

@@ -306,6 +306,16 @@ pub enum VaultError {
         /// Why not.
         cause: Refused,
     },
+    /// What a newer version put into an object this one would leave out of the next.
+    #[error(
+        "{url}: object {object} has what a newer version of Farshore put there; what comes next would be without it, so this version writes nothing behind it: use the newer one"
+    )]
+    Outgrown {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+    },
     /// Others made the next entry of the register again and again.
     #[error("{url}: others make entries of the register all the time: try again")]
     Crowded {
@@ -546,6 +556,7 @@ impl VaultError {
             | Self::BaseRefused { .. }
             | Self::TwoWriters { .. } => ErrorKind::Conflict,
             Self::Crowded { .. } => ErrorKind::Conflict,
+            Self::Outgrown { .. } => ErrorKind::Invalid,
             Self::Refused { cause, .. } => cause.kind(),
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }

@@ -74,7 +74,7 @@ pub async fn step(vault: &Vault) -> Result<Step, VaultError> {
     let listed = crate::catalog::log_ids(vault).await?;
     check_births(vault, &entry, &listed).await?;
     match entry.state.open.iter().next() {
-        None => condemn(vault, &entry, &listed).await,
+        None => condemn(vault, &entry, &listed, TARGETS_MAX).await,
         Some((of, None)) => judge(vault, &entry, &listed, *of).await,
         Some((of, Some(verdict))) => sweep(vault, *of, *verdict).await,
     }
@@ -92,15 +92,24 @@ async fn check_births(vault: &Vault, entry: &Entry, listed: &[LogId]) -> Result<
     Ok(())
 }
 
-/// Condemns the segments in front of horizons that nothing needs.
-async fn condemn(vault: &Vault, entry: &Entry, listed: &[LogId]) -> Result<Step, VaultError> {
+/// Condemns the segments in front of horizons that nothing needs, at most so many.
+async fn condemn(
+    vault: &Vault,
+    entry: &Entry,
+    listed: &[LogId],
+    max: usize,
+) -> Result<Step, VaultError> {
     let Needed { targets: needed, horizons, .. } = needed(vault, entry, listed).await?;
     let mut condemned = BTreeSet::new();
     for log in entry.state.logs.keys() {
         let Some(horizon) = horizons.get(log).filter(|horizon| **horizon > Slot(0)) else {
             continue;
         };
-        let left = TARGETS_MAX - condemned.len();
+        let left = max - condemned.len();
+        if left == 0 {
+            // The rest is for the next one.
+            break;
+        }
         condemned.extend(below(vault, *log, *horizon, &needed, left).await?);
     }
     if condemned.is_empty() {
@@ -133,6 +142,7 @@ async fn below(
         }
     }
     drop(listing);
+    slots.truncate(max);
     let targets = stream::iter(slots).map(|slot| target_at(vault, log, slot));
     let targets: Vec<_> = targets.buffered(GC_AT_ONCE).try_collect().await?;
     Ok(targets.into_iter().flatten().collect())

@@ -10,12 +10,12 @@ use crate::error::VaultError;
 use crate::gapless;
 use crate::layout::ObjectName;
 use crate::limits::{HORIZON_TRIES_MAX, SEALED_OBJECT_BYTES_MAX};
-use crate::log::{LogScan, ScanEnd, find_end, named_before};
+use crate::log::{LogScan, find_end, named_before};
 use crate::store::Put;
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::digest::digest;
-use farshore_codec::horizon::{open_horizon, seal_horizon};
+use farshore_codec::horizon::{open_horizon_wholly, seal_horizon};
 use farshore_engine::ledger::{Ledger, SpanEnd};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::checkpoint::VolumeTail;
@@ -85,7 +85,7 @@ pub async fn newest(vault: &Vault, log: LogId, known: u64) -> Result<Horizon, Va
     match gapless::newest(vault, known, HORIZON_MAX, name).await? {
         0 => Ok(Horizon::default()),
         number => {
-            let (body, _) = read(vault, log, number).await?;
+            let Found { body, .. } = read(vault, log, number).await?;
             Ok(Horizon { number, body: Some(Arc::new(body)) })
         }
     }
@@ -128,20 +128,28 @@ pub(crate) fn reaches(
     Err(VaultError::LostHorizon { url, log, object, floor })
 }
 
-/// Reads a horizon of a log; gives its object too.
+/// A horizon that opened.
+pub(crate) struct Found {
+    /// What it says.
+    pub(crate) body: HorizonBody,
+    /// As it is stored.
+    pub(crate) object: Bytes,
+    /// Whether it has more than this program knows: that would be lost in the next.
+    is_outgrown: bool,
+}
+
+/// Reads a horizon of a log.
 ///
 /// # Errors
 /// `NotFound` if there is none; `Corrupt` if it does not open; `Unavailable`.
-pub(crate) async fn read(
-    vault: &Vault,
-    log: LogId,
-    number: u64,
-) -> Result<(HorizonBody, Bytes), VaultError> {
+pub(crate) async fn read(vault: &Vault, log: LogId, number: u64) -> Result<Found, VaultError> {
     let name = ObjectName::horizon(log, number);
     let object = vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await?;
     let bytes = object.clone();
-    let open = move |vault: &Vault| open_horizon(&bytes, vault.id(), log, number, vault.ring());
-    Ok((vault.open_aside(name, ObjectKind::Horizon, open).await?, object))
+    let open =
+        move |vault: &Vault| open_horizon_wholly(&bytes, vault.id(), log, number, vault.ring());
+    let (body, is_all) = vault.open_aside(name, ObjectKind::Horizon, open).await?;
+    Ok(Found { body, object, is_outgrown: !is_all })
 }
 
 /// What came of moving a horizon.
@@ -228,6 +236,7 @@ pub async fn let_go(vault: &Vault, log: LogId, to: Slot) -> Result<Moved, VaultE
             break;
         }
     }
+    scan.check_end(to)?;
     if reach <= end.horizon.slot() {
         return Ok(Moved::Already(end.horizon));
     }
@@ -277,7 +286,14 @@ async fn create(
 ) -> Result<Option<Horizon>, VaultError> {
     let before = match known.number {
         0 => [0; 32],
-        number => digest(&read(vault, log, number).await?.1),
+        number => {
+            let before = read(vault, log, number).await?;
+            if before.is_outgrown {
+                let (url, object) = (vault.url().to_owned(), ObjectName::horizon(log, number));
+                return Err(VaultError::Outgrown { url, object });
+            }
+            digest(&before.object)
+        }
     };
     let number = known.number + 1;
     let Some(below) = below.body().cloned() else {
@@ -291,7 +307,7 @@ async fn create(
     });
     let object = object.await?;
     if vault.store().create(&name, object.clone()).await? == Put::Exists {
-        if read(vault, log, number).await?.1 != object {
+        if read(vault, log, number).await?.object != object {
             // Of another maker; it counts, and says where to go on.
             return Ok(None);
         }
@@ -318,12 +334,7 @@ async fn ledger_at(
         let spans = segment.table.spans.iter().map(SpanEnd::from);
         ledger.take(at, &segment.header().writer, spans);
     }
-    if let Some(ScanEnd::Sealed(sealed)) = scan.end()
-        && sealed < slot
-    {
-        let url = vault.url().to_owned();
-        return Err(VaultError::LostSlot { url, log, slot: sealed, later: slot });
-    }
+    scan.check_end(slot)?;
     ledger.reached(slot);
     still(vault, log, horizon.number).await?;
     Ok(ledger)

@@ -223,9 +223,9 @@ impl fmt::Display for Folder {
 pub fn slot_of(name: &str) -> Option<Slot> {
     let mut names = name.rsplit('/');
     let digits = names.next()?;
-    // Directly in the folder of the log.
-    names.next().filter(|folder| *folder != CHECKPOINTS)?;
-    slot_number(digits)
+    // Directly in the folder of the log: what later programs have in folders of their own is no slot.
+    let log = names.next().and_then(|folder| uuid::Uuid::try_parse(folder).ok());
+    log.filter(|_| names.next() == Some("logs")).and_then(|_| slot_number(digits))
 }
 
 /// Slot of the checkpoint that an object name ends with, if it is one.
@@ -351,6 +351,16 @@ mod tests {
         assert_eq!(slot_of(&ObjectName::slot(log, Slot(77)).to_string()), Some(Slot(77)));
         assert_eq!(slot_of("logs/x/00000000000000FF"), None);
         assert_eq!(slot_of("logs/x/ff"), None);
+        let slot = ObjectName::slot(log, Slot(77)).to_string();
+        for (folder, later) in
+            [("logs/", "logs/later/"), ("/000", "/later/000"), ("logs/", "packs/")]
+        {
+            assert_eq!(
+                slot_of(&slot.replacen(folder, later, 1)),
+                None,
+                "{later}: of a later program"
+            );
+        }
         let checkpoint = ObjectName::checkpoint(log, Slot(77)).to_string();
         assert_eq!((slot_of(&checkpoint), checkpoint_of(&checkpoint)), (None, Some(Slot(77))));
         assert_eq!(checkpoint_of(&ObjectName::slot(log, Slot(77)).to_string()), None);

@@ -10,7 +10,7 @@ use crate::store::{Put, StoreError};
 use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::digest::digest;
-use farshore_codec::register::{open_register, seal_register};
+use farshore_codec::register::{open_register_state, open_register_wholly, seal_register};
 use farshore_engine::register::{Refused, after};
 use farshore_proto::limits::REGISTER_MAX;
 use farshore_proto::object::ObjectKind;
@@ -36,6 +36,8 @@ pub struct Entry {
     pub(crate) digest: [u8; 32],
     /// What it says of the one before.
     pub(crate) before: [u8; 32],
+    /// Whether it has more than this program knows: that would be lost in the next.
+    is_outgrown: bool,
 }
 
 /// An entry that was read: whoever goes on from it notices if it is another one.
@@ -56,7 +58,8 @@ impl Entry {
 
     fn new(number: u64, digest: [u8; 32], body: RegisterBody) -> Self {
         let RegisterBody { before, statement, state } = body;
-        Self { number, state, statement: Some(statement), digest, before }
+        let statement = Some(statement);
+        Self { number, state, statement, digest, before, is_outgrown: false }
     }
 }
 
@@ -82,20 +85,32 @@ pub async fn newest(vault: &Vault, known: u64) -> Result<Entry, VaultError> {
     Ok(entry)
 }
 
-/// The slots below which verdicts name segments of logs, as the newest entry says. If that cannot be read they are not known: the register
-/// keeps no log from being gone on with.
+/// The slots below which verdicts name segments of logs, as the newest entry says, also one that states what only a later program knows. If it
+/// cannot be read they are not known: the register keeps no log from being gone on with.
 ///
 /// # Errors
 /// `Unavailable`.
 pub(crate) async fn floors(vault: &Vault) -> Result<BTreeMap<LogId, Slot>, VaultError> {
-    match newest(vault, 0).await {
-        Ok(entry) => Ok(entry.state.floors),
+    match newest_state(vault).await {
+        Ok(state) => Ok(state.floors),
         Err(error) if error.is_unavailable() => Err(error),
         Err(error) => {
             tracing::warn!(%error, "the register cannot be read: nobody can tell whether a log's newest horizon is lost");
             Ok(BTreeMap::new())
         }
     }
+}
+
+async fn newest_state(vault: &Vault) -> Result<State, VaultError> {
+    let number = gapless::newest(vault, 0, REGISTER_MAX, ObjectName::register).await?;
+    if number == 0 {
+        return Ok(State::default());
+    }
+    let name = ObjectName::register(number);
+    let object = vault.store().get(&name, SEALED_OBJECT_BYTES_MAX).await?;
+    vault.store().settle(&name).await?;
+    let open = move |vault: &Vault| open_register_state(&object, vault.id(), number, vault.ring());
+    vault.open_aside(name, ObjectKind::Register, open).await
 }
 
 /// Reads an entry.
@@ -111,8 +126,9 @@ pub async fn read(vault: &Vault, number: u64) -> Result<Entry, VaultError> {
 async fn open(vault: &Vault, number: u64, object: Bytes) -> Result<Entry, VaultError> {
     let name = ObjectName::register(number);
     let open = move |vault: &Vault| {
-        let body = open_register(&object, vault.id(), number, vault.ring())?;
-        Ok(Entry::new(number, digest(&object), body))
+        let (body, is_all) = open_register_wholly(&object, vault.id(), number, vault.ring())?;
+        let entry = Entry::new(number, digest(&object), body);
+        Ok(Entry { is_outgrown: !is_all, ..entry })
     };
     vault.open_aside(name, ObjectKind::Register, open).await
 }
@@ -120,7 +136,7 @@ async fn open(vault: &Vault, number: u64, object: Bytes) -> Result<Entry, VaultE
 /// Makes an entry with this statement, behind all that there are. `known` is one that is known to be there; 0 if none is.
 ///
 /// # Errors
-/// `Refused` if the statement makes no entry; `Conflict` if others were faster all the time; else as [`newest`]. After
+/// `Refused` if the statement makes no entry; `Invalid` if the newest has what a newer version put there; `Conflict` if others were faster all the time; else as [`newest`]. After
 /// `Unavailable` the entry may be there.
 ///
 /// # Cancel safety
@@ -165,6 +181,10 @@ async fn next(
     last: &Entry,
     statement: &Statement,
 ) -> Result<RegisterBody, VaultError> {
+    if last.is_outgrown {
+        let (url, object) = (vault.url().to_owned(), ObjectName::register(last.number));
+        return Err(VaultError::Outgrown { url, object });
+    }
     let condemned = condemned_by(vault, last, statement).await?;
     let state = after(&last.state, last.number + 1, statement, &condemned)
         .map_err(|cause| VaultError::Refused { url: vault.url().to_owned(), cause })?;

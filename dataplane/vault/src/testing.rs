@@ -14,15 +14,17 @@ pub(crate) use faulty::{Fault, Faulty};
 
 use crate::checkpoint::read_ledger;
 use crate::epoch::{Claim, claim, read_epochs};
+use crate::layout::ObjectName;
 use crate::log::{self, PutOutcome};
 use crate::store::{Access, Store};
 use crate::vault::Vault;
 use bytes::Bytes;
-use farshore_codec::{SegmentBuilder, WrappingKey};
+use farshore_codec::{SegmentBuilder, WrappingKey, seal_bytes};
 use farshore_proto::epoch::{EndKind, Ended, EpochBase, EpochBody};
 use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::mark::{Mark, MarkGroup};
+use farshore_proto::object::ObjectPlace;
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SlotWriter, Span};
 use farshore_proto::{
     BlockRange, ChunkId, Epoch, Imprint, LogId, MarkKind, Place, PointId, Seq, Slot, Stamp, Target,
@@ -30,6 +32,7 @@ use farshore_proto::{
 };
 use futures::FutureExt;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -208,7 +211,7 @@ impl World {
 
     /// The file of an object.
     #[must_use]
-    pub fn file(&self, name: &crate::layout::ObjectName) -> PathBuf {
+    pub fn file(&self, name: &ObjectName) -> PathBuf {
         self.folder.path().join("vault").join(name.to_string())
     }
 
@@ -217,6 +220,18 @@ impl World {
         let path = self.folder.path().join("vault");
         let store = Store::open(path.to_str().unwrap(), Access::Read).unwrap();
         Vault::open(&store, &self.recovery).await.unwrap()
+    }
+
+    /// Puts an object in the place of one, as a later program would lay it out: with a section that this one may ignore.
+    ///
+    /// # Panics
+    /// If it cannot be sealed or written.
+    pub fn outgrow(&self, name: &ObjectName, place: ObjectPlace, mut body: Vec<u8>) {
+        // Number 77, which need not be understood, one record of 4 bytes.
+        body.extend([77, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+        let (number, key) = self.vault.newest_key();
+        let sealed = seal_bytes(place, key, number, &body).unwrap();
+        fs::write(self.file(name), sealed).unwrap();
     }
 
     /// Gives a volume to a log under its next epoch. What waits goes there.
@@ -412,7 +427,7 @@ impl World {
     /// Takes a slot out of the vault. No later segment refers to what it held.
     pub fn remove(&mut self, log: usize, slot: Slot) {
         let id = self.logs[log].id;
-        std::fs::remove_file(self.file(&crate::layout::ObjectName::slot(id, slot))).unwrap();
+        fs::remove_file(self.file(&ObjectName::slot(id, slot))).unwrap();
         self.known.retain(|_, (target, _)| (target.log, target.slot) != (id, slot));
     }
 

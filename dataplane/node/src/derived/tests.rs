@@ -15,7 +15,7 @@ use farshore_proto::{
 };
 use farshore_vault::epoch::claim;
 use farshore_vault::log::put_segment;
-use farshore_vault::{Access, Store};
+use farshore_vault::{Access, Location, Store};
 use std::path::Path;
 use std::time::Instant;
 
@@ -159,6 +159,13 @@ fn dedup(dir: &Path, vault: &Vault) -> Dedup {
     dedup
 }
 
+/// Waits until the thread has done what it was told, and told others of it: the clock of these tests goes on as soon as all tasks wait, whatever
+/// a thread does.
+async fn told(known: &Dedup) {
+    known.fresh().await;
+    known.fresh().await;
+}
+
 fn at(slot: Slot) -> Target {
     Target { log: LOG, slot, attempt: Attempt([1; 8]) }
 }
@@ -206,11 +213,14 @@ async fn some_new_chunks_become_a_run_after_a_while_and_are_learnt_once() {
     let dir = tempfile::tempdir().unwrap();
     let vault = vault(dir.path()).await;
     let known = dedup(&dir.path().join("a"), &vault);
+    known.loaded().await;
     let task = tokio::spawn(write_runs(vault.clone(), known.clone()));
     known.built(at(Slot(0)), &table(0, 1024));
     known.committed(LOG, Slot(0));
+    told(&known).await;
     let other_dir = dir.path().join("b");
     let other = dedup(&other_dir, &vault);
+    other.loaded().await;
     let begun = tokio::time::Instant::now();
     let learning =
         tokio::spawn(crate::learning::run(vault.clone(), other.clone(), other_dir.join("index")));
@@ -227,6 +237,30 @@ async fn some_new_chunks_become_a_run_after_a_while_and_are_learnt_once() {
     assert_eq!(noted.lines().count(), 1, "{noted}");
 }
 
+/// Whoever may create objects can give one any name: that must not be what all later runs are numbered by.
+#[tokio::test]
+async fn a_name_that_is_no_run_takes_no_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let vault = vault(dir.path()).await;
+    let folder = dir.path().join("a");
+    let known = dedup(&folder, &vault);
+    let mut learnt = Learnt::open(&folder.join("index"), 0);
+    let chunk = (ChunkId([7; 32]), Location { target: at(Slot(0)), chunk: 0, blocks: 4 });
+    runs::write(&vault, 41, &runs::Run { applied: 0, chunks: vec![chunk] }).await.unwrap();
+    let made_up = dir.path().join("vault/index/ffffffff-ffff-8fff-8fff-ffffffffffff");
+    std::fs::write(made_up, "no run").unwrap();
+    for _ in 0..3 {
+        learn(&vault, &known, &mut learnt).await;
+        assert_eq!(known.next_run(), 42);
+    }
+    assert_eq!(known.len().await, 1);
+    // Nor after a start, which knows it.
+    drop(known);
+    let again = dedup(&dir.path().join("b"), &vault);
+    learn(&vault, &again, &mut learnt).await;
+    assert_eq!(again.next_run(), 42);
+}
+
 /// Two nodes take the same image at the same pace, the second a minute behind the first: nearly all of it is there already.
 #[tokio::test(start_paused = true)]
 async fn a_second_node_that_begins_a_minute_later_adds_little() {
@@ -239,6 +273,8 @@ async fn a_second_node_that_begins_a_minute_later_adds_little() {
     let first = dedup(&dir.path().join("a"), &vault);
     let other_dir = dir.path().join("b");
     let second = dedup(&other_dir, &vault);
+    first.loaded().await;
+    second.loaded().await;
     let tasks = [
         tokio::spawn(write_runs(vault.clone(), first.clone())),
         tokio::spawn(crate::learning::run(vault.clone(), second.clone(), other_dir.join("index"))),
@@ -251,11 +287,13 @@ async fn a_second_node_that_begins_a_minute_later_adds_little() {
             let (target, table) = commit_chunks(&vault, Slot(turn), turn * CHUNKS, CHUNKS).await;
             first.built(target, &table);
             first.committed(LOG, Slot(turn));
+            told(&first).await;
             image.push(table.chunks.iter().map(|chunk| chunk.id).collect());
         }
         if let Some(behind) = turn.checked_sub(BEHIND) {
             let ids = image[usize::try_from(behind).unwrap()].clone();
             let found = second.lookup(LogId([9; 16]), ids).await;
+            told(&second).await;
             added += found.iter().filter(|found| found.is_none()).count() as u64;
         }
         tokio::time::sleep(EVERY).await;

@@ -469,3 +469,18 @@ async fn the_slot_where_a_base_ends_may_be_gone() {
         check(&world).await;
     }
 }
+
+/// What a later program says of the points that are kept would not be in the next base of this one.
+#[tokio::test]
+async fn no_base_is_put_behind_one_of_which_a_later_program_says_more() {
+    let world = marked().await;
+    let volume = world.volumes[0].id;
+    assert_eq!(base_at(&world, 2, &[0, 2]).await.unwrap(), 1);
+    let base = newest(&world.vault, volume).await.unwrap().unwrap();
+    let place = farshore_proto::base::place(world.vault.id(), volume, 1);
+    world.outgrow(&ObjectName::base(volume, 1), place, base.body.encode());
+    check(&world).await;
+    let error = base_at(&world, 3, &[0, 3]).await.unwrap_err();
+    assert!(matches!(error, VaultError::Outgrown { .. }), "{error}");
+    assert!(newest(&world.vault, volume).await.unwrap().unwrap().number == 1);
+}

@@ -37,6 +37,10 @@ pub async fn write(
     points: Vec<KeptPoint>,
 ) -> Result<u64, VaultError> {
     let before = newest(vault, volume).await?;
+    if let Some(base) = before.as_ref().filter(|base| base.is_outgrown) {
+        let (url, object) = (vault.url().to_owned(), base.object());
+        return Err(VaultError::Outgrown { url, object });
+    }
     let epochs = read_epochs(vault, volume).await?;
     if epochs.is_empty() {
         return Err(VaultError::NoVolume { url: vault.url().to_owned(), volume });

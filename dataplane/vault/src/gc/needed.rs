@@ -119,7 +119,7 @@ impl Needed {
             self.targets.extend(there);
             self.check(vault)?;
         }
-        Ok(())
+        scan.check_end(end.next)
     }
 
     /// What a slot states that its writer applied is there, or was.

@@ -677,3 +677,59 @@ async fn a_sweep_that_is_cut_short_is_gone_on_with() {
     assert_eq!(step(&world.vault).await.unwrap(), Step::Swept { of: 3, segments: 1 });
     assert!(!has_slot(&world, 0));
 }
+
+/// S41: a claimant that hung seals a slot that was lost, far in front of the end: what is referred to behind it is needed all the same.
+#[tokio::test]
+async fn a_seal_in_the_place_of_a_lost_slot_ends_nothing() {
+    let mut world = condemned().await;
+    let entry = register::newest(&world.vault, 0).await.unwrap();
+    // So many that the search for the end does not come by.
+    for _ in 0..70 {
+        put(&mut world, 16, 2000).await;
+    }
+    let whole = needed(&world.vault, &entry, &[]).await.unwrap();
+    assert!(!whole.targets.is_empty());
+    let (number, key) = world.vault.newest_key();
+    let log = world.logs[0].id;
+    for slot in [2, 5, 20, 40] {
+        let file = world.file(&ObjectName::slot(log, Slot(slot)));
+        let kept = std::fs::read(&file).unwrap();
+        let at = (world.vault.id(), log, Slot(slot));
+        let seal = slot_without_data(SlotKind::Seal, at, SlotWriter::of_run(2), key, number);
+        std::fs::write(&file, seal.unwrap()).unwrap();
+        assert!(!find_end(&world.vault, log, Slot(0)).await.unwrap().is_sealed, "{slot}");
+        let error = needed(&world.vault, &entry, &[]).await.map(|_| ()).unwrap_err();
+        assert!(matches!(error, VaultError::LostSlot { .. }), "{slot}: {error}");
+        std::fs::write(&file, kept).unwrap();
+    }
+}
+
+/// What is more than a condemnation names is for the next one.
+#[tokio::test]
+async fn a_condemnation_names_no_more_than_it_may() {
+    let mut world = born().await;
+    world.claim(1, 1).await;
+    for seed in 1..6_u32 {
+        for number in 0..2 {
+            let seed = seed * 1000 + u32::try_from(number).unwrap() * 50_000;
+            world.write(number, 0, 8, seed);
+            world.end_span(number, true);
+            world.commit(number).await;
+        }
+    }
+    for number in 0..2 {
+        let (volume, log) = (world.volumes[number].id, world.logs[number].id);
+        write_shaped(&world.vault, volume, shape()).await.unwrap();
+        crate::base::renew(&world.vault, volume, |_| false).await.unwrap().unwrap();
+        let moved = horizon::let_go(&world.vault, log, Slot(u64::MAX)).await.unwrap();
+        assert!(matches!(moved, horizon::Moved::To(_)), "{number}: {moved:?}");
+    }
+    let listed = crate::catalog::log_ids(&world.vault).await.unwrap();
+    // Four of each log; the newest of each is in its base.
+    for max in [1, 2, 3, 4, 5, 7, 8, 9] {
+        let entry = register::newest(&world.vault, 0).await.unwrap();
+        let step = condemn(&world.vault, &entry, &listed, max).await.unwrap();
+        let Step::Condemned { segments, .. } = step else { panic!("{max}: {step:?}") };
+        assert_eq!(segments, max.min(8));
+    }
+}

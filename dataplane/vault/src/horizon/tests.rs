@@ -132,8 +132,8 @@ async fn a_log_is_read_from_its_newest_horizon_on() {
     assert_eq!((found.next, ledger.horizon(), third.number), (Slot(23), 3, 3));
     assert_eq!(ledger, third.ledger());
     // The chain of digests.
-    let before = read(&world.vault, log, 2).await.unwrap().1;
-    assert_eq!(read(&world.vault, log, 3).await.unwrap().0.before, digest(&before));
+    let before = read(&world.vault, log, 2).await.unwrap().object;
+    assert_eq!(read(&world.vault, log, 3).await.unwrap().body.before, digest(&before));
 }
 
 #[tokio::test]
@@ -329,7 +329,7 @@ async fn verify_compares_horizons_and_reads_behind_the_newest() {
     let file = world.file(&ObjectName::horizon(log, 2));
     let kept = std::fs::read(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
-    let mut body = read(&world.vault, log, 1).await.unwrap().0;
+    let mut body = read(&world.vault, log, 1).await.unwrap().body;
     body.before = [9; 32];
     let (number, key) = world.vault.newest_key();
     let other = seal_horizon(world.vault.id(), log, 2, key, number, &body).unwrap();
@@ -379,4 +379,18 @@ fn without_the_checks_ends_and_seals_are_wrong() {
             assert!(wrong > 0, "{bug:?}: none of {calls}");
         }
     });
+}
+
+/// What a later program says of a log would not be in the next horizon of this one.
+#[tokio::test]
+async fn no_horizon_is_put_behind_one_of_which_a_later_program_says_more() {
+    let world = written(9).await;
+    let log = world.logs[0].id;
+    moved(&world, 3).await;
+    let Found { body, .. } = read(&world.vault, log, 1).await.unwrap();
+    let place = farshore_proto::horizon::place(world.vault.id(), log, 1);
+    world.outgrow(&ObjectName::horizon(log, 1), place, body.encode());
+    assert_eq!(newest(&world.vault, log, 0).await.unwrap().slot(), Slot(3));
+    let error = advance(&world.vault, log, Slot(6), |_, _| true).await.unwrap_err();
+    assert!(matches!(error, VaultError::Outgrown { .. }), "{error}");
 }

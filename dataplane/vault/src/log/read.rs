@@ -405,6 +405,20 @@ impl<'a> LogScan<'a> {
         self.end
     }
 
+    /// That the log did not end in front of a slot that is known to be filled: a seal that came into the place of a lost slot ends nothing there.
+    ///
+    /// # Errors
+    /// `Corrupt` if it did.
+    pub(crate) fn check_end(&self, filled: Slot) -> Result<(), VaultError> {
+        match self.end {
+            Some(ScanEnd::Sealed(slot)) if slot < filled => {
+                let (url, log) = (self.vault.url().to_owned(), self.log);
+                Err(VaultError::LostSlot { url, log, slot, later: filled })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn read_ahead(&mut self) {
         while self.ahead.len() < SLOTS_AHEAD_MAX {
             let (vault, log) = (self.vault, self.log);

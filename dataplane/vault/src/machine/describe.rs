@@ -140,7 +140,7 @@ mod tests {
     use crate::layout::ObjectName;
     use crate::machine::{Revised, list_points};
     use crate::testing::{World, counted};
-    use farshore_codec::machine::seal_machine_bytes;
+    use farshore_proto::machine::place;
 
     fn one(world: &World) -> OneDisk {
         OneDisk {
@@ -210,14 +210,9 @@ mod tests {
         let first = one(&world);
         describe(&world.vault, &first).await.unwrap();
         let (_, body) = newest(&world).await;
-        let mut later = body.encode();
-        // A section that may be ignored: number 77, one record of 4 bytes.
-        later.extend([77, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
         let vault = &world.vault;
-        let (number, key) = vault.newest_key();
-        let sealed = seal_machine_bytes(vault.id(), first.machine, 2, key, number, &later).unwrap();
-        let file = world.file(&ObjectName::machine(first.machine, 2));
-        std::fs::write(file, sealed).unwrap();
+        let name = ObjectName::machine(first.machine, 2);
+        world.outgrow(&name, place(vault.id(), first.machine, 2), body.encode());
         assert_eq!(newest(&world).await, (2, body));
         assert_eq!(describe(vault, &first).await.unwrap(), Described::Known);
         let grown = OneDisk { size_bytes: 2 << 20, ..first };

@@ -458,3 +458,45 @@ async fn append_behind(world: &World, last: &Entry, statement: Statement) -> Ent
     std::fs::remove_file(file(world, last.number + 1)).unwrap();
     append(&world.vault, last.number, statement).await.unwrap()
 }
+
+/// What a later program added to the state would not be in the next entry of this one.
+#[tokio::test]
+async fn nothing_is_put_behind_an_entry_of_which_a_later_program_says_more() {
+    let world = world(births(2)).await;
+    let last = newest(&world.vault, 0).await.unwrap();
+    let Entry { before, statement, state, .. } = last.clone();
+    let body = RegisterBody { before, statement: statement.unwrap(), state };
+    let place = farshore_proto::register::place(world.vault.id(), 2);
+    world.outgrow(&ObjectName::register(2), place, body.encode());
+    let found = newest(&world.vault, 0).await.unwrap();
+    assert_eq!((found.number, &found.state), (2, &last.state), "it is read all the same");
+    let error = append(&world.vault, 0, Statement::Birth(log(9))).await.unwrap_err();
+    assert!(matches!(error, VaultError::Outgrown { .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("gc/0000000002"), "{error}");
+    assert_eq!(bear(&world.vault, 0, log(2)).await.unwrap().1, 2, "what is there needs no entry");
+}
+
+/// Floors say whether a log's newest horizon is lost, also where the newest entry states what this program does not know.
+#[tokio::test]
+async fn the_floors_of_an_entry_that_states_what_is_not_known_are_read() {
+    let world = world([Statement::Birth(log(0)), condemnation([5]), verdict(2, [5])]).await;
+    let last = newest(&world.vault, 0).await.unwrap();
+    assert_eq!(last.state.floors, [(log(0), Slot(6))].into());
+    assert_eq!(floors(&world.vault).await.unwrap(), last.state.floors);
+    let body = RegisterBody {
+        before: last.digest,
+        statement: Statement::Swept { of: 2 },
+        state: after(&last.state, 4, &Statement::Swept { of: 2 }, &BTreeSet::new()).unwrap(),
+    };
+    let mut later = body.encode();
+    // The code of the statement, in the head: 16 bytes of the section and the digest in front of it.
+    later[16 + 32] = 77;
+    let place = farshore_proto::register::place(world.vault.id(), 4);
+    world.outgrow(&ObjectName::register(4), place, later);
+    assert_eq!(newest(&world.vault, 0).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(floors(&world.vault).await.unwrap(), last.state.floors);
+    // With what is damaged they are not known, and hold nobody up.
+    std::fs::write(file(&world, 4), "damaged").unwrap();
+    assert_eq!(floors(&world.vault).await.unwrap(), BTreeMap::new());
+}

@@ -2,7 +2,7 @@
 
 use super::Report;
 use crate::error::VaultError;
-use crate::horizon::{Horizon, reaches, read};
+use crate::horizon::{Found, Horizon, reaches, read};
 use crate::layout::ObjectName;
 use crate::vault::Vault;
 use farshore_codec::digest::digest;
@@ -24,7 +24,7 @@ pub(super) async fn check(
     let mut before: Option<(HorizonBody, [u8; 32])> = None;
     for number in 1..=newest {
         let name = ObjectName::horizon(log, number);
-        let (body, object) = match read(vault, log, number).await {
+        let Found { body, object, .. } = match read(vault, log, number).await {
             Ok(found) => found,
             Err(error) if error.is_not_found() => {
                 let later = ObjectName::horizon(log, newest);
