@@ -122,7 +122,7 @@ impl Register {
             self.tell(&logs, &shards).await;
             if let Some(error) = self.0.left_out.get() {
                 let text = format!(
-                    "the vault's register cannot be used: all is stored anew, and nothing is deleted in the vault, until it is mended and \
+                    "the vault's register cannot be used: all is stored anew until it is mended and \
                      the node is started again: {error}; `farshore vault verify` says more"
                 );
                 metrics.troubles().set(Work::Register, text);
@@ -145,6 +145,8 @@ impl Register {
                     error = %format!("{error:#}"),
                     "cannot read the vault's register: replication goes on, and nothing is deleted in the vault meanwhile"
                 );
+            } else if self.0.left_out.get().is_none() {
+                metrics.troubles().clear(Work::Register);
             }
         }
     }
