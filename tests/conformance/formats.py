@@ -23,6 +23,7 @@ TAG = 16
 # segment.md, a frame: bytes of its segment's salt behind each sealed frame.
 FRAME_SALT = 32
 SLOT_MAX = 2**62
+REGISTER_MAX = 9_999_999_999
 SEQ_MAX = 2**64 - 2
 SIZE_MAX = 2**46
 NO_SLOT = 2**64 - 1
@@ -423,12 +424,15 @@ class Slot(NamedTuple):
 
 def open_slot(ring: Keyring, place: Place, data: bytes) -> Slot:
     """segment.md, layout of the object: the header with the kind's own fields."""
-    header = open_header(ring, place, data, 44, 2**24)
-    incarnation, frames, _, _, checkpoint, zero = struct.unpack("<QQQQQI", header.own)
+    header = open_header(ring, place, data, 52, 2**24)
+    fields = struct.unpack("<QQQQ8sQI", header.own)
+    incarnation, frames, _, register, digest, checkpoint, zero = fields
     if header.variant not in (SEGMENT, SEAL, FILL):
         raise newer(place.name, f"kind {header.variant}")
     if not incarnation or zero or SLOT_MAX < checkpoint != NO_SLOT:
         raise damaged(place.name, 0, "header")
+    if register > REGISTER_MAX or register == 0 and any(digest):
+        raise damaged(place.name, 0, "the entry of the register")
     if header.variant != SEGMENT and (frames or header.raw_length or header.compression):
         raise damaged(place.name, 0, "a seal or fill with content")
     if len(header.raw) + header.body_length + frames > 2**26:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from formats import SEQ_MAX, SLOT_MAX
+from formats import REGISTER_MAX, SEQ_MAX, SLOT_MAX
 from formats import Place
 from formats import damaged, sections, uid
 
@@ -53,8 +53,9 @@ def horizon_body(name: str, number: int, body: bytes) -> Horizon:
     slot, before, zero = struct.unpack("<Q32sQ", found[3][0])
     check(1 <= number <= HORIZON_MAX and 1 <= slot <= SLOT_MAX and not zero, "slot")
     check((number == 1) == (not any(before)), "the digest of the horizon before")
-    incarnation, horizon, _, zero = struct.unpack("<QQQQ", found[1][0])
-    check(incarnation > 0 and horizon < number and not zero, "the head of the checkpoint")
+    incarnation, horizon, register, digest = struct.unpack("<QQQ8s", found[1][0])
+    is_entry = register <= REGISTER_MAX and (register > 0 or not any(digest))
+    check(incarnation > 0 and horizon < number and is_entry, "the head of the checkpoint")
     tails: dict[bytes, Tail] = {}
     for record in found.get(2, []):
         volume, epoch, first, last, newest, mark = struct.unpack_from("<16sQQQQQ", record)

@@ -185,6 +185,7 @@ fn every_bug_of_a_disk_has_a_rule() {
         Bug::UnbornOverlooked,
         Bug::MembersCounted,
         Bug::SweptFoundAgain,
+        Bug::AnswerByNumber,
     ];
     let of_disks = others.filter(|bug| !elsewhere.contains(bug));
     assert!(of_disks.into_iter().all(|bug| RULES.iter().any(|(of, _)| *of == bug)));

@@ -34,6 +34,7 @@ use farshore_proto::map::{
     FrameAt, Layer, LayerKind, Manifest, MapFields, MapMark, Page, PageChunk, PartHeader, PartShape,
 };
 use farshore_proto::mark::{Mark, MarkGroup};
+use farshore_proto::register::At;
 use farshore_proto::register::{RegisterBody, State, Statement};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentFrame, SlotKind, SlotWriter, Span, Table,
@@ -63,8 +64,9 @@ const KEY: KeyNumber = KeyNumber(1);
 /// A segment of another log.
 const THERE: Target = Target { log: LogId([9; 16]), slot: Slot(6), attempt: Attempt([0x66; 8]) };
 const STAMP: Stamp = Stamp { life: 7, generation: 3 };
+const AT: At = At { number: 40, digest: [9; 8] };
 const WRITER: SlotWriter =
-    SlotWriter { incarnation: 5, horizon: 2, register: 40, checkpoint: Some(Slot(4)) };
+    SlotWriter { incarnation: 5, horizon: 2, register: AT, checkpoint: Some(Slot(4)) };
 
 fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
@@ -340,7 +342,7 @@ fn a_part_of_a_map_of_version_2_opens() {
 
 #[test]
 fn an_index_run_of_version_2_opens() {
-    let body = IndexRun { applied: 7, chunks: stored() };
+    let body = IndexRun { applied: AT, chunks: stored() };
     let object = kept("index-run", || seal_index_run(VAULT, RUN, &key(), KEY, &body, 3).unwrap());
     assert_eq!(open_index_run(&object, VAULT, RUN, &ring()).unwrap(), body);
 }
@@ -374,7 +376,7 @@ fn checkpoint() -> CheckpointBody {
     };
     let other = VolumeTail { mark: None, is_released: true, is_broken: true, ..tail };
     let tails = [(VOLUME, tail), (VolumeId([6; 16]), other)].into();
-    CheckpointBody { incarnation: 5, horizon: 2, register: 40, tails }
+    CheckpointBody { incarnation: 5, horizon: 2, register: AT, tails }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
 use farshore_proto::limits::CHECKPOINT_VOLUMES_MAX;
+use farshore_proto::register::At;
 use farshore_proto::segment::{SlotWriter, Span};
 use farshore_proto::{Epoch, Imprint, PointId, Seq, Slot, Stamp, VolumeId};
 
@@ -85,7 +86,7 @@ impl Ledger {
 
     /// How far they say that the vault's register was applied.
     #[must_use]
-    pub fn register(&self) -> u64 {
+    pub fn register(&self) -> At {
         self.body.register
     }
 
@@ -137,7 +138,7 @@ impl Ledger {
         assert!(slot >= self.next, "G1: slots are taken in order");
         self.next = slot.next();
         self.body.incarnation = self.body.incarnation.max(writer.incarnation);
-        self.body.register = self.body.register.max(writer.register);
+        self.body.register = self.body.register.later(writer.register);
         self.body.horizon = self.body.horizon.max(writer.horizon);
         for span in spans {
             self.take_span(slot, &span);

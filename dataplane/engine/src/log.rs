@@ -15,6 +15,7 @@ use crate::ledger::{Ledger, SpanEnd};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::limits::PUTS_IN_FLIGHT_MAX;
 use farshore_proto::mark::Mark;
+use farshore_proto::register::At;
 use farshore_proto::segment::SlotWriter;
 use farshore_proto::{Epoch, Seq, Slot, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -92,13 +93,13 @@ impl LogEnd {
     }
 
     /// The vault's register is applied up to this entry: segments that are begun from now on say so (L5).
-    pub fn applied(&mut self, number: u64) {
-        self.writer.register = self.writer.register.max(number);
+    pub fn applied(&mut self, at: At) {
+        self.writer.register = self.writer.register.later(at);
     }
 
     /// How far the newest segment says that the register is applied, put or not.
     #[must_use]
-    pub fn stated(&self) -> u64 {
+    pub fn stated(&self) -> At {
         let on_way = self.in_flight.back().map(|segment| segment.writer.register);
         on_way.unwrap_or_else(|| self.ledger.register())
     }
@@ -231,7 +232,7 @@ impl LogEnd {
         assert!(self.ledger.next() <= first || is_on(Bug::CheckpointAhead), "L4");
         let stated = self.in_flight.iter().map(|segment| segment.writer.register);
         let stated = std::iter::once(self.ledger.register()).chain(stated);
-        let is_in_order = stated.chain([self.writer.register]).is_sorted();
+        let is_in_order = stated.chain([self.writer.register]).is_sorted_by_key(|at| at.number);
         assert!(is_in_order || is_on(Bug::WatermarkPastHole), "L5");
     }
 }
@@ -307,20 +308,21 @@ mod tests {
 
     #[test]
     fn segments_say_how_far_the_register_was_applied_when_they_were_begun() {
+        let at = |number| At { number, digest: [7; 8] };
         let mut before = Ledger::default();
-        before.take(Slot(6), &SlotWriter { register: 5, ..SlotWriter::of_run(2) }, []);
+        before.take(Slot(6), &SlotWriter { register: at(5), ..SlotWriter::of_run(2) }, []);
         let mut log = LogEnd::new(Slot(7), 3, BTreeSet::new(), before);
-        assert_eq!((log.writer().register, log.stated()), (5, 5), "as the run before");
+        assert_eq!((log.writer().register, log.stated()), (at(5), at(5)), "as the run before");
         log.begin(&mut [], Vec::new());
-        log.applied(9);
-        assert_eq!((log.writer().register, log.stated()), (9, 5));
+        log.applied(at(9));
+        assert_eq!((log.writer().register, log.stated()), (at(9), at(5)));
         log.begin(&mut [], Vec::new());
-        log.applied(8);
-        assert_eq!((log.writer().register, log.stated()), (9, 9), "it never falls");
+        log.applied(at(8));
+        assert_eq!((log.writer().register, log.stated()), (at(9), at(9)), "it never falls");
         // The ledger says what the slots say, not what the next one will.
         log.put_done(Slot(7));
-        assert_eq!(log.ledger().register(), 5);
+        assert_eq!(log.ledger().register(), at(5));
         log.put_done(Slot(8));
-        assert_eq!(log.ledger().register(), 9);
+        assert_eq!(log.ledger().register(), at(9));
     }
 }

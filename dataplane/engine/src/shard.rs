@@ -39,6 +39,7 @@ use farshore_proto::limits::{
     WINDOW_BYTES,
 };
 use farshore_proto::limits::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_BYTES};
+use farshore_proto::register::At;
 use farshore_proto::segment::SlotWriter;
 use farshore_proto::{Epoch, Imprint, Seq, Slot, Stamp, Timestamp, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -148,7 +149,7 @@ pub enum Input {
     /// The vault's register is applied: nothing that is looked up from now on is condemned by it.
     Applied {
         /// The newest entry that is.
-        number: u64,
+        at: At,
         /// The newest condemnation that waits for the log to say that it applied it; 0 if none does.
         asked: u64,
     },
@@ -496,7 +497,7 @@ impl Shard {
             Input::GroupDone { group, file } => self.group_done(now, group, file, out),
             Input::PutDone { slot } => self.put_done(slot, out),
             Input::Checkpointed { slot, is_there } => self.checkpointed(slot, is_there),
-            Input::Applied { number, asked } => self.applied(number, asked, out),
+            Input::Applied { at, asked } => self.applied(at, asked, out),
             Input::Ship => {
                 self.is_shipping = true;
                 self.deadline = Some(now);

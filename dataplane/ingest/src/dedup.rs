@@ -167,7 +167,7 @@ pub struct Known<I> {
     found: Vec<(ChunkId, Location)>,
     sights: Sights,
     /// Up to which entry the register is applied; none before it was read.
-    applied: Option<u64>,
+    applied: Option<At>,
     /// Whether the register is left out until the next start.
     is_left_out: bool,
     /// Behind which entry it is known what verdicts name; none before the register was read.
@@ -235,7 +235,7 @@ impl<I: ChunkIndex> Known<I> {
     /// as long as the index is not cleared of it.
     pub fn apply(&mut self, condemned: Arc<Condemned>) {
         let at = condemned.at;
-        if self.is_left_out || self.applied > Some(at.number) {
+        if self.is_left_out || self.applied.is_some_and(|applied| applied.number > at.number) {
             return;
         }
         // What is committed may be condemned before we hear that it is. That nobody knows of it any more costs space.
@@ -262,7 +262,7 @@ impl<I: ChunkIndex> Known<I> {
             self.index.begin_clearing(Arc::clone(&condemned));
         }
         self.sights.refuse(condemned);
-        self.applied = Some(at.number);
+        self.applied = Some(at);
     }
 
     /// The register cannot be used any more: nothing is found from now on, as before it was read.
@@ -317,7 +317,7 @@ impl<I: ChunkIndex> Known<I> {
 
     /// Up to which entry the register is applied; none before it was read.
     #[must_use]
-    pub fn applied(&self) -> Option<u64> {
+    pub fn applied(&self) -> Option<At> {
         self.applied
     }
 
@@ -390,14 +390,14 @@ impl<I: ChunkIndex> Known<I> {
         !self.found.is_empty()
     }
 
-    /// Chunks of an index run of which no verdict up to entry `applied` names one; those known already are left as they are, unless they were
+    /// Chunks of an index run of which no verdict up to entry `up_to` names one; those known already are left as they are, unless they were
     /// seen to be gone. Their segments are to be looked at. Returns whether all are in the index now: not if it is not known any more what
     /// verdicts behind that entry name.
-    pub fn learn_run(&mut self, run: &Run) -> bool {
-        if self.known_behind.is_none_or(|behind| behind > run.applied) {
+    pub fn learn_run(&mut self, up_to: u64, chunks: &[(ChunkId, Location)]) -> bool {
+        if self.known_behind.is_none_or(|behind| behind > up_to) {
             return false;
         }
-        self.learn_missing(&run.chunks).1
+        self.learn_missing(chunks).1
     }
 
     /// Learns those chunks that are not known; returns them, and whether they are in the index now.
@@ -457,7 +457,7 @@ impl<I: ChunkIndex> Known<I> {
     /// Takes them; the caller writes a run.
     pub fn take_fresh(&mut self) -> Run {
         let chunks = std::mem::take(&mut self.fresh);
-        Run { applied: self.applied.unwrap_or(0), chunks }
+        Run { applied: self.applied.unwrap_or_default(), chunks }
     }
 
     /// How many chunks are known.

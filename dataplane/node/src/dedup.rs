@@ -43,8 +43,6 @@ struct Shared {
     moved: Arc<Moved>,
     /// The greatest number of a run that was seen in the vault, and one; 0 before anybody looked.
     next_run: AtomicU64,
-    /// Up to which entry the vault's register is applied.
-    applied: AtomicU64,
 }
 
 /// Who waits for a change is told here.
@@ -53,8 +51,8 @@ struct Moved {
     fresh: Notify,
     unseen: Notify,
     is_loaded: watch::Sender<bool>,
-    /// Whether the vault's register was applied.
-    is_applied: watch::Sender<bool>,
+    /// Up to which entry the vault's register is applied; none before it was read.
+    applied: watch::Sender<Option<At>>,
 }
 
 impl Dedup {
@@ -68,7 +66,7 @@ impl Dedup {
             fresh: Notify::new(),
             unseen: Notify::new(),
             is_loaded: watch::Sender::new(false),
-            is_applied: watch::Sender::new(false),
+            applied: watch::Sender::new(None),
         });
         let (works, waiting) = bounded(WAITING_MAX);
         let thread = std::thread::Builder::new().name("dedup".to_owned());
@@ -83,7 +81,6 @@ impl Dedup {
             works,
             moved,
             next_run: AtomicU64::new(0),
-            applied: AtomicU64::new(0),
         })))
     }
 
@@ -124,14 +121,15 @@ impl Dedup {
     /// Applies the vault's register up to an entry: what is looked up from now on is none of what is condemned. Gives the entry behind
     /// which it has to be kept in mind what verdicts name; none if the thread is far behind.
     pub(crate) async fn apply(&self, condemned: Condemned) -> Option<u64> {
-        let number = condemned.at.number;
+        let at = condemned.at;
         let apply = move |known: &mut Known<Index>| {
             known.apply(Arc::new(condemned));
             known.known_behind().unwrap_or(0)
         };
         let behind = self.ask(apply).await?;
-        self.0.applied.fetch_max(number, Ordering::Release);
-        self.0.moved.is_applied.send_replace(true);
+        self.0.moved.applied.send_modify(|applied| {
+            *applied = Some(applied.unwrap_or_default().later(at));
+        });
         Some(behind)
     }
 
@@ -145,16 +143,16 @@ impl Dedup {
         self.ask(|known| known.known_behind()).await.flatten()
     }
 
-    /// Up to which entry it is applied; 0 before it was read.
-    pub(crate) fn applied(&self) -> u64 {
-        self.0.applied.load(Ordering::Acquire)
+    /// Up to which entry it is applied; in front of the first before it was read.
+    pub(crate) fn applied(&self) -> At {
+        self.0.moved.applied.borrow().unwrap_or_default()
     }
 
     /// The register is read, and condemns nothing.
     #[cfg(test)]
     pub(crate) fn condemns_nothing(&self) {
         self.tell(|known| known.apply(Arc::default()));
-        self.0.moved.is_applied.send_replace(true);
+        self.0.moved.applied.send_replace(Some(At::NONE));
     }
 
     /// Chunks of a committed segment.
@@ -187,15 +185,21 @@ impl Dedup {
 
     /// What an index run says; chunks known already are left as they are. None if the index did not take them, else how many it ever
     /// took.
-    pub(crate) async fn learn_run(&self, run: Run) -> Option<u64> {
-        let learn = move |known: &mut Known<Index>| known.learn_run(&run).then(|| known.written());
+    pub(crate) async fn learn_run(
+        &self,
+        up_to: u64,
+        chunks: Vec<(ChunkId, Location)>,
+    ) -> Option<u64> {
+        let learn = move |known: &mut Known<Index>| {
+            known.learn_run(up_to, &chunks).then(|| known.written())
+        };
         self.ask(learn).await.flatten()
     }
 
     /// Waits until the register was applied: before, nothing can be learnt of others.
     pub(crate) async fn until_applied(&self) {
         // It cannot fail: the sender is ours.
-        let _ = self.0.moved.is_applied.subscribe().wait_for(|is_applied| *is_applied).await;
+        let _ = self.0.moved.applied.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Waits until the index is loaded; then, how many entries it ever took.

@@ -5,11 +5,11 @@
 
 use crate::dedup::Dedup;
 use crate::services::chain;
-use farshore_proto::RunId;
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_vault::register::Judged;
+use farshore_proto::{ChunkId, RunId};
+use farshore_vault::register::{At, Confirmed, Judged};
 use farshore_vault::runs::Run;
-use farshore_vault::{Vault, VaultError, runs};
+use farshore_vault::{Location, Vault, VaultError, runs};
 use futures::TryStreamExt;
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -151,7 +151,7 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
     let new: Vec<RunId> = runs.into_iter().rev().filter(is_new).collect();
     let mut reads = std::pin::pin!(runs::read(vault, new));
     let (mut count, mut chunks, mut skipped) = (0_u64, 0_u64, 0_u64);
-    let mut judged = Judged::default();
+    let mut entries = Entries::of(vault);
     while let Some(runs::Read { run, said }) = reads.try_next().await? {
         // Too far behind to say: these runs are listed again.
         let Some(behind) = dedup.known_behind().await else { return Ok(()) };
@@ -160,21 +160,20 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
             dedup.saw_run(greatest);
         }
         let said = match said {
-            Some(said) => without_swept(vault, behind, &mut judged, said).await?,
+            Some(said) => entries.without_swept(behind, said).await?,
             None => None,
         };
-        let Some(said) = said else {
+        let Some((up_to, said)) = said else {
             skipped += 1;
             learnt.refused.insert(run);
             continue;
         };
         count += 1;
-        chunks += said.chunks.len() as u64;
+        chunks += said.len() as u64;
         // All of them, whether the index takes them or not: what it took is of use.
         let (mut written, mut is_kept) = (0, true);
-        for slice in said.chunks.chunks(SLICE) {
-            let slice = Run { applied: said.applied, chunks: slice.to_vec() };
-            match dedup.learn_run(slice).await {
+        for slice in said.chunks(SLICE) {
+            match dedup.learn_run(up_to, slice.to_vec()).await {
                 Some(now) => written = now,
                 None => is_kept = false,
             }
@@ -196,29 +195,59 @@ async fn learn_new(vault: &Vault, dedup: &Dedup, learnt: &mut Learnt) -> Result<
     Ok(())
 }
 
-/// What a run says, without what was swept since it was written, as far as the index does not know that; none if that cannot be told.
-async fn without_swept(
-    vault: &Vault,
-    behind: u64,
-    judged: &mut Judged,
-    mut said: Run,
-) -> Result<Option<Run>, VaultError> {
-    if said.applied >= behind || is_on(Bug::SweptFoundAgain) {
-        said.applied = said.applied.max(behind);
-        return Ok(Some(said));
+/// What the vault's register says of what runs name.
+struct Entries<'v> {
+    vault: &'v Vault,
+    judged: Judged,
+    confirmed: Confirmed,
+}
+
+impl<'v> Entries<'v> {
+    fn of(vault: &'v Vault) -> Self {
+        Self { vault, judged: Judged::default(), confirmed: Confirmed::default() }
     }
-    match judged.reach(vault, said.applied, behind).await {
-        Ok(()) => {}
-        Err(error) if error.is_unavailable() => return Err(error),
-        Err(error) => {
-            let error = chain(&error);
-            tracing::debug!(%error, "an index run is too old to tell what was deleted since");
-            return Ok(None);
+
+    /// What a run says, without what was swept since it was written, as far as the index does not know that, and up to which entry no verdict names
+    /// any of it; none if that cannot be told.
+    async fn without_swept(
+        &mut self,
+        behind: u64,
+        mut said: Run,
+    ) -> Result<Option<(u64, Vec<(ChunkId, Location)>)>, VaultError> {
+        let applied = said.applied.number;
+        match self.check(behind, said.applied).await {
+            Ok(true) => {}
+            Err(error) if error.is_unavailable() => return Err(error),
+            Ok(false) => {
+                tracing::debug!(
+                    applied,
+                    "an index run was written behind an entry of the register that is not there"
+                );
+                return Ok(None);
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::debug!(%error, "an index run is too old to tell what was deleted since");
+                return Ok(None);
+            }
         }
+        if applied < behind {
+            said.chunks.retain(|(_, location)| !self.judged.contains(&location.target));
+        }
+        Ok(Some((applied.max(behind), said.chunks)))
     }
-    said.chunks.retain(|(_, location)| !judged.contains(&location.target));
-    said.applied = behind;
-    Ok(Some(said))
+
+    /// Whether its writer had applied what is there; verdicts from there on are read.
+    async fn check(&mut self, behind: u64, applied: At) -> Result<bool, VaultError> {
+        if is_on(Bug::SweptFoundAgain) {
+            return Ok(true);
+        }
+        if !self.confirmed.has(self.vault, applied).await? {
+            return Ok(false);
+        }
+        self.judged.reach(self.vault, applied.number, behind).await?;
+        Ok(true)
+    }
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ use farshore_engine::register::asked_of;
 use farshore_ingest::index::{Index, Room};
 use farshore_ingest::limits::REGISTER_READ_EVERY;
 use farshore_proto::{ErrorKind, LogId};
-use farshore_vault::register::Reader;
+use farshore_vault::register::{At, Reader};
 use farshore_vault::{Vault, VaultError};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -44,9 +44,9 @@ struct Shared {
     threads: Handle,
     dedup: Dedup,
     reader: Mutex<Reader>,
-    /// The highest number that the node's logs state. With less nothing is looked up: the store lost what was applied, or
-    /// shows it late.
-    least: AtomicU64,
+    /// Whether it is known what the node's logs state. Without all of that nothing is looked up: the store lost what was applied, or shows it
+    /// late.
+    is_begun: AtomicBool,
     /// Why it cannot be used: logs may be written that are not in it, so nothing is looked up until the next start.
     left_out: OnceLock<String>,
 }
@@ -59,10 +59,10 @@ impl Register {
         dedup: Dedup,
         read: anyhow::Result<Reader>,
     ) -> Self {
-        let least = AtomicU64::new(u64::MAX);
+        let is_begun = AtomicBool::new(false);
         let shared = |reader| {
             let (reader, left_out) = (Mutex::new(reader), OnceLock::new());
-            Self(Arc::new(Shared { vault, threads, dedup, reader, least, left_out }))
+            Self(Arc::new(Shared { vault, threads, dedup, reader, is_begun, left_out }))
         };
         match read {
             Ok(reader) => shared(reader),
@@ -91,12 +91,15 @@ impl Register {
         self.0.reader.lock().await.newest().state.logs.contains_key(&log)
     }
 
-    /// Reads and applies it, now that all logs of the node are read: they state that it was applied up to `least`.
+    /// Reads and applies it, now that all logs of the node are read: they state that these entries were applied.
     ///
     /// # Errors
     /// If the store cannot be asked.
-    pub(crate) async fn begin(&self, least: u64) -> anyhow::Result<()> {
-        self.0.least.store(least, Ordering::Relaxed);
+    pub(crate) async fn begin(&self, stated: impl IntoIterator<Item = At>) -> anyhow::Result<()> {
+        let mut reader = self.0.reader.lock().await;
+        stated.into_iter().for_each(|at| reader.require(at));
+        drop(reader);
+        self.0.is_begun.store(true, Ordering::Release);
         let shared = Arc::clone(&self.0);
         self.0.threads.spawn(async move { shared.or_left_out(None).await }).await?
     }
@@ -107,7 +110,7 @@ impl Register {
     }
 
     /// Up to which entry it is applied: what is looked up from now on is nothing that is condemned by then.
-    pub(crate) fn applied(&self) -> u64 {
+    pub(crate) fn applied(&self) -> At {
         self.0.dedup.applied()
     }
 
@@ -152,13 +155,13 @@ impl Register {
     }
 
     async fn tell(&self, logs: &Logs, shards: &[Post<Message>]) {
-        let number = self.applied();
+        let at = self.applied();
         let reader = self.0.reader.lock().await;
         for (shard, post) in shards.iter().enumerate() {
             let log = logs.of(shard);
             let asked = asked_of(&reader.newest().state, log);
             // One that is too busy to hear is told the next time.
-            let _unheard = post.offer(Message::Applied { log, number, asked });
+            let _unheard = post.offer(Message::Applied { log, at, asked });
         }
     }
 }
@@ -248,16 +251,16 @@ impl Shared {
         if self.left_out.get().is_some() {
             return Ok(());
         }
-        let (number, least) = (reader.newest().number, self.least.load(Ordering::Relaxed));
-        if number < least {
-            // Before the logs are read nobody knows.
-            if least != u64::MAX {
-                tracing::error!(
-                    number,
-                    least,
-                    "logs of this node state more of the vault's register than there is of it: entries are lost; all is stored anew"
-                );
-            }
+        if !self.is_begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if let Some(least) = reader.lacks() {
+            let number = reader.newest().number;
+            tracing::error!(
+                number,
+                least,
+                "logs of this node state more of the vault's register than there is of it: entries are lost; all is stored anew"
+            );
             return Ok(());
         }
         for _ in 0..APPLY_TRIES {

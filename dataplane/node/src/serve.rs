@@ -315,7 +315,7 @@ async fn recover_all(
     });
     let recoveries = futures::future::try_join_all(recoveries).await?;
     let stated = recoveries.iter().map(|recovery| recovery.opening.ledger.register());
-    register.begin(stated.max().unwrap_or(0)).await?;
+    register.begin(stated).await?;
     tracing::info!(shards, "recovered");
     Ok(recoveries)
 }

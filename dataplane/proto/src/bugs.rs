@@ -147,10 +147,12 @@ pub enum Bug {
     MembersCounted,
     /// A node that starts does not know what was swept while it was down.
     SweptFoundAgain,
+    /// What a log states to have applied is whatever entry has its number.
+    AnswerByNumber,
 }
 
 /// All of them in the order of the list above, each with its name on a command line.
-const NAMED: [(Bug, &str); 69] = [
+const NAMED: [(Bug, &str); 70] = [
     (Bug::AckBeforeFlush, "ack-before-flush"),
     (Bug::TrimAtJournaled, "trim-at-journaled"),
     (Bug::EpochCheckDropped, "epoch-check-dropped"),
@@ -220,6 +222,7 @@ const NAMED: [(Bug, &str); 69] = [
     (Bug::UnbornOverlooked, "unborn-overlooked"),
     (Bug::MembersCounted, "members-counted"),
     (Bug::SweptFoundAgain, "swept-found-again"),
+    (Bug::AnswerByNumber, "answer-by-number"),
 ];
 
 impl Bug {
@@ -261,6 +264,7 @@ impl Bug {
                 | Self::UnbornOverlooked
                 | Self::MembersCounted
                 | Self::SweptFoundAgain
+                | Self::AnswerByNumber
                 | Self::MountedIsServed
                 | Self::WrittenIsServed
                 | Self::NameIsIdentity

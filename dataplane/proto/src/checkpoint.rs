@@ -6,6 +6,7 @@ use crate::error::DecodeError;
 use crate::ids::{Epoch, Imprint, LogId, PointId, Seq, Slot, Stamp, VaultId, VolumeId};
 use crate::limits::{CHECKPOINT_VOLUMES_MAX, SLOT_MAX};
 use crate::object::{ObjectKind, ObjectPlace};
+use crate::register::At;
 use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::wire::{Put, Reader};
 use std::collections::BTreeMap;
@@ -59,7 +60,7 @@ pub struct CheckpointBody {
     /// Number of the log's newest horizon that its maker knew of; 0: none.
     pub horizon: u64,
     /// How far the slots below say that the vault's register was applied.
-    pub register: u64,
+    pub register: At,
     /// The volumes. One that is not here has no span below under its newest epoch.
     pub tails: BTreeMap<VolumeId, VolumeTail>,
 }
@@ -84,8 +85,7 @@ impl CheckpointBody {
         out.put(&HEAD, 1, |out| {
             out.put_u64(self.incarnation);
             out.put_u64(self.horizon);
-            out.put_u64(self.register);
-            out.put_zeros(8);
+            self.register.put(out);
         });
         out.put(&TAILS, self.tails.len(), |out| {
             self.tails.iter().for_each(|(volume, tail)| put_tail(out, *volume, tail));
@@ -110,8 +110,8 @@ impl CheckpointBody {
             return Err(DecodeError::Range { what: "checkpoint slot", value: slot.0 });
         }
         let mut head = sections.record(&HEAD)?;
-        let (incarnation, horizon, register) = (head.u64()?, head.u64()?, head.u64()?);
-        head.reserved(8)?;
+        let (incarnation, horizon) = (head.u64()?, head.u64()?);
+        let register = At::take(&mut head, "checkpoint register")?;
         let mut tails: BTreeMap<VolumeId, VolumeTail> = BTreeMap::new();
         for record in sections.records(&TAILS) {
             let (volume, tail) = take_tail(record, slot)?;
@@ -120,7 +120,7 @@ impl CheckpointBody {
             }
             tails.insert(volume, tail);
         }
-        let is_empty = tails.is_empty() && register == 0;
+        let is_empty = tails.is_empty() && register == At::NONE;
         if incarnation == 0 && !is_empty || incarnation > 0 && slot == Slot(0) {
             return Err(DecodeError::Range { what: "checkpoint incarnation", value: incarnation });
         }

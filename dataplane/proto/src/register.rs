@@ -25,6 +25,48 @@ pub fn place(vault: VaultId, number: u64) -> ObjectPlace {
     ObjectPlace { kind: ObjectKind::Register, vault, subject: vault.0, number, part: 0 }
 }
 
+/// An entry, by its number and by what it is: if the register lost its end and grew again, another one has its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct At {
+    /// Its number; 0 in front of the first.
+    pub number: u64,
+    /// First bytes of the BLAKE3-256 of the entry as it is stored; zeros in front of the first.
+    pub digest: [u8; 8],
+}
+
+impl At {
+    /// In front of the first entry.
+    pub const NONE: Self = Self { number: 0, digest: [0; 8] };
+
+    /// Of an entry, stored with this digest.
+    #[must_use]
+    pub fn of(number: u64, digest: &[u8; 32]) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = *digest;
+        Self { number, digest: [a, b, c, d, e, f, g, h] }
+    }
+
+    /// The later of two; this one if they have one number.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        if other.number > self.number { other } else { self }
+    }
+
+    /// Lays it out, in 16 bytes.
+    pub(crate) fn put(self, out: &mut Vec<u8>) {
+        out.put_u64(self.number);
+        out.put_bytes(&self.digest);
+    }
+
+    /// Reads what `put` wrote.
+    pub(crate) fn take(reader: &mut Reader<'_>, what: &'static str) -> Result<Self, DecodeError> {
+        let at = Self { number: reader.u64()?, digest: reader.array()? };
+        if at.number > REGISTER_MAX || at.number == 0 && at != Self::NONE {
+            return Err(DecodeError::Range { what, value: at.number });
+        }
+        Ok(at)
+    }
+}
+
 /// What an entry adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Statement {

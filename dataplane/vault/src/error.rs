@@ -419,6 +419,18 @@ pub enum VaultError {
         /// Number of the horizon.
         number: u64,
     },
+    /// A log that answers to another register than the one that is there.
+    #[error(
+        "{url}: log {log} is written by who had applied object {object}, which is lost, or another one now: nothing is deleted until that log is sealed"
+    )]
+    Answer {
+        /// The store.
+        url: String,
+        /// The log.
+        log: LogId,
+        /// The entry.
+        object: ObjectName,
+    },
     /// A log that is in no register: what it refers to is not known to be looked at before something is deleted.
     #[error(
         "{url}: log {log} is not in the vault's register: nothing is deleted until its node was started with a version that writes it there, or it is sealed"
@@ -575,6 +587,7 @@ impl VaultError {
             | Self::EpochOrder { .. }
             | Self::Register { .. }
             | Self::LostNumber { .. }
+            | Self::Answer { .. }
             | Self::Unborn { .. }
             | Self::BeyondVolume { .. }
             | Self::CheckpointOfOthers { .. }

@@ -19,8 +19,11 @@ use farshore_proto::{LogId, Slot, Target};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+mod confirmed;
 mod reader;
 
+pub use confirmed::Confirmed;
+pub use farshore_proto::register::At;
 pub use reader::{Condemned, Judged, Reader};
 
 /// An entry of the register, and what all up to it come to.
@@ -40,20 +43,14 @@ pub struct Entry {
     is_outgrown: bool,
 }
 
-/// An entry that was read: whoever goes on from it notices if it is another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct At {
-    /// Its number; 0 in front of the first.
-    pub number: u64,
-    /// What the next one says of it.
-    pub digest: [u8; 32],
-}
-
 impl Entry {
     /// Which one it is.
     #[must_use]
     pub fn at(&self) -> At {
-        At { number: self.number, digest: self.digest }
+        match self.number {
+            0 => At::NONE,
+            number => At::of(number, &self.digest),
+        }
     }
 
     fn new(number: u64, digest: [u8; 32], body: RegisterBody) -> Self {

@@ -25,6 +25,7 @@ use farshore_proto::keys::WrapperKind;
 use farshore_proto::limits::{BLOCK_BYTES, blocks_of};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::ObjectPlace;
+use farshore_proto::register::At;
 use farshore_proto::segment::{ChunkPlace, Extent, ExtentSource, SlotWriter, Span};
 use farshore_proto::{
     BlockRange, ChunkId, Epoch, Imprint, LogId, MarkKind, Place, PointId, Seq, Slot, Stamp, Target,
@@ -105,7 +106,7 @@ pub struct ModelLog {
     /// The checkpoint that its segments name.
     pub checkpoint: Option<Slot>,
     /// How far its writer has applied the register.
-    pub register: u64,
+    pub register: At,
     /// What it does not refer to any more.
     pub refused: BTreeSet<Target>,
     /// The newest slot with a span of each volume, by number.
@@ -176,7 +177,7 @@ impl World {
             next: Slot(0),
             incarnation: 1,
             checkpoint: None,
-            register: 0,
+            register: At::NONE,
             refused: BTreeSet::new(),
             newest: BTreeMap::new(),
         });

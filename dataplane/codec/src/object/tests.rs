@@ -17,6 +17,7 @@ use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::map::{MapFields, PartFields};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::ObjectKind;
+use farshore_proto::register::At;
 use farshore_proto::register::{RegisterBody, State, Statement};
 use farshore_proto::segment::{SlotWriter, put_own};
 use farshore_proto::targets::StoredChunk;
@@ -26,6 +27,7 @@ use farshore_proto::{
 };
 use std::collections::BTreeSet;
 
+const AT: At = At { number: 7, digest: [3; 8] };
 const VAULT: VaultId = VaultId([1; 16]);
 const KEY: KeyNumber = KeyNumber(1);
 const CRC_BYTES: usize = 4;
@@ -48,7 +50,7 @@ fn place(kind: ObjectKind) -> ObjectPlace {
 }
 
 fn put_fields(kind: ObjectKind, out: &mut Vec<u8>) {
-    let writer = SlotWriter { incarnation: 4, horizon: 3, register: 2, checkpoint: Some(Slot(1)) };
+    let writer = SlotWriter { incarnation: 4, horizon: 3, register: AT, checkpoint: Some(Slot(1)) };
     match kind {
         ObjectKind::Slot => put_own(out, 0, &writer),
         ObjectKind::Map => {
@@ -158,9 +160,9 @@ fn an_object_of_one_kind_is_none_of_another() {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{kind:?} as {other:?}: {error}");
         }
     }
-    // Epochs, index runs, checkpoints, horizons, entries of the register, machines, groups and bases as each other; segments and maps too, and both as parts of
-    // maps.
-    assert_eq!(mismatches, 60);
+    // Epochs, index runs, checkpoints, horizons, entries of the register, machines, groups and bases as each other; segments as maps
+    // (a longer header may be a later program's), and both as parts of maps.
+    assert_eq!(mismatches, 59);
 }
 
 /// The point of a commitment to the header: nothing of it decides before it is authenticated.
@@ -417,7 +419,7 @@ fn epochs_open_to_what_was_sealed() {
 
 #[test]
 fn index_runs_open_to_what_was_sealed() {
-    let (body, run) = (IndexRun { applied: 7, chunks: stored() }, RunId([4; 16]));
+    let (body, run) = (IndexRun { applied: AT, chunks: stored() }, RunId([4; 16]));
     let object = seal_index_run(VAULT, run, &key(), KEY, &body, 1).unwrap();
     assert_eq!(open_index_run(&object, VAULT, run, &ring()).unwrap(), body);
     let error = open_index_run(&object, VAULT, RunId([9; 16]), &ring()).unwrap_err();
@@ -439,7 +441,7 @@ fn checkpoints_open_to_what_was_sealed() {
         is_broken: false,
     };
     let tails = (0..200).map(|n| (VolumeId([n; 16]), tail)).collect();
-    let body = CheckpointBody { incarnation: 1, horizon: 0, register: 3, tails };
+    let body = CheckpointBody { incarnation: 1, horizon: 0, register: AT, tails };
     let object = seal_checkpoint(VAULT, log, slot, &key(), KEY, &body).unwrap();
     assert!(object.len() < body.encode().len(), "it compresses");
     let open = |log, slot| open_checkpoint(&object, VAULT, log, slot, &ring());

@@ -10,6 +10,7 @@ use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BYTES_MAX, SEGMENT_FRAME_BYTES, SEGMENT_TARGETS_MAX, SLOT_MAX,
 };
 use farshore_proto::mark::{Mark, MarkGroup};
+use farshore_proto::register::At;
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentFrame, SegmentHeader, SlotKind,
     SlotWriter, Span, Table, put_own,
@@ -24,8 +25,12 @@ pub(super) const VAULT: VaultId = VaultId([1; 16]);
 pub(super) const LOG: LogId = LogId([2; 16]);
 pub(super) const SLOT: Slot = Slot(7);
 pub(super) const KEY: KeyNumber = KeyNumber(1);
-const WRITER: SlotWriter =
-    SlotWriter { incarnation: 3, horizon: 2, register: 17, checkpoint: Some(Slot(5)) };
+const WRITER: SlotWriter = SlotWriter {
+    incarnation: 3,
+    horizon: 2,
+    register: At { number: 17, digest: [3; 8] },
+    checkpoint: Some(Slot(5)),
+};
 /// A segment of another log.
 const THERE: Target = Target { log: LogId([9; 16]), slot: Slot(3), attempt: Attempt([7; 8]) };
 
@@ -306,7 +311,8 @@ fn no_field_of_the_header_is_believed_that_was_not_sealed() {
         of_kind(SlotKind::Fill),
         by(SlotWriter { incarnation: 9, ..WRITER }),
         by(SlotWriter { horizon: 9, ..WRITER }),
-        by(SlotWriter { register: 0, ..WRITER }),
+        by(SlotWriter { register: At::NONE, ..WRITER }),
+        by(SlotWriter { register: At { number: 17, digest: [4; 8] }, ..WRITER }),
         by(SlotWriter { checkpoint: None, ..WRITER }),
         SegmentHeader { frames_bytes: header.frames_bytes + 1, ..header },
         raw(header, 1),

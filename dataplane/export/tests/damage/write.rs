@@ -350,7 +350,7 @@ impl Writer {
     /// Every chunk that was put, for index runs.
     pub(crate) fn known(&self) -> Run {
         let chunks = self.known.iter().map(|(id, (_, at))| (*id, *at)).collect();
-        Run { applied: 0, chunks }
+        Run { chunks, ..Run::default() }
     }
 }
 

@@ -227,7 +227,7 @@ async fn a_damaged_segment_of_a_sealed_log_hinders_those_that_miss_it() {
     }
     let file = world.file(&ObjectName::slot(world.logs[0].id, Slot(1)));
     let mut bytes = std::fs::read(&file).unwrap();
-    bytes[200] ^= 1;
+    bytes[208] ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let sealed = SealedLogs::default();
     let claimed = claim_with(&world.vault, &wanted(&world, 2, 1), &sealed).await.unwrap();

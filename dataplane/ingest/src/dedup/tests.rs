@@ -66,10 +66,6 @@ fn clear<I: ChunkIndex>(known: &mut Known<I>) {
     }
 }
 
-fn run(applied: u64, chunks: &[(ChunkId, Location)]) -> Run {
-    Run { applied, chunks: chunks.to_vec() }
-}
-
 /// What is known when the register was read, and condemns nothing.
 fn applied<I: ChunkIndex>(index: I) -> Known<I> {
     let mut known = Known::new(index);
@@ -90,7 +86,7 @@ fn nothing_is_found_before_the_register_was_read() {
     assert_eq!(known.lookup(ours, &[id, ChunkId([9; 32])]), [None, None]);
     known.apply(open(3, []));
     assert!(known.lookup(ours, &[id, ChunkId([9; 32])]).iter().all(Option::is_some));
-    assert_eq!(known.applied(), Some(3));
+    assert_eq!(known.applied().map(|at| at.number), Some(3));
 }
 
 #[test]
@@ -109,7 +105,10 @@ fn what_is_condemned_is_found_by_nobody_whoever_holds_it() {
     assert_eq!(known.lookup(ours, &ids), [None, None]);
     // What was applied is not taken back by an older word.
     known.apply(open(4, []));
-    assert_eq!((known.lookup(ours, &ids), known.applied()), (vec![None, None], Some(5)));
+    assert_eq!(
+        (known.lookup(ours, &ids), known.applied()),
+        (vec![None, None], Some(open(5, []).at))
+    );
     // Spared or swept: that is for a look to say.
     known.apply(open(7, []));
     assert_eq!(known.lookup(ours, &ids[..1]), [None]);
@@ -124,7 +123,7 @@ fn a_chunk_that_is_condemned_is_learnt_where_else_it_is() {
     let (id, condemned, elsewhere) = (ChunkId([1; 32]), location(1), location(2));
     let mut known = applied(MemoryIndex::from([(id, condemned)]));
     known.apply(open(1, [condemned.target]));
-    assert!(known.learn_run(&run(1, &[(id, elsewhere)])));
+    assert!(known.learn_run(1, &[(id, elsewhere)]));
     known.saw(0, Sighting::There(elsewhere.target));
     assert_eq!(known.lookup(LogId([9; 16]), &[id]), [Some(elsewhere)]);
 }
@@ -145,7 +144,7 @@ fn a_segment_is_referred_to_only_once_it_was_seen() {
     assert_eq!((known.lookup(ours, &[id]), known.is_unseen()), (vec![None], false));
     // It is held elsewhere: what is gone keeps that from nobody.
     let elsewhere = location(2);
-    assert!(known.learn_run(&run(1, &[(id, elsewhere)])));
+    assert!(known.learn_run(1, &[(id, elsewhere)]));
     known.saw(0, Sighting::There(elsewhere.target));
     assert_eq!(known.lookup(ours, &[id]), [Some(elsewhere)]);
 }
@@ -186,9 +185,9 @@ fn what_a_start_finds_waits_until_the_index_is_loaded() {
 #[test]
 fn a_run_that_the_index_does_not_take_is_not_kept() {
     let mut known = applied(Full { known: MemoryIndex::default(), takes: 1 });
-    let of = |byte: u8| run(0, &[(ChunkId([byte; 32]), location(byte))]);
-    assert!(known.learn_run(&of(1)));
-    assert!(!known.learn_run(&of(2)));
+    let of = |byte: u8| [(ChunkId([byte; 32]), location(byte))];
+    assert!(known.learn_run(0, &of(1)));
+    assert!(!known.learn_run(0, &of(2)));
     assert_eq!(known.count(), 1);
 }
 
@@ -203,7 +202,7 @@ fn what_was_swept_is_refused_until_nothing_that_is_known_names_it() {
     assert!(!known.is_clearing(), "it is not worth it yet");
     assert_eq!((known.known_behind(), known.count()), (Some(0), 1));
     // A run of somebody who had not applied that names it.
-    assert!(known.learn_run(&run(3, &[(id, at), (ChunkId([2; 32]), location(2))])));
+    assert!(known.learn_run(3, &[(id, at), (ChunkId([2; 32]), location(2))]));
     known.saw(0, Sighting::There(location(2).target));
     assert_eq!(known.lookup(ours, &[id, ChunkId([2; 32])]), [None, Some(location(2))]);
     known.apply(judged(7, [at.target, location(3).target]));
@@ -212,19 +211,19 @@ fn what_was_swept_is_refused_until_nothing_that_is_known_names_it() {
     assert_eq!((known.known_behind(), known.count()), (Some(7), 1), "it is not known any more");
     // So it need not be refused any more: but nothing that may name it is learnt.
     known.apply(judged(8, []));
-    assert!(!known.learn_run(&run(6, &[(id, at)])));
+    assert!(!known.learn_run(6, &[(id, at)]));
     assert_eq!(known.lookup(ours, &[id]), [None]);
-    assert!(known.learn_run(&run(7, &[])));
-    assert!(known.learn_run(&run(9, &[])), "who wrote it is ahead of us");
+    assert!(known.learn_run(7, &[]));
+    assert!(known.learn_run(9, &[]), "who wrote it is ahead of us");
 }
 
 /// Without the register nobody knows what a run names that was swept.
 #[test]
 fn no_run_is_learnt_before_the_register_was_read() {
     let mut known = Known::new(MemoryIndex::default());
-    assert!(!known.learn_run(&run(9, &[])));
+    assert!(!known.learn_run(9, &[]));
     known.apply(Arc::new(Condemned { behind: 4, ..Condemned::clone(&open(5, [])) }));
-    assert!(!known.learn_run(&run(3, &[])) && known.learn_run(&run(4, &[])));
+    assert!(!known.learn_run(3, &[]) && known.learn_run(4, &[]));
 }
 
 /// What a start finds in its log's end may be judged and swept before it is told: who reads the register since before that keeps it in mind.
@@ -255,7 +254,7 @@ fn a_register_that_is_left_out_is_not_applied_again() {
         known.apply(open(number, []));
         assert_eq!((known.lookup(ours, &[id]), known.applied()), (vec![None], None));
     }
-    assert_eq!(known.take_fresh().applied, 0);
+    assert_eq!(known.take_fresh().applied, At::NONE);
 }
 
 /// What another node is told is nothing that was condemned up to the entry that is stated with it.
@@ -275,7 +274,7 @@ fn a_run_names_nothing_that_its_writer_has_applied() {
     known.apply(Arc::new(Condemned { open: [at(2)].into(), ..Condemned::clone(&judged(5, [])) }));
     let told = known.take_fresh();
     let slots: Vec<Slot> = told.chunks.iter().map(|(_, at)| at.target.slot).collect();
-    assert_eq!((told.applied, slots), (5, vec![Slot(3)]));
+    assert_eq!((told.applied.number, slots), (5, vec![Slot(3)]));
     assert_eq!(Known::new(MemoryIndex::default()).take_fresh(), Run::default());
 }
 

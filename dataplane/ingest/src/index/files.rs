@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 const ENTRIES_MAGIC: [u8; 4] = *b"FSIE";
 const LOGS_MAGIC: [u8; 4] = *b"FSIL";
 const CLEARED_MAGIC: [u8; 4] = *b"FSIC";
-const CLEARED_BYTES: usize = 68;
+const CLEARED_BYTES: usize = 44;
 const VERSION: u16 = 2;
 pub(super) const ENTRIES_HEADER_BYTES: usize = 4096;
 const LOGS_HEADER_BYTES: usize = 64;

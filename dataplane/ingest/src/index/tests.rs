@@ -421,7 +421,7 @@ fn what_was_written_is_less_only_where_some_was_lost() {
 
 /// Up to entry `number`, verdicts name the segments of these slots of all logs of the samples.
 fn judged(number: u64, slots: impl IntoIterator<Item = u64>) -> Condemned {
-    let at = At { number, digest: [5; 32] };
+    let at = At { number, digest: [5; 8] };
     let named = |slot| (slot * 100..(slot + 1) * 100).map(|number| location(number).target);
     let judged = slots.into_iter().flat_map(named).collect();
     Condemned { at, judged, ..Condemned::default() }

@@ -246,7 +246,9 @@ async fn a_name_that_is_no_run_takes_no_number() {
     let known = dedup(&folder, &vault);
     let mut learnt = Learnt::open(&folder.join("index"), 0);
     let chunk = (ChunkId([7; 32]), Location { target: at(Slot(0)), chunk: 0, blocks: 4 });
-    runs::write(&vault, 41, &runs::Run { applied: 0, chunks: vec![chunk] }).await.unwrap();
+    runs::write(&vault, 41, &runs::Run { chunks: vec![chunk], ..runs::Run::default() })
+        .await
+        .unwrap();
     let made_up = dir.path().join("vault/index/ffffffff-ffff-8fff-8fff-ffffffffffff");
     std::fs::write(made_up, "no run").unwrap();
     for _ in 0..3 {

@@ -127,7 +127,7 @@ async fn what_the_store_lost_is_not_referred_to_though_the_index_knows_it() {
     // One of the logs has something else in that slot, the other nothing.
     commit(&vault, THEIRS, 201).await;
     let second = dedup(&dir.path().join("b"), &vault);
-    assert!(second.learn_run(known).await.is_some());
+    assert!(second.learn_run(known.applied.number, known.chunks).await.is_some());
     second.look_at_all(&vault).await;
     assert_eq!(second.lookup(OURS, ids.clone()).await, vec![None; 20]);
 }
@@ -171,7 +171,7 @@ async fn a_log_is_gone_on_with_though_the_register_is_damaged() {
         let register = &Register::new(vault.clone(), threads, dedup.clone(), Ok(Reader::default()));
         let place = Place { vault: &vault, logs: &logs, register, shard: 0, journal: &journal };
         let recovery = recover(&place, incarnation).await?;
-        register.begin(recovery.opening.ledger.register()).await?;
+        register.begin([recovery.opening.ledger.register()]).await?;
         anyhow::Ok(recovery)
     };
     let first = dir.path().join("vault/gc/0000000001");

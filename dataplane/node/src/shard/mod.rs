@@ -31,6 +31,7 @@ use farshore_engine::shard::Input;
 use farshore_engine::silence::Patience;
 use farshore_engine::tenure::{self, PutEnd, Tenure};
 use farshore_proto::frame::RefusalReason;
+use farshore_proto::register::At;
 use farshore_proto::{LogId, Seq, Slot, Stamp, VolumeId};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
@@ -67,7 +68,7 @@ pub(crate) enum Message {
     /// A put of a checkpoint of a log ended.
     Checkpointed { log: LogId, slot: Slot, is_there: bool },
     /// The vault's register is applied, which asks a log to say so up to an entry.
-    Applied { log: LogId, number: u64, asked: u64 },
+    Applied { log: LogId, at: At, asked: u64 },
     /// The control plane took a volume away.
     Revoked { volume: VolumeId },
     /// Is a volume that is not in the table of assignments let go? Answered with the shard's log if nothing
@@ -105,7 +106,7 @@ pub(crate) async fn run<R: Rt>(
     loop {
         parts.open(&opening);
         let core = Rc::new(Core::<R>::new(parts.clone(), &opening));
-        core.input(Input::Applied { number: parts.register.applied(), asked: 0 });
+        core.input(Input::Applied { at: parts.register.applied(), asked: 0 });
         replay::apply(&core, opening, std::mem::take(&mut replayed));
         if run_log(&core, &mut tenure, &inbox, drain).await == End::Finished {
             return;
@@ -160,10 +161,10 @@ async fn run_log<R: Rt>(
             Message::Checkpointed { log, slot, is_there } => {
                 hold(core, tenure, tenure::Input::CheckpointEnded { log, slot, is_there })
             }
-            Message::Applied { log, number, asked } => {
+            Message::Applied { log, at, asked } => {
                 // One that was left is asked nothing any more.
                 let asked = if log == core.parts.log { asked } else { 0 };
-                core.input(Input::Applied { number, asked });
+                core.input(Input::Applied { at, asked });
                 Step::GoOn
             }
             Message::Revoked { volume } => {

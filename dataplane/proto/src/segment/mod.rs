@@ -11,10 +11,11 @@ use crate::error::DecodeError;
 use crate::ids::{Attempt, LogId, Slot, VaultId};
 use crate::limits::{SEGMENT_BYTES_MAX, SLOT_MAX};
 use crate::object::{ObjectHeader, ObjectKind, ObjectPlace};
+use crate::register::At;
 use crate::wire::{Put, Reader};
 
 /// Bytes of a segment's own fields in the header.
-pub(crate) const OWN_BYTES: usize = 44;
+pub(crate) const OWN_BYTES: usize = 52;
 /// The checkpoint of a slot whose writer knew of none.
 const NO_SLOT: u64 = u64::MAX;
 
@@ -59,8 +60,8 @@ pub struct SlotWriter {
     pub incarnation: u64,
     /// Number of the log's newest horizon that the writer knew of; 0 if it knew none.
     pub horizon: u64,
-    /// How far the writer had applied the vault's register before it looked the first chunk up; 0 if it had not.
-    pub register: u64,
+    /// How far the writer had applied the vault's register before it looked the first chunk up.
+    pub register: At,
     /// Slot of the log's newest checkpoint that the writer knew of.
     pub checkpoint: Option<Slot>,
 }
@@ -69,7 +70,7 @@ impl SlotWriter {
     /// A run that knows of nothing but the log's slots.
     #[must_use]
     pub const fn of_run(incarnation: u64) -> Self {
-        Self { incarnation, horizon: 0, register: 0, checkpoint: None }
+        Self { incarnation, horizon: 0, register: At::NONE, checkpoint: None }
     }
 
     /// The checkpoint that the writer of `slot` names. One of a slot behind it nobody can have known: that says nothing.
@@ -172,7 +173,7 @@ impl SegmentHeader {
         }
         let frames_bytes = own.u64()?;
         let horizon = own.u64()?;
-        let register = own.u64()?;
+        let register = At::take(&mut own, "segment register")?;
         let checkpoint = match own.u64()? {
             NO_SLOT => None,
             slot if slot > SLOT_MAX.0 => {
@@ -201,7 +202,7 @@ pub fn put_own(out: &mut Vec<u8>, frames_bytes: u64, writer: &SlotWriter) {
     out.put_u64(writer.incarnation);
     out.put_u64(frames_bytes);
     out.put_u64(writer.horizon);
-    out.put_u64(writer.register);
+    writer.register.put(out);
     out.put_u64(writer.checkpoint.map_or(NO_SLOT, |slot| slot.0));
     out.put_zeros(4);
 }

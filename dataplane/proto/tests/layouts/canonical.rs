@@ -293,7 +293,7 @@ fn read_frame(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
 fn a_list_of_targets_has_each_once_and_in_the_order_of_its_chunks() {
     // The list is two targets of 32 bytes; behind the head of their section then what is in them: where the list is, how
     // long a record is, and where its target is in it.
-    for (name, list, stride, at) in [("map page", 16, 28, 0), ("index run body", 40, 44, 32)] {
+    for (name, list, stride, at) in [("map page", 16, 28, 0), ("index run body", 48, 44, 32)] {
         let layout = layout(name);
         let good = &layout.good;
         let set_target = |bytes: &mut [u8], record: usize, target: u8| {
@@ -393,14 +393,14 @@ fn no_layout_holds_a_slot_without_others_behind_it() {
     // Of heads, of targets, of the header of a segment; the last number is no slot in two places.
     for (name, at, has_none) in [
         ("segment", 48, false),
-        ("segment", 184, true),
+        ("segment", 192, true),
         ("epoch body", 40, false),
         ("epoch body", 117, false),
         ("table", TARGET + 16, false),
         ("table", SPAN + 40, true),
         ("map body", 16 + 16, false),
         ("map page", 16 + 16, false),
-        ("index run body", 16 + 8 + 16 + 16, false),
+        ("index run body", 16 + 16 + 16 + 16, false),
         ("base body", bases::HEAD + 112, false),
         ("register body", REGISTER_TARGETS + 32 + 16, false),
     ] {

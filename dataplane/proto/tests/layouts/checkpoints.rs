@@ -1,11 +1,14 @@
 //! The bodies of checkpoints: round trips, and what the decoder refuses.
 
 use crate::bodies::{MUST, Section, join, split};
-use crate::roundtrip::{imprint, seq, slot, stamp};
+use crate::roundtrip::{entry, imprint, seq, slot, stamp};
 use crate::samples::{self, CHECKPOINT_SLOT, OTHER_VOLUME, VOLUME};
 use farshore_proto::checkpoint::{CheckpointBody, VolumeTail};
-use farshore_proto::limits::{CHECKPOINT_VOLUMES_MAX, OBJECT_BODY_BYTES_MAX, SLOT_MAX};
+use farshore_proto::limits::{
+    CHECKPOINT_VOLUMES_MAX, OBJECT_BODY_BYTES_MAX, REGISTER_MAX, SLOT_MAX,
+};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
+use farshore_proto::register::At;
 use farshore_proto::{DecodeError, Epoch, ErrorKind, Imprint, PointId, Seq, Slot, VolumeId};
 use proptest::collection::btree_map;
 use proptest::prelude::*;
@@ -98,7 +101,11 @@ fn the_head_has_legal_values() {
     // What counts has an incarnation; where nothing counts, no volume has a span.
     out_of_range(with(HEAD, &[0; 8]), "checkpoint incarnation", 0);
     let empty = CheckpointBody::default();
-    let counted = CheckpointBody { incarnation: u64::MAX, register: 7, ..empty.clone() };
+    let counted = CheckpointBody {
+        incarnation: u64::MAX,
+        register: At { number: 7, digest: [8; 8] },
+        ..empty.clone()
+    };
     for (body, slots) in [(&empty, [Slot(0), CHECKPOINT_SLOT]), (&counted, [Slot(1), SLOT_MAX])] {
         for slot in slots {
             assert_eq!(CheckpointBody::decode(&body.encode(), slot).as_ref(), Ok(body));
@@ -109,15 +116,16 @@ fn the_head_has_legal_values() {
         "checkpoint incarnation",
         u64::MAX,
     );
-    let unheard = CheckpointBody { register: 7, ..empty.clone() };
+    let unheard = CheckpointBody { register: At { number: 7, digest: [8; 8] }, ..empty.clone() };
     out_of_range(decode(&unheard.encode()), "checkpoint incarnation", 0);
-    for (at, bytes) in [(HEAD + 8, [0; 8]), (HEAD + 16, [0; 8]), (HEAD, [0xff; 8])] {
+    for (at, bytes) in [(HEAD + 8, [0; 8]), (HEAD, [0xff; 8])] {
         with(at, &bytes).unwrap();
     }
-    for at in 24..32 {
-        let error = with(HEAD + at, &[1]).unwrap_err();
-        assert_eq!(error, DecodeError::Reserved { what: "checkpoint head" }, "{at}");
-    }
+    with(HEAD + 16, &[0; 16]).unwrap();
+    // Nothing in front of the first entry has a digest.
+    out_of_range(with(HEAD + 16, &[0; 8]), "checkpoint register", 0);
+    let over = REGISTER_MAX + 1;
+    out_of_range(with(HEAD + 16, &over.to_le_bytes()), "checkpoint register", over);
     let sections = split(&samples::checkpoint().encode());
     out_of_range(decode(&join(&sections[1..])), "checkpoint body", 1);
     out_of_range(decode(&[]), "checkpoint body", 1);
@@ -248,7 +256,7 @@ prop_compose! {
 proptest! {
     #[test]
     fn any_checkpoint_reads_back(
-        slot in slot(), incarnation: u64, horizon: u64, register: u64,
+        slot in slot(), incarnation: u64, horizon: u64, register in entry(),
         tails in btree_map(any::<[u8; 16]>(), tail(), 0..40),
     ) {
         let slot = Slot(slot.0.max(1));

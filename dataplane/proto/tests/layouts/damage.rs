@@ -86,7 +86,7 @@ fn checked_objects() -> Vec<Checked> {
     let maps: Decode = |bytes| MapHeader::decode(bytes).map(drop);
     let parts: Decode = |bytes| PartHeader::decode(bytes).map(drop);
     vec![
-        object("segment", ObjectKind::Slot, segment, segments, [192, 195]),
+        object("segment", ObjectKind::Slot, segment, segments, [200, 203]),
         object("map", ObjectKind::Map, samples::map_object(), maps, [192, 195]),
         object("map part", ObjectKind::Pages, samples::map_pages_object(), parts, [184, 187]),
         without_fields("epoch", ObjectKind::Epoch, samples::epoch_object(), |bytes| {

@@ -1,18 +1,19 @@
 //! The bodies of index runs: round trips, and what the decoder refuses.
 
 use crate::bodies::with_records;
-use crate::roundtrip::slot;
+use crate::roundtrip::{entry, slot};
 use crate::samples;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::{INDEX_RUN_CHUNKS_MAX, REGISTER_MAX, TARGETS_MAX};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
+use farshore_proto::register::At;
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{Attempt, ChunkId, DecodeError, ErrorKind, LogId, Target};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// Offset in the sample: each section has a head of 16, the first 8, targets have 32, chunks 44.
-const RUN_CHUNK: usize = RUN_APPLIED + 8 + 16 + 2 * 32 + 16;
+/// Offset in the sample: each section has a head of 16, the first 16, targets have 32, chunks 44.
+const RUN_CHUNK: usize = RUN_APPLIED + 16 + 16 + 2 * 32 + 16;
 const RUN_APPLIED: usize = 16;
 
 fn run_with(at: usize, bytes: &[u8]) -> Result<IndexRun, DecodeError> {
@@ -53,13 +54,14 @@ fn chunks_lie_in_listed_targets_and_have_blocks() {
 
 #[test]
 fn a_run_states_an_entry_of_the_register() {
-    for applied in [0, REGISTER_MAX] {
-        let run = run_with(RUN_APPLIED, &applied.to_le_bytes()).unwrap();
-        assert_eq!(run.applied, applied);
+    let run = run_with(RUN_APPLIED, &REGISTER_MAX.to_le_bytes()).unwrap();
+    assert_eq!(run.applied, At { number: REGISTER_MAX, ..samples::applied() });
+    assert_eq!(run_with(RUN_APPLIED, &[0; 16]).unwrap().applied, At::NONE);
+    // Nothing in front of the first has a digest.
+    for value in [0, REGISTER_MAX + 1] {
+        let error = DecodeError::Range { what: "index run applied", value };
+        assert_eq!(run_with(RUN_APPLIED, &value.to_le_bytes()), Err(error));
     }
-    let over = REGISTER_MAX + 1;
-    let error = DecodeError::Range { what: "index run applied", value: over };
-    assert_eq!(run_with(RUN_APPLIED, &over.to_le_bytes()), Err(error));
 }
 
 #[test]
@@ -84,7 +86,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn any_index_run_reads_back(mut chunks in vec(stored(), 0..60), applied in 0..=REGISTER_MAX) {
+    fn any_index_run_reads_back(mut chunks in vec(stored(), 0..60), applied in entry()) {
         chunks.sort_by_key(|chunk| chunk.id);
         chunks.dedup_by_key(|chunk| chunk.id);
         let run = IndexRun { applied, chunks };

@@ -7,12 +7,13 @@ use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
 use farshore_proto::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX,
-    JOURNAL_GROUP_ENTRIES_MAX, MAP_PART_BYTES_MAX, MAP_PARTS_MAX, SEGMENT_FRAME_BYTES_MAX,
-    SEQ_CLAIMED_MAX, SLOT_MAX, VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
+    JOURNAL_GROUP_ENTRIES_MAX, MAP_PART_BYTES_MAX, MAP_PARTS_MAX, REGISTER_MAX,
+    SEGMENT_FRAME_BYTES_MAX, SEQ_CLAIMED_MAX, SLOT_MAX, VOLUME_BLOCKS_MAX, ZERO_BLOCKS_MAX,
 };
 use farshore_proto::map::{MapFields, MapHeader, PartFields, PartHeader};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::{ObjectHeader, ObjectKind, ObjectPlace};
+use farshore_proto::register::At;
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
     SlotKind, SlotWriter, Span, Table,
@@ -27,6 +28,13 @@ use proptest::prelude::*;
 
 pub(crate) fn seq() -> impl Strategy<Value = Seq> {
     prop_oneof![1..1000_u64, 1..u64::MAX].prop_map(Seq)
+}
+
+/// An entry of the register, or none.
+pub(crate) fn entry() -> impl Strategy<Value = At> {
+    let entry = (1..=REGISTER_MAX, any::<[u8; 8]>());
+    option::of(entry)
+        .prop_map(|entry| entry.map_or(At::NONE, |(number, digest)| At { number, digest }))
 }
 
 pub(crate) fn slot() -> impl Strategy<Value = Slot> {
@@ -367,7 +375,7 @@ proptest! {
         object in object(ObjectKind::Slot), slot in slot(),
         kind in prop::sample::select(vec![SlotKind::Segment, SlotKind::Seal, SlotKind::Fill]),
         frames_bytes in 0..=(32 * SEGMENT_FRAME_BYTES_MAX) as u64,
-        incarnation: u64, horizon: u64, register: u64, checkpoint in option::of(slot()),
+        incarnation: u64, horizon: u64, register in entry(), checkpoint in option::of(slot()),
     ) {
         let place = SegmentHeader::place(object.place.vault, LogId(object.place.subject), slot);
         let header = SegmentHeader {

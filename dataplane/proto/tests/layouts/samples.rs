@@ -18,6 +18,7 @@ use farshore_proto::limits::BLOCK_BYTES;
 use farshore_proto::machine::{self, Disk, DiskRole, DiskState, Firmware, MachineBody};
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::{ObjectHeader, ObjectPlace};
+use farshore_proto::register::At;
 use farshore_proto::register::{self, RegisterBody, State, Statement};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
@@ -251,8 +252,12 @@ pub(crate) fn segment_header(kind: SlotKind) -> SegmentHeader {
     let is_segment = kind == SlotKind::Segment;
     let (body, raw) = if is_segment { (300, 700) } else { (16, 0) };
     let place = SegmentHeader::place(VAULT, LOG, Slot(0x0102));
-    let writer =
-        SlotWriter { incarnation: 4, horizon: 3, register: 0x0405, checkpoint: Some(Slot(0x0100)) };
+    let writer = SlotWriter {
+        incarnation: 4,
+        horizon: 3,
+        register: applied(),
+        checkpoint: Some(Slot(0x0100)),
+    };
     SegmentHeader {
         object: object(place, kind.code(), body, raw),
         kind,
@@ -421,8 +426,13 @@ pub(crate) fn index_run_object() -> Vec<u8> {
     whole(place, |own| own.extend([0; 4]), &index_run().encode())
 }
 
+/// An entry of the register.
+pub(crate) fn applied() -> At {
+    At { number: 0x0405, digest: [0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88] }
+}
+
 pub(crate) fn index_run() -> IndexRun {
-    IndexRun { applied: 7, chunks: stored_chunks() }
+    IndexRun { applied: applied(), chunks: stored_chunks() }
 }
 
 pub(crate) fn checkpoint_object() -> Vec<u8> {
@@ -457,7 +467,7 @@ pub(crate) fn checkpoint() -> CheckpointBody {
     CheckpointBody {
         incarnation: 4,
         horizon: 3,
-        register: 0x0405,
+        register: applied(),
         tails: [(VOLUME, known), (OTHER_VOLUME, other)].into(),
     }
 }

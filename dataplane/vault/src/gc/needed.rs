@@ -13,12 +13,12 @@ use crate::horizon;
 use crate::layout::ObjectName;
 use crate::limits::GC_NEEDED_MAX;
 use crate::log::{LogScan, find_end};
-use crate::register::{self, Entry};
+use crate::register::{Confirmed, Entry};
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::checkpoint::VolumeTail;
 use farshore_proto::epoch::EpochBody;
-use farshore_proto::register::State;
+use farshore_proto::register::{At, State};
 use farshore_proto::segment::ChunkPlace;
 use farshore_proto::{LogId, Slot, Target, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,8 +34,7 @@ pub struct Needed {
     pub(super) horizons: BTreeMap<LogId, Slot>,
     /// Where volumes stood at horizons: a base has to cover it.
     tails: Vec<(VolumeId, VolumeTail)>,
-    /// The newest entry of the register.
-    register: u64,
+    confirmed: Confirmed,
 }
 
 /// Reads what is needed of what lies in front of the horizons of logs: of those in the register, and of those that are listed. One that is
@@ -45,7 +44,7 @@ pub struct Needed {
 /// `Conflict` if history was let go meanwhile: begin again; `Corrupt` if something that says what is needed cannot be read; `Unavailable`;
 /// `Limit`.
 pub async fn needed(vault: &Vault, entry: &Entry, listed: &[LogId]) -> Result<Needed, VaultError> {
-    let mut needed = Needed { register: entry.number, ..Needed::default() };
+    let mut needed = Needed::default();
     if is_on(Bug::BasesReadBeforeSlots) {
         needed.volumes.extend(crate::catalog::volume_ids(vault).await?);
         needed.bases(vault).await?;
@@ -70,7 +69,7 @@ pub(super) async fn silent(
     state: &State,
     of: u64,
 ) -> Result<Vec<LogId>, VaultError> {
-    let mut silent = Vec::new();
+    let (mut silent, mut confirmed) = (Vec::new(), Confirmed::default());
     // Who was born behind it applied it before its first slot.
     for (log, _) in state.logs.iter().filter(|(_, born)| **born < of) {
         let end = find_end(vault, *log, Slot(0)).await?;
@@ -78,11 +77,28 @@ pub(super) async fn silent(
             continue;
         }
         let ledger = read_ledger(vault, *log, &end, |_| {}).await?;
-        if ledger.register() < of {
+        let stated = ledger.register();
+        if stated.number < of {
             silent.push(*log);
+        } else {
+            check_stated(vault, &mut confirmed, *log, stated).await?;
         }
     }
     Ok(silent)
+}
+
+/// What a log that is written states to have applied has to be there: it is the answer to whatever has its number.
+async fn check_stated(
+    vault: &Vault,
+    confirmed: &mut Confirmed,
+    log: LogId,
+    stated: At,
+) -> Result<(), VaultError> {
+    if confirmed.has(vault, stated).await? {
+        return Ok(());
+    }
+    let (url, object) = (vault.url().to_owned(), ObjectName::register(stated.number));
+    Err(VaultError::Answer { url, log, object })
 }
 
 impl Needed {
@@ -109,8 +125,9 @@ impl Needed {
         // A slot that is missing in front of the end is lost, and with it what it refers to.
         let scan = LogScan::new(vault, log, Slot(0)).above(end.horizon);
         let mut scan = scan.filled_to(end.next);
+        let mut stated = At::NONE;
         while let Some((_, segment)) = scan.next().await? {
-            self.check_register(vault, segment.header().writer.register).await?;
+            stated = stated.later(segment.header().writer.register);
             self.volumes.extend(segment.table.spans.iter().map(|span| span.volume));
             let there = segment.table.chunks.iter().filter_map(|chunk| match chunk.place {
                 ChunkPlace::There { target, .. } => Some(target),
@@ -119,21 +136,12 @@ impl Needed {
             self.targets.extend(there);
             self.check(vault)?;
         }
-        scan.check_end(end.next)
-    }
-
-    /// What a slot states that its writer applied is there, or was.
-    async fn check_register(&mut self, vault: &Vault, stated: u64) -> Result<(), VaultError> {
-        if stated > self.register {
-            // It may have come since this began.
-            self.register = register::newest(vault, self.register).await?.number;
+        scan.check_end(end.next)?;
+        // What is sealed refers to what it refers to.
+        match end.is_sealed {
+            true => Ok(()),
+            false => check_stated(vault, &mut self.confirmed, log, stated).await,
         }
-        if stated <= self.register {
-            return Ok(());
-        }
-        let object = ObjectName::register(self.register + 1);
-        let what = "it is missing although a slot states that it was applied";
-        Err(VaultError::Register { url: vault.url().to_owned(), object, what })
     }
 
     /// A horizon was moved over what a base covers: if none does, a newer one was there.

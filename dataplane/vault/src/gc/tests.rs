@@ -104,7 +104,7 @@ async fn apply(world: &mut World, log: usize) {
     let entry = register::newest(&world.vault, 0).await.unwrap();
     let condemned = refused(&world.vault).await;
     world.logs[log].refused.extend(condemned);
-    world.logs[log].register = entry.number;
+    world.logs[log].register = entry.at();
 }
 
 async fn born() -> World {
@@ -212,8 +212,8 @@ async fn put(world: &mut World, block: u64, seed: u32) {
     world.commit(0).await;
 }
 
-/// Slot 0 holds what nothing refers to any more, slot 1 what the base's map does; both are in front of the horizon, and the first is condemned.
-async fn condemned() -> World {
+/// Slot 0 holds what nothing refers to any more, slot 1 what the base's map does; both are in front of the horizon.
+async fn passed() -> World {
     let mut world = born().await;
     put(&mut world, 0, 1000).await;
     put(&mut world, 0, 2000).await;
@@ -221,6 +221,12 @@ async fn condemned() -> World {
     base_at(&world, 1, &[1]).await.unwrap();
     let moved = horizon::let_go(&world.vault, world.logs[0].id, Slot(u64::MAX)).await.unwrap();
     assert!(matches!(moved, horizon::Moved::To(_)), "{moved:?}");
+    world
+}
+
+/// The first of them is condemned.
+async fn condemned() -> World {
+    let world = passed().await;
     assert_eq!(step(&world.vault).await.unwrap(), Step::Condemned { number: 3, segments: 1 });
     world
 }
@@ -277,6 +283,47 @@ async fn a_verdict_without_answers_loses_what_is_written_next() {
         let view = view.await.unwrap();
         let read = view.read(BlockRange { block: 16, count: 8 }).await;
         assert_eq!(read.is_err(), bug.is_some(), "{bug:?}");
+    }
+}
+
+/// The register lost its newest entry after writers had applied it, and a condemnation got its number: they have not heard of that.
+#[tokio::test]
+async fn what_was_said_of_an_entry_that_is_lost_answers_no_other_of_its_number() {
+    for bug in [None, Some(Bug::AnswerByNumber)] {
+        let mut world = passed().await;
+        let lost = Statement::Birth(LogId([77; 16]));
+        register::append(&world.vault, 0, lost).await.unwrap();
+        for log in 0..2 {
+            apply(&mut world, log).await;
+        }
+        std::fs::remove_file(world.file(&ObjectName::register(3))).unwrap();
+        let condemned = Step::Condemned { number: 3, segments: 1 };
+        assert_eq!(step(&world.vault).await.unwrap(), condemned);
+        for log in 0..2 {
+            world.commit(log).await;
+        }
+        switch_on(bug.as_slice());
+        let answered = step(&world.vault).await;
+        let swept = step(&world.vault).await;
+        switch_on(&[]);
+        put(&mut world, 16, 1000).await;
+        assert_eq!(has_slot(&world, 0), bug.is_none());
+        if bug.is_some() {
+            assert_eq!(answered.unwrap(), Step::Judged { of: 3, deleted: 1, spared: 0 });
+            assert_eq!(swept.unwrap(), Step::Swept { of: 3, segments: 1 });
+            continue;
+        }
+        check(&world).await;
+        for error in [answered.unwrap_err(), swept.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            assert!(error.to_string().contains("gc/0000000003"), "{error}");
+        }
+        // What is sealed refers to nothing more.
+        for log in 0..2 {
+            world.seal(log).await;
+        }
+        let judged = Step::Judged { of: 3, deleted: 0, spared: 1 };
+        assert_eq!(step(&world.vault).await.unwrap(), judged);
     }
 }
 

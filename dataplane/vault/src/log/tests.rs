@@ -136,12 +136,12 @@ async fn a_damaged_slot_is_named_and_the_scan_goes_on() {
     let log = world.logs[0].id;
     let file = world.file(&ObjectName::slot(log, Slot(1)));
     let mut bytes = std::fs::read(&file).unwrap();
-    bytes[210] ^= 1;
+    bytes[218] ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let mut scan = LogScan::new(&world.vault, log, Slot(0));
     assert_eq!(scan.next().await.unwrap().unwrap().0, Slot(0));
     let error = scan.next().await.unwrap_err();
-    assert!(error.to_string().contains("0000000000000001 is damaged at byte 200"), "{error}");
+    assert!(error.to_string().contains("0000000000000001 is damaged at byte 208"), "{error}");
     assert_eq!(scan.next().await.unwrap().unwrap().0, Slot(2));
 }
 

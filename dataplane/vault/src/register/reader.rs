@@ -3,13 +3,13 @@
 //! What was swept stays refused: a put that was sent twice may bring it back, and a delete that was, take it again. So whoever has what
 //! was learnt once (an index, a run) is told up to which entry nothing in it is named by a verdict, and reads what verdicts behind that name.
 
-use super::{At, Entry, another, bear, named, newest, read};
+use super::{Confirmed, Entry, another, bear, named, newest, read};
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{REGISTER_AT_ONCE, REGISTER_MISSED_MAX, REGISTER_SWEPT_MAX};
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
-use farshore_proto::register::{State, Statement};
+use farshore_proto::register::{At, State, Statement};
 use farshore_proto::{ErrorKind, LogId, Target};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -49,12 +49,17 @@ impl Condemned {
 #[derive(Debug, Default)]
 pub struct Reader {
     is_begun: bool,
+    /// The newest that was read, or up to which there is nothing to be read …
+    at: At,
+    /// … and what it says.
     newest: Entry,
     named: Named,
     /// What was swept, by verdict.
     swept: Named,
     /// Verdicts up to this entry need not be kept in mind, but while what they name is not swept. Of a reader of who has nothing, the first that was read.
     cleared: u64,
+    /// What is stated to have been applied, and was not met yet.
+    required: Vec<At>,
 }
 
 impl Reader {
@@ -65,15 +70,13 @@ impl Reader {
     /// As [`newest`]; `Corrupt` also if an entry that is named is missing or not what it is said to be, or that one is another one now; `Limit` if so much came since that it
     /// cannot be kept in mind. Then what was learnt is of no use, and [`Reader::default`] is for who has nothing.
     pub async fn behind(vault: &Vault, cleared: At) -> Result<Self, VaultError> {
-        let At { number, digest } = cleared;
-        let newest = newest(vault, number).await?;
-        if newest.number == number && newest.digest != digest {
-            return Err(another(vault, number));
+        let newest = newest(vault, cleared.number).await?;
+        if newest.number == cleared.number && newest.at() != cleared {
+            return Err(another(vault, cleared.number));
         }
-        let mut reader = Self { cleared: number, ..Self::default() };
+        let mut reader = Self { cleared: cleared.number, ..Self::default() };
         if !is_on(Bug::SweptFoundAgain) {
-            reader.newest = Entry { number, digest, ..Entry::default() };
-            reader.is_begun = true;
+            (reader.at, reader.is_begun) = (cleared, true);
         }
         reader.go_on(vault, newest).await?;
         Ok(reader)
@@ -88,7 +91,7 @@ impl Reader {
     /// What nobody may refer to, as the entries say that were read: what was swept stays in it.
     #[must_use]
     pub fn condemned(&self) -> Condemned {
-        let (at, behind) = (self.newest.at(), self.cleared);
+        let (at, behind) = (self.at, self.cleared);
         let mut condemned = Condemned { at, behind, ..Condemned::default() };
         condemned.judged.extend(self.swept.values().flat_map(|targets| targets.iter().copied()));
         for (of, verdict) in &self.newest.state.open {
@@ -107,13 +110,26 @@ impl Reader {
         self.swept.retain(|verdict, _| *verdict > cleared);
     }
 
+    /// Logs state that this was applied: what is read has to have it. Without it nothing that is read counts.
+    pub fn require(&mut self, stated: At) {
+        if stated != At::NONE && !self.required.contains(&stated) {
+            self.required.push(stated);
+        }
+    }
+
+    /// The newest entry that has to be there and is not yet, if one is.
+    #[must_use]
+    pub fn lacks(&self) -> Option<u64> {
+        self.required.iter().map(|at| at.number).max()
+    }
+
     /// Reads what is new; false if that is nothing. After an error what was read before stands.
     ///
     /// # Errors
     /// As [`newest`]; `Corrupt` also if an entry that is named is missing or not what it is said to be; `Limit` if more was swept than
     /// can be kept in mind.
     pub async fn refresh(&mut self, vault: &Vault) -> Result<bool, VaultError> {
-        let newest = newest(vault, self.newest.number).await?;
+        let newest = newest(vault, self.at.number).await?;
         self.take(vault, newest).await
     }
 
@@ -122,14 +138,15 @@ impl Reader {
     /// # Errors
     /// As [`bear`] and [`Self::refresh`].
     pub async fn bear(&mut self, vault: &Vault, log: LogId) -> Result<u64, VaultError> {
-        let (entry, born) = bear(vault, self.newest.number, log).await?;
+        let (entry, born) = bear(vault, self.at.number, log).await?;
         self.take(vault, entry).await?;
         Ok(born)
     }
 
     async fn take(&mut self, vault: &Vault, newest: Entry) -> Result<bool, VaultError> {
-        if self.is_begun && newest.number <= self.newest.number {
-            if newest.number == self.newest.number && newest.digest != self.newest.digest {
+        self.meet(vault, &newest).await?;
+        if self.is_begun && newest.number <= self.at.number {
+            if newest.number == self.at.number && newest.at() != self.at {
                 return Err(another(vault, newest.number));
             }
             return Ok(false);
@@ -138,10 +155,23 @@ impl Reader {
         Ok(true)
     }
 
+    /// Whether what has to be there is, as far as the newest entry is not in front of it.
+    async fn meet(&mut self, vault: &Vault, newest: &Entry) -> Result<(), VaultError> {
+        let mut confirmed = Confirmed::default();
+        while let Some(next) = self.required.iter().position(|at| at.number <= newest.number) {
+            let at = self.required[next];
+            if !confirmed.has(vault, at).await? {
+                return Err(another(vault, at.number));
+            }
+            self.required.swap_remove(next);
+        }
+        Ok(())
+    }
+
     /// Goes on to an entry that is not in front of the newest that was read.
     async fn go_on(&mut self, vault: &Vault, newest: Entry) -> Result<(), VaultError> {
         let mut swept: Named = self.ended(&newest.state).collect();
-        if self.is_begun && newest.number > self.newest.number {
+        if self.is_begun && newest.number > self.at.number {
             swept.extend(self.judged_between(vault, &newest).await?);
         }
         let named = self.named(vault, &newest.state).await?;
@@ -153,17 +183,17 @@ impl Reader {
             return Err(too_much(vault));
         }
         self.swept.extend(swept);
-        (self.named, self.newest, self.is_begun) = (named, newest, true);
+        (self.named, self.at, self.newest, self.is_begun) = (named, newest.at(), newest, true);
         Ok(())
     }
 
     /// What verdicts between the newest entry that was read and `newest` name of what is swept since.
     async fn judged_between(&self, vault: &Vault, newest: &Entry) -> Result<Named, VaultError> {
-        let between = self.newest.number + 1..=newest.number - 1;
+        let between = self.at.number + 1..=newest.number - 1;
         let mut entries = std::pin::pin!(entries(vault, between)?);
-        let (mut judged, mut count, mut before) = (Named::new(), 0, self.newest.at());
+        let (mut judged, mut count, mut before) = (Named::new(), 0, self.at);
         while let Some(entry) = entries.try_next().await? {
-            if entry.before != before.digest {
+            if At::of(before.number, &entry.before) != before {
                 return Err(another(vault, before.number));
             }
             before = entry.at();
@@ -177,7 +207,7 @@ impl Reader {
                 return Err(too_much(vault));
             }
         }
-        if newest.before != before.digest {
+        if At::of(before.number, &newest.before) != before {
             return Err(another(vault, before.number));
         }
         Ok(judged)

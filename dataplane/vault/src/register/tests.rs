@@ -327,7 +327,7 @@ async fn what_was_swept_is_let_go_of_once_nothing_that_was_learnt_names_it() {
 async fn a_reader_behind_an_entry_notices_another_one_and_one_that_is_missing() {
     let world = world(swept()).await;
     let at = read(&world.vault, 3).await.unwrap().at();
-    let other = At { digest: [7; 32], ..at };
+    let other = At { digest: [7; 8], ..at };
     for at in [other, At { number: 13, ..other }, At { number: 14, ..at }, At { number: 40, ..at }]
     {
         let error = Reader::behind(&world.vault, at).await.unwrap_err();

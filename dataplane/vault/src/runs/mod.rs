@@ -16,6 +16,7 @@ use farshore_codec::index_run::{open_index_run, seal_index_run};
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::limits::INDEX_RUN_CHUNKS_MAX;
 use farshore_proto::object::ObjectKind;
+use farshore_proto::register::At;
 use farshore_proto::targets::StoredChunk;
 use farshore_proto::{ChunkId, RunId};
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -32,7 +33,7 @@ const NUMBER_MAX: u64 = (1 << 48) - 1;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Run {
     /// No verdict of the vault's register up to this entry names a segment of it: its writer had applied that.
-    pub applied: u64,
+    pub applied: At,
     /// Chunks of committed segments.
     pub chunks: Vec<(ChunkId, Location)>,
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::World;
 use crate::verify::verify;
+use farshore_codec::digest::digest;
 use farshore_proto::{Attempt, LogId, Slot, Target};
 use std::fs;
 
@@ -12,8 +13,9 @@ async fn world() -> World {
 }
 
 /// What a writer says that has applied it.
-fn said(chunks: &[(ChunkId, Location)]) -> Run {
-    Run { applied: 1, chunks: chunks.to_vec() }
+fn said(world: &World, chunks: &[(ChunkId, Location)]) -> Run {
+    let entry = fs::read(world.file(&ObjectName::register(1))).unwrap();
+    Run { applied: At::of(1, &digest(&entry)), chunks: chunks.to_vec() }
 }
 
 fn chunks(count: u32) -> Vec<(ChunkId, Location)> {
@@ -36,7 +38,8 @@ async fn all(vault: &Vault) -> (usize, usize, Vec<(ChunkId, Location)>) {
         read.into_iter().partition(|read| read.said.is_some());
     let said: Vec<Run> = opened.into_iter().filter_map(|read| read.said).collect();
     let opened = said.len();
-    assert!(said.iter().all(|run| run.applied == 1), "what its writer had applied");
+    let entry = crate::register::read(vault, 1).await.unwrap().at();
+    assert!(said.iter().all(|run| run.applied == entry), "what its writer had applied");
     let mut found: Vec<_> = said.into_iter().flat_map(|run| run.chunks).collect();
     found.sort_by_key(|(id, _)| *id);
     (opened, skipped.len(), found)
@@ -46,13 +49,13 @@ async fn all(vault: &Vault) -> (usize, usize, Vec<(ChunkId, Location)>) {
 async fn what_is_written_is_loaded() {
     let world = world().await;
     assert_eq!(all(&world.vault).await, (0, 0, Vec::new()));
-    assert_eq!(write(&world.vault, 1, &said(&[])).await.unwrap(), 0);
+    assert_eq!(write(&world.vault, 1, &said(&world, &[])).await.unwrap(), 0);
     let mut written = chunks(3000);
-    assert_eq!(write(&world.vault, 1, &said(&written[..1000])).await.unwrap(), 1);
+    assert_eq!(write(&world.vault, 1, &said(&world, &written[..1000])).await.unwrap(), 1);
     // The first of two equal ids counts.
     let mut twice = written[1000..].to_vec();
     twice.push((written[1500].0, Location { chunk: 9_999, ..written[1500].1 }));
-    assert_eq!(write(&world.vault, 1, &said(&twice)).await.unwrap(), 1);
+    assert_eq!(write(&world.vault, 1, &said(&world, &twice)).await.unwrap(), 1);
     written.sort_by_key(|(id, _)| *id);
     let (opened, skipped, found) = all(&world.vault).await;
     assert!(found == written);
@@ -63,7 +66,7 @@ async fn what_is_written_is_loaded() {
 async fn more_than_one_run_holds_is_written_as_several() {
     let world = world().await;
     let count = u32::try_from(INDEX_RUN_CHUNKS_MAX).unwrap() + 10;
-    assert_eq!(write(&world.vault, 1, &said(&chunks(count))).await.unwrap(), 2);
+    assert_eq!(write(&world.vault, 1, &said(&world, &chunks(count))).await.unwrap(), 2);
     let (opened, _, found) = all(&world.vault).await;
     assert_eq!((opened, found.len()), (2, count as usize));
 }
@@ -71,8 +74,8 @@ async fn more_than_one_run_holds_is_written_as_several() {
 #[tokio::test]
 async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
     let (world, other) = (world().await, world().await);
-    write(&world.vault, 1, &said(&chunks(500))).await.unwrap();
-    write(&other.vault, 1, &said(&chunks(500))).await.unwrap();
+    write(&world.vault, 1, &said(&world, &chunks(500))).await.unwrap();
+    write(&other.vault, 1, &said(&world, &chunks(500))).await.unwrap();
     let run = *list(&world.vault, None).await.unwrap().first().unwrap();
     let theirs = *list(&other.vault, None).await.unwrap().first().unwrap();
     let file = world.file(&ObjectName::index_run(run));
@@ -106,7 +109,7 @@ async fn a_damaged_or_foreign_run_is_passed_over_and_named() {
 async fn only_runs_from_a_number_on_are_listed() {
     let world = world().await;
     for number in [7, 300, 301, 301, 70_000] {
-        write(&world.vault, number, &said(&chunks(5))).await.unwrap();
+        write(&world.vault, number, &said(&world, &chunks(5))).await.unwrap();
     }
     // Of a writer that knew no numbers, with a name behind all others.
     let unnumbered = RunId([0xff; 16]);
@@ -130,9 +133,21 @@ async fn only_runs_from_a_number_on_are_listed() {
 #[tokio::test]
 async fn a_run_of_who_applied_more_of_the_register_than_there_is_is_named() {
     let world = world().await;
-    write(&world.vault, 1, &Run { applied: 2, ..said(&chunks(5)) }).await.unwrap();
+    write(
+        &world.vault,
+        1,
+        &Run { applied: At { number: 2, digest: [2; 8] }, ..said(&world, &chunks(5)) },
+    )
+    .await
+    .unwrap();
     let report = verify(&world.vault, false, |_| {}).await.unwrap();
     let [problem] = &report.problems[..] else { panic!("{report:?}") };
     assert_eq!(problem.object, ObjectName::register(2));
     assert!(problem.what.contains("index/"), "{problem:?}");
+    // Others got its number.
+    crate::register::bear(&world.vault, 0, LogId([8; 16])).await.unwrap();
+    let report = verify(&world.vault, false, |_| {}).await.unwrap();
+    let [problem] = &report.problems[..] else { panic!("{report:?}") };
+    assert_eq!(problem.object, ObjectName::register(2));
+    assert!(problem.what.contains("another one than index/"), "{problem:?}");
 }

@@ -7,18 +7,27 @@ use crate::limits::NUMBERS_BEHIND;
 use crate::register::{self, Entry};
 use crate::vault::Vault;
 use farshore_proto::limits::REGISTER_MAX;
+use farshore_proto::register::At;
 use futures::TryStreamExt;
+use std::collections::BTreeMap;
 
-/// The highest number that a slot or an index run says was applied.
+/// The entries that slots and index runs say were applied, each with one that says it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Applied(Option<(u64, ObjectName)>);
+pub(super) struct Applied(BTreeMap<(u64, [u8; 8]), ObjectName>);
 
 impl Applied {
     /// What an object says.
-    pub(super) fn take(&mut self, number: u64, object: &ObjectName) {
-        if number > self.0.as_ref().map_or(0, |(number, _)| *number) {
-            self.0 = Some((number, object.clone()));
+    pub(super) fn take(&mut self, at: At, object: &ObjectName) {
+        if at != At::NONE {
+            self.0.entry((at.number, at.digest)).or_insert_with(|| object.clone());
         }
+    }
+
+    /// Who had applied another entry of this number than the one that is there.
+    fn others(&self, entry: &Entry) -> impl Iterator<Item = &ObjectName> {
+        let At { number, digest } = entry.at();
+        let stated = self.0.range((number, [0; 8])..=(number, [0xff; 8]));
+        stated.filter(move |((_, stated), _)| *stated != digest).map(|(_, object)| object)
     }
 }
 
@@ -37,6 +46,10 @@ pub(super) async fn check(
         match register::found(register::read(vault, number).await) {
             Ok(Some(entry)) => {
                 whole += 1;
+                for object in applied.others(&entry) {
+                    let what = format!("is another one than {object} was written behind");
+                    report.add(name.clone(), 0, what);
+                }
                 if let Some(before) = &before {
                     compare(vault, before, &entry, report).await?;
                 }
@@ -61,9 +74,11 @@ pub(super) async fn check(
         number += 1;
     }
     // Entries that are lost at the end leave no trace but this.
-    if let Some((stated, object)) = applied.0.filter(|(stated, _)| *stated >= number) {
+    if let Some(((stated, _), object)) = applied.0.last_key_value()
+        && *stated >= number
+    {
         let what = format!("is missing: {object} was written by who had applied it");
-        report.add(ObjectName::register(stated), 0, what);
+        report.add(ObjectName::register(*stated), 0, what);
     }
     Ok(whole)
 }

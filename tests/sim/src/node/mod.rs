@@ -192,8 +192,6 @@ struct Running {
     over: BTreeMap<usize, (u64, u64)>,
     doom: Option<Doom>,
     register: Register,
-    /// The highest number of the register that its logs state.
-    least: u64,
 }
 
 /// The tools of every build.

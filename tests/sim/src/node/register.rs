@@ -28,12 +28,15 @@ pub(super) type Register = Arc<Mutex<Reader>>;
 pub struct Read {
     condemned: Arc<Condemned>,
     state: Entries,
+    /// Whether it has all that logs of the node state.
+    is_all: bool,
 }
 
 impl Read {
     fn of(reader: &Reader) -> Self {
         let condemned = Arc::new(reader.condemned());
-        Self { condemned, state: reader.newest().state.clone() }
+        let is_all = reader.lacks().is_none();
+        Self { condemned, state: reader.newest().state.clone(), is_all }
     }
 }
 
@@ -160,9 +163,8 @@ impl Turn<'_> {
 
     /// Applies what was read, unless it is less than logs of this node state: then the store lost some of it.
     fn apply(&mut self, read: &Read) -> Result<(), Fatal> {
-        let Read { condemned, state } = read;
-        let at = condemned.at.number;
-        if at == 0 || at < self.running.least {
+        let Read { condemned, state, is_all } = read;
+        if condemned.at.number == 0 || !is_all {
             return Ok(());
         }
         let known = &mut self.running.known;
@@ -173,11 +175,11 @@ impl Turn<'_> {
             known.synced(synced());
         }
         known.apply(Arc::clone(condemned));
-        let number = known.applied().unwrap_or(0);
+        let at = known.applied().unwrap_or_default();
         for shard in 0..self.running.shards.len() {
             if self.running.shards[shard].tenure.is_open() {
                 let asked = asked_of(state, self.running.shards[shard].log());
-                self.input(shard, Input::Applied { number, asked })?;
+                self.input(shard, Input::Applied { at, asked })?;
             }
         }
         Ok(())

@@ -223,6 +223,10 @@ impl Node {
     fn serve(&mut self, world: &mut World) {
         let State::Starting(starting) = std::mem::take(&mut self.state) else { return };
         let Starting { assignments, known, register, begun, .. } = *starting;
+        let stated = begun.iter().map(|Begun { opening, .. }| opening.ledger.register());
+        let mut reader = register.try_lock().expect("nothing of the start reads it any more");
+        stated.for_each(|at| reader.require(at));
+        drop(reader);
         let settings = draw_settings(&mut world.rng);
         let patience = draw_patience(&mut world.rng);
         let vault = world.store.vault();
@@ -253,7 +257,6 @@ impl Node {
             over: BTreeMap::new(),
             doom: None,
             register,
-            least: openings.iter().map(|(it, _)| it.ledger.register()).max().unwrap_or(0),
         });
         let (number, files, logs) = (self.number, &self.files, &mut self.kept.logs);
         let mut turn = Turn { number, files, logs, running: &mut running, world };
@@ -314,8 +317,8 @@ impl Turn<'_> {
             frames.push(JournaledEntry { entry, file });
         }
         // What the chunks are looked up by from the first segment on.
-        let number = self.running.known.applied().unwrap_or(0);
-        self.input(shard, farshore_engine::shard::Input::Applied { number, asked: 0 })?;
+        let at = self.running.known.applied().unwrap_or_default();
+        self.input(shard, farshore_engine::shard::Input::Applied { at, asked: 0 })?;
         opening.inputs(frames).try_for_each(|input| self.input(shard, input))?;
         for (volume, stream) in self.running.shards[shard].streams() {
             let _fits = write!(
