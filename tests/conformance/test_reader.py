@@ -188,8 +188,8 @@ class Golden(unittest.TestCase):
         data, place = (CODEC / "segment.bin").read_bytes(), formats.slot_place(b"\2" * 16, 7)
         slot = formats.open_slot(RING, place, data)
         self.assertEqual((slot.incarnation, slot.header.variant), (5, formats.SEGMENT))
-        body = formats.open_body(slot.header, data[200 : slot.frames_at])
-        table = formats.table_body(place.name, 200, body, slot.frames_length)
+        body = formats.open_body(slot.header, data[208 : slot.frames_at])
+        table = formats.table_body(place.name, 208, body, slot.frames_length)
         frame = formats.open_frame(RING, slot, table.frames[0], 0, data[slot.frames_at :])
         self.assertEqual(frame[:16], b"farshore golden ")
         self.assertEqual(RING.chunk_id(1, frame), table.chunks[0].id)
@@ -202,7 +202,7 @@ class Golden(unittest.TestCase):
             data = (CODEC / file).read_bytes()
             place = formats.slot_place(data[32:48], struct.unpack_from("<Q", data, 48)[0])
             slot = formats.open_slot(RING, place, data)
-            self.assertEqual((slot.header.variant, formats.open_body(slot.header, data[200:])), (variant, b""))
+            self.assertEqual((slot.header.variant, formats.open_body(slot.header, data[208:])), (variant, b""))
 
     def test_machine(self) -> None:
         machine = formats.machine_body("", (PROTO / "machine-body.bin").read_bytes())
@@ -375,7 +375,7 @@ class Made:
         body = section(1, 12, lengths) + section(3, 48, chunks) + section(4, 72, records)
         body += section(5, 20, extents) + section(6, 64, marks)
         stored = sum(struct.unpack_from("<I", lengths, at)[0] for at in range(0, len(lengths), 12))
-        own = struct.pack("<QQQQQI", incarnation, stored, 0, 0, formats.NO_SLOT, 0)
+        own = struct.pack("<QQQQQQI", incarnation, stored, 0, 0, 0, formats.NO_SLOT, 0)
         place = formats.slot_place(log, number)
         self.store.objects[place.name] = seal(place, variant, own, body, frames)
 

@@ -19,7 +19,7 @@ fn built(out: &[Output]) -> Vec<(Slot, u64, usize)> {
 }
 
 fn applied(number: u64, asked: u64) -> Input {
-    Input::Applied { at: At { number, digest: [number as u8; 8] }, asked }
+    Input::Applied { at: At { number, digest: number.to_be_bytes() }, asked }
 }
 
 #[test]
