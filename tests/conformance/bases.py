@@ -10,7 +10,7 @@ import zstandard
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 
-from formats import BLOCK, SEQ_MAX, SIZE_MAX, SLOT_MAX, ZEROS
+from formats import BLOCK, SEQ_MAX, SIZE_MAX, SLOT_MAX, SPECIAL, ZEROS
 from formats import Keyring, Mark, Place, Target
 from formats import damaged, mark_record, newer, nonce, open_body, open_header, sections, uid, unseal
 
@@ -214,6 +214,8 @@ def page_runs(name: str, byte: int, page: bytes) -> Iterator[Run]:
         block, count, chunk, first = struct.unpack("<QIII", record)
         check(count > 0 and end <= block, "runs that overlap")
         end = block + count
+        if SPECIAL <= chunk < ZEROS:
+            raise newer(name, f"chunk {chunk}")
         if chunk == ZEROS:
             yield Run(block, count, None, 0, b"", 0, 0)
             continue

@@ -27,7 +27,7 @@ REGISTER_MAX = 9_999_999_999
 SEQ_MAX = 2**64 - 2
 SIZE_MAX = 2**46
 NO_SLOT = 2**64 - 1
-ZEROS = 2**32 - 1
+ZEROS, SPECIAL = 2**32 - 1, 2**32 - 16
 SEGMENT, SEAL, FILL = 1, 2, 3
 MARK_KINDS = {1: "crash", 2: "app", 3: "scan", 4: "file system", 5: "final"}
 UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -578,6 +578,8 @@ def table_body(name: str, byte: int, body: bytes, frames_length: int) -> Table:
         for extent in mine:
             check(extent.blocks > 0 and end <= extent.block, "extents that overlap")
             end = extent.block + extent.blocks
+            if SPECIAL <= extent.chunk < ZEROS:
+                raise newer(name, f"chunk {extent.chunk}")
             if extent.chunk == ZEROS:
                 check(not extent.first, "an extent of zeros")
             else:

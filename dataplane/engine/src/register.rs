@@ -59,6 +59,9 @@ pub enum Refused {
         /// What the verdict names.
         target: Target,
     },
+    /// The birth of no log.
+    #[error("a birth names at least one log")]
+    NoBirth,
     /// A condemnation of nothing.
     #[error("a condemnation names at least one segment")]
     Nothing,
@@ -79,7 +82,7 @@ impl Refused {
         match self {
             Self::Born { .. } | Self::Judged { .. } => ErrorKind::Conflict,
             Self::NoLog { .. } | Self::NotOpen { .. } => ErrorKind::NotFound,
-            Self::NotJudged { .. } | Self::NotCondemned { .. } | Self::Nothing => {
+            Self::NotJudged { .. } | Self::NotCondemned { .. } | Self::NoBirth | Self::Nothing => {
                 ErrorKind::Invalid
             }
             Self::Limit { .. } => ErrorKind::Limit,
@@ -106,9 +109,14 @@ pub fn after(
     }
     let mut state = before.clone();
     match statement {
-        Statement::Birth(log) => {
-            if let Some(born) = state.logs.insert(*log, number) {
-                return Err(Refused::Born { log: *log, born });
+        Statement::Births(logs) => {
+            for log in logs {
+                if let Some(born) = state.logs.insert(*log, number) {
+                    return Err(Refused::Born { log: *log, born });
+                }
+            }
+            if logs.is_empty() {
+                return Err(Refused::NoBirth);
             }
             if state.logs.len() > REGISTER_LOGS_MAX {
                 let max = REGISTER_LOGS_MAX as u64;
@@ -179,7 +187,7 @@ mod tests {
     }
 
     fn birth(n: usize) -> Statement {
-        Statement::Birth(log(n))
+        Statement::birth(log(n))
     }
 
     /// The state after these, in their order; each condemnation names slots 1 to 3.
@@ -238,6 +246,17 @@ mod tests {
         }
         let early = refused(&before[..2], &Statement::Swept { of: 2 });
         assert_eq!(early, Refused::NotJudged { of: 2 });
+    }
+
+    #[test]
+    fn logs_that_are_born_together_have_one_number() {
+        let both = Statement::Births([log(1), log(2)].into());
+        assert_eq!(
+            of(&[birth(0), both.clone()]).logs,
+            [(log(0), 1), (log(1), 2), (log(2), 2)].into()
+        );
+        assert_eq!(refused(&[birth(2)], &both), Refused::Born { log: log(2), born: 1 });
+        assert_eq!(refused(&[], &Statement::Births(BTreeSet::new())), Refused::NoBirth);
     }
 
     /// R4.

@@ -70,8 +70,8 @@ impl At {
 /// What an entry adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Statement {
-    /// The log is written from now on.
-    Birth(LogId),
+    /// These logs are written from now on.
+    Births(BTreeSet<LogId>),
     /// The log is sealed: nothing comes to it any more.
     Ended(LogId),
     /// Nobody is to refer to these segments any more.
@@ -91,9 +91,15 @@ pub enum Statement {
 }
 
 impl Statement {
+    /// One log is written from now on.
+    #[must_use]
+    pub fn birth(log: LogId) -> Self {
+        Self::Births([log].into())
+    }
+
     fn code(&self) -> u8 {
         match self {
-            Self::Birth(_) => 1,
+            Self::Births(_) => 1,
             Self::Ended(_) => 2,
             Self::Condemnation(_) => 3,
             Self::Verdict { .. } => 4,
@@ -105,15 +111,17 @@ impl Statement {
     fn of(&self) -> u64 {
         match self {
             Self::Verdict { of, .. } | Self::Swept { of } => *of,
-            Self::Birth(_) | Self::Ended(_) | Self::Condemnation(_) => 0,
+            Self::Births(_) | Self::Ended(_) | Self::Condemnation(_) => 0,
         }
     }
 
     /// The log that it speaks of; zeros if of none.
     fn log(&self) -> LogId {
         match self {
-            Self::Birth(log) | Self::Ended(log) => *log,
-            Self::Condemnation(_) | Self::Verdict { .. } | Self::Swept { .. } => LogId([0; 16]),
+            Self::Ended(log) => *log,
+            Self::Births(_) | Self::Condemnation(_) | Self::Verdict { .. } | Self::Swept { .. } => {
+                LogId([0; 16])
+            }
         }
     }
 
@@ -122,7 +130,7 @@ impl Statement {
     pub fn targets(&self) -> Option<&BTreeSet<Target>> {
         match self {
             Self::Condemnation(targets) | Self::Verdict { targets, .. } => Some(targets),
-            Self::Birth(_) | Self::Ended(_) | Self::Swept { .. } => None,
+            Self::Births(_) | Self::Ended(_) | Self::Swept { .. } => None,
         }
     }
 }
@@ -200,8 +208,11 @@ impl RegisterBody {
         if (before == [0; 32]) != (number == 1) {
             return Err(DecodeError::Range { what: "register digest", value: number });
         }
-        let statement = take_statement(head, &sections)?;
+        let mut statement = take_statement(head, &sections)?;
         let state = State::take(&sections)?;
+        if let Statement::Births(logs) = &mut statement {
+            *logs = state.born(number).collect();
+        }
         check(number, &statement, &state)?;
         Ok(Self { before, statement, state })
     }
@@ -214,6 +225,12 @@ impl State {
     /// As [`RegisterBody::decode`], but for the statement.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         Self::take(&Sections::read("register body", bytes, &[HEAD, LOGS, OPEN, TARGETS])?)
+    }
+
+    /// The logs that an entry says were born.
+    fn born(&self, number: u64) -> impl Iterator<Item = LogId> {
+        let born = self.logs.iter().filter(move |(_, born)| **born == number);
+        born.map(|(log, _)| *log)
     }
 
     fn take(sections: &Sections<'_>) -> Result<Self, DecodeError> {
@@ -234,7 +251,8 @@ fn take_statement(mut head: Reader<'_>, sections: &Sections<'_>) -> Result<State
     let targets = take_targets(sections)?;
     let is_empty = targets.is_empty();
     let statement = match code {
-        1 => Statement::Birth(log),
+        // Which ones the state says.
+        1 => Statement::Births(BTreeSet::new()),
         2 => Statement::Ended(log),
         3 => Statement::Condemnation(targets),
         4 => Statement::Verdict { of, targets },
@@ -243,7 +261,8 @@ fn take_statement(mut head: Reader<'_>, sections: &Sections<'_>) -> Result<State
     };
     // Without a condemned segment there is no condemnation; a verdict may spare all.
     let is_legal = match &statement {
-        Statement::Birth(log) | Statement::Ended(log) => *log != LogId([0; 16]) && is_empty,
+        Statement::Births(_) => is_empty,
+        Statement::Ended(log) => *log != LogId([0; 16]) && is_empty,
         Statement::Condemnation(_) => !is_empty,
         Statement::Verdict { .. } => true,
         Statement::Swept { .. } => is_empty,
@@ -306,15 +325,19 @@ fn take_open(sections: &Sections<'_>) -> Result<BTreeMap<u64, Option<u64>>, Deco
 /// Each entry is one thing, and entry `number` is what it says.
 fn check(number: u64, statement: &Statement, state: &State) -> Result<(), DecodeError> {
     let verdicts = state.open.values().flatten();
-    let mut entries = BTreeSet::new();
-    for entry in state.logs.values().chain(state.open.keys()).chain(verdicts) {
+    // Several logs may be born by one.
+    let mut entries: BTreeSet<u64> = state.logs.values().copied().collect();
+    if let Some(entry) = entries.iter().find(|entry| **entry == 0 || **entry > number) {
+        return Err(DecodeError::Range { what: "register state", value: *entry });
+    }
+    for entry in state.open.keys().chain(verdicts) {
         if *entry == 0 || *entry > number || !entries.insert(*entry) {
             return Err(DecodeError::Range { what: "register state", value: *entry });
         }
     }
     let is_named = entries.contains(&number);
     let holds = match statement {
-        Statement::Birth(log) => state.logs.get(log) == Some(&number),
+        Statement::Births(logs) => !logs.is_empty(),
         Statement::Ended(log) => !is_named && number > 1 && !state.logs.contains_key(log),
         Statement::Condemnation(_) => state.open.get(&number) == Some(&None),
         Statement::Verdict { of, .. } => state.open.get(of) == Some(&Some(number)),

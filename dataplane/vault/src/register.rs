@@ -160,7 +160,7 @@ pub async fn bear(vault: &Vault, known: u64, log: LogId) -> Result<(Entry, u64),
     if let Some(born) = last.state.logs.get(&log).copied() {
         return Ok((last, born));
     }
-    match append(vault, last.number, Statement::Birth(log)).await {
+    match append(vault, last.number, Statement::birth(log)).await {
         Ok(entry) => {
             let born = entry.number;
             Ok((entry, born))

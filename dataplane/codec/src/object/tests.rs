@@ -502,7 +502,7 @@ fn bases_open_to_what_was_sealed() {
 fn entries_of_the_register_open_to_what_was_sealed() {
     let log = LogId([3; 16]);
     let state = State { logs: [(log, 2)].into(), ..State::default() };
-    let body = RegisterBody { before: [7; 32], statement: Statement::Birth(log), state };
+    let body = RegisterBody { before: [7; 32], statement: Statement::birth(log), state };
     let object = seal_register(VAULT, 2, &key(), KEY, &body).unwrap();
     assert_eq!(open_register(&object, VAULT, 2, &ring()).unwrap(), body);
     for (vault, number) in [(VAULT, 3), (VaultId([9; 16]), 2)] {

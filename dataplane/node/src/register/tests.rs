@@ -72,7 +72,7 @@ async fn with_less_of_the_register_than_the_logs_state_nothing_is_looked_up() {
     dedup.learn_at(target(1), vec![(id, Location { target: target(1), chunk: 0, blocks: 4 })]);
     dedup.loaded().await;
     register.bear(LOG).await.unwrap();
-    let lost = append(&world.vault, 0, Statement::Birth(LogId([9; 16]))).await.unwrap().at();
+    let lost = append(&world.vault, 0, Statement::birth(LogId([9; 16]))).await.unwrap().at();
     let file = world.file(&ObjectName::register(2));
     let kept = std::fs::read(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
@@ -92,9 +92,9 @@ async fn with_another_register_than_the_logs_state_nothing_is_looked_up() {
     dedup.learn_at(target(1), vec![(id, Location { target: target(1), chunk: 0, blocks: 4 })]);
     dedup.loaded().await;
     register.bear(LOG).await.unwrap();
-    let lost = append(&world.vault, 0, Statement::Birth(LogId([9; 16]))).await.unwrap().at();
+    let lost = append(&world.vault, 0, Statement::birth(LogId([9; 16]))).await.unwrap().at();
     std::fs::remove_file(world.file(&ObjectName::register(2))).unwrap();
-    append(&world.vault, 0, Statement::Birth(LogId([8; 16]))).await.unwrap();
+    append(&world.vault, 0, Statement::birth(LogId([8; 16]))).await.unwrap();
     register.begin([at(&world, 1).await, lost]).await.unwrap();
     let told = register.0.left_out.get().unwrap();
     assert!(told.contains("gc/0000000002"), "{told}");

@@ -27,6 +27,9 @@ const KNOWN: [SectionKind; 6] = [FRAMES, TARGETS, CHUNKS, SPANS, EXTENTS, MARKS]
 
 /// The chunk number of an extent of zeros.
 const ZERO_CHUNK: u32 = u32::MAX;
+/// Chunk numbers from here on mean no chunk: what later programs say by them must be understood.
+const SPECIAL_CHUNKS: u32 = u32::MAX - 15;
+const _: () = assert!(SEGMENT_CHUNKS_MAX < SPECIAL_CHUNKS as usize);
 /// Most blocks of one extent in the table: its count has 32 bits.
 const EXTENT_BLOCKS_MAX: u64 = u32::MAX as u64;
 /// The previous slot of a span whose writer knew of none.
@@ -153,6 +156,9 @@ impl Extent {
                 return Err(DecodeError::Range { what: "extent first block", value: first.into() });
             }
             return Ok(Self { range, source: ExtentSource::Zero });
+        }
+        if chunk >= SPECIAL_CHUNKS {
+            return Err(DecodeError::Newer { what: "extent", feature: "chunk", bit: chunk });
         }
         let Some(blocks) = blocks_of(chunk) else {
             return Err(DecodeError::Range { what: "extent chunk", value: chunk.into() });

@@ -113,10 +113,10 @@ fn entries_have_numbers_from_one_and_all_but_the_first_name_the_one_before() {
         out_of_range(RegisterBody::decode(&body, number), "register number", number);
     }
     out_of_range(with(HEAD, &[0; 32]), "register digest", ENTRY);
-    entry(1, Statement::Birth(LOG), &own, &[]).unwrap();
-    entry(REGISTER_MAX, Statement::Birth(LOG), &[(LOG, REGISTER_MAX)], &[]).unwrap();
+    entry(1, Statement::birth(LOG), &own, &[]).unwrap();
+    entry(REGISTER_MAX, Statement::birth(LOG), &[(LOG, REGISTER_MAX)], &[]).unwrap();
     let state = State { logs: own.into(), ..State::default() };
-    let first = RegisterBody { before: [7; 32], statement: Statement::Birth(LOG), state };
+    let first = RegisterBody { before: [7; 32], statement: Statement::birth(LOG), state };
     out_of_range(RegisterBody::decode(&first.encode(), 1), "register digest", 1);
 }
 
@@ -146,9 +146,14 @@ fn a_statement_says_what_is_its_own_and_nothing_else() {
     out_of_range(with(HEAD + 48, &[1]), "register statement", 4);
     let refused = |read: Read, code: u64| out_of_range(read, "register statement", code);
     let none = LogId([0; 16]);
-    refused(entry(2, Statement::Birth(none), &[(LOG, 2)], &[]), 1);
     refused(entry(2, Statement::Ended(none), &[], &[]), 2);
     refused(entry(2, Statement::Condemnation(BTreeSet::new()), &[], &[(2, 0)]), 3);
+    // A birth and a log: which ones were born the state says.
+    let state = State { logs: [(LOG, 2)].into(), ..State::default() };
+    let birth = RegisterBody { before: [7; 32], statement: Statement::birth(LOG), state };
+    let mut birth = birth.encode();
+    birth[HEAD + 48] = 1;
+    refused(RegisterBody::decode(&birth, 2), 1);
     let spares = Statement::Verdict { of: 2, targets: BTreeSet::new() };
     entry(3, spares, &[], &[(2, 3)]).unwrap();
 }
@@ -157,10 +162,11 @@ fn a_statement_says_what_is_its_own_and_nothing_else() {
 #[test]
 fn a_state_holds_what_the_statement_says() {
     let refused = |read: Read, value: u64| out_of_range(read, "register state", value);
-    let (birth, ended) = (|| Statement::Birth(LOG), || Statement::Ended(LOG));
+    let (birth, ended) = (|| Statement::birth(LOG), || Statement::Ended(LOG));
     entry(5, birth(), &[(LOG, 5), (OTHER_LOG, 4)], &[]).unwrap();
     refused(entry(5, birth(), &[(LOG, 4)], &[]), 5);
-    refused(entry(5, birth(), &[(OTHER_LOG, 5)], &[]), 5);
+    let both = entry(5, birth(), &[(LOG, 5), (OTHER_LOG, 5)], &[]).unwrap();
+    assert_eq!(both.statement, Statement::Births([LOG, OTHER_LOG].into()));
     entry(5, ended(), &[(OTHER_LOG, 4)], &[]).unwrap();
     refused(entry(5, ended(), &[(LOG, 4)], &[]), 5);
     refused(entry(5, ended(), &[(OTHER_LOG, 5)], &[]), 5);
@@ -185,13 +191,13 @@ fn a_state_holds_what_the_statement_says() {
 
 #[test]
 fn each_entry_is_one_thing_and_none_is_of_later() {
-    let birth = || Statement::Birth(LOG);
+    let birth = || Statement::birth(LOG);
     let refused = |logs: &[(LogId, u64)], open: &[(u64, u64)], value: u64| {
         out_of_range(entry(9, birth(), logs, open), "register state", value);
     };
     entry(9, birth(), &[(LOG, 9), (OTHER_LOG, 8)], &[(2, 3), (4, 0)]).unwrap();
     refused(&[(LOG, 9), (OTHER_LOG, 0)], &[], 0);
-    refused(&[(LOG, 9), (OTHER_LOG, 9)], &[], 9);
+    refused(&[(LOG, 9)], &[(9, 0)], 9);
     refused(&[(LOG, 9), (OTHER_LOG, 10)], &[], 10);
     refused(&[(LOG, 9), (OTHER_LOG, 4)], &[(4, 0)], 4);
     refused(&[(LOG, 9)], &[(0, 0)], 0);
@@ -251,7 +257,11 @@ proptest! {
         state.floors.remove(&LogId([0; 16]));
         let log = LogId([0xab; 16]);
         let statement = match which {
-            1 => { state.logs.insert(log, number); Statement::Birth(log) }
+            1 => {
+                let born = BTreeSet::from([log, LogId([0xac; 16])]);
+                state.logs.extend(born.iter().map(|log| (*log, number)));
+                Statement::Births(born)
+            }
             2 => { state.logs.remove(&log); Statement::Ended(log) }
             3 => { state.open.insert(number, None); Statement::Condemnation(targets) }
             4 => { state.open.insert(48, Some(number)); Statement::Verdict { of: 48, targets } }

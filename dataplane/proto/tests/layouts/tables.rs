@@ -237,6 +237,19 @@ fn a_zero_extent_has_one_encoding() {
 }
 
 #[test]
+fn the_chunk_numbers_in_front_of_that_of_zeros_are_of_later_programs() {
+    for below in 1..=16 {
+        let chunk = u32::MAX - below;
+        let error = with(EXTENT + 12, &chunk.to_le_bytes()).unwrap_err();
+        let expected = match below {
+            16 => DecodeError::Range { what: "extent chunk", value: chunk.into() },
+            _ => DecodeError::Newer { what: "extent", feature: "chunk", bit: chunk },
+        };
+        assert_eq!(error, expected);
+    }
+}
+
+#[test]
 fn a_run_of_zeros_longer_than_its_field_is_laid_out_in_pieces() {
     let whole = BlockRange { block: 0, count: VOLUME_BLOCKS_MAX };
     let table = changed(|table| {

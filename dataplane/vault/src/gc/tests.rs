@@ -291,7 +291,7 @@ async fn a_verdict_without_answers_loses_what_is_written_next() {
 async fn what_was_said_of_an_entry_that_is_lost_answers_no_other_of_its_number() {
     for bug in [None, Some(Bug::AnswerByNumber)] {
         let mut world = passed().await;
-        let lost = Statement::Birth(LogId([77; 16]));
+        let lost = Statement::birth(LogId([77; 16]));
         register::append(&world.vault, 0, lost).await.unwrap();
         for log in 0..2 {
             apply(&mut world, log).await;

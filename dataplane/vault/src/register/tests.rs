@@ -41,7 +41,7 @@ async fn world(statements: impl IntoIterator<Item = Statement>) -> World {
 }
 
 fn births(n: u64) -> impl Iterator<Item = Statement> {
-    (1..=n).map(|n| Statement::Birth(log(n)))
+    (1..=n).map(|n| Statement::birth(log(n)))
 }
 
 /// The vault of a world, through a store that counts.
@@ -60,9 +60,9 @@ async fn each_entry_is_made_behind_the_one_before_and_the_newest_says_all() {
     let vault = &world.vault;
     assert_eq!(newest(vault, 0).await.unwrap(), Entry::default());
     let statements = [
-        Statement::Birth(log(1)),
+        Statement::birth(log(1)),
         condemnation(1..4),
-        Statement::Birth(log(2)),
+        Statement::birth(log(2)),
         verdict(2, [2]),
         Statement::Ended(log(1)),
         condemnation([9]),
@@ -88,9 +88,9 @@ async fn each_entry_is_made_behind_the_one_before_and_the_newest_says_all() {
 
 #[tokio::test]
 async fn what_the_register_rules_out_makes_no_entry() {
-    let world = world([Statement::Birth(log(1)), condemnation(1..4)]).await;
+    let world = world([Statement::birth(log(1)), condemnation(1..4)]).await;
     let vault = &world.vault;
-    for statement in [Statement::Birth(log(1)), verdict(2, [4]), Statement::Swept { of: 2 }] {
+    for statement in [Statement::birth(log(1)), verdict(2, [4]), Statement::Swept { of: 2 }] {
         let error = append(vault, 0, statement).await.unwrap_err();
         assert!(matches!(error, VaultError::Refused { .. }), "{error}");
     }
@@ -128,7 +128,7 @@ async fn a_lost_entry_in_front_of_the_newest_holds_nobody_up() {
         let world = world(births(5)).await;
         std::fs::remove_file(file(&world, lost)).unwrap();
         assert_eq!(newest(&world.vault, 1).await.unwrap().number, 5);
-        let entry = append(&world.vault, 1, Statement::Birth(log(9))).await.unwrap();
+        let entry = append(&world.vault, 1, Statement::birth(log(9))).await.unwrap();
         assert_eq!((entry.number, entry.state.logs.len()), (6, 6), "{lost}");
         let report = crate::verify::verify(&world.vault, false, |_| {}).await.unwrap();
         let object = ObjectName::register(lost);
@@ -149,13 +149,13 @@ async fn an_entry_opens_only_in_its_place() {
     std::fs::copy(file(&world, 2), file(&world, 4)).unwrap();
     let error = newest(&world.vault, 0).await.unwrap_err();
     assert!(error.to_string().contains("register entry 2"), "{error}");
-    let error = append(&world.vault, 0, Statement::Birth(log(9))).await.unwrap_err();
+    let error = append(&world.vault, 0, Statement::birth(log(9))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
 }
 
 /// Makes the birth of a log the next entry, and takes it away again.
 async fn taken_away(world: &World, n: u64) -> Vec<u8> {
-    let entry = append(&world.vault, 0, Statement::Birth(log(n))).await.unwrap();
+    let entry = append(&world.vault, 0, Statement::birth(log(n))).await.unwrap();
     let bytes = std::fs::read(file(world, entry.number)).unwrap();
     std::fs::remove_file(file(world, entry.number)).unwrap();
     bytes
@@ -169,7 +169,7 @@ async fn who_was_not_first_decides_anew() {
     let (vault, counted) = through(&world);
     let others = taken_away(&world, 7).await;
     counted.outrun(&ObjectName::register(2), file(&world, 2), others);
-    let entry = append(&vault, 0, Statement::Birth(log(8))).await.unwrap();
+    let entry = append(&vault, 0, Statement::birth(log(8))).await.unwrap();
     assert_eq!(entry.number, 3);
     assert_eq!(entry.state.logs, [(log(1), 1), (log(7), 2), (log(8), 3)].into());
     // The same log is born first, by another process: it is not born twice.
@@ -201,7 +201,7 @@ async fn many_make_entries_at_once_and_none_is_lost() {
 
 #[tokio::test]
 async fn a_reader_reads_what_is_condemned_only_once() {
-    let world = world([Statement::Birth(log(1)), condemnation(1..4), condemnation([9])]).await;
+    let world = world([Statement::birth(log(1)), condemnation(1..4), condemnation([9])]).await;
     let (vault, counted) = through(&world);
     let mut reader = Reader::default();
     assert!(reader.refresh(&vault).await.unwrap());
@@ -249,7 +249,7 @@ async fn a_reader_reads_what_is_condemned_only_once() {
     assert_eq!(refused(&reader), targets([1, 21, 30]));
     // Another entry under a number that was read.
     std::fs::remove_file(file(&world, 14)).unwrap();
-    append(&world.vault, 0, Statement::Birth(log(9))).await.unwrap();
+    append(&world.vault, 0, Statement::birth(log(9))).await.unwrap();
     let error = reader.refresh(&vault).await.unwrap_err();
     assert!(matches!(error, VaultError::Register { .. }), "{error}");
 }
@@ -261,7 +261,7 @@ fn swept() -> Vec<Statement> {
         [condemnation([2 * n + 1, 99]), verdict(of, [2 * n + 1]), Statement::Swept { of }]
     };
     let passes = (0..4).flat_map(pass);
-    [Statement::Birth(log(1))].into_iter().chain(passes).collect()
+    [Statement::birth(log(1))].into_iter().chain(passes).collect()
 }
 
 /// Who has what was learnt before knows all that verdicts named since, and nothing before that needs to be.
@@ -381,11 +381,11 @@ async fn problems(world: &World) -> Vec<(String, String)> {
 
 fn statements() -> [Statement; 7] {
     [
-        Statement::Birth(log(1)),
+        Statement::birth(log(1)),
         condemnation(1..4),
-        Statement::Birth(log(2)),
+        Statement::birth(log(2)),
         verdict(2, [1, 3]),
-        Statement::Birth(log(3)),
+        Statement::birth(log(3)),
         Statement::Swept { of: 2 },
         Statement::Ended(log(1)),
     ]
@@ -430,10 +430,10 @@ async fn verify_compares_each_entry_with_the_one_before() {
     let last = newest(&world.vault, 0).await.unwrap();
     let body = |state: State| RegisterBody {
         before: last.digest,
-        statement: Statement::Birth(log(5)),
+        statement: Statement::birth(log(5)),
         state,
     };
-    let good = after(&last.state, 8, &Statement::Birth(log(5)), &BTreeSet::new()).unwrap();
+    let good = after(&last.state, 8, &Statement::birth(log(5)), &BTreeSet::new()).unwrap();
     sealed(&world, 8, &body(good.clone()));
     assert_eq!(problems(&world).await, []);
     sealed(&world, 8, &RegisterBody { before: [9; 32], ..body(good.clone()) });
@@ -470,7 +470,7 @@ async fn nothing_is_put_behind_an_entry_of_which_a_later_program_says_more() {
     world.outgrow(&ObjectName::register(2), place, body.encode());
     let found = newest(&world.vault, 0).await.unwrap();
     assert_eq!((found.number, &found.state), (2, &last.state), "it is read all the same");
-    let error = append(&world.vault, 0, Statement::Birth(log(9))).await.unwrap_err();
+    let error = append(&world.vault, 0, Statement::birth(log(9))).await.unwrap_err();
     assert!(matches!(error, VaultError::Outgrown { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("gc/0000000002"), "{error}");
@@ -480,7 +480,7 @@ async fn nothing_is_put_behind_an_entry_of_which_a_later_program_says_more() {
 /// Floors say whether a log's newest horizon is lost, also where the newest entry states what this program does not know.
 #[tokio::test]
 async fn the_floors_of_an_entry_that_states_what_is_not_known_are_read() {
-    let world = world([Statement::Birth(log(0)), condemnation([5]), verdict(2, [5])]).await;
+    let world = world([Statement::birth(log(0)), condemnation([5]), verdict(2, [5])]).await;
     let last = newest(&world.vault, 0).await.unwrap();
     assert_eq!(last.state.floors, [(log(0), Slot(6))].into());
     assert_eq!(floors(&world.vault).await.unwrap(), last.state.floors);
