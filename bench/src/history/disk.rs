@@ -116,8 +116,8 @@ impl Disk {
             ended: None,
             base: None,
         };
-        let (number, key) = disk.vault.newest_key();
-        let object = seal_epoch(disk.vault.id(), VOLUME, ORDINAL, key, number, &body)?;
+        let keys = disk.vault.seal_keys();
+        let object = seal_epoch(disk.vault.id(), VOLUME, ORDINAL, keys, &body)?;
         disk.put(&ObjectName::epoch(VOLUME, ORDINAL), &object)?;
         Ok(disk)
     }
@@ -142,9 +142,9 @@ impl Disk {
         &mut self,
         fill: impl FnOnce(&mut SegmentBuilder) -> Vec<Extent>,
     ) -> Result<Built> {
-        let (number, key) = self.vault.newest_key();
+        let keys = self.vault.seal_keys();
         let (slot, writer) = (self.next, SlotWriter::of_run(INCARNATION));
-        let mut builder = SegmentBuilder::new(self.vault.id(), LOG, slot, writer, key, number, 1)?;
+        let mut builder = SegmentBuilder::new(self.vault.id(), LOG, slot, writer, keys, 1)?;
         let extents = fill(&mut builder);
         let seq = self.last.next();
         builder.push_span(Span {
@@ -218,9 +218,9 @@ impl Disk {
         pages: std::ops::Range<u64>,
         page: &(dyn Fn(u64) -> Page + Sync),
     ) -> Result<Part> {
-        let (key_number, key) = self.vault.newest_key();
+        let keys = self.vault.seal_keys();
         let part_number = u32::try_from(number)?;
-        let mut builder = PartBuilder::new(*at, part_number, (key, key_number), LEVEL)?;
+        let mut builder = PartBuilder::new(*at, part_number, keys, LEVEL)?;
         let (mut runs, mut data_blocks) = (0, 0);
         for page_number in pages {
             let is_full = builder.pages_bytes() >= PART_BYTES || builder.pages() == PART_PAGES_MAX;
@@ -258,8 +258,8 @@ impl Disk {
             }),
             layers,
         };
-        let (number, key) = self.vault.newest_key();
-        let object = seal_manifest(&at, &fields, (key, number), &manifest, LEVEL)?;
+        let keys = self.vault.seal_keys();
+        let object = seal_manifest(&at, &fields, keys, &manifest, LEVEL)?;
         self.put(&ObjectName::map(self.volume, at.at, attempt), &object)
     }
 

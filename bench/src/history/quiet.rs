@@ -66,11 +66,11 @@ fn segment(disk: &mut Disk, ledger: &mut Ledger) -> Result<()> {
 
 /// Slots of others.
 fn fills(disk: &mut Disk, slots: Range<u64>, checkpoint: Option<Slot>) -> Result<()> {
-    let (number, key) = disk.vault.newest_key();
+    let keys = disk.vault.seal_keys();
     let writer = SlotWriter { checkpoint, ..SlotWriter::of_run(INCARNATION) };
     for slot in slots.clone().map(Slot) {
         let at = (disk.vault.id(), LOG, slot);
-        let object = slot_without_data(SlotKind::Fill, at, writer, key, number)?;
+        let object = slot_without_data(SlotKind::Fill, at, writer, keys)?;
         disk.put(&ObjectName::slot(LOG, slot), &object)?;
     }
     disk.next = Slot(slots.end);

@@ -183,7 +183,7 @@ impl History {
     }
 
     fn epochs(&self, log: LogId, number: usize, volume: VolumeId) -> Result<()> {
-        let (key_number, key) = self.vault.newest_key();
+        let keys = self.vault.seal_keys();
         for ordinal in 1..=EPOCHS {
             let first_seq = Seq(FIRST_SEQ - (EPOCHS - ordinal) * 5);
             let body = EpochBody {
@@ -197,7 +197,7 @@ impl History {
                 ended: (ordinal > 1).then_some(Ended { kind: EndKind::Word, slot: Slot(0) }),
                 base: None,
             };
-            let object = seal_epoch(self.vault.id(), volume, ordinal, key, key_number, &body)?;
+            let object = seal_epoch(self.vault.id(), volume, ordinal, keys, &body)?;
             let path = self.directory.join(ObjectName::epoch(volume, ordinal).to_string());
             fs::create_dir_all(path.parent().context("an epoch lies in a folder")?)?;
             put(&path, &object)?;
@@ -218,12 +218,12 @@ impl History {
     }
 
     fn fills_of(&self, log: &Log, slots: Range<u64>) -> Result<()> {
-        let (number, key) = self.vault.newest_key();
+        let keys = self.vault.seal_keys();
         let writer = SlotWriter::of_run(INCARNATION);
         let mut told = Instant::now();
         for slot in slots.clone() {
             let at = (self.vault.id(), log.id, Slot(slot));
-            let object = slot_without_data(SlotKind::Fill, at, writer, key, number)?;
+            let object = slot_without_data(SlotKind::Fill, at, writer, keys)?;
             put(&self.slot_path(log, Slot(slot)), &object)?;
             if told.elapsed() > TELL_EVERY {
                 told = Instant::now();
@@ -242,11 +242,10 @@ impl History {
         slot: Slot,
         volumes: &[(usize, VolumeId)],
     ) -> Result<()> {
-        let (number, key) = self.vault.newest_key();
+        let keys = self.vault.seal_keys();
         let checkpoint = ledger.checkpoint();
         let writer = SlotWriter { checkpoint, ..SlotWriter::of_run(INCARNATION) };
-        let mut builder =
-            SegmentBuilder::new(self.vault.id(), log.id, slot, writer, key, number, 1)?;
+        let mut builder = SegmentBuilder::new(self.vault.id(), log.id, slot, writer, keys, 1)?;
         let mut ends = Vec::new();
         for (number, volume) in volumes {
             let place = log.volumes.get_mut(volume).context("a volume of the log")?;

@@ -1,10 +1,10 @@
 //! Sealing and opening bases of volumes. Layout: `farshore_proto::base`.
 
 use crate::error::CodecError;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{KeyRing, SealKeys};
 use crate::object::{no_fields, open_wholly, seal};
 use farshore_proto::base::{BaseBody, place};
-use farshore_proto::{KeyNumber, VaultId, VolumeId};
+use farshore_proto::{VaultId, VolumeId};
 
 /// Level of zstd: what is written seldom is written small.
 const LEVEL: i32 = 3;
@@ -20,11 +20,10 @@ pub fn seal_base(
     vault: VaultId,
     volume: VolumeId,
     base: u64,
-    key: &DataKey,
-    number: KeyNumber,
+    keys: SealKeys<'_>,
     body: &BaseBody,
 ) -> Result<Vec<u8>, CodecError> {
-    seal(place(vault, volume, base), key, number, no_fields, &body.encode(), LEVEL)
+    seal(place(vault, volume, base), keys, no_fields, &body.encode(), LEVEL)
 }
 
 /// Opens the object found as the base of `volume` with a number.

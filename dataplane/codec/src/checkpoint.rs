@@ -1,10 +1,10 @@
 //! Sealing and opening checkpoints of logs. Layout: `farshore_proto::checkpoint`.
 
 use crate::error::CodecError;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{KeyRing, SealKeys};
 use crate::object::{no_fields, open, seal};
 use farshore_proto::checkpoint::{CheckpointBody, place};
-use farshore_proto::{KeyNumber, LogId, Slot, VaultId};
+use farshore_proto::{LogId, Slot, VaultId};
 
 /// Level of zstd: what is written seldom is written small.
 const LEVEL: i32 = 3;
@@ -20,11 +20,10 @@ pub fn seal_checkpoint(
     vault: VaultId,
     log: LogId,
     slot: Slot,
-    key: &DataKey,
-    number: KeyNumber,
+    keys: SealKeys<'_>,
     body: &CheckpointBody,
 ) -> Result<Vec<u8>, CodecError> {
-    seal(place(vault, log, slot), key, number, no_fields, &body.encode(), LEVEL)
+    seal(place(vault, log, slot), keys, no_fields, &body.encode(), LEVEL)
 }
 
 /// Opens the object found as the checkpoint of `log` at `slot`.

@@ -39,6 +39,7 @@ impl fmt::Display for Place {
                     ObjectKind::Machine => write!(f, "revision {number} of machine {subject}")?,
                     ObjectKind::Group => write!(f, "revision {number} of group {subject}")?,
                     ObjectKind::Base => write!(f, "base {number} of volume {subject}")?,
+                    ObjectKind::Revision => write!(f, "revision {number}")?,
                 }
                 write!(f, " in vault {vault}")
             }

@@ -1,10 +1,10 @@
 //! Sealing and opening group objects. Layout: `farshore_proto::group`.
 
 use crate::error::CodecError;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{KeyRing, SealKeys};
 use crate::object::{no_fields, open_wholly, seal};
 use farshore_proto::group::{GroupBody, place};
-use farshore_proto::{GroupId, KeyNumber, VaultId};
+use farshore_proto::{GroupId, VaultId};
 
 /// Level of zstd: what is written seldom is written small.
 const LEVEL: i32 = 3;
@@ -18,12 +18,11 @@ pub fn seal_group(
     vault: VaultId,
     group: GroupId,
     revision: u64,
-    key: &DataKey,
-    number: KeyNumber,
+    keys: SealKeys<'_>,
     body: &GroupBody,
 ) -> Result<Vec<u8>, CodecError> {
     body.check()?;
-    seal(place(vault, group, revision), key, number, no_fields, &body.encode(), LEVEL)
+    seal(place(vault, group, revision), keys, no_fields, &body.encode(), LEVEL)
 }
 
 /// Opens the object found as `revision` of `group`.

@@ -1,10 +1,10 @@
 //! Sealing and opening horizons of logs. Layout: `farshore_proto::horizon`.
 
 use crate::error::CodecError;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{KeyRing, SealKeys};
 use crate::object::{no_fields, open_wholly, seal};
 use farshore_proto::horizon::{HorizonBody, place};
-use farshore_proto::{KeyNumber, LogId, VaultId};
+use farshore_proto::{LogId, VaultId};
 
 /// Level of zstd: what is written seldom is written small.
 const LEVEL: i32 = 3;
@@ -20,11 +20,10 @@ pub fn seal_horizon(
     vault: VaultId,
     log: LogId,
     number: u64,
-    key: &DataKey,
-    key_number: KeyNumber,
+    keys: SealKeys<'_>,
     body: &HorizonBody,
 ) -> Result<Vec<u8>, CodecError> {
-    seal(place(vault, log, number), key, key_number, no_fields, &body.encode(), LEVEL)
+    seal(place(vault, log, number), keys, no_fields, &body.encode(), LEVEL)
 }
 
 /// Opens the object found as horizon `number` of `log`.

@@ -1,10 +1,10 @@
 //! Sealing and opening index runs. Layout: `farshore_proto::index_run`.
 
 use crate::error::CodecError;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{KeyRing, SealKeys};
 use crate::object::{no_fields, open, seal};
 use farshore_proto::index_run::{IndexRun, place};
-use farshore_proto::{KeyNumber, RunId, VaultId};
+use farshore_proto::{RunId, VaultId};
 
 /// Builds the run `run`, compressed with zstd at `level`.
 ///
@@ -16,12 +16,11 @@ use farshore_proto::{KeyNumber, RunId, VaultId};
 pub fn seal_index_run(
     vault: VaultId,
     run: RunId,
-    key: &DataKey,
-    number: KeyNumber,
+    keys: SealKeys<'_>,
     body: &IndexRun,
     level: i32,
 ) -> Result<Vec<u8>, CodecError> {
-    seal(place(vault, run), key, number, no_fields, &body.encode(), level)
+    seal(place(vault, run), keys, no_fields, &body.encode(), level)
 }
 
 /// Opens the object found as the run `run`.

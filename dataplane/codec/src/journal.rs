@@ -9,7 +9,7 @@
 
 use crate::error::{CodecError, Place};
 use crate::keys::{DataKey, KeyRing};
-use crate::seal::{COMMITMENT_BYTES, Domain, OpenKey, Purpose, Sealer};
+use crate::seal::{COMMITMENT_BYTES, CommitKey, Domain, OpenKey, Purpose, Sealer};
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::journal::{Entry, GroupHeader, GroupSize, JournalFileHeader, entries};
 use farshore_proto::limits::{JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES, TAG_BYTES};
@@ -39,8 +39,11 @@ impl JournalSealer {
         key: &DataKey,
         number: KeyNumber,
     ) -> Result<Self, CodecError> {
-        let sealer =
-            with_context(vault, log, file, |context| Sealer::draw(key, Purpose::Journal, context))?;
+        let (sealer, committing) = with_context(vault, log, file, |context| {
+            let sealer = Sealer::draw(key, Purpose::Journal, context)?;
+            let committing = CommitKey::derive(key, Purpose::Journal, context, sealer.salt());
+            Ok::<_, CodecError>((sealer, committing))
+        })?;
         let salt = *sealer.salt();
         let mut header = JournalFileHeader {
             vault,
@@ -51,7 +54,7 @@ impl JournalSealer {
             commitment: [0; COMMITMENT_BYTES],
         };
         // It is where that of an object is.
-        header.commitment = sealer.key().commit(&committed(&header.encode()));
+        header.commitment = committing.commit(&committed(&header.encode()));
         Ok(Self { header, sealer })
     }
 
@@ -152,11 +155,13 @@ impl JournalOpener {
             return Err(CodecError::Misplaced { expected, found });
         }
         let data_key = keys.get(header.key)?;
-        let key = with_context(vault, log, header.number, |context| {
-            OpenKey::derive(data_key, Purpose::Journal, context, &header.salt)
+        let (key, committing) = with_context(vault, log, header.number, |context| {
+            let purpose = Purpose::Journal;
+            let committing = CommitKey::derive(data_key, purpose, context, &header.salt);
+            (OpenKey::derive(data_key, purpose, context, &header.salt), committing)
         });
-        let expected = key.commit(&committed(block));
-        key.check(&expected, &header.commitment, "journal file header", header.key)?;
+        let what = "journal file header";
+        committing.check(&committed(block), &header.commitment, what, header.key)?;
         Ok(Self { header, key })
     }
 

@@ -6,7 +6,7 @@
 use crate::error::CodecError;
 use blake3::Hasher;
 use farshore_proto::keys::{DATA_KEY_BYTES, KeyKind};
-use farshore_proto::vault::DomainKeys;
+use farshore_proto::vault::{DomainKeys, OWN_KEY};
 use farshore_proto::{Domain, KeyNumber, VaultId};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -83,25 +83,48 @@ macro_rules! drawn {
     };
 }
 
+secret! {
+    /// A key of a kind that is not known: passed on as it is. Wiped when dropped.
+    OtherKey
+}
 drawn!(DataKey);
 drawn!(RootKey);
 
-/// A key of a vault, of either kind.
+/// A key of a vault, of whatever kind.
 #[derive(Debug, Clone)]
 pub enum VaultKey {
     /// Things are sealed under it.
     Data(DataKey),
     /// Chunk ids and cuts come from it.
     Root(RootKey),
+    /// None: the key is not for what wraps it.
+    Withheld,
+    /// One of a later program's kinds: its code, at least [`KeyKind::OTHER_KINDS`].
+    Other(u8, OtherKey),
 }
 
+/// What stands in the place of a key that is withheld.
+const NO_KEY: &[u8; DATA_KEY_BYTES] = &[0; DATA_KEY_BYTES];
+
 impl VaultKey {
+    /// One of a kind that is not known.
+    ///
+    /// # Panics
+    /// If the code is below [`KeyKind::OTHER_KINDS`].
+    #[must_use]
+    pub fn other(code: u8, bytes: [u8; DATA_KEY_BYTES]) -> Self {
+        assert!(code >= KeyKind::OTHER_KINDS, "others may be passed over");
+        Self::Other(code, OtherKey(Zeroizing::new(bytes)))
+    }
+
     /// What it is for.
     #[must_use]
     pub fn kind(&self) -> KeyKind {
         match self {
             Self::Data(_) => KeyKind::Data,
             Self::Root(_) => KeyKind::Root,
+            Self::Withheld => KeyKind::Withheld,
+            Self::Other(code, _) => KeyKind::Other(*code),
         }
     }
 
@@ -109,6 +132,8 @@ impl VaultKey {
         match kind {
             KeyKind::Data => Self::Data(DataKey::from_bytes(bytes)),
             KeyKind::Root => Self::Root(RootKey::from_bytes(bytes)),
+            KeyKind::Withheld => Self::Withheld,
+            KeyKind::Other(code) => Self::other(code, bytes),
         }
     }
 
@@ -116,6 +141,8 @@ impl VaultKey {
         match self {
             Self::Data(key) => key.bytes(),
             Self::Root(key) => key.bytes(),
+            Self::Withheld => NO_KEY,
+            Self::Other(_, key) => key.bytes(),
         }
     }
 
@@ -170,6 +197,15 @@ impl VaultKeys {
     }
 }
 
+/// The data keys that a new object is sealed with.
+#[derive(Debug, Clone, Copy)]
+pub struct SealKeys<'a> {
+    /// The vault's own: of what is of no domain, and of all commitments.
+    pub own: (KeyNumber, &'a DataKey),
+    /// The domain's: of what its disks held.
+    pub data: (KeyNumber, &'a DataKey),
+}
+
 /// The keys of a vault, by number.
 #[derive(Debug, Clone)]
 pub struct KeyRing {
@@ -187,6 +223,11 @@ impl KeyRing {
     /// Puts a data key of the first domain in its place.
     pub fn insert(&mut self, number: KeyNumber, key: DataKey) {
         self.insert_key(number, Domain::FIRST, VaultKey::Data(key));
+    }
+
+    /// Puts a data key of the vault's own in its place.
+    pub fn insert_own(&mut self, number: KeyNumber, key: DataKey) {
+        self.insert_key(number, Domain::OWN, VaultKey::Data(key));
     }
 
     /// Puts the root key of the first domain in its place.
@@ -227,16 +268,52 @@ impl KeyRing {
         }
     }
 
-    /// The newest data key of the first domain, which new objects are sealed under.
+    /// The data key of a number, if it is of this domain.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_of(&self, domain: Domain, number: KeyNumber) -> Result<&DataKey, CodecError> {
+        match self.keys.get(&number) {
+            Some((of, VaultKey::Data(key))) if *of == domain => Ok(key),
+            _ => Err(CodecError::NoKey { key: number }),
+        }
+    }
+
+    /// The data key of the vault's own of a number.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn own(&self, number: KeyNumber) -> Result<&DataKey, CodecError> {
+        self.get_of(Domain::OWN, number)
+    }
+
+    /// The newest data key of the first domain.
     ///
     /// # Errors
     /// `NotFound` if the ring has none.
     pub fn newest(&self) -> Result<(KeyNumber, &DataKey), CodecError> {
-        let newest = self.keys.iter().rev().find_map(|(number, (domain, key))| match key {
-            VaultKey::Data(key) if *domain == Domain::FIRST => Some((*number, key)),
+        self.newest_of(Domain::FIRST, DomainKeys::FIRST.data)
+    }
+
+    /// The newest data keys, which new objects are sealed with.
+    ///
+    /// # Errors
+    /// `NotFound` if the ring lacks one.
+    pub fn sealing(&self) -> Result<SealKeys<'_>, CodecError> {
+        let own = self.newest_of(Domain::OWN, OWN_KEY)?;
+        Ok(SealKeys { own, data: self.newest()? })
+    }
+
+    fn newest_of(
+        &self,
+        domain: Domain,
+        first: KeyNumber,
+    ) -> Result<(KeyNumber, &DataKey), CodecError> {
+        let newest = self.keys.iter().rev().find_map(|(number, (of, key))| match key {
+            VaultKey::Data(key) if *of == domain => Some((*number, key)),
             _ => None,
         });
-        newest.ok_or(CodecError::NoKey { key: DomainKeys::FIRST.data })
+        newest.ok_or(CodecError::NoKey { key: first })
     }
 
     /// The keys of the first domain that never change.

@@ -33,6 +33,7 @@ pub mod machine;
 pub mod map;
 mod object;
 pub mod register;
+pub mod revision;
 pub mod seal;
 pub mod segment;
 pub mod zero;
@@ -42,6 +43,8 @@ pub use compress::Compressor;
 pub use error::{CodecError, Place};
 pub use id::ChunkHasher;
 pub use kek::{KekError, WrappingKey};
-pub use keys::{ChunkKey, DataKey, IdKey, KeyRing, RootKey, VaultKey, VaultKeys};
+pub use keys::{
+    ChunkKey, DataKey, IdKey, KeyRing, OtherKey, RootKey, SealKeys, VaultKey, VaultKeys,
+};
 pub use object::seal_bytes;
 pub use segment::{Built, Opener, SegmentBuilder};

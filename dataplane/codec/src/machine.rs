@@ -1,10 +1,10 @@
 //! Sealing and opening machine objects. Layout: `farshore_proto::machine`.
 
 use crate::error::CodecError;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{KeyRing, SealKeys};
 use crate::object::{no_fields, open_wholly, seal};
 use farshore_proto::machine::{MachineBody, place};
-use farshore_proto::{KeyNumber, MachineId, VaultId};
+use farshore_proto::{MachineId, VaultId};
 
 /// Level of zstd: what is written seldom is written small.
 const LEVEL: i32 = 3;
@@ -18,12 +18,11 @@ pub fn seal_machine(
     vault: VaultId,
     machine: MachineId,
     revision: u64,
-    key: &DataKey,
-    number: KeyNumber,
+    keys: SealKeys<'_>,
     body: &MachineBody,
 ) -> Result<Vec<u8>, CodecError> {
     body.check()?;
-    seal(place(vault, machine, revision), key, number, no_fields, &body.encode(), LEVEL)
+    seal(place(vault, machine, revision), keys, no_fields, &body.encode(), LEVEL)
 }
 
 /// Opens the object found as `revision` of `machine`.

@@ -2,7 +2,7 @@
 
 use crate::compress::{Compressor, decompress};
 use crate::error::CodecError;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{KeyRing, SealKeys};
 use crate::object::{ObjectSealer, OpenObject, seal};
 use crate::seal::{Domain, Implementation, OpenKey};
 use crate::segment::frame::aad;
@@ -11,7 +11,7 @@ use farshore_proto::map::{
     Directory, Manifest, MapFields, MapHeader, Page, PageAt, PartFields, PartHeader, PartShape,
 };
 use farshore_proto::object::ObjectPlace;
-use farshore_proto::{BlockRange, KeyNumber, MapAttempt, Place, VaultId, VolumeId};
+use farshore_proto::{BlockRange, MapAttempt, Place, VaultId, VolumeId};
 use std::fmt;
 use std::ops::Range;
 
@@ -60,11 +60,11 @@ impl MapPlace {
 pub fn seal_manifest(
     at: &MapPlace,
     fields: &MapFields,
-    (key, number): (&DataKey, KeyNumber),
+    keys: SealKeys<'_>,
     manifest: &Manifest,
     level: i32,
 ) -> Result<Vec<u8>, CodecError> {
-    seal(at.manifest(), key, number, |out| fields.put(out), &manifest.encode(), level)
+    seal(at.manifest(), keys, |out| fields.put(out), &manifest.encode(), level)
 }
 
 /// Opens the object found as the manifest `at`.
@@ -130,10 +130,10 @@ impl PartBuilder {
     pub fn new(
         at: MapPlace,
         part: u32,
-        (key, number): (&DataKey, KeyNumber),
+        keys: SealKeys<'_>,
         level: i32,
     ) -> Result<Self, CodecError> {
-        let object = ObjectSealer::draw(at.part(part), key, number)?;
+        let object = ObjectSealer::draw(at.part(part), 0, keys)?;
         let (pages, directory) = (Vec::new(), Directory::default());
         Ok(Self { at, object, compressor: Compressor::new(level), pages, directory })
     }
@@ -213,7 +213,7 @@ impl PartBuilder {
         let fields = PartFields { attempt, ordinal: at.ordinal, pages_bytes };
         let own = |out: &mut Vec<u8>| fields.put(out);
         let raw = self.directory.encode();
-        let (header, mut object) = self.object.seal_body(&mut self.compressor, 0, own, &raw)?;
+        let (header, mut object) = self.object.seal_body(&mut self.compressor, own, &raw)?;
         let front_bytes = u32::try_from(header.whole_bytes()).expect("a body has a limit");
         object.extend_from_slice(&self.pages);
         let shape = PartShape { front_bytes, bytes: object.len() as u64 };
@@ -279,7 +279,7 @@ impl PartOpener {
             let (expected, found) = (header.object_bytes(), next);
             return Err(CodecError::Length { what: "pages of a map part", expected, found });
         }
-        Ok(Self { place, key: opened.key, directory, starts })
+        Ok(Self { place, key: opened.into_key()?, directory, starts })
     }
 
     /// Its pages, in block order.

@@ -1,19 +1,20 @@
 //! Sealing and opening the objects of a vault: one way for all kinds. Layout: `farshore_proto::object`.
 //!
-//! The key comes from data key, salt and place. The commitment is a MAC of the header under that key, and is
-//! compared before anything in the header is acted on. The body's AAD is the whole header.
+//! The key comes from data key, salt and place. The commitment is a MAC of the header under a key that comes from the
+//! vault's own in the same way, and is compared before anything in the header is acted on. The body's AAD is the whole
+//! header.
 
 use crate::compress::{Compressor, decompress};
 use crate::error::{CodecError, Place};
-use crate::keys::{DataKey, KeyRing};
-use crate::seal::{Domain, Implementation, OpenKey, Purpose, SALT_BYTES, Sealer};
+use crate::keys::{DataKey, KeyRing, SealKeys};
+use crate::seal::{CommitKey, Domain, Implementation, OpenKey, Purpose, SALT_BYTES, Sealer};
 use farshore_proto::limits::TAG_BYTES;
-use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
+use farshore_proto::object::{Claim, ObjectHeader, ObjectPlace, commit, committed};
 use farshore_proto::wire::Reader;
 use farshore_proto::{DecodeError, Domain as DedupDomain, KeyNumber};
 
 /// Calls `with` with the context that the key of an object at `place` is derived in.
-fn with_context<T>(place: &ObjectPlace, with: impl FnOnce(&[&[u8]]) -> T) -> T {
+pub(crate) fn with_context<T>(place: &ObjectPlace, with: impl FnOnce(&[&[u8]]) -> T) -> T {
     let ObjectPlace { kind, vault, subject, number, part } = place;
     with(&[&kind.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()])
 }
@@ -30,39 +31,54 @@ pub(crate) fn key_at(
     })
 }
 
+fn commit_key_at(place: &ObjectPlace, key: &DataKey, salt: &[u8; SALT_BYTES]) -> CommitKey {
+    with_context(place, |context| CommitKey::derive(key, Purpose::Object, context, salt))
+}
+
 /// Seals one object under a salt of its own.
 ///
 /// A failed attempt is dropped, never resumed: the next one is a new sealer with a new salt.
 #[derive(Debug)]
 pub(crate) struct ObjectSealer {
     pub(crate) place: ObjectPlace,
-    number: KeyNumber,
+    variant: u8,
+    /// What its body goes by.
+    under: (DedupDomain, KeyNumber),
+    /// What its commitment goes by.
+    own_key: KeyNumber,
+    committing: CommitKey,
     pub(crate) sealer: Sealer,
     /// The same key in the other implementation: it opens what was sealed before anything rests on it.
     pub(crate) cross: OpenKey,
 }
 
 impl ObjectSealer {
-    /// For an object at `place`, under data key `number`.
+    /// For an object at `place` that its kind says is a `variant`.
     pub(crate) fn draw(
         place: ObjectPlace,
-        key: &DataKey,
-        number: KeyNumber,
+        variant: u8,
+        keys: SealKeys<'_>,
     ) -> Result<Self, CodecError> {
+        let (own_key, committing) = keys.own;
+        let (domain, number, key) = match place.kind.is_own(variant) {
+            Some(true) => (DedupDomain::OWN, own_key, committing),
+            _ => (DedupDomain::FIRST, keys.data.0, keys.data.1),
+        };
         let (sealer, cross) = with_context(&place, |context| {
             let sealer = Sealer::draw(key, Purpose::Object, context)?;
             let other = Implementation::RustCrypto;
             let cross = OpenKey::derive_for(other, key, Purpose::Object, context, sealer.salt());
             Ok::<_, CodecError>((sealer, cross))
         })?;
-        Ok(Self { place, number, sealer, cross })
+        let committing = commit_key_at(&place, committing, sealer.salt());
+        let under = (domain, number);
+        Ok(Self { place, variant, under, own_key, committing, sealer, cross })
     }
 
     /// Compresses and seals the body; gives the header, and header and body laid out.
     pub(crate) fn seal_body(
         &mut self,
         compressor: &mut Compressor,
-        variant: u8,
         own: impl FnOnce(&mut Vec<u8>),
         raw: &[u8],
     ) -> Result<(ObjectHeader, Vec<u8>), CodecError> {
@@ -70,9 +86,10 @@ impl ObjectSealer {
         let compression = compressor.compress(raw, &mut stored)?;
         let mut header = ObjectHeader {
             place: self.place,
-            domain: DedupDomain::FIRST,
-            key: self.number,
-            variant,
+            domain: self.under.0,
+            key: self.under.1,
+            own_key: self.own_key,
+            variant: self.variant,
             compression,
             body_bytes: stored.len() + TAG_BYTES,
             body_raw_bytes: raw.len(),
@@ -81,7 +98,7 @@ impl ObjectSealer {
             header_bytes: self.place.kind.header_bytes(),
         };
         let mut object = header.encode(own);
-        header.commitment = self.sealer.key().commit(&committed(&object));
+        header.commitment = self.committing.commit(&committed(&object));
         commit(&mut object, &header.commitment);
         self.sealer.seal(Domain::Body, &object, &mut stored)?;
         check_body(&self.cross, &header, &object, &stored, raw)?;
@@ -130,14 +147,13 @@ fn open_body(
 /// If the body is over its limit: a bug in the caller.
 pub(crate) fn seal(
     place: ObjectPlace,
-    key: &DataKey,
-    number: KeyNumber,
+    keys: SealKeys<'_>,
     own: impl FnOnce(&mut Vec<u8>),
     body: &[u8],
     level: i32,
 ) -> Result<Vec<u8>, CodecError> {
-    let mut sealer = ObjectSealer::draw(place, key, number)?;
-    let (_, object) = sealer.seal_body(&mut Compressor::new(level), 0, own, body)?;
+    let mut sealer = ObjectSealer::draw(place, 0, keys)?;
+    let (_, object) = sealer.seal_body(&mut Compressor::new(level), own, body)?;
     Ok(object)
 }
 
@@ -147,11 +163,10 @@ pub(crate) fn seal(
 /// As sealing an object of the kind.
 pub fn seal_bytes(
     place: ObjectPlace,
-    key: &DataKey,
-    number: KeyNumber,
+    keys: SealKeys<'_>,
     body: &[u8],
 ) -> Result<Vec<u8>, CodecError> {
-    seal(place, key, number, no_fields, body, 1)
+    seal(place, keys, no_fields, body, 1)
 }
 
 /// Fields of a kind that has none of its own: what is left of its header.
@@ -163,16 +178,17 @@ pub(crate) fn no_fields(out: &mut Vec<u8>) {
 #[derive(Debug)]
 pub(crate) struct OpenObject {
     pub(crate) header: ObjectHeader,
-    pub(crate) key: OpenKey,
+    /// Of what is sealed; `None` if the data key is not there.
+    key: Option<OpenKey>,
     head: Vec<u8>,
 }
 
 impl OpenObject {
-    /// Reads the header at the front of the object found at `place`.
+    /// Reads the header at the front of the object found at `place`. That serves without the data key of the body.
     ///
     /// # Errors
-    /// `Invalid` if a newer version wrote it; `Corrupt` if it is damaged, is that of another place, or was sealed
-    /// under another key; `NotFound` if `keys` lacks its data key; `Limit` if it claims more than an object may
+    /// `Invalid` if a newer version wrote it; `Corrupt` if it is damaged, is that of another place, or commits to
+    /// another key; `NotFound` if `keys` lacks the key that it commits to; `Limit` if it claims more than an object may
     /// be.
     pub(crate) fn read(
         implementation: Implementation,
@@ -180,20 +196,35 @@ impl OpenObject {
         object: &[u8],
         keys: &KeyRing,
     ) -> Result<Self, CodecError> {
-        let (header, _) = ObjectHeader::decode(place.kind, object)?;
-        if header.place != *place {
-            let (expected, found) = (Place::Object(*place), Place::Object(header.place));
+        let claim = Claim::read(place.kind, object)?;
+        if claim.place != *place {
+            let (expected, found) = (Place::Object(*place), Place::Object(claim.place));
             return Err(CodecError::Misplaced { expected, found });
         }
-        let key = key_at(implementation, place, keys.get(header.key)?, &header.salt);
-        let head = object[..header.header_bytes].to_vec();
-        let commitment = key.commit(&committed(&head));
-        key.check(&commitment, &header.commitment, place.kind.what(), header.key)?;
-        if header.domain != DedupDomain::FIRST {
+        let committing = commit_key_at(place, keys.own(claim.own_key)?, &claim.salt);
+        let parts = committed(claim.head);
+        committing.check(&parts, &claim.commitment, place.kind.what(), claim.own_key)?;
+        let (header, _) = ObjectHeader::decode(place.kind, object)?;
+        if header.domain > DedupDomain::FIRST {
             let (what, bit) = (place.kind.what(), header.domain.0);
             return Err(DecodeError::Newer { what, feature: "domain", bit }.into());
         }
-        Ok(Self { header, key, head })
+        let key = keys.get_of(header.domain, header.key).ok();
+        let key = key.map(|key| key_at(implementation, place, key, &header.salt));
+        Ok(Self { header, key, head: claim.head.to_vec() })
+    }
+
+    /// The key of what is sealed.
+    ///
+    /// # Errors
+    /// `NotFound` if the data key was not there.
+    pub(crate) fn key(&self) -> Result<&OpenKey, CodecError> {
+        self.key.as_ref().ok_or(CodecError::NoKey { key: self.header.key })
+    }
+
+    /// The same, for who needs no more of it.
+    pub(crate) fn into_key(self) -> Result<OpenKey, CodecError> {
+        self.key.ok_or(CodecError::NoKey { key: self.header.key })
     }
 
     /// A reader of the fields that only its kind has.
@@ -204,14 +235,14 @@ impl OpenObject {
     /// Opens the body out of its bytes in the object.
     ///
     /// # Errors
-    /// `Corrupt` if they are not what was sealed.
+    /// `Corrupt` if they are not what was sealed; `NotFound` if the data key was not there.
     pub(crate) fn open_body(&self, sealed: &[u8]) -> Result<Vec<u8>, CodecError> {
         let expected = self.header.body_bytes as u64;
         if sealed.len() as u64 != expected {
             let (what, found) = (self.header.place.kind.what(), sealed.len() as u64);
             return Err(CodecError::Length { what, expected, found });
         }
-        open_body(&self.key, &self.header, &self.head, sealed)
+        open_body(self.key()?, &self.header, &self.head, sealed)
     }
 }
 

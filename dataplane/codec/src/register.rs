@@ -1,10 +1,10 @@
 //! Sealing and opening entries of a vault's register. Layout: `farshore_proto::register`.
 
 use crate::error::CodecError;
-use crate::keys::{DataKey, KeyRing};
+use crate::keys::{KeyRing, SealKeys};
 use crate::object::{no_fields, open, open_wholly, seal};
+use farshore_proto::VaultId;
 use farshore_proto::register::{RegisterBody, State, place};
-use farshore_proto::{KeyNumber, VaultId};
 
 /// Level of zstd: what is written seldom is written small.
 const LEVEL: i32 = 3;
@@ -19,11 +19,10 @@ const LEVEL: i32 = 3;
 pub fn seal_register(
     vault: VaultId,
     number: u64,
-    key: &DataKey,
-    key_number: KeyNumber,
+    keys: SealKeys<'_>,
     body: &RegisterBody,
 ) -> Result<Vec<u8>, CodecError> {
-    seal(place(vault, number), key, key_number, no_fields, &body.encode(), LEVEL)
+    seal(place(vault, number), keys, no_fields, &body.encode(), LEVEL)
 }
 
 /// Opens the object found as entry `number` of the register.

@@ -9,10 +9,10 @@
 //! part preceded by its length (8 bytes, little-endian). The context names the place: kind, vault,
 //! whose and which number. The salt is 32 random bytes drawn for each attempt.
 //!
-//! **Commitment.** The same inputs under "… commitment key" give the key of a MAC over the object's header,
-//! which the header carries. AES-GCM alone does not bind a ciphertext to one key; the commitment does. It tells
-//! a wrong key from damaged data before anything is opened, and a header that was made up from one that was
-//! sealed before anything in it is believed.
+//! **Commitment.** Salt and context under "… commitment key", with a key of the vault's own in place of the data key,
+//! give the key of a MAC over the object's header, which the header carries. It tells a header that was made up from
+//! one that was sealed before anything in it is believed, also when the key of the data is gone: the vault's own keys
+//! are never erased. In a journal both come from one key.
 //!
 //! **Nonces (I9).** 12 bytes: domain (4, little-endian) ‖ counter (8, little-endian). A [`Sealer`]
 //! counts each domain from 0. Since its key is new with each salt, and only a sealer seals, a pair
@@ -72,10 +72,12 @@ pub enum Domain {
     Group,
     /// Pages of a map; the counter is the page's number in its part.
     Page,
+    /// The label of a volume in an epoch; the counter is 0.
+    Label,
 }
 
 impl Domain {
-    const COUNT: usize = 4;
+    const COUNT: usize = 5;
 
     fn index(self) -> usize {
         match self {
@@ -83,6 +85,7 @@ impl Domain {
             Self::Body => 1,
             Self::Group => 2,
             Self::Page => 3,
+            Self::Label => 4,
         }
     }
 
@@ -93,6 +96,7 @@ impl Domain {
             Self::Body => 2,
             Self::Group => 3,
             Self::Page => 4,
+            Self::Label => 5,
         }
     }
 
@@ -102,6 +106,7 @@ impl Domain {
             Self::Body => "body of an object",
             Self::Group => "journal group",
             Self::Page => "page of a map",
+            Self::Label => "label of a volume",
         }
     }
 
@@ -188,11 +193,76 @@ impl Cipher {
     }
 }
 
+/// Calls `with` with data key, salt and context, as keys are derived from them.
+fn with_parts<T>(
+    key: &DataKey,
+    context: &[&[u8]],
+    salt: &[u8; SALT_BYTES],
+    with: impl FnOnce(&[&[u8]]) -> T,
+) -> T {
+    let mut parts: Vec<&[u8]> = Vec::with_capacity(2 + context.len());
+    parts.extend([key.bytes().as_slice(), salt]);
+    parts.extend(context);
+    with(&parts)
+}
+
+/// Tells whether the header of one object is authentic: keys the MAC of it.
+pub struct CommitKey(Zeroizing<[u8; KEY_BYTES]>);
+
+impl fmt::Debug for CommitKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CommitKey(..)")
+    }
+}
+
+impl CommitKey {
+    /// Derives the key of the object whose salt is `salt` at the place `context`.
+    #[must_use]
+    pub fn derive(
+        key: &DataKey,
+        purpose: Purpose,
+        context: &[&[u8]],
+        salt: &[u8; SALT_BYTES],
+    ) -> Self {
+        let mut derived = Zeroizing::new([0; KEY_BYTES]);
+        let (_, name) = purpose.contexts();
+        with_parts(key, context, salt, |parts| derive(name, parts, &mut *derived));
+        Self(derived)
+    }
+
+    /// What a header made of these parts, but for the commitment, carries to say that it was sealed with the
+    /// key.
+    #[must_use]
+    pub fn commit(&self, head: &[&[u8]]) -> [u8; COMMITMENT_BYTES] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        head.iter().for_each(|part| {
+            hasher.update(part);
+        });
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Compares, in constant time, what a header made of these parts should commit to with what it does.
+    ///
+    /// # Errors
+    /// `Corrupt`: the data key `number` is not the one that it commits to, or the header is damaged.
+    pub fn check(
+        &self,
+        head: &[&[u8]],
+        found: &[u8; COMMITMENT_BYTES],
+        what: &'static str,
+        number: KeyNumber,
+    ) -> Result<(), CodecError> {
+        // The equality of blake3::Hash takes the same time wherever the two differ.
+        if blake3::Hash::from_bytes(self.commit(head)) != blake3::Hash::from_bytes(*found) {
+            return Err(CodecError::KeyMismatch { what, key: number });
+        }
+        Ok(())
+    }
+}
+
 /// A key derived for one object. It opens; it cannot seal.
 pub struct OpenKey {
     cipher: Cipher,
-    /// Keys the MAC of the header.
-    committing: Zeroizing<[u8; KEY_BYTES]>,
 }
 
 impl fmt::Debug for OpenKey {
@@ -222,44 +292,10 @@ impl OpenKey {
         context: &[&[u8]],
         salt: &[u8; SALT_BYTES],
     ) -> Self {
-        let mut parts: Vec<&[u8]> = Vec::with_capacity(2 + context.len());
-        parts.extend([key.bytes().as_slice(), salt]);
-        parts.extend(context);
-        let (for_key, for_commitment) = purpose.contexts();
         let mut derived = Zeroizing::new([0; KEY_BYTES]);
-        derive(for_key, &parts, &mut *derived);
-        let mut committing = Zeroizing::new([0; KEY_BYTES]);
-        derive(for_commitment, &parts, &mut *committing);
-        Self { cipher: Cipher::new(implementation, &derived), committing }
-    }
-
-    /// What a header made of these parts, but for the commitment, carries to say that it was sealed with the
-    /// key.
-    #[must_use]
-    pub fn commit(&self, head: &[&[u8]]) -> [u8; COMMITMENT_BYTES] {
-        let mut hasher = blake3::Hasher::new_keyed(&self.committing);
-        head.iter().for_each(|part| {
-            hasher.update(part);
-        });
-        *hasher.finalize().as_bytes()
-    }
-
-    /// Compares, in constant time, what a header should commit to with what it does.
-    ///
-    /// # Errors
-    /// `Corrupt`: the data key `number` is not the one that sealed it, or the header is damaged.
-    pub fn check(
-        &self,
-        expected: &[u8; COMMITMENT_BYTES],
-        found: &[u8; COMMITMENT_BYTES],
-        what: &'static str,
-        number: KeyNumber,
-    ) -> Result<(), CodecError> {
-        // The equality of blake3::Hash takes the same time wherever the two differ.
-        if blake3::Hash::from_bytes(*expected) != blake3::Hash::from_bytes(*found) {
-            return Err(CodecError::KeyMismatch { what, key: number });
-        }
-        Ok(())
+        let (name, _) = purpose.contexts();
+        with_parts(key, context, salt, |parts| derive(name, parts, &mut *derived));
+        Self { cipher: Cipher::new(implementation, &derived) }
     }
 
     /// Opens `sealed` (with its tag at the end) where it is; returns the plain bytes in it.
@@ -334,7 +370,7 @@ impl Sealer {
         &self.salt
     }
 
-    /// The key, to open what was sealed, and for the commitment in the object's header.
+    /// The key, to open what was sealed.
     #[must_use]
     pub fn key(&self) -> &OpenKey {
         &self.key

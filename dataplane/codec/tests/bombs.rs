@@ -15,7 +15,8 @@ use farshore_codec::index_run::open_index_run;
 use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest, peek_manifest};
 use farshore_codec::register::open_register;
-use farshore_codec::seal::{Domain, Purpose, Sealer};
+use farshore_codec::revision::open_revision_wholly;
+use farshore_codec::seal::{CommitKey, Domain, Purpose, Sealer};
 use farshore_codec::segment::open_frame_at;
 use farshore_codec::{CodecError, DataKey, KeyRing, Opener};
 use farshore_proto::map::{
@@ -28,7 +29,7 @@ use farshore_proto::segment::{
 use farshore_proto::{
     Domain as DedupDomain, ErrorKind, GroupId, KeyNumber, LogId, MachineId, MapAttempt, Place,
     RunId, Seq, Slot, Target, VaultId, VolumeId, base, checkpoint, epoch, group, horizon,
-    index_run, machine, register,
+    index_run, machine, register, revision,
 };
 
 const VAULT: VaultId = VaultId([1; 16]);
@@ -43,6 +44,7 @@ const MAP: MapPlace = MapPlace {
     attempt: MapAttempt([8; 16]),
 };
 const KEY: KeyNumber = KeyNumber(1);
+const OWN: KeyNumber = KeyNumber(3);
 
 /// What the header of each object says that it decompresses to: the limit of the small ones, and more than a bomb has.
 const RECORDED: usize = 64 << 10;
@@ -118,14 +120,27 @@ fn bombs(what: &'static str) -> Vec<(&'static str, Vec<u8>, CodecError)> {
 fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([9; 32]));
+    ring.insert_own(OWN, DataKey::from_bytes([10; 32]));
     ring
 }
 
-fn sealer(place: &ObjectPlace) -> Sealer {
+/// What the body of an object goes by.
+fn under(place: &ObjectPlace, variant: u8) -> (DedupDomain, KeyNumber) {
+    match place.kind.is_own(variant) {
+        Some(true) => (DedupDomain::OWN, OWN),
+        _ => (DedupDomain::FIRST, KEY),
+    }
+}
+
+fn context<T>(place: &ObjectPlace, with: impl FnOnce(&[&[u8]]) -> T) -> T {
     let ObjectPlace { kind, vault, subject, number, part } = place;
-    let context: [&[u8]; 5] =
-        [&kind.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()];
-    Sealer::draw(ring().get(KEY).unwrap(), Purpose::Object, &context).unwrap()
+    with(&[&kind.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()])
+}
+
+fn sealer(place: &ObjectPlace, variant: u8) -> Sealer {
+    let (ring, (_, key)) = (ring(), under(place, variant));
+    context(place, |context| Sealer::draw(ring.get(key).unwrap(), Purpose::Object, context))
+        .unwrap()
 }
 
 /// A header of an object, and its body behind it, sealed as it is.
@@ -138,8 +153,9 @@ fn object(
 ) -> Vec<u8> {
     let header = ObjectHeader {
         place,
-        domain: DedupDomain::FIRST,
-        key: KEY,
+        domain: under(&place, variant).0,
+        key: under(&place, variant).1,
+        own_key: OWN,
         variant,
         compression,
         body_bytes: stored.len() + 16,
@@ -149,7 +165,11 @@ fn object(
         header_bytes: place.kind.header_bytes(),
     };
     let mut head = header.encode(own);
-    let commitment = sealer.key().commit(&committed(&head));
+    let (ring, salt) = (ring(), sealer.salt());
+    let derive = |context: &[&[u8]]| {
+        CommitKey::derive(ring.own(OWN).unwrap(), Purpose::Object, context, salt)
+    };
+    let commitment = context(&place, derive).commit(&committed(&head));
     commit(&mut head, &commitment);
     let mut sealed = stored.to_vec();
     sealer.seal(Domain::Body, &head, &mut sealed).unwrap();
@@ -163,7 +183,7 @@ fn with_bomb(
     own: impl FnOnce(&mut Vec<u8>),
     bomb: &[u8],
 ) -> Vec<u8> {
-    object(&mut sealer(&place), place, variant, own, (Compression::Zstd, RECORDED, bomb))
+    object(&mut sealer(&place, variant), place, variant, own, (Compression::Zstd, RECORDED, bomb))
 }
 
 fn segment_place() -> ObjectPlace {
@@ -195,7 +215,7 @@ fn part_aad(place: &ObjectPlace) -> Vec<u8> {
 /// Opens a segment that is right but for its one frame, the bomb.
 fn in_frame(bomb: &[u8]) -> CodecError {
     let place = segment_place();
-    let mut sealer = sealer(&place);
+    let mut sealer = sealer(&place, 1);
     let frame = SegmentFrame {
         stored_bytes: u32::try_from(bomb.len() + 16 + 32).unwrap(),
         raw_bytes: u32::try_from(RECORDED).unwrap(),
@@ -255,7 +275,7 @@ fn in_directory(bomb: &[u8]) -> CodecError {
 /// Opens a part of a map that is right but for its one page, the bomb.
 fn in_page(bomb: &[u8]) -> CodecError {
     let place = PartHeader::place(MAP.vault, MAP.volume, MAP.at.seq, 3);
-    let mut sealer = sealer(&place);
+    let mut sealer = sealer(&place, 1);
     let page = PageAt {
         first: 0,
         end: 9,
@@ -278,6 +298,13 @@ fn in_page(bomb: &[u8]) -> CodecError {
 fn in_index_run(bomb: &[u8]) -> CodecError {
     let object = with_bomb(index_run::place(VAULT, RUN), 0, |out| out.extend([0; 4]), bomb);
     open_index_run(&object, VAULT, RUN, &ring()).unwrap_err()
+}
+
+/// Opens a revision whose body is the bomb.
+fn in_revision(bomb: &[u8]) -> CodecError {
+    let place = revision::place(VAULT, 2);
+    let object = with_bomb(place, 0, |out| out.extend([0; 4]), bomb);
+    open_revision_wholly(&object, VAULT, 2, &ring()).unwrap_err()
 }
 
 /// Opens a horizon whose body is the bomb.
@@ -331,7 +358,7 @@ fn resident_max() -> u64 {
 #[test]
 fn no_bomb_goes_off_wherever_it_is_sealed() {
     type InPlace = (&'static str, fn(&[u8]) -> CodecError);
-    let places: [InPlace; 13] = [
+    let places: [InPlace; 14] = [
         ("segment", in_table),
         ("segment frame", in_frame),
         ("epoch object", in_epoch),
@@ -341,6 +368,7 @@ fn no_bomb_goes_off_wherever_it_is_sealed() {
         ("index run", in_index_run),
         ("checkpoint", in_checkpoint),
         ("horizon", in_horizon),
+        ("revision", in_revision),
         ("base", in_base),
         ("register entry", in_register),
         ("machine", in_machine),

@@ -18,6 +18,7 @@ use farshore_codec::keys::{DataKey, KeyRing, RootKey, VaultKey};
 use farshore_codec::machine::{open_machine, seal_machine};
 use farshore_codec::map::{MapPlace, PartBuilder, PartOpener, open_manifest, seal_manifest};
 use farshore_codec::register::{open_register, seal_register};
+use farshore_codec::revision::{key_of_revision, open_revision_wholly, seal_revision};
 use farshore_codec::segment::{Opener, SegmentBuilder, chunk_of, open_frame_at, slot_without_data};
 use farshore_codec::{ChunkHasher, CodecError, WrappingKey};
 use farshore_proto::base::{BaseBody, KeptPoint};
@@ -36,10 +37,12 @@ use farshore_proto::map::{
 use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::register::At;
 use farshore_proto::register::{RegisterBody, State, Statement};
+use farshore_proto::revision::RevisionBody;
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentFrame, SlotKind, SlotWriter, Span, Table,
 };
 use farshore_proto::targets::StoredChunk;
+use farshore_proto::vault::{DomainKeys, OWN_KEY};
 use farshore_proto::{
     Attempt, BlockRange, ChunkId, Domain, Epoch, GroupId, Imprint, KeyNumber, LogId, MachineId,
     MapAttempt, MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Target, VaultId,
@@ -71,6 +74,7 @@ const WRITER: SlotWriter =
 fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, key());
+    ring.insert_own(OWN_KEY, DataKey::from_bytes([0x13; 32]));
     ring.insert_root(KeyNumber(2), RootKey::from_bytes([0x12; 32]));
     ring
 }
@@ -126,7 +130,8 @@ fn span() -> Span {
 }
 
 fn segment() -> Vec<u8> {
-    let mut builder = SegmentBuilder::new(VAULT, LOG, Slot(7), WRITER, &key(), KEY, 3).unwrap();
+    let mut builder =
+        SegmentBuilder::new(VAULT, LOG, Slot(7), WRITER, ring().sealing().unwrap(), 3).unwrap();
     builder.push_chunk(hasher().id(&chunk()), &chunk());
     let there = ChunkPlace::There { target: THERE, chunk: 3 };
     builder.push_reference(ChunkId([8; 32]), 4, there).unwrap();
@@ -162,7 +167,8 @@ fn a_segment_of_version_2_opens() {
 fn a_seal_and_a_fill_of_version_2_open() {
     for (name, kind, slot) in [("seal", SlotKind::Seal, 8), ("fill", SlotKind::Fill, 9)] {
         let at = (VAULT, LOG, Slot(slot));
-        let object = kept(name, || slot_without_data(kind, at, WRITER, &key(), KEY).unwrap());
+        let object =
+            kept(name, || slot_without_data(kind, at, WRITER, ring().sealing().unwrap()).unwrap());
         let opener = Opener::open_header(&object, VAULT, LOG, Slot(slot), &ring()).unwrap();
         assert_eq!((opener.header().kind, opener.header().writer), (kind, WRITER));
         let table = opener.open_all(&object, |_, _, _| Ok::<_, CodecError>(())).unwrap();
@@ -187,8 +193,24 @@ fn an_epoch_object_of_version_2_opens() {
             point: PointId([8; 16]),
         }),
     };
-    let object = kept("epoch", || seal_epoch(VAULT, VOLUME, 2, &key(), KEY, &body).unwrap());
+    let object =
+        kept("epoch", || seal_epoch(VAULT, VOLUME, 2, ring().sealing().unwrap(), &body).unwrap());
     assert_eq!(open_epoch(&object, VAULT, VOLUME, 2, &ring()).unwrap(), body);
+}
+
+#[test]
+fn a_revision_of_version_2_opens() {
+    let body = RevisionBody {
+        time_unix_ms: 1_767_225_600_000,
+        own_key: OWN_KEY,
+        last_key: KeyNumber(9),
+        domains: vec![DomainKeys::FIRST],
+        erased: vec![5..=6],
+    };
+    let object =
+        kept("revision", || seal_revision(VAULT, 3, ring().sealing().unwrap(), &body).unwrap());
+    assert_eq!(open_revision_wholly(&object, VAULT, 3, &ring()).unwrap(), (body, true));
+    assert_eq!(key_of_revision(&object).unwrap(), OWN_KEY);
 }
 
 #[test]
@@ -277,7 +299,7 @@ fn manifest() -> Manifest {
 #[test]
 fn a_map_of_version_2_opens() {
     let fields = MapFields { attempt: MAP.attempt, point: Some(POINT), ordinal: 2 };
-    let seal = || seal_manifest(&MAP, &fields, (&key(), KEY), &manifest(), 3).unwrap();
+    let seal = || seal_manifest(&MAP, &fields, ring().sealing().unwrap(), &manifest(), 3).unwrap();
     let (header, found) = open_manifest(&kept("map", seal), &MAP, &ring()).unwrap();
     assert_eq!((header.fields, header.at(), found), (fields, MAP.at, manifest()));
 }
@@ -322,7 +344,7 @@ fn pages() -> [Page; 2] {
 #[test]
 fn a_part_of_a_map_of_version_2_opens() {
     let object = kept("map-pages", || {
-        let mut builder = PartBuilder::new(MAP, 1, (&key(), KEY), 3).unwrap();
+        let mut builder = PartBuilder::new(MAP, 1, ring().sealing().unwrap(), 3).unwrap();
         pages().iter().for_each(|page| builder.push(page, true).unwrap());
         builder.finish().unwrap().0
     });
@@ -343,22 +365,26 @@ fn a_part_of_a_map_of_version_2_opens() {
 #[test]
 fn an_index_run_of_version_2_opens() {
     let body = IndexRun { applied: AT, chunks: stored() };
-    let object = kept("index-run", || seal_index_run(VAULT, RUN, &key(), KEY, &body, 3).unwrap());
+    let object = kept("index-run", || {
+        seal_index_run(VAULT, RUN, ring().sealing().unwrap(), &body, 3).unwrap()
+    });
     assert_eq!(open_index_run(&object, VAULT, RUN, &ring()).unwrap(), body);
 }
 
 #[test]
 fn a_checkpoint_of_version_2_opens() {
     let (slot, body) = (Slot(256), checkpoint());
-    let object =
-        kept("checkpoint", || seal_checkpoint(VAULT, LOG, slot, &key(), KEY, &body).unwrap());
+    let object = kept("checkpoint", || {
+        seal_checkpoint(VAULT, LOG, slot, ring().sealing().unwrap(), &body).unwrap()
+    });
     assert_eq!(open_checkpoint(&object, VAULT, LOG, slot, &ring()).unwrap(), body);
 }
 
 #[test]
 fn a_horizon_of_version_2_opens() {
     let body = HorizonBody { slot: Slot(256), before: [0x5a; 32], below: checkpoint() };
-    let object = kept("horizon", || seal_horizon(VAULT, LOG, 4, &key(), KEY, &body).unwrap());
+    let object =
+        kept("horizon", || seal_horizon(VAULT, LOG, 4, ring().sealing().unwrap(), &body).unwrap());
     assert_eq!(open_horizon(&object, VAULT, LOG, 4, &ring()).unwrap(), body);
 }
 
@@ -406,7 +432,8 @@ fn a_base_of_version_2_opens() {
         slot: Slot(7),
         points: vec![older, newest],
     };
-    let object = kept("base", || seal_base(VAULT, VOLUME, 2, &key(), KEY, &body).unwrap());
+    let object =
+        kept("base", || seal_base(VAULT, VOLUME, 2, ring().sealing().unwrap(), &body).unwrap());
     assert_eq!(open_base(&object, VAULT, VOLUME, 2, &ring()).unwrap(), body);
 }
 
@@ -422,7 +449,8 @@ fn an_entry_of_the_register_of_version_2_opens() {
             open: [(3, Some(5)), (6, None)].into(),
         },
     };
-    let object = kept("register", || seal_register(VAULT, 6, &key(), KEY, &body).unwrap());
+    let object =
+        kept("register", || seal_register(VAULT, 6, ring().sealing().unwrap(), &body).unwrap());
     assert_eq!(open_register(&object, VAULT, 6, &ring()).unwrap(), body);
 }
 
@@ -463,7 +491,9 @@ fn a_machine_of_version_2_opens() {
         system: "Debian 12".to_owned(),
         disks: vec![disk, data],
     };
-    let object = kept("machine", || seal_machine(VAULT, MACHINE, 2, &key(), KEY, &body).unwrap());
+    let object = kept("machine", || {
+        seal_machine(VAULT, MACHINE, 2, ring().sealing().unwrap(), &body).unwrap()
+    });
     assert_eq!(open_machine(&object, VAULT, MACHINE, 2, &ring()).unwrap(), body);
 }
 
@@ -488,6 +518,7 @@ fn a_group_of_version_2_opens() {
         name: "shop".to_owned(),
         members: vec![member, left, other],
     };
-    let object = kept("group", || seal_group(VAULT, GROUP, 1, &key(), KEY, &body).unwrap());
+    let object =
+        kept("group", || seal_group(VAULT, GROUP, 1, ring().sealing().unwrap(), &body).unwrap());
     assert_eq!(open_group(&object, VAULT, GROUP, 1, &ring()).unwrap(), body);
 }

@@ -13,6 +13,7 @@ use farshore_codec::journal::JournalOpener;
 use farshore_codec::machine::open_machine;
 use farshore_codec::map::{MapPlace, PartOpener, open_manifest};
 use farshore_codec::register::open_register;
+use farshore_codec::revision::open_revision_wholly;
 use farshore_codec::segment::{Opener, open_frame_at};
 use farshore_codec::{CodecError, DataKey, KekError, KeyRing, WrappingKey};
 use farshore_proto::keys::{KeyObject, WrapperKind};
@@ -44,7 +45,7 @@ struct Sealed {
     opens: fn(&[u8]) -> bool,
 }
 
-const SEALED: [Sealed; 16] = [
+const SEALED: [Sealed; 17] = [
     Sealed {
         name: "segment",
         object: include_bytes!("../testdata/v2/segment.bin"),
@@ -84,6 +85,11 @@ const SEALED: [Sealed; 16] = [
         name: "checkpoint",
         object: include_bytes!("../testdata/v2/checkpoint.bin"),
         opens: |object| open_checkpoint(object, VAULT, LOG, Slot(256), &ring()).is_ok(),
+    },
+    Sealed {
+        name: "revision",
+        object: include_bytes!("../testdata/v2/revision.bin"),
+        opens: |object| open_revision_wholly(object, VAULT, 3, &ring()).is_ok(),
     },
     Sealed {
         name: "horizon",
@@ -130,6 +136,7 @@ const SEALED: [Sealed; 16] = [
 fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KeyNumber(1), DataKey::from_bytes([0x11; 32]));
+    ring.insert_own(KeyNumber(3), DataKey::from_bytes([0x13; 32]));
     ring
 }
 

@@ -202,9 +202,9 @@ async fn fill(
     slot: Slot,
     writer: SlotWriter,
 ) -> Result<Filled, VaultError> {
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     let at = (vault.id(), log, slot);
-    let object = slot_without_data(SlotKind::Fill, at, writer, key, number).map_err(|cause| {
+    let object = slot_without_data(SlotKind::Fill, at, writer, keys).map_err(|cause| {
         VaultError::Seal { object: ObjectName::slot(log, slot), cause: Box::new(cause) }
     })?;
     match put_segment(vault, log, slot, Bytes::from(object)).await? {

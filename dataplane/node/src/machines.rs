@@ -297,8 +297,8 @@ mod tests {
         body.name = "theirs".to_owned();
         for revision in 2..12 {
             body.memory_bytes = revision;
-            let (number, key) = vault.newest_key();
-            let sealed = body.seal(vault.id(), machine, revision, key, number).unwrap();
+            let keys = vault.seal_keys();
+            let sealed = body.seal(vault.id(), machine, revision, keys).unwrap();
             let name = ObjectName::machine(machine, revision);
             others.outrun(&name, world.file(&name), sealed);
         }

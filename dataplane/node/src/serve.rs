@@ -224,6 +224,7 @@ impl Node {
                 incarnation: recovery.opening.incarnation,
                 settings: settings(args)?,
                 journal: journal_dir(args, vault, id, &recovery.opening),
+                keys: Arc::new(vault.ring().clone()),
                 services: services.clone(),
                 shards: posts.clone(),
                 assignments: Arc::clone(&assignments),

@@ -3,15 +3,20 @@
 //! Layout and rules: `docs/formats/epoch.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{Epoch, LogId, Place, PointId, Seq, Slot, Stamp, VaultId, VolumeId};
-use crate::limits::{LABEL_BYTES_MAX, VOLUME_BYTES_MAX};
+use crate::ids::{
+    Domain, Epoch, KeyNumber, LogId, Place, PointId, Seq, Slot, Stamp, VaultId, VolumeId,
+};
+use crate::limits::{LABEL_BYTES_MAX, SALT_BYTES, TAG_BYTES, VOLUME_BYTES_MAX};
 use crate::object::{ObjectKind, ObjectPlace};
 use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::wire::{Put, Reader};
 
-const HEAD: SectionKind = SectionKind { number: 1, stride: 56, max: 1, what: "epoch head" };
+const HEAD: SectionKind = SectionKind { number: 1, stride: 64, max: 1, what: "epoch head" };
 const LABEL: SectionKind =
-    SectionKind { number: 2, stride: 1, max: LABEL_BYTES_MAX, what: "epoch label" };
+    SectionKind { number: 2, stride: 1, max: SEALED_LABEL_BYTES_MAX, what: "epoch label" };
+/// Bytes of a sealed label in front of what is sealed: number of its key, reserved, salt.
+const LABEL_HEAD_BYTES: usize = 8 + SALT_BYTES;
+const SEALED_LABEL_BYTES_MAX: usize = LABEL_HEAD_BYTES + LABEL_BYTES_MAX + TAG_BYTES;
 const ENDED: SectionKind =
     SectionKind { number: 3, stride: 16, max: 1, what: "end of the epoch before" };
 const BASE: SectionKind = SectionKind { number: 4, stride: 48, max: 1, what: "epoch base" };
@@ -84,6 +89,41 @@ pub struct EpochBase {
     pub point: PointId,
 }
 
+/// The label of a volume as its epochs hold it: under a key of the volume's domain, as it may name a customer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedLabel {
+    /// The data key that it goes by.
+    pub key: KeyNumber,
+    /// Drawn for each.
+    pub salt: [u8; SALT_BYTES],
+    /// The label, sealed, with its tag.
+    pub sealed: Vec<u8>,
+}
+
+impl SealedLabel {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.put_u32(self.key.0);
+        out.put_zeros(4);
+        out.put_bytes(&self.salt);
+        out.put_bytes(&self.sealed);
+    }
+
+    fn take(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let mut reader = Reader::new(LABEL.what, bytes);
+        let key = KeyNumber(reader.u32()?);
+        reader.reserved(4)?;
+        let (salt, sealed) = (reader.array()?, reader.take(reader.left())?.to_vec());
+        // One that says nothing is left out.
+        if key.0 == 0 || sealed.len() <= TAG_BYTES {
+            return Err(DecodeError::Range { what: LABEL.what, value: sealed.len() as u64 });
+        }
+        Ok(Some(Self { key, salt, sealed }))
+    }
+}
+
 /// Sealed body of an epoch object: who writes, from where on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EpochBody {
@@ -99,7 +139,7 @@ pub struct EpochBody {
     pub size_bytes: u64,
     /// Of the frame before `first_seq`: whose it is. Nothing if that is not known.
     pub stamp: Stamp,
-    /// For people who find the vault: machine and disk.
+    /// For people who find the vault: machine and disk. It is sealed by itself; empty where it cannot be opened.
     pub label: String,
     /// How the epoch before ended; nothing of the first one.
     pub ended: Option<Ended>,
@@ -108,12 +148,12 @@ pub struct EpochBody {
 }
 
 impl EpochBody {
-    /// Lays the body out.
+    /// Lays the body out, with the label as it was sealed.
     ///
     /// # Panics
     /// If the label is over its limit: the caller checks it.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, label: Option<&SealedLabel>) -> Vec<u8> {
         let mut out = SectionWriter::with_capacity(256);
         out.put(&HEAD, 1, |out| {
             out.put_u64(self.epoch.0);
@@ -122,8 +162,11 @@ impl EpochBody {
             out.put_u64(self.first_seq.0);
             out.put_u64(self.size_bytes);
             out.put_stamp(self.stamp);
+            out.put_u32(Domain::FIRST.0);
+            out.put_zeros(4);
         });
-        out.put(&LABEL, self.label.len(), |out| out.put_bytes(self.label.as_bytes()));
+        let label_bytes = label.map_or(0, |label| LABEL_HEAD_BYTES + label.sealed.len());
+        out.put(&LABEL, label_bytes, |out| label.iter().for_each(|label| label.put(out)));
         out.put(&ENDED, self.ended.iter().len(), |out| {
             if let Some(ended) = self.ended {
                 out.put_u64(ended.slot.0);
@@ -142,11 +185,11 @@ impl EpochBody {
         out.finish()
     }
 
-    /// Reads the body.
+    /// Reads the body, without the label; that as it was sealed.
     ///
     /// # Errors
     /// `Newer` for what must be understood and is not known here; by the field that is wrong.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub fn decode(bytes: &[u8]) -> Result<(Self, Option<SealedLabel>), DecodeError> {
         let sections = Sections::read("epoch body", bytes, &[HEAD, LABEL, ENDED, BASE])?;
         let mut reader = sections.record(&HEAD)?;
         let epoch = Epoch(reader.u64()?);
@@ -155,17 +198,28 @@ impl EpochBody {
         let first_seq = reader.seq("epoch first seq")?;
         let size_bytes = reader.u64()?;
         let stamp = reader.stamp("epoch stamp")?;
-        let label = String::from_utf8(sections.bytes(&LABEL))
-            .map_err(|_| DecodeError::Text { what: "epoch label" })?;
+        let domain = reader.u32()?;
+        reader.reserved(4)?;
+        let label = SealedLabel::take(&sections.bytes(&LABEL))?;
         if epoch == Epoch(0) || first_seq == Seq(0) {
             return Err(DecodeError::Range { what: "epoch body", value: epoch.0 });
         }
         if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
             return Err(DecodeError::Range { what: "epoch size", value: size_bytes });
         }
+        match Domain(domain) {
+            Domain::FIRST => {}
+            Domain::OWN => return Err(DecodeError::Range { what: "epoch domain", value: 0 }),
+            Domain(bit) => {
+                return Err(DecodeError::Newer { what: "epoch", feature: "domain", bit });
+            }
+        }
         let ended = sections.records(&ENDED).next().map(read_ended).transpose()?;
         let base = sections.records(&BASE).next().map(read_base).transpose()?;
-        Ok(Self { epoch, log, first_slot, first_seq, size_bytes, stamp, label, ended, base })
+        let none = String::new();
+        let body =
+            Self { epoch, log, first_slot, first_seq, size_bytes, stamp, label: none, ended, base };
+        Ok((body, label))
     }
 }
 

@@ -153,6 +153,8 @@ impl fmt::Display for KeyNumber {
 pub struct Domain(pub u32);
 
 impl Domain {
+    /// None: what is the vault's own, whatever its domains are.
+    pub const OWN: Self = Self(0);
     /// The domain that each vault has.
     pub const FIRST: Self = Self(1);
 }

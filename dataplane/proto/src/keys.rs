@@ -28,15 +28,24 @@ pub enum KeyKind {
     Data,
     /// The keys of a domain's chunk ids and cuts come from it.
     Root,
+    /// None: the key of this number is not for what wraps it.
+    Withheld,
+    /// One of a later program, which others may pass over; at least [`OTHER_KINDS`](Self::OTHER_KINDS).
+    Other(u8),
 }
 
 impl KeyKind {
+    /// Codes from here on are passed over by programs that do not know them.
+    pub const OTHER_KINDS: u8 = 128;
+
     /// Its word for people and programs.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             Self::Data => "data",
             Self::Root => "root",
+            Self::Withheld => "withheld",
+            Self::Other(_) => "other",
         }
     }
 
@@ -44,6 +53,8 @@ impl KeyKind {
         match self {
             Self::Data => 1,
             Self::Root => 2,
+            Self::Withheld => 3,
+            Self::Other(code) => code,
         }
     }
 
@@ -51,6 +62,8 @@ impl KeyKind {
         match reader.u8()? {
             1 => Ok(Self::Data),
             2 => Ok(Self::Root),
+            3 => Ok(Self::Withheld),
+            code @ Self::OTHER_KINDS.. => Ok(Self::Other(code)),
             code => Err(unknown("key kind", code)),
         }
     }
@@ -166,7 +179,7 @@ pub struct KeyHeader {
     pub vault: VaultId,
     /// Its number.
     pub key: KeyNumber,
-    /// The dedup domain it is of.
+    /// The dedup domain it is of; a data key may be of none: the vault's own.
     pub domain: Domain,
     /// What it is for.
     pub kind: KeyKind,
@@ -245,10 +258,10 @@ impl KeyObject {
             Front::read(WHAT, MAGIC, KEY_HEADER_BYTES, bytes)?;
         let key = KeyNumber(fields.u32()?);
         let domain = Domain(fields.u32()?);
-        if key.0 == 0 || domain.0 == 0 {
+        let kind = KeyKind::read(&mut fields)?;
+        if key.0 == 0 || kind == KeyKind::Root && domain == Domain::OWN {
             return Err(DecodeError::Range { what: "number of a key or a domain", value: 0 });
         }
-        let kind = KeyKind::read(&mut fields)?;
         let wrapper_kind = WrapperKind::read(&mut fields)?;
         fields.reserved(2)?;
         let wrapper = Wrapper { kind: wrapper_kind, fingerprint: Fingerprint(fields.array()?) };

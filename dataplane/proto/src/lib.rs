@@ -27,6 +27,7 @@ pub mod map;
 pub mod mark;
 pub mod object;
 pub mod register;
+pub mod revision;
 pub mod sections;
 pub mod segment;
 pub mod targets;

@@ -164,6 +164,8 @@ pub const MACHINE_TEXTS_BYTES_MAX: usize = 32 << 10;
 pub const GROUP_MEMBERS_MAX: usize = 1024;
 /// Most dedup domains of a vault.
 pub const DOMAINS_MAX: usize = 128;
+/// Most ranges of numbers of keys that were erased.
+pub const ERASED_KEYS_MAX: usize = 2048;
 /// Largest small object (vault, key, epoch).
 pub const SMALL_OBJECT_BYTES_MAX: usize = 4096;
 
@@ -224,6 +226,8 @@ const _: () = {
     // Lengths and counts of a frame have three bytes.
     assert!(ZERO_BLOCKS_MAX < 1 << 24 && FRAME_BODY_BYTES_MAX < 1 << 24);
     assert!(REFUSAL_TEXT_BYTES_MAX < BLOCK_BYTES);
+    // The largest revision is a small object too, with sections of later programs.
+    assert!(3 * 16 + 24 + DOMAINS_MAX * 16 + ERASED_KEYS_MAX * 8 <= SMALL_BODY_BYTES_MAX / 2);
     // The largest vault object is a small one.
     assert!(
         OBJECT_HEADER_BYTES_MAX + (16 + 32) + (16 + DOMAINS_MAX * 16) + 4 <= SMALL_OBJECT_BYTES_MAX

@@ -12,6 +12,8 @@ use crate::wire::{Put, Reader, check_crc, put_crc};
 const VERSION: u16 = 2;
 /// Where the bits of what later programs add are in a header.
 const FEATURES: std::ops::Range<usize> = 8..16;
+/// Where the number of the key that the commitment goes by is in a header; the salt follows, and the commitment.
+const OWN_KEY: usize = 84;
 /// Where the commitment is in a header.
 const COMMITMENT: std::ops::Range<usize> = 120..152;
 /// Bytes of a header in front of its own fields.
@@ -43,11 +45,13 @@ pub enum ObjectKind {
     Group,
     /// A base of a volume.
     Base,
+    /// A revision of a vault.
+    Revision,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Slot,
         Self::Epoch,
         Self::Map,
@@ -59,6 +63,7 @@ impl ObjectKind {
         Self::Machine,
         Self::Group,
         Self::Base,
+        Self::Revision,
     ];
 
     /// Its first four bytes.
@@ -76,6 +81,7 @@ impl ObjectKind {
             Self::Machine => *b"FSMC",
             Self::Group => *b"FSGP",
             Self::Base => *b"FSBS",
+            Self::Revision => *b"FSVR",
         }
     }
 
@@ -94,6 +100,7 @@ impl ObjectKind {
             Self::Machine => "machine",
             Self::Group => "group",
             Self::Base => "base",
+            Self::Revision => "revision",
         }
     }
 
@@ -111,7 +118,25 @@ impl ObjectKind {
             | Self::Register
             | Self::Machine
             | Self::Group
-            | Self::Base => 4,
+            | Self::Base
+            | Self::Revision => 4,
+        }
+    }
+
+    /// Whether the body of one with this variant is sealed under a key of the vault's own: it holds nothing of what the
+    /// disks of a domain held, and must be readable when the domain's keys are gone. `None` for a variant that is not
+    /// known.
+    #[must_use]
+    pub fn is_own(self, variant: u8) -> Option<bool> {
+        match self {
+            Self::Slot => crate::segment::is_own(variant),
+            Self::Epoch
+            | Self::Checkpoint
+            | Self::Horizon
+            | Self::Register
+            | Self::Base
+            | Self::Revision => Some(true),
+            Self::Map | Self::Pages | Self::IndexRun | Self::Machine | Self::Group => Some(false),
         }
     }
 
@@ -133,7 +158,7 @@ impl ObjectKind {
             | Self::Horizon
             | Self::Register
             | Self::Base => OBJECT_BODY_BYTES_MAX,
-            Self::Epoch | Self::Machine | Self::Group => SMALL_BODY_BYTES_MAX,
+            Self::Epoch | Self::Machine | Self::Group | Self::Revision => SMALL_BODY_BYTES_MAX,
         }
     }
 }
@@ -190,8 +215,10 @@ pub struct ObjectHeader {
     pub place: ObjectPlace,
     /// Whose chunk ids and keys it goes by.
     pub domain: Domain,
-    /// Data key that its key is derived from.
+    /// Data key that what is sealed of it goes by: one of its domain.
     pub key: KeyNumber,
+    /// Data key of the vault's own that its commitment goes by; the same, if the object is the vault's own.
+    pub own_key: KeyNumber,
     /// What the kind says.
     pub variant: u8,
     /// How the body is compressed.
@@ -250,7 +277,7 @@ impl ObjectHeader {
         out.put_zeros(2);
         out.put_u32(narrow(self.body_bytes));
         out.put_u32(narrow(self.body_raw_bytes));
-        out.put_zeros(4);
+        out.put_u32(self.own_key.0);
         out.put_bytes(&self.salt);
         out.put_bytes(&self.commitment);
         own(&mut out);
@@ -264,19 +291,8 @@ impl ObjectHeader {
     /// # Errors
     /// `Newer` if a later program wrote what this one must understand; by the field that is wrong.
     pub fn decode(kind: ObjectKind, object: &[u8]) -> Result<(Self, Reader<'_>), DecodeError> {
-        let what = kind.what();
-        let mut reader = Reader::new(what, object);
-        reader.magic(kind.magic())?;
-        reader.version(VERSION)?;
-        let header_bytes = usize::from(reader.u16()?);
-        let is_legal = (kind.header_bytes()..=OBJECT_HEADER_BYTES_MAX).contains(&header_bytes);
-        if !is_legal || !header_bytes.is_multiple_of(8) {
-            return Err(DecodeError::Range { what: "header length", value: header_bytes as u64 });
-        }
-        let Some(head) = object.get(..header_bytes) else {
-            return Err(DecodeError::Truncated { what, needed: header_bytes, have: object.len() });
-        };
-        check_crc(what, head)?;
+        let (head, mut reader) = front(kind, object)?;
+        let header_bytes = head.len();
         reader.feature_bits()?;
         let header = Self::fields(kind, header_bytes, &mut reader)?;
         let own = header.own_fields(head);
@@ -333,9 +349,6 @@ impl ObjectHeader {
         reader.reserved(4)?;
         let domain = Domain(reader.u32()?);
         let key = KeyNumber(reader.u32()?);
-        if domain.0 == 0 || key.0 == 0 {
-            return Err(DecodeError::Range { what: "domain and key", value: 0 });
-        }
         let variant = reader.u8()?;
         let compression = Compression::from_code(reader.u8()?)?;
         reader.reserved(2)?;
@@ -346,13 +359,15 @@ impl ObjectHeader {
         {
             return Err(DecodeError::Range { what: "body length", value: body_bytes as u64 });
         }
-        reader.reserved(4)?;
+        let own_key = KeyNumber(reader.u32()?);
+        check_keys(kind, variant, (domain, key), own_key)?;
         let salt = reader.array()?;
         let commitment = reader.array()?;
         Ok(Self {
             place,
             domain,
             key,
+            own_key,
             variant,
             compression,
             body_bytes,
@@ -361,6 +376,82 @@ impl ObjectHeader {
             commitment,
             header_bytes,
         })
+    }
+}
+
+/// Checks that an object of a kind is under keys that it may be under.
+fn check_keys(
+    kind: ObjectKind,
+    variant: u8,
+    (domain, key): (Domain, KeyNumber),
+    own_key: KeyNumber,
+) -> Result<(), DecodeError> {
+    if key.0 == 0 || own_key.0 == 0 {
+        return Err(DecodeError::Range { what: "key of an object", value: 0 });
+    }
+    let is_legal = match kind.is_own(variant) {
+        Some(true) => domain == Domain::OWN && key == own_key,
+        Some(false) => domain != Domain::OWN && key != own_key,
+        None => true,
+    };
+    if !is_legal {
+        return Err(DecodeError::Range { what: "domain of an object", value: domain.0.into() });
+    }
+    Ok(())
+}
+
+/// The bytes of the header at the front of an object of `kind`, and a reader behind its length: as much as must be
+/// so before it can be told whether it is authentic.
+fn front(kind: ObjectKind, object: &[u8]) -> Result<(&[u8], Reader<'_>), DecodeError> {
+    let what = kind.what();
+    let mut reader = Reader::new(what, object);
+    reader.magic(kind.magic())?;
+    reader.version(VERSION)?;
+    let header_bytes = usize::from(reader.u16()?);
+    let is_legal = (kind.header_bytes()..=OBJECT_HEADER_BYTES_MAX).contains(&header_bytes);
+    if !is_legal || !header_bytes.is_multiple_of(8) {
+        return Err(DecodeError::Range { what: "header length", value: header_bytes as u64 });
+    }
+    let Some(head) = object.get(..header_bytes) else {
+        return Err(DecodeError::Truncated { what, needed: header_bytes, have: object.len() });
+    };
+    check_crc(what, head)?;
+    Ok((head, reader))
+}
+
+/// What tells whether a header is authentic. Nothing else of it is to be believed before.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    /// The header.
+    pub head: &'a [u8],
+    /// The place that it says.
+    pub place: ObjectPlace,
+    /// Data key of the vault's own that its commitment goes by.
+    pub own_key: KeyNumber,
+    /// Its salt.
+    pub salt: [u8; 32],
+    /// Its commitment.
+    pub commitment: [u8; 32],
+}
+
+impl<'a> Claim<'a> {
+    /// Reads it off the front of an object of `kind`.
+    ///
+    /// # Errors
+    /// `Version` if a later program wrote it; by what keeps the header from being one.
+    pub fn read(kind: ObjectKind, object: &'a [u8]) -> Result<Self, DecodeError> {
+        let (head, mut reader) = front(kind, object)?;
+        reader.array::<{ FEATURES.end - FEATURES.start }>()?;
+        let place = ObjectPlace {
+            kind,
+            vault: VaultId(reader.array()?),
+            subject: reader.array()?,
+            number: reader.u64()?,
+            part: reader.u32()?,
+        };
+        let mut reader = Reader::new(kind.what(), &head[OWN_KEY..]);
+        let (own_key, salt) = (KeyNumber(reader.u32()?), reader.array()?);
+        Ok(Self { head, place, own_key, salt, commitment: reader.array()? })
     }
 }
 

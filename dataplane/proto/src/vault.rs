@@ -5,6 +5,7 @@
 use crate::error::DecodeError;
 use crate::front::{self, Front};
 use crate::ids::{Domain, KeyNumber, VaultId};
+use crate::keys::KeyKind;
 use crate::limits::{
     BLOCK_BYTES, CHUNK_BLOCKS_MAX, CHUNK_BLOCKS_MIN, CHUNK_CUT_BLOCKS, DOMAINS_MAX,
     SEGMENT_FRAME_BYTES,
@@ -147,13 +148,25 @@ pub struct DomainKeys {
 impl DomainKeys {
     /// Those of the domain that each vault has.
     pub const FIRST: Self = Self { domain: Domain::FIRST, root: KeyNumber(1), data: KeyNumber(2) };
+
+    /// What each of its keys is for.
+    #[must_use]
+    pub fn roles(&self) -> [(KeyNumber, (Domain, KeyKind)); 2] {
+        [(self.root, (self.domain, KeyKind::Root)), (self.data, (self.domain, KeyKind::Data))]
+    }
 }
+
+/// The number of the first data key of a new vault's own.
+pub const OWN_KEY: KeyNumber = KeyNumber(3);
 
 /// The vault object: written once when the vault is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VaultObject {
     /// Identity of the vault.
     pub vault: VaultId,
+    /// The first data key of its own: what is of no domain is sealed under it, and what says of anything in the vault
+    /// whether it is authentic comes from it.
+    pub own_key: KeyNumber,
     /// What its data is made with.
     pub parameters: Parameters,
     /// Its dedup domains, in ascending order; the first is 1.
@@ -164,14 +177,20 @@ impl VaultObject {
     /// That of a new vault.
     #[must_use]
     pub fn new(vault: VaultId) -> Self {
-        Self { vault, parameters: Parameters::THIS, domains: vec![DomainKeys::FIRST] }
+        let (parameters, domains) = (Parameters::THIS, vec![DomainKeys::FIRST]);
+        Self { vault, own_key: OWN_KEY, parameters, domains }
+    }
+
+    /// The keys that it names: which domain each is of, and what for.
+    pub fn roles(&self) -> impl Iterator<Item = (KeyNumber, (Domain, KeyKind))> {
+        let own = (self.own_key, (Domain::OWN, KeyKind::Data));
+        std::iter::once(own).chain(self.domains.iter().flat_map(DomainKeys::roles))
     }
 
     /// The highest number of a key that it names: all up to it are there.
     #[must_use]
     pub fn last_key(&self) -> KeyNumber {
-        let keys = self.domains.iter().flat_map(|keys| [keys.root, keys.data]);
-        keys.max().unwrap_or(KeyNumber(1))
+        self.roles().map(|(number, _)| number).fold(self.own_key, KeyNumber::max)
     }
 
     /// Lays the object out.
@@ -183,16 +202,12 @@ impl VaultObject {
         let mut body = SectionWriter::with_capacity(128);
         body.put(&PARAMETERS, 1, |out| self.parameters.put(out));
         body.put(&DOMAINS, self.domains.len(), |out| {
-            for keys in &self.domains {
-                out.put_u32(keys.domain.0);
-                out.put_u32(keys.root.0);
-                out.put_u32(keys.data.0);
-                out.put_zeros(4);
-            }
+            self.domains.iter().for_each(|keys| put_domain(out, keys));
         });
         let body = body.finish();
         let mut out = Vec::with_capacity(VAULT_HEADER_BYTES + body.len() + 4);
         front::put(&mut out, MAGIC, VAULT_HEADER_BYTES, 0, self.vault, body.len());
+        out.put_u32(self.own_key.0);
         out.put_zeros(VAULT_HEADER_BYTES - out.len());
         out.put_bytes(&body);
         put_crc(&mut out, 0);
@@ -206,29 +221,52 @@ impl VaultObject {
     /// use; by the field that is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut front = Front::read(WHAT, MAGIC, VAULT_HEADER_BYTES, bytes)?;
+        let own_key = KeyNumber(front.fields.u32()?);
         front.fields.reserved(front.fields.left())?;
         let sections = Sections::read(WHAT, front.body, &[PARAMETERS, DOMAINS])?;
         let parameters = Parameters::read(sections.record(&PARAMETERS)?)?;
         parameters.check()?;
-        let mut domains: Vec<DomainKeys> = Vec::with_capacity(1);
-        for mut record in sections.records(&DOMAINS) {
-            let keys = DomainKeys {
-                domain: Domain(record.u32()?),
-                root: KeyNumber(record.u32()?),
-                data: KeyNumber(record.u32()?),
-            };
-            record.reserved(4)?;
-            check_domain(domains.last(), &keys)?;
-            domains.push(keys);
-        }
-        if domains.is_empty() {
-            return Err(DecodeError::Range { what: DOMAINS.what, value: 0 });
-        }
-        Ok(Self { vault: front.vault, parameters, domains })
+        let domains = take_domains(&sections, &DOMAINS, own_key)?;
+        Ok(Self { vault: front.vault, own_key, parameters, domains })
     }
 }
 
-fn check_domain(last: Option<&DomainKeys>, keys: &DomainKeys) -> Result<(), DecodeError> {
+/// Lays one domain out.
+pub(crate) fn put_domain(out: &mut Vec<u8>, keys: &DomainKeys) {
+    out.put_u32(keys.domain.0);
+    out.put_u32(keys.root.0);
+    out.put_u32(keys.data.0);
+    out.put_zeros(4);
+}
+
+/// Reads the domains of a section: they ascend from the first, and none has the vault's own key.
+pub(crate) fn take_domains(
+    sections: &Sections<'_>,
+    section: &SectionKind,
+    own_key: KeyNumber,
+) -> Result<Vec<DomainKeys>, DecodeError> {
+    let mut domains: Vec<DomainKeys> = Vec::with_capacity(1);
+    for mut record in sections.records(section) {
+        let keys = DomainKeys {
+            domain: Domain(record.u32()?),
+            root: KeyNumber(record.u32()?),
+            data: KeyNumber(record.u32()?),
+        };
+        record.reserved(4)?;
+        check_domain(domains.last(), &keys, own_key)?;
+        domains.push(keys);
+    }
+    if domains.is_empty() {
+        return Err(DecodeError::Range { what: section.what, value: 0 });
+    }
+    Ok(domains)
+}
+
+fn check_domain(
+    last: Option<&DomainKeys>,
+    keys: &DomainKeys,
+    own_key: KeyNumber,
+) -> Result<(), DecodeError> {
     let is_next = match last {
         None => keys.domain == Domain::FIRST,
         Some(last) => keys.domain > last.domain,
@@ -236,7 +274,9 @@ fn check_domain(last: Option<&DomainKeys>, keys: &DomainKeys) -> Result<(), Deco
     if !is_next {
         return Err(DecodeError::Range { what: "order of domains", value: keys.domain.0.into() });
     }
-    if keys.root.0 == 0 || keys.data.0 == 0 || keys.root == keys.data {
+    let numbers = [own_key, keys.root, keys.data];
+    let is_twice = keys.root == keys.data || numbers[1..].contains(&own_key);
+    if numbers.iter().any(|number| number.0 == 0) || is_twice {
         return Err(DecodeError::Range { what: "keys of a domain", value: keys.data.0.into() });
     }
     Ok(())

@@ -122,7 +122,8 @@ impl VolumeBase {
 /// # Errors
 /// `Corrupt` if one is missing in front of a later one; `Unavailable`; `Limit`.
 pub(crate) async fn last_number(vault: &Vault, volume: VolumeId) -> Result<u64, VaultError> {
-    gapless::newest(vault, 0, VOLUME_BASES_MAX, |number| ObjectName::base(volume, number)).await
+    gapless::newest(vault.store(), 0, VOLUME_BASES_MAX, |number| ObjectName::base(volume, number))
+        .await
 }
 
 /// The newest base of a volume, if it has one.

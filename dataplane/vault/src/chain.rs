@@ -18,6 +18,7 @@ use crate::horizon::{self, Horizon};
 use crate::layout::ObjectName;
 use crate::limits::WALK_TRIED;
 use crate::log::{Behind, LogScan, OpenSegment, ScanEnd, read_segment};
+use crate::revision;
 use crate::vault::Vault;
 use farshore_proto::bugs::{Bug, is_on};
 use farshore_proto::epoch::{Ended, EpochBody};
@@ -409,6 +410,7 @@ impl<'a> Chain<'a> {
             return match self.resumed.take() {
                 None => Ok(false),
                 Some(Resumed { start: Start { epoch, slot, .. }, map, .. }) => {
+                    revision::check(self.vault).await?;
                     Err(VaultError::Lost {
                         url: self.vault.url().to_owned(),
                         object: ObjectName::slot(self.epochs[epoch].log, slot),
@@ -451,6 +453,7 @@ impl<'a> Chain<'a> {
             return Err(VaultError::Passed { url, log, number: horizon.number });
         }
         let number = base.map_or(0, |base| base.number) + 1;
+        revision::check(self.vault).await?;
         Err(VaultError::Lost {
             url,
             object: ObjectName::base(self.volume, number),

@@ -33,9 +33,8 @@ pub async fn write(
     let name = ObjectName::checkpoint(log, slot);
     let ours = Arc::new(body);
     let body = Arc::clone(&ours);
-    let sealing = vault.seal_aside(&name, move |vault, number, key| {
-        seal_checkpoint(vault.id(), log, slot, key, number, &body)
-    });
+    let sealing = vault
+        .seal_aside(&name, move |vault, keys| seal_checkpoint(vault.id(), log, slot, keys, &body));
     let object = sealing.await?;
     if vault.store().create(&name, object).await? == Put::Created {
         return Ok(());

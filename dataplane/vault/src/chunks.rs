@@ -235,7 +235,10 @@ impl ChunkReader {
             Ok(Arc::new(segment))
         };
         let segment = self.tables.get_or_insert_async(&target, read).await;
-        segment.map_err(|error| self.vault.lost(error, object, user))
+        match segment {
+            Ok(segment) => Ok(segment),
+            Err(error) => Err(self.vault.lost(error, object, user).await),
+        }
     }
 
     /// Where `count` blocks of a chunk that a table names are stored, by the table of the segment that holds it.
@@ -291,7 +294,7 @@ impl ChunkReader {
         let name = ObjectName::slot(at.target.log, at.target.slot);
         let sealed = match self.vault.store().get_range(&name, at.range()).await {
             Ok(part) => part.bytes,
-            Err(error) => return Err(self.vault.lost(error.into(), name, &self.user)),
+            Err(error) => return Err(self.vault.lost(error.into(), name, &self.user).await),
         };
         let (vault, at) = (self.vault.clone(), *at);
         let opening = blocking::run(move || {

@@ -255,8 +255,8 @@ pub async fn claim_behind(
     }
     let ordinal = held + 1;
     let name = ObjectName::epoch(volume, ordinal);
-    let (number, key) = vault.newest_key();
-    let object = seal_epoch(vault.id(), volume, ordinal, key, number, body)
+    let keys = vault.seal_keys();
+    let object = seal_epoch(vault.id(), volume, ordinal, keys, body)
         .map_err(|source| VaultError::Seal { object: name.clone(), cause: Box::new(source) })?;
     if vault.store().create(&name, Bytes::from(object)).await? == Put::Created {
         return Ok(Claim::Claimed { ordinal });

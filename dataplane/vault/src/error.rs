@@ -7,7 +7,7 @@ use farshore_codec::{CodecError, KekError};
 use farshore_engine::register::Refused;
 use farshore_proto::epoch::EpochBase;
 use farshore_proto::keys::{Fingerprint, Wrapper};
-use farshore_proto::{ErrorKind, LogId, PointId, Seq, Slot, VaultId, VolumeId};
+use farshore_proto::{ErrorKind, KeyNumber, LogId, PointId, Seq, Slot, VaultId, VolumeId};
 
 /// Why a vault could not be read or written.
 ///
@@ -176,6 +176,40 @@ pub enum VaultError {
         object: ObjectName,
         /// The object that refers to it.
         user: ObjectName,
+    },
+    /// What an object was sealed under was erased on purpose.
+    #[error(
+        "{url}: object {object} is sealed under key {key}, which was erased: what it held is gone"
+    )]
+    Erased {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+        /// The key.
+        key: KeyNumber,
+    },
+    /// What an object was sealed under is not for the key that opened the vault.
+    #[error(
+        "{url}: object {object} is sealed under key {key}, which the {given} does not open: use the recovery key"
+    )]
+    Withheld {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+        /// The key.
+        key: KeyNumber,
+        /// What opened the vault.
+        given: Wrapper,
+    },
+    /// The vault was revised while it was open.
+    #[error("{url}: revision {number} of the vault was made while it was open: open it again")]
+    Revised {
+        /// The store.
+        url: String,
+        /// The newest revision.
+        number: u64,
     },
     /// An object that others refer to was there once; another attempt has its name.
     #[error("{url}: object {object} is not the one that {user} refers to: that one is lost")]
@@ -565,6 +599,7 @@ impl VaultError {
             | Self::NotEmpty { .. }
             | Self::LastRecoveryKey { .. }
             | Self::Passed { .. }
+            | Self::Revised { .. }
             | Self::BaseRefused { .. }
             | Self::TwoWriters { .. } => ErrorKind::Conflict,
             Self::Crowded { .. } => ErrorKind::Conflict,
@@ -599,6 +634,8 @@ impl VaultError {
             | Self::NoPoint { .. }
             | Self::PointNotFound { .. }
             | Self::PointGone { .. }
+            | Self::Erased { .. }
+            | Self::Withheld { .. }
             | Self::PointBehindHole { .. }
             | Self::SeqNotFound { .. } => ErrorKind::NotFound,
             Self::Limit { .. } => ErrorKind::Limit,

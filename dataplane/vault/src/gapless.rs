@@ -4,7 +4,7 @@
 use crate::error::VaultError;
 use crate::layout::ObjectName;
 use crate::limits::{END_GROWTH, END_PROBES, NUMBERS_BEHIND};
-use crate::vault::Vault;
+use crate::store::Store;
 use futures::future::try_join_all;
 
 /// The highest number that there is, knowing that `known` is there, or is 0; 0 if there is none.
@@ -12,7 +12,7 @@ use futures::future::try_join_all;
 /// # Errors
 /// `Unavailable`; `Limit` above `max`.
 pub(crate) async fn newest(
-    vault: &Vault,
+    store: &Store,
     known: u64,
     max: u64,
     name: impl Fn(u64) -> ObjectName,
@@ -21,11 +21,11 @@ pub(crate) async fn newest(
     while last <= max {
         // Most lists have nothing new: the next one, and those that would show its loss.
         let next: Vec<u64> = (last + 1..=last + 1 + NUMBERS_BEHIND).collect();
-        let found = are_there(vault, &next, &name).await?;
+        let found = are_there(store, &next, &name).await?;
         let joined = found.iter().take_while(|is_there| **is_there).count();
         last += joined as u64;
         if joined == next.len() {
-            last = gallop(vault, last, max, &name).await?;
+            last = gallop(store, last, max, &name).await?;
             continue;
         }
         let later = found.iter().rposition(|is_there| *is_there).filter(|at| *at > joined);
@@ -37,12 +37,12 @@ pub(crate) async fn newest(
             None => return Ok(last),
         }
     }
-    Err(VaultError::Limit { url: vault.url().to_owned(), what: "numbers of a list", max })
+    Err(VaultError::Limit { url: store.url().to_owned(), what: "numbers of a list", max })
 }
 
 /// A number that is there, near the end: steps that grow until one is not there, then parts of what is left.
 async fn gallop(
-    vault: &Vault,
+    store: &Store,
     known: u64,
     max: u64,
     name: &impl Fn(u64) -> ObjectName,
@@ -60,7 +60,7 @@ async fn gallop(
             }
             Some(_) => return Ok(last),
         };
-        let found = are_there(vault, &numbers, name).await?;
+        let found = are_there(store, &numbers, name).await?;
         let there = found.iter().rposition(|is_there| *is_there);
         missing = numbers.get(there.map_or(0, |at| at + 1)).copied().or(missing);
         last = there.map_or(last, |at| numbers[at]);
@@ -69,11 +69,11 @@ async fn gallop(
 }
 
 async fn are_there(
-    vault: &Vault,
+    store: &Store,
     numbers: &[u64],
     name: &impl Fn(u64) -> ObjectName,
 ) -> Result<Vec<bool>, VaultError> {
     let names: Vec<_> = numbers.iter().map(|number| name(*number)).collect();
-    let found = names.iter().map(|name| vault.store().exists(name));
+    let found = names.iter().map(|name| store.exists(name));
     Ok(try_join_all(found).await?)
 }

@@ -82,7 +82,7 @@ impl Horizon {
 /// `Corrupt` if it does not open, or one is lost; `Unavailable`.
 pub async fn newest(vault: &Vault, log: LogId, known: u64) -> Result<Horizon, VaultError> {
     let name = |number| ObjectName::horizon(log, number);
-    match gapless::newest(vault, known, HORIZON_MAX, name).await? {
+    match gapless::newest(vault.store(), known, HORIZON_MAX, name).await? {
         0 => Ok(Horizon::default()),
         number => {
             let Found { body, .. } = read(vault, log, number).await?;
@@ -302,9 +302,8 @@ async fn create(
     };
     let body = Arc::new(HorizonBody { slot, before, below });
     let (name, sealed) = (ObjectName::horizon(log, number), Arc::clone(&body));
-    let object = vault.seal_aside(&name, move |vault, key_number, key| {
-        seal_horizon(vault.id(), log, number, key, key_number, &sealed)
-    });
+    let object = vault
+        .seal_aside(&name, move |vault, keys| seal_horizon(vault.id(), log, number, keys, &sealed));
     let object = object.await?;
     if vault.store().create(&name, object.clone()).await? == Put::Exists {
         if read(vault, log, number).await?.object != object {

@@ -32,6 +32,8 @@ const CHECKPOINTS: &str = "checkpoints";
 const HORIZON: &str = "horizon";
 /// The folder of the register.
 const REGISTER: &str = "gc";
+/// The folder of the vault's revisions.
+const REVISIONS: &str = "revisions";
 /// The folder of the index runs.
 const INDEX: &str = "index";
 
@@ -74,6 +76,12 @@ impl ObjectName {
     #[must_use]
     pub fn group(group: GroupId, revision: u64) -> Self {
         Self(Path::from(format!("groups/{group}/{revision:010}")))
+    }
+
+    /// A revision of the vault; the first is 1.
+    #[must_use]
+    pub fn revision(number: u64) -> Self {
+        Self(Path::from(format!("{REVISIONS}/{number:010}")))
     }
 
     /// An entry of the register; the first is 1.
@@ -320,6 +328,7 @@ mod tests {
             "groups/44444444-4444-4444-4444-444444444444/0000000001"
         );
         assert_eq!(text(ObjectName::register(42)), "gc/0000000042");
+        assert_eq!(text(ObjectName::revision(42)), "revisions/0000000042");
         assert_eq!(
             text(ObjectName::slot(log, Slot(0x1f))),
             "logs/abababab-abab-abab-abab-abababababab/000000000000001f"

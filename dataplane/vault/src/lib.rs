@@ -41,6 +41,7 @@ pub mod machine;
 pub mod map;
 mod patience;
 pub mod register;
+pub mod revision;
 pub mod runs;
 pub mod stats;
 pub mod store;

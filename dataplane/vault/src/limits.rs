@@ -75,8 +75,12 @@ pub const SMALL_SEALED_OBJECT_BYTES_MAX: u64 =
     (OBJECT_HEADER_BYTES_MAX + SMALL_BODY_BYTES_MAX + TAG_BYTES) as u64;
 /// Keys of one vault that a reader accepts.
 pub const KEYS_MAX: u32 = 1 << 12;
-/// Objects below `keys/` that a listing holds: each key, once for each key that wraps it.
-pub const KEY_OBJECTS_MAX: usize = 1 << 16;
+/// Keys that are read at the same time.
+pub const KEYS_AT_ONCE: usize = 16;
+/// Revisions of a vault that a reader accepts.
+pub const VAULT_REVISIONS_MAX: u64 = 1 << 16;
+/// Objects below `keys/` that a listing holds: each key, once for each key that wraps it. Some 40 MB.
+pub const KEY_OBJECTS_MAX: usize = 1 << 20;
 /// Times that a seal moves on to the next slot because a late segment was there first.
 pub const SEAL_STEPS_MAX: u64 = 1 << 16;
 

@@ -168,7 +168,7 @@ pub async fn seal(vault: &Vault, log: LogId, from: Slot) -> Result<LogEnd, Vault
 
 /// Puts a seal at the end of a log that was found, or behind what was put there since.
 async fn seal_behind(vault: &Vault, log: LogId, end: LogEnd) -> Result<LogEnd, VaultError> {
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     let LogEnd { next: mut slot, incarnation, mut checkpoint, horizon, .. } = end;
     let mut incarnation = incarnation.max(1);
     for _ in 0..SEAL_STEPS_MAX {
@@ -177,7 +177,7 @@ async fn seal_behind(vault: &Vault, log: LogId, end: LogEnd) -> Result<LogEnd, V
         let writer =
             SlotWriter { checkpoint, horizon: horizon_number, ..SlotWriter::of_run(incarnation) };
         let at = (vault.id(), log, slot);
-        let object = slot_without_data(SlotKind::Seal, at, writer, key, number)
+        let object = slot_without_data(SlotKind::Seal, at, writer, keys)
             .map_err(|source| VaultError::Seal { object: name.clone(), cause: Box::new(source) })?;
         let is_ours = vault.store().create(&name, Bytes::from(object)).await? == Put::Created;
         if !is_ours {

@@ -26,11 +26,11 @@ use crate::vault::Vault;
 use bytes::Bytes;
 use farshore_codec::group::{open_group_wholly, seal_group};
 use farshore_codec::machine::{open_machine_wholly, seal_machine};
-use farshore_codec::{CodecError, DataKey, KeyRing};
+use farshore_codec::{CodecError, KeyRing, SealKeys};
 use farshore_proto::group::GroupBody;
 use farshore_proto::machine::MachineBody;
 use farshore_proto::object::ObjectKind;
-use farshore_proto::{GroupId, KeyNumber, MachineId, VaultId};
+use farshore_proto::{GroupId, MachineId, VaultId};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::fmt;
 use std::str::FromStr;
@@ -68,8 +68,7 @@ pub trait Revised: Sized + Send {
         vault: VaultId,
         id: Self::Id,
         revision: u64,
-        key: &DataKey,
-        number: KeyNumber,
+        keys: SealKeys<'_>,
     ) -> Result<Vec<u8>, CodecError>;
 }
 
@@ -103,10 +102,9 @@ macro_rules! revised {
                 vault: VaultId,
                 id: $id,
                 revision: u64,
-                key: &DataKey,
-                number: KeyNumber,
+                keys: SealKeys<'_>,
             ) -> Result<Vec<u8>, CodecError> {
-                $seal(vault, id, revision, key, number, self)
+                $seal(vault, id, revision, keys, self)
             }
         }
     };
@@ -142,9 +140,9 @@ pub async fn put<K: Revised + PartialEq>(
 ) -> Result<Revise, VaultError> {
     let revision = held + 1;
     let name = K::name(id, revision);
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     let object = body
-        .seal(vault.id(), id, revision, key, number)
+        .seal(vault.id(), id, revision, keys)
         .map_err(|cause| VaultError::Seal { object: name.clone(), cause: Box::new(cause) })?;
     if vault.store().create(&name, Bytes::from(object)).await? == Put::Created {
         return Ok(Revise::Put { revision });

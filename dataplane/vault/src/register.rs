@@ -66,7 +66,7 @@ impl Entry {
 /// `Corrupt` if an entry is lost, which is named, or the newest does not open; `Invalid` if a newer version made it;
 /// `Unavailable`.
 pub async fn newest(vault: &Vault, known: u64) -> Result<Entry, VaultError> {
-    let last = gapless::newest(vault, known, REGISTER_MAX, ObjectName::register).await?;
+    let last = gapless::newest(vault.store(), known, REGISTER_MAX, ObjectName::register).await?;
     if last == 0 {
         return Ok(Entry::default());
     }
@@ -99,7 +99,7 @@ pub(crate) async fn floors(vault: &Vault) -> Result<BTreeMap<LogId, Slot>, Vault
 }
 
 async fn newest_state(vault: &Vault) -> Result<State, VaultError> {
-    let number = gapless::newest(vault, 0, REGISTER_MAX, ObjectName::register).await?;
+    let number = gapless::newest(vault.store(), 0, REGISTER_MAX, ObjectName::register).await?;
     if number == 0 {
         return Ok(State::default());
     }
@@ -212,9 +212,8 @@ async fn put(vault: &Vault, number: u64, body: RegisterBody) -> Result<Made, Vau
     let name = ObjectName::register(number);
     let ours = Arc::new(body);
     let body = Arc::clone(&ours);
-    let sealing = vault.seal_aside(&name, move |vault, key_number, key| {
-        seal_register(vault.id(), number, key, key_number, &body)
-    });
+    let sealing =
+        vault.seal_aside(&name, move |vault, keys| seal_register(vault.id(), number, keys, &body));
     let object = sealing.await?;
     let unsaid = match vault.store().create(&name, object.clone()).await {
         Ok(Put::Created) => {

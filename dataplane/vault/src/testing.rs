@@ -230,8 +230,8 @@ impl World {
     pub fn outgrow(&self, name: &ObjectName, place: ObjectPlace, mut body: Vec<u8>) {
         // Number 77, which need not be understood, one record of 4 bytes.
         body.extend([77, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
-        let (number, key) = self.vault.newest_key();
-        let sealed = seal_bytes(place, key, number, &body).unwrap();
+        let keys = self.vault.seal_keys();
+        let sealed = seal_bytes(place, keys, &body).unwrap();
         fs::write(self.file(name), sealed).unwrap();
     }
 
@@ -325,11 +325,10 @@ impl World {
     /// Builds the next segment of a log out of all spans that are ready for it.
     pub fn build(&mut self, log: usize) -> Bytes {
         let (id, slot) = (self.logs[log].id, self.logs[log].next);
-        let (number, key) = self.vault.newest_key();
+        let keys = self.vault.seal_keys();
         let ModelLog { incarnation, checkpoint, register, .. } = self.logs[log];
         let writer = SlotWriter { checkpoint, register, ..SlotWriter::of_run(incarnation) };
-        let mut builder =
-            SegmentBuilder::new(self.vault.id(), id, slot, writer, key, number, 1).unwrap();
+        let mut builder = SegmentBuilder::new(self.vault.id(), id, slot, writer, keys, 1).unwrap();
         builder.check_each_frame();
         let mut here: BTreeMap<ChunkId, u32> = BTreeMap::new();
         for at in 0..self.volumes.len() {
@@ -582,11 +581,11 @@ pub async fn large(mib: u64) -> Large {
     };
     assert!(matches!(claim(&vault, volume, &body).await, Ok(Claim::Claimed { .. })));
     let mut frames_bytes = 0;
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     for slot in 0..mib / 16 {
         let at = Slot(slot);
         let writer = SlotWriter::of_run(1);
-        let mut builder = SegmentBuilder::new(vault.id(), log, at, writer, key, number, 1).unwrap();
+        let mut builder = SegmentBuilder::new(vault.id(), log, at, writer, keys, 1).unwrap();
         let mut extents = Vec::new();
         for block in (slot * 4096..(slot + 1) * 4096).step_by(12) {
             let count = ((slot + 1) * 4096 - block).min(12);

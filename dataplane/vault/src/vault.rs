@@ -1,15 +1,17 @@
 //! Opening a vault. Making one is in `init`, the keys that open it are in `wrappers`.
 
 mod init;
+mod keys;
 
 use crate::blocking;
 use crate::error::VaultError;
 use crate::layout::{Folder, ObjectName, key_of};
-use crate::limits::{KEY_OBJECTS_MAX, KEYS_MAX, QUIET_SLOTS};
+use crate::limits::{KEY_OBJECTS_MAX, QUIET_SLOTS};
+use crate::revision::{self, Revision};
 use crate::store::{Put, Store, StoreError};
 use bytes::Bytes;
 use farshore_codec::{
-    ChunkHasher, CodecError, DataKey, KekError, KeyRing, VaultKey, VaultKeys, WrappingKey,
+    ChunkHasher, CodecError, DataKey, KekError, KeyRing, SealKeys, VaultKey, VaultKeys, WrappingKey,
 };
 use farshore_proto::keys::{Fingerprint, KeyHeader, KeyKind, KeyObject, Wrapper};
 use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
@@ -18,6 +20,7 @@ use farshore_proto::object::ObjectKind;
 use farshore_proto::vault::{DomainKeys, VaultObject};
 use farshore_proto::{KeyNumber, VaultId};
 use futures::StreamExt;
+pub(crate) use keys::Keys;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -35,6 +38,7 @@ struct Inner {
     /// As it was when it was read, to find later damage.
     identity: VaultObject,
     identity_bytes: Bytes,
+    revision: Revision,
     wrapper: Wrapper,
     ring: KeyRing,
     keys: VaultKeys,
@@ -53,16 +57,19 @@ impl Vault {
     pub async fn open(store: &Store, key: &WrappingKey) -> Result<Self, VaultError> {
         let wrapper = key.wrapper();
         let (identity, identity_bytes) = read_vault_object(store, wrapper.fingerprint).await?;
-        let (ring, wrapped) = read_keys(store, &identity, key).await?;
-        let keys = ring.vault_keys().map_err(|source| VaultError::Damaged {
-            url: store.url().to_owned(),
-            object: ObjectName::vault(),
-            offset: 0,
-            cause: Box::new(source),
-        })?;
+        let mut reading = Keys::new(store, identity.vault, key);
+        reading.read((1..=identity.last_key().0).map(KeyNumber)).await?;
+        reading.require(identity.own_key).await?;
+        let revision = revision::read_newest(store, &mut reading).await?;
+        reading.check(&identity, revision.body()).await?;
+        let Keys { ring, wrapped, .. } = reading;
+        let keys = ring.sealing().and_then(|_| ring.vault_keys());
+        let keys = keys
+            .map_err(|cause| object_error(store.url(), ObjectName::vault(), 0, Box::new(cause)))?;
         let hasher = ChunkHasher::new(keys.id_key.clone());
-        let store = store.clone();
-        let inner = Inner { identity, identity_bytes, wrapper, ring, keys, hasher, wrapped };
+        let (store, wrapped) = (store.clone(), wrapped.into_values().collect());
+        let inner =
+            Inner { identity, identity_bytes, revision, wrapper, ring, keys, hasher, wrapped };
         Ok(Self { store, inner: Arc::new(inner), quiet_slots: QUIET_SLOTS })
     }
 
@@ -119,6 +126,12 @@ impl Vault {
         &self.inner.identity_bytes
     }
 
+    /// The newest of its revisions, as of when it was opened.
+    #[must_use]
+    pub fn revision(&self) -> &Revision {
+        &self.inner.revision
+    }
+
     /// The key that it was opened with.
     #[must_use]
     pub fn wrapper(&self) -> Wrapper {
@@ -131,7 +144,16 @@ impl Vault {
         &self.inner.ring
     }
 
-    /// The data key that new objects are sealed under.
+    /// The data keys that new objects are sealed with.
+    ///
+    /// # Panics
+    /// Never: a vault opens only with its keys.
+    #[must_use]
+    pub fn seal_keys(&self) -> SealKeys<'_> {
+        self.inner.ring.sealing().expect("a vault opens with its keys")
+    }
+
+    /// The data key that journals are sealed under.
     ///
     /// # Panics
     /// Never: a vault opens only with its keys.
@@ -160,30 +182,39 @@ impl Vault {
     /// The error of an object whose part at `offset` does not open.
     #[must_use]
     pub fn damaged(&self, object: ObjectName, offset: u64, cause: CodecError) -> VaultError {
-        let (url, cause) = (self.url().to_owned(), Box::new(cause));
-        match &*cause {
-            CodecError::Decode(error) if error.is_foreign() => {
-                VaultError::Version { url, object, cause }
-            }
-            // The object may well be whole: what it was sealed under is gone.
-            CodecError::NoKey { key } if self.ring().role(*key).is_none() => {
-                let key = ObjectName::key(*key, self.wrapper().fingerprint);
+        let CodecError::NoKey { key } = cause else {
+            return object_error(self.url(), object, offset, Box::new(cause));
+        };
+        // The object may well be whole: what it was sealed under is gone.
+        let url = self.url().to_owned();
+        let is_erased = self.revision().body().is_some_and(|body| body.is_erased(key));
+        match self.ring().role(key) {
+            None if is_erased => VaultError::Erased { url, object, key },
+            None => {
+                let key = ObjectName::key(key, self.wrapper().fingerprint);
                 VaultError::Lost { url, object: key, user: object }
             }
-            _ => VaultError::Damaged { url, object, offset, cause },
+            Some((_, KeyKind::Withheld)) => {
+                VaultError::Withheld { url, object, key, given: self.wrapper() }
+            }
+            Some(_) => object_error(&url, object, offset, Box::new(cause)),
         }
     }
 
-    /// The error of an object that `user` refers to and that could not be read.
-    pub(crate) fn lost(
+    /// The error of an object that `user` refers to and that could not be read. That it is lost is said only if the vault
+    /// is what it was when it was opened: a later program may have moved it.
+    pub(crate) async fn lost(
         &self,
         error: VaultError,
         object: ObjectName,
         user: &ObjectName,
     ) -> VaultError {
-        match error.is_not_found() {
-            true => VaultError::Lost { url: self.url().to_owned(), object, user: user.clone() },
-            false => error,
+        if !error.is_not_found() {
+            return error;
+        }
+        match revision::check(self).await {
+            Err(error) => error,
+            Ok(()) => VaultError::Lost { url: self.url().to_owned(), object, user: user.clone() },
         }
     }
 
@@ -199,17 +230,14 @@ impl Vault {
         }
     }
 
-    /// Seals an object under the newest data key, where that holds nobody up; `name` is for the error.
+    /// Seals an object with the newest data keys, where that holds nobody up; `name` is for the error.
     pub(crate) async fn seal_aside(
         &self,
         name: &ObjectName,
-        seal: impl FnOnce(&Self, KeyNumber, &DataKey) -> Result<Vec<u8>, CodecError> + Send + 'static,
+        seal: impl FnOnce(&Self, SealKeys<'_>) -> Result<Vec<u8>, CodecError> + Send + 'static,
     ) -> Result<Bytes, VaultError> {
         let vault = self.clone();
-        let sealing = blocking::run(move || {
-            let (number, key) = vault.newest_key();
-            seal(&vault, number, key)
-        });
+        let sealing = blocking::run(move || seal(&vault, vault.seal_keys()));
         let sealed = sealing.await.map_err(|source| VaultError::Task { source })?;
         sealed
             .map(Bytes::from)
@@ -239,6 +267,22 @@ impl Vault {
         let is_body = matches!(cause, CodecError::Tampered { .. } | CodecError::Compressed { .. });
         let offset = if is_body { header_bytes as u64 } else { 0 };
         self.damaged(object, offset, cause)
+    }
+}
+
+/// The error of an object of the vault at `url` whose part at `offset` does not open.
+pub(crate) fn object_error(
+    url: &str,
+    object: ObjectName,
+    offset: u64,
+    cause: Box<CodecError>,
+) -> VaultError {
+    let url = url.to_owned();
+    match &*cause {
+        CodecError::Decode(error) if error.is_foreign() => {
+            VaultError::Version { url, object, cause }
+        }
+        _ => VaultError::Damaged { url, object, offset, cause },
     }
 }
 
@@ -286,37 +330,6 @@ pub(crate) async fn read_vault_object(
     }
 }
 
-/// Reads the keys of a vault, from 1 on until one does not exist.
-async fn read_keys(
-    store: &Store,
-    identity: &VaultObject,
-    key: &WrappingKey,
-) -> Result<(KeyRing, Vec<(ObjectName, Bytes)>), VaultError> {
-    let mut ring = KeyRing::new(identity.vault);
-    let mut wrapped = Vec::new();
-    for number in (1..=KEYS_MAX).map(KeyNumber) {
-        let name = ObjectName::key(number, key.wrapper().fingerprint);
-        let bytes = match store.get(&name, SMALL_OBJECT_BYTES_MAX as u64).await {
-            Ok(bytes) => bytes,
-            Err(StoreError::NotFound { .. }) if number > identity.last_key() => break,
-            Err(StoreError::NotFound { .. }) => return Err(no_key(store, name, key).await?),
-            Err(error) => return Err(error.into()),
-        };
-        let (header, opened) = unwrap(store, identity.vault, number, key, &bytes)?;
-        ring.insert_key(number, header.domain, opened);
-        wrapped.push((name, bytes));
-    }
-    for keys in &identity.domains {
-        for (number, kind) in [(keys.root, KeyKind::Root), (keys.data, KeyKind::Data)] {
-            if ring.role(number) != Some((keys.domain, kind)) {
-                let object = ObjectName::key(number, key.wrapper().fingerprint);
-                return Err(VaultError::NotThatKey { url: store.url().to_owned(), object });
-            }
-        }
-    }
-    Ok((ring, wrapped))
-}
-
 /// Opens the object found as a key of a vault.
 pub(crate) fn unwrap(
     store: &Store,
@@ -330,29 +343,6 @@ pub(crate) fn unwrap(
         .and_then(|found| Ok((found.header, key.unwrap(vault, number, &found)?)));
     let name = ObjectName::key(number, key.wrapper().fingerprint);
     opened.map_err(|source| key_error(store, name, source))
-}
-
-/// Why a key of a vault is not there for a wrapping key: it is none of this vault, or something is lost.
-async fn no_key(
-    store: &Store,
-    object: ObjectName,
-    key: &WrappingKey,
-) -> Result<VaultError, VaultError> {
-    let url = store.url().to_owned();
-    let given = key.wrapper();
-    let listed = match list_keys(store).await {
-        Ok(listed) => listed,
-        // A credential that may not list: there is no hint.
-        Err(VaultError::Store(StoreError::Denied { .. })) => {
-            return Ok(VaultError::WrongKey { url, given, there: Vec::new() });
-        }
-        Err(error) => return Err(error),
-    };
-    let is_one = listed.iter().any(|(_, wrapper)| *wrapper == given.fingerprint);
-    if is_one || listed.is_empty() {
-        return Ok(VaultError::Lost { url, object, user: ObjectName::vault() });
-    }
-    Ok(VaultError::WrongKey { url, given, there: wrappers_in(&listed) })
 }
 
 /// The wrapping keys that have any of the keys.

@@ -15,6 +15,7 @@ mod machines;
 mod maps;
 mod references;
 mod register;
+mod revisions;
 mod streams;
 
 use crate::base::{Ground, read_ground, read_whole};
@@ -85,6 +86,8 @@ pub struct Report {
     pub horizons: u64,
     /// Entries of the register that open.
     pub register_entries: u64,
+    /// Revisions of the vault that open.
+    pub revisions: u64,
     /// Machines whose newest revision opens.
     pub machines: u64,
     /// Groups whose newest revision opens.
@@ -181,6 +184,7 @@ pub async fn verify(
         floors: crate::register::floors(vault).await?,
     };
     keys::check(vault, &mut run.report).await?;
+    run.report.revisions = revisions::check(vault, &mut run.report).await?;
     run.read_volumes().await?;
     let mut logs = log_ids(vault).await?;
     // A log that is gone as a whole is not listed.

@@ -393,9 +393,10 @@ impl VolumeView {
         let vault = self.reader.vault();
         let read = || async {
             let user = ObjectName::volume(self.volume);
-            let read = vault.store().get_range(&name, range.clone()).await;
-            read.map(|part| part.bytes)
-                .map_err(|error| vault.lost(error.into(), name.clone(), &user))
+            match vault.store().get_range(&name, range.clone()).await {
+                Ok(part) => Ok(part.bytes),
+                Err(error) => Err(vault.lost(error.into(), name.clone(), &user).await),
+            }
         };
         self.patience.outlast(read).await
     }

@@ -82,13 +82,16 @@ pub(crate) async fn look(
 }
 
 /// Wraps all keys of a vault for another wrapping key, as far as that was not done. Returns how many it
-/// wrapped.
+/// wrapped. What a later program's keys are for is not known: a recovery key gets them, a node does not.
 ///
 /// # Errors
 /// `Corrupt` if something is there that is not what it should be, `Unavailable`, `Invalid`.
 pub async fn add(vault: &Vault, key: &WrappingKey) -> Result<usize, VaultError> {
     let mut made = 0;
     for (number, domain, plain) in vault.ring().keys().rev() {
+        let is_for_all = !matches!(plain, VaultKey::Other(..));
+        let is_given = is_for_all || key.kind() == WrapperKind::Recovery;
+        let plain = if is_given { plain } else { &VaultKey::Withheld };
         if !has(vault, key, (number, domain, plain)).await? {
             let name = ObjectName::key(number, key.wrapper().fingerprint);
             let object = key.wrap(vault.id(), number, domain, plain);

@@ -9,12 +9,13 @@ use farshore_proto::object::ObjectKind;
 pub(crate) type Strides = &'static [(u16, u32)];
 
 pub(crate) const TABLE: Strides = &[(1, 12), (2, 32), (3, 48), (4, 72), (5, 20), (6, 64)];
-pub(crate) const EPOCH: Strides = &[(1, 56), (2, 1), (3, 16), (4, 32)];
+pub(crate) const EPOCH: Strides = &[(1, 64), (2, 1), (3, 16), (4, 48)];
 pub(crate) const MANIFEST: Strides = &[(1, 64), (2, 56), (3, 16)];
 pub(crate) const DIRECTORY: Strides = &[(1, 32), (2, 8), (3, 4)];
 pub(crate) const PAGE: Strides = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 pub(crate) const INDEX_RUN: Strides = &[(2, 32), (3, 44)];
 pub(crate) const CHECKPOINT: Strides = &[(1, 32), (2, 88)];
+pub(crate) const REVISION: Strides = &[(1, 24), (2, 16), (3, 8)];
 pub(crate) const HORIZON: Strides = &[(1, 32), (2, 88), (3, 48)];
 pub(crate) const REGISTER: Strides = &[(1, 64), (2, 32), (3, 24), (4, 32)];
 pub(crate) const MACHINE: Strides = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];

@@ -98,10 +98,10 @@ macro_rules! each_target {
 each_target! {
     frame hrl_header hrl_frames journal_file journal_group journal_entries segment_header
     segment_table epoch_object epoch_body map_object map_body map_pages_object map_directory
-    map_page index_run_object index_run_body checkpoint_object checkpoint_body horizon_object horizon_body register_object register_body machine_object
+    map_page index_run_object index_run_body checkpoint_object checkpoint_body revision_object revision_body horizon_object horizon_body register_object register_body machine_object
     machine_body group_object group_body base_object base_body vault_object key_object recovery_key decompress
     sealed_journal sealed_segment sealed_epoch sealed_map sealed_map_pages sealed_index_run
-    sealed_checkpoint sealed_horizon sealed_register sealed_machine sealed_group sealed_base
+    sealed_checkpoint sealed_revision sealed_horizon sealed_register sealed_machine sealed_group sealed_base
     object_names chunk_index overlay_map intent_file hashes_file prints_file unknown_file
     volume_state hrl_log upgrade_request enrolment_token identity_uri point_selector nbd_address
     nbd_conversation

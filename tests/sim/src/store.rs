@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use farshore_codec::{DataKey, RootKey, VaultKey, WrappingKey};
 use farshore_proto::keys::WrapperKind;
-use farshore_proto::vault::{DomainKeys, VaultObject};
-use farshore_proto::{LogId, VaultId};
+use farshore_proto::vault::{DomainKeys, OWN_KEY, VaultObject};
+use farshore_proto::{Domain, LogId, VaultId};
 use farshore_vault::Vault;
 use farshore_vault::layout::{Folder, ObjectName};
 use farshore_vault::store::Store;
@@ -31,6 +31,7 @@ use std::time::Duration;
 /// depends on nothing but the seed.
 const VAULT: VaultId = VaultId([0xfa; 16]);
 const DATA_KEY: [u8; 32] = [0x5a; 32];
+const OWN_KEY_BYTES: [u8; 32] = [0x5b; 32];
 
 /// What happens to requests, in thousandths.
 #[derive(Debug, Clone, Copy, Default)]
@@ -422,7 +423,10 @@ fn make_vault(objects: &Arc<InMemory>, recovery: &WrappingKey) {
     let DomainKeys { domain, root, data } = DomainKeys::FIRST;
     let root_key = VaultKey::Root(RootKey::from_bytes(DATA_KEY));
     let data_key = VaultKey::Data(DataKey::from_bytes(DATA_KEY));
-    for (number, key) in [(root, root_key), (data, data_key)] {
+    let own_key = VaultKey::Data(DataKey::from_bytes(OWN_KEY_BYTES));
+    let keys =
+        [(root, domain, root_key), (data, domain, data_key), (OWN_KEY, Domain::OWN, own_key)];
+    for (number, domain, key) in keys {
         let object = recovery.wrap(VAULT, number, domain, &key);
         let object = object.expect("the system has random bytes");
         create(ObjectName::key(number, recovery.wrapper().fingerprint), object.encode());

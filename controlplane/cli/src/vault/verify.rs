@@ -39,6 +39,7 @@ struct Verified {
     maps: u64,
     /// Those that could not be compared with the logs.
     maps_not_compared: u64,
+    revisions: u64,
     register_entries: u64,
     bases: u64,
     horizons: u64,
@@ -90,6 +91,7 @@ impl Verified {
             segments: report.segments,
             frames: report.frames,
             chunks: report.chunks,
+            revisions: report.revisions,
             register_entries: report.register_entries,
             bases: report.bases,
             horizons: report.horizons,

@@ -76,11 +76,10 @@ impl Bench {
             base: None,
         };
         epoch::claim(&vault, volume, &body).await.unwrap();
-        let (number, key) = vault.newest_key();
+        let keys = vault.seal_keys();
         let slot = Slot(0);
         let writer = SlotWriter::of_run(1);
-        let mut builder =
-            SegmentBuilder::new(vault.id(), log, slot, writer, key, number, 1).unwrap();
+        let mut builder = SegmentBuilder::new(vault.id(), log, slot, writer, keys, 1).unwrap();
         let bytes = block();
         let chunk = builder.push_chunk(vault.hasher().id(&bytes), &bytes);
         let extent = Extent {

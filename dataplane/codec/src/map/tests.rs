@@ -1,5 +1,7 @@
 use super::*;
+use crate::keys::DataKey;
 use crate::object::key_at;
+use farshore_proto::KeyNumber;
 use farshore_proto::map::{FrameAt, Layer, LayerKind, MapMark, PageChunk};
 use farshore_proto::object::{Compression, ObjectHeader};
 use farshore_proto::segment::{Extent, ExtentSource, SegmentFrame};
@@ -15,6 +17,7 @@ const AT: MapPlace = MapPlace {
     attempt: MapAttempt([8; 16]),
 };
 const KEY: KeyNumber = KeyNumber(1);
+const OWN: KeyNumber = KeyNumber(3);
 const PART: u32 = 1;
 const TAMPERED: CodecError = CodecError::Tampered { what: PAGE };
 
@@ -25,6 +28,7 @@ fn key() -> DataKey {
 fn ring() -> KeyRing {
     let mut ring = KeyRing::new(AT.vault);
     ring.insert(KEY, key());
+    ring.insert_own(OWN, DataKey::from_bytes([7; 32]));
     ring
 }
 
@@ -57,7 +61,7 @@ fn manifest() -> Manifest {
 }
 
 fn sealed_manifest() -> Vec<u8> {
-    seal_manifest(&AT, &fields(), (&key(), KEY), &manifest(), 1).unwrap()
+    seal_manifest(&AT, &fields(), ring().sealing().unwrap(), &manifest(), 1).unwrap()
 }
 
 /// Another place than `AT` that only the head of an object tells from it, and others that its name does.
@@ -123,21 +127,22 @@ fn a_head_is_believed_only_if_it_is_the_one_that_was_sealed() {
         let mut forged = manifest.clone();
         forged[at] ^= 2;
         let error = peek_manifest(&resealed(forged, 200), &AT, &ring()).unwrap_err();
-        assert_eq!(error, CodecError::KeyMismatch { what: "map", key: KEY }, "byte {at}");
+        assert_eq!(error, CodecError::KeyMismatch { what: "map", key: OWN }, "byte {at}");
     }
     for at in [152, 168, 176, 183] {
         let mut forged = part.0[..part.1.front_bytes as usize].to_vec();
         forged[at] ^= 2;
         let error = PartOpener::open(&resealed(forged, 192), &AT, PART, &ring()).unwrap_err();
-        assert_eq!(error, CodecError::KeyMismatch { what: "map part", key: KEY }, "byte {at}");
+        assert_eq!(error, CodecError::KeyMismatch { what: "map part", key: OWN }, "byte {at}");
     }
 }
 
 /// What was sealed is refused all the same if it is no manifest.
 #[test]
 fn a_body_that_is_no_manifest_is_refused() {
-    let sealed =
-        |body: &[u8]| seal(AT.manifest(), &key(), KEY, |out| fields().put(out), body, 1).unwrap();
+    let sealed = |body: &[u8]| {
+        seal(AT.manifest(), ring().sealing().unwrap(), |out| fields().put(out), body, 1).unwrap()
+    };
     let mut descending = manifest();
     descending.layers[0].at = AT.at;
     for body in [&[][..], &descending.encode()] {
@@ -146,7 +151,7 @@ fn a_body_that_is_no_manifest_is_refused() {
         peek_manifest(&sealed(body), &AT, &ring()).unwrap();
     }
     let nowhere = MapFields { ordinal: 0, ..fields() };
-    let object = seal_manifest(&AT, &nowhere, (&key(), KEY), &manifest(), 1).unwrap();
+    let object = seal_manifest(&AT, &nowhere, ring().sealing().unwrap(), &manifest(), 1).unwrap();
     let error = peek_manifest(&object, &AT, &ring()).unwrap_err();
     assert!(matches!(error, CodecError::Decode(DecodeError::Range { .. })), "{error}");
 }
@@ -180,7 +185,7 @@ fn pages() -> Vec<Page> {
 }
 
 fn builder(part: u32) -> PartBuilder {
-    PartBuilder::new(AT, part, (&key(), KEY), 1).unwrap()
+    PartBuilder::new(AT, part, ring().sealing().unwrap(), 1).unwrap()
 }
 
 fn sealed_part(part: u32, pages: &[Page], is_delta: bool) -> (Vec<u8>, PartShape, Directory) {
@@ -328,7 +333,7 @@ fn pages_do_not_move_in_a_part_or_between_parts_or_attempts() {
     moved(0, &other[shape.front_bytes as usize..][..sealed[0].len()]);
     moved(0, &opened(&sealed_part(PART, &all, true)).1[0]);
     let to = MapPlace { attempt: MapAttempt([9; 16]), ..AT };
-    let mut builder = PartBuilder::new(to, PART, (&key(), KEY), 1).unwrap();
+    let mut builder = PartBuilder::new(to, PART, ring().sealing().unwrap(), 1).unwrap();
     builder.push(&all[0], true).unwrap();
     let (other, shape, _) = builder.finish().unwrap();
     moved(0, &other[shape.front_bytes as usize..]);
@@ -338,7 +343,7 @@ fn pages_do_not_move_in_a_part_or_between_parts_or_attempts() {
 
 /// A part as only somebody with the data key could make it: these pages, sealed as they are, behind this directory.
 fn made_up(pages: &[&[u8]], directory: &Directory, pages_bytes: u64) -> (Vec<u8>, usize) {
-    let mut object = ObjectSealer::draw(AT.part(PART), &key(), KEY).unwrap();
+    let mut object = ObjectSealer::draw(AT.part(PART), 0, ring().sealing().unwrap()).unwrap();
     let mut sealed = Vec::new();
     for ((number, raw), at) in (0..).zip(pages).zip(&directory.pages) {
         let aad = aad(&object.place, number, at.raw_bytes, at.compression);
@@ -349,7 +354,7 @@ fn made_up(pages: &[&[u8]], directory: &Directory, pages_bytes: u64) -> (Vec<u8>
     let fields = PartFields { attempt: AT.attempt, ordinal: AT.at.ordinal, pages_bytes };
     let own = |out: &mut Vec<u8>| fields.put(out);
     let (header, front) =
-        object.seal_body(&mut Compressor::new(1), 0, own, &directory.encode()).unwrap();
+        object.seal_body(&mut Compressor::new(1), own, &directory.encode()).unwrap();
     ([front, sealed].concat(), header.whole_bytes())
 }
 
@@ -432,11 +437,11 @@ fn a_wrong_or_missing_data_key_is_named() {
         let opened = open_manifest(&manifest, &AT, keys).map(drop);
         (opened.unwrap_err(), PartOpener::open(front, &AT, PART, keys).unwrap_err())
     };
-    let none = CodecError::NoKey { key: KEY };
+    let none = CodecError::NoKey { key: OWN };
     assert_eq!(both(&KeyRing::new(AT.vault)), (none.clone(), none));
     let mut wrong = KeyRing::new(AT.vault);
-    wrong.insert(KEY, DataKey::from_bytes([6; 32]));
-    let mismatch = |what| CodecError::KeyMismatch { what, key: KEY };
+    wrong.insert_own(OWN, DataKey::from_bytes([6; 32]));
+    let mismatch = |what| CodecError::KeyMismatch { what, key: OWN };
     assert_eq!(both(&wrong), (mismatch("map"), mismatch("map part")));
 }
 
@@ -455,9 +460,9 @@ fn the_other_implementation_opens_it_all() {
     assert_eq!(Directory::decode(&body).as_ref(), Ok(&part.2));
     for (number, page) in (0..).zip(pages()) {
         let (at, bytes) = (&opener.pages()[number as usize], &sealed[number as usize]);
-        let raw = open_page(&found.key, &AT.part(PART), number, at, bytes).unwrap();
+        let raw = open_page(found.key().unwrap(), &AT.part(PART), number, at, bytes).unwrap();
         assert_eq!(Page::decode(&raw), Ok(page));
-        let swapped = open_page(&found.key, &AT.part(PART), number + 1, at, bytes);
+        let swapped = open_page(found.key().unwrap(), &AT.part(PART), number + 1, at, bytes);
         assert_eq!(swapped, Err(TAMPERED));
     }
 }

@@ -83,8 +83,9 @@ fn derivation_is_part_of_the_format() {
     let salt = [0x22; 32];
     let context: [&[u8]; 2] = [b"vault", b"log"];
     let first = |purpose| {
-        let key = OpenKey::derive(&key, purpose, &context, &salt);
-        let commitment = hex::encode(&key.commit(&[b"head", b"er"])[..8]);
+        let commit = CommitKey::derive(&key, purpose, &context, &salt).commit(&[b"head", b"er"]);
+        let (key, commitment) =
+            (OpenKey::derive(&key, purpose, &context, &salt), hex::encode(&commit[..8]));
         let tag = key.cipher.seal(Domain::Body.nonce(0), b"aad", &mut []).unwrap();
         (commitment, hex::encode(&tag[..8]))
     };
@@ -96,30 +97,35 @@ fn derivation_is_part_of_the_format() {
 #[test]
 fn each_input_of_the_derivation_changes_the_key() {
     let key = DataKey::from_bytes([1; 32]);
-    let base = OpenKey::derive(&key, Purpose::Object, &[b"ab", b"c"], &[0; 32]);
-    let others = [
-        OpenKey::derive(&DataKey::from_bytes([2; 32]), Purpose::Object, &[b"ab", b"c"], &[0; 32]),
-        OpenKey::derive(&key, Purpose::Journal, &[b"ab", b"c"], &[0; 32]),
-        OpenKey::derive(&key, Purpose::Object, &[b"a", b"bc"], &[0; 32]),
-        OpenKey::derive(&key, Purpose::Object, &[b"ab", b"c"], &[1; 32]),
-    ];
-    let check = |key: &OpenKey| {
-        let (expected, found) = (key.commit(&[b"header"]), base.commit(&[b"header"]));
-        key.check(&expected, &found, "segment", KeyNumber(1))
+    let both = |key: &DataKey, purpose, context: [&[u8]; 2], salt| {
+        (
+            OpenKey::derive(key, purpose, &context, salt),
+            CommitKey::derive(key, purpose, &context, salt),
+        )
     };
+    let derived = || both(&key, Purpose::Object, [b"ab", b"c"], &[0; 32]);
+    let others = [
+        both(&DataKey::from_bytes([2; 32]), Purpose::Object, [b"ab", b"c"], &[0; 32]),
+        both(&key, Purpose::Journal, [b"ab", b"c"], &[0; 32]),
+        both(&key, Purpose::Object, [b"a", b"bc"], &[0; 32]),
+        both(&key, Purpose::Object, [b"ab", b"c"], &[1; 32]),
+    ];
+    let (base, committing) = derived();
+    let commitment = committing.commit(&[b"header"]);
+    let check = |key: &CommitKey| key.check(&[b"header"], &commitment, "segment", KeyNumber(1));
     let sealed = base.cipher.seal(Domain::Body.nonce(0), b"", &mut []).unwrap();
-    for other in &others {
-        assert_eq!(check(other).unwrap_err().kind(), ErrorKind::Corrupt);
+    for (other, committing) in &others {
+        assert_eq!(check(committing).unwrap_err().kind(), ErrorKind::Corrupt);
         other.open_in_place(Domain::Body, 0, b"", &mut sealed.clone()).unwrap_err();
     }
-    let again = OpenKey::derive(&key, Purpose::Object, &[b"ab", b"c"], &[0; 32]);
-    check(&again).unwrap();
+    let (again, committing) = derived();
+    check(&committing).unwrap();
     again.open_in_place(Domain::Body, 0, b"", &mut sealed.clone()).unwrap();
 }
 
 #[test]
 fn a_commitment_is_to_every_byte_and_not_to_how_it_is_handed_over() {
-    let key = OpenKey::derive(&DataKey::from_bytes([1; 32]), Purpose::Object, &[], &[0; 32]);
+    let key = CommitKey::derive(&DataKey::from_bytes([1; 32]), Purpose::Object, &[], &[0; 32]);
     let header = [7_u8; 200];
     let commitment = key.commit(&[&header]);
     for at in 0..header.len() {
@@ -137,23 +143,24 @@ fn a_sealer_never_repeats_a_nonce_or_a_salt() {
     let mut one = Sealer::draw(&key, Purpose::Journal, &[]).unwrap();
     let two = Sealer::draw(&key, Purpose::Journal, &[]).unwrap();
     assert_ne!(one.salt(), two.salt());
-    assert_ne!(one.key().commit(&[]), two.key().commit(&[]));
     let mut seen = std::collections::BTreeSet::new();
     for round in 0..3 {
-        for domain in [Domain::Frame, Domain::Body, Domain::Group, Domain::Page] {
+        for domain in [Domain::Frame, Domain::Body, Domain::Group, Domain::Page, Domain::Label] {
             assert_eq!(one.next_counter(domain), round, "each counts for itself");
             assert!(seen.insert(domain.nonce(one.next_counter(domain))));
             one.seal_slice(domain, &[], &mut [0; 8]).unwrap();
         }
     }
-    assert_eq!(seen.len(), 12);
+    assert_eq!(seen.len(), 15);
 }
 
 #[test]
 fn nothing_secret_is_printed() {
     let sealer = Sealer::draw(&DataKey::from_bytes([9; 32]), Purpose::Object, &[]).unwrap();
-    assert_eq!(format!("{sealer:?}"), "Sealer { next: [0, 0, 0, 0], .. }");
+    assert_eq!(format!("{sealer:?}"), "Sealer { next: [0, 0, 0, 0, 0], .. }");
     assert_eq!(format!("{:?}", sealer.key()), "OpenKey(..)");
+    let commit = CommitKey::derive(&DataKey::from_bytes([9; 32]), Purpose::Object, &[], &[0; 32]);
+    assert_eq!(format!("{commit:?}"), "CommitKey(..)");
 }
 
 #[test]
@@ -185,7 +192,6 @@ proptest! {
             for opening in BOTH {
                 let open =
                     OpenKey::derive_for(opening, &key, Purpose::Object, &[b"x"], sealer.salt());
-                prop_assert_eq!(open.commit(&[&aad]), sealer.key().commit(&[&aad]));
                 let mut copy = sealed.clone();
                 let opened = open.open_in_place(Domain::Frame, counter, &aad, &mut copy).unwrap();
                 prop_assert_eq!(&*opened, &plain[..]);

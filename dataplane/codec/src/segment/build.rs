@@ -3,7 +3,7 @@
 use super::frame::{FRAME, frame_aad, open_frame};
 use crate::compress::{Compressor, Pass};
 use crate::error::CodecError;
-use crate::keys::DataKey;
+use crate::keys::SealKeys;
 use crate::object::ObjectSealer;
 use crate::seal::{Domain, OpenKey};
 use farshore_proto::limits::{
@@ -15,7 +15,7 @@ use farshore_proto::segment::{
     ChunkPlace, Compression, SegmentChunk, SegmentFrame, SegmentHeader, SlotKind, SlotWriter, Span,
     Table, put_own,
 };
-use farshore_proto::{ChunkId, KeyNumber, LogId, Slot, Target, VaultId};
+use farshore_proto::{ChunkId, LogId, Slot, Target, VaultId};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -91,8 +91,8 @@ impl fmt::Debug for SegmentBuilder {
 }
 
 impl SegmentBuilder {
-    /// A builder for the segment of `slot` of `log`, put by `writer`, sealed under data key `number`, compressed
-    /// with zstd at `level`.
+    /// A builder for the segment of `slot` of `log`, put by `writer`, sealed with `keys`, compressed with zstd at
+    /// `level`.
     ///
     /// # Errors
     /// `Unavailable` if the operating system gives no random bytes.
@@ -101,11 +101,11 @@ impl SegmentBuilder {
         log: LogId,
         slot: Slot,
         writer: SlotWriter,
-        key: &DataKey,
-        number: KeyNumber,
+        keys: SealKeys<'_>,
         level: i32,
     ) -> Result<Self, CodecError> {
-        let object = ObjectSealer::draw(SegmentHeader::place(vault, log, slot), key, number)?;
+        let (place, kind) = (SegmentHeader::place(vault, log, slot), SlotKind::Segment);
+        let object = ObjectSealer::draw(place, kind.code(), keys)?;
         Ok(Self {
             writer,
             object,
@@ -306,7 +306,7 @@ impl SegmentBuilder {
         let frames_bytes = (self.pieces_bytes + self.sealed.len()) as u64;
         let (kind, writer) = (SlotKind::Segment, self.writer);
         let own = |out: &mut Vec<u8>| put_own(out, frames_bytes, &writer);
-        let (object, head) = self.object.seal_body(&mut self.compressor, kind.code(), own, &raw)?;
+        let (object, head) = self.object.seal_body(&mut self.compressor, own, &raw)?;
         let header = SegmentHeader { object, kind, frames_bytes, writer };
         let mut pieces = vec![head];
         pieces.extend(self.pieces);
@@ -365,14 +365,14 @@ pub fn slot_without_data(
     kind: SlotKind,
     (vault, log, slot): (VaultId, LogId, Slot),
     writer: SlotWriter,
-    key: &DataKey,
-    number: KeyNumber,
+    keys: SealKeys<'_>,
 ) -> Result<Vec<u8>, CodecError> {
     assert_ne!(kind, SlotKind::Segment, "segments have data");
-    let mut sealer = ObjectSealer::draw(SegmentHeader::place(vault, log, slot), key, number)?;
+    let place = SegmentHeader::place(vault, log, slot);
+    let mut sealer = ObjectSealer::draw(place, kind.code(), keys)?;
     let own = |out: &mut Vec<u8>| put_own(out, 0, &writer);
     let table = Table::default().encode();
-    let (_, object) = sealer.seal_body(&mut Compressor::new(1), kind.code(), own, &table)?;
+    let (_, object) = sealer.seal_body(&mut Compressor::new(1), own, &table)?;
     Ok(object)
 }
 
@@ -383,15 +383,22 @@ fn narrow(value: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::ring;
     use super::*;
 
     #[test]
     fn a_frame_that_does_not_open_to_what_went_in_is_noticed_by_either_cipher() {
-        let key = DataKey::from_bytes([5; 32]);
+        let ring = ring();
         let (vault, log) = (VaultId([1; 16]), LogId([2; 16]));
-        let mut builder =
-            SegmentBuilder::new(vault, log, Slot(1), SlotWriter::of_run(1), &key, KeyNumber(1), 1)
-                .unwrap();
+        let mut builder = SegmentBuilder::new(
+            vault,
+            log,
+            Slot(1),
+            SlotWriter::of_run(1),
+            ring.sealing().unwrap(),
+            1,
+        )
+        .unwrap();
         builder.push_chunk(ChunkId([0; 32]), &vec![3; 4 * BLOCK_BYTES]);
         let filling = builder.filling.clone();
         let compression = builder.compressor.compress(&filling, &mut builder.sealed).unwrap();
@@ -410,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_full_frame_is_closed_bit_by_bit_or_by_the_next_push() {
-        let key = DataKey::from_bytes([5; 32]);
+        let ring = ring();
         let (vault, log) = (VaultId([1; 16]), LogId([2; 16]));
         let chunk: Vec<u8> =
             (0..narrow(SEGMENT_FRAME_BYTES / 8)).flat_map(u32::to_le_bytes).collect();
@@ -421,8 +428,7 @@ mod tests {
                 log,
                 Slot(1),
                 SlotWriter::of_run(1),
-                &key,
-                KeyNumber(1),
+                ring.sealing().unwrap(),
                 1,
             )
             .unwrap();
@@ -446,13 +452,19 @@ mod tests {
 
     #[test]
     fn a_failure_in_a_push_is_told_at_the_end() {
-        let key = DataKey::from_bytes([5; 32]);
+        let ring = ring();
         let (vault, log) = (VaultId([1; 16]), LogId([2; 16]));
-        let mut builder =
-            SegmentBuilder::new(vault, log, Slot(1), SlotWriter::of_run(1), &key, KeyNumber(1), 1)
-                .unwrap();
+        let mut builder = SegmentBuilder::new(
+            vault,
+            log,
+            Slot(1),
+            SlotWriter::of_run(1),
+            ring.sealing().unwrap(),
+            1,
+        )
+        .unwrap();
         // A key of another salt stands for a cipher that does not do what it should.
-        let other = ObjectSealer::draw(builder.object.place, &key, KeyNumber(1)).unwrap();
+        let other = ObjectSealer::draw(builder.object.place, 1, ring.sealing().unwrap()).unwrap();
         builder.object.cross = other.cross;
         builder.push_chunk(ChunkId([0; 32]), &[3; BLOCK_BYTES]);
         let error = builder.finish().unwrap_err();

@@ -118,8 +118,8 @@ impl Opener {
         let Some(frame) = table.frames.get(number as usize) else {
             return Err(CodecError::Missing { what: FRAME, number: number.into() });
         };
-        let header = &self.header.object;
-        open_frame(&self.object.key, &header.place, &header.salt, number, frame, sealed, out)
+        let (header, key) = (&self.header.object, self.object.key()?);
+        open_frame(key, &header.place, &header.salt, number, frame, sealed, out)
     }
 
     /// Opens the table and every frame of a whole object; `each` gets the number and bytes of each

@@ -25,6 +25,7 @@ pub(super) const VAULT: VaultId = VaultId([1; 16]);
 pub(super) const LOG: LogId = LogId([2; 16]);
 pub(super) const SLOT: Slot = Slot(7);
 pub(super) const KEY: KeyNumber = KeyNumber(1);
+const OWN: KeyNumber = KeyNumber(3);
 const WRITER: SlotWriter = SlotWriter {
     incarnation: 3,
     horizon: 2,
@@ -37,6 +38,7 @@ const THERE: Target = Target { log: LogId([9; 16]), slot: Slot(3), attempt: Atte
 pub(super) fn ring_of(byte: u8) -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([byte; 32]));
+    ring.insert_own(OWN, DataKey::from_bytes([byte; 32]));
     ring.insert_root(KeyNumber(9), RootKey::from_bytes([byte; 32]));
     ring
 }
@@ -50,7 +52,7 @@ fn hasher() -> ChunkHasher {
 }
 
 pub(super) fn builder_at(vault: VaultId, log: LogId, slot: Slot) -> SegmentBuilder {
-    SegmentBuilder::new(vault, log, slot, WRITER, ring().get(KEY).unwrap(), KEY, 1).unwrap()
+    SegmentBuilder::new(vault, log, slot, WRITER, ring().sealing().unwrap(), 1).unwrap()
 }
 
 pub(super) fn builder() -> SegmentBuilder {
@@ -319,7 +321,7 @@ fn no_field_of_the_header_is_believed_that_was_not_sealed() {
     ];
     for forgery in forgeries {
         let error = opener(&forged(&forgery, &whole)).unwrap_err();
-        let mismatch = CodecError::KeyMismatch { what: "segment", key: KEY };
+        let mismatch = CodecError::KeyMismatch { what: "segment", key: OWN };
         assert_eq!(error, mismatch, "{forgery:?}");
     }
     opener(&forged(&header, &whole)).unwrap();
@@ -351,9 +353,9 @@ fn the_aad_of_a_frame_is_part_of_the_format() {
 fn a_wrong_or_missing_data_key_is_named() {
     let object = small().bytes;
     let error = Opener::open_header(&object, VAULT, LOG, SLOT, &ring_of(6)).unwrap_err();
-    assert_eq!(error, CodecError::KeyMismatch { what: "segment", key: KEY });
+    assert_eq!(error, CodecError::KeyMismatch { what: "segment", key: OWN });
     let error = Opener::open_header(&object, VAULT, LOG, SLOT, &KeyRing::new(VAULT)).unwrap_err();
-    assert_eq!(error, CodecError::NoKey { key: KEY });
+    assert_eq!(error, CodecError::NoKey { key: OWN });
 }
 
 #[test]
@@ -387,8 +389,8 @@ fn the_other_implementation_opens_it_all() {
 fn a_seal_or_fill_opens_to_an_empty_table_and_only_in_its_place() {
     let ring = ring();
     for kind in [SlotKind::Seal, SlotKind::Fill] {
-        let key = ring.get(KEY).unwrap();
-        let object = slot_without_data(kind, (VAULT, LOG, SLOT), WRITER, key, KEY).unwrap();
+        let keys = ring.sealing().unwrap();
+        let object = slot_without_data(kind, (VAULT, LOG, SLOT), WRITER, keys).unwrap();
         let opener = opener(&object).unwrap();
         assert_eq!((opener.header().kind, opener.header().writer), (kind, WRITER));
         assert_eq!(opener.header().object_bytes(), object.len() as u64);
@@ -410,10 +412,10 @@ fn a_seal_or_fill_with_something_in_its_table_is_refused() {
     for kind in [SlotKind::Seal, SlotKind::Fill] {
         let place = SegmentHeader::place(VAULT, LOG, SLOT);
         let own = |out: &mut Vec<u8>| put_own(out, 0, &WRITER);
-        let key = ring();
-        let mut sealer = ObjectSealer::draw(place, key.get(KEY).unwrap(), KEY).unwrap();
+        let ring = ring();
+        let mut sealer = ObjectSealer::draw(place, kind.code(), ring.sealing().unwrap()).unwrap();
         let mut compressor = Compressor::new(1);
-        let sealed = sealer.seal_body(&mut compressor, kind.code(), own, &table.encode());
+        let sealed = sealer.seal_body(&mut compressor, own, &table.encode());
         let error = open(&sealed.unwrap().1).unwrap_err();
         assert!(
             matches!(error, CodecError::Length { what: "table of a seal or fill", .. }),
@@ -425,8 +427,8 @@ fn a_seal_or_fill_with_something_in_its_table_is_refused() {
 #[test]
 #[should_panic(expected = "segments have data")]
 fn a_slot_without_data_is_no_segment() {
-    let key = DataKey::from_bytes([5; 32]);
-    let _ = slot_without_data(SlotKind::Segment, (VAULT, LOG, SLOT), WRITER, &key, KEY);
+    let at = (VAULT, LOG, SLOT);
+    let _ = slot_without_data(SlotKind::Segment, at, WRITER, ring().sealing().unwrap());
 }
 
 #[test]

@@ -268,9 +268,9 @@ fn attempts(vault: &Vault) -> [Attempt; 4] {
             assert_eq!(claimed, Claim::Claimed { ordinal: 1 });
         })
     };
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     let (at, writer) = ((vault.id(), log, Slot(3)), SlotWriter::of_run(1));
-    let object = Bytes::from(slot_without_data(SlotKind::Fill, at, writer, key, number).unwrap());
+    let object = Bytes::from(slot_without_data(SlotKind::Fill, at, writer, keys).unwrap());
     let segment = move |vault: Vault| -> BoxFuture<'static, ()> {
         let object = object.clone();
         Box::pin(async move {

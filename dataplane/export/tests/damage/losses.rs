@@ -41,6 +41,7 @@ fn losses(bench: &Bench) -> Vec<Loss> {
         loss(key_name(1), true, none(), none(), none()),
         loss(key_name(2), true, none(), none(), none()),
         loss(key_name(3), true, none(), none(), none()),
+        loss(key_name(4), true, none(), none(), none()),
         loss(world.epoch(A, 1), true, all(6), none(), none()),
         // Without it the end of epoch 1 is not known.
         loss(world.epoch(A, 2), true, all(6), none(), none()),
@@ -143,7 +144,7 @@ async fn a_vault_without_its_identity_is_told_from_none_and_gets_it_back() {
 #[tokio::test]
 async fn without_a_data_key_what_it_opens_is_refused_by_its_name_and_the_rest_reads() {
     let bench = Bench::new().await;
-    bench.full.apply(&key_name(3), &Damage::Gone).await;
+    bench.full.apply(&key_name(4), &Damage::Gone).await;
     let vault = bench.full.reopen().await.unwrap();
     let mut read = Vec::new();
     for (at, point) in bench.world.writer.points.iter().enumerate() {
@@ -152,7 +153,7 @@ async fn without_a_data_key_what_it_opens_is_refused_by_its_name_and_the_rest_re
             Ok(()) => read.push(at),
             Err(error) => {
                 let text = error.to_string();
-                assert!(text.contains(&format!("object {} is missing; ", key_name(3))), "{text}");
+                assert!(text.contains(&format!("object {} is missing; ", key_name(4))), "{text}");
             }
         }
     }
@@ -161,7 +162,7 @@ async fn without_a_data_key_what_it_opens_is_refused_by_its_name_and_the_rest_re
     assert_eq!(bench.world.writer.points[read[0]].volume, C);
     let report = farshore_vault::verify::verify(&vault, true, |_| {}).await.unwrap();
     let problems = report.problems.iter();
-    let named = problems.filter(|problem| problem.object.to_string() == key_name(3)).count();
+    let named = problems.filter(|problem| problem.object.to_string() == key_name(4)).count();
     assert!(named > 0, "{report:#?}");
 }
 

@@ -44,7 +44,7 @@ async fn an_object_of_a_vault_with_the_same_keys_is_named() {
 async fn the_identity_and_keys_of_a_vault_with_the_same_recovery_key_open_nothing_here() {
     let bench = Bench::new().await;
     let twin = World::of(VaultId([0x78; 16])).await;
-    for name in ["vault".to_owned(), key_name(1), key_name(2), key_name(3)] {
+    for name in ["vault".to_owned(), key_name(1), key_name(2), key_name(3), key_name(4)] {
         bench.full.apply(&name, &Damage::Bytes(twin.objects[&name].clone())).await;
     }
     let vault = bench.full.reopen().await.unwrap();
@@ -211,10 +211,10 @@ async fn a_seal_in_the_place_of_a_segment_is_missed_by_later_epochs() {
     let mut bench = Bench::new().await;
     let name = bench.world.slot(0, REFILLED.0);
     let vault = bench.world.writer.vault.clone();
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     let log = bench.world.writer.logs[0].id;
     let (at, writer) = ((vault.id(), log, REFILLED), SlotWriter::of_run(1));
-    let seal = slot_without_data(SlotKind::Seal, at, writer, key, number).unwrap();
+    let seal = slot_without_data(SlotKind::Seal, at, writer, keys).unwrap();
     let (problems, refused) = bench.look(&name, seal.into()).await;
     let objects: Vec<String> = problems.iter().map(|problem| problem.object.to_string()).collect();
     for volume in [A, B] {

@@ -13,7 +13,7 @@
 use crate::write::Writer;
 use bytes::Bytes;
 use farshore_codec::{DataKey, RootKey, VaultKey, WrappingKey};
-use farshore_proto::vault::VaultObject;
+use farshore_proto::vault::{OWN_KEY, VaultObject};
 use farshore_proto::{Domain, KeyNumber, Slot, VaultId, VolumeId};
 use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::layout::ObjectName;
@@ -37,7 +37,7 @@ pub(crate) const LAST: Slot = Slot(4);
 pub(crate) const SEAL: Slot = Slot(5);
 
 /// The same for every world, so that two differ in the vault's id only.
-const KEYS: [[u8; 32]; 3] = [[0x50; 32], [0x51; 32], [0x52; 32]];
+const KEYS: [[u8; 32]; 4] = [[0x50; 32], [0x51; 32], [0x52; 32], [0x53; 32]];
 const RECOVERY: &str = "4242424242424242424242424242424242424242424242424242424242424242";
 
 /// A finished vault.
@@ -80,8 +80,9 @@ async fn add_key(store: &Store, vault: VaultId, number: u32) {
         1 => VaultKey::Root(RootKey::from_bytes(bytes)),
         _ => VaultKey::Data(DataKey::from_bytes(bytes)),
     };
-    let number = KeyNumber(number);
-    let object = recovery_key().wrap(vault, number, Domain::FIRST, &key).unwrap().encode();
+    let (number, own) = (KeyNumber(number), OWN_KEY);
+    let domain = if number == own { Domain::OWN } else { Domain::FIRST };
+    let object = recovery_key().wrap(vault, number, domain, &key).unwrap().encode();
     let name = ObjectName::key(number, recovery_key().wrapper().fingerprint);
     store.create(&name, object).await.unwrap();
 }
@@ -105,6 +106,7 @@ impl World {
         let store = Store::over(Arc::clone(&memory) as Arc<dyn ObjectStore>, "memory:");
         add_key(&store, id, 1).await;
         add_key(&store, id, 2).await;
+        add_key(&store, id, 3).await;
         let object = VaultObject::new(id);
         store.create(&ObjectName::vault(), object.encode()).await.unwrap();
         let mut writer = Writer::new(open(&memory).await, &[24, 24, 168], 2);
@@ -149,7 +151,7 @@ async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: Va
     writer.write(A, 1, &[0]);
     writer.mark(A, 2, &[16, 18]);
     writer.commit(0).await;
-    add_key(store, id, 3).await;
+    add_key(store, id, 4).await;
     writer.vault = open(memory).await;
     writer.write(A, 8, &[20, 22]);
     writer.end(A, false);

@@ -216,10 +216,10 @@ impl Writer {
     /// Builds the next segment of a log out of all spans that are ready for it.
     pub(crate) fn build(&mut self, log: usize) -> Bytes {
         let Log { id, next: slot, incarnation, .. } = self.logs[log];
-        let (number, key) = self.vault.newest_key();
-        let (key, vault) = (key.clone(), self.vault.id());
+        let keys = self.vault.seal_keys();
+        let vault = self.vault.id();
         let writer = SlotWriter::of_run(incarnation);
-        let mut builder = SegmentBuilder::new(vault, id, slot, writer, &key, number, 1).unwrap();
+        let mut builder = SegmentBuilder::new(vault, id, slot, writer, keys, 1).unwrap();
         let mut here = BTreeMap::new();
         // Which chunk of the table each span's blocks hold.
         let mut spans = Vec::new();

@@ -81,14 +81,22 @@ fn batch(ops: &[Op]) -> (Vec<SpanPlan>, Frames, Image) {
     (batch.close().0, frames, image)
 }
 
+fn ring() -> KeyRing {
+    let mut ring = KeyRing::new(VAULT);
+    ring.insert(NUMBER, DataKey::from_bytes([5; 32]));
+    ring.insert_own(KeyNumber(3), DataKey::from_bytes([6; 32]));
+    ring
+}
+
 /// Builds a segment and reads the volume back out of it, and out of `elsewhere` for chunks that
 /// `known` says are there.
 fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanStats, Held) {
-    let key = DataKey::from_bytes([5; 32]);
+    let ring = ring();
     let keys = VaultKeys::derive(&RootKey::from_bytes([5; 32]), VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
     let slot = Slot(known.len() as u64);
-    let mut builder = SegmentBuilder::new(VAULT, LOG, slot, WRITER, &key, NUMBER, 1).unwrap();
+    let mut builder =
+        SegmentBuilder::new(VAULT, LOG, slot, WRITER, ring.sealing().unwrap(), 1).unwrap();
     builder.check_each_frame();
     let mut build = Build::new(&chunker, &hasher, builder, spans);
     let lookup = |ids: &[ChunkId]| -> Vec<Option<Location>> {
@@ -97,8 +105,6 @@ fn build(spans: Vec<SpanPlan>, frames: &Frames, known: &Held) -> (Image, SpanSta
     while build.step(|handle| frames.get(handle), lookup) {}
     let (built, stats) = build.finish().unwrap();
 
-    let mut ring = KeyRing::new(VAULT);
-    ring.insert(NUMBER, key);
     let opener = Opener::open_header(&built.bytes(), VAULT, LOG, slot, &ring).unwrap();
     let mut raw = Vec::new();
     opener
@@ -188,10 +194,11 @@ fn a_duplicate_at_a_slot_that_no_log_has_is_stored_again() {
         };
         batch.add(&entry, 0);
     }
-    let key = DataKey::from_bytes([5; 32]);
+    let ring = ring();
     let keys = VaultKeys::derive(&RootKey::from_bytes([5; 32]), VAULT);
     let (chunker, hasher) = (Chunker::new(&keys.chunk_key), ChunkHasher::new(keys.id_key));
-    let builder = SegmentBuilder::new(VAULT, LOG, Slot(0), WRITER, &key, NUMBER, 1).unwrap();
+    let builder =
+        SegmentBuilder::new(VAULT, LOG, Slot(0), WRITER, ring.sealing().unwrap(), 1).unwrap();
     let mut build = Build::new(&chunker, &hasher, builder, batch.close().0);
     // Every chunk is known, each in a log of its own; one at a slot that no log has.
     let logs = std::cell::Cell::new(0_u128);

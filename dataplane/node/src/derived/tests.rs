@@ -47,9 +47,9 @@ async fn wait_for(dir: &Path, folder: &str) {
 
 /// A segment with so many new chunks of one block, the first made of `first`; it is put.
 async fn commit_chunks(vault: &Vault, slot: Slot, first: u64, count: u64) -> (Target, Table) {
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     let writer = SlotWriter::of_run(1);
-    let mut builder = SegmentBuilder::new(vault.id(), LOG, slot, writer, key, number, 1).unwrap();
+    let mut builder = SegmentBuilder::new(vault.id(), LOG, slot, writer, keys, 1).unwrap();
     for chunk in first..first + count {
         let bytes = chunk.to_le_bytes().repeat(BLOCK_BYTES / 8);
         builder.push_chunk(vault.hasher().id(&bytes), &bytes);
@@ -73,10 +73,9 @@ async fn commit_volume(vault: &Vault) {
         base: None,
     };
     claim(vault, VOLUME, &body).await.unwrap();
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     let writer = SlotWriter::of_run(1);
-    let mut builder =
-        SegmentBuilder::new(vault.id(), LOG, Slot(0), writer, key, number, 1).unwrap();
+    let mut builder = SegmentBuilder::new(vault.id(), LOG, Slot(0), writer, keys, 1).unwrap();
     let bytes = vec![5; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
     let chunk = builder.push_chunk(vault.hasher().id(&bytes), &bytes);
     let point = PointId([3; 16]);

@@ -40,9 +40,9 @@ async fn commit(vault: &Vault, log: LogId, first: u8) -> (Built, Vec<ChunkId>) {
 }
 
 async fn commit_at(vault: &Vault, (log, slot): (LogId, Slot), first: u8) -> (Built, Vec<ChunkId>) {
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     let writer = SlotWriter::of_run(1);
-    let mut builder = SegmentBuilder::new(vault.id(), log, slot, writer, key, number, 1).unwrap();
+    let mut builder = SegmentBuilder::new(vault.id(), log, slot, writer, keys, 1).unwrap();
     let chunk = |byte: u8| {
         let bytes = vec![byte; CHUNK_BLOCKS_MIN * BLOCK_BYTES];
         let id = vault.hasher().id(&bytes);

@@ -107,11 +107,10 @@ async fn at(world: &World, number: u64) -> At {
 
 /// A segment of some chunks in the vault, and its bytes.
 async fn commit(world: &World, slot: u64) -> (Target, Table, Vec<u8>) {
-    let (number, key) = world.vault.newest_key();
+    let keys = world.vault.seal_keys();
     let (vault, log) = (&world.vault, LogId([1; 16]));
     let writer = SlotWriter::of_run(1);
-    let mut builder =
-        SegmentBuilder::new(vault.id(), log, Slot(slot), writer, key, number, 1).unwrap();
+    let mut builder = SegmentBuilder::new(vault.id(), log, Slot(slot), writer, keys, 1).unwrap();
     for byte in 1..=4_u8 {
         let bytes = vec![byte.wrapping_mul(31) ^ u8::try_from(slot).unwrap(); 4 * BLOCK_BYTES];
         builder.push_chunk(vault.hasher().id(&bytes), &bytes);

@@ -33,16 +33,9 @@ pub(crate) async fn run<R: Rt>(core: Rc<Core<R>>) {
 /// Builds one segment; none if the log was sealed meanwhile.
 async fn build<R: Rt>(core: &Core<R>, plan: Plan) -> Result<Option<Request>, CodecError> {
     let (dedup, log) = (&core.parts.dedup, core.parts.log);
-    let owner = &core.parts.journal.owner;
-    let builder = SegmentBuilder::new(
-        owner.vault,
-        log,
-        plan.slot,
-        plan.writer,
-        &owner.key,
-        owner.number,
-        dedup.level(),
-    )?;
+    let keys = core.parts.keys.sealing()?;
+    let (vault, level) = (core.parts.keys.vault(), dedup.level());
+    let builder = SegmentBuilder::new(vault, log, plan.slot, plan.writer, keys, level)?;
     let mut build = Build::new(dedup.chunker(), dedup.hasher(), builder, plan.spans);
     loop {
         match build.advance(|handle| core.frame(handle)) {

@@ -15,6 +15,7 @@ use crate::rt::{Post, Rt, Signal, Turnstile};
 use crate::services::{Request, Services};
 use crate::state::Logs;
 use farshore_client::Identity;
+use farshore_codec::KeyRing;
 use farshore_engine::batch::{Entry, Handle, SpanPlan};
 use farshore_engine::claims::{Cause, Wanted};
 use farshore_engine::shard::{Input, Output, SessionId, Settings, Shard};
@@ -41,6 +42,8 @@ pub(crate) struct ShardParts {
     pub(crate) incarnation: u64,
     pub(crate) settings: Settings,
     pub(crate) journal: JournalDir,
+    /// What segments are sealed with.
+    pub(crate) keys: Arc<KeyRing>,
     pub(crate) services: Services,
     pub(crate) shards: Vec<Post<Message>>,
     pub(crate) assignments: Arc<Assignments>,

@@ -30,6 +30,11 @@ pub enum SlotKind {
     Fill,
 }
 
+/// Whether a slot of this variant holds nothing of any domain: `None` if its kind is not known.
+pub(crate) fn is_own(variant: u8) -> Option<bool> {
+    SlotKind::from_code(variant).ok().map(|kind| kind != SlotKind::Segment)
+}
+
 impl SlotKind {
     /// Its byte in the header.
     #[must_use]

@@ -11,6 +11,7 @@ use farshore_proto::index_run::IndexRun;
 use farshore_proto::machine::MachineBody;
 use farshore_proto::map::{Directory, Manifest, Page};
 use farshore_proto::register::RegisterBody;
+use farshore_proto::revision::RevisionBody;
 use farshore_proto::segment::Table;
 
 /// Bit of a section that a reader must understand.
@@ -106,12 +107,13 @@ pub(crate) struct Body {
 }
 
 const TABLE: &[(u16, u32)] = &[(1, 12), (2, 32), (3, 48), (4, 72), (5, 20), (6, 64)];
-const EPOCH: &[(u16, u32)] = &[(1, 56), (2, 1), (3, 16), (4, 48)];
+const EPOCH: &[(u16, u32)] = &[(1, 64), (2, 1), (3, 16), (4, 48)];
 const MANIFEST: &[(u16, u32)] = &[(1, 64), (2, 56), (3, 16)];
 const DIRECTORY: &[(u16, u32)] = &[(1, 32), (2, 8), (3, 4)];
 const PAGE: &[(u16, u32)] = &[(2, 32), (3, 28), (4, 16), (5, 8), (6, 20)];
 const RUN: &[(u16, u32)] = &[(1, 16), (2, 32), (3, 44)];
 const CHECKPOINT: &[(u16, u32)] = &[(1, 32), (2, 88)];
+const REVISION: &[(u16, u32)] = &[(1, 24), (2, 16), (3, 8)];
 const HORIZON: &[(u16, u32)] = &[(1, 32), (2, 88), (3, 48)];
 const REGISTER: &[(u16, u32)] = &[(1, 64), (2, 32), (3, 24), (4, 32)];
 const MACHINE: &[(u16, u32)] = &[(1, 32), (2, 1), (3, 1), (4, 64), (5, 1)];
@@ -121,7 +123,9 @@ const BASE: &[(u16, u32)] = &[(1, 128), (2, 112)];
 pub(crate) fn bodies() -> Vec<Body> {
     type Again = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
     let table: Again = |bytes| Ok(Table::decode(bytes)?.encode());
-    let epoch: Again = |bytes| Ok(EpochBody::decode(bytes)?.encode());
+    let epoch: Again =
+        |bytes| EpochBody::decode(bytes).map(|(body, label)| body.encode(label.as_ref()));
+    let revision: Again = |bytes| Ok(RevisionBody::decode(bytes)?.encode());
     let manifest: Again = |bytes| Ok(Manifest::decode(bytes)?.encode());
     let directory: Again = |bytes| Ok(Directory::decode(bytes)?.encode());
     let page: Again = |bytes| Ok(Page::decode(bytes)?.encode());
@@ -137,8 +141,18 @@ pub(crate) fn bodies() -> Vec<Body> {
     vec![
         body("table", samples::table().encode(), table, TABLE),
         body("table with stamps", samples::stamped_table().encode(), table, TABLE),
-        body("epoch body", samples::epoch_body().encode(), epoch, EPOCH),
-        body("epoch body with a stamp", samples::stamped_epoch_body().encode(), epoch, EPOCH),
+        body(
+            "epoch body",
+            samples::epoch_body().encode(Some(&samples::sealed_label())),
+            epoch,
+            EPOCH,
+        ),
+        body(
+            "epoch body with a stamp",
+            samples::stamped_epoch_body().encode(Some(&samples::sealed_label())),
+            epoch,
+            EPOCH,
+        ),
         body("map body", samples::manifest().encode(), manifest, MANIFEST),
         body("map body without a mark", unmarked_manifest().encode(), manifest, MANIFEST),
         body("map directory", samples::directory().encode(), directory, DIRECTORY),
@@ -147,6 +161,7 @@ pub(crate) fn bodies() -> Vec<Body> {
         body("map page of zeros", samples::zero_page().encode(), page, PAGE),
         body("index run body", samples::index_run().encode(), run, RUN),
         body("checkpoint body", samples::checkpoint().encode(), checkpoint, CHECKPOINT),
+        body("revision body", samples::revision().encode(), revision, REVISION),
         body("horizon body", samples::horizon().encode(), horizon, HORIZON),
         body("register body", samples::register().encode(), register, REGISTER),
         body("machine body", samples::machine_body().encode(), machine, MACHINE),

@@ -79,6 +79,9 @@ pub(crate) fn heads() -> Vec<(ObjectKind, Vec<u8>, Again)> {
         head(ObjectKind::Checkpoint, samples::checkpoint_object(), |bytes| {
             head_again(ObjectKind::Checkpoint, bytes)
         }),
+        head(ObjectKind::Revision, samples::revision_object(), |bytes| {
+            head_again(ObjectKind::Revision, bytes)
+        }),
         head(ObjectKind::Horizon, samples::horizon_object(), |bytes| {
             head_again(ObjectKind::Horizon, bytes)
         }),
@@ -368,7 +371,7 @@ fn no_layout_holds_a_seq_without_a_next() {
         ("map body", &[MAP_MARK + 8]),
         ("map body", &[LAYER + 8]),
         ("epoch body", &[48]),
-        ("epoch body", &[173]),
+        ("epoch body", &[237]),
         ("table", &[SPAN + 32]),
         ("table", &[SPAN + 24, SPAN + 32]),
         ("checkpoint body", &[TAIL + 32]),
@@ -395,7 +398,7 @@ fn no_layout_holds_a_slot_without_others_behind_it() {
         ("segment", 48, false),
         ("segment", 192, true),
         ("epoch body", 40, false),
-        ("epoch body", 117, false),
+        ("epoch body", 181, false),
         ("table", TARGET + 16, false),
         ("table", SPAN + 40, true),
         ("map body", 16 + 16, false),

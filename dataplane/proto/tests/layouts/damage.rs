@@ -5,7 +5,7 @@ use crate::bodies::{Section, bodies, is_of_later, join, split};
 use crate::samples;
 use farshore_proto::base::BaseBody;
 use farshore_proto::checkpoint::CheckpointBody;
-use farshore_proto::epoch::EpochBody;
+use farshore_proto::epoch::{EpochBody, SealedLabel};
 use farshore_proto::frame::{Control, FrameHeader};
 use farshore_proto::horizon::HorizonBody;
 use farshore_proto::hrl::{HrlHeader, frame_at};
@@ -60,7 +60,7 @@ fn checked() -> Vec<Checked> {
             "vault",
             |bytes| VaultObject::decode(bytes).map(drop),
             samples::vault().encode(),
-            vec![36, 47, 87, 92, 95, 108, 124, 127],
+            vec![40, 47, 87, 92, 95, 108, 124, 127],
         ),
         header(
             "key",
@@ -77,7 +77,7 @@ fn checked() -> Vec<Checked> {
 fn checked_objects() -> Vec<Checked> {
     let object = |name, kind: ObjectKind, object: Vec<u8>, decode, own: [usize; 2]| {
         // Of every object, and behind them those of the kind.
-        let reserved = [&[60, 63, 74, 75, 84, 87][..], &own].concat();
+        let reserved = [&[60, 63, 74, 75][..], &own].concat();
         header(name, decode, object[..kind.header_bytes()].to_vec(), reserved)
     };
     let without_fields = |name, kind, bytes, decode| object(name, kind, bytes, decode, [152, 155]);
@@ -101,6 +101,9 @@ fn checked_objects() -> Vec<Checked> {
         without_fields("group", ObjectKind::Group, samples::group_object(), |bytes| {
             ObjectHeader::decode(ObjectKind::Group, bytes).map(drop)
         }),
+        without_fields("revision", ObjectKind::Revision, samples::revision_object(), |bytes| {
+            ObjectHeader::decode(ObjectKind::Revision, bytes).map(drop)
+        }),
         without_fields("horizon", ObjectKind::Horizon, samples::horizon_object(), |bytes| {
             ObjectHeader::decode(ObjectKind::Horizon, bytes).map(drop)
         }),
@@ -123,7 +126,8 @@ fn checked_objects() -> Vec<Checked> {
 }
 
 /// The layouts that are headers of objects.
-const OBJECTS: [&str; 11] = [
+const OBJECTS: [&str; 12] = [
+    "revision",
     "segment",
     "epoch",
     "map",
@@ -284,7 +288,18 @@ fn a_body_is_as_long_as_its_tag_and_no_longer_than_raw() {
 
 #[test]
 fn fields_out_of_range_are_refused() {
-    let of_all = OBJECTS.into_iter().flat_map(|name| [(name, 64, 0), (name, 68, 0)]);
+    // No key, none that the commitment goes by; a domain, or none, where the kind is to have the other.
+    let domain = |name| {
+        u8::from(!matches!(
+            name,
+            "segment" | "map" | "map part" | "index run" | "machine" | "group"
+        ))
+    };
+    let of_all = OBJECTS
+        .into_iter()
+        .flat_map(|name| [(name, 64, domain(name)), (name, 68, 0), (name, 84, 0)]);
+    // The domain's key is not the vault's own.
+    let of_all = of_all.chain([("segment", 68, 3), ("map", 84, 1), ("epoch", 68, 1)]);
     let of_segments = [("segment", 72, 0), ("segment", 56, 1), ("segment", 152, 0)];
     // No seq, one that has parts, a variant, no epoch.
     let of_maps = [("map", 48, 0), ("map", 56, 1), ("map", 72, 1), ("map", 184, 0)];
@@ -297,6 +312,7 @@ fn fields_out_of_range_are_refused() {
         ("index run", 72, 1),
         ("checkpoint", 72, 1),
         ("horizon", 72, 1),
+        ("revision", 72, 1),
         ("register entry", 72, 1),
         ("machine", 72, 1),
         ("group", 72, 1),
@@ -308,14 +324,14 @@ fn fields_out_of_range_are_refused() {
     }
     // Neither a seal nor a fill has frames.
     for kind in [2, 3] {
-        let error = with("segment", 72, &[kind]).unwrap_err();
+        let error = with("segment", 64, &[0, 0, 0, 0, 3, 0, 0, 0, kind]).unwrap_err();
         assert_eq!(error, DecodeError::Range { what: "frames of no segment", value: 20_016 });
     }
 }
 
 #[test]
 fn an_epoch_body_out_of_range_is_refused() {
-    let good = samples::epoch_body().encode();
+    let good = samples::epoch_body().encode(Some(&samples::sealed_label()));
     EpochBody::decode(&good).unwrap();
     let with = |at: usize, value: &[u8]| {
         let mut bad = good.clone();
@@ -328,22 +344,37 @@ fn an_epoch_body_out_of_range_is_refused() {
     assert!(range(with(40, &[0; 8])), "size 0");
     assert!(range(with(40, &(65_u64 << 40).to_le_bytes())), "size over the largest volume");
     assert!(range(with(52, &[1])), "a stamp of no life");
-    assert!(matches!(with(56 + 16, &[0xff]), DecodeError::Text { .. }), "label of other bytes");
-    let labelled = |bytes: u32| {
-        let head = split(&good).swap_remove(0);
-        EpochBody::decode(&join(&[head, Section::of_zeros(2, 1, 1, bytes)]))
+    assert!(range(with(56, &[0])), "a domain of none");
+    let newer = DecodeError::Newer { what: "epoch", feature: "domain", bit: 2 };
+    assert_eq!(with(56, &[2]), newer);
+    assert!(matches!(with(60, &[1]), DecodeError::Reserved { .. }));
+    assert!(range(with(64 + 16, &[0])), "a label under no key");
+    assert!(matches!(with(64 + 16 + 4, &[1]), DecodeError::Reserved { .. }));
+    let labelled = |bytes: usize| {
+        let label = SealedLabel { sealed: vec![7; bytes + 16], ..samples::sealed_label() };
+        let sealed = samples::epoch_body().encode(Some(&label));
+        EpochBody::decode(&sealed).map(|(_, found)| assert_eq!(found, Some(label)))
     };
-    assert_eq!(labelled(128).unwrap().label.len(), 128);
-    assert_eq!(labelled(129).unwrap_err().kind(), ErrorKind::Limit, "label over its limit");
+    labelled(1).unwrap();
+    labelled(128).unwrap();
+    assert!(range(labelled(0).unwrap_err()), "one that says nothing is left out");
+    let over = SealedLabel { sealed: vec![7; 129 + 16], ..samples::sealed_label() };
+    let over = [vec![1, 0, 0, 0, 0, 0, 0, 0], over.salt.to_vec(), over.sealed].concat();
+    let head = split(&good).swap_remove(0);
+    let labels = u32::try_from(over.len()).unwrap();
+    let mut bytes = join(&[head, Section::of_zeros(2, 1, 1, labels)]);
+    let at = bytes.len() - over.len();
+    bytes[at..].copy_from_slice(&over);
+    assert_eq!(EpochBody::decode(&bytes).unwrap_err().kind(), ErrorKind::Limit, "over its limit");
     let mut twice = split(&good);
-    twice[0] = Section::of_zeros(1, 1, 56, 2);
+    twice[0] = Section::of_zeros(1, 1, 64, 2);
     assert_eq!(EpochBody::decode(&join(&twice)).unwrap_err().kind(), ErrorKind::Limit, "two heads");
     assert!(range(EpochBody::decode(&join(&twice[1..])).unwrap_err()), "no head");
 }
 
 #[test]
 fn how_an_epoch_begins_is_one_of_the_ways_that_are_known() {
-    let good = samples::stamped_epoch_body().encode();
+    let good = samples::stamped_epoch_body().encode(Some(&samples::sealed_label()));
     let with = |at: usize, value: &[u8]| {
         let mut bad = good.clone();
         bad[at..at + value.len()].copy_from_slice(value);
@@ -355,7 +386,7 @@ fn how_an_epoch_begins_is_one_of_the_ways_that_are_known() {
             DecodeError::Range { .. } | DecodeError::Reserved { .. }
         )
     };
-    let (slot, kind, ordinal, seq) = (117, 125, 165, 173);
+    let (slot, kind, ordinal, seq) = (181, 189, 229, 237);
     for code in [0, 5, 255] {
         let error = with(kind, &[code]).unwrap_err();
         assert!(matches!(error, DecodeError::Newer { feature: "end", .. }), "way {code}: {error}");

@@ -57,9 +57,11 @@ fn what_must_be_understood_is_said_to_be_of_a_newer_version() {
     // The second section becomes another one that has the flag.
     let error = vault_with(96, &[7, 0]).unwrap_err();
     assert_eq!(error, DecodeError::Newer { what: "vault object", feature: "section", bit: 7 });
-    for (at, feature) in [(44, "key kind"), (45, "wrapper kind")] {
-        let newer = DecodeError::Newer { what: "key object", feature, bit: 3 };
-        assert_eq!(key_with(at, &[3]), Err(newer), "3 is that of passphrases to come");
+    // 3 is the kind of passphrases to come.
+    for (at, feature, code) in [(44, "key kind", 4), (44, "key kind", 127), (45, "wrapper kind", 3)]
+    {
+        let newer = DecodeError::Newer { what: "key object", feature, bit: code.into() };
+        assert_eq!(key_with(at, &[code]), Err(newer));
         let none = DecodeError::Range { what: feature, value: 0 };
         assert_eq!(key_with(at, &[0]), Err(none));
     }
@@ -108,13 +110,15 @@ fn domains_ascend_from_the_first_and_have_two_keys() {
         VaultObject::decode(&object.encode()).map(|found| assert_eq!(found, object))
     };
     vault_of(&[(1, 1, 2)]).unwrap();
-    vault_of(&[(1, 1, 2), (2, 3, 4), (9, 7, 5)]).unwrap();
+    vault_of(&[(1, 1, 2), (2, 6, 4), (9, 7, 5)]).unwrap();
     for bad in [
         &[][..],
         &[(2, 1, 2)],
         &[(0, 1, 2)],
-        &[(1, 1, 2), (1, 3, 4)],
-        &[(1, 1, 2), (3, 3, 4), (2, 5, 6)],
+        &[(1, 1, 2), (1, 5, 4)],
+        &[(1, 1, 2), (3, 7, 4), (2, 5, 6)],
+        &[(1, 1, 3)],
+        &[(1, 3, 2)],
         &[(1, 1, 1)],
         &[(1, 0, 2)],
         &[(1, 1, 0)],
@@ -122,9 +126,30 @@ fn domains_ascend_from_the_first_and_have_two_keys() {
         let error = vault_of(bad).unwrap_err();
         assert!(matches!(error, DecodeError::Range { .. }), "{bad:?}: {error}");
     }
-    let all: Vec<_> = (1..=128).map(|domain| (domain, 2 * domain - 1, 2 * domain)).collect();
+    let all: Vec<_> = (1..=128).map(|domain| (domain, 2 * domain + 2, 2 * domain + 3)).collect();
     assert_eq!(all.len(), DOMAINS_MAX);
     vault_of(&all).unwrap();
+    let own = |key| vault_with(36, &[key]).map(|vault| vault.own_key);
+    assert_eq!(own(9), Ok(KeyNumber(9)));
+    for taken in [0, 1, 2] {
+        assert!(matches!(own(taken), Err(DecodeError::Range { .. })), "{taken}");
+    }
+}
+
+/// A later program's keys are no concern of one that does not know them; a number may have no key for who asks.
+#[test]
+fn keys_of_kinds_from_128_on_are_passed_over() {
+    let kind = |code| key_with(44, &[code]).map(|key| key.header.kind);
+    assert_eq!(kind(3), Ok(KeyKind::Withheld));
+    for code in [128, 255] {
+        assert_eq!(kind(code), Ok(KeyKind::Other(code)));
+        let bytes = with(samples::key().encode(), 44, &[code]);
+        assert_eq!(KeyObject::decode(&bytes).map(|key| key.encode()), Ok(bytes));
+    }
+    // A data key may be the vault's own; chunk ids and cuts are always a domain's.
+    assert_eq!(key_with(40, &[0]).map(|key| key.header.domain), Ok(Domain::OWN));
+    let own_root = with(with(samples::key().encode(), 40, &[0]), 44, &[2]);
+    assert!(matches!(KeyObject::decode(&own_root), Err(DecodeError::Range { .. })));
 }
 
 #[test]
@@ -172,7 +197,7 @@ proptest! {
     fn whatever_is_laid_out_is_read_back(
         id: [u8; 16],
         key in 1_u32..,
-        domain in 1_u32..,
+        domain: u32,
         is_root: bool,
         kind in prop::sample::select(WrapperKind::ALL.to_vec()),
         fingerprint: [u8; 8],
@@ -185,7 +210,7 @@ proptest! {
             vault,
             key: KeyNumber(key),
             domain: Domain(domain),
-            kind: if is_root { KeyKind::Root } else { KeyKind::Data },
+            kind: if is_root && domain > 0 { KeyKind::Root } else { KeyKind::Data },
             wrapper: Wrapper { kind, fingerprint: Fingerprint(fingerprint) },
         };
         let object = KeyObject::new(header, nonce, wrapped.try_into().unwrap());
@@ -193,8 +218,8 @@ proptest! {
         let mut object = VaultObject::new(vault);
         object.domains.extend(domains.into_iter().map(|(domain, key)| DomainKeys {
             domain: Domain(domain),
-            root: KeyNumber(key),
-            data: KeyNumber(key + 1),
+            root: KeyNumber(key.max(4)),
+            data: KeyNumber(key.max(4) ^ 1),
         }));
         prop_assert_eq!(VaultObject::decode(&object.encode()), Ok(object));
     }

@@ -16,6 +16,7 @@ mod machines;
 mod maps;
 mod newer;
 mod registers;
+mod revisions;
 mod roundtrip;
 mod samples;
 mod tables;

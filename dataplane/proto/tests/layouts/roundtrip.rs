@@ -1,7 +1,7 @@
 //! Whatever an encoder lays out, its decoder reads back.
 
 use crate::samples;
-use farshore_proto::epoch::{EndKind, Ended, EpochBase, EpochBody};
+use farshore_proto::epoch::{EndKind, Ended, EpochBase, EpochBody, SealedLabel};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::hrl::{HrlHeader, frame_at};
 use farshore_proto::journal::{GroupHeader, JournalFileHeader, entries, put_entry};
@@ -283,14 +283,16 @@ prop_compose! {
     /// What all objects have, of a kind; a variant and a place are the kind's business.
     fn object(kind: ObjectKind)(
         vault: [u8; 16], subject: [u8; 16], number: u64, part: u32, domain in 1_u32..,
-        key in 1_u32.., raw in 0..=kind.body_bytes_max(), saved: prop::sample::Index, is_raw: bool,
+        key in 1_u32.., own_key in 1_u32.., raw in 0..=kind.body_bytes_max(), saved: prop::sample::Index, is_raw: bool,
         salt: [u8; 32], commitment: [u8; 32],
     ) -> ObjectHeader {
         let saved = if is_raw { 0 } else { saved.index(raw + 1) };
-        ObjectHeader {
+        let key = if key == own_key { key ^ 2 } else { key };
+        under(ObjectHeader {
             place: ObjectPlace { kind, vault: VaultId(vault), subject, number, part },
             domain: Domain(domain),
-            key: KeyNumber(key),
+            key: KeyNumber(key.max(1)),
+            own_key: KeyNumber(own_key),
             variant: 0,
             compression: if is_raw { Compression::Raw } else { Compression::Zstd },
             body_bytes: raw - saved + 16,
@@ -298,7 +300,15 @@ prop_compose! {
             salt,
             commitment,
             header_bytes: kind.header_bytes(),
-        }
+        })
+    }
+}
+
+/// The header of an object whose body goes by the vault's own key, if it is of such a kind.
+fn under(object: ObjectHeader) -> ObjectHeader {
+    match object.place.kind.is_own(object.variant) {
+        Some(true) => ObjectHeader { domain: Domain::OWN, key: object.own_key, ..object },
+        _ => object,
     }
 }
 
@@ -361,13 +371,14 @@ proptest! {
     #[test]
     fn epoch_bodies(
         epoch in 1_u64.., log: [u8; 16], slot in slot(), first_seq in seq(), size_bytes in size_bytes(),
-        stamp in stamp(), label in "\\PC{0,30}", ended in option::of(ended()), base in option::of(base()),
+        stamp in stamp(), label in option::of((1_u32.., any::<[u8; 32]>(), vec(any::<u8>(), 17..=144))), ended in option::of(ended()), base in option::of(base()),
     ) {
         let body = EpochBody {
             epoch: Epoch(epoch), log: LogId(log), first_slot: slot, first_seq, size_bytes,
-            stamp, label, ended, base,
+            stamp, label: String::new(), ended, base,
         };
-        prop_assert_eq!(EpochBody::decode(&body.encode()), Ok(body));
+        let label = label.map(|(key, salt, sealed)| SealedLabel { key: KeyNumber(key), salt, sealed });
+        prop_assert_eq!(EpochBody::decode(&body.encode(label.as_ref())), Ok((body, label)));
     }
 
     #[test]
@@ -379,7 +390,7 @@ proptest! {
     ) {
         let place = SegmentHeader::place(object.place.vault, LogId(object.place.subject), slot);
         let header = SegmentHeader {
-            object: ObjectHeader { place, variant: kind.code(), ..object },
+            object: under(ObjectHeader { place, variant: kind.code(), ..object }),
             kind,
             frames_bytes: if kind == SlotKind::Segment { frames_bytes } else { 0 },
             writer: SlotWriter { incarnation, horizon, register, checkpoint },
@@ -428,8 +439,9 @@ proptest! {
         epoch in object(ObjectKind::Epoch), run in object(ObjectKind::IndexRun),
         checkpoint in object(ObjectKind::Checkpoint), horizon in object(ObjectKind::Horizon), entry in object(ObjectKind::Register), machine in object(ObjectKind::Machine),
         group in object(ObjectKind::Group), base in object(ObjectKind::Base),
+        revision in object(ObjectKind::Revision),
     ) {
-        for header in [epoch, run, checkpoint, horizon, entry, machine, group, base] {
+        for header in [epoch, run, checkpoint, horizon, entry, machine, group, base, revision] {
             let bytes = header.encode(|own| own.extend([0; 4]));
             let (read, own) = ObjectHeader::decode(header.place.kind, &bytes).unwrap();
             prop_assert_eq!((read, own.left()), (header, 4));

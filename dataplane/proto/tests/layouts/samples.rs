@@ -6,7 +6,7 @@ pub(crate) use maps::*;
 
 use farshore_proto::base::{self, BaseBody, KeptPoint};
 use farshore_proto::checkpoint::{self, CheckpointBody, VolumeTail};
-use farshore_proto::epoch::{self, EndKind, Ended, EpochBase, EpochBody};
+use farshore_proto::epoch::{self, EndKind, Ended, EpochBase, EpochBody, SealedLabel};
 use farshore_proto::frame::{Ack, Control, FrameHeader, Hello, Refusal, RefusalReason, Welcome};
 use farshore_proto::group::{self, GroupBody, GroupKind, Member, MemberState};
 use farshore_proto::horizon::{self, HorizonBody};
@@ -20,12 +20,13 @@ use farshore_proto::mark::{Mark, MarkGroup};
 use farshore_proto::object::{ObjectHeader, ObjectPlace};
 use farshore_proto::register::At;
 use farshore_proto::register::{self, RegisterBody, State, Statement};
+use farshore_proto::revision::{self, RevisionBody};
 use farshore_proto::segment::{
     ChunkPlace, Compression, Extent, ExtentSource, SegmentChunk, SegmentFrame, SegmentHeader,
     SlotKind, SlotWriter, Span, Table,
 };
 use farshore_proto::targets::StoredChunk;
-use farshore_proto::vault::VaultObject;
+use farshore_proto::vault::{DomainKeys, OWN_KEY, VaultObject};
 use farshore_proto::{
     Attempt, BlockRange, ChunkId, Domain, Epoch, GroupId, Imprint, KeyNumber, LogId, MachineId,
     MapAttempt, MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Target, VaultId,
@@ -110,8 +111,8 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("segment-table", table().encode()),
         ("segment-table-stamped", stamped_table().encode()),
         ("epoch-object", epoch_object()),
-        ("epoch-body", epoch_body().encode()),
-        ("epoch-body-stamped", stamped_epoch_body().encode()),
+        ("epoch-body", epoch_body().encode(Some(&sealed_label()))),
+        ("epoch-body-stamped", stamped_epoch_body().encode(Some(&sealed_label()))),
         ("map-object", map_object()),
         ("map-body", manifest().encode()),
         ("map-pages-object", map_pages_object()),
@@ -124,6 +125,8 @@ pub(crate) fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("checkpoint-body", checkpoint().encode()),
         ("base-object", base_object()),
         ("base-body", base().encode()),
+        ("revision-object", revision_object()),
+        ("revision-body", revision().encode()),
         ("horizon-object", horizon_object()),
         ("horizon-body", horizon().encode()),
         ("register-object", register_object()),
@@ -234,10 +237,15 @@ pub(crate) fn journal_entries() -> Vec<u8> {
 
 /// What all objects have, of one with a body of so many bytes, sealed and raw.
 fn object(place: ObjectPlace, variant: u8, body: usize, raw: usize) -> ObjectHeader {
+    let (domain, key) = match place.kind.is_own(variant) {
+        Some(true) => (Domain::OWN, OWN_KEY),
+        _ => (Domain::FIRST, KeyNumber(1)),
+    };
     ObjectHeader {
         place,
-        domain: Domain::FIRST,
-        key: KeyNumber(1),
+        domain,
+        key,
+        own_key: OWN_KEY,
         variant,
         compression: if body == raw + 16 { Compression::Raw } else { Compression::Zstd },
         body_bytes: body,
@@ -367,7 +375,13 @@ fn whole(place: ObjectPlace, own: impl FnOnce(&mut Vec<u8>), body: &[u8]) -> Vec
 
 pub(crate) fn epoch_object() -> Vec<u8> {
     let place = epoch::place(VAULT, VOLUME, 2);
-    whole(place, |own| own.extend([0; 4]), &epoch_body().encode())
+    whole(place, |own| own.extend([0; 4]), &epoch_body().encode(Some(&sealed_label())))
+}
+
+/// A label of thirteen bytes.
+pub(crate) fn sealed_label() -> SealedLabel {
+    let sealed = id::<29>(0x60).to_vec();
+    SealedLabel { key: KeyNumber(1), salt: id(0x30), sealed }
 }
 
 pub(crate) fn epoch_body() -> EpochBody {
@@ -378,7 +392,7 @@ pub(crate) fn epoch_body() -> EpochBody {
         first_seq: Seq(41),
         size_bytes: 64 << 20,
         stamp: Stamp::default(),
-        label: "db-1 /dev/vda".to_owned(),
+        label: String::new(),
         ended: Some(Ended { kind: EndKind::Seal, slot: Slot(0x0302) }),
         base: Some(EpochBase {
             volume: VolumeId(id(0xd0)),
@@ -469,6 +483,22 @@ pub(crate) fn checkpoint() -> CheckpointBody {
         horizon: 3,
         register: applied(),
         tails: [(VOLUME, known), (OTHER_VOLUME, other)].into(),
+    }
+}
+
+pub(crate) fn revision_object() -> Vec<u8> {
+    let place = revision::place(VAULT, 3);
+    whole(place, |own| own.extend([0; 4]), &revision().encode())
+}
+
+/// Of a vault whose first data key is gone.
+pub(crate) fn revision() -> RevisionBody {
+    RevisionBody {
+        time_unix_ms: 1_767_225_600_000,
+        own_key: OWN_KEY,
+        last_key: KeyNumber(9),
+        domains: vec![DomainKeys::FIRST],
+        erased: vec![2..=2, 5..=6],
     }
 }
 

@@ -162,9 +162,8 @@ async fn put(
     body: BaseBody,
 ) -> Result<u64, VaultError> {
     let name = ObjectName::base(volume, number);
-    let sealing = vault.seal_aside(&name, move |vault, key_number, key| {
-        seal_base(vault.id(), volume, number, key, key_number, &body)
-    });
+    let sealing = vault
+        .seal_aside(&name, move |vault, keys| seal_base(vault.id(), volume, number, keys, &body));
     let object = sealing.await?;
     let ours = digest(&object);
     if vault.store().create(&name, object).await? == Put::Created {

@@ -170,10 +170,10 @@ async fn bases_that_lead_in_a_circle_are_refused() {
         let begun = EpochBody { size_bytes, ended, base, ..body(2, 0x11, 3) };
         claim(&world.vault, volumes[volume], &begun).await.unwrap();
     }
-    let (number, key) = world.vault.newest_key();
+    let keys = world.vault.seal_keys();
     let (log, slot) = (LogId([0x11; 16]), Slot(0));
     let writer = SlotWriter::of_run(1);
-    let made = SegmentBuilder::new(world.vault.id(), log, slot, writer, key, number, 1);
+    let made = SegmentBuilder::new(world.vault.id(), log, slot, writer, keys, 1);
     let mut builder = made.unwrap();
     for volume in volumes {
         let span =

@@ -348,10 +348,10 @@ async fn a_verdict_deletes_the_attempt_that_it_names_and_no_other() {
     answer(&mut world).await;
     step(&world.vault).await.unwrap();
     let file = world.file(&ObjectName::slot(world.logs[0].id, Slot(0)));
-    let (number, key) = world.vault.newest_key();
+    let keys = world.vault.seal_keys();
     let at = (world.vault.id(), world.logs[0].id, Slot(0));
     let writer = SlotWriter::of_run(1);
-    let fill = slot_without_data(SlotKind::Fill, at, writer, key, number);
+    let fill = slot_without_data(SlotKind::Fill, at, writer, keys);
     std::fs::write(&file, fill.unwrap()).unwrap();
     assert_eq!(step(&world.vault).await.unwrap(), Step::Swept { of: 3, segments: 1 });
     assert!(has_slot(&world, 0), "what fences stays");
@@ -480,13 +480,13 @@ async fn what_fences_is_never_swept() {
         let mut world = born().await;
         put(&mut world, 0, 1000).await;
         let (log, vault) = (world.logs[0].id, world.vault.id());
-        let (number, key) = world.vault.newest_key();
+        let keys = world.vault.seal_keys();
         let hung = SlotWriter::of_run(1);
-        let late = SegmentBuilder::new(vault, log, Slot(1), hung, key, number, 1).unwrap();
+        let late = SegmentBuilder::new(vault, log, Slot(1), hung, keys, 1).unwrap();
         let late = Bytes::from(late.finish().unwrap().bytes().to_vec());
         for slot in (1..5).map(Slot) {
             let at = (vault, log, slot);
-            let fill = slot_without_data(SlotKind::Fill, at, SlotWriter::of_run(2), key, number);
+            let fill = slot_without_data(SlotKind::Fill, at, SlotWriter::of_run(2), keys);
             std::fs::write(world.file(&ObjectName::slot(log, slot)), fill.unwrap()).unwrap();
         }
         (world.logs[0].next, world.logs[0].incarnation) = (Slot(5), 2);
@@ -736,13 +736,13 @@ async fn a_seal_in_the_place_of_a_lost_slot_ends_nothing() {
     }
     let whole = needed(&world.vault, &entry, &[]).await.unwrap();
     assert!(!whole.targets.is_empty());
-    let (number, key) = world.vault.newest_key();
+    let keys = world.vault.seal_keys();
     let log = world.logs[0].id;
     for slot in [2, 5, 20, 40] {
         let file = world.file(&ObjectName::slot(log, Slot(slot)));
         let kept = std::fs::read(&file).unwrap();
         let at = (world.vault.id(), log, Slot(slot));
-        let seal = slot_without_data(SlotKind::Seal, at, SlotWriter::of_run(2), key, number);
+        let seal = slot_without_data(SlotKind::Seal, at, SlotWriter::of_run(2), keys);
         std::fs::write(&file, seal.unwrap()).unwrap();
         assert!(!find_end(&world.vault, log, Slot(0)).await.unwrap().is_sealed, "{slot}");
         let error = needed(&world.vault, &entry, &[]).await.map(|_| ()).unwrap_err();

@@ -90,10 +90,10 @@ fn delete(world: &World, slots: std::ops::Range<u64>) {
 
 /// What a run that hung puts into a slot that was deleted, much later.
 fn late(world: &World, kind: SlotKind, slot: u64) {
-    let (number, key) = world.vault.newest_key();
+    let keys = world.vault.seal_keys();
     let log = world.logs[0].id;
     let at = (world.vault.id(), log, Slot(slot));
-    let object = slot_without_data(kind, at, SlotWriter::of_run(77), key, number).unwrap();
+    let object = slot_without_data(kind, at, SlotWriter::of_run(77), keys).unwrap();
     std::fs::write(world.file(&ObjectName::slot(log, Slot(slot))), object).unwrap();
 }
 
@@ -302,11 +302,11 @@ async fn the_newest_of_a_list_is_found_from_wherever_it_is_looked_for() {
         }
         for known in [0, 1, last / 2, last.saturating_sub(5), last.saturating_sub(1), last] {
             let found =
-                gapless::newest(&world.vault, known.min(last), 1 << 20, name).await.unwrap();
+                gapless::newest(world.vault.store(), known.min(last), 1 << 20, name).await.unwrap();
             assert_eq!(found, last, "from {known}");
         }
     }
-    let error = gapless::newest(&world.vault, 0, 100, name).await.unwrap_err();
+    let error = gapless::newest(world.vault.store(), 0, 100, name).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
 }
 
@@ -331,8 +331,8 @@ async fn verify_compares_horizons_and_reads_behind_the_newest() {
     std::fs::remove_file(&file).unwrap();
     let mut body = read(&world.vault, log, 1).await.unwrap().body;
     body.before = [9; 32];
-    let (number, key) = world.vault.newest_key();
-    let other = seal_horizon(world.vault.id(), log, 2, key, number, &body).unwrap();
+    let keys = world.vault.seal_keys();
+    let other = seal_horizon(world.vault.id(), log, 2, keys, &body).unwrap();
     std::fs::write(&file, other).unwrap();
     let report = verify(&world.vault, true, |_| {}).await.unwrap();
     assert!(named(&report, 2), "{report:?}");

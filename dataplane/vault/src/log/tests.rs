@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::World;
-use farshore_codec::seal::{Domain, Purpose, Sealer};
+use farshore_codec::seal::{CommitKey, Domain, Purpose, Sealer};
 use farshore_proto::Domain as DedupDomain;
 use farshore_proto::ErrorKind;
 use farshore_proto::bugs::switch_on;
@@ -151,13 +151,19 @@ fn newer(world: &World, slot: Slot, kind: SlotKind) -> Vec<u8> {
     let ObjectPlace { kind: object, vault, subject, number, part } = &place;
     let context: [&[u8]; 5] =
         [&object.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()];
-    let (key_number, key) = world.vault.newest_key();
-    let mut sealer = Sealer::draw(key, Purpose::Object, &context).unwrap();
+    let keys = world.vault.seal_keys();
+    let (own_key, own) = keys.own;
+    let (domain, (key, data)) = match kind {
+        SlotKind::Segment => (DedupDomain::FIRST, keys.data),
+        SlotKind::Fill | SlotKind::Seal => (DedupDomain::OWN, keys.own),
+    };
+    let mut sealer = Sealer::draw(data, Purpose::Object, &context).unwrap();
     let mut body = [60_u32 | 1 << 16, 4, 1, 0, 7].map(u32::to_le_bytes).concat();
     let header = ObjectHeader {
         place,
-        domain: DedupDomain::FIRST,
-        key: key_number,
+        domain,
+        key,
+        own_key,
         variant: kind.code(),
         compression: Compression::Raw,
         body_bytes: body.len() + 16,
@@ -168,7 +174,8 @@ fn newer(world: &World, slot: Slot, kind: SlotKind) -> Vec<u8> {
     };
     let mut head =
         header.encode(|out| put_own(out, 0, &SlotWriter::of_run(world.logs[0].incarnation)));
-    let commitment = sealer.key().commit(&committed(&head));
+    let committing = CommitKey::derive(own, Purpose::Object, &context, sealer.salt());
+    let commitment = committing.commit(&committed(&head));
     commit(&mut head, &commitment);
     sealer.seal(Domain::Body, &head, &mut body).unwrap();
     [head, body].concat()
@@ -299,10 +306,10 @@ async fn put_slots(
     incarnation: u64,
     slots: impl IntoIterator<Item = u64>,
 ) {
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     for slot in slots.into_iter().map(Slot) {
         let writer = SlotWriter::of_run(incarnation);
-        let object = slot_without_data(kind, (vault.id(), log, slot), writer, key, number).unwrap();
+        let object = slot_without_data(kind, (vault.id(), log, slot), writer, keys).unwrap();
         let name = ObjectName::slot(log, slot);
         assert_eq!(vault.store().create(&name, object).await.unwrap(), Put::Created);
     }
@@ -365,7 +372,7 @@ async fn a_loss_far_in_front_of_the_end_is_for_who_reads_it() {
 async fn what_the_last_slots_say_of_checkpoints_is_found() {
     let world = World::new(0, 1).await;
     let (vault, log) = (&world.vault, world.logs[0].id);
-    let (number, key) = vault.newest_key();
+    let keys = vault.seal_keys();
     for slot in 0..40 {
         // The last of them lies: it cannot know of what is behind itself.
         let checkpoint = match slot {
@@ -377,7 +384,7 @@ async fn what_the_last_slots_say_of_checkpoints_is_found() {
         };
         let writer = SlotWriter { checkpoint, ..SlotWriter::of_run(1) };
         let at = (vault.id(), log, Slot(slot));
-        let object = slot_without_data(SlotKind::Fill, at, writer, key, number).unwrap();
+        let object = slot_without_data(SlotKind::Fill, at, writer, keys).unwrap();
         vault.store().create(&ObjectName::slot(log, Slot(slot)), object).await.unwrap();
     }
     let end = find_end(vault, log, Slot(0)).await.unwrap();

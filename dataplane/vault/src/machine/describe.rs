@@ -230,8 +230,8 @@ mod tests {
         let mut body = theirs.new_machine();
         for revision in 1..=TRIES_MAX as u64 {
             body.memory_bytes = revision;
-            let (number, key) = vault.newest_key();
-            let sealed = body.seal(vault.id(), ours.machine, revision, key, number).unwrap();
+            let keys = vault.seal_keys();
+            let sealed = body.seal(vault.id(), ours.machine, revision, keys).unwrap();
             let name = ObjectName::machine(ours.machine, revision);
             others.outrun(&name, world.file(&name), sealed);
         }

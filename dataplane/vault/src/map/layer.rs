@@ -202,7 +202,7 @@ impl Layer {
         let start = range.start;
         let sealed = match vault.store().get_range(&name, range).await {
             Ok(part) => part.bytes,
-            Err(error) => return Err(vault.lost(error.into(), name, user)),
+            Err(error) => return Err(vault.lost(error.into(), name, user).await),
         };
         let layer = Arc::clone(self);
         let opening = crate::blocking::run(move || {
@@ -232,7 +232,7 @@ async fn open_part(
             let (what, expected, found) = ("map part", shape.bytes, front.object_bytes);
             return Err(vault.damaged(name, 0, CodecError::Length { what, expected, found }));
         }
-        Err(error) => return Err(vault.lost(error.into(), name, user)),
+        Err(error) => return Err(vault.lost(error.into(), name, user).await),
     };
     let open = move |vault: &Vault| PartOpener::open(&front, &at, part, vault.ring());
     vault.open_aside(name, ObjectKind::Pages, open).await

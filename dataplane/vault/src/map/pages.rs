@@ -140,8 +140,8 @@ impl<'a> LayerWriter<'a> {
             let mut part = match part {
                 Some(part) => part,
                 None => {
-                    let (key_number, key) = vault.newest_key();
-                    PartBuilder::new(at, number, (key, key_number), LEVEL)?
+                    let keys = vault.seal_keys();
+                    PartBuilder::new(at, number, keys, LEVEL)?
                 }
             };
             part.push(&page, is_delta)?;

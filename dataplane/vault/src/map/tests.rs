@@ -414,8 +414,8 @@ fn forge(world: &World, name: Name, change: impl FnOnce(&mut MapFields, &mut Man
     let (header, mut manifest) = open_manifest(&object, &at, vault.ring()).unwrap();
     let mut fields = header.fields;
     change(&mut fields, &mut manifest);
-    let (number, key) = vault.newest_key();
-    fs::write(file, seal_manifest(&at, &fields, (key, number), &manifest, 1).unwrap()).unwrap();
+    let keys = vault.seal_keys();
+    fs::write(file, seal_manifest(&at, &fields, keys, &manifest, 1).unwrap()).unwrap();
 }
 
 /// Replaces the pages of the full layer of the map by ones that open, and the manifest to fit.
@@ -433,8 +433,8 @@ fn forge_pages(world: &World, name: Name, change: impl FnOnce(&mut Vec<Page>)) {
         .map(|number| opener.open_page(number, &object[range(number)]).unwrap());
     let mut pages: Vec<Page> = pages.collect();
     change(&mut pages);
-    let (number, key) = vault.newest_key();
-    let mut part = PartBuilder::new(at, 0, (key, number), 1).unwrap();
+    let keys = vault.seal_keys();
+    let mut part = PartBuilder::new(at, 0, keys, 1).unwrap();
     pages.iter().for_each(|page| part.push(page, false).unwrap());
     let (object, shape, _) = part.finish().unwrap();
     fs::write(file, object).unwrap();

@@ -260,8 +260,8 @@ impl<'a> Writer<'a> {
         let object = ObjectName::map(self.volume, at, attempt);
         let sealing = {
             let manifest = manifest.clone();
-            self.vault.seal_aside(&object, move |_, number, key| {
-                seal_manifest(&to, &fields, (key, number), &manifest, LEVEL)
+            self.vault.seal_aside(&object, move |_, keys| {
+                seal_manifest(&to, &fields, keys, &manifest, LEVEL)
             })
         };
         let sealed = sealing.await?;

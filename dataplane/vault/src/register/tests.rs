@@ -422,8 +422,8 @@ async fn verify_names_an_entry_that_is_missing_or_damaged() {
 #[tokio::test]
 async fn verify_compares_each_entry_with_the_one_before() {
     let sealed = |world: &World, number, body: &RegisterBody| {
-        let (key_number, key) = world.vault.newest_key();
-        let object = seal_register(world.vault.id(), number, key, key_number, body).unwrap();
+        let keys = world.vault.seal_keys();
+        let object = seal_register(world.vault.id(), number, keys, body).unwrap();
         std::fs::write(file(world, number), object).unwrap();
     };
     let world = world(statements()).await;

@@ -78,9 +78,8 @@ pub async fn write(vault: &Vault, number: u64, known: &Run) -> Result<usize, Vau
 async fn put(vault: &Vault, number: u64, body: IndexRun) -> Result<(), VaultError> {
     let run = numbered(number, Uuid::new_v4().into_bytes());
     let name = ObjectName::index_run(run);
-    let sealing = vault.seal_aside(&name, move |vault, number, key| {
-        seal_index_run(vault.id(), run, key, number, &body, LEVEL)
-    });
+    let sealing = vault
+        .seal_aside(&name, move |vault, keys| seal_index_run(vault.id(), run, keys, &body, LEVEL));
     let object = sealing.await?;
     match vault.store().create(&name, object).await? {
         Put::Created | Put::Exists => Ok(()),

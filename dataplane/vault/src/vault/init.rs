@@ -9,7 +9,7 @@ use bytes::Bytes;
 use farshore_codec::{CodecError, DataKey, KekError, RootKey, VaultKey, WrappingKey};
 use farshore_proto::keys::{KeyKind, KeyObject, WrapperKind};
 use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
-use farshore_proto::vault::{DomainKeys, VaultObject};
+use farshore_proto::vault::{DomainKeys, OWN_KEY, VaultObject};
 use farshore_proto::{Domain, KeyNumber, VaultId};
 use futures::StreamExt;
 use uuid::Uuid;
@@ -35,7 +35,8 @@ impl Vault {
         }
         // The keys come first: a vault object without its keys would lock everybody out.
         let id = make_root_key(store, recovery).await?;
-        make_data_key(store, recovery, id).await?;
+        make_data_key(store, recovery, id, (DomainKeys::FIRST.data, Domain::FIRST)).await?;
+        make_data_key(store, recovery, id, (OWN_KEY, Domain::OWN)).await?;
         let object = VaultObject::new(id);
         if store.create(&ObjectName::vault(), object.encode()).await? == Put::Exists {
             return Err(VaultError::AlreadyAVault { url: url() });
@@ -66,40 +67,43 @@ async fn make_root_key(store: &Store, recovery: &WrappingKey) -> Result<VaultId,
     let number = DomainKeys::FIRST.root;
     let id = VaultId::from(Uuid::new_v4());
     let key = RootKey::draw().map(VaultKey::Root);
-    let Some(bytes) = put_key(store, recovery, id, number, key).await? else { return Ok(id) };
+    let role = (Domain::FIRST, KeyKind::Root);
+    let Some(bytes) = put_key(store, recovery, id, (number, role.0), key).await? else {
+        return Ok(id);
+    };
     let name = ObjectName::key(number, recovery.wrapper().fingerprint);
     let found = KeyObject::decode(&bytes);
     let found = found.map_err(|error| key_error(store, name, error.into()))?;
-    check_key(store, recovery, found.header.vault, (number, KeyKind::Root), &bytes).await?;
+    check_key(store, recovery, found.header.vault, (number, role), &bytes).await?;
     Ok(found.header.vault)
 }
 
-/// Makes the first data key of the first domain.
+/// Makes the first data key of a domain, or of the vault's own.
 async fn make_data_key(
     store: &Store,
     recovery: &WrappingKey,
     id: VaultId,
+    (number, domain): (KeyNumber, Domain),
 ) -> Result<(), VaultError> {
-    let number = DomainKeys::FIRST.data;
     let key = DataKey::draw().map(VaultKey::Data);
-    match put_key(store, recovery, id, number, key).await? {
-        Some(bytes) => check_key(store, recovery, id, (number, KeyKind::Data), &bytes).await,
+    let role = (domain, KeyKind::Data);
+    match put_key(store, recovery, id, (number, domain), key).await? {
+        Some(bytes) => check_key(store, recovery, id, (number, role), &bytes).await,
         None => Ok(()),
     }
 }
 
-/// Creates a key of the first domain; what is there if it is there already.
+/// Creates a key of a domain; what is there if it is there already.
 async fn put_key(
     store: &Store,
     recovery: &WrappingKey,
     id: VaultId,
-    number: KeyNumber,
+    (number, domain): (KeyNumber, Domain),
     key: Result<VaultKey, CodecError>,
 ) -> Result<Option<Bytes>, VaultError> {
     let name = ObjectName::key(number, recovery.wrapper().fingerprint);
-    let wrapped = key
-        .map_err(|_| KekError::Entropy)
-        .and_then(|key| recovery.wrap(id, number, Domain::FIRST, &key));
+    let wrapped =
+        key.map_err(|_| KekError::Entropy).and_then(|key| recovery.wrap(id, number, domain, &key));
     let object = wrapped.map_err(|source| key_error(store, name.clone(), source))?;
     let bytes = Bytes::from(object.encode());
     if store.create(&name, bytes.clone()).await? == Put::Exists {
@@ -114,12 +118,12 @@ async fn check_key(
     store: &Store,
     recovery: &WrappingKey,
     id: VaultId,
-    (number, kind): (KeyNumber, KeyKind),
+    (number, role): (KeyNumber, (Domain, KeyKind)),
     bytes: &[u8],
 ) -> Result<(), VaultError> {
     let name = ObjectName::key(number, recovery.wrapper().fingerprint);
     let (header, _) = unwrap(store, id, number, recovery, bytes)?;
-    if (header.domain, header.kind) != (Domain::FIRST, kind) {
+    if (header.domain, header.kind) != role {
         return Err(VaultError::NotThatKey { url: store.url().to_owned(), object: name });
     }
     Ok(store.settle(&name).await?)

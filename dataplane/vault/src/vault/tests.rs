@@ -1,6 +1,6 @@
 use super::*;
 use crate::store::Access;
-use farshore_proto::keys::WrapperKind;
+use farshore_proto::keys::{KeyKind, WrapperKind};
 use farshore_proto::vault::DomainKeys;
 use farshore_proto::{Domain, ErrorKind};
 use std::fs;

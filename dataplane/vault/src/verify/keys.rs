@@ -53,14 +53,20 @@ async fn check_identity(vault: &Vault, report: &mut Report) -> Result<(), VaultE
     Ok(())
 }
 
-/// Whoever opens the vault reads its keys up to the first that is missing.
+/// Whoever opens the vault reads all its keys but for those that were erased.
 fn check_gaps(vault: &Vault, listed: &BTreeSet<(KeyNumber, Fingerprint)>, report: &mut Report) {
     let opened: BTreeSet<_> = vault.ring().keys().map(|(number, ..)| number).collect();
     let mut numbers = opened.clone();
     numbers.extend(listed.iter().map(|(number, _)| *number));
+    let revision = vault.revision().body();
+    let is_erased = |number: &KeyNumber| revision.is_some_and(|body| body.is_erased(*number));
     let Some(last) = numbers.last().copied() else { return };
-    let gap = (1..last.0).map(KeyNumber).find(|number| !numbers.contains(number));
-    numbers.extend(gap);
+    let mut missing = (1..last.0).map(KeyNumber).filter(|number| !is_erased(number));
+    numbers.extend(missing.find(|number| !numbers.contains(number)));
+    numbers.retain(|number| !is_erased(number));
+    for (number, wrapper) in listed.iter().filter(|(number, _)| is_erased(number)) {
+        report.add(ObjectName::key(*number, *wrapper), 0, "was erased, and is there");
+    }
     for wrapper in wrappers_in(listed) {
         for number in numbers.iter().filter(|number| !listed.contains(&(**number, wrapper))) {
             // What was there when the vault was opened was named before.

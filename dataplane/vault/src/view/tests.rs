@@ -276,10 +276,9 @@ async fn another_attempt_at_a_slot_is_not_what_is_referred_to() {
     let whole_object = std::fs::read(&file).unwrap();
     let ring = world.vault.ring();
     let opener = Opener::open_header(&whole_object, world.vault.id(), log, slot, ring).unwrap();
-    let (number, key) = world.vault.newest_key();
+    let keys = world.vault.seal_keys();
     let writer = opener.header().writer;
-    let mut again =
-        SegmentBuilder::new(world.vault.id(), log, slot, writer, key, number, 1).unwrap();
+    let mut again = SegmentBuilder::new(world.vault.id(), log, slot, writer, keys, 1).unwrap();
     let mut frames = Vec::new();
     let each = |_: &_, _, raw: &[u8]| {
         frames.push(raw.to_vec());

@@ -1,4 +1,4 @@
-//! Index runs, checkpoints, horizons and bases: heads and opened bodies.
+//! Index runs, checkpoints, horizons, bases and revisions: heads and opened bodies.
 
 use crate::{checksum, later, taken};
 use farshore_proto::Slot;
@@ -7,6 +7,7 @@ use farshore_proto::checkpoint::CheckpointBody;
 use farshore_proto::horizon::HorizonBody;
 use farshore_proto::index_run::IndexRun;
 use farshore_proto::object::{ObjectHeader, ObjectKind};
+use farshore_proto::revision::RevisionBody;
 
 /// Where the kept checkpoints stand.
 pub(super) const CHECKPOINT_SLOT: Slot = Slot(256);
@@ -87,6 +88,30 @@ pub(super) fn checkpoint_body_samples() -> Vec<Vec<u8>> {
     let mut of_later = body.to_vec();
     of_later[16 + 32 + 16 + 83] |= 0xf0;
     vec![body.to_vec(), of_later]
+}
+
+pub(super) fn revision_object(bytes: &[u8]) {
+    plain_head(bytes, ObjectKind::Revision);
+}
+
+pub(super) fn revision_object_samples() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("../../../../dataplane/proto/testdata/v2/revision-object.bin").to_vec(),
+        include_bytes!("../../../../dataplane/codec/testdata/v2/revision.bin").to_vec(),
+    ]
+}
+
+pub(super) fn revision_body(bytes: &[u8]) {
+    let Ok(body) = RevisionBody::decode(bytes) else { return };
+    let again = |bytes: &[u8]| Ok(RevisionBody::decode(bytes)?.encode());
+    later::must_be_body(bytes, &body.encode(), later::REVISION, again);
+    assert!(!body.is_erased(body.own_key) && body.own_key <= body.last_key);
+    assert!(body.domains.iter().all(|keys| keys.root.max(keys.data) <= body.last_key));
+    taken();
+}
+
+pub(super) fn revision_body_samples() -> Vec<Vec<u8>> {
+    vec![include_bytes!("../../../../dataplane/proto/testdata/v2/revision-body.bin").to_vec()]
 }
 
 pub(super) fn horizon_object(bytes: &[u8]) {

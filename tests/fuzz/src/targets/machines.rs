@@ -132,7 +132,7 @@ fn sealed(bytes: &[u8], place: ObjectPlace, golden: &[u8], strides: Strides, ope
         return must_be(open(input).is_ok(), input, golden);
     };
     let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
-    let object = seal_object(&mut sealer(&ring(), &place), place, 0, own, &body);
+    let object = seal_object(&mut sealer(&ring(), &place, 0), place, 0, own, &body);
     let Some(object) = object else { return };
     match open(&object) {
         Ok(again) => body.must_hold_but_for_later(&again, strides),

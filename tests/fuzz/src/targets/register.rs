@@ -49,7 +49,7 @@ pub(super) fn sealed(bytes: &[u8]) {
     };
     let place = place(VAULT, ENTRY);
     let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
-    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let object = seal_object(&mut sealer(&ring, &place, 0), place, 0, own, &body);
     let Some(object) = object else { return };
     match open_register(&object, VAULT, ENTRY, &ring) {
         Ok(opened) => body.must_hold_but_for_later(&opened.encode(), later::REGISTER),

@@ -12,19 +12,23 @@ use farshore_codec::epoch::open_epoch;
 use farshore_codec::horizon::open_horizon;
 use farshore_codec::index_run::open_index_run;
 use farshore_codec::journal::{JournalOpener, JournalSealer};
-use farshore_codec::seal::{Domain, Purpose, Sealer};
+use farshore_codec::revision::open_revision_wholly;
+use farshore_codec::seal::{CommitKey, Domain, Purpose, Sealer};
 use farshore_codec::{CodecError, DataKey, KeyRing, RootKey};
+use farshore_proto::epoch::EpochBody;
 use farshore_proto::journal::{GroupSize, entries};
 use farshore_proto::limits::{
     JOURNAL_ALIGN_BYTES, JOURNAL_GROUP_HEADER_BYTES, OBJECT_BODY_BYTES_MAX,
     SEGMENT_FRAME_BYTES_MAX, SMALL_BODY_BYTES_MAX, TAG_BYTES,
 };
-use farshore_proto::object::{ObjectHeader, ObjectPlace, commit, committed};
+use farshore_proto::object::{ObjectHeader, ObjectKind, ObjectPlace, commit, committed};
 use farshore_proto::segment::Compression;
+use farshore_proto::vault::OWN_KEY;
 use farshore_proto::wire::Put;
 use farshore_proto::{
     Domain as DedupDomain, KeyNumber, LogId, RunId, VaultId, VolumeId, base as bases,
     checkpoint as checkpoints, epoch as epochs, horizon as horizons, index_run as runs,
+    revision as revisions,
 };
 
 pub(super) const VAULT: VaultId = VaultId([1; 16]);
@@ -32,23 +36,48 @@ pub(super) const LOG: LogId = LogId([2; 16]);
 pub(super) const VOLUME: VolumeId = VolumeId([3; 16]);
 pub(super) const KEY: KeyNumber = KeyNumber(1);
 const ORDINAL: u64 = 2;
+/// The kinds whose bodies go by a key of their domain, whatever their variant.
+const DOMAIN_KINDS: [ObjectKind; 5] = [
+    ObjectKind::Map,
+    ObjectKind::Pages,
+    ObjectKind::IndexRun,
+    ObjectKind::Machine,
+    ObjectKind::Group,
+];
 const RUN: RunId = RunId([5; 16]);
 
 /// The keys that the golden objects are sealed under.
 pub(super) fn ring() -> KeyRing {
     let mut ring = KeyRing::new(VAULT);
     ring.insert(KEY, DataKey::from_bytes([0x11; 32]));
+    ring.insert_own(OWN_KEY, DataKey::from_bytes([0x13; 32]));
     ring.insert_root(KeyNumber(2), RootKey::from_bytes([0x12; 32]));
     ring
 }
 
-/// A sealer for an object at `place`, its key derived as `docs/formats/object.md` says.
-pub(super) fn sealer(ring: &KeyRing, place: &ObjectPlace) -> Sealer {
-    let key = ring.get(KEY).expect("the ring has it");
+/// What the body of an object goes by, as the documents of the kinds say.
+fn under(place: &ObjectPlace, variant: u8) -> (DedupDomain, KeyNumber) {
+    let is_of_domain = match place.kind {
+        ObjectKind::Slot => variant == 1,
+        kind => DOMAIN_KINDS.contains(&kind),
+    };
+    match is_of_domain {
+        true => (DedupDomain::FIRST, KEY),
+        false => (DedupDomain::OWN, OWN_KEY),
+    }
+}
+
+/// Calls `with` with what keys of an object at `place` are derived in, as `docs/formats/object.md` says.
+fn with_context<T>(place: &ObjectPlace, with: impl FnOnce(&[&[u8]]) -> T) -> T {
     let ObjectPlace { kind, vault, subject, number, part } = place;
-    let context: [&[u8]; 5] =
-        [&kind.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()];
-    Sealer::draw(key, Purpose::Object, &context).expect("the system gives random bytes")
+    with(&[&kind.magic(), &vault.0, subject, &number.to_le_bytes(), &part.to_le_bytes()])
+}
+
+/// A sealer for an object at `place`.
+pub(super) fn sealer(ring: &KeyRing, place: &ObjectPlace, variant: u8) -> Sealer {
+    let key = ring.get(under(place, variant).1).expect("the ring has it");
+    let drawn = with_context(place, |context| Sealer::draw(key, Purpose::Object, context));
+    drawn.expect("the system gives random bytes")
 }
 
 /// What is bound to a frame of a segment and to a page of a map, as `docs/formats/segment.md` says, apart from the
@@ -83,8 +112,9 @@ pub(super) fn seal_object(
     }
     let header = ObjectHeader {
         place,
-        domain: DedupDomain::FIRST,
-        key: KEY,
+        domain: under(&place, variant).0,
+        key: under(&place, variant).1,
+        own_key: OWN_KEY,
         variant,
         compression: body.compression,
         body_bytes: body.stored.len() + TAG_BYTES,
@@ -94,7 +124,11 @@ pub(super) fn seal_object(
         header_bytes: place.kind.header_bytes(),
     };
     let mut object = header.encode(own);
-    let commitment = sealer.key().commit(&committed(&object));
+    let (ring, salt) = (ring(), sealer.salt());
+    let own = ring.own(OWN_KEY).expect("the ring has it");
+    let committing =
+        with_context(&place, |context| CommitKey::derive(own, Purpose::Object, context, salt));
+    let commitment = committing.commit(&committed(&object));
     commit(&mut object, &commitment);
     let mut stored = body.stored.clone();
     sealer.seal(Domain::Body, &object, &mut stored).expect("inputs are small");
@@ -241,10 +275,17 @@ pub(super) fn epoch(bytes: &[u8]) {
     };
     let place = epochs::place(VAULT, VOLUME, ORDINAL);
     let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
-    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let object = seal_object(&mut sealer(&ring, &place, 0), place, 0, own, &body);
     let Some(object) = object else { return };
     match open(&object) {
-        Ok(opened) => body.must_hold_but_for_later(&opened.encode(), later::EPOCH),
+        Ok(opened) => {
+            let plain = body.plain().expect("it was decompressed before");
+            let (said, label) = EpochBody::decode(&plain).expect("it was decoded before");
+            body.must_hold_but_for_later(&said.encode(label.as_ref()), later::EPOCH);
+            assert_eq!(EpochBody { label: String::new(), ..opened }, said);
+        }
+        // Nobody guesses the tag of a label either.
+        Err(CodecError::Tampered { what: "label of a volume" }) => taken(),
         Err(error) => must_be_of_the_body(&error),
     }
 }
@@ -253,7 +294,12 @@ const EPOCH: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/epo
 
 pub(super) fn epoch_samples() -> Vec<Vec<u8>> {
     let body = include_bytes!("../../../../dataplane/proto/testdata/v2/epoch-body.bin");
-    in_each_way(EPOCH, body).into_iter().take(3).collect()
+    let mut samples: Vec<_> = in_each_way(EPOCH, body).into_iter().take(3).collect();
+    // With a label under a key that is not there.
+    let mut unknown = [&[1], &body[..]].concat();
+    unknown[1 + 16 + 64 + 16] = 9;
+    samples.push(unknown);
+    samples
 }
 
 pub(super) fn index_run(bytes: &[u8]) {
@@ -264,7 +310,7 @@ pub(super) fn index_run(bytes: &[u8]) {
     };
     let place = runs::place(VAULT, RUN);
     let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
-    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let object = seal_object(&mut sealer(&ring, &place, 0), place, 0, own, &body);
     let Some(object) = object else { return };
     match open_index_run(&object, VAULT, RUN, &ring) {
         Ok(run) => body.must_hold_but_for_later(&run.encode(), later::INDEX_RUN),
@@ -288,7 +334,7 @@ pub(super) fn checkpoint(bytes: &[u8]) {
     };
     let place = checkpoints::place(VAULT, LOG, CHECKPOINT_SLOT);
     let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
-    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let object = seal_object(&mut sealer(&ring, &place, 0), place, 0, own, &body);
     let Some(object) = object else { return };
     match open(&object) {
         Ok(opened) => body.must_hold_but_for_later(&opened.encode(), later::CHECKPOINT),
@@ -303,6 +349,31 @@ pub(super) fn checkpoint_samples() -> Vec<Vec<u8>> {
     in_each_way(CHECKPOINT, body)
 }
 
+pub(super) fn revision(bytes: &[u8]) {
+    let Some((way, input)) = bytes.split_first() else { return };
+    let ring = ring();
+    let open = |object: &[u8]| open_revision_wholly(object, VAULT, REVISION_NUMBER, &ring);
+    let Some(body) = Body::of(*way, input, SMALL_BODY_BYTES_MAX) else {
+        return must_be(open(input).is_ok(), input, REVISION);
+    };
+    let place = revisions::place(VAULT, REVISION_NUMBER);
+    let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
+    let object = seal_object(&mut sealer(&ring, &place, 0), place, 0, own, &body);
+    let Some(object) = object else { return };
+    match open(&object) {
+        Ok((opened, _)) => body.must_hold_but_for_later(&opened.encode(), later::REVISION),
+        Err(error) => must_be_of_the_body(&error),
+    }
+}
+
+const REVISION: &[u8] = include_bytes!("../../../../dataplane/codec/testdata/v2/revision.bin");
+const REVISION_NUMBER: u64 = 3;
+
+pub(super) fn revision_samples() -> Vec<Vec<u8>> {
+    let body = include_bytes!("../../../../dataplane/proto/testdata/v2/revision-body.bin");
+    in_each_way(REVISION, body)
+}
+
 pub(super) fn horizon(bytes: &[u8]) {
     let Some((way, input)) = bytes.split_first() else { return };
     let ring = ring();
@@ -312,7 +383,7 @@ pub(super) fn horizon(bytes: &[u8]) {
     };
     let place = horizons::place(VAULT, LOG, HORIZON_NUMBER);
     let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
-    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let object = seal_object(&mut sealer(&ring, &place, 0), place, 0, own, &body);
     let Some(object) = object else { return };
     match open(&object) {
         Ok(opened) => body.must_hold_but_for_later(&opened.encode(), later::HORIZON),
@@ -337,7 +408,7 @@ pub(super) fn base(bytes: &[u8]) {
     };
     let place = bases::place(VAULT, VOLUME, BASE_NUMBER);
     let own = |out: &mut Vec<u8>| out.extend_from_slice(&[0; 4]);
-    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let object = seal_object(&mut sealer(&ring, &place, 0), place, 0, own, &body);
     let Some(object) = object else { return };
     match open(&object) {
         Ok(opened) => body.must_hold_but_for_later(&opened.encode(), later::BASE),

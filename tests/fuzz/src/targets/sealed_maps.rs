@@ -40,7 +40,7 @@ pub(super) fn manifest(bytes: &[u8]) {
     let point = Some(PointId([4; 16]));
     let fields = MapFields { attempt: MAP.attempt, point, ordinal: MAP.at.ordinal };
     let own = |out: &mut Vec<u8>| fields.put(out);
-    let object = seal_object(&mut sealer(&ring, &place), place, 0, own, &body);
+    let object = seal_object(&mut sealer(&ring, &place, 0), place, 0, own, &body);
     let Some(object) = object else { return };
     match open_manifest(&object, &MAP, &ring) {
         Ok((found, opened)) => {
@@ -80,7 +80,7 @@ fn sealed(
     ring: &KeyRing,
 ) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
     let place = PartHeader::place(MAP.vault, MAP.volume, MAP.at.seq, PART);
-    let mut sealer = sealer(ring, &place);
+    let mut sealer = sealer(ring, &place, 0);
     let pages_bytes = pages.iter().map(|(at, _)| u64::from(at.stored_bytes)).sum();
     if pages_bytes > MAP_PART_BYTES_MAX {
         return None;

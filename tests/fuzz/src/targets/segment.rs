@@ -119,7 +119,7 @@ pub(super) fn sealed(bytes: &[u8]) {
         return;
     }
     let place = SegmentHeader::place(VAULT, LOG, SLOT);
-    let mut sealer = sealer(&ring, &place);
+    let mut sealer = sealer(&ring, &place, kind.code());
     let own = |out: &mut Vec<u8>| put_own(out, frames_bytes, &SlotWriter::of_run(5));
     let object = seal_object(&mut sealer, place, kind.code(), own, &body);
     let Some(mut object) = object else { return };

@@ -351,11 +351,11 @@ impl Turn<'_> {
         }
         let Some((slot, writer, spans)) = shard.plans.pop_front() else { return Ok(()) };
         let vault = self.world.store.vault();
-        let (key_number, key) = vault.newest_key();
+        let keys = vault.seal_keys();
         let log = shard.log();
         let told = |error: farshore_codec::CodecError| format!("cannot build a segment: {error}");
         let mut builder =
-            SegmentBuilder::new(vault.id(), log, slot, writer, key, key_number, 1).map_err(told)?;
+            SegmentBuilder::new(vault.id(), log, slot, writer, keys, 1).map_err(told)?;
         builder.check_each_frame();
         let tools = &self.running.tools;
         let known = &mut self.running.known;

@@ -123,8 +123,8 @@ async fn bases_name_the_one_before_as_it_is_stored() {
     // Another attempt at the first says the same.
     let body = read(&world.vault, world.volumes[0].id, 1).await.unwrap().body;
     let volume = world.volumes[0].id;
-    let (number, key) = world.vault.newest_key();
-    let again = farshore_codec::base::seal_base(world.vault.id(), volume, 1, key, number, &body);
+    let keys = world.vault.seal_keys();
+    let again = farshore_codec::base::seal_base(world.vault.id(), volume, 1, keys, &body);
     fs::write(first, again.unwrap()).unwrap();
     check(&world).await;
     let report = crate::verify::verify(&world.vault, false, |_| {}).await.unwrap();
@@ -201,8 +201,8 @@ async fn another_map_in_the_place_of_a_bases_is_not_read() {
         let place = MapPlace { vault: vault.id(), volume, at, attempt };
         let point = id.map(PointId).or(map.point.map(|point| point.id));
         let fields = MapFields { attempt, point, ordinal: at.ordinal };
-        let (number, key) = vault.newest_key();
-        let again = seal_manifest(&place, &fields, (key, number), &map.manifest, 1).unwrap();
+        let keys = vault.seal_keys();
+        let again = seal_manifest(&place, &fields, keys, &map.manifest, 1).unwrap();
         let file = world.file(&ObjectName::map(volume, at, attempt));
         let whole = fs::read(&file).unwrap();
         fs::write(&file, again).unwrap();
