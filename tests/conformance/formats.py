@@ -31,7 +31,8 @@ ZEROS, SPECIAL = 2**32 - 1, 2**32 - 16
 SEGMENT, SEAL, FILL = 1, 2, 3
 MARK_KINDS = {1: "crash", 2: "app", 3: "scan", 4: "file system", 5: "final"}
 UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-DATA_KEY, ROOT_KEY = 1, 2
+DATA_KEY, ROOT_KEY, WITHHELD, LATER_KEYS = 1, 2, 3, 128
+KEYS_MAX = 4096
 PROTECTED, EXCLUDED, REMOVED = 1, 2, 3
 
 # docs/runbooks/exit-codes.md
@@ -44,6 +45,10 @@ class Refusal(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+class Closed(Refusal):
+    """keys.md, revision.md: what is under a key that was erased, or withheld from the key at hand, is not lost."""
 
 
 def damaged(name: str, byte: int, what: str) -> Refusal:
@@ -186,7 +191,7 @@ class Wrapping:
 
 
 class Key(NamedTuple):
-    """keys.md: an unwrapped key of a domain: a data key or a root key."""
+    """keys.md, layout: an unwrapped key of a domain, or of the vault's own (0)."""
 
     domain: int
     kind: int
@@ -202,27 +207,62 @@ def unwrap(name: str, data: bytes, vault: bytes, number: int, wrapping: Wrapping
     owner, body, key, domain, kind, by, reserved, wrapper = struct.unpack_from("<16sIIIBBH8s", data, 16)
     if (owner, key, wrapper) != (vault, number, wrapping.fingerprint):
         raise damaged(name, 0, f"is key {key} of vault {uid(owner)}, wrapped by {wrapper.hex()}")
-    if kind not in (DATA_KEY, ROOT_KEY) or by not in (1, 2, 3):
+    if kind not in (DATA_KEY, ROOT_KEY, WITHHELD) and kind < LATER_KEYS or by not in (1, 2, 3):
         raise newer(name, f"kind {kind} or {by}")
-    if body != 60 or reserved or not domain or by != wrapping.kind:
+    if body != 60 or reserved or (kind == ROOT_KEY and not domain) or by != wrapping.kind:
         raise damaged(name, 0, "header")
     sealed = data[length:-4]
     try:
-        return Key(domain, kind, wrapping.cipher.decrypt(sealed[:12], sealed[12:], data[:length]))
+        secret = wrapping.cipher.decrypt(sealed[:12], sealed[12:], data[:length])
     except InvalidTag as error:
         raise damaged(name, length, "the wrapped key does not open") from error
+    if kind == WITHHELD and any(secret):
+        raise damaged(name, length, "it is withheld, and no zeros")
+    return Key(domain, kind, secret)
 
 
 PARAMETERS = struct.pack("<IIIIIBBBBHHI", 4096, 4, 8, 32, 524288, 1, 1, 1, 0, 2026, 2, 0)
 
 
-def vault_object(data: bytes) -> tuple[bytes, dict[int, tuple[int, int]]]:
-    """vault.md, layout of the object: its id, and root key and first data key of each domain."""
+class Revision(NamedTuple):
+    """revision.md, layout: root and first data key of each domain, own key, last key, erased ones; 0 is `vault`."""
+
+    number: int
+    domains: dict[int, tuple[int, int]]
+    own: int
+    last: int
+    erased: list[tuple[int, int]]
+
+    @property
+    def name(self) -> str:
+        """Of the object that says it."""
+        return f"revisions/{self.number:010}" if self.number else "vault"
+
+    def gone(self, key: int) -> bool:
+        """Whether a key was erased."""
+        return any(first <= key <= last for first, last in self.erased)
+
+
+def domain_records(name: str, byte: int, records: list[bytes]) -> dict[int, tuple[int, int]]:
+    """vault.md, layout of the object, section 2: domains in ascending order, the first is 1."""
+    domains: dict[int, tuple[int, int]] = {}
+    for record in records:
+        domain, root, first, zero = struct.unpack("<IIII", record)
+        if domain <= max(domains, default=0) or not root or not first or root == first or zero:
+            raise damaged(name, byte, "domains")
+        domains[domain] = (root, first)
+    if 1 not in domains:
+        raise damaged(name, byte, "no domain 1")
+    return domains
+
+
+def vault_object(data: bytes) -> tuple[bytes, Revision]:
+    """vault.md, layout of the object: its id, and what it says of keys: the highest number it names is the last."""
     length = front("vault", data, b"FSVT", 48)
     if len(data) > 4096 or not checks(data):
         raise damaged("vault", 0, "checksum")
     understood("vault", data)
-    vault, body, reserved = struct.unpack_from("<16sI12s", data, 16)
+    vault, body, own, reserved = struct.unpack_from("<16sII8s", data, 16)
     if length + body + 4 != len(data) or any(reserved):
         raise damaged("vault", 0, "header")
     found = sections("vault", 0, data[length:-4], {1: (32, 1), 2: (16, 128)})
@@ -230,27 +270,58 @@ def vault_object(data: bytes) -> tuple[bytes, dict[int, tuple[int, int]]]:
         raise damaged("vault", 0, "a section is missing")
     if found[1][0] != PARAMETERS:
         raise newer("vault", "a parameter")
-    domains: dict[int, tuple[int, int]] = {}
-    for record in found[2]:
-        domain, root, first, zero = struct.unpack("<IIII", record)
-        if domain <= max(domains, default=0) or not root or not first or root == first or zero:
-            raise damaged("vault", 0, "domains")
-        domains[domain] = (root, first)
-    if 1 not in domains:
-        raise damaged("vault", 0, "no domain 1")
-    return vault, domains
+    domains = domain_records("vault", 0, found[2])
+    named = {number for pair in domains.values() for number in pair}
+    last = max(own, *named)
+    if not own or own in named or last > KEYS_MAX:
+        raise damaged("vault", 0, "own key, or too many keys")
+    return vault, Revision(0, domains, own, last, [])
+
+
+def revision_body(name: str, number: int, body: bytes) -> Revision:
+    """revision.md, layout."""
+    found = sections(name, 160, body, {1: (24, 1), 2: (16, 128), 3: (8, 2048)})
+    if not found.keys() >= {1, 2}:
+        raise damaged(name, 160, "a section is missing")
+    _, own, last, zero = struct.unpack("<QIIQ", found[1][0])
+    domains = domain_records(name, 160, found[2])
+    named = {key for pair in domains.values() for key in pair}
+    erased: list[tuple[int, int]] = []
+    for record in found.get(3, []):
+        low, high = struct.unpack("<II", record)
+        if low < (erased[-1][1] + 2 if erased else 1) or not low <= high <= last:
+            raise damaged(name, 160, "erased keys")
+        erased.append((low, high))
+    said = Revision(number, domains, own, last, erased)
+    if not own or own in named or said.gone(own) or not max(own, *named) <= last <= KEYS_MAX or zero:
+        raise damaged(name, 160, "head")
+    return said
 
 
 class Keyring(NamedTuple):
     """What opens the objects of one vault."""
 
     vault: bytes
-    domains: dict[int, tuple[int, int]]
+    revision: Revision
     keys: dict[int, Key]
+
+    def secret(self, number: int, domain: int, kind: int, user: str) -> bytes:
+        """revision.md, what it means: a key that object `user` refers to; nobody reads an erased one."""
+        if self.revision.gone(number):
+            raise Closed(ABSENT, f"key {number} was erased; object {user} refers to it")
+        key = self.keys.get(number)
+        if key is None:
+            raise Refusal(DAMAGED, f"key {number} is missing; object {user} refers to it")
+        if key.kind == WITHHELD:
+            raise Closed(WRONG_KEY, f"key {number} is withheld from the key at hand; object {user} refers to it")
+        if key[:2] != (domain, kind):
+            raise damaged(user, 0, f"key {number} is not of kind {kind} and domain {domain}")
+        return key.secret
 
     def chunk_id(self, domain: int, data: bytes) -> bytes:
         """keys.md, cryptography: keyed BLAKE3-256 under the key that comes from the domain's root key."""
-        return blake3(data, key=derive("chunk id key", self.keys[self.domains[domain][0]].secret, self.vault)).digest()
+        root = self.secret(self.revision.domains[domain][0], domain, ROOT_KEY, self.revision.name)
+        return blake3(data, key=derive("chunk id key", root, self.vault)).digest()
 
 
 # Objects
@@ -264,6 +335,11 @@ class Place(NamedTuple):
     subject: bytes
     number: int
     part: int = 0
+
+
+def revision_place(vault: bytes, number: int) -> Place:
+    """revision.md: name."""
+    return Place(f"revisions/{number:010}", b"FSVR", vault, number)
 
 
 def epoch_place(volume: bytes, ordinal: int) -> Place:
@@ -298,11 +374,40 @@ class Header(NamedTuple):
     raw_length: int
     salt: bytes
     own: bytes
-    cipher: AESGCM
+    sealed: AESGCM | Refusal
+
+    @property
+    def cipher(self) -> AESGCM:
+        """What opens the body; the header is authenticated without."""
+        if isinstance(self.sealed, Refusal):
+            raise self.sealed
+        return self.sealed
+
+
+# object.md, whose an object is; of the slots of a log, seals and fills are so too.
+VAULTS_OWN = (b"FSEP", b"FSCP", b"FSHZ", b"FSRG", b"FSBS", b"FSVR")
+
+
+def is_own(magic: bytes, variant: int, domain: int) -> bool:
+    """object.md, whose an object is: whether it must be the vault's own; of a slot of an unknown kind, what it says."""
+    if magic != b"FSSG":
+        return magic in VAULTS_OWN
+    return {SEGMENT: False, SEAL: True, FILL: True}.get(variant, not domain)
+
+
+def derived_over(ring: Keyring, place: Place, salt: bytes) -> tuple[bytes, ...]:
+    """object.md, cryptography: what is behind the data key."""
+    return salt, place.magic, ring.vault, place.subject, struct.pack("<Q", place.number), struct.pack("<I", place.part)
+
+
+def own_key(name: str, data: bytes) -> int:
+    """revision.md, order of operations: the one key that has to be known to read a revision."""
+    front(name, data, b"FSVR", 160)
+    return struct.unpack_from("<I", data, 84)[0]
 
 
 def open_header(ring: Keyring, place: Place, data: bytes, own: int = 4, raw_most: int = 2**16) -> Header:
-    """object.md: checksum, place and commitment are compared before anything in the header counts."""
+    """object.md, cryptography: checksum, place and commitment are compared before anything in the header counts."""
     name, magic, subject, number, part = place
     raw = data[: front(name, data, magic, 156 + own)]
     if not checks(raw):
@@ -313,23 +418,27 @@ def open_header(ring: Keyring, place: Place, data: bytes, own: int = 4, raw_most
         is_, should = (f"{a.hex()} {b.hex()} {c} {d}" for a, b, c, d in (said, wanted))
         raise damaged(name, 0, f"it is of vault, subject, number, part {is_}, should be of {should}")
     fields = struct.unpack_from("<IIIBBHIII32s32s", raw, 60)
-    zero, domain, key, variant, compression, zero2, body_length, raw_length, zero3, salt, commitment = fields
-    if key not in ring.keys:
-        raise Refusal(DAMAGED, f"key {key} is missing; object {name} refers to it")
-    parts = (ring.keys[key].secret, salt, magic, ring.vault, subject, struct.pack("<Q", number), struct.pack("<I", part))
-    mine = blake3(raw[:120] + raw[152:-4], key=derive("object commitment key", *parts)).digest()
-    if not hmac.compare_digest(mine, commitment):
+    zero, domain, key, variant, compression, zero2, body_length, raw_length, vaults, salt, commitment = fields
+    if vaults not in ring.keys and vaults > ring.revision.last:
+        raise Refusal(DAMAGED, f"key {vaults} is missing; object {name} refers to it")
+    by, parts = ring.keys.get(vaults, Key(0, 0, b"")), derived_over(ring, place, salt)
+    mine = blake3(raw[:120] + raw[152:-4], key=derive("object commitment key", by.secret, *parts)).digest()
+    if by[:2] != (0, DATA_KEY) or not hmac.compare_digest(mine, commitment):
         raise damaged(name, 0, "the commitment does not match")
     understood(name, raw)
-    if domain not in ring.domains or compression > 1:
+    if domain and domain not in ring.revision.domains or compression > 1:
         raise newer(name, f"domain {domain} or compression {compression}")
     least = TAG if compression else raw_length + TAG
-    if zero or zero2 or zero3 or raw_length > raw_most or not least <= body_length <= raw_length + TAG:
+    if zero or zero2 or raw_length > raw_most or not least <= body_length <= raw_length + TAG:
         raise damaged(name, 0, "header")
-    if ring.keys[key][:2] != (domain, DATA_KEY):
-        raise damaged(name, 0, f"key {key} is no data key of domain {domain}")
-    cipher = AESGCM(derive("object seal key", *parts))
-    return Header(place, raw, domain, variant, compression, body_length, raw_length, salt, raw[152 : 152 + own], cipher)
+    if is_own(magic, variant, domain) != (not domain) or (key == vaults) != (not domain) or not key:
+        raise damaged(name, 0, f"it is of domain {domain}, key {key}, own key {vaults}")
+    sealed: AESGCM | Refusal
+    try:
+        sealed = AESGCM(derive("object seal key", ring.secret(key, domain, DATA_KEY, name), *parts))
+    except Refusal as refusal:
+        sealed = refusal
+    return Header(place, raw, domain, variant, compression, body_length, raw_length, salt, raw[152 : 152 + own], sealed)
 
 
 def open_body(header: Header, body: bytes) -> bytes:
@@ -352,7 +461,8 @@ def open_small(ring: Keyring, place: Place, data: bytes, raw_most: int = 2**16) 
 
 
 class Epoch(NamedTuple):
-    """epoch.md, layout: head, label, how the epoch before ended (slot, kind), and base (volume, ordinal, seq, point)."""
+    """epoch.md, layout: head, label (none without its key), end of the epoch before (slot, kind), and base
+    (volume, ordinal, seq, point)."""
 
     ordinal: int
     epoch: int
@@ -368,13 +478,32 @@ class Epoch(NamedTuple):
 END_SEAL, END_RELEASE, END_WORD, END_UNWRITTEN = 1, 2, 3, 4
 
 
-def epoch_body(name: str, ordinal: int, body: bytes) -> Epoch:
+def open_label(ring: Keyring, place: Place, domain: int, label: bytes) -> str:
+    """epoch.md, layout: the label, under a key of the volume's domain; who does not have it goes on without."""
+    key, zero, salt = struct.unpack_from("<II32s", label.ljust(40, b"\0"))
+    if len(label) <= 40 + TAG or not key or zero:
+        raise damaged(place.name, 160, "label")
+    try:
+        secret = ring.secret(key, domain, DATA_KEY, place.name)
+    except Refusal:
+        return ""
+    cipher = AESGCM(derive("object seal key", secret, *derived_over(ring, place, salt)))
+    try:
+        return text(place.name, 160, [cipher.decrypt(nonce(5, 0), label[40:], b"")])
+    except InvalidTag as error:
+        raise damaged(place.name, 160, "the label does not open") from error
+
+
+def epoch_body(ring: Keyring, place: Place, body: bytes) -> Epoch:
     """epoch.md, layout."""
-    found = sections(name, 160, body, {1: (56, 1), 2: (1, 128), 3: (16, 1), 4: (48, 1)})
+    name, ordinal = place.name, place.number
+    found = sections(name, 160, body, {1: (64, 1), 2: (1, 184), 3: (16, 1), 4: (48, 1)})
     if 1 not in found:
         raise damaged(name, 160, "there is no head")
-    epoch, log, first_slot, first_seq, size, _ = struct.unpack("<Q16sQQQ8s", found[1][0])
-    if not epoch or first_slot > SLOT_MAX or not 1 <= first_seq <= SEQ_MAX or not 1 <= size <= SIZE_MAX:
+    epoch, log, first_slot, first_seq, size, _, domain, reserved = struct.unpack("<Q16sQQQ8sII", found[1][0])
+    if domain != 1:
+        raise newer(name, f"domain {domain}")
+    if reserved or not epoch or first_slot > SLOT_MAX or not 1 <= first_seq <= SEQ_MAX or not 1 <= size <= SIZE_MAX:
         raise damaged(name, 160, "head")
     ended = base = None
     for record in found.get(3, []):
@@ -390,7 +519,8 @@ def epoch_body(name: str, ordinal: int, body: bytes) -> Epoch:
         volume, base_ordinal, seq, point = base = struct.unpack("<16sQQ16s", record)
         if not base_ordinal or not 1 <= seq <= SEQ_MAX:
             raise damaged(name, 160, "base")
-    return Epoch(ordinal, epoch, log, first_slot, first_seq, size, text(name, 160, found.get(2, [])), ended, base)
+    label = open_label(ring, place, domain, b"".join(found[2])) if 2 in found else ""
+    return Epoch(ordinal, epoch, log, first_slot, first_seq, size, label, ended, base)
 
 
 # Segments

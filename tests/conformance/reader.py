@@ -34,7 +34,8 @@ import formats
 import horizons
 from bases import Base, Kept
 from formats import ABSENT, BLOCK, DAMAGED, INPUT, OUTPUT, STORE, USAGE, WRONG_KEY
-from formats import Chunk, Epoch, Machine, Mark, Place, Refusal, Since, Slot, Span, Table, Target, damaged, uid
+from formats import Chunk, Closed, Epoch, Machine, Mark, Place, Refusal, Revision, Since, Slot, Span, Table, Target
+from formats import damaged, uid
 from horizons import Horizon
 
 FIRST_READ = 64 * 1024
@@ -46,7 +47,8 @@ PROBES = [WINDOW << power for power in range(20)]
 EPOCHS_MAX = 2**20
 BASES = 64
 BASES_MAX = 2**20
-KEYS_MAX = 4096
+REVISIONS_MAX = 65_536
+REOPENED = 8
 
 
 # Stores
@@ -263,29 +265,68 @@ class Vault:
             if store.names("keys/"):
                 raise Refusal(DAMAGED, "object vault is missing although keys are there")
             raise Refusal(ABSENT, "there is no vault here")
-        vault, domains = formats.vault_object(got[0])
-        self.ring = formats.Keyring(vault, domains, self.keys(vault, domains, wrapping))
+        self.vault, made = formats.vault_object(got[0])
+        self.wrapping = wrapping
+        self.ring = self.opened(made)
 
-    def keys(
-        self, vault: bytes, domains: dict[int, tuple[int, int]], wrapping: formats.Wrapping
-    ) -> dict[int, formats.Key]:
-        """keys.md, order of operations: 1, 2, … until one does not exist for this key."""
-        keys: dict[int, formats.Key] = {}
-        wrapper = wrapping.fingerprint.hex()
-        for number in range(1, KEYS_MAX + 1):
-            name = f"keys/{number}/{wrapper}"
-            got = self.store.get(name, 0, FIRST_READ)
-            if got is None:
-                break
-            keys[number] = formats.unwrap(name, got[0], vault, number, wrapping)
-        if not keys and not any(wrapper in self.store.names(f"keys/{number}/") for number in self.store.names("keys/")):
+    # Keys
+
+    def revised(self, number: int) -> int:
+        """revision.md, order of operations: the newest revision, from `number` on."""
+        return self.newest(lambda n: formats.revision_place(self.vault, n), REVISIONS_MAX, number)
+
+    def opened(self, made: Revision) -> formats.Keyring:
+        """revision.md, what it means: by the newest revision, asked for again before a key is said to be lost."""
+        number = self.revised(0)
+        while True:
+            try:
+                said = self.revision(made, number) if number else made
+                return formats.Keyring(self.vault, said, self.keys(made, said))
+            except Refusal:
+                seen, number = number, self.revised(number)
+                if number == seen:
+                    raise
+
+    def revision(self, made: Revision, number: int) -> Revision:
+        """revision.md, order of operations: one that is not understood refuses the vault."""
+        place = formats.revision_place(self.vault, number)
+        data = self.whole(place, "vault")
+        try:
+            own = formats.own_key(place.name, data)
+            ring = formats.Keyring(self.vault, made, {own: self.key(own, place.name)})
+            return formats.revision_body(place.name, number, formats.open_small(ring, place, data))
+        except Refusal as refusal:
+            if refusal.code != INPUT:
+                raise
+            raise Refusal(INPUT, f"a newer version of Farshore revised the vault: {refusal}") from refusal
+
+    def key(self, number: int, user: str) -> formats.Key:
+        """keys.md, order of operations: a key that must be there, unless none is for what opens the vault."""
+        wrapper = self.wrapping.fingerprint.hex()
+        name = f"keys/{number}/{wrapper}"
+        got = self.store.get(name, 0, FIRST_READ)
+        if got is not None:
+            return formats.unwrap(name, got[0], self.vault, number, self.wrapping)
+        others = {other for number_ in self.store.names("keys/") for other in self.store.names(f"keys/{number_}/")}
+        if others and wrapper not in others:
             raise Refusal(WRONG_KEY, f"the key {wrapper} is none of this vault")
-        for domain, pair in domains.items():
-            for number, kind in zip(pair, (formats.ROOT_KEY, formats.DATA_KEY)):
-                if number not in keys:
-                    raise Refusal(DAMAGED, f"object keys/{number}/{wrapper} is missing; vault refers to it")
-                if keys[number][:2] != (domain, kind):
-                    raise damaged(f"keys/{number}/{wrapper}", 0, "it is not what the vault says")
+        raise Refusal(DAMAGED, f"object {name} is missing; {user} refers to it")
+
+    def keys(self, made: Revision, said: Revision) -> dict[int, formats.Key]:
+        """keys.md, order of operations: 1 to the last but for the erased, which are what `vault` and revision say."""
+        numbers = [number for number in range(1, said.last + 1) if not said.gone(number)]
+        keys = {number: self.key(number, said.name) for number in numbers}
+        for revision in (made, said):
+            named = [(revision.own, 0, formats.DATA_KEY)]
+            for domain, (root, first) in revision.domains.items():
+                named += [(root, domain, formats.ROOT_KEY), (first, domain, formats.DATA_KEY)]
+            for number, domain, kind in named:
+                if said.gone(number) and domain:
+                    continue
+                key = keys.get(number)
+                if key is None or key[:2] != (domain, kind) and not (domain and key.kind == formats.WITHHELD):
+                    name = f"keys/{number}/{self.wrapping.fingerprint.hex()}"
+                    raise damaged(name, 0, f"it is not what {revision.name} says")
         return keys
 
     # Objects of a list
@@ -319,7 +360,7 @@ class Vault:
                     if not self.exists(place):
                         raise Refusal(DAMAGED, f"object {place.name} is missing although ordinal {behind[0]} exists")
                     continue
-                epoch = formats.epoch_body(place.name, ordinal, body)
+                epoch = formats.epoch_body(self.ring, place, body)
                 if found and (epoch.epoch <= found[-1].epoch or epoch.first_seq < found[-1].first_seq):
                     raise damaged(place.name, 160, "it is not of a later epoch than the one before it")
             except Refusal as refusal:
@@ -332,9 +373,8 @@ class Vault:
 
     # Bases
 
-    def newest(self, place: Callable[[int], Place], max_: int) -> int:
-        """The highest number of a list from 1 on, of which the newest says all that counts: one that is lost is passed over."""
-        number = 0
+    def newest(self, place: Callable[[int], Place], max_: int, number: int = 0) -> int:
+        """The highest of a list, of which the newest says all that counts: one that is lost is passed over."""
         while number < max_:
             near = [n for n in range(number + 1, number + NEXT + 2) if self.exists(place(n))]
             if not near:
@@ -497,7 +537,7 @@ class Vault:
                     raise got
                 table = self.table(*got)
             except Refusal as refusal:
-                if refusal.code != DAMAGED:
+                if refusal.code != DAMAGED and not isinstance(refusal, Closed):
                     raise
                 broken = broken or refusal
                 continue
@@ -582,7 +622,7 @@ class Vault:
         try:
             point, extents = self.image(of, (epochs[ordinal - 1].epoch, seq), depth + 1)
         except Refusal as refusal:
-            if refusal.code not in (DAMAGED, ABSENT):
+            if refusal.code not in (DAMAGED, ABSENT) or isinstance(refusal, Closed):
                 raise
             raise broken from refusal
         if point.mark.point != wanted or point.epoch.size > epoch.size:
@@ -759,7 +799,11 @@ class Machines:
         volumes: set[bytes] = set()
         for group in self.vault.ids("groups/"):
             place = formats.group_place(group, self.newest("groups", formats.group_place, group))
-            members = formats.group_body(place.name, self.vault.small(place) or b"").members
+            try:
+                members = formats.group_body(place.name, self.vault.small(place) or b"").members
+            except Closed as closed:
+                self.vault.warnings.append(str(closed))
+                continue
             if machine in {member.machine for member in members}:
                 volumes |= {member.volume for member in members} - own
         points = [point for volume in sorted(volumes) for point in self.points_of(volume)[0]]
@@ -846,11 +890,15 @@ def listed(vault: Vault) -> tuple[dict[str, object], Refusal | None]:
     for volume in vault.ids("volumes/"):
         points, problem = machines.points_of(volume)
         epochs = [epoch_json(epoch) for epoch in vault.epochs(volume)[0]]
-        problems += [problem] if problem else []
+        problems += [problem] if problem and not isinstance(problem, Closed) else []
         volumes.append({"volume": uid(volume), "epochs": epochs, "points": [point_json(point) for point in points],
                         "problem": str(problem) if problem else None})
     for machine in vault.ids("machines/"):
-        revisions = machines.revisions(machine)
+        try:
+            revisions = machines.revisions(machine)
+        except Closed as closed:
+            vault.warnings.append(str(closed))
+            continue
         newest = revisions[max(revisions)]
         disks = [{**disk._asdict(), "volume": uid(disk.volume) if disk.volume else None} for disk in newest.disks]
         joined = [
@@ -912,6 +960,23 @@ def restore_machine(vault: Vault, arguments: argparse.Namespace) -> list[dict[st
     return done
 
 
+Answer = tuple[object, Refusal | None]
+
+
+def asked(store: Store, wrapping: formats.Wrapping, ask: Callable[[Vault], Answer]) -> tuple[Vault, Answer]:
+    """revision.md, what it means: nothing is said to be lost while there is a newer revision: opened again."""
+    for _ in range(REOPENED):
+        vault = Vault(store, wrapping)
+        try:
+            answer = ask(vault)
+        except Refusal as refusal:
+            answer = None, refusal
+        number = vault.ring.revision.number
+        if not (answer[1] or vault.warnings) or vault.revised(number) == number:
+            return vault, answer
+    raise Refusal(STORE, "the vault was revised again and again while it was read: try again")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """What the command line asks for."""
     try:
@@ -919,18 +984,20 @@ def run(arguments: argparse.Namespace) -> None:
             wrapping = formats.Wrapping(file.read(FIRST_READ))
     except OSError as error:
         raise Refusal(ABSENT, f"key file {arguments.key_file} cannot be read: {error.strerror}") from error
-    vault = Vault(store_at(arguments.vault), wrapping)
-    problem: Refusal | None = None
-    if arguments.list:
-        said, problem = listed(vault)
-        print(json.dumps(said, indent=1), flush=True)
-    else:
+
+    def ask(vault: Vault) -> Answer:
+        if arguments.list:
+            return listed(vault)
         try:
             os.makedirs(arguments.to, exist_ok=True)
         except OSError as error:
             raise Refusal(OUTPUT, f"{arguments.to} cannot be made: {error.strerror}") from error
-        done = restore_machine(vault, arguments) if arguments.machine else restore_volume(vault, arguments)
-        print(json.dumps(done, indent=1), flush=True)
+        return (restore_machine if arguments.machine else restore_volume)(vault, arguments), None
+
+    vault, (done, problem) = asked(store_at(arguments.vault), wrapping, ask)
+    if done is None and problem:
+        raise problem
+    print(json.dumps(done, indent=1), flush=True)
     for warning in dict.fromkeys(vault.warnings):
         print(f"warning: {warning}", file=sys.stderr)
     if problem:

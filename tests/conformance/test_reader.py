@@ -39,9 +39,18 @@ NODE = "FSNK2-" + "42" * 32 + "-2ad84239"
 EXAMPLE = r"^`testdata/v2/([\w-]+\.bin)`(?=[:;, ])((?:(?!```).)*?)```text\n(.*?)```"
 RING = formats.Keyring(
     b"\1" * 16,
-    {1: (2, 1)},
-    {1: formats.Key(1, formats.DATA_KEY, b"\x11" * 32), 2: formats.Key(1, formats.ROOT_KEY, b"\x12" * 32)},
+    formats.Revision(0, {1: (2, 1)}, 3, 3, []),
+    {
+        1: formats.Key(1, formats.DATA_KEY, b"\x11" * 32),
+        2: formats.Key(1, formats.ROOT_KEY, b"\x12" * 32),
+        3: formats.Key(0, formats.DATA_KEY, b"\x13" * 32),
+    },
 )
+
+
+def erased(ring: formats.Keyring, key: int) -> formats.Keyring:
+    """revision.md: the same after a key was erased, though who has it still may find it."""
+    return ring._replace(revision=ring.revision._replace(number=1, erased=[(key, key)]))
 
 
 def run(first: int, length: int = 16) -> bytes:
@@ -83,7 +92,7 @@ class WorkedExamples(unittest.TestCase):
                     lines = [(int(at, 16), text) for at, text in found]
                     self.compare((PROTO / file).read_bytes(), lines, "what differs" not in intro)
         # One that is not found here is not compared either.
-        self.assertEqual(len(seen), 33, seen)
+        self.assertEqual(len(seen), 34, seen)
 
 
 class Golden(unittest.TestCase):
@@ -91,8 +100,8 @@ class Golden(unittest.TestCase):
 
     def test_vault(self) -> None:
         for name in ("vault.bin", "vault-more.bin"):
-            vault, domains = formats.vault_object((PROTO / name).read_bytes())
-            self.assertEqual((vault, domains), (run(0xA0), {1: (1, 2)}))
+            said = formats.vault_object((PROTO / name).read_bytes())
+            self.assertEqual(said, (run(0xA0), formats.Revision(0, {1: (1, 2)}, 3, 3, [])))
 
     def test_vault_damaged(self) -> None:
         data = (PROTO / "vault.bin").read_bytes()
@@ -112,6 +121,13 @@ class Golden(unittest.TestCase):
             changed[at] = value
             with self.subTest(at=at), refused(self, formats.INPUT, "newer"):
                 formats.vault_object(bytes(changed) + struct.pack("<I", formats.crc32c(bytes(changed))))
+
+    def test_vault_own_key(self) -> None:
+        data = (PROTO / "vault.bin").read_bytes()
+        for own in (0, 1, 2, 4097):
+            changed = data[:36] + struct.pack("<I", own) + data[40:-4]
+            with self.subTest(own=own), refused(self, formats.DAMAGED, "own key"):
+                formats.vault_object(changed + struct.pack("<I", formats.crc32c(changed)))
 
     def test_keys(self) -> None:
         for file, text, number, kind, secret in (
@@ -152,21 +168,134 @@ class Golden(unittest.TestCase):
             formats.open_small(ring, formats.epoch_place(run(0xB0), 2), (PROTO / "epoch-object.bin").read_bytes())
 
     def test_epoch(self) -> None:
+        """Its label is a pattern: it is passed over without its key, and does not open with it."""
+        place = formats.epoch_place(run(0xB0), 2)
         for file in ("epoch-body.bin", "epoch-body-stamped.bin"):
-            epoch = formats.epoch_body("", 2, (PROTO / file).read_bytes())
+            body = (PROTO / file).read_bytes()
             ended, base = (770, formats.END_SEAL), (run(0xD0), 1, 40, run(0xE0))
-            self.assertEqual(epoch, formats.Epoch(2, 3, run(0xC0), 258, 41, 64 << 20, "db-1 /dev/vda", ended, base))
+            epoch = formats.Epoch(2, 3, run(0xC0), 258, 41, 64 << 20, "", ended, base)
+            self.assertEqual(formats.epoch_body(RING._replace(keys={}), place, body), epoch)
+            with refused(self, formats.DAMAGED, "label does not open"):
+                formats.epoch_body(RING, place, body)
+            with refused(self, formats.INPUT, "domain 2"):
+                formats.epoch_body(RING, place, body[:72] + b"\2" + body[73:])
+            with refused(self, formats.DAMAGED, "head"):
+                formats.epoch_body(RING, place, body[:76] + b"\1" + body[77:])
 
     def test_epoch_sealed(self) -> None:
         data, place = (CODEC / "epoch.bin").read_bytes(), formats.epoch_place(b"\3" * 16, 2)
-        epoch = formats.epoch_body("", 2, formats.open_small(RING, place, data))
         ended, base = (77, formats.END_SEAL), (b"\3" * 16, 1, 640, b"\x08" * 16)
-        self.assertEqual(epoch, formats.Epoch(2, 4, b"\2" * 16, 5, 1000, 1 << 30, "golden", ended, base))
+        epoch, body = formats.Epoch(2, 4, b"\2" * 16, 5, 1000, 1 << 30, "golden", ended, base), b""
+        for ring, label in ((RING, "golden"), (erased(RING, 1), ""), (RING._replace(keys={3: RING.keys[3]}), "")):
+            body = formats.open_small(ring, place, data)
+            self.assertEqual(formats.epoch_body(ring, place, body), epoch._replace(label=label))
+        with refused(self, formats.DAMAGED, "label does not open"):
+            formats.epoch_body(RING, place._replace(number=3), body)
         for at in range(len(data)):
             with self.assertRaises(formats.Refusal):
                 formats.open_small(RING, place, data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :])
         with refused(self, formats.DAMAGED, "long"):
             formats.open_small(RING, place, data + b"\0")
+
+    def test_revision(self) -> None:
+        body = (PROTO / "revision-body.bin").read_bytes()
+        said = formats.Revision(3, {1: (1, 2)}, 3, 9, [(2, 2), (5, 6)])
+        self.assertEqual(formats.revision_body("", 3, body), said)
+        self.assertEqual([key for key in range(10) if said.gone(key)], [2, 5, 6])
+        for at, value in ((24, 0), (24, 1), (24, 5), (28, 5), (29, 255), (32, 1), (0x38, 2), (0x3C, 10), (0x40, 1),
+                          (0x58, 0), (0x58, 3), (0x5C, 4), (0x60, 3), (0x64, 4), (0x64, 10)):
+            with self.subTest(at=at, value=value), refused(self, formats.DAMAGED):
+                formats.revision_body("", 3, body[:at] + bytes([value]) + body[at + 1 :])
+        for cut in (0, 0x28):
+            with refused(self, formats.DAMAGED, "section is missing"):
+                formats.revision_body("", 3, body[:cut])
+        with refused(self, formats.INPUT, "newer"):
+            formats.revision_body("", 3, body + section(4, 1, b"x"))
+
+    def test_revision_sealed(self) -> None:
+        data, place = (CODEC / "revision.bin").read_bytes(), formats.revision_place(RING.vault, 3)
+        self.assertEqual(formats.own_key("", data), 3)
+        said = formats.revision_body("", 3, formats.open_small(RING, place, data))
+        self.assertEqual(said, formats.Revision(3, {1: (1, 2)}, 3, 9, [(5, 6)]))
+        for at in range(len(data)):
+            with self.assertRaises(formats.Refusal):
+                formats.open_small(RING, place, data[:at] + bytes([data[at] ^ 128]) + data[at + 1 :])
+
+    def test_whose_the_samples_are(self) -> None:
+        """object.md, whose an object is: also of those that nothing here reads."""
+        of: dict[int, set[str]] = {0: set(), 1: set()}
+        for path in CODEC.glob("*.bin"):
+            data = path.read_bytes()
+            if data[:4] in (b"FSKY", b"FSJF"):
+                continue
+            place = formats.Place(path.name, data[:4], data[32:48], *struct.unpack_from("<QI", data, 48))
+            header = formats.open_header(RING, place, data, raw_most=2**24)
+            self.assertEqual(len(formats.open_body(header, data[data[6] :][: header.body_length])), header.raw_length)
+            of[header.domain].add(path.stem)
+        self.assertEqual(of[0], {"base", "checkpoint", "epoch", "fill", "horizon", "register", "revision", "seal"})
+        self.assertEqual(of[1], {"group", "index-run", "machine", "map", "map-pages", "segment"})
+
+    def test_headers_that_were_not_sealed(self) -> None:
+        """object.md, cryptography: the commitment is compared before any other field is judged."""
+        for file, place, own in (
+            ("epoch.bin", formats.epoch_place(b"\3" * 16, 2), 4),
+            ("revision.bin", formats.revision_place(RING.vault, 3), 4),
+            ("machine.bin", formats.machine_place(b"\6" * 16, 2), 4),
+            ("segment.bin", formats.slot_place(b"\2" * 16, 7), 52),
+        ):
+            data = (CODEC / file).read_bytes()
+            length = data[6]
+            formats.open_header(RING, place, data, own)
+            # Bits, reserved, domain, key, variant, compression, lengths, own key, fields of the kind.
+            for at in (8, 12, 60, 64, 65, 68, 69, 72, 73, 74, 76, 80, 83, length - 5):
+                changed = data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 : length - 4]
+                changed += struct.pack("<I", formats.crc32c(changed)) + data[length:]
+                with self.subTest(file=file, at=at), refused(self, formats.DAMAGED, "commitment"):
+                    formats.open_header(RING, place, changed, own)
+            for key, what in ((1, "commitment"), (2, "commitment"), (0, "commitment"), (9, "key 9 is missing")):
+                changed = data[:84] + struct.pack("<I", key) + data[88 : length - 4]
+                changed += struct.pack("<I", formats.crc32c(changed)) + data[length:]
+                with self.subTest(file=file, key=key), refused(self, formats.DAMAGED, what):
+                    formats.open_header(RING, place, changed, own)
+
+    def test_headers_newer(self) -> None:
+        """object.md, what may be added: what was sealed like that is of a newer version."""
+        place = formats.machine_place(b"\6" * 16, 2)
+        for changes in ({"must": 1}, {"domain": 7}, {"compression": 2}):
+            with self.subTest(changes=changes), refused(self, formats.INPUT, "newer"):
+                formats.open_small(RING, place, seal(place, 0, bytes(4), b"", [], **changes))
+        place = formats.slot_place(LOG, 7)
+        for changes in ({}, {"domain": 0, "key": 3}):
+            with self.subTest(changes=changes), refused(self, formats.INPUT, "kind 4"):
+                formats.open_slot(RING, place, seal(place, 4, struct.pack("<Q44x", 1), b"", [], **changes))
+
+    def test_whose_an_object_is(self) -> None:
+        machine, epoch = formats.machine_place(b"\6" * 16, 2), formats.epoch_place(VOLUME, 1)
+        for place, domain, key in ((machine, 0, 3), (machine, 1, 3), (machine, 1, 0), (epoch, 1, 1), (epoch, 0, 1)):
+            with self.subTest(place=place, domain=domain, key=key), refused(self, formats.DAMAGED, "it is of domain"):
+                formats.open_header(RING, place, seal(place, 0, bytes(4), b"", [], domain=domain, key=key))
+        for variant, domain, key in ((formats.SEGMENT, 0, 3), (formats.SEAL, 1, 1), (formats.FILL, 1, 1)):
+            place = formats.slot_place(LOG, 7)
+            with self.subTest(variant=variant), refused(self, formats.DAMAGED, "it is of domain"):
+                formats.open_slot(RING, place, seal(place, variant, bytes(52), b"", [], domain=domain, key=key))
+        with refused(self, formats.DAMAGED, "not of kind"):
+            formats.open_small(RING, machine, seal(machine, 0, bytes(4), b"", [], key=2))
+
+    def test_keys_that_are_not_at_hand(self) -> None:
+        """revision.md, what it means: the header is authenticated all the same."""
+        data, place = (CODEC / "segment.bin").read_bytes(), formats.slot_place(b"\2" * 16, 7)
+        withheld = RING.keys | {1: formats.Key(1, formats.WITHHELD, bytes(32))}
+        for ring, code, what in (
+            (erased(RING, 1), formats.ABSENT, "key 1 was erased"),
+            (RING._replace(keys=withheld), formats.WRONG_KEY, "key 1 is withheld"),
+            (RING._replace(keys={3: RING.keys[3]}), formats.DAMAGED, "key 1 is missing"),
+        ):
+            slot = formats.open_slot(ring, place, data)
+            with refused(self, code, what):
+                formats.open_body(slot.header, data[208 : slot.frames_at])
+            with refused(self, formats.DAMAGED, "commitment"):
+                changed = data[:100] + bytes([data[100] ^ 1]) + data[101:204]
+                formats.open_slot(ring, place, changed + struct.pack("<I", formats.crc32c(changed)))
 
     def test_table(self) -> None:
         for file in ("segment-table.bin", "segment-table-stamped.bin"):
@@ -303,17 +432,23 @@ def section(kind: int, stride: int, records: bytes) -> bytes:
     return struct.pack("<HHIII", kind, 1, stride, len(records) // stride, 0) + records if records else b""
 
 
-def seal(place: formats.Place, variant: int, own: bytes, body: bytes, frames: list[bytes]) -> bytes:
+def seal(
+    place: formats.Place, variant: int, own: bytes, body: bytes, frames: list[bytes],
+    domain: int | None = None, key: int | None = None, must: int = 0, compression: int = 0, own_key: int = 3,
+) -> bytes:
     """object.md, segment.md: an object; the lengths of its frames stand in the body already."""
     name, magic, subject, number, _ = place
+    vaults = magic in (b"FSEP", b"FSHZ", b"FSBS", b"FSVR") or variant in (formats.SEAL, formats.FILL)
+    domain = int(not vaults) if domain is None else domain
+    key = (own_key if vaults else 1) if key is None else key
     salt = os.urandom(32)
-    parts = (RING.keys[1].secret, salt, magic, RING.vault, subject, struct.pack("<Q", number), bytes(4))
-    head = magic + struct.pack("<HHII", 2, 156 + len(own), 0, 0) + RING.vault + subject
+    parts = (salt, magic, RING.vault, subject, struct.pack("<Q", number), bytes(4))
+    head = magic + struct.pack("<HHII", 2, 156 + len(own), must, 0) + RING.vault + subject
     head += struct.pack("<QII", number, 0, 0)
-    head += struct.pack("<IIBBHIII", 1, 1, variant, 0, 0, len(body) + 16, len(body), 0) + salt
-    head += blake3(head + own, key=formats.derive("object commitment key", *parts)).digest() + own
+    head += struct.pack("<IIBBHIII", domain, key, variant, compression, 0, len(body) + 16, len(body), own_key) + salt
+    head += blake3(head + own, key=formats.derive("object commitment key", secret(own_key), *parts)).digest() + own
     head += struct.pack("<I", formats.crc32c(head))
-    cipher = AESGCM(formats.derive("object seal key", *parts))
+    cipher = AESGCM(formats.derive("object seal key", secret(key), *parts))
     sealed = head + cipher.encrypt(formats.nonce(2, 0), body, head)
     for n, data in enumerate(frames):
         aad = RING.vault + subject + struct.pack("<QIIB7x", number, n, len(data), 1)
@@ -322,7 +457,12 @@ def seal(place: formats.Place, variant: int, own: bytes, body: bytes, frames: li
     return sealed
 
 
-VOLUME, LOG, MACHINE = b"\x50" * 16, b"\x60" * 16, b"\x70" * 16
+def secret(number: int) -> bytes:
+    """Keys of the vaults made here: those of the samples, and on."""
+    return bytes([0x10 + number]) * 32
+
+
+VOLUME, OTHER, LOG, MACHINE = b"\x50" * 16, b"\x51" * 16, b"\x60" * 16, b"\x70" * 16
 
 
 class Made:
@@ -331,32 +471,51 @@ class Made:
     def __init__(self) -> None:
         self.store = Memory()
         sections_ = section(1, 32, formats.PARAMETERS) + section(2, 16, struct.pack("<IIII", 1, 2, 1, 0))
-        head = b"FSVT" + struct.pack("<HHII16sI12s", 2, 48, 0, 0, RING.vault, len(sections_), bytes(12)) + sections_
+        head = b"FSVT" + struct.pack("<HHII16sII8x", 2, 48, 0, 0, RING.vault, len(sections_), 3) + sections_
         self.store.objects["vault"] = head + struct.pack("<I", formats.crc32c(head))
         self.wrapping = formats.Wrapping(RECOVERY)
         for number, key in RING.keys.items():
-            head = b"FSKY" + struct.pack("<HHII16sIIIBBH", 2, 56, 0, 0, RING.vault, 60, number, 1, key.kind, 1, 0)
-            head += self.wrapping.fingerprint
-            made = head + bytes(12) + self.wrapping.cipher.encrypt(bytes(12), key.secret, head)
-            name = f"keys/{number}/{self.wrapping.fingerprint.hex()}"
-            self.store.objects[name] = made + struct.pack("<I", formats.crc32c(made))
+            self.wrap(number, key)
 
-    def put(self, place: formats.Place, body: bytes) -> None:
+    def key_name(self, number: int) -> str:
+        """keys.md: name of the object."""
+        return f"keys/{number}/{self.wrapping.fingerprint.hex()}"
+
+    def wrap(self, number: int, key: formats.Key) -> None:
+        """keys.md: a wrapped key."""
+        head = b"FSKY" + struct.pack(
+            "<HHII16sIIIBBH", 2, 56, 0, 0, RING.vault, 60, number, key.domain, key.kind, 1, 0
+        ) + self.wrapping.fingerprint
+        made = head + bytes(12) + self.wrapping.cipher.encrypt(bytes(12), key.secret, head)
+        self.store.objects[self.key_name(number)] = made + struct.pack("<I", formats.crc32c(made))
+
+    def put(self, place: formats.Place, body: bytes, **changes: int) -> None:
         """An object of header and body alone."""
-        self.store.objects[place.name] = seal(place, 0, bytes(4), body, [])
+        self.store.objects[place.name] = seal(place, 0, bytes(4), body, [], **changes)
+
+    def revise(
+        self, number: int, last: int = 3, gone: tuple = (), own: int = 3, more: bytes = b"", **changes: int
+    ) -> None:
+        """revision.md: a revision; `gone` are ranges of erased keys."""
+        body = section(1, 24, struct.pack("<QIIQ", 0, own, last, 0))
+        body += section(2, 16, struct.pack("<IIII", 1, 2, 1, 0))
+        body += section(3, 8, b"".join(struct.pack("<II", *pair) for pair in gone)) + more
+        self.put(formats.revision_place(RING.vault, number), body, **changes)
 
     def epoch(
         self, ordinal: int, epoch: int, slot: int, seq: int, log: bytes = LOG, volume: bytes = VOLUME,
         base: tuple[bytes, int, int, bytes] | None = None, size: int = 1 << 20,
     ) -> None:
-        body = section(1, 56, struct.pack("<Q16sQQQ8s", epoch, log, slot, seq, size, bytes(8)))
+        body = section(1, 64, struct.pack("<Q16sQQQ8xII", epoch, log, slot, seq, size, 1, 0))
         if ordinal > 1:
             body += section(3, 16, struct.pack("<QB7x", 0, formats.END_WORD))
         if base:
             body += section(4, 48, struct.pack("<16sQQ16s", *base))
         self.put(formats.epoch_place(volume, ordinal), body)
 
-    def slot(self, number: int, variant: int, incarnation: int = 1, spans: tuple = (), log: bytes = LOG) -> None:
+    def slot(
+        self, number: int, variant: int, incarnation: int = 1, spans: tuple = (), log: bytes = LOG, **changes: int
+    ) -> None:
         """Spans are (epoch, first, last, point or mark, block, content[, volume])."""
         frames, lengths, chunks, extents, marks, records = [], b"", b"", b"", b"", b""
         for epoch, first, last, mark, block, data, *volume in spans:
@@ -377,7 +536,7 @@ class Made:
         stored = sum(struct.unpack_from("<I", lengths, at)[0] for at in range(0, len(lengths), 12))
         own = struct.pack("<QQQQQQI", incarnation, stored, 0, 0, 0, formats.NO_SLOT, 0)
         place = formats.slot_place(log, number)
-        self.store.objects[place.name] = seal(place, variant, own, body, frames)
+        self.store.objects[place.name] = seal(place, variant, own, body, frames, **changes)
 
     def open(self) -> reader.Vault:
         return reader.Vault(self.store, self.wrapping)
@@ -573,9 +732,176 @@ class Walk(unittest.TestCase):
         with refused(self, formats.WRONG_KEY):
             made.open()
         made.wrapping = formats.Wrapping(RECOVERY)
-        del made.store.objects[f"keys/1/{made.wrapping.fingerprint.hex()}"]
-        with refused(self, formats.DAMAGED, "is missing; vault refers to it"):
+        for number in (1, 2, 3):
+            lost = made.store.objects.pop(made.key_name(number))
+            with refused(self, formats.DAMAGED, f"keys/{number}/.* is missing; vault refers to it"):
+                made.open()
+            made.store.objects[made.key_name(number)] = lost
+
+
+class Revisions(unittest.TestCase):
+    """keys.md, revision.md: keys that came, went or are not for everybody, and what a later program says of a vault."""
+
+    def made(self) -> Made:
+        """Two volumes in one log, the second with nothing under key 1; key 4 is the newest of the domain."""
+        made = Made()
+        made.wrap(4, formats.Key(1, formats.DATA_KEY, secret(4)))
+        made.revise(1, 4)
+        for volume in (VOLUME, OTHER):
+            made.epoch(1, 1, 4, 1, volume=volume)
+        for number in range(4):
+            made.slot(number, formats.FILL)
+        made.slot(4, formats.SEGMENT, 1, ((1, 1, 1, point(1), 0, A),))
+        made.slot(5, formats.SEGMENT, 1, ((1, 1, 1, point(2), 0, B, OTHER), (1, 2, 2, point(3), 1, C)), key=4)
+        made.slot(6, formats.SEAL)
+        return made
+
+    def test_new_keys(self) -> None:
+        made = self.made()
+        self.assertEqual((made.points(), made.points(OTHER)), ([1, 2], [1]))
+        self.assertEqual(made.image()[:8192], A + C)
+        made.wrap(5, formats.Key(0, formats.DATA_KEY, secret(5)))
+        made.revise(2, 5, own=5)
+        made.revise(3, 5, own=5, own_key=5)
+        made.slot(5, formats.SEGMENT, 2, ((1, 2, 2, point(3), 1, B),), key=4, own_key=5)
+        self.assertEqual(made.image()[:8192], A + B)
+        made.revise(4, 5, own=4, own_key=5)
+        with refused(self, formats.DAMAGED, "not what revisions/0000000004 says"):
             made.open()
+
+    def test_lost_key(self) -> None:
+        made = self.made()
+        del made.store.objects[made.key_name(4)]
+        with refused(self, formats.DAMAGED, "keys/4/.* is missing; revisions/0000000001 refers to it"):
+            made.open()
+        # The newest revision is lost: what it named is used.
+        made = self.made()
+        del made.store.objects[formats.revision_place(RING.vault, 1).name]
+        with refused(self, formats.DAMAGED, "key 4 is missing"):
+            made.image()
+
+    def test_lost_revision(self) -> None:
+        made = self.made()
+        made.revise(3, 4, own_key=3)
+        self.assertEqual(made.open().ring.revision.number, 3)
+        name = formats.revision_place(RING.vault, 3).name
+        made.store.objects[name] = made.store.objects[name][:-1] + b"\0"
+        with refused(self, formats.DAMAGED, "does not open"):
+            made.open()
+
+    def test_erased(self) -> None:
+        for kept in (True, False):
+            made = self.made()
+            made.revise(2, 4, ((1, 1),))
+            if not kept:
+                del made.store.objects[made.key_name(1)]
+            vault = made.open()
+            self.assertNotIn(1, vault.ring.keys)
+            self.assertEqual(vault.slot(LOG, 4)[0].header.variant, formats.SEGMENT)
+            self.assertEqual(made.image(OTHER)[:4096], B, "what is gone is walked over")
+            with refused(self, formats.ABSENT, "key 1 was erased; object logs/.*4 refers to it"):
+                made.image()
+            said, problem = reader.listed(vault)
+            self.assertIsNone(problem)
+            erased_ = [volume["problem"] for volume in said["volumes"] if volume["volume"] == formats.uid(VOLUME)]
+            self.assertIn("erased", erased_[0])
+
+    def test_erased_domain(self) -> None:
+        made = self.made()
+        made.put(formats.machine_place(MACHINE, 1), b"")
+        made.revise(2, 4, ((1, 2), (4, 4)))
+        for number in (1, 2, 4):
+            del made.store.objects[made.key_name(number)]
+        said, problem = reader.listed(made.open())
+        self.assertEqual((problem, [len(volume["epochs"]) for volume in said["volumes"]]), (None, [1, 1]))
+        for volume in (VOLUME, OTHER):
+            with refused(self, formats.ABSENT, "was erased"):
+                made.image(volume)
+
+    def test_withheld(self) -> None:
+        made = self.made()
+        made.wrap(1, formats.Key(1, formats.WITHHELD, bytes(32)))
+        self.assertEqual(made.image(OTHER)[:4096], B)
+        with refused(self, formats.WRONG_KEY, "key 1 is withheld"):
+            made.image()
+        made.wrap(1, formats.Key(1, formats.WITHHELD, secret(1)))
+        with refused(self, formats.DAMAGED, "withheld"):
+            made.open()
+        made.wrap(1, RING.keys[1])
+        made.wrap(3, formats.Key(0, formats.WITHHELD, bytes(32)))
+        with refused(self, formats.DAMAGED):
+            made.open()
+
+    def test_kinds_of_keys(self) -> None:
+        for domain, kind in ((0, 128), (1, 200), (9, 255), (0, formats.WITHHELD), (9, formats.WITHHELD)):
+            made = self.made()
+            made.wrap(5, formats.Key(domain, kind, bytes(32)))
+            made.revise(2, 5)
+            with self.subTest(domain=domain, kind=kind):
+                self.assertEqual(made.image()[:8192], A + C)
+        for domain, kind, code in ((1, 4, formats.INPUT), (1, 127, formats.INPUT), (0, 0, formats.INPUT),
+                                   (0, formats.ROOT_KEY, formats.DAMAGED)):
+            made.wrap(5, formats.Key(domain, kind, bytes(32)))
+            with self.subTest(domain=domain, kind=kind), refused(self, code):
+                made.open()
+        made.wrap(2, formats.Key(1, 128, RING.keys[2].secret))
+        made.wrap(5, formats.Key(0, 128, bytes(32)))
+        with refused(self, formats.DAMAGED, "not what vault says"):
+            made.open()
+
+    def test_not_understood(self) -> None:
+        """revision.md: it refuses the vault, not only the object."""
+        for changes in ({"more": section(9, 1, b"x")}, {"must": 1}, {"compression": 2}):
+            made = self.made()
+            made.revise(2, 4, **changes)
+            with self.subTest(changes=changes), refused(self, formats.INPUT, "a newer version of Farshore revised"):
+                made.open()
+            made.revise(3, 4)
+            self.assertEqual(made.points(), [1, 2], "the newest stands for all in front of it")
+        made = self.made()
+        made.revise(2, 4, more=struct.pack("<HHIII", 9, 0, 1, 1, 0) + b"x")
+        self.assertEqual(made.points(), [1, 2])
+
+    def test_asked_again(self) -> None:
+        """revision.md: lost is said by who has seen that there is no newer revision."""
+        made = self.made()
+        lost = formats.Refusal(formats.DAMAGED, "lost")
+        opened: list[int] = []
+
+        def ask(vault: reader.Vault) -> reader.Answer:
+            opened.append(vault.ring.revision.number)
+            made.revise(2, 4)
+            return None, lost
+
+        self.assertEqual(reader.asked(made.store, made.wrapping, ask)[1], (None, lost))
+        self.assertEqual(opened, [1, 2])
+
+        def revised(vault: reader.Vault) -> reader.Answer:
+            made.revise(3, 4, more=section(9, 1, b"x"))
+            raise lost
+
+        with refused(self, formats.INPUT, "a newer version of Farshore revised"):
+            reader.asked(made.store, made.wrapping, revised)
+
+        def again(vault: reader.Vault) -> reader.Answer:
+            made.revise(vault.ring.revision.number + 1, 4)
+            raise lost
+
+        made = self.made()
+        with refused(self, formats.STORE, "again and again"):
+            reader.asked(made.store, made.wrapping, again)
+
+    def test_erased_while_opening(self) -> None:
+        made = self.made()
+        name, get = made.key_name(1), made.store.get
+
+        def late(wanted: str, start: int, length: int) -> tuple[bytes, int] | None:
+            if wanted == name and made.store.objects.pop(name, None):
+                made.revise(2, 4, ((1, 1),))
+            return get(wanted, start, length)
+
+        made.store.get = late
+        self.assertEqual(made.image(OTHER)[:4096], B)
 
 
 class Overlaps(unittest.TestCase):

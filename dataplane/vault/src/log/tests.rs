@@ -211,7 +211,7 @@ async fn a_slot_of_a_newer_version_in_front_of_a_scan_is_named() {
     let name = ObjectName::slot(log, Slot(1));
     let mut bytes = std::fs::read(world.file(&name)).unwrap();
     let end = u16::from_le_bytes([bytes[6], bytes[7]]).into();
-    bytes[8] = 1;
+    bytes[4] = 3;
     let mut head = bytes[..end - 4].to_vec();
     farshore_proto::wire::put_crc(&mut head, 0);
     bytes[..end].copy_from_slice(&head);

@@ -59,14 +59,15 @@ async fn a_store_without_a_vault_is_said_to_be_one() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
-/// Whatever of the three objects was made, the next attempt makes the rest, and of the same vault.
+/// Whatever of the four objects was made, the next attempt makes the rest, and of the same vault.
 #[tokio::test]
 async fn making_a_vault_is_finished_wherever_it_was_cut_short() {
     let (folder, store, recovery, vault) = made().await;
     let second = format!("keys/2/{}", recovery.wrapper().fingerprint);
     let root =
         fs::read(folder.path().join(format!("keys/1/{}", recovery.wrapper().fingerprint))).unwrap();
-    for lost in [&["vault"][..], &["vault", &second]] {
+    let third = format!("keys/3/{}", recovery.wrapper().fingerprint);
+    for lost in [&["vault"][..], &["vault", &third], &["vault", &second, &third]] {
         for name in lost {
             fs::remove_file(folder.path().join(name)).unwrap();
         }
@@ -161,7 +162,7 @@ async fn a_vault_of_another_version_is_left_alone_and_says_why() {
 async fn a_missing_key_is_named() {
     let (folder, store, recovery, _) = made().await;
     let key = |number: u32| format!("keys/{number}/{}", recovery.wrapper().fingerprint);
-    for name in [key(2), key(1)] {
+    for name in [key(3), key(2), key(1)] {
         let file = folder.path().join(&name);
         let whole = fs::read(&file).unwrap();
         fs::remove_file(&file).unwrap();
@@ -198,7 +199,7 @@ async fn a_store_that_overwrites_is_refused_before_and_after_a_vault_is_made() {
     vault.check_write_once().await.unwrap();
     let (bad, object) = (over(Fault::Overwrites), vault.identity_bytes().clone());
     let key = |number| ObjectName::key(KeyNumber(number), recovery.wrapper().fingerprint);
-    for name in [key(1), key(2), ObjectName::vault()] {
+    for name in [key(1), key(2), key(3), ObjectName::vault()] {
         let bytes = vault.store().get(&name, 4096).await.unwrap();
         bad.create(&name, bytes).await.unwrap();
     }

@@ -100,7 +100,8 @@ async fn keys_are_listed_with_what_wraps_them_and_what_is_damaged() {
     let listed = list(&bench.vault).await.unwrap();
     let roles: Vec<_> = listed.iter().map(|key| (key.number.0, key.role)).collect();
     let role = |kind| Some((Domain::FIRST, kind));
-    assert_eq!(roles, [(1, role(KeyKind::Root)), (2, role(KeyKind::Data))]);
+    let own = Some((Domain::OWN, KeyKind::Data));
+    assert_eq!(roles, [(1, role(KeyKind::Root)), (2, role(KeyKind::Data)), (3, own)]);
     for key in &listed {
         let mut kinds: Vec<_> = key
             .wrappers
@@ -142,13 +143,13 @@ async fn a_key_that_was_removed_opens_nothing_and_the_others_go_on() {
     add(&bench.vault, &node).await.unwrap();
     add(&bench.vault, &kept).await.unwrap();
     let found = removal(&bench.vault, node.wrapper().fingerprint).await.unwrap();
-    assert_eq!((found.kind, found.objects.len()), (Some(WrapperKind::Node), 2));
+    assert_eq!((found.kind, found.objects.len()), (Some(WrapperKind::Node), 3));
     assert!(bench.file(1, &node).exists(), "looked up, not removed");
     // Cut short behind its first object.
     fs::remove_file(bench.file(1, &node)).unwrap();
     assert_eq!(bench.problems().await.len(), 1);
     let rest = removal(&bench.vault, node.wrapper().fingerprint).await.unwrap();
-    assert_eq!(rest.objects.len(), 1);
+    assert_eq!(rest.objects.len(), 2);
     remove(&bench.vault, &found).await.unwrap();
     assert_eq!(bench.problems().await, Vec::<String>::new());
     let error = Vault::open(&bench.store, &node).await.unwrap_err();
