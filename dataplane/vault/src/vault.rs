@@ -64,8 +64,7 @@ impl Vault {
         reading.check(&identity, revision.body()).await?;
         let Keys { ring, wrapped, .. } = reading;
         let keys = ring.sealing().and_then(|_| ring.vault_keys());
-        let keys = keys
-            .map_err(|cause| object_error(store.url(), ObjectName::vault(), 0, Box::new(cause)))?;
+        let keys = keys.map_err(|cause| no_key_error(store, wrapper, cause))?;
         let hasher = ChunkHasher::new(keys.id_key.clone());
         let (store, wrapped) = (store.clone(), wrapped.into_values().collect());
         let inner =
@@ -267,6 +266,15 @@ impl Vault {
         let is_body = matches!(cause, CodecError::Tampered { .. } | CodecError::Compressed { .. });
         let offset = if is_body { header_bytes as u64 } else { 0 };
         self.damaged(object, offset, cause)
+    }
+}
+
+/// Why a vault whose keys are all there has none to work with.
+fn no_key_error(store: &Store, given: Wrapper, cause: CodecError) -> VaultError {
+    let (url, object) = (store.url().to_owned(), ObjectName::vault());
+    match cause {
+        CodecError::NoKey { key } => VaultError::Withheld { url, object, key, given },
+        cause => object_error(&url, object, 0, Box::new(cause)),
     }
 }
 

@@ -161,7 +161,7 @@ fn key_missing(url: &str, path: &Path) -> Failure {
 pub(super) fn vault_failure(error: &VaultError) -> Failure {
     let exit = match error {
         VaultError::Store(error) => return store_failure(error),
-        VaultError::WrongKey { .. } => Exit::WrongKey,
+        VaultError::WrongKey { .. } | VaultError::Withheld { .. } => Exit::WrongKey,
         VaultError::NotAVault { .. } => Exit::NotFound,
         VaultError::NotWriteOnce { .. } => Exit::DataInvalid,
         VaultError::Version { .. } => Exit::DataInvalid,

@@ -7,10 +7,11 @@ use crate::limits::{KEYS_AT_ONCE, KEYS_MAX};
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
 use farshore_codec::{KeyRing, WrappingKey};
+use farshore_proto::keys::KeyKind;
 use farshore_proto::limits::SMALL_OBJECT_BYTES_MAX;
 use farshore_proto::revision::RevisionBody;
 use farshore_proto::vault::{DomainKeys, VaultObject};
-use farshore_proto::{KeyNumber, VaultId};
+use farshore_proto::{Domain, KeyNumber, VaultId};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,7 +111,9 @@ impl<'a> Keys<'a> {
         let added = revision.iter().flat_map(|body| &body.domains).flat_map(DomainKeys::roles);
         let roles = identity.roles().chain(added).filter(|(number, _)| !is_erased(*number));
         for (number, role) in roles {
-            if self.ring.role(number) != Some(role) {
+            let found = self.ring.role(number);
+            let is_withheld = role.0 != Domain::OWN && found == Some((role.0, KeyKind::Withheld));
+            if found != Some(role) && !is_withheld {
                 let object = ObjectName::key(number, self.key.wrapper().fingerprint);
                 return Err(VaultError::NotThatKey { url: self.store.url().to_owned(), object });
             }
