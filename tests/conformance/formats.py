@@ -29,6 +29,8 @@ SIZE_MAX = 2**46
 NO_SLOT = 2**64 - 1
 ZEROS, SPECIAL = 2**32 - 1, 2**32 - 16
 SEGMENT, SEAL, FILL = 1, 2, 3
+# object.md, what may be added: kinds of marks, roles and firmware from here on are not known, and harmless.
+OTHER_CODES = 128
 MARK_KINDS = {1: "crash", 2: "app", 3: "scan", 4: "file system", 5: "final"}
 UUID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 DATA_KEY, ROOT_KEY, WITHHELD, LATER_KEYS = 1, 2, 3, 128
@@ -637,7 +639,7 @@ def mark_record(name: str, check: Check, record: bytes) -> Mark:
     """frame.md, bodies: the mark."""
     point, time, kind, flag, zero, unknown, attempt, member, members, rest = struct.unpack("<16sQBBHI16sHH12s", record)
     flags(name, flag, known=1)
-    if kind > max(MARK_KINDS):
+    if max(MARK_KINDS) < kind < OTHER_CODES:
         raise newer(name, f"mark of kind {kind}")
     check(kind > 0 and not zero and not any(rest), "a mark")
     check(member < members and (members == 1) == (not any(attempt)), "a mark's member, members or attempt")
@@ -775,7 +777,7 @@ def disk_records(name: str, records: list[bytes], texts: bytes) -> list[Disk]:
             "<16sQQQHHBBBBHHH10s", record
         )
         flags(name, flag)
-        if role > 4 or state > REMOVED:
+        if 4 < role < OTHER_CODES or state > REMOVED:
             raise newer(name, f"role {role} or state {state}")
         volume = volume if any(volume) else None
         ordered = not disks or index > disks[-1].number
@@ -802,9 +804,9 @@ def machine_body(name: str, body: bytes) -> Machine:
         raise damaged(name, 160, "a section is missing")
     _, memory, processors, firmware, flag, reserved = struct.unpack("<QQIBB10s", found[1][0])
     flags(name, flag, known=1)
-    if firmware > 2:
+    if 2 < firmware < OTHER_CODES:
         raise newer(name, f"firmware {firmware}")
-    if any(reserved) or (flag & 1 and firmware != 2):
+    if any(reserved) or (flag & 1 and not (firmware == 2 or firmware >= OTHER_CODES)):
         raise damaged(name, 160, "head")
     disks = disk_records(name, found[4], b"".join(found.get(5, [])))
     label, os = text(name, 160, found[2]), text(name, 160, found.get(3, []))

@@ -300,10 +300,14 @@ class Vault:
                 raise
             raise Refusal(INPUT, f"a newer version of Farshore revised the vault: {refusal}") from refusal
 
+    def key_name(self, number: int) -> str:
+        """keys.md: the name of a key for the wrapper at hand."""
+        return f"keys/{number}/{self.wrapping.fingerprint.hex()}"
+
     def key(self, number: int, user: str) -> formats.Key:
         """keys.md, order of operations: a key that must be there, unless none is for what opens the vault."""
         wrapper = self.wrapping.fingerprint.hex()
-        name = f"keys/{number}/{wrapper}"
+        name = self.key_name(number)
         got = self.store.get(name, 0, FIRST_READ)
         if got is not None:
             return formats.unwrap(name, got[0], self.vault, number, self.wrapping)
@@ -315,7 +319,12 @@ class Vault:
     def keys(self, made: Revision, said: Revision) -> dict[int, formats.Key]:
         """keys.md, order of operations: 1 to the last but for the erased, which are what `vault` and revision say."""
         numbers = [number for number in range(1, said.last + 1) if not said.gone(number)]
-        keys = {number: self.key(number, said.name) for number in numbers}
+        keys = {}
+        for number in numbers:
+            # One that came later and is lost takes with it what is sealed under it, and nothing else.
+            is_needed = number <= made.last or number == said.own
+            if is_needed or self.store.get(self.key_name(number), 0, 1) is not None:
+                keys[number] = self.key(number, said.name)
         for revision in (made, said):
             named = [(revision.own, 0, formats.DATA_KEY)]
             for domain, (root, first) in revision.domains.items():
@@ -324,9 +333,10 @@ class Vault:
                 if said.gone(number) and domain:
                     continue
                 key = keys.get(number)
+                if key is None and number > made.last and number != said.own:
+                    continue
                 if key is None or key[:2] != (domain, kind) and not (domain and key.kind == formats.WITHHELD):
-                    name = f"keys/{number}/{self.wrapping.fingerprint.hex()}"
-                    raise damaged(name, 0, f"it is not what {revision.name} says")
+                    raise damaged(self.key_name(number), 0, f"it is not what {revision.name} says")
         return keys
 
     # Objects of a list
@@ -870,7 +880,7 @@ def point_json(point: Point) -> dict[str, object]:
     mark = point.mark
     return {
         "point": uid(mark.point), "volume": uid(point.volume), "ordinal": point.epoch.ordinal,
-        "epoch": point.epoch.epoch, "seq": point.seq, "time_unix_ms": mark.time, "kind": formats.MARK_KINDS[mark.kind],
+        "epoch": point.epoch.epoch, "seq": point.seq, "time_unix_ms": mark.time, "kind": formats.MARK_KINDS.get(mark.kind, "other"),
         "unknown_blocks": mark.unknown, "member": mark.member, "members": mark.members,
     }
 

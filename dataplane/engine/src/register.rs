@@ -8,7 +8,9 @@
 //!   - R3: births, condemnations and verdicts have the numbers of their entries.
 //!   - R4: whatever verdicts name of a log lies below its floor, which never falls.
 
-use farshore_proto::limits::{REGISTER_LOGS_MAX, REGISTER_MAX, REGISTER_OPEN_MAX, TARGETS_MAX};
+use farshore_proto::limits::{
+    REGISTER_LOGS_MAX, REGISTER_MAX, REGISTER_OPEN_WRITTEN_MAX, TARGETS_MAX,
+};
 use farshore_proto::register::{State, Statement};
 use farshore_proto::{ErrorKind, LogId, Target};
 use std::collections::BTreeSet;
@@ -132,8 +134,8 @@ pub fn after(
                 return Err(Refused::Nothing);
             }
             state.open.insert(number, None);
-            if state.open.len() > REGISTER_OPEN_MAX {
-                let max = REGISTER_OPEN_MAX as u64;
+            if state.open.len() > REGISTER_OPEN_WRITTEN_MAX {
+                let max = REGISTER_OPEN_WRITTEN_MAX as u64;
                 return Err(Refused::Limit { what: "open condemnations", max });
             }
         }
@@ -290,8 +292,8 @@ mod tests {
             Refused::Limit { max, .. } => usize::try_from(max).unwrap(),
             other => panic!("{other}"),
         };
-        let open = vec![condemnation(); REGISTER_OPEN_MAX];
-        assert_eq!(limit(refused(&open, &condemnation())), REGISTER_OPEN_MAX);
+        let open = vec![condemnation(); REGISTER_OPEN_WRITTEN_MAX];
+        assert_eq!(limit(refused(&open, &condemnation())), REGISTER_OPEN_WRITTEN_MAX);
         let logs = (0..REGISTER_LOGS_MAX).map(|n| (log(n), n as u64 + 1)).collect();
         let full = State { logs, ..State::default() };
         let next = |statement: &Statement| after(&full, 99_999, statement, &BTreeSet::new());

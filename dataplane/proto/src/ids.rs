@@ -305,10 +305,22 @@ pub enum MarkKind {
     FileSystem,
     /// The last one: what wrote the disk was stopped before.
     Final,
+    /// One of a later program, that promises no less than a crash.
+    Other(OtherKind),
+}
+
+/// The code of a kind of mark that is not known: at least [`FIRST`](Self::FIRST), as those that promise less than a crash
+/// are below, and refused by who does not know them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OtherKind(u8);
+
+impl OtherKind {
+    /// The first of their codes.
+    pub const FIRST: u8 = 128;
 }
 
 impl MarkKind {
-    /// Every kind.
+    /// Every kind that is known.
     pub const ALL: [Self; 5] = [Self::Crash, Self::App, Self::Scan, Self::FileSystem, Self::Final];
 
     /// Its word for people and programs.
@@ -320,6 +332,7 @@ impl MarkKind {
             Self::Scan => "scan",
             Self::FileSystem => "file-system",
             Self::Final => "final",
+            Self::Other(_) => "other",
         }
     }
 
@@ -332,6 +345,7 @@ impl MarkKind {
             Self::Scan => 3,
             Self::FileSystem => 4,
             Self::Final => 5,
+            Self::Other(kind) => kind.0,
         }
     }
 
@@ -344,6 +358,7 @@ impl MarkKind {
             3 => Some(Self::Scan),
             4 => Some(Self::FileSystem),
             5 => Some(Self::Final),
+            OtherKind::FIRST.. => Some(Self::Other(OtherKind(code))),
             _ => None,
         }
     }

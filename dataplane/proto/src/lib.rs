@@ -37,7 +37,7 @@ pub mod wire;
 pub use error::{DecodeError, ErrorKind};
 pub use ids::{
     Attempt, BlockRange, ChunkId, Domain, Epoch, GroupId, Imprint, KeyNumber, LogId, MachineId,
-    MapAttempt, MarkAttempt, MarkKind, Place, PointId, RunId, Seq, Slot, Stamp, Timestamp, VaultId,
-    VolumeId,
+    MapAttempt, MarkAttempt, MarkKind, OtherKind, Place, PointId, RunId, Seq, Slot, Stamp,
+    Timestamp, VaultId, VolumeId,
 };
 pub use targets::Target;

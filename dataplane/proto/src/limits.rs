@@ -144,8 +144,10 @@ pub const BASE_POINTS_MAX: usize = 1 << 16;
 pub const REGISTER_MAX: u64 = 9_999_999_999;
 /// Most logs that an entry of the register lists: those of a vault that are not sealed.
 pub const REGISTER_LOGS_MAX: usize = 1 << 14;
-/// Most condemnations that are not swept.
-pub const REGISTER_OPEN_MAX: usize = 64;
+/// Most condemnations that are not swept: a year of two a day, for who may delete only what is old enough.
+pub const REGISTER_OPEN_MAX: usize = 1 << 12;
+/// As many as this program lets become: each look at the register reads all of them.
+pub const REGISTER_OPEN_WRITTEN_MAX: usize = 64;
 
 /// Most chunks in an index run.
 pub const INDEX_RUN_CHUNKS_MAX: usize = TARGETS_MAX;
@@ -212,6 +214,7 @@ const _: () = {
     assert!(1024 + CHECKPOINT_VOLUMES_MAX * 88 <= OBJECT_BODY_BYTES_MAX);
     assert!(SHARD_VOLUMES_MAX <= CHECKPOINT_VOLUMES_MAX);
     assert!(1024 + BASE_POINTS_MAX * 112 <= OBJECT_BODY_BYTES_MAX);
+    assert!(REGISTER_OPEN_WRITTEN_MAX <= REGISTER_OPEN_MAX);
     // The largest entry of the register fits a body.
     assert!(
         1024 + REGISTER_LOGS_MAX * 32 + REGISTER_OPEN_MAX * 24 + TARGETS_MAX * 32

@@ -35,8 +35,43 @@ pub fn place(vault: VaultId, machine: MachineId, revision: u64) -> ObjectPlace {
     ObjectPlace { kind: ObjectKind::Machine, vault, subject: machine.0, number: revision, part: 0 }
 }
 
-/// A byte that is one of few values; others are those of later programs.
+/// A byte that is one of few values; others are those of later programs. With `open`, codes from 128 on are taken by who
+/// does not know them for *not known*, and kept.
 macro_rules! codes {
+    ($(#[$doc:meta])* open $name:ident, $what:literal, $feature:literal, $($code:literal $variant:ident $word:literal $about:literal),+ $(,)?) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name {
+            $(#[doc = $about] $variant,)+
+            /// One of a later program: not known, and harmless.
+            Other(OtherCode),
+        }
+
+        impl $name {
+            /// Every value that is known.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// Its byte.
+            #[must_use]
+            pub fn code(self) -> u8 {
+                match self { $(Self::$variant => $code,)+ Self::Other(code) => code.0 }
+            }
+
+            /// Its word for people and programs.
+            #[must_use]
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ Self::Other(_) => "other" }
+            }
+
+            pub(crate) fn of_code(code: u8) -> Result<Self, DecodeError> {
+                match Self::ALL.iter().find(|value| value.code() == code) {
+                    Some(value) => Ok(*value),
+                    None if code >= OtherCode::FIRST => Ok(Self::Other(OtherCode(code))),
+                    None => Err(DecodeError::Newer { what: $what, feature: $feature, bit: code.into() }),
+                }
+            }
+        }
+    };
     ($(#[$doc:meta])* $name:ident, $what:literal, $feature:literal, $($code:literal $variant:ident $word:literal $about:literal),+ $(,)?) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,9 +107,19 @@ macro_rules! codes {
 }
 pub(crate) use codes;
 
+/// A code that is not known, at least [`FIRST`](Self::FIRST): a later program gives those only to what may be taken for
+/// *not known*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OtherCode(u8);
+
+impl OtherCode {
+    /// The first of them.
+    pub const FIRST: u8 = 128;
+}
+
 codes! {
     /// What starts the machine.
-    Firmware, "machine", "firmware",
+    open Firmware, "machine", "firmware",
     0 Unknown "unknown" "Not known.",
     1 Bios "bios" "The old way: code in the first sector of a disk.",
     2 Uefi "uefi" "A program in a partition of a disk.",
@@ -82,7 +127,7 @@ codes! {
 
 codes! {
     /// What a disk is for.
-    DiskRole, "machine disk", "role",
+    open DiskRole, "machine disk", "role",
     0 Unknown "unknown" "Not known.",
     1 Boot "boot" "The firmware starts from it.",
     2 System "system" "It has the operating system.",
@@ -219,7 +264,7 @@ impl MachineBody {
         limit(DISKS.what, self.disks.len(), MACHINE_DISKS_MAX)?;
         let texts: usize = self.disks.iter().flat_map(Disk::texts).map(str::len).sum();
         limit(TEXTS.what, texts, MACHINE_TEXTS_BYTES_MAX)?;
-        if self.is_secure_boot && self.firmware != Firmware::Uefi {
+        if self.is_secure_boot && !matches!(self.firmware, Firmware::Uefi | Firmware::Other(_)) {
             let value = self.firmware.code().into();
             return Err(DecodeError::Range { what: "firmware of secure boot", value });
         }

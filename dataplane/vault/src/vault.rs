@@ -45,6 +45,8 @@ struct Inner {
     hasher: ChunkHasher,
     /// The wrapped keys as they were when they opened, to find later damage without the wrapping key.
     wrapped: Vec<(ObjectName, Bytes)>,
+    /// Keys that a revision names and that are not there.
+    lost_keys: Vec<ObjectName>,
 }
 
 impl Vault {
@@ -62,13 +64,23 @@ impl Vault {
         reading.require(identity.own_key).await?;
         let revision = revision::read_newest(store, &mut reading).await?;
         reading.check(&identity, revision.body()).await?;
+        let lost_keys = reading.lost(revision.body());
         let Keys { ring, wrapped, .. } = reading;
         let keys = ring.sealing().and_then(|_| ring.vault_keys());
         let keys = keys.map_err(|cause| no_key_error(store, wrapper, cause))?;
         let hasher = ChunkHasher::new(keys.id_key.clone());
         let (store, wrapped) = (store.clone(), wrapped.into_values().collect());
-        let inner =
-            Inner { identity, identity_bytes, revision, wrapper, ring, keys, hasher, wrapped };
+        let inner = Inner {
+            identity,
+            identity_bytes,
+            revision,
+            wrapper,
+            ring,
+            keys,
+            hasher,
+            wrapped,
+            lost_keys,
+        };
         Ok(Self { store, inner: Arc::new(inner), quiet_slots: QUIET_SLOTS })
     }
 
@@ -93,11 +105,21 @@ impl Vault {
         self.quiet_slots
     }
 
-    /// Refuses a store that overwrites: to be asked before anything is written. Does no harm there.
+    /// Keys that a revision of the vault names and that are not there for what opened it.
+    pub(crate) fn lost_keys(&self) -> &[ObjectName] {
+        &self.inner.lost_keys
+    }
+
+    /// Refuses a store that overwrites, and a vault of which keys were lost, so that nobody goes on with older ones: to be
+    /// asked before anything is written. Does no harm there.
     ///
     /// # Errors
-    /// `Invalid` if it does, `Unavailable`.
+    /// `Invalid` if it does, `Corrupt` if a key is lost, `Unavailable`.
     pub async fn check_write_once(&self) -> Result<(), VaultError> {
+        if let Some(object) = self.lost_keys().first().cloned() {
+            let user = ObjectName::revision(self.revision().number());
+            return Err(VaultError::Lost { url: self.url().to_owned(), object, user });
+        }
         let bytes = self.inner.identity_bytes.clone();
         check_write_once(self.store(), &ObjectName::vault(), bytes).await
     }

@@ -304,7 +304,7 @@ impl Ready {
         if self.secure_boot {
             text.push_str("\nSecure boot was on; this starts without it.\n");
         }
-        if self.chosen.firmware == Firmware::Unknown.word() {
+        if !matches!(self.chosen.firmware, "bios" | "uefi") {
             text.push_str(
                 "\nIts firmware is not known: if it does not start so, add -bios /usr/share/ovmf/OVMF.fd for UEFI.\n",
             );

@@ -159,7 +159,7 @@ impl Bench {
             let sort = format!("verify does not name {piece:?} of {}", kind_of(name));
             self.tally.blame(&sort, || format!("{what}, expected at {offset}: {report:#?}"));
         }
-        if name == "vault" || name.starts_with("keys/") {
+        if name == "vault" || name.starts_with("keys/") || name.starts_with("revisions/") {
             self.check_opening(name, &what).await;
         }
         let world_needs: Vec<bool> =

@@ -103,6 +103,7 @@ async fn cut_all(prefix: &str) {
 async fn a_flip_in_the_identity_or_a_key_is_named() {
     flip_all("vault", (0, 1)).await;
     flip_all("keys/", (0, 1)).await;
+    flip_all("revisions/", (0, 1)).await;
 }
 
 #[tokio::test]
@@ -134,7 +135,7 @@ async fn a_flip_in_a_map_or_index_run_is_named_and_costs_nothing() {
 
 #[tokio::test]
 async fn a_cut_or_grown_object_is_named() {
-    for prefix in ["vault", "keys/", "volumes/", "maps/", "pages/", "index/"] {
+    for prefix in ["vault", "keys/", "revisions/", "volumes/", "maps/", "pages/", "index/"] {
         cut_all(prefix).await;
     }
 }

@@ -44,7 +44,14 @@ async fn an_object_of_a_vault_with_the_same_keys_is_named() {
 async fn the_identity_and_keys_of_a_vault_with_the_same_recovery_key_open_nothing_here() {
     let bench = Bench::new().await;
     let twin = World::of(VaultId([0x78; 16])).await;
-    for name in ["vault".to_owned(), key_name(1), key_name(2), key_name(3), key_name(4)] {
+    for name in [
+        "vault".to_owned(),
+        key_name(1),
+        key_name(2),
+        key_name(3),
+        key_name(4),
+        "revisions/0000000001".to_owned(),
+    ] {
         bench.full.apply(&name, &Damage::Bytes(twin.objects[&name].clone())).await;
     }
     let vault = bench.full.reopen().await.unwrap();
@@ -147,7 +154,8 @@ async fn a_changed_header_of_a_segment_with_a_good_checksum_is_named() {
 
 #[tokio::test]
 async fn a_changed_header_of_another_object_with_a_good_checksum_is_named() {
-    change_headers(&["vault", "keys/", "volumes/", "maps/", "pages/", "index/"]).await;
+    change_headers(&["vault", "keys/", "revisions/", "volumes/", "maps/", "pages/", "index/"])
+        .await;
 }
 
 /// The header says which run put a segment. Who lowers that does not make it void in silence.

@@ -13,13 +13,14 @@
 use crate::write::Writer;
 use bytes::Bytes;
 use farshore_codec::{DataKey, RootKey, VaultKey, WrappingKey};
-use farshore_proto::vault::{OWN_KEY, VaultObject};
+use farshore_proto::revision::RevisionBody;
+use farshore_proto::vault::{DomainKeys, OWN_KEY, VaultObject};
 use farshore_proto::{Domain, KeyNumber, Slot, VaultId, VolumeId};
 use farshore_vault::checkpoint::read_ledger;
 use farshore_vault::layout::ObjectName;
 use farshore_vault::log::{LogEnd, find_end, put_segment};
 use farshore_vault::testing::write_map_in_parts;
-use farshore_vault::{Store, Vault, checkpoint, map, runs};
+use farshore_vault::{Store, Vault, checkpoint, map, revision, runs};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -152,6 +153,14 @@ async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: Va
     writer.mark(A, 2, &[16, 18]);
     writer.commit(0).await;
     add_key(store, id, 4).await;
+    let rotated = RevisionBody {
+        time_unix_ms: 1_767_225_600_000,
+        own_key: OWN_KEY,
+        last_key: KeyNumber(4),
+        domains: vec![DomainKeys::FIRST],
+        erased: Vec::new(),
+    };
+    assert_eq!(revision::put(&writer.vault, &rotated).await.unwrap(), 1);
     writer.vault = open(memory).await;
     writer.write(A, 8, &[20, 22]);
     writer.end(A, false);

@@ -12,7 +12,7 @@ use farshore_proto::map::{Directory, Manifest, MapHeader, Page, PartHeader};
 use farshore_proto::object::{ObjectHeader, ObjectKind, commit, committed};
 use farshore_proto::sections::{SECTION_HEAD_BYTES, SectionKind, SectionWriter, Sections};
 use farshore_proto::segment::{SegmentHeader, SlotKind};
-use farshore_proto::{Attempt, DecodeError, ErrorKind};
+use farshore_proto::{Attempt, DecodeError, ErrorKind, MarkKind, OtherKind};
 
 const MUST_AT: usize = 8;
 const MAY_AT: usize = 12;
@@ -46,6 +46,19 @@ fn a_bit_that_must_be_understood_is_named_and_the_object_refused() {
     }
 }
 
+/// A kind of mark from 128 on is a point all the same, and stays what it is.
+#[test]
+fn a_mark_of_a_later_kind_that_promises_no_less_than_a_crash_is_kept() {
+    for code in [OtherKind::FIRST, 200, 255] {
+        let mut bytes = samples::manifest().encode();
+        bytes[MAP_MARK + 28] = code;
+        let manifest = Manifest::decode(&bytes).unwrap();
+        let kind = manifest.mark.unwrap().kind;
+        assert_eq!((kind.code(), kind.word(), manifest.encode()), (code, "other", bytes));
+        assert!(!MarkKind::ALL.contains(&kind));
+    }
+}
+
 /// A code that a later program gave out is no damage.
 #[test]
 fn a_code_that_is_not_known_is_named_as_newer() {
@@ -63,7 +76,8 @@ fn a_code_that_is_not_known_is_named_as_newer() {
             bytes
         };
         let manifest = |at| Manifest::decode(&with(samples::manifest().encode(), at)).err();
-        assert_eq!(manifest(MAP_MARK + 28), (code > 5).then(|| newer("mark", "kind")));
+        let is_refused = (6..OtherKind::FIRST).contains(&code);
+        assert_eq!(manifest(MAP_MARK + 28), is_refused.then(|| newer("mark", "kind")));
         assert_eq!(manifest(LAYER + 52), (code > 2).then(|| newer("map", "layer")));
         let directory = Directory::decode(&with(samples::directory().encode(), PAGE + 28));
         assert_eq!(directory, Err(newer("object", "compression")));

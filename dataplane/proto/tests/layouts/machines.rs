@@ -8,7 +8,7 @@ use farshore_proto::limits::{
     DISK_TEXT_BYTES_MAX, GROUP_MEMBERS_MAX, MACHINE_DISKS_MAX, MACHINE_TEXTS_BYTES_MAX,
     NAME_BYTES_MAX, SMALL_BODY_BYTES_MAX, VOLUME_BYTES_MAX,
 };
-use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware, MachineBody};
+use farshore_proto::machine::{Disk, DiskRole, DiskState, Firmware, MachineBody, OtherCode};
 use farshore_proto::object::{ObjectHeader, ObjectKind};
 use farshore_proto::{DecodeError, Epoch, ErrorKind, MachineId, Seq, VolumeId};
 use proptest::collection::vec;
@@ -248,10 +248,13 @@ fn codes_and_flags_of_a_later_program_are_named() {
     let newer = |what, feature, bit: u8| DecodeError::Newer { what, feature, bit: bit.into() };
     for code in 0..=255_u8 {
         let read = machine_with(HEAD + 20, &[code, 0]).map(|body| body.firmware.code());
-        let expected = if code <= 2 { Ok(code) } else { Err(newer("machine", "firmware", code)) };
+        // From 128 on it is not known, and kept.
+        let is_taken = |known| code <= known || code >= OtherCode::FIRST;
+        let expected = if is_taken(2) { Ok(code) } else { Err(newer("machine", "firmware", code)) };
         assert_eq!(read, expected);
         let read = machine_with(DISK + 45, &[code]).map(|body| body.disks[0].role.code());
-        let expected = if code <= 4 { Ok(code) } else { Err(newer("machine disk", "role", code)) };
+        let expected =
+            if is_taken(4) { Ok(code) } else { Err(newer("machine disk", "role", code)) };
         assert_eq!(read, expected);
         if code > 3 {
             let read = machine_with(DISK + 46, &[code]);
@@ -263,6 +266,12 @@ fn codes_and_flags_of_a_later_program_are_named() {
             assert_eq!(read, Err(newer("group member", "state", code)));
         }
     }
+    let mut later = machine_with(HEAD + 20, &[200, 0]).unwrap();
+    assert_eq!(later.firmware.word(), "other");
+    later.disks[0].role = machine_with(DISK + 45, &[201]).unwrap().disks[0].role;
+    let again = MachineBody::decode(&later.encode()).unwrap();
+    assert_eq!((again.firmware.code(), again.disks[0].role.code()), (200, 201));
+    assert_eq!(again.disks[0].role.word(), "other");
     out_of_range(machine_with(DISK + 46, &[0]), "machine disk");
     out_of_range(group_with(HEAD + 8, &[0]), "group");
     out_of_range(group_with(MEMBER + 48, &[0]), "group member");

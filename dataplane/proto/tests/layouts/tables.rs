@@ -208,10 +208,13 @@ fn what_the_writer_knew_of_a_span_is_there_or_not() {
 fn a_mark_is_read_as_in_a_frame() {
     let mark = |at: usize, byte: u8| with(MARK + at, &[byte]);
     assert_eq!(mark(24, 0), Err(DecodeError::Range { what: "mark kind", value: 0 }));
-    for kind in [6, 255] {
+    for kind in [6, 127] {
         let newer = DecodeError::Newer { what: "mark", feature: "kind", bit: kind.into() };
         assert_eq!(mark(24, kind), Err(newer));
     }
+    let kinds = |table: Table| table.spans[0].mark.map(|mark| mark.kind.code());
+    assert_eq!(mark(24, 128).map(kinds), Ok(Some(128)));
+    assert_eq!(mark(24, 255).map(kinds), Ok(Some(255)));
     for bit in 1..4 {
         let newer = DecodeError::Newer { what: "mark", feature: "flag", bit };
         assert_eq!(mark(25, 1 | 1 << bit), Err(newer));

@@ -137,7 +137,7 @@ impl MachinePoint {
     pub fn kind(&self) -> MarkKind {
         let promises = |kind: &MarkKind| match kind {
             MarkKind::Scan => 0,
-            MarkKind::Crash => 1,
+            MarkKind::Crash | MarkKind::Other(_) => 1,
             MarkKind::FileSystem => 2,
             MarkKind::App => 3,
             MarkKind::Final => 4,

@@ -100,9 +100,17 @@ async fn a_key_that_a_revision_names_and_that_is_gone_is_lost() {
     put(&world.vault, &of_keys(4)).await.unwrap();
     let name = ObjectName::key(NEXT, world.recovery.wrapper().fingerprint);
     fs::remove_file(world.file(&name)).unwrap();
-    let error = open_again(&world).await.unwrap_err();
+    // What there is reads, but nobody writes.
+    let opened = open_again(&world).await.unwrap();
+    let error = opened.check_write_once().await.unwrap_err();
     assert!(error.to_string().contains(&format!("object {name} is missing")), "{error}");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(problems(&opened).await, [format!("{name} is missing")]);
+    // One that the vault was made with is needed to open it.
+    let first = ObjectName::key(KeyNumber(2), world.recovery.wrapper().fingerprint);
+    fs::remove_file(world.file(&first)).unwrap();
+    let error = open_again(&world).await.unwrap_err();
+    assert!(error.to_string().contains(&format!("object {first} is missing")), "{error}");
 }
 
 /// The data is gone, and that is no loss; who walks the log gets to its end all the same, as it must to seal it.

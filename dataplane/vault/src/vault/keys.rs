@@ -95,7 +95,17 @@ impl<'a> Keys<'a> {
         Err(no_key(self.store, name, self.key).await?)
     }
 
-    /// Makes sure that all that there are to be are there, and are what the vault says of them.
+    /// Those that a revision says are there and that are not: lost, as is what was sealed under them. The rest reads.
+    pub(super) fn lost(&self, revision: Option<&RevisionBody>) -> Vec<ObjectName> {
+        let is_lost = |number: &&KeyNumber| {
+            revision.is_some_and(|body| **number <= body.last_key && !body.is_erased(**number))
+        };
+        let fingerprint = self.key.wrapper().fingerprint;
+        let lost = self.missing.iter().filter(is_lost);
+        lost.map(|number| ObjectName::key(*number, fingerprint)).collect()
+    }
+
+    /// Makes sure that those are there that the vault was made with, and that all are what the vault says of them.
     ///
     /// # Errors
     /// As [`require`](Self::require); `Corrupt` if one is another than the vault says.
@@ -105,13 +115,18 @@ impl<'a> Keys<'a> {
         revision: Option<&RevisionBody>,
     ) -> Result<(), VaultError> {
         let is_erased = |number: KeyNumber| revision.is_some_and(|body| body.is_erased(number));
-        if let Some(lost) = self.missing.iter().find(|number| !is_erased(**number)) {
+        let last = identity.last_key();
+        let is_lost = |number: &&KeyNumber| **number <= last && !is_erased(**number);
+        if let Some(lost) = self.missing.iter().find(is_lost) {
             self.require(*lost).await?;
         }
         let added = revision.iter().flat_map(|body| &body.domains).flat_map(DomainKeys::roles);
         let roles = identity.roles().chain(added).filter(|(number, _)| !is_erased(*number));
         for (number, role) in roles {
             let found = self.ring.role(number);
+            if found.is_none() && number > last {
+                continue;
+            }
             let is_withheld = role.0 != Domain::OWN && found == Some((role.0, KeyKind::Withheld));
             if found != Some(role) && !is_withheld {
                 let object = ObjectName::key(number, self.key.wrapper().fingerprint);

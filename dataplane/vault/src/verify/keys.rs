@@ -15,6 +15,9 @@ use std::collections::BTreeSet;
 /// there and is no other vault's. Whether it opens, only those can tell.
 pub(super) async fn check(vault: &Vault, report: &mut Report) -> Result<(), VaultError> {
     check_identity(vault, report).await?;
+    for name in vault.lost_keys() {
+        report.add(name.clone(), 0, "is missing");
+    }
     for (name, opened) in vault.wrapped_keys() {
         match vault.store().get(name, SMALL_OBJECT_BYTES_MAX as u64).await {
             Ok(found) if found == *opened => {}
@@ -70,13 +73,15 @@ fn check_gaps(vault: &Vault, listed: &BTreeSet<(KeyNumber, Fingerprint)>, report
     for wrapper in wrappers_in(listed) {
         for number in numbers.iter().filter(|number| !listed.contains(&(**number, wrapper))) {
             // What was there when the vault was opened was named before.
-            if wrapper == vault.wrapper().fingerprint && opened.contains(number) {
+            let name = ObjectName::key(*number, wrapper);
+            let is_ours = wrapper == vault.wrapper().fingerprint && opened.contains(number);
+            if is_ours || vault.lost_keys().contains(&name) {
                 continue;
             }
             let there = listed.iter().find(|(other, _)| other == number || *other > *number);
             let there = there.map(|(number, wrapper)| ObjectName::key(*number, *wrapper));
             let there = there.map_or_else(String::new, |name| format!(" although {name} exists"));
-            report.add(ObjectName::key(*number, wrapper), 0, format!("is missing{there}"));
+            report.add(name, 0, format!("is missing{there}"));
         }
     }
 }

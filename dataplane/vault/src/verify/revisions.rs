@@ -19,7 +19,12 @@ pub(super) async fn check(vault: &Vault, report: &mut Report) -> Result<u64, Vau
             Ok(_) => whole += 1,
             Err(VaultError::LostEnd { .. }) => {
                 let later = ObjectName::revision(newest);
-                report.add(name, 0, format!("is missing although {later} exists"));
+                let there = format!(" although {later} exists");
+                report.add(
+                    name,
+                    0,
+                    format!("is missing{}", if number < newest { &there } else { "" }),
+                );
             }
             Err(error) => report.add_error(name, error)?,
         }
