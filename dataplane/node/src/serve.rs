@@ -203,9 +203,8 @@ impl Node {
         metrics.journal_damaged(recoveries.iter().map(|recovery| recovery.damages).sum());
         let fatal = Fatal::default();
         let (services, queue) = Services::new();
-        let boxes: Vec<(Post<Message>, Mailbox<Message>)> =
-            recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).collect();
-        let posts: Vec<Post<Message>> = boxes.iter().map(|(post, _)| post.clone()).collect();
+        let (posts, boxes): (Vec<Post<Message>>, Vec<Mailbox<Message>>) =
+            recoveries.iter().map(|_| mailbox(MAILBOX_MAX)).unzip();
         let maps = Maps::new(reading.clone(), Arc::clone(&metrics), aside.clone());
         let claimant = Claimant::new(reading, &posts, &metrics, &assignments, aside);
         let reached = (posts.clone(), Arc::clone(&metrics), Arc::clone(&maps));
@@ -216,7 +215,7 @@ impl Node {
 
         let mut threads = Vec::new();
         let shards = recoveries.into_iter().zip(boxes).zip(executors);
-        for (id, ((recovery, (_, inbox)), executor)) in shards.enumerate() {
+        for (id, ((recovery, inbox), executor)) in shards.enumerate() {
             let parts = ShardParts {
                 id,
                 logs: logs.clone(),

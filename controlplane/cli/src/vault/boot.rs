@@ -16,7 +16,7 @@ use farshore_export::overlay::OverlayError;
 use farshore_export::{Disk as NbdDisk, Export, ExportError};
 use farshore_nbd::{Address, Server};
 use farshore_program::StopSignals;
-use farshore_proto::machine::{Disk, Firmware};
+use farshore_proto::machine::Disk;
 use farshore_vault::machine::DiskPoint;
 use farshore_vault::{Patience, Vault};
 use futures::future::join_all;
