@@ -114,7 +114,12 @@ impl KeyList {
                 let kind = wrapper.kind.map_or("damaged", |kind| kind);
                 table.row([
                     key.number.to_string(),
-                    key.domain.map_or_else(|| "?".to_owned(), |domain| domain.to_string()),
+                    match key.domain {
+                        None => "?".to_owned(),
+                        // The vault's own.
+                        Some(0) => "own".to_owned(),
+                        Some(domain) => domain.to_string(),
+                    },
                     key.kind.unwrap_or("?").to_owned(),
                     format!("{kind} {}", wrapper.fingerprint),
                     if wrapper.in_hand { "in hand".to_owned() } else { String::new() },

@@ -39,7 +39,7 @@ impl Bench {
 }
 
 #[test]
-fn a_new_vault_has_a_root_key_and_a_data_key_for_its_recovery_key() {
+fn a_new_vault_has_a_root_key_and_two_data_keys_for_its_recovery_key() {
     let bench = Bench::new();
     bench.run(&["init"]);
     let list = bench.list();
@@ -51,11 +51,13 @@ fn a_new_vault_has_a_root_key_and_a_data_key_for_its_recovery_key() {
     let keys = json!([
         { "number": 1, "domain": 1, "kind": "root", "wrappers": wrappers },
         { "number": 2, "domain": 1, "kind": "data", "wrappers": wrappers },
+        { "number": 3, "domain": 0, "kind": "data", "wrappers": wrappers },
     ]);
     assert_eq!(list, json!({ "vault": list["vault"], "keys": keys }));
     let text = bench.run(&["key", "list", "--output", "table"]).stdout;
     let row = format!("recovery {fingerprint}  in hand");
-    assert_eq!(text.matches(&row).count(), 2, "{text}");
+    assert_eq!(text.matches(&row).count(), 3, "{text}");
+    assert!(text.contains("3    own     data"), "{text}");
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn a_node_key_is_made_once_and_opens_the_vault_alone() {
     let first = bench.add().json();
     let expected = json!({
         "vault": first["vault"], "fingerprint": first["fingerprint"], "kind": "node",
-        "key_file": bench.node_key(), "key_created": true, "wrapped": 2,
+        "key_file": bench.node_key(), "key_created": true, "wrapped": 3,
     });
     assert_eq!(first, expected);
     let text = fs::read_to_string(bench.node_key()).unwrap();
@@ -76,7 +78,7 @@ fn a_node_key_is_made_once_and_opens_the_vault_alone() {
     assert_eq!((&again["key_created"], &again["wrapped"]), (&json!(false), &json!(0)));
     assert_eq!(again["fingerprint"], first["fingerprint"]);
     assert_eq!(fs::read_to_string(bench.node_key()).unwrap(), text);
-    assert_eq!(bench.objects(), 4);
+    assert_eq!(bench.objects(), 6);
     // It reads all there is, and lists itself as the one in hand.
     assert_eq!(bench.run_with(&bench.node_key(), &["volumes"]).stdout, "no volumes\n");
     let list = bench.run_with(&bench.node_key(), &["key", "list", "-o", "json"]).json();
@@ -105,7 +107,7 @@ fn a_file_that_holds_something_else_takes_no_node_key() {
         assert_eq!(fs::read(bench.node_key()).unwrap(), content);
     }
     assert!(bench.add().stderr.contains("neither a recovery key nor a node key"));
-    assert_eq!(bench.objects(), 2);
+    assert_eq!(bench.objects(), 3);
 }
 
 /// What makes and takes keys is the operator's alone.
@@ -123,7 +125,7 @@ fn a_node_key_adds_and_removes_nothing_and_makes_no_vault() {
         assert!(ran.stderr.contains("this is a node key; a recovery key is needed here"));
     }
     assert!(!other.exists());
-    assert_eq!(bench.objects(), 4);
+    assert_eq!(bench.objects(), 6);
 }
 
 #[test]
@@ -132,14 +134,14 @@ fn a_removed_key_opens_nothing_and_the_recovery_key_goes_on() {
     let remove = ["key", "remove", &fingerprint];
     let ran = bench.run(&[&remove[..], &["--dry-run"]].concat());
     assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{}", ran.stderr);
-    let named = format!("would remove the node key {fingerprint}: 2 objects of the vault ");
+    let named = format!("would remove the node key {fingerprint}: 3 objects of the vault ");
     assert!(ran.stderr.contains(&named), "{}", ran.stderr);
     bench.run(&remove).fails(64, "nothing was done", "say --yes");
-    assert_eq!(bench.objects(), 4);
+    assert_eq!(bench.objects(), 6);
     let ran = bench.run(&[&remove[..], &["--yes", "--output", "table"]].concat());
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(ran.stdout.contains("until the vault's keys are rotated"), "{}", ran.stdout);
-    assert_eq!(bench.objects(), 2);
+    assert_eq!(bench.objects(), 3);
     let ran = bench.run_with(&bench.node_key(), &["volumes"]);
     assert_eq!(ran.code, 81, "{}", ran.stderr);
     let text = ran.stderr.clone();
@@ -158,7 +160,7 @@ fn a_removed_key_opens_nothing_and_the_recovery_key_goes_on() {
 fn what_was_removed_is_told_to_programs() {
     let (bench, fingerprint) = Bench::with_node_key();
     let removed = bench.run(&["key", "remove", &fingerprint, "--yes", "-o", "json"]).json();
-    let objects = [1, 2].map(|number| format!("keys/{number}/{fingerprint}"));
+    let objects = [1, 2, 3].map(|number| format!("keys/{number}/{fingerprint}"));
     let expected = json!({
         "vault": removed["vault"], "fingerprint": fingerprint, "kind": "node", "removed": objects,
     });
@@ -178,7 +180,7 @@ fn the_last_recovery_key_is_never_removed() {
         assert_eq!(ran.code, 79, "{}", ran.stderr);
         assert!(ran.stderr.contains("is the last recovery key of this vault"), "{}", ran.stderr);
     }
-    assert_eq!(bench.objects(), 4);
+    assert_eq!(bench.objects(), 6);
     let ran = bench.run(&["key", "remove", "hunter2", "--yes"]);
     assert_eq!(ran.code, 64, "{}", ran.stderr);
     assert!(ran.stderr.contains("a fingerprint has 16 hex digits"), "{}", ran.stderr);
