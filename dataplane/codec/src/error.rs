@@ -83,6 +83,12 @@ pub enum CodecError {
         /// The number that the object names.
         key: KeyNumber,
     },
+    /// No key of the vault's own has that number, which a header names that nobody has authenticated.
+    #[error("data key {key}, which it should commit to, is not among the vault's own keys")]
+    NoOwnKey {
+        /// The number that the header names.
+        key: KeyNumber,
+    },
     /// The key derived from the data key is not the one that the object commits to.
     #[error("{what}: data key {key} is not the key that sealed it, or its header is damaged")]
     KeyMismatch {
@@ -192,7 +198,7 @@ impl CodecError {
             | Self::Compressed { .. }
             | Self::ChunkDiffers { .. }
             | Self::Missing { .. } => ErrorKind::Corrupt,
-            Self::NoKey { .. } => ErrorKind::NotFound,
+            Self::NoKey { .. } | Self::NoOwnKey { .. } => ErrorKind::NotFound,
             Self::Limit { .. } => ErrorKind::Limit,
             Self::Unverified { .. } | Self::Compressor { .. } | Self::Cipher { .. } => {
                 ErrorKind::Internal

@@ -211,13 +211,15 @@ pub struct SealKeys<'a> {
 pub struct KeyRing {
     vault: VaultId,
     keys: BTreeMap<KeyNumber, (Domain, VaultKey)>,
+    /// What new objects go by, the vault's own key and the first domain's, if not by the newest.
+    current: Option<(KeyNumber, KeyNumber)>,
 }
 
 impl KeyRing {
     /// A ring without keys.
     #[must_use]
     pub fn new(vault: VaultId) -> Self {
-        Self { vault, keys: BTreeMap::new() }
+        Self { vault, keys: BTreeMap::new(), current: None }
     }
 
     /// Puts a data key of the first domain in its place.
@@ -238,6 +240,17 @@ impl KeyRing {
     /// Puts any key in its place.
     pub fn insert_key(&mut self, number: KeyNumber, domain: Domain, key: VaultKey) {
         self.keys.insert(number, (domain, key));
+    }
+
+    /// Takes a key out: it was erased on purpose, and nobody goes by it any more.
+    pub fn remove(&mut self, number: KeyNumber) {
+        self.keys.remove(&number);
+    }
+
+    /// Has new objects go by these data keys, the vault's own and the first domain's, whatever newer ones there are: not
+    /// all may have those yet.
+    pub fn go_by(&mut self, own: KeyNumber, data: KeyNumber) {
+        self.current = Some((own, data));
     }
 
     /// The vault the keys are of.
@@ -287,20 +300,26 @@ impl KeyRing {
         self.get_of(Domain::OWN, number)
     }
 
-    /// The newest data key of the first domain.
+    /// The data key of the first domain that new objects go by.
     ///
     /// # Errors
     /// `NotFound` if the ring has none.
     pub fn newest(&self) -> Result<(KeyNumber, &DataKey), CodecError> {
-        self.newest_of(Domain::FIRST, DomainKeys::FIRST.data)
+        match self.current {
+            Some((_, data)) => Ok((data, self.get_of(Domain::FIRST, data)?)),
+            None => self.newest_of(Domain::FIRST, DomainKeys::FIRST.data),
+        }
     }
 
-    /// The newest data keys, which new objects are sealed with.
+    /// The data keys that new objects are sealed with.
     ///
     /// # Errors
     /// `NotFound` if the ring lacks one.
     pub fn sealing(&self) -> Result<SealKeys<'_>, CodecError> {
-        let own = self.newest_of(Domain::OWN, OWN_KEY)?;
+        let own = match self.current {
+            Some((own, _)) => (own, self.own(own)?),
+            None => self.newest_of(Domain::OWN, OWN_KEY)?,
+        };
         Ok(SealKeys { own, data: self.newest()? })
     }
 

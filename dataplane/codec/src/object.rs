@@ -201,7 +201,10 @@ impl OpenObject {
             let (expected, found) = (Place::Object(*place), Place::Object(claim.place));
             return Err(CodecError::Misplaced { expected, found });
         }
-        let committing = commit_key_at(place, keys.own(claim.own_key)?, &claim.salt);
+        // Its number is nothing that is authentic: that it is not there says nothing but that.
+        let own_key = keys.own(claim.own_key);
+        let own_key = own_key.map_err(|_| CodecError::NoOwnKey { key: claim.own_key })?;
+        let committing = commit_key_at(place, own_key, &claim.salt);
         let parts = committed(claim.head);
         committing.check(&parts, &claim.commitment, place.kind.what(), claim.own_key)?;
         let (header, _) = ObjectHeader::decode(place.kind, object)?;

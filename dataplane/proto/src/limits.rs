@@ -166,6 +166,8 @@ pub const MACHINE_TEXTS_BYTES_MAX: usize = 32 << 10;
 pub const GROUP_MEMBERS_MAX: usize = 1024;
 /// Most dedup domains of a vault.
 pub const DOMAINS_MAX: usize = 128;
+/// Highest number of a key: of 128 domains, one a day for twenty years.
+pub const KEY_NUMBER_MAX: u32 = 1 << 20;
 /// Most ranges of numbers of keys that were erased.
 pub const ERASED_KEYS_MAX: usize = 2048;
 /// Largest small object (vault, key, epoch).

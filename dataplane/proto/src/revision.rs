@@ -3,8 +3,8 @@
 //! Layout and rules: `docs/formats/revision.md`.
 
 use crate::error::DecodeError;
-use crate::ids::{Domain, KeyNumber, VaultId};
-use crate::limits::{DOMAINS_MAX, ERASED_KEYS_MAX};
+use crate::ids::{KeyNumber, VaultId};
+use crate::limits::{DOMAINS_MAX, ERASED_KEYS_MAX, KEY_NUMBER_MAX};
 use crate::object::{ObjectKind, ObjectPlace};
 use crate::sections::{SectionKind, SectionWriter, Sections};
 use crate::vault::{DomainKeys, put_domain, take_domains};
@@ -33,7 +33,7 @@ pub struct RevisionBody {
     /// The highest number of a key that may be used: all up to it are wrapped by whatever opens the vault, but for
     /// those that were erased.
     pub last_key: KeyNumber,
-    /// The dedup domains, in ascending order; the first is 1.
+    /// The dedup domains, in ascending order, each with the data key that new objects of it go by; the first is 1.
     pub domains: Vec<DomainKeys>,
     /// Numbers of the keys that were erased on purpose, in ascending order, none of them the vault's own.
     pub erased: Vec<RangeInclusive<u32>>,
@@ -43,7 +43,8 @@ impl RevisionBody {
     /// Whether a key was erased on purpose.
     #[must_use]
     pub fn is_erased(&self, key: KeyNumber) -> bool {
-        self.erased.iter().any(|numbers| numbers.contains(&key.0))
+        let at = self.erased.partition_point(|numbers| *numbers.end() < key.0);
+        self.erased.get(at).is_some_and(|numbers| numbers.contains(&key.0))
     }
 
     /// The keys that are to be there.
@@ -87,6 +88,10 @@ impl RevisionBody {
         let time_unix_ms = head.u64()?;
         let (own_key, last_key) = (KeyNumber(head.u32()?), KeyNumber(head.u32()?));
         head.reserved(8)?;
+        if last_key.0 > KEY_NUMBER_MAX {
+            let (value, max) = (last_key.0.into(), KEY_NUMBER_MAX.into());
+            return Err(DecodeError::Limit { what: "keys of a revision", value, max });
+        }
         let domains = take_domains(&sections, &DOMAINS, own_key)?;
         let erased = take_erased(sections.records(&ERASED), last_key)?;
         let body = Self { time_unix_ms, own_key, last_key, domains, erased };
@@ -98,11 +103,6 @@ impl RevisionBody {
             return Err(DecodeError::Range { what: "erased keys", value: own_key.0.into() });
         }
         Ok(body)
-    }
-
-    /// The domains whose chunk ids and cuts can still be made.
-    pub fn live(&self) -> impl Iterator<Item = Domain> {
-        self.domains.iter().filter(|keys| !self.is_erased(keys.root)).map(|keys| keys.domain)
     }
 }
 

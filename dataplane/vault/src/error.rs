@@ -189,6 +189,19 @@ pub enum VaultError {
         /// The key.
         key: KeyNumber,
     },
+    /// An object is sealed under a key that the vault did not have when it was opened.
+    #[error(
+        "{url}: object {object} is sealed under key {key}, which the vault did not have when it was opened: open it again; \
+         if that does not help, its newest revision is lost"
+    )]
+    UnknownKey {
+        /// The store.
+        url: String,
+        /// The object.
+        object: ObjectName,
+        /// The key.
+        key: KeyNumber,
+    },
     /// What an object was sealed under is not for the key that opened the vault.
     #[error(
         "{url}: object {object} is sealed under key {key}, which the {given} does not open: use the recovery key"
@@ -202,6 +215,17 @@ pub enum VaultError {
         key: KeyNumber,
         /// What opened the vault.
         given: Wrapper,
+    },
+    /// A revision that takes back what those before said, or leaves the vault without what opens it.
+    #[error(
+        "{url}: revision {number} of the vault would take back keys, domains or what was erased, or leave a domain without \
+         a key: it is not put"
+    )]
+    BadRevision {
+        /// The store.
+        url: String,
+        /// Its number.
+        number: u64,
     },
     /// The vault was revised while it was open.
     #[error("{url}: revision {number} of the vault was made while it was open: open it again")]
@@ -594,6 +618,7 @@ impl VaultError {
             | Self::NotRecovery { .. }
             | Self::NotWriteOnce { .. }
             | Self::Version { .. }
+            | Self::BadRevision { .. }
             | Self::Range { .. } => ErrorKind::Invalid,
             Self::AlreadyAVault { .. }
             | Self::NotEmpty { .. }
@@ -608,6 +633,7 @@ impl VaultError {
             Self::Key { cause, .. } => cause.kind(),
             Self::Damaged { .. }
             | Self::Lost { .. }
+            | Self::UnknownKey { .. }
             | Self::Replaced { .. }
             | Self::Reference { .. }
             | Self::Map { .. }

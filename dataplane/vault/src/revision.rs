@@ -6,13 +6,14 @@
 use crate::error::VaultError;
 use crate::gapless;
 use crate::layout::ObjectName;
-use crate::limits::{SMALL_SEALED_OBJECT_BYTES_MAX, VAULT_REVISIONS_MAX};
+use crate::limits::{KEYS_MAX, SMALL_SEALED_OBJECT_BYTES_MAX, VAULT_REVISIONS_MAX};
 use crate::store::{Put, Store, StoreError};
 use crate::vault::{Keys, Vault, list_keys, object_error, wrappers_in};
 use farshore_codec::revision::{key_of_revision, open_revision_wholly, seal_revision};
 use farshore_codec::{CodecError, KeyRing};
-use farshore_proto::KeyNumber;
 use farshore_proto::revision::RevisionBody;
+use farshore_proto::vault::VaultObject;
+use farshore_proto::{Domain, KeyNumber};
 use std::iter;
 
 /// The newest revision of a vault.
@@ -41,6 +42,7 @@ impl Revision {
 /// Reads the newest revision, with the keys that it goes by, and then all keys that it says there are.
 pub(crate) async fn read_newest(
     store: &Store,
+    identity: &VaultObject,
     keys: &mut Keys<'_>,
 ) -> Result<Revision, VaultError> {
     let number = gapless::newest(store, 0, VAULT_REVISIONS_MAX, ObjectName::revision).await?;
@@ -55,10 +57,38 @@ pub(crate) async fn read_newest(
     keys.require(own_key).await?;
     let (body, is_all) =
         open_revision_wholly(&object, keys.vault(), number, keys.ring()).map_err(broken)?;
+    // Else whoever has a key that was replaced could make the vault go back to it.
+    let expected = own_key_before(store, keys, identity, number).await?;
+    if expected.is_some_and(|expected| expected != own_key) {
+        let (url, object) = (store.url().to_owned(), name);
+        return Err(VaultError::NotThatKey { url, object });
+    }
     // What is sealed under keys that it names must not outlive it.
     store.settle(&name).await?;
     keys.read(body.keys()).await?;
     Ok(Revision { number, body: Some(body), is_outgrown: !is_all })
+}
+
+/// The key that revision `number` is to go by, as the one before says; `None` if that one is lost.
+async fn own_key_before(
+    store: &Store,
+    keys: &mut Keys<'_>,
+    identity: &VaultObject,
+    number: u64,
+) -> Result<Option<KeyNumber>, VaultError> {
+    if number == 1 {
+        return Ok(Some(identity.own_key));
+    }
+    let name = ObjectName::revision(number - 1);
+    let object = match store.get(&name, SMALL_SEALED_OBJECT_BYTES_MAX).await {
+        Err(StoreError::NotFound { .. }) => return Ok(None),
+        object => object?,
+    };
+    let broken = |cause| object_error(store.url(), name.clone(), 0, Box::new(cause));
+    let own_key = key_of_revision(&object).map_err(broken)?;
+    keys.read(iter::once(own_key)).await?;
+    let opened = open_revision_wholly(&object, keys.vault(), number - 1, keys.ring());
+    Ok(Some(opened.map_err(broken)?.0.own_key))
 }
 
 async fn get(store: &Store, number: u64) -> Result<bytes::Bytes, VaultError> {
@@ -121,6 +151,7 @@ pub async fn put(vault: &Vault, body: &RevisionBody) -> Result<u64, VaultError> 
     if held.is_outgrown {
         return Err(VaultError::Outgrown { url, object: ObjectName::revision(held.number) });
     }
+    check_follows(vault, number, body)?;
     check_wrapped(vault, body).await?;
     let object = seal_revision(vault.id(), number, vault.seal_keys(), body)
         .map_err(|cause| VaultError::Seal { object: name.clone(), cause: Box::new(cause) })?;
@@ -138,12 +169,49 @@ pub async fn put(vault: &Vault, body: &RevisionBody) -> Result<u64, VaultError> 
     }
 }
 
+/// What came once stays: keys and domains become more, and what was erased is so for ever; nothing is taken that opens the vault.
+fn check_follows(vault: &Vault, number: u64, body: &RevisionBody) -> Result<(), VaultError> {
+    let url = || vault.url().to_owned();
+    if number > VAULT_REVISIONS_MAX {
+        let (what, max) = ("revisions of the vault", VAULT_REVISIONS_MAX);
+        return Err(VaultError::Limit { url: url(), what, max });
+    }
+    let (last, domains) = match vault.revision().body() {
+        Some(before) => (before.last_key, &before.domains),
+        None => (vault.identity().last_key(), &vault.identity().domains),
+    };
+    let erased = |body: &RevisionBody| -> u64 {
+        body.erased.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()
+    };
+    let stays_erased = vault.revision().body().is_none_or(|before| {
+        before.erased.iter().all(|range| range.clone().all(|key| body.is_erased(KeyNumber(key))))
+            && erased(body) >= erased(before)
+    });
+    let has_domains = domains.iter().all(|keys| {
+        body.domains.iter().any(|now| (now.domain, now.root) == (keys.domain, keys.root))
+    });
+    let is_own = |domain: Domain| domain == Domain::OWN;
+    let takes_own =
+        vault.ring().keys().any(|(key, domain, _)| is_own(domain) && body.is_erased(key));
+    let is_usable =
+        body.domains.iter().all(|keys| body.is_erased(keys.root) || !body.is_erased(keys.data));
+    if body.last_key < last || !stays_erased || !has_domains || takes_own || !is_usable {
+        return Err(VaultError::BadRevision { url: url(), number });
+    }
+    Ok(())
+}
+
 /// Whatever opens the vault has to have all keys before the first thing is sealed under them.
 async fn check_wrapped(vault: &Vault, body: &RevisionBody) -> Result<(), VaultError> {
     let listed = list_keys(vault.store()).await?;
+    let keys: Vec<_> = body.keys().take(KEYS_MAX as usize + 1).collect();
+    if keys.len() > KEYS_MAX as usize {
+        let (url, max) = (vault.url().to_owned(), KEYS_MAX.into());
+        return Err(VaultError::Limit { url, what: "keys of the vault", max });
+    }
     for wrapper in wrappers_in(&listed) {
-        let lacks = |key: &KeyNumber| !listed.contains(&(*key, wrapper));
-        if let Some(key) = body.keys().find(lacks) {
+        let lacks = |key: &&KeyNumber| !listed.contains(&(**key, wrapper));
+        if let Some(key) = keys.iter().find(lacks).copied() {
             let (url, user) = (vault.url().to_owned(), ObjectName::vault());
             return Err(VaultError::Lost { url, object: ObjectName::key(key, wrapper), user });
         }

@@ -62,12 +62,13 @@ impl Vault {
         let mut reading = Keys::new(store, identity.vault, key);
         reading.read((1..=identity.last_key().0).map(KeyNumber)).await?;
         reading.require(identity.own_key).await?;
-        let revision = revision::read_newest(store, &mut reading).await?;
+        let revision = revision::read_newest(store, &identity, &mut reading).await?;
         reading.check(&identity, revision.body()).await?;
         let lost_keys = reading.lost(revision.body());
+        reading.go_by(revision.body());
         let Keys { ring, wrapped, .. } = reading;
         let keys = ring.sealing().and_then(|_| ring.vault_keys());
-        let keys = keys.map_err(|cause| no_key_error(store, wrapper, cause))?;
+        let keys = keys.map_err(|cause| no_key_error(store, wrapper, &revision, cause))?;
         let hasher = ChunkHasher::new(keys.id_key.clone());
         let (store, wrapped) = (store.clone(), wrapped.into_values().collect());
         let inner = Inner {
@@ -142,6 +143,11 @@ impl Vault {
         self.inner.identity.vault
     }
 
+    /// What it was made with.
+    pub(crate) fn identity(&self) -> &VaultObject {
+        &self.inner.identity
+    }
+
     /// The vault object as it was read.
     pub(crate) fn identity_bytes(&self) -> &Bytes {
         &self.inner.identity_bytes
@@ -203,22 +209,26 @@ impl Vault {
     /// The error of an object whose part at `offset` does not open.
     #[must_use]
     pub fn damaged(&self, object: ObjectName, offset: u64, cause: CodecError) -> VaultError {
-        let CodecError::NoKey { key } = cause else {
-            return object_error(self.url(), object, offset, Box::new(cause));
+        // The object may well be whole: what it was sealed under is not there.
+        let (key, is_authentic) = match cause {
+            CodecError::NoKey { key } => (key, true),
+            CodecError::NoOwnKey { key } => (key, false),
+            cause => return object_error(self.url(), object, offset, Box::new(cause)),
         };
-        // The object may well be whole: what it was sealed under is gone.
-        let url = self.url().to_owned();
-        let is_erased = self.revision().body().is_some_and(|body| body.is_erased(key));
+        let (url, body) = (self.url().to_owned(), self.revision().body());
+        let last = body.map_or(self.inner.identity.last_key(), |body| body.last_key);
+        let is_erased = body.is_some_and(|body| body.is_erased(key));
         match self.ring().role(key) {
-            None if is_erased => VaultError::Erased { url, object, key },
-            None => {
+            None if key > last => VaultError::UnknownKey { url, object, key },
+            None if is_erased && is_authentic => VaultError::Erased { url, object, key },
+            None if !is_erased => {
                 let key = ObjectName::key(key, self.wrapper().fingerprint);
                 VaultError::Lost { url, object: key, user: object }
             }
-            Some((_, KeyKind::Withheld)) => {
+            Some((_, KeyKind::Withheld)) if is_authentic => {
                 VaultError::Withheld { url, object, key, given: self.wrapper() }
             }
-            Some(_) => object_error(&url, object, offset, Box::new(cause)),
+            _ => object_error(&url, object, offset, Box::new(cause)),
         }
     }
 
@@ -292,9 +302,16 @@ impl Vault {
 }
 
 /// Why a vault whose keys are all there has none to work with.
-fn no_key_error(store: &Store, given: Wrapper, cause: CodecError) -> VaultError {
+fn no_key_error(
+    store: &Store,
+    given: Wrapper,
+    revision: &Revision,
+    cause: CodecError,
+) -> VaultError {
+    let is_erased = |key| revision.body().is_some_and(|body| body.is_erased(key));
     let (url, object) = (store.url().to_owned(), ObjectName::vault());
     match cause {
+        CodecError::NoKey { key } if is_erased(key) => VaultError::Erased { url, object, key },
         CodecError::NoKey { key } => VaultError::Withheld { url, object, key, given },
         cause => object_error(&url, object, 0, Box::new(cause)),
     }

@@ -5,6 +5,7 @@
 
 use crate::error::VaultError;
 use crate::layout::ObjectName;
+use crate::revision;
 use crate::store::{Put, StoreError};
 use crate::vault::{Vault, key_error, list_keys, unwrap, wrappers_in};
 use farshore_codec::{KekError, VaultKey, WrappingKey};
@@ -109,6 +110,8 @@ pub async fn add(vault: &Vault, key: &WrappingKey) -> Result<usize, VaultError> 
             }
         }
     }
+    // A key that came meanwhile is not among them: opened again, the vault has it.
+    revision::check(vault).await?;
     Ok(made)
 }
 
@@ -149,6 +152,8 @@ pub struct Removal {
 /// # Errors
 /// `NotFound` if it wraps nothing here, `Conflict` if no recovery key would be left, `Unavailable`.
 pub async fn removal(vault: &Vault, fingerprint: Fingerprint) -> Result<Removal, VaultError> {
+    // Another one may have become the last that has them all.
+    revision::check(vault).await?;
     let listed = list_keys(vault.store()).await?;
     let numbers = listed.iter().filter(|(_, wrapper)| *wrapper == fingerprint);
     let numbers: Vec<_> = numbers.map(|(number, _)| *number).collect();
@@ -180,14 +185,22 @@ async fn stays_readable(
     listed: &BTreeSet<(KeyNumber, Fingerprint)>,
 ) -> Result<bool, VaultError> {
     let Wrapper { kind, fingerprint } = vault.wrapper();
-    if kind == WrapperKind::Recovery && fingerprint != without {
+    let withheld = |(_, _, key): (_, _, &VaultKey)| matches!(key, VaultKey::Withheld);
+    let has_all = vault.lost_keys().is_empty() && !vault.ring().keys().any(withheld);
+    if kind == WrapperKind::Recovery && fingerprint != without && has_all {
         return Ok(true);
     }
+    let numbers: Vec<_> = match vault.revision().body() {
+        Some(body) => body.keys().collect(),
+        None => vault.ring().keys().map(|(number, ..)| number).collect(),
+    };
     for other in wrappers_in(listed).into_iter().filter(|other| *other != without) {
         let mut is_whole = true;
-        for (number, ..) in vault.ring().keys() {
-            is_whole &= match look(vault, number, other).await {
-                Ok(header) => header.wrapper.kind == WrapperKind::Recovery,
+        for number in &numbers {
+            is_whole &= match look(vault, *number, other).await {
+                Ok(header) => {
+                    header.wrapper.kind == WrapperKind::Recovery && header.kind != KeyKind::Withheld
+                }
                 Err(error) if error.is_unavailable() => return Err(error),
                 Err(_) => false,
             };

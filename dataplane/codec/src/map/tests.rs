@@ -437,7 +437,7 @@ fn a_wrong_or_missing_data_key_is_named() {
         let opened = open_manifest(&manifest, &AT, keys).map(drop);
         (opened.unwrap_err(), PartOpener::open(front, &AT, PART, keys).unwrap_err())
     };
-    let none = CodecError::NoKey { key: OWN };
+    let none = CodecError::NoOwnKey { key: OWN };
     assert_eq!(both(&KeyRing::new(AT.vault)), (none.clone(), none));
     let mut wrong = KeyRing::new(AT.vault);
     wrong.insert_own(OWN, DataKey::from_bytes([6; 32]));

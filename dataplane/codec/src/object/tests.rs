@@ -213,7 +213,7 @@ fn every_bit_of_a_header_is_refused_before_anything_of_it_is_believed() {
             assert_eq!((is_moved, is_moved), ((16..60).contains(&at), claimed.place != own));
             let error = read(&bad, &claimed.place).expect_err("it is not what was sealed");
             let expected = match claimed.own_key {
-                KEY => CodecError::NoKey { key: KEY },
+                KEY => CodecError::NoOwnKey { key: KEY },
                 key => CodecError::KeyMismatch { what: kind.what(), key },
             };
             assert_eq!(error, expected, "{kind:?} bit {bit}");
@@ -318,7 +318,7 @@ fn a_wrong_or_missing_data_key_is_named() {
         assert_eq!(error, CodecError::KeyMismatch { what: kind.what(), key: OWN });
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         let error = open(&place, &object, &KeyRing::new(VAULT)).unwrap_err();
-        assert_eq!((error.kind(), error), (ErrorKind::NotFound, CodecError::NoKey { key: OWN }));
+        assert_eq!((error.kind(), error), (ErrorKind::NotFound, CodecError::NoOwnKey { key: OWN }));
     }
 }
 

@@ -355,7 +355,7 @@ fn a_wrong_or_missing_data_key_is_named() {
     let error = Opener::open_header(&object, VAULT, LOG, SLOT, &ring_of(6)).unwrap_err();
     assert_eq!(error, CodecError::KeyMismatch { what: "segment", key: OWN });
     let error = Opener::open_header(&object, VAULT, LOG, SLOT, &KeyRing::new(VAULT)).unwrap_err();
-    assert_eq!(error, CodecError::NoKey { key: OWN });
+    assert_eq!(error, CodecError::NoOwnKey { key: OWN });
 }
 
 #[test]

@@ -157,7 +157,7 @@ async fn fill(writer: &mut Writer, memory: &Arc<InMemory>, store: &Store, id: Va
         time_unix_ms: 1_767_225_600_000,
         own_key: OWN_KEY,
         last_key: KeyNumber(4),
-        domains: vec![DomainKeys::FIRST],
+        domains: vec![DomainKeys { data: KeyNumber(4), ..DomainKeys::FIRST }],
         erased: Vec::new(),
     };
     assert_eq!(revision::put(&writer.vault, &rotated).await.unwrap(), 1);

@@ -26,7 +26,7 @@ fn wrap(world: &World, number: KeyNumber, domain: Domain, wrapper: &WrappingKey)
     fs::write(file, object.encode()).unwrap();
 }
 
-/// With so many keys of which none is erased.
+/// With so many keys of which none is erased; new objects go by the same as before.
 fn of_keys(last: u32) -> RevisionBody {
     RevisionBody {
         time_unix_ms: 7,
@@ -35,6 +35,12 @@ fn of_keys(last: u32) -> RevisionBody {
         domains: vec![DomainKeys::FIRST],
         erased: Vec::new(),
     }
+}
+
+/// The same, but new objects of the domain go by its next key.
+fn rotated(last: u32) -> RevisionBody {
+    let domains = vec![DomainKeys { data: NEXT, ..DomainKeys::FIRST }];
+    RevisionBody { domains, ..of_keys(last) }
 }
 
 async fn open_again(world: &World) -> Result<Vault, VaultError> {
@@ -49,33 +55,66 @@ async fn problems(vault: &Vault) -> Vec<String> {
     report.problems.iter().map(told).collect()
 }
 
-/// A key that is wrapped is nothing that anybody uses, until the vault says that all have it.
+/// A key that is wrapped is nothing that anybody uses, until the vault says that all have it, and that it is the one.
 #[tokio::test]
-async fn keys_are_used_from_the_revision_on_that_says_they_are_there() {
+async fn keys_are_used_from_the_revision_on_that_says_so() {
     let world = World::new(1, 1).await;
     wrap(&world, NEXT, Domain::FIRST, &world.recovery);
     wrap(&world, KeyNumber(5), Domain::OWN, &world.recovery);
     let opened = open_again(&world).await.unwrap();
     assert_eq!((opened.revision().number(), opened.ring().role(NEXT)), (0, None));
-    let number = put(&opened, &of_keys(5)).await.unwrap();
+    assert_eq!(put(&opened, &of_keys(5)).await.unwrap(), 1);
+    assert_eq!(put(&opened, &of_keys(5)).await.unwrap(), 1, "the same is there");
     let opened = open_again(&world).await.unwrap();
-    assert_eq!((number, opened.revision().number()), (1, 1));
-    let keys = opened.seal_keys();
-    assert_eq!((keys.own.0, keys.data.0), (KeyNumber(5), NEXT));
-    assert_eq!(problems(&opened).await, Vec::<String>::new());
-    // The next one goes by the new key of the vault's own, which only the revision before names.
-    let erased = RevisionBody { erased: vec![1..=1], own_key: KeyNumber(5), ..of_keys(5) };
-    let error = put(&world.vault, &of_keys(5)).await.map(drop);
-    assert!(error.is_ok(), "the same is there: {error:?}");
-    let error = put(&world.vault, &erased).await.unwrap_err();
+    let going_by = |vault: &Vault| (vault.seal_keys().own.0.0, vault.seal_keys().data.0.0);
+    assert_eq!((opened.revision().number(), going_by(&opened)), (1, (3, 2)));
+    let second = RevisionBody { own_key: KeyNumber(5), ..rotated(5) };
+    let error = put(&world.vault, &second).await.unwrap_err();
     assert!(matches!(error, VaultError::Revised { number: 1, .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Conflict);
-    let second = RevisionBody { time_unix_ms: 8, own_key: KeyNumber(5), ..of_keys(5) };
     assert_eq!(put(&opened, &second).await.unwrap(), 2);
     let opened = open_again(&world).await.unwrap();
-    assert_eq!(opened.revision().body(), Some(&second));
-    let object = fs::read(world.file(&ObjectName::revision(2))).unwrap();
+    assert_eq!(going_by(&opened), (5, 4));
+    assert_eq!(problems(&opened).await, Vec::<String>::new());
+    // The next one goes by the key of the vault's own that only the one before names.
+    let third = RevisionBody { time_unix_ms: 8, ..second };
+    assert_eq!(put(&opened, &third).await.unwrap(), 3);
+    let opened = open_again(&world).await.unwrap();
+    assert_eq!(opened.revision().body(), Some(&third));
+    let object = fs::read(world.file(&ObjectName::revision(3))).unwrap();
     assert_eq!(key_of_revision(&object).unwrap(), KeyNumber(5));
+    // Somebody has a key that was replaced, and may put: the vault does not go back to it.
+    let file = world.file(&ObjectName::revision(4));
+    let forged = seal_revision(world.vault.id(), 4, world.vault.seal_keys(), &of_keys(5)).unwrap();
+    fs::write(&file, forged).unwrap();
+    let error = open_again(&world).await.unwrap_err();
+    assert!(matches!(error, VaultError::NotThatKey { .. }), "{error}");
+    assert!(error.to_string().contains("revisions/0000000004"), "{error}");
+}
+
+/// What came once stays, and nothing is taken that the vault opens by.
+#[tokio::test]
+async fn a_revision_that_takes_back_is_not_put() {
+    let world = World::new(1, 1).await;
+    wrap(&world, NEXT, Domain::FIRST, &world.recovery);
+    put(&world.vault, &RevisionBody { erased: vec![2..=2], ..rotated(4) }).await.unwrap();
+    let opened = open_again(&world).await.unwrap();
+    let own = DomainKeys { root: KeyNumber(1), data: NEXT, ..DomainKeys::FIRST };
+    for bad in [
+        rotated(4),
+        RevisionBody { erased: vec![2..=2], ..of_keys(4) },
+        RevisionBody { erased: vec![2..=2, 4..=4], ..rotated(4) },
+        RevisionBody {
+            erased: vec![2..=2],
+            domains: vec![DomainKeys { root: KeyNumber(2), ..own }],
+            ..rotated(4)
+        },
+    ] {
+        let error = put(&opened, &bad).await.unwrap_err();
+        assert!(matches!(error, VaultError::BadRevision { number: 2, .. }), "{bad:?}: {error}");
+    }
+    let error = put(&world.vault, &of_keys(3)).await.unwrap_err();
+    assert!(matches!(error, VaultError::Revised { number: 1, .. }), "{error}");
 }
 
 /// Else something could be sealed under a key that one of those who open the vault does not have.
@@ -90,6 +129,36 @@ async fn no_key_is_said_to_be_there_that_is_not_wrapped_for_all() {
     assert!(error.to_string().contains(&format!("object {name} is missing")), "{error}");
     wrap(&world, NEXT, Domain::FIRST, &node);
     put(&world.vault, &of_keys(4)).await.unwrap();
+}
+
+/// A recovery key that lacks one of the keys is not the last that may stay.
+#[tokio::test]
+async fn the_last_key_that_has_all_is_not_removed() {
+    let world = World::new(1, 1).await;
+    let other = WrappingKey::draw(WrapperKind::Recovery).unwrap();
+    wrappers::add(&world.vault, &other).await.unwrap();
+    let late = Vault::open(world.vault.store(), &other).await.unwrap();
+    wrap(&world, NEXT, Domain::FIRST, &world.recovery);
+    wrap(&world, NEXT, Domain::FIRST, &other);
+    put(&world.vault, &of_keys(4)).await.unwrap();
+    let ours = world.recovery.wrapper().fingerprint;
+    let error = wrappers::removal(&late, ours).await.unwrap_err();
+    assert!(matches!(error, VaultError::Revised { .. }), "{error}");
+    let late = Vault::open(world.vault.store(), &other).await.unwrap();
+    wrappers::removal(&late, ours).await.unwrap();
+    let name = ObjectName::key(NEXT, other.wrapper().fingerprint);
+    let kept = fs::read(world.file(&name)).unwrap();
+    let none = other.wrap(world.vault.id(), NEXT, Domain::FIRST, &VaultKey::Withheld).unwrap();
+    for lacking in [None, Some(none.encode())] {
+        fs::remove_file(world.file(&name)).unwrap();
+        lacking.map(|bytes| fs::write(world.file(&name), bytes).unwrap());
+        for (vault, key) in [(&other, ours), (&world.recovery, ours)] {
+            let opened = Vault::open(world.vault.store(), vault).await.unwrap();
+            let error = wrappers::removal(&opened, key).await.unwrap_err();
+            assert!(matches!(error, VaultError::LastRecoveryKey { .. }), "{error}");
+        }
+        fs::write(world.file(&name), &kept).unwrap();
+    }
 }
 
 /// Whoever may delete cannot set a vault back to the keys of before: what the revision names is missed.
@@ -121,11 +190,12 @@ async fn what_was_sealed_under_an_erased_key_is_gone_and_not_lost() {
     world.end_span(0, true);
     let slot = world.commit(0).await;
     wrap(&world, NEXT, Domain::FIRST, &world.recovery);
-    put(&world.vault, &of_keys(4)).await.unwrap();
-    let body = RevisionBody { erased: vec![2..=2], ..of_keys(4) };
+    put(&world.vault, &rotated(4)).await.unwrap();
+    let body = RevisionBody { erased: vec![2..=2], ..rotated(4) };
     put(&open_again(&world).await.unwrap(), &body).await.unwrap();
     let key = ObjectName::key(KeyNumber(2), world.recovery.wrapper().fingerprint);
     let opened = open_again(&world).await.unwrap();
+    assert_eq!(opened.ring().role(KeyNumber(2)), None, "though it is still there");
     let told = problems(&opened).await;
     assert!(told.iter().any(|told| told.starts_with(&format!("{key} was erased"))), "{told:?}");
     fs::remove_file(world.file(&key)).unwrap();
@@ -136,6 +206,19 @@ async fn what_was_sealed_under_an_erased_key_is_gone_and_not_lost() {
     assert!(matches!(&error, VaultError::Erased { key: KeyNumber(2), .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert_eq!(find_end(&opened, log, Slot(0)).await.unwrap().next, slot.next());
+    // Who changes a header makes nothing that looks erased.
+    let name = ObjectName::slot(log, slot);
+    let whole = fs::read(world.file(&name)).unwrap();
+    let mut forged = whole.clone();
+    forged[84] = 2;
+    let end = usize::from(u16::from_le_bytes([forged[6], forged[7]]));
+    let mut head = forged[..end - 4].to_vec();
+    farshore_proto::wire::put_crc(&mut head, 0);
+    forged[..end].copy_from_slice(&head);
+    fs::write(world.file(&name), forged).unwrap();
+    let error = LogScan::new(&opened, log, slot).next().await.unwrap_err();
+    assert!(matches!(error, VaultError::Damaged { .. }), "{error}");
+    fs::write(world.file(&name), whole).unwrap();
     let volume = world.volumes[0].id;
     let error =
         VolumeView::open(&opened, volume, PointSelector::Latest).await.map(drop).unwrap_err();

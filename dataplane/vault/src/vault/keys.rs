@@ -81,6 +81,26 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
+    /// Has new objects go by the keys that the revision says, and nobody by those that it says were erased, though they may
+    /// still be there.
+    pub(super) fn go_by(&mut self, revision: Option<&RevisionBody>) {
+        let Some(body) = revision else { return };
+        let erased: Vec<_> =
+            self.wrapped.keys().copied().filter(|number| body.is_erased(*number)).collect();
+        for number in erased {
+            self.ring.remove(number);
+            self.wrapped.remove(&number);
+        }
+        // Where one is lost nobody writes but who fences or seals: that goes by what there is.
+        let is_there = |domain, key| self.ring.get_of(domain, key).is_ok();
+        if let Some(keys) = body.domains.first()
+            && is_there(Domain::OWN, body.own_key)
+            && is_there(keys.domain, keys.data)
+        {
+            self.ring.go_by(body.own_key, keys.data);
+        }
+    }
+
     /// Makes sure that a key that was asked for is there.
     ///
     /// # Errors
@@ -89,9 +109,7 @@ impl<'a> Keys<'a> {
         if !self.missing.contains(&number) {
             return Ok(());
         }
-        // Who has none of them has the wrong key: then the first is as good as any.
-        let first = self.missing.first().copied().unwrap_or(number);
-        let name = ObjectName::key(first, self.key.wrapper().fingerprint);
+        let name = ObjectName::key(number, self.key.wrapper().fingerprint);
         Err(no_key(self.store, name, self.key).await?)
     }
 
@@ -120,8 +138,10 @@ impl<'a> Keys<'a> {
         if let Some(lost) = self.missing.iter().find(is_lost) {
             self.require(*lost).await?;
         }
+        let own = revision.map(|body| (body.own_key, (Domain::OWN, KeyKind::Data)));
         let added = revision.iter().flat_map(|body| &body.domains).flat_map(DomainKeys::roles);
-        let roles = identity.roles().chain(added).filter(|(number, _)| !is_erased(*number));
+        let roles =
+            identity.roles().chain(added).chain(own).filter(|(number, _)| !is_erased(*number));
         for (number, role) in roles {
             let found = self.ring.role(number);
             if found.is_none() && number > last {

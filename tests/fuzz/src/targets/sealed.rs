@@ -260,6 +260,7 @@ pub(super) fn must_be_of_the_body(error: &CodecError) {
         error,
         CodecError::Misplaced { .. }
             | CodecError::NoKey { .. }
+            | CodecError::NoOwnKey { .. }
             | CodecError::KeyMismatch { .. }
             | CodecError::Tampered { .. }
     );
