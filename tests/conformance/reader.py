@@ -287,14 +287,27 @@ class Vault:
                 if number == seen:
                     raise
 
-    def revision(self, made: Revision, number: int) -> Revision:
+    def before(self, made: Revision, number: int) -> Revision | None:
+        """The revision in front of the newest; None if it is lost or not understood."""
+        try:
+            is_there = self.exists(formats.revision_place(self.vault, number))
+            return self.revision(made, number, follows=False) if is_there else None
+        except Refusal:
+            return None
+
+    def revision(self, made: Revision, number: int, follows: bool = True) -> Revision:
         """revision.md, order of operations: one that is not understood refuses the vault."""
         place = formats.revision_place(self.vault, number)
         data = self.whole(place, "vault")
         try:
             own = formats.own_key(place.name, data)
             ring = formats.Keyring(self.vault, made, {own: self.key(own, place.name)})
-            return formats.revision_body(place.name, number, formats.open_small(ring, place, data))
+            said = formats.revision_body(place.name, number, formats.open_small(ring, place, data))
+            # revision.md, order of operations: each goes by the key that the one before says.
+            before = made if number == 1 or not follows else self.before(made, number - 1)
+            if follows and before and before.own != own:
+                raise damaged(place.name, 0, f"it goes by key {own}, not by that of the one before")
+            return said
         except Refusal as refusal:
             if refusal.code != INPUT:
                 raise

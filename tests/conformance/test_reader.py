@@ -787,6 +787,9 @@ class Revisions(unittest.TestCase):
         made.revise(4, 5, own=4, own_key=5)
         with refused(self, formats.DAMAGED, "not what revisions/0000000004 says"):
             made.open()
+        made.revise(4, 5, own=3, own_key=3)
+        with refused(self, formats.DAMAGED, "not by that of the one before"):
+            made.open()
 
     def test_lost_key(self) -> None:
         made = self.made()

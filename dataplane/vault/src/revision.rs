@@ -69,7 +69,8 @@ pub(crate) async fn read_newest(
     Ok(Revision { number, body: Some(body), is_outgrown: !is_all })
 }
 
-/// The key that revision `number` is to go by, as the one before says; `None` if that one is lost.
+/// The key that revision `number` is to go by, as the one before says; `None` if that one cannot be read, or not understood:
+/// the newest stands for all in front of it.
 async fn own_key_before(
     store: &Store,
     keys: &mut Keys<'_>,
@@ -84,11 +85,10 @@ async fn own_key_before(
         Err(StoreError::NotFound { .. }) => return Ok(None),
         object => object?,
     };
-    let broken = |cause| object_error(store.url(), name.clone(), 0, Box::new(cause));
-    let own_key = key_of_revision(&object).map_err(broken)?;
+    let Ok(own_key) = key_of_revision(&object) else { return Ok(None) };
     keys.read(iter::once(own_key)).await?;
     let opened = open_revision_wholly(&object, keys.vault(), number - 1, keys.ring());
-    Ok(Some(opened.map_err(broken)?.0.own_key))
+    Ok(opened.ok().map(|(body, _)| body.own_key))
 }
 
 async fn get(store: &Store, number: u64) -> Result<bytes::Bytes, VaultError> {

@@ -151,7 +151,9 @@ async fn the_last_key_that_has_all_is_not_removed() {
     let none = other.wrap(world.vault.id(), NEXT, Domain::FIRST, &VaultKey::Withheld).unwrap();
     for lacking in [None, Some(none.encode())] {
         fs::remove_file(world.file(&name)).unwrap();
-        lacking.map(|bytes| fs::write(world.file(&name), bytes).unwrap());
+        if let Some(bytes) = lacking {
+            fs::write(world.file(&name), bytes).unwrap();
+        }
         for (vault, key) in [(&other, ours), (&world.recovery, ours)] {
             let opened = Vault::open(world.vault.store(), vault).await.unwrap();
             let error = wrappers::removal(&opened, key).await.unwrap_err();
