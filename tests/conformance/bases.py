@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidTag
 
 from formats import BLOCK, SEQ_MAX, SIZE_MAX, SLOT_MAX, SPECIAL, ZEROS
 from formats import Keyring, Mark, Place, Target
-from formats import damaged, mark_record, newer, nonce, open_body, open_header, sections, uid, unseal
+from formats import damaged, mark_kind, mark_record, newer, nonce, open_body, open_header, sections, uid, unseal
 
 BODY_MAX = 16 << 20
 FULL, DELTA = 1, 2
@@ -146,6 +146,7 @@ def open_manifest(ring: Keyring, volume: bytes, at: At, attempt: bytes, data: by
     log, slot, size, mark_ordinal, mark_seq, _, _, kind, rest = struct.unpack("<16sQQQQQIB3s", found[1][0])
     if slot > SLOT_MAX or not 1 <= size <= SIZE_MAX or any(rest):
         raise damaged(name, 200, "head")
+    mark_kind(name, kind)
     parts = [struct.unpack("<IIQ", record) for record in found.get(3, [])]
     layers, used = [], 0
     for record in found[2]:

@@ -635,12 +635,23 @@ class Table(NamedTuple):
 Check = Callable[[bool, str], None]
 
 
+def mark_kind(name: str, kind: int) -> int:
+    """object.md, what may be added: a kind of mark that is known, or is taken for a crash."""
+    if max(MARK_KINDS) < kind < OTHER_CODES:
+        raise newer(name, f"mark of kind {kind}")
+    return kind
+
+
+def kind_text(kind: int) -> str:
+    """How a kind of mark is shown."""
+    return MARK_KINDS.get(kind, f"other ({kind})")
+
+
 def mark_record(name: str, check: Check, record: bytes) -> Mark:
     """frame.md, bodies: the mark."""
     point, time, kind, flag, zero, unknown, attempt, member, members, rest = struct.unpack("<16sQBBHI16sHH12s", record)
     flags(name, flag, known=1)
-    if max(MARK_KINDS) < kind < OTHER_CODES:
-        raise newer(name, f"mark of kind {kind}")
+    mark_kind(name, kind)
     check(kind > 0 and not zero and not any(rest), "a mark")
     check(member < members and (members == 1) == (not any(attempt)), "a mark's member, members or attempt")
     return Mark(point, time, kind, unknown, attempt, member, members)

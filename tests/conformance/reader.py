@@ -893,7 +893,7 @@ def point_json(point: Point) -> dict[str, object]:
     mark = point.mark
     return {
         "point": uid(mark.point), "volume": uid(point.volume), "ordinal": point.epoch.ordinal,
-        "epoch": point.epoch.epoch, "seq": point.seq, "time_unix_ms": mark.time, "kind": formats.MARK_KINDS.get(mark.kind, "other"),
+        "epoch": point.epoch.epoch, "seq": point.seq, "time_unix_ms": mark.time, "kind": formats.kind_text(mark.kind),
         "unknown_blocks": mark.unknown, "member": mark.member, "members": mark.members,
     }
 

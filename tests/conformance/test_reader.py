@@ -288,6 +288,26 @@ class Golden(unittest.TestCase):
                 with refused(self, formats.INPUT, "newer"):
                     formats.table_body("", 0, marked, 20_016)
 
+    def test_later_kinds_in_bases_and_maps(self) -> None:
+        """base.md, map.md: a kind of mark from 128 on is kept and shown; below, one not known is newer."""
+        body = (PROTO / "base-body.bin").read_bytes()
+        at = body.index(struct.pack("<Q", 1_767_225_600_000)) + 8
+        manifest, where = (PROTO / "map-body.bin").read_bytes(), (VOLUME, (2, 44), run(0x70))
+        own = run(0x70) + run(0xE0) + struct.pack("<QI", 2, 0)
+        for code, is_known in ((5, True), (6, False), (127, False), (128, True), (255, True)):
+            changed = body[:at] + bytes((code,)) + body[at + 1 :]
+            data = seal(bases.map_place(*where), 0, own, manifest[:76] + bytes((code,)) + manifest[77:], [])
+            with self.subTest(code=code):
+                if is_known:
+                    self.assertEqual(bases.base_body("", 2, changed).points[0].mark.kind, code)
+                    self.assertEqual(bases.open_manifest(RING, *where, data).mark, (2, 43))
+                    continue
+                with refused(self, formats.INPUT, f"mark of kind {code}"):
+                    bases.base_body("", 2, changed)
+                with refused(self, formats.INPUT, f"mark of kind {code}"):
+                    bases.open_manifest(RING, *where, data)
+        self.assertEqual((formats.kind_text(1), formats.kind_text(200)), ("crash", "other (200)"))
+
     def test_whose_an_object_is(self) -> None:
         machine, epoch = formats.machine_place(b"\6" * 16, 2), formats.epoch_place(VOLUME, 1)
         for place, domain, key in ((machine, 0, 3), (machine, 1, 3), (machine, 1, 0), (epoch, 1, 1), (epoch, 0, 1)):
