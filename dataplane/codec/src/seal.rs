@@ -193,17 +193,19 @@ impl Cipher {
     }
 }
 
-/// Calls `with` with data key, salt and context, as keys are derived from them.
-fn with_parts<T>(
+/// What a context string gives over data key, salt and context.
+fn derived(
+    name: &str,
     key: &DataKey,
     context: &[&[u8]],
     salt: &[u8; SALT_BYTES],
-    with: impl FnOnce(&[&[u8]]) -> T,
-) -> T {
+) -> Zeroizing<[u8; KEY_BYTES]> {
     let mut parts: Vec<&[u8]> = Vec::with_capacity(2 + context.len());
     parts.extend([key.bytes().as_slice(), salt]);
     parts.extend(context);
-    with(&parts)
+    let mut derived = Zeroizing::new([0; KEY_BYTES]);
+    derive(name, &parts, &mut *derived);
+    derived
 }
 
 /// Tells whether the header of one object is authentic: keys the MAC of it.
@@ -224,10 +226,7 @@ impl CommitKey {
         context: &[&[u8]],
         salt: &[u8; SALT_BYTES],
     ) -> Self {
-        let mut derived = Zeroizing::new([0; KEY_BYTES]);
-        let (_, name) = purpose.contexts();
-        with_parts(key, context, salt, |parts| derive(name, parts, &mut *derived));
-        Self(derived)
+        Self(derived(purpose.contexts().1, key, context, salt))
     }
 
     /// What a header made of these parts, but for the commitment, carries to say that it was sealed with the
@@ -292,10 +291,8 @@ impl OpenKey {
         context: &[&[u8]],
         salt: &[u8; SALT_BYTES],
     ) -> Self {
-        let mut derived = Zeroizing::new([0; KEY_BYTES]);
-        let (name, _) = purpose.contexts();
-        with_parts(key, context, salt, |parts| derive(name, parts, &mut *derived));
-        Self { cipher: Cipher::new(implementation, &derived) }
+        let key = derived(purpose.contexts().0, key, context, salt);
+        Self { cipher: Cipher::new(implementation, &key) }
     }
 
     /// Opens `sealed` (with its tag at the end) where it is; returns the plain bytes in it.

@@ -339,13 +339,7 @@ impl ObjectHeader {
         header_bytes: usize,
         reader: &mut Reader<'_>,
     ) -> Result<Self, DecodeError> {
-        let place = ObjectPlace {
-            kind,
-            vault: VaultId(reader.array()?),
-            subject: reader.array()?,
-            number: reader.u64()?,
-            part: reader.u32()?,
-        };
+        let place = take_place(kind, reader)?;
         reader.reserved(4)?;
         let domain = Domain(reader.u32()?);
         let key = KeyNumber(reader.u32()?);
@@ -377,6 +371,17 @@ impl ObjectHeader {
             header_bytes,
         })
     }
+}
+
+/// Reads the place that a header says.
+fn take_place(kind: ObjectKind, reader: &mut Reader<'_>) -> Result<ObjectPlace, DecodeError> {
+    Ok(ObjectPlace {
+        kind,
+        vault: VaultId(reader.array()?),
+        subject: reader.array()?,
+        number: reader.u64()?,
+        part: reader.u32()?,
+    })
 }
 
 /// Checks that an object of a kind is under keys that it may be under.
@@ -442,13 +447,7 @@ impl<'a> Claim<'a> {
     pub fn read(kind: ObjectKind, object: &'a [u8]) -> Result<Self, DecodeError> {
         let (head, mut reader) = front(kind, object)?;
         reader.array::<{ FEATURES.end - FEATURES.start }>()?;
-        let place = ObjectPlace {
-            kind,
-            vault: VaultId(reader.array()?),
-            subject: reader.array()?,
-            number: reader.u64()?,
-            part: reader.u32()?,
-        };
+        let place = take_place(kind, &mut reader)?;
         let mut reader = Reader::new(kind.what(), &head[OWN_KEY..]);
         let (own_key, salt) = (KeyNumber(reader.u32()?), reader.array()?);
         Ok(Self { head, place, own_key, salt, commitment: reader.array()? })

@@ -180,19 +180,14 @@ fn check_follows(vault: &Vault, number: u64, body: &RevisionBody) -> Result<(), 
         Some(before) => (before.last_key, &before.domains),
         None => (vault.identity().last_key(), &vault.identity().domains),
     };
-    let erased = |body: &RevisionBody| -> u64 {
-        body.erased.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()
-    };
     let stays_erased = vault.revision().body().is_none_or(|before| {
         before.erased.iter().all(|range| range.clone().all(|key| body.is_erased(KeyNumber(key))))
-            && erased(body) >= erased(before)
     });
     let has_domains = domains.iter().all(|keys| {
         body.domains.iter().any(|now| (now.domain, now.root) == (keys.domain, keys.root))
     });
-    let is_own = |domain: Domain| domain == Domain::OWN;
     let takes_own =
-        vault.ring().keys().any(|(key, domain, _)| is_own(domain) && body.is_erased(key));
+        vault.ring().keys().any(|(key, domain, _)| domain == Domain::OWN && body.is_erased(key));
     let is_usable =
         body.domains.iter().all(|keys| body.is_erased(keys.root) || !body.is_erased(keys.data));
     if body.last_key < last || !stays_erased || !has_domains || takes_own || !is_usable {

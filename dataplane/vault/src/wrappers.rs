@@ -86,7 +86,8 @@ pub(crate) async fn look(
 /// wrapped. What a later program's keys are for is not known: a recovery key gets them, a node does not.
 ///
 /// # Errors
-/// `Corrupt` if something is there that is not what it should be, `Unavailable`, `Invalid`.
+/// `Corrupt` if something is there that is not what it should be; `Conflict` if the vault was revised meanwhile: done again
+/// on the vault as it is then, the rest is wrapped; `Unavailable`, `Invalid`.
 pub async fn add(vault: &Vault, key: &WrappingKey) -> Result<usize, VaultError> {
     let mut made = 0;
     for (number, domain, plain) in vault.ring().keys().rev() {
